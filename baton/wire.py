@@ -1,0 +1,283 @@
+"""Protobuf messages ⇄ the cluster's own types: the one place that reads message fields.
+
+A dataclass and its message have the same field names, so one rule converts both ways; the table below pairs them.
+A field the sender left out takes the dataclass's default; a message that lacks what has none is refused.
+`StepOutput` is written out by hand because it passes once per decode step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Callable
+from enum import Enum
+from functools import cache
+from typing import Any, TypeVar
+
+from google.protobuf.message import DecodeError, Message
+
+from baton.v1 import inference_pb2, worker_pb2
+from cluster import handoff, messages, request, worker
+from cluster.errors import InternalError, InvalidRequest
+
+T = TypeVar("T")
+
+_MESSAGES: dict[type, type[Message]] = {
+    request.SamplingParams: inference_pb2.SamplingParams,
+    request.Objectives: inference_pb2.Objectives,
+    request.Request: worker_pb2.WorkRequest,
+    worker.PageLayout: worker_pb2.PageLayout,
+    worker.Endpoint: worker_pb2.Endpoint,
+    worker.WorkerInfo: worker_pb2.WorkerInfo,
+    worker.WorkerLoad: worker_pb2.WorkerLoad,
+    worker.StepSample: worker_pb2.StepSample,
+    handoff.Reservation: worker_pb2.Reservation,
+    handoff.HandoffReport: inference_pb2.Handoff,
+    handoff.HandoffNotice: worker_pb2.HandoffNotice,
+    messages.TokenOutput: worker_pb2.TokenOutput,
+}
+
+_ENUMS: dict[type[Enum], dict[Enum, int]] = {
+    request.FinishReason: {
+        request.FinishReason.STOP: inference_pb2.FINISH_REASON_STOP,
+        request.FinishReason.LENGTH: inference_pb2.FINISH_REASON_LENGTH,
+    },
+    worker.RoleName: {
+        worker.RoleName.PREFILL: worker_pb2.ROLE_PREFILL,
+        worker.RoleName.DECODE: worker_pb2.ROLE_DECODE,
+        worker.RoleName.MIXED: worker_pb2.ROLE_MIXED,
+    },
+    handoff.HandoffOutcome: {
+        handoff.HandoffOutcome.DELIVERED: worker_pb2.HANDOFF_OUTCOME_DELIVERED,
+        handoff.HandoffOutcome.FAILED: worker_pb2.HANDOFF_OUTCOME_FAILED,
+        handoff.HandoffOutcome.DRAINED: worker_pb2.HANDOFF_OUTCOME_DRAINED,
+    },
+}
+
+
+def _snake(name: str) -> str:
+    return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name).lstrip("_")
+
+
+_TO_WORKER = {kind: _snake(kind.__name__) for kind in typing.get_args(messages.RouterMessage)}
+_TO_ROUTER = {kind: _snake(kind.__name__) for kind in typing.get_args(messages.WorkerMessage)}
+_MESSAGES.update({kind: getattr(worker_pb2, kind.__name__) for kind in (*_TO_WORKER, *_TO_ROUTER)})
+
+
+def to_message(value: Any) -> Message:
+    """The protobuf message of one of the paired dataclasses."""
+    message = _MESSAGES[type(value)]()
+    for name, write, _ in _plan(type(value)):
+        write(message, name, getattr(value, name))
+    return message
+
+
+def from_message(kind: type[T], message: Message) -> T:
+    """The dataclass of a message; raises `InvalidRequest` when a field without default is missing or unknown."""
+    values = {}
+    for name, _, read in _plan(kind):
+        present, value = read(message, name)
+        if present:
+            values[name] = value
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise InvalidRequest(f"A {kind.__name__} message lacks a field: {error}.") from None
+
+
+_Writer = Callable[[Any, str, Any], None]
+_Reader = Callable[[Any, str], tuple[bool, Any]]
+
+
+@cache
+def _plan(kind: type) -> tuple[tuple[str, _Writer, _Reader], ...]:
+    """How each field of a dataclass is written and read, worked out once from its type hints."""
+    hints = typing.get_type_hints(kind)
+    descriptor = _MESSAGES[kind].DESCRIPTOR
+    plan = []
+    for field in dataclasses.fields(kind):
+        wire_field = descriptor.fields_by_name.get(field.name)
+        if wire_field is None:
+            raise InternalError(f"{descriptor.full_name} has no field {field.name}.")
+        plan.append((field.name, *_converters(hints[field.name], wire_field)))
+    return tuple(plan)
+
+
+def _converters(hint: Any, wire_field: Any) -> tuple[_Writer, _Reader]:
+    if isinstance(hint, types.UnionType):
+        (hint,) = [arm for arm in typing.get_args(hint) if arm is not type(None)]
+    if typing.get_origin(hint) is tuple:
+        return _repeated(typing.get_args(hint)[0], wire_field)
+    if dataclasses.is_dataclass(hint):
+        return _nested(hint)
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        return _enum(hint)
+    return _scalar(wire_field.has_presence)
+
+
+def _scalar(has_presence: bool) -> tuple[_Writer, _Reader]:
+    def write(message: Any, name: str, value: Any) -> None:
+        if value is not None:
+            setattr(message, name, value)
+
+    def read(message: Any, name: str) -> tuple[bool, Any]:
+        return not has_presence or message.HasField(name), getattr(message, name)
+
+    return write, read
+
+
+def _nested(hint: type) -> tuple[_Writer, _Reader]:
+    def write(message: Any, name: str, value: Any) -> None:
+        if value is not None:
+            getattr(message, name).CopyFrom(to_message(value))
+
+    def read(message: Any, name: str) -> tuple[bool, Any]:
+        present = message.HasField(name)
+        return present, from_message(hint, getattr(message, name)) if present else None
+
+    return write, read
+
+
+def _enum(hint: type[Enum]) -> tuple[_Writer, _Reader]:
+    numbers = _ENUMS[hint]
+    names = {number: value for value, number in numbers.items()}
+
+    def write(message: Any, name: str, value: Any) -> None:
+        if value is not None:
+            setattr(message, name, numbers[value])
+
+    def read(message: Any, name: str) -> tuple[bool, Any]:
+        value = names.get(getattr(message, name))
+        return value is not None, value
+
+    return write, read
+
+
+def _repeated(item: Any, wire_field: Any) -> tuple[_Writer, _Reader]:
+    """Tuples of scalars, of dataclasses, or of plain tuples (a message's fields in their order)."""
+    if dataclasses.is_dataclass(item):
+        encode, decode = to_message, lambda message: from_message(item, message)
+    elif typing.get_origin(item) is tuple:
+        names = [field.name for field in wire_field.message_type.fields]
+        make = getattr(worker_pb2, wire_field.message_type.name, None) or getattr(inference_pb2, wire_field.message_type.name)
+        encode = lambda value: make(**dict(zip(names, value, strict=True)))  # noqa: E731
+        decode = lambda message: tuple(getattr(message, name) for name in names)  # noqa: E731
+    else:
+        encode = decode = None
+
+    def write(message: Any, name: str, value: Any) -> None:
+        getattr(message, name).extend(map(encode, value) if encode else value)
+
+    def read(message: Any, name: str) -> tuple[bool, Any]:
+        values = getattr(message, name)
+        return True, tuple(map(decode, values) if decode else values)
+
+    return write, read
+
+
+def encode_to_worker(batch: list[messages.RouterMessage]) -> bytes:
+    """One frame for a worker's link."""
+    frame = worker_pb2.ToWorker()
+    for item in batch:
+        getattr(frame.messages.add(), _TO_WORKER[type(item)]).CopyFrom(to_message(item))
+    return frame.SerializeToString()
+
+
+def decode_to_worker(frame: bytes) -> list[messages.RouterMessage]:
+    """What the router sent; raises `InvalidRequest` for bytes that are none of its messages."""
+    return _decode(worker_pb2.ToWorker, _TO_WORKER, frame)
+
+
+def encode_to_router(batch: list[messages.WorkerMessage]) -> bytes:
+    """One frame for the router's link."""
+    frame = worker_pb2.ToRouter()
+    for item in batch:
+        slot = frame.messages.add()
+        if isinstance(item, messages.StepOutput):
+            _write_step_output(slot.step_output, item)
+        else:
+            getattr(slot, _TO_ROUTER[type(item)]).CopyFrom(to_message(item))
+    return frame.SerializeToString()
+
+
+def decode_to_router(frame: bytes) -> list[messages.WorkerMessage]:
+    """What a worker sent; raises `InvalidRequest` for bytes that are none of its messages."""
+    return _decode(worker_pb2.ToRouter, _TO_ROUTER, frame)
+
+
+def _decode(envelope: type[Any], names: dict[type, str], frame: bytes) -> list[Any]:
+    kinds = {name: kind for kind, name in names.items()}
+    try:
+        parsed = envelope.FromString(frame)
+    except DecodeError as error:
+        raise InvalidRequest(f"Not a {envelope.DESCRIPTOR.name} message: {error}.") from None
+    batch = []
+    for slot in parsed.messages:
+        name = slot.WhichOneof("kind")
+        if name is None:
+            raise InvalidRequest(f"A {envelope.DESCRIPTOR.name} message has a kind this version does not know.")
+        if name == "step_output":
+            batch.append(_read_step_output(slot.step_output))
+        else:
+            batch.append(from_message(kinds[name], getattr(slot, name)))
+    return batch
+
+
+def _write_step_output(message: worker_pb2.StepOutput, output: messages.StepOutput) -> None:
+    finishes = _ENUMS[request.FinishReason]
+    for token in output.tokens:
+        message.tokens.add(
+            request_id=token.request_id,
+            index=token.index,
+            token_id=token.token_id,
+            logprob=token.logprob,
+            top_logprobs=[inference_pb2.TokenLogprob(id=id, logprob=logprob) for id, logprob in token.top_logprobs],
+            finish=finishes[token.finish] if token.finish else 0,  # type: ignore[arg-type]
+            cached_tokens=token.cached_tokens,
+        )
+
+
+def _read_step_output(message: worker_pb2.StepOutput) -> messages.StepOutput:
+    return messages.StepOutput(
+        tuple(
+            messages.TokenOutput(
+                token.request_id,
+                token.index,
+                token.token_id,
+                token.logprob if token.HasField("logprob") else None,
+                tuple((top.id, top.logprob) for top in token.top_logprobs) if token.top_logprobs else (),
+                _FINISHES.get(token.finish),
+                token.cached_tokens,
+            )
+            for token in message.tokens
+        )
+    )
+
+
+_FINISHES: dict[int, Any] = {number: reason for reason, number in _ENUMS[request.FinishReason].items()}
+
+
+def finish_number(reason: request.FinishReason) -> Any:
+    """The wire's number of a finish reason."""
+    return _ENUMS[request.FinishReason][reason]
+
+
+def finish_reason(number: int) -> request.FinishReason:
+    """The finish reason of a number on the wire; raises `InvalidRequest` for one this version does not know."""
+    if number not in _FINISHES:
+        raise InvalidRequest(f"Unknown finish reason {number}.")
+    return _FINISHES[number]
+
+
+def encode_notice(notice: handoff.HandoffNotice) -> bytes:
+    """The payload of a final write's notification."""
+    return to_message(notice).SerializeToString()
+
+
+def decode_notice(payload: bytes) -> handoff.HandoffNotice:
+    """A peer's notification; raises `InvalidRequest` when it is none."""
+    try:
+        return from_message(handoff.HandoffNotice, worker_pb2.HandoffNotice.FromString(payload))
+    except DecodeError as error:
+        raise InvalidRequest(f"Not a handoff notice: {error}.") from None

@@ -1,0 +1,97 @@
+"""Everything that can go wrong, as one tree.
+
+    BatonError
+    ├── InvalidRequest        the caller must change the request           INVALID_ARGUMENT
+    │   └── PromptTooLong     prompt (plus output) exceeds the context     INVALID_ARGUMENT
+    ├── ConfigError           the operator must change the configuration   FAILED_PRECONDITION
+    │   └── ModelError        the checkpoint cannot be served              FAILED_PRECONDITION
+    ├── Overloaded            no room now, retry later                     RESOURCE_EXHAUSTED   retryable
+    ├── NoWorkers             a pool has no live worker                    UNAVAILABLE          retryable
+    ├── WorkerLost            a worker died while it held the request      UNAVAILABLE          retryable
+    ├── HandoffFailed         KV pages did not arrive                      UNAVAILABLE          retryable
+    ├── WrongRole             the worker changed role meanwhile            UNAVAILABLE          retryable
+    ├── DeadlineExceeded      the request's own deadline passed            DEADLINE_EXCEEDED
+    ├── Cancelled             the client went away                         CANCELLED
+    └── InternalError         a defect in Baton                            INTERNAL
+
+`grpc_status` is the canonical gRPC status *name*, so that this module needs no gRPC.
+"""
+
+from __future__ import annotations
+
+
+class BatonError(Exception):
+    """Root of every error Baton raises on purpose; the message is one sentence that says what to do."""
+
+    grpc_status = "INTERNAL"
+    retryable = False
+
+    @property
+    def message(self) -> str:
+        return str(self.args[0]) if self.args else self.__class__.__name__
+
+
+class InvalidRequest(BatonError):
+    grpc_status = "INVALID_ARGUMENT"
+
+
+class PromptTooLong(InvalidRequest):
+    pass
+
+
+class ConfigError(BatonError):
+    grpc_status = "FAILED_PRECONDITION"
+
+
+class ModelError(ConfigError):
+    pass
+
+
+class Overloaded(BatonError):
+    grpc_status = "RESOURCE_EXHAUSTED"
+    retryable = True
+
+
+class NoWorkers(BatonError):
+    grpc_status = "UNAVAILABLE"
+    retryable = True
+
+
+class WorkerLost(BatonError):
+    grpc_status = "UNAVAILABLE"
+    retryable = True
+
+
+class HandoffFailed(BatonError):
+    grpc_status = "UNAVAILABLE"
+    retryable = True
+
+
+class WrongRole(BatonError):
+    grpc_status = "UNAVAILABLE"
+    retryable = True
+
+
+class DeadlineExceeded(BatonError):
+    grpc_status = "DEADLINE_EXCEEDED"
+
+
+class Cancelled(BatonError):
+    grpc_status = "CANCELLED"
+
+
+class InternalError(BatonError):
+    grpc_status = "INTERNAL"
+
+
+def _tree(root: type[BatonError]) -> list[type[BatonError]]:
+    return [root, *(kind for child in root.__subclasses__() for kind in _tree(child))]
+
+
+ERRORS_BY_NAME: dict[str, type[BatonError]] = {kind.__name__: kind for kind in _tree(BatonError)}
+"""How an error crosses a process border: by name and message (see `error_from_name`)."""
+
+
+def error_from_name(name: str, message: str) -> BatonError:
+    """The error another process reported; a name this version does not know becomes `InternalError`."""
+    return ERRORS_BY_NAME.get(name, InternalError)(message)

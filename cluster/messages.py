@@ -1,0 +1,184 @@
+"""What router and workers say to each other. `proto/baton/v1/worker.proto` is the same on the wire.
+
+A worker's link is first in, first out in both directions; several messages of one moment travel as one batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from cluster.handoff import HandoffOutcome, HandoffReport, Reservation
+from cluster.request import FinishReason, Request
+from cluster.worker import Endpoint, WorkerInfo, WorkerLoad
+
+# Router to worker
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    """Answers `Register`. Loads are due at least every `report_interval_s`."""
+
+    router_id: str
+    report_interval_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class PeerJoined:
+    """Prepare transfers to this peer now, so that no request waits for a handshake."""
+
+    endpoint: Endpoint
+
+
+@dataclass(frozen=True, slots=True)
+class PeerLeft:
+    agent: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prefill:
+    """Compute the prompt (and `emitted` output, when a request continues after a failure) and sample the next token.
+
+    With `hand_off` the pages wait for `SendPages`; without, the worker keeps the request and decodes it.
+    """
+
+    request: Request
+    emitted: tuple[int, ...]
+    hand_off: bool
+    role_epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reserve:
+    """Hold pages for this request's KV, to be written by a prefill worker."""
+
+    reservation_id: str
+    request: Request
+    emitted: tuple[int, ...]
+    role_epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class SendPages:
+    """Write the request's pages into this reservation as they are computed. Answered by one `HandoffEnded`."""
+
+    request_id: str
+    reservation: Reservation
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Stop working on a request. Reserved pages stay held until `Release`: a write may still land in them."""
+
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Free a reservation's pages: nobody writes to them any more."""
+
+    reservation_id: str
+
+
+RouterMessage = Welcome | PeerJoined | PeerLeft | Prefill | Reserve | SendPages | Cancel | Release
+
+# Worker to router
+
+
+@dataclass(frozen=True, slots=True)
+class Register:
+    info: WorkerInfo
+
+
+@dataclass(frozen=True, slots=True)
+class TokenOutput:
+    """One token of one request. `index` counts output tokens from 0."""
+
+    request_id: str
+    index: int
+    token_id: int
+    logprob: float | None = None
+    top_logprobs: tuple[tuple[int, float], ...] = ()
+    finish: FinishReason | None = None
+    cached_tokens: int = 0  # with a prefill's token: prompt tokens that came from the prefix cache
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutput:
+    """Every token of one step."""
+
+    tokens: tuple[TokenOutput, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Reserved:
+    reservation: Reservation
+
+
+@dataclass(frozen=True, slots=True)
+class ReservationRefused:
+    reservation_id: str
+    request_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class HandoffEnded:
+    """The source's answer to `SendPages`."""
+
+    request_id: str
+    reservation_id: str
+    outcome: HandoffOutcome
+    report: HandoffReport = field(default_factory=HandoffReport)
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class HandoffCommitted:
+    """The target has the notice; the sequence is in its running batch."""
+
+    request_id: str
+    reservation_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class RequestFailed:
+    """A worker cannot go on with a request; `error` names a class of the error tree."""
+
+    request_id: str
+    error: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class LoadReport:
+    load: WorkerLoad
+
+
+@dataclass(frozen=True, slots=True)
+class PagesChanged:
+    """Prefix pages stored ((hash, parent) pairs) and evicted since the last message; `first` after registering."""
+
+    sequence_number: int
+    stored: tuple[tuple[bytes, bytes], ...]
+    evicted: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Goodbye:
+    """The worker leaves on purpose."""
+
+    reason: str
+
+
+WorkerMessage = (
+    Register
+    | StepOutput
+    | Reserved
+    | ReservationRefused
+    | HandoffEnded
+    | HandoffCommitted
+    | RequestFailed
+    | LoadReport
+    | PagesChanged
+    | Goodbye
+)

@@ -1,0 +1,33 @@
+"""The hash chain that names a page's content: parent hash, tokens of the page, and at the root model and tenant salt.
+
+Equal hashes mean equal KV: the chain covers every token before the page. Router and workers compute the same chain,
+so a prefix match needs only hashes on the wire.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from hashlib import blake2b
+
+HASH_BYTES = 16
+
+
+def root_hash(model_id: str, salt: str = "") -> bytes:
+    """The parent of every first page. Different models or salts never share a page."""
+    return blake2b(f"{model_id}\0{salt}".encode(), digest_size=HASH_BYTES).digest()
+
+
+def page_hash(parent: bytes, tokens: Sequence[int]) -> bytes:
+    """The hash of one full page of token ids under its parent."""
+    return blake2b(array("i", tokens).tobytes(), digest_size=HASH_BYTES, key=parent).digest()
+
+
+def page_hashes(tokens: Sequence[int], page_size: int, root: bytes, known: Sequence[bytes] = ()) -> list[bytes]:
+    """One hash per full page of `tokens`; `known` are those already computed for the leading pages."""
+    hashes = list(known)
+    parent = hashes[-1] if hashes else root
+    for start in range(len(hashes) * page_size, len(tokens) - page_size + 1, page_size):
+        parent = page_hash(parent, tokens[start : start + page_size])
+        hashes.append(parent)
+    return hashes

@@ -1,0 +1,88 @@
+"""Reservations: pages held for KV that a prefill worker is about to write."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from cluster.handoff import HandoffNotice, HandoffState, HandoffStep, Reservation, advance
+from cluster.prefix_hash import root_hash
+from engine.kv_pages import PagePool
+from engine.page_table import give_back_pages, take_pages
+from engine.sequence import Sequence
+
+
+@dataclass(slots=True, eq=False)
+class _Inbound:
+    sequence: Sequence
+    reservation: Reservation
+    state: HandoffState = HandoffState.RESERVED
+
+
+@dataclass(eq=False)
+class Inbound:
+    """Every open reservation of a worker. Pages leave it in exactly two ways: `commit` or `release`.
+
+    A cancelled reservation keeps its pages until `release`: the writer may not have drained yet, and a late write
+    into a page that has a new owner would be silent corruption.
+    """
+
+    pool: PagePool
+    agent: str
+    model_id: str
+    _open: dict[str, _Inbound] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    @property
+    def reservation_ids(self) -> tuple[str, ...]:
+        return tuple(self._open)
+
+    def reserve(self, reservation_id: str, sequence: Sequence, headroom: int) -> Reservation | None:
+        """Hold pages for all known tokens; None when they do not fit beside `headroom` pages for others' growth."""
+        if reservation_id in self._open:
+            return self._open[reservation_id].reservation
+        if not take_pages(sequence, self.pool, root_hash(self.model_id), reserve=headroom, receiving=True):
+            return None
+        cached_pages = sequence.cached // self.pool.page_size
+        pages = tuple(sequence.page_table[cached_pages:])
+        reservation = Reservation(
+            reservation_id,
+            sequence.request_id,
+            self.agent,
+            pages,
+            tuple(self.pool.generation(page) for page in pages),
+            cached_pages,
+        )
+        self._open[reservation_id] = _Inbound(sequence, reservation)
+        return reservation
+
+    def commit(self, notice: HandoffNotice) -> Sequence | None:
+        """The sequence whose KV has arrived, ready to decode; None when nobody waits for it any more.
+
+        A cancelled reservation, an unknown one, or one whose pages have changed hands commits nothing.
+        """
+        inbound = self._open.get(notice.reservation_id)
+        if inbound is None or inbound.state is HandoffState.ABORTED:
+            return None
+        if notice.generations != inbound.reservation.generations:
+            return None
+        for step in (HandoffStep.WRITE, HandoffStep.DELIVER, HandoffStep.COMMIT):
+            inbound.state = advance(inbound.state, step)
+        del self._open[notice.reservation_id]
+        sequence = inbound.sequence
+        sequence.tokens += notice.new_tokens
+        sequence.computed = notice.computed
+        return sequence
+
+    def cancel(self, request_id: str) -> None:
+        """Never commit this request's reservations; `release` still has to come."""
+        for inbound in self._open.values():
+            if inbound.sequence.request_id == request_id and inbound.state is HandoffState.RESERVED:
+                inbound.state = advance(inbound.state, HandoffStep.ABORT)
+
+    def release(self, reservation_id: str) -> None:
+        """Free the pages: the writer has drained or is dead. Unknown ids were committed or released before."""
+        inbound = self._open.pop(reservation_id, None)
+        if inbound is not None:
+            give_back_pages(inbound.sequence, self.pool)

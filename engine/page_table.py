@@ -1,0 +1,59 @@
+"""A sequence's pages: taken from the pool when it starts, grown while it decodes, committed as they fill, given back."""
+
+from __future__ import annotations
+
+from cluster.prefix_hash import page_hashes
+from engine.kv_pages import PagePool
+from engine.sequence import Sequence
+
+
+def _pages_for(num_tokens: int, page_size: int) -> int:
+    return -(-num_tokens // page_size)
+
+
+def take_pages(sequence: Sequence, pool: PagePool, root: bytes, *, reserve: int = 0, receiving: bool = False) -> bool:
+    """Give a sequence pages for all its tokens, the cached prefix first; False (nothing changed) if they do not fit.
+
+    The last token is always computed here, because its logits give the next one; a sequence whose KV is `receiving`
+    from another worker needs no logits and may match every full page. `reserve` pages must stay available besides.
+    """
+    sequence.page_hashes = page_hashes(sequence.tokens, pool.page_size, root, sequence.page_hashes)
+    usable = len(sequence.tokens) if receiving else len(sequence.tokens) - 1
+    cached = pool.match(sequence.page_hashes[: usable // pool.page_size])
+    missing = _pages_for(len(sequence.tokens), pool.page_size) - len(cached)
+    if missing + reserve > pool.num_available:
+        pool.release(cached)
+        return False
+    sequence.page_table = cached + pool.allocate(missing)
+    sequence.computed = sequence.cached = len(cached) * pool.page_size
+    sequence.committed = len(cached)
+    return True
+
+
+def grow(sequence: Sequence, pool: PagePool) -> bool:
+    """Make sure the next token has a place; False if there is no page for it."""
+    if len(sequence.page_table) * pool.page_size >= len(sequence.tokens):
+        return True
+    if pool.num_available == 0:
+        return False
+    sequence.page_table += pool.allocate(1)
+    return True
+
+
+def commit_pages(sequence: Sequence, pool: PagePool, root: bytes) -> None:
+    """Make the pages that are now fully computed matchable by others."""
+    full = sequence.computed // pool.page_size
+    if full <= sequence.committed:
+        return
+    sequence.page_hashes = page_hashes(sequence.tokens[: full * pool.page_size], pool.page_size, root, sequence.page_hashes[:full])
+    for index in range(sequence.committed, full):
+        parent = sequence.page_hashes[index - 1] if index else root
+        pool.commit(sequence.page_table[index], sequence.page_hashes[index], parent)
+    sequence.committed = full
+
+
+def give_back_pages(sequence: Sequence, pool: PagePool) -> None:
+    """Release every page; what was committed stays as prefix cache. The sequence must be computed anew."""
+    pool.release(sequence.page_table)
+    sequence.page_table = []
+    sequence.computed = sequence.committed = 0

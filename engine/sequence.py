@@ -1,0 +1,67 @@
+"""A sequence: one request's tokens, the pages that hold its KV, and how far it has been computed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from cluster.request import FinishReason, Request, SamplingParams
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """Tokens of one request on one worker.
+
+        tokens:  [ prompt ............ | output .... ]
+                 0      computed ^     prompt_len    len(tokens)
+
+    `computed` positions have their KV in `page_table` (page i holds positions i·page_size …). The step that computes
+    the last known token samples the next one. Counts are derived, never stored twice.
+    """
+
+    request: Request
+    tokens: list[int]
+    computed: int = 0
+    cached: int = 0  # of `computed`, how many came from the prefix cache
+    page_table: list[int] = field(default_factory=list)
+    page_hashes: list[bytes] = field(default_factory=list)  # of the leading full pages, as far as they were needed
+    committed: int = 0  # leading pages that others can match
+
+    @classmethod
+    def start(cls, request: Request, emitted: tuple[int, ...] = ()) -> Sequence:
+        """A sequence that continues after `emitted` output tokens (none for a new request)."""
+        return cls(request, [*request.prompt, *emitted])
+
+    @property
+    def request_id(self) -> str:
+        return self.request.request_id
+
+    @property
+    def sampling(self) -> SamplingParams:
+        return self.request.sampling
+
+    @property
+    def prompt_len(self) -> int:
+        return len(self.request.prompt)
+
+    @property
+    def num_output(self) -> int:
+        return len(self.tokens) - self.prompt_len
+
+    @property
+    def uncomputed(self) -> int:
+        return len(self.tokens) - self.computed
+
+    @property
+    def decoding(self) -> bool:
+        """One uncomputed token that the model itself produced: the steady state of decode."""
+        return self.uncomputed == 1 and self.num_output > 0
+
+    def finish_reason(self, eos_token_ids: frozenset[int], context_tokens: int) -> FinishReason | None:
+        """Whether the newest output token ends the sequence. Stop strings are the router's: they need text."""
+        last, sampling = self.tokens[-1], self.sampling
+        if self.num_output >= sampling.min_tokens:
+            if last in sampling.stop_token_ids or (last in eos_token_ids and not sampling.ignore_eos):
+                return FinishReason.STOP
+        if self.num_output >= sampling.max_tokens or len(self.tokens) >= context_tokens:
+            return FinishReason.LENGTH
+        return None

@@ -1,0 +1,73 @@
+"""One step of the engine: a plan in, sampled tokens out.
+
+A step is three verbs: a role *plans*, an executor *executes*, the role *absorbs*. Only the executor knows what a
+tensor is; the simulator replaces it by a clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from engine.sequence import Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """`num_tokens` tokens of one sequence, computed in this step from position `start`.
+
+    The sequence's page table already covers `start + num_tokens` positions. `samples` is set when the slice reaches
+    the last known token, so its logits give the next one.
+    """
+
+    sequence: Sequence
+    start: int
+    num_tokens: int
+    samples: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """What runs together in one step: decode slices (one token each) first, then prefill chunks.
+
+    `page_copies` are (source, target) page ids to copy before anything is written: copy-on-write forks.
+    """
+
+    slices: tuple[Slice, ...]
+    page_copies: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(part.num_tokens for part in self.slices)
+
+    @property
+    def num_decodes(self) -> int:
+        return sum(1 for part in self.slices if part.num_tokens == 1 and part.sequence.decoding)
+
+    @property
+    def context_tokens(self) -> int:
+        """KV positions that the step's attention reads."""
+        return sum(part.start + part.num_tokens for part in self.slices)
+
+
+@dataclass(frozen=True, slots=True)
+class SampledToken:
+    """A chosen token; log-probabilities (natural, after penalties, before temperature) only when asked for."""
+
+    token_id: int
+    logprob: float | None = None
+    top_logprobs: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """One `SampledToken` per slice of the plan that samples, in the plan's order."""
+
+    tokens: Seq[SampledToken] = field(default_factory=tuple)
+
+
+class Executor(Protocol):
+    """Runs a plan. The simulator's executor returns made-up tokens and costs only virtual time."""
+
+    def execute(self, plan: StepPlan) -> StepResult: ...

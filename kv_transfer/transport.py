@@ -1,0 +1,82 @@
+"""How KV pages move between workers: one-sided writes of whole pages, ended by a notice to the receiver."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from cluster.worker import Endpoint
+
+
+@dataclass(frozen=True, slots=True)
+class WriteDone:
+    """A write of ours reached the peer's memory: the source pages may change again."""
+
+    transfer_id: int
+    num_bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class WriteFailed:
+    """A write of ours will never complete and no longer reads our pages; `reason` is one sentence."""
+
+    transfer_id: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """A peer's write ended with this payload: every page written before it with the same peer has arrived."""
+
+    agent: str
+    payload: bytes
+
+
+TransferEvent = WriteDone | WriteFailed | Notice
+
+
+class Transport(Protocol):
+    """One worker's end of the page network. Not thread-safe: the worker's loop owns it.
+
+    No method waits for a peer. `write` starts moving and returns; what became of it comes out of `poll`, exactly one
+    `WriteDone` or `WriteFailed` per write.
+    """
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """What a peer needs to `connect` to us."""
+        ...
+
+    def connect(self, peer: Endpoint) -> None:
+        """Prepare descriptors for every page of the peer; again for the same agent name replaces the old ones.
+
+        Raises `HandoffFailed` when its pages are not laid out like ours or the peer cannot be reached.
+        """
+        ...
+
+    def disconnect(self, agent: str) -> None:
+        """Forget a peer; its unfinished writes come out of `poll` as failed."""
+        ...
+
+    def write(self, agent: str, source_pages: Sequence[int], target_pages: Sequence[int], notice: bytes | None) -> int:
+        """Start copying our pages onto the peer's, pairwise; returns the transfer's id.
+
+        `notice` (given with the last write of a handoff) is delivered to the peer after the pages of this write;
+        with no pages it travels alone. The caller waits for its earlier writes before it sends the notice.
+        """
+        ...
+
+    def poll(self) -> list[TransferEvent]:
+        """What happened since the last call, without waiting."""
+        ...
+
+    @property
+    def in_flight(self) -> int:
+        """Writes of ours that have not ended yet."""
+        ...
+
+    def close(self) -> None:
+        """Deregister memory and drop every peer."""
+        ...

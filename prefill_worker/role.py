@@ -1,0 +1,168 @@
+"""The prefill role: prompts in, KV pages and first tokens out.
+
+Each request goes waiting → prefilling → holding (prompt computed, pages kept until they are delivered) → gone. Pages
+that are already computed are pushed as soon as a reservation is known, so a transfer overlaps the next chunk.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+
+from cluster.handoff import HandoffNotice, HandoffOutcome, HandoffStep, advance
+from cluster.messages import Cancel, HandoffEnded, Prefill, RequestFailed, RouterMessage, SendPages, StepOutput
+from cluster.worker import RoleName
+from engine.batch import absorb_step, plan_step
+from engine.page_table import commit_pages, give_back_pages, take_pages
+from engine.sequence import Sequence
+from engine.step import StepPlan, StepResult
+from prefill_worker.outbound import Outbound
+from worker.role import Command, Occupancy, Send, WriteEnded
+from worker.state import WorkerState
+from worker.token_output import token_output
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    sequence: Sequence
+    outbound: Outbound | None = None
+    compute_ended_s: float | None = None  # when the first token was sampled
+    unwanted: bool = False  # cancelled or ended with its first token: only writes in flight keep it
+
+    @property
+    def computed_all(self) -> bool:
+        return self.compute_ended_s is not None
+
+
+@dataclass(eq=False)
+class PrefillRole:
+    """Owns the pages of every request it was given until they are delivered, cancelled or the request ended here."""
+
+    state: WorkerState
+    name: RoleName = RoleName.PREFILL
+    _jobs: dict[str, _Job] = field(default_factory=dict)  # in order of arrival
+    _write_ids: itertools.count[int] = field(default_factory=itertools.count)
+    _job_of_write: dict[int, _Job] = field(default_factory=dict)
+
+    def on_message(self, message: RouterMessage, now: float) -> list[Command]:
+        match message:
+            case Prefill():
+                return self._accept(message)
+            case SendPages():
+                return self._send_pages(message, now)
+            case Cancel(request_id):
+                job = self._jobs.get(request_id)
+                return self._drop(job, now) if job else []
+        return []
+
+    def _accept(self, message: Prefill) -> list[Command]:
+        request = message.request
+        if message.role_epoch != self.state.role_epoch or not message.hand_off:
+            return [Send(RequestFailed(request.request_id, "WrongRole", "This worker only prefills."))]
+        if request.request_id not in self._jobs:
+            self._jobs[request.request_id] = _Job(Sequence.start(request, message.emitted))
+        return []
+
+    def _send_pages(self, message: SendPages, now: float) -> list[Command]:
+        job = self._jobs.get(message.request_id)
+        reservation = message.reservation
+        if job is None or job.unwanted or job.outbound is not None:
+            ended = HandoffEnded(message.request_id, reservation.reservation_id, HandoffOutcome.DRAINED)
+            return [Send(ended)]
+        job.outbound = Outbound.to(reservation)
+        return self._push(job)
+
+    def plan(self, now: float) -> StepPlan | None:
+        prefilling = []
+        for job in self._jobs.values():
+            sequence = job.sequence
+            if job.unwanted or job.computed_all:
+                continue
+            if not sequence.page_table and not take_pages(sequence, self.state.pool, self.state.root(sequence)):
+                break  # first come, first served: a smaller one behind it must not starve it
+            prefilling.append(sequence)
+        return plan_step([], prefilling, self.state.budget)
+
+    def absorb(self, plan: StepPlan, result: StepResult, now: float) -> list[Command]:
+        sampled = absorb_step(plan, result)
+        for part in plan.slices:
+            commit_pages(part.sequence, self.state.pool, self.state.root(part.sequence))
+        outputs = []
+        commands: list[Command] = []
+        for sequence, token in sampled:
+            job = self._jobs[sequence.request_id]
+            job.compute_ended_s = now
+            finish = sequence.finish_reason(self.state.eos_token_ids, self.state.context_tokens)
+            outputs.append(token_output(sequence, token, finish))
+            if finish is not None:
+                commands += self._drop(job, now)
+        for part in plan.slices:
+            job_or_none = self._jobs.get(part.sequence.request_id)
+            if job_or_none is not None:
+                commands += self._push(job_or_none)
+        return [Send(StepOutput(tuple(outputs))), *commands] if outputs else commands
+
+    def on_write_ended(self, outcome: WriteEnded, now: float) -> list[Command]:
+        job = self._job_of_write.pop(outcome.write_id)
+        if job.outbound is None:
+            return []
+        job.outbound.on_write_ended(outcome)
+        return self._push(job) + self._settle(job, now)
+
+    def on_notice(self, notice: HandoffNotice, now: float) -> list[Command]:
+        return []
+
+    def _push(self, job: _Job) -> list[Command]:
+        """Send what is computed and not sent. A running chunk never changes pages that are full."""
+        if job.outbound is None or job.unwanted:
+            return []
+        write = job.outbound.push(job.sequence, self.state.pool.page_size, job.computed_all, self._write_ids)
+        if write is None:
+            return []
+        self._job_of_write[write.write_id] = job
+        return [write]
+
+    def _drop(self, job: _Job, now: float) -> list[Command]:
+        """The request needs nothing more from here; its pages go once no write reads them."""
+        job.unwanted = True
+        if job.outbound is None:
+            self._forget(job)
+            return []
+        job.outbound.cancelled = True
+        return self._settle(job, now)
+
+    def _settle(self, job: _Job, now: float) -> list[Command]:
+        """Report a handoff that has ended, once, and free what it held."""
+        outbound = job.outbound
+        if outbound is None or outbound.outcome is None:
+            return []
+        outcome, reservation = outbound.outcome, outbound.reservation
+        delivered = outcome is HandoffOutcome.DELIVERED
+        outbound.state = advance(outbound.state, HandoffStep.DELIVER if delivered else HandoffStep.ABORT)
+        job.outbound = None
+        if delivered or job.unwanted:
+            self._forget(job)
+        report = outbound.report(job.compute_ended_s, now)
+        return [
+            Send(HandoffEnded(job.sequence.request_id, reservation.reservation_id, outcome, report, outbound.error))
+        ]
+
+    def _forget(self, job: _Job) -> None:
+        del self._jobs[job.sequence.request_id]
+        give_back_pages(job.sequence, self.state.pool)
+
+    @property
+    def expects_peers(self) -> bool:
+        return bool(self._job_of_write)
+
+    def occupancy(self) -> Occupancy:
+        waiting = [job.sequence for job in self._jobs.values() if not job.computed_all and not job.unwanted]
+        return Occupancy(
+            running=0,
+            waiting=len(waiting),
+            uncomputed_tokens=sum(sequence.uncomputed for sequence in waiting),
+            context_tokens=0,
+            request_ids=tuple(self._jobs),
+            reservation_ids=(),
+        )
+

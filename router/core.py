@@ -1,0 +1,317 @@
+"""The router's decisions: what it believes of the cluster, which request goes where, what each client sees.
+
+Pure: every method takes what happened and the time, and returns commands for the shell (router/driver.py) to perform.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from cluster.errors import BatonError, DeadlineExceeded, InvalidRequest, NoWorkers, Overloaded, PromptTooLong
+from cluster.errors import error_from_name
+from cluster.latency import Latency
+from cluster.messages import (
+    Cancel,
+    Goodbye,
+    HandoffEnded,
+    LoadReport,
+    PeerJoined,
+    PeerLeft,
+    Prefill,
+    Register,
+    Release,
+    RequestFailed,
+    ReservationRefused,
+    Reserve,
+    Reserved,
+    RouterMessage,
+    SendPages,
+    StepOutput,
+    Welcome,
+    WorkerMessage,
+)
+from cluster.request import FinishReason, Request
+from router import lifecycle
+from router.detokenizer import Decode
+from router.policy.cluster_state import ClusterState
+from router.policy.placement import Placement
+from router.record import Completion, Record
+from router.stream import OutputStream, TextToken
+
+
+@dataclass(frozen=True, slots=True)
+class Tell:
+    """Send a message to a worker."""
+
+    worker: str
+    message: RouterMessage
+
+
+@dataclass(frozen=True, slots=True)
+class Show:
+    """Stream tokens to the client."""
+
+    request_id: str
+    tokens: list[TextToken]
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """End the client's stream."""
+
+    completion: Completion
+
+
+Command = Tell | Show | Close
+
+
+@dataclass(frozen=True, slots=True)
+class RouterLimits:
+    """Bounds of what the router holds and waits for."""
+
+    max_queued: int = 4096
+    report_interval_s: float = 0.5
+    lost_after_s: float = 15.0  # silence after which a worker counts as gone
+
+
+@dataclass(eq=False)
+class RouterCore:
+    """Events in, commands out; the same events at the same times give the same commands."""
+
+    router_id: str
+    placement: Placement
+    decode: Decode
+    limits: RouterLimits = field(default_factory=RouterLimits)
+    state: ClusterState = field(default_factory=ClusterState)
+    finished_requests: int = 0
+    failed_requests: int = 0
+    _records: dict[str, Record] = field(default_factory=dict)
+    _queue: list[tuple[int, int, str]] = field(default_factory=list)  # (-priority, arrival number, request id)
+    _arrivals: int = 0
+    _seeking: dict[str, str | None] = field(default_factory=dict)  # request id → decode worker to avoid
+    _events: deque[tuple[str, lifecycle.Event]] = field(default_factory=deque)
+    _commands: list[Command] = field(default_factory=list)
+
+    @property
+    def queued(self) -> int:
+        return len(self._queue)
+
+    @property
+    def live(self) -> int:
+        return len(self._records)
+
+    def submit(self, request: Request, now: float) -> list[Command]:
+        """Take on a request; raises (and changes nothing) when it cannot be served."""
+        if request.request_id in self._records:
+            raise InvalidRequest(f"Request id {request.request_id!r} is in use by a live request; choose another.")
+        self._check_capacity(request)
+        if len(self._queue) >= self.limits.max_queued:
+            raise Overloaded(f"{len(self._queue)} requests are queued already; try again in a few seconds.")
+        life = lifecycle.lifecycle(request.request_id)
+        record = Record(request, life, OutputStream(request, self.decode), Latency(now))
+        self._records[request.request_id] = record
+        self._perform(record, next(life))
+        return self._settle(now)
+
+    def _check_capacity(self, request: Request) -> None:
+        if not self.state.workers:
+            raise NoWorkers("No worker is registered; start some or wait until they have loaded the model.")
+        capacity = max(view.info.capacity_tokens for view in self.state.workers.values())
+        if request.max_total_tokens > capacity:
+            raise PromptTooLong(
+                f"Prompt and max_tokens come to {request.max_total_tokens} tokens; the largest worker's pages hold "
+                f"{capacity}. Ask for fewer tokens or give the workers more pages."
+            )
+
+    def stop(self, request_id: str, error: BatonError, now: float) -> list[Command]:
+        """Nobody wants the request any more (the client left, its deadline passed)."""
+        self._events.append((request_id, lifecycle.Stopped(None, error)))
+        return self._settle(now)
+
+    def tick(self, now: float) -> list[Command]:
+        """Deadlines, and workers that fell silent. Call it a few times a second."""
+        for request_id, record in self._records.items():
+            deadline = record.request.deadline_s
+            if deadline is not None and now >= deadline and not record.closed:
+                error = DeadlineExceeded("The deadline passed before the answer was complete.")
+                self._events.append((request_id, lifecycle.Stopped(None, error)))
+        silent = [view.name for view in self.state.workers.values() if now - view.heard_s > self.limits.lost_after_s]
+        for name in sorted(silent):
+            self._lose(name)
+        return self._settle(now)
+
+    def on_worker_lost(self, worker: str, now: float) -> list[Command]:
+        """A worker is known to be gone."""
+        self._lose(worker)
+        return self._settle(now)
+
+    def on_message(self, worker: str, message: WorkerMessage, now: float) -> list[Command]:
+        """What a registered worker says; anything but `Register` from an unknown one is ignored."""
+        if isinstance(message, Register):
+            self._register(message, now)
+        elif worker in self.state.workers:
+            self.state.workers[worker].heard_s = now
+            self._on_worker_message(worker, message, now)
+        return self._settle(now)
+
+    def _on_worker_message(self, worker: str, message: WorkerMessage, now: float) -> None:
+        match message:
+            case StepOutput(tokens):
+                for output in tokens:
+                    self._on_token(worker, output, now)
+            case LoadReport(load):
+                self.state.report(load, now)
+                self._seeking = {request_id: avoid if avoid != worker else None for request_id, avoid in self._seeking.items()}
+            case Reserved(reservation):
+                self._events.append((reservation.request_id, lifecycle.PagesReserved(reservation)))
+            case ReservationRefused(reservation_id, request_id, _):
+                self.state.unreserve(worker, reservation_id)
+                self._events.append((request_id, lifecycle.PagesRefused(reservation_id)))
+            case HandoffEnded(request_id, reservation_id, outcome, report, reason):
+                self._events.append((request_id, lifecycle.SourceEnded(reservation_id, outcome, report, reason)))
+            case RequestFailed(request_id, error, text):
+                self._events.append((request_id, lifecycle.Failed(error_from_name(error, text))))
+            case Goodbye():
+                self._lose(worker)
+
+    def _on_token(self, worker: str, output: object, now: float) -> None:
+        record = self._records.get(output.request_id)  # type: ignore[attr-defined]
+        if record is None or record.closed:
+            return
+        self.state.unassign(worker, record.request_id)
+        tokens = record.stream.accept(output)  # type: ignore[arg-type]
+        if not tokens:
+            return
+        record.latency.on_tokens(len(tokens), now)
+        self._commands.append(Show(record.request_id, tokens))
+        if record.stream.stop_string_met:
+            self._events.append((record.request_id, lifecycle.Stopped(FinishReason.STOP, None)))
+        elif record.stream.finish is not None:
+            self._events.append((record.request_id, lifecycle.Finished(record.stream.finish)))
+
+    def _register(self, message: Register, now: float) -> None:
+        info = message.info
+        if info.name in self.state.workers:
+            self._lose(info.name)
+        self._commands.append(Tell(info.name, Welcome(self.router_id, self.limits.report_interval_s)))
+        for other in self.state.pool(*type(info.role)):
+            self._commands.append(Tell(other.name, PeerJoined(info.endpoint)))
+            self._commands.append(Tell(info.name, PeerJoined(other.info.endpoint)))
+        self.state.register(info, now)
+
+    def _lose(self, worker: str) -> None:
+        view = self.state.remove(worker)
+        if view is None:
+            return
+        for other in sorted(self.state.workers):
+            self._commands.append(Tell(other, PeerLeft(view.info.endpoint.agent)))
+        for record in self._records.values():
+            if record.concerns(worker):
+                self._events.append((record.request_id, lifecycle.Lost(worker)))
+
+    def _settle(self, now: float) -> list[Command]:
+        """Feed every event to its life cycle and place what can be placed, until nothing moves."""
+        while True:
+            while self._events:
+                request_id, event = self._events.popleft()
+                self._advance(request_id, event)
+            if not self._place(now):
+                commands, self._commands = self._commands, []
+                return commands
+
+    def _advance(self, request_id: str, event: lifecycle.Event) -> None:
+        record = self._records.get(request_id)
+        if record is None:
+            return
+        try:
+            self._perform(record, record.life.send(event))
+        except StopIteration as stop:
+            self._perform(record, stop.value)
+            self._forget(record)
+
+    def _forget(self, record: Record) -> None:
+        del self._records[record.request_id]
+        self._withdraw(record.request_id)
+        self.state.unassign(record.prefill_worker, record.request_id)
+        for reservation_id, worker in record.reserved_on.items():
+            self.state.unreserve(worker, reservation_id)
+
+    def _withdraw(self, request_id: str) -> None:
+        """Stop looking for workers."""
+        self._seeking.pop(request_id, None)
+        self._queue = [entry for entry in self._queue if entry[2] != request_id]
+
+    def _place(self, now: float) -> bool:
+        """Place queued requests in order, and find decode workers for those whose prefill is under way."""
+        moved = False
+        for request_id, avoid in list(self._seeking.items()):
+            item = self._records[request_id].placement_input
+            worker = self.placement.find_decode(item, self.state, avoid, now)
+            if worker is not None:
+                del self._seeking[request_id]
+                self._events.append((request_id, lifecycle.DecodeFound(worker)))
+                return True
+        while self._queue and not self._events:
+            record = self._records[self._queue[0][2]]
+            decision = self.placement.place(record.placement_input, self.state, now)
+            if decision is None:
+                break
+            self._queue.pop(0)
+            record.prefill_worker = decision.prefill
+            record.decode_worker = decision.prefill if decision.whole else ""
+            record.attempts += 1
+            if record.latency.routed_s is None:
+                record.latency.routed_s = now
+            self._events.append((record.request_id, lifecycle.Routed(decision)))
+            moved = True
+        return moved
+
+    def _perform(self, record: Record, effects: Sequence[lifecycle.Effect]) -> None:
+        request, request_id = record.request, record.request_id
+        for effect in effects:
+            match effect:
+                case lifecycle.Route():
+                    self._withdraw(request_id)
+                    self._arrivals += 1
+                    insort(self._queue, (-request.priority, self._arrivals, request_id))
+                case lifecycle.FindDecode(avoid):
+                    self._seeking[request_id] = avoid
+                case lifecycle.StartPrefill(worker, hand_off):
+                    record.resumed = tuple(record.stream.token_ids)
+                    self.state.assign(worker, request_id, record.num_prefill_tokens)
+                    message = Prefill(request, record.resumed, hand_off, self._epoch(worker))
+                    self._commands.append(Tell(worker, message))
+                case lifecycle.ReservePages(worker, reservation_id):
+                    self._reserve(record, worker, reservation_id)
+                case lifecycle.StartHandoff(source, reservation):
+                    self._commands.append(Tell(source, SendPages(request_id, reservation)))
+                case lifecycle.CancelWork(worker):
+                    self._commands.append(Tell(worker, Cancel(request_id)))
+                case lifecycle.ReleasePages(worker, reservation_id):
+                    self.state.unreserve(worker, reservation_id)
+                    self._commands.append(Tell(worker, Release(reservation_id)))
+                case lifecycle.End():
+                    self._close(record, effect)
+
+    def _reserve(self, record: Record, worker: str, reservation_id: str) -> None:
+        record.decode_worker = worker
+        record.reserved_on[reservation_id] = worker
+        view = self.state.workers.get(worker)
+        page_size = view.info.page_size if view else 1
+        self.state.reserve(worker, reservation_id, -(-record.num_prefill_tokens // page_size))
+        message = Reserve(reservation_id, record.request, record.resumed, self._epoch(worker))
+        self._commands.append(Tell(worker, message))
+
+    def _epoch(self, worker: str) -> int:
+        view = self.state.workers.get(worker)
+        return view.load.role_epoch if view else 0
+
+    def _close(self, record: Record, end: lifecycle.End) -> None:
+        record.closed = True
+        self._withdraw(record.request_id)
+        self.finished_requests += end.error is None
+        self.failed_requests += end.error is not None
+        self._commands.append(Close(record.complete(end)))

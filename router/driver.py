@@ -1,0 +1,105 @@
+"""Performs the core's commands: the only place where decisions meet sockets and the clock."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from cluster.errors import BatonError
+from cluster.messages import RouterMessage
+from cluster.request import Request
+from router.core import Close, Command, RouterCore, Show, Tell
+from router.record import Completion
+from router.stream import TextToken
+from router.worker_link import WorkerLink
+
+TICK_S = 0.1
+
+
+@dataclass(eq=False)
+class Subscription:
+    """What one client still has to read. Bounded by the request's own max_tokens."""
+
+    request_id: str
+    tokens: deque[TextToken] = field(default_factory=deque)
+    completion: Completion | None = None
+    _ready: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def next(self) -> tuple[list[TextToken], Completion | None]:
+        """Every token since the last call, waiting for at least one or for the end."""
+        await self._ready.wait()
+        self._ready.clear()
+        tokens = list(self.tokens)
+        self.tokens.clear()
+        return tokens, self.completion
+
+    def wake(self) -> None:
+        self._ready.set()
+
+
+@dataclass(eq=False)
+class Driver:
+    """One router: the core, its clock, its link to the workers and its clients."""
+
+    core: RouterCore
+    link: WorkerLink
+    clock: Callable[[], float] = time.monotonic
+    _subscriptions: dict[str, Subscription] = field(default_factory=dict)
+
+    async def run(self) -> None:
+        """Serve the workers until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._listen())
+            tasks.create_task(self._tick())
+
+    async def _listen(self) -> None:
+        while True:
+            worker, batch = await self.link.receive()
+            now = self.clock()
+            commands: list[Command] = []
+            for message in batch:
+                commands += self.core.on_message(worker, message, now)
+            self._perform(commands)
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            self._perform(self.core.tick(self.clock()))
+
+    def submit(self, request: Request) -> Subscription:
+        """Take on a request; raises when the core refuses it."""
+        commands = self.core.submit(request, self.clock())
+        subscription = self._subscriptions[request.request_id] = Subscription(request.request_id)
+        self._perform(commands)
+        return subscription
+
+    def unsubscribe(self, subscription: Subscription, error: BatonError) -> None:
+        """The client is done; if its answer was not, the request stops with `error`."""
+        if self._subscriptions.pop(subscription.request_id, None) is not None and subscription.completion is None:
+            self._perform(self.core.stop(subscription.request_id, error, self.clock()))
+
+    def lose(self, worker: str) -> None:
+        """A worker is known to be dead (its actor died)."""
+        self._perform(self.core.on_worker_lost(worker, self.clock()))
+
+    def _perform(self, commands: Iterable[Command]) -> None:
+        outgoing: dict[str, list[RouterMessage]] = {}
+        for command in commands:
+            match command:
+                case Tell(worker, message):
+                    outgoing.setdefault(worker, []).append(message)
+                case Show(request_id, tokens):
+                    subscription = self._subscriptions.get(request_id)
+                    if subscription is not None:
+                        subscription.tokens.extend(tokens)
+                        subscription.wake()
+                case Close(completion):
+                    subscription = self._subscriptions.get(completion.request_id)
+                    if subscription is not None:
+                        subscription.completion = completion
+                        subscription.wake()
+        for worker, batch in outgoing.items():
+            self.link.send(worker, batch)

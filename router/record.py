@@ -1,0 +1,82 @@
+"""What the router keeps of one live request, and what it tells the client at the end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from cluster.errors import BatonError
+from cluster.handoff import HandoffReport
+from cluster.latency import Latency
+from cluster.request import FinishReason, Request
+from router.lifecycle import End, Life
+from router.policy.placement import PlacementInput
+from router.stream import OutputStream
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """The end of a request: `reason` for an answer, `error` for a failure."""
+
+    request_id: str
+    reason: FinishReason | None
+    error: BatonError | None
+    prompt_tokens: int
+    output_tokens: int
+    cached_tokens: int
+    trailing_text: str
+    latency: Latency
+    prefill_worker: str
+    decode_worker: str
+    attempts: int
+    handoff: HandoffReport | None
+
+
+@dataclass(slots=True, eq=False)
+class Record:
+    """One live request. It leaves the router when its life cycle stops, which may be after the client is gone."""
+
+    request: Request
+    life: Life
+    stream: OutputStream
+    latency: Latency
+    prefill_worker: str = ""
+    decode_worker: str = ""
+    attempts: int = 0
+    resumed: tuple[int, ...] = ()  # output that was there when the present attempt began: prefilled with the prompt
+    closed: bool = False  # the client's stream has ended
+    reserved_on: dict[str, str] = field(default_factory=dict)  # reservation id → worker
+
+    @property
+    def request_id(self) -> str:
+        return self.request.request_id
+
+    @property
+    def placement_input(self) -> PlacementInput:
+        emitted = len(self.stream.token_ids)
+        return PlacementInput(
+            self.request_id, len(self.request.prompt) + emitted, self.request.sampling.max_tokens - emitted
+        )
+
+    @property
+    def num_prefill_tokens(self) -> int:
+        """Tokens the present attempt prefills and hands over."""
+        return len(self.request.prompt) + len(self.resumed)
+
+    def concerns(self, worker: str) -> bool:
+        return worker in (self.prefill_worker, self.decode_worker)
+
+    def complete(self, end: End) -> Completion:
+        return Completion(
+            request_id=self.request_id,
+            reason=end.reason,
+            error=end.error,
+            prompt_tokens=len(self.request.prompt),
+            output_tokens=len(self.stream.token_ids),
+            cached_tokens=self.stream.cached_tokens,
+            trailing_text=self.stream.trailing_text,
+            latency=self.latency,
+            prefill_worker=self.prefill_worker,
+            decode_worker=self.decode_worker,
+            attempts=self.attempts,
+            handoff=end.report,
+        )

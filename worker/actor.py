@@ -1,0 +1,85 @@
+"""The Ray actor that holds one worker process: it builds engine, transport and role, and runs the loop in a thread."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import traceback
+import uuid
+from dataclasses import dataclass
+
+import ray
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerPlan:
+    """Everything a worker needs to start; "auto" values are resolved before."""
+
+    name: str
+    role: str
+    model: str
+    router_address: str
+    dtype: str
+    device: str
+    num_pages: int
+    page_size: int
+    chunk_tokens: int
+    max_batch: int
+    threads: int
+
+
+@ray.remote(num_cpus=0, max_restarts=0, max_concurrency=4)
+class WorkerActor:
+    """One worker. `load` takes as long as the model takes; `stage` tells how far it is meanwhile."""
+
+    def __init__(self, plan: WorkerPlan) -> None:
+        self._plan = plan
+        self._stage = "starting"
+        self._error = ""
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=plan.name, daemon=True)
+        self._loaded = threading.Event()
+        self._loop = None
+        self._thread.start()
+
+    def stage(self) -> str:
+        """What the worker is doing, for a progress line."""
+        return self._stage
+
+    def wait_loaded(self) -> str:
+        """Block until the worker serves; returns an error sentence, empty when all is well."""
+        self._loaded.wait()
+        return self._error
+
+    def pid(self) -> int:
+        return os.getpid()
+
+    def stop(self) -> None:
+        """Say goodbye to the router and close; returns when the loop has ended."""
+        if self._loop is not None:
+            self._loop.stop()
+        self._ended.wait(timeout=10)
+
+    def _run(self) -> None:
+        try:
+            from worker.assembly import assemble
+
+            incarnation = uuid.uuid4().hex[:8]
+            self._loop = assemble(self._plan, incarnation, socket.gethostname(), self._tell)
+            self._stage = "serving"
+            self._loaded.set()
+            self._loop.run()
+            self._stage = "stopped"
+        except Exception as error:
+            traceback.print_exc()
+            self._error = str(error) or type(error).__name__
+            self._stage = "failed"
+        finally:
+            self._loaded.set()
+            self._ended.set()
+            if self._stage == "failed" and self._loop is not None:
+                os._exit(1)  # a worker whose loop died must not look alive
+
+    def _tell(self, stage: str) -> None:
+        self._stage = stage

@@ -1,0 +1,83 @@
+"""A role: what a worker does with its engine. Pure: messages, outcomes and results in, commands out.
+
+The loop (worker/loop.py) is the shell around it, the simulator another.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from cluster.handoff import HandoffNotice
+from cluster.messages import RouterMessage, WorkerMessage
+from cluster.worker import RoleName
+from engine.step import StepPlan, StepResult
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Tell the router."""
+
+    message: WorkerMessage
+
+
+@dataclass(frozen=True, slots=True)
+class WritePages:
+    """Start a write to a peer; its end comes back as `WriteEnded` with the same id.
+
+    With `notice` it is the last of its handoff. `page_ids` are pairwise (ours, the peer's).
+    """
+
+    write_id: int
+    agent: str
+    source_pages: tuple[int, ...]
+    target_pages: tuple[int, ...]
+    notice: HandoffNotice | None
+
+
+Command = Send | WritePages
+
+
+@dataclass(frozen=True, slots=True)
+class WriteEnded:
+    """A write of ours is over: it reads our pages no more. `error` is empty when every byte arrived."""
+
+    write_id: int
+    num_bytes: int
+    seconds: float
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Occupancy:
+    """What a role holds now; the loop adds the page counts and makes it a load report."""
+
+    running: int
+    waiting: int
+    uncomputed_tokens: int
+    context_tokens: int
+    request_ids: tuple[str, ...]
+    reservation_ids: tuple[str, ...]
+
+
+class Role(Protocol):
+    """Plan, execute, absorb: the loop asks for a plan, runs it on the engine and hands back the result."""
+
+    name: RoleName
+
+    def on_message(self, message: RouterMessage, now: float) -> list[Command]: ...
+
+    def on_write_ended(self, outcome: WriteEnded, now: float) -> list[Command]: ...
+
+    def on_notice(self, notice: HandoffNotice, now: float) -> list[Command]: ...
+
+    def plan(self, now: float) -> StepPlan | None: ...
+
+    def absorb(self, plan: StepPlan, result: StepResult, now: float) -> list[Command]: ...
+
+    def occupancy(self) -> Occupancy: ...
+
+    @property
+    def expects_peers(self) -> bool:
+        """A peer's notice or the end of a write may come at any moment, so the loop must look often."""
+        ...

@@ -1,0 +1,56 @@
+"""The worker's end of the ZeroMQ link to the router: one DEALER socket, owned by the worker's loop."""
+
+from __future__ import annotations
+
+import zmq
+
+from baton.wire import decode_to_worker, encode_to_router
+from cluster.messages import RouterMessage, WorkerMessage
+
+
+class RouterLink:
+    """First in, first out in both directions. ZeroMQ reconnects by itself when the router restarts."""
+
+    def __init__(self, address: str, identity: str) -> None:
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.DEALER)
+        self._socket.setsockopt(zmq.IDENTITY, identity.encode())
+        self._socket.setsockopt(zmq.LINGER, 500)
+        self._socket.connect(address)
+        # Wakes a loop that waits for messages from another thread; ZeroMQ sockets may not be shared.
+        self._wake_address = f"inproc://wake-{identity}"
+        self._waker = self._context.socket(zmq.PAIR)
+        self._waker.bind(self._wake_address)
+        self._poller = zmq.Poller()
+        self._poller.register(self._socket, zmq.POLLIN)
+        self._poller.register(self._waker, zmq.POLLIN)
+
+    def receive(self, wait_s: float) -> list[RouterMessage]:
+        """Everything that has come, waiting up to `wait_s` for the first; empty after a `wake`."""
+        ready = dict(self._poller.poll(int(wait_s * 1000))) if wait_s > 0 else None
+        if ready is not None and self._waker in ready:
+            self._waker.recv()
+        messages: list[RouterMessage] = []
+        if ready is not None and self._socket not in ready:
+            return messages
+        while True:
+            try:
+                messages += decode_to_worker(self._socket.recv(zmq.NOBLOCK))
+            except zmq.Again:
+                return messages
+
+    def send(self, batch: list[WorkerMessage]) -> None:
+        """Queue messages as one frame; never waits."""
+        self._socket.send(encode_to_router(batch), zmq.NOBLOCK)
+
+    def wake(self) -> None:
+        """Make a waiting `receive` return; may be called from any thread."""
+        with self._context.socket(zmq.PAIR) as socket:
+            socket.connect(self._wake_address)
+            socket.send(b"")
+
+    def close(self) -> None:
+        """Deliver what is queued (half a second at most) and close."""
+        self._waker.close()
+        self._socket.close()
+        self._context.term()

@@ -1,0 +1,27 @@
+"""What a worker keeps when its role changes: pages, limits and what it knows of the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cluster.prefix_hash import root_hash
+from engine.batch import StepBudget
+from engine.kv_pages import PagePool
+from engine.sequence import Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerState:
+    """Shared by every role a worker takes on. Roles change `pool`; the rest is fixed at start."""
+
+    agent: str  # the name peers write to: worker and incarnation
+    model_id: str
+    eos_token_ids: frozenset[int]
+    context_tokens: int
+    budget: StepBudget
+    pool: PagePool
+    role_epoch: int = 0
+
+    def root(self, sequence: Sequence) -> bytes:
+        """The parent hash of the sequence's first page."""
+        return root_hash(self.model_id)
