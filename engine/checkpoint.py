@@ -1,0 +1,75 @@
+"""Where a model's files are, and which model they are."""
+
+from __future__ import annotations
+
+import json
+from hashlib import blake2b
+from pathlib import Path
+
+from cluster.errors import ModelError
+from engine.model_config import ModelConfig, model_config
+
+_PATTERNS = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
+_SAMPLE_BYTES = 1 << 20
+
+
+def resolve_model(model: str) -> Path:
+    """The folder of a checkpoint: a folder as it is, anything else from the Hugging Face hub (or its local cache).
+
+    Raises `ModelError` when there is neither.
+    """
+    path = Path(model).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelError(f"{path} has no config.json; give the folder of a Hugging Face checkpoint.")
+        return path
+    if path.is_absolute() or model.startswith("."):
+        raise ModelError(f"There is no folder {path}.")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(model, allow_patterns=_PATTERNS))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise ModelError(f"The model {model} is no folder here and could not be had from the hub: {reason}") from None
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """The configuration in a checkpoint's folder."""
+    generation = folder / "generation_config.json"
+    try:
+        raw = json.loads((folder / "config.json").read_text())
+        return model_config(raw, json.loads(generation.read_text()) if generation.is_file() else None)
+    except (OSError, json.JSONDecodeError) as error:
+        raise ModelError(f"{folder / 'config.json'} cannot be read: {error}.") from None
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a checkpoint, sharded or not, in a fixed order."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        missing = [name for name in names if not (folder / name).is_file()]
+        if missing:
+            raise ModelError(f"The shard {missing[0]} of {folder} is missing.")
+        return [folder / name for name in names]
+    if not (folder / "model.safetensors").is_file():
+        raise ModelError(f"{folder} has no model.safetensors; only safetensors checkpoints are read.")
+    return [folder / "model.safetensors"]
+
+
+def model_id(folder: Path) -> str:
+    """A short name of config and weights: workers exchange KV only when theirs are equal.
+
+    Reads the config, each weight file's size and its first and last megabyte, not every byte.
+    """
+    digest = blake2b((folder / "config.json").read_bytes(), digest_size=8)
+    for path in weight_files(folder):
+        size = path.stat().st_size
+        digest.update(f"{path.name}:{size}".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(_SAMPLE_BYTES))
+            file.seek(max(0, size - _SAMPLE_BYTES))
+            digest.update(file.read(_SAMPLE_BYTES))
+    return digest.hexdigest()

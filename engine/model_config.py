@@ -1,0 +1,137 @@
+"""What a checkpoint's config.json says, in our words: one decoder-only family with a few switches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cluster.errors import ModelError
+from cluster.worker import PageLayout
+
+SUPPORTED = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+
+
+@dataclass(frozen=True, slots=True)
+class Llama3Scaling:
+    """Llama 3's rope scaling: low frequencies are stretched by `factor`, high ones kept, the middle blended."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_context_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """Shapes and switches of one model."""
+
+    architecture: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    context_tokens: int
+    norm_eps: float
+    rope_theta: float
+    rope_scaling: Llama3Scaling | None
+    qkv_bias: bool
+    qk_norm: bool
+    tied_head: bool
+    eos_token_ids: frozenset[int]
+
+    @property
+    def qkv_size(self) -> int:
+        return (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
+
+    @property
+    def num_parameters(self) -> int:
+        """Weights that one token multiplies, and the embedding."""
+        attention = self.hidden_size * (self.qkv_size + self.num_heads * self.head_dim)
+        layer = attention + 3 * self.hidden_size * self.intermediate_size
+        embeddings = self.vocab_size * self.hidden_size * (1 if self.tied_head else 2)
+        return self.num_layers * layer + embeddings
+
+    def page_layout(self, num_pages: int, page_size: int, dtype: str, model_id: str) -> PageLayout:
+        """The KV pages this model needs."""
+        return PageLayout(num_pages, self.num_layers, page_size, self.num_kv_heads, self.head_dim, dtype, model_id)
+
+
+def model_config(raw: Mapping[str, Any], generation: Mapping[str, Any] | None = None) -> ModelConfig:
+    """Read config.json (and generation_config.json, for its end-of-sequence tokens).
+
+    Raises `ModelError` naming an architecture or option that is not supported, or a key that is missing.
+    """
+    architectures = raw.get("architectures") or ["(none)"]
+    architecture = architectures[0]
+    if architecture not in SUPPORTED:
+        raise ModelError(f"The architecture {architecture} is not supported; supported are {', '.join(SUPPORTED)}.")
+    _refuse_options(raw, architecture)
+    try:
+        num_heads, hidden_size = raw["num_attention_heads"], raw["hidden_size"]
+        return ModelConfig(
+            architecture=architecture,
+            vocab_size=raw["vocab_size"],
+            hidden_size=hidden_size,
+            intermediate_size=raw["intermediate_size"],
+            num_layers=raw["num_hidden_layers"],
+            num_heads=num_heads,
+            num_kv_heads=raw.get("num_key_value_heads") or num_heads,
+            head_dim=raw.get("head_dim") or hidden_size // num_heads,
+            context_tokens=_context_tokens(raw),
+            norm_eps=raw["rms_norm_eps"],
+            rope_theta=_rope(raw).get("rope_theta") or raw.get("rope_theta") or 10_000.0,
+            rope_scaling=_rope_scaling(raw),
+            qkv_bias=architecture == "Qwen2ForCausalLM",
+            qk_norm=architecture == "Qwen3ForCausalLM",
+            tied_head=bool(raw.get("tie_word_embeddings", False)),
+            eos_token_ids=_eos(raw) | _eos(generation or {}),
+        )
+    except KeyError as error:
+        raise ModelError(f"config.json lacks the key {error}.") from None
+
+
+def _refuse_options(raw: Mapping[str, Any], architecture: str) -> None:
+    if raw.get("hidden_act", "silu") != "silu":
+        raise ModelError(f"The activation {raw['hidden_act']} is not supported, only silu.")
+    if raw.get("quantization_config"):
+        raise ModelError("Quantised checkpoints are not supported; use one in float32, bfloat16 or float16.")
+    if raw.get("attention_bias") or raw.get("mlp_bias"):
+        raise ModelError(f"{architecture} with attention_bias or mlp_bias is not supported.")
+
+
+def _context_tokens(raw: Mapping[str, Any]) -> int:
+    """The served context: within a sliding window every position sees all others, so beyond it we do not serve."""
+    context = int(raw["max_position_embeddings"])
+    window = raw.get("sliding_window") if raw.get("use_sliding_window", True) else None
+    return min(context, int(window)) if window else context
+
+
+def _rope(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    """transformers 5 writes `rope_parameters`, older versions `rope_scaling` beside `rope_theta`."""
+    return raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+
+
+def _rope_scaling(raw: Mapping[str, Any]) -> Llama3Scaling | None:
+    rope = _rope(raw)
+    kind = rope.get("rope_type") or rope.get("type") or "default"
+    if kind == "default":
+        return None
+    if kind != "llama3":
+        raise ModelError(f"The rope scaling {kind} is not supported, only llama3.")
+    return Llama3Scaling(
+        rope["factor"],
+        rope["low_freq_factor"],
+        rope["high_freq_factor"],
+        rope["original_max_position_embeddings"],
+    )
+
+
+def _eos(raw: Mapping[str, Any]) -> frozenset[int]:
+    value = raw.get("eos_token_id")
+    if value is None:
+        return frozenset()
+    return frozenset(value if isinstance(value, list) else [value])

@@ -1,0 +1,55 @@
+"""Drives an executor over a page pool by hand, for tests of the model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from cluster.request import Request, SamplingParams
+from engine.batch import StepBudget, absorb_step, plan_step
+from engine.checkpoint import model_id, read_config
+from engine.executor import TorchExecutor
+from engine.kv_pages import PagePool
+from engine.page_table import commit_pages, grow, take_pages
+from engine.sequence import Sequence
+from engine.weights import load_weights
+
+ROOT = b"root"
+
+
+def load_executor(folder: Path, num_pages: int = 64, page_size: int = 16, dtype: str = "float32") -> TorchExecutor:
+    config = read_config(folder)
+    layout = config.page_layout(num_pages, page_size, dtype, model_id(folder))
+    return TorchExecutor(config, load_weights(folder, config, getattr(torch, dtype)), layout)
+
+
+def generate(
+    executor: TorchExecutor, prompts: list[list[int]], sampling: list[SamplingParams], chunk_tokens: int = 32
+) -> list[list[int]]:
+    """Output tokens of all prompts, run together in chunks; ends at max_tokens or end of sequence."""
+    pool = PagePool(executor.layout.num_pages, executor.layout.page_size)
+    sequences = [
+        Sequence.start(Request(str(index), tuple(prompt), params))
+        for index, (prompt, params) in enumerate(zip(prompts, sampling, strict=True))
+    ]
+    live = list(sequences)
+    for sequence in live:
+        assert take_pages(sequence, pool, ROOT)
+    while live:
+        for sequence in live:
+            assert grow(sequence, pool)
+        decoding = [sequence for sequence in live if sequence.decoding]
+        prefilling = [sequence for sequence in live if not sequence.decoding]
+        plan = plan_step(decoding, prefilling, StepBudget(chunk_tokens, 64))
+        assert plan is not None
+        absorb_step(plan, executor.execute(plan))
+        for part in plan.slices:
+            commit_pages(part.sequence, pool, ROOT)
+        config = executor.config
+        live = [
+            sequence
+            for sequence in live
+            if not sequence.num_output or sequence.finish_reason(config.eos_token_ids, config.context_tokens) is None
+        ]
+    return [sequence.tokens[sequence.prompt_len :] for sequence in sequences]

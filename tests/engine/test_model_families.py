@@ -1,0 +1,78 @@
+"""Our model computes what transformers computes, on the same weights, for every family."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from cluster.request import SamplingParams
+from engine.attention.backend import BatchLayout
+from tests.checkpoints import FAMILIES, build_checkpoint
+from tests.engine.running import generate, load_executor
+
+
+def _layout(length: int, page_size: int) -> BatchLayout:
+    pages = -(-length // page_size)
+    return BatchLayout(
+        qo_indptr=torch.tensor([0, length]),
+        indptr=torch.tensor([0, pages]),
+        indices=torch.randperm(pages),
+        last_page_len=torch.tensor([length - (pages - 1) * page_size]),
+        positions=torch.arange(length),
+        num_decodes=0,
+    )
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_are_those_of_transformers(tmp_path: Path, family: str, tied: bool) -> None:
+    folder = build_checkpoint(tmp_path, family, tie_word_embeddings=tied)
+    reference = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    executor = load_executor(folder)
+    tokens = torch.tensor([random.Random(1).randrange(320) for _ in range(150)])
+    layout = _layout(len(tokens), executor.layout.page_size)
+    with torch.inference_mode():
+        expected = reference(tokens.unsqueeze(0)).logits[0]
+        executor._attention.plan(layout)
+        got = executor.model.forward(tokens, layout.positions, torch.arange(len(tokens)), executor._attention)
+    assert (got - expected).abs().max() <= 1e-4
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_greedy_continuations_of_a_mixed_batch_are_those_of_transformers(tmp_path: Path, family: str) -> None:
+    folder = build_checkpoint(tmp_path, family, seed=3)
+    reference = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    rng = random.Random(2)
+    prompts = [[rng.randrange(2, 320) for _ in range(length)] for length in (1, 15, 16, 17, 100)]
+    got = generate(load_executor(folder), prompts, [SamplingParams(max_tokens=64, ignore_eos=True)] * len(prompts))
+    for prompt, output in zip(prompts, got, strict=True):
+        expected = reference.generate(
+            torch.tensor([prompt]), max_new_tokens=64, min_new_tokens=64, do_sample=False, eos_token_id=None, pad_token_id=0
+        )
+        assert output == expected[0, len(prompt) :].tolist()
+
+
+def test_a_sharded_checkpoint_gives_the_same_tokens(tmp_path: Path) -> None:
+    whole = build_checkpoint(tmp_path / "whole", "qwen2")
+    sharded = build_checkpoint(tmp_path / "sharded", "qwen2", max_shard_size="100KB")
+    assert len(list(sharded.glob("*.safetensors"))) > 1
+    prompts, params = [[5, 6, 7]], [SamplingParams(max_tokens=20, ignore_eos=True)]
+    assert generate(load_executor(whole), prompts, params) == generate(load_executor(sharded), prompts, params)
+
+
+def test_bfloat16_stays_near_float32(tmp_path: Path) -> None:
+    folder = build_checkpoint(tmp_path, "qwen3", scale=1.0)
+    tokens = torch.arange(2, 102)
+    logits = []
+    for dtype in ("float32", "bfloat16"):
+        executor = load_executor(folder, dtype=dtype)
+        layout = _layout(len(tokens), executor.layout.page_size)
+        with torch.inference_mode():
+            executor._attention.plan(layout)
+            logits.append(executor.model.forward(tokens, layout.positions, torch.arange(100), executor._attention))
+    exact, rough = logits
+    assert (rough - exact).norm() / exact.norm() < 3e-2
