@@ -7,26 +7,10 @@ import socket
 import threading
 import traceback
 import uuid
-from dataclasses import dataclass
 
 import ray
 
-
-@dataclass(frozen=True, slots=True)
-class WorkerPlan:
-    """Everything a worker needs to start; "auto" values are resolved before."""
-
-    name: str
-    role: str
-    model: str
-    router_address: str
-    dtype: str
-    device: str
-    num_pages: int
-    page_size: int
-    chunk_tokens: int
-    max_batch: int
-    threads: int
+from cluster.plan import WorkerPlan
 
 
 @ray.remote(num_cpus=0, max_restarts=0, max_concurrency=4)

@@ -1,0 +1,33 @@
+"""Baton: large language models served by prefill and decode workers that hand KV pages to each other."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from baton.answer import Answer, Token
+    from baton.client import AsyncClient, Client
+    from cluster.errors import BatonError
+    from cluster.request import Objectives, SamplingParams
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "Answer": "baton.answer",
+    "AsyncClient": "baton.client",
+    "BatonError": "cluster.errors",
+    "Client": "baton.client",
+    "Objectives": "cluster.request",
+    "SamplingParams": "cluster.request",
+    "Token": "baton.answer",
+}
+__all__ = ["Answer", "AsyncClient", "BatonError", "Client", "Objectives", "SamplingParams", "Token"]
+
+
+def __getattr__(name: str) -> Any:
+    """Load what is asked for when it is asked for, so that `import baton` stays cheap."""
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'baton' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_EXPORTS[name]), name)

@@ -1,0 +1,118 @@
+"""What a client gets: tokens while they come, and the whole answer at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from baton import wire
+from baton.v1 import inference_pb2
+from cluster.handoff import HandoffReport
+from cluster.request import Objectives, SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One output token; `text` is what became certain with it."""
+
+    index: int
+    id: int
+    text: str
+    logprob: float | None = None
+    top_logprobs: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A finished generation, with what it took. Times in seconds, measured by the router."""
+
+    request_id: str
+    text: str
+    tokens: tuple[Token, ...]
+    finish_reason: str  # "stop" or "length"
+    prompt_tokens: int
+    output_tokens: int
+    cached_tokens: int
+    queue_s: float
+    ttft_s: float
+    tpot_s: float | None
+    total_s: float
+    prefill_worker: str
+    decode_worker: str
+    attempts: int
+    handoff: HandoffReport | None
+
+    @property
+    def token_ids(self) -> list[int]:
+        return [token.id for token in self.tokens]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+
+def make_request(
+    prompt: str | list[int],
+    sampling: SamplingParams,
+    *,
+    request_id: str = "",
+    priority: int = 0,
+    tenant: str = "",
+    objectives: Objectives | None = None,
+) -> inference_pb2.GenerateRequest:
+    """The message for a prompt of text or token ids."""
+    message = inference_pb2.GenerateRequest(request_id=request_id, priority=priority, tenant=tenant)
+    if isinstance(prompt, str):
+        message.text = prompt
+    else:
+        message.token_ids.ids.extend(prompt)
+    message.sampling.CopyFrom(wire.to_message(sampling))  # type: ignore[arg-type]
+    if objectives is not None:
+        message.objectives.CopyFrom(wire.to_message(objectives))  # type: ignore[arg-type]
+    return message
+
+
+def read_tokens(response: inference_pb2.GenerateResponse) -> list[Token]:
+    """The tokens of one message of a stream."""
+    return [
+        Token(
+            token.index,
+            token.id,
+            token.text,
+            token.logprob if token.HasField("logprob") else None,
+            tuple((top.id, top.logprob) for top in token.top_logprobs),
+        )
+        for token in response.tokens
+    ]
+
+
+def read_answer(tokens: list[Token], finish: inference_pb2.Finish) -> Answer:
+    """The answer whose last message was `finish`."""
+    timings, usage, route = finish.timings, finish.usage, finish.route
+    return Answer(
+        request_id=finish.request_id,
+        text="".join(token.text for token in tokens) + finish.trailing_text,
+        tokens=tuple(tokens),
+        finish_reason=wire.finish_reason(finish.reason).value,
+        prompt_tokens=usage.prompt_tokens,
+        output_tokens=usage.output_tokens,
+        cached_tokens=usage.cached_tokens,
+        queue_s=timings.queue_s,
+        ttft_s=timings.ttft_s,
+        tpot_s=timings.tpot_s if timings.HasField("tpot_s") else None,
+        total_s=timings.total_s,
+        prefill_worker=route.prefill_worker,
+        decode_worker=route.decode_worker,
+        attempts=route.attempts,
+        handoff=wire.from_message(HandoffReport, route.handoff) if route.HasField("handoff") else None,
+    )
+
+
+def sampling_params(sampling: SamplingParams | None, options: Mapping[str, Any]) -> SamplingParams:
+    """`sampling`, or one made from keyword options such as `temperature=0.7, max_tokens=50`."""
+    if sampling is None:
+        return SamplingParams(**{key: tuple(value) if isinstance(value, list) else value for key, value in options.items()})
+    if options:
+        raise TypeError(f"Give either sampling or {', '.join(options)}, not both.")
+    return sampling

@@ -1,0 +1,223 @@
+"""Clients for a Baton cluster: `Client` for plain code, `AsyncClient` for asyncio. Both have the same methods."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Iterator
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+import grpc.aio
+
+from baton.answer import Answer, Token, make_request, read_answer, read_tokens, sampling_params
+from baton.errors import InternalError, error_from_rpc
+from baton.v1 import admin_pb2, admin_pb2_grpc, inference_pb2, inference_pb2_grpc
+from cluster.request import SamplingParams
+
+DEFAULT_ADDRESS = "127.0.0.1:50051"
+_OPTIONS = [("grpc.max_receive_message_length", 64 << 20), ("grpc.max_send_message_length", 64 << 20)]
+
+
+def _address(address: str | None) -> str:
+    return address or os.environ.get("BATON_ADDRESS") or DEFAULT_ADDRESS
+
+
+class TokenStream(Iterator[Token]):
+    """Tokens as they come; `answer` is complete once the iteration has ended."""
+
+    def __init__(self, call: Any, address: str) -> None:
+        self._call, self._address = call, address
+        self._tokens: list[Token] = []
+        self._ready: list[Token] = []
+        self._answer: Answer | None = None
+
+    def __next__(self) -> Token:
+        while not self._ready:
+            try:
+                response = next(self._call)
+            except grpc.RpcError as error:
+                raise error_from_rpc(error, self._address) from None
+            self._ready = read_tokens(response)
+            self._tokens += self._ready
+            self._ready.reverse()
+            if response.HasField("finish"):
+                self._answer = read_answer(self._tokens, response.finish)
+        return self._ready.pop()
+
+    @property
+    def answer(self) -> Answer:
+        """The whole answer, reading the rest of the stream if need be."""
+        for _ in self:
+            pass
+        if self._answer is None:
+            raise InternalError("The stream ended without its last message.")
+        return self._answer
+
+    def cancel(self) -> None:
+        """Stop the request; its pages are freed on both workers."""
+        self._call.cancel()
+
+
+class Client:
+    """A synchronous client.
+
+        with baton.Client() as client:
+            for token in client.stream("Once upon a time", max_tokens=40):
+                print(token.text, end="", flush=True)
+
+    Failed calls raise an error of `baton.errors`, such as `InvalidRequest` or `Overloaded`.
+    """
+
+    def __init__(self, address: str | None = None) -> None:
+        """Connect to "host:port"; the default is $BATON_ADDRESS, or this machine's port 50051."""
+        self.address = _address(address)
+        self._channel = grpc.insecure_channel(self.address, _OPTIONS)
+        self._inference = inference_pb2_grpc.InferenceStub(self._channel)
+        self._admin = admin_pb2_grpc.AdminStub(self._channel)
+
+    def stream(
+        self,
+        prompt: str | list[int],
+        sampling: SamplingParams | None = None,
+        *,
+        timeout_s: float | None = None,
+        request_id: str = "",
+        priority: int = 0,
+        tenant: str = "",
+        **options: Any,
+    ) -> TokenStream:
+        """Generate from text or token ids; `options` are fields of `SamplingParams`."""
+        request = make_request(
+            prompt, sampling_params(sampling, options), request_id=request_id, priority=priority, tenant=tenant
+        )
+        return TokenStream(self._inference.Generate(request, timeout=timeout_s), self.address)
+
+    def generate(self, prompt: str | list[int], sampling: SamplingParams | None = None, **options: Any) -> Answer:
+        """The whole answer at once; arguments as for `stream`."""
+        return self.stream(prompt, sampling, **options).answer
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of a text, as the served model sees it."""
+        return list(self._call(self._inference.Tokenize, inference_pb2.TokenizeRequest(text=text)).ids)
+
+    def model(self) -> inference_pb2.Model:
+        """What is served."""
+        return self._call(self._inference.GetModel, inference_pb2.GetModelRequest())  # type: ignore[no-any-return]
+
+    def cluster(self) -> admin_pb2.Cluster:
+        """Pools, workers and their load."""
+        return self._call(self._admin.GetCluster, admin_pb2.GetClusterRequest())  # type: ignore[no-any-return]
+
+    def _call(self, method: Any, request: Any) -> Any:
+        try:
+            return method(request, timeout=30)
+        except grpc.RpcError as error:
+            raise error_from_rpc(error, self.address) from None
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+class AsyncTokenStream(AsyncIterator[Token]):
+    """`TokenStream` for asyncio; `await stream.answer()` for the end."""
+
+    def __init__(self, call: Any, address: str) -> None:
+        self._call, self._address = call, address
+        self._tokens: list[Token] = []
+        self._ready: list[Token] = []
+        self._answer: Answer | None = None
+
+    async def __anext__(self) -> Token:
+        while not self._ready:
+            try:
+                response = await self._call.read()
+            except grpc.RpcError as error:
+                raise error_from_rpc(error, self._address) from None
+            if response is grpc.aio.EOF:
+                raise StopAsyncIteration
+            self._ready = read_tokens(response)
+            self._tokens += self._ready
+            self._ready.reverse()
+            if response.HasField("finish"):
+                self._answer = read_answer(self._tokens, response.finish)
+        return self._ready.pop()
+
+    async def answer(self) -> Answer:
+        """The whole answer, reading the rest of the stream if need be."""
+        async for _ in self:
+            pass
+        if self._answer is None:
+            raise InternalError("The stream ended without its last message.")
+        return self._answer
+
+    def cancel(self) -> None:
+        """Stop the request; its pages are freed on both workers."""
+        self._call.cancel()
+
+
+class AsyncClient:
+    """An asyncio client, with `Client`'s methods."""
+
+    def __init__(self, address: str | None = None) -> None:
+        """Connect to "host:port"; the default is $BATON_ADDRESS, or this machine's port 50051."""
+        self.address = _address(address)
+        self._channel = grpc.aio.insecure_channel(self.address, _OPTIONS)
+        self._inference = inference_pb2_grpc.InferenceStub(self._channel)
+        self._admin = admin_pb2_grpc.AdminStub(self._channel)
+
+    def stream(
+        self,
+        prompt: str | list[int],
+        sampling: SamplingParams | None = None,
+        *,
+        timeout_s: float | None = None,
+        request_id: str = "",
+        priority: int = 0,
+        tenant: str = "",
+        **options: Any,
+    ) -> AsyncTokenStream:
+        """Generate from text or token ids; `options` are fields of `SamplingParams`."""
+        request = make_request(
+            prompt, sampling_params(sampling, options), request_id=request_id, priority=priority, tenant=tenant
+        )
+        return AsyncTokenStream(self._inference.Generate(request, timeout=timeout_s), self.address)
+
+    async def generate(self, prompt: str | list[int], sampling: SamplingParams | None = None, **options: Any) -> Answer:
+        """The whole answer at once; arguments as for `stream`."""
+        return await self.stream(prompt, sampling, **options).answer()
+
+    async def tokenize(self, text: str) -> list[int]:
+        """Token ids of a text, as the served model sees it."""
+        return list((await self._call(self._inference.Tokenize, inference_pb2.TokenizeRequest(text=text))).ids)
+
+    async def model(self) -> inference_pb2.Model:
+        """What is served."""
+        return await self._call(self._inference.GetModel, inference_pb2.GetModelRequest())  # type: ignore[no-any-return]
+
+    async def cluster(self) -> admin_pb2.Cluster:
+        """Pools, workers and their load."""
+        return await self._call(self._admin.GetCluster, admin_pb2.GetClusterRequest())  # type: ignore[no-any-return]
+
+    async def _call(self, method: Any, request: Any) -> Any:
+        try:
+            return await method(request, timeout=30)
+        except grpc.RpcError as error:
+            raise error_from_rpc(error, self.address) from None
+
+    async def close(self) -> None:
+        await self._channel.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()

@@ -1,0 +1,102 @@
+"""The configuration file: one TOML document whose every key has a default.
+
+    [model]     path, dtype, context_tokens
+    [pools]     prefill, decode, mixed
+    [engine]    page_size, num_pages, kv_memory_gib, chunk_tokens, max_batch, threads
+    [router]    host, port, max_queued, lost_after_s
+
+"auto" means: worked out at start from the machine and the model (cluster/resolve.py), and printed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from cluster.errors import ConfigError
+
+Auto = Literal["auto"]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelSection(_Section):
+    path: str = ""  # a folder or a Hugging Face hub id; empty: the built-in model
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    context_tokens: int | Auto = "auto"
+
+
+class PoolsSection(_Section):
+    prefill: int = Field(default=1, ge=0, le=1024)
+    decode: int = Field(default=1, ge=0, le=1024)
+    mixed: int = Field(default=0, ge=0, le=1024)
+
+
+class EngineSection(_Section):
+    page_size: Literal[1, 2, 4, 8, 16, 32, 64, 128] = 16
+    num_pages: int | Auto = "auto"
+    kv_memory_gib: float | Auto = "auto"
+    chunk_tokens: int | Auto = "auto"
+    max_batch: int | Auto = "auto"
+    threads: int | Auto = "auto"
+
+
+class RouterSection(_Section):
+    host: str = "127.0.0.1"
+    port: int = Field(default=50051, ge=0, le=65535)
+    max_queued: int = Field(default=4096, ge=1)
+    lost_after_s: float = Field(default=15.0, gt=0)
+
+
+class BatonConfig(_Section):
+    """A whole configuration."""
+
+    model: ModelSection = ModelSection()
+    pools: PoolsSection = PoolsSection()
+    engine: EngineSection = EngineSection()
+    router: RouterSection = RouterSection()
+
+
+def parse_config(text: str = "", overrides: dict[str, dict[str, Any]] | None = None) -> BatonConfig:
+    """A configuration from TOML text, with flags (section → key → value, None for "not given") on top.
+
+    Raises `ConfigError`: one sentence that names the key, and the nearest known one if it is unknown.
+    """
+    try:
+        values: dict[str, Any] = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"The configuration is not valid TOML: {error}.") from None
+    for section, keys in (overrides or {}).items():
+        given = {key: value for key, value in keys.items() if value is not None}
+        if given:
+            values[section] = {**values.get(section, {}), **given}
+    try:
+        config = BatonConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_explain(error)) from None
+    if config.pools.prefill + config.pools.decode + config.pools.mixed == 0:
+        raise ConfigError("All pools are empty: give at least one worker, such as prefill = 1 and decode = 1.")
+    if config.pools.mixed == 0 and config.pools.decode == 0:
+        raise ConfigError("Nothing would decode: give at least one decode or mixed worker.")
+    return config
+
+
+def _explain(error: ValidationError) -> str:
+    first = error.errors()[0]
+    path = [str(part) for part in first["loc"] if part not in ("int", "float") and not str(part).startswith("literal")]
+    name = ".".join(path)
+    if first["type"] != "extra_forbidden":
+        given = first["input"] if not isinstance(first["input"], dict) else "a table"
+        return f"The configuration's {name} is {given!r}: {first['msg'].lower()}."
+    section: Any = BatonConfig
+    for part in path[:-1]:
+        section = section.model_fields[part].annotation
+    known = list(section.model_fields)
+    near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.0)
+    where = f"section [{'.'.join(path[:-1])}]" if path[:-1] else "file"
+    return f"The configuration {where} has no key {path[-1]!r}; did you mean {near[0]!r}?"

@@ -1,0 +1,39 @@
+"""What each process is told when it starts: every "auto" already resolved."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerPlan:
+    """Everything a worker needs to start."""
+
+    name: str
+    role: str  # a RoleName's value
+    model: str
+    router_address: str  # of the router's worker link, such as "tcp://127.0.0.1:5555"
+    dtype: str
+    device: str
+    context_tokens: int
+    num_pages: int
+    page_size: int
+    chunk_tokens: int
+    max_batch: int
+    threads: int
+
+
+@dataclass(frozen=True, slots=True)
+class RouterPlan:
+    """Everything the router needs to start."""
+
+    model: str
+    model_name: str
+    dtype: str
+    context_tokens: int
+    host: str
+    port: int
+    worker_host: str
+    max_queued: int
+    lost_after_s: float
+    settings: dict[str, str] = field(default_factory=dict)  # shown by `baton status`

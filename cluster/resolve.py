@@ -1,0 +1,133 @@
+"""What "auto" means, on this machine and for this model. Pure: the facts are passed in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cluster.config import BatonConfig
+from cluster.errors import ConfigError
+from cluster.plan import RouterPlan, WorkerPlan
+
+GIB = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class MachineFacts:
+    """What the machine offers to all workers on it together."""
+
+    cores: int
+    memory_available_bytes: int
+    fast_bfloat16: bool  # avx512_bf16 or AMX: bfloat16 matrix products at twice the rate of float32
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What sizing needs to know of the model. `kv_values_per_token` counts K and V of all layers."""
+
+    path: str
+    name: str
+    context_tokens: int
+    kv_values_per_token: int
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """A configuration without "auto"; `settings` is what `baton up` prints."""
+
+    config: BatonConfig
+    model: ModelFacts
+    dtype: str
+    context_tokens: int
+    num_pages: int
+    chunk_tokens: int
+    max_batch: int
+    threads: int
+
+    @property
+    def roles(self) -> list[tuple[str, str]]:
+        """(worker name, role) of every worker to start."""
+        pools = self.config.pools
+        counts = (("prefill", pools.prefill), ("decode", pools.decode), ("mixed", pools.mixed))
+        return [(f"{role}-{index}", role) for role, count in counts for index in range(count)]
+
+    @property
+    def settings(self) -> dict[str, str]:
+        page_size = self.config.engine.page_size
+        return {
+            "model": self.model.name,
+            "dtype": self.dtype,
+            "context_tokens": str(self.context_tokens),
+            "page_size": str(page_size),
+            "num_pages": f"{self.num_pages} per worker ({self.num_pages * page_size} tokens)",
+            "chunk_tokens": str(self.chunk_tokens),
+            "max_batch": str(self.max_batch),
+            "threads": f"{self.threads} per worker",
+        }
+
+    def router_plan(self) -> RouterPlan:
+        router = self.config.router
+        return RouterPlan(
+            model=self.model.path,
+            model_name=self.model.name,
+            dtype=self.dtype,
+            context_tokens=self.context_tokens,
+            host=router.host,
+            port=router.port,
+            worker_host="127.0.0.1" if router.host in ("127.0.0.1", "localhost") else "0.0.0.0",
+            max_queued=router.max_queued,
+            lost_after_s=router.lost_after_s,
+            settings=self.settings,
+        )
+
+    def worker_plan(self, name: str, role: str, router_address: str) -> WorkerPlan:
+        return WorkerPlan(
+            name=name,
+            role=role,
+            model=self.model.path,
+            router_address=router_address,
+            dtype=self.dtype,
+            device="cpu",
+            context_tokens=self.context_tokens,
+            num_pages=self.num_pages,
+            page_size=self.config.engine.page_size,
+            chunk_tokens=self.chunk_tokens,
+            max_batch=self.max_batch,
+            threads=self.threads,
+        )
+
+
+def resolve(config: BatonConfig, machine: MachineFacts, model: ModelFacts) -> Resolved:
+    """Replace every "auto". Raises `ConfigError` when the result could not serve a single full-length request."""
+    engine, pools = config.engine, config.pools
+    workers = pools.prefill + pools.decode + pools.mixed
+    dtype = config.model.dtype
+    if dtype == "auto":
+        dtype = "bfloat16" if machine.fast_bfloat16 else "float32"
+    context = config.model.context_tokens
+    context = model.context_tokens if context == "auto" else min(context, model.context_tokens)
+    max_batch = 32 if engine.max_batch == "auto" else engine.max_batch
+    page_bytes = engine.page_size * model.kv_values_per_token * (4 if dtype == "float32" else 2)
+    num_pages = engine.num_pages
+    if num_pages == "auto":
+        if engine.kv_memory_gib == "auto":
+            share = machine.memory_available_bytes // (4 * workers)  # a quarter for KV, the rest for weights and others
+        else:
+            share = int(engine.kv_memory_gib * GIB)
+        useful = max_batch * -(-context // engine.page_size)  # every sequence of a full batch at full length
+        num_pages = min(useful, share // page_bytes)
+    needed = -(-context // engine.page_size) + 1
+    if num_pages < needed:
+        raise ConfigError(
+            f"{num_pages} pages hold less than one request of {context} tokens, which needs {needed}: "
+            "raise engine.num_pages or engine.kv_memory_gib, or lower model.context_tokens."
+        )
+    return Resolved(
+        config=config,
+        model=model,
+        dtype=dtype,
+        context_tokens=context,
+        num_pages=num_pages,
+        chunk_tokens=min(512, max(context, 16)) if engine.chunk_tokens == "auto" else engine.chunk_tokens,
+        max_batch=max_batch,
+        threads=max(1, machine.cores // workers) if engine.threads == "auto" else engine.threads,
+    )
