@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from cluster.errors import BatonError
-from cluster.messages import RouterMessage
+from cluster.messages import RouterMessage, WorkerMessage
 from cluster.request import Request
 from router.core import Close, Command, RouterCore, Show, Tell
 from router.record import Completion
@@ -51,23 +51,17 @@ class Driver:
 
     async def run(self) -> None:
         """Serve the workers until cancelled."""
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._listen())
-            tasks.create_task(self._tick())
-
-    async def _listen(self) -> None:
-        while True:
-            worker, batch = await self.link.receive()
-            now = self.clock()
-            commands: list[Command] = []
-            for message in batch:
-                commands += self.core.on_message(worker, message, now)
-            self._perform(commands)
-
-    async def _tick(self) -> None:
+        self.link.start(self._on_frame)
         while True:
             await asyncio.sleep(TICK_S)
             self._perform(self.core.tick(self.clock()))
+
+    def _on_frame(self, worker: str, batch: list[WorkerMessage]) -> None:
+        now = self.clock()
+        commands: list[Command] = []
+        for message in batch:
+            commands += self.core.on_message(worker, message, now)
+        self._perform(commands)
 
     def submit(self, request: Request) -> Subscription:
         """Take on a request; raises when the core refuses it."""

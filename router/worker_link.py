@@ -1,16 +1,22 @@
-"""The router's end of the ZeroMQ links: one ROUTER socket for all workers, on the event loop."""
+"""The router's end of the ZeroMQ links: one ROUTER socket for all workers, on the event loop.
+
+A plain socket whose file descriptor the loop watches: one frame costs no future and no task switch. ZeroMQ signals
+that descriptor once per change, and a send may swallow the signal, so both directions look for what has come.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import zmq
-import zmq.asyncio
 
 from baton.wire import decode_to_router, encode_to_worker
 from cluster.errors import InvalidRequest
 from cluster.messages import RouterMessage, WorkerMessage
+
+Handler = Callable[[str, list[WorkerMessage]], None]
 
 
 class WorkerLink:
@@ -18,30 +24,48 @@ class WorkerLink:
 
     def __init__(self, address: str) -> None:
         """Bind to `address`, such as "tcp://127.0.0.1:*"; `address` then tells the port that was taken."""
-        self._context = zmq.asyncio.Context()
+        self._context = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)  # a restarted worker takes over its name
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.bind(address)
         self.address = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._handler: Handler | None = None
 
-    async def receive(self) -> tuple[str, list[WorkerMessage]]:
-        """The next frame: the worker's name and its messages. Frames that are none of ours are skipped."""
-        while True:
-            identity, frame = await self._socket.recv_multipart()
+    def start(self, handler: Handler) -> None:
+        """Call `handler` on the running event loop with every frame that comes."""
+        self._handler = handler
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._socket.fileno(), self._drain)
+        self._loop.call_soon(self._drain)
+
+    def _drain(self) -> None:
+        while not self._socket.closed:
             try:
-                return identity.decode(), decode_to_router(frame)
-            except (InvalidRequest, UnicodeDecodeError, ValueError) as error:
+                identity, frame = self._socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            except ValueError:
+                continue  # not two parts: none of ours
+            try:
+                batch = decode_to_router(frame)
+                worker = identity.decode()
+            except (InvalidRequest, UnicodeDecodeError) as error:
                 print(f"A frame on the worker link was ignored: {error}", flush=True)
+                continue
+            if self._handler is not None:
+                self._handler(worker, batch)
 
     def send(self, worker: str, batch: Iterable[RouterMessage]) -> None:
         """Queue messages for a worker as one frame; a worker that is gone is found out by its silence."""
-        # The plain socket underneath: a ROUTER never blocks, and skipping the future costs nothing.
         with contextlib.suppress(zmq.ZMQError):
-            zmq.Socket.shadow(self._socket).send_multipart(
-                [worker.encode(), encode_to_worker(list(batch))], flags=zmq.NOBLOCK
-            )
+            self._socket.send_multipart([worker.encode(), encode_to_worker(list(batch))], zmq.NOBLOCK)
+        if self._loop is not None and self._socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+            self._loop.call_soon(self._drain)
 
     def close(self) -> None:
+        if self._loop is not None and not self._socket.closed:
+            self._loop.remove_reader(self._socket.fileno())
         self._socket.close()
         self._context.term()

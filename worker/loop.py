@@ -88,7 +88,7 @@ class WorkerLoop:
         for message in self.link.receive(0.0 if plan is not None else self._idle_wait_s()):
             self._on_message(message)
         self._poll_transport()
-        self._report_load()
+        self._report_load(idle=plan is None)
         self._flush()
 
     def _idle_wait_s(self) -> float:
@@ -156,11 +156,11 @@ class WorkerLoop:
             return
         self._write_of_transfer[transfer] = command.write_id
 
-    def _report_load(self) -> None:
-        """Send the load when it changed, at most every LOAD_EVERY_S, and as a sign of life otherwise."""
+    def _report_load(self, idle: bool) -> None:
+        """Send the load when it changed, and as a sign of life otherwise; between steps at most every LOAD_EVERY_S."""
         now = time.monotonic()
         since = now - self._reported_s
-        if since < LOAD_EVERY_S:
+        if since < LOAD_EVERY_S and not idle:
             return
         occupancy, pool = self.role.occupancy(), self.state.pool
         snapshot = (occupancy, pool.num_free, pool.num_cached)

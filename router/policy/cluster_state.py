@@ -27,10 +27,14 @@ class WorkerView:
 
     @property
     def uncomputed_tokens(self) -> int:
-        """Prompt tokens this worker has yet to compute, including those on their way to it."""
+        """Prompt tokens this worker has yet to compute, including those on their way to it.
+
+        Both the report (plus what it cannot know yet) and the ledger are upper bounds: the report misses what was
+        finished since, the ledger the part of a prompt that is done.
+        """
         counted = set(self.load.request_ids)
         unseen = sum(tokens for request_id, tokens in self.assigned.items() if request_id not in counted)
-        return self.load.uncomputed_tokens + unseen
+        return min(self.load.uncomputed_tokens + unseen, sum(self.assigned.values()))
 
     @property
     def pages_available(self) -> int:

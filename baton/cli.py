@@ -1,0 +1,204 @@
+"""The `baton` command."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from baton.errors import BatonError
+from baton.report import print_answer, print_cluster
+from cluster.config import parse_config
+
+app = typer.Typer(no_args_is_help=True, add_completion=True, rich_markup_mode="rich", pretty_exceptions_enable=False)
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+Model = Annotated[str | None, typer.Option(help="Folder of a checkpoint, or a Hugging Face hub id; default: built in.")]
+Prefill = Annotated[int | None, typer.Option(help="Prefill workers.")]
+Decode = Annotated[int | None, typer.Option(help="Decode workers.")]
+Mixed = Annotated[int | None, typer.Option(help="Workers that serve whole requests (prefill and decode).")]
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file; flags go before it.", dir_okay=False)]
+Address = Annotated[str | None, typer.Option(help="Router's host:port; default: the cluster `up` started here.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON document, for scripts.")]
+
+
+def main() -> None:
+    """Run the command; what goes wrong is one sentence on stderr and exit code 1."""
+    sys.exit(run(app))
+
+
+def run(command: Callable[[], Any]) -> int:
+    """Exit code of a command: 0, 1 for an error, 130 for Ctrl-C."""
+    try:
+        command()
+    except BatonError as error:
+        err.print(f"[red]error:[/] {error.message}", soft_wrap=True)
+        return 1
+    except KeyboardInterrupt:
+        err.print("interrupted")
+        return 130
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 0
+    return 0
+
+
+@app.command()
+def up(
+    model: Model = None,
+    prefill: Prefill = None,
+    decode: Decode = None,
+    mixed: Mixed = None,
+    config: ConfigFile = None,
+    port: Annotated[int | None, typer.Option(help="Port of the gRPC server; 0 for any.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or auto.")] = None,
+) -> None:
+    """Start a cluster on this machine (or on the Ray that $RAY_ADDRESS names).
+
+    Examples:
+
+        baton up
+
+        baton up --model Qwen/Qwen2.5-0.5B --prefill 1 --decode 2
+
+        baton up --config cluster.toml
+    """
+    from baton.progress import StartProgress
+    from deploy.cluster import resolve_here
+    from deploy.cluster import up as start
+
+    overrides = {
+        "model": {"path": model, "dtype": dtype},
+        "pools": {"prefill": prefill, "decode": decode, "mixed": mixed},
+        "router": {"port": port},
+    }
+    resolved = resolve_here(parse_config(_read(config), overrides))
+    _print_settings(resolved.settings)
+    with StartProgress(err) as progress:
+        cluster = start(resolved, progress)
+    out.print(f"Serving on {cluster.address}. Try:  baton generate \"Hello\"")
+
+
+@app.command()
+def status(address: Address = None, as_json: Json = False) -> None:
+    """Show pools, workers and their load.
+
+    Examples:
+
+        baton status
+
+        baton status --json
+    """
+    from google.protobuf.json_format import MessageToDict
+
+    with _client(address) as client:
+        cluster = client.cluster()
+    if as_json:
+        print(json.dumps(MessageToDict(cluster, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)))
+    else:
+        print_cluster(out, cluster)
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Argument(help="The prompt; - reads standard input.")],
+    max_tokens: Annotated[int, typer.Option(help="Most output tokens.")] = 64,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    top_p: Annotated[float, typer.Option()] = 1.0,
+    top_k: Annotated[int, typer.Option(help="0 keeps the whole vocabulary.")] = 0,
+    seed: Annotated[int | None, typer.Option(help="Makes a sampled answer repeatable.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="Stop string; may be given several times.")] = None,
+    timeout: Annotated[float | None, typer.Option(help="Deadline in seconds.")] = None,
+    address: Address = None,
+    as_json: Json = False,
+) -> None:
+    """Stream an answer.
+
+    Examples:
+
+        baton generate "Once upon a time" --max-tokens 40
+
+        baton generate - --json < prompt.txt
+    """
+    text = sys.stdin.read() if prompt == "-" else prompt
+    options = {
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "seed": seed,
+        "stop": stop or [],
+    }
+    with _client(address) as client:
+        stream = client.stream(text, timeout_s=timeout, **options)
+        if as_json:
+            print(json.dumps(stream.answer.as_dict()))
+            return
+        for token in stream:
+            print(token.text, end="", flush=True)
+        answer = stream.answer
+        print(answer.text[sum(len(token.text) for token in answer.tokens) :], flush=True)
+        print_answer(err, answer)
+
+
+@app.command()
+def down() -> None:
+    """End the cluster that `up` started, and its Ray.
+
+    Example:
+
+        baton down
+    """
+    from deploy.cluster import down as stop
+
+    with err.status("Stopping the cluster"):
+        cluster = stop()
+    out.print("Nothing was running." if cluster is None else f"Ended {len(cluster.workers)} workers and the router.")
+
+
+@app.command()
+def demo(model: Model = None) -> None:
+    """Bring a cluster up, send a prompt twice, show the way it went, and take everything down.
+
+    Example:
+
+        baton demo
+    """
+    from baton.demo import run_demo
+
+    run_demo(out, err, model)
+
+
+def _read(config: Path | None) -> str:
+    if config is None:
+        return ""
+    try:
+        return config.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        from baton.errors import ConfigError
+
+        raise ConfigError(f"{config} cannot be read: {error}.") from None
+
+
+def _client(address: str | None) -> Any:
+    from baton.client import Client
+
+    if address is None:
+        from deploy.cluster import running_cluster
+
+        cluster = running_cluster()
+        address = cluster.address if cluster else None
+    return Client(address)
+
+
+def _print_settings(settings: dict[str, str]) -> None:
+    table = Table.grid(padding=(0, 2))
+    for name, value in settings.items():
+        table.add_row(f"[dim]{name}[/]", value)
+    err.print(table)

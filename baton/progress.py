@@ -1,0 +1,49 @@
+"""Progress of processes that start, one line each: live on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.live import Live
+from rich.spinner import Spinner
+from rich.table import Table
+
+_DONE = ("serving", "ready", "done")
+
+
+class StartProgress:
+    """Shows what each process is doing; call it with (process, stage)."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._stages: dict[str, str] = {}
+        self._started = time.monotonic()
+        self._live = Live(console=console, refresh_per_second=8, transient=False) if console.is_terminal else None
+
+    def __enter__(self) -> Self:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._live:
+            self._live.stop()
+
+    def __call__(self, process: str, stage: str) -> None:
+        if self._stages.get(process) == stage:
+            return
+        self._stages[process] = stage
+        if self._live:
+            self._live.update(self._table())
+        else:
+            self._console.print(f"{time.monotonic() - self._started:5.1f} s  {process:<12} {stage}", highlight=False)
+
+    def _table(self) -> Table:
+        table = Table.grid(padding=(0, 1))
+        for process, stage in self._stages.items():
+            finished = stage.startswith(_DONE)
+            table.add_row("[green]✓[/]" if finished else Spinner("dots"), process, f"[dim]{stage}[/]")
+        return table

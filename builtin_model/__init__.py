@@ -1,0 +1,1 @@
+"""A small model that is there without a download, so that everything can be tried at once."""

@@ -1,0 +1,121 @@
+"""A Ray head on this machine that belongs to Baton: started, found again by a later command, and ended completely.
+
+`ray stop` ends every Ray on a machine, also those of others. Ours is known by its own temporary folder, which stands
+in the command line of each of its processes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from cluster.errors import ConfigError
+
+START_TIMEOUT_S = 90.0
+_QUIET = {
+    "RAY_enable_worker_prestart": "0",  # idle Python processes that nobody needs
+    "RAY_DISABLE_IMPORT_WARNING": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_enable_metrics_collection": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class LocalRay:
+    """A running Ray head: where to reach it, and the folder its processes are known by."""
+
+    address: str
+    folder: str
+
+    def processes(self) -> list[psutil.Process]:
+        """Every live process of this Ray, workers included."""
+        found = []
+        for process in psutil.process_iter(["pid", "cmdline"]):
+            command = " ".join(process.info["cmdline"] or ())
+            if self.folder in command and process.pid != os.getpid():
+                found.append(process)
+        return found + [
+            child
+            for process in found
+            for child in _children(process)
+            if child not in found and child.pid != os.getpid()
+        ]
+
+    def stop(self) -> None:
+        """End every process and remove the folder; returns when they are gone."""
+        processes = self.processes()
+        for process in processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.terminate()
+        _, alive = psutil.wait_procs(processes, timeout=2)
+        alive += [process for process in self.processes() if process not in alive]
+        for process in alive:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(alive, timeout=5)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _children(process: psutil.Process) -> list[psutil.Process]:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.children(recursive=True)
+    return []
+
+
+def start_local_ray(object_store_bytes: int = 100 << 20) -> LocalRay:
+    """Start a Ray head on the loopback interface; raises `ConfigError` with Ray's own words when it does not come up."""
+    # Short, because Unix socket paths inside it may have 107 characters at most.
+    folder = tempfile.mkdtemp(prefix="baton-ray-", dir="/tmp")
+    port = _free_port()
+    ray = LocalRay(f"127.0.0.1:{port}", folder)
+    command = [
+        *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head"),
+        *("--node-ip-address=127.0.0.1", f"--port={port}", f"--temp-dir={folder}"),
+        *("--include-dashboard=false", "--disable-usage-stats", "--include-log-monitor=false"),
+        f"--object-store-memory={object_store_bytes}",
+    ]
+    log = Path(folder) / "start.log"
+    with log.open("wb") as output:
+        # Its own session: Ctrl-C at the terminal is ours to handle, not Ray's.
+        process = subprocess.Popen(
+            command, stdout=output, stderr=output, stdin=subprocess.DEVNULL, env=_environment(), start_new_session=True
+        )
+        try:
+            code = process.wait(timeout=START_TIMEOUT_S)
+        except BaseException as error:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            ray.stop()
+            if isinstance(error, subprocess.TimeoutExpired):
+                raise ConfigError(f"Ray did not start within {START_TIMEOUT_S:.0f} s.") from None
+            raise
+    if code != 0:
+        words = log.read_text(errors="replace").strip().splitlines()[-5:]
+        ray.stop()
+        raise ConfigError("Ray did not start: " + " ".join(words))
+    return ray
+
+
+def _environment() -> dict[str, str]:
+    """Actors must find Baton's packages and be as quiet as we are."""
+    root = str(Path(__file__).resolve().parent.parent)
+    path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**os.environ, **_QUIET, "PYTHONPATH": path}
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
