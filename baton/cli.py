@@ -82,7 +82,7 @@ def up(
     _print_settings(resolved.settings)
     with StartProgress(err) as progress:
         cluster = start(resolved, progress)
-    out.print(f"Serving on {cluster.address}. Try:  baton generate \"Hello\"")
+    out.print(f'Serving on {cluster.address}. Try:  baton generate "Hello"')
 
 
 @app.command()
@@ -100,7 +100,11 @@ def status(address: Address = None, as_json: Json = False) -> None:
     with _client(address) as client:
         cluster = client.cluster()
     if as_json:
-        print(json.dumps(MessageToDict(cluster, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)))
+        print(
+            json.dumps(
+                MessageToDict(cluster, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+            )
+        )
     else:
         print_cluster(out, cluster)
 

@@ -30,7 +30,9 @@ def run_demo(out: Console, err: Console, model: str | None) -> None:
             out.rule("The same prompt again: its prefix is cached on both workers")
             _ask(out, client)
         if model is None:
-            out.print("\n[dim]The built-in model has random weights: its words are noise, the way they took is real.[/]")
+            out.print(
+                "\n[dim]The built-in model has random weights: its words are noise, the way they took is real.[/]"
+            )
     finally:
         with err.status("Shutting everything down"):
             down()

@@ -160,7 +160,9 @@ def _repeated(item: Any, wire_field: Any) -> tuple[_Writer, _Reader]:
         encode, decode = to_message, lambda message: from_message(item, message)
     elif typing.get_origin(item) is tuple:
         names = [field.name for field in wire_field.message_type.fields]
-        make = getattr(worker_pb2, wire_field.message_type.name, None) or getattr(inference_pb2, wire_field.message_type.name)
+        make = getattr(worker_pb2, wire_field.message_type.name, None) or getattr(
+            inference_pb2, wire_field.message_type.name
+        )
         encode = lambda value: make(**dict(zip(names, value, strict=True)))  # noqa: E731
         decode = lambda message: tuple(getattr(message, name) for name in names)  # noqa: E731
     else:

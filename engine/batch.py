@@ -7,7 +7,8 @@ Agrawal et al. 2024).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence as Seq
+from collections.abc import Iterable
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
 from cluster.errors import InternalError

@@ -81,7 +81,7 @@ class InProcessTransport:
         if len(source_pages) != len(target_pages):
             raise HandoffFailed(f"{len(source_pages)} pages cannot be written to {len(target_pages)}.")
         for pages, layout in ((source_pages, self._layout), (target_pages, peer.layout)):
-            if pages and not (0 <= min(pages) and max(pages) < layout.num_pages):
+            if pages and not (min(pages) >= 0 and max(pages) < layout.num_pages):
                 raise HandoffFailed(f"A page id is outside 0 to {layout.num_pages - 1}.")
         transfer_id = next(self._ids)
         self._writes.append(_Write(transfer_id, agent, tuple(source_pages), tuple(target_pages), notice))

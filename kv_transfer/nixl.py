@@ -25,7 +25,7 @@ from kv_transfer.transport import Notice, TransferEvent, WriteDone, WriteFailed
 os.environ.setdefault("NIXL_LOG_LEVEL", "FATAL")
 os.environ.setdefault("UCX_LOG_LEVEL", "fatal")
 
-from nixl._api import nixl_agent, nixl_agent_config  # noqa: E402
+from nixl._api import nixl_agent, nixl_agent_config
 
 _HELLO = b""  # connects the peers before the first request does
 _HANDSHAKE_S = 5.0
@@ -141,7 +141,7 @@ class NixlTransport:
         if len(source_pages) != len(target_pages):
             raise HandoffFailed(f"{len(source_pages)} pages cannot be written to {len(target_pages)}.")
         for pages, layout in ((source_pages, self._layout), (target_pages, target)):
-            if pages and not (0 <= min(pages) and max(pages) < layout.num_pages):
+            if pages and not (min(pages) >= 0 and max(pages) < layout.num_pages):
                 raise HandoffFailed(f"A page id is outside 0 to {layout.num_pages - 1}.")
 
     def _notify(self, transfer_id: int, agent: str, notice: bytes | None, started_s: float) -> int:

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from cluster.handoff import HandoffNotice, HandoffOutcome, HandoffReport, HandoffState, HandoffStep, Reservation, advance
+from cluster.handoff import (
+    HandoffNotice,
+    HandoffOutcome,
+    HandoffReport,
+    HandoffState,
+    HandoffStep,
+    Reservation,
+    advance,
+)
 from engine.sequence import Sequence
 from worker.role import WriteEnded, WritePages
 
@@ -36,7 +44,9 @@ class Outbound:
     def to(cls, reservation: Reservation) -> Outbound:
         return cls(reservation, reservation.cached_pages)
 
-    def push(self, sequence: Sequence, page_size: int, computed_all: bool, write_ids: Iterator[int]) -> WritePages | None:
+    def push(
+        self, sequence: Sequence, page_size: int, computed_all: bool, write_ids: Iterator[int]
+    ) -> WritePages | None:
         """The next write, if there is something to send and nothing forbids it."""
         if self.cancelled or self.error or self.final_write is not None:
             return None

@@ -165,4 +165,3 @@ class PrefillRole:
             request_ids=tuple(self._jobs),
             reservation_ids=(),
         )
-

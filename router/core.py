@@ -10,8 +10,15 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from cluster.errors import BatonError, DeadlineExceeded, InvalidRequest, NoWorkers, Overloaded, PromptTooLong
-from cluster.errors import error_from_name
+from cluster.errors import (
+    BatonError,
+    DeadlineExceeded,
+    InvalidRequest,
+    NoWorkers,
+    Overloaded,
+    PromptTooLong,
+    error_from_name,
+)
 from cluster.latency import Latency
 from cluster.messages import (
     Cancel,
@@ -164,7 +171,9 @@ class RouterCore:
                     self._on_token(worker, output, now)
             case LoadReport(load):
                 self.state.report(load, now)
-                self._seeking = {request_id: avoid if avoid != worker else None for request_id, avoid in self._seeking.items()}
+                self._seeking = {
+                    request_id: avoid if avoid != worker else None for request_id, avoid in self._seeking.items()
+                }
             case Reserved(reservation):
                 self._events.append((reservation.request_id, lifecycle.PagesReserved(reservation)))
             case ReservationRefused(reservation_id, request_id, _):

@@ -146,7 +146,9 @@ class AdminService(admin_pb2_grpc.AdminServicer):
     settings: dict[str, str]
     started_s: float = field(default_factory=time.monotonic)
 
-    async def GetCluster(self, request: admin_pb2.GetClusterRequest, context: grpc.aio.ServicerContext) -> admin_pb2.Cluster:  # noqa: N802
+    async def GetCluster(
+        self, request: admin_pb2.GetClusterRequest, context: grpc.aio.ServicerContext
+    ) -> admin_pb2.Cluster:  # noqa: N802
         core, now = self.driver.core, self.driver.clock()
         cluster = admin_pb2.Cluster(
             model=self.model.name,
@@ -186,9 +188,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
 
 async def start_server(inference: InferenceService, admin: AdminService, address: str) -> tuple[grpc.aio.Server, int]:
     """Serve on `address` ("host:port", port 0 for any); returns the server and its port."""
-    server = grpc.aio.server(
-        options=[("grpc.max_receive_message_length", MAX_MESSAGE_BYTES), ("grpc.so_reuseport", 0)]
-    )
+    server = grpc.aio.server(options=[("grpc.max_receive_message_length", MAX_MESSAGE_BYTES), ("grpc.so_reuseport", 0)])
     # Requests are parsed in the handler, so that bytes that are no message get a clear status instead of INTERNAL.
     handlers = {
         "Generate": grpc.unary_stream_rpc_method_handler(inference.Generate, None, _serialize),
@@ -215,9 +215,7 @@ def _parse(kind: type, request_bytes: bytes) -> object:
     try:
         return kind.FromString(request_bytes)
     except DecodeError as error:
-        raise InvalidRequest(
-            f"Not a valid {kind.DESCRIPTOR.name}: {error}. Text must be UTF-8."
-        ) from None
+        raise InvalidRequest(f"Not a valid {kind.DESCRIPTOR.name}: {error}. Text must be UTF-8.") from None
 
 
 async def _abort(context: grpc.aio.ServicerContext, error: BatonError) -> None:

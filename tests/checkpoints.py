@@ -46,7 +46,12 @@ SHAPE: dict[str, Any] = {
 
 
 def build_checkpoint(
-    path: Path, family: str = "llama2", seed: int = 0, scale: float = 3.0, max_shard_size: str = "50GB", **overrides: Any
+    path: Path,
+    family: str = "llama2",
+    seed: int = 0,
+    scale: float = 3.0,
+    max_shard_size: str = "50GB",
+    **overrides: Any,
 ) -> Path:
     """Save a random model with a byte-level tokenizer in `path`.
 

@@ -25,7 +25,7 @@ from cluster.messages import (
 from cluster.worker import StepSample, WorkerInfo, WorkerLoad
 from engine.kv_pages import PageEvicted, PageStored
 from engine.step import Executor
-from kv_transfer.transport import Notice, Transport, TransferEvent, WriteDone, WriteFailed
+from kv_transfer.transport import Notice, TransferEvent, Transport, WriteDone, WriteFailed
 from worker.role import Command, Role, Send, WriteEnded, WritePages
 from worker.router_link import RouterLink
 from worker.state import WorkerState

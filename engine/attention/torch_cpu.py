@@ -92,9 +92,7 @@ class TorchAttention:
         out = F.scaled_dot_product_attention(grouped, k, v, attn_mask=self._decode_mask)
         return out.reshape(count, -1, self._head_dim)
 
-    def _prefill(
-        self, layer: int, chunk: _Chunk, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
-    ) -> torch.Tensor:
+    def _prefill(self, layer: int, chunk: _Chunk, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         if chunk.mask is not None:
             length = chunk.start + q.shape[0]
             keys = self._gather(chunk.pages + 2 * layer, 1)[:, :, :length]

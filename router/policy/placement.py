@@ -60,7 +60,9 @@ class LeastPredictedWork:
         ready = [view for view in views if view.sequences < view.info.max_batch and self._fits(item, view)]
         if not ready:
             return None
-        best = min(ready, key=lambda view: (view.uncomputed_tokens + view.load.context_tokens, view.sequences, view.name))
+        best = min(
+            ready, key=lambda view: (view.uncomputed_tokens + view.load.context_tokens, view.sequences, view.name)
+        )
         return RoutingDecision(best.name, None, True, f"{best.name} has the least work of {len(views)} that decode")
 
     def find_decode(self, item: PlacementInput, state: ClusterState, avoid: str | None, now: float) -> str | None:

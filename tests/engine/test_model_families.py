@@ -51,7 +51,12 @@ def test_greedy_continuations_of_a_mixed_batch_are_those_of_transformers(tmp_pat
     got = generate(load_executor(folder), prompts, [SamplingParams(max_tokens=64, ignore_eos=True)] * len(prompts))
     for prompt, output in zip(prompts, got, strict=True):
         expected = reference.generate(
-            torch.tensor([prompt]), max_new_tokens=64, min_new_tokens=64, do_sample=False, eos_token_id=None, pad_token_id=0
+            torch.tensor([prompt]),
+            max_new_tokens=64,
+            min_new_tokens=64,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
         )
         assert output == expected[0, len(prompt) :].tolist()
 

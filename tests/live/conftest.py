@@ -1,0 +1,101 @@
+"""Live clusters for the tests: real Ray, gRPC, ZeroMQ and NIXL, one Ray head for the whole run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import baton
+from baton.v1 import admin_pb2
+from cluster.config import parse_config
+from cluster.resolve import MachineFacts, ModelFacts, resolve
+from deploy.launcher import connected, start_cluster, stop_cluster
+from deploy.local_ray import LocalRay, start_local_ray
+from engine.checkpoint import read_config
+from tests.checkpoints import build_checkpoint
+
+CONTEXT_TOKENS = 256
+CHUNK_TOKENS = 64
+PAGE_SIZE = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """A running cluster and the checkpoint it serves."""
+
+    address: str
+    folder: Path
+    workers: list[str]
+
+    def client(self) -> baton.Client:
+        return baton.Client(self.address)
+
+    def async_client(self) -> baton.AsyncClient:
+        return baton.AsyncClient(self.address)
+
+    def wait_idle(self, timeout_s: float = 20.0) -> admin_pb2.Cluster:
+        """The cluster's state once every worker has given back every page; fails when one does not."""
+        deadline = time.monotonic() + timeout_s
+        with self.client() as client:
+            while True:
+                cluster = client.cluster()
+                workers = [worker for pool in cluster.pools for worker in pool.workers]
+                busy = [worker for worker in workers if worker.pages_held or worker.running or worker.waiting]
+                if not busy and not cluster.live_requests and len(workers) == len(self.workers):
+                    return cluster
+                assert time.monotonic() < deadline, f"still busy: {cluster}"
+                time.sleep(0.05)
+
+
+@pytest.fixture(scope="session")
+def ray_head() -> Iterator[LocalRay]:
+    ray = start_local_ray()
+    try:
+        with connected(ray.address):
+            yield ray
+    finally:
+        ray.stop()
+        assert not ray.processes()
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_checkpoint(
+        tmp_path_factory.mktemp("checkpoint"), "llama3", seed=7, max_position_embeddings=CONTEXT_TOKENS
+    )
+
+
+def start_live(folder: Path, prefix: str, pools: dict[str, int], **engine: Any) -> Live:
+    """A cluster whose actors' names begin with `prefix`."""
+    config = read_config(folder)
+    facts = ModelFacts(
+        str(folder), "test", config.context_tokens, 2 * config.num_layers * config.num_kv_heads * config.head_dim
+    )
+    overrides = {
+        "pools": {"prefill": 0, "decode": 0, "mixed": 0, **pools},
+        "engine": {"page_size": PAGE_SIZE, "num_pages": 400, "chunk_tokens": CHUNK_TOKENS, "threads": 1, **engine},
+        "router": {"port": 0},
+        "model": {"dtype": "float32"},
+    }
+    resolved = resolve(parse_config("", overrides), MachineFacts(2, 1 << 32, False), facts)
+    started = start_cluster(resolved, lambda process, stage: None, prefix)
+    return Live(started.address, folder, started.workers)
+
+
+@pytest.fixture(scope="session")
+def split(ray_head: LocalRay, checkpoint: Path) -> Iterator[Live]:
+    """One prefill and one decode worker."""
+    yield start_live(checkpoint, "split-", {"prefill": 1, "decode": 1})
+    stop_cluster("split-")
+
+
+@pytest.fixture(scope="session")
+def mixed(ray_head: LocalRay, checkpoint: Path) -> Iterator[Live]:
+    """One worker that serves whole requests."""
+    yield start_live(checkpoint, "mixed-", {"mixed": 1})
+    stop_cluster("mixed-")
