@@ -8,6 +8,7 @@ import torch
 from cluster.errors import ConfigError
 from cluster.request import Request, SamplingParams
 from cluster.worker import PageLayout
+from engine.allocator import keep_freed_memory
 from engine.attention.backend import BatchLayout
 from engine.attention.torch_cpu import TorchAttention
 from engine.model_config import ModelConfig
@@ -29,6 +30,7 @@ class TorchExecutor:
         dtype = parameters["embed"].dtype
         if DTYPES.get(layout.dtype) is not dtype:
             raise ConfigError(f"The pages are {layout.dtype}, the weights {dtype}: they must be the same.")
+        keep_freed_memory()
         self.config = config
         self.layout = layout
         self.pages = torch.zeros(layout.shape, dtype=dtype)

@@ -33,6 +33,8 @@ class TorchAttention:
         self._group = num_heads // self._kv_heads
         self._page_rows = pages.view(-1, self._page_size * self._kv_heads * self._head_dim)
         self._token_rows = pages.view(-1, self._kv_heads * self._head_dim)
+        # Gathered K and V: kept between steps, because fresh memory costs a page fault per 4 KiB.
+        self._gathered = [self._page_rows.new_empty(0), self._page_rows.new_empty(0)]
 
     def plan(self, layout: BatchLayout) -> None:
         self._plan_writes(layout)
@@ -86,8 +88,8 @@ class TorchAttention:
     def _decode(self, layer: int, q: torch.Tensor) -> torch.Tensor:
         """One query per sequence. The heads that share a KV head stand as its query positions: nothing is repeated."""
         count = q.shape[0]
-        k = self._gather(self._decode_rows + 2 * layer, count)
-        v = self._gather(self._decode_rows + 2 * layer + 1, count)
+        k = self._gather(0, self._decode_rows + 2 * layer, count)
+        v = self._gather(1, self._decode_rows + 2 * layer + 1, count)
         grouped = q.view(count, self._kv_heads, self._group, self._head_dim)
         out = F.scaled_dot_product_attention(grouped, k, v, attn_mask=self._decode_mask)
         return out.reshape(count, -1, self._head_dim)
@@ -95,8 +97,8 @@ class TorchAttention:
     def _prefill(self, layer: int, chunk: _Chunk, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         if chunk.mask is not None:
             length = chunk.start + q.shape[0]
-            keys = self._gather(chunk.pages + 2 * layer, 1)[:, :, :length]
-            values = self._gather(chunk.pages + 2 * layer + 1, 1)[:, :, :length]
+            keys = self._gather(0, chunk.pages + 2 * layer, 1)[:, :, :length]
+            values = self._gather(1, chunk.pages + 2 * layer + 1, 1)[:, :, :length]
         else:
             keys, values = k.transpose(0, 1).unsqueeze(0), v.transpose(0, 1).unsqueeze(0)
         out = F.scaled_dot_product_attention(
@@ -109,7 +111,10 @@ class TorchAttention:
         )
         return out[0].transpose(0, 1)
 
-    def _gather(self, rows: torch.Tensor, count: int) -> torch.Tensor:
-        """Whole pages of `count` sequences as `[count, kv_heads, positions, head_dim]`."""
-        gathered = self._page_rows.index_select(0, rows)
+    def _gather(self, side: int, rows: torch.Tensor, count: int) -> torch.Tensor:
+        """Whole pages of `count` sequences as `[count, kv_heads, positions, head_dim]`; valid until the next call."""
+        if self._gathered[side].shape[0] < len(rows):
+            self._gathered[side] = self._page_rows.new_empty(len(rows), self._page_rows.shape[1])
+        gathered = self._gathered[side][: len(rows)]
+        torch.index_select(self._page_rows, 0, rows, out=gathered)
         return gathered.view(count, -1, self._kv_heads, self._head_dim).transpose(1, 2)

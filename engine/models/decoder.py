@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from engine.attention.backend import AttentionBackend
 from engine.model_config import ModelConfig
-from engine.models.layers import apply_rope, rms_norm, rope_table, silu_and_mul
+from engine.models.layers import add_linear, apply_rope, rms_norm, rope_table, silu_and_mul
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +63,9 @@ class Decoder:
             normed = rms_norm(hidden, layer.attention_norm, config.norm_eps)
             q, k, v = self._qkv(layer, normed, cos, sin)
             attended = attention.run(index, q, k, v)
-            hidden = hidden + F.linear(attended.flatten(1), layer.out)
+            hidden = add_linear(hidden, attended.flatten(1), layer.out)
             normed = rms_norm(hidden, layer.mlp_norm, config.norm_eps)
-            hidden = hidden + F.linear(silu_and_mul(F.linear(normed, layer.gate_up)), layer.down)
+            hidden = add_linear(hidden, silu_and_mul(F.linear(normed, layer.gate_up)), layer.down)
         last = rms_norm(hidden[rows], self.norm, config.norm_eps)
         return F.linear(last, self.head).float()
 

@@ -19,9 +19,14 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
 
 
 def silu_and_mul(gate_up: torch.Tensor) -> torch.Tensor:
-    """silu(gate) · up of `[tokens, 2·n]`, giving `[tokens, n]`."""
+    """silu(gate) · up of `[tokens, 2·n]`, giving `[tokens, n]` in the place of gate."""
     gate, up = gate_up.chunk(2, dim=-1)
-    return F.silu(gate) * up
+    return F.silu(gate, inplace=True).mul_(up)
+
+
+def add_linear(residual: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """residual + x·weightᵀ, in the place of the residual `[tokens, n]`."""
+    return residual.addmm_(x, weight.t())
 
 
 def rope_table(config: ModelConfig, device: str) -> tuple[torch.Tensor, torch.Tensor]:
