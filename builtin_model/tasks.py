@@ -1,13 +1,14 @@
-"""The questions the built-in model can answer, each with its one right answer.
+"""The questions the built-in model can answer, each with an answer that can be checked.
 
-    look-up    "maple = copper\\n … \\nmaple ="                 " copper"
-    repeat     "say again : \\" pond lamp … \\" :"              " pond lamp …"
-    count      "count : 17 18 19 20 :"                          " 21 22 23"
-    sort       "sort : pearl fig kite :"                        " fig kite pearl"
-    sum        "add : 7 + 15 :"                                 " 22"
-    sentence   "write :"                                        a sentence of the grammar
+    look-up    "maple = 4821\\n … \\nriver = 3057\\n\\nmaple ="     " 4821"
+    repeat     'repeat " the old fox waits … " :'                  " the old fox waits …"
+    count      "count 17 18 19 20"                                 " 21 22 23 24 25"
+    sort       "sort pearl fig kite :"                             " fig kite pearl"
+    sum        "add 47 + 38 ="                                     " 85"
+    sentence   "write : the old fox"                               " waits near the river ."
 
-Every answer starts with a space and is ended by the end-of-sequence token.
+A value has four digits, so all but the first are decoded one by one with the far list still needed. Every answer starts
+with a space and is ended by the end-of-sequence token.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ from dataclasses import dataclass
 from builtin_model.sentences import is_sentence, sentence
 from builtin_model.words import NOUNS, SORTED_WORDS
 
+PREFIX_OF_A_SENTENCE = "write :"
+
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A prompt and its answer; a sentence prompt has many right answers, `answer` is one of them."""
+    """A prompt and its answer. The beginning of a sentence has many right ends: `answer` is then one of them."""
 
     kind: str
     prompt: str
@@ -30,52 +33,73 @@ class Task:
 
     def accepts(self, text: str) -> bool:
         """Whether an output (end-of-sequence removed) is right."""
-        return is_sentence(text.strip()) if self.kind == "sentence" else text == self.answer
+        if self.kind == "sentence":
+            return is_sentence((self.prompt + text).removeprefix(PREFIX_OF_A_SENTENCE + " "))
+        return text == self.answer
 
 
-def pairs(rng: random.Random, count: int) -> list[tuple[str, str]]:
-    """`count` names, all different, each with a value."""
-    return [(name, rng.choice(NOUNS)) for name in rng.sample(NOUNS, count)]
+def entries(rng: random.Random, count: int) -> list[tuple[str, str]]:
+    """`count` names, all different, each with a value of four digits."""
+    return [(name, f"{rng.randrange(10_000):04}") for name in rng.sample(NOUNS, count)]
 
 
-def listing(entries: list[tuple[str, str]]) -> str:
-    return "".join(f"{name} = {value}\n" for name, value in entries)
+def listing(pairs: list[tuple[str, str]]) -> str:
+    """The lines `name = value`, 6 tokens each."""
+    return "".join(f"{name} = {value}\n" for name, value in pairs)
 
 
 def question(name: str) -> str:
+    """What follows a list to ask for one of its values."""
     return f"\n{name} ="
 
 
-def look_up(rng: random.Random, count: int = 60) -> Task:
-    """One value out of a list of `count` lines (4 tokens each)."""
-    entries = pairs(rng, count)
-    name, value = rng.choice(entries)
-    return Task("look-up", listing(entries) + question(name), f" {value}")
+def look_up(rng: random.Random, lines: int = 200) -> Task:
+    """One value out of a list."""
+    pairs = entries(rng, lines)
+    name, value = rng.choice(pairs)
+    return Task("look-up", listing(pairs) + question(name), f" {value}")
 
 
-def repeat(rng: random.Random, longest: int = 24) -> Task:
-    passage = " ".join(rng.choice(NOUNS) for _ in range(rng.randint(3, longest)))
-    return Task("repeat", f'say again : " {passage} " :', f" {passage}")
+def repeat(rng: random.Random, longest: int = 40) -> Task:
+    """A passage word for word: sentences or, as often, words in no order."""
+    length = rng.randint(3, longest)
+    words = [rng.choice(NOUNS) for _ in range(length)] if rng.random() < 0.5 else _prose(rng, length)
+    passage = " ".join(words)
+    return Task("repeat", f'repeat " {passage} " :', f" {passage}")
+
+
+def _prose(rng: random.Random, length: int) -> list[str]:
+    words: list[str] = []
+    while len(words) < length:
+        words += sentence(rng).split()
+    return words[:length]
 
 
 def count_on(rng: random.Random) -> Task:
-    start = rng.randint(0, 190)
-    numbers = [str(start + index) for index in range(7)]
-    return Task("count", f"count : {' '.join(numbers[:4])} :", f" {' '.join(numbers[4:])}")
+    """The next five of consecutive numbers below 1,000."""
+    start = rng.randint(0, 990)
+    shown = rng.randint(2, 4)
+    numbers = [str(start + index) for index in range(shown + 5)]
+    return Task("count", f"count {' '.join(numbers[:shown])}", f" {' '.join(numbers[shown:])}")
 
 
 def sort_words(rng: random.Random) -> Task:
-    words = rng.sample(SORTED_WORDS, rng.randint(2, 4))
-    return Task("sort", f"sort : {' '.join(words)} :", f" {' '.join(sorted(words))}")
+    """Three to five words, in the order of the alphabet."""
+    words = rng.sample(SORTED_WORDS, rng.randint(3, 5))
+    return Task("sort", f"sort {' '.join(words)} :", f" {' '.join(sorted(words))}")
 
 
 def add(rng: random.Random) -> Task:
-    left, right = rng.randint(0, 20), rng.randint(0, 20)
-    return Task("sum", f"add : {left} + {right} :", f" {left + right}")
+    """The sum of two numbers below 100."""
+    left, right = rng.randrange(100), rng.randrange(100)
+    return Task("sum", f"add {left} + {right} =", f" {left + right}")
 
 
 def write(rng: random.Random) -> Task:
-    return Task("sentence", "write :", f" {sentence(rng)}")
+    """A sentence to be ended; at least its first word is given."""
+    words = sentence(rng).split()
+    given = rng.randint(1, min(5, len(words) - 2))
+    return Task("sentence", f"{PREFIX_OF_A_SENTENCE} {' '.join(words[:given])}", f" {' '.join(words[given:])}")
 
 
 SMALL_TASKS: tuple[Callable[[random.Random], Task], ...] = (repeat, count_on, sort_words, add, write)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from engine.attention.backend import AttentionBackend
 from engine.model_config import ModelConfig
-from engine.models.layers import add_linear, apply_rope, rms_norm, rope_table, silu_and_mul
+from engine.models.layers import add_linear, apply_rope, linear, rms_norm, rope_table, silu_and_mul
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +65,9 @@ class Decoder:
             attended = attention.run(index, q, k, v)
             hidden = add_linear(hidden, attended.flatten(1), layer.out)
             normed = rms_norm(hidden, layer.mlp_norm, config.norm_eps)
-            hidden = add_linear(hidden, silu_and_mul(F.linear(normed, layer.gate_up)), layer.down)
+            hidden = add_linear(hidden, silu_and_mul(linear(normed, layer.gate_up)), layer.down)
         last = rms_norm(hidden[rows], self.norm, config.norm_eps)
-        return F.linear(last, self.head).float()
+        return linear(last, self.head).float()
 
     def _qkv(
         self, layer: Layer, hidden: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
@@ -75,7 +75,7 @@ class Decoder:
         """Projected, normed and rotated q `[tokens, heads, d]`, k and v `[tokens, kv_heads, d]`."""
         config = self.config
         heads, kv_heads = config.num_heads, config.num_kv_heads
-        qkv = F.linear(hidden, layer.qkv, layer.qkv_bias).view(-1, heads + 2 * kv_heads, config.head_dim)
+        qkv = linear(hidden, layer.qkv, layer.qkv_bias).view(-1, heads + 2 * kv_heads, config.head_dim)
         if layer.q_norm is not None and layer.k_norm is not None:
             q = rms_norm(qkv[:, :heads], layer.q_norm, config.norm_eps)
             k = rms_norm(qkv[:, heads : heads + kv_heads], layer.k_norm, config.norm_eps)

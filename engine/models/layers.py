@@ -18,6 +18,21 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     return scaled.to(x.dtype) * weight
 
 
+FEW_ROWS = 64
+
+
+def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """x·weightᵀ + bias for x `[tokens, n]`, contiguous.
+
+    A wide matrix times few rows, the shape of decode, runs up to 1.7 times as fast on the CPU with the matrix on the
+    left (measured with MKL on AVX2).
+    """
+    if x.shape[0] > FEW_ROWS or weight.shape[0] <= weight.shape[1] or x.device.type != "cpu":
+        return F.linear(x, weight, bias)
+    product = torch.mm(weight, x.t()).t()
+    return product.contiguous() if bias is None else product + bias
+
+
 def silu_and_mul(gate_up: torch.Tensor) -> torch.Tensor:
     """silu(gate) · up of `[tokens, 2·n]`, giving `[tokens, n]` in the place of gate."""
     gate, up = gate_up.chunk(2, dim=-1)

@@ -1,0 +1,211 @@
+"""The handoff path against raw NIXL and memcpy of the same bytes, and the stall it leaves before the first decode step.
+
+Path: pages pushed chunk by chunk through NixlTransport, the last chunk with the notice, as a prefill worker does. Raw:
+one prepared NIXL transfer of the same pages, with a notification. Both end when the sender sees completion.
+
+Stall: live prefill and decode workers behind a router, one request at a time with a prompt of many chunks; the gap
+between first and second token less one decode step, over one decode step plus the raw transfer time of the last chunk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing as mp
+import time
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+
+from baton.wire import encode_notice
+from benchmarks.report import Goal, Report, arguments, median_ratio, progress
+from builtin_model.random_llama import builtin_model_folder
+from cluster.handoff import HandoffNotice
+from cluster.plan import RouterPlan, WorkerPlan
+from cluster.request import Request, SamplingParams
+from cluster.worker import PageLayout
+from kv_transfer.nixl import NixlTransport
+from kv_transfer.transport import WriteDone
+
+GOALS = {"ratio_to_raw_nixl": Goal(0.9), "stall_ratio": Goal(1.0, at_most=True)}
+MIB = 1 << 20
+CHUNK_PAGES = 32  # 512 tokens
+LARGE_BYTES = 64 * MIB
+
+
+def layout_of(num_bytes: int) -> PageLayout:
+    """Pages of 64 KiB: 4 layers of 16 tokens and 2 heads of 64, in float32."""
+    layout = PageLayout(1, 4, 16, 2, 64, "float32", "benchmark")
+    return PageLayout(num_bytes // layout.page_bytes, 4, 16, 2, 64, "float32", "benchmark")
+
+
+def receiver(num_bytes: int, pipe: Connection) -> None:
+    """A peer that polls as an idle decode worker does; says how many notices came when told to stop."""
+    layout = layout_of(num_bytes)
+    transport = NixlTransport(torch.ones(layout.shape), layout, "receiver:1")
+    pipe.send(transport.endpoint)
+    transport.connect(pipe.recv())
+    notices = 0
+    while not pipe.poll():
+        notices += len(transport.poll())
+        time.sleep(0.0005)
+    transport.close()
+    pipe.send(notices)
+
+
+@dataclass(slots=True)
+class Sender:
+    """Both ways of sending the same pages."""
+
+    transport: NixlTransport
+    agent: str
+    source: torch.Tensor
+
+    def path(self, pages: list[int], targets: list[int]) -> float:
+        """Seconds of the handoff path."""
+        notice = HandoffNotice("r/1", "r", len(pages) * 16, (1,), tuple(range(len(pages))))
+        started = time.perf_counter()
+        for first in range(0, len(pages), CHUNK_PAGES):
+            last = first + CHUNK_PAGES >= len(pages)
+            part = slice(first, first + CHUNK_PAGES)
+            payload = encode_notice(notice) if last else None
+            transfer = self.transport.write(self.agent, pages[part], targets[part], payload)
+            while not any(isinstance(event, WriteDone) and event.transfer_id == transfer for event in self.transport.poll()):
+                pass
+        return time.perf_counter() - started
+
+    def raw(self, pages: list[int], targets: list[int]) -> float:
+        """Seconds of one bare NIXL transfer over descriptors prepared before."""
+        agent, peer = self.transport._agent, self.transport._peers[self.agent]
+        indices = np.array(pages, dtype=np.int32), np.array(targets, dtype=np.int32)
+        started = time.perf_counter()
+        handle = agent.make_prepped_xfer("WRITE", self.transport._own_pages, indices[0], peer.pages, indices[1], b"raw")
+        state = agent.transfer(handle)
+        while state == "PROC":
+            state = agent.check_xfer_state(handle)
+        seconds = time.perf_counter() - started
+        handle.release()
+        assert state == "DONE"
+        return seconds
+
+    def memcpy(self, count: int, target: torch.Tensor) -> float:
+        """Seconds of copying as many bytes inside this process."""
+        started = time.perf_counter()
+        target[:count].copy_(self.source[:count])
+        return time.perf_counter() - started
+
+
+def measure_path(sizes: list[int], repeats: int, report: Report, step: Any) -> None:
+    """Path, raw and memcpy in turn for each size; the ratio is the worst of the large sizes."""
+    context = mp.get_context("spawn")
+    largest = max(sizes)
+    layout = layout_of(largest)
+    ours, theirs = context.Pipe()
+    process = context.Process(target=receiver, args=(largest, theirs))
+    process.start()
+    source, target = torch.rand(layout.shape), torch.zeros(layout.shape)
+    transport = NixlTransport(source, layout, "sender:1")
+    endpoint = ours.recv()
+    transport.connect(endpoint)
+    ours.send(transport.endpoint)
+    sender = Sender(transport, endpoint.agent, source)
+    generator = np.random.default_rng(0)
+    worst = float("inf")
+    for size in sizes:
+        step(f"{size // MIB} MiB")
+        count = size // layout.page_bytes
+        pages = generator.permutation(layout.num_pages)[:count].tolist()
+        targets = generator.permutation(layout.num_pages)[:count].tolist()
+        sender.path(pages, targets), sender.raw(pages, targets), sender.memcpy(count, target)
+        runs = [
+            (sender.path(pages, targets), sender.raw(pages, targets), sender.memcpy(count, target))
+            for _ in range(repeats)
+        ]
+        ratio = median_ratio([(raw, path) for path, raw, _ in runs])
+        if size >= LARGE_BYTES:
+            worst = min(worst, ratio)
+        report.figures |= {
+            f"path_gb_per_s_{size // MIB}_mib": size / median(path for path, _, _ in runs) / 1e9,
+            f"ratio_to_raw_nixl_{size // MIB}_mib": ratio,
+            f"ratio_to_memcpy_{size // MIB}_mib": median_ratio([(copy, path) for path, _, copy in runs]),
+        }
+    report.figures["ratio_to_raw_nixl"] = worst
+    ours.send(None)
+    ours.recv()
+    process.join(10)
+    transport.close()
+
+
+def worker_process(plan: WorkerPlan) -> None:
+    from worker.assembly import assemble
+
+    assemble(plan, "1", "localhost", lambda stage: None).run()
+
+
+async def measure_stall(requests: int, seed: int) -> tuple[float, float]:
+    """(median stall ratio, median stall in ms) of requests of several chunks through live workers."""
+    from router.assembly import start_router
+
+    folder = str(builtin_model_folder())
+    router = await start_router(RouterPlan(folder, "x", "float32", 4096, "127.0.0.1", 0, "127.0.0.1", 64, 60.0))
+    context = mp.get_context("spawn")
+    workers = []
+    for role in ("prefill", "decode"):
+        plan = WorkerPlan(f"{role}-0", role, folder, router.worker_address, "float32", "cpu", 4096, 1200, 16, 512, 16, 1)
+        workers.append(context.Process(target=worker_process, args=(plan,)))
+        workers[-1].start()
+    try:
+        while len(router.driver.core.state.workers) < 2:
+            await asyncio.sleep(0.05)
+        await asyncio.sleep(1.0)
+        generator = np.random.default_rng(seed)
+        ratios, stalls = [], []
+        for index in range(requests):
+            prompt = tuple(int(token) for token in generator.integers(3, 256, 512 * 3))
+            request = Request(f"stall-{index}", prompt, SamplingParams(max_tokens=24, ignore_eos=True, seed=0))
+            gaps, report = await _gaps(router.driver, request)
+            if index < 2:
+                continue  # warm-up
+            decode_step = median(gaps[1:])
+            last_chunk_s = CHUNK_PAGES * report.transfer_s / max(1, report.pages_sent)
+            stall = max(0.0, gaps[0] - decode_step)
+            ratios.append(stall / (decode_step + last_chunk_s))
+            stalls.append(1000 * stall)
+        return median(ratios), median(stalls)
+    finally:
+        for worker in workers:
+            worker.terminate()
+            worker.join(5)
+        await router.stop(0.0)
+
+
+async def _gaps(driver: Any, request: Request) -> tuple[list[float], Any]:
+    subscription = driver.submit(request)
+    moments: list[float] = []
+    while True:
+        tokens, completion = await subscription.next()
+        moments += [time.perf_counter()] * len(tokens)
+        if completion is not None:
+            driver.unsubscribe(subscription, None)
+            return [after - before for before, after in zip(moments, moments[1:], strict=False)], completion.handoff
+
+
+def main() -> None:
+    args = arguments(__doc__, "python -m benchmarks.handoff --quick --json handoff.json").parse_args()
+    torch.set_num_threads(1)
+    sizes = [MIB, 16 * MIB, 64 * MIB] if args.quick else [MIB, 4 * MIB, 16 * MIB, 64 * MIB, 256 * MIB]
+    report = Report("handoff", GOALS)
+    with progress(len(sizes) + 1) as step:
+        measure_path(sizes, 9 if args.quick else 25, report, step)
+        step("stall")
+        ratio, stall_ms = asyncio.run(measure_stall(8 if args.quick else 30, args.seed))
+    report.figures |= {"stall_ratio": ratio, "stall_ms": stall_ms}
+    report.setting = {"page_bytes": layout_of(MIB).page_bytes, "chunk_pages": CHUNK_PAGES, "seed": args.seed}
+    report.publish(args.json)
+
+
+if __name__ == "__main__":
+    main()
