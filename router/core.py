@@ -37,6 +37,7 @@ from cluster.messages import (
     RouterMessage,
     SendPages,
     StepOutput,
+    TokenOutput,
     Welcome,
     WorkerMessage,
 )
@@ -186,12 +187,12 @@ class RouterCore:
             case Goodbye():
                 self._lose(worker)
 
-    def _on_token(self, worker: str, output: object, now: float) -> None:
-        record = self._records.get(output.request_id)  # type: ignore[attr-defined]
+    def _on_token(self, worker: str, output: TokenOutput, now: float) -> None:
+        record = self._records.get(output.request_id)
         if record is None or record.closed:
             return
         self.state.unassign(worker, record.request_id)
-        tokens = record.stream.accept(output)  # type: ignore[arg-type]
+        tokens = record.stream.accept(output)
         if not tokens:
             return
         record.latency.on_tokens(len(tokens), now)
@@ -199,7 +200,7 @@ class RouterCore:
         if record.stream.stop_string_met:
             self._events.append((record.request_id, lifecycle.Stopped(FinishReason.STOP, None)))
         elif record.stream.finish is not None:
-            self._events.append((record.request_id, lifecycle.Finished(record.stream.finish)))
+            self._events.append((record.request_id, lifecycle.Finished(record.stream.finish, worker)))
 
     def _register(self, message: Register, now: float) -> None:
         info = message.info

@@ -111,9 +111,10 @@ class SourceEnded:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The sequence's last token was streamed; `worker` computed it and holds the request no more."""
+    """The sequence's last token was streamed; `worker` computed it and holds the sequence no more."""
 
     reason: FinishReason
+    worker: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,20 +180,22 @@ def lifecycle(request_id: str) -> Life:
                     attempt.sending = True
                     pending = (StartHandoff(attempt.source, reservation),)
             case PagesRefused(reservation_id) if reservation_id == attempt.reservation_id:
-                refused, attempt.target = attempt.target, None
+                refused, attempt.target, attempt.reservation_id = attempt.target, None, ""
                 pending = (FindDecode(avoid=refused),)
             case SourceEnded(reservation_id, outcome, report, _) if reservation_id == attempt.reservation_id:
                 attempt.sending = False
                 if outcome is HandoffOutcome.DELIVERED:
                     attempt.source, attempt.report = None, report
+                    if attempt.target is None:  # it died while the source's answer was on its way
+                        pending = (Route(),)
                     continue
                 handoff_failures += 1
                 if handoff_failures >= MAX_HANDOFF_FAILURES:
                     error = HandoffFailed(f"The KV pages could not be handed over: {event.reason or outcome.value}.")
                     return (yield from _close(attempt, End(None, error)))
                 pending = (*_release(attempt), FindDecode(avoid=None))
-            case Finished(reason):
-                return (yield from _close_finished(attempt, reason))
+            case Finished(reason, worker):
+                return (yield from _close_finished(attempt, reason, worker))
             case Stopped(reason, error):
                 return (yield from _close(attempt, End(reason, error)))
             case Failed(error):
@@ -215,7 +218,7 @@ def _release(attempt: _Attempt) -> tuple[Effect, ...]:
     if attempt.target is None:
         return ()
     effect = ReleasePages(attempt.target, attempt.reservation_id)
-    attempt.target = None
+    attempt.target, attempt.reservation_id = None, ""  # an answer that is still on its way finds nobody
     return (effect,)
 
 
@@ -233,10 +236,17 @@ def _after_loss(attempt: _Attempt, lost: str) -> tuple[Effect, ...]:
     return (FindDecode(avoid=lost),)
 
 
-def _close_finished(attempt: _Attempt, reason: FinishReason) -> Life:
-    """The sequence is complete. The source's own report comes first, so that the answer tells what the handoff cost."""
+def _close_finished(attempt: _Attempt, reason: FinishReason, worker: str) -> Life:
+    """The sequence is complete. The source's own report comes first, so that the answer tells what the handoff cost.
+
+    Whoever else still works on it stops: the target of a sequence that ended with its first token, or a second
+    attempt that was overtaken by the first one's decode worker.
+    """
+    others = (other for other in (attempt.source, attempt.target) if other not in (None, worker))
+    pending: tuple[Effect, ...] = tuple(CancelWork(other) for other in others if other is not None)
     while attempt.sending and attempt.source is not None:
-        event = yield ()
+        event = yield pending
+        pending = ()
         match event:
             case SourceEnded(reservation_id, outcome, report, _) if reservation_id == attempt.reservation_id:
                 attempt.sending = False
@@ -249,7 +259,7 @@ def _close_finished(attempt: _Attempt, reason: FinishReason) -> Life:
                 attempt.sending, attempt.source = False, None
             case Lost(worker) if worker == attempt.target:
                 attempt.target = None
-    return (*_release(attempt), End(reason, None, attempt.report))
+    return (*pending, *_release(attempt), End(reason, None, attempt.report))
 
 
 def _close(attempt: _Attempt, end: End, lost: str | None = None) -> Life:

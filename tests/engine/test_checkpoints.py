@@ -1,0 +1,117 @@
+"""A checkpoint that cannot be served is refused with one sentence that names what is wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from cluster.errors import ModelError
+from engine.checkpoint import model_id, read_config, resolve_model
+from engine.tokenizer import Tokenizer
+from engine.weights import load_weights
+from tests.checkpoints import build_checkpoint
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return build_checkpoint(tmp_path)
+
+
+def _edit_config(folder: Path, **changes: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def _edit_weights(folder: Path, change: Any) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+def _load(folder: Path) -> None:
+    load_weights(folder, read_config(folder), torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"architectures": ["GPT2LMHeadModel"]}, "GPT2LMHeadModel"),
+        ({"hidden_act": "gelu"}, "gelu"),
+        ({"quantization_config": {"bits": 4}}, "Quantised"),
+        ({"attention_bias": True}, "attention_bias"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 4}}, "yarn"),
+    ],
+)
+def test_an_unsupported_option_is_named(folder: Path, changes: dict[str, Any], word: str) -> None:
+    _edit_config(folder, **changes)
+    with pytest.raises(ModelError, match=word):
+        read_config(folder)
+
+
+def test_a_missing_key_is_named(folder: Path) -> None:
+    raw = json.loads((folder / "config.json").read_text())
+    del raw["vocab_size"]
+    (folder / "config.json").write_text(json.dumps(raw))
+    with pytest.raises(ModelError, match="vocab_size"):
+        read_config(folder)
+
+
+def test_a_missing_tensor_is_named(folder: Path) -> None:
+    _edit_weights(folder, lambda tensors: tensors.pop("model.layers.1.mlp.up_proj.weight"))
+    with pytest.raises(ModelError, match=r"lacks the tensor model\.layers\.1\.mlp\.up_proj\.weight"):
+        _load(folder)
+
+
+def test_an_unknown_tensor_is_named(folder: Path) -> None:
+    _edit_weights(folder, lambda tensors: tensors.update(surprise=torch.zeros(1)))
+    with pytest.raises(ModelError, match="surprise"):
+        _load(folder)
+
+
+def test_a_wrong_shape_is_named(folder: Path) -> None:
+    _edit_weights(folder, lambda tensors: tensors.update({"model.norm.weight": torch.zeros(3)}))
+    with pytest.raises(ModelError, match=r"model\.norm\.weight has shape \[3\] instead of \[64\]"):
+        _load(folder)
+
+
+def test_bytes_that_are_no_safetensors_are_named(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(b"nonsense")
+    with pytest.raises(ModelError, match=r"model\.safetensors"):
+        _load(folder)
+
+
+def test_a_folder_that_is_not_there_says_so() -> None:
+    with pytest.raises(ModelError, match="no folder"):
+        resolve_model("/no/such/folder")
+
+
+def test_a_tokenizer_that_cannot_be_read_says_so(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text("{}")
+    with pytest.raises(ModelError, match="tokenizer"):
+        Tokenizer(folder)
+
+
+def test_other_weights_are_another_model(folder: Path) -> None:
+    before = model_id(folder)
+    assert model_id(folder) == before
+    _edit_weights(folder, lambda tensors: tensors["model.norm.weight"].add_(1))
+    assert model_id(folder) != before
+
+
+def test_progress_reaches_the_end(folder: Path) -> None:
+    heard: list[tuple[int, int]] = []
+    load_weights(folder, read_config(folder), torch.float32, progress=lambda done, total: heard.append((done, total)))
+    assert heard[-1][0] == heard[-1][1]
+    assert [done for done, _ in heard] == sorted(done for done, _ in heard)
+
+
+def test_the_tokenizer_round_trips_text(folder: Path) -> None:
+    tokenizer = Tokenizer(folder)
+    for text in ("plain", "größer 中文 🙂", " leading and trailing "):
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert tokenizer.max_token_bytes >= 1

@@ -1,0 +1,152 @@
+"""The page pool keeps its invariants whatever is done to it in whatever order."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
+
+from cluster.errors import InternalError
+from cluster.prefix_hash import page_hashes, root_hash
+from engine.kv_pages import OutOfPages, PageEvicted, PagePool, PageStored
+
+ROOT = root_hash("model")
+
+
+class PagePoolMachine(RuleBasedStateMachine):
+    """Sequences over a small alphabet, so that prefixes collide; a dictionary is the model of what must be matchable."""
+
+    tables = Bundle("tables")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool = PagePool(12, 2)
+        self.matchable: set[bytes] = set()
+        self.held: list[list[int]] = []
+
+    @rule(target=tables, tokens=st.lists(st.integers(0, 2), min_size=1, max_size=12))
+    def start(self, tokens: list[int]) -> tuple[list[int], list[int]]:
+        hashes = page_hashes(tokens, 2, ROOT)
+        expected = self.pool.count_matches(hashes)
+        cached = self.pool.match(hashes)
+        assert len(cached) == expected
+        missing = -(-len(tokens) // 2) - len(cached)
+        available = self.pool.num_available
+        try:
+            fresh = self.pool.allocate(missing)
+        except OutOfPages:
+            assert missing > available
+            assert self.pool.num_available == available
+            self.pool.release(cached)
+            self.track()
+            return [], []
+        assert missing <= available
+        assert not set(fresh) & {page for table in self.held for page in table}
+        table = cached + fresh
+        self.held.append(table)
+        self.track()
+        return table, tokens
+
+    @rule(entry=tables)
+    def commit(self, entry: tuple[list[int], list[int]]) -> None:
+        table, tokens = entry
+        if table not in self.held:
+            return
+        hashes = page_hashes(tokens, 2, ROOT)
+        for index, page_hash in enumerate(hashes):
+            self.pool.commit(table[index], page_hash, hashes[index - 1] if index else ROOT)
+        self.track()
+        assert self.pool.count_matches(hashes) == len(hashes)
+
+    @rule(target=tables, entry=tables)
+    def fork(self, entry: tuple[list[int], list[int]]) -> tuple[list[int], list[int]]:
+        table, tokens = entry
+        if table not in self.held:
+            return [], []
+        self.pool.share(table)
+        copy = list(table)
+        self.held.append(copy)
+        return copy, tokens
+
+    @rule(entry=tables)
+    def write(self, entry: tuple[list[int], list[int]]) -> None:
+        table, _ = entry
+        if table not in self.held or self.pool.num_available == 0:
+            return
+        shared = sum(page == table[-1] for other in self.held for page in other)
+        copy = self.pool.writable(table[-1])
+        if copy is None:
+            assert shared == 1
+        else:
+            assert copy[0] == table[-1]
+            index = next(i for i, other in enumerate(self.held) if other == table)
+            self.held[index][-1] = copy[1]
+        self.track()
+
+    @rule(entry=consumes(tables))
+    def release(self, entry: tuple[list[int], list[int]]) -> None:
+        table, _ = entry
+        if table in self.held:
+            self.held.remove(table)
+            self.pool.release(table)
+
+    @rule()
+    def clear(self) -> None:
+        self.pool.clear_cache()
+        self.track()
+        assert self.pool.num_cached == 0
+
+    def track(self) -> None:
+        """The events alone must tell what is matchable: the router's prefix index has nothing else."""
+        for event in self.pool.take_events():
+            if isinstance(event, PageStored):
+                assert event.page_hash not in self.matchable
+                self.matchable.add(event.page_hash)
+            else:
+                assert isinstance(event, PageEvicted)
+                self.matchable.remove(event.page_hash)
+
+    @invariant()
+    def every_page_is_in_one_state(self) -> None:
+        self.pool.check_integrity()
+        assert self.pool.num_held == len({page for table in self.held for page in table})
+        assert self.pool.num_free + self.pool.num_cached + self.pool.num_held == 12
+
+
+PagePoolMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+test_any_order_of_operations_keeps_the_invariants = PagePoolMachine.TestCase
+
+
+def test_the_least_recently_used_chain_is_evicted_from_its_end() -> None:
+    pool = PagePool(4, 1)
+    hashes = page_hashes([1, 2, 3], 1, ROOT)
+    old = pool.allocate(3)
+    for page, page_hash in zip(old, hashes, strict=True):
+        pool.commit(page, page_hash, ROOT)
+    pool.release(old)
+    pool.allocate(2)
+    assert pool.count_matches(hashes) == 2
+    assert pool.take_events()[-1] == PageEvicted(hashes[2])
+
+
+def test_pages_are_not_matched_across_models_or_salts() -> None:
+    chains = [page_hashes([1, 2], 1, root_hash(model, salt)) for model, salt in (("a", ""), ("b", ""), ("a", "tenant"))]
+    assert len({page_hash for chain in chains for page_hash in chain}) == 6
+
+
+def test_a_page_that_is_handed_out_again_has_a_new_generation() -> None:
+    pool = PagePool(1, 1)
+    (page,) = pool.allocate(1)
+    before = pool.generation(page)
+    pool.release([page])
+    pool.allocate(1)
+    assert pool.generation(page) == before + 1
+
+
+def test_releasing_twice_is_a_defect_that_is_reported() -> None:
+    pool = PagePool(2, 1)
+    pages = pool.allocate(1)
+    pool.release(pages)
+    with pytest.raises(InternalError, match="more often"):
+        pool.release(pages)

@@ -1,0 +1,127 @@
+"""The sampler against transformers' own processors, and tokens that depend on nothing but their request."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import LogitsProcessorList
+from transformers.generation import (
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from cluster.errors import InternalError
+from cluster.request import Request, SamplingParams
+from engine.noise import uniform
+from engine.sampler import NEVER, _penalise, _truncate, sample
+from engine.sequence import Sequence
+
+VOCAB = 50
+
+
+def _sequence(params: SamplingParams, prompt: tuple[int, ...] = (1, 2, 3), output: tuple[int, ...] = ()) -> Sequence:
+    return Sequence.start(Request("r", prompt, params), output)
+
+
+def _logits(seed: int, rows: int = 1) -> torch.Tensor:
+    return torch.randn(rows, VOCAB, generator=torch.Generator().manual_seed(seed)) * 3
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    seed=st.integers(0, 1000),
+    temperature=st.sampled_from([0.3, 1.0, 2.5]),
+    top_k=st.sampled_from([0, 1, 7]),
+    top_p=st.sampled_from([1.0, 0.9, 0.3]),
+    min_p=st.sampled_from([0.0, 0.05, 0.4]),
+)
+def test_the_kept_tokens_are_those_of_transformers(
+    seed: int, temperature: float, top_k: int, top_p: float, min_p: float
+) -> None:
+    warpers = LogitsProcessorList([TemperatureLogitsWarper(temperature)])
+    if top_k:
+        warpers.append(TopKLogitsWarper(top_k))
+    if top_p < 1.0:
+        warpers.append(TopPLogitsWarper(top_p))
+    if min_p:
+        warpers.append(MinPLogitsWarper(min_p))
+    logits = _logits(seed)
+    expected = warpers(torch.tensor([[1]]), logits.clone())
+    params = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    assert torch.equal(_truncate(logits / temperature, [params]), expected)
+
+
+def test_the_repetition_penalty_is_that_of_transformers() -> None:
+    logits, tokens = _logits(1), (3, 4, 4, 9)
+    expected = RepetitionPenaltyLogitsProcessor(1.7)(torch.tensor([tokens]), logits.clone())
+    got = logits.clone()
+    _penalise(got, [_sequence(SamplingParams(repetition_penalty=1.7), tokens[:2], tokens[2:])])
+    assert torch.allclose(got, expected)
+
+
+def test_presence_and_frequency_count_the_output_only() -> None:
+    got = torch.zeros(1, VOCAB)
+    params = SamplingParams(presence_penalty=1.0, frequency_penalty=0.5)
+    _penalise(got, [_sequence(params, (7, 7), (4, 4, 5))])
+    assert got[0, 7] == 0.0
+    assert got[0, 4] == -2.0
+    assert got[0, 5] == -1.5
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    seeds=st.lists(st.integers(0, 2**63 - 1), min_size=1, max_size=6, unique=True), data=st.integers(0, 100)
+)
+def test_the_batch_does_not_change_a_token(seeds: list[int], data: int) -> None:
+    sequences = [_sequence(SamplingParams(temperature=1.0, top_p=0.95, seed=seed)) for seed in seeds]
+    logits = _logits(data, len(seeds))
+    together = [token.token_id for token in sample(logits.clone(), sequences, frozenset())]
+    alone = [
+        sample(logits[row : row + 1].clone(), [sequence], frozenset())[0].token_id
+        for row, sequence in enumerate(sequences)
+    ]
+    assert together == alone
+
+
+def test_drawn_tokens_follow_the_probabilities() -> None:
+    logits = torch.log(torch.tensor([[0.5, 0.3, 0.2]]))
+    counts = [0, 0, 0]
+    for seed in range(4000):
+        sequence = _sequence(SamplingParams(temperature=1.0, seed=seed), (0,))
+        counts[sample(logits.clone(), [sequence], frozenset())[0].token_id] += 1
+    for count, share in zip(counts, (0.5, 0.3, 0.2), strict=True):
+        assert abs(count / 4000 - share) < 0.03
+
+
+def test_noise_is_spread_over_positions_and_seeds() -> None:
+    numbers = [uniform(seed, position) for seed in range(50) for position in range(50)]
+    assert len(set(numbers)) == 2500
+    assert 0.48 < sum(numbers) / 2500 < 0.52
+    assert all(0.0 <= number < 1.0 for number in numbers)
+
+
+def test_no_end_before_min_tokens() -> None:
+    logits = torch.zeros(1, VOCAB)
+    logits[0, 5] = 10.0
+    params = SamplingParams(min_tokens=2, stop_token_ids=(6,))
+    (token,) = sample(logits, [_sequence(params)], frozenset([5]))
+    assert token.token_id not in (5, 6)
+    assert logits[0, 5] == logits[0, 6] == NEVER
+
+
+def test_log_probabilities_are_of_the_whole_distribution() -> None:
+    logits = _logits(3)
+    (token,) = sample(logits.clone(), [_sequence(SamplingParams(logprobs=3, temperature=0.5, seed=1))], frozenset())
+    expected = logits[0].log_softmax(-1)
+    assert token.logprob == pytest.approx(float(expected[token.token_id]))
+    assert [top for top, _ in token.top_logprobs] == expected.topk(3).indices.tolist()
+
+
+def test_logits_that_are_no_numbers_are_an_error() -> None:
+    with pytest.raises(InternalError, match="not numbers"):
+        sample(torch.full((1, VOCAB), float("nan")), [_sequence(SamplingParams())], frozenset())

@@ -1,0 +1,252 @@
+"""A whole cluster without I/O: the real core and roles, messages and writes delivered in any order a schedule picks.
+
+The engine is replaced by a memory that remembers which token stands in which slot of which page, so a page that was
+written late, too early or by the wrong request shows at once.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field
+
+from cluster.handoff import HandoffNotice
+from cluster.messages import LoadReport, PeerJoined, PeerLeft, Register, RouterMessage, Welcome, WorkerMessage
+from cluster.request import Request, SamplingParams
+from cluster.worker import Endpoint, PageLayout, RoleName, WorkerInfo, WorkerLoad
+from decode_worker.role import DecodeRole
+from engine.batch import StepBudget
+from engine.kv_pages import PagePool
+from engine.step import SampledToken, StepPlan, StepResult
+from prefill_worker.role import PrefillRole
+from router.core import Close, Command, RouterCore, Show, Tell
+from router.policy.placement import LeastPredictedWork
+from router.record import Completion
+from worker.role import Role, Send, WriteEnded, WritePages
+from worker.state import WorkerState
+
+PAGE_SIZE, VOCAB, EOS = 4, 97, 96
+
+
+def next_token(tokens: Seq[int]) -> int:
+    """The model: any function of the tokens will do."""
+    return (sum((index + 1) * token for index, token in enumerate(tokens)) * 31 + len(tokens)) % VOCAB
+
+
+def expected_output(request: Request) -> list[int]:
+    """What the model answers, computed without any of the cluster's code."""
+    tokens = list(request.prompt)
+    output: list[int] = []
+    while len(output) < request.sampling.max_tokens:
+        output.append(next_token(tokens))
+        tokens.append(output[-1])
+        if output[-1] == EOS:
+            break
+    return output
+
+
+@dataclass(eq=False)
+class PureWorker:
+    """One worker: role, page memory and the queues of its links."""
+
+    name: str
+    incarnation: int
+    role: Role
+    state: WorkerState
+    memory: list[list[tuple[int, int] | None]]
+    inbox: deque[RouterMessage] = field(default_factory=deque)
+    outbox: deque[WorkerMessage] = field(default_factory=deque)
+    notices: deque[HandoffNotice] = field(default_factory=deque)
+    peers: set[str] = field(default_factory=set)
+    reports: int = 0
+
+    def execute(self, plan: StepPlan) -> StepResult:
+        """Check the KV each slice reads, write its own, and answer where it samples."""
+        sampled = []
+        for part in plan.slices:
+            sequence = part.sequence
+            for position in range(part.start):
+                slot = self.memory[sequence.page_table[position // PAGE_SIZE]][position % PAGE_SIZE]
+                assert slot == (sequence.tokens[position], position), f"{self.name} reads foreign KV"
+            for position in range(part.start, part.start + part.num_tokens):
+                page = sequence.page_table[position // PAGE_SIZE]
+                self.memory[page][position % PAGE_SIZE] = (sequence.tokens[position], position)
+            if part.samples:
+                assert part.start + part.num_tokens == len(sequence.tokens)
+                sampled.append(SampledToken(next_token(sequence.tokens)))
+        return StepResult(sampled)
+
+
+@dataclass(eq=False)
+class PureCluster:
+    """Everything; `step` makes one thing happen."""
+
+    rng: random.Random
+    num_pages: int = 24
+    chunk_tokens: int = 8
+    core: RouterCore = field(init=False)
+    workers: dict[str, PureWorker] = field(default_factory=dict)
+    writes: list[tuple[PureWorker, WritePages]] = field(default_factory=list)
+    shown: dict[str, list[int]] = field(default_factory=dict)
+    ended: dict[str, Completion] = field(default_factory=dict)
+    now: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.core = RouterCore("router", LeastPredictedWork(), lambda ids: "".join(map(chr, ids)))
+
+    def add(self, name: str, role: RoleName, incarnation: int = 1) -> PureWorker:
+        agent = f"{name}:{incarnation}"
+        pool = PagePool(self.num_pages, PAGE_SIZE)
+        budget = StepBudget(self.chunk_tokens, 8)
+        state = WorkerState(agent, "model", frozenset([EOS]), 1000, budget, pool)
+        policy: Role = PrefillRole(state) if role is RoleName.PREFILL else DecodeRole(state, role)
+        memory: list[list[tuple[int, int] | None]] = [[None] * PAGE_SIZE for _ in range(self.num_pages)]
+        worker = PureWorker(name, incarnation, policy, state, memory)
+        self.workers[name] = worker
+        layout = PageLayout(self.num_pages, 1, PAGE_SIZE, 1, 1, "float32", "model")
+        info = WorkerInfo(name, str(incarnation), role, 0, Endpoint(agent, b"", 0, 0, layout), self.chunk_tokens, 8)
+        worker.outbox.append(Register(info))
+        return worker
+
+    def submit(self, request_id: str, prompt: Seq[int], max_tokens: int) -> Request:
+        request = Request(request_id, tuple(prompt), SamplingParams(max_tokens=max_tokens), self.now)
+        self.shown[request_id] = []
+        self._perform(self.core.submit(request, self.now))
+        return request
+
+    def kill(self, name: str) -> None:
+        """The process is gone: what it had queued is lost, its writes never end, others hear of it by the router."""
+        worker = self.workers.pop(name)
+        self.writes = [(source, write) for source, write in self.writes if source is not worker]
+        self._perform(self.core.on_worker_lost(name, self.now))
+
+    def step(self) -> bool:
+        """One randomly chosen delivery or engine step; False when nothing is left to happen."""
+        actions = []
+        for worker in self.workers.values():
+            actions += [(self._deliver, worker)] * bool(worker.inbox)
+            actions += [(self._receive, worker)] * bool(worker.outbox)
+            actions += [(self._notify, worker)] * bool(worker.notices)
+            actions.append((self._run, worker))
+        actions += [(self._write, index) for index in range(len(self.writes))]
+        self.rng.shuffle(actions)
+        self.now += 0.001
+        return any(action(subject) for action, subject in actions)  # type: ignore[operator]
+
+    def settle(self, limit: int = 20_000) -> None:
+        """Let everything happen; nothing may go on for ever."""
+        quiet = 0
+        for _ in range(limit):
+            quiet = 0 if self.step() else quiet + 1
+            if quiet:
+                for worker in self.workers.values():
+                    self._report(worker)
+            if quiet > 3:
+                return
+        raise AssertionError("the cluster does not come to rest")
+
+    def check_nothing_is_held(self) -> None:
+        """All pages are back, and the router remembers no request."""
+        assert self.core.live == 0
+        for worker in self.workers.values():
+            worker.state.pool.check_integrity()
+            assert worker.state.pool.num_held == 0, f"{worker.name} holds {worker.state.pool.num_held} pages"
+        for view in self.core.state.workers.values():
+            assert not view.assigned
+            assert not view.reserved
+
+    def _deliver(self, worker: PureWorker) -> bool:
+        message = worker.inbox.popleft()
+        match message:
+            case Welcome():
+                self._report(worker)
+            case PeerJoined(endpoint):
+                worker.peers.add(endpoint.agent)
+            case PeerLeft(agent):
+                worker.peers.discard(agent)
+                self._fail_writes(worker, agent)
+            case _:
+                self._act(worker, worker.role.on_message(message, self.now))
+        return True
+
+    def _fail_writes(self, worker: PureWorker, agent: str) -> None:
+        gone = [write for source, write in self.writes if source is worker and write.agent == agent]
+        self.writes = [(source, write) for source, write in self.writes if write not in gone]
+        for write in gone:
+            self._act(worker, worker.role.on_write_ended(WriteEnded(write.write_id, 0, 0.0, "peer left"), self.now))
+
+    def _receive(self, worker: PureWorker) -> bool:
+        self._perform(self.core.on_message(worker.name, worker.outbox.popleft(), self.now))
+        return True
+
+    def _notify(self, worker: PureWorker) -> bool:
+        self._act(worker, worker.role.on_notice(worker.notices.popleft(), self.now))
+        return True
+
+    def _run(self, worker: PureWorker) -> bool:
+        plan = worker.role.plan(self.now)
+        if plan is None:
+            return False
+        self._act(worker, worker.role.absorb(plan, worker.execute(plan), self.now))
+        if self.rng.random() < 0.5:
+            self._report(worker)
+        return True
+
+    def _write(self, index: int) -> bool:
+        source, write = self.writes.pop(index)
+        target = next((worker for worker in self.workers.values() if worker.state.agent == write.agent), None)
+        error = "" if target is not None and write.agent in source.peers else "unreachable"
+        if target is not None and not error:
+            for ours, theirs in zip(write.source_pages, write.target_pages, strict=True):
+                target.memory[theirs] = list(source.memory[ours])
+            if write.notice is not None:
+                target.notices.append(write.notice)
+        outcome = WriteEnded(write.write_id, 16 * len(write.source_pages), 0.001, error)
+        self._act(source, source.role.on_write_ended(outcome, self.now))
+        return True
+
+    def _act(self, worker: PureWorker, commands: Seq[Send | WritePages]) -> None:
+        for command in commands:
+            if isinstance(command, Send):
+                worker.outbox.append(command.message)
+            else:
+                self.writes.append((worker, command))
+
+    def _report(self, worker: PureWorker) -> None:
+        worker.reports += 1
+        pool, held = worker.state.pool, worker.role.occupancy()
+        load = WorkerLoad(
+            worker.name,
+            worker.role.name,
+            0,
+            worker.reports,
+            pool.num_pages,
+            pool.num_free,
+            pool.num_cached,
+            held.running,
+            held.waiting,
+            held.uncomputed_tokens,
+            held.context_tokens,
+            held.request_ids,
+            held.reservation_ids,
+        )
+        self._perform(self.core.on_message(worker.name, LoadReport(load), self.now))
+
+    def cancel(self, request_id: str, error: Exception) -> None:
+        self._perform(self.core.stop(request_id, error, self.now))  # type: ignore[arg-type]
+
+    def _perform(self, commands: Seq[Command]) -> None:
+        for command in commands:
+            match command:
+                case Tell(name, message):
+                    if name in self.workers:
+                        self.workers[name].inbox.append(message)
+                case Show(request_id, tokens):
+                    assert request_id not in self.ended, "a token after the end"
+                    for token in tokens:
+                        assert token.index == len(self.shown[request_id]), "a gap or a repeat"
+                        self.shown[request_id].append(token.token_id)
+                case Close(completion):
+                    assert completion.request_id not in self.ended, "ended twice"
+                    self.ended[completion.request_id] = completion

@@ -1,0 +1,143 @@
+"""Whatever order messages and writes arrive in, whoever leaves or dies: right tokens, each once, and no page lost."""
+
+from __future__ import annotations
+
+import random
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cluster.errors import Cancelled, NoWorkers, WorkerLost
+from cluster.worker import RoleName
+from tests.pure_cluster import PureCluster, expected_output
+
+SEEDS = st.integers(0, 2**32 - 1)
+
+
+def _cluster(seed: int, prefill: int = 2, decode: int = 2, mixed: int = 0) -> PureCluster:
+    cluster = PureCluster(random.Random(seed))
+    for role, count in ((RoleName.PREFILL, prefill), (RoleName.DECODE, decode), (RoleName.MIXED, mixed)):
+        for index in range(count):
+            cluster.add(f"{role.value}-{index}", role)
+    cluster.settle()
+    return cluster
+
+
+def _prompts(rng: random.Random, count: int) -> list[tuple[list[int], int]]:
+    """Short and long prompts over a small alphabet, many with a common beginning."""
+    shared = [rng.randrange(5) for _ in range(16)]
+    return [
+        (shared[: rng.choice([0, 4, 9, 16])] + [rng.randrange(90) for _ in range(rng.randint(1, 24))], rng.randint(1, 12))
+        for _ in range(count)
+    ]
+
+
+@settings(deadline=None, max_examples=60)
+@given(seed=SEEDS)
+def test_every_request_gets_its_tokens_and_every_page_comes_back(seed: int) -> None:
+    cluster = _cluster(seed)
+    requests = []
+    for index, (prompt, max_tokens) in enumerate(_prompts(cluster.rng, 8)):
+        requests.append(cluster.submit(f"r{index}", prompt, max_tokens))
+        for _ in range(cluster.rng.randint(0, 8)):
+            cluster.step()
+    cluster.settle()
+    for request in requests:
+        assert cluster.shown[request.request_id] == expected_output(request)
+        assert cluster.ended[request.request_id].error is None
+    cluster.check_nothing_is_held()
+
+
+@settings(deadline=None, max_examples=80)
+@given(seed=SEEDS)
+def test_clients_may_leave_at_any_moment(seed: int) -> None:
+    cluster = _cluster(seed, prefill=1, decode=1)
+    requests = [cluster.submit(f"r{i}", prompt, tokens) for i, (prompt, tokens) in enumerate(_prompts(cluster.rng, 6))]
+    for request in requests:
+        for _ in range(cluster.rng.randint(0, 15)):
+            cluster.step()
+        if cluster.rng.random() < 0.7:
+            cluster.cancel(request.request_id, Cancelled("gone"))
+    cluster.settle()
+    for request in requests:
+        shown, expected = cluster.shown[request.request_id], expected_output(request)
+        assert shown == expected[: len(shown)]
+        if cluster.ended[request.request_id].error is None:
+            assert shown == expected
+    cluster.check_nothing_is_held()
+
+
+@settings(deadline=None, max_examples=100)
+@given(seed=SEEDS)
+def test_a_worker_may_die_at_any_moment(seed: int) -> None:
+    cluster = _cluster(seed)
+    requests = [cluster.submit(f"r{i}", prompt, tokens) for i, (prompt, tokens) in enumerate(_prompts(cluster.rng, 6))]
+    for _ in range(cluster.rng.randint(0, 60)):
+        cluster.step()
+    cluster.kill(cluster.rng.choice(sorted(cluster.workers)))
+    cluster.settle()
+    for request in requests:
+        assert cluster.ended[request.request_id].error is None
+        assert cluster.shown[request.request_id] == expected_output(request)
+    cluster.check_nothing_is_held()
+
+
+@settings(deadline=None, max_examples=60)
+@given(seed=SEEDS)
+def test_a_worker_may_die_and_come_back(seed: int) -> None:
+    cluster = _cluster(seed, prefill=1, decode=1)
+    requests = [cluster.submit(f"r{i}", prompt, tokens) for i, (prompt, tokens) in enumerate(_prompts(cluster.rng, 5))]
+    for _ in range(cluster.rng.randint(0, 60)):
+        cluster.step()
+    name = cluster.rng.choice(sorted(cluster.workers))
+    cluster.kill(name)
+    for _ in range(cluster.rng.randint(0, 20)):
+        cluster.step()
+    cluster.add(name, RoleName(name.split("-")[0]), incarnation=2)
+    cluster.settle()
+    for request in requests:
+        assert cluster.ended[request.request_id].error is None
+        assert cluster.shown[request.request_id] == expected_output(request)
+    cluster.check_nothing_is_held()
+
+
+@settings(deadline=None, max_examples=30)
+@given(seed=SEEDS)
+def test_mixed_workers_short_of_pages_preempt_and_still_finish(seed: int) -> None:
+    cluster = PureCluster(random.Random(seed), num_pages=12)
+    cluster.add("mixed-0", RoleName.MIXED)
+    cluster.settle()
+    requests = [cluster.submit(f"r{index}", [index] * 9, 20) for index in range(6)]
+    cluster.settle()
+    for request in requests:
+        assert cluster.shown[request.request_id] == expected_output(request)
+    cluster.check_nothing_is_held()
+
+
+def test_a_request_that_meets_death_twice_is_not_tried_again() -> None:
+    cluster = _cluster(1, prefill=1, decode=2)
+    request = cluster.submit("r", [1, 2, 3], 50)
+    for _ in range(2):
+        while not cluster.shown["r"] or not cluster.core._records["r"].decode_worker:
+            cluster.step()
+        victim = cluster.core._records["r"].decode_worker
+        while cluster.workers[victim].role.occupancy().running == 0:
+            cluster.step()
+        cluster.kill(victim)
+        cluster.shown["r"] = cluster.shown["r"]
+        for _ in range(5):
+            cluster.step()
+    cluster.settle()
+    assert isinstance(cluster.ended["r"].error, WorkerLost)
+    assert cluster.shown["r"] == expected_output(request)[: len(cluster.shown["r"])]
+    cluster.check_nothing_is_held()
+
+
+def test_without_workers_a_request_is_refused_at_once() -> None:
+    cluster = PureCluster(random.Random(0))
+    try:
+        cluster.submit("r", [1], 1)
+    except NoWorkers as error:
+        assert error.retryable
+    else:
+        raise AssertionError("accepted")
