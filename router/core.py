@@ -200,7 +200,8 @@ class RouterCore:
         if record.stream.stop_string_met:
             self._events.append((record.request_id, lifecycle.Stopped(FinishReason.STOP, None)))
         elif record.stream.finish is not None:
-            self._events.append((record.request_id, lifecycle.Finished(record.stream.finish, worker)))
+            finisher = worker if output.finish is not None else None  # None: its token had come early
+            self._events.append((record.request_id, lifecycle.Finished(record.stream.finish, finisher)))
 
     def _register(self, message: Register, now: float) -> None:
         info = message.info

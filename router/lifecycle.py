@@ -111,10 +111,10 @@ class SourceEnded:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The sequence's last token was streamed; `worker` computed it and holds the sequence no more."""
+    """The sequence's last token was streamed; `worker`, where known, computed it and holds the sequence no more."""
 
     reason: FinishReason
-    worker: str
+    worker: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +236,7 @@ def _after_loss(attempt: _Attempt, lost: str) -> tuple[Effect, ...]:
     return (FindDecode(avoid=lost),)
 
 
-def _close_finished(attempt: _Attempt, reason: FinishReason, worker: str) -> Life:
+def _close_finished(attempt: _Attempt, reason: FinishReason, worker: str | None) -> Life:
     """The sequence is complete. The source's own report comes first, so that the answer tells what the handoff cost.
 
     Whoever else still works on it stops: the target of a sequence that ended with its first token, or a second
