@@ -197,6 +197,7 @@ def encode_to_router(batch: list[messages.WorkerMessage]) -> bytes:
     for item in batch:
         slot = frame.messages.add()
         if isinstance(item, messages.StepOutput):
+            slot.step_output.SetInParent()
             _write_step_output(slot.step_output, item)
         else:
             getattr(slot, _TO_ROUTER[type(item)]).CopyFrom(to_message(item))

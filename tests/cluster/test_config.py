@@ -1,0 +1,63 @@
+"""Configuration: defaults that work, and errors that name the key and what to do."""
+
+from __future__ import annotations
+
+import pytest
+
+from cluster.config import parse_config
+from cluster.errors import ConfigError
+from cluster.resolve import GIB, MachineFacts, ModelFacts, resolve
+
+MACHINE = MachineFacts(cores=8, memory_available_bytes=16 * GIB, fast_bfloat16=False)
+MODEL = ModelFacts("/m", "m", context_tokens=4096, kv_values_per_token=2 * 4 * 2 * 32)
+
+
+def test_an_empty_file_is_a_whole_configuration() -> None:
+    config = parse_config()
+    assert (config.pools.prefill, config.pools.decode, config.pools.mixed) == (1, 1, 0)
+
+
+def test_flags_go_before_the_file_and_what_was_not_given_does_not() -> None:
+    config = parse_config(
+        "[pools]\nprefill = 3\n[model]\ndtype = 'float32'", {"pools": {"prefill": 2, "decode": None}}
+    )
+    assert (config.pools.prefill, config.pools.decode, config.model.dtype) == (2, 1, "float32")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[pools]\nprefil = 2", "no key 'prefil'; did you mean 'prefill'"),
+        ("[enginee]\npage_size = 16", "no key 'enginee'; did you mean 'engine'"),
+        ("[engine]\npage_size = 17", r"engine\.page_size is 17"),
+        ("[engine]\nthreads = 'many'", r"engine\.threads is 'many'"),
+        ("[router]\nport = 70000", r"router\.port is 70000"),
+        ("[pools]\nprefill = 0\ndecode = 0", "All pools are empty"),
+        ("[pools]\ndecode = 0", "Nothing would decode"),
+        ("not toml", "not valid TOML"),
+    ],
+)
+def test_a_mistake_is_named(text: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        parse_config(text)
+
+
+def test_auto_values_follow_machine_and_model() -> None:
+    resolved = resolve(parse_config("[pools]\nprefill = 2\ndecode = 2"), MACHINE, MODEL)
+    assert (resolved.dtype, resolved.threads, resolved.context_tokens) == ("float32", 2, 4096)
+    page_bytes = 16 * MODEL.kv_values_per_token * 4
+    assert resolved.num_pages * page_bytes * 4 <= MACHINE.memory_available_bytes / 4
+    assert resolve(parse_config(), MachineFacts(8, 16 * GIB, True), MODEL).dtype == "bfloat16"
+
+
+def test_more_workers_than_cores_still_get_a_thread_each() -> None:
+    assert resolve(parse_config("[pools]\ndecode = 20"), MACHINE, MODEL).threads == 1
+
+
+def test_pages_for_less_than_one_request_are_refused() -> None:
+    with pytest.raises(ConfigError, match="which needs 257"):
+        resolve(parse_config("[engine]\nnum_pages = 100"), MACHINE, MODEL)
+
+
+def test_every_setting_that_is_shown_has_no_auto_left() -> None:
+    assert all("auto" not in value for value in resolve(parse_config(), MACHINE, MODEL).settings.values())

@@ -1,0 +1,145 @@
+"""The structure keeps its own rules: who may import whom, what is pure, how large a file may be."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = (
+    "baton builtin_model cluster router engine worker prefill_worker decode_worker kv_transfer deploy benchmarks tests"
+).split()
+PURE = [
+    *(ROOT / "cluster").glob("*.py"),
+    *(ROOT / "router" / "policy").glob("*.py"),
+    *(ROOT / "router" / name for name in ("core.py", "lifecycle.py", "record.py", "stream.py", "detokenizer.py")),
+    *(ROOT / "engine" / name for name in ("sequence.py", "kv_pages.py", "page_table.py", "batch.py", "step.py")),
+    *(ROOT / "engine" / name for name in ("noise.py", "model_config.py")),
+    *(ROOT / "prefill_worker").glob("*.py"),
+    *(ROOT / "decode_worker").glob("*.py"),
+    *(ROOT / "worker" / name for name in ("role.py", "state.py", "token_output.py")),
+]
+IMPURE = set("torch grpc google ray zmq nixl asyncio threading time socket os logging subprocess".split())
+
+# package → what of ours it may import, beside itself
+ALLOWED = {
+    "cluster": set(),
+    "engine": {"cluster"},
+    "kv_transfer": {"cluster", "engine.kv_pages"},
+    "prefill_worker": {"cluster", "engine", "worker.role", "worker.state", "worker.token_output"},
+    "decode_worker": {"cluster", "engine", "worker.role", "worker.state", "worker.token_output"},
+    "router": {"cluster", "engine.tokenizer", "engine.checkpoint", "engine.model_config", "baton.wire", "baton.v1"},
+    "worker": {"cluster", "engine", "kv_transfer", "prefill_worker", "decode_worker", "baton.wire"},
+}
+ONLY_IN = {
+    "ray": {"deploy/launcher.py", "worker/actor.py", "router/actor.py"},
+    "nixl": {"kv_transfer/nixl.py"},
+    "flashinfer": {"engine/attention/flashinfer.py"},
+}
+REQUEST_WAY = [
+    "router/server.py",
+    "router/driver.py",
+    "router/core.py",
+    "router/lifecycle.py",
+    "router/policy/placement.py",
+    "router/worker_link.py",
+    "worker/loop.py",
+    "prefill_worker/role.py",
+    "prefill_worker/outbound.py",
+    "kv_transfer/nixl.py",
+    "decode_worker/role.py",
+    "decode_worker/inbound.py",
+    "router/stream.py",
+]
+
+
+def _imports(path: Path) -> set[str]:
+    """Every module a file imports, wherever in the file."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def _ours() -> list[Path]:
+    files = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
+    return [path for path in files if "baton/v1" not in path.as_posix()]
+
+
+@pytest.mark.parametrize("path", PURE, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_a_pure_module_does_no_io(path: Path) -> None:
+    assert not {name.split(".")[0] for name in _imports(path)} & IMPURE
+
+
+@pytest.mark.parametrize("package", ALLOWED)
+def test_a_package_imports_only_what_it_may(package: str) -> None:
+    for path in (ROOT / package).rglob("*.py"):
+        for name in _imports(path):
+            top = name.split(".")[0]
+            if top not in PACKAGES or top == package:
+                continue
+            allowed = any(name == one or name.startswith(f"{one}.") or one.startswith(f"{name}.") for one in ALLOWED[package])
+            assert allowed or name in ALLOWED[package], f"{path.relative_to(ROOT)} imports {name}"
+
+
+@pytest.mark.parametrize("library", ONLY_IN)
+def test_a_library_has_one_home(library: str) -> None:
+    users = {
+        path.relative_to(ROOT).as_posix()
+        for path in _ours()
+        if not path.is_relative_to(ROOT / "tests") and library in {name.split(".")[0] for name in _imports(path)}
+    }
+    assert users <= ONLY_IN[library]
+
+
+def test_files_and_functions_fit() -> None:
+    for path in _ours():
+        if path.is_relative_to(ROOT / "tests"):
+            continue
+        text = path.read_text()
+        assert len(text.splitlines()) <= 400, path
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                assert (node.end_lineno or 0) - node.lineno < 70, f"{path}: {node.name}"
+
+
+def test_proto_is_no_package() -> None:
+    """PyPI's proto-plus owns the module name."""
+    assert not list((ROOT / "proto").rglob("*.py"))
+
+
+def test_the_way_of_a_request_is_thirteen_files_and_the_readme_lists_them() -> None:
+    assert len(REQUEST_WAY) <= 13
+    readme = (ROOT / "README.md").read_text()
+    for name in REQUEST_WAY:
+        assert (ROOT / name).is_file()
+        assert name in readme
+
+
+def test_importing_the_pure_half_loads_no_heavy_library() -> None:
+    code = (
+        "import sys, router.core, router.lifecycle, prefill_worker.role, decode_worker.role, baton\n"
+        "heavy = {'torch', 'grpc', 'ray', 'zmq', 'nixl', 'transformers'} & set(sys.modules)\n"
+        "sys.exit(f'loaded {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_dependency_is_explained() -> None:
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *(item for extra in project["optional-dependencies"].values() for item in extra)]
+    text = (ROOT / "docs" / "dependencies.md").read_text()
+    for requirement in wanted:
+        name = requirement.split(">")[0].split("[")[0]
+        assert f"`{name}`" in text, name
+        assert "<" in requirement, f"{name} has no upper bound"

@@ -1,0 +1,83 @@
+"""Text from tokens: nothing split, nothing lost, stop strings found wherever they lie."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster.messages import TokenOutput
+from cluster.request import FinishReason, Request, SamplingParams
+from router.detokenizer import Detokenizer, StopStrings
+from router.stream import OutputStream
+
+
+def decode(token_ids: Sequence[int]) -> str:
+    """One byte per token."""
+    return bytes(token_ids).decode(errors="replace")
+
+
+@given(st.text(max_size=40))
+def test_the_increments_are_the_text_and_no_character_is_split(text: str) -> None:
+    detokenizer = Detokenizer(decode)
+    parts = [detokenizer.push(byte) for byte in text.encode()]
+    assert "".join(parts) + detokenizer.flush() == text
+    assert all("\N{REPLACEMENT CHARACTER}" not in part for part in parts if "\N{REPLACEMENT CHARACTER}" not in text)
+
+
+@given(st.binary(max_size=60))
+def test_invalid_bytes_never_stop_the_text(data: bytes) -> None:
+    detokenizer = Detokenizer(decode)
+    for byte in data:
+        detokenizer.push(byte)
+    assert len(detokenizer._window) <= 16
+
+
+@given(st.text("ab.", max_size=30), st.lists(st.text("ab.", min_size=1, max_size=4), min_size=1, max_size=3), st.data())
+def test_text_ends_before_the_first_stop_string(text: str, stops: list[str], data: st.DataObject) -> None:
+    finder = StopStrings(tuple(stops))
+    shown, rest, met = "", text, False
+    while rest and not met:
+        size = data.draw(st.integers(1, 5))
+        part, rest = rest[:size], rest[size:]
+        visible, met = finder.push(part)
+        shown += visible
+    positions = [text.find(stop) for stop in stops if stop in text]
+    if met:
+        assert any(text.startswith(shown + stop) for stop in stops)
+        assert not any(stop in shown for stop in stops)
+    else:
+        assert not positions
+        assert shown + finder.flush() == text
+
+
+def _stream(**params: object) -> OutputStream:
+    return OutputStream(Request("r", (1,), SamplingParams(max_tokens=10, **params)), decode)  # type: ignore[arg-type]
+
+
+@given(st.permutations(list(range(6))), st.lists(st.integers(0, 5), max_size=6))
+def test_tokens_in_any_order_and_repeated_come_out_once_in_order(order: list[int], repeats: list[int]) -> None:
+    stream = _stream()
+    seen = []
+    for index in [*order[:3], *repeats, *order[3:], *repeats]:
+        finish = FinishReason.LENGTH if index == 5 else None
+        seen += stream.accept(TokenOutput("r", index, 97 + index, finish=finish))
+    assert [token.index for token in seen] == list(range(6))
+    assert "".join(token.text for token in seen) + stream.trailing_text == "abcdef"
+    assert stream.finish is FinishReason.LENGTH
+
+
+def test_a_stop_string_over_three_tokens_ends_the_stream() -> None:
+    stream = _stream(stop=("bcd",))
+    seen = [token for index in range(6) for token in stream.accept(TokenOutput("r", index, 97 + index))]
+    assert stream.stop_string_met
+    assert "".join(token.text for token in seen) == "a"
+    assert len(seen) == 4
+
+
+def test_text_held_back_for_a_stop_string_comes_at_the_end() -> None:
+    stream = _stream(stop=("bz",))
+    stream.accept(TokenOutput("r", 0, 97))
+    stream.accept(TokenOutput("r", 1, 98, finish=FinishReason.LENGTH))
+    assert stream.trailing_text == "b"
