@@ -112,9 +112,10 @@ def read_answer(tokens: list[Token], finish: inference_pb2.Finish) -> Answer:
 def sampling_params(sampling: SamplingParams | None, options: Mapping[str, Any]) -> SamplingParams:
     """`sampling`, or one made from keyword options such as `temperature=0.7, max_tokens=50`."""
     if sampling is None:
-        return SamplingParams(
-            **{key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
-        )
+        values: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in options.items()
+        }
+        return SamplingParams(**values)
     if options:
         raise TypeError(f"Give either sampling or {', '.join(options)}, not both.")
     return sampling

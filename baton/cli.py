@@ -73,7 +73,7 @@ def up(
     from deploy.cluster import resolve_here
     from deploy.cluster import up as start
 
-    overrides = {
+    overrides: dict[str, dict[str, Any]] = {
         "model": {"path": model, "dtype": dtype},
         "pools": {"prefill": prefill, "decode": decode, "mixed": mixed},
         "router": {"port": port},

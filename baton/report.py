@@ -51,8 +51,8 @@ def print_answer(console: Console, answer: Answer) -> None:
 def print_cluster(console: Console, cluster: admin_pb2.Cluster) -> None:
     """Pools, workers and their load."""
     console.print(
-        f"[bold]{cluster.model}[/]  up {cluster.uptime_s:.0f} s, {cluster.live_requests} live and "
-        f"{cluster.queued_requests} queued requests, {cluster.finished_requests} finished, {cluster.failed_requests} failed"
+        f"[bold]{cluster.model}[/]  up {cluster.uptime_s:.0f} s; requests: {cluster.live_requests} live, "
+        f"{cluster.queued_requests} queued, {cluster.finished_requests} finished, {cluster.failed_requests} failed"
     )
     table = Table("pool", "worker", "pid", "running", "waiting", "prompt tokens left", "pages held", "cached", "free")
     for pool in cluster.pools:

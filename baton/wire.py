@@ -68,7 +68,8 @@ _MESSAGES.update({kind: getattr(worker_pb2, kind.__name__) for kind in (*_TO_WOR
 def to_message(value: Any) -> Message:
     """The protobuf message of one of the paired dataclasses."""
     message = _MESSAGES[type(value)]()
-    for name, write, _ in _plan(type(value)):
+    kind: type = type(value)
+    for name, write, _ in _plan(kind):
         write(message, name, getattr(value, name))
     return message
 
@@ -76,7 +77,7 @@ def to_message(value: Any) -> Message:
 def from_message(kind: type[T], message: Message) -> T:
     """The dataclass of a message; raises `InvalidRequest` when a field without default is missing or unknown."""
     values = {}
-    for name, _, read in _plan(kind):
+    for name, _, read in _plan(kind):  # type: ignore[arg-type]
         present, value = read(message, name)
         if present:
             values[name] = value
@@ -127,7 +128,7 @@ def _scalar(has_presence: bool) -> tuple[_Writer, _Reader]:
     return write, read
 
 
-def _nested(hint: type) -> tuple[_Writer, _Reader]:
+def _nested(hint: Any) -> tuple[_Writer, _Reader]:
     def write(message: Any, name: str, value: Any) -> None:
         if value is not None:
             getattr(message, name).CopyFrom(to_message(value))
@@ -156,8 +157,11 @@ def _enum(hint: type[Enum]) -> tuple[_Writer, _Reader]:
 
 def _repeated(item: Any, wire_field: Any) -> tuple[_Writer, _Reader]:
     """Tuples of scalars, of dataclasses, or of plain tuples (a message's fields in their order)."""
+    encode: Callable[[Any], Any] | None = None
+    decode: Callable[[Any], Any] | None = None
     if dataclasses.is_dataclass(item):
-        encode, decode = to_message, lambda message: from_message(item, message)
+        kind: Any = item
+        encode, decode = to_message, lambda message: from_message(kind, message)
     elif typing.get_origin(item) is tuple:
         names = [field.name for field in wire_field.message_type.fields]
         make = getattr(worker_pb2, wire_field.message_type.name, None) or getattr(
@@ -165,8 +169,6 @@ def _repeated(item: Any, wire_field: Any) -> tuple[_Writer, _Reader]:
         )
         encode = lambda value: make(**dict(zip(names, value, strict=True)))  # noqa: E731
         decode = lambda message: tuple(getattr(message, name) for name in names)  # noqa: E731
-    else:
-        encode = decode = None
 
     def write(message: Any, name: str, value: Any) -> None:
         getattr(message, name).extend(map(encode, value) if encode else value)
@@ -258,7 +260,11 @@ def _read_step_output(message: worker_pb2.StepOutput) -> messages.StepOutput:
     )
 
 
-_FINISHES: dict[int, Any] = {number: reason for reason, number in _ENUMS[request.FinishReason].items()}
+_FINISHES: dict[int, request.FinishReason] = {
+    number: reason
+    for reason, number in _ENUMS[request.FinishReason].items()
+    if isinstance(reason, request.FinishReason)
+}
 
 
 def finish_number(reason: request.FinishReason) -> Any:

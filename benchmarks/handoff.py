@@ -10,6 +10,7 @@ between first and second token less one decode step, over one decode step plus t
 from __future__ import annotations
 
 import asyncio
+import itertools
 import multiprocessing as mp
 import time
 from dataclasses import dataclass
@@ -73,7 +74,9 @@ class Sender:
             part = slice(first, first + CHUNK_PAGES)
             payload = encode_notice(notice) if last else None
             transfer = self.transport.write(self.agent, pages[part], targets[part], payload)
-            while not any(isinstance(event, WriteDone) and event.transfer_id == transfer for event in self.transport.poll()):
+            while not any(
+                isinstance(event, WriteDone) and event.transfer_id == transfer for event in self.transport.poll()
+            ):
                 pass
         return time.perf_counter() - started
 
@@ -154,7 +157,9 @@ async def measure_stall(requests: int, seed: int) -> tuple[float, float]:
     context = mp.get_context("spawn")
     workers = []
     for role in ("prefill", "decode"):
-        plan = WorkerPlan(f"{role}-0", role, folder, router.worker_address, "float32", "cpu", 4096, 1200, 16, 512, 16, 1)
+        plan = WorkerPlan(
+            f"{role}-0", role, folder, router.worker_address, "float32", "cpu", 4096, 1200, 16, 512, 16, 1
+        )
         workers.append(context.Process(target=worker_process, args=(plan,)))
         workers[-1].start()
     try:
@@ -190,7 +195,7 @@ async def _gaps(driver: Any, request: Request) -> tuple[list[float], Any]:
         moments += [time.perf_counter()] * len(tokens)
         if completion is not None:
             driver.unsubscribe(subscription, None)
-            return [after - before for before, after in zip(moments, moments[1:], strict=False)], completion.handoff
+            return [after - before for before, after in itertools.pairwise(moments)], completion.handoff
 
 
 def main() -> None:

@@ -195,7 +195,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rate", type=float, default=1.0, help="factor on the learning rates")
-    parser.add_argument("--state", type=Path, default=Path("build/builtin_model/state.pt"), help="what a run goes on from")
+    parser.add_argument(
+        "--state", type=Path, default=Path("build/builtin_model/state.pt"), help="what a run goes on from"
+    )
     parser.add_argument("--out", type=Path, default=CHECKPOINT, help="where the checkpoint goes")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

@@ -103,15 +103,17 @@ def resolve(config: BatonConfig, machine: MachineFacts, model: ModelFacts) -> Re
     dtype = config.model.dtype
     if dtype == "auto":
         dtype = "bfloat16" if machine.fast_bfloat16 else "float32"
-    context = config.model.context_tokens
-    context = model.context_tokens if context == "auto" else min(context, model.context_tokens)
+    context = model.context_tokens
+    if config.model.context_tokens != "auto":
+        context = min(context, config.model.context_tokens)
     max_batch = 32 if engine.max_batch == "auto" else engine.max_batch
-    page_bytes = engine.page_size * model.kv_values_per_token * (4 if dtype == "float32" else 2)
-    num_pages = engine.num_pages
-    if num_pages == "auto":
-        if engine.kv_memory_gib == "auto":
-            share = machine.memory_available_bytes // (4 * workers)  # a quarter for KV, the rest for weights and others
-        else:
+    if engine.num_pages != "auto":
+        num_pages = engine.num_pages
+    else:
+        page_bytes = engine.page_size * model.kv_values_per_token * (4 if dtype == "float32" else 2)
+        # A quarter of the memory for KV by default; the rest is for weights and for others.
+        share = machine.memory_available_bytes // (4 * workers)
+        if engine.kv_memory_gib != "auto":
             share = int(engine.kv_memory_gib * GIB)
         useful = max_batch * -(-context // engine.page_size)  # every sequence of a full batch at full length
         num_pages = min(useful, share // page_bytes)

@@ -96,8 +96,8 @@ def stop_cluster(prefix: str = "", timeout_s: float = 10.0) -> list[str]:
         if actor["namespace"] == NAMESPACE and actor["name"].startswith(prefix)
     ]
     names.sort(key=lambda name: (name == prefix + ROUTER, name))
-    stops = []
-    actors = []
+    stops: list[Any] = []
+    actors: list[Any] = []
     for name in names:
         with contextlib.suppress(ValueError):
             actors.append(ray.get_actor(name, namespace=NAMESPACE))

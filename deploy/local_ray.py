@@ -74,7 +74,7 @@ def _children(process: psutil.Process) -> list[psutil.Process]:
 
 
 def start_local_ray(object_store_bytes: int = 100 << 20) -> LocalRay:
-    """Start a Ray head on the loopback interface; raises `ConfigError` with Ray's own words when it does not come up."""
+    """Start a Ray head on the loopback interface; raises `ConfigError` with Ray's own words when it fails."""
     # Short, because Unix socket paths inside it may have 107 characters at most.
     folder = tempfile.mkdtemp(prefix="baton-ray-", dir="/tmp")
     port = _free_port()

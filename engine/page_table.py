@@ -1,4 +1,4 @@
-"""A sequence's pages: taken from the pool when it starts, grown while it decodes, committed as they fill, given back."""
+"""A sequence's pages: taken when it starts, grown while it decodes, committed as they fill, given back."""
 
 from __future__ import annotations
 

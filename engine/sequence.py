@@ -59,9 +59,9 @@ class Sequence:
     def finish_reason(self, eos_token_ids: frozenset[int], context_tokens: int) -> FinishReason | None:
         """Whether the newest output token ends the sequence. Stop strings are the router's: they need text."""
         last, sampling = self.tokens[-1], self.sampling
-        if self.num_output >= sampling.min_tokens:
-            if last in sampling.stop_token_ids or (last in eos_token_ids and not sampling.ignore_eos):
-                return FinishReason.STOP
+        ends = last in sampling.stop_token_ids or (last in eos_token_ids and not sampling.ignore_eos)
+        if ends and self.num_output >= sampling.min_tokens:
+            return FinishReason.STOP
         if self.num_output >= sampling.max_tokens or len(self.tokens) >= context_tokens:
             return FinishReason.LENGTH
         return None

@@ -110,7 +110,7 @@ class NixlTransport:
         peer.pages.release()
         try:
             self._agent.remove_remote_agent(agent)
-        except Exception as error:  # noqa: BLE001 - NIXL has dropped a peer that died by itself
+        except Exception as error:
             if "NOT_FOUND" not in str(error):
                 raise HandoffFailed(f"{agent} could not be removed: {_reason(error)}.") from None
 

@@ -10,7 +10,7 @@ from cluster.errors import BatonError
 from cluster.plan import RouterPlan
 
 
-@ray.remote(num_cpus=0, max_restarts=0, max_concurrency=16)
+@ray.remote(num_cpus=0, max_restarts=0, max_concurrency=16)  # type: ignore[call-overload]
 class RouterActor:
     """The router. Its methods run on one event loop, the gRPC server and the worker links beside them."""
 

@@ -203,8 +203,8 @@ def lifecycle(request_id: str) -> Life:
             case Lost(worker) if worker in (attempt.source, attempt.target):
                 workers_lost += 1
                 if workers_lost >= MAX_WORKERS_LOST:
-                    error = WorkerLost("The request was on two workers that died; it is not tried a third time.")
-                    return (yield from _close(attempt, End(None, error), lost=worker))
+                    poison = WorkerLost("The request was on two workers that died; it is not tried a third time.")
+                    return (yield from _close(attempt, End(None, poison), lost=worker))
                 pending = _after_loss(attempt, worker)
 
 

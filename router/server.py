@@ -6,8 +6,9 @@ import asyncio
 import random
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -15,7 +16,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from baton import wire
-from baton.v1 import admin_pb2, admin_pb2_grpc, inference_pb2, inference_pb2_grpc
+from baton.v1 import admin_pb2, admin_pb2_grpc, inference_pb2
 from cluster.errors import BatonError, Cancelled, InternalError, InvalidRequest, PromptTooLong
 from cluster.request import Objectives, Request, SamplingParams
 from cluster.worker import RoleName
@@ -27,6 +28,7 @@ from router.stream import TextToken
 
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 MAX_NAME_BYTES = 256
+T = TypeVar("T")
 SERVICES = ("baton.v1.Inference", "baton.v1.Admin")
 
 
@@ -43,14 +45,14 @@ class ServedModel:
 
 
 @dataclass(eq=False)
-class InferenceService(inference_pb2_grpc.InferenceServicer):
+class InferenceService:
     """Checks and tokenises what comes in, and writes the stream that goes out."""
 
     driver: Driver
     model: ServedModel
     seeds: random.Random = field(default_factory=random.SystemRandom)
 
-    async def Generate(self, request_bytes: bytes, context: grpc.aio.ServicerContext) -> None:  # noqa: N802
+    async def Generate(self, request_bytes: bytes, context: grpc.aio.ServicerContext) -> None:
         try:
             message = _parse(inference_pb2.GenerateRequest, request_bytes)
             request = await self._request(message, context)
@@ -74,7 +76,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         finally:
             self.driver.unsubscribe(subscription, ended)
 
-    async def GetModel(self, request_bytes: bytes, context: grpc.aio.ServicerContext) -> inference_pb2.Model:  # noqa: N802
+    async def GetModel(self, request_bytes: bytes, context: grpc.aio.ServicerContext) -> inference_pb2.Model:
         model = self.model
         return inference_pb2.Model(
             name=model.name,
@@ -86,7 +88,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
             eos_token_ids=sorted(model.config.eos_token_ids),
         )
 
-    async def Tokenize(self, request_bytes: bytes, context: grpc.aio.ServicerContext) -> inference_pb2.TokenizeResponse:  # noqa: N802
+    async def Tokenize(self, request_bytes: bytes, context: grpc.aio.ServicerContext) -> inference_pb2.TokenizeResponse:
         try:
             message = _parse(inference_pb2.TokenizeRequest, request_bytes)
             return inference_pb2.TokenizeResponse(ids=await self._encode(message.text))
@@ -148,7 +150,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
 
     async def GetCluster(
         self, request: admin_pb2.GetClusterRequest, context: grpc.aio.ServicerContext
-    ) -> admin_pb2.Cluster:  # noqa: N802
+    ) -> admin_pb2.Cluster:
         core, now = self.driver.core, self.driver.clock()
         cluster = admin_pb2.Cluster(
             model=self.model.name,
@@ -211,18 +213,23 @@ def _serialize(message: object) -> bytes:
     return message.SerializeToString()  # type: ignore[attr-defined, no-any-return]
 
 
-def _parse(kind: type, request_bytes: bytes) -> object:
+def _parse(kind: type[T], request_bytes: bytes) -> T:
     try:
-        return kind.FromString(request_bytes)
+        return kind.FromString(request_bytes)  # type: ignore[attr-defined, no-any-return]
     except DecodeError as error:
-        raise InvalidRequest(f"Not a valid {kind.DESCRIPTOR.name}: {error}. Text must be UTF-8.") from None
+        raise InvalidRequest(f"Not a valid {kind.__name__}: {error}. Text must be UTF-8.") from None
 
 
 async def _abort(context: grpc.aio.ServicerContext, error: BatonError) -> None:
     await context.abort(getattr(grpc.StatusCode, error.grpc_status), error.message)
 
 
-async def _responses(next_batch) -> AsyncIterator[tuple[inference_pb2.GenerateResponse, Completion | None]]:  # type: ignore[no-untyped-def]
+Batch = tuple[list[TextToken], Completion | None]
+
+
+async def _responses(
+    next_batch: Callable[[], Awaitable[Batch]],
+) -> AsyncIterator[tuple[inference_pb2.GenerateResponse, Completion | None]]:  # type: ignore[no-untyped-def]
     """Messages for the client until the completion, which rides with the last tokens."""
     while True:
         tokens, completion = await next_batch()

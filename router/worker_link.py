@@ -43,7 +43,7 @@ class WorkerLink:
     def _drain(self) -> None:
         while not self._socket.closed:
             try:
-                identity, frame = self._socket.recv_multipart(zmq.NOBLOCK)
+                identity, frame = self._socket.recv_multipart(zmq.NOBLOCK, copy=True)
             except zmq.Again:
                 return
             except ValueError:

@@ -7,13 +7,17 @@ import socket
 import threading
 import traceback
 import uuid
+from typing import TYPE_CHECKING
 
 import ray
 
 from cluster.plan import WorkerPlan
 
+if TYPE_CHECKING:
+    from worker.loop import WorkerLoop
 
-@ray.remote(num_cpus=0, max_restarts=0, max_concurrency=4)
+
+@ray.remote(num_cpus=0, max_restarts=0, max_concurrency=4)  # type: ignore[call-overload]
 class WorkerActor:
     """One worker. `load` takes as long as the model takes; `stage` tells how far it is meanwhile."""
 
@@ -24,7 +28,7 @@ class WorkerActor:
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name=plan.name, daemon=True)
         self._loaded = threading.Event()
-        self._loop = None
+        self._loop: WorkerLoop | None = None
         self._thread.start()
 
     def stage(self) -> str:
@@ -50,10 +54,10 @@ class WorkerActor:
             from worker.assembly import assemble
 
             incarnation = uuid.uuid4().hex[:8]
-            self._loop = assemble(self._plan, incarnation, socket.gethostname(), self._tell)
+            loop = self._loop = assemble(self._plan, incarnation, socket.gethostname(), self._tell)
             self._stage = "serving"
             self._loaded.set()
-            self._loop.run()
+            loop.run()
             self._stage = "stopped"
         except Exception as error:
             traceback.print_exc()

@@ -49,7 +49,7 @@ class TorchAttention:
         self._write_rows = pages * (2 * self._num_layers * self._page_size) + layout.positions % self._page_size
 
     def _plan_decode(self, layout: BatchLayout) -> None:
-        """A rectangle of page ids, short tables padded with page 0 and masked, so that no loop over sequences is left."""
+        """A rectangle of page ids, short tables padded with page 0 and masked: no loop over sequences is left."""
         count = layout.num_decodes
         if not count:
             return

@@ -18,9 +18,7 @@ def test_an_empty_file_is_a_whole_configuration() -> None:
 
 
 def test_flags_go_before_the_file_and_what_was_not_given_does_not() -> None:
-    config = parse_config(
-        "[pools]\nprefill = 3\n[model]\ndtype = 'float32'", {"pools": {"prefill": 2, "decode": None}}
-    )
+    config = parse_config("[pools]\nprefill = 3\n[model]\ndtype = 'float32'", {"pools": {"prefill": 2, "decode": None}})
     assert (config.pools.prefill, config.pools.decode, config.model.dtype) == (2, 1, "float32")
 
 

@@ -15,7 +15,7 @@ ROOT = root_hash("model")
 
 
 class PagePoolMachine(RuleBasedStateMachine):
-    """Sequences over a small alphabet, so that prefixes collide; a dictionary is the model of what must be matchable."""
+    """Sequences over a small alphabet, so that prefixes collide; a set is the model of what must be matchable."""
 
     tables = Bundle("tables")
 

@@ -74,9 +74,7 @@ def test_presence_and_frequency_count_the_output_only() -> None:
 
 
 @settings(deadline=None, max_examples=40)
-@given(
-    seeds=st.lists(st.integers(0, 2**63 - 1), min_size=1, max_size=6, unique=True), data=st.integers(0, 100)
-)
+@given(seeds=st.lists(st.integers(0, 2**63 - 1), min_size=1, max_size=6, unique=True), data=st.integers(0, 100))
 def test_the_batch_does_not_change_a_token(seeds: list[int], data: int) -> None:
     sequences = [_sequence(SamplingParams(temperature=1.0, top_p=0.95, seed=seed)) for seed in seeds]
     logits = _logits(data, len(seeds))

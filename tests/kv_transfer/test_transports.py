@@ -17,7 +17,7 @@ from cluster.errors import HandoffFailed
 from cluster.worker import PageLayout
 from kv_transfer.in_process import InProcessNetwork, InProcessTransport
 from kv_transfer.nixl import NixlTransport
-from kv_transfer.transport import Notice, Transport, TransferEvent, WriteDone, WriteFailed
+from kv_transfer.transport import Notice, TransferEvent, Transport, WriteDone, WriteFailed
 
 LAYOUT = PageLayout(32, 2, 4, 2, 8, "float32", "m")
 Make = Callable[..., Transport]

@@ -14,7 +14,9 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.mark.slow
 def test_the_generated_code_is_what_the_generator_makes(tmp_path: Path) -> None:
     environment = {**os.environ, "BATON_PROTO_ENV": str(ROOT / ".venv-proto")}
-    subprocess.run([str(ROOT / "proto" / "generate.sh"), str(tmp_path)], check=True, capture_output=True, env=environment)
+    subprocess.run(
+        [str(ROOT / "proto" / "generate.sh"), str(tmp_path)], check=True, capture_output=True, env=environment
+    )
     made = sorted(path.name for path in (tmp_path / "baton" / "v1").iterdir())
     kept = sorted(path.name for path in (ROOT / "baton" / "v1").iterdir() if path.suffix in (".py", ".pyi"))
     assert made == [name for name in kept if name != "__init__.py"]

@@ -10,9 +10,20 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = (
-    "baton builtin_model cluster router engine worker prefill_worker decode_worker kv_transfer deploy benchmarks tests"
-).split()
+PACKAGES = [
+    "baton",
+    "builtin_model",
+    "cluster",
+    "router",
+    "engine",
+    "worker",
+    "prefill_worker",
+    "decode_worker",
+    "kv_transfer",
+    "deploy",
+    "benchmarks",
+    "tests",
+]
 PURE = [
     *(ROOT / "cluster").glob("*.py"),
     *(ROOT / "router" / "policy").glob("*.py"),
@@ -23,7 +34,21 @@ PURE = [
     *(ROOT / "decode_worker").glob("*.py"),
     *(ROOT / "worker" / name for name in ("role.py", "state.py", "token_output.py")),
 ]
-IMPURE = set("torch grpc google ray zmq nixl asyncio threading time socket os logging subprocess".split())
+IMPURE = {
+    "torch",
+    "grpc",
+    "google",
+    "ray",
+    "zmq",
+    "nixl",
+    "asyncio",
+    "threading",
+    "time",
+    "socket",
+    "os",
+    "logging",
+    "subprocess",
+}
 
 # package → what of ours it may import, beside itself
 ALLOWED = {
@@ -85,7 +110,9 @@ def test_a_package_imports_only_what_it_may(package: str) -> None:
             top = name.split(".")[0]
             if top not in PACKAGES or top == package:
                 continue
-            allowed = any(name == one or name.startswith(f"{one}.") or one.startswith(f"{name}.") for one in ALLOWED[package])
+            allowed = any(
+                name == one or name.startswith(f"{one}.") or one.startswith(f"{name}.") for one in ALLOWED[package]
+            )
             assert allowed or name in ALLOWED[package], f"{path.relative_to(ROOT)} imports {name}"
 
 
@@ -137,7 +164,10 @@ def test_every_dependency_is_explained() -> None:
     import tomllib
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = [*project["dependencies"], *(item for extra in project["optional-dependencies"].values() for item in extra)]
+    wanted = [
+        *project["dependencies"],
+        *(item for extra in project["optional-dependencies"].values() for item in extra),
+    ]
     text = (ROOT / "docs" / "dependencies.md").read_text()
     for requirement in wanted:
         name = requirement.split(">")[0].split("[")[0]

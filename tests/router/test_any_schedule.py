@@ -27,7 +27,10 @@ def _prompts(rng: random.Random, count: int) -> list[tuple[list[int], int]]:
     """Short and long prompts over a small alphabet, many with a common beginning."""
     shared = [rng.randrange(5) for _ in range(16)]
     return [
-        (shared[: rng.choice([0, 4, 9, 16])] + [rng.randrange(90) for _ in range(rng.randint(1, 24))], rng.randint(1, 12))
+        (
+            shared[: rng.choice([0, 4, 9, 16])] + [rng.randrange(90) for _ in range(rng.randint(1, 24))],
+            rng.randint(1, 12),
+        )
         for _ in range(count)
     ]
 
