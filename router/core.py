@@ -34,7 +34,6 @@ from cluster.messages import (
     ReservationRefused,
     Reserve,
     Reserved,
-    RouterMessage,
     SendPages,
     StepOutput,
     TokenOutput,
@@ -43,37 +42,12 @@ from cluster.messages import (
 )
 from cluster.request import FinishReason, Request
 from router import lifecycle
+from router.commands import Close, Command, Show, Tell
 from router.detokenizer import Decode
 from router.policy.cluster_state import ClusterState
 from router.policy.placement import Placement
-from router.record import Completion, Record
-from router.stream import OutputStream, TextToken
-
-
-@dataclass(frozen=True, slots=True)
-class Tell:
-    """Send a message to a worker."""
-
-    worker: str
-    message: RouterMessage
-
-
-@dataclass(frozen=True, slots=True)
-class Show:
-    """Stream tokens to the client."""
-
-    request_id: str
-    tokens: list[TextToken]
-
-
-@dataclass(frozen=True, slots=True)
-class Close:
-    """End the client's stream."""
-
-    completion: Completion
-
-
-Command = Tell | Show | Close
+from router.record import Record
+from router.stream import OutputStream
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from cluster.errors import BatonError
 from cluster.messages import RouterMessage, WorkerMessage
 from cluster.request import Request
-from router.core import Close, Command, RouterCore, Show, Tell
+from router.commands import Close, Command, Show, Tell
+from router.core import RouterCore
 from router.record import Completion
 from router.stream import TextToken
 from router.worker_link import WorkerLink

@@ -61,7 +61,7 @@ class WorkerLink:
         """Queue messages for a worker as one frame; a worker that is gone is found out by its silence."""
         with contextlib.suppress(zmq.ZMQError):
             self._socket.send_multipart([worker.encode(), encode_to_worker(list(batch))], zmq.NOBLOCK)
-        if self._loop is not None and self._socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+        if self._loop is not None and int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
             self._loop.call_soon(self._drain)
 
     def close(self) -> None:

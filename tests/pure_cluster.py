@@ -20,7 +20,8 @@ from engine.batch import StepBudget
 from engine.kv_pages import PagePool
 from engine.step import SampledToken, StepPlan, StepResult
 from prefill_worker.role import PrefillRole
-from router.core import Close, Command, RouterCore, Show, Tell
+from router.commands import Close, Command, Show, Tell
+from router.core import RouterCore
 from router.policy.placement import LeastPredictedWork
 from router.record import Completion
 from worker.role import Role, Send, WriteEnded, WritePages

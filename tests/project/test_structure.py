@@ -27,7 +27,7 @@ PACKAGES = [
 PURE = [
     *(ROOT / "cluster").glob("*.py"),
     *(ROOT / "router" / "policy").glob("*.py"),
-    *(ROOT / "router" / name for name in ("core.py", "lifecycle.py", "record.py", "stream.py", "detokenizer.py")),
+    *(ROOT / "router" / name for name in "core.py commands.py lifecycle.py record.py stream.py detokenizer.py".split()),
     *(ROOT / "engine" / name for name in ("sequence.py", "kv_pages.py", "page_table.py", "batch.py", "step.py")),
     *(ROOT / "engine" / name for name in ("noise.py", "model_config.py")),
     *(ROOT / "prefill_worker").glob("*.py"),
@@ -131,7 +131,7 @@ def test_files_and_functions_fit() -> None:
         if path.is_relative_to(ROOT / "tests"):
             continue
         text = path.read_text()
-        assert len(text.splitlines()) <= 400, path
+        assert path.name == "words.py" or len(text.splitlines()) <= 320, path
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 assert (node.end_lineno or 0) - node.lineno < 70, f"{path}: {node.name}"
