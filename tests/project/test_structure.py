@@ -27,7 +27,8 @@ PACKAGES = [
 PURE = [
     *(ROOT / "cluster").glob("*.py"),
     *(ROOT / "router" / "policy").glob("*.py"),
-    *(ROOT / "router" / name for name in "core.py commands.py lifecycle.py record.py stream.py detokenizer.py".split()),
+    *(ROOT / "router" / name for name in ("core.py", "commands.py", "lifecycle.py", "record.py")),
+    *(ROOT / "router" / name for name in ("stream.py", "detokenizer.py")),
     *(ROOT / "engine" / name for name in ("sequence.py", "kv_pages.py", "page_table.py", "batch.py", "step.py")),
     *(ROOT / "engine" / name for name in ("noise.py", "model_config.py")),
     *(ROOT / "prefill_worker").glob("*.py"),
