@@ -41,6 +41,7 @@ from cluster.messages import (
     WorkerMessage,
 )
 from cluster.request import FinishReason, Request
+from cluster.worker import RoleName
 from router import lifecycle
 from router.commands import Close, Command, Show, Tell
 from router.detokenizer import Decode
@@ -99,8 +100,8 @@ class RouterCore:
         return self._settle(now)
 
     def _check_capacity(self, request: Request) -> None:
-        if not self.state.workers:
-            raise NoWorkers("No worker is registered; start some or wait until they have loaded the model.")
+        if not self.state.pool(RoleName.DECODE, RoleName.MIXED):
+            raise NoWorkers("No worker that decodes is registered; start one or wait until it has loaded the model.")
         capacity = max(view.info.capacity_tokens for view in self.state.workers.values())
         if request.max_total_tokens > capacity:
             raise PromptTooLong(

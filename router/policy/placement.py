@@ -42,21 +42,22 @@ class LeastPredictedWork:
     chunks_ahead: int = 2
 
     def place(self, item: PlacementInput, state: ClusterState, now: float) -> RoutingDecision | None:
-        prefill = state.pool(RoleName.PREFILL)
-        decode = state.pool(RoleName.DECODE)
+        prefill, decode = state.pool(RoleName.PREFILL), state.pool(RoleName.DECODE)
         if not (prefill and decode):
-            return self._place_whole(item, state)
+            # Without two pools every worker that can decode serves whole requests, so one pool alone still serves.
+            return self._place_whole(item, state.pool(RoleName.MIXED, RoleName.DECODE))
         ready = [view for view in prefill if view.uncomputed_tokens < self.chunks_ahead * view.info.chunk_tokens]
+        whole = self._place_whole(item, state.pool(RoleName.MIXED))
         if not ready:
-            return None
+            return whole
         source = min(ready, key=lambda view: (view.uncomputed_tokens, view.name))
+        if whole and state.workers[whole.prefill].uncomputed_tokens < source.uncomputed_tokens:
+            return whole
         target = self.find_decode(item, state, None, now)
         why = f"{source.name} has {source.uncomputed_tokens} prompt tokens waiting, the fewest of {len(prefill)}"
         return RoutingDecision(source.name, target, False, why)
 
-    def _place_whole(self, item: PlacementInput, state: ClusterState) -> RoutingDecision | None:
-        """Without two pools every worker that can decode serves whole requests, so that one pool alone still serves."""
-        views = state.pool(RoleName.MIXED, RoleName.DECODE)
+    def _place_whole(self, item: PlacementInput, views: list[WorkerView]) -> RoutingDecision | None:
         ready = [view for view in views if view.sequences < view.info.max_batch and self._fits(item, view)]
         if not ready:
             return None

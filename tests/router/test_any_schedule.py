@@ -106,6 +106,18 @@ def test_a_worker_may_die_and_come_back(seed: int) -> None:
 
 @settings(deadline=None, max_examples=30)
 @given(seed=SEEDS)
+def test_all_three_pools_serve_together(seed: int) -> None:
+    cluster = _cluster(seed, prefill=1, decode=1, mixed=1)
+    requests = [cluster.submit(f"r{i}", prompt, tokens) for i, (prompt, tokens) in enumerate(_prompts(cluster.rng, 8))]
+    cluster.settle()
+    for request in requests:
+        assert cluster.shown[request.request_id] == expected_output(request)
+    assert {completion.prefill_worker for completion in cluster.ended.values()} == {"prefill-0", "mixed-0"}
+    cluster.check_nothing_is_held()
+
+
+@settings(deadline=None, max_examples=30)
+@given(seed=SEEDS)
 def test_mixed_workers_short_of_pages_preempt_and_still_finish(seed: int) -> None:
     cluster = PureCluster(random.Random(seed), num_pages=12)
     cluster.add("mixed-0", RoleName.MIXED)
