@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -29,13 +30,27 @@ Address = Annotated[str | None, typer.Option(help="Router's host:port; default: 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document, for scripts.")]
 
 
+class Ended(BaseException):
+    """Somebody asked the process to end by a signal; everything it started is ended on the way out."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
 def main() -> None:
     """Run the command; what goes wrong is one sentence on stderr and exit code 1."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _end)
     sys.exit(run(app))
 
 
+def _end(number: int, frame: Any) -> None:
+    raise Ended(number)
+
+
 def run(command: Callable[[], Any]) -> int:
-    """Exit code of a command: 0, 1 for an error, 130 for Ctrl-C."""
+    """Exit code of a command: 0, 1 for an error, 128 and the signal's number (130 for Ctrl-C) when it was ended."""
     try:
         command()
     except BatonError as error:
@@ -43,7 +58,9 @@ def run(command: Callable[[], Any]) -> int:
         return 1
     except KeyboardInterrupt:
         err.print("interrupted")
-        return 130
+        return 128 + signal.SIGINT
+    except Ended as end:
+        return 128 + end.number
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0
     return 0

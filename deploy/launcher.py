@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +26,8 @@ Tell = Callable[[str, str], None]  # (process name, what it is doing)
 
 @contextlib.contextmanager
 def connected(ray_address: str) -> Iterator[None]:
-    """This process as a driver of the Ray at `ray_address`, quietly."""
+    """This process as a driver of the Ray at `ray_address`, quietly and with its own signal handlers."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
     ray.init(
         address=ray_address,
@@ -33,6 +36,9 @@ def connected(ray_address: str) -> Iterator[None]:
         logging_level=logging.ERROR,
         configure_logging=True,
     )
+    if threading.current_thread() is threading.main_thread():
+        for number, handler in handlers.items():
+            signal.signal(number, handler)  # Ray's own for SIGTERM aborts the process
     try:
         yield
     finally:

@@ -22,6 +22,7 @@ import psutil
 from cluster.errors import ConfigError
 
 START_TIMEOUT_S = 90.0
+_INTERRUPTS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 _QUIET = {
     "RAY_enable_worker_prestart": "0",  # idle Python processes that nobody needs
     "RAY_DISABLE_IMPORT_WARNING": "1",
@@ -53,17 +54,15 @@ class LocalRay:
         ]
 
     def stop(self) -> None:
-        """End every process and remove the folder; returns when they are gone."""
-        processes = self.processes()
-        for process in processes:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.terminate()
-        _, alive = psutil.wait_procs(processes, timeout=2)
-        alive += [process for process in self.processes() if process not in alive]
-        for process in alive:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        psutil.wait_procs(alive, timeout=5)
+        """End every process, kindly once and then not, until none is left, and remove the folder."""
+        for attempt in range(5):
+            processes = self.processes()
+            for process in processes:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.terminate() if attempt == 0 else process.kill()
+            if not processes:
+                break
+            psutil.wait_procs(processes, timeout=2)
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
@@ -74,38 +73,55 @@ def _children(process: psutil.Process) -> list[psutil.Process]:
 
 
 def start_local_ray(object_store_bytes: int = 100 << 20) -> LocalRay:
-    """Start a Ray head on the loopback interface; raises `ConfigError` with Ray's own words when it fails."""
+    """Start a Ray head on the loopback interface; raises `ConfigError` with Ray's own words when it fails.
+
+    Whatever interrupts it, nothing that was started stays.
+    """
     # Short, because Unix socket paths inside it may have 107 characters at most.
-    folder = tempfile.mkdtemp(prefix="baton-ray-", dir="/tmp")
-    port = _free_port()
-    ray = LocalRay(f"127.0.0.1:{port}", folder)
+    ray = LocalRay(f"127.0.0.1:{_free_port()}", tempfile.mkdtemp(prefix="baton-ray-", dir="/tmp"))
+    try:
+        _start(ray, object_store_bytes)
+    except BaseException:
+        ray.stop()
+        raise
+    return ray
+
+
+def _start(ray: LocalRay, object_store_bytes: int) -> None:
+    host, port = ray.address.split(":")
     command = [
         *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head"),
-        *("--node-ip-address=127.0.0.1", f"--port={port}", f"--temp-dir={folder}"),
+        *(f"--node-ip-address={host}", f"--port={port}", f"--temp-dir={ray.folder}"),
         *("--include-dashboard=false", "--disable-usage-stats", "--include-log-monitor=false"),
         f"--object-store-memory={object_store_bytes}",
     ]
-    log = Path(folder) / "start.log"
+    log = Path(ray.folder) / "start.log"
     with log.open("wb") as output:
-        # Its own session: Ctrl-C at the terminal is ours to handle, not Ray's.
-        process = subprocess.Popen(
-            command, stdout=output, stderr=output, stdin=subprocess.DEVNULL, env=_environment(), start_new_session=True
-        )
+        # An interrupt waits until the child is ours to find; its own session keeps the terminal's Ctrl-C from it.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _INTERRUPTS)
+        try:
+            process = subprocess.Popen(
+                command,
+                stdout=output,
+                stderr=output,
+                stdin=subprocess.DEVNULL,
+                env=_environment(),
+                start_new_session=True,
+                preexec_fn=_accept_interrupts,
+            )
+        finally:
+            _accept_interrupts()
         try:
             code = process.wait(timeout=START_TIMEOUT_S)
-        except BaseException as error:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            ray.stop()
-            if isinstance(error, subprocess.TimeoutExpired):
-                raise ConfigError(f"Ray did not start within {START_TIMEOUT_S:.0f} s.") from None
-            raise
+        except subprocess.TimeoutExpired:
+            raise ConfigError(f"Ray did not start within {START_TIMEOUT_S:.0f} s.") from None
     if code != 0:
         words = log.read_text(errors="replace").strip().splitlines()[-5:]
-        ray.stop()
         raise ConfigError("Ray did not start: " + " ".join(words))
-    return ray
+
+
+def _accept_interrupts() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _INTERRUPTS)
 
 
 def _environment() -> dict[str, str]:

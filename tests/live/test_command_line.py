@@ -79,17 +79,29 @@ def test_the_demo_shows_the_way_and_the_prefix_hit(environment: dict[str, str], 
     assert _left_behind(rays_before) == []
 
 
+def _as_at_a_terminal() -> None:
+    """A job in the background of a script is started with Ctrl-C ignored; a terminal's is not."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("line", ["ray", "prefill-0"])
-def test_ctrl_c_while_starting_leaves_nothing(environment: dict[str, str], rays_before: set[str], line: str) -> None:
-    process = subprocess.Popen([*BATON, "up", "--port", "0"], env=environment, stderr=subprocess.PIPE, text=True)
+@pytest.mark.parametrize(
+    ("line", "number", "code"),
+    [("ray", signal.SIGINT, 130), ("prefill-0", signal.SIGINT, 130), ("router", signal.SIGTERM, 143)],
+)
+def test_an_interrupted_start_leaves_nothing(
+    environment: dict[str, str], rays_before: set[str], line: str, number: signal.Signals, code: int
+) -> None:
+    process = subprocess.Popen(
+        [*BATON, "up", "--port", "0"], env=environment, stderr=subprocess.PIPE, text=True, preexec_fn=_as_at_a_terminal
+    )
     assert process.stderr is not None
     for text in process.stderr:
         if f" {line} " in text:
             break
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     process.stderr.read()
-    assert process.wait(timeout=60) == 130
+    assert process.wait(timeout=60) == code
     deadline = time.monotonic() + 10
     while _left_behind(rays_before):
         assert time.monotonic() < deadline, _left_behind(rays_before)
