@@ -1,22 +1,27 @@
-"""`baton demo`: one prompt, twice, through a cluster that lives as long as the command."""
+"""`baton demo`: a look-up over many pages, asked twice, and a sentence, through a cluster that ends with it."""
 
 from __future__ import annotations
+
+import random
 
 from rich.console import Console
 
 from baton.client import Client
 from baton.progress import StartProgress
 from baton.report import print_answer
+from builtin_model.tasks import look_up
 from cluster.config import parse_config
 
-PROMPT = (
+LINES = 200
+SENTENCE = "write : the old fox"
+TEXT = (
     "A relay race is won in the exchange zone. The runner who comes in does not stop, the runner who goes out does "
     "not wait: for a few steps both hold the same baton at full speed. "
 ) * 3 + "So the first rule is"
 
 
 def run_demo(out: Console, err: Console, model: str | None) -> None:
-    """Start router, prefill worker and decode worker, ask twice, and end every process again, whatever happens."""
+    """Start router, prefill worker and decode worker, ask, and end every process again, whatever happens."""
     from deploy.cluster import down, resolve_here, up
 
     config = parse_config("", {"model": {"path": model}, "router": {"port": 0}})
@@ -25,24 +30,34 @@ def run_demo(out: Console, err: Console, model: str | None) -> None:
         with StartProgress(err) as progress:
             cluster = up(resolved, progress)
         with Client(cluster.address) as client:
-            out.rule("The prompt, for the first time")
-            _ask(out, client)
-            out.rule("The same prompt again: its prefix is cached on both workers")
-            _ask(out, client)
-        if model is None:
-            out.print(
-                "\n[dim]The built-in model has random weights: its words are noise, the way they took is real.[/]"
-            )
+            if model is None:
+                _look_up_and_write(out, client)
+            else:
+                _ask(out, client, "A text", TEXT)
+                _ask(out, client, "The same again: its prefix is cached on both workers", TEXT)
     finally:
         with err.status("Shutting everything down"):
             down()
     out.print("Everything is shut down.")
 
 
-def _ask(out: Console, client: Client) -> None:
-    out.print(f"[dim]{PROMPT}[/]", soft_wrap=True)
-    stream = client.stream(PROMPT, max_tokens=48, temperature=0.0, ignore_eos=True)
+def _look_up_and_write(out: Console, client: Client) -> None:
+    """The built-in model's own questions: one whose answer needs every page, twice, and one that reads as language."""
+    task = look_up(random.Random(2026), LINES)
+    shown = _ask(out, client, f"A look-up: one line of {LINES}", task.prompt)
+    verdict = "right" if shown == task.answer else f"wrong: it is{task.answer}"
+    out.print(f"The answer is {verdict}.")
+    _ask(out, client, "The same again: its prefix is cached on both workers", task.prompt)
+    _ask(out, client, "A sentence", SENTENCE)
+
+
+def _ask(out: Console, client: Client, title: str, prompt: str) -> str:
+    out.rule(title)
+    shown = prompt if len(prompt) < 700 else f"{prompt[:120]} … {prompt[-60:]}"
+    out.print(f"[dim]{shown}[/]", soft_wrap=True, end="")
+    stream = client.stream(prompt, max_tokens=48)
     for token in stream:
         out.out(token.text, end="", highlight=False)
     out.print()
     print_answer(out, stream.answer)
+    return stream.answer.text

@@ -23,7 +23,7 @@ import torch
 
 from baton.wire import encode_notice
 from benchmarks.report import Goal, Report, arguments, median_ratio, progress
-from builtin_model.random_llama import builtin_model_folder
+from builtin_model import CHECKPOINT
 from cluster.handoff import HandoffNotice
 from cluster.plan import RouterPlan, WorkerPlan
 from cluster.request import Request, SamplingParams
@@ -152,7 +152,7 @@ async def measure_stall(requests: int, seed: int) -> tuple[float, float]:
     """(median stall ratio, median stall in ms) of requests of several chunks through live workers."""
     from router.assembly import start_router
 
-    folder = str(builtin_model_folder())
+    folder = str(CHECKPOINT)
     router = await start_router(RouterPlan(folder, "x", "float32", 4096, "127.0.0.1", 0, "127.0.0.1", 64, 60.0))
     context = mp.get_context("spawn")
     workers = []

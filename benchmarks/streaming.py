@@ -14,7 +14,6 @@ import os
 import time
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -24,7 +23,7 @@ from baton import wire
 from baton.v1 import inference_pb2, inference_pb2_grpc
 from benchmarks.http2_reader import Http2Reader
 from benchmarks.report import Goal, Report, arguments, progress
-from builtin_model.random_llama import builtin_model_folder
+from builtin_model import CHECKPOINT
 from cluster.latency import percentile
 from cluster.messages import Cancel, LoadReport, Prefill, Register, StepOutput, TokenOutput
 from cluster.plan import RouterPlan
@@ -91,7 +90,7 @@ def router_process(pipe: Connection) -> None:
     from router.assembly import start_router
 
     async def serve() -> None:
-        folder = str(builtin_model_folder())
+        folder = str(CHECKPOINT)
         plan = RouterPlan(folder, "paced", "float32", 4096, "127.0.0.1", 0, "127.0.0.1", 4096, 60.0)
         running = await start_router(plan)
         pipe.send((running.worker_address, running.port))
@@ -250,7 +249,6 @@ def main() -> None:
     args = arguments(__doc__, "python -m benchmarks.streaming --quick --json streaming.json").parse_args()
     tokens = 64 if args.quick else 256
     report = Report("streaming", GOALS)
-    Path(builtin_model_folder())
     with progress(len(STREAMS)) as step:
         for streams in STREAMS:
             step(f"{streams} streams")

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from builtin_model.random_llama import NAME, builtin_model_folder
+from builtin_model import CHECKPOINT
 from cluster.config import BatonConfig
 from cluster.errors import ConfigError
 from cluster.resolve import ModelFacts, Resolved, resolve
@@ -18,6 +18,7 @@ from deploy.machine import machine_facts
 from engine.checkpoint import read_config, resolve_model
 
 Tell = Callable[[str, str], None]
+BUILTIN = "built-in"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +47,11 @@ def running_cluster() -> RunningCluster | None:
 
 def resolve_here(config: BatonConfig) -> Resolved:
     """The configuration with every "auto" worked out for this machine and the model."""
-    folder = resolve_model(config.model.path) if config.model.path else builtin_model_folder()
+    folder = resolve_model(config.model.path) if config.model.path else CHECKPOINT
     model = read_config(folder)
     facts = ModelFacts(
         path=str(folder),
-        name=config.model.path or NAME,
+        name=config.model.path or BUILTIN,
         context_tokens=model.context_tokens,
         kv_values_per_token=2 * model.num_layers * model.num_kv_heads * model.head_dim,
     )

@@ -73,9 +73,10 @@ def test_up_status_generate_down(environment: dict[str, str], rays_before: set[s
 def test_the_demo_shows_the_way_and_the_prefix_hit(environment: dict[str, str], rays_before: set[str]) -> None:
     demo = _baton(environment, "demo")
     assert demo.returncode == 0, demo.stderr
-    assert demo.stdout.count("prefill-0 → decode-0") == 2
-    assert "0 pages did not have to travel" in demo.stdout
-    assert "from the prefix cache" in demo.stdout
+    assert demo.stdout.count("prefill-0 → decode-0") == 3
+    assert "The answer is right." in demo.stdout
+    assert "76 pages, " in demo.stdout
+    assert "75 pages did not have to travel" in demo.stdout
     assert _left_behind(rays_before) == []
 
 
