@@ -10,7 +10,7 @@ from cluster.errors import ModelError
 from engine.model_config import ModelConfig, model_config
 
 _PATTERNS = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
-_SAMPLE_BYTES = 1 << 20
+_SAMPLE_BYTES = 4096  # of each tensor
 
 
 def resolve_model(model: str) -> Path:
@@ -62,14 +62,20 @@ def weight_files(folder: Path) -> list[Path]:
 def model_id(folder: Path) -> str:
     """A short name of config and weights: workers exchange KV only when theirs are equal.
 
-    Reads the config, each weight file's size and its first and last megabyte, not every byte.
+    Reads the config and the beginning of every tensor, not every byte.
     """
     digest = blake2b((folder / "config.json").read_bytes(), digest_size=8)
     for path in weight_files(folder):
-        size = path.stat().st_size
-        digest.update(f"{path.name}:{size}".encode())
+        digest.update(f"{path.name}:{path.stat().st_size}".encode())
         with path.open("rb") as file:
-            digest.update(file.read(_SAMPLE_BYTES))
-            file.seek(max(0, size - _SAMPLE_BYTES))
-            digest.update(file.read(_SAMPLE_BYTES))
+            header = file.read(int.from_bytes(file.read(8), "little"))
+            digest.update(header)
+            try:
+                tensors = json.loads(header)
+                offsets = [entry["data_offsets"][0] for name, entry in tensors.items() if name != "__metadata__"]
+            except (ValueError, KeyError, TypeError):
+                raise ModelError(f"{path} is no readable safetensors file: its header is broken.") from None
+            for offset in sorted(offsets):
+                file.seek(8 + len(header) + offset)
+                digest.update(file.read(_SAMPLE_BYTES))
     return digest.hexdigest()

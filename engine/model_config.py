@@ -88,7 +88,7 @@ def model_config(raw: Mapping[str, Any], generation: Mapping[str, Any] | None = 
             qkv_bias=architecture == "Qwen2ForCausalLM",
             qk_norm=architecture == "Qwen3ForCausalLM",
             tied_head=bool(raw.get("tie_word_embeddings", False)),
-            eos_token_ids=_eos(raw) | _eos(generation or {}),
+            eos_token_ids=frozenset(token for token in _eos(raw) | _eos(generation or {}) if token < raw["vocab_size"]),
         )
     except KeyError as error:
         raise ModelError(f"config.json lacks the key {error}.") from None
@@ -99,6 +99,10 @@ def _refuse_options(raw: Mapping[str, Any], architecture: str) -> None:
         raise ModelError(f"The activation {raw['hidden_act']} is not supported, only silu.")
     if raw.get("quantization_config"):
         raise ModelError("Quantised checkpoints are not supported; use one in float32, bfloat16 or float16.")
+    if raw.get("partial_rotary_factor", 1.0) != 1.0:
+        raise ModelError("Models that rotate only a part of each head (partial_rotary_factor) are not supported.")
+    if any(not 0 <= token < raw.get("vocab_size", token + 1) for token in _eos(raw)):
+        raise ModelError("config.json names an eos_token_id outside the vocabulary.")
     if raw.get("attention_bias") or raw.get("mlp_bias"):
         raise ModelError(f"{architecture} with attention_bias or mlp_bias is not supported.")
 

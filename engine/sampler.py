@@ -13,6 +13,7 @@ from engine.sequence import Sequence
 from engine.step import SampledToken
 
 NEVER = float("-inf")
+COLDEST = 1e-6  # a lower temperature is as good as greedy
 
 
 def sample(logits: torch.Tensor, sequences: Seq[Sequence], eos_token_ids: frozenset[int]) -> list[SampledToken]:
@@ -23,7 +24,7 @@ def sample(logits: torch.Tensor, sequences: Seq[Sequence], eos_token_ids: frozen
     _forbid_ending(logits, sequences, eos_token_ids)
     _penalise(logits, sequences)
     best = logits.max(dim=-1)
-    if torch.isnan(best.values).any():
+    if not torch.isfinite(best.values).all():
         raise InternalError("The model computed logits that are not numbers.")
     chosen: list[int] = best.indices.tolist()
     noisy = [row for row, sequence in enumerate(sequences) if not sequence.sampling.greedy]
@@ -62,8 +63,9 @@ def _penalise(logits: torch.Tensor, sequences: Seq[Sequence]) -> None:
 def _draw(logits: torch.Tensor, sequences: Seq[Sequence]) -> list[int]:
     """Inverse transform sampling: one uniform number per token, over the kept probabilities in vocabulary order."""
     params = [sequence.sampling for sequence in sequences]
-    temperature = torch.tensor([item.temperature for item in params]).unsqueeze(1)
-    scaled = logits / temperature
+    temperature = torch.tensor([max(item.temperature, COLDEST) for item in params]).unsqueeze(1)
+    # The likeliest token is moved to 0 first, so that a small temperature cannot overflow.
+    scaled = (logits - logits.max(dim=-1, keepdim=True).values) / temperature
     kept = _truncate(scaled, params)
     cumulative = torch.softmax(kept, dim=-1, dtype=torch.float64).cumsum(dim=-1)
     noise = [uniform(item.sampling.seed or 0, len(item.tokens)) for item in sequences]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Protocol
 
 from engine.sequence import Sequence
@@ -29,7 +30,7 @@ class Slice:
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """What runs together in one step: decode slices (one token each) first, then prefill chunks.
+    """What runs together in one step: any decode slices come first, then prefill chunks.
 
     `page_copies` are (source, target) page ids to copy before anything is written: copy-on-write forks.
     """
@@ -43,7 +44,8 @@ class StepPlan:
 
     @property
     def num_decodes(self) -> int:
-        return sum(1 for part in self.slices if part.num_tokens == 1 and part.sequence.decoding)
+        """Leading slices of one token each; one that stands behind a chunk is a chunk of one token."""
+        return sum(1 for _ in takewhile(lambda part: part.num_tokens == 1 and part.sequence.decoding, self.slices))
 
     @property
     def context_tokens(self) -> int:

@@ -19,6 +19,10 @@ class Tokenizer:
             self._fast = FastTokenizer.from_file(str(path)) if path.is_file() else _convert(folder)
         except Exception as error:  # the library raises plain Exception
             raise ModelError(f"The tokenizer in {folder} cannot be read: {error}.") from None
+        # Some checkpoints carry the settings of their training: a prompt must stay what it is.
+        self._fast.no_truncation()
+        self._fast.no_padding()
+        self._max_token_bytes = max(len(token.encode()) for token in self._fast.get_vocab())
 
     @property
     def vocab_size(self) -> int:
@@ -27,7 +31,7 @@ class Tokenizer:
     @property
     def max_token_bytes(self) -> int:
         """The most bytes of text one token can stand for, so that a text can be refused unread."""
-        return max(len(token.encode()) for token in self._fast.get_vocab())
+        return self._max_token_bytes
 
     def encode(self, text: str) -> list[int]:
         """Token ids, with the special tokens the checkpoint puts around a text."""

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer as FastTokenizer
 
 from cluster.errors import ModelError
 from engine.checkpoint import model_id, read_config, resolve_model
@@ -44,6 +45,8 @@ def _load(folder: Path) -> None:
         ({"hidden_act": "gelu"}, "gelu"),
         ({"quantization_config": {"bits": 4}}, "Quantised"),
         ({"attention_bias": True}, "attention_bias"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        ({"eos_token_id": 400}, "eos_token_id"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 4}}, "yarn"),
     ],
 )
@@ -99,8 +102,18 @@ def test_a_tokenizer_that_cannot_be_read_says_so(folder: Path) -> None:
 def test_other_weights_are_another_model(folder: Path) -> None:
     before = model_id(folder)
     assert model_id(folder) == before
-    _edit_weights(folder, lambda tensors: tensors["model.norm.weight"].add_(1))
-    assert model_id(folder) != before
+    for name in sorted(load_file(folder / "model.safetensors")):
+        _edit_weights(folder, lambda tensors, name=name: tensors[name].add_(1))
+        assert model_id(folder) != before, name
+        before = model_id(folder)
+
+
+def test_truncation_and_padding_in_the_tokenizer_are_for_training_only(folder: Path) -> None:
+    fast = FastTokenizer.from_file(str(folder / "tokenizer.json"))
+    fast.enable_truncation(8)
+    fast.enable_padding(length=64)
+    fast.save(str(folder / "tokenizer.json"))
+    assert [len(Tokenizer(folder).encode("x" * length)) for length in (3, 100)] == [3, 100]
 
 
 def test_progress_reaches_the_end(folder: Path) -> None:

@@ -9,8 +9,10 @@ import pytest
 import torch
 import transformers
 
-from cluster.request import SamplingParams
+from cluster.request import Request, SamplingParams
 from engine.attention.backend import BatchLayout
+from engine.sequence import Sequence
+from engine.step import Slice, StepPlan
 from tests.checkpoints import FAMILIES, build_checkpoint
 from tests.engine.running import generate, load_executor
 
@@ -81,3 +83,17 @@ def test_bfloat16_stays_near_float32(tmp_path: Path) -> None:
             logits.append(executor.model.forward(tokens, layout.positions, torch.arange(100), executor._attention))
     exact, rough = logits
     assert (rough - exact).norm() / exact.norm() < 3e-2
+
+
+def test_a_resumed_token_behind_a_chunk_changes_nothing_for_the_chunk(tmp_path: Path) -> None:
+    """After a failure a sequence may have one token left to prefill: it looks like a decode, but stands second."""
+    executor = load_executor(build_checkpoint(tmp_path, seed=4))
+    fresh = Sequence.start(Request("a", tuple(range(5, 25)), SamplingParams()))
+    resumed = Sequence.start(Request("b", tuple(range(40, 60)), SamplingParams()), (61,))
+    fresh.page_table, resumed.page_table = [0, 1], [2, 3]
+    (alone,) = executor.execute(StepPlan((Slice(fresh, 0, 20, True),))).tokens
+    executor.execute(StepPlan((Slice(resumed, 0, 20, False),)))
+    resumed.computed = 20
+    (second_alone,) = executor.execute(StepPlan((Slice(resumed, 20, 1, True),))).tokens
+    together = executor.execute(StepPlan((Slice(fresh, 0, 20, True), Slice(resumed, 20, 1, True)))).tokens
+    assert [token.token_id for token in together] == [alone.token_id, second_alone.token_id]

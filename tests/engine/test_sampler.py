@@ -120,6 +120,13 @@ def test_log_probabilities_are_of_the_whole_distribution() -> None:
     assert [top for top, _ in token.top_logprobs] == expected.topk(3).indices.tolist()
 
 
+@pytest.mark.parametrize("temperature", [1e-40, 1e-20, 1e-7])
+def test_the_coldest_temperatures_are_greedy(temperature: float) -> None:
+    logits = _logits(5)
+    (token,) = sample(logits.clone(), [_sequence(SamplingParams(temperature=temperature, seed=3))], frozenset())
+    assert token.token_id == int(logits.argmax())
+
+
 def test_logits_that_are_no_numbers_are_an_error() -> None:
     with pytest.raises(InternalError, match="not numbers"):
         sample(torch.full((1, VOCAB), float("nan")), [_sequence(SamplingParams())], frozenset())
