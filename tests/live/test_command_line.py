@@ -75,8 +75,8 @@ def test_the_demo_shows_the_way_and_the_prefix_hit(environment: dict[str, str], 
     assert demo.returncode == 0, demo.stderr
     assert demo.stdout.count("prefill-0 → decode-0") == 3
     assert "The answer is right." in demo.stdout
-    assert "76 pages, " in demo.stdout
-    assert "75 pages did not have to travel" in demo.stdout
+    assert "88 pages, " in demo.stdout
+    assert "87 pages did not have to travel" in demo.stdout
     assert _left_behind(rays_before) == []
 
 
