@@ -2,8 +2,8 @@
 
     [model]     path, dtype, context_tokens
     [pools]     prefill, decode, mixed
-    [engine]    page_size, num_pages, kv_memory_gib, chunk_tokens, max_batch, threads
-    [router]    host, port, max_queued, lost_after_s
+    [engine]    page_size, num_pages, kv_memory_gib, chunk_tokens, mixed_chunk_tokens, max_batch, threads
+    [router]    host, port, policy, refuse_late, max_queued, lost_after_s, state_file
 
 "auto" means: worked out at start from the machine and the model (cluster/resolve.py), and printed.
 """
@@ -42,6 +42,7 @@ class EngineSection(_Section):
     num_pages: int | Auto = "auto"
     kv_memory_gib: float | Auto = "auto"
     chunk_tokens: int | Auto = "auto"
+    mixed_chunk_tokens: int | Auto = "auto"
     max_batch: int | Auto = "auto"
     threads: int | Auto = "auto"
 
@@ -49,8 +50,11 @@ class EngineSection(_Section):
 class RouterSection(_Section):
     host: str = "127.0.0.1"
     port: int = Field(default=50051, ge=0, le=65535)
+    policy: str = "predicted_latency"
+    refuse_late: bool = True
     max_queued: int = Field(default=4096, ge=1)
     lost_after_s: float = Field(default=15.0, gt=0)
+    state_file: str = ""
 
 
 class BatonConfig(_Section):

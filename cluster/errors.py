@@ -48,8 +48,14 @@ class ModelError(ConfigError):
 
 
 class Overloaded(BatonError):
+    """`retry_after_s` is when there may be room again, where that can be told."""
+
     grpc_status = "RESOURCE_EXHAUSTED"
     retryable = True
+
+    def __init__(self, message: str = "", retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class NoWorkers(BatonError):

@@ -79,7 +79,12 @@ class Release:
     reservation_id: str
 
 
-RouterMessage = Welcome | PeerJoined | PeerLeft | Prefill | Reserve | SendPages | Cancel | Release
+@dataclass(frozen=True, slots=True)
+class ResyncPages:
+    """A `PagesChanged` was lost: answer with a snapshot."""
+
+
+RouterMessage = Welcome | PeerJoined | PeerLeft | Prefill | Reserve | SendPages | Cancel | Release | ResyncPages
 
 # Worker to router
 
@@ -89,7 +94,7 @@ class Register:
     info: WorkerInfo
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: one is made per token, and that would take three times as long
 class TokenOutput:
     """One token of one request. `index` counts output tokens from 0."""
 
@@ -156,11 +161,15 @@ class LoadReport:
 
 @dataclass(frozen=True, slots=True)
 class PagesChanged:
-    """Prefix pages stored ((hash, parent) pairs) and evicted since the last message; `first` after registering."""
+    """Prefix pages that became matchable and that were evicted, since the message numbered one less.
+
+    A `snapshot` lists all that are matchable now, whatever was said before.
+    """
 
     sequence_number: int
-    stored: tuple[tuple[bytes, bytes], ...]
+    stored: tuple[bytes, ...]
     evicted: tuple[bytes, ...]
+    snapshot: bool = False
 
 
 @dataclass(frozen=True, slots=True)

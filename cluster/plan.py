@@ -19,6 +19,7 @@ class WorkerPlan:
     num_pages: int
     page_size: int
     chunk_tokens: int
+    mixed_chunk_tokens: int
     max_batch: int
     threads: int
 
@@ -34,6 +35,9 @@ class RouterPlan:
     host: str
     port: int
     worker_host: str
+    policy: str
+    refuse_late: bool
     max_queued: int
     lost_after_s: float
+    state_file: str = ""
     settings: dict[str, str] = field(default_factory=dict)  # shown by `baton status`

@@ -18,16 +18,16 @@ def root_hash(model_id: str, salt: str = "") -> bytes:
     return blake2b(f"{model_id}\0{salt}".encode(), digest_size=HASH_BYTES).digest()
 
 
-def page_hash(parent: bytes, tokens: Sequence[int]) -> bytes:
-    """The hash of one full page of token ids under its parent."""
-    return blake2b(array("i", tokens).tobytes(), digest_size=HASH_BYTES, key=parent).digest()
-
-
 def page_hashes(tokens: Sequence[int], page_size: int, root: bytes, known: Sequence[bytes] = ()) -> list[bytes]:
-    """One hash per full page of `tokens`; `known` are those already computed for the leading pages."""
+    """One hash per full page of `tokens`, each under its parent; `known` are those of the leading pages."""
     hashes = list(known)
     parent = hashes[-1] if hashes else root
-    for start in range(len(hashes) * page_size, len(tokens) - page_size + 1, page_size):
-        parent = page_hash(parent, tokens[start : start + page_size])
+    start = len(hashes) * page_size
+    if len(tokens) - start < page_size:
+        return hashes
+    ids = memoryview(array("i", tokens[start:])).cast("B")
+    page_bytes = 4 * page_size
+    for offset in range(0, len(ids) - page_bytes + 1, page_bytes):
+        parent = blake2b(ids[offset : offset + page_bytes], digest_size=HASH_BYTES, key=parent).digest()
         hashes.append(parent)
     return hashes

@@ -40,6 +40,7 @@ class Resolved:
     context_tokens: int
     num_pages: int
     chunk_tokens: int
+    mixed_chunk_tokens: int
     max_batch: int
     threads: int
 
@@ -59,9 +60,10 @@ class Resolved:
             "context_tokens": str(self.context_tokens),
             "page_size": str(page_size),
             "num_pages": f"{self.num_pages} per worker ({self.num_pages * page_size} tokens)",
-            "chunk_tokens": str(self.chunk_tokens),
+            "chunk_tokens": f"{self.chunk_tokens}, {self.mixed_chunk_tokens} beside decodes",
             "max_batch": str(self.max_batch),
             "threads": f"{self.threads} per worker",
+            "policy": self.config.router.policy,
         }
 
     def router_plan(self) -> RouterPlan:
@@ -74,8 +76,11 @@ class Resolved:
             host=router.host,
             port=router.port,
             worker_host="127.0.0.1" if router.host in ("127.0.0.1", "localhost") else "0.0.0.0",
+            policy=router.policy,
+            refuse_late=router.refuse_late,
             max_queued=router.max_queued,
             lost_after_s=router.lost_after_s,
+            state_file=router.state_file,
             settings=self.settings,
         )
 
@@ -91,6 +96,7 @@ class Resolved:
             num_pages=self.num_pages,
             page_size=self.config.engine.page_size,
             chunk_tokens=self.chunk_tokens,
+            mixed_chunk_tokens=self.mixed_chunk_tokens,
             max_batch=self.max_batch,
             threads=self.threads,
         )
@@ -123,13 +129,17 @@ def resolve(config: BatonConfig, machine: MachineFacts, model: ModelFacts) -> Re
             f"{num_pages} pages hold less than one request of {context} tokens, which needs {needed}: "
             "raise engine.num_pages or engine.kv_memory_gib, or lower model.context_tokens."
         )
+    chunk_tokens = min(512, max(context, 16)) if engine.chunk_tokens == "auto" else engine.chunk_tokens
     return Resolved(
         config=config,
         model=model,
         dtype=dtype,
         context_tokens=context,
         num_pages=num_pages,
-        chunk_tokens=min(512, max(context, 16)) if engine.chunk_tokens == "auto" else engine.chunk_tokens,
+        chunk_tokens=chunk_tokens,
+        mixed_chunk_tokens=max(chunk_tokens // 4, 1)
+        if engine.mixed_chunk_tokens == "auto"
+        else min(engine.mixed_chunk_tokens, chunk_tokens),
         max_batch=max_batch,
         threads=max(1, machine.cores // workers) if engine.threads == "auto" else engine.threads,
     )

@@ -6,6 +6,18 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
+class Candidate:
+    """One way the request could have gone, with what was predicted of it."""
+
+    worker: str
+    whole: bool  # prefill and decode both there, no handoff
+    ttft_s: float
+    wait_s: float  # of it, until the worker begins
+    uncached_tokens: int
+    tpot_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class RoutingDecision:
     """Where a request's phases run.
 
@@ -17,3 +29,4 @@ class RoutingDecision:
     decode: str | None
     whole: bool
     why: str
+    candidates: tuple[Candidate, ...] = ()  # the best ones, the chosen one first

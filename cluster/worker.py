@@ -70,6 +70,7 @@ class WorkerInfo:
     endpoint: Endpoint
     chunk_tokens: int  # prefill tokens per step
     max_batch: int  # sequences per decode step
+    mixed_chunk_tokens: int = 0  # prefill tokens of a step that also decodes; 0: as chunk_tokens
     host: str = ""
     pid: int = 0
     device: str = "cpu"
@@ -86,12 +87,21 @@ class WorkerInfo:
     def capacity_tokens(self) -> int:
         return self.num_pages * self.page_size
 
+    @property
+    def page_bytes(self) -> int:
+        return self.endpoint.layout.page_bytes
+
 
 @dataclass(frozen=True, slots=True)
 class StepSample:
-    """One measured step, for the latency model: what it computed and how long it took."""
+    """One measured step, for the latency model: what it computed and how long it took.
+
+    `prefill_pairs` counts (new token, position it attends to) pairs, the work of prefill attention: a chunk of n tokens
+    after c others has n·(c + n/2). `context_tokens` are the KV positions that the decoding sequences read.
+    """
 
     prefill_tokens: int
+    prefill_pairs: int
     decodes: int
     context_tokens: int
     seconds: float

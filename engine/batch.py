@@ -18,10 +18,15 @@ from engine.step import SampledToken, Slice, StepPlan, StepResult
 
 @dataclass(frozen=True, slots=True)
 class StepBudget:
-    """Limits of one step: tokens in all, and sequences that decode."""
+    """Limits of one step: tokens in all, and sequences that decode.
+
+    `mixed_chunk_tokens` bounds the prompt tokens that run beside decodes, because everyone who decodes waits for them;
+    None means that only `chunk_tokens` does.
+    """
 
     chunk_tokens: int
     max_batch: int
+    mixed_chunk_tokens: int | None = None
 
 
 def plan_step(decoding: Seq[Sequence], prefilling: Iterable[Sequence], budget: StepBudget) -> StepPlan | None:
@@ -29,6 +34,8 @@ def plan_step(decoding: Seq[Sequence], prefilling: Iterable[Sequence], budget: S
     decodes = [Slice(sequence, sequence.computed, 1, True) for sequence in decoding[: budget.max_batch]]
     slices = decodes
     room = budget.chunk_tokens - len(decodes)
+    if decodes and budget.mixed_chunk_tokens is not None:
+        room = min(room, budget.mixed_chunk_tokens)
     for sequence in prefilling:
         if room <= 0:
             break

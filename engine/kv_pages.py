@@ -15,31 +15,12 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 from cluster.errors import InternalError
 
 
 class OutOfPages(Exception):
     """Fewer pages can be handed out than were asked for; nothing was changed."""
-
-
-@dataclass(frozen=True, slots=True)
-class PageStored:
-    """A page's content became matchable."""
-
-    page_hash: bytes
-    parent: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class PageEvicted:
-    """A page's content is gone."""
-
-    page_hash: bytes
-
-
-PageEvent = PageStored | PageEvicted
 
 
 class PagePool:
@@ -54,7 +35,7 @@ class PagePool:
         self._free = list(range(num_pages - 1, -1, -1))
         self._page_of: dict[bytes, int] = {}
         self._cached: OrderedDict[int, None] = OrderedDict()  # oldest first
-        self._events: list[PageEvent] = []
+        self._changes: dict[bytes, bool] = {}  # hash → matchable now; since the last `take_changes`
 
     @property
     def num_free(self) -> int:
@@ -130,7 +111,7 @@ class PagePool:
         self.release([page])
         return page, copy
 
-    def commit(self, page: int, page_hash: bytes, parent: bytes) -> None:
+    def commit(self, page: int, page_hash: bytes) -> None:
         """Make a held, fully computed page matchable. A second page of equal content stays private."""
         if self._references[page] == 0:
             raise InternalError(f"Page {page} was committed while nobody holds it.")
@@ -138,7 +119,7 @@ class PagePool:
             return
         self._hashes[page] = page_hash
         self._page_of[page_hash] = page
-        self._events.append(PageStored(page_hash, parent))
+        self._changes[page_hash] = True
 
     def release(self, pages: Sequence[int]) -> None:
         """Drop one reference each. Later pages count as older, so a chain is evicted from its end."""
@@ -158,10 +139,15 @@ class PagePool:
         self._free.extend(self._evict() for _ in range(count))
         return count
 
-    def take_events(self) -> list[PageEvent]:
-        """Stored and evicted hashes since the last call, in order."""
-        events, self._events = self._events, []
-        return events
+    def take_changes(self) -> tuple[list[bytes], list[bytes]]:
+        """Hashes that became matchable and that were evicted since the last call, each in its latest state."""
+        changes, self._changes = self._changes, {}
+        stored = [page_hash for page_hash, matchable in changes.items() if matchable]
+        return stored, [page_hash for page_hash, matchable in changes.items() if not matchable]
+
+    def matchable(self) -> list[bytes]:
+        """The hash of every page that `match` would find."""
+        return list(self._page_of)
 
     def check_integrity(self) -> None:
         """Raise `InternalError` unless every page is in exactly one state and the index agrees."""
@@ -184,5 +170,5 @@ class PagePool:
             raise InternalError(f"Cached page {page} has no hash.")
         self._hashes[page] = None
         del self._page_of[page_hash]
-        self._events.append(PageEvicted(page_hash))
+        self._changes[page_hash] = False
         return page

@@ -49,8 +49,7 @@ def commit_pages(sequence: Sequence, pool: PagePool, root: bytes) -> None:
         sequence.tokens[: full * pool.page_size], pool.page_size, root, sequence.page_hashes[:full]
     )
     for index in range(sequence.committed, full):
-        parent = sequence.page_hashes[index - 1] if index else root
-        pool.commit(sequence.page_table[index], sequence.page_hashes[index], parent)
+        pool.commit(sequence.page_table[index], sequence.page_hashes[index])
     sequence.committed = full
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Protocol
 
+from cluster.worker import StepSample
 from engine.sequence import Sequence
 
 
@@ -47,10 +48,17 @@ class StepPlan:
         """Leading slices of one token each; one that stands behind a chunk is a chunk of one token."""
         return sum(1 for _ in takewhile(lambda part: part.num_tokens == 1 and part.sequence.decoding, self.slices))
 
-    @property
-    def context_tokens(self) -> int:
-        """KV positions that the step's attention reads."""
-        return sum(part.start + part.num_tokens for part in self.slices)
+    def sample(self, seconds: float) -> StepSample:
+        """What the step computed, with the time it took."""
+        decodes = self.num_decodes
+        chunks = self.slices[decodes:]
+        return StepSample(
+            prefill_tokens=sum(part.num_tokens for part in chunks),
+            prefill_pairs=sum(part.num_tokens * (2 * part.start + part.num_tokens) // 2 for part in chunks),
+            decodes=decodes,
+            context_tokens=sum(part.start + 1 for part in self.slices[:decodes]),
+            seconds=seconds,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from engine.checkpoint import model_id, read_config, resolve_model
 from engine.tokenizer import Tokenizer
 from router.core import RouterCore, RouterLimits
 from router.driver import Driver
-from router.policy.placement import LeastPredictedWork
+from router.policy.predicted_latency import PredictedLatency
 from router.server import AdminService, InferenceService, ServedModel, start_server
 from router.worker_link import WorkerLink
 
@@ -42,7 +42,7 @@ async def start_router(plan: RouterPlan) -> RunningRouter:
     config, tokenizer = read_config(folder), Tokenizer(folder)
     model = ServedModel(plan.model_name, model_id(folder), config, tokenizer, plan.dtype, plan.context_tokens)
     limits = RouterLimits(max_queued=plan.max_queued, lost_after_s=plan.lost_after_s)
-    core = RouterCore(uuid.uuid4().hex[:8], LeastPredictedWork(), tokenizer.decode, limits)
+    core = RouterCore(uuid.uuid4().hex[:8], PredictedLatency(), tokenizer.decode, limits)
     driver = Driver(core, WorkerLink(f"tcp://{plan.worker_host}:*"))
     admin = AdminService(driver, model, plan.settings)
     server, port = await start_server(InferenceService(driver, model), admin, f"{plan.host}:{plan.port}")

@@ -5,26 +5,20 @@ Pure: every method takes what happened and the time, and returns commands for th
 
 from __future__ import annotations
 
-from bisect import insort
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
+from operator import attrgetter
 
-from cluster.errors import (
-    BatonError,
-    DeadlineExceeded,
-    InvalidRequest,
-    NoWorkers,
-    Overloaded,
-    PromptTooLong,
-    error_from_name,
-)
+from cluster.errors import BatonError, DeadlineExceeded, InvalidRequest, NoWorkers, PromptTooLong, error_from_name
 from cluster.latency import Latency
 from cluster.messages import (
     Cancel,
     Goodbye,
     HandoffEnded,
     LoadReport,
+    PagesChanged,
     PeerJoined,
     PeerLeft,
     Prefill,
@@ -34,21 +28,32 @@ from cluster.messages import (
     ReservationRefused,
     Reserve,
     Reserved,
+    ResyncPages,
     SendPages,
     StepOutput,
     TokenOutput,
     Welcome,
     WorkerMessage,
 )
+from cluster.prefix_hash import page_hashes, root_hash
 from cluster.request import FinishReason, Request
+from cluster.routing import RoutingDecision
 from cluster.worker import RoleName
 from router import lifecycle
 from router.commands import Close, Command, Show, Tell
 from router.detokenizer import Decode
-from router.policy.cluster_state import ClusterState
-from router.policy.placement import Placement
+from router.explanation import Explanations
+from router.policy.admission import refuse_full
+from router.policy.cluster_state import ClusterState, RunningSequence
+from router.policy.fairness import VirtualTokenCounter
+from router.policy.output_length import OutputLength, Prediction, chain_nodes
+from router.policy.placement import Place, Placement, PlacementInput
+from router.policy.prefix_index import page_keys
 from router.record import Record
-from router.stream import OutputStream
+from router.stream import OutputStream, TextToken
+
+
+_request_id = attrgetter("request_id")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,14 +71,18 @@ class RouterCore:
 
     router_id: str
     placement: Placement
-    decode: Decode
+    decode: Decode | None  # token ids to text; None where nobody reads it
     limits: RouterLimits = field(default_factory=RouterLimits)
     state: ClusterState = field(default_factory=ClusterState)
+    output_length: OutputLength = field(default_factory=OutputLength)
+    fairness: VirtualTokenCounter = field(default_factory=VirtualTokenCounter)
+    explanations: Explanations = field(default_factory=Explanations)
     finished_requests: int = 0
     failed_requests: int = 0
+    refused_requests: int = 0
     _records: dict[str, Record] = field(default_factory=dict)
-    _queue: list[tuple[int, int, str]] = field(default_factory=list)  # (-priority, arrival number, request id)
-    _arrivals: int = 0
+    _queue: dict[str, PlacementInput] = field(default_factory=dict)  # request id → request, until it is placed
+    _moved: bool = True  # something placement depends on has changed since it was last asked
     _seeking: dict[str, str | None] = field(default_factory=dict)  # request id → decode worker to avoid
     _events: deque[tuple[str, lifecycle.Event]] = field(default_factory=deque)
     _commands: list[Command] = field(default_factory=list)
@@ -92,12 +101,26 @@ class RouterCore:
             raise InvalidRequest(f"Request id {request.request_id!r} is in use by a live request; choose another.")
         self._check_capacity(request)
         if len(self._queue) >= self.limits.max_queued:
-            raise Overloaded(f"{len(self._queue)} requests are queued already; try again in a few seconds.")
+            raise refuse_full(len(self._queue), now - min(item.arrival_s for item in self._queue.values()))
         life = lifecycle.lifecycle(request.request_id)
-        record = Record(request, life, OutputStream(request, self.decode), Latency(now))
+        keys = self._page_keys(request)
+        record = Record(
+            request, life, OutputStream(request, self.decode), Latency(now), keys, self._predict(request, keys)
+        )
+        self.fairness.on_queued(request.tenant, [other.request.tenant for other in self._records.values()])
         self._records[request.request_id] = record
         self._perform(record, next(life))
         return self._settle(now)
+
+    def _page_keys(self, request: Request) -> tuple[int, ...]:
+        """The prompt's pages as the prefix index names them. All workers have the same model and page size."""
+        layout = next(iter(self.state.workers.values())).info.endpoint.layout
+        return page_keys(page_hashes(request.prompt, layout.page_size, root_hash(layout.model_id)))
+
+    def _predict(self, request: Request, keys: tuple[int, ...]) -> Prediction:
+        page_size = next(iter(self.state.workers.values())).info.page_size
+        nodes = chain_nodes(keys, page_size)
+        return self.output_length.predict(nodes, request.tenant, len(request.prompt), request.sampling.max_tokens)
 
     def _check_capacity(self, request: Request) -> None:
         if not self.state.pool(RoleName.DECODE, RoleName.MIXED):
@@ -124,6 +147,8 @@ class RouterCore:
         silent = [view.name for view in self.state.workers.values() if now - view.heard_s > self.limits.lost_after_s]
         for name in sorted(silent):
             self._lose(name)
+        self.state.prefix_index.sweep()
+        self._moved = True
         return self._settle(now)
 
     def on_worker_lost(self, worker: str, now: float) -> list[Command]:
@@ -143,13 +168,17 @@ class RouterCore:
     def _on_worker_message(self, worker: str, message: WorkerMessage, now: float) -> None:
         match message:
             case StepOutput(tokens):
-                for output in tokens:
-                    self._on_token(worker, output, now)
+                for request_id, outputs in groupby(tokens, _request_id):
+                    self._on_tokens(worker, request_id, outputs, now)
             case LoadReport(load):
                 self.state.report(load, now)
+                self._moved = True
                 self._seeking = {
                     request_id: avoid if avoid != worker else None for request_id, avoid in self._seeking.items()
                 }
+            case PagesChanged():
+                if not self.state.on_pages(worker, message):
+                    self._commands.append(Tell(worker, ResyncPages()))
             case Reserved(reservation):
                 self._events.append((reservation.request_id, lifecycle.PagesReserved(reservation)))
             case ReservationRefused(reservation_id, request_id, _):
@@ -162,21 +191,29 @@ class RouterCore:
             case Goodbye():
                 self._lose(worker)
 
-    def _on_token(self, worker: str, output: TokenOutput, now: float) -> None:
-        record = self._records.get(output.request_id)
+    def _on_tokens(self, worker: str, request_id: str, outputs: Iterable[TokenOutput], now: float) -> None:
+        record = self._records.get(request_id)
         if record is None or record.closed:
             return
-        self.state.unassign(worker, record.request_id)
-        tokens = record.stream.accept(output)
+        if record.prefilling:
+            record.prefilling = False
+            self._moved = True
+            self.state.unassign(record.prefill_worker, request_id, now)
+        tokens: list[TextToken] = []
+        for output in outputs:
+            tokens += record.stream.accept(output)
         if not tokens:
             return
         record.latency.on_tokens(len(tokens), now)
-        self._commands.append(Show(record.request_id, tokens))
+        self.fairness.charge(record.request.tenant, output_tokens=len(tokens))
+        if record.sequence is not None:
+            record.sequence.emitted += len(tokens)
+        self._commands.append(Show(request_id, tokens))
         if record.stream.stop_string_met:
-            self._events.append((record.request_id, lifecycle.Stopped(FinishReason.STOP, None)))
+            self._events.append((request_id, lifecycle.Stopped(FinishReason.STOP, None)))
         elif record.stream.finish is not None:
             finisher = worker if output.finish is not None else None  # None: its token had come early
-            self._events.append((record.request_id, lifecycle.Finished(record.stream.finish, finisher)))
+            self._events.append((request_id, lifecycle.Finished(record.stream.finish, finisher)))
 
     def _register(self, message: Register, now: float) -> None:
         info = message.info
@@ -187,11 +224,13 @@ class RouterCore:
             self._commands.append(Tell(other.name, PeerJoined(info.endpoint)))
             self._commands.append(Tell(info.name, PeerJoined(other.info.endpoint)))
         self.state.register(info, now)
+        self._moved = True
 
     def _lose(self, worker: str) -> None:
         view = self.state.remove(worker)
         if view is None:
             return
+        self._moved = True
         for other in sorted(self.state.workers):
             self._commands.append(Tell(other, PeerLeft(view.info.endpoint.agent)))
         for record in self._records.values():
@@ -221,39 +260,76 @@ class RouterCore:
     def _forget(self, record: Record) -> None:
         del self._records[record.request_id]
         self._withdraw(record.request_id)
-        self.state.unassign(record.prefill_worker, record.request_id)
+        self._clear(record)
         for reservation_id, worker in record.reserved_on.items():
             self.state.unreserve(worker, reservation_id)
+        self._moved = True
 
     def _withdraw(self, request_id: str) -> None:
         """Stop looking for workers."""
         self._seeking.pop(request_id, None)
-        self._queue = [entry for entry in self._queue if entry[2] != request_id]
+        self._queue.pop(request_id, None)
+
+    def _clear(self, record: Record) -> None:
+        """Nothing of an attempt counts in the ledger any more."""
+        now = record.latency.last_token_s or record.latency.arrival_s
+        self.state.unassign(record.prefill_worker, record.request_id, now)
+        self.state.forget(record.decode_worker, record.request_id)
+        record.sequence, record.prefilling = None, False
 
     def _place(self, now: float) -> bool:
         """Place queued requests in order, and find decode workers for those whose prefill is under way."""
-        moved = False
+        if not self._moved:
+            return False
         for request_id, avoid in list(self._seeking.items()):
-            item = self._records[request_id].placement_input
-            worker = self.placement.find_decode(item, self.state, avoid, now)
+            record = self._records[request_id]
+            worker = self.placement.find_decode(self._placement_input(record), self.state, avoid, now)
             if worker is not None:
                 del self._seeking[request_id]
                 self._events.append((request_id, lifecycle.DecodeFound(worker)))
                 return True
-        while self._queue and not self._events:
-            record = self._records[self._queue[0][2]]
-            decision = self.placement.place(record.placement_input, self.state, now)
-            if decision is None:
-                break
-            self._queue.pop(0)
-            record.prefill_worker = decision.prefill
-            record.decode_worker = decision.prefill if decision.whole else ""
-            record.attempts += 1
-            if record.latency.routed_s is None:
-                record.latency.routed_s = now
-            self._events.append((record.request_id, lifecycle.Routed(decision)))
-            moved = True
-        return moved
+        verdicts = []
+        if self._queue:
+            verdicts = self.placement.decide(self.fairness.order(list(self._queue.values())), self.state, now)
+        for verdict in verdicts:
+            item = self._queue.pop(verdict.request_id)
+            if isinstance(verdict, Place):
+                self._route(self._records[verdict.request_id], item, verdict.decision, now)
+            else:
+                self.refused_requests += 1
+                self._events.append((verdict.request_id, lifecycle.Stopped(None, verdict.error)))
+        self._moved = bool(verdicts)
+        return self._moved
+
+    def _route(self, record: Record, item: PlacementInput, decision: RoutingDecision, now: float) -> None:
+        record.prefill_worker = decision.prefill
+        record.decode_worker = decision.prefill if decision.whole else ""
+        record.attempts += 1
+        if record.latency.routed_s is None:
+            record.latency.routed_s = now
+        self.fairness.charge(record.request.tenant, prompt_tokens=item.num_tokens)
+        self.explanations.decided(record.request_id, self.placement.name, decision, item.output)
+        self.state.assign(decision.prefill, record.request_id, item.num_tokens, item.page_keys, now)
+        record.prefilling = True
+        record.sequence = RunningSequence(item.num_tokens, item.output, record.request.objectives.tpot_s)
+        if decision.whole:
+            self.state.expect(decision.prefill, record.request_id, record.sequence)
+        self._events.append((record.request_id, lifecycle.Routed(decision)))
+
+    def _placement_input(self, record: Record) -> PlacementInput:
+        request, emitted = record.request, len(record.stream.token_ids)
+        return PlacementInput(
+            request_id=request.request_id,
+            num_tokens=len(request.prompt) + emitted,
+            max_new_tokens=request.sampling.max_tokens - emitted,
+            page_keys=record.page_keys,
+            output=record.prediction.distribution,
+            objectives=request.objectives,
+            arrival_s=record.latency.arrival_s,
+            priority=request.priority,
+            tenant=request.tenant,
+            resumed=emitted > 0 or record.attempts > 0,
+        )
 
     def _perform(self, record: Record, effects: Sequence[lifecycle.Effect]) -> None:
         request, request_id = record.request, record.request_id
@@ -261,13 +337,14 @@ class RouterCore:
             match effect:
                 case lifecycle.Route():
                     self._withdraw(request_id)
-                    self._arrivals += 1
-                    insort(self._queue, (-request.priority, self._arrivals, request_id))
+                    self._clear(record)
+                    self._queue[request_id] = self._placement_input(record)
+                    self._moved = True
                 case lifecycle.FindDecode(avoid):
                     self._seeking[request_id] = avoid
+                    self._moved = True
                 case lifecycle.StartPrefill(worker, hand_off):
                     record.resumed = tuple(record.stream.token_ids)
-                    self.state.assign(worker, request_id, record.num_prefill_tokens)
                     message = Prefill(request, record.resumed, hand_off, self._epoch(worker))
                     self._commands.append(Tell(worker, message))
                 case lifecycle.ReservePages(worker, reservation_id):
@@ -283,11 +360,14 @@ class RouterCore:
                     self._close(record, effect)
 
     def _reserve(self, record: Record, worker: str, reservation_id: str) -> None:
+        self.state.forget(record.decode_worker, record.request_id)
         record.decode_worker = worker
         record.reserved_on[reservation_id] = worker
         view = self.state.workers.get(worker)
         page_size = view.info.page_size if view else 1
         self.state.reserve(worker, reservation_id, -(-record.num_prefill_tokens // page_size))
+        if record.sequence is not None:
+            self.state.expect(worker, record.request_id, record.sequence)
         message = Reserve(reservation_id, record.request, record.resumed, self._epoch(worker))
         self._commands.append(Tell(worker, message))
 
@@ -300,4 +380,8 @@ class RouterCore:
         self._withdraw(record.request_id)
         self.finished_requests += end.error is None
         self.failed_requests += end.error is not None
-        self._commands.append(Close(record.complete(end)))
+        completion = record.complete(end)
+        if end.error is None:
+            self.output_length.observe(record.prediction, completion.output_tokens)
+        self.explanations.ended(completion)
+        self._commands.append(Close(completion))

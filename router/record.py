@@ -9,7 +9,8 @@ from cluster.handoff import HandoffReport
 from cluster.latency import Latency
 from cluster.request import FinishReason, Request
 from router.lifecycle import End, Life
-from router.policy.placement import PlacementInput
+from router.policy.cluster_state import RunningSequence
+from router.policy.output_length import Prediction
 from router.stream import OutputStream
 
 
@@ -39,23 +40,20 @@ class Record:
     life: Life
     stream: OutputStream
     latency: Latency
+    page_keys: tuple[int, ...]  # of the prompt's full pages
+    prediction: Prediction  # of its output length
     prefill_worker: str = ""
     decode_worker: str = ""
     attempts: int = 0
     resumed: tuple[int, ...] = ()  # output that was there when the present attempt began: prefilled with the prompt
+    prefilling: bool = False  # its prompt counts as work of the prefill worker
+    sequence: RunningSequence | None = None  # what the ledger expects to decode
     closed: bool = False  # the client's stream has ended
     reserved_on: dict[str, str] = field(default_factory=dict)  # reservation id → worker
 
     @property
     def request_id(self) -> str:
         return self.request.request_id
-
-    @property
-    def placement_input(self) -> PlacementInput:
-        emitted = len(self.stream.token_ids)
-        return PlacementInput(
-            self.request_id, len(self.request.prompt) + emitted, self.request.sampling.max_tokens - emitted
-        )
 
     @property
     def num_prefill_tokens(self) -> int:

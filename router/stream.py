@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from cluster.messages import TokenOutput
 from cluster.request import FinishReason, Request
 from router.detokenizer import Decode, Detokenizer, StopStrings
 
 
-@dataclass(frozen=True, slots=True)
-class TextToken:
+class TextToken(NamedTuple):
     """One output token, ready for the client."""
 
     index: int
@@ -28,18 +28,18 @@ class OutputStream:
     """
 
     request: Request
-    decode: Decode
+    decode: Decode | None  # None: nobody reads the text
     token_ids: list[int] = field(default_factory=list)
     cached_tokens: int = 0
     finish: FinishReason | None = None
     stop_string_met: bool = False
     trailing_text: str = ""
     _early: dict[int, TokenOutput] = field(default_factory=dict)
-    _detokenizer: Detokenizer = field(init=False)
+    _detokenizer: Detokenizer | None = field(init=False)
     _stop_strings: StopStrings | None = field(init=False)
 
     def __post_init__(self) -> None:
-        self._detokenizer = Detokenizer(self.decode)
+        self._detokenizer = Detokenizer(self.decode) if self.decode is not None else None
         stop = self.request.sampling.stop
         self._stop_strings = StopStrings(stop) if stop else None
 
@@ -64,7 +64,7 @@ class OutputStream:
         if not self.token_ids:
             self.cached_tokens = output.cached_tokens
         self.token_ids.append(output.token_id)
-        text = self._detokenizer.push(output.token_id)
+        text = self._detokenizer.push(output.token_id) if self._detokenizer is not None else ""
         if self._stop_strings is not None:
             text, self.stop_string_met = self._stop_strings.push(text)
         if output.finish is not None and not self.stop_string_met:
@@ -73,7 +73,7 @@ class OutputStream:
         return TextToken(output.index, output.token_id, text, output.logprob, output.top_logprobs)
 
     def _last_text(self) -> str:
-        rest = self._detokenizer.flush()
+        rest = self._detokenizer.flush() if self._detokenizer is not None else ""
         if self._stop_strings is None:
             return rest
         shown, self.stop_string_met = self._stop_strings.push(rest)

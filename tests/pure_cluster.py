@@ -22,7 +22,7 @@ from engine.step import SampledToken, StepPlan, StepResult
 from prefill_worker.role import PrefillRole
 from router.commands import Close, Command, Show, Tell
 from router.core import RouterCore
-from router.policy.placement import LeastPredictedWork
+from router.policy.predicted_latency import PredictedLatency
 from router.record import Completion
 from worker.role import Role, Send, WriteEnded, WritePages
 from worker.state import WorkerState
@@ -94,7 +94,7 @@ class PureCluster:
     now: float = 0.0
 
     def __post_init__(self) -> None:
-        self.core = RouterCore("router", LeastPredictedWork(), lambda ids: "".join(map(chr, ids)))
+        self.core = RouterCore("router", PredictedLatency(), lambda ids: "".join(map(chr, ids)))
 
     def add(self, name: str, role: RoleName, incarnation: int = 1) -> PureWorker:
         agent = f"{name}:{incarnation}"
@@ -156,6 +156,7 @@ class PureCluster:
         for view in self.core.state.workers.values():
             assert not view.assigned
             assert not view.reserved
+            assert not view.running
 
     def _deliver(self, worker: PureWorker) -> bool:
         message = worker.inbox.popleft()

@@ -46,7 +46,7 @@ def assemble(plan: WorkerPlan, incarnation: str, host: str, tell: Callable[[str]
     transport = NixlTransport(executor.pages, layout, agent)
     context_tokens = min(config.context_tokens, plan.context_tokens)
     pool = PagePool(layout.num_pages, layout.page_size)
-    budget = StepBudget(plan.chunk_tokens, plan.max_batch)
+    budget = StepBudget(plan.chunk_tokens, plan.max_batch, plan.mixed_chunk_tokens)
     state = WorkerState(agent, layout.model_id, config.eos_token_ids, context_tokens, budget, pool)
     role = make_role(RoleName(plan.role), state)
     info = WorkerInfo(
@@ -57,6 +57,7 @@ def assemble(plan: WorkerPlan, incarnation: str, host: str, tell: Callable[[str]
         endpoint=transport.endpoint,
         chunk_tokens=plan.chunk_tokens,
         max_batch=plan.max_batch,
+        mixed_chunk_tokens=plan.mixed_chunk_tokens,
         host=host,
         pid=os.getpid(),
         device=plan.device,

@@ -13,26 +13,23 @@ from baton.wire import decode_notice, encode_notice
 from cluster.errors import BatonError, InvalidRequest
 from cluster.messages import (
     Goodbye,
-    LoadReport,
-    PagesChanged,
     PeerJoined,
     PeerLeft,
     Register,
+    ResyncPages,
     RouterMessage,
     Welcome,
     WorkerMessage,
 )
-from cluster.worker import StepSample, WorkerInfo, WorkerLoad
-from engine.kv_pages import PageEvicted, PageStored
+from cluster.worker import WorkerInfo
 from engine.step import Executor
 from kv_transfer.transport import Notice, TransferEvent, Transport, WriteDone, WriteFailed
+from worker.reports import Reports
 from worker.role import Command, Role, Send, WriteEnded, WritePages
 from worker.router_link import RouterLink
 from worker.state import WorkerState
 
 POLL_S = 0.001  # how often to look for a peer's writes while nothing is to compute
-LOAD_EVERY_S = 0.05  # at most this often a changed load is reported
-MAX_STEP_SAMPLES = 64  # per report
 
 
 @dataclass(eq=False)
@@ -48,12 +45,11 @@ class WorkerLoop:
     _outbox: list[WorkerMessage] = field(default_factory=list)
     _write_of_transfer: dict[int, int] = field(default_factory=dict)
     _failed_writes: list[WriteEnded] = field(default_factory=list)
-    _samples: list[StepSample] = field(default_factory=list)
-    _report_interval_s: float = 0.5
-    _reported_s: float = 0.0
-    _reported: tuple[object, ...] = ()
-    _sequence_number: int = 0
+    _reports: Reports = field(init=False)
     _stopping: bool = False
+
+    def __post_init__(self) -> None:
+        self._reports = Reports(self.info.name, self.state)
 
     def run(self) -> None:
         """Register, serve, and say goodbye when told to stop."""
@@ -79,28 +75,27 @@ class WorkerLoop:
             started = time.perf_counter()
             result = self.executor.execute(plan)
             seconds = time.perf_counter() - started
-            prefill_tokens = plan.num_tokens - plan.num_decodes
-            self._samples.append(StepSample(prefill_tokens, plan.num_decodes, plan.context_tokens, seconds))
-            del self._samples[:-MAX_STEP_SAMPLES]
+            self._reports.on_step(plan.sample(seconds))
             self._poll_transport()
             self._perform(self.role.absorb(plan, result, time.monotonic()))
             self._flush()
         for message in self.link.receive(0.0 if plan is not None else self._idle_wait_s()):
             self._on_message(message)
         self._poll_transport()
-        self._report_load(idle=plan is None)
+        self._outbox += self._reports.due(self.role, time.monotonic(), idle=plan is None)
         self._flush()
 
     def _idle_wait_s(self) -> float:
         if self.role.expects_peers or self.transport.in_flight or self._failed_writes:
             return POLL_S
-        return max(0.0, self._reported_s + self._report_interval_s - time.monotonic())
+        return self._reports.wait_s(time.monotonic())
 
     def _on_message(self, message: RouterMessage) -> None:
         match message:
             case Welcome(_, report_interval_s):
-                self._report_interval_s = report_interval_s
-                self._reported = ()
+                self._outbox += self._reports.on_welcome(report_interval_s)
+            case ResyncPages():
+                self._outbox += self._reports.snapshot()
             case PeerJoined(endpoint):
                 self._connect(endpoint)
             case PeerLeft(agent):
@@ -155,45 +150,6 @@ class WorkerLoop:
             self._failed_writes.append(WriteEnded(command.write_id, 0, 0.0, error.message))
             return
         self._write_of_transfer[transfer] = command.write_id
-
-    def _report_load(self, idle: bool) -> None:
-        """Send the load when it changed, and as a sign of life otherwise; between steps at most every LOAD_EVERY_S."""
-        now = time.monotonic()
-        since = now - self._reported_s
-        if since < LOAD_EVERY_S and not idle:
-            return
-        occupancy, pool = self.role.occupancy(), self.state.pool
-        snapshot = (occupancy, pool.num_free, pool.num_cached)
-        if snapshot == self._reported and since < self._report_interval_s:
-            return
-        self._sequence_number += 1
-        load = WorkerLoad(
-            worker=self.info.name,
-            role=self.role.name,
-            role_epoch=self.state.role_epoch,
-            sequence_number=self._sequence_number,
-            pages_total=pool.num_pages,
-            pages_free=pool.num_free,
-            pages_cached=pool.num_cached,
-            running=occupancy.running,
-            waiting=occupancy.waiting,
-            uncomputed_tokens=occupancy.uncomputed_tokens,
-            context_tokens=occupancy.context_tokens,
-            request_ids=occupancy.request_ids,
-            reservation_ids=occupancy.reservation_ids,
-            steps=tuple(self._samples),
-        )
-        self._reported, self._reported_s = snapshot, now
-        self._samples.clear()
-        self._outbox += [LoadReport(load), *self._pages_changed()]
-
-    def _pages_changed(self) -> list[WorkerMessage]:
-        events = self.state.pool.take_events()
-        if not events:
-            return []
-        stored = tuple((event.page_hash, event.parent) for event in events if isinstance(event, PageStored))
-        evicted = tuple(event.page_hash for event in events if isinstance(event, PageEvicted))
-        return [PagesChanged(self._sequence_number, stored, evicted)]
 
     def _flush(self) -> None:
         if self._outbox:

@@ -156,3 +156,118 @@ class WorkerStatus(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["context_tokens", b"context_tokens", "device", b"device", "host", b"host", "incarnation", b"incarnation", "last_report_s", b"last_report_s", "name", b"name", "pages_cached", b"pages_cached", "pages_free", b"pages_free", "pages_held", b"pages_held", "pages_total", b"pages_total", "pid", b"pid", "reservations", b"reservations", "running", b"running", "uncomputed_tokens", b"uncomputed_tokens", "waiting", b"waiting"]) -> None: ...
 
 global___WorkerStatus = WorkerStatus
+
+@typing.final
+class ExplainRequestRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    request_id: builtins.str
+    def __init__(
+        self,
+        *,
+        request_id: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["request_id", b"request_id"]) -> None: ...
+
+global___ExplainRequestRequest = ExplainRequestRequest
+
+@typing.final
+class Explanation(google.protobuf.message.Message):
+    """The router's decision for one request; the newest attempt counts."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    POLICY_FIELD_NUMBER: builtins.int
+    PREFILL_WORKER_FIELD_NUMBER: builtins.int
+    DECODE_WORKER_FIELD_NUMBER: builtins.int
+    WHY_FIELD_NUMBER: builtins.int
+    CANDIDATES_FIELD_NUMBER: builtins.int
+    OUTPUT_TOKENS_P50_FIELD_NUMBER: builtins.int
+    OUTPUT_TOKENS_P90_FIELD_NUMBER: builtins.int
+    QUEUE_S_FIELD_NUMBER: builtins.int
+    TTFT_S_FIELD_NUMBER: builtins.int
+    TPOT_S_FIELD_NUMBER: builtins.int
+    OUTPUT_TOKENS_FIELD_NUMBER: builtins.int
+    STATE_FIELD_NUMBER: builtins.int
+    request_id: builtins.str
+    policy: builtins.str
+    """The policy that decided."""
+    prefill_worker: builtins.str
+    decode_worker: builtins.str
+    why: builtins.str
+    output_tokens_p50: builtins.float
+    """What was predicted of the output: its median and 90 % quantile in tokens."""
+    output_tokens_p90: builtins.float
+    queue_s: builtins.float
+    ttft_s: builtins.float
+    """Unset until known."""
+    tpot_s: builtins.float
+    output_tokens: builtins.int
+    state: builtins.str
+    """"running", "finished", or the error's sentence."""
+    @property
+    def candidates(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Candidate]:
+        """The best options, the chosen one first."""
+
+    def __init__(
+        self,
+        *,
+        request_id: builtins.str = ...,
+        policy: builtins.str = ...,
+        prefill_worker: builtins.str = ...,
+        decode_worker: builtins.str = ...,
+        why: builtins.str = ...,
+        candidates: collections.abc.Iterable[global___Candidate] | None = ...,
+        output_tokens_p50: builtins.float = ...,
+        output_tokens_p90: builtins.float = ...,
+        queue_s: builtins.float = ...,
+        ttft_s: builtins.float | None = ...,
+        tpot_s: builtins.float | None = ...,
+        output_tokens: builtins.int | None = ...,
+        state: builtins.str = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_output_tokens", b"_output_tokens", "_tpot_s", b"_tpot_s", "_ttft_s", b"_ttft_s", "output_tokens", b"output_tokens", "tpot_s", b"tpot_s", "ttft_s", b"ttft_s"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_output_tokens", b"_output_tokens", "_tpot_s", b"_tpot_s", "_ttft_s", b"_ttft_s", "candidates", b"candidates", "decode_worker", b"decode_worker", "output_tokens", b"output_tokens", "output_tokens_p50", b"output_tokens_p50", "output_tokens_p90", b"output_tokens_p90", "policy", b"policy", "prefill_worker", b"prefill_worker", "queue_s", b"queue_s", "request_id", b"request_id", "state", b"state", "tpot_s", b"tpot_s", "ttft_s", b"ttft_s", "why", b"why"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_output_tokens", b"_output_tokens"]) -> typing.Literal["output_tokens"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_tpot_s", b"_tpot_s"]) -> typing.Literal["tpot_s"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_ttft_s", b"_ttft_s"]) -> typing.Literal["ttft_s"] | None: ...
+
+global___Explanation = Explanation
+
+@typing.final
+class Candidate(google.protobuf.message.Message):
+    """One way a request could have gone, with what was predicted of it."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    WORKER_FIELD_NUMBER: builtins.int
+    WHOLE_FIELD_NUMBER: builtins.int
+    TTFT_S_FIELD_NUMBER: builtins.int
+    WAIT_S_FIELD_NUMBER: builtins.int
+    UNCACHED_TOKENS_FIELD_NUMBER: builtins.int
+    TPOT_S_FIELD_NUMBER: builtins.int
+    worker: builtins.str
+    whole: builtins.bool
+    """Prefill and decode both there: no handoff."""
+    ttft_s: builtins.float
+    wait_s: builtins.float
+    uncached_tokens: builtins.int
+    tpot_s: builtins.float
+    def __init__(
+        self,
+        *,
+        worker: builtins.str = ...,
+        whole: builtins.bool = ...,
+        ttft_s: builtins.float = ...,
+        wait_s: builtins.float = ...,
+        uncached_tokens: builtins.int = ...,
+        tpot_s: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["tpot_s", b"tpot_s", "ttft_s", b"ttft_s", "uncached_tokens", b"uncached_tokens", "wait_s", b"wait_s", "whole", b"whole", "worker", b"worker"]) -> None: ...
+
+global___Candidate = Candidate

@@ -40,6 +40,11 @@ class AdminStub(object):
                 request_serializer=baton_dot_v1_dot_admin__pb2.GetClusterRequest.SerializeToString,
                 response_deserializer=baton_dot_v1_dot_admin__pb2.Cluster.FromString,
                 _registered_method=True)
+        self.ExplainRequest = channel.unary_unary(
+                '/baton.v1.Admin/ExplainRequest',
+                request_serializer=baton_dot_v1_dot_admin__pb2.ExplainRequestRequest.SerializeToString,
+                response_deserializer=baton_dot_v1_dot_admin__pb2.Explanation.FromString,
+                _registered_method=True)
 
 
 class AdminServicer(object):
@@ -52,6 +57,13 @@ class AdminServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ExplainRequest(self, request, context):
+        """Why a request went where it went, and what became of it. NOT_FOUND once it is forgotten.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -59,6 +71,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.GetCluster,
                     request_deserializer=baton_dot_v1_dot_admin__pb2.GetClusterRequest.FromString,
                     response_serializer=baton_dot_v1_dot_admin__pb2.Cluster.SerializeToString,
+            ),
+            'ExplainRequest': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExplainRequest,
+                    request_deserializer=baton_dot_v1_dot_admin__pb2.ExplainRequestRequest.FromString,
+                    response_serializer=baton_dot_v1_dot_admin__pb2.Explanation.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -89,6 +106,33 @@ class Admin(object):
             '/baton.v1.Admin/GetCluster',
             baton_dot_v1_dot_admin__pb2.GetClusterRequest.SerializeToString,
             baton_dot_v1_dot_admin__pb2.Cluster.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExplainRequest(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/baton.v1.Admin/ExplainRequest',
+            baton_dot_v1_dot_admin__pb2.ExplainRequestRequest.SerializeToString,
+            baton_dot_v1_dot_admin__pb2.Explanation.FromString,
             options,
             channel_credentials,
             insecure,

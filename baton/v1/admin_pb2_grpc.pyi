@@ -26,6 +26,12 @@ class AdminStub:
         baton.v1.admin_pb2.Cluster,
     ]
 
+    ExplainRequest: grpc.UnaryUnaryMultiCallable[
+        baton.v1.admin_pb2.ExplainRequestRequest,
+        baton.v1.admin_pb2.Explanation,
+    ]
+    """Why a request went where it went, and what became of it. NOT_FOUND once it is forgotten."""
+
 class AdminAsyncStub:
     """For operators."""
 
@@ -33,6 +39,12 @@ class AdminAsyncStub:
         baton.v1.admin_pb2.GetClusterRequest,
         baton.v1.admin_pb2.Cluster,
     ]
+
+    ExplainRequest: grpc.aio.UnaryUnaryMultiCallable[
+        baton.v1.admin_pb2.ExplainRequestRequest,
+        baton.v1.admin_pb2.Explanation,
+    ]
+    """Why a request went where it went, and what became of it. NOT_FOUND once it is forgotten."""
 
 class AdminServicer(metaclass=abc.ABCMeta):
     """For operators."""
@@ -43,5 +55,13 @@ class AdminServicer(metaclass=abc.ABCMeta):
         request: baton.v1.admin_pb2.GetClusterRequest,
         context: _ServicerContext,
     ) -> typing.Union[baton.v1.admin_pb2.Cluster, collections.abc.Awaitable[baton.v1.admin_pb2.Cluster]]: ...
+
+    @abc.abstractmethod
+    def ExplainRequest(
+        self,
+        request: baton.v1.admin_pb2.ExplainRequestRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[baton.v1.admin_pb2.Explanation, collections.abc.Awaitable[baton.v1.admin_pb2.Explanation]]:
+        """Why a request went where it went, and what became of it. NOT_FOUND once it is forgotten."""
 
 def add_AdminServicer_to_server(servicer: AdminServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -104,6 +104,7 @@ class RouterMessage(google.protobuf.message.Message):
     SEND_PAGES_FIELD_NUMBER: builtins.int
     CANCEL_FIELD_NUMBER: builtins.int
     RELEASE_FIELD_NUMBER: builtins.int
+    RESYNC_PAGES_FIELD_NUMBER: builtins.int
     @property
     def welcome(self) -> global___Welcome: ...
     @property
@@ -120,6 +121,8 @@ class RouterMessage(google.protobuf.message.Message):
     def cancel(self) -> global___Cancel: ...
     @property
     def release(self) -> global___Release: ...
+    @property
+    def resync_pages(self) -> global___ResyncPages: ...
     def __init__(
         self,
         *,
@@ -131,10 +134,11 @@ class RouterMessage(google.protobuf.message.Message):
         send_pages: global___SendPages | None = ...,
         cancel: global___Cancel | None = ...,
         release: global___Release | None = ...,
+        resync_pages: global___ResyncPages | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["cancel", b"cancel", "kind", b"kind", "peer_joined", b"peer_joined", "peer_left", b"peer_left", "prefill", b"prefill", "release", b"release", "reserve", b"reserve", "send_pages", b"send_pages", "welcome", b"welcome"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["cancel", b"cancel", "kind", b"kind", "peer_joined", b"peer_joined", "peer_left", b"peer_left", "prefill", b"prefill", "release", b"release", "reserve", b"reserve", "send_pages", b"send_pages", "welcome", b"welcome"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["welcome", "peer_joined", "peer_left", "prefill", "reserve", "send_pages", "cancel", "release"] | None: ...
+    def HasField(self, field_name: typing.Literal["cancel", b"cancel", "kind", b"kind", "peer_joined", b"peer_joined", "peer_left", b"peer_left", "prefill", b"prefill", "release", b"release", "reserve", b"reserve", "resync_pages", b"resync_pages", "send_pages", b"send_pages", "welcome", b"welcome"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["cancel", b"cancel", "kind", b"kind", "peer_joined", b"peer_joined", "peer_left", b"peer_left", "prefill", b"prefill", "release", b"release", "reserve", b"reserve", "resync_pages", b"resync_pages", "send_pages", b"send_pages", "welcome", b"welcome"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["welcome", "peer_joined", "peer_left", "prefill", "reserve", "send_pages", "cancel", "release", "resync_pages"] | None: ...
 
 global___RouterMessage = RouterMessage
 
@@ -482,6 +486,16 @@ class Release(google.protobuf.message.Message):
 global___Release = Release
 
 @typing.final
+class ResyncPages(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+global___ResyncPages = ResyncPages
+
+@typing.final
 class Register(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -512,6 +526,7 @@ class WorkerInfo(google.protobuf.message.Message):
     HOST_FIELD_NUMBER: builtins.int
     PID_FIELD_NUMBER: builtins.int
     DEVICE_FIELD_NUMBER: builtins.int
+    MIXED_CHUNK_TOKENS_FIELD_NUMBER: builtins.int
     name: builtins.str
     incarnation: builtins.str
     role: global___Role.ValueType
@@ -521,6 +536,7 @@ class WorkerInfo(google.protobuf.message.Message):
     host: builtins.str
     pid: builtins.int
     device: builtins.str
+    mixed_chunk_tokens: builtins.int
     @property
     def endpoint(self) -> global___Endpoint: ...
     def __init__(
@@ -536,9 +552,10 @@ class WorkerInfo(google.protobuf.message.Message):
         host: builtins.str = ...,
         pid: builtins.int = ...,
         device: builtins.str = ...,
+        mixed_chunk_tokens: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["endpoint", b"endpoint"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["chunk_tokens", b"chunk_tokens", "device", b"device", "endpoint", b"endpoint", "host", b"host", "incarnation", b"incarnation", "max_batch", b"max_batch", "name", b"name", "pid", b"pid", "role", b"role", "role_epoch", b"role_epoch"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["chunk_tokens", b"chunk_tokens", "device", b"device", "endpoint", b"endpoint", "host", b"host", "incarnation", b"incarnation", "max_batch", b"max_batch", "mixed_chunk_tokens", b"mixed_chunk_tokens", "name", b"name", "pid", b"pid", "role", b"role", "role_epoch", b"role_epoch"]) -> None: ...
 
 global___WorkerInfo = WorkerInfo
 
@@ -705,10 +722,12 @@ class StepSample(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     PREFILL_TOKENS_FIELD_NUMBER: builtins.int
+    PREFILL_PAIRS_FIELD_NUMBER: builtins.int
     DECODES_FIELD_NUMBER: builtins.int
     CONTEXT_TOKENS_FIELD_NUMBER: builtins.int
     SECONDS_FIELD_NUMBER: builtins.int
     prefill_tokens: builtins.int
+    prefill_pairs: builtins.int
     decodes: builtins.int
     context_tokens: builtins.int
     seconds: builtins.float
@@ -716,11 +735,12 @@ class StepSample(google.protobuf.message.Message):
         self,
         *,
         prefill_tokens: builtins.int = ...,
+        prefill_pairs: builtins.int = ...,
         decodes: builtins.int = ...,
         context_tokens: builtins.int = ...,
         seconds: builtins.float = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["context_tokens", b"context_tokens", "decodes", b"decodes", "prefill_tokens", b"prefill_tokens", "seconds", b"seconds"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["context_tokens", b"context_tokens", "decodes", b"decodes", "prefill_pairs", b"prefill_pairs", "prefill_tokens", b"prefill_tokens", "seconds", b"seconds"]) -> None: ...
 
 global___StepSample = StepSample
 
@@ -799,43 +819,28 @@ class WorkerLoad(google.protobuf.message.Message):
 global___WorkerLoad = WorkerLoad
 
 @typing.final
-class StoredPage(google.protobuf.message.Message):
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
-
-    PAGE_HASH_FIELD_NUMBER: builtins.int
-    PARENT_FIELD_NUMBER: builtins.int
-    page_hash: builtins.bytes
-    parent: builtins.bytes
-    def __init__(
-        self,
-        *,
-        page_hash: builtins.bytes = ...,
-        parent: builtins.bytes = ...,
-    ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["page_hash", b"page_hash", "parent", b"parent"]) -> None: ...
-
-global___StoredPage = StoredPage
-
-@typing.final
 class PagesChanged(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     SEQUENCE_NUMBER_FIELD_NUMBER: builtins.int
     STORED_FIELD_NUMBER: builtins.int
     EVICTED_FIELD_NUMBER: builtins.int
+    SNAPSHOT_FIELD_NUMBER: builtins.int
     sequence_number: builtins.int
+    snapshot: builtins.bool
     @property
-    def stored(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___StoredPage]: ...
+    def stored(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]: ...
     @property
     def evicted(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]: ...
     def __init__(
         self,
         *,
         sequence_number: builtins.int = ...,
-        stored: collections.abc.Iterable[global___StoredPage] | None = ...,
+        stored: collections.abc.Iterable[builtins.bytes] | None = ...,
         evicted: collections.abc.Iterable[builtins.bytes] | None = ...,
+        snapshot: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["evicted", b"evicted", "sequence_number", b"sequence_number", "stored", b"stored"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["evicted", b"evicted", "sequence_number", b"sequence_number", "snapshot", b"snapshot", "stored", b"stored"]) -> None: ...
 
 global___PagesChanged = PagesChanged
 

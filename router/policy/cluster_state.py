@@ -1,14 +1,44 @@
-"""What the router believes of its workers: their last report, plus what it has sent them since.
+"""What the router believes of its workers: their last report, plus what it has sent them and seen from them since.
 
 The ledger counts at dispatch, not at the next report, so that a burst is not sent to one worker because its last
-report was empty; a report names what it already includes, so that nothing is counted twice.
+report was empty; a report names what it already includes, so that nothing is counted twice. Between reports the
+belief moves on: predicted work passes with time, and every token that streams by lengthens its sequence.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
+
+from cluster.messages import PagesChanged
 from cluster.worker import RoleName, WorkerInfo, WorkerLoad
+from router.policy.latency_model import DEFAULT_COSTS, LatencyModel, StepCosts
+from router.policy.length_distribution import LengthDistribution
+from router.policy.prefix_index import PrefixIndex
+from router.policy.worker_table import WorkerTable
+
+
+@dataclass(slots=True, eq=False)
+class PromptWork:
+    """A prompt (or the rest of one) the router sent to a worker: tokens to compute and the time that should take."""
+
+    tokens: int
+    seconds: float
+
+
+@dataclass(slots=True, eq=False)
+class RunningSequence:
+    """A sequence that decodes on a worker, or will: what it holds now and how long it may go on."""
+
+    prompt_tokens: int
+    output: LengthDistribution
+    tpot_s: float | None = None  # its objective
+    emitted: int = 0
+
+    @property
+    def tokens(self) -> int:
+        return self.prompt_tokens + self.emitted
 
 
 @dataclass(slots=True, eq=False)
@@ -18,8 +48,12 @@ class WorkerView:
     info: WorkerInfo
     load: WorkerLoad
     heard_s: float
-    assigned: dict[str, int] = field(default_factory=dict)  # request id → prompt tokens to compute
+    row: int  # of the table
+    latency: LatencyModel
+    busy_until_s: float = 0.0  # when the prompt work it has should be done
+    assigned: dict[str, PromptWork] = field(default_factory=dict)  # request id → work, in the order it was sent
     reserved: dict[str, int] = field(default_factory=dict)  # reservation id → pages
+    running: dict[str, RunningSequence] = field(default_factory=dict)  # request id → sequence
 
     @property
     def name(self) -> str:
@@ -33,8 +67,8 @@ class WorkerView:
         finished since, the ledger the part of a prompt that is done.
         """
         counted = set(self.load.request_ids)
-        unseen = sum(tokens for request_id, tokens in self.assigned.items() if request_id not in counted)
-        return min(self.load.uncomputed_tokens + unseen, sum(self.assigned.values()))
+        unseen = sum(work.tokens for request_id, work in self.assigned.items() if request_id not in counted)
+        return min(self.load.uncomputed_tokens + unseen, sum(work.tokens for work in self.assigned.values()))
 
     @property
     def pages_available(self) -> int:
@@ -46,47 +80,153 @@ class WorkerView:
     @property
     def sequences(self) -> int:
         """Sequences that run, wait or are expected here."""
-        counted = set(self.load.reservation_ids) | set(self.load.request_ids)
-        unseen = sum(1 for key in (*self.assigned, *self.reserved) if key not in counted)
-        return self.load.running + self.load.waiting + len(self.load.reservation_ids) + unseen
+        return len(self.running.keys() | self.assigned.keys())
+
+    def peak_pages(self, extra: RunningSequence | None = None) -> int:
+        """Pages its sequences will hold at their fullest moment, if each ends when expected.
+
+        Sequences sorted by what remains: when the i-th from the top ends, i of them have grown by that much
+        (LightLLM's past-future scheduler, Gong et al. 2025).
+        """
+        sequences = [*self.running.values(), *([extra] if extra else [])]
+        expected = sorted(((one.output.remaining(one.emitted), one.tokens) for one in sequences), reverse=True)
+        peak = tokens = 0.0
+        for count, (remaining, held) in enumerate(expected, 1):
+            tokens += held
+            peak = max(peak, tokens + count * remaining)
+        return int(peak / self.info.page_size) + len(expected)
+
+    def remaining_work_s(self) -> float:
+        """Predicted time for the prompt tokens that the last report still had, and for those sent since."""
+        counted = set(self.load.request_ids)
+        known = [work for request_id, work in self.assigned.items() if request_id in counted]
+        computed = sum(work.tokens for work in known) - self.load.uncomputed_tokens
+        seconds = sum(work.seconds for request_id, work in self.assigned.items() if request_id not in counted)
+        for work in known:
+            done = min(max(computed, 0), work.tokens)
+            computed -= done
+            seconds += work.seconds * (1 - done / max(work.tokens, 1))
+        return seconds
 
 
 @dataclass(eq=False)
 class ClusterState:
-    """Every live worker, by name."""
+    """Every live worker, by name, and which prefix pages each has."""
 
+    prior: StepCosts = DEFAULT_COSTS
     workers: dict[str, WorkerView] = field(default_factory=dict)
+    prefix_index: PrefixIndex = field(default_factory=PrefixIndex)
+    table: WorkerTable = field(default_factory=WorkerTable)
 
     def register(self, info: WorkerInfo, now: float) -> None:
         """A worker that comes (back): nothing of an older incarnation counts any more."""
+        self.remove(info.name)
+        self.prefix_index.add(info.name)
         load = WorkerLoad(info.name, info.role, info.role_epoch, 0, info.num_pages, info.num_pages, 0)
-        self.workers[info.name] = WorkerView(info, load, now)
+        row = self.table.add(info, self.prefix_index.bit(info.name) or 0)
+        self.workers[info.name] = WorkerView(info, load, now, row, LatencyModel(self.prior), now)
+        self._sync(self.workers[info.name])
 
     def report(self, load: WorkerLoad, now: float) -> None:
         view = self.workers.get(load.worker)
         if view is not None:
             view.load = load
             view.heard_s = now
+            view.busy_until_s = now + view.remaining_work_s()
+            for sample in load.steps:
+                view.latency.observe(sample)
+            self._sync(view)
+
+    def on_pages(self, worker: str, change: PagesChanged) -> bool:
+        """A worker's prefix pages changed; False when a message was lost and a snapshot is needed."""
+        true = self.prefix_index.on_change(worker, change)
+        view = self.workers.get(worker)
+        if view is not None:
+            self.table.bit[view.row] = self.prefix_index.bit(worker) or 0
+        return true
 
     def remove(self, worker: str) -> WorkerView | None:
-        return self.workers.pop(worker, None)
+        view = self.workers.pop(worker, None)
+        if view is not None:
+            self.prefix_index.remove(worker)
+            self.table.remove(view.row)
+        return view
 
     def pool(self, *roles: RoleName) -> list[WorkerView]:
         """Live workers in any of these roles, ordered by name."""
         return sorted((view for view in self.workers.values() if view.load.role in roles), key=lambda view: view.name)
 
-    def assign(self, worker: str, request_id: str, tokens: int) -> None:
-        if worker in self.workers:
-            self.workers[worker].assigned[request_id] = tokens
+    def cached_tokens(self, page_keys: tuple[int, ...], num_tokens: int) -> np.ndarray:
+        """For every row of the table: how many leading tokens of a prompt the worker has. The last is always computed."""
+        return self.table.cached_tokens(self.prefix_index.match(page_keys), num_tokens)
 
-    def unassign(self, worker: str, request_id: str) -> None:
-        if worker in self.workers:
-            self.workers[worker].assigned.pop(request_id, None)
+    def cached_on(self, worker: str, page_keys: tuple[int, ...], num_tokens: int) -> int:
+        """The same for one worker."""
+        view = self.workers.get(worker)
+        if view is None:
+            return 0
+        pages = self.prefix_index.pages_of(worker, self.prefix_index.match(page_keys))
+        return min(pages, (num_tokens - 1) // view.info.page_size) * view.info.page_size
+
+    def assign(self, worker: str, request_id: str, num_tokens: int, page_keys: tuple[int, ...], now: float) -> None:
+        """A prompt of `num_tokens` was sent to a worker."""
+        view = self.workers.get(worker)
+        if view is None:
+            return
+        cached = self.cached_on(worker, page_keys, num_tokens)
+        info, costs, new = view.info, view.latency.costs, num_tokens - cached
+        seconds = costs.prefill_s(new, cached, info.chunk_tokens)
+        if view.load.role is not RoleName.PREFILL and view.running:
+            chunk = info.mixed_chunk_tokens or info.chunk_tokens
+            beside = costs.seconds(0, 0, len(view.running), self.table.context[view.row])
+            seconds = costs.prefill_s(new, cached, chunk) + -(-new // chunk) * (beside - costs.step_s)
+        view.assigned[request_id] = PromptWork(new, seconds)
+        view.busy_until_s = max(view.busy_until_s, now) + seconds
+        self._sync(view)
+
+    def unassign(self, worker: str, request_id: str, now: float) -> None:
+        """The prompt is computed, or nobody wants it any more."""
+        view = self.workers.get(worker)
+        if view is not None and view.assigned.pop(request_id, None) is not None:
+            if not view.assigned:
+                view.busy_until_s = min(view.busy_until_s, now)
+            self._sync(view)
 
     def reserve(self, worker: str, reservation_id: str, pages: int) -> None:
-        if worker in self.workers:
-            self.workers[worker].reserved[reservation_id] = pages
+        view = self.workers.get(worker)
+        if view is not None:
+            view.reserved[reservation_id] = pages
+            self._sync(view)
 
     def unreserve(self, worker: str, reservation_id: str) -> None:
-        if worker in self.workers:
-            self.workers[worker].reserved.pop(reservation_id, None)
+        view = self.workers.get(worker)
+        if view is not None and view.reserved.pop(reservation_id, None) is not None:
+            self._sync(view)
+
+    def expect(self, worker: str, request_id: str, sequence: RunningSequence) -> None:
+        """The sequence will decode there."""
+        view = self.workers.get(worker)
+        if view is not None:
+            view.running[request_id] = sequence
+            self._sync(view)
+
+    def forget(self, worker: str, request_id: str) -> None:
+        """The sequence decodes there no more, or never will."""
+        view = self.workers.get(worker)
+        if view is not None and view.running.pop(request_id, None) is not None:
+            self._sync(view)
+
+    def _sync(self, view: WorkerView) -> None:
+        """Bring the worker's row of the table up to date."""
+        table, row = self.table, view.row
+        table.set_role(row, view.load.role)
+        table.busy_until_s[row] = view.busy_until_s
+        table.uncomputed[row] = view.uncomputed_tokens
+        table.pages_available[row] = view.pages_available
+        table.decodes[row] = len(view.running)
+        table.sequences[row] = view.sequences
+        table.context[row] = sum(one.tokens for one in view.running.values())
+        objectives = [one.tpot_s for one in view.running.values() if one.tpot_s is not None]
+        table.tpot_s[row] = min(objectives, default=np.inf)
+        table.all_state_tpot[row] = len(objectives) == len(view.running)
+        table.set_costs(row, view.latency.costs)

@@ -9,7 +9,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 
 from cluster.errors import InternalError
 from cluster.prefix_hash import page_hashes, root_hash
-from engine.kv_pages import OutOfPages, PageEvicted, PagePool, PageStored
+from engine.kv_pages import OutOfPages, PagePool
 
 ROOT = root_hash("model")
 
@@ -55,7 +55,7 @@ class PagePoolMachine(RuleBasedStateMachine):
             return
         hashes = page_hashes(tokens, 2, ROOT)
         for index, page_hash in enumerate(hashes):
-            self.pool.commit(table[index], page_hash, hashes[index - 1] if index else ROOT)
+            self.pool.commit(table[index], page_hash)
         self.track()
         assert self.pool.count_matches(hashes) == len(hashes)
 
@@ -98,14 +98,11 @@ class PagePoolMachine(RuleBasedStateMachine):
         assert self.pool.num_cached == 0
 
     def track(self) -> None:
-        """The events alone must tell what is matchable: the router's prefix index has nothing else."""
-        for event in self.pool.take_events():
-            if isinstance(event, PageStored):
-                assert event.page_hash not in self.matchable
-                self.matchable.add(event.page_hash)
-            else:
-                assert isinstance(event, PageEvicted)
-                self.matchable.remove(event.page_hash)
+        """The changes alone must tell what is matchable: the router's prefix index has nothing else."""
+        stored, evicted = self.pool.take_changes()
+        assert not set(stored) & set(evicted)
+        self.matchable = (self.matchable | set(stored)) - set(evicted)
+        assert self.matchable == set(self.pool.matchable())
 
     @invariant()
     def every_page_is_in_one_state(self) -> None:
@@ -123,11 +120,12 @@ def test_the_least_recently_used_chain_is_evicted_from_its_end() -> None:
     hashes = page_hashes([1, 2, 3], 1, ROOT)
     old = pool.allocate(3)
     for page, page_hash in zip(old, hashes, strict=True):
-        pool.commit(page, page_hash, ROOT)
+        pool.commit(page, page_hash)
     pool.release(old)
     pool.allocate(2)
     assert pool.count_matches(hashes) == 2
-    assert pool.take_events()[-1] == PageEvicted(hashes[2])
+    assert pool.take_changes() == (hashes[:2], hashes[2:])
+    assert pool.take_changes() == ([], [])
 
 
 def test_pages_are_not_matched_across_models_or_salts() -> None:

@@ -1,0 +1,43 @@
+"""Accelerators by their data sheets: what the simulator's timing and the router's first guess are made from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cluster.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Accelerator:
+    """Peak figures of one device: dense bfloat16 rate, memory and its bandwidth."""
+
+    name: str
+    flops: float  # per second
+    bandwidth_bytes_s: float
+    memory_bytes: int
+
+
+GB = 10**9
+ACCELERATORS = {
+    one.name: one
+    for one in (
+        # NVIDIA's data sheets, bfloat16 without sparsity.
+        Accelerator("h200", 989e12, 4.8e12, 141 * GB),
+        Accelerator("h100", 989e12, 3.35e12, 80 * GB),
+        Accelerator("a100", 312e12, 2.039e12, 80 * GB),
+        Accelerator("l40s", 362e12, 0.864e12, 48 * GB),
+    )
+}
+
+
+def accelerator(name: str) -> Accelerator:
+    """The accelerator of that name; raises `ConfigError` listing the known ones."""
+    found = ACCELERATORS.get(name.lower())
+    if found is None:
+        raise ConfigError(f"There is no data sheet for {name!r}; known are {', '.join(ACCELERATORS)}.")
+    return found
+
+
+def accelerator_of_device(device: str) -> Accelerator | None:
+    """The data sheet for a device as its driver names it, such as "NVIDIA H100 80GB HBM3"."""
+    return next((one for name, one in ACCELERATORS.items() if name in device.lower()), None)

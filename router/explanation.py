@@ -1,0 +1,53 @@
+"""Why each request went where it went, and what became of it: the newest few thousand."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+
+from cluster.latency import Latency
+from cluster.routing import RoutingDecision
+from router.policy.length_distribution import LengthDistribution
+from router.record import Completion
+
+MAX_EXPLANATIONS = 4096
+
+
+@dataclass(slots=True, eq=False)
+class Explanation:
+    """The latest decision for one request, beside what happened. `output` is kept as two numbers, not as a histogram."""
+
+    policy: str
+    decision: RoutingDecision
+    output_tokens_p50: int
+    output_tokens_p90: int
+    decode_worker: str = ""
+    latency: Latency | None = None
+    output_tokens: int | None = None
+    state: str = "running"
+
+
+@dataclass(eq=False)
+class Explanations:
+    """By request id, oldest forgotten first."""
+
+    _kept: OrderedDict[str, Explanation] = field(default_factory=OrderedDict)
+
+    def decided(self, request_id: str, policy: str, decision: RoutingDecision, output: LengthDistribution) -> None:
+        """The request was sent on its way (again)."""
+        self._kept[request_id] = Explanation(policy, decision, output.median, output.quantile(0.9))
+        self._kept.move_to_end(request_id)
+        while len(self._kept) > MAX_EXPLANATIONS:
+            self._kept.popitem(last=False)
+
+    def ended(self, completion: Completion) -> None:
+        """The request is over."""
+        explanation = self._kept.get(completion.request_id)
+        if explanation is not None:
+            explanation.latency = completion.latency
+            explanation.decode_worker = completion.decode_worker
+            explanation.output_tokens = completion.output_tokens
+            explanation.state = "finished" if completion.error is None else completion.error.message
+
+    def get(self, request_id: str) -> Explanation | None:
+        return self._kept.get(request_id)

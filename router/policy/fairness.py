@@ -1,0 +1,69 @@
+"""Who is next: fair between tenants, by priority within one, and nobody waits for ever.
+
+Each tenant has a virtual token counter of the work it was given (Sheng et al. 2024, "Fairness in serving large language
+models"): prompt tokens count once, output tokens twice, and the tenant with the least goes first. A tenant that comes
+back is lifted to the least of those that are active, so idleness saves up nothing. A tenant's own requests go in the
+order they are due; a step of priority is worth `PRIORITY_S` of that, so a request that waits overtakes, in the end,
+any that came later. Priorities mean nothing between tenants: none can starve another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from router.policy.placement import PlacementInput
+
+PROMPT_WEIGHT, OUTPUT_WEIGHT = 1.0, 2.0
+PRIORITY_S = 5.0
+PATIENCE_S = 10.0  # a request without a TTFT objective counts as due so long after its arrival
+MAX_TENANTS = 10_000
+
+
+@dataclass(eq=False)
+class VirtualTokenCounter:
+    """The counters. `order` is pure in the queue; `charge` tells what a tenant was given."""
+
+    _counters: dict[str, float] = field(default_factory=dict)
+
+    def charge(self, tenant: str, prompt_tokens: int = 0, output_tokens: int = 0) -> None:
+        """A tenant was given work."""
+        given = PROMPT_WEIGHT * prompt_tokens + OUTPUT_WEIGHT * output_tokens
+        self._counters[tenant] = self._counters.get(tenant, 0.0) + given
+
+    def on_queued(self, tenant: str, active: Sequence[str]) -> None:
+        """A request of `tenant` is queued while those of `active` (queued or running) are in the system."""
+        if tenant in active:
+            return
+        least = min((self._counters.get(other, 0.0) for other in active), default=0.0)
+        self._counters[tenant] = max(self._counters.get(tenant, 0.0), least)
+        if len(self._counters) > MAX_TENANTS:
+            kept = {*active, tenant}
+            self._counters = {name: count for name, count in self._counters.items() if name in kept}
+
+    def order(self, queue: Sequence[PlacementInput]) -> list[PlacementInput]:
+        """The queue in the order its requests should be placed."""
+        tenants: dict[str, list[PlacementInput]] = {}
+        for item in queue:
+            tenants.setdefault(item.tenant, []).append(item)
+        for waiting in tenants.values():
+            waiting.sort(key=_rank)
+        if len(tenants) == 1:
+            return next(iter(tenants.values()))
+        counters = {tenant: self._counters.get(tenant, 0.0) for tenant in tenants}
+        ordered: list[PlacementInput] = []
+        heads = dict.fromkeys(tenants, 0)
+        while heads:
+            tenant = min(heads, key=lambda name: (counters[name], name))
+            item = tenants[tenant][heads[tenant]]
+            ordered.append(item)
+            counters[tenant] += PROMPT_WEIGHT * item.num_tokens + OUTPUT_WEIGHT * item.output.remaining()
+            heads[tenant] += 1
+            if heads[tenant] == len(tenants[tenant]):
+                del heads[tenant]
+        return ordered
+
+
+def _rank(item: PlacementInput) -> tuple[float, float, str]:
+    due_s = item.arrival_s + PATIENCE_S if item.due_s is None else item.due_s
+    return due_s - PRIORITY_S * item.priority, item.arrival_s, item.request_id

@@ -1,0 +1,103 @@
+"""How long a worker's steps take: recursive least squares over what it reports, starting from a prior.
+
+    seconds = a + b·n + c·pairs + d·B + e·K
+
+for a step that computes n prompt tokens (attending to `pairs` positions) and decodes B sequences over K positions.
+Every worker has a model of its own, because workers differ and change (other GPUs, throttling, neighbours).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from cluster.worker import StepSample
+
+FORGETTING = 0.995
+OUTLIER = 3.0  # residuals beyond so many typical ones count as so many: a page fault is no trend
+PRIOR_SAMPLES = 1.0  # how many typical steps the prior weighs
+
+
+@dataclass(frozen=True, slots=True)
+class StepCosts:
+    """The five coefficients, in seconds."""
+
+    step_s: float
+    prefill_token_s: float
+    prefill_pair_s: float
+    decode_s: float
+    context_token_s: float
+
+    def seconds(self, prefill_tokens: float, pairs: float, decodes: float = 0.0, context_tokens: float = 0.0) -> float:
+        """The predicted duration of one step."""
+        return (
+            self.step_s
+            + self.prefill_token_s * prefill_tokens
+            + self.prefill_pair_s * pairs
+            + self.decode_s * decodes
+            + self.context_token_s * context_tokens
+        )
+
+    def prefill_s(self, new_tokens: int, cached_tokens: int, chunk_tokens: int) -> float:
+        """Time to compute `new_tokens` prompt tokens after `cached_tokens`, in chunks, with nothing beside."""
+        steps = -(-new_tokens // chunk_tokens)
+        pairs = new_tokens * (cached_tokens + new_tokens / 2)
+        return steps * self.step_s + self.prefill_token_s * new_tokens + self.prefill_pair_s * pairs
+
+
+DEFAULT_COSTS = StepCosts(5e-3, 5e-5, 1e-9, 1e-4, 1e-8)
+"""Where nothing better is known; a few seconds of steps correct it."""
+
+
+@dataclass(eq=False)
+class LatencyModel:
+    """One worker's model; `costs` is what is believed now."""
+
+    prior: StepCosts = DEFAULT_COSTS
+    samples: int = 0
+    _weights: np.ndarray = field(init=False)
+    _covariance: np.ndarray = field(init=False)
+    _typical: float = 1.0  # running mean of relative residuals, which start large
+    _costs: StepCosts | None = None
+
+    def __post_init__(self) -> None:
+        # In units of the prior every coefficient is 1, so that one covariance serves seconds and nanoseconds alike.
+        self._weights = np.ones(5)
+        self._covariance = np.eye(5) * (1.0 / PRIOR_SAMPLES)
+        self._scale = np.array(
+            [
+                self.prior.step_s,
+                self.prior.prefill_token_s,
+                self.prior.prefill_pair_s,
+                self.prior.decode_s,
+                self.prior.context_token_s,
+            ]
+        )
+
+    @property
+    def costs(self) -> StepCosts:
+        if self._costs is None:
+            self._costs = StepCosts(*(np.maximum(self._weights, 0.0) * self._scale).tolist())
+        return self._costs
+
+    def observe(self, sample: StepSample) -> None:
+        """Learn from one measured step. Each counts relative to its length, so that short steps are fitted too."""
+        if not sample.seconds > 0.0:
+            return
+        features = np.array([1.0, sample.prefill_tokens, sample.prefill_pairs, sample.decodes, sample.context_tokens])
+        row = features * self._scale / sample.seconds
+        residual = 1.0 - float(row @ self._weights)
+        bound = OUTLIER * self._typical
+        self._typical += 0.05 * (min(abs(residual), bound) - self._typical)
+        residual = min(max(residual, -bound), bound)
+        projected = self._covariance @ row
+        gain = projected / (FORGETTING + float(row @ projected))
+        self._weights = np.maximum(self._weights + gain * residual, 0.0)
+        self._covariance = (self._covariance - np.outer(gain, projected)) / FORGETTING
+        # What is not excited is not forgotten: without this the covariance of unseen features grows without bound.
+        excess = float(np.max(np.diag(self._covariance)))
+        if excess > 1.0:
+            self._covariance /= excess
+        self.samples += 1
+        self._costs = None

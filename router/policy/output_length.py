@@ -1,0 +1,176 @@
+"""How long an answer will be: learned online from the answers before it, no model and no text.
+
+A request is described by levels of evidence, from broad to narrow, and each level's histogram is smoothed towards the
+level above it (hierarchical Dirichlet smoothing: counts + strength · the broader distribution):
+
+    all requests → tenant → context → its answers to prompts with as many new tokens → its answers after an answer of
+    that length → the request's own page-hash chain, node by node
+
+A *context* is the deepest prefix that many requests share (a system prompt, an agent's template). The nodes below it
+are conversations: few samples each, and what was last said there tells most. Quantiles are recalibrated online
+(Kuleshov et al. 2018): where past answers fell in their predicted distributions says how far to trust a stated share.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from router.policy.length_distribution import EDGES, NUM_BINS, LengthDistribution, bin_of
+
+STRIDE_TOKENS = 512  # one chain node per so many prompt tokens
+BROAD_SAMPLES = 200  # a node with more samples is a context
+MAX_NODES, MAX_LEVELS = 200_000, 4096  # memory: least recently used go first
+LEVEL_STRENGTH, NODE_STRENGTH = 30.0, 8.0
+FORGET = 1 / 2000  # per answer, of a level's weight
+NEIGHBOURS = 0.25  # of a sample's weight that each neighbouring bin gets
+RANKS = 100
+PRIOR_TOKENS = 256  # before anything was seen
+
+
+@dataclass(slots=True, eq=False)
+class _Node:
+    """A prefix that was seen: how often, in which bins its answers fell (while few), and the latest length."""
+
+    count: int = 0
+    bins: list[int] = field(default_factory=list)
+    latest: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prediction:
+    """A request's predicted output length, and the evidence it came from, to be told the truth later."""
+
+    distribution: LengthDistribution
+    levels: tuple[str, ...]
+    nodes: tuple[int, ...]
+
+
+def chain_nodes(page_keys: Sequence[int], page_size: int) -> tuple[int, ...]:
+    """The prefix nodes of a prompt: every page of at least STRIDE_TOKENS, else every so-manyth."""
+    step = max(1, STRIDE_TOKENS // page_size)
+    return tuple(page_keys[step - 1 :: step])
+
+
+@dataclass(eq=False)
+class OutputLength:
+    """The predictor. Deterministic; bounded in memory; `dumps` and `loads` carry the broad levels over a restart."""
+
+    _levels: OrderedDict[str, np.ndarray] = field(default_factory=OrderedDict)
+    _nodes: OrderedDict[int, _Node] = field(default_factory=OrderedDict)
+    _ranks: np.ndarray = field(default_factory=lambda: np.ones(RANKS))
+    _calibration: np.ndarray | None = None
+
+    def predict(self, nodes: Sequence[int], tenant: str, prompt_tokens: int, max_tokens: int) -> Prediction:
+        """The distribution of this request's output length; `nodes` are its prompt's `chain_nodes`."""
+        seen = [self._nodes[key] for key in self._seen(nodes)]
+        context, narrow = 0, []
+        for index, node in enumerate(seen):
+            if node.count >= BROAD_SAMPLES:
+                context = index + 1
+            elif index + 1 == len(seen) or seen[index + 1].count != node.count:
+                narrow.append(node)  # else the next node knows exactly the same answers
+        name = f"{nodes[context - 1]:x}" if context else ""
+        new_tokens = prompt_tokens - len(seen) * STRIDE_TOKENS
+        levels = ["", f"tenant {tenant}", f"context {name}", f"new {name} {_octave(new_tokens)} {bool(narrow)}"]
+        if narrow:
+            levels.append(f"after {name} {_octave(narrow[-1].latest)}")
+        shares = _PRIOR
+        for level in dict.fromkeys(levels):
+            counts = self._levels.get(level)
+            if counts is not None:
+                shares = (counts + LEVEL_STRENGTH * shares) / (counts.sum() + LEVEL_STRENGTH)
+        for node in narrow:
+            shares = shares * NODE_STRENGTH
+            for index in node.bins:
+                shares[index] += 1 - 2 * NEIGHBOURS
+                shares[max(index - 1, 0)] += NEIGHBOURS
+                shares[min(index + 1, NUM_BINS - 1)] += NEIGHBOURS
+            shares /= NODE_STRENGTH + len(node.bins)
+        return Prediction(
+            LengthDistribution(shares, max_tokens, self._levels_of_quantiles()), tuple(levels), tuple(nodes)
+        )
+
+    def observe(self, prediction: Prediction, output_tokens: int) -> None:
+        """The answer to `prediction`'s request was complete after `output_tokens`."""
+        index = bin_of(output_tokens)
+        rank = min(int(prediction.distribution.share_within(output_tokens) * RANKS), RANKS - 1)
+        self._ranks *= 1 - 1 / 1000
+        self._ranks[rank] += 1
+        self._calibration = None
+        for level in dict.fromkeys(prediction.levels):
+            counts = self._levels.setdefault(level, np.zeros(NUM_BINS))
+            counts *= 1 - FORGET
+            counts[index] += 1
+            self._levels.move_to_end(level)
+        while len(self._levels) > MAX_LEVELS:
+            self._levels.popitem(last=False)
+        for key in prediction.nodes:
+            self._observe_node(key, index, output_tokens)
+        while len(self._nodes) > MAX_NODES:
+            self._nodes.popitem(last=False)
+
+    def _observe_node(self, key: int, index: int, output_tokens: int) -> None:
+        node = self._nodes.setdefault(key, _Node())
+        self._nodes.move_to_end(key)
+        node.count += 1
+        node.latest = output_tokens
+        if node.count >= BROAD_SAMPLES:
+            node.bins = []  # it is a context now, and has a level
+        else:
+            node.bins.append(index)
+
+    def _seen(self, nodes: Sequence[int]) -> Sequence[int]:
+        for index, key in enumerate(nodes):
+            if key not in self._nodes:
+                return nodes[:index]
+        return nodes
+
+    def _levels_of_quantiles(self) -> np.ndarray:
+        """For each stated share 0, 0.01, … 1 the share of the predicted distributions that has covered it."""
+        if self._calibration is None:
+            covered = np.concatenate([[0.0], np.cumsum(self._ranks) / self._ranks.sum()])
+            grid = np.linspace(0.0, 1.0, RANKS + 1)
+            self._calibration = np.interp(grid, covered, grid)
+        return self._calibration
+
+    def dumps(self) -> str:
+        """What is worth keeping over a restart, as JSON: the broad levels and the calibration."""
+        levels = {
+            name: {str(index): round(float(counts[index]), 3) for index in np.flatnonzero(counts > 1e-3)}
+            for name, counts in self._levels.items()
+        }
+        return json.dumps({"version": 1, "levels": levels, "ranks": [round(float(rank), 3) for rank in self._ranks]})
+
+    @classmethod
+    def loads(cls, text: str) -> OutputLength:
+        """A predictor from `dumps`; raises `ValueError` for anything else."""
+        values = json.loads(text)
+        if not isinstance(values, dict) or values.get("version") != 1 or len(values.get("ranks", [])) != RANKS:
+            raise ValueError("not a file of learned output lengths")
+        predictor = cls(_ranks=np.array(values["ranks"], dtype=float))
+        for name, bins in values["levels"].items():
+            counts = np.zeros(NUM_BINS)
+            for index, weight in bins.items():
+                counts[int(index) % NUM_BINS] = float(weight)
+            predictor._levels[name] = counts
+        return predictor
+
+
+def _octave(tokens: int) -> int:
+    """Half-octave bucket of a number of tokens."""
+    return int(2 * np.log2(max(tokens, 1)))
+
+
+def _prior_shares() -> np.ndarray:
+    """Geometric with mean PRIOR_TOKENS: what is believed before anything was seen."""
+    edges = np.array([0, *EDGES], dtype=float)
+    shares = np.exp(-edges[:-1] / PRIOR_TOKENS) - np.exp(-edges[1:] / PRIOR_TOKENS)
+    return shares / shares.sum()
+
+
+_PRIOR = _prior_shares()

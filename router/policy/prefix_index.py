@@ -1,0 +1,145 @@
+"""Which worker has which prefix pages: one table for the cluster, kept true by the workers' own messages.
+
+    page key ──► set of workers, as the bits of one integer (equal sets are one object)
+
+A worker registers under a fresh bit, so nothing of an earlier incarnation counts; bits of workers that are gone are
+masked at once and swept out of the table little by little. Messages are numbered: after a gap the worker's pages count
+no more until its snapshot has come.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from cluster.messages import PagesChanged
+
+KEY_BYTES = 8
+KEY_SHIFT = 4  # 60 bits fit the small form of Python's integers; a collision costs a wrong guess, never a wrong token
+
+
+def page_key(page_hash: bytes) -> int:
+    """The short form of a page hash."""
+    return int.from_bytes(page_hash[:KEY_BYTES], "little") >> KEY_SHIFT
+
+
+def page_keys(hashes: Iterable[bytes]) -> tuple[int, ...]:
+    """The short forms of a chain."""
+    return tuple(map(page_key, hashes))
+
+
+@dataclass(slots=True, eq=False)
+class _Holder:
+    """A worker's place in the table."""
+
+    bit: int
+    last_number: int | None = None  # of its messages; None: a snapshot is awaited
+
+
+@dataclass(eq=False)
+class PrefixIndex:
+    """Longest-prefix match over every worker at once."""
+
+    _holders: dict[str, _Holder] = field(default_factory=dict)
+    _bits_in_use: int = 0  # of live workers and of those not yet swept
+    _live: int = 0
+    _table: dict[int, int] = field(default_factory=dict)
+    _sets: dict[int, int] = field(default_factory=dict)  # the one object of each set
+    _unswept: list[int] = field(default_factory=list)
+    _sweeping: int = 0  # bits the present sweep removes
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def bit(self, worker: str) -> int | None:
+        """The number of the worker's bit in the sets of `match`."""
+        holder = self._holders.get(worker)
+        return None if holder is None else holder.bit
+
+    def add(self, worker: str) -> None:
+        """A worker registered (again): it has no page until it says so."""
+        self.remove(worker)
+        bit = (~self._bits_in_use & (self._bits_in_use + 1)).bit_length() - 1
+        self._bits_in_use |= 1 << bit
+        self._live |= 1 << bit
+        self._holders[worker] = _Holder(bit)
+
+    def remove(self, worker: str) -> None:
+        """A worker is gone: none of its pages counts any more."""
+        holder = self._holders.pop(worker, None)
+        if holder is not None:
+            self._live &= ~(1 << holder.bit)
+
+    def on_change(self, worker: str, change: PagesChanged) -> bool:
+        """Apply a worker's message; False when one before it was lost, so that a snapshot must be asked for."""
+        holder = self._holders.get(worker)
+        if holder is None:
+            return True
+        if change.snapshot:
+            if holder.last_number is not None:
+                self.add(worker)
+                holder = self._holders[worker]
+        elif holder.last_number is None or change.sequence_number != holder.last_number + 1:
+            if holder.last_number is not None:
+                self.add(worker)
+            return False
+        holder.last_number = change.sequence_number
+        mask = 1 << holder.bit
+        for page_hash in change.evicted:
+            self._drop(page_key(page_hash), mask)
+        for page_hash in change.stored:
+            key = page_key(page_hash)
+            holders = self._table.get(key, 0) & (self._live | self._sweeping) | mask
+            self._table[key] = self._sets.setdefault(holders, holders)
+        return True
+
+    def _drop(self, key: int, mask: int) -> None:
+        holders = self._table.get(key, 0) & ~mask
+        if holders:
+            self._table[key] = self._sets.setdefault(holders, holders)
+        else:
+            self._table.pop(key, None)
+
+    def match(self, keys: Sequence[int]) -> list[tuple[int, int]]:
+        """For each depth at which workers stop: (pages they have, set of workers that have at least so many).
+
+        Depths rise, sets shrink; workers that have no page are in none. A page that a worker has without the page
+        before it does not count.
+        """
+        found: list[tuple[int, int]] = []
+        holders = self._live
+        for depth, key in enumerate(keys):
+            following = holders & self._table.get(key, 0)
+            if following != holders:
+                if depth:
+                    found.append((depth, holders))
+                if not following:
+                    return found
+                holders = following
+        if keys and holders:
+            found.append((len(keys), holders))
+        return found
+
+    def pages_of(self, worker: str, matches: list[tuple[int, int]]) -> int:
+        """How many leading pages `worker` has, of a `match`."""
+        holder = self._holders.get(worker)
+        if holder is None:
+            return 0
+        return next((depth for depth, holders in reversed(matches) if holders >> holder.bit & 1), 0)
+
+    def sweep(self, limit: int = 20_000) -> None:
+        """Forget pages of workers that are gone, at most `limit` entries a call. Their bits are free afterwards."""
+        if not self._sweeping:
+            self._sweeping = self._bits_in_use & ~self._live
+            if not self._sweeping:
+                return
+            self._unswept = list(self._table)
+        for key in self._unswept[-limit:]:
+            if self._table.get(key, 0) & self._sweeping:
+                self._drop(key, self._sweeping)
+        del self._unswept[-limit:]
+        if not self._unswept:
+            self._bits_in_use &= ~self._sweeping
+            self._sweeping = 0
+            live_sets = set(self._table.values())
+            self._sets = {one: one for one in live_sets}

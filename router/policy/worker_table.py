@@ -1,0 +1,91 @@
+"""The workers' figures as columns, so that one request is weighed against a thousand workers at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from cluster.worker import RoleName, WorkerInfo
+from router.policy.latency_model import StepCosts
+
+
+@dataclass(eq=False)
+class WorkerTable:
+    """A row per worker; rows of workers that left have no role and are reused."""
+
+    names: list[str] = field(default_factory=list)
+    busy_until_s: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    context: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    tpot_s: np.ndarray = field(default_factory=lambda: np.zeros(0))  # the tightest objective among its sequences
+    step_s: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    prefill_token_s: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    prefill_pair_s: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    decode_s: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    context_token_s: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    uncomputed: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    pages_available: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    decodes: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    sequences: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    chunk: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    mixed_chunk: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    max_batch: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    page_size: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    bit: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # in the prefix index
+    prefills: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
+    decoder: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
+    mixed: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
+    all_state_tpot: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))  # every sequence has an objective
+    _free: list[int] = field(default_factory=list)
+
+    def add(self, info: WorkerInfo, bit: int) -> int:
+        """A row for a worker that registered."""
+        if not self._free:
+            self._grow()
+        row = self._free.pop()
+        self.names[row] = info.name
+        self.chunk[row] = info.chunk_tokens
+        self.mixed_chunk[row] = info.mixed_chunk_tokens or info.chunk_tokens
+        self.max_batch[row] = info.max_batch
+        self.page_size[row] = info.page_size
+        self.bit[row] = bit
+        return row
+
+    def remove(self, row: int) -> None:
+        self.names[row] = ""
+        self.prefills[row] = self.decoder[row] = self.mixed[row] = False
+        self._free.append(row)
+
+    def _grow(self) -> None:
+        old, new = len(self.names), max(16, 2 * len(self.names))
+        for name, column in vars(self).items():
+            if isinstance(column, np.ndarray):
+                setattr(self, name, np.concatenate([column, np.zeros(new - old, column.dtype)]))
+        self.names += [""] * (new - old)
+        self.page_size[old:] = 1
+        self.chunk[old:] = self.mixed_chunk[old:] = 1
+        self._free = list(range(new - 1, old - 1, -1))
+
+    def set_role(self, row: int, role: RoleName) -> None:
+        self.prefills[row] = role is RoleName.PREFILL
+        self.decoder[row] = role is RoleName.DECODE
+        self.mixed[row] = role is RoleName.MIXED
+
+    def set_costs(self, row: int, costs: StepCosts) -> None:
+        self.step_s[row] = costs.step_s
+        self.prefill_token_s[row] = costs.prefill_token_s
+        self.prefill_pair_s[row] = costs.prefill_pair_s
+        self.decode_s[row] = costs.decode_s
+        self.context_token_s[row] = costs.context_token_s
+
+    def cached_tokens(self, matches: list[tuple[int, int]], num_tokens: int) -> np.ndarray:
+        """Leading tokens each row has cached, of a prefix index's `match`; at most all but the last token."""
+        pages = np.zeros(len(self.names), np.int64)
+        for depth, holders in matches:
+            size = (holders.bit_length() + 7) // 8
+            bits = np.unpackbits(np.frombuffer(holders.to_bytes(size, "little"), np.uint8), bitorder="little")
+            inside = self.bit < len(bits)
+            has = np.zeros(len(pages), bool)
+            has[inside] = bits[self.bit[inside]]
+            pages[has] = depth
+        return np.minimum(pages, (num_tokens - 1) // self.page_size) * self.page_size

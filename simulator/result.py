@@ -1,0 +1,132 @@
+"""What a simulation measured, in the field's terms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cluster.request import Objectives
+from cluster.worker import RoleName
+from router.record import Completion
+from simulator.trace import TraceRequest
+from simulator.worker import Gaps
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One request's end."""
+
+    arrival_s: float
+    prompt_tokens: int
+    output_tokens: int
+    cached_tokens: int
+    ttft_s: float | None
+    tpot_s: float | None
+    error: str
+    good: bool  # it met its objectives
+    whole: bool
+    attempts: int
+
+    @classmethod
+    def of(cls, traced: TraceRequest, objectives: Objectives, completion: Completion) -> Outcome:
+        ttft, tpot = completion.latency.ttft_s, completion.latency.tpot_s
+        good = completion.error is None and ttft is not None
+        good = good and (objectives.ttft_s is None or (ttft or 0.0) <= objectives.ttft_s)
+        good = good and (objectives.tpot_s is None or (tpot or 0.0) <= objectives.tpot_s)
+        return cls(
+            arrival_s=traced.arrival_s,
+            prompt_tokens=traced.prompt_tokens,
+            output_tokens=completion.output_tokens,
+            cached_tokens=completion.cached_tokens,
+            ttft_s=ttft,
+            tpot_s=tpot,
+            error="" if completion.error is None else type(completion.error).__name__,
+            good=good,
+            whole=completion.prefill_worker == completion.decode_worker,
+            attempts=completion.attempts,
+        )
+
+    @classmethod
+    def refused(cls, traced: TraceRequest, objectives: Objectives, error: str) -> Outcome:
+        return cls(traced.arrival_s, traced.prompt_tokens, 0, 0, None, None, error, False, False, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerUse:
+    """What one worker did. `pages_held` at the end must be none."""
+
+    name: str
+    role: RoleName
+    busy_s: float
+    tokens_computed: int
+    pages_held: int
+
+
+@dataclass(eq=False)
+class SimulationResult:
+    """A run's outcomes and figures; `figures` is flat, for JSON."""
+
+    outcomes: Sequence[Outcome]
+    workers: Sequence[WorkerUse]
+    gaps: Gaps
+    bytes_moved: int
+    arrivals_s: float  # the time over which requests came
+    simulated_s: float
+    events: int
+
+    @property
+    def attainment(self) -> float:
+        """Share of all requests, refused ones included, that met their objectives."""
+        return sum(outcome.good for outcome in self.outcomes) / max(len(self.outcomes), 1)
+
+    @property
+    def goodput(self) -> float:
+        """Requests per second that met their objectives."""
+        return sum(outcome.good for outcome in self.outcomes) / max(self.arrivals_s, 1e-9)
+
+    def figures(self) -> dict[str, float]:
+        done = [outcome for outcome in self.outcomes if not outcome.error]
+        figures: dict[str, float] = {
+            "requests": len(self.outcomes),
+            "requests_per_s": len(self.outcomes) / max(self.arrivals_s, 1e-9),
+            "refused": sum(outcome.error == "Overloaded" for outcome in self.outcomes),
+            "failed": sum(outcome.error not in ("", "Overloaded") for outcome in self.outcomes),
+            "slo_attainment": self.attainment,
+            "goodput": self.goodput,
+        }
+        figures |= _percentiles("ttft_s", [outcome.ttft_s for outcome in done if outcome.ttft_s is not None])
+        figures |= _percentiles("tpot_s", [outcome.tpot_s for outcome in done if outcome.tpot_s is not None])
+        figures |= self._itl()
+        for role in dict.fromkeys(worker.role for worker in self.workers):
+            pool = [worker for worker in self.workers if worker.role is role]
+            busy_s = sum(worker.busy_s for worker in pool) / len(pool)
+            figures[f"utilisation_{role.value}"] = busy_s / max(self.simulated_s, 1e-9)
+        prompts = sum(outcome.prompt_tokens for outcome in done)
+        figures["output_tokens_per_s"] = sum(outcome.output_tokens for outcome in done) / max(self.simulated_s, 1e-9)
+        figures["prefix_hit_rate"] = sum(outcome.cached_tokens for outcome in done) / max(prompts, 1)
+        figures["served_whole"] = sum(outcome.whole for outcome in done) / max(len(done), 1)
+        figures["bytes_moved"] = self.bytes_moved
+        figures["simulated_s"] = self.simulated_s
+        figures["events"] = self.events
+        return figures
+
+    def _itl(self) -> dict[str, float]:
+        if not self.gaps.seconds:
+            return {}
+        order = np.argsort(self.gaps.seconds)
+        seconds = np.asarray(self.gaps.seconds)[order]
+        below = np.cumsum(np.asarray(self.gaps.counts)[order])
+        return {
+            f"itl_s_p{share}": float(seconds[np.searchsorted(below, below[-1] * share / 100)])
+            for share in (50, 90, 99)
+        }
+
+
+def _percentiles(name: str, values: Sequence[float]) -> dict[str, float]:
+    if not values:
+        return {}
+    shares: dict[str, Any] = {f"{name}_p{share}": float(np.percentile(values, share)) for share in (50, 90, 99)}
+    return {f"{name}_mean": float(np.mean(values)), **shares}

@@ -1,0 +1,128 @@
+"""Recorded and made-up request streams: when a request comes, how long it is, and what it shares with others."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from itertools import count
+from pathlib import Path
+
+from cluster.errors import ConfigError
+
+MOONCAKE_BLOCK_TOKENS = 512
+
+
+@dataclass(frozen=True, slots=True)
+class TraceRequest:
+    """One request. Equal leading `blocks` (of `block_tokens` each) are equal leading tokens; without any it shares none."""
+
+    arrival_s: float
+    prompt_tokens: int
+    output_tokens: int
+    blocks: tuple[int, ...] = ()
+    block_tokens: int = MOONCAKE_BLOCK_TOKENS
+    tenant: str = ""
+
+    def prompt(self, number: int) -> tuple[int, ...]:
+        """Token ids: a block is its number, repeated; `number` marks what no other request has."""
+        tokens: list[int] = []
+        for block in self.blocks:
+            tokens += [block + 2] * self.block_tokens
+        del tokens[self.prompt_tokens :]
+        tokens += [-2 - number] * (self.prompt_tokens - len(tokens))
+        return tuple(tokens)
+
+
+def read_trace(path: Path) -> list[TraceRequest]:
+    """A Mooncake JSONL or an Azure CSV trace, in order of arrival, the first at 0 s.
+
+    Raises `ConfigError` naming the line that cannot be read.
+    """
+    read = _mooncake if path.suffix in (".jsonl", ".json") else _azure
+    requests: list[TraceRequest] = []
+    line = 0
+    try:
+        with path.open(newline="") as lines:
+            for line, request in read(lines):
+                if request.prompt_tokens < 1 or request.output_tokens < 1:
+                    raise ValueError("a request needs at least one prompt and one output token")
+                requests.append(request)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"The trace {path} cannot be read: {error}.") from None
+    except (ValueError, KeyError, TypeError, csv.Error) as error:
+        raise ConfigError(f"The trace {path} is wrong after line {line}: {error}.") from None
+    if not requests:
+        raise ConfigError(f"The trace {path} holds no request.")
+    requests.sort(key=lambda request: request.arrival_s)
+    start_s = requests[0].arrival_s
+    return [replace(request, arrival_s=request.arrival_s - start_s) for request in requests]
+
+
+def _mooncake(lines: Iterator[str]) -> Iterator[tuple[int, TraceRequest]]:
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            row = json.loads(line)
+            blocks = tuple(int(block) for block in row.get("hash_ids", ()))
+            yield (
+                number,
+                TraceRequest(row["timestamp"] / 1000, int(row["input_length"]), int(row["output_length"]), blocks),
+            )
+
+
+def _azure(lines: Iterator[str]) -> Iterator[tuple[int, TraceRequest]]:
+    for number, row in enumerate(csv.DictReader(lines), 2):
+        arrival = datetime.fromisoformat(row["TIMESTAMP"][:26])
+        yield number, TraceRequest(arrival.timestamp(), int(row["ContextTokens"]), max(1, int(row["GeneratedTokens"])))
+
+
+def scale_arrivals(requests: Sequence[TraceRequest], factor: float) -> list[TraceRequest]:
+    """The same requests, `factor` times as fast."""
+    return [replace(request, arrival_s=request.arrival_s / factor) for request in requests]
+
+
+@dataclass(frozen=True, slots=True)
+class Synthetic:
+    """Conversations that begin as a Poisson process, each with a few turns over a growing, shared prefix.
+
+    Lengths are log-normal around their medians. `system_prompts` of `system_tokens` are shared among conversations.
+    """
+
+    requests: int = 1000
+    rate_s: float = 10.0
+    prompt_median: int = 1000
+    output_median: int = 200
+    spread: float = 0.8  # standard deviation of a length's logarithm
+    turns: float = 3.0  # mean, geometric
+    think_s: float = 20.0  # between an answer and the next turn
+    system_prompts: int = 8
+    system_tokens: int = 512
+    tenants: int = 1
+
+    def generate(self, seed: int) -> list[TraceRequest]:
+        rng = random.Random(seed)
+        fresh = count(self.system_prompts * 64)
+        made: list[TraceRequest] = []
+        start_s, per_turn = 0.0, 64
+        while len(made) < self.requests:
+            start_s += rng.expovariate(self.rate_s / self.turns)
+            system = rng.randrange(max(self.system_prompts, 1))
+            blocks = [system * 64 + index for index in range(self.system_tokens // per_turn)] if self.system_prompts else []
+            tenant = f"tenant-{rng.randrange(self.tenants)}" if self.tenants > 1 else ""
+            arrival_s, tokens = start_s, len(blocks) * per_turn
+            while True:
+                tokens += self._length(rng, self.prompt_median)
+                blocks += [next(fresh) for _ in range(-(-tokens // per_turn) - len(blocks))]
+                output = self._length(rng, self.output_median)
+                made.append(TraceRequest(arrival_s, tokens, output, tuple(blocks), per_turn, tenant))
+                if rng.random() < 1.0 / self.turns:
+                    break
+                tokens += output
+                arrival_s += 0.02 * output + rng.expovariate(1.0 / self.think_s)
+        return sorted(made, key=lambda request: request.arrival_s)[: self.requests]
+
+    def _length(self, rng: random.Random, median: int) -> int:
+        return max(1, min(int(median * rng.lognormvariate(0.0, self.spread)), 16 * median))
