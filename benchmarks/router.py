@@ -33,7 +33,8 @@ SATURATING = 64
 STAGGER_S = 0.005
 KINDS = {"": ((0.5, "p50"), (0.99, "p99")), "ttft_": ((0.5, "p50"),)}
 MIN_REQUESTS = 4
-FLOOR_MS = 0.01  # smaller differences are noise, and no divisor
+FLOOR = 0.1  # ms; smaller differences are noise, and no divisor
+COMPARED = ("requests_per_s", "router_cpu", "added_")
 Figures = dict[str, float]
 
 
@@ -134,10 +135,10 @@ def measure_saturation(side: Side, setting: Setting, tag: str) -> Figures:
     """Through the router, and what the workers and the client manage without one."""
     workers = psutil.Process(side.routed_worker.process.pid)
     watched = {"router": side.router, "workers": workers, "client": psutil.Process(os.getpid())}
-    client = side.routed(SATURATING)
+    client = side.routed(SATURATING, False)
     figures = saturate(client, watched, setting, f"s{tag}")
     client.close()
-    client = side.direct(SATURATING)
+    client = side.direct(SATURATING, False)
     direct = saturate(client, {}, setting, f"d{tag}")
     client.close()
     return figures | {"requests_per_s_without_router": direct["requests_per_s"]}
@@ -147,7 +148,7 @@ def measure_added(streams: int, side: Side, setting: Setting, tag: str) -> Figur
     """Added milliseconds at one number of streams."""
     seen, spent = [], 0.0
     for way, worker in ((side.direct, side.direct_worker), (side.routed, side.routed_worker)):
-        client, before = way(streams), _cpu_s({"": side.router})[""]
+        client, before = way(streams, True), _cpu_s({"": side.router})[""]
         seen.append(read_paced(client, worker, streams, setting, f"{tag}-{streams}-{len(seen)}"))
         spent = _cpu_s({"": side.router})[""] - before
         client.close()
@@ -168,8 +169,8 @@ def figures_of(rounds: list[list[Figures]], sides: list[Side]) -> Figures:
     for name in rounds[0][0]:
         for index, side in enumerate(sides):
             figures[name + side.name] = median(each[index][name] for each in rounds)
-        if len(sides) == 2 and not name.startswith(("workers_", "client_")):
-            pairs = [(max(FLOOR_MS, each[0][name]), max(FLOOR_MS, each[1][name])) for each in rounds]
+        if len(sides) == 2 and name.startswith(COMPARED):
+            pairs = [(max(FLOOR, each[0][name]), max(FLOOR, each[1][name])) for each in rounds]
             figures[_ratio_name(name)] = median_ratio(pairs)
     return figures
 

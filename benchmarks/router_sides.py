@@ -83,9 +83,9 @@ class Side:
 
     name: str  # what its figures end with
     router: psutil.Process
-    routed: Callable[[int], StreamClient]  # for so many streams at once
+    routed: Callable[[int, bool], StreamClient]  # for so many streams at once; paced or flat out
     routed_worker: Child
-    direct: Callable[[int], StreamClient]
+    direct: Callable[[int, bool], StreamClient]
     direct_worker: Child
 
 
@@ -130,9 +130,9 @@ def baton_side() -> Iterator[Side]:
         yield Side(
             "",
             psutil.Process(router.process.pid),
-            lambda streams: GrpcClient(port),
+            lambda streams, paced: GrpcClient(port),
             routed_worker,
-            lambda streams: WorkerClient(link, decode),
+            lambda streams, paced: WorkerClient(link, decode),
             direct_worker,
         )
 
@@ -165,9 +165,9 @@ def sglang_side(command: list[str]) -> Iterator[Side]:
         yield Side(
             "_sglang",
             router,
-            lambda streams: HttpClient(port, streams),
+            lambda streams, paced: HttpClient(port, streams, paced),
             servers,
-            lambda streams: HttpClient(decode_port, streams),
+            lambda streams, paced: HttpClient(decode_port, streams, paced),
             servers,
         )
 
