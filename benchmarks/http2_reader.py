@@ -14,6 +14,7 @@ from collections.abc import Iterator
 
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _DATA, _HEADERS, _SETTINGS, _PING, _WINDOW_UPDATE = 0x0, 0x1, 0x4, 0x6, 0x8
+_END_STREAM = 0x1
 _WIDE = 2**31 - 1
 
 
@@ -37,6 +38,7 @@ class Http2Reader:
         self._headers = b"".join(_literal(name, value) for name, value in fields)
         self._next_stream = 1
         self._chunks: list[tuple[float, bytes]] = []
+        self._scanned, self._unscanned = 0, b""  # chunks, and the start of a frame that is not whole yet
         settings = _frame(_SETTINGS, 0, 0, struct.pack(">HI", 0x4, _WIDE))
         window = _frame(_WINDOW_UPDATE, 0, 0, struct.pack(">I", _WIDE - 65_535))
         self._socket.sendall(_PREFACE + settings + window)
@@ -62,6 +64,21 @@ class Http2Reader:
         elif data[3] == _SETTINGS and not data[4]:
             self._socket.sendall(_frame(_SETTINGS, 0x1, 0, b""))
         return True
+
+    def ended(self) -> list[int]:
+        """Streams whose last frame was read since the last call."""
+        data = self._unscanned + b"".join(chunk for _, chunk in self._chunks[self._scanned :])
+        self._scanned = len(self._chunks)
+        ended, start = [], 0
+        while len(data) >= start + 9:
+            after = start + 9 + int.from_bytes(data[start : start + 3], "big")
+            if after > len(data):
+                break
+            if data[start + 3] in (_DATA, _HEADERS) and data[start + 4] & _END_STREAM:
+                ended.append(int.from_bytes(data[start + 5 : start + 9], "big"))
+            start = after
+        self._unscanned = data[start:]
+        return ended
 
     def messages(self) -> Iterator[tuple[int, float, bytes]]:
         """(stream id, arrival of its last byte, message) of everything read."""

@@ -1,0 +1,158 @@
+"""A prefill and a decode server without a model, as sglang-router wants them: HTTP/1.1 with server-sent events.
+
+One process listens on two ports. The prefill port answers a request at once with one token; the decode port sends the
+first token at once, then one per live stream and step, a step every `step_s` seconds (0: as fast as it can). Each
+token is one write of one event, as an HTTP server sends it; events carry their own token only, not the text so far.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from typing import Any
+
+from benchmarks.mock_baton import Left
+
+_STREAM = (
+    b"HTTP/1.1 200 OK\r\nserver: mock\r\ncontent-type: text/event-stream; charset=utf-8\r\n"
+    b"transfer-encoding: chunked\r\n\r\n"
+)
+_PLAIN = b"HTTP/1.1 200 OK\r\nserver: mock\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s"
+_DONE = b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n"
+_EVENT = (
+    'data: {"text":" token","output_ids":[%d],"meta_info":{"id":"%s","finish_reason":%s,"prompt_tokens":32,'
+    '"completion_tokens":%d,"cached_tokens":0}}\n\n'
+)
+
+
+def _chunk(name: str, index: int, last: bool) -> bytes:
+    reason = '{"type":"length"}' if last else "null"
+    event = (_EVENT % (40 + index % 50, name, reason, index + 1)).encode()
+    return b"%x\r\n%s\r\n" % (len(event), event) + (_DONE if last else b"")
+
+
+@dataclass(slots=True, eq=False)
+class LiveStream:
+    name: str
+    total: int
+    connection: HttpConnection
+    index: int = 1
+
+
+@dataclass(eq=False)
+class MockServers:
+    """Both servers' state. `left` is kept only while steps are paced."""
+
+    step_s: float = 0.0
+    live: list[LiveStream] = field(default_factory=list)
+    left: Left = field(default_factory=dict)
+    stepping: bool = False
+
+    def generate(self, connection: HttpConnection, request: dict[str, Any], decodes: bool) -> None:
+        name, total = request["rid"], request["sampling_params"]["max_new_tokens"] if decodes else 1
+        if decodes and self.step_s:
+            self.left[name, 0] = time.monotonic()
+        connection.write(_STREAM + _chunk(name, 0, total == 1))
+        if total > 1:
+            self.live.append(LiveStream(name, total, connection))
+            if not self.stepping:
+                self.stepping = True
+                self._later(time.monotonic())
+
+    def _step(self, due: float) -> None:
+        """One token for every live stream whose connection can take it."""
+        now = time.monotonic()
+        for stream in self.live:
+            if stream.connection.full:
+                continue
+            if self.step_s:
+                self.left[stream.name, stream.index] = now
+            stream.connection.write(_chunk(stream.name, stream.index, stream.index + 1 == stream.total))
+            stream.index += 1
+        self.live = [stream for stream in self.live if stream.index < stream.total and not stream.connection.lost]
+        self.stepping = bool(self.live)
+        if self.stepping:
+            self._later(max(due, now))
+
+    def _later(self, due: float) -> None:
+        """The next step: asyncio's clock is the monotonic one."""
+        loop = asyncio.get_running_loop()
+        if self.step_s:
+            loop.call_at(due + self.step_s, self._step, due + self.step_s)
+        else:
+            loop.call_soon(self._step, due)
+
+
+@dataclass(eq=False)
+class HttpConnection(asyncio.Protocol):
+    """Requests of one connection, one at a time."""
+
+    servers: MockServers
+    decodes: bool
+    full: bool = False
+    lost: bool = False
+    _received: bytes = b""
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+        self.write = transport.write
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.lost = True
+
+    def pause_writing(self) -> None:
+        self.full = True
+
+    def resume_writing(self) -> None:
+        self.full = False
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        while (end := self._received.find(b"\r\n\r\n")) >= 0:
+            head = self._received[:end].lower()
+            if head.startswith(b"pri "):  # asked whether HTTP/2 is spoken here
+                self.transport.close()
+                return
+            field_at = head.find(b"content-length:")
+            length = int(head[field_at + 15 :].split(b"\r\n", 1)[0]) if field_at >= 0 else 0
+            if len(self._received) < end + 4 + length:
+                return
+            body, self._received = self._received[end + 4 : end + 4 + length], self._received[end + 4 + length :]
+            if head.startswith(b"post /generate"):
+                self.servers.generate(self, json.loads(body), self.decodes)
+            else:
+                self.write(_PLAIN % (2, b"{}"))
+
+
+async def _serve(pipe: Connection) -> None:
+    loop = asyncio.get_running_loop()
+    servers, told = MockServers(), asyncio.Event()
+    listeners = [
+        await loop.create_server(lambda decodes=decodes: HttpConnection(servers, decodes), "127.0.0.1", 0, backlog=1024)
+        for decodes in (False, True)
+    ]
+
+    def on_order() -> None:
+        try:
+            order = pipe.recv()
+        except EOFError:
+            order = None
+        if order is None:
+            loop.remove_reader(pipe.fileno())
+            told.set()
+            return
+        servers.step_s, left, servers.left = order, servers.left, {}
+        pipe.send(left)
+
+    loop.add_reader(pipe.fileno(), on_order)
+    pipe.send(tuple(listener.sockets[0].getsockname()[1] for listener in listeners))
+    await told.wait()
+
+
+def mock_http_process(pipe: Connection) -> None:
+    """Runs both servers. Over `pipe`: says its (prefill, decode) ports; takes a new `step_s` and answers with what has
+    left since the last one; ends with None or when the pipe closes."""
+    asyncio.run(_serve(pipe))

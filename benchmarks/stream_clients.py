@@ -1,0 +1,168 @@
+"""Clients that only stamp bytes: one design for gRPC, for HTTP with server-sent events and for a worker's own socket.
+
+Each starts named streams, tells which have ended, and takes the kept bytes apart only when asked for the tokens.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import selectors
+import socket
+import time
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import zmq
+
+from baton import wire
+from baton.v1 import inference_pb2
+from benchmarks.http2_reader import Http2Reader
+from cluster.messages import Prefill, StepOutput
+from cluster.request import Request, SamplingParams
+
+PROMPT = [5] * 32
+_POST = b"POST /generate HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+
+
+class StreamClient(Protocol):
+    """What a measurement needs of a client."""
+
+    messages: int  # pieces the tokens came in, counted by `tokens`
+
+    def start(self, name: str, tokens: int) -> None:
+        """Ask for a stream of so many tokens."""
+
+    def read(self, timeout_s: float) -> list[str]:
+        """Keep what arrives; the names of the streams that have ended."""
+
+    def tokens(self) -> Iterator[tuple[str, int, float]]:
+        """(stream, index, arrival) of every token kept."""
+
+    def close(self) -> None: ...
+
+
+class GrpcClient:
+    """All streams over one HTTP/2 connection, as gRPC clients do it."""
+
+    def __init__(self, port: int) -> None:
+        self._reader = Http2Reader(port, "/baton.v1.Inference/Generate")
+        self._names: dict[int, str] = {}
+        self.messages = 0
+
+    def start(self, name: str, tokens: int) -> None:
+        ids = inference_pb2.TokenIds(ids=PROMPT)
+        request = inference_pb2.GenerateRequest(request_id=name, token_ids=ids, sampling={"max_tokens": tokens})
+        self._names[self._reader.request(request.SerializeToString())] = name
+
+    def read(self, timeout_s: float) -> list[str]:
+        self._reader.read(max(1e-4, timeout_s))
+        return [self._names[stream] for stream in self._reader.ended()]
+
+    def tokens(self) -> Iterator[tuple[str, int, float]]:
+        for stream, arrived, body in self._reader.messages():
+            self.messages += 1
+            for token in inference_pb2.GenerateResponse.FromString(body).tokens:
+                yield self._names[stream], token.index, arrived
+
+    def close(self) -> None:
+        self._reader.close()
+
+
+class HttpClient:
+    """One kept HTTP/1.1 connection per concurrent stream, as HTTP clients do it.
+
+    sglang-router leaves Nagle's algorithm on, so that with the kernel's delayed acknowledgements its first event waits
+    40 ms behind the response head. With `prompt_acks` every read is acknowledged at once (which costs the client time).
+    """
+
+    def __init__(self, port: int, streams: int, prompt_acks: bool) -> None:
+        self._selector = selectors.DefaultSelector()
+        self._idle = [socket.create_connection(("127.0.0.1", port)) for _ in range(streams)]
+        self._all = list(self._idle)
+        for each in self._all:
+            each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._selector.register(each, selectors.EVENT_READ)
+        self._prompt_acks = prompt_acks
+        self._names: dict[socket.socket, str] = {}
+        self._chunks: list[tuple[float, socket.socket, bytes]] = []
+        self._tails: dict[socket.socket, bytes] = dict.fromkeys(self._all, b"")
+        self.messages = 0
+
+    def start(self, name: str, tokens: int) -> None:
+        sampling = {"max_new_tokens": tokens, "temperature": 0.0, "ignore_eos": True}
+        body = json.dumps({"rid": name, "input_ids": PROMPT, "sampling_params": sampling, "stream": True}).encode()
+        connection = self._idle.pop()
+        self._names[connection] = name
+        self._tails[connection] = b""
+        self._acknowledge(connection)
+        connection.sendall(_POST % len(body) + body)
+
+    def read(self, timeout_s: float) -> list[str]:
+        ended = []
+        for key, _ in self._selector.select(max(0.0, timeout_s)):
+            connection: Any = key.fileobj
+            data = connection.recv(1 << 18)
+            self._chunks.append((time.monotonic(), connection, data))
+            self._acknowledge(connection)
+            tail = self._tails[connection]
+            if not tail and not data.startswith(b"HTTP/1.1 200"):
+                raise RuntimeError(f"A request was refused: {data[:300]!r}")
+            tail = self._tails[connection] = (tail + data)[-7:]
+            if tail == b"\r\n0\r\n\r\n":
+                ended.append(self._names[connection])
+                self._idle.append(connection)
+        return ended
+
+    def _acknowledge(self, connection: socket.socket) -> None:
+        if self._prompt_acks:  # the kernel forgets it soon, so it is said each time
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+
+    def tokens(self) -> Iterator[tuple[str, int, float]]:
+        buffers = dict.fromkeys(self._all, b"")
+        pattern = re.compile(rb'"id":"([^"]+)".*"completion_tokens":(\d+)')
+        framing = re.compile(rb"\r\n[0-9A-Fa-f]+\r\n")
+        for arrived, connection, data in self._chunks:
+            # A chunk may end inside an event; no event has a carriage return, so framing is told by it.
+            body = framing.sub(b"", buffers[connection] + data)
+            *events, buffers[connection] = body.split(b"\n\n")
+            for event in events:
+                if found := pattern.search(event):
+                    self.messages += 1
+                    yield found[1].decode(), int(found[2]) - 1, arrived
+
+    def close(self) -> None:
+        self._selector.close()
+        for connection in self._all:
+            connection.close()
+
+
+class WorkerClient:
+    """Reads Baton's decode worker as the router would, over the ZeroMQ socket it is connected to."""
+
+    def __init__(self, link: zmq.Socket[bytes], worker: bytes) -> None:
+        self._link, self._worker = link, worker
+        self._arrived: list[tuple[str, int, float]] = []
+        self.messages = 0
+
+    def start(self, name: str, tokens: int) -> None:
+        request = Request(name, tuple(PROMPT), SamplingParams(max_tokens=tokens))
+        self._link.send_multipart([self._worker, wire.encode_to_worker([Prefill(request, (), False, 0)])])
+
+    def read(self, timeout_s: float) -> list[str]:
+        ended: list[str] = []
+        if not self._link.poll(max(0.0, 1000 * timeout_s)):
+            return ended
+        frame = self._link.recv_multipart()[1]
+        now = time.monotonic()
+        for message in wire.decode_to_router(frame):
+            if isinstance(message, StepOutput):
+                self._arrived += [(token.request_id, token.index, now) for token in message.tokens]
+                ended += [token.request_id for token in message.tokens if token.finish is not None]
+        return ended
+
+    def tokens(self) -> Iterator[tuple[str, int, float]]:
+        return iter(self._arrived)
+
+    def close(self) -> None:
+        """The socket is the caller's."""
