@@ -13,7 +13,7 @@ import grpc.aio
 from baton.answer import Answer, Token, make_request, read_answer, read_tokens, sampling_params
 from baton.errors import InternalError, error_from_rpc
 from baton.v1 import admin_pb2, admin_pb2_grpc, inference_pb2, inference_pb2_grpc
-from cluster.request import SamplingParams
+from cluster.request import Objectives, SamplingParams
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 _OPTIONS = [("grpc.max_receive_message_length", 64 << 20), ("grpc.max_send_message_length", 64 << 20)]
@@ -85,11 +85,20 @@ class Client:
         request_id: str = "",
         priority: int = 0,
         tenant: str = "",
+        objectives: Objectives | None = None,
         **options: Any,
     ) -> TokenStream:
-        """Generate from text or token ids; `options` are fields of `SamplingParams`."""
+        """Generate from text or token ids; `options` are fields of `SamplingParams`.
+
+        A request whose `objectives` cannot be met is refused at once (`Overloaded`, with `retry_after_s`).
+        """
         request = make_request(
-            prompt, sampling_params(sampling, options), request_id=request_id, priority=priority, tenant=tenant
+            prompt,
+            sampling_params(sampling, options),
+            request_id=request_id,
+            priority=priority,
+            tenant=tenant,
+            objectives=objectives,
         )
         return TokenStream(self._inference.Generate(request, timeout=timeout_s), self.address)
 
@@ -108,6 +117,11 @@ class Client:
     def cluster(self) -> admin_pb2.Cluster:
         """Pools, workers and their load."""
         return self._call(self._admin.GetCluster, admin_pb2.GetClusterRequest())  # type: ignore[no-any-return]
+
+    def explain(self, request_id: str) -> admin_pb2.Explanation:
+        """Why a request went where it went. Raises `NotFound` when the router does not remember it."""
+        request = admin_pb2.ExplainRequestRequest(request_id=request_id)
+        return self._call(self._admin.ExplainRequest, request)  # type: ignore[no-any-return]
 
     def _call(self, method: Any, request: Any) -> Any:
         try:
@@ -183,11 +197,20 @@ class AsyncClient:
         request_id: str = "",
         priority: int = 0,
         tenant: str = "",
+        objectives: Objectives | None = None,
         **options: Any,
     ) -> AsyncTokenStream:
-        """Generate from text or token ids; `options` are fields of `SamplingParams`."""
+        """Generate from text or token ids; `options` are fields of `SamplingParams`.
+
+        A request whose `objectives` cannot be met is refused at once (`Overloaded`, with `retry_after_s`).
+        """
         request = make_request(
-            prompt, sampling_params(sampling, options), request_id=request_id, priority=priority, tenant=tenant
+            prompt,
+            sampling_params(sampling, options),
+            request_id=request_id,
+            priority=priority,
+            tenant=tenant,
+            objectives=objectives,
         )
         return AsyncTokenStream(self._inference.Generate(request, timeout=timeout_s), self.address)
 
@@ -206,6 +229,11 @@ class AsyncClient:
     async def cluster(self) -> admin_pb2.Cluster:
         """Pools, workers and their load."""
         return await self._call(self._admin.GetCluster, admin_pb2.GetClusterRequest())  # type: ignore[no-any-return]
+
+    async def explain(self, request_id: str) -> admin_pb2.Explanation:
+        """Why a request went where it went. Raises `NotFound` when the router does not remember it."""
+        request = admin_pb2.ExplainRequestRequest(request_id=request_id)
+        return await self._call(self._admin.ExplainRequest, request)  # type: ignore[no-any-return]
 
     async def _call(self, method: Any, request: Any) -> Any:
         try:

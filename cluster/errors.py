@@ -6,6 +6,7 @@
     ├── ConfigError           the operator must change the configuration   FAILED_PRECONDITION
     │   └── ModelError        the checkpoint cannot be served              FAILED_PRECONDITION
     ├── Overloaded            no room now, retry later                     RESOURCE_EXHAUSTED   retryable
+    ├── NotFound              nothing of that name or id is known          NOT_FOUND
     ├── NoWorkers             a pool has no live worker                    UNAVAILABLE          retryable
     ├── WorkerLost            a worker died while it held the request      UNAVAILABLE          retryable
     ├── HandoffFailed         KV pages did not arrive                      UNAVAILABLE          retryable
@@ -56,6 +57,10 @@ class Overloaded(BatonError):
     def __init__(self, message: str = "", retry_after_s: float | None = None) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class NotFound(BatonError):
+    grpc_status = "NOT_FOUND"
 
 
 class NoWorkers(BatonError):

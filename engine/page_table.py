@@ -45,9 +45,9 @@ def commit_pages(sequence: Sequence, pool: PagePool, root: bytes) -> None:
     full = sequence.computed // pool.page_size
     if full <= sequence.committed:
         return
-    sequence.page_hashes = page_hashes(
-        sequence.tokens[: full * pool.page_size], pool.page_size, root, sequence.page_hashes[:full]
-    )
+    if len(sequence.page_hashes) < full:
+        tokens = sequence.tokens[: full * pool.page_size]
+        sequence.page_hashes = page_hashes(tokens, pool.page_size, root, sequence.page_hashes)
     for index in range(sequence.committed, full):
         pool.commit(sequence.page_table[index], sequence.page_hashes[index])
     sequence.committed = full

@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from cluster.errors import BatonError
 from cluster.messages import RouterMessage, WorkerMessage
@@ -18,6 +19,7 @@ from router.stream import TextToken
 from router.worker_link import WorkerLink
 
 TICK_S = 0.1
+SAVE_EVERY_S = 60.0
 
 
 @dataclass(eq=False)
@@ -48,14 +50,32 @@ class Driver:
     core: RouterCore
     link: WorkerLink
     clock: Callable[[], float] = time.monotonic
+    state_file: Path | None = None  # where learned output lengths are kept
     _subscriptions: dict[str, Subscription] = field(default_factory=dict)
 
     async def run(self) -> None:
         """Serve the workers until cancelled."""
         self.link.start(self._on_frame)
+        saved_s = self.clock()
         while True:
             await asyncio.sleep(TICK_S)
-            self._perform(self.core.tick(self.clock()))
+            now = self.clock()
+            self._perform(self.core.tick(now))
+            if now - saved_s > SAVE_EVERY_S:
+                saved_s = now
+                self.save_learned()
+
+    def save_learned(self) -> None:
+        """Write what was learned beside its file and put it in place, so that a reader never sees half of it."""
+        if self.state_file is None:
+            return
+        try:
+            self.state_file.parent.mkdir(parents=True, exist_ok=True)
+            fresh = self.state_file.with_suffix(".new")
+            fresh.write_text(self.core.output_length.dumps())
+            fresh.replace(self.state_file)
+        except OSError as error:
+            print(f"Learned output lengths could not be kept: {error}", flush=True)
 
     def _on_frame(self, worker: str, batch: list[WorkerMessage]) -> None:
         now = self.clock()

@@ -15,7 +15,7 @@ MAX_EXPLANATIONS = 4096
 
 @dataclass(slots=True, eq=False)
 class Explanation:
-    """The latest decision for one request, beside what happened. `output` is kept as two numbers, not as a histogram."""
+    """The latest decision for one request, beside what happened."""
 
     policy: str
     decision: RoutingDecision

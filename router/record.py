@@ -7,10 +7,13 @@ from dataclasses import dataclass, field
 from cluster.errors import BatonError
 from cluster.handoff import HandoffReport
 from cluster.latency import Latency
+from cluster.prefix_hash import page_hashes, root_hash
 from cluster.request import FinishReason, Request
-from router.lifecycle import End, Life
-from router.policy.cluster_state import RunningSequence
-from router.policy.output_length import Prediction
+from router.lifecycle import End, Life, lifecycle
+from router.policy.cluster_state import ClusterState, RunningSequence
+from router.policy.output_length import OutputLength, Prediction, chain_nodes
+from router.policy.placement import PlacementInput
+from router.policy.prefix_index import page_keys
 from router.stream import OutputStream
 
 
@@ -56,6 +59,24 @@ class Record:
         return self.request.request_id
 
     @property
+    def placement_input(self) -> PlacementInput:
+        """What placement may know of it now."""
+        request, emitted = self.request, len(self.stream.token_ids)
+        return PlacementInput(
+            request_id=request.request_id,
+            num_tokens=len(request.prompt) + emitted,
+            max_new_tokens=request.sampling.max_tokens - emitted,
+            page_keys=self.page_keys,
+            output=self.prediction.distribution,
+            objectives=request.objectives,
+            arrival_s=self.latency.arrival_s,
+            priority=request.priority,
+            tenant=request.tenant,
+            resumed=self.attempts > 0,
+            prefill_worker=self.prefill_worker,
+        )
+
+    @property
     def num_prefill_tokens(self) -> int:
         """Tokens the present attempt prefills and hands over."""
         return len(self.request.prompt) + len(self.resumed)
@@ -78,3 +99,14 @@ class Record:
             attempts=self.attempts,
             handoff=end.report,
         )
+
+
+def open_record(
+    request: Request, stream: OutputStream, state: ClusterState, output_length: OutputLength, now: float
+) -> Record:
+    """A request as it enters the router: its pages named, its output predicted. Some worker must be registered."""
+    layout = next(iter(state.workers.values())).info.endpoint.layout  # all have the same model and page size
+    keys = page_keys(page_hashes(request.prompt, layout.page_size, root_hash(layout.model_id)))
+    nodes = chain_nodes(keys, layout.page_size)
+    prediction = output_length.predict(nodes, request.tenant, len(request.prompt), request.sampling.max_tokens)
+    return Record(request, lifecycle(request.request_id), stream, Latency(now), keys, prediction)

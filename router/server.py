@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
 import uuid
@@ -17,17 +18,19 @@ from grpc_reflection.v1alpha import reflection
 
 from baton import wire
 from baton.v1 import admin_pb2, admin_pb2_grpc, inference_pb2
-from cluster.errors import BatonError, Cancelled, InternalError, InvalidRequest, PromptTooLong
+from cluster.errors import BatonError, Cancelled, InternalError, InvalidRequest, NotFound, Overloaded, PromptTooLong
 from cluster.request import Objectives, Request, SamplingParams
 from cluster.worker import RoleName
 from engine.model_config import ModelConfig
 from engine.tokenizer import Tokenizer
 from router.driver import Driver
+from router.public_messages import explanation_message, finish_message, token_message
 from router.record import Completion
 from router.stream import TextToken
 
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 MAX_NAME_BYTES = 256
+RETRY_AFTER = "retry-after-ms"  # trailing metadata of a refusal
 T = TypeVar("T")
 SERVICES = ("baton.v1.Inference", "baton.v1.Admin")
 
@@ -187,6 +190,16 @@ class AdminService(admin_pb2_grpc.AdminServicer):
                 )
         return cluster
 
+    async def ExplainRequest(
+        self, request: admin_pb2.ExplainRequestRequest, context: grpc.aio.ServicerContext
+    ) -> admin_pb2.Explanation:
+        found = self.driver.core.explanations.get(request.request_id)
+        if found is None:
+            error = NotFound(f"No decision is kept for a request {request.request_id!r}: the newest few thousand are.")
+            await _abort(context, error)
+            raise error
+        return explanation_message(request.request_id, found)
+
 
 async def start_server(inference: InferenceService, admin: AdminService, address: str) -> tuple[grpc.aio.Server, int]:
     """Serve on `address` ("host:port", port 0 for any); returns the server and its port."""
@@ -221,7 +234,9 @@ def _parse(kind: type[T], request_bytes: bytes) -> T:
 
 
 async def _abort(context: grpc.aio.ServicerContext, error: BatonError) -> None:
-    await context.abort(getattr(grpc.StatusCode, error.grpc_status), error.message)
+    retry_s = error.retry_after_s if isinstance(error, Overloaded) else None
+    metadata = ((RETRY_AFTER, str(math.ceil(1000 * retry_s))),) if retry_s is not None else ()
+    await context.abort(getattr(grpc.StatusCode, error.grpc_status), error.message, metadata)
 
 
 Batch = tuple[list[TextToken], Completion | None]
@@ -233,42 +248,9 @@ async def _responses(
     """Messages for the client until the completion, which rides with the last tokens."""
     while True:
         tokens, completion = await next_batch()
-        response = inference_pb2.GenerateResponse(tokens=[_token(token) for token in tokens])
+        response = inference_pb2.GenerateResponse(tokens=[token_message(token) for token in tokens])
         if completion is not None and completion.error is None:
-            response.finish.CopyFrom(_finish(completion))
+            response.finish.CopyFrom(finish_message(completion))
         yield response, completion
         if completion is not None:
             return
-
-
-def _token(token: TextToken) -> inference_pb2.Token:
-    message = inference_pb2.Token(index=token.index, id=token.token_id, text=token.text)
-    if token.logprob is not None:
-        message.logprob = token.logprob
-        message.top_logprobs.extend(
-            inference_pb2.TokenLogprob(id=id, logprob=logprob) for id, logprob in token.top_logprobs
-        )
-    return message
-
-
-def _finish(completion: Completion) -> inference_pb2.Finish:
-    latency, route = completion.latency, completion
-    finish = inference_pb2.Finish(
-        reason=wire.finish_number(completion.reason),  # type: ignore[arg-type]
-        usage=inference_pb2.Usage(
-            prompt_tokens=completion.prompt_tokens,
-            output_tokens=completion.output_tokens,
-            cached_tokens=completion.cached_tokens,
-        ),
-        timings=inference_pb2.Timings(
-            queue_s=latency.queue_s, ttft_s=latency.ttft_s or 0.0, tpot_s=latency.tpot_s, total_s=latency.total_s
-        ),
-        route=inference_pb2.Route(
-            prefill_worker=route.prefill_worker, decode_worker=route.decode_worker, attempts=route.attempts
-        ),
-        request_id=completion.request_id,
-        trailing_text=completion.trailing_text,
-    )
-    if completion.handoff is not None:
-        finish.route.handoff.CopyFrom(wire.to_message(completion.handoff))  # type: ignore[arg-type]
-    return finish

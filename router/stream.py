@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from cluster.messages import TokenOutput
 from cluster.request import FinishReason, Request
 from router.detokenizer import Decode, Detokenizer, StopStrings
 
 
-class TextToken(NamedTuple):
+@dataclass(slots=True)  # not frozen: one is made per token
+class TextToken:
     """One output token, ready for the client."""
 
     index: int

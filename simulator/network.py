@@ -9,7 +9,7 @@ from simulator.events import Action, Events
 
 @dataclass(eq=False)
 class Network:
-    """Messages take `latency_s`; pages besides that their bytes over `bandwidth_bytes_s`, one transfer after another."""
+    """Messages take `latency_s`, pages also their bytes over `bandwidth_bytes_s`, one transfer after another."""
 
     events: Events
     bandwidth_bytes_s: float

@@ -120,8 +120,7 @@ class SimulationResult:
         seconds = np.asarray(self.gaps.seconds)[order]
         below = np.cumsum(np.asarray(self.gaps.counts)[order])
         return {
-            f"itl_s_p{share}": float(seconds[np.searchsorted(below, below[-1] * share / 100)])
-            for share in (50, 90, 99)
+            f"itl_s_p{share}": float(seconds[np.searchsorted(below, below[-1] * share / 100)]) for share in (50, 90, 99)
         }
 
 

@@ -16,7 +16,8 @@ from engine.batch import StepBudget
 from engine.kv_pages import PagePool
 from prefill_worker.role import PrefillRole
 from router.commands import Close, Command, Tell
-from router.core import RouterCore, RouterLimits
+from router.core import RouterCore
+from router.limits import RouterLimits
 from router.policy.cluster_state import ClusterState
 from router.policy.latency_model import DEFAULT_COSTS, StepCosts
 from router.policy.placement import Placement
@@ -98,9 +99,7 @@ class Simulation:
         state = WorkerState(name, spec.layout.model_id, frozenset([EOS]), 1 << 30, budget, pool)
         role: Role = PrefillRole(state) if spec.role is RoleName.PREFILL else DecodeRole(state, spec.role)
         endpoint = Endpoint(name, b"", 0, 0, spec.layout)
-        info = WorkerInfo(
-            name, "1", spec.role, 0, endpoint, spec.chunk_tokens, spec.max_batch, spec.mixed_chunk_tokens
-        )
+        info = WorkerInfo(name, "1", spec.role, 0, endpoint, spec.chunk_tokens, spec.max_batch, spec.mixed_chunk_tokens)
         worker = SimulatedWorker(
             info=info,
             state=state,
@@ -147,9 +146,7 @@ class Simulation:
         objectives = self.spec.slo.objectives(traced.prompt_tokens) if self.spec.slo else Objectives()
         sampling = SamplingParams(max_tokens=max(MAX_TOKENS, traced.output_tokens), seed=0)
         now = self.events.now
-        request = Request(
-            request_id, traced.prompt(number), sampling, now, tenant=traced.tenant, objectives=objectives
-        )
+        request = Request(request_id, traced.prompt(number), sampling, now, tenant=traced.tenant, objectives=objectives)
         self._lengths[request_id] = traced.output_tokens
         self._live[request_id] = traced
         try:
@@ -197,4 +194,3 @@ class Simulation:
         self._outcomes.append(outcome)
         self.gaps.forget(request_id)
         del self._live[request_id]
-

@@ -18,7 +18,7 @@ MOONCAKE_BLOCK_TOKENS = 512
 
 @dataclass(frozen=True, slots=True)
 class TraceRequest:
-    """One request. Equal leading `blocks` (of `block_tokens` each) are equal leading tokens; without any it shares none."""
+    """One request. Equal leading `blocks` (of `block_tokens` each) are equal leading tokens."""
 
     arrival_s: float
     prompt_tokens: int
@@ -47,7 +47,8 @@ def read_trace(path: Path) -> list[TraceRequest]:
     line = 0
     try:
         with path.open(newline="") as lines:
-            for line, request in read(lines):
+            for number, request in read(lines):
+                line = number
                 if request.prompt_tokens < 1 or request.output_tokens < 1:
                     raise ValueError("a request needs at least one prompt and one output token")
                 requests.append(request)
@@ -110,7 +111,8 @@ class Synthetic:
         while len(made) < self.requests:
             start_s += rng.expovariate(self.rate_s / self.turns)
             system = rng.randrange(max(self.system_prompts, 1))
-            blocks = [system * 64 + index for index in range(self.system_tokens // per_turn)] if self.system_prompts else []
+            shared = self.system_tokens // per_turn if self.system_prompts else 0
+            blocks = [system * 64 + index for index in range(shared)]
             tenant = f"tenant-{rng.randrange(self.tenants)}" if self.tenants > 1 else ""
             arrival_s, tokens = start_s, len(blocks) * per_turn
             while True:

@@ -141,6 +141,8 @@ class PureCluster:
         for _ in range(limit):
             quiet = 0 if self.step() else quiet + 1
             if quiet:
+                self.now += 0.1
+                self._perform(self.core.tick(self.now))
                 for worker in self.workers.values():
                     self._report(worker)
             if quiet > 3:

@@ -17,7 +17,7 @@ def refuse_late(item: PlacementInput, wait_s: float, compute_s: float) -> Overlo
         )
     retry_s = max(wait_s, 0.1)
     return Overloaded(
-        f"The first token would come later than the TTFT objective of {objective_s:.2f} s; try again in {retry_s:.1f} s.",
+        f"The first token would come after the TTFT objective of {objective_s:.2f} s; try again in {retry_s:.1f} s.",
         retry_after_s=retry_s,
     )
 

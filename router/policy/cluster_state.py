@@ -157,7 +157,7 @@ class ClusterState:
         return sorted((view for view in self.workers.values() if view.load.role in roles), key=lambda view: view.name)
 
     def cached_tokens(self, page_keys: tuple[int, ...], num_tokens: int) -> np.ndarray:
-        """For every row of the table: how many leading tokens of a prompt the worker has. The last is always computed."""
+        """For every row of the table: leading tokens of a prompt the worker has. The last is always computed."""
         return self.table.cached_tokens(self.prefix_index.match(page_keys), num_tokens)
 
     def cached_on(self, worker: str, page_keys: tuple[int, ...], num_tokens: int) -> int:

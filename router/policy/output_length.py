@@ -170,7 +170,7 @@ def _prior_shares() -> np.ndarray:
     """Geometric with mean PRIOR_TOKENS: what is believed before anything was seen."""
     edges = np.array([0, *EDGES], dtype=float)
     shares = np.exp(-edges[:-1] / PRIOR_TOKENS) - np.exp(-edges[1:] / PRIOR_TOKENS)
-    return shares / shares.sum()
+    return np.asarray(shares / shares.sum())
 
 
 _PRIOR = _prior_shares()

@@ -26,7 +26,8 @@ class PlacementInput:
     arrival_s: float = 0.0
     priority: int = 0
     tenant: str = ""
-    resumed: bool = False  # it ran before on a worker that was lost
+    resumed: bool = False  # it was sent to a worker before
+    prefill_worker: str = ""  # which has the request, once it was placed
 
     @property
     def due_s(self) -> float | None:

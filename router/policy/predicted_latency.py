@@ -20,11 +20,13 @@ from cluster.routing import Candidate, RoutingDecision
 from router.policy.admission import refuse_late
 from router.policy.cluster_state import ClusterState, RunningSequence
 from router.policy.placement import Place, PlacementInput, Refuse
+from router.policy.worker_table import WorkerTable
 
 CHUNKS_AHEAD = 2  # steps of prompt work a worker may hold: enough to stay busy over a round trip
 SCANNED = 64  # queued requests one pass looks at
 WHOLE_HANDICAP = 1.25  # a decode worker must be so much faster to get a prompt: its decodes would rather be alone
 TPOT_MARGIN = 0.9  # of an objective that a predicted step may take
+HEADROOM_PAGES = 8  # that stay free on a worker for its sequences' growth, at one each
 EXPLAINED = 5  # candidates kept with a decision
 
 
@@ -39,16 +41,47 @@ class _Prices:
     may_decode: np.ndarray  # may take the sequence over
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(eq=False)
 class _Pass:
     """One pass's running picture: what the workers will have once the verdicts so far are carried out."""
 
-    wait_s: np.ndarray
-    uncomputed: np.ndarray
-    decodes: np.ndarray
-    context: np.ndarray
-    pages: np.ndarray
+    table: WorkerTable
+    now: float
     planned: dict[int, list[tuple[float, PlacementInput]]] = field(default_factory=dict)  # row → waiting there
+
+    def __post_init__(self) -> None:
+        table = self.table
+        self.wait_s = np.maximum(table.busy_until_s - self.now, 0.0)
+        self.uncomputed = table.uncomputed.copy()
+        self.decodes = table.decodes.copy()
+        self.context = table.context.copy()
+        self.pages = table.pages_available.copy()
+        self.any_prefills = bool(table.prefills.any())
+        self.any_decoder = bool(table.decoder.any())
+        self.limit_s = np.where(table.all_state_tpot, TPOT_MARGIN * table.tpot_s, np.inf)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """What follows from the columns and is the same for every request."""
+        table = self.table
+        self.chunk = np.where(table.prefills | (self.decodes == 0), table.chunk, table.mixed_chunk)
+        beside = table.decode_s * self.decodes + table.context_token_s * self.context
+        self.step_s = table.step_s + np.where(table.prefills, 0.0, beside)  # of a step before its prompt tokens
+        self.tpot_s = table.step_s + beside + table.decode_s  # of decodes, with one more sequence
+        self.may_start = self.decodes < table.max_batch
+        fastest_mixed = self.step_s + table.prefill_token_s * table.mixed_chunk
+        whole = table.mixed | (table.decoder & (fastest_mixed <= self.limit_s) & (self.pages > 0))
+        self.has_room = (table.prefills | whole) & (self.uncomputed < CHUNKS_AHEAD * self.chunk)
+
+    def take(self, row: int, target: int | None, tokens: int, context: int, compute_s: float) -> None:
+        """A request goes to `row`, and will decode on `target`."""
+        self.wait_s[row] += compute_s
+        self.uncomputed[row] += tokens
+        if target is not None:
+            self.decodes[target] += 1
+            self.context[target] += context
+            self.pages[target] -= -(-tokens // int(self.table.page_size[target]))
+        self.refresh()
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,50 +92,47 @@ class PredictedLatency:
     name: str = "predicted_latency"
 
     def decide(self, queue: Sequence[PlacementInput], state: ClusterState, now: float) -> list[Place | Refuse]:
-        table = state.table
-        if not np.any(self._has_room(state, table.uncomputed)) and not self.refuse:
+        if not queue:
             return []
-        view = _Pass(
-            np.maximum(table.busy_until_s - now, 0.0),
-            table.uncomputed.copy(),
-            table.decodes.copy(),
-            table.context.copy(),
-            table.pages_available.copy(),
-        )
+        view = _Pass(state.table, now)
+        if not view.has_room.any():
+            return self._refuse_overdue(queue, now)
         verdicts: list[Place | Refuse] = []
         late: list[PlacementInput] = []
         for item in queue[:SCANNED]:
-            verdict = self._schedule(item, state, view, now, late)
+            verdict = self._schedule(item, state, view, late)
             if verdict is not None:
                 verdicts.append(verdict)
+                if not view.has_room.any():
+                    return verdicts
         for item in late:
-            verdict = self._schedule(item, state, view, now, None)
+            verdict = self._schedule(item, state, view, None)
             if verdict is not None:
                 verdicts.append(verdict)
         return verdicts
 
+    def _refuse_overdue(self, queue: Sequence[PlacementInput], now: float) -> list[Place | Refuse]:
+        """While nobody has room: those whose moment has passed."""
+        overdue = [item for item in queue if item.due_s is not None and now > item.due_s and not item.resumed]
+        return [Refuse(item.request_id, refuse_late(item, 0.0, 0.0)) for item in overdue if self.refuse]
+
     def _schedule(
-        self,
-        item: PlacementInput,
-        state: ClusterState,
-        view: _Pass,
-        now: float,
-        late: list[PlacementInput] | None,
+        self, item: PlacementInput, state: ClusterState, view: _Pass, late: list[PlacementInput] | None
     ) -> Place | Refuse | None:
         """Give the request its place in this pass; `late` takes those that would miss their objective."""
-        table, prices = state.table, self._price(item, state, view)
+        prices = self._price(item, state, view)
         if not prices.allowed.any():
             return None
         ttft = np.where(prices.allowed, view.wait_s + prices.compute_s, np.inf)
-        row = int(np.argmin(np.where(table.decoder, WHOLE_HANDICAP, 1.0) * ttft))
-        if item.due_s is not None and late is not None and now + ttft[row] > item.due_s:
+        row = int(np.argmin(np.where(state.table.decoder, WHOLE_HANDICAP, 1.0) * ttft))
+        if item.due_s is not None and late is not None and view.now + ttft[row] > item.due_s:
             fastest = float(np.min(np.where(prices.allowed, prices.compute_s, np.inf)))
-            if self.refuse and not item.resumed and now + fastest > item.due_s:
+            if self.refuse and not item.resumed and view.now + fastest > item.due_s:
                 return Refuse(item.request_id, refuse_late(item, float(view.wait_s[row]), fastest))
             late.append(self._give_way(item, float(prices.compute_s[row]), row, view))
             if late[-1] is item:
                 return None
-        if not self._has_room(state, view.uncomputed)[row]:
+        if not view.has_room[row]:
             view.wait_s[row] += prices.compute_s[row]
             view.planned.setdefault(row, []).append((float(prices.compute_s[row]), item))
             return None
@@ -143,12 +173,7 @@ class PredictedLatency:
             f"{table.names[row]} should answer first, in {1000 * ttft[row]:.0f} ms: "
             f"{1000 * view.wait_s[row]:.0f} ms until it begins, {tokens} of {item.num_tokens} tokens to compute"
         )
-        view.wait_s[row] += prices.compute_s[row]
-        view.uncomputed[row] += tokens
-        if target is not None:
-            view.decodes[target] += 1
-            view.context[target] += item.num_tokens
-            view.pages[target] -= -(-item.num_tokens // int(table.page_size[target]))
+        view.take(row, target, tokens, item.num_tokens, float(prices.compute_s[row]))
         decode = table.names[target] if target is not None and not whole else None
         return Place(item.request_id, RoutingDecision(table.names[row], decode, whole, why, candidates))
 
@@ -156,35 +181,27 @@ class PredictedLatency:
         table = state.table
         cached = state.cached_tokens(item.page_keys, item.num_tokens)
         new = item.num_tokens - cached
-        chunk = np.where(table.prefills | (view.decodes == 0), table.chunk, table.mixed_chunk)
-        steps = -(-new // chunk)
-        beside = np.where(table.prefills, 0.0, table.decode_s * view.decodes + table.context_token_s * view.context)
+        steps = -(-new // view.chunk)
         pairs = new * (cached + new / 2)
-        compute = steps * (table.step_s + beside) + table.prefill_token_s * new + table.prefill_pair_s * pairs
-        tpot = table.step_s + table.decode_s * (view.decodes + 1)
-        tpot += table.context_token_s * (view.context + item.num_tokens)
-        pages = -(-new // table.page_size) + 1
-        room = (view.pages >= pages + np.minimum(view.decodes, 8)) & (view.decodes < table.max_batch)
+        work = table.prefill_token_s * new + table.prefill_pair_s * pairs
+        compute = steps * view.step_s + work
+        tpot = view.tpot_s + table.context_token_s * item.num_tokens
         own = np.inf if item.objectives.tpot_s is None else item.objectives.tpot_s
+        fits = view.pages > new // table.page_size + np.minimum(view.decodes, HEADROOM_PAGES)
+        room = fits & view.may_start
         may_decode = table.decoder & room & (tpot <= own)
-        allowed = table.prefills & (view.pages >= pages)
-        if item.objectives.tpot_s is not None and allowed.any() and not may_decode.any():
-            # All decode workers are as slow as promised, or full: the prompt waits rather than break promises.
-            allowed = allowed & ~table.decoder.any()
-        allowed = allowed & bool(table.decoder.any())
+        if not view.any_decoder or (item.objectives.tpot_s is not None and not may_decode.any()):
+            # All decode workers are full, or as slow as promised: the prompt waits rather than break promises.
+            allowed = np.zeros(len(cached), bool)
+        else:
+            allowed = table.prefills & fits
         whole = (table.mixed | table.decoder) & room
-        if table.prefills.any():
-            whole &= table.mixed | self._may_take_whole(item, state, new, compute / np.maximum(steps, 1))
+        if view.any_prefills:
+            # Decode workers whose step keeps every promise with a chunk in it; without promises, one chunk at most.
+            limit = np.minimum(view.limit_s, TPOT_MARGIN * own)
+            chunk_s = view.step_s + work / np.maximum(steps, 1)
+            whole &= table.mixed | np.where(np.isfinite(limit), chunk_s <= limit, new <= table.mixed_chunk)
         return _Prices(cached, compute, tpot, allowed | whole, may_decode)
-
-    @staticmethod
-    def _may_take_whole(item: PlacementInput, state: ClusterState, new: np.ndarray, chunk_s: np.ndarray) -> np.ndarray:
-        """Decode workers whose step keeps every promise with a chunk in it; without promises, one chunk at most."""
-        table = state.table
-        own = np.inf if item.objectives.tpot_s is None else item.objectives.tpot_s
-        limit = TPOT_MARGIN * np.minimum(table.tpot_s, own)
-        promised = table.all_state_tpot & np.isfinite(limit)
-        return np.where(promised, chunk_s <= limit, new <= table.mixed_chunk)
 
     @staticmethod
     def _decode_row(item: PlacementInput, prices: _Prices, state: ClusterState) -> int | None:
@@ -198,13 +215,6 @@ class PredictedLatency:
             if view.peak_pages(sequence) <= view.info.num_pages:
                 return row
         return order[0] if order else None
-
-    @staticmethod
-    def _has_room(state: ClusterState, uncomputed: np.ndarray) -> np.ndarray:
-        """Workers that hold less prompt work than they need to stay busy: what is still queued here can go anywhere."""
-        table = state.table
-        chunk = np.where(table.prefills | (table.decodes == 0), table.chunk, table.mixed_chunk)
-        return (table.prefills | table.decoder | table.mixed) & (uncomputed < CHUNKS_AHEAD * chunk)
 
     def find_decode(self, item: PlacementInput, state: ClusterState, avoid: str | None, now: float) -> str | None:
         table = state.table

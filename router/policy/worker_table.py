@@ -88,4 +88,4 @@ class WorkerTable:
             has = np.zeros(len(pages), bool)
             has[inside] = bits[self.bit[inside]]
             pages[has] = depth
-        return np.minimum(pages, (num_tokens - 1) // self.page_size) * self.page_size
+        return np.asarray(np.minimum(pages, (num_tokens - 1) // self.page_size) * self.page_size)

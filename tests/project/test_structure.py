@@ -20,20 +20,24 @@ PACKAGES = [
     "prefill_worker",
     "decode_worker",
     "kv_transfer",
+    "simulator",
     "deploy",
     "benchmarks",
     "tests",
 ]
 PURE = [
     *(ROOT / "cluster").glob("*.py"),
-    *(ROOT / "router" / "policy").glob("*.py"),
+    *(ROOT / "router" / "policy").rglob("*.py"),
+    *(ROOT / "simulator" / name for name in ("events.py", "network.py", "worker.py", "simulation.py", "result.py")),
+    *(ROOT / "simulator" / name for name in ("timing.py", "models.py", "trace.py")),
+    *(ROOT / "router" / name for name in ("dispatch.py", "explanation.py", "limits.py")),
     *(ROOT / "router" / name for name in ("core.py", "commands.py", "lifecycle.py", "record.py")),
     *(ROOT / "router" / name for name in ("stream.py", "detokenizer.py")),
     *(ROOT / "engine" / name for name in ("sequence.py", "kv_pages.py", "page_table.py", "batch.py", "step.py")),
     *(ROOT / "engine" / name for name in ("noise.py", "model_config.py")),
     *(ROOT / "prefill_worker").glob("*.py"),
     *(ROOT / "decode_worker").glob("*.py"),
-    *(ROOT / "worker" / name for name in ("role.py", "state.py", "token_output.py")),
+    *(ROOT / "worker" / name for name in ("role.py", "state.py", "token_output.py", "reports.py")),
 ]
 IMPURE = {
     "torch",
@@ -59,6 +63,7 @@ ALLOWED = {
     "prefill_worker": {"cluster", "engine", "worker.role", "worker.state", "worker.token_output"},
     "decode_worker": {"cluster", "engine", "worker.role", "worker.state", "worker.token_output"},
     "router": {"cluster", "engine.tokenizer", "engine.checkpoint", "engine.model_config", "baton.wire", "baton.v1"},
+    "simulator": {"cluster", "router", "engine", "worker", "prefill_worker", "decode_worker"},
     "worker": {"cluster", "engine", "kv_transfer", "prefill_worker", "decode_worker", "baton.wire"},
 }
 ONLY_IN = {

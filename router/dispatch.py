@@ -1,0 +1,82 @@
+"""Requests that wait: for their first worker (the queue), or for a decode worker while their prompt is computed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from router.policy.cluster_state import ClusterState
+from router.policy.fairness import VirtualTokenCounter
+from router.policy.placement import Place, Placement, PlacementInput, Refuse
+
+PASS_INTERVAL_S = 0.01  # between passes over a queue that nobody has room for
+
+
+@dataclass(frozen=True, slots=True)
+class FoundDecode:
+    """The decode worker to reserve pages on for a request whose prompt is under way."""
+
+    request_id: str
+    worker: str
+
+
+@dataclass(eq=False)
+class Dispatch:
+    """Asks the policy when something has moved that it depends on; set `moved` then."""
+
+    placement: Placement
+    state: ClusterState
+    fairness: VirtualTokenCounter = field(default_factory=VirtualTokenCounter)
+    moved: bool = True
+    _queue: dict[str, PlacementInput] = field(default_factory=dict)
+    _seeking: dict[str, tuple[PlacementInput, str | None]] = field(default_factory=dict)  # with a worker to avoid
+    _next_pass_s: float = 0.0
+
+    @property
+    def queued(self) -> int:
+        return len(self._queue)
+
+    @property
+    def oldest_s(self) -> float:
+        """Arrival of the request that has waited longest; the queue must not be empty."""
+        return min(item.arrival_s for item in self._queue.values())
+
+    def wait(self, item: PlacementInput) -> None:
+        """Queue a request until the policy places or refuses it."""
+        self._queue[item.request_id] = item
+        self.moved = True
+
+    def seek(self, item: PlacementInput, avoid: str | None) -> None:
+        """Look for a decode worker other than `avoid`, which has just refused."""
+        self._seeking[item.request_id] = (item, avoid)
+        self.moved = True
+
+    def withdraw(self, request_id: str) -> None:
+        """It waits for nobody any more."""
+        self._queue.pop(request_id, None)
+        self._seeking.pop(request_id, None)
+
+    def on_report(self, worker: str) -> None:
+        """A fresh load: whoever refused may have room again."""
+        for request_id, (item, avoid) in self._seeking.items():
+            if avoid == worker:
+                self._seeking[request_id] = (item, None)
+        self.moved = True
+
+    def next(self, now: float) -> list[Place | Refuse | FoundDecode]:
+        """Verdicts to carry out before asking again; each request they name waits no more. Empty: all have to wait."""
+        if not self.moved or now < self._next_pass_s:
+            return []
+        for request_id, (item, avoid) in self._seeking.items():
+            worker = self.placement.find_decode(item, self.state, avoid, now)
+            if worker is not None:
+                del self._seeking[request_id]
+                return [FoundDecode(request_id, worker)]
+        verdicts: list[Place | Refuse | FoundDecode] = []
+        if self._queue:
+            verdicts += self.placement.decide(self.fairness.order(list(self._queue.values())), self.state, now)
+            if not verdicts:
+                self._next_pass_s = now + PASS_INTERVAL_S
+        for verdict in verdicts:
+            del self._queue[verdict.request_id]
+        self.moved = bool(verdicts)
+        return verdicts

@@ -1,0 +1,31 @@
+"""Bounds of what the router holds, waits for and takes on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cluster.errors import NoWorkers, PromptTooLong
+from cluster.request import Request
+from cluster.worker import RoleName
+from router.policy.cluster_state import ClusterState
+
+
+@dataclass(frozen=True, slots=True)
+class RouterLimits:
+    """Set by the configuration."""
+
+    max_queued: int = 4096
+    report_interval_s: float = 0.5
+    lost_after_s: float = 15.0  # silence after which a worker counts as gone
+
+
+def check_capacity(request: Request, state: ClusterState) -> None:
+    """Raise `NoWorkers` or `PromptTooLong` when no worker could ever serve the request."""
+    if not state.pool(RoleName.DECODE, RoleName.MIXED):
+        raise NoWorkers("No worker that decodes is registered; start one or wait until it has loaded the model.")
+    capacity = max(view.info.capacity_tokens for view in state.workers.values())
+    if request.max_total_tokens > capacity:
+        raise PromptTooLong(
+            f"Prompt and max_tokens come to {request.max_total_tokens} tokens; the largest worker's pages hold "
+            f"{capacity}. Ask for fewer tokens or give the workers more pages."
+        )

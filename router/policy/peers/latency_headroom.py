@@ -1,0 +1,75 @@
+"""llm-d's choice by latency headroom."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cluster.routing import RoutingDecision
+from cluster.worker import RoleName
+from router.policy.cluster_state import ClusterState, WorkerView
+from router.policy.peers.immediate import ImmediatePlacement, in_flight, step_with
+from router.policy.placement import Place, PlacementInput, Refuse
+
+
+@dataclass(eq=False)
+class LatencyHeadroom(ImmediatePlacement):
+    """llm-d: pairs scored by predicted headroom under the objectives, 0.8 TTFT and 0.2 TPOT, the closest fit first.
+
+    The decode worker is chosen first. Prefill goes elsewhere only when enough of the prompt is not cached there: else
+    the decode worker serves the whole request.
+    """
+
+    name: str = "latency_headroom"
+    ttft_weight: float = 0.8
+    tpot_weight: float = 0.2
+    remote_from_tokens: int = 256
+
+    def decide(self, queue: Sequence[PlacementInput], state: ClusterState, now: float) -> list[Place | Refuse]:
+        decode = state.pool(RoleName.DECODE)
+        if queue and decode and state.pool(RoleName.PREFILL):
+            item = queue[0]
+            target = self.choose_decode(item, decode, state, now)
+            uncached = item.num_tokens - state.cached_on(target.name, item.page_keys, item.num_tokens)
+            if uncached < self.remote_from_tokens:
+                whole = RoutingDecision(target.name, None, True, f"{uncached} tokens are not cached there")
+                return [Place(item.request_id, whole)]
+        return super().decide(queue, state, now)
+
+    def choose_prefill(
+        self, item: PlacementInput, views: list[WorkerView], state: ClusterState, now: float
+    ) -> WorkerView:
+        cached = state.cached_tokens(item.page_keys, item.num_tokens)
+        headrooms = []
+        for view in views:
+            new = item.num_tokens - int(cached[view.row])
+            costs = view.latency.costs
+            ttft = max(view.busy_until_s - now, 0.0) + costs.prefill_s(
+                new, item.num_tokens - new, view.info.chunk_tokens
+            )
+            headrooms.append(((item.objectives.ttft_s or 1.0) - ttft, 0.0))
+        return self._closest_fit(views, headrooms)
+
+    def choose_decode(
+        self, item: PlacementInput, views: list[WorkerView], state: ClusterState, now: float
+    ) -> WorkerView:
+        objective = item.objectives.tpot_s or 0.1
+        return self._closest_fit(views, [(0.0, objective - step_with(view, item)) for view in views])
+
+    def _closest_fit(self, views: list[WorkerView], headrooms: list[tuple[float, float]]) -> WorkerView:
+        """The least positive headroom; when all are negative the idle ones, then the least violation."""
+
+        def normalised(index: int) -> list[float]:
+            values = [headroom[index] for headroom in headrooms]
+            span = (max(values) - min(values)) or 1.0
+            return [(value - min(values)) / span for value in values]
+
+        scores = [
+            self.ttft_weight * ttft + self.tpot_weight * tpot
+            for ttft, tpot in zip(normalised(0), normalised(1), strict=True)
+        ]
+        options = list(zip(views, headrooms, scores, strict=True))
+        positive = [option for option in options if min(option[1]) >= 0.0]
+        if positive:
+            return min(positive, key=lambda option: (option[2], option[0].name))[0]
+        return min(options, key=lambda option: (in_flight(option[0]) > 0, -option[2], option[0].name))[0]

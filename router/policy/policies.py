@@ -1,0 +1,36 @@
+"""Every placement policy by the name that `--policy` takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from cluster.errors import ConfigError
+from router.policy.peers.balancing import LeastLoaded, Random, RoundRobin
+from router.policy.peers.cache_aware import CacheAware
+from router.policy.peers.conductor import Conductor
+from router.policy.peers.kv_router import KvRouter
+from router.policy.peers.latency_headroom import LatencyHeadroom
+from router.policy.peers.power_of_two import PowerOfTwo
+from router.policy.placement import Placement
+from router.policy.predicted_latency import PredictedLatency
+
+PEERS: dict[str, Callable[[int], Placement]] = {
+    "round_robin": lambda seed: RoundRobin(seed),
+    "random": lambda seed: Random(seed),
+    "least_loaded": lambda seed: LeastLoaded(seed),
+    "power_of_two": lambda seed: PowerOfTwo(seed),
+    "cache_aware": lambda seed: CacheAware(seed),
+    "kv_router": lambda seed: KvRouter(seed),
+    "conductor": lambda seed: Conductor(seed),
+    "latency_headroom": lambda seed: LatencyHeadroom(seed),
+}
+NAMES = ("predicted_latency", *PEERS)
+
+
+def make_policy(name: str, refuse_late: bool = True, seed: int = 0) -> Placement:
+    """The policy of that name; raises `ConfigError` listing the known ones."""
+    if name == "predicted_latency":
+        return PredictedLatency(refuse_late)
+    if name not in PEERS:
+        raise ConfigError(f"There is no policy {name!r}; known are {', '.join(NAMES)}.")
+    return PEERS[name](seed)

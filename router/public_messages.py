@@ -1,0 +1,73 @@
+"""What the router shows of its own types in public messages."""
+
+from __future__ import annotations
+
+from baton import wire
+from baton.v1 import admin_pb2, inference_pb2
+from router.explanation import Explanation
+from router.record import Completion
+from router.stream import TextToken
+
+
+def token_message(token: TextToken) -> inference_pb2.Token:
+    """One token as the client reads it."""
+    message = inference_pb2.Token(index=token.index, id=token.token_id, text=token.text)
+    if token.logprob is not None:
+        message.logprob = token.logprob
+        message.top_logprobs.extend(
+            inference_pb2.TokenLogprob(id=id, logprob=logprob) for id, logprob in token.top_logprobs
+        )
+    return message
+
+
+def finish_message(completion: Completion) -> inference_pb2.Finish:
+    """The end of an answer: usage, timings and the way it went."""
+    latency, route = completion.latency, completion
+    finish = inference_pb2.Finish(
+        reason=wire.finish_number(completion.reason),  # type: ignore[arg-type]
+        usage=inference_pb2.Usage(
+            prompt_tokens=completion.prompt_tokens,
+            output_tokens=completion.output_tokens,
+            cached_tokens=completion.cached_tokens,
+        ),
+        timings=inference_pb2.Timings(
+            queue_s=latency.queue_s, ttft_s=latency.ttft_s or 0.0, tpot_s=latency.tpot_s, total_s=latency.total_s
+        ),
+        route=inference_pb2.Route(
+            prefill_worker=route.prefill_worker, decode_worker=route.decode_worker, attempts=route.attempts
+        ),
+        request_id=completion.request_id,
+        trailing_text=completion.trailing_text,
+    )
+    if completion.handoff is not None:
+        finish.route.handoff.CopyFrom(wire.to_message(completion.handoff))  # type: ignore[arg-type]
+    return finish
+
+
+def explanation_message(request_id: str, explanation: Explanation) -> admin_pb2.Explanation:
+    """Why a request went where it went, beside what happened."""
+    decision, latency = explanation.decision, explanation.latency
+    message = admin_pb2.Explanation(
+        request_id=request_id,
+        policy=explanation.policy,
+        prefill_worker=decision.prefill,
+        decode_worker=explanation.decode_worker or decision.decode or "",
+        why=decision.why,
+        output_tokens_p50=explanation.output_tokens_p50,
+        output_tokens_p90=explanation.output_tokens_p90,
+        queue_s=latency.queue_s if latency else 0.0,
+        ttft_s=latency.ttft_s if latency else None,
+        tpot_s=latency.tpot_s if latency else None,
+        output_tokens=explanation.output_tokens,
+        state=explanation.state,
+    )
+    for one in decision.candidates:
+        message.candidates.add(
+            worker=one.worker,
+            whole=one.whole,
+            ttft_s=one.ttft_s,
+            wait_s=one.wait_s,
+            uncached_tokens=one.uncached_tokens,
+            tpot_s=one.tpot_s,
+        )
+    return message
