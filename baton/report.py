@@ -44,7 +44,7 @@ def print_answer(console: Console, answer: Answer) -> None:
             f"{handoff.pages_cached} pages did not have to travel",
         )
     else:
-        table.add_row("[dim]handoff[/]", "none: the answer ended where its prompt was prefilled")
+        table.add_row("[dim]handoff[/]", "none: prompt and answer were computed by one worker")
     console.print(table)
 
 

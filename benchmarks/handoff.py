@@ -153,12 +153,13 @@ async def measure_stall(requests: int, seed: int) -> tuple[float, float]:
     from router.assembly import start_router
 
     folder = str(CHECKPOINT)
-    router = await start_router(RouterPlan(folder, "x", "float32", 4096, "127.0.0.1", 0, "127.0.0.1", 64, 60.0))
+    plan = RouterPlan(folder, "x", "float32", 4096, "127.0.0.1", 0, "127.0.0.1", 64, 60.0, "least_loaded")
+    router = await start_router(plan)
     context = mp.get_context("spawn")
     workers = []
     for role in ("prefill", "decode"):
         plan = WorkerPlan(
-            f"{role}-0", role, folder, router.worker_address, "float32", "cpu", 4096, 1200, 16, 512, 16, 1
+            f"{role}-0", role, folder, router.worker_address, "float32", "cpu", 4096, 1200, 16, 512, 512, 16, 1
         )
         workers.append(context.Process(target=worker_process, args=(plan,)))
         workers[-1].start()

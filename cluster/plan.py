@@ -35,9 +35,9 @@ class RouterPlan:
     host: str
     port: int
     worker_host: str
-    policy: str
-    refuse_late: bool
     max_queued: int
     lost_after_s: float
-    state_file: str = ""
+    policy: str = "predicted_latency"
+    refuse_late: bool = True  # those whose objectives cannot be met any more
+    state_file: str = ""  # keeps what was learned of output lengths over a restart
     settings: dict[str, str] = field(default_factory=dict)  # shown by `baton status`

@@ -73,10 +73,11 @@ def test_up_status_generate_down(environment: dict[str, str], rays_before: set[s
 def test_the_demo_shows_the_way_and_the_prefix_hit(environment: dict[str, str], rays_before: set[str]) -> None:
     demo = _baton(environment, "demo")
     assert demo.returncode == 0, demo.stderr
-    assert demo.stdout.count("prefill-0 → decode-0") == 3
+    assert "prefill-0 → decode-0" in demo.stdout
     assert "The answer is right." in demo.stdout
     assert "88 pages, " in demo.stdout
-    assert "87 pages did not have to travel" in demo.stdout
+    # Asked again it goes where its prefix is: on either worker, and at most the last page travels.
+    assert "1392 from the prefix cache" in demo.stdout
     assert _left_behind(rays_before) == []
 
 

@@ -27,11 +27,12 @@ def _work(plan: WorkerPlan) -> None:
 async def _kill_two(folder: Path) -> None:
     from router.assembly import start_router
 
-    router = await start_router(RouterPlan(str(folder), "m", "float32", 256, "127.0.0.1", 0, "127.0.0.1", 100, 3.0))
+    plan = RouterPlan(str(folder), "m", "float32", 256, "127.0.0.1", 0, "127.0.0.1", 100, 3.0, "least_loaded")
+    router = await start_router(plan)
     processes = {}
     for name, role in WORKERS:
         plan = WorkerPlan(
-            name, role, str(folder), router.worker_address, "float32", "cpu", 256, 256, 16, 64, 16, threads=1
+            name, role, str(folder), router.worker_address, "float32", "cpu", 256, 256, 16, 64, 16, 16, threads=1
         )
         processes[name] = mp.get_context("spawn").Process(target=_work, args=(plan,), daemon=True)
         processes[name].start()
