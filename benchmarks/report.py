@@ -40,6 +40,7 @@ class Report:
     goals: dict[str, Goal] = field(default_factory=dict)
     figures: dict[str, float] = field(default_factory=dict)
     setting: dict[str, Any] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)  # for the JSON file only
 
     def publish(self, path: Path | None) -> None:
         """Print the table and, when a path is given, write the JSON."""
@@ -54,7 +55,9 @@ class Report:
         console.print(table)
         console.print(", ".join(f"{key}={value}" for key, value in self.setting.items()), style="dim")
         if path is not None:
-            path.write_text(json.dumps({"figures": self.figures, "setting": self.setting}, indent=2) + "\n")
+            path.write_text(
+                json.dumps({"figures": self.figures, "setting": self.setting, **self.details}, indent=2) + "\n"
+            )
 
 
 def arguments(doc: str | None, example: str) -> argparse.ArgumentParser:

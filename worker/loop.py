@@ -70,15 +70,15 @@ class WorkerLoop:
         self.link.wake()
 
     def _turn(self) -> None:
+        started = time.perf_counter()
         plan = self.role.plan(time.monotonic())
         if plan is not None:
-            started = time.perf_counter()
             result = self.executor.execute(plan)
-            seconds = time.perf_counter() - started
-            self._reports.on_step(plan.sample(seconds))
             self._poll_transport()
             self._perform(self.role.absorb(plan, result, time.monotonic()))
             self._flush()
+            # With planning and sending: what a token waits for is the whole turn.
+            self._reports.on_step(plan.sample(time.perf_counter() - started))
         for message in self.link.receive(0.0 if plan is not None else self._idle_wait_s()):
             self._on_message(message)
         self._poll_transport()

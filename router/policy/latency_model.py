@@ -82,12 +82,18 @@ class LatencyModel:
         return self._costs
 
     def observe(self, sample: StepSample) -> None:
-        """Learn from one measured step. Each counts relative to its length, so that short steps are fitted too."""
+        """Learn from one measured step.
+
+        Each counts relative to what was expected of it, so that short steps are fitted too; relative to what was
+        measured, slow ones would count less than they happen.
+        """
         if not sample.seconds > 0.0:
             return
         features = np.array([1.0, sample.prefill_tokens, sample.prefill_pairs, sample.decodes, sample.context_tokens])
-        row = features * self._scale / sample.seconds
-        residual = 1.0 - float(row @ self._weights)
+        row = features * self._scale
+        expected = max(float(row @ self._weights), sample.seconds / 20)
+        row = row / expected
+        residual = sample.seconds / expected - float(row @ self._weights)
         bound = OUTLIER * self._typical
         self._typical += 0.05 * (min(abs(residual), bound) - self._typical)
         residual = min(max(residual, -bound), bound)

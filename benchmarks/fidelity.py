@@ -1,0 +1,238 @@
+"""Does the simulator tell the truth? The same requests at the same times on live workers and in the simulator.
+
+A prefill and a decode worker of the built-in model serve a Poisson stream. Their own step reports are fitted, each
+worker's alone, and the simulator replays the stream with the fitted step times and the message latency and bandwidth
+that were measured: router core, roles, pages and policy are the same code in both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing as mp
+import random
+from dataclasses import dataclass, field
+from statistics import mean, median
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.report import Goal, Report, arguments, progress
+from builtin_model import CHECKPOINT
+from cluster.plan import RouterPlan, WorkerPlan
+from cluster.request import Request, SamplingParams
+from cluster.worker import RoleName, StepSample, WorkerLoad
+from router.policy.cluster_state import ClusterState
+from router.policy.latency_model import StepCosts
+from router.policy.policies import make_policy
+from router.record import Completion
+from simulator.simulation import ClusterSpec, Simulation, WorkerSpec
+from simulator.trace import TraceRequest
+
+GOALS = {"ttft_error": Goal(0.15, at_most=True), "tpot_error": Goal(0.15, at_most=True)}
+PAGE_SIZE, NUM_PAGES, CHUNK_TOKENS, MIXED_CHUNK_TOKENS, MAX_BATCH = 16, 4096, 512, 128, 32
+CONTEXT_TOKENS, PROBES = 2048, 20
+
+
+@dataclass(eq=False)
+class RecordingState(ClusterState):
+    """Keeps every step the workers report."""
+
+    samples: dict[str, list[StepSample]] = field(default_factory=dict)
+
+    def report(self, load: WorkerLoad, now: float) -> None:
+        self.samples.setdefault(load.worker, []).extend(load.steps)
+        super().report(load, now)
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """The requests: Poisson arrivals, prompts and answers of mixed length."""
+
+    requests: list[TraceRequest]
+
+    @classmethod
+    def poisson(cls, count: int, rate_s: float, seed: int) -> Stream:
+        rng = random.Random(seed)
+        now, requests = 0.0, []
+        for _ in range(count):
+            now += rng.expovariate(rate_s)
+            requests.append(TraceRequest(now, rng.randint(32, 1200), rng.randint(4, 64)))
+        return cls(requests)
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """What the live cluster measured of itself."""
+
+    completions: list[Completion]
+    samples: dict[str, list[StepSample]]
+    latency_s: float  # of a message
+    bandwidth_bytes_s: float
+    layout: Any
+
+
+def worker_process(plan: WorkerPlan) -> None:
+    from worker.assembly import assemble
+
+    assemble(plan, "1", "localhost", lambda stage: None).run()
+
+
+async def run_live(stream: Stream, policy: str) -> Live:
+    """Serve the stream with two worker processes, the router in this one."""
+    from router.assembly import start_router
+
+    folder = str(CHECKPOINT)
+    plan = RouterPlan(folder, "x", "float32", CONTEXT_TOKENS, "127.0.0.1", 0, "127.0.0.1", 4096, 60.0, policy)
+    router = await start_router(plan)
+    core = router.driver.core
+    core.state = core.dispatch.state = RecordingState()
+    workers = [_start_worker(role, folder, router.worker_address) for role in ("prefill", "decode")]
+    try:
+        while len(core.state.workers) < 2:
+            await asyncio.sleep(0.05)
+        probes = [await _ask(router.driver, f"probe-{n}", _prompt(n, 64), 4) for n in range(PROBES)]
+        prompts = [one.seconds for steps in core.state.samples.values() for one in steps if one.prefill_tokens]
+        latency_s = max(0.0, median(one.latency.ttft_s or 0.0 for one in probes) - median(prompts)) / 2
+        core.state.samples.clear()
+        completions = await _play(router.driver, stream)
+        moved = [one.handoff for one in completions if one.handoff is not None and one.handoff.transfer_s > 0]
+        bandwidth = sum(one.bytes_sent for one in moved) / max(sum(one.transfer_s for one in moved), 1e-9)
+        layout = core.state.workers["decode-0"].info.endpoint.layout
+        return Live(completions, core.state.samples, latency_s, bandwidth or 1e9, layout)
+    finally:
+        for worker in workers:
+            worker.terminate()
+            worker.join(5)
+        await router.stop(0.0)
+
+
+def _start_worker(role: str, folder: str, address: str) -> Any:
+    plan = WorkerPlan(
+        name=f"{role}-0",
+        role=role,
+        model=folder,
+        router_address=address,
+        dtype="float32",
+        device="cpu",
+        context_tokens=CONTEXT_TOKENS,
+        num_pages=NUM_PAGES,
+        page_size=PAGE_SIZE,
+        chunk_tokens=CHUNK_TOKENS,
+        mixed_chunk_tokens=MIXED_CHUNK_TOKENS,
+        max_batch=MAX_BATCH,
+        threads=1,
+    )
+    process = mp.get_context("spawn").Process(target=worker_process, args=(plan,), daemon=True)
+    process.start()
+    return process
+
+
+def _prompt(number: int, tokens: int) -> tuple[int, ...]:
+    """Random tokens that no other request has."""
+    generator = np.random.default_rng(number)
+    return tuple(int(token) for token in generator.integers(3, 256, tokens))
+
+
+async def _play(driver: Any, stream: Stream) -> list[Completion]:
+    start_s = driver.clock() + 0.5
+    tasks = []
+    for number, request in enumerate(stream.requests):
+        await asyncio.sleep(max(0.0, start_s + request.arrival_s - driver.clock()))
+        prompt = _prompt(1000 + number, request.prompt_tokens)
+        tasks.append(asyncio.create_task(_ask(driver, f"r{number}", prompt, request.output_tokens)))
+    return list(await asyncio.gather(*tasks))
+
+
+async def _ask(driver: Any, request_id: str, prompt: tuple[int, ...], output_tokens: int) -> Completion:
+    sampling = SamplingParams(max_tokens=output_tokens, ignore_eos=True, seed=0)
+    subscription = driver.submit(Request(request_id, prompt, sampling, driver.clock()))
+    while True:
+        _, completion = await subscription.next()
+        if completion is not None:
+            driver.unsubscribe(subscription, None)
+            assert completion.error is None, completion.error
+            return completion
+
+
+def fit(samples: list[StepSample]) -> StepCosts:
+    """Least squares over one worker's steps, twice: the second time each relative to what the first predicts for it.
+
+    Relative to what was measured, slow steps would count less than they happen. No coefficient is negative.
+    """
+    rows = np.array([[1.0, s.prefill_tokens, s.prefill_pairs, s.decodes, s.context_tokens] for s in samples])
+    seconds = np.array([s.seconds for s in samples])
+    weights = _not_negative(rows, seconds)
+    predicted = np.maximum(rows @ weights, 0.1 * float(np.median(seconds)))
+    return StepCosts(*_not_negative(rows / predicted[:, None], seconds / predicted).tolist())
+
+
+def _not_negative(rows: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Least squares in which columns that would get a negative coefficient are left out, one after another."""
+    scale = np.maximum(np.abs(rows).max(axis=0), 1e-12)
+    used, weights = np.ones(rows.shape[1], bool), np.zeros(rows.shape[1])
+    while True:
+        weights[:] = 0.0
+        weights[used] = np.linalg.lstsq(rows[:, used] / scale[used], target, rcond=None)[0]
+        if weights.min() >= 0.0:
+            return np.asarray(weights / scale)
+        used[int(np.argmin(weights))] = False
+
+
+def run_simulation(stream: Stream, live: Live, policy: str, seed: int) -> dict[str, float]:
+    """The stream in virtual time, with what was measured live."""
+    specs = []
+    for name, role in (("prefill-0", RoleName.PREFILL), ("decode-0", RoleName.DECODE)):
+        timer = fit(live.samples[name])
+        specs.append(WorkerSpec(role, timer, live.layout, CHUNK_TOKENS, MIXED_CHUNK_TOKENS, MAX_BATCH))
+    spec = ClusterSpec(specs, None, live.bandwidth_bytes_s, live.latency_s, jitter=0.0)
+    return Simulation(spec, make_policy(policy), stream.requests, seed).run().figures()
+
+
+def main() -> None:
+    parser = arguments(__doc__, "python -m benchmarks.fidelity --requests 300")
+    parser.add_argument("--requests", type=int, default=300)
+    parser.add_argument("--rate", type=float, default=4.0, help="requests per second")
+    parser.add_argument("--policy", default="predicted_latency")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    stream = Stream.poisson(60 if options.quick else options.requests, options.rate, options.seed)
+    with progress(2) as step:
+        step("live")
+        live = asyncio.run(run_live(stream, options.policy))
+        step("simulated")
+        simulated = run_simulation(stream, live, options.policy, options.seed)
+    report = Report("fidelity", GOALS)
+    report.figures = compare(live, simulated)
+    report.setting = {
+        "requests": len(stream.requests),
+        "rate_s": options.rate,
+        "policy": options.policy,
+        "latency_ms": round(1000 * live.latency_s, 3),
+        "bandwidth_GB_s": round(live.bandwidth_bytes_s / 1e9, 3),
+        "seed": options.seed,
+    }
+    report.publish(options.json)
+
+
+def compare(live: Live, simulated: dict[str, float]) -> dict[str, float]:
+    """Relative errors of the means, and the figures themselves."""
+    ttft = [one.latency.ttft_s for one in live.completions if one.latency.ttft_s is not None]
+    tpot = [one.latency.tpot_s for one in live.completions if one.latency.tpot_s is not None]
+    whole = mean(one.prefill_worker == one.decode_worker for one in live.completions)
+    return {
+        "ttft_error": abs(simulated["ttft_s_mean"] / mean(ttft) - 1.0),
+        "tpot_error": abs(simulated["tpot_s_mean"] / mean(tpot) - 1.0),
+        "ttft_ms_live": 1000 * mean(ttft),
+        "ttft_ms_simulated": 1000 * simulated["ttft_s_mean"],
+        "ttft_p90_ms_live": 1000 * float(np.percentile(ttft, 90)),
+        "ttft_p90_ms_simulated": 1000 * simulated["ttft_s_p90"],
+        "tpot_ms_live": 1000 * mean(tpot),
+        "tpot_ms_simulated": 1000 * simulated["tpot_s_mean"],
+        "served_whole_live": whole,
+        "served_whole_simulated": simulated["served_whole"],
+    }
+
+
+if __name__ == "__main__":
+    main()
