@@ -8,7 +8,7 @@ from router.policy.cluster_state import ClusterState
 from router.policy.fairness import VirtualTokenCounter
 from router.policy.placement import Place, Placement, PlacementInput, Refuse
 
-PASS_INTERVAL_S = 0.01  # between passes over a queue that nobody has room for
+PASS_INTERVAL_S = 0.01  # between passes that find room for nobody, unless somebody new waits
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +43,12 @@ class Dispatch:
     def wait(self, item: PlacementInput) -> None:
         """Queue a request until the policy places or refuses it."""
         self._queue[item.request_id] = item
-        self.moved = True
+        self.moved, self._next_pass_s = True, 0.0
 
     def seek(self, item: PlacementInput, avoid: str | None) -> None:
         """Look for a decode worker other than `avoid`, which has just refused."""
         self._seeking[item.request_id] = (item, avoid)
-        self.moved = True
+        self.moved, self._next_pass_s = True, 0.0
 
     def withdraw(self, request_id: str) -> None:
         """It waits for nobody any more."""
@@ -74,8 +74,8 @@ class Dispatch:
         verdicts: list[Place | Refuse | FoundDecode] = []
         if self._queue:
             verdicts += self.placement.decide(self.fairness.order(list(self._queue.values())), self.state, now)
-            if not verdicts:
-                self._next_pass_s = now + PASS_INTERVAL_S
+        if not verdicts and (self._queue or self._seeking):
+            self._next_pass_s = now + PASS_INTERVAL_S
         for verdict in verdicts:
             del self._queue[verdict.request_id]
         self.moved = bool(verdicts)

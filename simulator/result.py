@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,6 +71,7 @@ class SimulationResult:
 
     outcomes: Sequence[Outcome]
     workers: Sequence[WorkerUse]
+    used_s: Mapping[str, float]  # each worker's busy time until the last arrival
     gaps: Gaps
     bytes_moved: int
     arrivals_s: float  # the time over which requests came
@@ -102,8 +103,8 @@ class SimulationResult:
         figures |= self._itl()
         for role in dict.fromkeys(worker.role for worker in self.workers):
             pool = [worker for worker in self.workers if worker.role is role]
-            busy_s = sum(worker.busy_s for worker in pool) / len(pool)
-            figures[f"utilisation_{role.value}"] = busy_s / max(self.simulated_s, 1e-9)
+            used_s = sum(self.used_s[worker.name] for worker in pool) / len(pool)
+            figures[f"utilisation_{role.value}"] = min(used_s / max(self.arrivals_s, 1e-9), 1.0)
         prompts = sum(outcome.prompt_tokens for outcome in done)
         figures["output_tokens_per_s"] = sum(outcome.output_tokens for outcome in done) / max(self.simulated_s, 1e-9)
         figures["prefix_hit_rate"] = sum(outcome.cached_tokens for outcome in done) / max(prompts, 1)

@@ -55,7 +55,7 @@ class WorkerSpec:
     layout: PageLayout
     chunk_tokens: int = 8192
     mixed_chunk_tokens: int = 512
-    max_batch: int = 256
+    max_batch: int = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +86,7 @@ class Simulation:
         self._live: dict[str, TraceRequest] = {}
         self._outcomes: list[Outcome] = []
         self._workers: dict[str, SimulatedWorker] = {}
+        self._used_s: dict[str, float] = {}
         self._ticking = False
         agents: dict[str, SimulatedWorker] = {}
         counts: dict[RoleName, int] = {}
@@ -121,6 +122,8 @@ class Simulation:
         """Play the trace to its end. `tell` hears virtual seconds and requests ended, about a hundred times."""
         for number, request in enumerate(self.trace):
             self.events.at(request.arrival_s + 1.0, partial(self._submit, number, request))  # workers register first
+        arrivals_s = max((request.arrival_s for request in self.trace), default=0.0)
+        self.events.at(arrivals_s + 1.0, self._measure_use)
         every = max(1, len(self.trace) // 100)
         told = 0
         while self.events.step():
@@ -130,12 +133,17 @@ class Simulation:
         return SimulationResult(
             outcomes=self._outcomes,
             workers=[self._use(worker) for worker in self._workers.values()],
+            used_s=self._used_s,
             gaps=self.gaps,
             bytes_moved=self.network.bytes_moved,
-            arrivals_s=max((request.arrival_s for request in self.trace), default=0.0),
+            arrivals_s=arrivals_s,
             simulated_s=self.events.now,
             events=self.events.done,
         )
+
+    def _measure_use(self) -> None:
+        """Utilisation counts up to the last arrival: afterwards the cluster only empties."""
+        self._used_s = {name: worker.busy_s for name, worker in self._workers.items()}
 
     def _use(self, worker: SimulatedWorker) -> WorkerUse:
         pool = worker.state.pool

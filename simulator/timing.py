@@ -27,7 +27,10 @@ ACTIVATIONS_BYTES = 3 * 10**9
 
 
 class StepTimer(Protocol):
-    """Seconds of a step that computes `prefill_tokens` (attending to `pairs`) and decodes over `context_tokens`."""
+    """Seconds of a step that computes `prefill_tokens` (attending to `pairs`) and decodes over `context_tokens`.
+
+    Linear in `context_tokens`.
+    """
 
     def seconds(self, prefill_tokens: float, pairs: float, decodes: float, context_tokens: float) -> float: ...
 

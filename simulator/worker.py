@@ -144,13 +144,15 @@ class SimulatedWorker:
         sample = plan.sample(0.0)
         steps = self._quiet_steps(plan) if sample.decodes == len(plan.slices) else 1
         noise = self.rng.lognormvariate(0.0, self.jitter) if self.jitter else 1.0
-        ends_s: list[float] = []
-        end_s, context = now, sample.context_tokens
-        while len(ends_s) < steps and end_s - now < MAX_RUN_S:
-            seconds = noise * self.timer.seconds(sample.prefill_tokens, sample.prefill_pairs, sample.decodes, context)
-            end_s += seconds
-            context += sample.decodes
-            ends_s.append(end_s)
+        tokens, pairs, decodes = sample.prefill_tokens, sample.prefill_pairs, sample.decodes
+        seconds = noise * self.timer.seconds(tokens, pairs, decodes, sample.context_tokens)
+        ends_s = [now + seconds]
+        if steps > 1:
+            # Decode time is linear in the positions it reads, which grow by one for each sequence and step.
+            growth = noise * self.timer.seconds(tokens, pairs, decodes, sample.context_tokens + decodes) - seconds
+            while len(ends_s) < steps and ends_s[-1] - now < MAX_RUN_S:
+                seconds += growth
+                ends_s.append(ends_s[-1] + seconds)
         self._run = _Run(plan, sample, now, ends_s)
         self._schedule(self._run)
 
