@@ -1,0 +1,71 @@
+"""The default policy on live workers: objectives, prefix index, and what is learned, over the real links."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from baton.errors import Overloaded
+from cluster.plan import RouterPlan
+from cluster.request import Objectives
+from deploy.launcher import stop_cluster
+from deploy.local_ray import LocalRay
+from router.policy.output_length import OutputLength
+from tests.live.conftest import CHUNK_TOKENS, PAGE_SIZE, Live, start_live
+
+
+@pytest.fixture(scope="module")
+def brain(ray_head: LocalRay, checkpoint: Path) -> Iterator[Live]:
+    yield start_live(checkpoint, "brain-", {"prefill": 2, "decode": 1})
+    stop_cluster("brain-")
+
+
+def test_an_objective_that_nobody_can_meet_is_refused_at_once(brain: Live) -> None:
+    with brain.client() as client, pytest.raises(Overloaded, match="TTFT objective"):
+        client.generate([9] * 50, max_tokens=2, objectives=Objectives(ttft_s=1e-6))
+    brain.wait_idle()
+
+
+def test_objectives_that_are_easy_are_met(brain: Live) -> None:
+    with brain.client() as client:
+        answer = client.generate([8] * 50, max_tokens=4, objectives=Objectives(ttft_s=30.0, tpot_s=5.0))
+    assert answer.output_tokens == 4
+
+
+def test_the_router_knows_which_pages_a_worker_has_cached(brain: Live) -> None:
+    prompt = [3 + index % 250 for index in range(2 * CHUNK_TOKENS + 5)]
+    with brain.client() as client:
+        first = client.generate(prompt, max_tokens=2, ignore_eos=True)
+        brain.wait_idle()
+        again = client.generate(prompt, max_tokens=2, ignore_eos=True)
+        before, after = client.explain(first.request_id), client.explain(again.request_id)
+    assert before.candidates[0].uncached_tokens == len(prompt)
+    full_pages = (len(prompt) - 1) // PAGE_SIZE
+    assert after.candidates[0].uncached_tokens == len(prompt) - full_pages * PAGE_SIZE
+    assert again.cached_tokens == full_pages * PAGE_SIZE
+    assert after.state == "finished"
+    assert after.output_tokens == 2
+
+
+def test_learned_output_lengths_survive_a_restart_of_the_router(checkpoint: Path, tmp_path: Path) -> None:
+    from router.assembly import load_learned, start_router
+
+    path = tmp_path / "state" / "learned.json"
+    plan = RouterPlan(str(checkpoint), "m", "float32", 256, "127.0.0.1", 0, "127.0.0.1", 8, 3.0, state_file=str(path))
+
+    async def serve() -> None:
+        router = await start_router(plan)
+        learned = router.driver.core.output_length
+        for _ in range(50):
+            learned.observe(learned.predict((), "tenant", 100, 4096), 40)
+        await router.stop(0.0)
+
+    asyncio.run(serve())
+    again = load_learned(path).predict((), "tenant", 100, 4096).distribution
+    assert 35 <= again.median <= 45
+    assert OutputLength().predict((), "tenant", 100, 4096).distribution.median > 100
+    path.write_text('{"version": 1, "levels": 3}')
+    assert load_learned(path).predict((), "tenant", 100, 4096).distribution.median > 100
