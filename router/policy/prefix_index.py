@@ -1,6 +1,6 @@
 """Which worker has which prefix pages: one table for the cluster, kept true by the workers' own messages.
 
-    page key ──► set of workers, as the bits of one integer (equal sets are one object)
+    page key ──► set of workers, as the bits of one integer (equal sets are, mostly, one object)
 
 A worker registers under a fresh bit, so nothing of an earlier incarnation counts; bits of workers that are gone are
 masked at once and swept out of the table little by little. Messages are numbered: after a gap the worker's pages count
@@ -16,6 +16,7 @@ from cluster.messages import PagesChanged
 
 KEY_BYTES = 8
 KEY_SHIFT = 4  # 60 bits fit the small form of Python's integers; a collision costs a wrong guess, never a wrong token
+MAX_SETS = 1 << 16  # sets that are kept for reuse: what workers share changes, and nobody counts who still needs one
 
 
 def page_key(page_hash: bytes) -> int:
@@ -44,7 +45,7 @@ class PrefixIndex:
     _bits_in_use: int = 0  # of live workers and of those not yet swept
     _live: int = 0
     _table: dict[int, int] = field(default_factory=dict)
-    _sets: dict[int, int] = field(default_factory=dict)  # the one object of each set
+    _sets: dict[int, int] = field(default_factory=dict)  # the one object of each set made lately
     _unswept: list[int] = field(default_factory=list)
     _sweeping: int = 0  # bits the present sweep removes
 
@@ -90,15 +91,21 @@ class PrefixIndex:
         for page_hash in change.stored:
             key = page_key(page_hash)
             holders = self._table.get(key, 0) & (self._live | self._sweeping) | mask
-            self._table[key] = self._sets.setdefault(holders, holders)
+            self._table[key] = self._shared(holders)
         return True
 
     def _drop(self, key: int, mask: int) -> None:
         holders = self._table.get(key, 0) & ~mask
         if holders:
-            self._table[key] = self._sets.setdefault(holders, holders)
+            self._table[key] = self._shared(holders)
         else:
             self._table.pop(key, None)
+
+    def _shared(self, holders: int) -> int:
+        """The one object of this set, as long as it is remembered."""
+        if len(self._sets) >= MAX_SETS:
+            self._sets.clear()
+        return self._sets.setdefault(holders, holders)
 
     def match(self, keys: Sequence[int]) -> list[tuple[int, int]]:
         """For each depth at which workers stop: (pages they have, set of workers that have at least so many).
@@ -141,5 +148,4 @@ class PrefixIndex:
         if not self._unswept:
             self._bits_in_use &= ~self._sweeping
             self._sweeping = 0
-            live_sets = set(self._table.values())
-            self._sets = {one: one for one in live_sets}
+            self._sets.clear()
