@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from cluster.routing import Candidate, RoutingDecision
-from router.policy.admission import refuse_late
+from router.policy.admission import refuse_late, refuse_slow
 from router.policy.cluster_state import ClusterState, RunningSequence
 from router.policy.placement import Place, PlacementInput, Refuse
 from router.policy.worker_table import WorkerTable
@@ -39,6 +39,7 @@ class _Prices:
     tpot_s: np.ndarray  # of its decode, with this request beside the others
     allowed: np.ndarray  # may compute the prompt
     may_decode: np.ndarray  # may take the sequence over
+    idle_tpot_s: float | None = None  # of the fastest worker if it were idle; only where that is too slow
 
 
 @dataclass(eq=False)
@@ -58,7 +59,8 @@ class _Pass:
         self.pages = table.pages_available.copy()
         self.any_prefills = bool(table.prefills.any())
         self.any_decoder = bool(table.decoder.any())
-        self.limit_s = np.where(table.all_state_tpot, TPOT_MARGIN * table.tpot_s, np.inf)
+        self.promised_s = TPOT_MARGIN * table.tpot_s  # what a step may take for the sequences that were promised some
+        self.limit_s = np.where(table.all_state_tpot, self.promised_s, np.inf)
         self.refresh()
 
     def refresh(self) -> None:
@@ -70,7 +72,7 @@ class _Pass:
         self.tpot_s = table.step_s + beside + table.decode_s  # of decodes, with one more sequence
         self.may_start = self.decodes < table.max_batch
         fastest_mixed = self.step_s + table.prefill_token_s * table.mixed_chunk
-        whole = table.mixed | (table.decoder & (fastest_mixed <= self.limit_s) & (self.pages > 0))
+        whole = table.mixed | (table.decoder & (fastest_mixed <= self.promised_s) & (self.pages > 0))
         self.has_room = (table.prefills | whole) & (self.uncomputed < CHUNKS_AHEAD * self.chunk)
 
     def take(self, row: int, target: int | None, tokens: int, context: int, compute_s: float) -> None:
@@ -96,7 +98,7 @@ class PredictedLatency:
             return []
         view = _Pass(state.table, now)
         if not view.has_room.any():
-            return self._refuse_overdue(queue, now)
+            return self._refuse_overdue(queue, view)
         verdicts: list[Place | Refuse] = []
         late: list[PlacementInput] = []
         for item in queue[:SCANNED]:
@@ -111,10 +113,21 @@ class PredictedLatency:
                 verdicts.append(verdict)
         return verdicts
 
-    def _refuse_overdue(self, queue: Sequence[PlacementInput], now: float) -> list[Place | Refuse]:
+    def _refuse_overdue(self, queue: Sequence[PlacementInput], view: _Pass) -> list[Place | Refuse]:
         """While nobody has room: those whose moment has passed."""
-        overdue = [item for item in queue if item.due_s is not None and now > item.due_s and not item.resumed]
-        return [Refuse(item.request_id, refuse_late(item, 0.0, 0.0)) for item in overdue if self.refuse]
+        verdicts = (self._refuse_if_overdue(item, view) for item in queue)
+        return [verdict for verdict in verdicts if verdict is not None]
+
+    def _refuse_if_overdue(self, item: PlacementInput, view: _Pass) -> Refuse | None:
+        if not self._may_refuse(item) or item.due_s is None or view.now <= item.due_s:
+            return None
+        table = view.table
+        rows = np.flatnonzero(table.prefills | table.mixed)
+        rows = rows if len(rows) else np.flatnonzero(table.decoder)
+        return Refuse(item.request_id, refuse_late(item, float(np.min(view.wait_s[rows], initial=np.inf)), 0.0))
+
+    def _may_refuse(self, item: PlacementInput) -> bool:
+        return self.refuse and not item.resumed
 
     def _schedule(
         self, item: PlacementInput, state: ClusterState, view: _Pass, late: list[PlacementInput] | None
@@ -122,12 +135,14 @@ class PredictedLatency:
         """Give the request its place in this pass; `late` takes those that would miss their objective."""
         prices = self._price(item, state, view)
         if not prices.allowed.any():
-            return None
+            if prices.idle_tpot_s is not None and self._may_refuse(item):
+                return Refuse(item.request_id, refuse_slow(item, prices.idle_tpot_s))
+            return self._refuse_if_overdue(item, view)
         ttft = np.where(prices.allowed, view.wait_s + prices.compute_s, np.inf)
         row = int(np.argmin(np.where(state.table.decoder, WHOLE_HANDICAP, 1.0) * ttft))
         if item.due_s is not None and late is not None and view.now + ttft[row] > item.due_s:
             fastest = float(np.min(np.where(prices.allowed, prices.compute_s, np.inf)))
-            if self.refuse and not item.resumed and view.now + fastest > item.due_s:
+            if self._may_refuse(item) and view.now + fastest > item.due_s:
                 return Refuse(item.request_id, refuse_late(item, float(view.wait_s[row]), fastest))
             late.append(self._give_way(item, float(prices.compute_s[row]), row, view))
             if late[-1] is item:
@@ -190,18 +205,33 @@ class PredictedLatency:
         fits = view.pages > new // table.page_size + np.minimum(view.decodes, HEADROOM_PAGES)
         room = fits & view.may_start
         may_decode = table.decoder & room & (tpot <= own)
-        if not view.any_decoder or (item.objectives.tpot_s is not None and not may_decode.any()):
-            # All decode workers are full, or as slow as promised: the prompt waits rather than break promises.
+        idle_tpot_s = None
+        allowed = table.prefills & fits
+        if not view.any_decoder:
             allowed = np.zeros(len(cached), bool)
-        else:
-            allowed = table.prefills & fits
+        elif own < np.inf and not may_decode.any():
+            # All decode workers are full, or as slow as promised: the prompt waits rather than break promises.
+            idle_tpot_s = self._idle_tpot_s(item, table, own)
+            if idle_tpot_s is None or self._may_refuse(item):
+                allowed = np.zeros(len(cached), bool)
+            else:
+                # Waiting would not help, and refusing is not allowed: its objective cannot count.
+                own, may_decode = np.inf, table.decoder & room
         whole = (table.mixed | table.decoder) & room
         if view.any_prefills:
             # Decode workers whose step keeps every promise with a chunk in it; without promises, one chunk at most.
             limit = np.minimum(view.limit_s, TPOT_MARGIN * own)
             chunk_s = view.step_s + work / np.maximum(steps, 1)
-            whole &= table.mixed | np.where(np.isfinite(limit), chunk_s <= limit, new <= table.mixed_chunk)
-        return _Prices(cached, compute, tpot, allowed | whole, may_decode)
+            kept = (chunk_s <= view.promised_s) & np.where(np.isfinite(limit), chunk_s <= limit, new <= table.mixed_chunk)
+            whole &= table.mixed | kept
+        return _Prices(cached, compute, tpot, allowed | whole, may_decode, idle_tpot_s)
+
+    @staticmethod
+    def _idle_tpot_s(item: PlacementInput, table: WorkerTable, own_s: float) -> float | None:
+        """The request's decode step on the fastest decode worker, if even an idle one is slower than `own_s`."""
+        alone = table.step_s + table.decode_s + table.context_token_s * item.num_tokens
+        fastest = float(alone[table.decoder].min())
+        return fastest if fastest > own_s else None
 
     @staticmethod
     def _decode_row(item: PlacementInput, prices: _Prices, state: ClusterState) -> int | None:

@@ -79,10 +79,9 @@ def test_a_tenant_that_returns_cannot_claim_the_time_it_was_away() -> None:
 
 def test_going_away_does_not_wipe_out_what_a_tenant_was_given() -> None:
     counter = VirtualTokenCounter()
-    counter.on_queued("greedy", [])
+    counter.on_queued("modest", [])
+    counter.on_queued("greedy", ["modest"])
     counter.charge("greedy", 10_000)
-    counter.on_queued("modest", ["greedy"])
-    counter.charge("modest", 10)
     counter.on_queued("greedy", ["modest"])
     assert ids(counter.order([item("g", "greedy"), item("m", "modest")])) == ["m", "g"]
 
