@@ -222,7 +222,9 @@ class PredictedLatency:
             # Decode workers whose step keeps every promise with a chunk in it; without promises, one chunk at most.
             limit = np.minimum(view.limit_s, TPOT_MARGIN * own)
             chunk_s = view.step_s + work / np.maximum(steps, 1)
-            kept = (chunk_s <= view.promised_s) & np.where(np.isfinite(limit), chunk_s <= limit, new <= table.mixed_chunk)
+            kept = (chunk_s <= view.promised_s) & np.where(
+                np.isfinite(limit), chunk_s <= limit, new <= table.mixed_chunk
+            )
             whole &= table.mixed | kept
         return _Prices(cached, compute, tpot, allowed | whole, may_decode, idle_tpot_s)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -76,7 +78,7 @@ class PrefixIndexMachine(RuleBasedStateMachine):
         matches = self.index.match(page_keys(chain))
         depths = [depth for depth, _ in matches]
         assert depths == sorted(set(depths))
-        assert all(wide & narrow == narrow != wide for (_, wide), (_, narrow) in zip(matches, matches[1:], strict=False))
+        assert all(wide & narrow == narrow != wide for (_, wide), (_, narrow) in pairwise(matches))
         expected = {worker: longest_prefix(pages or set(), chain) for worker, pages in self.counted.items()}
         for worker, depth in expected.items():
             assert self.index.pages_of(worker, matches) == depth
