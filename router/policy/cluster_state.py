@@ -182,7 +182,7 @@ class ClusterState:
             seconds = costs.prefill_s(new, cached, chunk) + -(-new // chunk) * (beside - costs.step_s)
         view.assigned[request_id] = PromptWork(new, seconds)
         view.busy_until_s = max(view.busy_until_s, now) + seconds
-        self._sync(view)
+        self._sync_prompts(view)
 
     def unassign(self, worker: str, request_id: str, now: float) -> None:
         """The prompt is computed, or nobody wants it any more."""
@@ -190,43 +190,53 @@ class ClusterState:
         if view is not None and view.assigned.pop(request_id, None) is not None:
             if not view.assigned:
                 view.busy_until_s = min(view.busy_until_s, now)
-            self._sync(view)
+            self._sync_prompts(view)
 
     def reserve(self, worker: str, reservation_id: str, pages: int) -> None:
         view = self.workers.get(worker)
         if view is not None:
             view.reserved[reservation_id] = pages
-            self._sync(view)
+            self._sync_pages(view)
 
     def unreserve(self, worker: str, reservation_id: str) -> None:
         view = self.workers.get(worker)
         if view is not None and view.reserved.pop(reservation_id, None) is not None:
-            self._sync(view)
+            self._sync_pages(view)
 
     def expect(self, worker: str, request_id: str, sequence: RunningSequence) -> None:
         """The sequence will decode there."""
         view = self.workers.get(worker)
         if view is not None:
             view.running[request_id] = sequence
-            self._sync(view)
+            self._sync_sequences(view)
 
     def forget(self, worker: str, request_id: str) -> None:
         """The sequence decodes there no more, or never will."""
         view = self.workers.get(worker)
         if view is not None and view.running.pop(request_id, None) is not None:
-            self._sync(view)
+            self._sync_sequences(view)
 
     def _sync(self, view: WorkerView) -> None:
-        """Bring the worker's row of the table up to date."""
-        table, row = self.table, view.row
-        table.set_role(row, view.load.role)
-        table.busy_until_s[row] = view.busy_until_s
-        table.uncomputed[row] = view.uncomputed_tokens
-        table.pages_available[row] = view.pages_available
-        table.decodes[row] = len(view.running)
+        """Bring the worker's row of the table up to date after a report."""
+        self.table.set_role(view.row, view.load.role)
+        self.table.set_costs(view.row, view.latency.costs)
+        self._sync_prompts(view)
+        self._sync_pages(view)
+        self._sync_sequences(view)
+
+    def _sync_prompts(self, view: WorkerView) -> None:
+        self.table.busy_until_s[view.row] = view.busy_until_s
+        self.table.uncomputed[view.row] = view.uncomputed_tokens
+        self.table.sequences[view.row] = view.sequences
+
+    def _sync_pages(self, view: WorkerView) -> None:
+        self.table.pages_available[view.row] = view.pages_available
+
+    def _sync_sequences(self, view: WorkerView) -> None:
+        table, row, running = self.table, view.row, view.running.values()
+        table.decodes[row] = len(running)
         table.sequences[row] = view.sequences
-        table.context[row] = sum(one.tokens for one in view.running.values())
-        objectives = [one.tpot_s for one in view.running.values() if one.tpot_s is not None]
+        table.context[row] = sum([one.prompt_tokens + one.emitted for one in running])
+        objectives = [one.tpot_s for one in running if one.tpot_s is not None]
         table.tpot_s[row] = min(objectives, default=np.inf)
-        table.all_state_tpot[row] = len(objectives) == len(view.running)
-        table.set_costs(row, view.latency.costs)
+        table.all_state_tpot[row] = len(objectives) == len(running)

@@ -61,10 +61,18 @@ class _Pass:
         self.any_decoder = bool(table.decoder.any())
         self.promised_s = TPOT_MARGIN * table.tpot_s  # what a step may take for the sequences that were promised some
         self.limit_s = np.where(table.all_state_tpot, self.promised_s, np.inf)
+        self._stale = True
+
+    def any_room(self) -> bool:
+        """Whether any worker may be given something now."""
         self.refresh()
+        return bool(self.has_room.any())
 
     def refresh(self) -> None:
         """What follows from the columns and is the same for every request."""
+        if not self._stale:
+            return
+        self._stale = False
         table = self.table
         self.chunk = np.where(table.prefills | (self.decodes == 0), table.chunk, table.mixed_chunk)
         beside = table.decode_s * self.decodes + table.context_token_s * self.context
@@ -83,7 +91,7 @@ class _Pass:
             self.decodes[target] += 1
             self.context[target] += context
             self.pages[target] -= -(-tokens // int(self.table.page_size[target]))
-        self.refresh()
+        self._stale = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,17 +105,18 @@ class PredictedLatency:
         if not queue:
             return []
         view = _Pass(state.table, now)
-        if not view.has_room.any():
+        if not view.any_room():
             return self._refuse_overdue(queue, view)
         verdicts: list[Place | Refuse] = []
         late: list[PlacementInput] = []
         for item in queue[:SCANNED]:
+            if not view.any_room():
+                return verdicts
             verdict = self._schedule(item, state, view, late)
             if verdict is not None:
                 verdicts.append(verdict)
-                if not view.has_room.any():
-                    return verdicts
-        for item in late:
+        for item in late if late and view.any_room() else ():
+            view.refresh()
             verdict = self._schedule(item, state, view, None)
             if verdict is not None:
                 verdicts.append(verdict)
@@ -171,7 +180,7 @@ class PredictedLatency:
         whole = not table.prefills[row]
         target = row if whole else self._decode_row(item, prices, state)
         tokens = int(item.num_tokens - prices.cached[row])
-        order = np.argsort(ttft, kind="stable")[:EXPLAINED].tolist()
+        order = _lowest(ttft, EXPLAINED)
         candidates = tuple(
             Candidate(
                 worker=table.names[one],
@@ -241,12 +250,14 @@ class PredictedLatency:
         table = state.table
         sequence = RunningSequence(item.num_tokens, item.output)
         rows = np.flatnonzero(prices.may_decode)
-        order = [int(rows[index]) for index in np.argsort(prices.tpot_s[rows], kind="stable")]
-        for row in order:
-            view = state.workers[table.names[row]]
-            if view.peak_pages(sequence) <= view.info.num_pages:
-                return row
-        return order[0] if order else None
+        if not len(rows):
+            return None
+        tpot_s = prices.tpot_s[rows]
+        first = int(rows[np.argmin(tpot_s)])
+        if _fits_at_peak(sequence, first, state):
+            return first
+        order = rows[np.argsort(tpot_s, kind="stable")].tolist()
+        return next((row for row in order if _fits_at_peak(sequence, row, state)), first)
 
     def find_decode(self, item: PlacementInput, state: ClusterState, avoid: str | None, now: float) -> str | None:
         table = state.table
@@ -259,3 +270,17 @@ class PredictedLatency:
         empty = np.zeros(len(may))
         row = self._decode_row(item, _Prices(empty, empty, tpot, may, may), state)
         return None if row is None else table.names[row]
+
+
+def _fits_at_peak(sequence: RunningSequence, row: int, state: ClusterState) -> bool:
+    view = state.workers[state.table.names[row]]
+    return view.peak_pages(sequence) <= view.info.num_pages
+
+
+def _lowest(values: np.ndarray, count: int) -> list[int]:
+    """Where the lowest values are, rising; equal ones in the order they stand in."""
+    if len(values) > count:
+        bound = np.partition(values, count - 1)[count - 1]
+        few = np.flatnonzero(values <= bound)
+        return list(few[np.argsort(values[few], kind="stable")][:count].tolist())
+    return list(np.argsort(values, kind="stable")[:count].tolist())

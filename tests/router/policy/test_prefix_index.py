@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from hypothesis import settings
+import pytest
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -99,6 +100,39 @@ PrefixIndexMachine.TestCase.settings = settings(max_examples=100, stateful_step_
 test_any_order_of_messages_is_believed_rightly = PrefixIndexMachine.TestCase
 
 
+@settings(deadline=None)
+@given(
+    depths=st.dictionaries(st.sampled_from("abcdef"), st.integers(0, 20), min_size=1),
+    asked=st.integers(0, 20),
+    stride=st.integers(1, 8),
+)
+def test_long_chains_are_matched_by_strides_as_if_page_by_page(depths: dict[str, int], asked: int, stride: int) -> None:
+    chain = [bytes([number]) * 16 for number in range(20)]
+    index = PrefixIndex()
+    for worker, depth in depths.items():
+        index.add(worker)
+        index.on_change(worker, PagesChanged(1, tuple(chain[:depth]), (), snapshot=True))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prefix_index, "STRIDE", stride)
+        matches = index.match(page_keys(chain[:asked]))
+    assert {worker: index.pages_of(worker, matches) for worker in depths} == {
+        worker: min(depth, asked) for worker, depth in depths.items()
+    }
+
+
+def test_a_match_is_asked_anew_after_every_change() -> None:
+    index = PrefixIndex()
+    keys = page_keys(HASHES[:2])
+    index.add("a")
+    assert index.match(keys) == []
+    index.on_change("a", PagesChanged(1, (HASHES[0],), (), snapshot=True))
+    assert [depth for depth, _ in index.match(keys)] == [1]
+    index.on_change("a", PagesChanged(2, (HASHES[1],), ()))
+    assert [depth for depth, _ in index.match(keys)] == [2]
+    index.remove("a")
+    assert index.match(keys) == []
+
+
 def test_a_thousand_workers_share_a_prefix_and_differ_behind_it() -> None:
     index = PrefixIndex()
     shared, own = HASHES[:4], HASHES[4:7]
@@ -123,7 +157,7 @@ def test_a_page_of_an_earlier_incarnation_never_counts_even_before_the_sweep() -
     assert len(index) == 0
 
 
-def test_sets_of_holders_that_no_page_has_any_more_are_forgotten(monkeypatch) -> None:
+def test_sets_of_holders_that_no_page_has_any_more_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prefix_index, "MAX_SETS", 16)
     index = PrefixIndex()
     for worker in "abcdefgh":
