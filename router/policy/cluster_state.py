@@ -96,6 +96,14 @@ class WorkerView:
             peak = max(peak, tokens + count * remaining)
         return int(peak / self.info.page_size) + len(expected)
 
+    def fits_at_peak(self, extra: RunningSequence) -> bool:
+        """Whether its sequences and `extra` have pages at their fullest moment."""
+        sequences = [*self.running.values(), extra]
+        # Where even their limits fit, their expected ends need not be asked.
+        most = sum([one.prompt_tokens + max(one.output.limit, one.emitted + 1) for one in sequences])
+        pages = most // self.info.page_size + len(sequences)
+        return pages <= self.info.num_pages or self.peak_pages(extra) <= self.info.num_pages
+
     def remaining_work_s(self) -> float:
         """Predicted time for the prompt tokens that the last report still had, and for those sent since."""
         counted = set(self.load.request_ids)
@@ -142,7 +150,7 @@ class ClusterState:
         true = self.prefix_index.on_change(worker, change)
         view = self.workers.get(worker)
         if view is not None:
-            self.table.bit[view.row] = self.prefix_index.bit(worker) or 0
+            self.table.set_bit(view.row, self.prefix_index.bit(worker) or 0)
         return true
 
     def remove(self, worker: str) -> WorkerView | None:

@@ -57,8 +57,10 @@ class _Pass:
         self.decodes = table.decodes.copy()
         self.context = table.context.copy()
         self.pages = table.pages_available.copy()
-        self.any_prefills = bool(table.prefills.any())
-        self.any_decoder = bool(table.decoder.any())
+        self.any_prefills = np.count_nonzero(table.prefills) > 0
+        self.any_decoder = np.count_nonzero(table.decoder) > 0
+        self.may_whole = table.mixed | table.decoder
+        self.handicap = np.where(table.decoder, WHOLE_HANDICAP, 1.0)
         self.promised_s = TPOT_MARGIN * table.tpot_s  # what a step may take for the sequences that were promised some
         self.limit_s = np.where(table.all_state_tpot, self.promised_s, np.inf)
         self._stale = True
@@ -66,7 +68,7 @@ class _Pass:
     def any_room(self) -> bool:
         """Whether any worker may be given something now."""
         self.refresh()
-        return bool(self.has_room.any())
+        return np.count_nonzero(self.has_room) > 0
 
     def refresh(self) -> None:
         """What follows from the columns and is the same for every request."""
@@ -79,6 +81,7 @@ class _Pass:
         self.step_s = table.step_s + np.where(table.prefills, 0.0, beside)  # of a step before its prompt tokens
         self.tpot_s = table.step_s + beside + table.decode_s  # of decodes, with one more sequence
         self.may_start = self.decodes < table.max_batch
+        self.headroom = np.minimum(self.decodes, HEADROOM_PAGES)
         fastest_mixed = self.step_s + table.prefill_token_s * table.mixed_chunk
         whole = table.mixed | (table.decoder & (fastest_mixed <= self.promised_s) & (self.pages > 0))
         self.has_room = (table.prefills | whole) & (self.uncomputed < CHUNKS_AHEAD * self.chunk)
@@ -143,12 +146,12 @@ class PredictedLatency:
     ) -> Place | Refuse | None:
         """Give the request its place in this pass; `late` takes those that would miss their objective."""
         prices = self._price(item, state, view)
-        if not prices.allowed.any():
+        if not np.count_nonzero(prices.allowed):
             if prices.idle_tpot_s is not None and self._may_refuse(item):
                 return Refuse(item.request_id, refuse_slow(item, prices.idle_tpot_s))
             return self._refuse_if_overdue(item, view)
         ttft = np.where(prices.allowed, view.wait_s + prices.compute_s, np.inf)
-        row = int(np.argmin(np.where(state.table.decoder, WHOLE_HANDICAP, 1.0) * ttft))
+        row = int((view.handicap * ttft).argmin())
         if item.due_s is not None and late is not None and view.now + ttft[row] > item.due_s:
             fastest = float(np.min(np.where(prices.allowed, prices.compute_s, np.inf)))
             if self._may_refuse(item) and view.now + fastest > item.due_s:
@@ -180,19 +183,7 @@ class PredictedLatency:
         whole = not table.prefills[row]
         target = row if whole else self._decode_row(item, prices, state)
         tokens = int(item.num_tokens - prices.cached[row])
-        order = _lowest(ttft, EXPLAINED)
-        candidates = tuple(
-            Candidate(
-                worker=table.names[one],
-                whole=not table.prefills[one],
-                ttft_s=float(ttft[one]),
-                wait_s=float(view.wait_s[one]),
-                uncached_tokens=int(item.num_tokens - prices.cached[one]),
-                tpot_s=float(prices.tpot_s[one if not table.prefills[one] or target is None else target]),
-            )
-            for one in order
-            if np.isfinite(ttft[one])
-        )
+        candidates = _candidates(item, row, target, ttft, prices, view)
         why = (
             f"{table.names[row]} should answer first, in {1000 * ttft[row]:.0f} ms: "
             f"{1000 * view.wait_s[row]:.0f} ms until it begins, {tokens} of {item.num_tokens} tokens to compute"
@@ -211,14 +202,14 @@ class PredictedLatency:
         compute = steps * view.step_s + work
         tpot = view.tpot_s + table.context_token_s * item.num_tokens
         own = np.inf if item.objectives.tpot_s is None else item.objectives.tpot_s
-        fits = view.pages > new // table.page_size + np.minimum(view.decodes, HEADROOM_PAGES)
+        fits = view.pages > new // table.page_size + view.headroom
         room = fits & view.may_start
         may_decode = table.decoder & room & (tpot <= own)
         idle_tpot_s = None
         allowed = table.prefills & fits
         if not view.any_decoder:
             allowed = np.zeros(len(cached), bool)
-        elif own < np.inf and not may_decode.any():
+        elif own < np.inf and not np.count_nonzero(may_decode):
             # All decode workers are full, or as slow as promised: the prompt waits rather than break promises.
             idle_tpot_s = self._idle_tpot_s(item, table, own)
             if idle_tpot_s is None or self._may_refuse(item):
@@ -226,11 +217,11 @@ class PredictedLatency:
             else:
                 # Waiting would not help, and refusing is not allowed: its objective cannot count.
                 own, may_decode = np.inf, table.decoder & room
-        whole = (table.mixed | table.decoder) & room
+        whole = view.may_whole & room
         if view.any_prefills:
             # Decode workers whose step keeps every promise with a chunk in it; without promises, one chunk at most.
             limit = np.minimum(view.limit_s, TPOT_MARGIN * own)
-            chunk_s = view.step_s + work / np.maximum(steps, 1)
+            chunk_s = view.step_s + work / steps
             kept = (chunk_s <= view.promised_s) & np.where(
                 np.isfinite(limit), chunk_s <= limit, new <= table.mixed_chunk
             )
@@ -253,11 +244,11 @@ class PredictedLatency:
         if not len(rows):
             return None
         tpot_s = prices.tpot_s[rows]
-        first = int(rows[np.argmin(tpot_s)])
-        if _fits_at_peak(sequence, first, state):
+        first = int(rows[tpot_s.argmin()])
+        if state.workers[table.names[first]].fits_at_peak(sequence):
             return first
-        order = rows[np.argsort(tpot_s, kind="stable")].tolist()
-        return next((row for row in order if _fits_at_peak(sequence, row, state)), first)
+        order = rows[tpot_s.argsort(kind="stable")].tolist()
+        return next((row for row in order if state.workers[table.names[row]].fits_at_peak(sequence)), first)
 
     def find_decode(self, item: PlacementInput, state: ClusterState, avoid: str | None, now: float) -> str | None:
         table = state.table
@@ -272,9 +263,27 @@ class PredictedLatency:
         return None if row is None else table.names[row]
 
 
-def _fits_at_peak(sequence: RunningSequence, row: int, state: ClusterState) -> bool:
-    view = state.workers[state.table.names[row]]
-    return view.peak_pages(sequence) <= view.info.num_pages
+def _candidates(
+    item: PlacementInput, row: int, target: int | None, ttft: np.ndarray, prices: _Prices, view: _Pass
+) -> tuple[Candidate, ...]:
+    """The chosen one, then those that would answer soonest."""
+    table = view.table
+    order = [row, *(one for one in _lowest(ttft, EXPLAINED) if one != row)][:EXPLAINED]
+    columns = (ttft, view.wait_s, prices.cached, table.prefills, prices.tpot_s)
+    figures = zip(order, *(column[order].tolist() for column in columns), strict=True)
+    handed_over_s = None if target is None else float(prices.tpot_s[target])
+    return tuple(
+        Candidate(
+            worker=table.names[one],
+            whole=not prefills,
+            ttft_s=ttft_s,
+            wait_s=wait_s,
+            uncached_tokens=item.num_tokens - cached,
+            tpot_s=tpot_s if not prefills or handed_over_s is None else handed_over_s,
+        )
+        for one, ttft_s, wait_s, cached, prefills, tpot_s in figures
+        if ttft_s < np.inf
+    )
 
 
 def _lowest(values: np.ndarray, count: int) -> list[int]:

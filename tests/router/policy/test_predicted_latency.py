@@ -269,7 +269,7 @@ def test_verdicts_name_queued_requests_once_and_workers_that_fit(
         assert decision.whole == (role is not RoleName.PREFILL)
         assert decision.decode is None or state.workers[decision.decode].load.role is RoleName.DECODE
         assert not (decision.whole and decision.decode)
-        assert decision.prefill in {candidate.worker for candidate in decision.candidates} or len(state.workers) > 5
+        assert decision.prefill == decision.candidates[0].worker
         pages = request.num_tokens // PAGE_SIZE + 1
         assert state.workers[decision.prefill].info.num_pages >= pages - len(request.page_keys)
 
