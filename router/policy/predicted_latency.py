@@ -62,13 +62,13 @@ class _Pass:
         self.may_whole = table.mixed | table.decoder
         self.handicap = np.where(table.decoder, WHOLE_HANDICAP, 1.0)
         self.promised_s = TPOT_MARGIN * table.tpot_s  # what a step may take for the sequences that were promised some
-        self.limit_s = np.where(table.all_state_tpot, self.promised_s, np.inf)
+        self.all_promised = table.all_state_tpot & (table.tpot_s < np.inf)
         self._stale = True
 
     def any_room(self) -> bool:
         """Whether any worker may be given something now."""
         self.refresh()
-        return np.count_nonzero(self.has_room) > 0
+        return bool(np.count_nonzero(self.has_room))
 
     def refresh(self) -> None:
         """What follows from the columns and is the same for every request."""
@@ -220,11 +220,11 @@ class PredictedLatency:
         whole = view.may_whole & room
         if view.any_prefills:
             # Decode workers whose step keeps every promise with a chunk in it; without promises, one chunk at most.
-            limit = np.minimum(view.limit_s, TPOT_MARGIN * own)
             chunk_s = view.step_s + work / steps
-            kept = (chunk_s <= view.promised_s) & np.where(
-                np.isfinite(limit), chunk_s <= limit, new <= table.mixed_chunk
-            )
+            if own < np.inf:
+                kept = chunk_s <= np.minimum(view.promised_s, TPOT_MARGIN * own)
+            else:
+                kept = (chunk_s <= view.promised_s) & (view.all_promised | (new <= table.mixed_chunk))
             whole &= table.mixed | kept
         return _Prices(cached, compute, tpot, allowed | whole, may_decode, idle_tpot_s)
 
