@@ -66,6 +66,8 @@ class WorkerView:
         Both the report (plus what it cannot know yet) and the ledger are upper bounds: the report misses what was
         finished since, the ledger the part of a prompt that is done.
         """
+        if not self.assigned:
+            return 0
         counted = set(self.load.request_ids)
         unseen = sum(work.tokens for request_id, work in self.assigned.items() if request_id not in counted)
         return min(self.load.uncomputed_tokens + unseen, sum(work.tokens for work in self.assigned.values()))
@@ -80,7 +82,7 @@ class WorkerView:
     @property
     def sequences(self) -> int:
         """Sequences that run, wait or are expected here."""
-        return len(self.running.keys() | self.assigned.keys())
+        return len(self.running) + len(self.assigned.keys() - self.running.keys())
 
     def peak_pages(self, extra: RunningSequence | None = None) -> int:
         """Pages its sequences will hold at their fullest moment, if each ends when expected.
@@ -246,5 +248,5 @@ class ClusterState:
         table.sequences[row] = view.sequences
         table.context[row] = sum([one.prompt_tokens + one.emitted for one in running])
         objectives = [one.tpot_s for one in running if one.tpot_s is not None]
-        table.tpot_s[row] = min(objectives, default=np.inf)
+        table.tpot_s[row] = min(objectives) if objectives else np.inf
         table.all_state_tpot[row] = len(objectives) == len(running)

@@ -27,6 +27,7 @@ SCANNED = 64  # queued requests one pass looks at
 WHOLE_HANDICAP = 1.25  # a decode worker must be so much faster to get a prompt: its decodes would rather be alone
 TPOT_MARGIN = 0.9  # of an objective that a predicted step may take
 HEADROOM_PAGES = 8  # that stay free on a worker for its sequences' growth, at one each
+PARTITIONED = 256  # workers from which on the few best are sought without sorting all
 EXPLAINED = 5  # candidates kept with a decision
 
 
@@ -180,15 +181,15 @@ class PredictedLatency:
         self, item: PlacementInput, row: int, ttft: np.ndarray, prices: _Prices, state: ClusterState, view: _Pass
     ) -> Place:
         table = state.table
-        whole = not table.prefills[row]
+        whole = not table.prefills.item(row)
         target = row if whole else self._decode_row(item, prices, state)
-        tokens = int(item.num_tokens - prices.cached[row])
+        tokens = item.num_tokens - prices.cached.item(row)
         candidates = _candidates(item, row, target, ttft, prices, view)
         why = (
-            f"{table.names[row]} should answer first, in {1000 * ttft[row]:.0f} ms: "
-            f"{1000 * view.wait_s[row]:.0f} ms until it begins, {tokens} of {item.num_tokens} tokens to compute"
+            f"{table.names[row]} should answer first, in {1000 * ttft.item(row):.0f} ms: "
+            f"{1000 * view.wait_s.item(row):.0f} ms until it begins, {tokens} of {item.num_tokens} tokens to compute"
         )
-        view.take(row, target, tokens, item.num_tokens, float(prices.compute_s[row]))
+        view.take(row, target, tokens, item.num_tokens, prices.compute_s.item(row))
         decode = table.names[target] if target is not None and not whole else None
         return Place(item.request_id, RoutingDecision(table.names[row], decode, whole, why, candidates))
 
@@ -269,27 +270,21 @@ def _candidates(
     """The chosen one, then those that would answer soonest."""
     table = view.table
     order = [row, *(one for one in _lowest(ttft, EXPLAINED) if one != row)][:EXPLAINED]
-    columns = (ttft, view.wait_s, prices.cached, table.prefills, prices.tpot_s)
-    figures = zip(order, *(column[order].tolist() for column in columns), strict=True)
-    handed_over_s = None if target is None else float(prices.tpot_s[target])
-    return tuple(
-        Candidate(
-            worker=table.names[one],
-            whole=not prefills,
-            ttft_s=ttft_s,
-            wait_s=wait_s,
-            uncached_tokens=item.num_tokens - cached,
-            tpot_s=tpot_s if not prefills or handed_over_s is None else handed_over_s,
-        )
-        for one, ttft_s, wait_s, cached, prefills, tpot_s in figures
-        if ttft_s < np.inf
-    )
+    handed_over_s = None if target is None else prices.tpot_s.item(target)
+    found = []
+    for one in order:
+        ttft_s, whole = ttft.item(one), not table.prefills.item(one)
+        if ttft_s < np.inf:
+            tpot_s = prices.tpot_s.item(one) if whole or handed_over_s is None else handed_over_s
+            uncached = item.num_tokens - prices.cached.item(one)
+            found.append(Candidate(table.names[one], whole, ttft_s, view.wait_s.item(one), uncached, tpot_s))
+    return tuple(found)
 
 
 def _lowest(values: np.ndarray, count: int) -> list[int]:
     """Where the lowest values are, rising; equal ones in the order they stand in."""
-    if len(values) > count:
+    if len(values) > PARTITIONED:
         bound = np.partition(values, count - 1)[count - 1]
         few = np.flatnonzero(values <= bound)
-        return list(few[np.argsort(values[few], kind="stable")][:count].tolist())
-    return list(np.argsort(values, kind="stable")[:count].tolist())
+        return list(few[values[few].argsort(kind="stable")][:count].tolist())
+    return list(values.argsort(kind="stable")[:count].tolist())
