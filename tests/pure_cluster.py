@@ -151,7 +151,7 @@ class PureCluster:
                 self._perform(self.core.tick(self.now))
                 for worker in self.workers.values():
                     self._report(worker)
-            if quiet > 3:
+            if quiet > 8:  # longer than a worker may keep silent
                 return
         raise AssertionError("the cluster does not come to rest")
 
