@@ -12,9 +12,9 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
 from cluster.handoff import HandoffNotice
-from cluster.messages import LoadReport, PeerJoined, PeerLeft, Register, RouterMessage, Welcome, WorkerMessage
+from cluster.messages import PeerJoined, PeerLeft, Register, ResyncPages, RouterMessage, Welcome, WorkerMessage
 from cluster.request import Request, SamplingParams
-from cluster.worker import Endpoint, PageLayout, RoleName, WorkerInfo, WorkerLoad
+from cluster.worker import Endpoint, PageLayout, RoleName, WorkerInfo
 from decode_worker.role import DecodeRole
 from engine.batch import StepBudget
 from engine.kv_pages import PagePool
@@ -22,8 +22,10 @@ from engine.step import SampledToken, StepPlan, StepResult
 from prefill_worker.role import PrefillRole
 from router.commands import Close, Command, Show, Tell
 from router.core import RouterCore
+from router.policy.placement import Placement
 from router.policy.predicted_latency import PredictedLatency
 from router.record import Completion
+from worker.reports import Reports
 from worker.role import Role, Send, WriteEnded, WritePages
 from worker.state import WorkerState
 
@@ -60,7 +62,10 @@ class PureWorker:
     outbox: deque[WorkerMessage] = field(default_factory=deque)
     notices: deque[HandoffNotice] = field(default_factory=deque)
     peers: set[str] = field(default_factory=set)
-    reports: int = 0
+    reports: Reports = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.reports = Reports(self.name, self.state)
 
     def execute(self, plan: StepPlan) -> StepResult:
         """Check the KV each slice reads, write its own, and answer where it samples."""
@@ -86,6 +91,7 @@ class PureCluster:
     rng: random.Random
     num_pages: int = 24
     chunk_tokens: int = 8
+    placement: Placement = field(default_factory=PredictedLatency)
     core: RouterCore = field(init=False)
     workers: dict[str, PureWorker] = field(default_factory=dict)
     writes: list[tuple[PureWorker, WritePages]] = field(default_factory=list)
@@ -94,7 +100,7 @@ class PureCluster:
     now: float = 0.0
 
     def __post_init__(self) -> None:
-        self.core = RouterCore("router", PredictedLatency(), lambda ids: "".join(map(chr, ids)))
+        self.core = RouterCore("router", self.placement, lambda ids: "".join(map(chr, ids)))
 
     def add(self, name: str, role: RoleName, incarnation: int = 1) -> PureWorker:
         agent = f"{name}:{incarnation}"
@@ -145,7 +151,7 @@ class PureCluster:
                 self._perform(self.core.tick(self.now))
                 for worker in self.workers.values():
                     self._report(worker)
-            if quiet > 3:
+            if quiet > 8:  # longer than a worker may keep silent
                 return
         raise AssertionError("the cluster does not come to rest")
 
@@ -163,8 +169,11 @@ class PureCluster:
     def _deliver(self, worker: PureWorker) -> bool:
         message = worker.inbox.popleft()
         match message:
-            case Welcome():
+            case Welcome(_, interval_s):
+                self._tell(worker, worker.reports.on_welcome(interval_s))
                 self._report(worker)
+            case ResyncPages():
+                self._tell(worker, worker.reports.snapshot())
             case PeerJoined(endpoint):
                 worker.peers.add(endpoint.agent)
             case PeerLeft(agent):
@@ -218,24 +227,11 @@ class PureCluster:
                 self.writes.append((worker, command))
 
     def _report(self, worker: PureWorker) -> None:
-        worker.reports += 1
-        pool, held = worker.state.pool, worker.role.occupancy()
-        load = WorkerLoad(
-            worker.name,
-            worker.role.name,
-            0,
-            worker.reports,
-            pool.num_pages,
-            pool.num_free,
-            pool.num_cached,
-            held.running,
-            held.waiting,
-            held.uncomputed_tokens,
-            held.context_tokens,
-            held.request_ids,
-            held.reservation_ids,
-        )
-        self._perform(self.core.on_message(worker.name, LoadReport(load), self.now))
+        self._tell(worker, worker.reports.due(worker.role, self.now, idle=True))
+
+    def _tell(self, worker: PureWorker, messages: Seq[WorkerMessage]) -> None:
+        for message in messages:
+            self._perform(self.core.on_message(worker.name, message, self.now))
 
     def cancel(self, request_id: str, error: Exception) -> None:
         self._perform(self.core.stop(request_id, error, self.now))  # type: ignore[arg-type]

@@ -22,6 +22,15 @@ def refuse_late(item: PlacementInput, wait_s: float, compute_s: float) -> Overlo
     )
 
 
+def refuse_slow(item: PlacementInput, tpot_s: float) -> Overloaded:
+    """The refusal of a request that no worker decodes as fast as it asks, even when idle."""
+    objective_s = item.objectives.tpot_s or 0.0
+    return Overloaded(
+        f"A token takes {1000 * tpot_s:.1f} ms here at best, the TPOT objective is {1000 * objective_s:.1f} ms: "
+        "ask for a longer one."
+    )
+
+
 def refuse_full(queued: int, oldest_wait_s: float) -> Overloaded:
     """The refusal when the queue is at its limit: about as long as the oldest has waited until there is room."""
     retry_s = max(oldest_wait_s, 1.0)

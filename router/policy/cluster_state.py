@@ -66,6 +66,8 @@ class WorkerView:
         Both the report (plus what it cannot know yet) and the ledger are upper bounds: the report misses what was
         finished since, the ledger the part of a prompt that is done.
         """
+        if not self.assigned:
+            return 0
         counted = set(self.load.request_ids)
         unseen = sum(work.tokens for request_id, work in self.assigned.items() if request_id not in counted)
         return min(self.load.uncomputed_tokens + unseen, sum(work.tokens for work in self.assigned.values()))
@@ -80,7 +82,7 @@ class WorkerView:
     @property
     def sequences(self) -> int:
         """Sequences that run, wait or are expected here."""
-        return len(self.running.keys() | self.assigned.keys())
+        return len(self.running) + len(self.assigned.keys() - self.running.keys())
 
     def peak_pages(self, extra: RunningSequence | None = None) -> int:
         """Pages its sequences will hold at their fullest moment, if each ends when expected.
@@ -95,6 +97,14 @@ class WorkerView:
             tokens += held
             peak = max(peak, tokens + count * remaining)
         return int(peak / self.info.page_size) + len(expected)
+
+    def fits_at_peak(self, extra: RunningSequence) -> bool:
+        """Whether its sequences and `extra` have pages at their fullest moment."""
+        sequences = [*self.running.values(), extra]
+        # Where even their limits fit, their expected ends need not be asked.
+        most = sum([one.prompt_tokens + max(one.output.limit, one.emitted + 1) for one in sequences])
+        pages = most // self.info.page_size + len(sequences)
+        return pages <= self.info.num_pages or self.peak_pages(extra) <= self.info.num_pages
 
     def remaining_work_s(self) -> float:
         """Predicted time for the prompt tokens that the last report still had, and for those sent since."""
@@ -142,7 +152,7 @@ class ClusterState:
         true = self.prefix_index.on_change(worker, change)
         view = self.workers.get(worker)
         if view is not None:
-            self.table.bit[view.row] = self.prefix_index.bit(worker) or 0
+            self.table.set_bit(view.row, self.prefix_index.bit(worker) or 0)
         return true
 
     def remove(self, worker: str) -> WorkerView | None:
@@ -182,7 +192,7 @@ class ClusterState:
             seconds = costs.prefill_s(new, cached, chunk) + -(-new // chunk) * (beside - costs.step_s)
         view.assigned[request_id] = PromptWork(new, seconds)
         view.busy_until_s = max(view.busy_until_s, now) + seconds
-        self._sync(view)
+        self._sync_prompts(view)
 
     def unassign(self, worker: str, request_id: str, now: float) -> None:
         """The prompt is computed, or nobody wants it any more."""
@@ -190,43 +200,53 @@ class ClusterState:
         if view is not None and view.assigned.pop(request_id, None) is not None:
             if not view.assigned:
                 view.busy_until_s = min(view.busy_until_s, now)
-            self._sync(view)
+            self._sync_prompts(view)
 
     def reserve(self, worker: str, reservation_id: str, pages: int) -> None:
         view = self.workers.get(worker)
         if view is not None:
             view.reserved[reservation_id] = pages
-            self._sync(view)
+            self._sync_pages(view)
 
     def unreserve(self, worker: str, reservation_id: str) -> None:
         view = self.workers.get(worker)
         if view is not None and view.reserved.pop(reservation_id, None) is not None:
-            self._sync(view)
+            self._sync_pages(view)
 
     def expect(self, worker: str, request_id: str, sequence: RunningSequence) -> None:
         """The sequence will decode there."""
         view = self.workers.get(worker)
         if view is not None:
             view.running[request_id] = sequence
-            self._sync(view)
+            self._sync_sequences(view)
 
     def forget(self, worker: str, request_id: str) -> None:
         """The sequence decodes there no more, or never will."""
         view = self.workers.get(worker)
         if view is not None and view.running.pop(request_id, None) is not None:
-            self._sync(view)
+            self._sync_sequences(view)
 
     def _sync(self, view: WorkerView) -> None:
-        """Bring the worker's row of the table up to date."""
-        table, row = self.table, view.row
-        table.set_role(row, view.load.role)
-        table.busy_until_s[row] = view.busy_until_s
-        table.uncomputed[row] = view.uncomputed_tokens
-        table.pages_available[row] = view.pages_available
-        table.decodes[row] = len(view.running)
+        """Bring the worker's row of the table up to date after a report."""
+        self.table.set_role(view.row, view.load.role)
+        self.table.set_costs(view.row, view.latency.costs)
+        self._sync_prompts(view)
+        self._sync_pages(view)
+        self._sync_sequences(view)
+
+    def _sync_prompts(self, view: WorkerView) -> None:
+        self.table.busy_until_s[view.row] = view.busy_until_s
+        self.table.uncomputed[view.row] = view.uncomputed_tokens
+        self.table.sequences[view.row] = view.sequences
+
+    def _sync_pages(self, view: WorkerView) -> None:
+        self.table.pages_available[view.row] = view.pages_available
+
+    def _sync_sequences(self, view: WorkerView) -> None:
+        table, row, running = self.table, view.row, view.running.values()
+        table.decodes[row] = len(running)
         table.sequences[row] = view.sequences
-        table.context[row] = sum(one.tokens for one in view.running.values())
-        objectives = [one.tpot_s for one in view.running.values() if one.tpot_s is not None]
-        table.tpot_s[row] = min(objectives, default=np.inf)
-        table.all_state_tpot[row] = len(objectives) == len(view.running)
-        table.set_costs(row, view.latency.costs)
+        table.context[row] = sum([one.prompt_tokens + one.emitted for one in running])
+        objectives = [one.tpot_s for one in running if one.tpot_s is not None]
+        table.tpot_s[row] = min(objectives) if objectives else np.inf
+        table.all_state_tpot[row] = len(objectives) == len(running)

@@ -16,6 +16,7 @@ from cluster.worker import StepSample
 
 FORGETTING = 0.995
 OUTLIER = 3.0  # residuals beyond so many typical ones count as so many: a page fault is no trend
+MIN_STEP_S = 1e-6  # what claims to be shorter was not measured
 PRIOR_SAMPLES = 1.0  # how many typical steps the prior weighs
 
 
@@ -87,7 +88,7 @@ class LatencyModel:
         Each counts relative to what was expected of it, so that short steps are fitted too; relative to what was
         measured, slow ones would count less than they happen.
         """
-        if not sample.seconds > 0.0:
+        if not MIN_STEP_S < sample.seconds < float("inf"):
             return
         features = np.array([1.0, sample.prefill_tokens, sample.prefill_pairs, sample.decodes, sample.context_tokens])
         row = features * self._scale
@@ -102,8 +103,8 @@ class LatencyModel:
         self._weights = np.maximum(self._weights + gain * residual, 0.0)
         self._covariance = (self._covariance - np.outer(gain, projected)) / FORGETTING
         # What is not excited is not forgotten: without this the covariance of unseen features grows without bound.
-        excess = float(np.max(np.diag(self._covariance)))
-        if excess > 1.0:
-            self._covariance /= excess
+        # Only theirs is held down: the others have to go on forgetting, or they follow no change.
+        shrink = 1.0 / np.sqrt(np.maximum(np.diag(self._covariance) * PRIOR_SAMPLES, 1.0))
+        self._covariance *= np.outer(shrink, shrink)
         self.samples += 1
         self._costs = None

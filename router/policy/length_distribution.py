@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from dataclasses import dataclass, field
-from itertools import accumulate
 
 import numpy as np
 
@@ -22,6 +21,7 @@ def _edges() -> list[int]:
 EDGES = _edges()
 """A bin holds the lengths up to its edge, from above the one before."""
 NUM_BINS = len(EDGES)
+_LENGTHS = np.array(EDGES, dtype=float)
 
 
 def bin_of(tokens: int) -> int:
@@ -47,7 +47,7 @@ class LengthDistribution:
         """The length that `share` of such requests stay within, in tokens."""
         if self.levels is not None:
             share = float(np.interp(share, np.linspace(0.0, 1.0, len(self.levels)), self.levels))
-        return min(round(float(np.interp(share, np.cumsum(self.shares), EDGES))), self.limit)
+        return min(round(float(np.interp(share, np.cumsum(self.shares), _LENGTHS))), self.limit)
 
     @property
     def median(self) -> int:
@@ -61,10 +61,8 @@ class LengthDistribution:
     def remaining(self, emitted: int = 0) -> float:
         """Expected tokens still to come once `emitted` are out: at least one, at most what `limit` leaves."""
         if not self._above:
-            shares = self.shares.tolist()
-            self._above = list(accumulate(reversed(shares)))[::-1]
-            weighted = [share * edge for share, edge in zip(shares, EDGES, strict=True)]
-            self._weighted = list(accumulate(reversed(weighted)))[::-1]
+            self._above = np.cumsum(self.shares[::-1])[::-1].tolist()
+            self._weighted = np.cumsum((self.shares * _LENGTHS)[::-1])[::-1].tolist()
         index = bin_of(emitted + 1)
         above = self._above[index]
         # Beyond everything seen so far, old sequences tend to live on (Lindy): half as long again.

@@ -6,9 +6,10 @@ level above it (hierarchical Dirichlet smoothing: counts + strength · the broad
     all requests → tenant → context → its answers to prompts with as many new tokens → its answers after an answer of
     that length → the request's own page-hash chain, node by node
 
-A *context* is the deepest prefix that many requests share (a system prompt, an agent's template). The nodes below it
-are conversations: few samples each, and what was last said there tells most. Quantiles are recalibrated online
-(Kuleshov et al. 2018): where past answers fell in their predicted distributions says how far to trust a stated share.
+A *context* is the deepest prefix that many requests share (a system prompt, an agent's template), or, for want of one,
+all that the tenant asks. The nodes below it are conversations: few samples each, and what was last said there tells
+most. Quantiles are recalibrated online (Kuleshov et al. 2018): where past answers fell in their predicted distributions
+says how far to trust a stated share.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ LEVEL_STRENGTH, NODE_STRENGTH = 30.0, 8.0
 FORGET = 1 / 2000  # per answer, of a level's weight
 NEIGHBOURS = 0.25  # of a sample's weight that each neighbouring bin gets
 RANKS = 100
+MAX_WEIGHT = 1e12  # of a bin, in a file that is loaded: far more than the forgetting lets any reach
 PRIOR_TOKENS = 256  # before anything was seen
 
 
@@ -74,7 +76,7 @@ class OutputLength:
                 context = index + 1
             elif index + 1 == len(seen) or seen[index + 1].count != node.count:
                 narrow.append(node)  # else the next node knows exactly the same answers
-        name = f"{nodes[context - 1]:x}" if context else ""
+        name = f"{nodes[context - 1]:x}" if context else f"of {tenant!r}"
         new_tokens = prompt_tokens - len(seen) * STRIDE_TOKENS
         levels = ["", f"tenant {tenant}", f"context {name}", f"new {name} {_octave(new_tokens)} {bool(narrow)}"]
         if narrow:
@@ -149,16 +151,25 @@ class OutputLength:
     @classmethod
     def loads(cls, text: str) -> OutputLength:
         """A predictor from `dumps`; raises `ValueError` for anything else."""
-        values = json.loads(text)
-        if not isinstance(values, dict) or values.get("version") != 1 or len(values.get("ranks", [])) != RANKS:
+        try:
+            values = json.loads(text)
+            predictor = cls(_ranks=_weights(values["ranks"]))
+            for name, bins in values["levels"].items():
+                counts = predictor._levels[name] = np.zeros(NUM_BINS)
+                counts[[int(index) for index in bins]] = _weights(list(bins.values()))
+        except (TypeError, KeyError, IndexError, AttributeError, OverflowError, RecursionError) as error:
+            raise ValueError(f"not a file of learned output lengths ({error!r})") from None
+        if values.get("version") != 1 or len(predictor._ranks) != RANKS or not predictor._ranks.any():
             raise ValueError("not a file of learned output lengths")
-        predictor = cls(_ranks=np.array(values["ranks"], dtype=float))
-        for name, bins in values["levels"].items():
-            counts = np.zeros(NUM_BINS)
-            for index, weight in bins.items():
-                counts[int(index) % NUM_BINS] = float(weight)
-            predictor._levels[name] = counts
         return predictor
+
+
+def _weights(values: list[float]) -> np.ndarray:
+    """Counts from a file: not negative, and small enough to be counts. Raises `ValueError` for others."""
+    weights = np.array(values, dtype=float)
+    if weights.ndim != 1 or not ((weights >= 0.0) & (weights < MAX_WEIGHT)).all():
+        raise ValueError("not a list of counts")
+    return weights
 
 
 def _octave(tokens: int) -> int:

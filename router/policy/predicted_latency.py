@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from cluster.routing import Candidate, RoutingDecision
-from router.policy.admission import refuse_late
+from router.policy.admission import refuse_late, refuse_slow
 from router.policy.cluster_state import ClusterState, RunningSequence
 from router.policy.placement import Place, PlacementInput, Refuse
 from router.policy.worker_table import WorkerTable
@@ -27,6 +27,7 @@ SCANNED = 64  # queued requests one pass looks at
 WHOLE_HANDICAP = 1.25  # a decode worker must be so much faster to get a prompt: its decodes would rather be alone
 TPOT_MARGIN = 0.9  # of an objective that a predicted step may take
 HEADROOM_PAGES = 8  # that stay free on a worker for its sequences' growth, at one each
+PARTITIONED = 256  # workers from which on the few best are sought without sorting all
 EXPLAINED = 5  # candidates kept with a decision
 
 
@@ -39,6 +40,7 @@ class _Prices:
     tpot_s: np.ndarray  # of its decode, with this request beside the others
     allowed: np.ndarray  # may compute the prompt
     may_decode: np.ndarray  # may take the sequence over
+    idle_tpot_s: float | None = None  # of the fastest worker if it were idle; only where that is too slow
 
 
 @dataclass(eq=False)
@@ -56,21 +58,33 @@ class _Pass:
         self.decodes = table.decodes.copy()
         self.context = table.context.copy()
         self.pages = table.pages_available.copy()
-        self.any_prefills = bool(table.prefills.any())
-        self.any_decoder = bool(table.decoder.any())
-        self.limit_s = np.where(table.all_state_tpot, TPOT_MARGIN * table.tpot_s, np.inf)
+        self.any_prefills = np.count_nonzero(table.prefills) > 0
+        self.any_decoder = np.count_nonzero(table.decoder) > 0
+        self.may_whole = table.mixed | table.decoder
+        self.handicap = np.where(table.decoder, WHOLE_HANDICAP, 1.0)
+        self.promised_s = TPOT_MARGIN * table.tpot_s  # what a step may take for the sequences that were promised some
+        self.all_promised = table.all_state_tpot & (table.tpot_s < np.inf)
+        self._stale = True
+
+    def any_room(self) -> bool:
+        """Whether any worker may be given something now."""
         self.refresh()
+        return bool(np.count_nonzero(self.has_room))
 
     def refresh(self) -> None:
         """What follows from the columns and is the same for every request."""
+        if not self._stale:
+            return
+        self._stale = False
         table = self.table
         self.chunk = np.where(table.prefills | (self.decodes == 0), table.chunk, table.mixed_chunk)
         beside = table.decode_s * self.decodes + table.context_token_s * self.context
         self.step_s = table.step_s + np.where(table.prefills, 0.0, beside)  # of a step before its prompt tokens
         self.tpot_s = table.step_s + beside + table.decode_s  # of decodes, with one more sequence
         self.may_start = self.decodes < table.max_batch
+        self.headroom = np.minimum(self.decodes, HEADROOM_PAGES)
         fastest_mixed = self.step_s + table.prefill_token_s * table.mixed_chunk
-        whole = table.mixed | (table.decoder & (fastest_mixed <= self.limit_s) & (self.pages > 0))
+        whole = table.mixed | (table.decoder & (fastest_mixed <= self.promised_s) & (self.pages > 0))
         self.has_room = (table.prefills | whole) & (self.uncomputed < CHUNKS_AHEAD * self.chunk)
 
     def take(self, row: int, target: int | None, tokens: int, context: int, compute_s: float) -> None:
@@ -81,7 +95,7 @@ class _Pass:
             self.decodes[target] += 1
             self.context[target] += context
             self.pages[target] -= -(-tokens // int(self.table.page_size[target]))
-        self.refresh()
+        self._stale = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,39 +109,53 @@ class PredictedLatency:
         if not queue:
             return []
         view = _Pass(state.table, now)
-        if not view.has_room.any():
-            return self._refuse_overdue(queue, now)
+        if not view.any_room():
+            return self._refuse_overdue(queue, view)
         verdicts: list[Place | Refuse] = []
         late: list[PlacementInput] = []
         for item in queue[:SCANNED]:
+            if not view.any_room():
+                return verdicts
             verdict = self._schedule(item, state, view, late)
             if verdict is not None:
                 verdicts.append(verdict)
-                if not view.has_room.any():
-                    return verdicts
-        for item in late:
+        for item in late if late and view.any_room() else ():
+            view.refresh()
             verdict = self._schedule(item, state, view, None)
             if verdict is not None:
                 verdicts.append(verdict)
         return verdicts
 
-    def _refuse_overdue(self, queue: Sequence[PlacementInput], now: float) -> list[Place | Refuse]:
+    def _refuse_overdue(self, queue: Sequence[PlacementInput], view: _Pass) -> list[Place | Refuse]:
         """While nobody has room: those whose moment has passed."""
-        overdue = [item for item in queue if item.due_s is not None and now > item.due_s and not item.resumed]
-        return [Refuse(item.request_id, refuse_late(item, 0.0, 0.0)) for item in overdue if self.refuse]
+        verdicts = (self._refuse_if_overdue(item, view) for item in queue)
+        return [verdict for verdict in verdicts if verdict is not None]
+
+    def _refuse_if_overdue(self, item: PlacementInput, view: _Pass) -> Refuse | None:
+        if not self._may_refuse(item) or item.due_s is None or view.now <= item.due_s:
+            return None
+        table = view.table
+        rows = np.flatnonzero(table.prefills | table.mixed)
+        rows = rows if len(rows) else np.flatnonzero(table.decoder)
+        return Refuse(item.request_id, refuse_late(item, float(np.min(view.wait_s[rows], initial=np.inf)), 0.0))
+
+    def _may_refuse(self, item: PlacementInput) -> bool:
+        return self.refuse and not item.resumed
 
     def _schedule(
         self, item: PlacementInput, state: ClusterState, view: _Pass, late: list[PlacementInput] | None
     ) -> Place | Refuse | None:
         """Give the request its place in this pass; `late` takes those that would miss their objective."""
         prices = self._price(item, state, view)
-        if not prices.allowed.any():
-            return None
+        if not np.count_nonzero(prices.allowed):
+            if prices.idle_tpot_s is not None and self._may_refuse(item):
+                return Refuse(item.request_id, refuse_slow(item, prices.idle_tpot_s))
+            return self._refuse_if_overdue(item, view)
         ttft = np.where(prices.allowed, view.wait_s + prices.compute_s, np.inf)
-        row = int(np.argmin(np.where(state.table.decoder, WHOLE_HANDICAP, 1.0) * ttft))
+        row = int((view.handicap * ttft).argmin())
         if item.due_s is not None and late is not None and view.now + ttft[row] > item.due_s:
             fastest = float(np.min(np.where(prices.allowed, prices.compute_s, np.inf)))
-            if self.refuse and not item.resumed and view.now + fastest > item.due_s:
+            if self._may_refuse(item) and view.now + fastest > item.due_s:
                 return Refuse(item.request_id, refuse_late(item, float(view.wait_s[row]), fastest))
             late.append(self._give_way(item, float(prices.compute_s[row]), row, view))
             if late[-1] is item:
@@ -153,27 +181,15 @@ class PredictedLatency:
         self, item: PlacementInput, row: int, ttft: np.ndarray, prices: _Prices, state: ClusterState, view: _Pass
     ) -> Place:
         table = state.table
-        whole = not table.prefills[row]
+        whole = not table.prefills.item(row)
         target = row if whole else self._decode_row(item, prices, state)
-        tokens = int(item.num_tokens - prices.cached[row])
-        order = np.argsort(ttft, kind="stable")[:EXPLAINED].tolist()
-        candidates = tuple(
-            Candidate(
-                worker=table.names[one],
-                whole=not table.prefills[one],
-                ttft_s=float(ttft[one]),
-                wait_s=float(view.wait_s[one]),
-                uncached_tokens=int(item.num_tokens - prices.cached[one]),
-                tpot_s=float(prices.tpot_s[one if not table.prefills[one] or target is None else target]),
-            )
-            for one in order
-            if np.isfinite(ttft[one])
-        )
+        tokens = item.num_tokens - prices.cached.item(row)
+        candidates = _candidates(item, row, target, ttft, prices, view)
         why = (
-            f"{table.names[row]} should answer first, in {1000 * ttft[row]:.0f} ms: "
-            f"{1000 * view.wait_s[row]:.0f} ms until it begins, {tokens} of {item.num_tokens} tokens to compute"
+            f"{table.names[row]} should answer first, in {1000 * ttft.item(row):.0f} ms: "
+            f"{1000 * view.wait_s.item(row):.0f} ms until it begins, {tokens} of {item.num_tokens} tokens to compute"
         )
-        view.take(row, target, tokens, item.num_tokens, float(prices.compute_s[row]))
+        view.take(row, target, tokens, item.num_tokens, prices.compute_s.item(row))
         decode = table.names[target] if target is not None and not whole else None
         return Place(item.request_id, RoutingDecision(table.names[row], decode, whole, why, candidates))
 
@@ -187,21 +203,38 @@ class PredictedLatency:
         compute = steps * view.step_s + work
         tpot = view.tpot_s + table.context_token_s * item.num_tokens
         own = np.inf if item.objectives.tpot_s is None else item.objectives.tpot_s
-        fits = view.pages > new // table.page_size + np.minimum(view.decodes, HEADROOM_PAGES)
+        fits = view.pages > new // table.page_size + view.headroom
         room = fits & view.may_start
         may_decode = table.decoder & room & (tpot <= own)
-        if not view.any_decoder or (item.objectives.tpot_s is not None and not may_decode.any()):
-            # All decode workers are full, or as slow as promised: the prompt waits rather than break promises.
+        idle_tpot_s = None
+        allowed = table.prefills & fits
+        if not view.any_decoder:
             allowed = np.zeros(len(cached), bool)
-        else:
-            allowed = table.prefills & fits
-        whole = (table.mixed | table.decoder) & room
+        elif own < np.inf and not np.count_nonzero(may_decode):
+            # All decode workers are full, or as slow as promised: the prompt waits rather than break promises.
+            idle_tpot_s = self._idle_tpot_s(item, table, own)
+            if idle_tpot_s is None or self._may_refuse(item):
+                allowed = np.zeros(len(cached), bool)
+            else:
+                # Waiting would not help, and refusing is not allowed: its objective cannot count.
+                own, may_decode = np.inf, table.decoder & room
+        whole = view.may_whole & room
         if view.any_prefills:
             # Decode workers whose step keeps every promise with a chunk in it; without promises, one chunk at most.
-            limit = np.minimum(view.limit_s, TPOT_MARGIN * own)
-            chunk_s = view.step_s + work / np.maximum(steps, 1)
-            whole &= table.mixed | np.where(np.isfinite(limit), chunk_s <= limit, new <= table.mixed_chunk)
-        return _Prices(cached, compute, tpot, allowed | whole, may_decode)
+            chunk_s = view.step_s + work / steps
+            if own < np.inf:
+                kept = chunk_s <= np.minimum(view.promised_s, TPOT_MARGIN * own)
+            else:
+                kept = (chunk_s <= view.promised_s) & (view.all_promised | (new <= table.mixed_chunk))
+            whole &= table.mixed | kept
+        return _Prices(cached, compute, tpot, allowed | whole, may_decode, idle_tpot_s)
+
+    @staticmethod
+    def _idle_tpot_s(item: PlacementInput, table: WorkerTable, own_s: float) -> float | None:
+        """The request's decode step on the fastest decode worker, if even an idle one is slower than `own_s`."""
+        alone = table.step_s + table.decode_s + table.context_token_s * item.num_tokens
+        fastest = float(alone[table.decoder].min())
+        return fastest if fastest > own_s else None
 
     @staticmethod
     def _decode_row(item: PlacementInput, prices: _Prices, state: ClusterState) -> int | None:
@@ -209,12 +242,14 @@ class PredictedLatency:
         table = state.table
         sequence = RunningSequence(item.num_tokens, item.output)
         rows = np.flatnonzero(prices.may_decode)
-        order = [int(rows[index]) for index in np.argsort(prices.tpot_s[rows], kind="stable")]
-        for row in order:
-            view = state.workers[table.names[row]]
-            if view.peak_pages(sequence) <= view.info.num_pages:
-                return row
-        return order[0] if order else None
+        if not len(rows):
+            return None
+        tpot_s = prices.tpot_s[rows]
+        first = int(rows[tpot_s.argmin()])
+        if state.workers[table.names[first]].fits_at_peak(sequence):
+            return first
+        order = rows[tpot_s.argsort(kind="stable")].tolist()
+        return next((row for row in order if state.workers[table.names[row]].fits_at_peak(sequence)), first)
 
     def find_decode(self, item: PlacementInput, state: ClusterState, avoid: str | None, now: float) -> str | None:
         table = state.table
@@ -227,3 +262,29 @@ class PredictedLatency:
         empty = np.zeros(len(may))
         row = self._decode_row(item, _Prices(empty, empty, tpot, may, may), state)
         return None if row is None else table.names[row]
+
+
+def _candidates(
+    item: PlacementInput, row: int, target: int | None, ttft: np.ndarray, prices: _Prices, view: _Pass
+) -> tuple[Candidate, ...]:
+    """The chosen one, then those that would answer soonest."""
+    table = view.table
+    order = [row, *(one for one in _lowest(ttft, EXPLAINED) if one != row)][:EXPLAINED]
+    handed_over_s = None if target is None else prices.tpot_s.item(target)
+    found = []
+    for one in order:
+        ttft_s, whole = ttft.item(one), not table.prefills.item(one)
+        if ttft_s < np.inf:
+            tpot_s = prices.tpot_s.item(one) if whole or handed_over_s is None else handed_over_s
+            uncached = item.num_tokens - prices.cached.item(one)
+            found.append(Candidate(table.names[one], whole, ttft_s, view.wait_s.item(one), uncached, tpot_s))
+    return tuple(found)
+
+
+def _lowest(values: np.ndarray, count: int) -> list[int]:
+    """Where the lowest values are, rising; equal ones in the order they stand in."""
+    if len(values) > PARTITIONED:
+        bound = np.partition(values, count - 1)[count - 1]
+        few = np.flatnonzero(values <= bound)
+        return list(few[values[few].argsort(kind="stable")][:count].tolist())
+    return list(values.argsort(kind="stable")[:count].tolist())

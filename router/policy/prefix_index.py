@@ -1,6 +1,6 @@
 """Which worker has which prefix pages: one table for the cluster, kept true by the workers' own messages.
 
-    page key ──► set of workers, as the bits of one integer (equal sets are one object)
+    page key ──► set of workers, as the bits of one integer (equal sets are, mostly, one object)
 
 A worker registers under a fresh bit, so nothing of an earlier incarnation counts; bits of workers that are gone are
 masked at once and swept out of the table little by little. Messages are numbered: after a gap the worker's pages count
@@ -16,6 +16,8 @@ from cluster.messages import PagesChanged
 
 KEY_BYTES = 8
 KEY_SHIFT = 4  # 60 bits fit the small form of Python's integers; a collision costs a wrong guess, never a wrong token
+STRIDE = 16  # pages that are looked at together, where nothing changes
+MAX_SETS = 1 << 16  # sets that are kept for reuse: what workers share changes, and nobody counts who still needs one
 
 
 def page_key(page_hash: bytes) -> int:
@@ -44,9 +46,11 @@ class PrefixIndex:
     _bits_in_use: int = 0  # of live workers and of those not yet swept
     _live: int = 0
     _table: dict[int, int] = field(default_factory=dict)
-    _sets: dict[int, int] = field(default_factory=dict)  # the one object of each set
+    _sets: dict[int, int] = field(default_factory=dict)  # the one object of each set made lately
     _unswept: list[int] = field(default_factory=list)
     _sweeping: int = 0  # bits the present sweep removes
+    _matched_keys: Sequence[int] | None = None  # of the latest match, None when anything has changed since
+    _matched: list[tuple[int, int]] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self._table)
@@ -66,6 +70,7 @@ class PrefixIndex:
 
     def remove(self, worker: str) -> None:
         """A worker is gone: none of its pages counts any more."""
+        self._matched_keys = None
         holder = self._holders.pop(worker, None)
         if holder is not None:
             self._live &= ~(1 << holder.bit)
@@ -75,6 +80,7 @@ class PrefixIndex:
         holder = self._holders.get(worker)
         if holder is None:
             return True
+        self._matched_keys = None
         if change.snapshot:
             if holder.last_number is not None:
                 self.add(worker)
@@ -90,34 +96,53 @@ class PrefixIndex:
         for page_hash in change.stored:
             key = page_key(page_hash)
             holders = self._table.get(key, 0) & (self._live | self._sweeping) | mask
-            self._table[key] = self._sets.setdefault(holders, holders)
+            self._table[key] = self._shared(holders)
         return True
 
     def _drop(self, key: int, mask: int) -> None:
         holders = self._table.get(key, 0) & ~mask
         if holders:
-            self._table[key] = self._sets.setdefault(holders, holders)
+            self._table[key] = self._shared(holders)
         else:
             self._table.pop(key, None)
+
+    def _shared(self, holders: int) -> int:
+        """The one object of this set, as long as it is remembered."""
+        if len(self._sets) >= MAX_SETS:
+            self._sets.clear()
+        return self._sets.setdefault(holders, holders)
 
     def match(self, keys: Sequence[int]) -> list[tuple[int, int]]:
         """For each depth at which workers stop: (pages they have, set of workers that have at least so many).
 
         Depths rise, sets shrink; workers that have no page are in none. A page that a worker has without the page
-        before it does not count.
+        before it does not count, unless both lie between two others, STRIDE apart, that the very same workers have:
+        chains are evicted from their end, and looking at every page of a long one would miss the processor's caches for
+        each. The latest answer is kept: who places a request asks twice.
         """
+        if keys is not self._matched_keys:
+            self._matched, self._matched_keys = self._match(keys), keys
+        return self._matched
+
+    def _match(self, keys: Sequence[int]) -> list[tuple[int, int]]:
         found: list[tuple[int, int]] = []
-        holders = self._live
-        for depth, key in enumerate(keys):
-            following = holders & self._table.get(key, 0)
-            if following != holders:
-                if depth:
-                    found.append((depth, holders))
-                if not following:
-                    return found
-                holders = following
-        if keys and holders:
-            found.append((len(keys), holders))
+        holders, before, depth, get = self._live, None, 0, self._table.get
+        while depth < len(keys):
+            if before is not None and depth + STRIDE <= len(keys) and get(keys[depth + STRIDE - 1]) == before:
+                depth += STRIDE
+                continue
+            for key in keys[depth : depth + STRIDE]:
+                before = get(key)
+                following = holders & (before or 0)
+                if following != holders:
+                    if depth:
+                        found.append((depth, holders))
+                    if not following:
+                        return found
+                    holders = following
+                depth += 1
+        if depth and holders:
+            found.append((depth, holders))
         return found
 
     def pages_of(self, worker: str, matches: list[tuple[int, int]]) -> int:
@@ -141,5 +166,4 @@ class PrefixIndex:
         if not self._unswept:
             self._bits_in_use &= ~self._sweeping
             self._sweeping = 0
-            live_sets = set(self._table.values())
-            self._sets = {one: one for one in live_sets}
+            self._sets.clear()

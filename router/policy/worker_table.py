@@ -37,6 +37,7 @@ class WorkerTable:
     mixed: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
     all_state_tpot: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))  # every sequence has an objective
     _free: list[int] = field(default_factory=list)
+    _bit_bytes: int = 1  # that hold every bit in use
 
     def add(self, info: WorkerInfo, bit: int) -> int:
         """A row for a worker that registered."""
@@ -48,8 +49,13 @@ class WorkerTable:
         self.mixed_chunk[row] = info.mixed_chunk_tokens or info.chunk_tokens
         self.max_batch[row] = info.max_batch
         self.page_size[row] = info.page_size
-        self.bit[row] = bit
+        self.set_bit(row, bit)
         return row
+
+    def set_bit(self, row: int, bit: int) -> None:
+        """The number of the worker's bit in the prefix index."""
+        self.bit[row] = bit
+        self._bit_bytes = max(self._bit_bytes, bit // 8 + 1)
 
     def remove(self, row: int) -> None:
         self.names[row] = ""
@@ -82,10 +88,7 @@ class WorkerTable:
         """Leading tokens each row has cached, of a prefix index's `match`; at most all but the last token."""
         pages = np.zeros(len(self.names), np.int64)
         for depth, holders in matches:
-            size = (holders.bit_length() + 7) // 8
-            bits = np.unpackbits(np.frombuffer(holders.to_bytes(size, "little"), np.uint8), bitorder="little")
-            inside = self.bit < len(bits)
-            has = np.zeros(len(pages), bool)
-            has[inside] = bits[self.bit[inside]]
-            pages[has] = depth
+            data = np.frombuffer(holders.to_bytes(self._bit_bytes, "little"), np.uint8)
+            has = np.unpackbits(data, bitorder="little")[self.bit]
+            np.copyto(pages, depth, where=has.view(bool))
         return np.asarray(np.minimum(pages, (num_tokens - 1) // self.page_size) * self.page_size)

@@ -34,7 +34,7 @@ class ImmediatePlacement:
         item = queue[0]
         prefill, decode = state.pool(RoleName.PREFILL), state.pool(RoleName.DECODE)
         if prefill and decode:
-            refusal = self.refuse(item, prefill, decode, state, now)
+            refusal = None if item.resumed else self.refuse(item, prefill, decode, state, now)
             if refusal is not None:
                 return [Refuse(item.request_id, refusal)]
             source = self.choose_prefill(item, prefill, state, now)

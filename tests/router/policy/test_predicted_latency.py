@@ -1,0 +1,282 @@
+"""Baton's placement sends each request where it is answered first, and keeps what others were promised.
+
+The workers' figures are round (clusters.py): a prompt token takes 0.1 ms, a step 1 ms, a decoding sequence 1 ms of it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cluster.request import Objectives
+from cluster.worker import RoleName
+from router.policy.cluster_state import ClusterState
+from router.policy.length_distribution import point
+from router.policy.placement import Place, PlacementInput, Refuse
+from router.policy.predicted_latency import CHUNKS_AHEAD, PredictedLatency
+from tests.router.policy.clusters import CHUNK, MIXED_CHUNK, PAGE_SIZE, cache, cluster_of, decode, fill, occupy
+
+POLICY = PredictedLatency()
+PREFIX = tuple(range(100, 160))  # pages of 960 tokens
+
+
+def item(request_id: str = "r", tokens: int = 1000, ttft_s: float | None = None, **other: object) -> PlacementInput:
+    tpot_s = other.pop("tpot_s", None)
+    objectives = Objectives(ttft_s, tpot_s)  # type: ignore[arg-type]
+    return PlacementInput(request_id, tokens, 1000, output=point(160), objectives=objectives, **other)  # type: ignore[arg-type]
+
+
+def placed(state: ClusterState, *queue: PlacementInput, policy: PredictedLatency = POLICY) -> dict[str, str]:
+    """Who goes where; a refused request goes to "refused"."""
+    verdicts = policy.decide(queue, state, 0.0)
+    return {one.request_id: one.decision.prefill if isinstance(one, Place) else "refused" for one in verdicts}
+
+
+def refusal(state: ClusterState, *queue: PlacementInput, now: float = 0.0) -> Refuse:
+    (verdict,) = POLICY.decide(queue, state, now)
+    assert isinstance(verdict, Refuse)
+    return verdict
+
+
+def test_the_worker_with_the_prefix_is_taken_even_when_it_is_the_busier_one() -> None:
+    state = cluster_of("prefill-0", "prefill-1", "decode-0")
+    cache(state, "prefill-1", PREFIX)
+    occupy(state, "prefill-1", 0.05)
+    (verdict,) = POLICY.decide([item(page_keys=PREFIX)], state, 0.0)
+    assert isinstance(verdict, Place)
+    assert verdict.decision.prefill == "prefill-1"
+    assert verdict.decision.decode == "decode-0"
+    chosen, other = verdict.decision.candidates[:2]
+    assert (chosen.worker, chosen.uncached_tokens, other.uncached_tokens) == ("prefill-1", 40, 1000)
+    assert chosen.ttft_s == pytest.approx(0.05 + 0.005, abs=1e-3)
+    assert other.ttft_s == pytest.approx(0.101)
+    assert "40 of 1000 tokens" in verdict.decision.why
+
+
+def test_a_prefix_is_computed_again_elsewhere_when_its_worker_is_busy_for_longer() -> None:
+    state = cluster_of("prefill-0", "prefill-1", "decode-0")
+    cache(state, "prefill-1", PREFIX)
+    occupy(state, "prefill-1", 0.12)
+    assert placed(state, item(page_keys=PREFIX)) == {"r": "prefill-0"}
+
+
+def test_a_burst_over_one_hot_prefix_spreads() -> None:
+    state = cluster_of("prefill-0", "prefill-1", "decode-0")
+    cache(state, "prefill-1", PREFIX)
+    burst = [item(f"r{number:02}", page_keys=PREFIX, tokens=1200) for number in range(8)]
+    workers = list(placed(state, *burst).values())
+    assert workers[0] == "prefill-1"
+    assert workers.count("prefill-1") > workers.count("prefill-0") > 0
+
+
+def test_requests_wait_here_while_every_worker_has_two_chunks() -> None:
+    state = cluster_of("prefill-0", "decode-0")
+    decode(state, "decode-0", 30, tpot_s=0.04)
+    state.assign("prefill-0", "big", CHUNKS_AHEAD * CHUNK, (), 0.0)
+    assert placed(state, item()) == {}
+    state.unassign("prefill-0", "big", 0.0)
+    assert placed(state, item()) == {"r": "prefill-0"}
+
+
+def test_a_decode_worker_serves_the_whole_request_when_it_answers_clearly_first() -> None:
+    state = cluster_of("prefill-0", "decode-0")
+    short = item(tokens=200)
+    assert placed(state, short) == {"r": "prefill-0"}
+    occupy(state, "prefill-0", 0.1)
+    (verdict,) = POLICY.decide([short], state, 0.0)
+    assert isinstance(verdict, Place)
+    assert verdict.decision.whole
+    assert verdict.decision.prefill == "decode-0"
+    assert verdict.decision.decode is None
+
+
+@pytest.mark.parametrize(("tpot_s", "whole"), [(0.05, True), (0.02, False)])
+def test_a_chunk_never_breaks_what_a_running_sequence_was_promised(tpot_s: float, whole: bool) -> None:
+    state = cluster_of("prefill-0", "decode-0")
+    decode(state, "decode-0", 3, tpot_s)
+    occupy(state, "prefill-0", 0.15)
+    assert placed(state, item(tokens=200)) == {"r": "decode-0" if whole else "prefill-0"}
+
+
+def test_a_promise_holds_beside_a_sequence_that_was_promised_nothing() -> None:
+    state = cluster_of("prefill-0", "decode-0")
+    decode(state, "decode-0", 1, tpot_s=0.02)
+    decode(state, "decode-0", 1)
+    occupy(state, "prefill-0", 0.15)
+    assert placed(state, item(tokens=200)) == {"r": "prefill-0"}
+
+
+def test_beside_sequences_without_promises_a_prompt_of_one_small_chunk_runs_and_no_longer_one() -> None:
+    state = cluster_of("prefill-0", "decode-0")
+    decode(state, "decode-0", 3)
+    occupy(state, "prefill-0", 0.19)
+    assert placed(state, item(tokens=MIXED_CHUNK)) == {"r": "decode-0"}
+    assert placed(state, item(tokens=MIXED_CHUNK + 1)) == {"r": "prefill-0"}
+
+
+def test_a_request_that_cannot_be_on_time_is_refused_with_a_time_to_come_again() -> None:
+    state = cluster_of("prefill-0", "decode-0")
+    occupy(state, "prefill-0", 0.15)
+    decode(state, "decode-0", 30, tpot_s=0.04)
+    late = refusal(state, item(tokens=1000, ttft_s=0.12, arrival_s=-0.05))
+    assert late.error.retry_after_s == pytest.approx(0.15, abs=0.01)
+    hopeless = refusal(state, item(tokens=5000, ttft_s=0.1))
+    assert hopeless.error.retry_after_s is None
+
+
+def test_a_request_whose_moment_passes_while_nobody_has_room_is_refused() -> None:
+    state = cluster_of("prefill-0", "decode-0")
+    state.assign("prefill-0", "big", 3 * CHUNK, (), 0.0)
+    decode(state, "decode-0", 30, tpot_s=0.04)
+    assert refusal(state, item(ttft_s=0.5), now=0.6).error.retryable
+    assert POLICY.decide([item(ttft_s=0.5, resumed=True)], state, 0.6) == []
+
+
+def test_a_resumed_request_is_placed_however_late_it_is() -> None:
+    state = cluster_of("prefill-0", "decode-0")
+    assert placed(state, item(ttft_s=0.01, resumed=True)) == {"r": "prefill-0"}
+
+
+def test_a_late_request_that_still_could_be_on_time_elsewhere_is_not_refused() -> None:
+    state = cluster_of("prefill-0", "decode-0")
+    occupy(state, "prefill-0", 0.1)
+    decode(state, "decode-0", 30, tpot_s=0.04)
+    assert placed(state, item(tokens=1000, ttft_s=0.15)) == {"r": "prefill-0"}
+
+
+def test_a_long_prompt_gives_way_to_shorter_ones_that_then_are_on_time() -> None:
+    """All want the busy worker, for its prefix. Behind the long one the fourth short one would be late."""
+    state = cluster_of("prefill-0", "prefill-1", "decode-0")
+    decode(state, "decode-0", 30, tpot_s=0.04)
+    prefix = tuple(range(1000, 1300))  # 4800 tokens
+    cache(state, "prefill-1", prefix)
+    state.assign("prefill-1", "busy", CHUNKS_AHEAD * CHUNK, (), 0.0)
+    long = item("long", 4800 + 1100, ttft_s=0.7, page_keys=prefix)
+    short = [item(f"short {number}", 4800 + 500, ttft_s=0.52, page_keys=prefix) for number in range(6)]
+    assert placed(state, long) == {}
+    assert placed(state, long, *short[:3]) == {}
+    assert placed(state, long, *short) == {"long": "prefill-0"}
+
+
+@pytest.mark.parametrize("whose", ["pages", "batch", "tpot"])
+def test_without_room_to_decode_a_prompt_with_a_promise_waits(whose: str) -> None:
+    state = cluster_of("prefill-0", "decode-0")
+    if whose == "pages":
+        fill(state, "decode-0", 50)
+    elif whose == "batch":
+        decode(state, "decode-0", 64, tokens=16)
+    else:
+        decode(state, "decode-0", 30, tpot_s=1.0)
+    assert placed(state, item(tpot_s=0.025)) == {}
+    assert placed(state, item()) == {"r": "prefill-0"}
+
+
+def test_an_objective_that_not_even_an_idle_worker_meets_is_refused_and_not_waited_for() -> None:
+    state = cluster_of("prefill-0", "decode-0")
+    hopeless = refusal(state, item(tpot_s=1e-3))
+    assert hopeless.error.retry_after_s is None
+    assert "TPOT" in hopeless.error.message
+    assert placed(state, item(tpot_s=1e-3), policy=PredictedLatency(refuse=False)) == {"r": "prefill-0"}
+    assert placed(state, item(tpot_s=1e-3, resumed=True)) == {"r": "prefill-0"}
+
+
+def test_a_request_that_waits_for_room_to_decode_is_refused_when_its_moment_has_passed() -> None:
+    state = cluster_of("prefill-0", "decode-0")
+    decode(state, "decode-0", 30, tpot_s=1.0)
+    waiting = item(tpot_s=0.025, ttft_s=0.5)
+    assert POLICY.decide([waiting], state, 0.1) == []
+    assert refusal(state, waiting, now=0.6).request_id == "r"
+
+
+def test_decode_goes_to_the_shortest_step_whose_pages_last_to_the_end() -> None:
+    state = cluster_of("prefill-0", "decode-0", "decode-1", num_pages=110)
+    decode(state, "decode-0", 2, tokens=600)
+    decode(state, "decode-1", 3, tokens=16)
+    assert state.workers["decode-0"].peak_pages() <= 110
+    assert POLICY.find_decode(item(tokens=300), state, None, 0.0) == "decode-1"
+    assert POLICY.find_decode(item(tokens=16), state, None, 0.0) == "decode-0"
+    assert POLICY.find_decode(item(tokens=300), state, "decode-1", 0.0) == "decode-0"
+    fill(state, "decode-0", 5)
+    fill(state, "decode-1", 5)
+    assert POLICY.find_decode(item(tokens=300), state, None, 0.0) is None
+
+
+def test_a_mixed_cluster_and_one_of_decode_workers_alone_serve_whole_requests() -> None:
+    for name in ("mixed-0", "decode-0"):
+        (verdict,) = POLICY.decide([item()], cluster_of(name), 0.0)
+        assert isinstance(verdict, Place)
+        assert verdict.decision.whole
+    assert placed(cluster_of("prefill-0"), item()) == {}
+    assert placed(cluster_of(), item()) == {}
+
+
+ROLES = st.lists(st.sampled_from(["prefill", "decode", "mixed"]), min_size=1, max_size=6)
+
+
+def _cluster(roles: Sequence[str], rng: random.Random) -> ClusterState:
+    names = [f"{role}-{number}" for number, role in enumerate(roles)]
+    state = cluster_of(*names, num_pages=rng.choice([100, 1000]))
+    for name in names:
+        if rng.random() < 0.5:
+            occupy(state, name, rng.uniform(0.0, 0.3))
+        if not name.startswith("prefill"):
+            decode(state, name, rng.randrange(20), rng.choice([None, 0.02, 0.05]))
+        if rng.random() < 0.3:
+            cache(state, name, PREFIX[: rng.randrange(60)])
+        if rng.random() < 0.2:
+            fill(state, name, rng.randrange(80))
+    return state
+
+
+def _queue(rng: random.Random, count: int) -> list[PlacementInput]:
+    return [
+        item(
+            f"r{number}",
+            rng.choice([5, 300, 1000, 8000]),
+            rng.choice([None, 0.05, 0.3, 3.0]),
+            tpot_s=rng.choice([None, 1e-4, 0.02, 0.05]),
+            page_keys=PREFIX[: rng.randrange(60)],
+            arrival_s=-rng.choice([0.0, 0.1, 1.0]),
+            resumed=rng.random() < 0.2,
+        )
+        for number in range(count)
+    ]
+
+
+@settings(deadline=None, max_examples=150)
+@given(ROLES, st.integers(0, 12), st.randoms(use_true_random=False), st.booleans())
+def test_verdicts_name_queued_requests_once_and_workers_that_fit(
+    roles: list[str], count: int, rng: random.Random, refuse: bool
+) -> None:
+    state, queue = _cluster(roles, rng), _queue(rng, count)
+    waiting = {one.request_id: one for one in queue}
+    policy = PredictedLatency(refuse)
+    verdicts = policy.decide(queue, state, 0.0)
+    assert repr(verdicts) == repr(policy.decide(queue, state, 0.0))
+    for verdict in verdicts:
+        request = waiting.pop(verdict.request_id)
+        if isinstance(verdict, Refuse):
+            assert refuse
+            assert not request.resumed
+            continue
+        decision = verdict.decision
+        role = state.workers[decision.prefill].load.role
+        assert decision.whole == (role is not RoleName.PREFILL)
+        assert decision.decode is None or state.workers[decision.decode].load.role is RoleName.DECODE
+        assert not (decision.whole and decision.decode)
+        assert decision.prefill == decision.candidates[0].worker
+        pages = request.num_tokens // PAGE_SIZE + 1
+        assert state.workers[decision.prefill].info.num_pages >= pages - len(request.page_keys)
+
+
+def test_equal_workers_are_told_apart_by_the_order_they_came_in() -> None:
+    state = cluster_of("prefill-1", "prefill-0", "decode-0", "decode-1")
+    assert placed(state, item()) == {"r": "prefill-1"}
+    assert POLICY.find_decode(item(), state, None, 0.0) == "decode-0"
+    first = POLICY.decide([item(), replace(item(), request_id="s")], state, 0.0)
+    assert [one.decision.prefill for one in first if isinstance(one, Place)] == ["prefill-1", "prefill-0"]

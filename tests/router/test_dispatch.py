@@ -1,0 +1,112 @@
+"""The queue asks when something moved, hands out each request once, and remembers whom to avoid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import pytest
+
+from cluster.errors import Overloaded
+from cluster.request import Objectives, Request, SamplingParams
+from cluster.routing import RoutingDecision
+from router.core import RouterCore
+from router.dispatch import PASS_INTERVAL_S, Dispatch, FoundDecode
+from router.limits import RouterLimits
+from router.policy.admission import refuse_full, refuse_late
+from router.policy.cluster_state import ClusterState
+from router.policy.placement import Place, PlacementInput, Refuse
+from tests.router.policy.clusters import cluster_of, worker_info
+
+
+@dataclass
+class Scripted:
+    """Places whom it is told to, and counts how often it is asked."""
+
+    ready: set[str] = field(default_factory=set)
+    decode: str | None = None
+    asked: int = 0
+    name: str = "scripted"
+
+    def decide(self, queue: Sequence[PlacementInput], state: ClusterState, now: float) -> list[Place | Refuse]:
+        self.asked += 1
+        decision = RoutingDecision("prefill-0", None, False, "told to")
+        return [Place(item.request_id, decision) for item in queue if item.request_id in self.ready]
+
+    def find_decode(self, item: PlacementInput, state: ClusterState, avoid: str | None, now: float) -> str | None:
+        return None if self.decode == avoid else self.decode
+
+
+def item(request_id: str, arrival_s: float = 0.0) -> PlacementInput:
+    return PlacementInput(request_id, 100, 100, arrival_s=arrival_s)
+
+
+def test_a_placed_request_waits_no_more_and_the_others_keep_their_place() -> None:
+    policy = Scripted({"b"})
+    dispatch = Dispatch(policy, cluster_of("prefill-0"))
+    for number, name in enumerate("abc"):
+        dispatch.wait(item(name, float(number)))
+    assert [verdict.request_id for verdict in dispatch.next(5.0)] == ["b"]
+    assert dispatch.queued == 2
+    assert dispatch.oldest_s == 0.0
+    policy.ready = {"a", "c"}
+    assert [verdict.request_id for verdict in dispatch.next(5.0)] == ["a", "c"]
+    assert dispatch.queued == 0
+
+
+def test_the_policy_is_not_asked_again_until_something_moves_nor_too_often() -> None:
+    policy = Scripted()
+    dispatch = Dispatch(policy, cluster_of("prefill-0"))
+    dispatch.wait(item("a"))
+    assert dispatch.next(0.0) == [] == dispatch.next(1.0)
+    assert policy.asked == 1
+    dispatch.on_report("prefill-0")
+    assert dispatch.next(1.0) == []
+    dispatch.on_report("prefill-0")
+    assert dispatch.next(1.0 + PASS_INTERVAL_S / 2) == []
+    assert policy.asked == 2
+    assert dispatch.next(1.0 + 2 * PASS_INTERVAL_S) == []
+    assert policy.asked == 3
+
+
+def test_a_decode_worker_that_refused_is_avoided_until_it_reports() -> None:
+    policy = Scripted(decode="decode-0")
+    dispatch = Dispatch(policy, cluster_of("decode-0"))
+    dispatch.seek(item("a"), avoid="decode-0")
+    assert dispatch.next(0.0) == []
+    dispatch.on_report("decode-0")
+    assert dispatch.next(1.0) == [FoundDecode("a", "decode-0")]
+    dispatch.on_report("decode-0")
+    assert dispatch.next(2.0) == []
+
+
+def test_who_withdraws_is_placed_nowhere() -> None:
+    dispatch = Dispatch(Scripted({"a"}, "decode-0"), cluster_of("decode-0"))
+    dispatch.wait(item("a"))
+    dispatch.seek(item("b"), None)
+    dispatch.withdraw("a")
+    dispatch.withdraw("b")
+    assert dispatch.next(0.0) == []
+
+
+def test_a_full_queue_refuses_with_a_time_to_come_again() -> None:
+    core = RouterCore("router", Scripted(), None, RouterLimits(max_queued=2))
+    for name in ("prefill-0", "decode-0"):
+        core.state.register(worker_info(name), 0.0)
+    for name in "ab":
+        core.submit(Request(name, (1, 2), SamplingParams()), 0.0)
+    with pytest.raises(Overloaded) as refusal:
+        core.submit(Request("c", (1, 2), SamplingParams()), 7.0)
+    assert refusal.value.retryable
+    assert refusal.value.retry_after_s == 7.0
+    assert core.queued == 2
+
+
+def test_a_refusal_says_when_to_come_again_unless_waiting_cannot_help() -> None:
+    late = PlacementInput("r", 100, 10, objectives=Objectives(ttft_s=1.0))
+    assert refuse_late(late, wait_s=3.0, compute_s=0.5).retry_after_s == 3.0
+    assert refuse_late(late, wait_s=0.0, compute_s=0.5).retry_after_s == 0.1
+    hopeless = refuse_late(late, wait_s=3.0, compute_s=2.0)
+    assert hopeless.retry_after_s is None
+    assert "shorter" in hopeless.message
+    assert refuse_full(5, 0.0).retry_after_s == 1.0

@@ -1,0 +1,52 @@
+"""A request's way can be asked for afterwards, and the memory for it is bounded."""
+
+from __future__ import annotations
+
+import pytest
+
+from cluster.errors import WorkerLost
+from cluster.latency import Latency
+from cluster.request import FinishReason
+from cluster.routing import RoutingDecision
+from router import explanation
+from router.explanation import Explanations
+from router.policy.length_distribution import point
+from router.record import Completion
+
+
+def decision(worker: str) -> RoutingDecision:
+    return RoutingDecision(worker, None, False, "it was there")
+
+
+def completion(request_id: str, error: WorkerLost | None = None) -> Completion:
+    reason = None if error else FinishReason.STOP
+    return Completion(request_id, reason, error, 10, 5, 0, "", Latency(0.0), "prefill-0", "decode-0", 1, None)
+
+
+def test_the_newest_are_kept_and_the_oldest_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(explanation, "MAX_EXPLANATIONS", 3)
+    kept = Explanations()
+    for request_id in "abc":
+        kept.decided(request_id, "policy", decision("prefill-0"), point(10))
+    kept.decided("a", "policy", decision("prefill-1"), point(10))
+    kept.decided("d", "policy", decision("prefill-0"), point(10))
+    assert kept.get("b") is None
+    latest = kept.get("a")
+    assert latest is not None
+    assert latest.decision.prefill == "prefill-1"
+
+
+def test_the_end_is_told_beside_what_was_predicted() -> None:
+    kept = Explanations()
+    for request_id in "ab":
+        kept.decided(request_id, "policy", decision("prefill-0"), point(100))
+    kept.ended(completion("a"))
+    kept.ended(completion("b", WorkerLost("It died.")))
+    kept.ended(completion("forgotten"))
+    one, other = kept.get("a"), kept.get("b")
+    assert one is not None
+    assert other is not None
+    assert (one.state, one.decode_worker, one.output_tokens) == ("finished", "decode-0", 5)
+    assert one.output_tokens_p50 <= one.output_tokens_p90
+    assert other.state == "It died."
+    assert kept.get("forgotten") is None
