@@ -140,6 +140,7 @@ class RouterCore:
                 if not self.state.on_pages(worker, message):
                     self._commands.append(Tell(worker, ResyncPages()))
             case Reserved(reservation):
+                self.state.grant(worker, reservation.reservation_id)
                 self._events.append((reservation.request_id, lifecycle.PagesReserved(reservation)))
             case ReservationRefused(reservation_id, request_id, _):
                 self.state.unreserve(worker, reservation_id)

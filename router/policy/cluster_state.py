@@ -52,7 +52,8 @@ class WorkerView:
     latency: LatencyModel
     busy_until_s: float = 0.0  # when the prompt work it has should be done
     assigned: dict[str, PromptWork] = field(default_factory=dict)  # request id → work, in the order it was sent
-    reserved: dict[str, int] = field(default_factory=dict)  # reservation id → pages
+    reserved: dict[str, int] = field(default_factory=dict)  # reservation id → pages, until a report includes them
+    granted: set[str] = field(default_factory=set)  # reservations it has confirmed: its next report includes them
     running: dict[str, RunningSequence] = field(default_factory=dict)  # request id → sequence
 
     @property
@@ -132,6 +133,9 @@ class ClusterState:
         if view is not None:
             view.load = load
             view.heard_s = now
+            for reservation_id in view.granted:
+                view.reserved.pop(reservation_id, None)
+            view.granted.clear()
             view.busy_until_s = now + view.remaining_work_s()
             for sample in load.steps:
                 view.latency.observe(sample)
@@ -197,6 +201,12 @@ class ClusterState:
         if view is not None:
             view.reserved[reservation_id] = pages
             self._sync(view)
+
+    def grant(self, worker: str, reservation_id: str) -> None:
+        """The worker holds the pages now; its link is first in, first out, so its next report has them."""
+        view = self.workers.get(worker)
+        if view is not None and reservation_id in view.reserved:
+            view.granted.add(reservation_id)
 
     def unreserve(self, worker: str, reservation_id: str) -> None:
         view = self.workers.get(worker)

@@ -1,0 +1,50 @@
+"""The router's ledger: what it believes of pages and sequences beside what the workers report."""
+
+from __future__ import annotations
+
+import random
+
+from cluster.messages import LoadReport, Register, ReservationRefused, Reserve
+from cluster.request import Request, SamplingParams
+from cluster.worker import Endpoint, PageLayout, RoleName, WorkerInfo, WorkerLoad
+from router.commands import Command, Tell
+from router.core import RouterCore
+from router.limits import RouterLimits
+from router.policy.predicted_latency import PredictedLatency
+from tests.pure_cluster import PureCluster
+
+
+def make_core(*roles: RoleName, num_pages: int = 100, max_batch: int = 64) -> RouterCore:
+    core = RouterCore("router", PredictedLatency(), None, RouterLimits(lost_after_s=float("inf")))
+    for number, role in enumerate(roles):
+        layout = PageLayout(num_pages, 1, 16, 1, 1, "float32", "model")
+        name = f"{role.value}{number}"
+        info = WorkerInfo(name, "1", role, 0, Endpoint(name, b"", 0, 0, layout), 1024, max_batch)
+        core.on_message(name, Register(info), 0.0)
+    return core
+
+
+def submit(core: RouterCore, request_id: str, tokens: int) -> list[Command]:
+    return core.submit(Request(request_id, tuple(range(tokens)), SamplingParams(max_tokens=10), 0.0), 0.0)
+
+
+def reserves(commands: list[Command]) -> list[tuple[str, str]]:
+    return [
+        (command.worker, command.message.reservation_id)
+        for command in commands
+        if isinstance(command, Tell) and isinstance(command.message, Reserve)
+    ]
+
+
+def test_pages_of_a_running_sequence_count_once() -> None:
+    cluster = PureCluster(random.Random(1), num_pages=64)
+    cluster.add("prefill", RoleName.PREFILL)
+    cluster.add("decode", RoleName.DECODE)
+    cluster.settle()
+    cluster.submit("a", [1] * 80, 100)
+    while len(cluster.shown["a"]) < 8:
+        cluster.step()
+    cluster._report(cluster.workers["decode"])
+    view = cluster.core.state.workers["decode"]
+    assert view.load.pages_available < 64
+    assert view.pages_available == view.load.pages_available
