@@ -143,7 +143,7 @@ class RouterCore:
                 self.state.grant(worker, reservation.reservation_id)
                 self._events.append((reservation.request_id, lifecycle.PagesReserved(reservation)))
             case ReservationRefused(reservation_id, request_id, _):
-                self.state.unreserve(worker, reservation_id)
+                self._unreserve(self._records.get(request_id), worker, reservation_id)
                 self._events.append((request_id, lifecycle.PagesRefused(reservation_id)))
             case HandoffEnded(request_id, reservation_id, outcome, report, reason):
                 self._events.append((request_id, lifecycle.SourceEnded(reservation_id, outcome, report, reason)))
@@ -231,7 +231,7 @@ class RouterCore:
         now = record.latency.last_token_s or record.latency.arrival_s
         self.state.unassign(record.prefill_worker, record.request_id, now)
         self.state.forget(record.decode_worker, record.request_id)
-        record.sequence, record.prefilling = None, False
+        record.sequence, record.prefilling, record.reservation_id = None, False, ""
 
     def _place(self, now: float) -> bool:
         """Carry out what is decided about requests that wait; False when nothing is."""
@@ -284,14 +284,14 @@ class RouterCore:
                 case lifecycle.CancelWork(worker):
                     self._commands.append(Tell(worker, Cancel(request_id)))
                 case lifecycle.ReleasePages(worker, reservation_id):
-                    self.state.unreserve(worker, reservation_id)
+                    self._unreserve(record, worker, reservation_id)
                     self._commands.append(Tell(worker, Release(reservation_id)))
                 case lifecycle.End():
                     self._close(record, effect)
 
     def _reserve(self, record: Record, worker: str, reservation_id: str) -> None:
         self.state.forget(record.decode_worker, record.request_id)
-        record.decode_worker = worker
+        record.decode_worker, record.reservation_id = worker, reservation_id
         record.reserved_on[reservation_id] = worker
         view = self.state.workers.get(worker)
         page_size = view.info.page_size if view else 1
@@ -300,6 +300,12 @@ class RouterCore:
             self.state.expect(worker, record.request_id, record.sequence)
         message = Reserve(reservation_id, record.request, record.resumed, self._epoch(worker))
         self._commands.append(Tell(worker, message))
+
+    def _unreserve(self, record: Record | None, worker: str, reservation_id: str) -> None:
+        """The worker holds no pages for it, and does not expect the sequence."""
+        self.state.unreserve(worker, reservation_id)
+        if record is not None and record.reservation_id == reservation_id:
+            self.state.forget(worker, record.request_id)
 
     def _epoch(self, worker: str) -> int:
         view = self.state.workers.get(worker)

@@ -48,3 +48,12 @@ def test_pages_of_a_running_sequence_count_once() -> None:
     view = cluster.core.state.workers["decode"]
     assert view.load.pages_available < 64
     assert view.pages_available == view.load.pages_available
+
+
+def test_a_worker_that_refused_does_not_expect_the_sequence() -> None:
+    core = make_core(RoleName.PREFILL, RoleName.DECODE, max_batch=1)
+    assert reserves(submit(core, "a", 300)) == [("decode1", "a/1")]
+    core.on_message("decode1", ReservationRefused("a/1", "a", "no room"), 0.01)
+    assert not core.state.workers["decode1"].running
+    commands = core.on_message("decode1", LoadReport(WorkerLoad("decode1", RoleName.DECODE, 0, 1, 100, 100, 0)), 0.1)
+    assert reserves(commands) == [("decode1", "a/2")]
