@@ -143,6 +143,7 @@ class RouterCore:
                 self.state.grant(worker, reservation.reservation_id)
                 self._events.append((reservation.request_id, lifecycle.PagesReserved(reservation)))
             case ReservationRefused(reservation_id, request_id, _):
+                self.state.refuse(worker, reservation_id)
                 self._unreserve(self._records.get(request_id), worker, reservation_id)
                 self._events.append((request_id, lifecycle.PagesRefused(reservation_id)))
             case HandoffEnded(request_id, reservation_id, outcome, report, reason):

@@ -53,6 +53,7 @@ class WorkerView:
     busy_until_s: float = 0.0  # when the prompt work it has should be done
     assigned: dict[str, PromptWork] = field(default_factory=dict)  # request id → work, in the order it was sent
     reserved: dict[str, int] = field(default_factory=dict)  # reservation id → pages, until a report includes them
+    refused_pages: int | None = None  # the fewest it refused to hold since its report
     granted: set[str] = field(default_factory=set)  # reservations it has confirmed: its next report includes them
     running: dict[str, RunningSequence] = field(default_factory=dict)  # request id → sequence
 
@@ -76,7 +77,8 @@ class WorkerView:
         """Pages it can still promise, less what was promised since its report."""
         counted = set(self.load.reservation_ids)
         unseen = sum(pages for reservation_id, pages in self.reserved.items() if reservation_id not in counted)
-        return self.load.pages_available - unseen
+        available = self.load.pages_available - unseen
+        return available if self.refused_pages is None else min(available, self.refused_pages - 1)
 
     @property
     def sequences(self) -> int:
@@ -136,6 +138,7 @@ class ClusterState:
             for reservation_id in view.granted:
                 view.reserved.pop(reservation_id, None)
             view.granted.clear()
+            view.refused_pages = None
             view.busy_until_s = now + view.remaining_work_s()
             for sample in load.steps:
                 view.latency.observe(sample)
@@ -207,6 +210,13 @@ class ClusterState:
         view = self.workers.get(worker)
         if view is not None and reservation_id in view.reserved:
             view.granted.add(reservation_id)
+
+    def refuse(self, worker: str, reservation_id: str) -> None:
+        """The worker has no room for so many pages, whatever its last report said; the next one tells anew."""
+        view = self.workers.get(worker)
+        if view is not None and reservation_id in view.reserved:
+            pages = view.reserved[reservation_id]
+            view.refused_pages = pages if view.refused_pages is None else min(pages, view.refused_pages)
 
     def unreserve(self, worker: str, reservation_id: str) -> None:
         view = self.workers.get(worker)

@@ -57,3 +57,17 @@ def test_a_worker_that_refused_does_not_expect_the_sequence() -> None:
     assert not core.state.workers["decode1"].running
     commands = core.on_message("decode1", LoadReport(WorkerLoad("decode1", RoleName.DECODE, 0, 1, 100, 100, 0)), 0.1)
     assert reserves(commands) == [("decode1", "a/2")]
+
+
+def test_refusals_do_not_go_round_in_circles() -> None:
+    """Two full decode workers are asked once each per report, not in turns as fast as they can answer."""
+    core = make_core(RoleName.PREFILL, RoleName.DECODE, RoleName.DECODE)
+    for name in ("decode1", "decode2"):
+        core.on_message(name, LoadReport(WorkerLoad(name, RoleName.DECODE, 0, 1, 100, 12, 0)), 0.0)
+    asked, commands = 0, submit(core, "a", 100)
+    while found := reserves(commands):
+        ((worker, reservation_id),) = found
+        asked += 1
+        assert asked <= 2
+        commands = core.on_message(worker, ReservationRefused(reservation_id, "a", "headroom"), 0.001 * asked)
+    assert asked == 2
