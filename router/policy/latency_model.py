@@ -96,8 +96,9 @@ class LatencyModel:
         self._weights = np.maximum(self._weights + gain * residual, 0.0)
         self._covariance = (self._covariance - np.outer(gain, projected)) / FORGETTING
         # What is not excited is not forgotten: without this the covariance of unseen features grows without bound.
-        excess = float(np.max(np.diag(self._covariance)))
-        if excess > 1.0:
-            self._covariance /= excess
+        # Each feature by itself, so that what is excited keeps forgetting.
+        excess = np.sqrt(np.maximum(np.diag(self._covariance), 1.0))
+        self._covariance /= np.outer(excess, excess)
+        self._covariance = (self._covariance + self._covariance.T) / 2  # rounding grows with what is forgotten
         self.samples += 1
         self._costs = None
