@@ -22,6 +22,14 @@ def refuse_late(item: PlacementInput, wait_s: float, compute_s: float) -> Overlo
     )
 
 
+def refuse_tpot(item: PlacementInput, fastest_s: float) -> Overloaded:
+    """The refusal of a request that asks for shorter decode steps than any worker takes, even one with nothing else."""
+    return Overloaded(
+        f"A token takes {1000 * fastest_s:.1f} ms here at least, the TPOT objective is "
+        f"{1000 * (item.objectives.tpot_s or 0.0):.1f} ms: ask for a longer one."
+    )
+
+
 def refuse_full(queued: int, oldest_wait_s: float) -> Overloaded:
     """The refusal when the queue is at its limit: about as long as the oldest has waited until there is room."""
     retry_s = max(oldest_wait_s, 1.0)

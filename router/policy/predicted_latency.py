@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from cluster.routing import Candidate, RoutingDecision
-from router.policy.admission import refuse_late
+from router.policy.admission import refuse_late, refuse_tpot
 from router.policy.cluster_state import ClusterState, RunningSequence
 from router.policy.placement import Place, PlacementInput, Refuse
 from router.policy.worker_table import WorkerTable
@@ -39,6 +39,7 @@ class _Prices:
     tpot_s: np.ndarray  # of its decode, with this request beside the others
     allowed: np.ndarray  # may compute the prompt
     may_decode: np.ndarray  # may take the sequence over
+    impossible_tpot_s: float | None = None  # the shortest step there is, where even that breaks the TPOT objective
 
 
 @dataclass(eq=False)
@@ -121,7 +122,11 @@ class PredictedLatency:
     ) -> Place | Refuse | None:
         """Give the request its place in this pass; `late` takes those that would miss their objective."""
         prices = self._price(item, state, view)
+        if prices.impossible_tpot_s is not None and self.refuse and not item.resumed:
+            return Refuse(item.request_id, refuse_tpot(item, prices.impossible_tpot_s))
         if not prices.allowed.any():
+            if item.due_s is not None and view.now > item.due_s and self.refuse and not item.resumed:
+                return Refuse(item.request_id, refuse_late(item, 0.0, 0.0))
             return None
         ttft = np.where(prices.allowed, view.wait_s + prices.compute_s, np.inf)
         row = int(np.argmin(np.where(state.table.decoder, WHOLE_HANDICAP, 1.0) * ttft))
@@ -187,10 +192,16 @@ class PredictedLatency:
         compute = steps * view.step_s + work
         tpot = view.tpot_s + table.context_token_s * item.num_tokens
         own = np.inf if item.objectives.tpot_s is None else item.objectives.tpot_s
+        impossible = None
+        if np.isfinite(own) and view.any_decoder and not table.mixed.any():
+            alone = table.step_s + table.decode_s + table.context_token_s * item.num_tokens
+            fastest = float(np.min(alone[table.decoder]))
+            if fastest > own:  # nobody can keep it: it is refused, or served as well as can be
+                impossible, own = fastest, np.inf
         fits = view.pages > new // table.page_size + np.minimum(view.decodes, HEADROOM_PAGES)
         room = fits & view.may_start
         may_decode = table.decoder & room & (tpot <= own)
-        if not view.any_decoder or (item.objectives.tpot_s is not None and not may_decode.any()):
+        if not view.any_decoder or (np.isfinite(own) and not may_decode.any()):
             # All decode workers are full, or as slow as promised: the prompt waits rather than break promises.
             allowed = np.zeros(len(cached), bool)
         else:
@@ -201,7 +212,7 @@ class PredictedLatency:
             limit = np.minimum(view.limit_s, TPOT_MARGIN * own)
             chunk_s = view.step_s + work / np.maximum(steps, 1)
             whole &= table.mixed | np.where(np.isfinite(limit), chunk_s <= limit, new <= table.mixed_chunk)
-        return _Prices(cached, compute, tpot, allowed | whole, may_decode)
+        return _Prices(cached, compute, tpot, allowed | whole, may_decode, impossible)
 
     @staticmethod
     def _decode_row(item: PlacementInput, prices: _Prices, state: ClusterState) -> int | None:
