@@ -259,7 +259,9 @@ class RouterCore:
         self.explanations.decided(record.request_id, self.dispatch.placement.name, decision, item.output)
         self.state.assign(decision.prefill, record.request_id, item.num_tokens, item.page_keys, now)
         record.prefilling = True
-        record.sequence = RunningSequence(item.num_tokens, item.output, record.request.objectives.tpot_s)
+        prompt = len(record.request.prompt)
+        emitted = item.num_tokens - prompt
+        record.sequence = RunningSequence(prompt, item.output, record.request.objectives.tpot_s, emitted)
         if decision.whole:
             self.state.expect(decision.prefill, record.request_id, record.sequence)
         self._events.append((record.request_id, lifecycle.Routed(decision)))

@@ -130,9 +130,10 @@ class PredictedLatency:
             return None
         ttft = np.where(prices.allowed, view.wait_s + prices.compute_s, np.inf)
         row = int(np.argmin(np.where(state.table.decoder, WHOLE_HANDICAP, 1.0) * ttft))
-        if item.due_s is not None and late is not None and view.now + ttft[row] > item.due_s:
+        may_be_late = item.due_s is not None and not item.resumed  # a resumed request's client has waited enough
+        if may_be_late and late is not None and view.now + ttft[row] > item.due_s:
             fastest = float(np.min(np.where(prices.allowed, prices.compute_s, np.inf)))
-            if self.refuse and not item.resumed and view.now + fastest > item.due_s:
+            if self.refuse and view.now + fastest > item.due_s:
                 return Refuse(item.request_id, refuse_late(item, float(view.wait_s[row]), fastest))
             late.append(self._give_way(item, float(prices.compute_s[row]), row, view))
             if late[-1] is item:
@@ -147,7 +148,8 @@ class PredictedLatency:
     def _give_way(item: PlacementInput, compute_s: float, row: int, view: _Pass) -> PlacementInput:
         """Who is late: of those that wait for the worker the one with most work, if that is not `item` itself."""
         waiting = view.planned.get(row, [])
-        longest = max(waiting, key=lambda one: (one[0], one[1].request_id), default=None)
+        movable = [one for one in waiting if not one[1].resumed]
+        longest = max(movable, key=lambda one: (one[0], one[1].request_id), default=None)
         if longest is None or longest[0] <= compute_s:
             return item
         waiting.remove(longest)

@@ -6,6 +6,7 @@ from cluster.request import Objectives, Request, SamplingParams
 from cluster.worker import RoleName
 from router.commands import Close, Command, Tell
 from router.core import RouterCore
+from router.policy.placement import PlacementInput
 from tests.router.test_ledger import make_core
 
 
@@ -22,3 +23,12 @@ def test_an_impossible_tpot_is_refused_at_once_and_blocks_nobody() -> None:
         assert type(close.completion.error).__name__ == "Overloaded"
     assert core.queued == 0
     assert any(isinstance(command, Tell) for command in submit(core, "good", Objectives(), 1.0))
+
+
+def test_a_resumed_request_is_not_late() -> None:
+    objectives = Objectives(ttft_s=1.0)
+    core = make_core(RoleName.PREFILL, RoleName.DECODE, num_pages=10_000)
+    resumed = PlacementInput("resumed", 1000, 10, objectives=objectives, arrival_s=0.0, resumed=True)
+    fresh = [PlacementInput(f"fresh{number}", 900, 10, objectives=objectives, arrival_s=100.0) for number in range(3)]
+    verdicts = core.dispatch.placement.decide([resumed, *fresh], core.state, 100.0)
+    assert "resumed" in [verdict.request_id for verdict in verdicts]
