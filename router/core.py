@@ -157,7 +157,7 @@ class RouterCore:
         record = self._records.get(request_id)
         if record is None or record.closed:
             return
-        if record.prefilling:
+        if record.prefilling and worker == record.prefill_worker:  # not a late token of an earlier attempt
             record.prefilling = False
             self.dispatch.moved = True
             self.state.unassign(record.prefill_worker, request_id, now)
