@@ -278,7 +278,7 @@ class RouterCore:
                     self.dispatch.seek(record.placement_input, avoid)
                 case lifecycle.StartPrefill(worker, hand_off):
                     record.resumed = tuple(record.stream.token_ids)
-                    message = Prefill(request, record.resumed, hand_off, self._epoch(worker))
+                    message = Prefill(request, record.resumed, hand_off, self.state.epoch(worker))
                     self._commands.append(Tell(worker, message))
                 case lifecycle.ReservePages(worker, reservation_id):
                     self._reserve(record, worker, reservation_id)
@@ -296,12 +296,10 @@ class RouterCore:
         self.state.forget(record.decode_worker, record.request_id)
         record.decode_worker, record.reservation_id = worker, reservation_id
         record.reserved_on[reservation_id] = worker
-        view = self.state.workers.get(worker)
-        page_size = view.info.page_size if view else 1
-        self.state.reserve(worker, reservation_id, -(-record.num_prefill_tokens // page_size))
+        self.state.reserve(worker, reservation_id, record.num_prefill_tokens)
         if record.sequence is not None:
             self.state.expect(worker, record.request_id, record.sequence)
-        message = Reserve(reservation_id, record.request, record.resumed, self._epoch(worker))
+        message = Reserve(reservation_id, record.request, record.resumed, self.state.epoch(worker))
         self._commands.append(Tell(worker, message))
 
     def _unreserve(self, record: Record | None, worker: str, reservation_id: str) -> None:
@@ -309,10 +307,6 @@ class RouterCore:
         self.state.unreserve(worker, reservation_id)
         if record is not None and record.reservation_id == reservation_id:
             self.state.forget(worker, record.request_id)
-
-    def _epoch(self, worker: str) -> int:
-        view = self.state.workers.get(worker)
-        return view.load.role_epoch if view else 0
 
     def _close(self, record: Record, end: lifecycle.End) -> None:
         record.closed = True

@@ -199,10 +199,15 @@ class ClusterState:
                 view.busy_until_s = min(view.busy_until_s, now)
             self._sync(view)
 
-    def reserve(self, worker: str, reservation_id: str, pages: int) -> None:
+    def epoch(self, worker: str) -> int:
+        """How often the worker has changed its role."""
+        view = self.workers.get(worker)
+        return view.load.role_epoch if view is not None else 0
+
+    def reserve(self, worker: str, reservation_id: str, num_tokens: int) -> None:
         view = self.workers.get(worker)
         if view is not None:
-            view.reserved[reservation_id] = pages
+            view.reserved[reservation_id] = -(-num_tokens // view.info.page_size)
             self._sync(view)
 
     def grant(self, worker: str, reservation_id: str) -> None:

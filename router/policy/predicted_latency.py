@@ -130,10 +130,11 @@ class PredictedLatency:
             return None
         ttft = np.where(prices.allowed, view.wait_s + prices.compute_s, np.inf)
         row = int(np.argmin(np.where(state.table.decoder, WHOLE_HANDICAP, 1.0) * ttft))
-        may_be_late = item.due_s is not None and not item.resumed  # a resumed request's client has waited enough
-        if may_be_late and late is not None and view.now + ttft[row] > item.due_s:
+        # The client of a resumed request has waited enough: it is never late.
+        due_s = None if item.resumed else item.due_s
+        if due_s is not None and late is not None and view.now + ttft[row] > due_s:
             fastest = float(np.min(np.where(prices.allowed, prices.compute_s, np.inf)))
-            if self.refuse and view.now + fastest > item.due_s:
+            if self.refuse and view.now + fastest > due_s:
                 return Refuse(item.request_id, refuse_late(item, float(view.wait_s[row]), fastest))
             late.append(self._give_way(item, float(prices.compute_s[row]), row, view))
             if late[-1] is item:
