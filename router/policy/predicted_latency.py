@@ -71,7 +71,8 @@ class _Pass:
         self.tpot_s = table.step_s + beside + table.decode_s  # of decodes, with one more sequence
         self.may_start = self.decodes < table.max_batch
         fastest_mixed = self.step_s + table.prefill_token_s * table.mixed_chunk
-        whole = table.mixed | (table.decoder & (fastest_mixed <= self.limit_s) & (self.pages > 0))
+        kept = (fastest_mixed <= self.limit_s) | (not self.any_prefills)  # without prefill workers there is no choice
+        whole = table.mixed | (table.decoder & kept & (self.pages > 0))
         self.has_room = (table.prefills | whole) & (self.uncomputed < CHUNKS_AHEAD * self.chunk)
 
     def take(self, row: int, target: int | None, tokens: int, context: int, compute_s: float) -> None:

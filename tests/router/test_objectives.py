@@ -32,3 +32,10 @@ def test_a_resumed_request_is_not_late() -> None:
     fresh = [PlacementInput(f"fresh{number}", 900, 10, objectives=objectives, arrival_s=100.0) for number in range(3)]
     verdicts = core.dispatch.placement.decide([resumed, *fresh], core.state, 100.0)
     assert "resumed" in [verdict.request_id for verdict in verdicts]
+
+
+def test_decode_workers_alone_serve_many_at_once_whatever_the_tpot() -> None:
+    """With no prefill worker left a prompt beside decodes is the only way."""
+    core = make_core(RoleName.DECODE, num_pages=1000)
+    for number in range(8):
+        assert any(isinstance(one, Tell) for one in submit(core, f"r{number}", Objectives(tpot_s=0.012)))
