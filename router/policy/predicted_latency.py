@@ -235,7 +235,7 @@ class PredictedLatency:
         table = state.table
         tpot = table.step_s + table.decode_s * (table.decodes + 1)
         tpot += table.context_token_s * (table.context + item.num_tokens)
-        pages = -(-item.num_tokens // table.page_size) + 1
+        pages = -(-(item.num_tokens + 1) // table.page_size)
         may = table.decoder & (table.pages_available >= pages) & (table.decodes < table.max_batch)
         if avoid is not None and avoid in state.workers:
             may[state.workers[avoid].row] = False
