@@ -140,9 +140,11 @@ class RouterCore:
                 if not self.state.on_pages(worker, message):
                     self._commands.append(Tell(worker, ResyncPages()))
             case Reserved(reservation):
+                self.state.grant(worker, reservation.reservation_id)
                 self._events.append((reservation.request_id, lifecycle.PagesReserved(reservation)))
             case ReservationRefused(reservation_id, request_id, _):
-                self.state.unreserve(worker, reservation_id)
+                self.state.refuse(worker, reservation_id)
+                self._unreserve(self._records.get(request_id), worker, reservation_id)
                 self._events.append((request_id, lifecycle.PagesRefused(reservation_id)))
             case HandoffEnded(request_id, reservation_id, outcome, report, reason):
                 self._events.append((request_id, lifecycle.SourceEnded(reservation_id, outcome, report, reason)))
@@ -155,7 +157,7 @@ class RouterCore:
         record = self._records.get(request_id)
         if record is None or record.closed:
             return
-        if record.prefilling:
+        if record.prefilling and worker == record.prefill_worker:  # not a late token of an earlier attempt
             record.prefilling = False
             self.dispatch.moved = True
             self.state.unassign(record.prefill_worker, request_id, now)
@@ -230,7 +232,7 @@ class RouterCore:
         now = record.latency.last_token_s or record.latency.arrival_s
         self.state.unassign(record.prefill_worker, record.request_id, now)
         self.state.forget(record.decode_worker, record.request_id)
-        record.sequence, record.prefilling = None, False
+        record.sequence, record.prefilling, record.reservation_id = None, False, ""
 
     def _place(self, now: float) -> bool:
         """Carry out what is decided about requests that wait; False when nothing is."""
@@ -257,7 +259,9 @@ class RouterCore:
         self.explanations.decided(record.request_id, self.dispatch.placement.name, decision, item.output)
         self.state.assign(decision.prefill, record.request_id, item.num_tokens, item.page_keys, now)
         record.prefilling = True
-        record.sequence = RunningSequence(item.num_tokens, item.output, record.request.objectives.tpot_s)
+        prompt = len(record.request.prompt)
+        emitted = item.num_tokens - prompt
+        record.sequence = RunningSequence(prompt, item.output, record.request.objectives.tpot_s, emitted)
         if decision.whole:
             self.state.expect(decision.prefill, record.request_id, record.sequence)
         self._events.append((record.request_id, lifecycle.Routed(decision)))
@@ -274,7 +278,7 @@ class RouterCore:
                     self.dispatch.seek(record.placement_input, avoid)
                 case lifecycle.StartPrefill(worker, hand_off):
                     record.resumed = tuple(record.stream.token_ids)
-                    message = Prefill(request, record.resumed, hand_off, self._epoch(worker))
+                    message = Prefill(request, record.resumed, hand_off, self.state.epoch(worker))
                     self._commands.append(Tell(worker, message))
                 case lifecycle.ReservePages(worker, reservation_id):
                     self._reserve(record, worker, reservation_id)
@@ -283,26 +287,26 @@ class RouterCore:
                 case lifecycle.CancelWork(worker):
                     self._commands.append(Tell(worker, Cancel(request_id)))
                 case lifecycle.ReleasePages(worker, reservation_id):
-                    self.state.unreserve(worker, reservation_id)
+                    self._unreserve(record, worker, reservation_id)
                     self._commands.append(Tell(worker, Release(reservation_id)))
                 case lifecycle.End():
                     self._close(record, effect)
 
     def _reserve(self, record: Record, worker: str, reservation_id: str) -> None:
         self.state.forget(record.decode_worker, record.request_id)
-        record.decode_worker = worker
+        record.decode_worker, record.reservation_id = worker, reservation_id
         record.reserved_on[reservation_id] = worker
-        view = self.state.workers.get(worker)
-        page_size = view.info.page_size if view else 1
-        self.state.reserve(worker, reservation_id, -(-record.num_prefill_tokens // page_size))
+        self.state.reserve(worker, reservation_id, record.num_prefill_tokens)
         if record.sequence is not None:
             self.state.expect(worker, record.request_id, record.sequence)
-        message = Reserve(reservation_id, record.request, record.resumed, self._epoch(worker))
+        message = Reserve(reservation_id, record.request, record.resumed, self.state.epoch(worker))
         self._commands.append(Tell(worker, message))
 
-    def _epoch(self, worker: str) -> int:
-        view = self.state.workers.get(worker)
-        return view.load.role_epoch if view else 0
+    def _unreserve(self, record: Record | None, worker: str, reservation_id: str) -> None:
+        """The worker holds no pages for it, and does not expect the sequence."""
+        self.state.unreserve(worker, reservation_id)
+        if record is not None and record.reservation_id == reservation_id:
+            self.state.forget(worker, record.request_id)
 
     def _close(self, record: Record, end: lifecycle.End) -> None:
         record.closed = True

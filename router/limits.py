@@ -23,9 +23,12 @@ def check_capacity(request: Request, state: ClusterState) -> None:
     """Raise `NoWorkers` or `PromptTooLong` when no worker could ever serve the request."""
     if not state.pool(RoleName.DECODE, RoleName.MIXED):
         raise NoWorkers("No worker that decodes is registered; start one or wait until it has loaded the model.")
-    capacity = max(view.info.capacity_tokens for view in state.workers.values())
+    capacity = max(view.info.capacity_tokens for view in state.pool(RoleName.DECODE, RoleName.MIXED))
+    prefill = state.pool(RoleName.PREFILL)
+    if prefill and not state.pool(RoleName.MIXED):
+        capacity = min(capacity, max(view.info.capacity_tokens for view in prefill))
     if request.max_total_tokens > capacity:
         raise PromptTooLong(
-            f"Prompt and max_tokens come to {request.max_total_tokens} tokens; the largest worker's pages hold "
+            f"Prompt and max_tokens come to {request.max_total_tokens} tokens; a worker's pages hold "
             f"{capacity}. Ask for fewer tokens or give the workers more pages."
         )

@@ -52,6 +52,7 @@ class Record:
     prefilling: bool = False  # its prompt counts as work of the prefill worker
     sequence: RunningSequence | None = None  # what the ledger expects to decode
     closed: bool = False  # the client's stream has ended
+    reservation_id: str = ""  # for which the decode worker expects the sequence
     reserved_on: dict[str, str] = field(default_factory=dict)  # reservation id → worker
 
     @property

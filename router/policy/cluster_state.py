@@ -52,7 +52,9 @@ class WorkerView:
     latency: LatencyModel
     busy_until_s: float = 0.0  # when the prompt work it has should be done
     assigned: dict[str, PromptWork] = field(default_factory=dict)  # request id → work, in the order it was sent
-    reserved: dict[str, int] = field(default_factory=dict)  # reservation id → pages
+    reserved: dict[str, int] = field(default_factory=dict)  # reservation id → pages, until a report includes them
+    refused_pages: int | None = None  # the fewest it refused to hold since its report
+    granted: set[str] = field(default_factory=set)  # reservations it has confirmed: its next report includes them
     running: dict[str, RunningSequence] = field(default_factory=dict)  # request id → sequence
 
     @property
@@ -77,7 +79,8 @@ class WorkerView:
         """Pages it can still promise, less what was promised since its report."""
         counted = set(self.load.reservation_ids)
         unseen = sum(pages for reservation_id, pages in self.reserved.items() if reservation_id not in counted)
-        return self.load.pages_available - unseen
+        available = self.load.pages_available - unseen
+        return available if self.refused_pages is None else min(available, self.refused_pages - 1)
 
     @property
     def sequences(self) -> int:
@@ -142,6 +145,10 @@ class ClusterState:
         if view is not None:
             view.load = load
             view.heard_s = now
+            for reservation_id in view.granted:
+                view.reserved.pop(reservation_id, None)
+            view.granted.clear()
+            view.refused_pages = None
             view.busy_until_s = now + view.remaining_work_s()
             for sample in load.steps:
                 view.latency.observe(sample)
@@ -202,11 +209,29 @@ class ClusterState:
                 view.busy_until_s = min(view.busy_until_s, now)
             self._sync_prompts(view)
 
-    def reserve(self, worker: str, reservation_id: str, pages: int) -> None:
+    def epoch(self, worker: str) -> int:
+        """How often the worker has changed its role."""
+        view = self.workers.get(worker)
+        return view.load.role_epoch if view is not None else 0
+
+    def reserve(self, worker: str, reservation_id: str, num_tokens: int) -> None:
         view = self.workers.get(worker)
         if view is not None:
-            view.reserved[reservation_id] = pages
+            view.reserved[reservation_id] = -(-num_tokens // view.info.page_size)
             self._sync_pages(view)
+
+    def grant(self, worker: str, reservation_id: str) -> None:
+        """The worker holds the pages now; its link is first in, first out, so its next report has them."""
+        view = self.workers.get(worker)
+        if view is not None and reservation_id in view.reserved:
+            view.granted.add(reservation_id)
+
+    def refuse(self, worker: str, reservation_id: str) -> None:
+        """The worker has no room for so many pages, whatever its last report said; the next one tells anew."""
+        view = self.workers.get(worker)
+        if view is not None and reservation_id in view.reserved:
+            pages = view.reserved[reservation_id]
+            view.refused_pages = pages if view.refused_pages is None else min(pages, view.refused_pages)
 
     def unreserve(self, worker: str, reservation_id: str) -> None:
         view = self.workers.get(worker)

@@ -35,6 +35,8 @@ class VirtualTokenCounter:
         """A request of `tenant` is queued while those of `active` (queued or running) are in the system."""
         if tenant in active:
             return
+        if not active:
+            self._counters.clear()  # the system is idle: nobody waited for anybody, so nothing is owed
         least = min((self._counters.get(other, 0.0) for other in active), default=0.0)
         self._counters[tenant] = max(self._counters.get(tenant, 0.0), least)
         if len(self._counters) > MAX_TENANTS:

@@ -106,5 +106,6 @@ class LatencyModel:
         # Only theirs is held down: the others have to go on forgetting, or they follow no change.
         shrink = 1.0 / np.sqrt(np.maximum(np.diag(self._covariance) * PRIOR_SAMPLES, 1.0))
         self._covariance *= np.outer(shrink, shrink)
+        self._covariance = (self._covariance + self._covariance.T) / 2  # rounding grows with what is forgotten
         self.samples += 1
         self._costs = None

@@ -87,11 +87,12 @@ class OutputLength:
             if counts is not None:
                 shares = (counts + LEVEL_STRENGTH * shares) / (counts.sum() + LEVEL_STRENGTH)
         for node in narrow:
-            shares = shares * NODE_STRENGTH
-            for index in node.bins:
-                shares[index] += 1 - 2 * NEIGHBOURS
-                shares[max(index - 1, 0)] += NEIGHBOURS
-                shares[min(index + 1, NUM_BINS - 1)] += NEIGHBOURS
+            counts = np.bincount(node.bins, minlength=NUM_BINS)
+            shares = NODE_STRENGTH * shares + (1 - 2 * NEIGHBOURS) * counts
+            shares[:-1] += NEIGHBOURS * counts[1:]
+            shares[1:] += NEIGHBOURS * counts[:-1]
+            shares[0] += NEIGHBOURS * counts[0]
+            shares[-1] += NEIGHBOURS * counts[-1]
             shares /= NODE_STRENGTH + len(node.bins)
         return Prediction(
             LengthDistribution(shares, max_tokens, self._levels_of_quantiles()), tuple(levels), tuple(nodes)

@@ -84,7 +84,10 @@ class _Pass:
         self.may_start = self.decodes < table.max_batch
         self.headroom = np.minimum(self.decodes, HEADROOM_PAGES)
         fastest_mixed = self.step_s + table.prefill_token_s * table.mixed_chunk
-        whole = table.mixed | (table.decoder & (fastest_mixed <= self.promised_s) & (self.pages > 0))
+        kept = (fastest_mixed <= self.promised_s) | (
+            not self.any_prefills
+        )  # without prefill workers there is no choice
+        whole = table.mixed | (table.decoder & kept & (self.pages > 0))
         self.has_room = (table.prefills | whole) & (self.uncomputed < CHUNKS_AHEAD * self.chunk)
 
     def take(self, row: int, target: int | None, tokens: int, context: int, compute_s: float) -> None:
@@ -153,9 +156,11 @@ class PredictedLatency:
             return self._refuse_if_overdue(item, view)
         ttft = np.where(prices.allowed, view.wait_s + prices.compute_s, np.inf)
         row = int((view.handicap * ttft).argmin())
-        if item.due_s is not None and late is not None and view.now + ttft[row] > item.due_s:
+        # The client of a resumed request has waited enough: it is never late.
+        due_s = None if item.resumed else item.due_s
+        if due_s is not None and late is not None and view.now + ttft[row] > due_s:
             fastest = float(np.min(np.where(prices.allowed, prices.compute_s, np.inf)))
-            if self._may_refuse(item) and view.now + fastest > item.due_s:
+            if self._may_refuse(item) and view.now + fastest > due_s:
                 return Refuse(item.request_id, refuse_late(item, float(view.wait_s[row]), fastest))
             late.append(self._give_way(item, float(prices.compute_s[row]), row, view))
             if late[-1] is item:
@@ -170,7 +175,8 @@ class PredictedLatency:
     def _give_way(item: PlacementInput, compute_s: float, row: int, view: _Pass) -> PlacementInput:
         """Who is late: of those that wait for the worker the one with most work, if that is not `item` itself."""
         waiting = view.planned.get(row, [])
-        longest = max(waiting, key=lambda one: (one[0], one[1].request_id), default=None)
+        movable = [one for one in waiting if not one[1].resumed]
+        longest = max(movable, key=lambda one: (one[0], one[1].request_id), default=None)
         if longest is None or longest[0] <= compute_s:
             return item
         waiting.remove(longest)
@@ -255,7 +261,7 @@ class PredictedLatency:
         table = state.table
         tpot = table.step_s + table.decode_s * (table.decodes + 1)
         tpot += table.context_token_s * (table.context + item.num_tokens)
-        pages = -(-item.num_tokens // table.page_size) + 1
+        pages = -(-(item.num_tokens + 1) // table.page_size)
         may = table.decoder & (table.pages_available >= pages) & (table.decodes < table.max_batch)
         if avoid is not None and avoid in state.workers:
             may[state.workers[avoid].row] = False

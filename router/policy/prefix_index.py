@@ -157,6 +157,8 @@ class PrefixIndex:
         if not self._sweeping:
             self._sweeping = self._bits_in_use & ~self._live
             if not self._sweeping:
+                if len(self._sets) > 2 * len(self._table) + 1024:
+                    self._sets = {one: one for one in set(self._table.values())}
                 return
             self._unswept = list(self._table)
         for key in self._unswept[-limit:]:

@@ -50,7 +50,7 @@ class ImmediatePlacement:
         source = state.workers.get(item.prefill_worker)
         if source is not None and item.request_id in source.assigned and item.request_id != next(iter(source.assigned)):
             return None
-        pages = -(-item.num_tokens // max((view.info.page_size for view in state.workers.values()), default=1)) + 1
+        pages = -(-(item.num_tokens + 1) // max((view.info.page_size for view in state.workers.values()), default=1))
         views = [view for view in state.pool(RoleName.DECODE) if view.name != avoid and view.pages_available >= pages]
         return self.choose_decode(item, views, state, now).name if views else None
 

@@ -1,0 +1,73 @@
+"""The router's ledger: what it believes of pages and sequences beside what the workers report."""
+
+from __future__ import annotations
+
+import random
+
+from cluster.messages import LoadReport, Register, ReservationRefused, Reserve
+from cluster.request import Request, SamplingParams
+from cluster.worker import Endpoint, PageLayout, RoleName, WorkerInfo, WorkerLoad
+from router.commands import Command, Tell
+from router.core import RouterCore
+from router.limits import RouterLimits
+from router.policy.predicted_latency import PredictedLatency
+from tests.pure_cluster import PureCluster
+
+
+def make_core(*roles: RoleName, num_pages: int = 100, max_batch: int = 64) -> RouterCore:
+    core = RouterCore("router", PredictedLatency(), None, RouterLimits(lost_after_s=float("inf")))
+    for number, role in enumerate(roles):
+        layout = PageLayout(num_pages, 1, 16, 1, 1, "float32", "model")
+        name = f"{role.value}{number}"
+        info = WorkerInfo(name, "1", role, 0, Endpoint(name, b"", 0, 0, layout), 1024, max_batch)
+        core.on_message(name, Register(info), 0.0)
+    return core
+
+
+def submit(core: RouterCore, request_id: str, tokens: int) -> list[Command]:
+    return core.submit(Request(request_id, tuple(range(tokens)), SamplingParams(max_tokens=10), 0.0), 0.0)
+
+
+def reserves(commands: list[Command]) -> list[tuple[str, str]]:
+    return [
+        (command.worker, command.message.reservation_id)
+        for command in commands
+        if isinstance(command, Tell) and isinstance(command.message, Reserve)
+    ]
+
+
+def test_pages_of_a_running_sequence_count_once() -> None:
+    cluster = PureCluster(random.Random(1), num_pages=64)
+    cluster.add("prefill", RoleName.PREFILL)
+    cluster.add("decode", RoleName.DECODE)
+    cluster.settle()
+    cluster.submit("a", [1] * 80, 100)
+    while len(cluster.shown["a"]) < 8:
+        cluster.step()
+    cluster._report(cluster.workers["decode"])
+    view = cluster.core.state.workers["decode"]
+    assert view.load.pages_available < 64
+    assert view.pages_available == view.load.pages_available
+
+
+def test_a_worker_that_refused_does_not_expect_the_sequence() -> None:
+    core = make_core(RoleName.PREFILL, RoleName.DECODE, max_batch=1)
+    assert reserves(submit(core, "a", 300)) == [("decode1", "a/1")]
+    core.on_message("decode1", ReservationRefused("a/1", "a", "no room"), 0.01)
+    assert not core.state.workers["decode1"].running
+    commands = core.on_message("decode1", LoadReport(WorkerLoad("decode1", RoleName.DECODE, 0, 1, 100, 100, 0)), 0.1)
+    assert reserves(commands) == [("decode1", "a/2")]
+
+
+def test_refusals_do_not_go_round_in_circles() -> None:
+    """Two full decode workers are asked once each per report, not in turns as fast as they can answer."""
+    core = make_core(RoleName.PREFILL, RoleName.DECODE, RoleName.DECODE)
+    for name in ("decode1", "decode2"):
+        core.on_message(name, LoadReport(WorkerLoad(name, RoleName.DECODE, 0, 1, 100, 12, 0)), 0.0)
+    asked, commands = 0, submit(core, "a", 100)
+    while found := reserves(commands):
+        ((worker, reservation_id),) = found
+        asked += 1
+        assert asked <= 2
+        commands = core.on_message(worker, ReservationRefused(reservation_id, "a", "headroom"), 0.001 * asked)
+    assert asked == 2

@@ -1,0 +1,41 @@
+"""Objectives nobody can keep, and requests that continue: both end, and neither holds up the rest."""
+
+from __future__ import annotations
+
+from cluster.request import Objectives, Request, SamplingParams
+from cluster.worker import RoleName
+from router.commands import Close, Command, Tell
+from router.core import RouterCore
+from router.policy.placement import PlacementInput
+from tests.router.test_ledger import make_core
+
+
+def submit(core: RouterCore, request_id: str, objectives: Objectives, now: float = 0.0) -> list[Command]:
+    request = Request(request_id, (1, 2, 3), SamplingParams(max_tokens=10), now, objectives=objectives)
+    return core.submit(request, now)
+
+
+def test_an_impossible_tpot_is_refused_at_once_and_blocks_nobody() -> None:
+    core = make_core(RoleName.PREFILL, RoleName.DECODE)
+    for number in range(100):
+        commands = submit(core, f"bad{number}", Objectives(tpot_s=1e-4))
+        (close,) = [command for command in commands if isinstance(command, Close)]
+        assert type(close.completion.error).__name__ == "Overloaded"
+    assert core.queued == 0
+    assert any(isinstance(command, Tell) for command in submit(core, "good", Objectives(), 1.0))
+
+
+def test_a_resumed_request_is_not_late() -> None:
+    objectives = Objectives(ttft_s=1.0)
+    core = make_core(RoleName.PREFILL, RoleName.DECODE, num_pages=10_000)
+    resumed = PlacementInput("resumed", 1000, 10, objectives=objectives, arrival_s=0.0, resumed=True)
+    fresh = [PlacementInput(f"fresh{number}", 900, 10, objectives=objectives, arrival_s=100.0) for number in range(3)]
+    verdicts = core.dispatch.placement.decide([resumed, *fresh], core.state, 100.0)
+    assert "resumed" in [verdict.request_id for verdict in verdicts]
+
+
+def test_decode_workers_alone_serve_many_at_once_whatever_the_tpot() -> None:
+    """With no prefill worker left a prompt beside decodes is the only way."""
+    core = make_core(RoleName.DECODE, num_pages=1000)
+    for number in range(8):
+        assert any(isinstance(one, Tell) for one in submit(core, f"r{number}", Objectives(tpot_s=0.012)))
