@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from cluster.errors import ConfigError
 from cluster.hardware import accelerator
 from cluster.worker import RoleName
-from router.policy.policies import NAMES, make_policy
+from router.policy.policies import check_policy, make_policy
 from simulator.models import model_shape
 from simulator.result import SimulationResult
 from simulator.simulation import ClusterSpec, Simulation, Slo, WorkerSpec
@@ -59,8 +59,7 @@ class Setup:
 
     def cluster(self, pools: Pools) -> ClusterSpec:
         """Raises `ConfigError` when such a cluster cannot be simulated: unknown names, no room, nobody who decodes."""
-        if self.policy not in NAMES:
-            make_policy(self.policy)
+        check_policy(self.policy)
         if pools.decode + pools.mixed == 0:
             raise ConfigError("Nothing would decode: give at least one decode or mixed worker.")
         timer = self.timer

@@ -31,7 +31,7 @@ from worker.role import Role
 from worker.state import WorkerState
 
 TICK_S = 0.1
-STUCK_S = 600.0  # in which nothing happens though requests are live
+STUCK_S = 600.0  # in which nothing is under way though requests are live
 MAX_TOKENS = 4096  # what clients allow; the trace says where an answer really ends
 
 
@@ -89,7 +89,7 @@ class Simulation:
         self._workers: dict[str, SimulatedWorker] = {}
         self._busy: list[BusyMoment] = []
         self._ticking = False
-        self._last_tick = self._empty_ticks = 0
+        self._empty_ticks = 0
         agents: dict[str, SimulatedWorker] = {}
         counts: dict[RoleName, int] = {}
         for worker in spec.workers:
@@ -176,9 +176,7 @@ class Simulation:
 
     def _tick(self) -> None:
         self._ticking = False
-        nothing_since = self.events.done == self._last_tick + 1
-        self._last_tick = self.events.done
-        self._empty_ticks = self._empty_ticks + 1 if nothing_since else 0
+        self._empty_ticks = 0 if len(self.events) else self._empty_ticks + 1
         if self._empty_ticks * TICK_S > STUCK_S:
             raise InternalError(f"{self.core.live} requests wait in the simulation for what never comes.")
         self._perform(self.core.tick(self.events.now))

@@ -51,7 +51,7 @@ def read_trace(path: Path) -> list[TraceRequest]:
     try:
         with path.open(encoding="utf-8", newline="") as lines:
             rows = _json_rows(lines) if path.suffix in (".jsonl", ".json") else _csv_rows(lines)
-            for number, read in rows:
+            for number, read in rows:  # noqa: B007 (what goes wrong names it)
                 requests.append(_checked(read()))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"The trace {path} cannot be read: {error}.") from None
