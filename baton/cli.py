@@ -21,8 +21,6 @@ from cluster.config import parse_config
 app = typer.Typer(no_args_is_help=True, add_completion=True, rich_markup_mode="rich", pretty_exceptions_enable=False)
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
-app.command()(simulate)
-app.command()(plan)
 
 Model = Annotated[str | None, typer.Option(help="Folder of a checkpoint, or a Hugging Face hub id; default: built in.")]
 Prefill = Annotated[int | None, typer.Option(help="Prefill workers.")]
@@ -214,6 +212,10 @@ def demo(model: Model = None) -> None:
     from baton.demo import run_demo
 
     run_demo(out, err, model)
+
+
+app.command()(simulate)
+app.command()(plan)
 
 
 def _print_message(message: Any) -> None:

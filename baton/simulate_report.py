@@ -59,7 +59,7 @@ def print_plan(console: Console, splits: Sequence[SplitResult], attainment: floa
                 str(one.pools), "-", "-", f"at most {_percent(max(p.attainment for p in one.probes))}", _count(one)
             )
             continue
-        goodput = f"{'≥ ' if one.capped else ''}{one.goodput:.2f} requests/s"
+        goodput = f"{'≥ ' if one.capped else '≈ ' if one.rough else ''}{one.goodput:.2f} requests/s"
         table.add_row(
             str(one.pools), goodput, f"{one.best.requests_per_s:.2f}", _percent(one.best.attainment), _count(one)
         )
@@ -93,6 +93,7 @@ def plan_document(setup: Setup, splits: Sequence[SplitResult], devices: int) -> 
             "pools": asdict(one.pools),
             "goodput": one.goodput,
             "capped": one.capped,
+            "rough": one.rough,
             "best": _probe(one.best) if one.best else None,
             "probes": [_probe(probe) for probe in one.probes],
         }

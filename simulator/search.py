@@ -9,7 +9,7 @@ driver may run them one by one or in several processes.
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from simulator.setup import Pools, Setup, workload
 from simulator.trace import TraceRequest
@@ -44,13 +44,15 @@ class Probe:
 class SplitResult:
     """A split's highest load that attains: None where no load does. `probes` are in order of load.
 
-    `capped`: the requests do not suffice to try a higher load, so it may attain more.
+    `capped`: the requests do not suffice to try a higher load, so it may attain more. `rough`: it was left behind
+    after the first pass, over fewer requests.
     """
 
     pools: Pools
     best: Probe | None
     probes: tuple[Probe, ...]
     capped: bool = False
+    rough: bool = False
 
     @property
     def goodput(self) -> float:
@@ -78,11 +80,12 @@ class Search:
         enough = int(2 * MIN_SPAN_S * guess * everything / max(self.trace[-1].arrival_s, 1e-9))
         requests = min(everything, max(everything // 3, enough))
         coarse = yield from self._bisect(dict.fromkeys(self._coarse(), guess), requests, COARSE_TOLERANCE)
-        near = self._near(_ranked(coarse)[0])
+        near = self._near(coarse)
         scales = {one.pools: one.best.trial.scale for one in coarse if one.best}
         start = max(scales.values(), default=guess)
         fine = yield from self._bisect({pools: scales.get(pools, start) for pools in near}, everything, TOLERANCE)
-        return _ranked(fine) + _ranked([one for one in coarse if one.pools not in near])
+        rest = [replace(one, rough=True) for one in coarse if one.pools not in near]
+        return _ranked(fine) + _ranked(rest)
 
     def splits(self) -> list[Pools]:
         """Every split into prefill and decode workers."""
@@ -94,12 +97,15 @@ class Search:
         spread = [splits[round((index + 0.5) * len(splits) / count - 0.5)] for index in range(count)]
         return [*spread, Pools(mixed=self.workers)]
 
-    def _near(self, best: SplitResult) -> list[Pools]:
-        """The best split of the coarse pass and those around it that the pass left out, and its neighbours."""
-        if best.pools.mixed:
-            return [best.pools]
+    def _near(self, coarse: Sequence[SplitResult]) -> list[Pools]:
+        """What may be the best: those that came close to it, and the neighbours of the best split."""
+        goodput = max(one.goodput for one in coarse)
+        close = {one.pools for one in coarse if one.best and one.goodput >= goodput * (1 - COARSE_TOLERANCE)}
+        best = next((one.pools for one in _ranked(coarse) if one.best and not one.pools.mixed), None)
         reach = max(1, round((self.workers - 1) / (2 * COARSE_SPLITS)))
-        return [one for one in self.splits() if abs(one.prefill - best.pools.prefill) <= reach]
+        if best in close and best is not None:
+            close |= {one for one in self.splits() if abs(one.prefill - best.prefill) <= reach}
+        return [one for one in (*self.splits(), Pools(mixed=self.workers)) if one in close]
 
     def _guess(self) -> float:
         """The arrival scale at which as many prompt tokens come as half of the workers can compute, without hits."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import heapq
 import json
 import math
 import random
@@ -18,6 +19,8 @@ from cluster.errors import ConfigError
 MOONCAKE_BLOCK_TOKENS = 512
 AZURE_COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 MAX_REQUEST_TOKENS = 1 << 24
+SYNTHETIC_BLOCK_TOKENS = 64  # tokens per block of made-up prompts
+WARM_UP = 4.0  # mean lengths of a conversation
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +130,8 @@ def scale_arrivals(requests: Sequence[TraceRequest], factor: float) -> list[Trac
 class Synthetic:
     """Conversations that begin as a Poisson process, each with a few turns over a growing, shared prefix.
 
-    Lengths are log-normal around their medians. `system_prompts` of `system_tokens` are shared among conversations.
+    `rate_s` counts requests, in the long run. Lengths are log-normal around their medians. `system_prompts` of
+    `system_tokens` are shared among conversations.
     """
 
     requests: int = 1000
@@ -142,27 +146,41 @@ class Synthetic:
     tenants: int = 1
 
     def generate(self, seed: int) -> list[TraceRequest]:
+        """The first `requests` after a time in which as many conversations have come to run as ever will."""
         rng = random.Random(seed)
-        fresh = count(self.system_prompts * 64)
+        fresh = count(self.system_prompts * self._system_blocks)
         made: list[TraceRequest] = []
-        start_s, per_turn = 0.0, 64
-        while len(made) < self.requests:
+        to_come: list[float] = []  # arrivals after the newest conversation's start: earlier ones cannot come any more
+        start_s = -WARM_UP * self.turns * self.think_s
+        while len(made) - len(to_come) < self.requests:
             start_s += rng.expovariate(self.rate_s / self.turns)
-            system = rng.randrange(max(self.system_prompts, 1))
-            shared = self.system_tokens // per_turn if self.system_prompts else 0
-            blocks = [system * 64 + index for index in range(shared)]
-            tenant = f"tenant-{rng.randrange(self.tenants)}" if self.tenants > 1 else ""
-            arrival_s, tokens = start_s, len(blocks) * per_turn
-            while True:
-                tokens += self._length(rng, self.prompt_median)
-                blocks += [next(fresh) for _ in range(-(-tokens // per_turn) - len(blocks))]
-                output = self._length(rng, self.output_median)
-                made.append(TraceRequest(arrival_s, tokens, output, tuple(blocks), per_turn, tenant))
-                if rng.random() < 1.0 / self.turns:
-                    break
-                tokens += output
-                arrival_s += 0.02 * output + rng.expovariate(1.0 / self.think_s)
+            for request in self._conversation(rng, start_s, fresh):
+                if request.arrival_s >= 0:
+                    made.append(request)
+                    heapq.heappush(to_come, request.arrival_s)
+            while to_come and to_come[0] <= start_s:
+                heapq.heappop(to_come)
         return sorted(made, key=lambda request: request.arrival_s)[: self.requests]
+
+    def _conversation(self, rng: random.Random, start_s: float, fresh: Iterator[int]) -> Iterator[TraceRequest]:
+        system = rng.randrange(max(self.system_prompts, 1))
+        shared = self._system_blocks
+        blocks = [system * shared + index for index in range(shared)]
+        tenant = f"tenant-{rng.randrange(self.tenants)}" if self.tenants > 1 else ""
+        arrival_s, tokens = start_s, len(blocks) * SYNTHETIC_BLOCK_TOKENS
+        while True:
+            tokens += self._length(rng, self.prompt_median)
+            blocks += [next(fresh) for _ in range(-(-tokens // SYNTHETIC_BLOCK_TOKENS) - len(blocks))]
+            output = self._length(rng, self.output_median)
+            yield TraceRequest(arrival_s, tokens, output, tuple(blocks), SYNTHETIC_BLOCK_TOKENS, tenant)
+            if rng.random() < 1.0 / self.turns:
+                return
+            tokens += output
+            arrival_s += 0.02 * output + rng.expovariate(1.0 / self.think_s)
+
+    @property
+    def _system_blocks(self) -> int:
+        return self.system_tokens // SYNTHETIC_BLOCK_TOKENS if self.system_prompts else 0
 
     def _length(self, rng: random.Random, median: int) -> int:
         return max(1, min(int(median * rng.lognormvariate(0.0, self.spread)), 16 * median))
