@@ -70,7 +70,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
-def start_live(folder: Path, prefix: str, pools: dict[str, int], **engine: Any) -> Live:
+def start_live(
+    folder: Path, prefix: str, pools: dict[str, int], policy: str = "predicted_latency", **engine: Any
+) -> Live:
     """A cluster whose actors' names begin with `prefix`."""
     config = read_config(folder)
     facts = ModelFacts(
@@ -79,7 +81,7 @@ def start_live(folder: Path, prefix: str, pools: dict[str, int], **engine: Any) 
     overrides = {
         "pools": {"prefill": 0, "decode": 0, "mixed": 0, **pools},
         "engine": {"page_size": PAGE_SIZE, "num_pages": 400, "chunk_tokens": CHUNK_TOKENS, "threads": 1, **engine},
-        "router": {"port": 0},
+        "router": {"port": 0, "policy": policy},
         "model": {"dtype": "float32"},
     }
     resolved = resolve(parse_config("", overrides), MachineFacts(2, 1 << 32, False), facts)
