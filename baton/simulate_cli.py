@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
-import typer
 from rich.console import Console
 
 from baton.progress import CountProgress
 from baton.report import print_settings
+from baton.simulate_options import (
+    CLUSTER,
+    OBJECTIVES,
+    OUTPUT,
+    WORKLOAD,
+    ClusterOptions,
+    ObjectiveOptions,
+    WorkloadOptions,
+    grouped,
+    option,
+)
 
 if TYPE_CHECKING:
     from simulator.search import Search, SplitResult
@@ -19,75 +29,24 @@ if TYPE_CHECKING:
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
-
-def _option(panel: str, *names: str, **settings: Any) -> Any:
-    return typer.Option(*names, rich_help_panel=panel, show_default=settings.pop("show_default", True), **settings)
-
-
-WORKLOAD, CLUSTER, OBJECTIVES, OUTPUT = "Workload", "Cluster", "Objectives", "Output"
-Trace = Annotated[
-    Path | None,
-    _option(WORKLOAD, help="Mooncake .jsonl or Azure .csv; default: made-up conversations.", dir_okay=False),
-]
-PromptTokens = Annotated[int, _option(WORKLOAD, min=1, help="Median new tokens of a made-up prompt.")]
-OutputTokens = Annotated[int, _option(WORKLOAD, min=1, help="Median tokens of a made-up answer.")]
-Model = Annotated[str, _option(CLUSTER, help="A known model, such as llama-3.1-8b, or the path of a config.json.")]
-Gpu = Annotated[str, _option(CLUSTER, help="h200, h100, a100 or l40s.")]
-GpusPerWorker = Annotated[
-    int | None,
-    _option(CLUSTER, min=1, max=64, help="Tensor parallelism; default: as few as leave a third of memory for KV."),
-]
-Policy = Annotated[str, _option(CLUSTER, help="Placement policy of the router.")]
-ServeLate = Annotated[bool, _option(CLUSTER, "--serve-late", help="Do not refuse requests that would be late.")]
-ChunkTokens = Annotated[int, _option(CLUSTER, min=1, help="Prompt tokens of a step.")]
-MixedChunkTokens = Annotated[int, _option(CLUSTER, min=1, help="Prompt tokens of a step that also decodes.")]
-MaxBatch = Annotated[int, _option(CLUSTER, min=1, help="Sequences that decode together.")]
-PageSize = Annotated[
-    int | None,
-    _option(
-        CLUSTER,
-        min=1,
-        max=4096,
-        help="Tokens per KV page, the unit of prefix reuse. Default: the block size of a trace that says which "
-        "blocks its prompts share (512 for Mooncake), so that what is shared there is shared here; else 64.",
-    ),
-]
-Network = Annotated[float, _option(CLUSTER, min=0.001, help="GB/s into and out of a worker.")]
-SloTtft = Annotated[float, _option(OBJECTIVES, min=0.0, help="Seconds to the first token, besides the next one.")]
-SloTtftPerToken = Annotated[float, _option(OBJECTIVES, min=0.0, help="Seconds more for each prompt token.")]
-SloTpot = Annotated[float, _option(OBJECTIVES, min=1e-6, help="Seconds per token after the first, on average.")]
-Seed = Annotated[int, _option(WORKLOAD, help="The same seed gives the same result.")]
-Plots = Annotated[Path | None, _option(OUTPUT, help="Write PNG figures to this folder.", file_okay=False)]
-Json = Annotated[bool, _option(OUTPUT, "--json", help="One JSON document, for scripts.")]
+Plots = Annotated[Path | None, option(OUTPUT, help="Write PNG figures to this folder.", file_okay=False)]
+Json = Annotated[bool, option(OUTPUT, "--json", help="One JSON document, for scripts.")]
 
 
+@grouped
 def simulate(
-    trace: Trace = None,
+    workload: WorkloadOptions,
+    cluster: ClusterOptions,
+    objectives: ObjectiveOptions,
     requests: Annotated[
-        int | None, _option(WORKLOAD, min=1, help="The first so many of the trace; how many to make up (1000).")
+        int | None, option(WORKLOAD, min=1, help="The first so many of the trace; how many to make up (1000).")
     ] = None,
-    scale: Annotated[float, _option(WORKLOAD, min=1e-6, help="Requests come so many times as fast.")] = 1.0,
-    rate: Annotated[float, _option(WORKLOAD, min=1e-6, help="Made-up requests per second.")] = 4.0,
-    prompt_tokens: PromptTokens = 1000,
-    output_tokens: OutputTokens = 200,
-    seed: Seed = 0,
-    model: Model = "llama-3.1-70b",
-    gpu: Gpu = "h100",
-    prefill: Annotated[int | None, _option(CLUSTER, min=0, max=1024, help="Prefill workers.")] = None,
-    decode: Annotated[int | None, _option(CLUSTER, min=0, max=1024, help="Decode workers.")] = None,
-    mixed: Annotated[int | None, _option(CLUSTER, min=0, max=1024, help="Workers that do both.")] = None,
-    gpus_per_worker: GpusPerWorker = None,
-    policy: Policy = "predicted_latency",
-    serve_late: ServeLate = False,
-    chunk_tokens: ChunkTokens = 8192,
-    mixed_chunk_tokens: MixedChunkTokens = 512,
-    max_batch: MaxBatch = 256,
-    page_size: PageSize = None,
-    network: Network = 45.0,
-    slo_ttft: SloTtft = 2.0,
-    slo_ttft_per_token: SloTtftPerToken = 0.25e-3,
-    slo_tpot: SloTpot = 0.05,
-    no_slo: Annotated[bool, _option(OBJECTIVES, "--no-slo", help="Requests state no objectives.")] = False,
+    scale: Annotated[float, option(WORKLOAD, min=1e-6, help="Requests come so many times as fast.")] = 1.0,
+    rate: Annotated[float, option(WORKLOAD, min=1e-6, help="Made-up requests per second.")] = 4.0,
+    prefill: Annotated[int | None, option(CLUSTER, min=0, max=1024, help="Prefill workers.")] = None,
+    decode: Annotated[int | None, option(CLUSTER, min=0, max=1024, help="Decode workers.")] = None,
+    mixed: Annotated[int | None, option(CLUSTER, min=0, max=1024, help="Workers that do both.")] = None,
+    no_slo: Annotated[bool, option(OBJECTIVES, "--no-slo", help="Requests state no objectives.")] = False,
     plots: Plots = None,
     as_json: Json = False,
 ) -> None:
@@ -102,31 +61,18 @@ def simulate(
         baton simulate --trace conversation.jsonl --model llama-3.1-70b --gpu h100 --prefill 8 --decode 8 --plots out
     """
     from baton.simulate_report import print_simulation, simulation_document
-    from simulator.setup import Pools, Setup, page_size_for, workload
-    from simulator.simulation import Slo
+    from simulator.setup import Pools
+    from simulator.setup import workload as part
 
     _prepare(plots)
-    played = workload(_read(trace, requests or 1000, rate, prompt_tokens, output_tokens, seed), requests, scale)
-    setup = Setup(
-        model=model,
-        gpu=gpu,
-        gpus_per_worker=gpus_per_worker,
-        policy=policy,
-        refuse_late=not serve_late,
-        slo=None if no_slo else Slo(slo_ttft, slo_ttft_per_token, slo_tpot),
-        page_size=page_size_for(played, page_size),
-        chunk_tokens=chunk_tokens,
-        mixed_chunk_tokens=mixed_chunk_tokens,
-        max_batch=max_batch,
-        network_gb_s=network,
-        seed=seed,
-    )
+    trace = part(workload.requests(requests or 1000, rate), requests, scale)
+    setup = cluster.setup(trace, None if no_slo else objectives.slo, workload.seed)
     given = (prefill, decode, mixed) != (None, None, None)
     pools = Pools(prefill or 0, decode or 0, mixed or 0) if given else Pools(4, 4)
     setup.cluster(pools)
-    print_settings(err, {**setup.described(pools), "workload": _described(played)})
-    with CountProgress(err, len(played), "simulating") as progress:
-        result = setup.simulate(pools, played, lambda now, ended: progress.at(ended, f"{now:.0f} s simulated"))
+    print_settings(err, {**setup.described(pools), "workload": _described(trace)})
+    with CountProgress(err, len(trace), "simulating") as progress:
+        result = setup.simulate(pools, trace, lambda now, ended: progress.at(ended, f"{now:.0f} s simulated"))
     if as_json:
         print(json.dumps(simulation_document(setup, pools, result)))
     else:
@@ -134,35 +80,20 @@ def simulate(
     if plots is not None:
         from simulator.plots import plot_simulation
 
-        err.print("Wrote", *(str(path) for path in plot_simulation(plots, result)), soft_wrap=True)
+        _tell_written(plot_simulation(plots, result))
 
 
+@grouped
 def plan(
-    gpus: Annotated[
-        int, _option(CLUSTER, min=1, max=4096, help="Accelerators to divide among pools.", show_default=False)
-    ],
-    trace: Trace = None,
-    requests: Annotated[int, _option(WORKLOAD, min=2, help="The first so many are played in each trial.")] = 1500,
-    prompt_tokens: PromptTokens = 1000,
-    output_tokens: OutputTokens = 200,
-    seed: Seed = 0,
-    model: Model = "llama-3.1-70b",
-    gpu: Gpu = "h100",
-    gpus_per_worker: GpusPerWorker = None,
-    policy: Policy = "predicted_latency",
-    serve_late: ServeLate = False,
-    chunk_tokens: ChunkTokens = 8192,
-    mixed_chunk_tokens: MixedChunkTokens = 512,
-    max_batch: MaxBatch = 256,
-    page_size: PageSize = None,
-    network: Network = 45.0,
-    slo_ttft: SloTtft = 2.0,
-    slo_ttft_per_token: SloTtftPerToken = 0.25e-3,
-    slo_tpot: SloTpot = 0.05,
+    workload: WorkloadOptions,
+    cluster: ClusterOptions,
+    objectives: ObjectiveOptions,
+    gpus: Annotated[int, option(CLUSTER, min=1, max=4096, help="Accelerators to divide among pools.")],
+    requests: Annotated[int, option(WORKLOAD, min=2, help="The first so many are played in each trial.")] = 1500,
     attainment: Annotated[
-        float, _option(OBJECTIVES, min=0.01, max=1.0, help="Share of requests that must meet their objectives.")
+        float, option(OBJECTIVES, min=0.01, max=1.0, help="Share of requests that must meet their objectives.")
     ] = 0.9,
-    jobs: Annotated[int, _option(OUTPUT, min=1, max=256, help="Processes that simulate side by side.")] = 1,
+    jobs: Annotated[int, option(OUTPUT, min=1, max=256, help="Processes that simulate side by side.")] = 1,
     plots: Plots = None,
     as_json: Json = False,
 ) -> None:
@@ -180,38 +111,19 @@ def plan(
     from baton.simulate_report import plan_document, print_plan
     from cluster.errors import ConfigError
     from simulator.search import Search
-    from simulator.setup import Pools, Setup, page_size_for
-    from simulator.simulation import Slo
+    from simulator.setup import Pools
 
     _prepare(plots)
-    played = _read(trace, requests, 4.0, prompt_tokens, output_tokens, seed)[:requests]
-    setup = Setup(
-        model=model,
-        gpu=gpu,
-        gpus_per_worker=gpus_per_worker,
-        policy=policy,
-        refuse_late=not serve_late,
-        slo=Slo(slo_ttft, slo_ttft_per_token, slo_tpot),
-        page_size=page_size_for(played, page_size),
-        chunk_tokens=chunk_tokens,
-        mixed_chunk_tokens=mixed_chunk_tokens,
-        max_batch=max_batch,
-        network_gb_s=network,
-        seed=seed,
-    )
+    trace = workload.requests(requests, 4.0)[:requests]
+    setup = cluster.setup(trace, objectives.slo, workload.seed)
     devices = setup.timer.devices
-    if gpus < devices:
-        raise ConfigError(f"One worker takes {devices} × {gpu}: give at least so many with --gpus.")
-    search = Search(setup, played, gpus // devices, attainment)
-    print_settings(
-        err,
-        {
-            **setup.described(Pools(mixed=gpus // devices)),
-            "pools": f"{gpus // devices} workers to divide",
-            "workload": _described(played),
-        },
-    )
-    splits = _search(search, jobs)
+    workers = gpus // devices
+    if workers == 0:
+        raise ConfigError(f"One worker takes {devices} × {setup.gpu}: give at least so many with --gpus.")
+    setup.cluster(Pools(mixed=workers))
+    described = {**setup.described(Pools(mixed=workers)), "pools": f"{workers} workers to divide"}
+    print_settings(err, {**described, "workload": _described(trace)})
+    splits = _search(Search(setup, trace, workers, attainment), jobs)
     if as_json:
         print(json.dumps(plan_document(setup, splits, devices)))
     else:
@@ -219,7 +131,11 @@ def plan(
     if plots is not None:
         from simulator.plots import plot_plan
 
-        err.print("Wrote", *(str(path) for path in plot_plan(plots, splits, attainment)), soft_wrap=True)
+        _tell_written(plot_plan(plots, splits, attainment))
+
+
+def _tell_written(paths: list[Path]) -> None:
+    err.print("Wrote", *map(str, paths), soft_wrap=True, markup=False)
 
 
 def _search(search: Search, jobs: int) -> list[SplitResult]:
@@ -251,17 +167,6 @@ def _prepare(plots: Path | None) -> None:
         from simulator.plots import prepare_plots
 
         prepare_plots(plots)
-
-
-def _read(
-    trace: Path | None, requests: int, rate: float, prompt_tokens: int, output_tokens: int, seed: int
-) -> list[TraceRequest]:
-    from simulator.trace import Synthetic, read_trace
-
-    if trace is not None:
-        return read_trace(trace)
-    made = Synthetic(requests, rate, prompt_median=prompt_tokens, output_median=output_tokens)
-    return made.generate(seed)
 
 
 def _described(trace: list[TraceRequest]) -> str:

@@ -96,7 +96,7 @@ _VALUES = st.recursive(
     max_leaves=5,
 )
 _ROWS = st.fixed_dictionaries(
-    {}, optional={key: _VALUES for key in ("timestamp", "input_length", "output_length", "hash_ids")}
+    {}, optional=dict.fromkeys(("timestamp", "input_length", "output_length", "hash_ids"), _VALUES)
 )
 _LINES = st.lists(_ROWS | _VALUES, max_size=4).map(lambda rows: "\n".join(map(json.dumps, rows)).encode())
 _TABLES = st.lists(st.lists(st.text(max_size=12), min_size=2, max_size=4).map(",".join), max_size=4).map(
