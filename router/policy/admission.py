@@ -22,6 +22,14 @@ def refuse_late(item: PlacementInput, wait_s: float, compute_s: float) -> Overlo
     )
 
 
+def refuse_slow(item: PlacementInput, alone_s: float) -> Overloaded:
+    """The refusal of a request that would decode too slowly even where nothing else runs: `alone_s` per token."""
+    return Overloaded(
+        f"With a prompt of {item.num_tokens} tokens a token takes {1000 * alone_s:.1f} ms here even alone, the TPOT "
+        f"objective is {1000 * (item.objectives.tpot_s or 0.0):.1f} ms: ask for a longer one, or send a shorter prompt."
+    )
+
+
 def refuse_full(queued: int, oldest_wait_s: float) -> Overloaded:
     """The refusal when the queue is at its limit: about as long as the oldest has waited until there is room."""
     retry_s = max(oldest_wait_s, 1.0)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from cluster.routing import Candidate, RoutingDecision
-from router.policy.admission import refuse_late
+from router.policy.admission import refuse_late, refuse_slow
 from router.policy.cluster_state import ClusterState, RunningSequence
 from router.policy.placement import Place, PlacementInput, Refuse
 from router.policy.worker_table import WorkerTable
@@ -116,13 +116,31 @@ class PredictedLatency:
         overdue = [item for item in queue if item.due_s is not None and now > item.due_s and not item.resumed]
         return [Refuse(item.request_id, refuse_late(item, 0.0, 0.0)) for item in overdue if self.refuse]
 
+    def _refuse_hopeless(self, item: PlacementInput, state: ClusterState, view: _Pass) -> Refuse | None:
+        """A request nobody may take now: refused when its moment has passed, or when no idle worker is fast enough."""
+        if not self.refuse or item.resumed:
+            return None
+        if item.due_s is not None and view.now > item.due_s:
+            return Refuse(item.request_id, refuse_late(item, 0.0, 0.0))
+        alone_s = self._tpot_alone(item, state)
+        if item.objectives.tpot_s is not None and item.objectives.tpot_s < alone_s < np.inf:
+            return Refuse(item.request_id, refuse_slow(item, alone_s))
+        return None
+
+    @staticmethod
+    def _tpot_alone(item: PlacementInput, state: ClusterState) -> float:
+        """What the fastest worker that decodes would need per token with nothing beside; infinite without any."""
+        table = state.table
+        alone = table.step_s + table.decode_s + table.context_token_s * item.num_tokens
+        return float(np.min(np.where(table.decoder | table.mixed, alone, np.inf), initial=np.inf))
+
     def _schedule(
         self, item: PlacementInput, state: ClusterState, view: _Pass, late: list[PlacementInput] | None
     ) -> Place | Refuse | None:
         """Give the request its place in this pass; `late` takes those that would miss their objective."""
         prices = self._price(item, state, view)
         if not prices.allowed.any():
-            return None
+            return self._refuse_hopeless(item, state, view)
         ttft = np.where(prices.allowed, view.wait_s + prices.compute_s, np.inf)
         row = int(np.argmin(np.where(state.table.decoder, WHOLE_HANDICAP, 1.0) * ttft))
         if item.due_s is not None and late is not None and view.now + ttft[row] > item.due_s:
@@ -187,10 +205,12 @@ class PredictedLatency:
         compute = steps * view.step_s + work
         tpot = view.tpot_s + table.context_token_s * item.num_tokens
         own = np.inf if item.objectives.tpot_s is None else item.objectives.tpot_s
+        if (item.resumed or not self.refuse) and own < self._tpot_alone(item, state):
+            own = np.inf  # nobody can keep the promise, and it is served all the same
         fits = view.pages > new // table.page_size + np.minimum(view.decodes, HEADROOM_PAGES)
         room = fits & view.may_start
         may_decode = table.decoder & room & (tpot <= own)
-        if not view.any_decoder or (item.objectives.tpot_s is not None and not may_decode.any()):
+        if not view.any_decoder or (np.isfinite(own) and not may_decode.any()):
             # All decode workers are full, or as slow as promised: the prompt waits rather than break promises.
             allowed = np.zeros(len(cached), bool)
         else:
@@ -220,8 +240,10 @@ class PredictedLatency:
         table = state.table
         tpot = table.step_s + table.decode_s * (table.decodes + 1)
         tpot += table.context_token_s * (table.context + item.num_tokens)
-        pages = -(-item.num_tokens // table.page_size) + 1
-        may = table.decoder & (table.pages_available >= pages) & (table.decodes < table.max_batch)
+        pages = -(-item.num_tokens // table.page_size)
+        # One page more to grow into, if the worker has more at all.
+        fits = (pages <= table.num_pages) & (table.pages_available >= np.minimum(pages + 1, table.num_pages))
+        may = table.decoder & fits & (table.decodes < table.max_batch)
         if avoid is not None and avoid in state.workers:
             may[state.workers[avoid].row] = False
         empty = np.zeros(len(may))

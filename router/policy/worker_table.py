@@ -30,6 +30,7 @@ class WorkerTable:
     chunk: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     mixed_chunk: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     max_batch: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    num_pages: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     page_size: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     bit: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # in the prefix index
     prefills: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
@@ -47,6 +48,7 @@ class WorkerTable:
         self.chunk[row] = info.chunk_tokens
         self.mixed_chunk[row] = info.mixed_chunk_tokens or info.chunk_tokens
         self.max_batch[row] = info.max_batch
+        self.num_pages[row] = info.num_pages
         self.page_size[row] = info.page_size
         self.bit[row] = bit
         return row

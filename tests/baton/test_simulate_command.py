@@ -141,7 +141,7 @@ def test_too_few_accelerators_for_one_worker_are_told(capsys: pytest.CaptureFixt
     assert "One worker takes 4 × h100" in capsys.readouterr().err
 
 
-PLAN = ["plan", *SMALL[:2], "--requests", "30", "--prompt-tokens", "9000", "--output-tokens", "40", "--gpus", "2"]
+PLAN = ["plan", *SMALL[:2], "--requests", "30", "--prompt-tokens", "2000", "--output-tokens", "40", "--gpus", "2"]
 
 
 def test_a_plan_ranks_every_split(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,11 +6,15 @@ from dataclasses import replace
 
 import pytest
 
-from router.policy.policies import NAMES
-from simulator.setup import Pools
+from cluster.errors import InternalError
+from router.policy.placement import Place, Refuse
+from router.policy.policies import NAMES, make_policy
+from router.policy.predicted_latency import PredictedLatency
+from simulator.setup import Pools, Setup
+from simulator.simulation import Simulation, Slo
 from simulator.trace import TraceRequest, scale_arrivals
 from simulator.worker import SimulatedWorker
-from tests.simulator.running import by_arrival, simulate, simulation, small_trace
+from tests.simulator.running import GPU, MODEL, by_arrival, simulate, simulation, small_trace
 
 LATENCY_S = 100e-6  # of a message
 
@@ -129,3 +133,22 @@ def test_refusals_count_against_attainment_and_the_longest_prompts_are_told_apar
     assert figures["slo_attainment"] <= 1 - figures["refused"] / len(trace)
     assert figures["refused"] > 0
     assert 0 <= figures["slo_attainment_longest_tenth"] < figures["slo_attainment"]
+
+
+def test_a_prompt_too_long_for_its_tpot_ends_too() -> None:
+    """It once waited for a decode worker fast enough, which no idle one ever was."""
+    trace = [TraceRequest(0.0, 500, 4), TraceRequest(0.1, 1 << 17, 4)]
+    run = Simulation(
+        Setup(MODEL, "l40s", slo=Slo(tpot_s=0.03)).cluster(Pools(1, 1)), make_policy("predicted_latency"), trace
+    )
+    assert [one.error for one in by_arrival(run.run())] == ["", "Overloaded"]
+
+
+def test_a_run_in_which_nothing_can_happen_any_more_is_an_error() -> None:
+    class Never(PredictedLatency):
+        def decide(self, queue: object, state: object, now: float) -> list[Place | Refuse]:
+            return []
+
+    run = Simulation(Setup(MODEL, GPU).cluster(Pools(1, 1)), Never(), [TraceRequest(0.0, 10, 1)])
+    with pytest.raises(InternalError, match="1 requests wait"):
+        run.run()

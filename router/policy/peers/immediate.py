@@ -50,8 +50,7 @@ class ImmediatePlacement:
         source = state.workers.get(item.prefill_worker)
         if source is not None and item.request_id in source.assigned and item.request_id != next(iter(source.assigned)):
             return None
-        pages = -(-item.num_tokens // max((view.info.page_size for view in state.workers.values()), default=1)) + 1
-        views = [view for view in state.pool(RoleName.DECODE) if view.name != avoid and view.pages_available >= pages]
+        views = [view for view in state.pool(RoleName.DECODE) if view.name != avoid and _has_room(view, item)]
         return self.choose_decode(item, views, state, now).name if views else None
 
     def refuse(
@@ -73,6 +72,12 @@ class ImmediatePlacement:
         self, item: PlacementInput, views: list[WorkerView], state: ClusterState, now: float
     ) -> WorkerView:
         raise NotImplementedError
+
+
+def _has_room(view: WorkerView, item: PlacementInput) -> bool:
+    """Pages for the prompt, and one more to grow into if the worker has more at all."""
+    pages = -(-item.num_tokens // view.info.page_size)
+    return pages <= view.info.num_pages and view.pages_available >= min(pages + 1, view.info.num_pages)
 
 
 def in_flight(view: WorkerView) -> int:
