@@ -19,7 +19,7 @@ def test_a_finished_request_is_explained(split: Live) -> None:
         answer = client.generate([5, 6, 7, 8], request_id="why", max_tokens=4, ignore_eos=True)
         explanation = client.explain("why")
     assert (explanation.request_id, explanation.policy) == ("why", "predicted_latency")
-    assert (explanation.prefill_worker, explanation.decode_worker) == ("prefill-0", answer.decode_worker)
+    assert (explanation.prefill_worker, explanation.decode_worker) == (answer.prefill_worker, answer.decode_worker)
     assert explanation.state == "finished"
     assert explanation.output_tokens == 4
     assert explanation.ttft_s == pytest.approx(answer.ttft_s)
