@@ -11,10 +11,11 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.markup import escape
 
 from baton.errors import BatonError
-from baton.report import print_answer, print_cluster
+from baton.report import print_answer, print_cluster, print_explanation, print_settings
+from baton.simulate_cli import plan, simulate
 from cluster.config import parse_config
 
 app = typer.Typer(no_args_is_help=True, add_completion=True, rich_markup_mode="rich", pretty_exceptions_enable=False)
@@ -54,7 +55,7 @@ def run(command: Callable[[], Any]) -> int:
     try:
         command()
     except BatonError as error:
-        err.print(f"[red]error:[/] {error.message}", soft_wrap=True)
+        err.print(f"[red]error:[/] {escape(error.message)}", soft_wrap=True)
         return 1
     except KeyboardInterrupt:
         err.print("interrupted")
@@ -74,6 +75,7 @@ def up(
     mixed: Mixed = None,
     config: ConfigFile = None,
     port: Annotated[int | None, typer.Option(help="Port of the gRPC server; 0 for any.")] = None,
+    policy: Annotated[str | None, typer.Option(help="Placement policy; default: predicted_latency.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or auto.")] = None,
 ) -> None:
     """Start a cluster on this machine (or on the Ray that $RAY_ADDRESS names).
@@ -84,7 +86,7 @@ def up(
 
         baton up --model Qwen/Qwen2.5-0.5B --prefill 1 --decode 2
 
-        baton up --config cluster.toml
+        baton up --config cluster.toml --policy round_robin
     """
     from baton.progress import StartProgress
     from deploy.cluster import resolve_here
@@ -93,10 +95,10 @@ def up(
     overrides: dict[str, dict[str, Any]] = {
         "model": {"path": model, "dtype": dtype},
         "pools": {"prefill": prefill, "decode": decode, "mixed": mixed},
-        "router": {"port": port},
+        "router": {"port": port, "policy": policy},
     }
     resolved = resolve_here(parse_config(_read(config), overrides))
-    _print_settings(resolved.settings)
+    print_settings(err, resolved.settings)
     with StartProgress(err) as progress:
         cluster = start(resolved, progress)
     out.print(f'Serving on {cluster.address}. Try:  baton generate "Hello"')
@@ -112,18 +114,34 @@ def status(address: Address = None, as_json: Json = False) -> None:
 
         baton status --json
     """
-    from google.protobuf.json_format import MessageToDict
-
     with _client(address) as client:
         cluster = client.cluster()
     if as_json:
-        print(
-            json.dumps(
-                MessageToDict(cluster, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
-            )
-        )
+        _print_message(cluster)
     else:
         print_cluster(out, cluster)
+
+
+@app.command()
+def explain(
+    request_id: Annotated[str, typer.Argument(help="The id that the client gave or was told.")],
+    address: Address = None,
+    as_json: Json = False,
+) -> None:
+    """Show why a request went where it went, and what became of it. The router keeps the newest few thousand.
+
+    Examples:
+
+        baton explain my-request
+
+        baton explain my-request --json
+    """
+    with _client(address) as client:
+        explanation = client.explain(request_id)
+    if as_json:
+        _print_message(explanation)
+    else:
+        print_explanation(out, explanation)
 
 
 @app.command()
@@ -196,6 +214,18 @@ def demo(model: Model = None) -> None:
     run_demo(out, err, model)
 
 
+app.command()(simulate)
+app.command()(plan)
+
+
+def _print_message(message: Any) -> None:
+    from google.protobuf.json_format import MessageToDict
+
+    print(
+        json.dumps(MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True))
+    )
+
+
 def _read(config: Path | None) -> str:
     if config is None:
         return ""
@@ -216,10 +246,3 @@ def _client(address: str | None) -> Any:
         cluster = running_cluster()
         address = cluster.address if cluster else None
     return Client(address)
-
-
-def _print_settings(settings: dict[str, str]) -> None:
-    table = Table.grid(padding=(0, 2))
-    for name, value in settings.items():
-        table.add_row(f"[dim]{name}[/]", value)
-    err.print(table)

@@ -8,6 +8,7 @@ from typing import Self
 
 from rich.console import Console
 from rich.live import Live
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.spinner import Spinner
 from rich.table import Table
 
@@ -49,3 +50,27 @@ class StartProgress:
             finished = stage.startswith(_DONE)
             table.add_row("[green]✓[/]" if finished else Spinner("dots"), process, f"[dim]{stage}[/]")
         return table
+
+
+class CountProgress:
+    """A bar over things that get done, on a terminal only; `total` is None where nobody knows how many there are."""
+
+    def __init__(self, console: Console, total: int | None, what: str) -> None:
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"))
+        self._progress = Progress(
+            *columns, TimeElapsedColumn(), console=console, transient=True, disable=not console.is_terminal
+        )
+        self._task = self._progress.add_task(what, total=total, text="")
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def at(self, done: int, text: str) -> None:
+        """So many are done; `text` stands behind the bar."""
+        self._progress.update(self._task, completed=done, text=text)

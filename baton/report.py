@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from baton.answer import Answer
@@ -21,6 +22,14 @@ def size(num_bytes: int) -> str:
             return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1024
     return f"{value:.1f} GiB"
+
+
+def print_settings(console: Console, settings: dict[str, str]) -> None:
+    """Names and values, one to a line."""
+    table = Table.grid(padding=(0, 2))
+    for name, value in settings.items():
+        table.add_row(f"[dim]{name}[/]", escape(value))
+    console.print(table)
 
 
 def print_answer(console: Console, answer: Answer) -> None:
@@ -52,7 +61,8 @@ def print_cluster(console: Console, cluster: admin_pb2.Cluster) -> None:
     """Pools, workers and their load."""
     console.print(
         f"[bold]{cluster.model}[/]  up {cluster.uptime_s:.0f} s; requests: {cluster.live_requests} live, "
-        f"{cluster.queued_requests} queued, {cluster.finished_requests} finished, {cluster.failed_requests} failed"
+        f"{cluster.queued_requests} queued, {cluster.finished_requests} finished, {cluster.failed_requests} failed, "
+        f"{cluster.refused_requests} of them refused"
     )
     table = Table("pool", "worker", "pid", "running", "waiting", "prompt tokens left", "pages held", "cached", "free")
     for pool in cluster.pools:
@@ -69,3 +79,37 @@ def print_cluster(console: Console, cluster: admin_pb2.Cluster) -> None:
     console.print(table)
     if not cluster.pools:
         console.print("No worker is registered.")
+
+
+def print_explanation(console: Console, explanation: admin_pb2.Explanation) -> None:
+    """Why a request went where it went, beside what happened."""
+    way = explanation.prefill_worker
+    if explanation.decode_worker not in ("", explanation.prefill_worker):
+        way += f" → {explanation.decode_worker}"
+    ttft_s = explanation.ttft_s if explanation.HasField("ttft_s") else None
+    tpot_s = explanation.tpot_s if explanation.HasField("tpot_s") else None
+    happened = f"queued {milliseconds(explanation.queue_s)}, TTFT {milliseconds(ttft_s)}, TPOT {milliseconds(tpot_s)}"
+    if explanation.HasField("output_tokens"):
+        happened += f", {explanation.output_tokens} output tokens"
+    print_settings(
+        console,
+        {
+            "request": explanation.request_id,
+            "state": explanation.state,
+            "way": way,
+            "why": explanation.why,
+            "policy": explanation.policy,
+            "expected": f"{explanation.output_tokens_p50:.0f} output tokens, with 90 % probability at most "
+            f"{explanation.output_tokens_p90:.0f}",
+            "happened": happened,
+        },
+    )
+    if not explanation.candidates:
+        console.print("The policy weighed no candidates by predicted latency.")
+        return
+    table = Table("candidate", "predicted TTFT", "of it waiting", "tokens to compute", "predicted TPOT")
+    for one in explanation.candidates:
+        name = f"{one.worker} (whole request)" if one.whole else one.worker
+        times = milliseconds(one.ttft_s), milliseconds(one.wait_s)
+        table.add_row(name, *times, str(one.uncached_tokens), milliseconds(one.tpot_s))
+    console.print(table)

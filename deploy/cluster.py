@@ -16,6 +16,7 @@ from cluster.resolve import ModelFacts, Resolved, resolve
 from deploy.local_ray import LocalRay, start_local_ray
 from deploy.machine import machine_facts
 from engine.checkpoint import read_config, resolve_model
+from router.policy.policies import check_policy
 
 Tell = Callable[[str, str], None]
 BUILTIN = "built-in"
@@ -46,7 +47,8 @@ def running_cluster() -> RunningCluster | None:
 
 
 def resolve_here(config: BatonConfig) -> Resolved:
-    """The configuration with every "auto" worked out for this machine and the model."""
+    """The configuration with every "auto" worked out for this machine and the model; unknown names are refused."""
+    check_policy(config.router.policy)
     folder = resolve_model(config.model.path) if config.model.path else CHECKPOINT
     model = read_config(folder)
     facts = ModelFacts(

@@ -36,7 +36,7 @@ class RunningRouter:
         await self.server.stop(grace_s)
         self.task.cancel()
         await asyncio.gather(self.task, return_exceptions=True)
-        self.driver.save_learned()
+        self.driver.save_learned(self.driver.core.output_length)
         self.driver.link.close()
 
 

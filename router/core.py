@@ -315,6 +315,6 @@ class RouterCore:
         self.failed_requests += end.error is not None
         completion = record.complete(end)
         if end.error is None:
-            self.output_length.observe(record.prediction, completion.output_tokens)
+            self.output_length.observe(record.prediction, completion.output_tokens, end.reason is FinishReason.LENGTH)
         self.explanations.ended(completion)
         self._commands.append(Close(completion))

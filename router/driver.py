@@ -14,6 +14,7 @@ from cluster.messages import RouterMessage, WorkerMessage
 from cluster.request import Request
 from router.commands import Close, Command, Show, Tell
 from router.core import RouterCore
+from router.policy.output_length import OutputLength
 from router.record import Completion
 from router.stream import TextToken
 from router.worker_link import WorkerLink
@@ -63,16 +64,16 @@ class Driver:
             self._perform(self.core.tick(now))
             if now - saved_s > SAVE_EVERY_S:
                 saved_s = now
-                self.save_learned()
+                await asyncio.to_thread(self.save_learned, self.core.output_length.snapshot())
 
-    def save_learned(self) -> None:
+    def save_learned(self, learned: OutputLength) -> None:
         """Write what was learned beside its file and put it in place, so that a reader never sees half of it."""
         if self.state_file is None:
             return
         try:
             self.state_file.parent.mkdir(parents=True, exist_ok=True)
             fresh = self.state_file.with_suffix(".new")
-            fresh.write_text(self.core.output_length.dumps())
+            fresh.write_text(learned.dumps())
             fresh.replace(self.state_file)
         except OSError as error:
             print(f"Learned output lengths could not be kept: {error}", flush=True)

@@ -161,6 +161,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
             live_requests=core.live,
             finished_requests=core.finished_requests,
             failed_requests=core.failed_requests,
+            refused_requests=core.refused_requests,
             uptime_s=now - self.started_s,
             settings=self.settings,
         )

@@ -18,6 +18,10 @@ class Events:
         self._numbers = count()
         self._heap: list[tuple[float, int, Action]] = []
 
+    def __len__(self) -> int:
+        """Actions that are still to come."""
+        return len(self._heap)
+
     def at(self, time_s: float, action: Action) -> None:
         """Run `action` at a time that is not past."""
         heapq.heappush(self._heap, (max(time_s, self.now), next(self._numbers), action))

@@ -43,6 +43,6 @@ def model_shape(name: str) -> ModelConfig:
     path = path / "config.json" if path.is_dir() else path
     try:
         return model_config(json.loads(path.read_text()))
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError, AttributeError):
         known_names = ", ".join(SHAPES)
         raise ConfigError(f"{name!r} is neither a config.json nor one of {known_names}.") from None

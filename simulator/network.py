@@ -1,4 +1,4 @@
-"""The network between workers: each has a link in and a link out, and a transfer has both to itself."""
+"""The network between workers: each has a link out and a link in, which serve one transfer after another."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class Network:
 
     def transfer(self, source: str, target: str, num_bytes: int, action: Action) -> float:
         """Move pages; `action` runs when they have arrived. Returns how long that takes, waiting included."""
-        links = (f"out {source}", f"in {target}")
-        start_s = max(self.events.now, *(self._free_s.get(link, 0.0) for link in links))
-        end_s = start_s + self.latency_s + num_bytes / self.bandwidth_bytes_s
-        for link in links:
-            self._free_s[link] = end_s
+        seconds = num_bytes / self.bandwidth_bytes_s
+        sent_s = max(self.events.now, self._free_s.get(f"out {source}", 0.0)) + seconds
+        self._free_s[f"out {source}"] = sent_s  # a busy target does not hold up what goes to others
+        received_s = max(sent_s, self._free_s.get(f"in {target}", 0.0) + seconds)
+        self._free_s[f"in {target}"] = received_s
         self.bytes_moved += num_bytes
-        self.events.at(end_s, action)
-        return end_s - self.events.now
+        self.events.at(received_s + self.latency_s, action)
+        return received_s + self.latency_s - self.events.now

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,18 +65,32 @@ class WorkerUse:
     pages_held: int
 
 
+@dataclass(frozen=True, slots=True)
+class BusyMoment:
+    """How long the workers of each pool had computed by a moment, in seconds over all of them."""
+
+    time_s: float
+    busy_s: dict[RoleName, float]
+
+
 @dataclass(eq=False)
 class SimulationResult:
     """A run's outcomes and figures; `figures` is flat, for JSON."""
 
     outcomes: Sequence[Outcome]
     workers: Sequence[WorkerUse]
-    used_s: Mapping[str, float]  # each worker's busy time until the last arrival
     gaps: Gaps
     bytes_moved: int
     arrivals_s: float  # the time over which requests came
     simulated_s: float
     events: int
+    busy: Sequence[BusyMoment] = ()
+    last_arrival: BusyMoment | None = None
+
+    @property
+    def span_s(self) -> float:
+        """Seconds that rates refer to: those over which requests came, or the whole run where all came at once."""
+        return self.arrivals_s if self.arrivals_s > 0 else max(self.simulated_s, 1e-9)
 
     @property
     def attainment(self) -> float:
@@ -86,16 +100,23 @@ class SimulationResult:
     @property
     def goodput(self) -> float:
         """Requests per second that met their objectives."""
-        return sum(outcome.good for outcome in self.outcomes) / max(self.arrivals_s, 1e-9)
+        return sum(outcome.good for outcome in self.outcomes) / self.span_s
+
+    @property
+    def longest_tenth_attainment(self) -> float:
+        """The same for the tenth of requests with the longest prompts, who are the first to be late."""
+        longest = sorted(self.outcomes, key=lambda outcome: outcome.prompt_tokens)[-max(len(self.outcomes) // 10, 1) :]
+        return sum(outcome.good for outcome in longest) / max(len(longest), 1)
 
     def figures(self) -> dict[str, float]:
         done = [outcome for outcome in self.outcomes if not outcome.error]
         figures: dict[str, float] = {
             "requests": len(self.outcomes),
-            "requests_per_s": len(self.outcomes) / max(self.arrivals_s, 1e-9),
+            "requests_per_s": len(self.outcomes) / self.span_s,
             "refused": sum(outcome.error == "Overloaded" for outcome in self.outcomes),
             "failed": sum(outcome.error not in ("", "Overloaded") for outcome in self.outcomes),
             "slo_attainment": self.attainment,
+            "slo_attainment_longest_tenth": self.longest_tenth_attainment,
             "goodput": self.goodput,
         }
         figures |= _percentiles("ttft_s", [outcome.ttft_s for outcome in done if outcome.ttft_s is not None])
@@ -103,8 +124,11 @@ class SimulationResult:
         figures |= self._itl()
         for role in dict.fromkeys(worker.role for worker in self.workers):
             pool = [worker for worker in self.workers if worker.role is role]
-            used_s = sum(self.used_s[worker.name] for worker in pool) / len(pool)
-            figures[f"utilisation_{role.value}"] = min(used_s / max(self.arrivals_s, 1e-9), 1.0)
+            busy_s = sum(worker.busy_s for worker in pool)
+            span_s = max(self.simulated_s, 1e-9)
+            if self.last_arrival is not None and self.arrivals_s > 0:
+                busy_s, span_s = self.last_arrival.busy_s[role], self.arrivals_s  # afterwards it only empties
+            figures[f"utilisation_{role.value}"] = min(busy_s / len(pool) / span_s, 1.0)
         prompts = sum(outcome.prompt_tokens for outcome in done)
         figures["output_tokens_per_s"] = sum(outcome.output_tokens for outcome in done) / max(self.simulated_s, 1e-9)
         figures["prefix_hit_rate"] = sum(outcome.cached_tokens for outcome in done) / max(prompts, 1)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from cluster.errors import BatonError
+from cluster.errors import BatonError, InternalError
 from cluster.messages import Register, RouterMessage, WorkerMessage
 from cluster.request import Objectives, Request, SamplingParams
 from cluster.worker import Endpoint, PageLayout, RoleName, WorkerInfo
@@ -23,7 +23,7 @@ from router.policy.latency_model import DEFAULT_COSTS, StepCosts
 from router.policy.placement import Placement
 from simulator.events import Events
 from simulator.network import Network
-from simulator.result import Outcome, SimulationResult, WorkerUse
+from simulator.result import BusyMoment, Outcome, SimulationResult, WorkerUse
 from simulator.timing import StepTimer
 from simulator.trace import TraceRequest
 from simulator.worker import EOS, Gaps, SimulatedWorker
@@ -31,6 +31,7 @@ from worker.role import Role
 from worker.state import WorkerState
 
 TICK_S = 0.1
+STUCK_S = 600.0  # in which nothing is under way though requests are live
 MAX_TOKENS = 4096  # what clients allow; the trace says where an answer really ends
 
 
@@ -86,8 +87,10 @@ class Simulation:
         self._live: dict[str, TraceRequest] = {}
         self._outcomes: list[Outcome] = []
         self._workers: dict[str, SimulatedWorker] = {}
-        self._used_s: dict[str, float] = {}
+        self._last_arrival: BusyMoment | None = None
+        self._busy: list[BusyMoment] = []
         self._ticking = False
+        self._empty_ticks = 0
         agents: dict[str, SimulatedWorker] = {}
         counts: dict[RoleName, int] = {}
         for worker in spec.workers:
@@ -127,23 +130,31 @@ class Simulation:
         every = max(1, len(self.trace) // 100)
         told = 0
         while self.events.step():
-            if tell is not None and len(self._outcomes) >= told + every:
+            if len(self._outcomes) >= told + every:
                 told = len(self._outcomes)
-                tell(self.events.now, told)
+                self._busy.append(self._busy_moment())
+                if tell is not None:
+                    tell(self.events.now, told)
         return SimulationResult(
             outcomes=self._outcomes,
             workers=[self._use(worker) for worker in self._workers.values()],
-            used_s=self._used_s,
             gaps=self.gaps,
             bytes_moved=self.network.bytes_moved,
             arrivals_s=arrivals_s,
             simulated_s=self.events.now,
             events=self.events.done,
+            busy=self._busy,
+            last_arrival=self._last_arrival,
         )
 
     def _measure_use(self) -> None:
-        """Utilisation counts up to the last arrival: afterwards the cluster only empties."""
-        self._used_s = {name: worker.busy_s for name, worker in self._workers.items()}
+        self._last_arrival = self._busy_moment()
+
+    def _busy_moment(self) -> BusyMoment:
+        busy_s: dict[RoleName, float] = {}
+        for worker in self._workers.values():
+            busy_s[worker.info.role] = busy_s.get(worker.info.role, 0.0) + worker.busy_s
+        return BusyMoment(self.events.now, busy_s)
 
     def _use(self, worker: SimulatedWorker) -> WorkerUse:
         pool = worker.state.pool
@@ -172,6 +183,9 @@ class Simulation:
 
     def _tick(self) -> None:
         self._ticking = False
+        self._empty_ticks = 0 if len(self.events) else self._empty_ticks + 1
+        if self._empty_ticks * TICK_S > STUCK_S:
+            raise InternalError(f"{self.core.live} requests wait in the simulation for what never comes.")
         self._perform(self.core.tick(self.events.now))
         self._tick_later()
 

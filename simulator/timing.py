@@ -7,6 +7,7 @@ prefill's is compute, decode's reads the KV. Fitted coefficients (`StepCosts`) a
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 from cluster.errors import ConfigError
@@ -35,7 +36,7 @@ class StepTimer(Protocol):
     def seconds(self, prefill_tokens: float, pairs: float, decodes: float, context_tokens: float) -> float: ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots: what every step asks for is worked out once
 class Roofline:
     """One worker of `devices` accelerators in tensor parallel."""
 
@@ -43,21 +44,25 @@ class Roofline:
     accelerator: Accelerator
     devices: int = 1
 
-    @property
+    @cached_property
     def _speed(self) -> float:
         """How many single devices it is worth."""
         doublings = self.devices.bit_length() - 1
         return self.devices * PARALLEL_EFFICIENCY**doublings
 
-    @property
-    def weight_bytes(self) -> int:
-        return BYTES * self.model.num_parameters
+    @cached_property
+    def _parameters(self) -> int:
+        return self.model.num_parameters
 
     @property
+    def weight_bytes(self) -> int:
+        return BYTES * self._parameters
+
+    @cached_property
     def kv_bytes_per_token(self) -> int:
         return 2 * BYTES * self.model.num_layers * self.model.num_kv_heads * self.model.head_dim
 
-    @property
+    @cached_property
     def _pair_flops(self) -> float:
         """Query times key and weight times value, for all heads and layers."""
         return 4.0 * self.model.num_layers * self.model.num_heads * self.model.head_dim
@@ -65,7 +70,7 @@ class Roofline:
     def seconds(self, prefill_tokens: float, pairs: float, decodes: float, context_tokens: float) -> float:
         flops = self.accelerator.flops * self._speed
         bandwidth = self.accelerator.bandwidth_bytes_s * self._speed * BANDWIDTH_EFFICIENCY
-        matrices = 2.0 * self.model.num_parameters * (prefill_tokens + decodes) / (flops * MATRIX_EFFICIENCY)
+        matrices = 2.0 * self._parameters * (prefill_tokens + decodes) / (flops * MATRIX_EFFICIENCY)
         attention = pairs * self._pair_flops / (flops * ATTENTION_EFFICIENCY)
         reading = context_tokens * self.kv_bytes_per_token / bandwidth
         return max(matrices, self.weight_bytes / bandwidth) + attention + reading + OVERHEAD_S + SEQUENCE_S * decodes

@@ -190,6 +190,7 @@ class SimulatedWorker:
             outputs += [TokenOutput(sequence.request_id, first + index, TOKEN) for index in range(steps)]
             sequence.tokens += [TOKEN] * steps
             sequence.computed += steps
+        self.tokens_computed += steps * len(plan.slices)
         self._outbox.append(StepOutput(tuple(outputs)))
 
     def execute(self, plan: StepPlan) -> StepResult:

@@ -50,12 +50,15 @@ class Cluster(google.protobuf.message.Message):
     FAILED_REQUESTS_FIELD_NUMBER: builtins.int
     UPTIME_S_FIELD_NUMBER: builtins.int
     SETTINGS_FIELD_NUMBER: builtins.int
+    REFUSED_REQUESTS_FIELD_NUMBER: builtins.int
     model: builtins.str
     queued_requests: builtins.int
     live_requests: builtins.int
     finished_requests: builtins.int
     failed_requests: builtins.int
     uptime_s: builtins.float
+    refused_requests: builtins.int
+    """Of the failed ones: refused, because their objectives could not be met."""
     @property
     def pools(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Pool]: ...
     @property
@@ -73,8 +76,9 @@ class Cluster(google.protobuf.message.Message):
         failed_requests: builtins.int = ...,
         uptime_s: builtins.float = ...,
         settings: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
+        refused_requests: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["failed_requests", b"failed_requests", "finished_requests", b"finished_requests", "live_requests", b"live_requests", "model", b"model", "pools", b"pools", "queued_requests", b"queued_requests", "settings", b"settings", "uptime_s", b"uptime_s"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["failed_requests", b"failed_requests", "finished_requests", b"finished_requests", "live_requests", b"live_requests", "model", b"model", "pools", b"pools", "queued_requests", b"queued_requests", "refused_requests", b"refused_requests", "settings", b"settings", "uptime_s", b"uptime_s"]) -> None: ...
 
 global___Cluster = Cluster
 

@@ -98,20 +98,31 @@ class OutputLength:
             LengthDistribution(shares, max_tokens, self._levels_of_quantiles()), tuple(levels), tuple(nodes)
         )
 
-    def observe(self, prediction: Prediction, output_tokens: int) -> None:
-        """The answer to `prediction`'s request was complete after `output_tokens`."""
+    def observe(self, prediction: Prediction, output_tokens: int, cut_off: bool = False) -> None:
+        """The answer to `prediction`'s request was complete, or `cut_off` by its max_tokens, after `output_tokens`.
+
+        A cut-off answer would have been longer: its weight goes to the longer bins, as they were predicted.
+        """
         index = bin_of(output_tokens)
+        sample = np.zeros(NUM_BINS)
+        sample[index] = 1.0
+        if cut_off:
+            longer = prediction.distribution.shares[index + 1 :]
+            if longer.sum() > 1e-6:
+                sample[index], sample[index + 1 :] = 0.0, longer / longer.sum()
+        for level in dict.fromkeys(prediction.levels):
+            counts = self._levels.setdefault(level, np.zeros(NUM_BINS))
+            counts *= 1 - FORGET
+            counts += sample
+            self._levels.move_to_end(level)
+        while len(self._levels) > MAX_LEVELS:
+            self._levels.popitem(last=False)
+        if cut_off:
+            return
         rank = min(int(prediction.distribution.share_within(output_tokens) * RANKS), RANKS - 1)
         self._ranks *= 1 - 1 / 1000
         self._ranks[rank] += 1
         self._calibration = None
-        for level in dict.fromkeys(prediction.levels):
-            counts = self._levels.setdefault(level, np.zeros(NUM_BINS))
-            counts *= 1 - FORGET
-            counts[index] += 1
-            self._levels.move_to_end(level)
-        while len(self._levels) > MAX_LEVELS:
-            self._levels.popitem(last=False)
         for key in prediction.nodes:
             self._observe_node(key, index, output_tokens)
         while len(self._nodes) > MAX_NODES:
@@ -140,6 +151,11 @@ class OutputLength:
             grid = np.linspace(0.0, 1.0, RANKS + 1)
             self._calibration = np.interp(grid, covered, grid)
         return self._calibration
+
+    def snapshot(self) -> OutputLength:
+        """A copy of what `dumps` writes, so that another thread can write it."""
+        levels = OrderedDict((name, counts.copy()) for name, counts in self._levels.items())
+        return OutputLength(levels, _ranks=self._ranks.copy())
 
     def dumps(self) -> str:
         """What is worth keeping over a restart, as JSON: the broad levels and the calibration."""

@@ -27,10 +27,15 @@ PEERS: dict[str, Callable[[int], Placement]] = {
 NAMES = ("predicted_latency", *PEERS)
 
 
+def check_policy(name: str) -> None:
+    """Raise `ConfigError` listing the known policies unless `name` is one."""
+    if name not in NAMES:
+        raise ConfigError(f"There is no policy {name!r}; known are {', '.join(NAMES)}.")
+
+
 def make_policy(name: str, refuse_late: bool = True, seed: int = 0) -> Placement:
     """The policy of that name; raises `ConfigError` listing the known ones."""
+    check_policy(name)
     if name == "predicted_latency":
         return PredictedLatency(refuse_late)
-    if name not in PEERS:
-        raise ConfigError(f"There is no policy {name!r}; known are {', '.join(NAMES)}.")
     return PEERS[name](seed)

@@ -28,6 +28,7 @@ WHOLE_HANDICAP = 1.25  # a decode worker must be so much faster to get a prompt:
 TPOT_MARGIN = 0.9  # of an objective that a predicted step may take
 HEADROOM_PAGES = 8  # that stay free on a worker for its sequences' growth, at one each
 PARTITIONED = 256  # workers from which on the few best are sought without sorting all
+STARVING_S, STARVING_EVERY = 10.0, 8  # overdue so long, a request gets one placement in so many
 EXPLAINED = 5  # candidates kept with a decision
 
 
@@ -101,12 +102,13 @@ class _Pass:
         self._stale = True
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class PredictedLatency:
     """`refuse` says whether requests that cannot meet their own TTFT objective any more are refused."""
 
     refuse: bool = True
     name: str = "predicted_latency"
+    _placed: int = 0
 
     def decide(self, queue: Sequence[PlacementInput], state: ClusterState, now: float) -> list[Place | Refuse]:
         if not queue:
@@ -116,10 +118,11 @@ class PredictedLatency:
             return self._refuse_overdue(queue, view)
         verdicts: list[Place | Refuse] = []
         late: list[PlacementInput] = []
+        starving = self._starving(queue, now)
         for item in queue[:SCANNED]:
             if not view.any_room():
                 return verdicts
-            verdict = self._schedule(item, state, view, late)
+            verdict = self._schedule(item, state, view, None if item is starving else late)
             if verdict is not None:
                 verdicts.append(verdict)
         for item in late if late and view.any_room() else ():
@@ -128,6 +131,16 @@ class PredictedLatency:
             if verdict is not None:
                 verdicts.append(verdict)
         return verdicts
+
+    def _starving(self, queue: Sequence[PlacementInput], now: float) -> PlacementInput | None:
+        """Who is late but may not be put off again: every so often the request that is overdue longest.
+
+        Where nobody is refused, requests that are on time would otherwise pass the late ones for as long as they come.
+        """
+        if self._placed % STARVING_EVERY:
+            return None
+        overdue = [item for item in queue[:SCANNED] if item.due_s is not None and now > item.due_s + STARVING_S]
+        return min(overdue, key=lambda item: (item.due_s, item.request_id), default=None)
 
     def _refuse_overdue(self, queue: Sequence[PlacementInput], view: _Pass) -> list[Place | Refuse]:
         """While nobody has room: those whose moment has passed."""
@@ -195,6 +208,7 @@ class PredictedLatency:
             f"{table.names[row]} should answer first, in {1000 * ttft.item(row):.0f} ms: "
             f"{1000 * view.wait_s.item(row):.0f} ms until it begins, {tokens} of {item.num_tokens} tokens to compute"
         )
+        self._placed += 1
         view.take(row, target, tokens, item.num_tokens, prices.compute_s.item(row))
         decode = table.names[target] if target is not None and not whole else None
         return Place(item.request_id, RoutingDecision(table.names[row], decode, whole, why, candidates))

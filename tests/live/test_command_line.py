@@ -53,6 +53,15 @@ def test_up_status_generate_down(environment: dict[str, str], rays_before: set[s
         cluster = json.loads(_baton(environment, "status", "--json").stdout)
         assert [pool["role"] for pool in cluster["pools"]] == ["prefill", "decode"]
         answer = json.loads(_baton(environment, "generate", "Hello", "--max-tokens", "8", "--json").stdout)
+        explained = _baton(environment, "explain", answer["request_id"])
+        assert answer["prefill_worker"] in explained.stdout
+        assert "finished" in explained.stdout
+        assert "predicted TTFT" in explained.stdout
+        explanation = json.loads(_baton(environment, "explain", answer["request_id"], "--json").stdout)
+        assert explanation["output_tokens"] == answer["output_tokens"]
+        unknown = _baton(environment, "explain", "nobody")
+        assert unknown.returncode == 1
+        assert "'nobody'" in unknown.stderr
         assert answer["prefill_worker"] == "prefill-0"
         assert answer["output_tokens"] <= 8
         streamed = _baton(environment, "generate", "Hello", "--max-tokens", "8")
@@ -116,15 +125,17 @@ def test_mistakes_are_one_sentence(environment: dict[str, str], tmp_path: Path) 
     config.write_text("[pools]\nprefil = 1\n")
     wrong_key = _baton(environment, "up", "--config", str(config))
     no_model = _baton(environment, "up", "--model", "/no/such/model")
+    no_policy = _baton(environment, "up", "--policy", "best")
     nobody = _baton(environment, "status", "--address", "127.0.0.1:9")
-    for done, word in ((wrong_key, "prefill"), (no_model, "no folder"), (nobody, "baton up")):
+    mistakes = ((wrong_key, "[pools]"), (no_model, "no folder"), (no_policy, "round_robin"), (nobody, "baton up"))
+    for done, word in mistakes:
         assert done.returncode == 1
         assert word in done.stderr
         assert "Traceback" not in done.stderr
 
 
 def test_every_command_has_help_with_an_example(environment: dict[str, str]) -> None:
-    for command in ("up", "status", "generate", "down", "demo"):
+    for command in ("up", "status", "explain", "generate", "down", "demo", "simulate", "plan"):
         done = _baton(environment, command, "--help")
         assert done.returncode == 0
         assert f"baton {command}" in done.stdout

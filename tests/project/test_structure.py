@@ -29,7 +29,7 @@ PURE = [
     *(ROOT / "cluster").glob("*.py"),
     *(ROOT / "router" / "policy").rglob("*.py"),
     *(ROOT / "simulator" / name for name in ("events.py", "network.py", "worker.py", "simulation.py", "result.py")),
-    *(ROOT / "simulator" / name for name in ("timing.py", "models.py", "trace.py")),
+    *(ROOT / "simulator" / name for name in ("timing.py", "models.py", "trace.py", "setup.py", "search.py")),
     *(ROOT / "router" / name for name in ("dispatch.py", "explanation.py", "limits.py")),
     *(ROOT / "router" / name for name in ("core.py", "commands.py", "lifecycle.py", "record.py")),
     *(ROOT / "router" / name for name in ("stream.py", "detokenizer.py")),

@@ -40,21 +40,24 @@ class LatencyHeadroom(ImmediatePlacement):
         self, item: PlacementInput, views: list[WorkerView], state: ClusterState, now: float
     ) -> WorkerView:
         cached = state.cached_tokens(item.page_keys, item.num_tokens)
-        headrooms = []
-        for view in views:
-            new = item.num_tokens - int(cached[view.row])
-            costs = view.latency.costs
-            ttft = max(view.busy_until_s - now, 0.0) + costs.prefill_s(
-                new, item.num_tokens - new, view.info.chunk_tokens
-            )
-            headrooms.append(((item.objectives.ttft_s or 1.0) - ttft, 0.0))
-        return self._closest_fit(views, headrooms)
+        return self._closest_fit(views, [(self._ttft(item, view, int(cached[view.row]), now), 0.0) for view in views])
 
     def choose_decode(
         self, item: PlacementInput, views: list[WorkerView], state: ClusterState, now: float
     ) -> WorkerView:
+        cached = state.cached_tokens(item.page_keys, item.num_tokens)
         objective = item.objectives.tpot_s or 0.1
-        return self._closest_fit(views, [(0.0, objective - step_with(view, item)) for view in views])
+        headrooms = [
+            (self._ttft(item, view, int(cached[view.row]), now), objective - step_with(view, item)) for view in views
+        ]
+        return self._closest_fit(views, headrooms)
+
+    @staticmethod
+    def _ttft(item: PlacementInput, view: WorkerView, cached: int, now: float) -> float:
+        """Headroom under the TTFT objective if the prompt were computed there."""
+        new, queue_s = item.num_tokens - cached, max(view.busy_until_s - now, 0.0)
+        ttft = queue_s + view.latency.costs.prefill_s(new, cached, view.info.chunk_tokens)
+        return (item.objectives.ttft_s or 1.0) - ttft
 
     def _closest_fit(self, views: list[WorkerView], headrooms: list[tuple[float, float]]) -> WorkerView:
         """The least positive headroom; when all are negative the idle ones, then the least violation."""
