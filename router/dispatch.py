@@ -8,6 +8,7 @@ from router.policy.cluster_state import ClusterState
 from router.policy.fairness import VirtualTokenCounter
 from router.policy.placement import Place, Placement, PlacementInput, Refuse
 
+CROWD = 32  # requests waiting from which on passes are spaced
 PASS_INTERVAL_S = 0.01  # between passes that find room for nobody, unless somebody new waits
 
 
@@ -74,7 +75,7 @@ class Dispatch:
         verdicts: list[Place | Refuse | FoundDecode] = []
         if self._queue:
             verdicts += self.placement.decide(self.fairness.order(list(self._queue.values())), self.state, now)
-        if not verdicts and (self._queue or self._seeking):
+        if not verdicts and len(self._queue) + len(self._seeking) > CROWD:
             self._next_pass_s = now + PASS_INTERVAL_S
         for verdict in verdicts:
             del self._queue[verdict.request_id]
