@@ -11,7 +11,7 @@ from cluster.errors import Overloaded
 from cluster.request import Objectives, Request, SamplingParams
 from cluster.routing import RoutingDecision
 from router.core import RouterCore
-from router.dispatch import PASS_INTERVAL_S, Dispatch, FoundDecode
+from router.dispatch import CROWD, PASS_INTERVAL_S, Dispatch, FoundDecode
 from router.limits import RouterLimits
 from router.policy.admission import refuse_full, refuse_late
 from router.policy.cluster_state import ClusterState
@@ -54,10 +54,22 @@ def test_a_placed_request_waits_no_more_and_the_others_keep_their_place() -> Non
     assert dispatch.queued == 0
 
 
-def test_the_policy_is_not_asked_again_until_something_moves_nor_too_often() -> None:
+def test_the_policy_is_not_asked_again_until_something_moves() -> None:
     policy = Scripted()
     dispatch = Dispatch(policy, cluster_of("prefill-0"))
     dispatch.wait(item("a"))
+    assert dispatch.next(0.0) == [] == dispatch.next(1.0)
+    assert policy.asked == 1
+    dispatch.on_report("prefill-0")
+    assert dispatch.next(1.0) == []
+    assert policy.asked == 2
+
+
+def test_passes_over_a_crowd_that_nobody_has_room_for_are_spaced() -> None:
+    policy = Scripted()
+    dispatch = Dispatch(policy, cluster_of("prefill-0"))
+    for index in range(CROWD + 1):
+        dispatch.wait(item(f"r{index}"))
     assert dispatch.next(0.0) == [] == dispatch.next(1.0)
     assert policy.asked == 1
     dispatch.on_report("prefill-0")
