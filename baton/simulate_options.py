@@ -106,9 +106,9 @@ class ClusterOptions:
     serve_late: Annotated[bool, option(CLUSTER, "--serve-late", help="Do not refuse requests that would be late.")] = (
         False
     )
-    chunk_tokens: Annotated[int, option(CLUSTER, min=1, help="Prompt tokens of a step.")] = 8192
+    chunk_tokens: Annotated[int, option(CLUSTER, min=1, help="Prompt tokens of a step.")] = 2048
     mixed_chunk_tokens: Annotated[int, option(CLUSTER, min=1, help="Prompt tokens of a step that also decodes.")] = 512
-    max_batch: Annotated[int, option(CLUSTER, min=1, help="Sequences that decode together.")] = 256
+    max_batch: Annotated[int, option(CLUSTER, min=1, help="Sequences that decode together.")] = 1024
     page_size: Annotated[
         int | None,
         option(

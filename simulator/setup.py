@@ -46,9 +46,9 @@ class Setup:
     refuse_late: bool = True
     slo: Slo | None = field(default_factory=Slo)
     page_size: int = PAGE_SIZE  # tokens
-    chunk_tokens: int = 8192
+    chunk_tokens: int = 2048
     mixed_chunk_tokens: int = 512
-    max_batch: int = 256
+    max_batch: int = 1024
     network_gb_s: float = 45.0  # GB/s into and out of a worker
     seed: int = 0
 

@@ -54,7 +54,7 @@ class WorkerSpec:
     role: RoleName
     timer: StepTimer
     layout: PageLayout
-    chunk_tokens: int = 8192
+    chunk_tokens: int = 2048
     mixed_chunk_tokens: int = 512
     max_batch: int = 1024
 

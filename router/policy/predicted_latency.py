@@ -171,7 +171,8 @@ class PredictedLatency:
         row = int((view.handicap * ttft).argmin())
         # The client of a resumed request has waited enough: it is never late.
         due_s = None if item.resumed else item.due_s
-        if due_s is not None and late is not None and view.now + ttft[row] > due_s:
+        first_token_s = view.now + float(ttft[row]) + self._fill_s(item, row, prices, view)
+        if due_s is not None and late is not None and first_token_s > due_s:
             fastest = float(np.min(np.where(prices.allowed, prices.compute_s, np.inf)))
             if self._may_refuse(item) and view.now + fastest > due_s:
                 return Refuse(item.request_id, refuse_late(item, float(view.wait_s[row]), fastest))
@@ -183,6 +184,13 @@ class PredictedLatency:
             view.planned.setdefault(row, []).append((float(prices.compute_s[row]), item))
             return None
         return self._place(item, row, ttft, prices, state, view)
+
+    @staticmethod
+    def _fill_s(item: PlacementInput, row: int, prices: _Prices, view: _Pass) -> float:
+        """How much longer the step with the prompt's last token takes when others fill it up: it ends for all at once."""
+        table = view.table
+        behind = -(int(view.uncomputed[row]) + item.num_tokens - int(prices.cached[row])) % int(table.chunk[row])
+        return behind * float(table.prefill_token_s[row]) if table.prefills[row] else 0.0
 
     @staticmethod
     def _give_way(item: PlacementInput, compute_s: float, row: int, view: _Pass) -> PlacementInput:
