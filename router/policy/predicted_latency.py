@@ -187,7 +187,7 @@ class PredictedLatency:
 
     @staticmethod
     def _fill_s(item: PlacementInput, row: int, prices: _Prices, view: _Pass) -> float:
-        """How much longer the step with the prompt's last token takes when others fill it up: it ends for all at once."""
+        """How much longer the step of the prompt's last token takes if others fill it up: it ends for all at once."""
         table = view.table
         behind = -(int(view.uncomputed[row]) + item.num_tokens - int(prices.cached[row])) % int(table.chunk[row])
         return behind * float(table.prefill_token_s[row]) if table.prefills[row] else 0.0

@@ -153,14 +153,24 @@ def test_a_long_prompt_gives_way_to_shorter_ones_that_then_are_on_time() -> None
     """All want the busy worker, for its prefix. Behind the long one the fourth short one would be late."""
     state = cluster_of("prefill-0", "prefill-1", "decode-0")
     decode(state, "decode-0", 30, tpot_s=0.04)
-    prefix = tuple(range(1000, 1300))  # 4800 tokens
+    prefix = tuple(range(1000, 1363))  # 5808 tokens
     cache(state, "prefill-1", prefix)
     state.assign("prefill-1", "busy", CHUNKS_AHEAD * CHUNK, (), 0.0)
-    long = item("long", 4800 + 1100, ttft_s=0.7, page_keys=prefix)
-    short = [item(f"short {number}", 4800 + 500, ttft_s=0.52, page_keys=prefix) for number in range(6)]
+    long = item("long", 5808 + 1100, ttft_s=0.7, page_keys=prefix)
+    short = [item(f"short {number}", 5808 + 800, ttft_s=0.645, page_keys=prefix) for number in range(5)]
     assert placed(state, long) == {}
     assert placed(state, long, *short[:3]) == {}
     assert placed(state, long, *short) == {"long": "prefill-0"}
+
+
+def test_a_prompt_counts_as_late_when_others_may_fill_up_its_last_step() -> None:
+    """Alone it would take 0.1 s; a step that others fill up ends for all of them after 0.1 s."""
+    state = cluster_of("prefill-0", "decode-0")
+    decode(state, "decode-0", 30, tpot_s=0.04)
+    tight = item("tight", 100, ttft_s=0.05)
+    easy = [item(f"easy {number}", 100, ttft_s=5.0) for number in range(2)]
+    verdicts = PredictedLatency().decide([tight, *easy], state, 0.0)
+    assert [verdict.request_id for verdict in verdicts] == ["easy 0", "easy 1", "tight"]
 
 
 @pytest.mark.parametrize("whose", ["pages", "batch", "tpot"])
