@@ -85,9 +85,9 @@ class _Pass:
         self.may_start = self.decodes < table.max_batch
         self.headroom = np.minimum(self.decodes, HEADROOM_PAGES)
         fastest_mixed = self.step_s + table.prefill_token_s * table.mixed_chunk
-        kept = (fastest_mixed <= self.promised_s) | (
-            not self.any_prefills
-        )  # without prefill workers there is no choice
+        kept = fastest_mixed <= self.promised_s
+        if not self.any_prefills:
+            kept = table.decoder  # there is no choice
         whole = table.mixed | (table.decoder & kept & (self.pages > 0))
         self.has_room = (table.prefills | whole) & (self.uncomputed < CHUNKS_AHEAD * self.chunk)
 
