@@ -9,20 +9,15 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.report import Goal, Report, arguments, progress
-from cluster.hardware import accelerator
-from cluster.worker import RoleName
-from router.policy.policies import NAMES, make_policy
-from simulator.models import model_shape
-from simulator.result import SimulationResult
-from simulator.simulation import ClusterSpec, Simulation, Slo, WorkerSpec
-from simulator.timing import roofline
+from router.policy.policies import NAMES
+from simulator.setup import Pools, Setup, page_size_for
 from simulator.trace import TraceRequest, read_trace, scale_arrivals
 
 OURS = "predicted_latency"
@@ -40,36 +35,18 @@ class Setting:
     """What is simulated, apart from policy and load."""
 
     trace: tuple[TraceRequest, ...]
-    model: str
-    gpu: str
-    prefill: int
-    decode: int
-    page_size: int
-    seed: int
-
-    def spec(self) -> ClusterSpec:
-        timer = roofline(model_shape(self.model), accelerator(self.gpu))
-        layout = timer.page_layout(self.page_size)
-        pools = ((RoleName.PREFILL, self.prefill), (RoleName.DECODE, self.decode))
-        workers = [WorkerSpec(role, timer, layout) for role, count in pools for _ in range(count)]
-        return ClusterSpec(workers, Slo(), prior=timer.prior())
+    setup: Setup
+    pools: Pools
 
 
 def simulate(job: tuple[Setting, str, float]) -> dict[str, float]:
     """The figures of one policy at one load."""
     setting, policy, scale = job
-    placement = make_policy(OURS, refuse_late=False) if policy == SERVE_LATE else make_policy(policy, seed=setting.seed)
-    trace = scale_arrivals(setting.trace, scale)
-    result = Simulation(setting.spec(), placement, trace, setting.seed).run()
-    assert len(result.outcomes) == len(trace)
-    return {**result.figures(), "slo_attainment_longest": _longest_tenth(result)}
-
-
-def _longest_tenth(result: SimulationResult) -> float:
-    """Attainment of the tenth of requests with the longest prompts: whom a policy may sacrifice."""
-    ordered = sorted(result.outcomes, key=lambda outcome: -outcome.prompt_tokens)
-    longest = ordered[: max(1, len(ordered) // 10)]
-    return sum(outcome.good for outcome in longest) / len(longest)
+    name, refuse_late = (OURS, False) if policy == SERVE_LATE else (policy, True)
+    setup = replace(setting.setup, policy=name, refuse_late=refuse_late)
+    result = setup.simulate(setting.pools, scale_arrivals(setting.trace, scale))
+    assert len(result.outcomes) == len(setting.trace)
+    return result.figures()
 
 
 Run = Callable[[Iterable[tuple[Setting, str, float]]], list[dict[str, float]]]
@@ -136,7 +113,7 @@ def figures_at(curves: dict[str, dict[float, dict[str, float]]], load: float) ->
     }
     for policy in curves:
         figures[f"goodput {policy}"] = at[policy]["goodput"]
-        figures[f"attainment of the longest tenth {policy}"] = at[policy]["slo_attainment_longest"]
+        figures[f"attainment of the longest tenth {policy}"] = at[policy]["slo_attainment_longest_tenth"]
         figures[f"ttft_s_p99 {policy}"] = at[policy]["ttft_s_p99"]
     return figures
 
@@ -149,7 +126,7 @@ def main() -> None:
     parser.add_argument("--gpu", default="h100")
     parser.add_argument("--prefill", type=int, default=8)
     parser.add_argument("--decode", type=int, default=8)
-    parser.add_argument("--page-size", type=int, default=512, help="tokens; the Mooncake trace's blocks have 512")
+    parser.add_argument("--page-size", type=int, help="tokens; default: the trace's blocks, else 64")
     parser.add_argument(
         "--scales", type=float, nargs="+", default=[2.0, 4.0, 6.0, 8.0, 12.0], help="times the trace's rate"
     )
@@ -163,9 +140,8 @@ def measure(options: argparse.Namespace) -> None:
     """Find the load, run every policy at it and at `scales`, and publish."""
     requests = 150 if options.quick else options.requests
     trace = tuple(read_trace(options.trace)[: requests or None])
-    setting = Setting(
-        trace, options.model, options.gpu, options.prefill, options.decode, options.page_size, options.seed
-    )
+    setup = Setup(options.model, options.gpu, page_size=page_size_for(trace, options.page_size), seed=options.seed)
+    setting = Setting(trace, setup, Pools(options.prefill, options.decode))
     scales = [4.0, 16.0] if options.quick else options.scales
     policies = [OURS, SERVE_LATE, *(name for name in NAMES if name != OURS)]
     with ProcessPoolExecutor(options.jobs) as pool, progress(len(policies) + 1) as step:
