@@ -97,6 +97,13 @@ def split(ray_head: LocalRay, checkpoint: Path) -> Iterator[Live]:
 
 
 @pytest.fixture(scope="session")
+def brain(ray_head: LocalRay, checkpoint: Path) -> Iterator[Live]:
+    """Two prefill and one decode worker under the default policy."""
+    yield start_live(checkpoint, "brain-", {"prefill": 2, "decode": 1})
+    stop_cluster("brain-")
+
+
+@pytest.fixture(scope="session")
 def mixed(ray_head: LocalRay, checkpoint: Path) -> Iterator[Live]:
     """One worker that serves whole requests."""
     yield start_live(checkpoint, "mixed-", {"mixed": 1})

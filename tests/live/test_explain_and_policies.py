@@ -14,8 +14,8 @@ from deploy.local_ray import LocalRay
 from tests.live.conftest import Live, start_live
 
 
-def test_a_finished_request_is_explained(split: Live) -> None:
-    with split.client() as client:
+def test_a_finished_request_is_explained(brain: Live) -> None:
+    with brain.client() as client:
         answer = client.generate([5, 6, 7, 8], request_id="why", max_tokens=4, ignore_eos=True)
         explanation = client.explain("why")
     assert (explanation.request_id, explanation.policy) == ("why", "predicted_latency")
@@ -31,13 +31,13 @@ def test_a_finished_request_is_explained(split: Live) -> None:
     assert 0 < explanation.output_tokens_p50 <= explanation.output_tokens_p90
 
 
-def test_an_unknown_request_is_not_found(split: Live) -> None:
-    with split.client() as client, pytest.raises(NotFound, match="never-sent"):
+def test_an_unknown_request_is_not_found(brain: Live) -> None:
+    with brain.client() as client, pytest.raises(NotFound, match="never-sent"):
         client.explain("never-sent")
 
 
-def test_refused_requests_are_counted(split: Live) -> None:
-    with split.client() as client:
+def test_refused_requests_are_counted(brain: Live) -> None:
+    with brain.client() as client:
         before = client.cluster().refused_requests
         with pytest.raises(Overloaded):
             client.generate([1] * 100, max_tokens=2, objectives=Objectives(ttft_s=1e-6))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,16 +10,8 @@ import pytest
 from baton.errors import Overloaded
 from cluster.plan import RouterPlan
 from cluster.request import Objectives
-from deploy.launcher import stop_cluster
-from deploy.local_ray import LocalRay
 from router.policy.output_length import OutputLength
-from tests.live.conftest import CHUNK_TOKENS, PAGE_SIZE, Live, start_live
-
-
-@pytest.fixture(scope="module")
-def brain(ray_head: LocalRay, checkpoint: Path) -> Iterator[Live]:
-    yield start_live(checkpoint, "brain-", {"prefill": 2, "decode": 1})
-    stop_cluster("brain-")
+from tests.live.conftest import CHUNK_TOKENS, PAGE_SIZE, Live
 
 
 def test_an_objective_that_nobody_can_meet_is_refused_at_once(brain: Live) -> None:
