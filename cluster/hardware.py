@@ -36,8 +36,3 @@ def accelerator(name: str) -> Accelerator:
     if found is None:
         raise ConfigError(f"There is no data sheet for {name!r}; known are {', '.join(ACCELERATORS)}.")
     return found
-
-
-def accelerator_of_device(device: str) -> Accelerator | None:
-    """The data sheet for a device as its driver names it, such as "NVIDIA H100 80GB HBM3"."""
-    return next((one for name, one in ACCELERATORS.items() if name in device.lower()), None)
