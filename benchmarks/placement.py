@@ -94,7 +94,7 @@ class Workload:
     def request(self, number: int, now: float) -> PlacementInput:
         keys = self.prompts[number % CONVERSATIONS]
         objectives = Objectives(5.0, 0.05)
-        return PlacementInput(f"r{number}", PROMPT_TOKENS, 4096, keys, output(self.rng), objectives, now)
+        return PlacementInput(f"r{number}", PROMPT_TOKENS, keys, output(self.rng), objectives, now)
 
 
 def decide(workload: Workload, count: int) -> float:

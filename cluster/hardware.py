@@ -1,4 +1,4 @@
-"""Accelerators by their data sheets: what the simulator's timing and the router's first guess are made from."""
+"""Accelerators by their data sheets: what the simulator's timing is made from."""
 
 from __future__ import annotations
 

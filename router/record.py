@@ -66,7 +66,6 @@ class Record:
         return PlacementInput(
             request_id=request.request_id,
             num_tokens=len(request.prompt) + emitted,
-            max_new_tokens=request.sampling.max_tokens - emitted,
             page_keys=self.page_keys,
             output=self.prediction.distribution,
             objectives=request.objectives,

@@ -19,7 +19,6 @@ class PlacementInput:
 
     request_id: str
     num_tokens: int
-    max_new_tokens: int
     page_keys: tuple[int, ...] = ()  # of its full pages, see prefix_index.py
     output: LengthDistribution = field(default_factory=lambda: point(256))
     objectives: Objectives = field(default_factory=Objectives)

@@ -38,7 +38,7 @@ class Scripted:
 
 
 def item(request_id: str, arrival_s: float = 0.0) -> PlacementInput:
-    return PlacementInput(request_id, 100, 100, arrival_s=arrival_s)
+    return PlacementInput(request_id, 100, arrival_s=arrival_s)
 
 
 def test_a_placed_request_waits_no_more_and_the_others_keep_their_place() -> None:
@@ -115,7 +115,7 @@ def test_a_full_queue_refuses_with_a_time_to_come_again() -> None:
 
 
 def test_a_refusal_says_when_to_come_again_unless_waiting_cannot_help() -> None:
-    late = PlacementInput("r", 100, 10, objectives=Objectives(ttft_s=1.0))
+    late = PlacementInput("r", 100, objectives=Objectives(ttft_s=1.0))
     assert refuse_late(late, wait_s=3.0, compute_s=0.5).retry_after_s == 3.0
     assert refuse_late(late, wait_s=0.0, compute_s=0.5).retry_after_s == 0.1
     hopeless = refuse_late(late, wait_s=3.0, compute_s=2.0)

@@ -30,7 +30,7 @@ def _state(*roles: RoleName) -> ClusterState:
 
 
 SPLIT = (RoleName.PREFILL, RoleName.DECODE)
-SLOW = PlacementInput("slow", 1000, 10, objectives=Objectives(60.0, 15e-3))  # needs 20 ms per token even alone
+SLOW = PlacementInput("slow", 1000, objectives=Objectives(60.0, 15e-3))  # needs 20 ms per token even alone
 
 
 def test_a_prompt_too_long_for_its_tpot_is_refused_at_once() -> None:
@@ -54,7 +54,7 @@ def test_it_is_served_where_it_cannot_be_refused(policy: PredictedLatency, item:
 def test_a_request_that_nobody_took_is_refused_when_it_is_late() -> None:
     state = _state(*SPLIT)
     state.reserve("decode-1", "other", NUM_PAGES * PAGE_SIZE)  # full, while the prefill worker has room
-    item = PlacementInput("waits", 1000, 10, objectives=Objectives(2.0, 0.05))
+    item = PlacementInput("waits", 1000, objectives=Objectives(2.0, 0.05))
     policy = PredictedLatency()
     assert policy.decide([item], state, 1.0) == []
     (verdict,) = policy.decide([item], state, 2.1)
@@ -64,7 +64,7 @@ def test_a_request_that_nobody_took_is_refused_when_it_is_late() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_prompt_that_fills_an_empty_worker_to_the_last_page_is_taken(name: str) -> None:
     policy, state = make_policy(name), _state(*SPLIT)
-    full = PlacementInput("full", NUM_PAGES * PAGE_SIZE - 1, 1)
+    full = PlacementInput("full", NUM_PAGES * PAGE_SIZE - 1)
     assert policy.find_decode(full, state, None, 0.0) == "decode-1"
     state.reserve("decode-1", "other", 1)
     assert policy.find_decode(full, state, None, 0.0) is None
@@ -73,4 +73,4 @@ def test_a_prompt_that_fills_an_empty_worker_to_the_last_page_is_taken(name: str
 @pytest.mark.parametrize("name", NAMES)
 def test_a_prompt_that_a_worker_can_never_hold_is_not_sent_there(name: str) -> None:
     policy, state = make_policy(name), _state(*SPLIT)
-    assert policy.find_decode(PlacementInput("huge", NUM_PAGES * PAGE_SIZE + 1, 1), state, None, 0.0) is None
+    assert policy.find_decode(PlacementInput("huge", NUM_PAGES * PAGE_SIZE + 1), state, None, 0.0) is None

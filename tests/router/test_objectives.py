@@ -28,8 +28,8 @@ def test_an_impossible_tpot_is_refused_at_once_and_blocks_nobody() -> None:
 def test_a_resumed_request_is_not_late() -> None:
     objectives = Objectives(ttft_s=1.0)
     core = make_core(RoleName.PREFILL, RoleName.DECODE, num_pages=10_000)
-    resumed = PlacementInput("resumed", 1000, 10, objectives=objectives, arrival_s=0.0, resumed=True)
-    fresh = [PlacementInput(f"fresh{number}", 900, 10, objectives=objectives, arrival_s=100.0) for number in range(3)]
+    resumed = PlacementInput("resumed", 1000, objectives=objectives, arrival_s=0.0, resumed=True)
+    fresh = [PlacementInput(f"fresh{number}", 900, objectives=objectives, arrival_s=100.0) for number in range(3)]
     verdicts = core.dispatch.placement.decide([resumed, *fresh], core.state, 100.0)
     assert "resumed" in [verdict.request_id for verdict in verdicts]
 

@@ -7,6 +7,7 @@ whole requests. Formulas and sources: docs/policies.md.
 from __future__ import annotations
 
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -18,7 +19,7 @@ from router.policy.placement import Place, PlacementInput, Refuse
 
 
 @dataclass(eq=False)
-class ImmediatePlacement:
+class ImmediatePlacement(ABC):
     """What the peers share: place the first in line now. A policy chooses among views, given in the order of names."""
 
     seed: int = 0
@@ -64,15 +65,17 @@ class ImmediatePlacement:
     ) -> Overloaded | None:
         return None
 
+    @abstractmethod
     def choose_prefill(
         self, item: PlacementInput, views: list[WorkerView], state: ClusterState, now: float
     ) -> WorkerView:
-        raise NotImplementedError
+        """Who computes the prompt; `views` is not empty."""
 
+    @abstractmethod
     def choose_decode(
         self, item: PlacementInput, views: list[WorkerView], state: ClusterState, now: float
     ) -> WorkerView:
-        raise NotImplementedError
+        """Who generates; `views` is not empty."""
 
 
 def in_flight(view: WorkerView) -> int:

@@ -18,7 +18,7 @@ OUTPUTS = [edge for edge in EDGES if 20 <= edge <= 500]
 
 
 def item(request_id: str, tenant: str = "", tokens: int = 100, **other: object) -> PlacementInput:
-    return PlacementInput(request_id, tokens, 1000, tenant=tenant, **other)  # type: ignore[arg-type]
+    return PlacementInput(request_id, tokens, tenant=tenant, **other)  # type: ignore[arg-type]
 
 
 def ids(queue: list[PlacementInput]) -> list[str]:

@@ -28,7 +28,7 @@ PREFIX = tuple(range(100, 160))  # pages of 960 tokens
 def item(request_id: str = "r", tokens: int = 1000, ttft_s: float | None = None, **other: object) -> PlacementInput:
     tpot_s = other.pop("tpot_s", None)
     objectives = Objectives(ttft_s, tpot_s)  # type: ignore[arg-type]
-    return PlacementInput(request_id, tokens, 1000, output=point(160), objectives=objectives, **other)  # type: ignore[arg-type]
+    return PlacementInput(request_id, tokens, output=point(160), objectives=objectives, **other)  # type: ignore[arg-type]
 
 
 def placed(state: ClusterState, *queue: PlacementInput, policy: PredictedLatency = POLICY) -> dict[str, str]:

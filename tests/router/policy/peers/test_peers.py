@@ -31,7 +31,7 @@ PREFIX = tuple(range(100, 160))  # pages of 960 tokens
 def item(
     tokens: int = 1000, ttft_s: float | None = None, tpot_s: float | None = None, **other: object
 ) -> PlacementInput:
-    return PlacementInput("r", tokens, 1000, objectives=Objectives(ttft_s, tpot_s), **other)  # type: ignore[arg-type]
+    return PlacementInput("r", tokens, objectives=Objectives(ttft_s, tpot_s), **other)  # type: ignore[arg-type]
 
 
 def prefill_choice(policy: Placement, state: ClusterState, request: PlacementInput | None = None) -> str:
