@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x62\x61ton/v1/admin.proto\x12\x08\x62\x61ton.v1\"\x13\n\x11GetClusterRequest\"\xab\x02\n\x07\x43luster\x12\r\n\x05model\x18\x01 \x01(\t\x12\x1d\n\x05pools\x18\x02 \x03(\x0b\x32\x0e.baton.v1.Pool\x12\x17\n\x0fqueued_requests\x18\x03 \x01(\x05\x12\x15\n\rlive_requests\x18\x04 \x01(\x05\x12\x19\n\x11\x66inished_requests\x18\x05 \x01(\x03\x12\x17\n\x0f\x66\x61iled_requests\x18\x06 \x01(\x03\x12\x10\n\x08uptime_s\x18\x07 \x01(\x01\x12\x31\n\x08settings\x18\x08 \x03(\x0b\x32\x1f.baton.v1.Cluster.SettingsEntry\x12\x18\n\x10refused_requests\x18\t \x01(\x03\x1a/\n\rSettingsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"=\n\x04Pool\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\'\n\x07workers\x18\x02 \x03(\x0b\x32\x16.baton.v1.WorkerStatus\"\xb1\x02\n\x0cWorkerStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04host\x18\x02 \x01(\t\x12\x0b\n\x03pid\x18\x03 \x01(\x05\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12\x13\n\x0bincarnation\x18\x05 \x01(\t\x12\x13\n\x0bpages_total\x18\x06 \x01(\x05\x12\x12\n\npages_free\x18\x07 \x01(\x05\x12\x14\n\x0cpages_cached\x18\x08 \x01(\x05\x12\x12\n\npages_held\x18\t \x01(\x05\x12\x0f\n\x07running\x18\n \x01(\x05\x12\x0f\n\x07waiting\x18\x0b \x01(\x05\x12\x19\n\x11uncomputed_tokens\x18\x0c \x01(\x03\x12\x16\n\x0e\x63ontext_tokens\x18\r \x01(\x03\x12\x14\n\x0creservations\x18\x0e \x01(\x05\x12\x15\n\rlast_report_s\x18\x0f \x01(\x01\"+\n\x15\x45xplainRequestRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"\xda\x02\n\x0b\x45xplanation\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06policy\x18\x02 \x01(\t\x12\x16\n\x0eprefill_worker\x18\x03 \x01(\t\x12\x15\n\rdecode_worker\x18\x04 \x01(\t\x12\x0b\n\x03why\x18\x05 \x01(\t\x12\'\n\ncandidates\x18\x06 \x03(\x0b\x32\x13.baton.v1.Candidate\x12\x19\n\x11output_tokens_p50\x18\x07 \x01(\x01\x12\x19\n\x11output_tokens_p90\x18\x08 \x01(\x01\x12\x0f\n\x07queue_s\x18\t \x01(\x01\x12\x13\n\x06ttft_s\x18\n \x01(\x01H\x00\x88\x01\x01\x12\x13\n\x06tpot_s\x18\x0b \x01(\x01H\x01\x88\x01\x01\x12\x1a\n\routput_tokens\x18\x0c \x01(\x05H\x02\x88\x01\x01\x12\r\n\x05state\x18\r \x01(\tB\t\n\x07_ttft_sB\t\n\x07_tpot_sB\x10\n\x0e_output_tokens\"s\n\tCandidate\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\r\n\x05whole\x18\x02 \x01(\x08\x12\x0e\n\x06ttft_s\x18\x03 \x01(\x01\x12\x0e\n\x06wait_s\x18\x04 \x01(\x01\x12\x17\n\x0funcached_tokens\x18\x05 \x01(\x05\x12\x0e\n\x06tpot_s\x18\x06 \x01(\x01\x32\x8f\x01\n\x05\x41\x64min\x12<\n\nGetCluster\x12\x1b.baton.v1.GetClusterRequest\x1a\x11.baton.v1.Cluster\x12H\n\x0e\x45xplainRequest\x12\x1f.baton.v1.ExplainRequestRequest\x1a\x15.baton.v1.Explanationb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x62\x61ton/v1/admin.proto\x12\x08\x62\x61ton.v1\"\x13\n\x11GetClusterRequest\"\xcf\x02\n\x07\x43luster\x12\r\n\x05model\x18\x01 \x01(\t\x12\x1d\n\x05pools\x18\x02 \x03(\x0b\x32\x0e.baton.v1.Pool\x12\x17\n\x0fqueued_requests\x18\x03 \x01(\x05\x12\x15\n\rlive_requests\x18\x04 \x01(\x05\x12\x19\n\x11\x66inished_requests\x18\x05 \x01(\x03\x12\x17\n\x0f\x66\x61iled_requests\x18\x06 \x01(\x03\x12\x10\n\x08uptime_s\x18\x07 \x01(\x01\x12\x31\n\x08settings\x18\x08 \x03(\x0b\x32\x1f.baton.v1.Cluster.SettingsEntry\x12\x18\n\x10refused_requests\x18\t \x01(\x03\x12\"\n\x07planner\x18\n \x01(\x0b\x32\x11.baton.v1.Planner\x1a/\n\rSettingsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"=\n\x04Pool\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\'\n\x07workers\x18\x02 \x03(\x0b\x32\x16.baton.v1.WorkerStatus\"\xa6\x03\n\x0cWorkerStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04host\x18\x02 \x01(\t\x12\x0b\n\x03pid\x18\x03 \x01(\x05\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12\x13\n\x0bincarnation\x18\x05 \x01(\t\x12\x13\n\x0bpages_total\x18\x06 \x01(\x05\x12\x12\n\npages_free\x18\x07 \x01(\x05\x12\x14\n\x0cpages_cached\x18\x08 \x01(\x05\x12\x12\n\npages_held\x18\t \x01(\x05\x12\x0f\n\x07running\x18\n \x01(\x05\x12\x0f\n\x07waiting\x18\x0b \x01(\x05\x12\x19\n\x11uncomputed_tokens\x18\x0c \x01(\x03\x12\x16\n\x0e\x63ontext_tokens\x18\r \x01(\x03\x12\x14\n\x0creservations\x18\x0e \x01(\x05\x12\x15\n\rlast_report_s\x18\x0f \x01(\x01\x12\r\n\x05state\x18\x10 \x01(\t\x12\x12\n\nrole_epoch\x18\x11 \x01(\x05\x12\x18\n\x10predicted_busy_s\x18\x12 \x01(\x01\x12\x18\n\x10predicted_tpot_s\x18\x13 \x01(\x01\x12\x1c\n\x14predicted_peak_pages\x18\x14 \x01(\x05\"+\n\x15\x45xplainRequestRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"\xda\x02\n\x0b\x45xplanation\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06policy\x18\x02 \x01(\t\x12\x16\n\x0eprefill_worker\x18\x03 \x01(\t\x12\x15\n\rdecode_worker\x18\x04 \x01(\t\x12\x0b\n\x03why\x18\x05 \x01(\t\x12\'\n\ncandidates\x18\x06 \x03(\x0b\x32\x13.baton.v1.Candidate\x12\x19\n\x11output_tokens_p50\x18\x07 \x01(\x01\x12\x19\n\x11output_tokens_p90\x18\x08 \x01(\x01\x12\x0f\n\x07queue_s\x18\t \x01(\x01\x12\x13\n\x06ttft_s\x18\n \x01(\x01H\x00\x88\x01\x01\x12\x13\n\x06tpot_s\x18\x0b \x01(\x01H\x01\x88\x01\x01\x12\x1a\n\routput_tokens\x18\x0c \x01(\x05H\x02\x88\x01\x01\x12\r\n\x05state\x18\r \x01(\tB\t\n\x07_ttft_sB\t\n\x07_tpot_sB\x10\n\x0e_output_tokens\"s\n\tCandidate\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\r\n\x05whole\x18\x02 \x01(\x08\x12\x0e\n\x06ttft_s\x18\x03 \x01(\x01\x12\x0e\n\x06wait_s\x18\x04 \x01(\x01\x12\x17\n\x0funcached_tokens\x18\x05 \x01(\x05\x12\x0e\n\x06tpot_s\x18\x06 \x01(\x01\"\xde\x01\n\x15StartOperationRequest\x12\x14\n\x0coperation_id\x18\x01 \x01(\t\x12\x0f\n\x07\x64ry_run\x18\x02 \x01(\x08\x12 \n\x05\x64rain\x18\x03 \x01(\x0b\x32\x0f.baton.v1.DrainH\x00\x12$\n\x07undrain\x18\x04 \x01(\x0b\x32\x11.baton.v1.UndrainH\x00\x12(\n\trebalance\x18\x05 \x01(\x0b\x32\x13.baton.v1.RebalanceH\x00\x12$\n\x07migrate\x18\x06 \x01(\x0b\x32\x11.baton.v1.MigrateH\x00\x42\x06\n\x04kind\"\x18\n\x05\x44rain\x12\x0f\n\x07workers\x18\x01 \x03(\t\"\x1a\n\x07Undrain\x12\x0f\n\x07workers\x18\x01 \x03(\t\",\n\tRebalance\x12\x0f\n\x07prefill\x18\x01 \x01(\x05\x12\x0e\n\x06\x64\x65\x63ode\x18\x02 \x01(\x05\"-\n\x07Migrate\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06worker\x18\x02 \x01(\t\"\x8b\x01\n\tOperation\x12\x14\n\x0coperation_id\x18\x01 \x01(\t\x12\r\n\x05title\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\x12&\n\x05steps\x18\x05 \x03(\x0b\x32\x17.baton.v1.OperationStep\x12\x11\n\telapsed_s\x18\x06 \x01(\x01\"a\n\rOperationStep\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t\x12\x11\n\telapsed_s\x18\x05 \x01(\x01\"-\n\x15WatchOperationRequest\x12\x14\n\x0coperation_id\x18\x01 \x01(\t\".\n\x16\x43\x61ncelOperationRequest\x12\x14\n\x0coperation_id\x18\x01 \x01(\t\"\x17\n\x15ListOperationsRequest\"5\n\nOperations\x12\'\n\noperations\x18\x01 \x03(\x0b\x32\x13.baton.v1.Operation\" \n\x10SetPolicyRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"%\n\x06Policy\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05known\x18\x02 \x03(\t\"\x1c\n\x0eSetAutoRequest\x12\n\n\x02on\x18\x01 \x01(\x08\"\x7f\n\x07Planner\x12\x0c\n\x04\x61uto\x18\x01 \x01(\x08\x12\x1b\n\x13prompt_tokens_per_s\x18\x02 \x01(\x01\x12\x1b\n\x13output_tokens_per_s\x18\x03 \x01(\x01\x12\x0f\n\x07prefill\x18\x04 \x01(\x05\x12\x0e\n\x06\x64\x65\x63ode\x18\x05 \x01(\x05\x12\x0b\n\x03why\x18\x06 \x01(\t2\xa7\x04\n\x05\x41\x64min\x12<\n\nGetCluster\x12\x1b.baton.v1.GetClusterRequest\x1a\x11.baton.v1.Cluster\x12H\n\x0e\x45xplainRequest\x12\x1f.baton.v1.ExplainRequestRequest\x1a\x15.baton.v1.Explanation\x12\x46\n\x0eStartOperation\x12\x1f.baton.v1.StartOperationRequest\x1a\x13.baton.v1.Operation\x12H\n\x0eWatchOperation\x12\x1f.baton.v1.WatchOperationRequest\x1a\x13.baton.v1.Operation0\x01\x12H\n\x0f\x43\x61ncelOperation\x12 .baton.v1.CancelOperationRequest\x1a\x13.baton.v1.Operation\x12G\n\x0eListOperations\x12\x1f.baton.v1.ListOperationsRequest\x1a\x14.baton.v1.Operations\x12\x39\n\tSetPolicy\x12\x1a.baton.v1.SetPolicyRequest\x1a\x10.baton.v1.Policy\x12\x36\n\x07SetAuto\x12\x18.baton.v1.SetAutoRequest\x1a\x11.baton.v1.Plannerb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,19 +36,49 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETCLUSTERREQUEST']._serialized_start=34
   _globals['_GETCLUSTERREQUEST']._serialized_end=53
   _globals['_CLUSTER']._serialized_start=56
-  _globals['_CLUSTER']._serialized_end=355
-  _globals['_CLUSTER_SETTINGSENTRY']._serialized_start=308
-  _globals['_CLUSTER_SETTINGSENTRY']._serialized_end=355
-  _globals['_POOL']._serialized_start=357
-  _globals['_POOL']._serialized_end=418
-  _globals['_WORKERSTATUS']._serialized_start=421
-  _globals['_WORKERSTATUS']._serialized_end=726
-  _globals['_EXPLAINREQUESTREQUEST']._serialized_start=728
-  _globals['_EXPLAINREQUESTREQUEST']._serialized_end=771
-  _globals['_EXPLANATION']._serialized_start=774
-  _globals['_EXPLANATION']._serialized_end=1120
-  _globals['_CANDIDATE']._serialized_start=1122
-  _globals['_CANDIDATE']._serialized_end=1237
-  _globals['_ADMIN']._serialized_start=1240
-  _globals['_ADMIN']._serialized_end=1383
+  _globals['_CLUSTER']._serialized_end=391
+  _globals['_CLUSTER_SETTINGSENTRY']._serialized_start=344
+  _globals['_CLUSTER_SETTINGSENTRY']._serialized_end=391
+  _globals['_POOL']._serialized_start=393
+  _globals['_POOL']._serialized_end=454
+  _globals['_WORKERSTATUS']._serialized_start=457
+  _globals['_WORKERSTATUS']._serialized_end=879
+  _globals['_EXPLAINREQUESTREQUEST']._serialized_start=881
+  _globals['_EXPLAINREQUESTREQUEST']._serialized_end=924
+  _globals['_EXPLANATION']._serialized_start=927
+  _globals['_EXPLANATION']._serialized_end=1273
+  _globals['_CANDIDATE']._serialized_start=1275
+  _globals['_CANDIDATE']._serialized_end=1390
+  _globals['_STARTOPERATIONREQUEST']._serialized_start=1393
+  _globals['_STARTOPERATIONREQUEST']._serialized_end=1615
+  _globals['_DRAIN']._serialized_start=1617
+  _globals['_DRAIN']._serialized_end=1641
+  _globals['_UNDRAIN']._serialized_start=1643
+  _globals['_UNDRAIN']._serialized_end=1669
+  _globals['_REBALANCE']._serialized_start=1671
+  _globals['_REBALANCE']._serialized_end=1715
+  _globals['_MIGRATE']._serialized_start=1717
+  _globals['_MIGRATE']._serialized_end=1762
+  _globals['_OPERATION']._serialized_start=1765
+  _globals['_OPERATION']._serialized_end=1904
+  _globals['_OPERATIONSTEP']._serialized_start=1906
+  _globals['_OPERATIONSTEP']._serialized_end=2003
+  _globals['_WATCHOPERATIONREQUEST']._serialized_start=2005
+  _globals['_WATCHOPERATIONREQUEST']._serialized_end=2050
+  _globals['_CANCELOPERATIONREQUEST']._serialized_start=2052
+  _globals['_CANCELOPERATIONREQUEST']._serialized_end=2098
+  _globals['_LISTOPERATIONSREQUEST']._serialized_start=2100
+  _globals['_LISTOPERATIONSREQUEST']._serialized_end=2123
+  _globals['_OPERATIONS']._serialized_start=2125
+  _globals['_OPERATIONS']._serialized_end=2178
+  _globals['_SETPOLICYREQUEST']._serialized_start=2180
+  _globals['_SETPOLICYREQUEST']._serialized_end=2212
+  _globals['_POLICY']._serialized_start=2214
+  _globals['_POLICY']._serialized_end=2251
+  _globals['_SETAUTOREQUEST']._serialized_start=2253
+  _globals['_SETAUTOREQUEST']._serialized_end=2281
+  _globals['_PLANNER']._serialized_start=2283
+  _globals['_PLANNER']._serialized_end=2410
+  _globals['_ADMIN']._serialized_start=2413
+  _globals['_ADMIN']._serialized_end=2964
 # @@protoc_insertion_point(module_scope)

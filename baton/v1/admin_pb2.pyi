@@ -51,6 +51,7 @@ class Cluster(google.protobuf.message.Message):
     UPTIME_S_FIELD_NUMBER: builtins.int
     SETTINGS_FIELD_NUMBER: builtins.int
     REFUSED_REQUESTS_FIELD_NUMBER: builtins.int
+    PLANNER_FIELD_NUMBER: builtins.int
     model: builtins.str
     queued_requests: builtins.int
     live_requests: builtins.int
@@ -65,6 +66,8 @@ class Cluster(google.protobuf.message.Message):
     def settings(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
         """Page size, dtype and the like, as resolved at start."""
 
+    @property
+    def planner(self) -> global___Planner: ...
     def __init__(
         self,
         *,
@@ -77,8 +80,10 @@ class Cluster(google.protobuf.message.Message):
         uptime_s: builtins.float = ...,
         settings: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
         refused_requests: builtins.int = ...,
+        planner: global___Planner | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["failed_requests", b"failed_requests", "finished_requests", b"finished_requests", "live_requests", b"live_requests", "model", b"model", "pools", b"pools", "queued_requests", b"queued_requests", "refused_requests", b"refused_requests", "settings", b"settings", "uptime_s", b"uptime_s"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["planner", b"planner"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["failed_requests", b"failed_requests", "finished_requests", b"finished_requests", "live_requests", b"live_requests", "model", b"model", "planner", b"planner", "pools", b"pools", "queued_requests", b"queued_requests", "refused_requests", b"refused_requests", "settings", b"settings", "uptime_s", b"uptime_s"]) -> None: ...
 
 global___Cluster = Cluster
 
@@ -121,6 +126,11 @@ class WorkerStatus(google.protobuf.message.Message):
     CONTEXT_TOKENS_FIELD_NUMBER: builtins.int
     RESERVATIONS_FIELD_NUMBER: builtins.int
     LAST_REPORT_S_FIELD_NUMBER: builtins.int
+    STATE_FIELD_NUMBER: builtins.int
+    ROLE_EPOCH_FIELD_NUMBER: builtins.int
+    PREDICTED_BUSY_S_FIELD_NUMBER: builtins.int
+    PREDICTED_TPOT_S_FIELD_NUMBER: builtins.int
+    PREDICTED_PEAK_PAGES_FIELD_NUMBER: builtins.int
     name: builtins.str
     host: builtins.str
     pid: builtins.int
@@ -138,6 +148,13 @@ class WorkerStatus(google.protobuf.message.Message):
     context_tokens: builtins.int
     reservations: builtins.int
     last_report_s: builtins.float
+    state: builtins.str
+    """"serving", "draining" (gets nothing new, still holds work) or "drained"."""
+    role_epoch: builtins.int
+    predicted_busy_s: builtins.float
+    """Predicted: time until its prompt work is done, time per decode step now, and pages at its fullest moment."""
+    predicted_tpot_s: builtins.float
+    predicted_peak_pages: builtins.int
     def __init__(
         self,
         *,
@@ -156,8 +173,13 @@ class WorkerStatus(google.protobuf.message.Message):
         context_tokens: builtins.int = ...,
         reservations: builtins.int = ...,
         last_report_s: builtins.float = ...,
+        state: builtins.str = ...,
+        role_epoch: builtins.int = ...,
+        predicted_busy_s: builtins.float = ...,
+        predicted_tpot_s: builtins.float = ...,
+        predicted_peak_pages: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["context_tokens", b"context_tokens", "device", b"device", "host", b"host", "incarnation", b"incarnation", "last_report_s", b"last_report_s", "name", b"name", "pages_cached", b"pages_cached", "pages_free", b"pages_free", "pages_held", b"pages_held", "pages_total", b"pages_total", "pid", b"pid", "reservations", b"reservations", "running", b"running", "uncomputed_tokens", b"uncomputed_tokens", "waiting", b"waiting"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["context_tokens", b"context_tokens", "device", b"device", "host", b"host", "incarnation", b"incarnation", "last_report_s", b"last_report_s", "name", b"name", "pages_cached", b"pages_cached", "pages_free", b"pages_free", "pages_held", b"pages_held", "pages_total", b"pages_total", "pid", b"pid", "predicted_busy_s", b"predicted_busy_s", "predicted_peak_pages", b"predicted_peak_pages", "predicted_tpot_s", b"predicted_tpot_s", "reservations", b"reservations", "role_epoch", b"role_epoch", "running", b"running", "state", b"state", "uncomputed_tokens", b"uncomputed_tokens", "waiting", b"waiting"]) -> None: ...
 
 global___WorkerStatus = WorkerStatus
 
@@ -275,3 +297,316 @@ class Candidate(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["tpot_s", b"tpot_s", "ttft_s", b"ttft_s", "uncached_tokens", b"uncached_tokens", "wait_s", b"wait_s", "whole", b"whole", "worker", b"worker"]) -> None: ...
 
 global___Candidate = Candidate
+
+@typing.final
+class StartOperationRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    OPERATION_ID_FIELD_NUMBER: builtins.int
+    DRY_RUN_FIELD_NUMBER: builtins.int
+    DRAIN_FIELD_NUMBER: builtins.int
+    UNDRAIN_FIELD_NUMBER: builtins.int
+    REBALANCE_FIELD_NUMBER: builtins.int
+    MIGRATE_FIELD_NUMBER: builtins.int
+    operation_id: builtins.str
+    """Chosen by the caller, so that asking twice does it once; empty: the router chooses."""
+    dry_run: builtins.bool
+    """Only say what would be done."""
+    @property
+    def drain(self) -> global___Drain: ...
+    @property
+    def undrain(self) -> global___Undrain: ...
+    @property
+    def rebalance(self) -> global___Rebalance: ...
+    @property
+    def migrate(self) -> global___Migrate: ...
+    def __init__(
+        self,
+        *,
+        operation_id: builtins.str = ...,
+        dry_run: builtins.bool = ...,
+        drain: global___Drain | None = ...,
+        undrain: global___Undrain | None = ...,
+        rebalance: global___Rebalance | None = ...,
+        migrate: global___Migrate | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["drain", b"drain", "kind", b"kind", "migrate", b"migrate", "rebalance", b"rebalance", "undrain", b"undrain"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["drain", b"drain", "dry_run", b"dry_run", "kind", b"kind", "migrate", b"migrate", "operation_id", b"operation_id", "rebalance", b"rebalance", "undrain", b"undrain"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["drain", "undrain", "rebalance", "migrate"] | None: ...
+
+global___StartOperationRequest = StartOperationRequest
+
+@typing.final
+class Drain(google.protobuf.message.Message):
+    """Give the workers nothing new, and move what they hold to others of their pool."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    WORKERS_FIELD_NUMBER: builtins.int
+    @property
+    def workers(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        workers: collections.abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["workers", b"workers"]) -> None: ...
+
+global___Drain = Drain
+
+@typing.final
+class Undrain(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    WORKERS_FIELD_NUMBER: builtins.int
+    @property
+    def workers(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        workers: collections.abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["workers", b"workers"]) -> None: ...
+
+global___Undrain = Undrain
+
+@typing.final
+class Rebalance(google.protobuf.message.Message):
+    """So many workers in each of the two pools."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PREFILL_FIELD_NUMBER: builtins.int
+    DECODE_FIELD_NUMBER: builtins.int
+    prefill: builtins.int
+    decode: builtins.int
+    def __init__(
+        self,
+        *,
+        prefill: builtins.int = ...,
+        decode: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["decode", b"decode", "prefill", b"prefill"]) -> None: ...
+
+global___Rebalance = Rebalance
+
+@typing.final
+class Migrate(google.protobuf.message.Message):
+    """Move a request that decodes to another worker; an empty name lets the router choose."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    WORKER_FIELD_NUMBER: builtins.int
+    request_id: builtins.str
+    worker: builtins.str
+    def __init__(
+        self,
+        *,
+        request_id: builtins.str = ...,
+        worker: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["request_id", b"request_id", "worker", b"worker"]) -> None: ...
+
+global___Migrate = Migrate
+
+@typing.final
+class Operation(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    OPERATION_ID_FIELD_NUMBER: builtins.int
+    TITLE_FIELD_NUMBER: builtins.int
+    STATE_FIELD_NUMBER: builtins.int
+    MESSAGE_FIELD_NUMBER: builtins.int
+    STEPS_FIELD_NUMBER: builtins.int
+    ELAPSED_S_FIELD_NUMBER: builtins.int
+    operation_id: builtins.str
+    title: builtins.str
+    """What it is, for people: "rebalance to 3 prefill + 1 decode"."""
+    state: builtins.str
+    """"planned" (a dry run), "running", "done", "failed" or "cancelled"."""
+    message: builtins.str
+    """Why it failed, or what was done."""
+    elapsed_s: builtins.float
+    @property
+    def steps(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___OperationStep]: ...
+    def __init__(
+        self,
+        *,
+        operation_id: builtins.str = ...,
+        title: builtins.str = ...,
+        state: builtins.str = ...,
+        message: builtins.str = ...,
+        steps: collections.abc.Iterable[global___OperationStep] | None = ...,
+        elapsed_s: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["elapsed_s", b"elapsed_s", "message", b"message", "operation_id", b"operation_id", "state", b"state", "steps", b"steps", "title", b"title"]) -> None: ...
+
+global___Operation = Operation
+
+@typing.final
+class OperationStep(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    WORKER_FIELD_NUMBER: builtins.int
+    ACTION_FIELD_NUMBER: builtins.int
+    STATE_FIELD_NUMBER: builtins.int
+    DETAIL_FIELD_NUMBER: builtins.int
+    ELAPSED_S_FIELD_NUMBER: builtins.int
+    worker: builtins.str
+    action: builtins.str
+    """"drain", "undrain", "switch to prefill", "migrate REQUEST"."""
+    state: builtins.str
+    """"waiting", "evacuating", "switching", "verifying", "done", "failed" or "cancelled"."""
+    detail: builtins.str
+    """What it waits for, or why it failed."""
+    elapsed_s: builtins.float
+    def __init__(
+        self,
+        *,
+        worker: builtins.str = ...,
+        action: builtins.str = ...,
+        state: builtins.str = ...,
+        detail: builtins.str = ...,
+        elapsed_s: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["action", b"action", "detail", b"detail", "elapsed_s", b"elapsed_s", "state", b"state", "worker", b"worker"]) -> None: ...
+
+global___OperationStep = OperationStep
+
+@typing.final
+class WatchOperationRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    OPERATION_ID_FIELD_NUMBER: builtins.int
+    operation_id: builtins.str
+    def __init__(
+        self,
+        *,
+        operation_id: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["operation_id", b"operation_id"]) -> None: ...
+
+global___WatchOperationRequest = WatchOperationRequest
+
+@typing.final
+class CancelOperationRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    OPERATION_ID_FIELD_NUMBER: builtins.int
+    operation_id: builtins.str
+    def __init__(
+        self,
+        *,
+        operation_id: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["operation_id", b"operation_id"]) -> None: ...
+
+global___CancelOperationRequest = CancelOperationRequest
+
+@typing.final
+class ListOperationsRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+global___ListOperationsRequest = ListOperationsRequest
+
+@typing.final
+class Operations(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    OPERATIONS_FIELD_NUMBER: builtins.int
+    @property
+    def operations(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Operation]: ...
+    def __init__(
+        self,
+        *,
+        operations: collections.abc.Iterable[global___Operation] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["operations", b"operations"]) -> None: ...
+
+global___Operations = Operations
+
+@typing.final
+class SetPolicyRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["name", b"name"]) -> None: ...
+
+global___SetPolicyRequest = SetPolicyRequest
+
+@typing.final
+class Policy(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    KNOWN_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    @property
+    def known(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        known: collections.abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["known", b"known", "name", b"name"]) -> None: ...
+
+global___Policy = Policy
+
+@typing.final
+class SetAutoRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ON_FIELD_NUMBER: builtins.int
+    on: builtins.bool
+    def __init__(
+        self,
+        *,
+        on: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["on", b"on"]) -> None: ...
+
+global___SetAutoRequest = SetAutoRequest
+
+@typing.final
+class Planner(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    AUTO_FIELD_NUMBER: builtins.int
+    PROMPT_TOKENS_PER_S_FIELD_NUMBER: builtins.int
+    OUTPUT_TOKENS_PER_S_FIELD_NUMBER: builtins.int
+    PREFILL_FIELD_NUMBER: builtins.int
+    DECODE_FIELD_NUMBER: builtins.int
+    WHY_FIELD_NUMBER: builtins.int
+    auto: builtins.bool
+    prompt_tokens_per_s: builtins.float
+    """Predicted arrivals."""
+    output_tokens_per_s: builtins.float
+    prefill: builtins.int
+    """The ratio the planner would choose now, and why; empty while it knows too little."""
+    decode: builtins.int
+    why: builtins.str
+    def __init__(
+        self,
+        *,
+        auto: builtins.bool = ...,
+        prompt_tokens_per_s: builtins.float = ...,
+        output_tokens_per_s: builtins.float = ...,
+        prefill: builtins.int = ...,
+        decode: builtins.int = ...,
+        why: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["auto", b"auto", "decode", b"decode", "output_tokens_per_s", b"output_tokens_per_s", "prefill", b"prefill", "prompt_tokens_per_s", b"prompt_tokens_per_s", "why", b"why"]) -> None: ...
+
+global___Planner = Planner

@@ -45,6 +45,36 @@ class AdminStub(object):
                 request_serializer=baton_dot_v1_dot_admin__pb2.ExplainRequestRequest.SerializeToString,
                 response_deserializer=baton_dot_v1_dot_admin__pb2.Explanation.FromString,
                 _registered_method=True)
+        self.StartOperation = channel.unary_unary(
+                '/baton.v1.Admin/StartOperation',
+                request_serializer=baton_dot_v1_dot_admin__pb2.StartOperationRequest.SerializeToString,
+                response_deserializer=baton_dot_v1_dot_admin__pb2.Operation.FromString,
+                _registered_method=True)
+        self.WatchOperation = channel.unary_stream(
+                '/baton.v1.Admin/WatchOperation',
+                request_serializer=baton_dot_v1_dot_admin__pb2.WatchOperationRequest.SerializeToString,
+                response_deserializer=baton_dot_v1_dot_admin__pb2.Operation.FromString,
+                _registered_method=True)
+        self.CancelOperation = channel.unary_unary(
+                '/baton.v1.Admin/CancelOperation',
+                request_serializer=baton_dot_v1_dot_admin__pb2.CancelOperationRequest.SerializeToString,
+                response_deserializer=baton_dot_v1_dot_admin__pb2.Operation.FromString,
+                _registered_method=True)
+        self.ListOperations = channel.unary_unary(
+                '/baton.v1.Admin/ListOperations',
+                request_serializer=baton_dot_v1_dot_admin__pb2.ListOperationsRequest.SerializeToString,
+                response_deserializer=baton_dot_v1_dot_admin__pb2.Operations.FromString,
+                _registered_method=True)
+        self.SetPolicy = channel.unary_unary(
+                '/baton.v1.Admin/SetPolicy',
+                request_serializer=baton_dot_v1_dot_admin__pb2.SetPolicyRequest.SerializeToString,
+                response_deserializer=baton_dot_v1_dot_admin__pb2.Policy.FromString,
+                _registered_method=True)
+        self.SetAuto = channel.unary_unary(
+                '/baton.v1.Admin/SetAuto',
+                request_serializer=baton_dot_v1_dot_admin__pb2.SetAutoRequest.SerializeToString,
+                response_deserializer=baton_dot_v1_dot_admin__pb2.Planner.FromString,
+                _registered_method=True)
 
 
 class AdminServicer(object):
@@ -64,6 +94,48 @@ class AdminServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def StartOperation(self, request, context):
+        """Begin an operation on the pools, or find it again: the same id with the same content is the same operation.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchOperation(self, request, context):
+        """The operation now, and again whenever it has moved, until it has ended.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelOperation(self, request, context):
+        """Undo what has not been done yet. What was done stays.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListOperations(self, request, context):
+        """The newest operations, the newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetPolicy(self, request, context):
+        """Which placement policy decides; sets another one when a name is given.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetAuto(self, request, context):
+        """Whether the pool planner moves workers by itself.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -76,6 +148,36 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.ExplainRequest,
                     request_deserializer=baton_dot_v1_dot_admin__pb2.ExplainRequestRequest.FromString,
                     response_serializer=baton_dot_v1_dot_admin__pb2.Explanation.SerializeToString,
+            ),
+            'StartOperation': grpc.unary_unary_rpc_method_handler(
+                    servicer.StartOperation,
+                    request_deserializer=baton_dot_v1_dot_admin__pb2.StartOperationRequest.FromString,
+                    response_serializer=baton_dot_v1_dot_admin__pb2.Operation.SerializeToString,
+            ),
+            'WatchOperation': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchOperation,
+                    request_deserializer=baton_dot_v1_dot_admin__pb2.WatchOperationRequest.FromString,
+                    response_serializer=baton_dot_v1_dot_admin__pb2.Operation.SerializeToString,
+            ),
+            'CancelOperation': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelOperation,
+                    request_deserializer=baton_dot_v1_dot_admin__pb2.CancelOperationRequest.FromString,
+                    response_serializer=baton_dot_v1_dot_admin__pb2.Operation.SerializeToString,
+            ),
+            'ListOperations': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListOperations,
+                    request_deserializer=baton_dot_v1_dot_admin__pb2.ListOperationsRequest.FromString,
+                    response_serializer=baton_dot_v1_dot_admin__pb2.Operations.SerializeToString,
+            ),
+            'SetPolicy': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetPolicy,
+                    request_deserializer=baton_dot_v1_dot_admin__pb2.SetPolicyRequest.FromString,
+                    response_serializer=baton_dot_v1_dot_admin__pb2.Policy.SerializeToString,
+            ),
+            'SetAuto': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetAuto,
+                    request_deserializer=baton_dot_v1_dot_admin__pb2.SetAutoRequest.FromString,
+                    response_serializer=baton_dot_v1_dot_admin__pb2.Planner.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -133,6 +235,168 @@ class Admin(object):
             '/baton.v1.Admin/ExplainRequest',
             baton_dot_v1_dot_admin__pb2.ExplainRequestRequest.SerializeToString,
             baton_dot_v1_dot_admin__pb2.Explanation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StartOperation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/baton.v1.Admin/StartOperation',
+            baton_dot_v1_dot_admin__pb2.StartOperationRequest.SerializeToString,
+            baton_dot_v1_dot_admin__pb2.Operation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchOperation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/baton.v1.Admin/WatchOperation',
+            baton_dot_v1_dot_admin__pb2.WatchOperationRequest.SerializeToString,
+            baton_dot_v1_dot_admin__pb2.Operation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelOperation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/baton.v1.Admin/CancelOperation',
+            baton_dot_v1_dot_admin__pb2.CancelOperationRequest.SerializeToString,
+            baton_dot_v1_dot_admin__pb2.Operation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListOperations(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/baton.v1.Admin/ListOperations',
+            baton_dot_v1_dot_admin__pb2.ListOperationsRequest.SerializeToString,
+            baton_dot_v1_dot_admin__pb2.Operations.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetPolicy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/baton.v1.Admin/SetPolicy',
+            baton_dot_v1_dot_admin__pb2.SetPolicyRequest.SerializeToString,
+            baton_dot_v1_dot_admin__pb2.Policy.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetAuto(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/baton.v1.Admin/SetAuto',
+            baton_dot_v1_dot_admin__pb2.SetAutoRequest.SerializeToString,
+            baton_dot_v1_dot_admin__pb2.Planner.FromString,
             options,
             channel_credentials,
             insecure,

@@ -32,6 +32,42 @@ class AdminStub:
     ]
     """Why a request went where it went, and what became of it. NOT_FOUND once it is forgotten."""
 
+    StartOperation: grpc.UnaryUnaryMultiCallable[
+        baton.v1.admin_pb2.StartOperationRequest,
+        baton.v1.admin_pb2.Operation,
+    ]
+    """Begin an operation on the pools, or find it again: the same id with the same content is the same operation."""
+
+    WatchOperation: grpc.UnaryStreamMultiCallable[
+        baton.v1.admin_pb2.WatchOperationRequest,
+        baton.v1.admin_pb2.Operation,
+    ]
+    """The operation now, and again whenever it has moved, until it has ended."""
+
+    CancelOperation: grpc.UnaryUnaryMultiCallable[
+        baton.v1.admin_pb2.CancelOperationRequest,
+        baton.v1.admin_pb2.Operation,
+    ]
+    """Undo what has not been done yet. What was done stays."""
+
+    ListOperations: grpc.UnaryUnaryMultiCallable[
+        baton.v1.admin_pb2.ListOperationsRequest,
+        baton.v1.admin_pb2.Operations,
+    ]
+    """The newest operations, the newest first."""
+
+    SetPolicy: grpc.UnaryUnaryMultiCallable[
+        baton.v1.admin_pb2.SetPolicyRequest,
+        baton.v1.admin_pb2.Policy,
+    ]
+    """Which placement policy decides; sets another one when a name is given."""
+
+    SetAuto: grpc.UnaryUnaryMultiCallable[
+        baton.v1.admin_pb2.SetAutoRequest,
+        baton.v1.admin_pb2.Planner,
+    ]
+    """Whether the pool planner moves workers by itself."""
+
 class AdminAsyncStub:
     """For operators."""
 
@@ -45,6 +81,42 @@ class AdminAsyncStub:
         baton.v1.admin_pb2.Explanation,
     ]
     """Why a request went where it went, and what became of it. NOT_FOUND once it is forgotten."""
+
+    StartOperation: grpc.aio.UnaryUnaryMultiCallable[
+        baton.v1.admin_pb2.StartOperationRequest,
+        baton.v1.admin_pb2.Operation,
+    ]
+    """Begin an operation on the pools, or find it again: the same id with the same content is the same operation."""
+
+    WatchOperation: grpc.aio.UnaryStreamMultiCallable[
+        baton.v1.admin_pb2.WatchOperationRequest,
+        baton.v1.admin_pb2.Operation,
+    ]
+    """The operation now, and again whenever it has moved, until it has ended."""
+
+    CancelOperation: grpc.aio.UnaryUnaryMultiCallable[
+        baton.v1.admin_pb2.CancelOperationRequest,
+        baton.v1.admin_pb2.Operation,
+    ]
+    """Undo what has not been done yet. What was done stays."""
+
+    ListOperations: grpc.aio.UnaryUnaryMultiCallable[
+        baton.v1.admin_pb2.ListOperationsRequest,
+        baton.v1.admin_pb2.Operations,
+    ]
+    """The newest operations, the newest first."""
+
+    SetPolicy: grpc.aio.UnaryUnaryMultiCallable[
+        baton.v1.admin_pb2.SetPolicyRequest,
+        baton.v1.admin_pb2.Policy,
+    ]
+    """Which placement policy decides; sets another one when a name is given."""
+
+    SetAuto: grpc.aio.UnaryUnaryMultiCallable[
+        baton.v1.admin_pb2.SetAutoRequest,
+        baton.v1.admin_pb2.Planner,
+    ]
+    """Whether the pool planner moves workers by itself."""
 
 class AdminServicer(metaclass=abc.ABCMeta):
     """For operators."""
@@ -63,5 +135,53 @@ class AdminServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[baton.v1.admin_pb2.Explanation, collections.abc.Awaitable[baton.v1.admin_pb2.Explanation]]:
         """Why a request went where it went, and what became of it. NOT_FOUND once it is forgotten."""
+
+    @abc.abstractmethod
+    def StartOperation(
+        self,
+        request: baton.v1.admin_pb2.StartOperationRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[baton.v1.admin_pb2.Operation, collections.abc.Awaitable[baton.v1.admin_pb2.Operation]]:
+        """Begin an operation on the pools, or find it again: the same id with the same content is the same operation."""
+
+    @abc.abstractmethod
+    def WatchOperation(
+        self,
+        request: baton.v1.admin_pb2.WatchOperationRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[collections.abc.Iterator[baton.v1.admin_pb2.Operation], collections.abc.AsyncIterator[baton.v1.admin_pb2.Operation]]:
+        """The operation now, and again whenever it has moved, until it has ended."""
+
+    @abc.abstractmethod
+    def CancelOperation(
+        self,
+        request: baton.v1.admin_pb2.CancelOperationRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[baton.v1.admin_pb2.Operation, collections.abc.Awaitable[baton.v1.admin_pb2.Operation]]:
+        """Undo what has not been done yet. What was done stays."""
+
+    @abc.abstractmethod
+    def ListOperations(
+        self,
+        request: baton.v1.admin_pb2.ListOperationsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[baton.v1.admin_pb2.Operations, collections.abc.Awaitable[baton.v1.admin_pb2.Operations]]:
+        """The newest operations, the newest first."""
+
+    @abc.abstractmethod
+    def SetPolicy(
+        self,
+        request: baton.v1.admin_pb2.SetPolicyRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[baton.v1.admin_pb2.Policy, collections.abc.Awaitable[baton.v1.admin_pb2.Policy]]:
+        """Which placement policy decides; sets another one when a name is given."""
+
+    @abc.abstractmethod
+    def SetAuto(
+        self,
+        request: baton.v1.admin_pb2.SetAutoRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[baton.v1.admin_pb2.Planner, collections.abc.Awaitable[baton.v1.admin_pb2.Planner]]:
+        """Whether the pool planner moves workers by itself."""
 
 def add_AdminServicer_to_server(servicer: AdminServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

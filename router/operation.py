@@ -1,0 +1,118 @@
+"""What operators ask of the pools, and how far it has come."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from cluster.worker import RoleName
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """Give these workers nothing new, and move what they hold to others."""
+
+    workers: tuple[str, ...]
+
+    @property
+    def title(self) -> str:
+        return f"drain {', '.join(self.workers)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Undrain:
+    """Let these workers serve again."""
+
+    workers: tuple[str, ...]
+
+    @property
+    def title(self) -> str:
+        return f"undrain {', '.join(self.workers)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Rebalance:
+    """So many workers in each of the two pools."""
+
+    prefill: int
+    decode: int
+
+    @property
+    def title(self) -> str:
+        return f"rebalance to {self.prefill} prefill + {self.decode} decode"
+
+
+@dataclass(frozen=True, slots=True)
+class Migrate:
+    """Move a request that decodes to another worker; None lets the router choose."""
+
+    request_id: str
+    worker: str | None = None
+
+    @property
+    def title(self) -> str:
+        return f"migrate {self.request_id}" + (f" to {self.worker}" if self.worker else "")
+
+
+Ask = Drain | Undrain | Rebalance | Migrate
+
+
+class OperationState(Enum):
+    PLANNED = "planned"  # a dry run: nothing is done
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def ended(self) -> bool:
+        return self is not OperationState.RUNNING
+
+
+class StepState(Enum):
+    WAITING = "waiting"
+    EVACUATING = "evacuating"
+    SWITCHING = "switching"
+    VERIFYING = "verifying"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def ended(self) -> bool:
+        return self in (StepState.DONE, StepState.FAILED, StepState.CANCELLED)
+
+
+@dataclass(slots=True, eq=False)
+class Step:
+    """One worker's part of an operation."""
+
+    worker: str
+    action: str
+    to_role: RoleName | None = None  # where the step is a role switch
+    state: StepState = StepState.WAITING
+    detail: str = ""
+    started_s: float | None = None
+    ended_s: float | None = None
+
+    def elapsed_s(self, now: float) -> float:
+        if self.started_s is None:
+            return 0.0
+        return (now if self.ended_s is None else self.ended_s) - self.started_s
+
+
+@dataclass(slots=True, eq=False)
+class Operation:
+    """An ask on its way. Its steps are taken one after the other."""
+
+    operation_id: str
+    ask: Ask
+    steps: list[Step]
+    started_s: float
+    state: OperationState = OperationState.RUNNING
+    message: str = ""
+    ended_s: float | None = None
+    requested: set[str] = field(default_factory=set)  # requests whose migration it asked for
+
+    def elapsed_s(self, now: float) -> float:
+        return (now if self.ended_s is None else self.ended_s) - self.started_s
