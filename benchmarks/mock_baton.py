@@ -76,7 +76,8 @@ class MockWorkers:
             case Reserve(reservation_id, request, _, _):
                 pages = tuple(range(-(-len(request.prompt) // 16)))
                 agent = f"{RoleName.DECODE.value}:1"
-                reserved = Reservation(reservation_id, request.request_id, agent, pages, (1,) * len(pages), 0)
+                known = len(request.prompt)
+                reserved = Reservation(reservation_id, request.request_id, agent, pages, (1,) * len(pages), 0, known)
                 self.send(role, Reserved(reserved))
             case SendPages(request_id, reservation):
                 self.send(role, HandoffEnded(request_id, reservation.reservation_id, HandoffOutcome.DELIVERED))

@@ -1,4 +1,4 @@
-"""The handoff of a request's KV pages from a source (prefill) to a target (decode) worker, as a table.
+"""The handoff of a request's KV pages from a source (prefill, or decode when it moves) to a target (decode) worker.
 
     OFFERED ──reserved──► RESERVED ──first write──► TRANSFERRING ──final write──► DELIVERED ──notice──► COMMITTED
        │                     │                          │
@@ -81,6 +81,7 @@ class Reservation:
     page_ids: tuple[int, ...]
     generations: tuple[int, ...]
     cached_pages: int
+    known_tokens: int  # leading tokens of the sequence that the target has from the router
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,7 @@ class HandoffNotice:
     reservation_id: str
     request_id: str
     computed: int  # positions whose KV is in the pages
-    new_tokens: tuple[int, ...]  # output tokens sampled by the source
+    new_tokens: tuple[int, ...]  # that follow the reservation's known ones
     generations: tuple[int, ...]
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from cluster.handoff import HandoffOutcome, HandoffReport, Reservation
 from cluster.request import FinishReason, Request
-from cluster.worker import Endpoint, WorkerInfo, WorkerLoad
+from cluster.worker import Endpoint, RoleName, WorkerInfo, WorkerLoad
 
 # Router to worker
 
@@ -49,17 +49,24 @@ class Prefill:
 
 @dataclass(frozen=True, slots=True)
 class Reserve:
-    """Hold pages for this request's KV, to be written by a prefill worker."""
+    """Hold pages for this request's KV, to be written by another worker.
+
+    `growth_tokens` more than are known now: the sequence goes on decoding while its pages travel.
+    """
 
     reservation_id: str
     request: Request
     emitted: tuple[int, ...]
     role_epoch: int
+    growth_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class SendPages:
-    """Write the request's pages into this reservation as they are computed. Answered by one `HandoffEnded`."""
+    """Write the request's pages into this reservation as they are computed. Answered by one `HandoffEnded`.
+
+    A worker that decodes the request goes on with it until only its last page is missing at the target.
+    """
 
     request_id: str
     reservation: Reservation
@@ -84,7 +91,17 @@ class ResyncPages:
     """A `PagesChanged` was lost: answer with a snapshot."""
 
 
-RouterMessage = Welcome | PeerJoined | PeerLeft | Prefill | Reserve | SendPages | Cancel | Release | ResyncPages
+@dataclass(frozen=True, slots=True)
+class SwitchRole:
+    """Take on another role; weights, pages and prefix cache stay. Answered by `RoleChanged`."""
+
+    role: RoleName
+    role_epoch: int
+
+
+RouterMessage = (
+    Welcome | PeerJoined | PeerLeft | Prefill | Reserve | SendPages | Cancel | Release | ResyncPages | SwitchRole
+)
 
 # Worker to router
 
@@ -173,6 +190,15 @@ class PagesChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class RoleChanged:
+    """The role the worker has now; `error` tells why it is not the one it was told to take on."""
+
+    role: RoleName
+    role_epoch: int
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Goodbye:
     """The worker leaves on purpose."""
 
@@ -189,5 +215,6 @@ WorkerMessage = (
     | RequestFailed
     | LoadReport
     | PagesChanged
+    | RoleChanged
     | Goodbye
 )

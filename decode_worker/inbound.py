@@ -38,12 +38,17 @@ class Inbound:
     def reservation_ids(self) -> tuple[str, ...]:
         return tuple(self._open)
 
-    def reserve(self, reservation_id: str, sequence: Sequence, headroom: int) -> Reservation | None:
-        """Hold pages for all known tokens; None when they do not fit beside `headroom` pages for others' growth."""
+    def reserve(
+        self, reservation_id: str, sequence: Sequence, headroom: int, growth_tokens: int = 0
+    ) -> Reservation | None:
+        """Hold pages for all known tokens and `growth_tokens` more; None when they do not fit beside `headroom` pages
+        for others' growth."""
         if reservation_id in self._open:
             return self._open[reservation_id].reservation
-        if not take_pages(sequence, self.pool, root_hash(self.model_id), reserve=headroom, receiving=True):
+        growth = -(-growth_tokens // self.pool.page_size)
+        if not take_pages(sequence, self.pool, root_hash(self.model_id), reserve=headroom + growth, receiving=True):
             return None
+        sequence.page_table += self.pool.allocate(growth)
         cached_pages = sequence.cached // self.pool.page_size
         pages = tuple(sequence.page_table[cached_pages:])
         reservation = Reservation(
@@ -53,6 +58,7 @@ class Inbound:
             pages,
             tuple(self.pool.generation(page) for page in pages),
             cached_pages,
+            len(sequence.tokens),
         )
         self._open[reservation_id] = _Inbound(sequence, reservation)
         return reservation

@@ -1,7 +1,7 @@
 """The decode role: continuous batching of sequences whose KV was handed over, and of whole requests.
 
     Reserve ─► inbound ──notice──► running ──► finished
-    Prefill (whole) ─► waiting ──pages──► prefilling ──► running
+    Prefill (whole) ─► waiting ──pages──► prefilling ──► running ──SendPages──► leaving ──► at another worker
                           ▲                                 │
                           └────── preempted: recompute ─────┘
 
@@ -12,10 +12,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from cluster.handoff import HandoffNotice
+from cluster.handoff import HandoffNotice, HandoffOutcome
 from cluster.messages import (
     Cancel,
     HandoffCommitted,
+    HandoffEnded,
     Prefill,
     Release,
     RequestFailed,
@@ -23,15 +24,17 @@ from cluster.messages import (
     Reserve,
     Reserved,
     RouterMessage,
+    SendPages,
     StepOutput,
+    TokenOutput,
 )
-from cluster.request import FinishReason
 from cluster.worker import RoleName
+from decode_worker.departures import Departures
 from decode_worker.inbound import Inbound
 from engine.batch import absorb_step, plan_step
 from engine.page_table import commit_pages, give_back_pages, grow, take_pages
 from engine.sequence import Sequence
-from engine.step import SampledToken, StepPlan, StepResult
+from engine.step import StepPlan, StepResult
 from worker.role import Command, Occupancy, Send, WriteEnded
 from worker.state import WorkerState
 from worker.token_output import token_output
@@ -46,9 +49,12 @@ class DecodeRole:
     _running: dict[str, Sequence] = field(default_factory=dict)  # has pages; oldest first
     _waiting: dict[str, Sequence] = field(default_factory=dict)  # has none yet, or had to give them back
     _inbound: Inbound = field(init=False)
+    _departures: Departures = field(init=False)
+    _stepping: bool = False  # a plan was made and not absorbed yet: its sequences may not pause
 
     def __post_init__(self) -> None:
         self._inbound = Inbound(self.state.pool, self.state.agent, self.state.model_id)
+        self._departures = Departures(self.state.pool)
 
     def on_message(self, message: RouterMessage, now: float) -> list[Command]:
         match message:
@@ -56,9 +62,11 @@ class DecodeRole:
                 return self._accept(message)
             case Reserve():
                 return [Send(self._reserve(message))]
+            case SendPages():
+                return self._depart(message, now)
             case Cancel(request_id):
                 self._inbound.cancel(request_id)
-                self._forget(request_id)
+                return self._forget(request_id, now)
             case Release(reservation_id):
                 self._inbound.release(reservation_id)
         return []
@@ -76,7 +84,8 @@ class DecodeRole:
         if message.role_epoch != self.state.role_epoch:
             return ReservationRefused(message.reservation_id, request_id, "The worker has changed its role.")
         sequence = Sequence.start(message.request, message.emitted)
-        reservation = self._inbound.reserve(message.reservation_id, sequence, self._headroom)
+        growth = message.growth_tokens
+        reservation = self._inbound.reserve(message.reservation_id, sequence, self._headroom, growth)
         if reservation is None:
             return ReservationRefused(message.reservation_id, request_id, "No room for its pages.")
         return Reserved(reservation)
@@ -94,16 +103,33 @@ class DecodeRole:
         self._running[sequence.request_id] = sequence
         return [Send(HandoffCommitted(notice.request_id, notice.reservation_id))]
 
+    def _depart(self, message: SendPages, now: float) -> list[Command]:
+        """Move a sequence that decodes to the worker of the reservation."""
+        sequence, reservation = self._running.get(message.request_id), message.reservation
+        if sequence is None or not sequence.page_table or self._departures.leaving(message.request_id):
+            ended = HandoffEnded(message.request_id, reservation.reservation_id, HandoffOutcome.DRAINED)
+            return [Send(ended)]
+        self._departures.start(sequence, reservation)
+        return [] if self._stepping else self._departures.on_step_ended(now)
+
     def on_write_ended(self, outcome: WriteEnded, now: float) -> list[Command]:
-        return []
+        commands, gone = self._departures.on_write_ended(outcome, now)
+        if gone is not None:
+            del self._running[gone.request_id]
+            give_back_pages(gone, self.state.pool)
+        return commands if self._stepping else commands + self._departures.on_step_ended(now)
 
     def plan(self, now: float) -> StepPlan | None:
         self._admit()
-        decoding = [sequence for sequence in self._running.values() if sequence.decoding][: self.state.budget.max_batch]
+        paused = self._departures.paused
+        running = [sequence for request_id, sequence in self._running.items() if not paused(request_id)]
+        decoding = [sequence for sequence in running if sequence.decoding][: self.state.budget.max_batch]
         ready = [sequence for sequence in decoding if self._make_room(sequence)]
         ready = [sequence for sequence in ready if sequence.page_table]  # a later one may have preempted it
         prefilling = [sequence for sequence in self._running.values() if not sequence.decoding]
-        return plan_step(ready, prefilling, self.state.budget)
+        plan = plan_step(ready, prefilling, self.state.budget)
+        self._stepping = plan is not None
+        return plan
 
     def _admit(self) -> None:
         for request_id, sequence in list(self._waiting.items()):
@@ -118,7 +144,11 @@ class DecodeRole:
         if not sequence.page_table:
             return False
         while not grow(sequence, self.state.pool):
-            victim = next(reversed(self._running.values()))
+            leaving = self._departures.leaving
+            staying = (one for request_id, one in reversed(self._running.items()) if not leaving(request_id))
+            victim = next(staying, None)
+            if victim is None:
+                return False  # all are leaving: room comes when they are gone
             self._preempt(victim)
             if victim is sequence:
                 return False
@@ -131,27 +161,33 @@ class DecodeRole:
         self._waiting = {sequence.request_id: sequence, **self._waiting}
 
     def absorb(self, plan: StepPlan, result: StepResult, now: float) -> list[Command]:
+        self._stepping = False
         sampled = absorb_step(plan, result)
         for part in plan.slices:
             commit_pages(part.sequence, self.state.pool, self.state.root(part.sequence))
-        outputs = tuple(token_output(sequence, token, self._ended(sequence, token)) for sequence, token in sampled)
-        return [Send(StepOutput(outputs))] if outputs else []
+        outputs: list[TokenOutput] = []
+        commands: list[Command] = []
+        for sequence, token in sampled:
+            finish = sequence.finish_reason(self.state.eos_token_ids, self.state.context_tokens)
+            outputs.append(token_output(sequence, token, finish))
+            if finish is not None:
+                commands += self._forget(sequence.request_id, now)
+        commands += self._departures.on_step_ended(now)
+        return [Send(StepOutput(tuple(outputs))), *commands] if outputs else commands
 
-    def _ended(self, sequence: Sequence, token: SampledToken) -> FinishReason | None:
-        finish = sequence.finish_reason(self.state.eos_token_ids, self.state.context_tokens)
-        if finish is not None:
-            self._forget(sequence.request_id)
-        return finish
-
-    def _forget(self, request_id: str) -> None:
+    def _forget(self, request_id: str, now: float) -> list[Command]:
         self._waiting.pop(request_id, None)
         sequence = self._running.pop(request_id, None)
-        if sequence is not None:
+        if sequence is None:
+            return []
+        commands, kept = self._departures.drop(sequence, now)
+        if not kept:
             give_back_pages(sequence, self.state.pool)
+        return commands
 
     @property
     def expects_peers(self) -> bool:
-        return len(self._inbound) > 0
+        return len(self._inbound) > 0 or len(self._departures) > 0
 
     def occupancy(self) -> Occupancy:
         prefilling = [sequence for sequence in self._running.values() if not sequence.decoding]
@@ -161,6 +197,6 @@ class DecodeRole:
             waiting=len(uncomputed),
             uncomputed_tokens=sum(sequence.uncomputed for sequence in uncomputed),
             context_tokens=sum(sequence.computed for sequence in self._running.values()),
-            request_ids=(*self._running, *self._waiting),
+            request_ids=(*self._running, *self._waiting, *self._departures.request_ids),
             reservation_ids=self._inbound.reservation_ids,
         )

@@ -16,7 +16,7 @@ from engine.batch import absorb_step, plan_step
 from engine.page_table import commit_pages, give_back_pages, take_pages
 from engine.sequence import Sequence
 from engine.step import StepPlan, StepResult
-from prefill_worker.outbound import Outbound
+from worker.outbound import Outbound
 from worker.role import Command, Occupancy, Send, WriteEnded
 from worker.state import WorkerState
 from worker.token_output import token_output
@@ -70,7 +70,7 @@ class PrefillRole:
             ended = HandoffEnded(message.request_id, reservation.reservation_id, HandoffOutcome.DRAINED)
             return [Send(ended)]
         job.outbound = Outbound.to(reservation)
-        return self._push(job)
+        return self._push(job, now)
 
     def plan(self, now: float) -> StepPlan | None:
         prefilling = []
@@ -99,7 +99,7 @@ class PrefillRole:
         for part in plan.slices:
             job_or_none = self._jobs.get(part.sequence.request_id)
             if job_or_none is not None:
-                commands += self._push(job_or_none)
+                commands += self._push(job_or_none, now)
         return [Send(StepOutput(tuple(outputs))), *commands] if outputs else commands
 
     def on_write_ended(self, outcome: WriteEnded, now: float) -> list[Command]:
@@ -107,18 +107,18 @@ class PrefillRole:
         if job.outbound is None:
             return []
         job.outbound.on_write_ended(outcome)
-        return self._push(job) + self._settle(job, now)
+        return self._push(job, now) + self._settle(job, now)
 
     def on_notice(self, notice: HandoffNotice, now: float) -> list[Command]:
         return []
 
-    def _push(self, job: _Job) -> list[Command]:
+    def _push(self, job: _Job, now: float) -> list[Command]:
         """Send what is computed and not sent. A running chunk never changes pages that are full."""
         if job.outbound is None or job.unwanted:
             return []
         write = job.outbound.push(job.sequence, self.state.pool.page_size, job.computed_all, self._write_ids)
         if write is None:
-            return []
+            return self._settle(job, now)
         self._job_of_write[write.write_id] = job
         return [write]
 

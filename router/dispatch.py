@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from router.policy.cluster_state import ClusterState
 from router.policy.fairness import VirtualTokenCounter
+from router.policy.migration import find_room
 from router.policy.placement import Place, Placement, PlacementInput, Refuse
 
 CROWD = 32  # requests waiting from which on passes are spaced
@@ -20,6 +21,15 @@ class FoundDecode:
     worker: str
 
 
+@dataclass(slots=True, eq=False)
+class _Sought:
+    """A request in want of a decode worker other than `avoid`; one that is `moving` decodes elsewhere meanwhile."""
+
+    item: PlacementInput
+    avoid: str | None
+    moving: bool
+
+
 @dataclass(eq=False)
 class Dispatch:
     """Asks the policy when something has moved that it depends on; set `moved` then."""
@@ -29,7 +39,7 @@ class Dispatch:
     fairness: VirtualTokenCounter = field(default_factory=VirtualTokenCounter)
     moved: bool = True
     _queue: dict[str, PlacementInput] = field(default_factory=dict)
-    _seeking: dict[str, tuple[PlacementInput, str | None]] = field(default_factory=dict)  # with a worker to avoid
+    _seeking: dict[str, _Sought] = field(default_factory=dict)
     _next_pass_s: float = 0.0
 
     @property
@@ -46,9 +56,9 @@ class Dispatch:
         self._queue[item.request_id] = item
         self.moved, self._next_pass_s = True, 0.0
 
-    def seek(self, item: PlacementInput, avoid: str | None) -> None:
+    def seek(self, item: PlacementInput, avoid: str | None, moving: bool = False) -> None:
         """Look for a decode worker other than `avoid`, which has just refused."""
-        self._seeking[item.request_id] = (item, avoid)
+        self._seeking[item.request_id] = _Sought(item, avoid, moving)
         self.moved, self._next_pass_s = True, 0.0
 
     def withdraw(self, request_id: str) -> None:
@@ -58,17 +68,20 @@ class Dispatch:
 
     def on_report(self, worker: str) -> None:
         """A fresh load: whoever refused may have room again."""
-        for request_id, (item, avoid) in self._seeking.items():
-            if avoid == worker:
-                self._seeking[request_id] = (item, None)
+        for sought in self._seeking.values():
+            if sought.avoid == worker:
+                sought.avoid = None
         self.moved = True
 
     def next(self, now: float) -> list[Place | Refuse | FoundDecode]:
         """Verdicts to carry out before asking again; each request they name waits no more. Empty: all have to wait."""
         if not self.moved or now < self._next_pass_s:
             return []
-        for request_id, (item, avoid) in self._seeking.items():
-            worker = self.placement.find_decode(item, self.state, avoid, now)
+        for request_id, sought in self._seeking.items():
+            if sought.moving:
+                worker = find_room(sought.item.num_tokens, self.state, sought.avoid)
+            else:
+                worker = self.placement.find_decode(sought.item, self.state, sought.avoid, now)
             if worker is not None:
                 del self._seeking[request_id]
                 return [FoundDecode(request_id, worker)]

@@ -5,6 +5,8 @@
                  │         └ a worker died: Route again, the output so far is prefilled with the prompt
                  └ max_tokens=1 or end-of-sequence first: End, Release
 
+    Migrate ─► (FindDecode) ─► Reserve elsewhere ─► SendPages to the worker that decodes ─► MigrationEnded
+
 It yields the effects to perform and receives the next event; it does no I/O and knows no clock. The live router and
 the simulator drive the same generator. Tokens do not pass through it; cancellation is an event like any other, so no
 phase is unowned: after `End` the client is gone, but the generator runs until every page on both sides is free.
@@ -15,131 +17,42 @@ from __future__ import annotations
 from collections.abc import Generator
 from dataclasses import dataclass
 
-from cluster.errors import BatonError, HandoffFailed, WorkerLost
-from cluster.handoff import HandoffOutcome, HandoffReport, Reservation
+from cluster.errors import HandoffFailed, WorkerLost, WrongRole
+from cluster.handoff import HandoffOutcome, HandoffReport
 from cluster.request import FinishReason
-from cluster.routing import RoutingDecision
+from router.effects import (
+    CancelWork,
+    Effect,
+    End,
+    FindDecode,
+    FindRoom,
+    MigrationEnded,
+    ReleasePages,
+    ReservePages,
+    Route,
+    StartHandoff,
+    StartPrefill,
+    StopSeeking,
+)
+from router.life_events import (
+    DecodeFound,
+    Event,
+    Failed,
+    Finished,
+    Lost,
+    Migrate,
+    PagesRefused,
+    PagesReserved,
+    Routed,
+    SourceEnded,
+    Stay,
+    Stopped,
+)
 
 MAX_WORKERS_LOST = 2  # a request that was there each time a worker died may be the cause
 MAX_HANDOFF_FAILURES = 3
+MAX_MISROUTED = 3  # a worker may change its role while a request is on its way to it
 
-# Effects
-
-
-@dataclass(frozen=True, slots=True)
-class Route:
-    """Queue the request until placement decides; answered by `Routed`."""
-
-
-@dataclass(frozen=True, slots=True)
-class FindDecode:
-    """Wait for a decode worker with room; answered by `DecodeFound`."""
-
-    avoid: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class StartPrefill:
-    worker: str
-    hand_off: bool
-
-
-@dataclass(frozen=True, slots=True)
-class ReservePages:
-    worker: str
-    reservation_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class StartHandoff:
-    source: str
-    reservation: Reservation
-
-
-@dataclass(frozen=True, slots=True)
-class CancelWork:
-    worker: str
-
-
-@dataclass(frozen=True, slots=True)
-class ReleasePages:
-    worker: str
-    reservation_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class End:
-    """The client's stream ends: with a reason, or with an error."""
-
-    reason: FinishReason | None
-    error: BatonError | None
-    report: HandoffReport | None = None
-
-
-Effect = Route | FindDecode | StartPrefill | ReservePages | StartHandoff | CancelWork | ReleasePages | End
-
-# Events
-
-
-@dataclass(frozen=True, slots=True)
-class Routed:
-    decision: RoutingDecision
-
-
-@dataclass(frozen=True, slots=True)
-class DecodeFound:
-    worker: str
-
-
-@dataclass(frozen=True, slots=True)
-class PagesReserved:
-    reservation: Reservation
-
-
-@dataclass(frozen=True, slots=True)
-class PagesRefused:
-    reservation_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class SourceEnded:
-    reservation_id: str
-    outcome: HandoffOutcome
-    report: HandoffReport
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """The sequence's last token was streamed; `worker`, where known, computed it and holds the sequence no more."""
-
-    reason: FinishReason
-    worker: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Stopped:
-    """Nobody wants more tokens: a stop string came (`reason`), or the client left or its deadline passed (`error`)."""
-
-    reason: FinishReason | None
-    error: BatonError | None
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """A worker refuses to go on with the request."""
-
-    error: BatonError
-
-
-@dataclass(frozen=True, slots=True)
-class Lost:
-    """A worker that had a part in this request is gone."""
-
-    worker: str
-
-
-Event = Routed | DecodeFound | PagesReserved | PagesRefused | SourceEnded | Finished | Stopped | Failed | Lost
 Life = Generator[tuple[Effect, ...], Event, tuple[Effect, ...]]
 
 
@@ -151,13 +64,15 @@ class _Attempt:
     target: str | None = None  # was asked to reserve, and may hold pages
     reservation_id: str = ""
     sending: bool = False  # the source may be writing into the reservation
+    moving: bool = False  # the source decodes the request, and a migration was asked for
+    insist: bool = False  # whoever has room is welcome, and is waited for
     report: HandoffReport | None = None
 
 
 def lifecycle(request_id: str) -> Life:
     """Drive one request. Start with `next`, then `send` it every event of the request; what it returns are its last
     effects, after which no worker holds anything for it."""
-    workers_lost = handoff_failures = reservations = 0
+    workers_lost = handoff_failures = misrouted = reservations = 0
     attempt = _Attempt()
     pending: tuple[Effect, ...] = (Route(),)
     while True:
@@ -181,27 +96,40 @@ def lifecycle(request_id: str) -> Life:
                     pending = (StartHandoff(attempt.source, reservation),)
             case PagesRefused(reservation_id) if reservation_id == attempt.reservation_id:
                 refused, attempt.target, attempt.reservation_id = attempt.target, None, ""
-                pending = (FindDecode(avoid=refused),)
+                pending = _seek_another(attempt, refused, "has no room for its pages")
             case SourceEnded(reservation_id, outcome, report, _) if reservation_id == attempt.reservation_id:
                 attempt.sending = False
                 if outcome is HandoffOutcome.DELIVERED:
-                    attempt.source, attempt.report = None, report
-                    if attempt.target is None:  # it died while the source's answer was on its way
-                        pending = (Route(),)
+                    pending = _delivered(attempt, report)
+                    continue
+                if attempt.moving:
+                    reason = event.reason or "it ended or was preempted meanwhile"
+                    pending = (*_give_up_target(attempt), *_stays(attempt, reason))
                     continue
                 handoff_failures += 1
                 if handoff_failures >= MAX_HANDOFF_FAILURES:
                     error = HandoffFailed(f"The KV pages could not be handed over: {event.reason or outcome.value}.")
                     return (yield from _close(attempt, End(None, error)))
-                pending = (*_release(attempt), FindDecode(avoid=None))
+                pending = (*_give_up_target(attempt), FindDecode(avoid=None))
+            case Migrate(worker) if not attempt.moving and not attempt.sending:
+                reservations += 1
+                pending = _migrate(attempt, worker, f"{request_id}/{reservations}")
+            case Migrate():
+                pending = (MigrationEnded(None, "it is on its way to another worker already"),)
+            case Stay() if attempt.moving and attempt.target is None:
+                pending = (StopSeeking(), *_stays(attempt, "it was called off"))
             case Finished(reason, worker):
                 return (yield from _close_finished(attempt, reason, worker))
             case Stopped(reason, error):
                 return (yield from _close(attempt, End(reason, error)))
+            case Failed(WrongRole()) if misrouted < MAX_MISROUTED and not attempt.sending:
+                misrouted += 1
+                pending = (*_give_up_target(attempt), Route())
             case Failed(error):
                 return (yield from _close(attempt, End(None, error)))
             case Lost(worker) if worker in (attempt.source, attempt.target):
-                workers_lost += 1
+                only_reserved = worker == attempt.target and attempt.source is not None and not attempt.sending
+                workers_lost += not only_reserved
                 if workers_lost >= MAX_WORKERS_LOST:
                     poison = WorkerLost("The request was on two workers that died; it is not tried a third time.")
                     return (yield from _close(attempt, End(None, poison), lost=worker))
@@ -211,6 +139,45 @@ def lifecycle(request_id: str) -> Life:
 def _reserve(attempt: _Attempt, worker: str, reservation_id: str) -> tuple[Effect, ...]:
     attempt.target, attempt.reservation_id = worker, reservation_id
     return (ReservePages(worker, reservation_id),)
+
+
+def _migrate(attempt: _Attempt, worker: str | None, reservation_id: str) -> tuple[Effect, ...]:
+    """The worker that decodes becomes the source of a handoff."""
+    if attempt.source is None:
+        attempt.source, attempt.target, attempt.reservation_id = attempt.target, None, ""
+    attempt.moving, attempt.insist = True, worker is None
+    if worker is None:
+        return (FindRoom(avoid=attempt.source),)
+    return _reserve(attempt, worker, reservation_id)
+
+
+def _seek_another(attempt: _Attempt, worker: str | None, what: str) -> tuple[Effect, ...]:
+    """The worker that was to take the sequence will not."""
+    if not attempt.moving:
+        return (FindDecode(avoid=worker),)
+    return (FindRoom(avoid=worker),) if attempt.insist else _stays(attempt, f"{worker} {what}")
+
+
+def _stays(attempt: _Attempt, reason: str) -> tuple[Effect, ...]:
+    attempt.moving = False
+    return (MigrationEnded(None, reason),)
+
+
+def _delivered(attempt: _Attempt, report: HandoffReport) -> tuple[Effect, ...]:
+    """The pages and the sequence's state are at the target."""
+    attempt.source = None
+    moved, attempt.moving = attempt.moving, False
+    if not moved:
+        attempt.report = report
+    if attempt.target is None:  # it died while the source's answer was on its way
+        return (Route(),)
+    return (MigrationEnded(attempt.target, report=report),) if moved else ()
+
+
+def _give_up_target(attempt: _Attempt) -> tuple[Effect, ...]:
+    """A write failed: the target frees its pages, and does not go on with a notice that came all the same."""
+    cancel = (CancelWork(attempt.target),) if attempt.target else ()
+    return (*cancel, *_release(attempt))
 
 
 def _release(attempt: _Attempt) -> tuple[Effect, ...]:
@@ -225,15 +192,14 @@ def _release(attempt: _Attempt) -> tuple[Effect, ...]:
 def _after_loss(attempt: _Attempt, lost: str) -> tuple[Effect, ...]:
     """What to do when a worker died: keep the prefilled pages if they are still there, else start over."""
     if lost == attempt.source:
-        attempt.source, attempt.sending = None, False
-        cancel = (CancelWork(attempt.target),) if attempt.target else ()
-        return (*cancel, *_release(attempt), Route())
+        attempt.source, attempt.sending, attempt.moving = None, False, False
+        return (*_give_up_target(attempt), Route())
     attempt.target = None
     if attempt.source is None:  # delivered: the pages died with the target
         return (Route(),)
     if attempt.sending:  # the source reports that its writes failed, then another target is found
         return ()
-    return (FindDecode(avoid=lost),)
+    return _seek_another(attempt, lost, "died")
 
 
 def _close_finished(attempt: _Attempt, reason: FinishReason, worker: str | None) -> Life:

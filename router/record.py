@@ -9,7 +9,8 @@ from cluster.handoff import HandoffReport
 from cluster.latency import Latency
 from cluster.prefix_hash import page_hashes, root_hash
 from cluster.request import FinishReason, Request
-from router.lifecycle import End, Life, lifecycle
+from router.effects import End
+from router.lifecycle import Life, lifecycle
 from router.policy.cluster_state import ClusterState, RunningSequence
 from router.policy.output_length import OutputLength, Prediction, chain_nodes
 from router.policy.placement import PlacementInput
@@ -54,10 +55,27 @@ class Record:
     closed: bool = False  # the client's stream has ended
     reservation_id: str = ""  # for which the decode worker expects the sequence
     reserved_on: dict[str, str] = field(default_factory=dict)  # reservation id → worker
+    tied: set[str] = field(default_factory=set)  # workers that may hold something for it
+    decoding: bool = False  # the decode worker runs it
+    committed_id: str = ""  # the reservation whose pages it runs on; empty where it was computed
+    migrating: bool = False  # it is to leave the decode worker
+    migrating_to: str = ""  # once somebody was asked for pages
+    migrations: int = 0
+    stays_until_s: float = 0.0  # a migration has failed: the next is not tried before
 
     @property
     def request_id(self) -> str:
         return self.request.request_id
+
+    def may_move(self, now: float) -> bool:
+        """Whether a migration could begin now."""
+        return self.decoding and not self.migrating and not self.closed and now >= self.stays_until_s
+
+    def on_tokens(self, count: int, now: float) -> None:
+        """So many more went to the client."""
+        self.latency.on_tokens(count, now)
+        if self.sequence is not None:
+            self.sequence.emitted += count
 
     @property
     def placement_input(self) -> PlacementInput:
@@ -75,14 +93,6 @@ class Record:
             resumed=self.attempts > 0,
             prefill_worker=self.prefill_worker,
         )
-
-    @property
-    def num_prefill_tokens(self) -> int:
-        """Tokens the present attempt prefills and hands over."""
-        return len(self.request.prompt) + len(self.resumed)
-
-    def concerns(self, worker: str) -> bool:
-        return worker in (self.prefill_worker, self.decode_worker)
 
     def complete(self, end: End) -> Completion:
         return Completion(

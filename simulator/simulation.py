@@ -11,10 +11,8 @@ from cluster.errors import BatonError, InternalError
 from cluster.messages import Register, RouterMessage, WorkerMessage
 from cluster.request import Objectives, Request, SamplingParams
 from cluster.worker import Endpoint, PageLayout, RoleName, WorkerInfo
-from decode_worker.role import DecodeRole
 from engine.batch import StepBudget
 from engine.kv_pages import PagePool
-from prefill_worker.role import PrefillRole
 from router.commands import Close, Command, Tell
 from router.core import RouterCore
 from router.limits import RouterLimits
@@ -27,7 +25,7 @@ from simulator.result import BusyMoment, Outcome, SimulationResult, WorkerUse
 from simulator.timing import StepTimer
 from simulator.trace import TraceRequest
 from simulator.worker import EOS, Gaps, SimulatedWorker
-from worker.role import Role
+from worker.role_switch import make_role
 from worker.state import WorkerState
 
 TICK_S = 0.1
@@ -101,7 +99,7 @@ class Simulation:
         budget = StepBudget(spec.chunk_tokens, spec.max_batch, spec.mixed_chunk_tokens)
         pool = PagePool(spec.layout.num_pages, spec.layout.page_size)
         state = WorkerState(name, spec.layout.model_id, frozenset([EOS]), 1 << 30, budget, pool)
-        role: Role = PrefillRole(state) if spec.role is RoleName.PREFILL else DecodeRole(state, spec.role)
+        role = make_role(spec.role, state)
         endpoint = Endpoint(name, b"", 0, 0, spec.layout)
         info = WorkerInfo(name, "1", spec.role, 0, endpoint, spec.chunk_tokens, spec.max_batch, spec.mixed_chunk_tokens)
         worker = SimulatedWorker(

@@ -19,6 +19,7 @@ from cluster.messages import (
     ResyncPages,
     RouterMessage,
     StepOutput,
+    SwitchRole,
     TokenOutput,
     Welcome,
     WorkerMessage,
@@ -31,6 +32,7 @@ from simulator.network import Network
 from simulator.timing import StepTimer
 from worker.reports import Reports
 from worker.role import Command, Role, Send, WriteEnded, WritePages
+from worker.role_switch import switch_role
 from worker.state import WorkerState
 
 EOS, TOKEN = 0, 1
@@ -207,6 +209,10 @@ class SimulatedWorker:
                 self._outbox += self._reports.on_welcome(interval_s)
             case ResyncPages():
                 self._outbox += self._reports.snapshot()
+            case SwitchRole():
+                self.role, self.state, answer = switch_role(self.role, self.state, message)
+                self._reports.on_role_changed(self.state)
+                self._outbox.append(answer)
             case PeerJoined() | PeerLeft():
                 pass
             case _:

@@ -12,21 +12,30 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
 from cluster.handoff import HandoffNotice
-from cluster.messages import PeerJoined, PeerLeft, Register, ResyncPages, RouterMessage, Welcome, WorkerMessage
+from cluster.messages import (
+    PeerJoined,
+    PeerLeft,
+    Register,
+    ResyncPages,
+    RouterMessage,
+    SwitchRole,
+    Welcome,
+    WorkerMessage,
+)
 from cluster.request import Request, SamplingParams
 from cluster.worker import Endpoint, PageLayout, RoleName, WorkerInfo
-from decode_worker.role import DecodeRole
 from engine.batch import StepBudget
 from engine.kv_pages import PagePool
 from engine.step import SampledToken, StepPlan, StepResult
-from prefill_worker.role import PrefillRole
 from router.commands import Close, Command, Show, Tell
 from router.core import RouterCore
+from router.operation import Ask, Operation, Undrain
 from router.policy.placement import Placement
 from router.policy.predicted_latency import PredictedLatency
 from router.record import Completion
 from worker.reports import Reports
 from worker.role import Role, Send, WriteEnded, WritePages
+from worker.role_switch import make_role, switch_role
 from worker.state import WorkerState
 
 PAGE_SIZE, VOCAB, EOS = 4, 97, 96
@@ -107,9 +116,8 @@ class PureCluster:
         pool = PagePool(self.num_pages, PAGE_SIZE)
         budget = StepBudget(self.chunk_tokens, 8)
         state = WorkerState(agent, "model", frozenset([EOS]), 1000, budget, pool)
-        policy: Role = PrefillRole(state) if role is RoleName.PREFILL else DecodeRole(state, role)
         memory: list[list[tuple[int, int] | None]] = [[None] * PAGE_SIZE for _ in range(self.num_pages)]
-        worker = PureWorker(name, incarnation, policy, state, memory)
+        worker = PureWorker(name, incarnation, make_role(role, state), state, memory)
         self.workers[name] = worker
         layout = PageLayout(self.num_pages, 1, PAGE_SIZE, 1, 1, "float32", "model")
         info = WorkerInfo(name, str(incarnation), role, 0, Endpoint(agent, b"", 0, 0, layout), self.chunk_tokens, 8)
@@ -127,6 +135,28 @@ class PureCluster:
         worker = self.workers.pop(name)
         self.writes = [(source, write) for source, write in self.writes if source is not worker]
         self._perform(self.core.on_worker_lost(name, self.now))
+
+    def operate(self, ask: Ask, operation_id: str = "") -> Operation:
+        """What an operator asks."""
+        operation, commands = self.core.start_operation(operation_id, ask, False, self.now)
+        self._perform(commands)
+        return operation
+
+    def cancel_operation(self, operation_id: str) -> Operation:
+        operation, commands = self.core.cancel_operation(operation_id, self.now)
+        self._perform(commands)
+        return operation
+
+    def undrain_all(self) -> None:
+        cordoned = tuple(sorted(self.core.state.cordoned & self.core.state.workers.keys()))
+        if cordoned:
+            self.operate(Undrain(cordoned))
+
+    def tick(self) -> None:
+        """The router looks at its clock, and every worker tells how it is."""
+        self._perform(self.core.tick(self.now))
+        for worker in self.workers.values():
+            self._report(worker)
 
     def step(self) -> bool:
         """One randomly chosen delivery or engine step; False when nothing is left to happen."""
@@ -148,9 +178,7 @@ class PureCluster:
             quiet = 0 if self.step() else quiet + 1
             if quiet:
                 self.now += 0.1
-                self._perform(self.core.tick(self.now))
-                for worker in self.workers.values():
-                    self._report(worker)
+                self.tick()
             if quiet > 8:  # longer than a worker may keep silent
                 return
         raise AssertionError("the cluster does not come to rest")
@@ -174,6 +202,10 @@ class PureCluster:
                 self._report(worker)
             case ResyncPages():
                 self._tell(worker, worker.reports.snapshot())
+            case SwitchRole():
+                worker.role, worker.state, answer = switch_role(worker.role, worker.state, message)
+                worker.reports.on_role_changed(worker.state)
+                worker.outbox.append(answer)
             case PeerJoined(endpoint):
                 worker.peers.add(endpoint.agent)
             case PeerLeft(agent):

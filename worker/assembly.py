@@ -9,23 +9,16 @@ import torch
 
 from cluster.plan import WorkerPlan
 from cluster.worker import RoleName, WorkerInfo
-from decode_worker.role import DecodeRole
 from engine.batch import StepBudget
 from engine.checkpoint import model_id, read_config, resolve_model
 from engine.executor import DTYPES, TorchExecutor
 from engine.kv_pages import PagePool
 from engine.weights import load_weights
 from kv_transfer.nixl import NixlTransport
-from prefill_worker.role import PrefillRole
 from worker.loop import WorkerLoop
-from worker.role import Role
+from worker.role_switch import make_role
 from worker.router_link import RouterLink
 from worker.state import WorkerState
-
-
-def make_role(name: RoleName, state: WorkerState) -> Role:
-    """The policy of a role over a worker's state."""
-    return PrefillRole(state) if name is RoleName.PREFILL else DecodeRole(state, name)
 
 
 def assemble(plan: WorkerPlan, incarnation: str, host: str, tell: Callable[[str], None]) -> WorkerLoop:

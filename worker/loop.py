@@ -18,6 +18,7 @@ from cluster.messages import (
     Register,
     ResyncPages,
     RouterMessage,
+    SwitchRole,
     Welcome,
     WorkerMessage,
 )
@@ -26,6 +27,7 @@ from engine.step import Executor
 from kv_transfer.transport import Notice, TransferEvent, Transport, WriteDone, WriteFailed
 from worker.reports import Reports
 from worker.role import Command, Role, Send, WriteEnded, WritePages
+from worker.role_switch import switch_role
 from worker.router_link import RouterLink
 from worker.state import WorkerState
 
@@ -96,12 +98,19 @@ class WorkerLoop:
                 self._outbox += self._reports.on_welcome(report_interval_s)
             case ResyncPages():
                 self._outbox += self._reports.snapshot()
+            case SwitchRole():
+                self._switch(message)
             case PeerJoined(endpoint):
                 self._connect(endpoint)
             case PeerLeft(agent):
                 self.transport.disconnect(agent)
             case _:
                 self._perform(self.role.on_message(message, time.monotonic()))
+
+    def _switch(self, order: SwitchRole) -> None:
+        self.role, self.state, answer = switch_role(self.role, self.state, order)
+        self._reports.on_role_changed(self.state)
+        self._outbox.append(answer)
 
     def _connect(self, endpoint: object) -> None:
         try:

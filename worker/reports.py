@@ -41,6 +41,11 @@ class Reports:
         self._reported = ()
         return self.snapshot()
 
+    def on_role_changed(self, state: WorkerState) -> None:
+        """The next report tells of the new role at once."""
+        self.state = state
+        self._reported, self._reported_s = (), float("-inf")
+
     def snapshot(self) -> list[WorkerMessage]:
         """Every page that others can match."""
         self.state.pool.take_changes()

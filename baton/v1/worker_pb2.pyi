@@ -105,6 +105,7 @@ class RouterMessage(google.protobuf.message.Message):
     CANCEL_FIELD_NUMBER: builtins.int
     RELEASE_FIELD_NUMBER: builtins.int
     RESYNC_PAGES_FIELD_NUMBER: builtins.int
+    SWITCH_ROLE_FIELD_NUMBER: builtins.int
     @property
     def welcome(self) -> global___Welcome: ...
     @property
@@ -123,6 +124,8 @@ class RouterMessage(google.protobuf.message.Message):
     def release(self) -> global___Release: ...
     @property
     def resync_pages(self) -> global___ResyncPages: ...
+    @property
+    def switch_role(self) -> global___SwitchRole: ...
     def __init__(
         self,
         *,
@@ -135,10 +138,11 @@ class RouterMessage(google.protobuf.message.Message):
         cancel: global___Cancel | None = ...,
         release: global___Release | None = ...,
         resync_pages: global___ResyncPages | None = ...,
+        switch_role: global___SwitchRole | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["cancel", b"cancel", "kind", b"kind", "peer_joined", b"peer_joined", "peer_left", b"peer_left", "prefill", b"prefill", "release", b"release", "reserve", b"reserve", "resync_pages", b"resync_pages", "send_pages", b"send_pages", "welcome", b"welcome"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["cancel", b"cancel", "kind", b"kind", "peer_joined", b"peer_joined", "peer_left", b"peer_left", "prefill", b"prefill", "release", b"release", "reserve", b"reserve", "resync_pages", b"resync_pages", "send_pages", b"send_pages", "welcome", b"welcome"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["welcome", "peer_joined", "peer_left", "prefill", "reserve", "send_pages", "cancel", "release", "resync_pages"] | None: ...
+    def HasField(self, field_name: typing.Literal["cancel", b"cancel", "kind", b"kind", "peer_joined", b"peer_joined", "peer_left", b"peer_left", "prefill", b"prefill", "release", b"release", "reserve", b"reserve", "resync_pages", b"resync_pages", "send_pages", b"send_pages", "switch_role", b"switch_role", "welcome", b"welcome"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["cancel", b"cancel", "kind", b"kind", "peer_joined", b"peer_joined", "peer_left", b"peer_left", "prefill", b"prefill", "release", b"release", "reserve", b"reserve", "resync_pages", b"resync_pages", "send_pages", b"send_pages", "switch_role", b"switch_role", "welcome", b"welcome"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["welcome", "peer_joined", "peer_left", "prefill", "reserve", "send_pages", "cancel", "release", "resync_pages", "switch_role"] | None: ...
 
 global___RouterMessage = RouterMessage
 
@@ -156,6 +160,7 @@ class WorkerMessage(google.protobuf.message.Message):
     LOAD_REPORT_FIELD_NUMBER: builtins.int
     PAGES_CHANGED_FIELD_NUMBER: builtins.int
     GOODBYE_FIELD_NUMBER: builtins.int
+    ROLE_CHANGED_FIELD_NUMBER: builtins.int
     @property
     def register(self) -> global___Register: ...
     @property
@@ -176,6 +181,8 @@ class WorkerMessage(google.protobuf.message.Message):
     def pages_changed(self) -> global___PagesChanged: ...
     @property
     def goodbye(self) -> global___Goodbye: ...
+    @property
+    def role_changed(self) -> global___RoleChanged: ...
     def __init__(
         self,
         *,
@@ -189,10 +196,11 @@ class WorkerMessage(google.protobuf.message.Message):
         load_report: global___LoadReport | None = ...,
         pages_changed: global___PagesChanged | None = ...,
         goodbye: global___Goodbye | None = ...,
+        role_changed: global___RoleChanged | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["goodbye", b"goodbye", "handoff_committed", b"handoff_committed", "handoff_ended", b"handoff_ended", "kind", b"kind", "load_report", b"load_report", "pages_changed", b"pages_changed", "register", b"register", "request_failed", b"request_failed", "reservation_refused", b"reservation_refused", "reserved", b"reserved", "step_output", b"step_output"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["goodbye", b"goodbye", "handoff_committed", b"handoff_committed", "handoff_ended", b"handoff_ended", "kind", b"kind", "load_report", b"load_report", "pages_changed", b"pages_changed", "register", b"register", "request_failed", b"request_failed", "reservation_refused", b"reservation_refused", "reserved", b"reserved", "step_output", b"step_output"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["register", "step_output", "reserved", "reservation_refused", "handoff_ended", "handoff_committed", "request_failed", "load_report", "pages_changed", "goodbye"] | None: ...
+    def HasField(self, field_name: typing.Literal["goodbye", b"goodbye", "handoff_committed", b"handoff_committed", "handoff_ended", b"handoff_ended", "kind", b"kind", "load_report", b"load_report", "pages_changed", b"pages_changed", "register", b"register", "request_failed", b"request_failed", "reservation_refused", b"reservation_refused", "reserved", b"reserved", "role_changed", b"role_changed", "step_output", b"step_output"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["goodbye", b"goodbye", "handoff_committed", b"handoff_committed", "handoff_ended", b"handoff_ended", "kind", b"kind", "load_report", b"load_report", "pages_changed", b"pages_changed", "register", b"register", "request_failed", b"request_failed", "reservation_refused", b"reservation_refused", "reserved", b"reserved", "role_changed", b"role_changed", "step_output", b"step_output"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["register", "step_output", "reserved", "reservation_refused", "handoff_ended", "handoff_committed", "request_failed", "load_report", "pages_changed", "goodbye", "role_changed"] | None: ...
 
 global___WorkerMessage = WorkerMessage
 
@@ -384,8 +392,10 @@ class Reserve(google.protobuf.message.Message):
     REQUEST_FIELD_NUMBER: builtins.int
     EMITTED_FIELD_NUMBER: builtins.int
     ROLE_EPOCH_FIELD_NUMBER: builtins.int
+    GROWTH_TOKENS_FIELD_NUMBER: builtins.int
     reservation_id: builtins.str
     role_epoch: builtins.int
+    growth_tokens: builtins.int
     @property
     def request(self) -> global___WorkRequest: ...
     @property
@@ -397,9 +407,10 @@ class Reserve(google.protobuf.message.Message):
         request: global___WorkRequest | None = ...,
         emitted: collections.abc.Iterable[builtins.int] | None = ...,
         role_epoch: builtins.int = ...,
+        growth_tokens: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["request", b"request"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["emitted", b"emitted", "request", b"request", "reservation_id", b"reservation_id", "role_epoch", b"role_epoch"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["emitted", b"emitted", "growth_tokens", b"growth_tokens", "request", b"request", "reservation_id", b"reservation_id", "role_epoch", b"role_epoch"]) -> None: ...
 
 global___Reserve = Reserve
 
@@ -413,10 +424,12 @@ class Reservation(google.protobuf.message.Message):
     PAGE_IDS_FIELD_NUMBER: builtins.int
     GENERATIONS_FIELD_NUMBER: builtins.int
     CACHED_PAGES_FIELD_NUMBER: builtins.int
+    KNOWN_TOKENS_FIELD_NUMBER: builtins.int
     reservation_id: builtins.str
     request_id: builtins.str
     agent: builtins.str
     cached_pages: builtins.int
+    known_tokens: builtins.int
     @property
     def page_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
     @property
@@ -430,8 +443,9 @@ class Reservation(google.protobuf.message.Message):
         page_ids: collections.abc.Iterable[builtins.int] | None = ...,
         generations: collections.abc.Iterable[builtins.int] | None = ...,
         cached_pages: builtins.int = ...,
+        known_tokens: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["agent", b"agent", "cached_pages", b"cached_pages", "generations", b"generations", "page_ids", b"page_ids", "request_id", b"request_id", "reservation_id", b"reservation_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["agent", b"agent", "cached_pages", b"cached_pages", "generations", b"generations", "known_tokens", b"known_tokens", "page_ids", b"page_ids", "request_id", b"request_id", "reservation_id", b"reservation_id"]) -> None: ...
 
 global___Reservation = Reservation
 
@@ -494,6 +508,24 @@ class ResyncPages(google.protobuf.message.Message):
     ) -> None: ...
 
 global___ResyncPages = ResyncPages
+
+@typing.final
+class SwitchRole(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ROLE_FIELD_NUMBER: builtins.int
+    ROLE_EPOCH_FIELD_NUMBER: builtins.int
+    role: global___Role.ValueType
+    role_epoch: builtins.int
+    def __init__(
+        self,
+        *,
+        role: global___Role.ValueType = ...,
+        role_epoch: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["role", b"role", "role_epoch", b"role_epoch"]) -> None: ...
+
+global___SwitchRole = SwitchRole
 
 @typing.final
 class Register(google.protobuf.message.Message):
@@ -843,6 +875,27 @@ class PagesChanged(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["evicted", b"evicted", "sequence_number", b"sequence_number", "snapshot", b"snapshot", "stored", b"stored"]) -> None: ...
 
 global___PagesChanged = PagesChanged
+
+@typing.final
+class RoleChanged(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ROLE_FIELD_NUMBER: builtins.int
+    ROLE_EPOCH_FIELD_NUMBER: builtins.int
+    ERROR_FIELD_NUMBER: builtins.int
+    role: global___Role.ValueType
+    role_epoch: builtins.int
+    error: builtins.str
+    def __init__(
+        self,
+        *,
+        role: global___Role.ValueType = ...,
+        role_epoch: builtins.int = ...,
+        error: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["error", b"error", "role", b"role", "role_epoch", b"role_epoch"]) -> None: ...
+
+global___RoleChanged = RoleChanged
 
 @typing.final
 class Goodbye(google.protobuf.message.Message):

@@ -7,7 +7,7 @@ belief moves on: predicted work passes with time, and every token that streams b
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -56,10 +56,15 @@ class WorkerView:
     refused_pages: int | None = None  # the fewest it refused to hold since its report
     granted: set[str] = field(default_factory=set)  # reservations it has confirmed: its next report includes them
     running: dict[str, RunningSequence] = field(default_factory=dict)  # request id → sequence
+    serving: bool = True  # False: it gets nothing new (drained, or changing its role)
 
     @property
     def name(self) -> str:
         return self.info.name
+
+    @property
+    def role(self) -> RoleName:
+        return self.load.role
 
     @property
     def uncomputed_tokens(self) -> int:
@@ -128,6 +133,7 @@ class ClusterState:
 
     prior: StepCosts = DEFAULT_COSTS
     workers: dict[str, WorkerView] = field(default_factory=dict)
+    cordoned: set[str] = field(default_factory=set)  # workers that get nothing new, also those that are away
     prefix_index: PrefixIndex = field(default_factory=PrefixIndex)
     table: WorkerTable = field(default_factory=WorkerTable)
 
@@ -138,6 +144,7 @@ class ClusterState:
         load = WorkerLoad(info.name, info.role, info.role_epoch, 0, info.num_pages, info.num_pages, 0)
         row = self.table.add(info, self.prefix_index.bit(info.name) or 0)
         self.workers[info.name] = WorkerView(info, load, now, row, LatencyModel(self.prior), now)
+        self.workers[info.name].serving = info.name not in self.cordoned
         self._sync(self.workers[info.name])
 
     def report(self, load: WorkerLoad, now: float) -> None:
@@ -170,8 +177,31 @@ class ClusterState:
         return view
 
     def pool(self, *roles: RoleName) -> list[WorkerView]:
-        """Live workers in any of these roles, ordered by name."""
-        return sorted((view for view in self.workers.values() if view.load.role in roles), key=lambda view: view.name)
+        """Workers that serve in any of these roles, ordered by name."""
+        views = (view for view in self.workers.values() if view.serving and view.role in roles)
+        return sorted(views, key=lambda view: view.name)
+
+    def cordon(self, worker: str) -> None:
+        """Give it nothing new."""
+        self.cordoned.add(worker)
+        self._set_serving(worker, False)
+
+    def uncordon(self, worker: str) -> None:
+        self.cordoned.discard(worker)
+        self._set_serving(worker, True)
+
+    def _set_serving(self, worker: str, serving: bool) -> None:
+        view = self.workers.get(worker)
+        if view is not None:
+            view.serving = serving
+            self._sync(view)
+
+    def change_role(self, worker: str, role: RoleName, role_epoch: int) -> None:
+        """The worker has another role from now on."""
+        view = self.workers.get(worker)
+        if view is not None:
+            view.load = replace(view.load, role=role, role_epoch=role_epoch)
+            self._sync(view)
 
     def cached_tokens(self, page_keys: tuple[int, ...], num_tokens: int) -> np.ndarray:
         """For every row of the table: leading tokens of a prompt the worker has. The last is always computed."""
@@ -253,7 +283,7 @@ class ClusterState:
 
     def _sync(self, view: WorkerView) -> None:
         """Bring the worker's row of the table up to date after a report."""
-        self.table.set_role(view.row, view.load.role)
+        self.table.set_role(view.row, view.role if view.serving else None)
         self.table.set_costs(view.row, view.latency.costs)
         self._sync_prompts(view)
         self._sync_pages(view)

@@ -72,7 +72,8 @@ class WorkerTable:
         self.chunk[old:] = self.mixed_chunk[old:] = 1
         self._free = list(range(new - 1, old - 1, -1))
 
-    def set_role(self, row: int, role: RoleName) -> None:
+    def set_role(self, row: int, role: RoleName | None) -> None:
+        """None: the worker gets nothing new."""
         self.prefills[row] = role is RoleName.PREFILL
         self.decoder[row] = role is RoleName.DECODE
         self.mixed[row] = role is RoleName.MIXED

@@ -1,4 +1,7 @@
-"""One handoff on its way out: which pages went, which are in flight, and when the notice may follow."""
+"""One handoff on its way out: which pages went, which are in flight, and when the notice may follow.
+
+A prefill worker hands a prompt over this way, a decode worker a sequence that moves while it goes on decoding.
+"""
 
 from __future__ import annotations
 
@@ -44,30 +47,41 @@ class Outbound:
     def to(cls, reservation: Reservation) -> Outbound:
         return cls(reservation, reservation.cached_pages)
 
+    def unsent_pages(self, sequence: Sequence, page_size: int) -> int:
+        """Full pages that were not given to the transport yet."""
+        return max(0, sequence.computed // page_size - self.sent)
+
     def push(
-        self, sequence: Sequence, page_size: int, computed_all: bool, write_ids: Iterator[int]
+        self, sequence: Sequence, page_size: int, last: bool, write_ids: Iterator[int], most_pages: int | None = None
     ) -> WritePages | None:
-        """The next write, if there is something to send and nothing forbids it."""
+        """The next write, if there is something to send and nothing forbids it.
+
+        The `last` one carries the notice: the sequence computes nothing more here. Others send `most_pages` at most.
+        """
         if self.cancelled or self.error or self.final_write is not None:
             return None
-        if computed_all and self.in_flight:
+        if last and self.in_flight:
             return None
-        until = len(sequence.page_table) if computed_all else sequence.computed // page_size
-        if not computed_all and until <= self.sent:
+        unsent = self.unsent_pages(sequence, page_size)
+        until = -(-sequence.computed // page_size) if last else self.sent + min(unsent, most_pages or unsent)
+        if not last and until <= self.sent:
             return None
         first, self.sent = self.sent, max(until, self.sent)
         offset = self.reservation.cached_pages
+        if self.sent - offset > len(self.reservation.page_ids) or len(sequence.tokens) < self.reservation.known_tokens:
+            self.error = "the sequence does not match its reservation any more"
+            return None
         write = WritePages(
             write_id=next(write_ids),
             agent=self.reservation.agent,
             source_pages=tuple(sequence.page_table[first : self.sent]),
             target_pages=self.reservation.page_ids[first - offset : self.sent - offset],
-            notice=self._notice(sequence) if computed_all else None,
+            notice=self._notice(sequence) if last else None,
         )
         self.state = advance(self.state, HandoffStep.WRITE)
         self.pages_sent += len(write.source_pages)
         self.in_flight.add(write.write_id)
-        if computed_all:
+        if last:
             self.final_write = write.write_id
         return write
 
@@ -76,7 +90,7 @@ class Outbound:
             reservation_id=self.reservation.reservation_id,
             request_id=sequence.request_id,
             computed=sequence.computed,
-            new_tokens=tuple(sequence.tokens[sequence.computed :]),
+            new_tokens=tuple(sequence.tokens[self.reservation.known_tokens :]),
             generations=self.reservation.generations,
         )
 
@@ -101,7 +115,7 @@ class Outbound:
         return HandoffOutcome.DRAINED if self.cancelled else None
 
     def report(self, compute_ended_s: float | None, now: float) -> HandoffReport:
-        """What it cost; `compute_ended_s` is when the prefill step of the last chunk ended."""
+        """What it cost; `compute_ended_s` is when the sequence computed its last token here."""
         return HandoffReport(
             pages_sent=self.pages_sent,
             pages_cached=self.reservation.cached_pages,

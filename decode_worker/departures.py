@@ -1,0 +1,115 @@
+"""Sequences that move to another decode worker while they run (live migration).
+
+    running ──SendPages──► leaving: full pages travel, it goes on decoding ──► paused: last page and notice ──► gone
+                              │ the write failed, or the target is gone: it stays and goes on here        ◄──┘
+
+The pause is one write of a page or two. A sequence that ends or is cancelled meanwhile keeps its pages until no write
+reads them.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+
+from cluster.handoff import HandoffOutcome, HandoffStep, Reservation, advance
+from cluster.messages import HandoffEnded
+from engine.kv_pages import PagePool
+from engine.page_table import give_back_pages
+from engine.sequence import Sequence
+from worker.outbound import Outbound
+from worker.role import Command, Send, WriteEnded
+
+PAGES_PER_WRITE = 64  # a transport that copies inside the call must not hold up the other sequences' step
+
+
+@dataclass(slots=True, eq=False)
+class _Departure:
+    sequence: Sequence
+    outbound: Outbound
+    paused_s: float | None = None
+
+
+@dataclass(eq=False)
+class Departures:
+    """Every sequence on its way out. `on_step_ended` is the only moment at which one may pause."""
+
+    pool: PagePool
+    _leaving: dict[str, _Departure] = field(default_factory=dict)
+    _ended: dict[str, _Departure] = field(default_factory=dict)  # by reservation: unwanted, but a write reads them
+    _of_write: dict[int, _Departure] = field(default_factory=dict)
+    _write_ids: itertools.count[int] = field(default_factory=itertools.count)
+
+    def __len__(self) -> int:
+        return len(self._leaving) + len(self._ended)
+
+    @property
+    def request_ids(self) -> tuple[str, ...]:
+        """Those whose sequence is not running any more and whose pages are still read."""
+        return tuple(departure.sequence.request_id for departure in self._ended.values())
+
+    def leaving(self, request_id: str) -> bool:
+        """Whether it may not be preempted: a write may be reading its pages."""
+        return request_id in self._leaving
+
+    def paused(self, request_id: str) -> bool:
+        departure = self._leaving.get(request_id)
+        return departure is not None and departure.paused_s is not None
+
+    def start(self, sequence: Sequence, reservation: Reservation) -> None:
+        """Begin to move a running sequence; `on_step_ended` sends the first pages."""
+        self._leaving[sequence.request_id] = _Departure(sequence, Outbound.to(reservation))
+
+    def on_step_ended(self, now: float) -> list[Command]:
+        """Send what can be sent, while no step changes any sequence."""
+        commands: list[Command] = []
+        for departure in list(self._leaving.values()):
+            commands += self._push(departure, now)
+        return commands
+
+    def _push(self, departure: _Departure, now: float) -> list[Command]:
+        outbound, sequence, page_size = departure.outbound, departure.sequence, self.pool.page_size
+        if outbound.in_flight or not sequence.decoding:
+            return []
+        last = outbound.unsent_pages(sequence, page_size) == 0
+        write = outbound.push(sequence, page_size, last, self._write_ids, PAGES_PER_WRITE)
+        if write is None:
+            return self._settle(departure, now)
+        if last:
+            departure.paused_s = now
+        self._of_write[write.write_id] = departure
+        return [write]
+
+    def on_write_ended(self, outcome: WriteEnded, now: float) -> tuple[list[Command], Sequence | None]:
+        """Account for a write; with the sequence if it is at its target now and must be forgotten here."""
+        departure = self._of_write.pop(outcome.write_id)
+        departure.outbound.on_write_ended(outcome)
+        delivered = departure.outbound.outcome is HandoffOutcome.DELIVERED
+        here = self._leaving.get(departure.sequence.request_id) is departure
+        gone = departure.sequence if delivered and here else None
+        return self._settle(departure, now), gone
+
+    def drop(self, sequence: Sequence, now: float) -> tuple[list[Command], bool]:
+        """The sequence has ended or nobody wants it. True: its pages are kept here until no write reads them."""
+        departure = self._leaving.pop(sequence.request_id, None)
+        if departure is None:
+            return [], False
+        departure.outbound.cancelled = True
+        self._ended[departure.outbound.reservation.reservation_id] = departure
+        return self._settle(departure, now), True
+
+    def _settle(self, departure: _Departure, now: float) -> list[Command]:
+        """Report a departure that is over, once, and free what was kept for it."""
+        outbound, request_id = departure.outbound, departure.sequence.request_id
+        reservation_id = outbound.reservation.reservation_id
+        outcome = outbound.outcome
+        if outcome is None:
+            return []
+        delivered = outcome is HandoffOutcome.DELIVERED
+        outbound.state = advance(outbound.state, HandoffStep.DELIVER if delivered else HandoffStep.ABORT)
+        if self._ended.pop(reservation_id, None) is not None:
+            give_back_pages(departure.sequence, self.pool)
+        else:
+            del self._leaving[request_id]
+        report = outbound.report(departure.paused_s, now)
+        return [Send(HandoffEnded(request_id, reservation_id, outcome, report, outbound.error))]

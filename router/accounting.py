@@ -1,0 +1,127 @@
+"""What a live request counts for in the ledger of the cluster: kept in step with every effect of its life cycle."""
+
+from __future__ import annotations
+
+from cluster.messages import Cancel, Prefill, Release, Reserve, SendPages
+from cluster.routing import RoutingDecision
+from router import effects
+from router.commands import Tell
+from router.policy.cluster_state import ClusterState, RunningSequence
+from router.record import Record
+
+GROWTH_PAGES = 2  # a moving sequence may fill while its pages travel
+TRAVEL_PAGES_PER_TOKEN = 16  # and it decodes a token in the time that so many pages take, at worst
+
+
+def begin(record: Record, decision: RoutingDecision, state: ClusterState, now: float) -> None:
+    """The request goes its way: its prompt is work of one worker, its output expected there if it stays."""
+    record.prefill_worker = decision.prefill
+    record.decode_worker = decision.prefill if decision.whole else ""
+    record.attempts += 1
+    if record.latency.routed_s is None:
+        record.latency.routed_s = now
+    item = record.placement_input
+    state.assign(decision.prefill, record.request_id, item.num_tokens, item.page_keys, now)
+    record.prefilling = True
+    prompt = len(record.request.prompt)
+    emitted = item.num_tokens - prompt
+    record.sequence = RunningSequence(prompt, item.output, record.request.objectives.tpot_s, emitted)
+    if decision.whole:
+        state.expect(decision.prefill, record.request_id, record.sequence)
+
+
+def computed(record: Record, state: ClusterState, now: float) -> None:
+    """The prompt is no work any more: its first token came."""
+    record.prefilling = False
+    state.unassign(record.prefill_worker, record.request_id, now)
+
+
+def order(record: Record, effect: effects.WorkerEffect, state: ClusterState) -> Tell:
+    """The message to a worker that an effect stands for."""
+    match effect:
+        case effects.StartPrefill(worker, hand_off):
+            record.resumed = tuple(record.stream.token_ids)
+            record.tied.add(worker)
+            return Tell(worker, Prefill(record.request, record.resumed, hand_off, state.epoch(worker)))
+        case effects.ReservePages(worker, reservation_id):
+            return Tell(worker, _reserve(record, worker, reservation_id, state))
+        case effects.StartHandoff(source, reservation):
+            return Tell(source, SendPages(record.request_id, reservation))
+        case effects.CancelWork(worker):
+            return Tell(worker, Cancel(record.request_id))
+        case effects.ReleasePages(worker, reservation_id):
+            unreserve(record, worker, reservation_id, state)
+            return Tell(worker, Release(reservation_id))
+
+
+def _reserve(record: Record, worker: str, reservation_id: str, state: ClusterState) -> Reserve:
+    """The order to hold pages there; a request that moves counts on both workers until it has arrived."""
+    known, growth = record.resumed, 0
+    if record.migrating:
+        known = tuple(record.stream.token_ids)
+        record.migrating_to = worker
+        view = state.workers.get(worker)
+        growth = _growth_tokens(record, len(known), view.info.page_size) if view is not None else 0
+    else:
+        state.forget(record.decode_worker, record.request_id)
+        record.decode_worker = worker
+    record.reservation_id = reservation_id
+    record.reserved_on[reservation_id] = worker
+    record.tied.add(worker)
+    state.reserve(worker, reservation_id, len(record.request.prompt) + len(known) + growth)
+    if record.sequence is not None:
+        state.expect(worker, record.request_id, record.sequence)
+    return Reserve(reservation_id, record.request, known, state.epoch(worker), growth)
+
+
+def _growth_tokens(record: Record, emitted: int, page_size: int) -> int:
+    tokens = len(record.request.prompt) + emitted
+    growth = GROWTH_PAGES * page_size + tokens // page_size // TRAVEL_PAGES_PER_TOKEN
+    return min(growth, max(record.request.max_total_tokens - tokens, 1))
+
+
+def unreserve(record: Record | None, worker: str, reservation_id: str, state: ClusterState) -> None:
+    """The worker holds no pages for it, and does not expect the sequence."""
+    state.unreserve(worker, reservation_id)
+    if record is not None and record.reservation_id == reservation_id:
+        state.forget(worker, record.request_id)
+        record.tied.discard(worker)
+
+
+def committed(record: Record, reservation_id: str) -> None:
+    """The target has the notice of a handoff; of one that moves, this may be known before the source's report."""
+    if reservation_id == record.reservation_id:
+        record.committed_id = reservation_id
+        record.decoding = True
+
+
+def migration_ended(record: Record, worker: str | None, state: ClusterState) -> None:
+    """The sequence is at `worker`, or has stayed."""
+    if worker is not None:
+        state.forget(record.decode_worker, record.request_id)
+        record.tied.discard(record.decode_worker)
+        record.decode_worker = worker
+        record.decoding = record.committed_id == record.reservation_id
+        record.migrations += 1
+    else:
+        record.reservation_id = record.committed_id
+    record.migrating, record.migrating_to = False, ""
+
+
+def clear(record: Record, state: ClusterState) -> None:
+    """Nothing of an attempt counts any more: nobody holds anything for the request."""
+    now = record.latency.last_token_s or record.latency.arrival_s
+    state.unassign(record.prefill_worker, record.request_id, now)
+    for worker in (record.decode_worker, record.migrating_to):
+        state.forget(worker, record.request_id)
+    record.sequence, record.prefilling, record.reservation_id = None, False, ""
+    record.migrating, record.migrating_to = False, ""
+    record.decoding, record.committed_id = False, ""
+    record.tied.clear()
+
+
+def forget(record: Record, state: ClusterState) -> None:
+    """The request is gone."""
+    clear(record, state)
+    for reservation_id, worker in record.reserved_on.items():
+        state.unreserve(worker, reservation_id)

@@ -1,0 +1,98 @@
+"""What a request's life cycle asks for: the core performs it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cluster.errors import BatonError
+from cluster.handoff import HandoffReport, Reservation
+from cluster.request import FinishReason
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Queue the request until placement decides; answered by `Routed`."""
+
+
+@dataclass(frozen=True, slots=True)
+class FindDecode:
+    """Wait for a decode worker with room; answered by `DecodeFound`."""
+
+    avoid: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class StartPrefill:
+    worker: str
+    hand_off: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ReservePages:
+    worker: str
+    reservation_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class StartHandoff:
+    source: str
+    reservation: Reservation
+
+
+@dataclass(frozen=True, slots=True)
+class FindRoom:
+    """Wait for any worker that decodes to have room for a sequence that has to move; answered by `DecodeFound`."""
+
+    avoid: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class StopSeeking:
+    """No decode worker is wanted any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class MigrationEnded:
+    """The sequence is at `worker` now, or stays where it was, because of `reason`."""
+
+    worker: str | None
+    reason: str = ""
+    report: HandoffReport | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CancelWork:
+    worker: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReleasePages:
+    worker: str
+    reservation_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """The client's stream ends: with a reason, or with an error."""
+
+    reason: FinishReason | None
+    error: BatonError | None
+    report: HandoffReport | None = None
+
+
+WorkerEffect = StartPrefill | ReservePages | StartHandoff | CancelWork | ReleasePages
+"""Those that a worker is told of."""
+
+Effect = (
+    Route
+    | FindDecode
+    | FindRoom
+    | StopSeeking
+    | StartPrefill
+    | ReservePages
+    | StartHandoff
+    | MigrationEnded
+    | CancelWork
+    | ReleasePages
+    | End
+)

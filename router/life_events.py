@@ -1,0 +1,95 @@
+"""What a request's life cycle hears."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cluster.errors import BatonError
+from cluster.handoff import HandoffOutcome, HandoffReport, Reservation
+from cluster.request import FinishReason
+from cluster.routing import RoutingDecision
+
+
+@dataclass(frozen=True, slots=True)
+class Routed:
+    decision: RoutingDecision
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeFound:
+    worker: str
+
+
+@dataclass(frozen=True, slots=True)
+class PagesReserved:
+    reservation: Reservation
+
+
+@dataclass(frozen=True, slots=True)
+class PagesRefused:
+    reservation_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class SourceEnded:
+    reservation_id: str
+    outcome: HandoffOutcome
+    report: HandoffReport
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The sequence's last token was streamed; `worker`, where known, computed it and holds the sequence no more."""
+
+    reason: FinishReason
+    worker: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """Nobody wants more tokens: a stop string came (`reason`), or the client left or its deadline passed (`error`)."""
+
+    reason: FinishReason | None
+    error: BatonError | None
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A worker refuses to go on with the request."""
+
+    error: BatonError
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """A worker that had a part in this request is gone."""
+
+    worker: str
+
+
+@dataclass(frozen=True, slots=True)
+class Migrate:
+    """Move the sequence, which decodes, to `worker`, or (None) away from where it is as soon as anybody has room."""
+
+    worker: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Stay:
+    """Look for no other worker any more; a migration that has begun goes on."""
+
+
+Event = (
+    Routed
+    | DecodeFound
+    | PagesReserved
+    | PagesRefused
+    | SourceEnded
+    | Finished
+    | Stopped
+    | Failed
+    | Lost
+    | Migrate
+    | Stay
+)

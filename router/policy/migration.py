@@ -1,0 +1,103 @@
+"""Which running sequences move to which decode worker, and when it is worth it.
+
+A sequence moves because its worker is to be emptied (then anybody with room will do), because its worker will soon have
+to preempt for lack of pages while another has room, or because its worker's step has become slower than promised while
+another's has not (the bounds are llm-d's: leave at 0.95 of the objective, join below 0.85).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from router.policy.cluster_state import ClusterState, RunningSequence, WorkerView
+
+LEAVE_AT, JOIN_BELOW = 0.95, 0.85  # of a TPOT objective
+PRESSED_PAGES = 2  # per running sequence: with fewer to be had, the worker will soon preempt
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """A sequence that should go to `worker`, with the reason in words."""
+
+    request_id: str
+    worker: str
+    why: str
+
+
+def step_s(view: WorkerView, extra_tokens: int = 0) -> float:
+    """Predicted decode step of a worker, with one more sequence of `extra_tokens` where that is not 0."""
+    sequences = [one.tokens for one in view.running.values()] + ([extra_tokens] if extra_tokens else [])
+    return view.latency.costs.seconds(0, 0, len(sequences), sum(sequences))
+
+
+def find_room(num_tokens: int, state: ClusterState, avoid: str | None) -> str | None:
+    """The worker of the shortest step among those that decode and have pages for a sequence of `num_tokens`."""
+    table = state.table
+    pages = -(-num_tokens // table.page_size) + PRESSED_PAGES + table.decodes
+    may = (table.decoder | table.mixed) & (table.pages_available >= pages) & (table.decodes < table.max_batch)
+    if avoid is not None and avoid in state.workers:
+        may[state.workers[avoid].row] = False
+    rows = np.flatnonzero(may)
+    if not len(rows):
+        return None
+    steps = table.step_s + table.decode_s * (table.decodes + 1) + table.context_token_s * (table.context + num_tokens)
+    return min((float(steps[row]), table.names[row]) for row in rows)[1]
+
+
+def relief(state: ClusterState, may_move: Callable[[str], bool]) -> Move | None:
+    """The one migration most worth while now, of a request for which `may_move`; None when all is well."""
+    table = state.table
+    pressed = (table.decodes > 1) & (table.pages_available < PRESSED_PAGES * table.decodes)
+    steps = table.step_s + table.decode_s * table.decodes + table.context_token_s * table.context
+    slow = (table.decodes > 1) & (steps >= LEAVE_AT * table.tpot_s)
+    for rows, relieve in ((pressed, _from_pressed), (slow, _from_slow)):
+        for name in sorted(table.names[row] for row in np.flatnonzero(rows)):
+            view = state.workers.get(name)
+            move = relieve(view, state, may_move) if view is not None else None
+            if move is not None:
+                return move
+    return None
+
+
+def _from_pressed(view: WorkerView, state: ClusterState, may_move: Callable[[str], bool]) -> Move | None:
+    """Who would be preempted first, while another worker has room for it until its end."""
+    if view.peak_pages() <= view.info.num_pages:
+        return None
+    for request_id, sequence in reversed(view.running.items()):
+        if not may_move(request_id):
+            continue
+        target = _target(sequence, view, state, lambda other: other.fits_at_peak(sequence))  # noqa: B023
+        if target is not None:
+            why = f"{view.name} has {view.pages_available} pages left for {len(view.running)} sequences"
+            return Move(request_id, target, why)
+    return None
+
+
+def _from_slow(view: WorkerView, state: ClusterState, may_move: Callable[[str], bool]) -> Move | None:
+    """The longest sequence of a worker that breaks a promise, where another keeps its own with it."""
+    objectives = [one.tpot_s for one in view.running.values() if one.tpot_s is not None]
+    movable = [(-one.tokens, request_id) for request_id, one in view.running.items() if may_move(request_id)]
+    if not movable or not objectives:
+        return None
+    request_id = min(movable)[1]
+    sequence = view.running[request_id]
+    target = _target(sequence, view, state, lambda other: _keeps_promises(other, sequence))
+    if target is None:
+        return None
+    why = f"a step of {view.name} takes {1000 * step_s(view):.0f} ms, {1000 * min(objectives):.0f} ms were promised"
+    return Move(request_id, target, why)
+
+
+def _keeps_promises(view: WorkerView, extra: RunningSequence) -> bool:
+    promised = [one.tpot_s for one in (*view.running.values(), extra) if one.tpot_s is not None]
+    return view.fits_at_peak(extra) and (not promised or step_s(view, extra.tokens) < JOIN_BELOW * min(promised))
+
+
+def _target(
+    sequence: RunningSequence, source: WorkerView, state: ClusterState, suits: Callable[[WorkerView], bool]
+) -> str | None:
+    name = find_room(sequence.tokens, state, source.name)
+    return name if name is not None and suits(state.workers[name]) else None

@@ -1,0 +1,165 @@
+"""Operators change the pools at any moment, and no client notices."""
+
+from __future__ import annotations
+
+import random
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cluster.errors import BatonError
+from cluster.worker import RoleName
+from router.operation import Ask, Drain, Migrate, OperationState, Rebalance, Undrain
+from tests.pure_cluster import PureCluster, expected_output
+
+SEEDS = st.integers(0, 2**32 - 1)
+
+
+def _cluster(seed: int, prefill: int = 2, decode: int = 2, num_pages: int = 40) -> PureCluster:
+    cluster = PureCluster(random.Random(seed), num_pages=num_pages)
+    for role, count in ((RoleName.PREFILL, prefill), (RoleName.DECODE, decode)):
+        for index in range(count):
+            cluster.add(f"{role.value}-{index}", role)
+    cluster.settle()
+    return cluster
+
+
+def _submit(cluster: PureCluster, count: int) -> list:  # type: ignore[type-arg]
+    rng = cluster.rng
+    return [
+        cluster.submit(f"r{index}", [rng.randrange(96) for _ in range(rng.randint(1, 20))], rng.randint(1, 40))
+        for index in range(count)
+    ]
+
+
+def _check(cluster: PureCluster, requests: list) -> None:  # type: ignore[type-arg]
+    for request in requests:
+        assert cluster.ended[request.request_id].error is None
+        assert cluster.shown[request.request_id] == expected_output(request)
+    cluster.check_nothing_is_held()
+
+
+def _random_ask(rng: random.Random, cluster: PureCluster) -> Ask:
+    names = sorted(cluster.workers)
+    match rng.randrange(5):
+        case 0:
+            return Drain((rng.choice(names),))
+        case 1:
+            return Undrain((rng.choice(names),))
+        case 2:
+            return Migrate(f"r{rng.randrange(8)}", rng.choice([None, *names]))
+        case _:
+            prefill = rng.randint(0, len(names))
+            return Rebalance(prefill, len(names) - prefill)
+
+
+@settings(deadline=None, max_examples=150)
+@given(seed=SEEDS, death=st.booleans())
+def test_random_operations_cost_no_token_and_no_page(seed: int, death: bool) -> None:
+    cluster = _cluster(seed)
+    rng = cluster.rng
+    requests = _submit(cluster, 8)
+    for _ in range(rng.randint(1, 12)):
+        for _ in range(rng.randint(0, 25)):
+            cluster.step()
+        cluster.tick()
+        try:
+            operation = cluster.operate(_random_ask(rng, cluster))
+            if rng.random() < 0.2:
+                cluster.cancel_operation(operation.operation_id)
+        except BatonError as error:
+            assert error.message.endswith((".", "`."))
+    if death:
+        cluster.kill(rng.choice(sorted(cluster.workers)))
+    cluster.settle()
+    for operation in cluster.core.operations.running:
+        # Nothing but a lack of room may hold an operation up, and nobody holds anything now.
+        raise AssertionError(f"{operation.ask.title} goes on for ever: {operation.steps}")
+    cluster.undrain_all()
+    roles = [worker.role.name for worker in cluster.workers.values()]
+    if RoleName.DECODE not in roles:  # the last one died when the other had just left the pool
+        cluster.operate(Rebalance(len(roles) - 1, 1))
+    cluster.settle()
+    _check(cluster, requests)
+    for view in cluster.core.state.workers.values():
+        worker = cluster.workers[view.name]
+        assert view.serving
+        assert view.role is worker.role.name
+        assert view.load.role_epoch == worker.state.role_epoch
+
+
+def test_a_running_sequence_moves_with_its_tokens() -> None:
+    cluster = _cluster(3)
+    request = cluster.submit("r0", [1, 2, 3, 4, 5], 60)
+    while len(cluster.shown["r0"]) < 10:
+        cluster.step()
+    source = cluster.core._records["r0"].decode_worker
+    operation = cluster.operate(Migrate("r0"))
+    while operation.state is OperationState.RUNNING:
+        cluster.step()
+    assert operation.state is OperationState.DONE
+    assert cluster.core._records["r0"].decode_worker not in ("", source)
+    assert not cluster.workers[source].role.occupancy().request_ids
+    cluster.settle()
+    _check(cluster, [request])
+
+
+def test_a_sequence_can_move_back_and_forth_many_times() -> None:
+    cluster = _cluster(5)
+    request = cluster.submit("r0", [1, 2, 3, 4, 5], 90)
+    moves = 0
+    while "r0" not in cluster.ended:
+        cluster.step()
+        record = cluster.core._records.get("r0")
+        if record is not None and record.may_move(cluster.now):
+            cluster.operate(Migrate("r0"))
+            moves += 1
+    cluster.settle()
+    assert moves > 5
+    _check(cluster, [request])
+
+
+def test_a_drained_worker_gets_nothing_and_holds_nothing() -> None:
+    cluster = _cluster(7)
+    requests = _submit(cluster, 8)
+    for _ in range(60):
+        cluster.step()
+    operation = cluster.operate(Drain(("decode-0",)))
+    while operation.state is OperationState.RUNNING:
+        cluster.step()
+        cluster.tick()
+    assert cluster.workers["decode-0"].state.pool.num_held == 0
+    more = [cluster.submit(f"later{index}", [index] * 6, 9) for index in range(4)]
+    while cluster.core.live:
+        cluster.step()
+        assert not cluster.workers["decode-0"].role.occupancy().request_ids
+    _check(cluster, [*requests, *more])
+
+
+def test_a_switched_worker_serves_in_its_new_role_and_keeps_its_prefix_cache() -> None:
+    cluster = _cluster(9)
+    prompt = list(range(20))
+    request = cluster.submit("r0", prompt, 3)
+    cluster.settle()
+    cached = {name: worker.state.pool.num_cached for name, worker in cluster.workers.items()}
+    operation = cluster.operate(Rebalance(3, 1))
+    cluster.settle()
+    (step,) = operation.steps
+    assert operation.state is OperationState.DONE
+    assert cluster.workers[step.worker].role.name is RoleName.PREFILL
+    assert cluster.workers[step.worker].state.pool.num_cached == cached[step.worker]
+    assert cluster.workers[step.worker].state.role_epoch == 1
+    _check(cluster, [request])
+
+
+def test_a_worker_that_dies_while_it_switches_fails_the_operation_and_nothing_else() -> None:
+    cluster = _cluster(11)
+    requests = _submit(cluster, 6)
+    for _ in range(80):
+        cluster.step()
+    operation = cluster.operate(Rebalance(1, 3))
+    cluster.kill(operation.steps[0].worker)
+    cluster.settle()
+    assert operation.state is OperationState.FAILED
+    assert "has died" in operation.message
+    _check(cluster, requests)
