@@ -295,8 +295,8 @@ class RouterCore:
                     self.dispatch.wait(record.placement_input)
                 case effects.FindDecode(avoid):
                     self.dispatch.seek(record.placement_input, avoid)
-                case effects.FindRoom(avoid):
-                    self.dispatch.seek(record.placement_input, avoid, moving=True)
+                case effects.FindRoom(home, avoid):
+                    self.dispatch.seek(record.placement_input, avoid, home)
                 case effects.StopSeeking():
                     self.dispatch.withdraw(request_id)
                 case effects.MigrationEnded():

@@ -23,11 +23,11 @@ class FoundDecode:
 
 @dataclass(slots=True, eq=False)
 class _Sought:
-    """A request in want of a decode worker other than `avoid`; one that is `moving` decodes elsewhere meanwhile."""
+    """A request in want of a decode worker; one with a `home` decodes there meanwhile, and has to leave it."""
 
     item: PlacementInput
-    avoid: str | None
-    moving: bool
+    avoid: str | None  # refused, and has told nothing new since
+    home: str | None
 
 
 @dataclass(eq=False)
@@ -56,9 +56,9 @@ class Dispatch:
         self._queue[item.request_id] = item
         self.moved, self._next_pass_s = True, 0.0
 
-    def seek(self, item: PlacementInput, avoid: str | None, moving: bool = False) -> None:
-        """Look for a decode worker other than `avoid`, which has just refused."""
-        self._seeking[item.request_id] = _Sought(item, avoid, moving)
+    def seek(self, item: PlacementInput, avoid: str | None, home: str | None = None) -> None:
+        """Look for a decode worker other than `avoid`, which has just refused, and `home`, which it leaves."""
+        self._seeking[item.request_id] = _Sought(item, avoid, home)
         self.moved, self._next_pass_s = True, 0.0
 
     def withdraw(self, request_id: str) -> None:
@@ -78,8 +78,8 @@ class Dispatch:
         if not self.moved or now < self._next_pass_s:
             return []
         for request_id, sought in self._seeking.items():
-            if sought.moving:
-                worker = find_room(sought.item.num_tokens, self.state, sought.avoid)
+            if sought.home is not None:
+                worker = find_room(sought.item.num_tokens, self.state, sought.home, sought.avoid)
             else:
                 worker = self.placement.find_decode(sought.item, self.state, sought.avoid, now)
             if worker is not None:

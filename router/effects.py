@@ -41,9 +41,11 @@ class StartHandoff:
 
 @dataclass(frozen=True, slots=True)
 class FindRoom:
-    """Wait for any worker that decodes to have room for a sequence that has to move; answered by `DecodeFound`."""
+    """Wait for another worker that decodes to have room for a sequence that has to leave `home`; answered by
+    `DecodeFound`."""
 
-    avoid: str | None
+    home: str
+    avoid: str | None  # it has just refused
 
 
 @dataclass(frozen=True, slots=True)

@@ -116,8 +116,10 @@ def lifecycle(request_id: str) -> Life:
                 pending = _migrate(attempt, worker, f"{request_id}/{reservations}")
             case Migrate():
                 pending = (MigrationEnded(None, "it is on its way to another worker already"),)
-            case Stay() if attempt.moving and attempt.target is None:
-                pending = (StopSeeking(), *_stays(attempt, "it was called off"))
+            case Stay() if attempt.moving:
+                attempt.insist = False
+                if attempt.target is None:
+                    pending = (StopSeeking(), *_stays(attempt, "it was called off"))
             case Finished(reason, worker):
                 return (yield from _close_finished(attempt, reason, worker))
             case Stopped(reason, error):
@@ -147,15 +149,17 @@ def _migrate(attempt: _Attempt, worker: str | None, reservation_id: str) -> tupl
         attempt.source, attempt.target, attempt.reservation_id = attempt.target, None, ""
     attempt.moving, attempt.insist = True, worker is None
     if worker is None:
-        return (FindRoom(avoid=attempt.source),)
+        return _seek_another(attempt, None, "")
     return _reserve(attempt, worker, reservation_id)
 
 
 def _seek_another(attempt: _Attempt, worker: str | None, what: str) -> tuple[Effect, ...]:
     """The worker that was to take the sequence will not."""
-    if not attempt.moving:
+    if not attempt.moving or attempt.source is None:
         return (FindDecode(avoid=worker),)
-    return (FindRoom(avoid=worker),) if attempt.insist else _stays(attempt, f"{worker} {what}")
+    if not attempt.insist:
+        return _stays(attempt, f"{worker} {what}")
+    return (FindRoom(home=attempt.source, avoid=worker),)
 
 
 def _stays(attempt: _Attempt, reason: str) -> tuple[Effect, ...]:

@@ -33,13 +33,15 @@ def step_s(view: WorkerView, extra_tokens: int = 0) -> float:
     return view.latency.costs.seconds(0, 0, len(sequences), sum(sequences))
 
 
-def find_room(num_tokens: int, state: ClusterState, avoid: str | None) -> str | None:
-    """The worker of the shortest step among those that decode and have pages for a sequence of `num_tokens`."""
+def find_room(num_tokens: int, state: ClusterState, *avoid: str | None) -> str | None:
+    """The worker of the shortest step among those that decode and have pages for a sequence of `num_tokens`, but for
+    those to `avoid`."""
     table = state.table
     pages = -(-num_tokens // table.page_size) + PRESSED_PAGES + table.decodes
     may = (table.decoder | table.mixed) & (table.pages_available >= pages) & (table.decodes < table.max_batch)
-    if avoid is not None and avoid in state.workers:
-        may[state.workers[avoid].row] = False
+    for name in avoid:
+        if name is not None and name in state.workers:
+            may[state.workers[name].row] = False
     rows = np.flatnonzero(may)
     if not len(rows):
         return None
