@@ -1,0 +1,100 @@
+"""A live cluster without Ray: the router in this process, each worker a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing as mp
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from cluster.plan import RouterPlan, WorkerPlan
+from router.assembly import RunningRouter, start_router
+
+LOAD_TIMEOUT_S = 60.0
+
+
+def work(plan: WorkerPlan) -> None:
+    """A worker process, until it is told to stop or killed."""
+    from worker.assembly import assemble
+
+    assemble(plan, str(os.getpid()), "localhost", lambda stage: None).run()
+
+
+@dataclass(eq=False)
+class ProcessCluster:
+    """Start it with `async with`; every process has ended when the block has."""
+
+    router_plan: RouterPlan
+    worker_plan: WorkerPlan  # of every worker, but for name, role and address
+    pools: Mapping[str, int]  # role → workers
+    router: RunningRouter = field(init=False)
+    processes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def names(self) -> list[tuple[str, str]]:
+        return [(f"{role}-{index}", role) for role, count in self.pools.items() for index in range(count)]
+
+    async def __aenter__(self) -> ProcessCluster:
+        self.router = await start_router(self.router_plan)
+        try:
+            for name, role in self.names:
+                self.spawn(name, role)
+            await self.until(lambda: len(self.router.driver.core.state.workers) == len(self.names))
+        except BaseException:
+            await self.__aexit__()
+            raise
+        return self
+
+    def spawn(self, name: str, role: str) -> None:
+        """Start a worker (again)."""
+        plan = replace(self.worker_plan, name=name, role=role, router_address=self.router.worker_address)
+        self.processes[name] = mp.get_context("spawn").Process(target=work, args=(plan,), daemon=True)
+        self.processes[name].start()
+
+    async def until(self, condition: Callable[[], bool], timeout_s: float = LOAD_TIMEOUT_S) -> None:
+        """Wait for something that other processes bring about; raises `TimeoutError`."""
+        async with asyncio.timeout(timeout_s):
+            while not condition():
+                await asyncio.sleep(0.01)
+
+    async def __aexit__(self, *error: object) -> None:
+        for process in self.processes.values():
+            process.kill()
+            process.join()
+        await self.router.stop(0.0)
+
+
+def plans(
+    folder: Path | str,
+    context_tokens: int,
+    num_pages: int,
+    *,
+    policy: str = "predicted_latency",
+    chunk_tokens: int = 256,
+    max_batch: int = 16,
+    lost_after_s: float = 60.0,
+) -> tuple[RouterPlan, WorkerPlan]:
+    """The plans of a float32 cluster on this machine, one thread a worker."""
+    path = str(folder)
+    router = RouterPlan(
+        path, "measured", "float32", context_tokens, "127.0.0.1", 0, "127.0.0.1", 4096, lost_after_s, policy
+    )
+    worker = WorkerPlan(
+        name="",
+        role="",
+        model=path,
+        router_address="",
+        dtype="float32",
+        device="cpu",
+        context_tokens=context_tokens,
+        num_pages=num_pages,
+        page_size=16,
+        chunk_tokens=chunk_tokens,
+        mixed_chunk_tokens=chunk_tokens,
+        max_batch=max_batch,
+        threads=1,
+    )
+    return router, worker
