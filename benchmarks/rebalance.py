@@ -12,6 +12,7 @@ import asyncio
 import random
 import time
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -45,7 +46,7 @@ class Stream:
 
     def longest_gap_s(self, start_s: float = 0.0, end_s: float = float("inf")) -> float:
         """The longest pause between two tokens, of those that touch the interval."""
-        pairs = zip(self.shown_s, self.shown_s[1:], strict=False)
+        pairs = pairwise(self.shown_s)
         return max((after - before for before, after in pairs if after > start_s and before < end_s), default=0.0)
 
 
@@ -164,7 +165,7 @@ async def measure(quick: bool, seed: int, step: Any) -> tuple[dict[str, float], 
             await asyncio.sleep(4.0 if quick else 10.0)
             steady = load.tokens_between(begun_s, time.perf_counter()) / (time.perf_counter() - begun_s)
             undisturbed = [stream for stream in load.done if not stream.error]
-            gaps = [after - before for one in undisturbed for before, after in zip(one.shown_s[2:], one.shown_s[3:])]
+            gaps = [after - before for one in undisturbed for before, after in pairwise(one.shown_s[2:])]
             step("switches, busy")
             spans = await switch_times(cluster, 6 if quick else 20)
             step("migrations")
