@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cluster.messages import RouterMessage
+from router.operation import Operation
 from router.record import Completion
 from router.stream import TextToken
 
@@ -32,4 +33,11 @@ class Close:
     completion: Completion
 
 
-Command = Tell | Show | Close
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """An operation, or a step of it, has changed."""
+
+    operation: Operation
+
+
+Command = Tell | Show | Close | Moved

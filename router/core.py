@@ -37,11 +37,13 @@ from cluster.messages import (
 from cluster.request import FinishReason, Request
 from cluster.routing import RoutingDecision
 from router import lifecycle
-from router.commands import Close, Command, Show, Tell
+from router.commands import Close, Command, Moved, Show, Tell
 from router.detokenizer import Decode
 from router.dispatch import Dispatch, FoundDecode
 from router.explanation import Explanations
 from router.limits import RouterLimits, check_capacity
+from router.operation import Ask, Operation
+from router.operations import Operations
 from router.policy.admission import refuse_full
 from router.policy.cluster_state import ClusterState, RunningSequence
 from router.policy.output_length import OutputLength
@@ -64,6 +66,8 @@ class RouterCore:
     output_length: OutputLength = field(default_factory=OutputLength)
     explanations: Explanations = field(default_factory=Explanations)
     dispatch: Dispatch = field(init=False)
+    operations: Operations = field(init=False)
+    auto: bool = False
     finished_requests: int = 0
     failed_requests: int = 0
     refused_requests: int = 0
@@ -73,6 +77,17 @@ class RouterCore:
 
     def __post_init__(self) -> None:
         self.dispatch = Dispatch(self.placement, self.state)
+        self.operations = Operations(self.state)
+
+    def start_operation(
+        self, operation_id: str, ask: Ask, dry_run: bool, now: float
+    ) -> tuple[Operation, list[Command]]:
+        operation = self.operations.start(operation_id, ask, dry_run, now)
+        return operation, [Moved(operation)]
+
+    def cancel_operation(self, operation_id: str, now: float) -> tuple[Operation, list[Command]]:
+        operation = self.operations.cancel(operation_id, now)
+        return operation, [Moved(operation)]
 
     @property
     def queued(self) -> int:
@@ -110,6 +125,7 @@ class RouterCore:
         silent = [view.name for view in self.state.workers.values() if now - view.heard_s > self.limits.lost_after_s]
         for name in sorted(silent):
             self._lose(name)
+        self._commands += [Moved(operation) for operation in self.operations.tick(now)]
         self.state.prefix_index.sweep()
         self.dispatch.moved = True
         return self._settle(now)

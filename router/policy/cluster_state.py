@@ -56,6 +56,7 @@ class WorkerView:
     refused_pages: int | None = None  # the fewest it refused to hold since its report
     granted: set[str] = field(default_factory=set)  # reservations it has confirmed: its next report includes them
     running: dict[str, RunningSequence] = field(default_factory=dict)  # request id → sequence
+    serving: bool = True  # False: it gets nothing new
 
     @property
     def name(self) -> str:
