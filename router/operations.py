@@ -55,7 +55,7 @@ class Operations:
                 moving = pools[0][prefill:] + pools[1][decode:]
                 to = RoleName.DECODE if pools[0][prefill:] else RoleName.PREFILL
                 return [Step(view.name, f"switch to {to.value}", to) for view in moving]
-            case Migrate(request_id, worker):
+            case Migrate(request_id, _):
                 raise NotFound(f"There is no request {request_id!r} that decodes.")
         raise AssertionError(ask)
 
