@@ -5,6 +5,7 @@
     │   └── PromptTooLong     prompt (plus output) exceeds the context     INVALID_ARGUMENT
     ├── ConfigError           the operator must change the configuration   FAILED_PRECONDITION
     │   └── ModelError        the checkpoint cannot be served              FAILED_PRECONDITION
+    ├── Conflict              an operation is under way that excludes it FAILED_PRECONDITION
     ├── Overloaded            no room now, retry later                     RESOURCE_EXHAUSTED   retryable
     ├── NotFound              nothing of that name or id is known          NOT_FOUND
     ├── NoWorkers             a pool has no live worker                    UNAVAILABLE          retryable
@@ -46,6 +47,10 @@ class ConfigError(BatonError):
 
 class ModelError(ConfigError):
     pass
+
+
+class Conflict(BatonError):
+    grpc_status = "FAILED_PRECONDITION"
 
 
 class Overloaded(BatonError):
