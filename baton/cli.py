@@ -14,8 +14,11 @@ from rich.console import Console
 from rich.markup import escape
 
 from baton.errors import BatonError
-from baton.report import print_answer, print_cluster, print_explanation, print_settings
+from baton.pools_cli import cancel, drain, migrate, operations, rebalance, undrain
+from baton.report import print_answer, print_settings
+from baton.scale_cli import scale
 from baton.simulate_cli import plan, simulate
+from baton.status_cli import explain, policy, pools, status
 from cluster.config import parse_config
 
 app = typer.Typer(no_args_is_help=True, add_completion=True, rich_markup_mode="rich", pretty_exceptions_enable=False)
@@ -75,6 +78,7 @@ def up(
     mixed: Mixed = None,
     config: ConfigFile = None,
     port: Annotated[int | None, typer.Option(help="Port of the gRPC server; 0 for any.")] = None,
+    admin_port: Annotated[int | None, typer.Option(help="Port of the administration; 0 for any.")] = None,
     policy: Annotated[str | None, typer.Option(help="Placement policy; default: predicted_latency.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or auto.")] = None,
 ) -> None:
@@ -95,53 +99,13 @@ def up(
     overrides: dict[str, dict[str, Any]] = {
         "model": {"path": model, "dtype": dtype},
         "pools": {"prefill": prefill, "decode": decode, "mixed": mixed},
-        "router": {"port": port, "policy": policy},
+        "router": {"port": port, "admin_port": admin_port, "policy": policy},
     }
     resolved = resolve_here(parse_config(_read(config), overrides))
     print_settings(err, resolved.settings)
     with StartProgress(err) as progress:
         cluster = start(resolved, progress)
     out.print(f'Serving on {cluster.address}. Try:  baton generate "Hello"')
-
-
-@app.command()
-def status(address: Address = None, as_json: Json = False) -> None:
-    """Show pools, workers and their load.
-
-    Examples:
-
-        baton status
-
-        baton status --json
-    """
-    with _client(address) as client:
-        cluster = client.cluster()
-    if as_json:
-        _print_message(cluster)
-    else:
-        print_cluster(out, cluster)
-
-
-@app.command()
-def explain(
-    request_id: Annotated[str, typer.Argument(help="The id that the client gave or was told.")],
-    address: Address = None,
-    as_json: Json = False,
-) -> None:
-    """Show why a request went where it went, and what became of it. The router keeps the newest few thousand.
-
-    Examples:
-
-        baton explain my-request
-
-        baton explain my-request --json
-    """
-    with _client(address) as client:
-        explanation = client.explain(request_id)
-    if as_json:
-        _print_message(explanation)
-    else:
-        print_explanation(out, explanation)
 
 
 @app.command()
@@ -214,16 +178,10 @@ def demo(model: Model = None) -> None:
     run_demo(out, err, model)
 
 
+for command in (status, pools, explain, policy, rebalance, drain, undrain, migrate, scale, operations, cancel):
+    app.command()(command)
 app.command()(simulate)
 app.command()(plan)
-
-
-def _print_message(message: Any) -> None:
-    from google.protobuf.json_format import MessageToDict
-
-    print(
-        json.dumps(MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True))
-    )
 
 
 def _read(config: Path | None) -> str:

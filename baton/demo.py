@@ -24,7 +24,7 @@ def run_demo(out: Console, err: Console, model: str | None) -> None:
     """Start router, prefill worker and decode worker, ask, and end every process again, whatever happens."""
     from deploy.cluster import down, resolve_here, up
 
-    config = parse_config("", {"model": {"path": model}, "router": {"port": 0}})
+    config = parse_config("", {"model": {"path": model}, "router": {"port": 0, "admin_port": 0}})
     resolved = resolve_here(config)
     try:
         with StartProgress(err) as progress:
