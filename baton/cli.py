@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
+from baton.admin_options import Json, err, out, print_document
 from baton.errors import BatonError
 from baton.pools_cli import cancel, drain, migrate, operations, rebalance, undrain
 from baton.report import print_answer, print_settings
@@ -22,8 +22,6 @@ from baton.status_cli import explain, policy, pools, status
 from cluster.config import parse_config
 
 app = typer.Typer(no_args_is_help=True, add_completion=True, rich_markup_mode="rich", pretty_exceptions_enable=False)
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
 
 Model = Annotated[str | None, typer.Option(help="Folder of a checkpoint, or a Hugging Face hub id; default: built in.")]
 Prefill = Annotated[int | None, typer.Option(help="Prefill workers.")]
@@ -31,7 +29,6 @@ Decode = Annotated[int | None, typer.Option(help="Decode workers.")]
 Mixed = Annotated[int | None, typer.Option(help="Workers that serve whole requests (prefill and decode).")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file; flags go before it.", dir_okay=False)]
 Address = Annotated[str | None, typer.Option(help="Router's host:port; default: the cluster `up` started here.")]
-Json = Annotated[bool, typer.Option("--json", help="One JSON document, for scripts.")]
 
 
 class Ended(BaseException):
@@ -81,6 +78,7 @@ def up(
     admin_port: Annotated[int | None, typer.Option(help="Port of the administration; 0 for any.")] = None,
     policy: Annotated[str | None, typer.Option(help="Placement policy; default: predicted_latency.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or auto.")] = None,
+    as_json: Json = False,
 ) -> None:
     """Start a cluster on this machine (or on the Ray that $RAY_ADDRESS names).
 
@@ -105,6 +103,9 @@ def up(
     print_settings(err, resolved.settings)
     with StartProgress(err) as progress:
         cluster = start(resolved, progress)
+    if as_json:
+        print_document(asdict(cluster))
+        return
     out.print(f'Serving on {cluster.address}. Try:  baton generate "Hello"')
 
 
@@ -141,7 +142,7 @@ def generate(
     with _client(address) as client:
         stream = client.stream(text, timeout_s=timeout, **options)
         if as_json:
-            print(json.dumps(stream.answer.as_dict()))
+            print_document(stream.answer.as_dict())
             return
         for token in stream:
             print(token.text, end="", flush=True)
@@ -151,31 +152,40 @@ def generate(
 
 
 @app.command()
-def down() -> None:
+def down(as_json: Json = False) -> None:
     """End the cluster that `up` started, and its Ray.
 
-    Example:
+    Examples:
 
         baton down
+
+        baton down --json
     """
     from deploy.cluster import down as stop
 
     with err.status("Stopping the cluster"):
         cluster = stop()
+    if as_json:
+        print_document({"ended": list(cluster.workers) if cluster else []})
+        return
     out.print("Nothing was running." if cluster is None else f"Ended {len(cluster.workers)} workers and the router.")
 
 
 @app.command()
-def demo(model: Model = None) -> None:
+def demo(model: Model = None, as_json: Json = False) -> None:
     """Bring a cluster up, send a prompt twice, show the way it went, and take everything down.
 
-    Example:
+    Examples:
 
         baton demo
+
+        baton demo --json
     """
     from baton.demo import run_demo
 
-    run_demo(out, err, model)
+    answers = run_demo(err if as_json else out, err, model)
+    if as_json:
+        print_document({"answers": [answer.as_dict() for answer in answers]})
 
 
 for command in (status, pools, explain, policy, rebalance, drain, undrain, migrate, scale, operations, cancel):
