@@ -48,11 +48,11 @@ def status(
             print_document(document(cluster)) if as_json else out.print(cluster_screen(cluster))
             return
         with _Screen(as_json) as screen:
-            screen.show(cluster)
             try:
                 while True:
+                    screen.show(cluster)
                     time.sleep(WATCH_S)
-                    screen.show(client.cluster())
+                    cluster = client.cluster()
             except KeyboardInterrupt:
                 return  # how a watch ends
 

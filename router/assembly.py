@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
 
-from cluster.errors import ConfigError
 from cluster.plan import RouterAddresses, RouterPlan
 from engine.checkpoint import model_id, read_config, resolve_model
 from engine.tokenizer import Tokenizer
@@ -78,10 +78,10 @@ async def start_router(plan: RouterPlan) -> RunningRouter:
     link = WorkerLink(f"tcp://{plan.worker_host}:*")
     driver = Driver(core, link, state_file=state_file, refuse_late=plan.refuse_late)
     admin = AdminService(driver, plan.model_name, plan.settings)
-    admin_server, admin_port = await start_admin_server(admin, f"{plan.admin_host}:{plan.admin_port}")
-    try:
+    async with AsyncExitStack() as started:  # what is ended again when a port is taken
+        started.callback(link.close)
+        admin_server, admin_port = await start_admin_server(admin, f"{plan.admin_host}:{plan.admin_port}")
+        started.push_async_callback(admin_server.stop, 0.0)
         server, port = await start_server(InferenceService(driver, model), f"{plan.host}:{plan.port}")
-    except ConfigError:
-        await admin_server.stop(0.0)
-        raise
+        started.pop_all()
     return RunningRouter(plan, driver, server, port, admin_server, admin_port, asyncio.create_task(driver.run()))

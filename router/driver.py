@@ -128,11 +128,13 @@ class Driver:
             operation = self.core.operations.get(operation_id)
             if operation is None:
                 raise NotFound(f"There is no operation {operation_id!r}: see `baton operations`.")
-            yield operation
-            while not operation.state.ended:
+            while True:
+                ended = operation.state.ended  # as the reader sees it: it may end while the reader is busy
+                yield operation
+                if ended:
+                    return
                 await moved.wait()
                 moved.clear()
-                yield operation
         finally:
             watchers.discard(moved)
             if not watchers:
