@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from baton.admin import Admin
     from baton.answer import Answer, Token
     from baton.client import AsyncClient, Client
     from cluster.errors import BatonError
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _EXPORTS = {
+    "Admin": "baton.admin",
     "Answer": "baton.answer",
     "AsyncClient": "baton.client",
     "BatonError": "cluster.errors",
@@ -21,7 +23,7 @@ _EXPORTS = {
     "SamplingParams": "cluster.request",
     "Token": "baton.answer",
 }
-__all__ = ["Answer", "AsyncClient", "BatonError", "Client", "Objectives", "SamplingParams", "Token"]
+__all__ = ["Admin", "Answer", "AsyncClient", "BatonError", "Client", "Objectives", "SamplingParams", "Token"]
 
 
 def __getattr__(name: str) -> Any:

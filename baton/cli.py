@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
+from baton.admin_options import Json, err, out, print_document
 from baton.errors import BatonError
-from baton.report import print_answer, print_cluster, print_explanation, print_settings
+from baton.pools_cli import cancel, drain, migrate, operations, rebalance, undrain
+from baton.report import print_answer, print_settings
+from baton.scale_cli import scale
 from baton.simulate_cli import plan, simulate
+from baton.status_cli import explain, policy, pools, status
 from cluster.config import parse_config
 
 app = typer.Typer(no_args_is_help=True, add_completion=True, rich_markup_mode="rich", pretty_exceptions_enable=False)
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
 
 Model = Annotated[str | None, typer.Option(help="Folder of a checkpoint, or a Hugging Face hub id; default: built in.")]
 Prefill = Annotated[int | None, typer.Option(help="Prefill workers.")]
@@ -28,7 +29,6 @@ Decode = Annotated[int | None, typer.Option(help="Decode workers.")]
 Mixed = Annotated[int | None, typer.Option(help="Workers that serve whole requests (prefill and decode).")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file; flags go before it.", dir_okay=False)]
 Address = Annotated[str | None, typer.Option(help="Router's host:port; default: the cluster `up` started here.")]
-Json = Annotated[bool, typer.Option("--json", help="One JSON document, for scripts.")]
 
 
 class Ended(BaseException):
@@ -75,8 +75,10 @@ def up(
     mixed: Mixed = None,
     config: ConfigFile = None,
     port: Annotated[int | None, typer.Option(help="Port of the gRPC server; 0 for any.")] = None,
+    admin_port: Annotated[int | None, typer.Option(help="Port of the administration; 0 for any.")] = None,
     policy: Annotated[str | None, typer.Option(help="Placement policy; default: predicted_latency.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or auto.")] = None,
+    as_json: Json = False,
 ) -> None:
     """Start a cluster on this machine (or on the Ray that $RAY_ADDRESS names).
 
@@ -95,53 +97,16 @@ def up(
     overrides: dict[str, dict[str, Any]] = {
         "model": {"path": model, "dtype": dtype},
         "pools": {"prefill": prefill, "decode": decode, "mixed": mixed},
-        "router": {"port": port, "policy": policy},
+        "router": {"port": port, "admin_port": admin_port, "policy": policy},
     }
     resolved = resolve_here(parse_config(_read(config), overrides))
     print_settings(err, resolved.settings)
     with StartProgress(err) as progress:
         cluster = start(resolved, progress)
+    if as_json:
+        print_document(asdict(cluster))
+        return
     out.print(f'Serving on {cluster.address}. Try:  baton generate "Hello"')
-
-
-@app.command()
-def status(address: Address = None, as_json: Json = False) -> None:
-    """Show pools, workers and their load.
-
-    Examples:
-
-        baton status
-
-        baton status --json
-    """
-    with _client(address) as client:
-        cluster = client.cluster()
-    if as_json:
-        _print_message(cluster)
-    else:
-        print_cluster(out, cluster)
-
-
-@app.command()
-def explain(
-    request_id: Annotated[str, typer.Argument(help="The id that the client gave or was told.")],
-    address: Address = None,
-    as_json: Json = False,
-) -> None:
-    """Show why a request went where it went, and what became of it. The router keeps the newest few thousand.
-
-    Examples:
-
-        baton explain my-request
-
-        baton explain my-request --json
-    """
-    with _client(address) as client:
-        explanation = client.explain(request_id)
-    if as_json:
-        _print_message(explanation)
-    else:
-        print_explanation(out, explanation)
 
 
 @app.command()
@@ -177,7 +142,7 @@ def generate(
     with _client(address) as client:
         stream = client.stream(text, timeout_s=timeout, **options)
         if as_json:
-            print(json.dumps(stream.answer.as_dict()))
+            print_document(stream.answer.as_dict())
             return
         for token in stream:
             print(token.text, end="", flush=True)
@@ -187,43 +152,46 @@ def generate(
 
 
 @app.command()
-def down() -> None:
+def down(as_json: Json = False) -> None:
     """End the cluster that `up` started, and its Ray.
 
-    Example:
+    Examples:
 
         baton down
+
+        baton down --json
     """
     from deploy.cluster import down as stop
 
     with err.status("Stopping the cluster"):
         cluster = stop()
+    if as_json:
+        print_document({"ended": list(cluster.workers) if cluster else []})
+        return
     out.print("Nothing was running." if cluster is None else f"Ended {len(cluster.workers)} workers and the router.")
 
 
 @app.command()
-def demo(model: Model = None) -> None:
+def demo(model: Model = None, as_json: Json = False) -> None:
     """Bring a cluster up, send a prompt twice, show the way it went, and take everything down.
 
-    Example:
+    Examples:
 
         baton demo
+
+        baton demo --json
     """
     from baton.demo import run_demo
 
-    run_demo(out, err, model)
+    answers = run_demo(err if as_json else out, err, model)
+    if as_json:
+        print_document({"answers": [answer.as_dict() for answer in answers]})
 
 
+for command in (status, pools, explain, policy, rebalance, drain, undrain, migrate, scale, operations, cancel):
+    app.command()(command)
 app.command()(simulate)
 app.command()(plan)
-
-
-def _print_message(message: Any) -> None:
-    from google.protobuf.json_format import MessageToDict
-
-    print(
-        json.dumps(MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True))
-    )
 
 
 def _read(config: Path | None) -> str:

@@ -1,4 +1,7 @@
-"""Clients for a Baton cluster: `Client` for plain code, `AsyncClient` for asyncio. Both have the same methods."""
+"""Clients for a Baton cluster: `Client` for plain code, `AsyncClient` for asyncio. Both have the same methods.
+
+Operators have a client of their own, `baton.Admin`.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ import grpc.aio
 
 from baton.answer import Answer, Token, make_request, read_answer, read_tokens, sampling_params
 from baton.errors import InternalError, error_from_rpc
-from baton.v1 import admin_pb2, admin_pb2_grpc, inference_pb2, inference_pb2_grpc
+from baton.v1 import inference_pb2, inference_pb2_grpc
 from cluster.request import Objectives, SamplingParams
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
@@ -74,7 +77,6 @@ class Client:
         self.address = _address(address)
         self._channel = grpc.insecure_channel(self.address, _OPTIONS)
         self._inference = inference_pb2_grpc.InferenceStub(self._channel)
-        self._admin = admin_pb2_grpc.AdminStub(self._channel)
 
     def stream(
         self,
@@ -113,15 +115,6 @@ class Client:
     def model(self) -> inference_pb2.Model:
         """What is served."""
         return self._call(self._inference.GetModel, inference_pb2.GetModelRequest())  # type: ignore[no-any-return]
-
-    def cluster(self) -> admin_pb2.Cluster:
-        """Pools, workers and their load."""
-        return self._call(self._admin.GetCluster, admin_pb2.GetClusterRequest())  # type: ignore[no-any-return]
-
-    def explain(self, request_id: str) -> admin_pb2.Explanation:
-        """Why a request went where it went. Raises `NotFound` when the router does not remember it."""
-        request = admin_pb2.ExplainRequestRequest(request_id=request_id)
-        return self._call(self._admin.ExplainRequest, request)  # type: ignore[no-any-return]
 
     def _call(self, method: Any, request: Any) -> Any:
         try:
@@ -186,7 +179,6 @@ class AsyncClient:
         self.address = _address(address)
         self._channel = grpc.aio.insecure_channel(self.address, _OPTIONS)
         self._inference = inference_pb2_grpc.InferenceStub(self._channel)
-        self._admin = admin_pb2_grpc.AdminStub(self._channel)
 
     def stream(
         self,
@@ -225,15 +217,6 @@ class AsyncClient:
     async def model(self) -> inference_pb2.Model:
         """What is served."""
         return await self._call(self._inference.GetModel, inference_pb2.GetModelRequest())  # type: ignore[no-any-return]
-
-    async def cluster(self) -> admin_pb2.Cluster:
-        """Pools, workers and their load."""
-        return await self._call(self._admin.GetCluster, admin_pb2.GetClusterRequest())  # type: ignore[no-any-return]
-
-    async def explain(self, request_id: str) -> admin_pb2.Explanation:
-        """Why a request went where it went. Raises `NotFound` when the router does not remember it."""
-        request = admin_pb2.ExplainRequestRequest(request_id=request_id)
-        return await self._call(self._admin.ExplainRequest, request)  # type: ignore[no-any-return]
 
     async def _call(self, method: Any, request: Any) -> Any:
         try:

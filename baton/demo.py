@@ -6,6 +6,7 @@ import random
 
 from rich.console import Console
 
+from baton.answer import Answer
 from baton.client import Client
 from baton.progress import StartProgress
 from baton.report import print_answer
@@ -20,38 +21,39 @@ TEXT = (
 ) * 3 + "So the first rule is"
 
 
-def run_demo(out: Console, err: Console, model: str | None) -> None:
+def run_demo(out: Console, err: Console, model: str | None) -> list[Answer]:
     """Start router, prefill worker and decode worker, ask, and end every process again, whatever happens."""
     from deploy.cluster import down, resolve_here, up
 
-    config = parse_config("", {"model": {"path": model}, "router": {"port": 0}})
+    config = parse_config("", {"model": {"path": model}, "router": {"port": 0, "admin_port": 0}})
     resolved = resolve_here(config)
     try:
         with StartProgress(err) as progress:
             cluster = up(resolved, progress)
         with Client(cluster.address) as client:
             if model is None:
-                _look_up_and_write(out, client)
+                answers = _look_up_and_write(out, client)
             else:
-                _ask(out, client, "A text", TEXT)
-                _ask(out, client, "The same again: its prefix is cached on both workers", TEXT)
+                titles = "A text", "The same again: its prefix is cached on both workers"
+                answers = [_ask(out, client, title, TEXT) for title in titles]
     finally:
         with err.status("Shutting everything down"):
             down()
     out.print("Everything is shut down.")
+    return answers
 
 
-def _look_up_and_write(out: Console, client: Client) -> None:
+def _look_up_and_write(out: Console, client: Client) -> list[Answer]:
     """The built-in model's own questions: one whose answer needs every page, twice, and one that reads as language."""
     task = look_up(random.Random(2026), LINES)
-    shown = _ask(out, client, f"A look-up: one line of {LINES}", task.prompt)
-    verdict = "right" if shown == task.answer else f"wrong: it is{task.answer}"
+    first = _ask(out, client, f"A look-up: one line of {LINES}", task.prompt)
+    verdict = "right" if first.text == task.answer else f"wrong: it is{task.answer}"
     out.print(f"The answer is {verdict}.")
-    _ask(out, client, "The same again: its prefix is cached on both workers", task.prompt)
-    _ask(out, client, "A sentence", SENTENCE)
+    again = _ask(out, client, "The same again: its prefix is cached on both workers", task.prompt)
+    return [first, again, _ask(out, client, "A sentence", SENTENCE)]
 
 
-def _ask(out: Console, client: Client, title: str, prompt: str) -> str:
+def _ask(out: Console, client: Client, title: str, prompt: str) -> Answer:
     out.rule(title)
     shown = prompt if len(prompt) < 700 else f"{prompt[:120]} … {prompt[-60:]}"
     out.print(f"[dim]{shown}[/]", soft_wrap=True, end="")
@@ -60,4 +62,4 @@ def _ask(out: Console, client: Client, title: str, prompt: str) -> str:
         out.out(token.text, end="", highlight=False)
     out.print()
     print_answer(out, stream.answer)
-    return stream.answer.text
+    return stream.answer

@@ -1,4 +1,4 @@
-"""What a person reads in the terminal: an answer's way through the cluster, and the cluster itself."""
+"""What a person reads in the terminal of one request: its way through the cluster, and why it went there."""
 
 from __future__ import annotations
 
@@ -55,30 +55,6 @@ def print_answer(console: Console, answer: Answer) -> None:
     else:
         table.add_row("[dim]handoff[/]", "none: prompt and answer were computed by one worker")
     console.print(table)
-
-
-def print_cluster(console: Console, cluster: admin_pb2.Cluster) -> None:
-    """Pools, workers and their load."""
-    console.print(
-        f"[bold]{cluster.model}[/]  up {cluster.uptime_s:.0f} s; requests: {cluster.live_requests} live, "
-        f"{cluster.queued_requests} queued, {cluster.finished_requests} finished, {cluster.failed_requests} failed, "
-        f"{cluster.refused_requests} of them refused"
-    )
-    table = Table("pool", "worker", "pid", "running", "waiting", "prompt tokens left", "pages held", "cached", "free")
-    for pool in cluster.pools:
-        for worker in pool.workers:
-            counts = (
-                worker.running,
-                worker.waiting,
-                worker.uncomputed_tokens,
-                worker.pages_held,
-                worker.pages_cached,
-                worker.pages_free,
-            )
-            table.add_row(pool.role, worker.name, str(worker.pid), *map(str, counts))
-    console.print(table)
-    if not cluster.pools:
-        console.print("No worker is registered.")
 
 
 def print_explanation(console: Console, explanation: admin_pb2.Explanation) -> None:

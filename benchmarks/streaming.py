@@ -93,7 +93,7 @@ def router_process(pipe: Connection) -> None:
         folder = str(CHECKPOINT)
         plan = RouterPlan(folder, "paced", "float32", 4096, "127.0.0.1", 0, "127.0.0.1", 4096, 60.0)
         running = await start_router(plan)
-        pipe.send((running.worker_address, running.port))
+        pipe.send((running.worker_address, running.port, running.admin_port))
         while not pipe.poll():
             await asyncio.sleep(0.05)
         await running.stop(0.0)
@@ -217,12 +217,12 @@ def measure(streams: int, tokens: int) -> dict[str, float]:
     router_pipe, theirs = context.Pipe()
     router = context.Process(target=router_process, args=(theirs,))
     router.start()
-    worker_address, port = router_pipe.recv()
+    worker_address, port, admin_port = router_pipe.recv()
     worker_pipe, theirs = context.Pipe()
     worker = context.Process(target=paced_worker, args=(worker_address, theirs))
     worker.start()
     address = f"127.0.0.1:{port}"
-    _wait_registered(address)
+    _wait_registered(f"127.0.0.1:{admin_port}")
     read_over_grpc(address, min(streams, 8), 8, "warm-up")
     at_socket = read_at_the_socket(port, streams, tokens, "socket")
     in_python = read_over_grpc(address, streams, tokens, "python")
@@ -237,11 +237,11 @@ def measure(streams: int, tokens: int) -> dict[str, float]:
     return added
 
 
-def _wait_registered(address: str) -> None:
+def _wait_registered(admin_address: str) -> None:
     import baton
 
-    with baton.Client(address) as client:
-        while not client.cluster().pools:
+    with baton.Admin(admin_address) as admin:
+        while not admin.cluster().pools:
             time.sleep(0.05)
 
 

@@ -3,7 +3,7 @@
     [model]     path, dtype, context_tokens
     [pools]     prefill, decode, mixed
     [engine]    page_size, num_pages, kv_memory_gib, chunk_tokens, mixed_chunk_tokens, max_batch, threads
-    [router]    host, port, policy, refuse_late, max_queued, lost_after_s, state_file
+    [router]    host, port, admin_host, admin_port, policy, refuse_late, max_queued, lost_after_s, state_file
 
 "auto" means: worked out at start from the machine and the model (cluster/resolve.py), and printed.
 """
@@ -50,6 +50,8 @@ class EngineSection(_Section):
 class RouterSection(_Section):
     host: str = "127.0.0.1"
     port: int = Field(default=50051, ge=0, le=65535)
+    admin_host: str = "127.0.0.1"
+    admin_port: int = Field(default=50052, ge=0, le=65535)
     policy: str = "predicted_latency"
     refuse_late: bool = True
     max_queued: int = Field(default=4096, ge=1)

@@ -41,3 +41,14 @@ class RouterPlan:
     refuse_late: bool = True  # those whose objectives cannot be met any more
     state_file: str = ""  # keeps what was learned of output lengths over a restart
     settings: dict[str, str] = field(default_factory=dict)  # shown by `baton status`
+    admin_host: str = "127.0.0.1"
+    admin_port: int = 0  # any
+
+
+@dataclass(frozen=True, slots=True)
+class RouterAddresses:
+    """Where a running router is reached."""
+
+    worker: str  # by workers, such as "tcp://127.0.0.1:5555"
+    public: str  # by clients, "host:port"
+    admin: str  # by operators, "host:port"

@@ -75,6 +75,8 @@ class Resolved:
             context_tokens=self.context_tokens,
             host=router.host,
             port=router.port,
+            admin_host=router.admin_host,
+            admin_port=router.admin_port,
             worker_host="127.0.0.1" if router.host in ("127.0.0.1", "localhost") else "0.0.0.0",
             policy=router.policy,
             refuse_late=router.refuse_late,

@@ -30,6 +30,7 @@ class RunningCluster:
     workers: tuple[str, ...]
     ray_address: str
     ray_folder: str
+    admin_address: str = ""
 
 
 def state_file() -> Path:
@@ -75,7 +76,8 @@ def up(resolved: Resolved, tell: Tell) -> RunningCluster:
             # Noted before the actors start, so that an interrupted `up` can be cleaned up by `down`.
             _note(RunningCluster("", (), ray.address, ray.folder))
             started = start_cluster(resolved, tell)
-        cluster = RunningCluster(started.address, tuple(started.workers), ray.address, ray.folder)
+        workers = tuple(started.workers)
+        cluster = RunningCluster(started.address, workers, ray.address, ray.folder, started.admin_address)
         _note(cluster)
         return cluster
     except BaseException:

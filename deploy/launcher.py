@@ -51,6 +51,7 @@ class Started:
 
     address: str
     workers: list[str]
+    admin_address: str
 
 
 def start_cluster(resolved: Resolved, tell: Tell, prefix: str = "") -> Started:
@@ -62,18 +63,18 @@ def start_cluster(resolved: Resolved, tell: Tell, prefix: str = "") -> Started:
     plan = resolved.router_plan()
     tell(ROUTER, "starting")
     router = RouterActor.options(name=prefix + ROUTER, lifetime="detached").remote()  # type: ignore[attr-defined]
-    worker_address, port, error = ray.get(router.start.remote(plan))
-    if error:
-        raise ConfigError(error)
-    tell(ROUTER, f"serving gRPC on {plan.host}:{port}")
+    addresses = ray.get(router.start.remote(plan))
+    if isinstance(addresses, str):
+        raise ConfigError(addresses)
+    tell(ROUTER, f"serving gRPC on {addresses.public}, administration on {addresses.admin}")
     actors = {
         name: WorkerActor.options(name=prefix + name, lifetime="detached").remote(  # type: ignore[attr-defined]
-            resolved.worker_plan(name, role, worker_address)
+            resolved.worker_plan(name, role, addresses.worker)
         )
         for name, role in resolved.roles
     }
     _wait_loaded(actors, tell)
-    return Started(f"{plan.host}:{port}", list(actors))
+    return Started(addresses.public, list(actors), addresses.admin)
 
 
 def _wait_loaded(actors: dict[str, Any], tell: Tell) -> None:

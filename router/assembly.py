@@ -1,39 +1,54 @@
-"""Builds a router from its plan: model facts, core, link, driver, gRPC server."""
+"""Builds a router from its plan: model facts, core, link, driver, the two gRPC servers."""
 
 from __future__ import annotations
 
 import asyncio
 import uuid
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
 
-from cluster.plan import RouterPlan
+from cluster.plan import RouterAddresses, RouterPlan
 from engine.checkpoint import model_id, read_config, resolve_model
 from engine.tokenizer import Tokenizer
+from router.admin_server import AdminService, start_admin_server
 from router.core import RouterCore
 from router.driver import Driver
 from router.limits import RouterLimits
 from router.policy.output_length import OutputLength
 from router.policy.policies import make_policy
-from router.server import AdminService, InferenceService, ServedModel, start_server
+from router.server import InferenceService, ServedModel, start_server
 from router.worker_link import WorkerLink
 
 
 @dataclass(eq=False)
 class RunningRouter:
-    """A router that serves. `worker_address` is where workers connect, `port` where clients do."""
+    """A router that serves clients on `port` and operators on `admin_port`."""
 
+    plan: RouterPlan
     driver: Driver
     server: grpc.aio.Server
     port: int
-    worker_address: str
+    admin_server: grpc.aio.Server
+    admin_port: int
     task: asyncio.Task[None]
+
+    @property
+    def worker_address(self) -> str:
+        """Where workers connect."""
+        return self.driver.link.address
+
+    @property
+    def addresses(self) -> RouterAddresses:
+        """Where everybody finds it."""
+        plan = self.plan
+        return RouterAddresses(self.worker_address, f"{plan.host}:{self.port}", f"{plan.admin_host}:{self.admin_port}")
 
     async def stop(self, grace_s: float = 1.0) -> None:
         """Refuse new requests, give running streams `grace_s`, close everything."""
-        await self.server.stop(grace_s)
+        await asyncio.gather(self.server.stop(grace_s), self.admin_server.stop(grace_s))
         self.task.cancel()
         await asyncio.gather(self.task, return_exceptions=True)
         self.driver.save_learned(self.driver.core.output_length)
@@ -60,7 +75,13 @@ async def start_router(plan: RouterPlan) -> RunningRouter:
     placement = make_policy(plan.policy, plan.refuse_late)
     state_file = Path(plan.state_file) if plan.state_file else None
     core = RouterCore(uuid.uuid4().hex[:8], placement, tokenizer.decode, limits, output_length=load_learned(state_file))
-    driver = Driver(core, WorkerLink(f"tcp://{plan.worker_host}:*"), state_file=state_file)
-    admin = AdminService(driver, model, plan.settings)
-    server, port = await start_server(InferenceService(driver, model), admin, f"{plan.host}:{plan.port}")
-    return RunningRouter(driver, server, port, driver.link.address, asyncio.create_task(driver.run()))
+    link = WorkerLink(f"tcp://{plan.worker_host}:*")
+    driver = Driver(core, link, state_file=state_file, refuse_late=plan.refuse_late)
+    admin = AdminService(driver, plan.model_name, plan.settings)
+    async with AsyncExitStack() as started:  # what is ended again when a port is taken
+        started.callback(link.close)
+        admin_server, admin_port = await start_admin_server(admin, f"{plan.admin_host}:{plan.admin_port}")
+        started.push_async_callback(admin_server.stop, 0.0)
+        server, port = await start_server(InferenceService(driver, model), f"{plan.host}:{plan.port}")
+        started.pop_all()
+    return RunningRouter(plan, driver, server, port, admin_server, admin_port, asyncio.create_task(driver.run()))

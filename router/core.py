@@ -52,6 +52,7 @@ class RouterCore:
     failed_requests: int = 0
     refused_requests: int = 0
     operations: Operations = field(init=False)
+    auto: bool = False
     _records: dict[str, Record] = field(default_factory=dict)
     _events: deque[tuple[str, life_events.Event]] = field(default_factory=deque)
     _commands: list[Command] = field(default_factory=list)

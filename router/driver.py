@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import time
+import uuid
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cluster.errors import BatonError
+from cluster.errors import BatonError, ConfigError, InvalidRequest
 from cluster.messages import RouterMessage, WorkerMessage
 from cluster.request import Request
-from router.commands import Close, Command, Show, Tell
+from router.commands import Close, Command, Moved, Show, Tell
 from router.core import RouterCore
+from router.operation import Ask, Operation
 from router.policy.output_length import OutputLength
+from router.policy.policies import make_policy
 from router.record import Completion
 from router.stream import TextToken
 from router.worker_link import WorkerLink
@@ -52,7 +55,9 @@ class Driver:
     link: WorkerLink
     clock: Callable[[], float] = time.monotonic
     state_file: Path | None = None  # where learned output lengths are kept
+    refuse_late: bool = True  # of a policy that is set while the router runs
     _subscriptions: dict[str, Subscription] = field(default_factory=dict)
+    _watchers: dict[str, set[asyncio.Event]] = field(default_factory=dict)  # by operation id
 
     async def run(self) -> None:
         """Serve the workers until cancelled."""
@@ -101,6 +106,47 @@ class Driver:
         """A worker is known to be dead (its actor died)."""
         self._perform(self.core.on_worker_lost(worker, self.clock()))
 
+    def start_operation(self, operation_id: str, ask: Ask, dry_run: bool) -> Operation:
+        """Begin an operation, or find it again by its id; raises when it is refused."""
+        name = operation_id or uuid.uuid4().hex[:8]
+        operation, commands = self.core.start_operation(name, ask, dry_run, self.clock())
+        self._perform(commands)
+        return operation
+
+    def cancel_operation(self, operation_id: str) -> Operation:
+        """Undo what an operation has not done yet; raises `NotFound`."""
+        operation, commands = self.core.cancel_operation(operation_id, self.clock())
+        self._perform(commands)
+        return operation
+
+    async def watch(self, operation_id: str) -> AsyncGenerator[Operation, None]:
+        """The operation now, and again whenever it has moved, until it has ended; a slow reader sees the latest."""
+        moved = asyncio.Event()
+        watchers = self._watchers.setdefault(operation_id, set())
+        watchers.add(moved)
+        try:
+            operation = self.core.operations.get(operation_id)
+            while True:
+                ended = operation.state.ended  # as the reader sees it: it may end while the reader is busy
+                yield operation
+                if ended:
+                    return
+                await moved.wait()
+                moved.clear()
+        finally:
+            watchers.discard(moved)
+            if not watchers:
+                self._watchers.pop(operation_id, None)
+
+    def set_policy(self, name: str) -> None:
+        """Let another policy place what waits and what comes; raises `InvalidRequest` on an unknown name."""
+        try:
+            policy = make_policy(name, self.refuse_late)
+        except ConfigError as error:
+            raise InvalidRequest(error.message) from None
+        self.core.dispatch.placement = policy
+        self.core.dispatch.moved = True
+
     def _perform(self, commands: Iterable[Command]) -> None:
         outgoing: dict[str, list[RouterMessage]] = {}
         for command in commands:
@@ -117,5 +163,8 @@ class Driver:
                     if subscription is not None:
                         subscription.completion = completion
                         subscription.wake()
+                case Moved(operation):
+                    for moved in self._watchers.get(operation.operation_id, ()):
+                        moved.set()
         for worker, batch in outgoing.items():
             self.link.send(worker, batch)

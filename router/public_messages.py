@@ -1,10 +1,9 @@
-"""What the router shows of its own types in public messages."""
+"""Tokens and answers as clients read them."""
 
 from __future__ import annotations
 
 from baton import wire
-from baton.v1 import admin_pb2, inference_pb2
-from router.explanation import Explanation
+from baton.v1 import inference_pb2
 from router.record import Completion
 from router.stream import TextToken
 
@@ -42,32 +41,3 @@ def finish_message(completion: Completion) -> inference_pb2.Finish:
     if completion.handoff is not None:
         finish.route.handoff.CopyFrom(wire.to_message(completion.handoff))  # type: ignore[arg-type]
     return finish
-
-
-def explanation_message(request_id: str, explanation: Explanation) -> admin_pb2.Explanation:
-    """Why a request went where it went, beside what happened."""
-    decision, latency = explanation.decision, explanation.latency
-    message = admin_pb2.Explanation(
-        request_id=request_id,
-        policy=explanation.policy,
-        prefill_worker=decision.prefill,
-        decode_worker=explanation.decode_worker or decision.decode or "",
-        why=decision.why,
-        output_tokens_p50=explanation.output_tokens_p50,
-        output_tokens_p90=explanation.output_tokens_p90,
-        queue_s=latency.queue_s if latency else 0.0,
-        ttft_s=latency.ttft_s if latency else None,
-        tpot_s=latency.tpot_s if latency else None,
-        output_tokens=explanation.output_tokens,
-        state=explanation.state,
-    )
-    for one in decision.candidates:
-        message.candidates.add(
-            worker=one.worker,
-            whole=one.whole,
-            ttft_s=one.ttft_s,
-            wait_s=one.wait_s,
-            uncached_tokens=one.uncached_tokens,
-            tpot_s=one.tpot_s,
-        )
-    return message

@@ -1,11 +1,9 @@
-"""The gRPC face of the router: inference, administration, health and reflection."""
+"""The router's public gRPC face: inference. Administration has a server of its own (admin_server.py)."""
 
 from __future__ import annotations
 
 import asyncio
-import math
 import random
-import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field, replace
@@ -13,26 +11,22 @@ from typing import TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
 from baton import wire
-from baton.v1 import admin_pb2, admin_pb2_grpc, inference_pb2
-from cluster.errors import BatonError, Cancelled, InternalError, InvalidRequest, NotFound, Overloaded, PromptTooLong
+from baton.v1 import inference_pb2
+from cluster.errors import BatonError, Cancelled, InternalError, InvalidRequest, PromptTooLong
 from cluster.request import Objectives, Request, SamplingParams
-from cluster.worker import RoleName
 from engine.model_config import ModelConfig
 from engine.tokenizer import Tokenizer
 from router.driver import Driver
-from router.public_messages import explanation_message, finish_message, token_message
+from router.grpc_server import abort, serve
+from router.public_messages import finish_message, token_message
 from router.record import Completion
 from router.stream import TextToken
 
-MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 MAX_NAME_BYTES = 256
-RETRY_AFTER = "retry-after-ms"  # trailing metadata of a refusal
 T = TypeVar("T")
-SERVICES = ("baton.v1.Inference", "baton.v1.Admin")
+SERVICE = "baton.v1.Inference"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +55,13 @@ class InferenceService:
             request = await self._request(message, context)
             subscription = self.driver.submit(request)
         except BatonError as error:
-            await _abort(context, error)
+            await abort(context, error)
             return
         ended: BatonError = Cancelled("The client went away.")
         try:
             async for response, completion in _responses(subscription.next):
                 if completion is not None and completion.error is not None:
-                    await _abort(context, completion.error)
+                    await abort(context, completion.error)
                 await context.write(response)
         except grpc.aio.AbortError:
             raise
@@ -96,7 +90,7 @@ class InferenceService:
             message = _parse(inference_pb2.TokenizeRequest, request_bytes)
             return inference_pb2.TokenizeResponse(ids=await self._encode(message.text))
         except BatonError as error:
-            await _abort(context, error)
+            await abort(context, error)
             raise
 
     async def _request(self, message: inference_pb2.GenerateRequest, context: grpc.aio.ServicerContext) -> Request:
@@ -142,85 +136,16 @@ class InferenceService:
         return self.model.tokenizer.encode(text)
 
 
-@dataclass(eq=False)
-class AdminService(admin_pb2_grpc.AdminServicer):
-    """What operators ask."""
-
-    driver: Driver
-    model: ServedModel
-    settings: dict[str, str]
-    started_s: float = field(default_factory=time.monotonic)
-
-    async def GetCluster(
-        self, request: admin_pb2.GetClusterRequest, context: grpc.aio.ServicerContext
-    ) -> admin_pb2.Cluster:
-        core, now = self.driver.core, self.driver.clock()
-        cluster = admin_pb2.Cluster(
-            model=self.model.name,
-            queued_requests=core.queued,
-            live_requests=core.live,
-            finished_requests=core.finished_requests,
-            failed_requests=core.failed_requests,
-            refused_requests=core.refused_requests,
-            uptime_s=now - self.started_s,
-            settings=self.settings,
-        )
-        for role in RoleName:
-            views = core.state.pool(role)
-            if not views:
-                continue
-            pool = cluster.pools.add(role=role.value)
-            for view in views:
-                load, info = view.load, view.info
-                pool.workers.add(
-                    name=view.name,
-                    host=info.host,
-                    pid=info.pid,
-                    device=info.device,
-                    incarnation=info.incarnation,
-                    pages_total=load.pages_total,
-                    pages_free=load.pages_free,
-                    pages_cached=load.pages_cached,
-                    pages_held=load.pages_owned,
-                    running=load.running,
-                    waiting=load.waiting,
-                    uncomputed_tokens=load.uncomputed_tokens,
-                    context_tokens=load.context_tokens,
-                    reservations=len(load.reservation_ids),
-                    last_report_s=now - view.heard_s,
-                )
-        return cluster
-
-    async def ExplainRequest(
-        self, request: admin_pb2.ExplainRequestRequest, context: grpc.aio.ServicerContext
-    ) -> admin_pb2.Explanation:
-        found = self.driver.core.explanations.get(request.request_id)
-        if found is None:
-            error = NotFound(f"No decision is kept for a request {request.request_id!r}: the newest few thousand are.")
-            await _abort(context, error)
-            raise error
-        return explanation_message(request.request_id, found)
-
-
-async def start_server(inference: InferenceService, admin: AdminService, address: str) -> tuple[grpc.aio.Server, int]:
-    """Serve on `address` ("host:port", port 0 for any); returns the server and its port."""
-    server = grpc.aio.server(options=[("grpc.max_receive_message_length", MAX_MESSAGE_BYTES), ("grpc.so_reuseport", 0)])
+async def start_server(inference: InferenceService, address: str) -> tuple[grpc.aio.Server, int]:
+    """Serve requests on `address` ("host:port", port 0 for any); returns the server and its port."""
     # Requests are parsed in the handler, so that bytes that are no message get a clear status instead of INTERNAL.
     handlers = {
         "Generate": grpc.unary_stream_rpc_method_handler(inference.Generate, None, _serialize),
         "GetModel": grpc.unary_unary_rpc_method_handler(inference.GetModel, None, _serialize),
         "Tokenize": grpc.unary_unary_rpc_method_handler(inference.Tokenize, None, _serialize),
     }
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICES[0], handlers),))
-    admin_pb2_grpc.add_AdminServicer_to_server(admin, server)
-    health_service = health.aio.HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
-    for name in ("", *SERVICES):
-        await health_service.set(name, health_pb2.HealthCheckResponse.SERVING)
-    reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
-    port = server.add_insecure_port(address)
-    await server.start()
-    return server, port
+    handler = grpc.method_handlers_generic_handler(SERVICE, handlers)
+    return await serve(address, SERVICE, lambda server: server.add_generic_rpc_handlers((handler,)))
 
 
 def _serialize(message: object) -> bytes:
@@ -232,12 +157,6 @@ def _parse(kind: type[T], request_bytes: bytes) -> T:
         return kind.FromString(request_bytes)  # type: ignore[attr-defined, no-any-return]
     except DecodeError as error:
         raise InvalidRequest(f"Not a valid {kind.__name__}: {error}. Text must be UTF-8.") from None
-
-
-async def _abort(context: grpc.aio.ServicerContext, error: BatonError) -> None:
-    retry_s = error.retry_after_s if isinstance(error, Overloaded) else None
-    metadata = ((RETRY_AFTER, str(math.ceil(1000 * retry_s))),) if retry_s is not None else ()
-    await context.abort(getattr(grpc.StatusCode, error.grpc_status), error.message, metadata)
 
 
 Batch = tuple[list[TextToken], Completion | None]

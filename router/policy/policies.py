@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable
 
 from cluster.errors import ConfigError
@@ -28,9 +29,10 @@ NAMES = ("predicted_latency", *PEERS)
 
 
 def check_policy(name: str) -> None:
-    """Raise `ConfigError` listing the known policies unless `name` is one."""
+    """Raise `ConfigError` naming the nearest policy and all others unless `name` is one."""
     if name not in NAMES:
-        raise ConfigError(f"There is no policy {name!r}; known are {', '.join(NAMES)}.")
+        (near,) = difflib.get_close_matches(name, NAMES, n=1, cutoff=0.0)
+        raise ConfigError(f"There is no policy {name!r}; did you mean {near!r}? Known are {', '.join(NAMES)}.")
 
 
 def make_policy(name: str, refuse_late: bool = True, seed: int = 0) -> Placement:

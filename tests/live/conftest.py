@@ -31,6 +31,7 @@ class Live:
     address: str
     folder: Path
     workers: list[str]
+    admin_address: str
 
     def client(self) -> baton.Client:
         return baton.Client(self.address)
@@ -38,12 +39,15 @@ class Live:
     def async_client(self) -> baton.AsyncClient:
         return baton.AsyncClient(self.address)
 
+    def admin(self) -> baton.Admin:
+        return baton.Admin(self.admin_address)
+
     def wait_idle(self, timeout_s: float = 20.0) -> admin_pb2.Cluster:
         """The cluster's state once every worker has given back every page; fails when one does not."""
         deadline = time.monotonic() + timeout_s
-        with self.client() as client:
+        with self.admin() as admin:
             while True:
-                cluster = client.cluster()
+                cluster = admin.cluster()
                 workers = [worker for pool in cluster.pools for worker in pool.workers]
                 busy = [worker for worker in workers if worker.pages_held or worker.running or worker.waiting]
                 if not busy and not cluster.live_requests and len(workers) == len(self.workers):
@@ -81,12 +85,12 @@ def start_live(
     overrides = {
         "pools": {"prefill": 0, "decode": 0, "mixed": 0, **pools},
         "engine": {"page_size": PAGE_SIZE, "num_pages": 400, "chunk_tokens": CHUNK_TOKENS, "threads": 1, **engine},
-        "router": {"port": 0, "policy": policy},
+        "router": {"port": 0, "admin_port": 0, "policy": policy},
         "model": {"dtype": "float32"},
     }
     resolved = resolve(parse_config("", overrides), MachineFacts(2, 1 << 32, False), facts)
     started = start_cluster(resolved, lambda process, stage: None, prefix)
-    return Live(started.address, folder, started.workers)
+    return Live(started.address, folder, started.workers, started.admin_address)
 
 
 @pytest.fixture(scope="session")

@@ -15,9 +15,9 @@ from tests.live.conftest import Live, start_live
 
 
 def test_a_finished_request_is_explained(brain: Live) -> None:
-    with brain.client() as client:
+    with brain.client() as client, brain.admin() as admin:
         answer = client.generate([5, 6, 7, 8], request_id="why", max_tokens=4, ignore_eos=True)
-        explanation = client.explain("why")
+        explanation = admin.explain("why")
     assert (explanation.request_id, explanation.policy) == ("why", "predicted_latency")
     assert (explanation.prefill_worker, explanation.decode_worker) == (answer.prefill_worker, answer.decode_worker)
     assert explanation.state == "finished"
@@ -32,16 +32,16 @@ def test_a_finished_request_is_explained(brain: Live) -> None:
 
 
 def test_an_unknown_request_is_not_found(brain: Live) -> None:
-    with brain.client() as client, pytest.raises(NotFound, match="never-sent"):
-        client.explain("never-sent")
+    with brain.admin() as admin, pytest.raises(NotFound, match="never-sent"):
+        admin.explain("never-sent")
 
 
 def test_refused_requests_are_counted(brain: Live) -> None:
-    with brain.client() as client:
-        before = client.cluster().refused_requests
+    with brain.client() as client, brain.admin() as admin:
+        before = admin.cluster().refused_requests
         with pytest.raises(Overloaded):
             client.generate([1] * 100, max_tokens=2, objectives=Objectives(ttft_s=1e-6))
-        assert client.cluster().refused_requests == before + 1
+        assert admin.cluster().refused_requests == before + 1
 
 
 @pytest.fixture(scope="module")
@@ -52,9 +52,9 @@ def round_robin(ray_head: LocalRay, checkpoint: Path) -> Iterator[Live]:
 
 
 def test_another_policy_serves(round_robin: Live) -> None:
-    with round_robin.client() as client:
+    with round_robin.client() as client, round_robin.admin() as admin:
         answers = [client.generate([9, 8, number], max_tokens=3, ignore_eos=True) for number in range(4)]
-        explanation = client.explain(answers[0].request_id)
+        explanation = admin.explain(answers[0].request_id)
     assert [one.prefill_worker for one in answers] == ["prefill-0", "prefill-1"] * 2
     assert {one.decode_worker for one in answers} == {"decode-0"}
     assert explanation.policy == "round_robin"

@@ -28,11 +28,11 @@ def test_objectives_that_are_easy_are_met(brain: Live) -> None:
 
 def test_the_router_knows_which_pages_a_worker_has_cached(brain: Live) -> None:
     prompt = [3 + index % 250 for index in range(2 * CHUNK_TOKENS + 5)]
-    with brain.client() as client:
+    with brain.client() as client, brain.admin() as admin:
         first = client.generate(prompt, max_tokens=2, ignore_eos=True)
         brain.wait_idle()
         again = client.generate(prompt, max_tokens=2, ignore_eos=True)
-        before, after = client.explain(first.request_id), client.explain(again.request_id)
+        before, after = admin.explain(first.request_id), admin.explain(again.request_id)
     assert before.candidates[0].uncached_tokens == len(prompt)
     full_pages = (len(prompt) - 1) // PAGE_SIZE
     assert after.candidates[0].uncached_tokens == len(prompt) - full_pages * PAGE_SIZE

@@ -9,18 +9,22 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 from tests.live.conftest import CONTEXT_TOKENS, Live
 
 
-def test_health_is_served_for_every_service(split: Live) -> None:
-    with grpc.insecure_channel(split.address) as channel:
-        stub = health_pb2_grpc.HealthStub(channel)
-        for service in ("", "baton.v1.Inference", "baton.v1.Admin"):
-            answer = stub.Check(health_pb2.HealthCheckRequest(service=service))
-            assert answer.status == health_pb2.HealthCheckResponse.SERVING
+def test_health_is_served_beside_each_service(split: Live) -> None:
+    for address, service in ((split.address, "baton.v1.Inference"), (split.admin_address, "baton.v1.Admin")):
+        with grpc.insecure_channel(address) as channel:
+            stub = health_pb2_grpc.HealthStub(channel)
+            for name in ("", service):
+                answer = stub.Check(health_pb2.HealthCheckRequest(service=name))
+                assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
 
-def test_reflection_lists_our_services(split: Live) -> None:
-    with grpc.insecure_channel(split.address) as channel:
-        services = ProtoReflectionDescriptorDatabase(channel).get_services()
-    assert {"baton.v1.Inference", "baton.v1.Admin", "grpc.health.v1.Health"} <= set(services)
+def test_reflection_lists_each_service_at_its_own_address_only(split: Live) -> None:
+    services = []
+    for address in (split.address, split.admin_address):
+        with grpc.insecure_channel(address) as channel:
+            services.append(set(ProtoReflectionDescriptorDatabase(channel).get_services()))
+    beside = {"grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
+    assert services == [{"baton.v1.Inference", *beside}, {"baton.v1.Admin", *beside}]
 
 
 def test_the_model_and_its_tokens_are_told(split: Live) -> None:

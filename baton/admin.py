@@ -1,0 +1,116 @@
+"""`Admin`: what operators ask of a running cluster, and have it do."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+
+from baton.errors import error_from_rpc
+from baton.v1 import admin_pb2, admin_pb2_grpc
+
+DEFAULT_ADDRESS = "127.0.0.1:50052"
+TIMEOUT_S = 30.0
+_OPTIONS = [("grpc.max_receive_message_length", 64 << 20)]
+
+
+class Admin:
+    """A synchronous client of the administration.
+
+        with baton.Admin() as admin:
+            operation = admin.rebalance(3, 1)
+            for operation in admin.watch(operation.operation_id):
+                print(operation.state, [step.state for step in operation.steps])
+
+    An operation is named by its id: asked for twice with the same one, it is done once. Failed calls raise an error of
+    `baton.errors`, such as `NotFound`, `InvalidRequest` or `Conflict`.
+    """
+
+    def __init__(self, address: str | None = None, timeout_s: float = TIMEOUT_S) -> None:
+        """Connect to "host:port"; the default is $BATON_ADMIN_ADDRESS, or this machine's port 50052."""
+        self.address = address or os.environ.get("BATON_ADMIN_ADDRESS") or DEFAULT_ADDRESS
+        self._timeout_s = timeout_s
+        self._channel = grpc.insecure_channel(self.address, _OPTIONS)
+        self._stub = admin_pb2_grpc.AdminStub(self._channel)
+
+    def cluster(self) -> admin_pb2.Cluster:
+        """Pools, workers and their load, now and as predicted."""
+        return self._call(self._stub.GetCluster, admin_pb2.GetClusterRequest())  # type: ignore[no-any-return]
+
+    def explain(self, request_id: str) -> admin_pb2.Explanation:
+        """Why a request went where it went. Raises `NotFound` when the router does not remember it."""
+        request = admin_pb2.ExplainRequestRequest(request_id=request_id)
+        return self._call(self._stub.ExplainRequest, request)  # type: ignore[no-any-return]
+
+    def rebalance(
+        self, prefill: int, decode: int, *, operation_id: str = "", dry_run: bool = False
+    ) -> admin_pb2.Operation:
+        """Have so many workers in each of the two pools. A dry run only says what would be done."""
+        kind = {"rebalance": admin_pb2.Rebalance(prefill=prefill, decode=decode)}
+        return self._start(kind, operation_id, dry_run)
+
+    def drain(self, *workers: str, operation_id: str = "", dry_run: bool = False) -> admin_pb2.Operation:
+        """Give these workers nothing new, and move what they hold to others."""
+        return self._start({"drain": admin_pb2.Drain(workers=workers)}, operation_id, dry_run)
+
+    def undrain(self, *workers: str, operation_id: str = "", dry_run: bool = False) -> admin_pb2.Operation:
+        """Let these workers serve again."""
+        return self._start({"undrain": admin_pb2.Undrain(workers=workers)}, operation_id, dry_run)
+
+    def migrate(
+        self, request_id: str, worker: str = "", *, operation_id: str = "", dry_run: bool = False
+    ) -> admin_pb2.Operation:
+        """Move a request that decodes to another worker; without a name the router chooses one."""
+        kind = {"migrate": admin_pb2.Migrate(request_id=request_id, worker=worker)}
+        return self._start(kind, operation_id, dry_run)
+
+    def watch(self, operation_id: str) -> Iterator[admin_pb2.Operation]:
+        """The operation now, and again whenever it has moved, until it has ended."""
+        call = self._stub.WatchOperation(admin_pb2.WatchOperationRequest(operation_id=operation_id))
+        try:
+            yield from call
+        except grpc.RpcError as error:
+            raise error_from_rpc(error, self.address) from None
+        finally:
+            call.cancel()
+
+    def cancel(self, operation_id: str) -> admin_pb2.Operation:
+        """Undo what the operation has not done yet; what was done stays."""
+        request = admin_pb2.CancelOperationRequest(operation_id=operation_id)
+        return self._call(self._stub.CancelOperation, request)  # type: ignore[no-any-return]
+
+    def operations(self) -> list[admin_pb2.Operation]:
+        """The newest operations, the newest first."""
+        return list(self._call(self._stub.ListOperations, admin_pb2.ListOperationsRequest()).operations)
+
+    def policy(self, name: str | None = None) -> admin_pb2.Policy:
+        """Which placement policy decides, and which are known; another one decides from now on when a name is given."""
+        return self._call(self._stub.SetPolicy, admin_pb2.SetPolicyRequest(name=name or ""))  # type: ignore[no-any-return]
+
+    def auto(self, on: bool) -> admin_pb2.Planner:
+        """Whether the pool planner moves workers by itself."""
+        return self._call(self._stub.SetAuto, admin_pb2.SetAutoRequest(on=on))  # type: ignore[no-any-return]
+
+    def _start(self, kind: dict[str, Any], operation_id: str, dry_run: bool) -> admin_pb2.Operation:
+        request = admin_pb2.StartOperationRequest(operation_id=operation_id, dry_run=dry_run, **kind)
+        return self._call(self._stub.StartOperation, request)  # type: ignore[no-any-return]
+
+    def _call(self, method: Any, request: Any) -> Any:
+        try:
+            return method(request, timeout=self._timeout_s)
+        except grpc.RpcError as error:
+            raise error_from_rpc(error, self.address) from None
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,111 @@
+"""The cluster as a person reads it in the terminal: workers, pools, planner."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from baton.report import milliseconds
+from baton.v1 import admin_pb2
+
+BAR_CELLS = 12
+STATE_STYLES = {"serving": "green", "draining": "yellow", "drained": "dim"}
+
+
+def cluster_screen(cluster: admin_pb2.Cluster) -> RenderableType:
+    """`baton status`: one line of the whole, one row per worker."""
+    head = Text.assemble(
+        (cluster.model, "bold"),
+        f"  up {cluster.uptime_s:.0f} s, policy {cluster.settings['policy']}; requests: {cluster.live_requests} live, "
+        f"{cluster.queued_requests} queued, {cluster.finished_requests} finished, {cluster.failed_requests} failed, "
+        f"{cluster.refused_requests} of them refused",
+    )
+    if not cluster.pools:
+        return Group(head, "No worker is registered.")
+    table = Table("pool", "worker", "state", "running", "waiting", "prompt left", "busy", "TPOT", "KV in use", "peak")
+    for pool in cluster.pools:
+        for worker in pool.workers:
+            table.add_row(pool.role, worker.name, *_cells(worker))
+        table.add_section()
+    legend = "busy, TPOT and peak are predicted; KV: █ held, ▒ prefix cache, ░ free; peak: of its pages, at its fullest"
+    return Group(head, table, Text(legend, "dim"))
+
+
+def _cells(worker: admin_pb2.WorkerStatus) -> list[RenderableType]:
+    return [
+        Text(worker.state, STATE_STYLES.get(worker.state, "")),
+        str(worker.running),
+        str(worker.waiting),
+        str(worker.uncomputed_tokens),
+        milliseconds(worker.predicted_busy_s) if worker.predicted_busy_s else "-",
+        milliseconds(worker.predicted_tpot_s) if worker.predicted_tpot_s else "-",
+        f"{kv_bar(worker)} {percent(worker.pages_held, worker.pages_total):>4}",
+        percent(worker.predicted_peak_pages, worker.pages_total),
+    ]
+
+
+def kv_bar(worker: admin_pb2.WorkerStatus) -> str:
+    """Held, cached and free pages side by side. A share that is not nothing shows."""
+    total = max(worker.pages_total, 1)
+    held = min(BAR_CELLS, -(-worker.pages_held * BAR_CELLS // total))
+    cached = min(BAR_CELLS - held, -(-worker.pages_cached * BAR_CELLS // total))
+    return "█" * held + "▒" * cached + "░" * (BAR_CELLS - held - cached)
+
+
+def percent(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.0f} %" if whole else "-"
+
+
+def worker_lines(cluster: admin_pb2.Cluster) -> list[str]:
+    """One plain line per worker, for a watch that is no screen."""
+    return [
+        f"{cluster.uptime_s:.0f} s  {worker.name}  {pool.role}  {worker.state}  running {worker.running}  "
+        f"waiting {worker.waiting}  prompt left {worker.uncomputed_tokens}  "
+        f"KV {percent(worker.pages_held, worker.pages_total)}  "
+        f"peak {percent(worker.predicted_peak_pages, worker.pages_total)}"
+        for pool in cluster.pools
+        for worker in pool.workers
+    ]
+
+
+def pool_summaries(cluster: admin_pb2.Cluster) -> list[dict[str, Any]]:
+    """Each pool's workers taken together."""
+    return [
+        {
+            "role": pool.role,
+            "workers": len(pool.workers),
+            "serving": sum(worker.state == "serving" for worker in pool.workers),
+            "running": sum(worker.running for worker in pool.workers),
+            "waiting": sum(worker.waiting for worker in pool.workers),
+            "pages_held": sum(worker.pages_held for worker in pool.workers),
+            "pages_total": sum(worker.pages_total for worker in pool.workers),
+        }
+        for pool in cluster.pools
+    ]
+
+
+def pools_screen(cluster: admin_pb2.Cluster) -> RenderableType:
+    """`baton pools`: one row per pool, and what the planner thinks."""
+    table = Table("pool", "workers", "serving", "running", "waiting", "KV in use")
+    for pool in pool_summaries(cluster):
+        counts = [str(pool[name]) for name in ("workers", "serving", "running", "waiting")]
+        table.add_row(pool["role"], *counts, percent(pool["pages_held"], pool["pages_total"]))
+    return Group(table if cluster.pools else "No worker is registered.", planner_line(cluster.planner))
+
+
+def planner_line(planner: admin_pb2.Planner) -> str:
+    """What the planner expects and advises, in a line."""
+    told = f"planner: auto {'on' if planner.auto else 'off'}"
+    if planner.prompt_tokens_per_s or planner.output_tokens_per_s:
+        told += (
+            f"; it expects {planner.prompt_tokens_per_s:,.0f} prompt and {planner.output_tokens_per_s:,.0f} "
+            "output tokens/s"
+        )
+    if planner.prefill or planner.decode:
+        told += f"; it advises {planner.prefill} prefill + {planner.decode} decode"
+    else:
+        told += "; no advice yet"
+    return f"{told}: {planner.why}" if planner.why else told

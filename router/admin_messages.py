@@ -1,0 +1,128 @@
+"""The cluster, its operations and its decisions as operators read them; asks as the core takes them."""
+
+from __future__ import annotations
+
+from baton.v1 import admin_pb2
+from cluster.errors import InvalidRequest
+from router.core import RouterCore
+from router.explanation import Explanation
+from router.operation import Ask, Drain, Migrate, Operation, Rebalance, Undrain
+from router.policy.cluster_state import WorkerView
+
+
+def read_ask(request: admin_pb2.StartOperationRequest) -> Ask:
+    """What is asked for; raises `InvalidRequest` when nothing is."""
+    match request.WhichOneof("kind"):
+        case "drain":
+            return Drain(tuple(request.drain.workers))
+        case "undrain":
+            return Undrain(tuple(request.undrain.workers))
+        case "rebalance":
+            return Rebalance(request.rebalance.prefill, request.rebalance.decode)
+        case "migrate":
+            return Migrate(request.migrate.request_id, request.migrate.worker or None)
+        case _:
+            raise InvalidRequest("The operation is missing: set drain, undrain, rebalance or migrate.")
+
+
+def operation_message(operation: Operation, now: float) -> admin_pb2.Operation:
+    """An operation and its steps, as far as they have come."""
+    message = admin_pb2.Operation(
+        operation_id=operation.operation_id,
+        title=operation.ask.title,
+        state=operation.state.value,
+        message=operation.message,
+        elapsed_s=operation.elapsed_s(now),
+    )
+    for step in operation.steps:
+        message.steps.add(
+            worker=step.worker,
+            action=step.action,
+            state=step.state.value,
+            detail=step.detail,
+            elapsed_s=step.elapsed_s(now),
+        )
+    return message
+
+
+def worker_message(view: WorkerView, now: float) -> admin_pb2.WorkerStatus:
+    """One worker: what it last said of itself, and what the router expects of it."""
+    load, info = view.load, view.info
+    return admin_pb2.WorkerStatus(
+        name=view.name,
+        host=info.host,
+        pid=info.pid,
+        device=info.device,
+        incarnation=info.incarnation,
+        pages_total=load.pages_total,
+        pages_free=load.pages_free,
+        pages_cached=load.pages_cached,
+        pages_held=load.pages_owned,
+        running=load.running,
+        waiting=load.waiting,
+        uncomputed_tokens=load.uncomputed_tokens,
+        context_tokens=load.context_tokens,
+        reservations=len(load.reservation_ids),
+        last_report_s=now - view.heard_s,
+        state=_state(view),
+        role_epoch=load.role_epoch,
+        predicted_busy_s=max(0.0, view.busy_until_s - now),
+        predicted_tpot_s=_tpot_s(view),
+        predicted_peak_pages=view.peak_pages(),
+    )
+
+
+def _state(view: WorkerView) -> str:
+    if view.serving:
+        return "serving"
+    holds = view.load.pages_owned or view.load.running or view.load.waiting or view.sequences or view.reserved
+    return "draining" if holds else "drained"
+
+
+def _tpot_s(view: WorkerView) -> float:
+    """Predicted time per token of the sequences that decode there; 0 without any."""
+    if not view.running:
+        return 0.0
+    return view.latency.costs.seconds(0, 0, len(view.running), sum(one.tokens for one in view.running.values()))
+
+
+def planner_message(core: RouterCore, now: float) -> admin_pb2.Planner:
+    """Whether the planner acts by itself, and what it expects and advises; only the former while there is none."""
+    message = admin_pb2.Planner(auto=core.auto)
+    view = getattr(core, "planner_view", None)
+    advice = view(now) if view is not None else None
+    if advice is not None:
+        message.prompt_tokens_per_s = advice.prompt_tokens_per_s
+        message.output_tokens_per_s = advice.output_tokens_per_s
+        message.prefill, message.decode = advice.prefill or 0, advice.decode or 0
+        message.why = advice.why
+    return message
+
+
+def explanation_message(request_id: str, explanation: Explanation) -> admin_pb2.Explanation:
+    """Why a request went where it went, beside what happened."""
+    decision, latency = explanation.decision, explanation.latency
+    message = admin_pb2.Explanation(
+        request_id=request_id,
+        policy=explanation.policy,
+        prefill_worker=decision.prefill,
+        decode_worker=explanation.decode_worker or decision.decode or "",
+        why=decision.why,
+        output_tokens_p50=explanation.output_tokens_p50,
+        output_tokens_p90=explanation.output_tokens_p90,
+        queue_s=latency.queue_s if latency else 0.0,
+        ttft_s=latency.ttft_s if latency else None,
+        tpot_s=latency.tpot_s if latency else None,
+        output_tokens=explanation.output_tokens,
+        state=explanation.state,
+    )
+    for one in decision.candidates:
+        message.candidates.add(
+            worker=one.worker,
+            whole=one.whole,
+            ttft_s=one.ttft_s,
+            wait_s=one.wait_s,
+            uncached_tokens=one.uncached_tokens,
+            tpot_s=one.tpot_s,
+        )
+    return message

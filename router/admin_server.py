@@ -1,0 +1,117 @@
+"""The gRPC face for operators, on an address of its own: who reaches it may change the cluster."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, field
+
+import grpc
+
+from baton.v1 import admin_pb2, admin_pb2_grpc
+from cluster.errors import BatonError, NotFound
+from cluster.worker import RoleName
+from router.admin_messages import explanation_message, operation_message, planner_message, read_ask, worker_message
+from router.driver import Driver
+from router.grpc_server import abort, serve
+from router.policy.policies import NAMES
+
+SERVICE = "baton.v1.Admin"
+
+
+@asynccontextmanager
+async def _told(context: grpc.aio.ServicerContext) -> AsyncIterator[None]:
+    """What is refused inside ends the call with its own status and sentence."""
+    try:
+        yield
+    except BatonError as error:
+        await abort(context, error)  # raises
+
+
+@dataclass(eq=False)
+class AdminService(admin_pb2_grpc.AdminServicer):
+    """What operators ask. Everything is decided by the core; here it is only read and written."""
+
+    driver: Driver
+    model_name: str
+    settings: dict[str, str]
+    started_s: float = field(default_factory=time.monotonic)
+
+    async def GetCluster(
+        self, request: admin_pb2.GetClusterRequest, context: grpc.aio.ServicerContext
+    ) -> admin_pb2.Cluster:
+        core, now = self.driver.core, self.driver.clock()
+        cluster = admin_pb2.Cluster(
+            model=self.model_name,
+            queued_requests=core.queued,
+            live_requests=core.live,
+            finished_requests=core.finished_requests,
+            failed_requests=core.failed_requests,
+            refused_requests=core.refused_requests,
+            uptime_s=now - self.started_s,
+            settings={**self.settings, "policy": core.dispatch.placement.name},
+            planner=planner_message(core, now),
+        )
+        for role in RoleName:
+            views = [view for _, view in sorted(core.state.workers.items()) if view.role is role]
+            workers = [worker_message(view, now) for view in views]
+            if workers:
+                cluster.pools.add(role=role.value, workers=workers)
+        return cluster
+
+    async def ExplainRequest(
+        self, request: admin_pb2.ExplainRequestRequest, context: grpc.aio.ServicerContext
+    ) -> admin_pb2.Explanation:
+        async with _told(context):
+            found = self.driver.core.explanations.get(request.request_id)
+            if found is None:
+                raise NotFound(
+                    f"No decision is kept for a request {request.request_id!r}: the newest few thousand are."
+                )
+        return explanation_message(request.request_id, found)
+
+    async def StartOperation(
+        self, request: admin_pb2.StartOperationRequest, context: grpc.aio.ServicerContext
+    ) -> admin_pb2.Operation:
+        async with _told(context):
+            operation = self.driver.start_operation(request.operation_id, read_ask(request), request.dry_run)
+        return operation_message(operation, self.driver.clock())
+
+    async def WatchOperation(
+        self, request: admin_pb2.WatchOperationRequest, context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[admin_pb2.Operation]:
+        async with _told(context), aclosing(self.driver.watch(request.operation_id)) as states:
+            async for operation in states:
+                yield operation_message(operation, self.driver.clock())
+
+    async def CancelOperation(
+        self, request: admin_pb2.CancelOperationRequest, context: grpc.aio.ServicerContext
+    ) -> admin_pb2.Operation:
+        async with _told(context):
+            operation = self.driver.cancel_operation(request.operation_id)
+        return operation_message(operation, self.driver.clock())
+
+    async def ListOperations(
+        self, request: admin_pb2.ListOperationsRequest, context: grpc.aio.ServicerContext
+    ) -> admin_pb2.Operations:
+        now = self.driver.clock()
+        newest = self.driver.core.operations.newest()
+        return admin_pb2.Operations(operations=[operation_message(one, now) for one in newest])
+
+    async def SetPolicy(
+        self, request: admin_pb2.SetPolicyRequest, context: grpc.aio.ServicerContext
+    ) -> admin_pb2.Policy:
+        async with _told(context):
+            if request.name:
+                self.driver.set_policy(request.name)
+        return admin_pb2.Policy(name=self.driver.core.dispatch.placement.name, known=NAMES)
+
+    async def SetAuto(self, request: admin_pb2.SetAutoRequest, context: grpc.aio.ServicerContext) -> admin_pb2.Planner:
+        self.driver.core.auto = request.on
+        return planner_message(self.driver.core, self.driver.clock())
+
+
+async def start_admin_server(admin: AdminService, address: str) -> tuple[grpc.aio.Server, int]:
+    """Serve administration on `address` ("host:port", port 0 for any); returns the server and its port."""
+    return await serve(address, SERVICE, lambda server: admin_pb2_grpc.add_AdminServicer_to_server(admin, server))

@@ -1,0 +1,124 @@
+"""Who watches an operation sees it now, whenever it has moved, and its end."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from cluster.errors import NotFound
+from router.admin_messages import operation_message, worker_message
+from router.commands import Command, Moved
+from router.driver import Driver
+from router.operation import Drain, Operation, OperationState, Step, StepState
+from tests.router.policy.clusters import cluster_of, decode
+
+
+@dataclass
+class Kept:
+    """A core that knows one operation and moves it when it is cancelled or ticks."""
+
+    operation: Operation = field(default_factory=lambda: Operation("op", Drain(("w",)), [Step("w", "drain")], 0.0))
+
+    @property
+    def operations(self) -> dict[str, Operation]:
+        return {"op": self.operation}
+
+    def on_worker_lost(self, worker: str, now: float) -> list[Command]:
+        self.operation.steps[0].state = StepState.EVACUATING
+        return [Moved(self.operation)]
+
+    def cancel_operation(self, operation_id: str, now: float) -> tuple[Operation, list[Command]]:
+        self.operation.state = OperationState.CANCELLED
+        return self.operation, [Moved(self.operation)]
+
+
+def _driver() -> Driver:
+    core: Any = Kept()
+    link: Any = None
+    return Driver(core, link, clock=lambda: 1.0)
+
+
+async def _states(driver: Driver, began: asyncio.Event | None = None) -> list[tuple[str, str]]:
+    seen = []
+    async for operation in driver.watch("op"):
+        seen.append((operation.state.value, operation.steps[0].state.value))
+        if began is not None:
+            began.set()
+    return seen
+
+
+def test_two_watchers_see_every_move_and_the_end() -> None:
+    async def watch() -> None:
+        driver = _driver()
+        began = asyncio.Event(), asyncio.Event()
+        watchers = [asyncio.create_task(_states(driver, one)) for one in began]
+        for one in began:
+            await one.wait()
+        driver.lose("w")
+        await asyncio.sleep(0)  # both read
+        await asyncio.sleep(0)
+        driver.cancel_operation("op")
+        expected = [("running", "waiting"), ("running", "evacuating"), ("cancelled", "evacuating")]
+        assert await asyncio.gather(*watchers) == [expected, expected]
+        assert driver._watchers == {}
+
+    asyncio.run(watch())
+
+
+def test_a_slow_watcher_sees_the_latest_and_never_misses_the_end() -> None:
+    async def watch() -> None:
+        driver = _driver()
+        states = driver.watch("op")
+        first = await anext(states)
+        assert not first.state.ended
+        driver.lose("w")
+        driver.cancel_operation("op")
+        assert (await anext(states)).state is OperationState.CANCELLED
+        assert [one async for one in states] == []
+
+    asyncio.run(watch())
+
+
+def test_a_watcher_that_leaves_is_forgotten() -> None:
+    async def watch() -> None:
+        driver = _driver()
+        states = driver.watch("op")
+        await anext(states)
+        await states.aclose()
+        assert driver._watchers == {}
+        with pytest.raises(NotFound, match="'other'"):
+            await anext(driver.watch("other"))
+        assert driver._watchers == {}
+
+    asyncio.run(watch())
+
+
+def test_an_operation_that_has_ended_is_shown_once() -> None:
+    async def watch() -> None:
+        driver = _driver()
+        driver.cancel_operation("op")
+        assert await _states(driver) == [("cancelled", "waiting")]
+
+    asyncio.run(watch())
+
+
+def test_the_clocks_of_an_operation_stop_with_it() -> None:
+    operation = Operation("op", Drain(("w",)), [Step("w", "drain", started_s=2.0, ended_s=3.0)], 1.0, ended_s=4.0)
+    message = operation_message(operation, 100.0)
+    assert (message.title, message.elapsed_s, message.steps[0].elapsed_s) == ("drain w", 3.0, 1.0)
+
+
+def test_a_drained_worker_is_draining_while_it_holds_something() -> None:
+    state = cluster_of("decode-0")
+    view = state.workers["decode-0"]
+    assert worker_message(view, 0.0).state == "serving"
+    view.serving = False
+    assert worker_message(view, 0.0).state == "drained"
+    decode(state, "decode-0", 1)
+    message = worker_message(view, 0.0)
+    assert message.state == "draining"
+    assert message.predicted_tpot_s > 0
+    assert 0 < message.predicted_peak_pages < 1000
