@@ -89,14 +89,16 @@ class Operations:
             if known.ask != ask:
                 raise InvalidRequest(f"Operation {operation_id!r} is another one ({known.ask.title}); choose a new id.")
             return known
-        steps = [self._migration_step(ask)] if isinstance(ask, Migrate) else steps_for(ask, self.state)
+        if isinstance(ask, Migrate):
+            steps = [self._migration_step(ask)]
+        else:
+            self._check_alone()
+            steps = steps_for(ask, self.state)
         self._count += 1
         operation = Operation(operation_id or f"op-{self._count}", ask, steps, now)
         if dry_run:
             operation.state = OperationState.PLANNED
             return operation
-        if not isinstance(ask, Migrate):
-            self._check_alone()
         self._known[operation.operation_id] = operation
         self._forget_old()
         self.stirred = True
@@ -172,6 +174,8 @@ class Operations:
 
     def _take(self, operation: Operation, step: Step, now: float) -> list[Action]:
         if step.worker not in self.state.workers:
+            if step.to_role is not None:
+                self.state.uncordon(step.worker)  # it comes back in the role it was started with
             _end(step, StepState.FAILED, now, f"{step.worker} has died")
             return []
         if step.started_s is None:

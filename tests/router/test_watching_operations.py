@@ -6,13 +6,19 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import Any
 
+import grpc
 import pytest
 
+from baton.v1.admin_pb2 import WatchOperationRequest
+from baton.v1.admin_pb2_grpc import AdminStub
 from cluster.errors import NotFound
 from router.admin_messages import operation_message, worker_message
+from router.admin_server import AdminService, start_admin_server
 from router.commands import Command, Moved
 from router.driver import Driver
 from router.operation import Drain, Operation, OperationState, Step, StepState
+from router.operations import Operations
+from router.policy.cluster_state import ClusterState
 from tests.router.policy.clusters import cluster_of, decode
 
 
@@ -23,8 +29,8 @@ class Kept:
     operation: Operation = field(default_factory=lambda: Operation("op", Drain(("w",)), [Step("w", "drain")], 0.0))
 
     @property
-    def operations(self) -> dict[str, Operation]:
-        return {"op": self.operation}
+    def operations(self) -> Any:
+        return Operations(ClusterState(), {}, _known={"op": self.operation})
 
     def on_worker_lost(self, worker: str, now: float) -> list[Command]:
         self.operation.steps[0].state = StepState.EVACUATING
@@ -122,3 +128,19 @@ def test_a_drained_worker_is_draining_while_it_holds_something() -> None:
     assert message.state == "draining"
     assert message.predicted_tpot_s > 0
     assert 0 < message.predicted_peak_pages < 1000
+
+
+def test_a_client_that_hangs_up_is_forgotten() -> None:
+    async def watch() -> None:
+        driver = _driver()
+        server, port = await start_admin_server(AdminService(driver, "m", {}), "127.0.0.1:0")
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            call = AdminStub(channel).WatchOperation(WatchOperationRequest(operation_id="op"))
+            assert (await call.read()).state == "running"
+            assert list(driver._watchers) == ["op"]
+            call.cancel()
+            while driver._watchers:
+                await asyncio.sleep(0.01)
+        await server.stop(0.0)
+
+    asyncio.run(asyncio.wait_for(watch(), 20))
