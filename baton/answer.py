@@ -41,6 +41,7 @@ class Answer:
     prefill_worker: str
     decode_worker: str
     attempts: int
+    migrations: int
     handoff: HandoffReport | None
 
     @property
@@ -105,6 +106,7 @@ def read_answer(tokens: list[Token], finish: inference_pb2.Finish) -> Answer:
         prefill_worker=route.prefill_worker,
         decode_worker=route.decode_worker,
         attempts=route.attempts,
+        migrations=route.migrations,
         handoff=wire.from_message(HandoffReport, route.handoff) if route.HasField("handoff") else None,
     )
 

@@ -38,6 +38,8 @@ def print_answer(console: Console, answer: Answer) -> None:
     way = answer.prefill_worker
     if answer.decode_worker not in ("", answer.prefill_worker):
         way += f" → {answer.decode_worker}"
+    if answer.migrations:
+        way += f", moved {answer.migrations} times"
     table.add_row("[dim]way[/]", way)
     table.add_row(
         "[dim]tokens[/]",

@@ -170,6 +170,7 @@ async def measure(quick: bool, seed: int, step: Any) -> tuple[dict[str, float], 
             spans = await switch_times(cluster, 6 if quick else 20)
             step("migrations")
             moved = await migrate(load, 10 if quick else 50, rng)
+            live = list(load.live.values())
         served = load.done
     decode_step_s = median(gaps)
     moved_gaps = [one.longest_gap_s(start_s, end_s + 0.02) / decode_step_s for one, start_s, end_s in moved]
@@ -180,7 +181,9 @@ async def measure(quick: bool, seed: int, step: Any) -> tuple[dict[str, float], 
         "switch_busy_s": median(end_s - start_s for start_s, end_s in spans),
         "switch_busy_s_max": max(end_s - start_s for start_s, end_s in spans),
         "tokens_per_s_share_during_switch": during / steady,
-        "stream_gap_s_max_during_switches": max(one.longest_gap_s(spans[0][0], spans[-1][1]) for one in served),
+        "stream_gap_s_max_during_switches": max(
+            one.longest_gap_s(spans[0][0], spans[-1][1]) for one in (*served, *live)
+        ),
         "stream_gap_s_max_undisturbed": max(gaps),
         "decode_step_ms": 1000 * decode_step_s,
         "migration_gap_decode_steps_max": max(moved_gaps),

@@ -52,7 +52,7 @@ class RouterCore:
     failed_requests: int = 0
     refused_requests: int = 0
     operations: Operations = field(init=False)
-    auto: bool = False
+    auto: bool = False  # the pool planner moves workers by itself
     _records: dict[str, Record] = field(default_factory=dict)
     _events: deque[tuple[str, life_events.Event]] = field(default_factory=deque)
     _commands: list[Command] = field(default_factory=list)
@@ -90,7 +90,7 @@ class RouterCore:
         return self._settle(now)
 
     def tick(self, now: float) -> list[Command]:
-        """Deadlines, and workers that fell silent. Call it a few times a second."""
+        """Deadlines, workers that fell silent, pressed or slow ones. Call it a few times a second."""
         for request_id, record in self._records.items():
             deadline = record.request.deadline_s
             if deadline is not None and now >= deadline and not record.closed:
@@ -101,7 +101,10 @@ class RouterCore:
             self._lose(name)
         self.state.prefix_index.sweep()
         self.dispatch.moved = self.operations.stirred = True
-        self._relieve(now)
+        records = self._records
+        move = relief(self.state, lambda request_id: request_id in records and records[request_id].may_move(now))
+        if move is not None:
+            self._events.append((move.request_id, life_events.Migrate(move.worker)))
         return self._settle(now)
 
     def start_operation(
@@ -116,13 +119,6 @@ class RouterCore:
         operation, actions = self.operations.cancel(operation_id, now)
         self._operate(actions)
         return operation, self._settle(now)
-
-    def _relieve(self, now: float) -> None:
-        """Move one sequence at most from a worker that is pressed or slow."""
-        records = self._records
-        move = relief(self.state, lambda request_id: request_id in records and records[request_id].may_move(now))
-        if move is not None:
-            self._events.append((move.request_id, life_events.Migrate(move.worker)))
 
     def on_worker_lost(self, worker: str, now: float) -> list[Command]:
         """A worker is known to be gone."""

@@ -33,7 +33,10 @@ def finish_message(completion: Completion) -> inference_pb2.Finish:
             queue_s=latency.queue_s, ttft_s=latency.ttft_s or 0.0, tpot_s=latency.tpot_s, total_s=latency.total_s
         ),
         route=inference_pb2.Route(
-            prefill_worker=route.prefill_worker, decode_worker=route.decode_worker, attempts=route.attempts
+            prefill_worker=route.prefill_worker,
+            decode_worker=route.decode_worker,
+            attempts=route.attempts,
+            migrations=route.migrations,
         ),
         request_id=completion.request_id,
         trailing_text=completion.trailing_text,

@@ -33,6 +33,7 @@ class Completion:
     prefill_worker: str
     decode_worker: str
     attempts: int
+    migrations: int
     handoff: HandoffReport | None
 
 
@@ -107,6 +108,7 @@ class Record:
             prefill_worker=self.prefill_worker,
             decode_worker=self.decode_worker,
             attempts=self.attempts,
+            migrations=self.migrations,
             handoff=end.report,
         )
 

@@ -366,9 +366,12 @@ class Route(google.protobuf.message.Message):
     DECODE_WORKER_FIELD_NUMBER: builtins.int
     ATTEMPTS_FIELD_NUMBER: builtins.int
     HANDOFF_FIELD_NUMBER: builtins.int
+    MIGRATIONS_FIELD_NUMBER: builtins.int
     prefill_worker: builtins.str
     decode_worker: builtins.str
     attempts: builtins.int
+    migrations: builtins.int
+    """How often it moved to another decode worker while it ran."""
     @property
     def handoff(self) -> global___Handoff:
         """Unset when the request stayed on one worker."""
@@ -380,9 +383,10 @@ class Route(google.protobuf.message.Message):
         decode_worker: builtins.str = ...,
         attempts: builtins.int = ...,
         handoff: global___Handoff | None = ...,
+        migrations: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["handoff", b"handoff"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["attempts", b"attempts", "decode_worker", b"decode_worker", "handoff", b"handoff", "prefill_worker", b"prefill_worker"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["attempts", b"attempts", "decode_worker", b"decode_worker", "handoff", b"handoff", "migrations", b"migrations", "prefill_worker", b"prefill_worker"]) -> None: ...
 
 global___Route = Route
 

@@ -1,70 +1,23 @@
-"""Steady streams against a live cluster while operators change its pools."""
+"""Random commands of an operator against a live cluster under steady streams: every answer must be complete and right.
+
+2 prefill + 2 decode workers of the built-in model; drains, rebalances and migrations, sensible or not, some cancelled.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import random
-from dataclasses import dataclass, field
 from typing import Any
 
 import baton
-from benchmarks.process_cluster import ProcessCluster
+from benchmarks.process_cluster import ProcessCluster, plans
+from benchmarks.report import Goal, Report, arguments, progress
+from benchmarks.steady_streams import SteadyStreams
+from builtin_model import CHECKPOINT
 from cluster.errors import BatonError
 from router.operation import Ask, Drain, Migrate, Operation, OperationState, Rebalance, Undrain
 
-OPTIONS: dict[str, Any] = {"max_tokens": 160, "ignore_eos": True, "temperature": 0.8}
-
-
-@dataclass(eq=False)
-class SteadyStreams:
-    """`width` streams at any time, over a few prompts; `wrong` tells of every answer that is not what it should be."""
-
-    cluster: ProcessCluster
-    client: baton.AsyncClient
-    width: int = 6
-    expected: list[list[int]] = field(default_factory=list)
-    answered: int = 0
-    wrong: list[str] = field(default_factory=list)
-    live: set[str] = field(default_factory=set)
-    _count: int = 0
-    _stopping: bool = False
-    _tasks: list[asyncio.Task[None]] = field(default_factory=list)
-
-    @staticmethod
-    def prompt(index: int) -> list[int]:
-        return [5 + index] * (30 + 7 * index)
-
-    async def __aenter__(self) -> SteadyStreams:
-        for index in range(5):
-            answer = await self.client.generate(self.prompt(index), seed=index, **OPTIONS)
-            self.expected.append(answer.token_ids)
-        self._tasks = [asyncio.create_task(self._serve()) for _ in range(self.width)]
-        return self
-
-    async def __aexit__(self, *error: object) -> None:
-        """Let every stream come to its end, and look that nothing is held any more."""
-        self._stopping = True
-        await asyncio.gather(*self._tasks)
-        core = self.cluster.router.driver.core
-        await self.cluster.until(lambda: not core.live)
-        await self.cluster.until(lambda: all(not view.load.pages_owned for view in core.state.workers.values()))
-
-    async def _serve(self) -> None:
-        while not self._stopping:
-            self._count += 1
-            index, request_id = self._count % len(self.expected), f"steady-{self._count}"
-            self.live.add(request_id)
-            try:
-                answer = await self.client.generate(self.prompt(index), seed=index, request_id=request_id, **OPTIONS)
-                if answer.token_ids != self.expected[index]:
-                    self.wrong.append(f"{request_id}: {answer.token_ids}")
-                if [token.index for token in answer.tokens] != list(range(len(answer.tokens))):
-                    self.wrong.append(f"{request_id}: a gap or a repeat")
-            except BatonError as error:
-                self.wrong.append(f"{request_id}: {error!r}")
-            finally:
-                self.live.discard(request_id)
-            self.answered += 1
+GOALS = {"answers_wrong": Goal(0, at_most=True), "pages_leaked": Goal(0, at_most=True)}
 
 
 async def operate(cluster: ProcessCluster, ask: Ask) -> Operation:
@@ -122,3 +75,38 @@ async def command_at_random(cluster: ProcessCluster, streams: SteadyStreams, sec
     final = await operate(cluster, Rebalance(2, 2))
     assert final.state is OperationState.DONE, final.message
     return done
+
+
+async def run(minutes: float, seed: int) -> dict[str, float]:
+    """Figures of so many minutes."""
+    router_plan, worker_plan = plans(CHECKPOINT, 1024, 1024, policy="least_loaded")
+    async with (
+        ProcessCluster(router_plan, worker_plan, {"prefill": 2, "decode": 2}) as cluster,
+        baton.AsyncClient(f"127.0.0.1:{cluster.router.port}") as client,
+    ):
+        async with SteadyStreams(cluster, client) as streams:
+            commands = await command_at_random(cluster, streams, 60 * minutes, seed)
+        views = cluster.router.driver.core.state.workers.values()
+        return {
+            "commands": float(commands),
+            "answers": float(streams.answered),
+            "migrations": float(streams.migrations),
+            "answers_wrong": float(len(streams.wrong)),
+            "pages_leaked": float(sum(view.load.pages_owned for view in views)),
+        }
+
+
+def main() -> None:
+    parser = arguments(__doc__, "python -m benchmarks.random_commands --minutes 5 --seed 1")
+    parser.add_argument("--minutes", type=float, default=5.0)
+    args: Any = parser.parse_args()
+    setting = {"minutes": 0.5 if args.quick else args.minutes, "seed": args.seed}
+    report = Report("random_commands", GOALS, setting=setting)
+    with progress(1) as step:
+        step("commands at random")
+        report.figures = asyncio.run(run(report.setting["minutes"], args.seed))
+    report.publish(args.json)
+
+
+if __name__ == "__main__":
+    main()
