@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import Enum
 from functools import cache
 from typing import Any, TypeVar
@@ -190,12 +190,12 @@ def encode_to_worker(batch: list[messages.RouterMessage]) -> bytes:
 
 def decode_to_worker(frame: bytes) -> list[messages.RouterMessage]:
     """What the router sent; raises `InvalidRequest` for bytes that are none of its messages."""
-    return _decode(worker_pb2.ToWorker, _TO_WORKER, frame)
+    return _messages(_parse(worker_pb2.ToWorker, frame), _TO_WORKER)
 
 
-def encode_to_router(batch: list[messages.WorkerMessage]) -> bytes:
-    """One frame for the router's link."""
-    frame = worker_pb2.ToRouter()
+def encode_to_router(batch: Sequence[messages.WorkerMessage], incarnation: str) -> bytes:
+    """One frame for the router's link: what one life of a worker says."""
+    frame = worker_pb2.ToRouter(incarnation=incarnation)
     for item in batch:
         slot = frame.messages.add()
         if isinstance(item, messages.StepOutput):
@@ -206,22 +206,26 @@ def encode_to_router(batch: list[messages.WorkerMessage]) -> bytes:
     return frame.SerializeToString()
 
 
-def decode_to_router(frame: bytes) -> list[messages.WorkerMessage]:
-    """What a worker sent; raises `InvalidRequest` for bytes that are none of its messages."""
-    return _decode(worker_pb2.ToRouter, _TO_ROUTER, frame)
+def decode_to_router(frame: bytes) -> tuple[str, list[messages.WorkerMessage]]:
+    """Incarnation and messages of a worker; raises `InvalidRequest` for bytes that are none of its messages."""
+    parsed = _parse(worker_pb2.ToRouter, frame)
+    return parsed.incarnation, _messages(parsed, _TO_ROUTER)
 
 
-def _decode(envelope: type[Any], names: dict[type, str], frame: bytes) -> list[Any]:
-    kinds = {name: kind for kind, name in names.items()}
+def _parse(envelope: type[Any], frame: bytes) -> Any:
     try:
-        parsed = envelope.FromString(frame)
+        return envelope.FromString(frame)
     except DecodeError as error:
         raise InvalidRequest(f"Not a {envelope.DESCRIPTOR.name} message: {error}.") from None
+
+
+def _messages(parsed: Any, names: dict[type, str]) -> list[Any]:
+    kinds = {name: kind for kind, name in names.items()}
     batch = []
     for slot in parsed.messages:
         name = slot.WhichOneof("kind")
         if name is None:
-            raise InvalidRequest(f"A {envelope.DESCRIPTOR.name} message has a kind this version does not know.")
+            raise InvalidRequest(f"A {parsed.DESCRIPTOR.name} message has a kind this version does not know.")
         if name == "step_output":
             batch.append(_read_step_output(slot.step_output))
         else:

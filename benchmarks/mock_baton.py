@@ -51,7 +51,7 @@ class MockWorkers:
     welcomes: int = 0
 
     def send(self, role: RoleName, *messages: Any) -> None:
-        self.sockets[role].send(wire.encode_to_router(list(messages)))
+        self.sockets[role].send(wire.encode_to_router(list(messages), "1"))
 
     def register(self) -> None:
         layout = PageLayout(PAGES, 1, 16, 1, 1, "float32", "mock")

@@ -155,7 +155,7 @@ class WorkerClient:
             return ended
         frame = self._link.recv_multipart()[1]
         now = time.monotonic()
-        for message in wire.decode_to_router(frame):
+        for message in wire.decode_to_router(frame)[1]:
             if isinstance(message, StepOutput):
                 self._arrived += [(token.request_id, token.index, now) for token in message.tokens]
                 ended += [token.request_id for token in message.tokens if token.finish is not None]

@@ -45,7 +45,7 @@ def paced_worker(router_address: str, pipe: Connection) -> None:
     socket = context.socket(zmq.DEALER)
     socket.setsockopt(zmq.IDENTITY, b"paced")
     socket.connect(router_address)
-    socket.send(wire.encode_to_router([Register(info)]))
+    socket.send(wire.encode_to_router([Register(info)], info.incarnation))
     load = WorkerLoad("paced", RoleName.MIXED, 0, 1, 100_000, 100_000, 0)
     live: dict[str, tuple[int, int]] = {}  # request id → (next index, tokens in all)
     left: dict[tuple[str, int], float] = {}
@@ -53,7 +53,7 @@ def paced_worker(router_address: str, pipe: Connection) -> None:
     while not pipe.poll():
         now = time.monotonic()
         if now >= next_report:
-            socket.send(wire.encode_to_router([LoadReport(load)]))
+            socket.send(wire.encode_to_router([LoadReport(load)], info.incarnation))
             next_report = now + 0.5
         if now >= next_step:
             next_step = max(next_step + STEP_S, now)
@@ -82,7 +82,7 @@ def _emit(socket: Any, live: dict[str, tuple[int, int]], names: list[str], left:
     if outputs:
         now = time.monotonic()
         left.update({(output.request_id, output.index): now for output in outputs})
-        socket.send(wire.encode_to_router([StepOutput(tuple(outputs))]))
+        socket.send(wire.encode_to_router([StepOutput(tuple(outputs))], "1"))
 
 
 def router_process(pipe: Connection) -> None:
@@ -188,7 +188,7 @@ def read_directly(streams: int, tokens: int, tag: str) -> tuple[Seen, dict[tuple
             continue
         frame = socket.recv_multipart()[1]
         now = time.monotonic()
-        for message in wire.decode_to_router(frame):
+        for message in wire.decode_to_router(frame)[1]:
             if isinstance(message, StepOutput):
                 for token in message.tokens:
                     if token.index == 0:

@@ -55,7 +55,7 @@ class RouterSection(_Section):
     policy: str = "predicted_latency"
     refuse_late: bool = True
     max_queued: int = Field(default=4096, ge=1)
-    lost_after_s: float = Field(default=15.0, gt=0)
+    lost_after_s: float = Field(default=2.0, gt=0)
     state_file: str = ""
 
 

@@ -87,6 +87,13 @@ class Release:
 
 
 @dataclass(frozen=True, slots=True)
+class Rejoin:
+    """Drop all work and register anew under another incarnation: the router does not know this one (any more)."""
+
+    incarnation: str
+
+
+@dataclass(frozen=True, slots=True)
 class ResyncPages:
     """A `PagesChanged` was lost: answer with a snapshot."""
 
@@ -100,7 +107,17 @@ class SwitchRole:
 
 
 RouterMessage = (
-    Welcome | PeerJoined | PeerLeft | Prefill | Reserve | SendPages | Cancel | Release | ResyncPages | SwitchRole
+    Welcome
+    | Rejoin
+    | PeerJoined
+    | PeerLeft
+    | Prefill
+    | Reserve
+    | SendPages
+    | Cancel
+    | Release
+    | ResyncPages
+    | SwitchRole
 )
 
 # Worker to router
@@ -172,6 +189,11 @@ class RequestFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class Alive:
+    """A sign of life from a worker that is busy with a long step."""
+
+
+@dataclass(frozen=True, slots=True)
 class LoadReport:
     load: WorkerLoad
 
@@ -213,6 +235,7 @@ WorkerMessage = (
     | HandoffEnded
     | HandoffCommitted
     | RequestFailed
+    | Alive
     | LoadReport
     | PagesChanged
     | RoleChanged

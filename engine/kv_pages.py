@@ -163,6 +163,12 @@ class PagePool:
         if cached - hashed or free & hashed:
             raise InternalError("A cached page has no hash, or a free page has one.")
 
+    def release_all(self) -> None:
+        """Nobody holds anything any more; what was committed stays cached."""
+        for page in range(self.num_pages):
+            while self._references[page]:
+                self.release([page])
+
     def _evict(self) -> int:
         page, _ = self._cached.popitem(last=False)
         page_hash = self._hashes[page]

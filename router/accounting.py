@@ -7,6 +7,7 @@ from cluster.routing import RoutingDecision
 from router import effects
 from router.commands import Tell
 from router.policy.cluster_state import ClusterState, RunningSequence
+from router.quarantine import Quarantine
 from router.record import Record
 
 GROWTH_PAGES = 2  # a moving sequence may fill while its pages travel
@@ -36,8 +37,20 @@ def computed(record: Record, state: ClusterState, now: float) -> None:
     state.unassign(record.prefill_worker, record.request_id, now)
 
 
-def order(record: Record, effect: effects.WorkerEffect, state: ClusterState) -> Tell:
-    """The message to a worker that an effect stands for."""
+def orders(record: Record, effect: effects.WorkerEffect, state: ClusterState, quarantine: Quarantine) -> list[Tell]:
+    """The message to a worker that an effect stands for; none while a release has to wait."""
+    match effect:
+        case effects.StartHandoff(source, reservation):
+            reservation_id = reservation.reservation_id
+            quarantine.began(reservation_id, source, record.reserved_on[reservation_id])
+            return [Tell(source, SendPages(record.request_id, reservation))]
+        case effects.ReleasePages(worker, reservation_id):
+            unreserve(record, worker, reservation_id, state)
+            return quarantine.release(reservation_id, Tell(worker, Release(reservation_id)))
+    return [_order(record, effect, state)]
+
+
+def _order(record: Record, effect: effects.Assignment, state: ClusterState) -> Tell:
     match effect:
         case effects.StartPrefill(worker, hand_off):
             record.resumed = tuple(record.stream.token_ids)
@@ -45,13 +58,8 @@ def order(record: Record, effect: effects.WorkerEffect, state: ClusterState) -> 
             return Tell(worker, Prefill(record.request, record.resumed, hand_off, state.epoch(worker)))
         case effects.ReservePages(worker, reservation_id):
             return Tell(worker, _reserve(record, worker, reservation_id, state))
-        case effects.StartHandoff(source, reservation):
-            return Tell(source, SendPages(record.request_id, reservation))
         case effects.CancelWork(worker):
             return Tell(worker, Cancel(record.request_id))
-        case effects.ReleasePages(worker, reservation_id):
-            unreserve(record, worker, reservation_id, state)
-            return Tell(worker, Release(reservation_id))
 
 
 def _reserve(record: Record, worker: str, reservation_id: str, state: ClusterState) -> Reserve:

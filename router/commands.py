@@ -40,4 +40,11 @@ class Moved:
     operation: Operation
 
 
-Command = Tell | Show | Close | Moved
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """End a worker's process, whatever it does: it has been silent for long, and others wait for its end."""
+
+    worker: str
+
+
+Command = Tell | Show | Close | Moved | Kill

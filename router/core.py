@@ -23,6 +23,7 @@ from router.detokenizer import Decode
 from router.dispatch import Dispatch, FoundDecode
 from router.explanation import Explanations
 from router.limits import RouterLimits, check_capacity
+from router.membership import Membership
 from router.operation import Ask, Operation
 from router.operations import PROBE, RETRY_S, Action, Changed, KeepRequest, MoveRequest, Operations, Order
 from router.policy.admission import refuse_full
@@ -52,6 +53,7 @@ class RouterCore:
     failed_requests: int = 0
     refused_requests: int = 0
     operations: Operations = field(init=False)
+    membership: Membership = field(init=False)
     auto: bool = False  # the pool planner moves workers by itself
     _records: dict[str, Record] = field(default_factory=dict)
     _events: deque[tuple[str, life_events.Event]] = field(default_factory=deque)
@@ -60,6 +62,7 @@ class RouterCore:
     def __post_init__(self) -> None:
         self.dispatch = Dispatch(self.placement, self.state)
         self.operations = Operations(self.state, self._records)
+        self.membership = Membership(self.state, self.limits)
 
     @property
     def queued(self) -> int:
@@ -96,9 +99,10 @@ class RouterCore:
             if deadline is not None and now >= deadline and not record.closed:
                 error = DeadlineExceeded("The deadline passed before the answer was complete.")
                 self._events.append((request_id, life_events.Stopped(None, error)))
-        silent = [view.name for view in self.state.workers.values() if now - view.heard_s > self.limits.lost_after_s]
-        for name in sorted(silent):
-            self._lose(name)
+        for name in self.membership.silent(now):
+            self._lose(name, False, now)
+        self._commands += self.membership.kills(now)
+        self._admit(now)
         self.state.prefix_index.sweep()
         self.dispatch.moved = self.operations.stirred = True
         records = self._records
@@ -121,14 +125,24 @@ class RouterCore:
         return operation, self._settle(now)
 
     def on_worker_lost(self, worker: str, now: float) -> list[Command]:
-        """A worker is known to be gone."""
-        self._lose(worker)
+        """A worker's process is known to have ended."""
+        self._lose(worker, True, now)
         return self._settle(now)
+
+    def on_frame(self, worker: str, incarnation: str, batch: Sequence[WorkerMessage], now: float) -> list[Command]:
+        """What one life of a worker says; one that was given up, or that an earlier router knew, is sent back."""
+        view = self.state.workers.get(worker)
+        known = view is not None and view.info.incarnation == incarnation
+        if not known and not any(isinstance(message, messages.Register) for message in batch):
+            return list(self.membership.stranger(worker, incarnation))
+        return [command for message in batch for command in self.on_message(worker, message, now)]
 
     def on_message(self, worker: str, message: WorkerMessage, now: float) -> list[Command]:
         """What a registered worker says; anything but `Register` from an unknown one is ignored."""
         if isinstance(message, messages.Register):
-            self._register(message, now)
+            self._lose(message.info.name, True, now)
+            self._commands += self.membership.returned(message)
+            self._admit(now)
         elif worker in self.state.workers:
             self.state.workers[worker].heard_s = now
             self._on_worker_message(worker, message, now)
@@ -156,6 +170,7 @@ class RouterCore:
                 record = self._records.get(request_id)
                 if record and outcome is HandoffOutcome.DELIVERED and reservation_id == record.reservation_id:
                     record.tied.discard(worker)
+                self._commands += self.membership.quarantine.ended(reservation_id)
                 self._events.append((request_id, life_events.SourceEnded(reservation_id, outcome, report, reason)))
             case messages.HandoffCommitted(request_id, reservation_id):
                 record = self._records.get(request_id)
@@ -169,7 +184,7 @@ class RouterCore:
             case messages.RequestFailed(request_id, error, text):
                 self._events.append((request_id, life_events.Failed(error_from_name(error, text))))
             case messages.Goodbye():
-                self._lose(worker)
+                self._lose(worker, True, now)
 
     def _on_tokens(self, worker: str, request_id: str, outputs: Iterable[TokenOutput], now: float) -> None:
         record = self._records.get(request_id)
@@ -196,24 +211,18 @@ class RouterCore:
             finisher = worker if output.finish is not None else None  # None: its token had come early
             self._events.append((request_id, life_events.Finished(record.stream.finish, finisher)))
 
-    def _register(self, message: messages.Register, now: float) -> None:
-        info = message.info
-        if info.name in self.state.workers:
-            self._lose(info.name)
-        self._commands.append(Tell(info.name, messages.Welcome(self.router_id, self.limits.report_interval_s)))
-        for name, other in sorted(self.state.workers.items()):
-            self._commands.append(Tell(name, messages.PeerJoined(info.endpoint)))
-            self._commands.append(Tell(info.name, messages.PeerJoined(other.info.endpoint)))
-        self.state.register(info, now)
-        self.dispatch.moved = True
+    def _admit(self, now: float) -> None:
+        welcomes = self.membership.admit(self.router_id, now)
+        self._commands += welcomes
+        self.dispatch.moved |= bool(welcomes)
 
-    def _lose(self, worker: str) -> None:
-        view = self.state.remove(worker)
-        if view is None:
+    def _lose(self, worker: str, certain: bool, now: float) -> None:
+        orders = self.membership.lose(worker, certain, now)
+        if orders is None:
+            self._commands += self.membership.gone(worker) if certain else []
             return
+        self._commands += orders
         self.dispatch.moved = True
-        for other in sorted(self.state.workers):
-            self._commands.append(Tell(other, messages.PeerLeft(view.info.endpoint.agent)))
         for record in self._records.values():
             if worker in record.tied:
                 record.tied.discard(worker)
@@ -303,7 +312,7 @@ class RouterCore:
                 case effects.End():
                     self._close(record, effect)
                 case _:
-                    self._commands.append(accounting.order(record, effect, self.state))
+                    self._commands += accounting.orders(record, effect, self.state, self.membership.quarantine)
 
     def _close(self, record: Record, end: effects.End) -> None:
         record.closed = True

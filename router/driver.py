@@ -13,7 +13,7 @@ from pathlib import Path
 from cluster.errors import BatonError, ConfigError, InvalidRequest
 from cluster.messages import RouterMessage, WorkerMessage
 from cluster.request import Request
-from router.commands import Close, Command, Moved, Show, Tell
+from router.commands import Close, Command, Kill, Moved, Show, Tell
 from router.core import RouterCore
 from router.operation import Ask, Operation
 from router.policy.output_length import OutputLength
@@ -56,6 +56,7 @@ class Driver:
     clock: Callable[[], float] = time.monotonic
     state_file: Path | None = None  # where learned output lengths are kept
     refuse_late: bool = True  # of a policy that is set while the router runs
+    on_kill: Callable[[str], None] | None = None  # ends the process of a silent worker, where somebody can
     _subscriptions: dict[str, Subscription] = field(default_factory=dict)
     _watchers: dict[str, set[asyncio.Event]] = field(default_factory=dict)  # by operation id
 
@@ -83,12 +84,8 @@ class Driver:
         except OSError as error:
             print(f"Learned output lengths could not be kept: {error}", flush=True)
 
-    def _on_frame(self, worker: str, batch: list[WorkerMessage]) -> None:
-        now = self.clock()
-        commands: list[Command] = []
-        for message in batch:
-            commands += self.core.on_message(worker, message, now)
-        self._perform(commands)
+    def _on_frame(self, worker: str, incarnation: str, batch: list[WorkerMessage]) -> None:
+        self._perform(self.core.on_frame(worker, incarnation, batch, self.clock()))
 
     def submit(self, request: Request) -> Subscription:
         """Take on a request; raises when the core refuses it."""
@@ -163,6 +160,9 @@ class Driver:
                     if subscription is not None:
                         subscription.completion = completion
                         subscription.wake()
+                case Kill(worker):
+                    if self.on_kill is not None:
+                        self.on_kill(worker)
                 case Moved(operation):
                     for moved in self._watchers.get(operation.operation_id, ()):
                         moved.set()

@@ -82,7 +82,8 @@ class End:
     report: HandoffReport | None = None
 
 
-WorkerEffect = StartPrefill | ReservePages | StartHandoff | CancelWork | ReleasePages
+Assignment = StartPrefill | ReservePages | CancelWork
+WorkerEffect = Assignment | StartHandoff | ReleasePages
 """Those that a worker is told of."""
 
 Effect = (

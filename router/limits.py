@@ -16,7 +16,8 @@ class RouterLimits:
 
     max_queued: int = 4096
     report_interval_s: float = 0.5
-    lost_after_s: float = 15.0  # silence after which a worker counts as gone
+    lost_after_s: float = 2.0  # silence after which a worker is given up
+    kill_after_s: float = 10.0  # and, if it does not come back, its process is ended
 
 
 def check_capacity(request: Request, state: ClusterState) -> None:

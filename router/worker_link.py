@@ -16,7 +16,8 @@ from baton.wire import decode_to_router, encode_to_worker
 from cluster.errors import InvalidRequest
 from cluster.messages import RouterMessage, WorkerMessage
 
-Handler = Callable[[str, list[WorkerMessage]], None]
+HEARTBEAT = "#alive"  # a worker's heartbeat has a link of its own, for which its name ends so
+Handler = Callable[[str, str, list[WorkerMessage]], None]  # worker, incarnation, messages
 
 
 class WorkerLink:
@@ -49,13 +50,13 @@ class WorkerLink:
             except ValueError:
                 continue  # not two parts: none of ours
             try:
-                batch = decode_to_router(frame)
-                worker = identity.decode()
+                incarnation, batch = decode_to_router(frame)
+                worker = identity.decode().removesuffix(HEARTBEAT)
             except (InvalidRequest, UnicodeDecodeError) as error:
                 print(f"A frame on the worker link was ignored: {error}", flush=True)
                 continue
             if self._handler is not None:
-                self._handler(worker, batch)
+                self._handler(worker, incarnation, batch)
 
     def send(self, worker: str, batch: Iterable[RouterMessage]) -> None:
         """Queue messages for a worker as one frame; a worker that is gone is found out by its silence."""

@@ -9,13 +9,14 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from cluster.handoff import HandoffNotice
 from cluster.messages import (
     PeerJoined,
     PeerLeft,
     Register,
+    Rejoin,
     ResyncPages,
     RouterMessage,
     SwitchRole,
@@ -71,6 +72,9 @@ class PureWorker:
     outbox: deque[WorkerMessage] = field(default_factory=deque)
     notices: deque[HandoffNotice] = field(default_factory=deque)
     peers: set[str] = field(default_factory=set)
+    silent: bool = False  # stopped: it does nothing and says nothing
+    rejoining: bool = False  # waits for its writes to end
+    info: WorkerInfo | None = None
     reports: Reports = field(init=False)
 
     def __post_init__(self) -> None:
@@ -121,6 +125,7 @@ class PureCluster:
         self.workers[name] = worker
         layout = PageLayout(self.num_pages, 1, PAGE_SIZE, 1, 1, "float32", "model")
         info = WorkerInfo(name, str(incarnation), role, 0, Endpoint(agent, b"", 0, 0, layout), self.chunk_tokens, 8)
+        worker.info = info
         worker.outbox.append(Register(info))
         return worker
 
@@ -156,17 +161,53 @@ class PureCluster:
         """The router looks at its clock, and every worker tells how it is."""
         self._perform(self.core.tick(self.now))
         for worker in self.workers.values():
-            self._report(worker)
+            if not worker.silent and not worker.rejoining:
+                self._report(worker)
+
+    def silence(self, name: str) -> None:
+        """Stop a worker in the middle of whatever it does, until the router has given it up."""
+        self.workers[name].silent = True
+        while name in self.core.state.workers:
+            self.now += 0.1
+            self.tick()
+
+    def _rejoin(self, worker: PureWorker) -> bool:
+        """Once its own writes have ended, it is somebody new who holds nothing."""
+        if any(source is worker for source, _ in self.writes):
+            return False
+        assert worker.info is not None
+        worker.rejoining = False
+        worker.incarnation += 100
+        worker.state.pool.release_all()
+        agent = f"{worker.name}:{worker.incarnation}"
+        worker.state = replace(worker.state, agent=agent)
+        worker.role = make_role(worker.role.name, worker.state)
+        worker.reports = Reports(worker.name, worker.state)
+        worker.peers.clear()
+        worker.notices.clear()
+        worker.outbox.clear()
+        endpoint = replace(worker.info.endpoint, agent=agent)
+        role, epoch = worker.role.name, worker.state.role_epoch
+        worker.info = replace(
+            worker.info, incarnation=str(worker.incarnation), endpoint=endpoint, role=role, role_epoch=epoch
+        )
+        worker.outbox.append(Register(worker.info))
+        return True
 
     def step(self) -> bool:
         """One randomly chosen delivery or engine step; False when nothing is left to happen."""
         actions = []
         for worker in self.workers.values():
+            if worker.silent:
+                continue
+            if worker.rejoining:
+                actions.append((self._rejoin, worker))
+                continue
             actions += [(self._deliver, worker)] * bool(worker.inbox)
             actions += [(self._receive, worker)] * bool(worker.outbox)
             actions += [(self._notify, worker)] * bool(worker.notices)
             actions.append((self._run, worker))
-        actions += [(self._write, index) for index in range(len(self.writes))]
+        actions += [(self._write, index) for index, (source, _) in enumerate(self.writes) if not source.silent]
         self.rng.shuffle(actions)
         self.now += 0.001
         return any(action(subject) for action, subject in actions)  # type: ignore[operator]
@@ -197,6 +238,8 @@ class PureCluster:
     def _deliver(self, worker: PureWorker) -> bool:
         message = worker.inbox.popleft()
         match message:
+            case Rejoin(incarnation):
+                worker.rejoining = incarnation == str(worker.incarnation)
             case Welcome(_, interval_s):
                 self._tell(worker, worker.reports.on_welcome(interval_s))
                 self._report(worker)
@@ -222,7 +265,7 @@ class PureCluster:
             self._act(worker, worker.role.on_write_ended(WriteEnded(write.write_id, 0, 0.0, "peer left"), self.now))
 
     def _receive(self, worker: PureWorker) -> bool:
-        self._perform(self.core.on_message(worker.name, worker.outbox.popleft(), self.now))
+        self._tell(worker, [worker.outbox.popleft()])
         return True
 
     def _notify(self, worker: PureWorker) -> bool:
@@ -262,8 +305,8 @@ class PureCluster:
         self._tell(worker, worker.reports.due(worker.role, self.now, idle=True))
 
     def _tell(self, worker: PureWorker, messages: Seq[WorkerMessage]) -> None:
-        for message in messages:
-            self._perform(self.core.on_message(worker.name, message, self.now))
+        if messages:
+            self._perform(self.core.on_frame(worker.name, str(worker.incarnation), messages, self.now))
 
     def cancel(self, request_id: str, error: Exception) -> None:
         self._perform(self.core.stop(request_id, error, self.now))  # type: ignore[arg-type]

@@ -8,15 +8,15 @@ from collections.abc import Callable
 import torch
 
 from cluster.plan import WorkerPlan
-from cluster.worker import RoleName, WorkerInfo
+from cluster.worker import Endpoint, RoleName, WorkerInfo
 from engine.batch import StepBudget
 from engine.checkpoint import model_id, read_config, resolve_model
 from engine.executor import DTYPES, TorchExecutor
 from engine.kv_pages import PagePool
 from engine.weights import load_weights
 from kv_transfer.nixl import NixlTransport
+from worker.heartbeat import Heartbeat
 from worker.loop import WorkerLoop
-from worker.role_switch import make_role
 from worker.router_link import RouterLink
 from worker.state import WorkerState
 
@@ -36,18 +36,16 @@ def assemble(plan: WorkerPlan, incarnation: str, host: str, tell: Callable[[str]
     executor.warm_up()
     tell("registering memory")
     agent = f"{plan.name}:{incarnation}"
-    transport = NixlTransport(executor.pages, layout, agent)
     context_tokens = min(config.context_tokens, plan.context_tokens)
     pool = PagePool(layout.num_pages, layout.page_size)
     budget = StepBudget(plan.chunk_tokens, plan.max_batch, plan.mixed_chunk_tokens)
     state = WorkerState(agent, layout.model_id, config.eos_token_ids, context_tokens, budget, pool)
-    role = make_role(RoleName(plan.role), state)
     info = WorkerInfo(
         name=plan.name,
         incarnation=incarnation,
-        role=role.name,
+        role=RoleName(plan.role),
         role_epoch=state.role_epoch,
-        endpoint=transport.endpoint,
+        endpoint=Endpoint(agent, b"", 0, 0, layout),  # the loop fills in the transport's own
         chunk_tokens=plan.chunk_tokens,
         max_batch=plan.max_batch,
         mixed_chunk_tokens=plan.mixed_chunk_tokens,
@@ -55,4 +53,11 @@ def assemble(plan: WorkerPlan, incarnation: str, host: str, tell: Callable[[str]
         pid=os.getpid(),
         device=plan.device,
     )
-    return WorkerLoop(info, state, role, executor, RouterLink(plan.router_address, plan.name), transport)
+    return WorkerLoop(
+        info=info,
+        state=state,
+        executor=executor,
+        link=RouterLink(plan.router_address, plan.name, incarnation),
+        make_transport=lambda agent: NixlTransport(executor.pages, layout, agent),
+        heartbeat=Heartbeat(plan.router_address, plan.name),
+    )

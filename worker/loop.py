@@ -7,15 +7,18 @@ computes, the transport's own thread moves pages.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 from baton.wire import decode_notice, encode_notice
-from cluster.errors import BatonError, InvalidRequest
+from cluster.errors import BatonError, InternalError, InvalidRequest
 from cluster.messages import (
     Goodbye,
     PeerJoined,
     PeerLeft,
     Register,
+    Rejoin,
     ResyncPages,
     RouterMessage,
     SwitchRole,
@@ -25,12 +28,14 @@ from cluster.messages import (
 from cluster.worker import WorkerInfo
 from engine.step import Executor
 from kv_transfer.transport import Notice, TransferEvent, Transport, WriteDone, WriteFailed
+from worker.heartbeat import Heartbeat
 from worker.reports import Reports
 from worker.role import Command, Role, Send, WriteEnded, WritePages
-from worker.role_switch import switch_role
+from worker.role_switch import make_role, switch_role
 from worker.router_link import RouterLink
 from worker.state import WorkerState
 
+FINISH_WRITES_S = 5.0
 POLL_S = 0.001  # how often to look for a peer's writes while nothing is to compute
 
 
@@ -40,10 +45,12 @@ class WorkerLoop:
 
     info: WorkerInfo
     state: WorkerState
-    role: Role
     executor: Executor
     link: RouterLink
-    transport: Transport
+    make_transport: Callable[[str], Transport]  # from the name that peers know us by
+    heartbeat: Heartbeat
+    role: Role = field(init=False)
+    transport: Transport = field(init=False)
     _outbox: list[WorkerMessage] = field(default_factory=list)
     _write_of_transfer: dict[int, int] = field(default_factory=dict)
     _failed_writes: list[WriteEnded] = field(default_factory=list)
@@ -51,20 +58,47 @@ class WorkerLoop:
     _stopping: bool = False
 
     def __post_init__(self) -> None:
-        self._reports = Reports(self.info.name, self.state)
+        self._begin(self.info.incarnation)
 
     def run(self) -> None:
         """Register, serve, and say goodbye when told to stop."""
-        self._outbox.append(Register(self.info))
         self._flush()
         try:
             while not self._stopping:
                 self._turn()
         finally:
+            self.heartbeat.close()
+            self.transport.close()  # before the goodbye, which says that we write no more
             self._outbox.append(Goodbye("stopped"))
             self._flush()
             self.link.close()
-            self.transport.close()
+
+    def _begin(self, incarnation: str) -> None:
+        """Be somebody new, who holds nothing, and say so; weights, role and prefix cache stay."""
+        agent = f"{self.info.name}:{incarnation}"
+        self.transport = self.make_transport(agent)
+        self.state = replace(self.state, agent=agent)
+        self.role = make_role(self.info.role, self.state)
+        self.info = replace(self.info, incarnation=incarnation, endpoint=self.transport.endpoint)
+        self._reports = Reports(self.info.name, self.state)
+        self.link.incarnation = incarnation
+        self._outbox = [Register(self.info)]
+
+    def _rejoin(self) -> None:
+        """The router does not count on us any more: drop everything, once no write of ours is under way."""
+        print(
+            f"{self.info.name}: the router does not know incarnation {self.info.incarnation}; joining anew", flush=True
+        )
+        self.heartbeat.speak_for("")
+        deadline_s = time.monotonic() + FINISH_WRITES_S
+        while self._write_of_transfer:
+            self._poll_transport()
+            if time.monotonic() > deadline_s:
+                raise InternalError(f"{self.info.name} cannot rejoin: writes to peers do not end.")
+        self.transport.close()
+        self._failed_writes.clear()
+        self.state.pool.release_all()
+        self._begin(uuid.uuid4().hex[:8])
 
     def stop(self) -> None:
         """End `run` after its current turn; may be called from any thread."""
@@ -72,6 +106,7 @@ class WorkerLoop:
         self.link.wake()
 
     def _turn(self) -> None:
+        self.heartbeat.turned()
         started = time.perf_counter()
         plan = self.role.plan(time.monotonic())
         if plan is not None:
@@ -94,7 +129,11 @@ class WorkerLoop:
 
     def _on_message(self, message: RouterMessage) -> None:
         match message:
+            case Rejoin(incarnation):
+                if incarnation == self.info.incarnation:
+                    self._rejoin()
             case Welcome(_, report_interval_s):
+                self.heartbeat.speak_for(self.info.incarnation)
                 self._outbox += self._reports.on_welcome(report_interval_s)
             case ResyncPages():
                 self._outbox += self._reports.snapshot()
@@ -109,6 +148,7 @@ class WorkerLoop:
 
     def _switch(self, order: SwitchRole) -> None:
         self.role, self.state, answer = switch_role(self.role, self.state, order)
+        self.info = replace(self.info, role=self.role.name, role_epoch=self.state.role_epoch)
         self._reports.on_role_changed(self.state)
         self._outbox.append(answer)
 
@@ -161,6 +201,9 @@ class WorkerLoop:
         self._write_of_transfer[transfer] = command.write_id
 
     def _flush(self) -> None:
-        if self._outbox:
-            self.link.send(self._outbox)
+        if not self._outbox:
+            return
+        if self.link.send(self._outbox):
             self._outbox = []
+        elif not isinstance(self._outbox[0], Register):
+            self._rejoin()  # what could not be said would be missed for ever

@@ -7,15 +7,20 @@ import zmq
 from baton.wire import decode_to_worker, encode_to_router
 from cluster.messages import RouterMessage, WorkerMessage
 
+HEARTBEAT = "#alive"  # behind a worker's name: the identity of its heartbeat's link
+UNSENT_FRAMES = 10_000  # that wait while the router is away
+
 
 class RouterLink:
     """First in, first out in both directions. ZeroMQ reconnects by itself when the router restarts."""
 
-    def __init__(self, address: str, identity: str) -> None:
+    def __init__(self, address: str, identity: str, incarnation: str = "") -> None:
+        self.incarnation = incarnation
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.setsockopt(zmq.IDENTITY, identity.encode())
         self._socket.setsockopt(zmq.LINGER, 500)
+        self._socket.setsockopt(zmq.SNDHWM, UNSENT_FRAMES)
         self._socket.connect(address)
         # Wakes a loop that waits for messages from another thread; ZeroMQ sockets may not be shared.
         self._wake_address = f"inproc://wake-{identity}"
@@ -39,9 +44,13 @@ class RouterLink:
             except zmq.Again:
                 return messages
 
-    def send(self, batch: list[WorkerMessage]) -> None:
-        """Queue messages as one frame; never waits."""
-        self._socket.send(encode_to_router(batch), zmq.NOBLOCK)
+    def send(self, batch: list[WorkerMessage]) -> bool:
+        """Queue messages as one frame; never waits. False: the router has been away for too many frames."""
+        try:
+            self._socket.send(encode_to_router(batch, self.incarnation), zmq.NOBLOCK)
+        except zmq.Again:
+            return False
+        return True
 
     def wake(self) -> None:
         """Make a waiting `receive` return; may be called from any thread."""

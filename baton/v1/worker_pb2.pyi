@@ -81,14 +81,18 @@ class ToRouter(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     MESSAGES_FIELD_NUMBER: builtins.int
+    INCARNATION_FIELD_NUMBER: builtins.int
+    incarnation: builtins.str
+    """Which life of the worker speaks."""
     @property
     def messages(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___WorkerMessage]: ...
     def __init__(
         self,
         *,
         messages: collections.abc.Iterable[global___WorkerMessage] | None = ...,
+        incarnation: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["messages", b"messages"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["incarnation", b"incarnation", "messages", b"messages"]) -> None: ...
 
 global___ToRouter = ToRouter
 
@@ -106,6 +110,7 @@ class RouterMessage(google.protobuf.message.Message):
     RELEASE_FIELD_NUMBER: builtins.int
     RESYNC_PAGES_FIELD_NUMBER: builtins.int
     SWITCH_ROLE_FIELD_NUMBER: builtins.int
+    REJOIN_FIELD_NUMBER: builtins.int
     @property
     def welcome(self) -> global___Welcome: ...
     @property
@@ -126,6 +131,8 @@ class RouterMessage(google.protobuf.message.Message):
     def resync_pages(self) -> global___ResyncPages: ...
     @property
     def switch_role(self) -> global___SwitchRole: ...
+    @property
+    def rejoin(self) -> global___Rejoin: ...
     def __init__(
         self,
         *,
@@ -139,10 +146,11 @@ class RouterMessage(google.protobuf.message.Message):
         release: global___Release | None = ...,
         resync_pages: global___ResyncPages | None = ...,
         switch_role: global___SwitchRole | None = ...,
+        rejoin: global___Rejoin | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["cancel", b"cancel", "kind", b"kind", "peer_joined", b"peer_joined", "peer_left", b"peer_left", "prefill", b"prefill", "release", b"release", "reserve", b"reserve", "resync_pages", b"resync_pages", "send_pages", b"send_pages", "switch_role", b"switch_role", "welcome", b"welcome"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["cancel", b"cancel", "kind", b"kind", "peer_joined", b"peer_joined", "peer_left", b"peer_left", "prefill", b"prefill", "release", b"release", "reserve", b"reserve", "resync_pages", b"resync_pages", "send_pages", b"send_pages", "switch_role", b"switch_role", "welcome", b"welcome"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["welcome", "peer_joined", "peer_left", "prefill", "reserve", "send_pages", "cancel", "release", "resync_pages", "switch_role"] | None: ...
+    def HasField(self, field_name: typing.Literal["cancel", b"cancel", "kind", b"kind", "peer_joined", b"peer_joined", "peer_left", b"peer_left", "prefill", b"prefill", "rejoin", b"rejoin", "release", b"release", "reserve", b"reserve", "resync_pages", b"resync_pages", "send_pages", b"send_pages", "switch_role", b"switch_role", "welcome", b"welcome"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["cancel", b"cancel", "kind", b"kind", "peer_joined", b"peer_joined", "peer_left", b"peer_left", "prefill", b"prefill", "rejoin", b"rejoin", "release", b"release", "reserve", b"reserve", "resync_pages", b"resync_pages", "send_pages", b"send_pages", "switch_role", b"switch_role", "welcome", b"welcome"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["welcome", "peer_joined", "peer_left", "prefill", "reserve", "send_pages", "cancel", "release", "resync_pages", "switch_role", "rejoin"] | None: ...
 
 global___RouterMessage = RouterMessage
 
@@ -161,6 +169,7 @@ class WorkerMessage(google.protobuf.message.Message):
     PAGES_CHANGED_FIELD_NUMBER: builtins.int
     GOODBYE_FIELD_NUMBER: builtins.int
     ROLE_CHANGED_FIELD_NUMBER: builtins.int
+    ALIVE_FIELD_NUMBER: builtins.int
     @property
     def register(self) -> global___Register: ...
     @property
@@ -183,6 +192,8 @@ class WorkerMessage(google.protobuf.message.Message):
     def goodbye(self) -> global___Goodbye: ...
     @property
     def role_changed(self) -> global___RoleChanged: ...
+    @property
+    def alive(self) -> global___Alive: ...
     def __init__(
         self,
         *,
@@ -197,10 +208,11 @@ class WorkerMessage(google.protobuf.message.Message):
         pages_changed: global___PagesChanged | None = ...,
         goodbye: global___Goodbye | None = ...,
         role_changed: global___RoleChanged | None = ...,
+        alive: global___Alive | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["goodbye", b"goodbye", "handoff_committed", b"handoff_committed", "handoff_ended", b"handoff_ended", "kind", b"kind", "load_report", b"load_report", "pages_changed", b"pages_changed", "register", b"register", "request_failed", b"request_failed", "reservation_refused", b"reservation_refused", "reserved", b"reserved", "role_changed", b"role_changed", "step_output", b"step_output"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["goodbye", b"goodbye", "handoff_committed", b"handoff_committed", "handoff_ended", b"handoff_ended", "kind", b"kind", "load_report", b"load_report", "pages_changed", b"pages_changed", "register", b"register", "request_failed", b"request_failed", "reservation_refused", b"reservation_refused", "reserved", b"reserved", "role_changed", b"role_changed", "step_output", b"step_output"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["register", "step_output", "reserved", "reservation_refused", "handoff_ended", "handoff_committed", "request_failed", "load_report", "pages_changed", "goodbye", "role_changed"] | None: ...
+    def HasField(self, field_name: typing.Literal["alive", b"alive", "goodbye", b"goodbye", "handoff_committed", b"handoff_committed", "handoff_ended", b"handoff_ended", "kind", b"kind", "load_report", b"load_report", "pages_changed", b"pages_changed", "register", b"register", "request_failed", b"request_failed", "reservation_refused", b"reservation_refused", "reserved", b"reserved", "role_changed", b"role_changed", "step_output", b"step_output"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["alive", b"alive", "goodbye", b"goodbye", "handoff_committed", b"handoff_committed", "handoff_ended", b"handoff_ended", "kind", b"kind", "load_report", b"load_report", "pages_changed", b"pages_changed", "register", b"register", "request_failed", b"request_failed", "reservation_refused", b"reservation_refused", "reserved", b"reserved", "role_changed", b"role_changed", "step_output", b"step_output"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["register", "step_output", "reserved", "reservation_refused", "handoff_ended", "handoff_committed", "request_failed", "load_report", "pages_changed", "goodbye", "role_changed", "alive"] | None: ...
 
 global___WorkerMessage = WorkerMessage
 
@@ -508,6 +520,31 @@ class ResyncPages(google.protobuf.message.Message):
     ) -> None: ...
 
 global___ResyncPages = ResyncPages
+
+@typing.final
+class Rejoin(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    INCARNATION_FIELD_NUMBER: builtins.int
+    incarnation: builtins.str
+    def __init__(
+        self,
+        *,
+        incarnation: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["incarnation", b"incarnation"]) -> None: ...
+
+global___Rejoin = Rejoin
+
+@typing.final
+class Alive(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+global___Alive = Alive
 
 @typing.final
 class SwitchRole(google.protobuf.message.Message):

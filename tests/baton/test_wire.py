@@ -60,7 +60,7 @@ def test_what_the_router_says_arrives(batch: list[Any]) -> None:
 @settings(deadline=None, max_examples=100)
 @given(TO_ROUTER)
 def test_what_a_worker_says_arrives(batch: list[Any]) -> None:
-    assert wire.decode_to_router(wire.encode_to_router(batch)) == batch
+    assert wire.decode_to_router(wire.encode_to_router(batch, "life")) == ("life", batch)
 
 
 @settings(deadline=None)
