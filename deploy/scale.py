@@ -91,7 +91,7 @@ def _remove(cluster: RunningCluster, resolved: Resolved, names: list[str], drain
     stop_workers(resolved, names)
     note(replace(cluster, workers=tuple(name for name in cluster.workers if name not in names)))
     for name in names:
-        tell(name, "ended")
+        tell(name, "done, its place is free")
 
 
 def _pool(name: str) -> str:

@@ -1,0 +1,5 @@
+"""The live tests' Ray and checkpoint serve here too."""
+
+from tests.live.conftest import checkpoint, ray_head
+
+__all__ = ["checkpoint", "ray_head"]
