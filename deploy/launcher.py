@@ -111,9 +111,9 @@ def _wait_loaded(actors: dict[str, Any], tell: Tell) -> None:
     while waiting:
         for reference in ray.wait(list(asked), num_returns=len(asked), timeout=0)[0] if asked else ():
             name = asked.pop(reference)
-            with contextlib.suppress(ray.exceptions.RayError):  # told below, by `wait_loaded`
-                tell(name, ray.get(reference))
-                if name in waiting.values():
+            if name in waiting.values():
+                with contextlib.suppress(ray.exceptions.RayError):  # told below, by `wait_loaded`
+                    tell(name, ray.get(reference))
                     asked[actors[name].stage.remote()] = name
         done, _ = ray.wait(list(waiting), timeout=POLL_S)
         for reference in done:
