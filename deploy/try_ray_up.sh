@@ -37,12 +37,12 @@ set_up_machine() { # host name
   "$(command -v sshd)" -f /dev/null -h "$home/.ssh/host_key" -o PasswordAuthentication=no -o UsePAM=no
 }
 
-try() { # cluster file, Ray's address, prompt, arguments of `baton up`
-  local file=$1 address=$2 prompt=$3
+try() { # cluster file, Ray's address, arguments of `baton up`
+  local file=$1 address=$2
   ray up --yes --no-config-cache "$file"
-  RAY_ADDRESS=$address baton up --port 0 "${@:4}"
+  RAY_ADDRESS=$address baton up --port 0 "${@:3}"
   baton status --json > "$home/status.json"
-  baton generate "$prompt" --max-tokens 8 --json > "$home/answer.json"
+  baton generate Hello --max-tokens 8 --json > "$home/answer.json"
   baton down
   ray down --yes "$file"
 }
@@ -57,8 +57,11 @@ case "${1:-}" in
     [ -n "$python" ] && "$python" -c "import ray, grpc" || skip "${python:-python3} has no Ray: set PYTHON to Baton's"
     "${namespaces[@]}" true 2> /dev/null || skip "namespaces are not allowed here"
     home=$(mktemp -d /tmp/baton-ssh-XXXXXX)
-    trap 'rm -rf "$home"' EXIT
-    PYTHON=$python "${namespaces[@]}" "$script" first "$home"
+    PYTHON=$python "${namespaces[@]}" "$script" first "$home" &
+    machine=$!
+    trap 'kill -9 $machine 2> /dev/null || true; rm -rf "$home"' EXIT
+    trap 'exit 143' TERM INT HUP
+    wait $machine
     exit
     ;;
   second)
@@ -84,7 +87,7 @@ set_up_machine first
 . "$home/.bashrc"
 cd "$root"
 
-: try deploy/ray-local.yaml 127.0.0.1:6379 Hello
+try deploy/ray-local.yaml 127.0.0.1:6379
 
 "${namespaces[@]}" "$script" second "$home" &
 until [ "$(readlink /proc/$!/ns/net)" != "$(readlink /proc/self/ns/net)" ]; do sleep 0.1; done
@@ -104,7 +107,7 @@ env = { UCX_TLS = "tcp", UCX_NET_DEVICES = "first" }
 resources = { baton_decode = 1 }
 env = { UCX_TLS = "tcp", UCX_NET_DEVICES = "second" }
 END
-try "$home/two.yaml" 10.99.0.1:6379 "$(seq -s ' ' 300)" --config "$home/two.toml" --policy least_loaded
+try "$home/two.yaml" 10.99.0.1:6379 --config "$home/two.toml" --policy least_loaded
 "$python" - "$home" << END
 import json, sys
 answer, status = (json.load(open(f"{sys.argv[1]}/{name}.json")) for name in ("answer", "status"))
