@@ -160,7 +160,7 @@ def test_a_node_comes_for_a_worker_and_goes_after_its_drain(
     assert not any(answer.handoff for answer in alone)
     assert _raylets(growing_ray) == 1
 
-    came = run("-m", "tests.deploy.scale_once", "prefill", "1", address)
+    came = run("-m", "tests.live.scale_once", "prefill", "1", address)
     assert "prefill-0 waiting for a node with 1 baton_prefill, pool=prefill" in came
     assert came.rstrip().endswith("scaled prefill-0")
     assert _raylets(growing_ray) == 2
@@ -171,7 +171,7 @@ def test_a_node_comes_for_a_worker_and_goes_after_its_drain(
     pids = _pids(address)
     assert _connected_by_tcp(pids["prefill-0"], pids["decode-0"])
 
-    went = run("-m", "tests.deploy.scale_once", "prefill", "-1", address)
+    went = run("-m", "tests.live.scale_once", "prefill", "-1", address)
     assert went.index("drained prefill-0") < went.index("prefill-0 stopping")
     assert list(_pids(address)) == ["decode-0"]
     _until(lambda: _raylets(growing_ray) == 1)

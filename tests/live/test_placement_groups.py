@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
+import ray
 from ray.util.placement_group import get_placement_group, placement_group_table
 
 from cluster.config import parse_config
@@ -35,10 +37,23 @@ def second_node(ray_head: LocalRay) -> Iterator[LocalRay]:
         subprocess.run(command, env=environment(), check=True, capture_output=True, timeout=90)
         yield ray_head
     finally:
-        for process in ray_head.processes():
-            with contextlib.suppress(psutil.Error):
-                if f"--node-ip-address={SECOND_ADDRESS}" in " ".join(process.cmdline()).replace("_", "-"):
-                    process.kill()
+        _end(ray_head)
+
+
+def _end(ray_head: LocalRay) -> None:
+    """End the second node, and wait until Ray knows: until then it would still place actors there."""
+    processes = []
+    for process in ray_head.processes():
+        with contextlib.suppress(psutil.Error):
+            if f"--node-ip-address={SECOND_ADDRESS}" in " ".join(process.cmdline()).replace("_", "-"):
+                process.terminate()
+                processes.append(process)
+    deadline = time.monotonic() + 60
+    while any(node["Alive"] for node in ray.nodes() if node["NodeManagerAddress"] == SECOND_ADDRESS):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    for process in psutil.wait_procs(processes, timeout=10)[1]:
+        process.kill()
 
 
 def _resolved(folder: Path, placement: str) -> Resolved:

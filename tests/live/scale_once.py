@@ -1,4 +1,4 @@
-"""One change of size as a process of its own: python -m tests.deploy.scale_once POOL DELTA ROUTER_ADDRESS."""
+"""One change of size as a process of its own: python -m tests.live.scale_once POOL DELTA ROUTER_ADDRESS."""
 
 from __future__ import annotations
 
