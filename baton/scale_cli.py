@@ -45,7 +45,8 @@ def scale(
 
         with StartProgress(err) as progress:
             for pool, change in sorted(changes.items(), key=lambda item: -item[1]):
-                done[pool] = scale_pool(pool, change, drain, progress)
+                pools = {one.role: [worker.name for worker in one.workers] for one in client.cluster().pools}
+                done[pool] = scale_pool(pool, change, pools, drain, progress)
     if as_json:
         print_document({pool: {"started" if changes[pool] > 0 else "ended": names} for pool, names in done.items()})
         return

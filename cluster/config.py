@@ -4,6 +4,7 @@
     [pools]     prefill, decode, mixed
     [engine]    page_size, num_pages, kv_memory_gib, chunk_tokens, mixed_chunk_tokens, max_batch, threads
     [router]    host, port, admin_host, admin_port, policy, refuse_late, max_queued, lost_after_s, state_file
+    [placement] strategy; and per pool, [placement.prefill] and so on: cpus, gpus, resources, labels, env
 
 "auto" means: worked out at start from the machine and the model (cluster/resolve.py), and printed.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import difflib
 import tomllib
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -59,6 +60,23 @@ class RouterSection(_Section):
     state_file: str = ""
 
 
+class PoolPlacement(_Section):
+    """What each worker of a pool takes of its node, and what the node must be."""
+
+    cpus: float = Field(default=0.0, ge=0)
+    gpus: float = Field(default=0.0, ge=0)
+    resources: dict[str, Annotated[float, Field(gt=0)]] = {}  # Ray's custom resources
+    labels: dict[str, str] = {}  # Ray's label selector: values may be "H100", "!H100", "in(H100, H200)"
+    env: dict[str, str] = {}  # environment variables of the worker's process
+
+
+class PlacementSection(_Section):
+    strategy: Literal["free", "pack", "spread"] = "free"
+    prefill: PoolPlacement = PoolPlacement()
+    decode: PoolPlacement = PoolPlacement()
+    mixed: PoolPlacement = PoolPlacement()
+
+
 class BatonConfig(_Section):
     """A whole configuration."""
 
@@ -66,6 +84,7 @@ class BatonConfig(_Section):
     pools: PoolsSection = PoolsSection()
     engine: EngineSection = EngineSection()
     router: RouterSection = RouterSection()
+    placement: PlacementSection = PlacementSection()
 
 
 def parse_config(text: str = "", overrides: dict[str, dict[str, Any]] | None = None) -> BatonConfig:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from cluster.config import BatonConfig
 from cluster.errors import ConfigError
+from cluster.placement import check_placement, demand, placement_words
 from cluster.plan import RouterPlan, WorkerPlan
 
 GIB = 1 << 30
@@ -64,9 +66,20 @@ class Resolved:
             "max_batch": str(self.max_batch),
             "threads": f"{self.threads} per worker",
             "policy": self.config.router.policy,
+            **placement_words(self.config),
         }
 
-    def router_plan(self) -> RouterPlan:
+    def as_json(self) -> dict[str, Any]:
+        """What `from_json` makes the same of again, in another process."""
+        return {**asdict(self), "config": self.config.model_dump(mode="json")}
+
+    @staticmethod
+    def from_json(values: dict[str, Any]) -> Resolved:
+        given = {"config": BatonConfig.model_validate(values["config"]), "model": ModelFacts(**values["model"])}
+        return Resolved(**{**values, **given})
+
+    def router_plan(self, worker_host: str) -> RouterPlan:
+        """`worker_host`: the address on which the router listens for workers."""
         router = self.config.router
         return RouterPlan(
             model=self.model.path,
@@ -77,7 +90,7 @@ class Resolved:
             port=router.port,
             admin_host=router.admin_host,
             admin_port=router.admin_port,
-            worker_host="127.0.0.1" if router.host in ("127.0.0.1", "localhost") else "0.0.0.0",
+            worker_host=worker_host,
             policy=router.policy,
             refuse_late=router.refuse_late,
             max_queued=router.max_queued,
@@ -87,6 +100,8 @@ class Resolved:
         )
 
     def worker_plan(self, name: str, role: str, router_address: str) -> WorkerPlan:
+        cpus = int(demand(self.config, role).cpus)
+        own_threads = cpus if cpus and self.config.engine.threads == "auto" else self.threads
         return WorkerPlan(
             name=name,
             role=role,
@@ -100,12 +115,13 @@ class Resolved:
             chunk_tokens=self.chunk_tokens,
             mixed_chunk_tokens=self.mixed_chunk_tokens,
             max_batch=self.max_batch,
-            threads=self.threads,
+            threads=own_threads,
         )
 
 
 def resolve(config: BatonConfig, machine: MachineFacts, model: ModelFacts) -> Resolved:
     """Replace every "auto". Raises `ConfigError` when the result could not serve a single full-length request."""
+    check_placement(config)
     engine, pools = config.engine, config.pools
     workers = pools.prefill + pools.decode + pools.mixed
     dtype = config.model.dtype

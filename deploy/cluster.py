@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from builtin_model import CHECKPOINT
@@ -15,36 +13,12 @@ from cluster.errors import ConfigError
 from cluster.resolve import ModelFacts, Resolved, resolve
 from deploy.local_ray import LocalRay, start_local_ray
 from deploy.machine import machine_facts
+from deploy.running import RunningCluster, note, running_cluster, state_file
 from engine.checkpoint import read_config, resolve_model
 from router.policy.policies import check_policy
 
 Tell = Callable[[str, str], None]
 BUILTIN = "built-in"
-
-
-@dataclass(frozen=True, slots=True)
-class RunningCluster:
-    """What `baton down` must know. `ray_folder` is empty when the Ray was there before us."""
-
-    address: str
-    workers: tuple[str, ...]
-    ray_address: str
-    ray_folder: str
-    admin_address: str = ""
-
-
-def state_file() -> Path:
-    """Where the running cluster of this user is noted: $BATON_HOME (default ~/.baton)/cluster.json."""
-    return Path(os.environ.get("BATON_HOME") or Path.home() / ".baton") / "cluster.json"
-
-
-def running_cluster() -> RunningCluster | None:
-    """The cluster that `up` noted, or None."""
-    try:
-        values = json.loads(state_file().read_text())
-        return RunningCluster(**{**values, "workers": tuple(values["workers"])})
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
 
 
 def resolve_here(config: BatonConfig) -> Resolved:
@@ -53,7 +27,10 @@ def resolve_here(config: BatonConfig) -> Resolved:
     folder = resolve_model(config.model.path) if config.model.path else CHECKPOINT
     model = read_config(folder)
     facts = ModelFacts(
-        path=str(folder),
+        # A model of the hub is fetched by each node itself: its folder here is none elsewhere.
+        path=config.model.path
+        if config.model.path and not Path(config.model.path).expanduser().is_dir()
+        else str(folder),
         name=config.model.path or BUILTIN,
         context_tokens=model.context_tokens,
         kv_values_per_token=2 * model.num_layers * model.num_kv_heads * model.head_dim,
@@ -74,11 +51,19 @@ def up(resolved: Resolved, tell: Tell) -> RunningCluster:
         with connected(ray.address):
             tell("ray", f"ready at {ray.address}")
             # Noted before the actors start, so that an interrupted `up` can be cleaned up by `down`.
-            _note(RunningCluster("", (), ray.address, ray.folder))
-            started = start_cluster(resolved, tell)
-        workers = tuple(started.workers)
-        cluster = RunningCluster(started.address, workers, ray.address, ray.folder, started.admin_address)
-        _note(cluster)
+            note(RunningCluster("", (), ray.address, ray.folder))
+            # Nobody else has nodes in our own Ray; in any other one workers may be on nodes that cannot reach loopback.
+            started = start_cluster(resolved, tell, worker_host="127.0.0.1" if ray.folder else "")
+        cluster = RunningCluster(
+            address=started.address,
+            workers=tuple(started.workers),
+            ray_address=ray.address,
+            ray_folder=ray.folder,
+            worker_address=started.worker_address,
+            admin_address=started.admin_address,
+            resolved=resolved.as_json(),
+        )
+        note(cluster)
         return cluster
     except BaseException:
         _take_down(ray)
@@ -105,9 +90,3 @@ def _take_down(ray: LocalRay) -> None:
         if ray.folder:
             ray.stop()
         state_file().unlink(missing_ok=True)
-
-
-def _note(cluster: RunningCluster) -> None:
-    path = state_file()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(asdict(cluster)))

@@ -12,9 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.errors import ConfigError
+from cluster.placement import demand
 from cluster.resolve import Resolved
+from deploy.placement_groups import actor_options, release_empty_groups, release_groups, reserve_groups
 from router.actor import RouterActor
 from worker.actor import WorkerActor
 
@@ -47,42 +50,72 @@ def connected(ray_address: str) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """Where the cluster answers."""
+    """Where the cluster answers: clients at `address`, workers at `worker_address`."""
 
     address: str
+    worker_address: str
     workers: list[str]
     admin_address: str
 
 
-def start_cluster(resolved: Resolved, tell: Tell, prefix: str = "") -> Started:
+def start_cluster(resolved: Resolved, tell: Tell, prefix: str = "", worker_host: str = "127.0.0.1") -> Started:
     """Start router and workers as detached actors and wait until every worker serves.
 
-    `prefix` goes before actor names, so that several clusters share one Ray. Raises `ConfigError` with the reason
+    `prefix` goes before actor names, so that several clusters share one Ray. `worker_host` is where the router listens
+    for workers; empty: the address by which other nodes of the Ray know this one. Raises `ConfigError` with the reason
     when a process cannot start; what was started stays for `stop_cluster`.
     """
-    plan = resolved.router_plan()
+    node_address = ray.util.get_node_ip_address()
+    plan = resolved.router_plan(worker_host or node_address)
     tell(ROUTER, "starting")
-    router = RouterActor.options(name=prefix + ROUTER, lifetime="detached").remote()  # type: ignore[attr-defined]
+    # On the node of the command: its clients are here, and this node is not one the autoscaler takes away.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    router = RouterActor.options(  # type: ignore[attr-defined]
+        name=prefix + ROUTER, lifetime="detached", scheduling_strategy=here
+    ).remote()
     addresses = ray.get(router.start.remote(plan))
     if isinstance(addresses, str):
         raise ConfigError(addresses)
-    tell(ROUTER, f"serving gRPC on {addresses.public}, administration on {addresses.admin}")
-    actors = {
-        name: WorkerActor.options(name=prefix + name, lifetime="detached").remote(  # type: ignore[attr-defined]
-            resolved.worker_plan(name, role, addresses.worker)
-        )
-        for name, role in resolved.roles
-    }
+    public = addresses.public.replace("0.0.0.0", node_address)
+    tell(ROUTER, f"serving gRPC on {public}, administration on {addresses.admin}")
+    reserve_groups(resolved, prefix)
+    start_workers(resolved, resolved.roles, addresses.worker, tell, prefix)
+    return Started(public, addresses.worker, [name for name, _ in resolved.roles], addresses.admin)
+
+
+def start_workers(
+    resolved: Resolved, workers: list[tuple[str, str]], worker_address: str, tell: Tell, prefix: str = ""
+) -> None:
+    """Start workers, given as (name, role), and wait until each serves, however long its node takes to come.
+
+    Raises `ConfigError` when one cannot start; the others stay for `stop_workers`.
+    """
+    actors = {}
+    for name, role in workers:
+        plan = resolved.worker_plan(name, role, worker_address)
+        try:
+            options = actor_options(resolved, name, role, prefix)
+            actors[name] = WorkerActor.options(  # type: ignore[attr-defined]
+                name=prefix + name, lifetime="detached", **options
+            ).remote(plan)
+        except ValueError as refusal:
+            raise ConfigError(f"Ray refuses to place {name}: {refusal}") from None
+        words = demand(resolved.config, role).words
+        tell(name, f"waiting for a node with {words}" if words else "starting")
     _wait_loaded(actors, tell)
-    return Started(addresses.public, list(actors), addresses.admin)
 
 
 def _wait_loaded(actors: dict[str, Any], tell: Tell) -> None:
     waiting = {actor.wait_loaded.remote(): name for name, actor in actors.items()}
+    # One question at a time: an actor without a node yet would find all of them in its queue when it starts.
+    asked = {actor.stage.remote(): name for name, actor in actors.items()}
     while waiting:
-        for name in waiting.values():
-            with contextlib.suppress(ray.exceptions.GetTimeoutError):
-                tell(name, ray.get(actors[name].stage.remote(), timeout=POLL_S))
+        for reference in ray.wait(list(asked), num_returns=len(asked), timeout=0)[0] if asked else ():
+            name = asked.pop(reference)
+            if name in waiting.values():
+                with contextlib.suppress(ray.exceptions.RayError):  # told below, by `wait_loaded`
+                    tell(name, ray.get(reference))
+                    asked[actors[name].stage.remote()] = name
         done, _ = ray.wait(list(waiting), timeout=POLL_S)
         for reference in done:
             name = waiting.pop(reference)
@@ -95,14 +128,34 @@ def _wait_loaded(actors: dict[str, Any], tell: Tell) -> None:
             tell(name, "serving")
 
 
+def live_workers(prefix: str = "") -> set[str]:
+    """Names of the workers whose actors live, those that wait for a node included."""
+    return {name.removeprefix(prefix) for name in _actor_names(prefix)} - {ROUTER}
+
+
+def stop_workers(resolved: Resolved, names: list[str], prefix: str = "", timeout_s: float = 10.0) -> None:
+    """End workers, each with a goodbye to the router; a place in a group is given back with the group's last worker."""
+    _stop([prefix + name for name in names], timeout_s)
+    release_empty_groups(resolved, prefix, live_workers(prefix) - set(names))
+
+
 def stop_cluster(prefix: str = "", timeout_s: float = 10.0) -> list[str]:
     """Stop every actor of the cluster, the router last; returns their names."""
-    names = [
+    names = sorted(_actor_names(prefix), key=lambda name: (name == prefix + ROUTER, name))
+    _stop(names, timeout_s)
+    release_groups(prefix)
+    return names
+
+
+def _actor_names(prefix: str) -> list[str]:
+    return [
         actor["name"]
         for actor in ray.util.list_named_actors(all_namespaces=True)
         if actor["namespace"] == NAMESPACE and actor["name"].startswith(prefix)
     ]
-    names.sort(key=lambda name: (name == prefix + ROUTER, name))
+
+
+def _stop(names: list[str], timeout_s: float) -> None:
     stops: list[Any] = []
     actors: list[Any] = []
     for name in names:
@@ -113,4 +166,3 @@ def stop_cluster(prefix: str = "", timeout_s: float = 10.0) -> list[str]:
         ray.wait(stops, num_returns=len(stops), timeout=timeout_s)
     for actor in actors:
         ray.kill(actor)
-    return names

@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,28 +73,29 @@ def _children(process: psutil.Process) -> list[psutil.Process]:
     return []
 
 
-def start_local_ray(object_store_bytes: int = 100 << 20) -> LocalRay:
+def start_local_ray(object_store_bytes: int = 100 << 20, port: int = 0, options: Sequence[str] = ()) -> LocalRay:
     """Start a Ray head on the loopback interface; raises `ConfigError` with Ray's own words when it fails.
 
-    Whatever interrupts it, nothing that was started stays.
+    `port` 0 is any free one; `options` are further ones of `ray start`. Whatever interrupts it, nothing that was
+    started stays.
     """
     # Short, because Unix socket paths inside it may have 107 characters at most.
-    ray = LocalRay(f"127.0.0.1:{_free_port()}", tempfile.mkdtemp(prefix="baton-ray-", dir="/tmp"))
+    ray = LocalRay(f"127.0.0.1:{port or free_port()}", tempfile.mkdtemp(prefix="baton-ray-", dir="/tmp"))
     try:
-        _start(ray, object_store_bytes)
+        _start(ray, object_store_bytes, options)
     except BaseException:
         ray.stop()
         raise
     return ray
 
 
-def _start(ray: LocalRay, object_store_bytes: int) -> None:
+def _start(ray: LocalRay, object_store_bytes: int, options: Sequence[str]) -> None:
     host, port = ray.address.split(":")
     command = [
         *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head"),
         *(f"--node-ip-address={host}", f"--port={port}", f"--temp-dir={ray.folder}"),
         *("--include-dashboard=false", "--disable-usage-stats", "--include-log-monitor=false"),
-        f"--object-store-memory={object_store_bytes}",
+        *(f"--object-store-memory={object_store_bytes}", *options),
     ]
     log = Path(ray.folder) / "start.log"
     with log.open("wb") as output:
@@ -105,7 +107,7 @@ def _start(ray: LocalRay, object_store_bytes: int) -> None:
                 stdout=output,
                 stderr=output,
                 stdin=subprocess.DEVNULL,
-                env=_environment(),
+                env=environment(),
                 start_new_session=True,
                 preexec_fn=_accept_interrupts,
             )
@@ -124,14 +126,15 @@ def _accept_interrupts() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _INTERRUPTS)
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
     """Actors must find Baton's packages and be as quiet as we are."""
     root = str(Path(__file__).resolve().parent.parent)
     path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
     return {**os.environ, **_QUIET, "PYTHONPATH": path}
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A TCP port of the loopback interface that nobody listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

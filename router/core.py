@@ -185,6 +185,7 @@ class RouterCore:
                 self._events.append((request_id, life_events.Failed(error_from_name(error, text))))
             case messages.Goodbye():
                 self._lose(worker, True, now)
+                self.state.uncordon(worker)
 
     def _on_tokens(self, worker: str, request_id: str, outputs: Iterable[TokenOutput], now: float) -> None:
         record = self._records.get(request_id)

@@ -1,0 +1,71 @@
+"""Carries `cluster/placement.py` to Ray: placement groups, and the options of a worker's actor."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray.util.placement_group import get_placement_group, placement_group, placement_group_table, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from cluster.errors import ConfigError
+from cluster.placement import demand, groups
+from cluster.resolve import Resolved
+
+
+def reserve_groups(resolved: Resolved, prefix: str) -> None:
+    """Ask Ray for the places of every group; those that no node has yet are what its autoscaler brings nodes for."""
+    for group in groups(resolved.config, resolved.roles):
+        wanted = [demand(resolved.config, role) for _, role in group.workers]
+        try:
+            placement_group(
+                [each.bundle for each in wanted],
+                strategy=group.strategy,
+                name=prefix + group.name,
+                lifetime="detached",
+                bundle_label_selector=[each.labels for each in wanted] if any(each.labels for each in wanted) else None,
+            )
+        except ValueError as error:
+            raise ConfigError(f"Ray refuses the placement: {error}") from None
+
+
+def actor_options(resolved: Resolved, name: str, role: str, prefix: str) -> dict[str, Any]:
+    """Options of a worker's actor: its demand, its environment, and its place in a group if it has one."""
+    wanted = demand(resolved.config, role)
+    options: dict[str, Any] = {"num_cpus": wanted.cpus, "num_gpus": wanted.gpus, "resources": wanted.resources}
+    if wanted.env:
+        options["runtime_env"] = {"env_vars": wanted.env}
+    for group in groups(resolved.config, resolved.roles):
+        if (name, role) in group.workers and prefix + group.name in _standing(prefix):
+            place = get_placement_group(prefix + group.name)
+            options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(
+                place, placement_group_bundle_index=group.workers.index((name, role))
+            )
+            return options
+    if wanted.labels:
+        options["label_selector"] = wanted.labels
+    if resolved.config.placement.strategy == "spread":
+        options["scheduling_strategy"] = "SPREAD"
+    return options
+
+
+def release_groups(prefix: str) -> None:
+    """Give back the places of every group."""
+    for name in _standing(prefix):
+        remove_placement_group(get_placement_group(name))
+
+
+def release_empty_groups(resolved: Resolved, prefix: str, live: set[str]) -> None:
+    """Give back the places of the groups none of whose workers is `live` any more."""
+    empty = {
+        prefix + group.name
+        for group in groups(resolved.config, resolved.roles)
+        if not live & {name for name, _ in group.workers}
+    }
+    for name in _standing(prefix) & empty:
+        remove_placement_group(get_placement_group(name))
+
+
+def _standing(prefix: str) -> set[str]:
+    table: dict[str, dict[str, Any]] = placement_group_table()
+    names = (row["name"] for row in table.values() if row["state"] != "REMOVED")
+    return {name for name in names if name.startswith(f"{prefix}group-")}

@@ -1,0 +1,107 @@
+"""The cluster files: valid by Ray's own schema, with a place for every pool of the configuration beside them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import yaml
+from ray.autoscaler._private.util import prepare_config, validate_config
+
+from cluster.config import BatonConfig, parse_config
+from cluster.placement import check_placement, demand
+
+DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
+CLUSTER_FILES = ["ray-aws.yaml", "ray-gcp.yaml", "ray-local.yaml"]
+
+
+def _cluster_file(name: str) -> dict[str, Any]:
+    """The file as `ray up` sees it: Ray's defaults filled in, checked against Ray's schema."""
+    prepared = prepare_config(yaml.safe_load((DEPLOY / name).read_text()))
+    validate_config(prepared)
+    return prepared
+
+
+def _kuberay(name: str) -> dict[str, dict[str, Any]]:
+    return {document["kind"]: document for document in yaml.safe_load_all((DEPLOY / "kuberay" / name).read_text())}
+
+
+@pytest.mark.parametrize("name", CLUSTER_FILES)
+def test_a_cluster_file_is_valid_by_rays_schema(name: str) -> None:
+    prepared = _cluster_file(name)
+    assert prepared["cluster_name"] == "baton"
+    for kind in ("head", "worker"):
+        stop, start = prepared[f"{kind}_start_ray_commands"]
+        assert stop == "ray stop"
+        assert "ray start" in start
+    assert any("install" in command and "~/baton" in command for command in prepared["setup_commands"])
+
+
+def test_a_mistyped_key_would_be_found() -> None:
+    wrong = yaml.safe_load((DEPLOY / "ray-aws.yaml").read_text())
+    wrong["available_node_types"]["decode"]["label"] = {}
+    with pytest.raises(Exception, match="'label' was unexpected"):
+        validate_config(prepare_config(wrong))
+
+
+def _pools(config: BatonConfig) -> list[str]:
+    check_placement(config)
+    return [role for role in ("prefill", "decode", "mixed") if getattr(config.pools, role)]
+
+
+@pytest.mark.parametrize("name", ["ray-aws.yaml", "ray-gcp.yaml"])
+def test_every_pool_has_its_kind_of_node_in_the_cloud(name: str) -> None:
+    config = parse_config((DEPLOY / "pools.toml").read_text())
+    kinds = _cluster_file(name)["available_node_types"]
+    for pool in _pools(config):
+        wanted = demand(config, pool)
+        fitting = [
+            kind
+            for kind, node in kinds.items()
+            if all(node["resources"].get(taken, 0) >= amount for taken, amount in wanted.bundle.items())
+            and wanted.labels.items() <= node.get("labels", {}).items()
+        ]
+        assert fitting == [pool]
+        room = sum(kinds[pool]["resources"][f"baton_{pool}"] * kinds[pool]["max_workers"] for _ in fitting)
+        assert room >= getattr(config.pools, pool)
+
+
+def test_every_pool_has_its_group_of_pods_and_all_have_one_image() -> None:
+    documents = _kuberay("raycluster.yaml")
+    cluster = documents["RayCluster"]
+    assert cluster["apiVersion"] == "ray.io/v1"
+    spec = cluster["spec"]
+    assert spec["enableInTreeAutoscaling"] is True
+    assert spec["rayVersion"] == ray.__version__
+    assert f"FROM rayproject/ray:{ray.__version__}-" in (DEPLOY / "kuberay" / "Dockerfile").read_text()
+    templates = [group["template"]["spec"] for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"])]
+    assert len({container["image"] for template in templates for container in template["containers"]}) == 1
+    for template in templates:
+        volumes = {volume["name"] for volume in template["volumes"]}
+        assert {mount["name"] for mount in template["containers"][0]["volumeMounts"]} == volumes
+    config = parse_config(documents["ConfigMap"]["data"]["cluster.toml"])
+    groups = {group["groupName"]: group for group in spec["workerGroupSpecs"]}
+    assert list(groups) == _pools(config)
+    for pool, group in groups.items():
+        wanted = demand(config, pool)
+        assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
+        assert group["maxReplicas"] >= getattr(config.pools, pool)
+        assert wanted.labels == group["labels"]
+        limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+        has = {"CPU": limits["cpu"], "GPU": limits["nvidia.com/gpu"], **group["resources"]}
+        assert all(float(has[taken]) >= amount for taken, amount in wanted.bundle.items())
+    ports = {port["containerPort"] for port in templates[0]["containers"][0]["ports"]}
+    assert config.router.port in ports
+
+
+def test_the_job_runs_on_that_cluster_with_the_configuration_it_mounts() -> None:
+    job, documents = _kuberay("rayjob.yaml")["RayJob"], _kuberay("raycluster.yaml")
+    assert job["apiVersion"] == "ray.io/v1"
+    assert job["spec"]["clusterSelector"] == {"ray.io/cluster": documents["RayCluster"]["metadata"]["name"]}
+    head = documents["RayCluster"]["spec"]["headGroupSpec"]["template"]["spec"]
+    assert head["volumes"][0]["configMap"]["name"] == documents["ConfigMap"]["metadata"]["name"]
+    folder = head["containers"][0]["volumeMounts"][0]["mountPath"]
+    (file,) = documents["ConfigMap"]["data"]
+    assert job["spec"]["entrypoint"] == f"baton up --config {folder}/{file}"

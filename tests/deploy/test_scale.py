@@ -1,0 +1,52 @@
+"""Scaling: who comes, who goes, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cluster.errors import ConfigError
+from deploy.running import RunningCluster, note, running_cluster
+from deploy.scale import leaving, new_names, scale
+
+
+def test_new_workers_take_the_first_names_that_nobody_has() -> None:
+    assert new_names("decode", 3, ["decode-0", "decode-2", "prefill-1"]) == ["decode-1", "decode-3", "decode-4"]
+
+
+def test_the_newest_workers_go_first() -> None:
+    pools = {"prefill": ["decode-12"], "decode": [f"decode-{index}" for index in range(12)]}
+    assert leaving("decode", 3, pools) == ["decode-11", "decode-10", "decode-9"]
+
+
+def test_more_cannot_go_than_there_are() -> None:
+    with pytest.raises(ConfigError, match="2 prefill workers cannot be removed: there are only 1"):
+        leaving("prefill", 2, {"prefill": ["prefill-0"], "decode": ["decode-0"]})
+    with pytest.raises(ConfigError, match="there are none"):
+        leaving("mixed", 1, {"prefill": ["prefill-0"], "decode": ["decode-0"]})
+
+
+def test_somebody_must_stay_who_decodes() -> None:
+    with pytest.raises(ConfigError, match="Nothing would decode"):
+        leaving("decode", 1, {"prefill": ["prefill-0"], "decode": ["decode-0"]})
+    assert leaving("decode", 1, {"decode": ["decode-0"], "mixed": ["mixed-0"]}) == ["decode-0"]
+    assert leaving("prefill", 1, {"prefill": ["decode-0"], "decode": ["prefill-0"]}) == ["decode-0"]
+
+
+def test_scaling_needs_a_cluster_and_a_pool_that_exists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BATON_HOME", str(tmp_path))
+    with pytest.raises(ConfigError, match="No cluster is up"):
+        scale("decode", 1, {}, lambda names: None, lambda name, stage: None)
+    with pytest.raises(ConfigError, match="no pool 'decoder'"):
+        scale("decoder", 1, {}, lambda names: None, lambda name, stage: None)
+
+
+def test_the_note_of_a_cluster_is_read_back_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BATON_HOME", str(tmp_path / "home"))
+    assert running_cluster() is None
+    cluster = RunningCluster(
+        "127.0.0.1:1", ("decode-0",), "auto", "", "tcp://127.0.0.1:2", "127.0.0.1:3", {"dtype": "float32"}
+    )
+    note(cluster)
+    assert running_cluster() == cluster

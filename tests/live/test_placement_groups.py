@@ -1,0 +1,124 @@
+"""Two Ray nodes on one machine: packed workers share a node, spread ones do not, and serve from there."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import ray
+from ray.util.placement_group import get_placement_group, placement_group_table
+
+from cluster.config import parse_config
+from cluster.resolve import MachineFacts, ModelFacts, Resolved, resolve
+from deploy.launcher import start_cluster, start_workers, stop_cluster, stop_workers
+from deploy.local_ray import LocalRay, environment
+from deploy.placement_groups import release_groups, reserve_groups
+from engine.checkpoint import read_config
+from tests.live.conftest import CONTEXT_TOKENS, Live
+
+SECOND_ADDRESS = "127.0.0.2"
+
+
+@pytest.fixture(scope="module")
+def second_node(ray_head: LocalRay) -> Iterator[LocalRay]:
+    """A second node, with an address of its own, beside the head."""
+    command = [
+        *(sys.executable, "-m", "ray.scripts.scripts", "start", f"--address={ray_head.address}"),
+        *(f"--node-ip-address={SECOND_ADDRESS}", "--num-cpus=2", "--labels=rack=second"),
+        *("--object-store-memory=80000000", "--disable-usage-stats"),
+    ]
+    try:
+        subprocess.run(command, env=environment(), check=True, capture_output=True, timeout=90)
+        yield ray_head
+    finally:
+        _end(ray_head)
+
+
+def _end(ray_head: LocalRay) -> None:
+    """End the second node, and wait until Ray knows: until then it would still place actors there."""
+    processes = []
+    for process in ray_head.processes():
+        with contextlib.suppress(psutil.Error):
+            if f"--node-ip-address={SECOND_ADDRESS}" in " ".join(process.cmdline()).replace("_", "-"):
+                process.terminate()
+                processes.append(process)
+    deadline = time.monotonic() + 60
+    while any(node["Alive"] for node in ray.nodes() if node["NodeManagerAddress"] == SECOND_ADDRESS):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    for process in psutil.wait_procs(processes, timeout=10)[1]:
+        process.kill()
+
+
+def _resolved(folder: Path, placement: str) -> Resolved:
+    config = read_config(folder)
+    facts = ModelFacts(str(folder), "test", CONTEXT_TOKENS, 2 * config.num_layers * config.num_kv_heads * 16)
+    text = f"""
+        [engine]
+        num_pages = 200
+        threads = 1
+        [router]
+        port = 0
+        policy = "least_loaded"
+        {placement}
+    """
+    return resolve(parse_config(text), MachineFacts(2, 1 << 32, False), facts)
+
+
+def _nodes(group: str) -> list[str]:
+    """The node of each bundle."""
+    place = get_placement_group(group)
+    assert place.wait(30)
+    bundles = placement_group_table(place)["bundles_to_node_id"]
+    return [bundles[index] for index in sorted(bundles)]
+
+
+def _groups(prefix: str) -> list[str]:
+    table = placement_group_table().values()
+    return [row["name"] for row in table if row["name"].startswith(prefix) and row["state"] != "REMOVED"]
+
+
+@pytest.mark.slow
+def test_packed_workers_share_a_node(second_node: LocalRay, checkpoint: Path) -> None:
+    each = "[placement.prefill]\ncpus = 1\n[placement.decode]\ncpus = 1\nlabels = { rack = 'second' }"
+    reserve_groups(_resolved(checkpoint, f"[placement]\nstrategy = 'pack'\n{each}"), "packed-")
+    try:
+        assert len(_nodes("packed-group-0")) == 2
+        assert len(set(_nodes("packed-group-0"))) == 1
+    finally:
+        release_groups("packed-")
+    assert _groups("packed-") == []
+
+
+@pytest.mark.slow
+def test_spread_workers_serve_from_two_nodes(second_node: LocalRay, checkpoint: Path) -> None:
+    each = "\n".join(
+        f"[placement.{pool}]\ncpus = 1\nenv = {{ UCX_TLS = 'tcp', UCX_NET_DEVICES = 'lo' }}"
+        for pool in ("prefill", "decode")
+    )
+    resolved = _resolved(checkpoint, f"[placement]\nstrategy = 'spread'\n{each}")
+    prompt = list(range(5, 105))
+    try:
+        started = start_cluster(resolved, lambda process, stage: None, "spread-", worker_host="")
+        assert len(set(_nodes("spread-group-0"))) == 2
+        live = Live(started.address, checkpoint, started.workers, started.admin_address)
+        live.wait_idle()
+        with live.client() as client:
+            first = client.generate(prompt, max_tokens=8, ignore_eos=True)
+            assert first.handoff is not None
+            assert first.handoff.pages_sent > 0
+            # A worker that comes back takes its place in the group again.
+            stop_workers(resolved, ["prefill-0"], "spread-")
+            assert _groups("spread-") == ["spread-group-0"]
+            start_workers(resolved, [("prefill-0", "prefill")], started.worker_address, lambda *_: None, "spread-")
+            assert client.generate(prompt, max_tokens=8, ignore_eos=True).token_ids == first.token_ids
+        stop_workers(resolved, ["prefill-0", "decode-0"], "spread-")
+        assert _groups("spread-") == []
+    finally:
+        stop_cluster("spread-")
