@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
+import uuid
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from baton import wire
@@ -62,7 +64,10 @@ def make_request(
     tenant: str = "",
     objectives: Objectives | None = None,
 ) -> inference_pb2.GenerateRequest:
-    """The message for a prompt of text or token ids."""
+    """The message for a prompt of text or token ids. Id and seed are chosen here, so that a stream can be resumed."""
+    request_id = request_id or uuid.uuid4().hex
+    if sampling.seed is None:
+        sampling = replace(sampling, seed=random.getrandbits(63))
     message = inference_pb2.GenerateRequest(request_id=request_id, priority=priority, tenant=tenant)
     if isinstance(prompt, str):
         message.text = prompt

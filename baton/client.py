@@ -5,7 +5,9 @@ Operators have a client of their own, `baton.Admin`.
 
 from __future__ import annotations
 
+import asyncio
 import os
+import time
 from collections.abc import AsyncIterator, Iterator
 from types import TracebackType
 from typing import Any, Self
@@ -15,6 +17,7 @@ import grpc.aio
 
 from baton.answer import Answer, Token, make_request, read_answer, read_tokens, sampling_params
 from baton.errors import InternalError, error_from_rpc
+from baton.resume import Resume
 from baton.v1 import inference_pb2, inference_pb2_grpc
 from cluster.request import Objectives, SamplingParams
 
@@ -29,8 +32,9 @@ def _address(address: str | None) -> str:
 class TokenStream(Iterator[Token]):
     """Tokens as they come; `answer` is complete once the iteration has ended."""
 
-    def __init__(self, call: Any, address: str) -> None:
-        self._call, self._address = call, address
+    def __init__(self, generate: Any, resume: Resume, address: str) -> None:
+        self._generate, self._resume, self._address = generate, resume, address
+        self._call = generate(resume.request, timeout=resume.timeout_s)
         self._tokens: list[Token] = []
         self._ready: list[Token] = []
         self._answer: Answer | None = None
@@ -40,7 +44,14 @@ class TokenStream(Iterator[Token]):
             try:
                 response = next(self._call)
             except grpc.RpcError as error:
-                raise error_from_rpc(error, self._address) from None
+                wait_s = self._resume.wait_s(error)
+                if wait_s is None:
+                    raise error_from_rpc(error, self._address) from None
+                time.sleep(wait_s)
+                request, remaining_s = self._resume.again(self._tokens), self._resume.remaining_s
+                self._call = self._generate(request, timeout=remaining_s, wait_for_ready=True)
+                continue
+            self._resume.on_tokens()
             self._ready = read_tokens(response)
             self._tokens += self._ready
             self._ready.reverse()
@@ -102,7 +113,7 @@ class Client:
             tenant=tenant,
             objectives=objectives,
         )
-        return TokenStream(self._inference.Generate(request, timeout=timeout_s), self.address)
+        return TokenStream(self._inference.Generate, Resume(request, timeout_s), self.address)
 
     def generate(self, prompt: str | list[int], sampling: SamplingParams | None = None, **options: Any) -> Answer:
         """The whole answer at once; arguments as for `stream`."""
@@ -137,8 +148,9 @@ class Client:
 class AsyncTokenStream(AsyncIterator[Token]):
     """`TokenStream` for asyncio; `await stream.answer()` for the end."""
 
-    def __init__(self, call: Any, address: str) -> None:
-        self._call, self._address = call, address
+    def __init__(self, generate: Any, resume: Resume, address: str) -> None:
+        self._generate, self._resume, self._address = generate, resume, address
+        self._call = generate(resume.request, timeout=resume.timeout_s)
         self._tokens: list[Token] = []
         self._ready: list[Token] = []
         self._answer: Answer | None = None
@@ -148,9 +160,16 @@ class AsyncTokenStream(AsyncIterator[Token]):
             try:
                 response = await self._call.read()
             except grpc.RpcError as error:
-                raise error_from_rpc(error, self._address) from None
+                wait_s = self._resume.wait_s(error)
+                if wait_s is None:
+                    raise error_from_rpc(error, self._address) from None
+                await asyncio.sleep(wait_s)
+                request, remaining_s = self._resume.again(self._tokens), self._resume.remaining_s
+                self._call = self._generate(request, timeout=remaining_s, wait_for_ready=True)
+                continue
             if response is grpc.aio.EOF:
                 raise StopAsyncIteration
+            self._resume.on_tokens()
             self._ready = read_tokens(response)
             self._tokens += self._ready
             self._ready.reverse()
@@ -204,7 +223,7 @@ class AsyncClient:
             tenant=tenant,
             objectives=objectives,
         )
-        return AsyncTokenStream(self._inference.Generate(request, timeout=timeout_s), self.address)
+        return AsyncTokenStream(self._inference.Generate, Resume(request, timeout_s), self.address)
 
     async def generate(self, prompt: str | list[int], sampling: SamplingParams | None = None, **options: Any) -> Answer:
         """The whole answer at once; arguments as for `stream`."""

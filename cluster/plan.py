@@ -43,6 +43,7 @@ class RouterPlan:
     settings: dict[str, str] = field(default_factory=dict)  # shown by `baton status`
     admin_host: str = "127.0.0.1"
     admin_port: int = 0  # any
+    worker_port: int = 0  # any
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -16,13 +16,13 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.errors import ConfigError
 from cluster.placement import demand
+from cluster.ray_names import NAMESPACE, ROUTER
 from cluster.resolve import Resolved
+from deploy.local_ray import free_port
 from deploy.placement_groups import actor_options, release_empty_groups, release_groups, reserve_groups
 from router.actor import RouterActor
 from worker.actor import WorkerActor
 
-NAMESPACE = "baton"
-ROUTER = "router"
 POLL_S = 0.1
 Tell = Callable[[str, str], None]  # (process name, what it is doing)
 
@@ -70,10 +70,17 @@ def start_cluster(resolved: Resolved, tell: Tell, prefix: str = "", worker_host:
     tell(ROUTER, "starting")
     # On the node of the command: its clients are here, and this node is not one the autoscaler takes away.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    # A restarted router has to be found where the first one was, so a port that is left open is chosen here.
+    plan = replace(
+        plan,
+        port=plan.port or free_port(),
+        admin_port=plan.admin_port or free_port(),
+        worker_port=plan.worker_port or free_port(),
+    )
     router = RouterActor.options(  # type: ignore[attr-defined]
         name=prefix + ROUTER, lifetime="detached", scheduling_strategy=here
-    ).remote()
-    addresses = ray.get(router.start.remote(plan))
+    ).remote(plan, prefix)
+    addresses = ray.get(router.start.remote())
     if isinstance(addresses, str):
         raise ConfigError(addresses)
     public = addresses.public.replace("0.0.0.0", node_address)

@@ -1,35 +1,77 @@
-"""The Ray actor that holds the router process."""
+"""The Ray actor that holds the router process.
+
+Ray starts it again when it dies: same plan, same ports, an empty memory. Workers it does not know join anew, and
+clients resume their streams.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 
 import ray
 
 from cluster.errors import BatonError
 from cluster.plan import RouterAddresses, RouterPlan
+from cluster.ray_names import NAMESPACE
 
 
-@ray.remote(num_cpus=0, max_restarts=0, max_concurrency=16)  # type: ignore[call-overload]
+@ray.remote(num_cpus=0, max_restarts=-1, max_concurrency=64)  # type: ignore[call-overload]
 class RouterActor:
-    """The router. Its methods run on one event loop, the gRPC server and the worker links beside them."""
+    """The router. Its methods run on one event loop, the gRPC servers and the worker links beside them.
 
-    async def start(self, plan: RouterPlan) -> RouterAddresses | str:
-        """Serve; returns where, or the sentence that says why not."""
+    `prefix` stands before the names of the cluster's actors; the plan's ports must be fixed ones, so that a restarted
+    router is found where the first one was.
+    """
+
+    def __init__(self, plan: RouterPlan, prefix: str = "") -> None:
+        self._plan, self._prefix = plan, prefix
+        self._watches: dict[str, asyncio.Task[None]] = {}
+        self._started = asyncio.get_running_loop().create_task(self._start())
+
+    async def _start(self) -> RouterAddresses | str:
         from router.assembly import start_router
 
         try:
-            self._router = await start_router(plan)
+            self._router = await start_router(self._plan)
         except (BatonError, RuntimeError, OSError) as error:
             return f"The router could not start: {error}"
+        self._router.driver.on_welcome = self._watch
+        self._router.driver.on_kill = self._kill
         return self._router.addresses
+
+    async def start(self) -> RouterAddresses | str:
+        """Wait until it serves; returns where, or the sentence that says why not."""
+        return await self._started
+
+    def _watch(self, worker: str) -> None:
+        """Hear at once when the worker's process ends."""
+        before = self._watches.get(worker)
+        if before is None or before.done():
+            self._watches[worker] = asyncio.get_running_loop().create_task(self._until_it_ends(worker))
+
+    async def _until_it_ends(self, worker: str) -> None:
+        try:
+            actor = await asyncio.to_thread(ray.get_actor, self._prefix + worker, NAMESPACE)
+            await actor.ended.remote()
+        except ValueError:
+            return  # no actor of ours: its silence has to tell
+        except ray.exceptions.RayActorError as error:
+            print(f"{worker} has died: {str(error).splitlines()[0]}", flush=True)
+        self._router.driver.lose(worker)
+
+    def _kill(self, worker: str) -> None:
+        asyncio.get_running_loop().create_task(asyncio.to_thread(self._end_process, worker))
+
+    def _end_process(self, worker: str) -> None:
+        print(f"{worker} is silent and does not come back: its process is ended", flush=True)
+        with contextlib.suppress(ValueError):
+            ray.kill(ray.get_actor(self._prefix + worker, NAMESPACE), no_restart=False)
 
     async def pid(self) -> int:
         return os.getpid()
 
-    async def lose(self, worker: str) -> None:
-        """Told by whoever watches the actors: this worker's process is gone."""
-        self._router.driver.lose(worker)
-
     async def stop(self) -> None:
-        await self._router.stop()
+        if not isinstance(await self._started, str):
+            await self._router.stop()

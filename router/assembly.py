@@ -75,7 +75,7 @@ async def start_router(plan: RouterPlan) -> RunningRouter:
     placement = make_policy(plan.policy, plan.refuse_late)
     state_file = Path(plan.state_file) if plan.state_file else None
     core = RouterCore(uuid.uuid4().hex[:8], placement, tokenizer.decode, limits, output_length=load_learned(state_file))
-    link = WorkerLink(f"tcp://{plan.worker_host}:*")
+    link = WorkerLink(f"tcp://{plan.worker_host}:{plan.worker_port or '*'}")
     driver = Driver(core, link, state_file=state_file, refuse_late=plan.refuse_late)
     admin = AdminService(driver, plan.model_name, plan.settings)
     async with AsyncExitStack() as started:  # what is ended again when a port is taken

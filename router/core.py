@@ -18,14 +18,14 @@ from cluster.messages import TokenOutput, WorkerMessage
 from cluster.request import FinishReason, Request
 from cluster.routing import RoutingDecision
 from router import accounting, effects, life_events
-from router.commands import Close, Command, Moved, Show, Tell
+from router.commands import Close, Command, Show, Tell
 from router.detokenizer import Decode
 from router.dispatch import Dispatch, FoundDecode
 from router.explanation import Explanations
 from router.limits import RouterLimits, check_capacity
 from router.membership import Membership
 from router.operation import Ask, Operation
-from router.operations import PROBE, RETRY_S, Action, Changed, KeepRequest, MoveRequest, Operations, Order
+from router.operations import PROBE, RETRY_S, Action, Operations
 from router.policy.admission import refuse_full
 from router.policy.cluster_state import ClusterState
 from router.policy.migration import relief
@@ -72,8 +72,16 @@ class RouterCore:
     def live(self) -> int:
         return len(self._records)
 
-    def submit(self, request: Request, now: float) -> list[Command]:
-        """Take on a request; raises (and changes nothing) when it cannot be served."""
+    def replay(self, request: Request) -> list[TextToken] | None:
+        """What was streamed of a live request of the same id and content; None when there is none.
+
+        Raises `InvalidRequest` when the id belongs to another request, `WorkerLost` (try again) while it is ending.
+        """
+        record = self._records.get(request.request_id)
+        return None if record is None else record.replay(request)
+
+    def submit(self, request: Request, now: float, emitted: Sequence[int] = ()) -> list[Command]:
+        """Take on a request, after `emitted` output tokens; raises (and changes nothing) when it cannot be served."""
         if request.request_id.startswith(PROBE):
             raise InvalidRequest(f"Request ids that begin with {PROBE!r} are the router's own; choose another.")
         if request.request_id in self._records:
@@ -81,7 +89,9 @@ class RouterCore:
         check_capacity(request, self.state)
         if self.queued >= self.limits.max_queued:
             raise refuse_full(self.queued, now - self.dispatch.oldest_s)
-        record = open_record(request, OutputStream(request, self.decode), self.state, self.output_length, now)
+        stream = OutputStream(request, self.decode)
+        stream.resume(emitted)
+        record = open_record(request, stream, self.state, self.output_length, now)
         self.dispatch.fairness.on_queued(request.tenant, [other.request.tenant for other in self._records.values()])
         self._records[request.request_id] = record
         self._perform(record, next(record.life), now)
@@ -241,16 +251,8 @@ class RouterCore:
 
     def _operate(self, actions: Sequence[Action]) -> bool:
         """Carry out what operations want done; False when it is nothing."""
-        for action in actions:
-            match action:
-                case Order(worker, message):
-                    self._commands.append(Tell(worker, message))
-                case MoveRequest(request_id, worker_or_none):
-                    self._events.append((request_id, life_events.Migrate(worker_or_none)))
-                case KeepRequest(request_id):
-                    self._events.append((request_id, life_events.Stay()))
-                case Changed(operation):
-                    self._commands.append(Moved(operation))
+        self._events += [action for action in actions if isinstance(action, tuple)]
+        self._commands += [action for action in actions if not isinstance(action, tuple)]
         return bool(actions)
 
     def _advance(self, request_id: str, event: life_events.Event, now: float) -> None:

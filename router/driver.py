@@ -6,12 +6,12 @@ import asyncio
 import time
 import uuid
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cluster.errors import BatonError, ConfigError, InvalidRequest
-from cluster.messages import RouterMessage, WorkerMessage
+from cluster.errors import BatonError, Cancelled, ConfigError, InvalidRequest
+from cluster.messages import RouterMessage, Welcome, WorkerMessage
 from cluster.request import Request
 from router.commands import Close, Command, Kill, Moved, Show, Tell
 from router.core import RouterCore
@@ -33,12 +33,18 @@ class Subscription:
     request_id: str
     tokens: deque[TextToken] = field(default_factory=deque)
     completion: Completion | None = None
+    taken_over: bool = False  # another client asked for the same request
     _ready: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def next(self) -> tuple[list[TextToken], Completion | None]:
-        """Every token since the last call, waiting for at least one or for the end."""
+        """Every token since the last call, waiting for at least one or for the end.
+
+        Raises `Cancelled` when another client has taken the stream over.
+        """
         await self._ready.wait()
         self._ready.clear()
+        if self.taken_over:
+            raise Cancelled(f"Another client has taken over the stream of {self.request_id!r}.")
         tokens = list(self.tokens)
         self.tokens.clear()
         return tokens, self.completion
@@ -56,6 +62,7 @@ class Driver:
     clock: Callable[[], float] = time.monotonic
     state_file: Path | None = None  # where learned output lengths are kept
     refuse_late: bool = True  # of a policy that is set while the router runs
+    on_welcome: Callable[[str], None] | None = None  # hears of each worker that joins
     on_kill: Callable[[str], None] | None = None  # ends the process of a silent worker, where somebody can
     _subscriptions: dict[str, Subscription] = field(default_factory=dict)
     _watchers: dict[str, set[asyncio.Event]] = field(default_factory=dict)  # by operation id
@@ -87,16 +94,36 @@ class Driver:
     def _on_frame(self, worker: str, incarnation: str, batch: list[WorkerMessage]) -> None:
         self._perform(self.core.on_frame(worker, incarnation, batch, self.clock()))
 
-    def submit(self, request: Request) -> Subscription:
-        """Take on a request; raises when the core refuses it."""
-        commands = self.core.submit(request, self.clock())
+    def submit(self, request: Request, emitted: Sequence[int] = (), resume_from: int = 0) -> Subscription:
+        """Take on a request, or the stream of a live one of the same id; raises when the core refuses it.
+
+        `emitted` are output tokens that the client has; of a live request it wants those from `resume_from` on.
+        """
+        replayed = self.core.replay(request)
+        if replayed is not None:
+            return self._take_over(request.request_id, replayed[resume_from:])
+        commands = self.core.submit(request, self.clock(), emitted)
         subscription = self._subscriptions[request.request_id] = Subscription(request.request_id)
         self._perform(commands)
         return subscription
 
+    def _take_over(self, request_id: str, tokens: Sequence[TextToken]) -> Subscription:
+        """The newest client of a request has its stream; an earlier one, which is likely gone, is told."""
+        earlier = self._subscriptions.get(request_id)
+        if earlier is not None:
+            earlier.taken_over = True
+            earlier.wake()
+        subscription = self._subscriptions[request_id] = Subscription(request_id, deque(tokens))
+        if tokens:
+            subscription.wake()
+        return subscription
+
     def unsubscribe(self, subscription: Subscription, error: BatonError) -> None:
         """The client is done; if its answer was not, the request stops with `error`."""
-        if self._subscriptions.pop(subscription.request_id, None) is not None and subscription.completion is None:
+        if self._subscriptions.get(subscription.request_id) is not subscription:
+            return
+        del self._subscriptions[subscription.request_id]
+        if subscription.completion is None:
             self._perform(self.core.stop(subscription.request_id, error, self.clock()))
 
     def lose(self, worker: str) -> None:
@@ -149,6 +176,8 @@ class Driver:
         for command in commands:
             match command:
                 case Tell(worker, message):
+                    if isinstance(message, Welcome) and self.on_welcome is not None:
+                        self.on_welcome(worker)
                     outgoing.setdefault(worker, []).append(message)
                 case Show(request_id, tokens):
                     subscription = self._subscriptions.get(request_id)

@@ -11,10 +11,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from cluster.errors import Conflict, InvalidRequest, NotFound
-from cluster.messages import Prefill, RequestFailed, RoleChanged, RouterMessage, SwitchRole, TokenOutput
+from cluster.messages import Prefill, RequestFailed, RoleChanged, SwitchRole, TokenOutput
 from cluster.request import Request, SamplingParams
 from cluster.worker import RoleName
-from router.operation import Ask, Migrate, Operation, OperationState, Rebalance, Step, StepState
+from router.commands import Moved, Tell
+from router.life_events import Migrate, Stay
+from router.operation import Ask, Operation, OperationState, Rebalance, Step, StepState
+from router.operation import Migrate as AskMigrate
 from router.policy.cluster_state import ClusterState
 from router.policy.migration import find_room
 from router.policy.pool_steps import check_still_allowed, steps_for
@@ -25,37 +28,8 @@ RETRY_S = 0.5  # after a migration that failed
 PROBE = "probe/"  # how the ids of verifying requests begin
 
 
-@dataclass(frozen=True, slots=True)
-class Order:
-    """A message for a worker."""
-
-    worker: str
-    message: RouterMessage
-
-
-@dataclass(frozen=True, slots=True)
-class MoveRequest:
-    """Move a request: to `worker`, or to whoever has room."""
-
-    request_id: str
-    worker: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class KeepRequest:
-    """Seek no other worker for a request any more."""
-
-    request_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class Changed:
-    """Whoever watches the operation should look."""
-
-    operation: Operation
-
-
-Action = Order | MoveRequest | KeepRequest | Changed
+Action = Tell | Moved | tuple[str, Migrate | Stay]
+"""A command for the shell, or an event for the life cycle of a request."""
 
 
 @dataclass(eq=False)
@@ -89,7 +63,7 @@ class Operations:
             if known.ask != ask:
                 raise InvalidRequest(f"Operation {operation_id!r} is another one ({known.ask.title}); choose a new id.")
             return known
-        if isinstance(ask, Migrate):
+        if isinstance(ask, AskMigrate):
             steps = [self._migration_step(ask)]
         else:
             self._check_alone()
@@ -105,7 +79,7 @@ class Operations:
         return operation
 
     def _check_alone(self) -> None:
-        other = next((one for one in self.running if not isinstance(one.ask, Migrate)), None)
+        other = next((one for one in self.running if not isinstance(one.ask, AskMigrate)), None)
         if other is not None:
             raise Conflict(
                 f"Operation {other.operation_id} ({other.ask.title}) is under way: wait for it, or end it with "
@@ -119,7 +93,7 @@ class Operations:
             if operation.state.ended:
                 del self._known[operation.operation_id]
 
-    def _migration_step(self, ask: Migrate) -> Step:
+    def _migration_step(self, ask: AskMigrate) -> Step:
         record = self.records.get(ask.request_id)
         if record is None or record.closed:
             raise NotFound(f"No request {ask.request_id!r} is live.")
@@ -144,12 +118,12 @@ class Operations:
             return operation, []
         actions: list[Action] = []
         for step in operation.steps:
-            if isinstance(operation.ask, Migrate) and not step.state.ended:
+            if isinstance(operation.ask, AskMigrate) and not step.state.ended:
                 _end(step, StepState.CANCELLED, now)
             elif step.state in (StepState.WAITING, StepState.EVACUATING):
                 actions += self._give_up(operation, step, now, "")
         self._conclude(operation, now)
-        return operation, [*actions, Changed(operation)]
+        return operation, [*actions, Moved(operation)]
 
     def advance(self, now: float) -> list[Action]:
         """What the running operations want done now; empty when they wait."""
@@ -165,12 +139,12 @@ class Operations:
         step = next((step for step in operation.steps if not step.state.ended), None)
         if step is None:
             self._conclude(operation, now)
-            return [Changed(operation)]
+            return [Moved(operation)]
         before = (step.state, step.detail)
         actions = self._take(operation, step, now)
         if step.state.ended:
             self.stirred = True
-        return [*actions, Changed(operation)] if (step.state, step.detail) != before else actions
+        return [*actions, Moved(operation)] if (step.state, step.detail) != before else actions
 
     def _take(self, operation: Operation, step: Step, now: float) -> list[Action]:
         if step.worker not in self.state.workers:
@@ -181,13 +155,13 @@ class Operations:
         if step.started_s is None:
             step.started_s = now
         match step.state:
-            case StepState.WAITING if isinstance(operation.ask, Migrate):
+            case StepState.WAITING if isinstance(operation.ask, AskMigrate):
                 step.state = StepState.EVACUATING
-                return [MoveRequest(operation.ask.request_id, step.worker)]
+                return [(operation.ask.request_id, Migrate(step.worker))]
             case StepState.WAITING if step.action == "undrain":
                 self.state.uncordon(step.worker)
                 _end(step, StepState.DONE, now)
-            case StepState.WAITING | StepState.EVACUATING if not isinstance(operation.ask, Migrate):
+            case StepState.WAITING | StepState.EVACUATING if not isinstance(operation.ask, AskMigrate):
                 try:
                     check_still_allowed(step, self.state)
                 except InvalidRequest as error:
@@ -195,7 +169,7 @@ class Operations:
                 self.state.cordon(step.worker)
                 step.state = StepState.EVACUATING
                 return self._evacuate(operation, step, now)
-            case StepState.EVACUATING if isinstance(operation.ask, Migrate):
+            case StepState.EVACUATING if isinstance(operation.ask, AskMigrate):
                 if operation.ask.request_id not in self.records:
                     _end(step, StepState.FAILED, now, "the request ended before it could move")
         return []
@@ -204,7 +178,7 @@ class Operations:
         """Let the worker serve on as it did."""
         actions: list[Action] = []
         if step.state is StepState.EVACUATING:
-            actions += [KeepRequest(request_id) for request_id in sorted(operation.requested)]
+            actions += [(request_id, Stay()) for request_id in sorted(operation.requested)]
             self.state.uncordon(step.worker)
         _end(step, StepState.FAILED if reason else StepState.CANCELLED, now, reason)
         return actions
@@ -218,11 +192,11 @@ class Operations:
                 _end(step, StepState.DONE, now)
                 return []
             step.state, step.detail = StepState.SWITCHING, ""
-            return [Order(step.worker, SwitchRole(step.to_role, self.state.epoch(step.worker) + 1))]
+            return [Tell(step.worker, SwitchRole(step.to_role, self.state.epoch(step.worker) + 1))]
         step.detail = f"{len(held)} request{'s' if len(held) > 1 else ''} left"
         moving = [record.request_id for record in held if record.decode_worker == step.worker and record.may_move(now)]
         operation.requested |= set(moving)
-        return [MoveRequest(request_id, None) for request_id in moving]
+        return [(request_id, Migrate(None)) for request_id in moving]
 
     def on_role_changed(self, worker: str, answer: RoleChanged, now: float) -> list[Action]:
         """The worker has swapped its role, or says why not."""
@@ -230,10 +204,10 @@ class Operations:
             if answer.error or answer.role is not step.to_role:
                 self.state.uncordon(worker)
                 _end(step, StepState.FAILED, now, f"{worker} kept its role: {answer.error or 'it has another one'}")
-                return [Changed(operation)]
+                return [Moved(operation)]
             step.state = StepState.VERIFYING
             probe = Prefill(_probe(operation, step), (), answer.role is RoleName.PREFILL, answer.role_epoch)
-            return [Order(worker, probe), Changed(operation)]
+            return [Tell(worker, probe), Moved(operation)]
         return []
 
     def on_probe(self, worker: str, output: TokenOutput | RequestFailed, now: float) -> None:
@@ -249,7 +223,7 @@ class Operations:
     def on_migration_ended(self, request_id: str, worker: str | None, reason: str, now: float) -> None:
         """A request has moved, or stays for a reason."""
         for operation in self.running:
-            if isinstance(operation.ask, Migrate) and operation.ask.request_id == request_id:
+            if isinstance(operation.ask, AskMigrate) and operation.ask.request_id == request_id:
                 state = StepState.DONE if worker is not None else StepState.FAILED
                 for step in operation.steps:
                     if not step.state.ended:

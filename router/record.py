@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from cluster.errors import BatonError
+from cluster.errors import BatonError, InvalidRequest, WorkerLost
 from cluster.handoff import HandoffReport
 from cluster.latency import Latency
 from cluster.prefix_hash import page_hashes, root_hash
@@ -15,7 +15,7 @@ from router.policy.cluster_state import ClusterState, RunningSequence
 from router.policy.output_length import OutputLength, Prediction, chain_nodes
 from router.policy.placement import PlacementInput
 from router.policy.prefix_index import page_keys
-from router.stream import OutputStream
+from router.stream import OutputStream, TextToken
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +67,18 @@ class Record:
     @property
     def request_id(self) -> str:
         return self.request.request_id
+
+    def replay(self, request: Request) -> list[TextToken]:
+        """What was streamed, for the same request asked again. Raises `InvalidRequest` if it is another one."""
+        mine, other = self.request.sampling, request.sampling
+        if request.prompt != self.request.prompt or replace(other, seed=mine.seed) != mine:
+            raise InvalidRequest(
+                f"Request id {request.request_id!r} is in use by another live request; choose another."
+            )
+        if self.closed:
+            raise WorkerLost(f"Request {request.request_id!r} is ending; ask again in a moment.")
+        again = OutputStream(request, self.stream.decode)
+        return again.resume(self.stream.token_ids)
 
     def may_move(self, now: float) -> bool:
         """Whether a migration could begin now."""

@@ -53,16 +53,19 @@ class InferenceService:
         try:
             message = _parse(inference_pb2.GenerateRequest, request_bytes)
             request = await self._request(message, context)
-            subscription = self.driver.submit(request)
+            emitted = _emitted(message, request, self.model.config.vocab_size)
+            subscription = self.driver.submit(request, emitted, message.resume_from)
         except BatonError as error:
             await abort(context, error)
             return
         ended: BatonError = Cancelled("The client went away.")
         try:
-            async for response, completion in _responses(subscription.next):
+            async for response, completion in _responses(subscription.next, message.resume_from):
                 if completion is not None and completion.error is not None:
                     await abort(context, completion.error)
                 await context.write(response)
+        except BatonError as error:
+            await abort(context, error)
         except grpc.aio.AbortError:
             raise
         except asyncio.CancelledError:
@@ -159,16 +162,32 @@ def _parse(kind: type[T], request_bytes: bytes) -> T:
         raise InvalidRequest(f"Not a valid {kind.__name__}: {error}. Text must be UTF-8.") from None
 
 
+def _emitted(message: inference_pb2.GenerateRequest, request: Request, vocab_size: int) -> tuple[int, ...]:
+    """The output that a resuming client has; raises `InvalidRequest` when it makes no sense."""
+    emitted, resume_from = tuple(message.emitted), message.resume_from
+    if not 0 <= resume_from < request.sampling.max_tokens or len(emitted) not in (0, resume_from):
+        raise InvalidRequest(
+            f"resume_from is {resume_from} with {len(emitted)} emitted tokens: it counts the output tokens that have "
+            f"come, fewer than max_tokens; their ids are all given or none."
+        )
+    if emitted and not (min(emitted) >= 0 and max(emitted) < vocab_size):
+        raise InvalidRequest(f"An emitted token id is outside the vocabulary of {vocab_size}.")
+    return emitted
+
+
 Batch = tuple[list[TextToken], Completion | None]
 
 
 async def _responses(
-    next_batch: Callable[[], Awaitable[Batch]],
+    next_batch: Callable[[], Awaitable[Batch]], first: int = 0
 ) -> AsyncIterator[tuple[inference_pb2.GenerateResponse, Completion | None]]:  # type: ignore[no-untyped-def]
-    """Messages for the client until the completion, which rides with the last tokens."""
+    """Messages for the client, from token index `first`, until the completion, which rides with the last tokens."""
     while True:
         tokens, completion = await next_batch()
-        response = inference_pb2.GenerateResponse(tokens=[token_message(token) for token in tokens])
+        shown = [token_message(token) for token in tokens if token.index >= first]
+        if not shown and completion is None:
+            continue
+        response = inference_pb2.GenerateResponse(tokens=shown)
         if completion is not None and completion.error is None:
             response.finish.CopyFrom(finish_message(completion))
         yield response, completion

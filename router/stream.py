@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from cluster.messages import TokenOutput
@@ -42,6 +43,11 @@ class OutputStream:
         self._detokenizer = Detokenizer(self.decode) if self.decode is not None else None
         stop = self.request.sampling.stop
         self._stop_strings = StopStrings(stop) if stop else None
+
+    def resume(self, token_ids: Sequence[int]) -> list[TextToken]:
+        """Go on after these tokens; returns them as they were shown, but for their log-probabilities."""
+        request_id = self.request.request_id
+        return [self._show(TokenOutput(request_id, index, token_id)) for index, token_id in enumerate(token_ids)]
 
     @property
     def ended(self) -> bool:

@@ -17,9 +17,12 @@ if TYPE_CHECKING:
     from worker.loop import WorkerLoop
 
 
-@ray.remote(num_cpus=0, max_restarts=0, max_concurrency=4)  # type: ignore[call-overload]
+@ray.remote(num_cpus=0, max_restarts=-1, max_concurrency=8)  # type: ignore[call-overload]
 class WorkerActor:
-    """One worker. `load` takes as long as the model takes; `stage` tells how far it is meanwhile."""
+    """One worker. Loading takes as long as the model takes; `stage` tells how far it is meanwhile.
+
+    Ray starts a process that died again; the worker then joins under a new incarnation.
+    """
 
     def __init__(self, plan: WorkerPlan) -> None:
         self._plan = plan
@@ -39,6 +42,10 @@ class WorkerActor:
         """Block until the worker serves; returns an error sentence, empty when all is well."""
         self._loaded.wait()
         return self._error
+
+    def ended(self) -> None:
+        """Block until the loop has ended; the process's own end breaks the call off."""
+        self._ended.wait()
 
     def pid(self) -> int:
         return os.getpid()

@@ -47,18 +47,28 @@ class GenerateRequest(google.protobuf.message.Message):
     PRIORITY_FIELD_NUMBER: builtins.int
     TENANT_FIELD_NUMBER: builtins.int
     OBJECTIVES_FIELD_NUMBER: builtins.int
+    RESUME_FROM_FIELD_NUMBER: builtins.int
+    EMITTED_FIELD_NUMBER: builtins.int
     request_id: builtins.str
     """Chosen by the client to find the request again; the router makes one up when it is empty."""
     text: builtins.str
     priority: builtins.int
     """Higher goes first."""
     tenant: builtins.str
+    resume_from: builtins.int
+    """To go on with a stream that broke off: the same request again, with the number of output tokens that have come.
+    The stream begins with this index. It needs the same seed, if it samples.
+    """
     @property
     def token_ids(self) -> global___TokenIds: ...
     @property
     def sampling(self) -> global___SamplingParams: ...
     @property
     def objectives(self) -> global___Objectives: ...
+    @property
+    def emitted(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """The ids of those tokens, where the client kept them: then they need not be computed again."""
+
     def __init__(
         self,
         *,
@@ -69,9 +79,11 @@ class GenerateRequest(google.protobuf.message.Message):
         priority: builtins.int = ...,
         tenant: builtins.str = ...,
         objectives: global___Objectives | None = ...,
+        resume_from: builtins.int = ...,
+        emitted: collections.abc.Iterable[builtins.int] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["objectives", b"objectives", "prompt", b"prompt", "sampling", b"sampling", "text", b"text", "token_ids", b"token_ids"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["objectives", b"objectives", "priority", b"priority", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling", "tenant", b"tenant", "text", b"text", "token_ids", b"token_ids"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["emitted", b"emitted", "objectives", b"objectives", "priority", b"priority", "prompt", b"prompt", "request_id", b"request_id", "resume_from", b"resume_from", "sampling", b"sampling", "tenant", b"tenant", "text", b"text", "token_ids", b"token_ids"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["prompt", b"prompt"]) -> typing.Literal["text", "token_ids"] | None: ...
 
 global___GenerateRequest = GenerateRequest

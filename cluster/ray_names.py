@@ -1,0 +1,4 @@
+"""How the cluster's actors are found in a Ray."""
+
+NAMESPACE = "baton"
+ROUTER = "router"
