@@ -40,8 +40,8 @@ class Switch(Enum):
 
 
 def rebalance(
-    prefill: Annotated[int | None, typer.Option(min=0, help="Prefill workers there shall be.")] = None,
-    decode: Annotated[int | None, typer.Option(min=0, help="Decode workers there shall be.")] = None,
+    prefill: Annotated[int | None, typer.Option(min=0, max=100_000, help="Prefill workers there shall be.")] = None,
+    decode: Annotated[int | None, typer.Option(min=0, max=100_000, help="Decode workers there shall be.")] = None,
     auto: Annotated[Switch | None, typer.Option("--auto", help="Whether the planner moves workers by itself.")] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     dry_run: DryRun = False,

@@ -45,8 +45,12 @@ class Inbound:
         for others' growth."""
         if reservation_id in self._open:
             return self._open[reservation_id].reservation
-        growth = -(-growth_tokens // self.pool.page_size)
-        if not take_pages(sequence, self.pool, root_hash(self.model_id), reserve=headroom + growth, receiving=True):
+        page_size, known = self.pool.page_size, len(sequence.tokens)
+        growth = -(-(known + growth_tokens) // page_size) - -(-known // page_size)
+        # A sequence that moves may come with its last token uncomputed: that one's page must be its own.
+        receiving = growth_tokens == 0
+        root = root_hash(self.model_id)
+        if not take_pages(sequence, self.pool, root, reserve=headroom + growth, receiving=receiving):
             return None
         sequence.page_table += self.pool.allocate(growth)
         cached_pages = sequence.cached // self.pool.page_size

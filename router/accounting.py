@@ -7,11 +7,9 @@ from cluster.routing import RoutingDecision
 from router import effects
 from router.commands import Tell
 from router.policy.cluster_state import ClusterState, RunningSequence
+from router.policy.migration import growth_tokens
 from router.quarantine import Quarantine
 from router.record import Record
-
-GROWTH_PAGES = 2  # a moving sequence may fill while its pages travel
-TRAVEL_PAGES_PER_TOKEN = 16  # and it decodes a token in the time that so many pages take, at worst
 
 
 def begin(record: Record, decision: RoutingDecision, state: ClusterState, now: float) -> None:
@@ -69,7 +67,9 @@ def _reserve(record: Record, worker: str, reservation_id: str, state: ClusterSta
         known = tuple(record.stream.token_ids)
         record.migrating_to = worker
         view = state.workers.get(worker)
-        growth = _growth_tokens(record, len(known), view.info.page_size) if view is not None else 0
+        tokens = len(record.request.prompt) + len(known)
+        growth = growth_tokens(tokens, view.info.page_size) if view is not None else 0
+        growth = max(1, min(growth, record.request.max_total_tokens - tokens))
     else:
         state.forget(record.decode_worker, record.request_id)
         record.decode_worker = worker
@@ -82,15 +82,11 @@ def _reserve(record: Record, worker: str, reservation_id: str, state: ClusterSta
     return Reserve(reservation_id, record.request, known, state.epoch(worker), growth)
 
 
-def _growth_tokens(record: Record, emitted: int, page_size: int) -> int:
-    tokens = len(record.request.prompt) + emitted
-    growth = GROWTH_PAGES * page_size + tokens // page_size // TRAVEL_PAGES_PER_TOKEN
-    return min(growth, max(record.request.max_total_tokens - tokens, 1))
-
-
 def unreserve(record: Record | None, worker: str, reservation_id: str, state: ClusterState) -> None:
     """The worker holds no pages for it, and does not expect the sequence."""
     state.unreserve(worker, reservation_id)
+    if record is not None:
+        record.reserved_on.pop(reservation_id, None)
     if record is not None and record.reservation_id == reservation_id:
         state.forget(worker, record.request_id)
         record.tied.discard(worker)

@@ -115,11 +115,11 @@ class RouterCore:
         self._admit(now)
         self.state.prefix_index.sweep()
         self.dispatch.moved = self.operations.stirred = True
-        records = self._records
-        move = relief(self.state, lambda request_id: request_id in records and records[request_id].may_move(now))
-        if move is not None:
-            self._events.append((move.request_id, life_events.Migrate(move.worker)))
-        return self._settle(now)
+        commands = self._settle(now)
+        may_move = {request_id for request_id, record in self._records.items() if record.may_move(now)}
+        move = relief(self.state, may_move.__contains__)
+        self._events += [(move.request_id, life_events.Migrate(move.worker))] if move is not None else []
+        return commands + self._settle(now)
 
     def start_operation(
         self, operation_id: str, ask: Ask, dry_run: bool, now: float
@@ -234,6 +234,7 @@ class RouterCore:
             return
         self._commands += orders
         self.dispatch.moved = True
+        self.operations.on_worker_lost(worker, now)
         for record in self._records.values():
             if worker in record.tied:
                 record.tied.discard(worker)
@@ -271,7 +272,7 @@ class RouterCore:
         del self._records[record.request_id]
         self.dispatch.withdraw(record.request_id)
         accounting.forget(record, self.state)
-        self.dispatch.moved = self.operations.stirred = True
+        self.dispatch.moved = True
 
     def _place(self, now: float) -> bool:
         """Carry out what is decided about requests that wait; False when nothing is."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from router.policy.cluster_state import ClusterState
 from router.policy.fairness import VirtualTokenCounter
 from router.policy.migration import find_room
@@ -77,14 +79,9 @@ class Dispatch:
         """Verdicts to carry out before asking again; each request they name waits no more. Empty: all have to wait."""
         if not self.moved or now < self._next_pass_s:
             return []
-        for request_id, sought in self._seeking.items():
-            if sought.home is not None:
-                worker = find_room(sought.item.num_tokens, self.state, sought.home, sought.avoid)
-            else:
-                worker = self.placement.find_decode(sought.item, self.state, sought.avoid, now)
-            if worker is not None:
-                del self._seeking[request_id]
-                return [FoundDecode(request_id, worker)]
+        found = self._find_decode(now)
+        if found is not None:
+            return [found]
         verdicts: list[Place | Refuse | FoundDecode] = []
         if self._queue:
             verdicts += self.placement.decide(self.fairness.order(list(self._queue.values())), self.state, now)
@@ -94,3 +91,24 @@ class Dispatch:
             del self._queue[verdict.request_id]
         self.moved = bool(verdicts)
         return verdicts
+
+    def _find_decode(self, now: float) -> FoundDecode | None:
+        """The first of those who seek a decode worker for whom there is one."""
+        if not self._seeking:
+            return None
+        table = self.state.table
+        decoders = table.decoder | table.mixed
+        room_tokens = int(np.max(table.pages_available * table.page_size, where=decoders, initial=0))
+        decode_pool = bool(table.decoder.any())
+        for request_id, sought in self._seeking.items():
+            item = sought.item
+            if item.num_tokens > room_tokens:
+                continue  # nobody has so many pages
+            if sought.home is None and decode_pool:
+                worker = self.placement.find_decode(item, self.state, sought.avoid, now)
+            else:
+                worker = find_room(item.num_tokens, item.total_tokens, self.state, sought.home, sought.avoid)
+            if worker is not None:
+                del self._seeking[request_id]
+                return FoundDecode(request_id, worker)
+        return None

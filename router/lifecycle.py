@@ -111,14 +111,16 @@ def lifecycle(request_id: str) -> Life:
                     error = HandoffFailed(f"The KV pages could not be handed over: {event.reason or outcome.value}.")
                     return (yield from _close(attempt, End(None, error)))
                 pending = (*_give_up_target(attempt), FindDecode(avoid=None))
-            case Migrate(worker) if not attempt.moving and not attempt.sending:
+            case Migrate() if attempt.moving:
+                pass  # the end of the migration that is under way answers both
+            case Migrate(worker) if not attempt.sending and (attempt.source or attempt.target):
                 reservations += 1
                 pending = _migrate(attempt, worker, f"{request_id}/{reservations}")
             case Migrate():
                 pending = (MigrationEnded(None, "it is on its way to another worker already"),)
             case Stay() if attempt.moving:
                 attempt.insist = False
-                if attempt.target is None:
+                if attempt.target is None and not attempt.sending:
                     pending = (StopSeeking(), *_stays(attempt, "it was called off"))
             case Finished(reason, worker):
                 return (yield from _close_finished(attempt, reason, worker))
@@ -130,8 +132,9 @@ def lifecycle(request_id: str) -> Life:
             case Failed(error):
                 return (yield from _close(attempt, End(None, error)))
             case Lost(worker) if worker in (attempt.source, attempt.target):
-                only_reserved = worker == attempt.target and attempt.source is not None and not attempt.sending
-                workers_lost += not only_reserved
+                # A worker that only reserved did nothing with it, nor did one to which it was still moving.
+                aside = attempt.source is not None and (attempt.moving or not attempt.sending)
+                workers_lost += worker == attempt.source or not aside
                 if workers_lost >= MAX_WORKERS_LOST:
                     poison = WorkerLost("The request was on two workers that died; it is not tried a third time.")
                     return (yield from _close(attempt, End(None, poison), lost=worker))
@@ -174,7 +177,7 @@ def _delivered(attempt: _Attempt, report: HandoffReport) -> tuple[Effect, ...]:
     if not moved:
         attempt.report = report
     if attempt.target is None:  # it died while the source's answer was on its way
-        return (Route(),)
+        return (*((MigrationEnded(None, "its new worker died"),) if moved else ()), Route())
     return (MigrationEnded(attempt.target, report=report),) if moved else ()
 
 
@@ -196,8 +199,9 @@ def _release(attempt: _Attempt) -> tuple[Effect, ...]:
 def _after_loss(attempt: _Attempt, lost: str) -> tuple[Effect, ...]:
     """What to do when a worker died: keep the prefilled pages if they are still there, else start over."""
     if lost == attempt.source:
-        attempt.source, attempt.sending, attempt.moving = None, False, False
-        return (*_give_up_target(attempt), Route())
+        ended = _stays(attempt, f"{lost} died") if attempt.moving else ()
+        attempt.source, attempt.sending = None, False
+        return (*_give_up_target(attempt), *ended, Route())
     attempt.target = None
     if attempt.source is None:  # delivered: the pages died with the target
         return (Route(),)
@@ -221,7 +225,9 @@ def _close_finished(attempt: _Attempt, reason: FinishReason, worker: str | None)
             case SourceEnded(reservation_id, outcome, report, _) if reservation_id == attempt.reservation_id:
                 attempt.sending = False
                 attempt.source = None
-                if outcome is HandoffOutcome.DELIVERED:
+                if outcome is HandoffOutcome.DELIVERED and attempt.moving and attempt.target is not None:
+                    pending = (MigrationEnded(attempt.target, report=report),)
+                elif outcome is HandoffOutcome.DELIVERED:
                     attempt.report = report
             case Stopped(_, error) if error is not None:
                 return (yield from _close(attempt, End(None, error)))

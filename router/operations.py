@@ -74,6 +74,9 @@ class Operations:
             operation.state = OperationState.PLANNED
             return operation
         self._known[operation.operation_id] = operation
+        for step in steps:
+            if step.action == "undrain" and step.worker not in self.state.workers:
+                self.state.uncordon(step.worker)
         self._forget_old()
         self.stirred = True
         return operation
@@ -99,7 +102,8 @@ class Operations:
             raise NotFound(f"No request {ask.request_id!r} is live.")
         if not record.decoding or record.migrating:
             raise InvalidRequest(f"Request {ask.request_id!r} cannot move now: it is on its way to a decode worker.")
-        target = ask.worker or find_room(record.placement_input.num_tokens, self.state, record.decode_worker)
+        item = record.placement_input
+        target = ask.worker or find_room(item.num_tokens, item.total_tokens, self.state, record.decode_worker)
         if target is None:
             raise InvalidRequest(f"No other worker that decodes has room for request {ask.request_id!r}.")
         view = self.state.workers.get(target)
@@ -107,6 +111,8 @@ class Operations:
             raise NotFound(f"There is no worker {target!r}; `baton status` lists them.")
         if view.role is RoleName.PREFILL or not view.serving:
             raise InvalidRequest(f"{target} cannot take a request over: it does not serve as a decode worker.")
+        if view.info.capacity_tokens < item.total_tokens:
+            raise InvalidRequest(f"{target} has fewer pages than request {ask.request_id!r} may come to need.")
         if target == record.decode_worker:
             return Step(target, f"migrate {ask.request_id}", state=StepState.DONE, detail="it is there already")
         return Step(target, f"migrate {ask.request_id}")
@@ -118,9 +124,9 @@ class Operations:
             return operation, []
         actions: list[Action] = []
         for step in operation.steps:
-            if isinstance(operation.ask, AskMigrate) and not step.state.ended:
-                _end(step, StepState.CANCELLED, now)
-            elif step.state in (StepState.WAITING, StepState.EVACUATING):
+            if isinstance(operation.ask, AskMigrate):
+                continue  # it is under way, and over before an answer could be
+            if step.state in (StepState.WAITING, StepState.EVACUATING):
                 actions += self._give_up(operation, step, now, "")
         self._conclude(operation, now)
         return operation, [*actions, Moved(operation)]
@@ -219,6 +225,13 @@ class Operations:
             elif output.finish is not None:
                 self.state.uncordon(worker)
                 _end(step, StepState.DONE, now)
+
+    def on_worker_lost(self, worker: str, now: float) -> None:
+        """Whoever comes back under the name knows nothing of a switch that was under way."""
+        for state in (StepState.SWITCHING, StepState.VERIFYING):
+            for _, step in self._waiting_for(worker, state):
+                self.state.uncordon(worker)
+                _end(step, StepState.FAILED, now, f"{worker} has died")
 
     def on_migration_ended(self, request_id: str, worker: str | None, reason: str, now: float) -> None:
         """A request has moved, or stays for a reason."""

@@ -105,6 +105,7 @@ class Record:
             tenant=request.tenant,
             resumed=self.attempts > 0,
             prefill_worker=self.prefill_worker,
+            total_tokens=request.max_total_tokens,
         )
 
     def complete(self, end: End) -> Completion:

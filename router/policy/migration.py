@@ -15,6 +15,8 @@ import numpy as np
 from router.policy.cluster_state import ClusterState, RunningSequence, WorkerView
 
 LEAVE_AT, JOIN_BELOW = 0.95, 0.85  # of a TPOT objective
+GROWTH_PAGES = 2  # reserved beyond what a moving sequence has
+TRAVEL_PAGES = 256  # take as long as the sequence needs to fill a page, at worst
 PRESSED_PAGES = 2  # per running sequence: with fewer to be had, the worker will soon preempt
 
 
@@ -33,12 +35,19 @@ def step_s(view: WorkerView, extra_tokens: int = 0) -> float:
     return view.latency.costs.seconds(0, 0, len(sequences), sum(sequences))
 
 
-def find_room(num_tokens: int, state: ClusterState, *avoid: str | None) -> str | None:
-    """The worker of the shortest step among those that decode and have pages for a sequence of `num_tokens`, but for
-    those to `avoid`."""
+def growth_tokens(num_tokens: int, page_size: int) -> int:
+    """Tokens to reserve beyond the known ones: the sequence goes on decoding while its pages travel."""
+    return page_size * (GROWTH_PAGES + num_tokens // page_size // TRAVEL_PAGES)
+
+
+def find_room(num_tokens: int, total_tokens: int, state: ClusterState, *avoid: str | None) -> str | None:
+    """The worker of the shortest step among those that decode and have pages for a sequence of `num_tokens`, that may
+    come to `total_tokens`; but for those to `avoid`."""
     table = state.table
-    pages = -(-num_tokens // table.page_size) + PRESSED_PAGES + table.decodes
+    pages = num_tokens // table.page_size
+    pages = pages + 1 + GROWTH_PAGES + pages // TRAVEL_PAGES + table.decodes
     may = (table.decoder | table.mixed) & (table.pages_available >= pages) & (table.decodes < table.max_batch)
+    may &= table.capacity >= total_tokens
     for name in avoid:
         if name is not None and name in state.workers:
             may[state.workers[name].row] = False
@@ -101,5 +110,6 @@ def _keeps_promises(view: WorkerView, extra: RunningSequence) -> bool:
 def _target(
     sequence: RunningSequence, source: WorkerView, state: ClusterState, suits: Callable[[WorkerView], bool]
 ) -> str | None:
-    name = find_room(sequence.tokens, state, source.name)
+    total = sequence.prompt_tokens + sequence.output.limit
+    name = find_room(sequence.tokens, total, state, source.name)
     return name if name is not None and suits(state.workers[name]) else None

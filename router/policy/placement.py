@@ -27,6 +27,7 @@ class PlacementInput:
     tenant: str = ""
     resumed: bool = False  # it was sent to a worker before
     prefill_worker: str = ""  # which has the request, once it was placed
+    total_tokens: int = 0  # it may come to
 
     @property
     def due_s(self) -> float | None:

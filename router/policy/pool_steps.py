@@ -20,7 +20,7 @@ def steps_for(ask: Drain | Undrain | Rebalance, state: ClusterState) -> list[Ste
         case Drain(workers):
             return _drain(workers, state)
         case Undrain(workers):
-            return [_undrain(_find(name, state)) for name in _distinct(workers)]
+            return [_undrain(name, state) for name in _distinct(workers)]
         case Rebalance(prefill, decode):
             return _rebalance({RoleName.PREFILL: prefill, RoleName.DECODE: decode}, state)
 
@@ -69,7 +69,10 @@ def _drain(workers: tuple[str, ...], state: ClusterState) -> list[Step]:
     return [Step(view.name, "drain") for view in views]
 
 
-def _undrain(view: WorkerView) -> Step:
+def _undrain(name: str, state: ClusterState) -> Step:
+    if name in state.cordoned and name not in state.workers:
+        return Step(name, "undrain", state=StepState.DONE, detail="it is away, and serves when it is back")
+    view = _find(name, state)
     if view.serving:
         return Step(view.name, "undrain", state=StepState.DONE, detail="it serves already")
     return Step(view.name, "undrain")

@@ -30,6 +30,7 @@ class WorkerTable:
     chunk: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     mixed_chunk: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     max_batch: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    capacity: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # tokens
     page_size: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     bit: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # in the prefix index
     prefills: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
@@ -49,6 +50,7 @@ class WorkerTable:
         self.mixed_chunk[row] = info.mixed_chunk_tokens or info.chunk_tokens
         self.max_batch[row] = info.max_batch
         self.page_size[row] = info.page_size
+        self.capacity[row] = info.capacity_tokens
         self.set_bit(row, bit)
         return row
 
