@@ -1,0 +1,134 @@
+"""Ray starts dead processes again, and clients do not notice: not a worker's end, not the router's."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import baton
+from deploy.launcher import stop_cluster
+from deploy.local_ray import LocalRay
+from tests.live.conftest import Live, start_live
+
+OPTIONS: dict[str, Any] = {"max_tokens": 180, "ignore_eos": True, "temperature": 0.8, "seed": 5}
+PROMPT = [7, 8, 9] * 12
+
+
+@pytest.fixture(scope="module")
+def restarted(ray_head: LocalRay, checkpoint: Path) -> Iterator[Live]:
+    yield start_live(checkpoint, "again-", {"prefill": 1, "decode": 2}, policy="least_loaded")
+    stop_cluster("again-")
+
+
+def _until(true: Callable[[], bool], timeout_s: float = 60.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def _workers(live: Live) -> dict[str, Any]:
+    try:
+        with live.admin() as admin:
+            return {worker.name: worker for pool in admin.cluster().pools for worker in pool.workers}
+    except baton.errors.BatonError:
+        return {}
+
+
+def _router_pid() -> int:
+    import ray
+
+    return int(ray.get(ray.get_actor("again-router", namespace="baton").pid.remote()))
+
+
+@pytest.mark.slow
+def test_a_stream_outlives_the_router(restarted: Live) -> None:
+    with restarted.client() as client:
+        expected = client.generate(PROMPT, **OPTIONS).token_ids
+        stream = client.stream(PROMPT, **OPTIONS)
+        first = [next(stream) for _ in range(5)]
+        before = {worker.incarnation for worker in _workers(restarted).values()}
+        os.kill(_router_pid(), signal.SIGKILL)
+        answer = stream.answer
+        assert [token.index for token in answer.tokens] == list(range(len(expected)))
+        assert answer.token_ids == expected
+        assert [token.id for token in first] == expected[:5]
+        assert answer.text == client.generate(PROMPT, **OPTIONS).text
+    # The workers kept their processes, and nothing of what the first router had asked of them.
+    _until(lambda: len(_workers(restarted)) == 3)
+    assert not before & {worker.incarnation for worker in _workers(restarted).values()}
+    restarted.wait_idle()
+
+
+@pytest.mark.slow
+def test_a_killed_worker_is_started_again_and_joins(restarted: Live) -> None:
+    with restarted.client() as client:
+        expected = client.generate(PROMPT, **OPTIONS).token_ids
+        stream = client.stream(PROMPT, **OPTIONS)
+        next(stream)
+        victim = next(one for one in _workers(restarted).values() if one.name.startswith("decode") and one.pages_held)
+        os.kill(victim.pid, signal.SIGKILL)
+        assert stream.answer.token_ids == expected
+        _until(lambda: _workers(restarted).get(victim.name, victim).pid != victim.pid)
+        assert client.generate(PROMPT, **OPTIONS).token_ids == expected
+    _until(lambda: len(_workers(restarted)) == 3)
+    restarted.wait_idle()
+
+
+@pytest.mark.slow
+def test_a_stopped_worker_is_given_up_and_comes_back_as_somebody_else(restarted: Live) -> None:
+    with restarted.client() as client:
+        expected = client.generate(PROMPT, **OPTIONS).token_ids
+        stream = client.stream(PROMPT, **OPTIONS)
+        next(stream)
+        victim = next(one for one in _workers(restarted).values() if one.name.startswith("decode") and one.pages_held)
+        os.kill(victim.pid, signal.SIGSTOP)
+        try:
+            assert stream.answer.token_ids == expected
+            assert stream.answer.attempts == 2
+        finally:
+            os.kill(victim.pid, signal.SIGCONT)
+        _until(lambda: victim.name in _workers(restarted))
+        back = _workers(restarted)[victim.name]
+        assert back.incarnation != victim.incarnation
+        assert client.generate(PROMPT, **OPTIONS).token_ids == expected
+    restarted.wait_idle()
+
+
+def test_the_same_request_asked_twice_is_one_request(restarted: Live) -> None:
+    with restarted.client() as client, restarted.client() as other:
+        first = client.stream(PROMPT, request_id="twice", **OPTIONS)
+        head = [next(first) for _ in range(3)]
+        second = other.stream(PROMPT, request_id="twice", **OPTIONS)
+        answer = second.answer
+        assert [token.id for token in head] == answer.token_ids[:3]
+        assert [token.index for token in answer.tokens] == list(range(len(answer.tokens)))
+        with pytest.raises(baton.errors.Cancelled, match="taken over"):
+            list(first)
+        with pytest.raises(baton.errors.InvalidRequest, match="in use"):
+            running = client.stream(PROMPT, request_id="mine", **OPTIONS)
+            next(running)
+            other.generate([1, 2, 3], request_id="mine")
+    restarted.wait_idle()
+
+
+def test_a_plain_client_resumes_by_index(restarted: Live) -> None:
+    from baton.answer import make_request
+    from cluster.request import SamplingParams
+
+    with restarted.client() as client:
+        whole = client.generate(PROMPT, **OPTIONS)
+        for emitted in ([], whole.token_ids[:20]):
+            request = make_request(PROMPT, SamplingParams(**OPTIONS), request_id=f"resumed-{len(emitted)}")
+            request.resume_from = 20
+            request.emitted.extend(emitted)
+            tokens = [token for response in client._inference.Generate(request) for token in response.tokens]
+            assert [token.index for token in tokens] == list(range(20, len(whole.tokens)))
+            assert [token.id for token in tokens] == whole.token_ids[20:]
+    restarted.wait_idle()
