@@ -162,7 +162,7 @@ class SimulatedWorker:
         """Steps after which every sequence of a decode-only plan still runs, with a page at most for each to take."""
         if self.state.pool.num_available < 2 * len(plan.slices):
             return 1
-        left = min(self.lengths[part.sequence.request_id] - part.sequence.num_output for part in plan.slices)
+        left = min(self._length(part.sequence) - part.sequence.num_output for part in plan.slices)
         return max(1, min(left, self.state.pool.page_size))
 
     def _on_run_ended(self, number: int) -> None:
@@ -178,7 +178,7 @@ class SimulatedWorker:
             self._skip(plan, steps - 1)
             plan = self.role.plan(now) or plan
         for part in plan.slices:
-            if part.samples:
+            if part.samples and part.sequence.request_id in self.lengths:
                 self.gaps.on_tokens(part.sequence.request_id, run.ends_s)
         self._perform(self.role.absorb(plan, self.execute(plan), now))
         self._turn()
@@ -201,7 +201,11 @@ class SimulatedWorker:
         return StepResult([SampledToken(self._token(part.sequence)) for part in plan.slices if part.samples])
 
     def _token(self, sequence: Sequence) -> int:
-        return EOS if sequence.num_output + 1 >= self.lengths[sequence.request_id] else TOKEN
+        return EOS if sequence.num_output + 1 >= self._length(sequence) else TOKEN
+
+    def _length(self, sequence: Sequence) -> int:
+        """Tokens of its whole answer; a request that the trace does not have (the router's own) goes to its limit."""
+        return self.lengths.get(sequence.request_id, sequence.request.sampling.max_tokens)
 
     def _on_message(self, message: RouterMessage) -> None:
         match message:
