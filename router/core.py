@@ -12,24 +12,25 @@ from itertools import groupby
 from operator import attrgetter
 
 from cluster import messages
-from cluster.errors import BatonError, DeadlineExceeded, InvalidRequest, error_from_name
+from cluster.errors import BatonError, DeadlineExceeded, error_from_name
 from cluster.handoff import HandoffOutcome
 from cluster.messages import TokenOutput, WorkerMessage
 from cluster.request import FinishReason, Request
 from cluster.routing import RoutingDecision
 from router import accounting, effects, life_events
+from router.automation import Automation
 from router.commands import Close, Command, Moved, Show, Tell
 from router.detokenizer import Decode
 from router.dispatch import Dispatch, FoundDecode
 from router.explanation import Explanations
-from router.limits import RouterLimits, check_capacity
-from router.operation import Ask, Operation
-from router.operations import PROBE, RETRY_S, Action, Changed, KeepRequest, MoveRequest, Operations, Order
+from router.limits import RouterLimits, check_capacity, check_id
+from router.operation import PROBE, Ask, Operation
+from router.operations import RETRY_S, Action, Changed, KeepRequest, MoveRequest, Operations, Order
 from router.policy.admission import refuse_full
 from router.policy.cluster_state import ClusterState
-from router.policy.migration import relief
 from router.policy.output_length import OutputLength
 from router.policy.placement import Place, Placement, Refuse
+from router.policy.pool_planner import Advice
 from router.record import Record, open_record
 from router.stream import OutputStream, TextToken
 
@@ -52,6 +53,7 @@ class RouterCore:
     failed_requests: int = 0
     refused_requests: int = 0
     operations: Operations = field(init=False)
+    automation: Automation = field(init=False)
     _records: dict[str, Record] = field(default_factory=dict)
     _events: deque[tuple[str, life_events.Event]] = field(default_factory=deque)
     _commands: list[Command] = field(default_factory=list)
@@ -59,6 +61,7 @@ class RouterCore:
     def __post_init__(self) -> None:
         self.dispatch = Dispatch(self.placement, self.state)
         self.operations = Operations(self.state, self._records)
+        self.automation = Automation(self.state, self.dispatch, self.operations, self._records)
 
     @property
     def queued(self) -> int:
@@ -68,18 +71,29 @@ class RouterCore:
     def live(self) -> int:
         return len(self._records)
 
+    @property
+    def auto(self) -> bool:
+        """Whether the router may move workers between the pools by itself."""
+        return self.automation.auto
+
+    @auto.setter
+    def auto(self, on: bool) -> None:
+        self.automation.auto = on
+
+    def planner_view(self, now: float) -> Advice | None:
+        """What the planner thinks of the pools, whether or not it may act."""
+        return self.automation.look(now)
+
     def submit(self, request: Request, now: float) -> list[Command]:
         """Take on a request; raises (and changes nothing) when it cannot be served."""
-        if request.request_id.startswith(PROBE):
-            raise InvalidRequest(f"Request ids that begin with {PROBE!r} are the router's own; choose another.")
-        if request.request_id in self._records:
-            raise InvalidRequest(f"Request id {request.request_id!r} is in use by a live request; choose another.")
+        check_id(request.request_id, self._records)
         check_capacity(request, self.state)
         if self.queued >= self.limits.max_queued:
             raise refuse_full(self.queued, now - self.dispatch.oldest_s)
         record = open_record(request, OutputStream(request, self.decode), self.state, self.output_length, now)
         self.dispatch.fairness.on_queued(request.tenant, [other.request.tenant for other in self._records.values()])
         self._records[request.request_id] = record
+        self.automation.on_arrival(record, now)
         self._perform(record, next(record.life), now)
         return self._settle(now)
 
@@ -91,16 +105,14 @@ class RouterCore:
     def tick(self, now: float) -> list[Command]:
         """Deadlines, and workers that fell silent. Call it a few times a second."""
         for request_id, record in self._records.items():
-            deadline = record.request.deadline_s
-            if deadline is not None and now >= deadline and not record.closed:
+            if record.overdue(now):
                 error = DeadlineExceeded("The deadline passed before the answer was complete.")
                 self._events.append((request_id, life_events.Stopped(None, error)))
-        silent = [view.name for view in self.state.workers.values() if now - view.heard_s > self.limits.lost_after_s]
-        for name in sorted(silent):
+        for name in self.state.silent(now - self.limits.lost_after_s):
             self._lose(name)
         self.state.prefix_index.sweep()
         self.dispatch.moved = self.operations.stirred = True
-        self._relieve(now)
+        self._operate(self.automation.tick(now))
         return self._settle(now)
 
     def start_operation(
@@ -115,13 +127,6 @@ class RouterCore:
         operation, actions = self.operations.cancel(operation_id, now)
         self._operate(actions)
         return operation, self._settle(now)
-
-    def _relieve(self, now: float) -> None:
-        """Move one sequence at most from a worker that is pressed or slow."""
-        records = self._records
-        move = relief(self.state, lambda request_id: request_id in records and records[request_id].may_move(now))
-        if move is not None:
-            self._events.append((move.request_id, life_events.Migrate(move.worker)))
 
     def on_worker_lost(self, worker: str, now: float) -> list[Command]:
         """A worker is known to be gone."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from router.policy.cluster_state import ClusterState
@@ -45,6 +46,11 @@ class Dispatch:
     @property
     def queued(self) -> int:
         return len(self._queue)
+
+    @property
+    def waiting(self) -> Collection[PlacementInput]:
+        """Requests that no worker has yet."""
+        return self._queue.values()
 
     @property
     def oldest_s(self) -> float:

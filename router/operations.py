@@ -14,7 +14,7 @@ from cluster.errors import Conflict, InvalidRequest, NotFound
 from cluster.messages import Prefill, RequestFailed, RoleChanged, RouterMessage, SwitchRole, TokenOutput
 from cluster.request import Request, SamplingParams
 from cluster.worker import RoleName
-from router.operation import Ask, Migrate, Operation, OperationState, Rebalance, Step, StepState
+from router.operation import PROBE, Ask, Migrate, Operation, OperationState, Rebalance, Step, StepState
 from router.policy.cluster_state import ClusterState
 from router.policy.migration import find_room
 from router.policy.pool_steps import check_still_allowed, steps_for
@@ -22,7 +22,6 @@ from router.record import Record
 
 REMEMBERED = 200  # operations
 RETRY_S = 0.5  # after a migration that failed
-PROBE = "probe/"  # how the ids of verifying requests begin
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,6 +71,11 @@ class Record:
         """Whether a migration could begin now."""
         return self.decoding and not self.migrating and not self.closed and now >= self.stays_until_s
 
+    def overdue(self, now: float) -> bool:
+        """Whether its deadline has passed and its client still waits."""
+        deadline = self.request.deadline_s
+        return deadline is not None and now >= deadline and not self.closed
+
     def on_tokens(self, count: int, now: float) -> None:
         """So many more went to the client."""
         self.latency.on_tokens(count, now)
