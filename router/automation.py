@@ -14,6 +14,7 @@ from router.operations import Action, Changed, MoveRequest, Operations
 from router.policy.cluster_state import ClusterState
 from router.policy.migration import relief
 from router.policy.pool_planner import Advice, PoolPlanner
+from router.policy.pool_steps import POOLS
 from router.recent_answers import RecentAnswers
 from router.record import Record
 
@@ -22,6 +23,7 @@ CONFIRMED = 3  # looks in a row that want to move workers the same way
 REST_S = 5.0  # after a switch of its own
 YIELD_S = 300.0  # after an operator's operation on the pools
 OURS = "auto-"
+WHOLE = ("predicted_latency", "latency_headroom")  # placements that give decode workers whole requests
 
 
 @dataclass(eq=False)
@@ -42,6 +44,9 @@ class Automation:
     _watched: Operation | None = None  # the latest operation on the pools
     _had: set[RoleName] = field(default_factory=set)  # pools that have had workers
     _count: int = 0
+
+    def __post_init__(self) -> None:
+        self.planner.whole = self.dispatch.placement.name in WHOLE
 
     def on_arrival(self, record: Record, now: float) -> None:
         """A request has come."""
@@ -71,25 +76,32 @@ class Automation:
 
     def wish(self, now: float) -> Rebalance | None:
         """The split to go to now, if one should."""
-        if self._busy(now) or now < self._looked_s + LOOK_EVERY_S:
+        if self._busy(now):
+            return None
+        prefill, decode = (len(self.state.pool(role)) for role in POOLS)
+        self._had |= {role for role, count in zip(POOLS, (prefill, decode), strict=True) if count}
+        if not prefill or not decode:
+            return self._refill(prefill, decode, now)
+        if now < self._looked_s + LOOK_EVERY_S:
             return None
         self._looked_s = now
         self.advice = advice = self.look(now)
-        counts = {role: len(self.state.pool(role)) for role in (RoleName.PREFILL, RoleName.DECODE)}
-        self._had |= {role for role, count in counts.items() if count}
-        prefill, decode = counts.values()
-        if not prefill or not decode:
-            # A pool has lost its last worker: it gets others at once.
-            lost = len(self._had) == 2 and prefill + decode >= 2
-            split = (advice.prefill, advice.decode) if advice else (1, decode - 1) if decode else (prefill - 1, 1)
-            return Rebalance(*split) if lost else None
         moves = advice.prefill - prefill if advice else 0
         self._wanted = [*self._wanted, moves][-CONFIRMED:]
-        same_way = all(one * moves > 0 for one in self._wanted)
-        if advice is None or not same_way or len(self._wanted) < CONFIRMED or now < self._rest_until_s:
+        confirmed = len(self._wanted) == CONFIRMED and all(one * moves > 0 for one in self._wanted)
+        if advice is None or not confirmed or now < self._rest_until_s:
             return None
         self._wanted.clear()
         return Rebalance(advice.prefill, advice.decode)
+
+    def _refill(self, prefill: int, decode: int, now: float) -> Rebalance | None:
+        """A pool that has lost its last worker gets others at once, where there are any."""
+        if len(self._had) < len(POOLS) or prefill + decode < 2:
+            return None
+        advice = self.look(now)
+        if advice is not None:
+            return Rebalance(advice.prefill, advice.decode)
+        return Rebalance(prefill - 1, 1) if prefill else Rebalance(1, decode - 1)
 
     def _busy(self, now: float) -> bool:
         """Whether an operation on the pools is under way; notes what the last one cost."""

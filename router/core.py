@@ -12,7 +12,7 @@ from itertools import groupby
 from operator import attrgetter
 
 from cluster import messages
-from cluster.errors import BatonError, DeadlineExceeded, error_from_name
+from cluster.errors import BatonError, error_from_name
 from cluster.handoff import HandoffOutcome
 from cluster.messages import TokenOutput, WorkerMessage
 from cluster.request import FinishReason, Request
@@ -26,12 +26,11 @@ from router.explanation import Explanations
 from router.limits import RouterLimits, check_capacity, check_id
 from router.operation import PROBE, Ask, Operation
 from router.operations import RETRY_S, Action, Changed, KeepRequest, MoveRequest, Operations, Order
-from router.policy.admission import refuse_full
 from router.policy.cluster_state import ClusterState
 from router.policy.output_length import OutputLength
 from router.policy.placement import Place, Placement, Refuse
 from router.policy.pool_planner import Advice
-from router.record import Record, open_record
+from router.record import Record, open_record, overdue
 from router.stream import OutputStream, TextToken
 
 _request_id = attrgetter("request_id")
@@ -88,8 +87,7 @@ class RouterCore:
         """Take on a request; raises (and changes nothing) when it cannot be served."""
         check_id(request.request_id, self._records)
         check_capacity(request, self.state)
-        if self.queued >= self.limits.max_queued:
-            raise refuse_full(self.queued, now - self.dispatch.oldest_s)
+        self.dispatch.check_room(self.limits.max_queued, now)
         record = open_record(request, OutputStream(request, self.decode), self.state, self.output_length, now)
         self.dispatch.fairness.on_queued(request.tenant, [other.request.tenant for other in self._records.values()])
         self._records[request.request_id] = record
@@ -104,10 +102,7 @@ class RouterCore:
 
     def tick(self, now: float) -> list[Command]:
         """Deadlines, and workers that fell silent. Call it a few times a second."""
-        for request_id, record in self._records.items():
-            if record.overdue(now):
-                error = DeadlineExceeded("The deadline passed before the answer was complete.")
-                self._events.append((request_id, life_events.Stopped(None, error)))
+        self._events += overdue(self._records.values(), now)
         for name in self.state.silent(now - self.limits.lost_after_s):
             self._lose(name)
         self.state.prefix_index.sweep()

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from cluster.errors import BatonError
+from cluster.errors import BatonError, DeadlineExceeded
 from cluster.handoff import HandoffReport
 from cluster.latency import Latency
 from cluster.prefix_hash import page_hashes, root_hash
 from cluster.request import FinishReason, Request
 from router.effects import End
+from router.life_events import Stopped
 from router.lifecycle import Life, lifecycle
 from router.policy.cluster_state import ClusterState, RunningSequence
 from router.policy.output_length import OutputLength, Prediction, chain_nodes
@@ -71,11 +73,6 @@ class Record:
         """Whether a migration could begin now."""
         return self.decoding and not self.migrating and not self.closed and now >= self.stays_until_s
 
-    def overdue(self, now: float) -> bool:
-        """Whether its deadline has passed and its client still waits."""
-        deadline = self.request.deadline_s
-        return deadline is not None and now >= deadline and not self.closed
-
     def on_tokens(self, count: int, now: float) -> None:
         """So many more went to the client."""
         self.latency.on_tokens(count, now)
@@ -125,3 +122,13 @@ def open_record(
     nodes = chain_nodes(keys, layout.page_size)
     prediction = output_length.predict(nodes, request.tenant, len(request.prompt), request.sampling.max_tokens)
     return Record(request, lifecycle(request.request_id), stream, Latency(now), keys, prediction)
+
+
+def overdue(records: Iterable[Record], now: float) -> list[tuple[str, Stopped]]:
+    """The end of every request whose deadline has passed while its client waits."""
+    error = DeadlineExceeded("The deadline passed before the answer was complete.")
+    return [
+        (record.request_id, Stopped(None, error))
+        for record in records
+        if record.request.deadline_s is not None and now >= record.request.deadline_s and not record.closed
+    ]

@@ -90,7 +90,8 @@ class Setup:
             "model": f"{self.model}, {timer.model.num_parameters / 1e9:.1f} billion parameters",
             "worker": f"{timer.devices} × {self.gpu}: {timer.weight_bytes / 1e9:.0f} GB of weights, "
             f"KV for {tokens:,} tokens in pages of {layout.page_size}",
-            "pools": f"{pools} ({pools.workers * timer.devices} × {self.gpu})",
+            "pools": f"{pools} ({pools.workers * timer.devices} × {self.gpu})"
+            + (", the router moves workers between them" if self.auto else ""),
             "steps": f"{limits}, {self.max_batch} sequences",
             "network": f"{self.network_gb_s:g} GB/s per worker",
             "policy": self.policy + ("" if self.refuse_late else ", late requests are served"),

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from cluster.worker import RoleName
+from cluster.worker import RoleName, WorkerInfo
 from router.policy.cluster_state import ClusterState, WorkerView
 from router.policy.latency_model import StepCosts
 from router.policy.placement import PlacementInput
@@ -105,9 +105,13 @@ class Projection:
 
 @dataclass(eq=False)
 class PoolPlanner:
-    """`switch_s` is what a switch costs: how long a worker is away for it, as it was lately."""
+    """`switch_s` is what a switch costs: how long a worker is away for it, as it was lately.
+
+    `whole` says whether the placement gives decode workers whole requests.
+    """
 
     demand: Demand = field(default_factory=Demand)
+    whole: bool = True
     switch_s: float = 3.0
 
     def on_arrival(
@@ -133,7 +137,7 @@ class PoolPlanner:
         rates[[OUTPUT, READ]] *= drift
         if workers < 2 or rates[REQUESTS] <= 0.0:
             return None
-        work = project(rates, prefill, decode, queued, now)
+        work = project(rates, prefill, decode, queued, now, self.whole)
         best = work.best(workers)
         new, output = float(rates[NEW]), float(rates[OUTPUT])
         expected = (
@@ -159,6 +163,7 @@ def project(
     decode: Sequence[WorkerView],
     queued: Iterable[PlacementInput],
     now: float,
+    whole: bool = True,
 ) -> Projection:
     """The work of both pools from now on, as the workers' own latency models price it."""
     computing, decoding = mean_costs(prefill or decode), mean_costs(decode or prefill)
@@ -184,13 +189,20 @@ def project(
     tokens = running + len(waiting) * min(answer, steps) + HORIZON_S * output * in_time
     busy = tokens * step_s / batch / HORIZON_S
 
+    each_s = decoding.decode_s + decoding.context_token_s * context
+    beside_s = each_s * batch * min(busy / max(len(decode), 1), 1.0)
+    spare = WHOLE_EFFICIENCY if whole and fits_beside(rates, computing, info, beside_s, tpot_s) else 0.0
+    return Projection(prefilling, busy, spare)
+
+
+def fits_beside(rates: np.ndarray, costs: StepCosts, info: WorkerInfo, beside_s: float, tpot_s: float) -> bool:
+    """Whether decode workers may take prompts: a chunk beside their decodes keeps the promise, as placement sees it."""
     chunk = info.mixed_chunk_tokens or info.chunk_tokens
-    pairs = float(rates[PAIRS]) / max(float(rates[NEW]), 1e-9) * chunk
-    beside = computing.seconds(chunk, pairs) + min(busy / max(len(decode), 1), 1.0) * batch * (
-        decoding.decode_s + decoding.context_token_s * context
-    )
-    allowed = beside * TPOT_SHARE <= MIXED_SHARE * tpot_s
-    return Projection(prefilling, busy, WHOLE_EFFICIENCY if allowed else 0.0)
+    new = float(rates[NEW])
+    if tpot_s == float("inf"):
+        return new <= chunk * float(rates[REQUESTS])
+    step_s = costs.seconds(chunk, chunk * float(rates[PAIRS]) / max(new, 1e-9)) + beside_s
+    return step_s <= MIXED_SHARE * tpot_s / TPOT_SHARE
 
 
 def mean_costs(views: Sequence[WorkerView]) -> StepCosts:
