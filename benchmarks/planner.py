@@ -117,6 +117,12 @@ def ratios(by_split: dict[str, dict[str, float]], equal: str) -> tuple[float, fl
     return auto / max(static[best], 1e-9), auto / max(static[equal], 1e-9), best
 
 
+def neighbours(by_split: dict[str, dict[str, float]], splits: Sequence[int], half: int) -> list[int]:
+    """The best fixed split, those beside it, and the equal one."""
+    best = int(ratios(by_split, next(iter(by_split)))[2].split()[0])
+    return [split for split in splits if abs(split - best) <= 1 or split == half]
+
+
 def figures_of(results: Results, equal: str) -> dict[str, float]:
     """The headline is the shifting trace at its first load."""
     figures: dict[str, float] = {}
@@ -138,7 +144,7 @@ def main() -> None:
     parser.add_argument("--model", default="llama-3.1-8b")
     parser.add_argument("--gpu", default="h100")
     parser.add_argument("--tpot", type=float, default=0.02, help="objective, seconds")
-    parser.add_argument("--phase", type=float, default=60.0, help="seconds; the steady trace is two of them")
+    parser.add_argument("--phase", type=float, default=60.0, help="seconds; the steady trace is one of them")
     parser.add_argument("--loads", type=float, nargs="+", default=[1.15, 1.0], help="times the documented rates")
     parser.add_argument(
         "--trace", type=Path, help="a Mooncake JSONL or an Azure CSV trace, in place of the made-up ones"
@@ -157,7 +163,7 @@ def parts(options: argparse.Namespace) -> dict[str, list[TraceRequest]]:
     phase_s = 15.0 if options.quick else options.phase
     loads = options.loads[:1] if options.quick else options.loads
     made = {f"shifting ×{load:g}": shifting(phase_s, load, options.seed) for load in loads}
-    return {**made, f"steady ×{loads[0]:g}": steady(2 * phase_s, loads[0], options.seed)}
+    return {**made, f"steady ×{loads[0]:g}": steady(phase_s, loads[0], options.seed)}
 
 
 def measure(options: argparse.Namespace) -> None:
@@ -168,12 +174,18 @@ def measure(options: argparse.Namespace) -> None:
     traces = parts(options)
     page_size = page_size_for(next(iter(traces.values())), None)
     setup = Setup(options.model, options.gpu, slo=Slo(tpot_s=options.tpot), page_size=page_size, seed=options.seed)
-    jobs = [job for part, trace in traces.items() for job in jobs_for(part, setup, workers, trace, splits)]
-    results: Results = {part: {} for part in traces}
-    with ProcessPoolExecutor(options.jobs) as pool, progress(len(jobs)) as step:
-        for job, figures in zip(jobs, pool.map(simulate, jobs), strict=True):
-            step(f"{job.part}: {job.split}")
-            results[job.part][job.split] = figures
+    results: Results = {}
+    headline = next(iter(traces))
+    with ProcessPoolExecutor(options.jobs) as pool, progress(len(traces) * (len(splits) + 1)) as step:
+        for part, trace in traces.items():
+            # Other loads of the same trace: only the splits next to the best one of the first load.
+            near = part != headline and part.split()[0] == headline.split()[0]
+            tried = neighbours(results[headline], splits, half) if near else splits
+            jobs = jobs_for(part, setup, workers, trace, tried)
+            results[part] = {}
+            for job, figures in zip(jobs, pool.map(simulate, jobs), strict=True):
+                step(f"{job.part}: {job.split}")
+                results[part][job.split] = figures
     print_results(results)
     report = Report("planner", GOALS, figures_of(results, f"{half} + {workers - half}"))
     report.setting = {
