@@ -20,7 +20,8 @@ from router.policy.placement import PlacementInput
 FAST_S, SLOW_S = 8.0, 60.0  # time constants of the two averages
 CHANCE = 3.0  # standard errors within which the fast average tells nothing new
 HORIZON_S = 20.0  # over which work is projected
-MARGIN = 0.15  # by which another split must be better
+MARGIN, PRESSED_MARGIN = 0.15, 0.05  # by which another split must be better: usually, and once a pool is PRESSED
+PRESSED = 0.9  # load of the worse pool
 WORRY = 0.7  # load of the worse pool below which all is well
 PAYBACK_S = 60.0  # in which a switch must earn the time a worker is lost for it
 TPOT_SHARE = 0.95  # of the objective that a planned decode step takes
@@ -147,7 +148,8 @@ class PoolPlanner:
             return Advice(best, workers - best, f"a pool is empty; {expected}", new, output)
         present, better = work.load(len(prefill), len(decode)), work.load(best, workers - best)
         moves = abs(best - len(prefill))
-        needed = (1 + MARGIN + moves * self.switch_s / (workers * PAYBACK_S)) * better
+        margin = MARGIN if present < PRESSED else PRESSED_MARGIN
+        needed = (1 + margin + moves * self.switch_s / (workers * PAYBACK_S)) * better
         if not moves:
             return Advice(best, workers - best, f"{expected}: no split is better", new, output)
         loads = f"the worse pool's load is {100 * present:.0f} %, with {best} + {workers - best} {100 * better:.0f} %"
