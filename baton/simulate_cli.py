@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -46,6 +47,7 @@ def simulate(
     prefill: Annotated[int | None, option(CLUSTER, min=0, max=1024, help="Prefill workers.")] = None,
     decode: Annotated[int | None, option(CLUSTER, min=0, max=1024, help="Decode workers.")] = None,
     mixed: Annotated[int | None, option(CLUSTER, min=0, max=1024, help="Workers that do both.")] = None,
+    auto: Annotated[bool, option(CLUSTER, "--auto", help="The router moves workers between the pools.")] = False,
     no_slo: Annotated[bool, option(OBJECTIVES, "--no-slo", help="Requests state no objectives.")] = False,
     plots: Plots = None,
     as_json: Json = False,
@@ -58,6 +60,8 @@ def simulate(
 
         baton simulate --requests 500
 
+        baton simulate --prefill 6 --decode 2 --auto
+
         baton simulate --trace conversation.jsonl --model llama-3.1-70b --gpu h100 --prefill 8 --decode 8 --plots out
     """
     from baton.simulate_report import print_simulation, simulation_document
@@ -66,7 +70,7 @@ def simulate(
 
     _prepare(plots)
     trace = part(workload.requests(requests or 1000, rate), requests, scale)
-    setup = cluster.setup(trace, None if no_slo else objectives.slo, workload.seed)
+    setup = replace(cluster.setup(trace, None if no_slo else objectives.slo, workload.seed), auto=auto)
     given = (prefill, decode, mixed) != (None, None, None)
     pools = Pools(prefill or 0, decode or 0, mixed or 0) if given else Pools(4, 4)
     setup.cluster(pools)

@@ -38,6 +38,8 @@ def print_simulation(console: Console, result: SimulationResult, slo: Slo | None
     rows["utilisation"] = ", ".join(
         f"{name.removeprefix('utilisation_')} {_percent(value)}" for name, value in utilisation
     )
+    if figures["role_switches"]:
+        rows["role switches"] = f"{figures['role_switches']:.0f}"
     rows["output"] = f"{figures['output_tokens_per_s']:,.0f} tokens/s"
     rows["prefix hits"] = f"{_percent(figures['prefix_hit_rate'])} of prompt tokens"
     rows["served whole"] = f"{_percent(figures['served_whole'])} of requests, on one worker"

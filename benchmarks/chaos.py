@@ -24,7 +24,7 @@ from benchmarks.report import Goal, Report, arguments, progress
 from builtin_model import CHECKPOINT
 from cluster.config import parse_config
 from deploy.cluster import resolve_here
-from deploy.launcher import Started, connected, start_cluster
+from deploy.launcher import Started, connected, router_pid, start_cluster
 from deploy.local_ray import start_local_ray
 
 GOALS = {
@@ -151,10 +151,7 @@ class Chaos:
         return f"stop {victim.name.split('-')[0]}"
 
     async def kill_router(self) -> str:
-        import ray
-
-        router = ray.get_actor("router", namespace="baton")
-        os.kill(await asyncio.to_thread(lambda: ray.get(router.pid.remote(), timeout=30)), signal.SIGKILL)
+        os.kill(await asyncio.to_thread(router_pid), signal.SIGKILL)
         return "kill router"
 
     async def abort_storm(self) -> str:

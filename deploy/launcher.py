@@ -173,3 +173,8 @@ def _stop(names: list[str], timeout_s: float) -> None:
         ray.wait(stops, num_returns=len(stops), timeout=timeout_s)
     for actor in actors:
         ray.kill(actor)
+
+
+def router_pid(prefix: str = "", timeout_s: float = 30.0) -> int:
+    """The process of the router, once it runs (again)."""
+    return int(ray.get(ray.get_actor(prefix + ROUTER, namespace=NAMESPACE).pid.remote(), timeout=timeout_s))

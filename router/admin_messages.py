@@ -88,9 +88,8 @@ def _tpot_s(view: WorkerView) -> float:
 
 def planner_message(core: RouterCore, now: float) -> admin_pb2.Planner:
     """Whether the planner acts by itself, and what it expects and advises; only the former while there is none."""
-    message = admin_pb2.Planner(auto=core.auto)
-    view = getattr(core, "planner_view", None)
-    advice = view(now) if view is not None else None
+    message = admin_pb2.Planner(auto=core.automation.auto)
+    advice = core.automation.look(now)
     if advice is not None:
         message.prompt_tokens_per_s = advice.prompt_tokens_per_s
         message.output_tokens_per_s = advice.output_tokens_per_s

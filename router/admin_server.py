@@ -108,7 +108,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         return admin_pb2.Policy(name=self.driver.core.dispatch.placement.name, known=NAMES)
 
     async def SetAuto(self, request: admin_pb2.SetAutoRequest, context: grpc.aio.ServicerContext) -> admin_pb2.Planner:
-        self.driver.core.auto = request.on
+        self.driver.core.automation.auto = request.on
         return planner_message(self.driver.core, self.driver.clock())
 
 

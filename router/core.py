@@ -12,26 +12,25 @@ from itertools import groupby
 from operator import attrgetter
 
 from cluster import messages
-from cluster.errors import BatonError, DeadlineExceeded, InvalidRequest, error_from_name
+from cluster.errors import BatonError, error_from_name
 from cluster.handoff import HandoffOutcome
 from cluster.messages import TokenOutput, WorkerMessage
 from cluster.request import FinishReason, Request
 from cluster.routing import RoutingDecision
 from router import accounting, effects, life_events
+from router.automation import Automation
 from router.commands import Close, Command, Show, Tell
 from router.detokenizer import Decode
 from router.dispatch import Dispatch, FoundDecode
 from router.explanation import Explanations
-from router.limits import RouterLimits, check_capacity
+from router.limits import RouterLimits, check_capacity, check_id
 from router.membership import Membership
-from router.operation import Ask, Operation
-from router.operations import PROBE, RETRY_S, Action, Operations
-from router.policy.admission import refuse_full
+from router.operation import PROBE, Ask, Operation
+from router.operations import RETRY_S, Action, Operations
 from router.policy.cluster_state import ClusterState
-from router.policy.migration import relief
 from router.policy.output_length import OutputLength
 from router.policy.placement import Place, Placement, Refuse
-from router.record import Record, open_record
+from router.record import Record, open_record, overdue
 from router.stream import OutputStream, TextToken
 
 _request_id = attrgetter("request_id")
@@ -54,7 +53,7 @@ class RouterCore:
     refused_requests: int = 0
     operations: Operations = field(init=False)
     membership: Membership = field(init=False)
-    auto: bool = False  # the pool planner moves workers by itself
+    automation: Automation = field(init=False)
     _records: dict[str, Record] = field(default_factory=dict)
     _events: deque[tuple[str, life_events.Event]] = field(default_factory=deque)
     _commands: list[Command] = field(default_factory=list)
@@ -63,6 +62,7 @@ class RouterCore:
         self.dispatch = Dispatch(self.placement, self.state)
         self.operations = Operations(self.state, self._records)
         self.membership = Membership(self.state, self.limits)
+        self.automation = Automation(self.state, self.dispatch, self.operations, self._records)
 
     @property
     def queued(self) -> int:
@@ -73,27 +73,21 @@ class RouterCore:
         return len(self._records)
 
     def replay(self, request: Request) -> list[TextToken] | None:
-        """What was streamed of a live request of the same id and content; None when there is none.
-
-        Raises `InvalidRequest` when the id belongs to another request, `WorkerLost` (try again) while it is ending.
-        """
+        """What was streamed of a live request of the same id and content (see `Record.replay`); None without one."""
         record = self._records.get(request.request_id)
         return None if record is None else record.replay(request)
 
     def submit(self, request: Request, now: float, emitted: Sequence[int] = ()) -> list[Command]:
         """Take on a request, after `emitted` output tokens; raises (and changes nothing) when it cannot be served."""
-        if request.request_id.startswith(PROBE):
-            raise InvalidRequest(f"Request ids that begin with {PROBE!r} are the router's own; choose another.")
-        if request.request_id in self._records:
-            raise InvalidRequest(f"Request id {request.request_id!r} is in use by a live request; choose another.")
+        check_id(request.request_id, self._records)
         check_capacity(request, self.state)
-        if self.queued >= self.limits.max_queued:
-            raise refuse_full(self.queued, now - self.dispatch.oldest_s)
+        self.dispatch.check_room(self.limits.max_queued, now)
         stream = OutputStream(request, self.decode)
         stream.resume(emitted)
         record = open_record(request, stream, self.state, self.output_length, now)
         self.dispatch.fairness.on_queued(request.tenant, [other.request.tenant for other in self._records.values()])
         self._records[request.request_id] = record
+        self.automation.on_arrival(record, now)
         self._perform(record, next(record.life), now)
         return self._settle(now)
 
@@ -104,11 +98,7 @@ class RouterCore:
 
     def tick(self, now: float) -> list[Command]:
         """Deadlines, workers that fell silent, pressed or slow ones. Call it a few times a second."""
-        for request_id, record in self._records.items():
-            deadline = record.request.deadline_s
-            if deadline is not None and now >= deadline and not record.closed:
-                error = DeadlineExceeded("The deadline passed before the answer was complete.")
-                self._events.append((request_id, life_events.Stopped(None, error)))
+        self._events += overdue(self._records.values(), now)
         for name in self.membership.silent(now):
             self._lose(name, False, now)
         self._commands += self.membership.kills(now)
@@ -116,9 +106,7 @@ class RouterCore:
         self.state.prefix_index.sweep()
         self.dispatch.moved = self.operations.stirred = True
         commands = self._settle(now)
-        may_move = {request_id for request_id, record in self._records.items() if record.may_move(now)}
-        move = relief(self.state, may_move.__contains__)
-        self._events += [(move.request_id, life_events.Migrate(move.worker))] if move is not None else []
+        self._operate(self.automation.tick(now))
         return commands + self._settle(now)
 
     def start_operation(

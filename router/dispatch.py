@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from router.policy.admission import refuse_full
 from router.policy.cluster_state import ClusterState
 from router.policy.fairness import VirtualTokenCounter
 from router.policy.migration import find_room
@@ -49,9 +51,14 @@ class Dispatch:
         return len(self._queue)
 
     @property
-    def oldest_s(self) -> float:
-        """Arrival of the request that has waited longest; the queue must not be empty."""
-        return min(item.arrival_s for item in self._queue.values())
+    def waiting(self) -> Collection[PlacementInput]:
+        """Requests that no worker has yet."""
+        return self._queue.values()
+
+    def check_room(self, max_queued: int, now: float) -> None:
+        """Raise `Overloaded` when no more may wait."""
+        if self.queued >= max_queued:
+            raise refuse_full(self.queued, now - min(item.arrival_s for item in self.waiting))
 
     def wait(self, item: PlacementInput) -> None:
         """Queue a request until the policy places or refuses it."""

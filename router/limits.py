@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass
 
-from cluster.errors import NoWorkers, PromptTooLong
+from cluster.errors import InvalidRequest, NoWorkers, PromptTooLong
 from cluster.request import Request
 from cluster.worker import RoleName
+from router.operation import PROBE
 from router.policy.cluster_state import ClusterState
 
 
@@ -18,6 +20,14 @@ class RouterLimits:
     report_interval_s: float = 0.5
     lost_after_s: float = 2.0  # silence after which a worker is given up
     kill_after_s: float = 10.0  # and, if it does not come back, its process is ended
+
+
+def check_id(request_id: str, live: Container[str]) -> None:
+    """Raise `InvalidRequest` when no new request may be called so."""
+    if request_id.startswith(PROBE):
+        raise InvalidRequest(f"Request ids that begin with {PROBE!r} are the router's own; choose another.")
+    if request_id in live:
+        raise InvalidRequest(f"Request id {request_id!r} is in use by a live request; choose another.")
 
 
 def check_capacity(request: Request, state: ClusterState) -> None:

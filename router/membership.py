@@ -34,9 +34,7 @@ class Membership:
 
     def silent(self, now: float) -> list[str]:
         """Workers to give up."""
-        return sorted(
-            view.name for view in self.state.workers.values() if now - view.heard_s > self.limits.lost_after_s
-        )
+        return self.state.silent(now - self.limits.lost_after_s)
 
     def lose(self, worker: str, certain: bool, now: float) -> list[Tell] | None:
         """Give a worker up; `certain` where its process is known to have ended. None if it was given up before."""

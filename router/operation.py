@@ -7,6 +7,8 @@ from enum import Enum
 
 from cluster.worker import RoleName
 
+PROBE = "probe/"  # how the ids of verifying requests begin
+
 
 @dataclass(frozen=True, slots=True)
 class Drain:

@@ -16,7 +16,7 @@ from cluster.request import Request, SamplingParams
 from cluster.worker import RoleName
 from router.commands import Moved, Tell
 from router.life_events import Migrate, Stay
-from router.operation import Ask, Operation, OperationState, Rebalance, Step, StepState
+from router.operation import PROBE, Ask, Operation, OperationState, Rebalance, Step, StepState
 from router.operation import Migrate as AskMigrate
 from router.policy.cluster_state import ClusterState
 from router.policy.migration import find_room
@@ -25,7 +25,6 @@ from router.record import Record
 
 REMEMBERED = 200  # operations
 RETRY_S = 0.5  # after a migration that failed
-PROBE = "probe/"  # how the ids of verifying requests begin
 
 
 Action = Tell | Moved | tuple[str, Migrate | Stay]

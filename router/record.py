@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
-from cluster.errors import BatonError, InvalidRequest, WorkerLost
+from cluster.errors import BatonError, DeadlineExceeded, InvalidRequest, WorkerLost
 from cluster.handoff import HandoffReport
 from cluster.latency import Latency
 from cluster.prefix_hash import page_hashes, root_hash
 from cluster.request import FinishReason, Request
 from router.effects import End
+from router.life_events import Stopped
 from router.lifecycle import Life, lifecycle
 from router.policy.cluster_state import ClusterState, RunningSequence
 from router.policy.output_length import OutputLength, Prediction, chain_nodes
@@ -69,7 +71,10 @@ class Record:
         return self.request.request_id
 
     def replay(self, request: Request) -> list[TextToken]:
-        """What was streamed, for the same request asked again. Raises `InvalidRequest` if it is another one."""
+        """What was streamed, for the same request asked again.
+
+        Raises `InvalidRequest` if it is another one of the same id, `WorkerLost` (try again) while it is ending.
+        """
         mine, other = self.request.sampling, request.sampling
         if request.prompt != self.request.prompt or replace(other, seed=mine.seed) != mine:
             raise InvalidRequest(
@@ -135,3 +140,13 @@ def open_record(
     nodes = chain_nodes(keys, layout.page_size)
     prediction = output_length.predict(nodes, request.tenant, len(request.prompt), request.sampling.max_tokens)
     return Record(request, lifecycle(request.request_id), stream, Latency(now), keys, prediction)
+
+
+def overdue(records: Iterable[Record], now: float) -> list[tuple[str, Stopped]]:
+    """The end of every request whose deadline has passed while its client waits."""
+    error = DeadlineExceeded("The deadline passed before the answer was complete.")
+    return [
+        (record.request_id, Stopped(None, error))
+        for record in records
+        if record.request.deadline_s is not None and now >= record.request.deadline_s and not record.closed
+    ]

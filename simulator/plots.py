@@ -94,12 +94,12 @@ def _utilisation(figure: Figure, result: SimulationResult) -> None:
     axes: Any = figure.subplots()
     edges = np.linspace(0.0, result.simulated_s, BINS + 1)
     times = [0.0, *(moment.time_s for moment in result.busy)]
-    for role in dict.fromkeys(worker.role for worker in result.workers):
-        pool = [worker for worker in result.workers if worker.role is role]
-        busy_s = [0.0, *(moment.busy_s[role] for moment in result.busy)]
-        shares = np.diff(np.interp(edges, times, busy_s)) / (len(pool) * np.diff(edges))
-        label = f"{len(pool)} {role.value}"
-        axes.stairs(np.minimum(shares, 1.0), edges, label=label, color=COLOURS[role.value], baseline=None)
+    for role in dict.fromkeys(role for moment in result.busy for role in moment.present_s):
+        busy_s = [0.0, *(moment.busy_s.get(role, 0.0) for moment in result.busy)]
+        present_s = [0.0, *(moment.present_s.get(role, 0.0) for moment in result.busy)]
+        busy, present = (np.diff(np.interp(edges, times, values)) for values in (busy_s, present_s))
+        shares = np.minimum(busy / np.maximum(present, 1e-9), 1.0)
+        axes.stairs(shares, edges, label=role.value, color=COLOURS[role.value], baseline=None)
     axes.set(xlabel="time (s)", ylabel="share of time computing", ylim=(0, 1.05))
     axes.legend(loc="lower left")
 

@@ -56,10 +56,11 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class WorkerUse:
-    """What one worker did. `pages_held` at the end must be none."""
+    """What one worker did. `role` is its last one; `pages_held` at the end must be none."""
 
     name: str
     role: RoleName
+    switches: int  # of its role
     busy_s: float
     tokens_computed: int
     pages_held: int
@@ -67,10 +68,15 @@ class WorkerUse:
 
 @dataclass(frozen=True, slots=True)
 class BusyMoment:
-    """How long the workers of each pool had computed by a moment, in seconds over all of them."""
+    """What the pools had done by a moment, in seconds over their workers: how long they had computed, and existed."""
 
     time_s: float
     busy_s: dict[RoleName, float]
+    present_s: dict[RoleName, float]  # since the first request came
+
+    def utilisation(self, role: RoleName) -> float:
+        """The share of its workers' time in which a pool computed."""
+        return min(self.busy_s.get(role, 0.0) / max(self.present_s[role], 1e-9), 1.0)
 
 
 @dataclass(eq=False)
@@ -84,7 +90,7 @@ class SimulationResult:
     arrivals_s: float  # the time over which requests came
     simulated_s: float
     events: int
-    busy: Sequence[BusyMoment] = ()
+    busy: Sequence[BusyMoment] = ()  # the last one at the end
     last_arrival: BusyMoment | None = None
 
     @property
@@ -122,13 +128,12 @@ class SimulationResult:
         figures |= _percentiles("ttft_s", [outcome.ttft_s for outcome in done if outcome.ttft_s is not None])
         figures |= _percentiles("tpot_s", [outcome.tpot_s for outcome in done if outcome.tpot_s is not None])
         figures |= self._itl()
-        for role in dict.fromkeys(worker.role for worker in self.workers):
-            pool = [worker for worker in self.workers if worker.role is role]
-            busy_s = sum(worker.busy_s for worker in pool)
-            span_s = max(self.simulated_s, 1e-9)
-            if self.last_arrival is not None and self.arrivals_s > 0:
-                busy_s, span_s = self.last_arrival.busy_s[role], self.arrivals_s  # afterwards it only empties
-            figures[f"utilisation_{role.value}"] = min(busy_s / len(pool) / span_s, 1.0)
+        # After the last arrival the cluster only empties; where all came at once, there is nothing else.
+        moment = self.last_arrival if self.arrivals_s > 0 else None
+        moment = moment or (self.busy[-1] if self.busy else BusyMoment(0.0, {}, {}))
+        for role in moment.present_s:
+            figures[f"utilisation_{role.value}"] = moment.utilisation(role)
+        figures["role_switches"] = sum(worker.switches for worker in self.workers)
         prompts = sum(outcome.prompt_tokens for outcome in done)
         figures["output_tokens_per_s"] = sum(outcome.output_tokens for outcome in done) / max(self.simulated_s, 1e-9)
         figures["prefix_hit_rate"] = sum(outcome.cached_tokens for outcome in done) / max(prompts, 1)

@@ -51,6 +51,7 @@ class Setup:
     max_batch: int = 1024
     network_gb_s: float = 45.0  # GB/s into and out of a worker
     seed: int = 0
+    auto: bool = False  # the router may move workers between the pools
 
     @property
     def timer(self) -> Roofline:
@@ -70,7 +71,8 @@ class Setup:
             for role, count in counts
             for _ in range(count)
         ]
-        return ClusterSpec(workers, self.slo, bandwidth_bytes_s=1e9 * self.network_gb_s, prior=timer.prior())
+        bandwidth = 1e9 * self.network_gb_s
+        return ClusterSpec(workers, self.slo, bandwidth_bytes_s=bandwidth, prior=timer.prior(), auto=self.auto)
 
     def simulate(
         self, pools: Pools, trace: Sequence[TraceRequest], tell: Callable[[float, int], None] | None = None
@@ -88,7 +90,8 @@ class Setup:
             "model": f"{self.model}, {timer.model.num_parameters / 1e9:.1f} billion parameters",
             "worker": f"{timer.devices} × {self.gpu}: {timer.weight_bytes / 1e9:.0f} GB of weights, "
             f"KV for {tokens:,} tokens in pages of {layout.page_size}",
-            "pools": f"{pools} ({pools.workers * timer.devices} × {self.gpu})",
+            "pools": f"{pools} ({pools.workers * timer.devices} × {self.gpu})"
+            + (", the router moves workers between them" if self.auto else ""),
             "steps": f"{limits}, {self.max_batch} sequences",
             "network": f"{self.network_gb_s:g} GB/s per worker",
             "policy": self.policy + ("" if self.refuse_late else ", late requests are served"),

@@ -24,11 +24,12 @@ from simulator.network import Network
 from simulator.result import BusyMoment, Outcome, SimulationResult, WorkerUse
 from simulator.timing import StepTimer
 from simulator.trace import TraceRequest
-from simulator.worker import EOS, Gaps, SimulatedWorker
+from simulator.worker import EOS, Gaps, RoleTime, SimulatedWorker
 from worker.role_switch import make_role
 from worker.state import WorkerState
 
 TICK_S = 0.1
+FIRST_S = 1.0  # when the first request comes: workers register before
 STUCK_S = 600.0  # in which nothing is under way though requests are live
 MAX_TOKENS = 4096  # what clients allow; the trace says where an answer really ends
 
@@ -68,6 +69,7 @@ class ClusterSpec:
     jitter: float = 0.02
     prior: StepCosts = DEFAULT_COSTS
     max_queued: int = 1 << 20
+    auto: bool = False  # the router moves workers between the pools
 
 
 class Simulation:
@@ -79,6 +81,7 @@ class Simulation:
         self.network = Network(self.events, spec.bandwidth_bytes_s, spec.latency_s)
         limits = RouterLimits(max_queued=spec.max_queued, lost_after_s=float("inf"))
         self.core = RouterCore("simulated", placement, None, limits, ClusterState(spec.prior))
+        self.core.automation.auto = spec.auto
         self.gaps = Gaps()
         self._rng = random.Random(seed)
         self._lengths: dict[str, int] = {}
@@ -115,6 +118,7 @@ class Simulation:
             rng=random.Random(self._rng.getrandbits(64)),
             jitter=self.spec.jitter,
             gaps=self.gaps,
+            since_s=FIRST_S,
         )
         self._workers[name] = agents[name] = worker
         self._to_router(name, [Register(info)])
@@ -122,9 +126,9 @@ class Simulation:
     def run(self, tell: Callable[[float, int], None] | None = None) -> SimulationResult:
         """Play the trace to its end. `tell` hears virtual seconds and requests ended, about a hundred times."""
         for number, request in enumerate(self.trace):
-            self.events.at(request.arrival_s + 1.0, partial(self._submit, number, request))  # workers register first
+            self.events.at(request.arrival_s + FIRST_S, partial(self._submit, number, request))
         arrivals_s = max((request.arrival_s for request in self.trace), default=0.0)
-        self.events.at(arrivals_s + 1.0, self._measure_use)
+        self.events.at(arrivals_s + FIRST_S, self._measure_use)
         every = max(1, len(self.trace) // 100)
         told = 0
         while self.events.step():
@@ -133,6 +137,7 @@ class Simulation:
                 self._busy.append(self._busy_moment())
                 if tell is not None:
                     tell(self.events.now, told)
+        self._busy.append(self._busy_moment())
         return SimulationResult(
             outcomes=self._outcomes,
             workers=[self._use(worker) for worker in self._workers.values()],
@@ -149,14 +154,21 @@ class Simulation:
         self._last_arrival = self._busy_moment()
 
     def _busy_moment(self) -> BusyMoment:
-        busy_s: dict[RoleName, float] = {}
+        busy, present = RoleTime(), RoleTime()
         for worker in self._workers.values():
-            busy_s[worker.info.role] = busy_s.get(worker.info.role, 0.0) + worker.busy_s
-        return BusyMoment(self.events.now, busy_s)
+            for total, own in ((busy, worker.busy), (present, worker.present)):
+                for role, seconds in own.seconds.items():
+                    total.add(role, seconds)
+            present.add(worker.role.name, self.events.now - worker.since_s)
+        return BusyMoment(self.events.now, busy.seconds, present.seconds)
 
     def _use(self, worker: SimulatedWorker) -> WorkerUse:
-        pool = worker.state.pool
-        return WorkerUse(worker.info.name, worker.info.role, worker.busy_s, worker.tokens_computed, pool.num_held)
+        state = worker.state
+        switches = state.role_epoch - worker.info.role_epoch
+        busy_s = sum(worker.busy.seconds.values())
+        return WorkerUse(
+            worker.info.name, worker.role.name, switches, busy_s, worker.tokens_computed, state.pool.num_held
+        )
 
     def _submit(self, number: int, traced: TraceRequest) -> None:
         request_id = f"r{number}"

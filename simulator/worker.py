@@ -24,7 +24,7 @@ from cluster.messages import (
     Welcome,
     WorkerMessage,
 )
-from cluster.worker import StepSample, WorkerInfo
+from cluster.worker import RoleName, StepSample, WorkerInfo
 from engine.sequence import Sequence
 from engine.step import SampledToken, StepPlan, StepResult
 from simulator.events import Events
@@ -83,6 +83,16 @@ class Gaps:
 
 
 @dataclass(eq=False)
+class RoleTime:
+    """Seconds by role: a worker's may change."""
+
+    seconds: dict[RoleName, float] = field(default_factory=dict)
+
+    def add(self, role: RoleName, seconds: float) -> None:
+        self.seconds[role] = self.seconds.get(role, 0.0) + seconds
+
+
+@dataclass(eq=False)
 class SimulatedWorker:
     """One worker. `lengths` tells how many tokens each request will answer: only the executor knows it."""
 
@@ -98,7 +108,9 @@ class SimulatedWorker:
     rng: random.Random
     jitter: float
     gaps: Gaps
-    busy_s: float = 0.0
+    busy: RoleTime = field(default_factory=RoleTime)  # in which it computed
+    present: RoleTime = field(default_factory=RoleTime)  # in which it had its earlier roles
+    since_s: float = 0.0  # when it took on its present one
     tokens_computed: int = 0
     _inbox: deque[Callable[[], None]] = field(default_factory=deque)  # handled between steps
     _outbox: list[WorkerMessage] = field(default_factory=list)
@@ -162,7 +174,7 @@ class SimulatedWorker:
         """Steps after which every sequence of a decode-only plan still runs, with a page at most for each to take."""
         if self.state.pool.num_available < 2 * len(plan.slices):
             return 1
-        left = min(self.lengths[part.sequence.request_id] - part.sequence.num_output for part in plan.slices)
+        left = min(self._length(part.sequence) - part.sequence.num_output for part in plan.slices)
         return max(1, min(left, self.state.pool.page_size))
 
     def _on_run_ended(self, number: int) -> None:
@@ -171,14 +183,14 @@ class SimulatedWorker:
             return  # it was cut, and ended before
         self._run = None
         now, steps = self.events.now, len(run.ends_s)
-        self.busy_s += now - run.start_s
+        self.busy.add(self.role.name, now - run.start_s)
         self._reports.on_step(run.last_sample)
         plan = run.plan
         if steps > 1:
             self._skip(plan, steps - 1)
             plan = self.role.plan(now) or plan
         for part in plan.slices:
-            if part.samples:
+            if part.samples and part.sequence.request_id in self.lengths:
                 self.gaps.on_tokens(part.sequence.request_id, run.ends_s)
         self._perform(self.role.absorb(plan, self.execute(plan), now))
         self._turn()
@@ -201,7 +213,11 @@ class SimulatedWorker:
         return StepResult([SampledToken(self._token(part.sequence)) for part in plan.slices if part.samples])
 
     def _token(self, sequence: Sequence) -> int:
-        return EOS if sequence.num_output + 1 >= self.lengths[sequence.request_id] else TOKEN
+        return EOS if sequence.num_output + 1 >= self._length(sequence) else TOKEN
+
+    def _length(self, sequence: Sequence) -> int:
+        """Tokens of its whole answer; a request that the trace does not have (the router's own) goes to its limit."""
+        return self.lengths.get(sequence.request_id, sequence.request.sampling.max_tokens)
 
     def _on_message(self, message: RouterMessage) -> None:
         match message:
@@ -210,6 +226,8 @@ class SimulatedWorker:
             case ResyncPages():
                 self._outbox += self._reports.snapshot()
             case SwitchRole():
+                self.present.add(self.role.name, self.events.now - self.since_s)
+                self.since_s = self.events.now
                 self.role, self.state, answer = switch_role(self.role, self.state, message)
                 self._reports.on_role_changed(self.state)
                 self._outbox.append(answer)

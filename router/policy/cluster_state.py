@@ -181,6 +181,10 @@ class ClusterState:
         views = (view for view in self.workers.values() if view.serving and view.role in roles)
         return sorted(views, key=lambda view: view.name)
 
+    def silent(self, since_s: float) -> list[str]:
+        """Workers that have said nothing since."""
+        return sorted(view.name for view in self.workers.values() if view.heard_s < since_s)
+
     def cordon(self, worker: str) -> None:
         """Give it nothing new."""
         self.cordoned.add(worker)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import baton
-from deploy.launcher import stop_cluster
+from deploy.launcher import router_pid, stop_cluster
 from deploy.local_ray import LocalRay
 from tests.live.conftest import Live, start_live
 
@@ -41,12 +41,6 @@ def _workers(live: Live) -> dict[str, Any]:
         return {}
 
 
-def _router_pid() -> int:
-    import ray
-
-    return int(ray.get(ray.get_actor("again-router", namespace="baton").pid.remote()))
-
-
 @pytest.mark.slow
 def test_a_stream_outlives_the_router(restarted: Live) -> None:
     with restarted.client() as client:
@@ -54,7 +48,7 @@ def test_a_stream_outlives_the_router(restarted: Live) -> None:
         stream = client.stream(PROMPT, **OPTIONS)
         first = [next(stream) for _ in range(5)]
         before = {worker.incarnation for worker in _workers(restarted).values()}
-        os.kill(_router_pid(), signal.SIGKILL)
+        os.kill(router_pid("again-"), signal.SIGKILL)
         answer = stream.answer
         assert [token.index for token in answer.tokens] == list(range(len(expected)))
         assert answer.token_ids == expected

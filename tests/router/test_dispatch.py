@@ -48,7 +48,7 @@ def test_a_placed_request_waits_no_more_and_the_others_keep_their_place() -> Non
         dispatch.wait(item(name, float(number)))
     assert [verdict.request_id for verdict in dispatch.next(5.0)] == ["b"]
     assert dispatch.queued == 2
-    assert dispatch.oldest_s == 0.0
+    assert [one.request_id for one in dispatch.waiting] == ["a", "c"]
     policy.ready = {"a", "c"}
     assert [verdict.request_id for verdict in dispatch.next(5.0)] == ["a", "c"]
     assert dispatch.queued == 0

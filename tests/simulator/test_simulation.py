@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from cluster.errors import InternalError
+from router.operation import OperationState, Rebalance
 from router.policy.placement import Place, Refuse
 from router.policy.policies import NAMES, make_policy
 from router.policy.predicted_latency import PredictedLatency
@@ -153,3 +154,15 @@ def test_a_run_in_which_nothing_can_happen_any_more_is_an_error() -> None:
     run = Simulation(Setup(MODEL, GPU).cluster(Pools(1, 1)), Never(), [TraceRequest(0.0, 10, 1)])
     with pytest.raises(InternalError, match="1 requests wait"):
         run.run()
+
+
+def test_a_worker_switches_its_role_in_the_middle_of_a_trace() -> None:
+    """The request that verifies it is none of the trace's."""
+    run = simulation(small_trace(), pools=Pools(2, 2))
+    asks = iter([Rebalance(1, 3), Rebalance(3, 1)])
+    for at_s in (2.0, 3.0):
+        run.events.at(at_s, lambda: run._perform(run.core.start_operation("", next(asks), False, run.events.now)[1]))
+    result = run.run()
+    assert [one.state for one in run.core.operations.newest()] == [OperationState.DONE] * 2
+    assert not any(one.error or one.output_tokens == 0 for one in result.outcomes)
+    assert not any(one.pages_held for one in result.workers)

@@ -1,0 +1,205 @@
+"""The pool planner under the simulator: a mix that shifts and one that does not, against every fixed split.
+
+The trace is made here: long prompts with short answers, then short prompts with long answers, and so on, each phase's
+rate such that its own best split is about equally loaded. The steady trace has both kinds at once at half their rates.
+The same arrivals go to every fixed split, and to the planner, which starts from equal pools.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.report import Goal, Report, arguments, progress
+from simulator.setup import Pools, Setup, described_slo, page_size_for
+from simulator.simulation import Slo
+from simulator.trace import TraceRequest, read_trace, scale_arrivals
+
+GOALS = {
+    "goodput_ratio_to_best_static_shifting": Goal(1.2),
+    "goodput_ratio_to_best_static_steady": Goal(0.97),
+}
+SPREAD = 0.5  # standard deviation of a length's logarithm
+AUTO = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """Requests of one sort: how many per second, and their median lengths."""
+
+    rate_s: float
+    prompt_tokens: int
+    output_tokens: int
+
+
+LONG_PROMPTS = Kind(12.0, 12_000, 50)
+LONG_ANSWERS = Kind(15.0, 3_000, 1_000)
+
+
+def phases(kinds: Sequence[Sequence[Kind]], phase_s: float, load: float, seed: int) -> list[TraceRequest]:
+    """One phase after the other, in each the requests of its kinds, as Poisson processes `load` times as fast."""
+    rng = random.Random(seed)
+    requests: list[TraceRequest] = []
+    for number, present in enumerate(kinds):
+        for kind in present:
+            arrival_s = number * phase_s
+            while (arrival_s := arrival_s + rng.expovariate(load * kind.rate_s)) < (number + 1) * phase_s:
+                requests.append(
+                    TraceRequest(arrival_s, _length(rng, kind.prompt_tokens), _length(rng, kind.output_tokens))
+                )
+    return sorted(requests, key=lambda one: one.arrival_s)
+
+
+def _length(rng: random.Random, median: int) -> int:
+    return max(1, min(int(median * rng.lognormvariate(0.0, SPREAD)), 4 * median))
+
+
+def shifting(phase_s: float, load: float, seed: int) -> list[TraceRequest]:
+    return phases([[LONG_PROMPTS], [LONG_ANSWERS]] * 2, phase_s, load, seed)
+
+
+def steady(span_s: float, load: float, seed: int) -> list[TraceRequest]:
+    return phases([[LONG_PROMPTS, LONG_ANSWERS]], span_s, load / 2, seed)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One simulation; `auto` lets the planner move workers from these pools on."""
+
+    part: str
+    split: str
+    setup: Setup
+    pools: Pools
+    trace: tuple[TraceRequest, ...]
+
+
+def simulate(job: Job) -> dict[str, float]:
+    """Its figures."""
+    return job.setup.simulate(job.pools, job.trace).figures()
+
+
+def jobs_for(part: str, setup: Setup, workers: int, trace: Sequence[TraceRequest], splits: Sequence[int]) -> list[Job]:
+    """Every fixed split, and the planner from equal pools."""
+    equal = Pools(workers // 2, workers - workers // 2)
+    made = [Job(part, f"{k} + {workers - k}", setup, Pools(k, workers - k), tuple(trace)) for k in splits]
+    return [*made, Job(part, AUTO, replace(setup, auto=True), equal, tuple(trace))]
+
+
+Results = dict[str, dict[str, dict[str, float]]]  # part → split → figures
+
+
+def print_results(results: Results) -> None:
+    """One row a split, one column a part: goodput and attainment."""
+    table = Table("prefill + decode", *results, title="goodput (attainment)", title_justify="left")
+    for split in next(iter(results.values())):
+        cells = []
+        for by_split in results.values():
+            figures = by_split.get(split)
+            cell = f"{figures['goodput']:.2f} ({100 * figures['slo_attainment']:.0f} %)" if figures else ""
+            switches = f", {figures['role_switches']:.0f} switches" if figures and split == AUTO else ""
+            cells.append(cell + switches)
+        table.add_row(split, *cells)
+    Console().print(table)
+
+
+def ratios(by_split: dict[str, dict[str, float]], equal: str) -> tuple[float, float, str]:
+    """The planner's goodput against that of the best fixed split and against no change, and the best split's name."""
+    static = {split: figures["goodput"] for split, figures in by_split.items() if split != AUTO}
+    best = max(static, key=lambda split: (static[split], split))
+    auto = by_split[AUTO]["goodput"]
+    return auto / max(static[best], 1e-9), auto / max(static[equal], 1e-9), best
+
+
+def neighbours(by_split: dict[str, dict[str, float]], splits: Sequence[int], half: int) -> list[int]:
+    """The best fixed split, those beside it, and the equal one."""
+    best = int(ratios(by_split, next(iter(by_split)))[2].split()[0])
+    return [split for split in splits if abs(split - best) <= 1 or split == half]
+
+
+def figures_of(results: Results, equal: str) -> dict[str, float]:
+    """The headline is the shifting trace at its first load."""
+    figures: dict[str, float] = {}
+    headlines = {"shifting": "shifting", "steady": "steady"}
+    for part, by_split in results.items():
+        to_best, to_equal, best = ratios(by_split, equal)
+        name = headlines.pop(part.split()[0], None) or part
+        figures[f"goodput_ratio_to_best_static_{name}"] = to_best
+        figures[f"goodput_ratio_to_no_change_{name}"] = to_equal
+        figures[f"attainment_best_static_{name} ({best})"] = by_split[best]["slo_attainment"]
+        figures[f"attainment_auto_{name}"] = by_split[AUTO]["slo_attainment"]
+        figures[f"role_switches_{name}"] = by_split[AUTO]["role_switches"]
+    return figures
+
+
+def main() -> None:
+    parser = arguments(__doc__, "python -m benchmarks.planner --jobs 2")
+    parser.add_argument("--workers", type=int, default=8)
+    parser.add_argument("--model", default="llama-3.1-8b")
+    parser.add_argument("--gpu", default="h100")
+    parser.add_argument("--tpot", type=float, default=0.02, help="objective, seconds")
+    parser.add_argument("--phase", type=float, default=60.0, help="seconds; the steady trace is one of them")
+    parser.add_argument("--loads", type=float, nargs="+", default=[1.15, 1.0], help="times the documented rates")
+    parser.add_argument(
+        "--trace", type=Path, help="a Mooncake JSONL or an Azure CSV trace, in place of the made-up ones"
+    )
+    parser.add_argument("--requests", type=int, default=2000, help="of that trace's beginning")
+    parser.add_argument("--scales", type=float, nargs="+", default=[4.0], help="times that trace's rate")
+    parser.add_argument("--jobs", type=int, default=1, help="processes")
+    measure(parser.parse_args())
+
+
+def parts(options: argparse.Namespace) -> dict[str, list[TraceRequest]]:
+    """What is simulated, by name."""
+    if options.trace is not None:
+        trace = read_trace(options.trace)[: 200 if options.quick else options.requests]
+        return {f"{options.trace.stem} ×{scale:g}": scale_arrivals(trace, scale) for scale in options.scales}
+    phase_s = 15.0 if options.quick else options.phase
+    loads = options.loads[:1] if options.quick else options.loads
+    made = {f"shifting ×{load:g}": shifting(phase_s, load, options.seed) for load in loads}
+    return {**made, f"steady ×{loads[0]:g}": steady(phase_s, loads[0], options.seed)}
+
+
+def measure(options: argparse.Namespace) -> None:
+    """Simulate every part with every split, and publish."""
+    workers = options.workers
+    half = workers // 2
+    splits = sorted({2, half, workers - 2}) if options.quick else list(range(1, workers))
+    traces = parts(options)
+    page_size = page_size_for(next(iter(traces.values())), None)
+    setup = Setup(options.model, options.gpu, slo=Slo(tpot_s=options.tpot), page_size=page_size, seed=options.seed)
+    results: Results = {}
+    headline = next(iter(traces))
+    with ProcessPoolExecutor(options.jobs) as pool, progress(len(traces) * (len(splits) + 1)) as step:
+        for part, trace in traces.items():
+            # Other loads of the same trace: only the splits next to the best one of the first load.
+            near = part != headline and part.split()[0] == headline.split()[0]
+            tried = neighbours(results[headline], splits, half) if near else splits
+            jobs = jobs_for(part, setup, workers, trace, tried)
+            results[part] = {}
+            for job, figures in zip(jobs, pool.map(simulate, jobs), strict=True):
+                step(f"{job.part}: {job.split}")
+                results[part][job.split] = figures
+    print_results(results)
+    report = Report("planner", GOALS, figures_of(results, f"{half} + {workers - half}"))
+    report.setting = {
+        "requests": {part: len(trace) for part, trace in traces.items()},
+        "model": options.model,
+        "gpu": options.gpu,
+        "workers": workers,
+        "objectives": described_slo(setup.slo),
+        "phase_s": 15.0 if options.quick else options.phase,
+        "seed": options.seed,
+    }
+    report.details = {"splits": results}
+    report.publish(options.json)
+
+
+if __name__ == "__main__":
+    main()
