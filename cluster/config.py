@@ -4,6 +4,8 @@
     [pools]     prefill, decode, mixed
     [engine]    page_size, num_pages, kv_memory_gib, chunk_tokens, mixed_chunk_tokens, max_batch, threads
     [router]    host, port, admin_host, admin_port, policy, refuse_late, max_queued, lost_after_s, state_file
+    [access]    tls_certificate, tls_key, client_ca, tokens_file, share_prefixes, open_admin,
+                max_prompt_tokens, max_message_mib, max_streams_per_tenant
 
 "auto" means: worked out at start from the machine and the model (cluster/resolve.py), and printed.
 """
@@ -12,7 +14,7 @@ from __future__ import annotations
 
 import difflib
 import tomllib
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -59,6 +61,18 @@ class RouterSection(_Section):
     state_file: str = ""
 
 
+class AccessSection(_Section):
+    tls_certificate: str = ""
+    tls_key: str = ""
+    client_ca: str = ""
+    tokens_file: str = ""
+    share_prefixes: bool = False
+    max_prompt_tokens: Annotated[int, Field(ge=1)] | Auto = "auto"
+    max_message_mib: int = Field(default=64, ge=1, le=1024)
+    max_streams_per_tenant: int = Field(default=0, ge=0)
+    open_admin: bool = False
+
+
 class BatonConfig(_Section):
     """A whole configuration."""
 
@@ -66,6 +80,7 @@ class BatonConfig(_Section):
     pools: PoolsSection = PoolsSection()
     engine: EngineSection = EngineSection()
     router: RouterSection = RouterSection()
+    access: AccessSection = AccessSection()
 
 
 def parse_config(text: str = "", overrides: dict[str, dict[str, Any]] | None = None) -> BatonConfig:

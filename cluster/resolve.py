@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cluster.access import AccessPlan
 from cluster.config import BatonConfig
 from cluster.errors import ConfigError
 from cluster.plan import RouterPlan, WorkerPlan
@@ -64,7 +65,22 @@ class Resolved:
             "max_batch": str(self.max_batch),
             "threads": f"{self.threads} per worker",
             "policy": self.config.router.policy,
+            "access": self.access_plan().told,
         }
+
+    def access_plan(self) -> AccessPlan:
+        access = self.config.access
+        return AccessPlan(
+            tls_certificate=access.tls_certificate,
+            tls_key=access.tls_key,
+            client_ca=access.client_ca,
+            tokens_file=access.tokens_file,
+            share_prefixes=access.share_prefixes,
+            max_prompt_tokens=0 if access.max_prompt_tokens == "auto" else access.max_prompt_tokens,
+            max_message_mib=access.max_message_mib,
+            max_streams_per_tenant=access.max_streams_per_tenant,
+            open_admin=access.open_admin,
+        )
 
     def router_plan(self) -> RouterPlan:
         router = self.config.router
@@ -84,6 +100,7 @@ class Resolved:
             lost_after_s=router.lost_after_s,
             state_file=router.state_file,
             settings=self.settings,
+            access=self.access_plan(),
         )
 
     def worker_plan(self, name: str, role: str, router_address: str) -> WorkerPlan:
@@ -101,6 +118,7 @@ class Resolved:
             mixed_chunk_tokens=self.mixed_chunk_tokens,
             max_batch=self.max_batch,
             threads=self.threads,
+            share_prefixes=self.config.access.share_prefixes,
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from cluster.handoff import HandoffNotice, HandoffState, HandoffStep, Reservation, advance
-from cluster.prefix_hash import root_hash
+from cluster.prefix_hash import tenant_root
 from engine.kv_pages import PagePool
 from engine.page_table import give_back_pages, take_pages
 from engine.sequence import Sequence
@@ -29,6 +29,7 @@ class Inbound:
     pool: PagePool
     agent: str
     model_id: str
+    share_prefixes: bool = False  # between tenants
     _open: dict[str, _Inbound] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -46,7 +47,8 @@ class Inbound:
         if reservation_id in self._open:
             return self._open[reservation_id].reservation
         growth = -(-growth_tokens // self.pool.page_size)
-        if not take_pages(sequence, self.pool, root_hash(self.model_id), reserve=headroom + growth, receiving=True):
+        root = tenant_root(self.model_id, sequence.request.tenant, self.share_prefixes)
+        if not take_pages(sequence, self.pool, root, reserve=headroom + growth, receiving=True):
             return None
         sequence.page_table += self.pool.allocate(growth)
         cached_pages = sequence.cached // self.pool.page_size

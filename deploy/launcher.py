@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -16,6 +16,7 @@ import ray
 from cluster.errors import ConfigError
 from cluster.resolve import Resolved
 from router.actor import RouterActor
+from router.worker_gate import new_link_keys
 from worker.actor import WorkerActor
 
 NAMESPACE = "baton"
@@ -60,7 +61,8 @@ def start_cluster(resolved: Resolved, tell: Tell, prefix: str = "") -> Started:
     `prefix` goes before actor names, so that several clusters share one Ray. Raises `ConfigError` with the reason
     when a process cannot start; what was started stays for `stop_cluster`.
     """
-    plan = resolved.router_plan()
+    keys = new_link_keys()
+    plan = replace(resolved.router_plan(), link_keys=keys.router)
     tell(ROUTER, "starting")
     router = RouterActor.options(name=prefix + ROUTER, lifetime="detached").remote()  # type: ignore[attr-defined]
     addresses = ray.get(router.start.remote(plan))
@@ -69,7 +71,7 @@ def start_cluster(resolved: Resolved, tell: Tell, prefix: str = "") -> Started:
     tell(ROUTER, f"serving gRPC on {addresses.public}, administration on {addresses.admin}")
     actors = {
         name: WorkerActor.options(name=prefix + name, lifetime="detached").remote(  # type: ignore[attr-defined]
-            resolved.worker_plan(name, role, addresses.worker)
+            replace(resolved.worker_plan(name, role, addresses.worker), link_keys=keys.worker)
         )
         for name, role in resolved.roles
     }

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from cluster.errors import BatonError
 from cluster.handoff import HandoffReport
 from cluster.latency import Latency
-from cluster.prefix_hash import page_hashes, root_hash
+from cluster.prefix_hash import page_hashes, tenant_root
 from cluster.request import FinishReason, Request
 from router.effects import End
 from router.lifecycle import Life, lifecycle
@@ -118,7 +118,8 @@ def open_record(
 ) -> Record:
     """A request as it enters the router: its pages named, its output predicted. Some worker must be registered."""
     layout = next(iter(state.workers.values())).info.endpoint.layout  # all have the same model and page size
-    keys = page_keys(page_hashes(request.prompt, layout.page_size, root_hash(layout.model_id)))
+    root = tenant_root(layout.model_id, request.tenant, state.share_prefixes)
+    keys = page_keys(page_hashes(request.prompt, layout.page_size, root))
     nodes = chain_nodes(keys, layout.page_size)
     prediction = output_length.predict(nodes, request.tenant, len(request.prompt), request.sampling.max_tokens)
     return Record(request, lifecycle(request.request_id), stream, Latency(now), keys, prediction)

@@ -14,20 +14,28 @@ import zmq
 
 from baton.wire import decode_to_router, encode_to_worker
 from cluster.errors import InvalidRequest
+from cluster.link_keys import RouterKeys
 from cluster.messages import RouterMessage, WorkerMessage
+from router.worker_gate import WorkerGate
 
 Handler = Callable[[str, list[WorkerMessage]], None]
+MAX_FRAME_BYTES = 64 << 20  # a peer that sends more is disconnected by ZeroMQ
 
 
 class WorkerLink:
     """Messages of one worker arrive in the order it sent them; a worker is known by its socket's identity."""
 
-    def __init__(self, address: str) -> None:
-        """Bind to `address`, such as "tcp://127.0.0.1:*"; `address` then tells the port that was taken."""
+    def __init__(self, address: str, keys: RouterKeys | None = None) -> None:
+        """Bind to `address`, such as "tcp://127.0.0.1:*"; `address` then tells the port that was taken.
+
+        With `keys` only workers that have theirs can connect, and every frame is encrypted.
+        """
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)  # a restarted worker takes over its name
         self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME_BYTES)
+        self._gate = WorkerGate(self._context, self._socket, keys) if keys is not None else None
         self._socket.bind(address)
         self.address = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -37,6 +45,8 @@ class WorkerLink:
         """Call `handler` on the running event loop with every frame that comes."""
         self._handler = handler
         self._loop = asyncio.get_running_loop()
+        if self._gate is not None:
+            self._gate.start()
         self._loop.add_reader(self._socket.fileno(), self._drain)
         self._loop.call_soon(self._drain)
 
@@ -68,4 +78,6 @@ class WorkerLink:
         if self._loop is not None and not self._socket.closed:
             self._loop.remove_reader(self._socket.fileno())
         self._socket.close()
+        if self._gate is not None:
+            self._gate.close()
         self._context.term()

@@ -40,7 +40,10 @@ def assemble(plan: WorkerPlan, incarnation: str, host: str, tell: Callable[[str]
     context_tokens = min(config.context_tokens, plan.context_tokens)
     pool = PagePool(layout.num_pages, layout.page_size)
     budget = StepBudget(plan.chunk_tokens, plan.max_batch, plan.mixed_chunk_tokens)
-    state = WorkerState(agent, layout.model_id, config.eos_token_ids, context_tokens, budget, pool)
+    shared = plan.share_prefixes
+    state = WorkerState(
+        agent, layout.model_id, config.eos_token_ids, context_tokens, budget, pool, share_prefixes=shared
+    )
     role = make_role(RoleName(plan.role), state)
     info = WorkerInfo(
         name=plan.name,
@@ -55,4 +58,5 @@ def assemble(plan: WorkerPlan, incarnation: str, host: str, tell: Callable[[str]
         pid=os.getpid(),
         device=plan.device,
     )
-    return WorkerLoop(info, state, role, executor, RouterLink(plan.router_address, plan.name), transport)
+    link = RouterLink(plan.router_address, plan.name, plan.link_keys)
+    return WorkerLoop(info, state, role, executor, link, transport)
