@@ -14,12 +14,12 @@ import grpc
 import grpc.aio
 
 from baton.answer import Answer, Token, make_request, read_answer, read_tokens, sampling_params
+from baton.connection import Connection
 from baton.errors import InternalError, error_from_rpc
 from baton.v1 import inference_pb2, inference_pb2_grpc
 from cluster.request import Objectives, SamplingParams
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
-_OPTIONS = [("grpc.max_receive_message_length", 64 << 20), ("grpc.max_send_message_length", 64 << 20)]
 
 
 def _address(address: str | None) -> str:
@@ -72,10 +72,22 @@ class Client:
     Failed calls raise an error of `baton.errors`, such as `InvalidRequest` or `Overloaded`.
     """
 
-    def __init__(self, address: str | None = None) -> None:
-        """Connect to "host:port"; the default is $BATON_ADDRESS, or this machine's port 50051."""
+    def __init__(
+        self,
+        address: str | None = None,
+        *,
+        token: str | None = None,
+        tls_ca: str | None = None,
+        tls_certificate: str | None = None,
+        tls_key: str | None = None,
+    ) -> None:
+        """Connect to "host:port"; the default is $BATON_ADDRESS, or this machine's port 50051.
+
+        The rest as in `baton.connection.Connection`, with $BATON_TOKEN, $BATON_TLS_CA and so on as defaults.
+        """
         self.address = _address(address)
-        self._channel = grpc.insecure_channel(self.address, _OPTIONS)
+        connection = Connection(token, tls_ca, tls_certificate, tls_key)
+        self._channel, self._metadata = connection.channel(self.address), connection.metadata
         self._inference = inference_pb2_grpc.InferenceStub(self._channel)
 
     def stream(
@@ -102,7 +114,7 @@ class Client:
             tenant=tenant,
             objectives=objectives,
         )
-        return TokenStream(self._inference.Generate(request, timeout=timeout_s), self.address)
+        return TokenStream(self._inference.Generate(request, timeout=timeout_s, metadata=self._metadata), self.address)
 
     def generate(self, prompt: str | list[int], sampling: SamplingParams | None = None, **options: Any) -> Answer:
         """The whole answer at once; arguments as for `stream`."""
@@ -118,7 +130,7 @@ class Client:
 
     def _call(self, method: Any, request: Any) -> Any:
         try:
-            return method(request, timeout=30)
+            return method(request, timeout=30, metadata=self._metadata)
         except grpc.RpcError as error:
             raise error_from_rpc(error, self.address) from None
 
@@ -174,10 +186,22 @@ class AsyncTokenStream(AsyncIterator[Token]):
 class AsyncClient:
     """An asyncio client, with `Client`'s methods."""
 
-    def __init__(self, address: str | None = None) -> None:
-        """Connect to "host:port"; the default is $BATON_ADDRESS, or this machine's port 50051."""
+    def __init__(
+        self,
+        address: str | None = None,
+        *,
+        token: str | None = None,
+        tls_ca: str | None = None,
+        tls_certificate: str | None = None,
+        tls_key: str | None = None,
+    ) -> None:
+        """Connect to "host:port"; the default is $BATON_ADDRESS, or this machine's port 50051.
+
+        The rest as in `baton.connection.Connection`, with $BATON_TOKEN, $BATON_TLS_CA and so on as defaults.
+        """
         self.address = _address(address)
-        self._channel = grpc.aio.insecure_channel(self.address, _OPTIONS)
+        connection = Connection(token, tls_ca, tls_certificate, tls_key)
+        self._channel, self._metadata = connection.aio_channel(self.address), connection.metadata
         self._inference = inference_pb2_grpc.InferenceStub(self._channel)
 
     def stream(
@@ -204,7 +228,9 @@ class AsyncClient:
             tenant=tenant,
             objectives=objectives,
         )
-        return AsyncTokenStream(self._inference.Generate(request, timeout=timeout_s), self.address)
+        return AsyncTokenStream(
+            self._inference.Generate(request, timeout=timeout_s, metadata=self._metadata), self.address
+        )
 
     async def generate(self, prompt: str | list[int], sampling: SamplingParams | None = None, **options: Any) -> Answer:
         """The whole answer at once; arguments as for `stream`."""
@@ -220,7 +246,7 @@ class AsyncClient:
 
     async def _call(self, method: Any, request: Any) -> Any:
         try:
-            return await method(request, timeout=30)
+            return await method(request, timeout=30, metadata=self._metadata)
         except grpc.RpcError as error:
             raise error_from_rpc(error, self.address) from None
 

@@ -109,7 +109,11 @@ def parse_config(text: str = "", overrides: dict[str, dict[str, Any]] | None = N
 
 def _explain(error: ValidationError) -> str:
     first = error.errors()[0]
-    path = [str(part) for part in first["loc"] if part not in ("int", "float") and not str(part).startswith("literal")]
+    path = [
+        str(part)
+        for part in first["loc"]
+        if part not in ("int", "float", "constrained-int") and not str(part).startswith("literal")
+    ]
     name = ".".join(path)
     if first["type"] != "extra_forbidden":
         given = first["input"] if not isinstance(first["input"], dict) else "a table"

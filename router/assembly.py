@@ -22,6 +22,7 @@ from router.policy.cluster_state import ClusterState
 from router.policy.output_length import OutputLength
 from router.policy.policies import make_policy
 from router.server import InferenceService, ServedModel, start_server
+from router.worker_frames import WorkerFrames
 from router.worker_link import WorkerLink
 
 
@@ -88,7 +89,8 @@ async def start_router(plan: RouterPlan) -> RunningRouter:
         output_length=load_learned(state_file),
     )
     link = WorkerLink(f"tcp://{plan.worker_host}:*", plan.link_keys)
-    driver = Driver(core, link, state_file=state_file, refuse_late=plan.refuse_late)
+    frames = WorkerFrames(model.model_id, config.vocab_size, plan.context_tokens)
+    driver = Driver(core, link, frames, state_file=state_file, refuse_late=plan.refuse_late)
     admin = AdminService(driver, plan.model_name, plan.settings)
     asked = RequestLimits(access.max_prompt_tokens, access.max_streams_per_tenant)
     inference = InferenceService(driver, model, asked, credentials.tokens)

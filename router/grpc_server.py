@@ -18,7 +18,7 @@ MIB = 1 << 20
 async def serve(
     address: str, service: str, role: str, credentials: Credentials, add: Callable[[grpc.aio.Server], object]
 ) -> tuple[grpc.aio.Server, int]:
-    """Serve what `add` adds, to callers with `role`, on "host:port" (port 0 for any); returns the server and its port."""
+    """Serve what `add` adds, to callers with `role`, on "host:port" (port 0 for any); returns server and port."""
     tokens = credentials.tokens
     server = grpc.aio.server(
         interceptors=[] if tokens is None else [Gate(tokens, role)],

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from cluster import messages
 from cluster.errors import BatonError
 from cluster.handoff import HandoffReport
 from cluster.latency import Latency
+from cluster.messages import WorkerMessage
 from cluster.prefix_hash import page_hashes, tenant_root
 from cluster.request import FinishReason, Request
 from router.effects import End
@@ -57,6 +60,7 @@ class Record:
     reservation_id: str = ""  # for which the decode worker expects the sequence
     reserved_on: dict[str, str] = field(default_factory=dict)  # reservation id → worker
     tied: set[str] = field(default_factory=set)  # workers that may hold something for it
+    given: set[str] = field(default_factory=set)  # workers that were ever asked for something: they may speak of it
     decoding: bool = False  # the decode worker runs it
     committed_id: str = ""  # the reservation whose pages it runs on; empty where it was computed
     migrating: bool = False  # it is to leave the decode worker
@@ -123,3 +127,20 @@ def open_record(
     nodes = chain_nodes(keys, layout.page_size)
     prediction = output_length.predict(nodes, request.tenant, len(request.prompt), request.sampling.max_tokens)
     return Record(request, lifecycle(request.request_id), stream, Latency(now), keys, prediction)
+
+
+def may_say(worker: str, message: WorkerMessage, records: Mapping[str, Record]) -> bool:
+    """False for what a worker says of a live request that it was never asked to work on: it is not its to end."""
+    match message:
+        case messages.Reserved(reservation):
+            record = records.get(reservation.request_id)
+        case (
+            messages.ReservationRefused(request_id=request_id)
+            | messages.HandoffEnded(request_id=request_id)
+            | messages.HandoffCommitted(request_id=request_id)
+            | messages.RequestFailed(request_id=request_id)
+        ):
+            record = records.get(request_id)
+        case _:
+            return True
+    return record is None or worker in record.given

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable, Iterable
 
 import zmq
@@ -16,6 +17,7 @@ from baton.wire import decode_to_router, encode_to_worker
 from cluster.errors import InvalidRequest
 from cluster.link_keys import RouterKeys
 from cluster.messages import RouterMessage, WorkerMessage
+from router.complaints import Complaints
 from router.worker_gate import WorkerGate
 
 Handler = Callable[[str, list[WorkerMessage]], None]
@@ -40,9 +42,13 @@ class WorkerLink:
         self.address = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._handler: Handler | None = None
+        self._complaints = Complaints()
 
     def start(self, handler: Handler) -> None:
-        """Call `handler` on the running event loop with every frame that comes."""
+        """Call `handler` on the running event loop with every frame that comes.
+
+        A handler refuses a frame by raising `InvalidRequest`; that is said, and the next one is read.
+        """
         self._handler = handler
         self._loop = asyncio.get_running_loop()
         if self._gate is not None:
@@ -60,12 +66,12 @@ class WorkerLink:
                 continue  # not two parts: none of ours
             try:
                 batch = decode_to_router(frame)
-                worker = identity.decode()
+                if self._handler is not None:
+                    self._handler(identity.decode(), batch)
             except (InvalidRequest, UnicodeDecodeError) as error:
-                print(f"A frame on the worker link was ignored: {error}", flush=True)
-                continue
-            if self._handler is not None:
-                self._handler(worker, batch)
+                line = self._complaints.line(f"A frame from worker {identity!r} was ignored: {error}", time.monotonic())
+                if line is not None:
+                    print(line, flush=True)
 
     def send(self, worker: str, batch: Iterable[RouterMessage]) -> None:
         """Queue messages for a worker as one frame; a worker that is gone is found out by its silence."""
