@@ -15,12 +15,17 @@ from baton.errors import InvalidRequest
 PREFIX = "baton_"  # so that a token is known for one, also by programs that look for secrets in code
 ROLES = ("generate", "admin")
 
-token = typer.Typer(no_args_is_help=True, help="Make tokens for those who may call.")
+token = typer.Typer(no_args_is_help=True)
 
 
 @token.callback()
 def _commands() -> None:
-    """Make tokens for those who may call."""
+    """Make tokens for those who may call; docs/security.md says what to do with them.
+
+    Examples:
+
+        baton token new --tenant acme --json
+    """
 
 
 @token.command()
