@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from baton.errors import (
 )
 from cluster.access import AccessPlan
 from cluster.plan import RouterPlan
+from router.assembly import start_router
 from tests.certificates import Pair, self_signed
 from tests.live.secured_cluster import MAX_PROMPT_TOKENS, MAX_STREAMS
 
@@ -271,11 +273,6 @@ def test_nothing_secret_was_said(secured: Secured) -> None:
 
 
 def test_administration_for_others_does_not_start_unguarded(checkpoint: Path) -> None:
-    import asyncio
-    from dataclasses import replace
-
-    from router.assembly import start_router
-
     plan = RouterPlan(str(checkpoint), "m", "float32", 256, "127.0.0.1", 0, "127.0.0.1", 8, 3.0, admin_host="0.0.0.0")
     with pytest.raises(ConfigError, match=r"access\.open_admin"):
         asyncio.run(start_router(plan))
@@ -285,3 +282,25 @@ def test_administration_for_others_does_not_start_unguarded(checkpoint: Path) ->
         await router.stop(0.0)
 
     asyncio.run(start_and_stop())
+
+
+def test_tls_alone_asks_no_client_for_a_certificate_and_a_token_alone_no_tls(checkpoint: Path, tmp_path: Path) -> None:
+    pair = self_signed(tmp_path, "server")
+    tokens = tmp_path / "tokens.toml"
+    tokens.write_text(_entries(TOKENS))
+    plan = RouterPlan(str(checkpoint), "m", "float32", 256, "127.0.0.1", 0, "127.0.0.1", 8, 3.0)
+
+    async def name_of_model(access: AccessPlan, **given: str) -> str:
+        router = await start_router(replace(plan, access=access))
+        try:
+            async with baton.AsyncClient(f"127.0.0.1:{router.port}", **given) as client:
+                return (await client.model()).name
+        finally:
+            await router.stop(0.0)
+
+    with_tls = AccessPlan(tls_certificate=str(pair.certificate), tls_key=str(pair.key))
+    with_tokens = AccessPlan(tokens_file=str(tokens))
+    assert asyncio.run(name_of_model(with_tls, tls_ca=str(pair.certificate))) == "m"
+    assert asyncio.run(name_of_model(with_tokens, token=_token("acme"))) == "m"
+    with pytest.raises(Unauthenticated):
+        asyncio.run(name_of_model(with_tokens))
