@@ -9,12 +9,12 @@ from typing import Any, Self
 
 import grpc
 
+from baton.connection import Connection
 from baton.errors import error_from_rpc
 from baton.v1 import admin_pb2, admin_pb2_grpc
 
 DEFAULT_ADDRESS = "127.0.0.1:50052"
 TIMEOUT_S = 30.0
-_OPTIONS = [("grpc.max_receive_message_length", 64 << 20)]
 
 
 class Admin:
@@ -29,11 +29,24 @@ class Admin:
     `baton.errors`, such as `NotFound`, `InvalidRequest` or `Conflict`.
     """
 
-    def __init__(self, address: str | None = None, timeout_s: float = TIMEOUT_S) -> None:
-        """Connect to "host:port"; the default is $BATON_ADMIN_ADDRESS, or this machine's port 50052."""
+    def __init__(
+        self,
+        address: str | None = None,
+        timeout_s: float = TIMEOUT_S,
+        *,
+        token: str | None = None,
+        tls_ca: str | None = None,
+        tls_certificate: str | None = None,
+        tls_key: str | None = None,
+    ) -> None:
+        """Connect to "host:port"; the default is $BATON_ADMIN_ADDRESS, or this machine's port 50052.
+
+        The rest as in `baton.connection.Connection`, with $BATON_TOKEN, $BATON_TLS_CA and so on as defaults.
+        """
         self.address = address or os.environ.get("BATON_ADMIN_ADDRESS") or DEFAULT_ADDRESS
         self._timeout_s = timeout_s
-        self._channel = grpc.insecure_channel(self.address, _OPTIONS)
+        connection = Connection(token, tls_ca, tls_certificate, tls_key)
+        self._channel, self._metadata = connection.channel(self.address), connection.metadata
         self._stub = admin_pb2_grpc.AdminStub(self._channel)
 
     def cluster(self) -> admin_pb2.Cluster:
@@ -69,7 +82,8 @@ class Admin:
 
     def watch(self, operation_id: str) -> Iterator[admin_pb2.Operation]:
         """The operation now, and again whenever it has moved, until it has ended."""
-        call = self._stub.WatchOperation(admin_pb2.WatchOperationRequest(operation_id=operation_id))
+        request = admin_pb2.WatchOperationRequest(operation_id=operation_id)
+        call = self._stub.WatchOperation(request, metadata=self._metadata)
         try:
             yield from call
         except grpc.RpcError as error:
@@ -100,7 +114,7 @@ class Admin:
 
     def _call(self, method: Any, request: Any) -> Any:
         try:
-            return method(request, timeout=self._timeout_s)
+            return method(request, timeout=self._timeout_s, metadata=self._metadata)
         except grpc.RpcError as error:
             raise error_from_rpc(error, self.address) from None
 

@@ -19,6 +19,7 @@ from baton.report import print_answer, print_settings
 from baton.scale_cli import scale
 from baton.simulate_cli import plan, simulate
 from baton.status_cli import explain, policy, pools, status
+from baton.token_cli import token
 from cluster.config import parse_config
 
 app = typer.Typer(no_args_is_help=True, add_completion=True, rich_markup_mode="rich", pretty_exceptions_enable=False)
@@ -192,6 +193,7 @@ for command in (status, pools, explain, policy, rebalance, drain, undrain, migra
     app.command()(command)
 app.command()(simulate)
 app.command()(plan)
+app.add_typer(token, name="token")
 
 
 def _read(config: Path | None) -> str:

@@ -16,13 +16,13 @@ import grpc
 import grpc.aio
 
 from baton.answer import Answer, Token, make_request, read_answer, read_tokens, sampling_params
+from baton.connection import Connection
 from baton.errors import InternalError, error_from_rpc
 from baton.resume import Resume
 from baton.v1 import inference_pb2, inference_pb2_grpc
 from cluster.request import Objectives, SamplingParams
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
-_OPTIONS = [("grpc.max_receive_message_length", 64 << 20), ("grpc.max_send_message_length", 64 << 20)]
 
 
 def _address(address: str | None) -> str:
@@ -32,9 +32,9 @@ def _address(address: str | None) -> str:
 class TokenStream(Iterator[Token]):
     """Tokens as they come; `answer` is complete once the iteration has ended."""
 
-    def __init__(self, generate: Any, resume: Resume, address: str) -> None:
-        self._generate, self._resume, self._address = generate, resume, address
-        self._call = generate(resume.request, timeout=resume.timeout_s)
+    def __init__(self, generate: Any, resume: Resume, address: str, metadata: Any) -> None:
+        self._generate, self._resume, self._address, self._metadata = generate, resume, address, metadata
+        self._call = generate(resume.request, timeout=resume.timeout_s, metadata=metadata)
         self._tokens: list[Token] = []
         self._ready: list[Token] = []
         self._answer: Answer | None = None
@@ -49,7 +49,7 @@ class TokenStream(Iterator[Token]):
                     raise error_from_rpc(error, self._address) from None
                 time.sleep(wait_s)
                 request, remaining_s = self._resume.again(self._tokens), self._resume.remaining_s
-                self._call = self._generate(request, timeout=remaining_s, wait_for_ready=True)
+                self._call = self._generate(request, timeout=remaining_s, wait_for_ready=True, metadata=self._metadata)
                 continue
             self._resume.on_tokens()
             self._ready = read_tokens(response)
@@ -83,10 +83,22 @@ class Client:
     Failed calls raise an error of `baton.errors`, such as `InvalidRequest` or `Overloaded`.
     """
 
-    def __init__(self, address: str | None = None) -> None:
-        """Connect to "host:port"; the default is $BATON_ADDRESS, or this machine's port 50051."""
+    def __init__(
+        self,
+        address: str | None = None,
+        *,
+        token: str | None = None,
+        tls_ca: str | None = None,
+        tls_certificate: str | None = None,
+        tls_key: str | None = None,
+    ) -> None:
+        """Connect to "host:port"; the default is $BATON_ADDRESS, or this machine's port 50051.
+
+        The rest as in `baton.connection.Connection`, with $BATON_TOKEN, $BATON_TLS_CA and so on as defaults.
+        """
         self.address = _address(address)
-        self._channel = grpc.insecure_channel(self.address, _OPTIONS)
+        connection = Connection(token, tls_ca, tls_certificate, tls_key)
+        self._channel, self._metadata = connection.channel(self.address), connection.metadata
         self._inference = inference_pb2_grpc.InferenceStub(self._channel)
 
     def stream(
@@ -113,7 +125,7 @@ class Client:
             tenant=tenant,
             objectives=objectives,
         )
-        return TokenStream(self._inference.Generate, Resume(request, timeout_s), self.address)
+        return TokenStream(self._inference.Generate, Resume(request, timeout_s), self.address, self._metadata)
 
     def generate(self, prompt: str | list[int], sampling: SamplingParams | None = None, **options: Any) -> Answer:
         """The whole answer at once; arguments as for `stream`."""
@@ -129,7 +141,7 @@ class Client:
 
     def _call(self, method: Any, request: Any) -> Any:
         try:
-            return method(request, timeout=30)
+            return method(request, timeout=30, metadata=self._metadata)
         except grpc.RpcError as error:
             raise error_from_rpc(error, self.address) from None
 
@@ -148,9 +160,9 @@ class Client:
 class AsyncTokenStream(AsyncIterator[Token]):
     """`TokenStream` for asyncio; `await stream.answer()` for the end."""
 
-    def __init__(self, generate: Any, resume: Resume, address: str) -> None:
-        self._generate, self._resume, self._address = generate, resume, address
-        self._call = generate(resume.request, timeout=resume.timeout_s)
+    def __init__(self, generate: Any, resume: Resume, address: str, metadata: Any) -> None:
+        self._generate, self._resume, self._address, self._metadata = generate, resume, address, metadata
+        self._call = generate(resume.request, timeout=resume.timeout_s, metadata=metadata)
         self._tokens: list[Token] = []
         self._ready: list[Token] = []
         self._answer: Answer | None = None
@@ -165,7 +177,7 @@ class AsyncTokenStream(AsyncIterator[Token]):
                     raise error_from_rpc(error, self._address) from None
                 await asyncio.sleep(wait_s)
                 request, remaining_s = self._resume.again(self._tokens), self._resume.remaining_s
-                self._call = self._generate(request, timeout=remaining_s, wait_for_ready=True)
+                self._call = self._generate(request, timeout=remaining_s, wait_for_ready=True, metadata=self._metadata)
                 continue
             if response is grpc.aio.EOF:
                 raise StopAsyncIteration
@@ -193,10 +205,22 @@ class AsyncTokenStream(AsyncIterator[Token]):
 class AsyncClient:
     """An asyncio client, with `Client`'s methods."""
 
-    def __init__(self, address: str | None = None) -> None:
-        """Connect to "host:port"; the default is $BATON_ADDRESS, or this machine's port 50051."""
+    def __init__(
+        self,
+        address: str | None = None,
+        *,
+        token: str | None = None,
+        tls_ca: str | None = None,
+        tls_certificate: str | None = None,
+        tls_key: str | None = None,
+    ) -> None:
+        """Connect to "host:port"; the default is $BATON_ADDRESS, or this machine's port 50051.
+
+        The rest as in `baton.connection.Connection`, with $BATON_TOKEN, $BATON_TLS_CA and so on as defaults.
+        """
         self.address = _address(address)
-        self._channel = grpc.aio.insecure_channel(self.address, _OPTIONS)
+        connection = Connection(token, tls_ca, tls_certificate, tls_key)
+        self._channel, self._metadata = connection.aio_channel(self.address), connection.metadata
         self._inference = inference_pb2_grpc.InferenceStub(self._channel)
 
     def stream(
@@ -223,7 +247,7 @@ class AsyncClient:
             tenant=tenant,
             objectives=objectives,
         )
-        return AsyncTokenStream(self._inference.Generate, Resume(request, timeout_s), self.address)
+        return AsyncTokenStream(self._inference.Generate, Resume(request, timeout_s), self.address, self._metadata)
 
     async def generate(self, prompt: str | list[int], sampling: SamplingParams | None = None, **options: Any) -> Answer:
         """The whole answer at once; arguments as for `stream`."""
@@ -239,7 +263,7 @@ class AsyncClient:
 
     async def _call(self, method: Any, request: Any) -> Any:
         try:
-            return await method(request, timeout=30)
+            return await method(request, timeout=30, metadata=self._metadata)
         except grpc.RpcError as error:
             raise error_from_rpc(error, self.address) from None
 

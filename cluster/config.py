@@ -5,6 +5,8 @@
     [engine]    page_size, num_pages, kv_memory_gib, chunk_tokens, mixed_chunk_tokens, max_batch, threads
     [router]    host, port, admin_host, admin_port, policy, refuse_late, max_queued, lost_after_s, state_file
     [placement] strategy; and per pool, [placement.prefill] and so on: cpus, gpus, resources, labels, env
+    [access]    tls_certificate, tls_key, client_ca, tokens_file, share_prefixes, open_admin,
+                max_prompt_tokens, max_message_mib, max_streams_per_tenant
 
 "auto" means: worked out at start from the machine and the model (cluster/resolve.py), and printed.
 """
@@ -77,6 +79,18 @@ class PlacementSection(_Section):
     mixed: PoolPlacement = PoolPlacement()
 
 
+class AccessSection(_Section):
+    tls_certificate: str = ""
+    tls_key: str = ""
+    client_ca: str = ""
+    tokens_file: str = ""
+    share_prefixes: bool = False
+    max_prompt_tokens: Annotated[int, Field(ge=1)] | Auto = "auto"
+    max_message_mib: int = Field(default=64, ge=1, le=1024)
+    max_streams_per_tenant: int = Field(default=0, ge=0)
+    open_admin: bool = False
+
+
 class BatonConfig(_Section):
     """A whole configuration."""
 
@@ -85,6 +99,7 @@ class BatonConfig(_Section):
     engine: EngineSection = EngineSection()
     router: RouterSection = RouterSection()
     placement: PlacementSection = PlacementSection()
+    access: AccessSection = AccessSection()
 
 
 def parse_config(text: str = "", overrides: dict[str, dict[str, Any]] | None = None) -> BatonConfig:
@@ -113,7 +128,11 @@ def parse_config(text: str = "", overrides: dict[str, dict[str, Any]] | None = N
 
 def _explain(error: ValidationError) -> str:
     first = error.errors()[0]
-    path = [str(part) for part in first["loc"] if part not in ("int", "float") and not str(part).startswith("literal")]
+    path = [
+        str(part)
+        for part in first["loc"]
+        if part not in ("int", "float", "constrained-int") and not str(part).startswith("literal")
+    ]
     name = ".".join(path)
     if first["type"] != "extra_forbidden":
         given = first["input"] if not isinstance(first["input"], dict) else "a table"

@@ -5,6 +5,8 @@
     │   └── PromptTooLong     prompt (plus output) exceeds the context     INVALID_ARGUMENT
     ├── ConfigError           the operator must change the configuration   FAILED_PRECONDITION
     │   └── ModelError        the checkpoint cannot be served              FAILED_PRECONDITION
+    ├── Unauthenticated       the caller does not say who it is            UNAUTHENTICATED
+    ├── PermissionDenied      the caller may not do this                   PERMISSION_DENIED
     ├── Conflict              an operation under way excludes this one     FAILED_PRECONDITION
     ├── Overloaded            no room now, retry later                     RESOURCE_EXHAUSTED   retryable
     ├── NotFound              nothing of that name or id is known          NOT_FOUND
@@ -47,6 +49,14 @@ class ConfigError(BatonError):
 
 class ModelError(ConfigError):
     pass
+
+
+class Unauthenticated(BatonError):
+    grpc_status = "UNAUTHENTICATED"
+
+
+class PermissionDenied(BatonError):
+    grpc_status = "PERMISSION_DENIED"
 
 
 class Conflict(BatonError):

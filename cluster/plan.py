@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from cluster.access import AccessPlan
+from cluster.link_keys import RouterKeys, WorkerKeys
+
 
 @dataclass(frozen=True, slots=True)
 class WorkerPlan:
@@ -22,6 +25,8 @@ class WorkerPlan:
     mixed_chunk_tokens: int
     max_batch: int
     threads: int
+    share_prefixes: bool = False  # between tenants; as the router's
+    link_keys: WorkerKeys | None = field(default=None, repr=False)  # None: the link is open
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +49,8 @@ class RouterPlan:
     admin_host: str = "127.0.0.1"
     admin_port: int = 0  # any
     worker_port: int = 0  # any
+    access: AccessPlan = field(default_factory=AccessPlan)
+    link_keys: RouterKeys | None = field(default=None, repr=False)  # None: the link is open
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,14 @@ def root_hash(model_id: str, salt: str = "") -> bytes:
     return blake2b(f"{model_id}\0{salt}".encode(), digest_size=HASH_BYTES).digest()
 
 
+def tenant_root(model_id: str, tenant: str, shared: bool) -> bytes:
+    """The root of a request's chain, salted with its tenant unless prefixes are `shared`.
+
+    What another tenant sent before is computed anew, so that the time to the first token tells nothing of it.
+    """
+    return root_hash(model_id, "" if shared else tenant)
+
+
 def page_hashes(tokens: Sequence[int], page_size: int, root: bytes, known: Sequence[bytes] = ()) -> list[bytes]:
     """One hash per full page of `tokens`, each under its parent; `known` are those of the leading pages."""
     hashes = list(known)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from cluster.access import AccessPlan
 from cluster.config import BatonConfig
 from cluster.errors import ConfigError
 from cluster.placement import check_placement, demand, placement_words
@@ -66,8 +67,23 @@ class Resolved:
             "max_batch": str(self.max_batch),
             "threads": f"{self.threads} per worker",
             "policy": self.config.router.policy,
+            "access": self.access_plan().told,
             **placement_words(self.config),
         }
+
+    def access_plan(self) -> AccessPlan:
+        access = self.config.access
+        return AccessPlan(
+            tls_certificate=access.tls_certificate,
+            tls_key=access.tls_key,
+            client_ca=access.client_ca,
+            tokens_file=access.tokens_file,
+            share_prefixes=access.share_prefixes,
+            max_prompt_tokens=0 if access.max_prompt_tokens == "auto" else access.max_prompt_tokens,
+            max_message_mib=access.max_message_mib,
+            max_streams_per_tenant=access.max_streams_per_tenant,
+            open_admin=access.open_admin,
+        )
 
     def as_json(self) -> dict[str, Any]:
         """What `from_json` makes the same of again, in another process."""
@@ -97,6 +113,7 @@ class Resolved:
             lost_after_s=router.lost_after_s,
             state_file=router.state_file,
             settings=self.settings,
+            access=self.access_plan(),
         )
 
     def worker_plan(self, name: str, role: str, router_address: str) -> WorkerPlan:
@@ -116,6 +133,7 @@ class Resolved:
             mixed_chunk_tokens=self.mixed_chunk_tokens,
             max_batch=self.max_batch,
             threads=own_threads,
+            share_prefixes=self.config.access.share_prefixes,
         )
 
 

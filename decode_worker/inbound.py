@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from cluster.handoff import HandoffNotice, HandoffState, HandoffStep, Reservation, advance
-from cluster.prefix_hash import root_hash
+from cluster.prefix_hash import tenant_root
 from engine.kv_pages import PagePool
 from engine.page_table import give_back_pages, take_pages
 from engine.sequence import Sequence
@@ -29,6 +29,7 @@ class Inbound:
     pool: PagePool
     agent: str
     model_id: str
+    share_prefixes: bool = False  # between tenants
     _open: dict[str, _Inbound] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -49,7 +50,7 @@ class Inbound:
         growth = -(-(known + growth_tokens) // page_size) - -(-known // page_size)
         # A sequence that moves may come with its last token uncomputed: that one's page must be its own.
         receiving = growth_tokens == 0
-        root = root_hash(self.model_id)
+        root = tenant_root(self.model_id, sequence.request.tenant, self.share_prefixes)
         if not take_pages(sequence, self.pool, root, reserve=headroom + growth, receiving=receiving):
             return None
         sequence.page_table += self.pool.allocate(growth)

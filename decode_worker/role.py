@@ -53,7 +53,7 @@ class DecodeRole:
     _stepping: bool = False  # a plan was made and not absorbed yet: its sequences may not pause
 
     def __post_init__(self) -> None:
-        self._inbound = Inbound(self.state.pool, self.state.agent, self.state.model_id)
+        self._inbound = Inbound(self.state.pool, self.state.agent, self.state.model_id, self.state.share_prefixes)
         self._departures = Departures(self.state.pool)
 
     def on_message(self, message: RouterMessage, now: float) -> list[Command]:

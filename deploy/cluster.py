@@ -15,6 +15,7 @@ from deploy.local_ray import LocalRay, start_local_ray
 from deploy.machine import machine_facts
 from deploy.running import RunningCluster, note, running_cluster, state_file
 from engine.checkpoint import read_config, resolve_model
+from router.credentials import Credentials
 from router.policy.policies import check_policy
 
 Tell = Callable[[str, str], None]
@@ -24,6 +25,7 @@ BUILTIN = "built-in"
 def resolve_here(config: BatonConfig) -> Resolved:
     """The configuration with every "auto" worked out for this machine and the model; unknown names are refused."""
     check_policy(config.router.policy)
+    config = _with_whole_paths(config)
     folder = resolve_model(config.model.path) if config.model.path else CHECKPOINT
     model = read_config(folder)
     facts = ModelFacts(
@@ -35,7 +37,19 @@ def resolve_here(config: BatonConfig) -> Resolved:
         context_tokens=model.context_tokens,
         kv_values_per_token=2 * model.num_layers * model.num_kv_heads * model.head_dim,
     )
-    return resolve(config, machine_facts(), facts)
+    resolved = resolve(config, machine_facts(), facts)
+    access = resolved.access_plan()
+    access.check(config.router.admin_host)
+    Credentials(access)  # before anything is started: the router reads the same files again
+    return resolved
+
+
+def _with_whole_paths(config: BatonConfig) -> BatonConfig:
+    """The router's process has another working folder than whoever wrote the paths."""
+    access = config.access
+    keys = ("tls_certificate", "tls_key", "client_ca", "tokens_file")
+    whole = {key: str(Path(path).absolute()) for key in keys if (path := getattr(access, key))}
+    return config.model_copy(update={"access": access.model_copy(update=whole)})
 
 
 def up(resolved: Resolved, tell: Tell) -> RunningCluster:

@@ -21,6 +21,7 @@ from cluster.resolve import Resolved
 from deploy.local_ray import free_port
 from deploy.placement_groups import actor_options, release_empty_groups, release_groups, reserve_groups
 from router.actor import RouterActor
+from router.worker_gate import new_link_keys
 from worker.actor import WorkerActor
 
 POLL_S = 0.1
@@ -66,7 +67,8 @@ def start_cluster(resolved: Resolved, tell: Tell, prefix: str = "", worker_host:
     when a process cannot start; what was started stays for `stop_cluster`.
     """
     node_address = ray.util.get_node_ip_address()
-    plan = resolved.router_plan(worker_host or node_address)
+    keys = new_link_keys()
+    plan = replace(resolved.router_plan(worker_host or node_address), link_keys=keys.router)
     tell(ROUTER, "starting")
     # On the node of the command: its clients are here, and this node is not one the autoscaler takes away.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -79,7 +81,7 @@ def start_cluster(resolved: Resolved, tell: Tell, prefix: str = "", worker_host:
     )
     router = RouterActor.options(  # type: ignore[attr-defined]
         name=prefix + ROUTER, lifetime="detached", scheduling_strategy=here
-    ).remote(plan, prefix)
+    ).remote(plan, keys.worker, prefix)
     addresses = ray.get(router.start.remote())
     if isinstance(addresses, str):
         raise ConfigError(addresses)
@@ -98,8 +100,9 @@ def start_workers(
     Raises `ConfigError` when one cannot start; the others stay for `stop_workers`.
     """
     actors = {}
+    keys = ray.get(_router(prefix).worker_keys.remote())
     for name, role in workers:
-        plan = resolved.worker_plan(name, role, worker_address)
+        plan = replace(resolved.worker_plan(name, role, worker_address), link_keys=keys)
         try:
             options = actor_options(resolved, name, role, prefix)
             actors[name] = WorkerActor.options(  # type: ignore[attr-defined]
@@ -177,4 +180,8 @@ def _stop(names: list[str], timeout_s: float) -> None:
 
 def router_pid(prefix: str = "", timeout_s: float = 30.0) -> int:
     """The process of the router, once it runs (again)."""
-    return int(ray.get(ray.get_actor(prefix + ROUTER, namespace=NAMESPACE).pid.remote(), timeout=timeout_s))
+    return ray.get(_router(prefix).pid.remote(), timeout=timeout_s)  # type: ignore[no-any-return]
+
+
+def _router(prefix: str) -> Any:
+    return ray.get_actor(prefix + ROUTER, namespace=NAMESPACE)

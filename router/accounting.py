@@ -53,6 +53,7 @@ def _order(record: Record, effect: effects.Assignment, state: ClusterState) -> T
         case effects.StartPrefill(worker, hand_off):
             record.resumed = tuple(record.stream.token_ids)
             record.tied.add(worker)
+            record.given.add(worker)
             return Tell(worker, Prefill(record.request, record.resumed, hand_off, state.epoch(worker)))
         case effects.ReservePages(worker, reservation_id):
             return Tell(worker, _reserve(record, worker, reservation_id, state))
@@ -76,6 +77,7 @@ def _reserve(record: Record, worker: str, reservation_id: str, state: ClusterSta
     record.reservation_id = reservation_id
     record.reserved_on[reservation_id] = worker
     record.tied.add(worker)
+    record.given.add(worker)
     state.reserve(worker, reservation_id, len(record.request.prompt) + len(known) + growth)
     if record.sequence is not None:
         state.expect(worker, record.request_id, record.sequence)

@@ -13,6 +13,7 @@ import os
 import ray
 
 from cluster.errors import BatonError
+from cluster.link_keys import WorkerKeys
 from cluster.plan import RouterAddresses, RouterPlan
 from cluster.ray_names import NAMESPACE
 
@@ -25,8 +26,8 @@ class RouterActor:
     router is found where the first one was.
     """
 
-    def __init__(self, plan: RouterPlan, prefix: str = "") -> None:
-        self._plan, self._prefix = plan, prefix
+    def __init__(self, plan: RouterPlan, worker_keys: WorkerKeys, prefix: str = "") -> None:
+        self._plan, self._worker_keys, self._prefix = plan, worker_keys, prefix
         self._watches: dict[str, asyncio.Task[None]] = {}
         self._started = asyncio.get_running_loop().create_task(self._start())
 
@@ -44,6 +45,10 @@ class RouterActor:
     async def start(self) -> RouterAddresses | str:
         """Wait until it serves; returns where, or the sentence that says why not."""
         return await self._started
+
+    async def worker_keys(self) -> WorkerKeys:
+        """What a worker needs to connect."""
+        return self._worker_keys
 
     def _watch(self, worker: str) -> None:
         """Hear at once when the worker's process ends."""

@@ -6,15 +6,19 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import grpc
 
 from baton.v1 import admin_pb2, admin_pb2_grpc
 from cluster.errors import BatonError, NotFound
 from cluster.worker import RoleName
+from router.access import ADMIN
 from router.admin_messages import explanation_message, operation_message, planner_message, read_ask, worker_message
+from router.credentials import Credentials
 from router.driver import Driver
-from router.grpc_server import abort, serve
+from router.failure import abort
+from router.grpc_server import serve
 from router.policy.policies import NAMES
 
 SERVICE = "baton.v1.Admin"
@@ -112,6 +116,9 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         return planner_message(self.driver.core, self.driver.clock())
 
 
-async def start_admin_server(admin: AdminService, address: str) -> tuple[grpc.aio.Server, int]:
+async def start_admin_server(
+    admin: AdminService, address: str, credentials: Credentials
+) -> tuple[grpc.aio.Server, int]:
     """Serve administration on `address` ("host:port", port 0 for any); returns the server and its port."""
-    return await serve(address, SERVICE, lambda server: admin_pb2_grpc.add_AdminServicer_to_server(admin, server))
+    add = partial(admin_pb2_grpc.add_AdminServicer_to_server, admin)
+    return await serve(address, SERVICE, ADMIN, credentials, add)

@@ -15,11 +15,14 @@ from engine.checkpoint import model_id, read_config, resolve_model
 from engine.tokenizer import Tokenizer
 from router.admin_server import AdminService, start_admin_server
 from router.core import RouterCore
+from router.credentials import Credentials
 from router.driver import Driver
-from router.limits import RouterLimits
+from router.limits import RequestLimits, RouterLimits
+from router.policy.cluster_state import ClusterState
 from router.policy.output_length import OutputLength
 from router.policy.policies import make_policy
 from router.server import InferenceService, ServedModel, start_server
+from router.worker_frames import WorkerFrames
 from router.worker_link import WorkerLink
 
 
@@ -67,21 +70,35 @@ def load_learned(path: Path | None) -> OutputLength:
 
 
 async def start_router(plan: RouterPlan) -> RunningRouter:
-    """Start a router on the running event loop."""
+    """Start a router on the running event loop; raises `ConfigError` when its plan cannot or must not be served."""
+    access = plan.access
+    access.check(plan.admin_host)
+    credentials = Credentials(access)
     folder = resolve_model(plan.model)
     config, tokenizer = read_config(folder), Tokenizer(folder)
     model = ServedModel(plan.model_name, model_id(folder), config, tokenizer, plan.dtype, plan.context_tokens)
     limits = RouterLimits(max_queued=plan.max_queued, lost_after_s=plan.lost_after_s)
     placement = make_policy(plan.policy, plan.refuse_late)
     state_file = Path(plan.state_file) if plan.state_file else None
-    core = RouterCore(uuid.uuid4().hex[:8], placement, tokenizer.decode, limits, output_length=load_learned(state_file))
-    link = WorkerLink(f"tcp://{plan.worker_host}:{plan.worker_port or '*'}")
-    driver = Driver(core, link, state_file=state_file, refuse_late=plan.refuse_late)
+    core = RouterCore(
+        router_id=uuid.uuid4().hex[:8],
+        placement=placement,
+        decode=tokenizer.decode,
+        limits=limits,
+        state=ClusterState(share_prefixes=access.share_prefixes),
+        output_length=load_learned(state_file),
+    )
+    link = WorkerLink(f"tcp://{plan.worker_host}:{plan.worker_port or '*'}", plan.link_keys)
+    frames = WorkerFrames(model.model_id, config.vocab_size, plan.context_tokens)
+    driver = Driver(core, link, frames, state_file=state_file, refuse_late=plan.refuse_late)
     admin = AdminService(driver, plan.model_name, plan.settings)
+    asked = RequestLimits(access.max_prompt_tokens, access.max_streams_per_tenant)
+    inference = InferenceService(driver, model, asked, credentials.tokens)
     async with AsyncExitStack() as started:  # what is ended again when a port is taken
         started.callback(link.close)
-        admin_server, admin_port = await start_admin_server(admin, f"{plan.admin_host}:{plan.admin_port}")
+        admin_address = f"{plan.admin_host}:{plan.admin_port}"
+        admin_server, admin_port = await start_admin_server(admin, admin_address, credentials)
         started.push_async_callback(admin_server.stop, 0.0)
-        server, port = await start_server(InferenceService(driver, model), f"{plan.host}:{plan.port}")
+        server, port = await start_server(inference, f"{plan.host}:{plan.port}", credentials)
         started.pop_all()
     return RunningRouter(plan, driver, server, port, admin_server, admin_port, asyncio.create_task(driver.run()))

@@ -30,7 +30,7 @@ from router.operations import RETRY_S, Action, Operations
 from router.policy.cluster_state import ClusterState
 from router.policy.output_length import OutputLength
 from router.policy.placement import Place, Placement, Refuse
-from router.record import Record, open_record, overdue
+from router.record import Record, may_say, open_record, overdue
 from router.stream import OutputStream, TextToken
 
 _request_id = attrgetter("request_id")
@@ -143,7 +143,8 @@ class RouterCore:
             self._admit(now)
         elif worker in self.state.workers:
             self.state.workers[worker].heard_s = now
-            self._on_worker_message(worker, message, now)
+            if may_say(worker, message, self._records):
+                self._on_worker_message(worker, message, now)
         return self._settle(now)
 
     def _on_worker_message(self, worker: str, message: WorkerMessage, now: float) -> None:
@@ -187,7 +188,7 @@ class RouterCore:
 
     def _on_tokens(self, worker: str, request_id: str, outputs: Iterable[TokenOutput], now: float) -> None:
         record = self._records.get(request_id)
-        if record is None or record.closed:
+        if record is None or record.closed or worker not in record.given:
             if request_id.startswith(PROBE):
                 for output in outputs:
                     self.operations.on_probe(worker, output, now)

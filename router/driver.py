@@ -20,6 +20,7 @@ from router.policy.output_length import OutputLength
 from router.policy.policies import make_policy
 from router.record import Completion
 from router.stream import TextToken
+from router.worker_frames import WorkerFrames
 from router.worker_link import WorkerLink
 
 TICK_S = 0.1
@@ -59,6 +60,7 @@ class Driver:
 
     core: RouterCore
     link: WorkerLink
+    frames: WorkerFrames
     clock: Callable[[], float] = time.monotonic
     state_file: Path | None = None  # where learned output lengths are kept
     refuse_late: bool = True  # of a policy that is set while the router runs
@@ -92,6 +94,8 @@ class Driver:
             print(f"Learned output lengths could not be kept: {error}", flush=True)
 
     def _on_frame(self, worker: str, incarnation: str, batch: list[WorkerMessage]) -> None:
+        """Act on what a worker says; raises `InvalidRequest` (and does nothing) when it cannot be true."""
+        self.frames.check(worker, incarnation, batch, self.core.state)
         self._perform(self.core.on_frame(worker, incarnation, batch, self.clock()))
 
     def submit(self, request: Request, emitted: Sequence[int] = (), resume_from: int = 0) -> Subscription:

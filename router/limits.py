@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
-from dataclasses import dataclass
+from collections.abc import Container, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
-from cluster.errors import InvalidRequest, NoWorkers, PromptTooLong
+from cluster.errors import InvalidRequest, NoWorkers, Overloaded, PromptTooLong
 from cluster.request import Request
 from cluster.worker import RoleName
 from router.operation import PROBE
@@ -28,6 +29,53 @@ def check_id(request_id: str, live: Container[str]) -> None:
         raise InvalidRequest(f"Request ids that begin with {PROBE!r} are the router's own; choose another.")
     if request_id in live:
         raise InvalidRequest(f"Request id {request_id!r} is in use by a live request; choose another.")
+
+
+@dataclass(frozen=True, slots=True)
+class RequestLimits:
+    """What one caller may ask for. 0: no limit but the model's."""
+
+    max_prompt_tokens: int = 0
+    max_streams_per_tenant: int = 0
+
+    def most_prompt_tokens(self, context_tokens: int) -> int:
+        """The longest prompt that could be accepted."""
+        return min(self.max_prompt_tokens or context_tokens, context_tokens)
+
+    def check_prompt(self, num_tokens: int) -> None:
+        """Raise `PromptTooLong` for a prompt that is longer than the configuration allows."""
+        if self.max_prompt_tokens and num_tokens > self.max_prompt_tokens:
+            raise PromptTooLong(
+                f"The prompt has {num_tokens} tokens; this cluster accepts {self.max_prompt_tokens} "
+                "(access.max_prompt_tokens)."
+            )
+
+
+@dataclass(slots=True, eq=False)
+class TenantStreams:
+    """How many answers each tenant has under way."""
+
+    most: int  # 0: no limit
+    _open: dict[str, int] = field(default_factory=dict)
+
+    @contextmanager
+    def one_of(self, tenant: str) -> Iterator[None]:
+        """One more, for as long as the block runs; raises `Overloaded` when the tenant has as many as it may."""
+        count = self._open.get(tenant, 0)
+        if self.most and count >= self.most:
+            whose = f"Tenant {tenant!r}" if tenant else "The tenant without a name"
+            raise Overloaded(
+                f"{whose} has {count} answers under way, as many as it may have at once "
+                "(access.max_streams_per_tenant): wait until one has ended.",
+                retry_after_s=1.0,
+            )
+        self._open[tenant] = count + 1
+        try:
+            yield
+        finally:
+            self._open[tenant] -= 1
+            if not self._open[tenant]:
+                del self._open[tenant]
 
 
 def check_capacity(request: Request, state: ClusterState) -> None:

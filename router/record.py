@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
+from cluster import messages
 from cluster.errors import BatonError, DeadlineExceeded, InvalidRequest, WorkerLost
 from cluster.handoff import HandoffReport
 from cluster.latency import Latency
-from cluster.prefix_hash import page_hashes, root_hash
+from cluster.messages import WorkerMessage
+from cluster.prefix_hash import page_hashes, tenant_root
 from cluster.request import FinishReason, Request
 from router.effects import End
 from router.life_events import Stopped
@@ -59,6 +61,7 @@ class Record:
     reservation_id: str = ""  # for which the decode worker expects the sequence
     reserved_on: dict[str, str] = field(default_factory=dict)  # reservation id → worker
     tied: set[str] = field(default_factory=set)  # workers that may hold something for it
+    given: set[str] = field(default_factory=set)  # workers that were ever asked for something: they may speak of it
     decoding: bool = False  # the decode worker runs it
     committed_id: str = ""  # the reservation whose pages it runs on; empty where it was computed
     migrating: bool = False  # it is to leave the decode worker
@@ -136,7 +139,8 @@ def open_record(
 ) -> Record:
     """A request as it enters the router: its pages named, its output predicted. Some worker must be registered."""
     layout = next(iter(state.workers.values())).info.endpoint.layout  # all have the same model and page size
-    keys = page_keys(page_hashes(request.prompt, layout.page_size, root_hash(layout.model_id)))
+    root = tenant_root(layout.model_id, request.tenant, state.share_prefixes)
+    keys = page_keys(page_hashes(request.prompt, layout.page_size, root))
     nodes = chain_nodes(keys, layout.page_size)
     prediction = output_length.predict(nodes, request.tenant, len(request.prompt), request.sampling.max_tokens)
     return Record(request, lifecycle(request.request_id), stream, Latency(now), keys, prediction)
@@ -150,3 +154,20 @@ def overdue(records: Iterable[Record], now: float) -> list[tuple[str, Stopped]]:
         for record in records
         if record.request.deadline_s is not None and now >= record.request.deadline_s and not record.closed
     ]
+
+
+def may_say(worker: str, message: WorkerMessage, records: Mapping[str, Record]) -> bool:
+    """False for what a worker says of a live request that it was never asked to work on: it is not its to end."""
+    match message:
+        case messages.Reserved(reservation):
+            record = records.get(reservation.request_id)
+        case (
+            messages.ReservationRefused(request_id=request_id)
+            | messages.HandoffEnded(request_id=request_id)
+            | messages.HandoffCommitted(request_id=request_id)
+            | messages.RequestFailed(request_id=request_id)
+        ):
+            record = records.get(request_id)
+        case _:
+            return True
+    return record is None or worker in record.given

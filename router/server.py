@@ -18,10 +18,15 @@ from cluster.errors import BatonError, Cancelled, InternalError, InvalidRequest,
 from cluster.request import Objectives, Request, SamplingParams
 from engine.model_config import ModelConfig
 from engine.tokenizer import Tokenizer
-from router.driver import Driver
-from router.grpc_server import abort, serve
+from router.access import GENERATE, Access
+from router.credentials import Credentials
+from router.driver import Driver, Subscription
+from router.failure import abort
+from router.grpc_server import serve
+from router.limits import RequestLimits, TenantStreams
 from router.public_messages import finish_message, token_message
 from router.record import Completion
+from router.reloaded import Reloaded
 from router.stream import TextToken
 
 MAX_NAME_BYTES = 256
@@ -47,20 +52,31 @@ class InferenceService:
 
     driver: Driver
     model: ServedModel
+    limits: RequestLimits = field(default_factory=RequestLimits)
+    tokens: Reloaded[Access] | None = None
     seeds: random.Random = field(default_factory=random.SystemRandom)
+    streams: TenantStreams = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.streams = TenantStreams(self.limits.max_streams_per_tenant)
 
     async def Generate(self, request_bytes: bytes, context: grpc.aio.ServicerContext) -> None:
         try:
             message = _parse(inference_pb2.GenerateRequest, request_bytes)
-            request = await self._request(message, context)
-            emitted = _emitted(message, request, self.model.config.vocab_size)
-            subscription = self.driver.submit(request, emitted, message.resume_from)
+            tenant = self._tenant(message, context)
+            with self.streams.one_of(tenant):
+                request = await self._request(message, tenant, context)
+                emitted = _emitted(message, request, self.model.config.vocab_size)
+                subscription = self.driver.submit(request, emitted, message.resume_from)
+                await self._write(subscription, message.resume_from, context)
         except BatonError as error:
             await abort(context, error)
-            return
+
+    async def _write(self, subscription: Subscription, first: int, context: grpc.aio.ServicerContext) -> None:
+        """The stream that goes out; however it ends, nobody waits for the request afterwards."""
         ended: BatonError = Cancelled("The client went away.")
         try:
-            async for response, completion in _responses(subscription.next, message.resume_from):
+            async for response, completion in _responses(subscription.next, first):
                 if completion is not None and completion.error is not None:
                     await abort(context, completion.error)
                 await context.write(response)
@@ -96,7 +112,15 @@ class InferenceService:
             await abort(context, error)
             raise
 
-    async def _request(self, message: inference_pb2.GenerateRequest, context: grpc.aio.ServicerContext) -> Request:
+    def _tenant(self, message: inference_pb2.GenerateRequest, context: grpc.aio.ServicerContext) -> str:
+        """Whose request it is: the token's tenant where callers have tokens, else whom the request names."""
+        if self.tokens is None:
+            return message.tenant
+        return self.tokens.value.identify(context.invocation_metadata() or ()).tenant_for(message.tenant)
+
+    async def _request(
+        self, message: inference_pb2.GenerateRequest, tenant: str, context: grpc.aio.ServicerContext
+    ) -> Request:
         if len(message.request_id) > MAX_NAME_BYTES or len(message.tenant) > MAX_NAME_BYTES:
             raise InvalidRequest(f"request_id and tenant may have at most {MAX_NAME_BYTES} characters.")
         match message.WhichOneof("prompt"):
@@ -115,9 +139,10 @@ class InferenceService:
             arrival_s=now,
             deadline_s=None if remaining_s is None else now + remaining_s,
             priority=message.priority,
-            tenant=message.tenant,
+            tenant=tenant,
             objectives=wire.from_message(Objectives, message.objectives),
         )
+        self.limits.check_prompt(len(prompt))
         request.validate(self.model.config.vocab_size, self.model.context_tokens)
         room = self.model.context_tokens - len(prompt)
         seed = self.seeds.getrandbits(63) if sampling.seed is None else sampling.seed
@@ -126,20 +151,19 @@ class InferenceService:
         return replace(request, sampling=replace(sampling, seed=seed, max_tokens=max_tokens, min_tokens=min_tokens))
 
     async def _encode(self, text: str) -> list[int]:
-        """Token ids of a text. One that cannot fit the context is refused unread; a long one gets a thread."""
-        limit = self.model.context_tokens * self.model.tokenizer.max_token_bytes
-        num_bytes = len(text.encode())
-        if num_bytes > limit:
-            raise PromptTooLong(
-                f"The prompt has {num_bytes} bytes; the model's context of {self.model.context_tokens} tokens "
-                f"holds at most {limit}."
-            )
+        """Token ids of a text. One that cannot be short enough is refused unread; a long one gets a thread."""
+        tokens = self.limits.most_prompt_tokens(self.model.context_tokens)
+        most, num_bytes = tokens * self.model.tokenizer.max_token_bytes, len(text.encode())
+        if num_bytes > most:
+            raise PromptTooLong(f"The prompt has {num_bytes} bytes; the {tokens} tokens allowed hold at most {most}.")
         if num_bytes > 20_000:
             return await asyncio.to_thread(self.model.tokenizer.encode, text)
         return self.model.tokenizer.encode(text)
 
 
-async def start_server(inference: InferenceService, address: str) -> tuple[grpc.aio.Server, int]:
+async def start_server(
+    inference: InferenceService, address: str, credentials: Credentials
+) -> tuple[grpc.aio.Server, int]:
     """Serve requests on `address` ("host:port", port 0 for any); returns the server and its port."""
     # Requests are parsed in the handler, so that bytes that are no message get a clear status instead of INTERNAL.
     handlers = {
@@ -148,7 +172,9 @@ async def start_server(inference: InferenceService, address: str) -> tuple[grpc.
         "Tokenize": grpc.unary_unary_rpc_method_handler(inference.Tokenize, None, _serialize),
     }
     handler = grpc.method_handlers_generic_handler(SERVICE, handlers)
-    return await serve(address, SERVICE, lambda server: server.add_generic_rpc_handlers((handler,)))
+    return await serve(
+        address, SERVICE, GENERATE, credentials, lambda server: server.add_generic_rpc_handlers((handler,))
+    )
 
 
 def _serialize(message: object) -> bytes:

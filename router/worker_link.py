@@ -8,36 +8,52 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable, Iterable
 
 import zmq
 
 from baton.wire import decode_to_router, encode_to_worker
 from cluster.errors import InvalidRequest
+from cluster.link_keys import RouterKeys
 from cluster.messages import RouterMessage, WorkerMessage
+from router.complaints import Complaints
+from router.worker_gate import WorkerGate
 
 HEARTBEAT = "#alive"  # a worker's heartbeat has a link of its own, for which its name ends so
+MAX_FRAME_BYTES = 64 << 20  # a peer that sends more is disconnected by ZeroMQ
 Handler = Callable[[str, str, list[WorkerMessage]], None]  # worker, incarnation, messages
 
 
 class WorkerLink:
     """Messages of one worker arrive in the order it sent them; a worker is known by its socket's identity."""
 
-    def __init__(self, address: str) -> None:
-        """Bind to `address`, such as "tcp://127.0.0.1:*"; `address` then tells the port that was taken."""
+    def __init__(self, address: str, keys: RouterKeys | None = None) -> None:
+        """Bind to `address`, such as "tcp://127.0.0.1:*"; `address` then tells the port that was taken.
+
+        With `keys` only workers that have theirs can connect, and every frame is encrypted.
+        """
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)  # a restarted worker takes over its name
         self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME_BYTES)
+        self._gate = WorkerGate(self._context, self._socket, keys) if keys is not None else None
         self._socket.bind(address)
         self.address = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._handler: Handler | None = None
+        self._complaints = Complaints()
 
     def start(self, handler: Handler) -> None:
-        """Call `handler` on the running event loop with every frame that comes."""
+        """Call `handler` on the running event loop with every frame that comes.
+
+        A handler refuses a frame by raising `InvalidRequest`; that is said, and the next one is read.
+        """
         self._handler = handler
         self._loop = asyncio.get_running_loop()
+        if self._gate is not None:
+            self._gate.start()
         self._loop.add_reader(self._socket.fileno(), self._drain)
         self._loop.call_soon(self._drain)
 
@@ -51,12 +67,12 @@ class WorkerLink:
                 continue  # not two parts: none of ours
             try:
                 incarnation, batch = decode_to_router(frame)
-                worker = identity.decode().removesuffix(HEARTBEAT)
+                if self._handler is not None:
+                    self._handler(identity.decode().removesuffix(HEARTBEAT), incarnation, batch)
             except (InvalidRequest, UnicodeDecodeError) as error:
-                print(f"A frame on the worker link was ignored: {error}", flush=True)
-                continue
-            if self._handler is not None:
-                self._handler(worker, incarnation, batch)
+                line = self._complaints.line(f"A frame from worker {identity!r} was ignored: {error}", time.monotonic())
+                if line is not None:
+                    print(line, flush=True)
 
     def send(self, worker: str, batch: Iterable[RouterMessage]) -> None:
         """Queue messages for a worker as one frame; a worker that is gone is found out by its silence."""
@@ -69,4 +85,6 @@ class WorkerLink:
         if self._loop is not None and not self._socket.closed:
             self._loop.remove_reader(self._socket.fileno())
         self._socket.close()
+        if self._gate is not None:
+            self._gate.close()
         self._context.term()

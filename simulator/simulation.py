@@ -80,7 +80,7 @@ class Simulation:
         self.events = Events()
         self.network = Network(self.events, spec.bandwidth_bytes_s, spec.latency_s)
         limits = RouterLimits(max_queued=spec.max_queued, lost_after_s=float("inf"))
-        self.core = RouterCore("simulated", placement, None, limits, ClusterState(spec.prior))
+        self.core = RouterCore("simulated", placement, None, limits, ClusterState(spec.prior, share_prefixes=True))
         self.core.automation.auto = spec.auto
         self.gaps = Gaps()
         self._rng = random.Random(seed)
@@ -101,7 +101,9 @@ class Simulation:
     def _add(self, name: str, spec: WorkerSpec, agents: dict[str, SimulatedWorker]) -> None:
         budget = StepBudget(spec.chunk_tokens, spec.max_batch, spec.mixed_chunk_tokens)
         pool = PagePool(spec.layout.num_pages, spec.layout.page_size)
-        state = WorkerState(name, spec.layout.model_id, frozenset([EOS]), 1 << 30, budget, pool)
+        state = WorkerState(
+            name, spec.layout.model_id, frozenset([EOS]), 1 << 30, budget, pool, share_prefixes=True
+        )  # a trace's tenants stand for users of one operator
         role = make_role(spec.role, state)
         endpoint = Endpoint(name, b"", 0, 0, spec.layout)
         info = WorkerInfo(name, "1", spec.role, 0, endpoint, spec.chunk_tokens, spec.max_batch, spec.mixed_chunk_tokens)

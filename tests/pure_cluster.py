@@ -31,15 +31,18 @@ from engine.step import SampledToken, StepPlan, StepResult
 from router.commands import Close, Command, Show, Tell
 from router.core import RouterCore
 from router.operation import Ask, Operation, Undrain
+from router.policy.cluster_state import ClusterState
 from router.policy.placement import Placement
 from router.policy.predicted_latency import PredictedLatency
 from router.record import Completion
+from router.worker_frames import WorkerFrames
 from worker.reports import Reports
 from worker.role import Role, Send, WriteEnded, WritePages
 from worker.role_switch import make_role, switch_role
 from worker.state import WorkerState
 
-PAGE_SIZE, VOCAB, EOS = 4, 97, 96
+PAGE_SIZE, VOCAB, EOS, CONTEXT_TOKENS = 4, 97, 96, 1000
+FRAMES = WorkerFrames("model", VOCAB, CONTEXT_TOKENS)
 
 
 def next_token(tokens: Seq[int]) -> int:
@@ -105,6 +108,7 @@ class PureCluster:
     num_pages: int = 24
     chunk_tokens: int = 8
     placement: Placement = field(default_factory=PredictedLatency)
+    share_prefixes: bool = False
     core: RouterCore = field(init=False)
     workers: dict[str, PureWorker] = field(default_factory=dict)
     writes: list[tuple[PureWorker, WritePages]] = field(default_factory=list)
@@ -113,13 +117,16 @@ class PureCluster:
     now: float = 0.0
 
     def __post_init__(self) -> None:
-        self.core = RouterCore("router", self.placement, lambda ids: "".join(map(chr, ids)))
+        state = ClusterState(share_prefixes=self.share_prefixes)
+        self.core = RouterCore("router", self.placement, lambda ids: "".join(map(chr, ids)), state=state)
 
     def add(self, name: str, role: RoleName, incarnation: int = 1) -> PureWorker:
         agent = f"{name}:{incarnation}"
         pool = PagePool(self.num_pages, PAGE_SIZE)
         budget = StepBudget(self.chunk_tokens, 8)
-        state = WorkerState(agent, "model", frozenset([EOS]), 1000, budget, pool)
+        state = WorkerState(
+            agent, "model", frozenset([EOS]), CONTEXT_TOKENS, budget, pool, share_prefixes=self.share_prefixes
+        )
         memory: list[list[tuple[int, int] | None]] = [[None] * PAGE_SIZE for _ in range(self.num_pages)]
         worker = PureWorker(name, incarnation, make_role(role, state), state, memory)
         self.workers[name] = worker
@@ -129,8 +136,8 @@ class PureCluster:
         worker.outbox.append(Register(info))
         return worker
 
-    def submit(self, request_id: str, prompt: Seq[int], max_tokens: int) -> Request:
-        request = Request(request_id, tuple(prompt), SamplingParams(max_tokens=max_tokens), self.now)
+    def submit(self, request_id: str, prompt: Seq[int], max_tokens: int, tenant: str = "") -> Request:
+        request = Request(request_id, tuple(prompt), SamplingParams(max_tokens=max_tokens), self.now, tenant=tenant)
         self.shown[request_id] = []
         self._perform(self.core.submit(request, self.now))
         return request
@@ -306,7 +313,9 @@ class PureCluster:
 
     def _tell(self, worker: PureWorker, messages: Seq[WorkerMessage]) -> None:
         if messages:
-            self._perform(self.core.on_frame(worker.name, str(worker.incarnation), messages, self.now))
+            incarnation = str(worker.incarnation)
+            FRAMES.check(worker.name, incarnation, messages, self.core.state)  # an honest worker is never refused
+            self._perform(self.core.on_frame(worker.name, incarnation, messages, self.now))
 
     def cancel(self, request_id: str, error: Exception) -> None:
         self._perform(self.core.stop(request_id, error, self.now))  # type: ignore[arg-type]

@@ -39,7 +39,10 @@ def assemble(plan: WorkerPlan, incarnation: str, host: str, tell: Callable[[str]
     context_tokens = min(config.context_tokens, plan.context_tokens)
     pool = PagePool(layout.num_pages, layout.page_size)
     budget = StepBudget(plan.chunk_tokens, plan.max_batch, plan.mixed_chunk_tokens)
-    state = WorkerState(agent, layout.model_id, config.eos_token_ids, context_tokens, budget, pool)
+    shared = plan.share_prefixes
+    state = WorkerState(
+        agent, layout.model_id, config.eos_token_ids, context_tokens, budget, pool, share_prefixes=shared
+    )
     info = WorkerInfo(
         name=plan.name,
         incarnation=incarnation,
@@ -57,7 +60,7 @@ def assemble(plan: WorkerPlan, incarnation: str, host: str, tell: Callable[[str]
         info=info,
         state=state,
         executor=executor,
-        link=RouterLink(plan.router_address, plan.name, incarnation),
+        link=RouterLink(plan.router_address, plan.name, incarnation, plan.link_keys),
         make_transport=lambda agent: NixlTransport(executor.pages, layout, agent),
-        heartbeat=Heartbeat(plan.router_address, plan.name),
+        heartbeat=Heartbeat(plan.router_address, plan.name, plan.link_keys),
     )

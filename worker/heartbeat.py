@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 
+from cluster.link_keys import WorkerKeys
 from cluster.messages import Alive
 from worker.router_link import HEARTBEAT, RouterLink
 
@@ -15,8 +16,8 @@ MAX_TURN_S = 60.0  # a loop that does not come round within this hangs: then sil
 class Heartbeat:
     """Speaks for a loop from a thread and a link of its own, while that loop turns."""
 
-    def __init__(self, address: str, name: str) -> None:
-        self._link = RouterLink(address, name + HEARTBEAT)
+    def __init__(self, address: str, name: str, keys: WorkerKeys | None = None) -> None:
+        self._link = RouterLink(address, name + HEARTBEAT, keys=keys)
         self._turned_s = time.monotonic()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"{name}-heartbeat", daemon=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import zmq
 
 from baton.wire import decode_to_worker, encode_to_router
+from cluster.link_keys import WorkerKeys
 from cluster.messages import RouterMessage, WorkerMessage
 
 HEARTBEAT = "#alive"  # behind a worker's name: the identity of its heartbeat's link
@@ -14,13 +15,17 @@ UNSENT_FRAMES = 10_000  # that wait while the router is away
 class RouterLink:
     """First in, first out in both directions. ZeroMQ reconnects by itself when the router restarts."""
 
-    def __init__(self, address: str, identity: str, incarnation: str = "") -> None:
+    def __init__(self, address: str, identity: str, incarnation: str = "", keys: WorkerKeys | None = None) -> None:
         self.incarnation = incarnation
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.setsockopt(zmq.IDENTITY, identity.encode())
         self._socket.setsockopt(zmq.LINGER, 500)
         self._socket.setsockopt(zmq.SNDHWM, UNSENT_FRAMES)
+        if keys is not None:
+            self._socket.setsockopt(zmq.CURVE_SERVERKEY, keys.router_public.encode())
+            self._socket.setsockopt(zmq.CURVE_PUBLICKEY, keys.public.encode())
+            self._socket.setsockopt(zmq.CURVE_SECRETKEY, keys.secret.encode())
         self._socket.connect(address)
         # Wakes a loop that waits for messages from another thread; ZeroMQ sockets may not be shared.
         self._wake_address = f"inproc://wake-{identity}"

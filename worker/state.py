@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cluster.prefix_hash import root_hash
+from cluster.prefix_hash import tenant_root
 from engine.batch import StepBudget
 from engine.kv_pages import PagePool
 from engine.sequence import Sequence
@@ -21,7 +21,8 @@ class WorkerState:
     budget: StepBudget
     pool: PagePool
     role_epoch: int = 0
+    share_prefixes: bool = False  # between tenants
 
     def root(self, sequence: Sequence) -> bytes:
         """The parent hash of the sequence's first page."""
-        return root_hash(self.model_id)
+        return tenant_root(self.model_id, sequence.request.tenant, self.share_prefixes)

@@ -136,6 +136,7 @@ class ClusterState:
     cordoned: set[str] = field(default_factory=set)  # workers that get nothing new, also those that are away
     prefix_index: PrefixIndex = field(default_factory=PrefixIndex)
     table: WorkerTable = field(default_factory=WorkerTable)
+    share_prefixes: bool = False  # between tenants; the workers name their pages by the same rule
 
     def register(self, info: WorkerInfo, now: float) -> None:
         """A worker that comes (back): nothing of an older incarnation counts any more."""

@@ -70,3 +70,21 @@ def test_pages_for_less_than_one_request_are_refused() -> None:
 
 def test_every_setting_that_is_shown_has_no_auto_left() -> None:
     assert all("auto" not in value for value in resolve(parse_config(), MACHINE, MODEL).settings.values())
+
+
+def test_access_reaches_the_plans_of_router_and_workers() -> None:
+    text = "[access]\nshare_prefixes = true\nmax_prompt_tokens = 100\nmax_streams_per_tenant = 3\ntokens_file = '/t'"
+    resolved = resolve(parse_config(text), MACHINE, MODEL)
+    access = resolved.router_plan("127.0.0.1").access
+    assert (access.max_prompt_tokens, access.max_streams_per_tenant, access.tokens_file) == (100, 3, "/t")
+    assert access.share_prefixes
+    assert resolved.worker_plan("w", "mixed", "").share_prefixes
+    assert "tokens" in resolved.settings["access"]
+    plain = resolve(parse_config(), MACHINE, MODEL)
+    assert plain.router_plan().access.max_prompt_tokens == 0
+    assert not plain.worker_plan("w", "mixed", "").share_prefixes
+
+
+def test_a_limit_that_allows_nothing_is_a_mistake() -> None:
+    with pytest.raises(ConfigError, match=r"access\.max_prompt_tokens is 0"):
+        parse_config("[access]\nmax_prompt_tokens = 0")

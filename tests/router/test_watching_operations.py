@@ -11,14 +11,17 @@ import pytest
 
 from baton.v1.admin_pb2 import WatchOperationRequest
 from baton.v1.admin_pb2_grpc import AdminStub
+from cluster.access import AccessPlan
 from cluster.errors import NotFound
 from router.admin_messages import operation_message, worker_message
 from router.admin_server import AdminService, start_admin_server
 from router.commands import Command, Moved
+from router.credentials import Credentials
 from router.driver import Driver
 from router.operation import Drain, Operation, OperationState, Step, StepState
 from router.operations import Operations
 from router.policy.cluster_state import ClusterState
+from router.worker_frames import WorkerFrames
 from tests.router.policy.clusters import cluster_of, decode
 
 
@@ -44,7 +47,7 @@ class Kept:
 def _driver() -> Driver:
     core: Any = Kept()
     link: Any = None
-    return Driver(core, link, clock=lambda: 1.0)
+    return Driver(core, link, WorkerFrames("m", 1, 1), clock=lambda: 1.0)
 
 
 async def _states(driver: Driver, began: asyncio.Event | None = None) -> list[tuple[str, str]]:
@@ -133,7 +136,7 @@ def test_a_drained_worker_is_draining_while_it_holds_something() -> None:
 def test_a_client_that_hangs_up_is_forgotten() -> None:
     async def watch() -> None:
         driver = _driver()
-        server, port = await start_admin_server(AdminService(driver, "m", {}), "127.0.0.1:0")
+        server, port = await start_admin_server(AdminService(driver, "m", {}), "127.0.0.1:0", Credentials(AccessPlan()))
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
             call = AdminStub(channel).WatchOperation(WatchOperationRequest(operation_id="op"))
             assert (await call.read()).state == "running"

@@ -1,0 +1,99 @@
+"""Who calls, and what they may do: bearer tokens, each with a tenant and roles.
+
+Only the tokens' SHA-256 is ever kept. A token is looked up by its hash, so the time that takes says nothing about how
+much of a guess was right; tokens are random and long (`baton token new`), so a plain hash is enough.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Any
+
+from cluster.errors import PermissionDenied, Unauthenticated
+
+GENERATE, ADMIN = "generate", "admin"
+ROLES = (GENERATE, ADMIN)
+MAX_TENANT_BYTES = 256
+MAX_TOKEN_BYTES = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Whom a token stands for."""
+
+    tenant: str
+    roles: frozenset[str]
+
+    def must_have(self, role: str) -> None:
+        """Raise `PermissionDenied` unless the caller has the role."""
+        if role not in self.roles:
+            raise PermissionDenied(
+                f"This needs a token with the role {role!r}; yours has {', '.join(sorted(self.roles))}."
+            )
+
+    def tenant_for(self, named: str) -> str:
+        """The tenant of a request that names `named` ("" for none); raises `PermissionDenied` for another's."""
+        if named and named != self.tenant:
+            raise PermissionDenied("The request names another tenant than its token's: leave the tenant out.")
+        return self.tenant
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Everybody who may call, by the SHA-256 of their token in hexadecimal."""
+
+    callers: Mapping[str, Caller] = field(repr=False)
+
+    def identify(self, metadata: Iterable[tuple[str, str | bytes]]) -> Caller:
+        """Who calls with this metadata; raises `Unauthenticated` when that cannot be told."""
+        given = [value for key, value in metadata if key == "authorization"]
+        if not given:
+            raise Unauthenticated("This router asks for a token: give token=… or set $BATON_TOKEN.")
+        scheme, _, token = str(given[0]).partition(" ")
+        if len(given) > 1 or scheme.lower() != "bearer" or len(token) > MAX_TOKEN_BYTES:
+            raise Unauthenticated('Give one token, as the metadata "authorization: Bearer TOKEN".')
+        caller = self.callers.get(sha256(token.strip().encode()).hexdigest())
+        if caller is None:
+            raise Unauthenticated("The token is not known here: it was mistyped, or taken out of the token file.")
+        return caller
+
+
+def parse_tokens(text: str) -> Access:
+    """The token file's content; raises `ValueError` with what is wrong. It repeats no value: that may be a plain token.
+
+    [[token]]
+    sha256 = "64 hexadecimal digits"
+    tenant = "acme"
+    roles = ["generate"]
+    """
+    try:
+        document: dict[str, Any] = tomllib.loads(text)
+    except tomllib.TOMLDecodeError:
+        raise ValueError("it is not valid TOML") from None
+    entries = document.pop("token", [])
+    if document or not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise ValueError("it may hold only [[token]] tables, each with sha256, tenant and roles")
+    callers: dict[str, Caller] = {}
+    for number, entry in enumerate(entries, 1):
+        digest, caller = _parse_entry(entry, f"its token {number}")
+        if digest in callers:
+            raise ValueError(f"its token {number} is there twice")
+        callers[digest] = caller
+    return Access(callers)
+
+
+def _parse_entry(entry: dict[str, Any], which: str) -> tuple[str, Caller]:
+    if set(entry) - {"sha256", "tenant", "roles"}:
+        raise ValueError(f"{which} has an unknown key: only sha256, tenant and roles are known, never the token itself")
+    digest, tenant, roles = entry.get("sha256"), entry.get("tenant", ""), entry.get("roles")
+    if not isinstance(digest, str) or not re.fullmatch(r"[0-9a-f]{64}", digest):
+        raise ValueError(f"{which} needs sha256: the token's SHA-256 as 64 lower-case hexadecimal digits")
+    if not isinstance(roles, list) or not roles or not all(role in ROLES for role in roles):
+        raise ValueError(f"{which} needs roles: a list of {' and '.join(ROLES)}")
+    if not isinstance(tenant, str) or len(tenant.encode()) > MAX_TENANT_BYTES or (GENERATE in roles and not tenant):
+        raise ValueError(f"{which} needs a tenant: a text of at most {MAX_TENANT_BYTES} bytes")
+    return digest, Caller(tenant, frozenset(roles))

@@ -1,0 +1,66 @@
+"""Who may connect to the worker link: those with the workers' key, and nobody else (ZeroMQ's ZAP, RFC 27)."""
+
+from __future__ import annotations
+
+import asyncio
+
+import zmq
+from zmq.utils import z85
+
+from cluster.link_keys import LinkKeys, RouterKeys, WorkerKeys
+
+ZAP_ADDRESS = "inproc://zeromq.zap.01"
+ZAP_VERSION = b"1.0"
+DOMAIN = b"baton-workers"
+MECHANISM_AT, KEY_AT, ZAP_FRAMES = 5, 6, 7  # version, request id, domain, address, identity, mechanism, key
+
+
+def new_link_keys() -> LinkKeys:
+    """Fresh keys for one cluster."""
+    (router, router_secret), (worker, worker_secret) = zmq.curve_keypair(), zmq.curve_keypair()
+    return LinkKeys(
+        RouterKeys(router.decode(), router_secret.decode(), worker.decode()),
+        WorkerKeys(worker.decode(), worker_secret.decode(), router.decode()),
+    )
+
+
+class WorkerGate:
+    """Answers ZeroMQ's question at each handshake, on the event loop. Made before the socket it guards is bound."""
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], guarded: zmq.Socket[bytes], keys: RouterKeys) -> None:
+        self._accepted = z85.decode(keys.worker_public)
+        self._socket = context.socket(zmq.REP)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.bind(ZAP_ADDRESS)
+        guarded.setsockopt(zmq.CURVE_SERVER, 1)
+        guarded.setsockopt(zmq.CURVE_PUBLICKEY, keys.public.encode())
+        guarded.setsockopt(zmq.CURVE_SECRETKEY, keys.secret.encode())
+        guarded.setsockopt(zmq.ZAP_DOMAIN, DOMAIN)
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def start(self) -> None:
+        """Answer on the running event loop; handshakes wait until then."""
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._socket.fileno(), self._answer)
+        self._loop.call_soon(self._answer)
+
+    def _answer(self) -> None:
+        """Every question that is there: the descriptor is signalled once per change."""
+        while not self._socket.closed:
+            try:
+                question = self._socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            known = (
+                len(question) == ZAP_FRAMES
+                and question[MECHANISM_AT] == b"CURVE"
+                and question[KEY_AT] == self._accepted
+            )
+            status, text = (b"200", b"OK") if known else (b"400", b"not a worker of this cluster")
+            request_id = question[1] if len(question) > 1 else b""
+            self._socket.send_multipart([ZAP_VERSION, request_id, status, text, b"worker" if known else b"", b""])
+
+    def close(self) -> None:
+        if self._loop is not None and not self._socket.closed:
+            self._loop.remove_reader(self._socket.fileno())
+        self._socket.close()

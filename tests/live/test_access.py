@@ -1,0 +1,306 @@
+"""A cluster with mutual TLS, tokens and keys on the worker link: who comes in, as whom, and what it never says."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+import baton
+from baton.errors import (
+    ConfigError,
+    InvalidRequest,
+    NoWorkers,
+    Overloaded,
+    PermissionDenied,
+    Unauthenticated,
+)
+from cluster.access import AccessPlan
+from cluster.plan import RouterPlan
+from router.assembly import start_router
+from tests.certificates import Pair, self_signed
+from tests.live.secured_cluster import MAX_PROMPT_TOKENS, MAX_STREAMS
+
+ROOT = Path(__file__).resolve().parents[2]
+TOKENS = {"acme": ["generate"], "rival": ["generate"], "operator": ["admin"]}
+PROMPT = [(5 * position) % 300 + 3 for position in range(100)]
+
+
+def _token(tenant: str) -> str:
+    return f"token-of-{tenant}-that-nobody-may-see"
+
+
+def _entries(tokens: dict[str, list[str]]) -> str:
+    return "\n".join(
+        f'[[token]]\nsha256 = "{sha256(_token(tenant).encode()).hexdigest()}"\ntenant = "{tenant}"\nroles = {roles}'
+        for tenant, roles in tokens.items()
+    )
+
+
+@dataclass(eq=False)
+class Secured:
+    """The cluster's folder, addresses and process."""
+
+    folder: Path
+    server: Pair
+    caller: Pair
+    process: subprocess.Popen[bytes]
+    errors: list[str] = field(default_factory=list)
+
+    @property
+    def addresses(self) -> list[str]:
+        return [f"127.0.0.1:{port}" for port in json.loads((self.folder / "ports.json").read_text())]
+
+    @property
+    def output(self) -> str:
+        return (self.folder / "output").read_text()
+
+    def files(self, **changed: Any) -> dict[str, Any]:
+        """What a caller with everything that is asked for gives."""
+        given = {
+            "tls_ca": self.server.certificate,
+            "tls_certificate": self.caller.certificate,
+            "tls_key": self.caller.key,
+            **changed,
+        }
+        return {key: str(value) for key, value in given.items() if value is not None}
+
+    def client(self, tenant: str = "acme", **changed: Any) -> baton.Client:
+        return baton.Client(self.addresses[0], token=_token(tenant), **self.files(**changed))
+
+    def admin(self, tenant: str = "operator") -> baton.Admin:
+        return baton.Admin(self.addresses[1], token=_token(tenant), **self.files())
+
+
+@pytest.fixture(scope="module")
+def secured(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
+    folder = tmp_path_factory.mktemp("secured")
+    server, caller = self_signed(folder, "server"), self_signed(folder, "client")
+    (folder / "tokens.toml").write_text(_entries(TOKENS))
+    command = [sys.executable, "-m", "tests.live.secured_cluster", str(checkpoint), str(folder)]
+    with (folder / "output").open("wb") as output:
+        process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=output, stderr=output)
+    made = Secured(folder, server, caller, process)
+    try:
+        deadline = time.monotonic() + 90
+        while not (folder / "ports.json").exists():
+            assert process.poll() is None, made.output
+            assert time.monotonic() < deadline, made.output
+            time.sleep(0.05)
+        yield made
+    finally:
+        process.communicate(timeout=30)
+
+
+def test_who_has_a_certificate_and_a_token_is_served_and_finds_its_own_prefix_only(secured: Secured) -> None:
+    cached = {}
+    for turn in ("first", "again"):
+        for tenant in ("acme", "rival"):
+            with secured.client(tenant) as client:
+                answer = client.generate(PROMPT, max_tokens=4, ignore_eos=True)
+            cached[tenant, turn] = answer.cached_tokens
+    assert cached["acme", "first"] == cached["rival", "first"] == 0
+    assert cached["acme", "again"] == cached["rival", "again"] == 96
+
+
+def test_a_request_names_its_own_tenant_or_none(secured: Secured) -> None:
+    with secured.client("acme") as client:
+        assert client.generate([5, 6], max_tokens=1, tenant="acme").output_tokens == 1
+        with pytest.raises(PermissionDenied, match="another tenant"):
+            client.generate([5, 6], max_tokens=1, tenant="rival")
+
+
+def test_roles_open_one_port_each(secured: Secured) -> None:
+    with secured.admin() as admin:
+        assert admin.cluster().pools
+    with secured.admin("acme") as admin, pytest.raises(PermissionDenied, match="admin"):
+        admin.cluster()
+    with secured.admin("acme") as admin, pytest.raises(PermissionDenied, match="admin"):
+        list(admin.watch("any"))
+    with secured.client("operator") as client:
+        for call in (lambda: client.generate([1], max_tokens=1), client.model, lambda: client.tokenize("a")):
+            with pytest.raises(PermissionDenied, match="generate"):
+                call()
+
+
+def test_without_a_token_only_health_answers(secured: Secured, monkeypatch: pytest.MonkeyPatch) -> None:
+    with baton.Client(secured.addresses[0], **secured.files()) as client:
+        with pytest.raises(Unauthenticated, match="BATON_TOKEN"):
+            client.generate([1], max_tokens=1)
+        with pytest.raises(Unauthenticated):
+            client.model()
+        for address in secured.addresses:
+            with grpc.secure_channel(address, _credentials(secured)) as channel:
+                answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
+                assert answer.status == health_pb2.HealthCheckResponse.SERVING
+    with secured.client("stranger") as client, pytest.raises(Unauthenticated, match="not known"):
+        client.model()
+    monkeypatch.setenv("BATON_TOKEN", _token("acme"))
+    for name, value in secured.files().items():
+        monkeypatch.setenv(f"BATON_{name.upper()}", value)
+    with baton.Client(secured.addresses[0]) as client:
+        assert client.model().name
+
+
+def _credentials(secured: Secured) -> grpc.ChannelCredentials:
+    files = secured.files()
+    return grpc.ssl_channel_credentials(
+        *(Path(files[name]).read_bytes() for name in ("tls_ca", "tls_key", "tls_certificate"))
+    )
+
+
+def test_what_is_wrong_with_a_connection_is_said_in_a_sentence(secured: Secured, tmp_path: Path) -> None:
+    other = self_signed(tmp_path, "other")
+    for changed, kind, words in (
+        ({"tls_ca": other.certificate}, ConfigError, "another CA signed it"),
+        ({"tls_certificate": None, "tls_key": None}, NoWorkers, "tls_certificate and tls_key"),
+        ({"tls_certificate": other.certificate, "tls_key": other.key}, NoWorkers, "tls_certificate and tls_key"),
+        ({"tls_ca": None, "tls_certificate": None, "tls_key": None}, NoWorkers, "tls_ca"),
+    ):
+        with secured.client(**changed) as client, pytest.raises(kind, match=words) as caught:
+            client.model()
+        secured.errors.append(repr(caught.value))
+    for changed, words in (
+        ({"tls_ca": tmp_path / "none"}, "cannot be read"),
+        ({"tls_key": None}, "go together"),
+        ({"tls_ca": None}, "needs tls_ca"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            secured.client(**changed)
+    with pytest.raises(ConfigError, match="copy it again"):
+        baton.Client(secured.addresses[0], token="two\nlines")
+
+
+def test_tls_to_a_plain_port_is_said_in_a_sentence(tmp_path: Path) -> None:
+    ca = self_signed(tmp_path, "ca").certificate
+    server = grpc.server(ThreadPoolExecutor(1))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    with baton.Client(f"127.0.0.1:{port}", tls_ca=str(ca)) as client, pytest.raises(ConfigError, match="not speak TLS"):
+        client.model()
+    server.stop(None)
+
+
+def test_limits_are_kept_and_named(secured: Secured) -> None:
+    with secured.client() as client:
+        for prompt in ([5] * (MAX_PROMPT_TOKENS + 1), "x" * 100_000):
+            with pytest.raises(InvalidRequest, match=str(MAX_PROMPT_TOKENS)):
+                client.generate(prompt, max_tokens=1)
+        with pytest.raises(InvalidRequest, match="max_message_mib"):
+            client.generate("x" * (1 << 21), max_tokens=1)
+
+
+def test_a_tenant_has_so_many_streams_at_once(secured: Secured) -> None:
+    with secured.client() as client, secured.client("rival") as other:
+        streams = [client.stream([7] * 20, max_tokens=200, ignore_eos=True) for _ in range(MAX_STREAMS)]
+        for stream in streams:
+            next(stream)
+        with pytest.raises(Overloaded, match="'acme' has 2 answers under way") as caught:
+            client.generate([1, 2], max_tokens=1)
+        assert caught.value.retry_after_s
+        assert other.generate([1, 2], max_tokens=1).output_tokens == 1
+        for stream in streams:
+            stream.cancel()
+        deadline = time.monotonic() + 20
+        while True:  # a cancelled stream gives its place back as soon as the router hears of it
+            try:
+                assert client.generate([1, 2], max_tokens=1).output_tokens == 1
+                return
+            except Overloaded:
+                assert time.monotonic() < deadline
+
+
+def test_renewed_files_are_used_without_a_restart(secured: Secured, tmp_path: Path) -> None:
+    (secured.folder / "tokens.toml").write_text(_entries({**TOKENS, "newcomer": ["generate"]}))
+    with secured.client("newcomer") as client:
+        assert client.model().name
+    old = tmp_path / "old.crt"
+    old.write_bytes(secured.server.certificate.read_bytes())
+    with secured.client() as connected:
+        assert connected.model().name
+        self_signed(tmp_path, "renewed").write_over(secured.server)
+        for open_one in (secured.client, secured.client):
+            with open_one() as client:  # which trusts the new one
+                assert client.model().name
+        with secured.admin() as admin:
+            assert admin.cluster().pools
+        with secured.client(tls_ca=old) as client, pytest.raises(ConfigError, match="another CA"):
+            client.model()
+        assert connected.model().name  # who was connected stays so
+
+
+def test_new_files_that_are_no_good_leave_the_old_ones_in_use(secured: Secured) -> None:
+    key = secured.server.key.read_bytes()
+    secured.server.key.write_text("no key")
+    with secured.client() as client:
+        assert client.model().name
+    (secured.folder / "tokens.toml").write_text("pasted-" + _token("acme"))
+    with secured.client() as client:
+        assert client.model().name
+    told = [line for line in secured.output.splitlines() if "stays in use" in line]
+    assert ["server.key" in line for line in told] == [True, False]
+    secured.server.key.write_bytes(key)
+    (secured.folder / "tokens.toml").write_text(_entries(TOKENS))
+    with secured.client() as client:
+        assert client.model().name
+
+
+def test_nothing_secret_was_said(secured: Secured) -> None:
+    """Last in this file: everything before has been done with these secrets."""
+    with secured.client("stranger") as client, pytest.raises(Unauthenticated) as caught:
+        client.model()
+    said = "\n".join([secured.output, *secured.errors, repr(caught.value), repr(secured.client().__dict__.keys())])
+    assert "RouterPlan(" in said
+    assert "WorkerPlan(" in said
+    secrets = [_token(tenant) for tenant in (*TOKENS, "newcomer", "stranger")]
+    secrets += [sha256(token.encode()).hexdigest() for token in secrets]
+    secrets += json.loads((secured.folder / "secrets.json").read_text())
+    secrets += secured.server.key.read_text().splitlines()
+    for secret in secrets:
+        assert secret not in said
+
+
+def test_administration_for_others_does_not_start_unguarded(checkpoint: Path) -> None:
+    plan = RouterPlan(str(checkpoint), "m", "float32", 256, "127.0.0.1", 0, "127.0.0.1", 8, 3.0, admin_host="0.0.0.0")
+    with pytest.raises(ConfigError, match=r"access\.open_admin"):
+        asyncio.run(start_router(plan))
+
+    async def start_and_stop() -> None:
+        router = await start_router(replace(plan, access=AccessPlan(open_admin=True)))
+        await router.stop(0.0)
+
+    asyncio.run(start_and_stop())
+
+
+def test_tls_alone_asks_no_client_for_a_certificate_and_a_token_alone_no_tls(checkpoint: Path, tmp_path: Path) -> None:
+    pair = self_signed(tmp_path, "server")
+    tokens = tmp_path / "tokens.toml"
+    tokens.write_text(_entries(TOKENS))
+    plan = RouterPlan(str(checkpoint), "m", "float32", 256, "127.0.0.1", 0, "127.0.0.1", 8, 3.0)
+
+    async def name_of_model(access: AccessPlan, **given: str) -> str:
+        router = await start_router(replace(plan, access=access))
+        try:
+            async with baton.AsyncClient(f"127.0.0.1:{router.port}", **given) as client:
+                return (await client.model()).name
+        finally:
+            await router.stop(0.0)
+
+    with_tls = AccessPlan(tls_certificate=str(pair.certificate), tls_key=str(pair.key))
+    with_tokens = AccessPlan(tokens_file=str(tokens))
+    assert asyncio.run(name_of_model(with_tls, tls_ca=str(pair.certificate))) == "m"
+    assert asyncio.run(name_of_model(with_tokens, token=_token("acme"))) == "m"
+    with pytest.raises(Unauthenticated):
+        asyncio.run(name_of_model(with_tokens))

@@ -1,0 +1,115 @@
+"""The link between router and workers: with keys, only workers of this cluster come through."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+
+import zmq
+
+from cluster.errors import InvalidRequest
+from cluster.link_keys import LinkKeys, WorkerKeys
+from cluster.messages import Goodbye, RouterMessage, Welcome, WorkerMessage
+from router.worker_gate import new_link_keys
+from router.worker_link import WorkerLink
+from worker.router_link import RouterLink
+
+REFUSED = (
+    zmq.EVENT_HANDSHAKE_FAILED_AUTH
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+    | zmq.EVENT_DISCONNECTED
+)
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+async def _who_comes_through(keys: LinkKeys, *callers: WorkerKeys | None) -> tuple[dict[str, str], list[RouterMessage]]:
+    """What each of these callers could say, until each was refused and the right worker has had an answer."""
+    link = WorkerLink("tcp://127.0.0.1:*", keys.router)
+    heard: dict[str, str] = {}
+
+    def on_frame(worker: str, batch: list[WorkerMessage]) -> None:
+        for message in batch:
+            assert isinstance(message, Goodbye)
+            heard[worker] = message.reason
+        link.send(worker, [Welcome("router", 1.0)])
+
+    links = [RouterLink(link.address, f"caller-{number}", key) for number, key in enumerate(callers)]
+    right = RouterLink(link.address, "right", keys.worker)
+    refusals = [one._socket.get_monitor_socket(REFUSED) for one in links]
+    try:
+        for one in links:  # they speak first, and twice
+            one.send([Goodbye("first")])
+        link.start(on_frame)
+        for one in links:
+            one.send([Goodbye("second")])
+        right.send([Goodbye("hello")])
+        await _until(lambda: "right" in heard)
+        answers: list[RouterMessage] = []
+        await _until(lambda: bool(answers.extend(right.receive(0.0)) or answers))
+        for refusal in refusals:
+            await _until(lambda refusal=refusal: refusal.poll(0) > 0)  # type: ignore[misc]
+        right.send([Goodbye("still here")])
+        await _until(lambda: heard["right"] == "still here")
+        assert not [message for one in links for message in one.receive(0.0)]
+        return heard, answers
+    finally:
+        for one, refusal in zip(links, refusals, strict=True):
+            one._socket.disable_monitor()
+            refusal.close(0)
+        for one in (*links, right):
+            one._socket.setsockopt(zmq.LINGER, 0)
+            one.close()
+        link.close()
+
+
+def test_only_who_has_the_workers_key_comes_through() -> None:
+    keys, others = new_link_keys(), new_link_keys()
+    stranger = None
+    of_another_cluster = others.worker
+    knows_the_router = replace(others.worker, router_public=keys.router.public)
+    knows_both_public_keys = replace(others.worker, router_public=keys.router.public, secret=others.router.secret)
+    heard, answers = asyncio.run(
+        _who_comes_through(keys, stranger, of_another_cluster, knows_the_router, knows_both_public_keys)
+    )
+    assert heard == {"right": "still here"}
+    assert answers == [Welcome("router", 1.0)]
+
+
+def test_a_refused_frame_is_said_once_and_the_next_is_read(capsys: object) -> None:
+    async def run() -> list[str]:
+        link = WorkerLink("tcp://127.0.0.1:*")
+        seen: list[str] = []
+
+        def on_frame(worker: str, batch: list[WorkerMessage]) -> None:
+            (message,) = batch
+            assert isinstance(message, Goodbye)
+            if message.reason == "bad":
+                raise InvalidRequest("it is bad.")
+            seen.append(message.reason)
+
+        link.start(on_frame)
+        worker = RouterLink(link.address, "worker")
+        for reason in ("bad", "bad", "bad", "good"):
+            worker.send([Goodbye(reason)])
+        await _until(lambda: bool(seen))
+        worker.close()
+        link.close()
+        return seen
+
+    assert asyncio.run(run()) == ["good"]
+    lines = capsys.readouterr().out.splitlines()  # type: ignore[attr-defined]
+    assert lines == ["A frame from worker b'worker' was ignored: it is bad."]
+
+
+def test_the_keys_are_not_shown() -> None:
+    keys = new_link_keys()
+    assert keys.router.secret not in repr(keys)
+    assert keys.worker.secret not in repr(keys)
+    assert keys.router.public != new_link_keys().router.public

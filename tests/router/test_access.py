@@ -1,0 +1,152 @@
+"""Who may call: tokens, tenants, roles and limits, without a socket."""
+
+from __future__ import annotations
+
+from hashlib import sha256
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster.access import AccessPlan
+from cluster.errors import ConfigError, Overloaded, PermissionDenied, PromptTooLong, Unauthenticated
+from router.access import ADMIN, GENERATE, parse_tokens
+from router.complaints import EVERY_S, Complaints
+from router.limits import RequestLimits, TenantStreams
+
+TOKEN = "baton_of-acme"
+DIGEST = sha256(TOKEN.encode()).hexdigest()
+ENTRY = f'[[token]]\nsha256 = "{DIGEST}"\ntenant = "acme"\nroles = ["generate"]\n'
+
+
+def _shown(*values: str) -> list[tuple[str, str | bytes]]:
+    return [("user-agent", "x"), *(("authorization", value) for value in values)]
+
+
+def test_a_token_tells_the_tenant_and_the_roles() -> None:
+    caller = parse_tokens(ENTRY).identify(_shown(f"Bearer {TOKEN}"))
+    assert caller.tenant == "acme"
+    caller.must_have(GENERATE)
+    with pytest.raises(PermissionDenied, match="admin"):
+        caller.must_have(ADMIN)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [(), ("",), (TOKEN,), (f"Basic {TOKEN}",), ("Bearer ",), (f"Bearer {TOKEN}x",), (f"Bearer {TOKEN}",) * 2],
+)
+def test_who_shows_no_token_or_a_wrong_one_is_nobody(values: tuple[str, ...]) -> None:
+    with pytest.raises(Unauthenticated) as caught:
+        parse_tokens(ENTRY).identify(_shown(*values))
+    assert TOKEN not in caught.value.message
+
+
+@given(st.text(max_size=30))
+def test_any_text_is_refused_with_a_sentence(text: str) -> None:
+    with pytest.raises(Unauthenticated):
+        parse_tokens(ENTRY).identify(_shown(f"Bearer {text}"))
+
+
+def test_a_request_may_name_its_own_tenant_only() -> None:
+    caller = parse_tokens(ENTRY).identify(_shown(f"bearer {TOKEN}"))
+    assert caller.tenant_for("") == caller.tenant_for("acme") == "acme"
+    with pytest.raises(PermissionDenied, match="another tenant"):
+        caller.tenant_for("rival")
+
+
+def test_an_administrator_needs_no_tenant() -> None:
+    access = parse_tokens(ENTRY.replace('tenant = "acme"\n', "").replace("generate", "admin"))
+    access.identify(_shown(f"Bearer {TOKEN}")).must_have(ADMIN)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("secret stuff", "TOML"),
+        ("token = 3", "only"),
+        ("other = 3", "only"),
+        (ENTRY.replace("sha256", "token"), "never the token itself"),
+        (ENTRY.replace(DIGEST, "secret"), "64"),
+        (ENTRY.replace("generate", "secret"), "roles"),
+        (ENTRY.replace('["generate"]', "[]"), "roles"),
+        (ENTRY.replace('"acme"', '""'), "tenant"),
+        (ENTRY.replace('"acme"', "3"), "tenant"),
+        (ENTRY + ENTRY, "twice"),
+    ],
+)
+def test_a_mistake_in_the_token_file_is_named_and_no_value_repeated(text: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words) as caught:
+        parse_tokens(text)
+    assert "secret" not in str(caught.value)
+    assert DIGEST not in str(caught.value)
+
+
+def test_hashes_are_not_shown() -> None:
+    assert DIGEST not in repr(parse_tokens(ENTRY))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "[::1]", "127.9.9.9"])
+def test_administration_on_this_machine_needs_nothing(host: str) -> None:
+    AccessPlan().check(host)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "router.example"])
+def test_administration_for_others_needs_a_guard(host: str) -> None:
+    with pytest.raises(ConfigError, match=r"access\.tokens_file or access\.client_ca"):
+        AccessPlan().check(host)
+    AccessPlan(tokens_file="t").check(host)
+    AccessPlan(tls_certificate="c", tls_key="k", client_ca="ca").check(host)
+    AccessPlan(open_admin=True).check(host)
+
+
+@pytest.mark.parametrize(
+    ("plan", "words"),
+    [
+        (AccessPlan(tls_key="k"), r"access\.tls_key is set without access\.tls_certificate"),
+        (AccessPlan(tls_certificate="c"), r"access\.tls_certificate is set without access\.tls_key"),
+        (AccessPlan(client_ca="ca"), r"access\.client_ca is set without access\.tls_certificate"),
+    ],
+)
+def test_settings_that_need_each_other_come_together(plan: AccessPlan, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        plan.check("127.0.0.1")
+
+
+def test_what_guards_the_cluster_is_told() -> None:
+    assert AccessPlan().told == "open: no TLS, no tokens"
+    assert "readable" in AccessPlan(tokens_file="t").told
+    assert AccessPlan(tls_certificate="c", tls_key="k", client_ca="a", tokens_file="t").told == "mutual TLS, tokens"
+
+
+def test_a_prompt_may_be_as_long_as_configured() -> None:
+    limits = RequestLimits(max_prompt_tokens=10)
+    limits.check_prompt(10)
+    with pytest.raises(PromptTooLong, match="11 tokens; this cluster accepts 10"):
+        limits.check_prompt(11)
+    RequestLimits().check_prompt(1 << 30)
+    assert (limits.most_prompt_tokens(5), limits.most_prompt_tokens(50)) == (5, 10)
+    assert RequestLimits().most_prompt_tokens(50) == 50
+
+
+def test_a_tenant_has_so_many_streams_and_each_gives_its_place_back() -> None:
+    streams = TenantStreams(2)
+    with streams.one_of("a"), streams.one_of("b"):
+        with streams.one_of("a"), pytest.raises(Overloaded, match="'a' has 2 answers") as caught, streams.one_of("a"):
+            raise AssertionError
+        assert caught.value.retry_after_s
+        with streams.one_of("a"):
+            pass
+    assert not streams._open
+
+
+def test_without_a_limit_nobody_waits() -> None:
+    streams = TenantStreams(0)
+    with streams.one_of(""), streams.one_of(""):
+        pass
+
+
+def test_complaints_are_few_and_counted() -> None:
+    complaints = Complaints()
+    assert complaints.line("bad", 0.0) == "bad"
+    assert [complaints.line("bad", 0.1 * step) for step in range(10)] == [None] * 10
+    assert complaints.line("bad", EVERY_S) == "bad (and 10 more like it before)"

@@ -1,0 +1,78 @@
+"""Files of certificates and tokens: checked at start, followed when they change, kept when the new ones are no good."""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+
+from cluster.access import AccessPlan
+from cluster.errors import ConfigError
+from router.credentials import Credentials, read_certificates
+from router.reloaded import Reloaded
+from tests.certificates import self_signed
+
+
+def _entry(token: str) -> str:
+    return f'[[token]]\nsha256 = "{sha256(token.encode()).hexdigest()}"\ntenant = "acme"\nroles = ["generate"]\n'
+
+
+def test_each_file_that_is_wrong_is_named(tmp_path: Path) -> None:
+    ours, other = self_signed(tmp_path, "ours"), self_signed(tmp_path, "other")
+    certificate, key = str(ours.certificate), str(ours.key)
+    nonsense = tmp_path / "nonsense"
+    nonsense.write_text("nonsense")
+    for plan, words in (
+        (
+            AccessPlan(tls_certificate=str(tmp_path / "none"), tls_key=key),
+            "none .access.tls_certificate. cannot be read",
+        ),
+        (
+            AccessPlan(tls_certificate=certificate, tls_key=str(tmp_path / "none")),
+            "none .access.tls_key. cannot be read",
+        ),
+        (AccessPlan(tls_certificate=certificate, tls_key=str(other.key)), "does not belong to the certificate"),
+        (AccessPlan(tls_certificate=certificate, tls_key=str(nonsense)), "no certificate and key in PEM"),
+        (AccessPlan(tls_certificate=certificate, tls_key=key, client_ca=str(nonsense)), "access.client_ca. holds no"),
+        (AccessPlan(tokens_file=str(tmp_path / "none")), "none .access.tokens_file. cannot be read"),
+        (AccessPlan(tokens_file=str(nonsense)), "nonsense .access.tokens_file. cannot be used: it is not valid TOML"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            Credentials(plan)
+
+
+def test_keys_are_not_shown(tmp_path: Path) -> None:
+    pair = self_signed(tmp_path, "ours")
+    found = read_certificates(AccessPlan(tls_certificate=str(pair.certificate), tls_key=str(pair.key)))
+    assert "PRIVATE KEY" not in repr(found)
+    assert b"PRIVATE KEY" in found.key
+
+
+def test_a_token_file_is_followed_and_a_bad_one_is_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "tokens.toml"
+    path.write_text(_entry("one"))
+    tokens = Credentials(AccessPlan(tokens_file=str(path))).tokens
+    assert tokens is not None
+    tokens.value.identify([("authorization", "Bearer one")])
+    path.write_text(_entry("one") + _entry("another"))
+    tokens.value.identify([("authorization", "Bearer another")])
+    path.write_text("a secret that was pasted")
+    for _ in range(3):
+        tokens.value.identify([("authorization", "Bearer another")])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1
+    assert "stays in use" in lines[0]
+    assert "secret" not in lines[0]
+    path.unlink()
+    tokens.value.identify([("authorization", "Bearer another")])
+    assert "cannot be read" in capsys.readouterr().out
+
+
+def test_a_version_counts_what_was_taken_over(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("1")
+    value = Reloaded([str(path)], path.read_text)
+    assert [value.current(), value.current()] == [(1, "1"), (1, "1")]
+    path.write_text("22")
+    assert value.current() == (2, "22")

@@ -1,0 +1,200 @@
+"""A worker is believed as far as it can be true: the rest is refused, and nothing it says stops the router."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import types
+import typing
+from enum import Enum
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cluster import messages
+from cluster.errors import InvalidRequest
+from cluster.handoff import HandoffOutcome, Reservation
+from cluster.worker import RoleName, StepSample
+from tests.pure_cluster import FRAMES, PureCluster
+
+WORKERS = ("prefill-0", "decode-0", "mixed-0", "stranger")
+REQUESTS = ("r0", "r1", "r2", "nobody", "probe/op/decode-0")
+NUMBERS = st.one_of(st.integers(0, 12), st.integers(-2, 2**31 - 1))
+BY_NAME: dict[str, st.SearchStrategy[Any]] = {
+    "request_id": st.sampled_from(REQUESTS),
+    "request_ids": st.lists(st.sampled_from(REQUESTS), max_size=3).map(tuple),
+    "reservation_id": st.sampled_from([f"{one}/{number}" for one in REQUESTS for number in range(3)]),
+    "worker": st.sampled_from(WORKERS),
+    "name": st.sampled_from(WORKERS),
+    "agent": st.sampled_from([f"{worker}:1" for worker in WORKERS]),
+    "model_id": st.sampled_from(["model", "another"]),
+    "dtype": st.sampled_from(["float32", "none"]),
+    "error": st.sampled_from(["WorkerLost", "WrongRole", "HandoffFailed", "Nonsense", ""]),
+    "stored": st.lists(st.binary(min_size=16, max_size=16), max_size=3).map(tuple),
+    "evicted": st.lists(st.binary(min_size=15, max_size=16), max_size=1).map(tuple),
+    "pages_total": st.sampled_from([24, 24, 7]),
+}
+
+
+def _values(name: str, hint: Any) -> st.SearchStrategy[Any]:
+    """Values of a field's type, mostly such as could be true."""
+    if name in BY_NAME:
+        return BY_NAME[name]
+    if isinstance(hint, types.UnionType):
+        return st.one_of(*(_values("", arm) for arm in typing.get_args(hint)))
+    if hint is type(None):
+        return st.none()
+    if typing.get_origin(hint) is tuple:
+        arms = typing.get_args(hint)
+        if arms[-1] is Ellipsis:
+            return st.lists(_values("", arms[0]), max_size=3).map(tuple)
+        return st.tuples(*(_values("", arm) for arm in arms))
+    if dataclasses.is_dataclass(hint):
+        return _instances(hint)
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        return st.sampled_from(list(hint))
+    return {
+        int: NUMBERS,
+        float: st.one_of(st.floats(0.0, 10.0), st.floats()),
+        str: st.text(max_size=8),
+        bytes: st.binary(max_size=16),
+        bool: st.booleans(),
+    }[hint]
+
+
+def _instances(kind: Any) -> st.SearchStrategy[Any]:
+    hints = typing.get_type_hints(kind)
+    fields = {one.name: _values(one.name, hints[one.name]) for one in dataclasses.fields(kind)}
+    return st.builds(kind, **fields)
+
+
+FRAME = st.tuples(
+    st.sampled_from(WORKERS),
+    st.lists(st.one_of(*map(_instances, typing.get_args(messages.WorkerMessage))), min_size=1, max_size=3),
+    st.integers(0, 25),  # what the honest ones do before
+)
+
+
+def _cluster(seed: int = 1) -> PureCluster:
+    cluster = PureCluster(random.Random(seed))
+    for name in WORKERS[:3]:
+        cluster.add(name, RoleName(name.split("-")[0]))
+    cluster.settle()
+    for index in range(3):
+        cluster.submit(f"r{index}", [index] * 9, 12)
+    return cluster
+
+
+@settings(deadline=None, max_examples=250)
+@given(seed=st.integers(0, 1000), frames=st.lists(FRAME, min_size=1, max_size=6))
+def test_nothing_a_worker_says_stops_the_router(
+    seed: int, frames: list[tuple[str, list[messages.WorkerMessage], int]]
+) -> None:
+    cluster = _cluster(seed)
+    core = cluster.core
+    for number, (worker, batch, steps) in enumerate(frames):
+        if number == 0:  # later ones could be answers to orders that honest workers cannot follow
+            for _ in range(steps):
+                cluster.step()
+        try:
+            FRAMES.check(worker, "1", batch, core.state)
+        except InvalidRequest as error:
+            assert error.message
+            continue
+        for message in batch:
+            core.on_message(worker, message, cluster.now)
+        core.tick(cluster.now + number)
+    core.tick(cluster.now + 100.0)
+
+
+def _refused(message: messages.WorkerMessage, words: str, worker: str = "decode-0") -> None:
+    with pytest.raises(InvalidRequest, match=words):
+        FRAMES.check(worker, "1", [message], _cluster().core.state)
+
+
+def test_a_worker_registers_and_reports_for_itself_only() -> None:
+    views = _cluster().core.state.workers
+    _refused(messages.Register(views["prefill-0"].info), "another worker")
+    _refused(messages.LoadReport(views["prefill-0"].load), "another worker")
+    FRAMES.check("decode-0", "1", [messages.LoadReport(views["decode-0"].load)], _cluster().core.state)
+
+
+def test_a_worker_reserves_its_own_pages_only() -> None:
+    fits = Reservation("r0/0", "r0", "decode-0:1", (3, 4), (1, 1), 0, 9)
+    FRAMES.check("decode-0", "1", [messages.Reserved(fits)], _cluster().core.state)
+    for change, words in (
+        ({"agent": "mixed-0:1"}, "another worker"),
+        ({"page_ids": (3, 24)}, "does not have"),
+        ({"page_ids": (3, -1)}, "does not have"),
+        ({"page_ids": (3, 3)}, "twice"),
+        ({"generations": (1,)}, "do not match"),
+        ({"known_tokens": 1 << 20}, "context"),
+        ({"cached_pages": -1}, "negative"),
+    ):
+        _refused(messages.Reserved(dataclasses.replace(fits, **change)), words)
+
+
+@pytest.mark.parametrize(
+    ("token", "words"),
+    [
+        (messages.TokenOutput("r0", -1, 3), "index"),
+        (messages.TokenOutput("r0", 1 << 20, 3), "index"),
+        (messages.TokenOutput("r0", 0, -1), "vocabulary"),
+        (messages.TokenOutput("r0", 0, 97), "vocabulary"),
+        (messages.TokenOutput("r0", 0, 3, float("nan")), "log-probability"),
+        (messages.TokenOutput("r0", 0, 3, -1.0, tuple((1, -1.0) for _ in range(21))), "too many"),
+        (messages.TokenOutput("r0", 0, 3, cached_tokens=-1), "cached"),
+        (messages.TokenOutput("x" * 2000, 0, 3), "too long"),
+    ],
+)
+def test_a_token_must_be_one(token: messages.TokenOutput, words: str) -> None:
+    _refused(messages.StepOutput((token,)), words)
+
+
+def test_figures_must_be_figures() -> None:
+    load = _cluster().core.state.workers["decode-0"].load
+    for change, words in (
+        ({"pages_free": -1}, "negative"),
+        ({"pages_free": 25}, "add up"),
+        ({"pages_total": 1 << 40}, "add up"),
+        ({"running": 1 << 60}, "beyond"),
+        ({"steps": (StepSample(1, 1, 1, 1, float("nan")),)}, "time"),
+        ({"steps": (StepSample(1, 1, 1, 1, 0.1),) * 20_000}, "too many"),
+        ({"request_ids": ("x",) * 70_000}, "too many"),
+    ):
+        _refused(messages.LoadReport(dataclasses.replace(load, **change)), words)
+    _refused(messages.PagesChanged(1, (b"short",), ()), "length")
+    _refused(messages.Goodbye("x" * 70_000), "too long")
+
+
+def test_another_model_is_not_let_in() -> None:
+    info = _cluster().core.state.workers["decode-0"].info
+    layout = dataclasses.replace(info.endpoint.layout, model_id="another")
+    endpoint = dataclasses.replace(info.endpoint, layout=layout)
+    _refused(messages.Register(dataclasses.replace(info, endpoint=endpoint)), "another model")
+
+
+def test_a_worker_can_neither_answer_nor_end_what_it_was_not_given() -> None:
+    cluster = _cluster()
+    cluster.add("decode-1", RoleName.DECODE)
+    cluster.settle()
+    for index in range(3):
+        assert cluster.ended[f"r{index}"].error is None
+    cluster.submit("mine", [1] * 9, 12)
+    while not cluster.shown["mine"]:
+        cluster.step()
+    given = cluster.core._records["mine"].given
+    shown = len(cluster.shown["mine"])
+    for worker in sorted(cluster.workers.keys() - given):
+        for message in (
+            messages.StepOutput((messages.TokenOutput("mine", shown, 5),)),
+            messages.RequestFailed("mine", "InternalError", "no"),
+            messages.HandoffEnded("mine", cluster.core._records["mine"].reservation_id, HandoffOutcome.FAILED),
+        ):
+            cluster._tell(cluster.workers[worker], [message])
+    assert len(cluster.shown["mine"]) == shown
+    cluster.settle()
+    assert cluster.ended["mine"].error is None
+    cluster.check_nothing_is_held()
