@@ -81,7 +81,7 @@ def test_access_reaches_the_plans_of_router_and_workers() -> None:
     assert resolved.worker_plan("w", "mixed", "").share_prefixes
     assert "tokens" in resolved.settings["access"]
     plain = resolve(parse_config(), MACHINE, MODEL)
-    assert plain.router_plan().access.max_prompt_tokens == 0
+    assert plain.router_plan("127.0.0.1").access.max_prompt_tokens == 0
     assert not plain.worker_plan("w", "mixed", "").share_prefixes
 
 
