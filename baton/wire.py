@@ -35,6 +35,7 @@ _MESSAGES: dict[type, type[Message]] = {
     handoff.Reservation: worker_pb2.Reservation,
     handoff.HandoffReport: inference_pb2.Handoff,
     handoff.HandoffNotice: worker_pb2.HandoffNotice,
+    handoff.PageChecksum: worker_pb2.PageChecksum,
     messages.TokenOutput: worker_pb2.TokenOutput,
 }
 

@@ -218,7 +218,7 @@ def measure(minutes: float, seed: int) -> tuple[dict[str, float], dict[str, Any]
     """A whole run with a Ray of its own, which is gone afterwards."""
     pools: dict[str, dict[str, Any]] = {
         "pools": dict(POOLS),
-        "engine": {"num_pages": 400, "threads": 1},
+        "engine": {"num_pages": 400, "threads": 1, "checksum_every": 1},
         "router": {"port": 0, "admin_port": 0, "policy": "least_loaded"},
         "model": {"dtype": "float32", "path": str(CHECKPOINT)},
     }

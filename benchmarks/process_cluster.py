@@ -77,7 +77,7 @@ def plans(
     max_batch: int = 16,
     lost_after_s: float = 60.0,
 ) -> tuple[RouterPlan, WorkerPlan]:
-    """The plans of a float32 cluster on this machine, one thread a worker."""
+    """The plans of a float32 cluster on this machine: one thread a worker, every page that travels is summed."""
     path = str(folder)
     router = RouterPlan(
         path, "measured", "float32", context_tokens, "127.0.0.1", 0, "127.0.0.1", 4096, lost_after_s, policy
@@ -96,5 +96,6 @@ def plans(
         mixed_chunk_tokens=chunk_tokens,
         max_batch=max_batch,
         threads=1,
+        checksum_every=1,
     )
     return router, worker

@@ -2,7 +2,8 @@
 
     [model]     path, dtype, context_tokens
     [pools]     prefill, decode, mixed
-    [engine]    page_size, num_pages, kv_memory_gib, chunk_tokens, mixed_chunk_tokens, max_batch, threads
+    [engine]    page_size, num_pages, kv_memory_gib, chunk_tokens, mixed_chunk_tokens, max_batch, threads,
+                checksum_every
     [router]    host, port, admin_host, admin_port, policy, refuse_late, max_queued, lost_after_s, state_file
     [placement] strategy; and per pool, [placement.prefill] and so on: cpus, gpus, resources, labels, env
     [access]    tls_certificate, tls_key, client_ca, tokens_file, share_prefixes, open_admin,
@@ -48,6 +49,7 @@ class EngineSection(_Section):
     mixed_chunk_tokens: int | Auto = "auto"
     max_batch: int | Auto = "auto"
     threads: int | Auto = "auto"
+    checksum_every: int = Field(default=16, ge=0)
 
 
 class RouterSection(_Section):

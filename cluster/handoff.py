@@ -85,6 +85,14 @@ class Reservation:
 
 
 @dataclass(frozen=True, slots=True)
+class PageChecksum:
+    """CRC-32 of the bytes of one page of a reservation, as the source has them."""
+
+    place: int  # in the reservation's `page_ids`
+    crc32: int
+
+
+@dataclass(frozen=True, slots=True)
 class HandoffNotice:
     """The state that travels with the final write: with the reservation's request it is the whole sequence."""
 
@@ -93,6 +101,7 @@ class HandoffNotice:
     computed: int  # positions whose KV is in the pages
     new_tokens: tuple[int, ...]  # that follow the reservation's known ones
     generations: tuple[int, ...]
+    checksums: tuple[PageChecksum, ...] = ()  # of a sample of its pages
 
 
 @dataclass(frozen=True, slots=True)

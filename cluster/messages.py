@@ -180,6 +180,15 @@ class HandoffCommitted:
 
 
 @dataclass(frozen=True, slots=True)
+class HandoffCorrupt:
+    """The target has the notice, and pages that are not what was sent: it commits nothing."""
+
+    request_id: str
+    reservation_id: str
+    wrong_pages: int
+
+
+@dataclass(frozen=True, slots=True)
 class RequestFailed:
     """A worker cannot go on with a request; `error` names a class of the error tree."""
 
@@ -234,6 +243,7 @@ WorkerMessage = (
     | ReservationRefused
     | HandoffEnded
     | HandoffCommitted
+    | HandoffCorrupt
     | RequestFailed
     | Alive
     | LoadReport

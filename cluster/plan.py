@@ -25,6 +25,7 @@ class WorkerPlan:
     mixed_chunk_tokens: int
     max_batch: int
     threads: int
+    checksum_every: int = 16  # pages of a handoff of which one is summed; 0: none
     share_prefixes: bool = False  # between tenants; as the router's
     link_keys: WorkerKeys | None = field(default=None, repr=False)  # None: the link is open
 

@@ -133,6 +133,7 @@ class Resolved:
             mixed_chunk_tokens=self.mixed_chunk_tokens,
             max_batch=self.max_batch,
             threads=own_threads,
+            checksum_every=self.config.engine.checksum_every,
             share_prefixes=self.config.access.share_prefixes,
         )
 

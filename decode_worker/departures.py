@@ -35,6 +35,7 @@ class Departures:
     """Every sequence on its way out. `on_step_ended` is the only moment at which one may pause."""
 
     pool: PagePool
+    checksum_every: int
     _leaving: dict[str, _Departure] = field(default_factory=dict)
     _ended: dict[str, _Departure] = field(default_factory=dict)  # by reservation: unwanted, but a write reads them
     _of_write: dict[int, _Departure] = field(default_factory=dict)
@@ -72,7 +73,7 @@ class Departures:
         if outbound.in_flight or not sequence.decoding:
             return []
         last = outbound.unsent_pages(sequence, page_size) == 0
-        write = outbound.push(sequence, page_size, last, self._write_ids, PAGES_PER_WRITE)
+        write = outbound.push(sequence, page_size, last, self._write_ids, self.checksum_every, PAGES_PER_WRITE)
         if write is None:
             return self._settle(departure, now)
         if last:

@@ -68,6 +68,11 @@ class Inbound:
         self._open[reservation_id] = _Inbound(sequence, reservation)
         return reservation
 
+    def pages(self, reservation_id: str) -> tuple[int, ...]:
+        """The pages that are written for an open reservation."""
+        inbound = self._open.get(reservation_id)
+        return inbound.reservation.page_ids if inbound is not None else ()
+
     def commit(self, notice: HandoffNotice) -> Sequence | None:
         """The sequence whose KV has arrived, ready to decode; None when nobody waits for it any more.
 

@@ -16,6 +16,7 @@ from cluster.handoff import HandoffNotice, HandoffOutcome
 from cluster.messages import (
     Cancel,
     HandoffCommitted,
+    HandoffCorrupt,
     HandoffEnded,
     Prefill,
     Release,
@@ -54,7 +55,7 @@ class DecodeRole:
 
     def __post_init__(self) -> None:
         self._inbound = Inbound(self.state.pool, self.state.agent, self.state.model_id, self.state.share_prefixes)
-        self._departures = Departures(self.state.pool)
+        self._departures = Departures(self.state.pool, self.state.checksum_every)
 
     def on_message(self, message: RouterMessage, now: float) -> list[Command]:
         match message:
@@ -102,6 +103,13 @@ class DecodeRole:
         commit_pages(sequence, self.state.pool, self.state.root(sequence))
         self._running[sequence.request_id] = sequence
         return [Send(HandoffCommitted(notice.request_id, notice.reservation_id))]
+
+    def reserved_pages(self, reservation_id: str) -> tuple[int, ...]:
+        return self._inbound.pages(reservation_id)
+
+    def on_corrupt(self, notice: HandoffNotice, wrong_pages: int) -> list[Command]:
+        self._inbound.cancel(notice.request_id)
+        return [Send(HandoffCorrupt(notice.request_id, notice.reservation_id, wrong_pages))]
 
     def _depart(self, message: SendPages, now: float) -> list[Command]:
         """Move a sequence that decodes to the worker of the reservation."""

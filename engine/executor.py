@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zlib
+
 import numpy as np
 import torch
 
@@ -49,6 +51,10 @@ class TorchExecutor:
         logits = self.model.forward(token_ids, layout.positions, rows, self._attention)
         sequences = [plan.slices[index].sequence for index in sampling]
         return StepResult(sample(logits, sequences, self.config.eos_token_ids))
+
+    def page_checksum(self, page: int) -> int:
+        """CRC-32 of a page's bytes, over all layers."""
+        return zlib.crc32(self.pages[page].view(torch.uint8).cpu().numpy().data)
 
     def warm_up(self) -> None:
         """Run one small prefill and one decode step, so that the first request does not pay for first calls."""

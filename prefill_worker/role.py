@@ -112,11 +112,18 @@ class PrefillRole:
     def on_notice(self, notice: HandoffNotice, now: float) -> list[Command]:
         return []
 
+    def reserved_pages(self, reservation_id: str) -> tuple[int, ...]:
+        return ()
+
+    def on_corrupt(self, notice: HandoffNotice, wrong_pages: int) -> list[Command]:
+        return []
+
     def _push(self, job: _Job, now: float) -> list[Command]:
         """Send what is computed and not sent. A running chunk never changes pages that are full."""
         if job.outbound is None or job.unwanted:
             return []
-        write = job.outbound.push(job.sequence, self.state.pool.page_size, job.computed_all, self._write_ids)
+        page_size, every = self.state.pool.page_size, self.state.checksum_every
+        write = job.outbound.push(job.sequence, page_size, job.computed_all, self._write_ids, every)
         if write is None:
             return self._settle(job, now)
         self._job_of_write[write.write_id] = job

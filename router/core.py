@@ -175,6 +175,8 @@ class RouterCore:
                 record = self._records.get(request_id)
                 if record is not None:
                     accounting.committed(record, reservation_id)
+            case messages.HandoffCorrupt(request_id, reservation_id, _):
+                self._events.append((request_id, life_events.Corrupt(reservation_id)))
             case messages.RoleChanged(role, epoch, _):
                 self.state.change_role(worker, role, epoch)
                 self._operate(self.operations.on_role_changed(worker, message, now))
@@ -240,7 +242,6 @@ class RouterCore:
                 return commands
 
     def _operate(self, actions: Sequence[Action]) -> bool:
-        """Carry out what operations want done; False when it is nothing."""
         self._events += [action for action in actions if isinstance(action, tuple)]
         self._commands += [action for action in actions if not isinstance(action, tuple)]
         return bool(actions)

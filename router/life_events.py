@@ -39,6 +39,13 @@ class SourceEnded:
 
 
 @dataclass(frozen=True, slots=True)
+class Corrupt:
+    """The target found pages that are not what was sent, and committed nothing."""
+
+    reservation_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     """The sequence's last token was streamed; `worker`, where known, computed it and holds the sequence no more."""
 
@@ -86,6 +93,7 @@ Event = (
     | PagesReserved
     | PagesRefused
     | SourceEnded
+    | Corrupt
     | Finished
     | Stopped
     | Failed

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from dataclasses import dataclass
 
-from cluster.errors import HandoffFailed, WorkerLost, WrongRole
+from cluster.errors import BatonError, HandoffFailed, WorkerLost, WrongRole
 from cluster.handoff import HandoffOutcome, HandoffReport
 from cluster.request import FinishReason
 from router.effects import (
@@ -35,6 +35,7 @@ from router.effects import (
     StopSeeking,
 )
 from router.life_events import (
+    Corrupt,
     DecodeFound,
     Event,
     Failed,
@@ -66,13 +67,31 @@ class _Attempt:
     sending: bool = False  # the source may be writing into the reservation
     moving: bool = False  # the source decodes the request, and a migration was asked for
     insist: bool = False  # whoever has room is welcome, and is waited for
+    corrupt: bool = False  # what the source delivers is worth nothing
     report: HandoffReport | None = None
+
+
+@dataclass(slots=True)
+class _Trouble:
+    """What went wrong with a request so far, over all its attempts."""
+
+    workers_lost: int = 0
+    handoffs_failed: int = 0
+    misrouted: int = 0
+    error: BatonError | None = None  # it is not tried any more
+
+    def on_handoff_failed(self, sentence: str) -> bool:
+        """Whether to try another one."""
+        self.handoffs_failed += 1
+        if self.handoffs_failed >= MAX_HANDOFF_FAILURES:
+            self.error = HandoffFailed(sentence)
+        return self.error is None
 
 
 def lifecycle(request_id: str) -> Life:
     """Drive one request. Start with `next`, then `send` it every event of the request; what it returns are its last
     effects, after which no worker holds anything for it."""
-    workers_lost = handoff_failures = misrouted = reservations = 0
+    trouble, reservations = _Trouble(), 0
     attempt = _Attempt()
     pending: tuple[Effect, ...] = (Route(),)
     while True:
@@ -101,16 +120,10 @@ def lifecycle(request_id: str) -> Life:
                 attempt.sending = False
                 if outcome is HandoffOutcome.DELIVERED:
                     pending = _delivered(attempt, report)
-                    continue
-                if attempt.moving:
-                    reason = event.reason or "it ended or was preempted meanwhile"
-                    pending = (*_give_up_target(attempt), *_stays(attempt, reason))
-                    continue
-                handoff_failures += 1
-                if handoff_failures >= MAX_HANDOFF_FAILURES:
-                    error = HandoffFailed(f"The KV pages could not be handed over: {event.reason or outcome.value}.")
-                    return (yield from _close(attempt, End(None, error)))
-                pending = (*_give_up_target(attempt), FindDecode(avoid=None))
+                else:
+                    pending = _not_delivered(attempt, trouble, event.reason)
+            case Corrupt(reservation_id) if reservation_id == attempt.reservation_id:
+                pending = _corrupt(attempt, trouble)
             case Migrate() if attempt.moving:
                 pass  # the end of the migration that is under way answers both
             case Migrate(worker) if not attempt.sending and (attempt.source or attempt.target):
@@ -126,19 +139,21 @@ def lifecycle(request_id: str) -> Life:
                 return (yield from _close_finished(attempt, reason, worker))
             case Stopped(reason, error):
                 return (yield from _close(attempt, End(reason, error)))
-            case Failed(WrongRole()) if misrouted < MAX_MISROUTED and not attempt.sending:
-                misrouted += 1
+            case Failed(WrongRole()) if trouble.misrouted < MAX_MISROUTED and not attempt.sending:
+                trouble.misrouted += 1
                 pending = (*_give_up_target(attempt), Route())
             case Failed(error):
                 return (yield from _close(attempt, End(None, error)))
             case Lost(worker) if worker in (attempt.source, attempt.target):
                 # A worker that only reserved did nothing with it, nor did one to which it was still moving.
                 aside = attempt.source is not None and (attempt.moving or not attempt.sending)
-                workers_lost += worker == attempt.source or not aside
-                if workers_lost >= MAX_WORKERS_LOST:
+                trouble.workers_lost += worker == attempt.source or not aside
+                if trouble.workers_lost >= MAX_WORKERS_LOST:
                     poison = WorkerLost("The request was on two workers that died; it is not tried a third time.")
                     return (yield from _close(attempt, End(None, poison), lost=worker))
                 pending = _after_loss(attempt, worker)
+        if trouble.error is not None:
+            return (yield from _close(attempt, End(None, trouble.error)))
 
 
 def _reserve(attempt: _Attempt, worker: str, reservation_id: str) -> tuple[Effect, ...]:
@@ -173,12 +188,40 @@ def _stays(attempt: _Attempt, reason: str) -> tuple[Effect, ...]:
 def _delivered(attempt: _Attempt, report: HandoffReport) -> tuple[Effect, ...]:
     """The pages and the sequence's state are at the target."""
     attempt.source = None
+    if attempt.corrupt:
+        return _start_over(attempt)
     moved, attempt.moving = attempt.moving, False
     if not moved:
         attempt.report = report
     if attempt.target is None:  # it died while the source's answer was on its way
         return (*((MigrationEnded(None, "its new worker died"),) if moved else ()), Route())
     return (MigrationEnded(attempt.target, report=report),) if moved else ()
+
+
+def _not_delivered(attempt: _Attempt, trouble: _Trouble, reason: str) -> tuple[Effect, ...]:
+    """The source's writes failed or were called off; it still has the pages."""
+    attempt.corrupt = False
+    if attempt.moving:
+        given_up = _give_up_target(attempt)
+        return (*given_up, *_stays(attempt, reason or "it ended or was preempted meanwhile"))
+    if not trouble.on_handoff_failed(f"The KV pages could not be handed over: {reason or 'drained'}."):
+        return ()
+    return (*_give_up_target(attempt), FindDecode(avoid=None))
+
+
+def _corrupt(attempt: _Attempt, trouble: _Trouble) -> tuple[Effect, ...]:
+    """The target found wrong bytes. The source's own report comes first, for it may not be asked anew before."""
+    sentence = "The KV pages arrived corrupt several times: look for broken memory or links."
+    if not trouble.on_handoff_failed(sentence):
+        return ()
+    attempt.corrupt = True
+    return _start_over(attempt) if attempt.source is None else ()
+
+
+def _start_over(attempt: _Attempt) -> tuple[Effect, ...]:
+    """The pages are lost with what was delivered: the prompt is computed again, mostly from the prefix cache."""
+    ended = _stays(attempt, "its pages arrived corrupt") if attempt.moving else ()
+    return (*_give_up_target(attempt), *ended, Route())
 
 
 def _give_up_target(attempt: _Attempt) -> tuple[Effect, ...]:

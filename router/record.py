@@ -165,6 +165,7 @@ def may_say(worker: str, message: WorkerMessage, records: Mapping[str, Record]) 
             messages.ReservationRefused(request_id=request_id)
             | messages.HandoffEnded(request_id=request_id)
             | messages.HandoffCommitted(request_id=request_id)
+            | messages.HandoffCorrupt(request_id=request_id)
             | messages.RequestFailed(request_id=request_id)
         ):
             record = records.get(request_id)

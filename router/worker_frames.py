@@ -68,6 +68,9 @@ class WorkerFrames:
             case messages.HandoffEnded(request_id, reservation_id, _, report, reason):
                 _check_texts((reservation_id, request_id), reason)
                 _check_report(report)
+            case messages.HandoffCorrupt(request_id, reservation_id, wrong):
+                _check_texts((reservation_id, request_id))
+                _check_counts(wrong)
             case messages.HandoffCommitted(request_id, reservation_id):
                 _check_texts((reservation_id, request_id))
             case messages.RequestFailed(request_id, error, text):

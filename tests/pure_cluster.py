@@ -115,6 +115,8 @@ class PureCluster:
     shown: dict[str, list[int]] = field(default_factory=dict)
     ended: dict[str, Completion] = field(default_factory=dict)
     now: float = 0.0
+    corruption: float = 0.0  # share of the handoffs whose pages arrive corrupt, which the target notices
+    corrupted: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         state = ClusterState(share_prefixes=self.share_prefixes)
@@ -276,7 +278,13 @@ class PureCluster:
         return True
 
     def _notify(self, worker: PureWorker) -> bool:
-        self._act(worker, worker.role.on_notice(worker.notices.popleft(), self.now))
+        notice = worker.notices.popleft()
+        if notice.reservation_id in self.corrupted:
+            for page in worker.role.reserved_pages(notice.reservation_id):
+                worker.memory[page] = [None] * PAGE_SIZE
+            self._act(worker, worker.role.on_corrupt(notice, 1))
+        else:
+            self._act(worker, worker.role.on_notice(notice, self.now))
         return True
 
     def _run(self, worker: PureWorker) -> bool:
@@ -297,6 +305,8 @@ class PureCluster:
                 target.memory[theirs] = list(source.memory[ours])
             if write.notice is not None:
                 target.notices.append(write.notice)
+                if self.rng.random() < self.corruption:
+                    self.corrupted.add(write.notice.reservation_id)
         outcome = WriteEnded(write.write_id, 16 * len(write.source_pages), 0.001, error)
         self._act(source, source.role.on_write_ended(outcome, self.now))
         return True

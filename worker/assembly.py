@@ -41,7 +41,14 @@ def assemble(plan: WorkerPlan, incarnation: str, host: str, tell: Callable[[str]
     budget = StepBudget(plan.chunk_tokens, plan.max_batch, plan.mixed_chunk_tokens)
     shared = plan.share_prefixes
     state = WorkerState(
-        agent, layout.model_id, config.eos_token_ids, context_tokens, budget, pool, share_prefixes=shared
+        agent,
+        layout.model_id,
+        config.eos_token_ids,
+        context_tokens,
+        budget,
+        pool,
+        share_prefixes=shared,
+        checksum_every=plan.checksum_every,
     )
     info = WorkerInfo(
         name=plan.name,
@@ -63,4 +70,5 @@ def assemble(plan: WorkerPlan, incarnation: str, host: str, tell: Callable[[str]
         link=RouterLink(plan.router_address, plan.name, incarnation, plan.link_keys),
         make_transport=lambda agent: NixlTransport(executor.pages, layout, agent),
         heartbeat=Heartbeat(plan.router_address, plan.name, plan.link_keys),
+        checksum=executor.page_checksum,
     )

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from baton.wire import decode_notice, encode_notice
 from cluster.errors import BatonError, InternalError, InvalidRequest
+from cluster.handoff import HandoffNotice
 from cluster.messages import (
     Goodbye,
     PeerJoined,
@@ -29,6 +30,7 @@ from cluster.worker import WorkerInfo
 from engine.step import Executor
 from kv_transfer.transport import Notice, TransferEvent, Transport, WriteDone, WriteFailed
 from worker.heartbeat import Heartbeat
+from worker.page_checksums import Checksum, checksums, wrong_pages
 from worker.reports import Reports
 from worker.role import Command, Role, Send, WriteEnded, WritePages
 from worker.role_switch import make_role, switch_role
@@ -49,6 +51,7 @@ class WorkerLoop:
     link: RouterLink
     make_transport: Callable[[str], Transport]  # from the name that peers know us by
     heartbeat: Heartbeat
+    checksum: Checksum
     role: Role = field(init=False)
     transport: Transport = field(init=False)
     _outbox: list[WorkerMessage] = field(default_factory=list)
@@ -181,7 +184,16 @@ class WorkerLoop:
                 except InvalidRequest as error:
                     print(f"{self.info.name}: notice from {agent} ignored: {error.message}", flush=True)
                     return
-                self._perform(self.role.on_notice(notice, now))
+                self._on_notice(notice, now)
+
+    def _on_notice(self, notice: HandoffNotice, now: float) -> None:
+        page_ids = self.role.reserved_pages(notice.reservation_id)
+        wrong = wrong_pages(notice, page_ids, self.checksum) if page_ids else []
+        if wrong:
+            print(f"{self.info.name}: {len(wrong)} pages of {notice.reservation_id} arrived corrupt", flush=True)
+            self._perform(self.role.on_corrupt(notice, len(wrong)))
+        else:
+            self._perform(self.role.on_notice(notice, now))
 
     def _perform(self, commands: list[Command]) -> None:
         for command in commands:
@@ -192,7 +204,9 @@ class WorkerLoop:
                     self._write(command)
 
     def _write(self, command: WritePages) -> None:
-        notice = encode_notice(command.notice) if command.notice is not None else None
+        notice = None
+        if command.notice is not None:
+            notice = encode_notice(replace(command.notice, checksums=checksums(command.summed, self.checksum)))
         try:
             transfer = self.transport.write(command.agent, command.source_pages, command.target_pages, notice)
         except BatonError as error:

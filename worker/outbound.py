@@ -18,6 +18,7 @@ from cluster.handoff import (
     advance,
 )
 from engine.sequence import Sequence
+from worker.page_checksums import sampled
 from worker.role import WriteEnded, WritePages
 
 
@@ -52,7 +53,13 @@ class Outbound:
         return max(0, sequence.computed // page_size - self.sent)
 
     def push(
-        self, sequence: Sequence, page_size: int, last: bool, write_ids: Iterator[int], most_pages: int | None = None
+        self,
+        sequence: Sequence,
+        page_size: int,
+        last: bool,
+        write_ids: Iterator[int],
+        checksum_every: int,
+        most_pages: int | None = None,
     ) -> WritePages | None:
         """The next write, if there is something to send and nothing forbids it.
 
@@ -77,6 +84,7 @@ class Outbound:
             source_pages=tuple(sequence.page_table[first : self.sent]),
             target_pages=self.reservation.page_ids[first - offset : self.sent - offset],
             notice=self._notice(sequence) if last else None,
+            summed=self._summed(sequence, checksum_every) if last else (),
         )
         self.state = advance(self.state, HandoffStep.WRITE)
         self.pages_sent += len(write.source_pages)
@@ -84,6 +92,11 @@ class Outbound:
         if last:
             self.final_write = write.write_id
         return write
+
+    def _summed(self, sequence: Sequence, every: int) -> tuple[tuple[int, int], ...]:
+        offset = self.reservation.cached_pages
+        places = sampled(self.reservation.reservation_id, self.sent - offset, every)
+        return tuple((place, sequence.page_table[place + offset]) for place in places)
 
     def _notice(self, sequence: Sequence) -> HandoffNotice:
         return HandoffNotice(

@@ -33,6 +33,9 @@ class WritePages:
     source_pages: tuple[int, ...]
     target_pages: tuple[int, ...]
     notice: HandoffNotice | None
+    summed: tuple[
+        tuple[int, int], ...
+    ] = ()  # (place in the reservation, our page) whose checksums the notice takes along
 
 
 Command = Send | WritePages
@@ -70,6 +73,14 @@ class Role(Protocol):
     def on_write_ended(self, outcome: WriteEnded, now: float) -> list[Command]: ...
 
     def on_notice(self, notice: HandoffNotice, now: float) -> list[Command]: ...
+
+    def reserved_pages(self, reservation_id: str) -> tuple[int, ...]:
+        """Our pages that a peer writes for this reservation; empty when nobody waits for it."""
+        ...
+
+    def on_corrupt(self, notice: HandoffNotice, wrong_pages: int) -> list[Command]:
+        """The notice has come in place of `on_notice`, with pages that are not what was sent."""
+        ...
 
     def plan(self, now: float) -> StepPlan | None: ...
 

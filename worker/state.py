@@ -21,6 +21,7 @@ class WorkerState:
     budget: StepBudget
     pool: PagePool
     role_epoch: int = 0
+    checksum_every: int = 16  # pages of a handoff of which one is summed; 0: none
     share_prefixes: bool = False  # between tenants
 
     def root(self, sequence: Sequence) -> bytes:

@@ -170,6 +170,7 @@ class WorkerMessage(google.protobuf.message.Message):
     GOODBYE_FIELD_NUMBER: builtins.int
     ROLE_CHANGED_FIELD_NUMBER: builtins.int
     ALIVE_FIELD_NUMBER: builtins.int
+    HANDOFF_CORRUPT_FIELD_NUMBER: builtins.int
     @property
     def register(self) -> global___Register: ...
     @property
@@ -194,6 +195,8 @@ class WorkerMessage(google.protobuf.message.Message):
     def role_changed(self) -> global___RoleChanged: ...
     @property
     def alive(self) -> global___Alive: ...
+    @property
+    def handoff_corrupt(self) -> global___HandoffCorrupt: ...
     def __init__(
         self,
         *,
@@ -209,10 +212,11 @@ class WorkerMessage(google.protobuf.message.Message):
         goodbye: global___Goodbye | None = ...,
         role_changed: global___RoleChanged | None = ...,
         alive: global___Alive | None = ...,
+        handoff_corrupt: global___HandoffCorrupt | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["alive", b"alive", "goodbye", b"goodbye", "handoff_committed", b"handoff_committed", "handoff_ended", b"handoff_ended", "kind", b"kind", "load_report", b"load_report", "pages_changed", b"pages_changed", "register", b"register", "request_failed", b"request_failed", "reservation_refused", b"reservation_refused", "reserved", b"reserved", "role_changed", b"role_changed", "step_output", b"step_output"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["alive", b"alive", "goodbye", b"goodbye", "handoff_committed", b"handoff_committed", "handoff_ended", b"handoff_ended", "kind", b"kind", "load_report", b"load_report", "pages_changed", b"pages_changed", "register", b"register", "request_failed", b"request_failed", "reservation_refused", b"reservation_refused", "reserved", b"reserved", "role_changed", b"role_changed", "step_output", b"step_output"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["register", "step_output", "reserved", "reservation_refused", "handoff_ended", "handoff_committed", "request_failed", "load_report", "pages_changed", "goodbye", "role_changed", "alive"] | None: ...
+    def HasField(self, field_name: typing.Literal["alive", b"alive", "goodbye", b"goodbye", "handoff_committed", b"handoff_committed", "handoff_corrupt", b"handoff_corrupt", "handoff_ended", b"handoff_ended", "kind", b"kind", "load_report", b"load_report", "pages_changed", b"pages_changed", "register", b"register", "request_failed", b"request_failed", "reservation_refused", b"reservation_refused", "reserved", b"reserved", "role_changed", b"role_changed", "step_output", b"step_output"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["alive", b"alive", "goodbye", b"goodbye", "handoff_committed", b"handoff_committed", "handoff_corrupt", b"handoff_corrupt", "handoff_ended", b"handoff_ended", "kind", b"kind", "load_report", b"load_report", "pages_changed", b"pages_changed", "register", b"register", "request_failed", b"request_failed", "reservation_refused", b"reservation_refused", "reserved", b"reserved", "role_changed", b"role_changed", "step_output", b"step_output"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["register", "step_output", "reserved", "reservation_refused", "handoff_ended", "handoff_committed", "request_failed", "load_report", "pages_changed", "goodbye", "role_changed", "alive", "handoff_corrupt"] | None: ...
 
 global___WorkerMessage = WorkerMessage
 
@@ -766,6 +770,27 @@ class HandoffCommitted(google.protobuf.message.Message):
 global___HandoffCommitted = HandoffCommitted
 
 @typing.final
+class HandoffCorrupt(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    RESERVATION_ID_FIELD_NUMBER: builtins.int
+    WRONG_PAGES_FIELD_NUMBER: builtins.int
+    request_id: builtins.str
+    reservation_id: builtins.str
+    wrong_pages: builtins.int
+    def __init__(
+        self,
+        *,
+        request_id: builtins.str = ...,
+        reservation_id: builtins.str = ...,
+        wrong_pages: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["request_id", b"request_id", "reservation_id", b"reservation_id", "wrong_pages", b"wrong_pages"]) -> None: ...
+
+global___HandoffCorrupt = HandoffCorrupt
+
+@typing.final
 class RequestFailed(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -960,6 +985,7 @@ class HandoffNotice(google.protobuf.message.Message):
     COMPUTED_FIELD_NUMBER: builtins.int
     NEW_TOKENS_FIELD_NUMBER: builtins.int
     GENERATIONS_FIELD_NUMBER: builtins.int
+    CHECKSUMS_FIELD_NUMBER: builtins.int
     reservation_id: builtins.str
     request_id: builtins.str
     computed: builtins.int
@@ -967,6 +993,8 @@ class HandoffNotice(google.protobuf.message.Message):
     def new_tokens(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
     @property
     def generations(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
+    @property
+    def checksums(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___PageChecksum]: ...
     def __init__(
         self,
         *,
@@ -975,7 +1003,26 @@ class HandoffNotice(google.protobuf.message.Message):
         computed: builtins.int = ...,
         new_tokens: collections.abc.Iterable[builtins.int] | None = ...,
         generations: collections.abc.Iterable[builtins.int] | None = ...,
+        checksums: collections.abc.Iterable[global___PageChecksum] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["computed", b"computed", "generations", b"generations", "new_tokens", b"new_tokens", "request_id", b"request_id", "reservation_id", b"reservation_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["checksums", b"checksums", "computed", b"computed", "generations", b"generations", "new_tokens", b"new_tokens", "request_id", b"request_id", "reservation_id", b"reservation_id"]) -> None: ...
 
 global___HandoffNotice = HandoffNotice
+
+@typing.final
+class PageChecksum(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PLACE_FIELD_NUMBER: builtins.int
+    CRC32_FIELD_NUMBER: builtins.int
+    place: builtins.int
+    crc32: builtins.int
+    def __init__(
+        self,
+        *,
+        place: builtins.int = ...,
+        crc32: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["crc32", b"crc32", "place", b"place"]) -> None: ...
+
+global___PageChecksum = PageChecksum

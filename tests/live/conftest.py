@@ -84,7 +84,14 @@ def start_live(
     )
     overrides = {
         "pools": {"prefill": 0, "decode": 0, "mixed": 0, **pools},
-        "engine": {"page_size": PAGE_SIZE, "num_pages": 400, "chunk_tokens": CHUNK_TOKENS, "threads": 1, **engine},
+        "engine": {
+            "page_size": PAGE_SIZE,
+            "num_pages": 400,
+            "chunk_tokens": CHUNK_TOKENS,
+            "threads": 1,
+            "checksum_every": 1,
+            **engine,
+        },
         "router": {"port": 0, "admin_port": 0, "policy": policy},
         "model": {"dtype": "float32"},
     }
