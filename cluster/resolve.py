@@ -111,6 +111,7 @@ class Resolved:
             refuse_late=router.refuse_late,
             max_queued=router.max_queued,
             lost_after_s=router.lost_after_s,
+            stop_grace_s=router.stop_grace_s,
             state_file=router.state_file,
             settings=self.settings,
             access=self.access_plan(),

@@ -25,6 +25,7 @@ from router.worker_gate import new_link_keys
 from worker.actor import WorkerActor
 
 POLL_S = 0.1
+MAX_GRACE_S = 60.0  # of router.stop_grace_s
 Tell = Callable[[str, str], None]  # (process name, what it is doing)
 
 
@@ -150,9 +151,10 @@ def stop_workers(resolved: Resolved, names: list[str], prefix: str = "", timeout
 
 
 def stop_cluster(prefix: str = "", timeout_s: float = 10.0) -> list[str]:
-    """Stop every actor of the cluster, the router last; returns their names."""
-    names = sorted(_actor_names(prefix), key=lambda name: (name == prefix + ROUTER, name))
-    _stop(names, timeout_s)
+    """Stop every actor of the cluster, the router first, which lets streams end for a while; returns their names."""
+    names = sorted(_actor_names(prefix), key=lambda name: (name != prefix + ROUTER, name))
+    _stop(names[:1], timeout_s + MAX_GRACE_S)
+    _stop(names[1:], timeout_s)
     release_groups(prefix)
     return names
 

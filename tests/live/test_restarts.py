@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -126,3 +127,14 @@ def test_a_plain_client_resumes_by_index(restarted: Live) -> None:
             assert [token.index for token in tokens] == list(range(20, len(whole.tokens)))
             assert [token.id for token in tokens] == whole.token_ids[20:]
     restarted.wait_idle()
+
+
+def test_taking_a_cluster_down_lets_its_streams_end(restarted: Live) -> None:
+    with restarted.client() as client:
+        expected = client.generate(PROMPT, **OPTIONS).token_ids
+        stream = client.stream(PROMPT, **OPTIONS)
+        next(stream)
+        with ThreadPoolExecutor(1) as pool:
+            ended = pool.submit(stop_cluster, "again-")
+            assert stream.answer.token_ids == expected
+            assert "again-router" in ended.result()
