@@ -14,7 +14,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cluster.errors import ConfigError
+from cluster.errors import ConfigError, NoWorkers
 from cluster.placement import demand
 from cluster.ray_names import NAMESPACE, ROUTER
 from cluster.resolve import Resolved
@@ -181,8 +181,11 @@ def _stop(names: list[str], timeout_s: float) -> None:
 
 
 def router_pid(prefix: str = "", timeout_s: float = 30.0) -> int:
-    """The process of the router, once it runs (again)."""
-    return ray.get(_router(prefix).pid.remote(), timeout=timeout_s)  # type: ignore[no-any-return]
+    """The process of the router; raises `NoWorkers` (try again) while Ray starts it anew."""
+    try:
+        return ray.get(_router(prefix).pid.remote(), timeout=timeout_s)  # type: ignore[no-any-return]
+    except ray.exceptions.RayError as error:
+        raise NoWorkers(f"The router is not there: {str(error).splitlines()[0]}") from None
 
 
 def _router(prefix: str) -> Any:
