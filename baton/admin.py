@@ -108,13 +108,18 @@ class Admin:
         """Whether the pool planner moves workers by itself."""
         return self._call(self._stub.SetAuto, admin_pb2.SetAutoRequest(on=on))  # type: ignore[no-any-return]
 
+    def check_pages(self, seconds: float = 3.0) -> admin_pb2.PageCheck:
+        """Compare for so long what the workers hold with what the live requests account for."""
+        request = admin_pb2.CheckPagesRequest(seconds=seconds)
+        return self._call(self._stub.CheckPages, request, self._timeout_s + seconds)  # type: ignore[no-any-return]
+
     def _start(self, kind: dict[str, Any], operation_id: str, dry_run: bool) -> admin_pb2.Operation:
         request = admin_pb2.StartOperationRequest(operation_id=operation_id, dry_run=dry_run, **kind)
         return self._call(self._stub.StartOperation, request)  # type: ignore[no-any-return]
 
-    def _call(self, method: Any, request: Any) -> Any:
+    def _call(self, method: Any, request: Any, timeout_s: float | None = None) -> Any:
         try:
-            return method(request, timeout=self._timeout_s, metadata=self._metadata)
+            return method(request, timeout=timeout_s or self._timeout_s, metadata=self._metadata)
         except grpc.RpcError as error:
             raise error_from_rpc(error, self.address) from None
 

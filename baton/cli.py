@@ -13,6 +13,7 @@ import typer
 from rich.markup import escape
 
 from baton.admin_options import Json, err, out, print_document
+from baton.doctor_cli import doctor
 from baton.errors import BatonError
 from baton.pools_cli import cancel, drain, migrate, operations, rebalance, undrain
 from baton.report import print_answer, print_settings
@@ -194,6 +195,7 @@ for command in (status, pools, explain, policy, rebalance, drain, undrain, migra
 app.command()(simulate)
 app.command()(plan)
 app.add_typer(token, name="token")
+app.add_typer(doctor, name="doctor")
 
 
 def _read(config: Path | None) -> str:

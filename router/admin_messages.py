@@ -7,6 +7,7 @@ from cluster.errors import InvalidRequest
 from router.core import RouterCore
 from router.explanation import Explanation
 from router.operation import Ask, Drain, Migrate, Operation, Rebalance, Undrain
+from router.page_audit import Verdict
 from router.policy.cluster_state import WorkerView
 
 
@@ -123,5 +124,29 @@ def explanation_message(request_id: str, explanation: Explanation) -> admin_pb2.
             wait_s=one.wait_s,
             uncached_tokens=one.uncached_tokens,
             tpot_s=one.tpot_s,
+        )
+    return message
+
+
+def page_check_message(verdict: Verdict) -> admin_pb2.PageCheck:
+    """Who holds what, and what of it nobody accounts for."""
+    message = admin_pb2.PageCheck(
+        clean=verdict.clean,
+        live_requests=verdict.live_requests,
+        unanswered_handoffs=verdict.unanswered_handoffs,
+        lost_handoffs=verdict.lost_handoffs,
+    )
+    for one in verdict.workers:
+        message.workers.add(
+            name=one.latest.worker,
+            incarnation=one.latest.incarnation,
+            pages_total=one.latest.pages_total,
+            pages_free=one.latest.pages_free,
+            pages_cached=one.latest.pages_cached,
+            pages_held=one.latest.pages_owned,
+            pages_accounted=one.pages_accounted,
+            pages_leaked=one.pages_leaked,
+            unknown=one.unknown,
+            reported=one.reported,
         )
     return message

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
@@ -11,17 +12,27 @@ from functools import partial
 import grpc
 
 from baton.v1 import admin_pb2, admin_pb2_grpc
-from cluster.errors import BatonError, NotFound
+from cluster.errors import BatonError, InvalidRequest, NotFound
 from cluster.worker import RoleName
 from router.access import ADMIN
-from router.admin_messages import explanation_message, operation_message, planner_message, read_ask, worker_message
+from router.admin_messages import (
+    explanation_message,
+    operation_message,
+    page_check_message,
+    planner_message,
+    read_ask,
+    worker_message,
+)
 from router.credentials import Credentials
 from router.driver import Driver
 from router.failure import abort
 from router.grpc_server import serve
+from router.page_audit import PageAudit, judge
 from router.policy.policies import NAMES
 
 SERVICE = "baton.v1.Admin"
+CHECK_S, CHECK_MIN_S, CHECK_MAX_S = 3.0, 1.0, 60.0  # how long pages are watched
+LOOK_EVERY_S = 0.1
 
 
 @asynccontextmanager
@@ -114,6 +125,21 @@ class AdminService(admin_pb2_grpc.AdminServicer):
     async def SetAuto(self, request: admin_pb2.SetAutoRequest, context: grpc.aio.ServicerContext) -> admin_pb2.Planner:
         self.driver.core.automation.auto = request.on
         return planner_message(self.driver.core, self.driver.clock())
+
+    async def CheckPages(
+        self, request: admin_pb2.CheckPagesRequest, context: grpc.aio.ServicerContext
+    ) -> admin_pb2.PageCheck:
+        async with _told(context):
+            seconds = request.seconds or CHECK_S
+            if not CHECK_MIN_S <= seconds <= CHECK_MAX_S:
+                raise InvalidRequest(f"Pages are watched for {CHECK_MIN_S:g} to {CHECK_MAX_S:g} seconds.")
+            core = self.driver.core
+            audit = PageAudit(core.state, core.operations.records, core.membership.quarantine)
+            looks = [audit.look()]
+            for _ in range(round(seconds / LOOK_EVERY_S)):
+                await asyncio.sleep(LOOK_EVERY_S)
+                looks.append(audit.look())
+        return page_check_message(judge(looks))
 
 
 async def start_admin_server(

@@ -46,5 +46,13 @@ class Quarantine:
         """Whether somebody may still write into pages that the worker once reserved."""
         return any(reader == target for _, reader in self._sending.values())
 
+    def sending(self) -> dict[str, str]:
+        """Every reservation that somebody was told to write into, and has not answered about, with its writer."""
+        return {reservation_id: source for reservation_id, (source, _) in self._sending.items()}
+
+    def holds(self, reservation_id: str) -> bool:
+        """Whether the reservation is open because somebody may still write into it."""
+        return reservation_id in self._sending
+
     def __len__(self) -> int:
         return len(self._sending)

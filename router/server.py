@@ -30,6 +30,7 @@ from router.reloaded import Reloaded
 from router.stream import TextToken
 
 MAX_NAME_BYTES = 256
+MAX_TOKENS_PER_MESSAGE = 1000  # with log-probabilities some 300 KiB; most gRPC clients accept 4 MiB
 T = TypeVar("T")
 SERVICE = "baton.v1.Inference"
 
@@ -207,15 +208,25 @@ Batch = tuple[list[TextToken], Completion | None]
 async def _responses(
     next_batch: Callable[[], Awaitable[Batch]], first: int = 0
 ) -> AsyncIterator[tuple[inference_pb2.GenerateResponse, Completion | None]]:  # type: ignore[no-untyped-def]
-    """Messages for the client, from token index `first`, until the completion, which rides with the last tokens."""
+    """Messages for the client, from token index `first`, until the completion, which rides with the last tokens.
+
+    A client that has not read for a while, or takes a stream up again, gets its tokens in messages of bounded size.
+    """
     while True:
         tokens, completion = await next_batch()
-        shown = [token_message(token) for token in tokens if token.index >= first]
+        shown = [token for token in tokens if token.index >= first]
         if not shown and completion is None:
             continue
-        response = inference_pb2.GenerateResponse(tokens=shown)
+        while len(shown) > MAX_TOKENS_PER_MESSAGE:
+            yield _tokens_message(shown[:MAX_TOKENS_PER_MESSAGE]), None
+            shown = shown[MAX_TOKENS_PER_MESSAGE:]
+        response = _tokens_message(shown)
         if completion is not None and completion.error is None:
             response.finish.CopyFrom(finish_message(completion))
         yield response, completion
         if completion is not None:
             return
+
+
+def _tokens_message(tokens: list[TextToken]) -> inference_pb2.GenerateResponse:
+    return inference_pb2.GenerateResponse(tokens=map(token_message, tokens))

@@ -610,3 +610,101 @@ class Planner(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["auto", b"auto", "decode", b"decode", "output_tokens_per_s", b"output_tokens_per_s", "prefill", b"prefill", "prompt_tokens_per_s", b"prompt_tokens_per_s", "why", b"why"]) -> None: ...
 
 global___Planner = Planner
+
+@typing.final
+class CheckPagesRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SECONDS_FIELD_NUMBER: builtins.int
+    seconds: builtins.float
+    """How long to look, 1 to 60; 0: 3. What is found all the while is a leak."""
+    def __init__(
+        self,
+        *,
+        seconds: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["seconds", b"seconds"]) -> None: ...
+
+global___CheckPagesRequest = CheckPagesRequest
+
+@typing.final
+class PageCheck(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CLEAN_FIELD_NUMBER: builtins.int
+    WORKERS_FIELD_NUMBER: builtins.int
+    LIVE_REQUESTS_FIELD_NUMBER: builtins.int
+    UNANSWERED_HANDOFFS_FIELD_NUMBER: builtins.int
+    LOST_HANDOFFS_FIELD_NUMBER: builtins.int
+    clean: builtins.bool
+    """Nothing is leaked, and every worker has reported meanwhile."""
+    live_requests: builtins.int
+    unanswered_handoffs: builtins.int
+    """Transfers that were ordered and whose end is not known yet."""
+    @property
+    def workers(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___WorkerPages]: ...
+    @property
+    def lost_handoffs(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Of these: reservations that nobody will answer about, because their source does not have the request."""
+
+    def __init__(
+        self,
+        *,
+        clean: builtins.bool = ...,
+        workers: collections.abc.Iterable[global___WorkerPages] | None = ...,
+        live_requests: builtins.int = ...,
+        unanswered_handoffs: builtins.int = ...,
+        lost_handoffs: collections.abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["clean", b"clean", "live_requests", b"live_requests", "lost_handoffs", b"lost_handoffs", "unanswered_handoffs", b"unanswered_handoffs", "workers", b"workers"]) -> None: ...
+
+global___PageCheck = PageCheck
+
+@typing.final
+class WorkerPages(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    INCARNATION_FIELD_NUMBER: builtins.int
+    PAGES_TOTAL_FIELD_NUMBER: builtins.int
+    PAGES_FREE_FIELD_NUMBER: builtins.int
+    PAGES_CACHED_FIELD_NUMBER: builtins.int
+    PAGES_HELD_FIELD_NUMBER: builtins.int
+    PAGES_ACCOUNTED_FIELD_NUMBER: builtins.int
+    PAGES_LEAKED_FIELD_NUMBER: builtins.int
+    UNKNOWN_FIELD_NUMBER: builtins.int
+    REPORTED_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    incarnation: builtins.str
+    pages_total: builtins.int
+    """By its latest report; total = free + cached + held."""
+    pages_free: builtins.int
+    pages_cached: builtins.int
+    pages_held: builtins.int
+    pages_accounted: builtins.int
+    """The most that the live requests it names may hold. A prefix page that several share counts for each."""
+    pages_leaked: builtins.int
+    """Held all the while beyond what is accounted for."""
+    reported: builtins.bool
+    """It has reported meanwhile; else nothing is proven of it."""
+    @property
+    def unknown(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Requests and reservations that it names all the while, and no live request accounts for."""
+
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        incarnation: builtins.str = ...,
+        pages_total: builtins.int = ...,
+        pages_free: builtins.int = ...,
+        pages_cached: builtins.int = ...,
+        pages_held: builtins.int = ...,
+        pages_accounted: builtins.int = ...,
+        pages_leaked: builtins.int = ...,
+        unknown: collections.abc.Iterable[builtins.str] | None = ...,
+        reported: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["incarnation", b"incarnation", "name", b"name", "pages_accounted", b"pages_accounted", "pages_cached", b"pages_cached", "pages_free", b"pages_free", "pages_held", b"pages_held", "pages_leaked", b"pages_leaked", "pages_total", b"pages_total", "reported", b"reported", "unknown", b"unknown"]) -> None: ...
+
+global___WorkerPages = WorkerPages

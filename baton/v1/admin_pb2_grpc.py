@@ -75,6 +75,11 @@ class AdminStub(object):
                 request_serializer=baton_dot_v1_dot_admin__pb2.SetAutoRequest.SerializeToString,
                 response_deserializer=baton_dot_v1_dot_admin__pb2.Planner.FromString,
                 _registered_method=True)
+        self.CheckPages = channel.unary_unary(
+                '/baton.v1.Admin/CheckPages',
+                request_serializer=baton_dot_v1_dot_admin__pb2.CheckPagesRequest.SerializeToString,
+                response_deserializer=baton_dot_v1_dot_admin__pb2.PageCheck.FromString,
+                _registered_method=True)
 
 
 class AdminServicer(object):
@@ -136,6 +141,13 @@ class AdminServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CheckPages(self, request, context):
+        """Compare for a few seconds what the workers hold with what the live requests account for. Changes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -178,6 +190,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.SetAuto,
                     request_deserializer=baton_dot_v1_dot_admin__pb2.SetAutoRequest.FromString,
                     response_serializer=baton_dot_v1_dot_admin__pb2.Planner.SerializeToString,
+            ),
+            'CheckPages': grpc.unary_unary_rpc_method_handler(
+                    servicer.CheckPages,
+                    request_deserializer=baton_dot_v1_dot_admin__pb2.CheckPagesRequest.FromString,
+                    response_serializer=baton_dot_v1_dot_admin__pb2.PageCheck.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -397,6 +414,33 @@ class Admin(object):
             '/baton.v1.Admin/SetAuto',
             baton_dot_v1_dot_admin__pb2.SetAutoRequest.SerializeToString,
             baton_dot_v1_dot_admin__pb2.Planner.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CheckPages(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/baton.v1.Admin/CheckPages',
+            baton_dot_v1_dot_admin__pb2.CheckPagesRequest.SerializeToString,
+            baton_dot_v1_dot_admin__pb2.PageCheck.FromString,
             options,
             channel_credentials,
             insecure,

@@ -68,6 +68,12 @@ class AdminStub:
     ]
     """Whether the pool planner moves workers by itself."""
 
+    CheckPages: grpc.UnaryUnaryMultiCallable[
+        baton.v1.admin_pb2.CheckPagesRequest,
+        baton.v1.admin_pb2.PageCheck,
+    ]
+    """Compare for a few seconds what the workers hold with what the live requests account for. Changes nothing."""
+
 class AdminAsyncStub:
     """For operators."""
 
@@ -117,6 +123,12 @@ class AdminAsyncStub:
         baton.v1.admin_pb2.Planner,
     ]
     """Whether the pool planner moves workers by itself."""
+
+    CheckPages: grpc.aio.UnaryUnaryMultiCallable[
+        baton.v1.admin_pb2.CheckPagesRequest,
+        baton.v1.admin_pb2.PageCheck,
+    ]
+    """Compare for a few seconds what the workers hold with what the live requests account for. Changes nothing."""
 
 class AdminServicer(metaclass=abc.ABCMeta):
     """For operators."""
@@ -183,5 +195,13 @@ class AdminServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[baton.v1.admin_pb2.Planner, collections.abc.Awaitable[baton.v1.admin_pb2.Planner]]:
         """Whether the pool planner moves workers by itself."""
+
+    @abc.abstractmethod
+    def CheckPages(
+        self,
+        request: baton.v1.admin_pb2.CheckPagesRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[baton.v1.admin_pb2.PageCheck, collections.abc.Awaitable[baton.v1.admin_pb2.PageCheck]]:
+        """Compare for a few seconds what the workers hold with what the live requests account for. Changes nothing."""
 
 def add_AdminServicer_to_server(servicer: AdminServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

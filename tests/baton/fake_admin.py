@@ -30,6 +30,7 @@ class FakeAdmin(admin_pb2_grpc.AdminServicer):
     states: list[admin_pb2.Operation] = field(default_factory=lambda: [operation("done", "done")])
     plan: admin_pb2.Operation = field(default_factory=lambda: operation("planned", "waiting"))
     held: bool = False
+    check: admin_pb2.PageCheck = field(default_factory=admin_pb2.PageCheck)
     started: list[admin_pb2.StartOperationRequest] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
     refusal: tuple[str, str] | None = None  # (error's name, sentence)
@@ -79,6 +80,9 @@ class FakeAdmin(admin_pb2_grpc.AdminServicer):
 
     def SetAuto(self, request: admin_pb2.SetAutoRequest, context: grpc.ServicerContext) -> admin_pb2.Planner:  # noqa: N802
         return admin_pb2.Planner(auto=request.on)
+
+    def CheckPages(self, request: object, context: grpc.ServicerContext) -> admin_pb2.PageCheck:  # noqa: N802
+        return self.check
 
     def release(self) -> None:
         """Nothing is held any more."""

@@ -258,3 +258,18 @@ def test_names_are_completed_from_the_running_cluster(admin: FakeAdmin) -> None:
     assert _completions("baton policy r") == ["round_robin"]
     assert _completions("baton cancel ") == ["op"]
     assert _completions("baton drain --admin 127.0.0.1:9 ") == []
+
+
+@pytest.mark.parametrize("clean", [True, False])
+def test_leaks_are_told_and_end_with_one(admin: FakeAdmin, clean: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    admin.check.clean = clean
+    if not clean:
+        admin.check.workers.add(name="decode-0", pages_held=5, pages_leaked=5, unknown=["ghost"], reported=True)
+        admin.check.lost_handoffs.append("ghost/1")
+    assert _baton("doctor", "leaks") == (0 if clean else 1)
+    shown = capsys.readouterr().out
+    assert ("Nothing is leaked." in shown) is clean
+    assert ("decode-0 holds 'ghost'" in shown) is not clean
+    assert ("'ghost/1'" in shown) is not clean
+    assert _baton("doctor", "leaks", "--json") == (0 if clean else 1)
+    assert json.loads(capsys.readouterr().out)["clean"] is clean

@@ -31,7 +31,10 @@ PURE = [
     *(ROOT / "simulator" / name for name in ("events.py", "network.py", "worker.py", "simulation.py", "result.py")),
     *(ROOT / "simulator" / name for name in ("timing.py", "models.py", "trace.py", "setup.py", "search.py")),
     *(ROOT / "router" / name for name in ("dispatch.py", "explanation.py", "limits.py", "accounting.py")),
-    *(ROOT / "router" / name for name in ("operation.py", "operations.py", "effects.py", "life_events.py")),
+    *(
+        ROOT / "router" / name
+        for name in ("operation.py", "operations.py", "effects.py", "life_events.py", "page_audit.py")
+    ),
     *(ROOT / "router" / name for name in ("automation.py", "recent_answers.py", "membership.py", "quarantine.py")),
     *(ROOT / "router" / name for name in ("core.py", "commands.py", "lifecycle.py", "record.py")),
     *(ROOT / "router" / name for name in ("stream.py", "detokenizer.py")),

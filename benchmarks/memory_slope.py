@@ -1,0 +1,44 @@
+"""How fast the memory of processes grows: samples over time, and the slope of the line through them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import psutil
+
+MIB = 1 << 20
+DISCARDED = 0.2  # of the time, at the beginning: caches fill and allocators settle
+
+Sample = tuple[float, float]  # (seconds, MiB)
+
+
+def mib_per_hour(samples: Sequence[Sample]) -> float:
+    """The slope by least squares, without the first fifth of the time; 0 for fewer than two samples there."""
+    begin, end = (samples[0][0], samples[-1][0]) if samples else (0.0, 0.0)
+    kept = [sample for sample in samples if sample[0] >= begin + DISCARDED * (end - begin)]
+    if len(kept) < 2:
+        return 0.0
+    mean_s, mean_mib = (sum(column) / len(kept) for column in zip(*kept, strict=True))
+    spread = sum((seconds - mean_s) ** 2 for seconds, _ in kept)
+    slope = sum((seconds - mean_s) * (mib - mean_mib) for seconds, mib in kept) / spread
+    return 3600 * slope
+
+
+@dataclass(eq=False)
+class Memory:
+    """Resident memory of processes by name."""
+
+    pids: Mapping[str, int]
+    samples: dict[str, list[Sample]] = field(default_factory=dict)
+
+    def sample(self) -> None:
+        """Raises `psutil.NoSuchProcess` when one has ended: then there is nothing to measure."""
+        now = time.monotonic()
+        for name, pid in self.pids.items():
+            mib = psutil.Process(pid).memory_info().rss / MIB
+            self.samples.setdefault(name, []).append((now, mib))
+
+    def slopes(self) -> dict[str, float]:
+        return {name: mib_per_hour(samples) for name, samples in self.samples.items()}

@@ -1,0 +1,154 @@
+"""Failures that others reported of their systems, one test each; DESIGN names the reports. Here without processes."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import pytest
+
+from cluster.errors import Cancelled
+from cluster.handoff import HandoffNotice
+from cluster.request import Request, SamplingParams
+from cluster.worker import RoleName
+from decode_worker.inbound import Inbound
+from engine.kv_pages import PagePool
+from engine.sequence import Sequence
+from router.policy.length_distribution import point
+from router.policy.placement import PlacementInput
+from router.policy.policies import make_policy
+from router.policy.predicted_latency import PredictedLatency
+from tests.pure_cluster import PureCluster, expected_output
+from tests.router.policy.clusters import cache, cluster_of, decode
+from worker.role import WritePages
+
+PROMPT = list(range(1, 22))
+Posted = list[tuple[object, WritePages]]
+
+
+def _cluster(*names: str, seed: int = 0) -> PureCluster:
+    """A cluster in which every request is handed over."""
+    cluster = PureCluster(random.Random(seed), placement=make_policy("least_loaded", True))
+    for name in names:
+        cluster.add(name, RoleName(name.split("-")[0]))
+    cluster.settle()
+    return cluster
+
+
+def _until(cluster: PureCluster, true: Callable[[], object]) -> None:
+    for _ in range(5000):
+        if true():
+            return
+        cluster.step()
+    raise AssertionError("it never happened")
+
+
+def _withhold_a_write(cluster: PureCluster) -> Posted:
+    """The first write that a worker posts: it has begun, and lands when the test says so."""
+    _until(cluster, lambda: cluster.writes)
+    held, cluster.writes = cluster.writes, []
+    return held  # type: ignore[return-value]
+
+
+def test_an_aborted_requests_pages_are_not_reused_while_a_late_write_may_land() -> None:
+    """sglang 35049, 35360, 38961."""
+    cluster = _cluster("prefill-0", "decode-0")
+    cluster.submit("left", PROMPT, 9)
+    late = _withhold_a_write(cluster)
+    (_, write), *_ = late
+    source, target = cluster.workers["prefill-0"].state.pool, cluster.workers["decode-0"].state.pool
+    generations = [target.generation(page) for page in write.target_pages]
+    cluster.cancel("left", Cancelled("gone"))
+    others = [cluster.submit(f"r{index}", [index] * 25, 30) for index in range(5)]
+    for _ in range(3000):
+        cluster.step()
+    assert [cluster.shown[one.request_id] for one in others] == [expected_output(one) for one in others]
+    assert [target.generation(page) for page in write.target_pages] == generations
+    assert min(source.num_held, target.num_held) >= len(write.target_pages)
+    cluster.writes += late  # type: ignore[arg-type]
+    cluster.settle()
+    cluster.check_nothing_is_held()
+
+
+def test_a_writer_that_dies_leaves_nothing_counted_for_ever() -> None:
+    """vllm 46283, 50754."""
+    cluster = _cluster("prefill-0", "prefill-1", "decode-0")
+    request = cluster.submit("r", PROMPT, 9)
+    ((writer, _), *_) = _withhold_a_write(cluster)
+    assert len(cluster.core.membership.quarantine) == 1
+    cluster.kill(writer.name)  # type: ignore[attr-defined]
+    cluster.settle()
+    assert cluster.shown["r"] == expected_output(request)
+    assert len(cluster.core.membership.quarantine) == 0
+    cluster.check_nothing_is_held()
+    whole = cluster.submit("as large as a worker", [3] * 80, 12)
+    cluster.settle()
+    assert cluster.shown[whole.request_id] == expected_output(whole)
+
+
+def test_pages_are_pushed_not_leased() -> None:
+    """aws-do-eks 84: however slow the transfer, no page changes hands under it."""
+    cluster = _cluster("prefill-0", "decode-0")
+    request = cluster.submit("slow", PROMPT, 9)
+    slow = _withhold_a_write(cluster)
+    for _ in range(60):
+        cluster.now += 60.0
+        for view in cluster.core.state.workers.values():
+            view.heard_s = cluster.now  # both went on reporting
+        cluster.tick()
+        cluster.step()
+    cluster.writes += slow  # type: ignore[arg-type]
+    cluster.settle()
+    assert cluster.shown["slow"] == expected_output(request)
+    assert cluster.ended["slow"].attempts == 1
+    cluster.check_nothing_is_held()
+
+
+def test_a_notice_of_an_older_generation_of_pages_commits_nothing() -> None:
+    """aws-do-eks 84: an answer is never computed on pages that had another owner meanwhile."""
+    inbound = Inbound(PagePool(8, 4), "decode-0:1", "model")
+    sequence = Sequence.start(Request("r", (1, 2, 3, 4, 5), SamplingParams(), 0.0))
+    reservation = inbound.reserve("r/1", sequence, 0)
+    assert reservation is not None
+    stale = tuple(generation - 1 for generation in reservation.generations)
+    assert inbound.commit(HandoffNotice("r/1", "r", 5, (7,), stale)) is None
+    assert inbound.reservation_ids == ("r/1",)
+    assert inbound.commit(HandoffNotice("r/1", "r", 5, (7,), reservation.generations)) is sequence
+
+
+def test_a_worker_that_comes_back_has_another_agent_name() -> None:
+    """vllm 49238: nobody meets the metadata of its former life under the same name."""
+    cluster = _cluster("prefill-0", "decode-0")
+    former = cluster.workers["prefill-0"].state.agent
+    cluster.silence("prefill-0")
+    cluster.workers["prefill-0"].silent = False
+    cluster.settle()
+    agent = cluster.workers["prefill-0"].state.agent
+    assert agent != former
+    assert cluster.workers["decode-0"].peers == {agent}
+
+
+@pytest.mark.parametrize("first", [0, 1, 2])
+def test_a_client_that_leaves_between_prefill_and_decode_strands_no_page(first: int) -> None:
+    """llm-d 1138: at any step from the first token to the handoff's end."""
+    between = 0
+    for steps in range(first, 120, 3):
+        cluster = _cluster("prefill-0", "decode-0", seed=4)
+        cluster.submit("r", PROMPT, 30)
+        for _ in range(steps):
+            cluster.step()
+        between += bool(cluster.shown["r"]) and not cluster.workers["decode-0"].role.occupancy().running
+        cluster.cancel("r", Cancelled("gone"))
+        cluster.settle()
+        cluster.check_nothing_is_held()
+    assert between
+
+
+def test_decode_is_not_chosen_by_prefix_alone() -> None:
+    """llm-d-router 604: the worker with the prefix is passed by when it is hot."""
+    state = cluster_of("prefill-0", "decode-0", "decode-1")
+    keys = tuple(range(1, 20))
+    cache(state, "decode-0", keys)
+    request = PlacementInput("r", 320, page_keys=keys, output=point(160))
+    decode(state, "decode-0", 40, tokens=320)
+    assert PredictedLatency().find_decode(request, state, None, 0.0) == "decode-1"
