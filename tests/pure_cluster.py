@@ -76,6 +76,7 @@ class PureWorker:
     peers: set[str] = field(default_factory=set)
     silent: bool = False  # stopped: it does nothing and says nothing
     rejoining: bool = False  # waits for its writes to end
+    welcome: bool = False  # the router knows this incarnation
     stepping: tuple[StepPlan, StepResult] | None = None  # computed, and not absorbed yet
     granted: dict[tuple[str, int], int] = field(default_factory=dict)  # (agent, page) → generation it may write into
     info: WorkerInfo | None = None
@@ -178,7 +179,7 @@ class PureCluster:
         """The router looks at its clock, and every worker tells how it is."""
         self._perform(self.core.tick(self.now))
         for worker in self.workers.values():
-            if worker.silent or worker.rejoining:
+            if worker.silent or worker.rejoining or not worker.welcome:
                 continue
             if worker.stepping is not None:
                 self._tell(worker, [Alive()])
@@ -201,7 +202,7 @@ class PureCluster:
         if any(write.source is worker for write in self.writes):
             return False
         assert worker.info is not None
-        worker.rejoining = False
+        worker.rejoining = worker.welcome = False
         worker.incarnation += 100
         worker.state.pool.release_all()
         agent = f"{worker.name}:{worker.incarnation}"
@@ -274,10 +275,13 @@ class PureCluster:
         return True
 
     def _hear(self, worker: PureWorker, message: RouterMessage) -> None:
+        if not worker.welcome and not isinstance(message, Welcome | Rejoin):
+            return
         match message:
             case Rejoin(incarnation):
                 worker.rejoining = incarnation == str(worker.incarnation)
             case Welcome(_, interval_s):
+                worker.welcome = True
                 self._tell(worker, worker.reports.on_welcome(interval_s))
                 self._report(worker)
             case ResyncPages():
@@ -370,6 +374,8 @@ class PureCluster:
                 self.writes.append(PureWrite(worker, command))
 
     def _report(self, worker: PureWorker) -> None:
+        if not worker.welcome:
+            return  # what it says must not overtake its registration
         self._tell(worker, worker.reports.due(worker.role, self.now, idle=True))
 
     def _tell(self, worker: PureWorker, messages: Seq[WorkerMessage]) -> None:
