@@ -38,6 +38,7 @@ STREAMS = 8
 CALM_S = (2.0, 6.0)  # between faults
 STOPPED_S = (0.5, 6.0)  # how long a stopped worker stays so
 SETTLE_S = 60.0
+BACK_OFF_S = 0.5  # of a client that was refused
 
 
 @dataclass(eq=False)
@@ -93,6 +94,7 @@ class Chaos:
                 name = type(error).__name__
                 if name == "WorkerLost" or error.retryable:
                     self.tally.refused[name] += 1
+                    await asyncio.sleep(BACK_OFF_S)
                 else:
                     self.tally.failed.append(f"{name}: {error.message}")
 

@@ -49,6 +49,11 @@ class Departures:
         """Those whose sequence is not running any more and whose pages are still read."""
         return tuple(departure.sequence.request_id for departure in self._ended.values())
 
+    def under_way(self, reservation: Reservation) -> bool:
+        """Whether somebody is on the way into it, and its end will be told."""
+        departures = (*self._leaving.values(), *self._ended.values())
+        return any(departure.outbound.reservation == reservation for departure in departures)
+
     def leaving(self, request_id: str) -> bool:
         """Whether it may not be preempted: a write may be reading its pages."""
         return request_id in self._leaving

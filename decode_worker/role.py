@@ -114,6 +114,8 @@ class DecodeRole:
     def _depart(self, message: SendPages, now: float) -> list[Command]:
         """Move a sequence that decodes to the worker of the reservation."""
         sequence, reservation = self._running.get(message.request_id), message.reservation
+        if self._departures.under_way(reservation):
+            return []  # said twice: the end of the handoff answers both
         if sequence is None or not sequence.page_table or self._departures.leaving(message.request_id):
             ended = HandoffEnded(message.request_id, reservation.reservation_id, HandoffOutcome.DRAINED)
             return [Send(ended)]

@@ -66,6 +66,8 @@ class PrefillRole:
     def _send_pages(self, message: SendPages, now: float) -> list[Command]:
         job = self._jobs.get(message.request_id)
         reservation = message.reservation
+        if job is not None and job.outbound is not None and job.outbound.reservation == reservation:
+            return []  # said twice: the end of the handoff answers both
         if job is None or job.unwanted or job.outbound is not None:
             ended = HandoffEnded(message.request_id, reservation.reservation_id, HandoffOutcome.DRAINED)
             return [Send(ended)]

@@ -70,6 +70,10 @@ class _Attempt:
     corrupt: bool = False  # what the source delivers is worth nothing
     report: HandoffReport | None = None
 
+    def awaits(self, reservation_id: str) -> bool:
+        """Whether the source has yet to say how its handoff into the reservation ended."""
+        return self.sending and reservation_id == self.reservation_id
+
 
 @dataclass(slots=True)
 class _Trouble:
@@ -110,13 +114,13 @@ def lifecycle(request_id: str) -> Life:
                 reservations += 1
                 pending = _reserve(attempt, worker, f"{request_id}/{reservations}")
             case PagesReserved(reservation) if reservation.reservation_id == attempt.reservation_id:
-                if attempt.source is not None:
+                if attempt.source is not None and not attempt.sending:
                     attempt.sending = True
                     pending = (StartHandoff(attempt.source, reservation),)
             case PagesRefused(reservation_id) if reservation_id == attempt.reservation_id:
                 refused, attempt.target, attempt.reservation_id = attempt.target, None, ""
                 pending = _seek_another(attempt, refused, "has no room for its pages")
-            case SourceEnded(reservation_id, outcome, report, _) if reservation_id == attempt.reservation_id:
+            case SourceEnded(reservation_id, outcome, report, _) if attempt.awaits(reservation_id):
                 attempt.sending = False
                 if outcome is HandoffOutcome.DELIVERED:
                     pending = _delivered(attempt, report)

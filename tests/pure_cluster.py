@@ -13,12 +13,14 @@ from dataclasses import dataclass, field, replace
 
 from cluster.handoff import HandoffNotice
 from cluster.messages import (
+    Alive,
     PeerJoined,
     PeerLeft,
     Register,
     Rejoin,
     ResyncPages,
     RouterMessage,
+    SendPages,
     SwitchRole,
     Welcome,
     WorkerMessage,
@@ -28,7 +30,7 @@ from cluster.worker import Endpoint, PageLayout, RoleName, WorkerInfo
 from engine.batch import StepBudget
 from engine.kv_pages import PagePool
 from engine.step import SampledToken, StepPlan, StepResult
-from router.commands import Close, Command, Show, Tell
+from router.commands import Close, Command, Kill, Show, Tell
 from router.core import RouterCore
 from router.operation import Ask, Operation, Undrain
 from router.policy.cluster_state import ClusterState
@@ -50,14 +52,14 @@ def next_token(tokens: Seq[int]) -> int:
     return (sum((index + 1) * token for index, token in enumerate(tokens)) * 31 + len(tokens)) % VOCAB
 
 
-def expected_output(request: Request) -> list[int]:
-    """What the model answers, computed without any of the cluster's code."""
+def expected_output(request: Request, ends: bool = True) -> list[int]:
+    """What the model answers, computed without any of the cluster's code; `ends`: it knows an end-of-sequence token."""
     tokens = list(request.prompt)
     output: list[int] = []
     while len(output) < request.sampling.max_tokens:
         output.append(next_token(tokens))
         tokens.append(output[-1])
-        if output[-1] == EOS:
+        if ends and output[-1] == EOS:
             break
     return output
 
@@ -77,6 +79,9 @@ class PureWorker:
     peers: set[str] = field(default_factory=set)
     silent: bool = False  # stopped: it does nothing and says nothing
     rejoining: bool = False  # waits for its writes to end
+    welcome: bool = False  # the router knows this incarnation
+    stepping: tuple[StepPlan, StepResult] | None = None  # computed, and not absorbed yet
+    granted: dict[tuple[str, int], int] = field(default_factory=dict)  # (agent, page) → generation it may write into
     info: WorkerInfo | None = None
     reports: Reports = field(init=False)
 
@@ -101,6 +106,15 @@ class PureWorker:
 
 
 @dataclass(eq=False)
+class PureWrite:
+    """A write on its way. The bytes may land before its end is known, also while the writer is silent."""
+
+    source: PureWorker
+    command: WritePages
+    landed: bool = False
+
+
+@dataclass(eq=False)
 class PureCluster:
     """Everything; `step` makes one thing happen."""
 
@@ -109,9 +123,13 @@ class PureCluster:
     chunk_tokens: int = 8
     placement: Placement = field(default_factory=PredictedLatency)
     share_prefixes: bool = False
+    ends: bool = True  # the model knows an end-of-sequence token, and comes to it soon
+    split: bool = False  # ends of writes and notices may come between a step's plan and its absorption
+    duplicates: float = 0.0  # share of messages that arrive twice
     core: RouterCore = field(init=False)
     workers: dict[str, PureWorker] = field(default_factory=dict)
-    writes: list[tuple[PureWorker, WritePages]] = field(default_factory=list)
+    writes: list[PureWrite] = field(default_factory=list)
+    to_kill: list[str] = field(default_factory=list)  # workers whose end the router has asked for
     shown: dict[str, list[int]] = field(default_factory=dict)
     ended: dict[str, Completion] = field(default_factory=dict)
     now: float = 0.0
@@ -126,9 +144,9 @@ class PureCluster:
         agent = f"{name}:{incarnation}"
         pool = PagePool(self.num_pages, PAGE_SIZE)
         budget = StepBudget(self.chunk_tokens, 8)
-        state = WorkerState(
-            agent, "model", frozenset([EOS]), CONTEXT_TOKENS, budget, pool, share_prefixes=self.share_prefixes
-        )
+        eos = frozenset([EOS] if self.ends else [])
+        shared = self.share_prefixes
+        state = WorkerState(agent, "model", eos, CONTEXT_TOKENS, budget, pool, share_prefixes=shared)
         memory: list[list[tuple[int, int] | None]] = [[None] * PAGE_SIZE for _ in range(self.num_pages)]
         worker = PureWorker(name, incarnation, make_role(role, state), state, memory)
         self.workers[name] = worker
@@ -147,7 +165,7 @@ class PureCluster:
     def kill(self, name: str) -> None:
         """The process is gone: what it had queued is lost, its writes never end, others hear of it by the router."""
         worker = self.workers.pop(name)
-        self.writes = [(source, write) for source, write in self.writes if source is not worker]
+        self.writes = [write for write in self.writes if write.source is not worker]
         self._perform(self.core.on_worker_lost(name, self.now))
 
     def operate(self, ask: Ask, operation_id: str = "") -> Operation:
@@ -170,8 +188,16 @@ class PureCluster:
         """The router looks at its clock, and every worker tells how it is."""
         self._perform(self.core.tick(self.now))
         for worker in self.workers.values():
-            if not worker.silent and not worker.rejoining:
+            if worker.silent or worker.rejoining or not worker.welcome:
+                continue
+            if worker.stepping is not None:
+                self._tell(worker, [Alive()])
+            else:
                 self._report(worker)
+        while self.to_kill:
+            name = self.to_kill.pop()
+            if name in self.workers:
+                self.kill(name)
 
     def silence(self, name: str) -> None:
         """Stop a worker in the middle of whatever it does, until the router has given it up."""
@@ -182,10 +208,10 @@ class PureCluster:
 
     def _rejoin(self, worker: PureWorker) -> bool:
         """Once its own writes have ended, it is somebody new who holds nothing."""
-        if any(source is worker for source, _ in self.writes):
+        if any(write.source is worker for write in self.writes):
             return False
         assert worker.info is not None
-        worker.rejoining = False
+        worker.rejoining = worker.welcome = False
         worker.incarnation += 100
         worker.state.pool.release_all()
         agent = f"{worker.name}:{worker.incarnation}"
@@ -193,6 +219,7 @@ class PureCluster:
         worker.role = make_role(worker.role.name, worker.state)
         worker.reports = Reports(worker.name, worker.state)
         worker.peers.clear()
+        worker.granted.clear()
         worker.notices.clear()
         worker.outbox.clear()
         endpoint = replace(worker.info.endpoint, agent=agent)
@@ -212,11 +239,16 @@ class PureCluster:
             if worker.rejoining:
                 actions.append((self._rejoin, worker))
                 continue
-            actions += [(self._deliver, worker)] * bool(worker.inbox)
+            stepping = worker.stepping is not None
+            actions += [(self._deliver, worker)] * bool(worker.inbox and not stepping)
             actions += [(self._receive, worker)] * bool(worker.outbox)
             actions += [(self._notify, worker)] * bool(worker.notices)
-            actions.append((self._run, worker))
-        actions += [(self._write, index) for index, (source, _) in enumerate(self.writes) if not source.silent]
+            actions.append((self._absorb if stepping else self._run, worker))
+        for write in self.writes:
+            if not write.source.silent:
+                actions.append((self._write, write))
+            elif not write.landed:
+                actions.append((self._land, write))
         self.rng.shuffle(actions)
         self.now += 0.001
         return any(action(subject) for action, subject in actions)  # type: ignore[operator]
@@ -246,10 +278,19 @@ class PureCluster:
 
     def _deliver(self, worker: PureWorker) -> bool:
         message = worker.inbox.popleft()
+        self._hear(worker, message)
+        if self.duplicates and self.rng.random() < self.duplicates:
+            self._hear(worker, message)
+        return True
+
+    def _hear(self, worker: PureWorker, message: RouterMessage) -> None:
+        if not worker.welcome and not isinstance(message, Welcome | Rejoin):
+            return
         match message:
             case Rejoin(incarnation):
                 worker.rejoining = incarnation == str(worker.incarnation)
             case Welcome(_, interval_s):
+                worker.welcome = True
                 self._tell(worker, worker.reports.on_welcome(interval_s))
                 self._report(worker)
             case ResyncPages():
@@ -264,17 +305,24 @@ class PureCluster:
                 worker.peers.discard(agent)
                 self._fail_writes(worker, agent)
             case _:
+                if isinstance(message, SendPages):
+                    reservation = message.reservation
+                    for page, generation in zip(reservation.page_ids, reservation.generations, strict=True):
+                        worker.granted[reservation.agent, page] = generation
                 self._act(worker, worker.role.on_message(message, self.now))
-        return True
 
     def _fail_writes(self, worker: PureWorker, agent: str) -> None:
-        gone = [write for source, write in self.writes if source is worker and write.agent == agent]
-        self.writes = [(source, write) for source, write in self.writes if write not in gone]
+        gone = [write for write in self.writes if write.source is worker and write.command.agent == agent]
+        self.writes = [write for write in self.writes if write not in gone]
         for write in gone:
-            self._act(worker, worker.role.on_write_ended(WriteEnded(write.write_id, 0, 0.0, "peer left"), self.now))
+            outcome = WriteEnded(write.command.write_id, 0, 0.0, "peer left")
+            self._act(worker, worker.role.on_write_ended(outcome, self.now))
 
     def _receive(self, worker: PureWorker) -> bool:
-        self._tell(worker, [worker.outbox.popleft()])
+        message = worker.outbox.popleft()
+        self._tell(worker, [message])
+        if self.duplicates and self.rng.random() < self.duplicates:
+            self._tell(worker, [message])
         return True
 
     def _notify(self, worker: PureWorker) -> bool:
@@ -291,34 +339,60 @@ class PureCluster:
         plan = worker.role.plan(self.now)
         if plan is None:
             return False
-        self._act(worker, worker.role.absorb(plan, worker.execute(plan), self.now))
+        worker.stepping = (plan, worker.execute(plan))
+        if not self.split:
+            self._absorb(worker)
+        return True
+
+    def _absorb(self, worker: PureWorker) -> bool:
+        assert worker.stepping is not None
+        (plan, result), worker.stepping = worker.stepping, None
+        self._act(worker, worker.role.absorb(plan, result, self.now))
         if self.rng.random() < 0.5:
             self._report(worker)
         return True
 
-    def _write(self, index: int) -> bool:
-        source, write = self.writes.pop(index)
-        target = next((worker for worker in self.workers.values() if worker.state.agent == write.agent), None)
-        error = "" if target is not None and write.agent in source.peers else "unreachable"
-        if target is not None and not error:
-            for ours, theirs in zip(write.source_pages, write.target_pages, strict=True):
-                target.memory[theirs] = list(source.memory[ours])
-            if write.notice is not None:
-                target.notices.append(write.notice)
-                if self.rng.random() < self.corruption:
-                    self.corrupted.add(write.notice.reservation_id)
-        outcome = WriteEnded(write.write_id, 16 * len(write.source_pages), 0.001, error)
-        self._act(source, source.role.on_write_ended(outcome, self.now))
+    def _write(self, write: PureWrite) -> bool:
+        """The write is over, and its source knows."""
+        error = "" if write.landed else self._land_if_reachable(write)
+        self.writes.remove(write)
+        outcome = WriteEnded(write.command.write_id, 16 * len(write.command.source_pages), 0.001, error)
+        self._act(write.source, write.source.role.on_write_ended(outcome, self.now))
         return True
+
+    def _land(self, write: PureWrite) -> bool:
+        """The bytes arrive while the source is silent."""
+        return not self._land_if_reachable(write)
+
+    def _land_if_reachable(self, write: PureWrite) -> str:
+        """Put the bytes and the notice at the target, whose pages must still be the ones granted; or say why not."""
+        source, command = write.source, write.command
+        target = next((worker for worker in self.workers.values() if worker.state.agent == command.agent), None)
+        if target is None or command.agent not in source.peers:
+            return "unreachable"
+        pool = target.state.pool
+        for ours, theirs in zip(command.source_pages, command.target_pages, strict=True):
+            handed_on = pool.generation(theirs) != source.granted[command.agent, theirs]
+            assert not handed_on, f"{source.name} writes into a page of {target.name} that has another owner"
+            assert pool._references[theirs], f"{source.name} writes into a page of {target.name} that nobody holds"
+            target.memory[theirs] = list(source.memory[ours])
+        if command.notice is not None:
+            target.notices.append(command.notice)
+            if self.corruption and self.rng.random() < self.corruption:
+                self.corrupted.add(command.notice.reservation_id)
+        write.landed = True
+        return ""
 
     def _act(self, worker: PureWorker, commands: Seq[Send | WritePages]) -> None:
         for command in commands:
             if isinstance(command, Send):
                 worker.outbox.append(command.message)
             else:
-                self.writes.append((worker, command))
+                self.writes.append(PureWrite(worker, command))
 
     def _report(self, worker: PureWorker) -> None:
+        if not worker.welcome:
+            return  # what it says must not overtake its registration
         self._tell(worker, worker.reports.due(worker.role, self.now, idle=True))
 
     def _tell(self, worker: PureWorker, messages: Seq[WorkerMessage]) -> None:
@@ -329,6 +403,9 @@ class PureCluster:
 
     def cancel(self, request_id: str, error: Exception) -> None:
         self._perform(self.core.stop(request_id, error, self.now))  # type: ignore[arg-type]
+
+    def expected(self, request: Request) -> list[int]:
+        return expected_output(request, self.ends)
 
     def _perform(self, commands: Seq[Command]) -> None:
         for command in commands:
@@ -341,6 +418,8 @@ class PureCluster:
                     for token in tokens:
                         assert token.index == len(self.shown[request_id]), "a gap or a repeat"
                         self.shown[request_id].append(token.token_id)
+                case Kill(name):
+                    self.to_kill.append(name)
                 case Close(completion):
                     assert completion.request_id not in self.ended, "ended twice"
                     self.ended[completion.request_id] = completion

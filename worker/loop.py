@@ -58,6 +58,7 @@ class WorkerLoop:
     _write_of_transfer: dict[int, int] = field(default_factory=dict)
     _failed_writes: list[WriteEnded] = field(default_factory=list)
     _reports: Reports = field(init=False)
+    _welcome: bool = False  # the router knows this incarnation: what it said before was for the last one
     _stopping: bool = False
 
     def __post_init__(self) -> None:
@@ -85,6 +86,7 @@ class WorkerLoop:
         self.info = replace(self.info, incarnation=incarnation, endpoint=self.transport.endpoint)
         self._reports = Reports(self.info.name, self.state)
         self.link.incarnation = incarnation
+        self._welcome = False
         self._outbox = [Register(self.info)]
 
     def _rejoin(self) -> None:
@@ -131,11 +133,14 @@ class WorkerLoop:
         return self._reports.wait_s(time.monotonic())
 
     def _on_message(self, message: RouterMessage) -> None:
+        if not self._welcome and not isinstance(message, Welcome | Rejoin):
+            return
         match message:
             case Rejoin(incarnation):
                 if incarnation == self.info.incarnation:
                     self._rejoin()
             case Welcome(_, report_interval_s):
+                self._welcome = True
                 self.heartbeat.speak_for(self.info.incarnation)
                 self._outbox += self._reports.on_welcome(report_interval_s)
             case ResyncPages():

@@ -18,12 +18,11 @@ from router.policy.length_distribution import point
 from router.policy.placement import PlacementInput
 from router.policy.policies import make_policy
 from router.policy.predicted_latency import PredictedLatency
-from tests.pure_cluster import PureCluster, expected_output
+from tests.pure_cluster import PureCluster, PureWrite, expected_output
 from tests.router.policy.clusters import cache, cluster_of, decode
-from worker.role import WritePages
 
 PROMPT = list(range(1, 22))
-Posted = list[tuple[object, WritePages]]
+Posted = list[PureWrite]
 
 
 def _cluster(*names: str, seed: int = 0) -> PureCluster:
@@ -47,7 +46,7 @@ def _withhold_a_write(cluster: PureCluster) -> Posted:
     """The first write that a worker posts: it has begun, and lands when the test says so."""
     _until(cluster, lambda: cluster.writes)
     held, cluster.writes = cluster.writes, []
-    return held  # type: ignore[return-value]
+    return held
 
 
 def test_an_aborted_requests_pages_are_not_reused_while_a_late_write_may_land() -> None:
@@ -55,7 +54,7 @@ def test_an_aborted_requests_pages_are_not_reused_while_a_late_write_may_land() 
     cluster = _cluster("prefill-0", "decode-0")
     cluster.submit("left", PROMPT, 9)
     late = _withhold_a_write(cluster)
-    (_, write), *_ = late
+    write = late[0].command
     source, target = cluster.workers["prefill-0"].state.pool, cluster.workers["decode-0"].state.pool
     generations = [target.generation(page) for page in write.target_pages]
     cluster.cancel("left", Cancelled("gone"))
@@ -65,7 +64,7 @@ def test_an_aborted_requests_pages_are_not_reused_while_a_late_write_may_land() 
     assert [cluster.shown[one.request_id] for one in others] == [expected_output(one) for one in others]
     assert [target.generation(page) for page in write.target_pages] == generations
     assert min(source.num_held, target.num_held) >= len(write.target_pages)
-    cluster.writes += late  # type: ignore[arg-type]
+    cluster.writes += late
     cluster.settle()
     cluster.check_nothing_is_held()
 
@@ -74,9 +73,9 @@ def test_a_writer_that_dies_leaves_nothing_counted_for_ever() -> None:
     """vllm 46283, 50754."""
     cluster = _cluster("prefill-0", "prefill-1", "decode-0")
     request = cluster.submit("r", PROMPT, 9)
-    ((writer, _), *_) = _withhold_a_write(cluster)
+    writer = _withhold_a_write(cluster)[0].source
     assert len(cluster.core.membership.quarantine) == 1
-    cluster.kill(writer.name)  # type: ignore[attr-defined]
+    cluster.kill(writer.name)
     cluster.settle()
     assert cluster.shown["r"] == expected_output(request)
     assert len(cluster.core.membership.quarantine) == 0
@@ -97,7 +96,7 @@ def test_pages_are_pushed_not_leased() -> None:
             view.heard_s = cluster.now  # both went on reporting
         cluster.tick()
         cluster.step()
-    cluster.writes += slow  # type: ignore[arg-type]
+    cluster.writes += slow
     cluster.settle()
     assert cluster.shown["slow"] == expected_output(request)
     assert cluster.ended["slow"].attempts == 1

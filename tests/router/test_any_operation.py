@@ -10,13 +10,15 @@ from hypothesis import strategies as st
 from cluster.errors import BatonError
 from cluster.worker import RoleName
 from router.operation import Ask, Drain, Migrate, OperationState, Rebalance, Undrain
-from tests.pure_cluster import PureCluster, expected_output
+from tests.pure_cluster import PureCluster
 
 SEEDS = st.integers(0, 2**32 - 1)
 
 
-def _cluster(seed: int, prefill: int = 2, decode: int = 2, num_pages: int = 40) -> PureCluster:
-    cluster = PureCluster(random.Random(seed), num_pages=num_pages)
+def _cluster(
+    seed: int, prefill: int = 2, decode: int = 2, num_pages: int = 40, ends: bool = True, split: bool = False
+) -> PureCluster:
+    cluster = PureCluster(random.Random(seed), num_pages=num_pages, ends=ends, split=split)
     for role, count in ((RoleName.PREFILL, prefill), (RoleName.DECODE, decode)):
         for index in range(count):
             cluster.add(f"{role.value}-{index}", role)
@@ -35,7 +37,7 @@ def _submit(cluster: PureCluster, count: int) -> list:  # type: ignore[type-arg]
 def _check(cluster: PureCluster, requests: list) -> None:  # type: ignore[type-arg]
     for request in requests:
         assert cluster.ended[request.request_id].error is None
-        assert cluster.shown[request.request_id] == expected_output(request)
+        assert cluster.shown[request.request_id] == cluster.expected(request)
     cluster.check_nothing_is_held()
 
 
@@ -54,9 +56,9 @@ def _random_ask(rng: random.Random, cluster: PureCluster) -> Ask:
 
 
 @settings(deadline=None, max_examples=150)
-@given(seed=SEEDS, death=st.booleans())
-def test_random_operations_cost_no_token_and_no_page(seed: int, death: bool) -> None:
-    cluster = _cluster(seed)
+@given(seed=SEEDS, death=st.booleans(), ends=st.booleans(), split=st.booleans())
+def test_random_operations_cost_no_token_and_no_page(seed: int, death: bool, ends: bool, split: bool) -> None:
+    cluster = _cluster(seed, ends=ends, split=split)
     rng = cluster.rng
     requests = _submit(cluster, 8)
     for _ in range(rng.randint(1, 12)):

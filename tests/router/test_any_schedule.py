@@ -15,7 +15,7 @@ SEEDS = st.integers(0, 2**32 - 1)
 
 
 def _cluster(seed: int, prefill: int = 2, decode: int = 2, mixed: int = 0) -> PureCluster:
-    cluster = PureCluster(random.Random(seed))
+    cluster = PureCluster(random.Random(seed), split=seed % 2 == 0)
     for role, count in ((RoleName.PREFILL, prefill), (RoleName.DECODE, decode), (RoleName.MIXED, mixed)):
         for index in range(count):
             cluster.add(f"{role.value}-{index}", role)

@@ -1,0 +1,230 @@
+"""Workers fall silent at any moment and come back, are killed, or lose their link: nobody's pages are reused too early.
+
+The harness checks every write as it lands, also those of a silent worker: its pages are still the ones it was granted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Collection
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cluster.errors import BatonError, Cancelled, WorkerLost
+from cluster.handoff import HandoffOutcome
+from cluster.messages import Goodbye, HandoffEnded, Rejoin, RequestFailed, StepOutput, TokenOutput, WorkerMessage
+from cluster.request import FinishReason, Request
+from cluster.worker import RoleName
+from router.commands import Tell
+from router.operation import Drain, Migrate, Rebalance, Undrain
+from tests.pure_cluster import PureCluster
+
+SEEDS = st.integers(0, 2**32 - 1)
+
+
+def _cluster(seed: int, prefill: int = 2, decode: int = 2, mixed: int = 0, duplicates: float = 0.0) -> PureCluster:
+    rng = random.Random(seed)
+    cluster = PureCluster(rng, rng.choice([20, 30]), ends=seed % 3 == 0, split=seed % 2 == 0, duplicates=duplicates)
+    for role, count in ((RoleName.PREFILL, prefill), (RoleName.DECODE, decode), (RoleName.MIXED, mixed)):
+        for index in range(count):
+            cluster.add(f"{role.value}-{index}", role)
+    cluster.settle()
+    return cluster
+
+
+def _submit(cluster: PureCluster, count: int) -> list[Request]:
+    rng = cluster.rng
+    return [
+        cluster.submit(f"r{index}", [rng.randrange(96) for _ in range(rng.randint(1, 24))], rng.randint(1, 30))
+        for index in range(count)
+    ]
+
+
+def _go_on(cluster: PureCluster, steps: int) -> None:
+    """Time passes too, so that silent workers are given up in the middle of what others do."""
+    for _ in range(steps):
+        cluster.step()
+        if cluster.rng.random() < 0.05:
+            cluster.now += 0.3
+            cluster.tick()
+
+
+def _disturb(cluster: PureCluster) -> None:
+    """A worker falls silent, speaks again, or is killed; at most one is silent at a time."""
+    rng = cluster.rng
+    silent = [name for name, worker in sorted(cluster.workers.items()) if worker.silent]
+    if not silent:
+        cluster.workers[rng.choice(sorted(cluster.workers))].silent = True
+    elif rng.random() < 0.8:
+        cluster.workers[silent[0]].silent = False
+    else:
+        _replace(cluster, silent[0])
+
+
+def _replace(cluster: PureCluster, name: str) -> None:
+    role, incarnation = RoleName(name.split("-")[0]), cluster.workers[name].incarnation
+    cluster.kill(name)
+    cluster.add(name, role, incarnation + 1)
+
+
+def _operate(cluster: PureCluster) -> None:
+    rng, names = cluster.rng, sorted(cluster.workers)
+    asks = (Drain((rng.choice(names),)), Undrain((rng.choice(names),)), Migrate(f"r{rng.randrange(6)}"))
+    with contextlib.suppress(BatonError):
+        cluster.operate(rng.choice([*asks, Rebalance(1, 3), Rebalance(2, 2)]))
+
+
+def _everybody_speaks(cluster: PureCluster) -> None:
+    for worker in cluster.workers.values():
+        worker.silent = False
+    cluster.settle()
+    assert not cluster.core.operations.running
+    cluster.undrain_all()
+    roles = {worker.role.name for worker in cluster.workers.values()}
+    if not roles & {RoleName.DECODE, RoleName.MIXED}:
+        cluster.operate(Rebalance(len(cluster.workers) - 1, 1))
+    cluster.settle()
+
+
+def _check(cluster: PureCluster, requests: list[Request], left: Collection[str] = ()) -> None:
+    for request in requests:
+        shown, expected = cluster.shown[request.request_id], cluster.expected(request)
+        error = cluster.ended[request.request_id].error
+        assert shown == expected[: len(shown)]
+        if error is None:
+            assert shown == expected
+        else:  # it was on two workers that died, or its client is gone
+            assert request.request_id in left or isinstance(error, WorkerLost), error
+    cluster.check_nothing_is_held()
+    assert not cluster.writes
+    assert len(cluster.core.membership.quarantine) == 0
+    for name, view in cluster.core.state.workers.items():
+        assert view.info.incarnation == str(cluster.workers[name].incarnation)
+        assert view.role is cluster.workers[name].role.name
+
+
+@settings(deadline=None, max_examples=30)
+@given(seed=SEEDS)
+def test_a_worker_that_falls_silent_at_any_moment_and_comes_back_costs_no_token_and_no_page(seed: int) -> None:
+    cluster = _cluster(seed)
+    requests = _submit(cluster, 6)
+    _go_on(cluster, cluster.rng.randint(0, 60))
+    name = cluster.rng.choice(sorted(cluster.workers))
+    cluster.workers[name].silent = True
+    _go_on(cluster, cluster.rng.randint(0, 300))
+    _everybody_speaks(cluster)
+    _check(cluster, requests)
+    assert all(completion.error is None for completion in cluster.ended.values())
+
+
+@settings(deadline=None, max_examples=50)
+@given(seed=SEEDS, operators=st.booleans(), leavers=st.booleans())
+def test_silence_death_operations_and_cancellations_at_any_moment(seed: int, operators: bool, leavers: bool) -> None:
+    cluster = _cluster(seed, mixed=seed % 2)
+    rng, left = cluster.rng, set()
+    requests = _submit(cluster, 6)
+    for _ in range(rng.randint(1, 8)):
+        _go_on(cluster, rng.randint(0, 40))
+        _disturb(cluster)
+        if operators and rng.random() < 0.5:
+            _operate(cluster)
+        if leavers and rng.random() < 0.3:
+            left.add(f"r{rng.randrange(6)}")
+            cluster.cancel(max(left), Cancelled("gone"))
+    _everybody_speaks(cluster)
+    _check(cluster, requests, left)
+
+
+@settings(deadline=None, max_examples=10)
+@given(seed=SEEDS)
+def test_a_worker_that_stays_silent_is_killed_and_its_pages_come_back(seed: int) -> None:
+    cluster = _cluster(seed)
+    requests = _submit(cluster, 6)
+    _go_on(cluster, cluster.rng.randint(0, 60))
+    name = cluster.rng.choice(sorted(cluster.workers))
+    cluster.workers[name].silent = True
+    cluster.settle()
+    for _ in range(120):  # longer than a worker may stay silent
+        cluster.now += 0.1
+        cluster.tick()
+    assert name not in cluster.workers
+    cluster.settle()
+    _check(cluster, requests)
+
+
+def _cut(cluster: PureCluster, name: str, away: bool) -> None:
+    """Everything queued in one direction is lost with the link: the worker notices it, or the router misses it."""
+    worker = cluster.workers[name]
+    if away:
+        worker.outbox.clear()
+        worker.rejoining = True  # a frame that could not be sent
+    else:
+        worker.inbox.clear()
+        cluster.silence(name)
+        worker.inbox.clear()
+        worker.silent = False
+
+
+@settings(deadline=None, max_examples=30)
+@given(seed=SEEDS)
+def test_whatever_is_lost_with_a_link_no_token_and_no_page_is(seed: int) -> None:
+    cluster = _cluster(seed)
+    requests = _submit(cluster, 6)
+    for _ in range(cluster.rng.randint(1, 3)):
+        _go_on(cluster, cluster.rng.randint(0, 60))
+        name = cluster.rng.choice(sorted(cluster.workers))
+        worker = cluster.workers[name]
+        if worker.welcome and not worker.rejoining and worker.stepping is None:
+            _cut(cluster, name, cluster.rng.random() < 0.5)
+    _everybody_speaks(cluster)
+    _check(cluster, requests)
+
+
+@settings(deadline=None, max_examples=30)
+@given(seed=SEEDS, share=st.sampled_from([0.02, 0.2, 1.0]))
+def test_a_message_that_arrives_twice_changes_nothing(seed: int, share: float) -> None:
+    cluster = _cluster(seed, duplicates=share)
+    requests = _submit(cluster, 6)
+    _go_on(cluster, 100)
+    _everybody_speaks(cluster)
+    _check(cluster, requests)
+    assert all(completion.error is None for completion in cluster.ended.values())
+
+
+@settings(deadline=None, max_examples=30)
+@given(seed=SEEDS)
+def test_a_worker_restarted_before_anybody_noticed_does_not_obey_the_orders_for_the_one_that_died(seed: int) -> None:
+    cluster = _cluster(seed)
+    requests = _submit(cluster, 6)
+    _go_on(cluster, cluster.rng.randint(0, 60))
+    name = cluster.rng.choice(sorted(cluster.workers))
+    dead = cluster.workers.pop(name)
+    cluster.writes = [write for write in cluster.writes if write.source is not dead]
+    fresh = cluster.add(name, dead.role.name, dead.incarnation + 1)
+    fresh.inbox = dead.inbox  # the link hands over to it what was for the other
+    _everybody_speaks(cluster)
+    _check(cluster, requests)
+
+
+def test_late_messages_of_a_life_that_was_given_up_change_nothing() -> None:
+    cluster = _cluster(7)
+    (request,) = _submit(cluster, 1)
+    while not cluster.shown["r0"]:
+        cluster.step()
+    name = cluster.core._records["r0"].prefill_worker
+    cluster.silence(name)
+    token = TokenOutput("r0", len(cluster.shown["r0"]), 95, finish=FinishReason.STOP)
+    late: list[WorkerMessage] = [
+        StepOutput((token,)),
+        HandoffEnded("r0", "r0/1", HandoffOutcome.FAILED),
+        RequestFailed("r0", "InternalError", "broken"),
+        Goodbye("stopped"),
+    ]
+    for message in late:
+        (answer,) = cluster.core.on_frame(name, "1", [message], cluster.now)
+        assert answer == Tell(name, Rejoin("1"))
+    _everybody_speaks(cluster)
+    _check(cluster, [request])
+    assert cluster.ended["r0"].error is None

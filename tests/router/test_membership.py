@@ -1,0 +1,164 @@
+"""Who belongs to the cluster, who must be ended, and whose pages are not to be touched yet."""
+
+from __future__ import annotations
+
+from cluster.messages import PeerJoined, PeerLeft, Register, Rejoin, Release, Welcome
+from cluster.worker import Endpoint, PageLayout, RoleName, WorkerInfo
+from router.commands import Kill, Tell
+from router.limits import RouterLimits
+from router.membership import BREAKER_DEATHS, BREAKER_S, Membership
+from router.policy.cluster_state import ClusterState
+from router.quarantine import Quarantine
+
+LIMITS = RouterLimits(lost_after_s=2.0, kill_after_s=10.0)
+
+
+def _register(name: str, incarnation: int = 1, role: RoleName = RoleName.DECODE) -> Register:
+    layout = PageLayout(8, 1, 4, 1, 1, "float32", "model")
+    endpoint = Endpoint(f"{name}:{incarnation}", b"", 0, 0, layout)
+    return Register(WorkerInfo(name, str(incarnation), role, 0, endpoint, 8, 8))
+
+
+def _members(*names: str) -> Membership:
+    members = Membership(ClusterState(), LIMITS)
+    for name in names:
+        members.returned(_register(name))
+    members.admit("router", 0.0)
+    return members
+
+
+def _dies_and_returns(members: Membership, name: str, times: int, every_s: float = 1.0) -> float:
+    now = 0.0
+    for incarnation in range(2, 2 + times):
+        now += every_s
+        members.lose(name, True, now)
+        members.returned(_register(name, incarnation))
+        members.admit("router", now)
+    return now
+
+
+def test_workers_that_join_hear_of_each_other_after_their_welcome() -> None:
+    members = Membership(ClusterState(), LIMITS)
+    for name in ("a", "b"):
+        members.returned(_register(name))
+    assert members.admit("router", 0.0) == [
+        Tell("a", Welcome("router", 0.5)),
+        Tell("b", Welcome("router", 0.5)),
+        Tell("a", PeerJoined(_register("b").info.endpoint)),
+        Tell("b", PeerJoined(_register("a").info.endpoint)),
+    ]
+
+
+def test_a_worker_is_silent_only_after_the_limit() -> None:
+    members = _members("a", "b")
+    members.state.workers["b"].heard_s = 1.0
+    assert members.silent(2.0) == []
+    assert members.silent(2.5) == ["a"]
+
+
+def test_others_are_told_once_that_a_worker_has_left() -> None:
+    members = _members("a", "b")
+    assert members.lose("a", False, 1.0) == [Tell("b", PeerLeft("a:1"))]
+    assert members.lose("a", False, 1.0) is None
+
+
+def test_a_stranger_is_sent_back_and_one_that_waits_to_be_admitted_is_not() -> None:
+    members = _members("a")
+    assert members.stranger("b", "7") == [Tell("b", Rejoin("7"))]
+    members.returned(_register("b", 7))
+    assert members.stranger("b", "7") == []
+    assert members.stranger("b", "6") == [Tell("b", Rejoin("6"))]
+
+
+def test_the_end_of_a_worker_that_stays_silent_is_asked_for_and_asked_for_again() -> None:
+    members = _members("a", "b")
+    members.lose("a", False, 2.0)
+    assert members.kills(11.9) == []
+    assert members.kills(12.1) == [Kill("a")]
+    assert members.kills(12.2) == []
+    assert members.kills(22.2) == [Kill("a")]
+    members.gone("a")
+    assert members.kills(99.0) == []
+
+
+def test_a_worker_that_came_back_or_whose_process_ended_is_not_killed() -> None:
+    members = _members("a", "b")
+    members.lose("a", False, 2.0)
+    members.returned(_register("a", 2))
+    members.lose("b", True, 2.0)
+    assert members.kills(99.0) == []
+
+
+def test_three_deaths_within_ten_minutes_cordon_a_worker() -> None:
+    members = _members("a", "b")
+    _dies_and_returns(members, "a", BREAKER_DEATHS - 1)
+    assert members.state.workers["a"].serving
+    _dies_and_returns(members, "a", 1)
+    assert not members.state.workers["a"].serving
+    assert members.state.workers["b"].serving
+
+
+def test_three_deaths_in_longer_than_that_do_not() -> None:
+    members = _members("a", "b")
+    _dies_and_returns(members, "a", BREAKER_DEATHS + 2, BREAKER_S / 2)
+    assert members.state.workers["a"].serving
+
+
+def test_a_worker_that_nobody_can_replace_serves_however_often_it_dies() -> None:
+    members = _members("a")
+    members.returned(_register("p", role=RoleName.PREFILL))
+    members.admit("router", 0.0)
+    _dies_and_returns(members, "a", BREAKER_DEATHS + 2)
+    assert members.state.workers["a"].serving
+
+
+def test_a_worker_is_admitted_only_when_nobody_writes_into_what_it_had_reserved() -> None:
+    members = _members("a", "b")
+    members.quarantine.began("r/1", "b", "a")
+    members.lose("a", True, 1.0)
+    members.returned(_register("a", 2))
+    assert members.admit("router", 1.0) == []
+    assert "a" not in members.state.workers
+    members.quarantine.ended("r/1")
+    assert Tell("a", Welcome("router", 0.5)) in members.admit("router", 1.0)
+    assert members.state.workers["a"].info.incarnation == "2"
+
+
+def test_the_death_of_the_writer_admits_it_too() -> None:
+    members = _members("a", "b")
+    members.quarantine.began("r/1", "b", "a")
+    members.lose("a", True, 1.0)
+    members.returned(_register("a", 2))
+    members.lose("b", False, 1.0)
+    assert members.admit("router", 1.0) == []  # it is only silent, and may go on writing
+    members.gone("b")
+    assert members.admit("router", 1.0)
+
+
+def test_pages_are_released_at_once_where_nobody_writes() -> None:
+    order = Tell("a", Release("r/1"))
+    assert Quarantine().release("r/1", order) == [order]
+
+
+def test_pages_that_are_written_into_are_released_when_the_writer_has_answered() -> None:
+    quarantine, order = Quarantine(), Tell("a", Release("r/1"))
+    quarantine.began("r/1", "b", "a")
+    assert quarantine.release("r/1", order) == []
+    assert quarantine.written_into("a")
+    assert quarantine.ended("r/1") == [order]
+    assert quarantine.ended("r/1") == []
+    assert len(quarantine) == 0
+
+
+def test_only_the_writers_own_end_releases_them_otherwise() -> None:
+    quarantine = Quarantine()
+    orders = {name: Tell("a", Release(name)) for name in ("r/1", "s/1", "t/1")}
+    for name, source in (("r/1", "b"), ("s/1", "c"), ("t/1", "b")):
+        quarantine.began(name, source, "a")
+    for name in ("r/1", "s/1"):
+        assert quarantine.release(name, orders[name]) == []
+    assert quarantine.gone("a") == []
+    assert quarantine.gone("b") == [orders["r/1"]]  # nobody asked for the third yet
+    assert quarantine.release("t/1", orders["t/1"]) == [orders["t/1"]]
+    assert quarantine.gone("c") == [orders["s/1"]]
+    assert not quarantine.written_into("a")
