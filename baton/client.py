@@ -17,7 +17,7 @@ import grpc.aio
 
 from baton.answer import Answer, Token, make_request, read_answer, read_tokens, sampling_params
 from baton.connection import Connection
-from baton.errors import InternalError, error_from_rpc
+from baton.errors import Cancelled, InternalError, error_from_rpc
 from baton.resume import Resume
 from baton.v1 import inference_pb2, inference_pb2_grpc
 from cluster.request import Objectives, SamplingParams
@@ -166,11 +166,17 @@ class AsyncTokenStream(AsyncIterator[Token]):
         self._tokens: list[Token] = []
         self._ready: list[Token] = []
         self._answer: Answer | None = None
+        self._cancelled = False
 
     async def __anext__(self) -> Token:
         while not self._ready:
             try:
                 response = await self._call.read()
+            except asyncio.CancelledError:  # so gRPC says that the call was cancelled, not only that the reader was
+                reader = asyncio.current_task()
+                if not self._cancelled or (reader is not None and reader.cancelling()):
+                    raise
+                raise Cancelled("The stream was cancelled.") from None
             except grpc.RpcError as error:
                 wait_s = self._resume.wait_s(error)
                 if wait_s is None:
@@ -199,6 +205,7 @@ class AsyncTokenStream(AsyncIterator[Token]):
 
     def cancel(self) -> None:
         """Stop the request; its pages are freed on both workers."""
+        self._cancelled = True
         self._call.cancel()
 
 

@@ -18,6 +18,7 @@ from deploy.launcher import connected, start_cluster, stop_cluster
 from deploy.local_ray import LocalRay, start_local_ray
 from engine.checkpoint import read_config
 from tests.checkpoints import build_checkpoint
+from tests.live.processes import Play, playing
 
 CONTEXT_TOKENS = 256
 CHUNK_TOKENS = 64
@@ -119,3 +120,10 @@ def mixed(ray_head: LocalRay, checkpoint: Path) -> Iterator[Live]:
     """One worker that serves whole requests."""
     yield start_live(checkpoint, "mixed-", {"mixed": 1})
     stop_cluster("mixed-")
+
+
+@pytest.fixture(scope="session")
+def play() -> Iterator[Play]:
+    """Scenarios on a cluster of plain processes (processes.py)."""
+    with playing() as made:
+        yield made

@@ -2,58 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
-import signal
-from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 import baton
-from benchmarks.process_cluster import ProcessCluster, plans
+from benchmarks.process_cluster import ProcessCluster
 from cluster.worker import WorkerInfo
+from tests.live.processes import Play, kill, start_again
 
 PROMPT = [7, 8, 9] * 14
 OPTIONS: dict[str, Any] = {"max_tokens": 200, "ignore_eos": True, "temperature": 0.8, "seed": 5}
-Scenario = Callable[[ProcessCluster, baton.AsyncClient], Awaitable[Any]]
-Run = Callable[[Scenario], Any]
-
-
-@pytest.fixture(scope="module")
-def run(checkpoint: Path) -> Iterator[Run]:
-    """Plays scenarios on one cluster of 1 + 2 workers, each of which leaves it whole."""
-    with asyncio.Runner() as runner:
-        router_plan, worker_plan = plans(checkpoint, 256, 256, policy="least_loaded", chunk_tokens=64, lost_after_s=2.0)
-        cluster = ProcessCluster(router_plan, worker_plan, {"prefill": 1, "decode": 2})
-        runner.run(cluster.__aenter__())
-
-        async def play(scenario: Scenario) -> Any:
-            async with baton.AsyncClient(f"127.0.0.1:{cluster.router.port}") as client:
-                seen = await asyncio.wait_for(scenario(cluster, client), 60)
-            core = cluster.router.driver.core
-            await cluster.until(lambda: not core.live)
-            await cluster.until(lambda: not any(view.load.pages_owned for view in core.state.workers.values()))
-            return seen
-
-        try:
-            yield lambda scenario: runner.run(play(scenario))
-        finally:
-            runner.run(cluster.__aexit__())
-
-
-async def _kill(cluster: ProcessCluster, name: str) -> None:
-    """End the process; whoever watches it tells the router."""
-    os.kill(cluster.processes[name].pid, signal.SIGKILL)
-    await asyncio.to_thread(cluster.processes[name].join)
-    cluster.router.driver.lose(name)
-
-
-async def _again(cluster: ProcessCluster, name: str) -> None:
-    cluster.spawn(name, name.split("-")[0])
-    await cluster.until(lambda: name in cluster.router.driver.core.state.workers)
 
 
 async def _handoff(cluster: ProcessCluster, client: baton.AsyncClient) -> None:
@@ -67,9 +28,9 @@ async def _handoff(cluster: ProcessCluster, client: baton.AsyncClient) -> None:
     assert (source.device, target.device) == ("cpu", "cpu")
 
 
-def test_disaggregation_is_tested_without_a_gpu(run: Run) -> None:
+def test_disaggregation_is_tested_without_a_gpu(play: Play) -> None:
     """Ray 63257: pages really go from one process to another."""
-    run(_handoff)
+    play(_handoff)
 
 
 @dataclass(frozen=True)
@@ -91,18 +52,18 @@ async def _without_prefill(cluster: ProcessCluster, client: baton.AsyncClient) -
     stream = client.stream(PROMPT, **OPTIONS)
     await anext(stream)
     await cluster.until(lambda: any(record.decoding for record in core._records.values()))
-    await _kill(cluster, "prefill-0")
+    await kill(cluster, "prefill-0")
     running = await stream.answer()
     alone = await client.generate(PROMPT, **OPTIONS)
-    await _again(cluster, "prefill-0")
+    await start_again(cluster, "prefill-0")
     after = {name: view.info for name, view in core.state.workers.items()}
     later = await client.generate([12] * 100, **OPTIONS)
     return WithoutPrefill(expected, running, alone, later, before, after)
 
 
 @pytest.fixture(scope="module")
-def without_prefill(run: Run) -> WithoutPrefill:
-    return run(_without_prefill)  # type: ignore[no-any-return]
+def without_prefill(play: Play) -> WithoutPrefill:
+    return play(_without_prefill)  # type: ignore[no-any-return]
 
 
 def test_a_decode_worker_outlives_its_prefill_worker(without_prefill: WithoutPrefill) -> None:
@@ -137,15 +98,15 @@ async def _failure_after_the_first_token(cluster: ProcessCluster, client: baton.
     await cluster.until(lambda: any(record.decoding for record in core._records.values()))
     (record,) = core._records.values()
     victim = record.decode_worker
-    await _kill(cluster, victim)
+    await kill(cluster, victim)
     answer = await stream.answer()
     assert answer.attempts == 2
     assert answer.token_ids == undisturbed.token_ids
     assert answer.text == undisturbed.text
     assert [token.index for token in answer.tokens] == list(range(OPTIONS["max_tokens"]))
-    await _again(cluster, victim)
+    await start_again(cluster, victim)
 
 
-def test_a_stream_goes_on_with_the_same_random_numbers_after_a_failure(run: Run) -> None:
+def test_a_stream_goes_on_with_the_same_random_numbers_after_a_failure(play: Play) -> None:
     """Dynamo's documentation, Ray 62953."""
-    run(_failure_after_the_first_token)
+    play(_failure_after_the_first_token)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 
 import grpc.aio
 
 import baton
 from baton.v1 import inference_pb2, inference_pb2_grpc
-from benchmarks.process_cluster import ProcessCluster, plans
-from builtin_model import CHECKPOINT
+from benchmarks.process_cluster import ProcessCluster
+from tests.live.processes import Play
 
-TOKENS = 600
+TOKENS = 900
+SMALL_WINDOW = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 4096)]  # else megabytes may be under way
 
 
 def _slow_request() -> inference_pb2.GenerateRequest:
@@ -22,28 +22,24 @@ def _slow_request() -> inference_pb2.GenerateRequest:
     return request
 
 
-async def _never_reads(folder: Path) -> None:
-    router_plan, worker_plan = plans(folder, 1024, 400, policy="least_loaded")
-    async with ProcessCluster(router_plan, worker_plan, {"prefill": 1, "decode": 1}) as cluster:
-        driver, address = cluster.router.driver, f"127.0.0.1:{cluster.router.port}"
-        options = {"max_tokens": 60, "ignore_eos": True}
-        async with baton.AsyncClient(address) as client, grpc.aio.insecure_channel(address) as channel:
-            expected = (await client.generate([8] * 50, **options)).token_ids
-            call = inference_pb2_grpc.InferenceStub(channel).Generate(_slow_request())
-            await cluster.until(lambda: driver.core.live == 1)
-            streams = [client.generate([8] * 50, **options) for _ in range(8)]
-            assert {tuple(answer.token_ids) for answer in await asyncio.gather(*streams)} == {tuple(expected)}
-            await cluster.until(lambda: not driver.core.live)
-            # The workers are done with it; what the client has not read waits here, and is all that waits.
-            waiting = driver._subscriptions["slow"]
-            assert 0 < len(waiting.tokens) <= TOKENS
-            assert list(driver._subscriptions) == ["slow"]
-            await cluster.until(lambda: not driver.core.state.workers["decode-0"].load.pages_owned)
-            tokens = [token async for response in call for token in response.tokens]
-            assert [token.index for token in tokens] == list(range(TOKENS))
-            assert await call.code() is grpc.StatusCode.OK
-        await cluster.until(lambda: not driver._subscriptions)
+async def _never_reads(cluster: ProcessCluster, client: baton.AsyncClient) -> None:
+    driver, options = cluster.router.driver, {"max_tokens": 60, "ignore_eos": True}
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{cluster.router.port}", SMALL_WINDOW) as channel:
+        expected = (await client.generate([8] * 50, **options)).token_ids
+        call = inference_pb2_grpc.InferenceStub(channel).Generate(_slow_request())
+        await cluster.until(lambda: driver.core.live == 1)
+        streams = [client.generate([8] * 50, **options) for _ in range(8)]
+        assert {tuple(answer.token_ids) for answer in await asyncio.gather(*streams)} == {tuple(expected)}
+        await cluster.until(lambda: not driver.core.live)
+        # The workers are done with it; what the client has not read waits here, and is all that waits.
+        assert list(driver._subscriptions) == ["slow"]
+        assert 0 < len(driver._subscriptions["slow"].tokens) <= TOKENS
+        await cluster.until(lambda: not any(view.load.pages_owned for view in driver.core.state.workers.values()))
+        tokens = [token async for response in call for token in response.tokens]
+        assert [token.index for token in tokens] == list(range(TOKENS))
+        assert await call.code() is grpc.StatusCode.OK
+    await cluster.until(lambda: not driver._subscriptions)
 
 
-def test_a_client_that_does_not_read_holds_up_nobody() -> None:
-    asyncio.run(asyncio.wait_for(_never_reads(CHECKPOINT), 90))
+def test_a_client_that_does_not_read_holds_up_nobody(play: Play) -> None:
+    play(_never_reads)

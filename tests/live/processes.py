@@ -1,0 +1,55 @@
+"""One cluster of plain processes for scenarios that end processes, hold streams or look inside the router."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import baton
+from benchmarks.process_cluster import ProcessCluster, plans
+from builtin_model import CHECKPOINT
+
+Scenario = Callable[[ProcessCluster, baton.AsyncClient], Awaitable[Any]]
+Play = Callable[[Scenario], Any]
+TIMEOUT_S = 120.0
+
+
+@contextmanager
+def playing() -> Iterator[Play]:
+    """Plays scenarios one after the other on a router with 1 + 2 workers; each leaves all three there and idle."""
+    with asyncio.Runner() as runner:
+        router_plan, worker_plan = plans(CHECKPOINT, 1024, 600, policy="least_loaded", chunk_tokens=128, max_batch=32)
+        cluster = ProcessCluster(router_plan, worker_plan, {"prefill": 1, "decode": 2})
+        runner.run(cluster.__aenter__())
+
+        async def play(scenario: Scenario) -> Any:
+            async with baton.AsyncClient(f"127.0.0.1:{cluster.router.port}") as client:
+                seen = await scenario(cluster, client)
+            core = cluster.router.driver.core
+            await cluster.until(lambda: not core.live)
+            await cluster.until(lambda: not any(view.load.pages_owned for view in core.state.workers.values()))
+            assert len(core.membership.quarantine) == 0
+            assert len(core.state.workers) == 3
+            return seen
+
+        try:
+            yield lambda scenario: runner.run(asyncio.wait_for(play(scenario), TIMEOUT_S))
+        finally:
+            runner.run(cluster.__aexit__())
+
+
+async def kill(cluster: ProcessCluster, name: str) -> None:
+    """End the process; whoever watches it tells the router."""
+    os.kill(cluster.processes[name].pid, signal.SIGKILL)
+    await asyncio.to_thread(cluster.processes[name].join)
+    cluster.router.driver.lose(name)
+
+
+async def start_again(cluster: ProcessCluster, name: str) -> None:
+    """Have the worker back, as somebody new."""
+    cluster.spawn(name, name.split("-")[0])
+    await cluster.until(lambda: name in cluster.router.driver.core.state.workers)

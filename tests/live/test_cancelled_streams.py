@@ -1,0 +1,40 @@
+"""Who cancels a stream of the asyncio client ends that stream, and not the task that reads it."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+import baton
+from baton.errors import Cancelled
+from benchmarks.process_cluster import ProcessCluster
+from tests.live.processes import Play
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_cancelled_stream_is_an_error_of_its_own(play: Play, begun: bool) -> None:
+    async def leave(cluster: ProcessCluster, client: baton.AsyncClient) -> None:
+        stream = client.stream([6] * 30, max_tokens=150, ignore_eos=True)
+        if begun:
+            await anext(stream)
+        reader = asyncio.create_task(stream.answer())
+        await asyncio.sleep(0)
+        stream.cancel()
+        with pytest.raises(Cancelled):
+            await reader
+
+    play(leave)
+
+
+def test_a_cancelled_reader_is_cancelled(play: Play) -> None:
+    async def leave(cluster: ProcessCluster, client: baton.AsyncClient) -> None:
+        stream = client.stream([6] * 30, max_tokens=150, ignore_eos=True)
+        reader = asyncio.create_task(stream.answer())
+        await asyncio.sleep(0)
+        reader.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reader
+        stream.cancel()
+
+    play(leave)
