@@ -113,7 +113,7 @@ def parse_config(text: str = "", overrides: dict[str, dict[str, Any]] | None = N
     """
     try:
         values: dict[str, Any] = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError, and numbers or brackets without end
         raise ConfigError(f"The configuration is not valid TOML: {error}.") from None
     for section, keys in (overrides or {}).items():
         given = {key: value for key, value in keys.items() if value is not None}

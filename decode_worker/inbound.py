@@ -76,12 +76,17 @@ class Inbound:
     def commit(self, notice: HandoffNotice) -> Sequence | None:
         """The sequence whose KV has arrived, ready to decode; None when nobody waits for it any more.
 
-        A cancelled reservation, an unknown one, or one whose pages have changed hands commits nothing.
+        A cancelled reservation, an unknown one, one whose pages have changed hands, or a notice that speaks of more
+        than there can be commits nothing.
         """
         inbound = self._open.get(notice.reservation_id)
         if inbound is None or inbound.state is HandoffState.ABORTED:
             return None
         if notice.generations != inbound.reservation.generations:
+            return None
+        num_tokens = len(inbound.sequence.tokens) + len(notice.new_tokens)
+        room = len(inbound.sequence.page_table) * self.pool.page_size
+        if not 0 < notice.computed <= min(num_tokens, room):
             return None
         for step in (HandoffStep.WRITE, HandoffStep.DELIVER, HandoffStep.COMMIT):
             inbound.state = advance(inbound.state, step)

@@ -31,9 +31,12 @@ def running_cluster() -> RunningCluster | None:
     """The cluster that `up` noted, or None."""
     try:
         values = json.loads(state_file().read_text())
-        return RunningCluster(**{**values, "workers": tuple(values["workers"])})
-    except (OSError, ValueError, TypeError, KeyError):
+        cluster = RunningCluster(**{**values, "workers": tuple(values["workers"])})
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
+    texts = (cluster.address, cluster.ray_address, cluster.ray_folder, cluster.worker_address, cluster.admin_address)
+    sound = all(isinstance(text, str) for text in (*texts, *cluster.workers)) and isinstance(cluster.resolved, dict)
+    return cluster if sound else None
 
 
 def note(cluster: RunningCluster) -> None:

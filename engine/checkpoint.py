@@ -11,6 +11,8 @@ from engine.model_config import ModelConfig, model_config
 
 _PATTERNS = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
 _SAMPLE_BYTES = 4096  # of each tensor
+# What reading a file of the wrong shape may raise: no JSON, no text, a wrong type, a missing key, no end of brackets.
+_WRONG = (OSError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError)
 
 
 def resolve_model(model: str) -> Path:
@@ -41,7 +43,7 @@ def read_config(folder: Path) -> ModelConfig:
     try:
         raw = json.loads((folder / "config.json").read_text())
         return model_config(raw, json.loads(generation.read_text()) if generation.is_file() else None)
-    except (OSError, json.JSONDecodeError) as error:
+    except _WRONG as error:
         raise ModelError(f"{folder / 'config.json'} cannot be read: {error}.") from None
 
 
@@ -49,8 +51,11 @@ def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a checkpoint, sharded or not, in a fixed order."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        missing = [name for name in names if not (folder / name).is_file()]
+        try:
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            missing = [name for name in names if not (folder / name).is_file()]
+        except _WRONG as error:
+            raise ModelError(f"{index} is no readable index of shards: {error!r}.") from None
         if missing:
             raise ModelError(f"The shard {missing[0]} of {folder} is missing.")
         return [folder / name for name in names]
@@ -68,14 +73,14 @@ def model_id(folder: Path) -> str:
     for path in weight_files(folder):
         digest.update(f"{path.name}:{path.stat().st_size}".encode())
         with path.open("rb") as file:
-            header = file.read(int.from_bytes(file.read(8), "little"))
-            digest.update(header)
             try:
+                header = file.read(min(int.from_bytes(file.read(8), "little"), path.stat().st_size))
+                digest.update(header)
                 tensors = json.loads(header)
                 offsets = [entry["data_offsets"][0] for name, entry in tensors.items() if name != "__metadata__"]
-            except (ValueError, KeyError, TypeError):
+                for offset in sorted(offsets):
+                    file.seek(8 + len(header) + offset)
+                    digest.update(file.read(_SAMPLE_BYTES))
+            except _WRONG:
                 raise ModelError(f"{path} is no readable safetensors file: its header is broken.") from None
-            for offset in sorted(offsets):
-                file.seek(8 + len(header) + offset)
-                digest.update(file.read(_SAMPLE_BYTES))
     return digest.hexdigest()

@@ -9,6 +9,16 @@ from typing import Any
 from cluster.errors import ModelError
 from cluster.worker import PageLayout
 
+_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_layers",
+    "num_heads",
+    "num_kv_heads",
+    "head_dim",
+    "context_tokens",
+)
 SUPPORTED = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 
 
@@ -72,7 +82,7 @@ def model_config(raw: Mapping[str, Any], generation: Mapping[str, Any] | None = 
     _refuse_options(raw, architecture)
     try:
         num_heads, hidden_size = raw["num_attention_heads"], raw["hidden_size"]
-        return ModelConfig(
+        config = ModelConfig(
             architecture=architecture,
             vocab_size=raw["vocab_size"],
             hidden_size=hidden_size,
@@ -92,6 +102,22 @@ def model_config(raw: Mapping[str, Any], generation: Mapping[str, Any] | None = 
         )
     except KeyError as error:
         raise ModelError(f"config.json lacks the key {error}.") from None
+    _check_numbers(config)
+    return config
+
+
+def _check_numbers(config: ModelConfig) -> None:
+    for name in _SIZES:
+        value = getattr(config, name)
+        if type(value) is not int or not 0 < value < 2**31:
+            raise ModelError(f"config.json gives {value!r} for {name}: it must be a positive whole number.")
+    scaling = config.rope_scaling
+    numbers = [config.norm_eps, config.rope_theta]
+    if scaling is not None:
+        numbers += [getattr(scaling, name) for name in Llama3Scaling.__slots__]
+    for number in numbers:
+        if type(number) not in (int, float) or not 0 < number < float("inf"):
+            raise ModelError(f"config.json gives {number!r} for a number of its norm or rope: it must be above 0.")
 
 
 def _refuse_options(raw: Mapping[str, Any], architecture: str) -> None:

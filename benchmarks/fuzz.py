@@ -1,0 +1,87 @@
+"""Feed made-up and mutated bytes to every parser of what comes from outside, for as long as you like.
+
+Anything but the refusals that a parser promises is a failure; it is shown with the seed and the input that led to it.
+"""
+
+from __future__ import annotations
+
+import random
+import resource
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from benchmarks import report
+from benchmarks.report import Goal, Report, arguments
+from tests.fuzz.targets import TARGETS, Target
+
+TURN_S = 1.0  # for one target, before the next has its turn
+QUICK_MINUTES = 0.4
+SLOW_S = 5.0  # an input that takes longer counts as a hang
+
+
+@dataclass
+class Tally:
+    """What became of one target's inputs."""
+
+    inputs: int = 0
+    read: int = 0
+    longest_s: float = 0.0
+    failures: dict[str, str] = field(default_factory=dict)  # kind of failure → its first input
+    failed: int = 0
+
+
+def feed(target: Target, tally: Tally, seed: int, until_s: float) -> None:
+    """Inputs of one target until the clock says so. Each has a seed of its own, so one alone can be repeated."""
+    while time.monotonic() < until_s:
+        number = f"{seed}/{target.name}/{tally.inputs}"
+        started = time.monotonic()
+        try:
+            tally.read += target.try_one(random.Random(number))
+        except Exception as error:  # noqa: BLE001 (whatever it is, it is what we look for)
+            tally.failed += 1
+            kind = f"{type(error).__name__}: {str(error)[:80]}"
+            tally.failures.setdefault(kind, f"seed {number!r}: {' '.join(getattr(error, '__notes__', []))}")
+        tally.inputs += 1
+        tally.longest_s = max(tally.longest_s, time.monotonic() - started)
+
+
+def run(minutes: float, seed: int) -> dict[str, Tally]:
+    """Every target in turn, until the time is over."""
+    tallies = {target.name: Tally() for target in TARGETS}
+    rounds = max(1, round(60 * minutes / (TURN_S * len(TARGETS))))
+    turn_s = 60 * minutes / (rounds * len(TARGETS))
+    with report.progress(rounds * len(TARGETS)) as step:
+        for _ in range(rounds):
+            for target in TARGETS:
+                step(target.name)
+                feed(target, tallies[target.name], seed, time.monotonic() + turn_s)
+    return tallies
+
+
+def main() -> None:
+    parser = arguments(__doc__, "python -m benchmarks.fuzz --minutes 10 --seed 1")
+    parser.add_argument("--minutes", type=float, default=2.0, help="how long to go on")
+    options = parser.parse_args()
+    tallies = run(QUICK_MINUTES if options.quick else options.minutes, options.seed)
+    result = Report("fuzz", setting={"seed": options.seed})
+    for name, tally in tallies.items():
+        result.figures[f"{name}: inputs"] = tally.inputs
+        result.figures[f"{name}: read"] = tally.read
+        result.figures[f"{name}: failures"] = tally.failed
+        result.figures[f"{name}: longest, s"] = tally.longest_s
+        result.goals[f"{name}: inputs"] = Goal(1)
+        result.goals[f"{name}: failures"] = Goal(0, at_most=True)
+        result.goals[f"{name}: longest, s"] = Goal(SLOW_S, at_most=True)
+    result.figures["memory at its peak, MiB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    failures: dict[str, Any] = {name: tally.failures for name, tally in tallies.items() if tally.failures}
+    result.details["failures"] = failures
+    result.publish(options.json)
+    for name, kinds in failures.items():
+        for kind, example in kinds.items():
+            print(f"{name}: {kind}\n    {example}")
+    raise SystemExit(1 if failures else 0)
+
+
+if __name__ == "__main__":
+    main()

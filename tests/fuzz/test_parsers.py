@@ -1,0 +1,38 @@
+"""Whatever bytes come from outside, they are read or refused in words; `python -m benchmarks.fuzz` goes on for longer."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.fuzz.targets import TARGETS, Target
+
+EXAMPLES = {"operations": 15, "generate requests": 60, "worker frames": 40}  # these have a whole cluster behind them
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name.replace(" ", "-"))
+def test_bytes_from_outside_are_read_or_refused_in_words(
+    target: Target, record_property: Callable[[str, object], None]
+) -> None:
+    seen: Counter[str] = Counter()
+
+    @settings(deadline=None, max_examples=EXAMPLES.get(target.name, 200), database=None)
+    @given(seed=st.integers(0, 2**32 - 1))
+    def feed(seed: int) -> None:
+        seen["inputs"] += 1
+        seen["read"] += target.try_one(random.Random(seed))
+
+    feed()
+    for name, count in seen.items():
+        record_property(name, count)
+    assert seen["inputs"] >= EXAMPLES.get(target.name, 200) // 2
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name.replace(" ", "-"))
+def test_the_same_seed_makes_the_same_input(target: Target) -> None:
+    assert target.make(random.Random(5)) == target.make(random.Random(5))
