@@ -35,7 +35,7 @@ from router.policy.output_length import OutputLength
 from router.server import InferenceService, ServedModel, _emitted, _parse
 from simulator.trace import read_trace
 from tests.fuzz.inputs import fill, json_bytes, mutated_bytes, mutated_json
-from tests.pure_cluster import VOCAB, PureCluster
+from tests.pure_cluster import FRAMES, VOCAB, PureCluster
 from worker.role_switch import make_role
 from worker.state import WorkerState
 
@@ -123,7 +123,7 @@ class _Tokenizer:
 @cache
 def _service() -> InferenceService:
     model = ServedModel("m", "m", model_config(CONFIG), _Tokenizer(), "float32", 64)  # type: ignore[arg-type]
-    return InferenceService(SimpleNamespace(clock=lambda: 0.0), model, random.Random(0))  # type: ignore[arg-type]
+    return InferenceService(SimpleNamespace(clock=lambda: 0.0), model, seeds=random.Random(0))  # type: ignore[arg-type]
 
 
 def _generate_message(rng: random.Random) -> bytes:
@@ -146,7 +146,7 @@ def _generate_message(rng: random.Random) -> bytes:
 
 def _generate(data: bytes) -> None:
     message = _parse(inference_pb2.GenerateRequest, data)
-    call = _service()._request(message, _Context())  # type: ignore[arg-type]
+    call = _service()._request(message, message.tenant, _Context())  # type: ignore[arg-type]
     try:
         call.send(None)
     except StopIteration as stop:
@@ -175,9 +175,9 @@ def _ask(data: bytes) -> None:
 def _worker_frame(data: bytes) -> None:
     incarnation, batch = wire.decode_to_router(data)
     cluster = _cluster()
-    for name in ("decode-0", "stranger"):
-        cluster.core.on_frame(name, incarnation, batch, cluster.now)
-        cluster.core.on_frame(name, "1", batch, cluster.now)
+    for name, life in (("decode-0", incarnation), ("decode-0", "1"), ("stranger", incarnation), ("stranger", "1")):
+        FRAMES.check(name, life, batch, cluster.core.state)
+        cluster.core.on_frame(name, life, batch, cluster.now)
     cluster.core.tick(cluster.now + 0.1)
     cluster.core.tick(cluster.now + 99.0)
 
