@@ -5,6 +5,7 @@ from __future__ import annotations
 import zmq
 
 from baton.wire import decode_to_worker, encode_to_router
+from cluster.errors import InvalidRequest
 from cluster.link_keys import WorkerKeys
 from cluster.messages import RouterMessage, WorkerMessage
 
@@ -48,6 +49,8 @@ class RouterLink:
                 messages += decode_to_worker(self._socket.recv(zmq.NOBLOCK))
             except zmq.Again:
                 return messages
+            except InvalidRequest as error:
+                print(f"A frame from the router was ignored: {error.message}", flush=True)
 
     def send(self, batch: list[WorkerMessage]) -> bool:
         """Queue messages as one frame; never waits. False: the router has been away for too many frames."""

@@ -14,6 +14,14 @@ MAX_BYTES = 1 << 14
 NUMBERS = (0, 1, -1, 2, 3, 7, 255, 2**31 - 1, -(2**31), 2**32 - 1, 2**63 - 1, -(2**63), 2**64)
 FLOATS = (0.0, -0.0, 1.0, -1.0, 0.5, 1e-300, 1e300, float("inf"), float("-inf"), float("nan"))
 TEXTS = ("", "r0", "r1", "r0/1", "r1/1", "decode-0", "prefill-0", "probe/op-1/decode-0", "ä\u0000", "x" * 300, "1", "2")
+LIKELY = {
+    "request_id": ("r0", "r1"),
+    "reservation_id": ("r0/1", "r1/1", "r0/2"),
+    "worker": ("decode-0", "prefill-0"),
+    "name": ("decode-0", "decode-1"),
+    "incarnation": ("1", "2"),
+    "agent": ("decode-0:1", "decode-1:1"),
+}
 VALUES: tuple[Any, ...] = (None, True, False, *NUMBERS, *FLOATS, *TEXTS, [], {}, [[]], [1, "a"], {"a": 1}, "\ud800")
 
 
@@ -67,8 +75,13 @@ def json_bytes(value: Any) -> bytes:
 
 def fill(rng: random.Random, message: Message, depth: int = 0) -> Message:
     """Give a message any values its fields can have."""
+    chosen = {oneof.name: rng.choice(list(oneof.fields)).name for oneof in message.DESCRIPTOR.oneofs}
+    sparse = rng.choice((0.0, 0.1, 0.5))
     for one in message.DESCRIPTOR.fields:
-        if rng.random() < 0.4 or depth > 5:
+        alone = one.containing_oneof is not None and len(one.containing_oneof.fields) > 1
+        if alone and chosen[one.containing_oneof.name] != one.name:
+            continue
+        if depth > 5 or (not alone and rng.random() < sparse):
             continue
         if one.is_repeated:
             items = getattr(message, one.name)
@@ -91,7 +104,7 @@ def _scalar(rng: random.Random, one: FieldDescriptor) -> Any:
         case FieldDescriptor.CPPTYPE_STRING if one.type == FieldDescriptor.TYPE_BYTES:
             return rng.randbytes(rng.choice((0, 1, 16)))
         case FieldDescriptor.CPPTYPE_STRING:
-            return rng.choice(TEXTS)
+            return rng.choice(LIKELY[one.name] if one.name in LIKELY and rng.random() < 0.7 else TEXTS)
         case FieldDescriptor.CPPTYPE_BOOL:
             return rng.random() < 0.5
         case FieldDescriptor.CPPTYPE_FLOAT | FieldDescriptor.CPPTYPE_DOUBLE:

@@ -175,11 +175,15 @@ def _ask(data: bytes) -> None:
 def _worker_frame(data: bytes) -> None:
     incarnation, batch = wire.decode_to_router(data)
     cluster = _cluster()
-    for name, life in (("decode-0", incarnation), ("decode-0", "1"), ("stranger", incarnation), ("stranger", "1")):
-        FRAMES.check(name, life, batch, cluster.core.state)
-        cluster.core.on_frame(name, life, batch, cluster.now)
-    cluster.core.tick(cluster.now + 0.1)
-    cluster.core.tick(cluster.now + 99.0)
+    for name, life in (("stranger", incarnation), ("decode-0", incarnation), ("decode-0", "1")):
+        FRAMES.check(name, life, batch, cluster.core.state)  # as the driver does it
+        cluster._perform(cluster.core.on_frame(name, life, batch, cluster.now))
+    cluster.tick()
+    for name in ("stranger", "decode-0"):
+        cluster._perform(cluster.core.on_worker_lost(name, cluster.now))
+    for _ in range(20):
+        cluster.step()
+    cluster.tick()
 
 
 def _router_frame_message(rng: random.Random) -> bytes:
