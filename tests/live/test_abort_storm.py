@@ -19,7 +19,7 @@ async def _storms(cluster: ProcessCluster, client: baton.AsyncClient) -> None:
         verdict = await watch_pages(cluster, 1.0)
         assert verdict.clean, verdict
     assert not crowd.wrong, crowd.wrong[:3]
-    assert crowd.left == STORMS * 180
+    assert STORMS * 150 < crowd.left <= STORMS * 180  # an answer may be complete just when its client leaves
 
 
 @pytest.mark.slow

@@ -105,14 +105,15 @@ def secured(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 def test_who_has_a_certificate_and_a_token_is_served_and_finds_its_own_prefix_only(secured: Secured) -> None:
-    cached = {}
-    for turn in ("first", "again"):
-        for tenant in ("acme", "rival"):
-            with secured.client(tenant) as client:
-                answer = client.generate(PROMPT, max_tokens=4, ignore_eos=True)
-            cached[tenant, turn] = answer.cached_tokens
-    assert cached["acme", "first"] == cached["rival", "first"] == 0
-    assert cached["acme", "again"] == cached["rival", "again"] == 96
+    def cached(tenant: str) -> int:
+        with secured.client(tenant) as client:
+            return client.generate(PROMPT, max_tokens=4, ignore_eos=True).cached_tokens
+
+    assert cached("acme") == 0
+    assert cached("rival") == 0
+    for tenant in ("acme", "rival"):
+        # Another worker than the first time may answer sooner, and have no prefix yet: after a few all have it.
+        assert max(cached(tenant) for _ in range(4)) == 96
 
 
 def test_a_request_names_its_own_tenant_or_none(secured: Secured) -> None:
