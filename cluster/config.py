@@ -4,7 +4,7 @@
     [pools]     prefill, decode, mixed
     [engine]    page_size, num_pages, kv_memory_gib, chunk_tokens, mixed_chunk_tokens, max_batch, threads,
                 checksum_every
-    [router]    host, port, admin_host, admin_port, policy, refuse_late, max_queued, lost_after_s,
+    [router]    host, port, admin_host, admin_port, policy, refuse_late, auto_rebalance, max_queued, lost_after_s,
                 stop_grace_s, state_file
     [placement] strategy; and per pool, [placement.prefill] and so on: cpus, gpus, resources, labels, env
     [access]    tls_certificate, tls_key, client_ca, tokens_file, share_prefixes, open_admin,
@@ -60,6 +60,7 @@ class RouterSection(_Section):
     admin_port: int = Field(default=50052, ge=0, le=65535)
     policy: str = "predicted_latency"
     refuse_late: bool = True
+    auto_rebalance: bool = False
     max_queued: int = Field(default=4096, ge=1)
     lost_after_s: float = Field(default=2.0, gt=0)
     stop_grace_s: float = Field(default=5.0, ge=0, le=60)

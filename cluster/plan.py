@@ -45,6 +45,7 @@ class RouterPlan:
     lost_after_s: float
     policy: str = "predicted_latency"
     refuse_late: bool = True  # those whose objectives cannot be met any more
+    auto_rebalance: bool = False  # whether the planner moves workers between the pools from the start
     stop_grace_s: float = 1.0  # for running streams, when it is told to stop
     state_file: str = ""  # keeps what was learned of output lengths over a restart
     settings: dict[str, str] = field(default_factory=dict)  # shown by `baton status`

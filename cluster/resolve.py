@@ -109,6 +109,7 @@ class Resolved:
             worker_host=worker_host,
             policy=router.policy,
             refuse_late=router.refuse_late,
+            auto_rebalance=router.auto_rebalance,
             max_queued=router.max_queued,
             lost_after_s=router.lost_after_s,
             stop_grace_s=router.stop_grace_s,

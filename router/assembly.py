@@ -88,6 +88,7 @@ async def start_router(plan: RouterPlan) -> RunningRouter:
         state=ClusterState(share_prefixes=access.share_prefixes),
         output_length=load_learned(state_file),
     )
+    core.automation.auto = plan.auto_rebalance
     link = WorkerLink(f"tcp://{plan.worker_host}:{plan.worker_port or '*'}", plan.link_keys)
     frames = WorkerFrames(model.model_id, config.vocab_size, plan.context_tokens)
     driver = Driver(core, link, frames, state_file=state_file, refuse_late=plan.refuse_late)
