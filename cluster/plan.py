@@ -27,6 +27,7 @@ class WorkerPlan:
     threads: int
     checksum_every: int = 16  # pages of a handoff of which one is summed; 0: none
     share_prefixes: bool = False  # between tenants; as the router's
+    host_pages: int = 0  # slots of host memory for preempted sequences; 0: they are computed again
     link_keys: WorkerKeys | None = field(default=None, repr=False)  # None: the link is open
 
 

@@ -56,6 +56,8 @@ class WorkerSpec:
     chunk_tokens: int = 2048
     mixed_chunk_tokens: int = 512
     max_batch: int = 1024
+    host_pages: int = 0  # slots of host memory for preempted sequences
+    host_bandwidth_bytes_s: float = 50e9  # of the copies there and back
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +104,15 @@ class Simulation:
         budget = StepBudget(spec.chunk_tokens, spec.max_batch, spec.mixed_chunk_tokens)
         pool = PagePool(spec.layout.num_pages, spec.layout.page_size)
         state = WorkerState(
-            name, spec.layout.model_id, frozenset([EOS]), 1 << 30, budget, pool, share_prefixes=True
-        )  # a trace's tenants stand for users of one operator
+            name,
+            spec.layout.model_id,
+            frozenset([EOS]),
+            1 << 30,
+            budget,
+            pool,
+            share_prefixes=True,  # a trace's tenants stand for users of one operator
+            host_pages=spec.host_pages,
+        )
         role = make_role(spec.role, state)
         endpoint = Endpoint(name, b"", 0, 0, spec.layout)
         info = WorkerInfo(name, "1", spec.role, 0, endpoint, spec.chunk_tokens, spec.max_batch, spec.mixed_chunk_tokens)
@@ -120,6 +129,7 @@ class Simulation:
             rng=random.Random(self._rng.getrandbits(64)),
             jitter=self.spec.jitter,
             gaps=self.gaps,
+            host_bandwidth_bytes_s=spec.host_bandwidth_bytes_s,
             since_s=FIRST_S,
         )
         self._workers[name] = agents[name] = worker
