@@ -16,10 +16,11 @@ from cluster.worker import Endpoint, RoleName, WorkerInfo, WorkerLoad
 
 @dataclass(frozen=True, slots=True)
 class Welcome:
-    """Answers `Register`. Loads are due at least every `report_interval_s`."""
+    """Answers the `Register` of one life. Loads are due at least every `report_interval_s`."""
 
     router_id: str
     report_interval_s: float
+    incarnation: str
 
 
 @dataclass(frozen=True, slots=True)

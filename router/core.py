@@ -122,9 +122,9 @@ class RouterCore:
         self._operate(actions)
         return operation, self._settle(now)
 
-    def on_worker_lost(self, worker: str, now: float) -> list[Command]:
-        """A worker's process is known to have ended."""
-        self._lose(worker, True, now)
+    def on_worker_lost(self, worker: str, now: float, certain: bool = True) -> list[Command]:
+        """A worker's process is known to have ended, or it is not `certain`: what it was told did not reach it."""
+        self._lose(worker, certain, now)
         return self._settle(now)
 
     def on_frame(self, worker: str, incarnation: str, batch: Sequence[WorkerMessage], now: float) -> list[Command]:

@@ -199,5 +199,6 @@ class Driver:
                 case Moved(operation):
                     for moved in self._watchers.get(operation.operation_id, ()):
                         moved.set()
-        for worker, batch in outgoing.items():
-            self.link.send(worker, batch)
+        unheard = [worker for worker, batch in outgoing.items() if not self.link.send(worker, batch)]
+        for worker in unheard:  # what follows would make no sense to it without what was lost
+            self._perform(self.core.on_worker_lost(worker, self.clock(), certain=False))

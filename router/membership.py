@@ -43,6 +43,7 @@ class Membership:
             return None
         orders = [Tell(other, PeerLeft(view.info.endpoint.agent)) for other in sorted(self.state.workers)]
         self._deaths.setdefault(worker, deque(maxlen=BREAKER_DEATHS)).append(now)
+        self._deaths = {name: moments for name, moments in self._deaths.items() if now - moments[-1] < BREAKER_S}
         if certain:
             return orders + self.gone(worker)
         self._away[worker] = now
@@ -73,7 +74,7 @@ class Membership:
                 continue
             del self._waiting[name]
             info = message.info
-            orders.append(Tell(name, Welcome(router_id, self.limits.report_interval_s)))
+            orders.append(Tell(name, Welcome(router_id, self.limits.report_interval_s, info.incarnation)))
             for other, view in sorted(self.state.workers.items()):
                 orders += [Tell(other, PeerJoined(info.endpoint)), Tell(name, PeerJoined(view.info.endpoint))]
             self.state.register(info, now)

@@ -21,6 +21,7 @@ from router.complaints import Complaints
 from router.worker_gate import WorkerGate
 
 HEARTBEAT = "#alive"  # a worker's heartbeat has a link of its own, for which its name ends so
+PING_MS, SILENCE_MS = 1000, 5000  # a connection without a sign of life for so long is broken off
 MAX_FRAME_BYTES = 64 << 20  # a peer that sends more is disconnected by ZeroMQ
 Handler = Callable[[str, str, list[WorkerMessage]], None]  # worker, incarnation, messages
 
@@ -36,6 +37,9 @@ class WorkerLink:
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)  # a restarted worker takes over its name
+        self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # what cannot be queued is refused, not lost in silence
+        self._socket.setsockopt(zmq.HEARTBEAT_IVL, PING_MS)
+        self._socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, SILENCE_MS)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME_BYTES)
         self._gate = WorkerGate(self._context, self._socket, keys) if keys is not None else None
@@ -74,12 +78,15 @@ class WorkerLink:
                 if line is not None:
                     print(line, flush=True)
 
-    def send(self, worker: str, batch: Iterable[RouterMessage]) -> None:
-        """Queue messages for a worker as one frame; a worker that is gone is found out by its silence."""
+    def send(self, worker: str, batch: Iterable[RouterMessage]) -> bool:
+        """Queue messages for a worker as one frame; never waits. False: it is not connected, or takes too little."""
+        queued = False
         with contextlib.suppress(zmq.ZMQError):
             self._socket.send_multipart([worker.encode(), encode_to_worker(list(batch))], zmq.NOBLOCK)
+            queued = True
         if self._loop is not None and int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
             self._loop.call_soon(self._drain)
+        return queued
 
     def close(self) -> None:
         if self._loop is not None and not self._socket.closed:

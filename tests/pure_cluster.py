@@ -299,7 +299,9 @@ class PureCluster:
         match message:
             case Rejoin(incarnation):
                 worker.rejoining = incarnation == str(worker.incarnation)
-            case Welcome(_, interval_s):
+            case Welcome(_, interval_s, incarnation):
+                if incarnation != str(worker.incarnation):
+                    return
                 worker.welcome = True
                 self._tell(worker, worker.reports.on_welcome(interval_s))
                 self._report(worker)

@@ -17,7 +17,7 @@ class Heartbeat:
     """Speaks for a loop from a thread and a link of its own, while that loop turns."""
 
     def __init__(self, address: str, name: str, keys: WorkerKeys | None = None) -> None:
-        self._link = RouterLink(address, name + HEARTBEAT, keys=keys)
+        self._link = RouterLink(address, name + HEARTBEAT, keys=keys, one_way=True)
         self._turned_s = time.monotonic()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"{name}-heartbeat", daemon=True)

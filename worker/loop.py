@@ -142,7 +142,9 @@ class WorkerLoop:
             case Rejoin(incarnation):
                 if incarnation == self.info.incarnation:
                     self._rejoin()
-            case Welcome(_, report_interval_s):
+            case Welcome(_, report_interval_s, incarnation):
+                if incarnation != self.info.incarnation:
+                    return  # it was on its way to the life before
                 self._welcome = True
                 self.heartbeat.speak_for(self.info.incarnation)
                 self._outbox += self._reports.on_welcome(report_interval_s)

@@ -329,15 +329,18 @@ class Welcome(google.protobuf.message.Message):
 
     ROUTER_ID_FIELD_NUMBER: builtins.int
     REPORT_INTERVAL_S_FIELD_NUMBER: builtins.int
+    INCARNATION_FIELD_NUMBER: builtins.int
     router_id: builtins.str
     report_interval_s: builtins.float
+    incarnation: builtins.str
     def __init__(
         self,
         *,
         router_id: builtins.str = ...,
         report_interval_s: builtins.float = ...,
+        incarnation: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["report_interval_s", b"report_interval_s", "router_id", b"router_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["incarnation", b"incarnation", "report_interval_s", b"report_interval_s", "router_id", b"router_id"]) -> None: ...
 
 global___Welcome = Welcome
 

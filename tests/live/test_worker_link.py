@@ -10,7 +10,7 @@ import zmq
 
 from cluster.errors import InvalidRequest
 from cluster.link_keys import LinkKeys, WorkerKeys
-from cluster.messages import Goodbye, RouterMessage, Welcome, WorkerMessage
+from cluster.messages import Goodbye, Rejoin, RouterMessage, Welcome, WorkerMessage
 from router.worker_gate import new_link_keys
 from router.worker_link import WorkerLink
 from worker.router_link import RouterLink
@@ -38,7 +38,7 @@ async def _who_comes_through(keys: LinkKeys, *callers: WorkerKeys | None) -> tup
         for message in batch:
             assert isinstance(message, Goodbye)
             heard[worker] = message.reason
-        link.send(worker, [Welcome("router", 1.0)])
+        link.send(worker, [Welcome("router", 1.0, "")])
 
     links = [RouterLink(link.address, f"caller-{number}", keys=key) for number, key in enumerate(callers)]
     right = RouterLink(link.address, "right", keys=keys.worker)
@@ -79,7 +79,7 @@ def test_only_who_has_the_workers_key_comes_through() -> None:
         _who_comes_through(keys, stranger, of_another_cluster, knows_the_router, knows_both_public_keys)
     )
     assert heard == {"right": "still here"}
-    assert answers == [Welcome("router", 1.0)]
+    assert answers == [Welcome("router", 1.0, "")]
 
 
 def test_a_refused_frame_is_said_once_and_the_next_is_read(capsys: object) -> None:
@@ -115,3 +115,34 @@ def test_the_keys_are_not_shown() -> None:
     assert keys.router.secret not in repr(keys)
     assert keys.worker.secret not in repr(keys)
     assert keys.router.public != new_link_keys().router.public
+
+
+def test_a_worker_whose_connection_broke_joins_anew() -> None:
+    """What was on its way is lost then, in both directions, so the life that spoke over it is over."""
+
+    async def run() -> tuple[list[RouterMessage], bool, bool]:
+        link = WorkerLink("tcp://127.0.0.1:*")
+        heard: list[str] = []
+        link.start(lambda worker, incarnation, batch: heard.append(incarnation))
+        worker = RouterLink(link.address, "worker", "first life")
+        worker.send([Goodbye("hello")])
+        await _until(lambda: bool(heard))
+        assert worker.receive(0.0) == []
+        reached, nobody = link.send("worker", []), link.send("nobody", [])
+        address = link.address
+        link.close()
+        again = WorkerLink(address)
+        told: list[RouterMessage] = []
+        await _until(lambda: bool(told.extend(worker.receive(0.01)) or told))
+        worker.incarnation = "second life"
+        again.start(lambda worker, incarnation, batch: heard.append(incarnation))
+        worker.send([Goodbye("hello again")])
+        await _until(lambda: "second life" in heard)
+        told += worker.receive(0.0)
+        worker.close()
+        again.close()
+        return told, reached, nobody
+
+    told, *reached = asyncio.run(run())
+    assert told == [Rejoin("first life")]
+    assert reached == [True, False]

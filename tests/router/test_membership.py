@@ -42,8 +42,8 @@ def test_workers_that_join_hear_of_each_other_after_their_welcome() -> None:
     for name in ("a", "b"):
         members.returned(_register(name))
     assert members.admit("router", 0.0) == [
-        Tell("a", Welcome("router", 0.5)),
-        Tell("b", Welcome("router", 0.5)),
+        Tell("a", Welcome("router", 0.5, "1")),
+        Tell("b", Welcome("router", 0.5, "1")),
         Tell("a", PeerJoined(_register("b").info.endpoint)),
         Tell("b", PeerJoined(_register("a").info.endpoint)),
     ]
@@ -120,7 +120,7 @@ def test_a_worker_is_admitted_only_when_nobody_writes_into_what_it_had_reserved(
     assert members.admit("router", 1.0) == []
     assert "a" not in members.state.workers
     members.quarantine.ended("r/1")
-    assert Tell("a", Welcome("router", 0.5)) in members.admit("router", 1.0)
+    assert Tell("a", Welcome("router", 0.5, "2")) in members.admit("router", 1.0)
     assert members.state.workers["a"].info.incarnation == "2"
 
 
@@ -162,3 +162,16 @@ def test_only_the_writers_own_end_releases_them_otherwise() -> None:
     assert quarantine.release("t/1", orders["t/1"]) == [orders["t/1"]]
     assert quarantine.gone("c") == [orders["s/1"]]
     assert not quarantine.written_into("a")
+
+
+def test_the_deaths_of_workers_that_never_come_back_are_forgotten() -> None:
+    members = _members()
+    for index in range(50):
+        members.returned(_register(f"w{index}", 1))
+        members.admit("router", 0.0)
+        members.lose(f"w{index}", True, float(index))
+    assert len(members._deaths) == 50
+    members.returned(_register("last", 1))
+    members.admit("router", 2 * BREAKER_S)
+    members.lose("last", True, 2 * BREAKER_S)
+    assert set(members._deaths) == {"last"}

@@ -102,12 +102,12 @@ def test_a_worker_that_is_not_welcome_yet_obeys_no_order_because_it_was_for_the_
     loop, link = _loop()
     assert Reserved not in _turn(loop, link, _reserve())
     assert loop.state.pool.num_held == 0
-    assert Reserved in _turn(loop, link, Welcome("router", 0.5), _reserve())
+    assert Reserved in _turn(loop, link, Welcome("router", 0.5, "1"), _reserve())
 
 
 def test_a_worker_that_is_sent_back_drops_what_it_holds_and_obeys_nothing_until_it_is_welcome() -> None:
     loop, link = _loop()
-    _turn(loop, link, Welcome("router", 0.5), _reserve())
+    _turn(loop, link, Welcome("router", 0.5, "1"), _reserve())
     said = _turn(loop, link, Rejoin("1"), _reserve())
     assert said.count(Register) == 1
     assert Reserved not in said
