@@ -48,6 +48,7 @@ class RouterPlan:
     refuse_late: bool = True  # those whose objectives cannot be met any more
     auto_rebalance: bool = False  # whether the planner moves workers between the pools from the start
     stop_grace_s: float = 1.0  # for running streams, when it is told to stop
+    write_timeout_s: float = 30.0  # after which a client that reads nothing is cut; 0: never
     state_file: str = ""  # keeps what was learned of output lengths over a restart
     settings: dict[str, str] = field(default_factory=dict)  # shown by `baton status`
     admin_host: str = "127.0.0.1"

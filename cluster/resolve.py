@@ -115,6 +115,7 @@ class Resolved:
             max_queued=router.max_queued,
             lost_after_s=router.lost_after_s,
             stop_grace_s=router.stop_grace_s,
+            write_timeout_s=router.write_timeout_s,
             state_file=router.state_file,
             settings=self.settings,
             access=self.access_plan(),

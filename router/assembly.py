@@ -91,7 +91,14 @@ async def start_router(plan: RouterPlan) -> RunningRouter:
     core.automation.auto = plan.auto_rebalance
     link = WorkerLink(f"tcp://{plan.worker_host}:{plan.worker_port or '*'}", plan.link_keys)
     frames = WorkerFrames(model.model_id, config.vocab_size, plan.context_tokens)
-    driver = Driver(core, link, frames, state_file=state_file, refuse_late=plan.refuse_late)
+    driver = Driver(
+        core,
+        link,
+        frames,
+        state_file=state_file,
+        refuse_late=plan.refuse_late,
+        write_timeout_s=plan.write_timeout_s,
+    )
     admin = AdminService(driver, plan.model_name, plan.settings)
     asked = RequestLimits(access.max_prompt_tokens, access.max_streams_per_tenant)
     inference = InferenceService(driver, model, asked, credentials.tokens)

@@ -34,24 +34,31 @@ class Subscription:
     request_id: str
     tokens: deque[TextToken] = field(default_factory=deque)
     completion: Completion | None = None
-    taken_over: bool = False  # another client asked for the same request
+    error: BatonError | None = None  # its client gets nothing more but this
+    writing_since_s: float | None = None  # a message waits for its client to read
     _ready: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def next(self) -> tuple[list[TextToken], Completion | None]:
         """Every token since the last call, waiting for at least one or for the end.
 
-        Raises `Cancelled` when another client has taken the stream over.
+        Raises `Cancelled` when another client has taken the stream over, or this one did not read.
         """
         await self._ready.wait()
         self._ready.clear()
-        if self.taken_over:
-            raise Cancelled(f"Another client has taken over the stream of {self.request_id!r}.")
+        if self.error is not None:
+            raise self.error
         tokens = list(self.tokens)
         self.tokens.clear()
         return tokens, self.completion
 
     def wake(self) -> None:
         self._ready.set()
+
+    def cut(self, error: BatonError) -> None:
+        """Nothing more for this client, and nothing is kept for it."""
+        self.error = error
+        self.tokens.clear()
+        self.wake()
 
 
 @dataclass(eq=False)
@@ -64,6 +71,7 @@ class Driver:
     clock: Callable[[], float] = time.monotonic
     state_file: Path | None = None  # where learned output lengths are kept
     refuse_late: bool = True  # of a policy that is set while the router runs
+    write_timeout_s: float = 0.0  # after which a client that reads nothing is cut; 0: never
     on_welcome: Callable[[str], None] | None = None  # hears of each worker that joins
     on_kill: Callable[[str], None] | None = None  # ends the process of a silent worker, where somebody can
     _subscriptions: dict[str, Subscription] = field(default_factory=dict)
@@ -77,6 +85,7 @@ class Driver:
             await asyncio.sleep(TICK_S)
             now = self.clock()
             self._perform(self.core.tick(now))
+            self._cut_unread(now)
             if now - saved_s > SAVE_EVERY_S:
                 saved_s = now
                 await asyncio.to_thread(self.save_learned, self.core.output_length.snapshot())
@@ -115,8 +124,7 @@ class Driver:
         """The newest client of a request has its stream; an earlier one, which is likely gone, is told."""
         earlier = self._subscriptions.get(request_id)
         if earlier is not None:
-            earlier.taken_over = True
-            earlier.wake()
+            earlier.cut(Cancelled(f"Another client has taken over the stream of {request_id!r}."))
         subscription = self._subscriptions[request_id] = Subscription(request_id, deque(tokens))
         if tokens:
             subscription.wake()
@@ -129,6 +137,17 @@ class Driver:
         del self._subscriptions[subscription.request_id]
         if subscription.completion is None:
             self._perform(self.core.stop(subscription.request_id, error, self.clock()))
+
+    def _cut_unread(self, now: float) -> None:
+        """End the streams whose clients have read nothing for too long; of each, one message stays with gRPC."""
+        for subscription in list(self._subscriptions.values()) if self.write_timeout_s else ():
+            since_s = subscription.writing_since_s
+            if since_s is not None and now - since_s > self.write_timeout_s:
+                error = Cancelled(
+                    f"Nothing of the stream was read for {self.write_timeout_s:g} s (router.write_timeout_s)."
+                )
+                self.unsubscribe(subscription, error)
+                subscription.cut(error)
 
     def lose(self, worker: str) -> None:
         """A worker is known to be dead (its actor died)."""

@@ -80,7 +80,11 @@ class InferenceService:
             async for response, completion in _responses(subscription.next, first):
                 if completion is not None and completion.error is not None:
                     await abort(context, completion.error)
+                subscription.writing_since_s = self.driver.clock()
                 await context.write(response)
+                subscription.writing_since_s = None
+                if subscription.error is not None and completion is None:
+                    raise subscription.error
         except BatonError as error:
             await abort(context, error)
         except grpc.aio.AbortError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import grpc.aio
+import pytest
 
 import baton
 from baton.v1 import inference_pb2, inference_pb2_grpc
@@ -43,3 +44,33 @@ async def _never_reads(cluster: ProcessCluster, client: baton.AsyncClient) -> No
 
 def test_a_client_that_does_not_read_holds_up_nobody(play: Play) -> None:
     play(_never_reads)
+
+
+async def _is_cut(cluster: ProcessCluster, client: baton.AsyncClient) -> None:
+    """Cut while its request still runs: one of many more tokens than the network takes up."""
+    driver, options = cluster.router.driver, {"max_tokens": 60, "ignore_eos": True}
+    driver.write_timeout_s = 1.0
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{cluster.router.port}", SMALL_WINDOW) as channel:
+            expected = (await client.generate([8] * 50, **options)).token_ids
+            failed = driver.core.failed_requests
+            call = inference_pb2_grpc.InferenceStub(channel).Generate(_slow_request())
+            await cluster.until(lambda: driver.core.live == 1)
+            streams = [client.generate([8] * 50, **options) for _ in range(8)]
+            assert {tuple(answer.token_ids) for answer in await asyncio.gather(*streams)} == {tuple(expected)}
+            await cluster.until(lambda: not driver._subscriptions and not driver.core.live)
+            await cluster.until(lambda: not any(view.load.pages_owned for view in driver.core.state.workers.values()))
+            tokens = []
+            with pytest.raises(grpc.aio.AioRpcError, match="Nothing of the stream was read for 1 s") as told:
+                async for response in call:
+                    tokens += [token.index for token in response.tokens]
+            assert told.value.code() is grpc.StatusCode.CANCELLED
+            assert tokens == list(range(len(tokens)))
+            assert len(tokens) < TOKENS
+            assert driver.core.failed_requests - failed <= 1  # none where all was computed before the cut
+    finally:
+        driver.write_timeout_s = 30.0
+
+
+def test_a_client_that_reads_nothing_for_too_long_is_cut(play: Play) -> None:
+    play(_is_cut)
