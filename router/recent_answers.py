@@ -14,21 +14,31 @@ from router.record import Record
 
 WINDOW_S = 20.0  # requests that came so long ago or less
 LOOKED_AT = 500  # of them, evenly chosen
+KEPT = 1000  # of them at most: every one of them keeps its prompt
 
 
 @dataclass(eq=False)
 class RecentAnswers:
-    """The requests of the last WINDOW_S seconds."""
+    """The requests of the last WINDOW_S seconds, or every second, fourth and so on where they come fast."""
 
     _records: deque[tuple[float, Record]] = field(default_factory=deque)
+    _every: int = 1
+    _count: int = 0
 
     def add(self, record: Record, now: float) -> None:
-        self._records.append((now, record))
         self._drop(now)
+        self._count += 1
+        if self._count % self._every == 0:
+            self._records.append((now, record))
+        if len(self._records) > KEPT:
+            self._records = deque(list(self._records)[::2])
+            self._every *= 2
 
     def _drop(self, now: float) -> None:
         while self._records and self._records[0][0] < now - WINDOW_S:
             self._records.popleft()
+        if len(self._records) < KEPT // 4:
+            self._every = max(1, self._every // 2)
 
     def drift(self, now: float) -> float:
         """Tokens of recent answers, as known by now, relative to what was predicted when they came; 1 without any."""

@@ -1,0 +1,46 @@
+"""What is kept of recent requests stays bounded however many come, and still tells whether answers grow."""
+
+from __future__ import annotations
+
+from cluster.latency import Latency
+from cluster.request import Request, SamplingParams
+from router.lifecycle import lifecycle
+from router.policy.length_distribution import point
+from router.policy.output_length import Prediction
+from router.recent_answers import KEPT, WINDOW_S, RecentAnswers
+from router.record import Record
+from router.stream import OutputStream
+
+
+def _record(index: int, emitted: int, predicted: int = 10) -> Record:
+    request = Request(f"r{index}", (1, 2, 3), SamplingParams(max_tokens=1000), 0.0)
+    stream = OutputStream(request, None)
+    stream.resume([5] * emitted)
+    record = Record(
+        request, lifecycle(request.request_id), stream, Latency(0.0), (), Prediction(point(predicted), (), ())
+    )
+    record.closed = True
+    return record
+
+
+def test_a_flood_of_requests_keeps_a_bounded_share_of_them_spread_over_the_window() -> None:
+    recent = RecentAnswers()
+    for index in range(20 * KEPT):
+        recent.add(_record(index, 20), now=index * WINDOW_S / (20 * KEPT))
+        assert len(recent._records) <= KEPT
+    moments = [moment for moment, _ in recent._records]
+    assert moments == sorted(moments)
+    assert moments[0] < WINDOW_S / 10
+    assert recent.drift(WINDOW_S * 0.99) == 2.0
+
+
+def test_after_the_flood_every_request_counts_again() -> None:
+    recent = RecentAnswers()
+    for index in range(5 * KEPT):
+        recent.add(_record(index, 10), now=0.001 * index)
+    assert recent._every > 1
+    later = 10 * WINDOW_S
+    for index in range(20):
+        recent.add(_record(index, 30), now=later + index)
+    assert recent._every == 1
+    assert recent.drift(later + 20) == 3.0
