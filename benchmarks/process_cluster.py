@@ -10,14 +10,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.cables import enter
 from cluster.plan import RouterPlan, WorkerPlan
 from router.assembly import RunningRouter, start_router
 
-LOAD_TIMEOUT_S = 60.0
+LOAD_TIMEOUT_S = 120.0
 
 
-def work(plan: WorkerPlan) -> None:
-    """A worker process, until it is told to stop or killed."""
+def work(plan: WorkerPlan, namespace: str, environment: Mapping[str, str]) -> None:
+    """A worker process, until it is told to stop or killed; in a network namespace of its own, if one is named."""
+    if namespace:
+        enter(namespace)
+    os.environ.update(environment)
     from worker.assembly import assemble
 
     assemble(plan, str(os.getpid()), "localhost", lambda stage: None).run()
@@ -30,6 +34,8 @@ class ProcessCluster:
     router_plan: RouterPlan
     worker_plan: WorkerPlan  # of every worker, but for name, role and address
     pools: Mapping[str, int]  # role → workers
+    namespaces: Mapping[str, str] = field(default_factory=dict)  # of workers, by name
+    environment: Mapping[str, str] = field(default_factory=dict)  # of every worker
     router: RunningRouter = field(init=False)
     processes: dict[str, Any] = field(default_factory=dict)
 
@@ -51,7 +57,8 @@ class ProcessCluster:
     def spawn(self, name: str, role: str) -> None:
         """Start a worker (again)."""
         plan = replace(self.worker_plan, name=name, role=role, router_address=self.router.worker_address)
-        self.processes[name] = mp.get_context("spawn").Process(target=work, args=(plan,), daemon=True)
+        arguments = (plan, self.namespaces.get(name, ""), dict(self.environment))
+        self.processes[name] = mp.get_context("spawn").Process(target=work, args=arguments, daemon=True)
         self.processes[name].start()
 
     async def until(self, condition: Callable[[], bool], timeout_s: float = LOAD_TIMEOUT_S) -> None:

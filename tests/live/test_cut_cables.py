@@ -1,0 +1,169 @@
+"""Workers behind network cables that are cut: given up like dead ones, fenced, and back when the cable is."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+
+import baton
+from benchmarks.abort_storm import watch_pages
+from benchmarks.cables import DEVICE, Cables, why_not
+from benchmarks.process_cluster import ProcessCluster, plans
+from builtin_model import CHECKPOINT
+
+OPTIONS: dict[str, Any] = {"max_tokens": 200, "ignore_eos": True, "temperature": 0.8}
+ENVIRONMENT = {"UCX_TLS": "tcp", "UCX_NET_DEVICES": DEVICE}  # shared memory needs no cable
+POOLS = {"prefill": 1, "decode": 2}
+TIMEOUT_S = 150.0
+_WHY_NOT = why_not()
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(_WHY_NOT), reason=_WHY_NOT)]
+
+
+@dataclass(eq=False)
+class Wired:
+    """A cluster of processes, each worker behind a cable of its own."""
+
+    cables: Cables
+    cluster: ProcessCluster
+    runner: asyncio.Runner
+
+    @property
+    def worker_port(self) -> int:
+        return int(self.cluster.router.worker_address.rsplit(":", 1)[1])
+
+    def play(self, scenario: Any, *arguments: Any) -> None:
+        """Run a scenario, and see that nothing stays held and everybody is there again."""
+        self.runner.run(asyncio.wait_for(self._play(scenario, *arguments), TIMEOUT_S))
+
+    async def _play(self, scenario: Any, *arguments: Any) -> None:
+        core = self.cluster.router.driver.core
+        async with baton.AsyncClient(f"127.0.0.1:{self.cluster.router.port}") as client:
+            try:
+                await scenario(self, client, *arguments)
+            finally:
+                for name, _ in self.cluster.names:
+                    self.cables.heal(name)
+        await self.cluster.until(lambda: len(core.state.workers) == len(self.cluster.names))
+        await self.cluster.until(lambda: not core.live)
+        await self.cluster.until(lambda: not any(view.load.pages_owned for view in core.state.workers.values()))
+        verdict = await watch_pages(self.cluster, 1.0)
+        assert verdict.clean, verdict
+        assert len(core.membership.quarantine) == 0
+        core.membership._deaths.clear()  # these tests are no reason to distrust a worker
+
+
+@pytest.fixture(scope="module")
+def wired() -> Iterator[Wired]:
+    with Cables() as cables, asyncio.Runner() as runner:
+        router_plan, worker_plan = plans(CHECKPOINT, 1024, 600, policy="least_loaded", chunk_tokens=64)
+        router_plan = replace(router_plan, worker_host=cables.address, lost_after_s=2.0)
+        cluster = ProcessCluster(router_plan, worker_plan, POOLS)
+        cluster.namespaces = {name: cables.namespace(name) for name, _ in cluster.names}
+        cluster.environment = ENVIRONMENT
+        for name, _ in cluster.names:
+            cables.plug(name)
+        runner.run(cluster.__aenter__())
+        try:
+            yield Wired(cables, cluster, runner)
+        finally:
+            runner.run(cluster.__aexit__())
+
+
+def _streams(client: baton.AsyncClient, mark: int) -> list[baton.client.AsyncTokenStream]:
+    """Of prompts that nobody has asked before, so that their pages really travel."""
+    return [client.stream([5 + index, 10 + mark] * (150 + index), seed=index, **OPTIONS) for index in range(4)]
+
+
+async def _check(client: baton.AsyncClient, answers: list[baton.Answer], mark: int) -> None:
+    """The answers are those of an undisturbed cluster, each index once."""
+    undisturbed = await asyncio.gather(*(stream.answer() for stream in _streams(client, mark)))
+    assert [answer.token_ids for answer in answers] == [answer.token_ids for answer in undisturbed]
+    for answer in answers:
+        assert [token.index for token in answer.tokens] == list(range(len(answer.tokens)))
+
+
+async def _cut_and_back(wired: Wired, victim: str, answers: asyncio.Future[list[baton.Answer]]) -> None:
+    """Until the router has given the cut worker up and others have answered; then it comes back as somebody new."""
+    state, membership = wired.cluster.router.driver.core.state, wired.cluster.router.driver.core.membership
+    before = state.workers[victim].info
+    await wired.cluster.until(lambda: victim not in state.workers)
+    await answers
+    assert victim in membership._away  # it is not known to be dead: nobody may use pages that it may write into
+    wired.cables.heal(victim)
+    await wired.cluster.until(lambda: victim in state.workers)
+    after = state.workers[victim].info
+    assert after.incarnation != before.incarnation
+    assert after.endpoint.agent != before.endpoint.agent
+    assert after.pid == before.pid
+
+
+async def _decode_worker(wired: Wired, client: baton.AsyncClient) -> None:
+    core = wired.cluster.router.driver.core
+    streams = _streams(client, 1)
+    await asyncio.gather(*(anext(stream) for stream in streams))
+    await wired.cluster.until(lambda: all(record.decoding for record in core._records.values()))
+    victim = next(iter(core._records.values())).decode_worker
+    answers = asyncio.gather(*(stream.answer() for stream in streams))
+    wired.cables.cut(victim)
+    await _cut_and_back(wired, victim, answers)
+    assert max(answer.attempts for answer in answers.result()) == 2
+    await _check(client, answers.result(), 1)
+
+
+def test_a_decode_worker_that_is_cut_off_costs_a_pause_and_comes_back(wired: Wired) -> None:
+    wired.play(_decode_worker)
+
+
+async def _prefill_worker(wired: Wired, client: baton.AsyncClient) -> None:
+    core = wired.cluster.router.driver.core
+    streams = _streams(client, 2)
+    answers = asyncio.gather(*(stream.answer() for stream in streams))
+    await wired.cluster.until(lambda: len(core.membership.quarantine) > 0)
+    wired.cables.cut("prefill-0")
+    await _cut_and_back(wired, "prefill-0", answers)
+    await _check(client, answers.result(), 2)
+
+
+def test_a_prefill_worker_that_is_cut_off_while_its_pages_travel(wired: Wired) -> None:
+    wired.play(_prefill_worker)
+
+
+async def _unheard(wired: Wired, client: baton.AsyncClient) -> None:
+    """The worker hears everybody and reaches its peers, but the router does not hear it."""
+    core = wired.cluster.router.driver.core
+    streams = _streams(client, 3)
+    await asyncio.gather(*(anext(stream) for stream in streams))
+    await wired.cluster.until(lambda: all(record.decoding for record in core._records.values()))
+    victim = next(iter(core._records.values())).decode_worker
+    answers = asyncio.gather(*(stream.answer() for stream in streams))
+    wired.cables.cut_to(victim, wired.cables.address, wired.worker_port)
+    await _cut_and_back(wired, victim, answers)
+    await _check(client, answers.result(), 3)
+
+
+def test_a_worker_that_is_only_not_heard_by_the_router(wired: Wired) -> None:
+    wired.play(_unheard)
+
+
+async def _between_peers(wired: Wired, client: baton.AsyncClient) -> None:
+    """Router and workers hear each other; pages do not reach one decode worker until the cable is whole."""
+    core, prefill = wired.cluster.router.driver.core, wired.cables.address_of("prefill-0")
+    before = {name: view.info.incarnation for name, view in core.state.workers.items()}
+    wired.cables.cut_to("decode-0", prefill)
+    wired.cables.cut_from("decode-0", prefill)
+    streams = _streams(client, 4)
+    answers = asyncio.gather(*(stream.answer() for stream in streams))
+    await wired.cluster.until(lambda: "decode-0" in {record.decode_worker for record in core._records.values()})
+    await wired.cluster.until(lambda: all(record.decode_worker == "decode-0" for record in core._records.values()))
+    wired.cables.heal("decode-0")
+    await _check(client, await answers, 4)
+    assert {name: view.info.incarnation for name, view in core.state.workers.items()} == before
+
+
+def test_pages_wait_for_the_cable_between_two_workers(wired: Wired) -> None:
+    wired.play(_between_peers)
