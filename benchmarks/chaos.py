@@ -1,7 +1,8 @@
 """Faults at random against a live cluster under steady streams whose answers are known.
 
 A Ray of its own with router, 2 prefill and 3 decode workers of the built-in model. Workers are killed and stopped, the
-router is killed, clients leave by the dozen, operators drain, rebalance and migrate. Every answer must be the one an
+router is killed, clients leave by the dozen, operators drain, rebalance and migrate. As root, workers run on two Ray
+nodes behind network cables, which are cut, too. Every answer must be the one an
 undisturbed cluster gave, each index once. At the end nobody may hold a page.
 """
 
@@ -12,6 +13,7 @@ import contextlib
 import os
 import random
 import signal
+import sys
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -20,7 +22,9 @@ from typing import Any
 
 import baton
 from baton.errors import BatonError
+from benchmarks.cables import DEVICE, Cables, why_not
 from benchmarks.report import Goal, Report, arguments, progress
+from benchmarks.wired_ray import wired_ray
 from builtin_model import CHECKPOINT
 from cluster.config import parse_config
 from deploy.cluster import resolve_here
@@ -32,11 +36,12 @@ GOALS = {
     for name in ("tokens_wrong", "tokens_missing", "tokens_repeated", "requests_failed_unexplained", "pages_leaked")
 }
 POOLS = {"prefill": 2, "decode": 3}
+NODES, CPUS = ("left", "right"), (2, 3)
 OPTIONS: dict[str, Any] = {"max_tokens": 120, "ignore_eos": True, "temperature": 0.7}
 PROMPTS = [[5 + index] * (40 + 60 * index) for index in range(6)]
 STREAMS = 8
 CALM_S = (2.0, 6.0)  # between faults
-STOPPED_S = (0.5, 6.0)  # how long a stopped worker stays so
+STOPPED_S = (0.5, 6.0)  # how long a stopped worker stays so, or a cable cut
 SETTLE_S = 60.0
 BACK_OFF_S = 0.5  # of a client that was refused
 
@@ -73,6 +78,7 @@ class Chaos:
     rng: random.Random
     tally: Tally = field(default_factory=Tally)
     expected: list[list[int]] = field(default_factory=list)
+    cables: Cables | None = None
     leaving: asyncio.Event = field(default_factory=asyncio.Event)  # clients go away while it is set
     stopping: bool = False
 
@@ -112,6 +118,8 @@ class Chaos:
                 self.operate,
                 self.operate,
             ]
+            if self.cables is not None:
+                faults += [self.cut_cable, self.cut_cable]
             end_s = time.monotonic() + seconds
             while time.monotonic() < end_s:
                 await asyncio.sleep(self.rng.uniform(*CALM_S))
@@ -151,6 +159,21 @@ class Chaos:
         with contextlib.suppress(ProcessLookupError):  # its process was ended meanwhile
             os.kill(victim.pid, signal.SIGCONT)
         return f"stop {victim.name.split('-')[0]}"
+
+    async def cut_cable(self) -> str:
+        """A node is cut off for a while; or only the router does not hear its workers."""
+        assert self.cables is not None
+        node, one_way = self.rng.choice(NODES), self.rng.random() < 0.3
+        if one_way:
+            port = int(self.started.worker_address.rsplit(":", 1)[1])
+            await asyncio.to_thread(self.cables.cut_to, node, self.cables.address, port)
+        else:
+            await asyncio.to_thread(self.cables.cut, node)
+        try:
+            await asyncio.sleep(self.rng.uniform(*STOPPED_S))
+        finally:
+            self.cables.heal(node)
+        return "cut one way" if one_way else "cut"
 
     async def kill_router(self) -> str:
         os.kill(await asyncio.to_thread(router_pid), signal.SIGKILL)
@@ -224,27 +247,40 @@ def measure(minutes: float, seed: int) -> tuple[dict[str, float], dict[str, Any]
         "router": {"port": 0, "admin_port": 0, "policy": "least_loaded"},
         "model": {"dtype": "float32", "path": str(CHECKPOINT)},
     }
-    ray = start_local_ray()
-    try:
-        with connected(ray.address):
-            started = start_cluster(resolve_here(parse_config("", pools)), lambda process, stage: None)
-            chaos = Chaos(started, random.Random(seed))
-            asyncio.run(chaos.run(60 * minutes))
-            details = {"faults_by_kind": dict(chaos.tally.faults), "explained": dict(chaos.tally.refused)}
-            return figures(chaos, minutes), {**details, "failed": chaos.tally.failed}
-    finally:
-        ray.stop()
+    no_cables = why_not()
+    if not no_cables:
+        each = {"cpus": 1, "env": {"UCX_TLS": "tcp", "UCX_NET_DEVICES": DEVICE}}
+        pools["placement"] = {"prefill": each, "decode": each}
+    with contextlib.ExitStack() as stack:
+        cables = None if no_cables else stack.enter_context(Cables())
+        ray = start_local_ray() if cables is None else wired_ray(cables, NODES, CPUS)
+        stack.callback(ray.stop)
+        stack.enter_context(connected(ray.address))
+        host = "127.0.0.1" if cables is None else ""
+        resolved = resolve_here(parse_config("", pools))
+        started = start_cluster(resolved, lambda process, stage: None, worker_host=host)
+        chaos = Chaos(started, random.Random(seed), cables=cables)
+        asyncio.run(chaos.run(60 * minutes))
+        details = {
+            "faults_by_kind": dict(chaos.tally.faults),
+            "explained": dict(chaos.tally.refused),
+            "cables": no_cables or "there",
+        }
+        return figures(chaos, minutes), {**details, "failed": chaos.tally.failed}
 
 
 def main() -> None:
     parser = arguments(__doc__, "python -m benchmarks.chaos --minutes 3 --seed 1")
     parser.add_argument("--minutes", type=float, default=3.0)
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that everything is taken down
     report = Report("chaos", GOALS)
     with progress(1) as step:
         step("faults at random")
         report.figures, report.details = measure(0.7 if args.quick else args.minutes, args.seed)
-    report.setting = {"seed": args.seed, **report.details["faults_by_kind"], **report.details["explained"]}
+    details = report.details
+    report.setting = {"seed": args.seed, "cables": details["cables"]}
+    report.setting |= {**details["faults_by_kind"], **details["explained"]}
     report.publish(args.json)
     for failure in report.details["failed"][:10]:
         print(failure)

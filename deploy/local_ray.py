@@ -73,14 +73,16 @@ def _children(process: psutil.Process) -> list[psutil.Process]:
     return []
 
 
-def start_local_ray(object_store_bytes: int = 100 << 20, port: int = 0, options: Sequence[str] = ()) -> LocalRay:
-    """Start a Ray head on the loopback interface; raises `ConfigError` with Ray's own words when it fails.
+def start_local_ray(
+    object_store_bytes: int = 100 << 20, port: int = 0, options: Sequence[str] = (), host: str = "127.0.0.1"
+) -> LocalRay:
+    """Start a Ray head on an address of this machine; raises `ConfigError` with Ray's own words when it fails.
 
     `port` 0 is any free one; `options` are further ones of `ray start`. Whatever interrupts it, nothing that was
     started stays.
     """
     # Short, because Unix socket paths inside it may have 107 characters at most.
-    ray = LocalRay(f"127.0.0.1:{port or free_port()}", tempfile.mkdtemp(prefix="baton-ray-", dir="/tmp"))
+    ray = LocalRay(f"{host}:{port or free_port()}", tempfile.mkdtemp(prefix="baton-ray-", dir="/tmp"))
     try:
         _start(ray, object_store_bytes, options)
     except BaseException:
