@@ -146,3 +146,21 @@ def test_a_worker_whose_connection_broke_joins_anew() -> None:
     told, *reached = asyncio.run(run())
     assert told == [Rejoin("first life")]
     assert reached == [True, False]
+
+
+def test_a_worker_that_takes_nothing_gets_a_bounded_number_of_frames() -> None:
+    async def run() -> bool:
+        link = WorkerLink("tcp://127.0.0.1:*")
+        heard: list[str] = []
+        link.start(lambda worker, incarnation, batch: heard.append(worker))
+        worker = RouterLink(link.address, "worker", "life")
+        worker.send([Goodbye("hello")])
+        await _until(lambda: bool(heard))
+        order = [Rejoin("x" * 100_000)]
+        refused = any(not link.send("worker", order) for _ in range(5000))
+        worker._socket.setsockopt(zmq.LINGER, 0)
+        worker.close()
+        link.close()
+        return refused
+
+    assert asyncio.run(run())
