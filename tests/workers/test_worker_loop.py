@@ -122,7 +122,7 @@ def test_pages_are_copied_before_the_step_that_writes_or_reads_them_and_a_new_li
     requests = [
         Request(name, (tokens,) * tokens, SamplingParams(max_tokens=15)) for name, tokens in (("a", 13), ("b", 9))
     ]
-    _turn(loop, link, Welcome("router", 0.5), *(Prefill(one, (), False, 0) for one in requests))
+    _turn(loop, link, Welcome("router", 0.5, "1"), *(Prefill(one, (), False, 0) for one in requests))
     while "in" not in journal.entries:
         before = len(journal.entries)
         _turn(loop, link)
