@@ -102,8 +102,15 @@ class Simulation:
         budget = StepBudget(spec.chunk_tokens, spec.max_batch, spec.mixed_chunk_tokens)
         pool = PagePool(spec.layout.num_pages, spec.layout.page_size)
         state = WorkerState(
-            name, spec.layout.model_id, frozenset([EOS]), 1 << 30, budget, pool, share_prefixes=True
-        )  # a trace's tenants stand for users of one operator
+            agent=name,
+            model_id=spec.layout.model_id,
+            eos_token_ids=frozenset([EOS]),
+            context_tokens=1 << 30,
+            budget=budget,
+            pool=pool,
+            share_prefixes=True,  # a trace's tenants stand for users of one operator
+            keep_ended_s=0.0,
+        )
         role = make_role(spec.role, state)
         endpoint = Endpoint(name, b"", 0, 0, spec.layout)
         info = WorkerInfo(name, "1", spec.role, 0, endpoint, spec.chunk_tokens, spec.max_batch, spec.mixed_chunk_tokens)

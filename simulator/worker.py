@@ -221,7 +221,7 @@ class SimulatedWorker:
 
     def _on_message(self, message: RouterMessage) -> None:
         match message:
-            case Welcome(_, interval_s):
+            case Welcome(_, interval_s, _):
                 self._outbox += self._reports.on_welcome(interval_s)
             case ResyncPages():
                 self._outbox += self._reports.snapshot()

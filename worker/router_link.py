@@ -10,7 +10,7 @@ from cluster.link_keys import WorkerKeys
 from cluster.messages import RouterMessage, WorkerMessage
 
 HEARTBEAT = "#alive"  # behind a worker's name: the identity of its heartbeat's link
-UNSENT_FRAMES = 10_000  # that wait while the router is away
+UNSENT_FRAMES = 2_000  # that wait while the router is away; what is too much for it can be told again
 
 
 class RouterLink:

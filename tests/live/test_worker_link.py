@@ -38,7 +38,7 @@ async def _who_comes_through(keys: LinkKeys, *callers: WorkerKeys | None) -> tup
         for message in batch:
             assert isinstance(message, Goodbye)
             heard[worker] = message.reason
-        link.send(worker, [Welcome("router", 1.0)])
+        link.send(worker, [Welcome("router", 1.0, "1")])
 
     links = [RouterLink(link.address, f"caller-{number}", key) for number, key in enumerate(callers)]
     right = RouterLink(link.address, "right", keys.worker)
@@ -79,7 +79,7 @@ def test_only_who_has_the_workers_key_comes_through() -> None:
         _who_comes_through(keys, stranger, of_another_cluster, knows_the_router, knows_both_public_keys)
     )
     assert heard == {"right": "still here"}
-    assert answers == [Welcome("router", 1.0)]
+    assert answers == [Welcome("router", 1.0, "1")]
 
 
 def test_a_refused_frame_is_said_once_and_the_next_is_read(capsys: object) -> None:

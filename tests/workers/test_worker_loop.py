@@ -5,11 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from cluster.messages import Register, Rejoin, Reserve, Reserved, RouterMessage, Welcome, WorkerMessage
+from cluster.messages import (
+    ContinueSequence,
+    Prefill,
+    Register,
+    Rejoin,
+    RequestFailed,
+    Reserve,
+    Reserved,
+    RouterMessage,
+    StepOutput,
+    Welcome,
+    WorkerMessage,
+)
 from cluster.request import Request, SamplingParams
 from cluster.worker import Endpoint, PageLayout, RoleName, WorkerInfo
 from engine.batch import StepBudget
 from engine.kv_pages import PagePool
+from engine.step import SampledToken, StepPlan, StepResult
 from worker.loop import WorkerLoop
 from worker.state import WorkerState
 
@@ -23,14 +36,15 @@ class FakeLink:
     incarnation: str = ""
     inbox: list[RouterMessage] = field(default_factory=list)
     sent: list[WorkerMessage] = field(default_factory=list)
+    full: bool = False  # nobody takes what is sent
 
     def receive(self, wait_s: float) -> list[RouterMessage]:
         messages, self.inbox = self.inbox, []
         return messages
 
     def send(self, batch: list[WorkerMessage]) -> bool:
-        self.sent += batch
-        return True
+        self.sent += [] if self.full else batch
+        return not self.full
 
 
 class FakeTransport:
@@ -47,6 +61,13 @@ class FakeTransport:
     def close(self) -> None: ...
 
 
+class CountingExecutor:
+    """Says 5 each time."""
+
+    def execute(self, plan: StepPlan) -> StepResult:
+        return StepResult([SampledToken(5) for part in plan.slices if part.samples])
+
+
 class FakeHeartbeat:
     def turned(self) -> None: ...
 
@@ -57,7 +78,7 @@ def _loop() -> tuple[WorkerLoop, FakeLink]:
     state = WorkerState("w:1", "model", frozenset([0]), 1000, StepBudget(8, 8), PagePool(8, 4))
     info = WorkerInfo("w", "1", RoleName.DECODE, 0, Endpoint("w:1", b"", 0, 0, LAYOUT), 8, 8)
     link = FakeLink()
-    loop = WorkerLoop(info, state, None, link, FakeTransport, FakeHeartbeat(), lambda page: 0)  # type: ignore[arg-type]
+    loop = WorkerLoop(info, state, CountingExecutor(), link, FakeTransport, FakeHeartbeat(), lambda page: 0)  # type: ignore[arg-type]
     loop._flush()
     return loop, link
 
@@ -78,15 +99,69 @@ def test_a_worker_that_is_not_welcome_yet_obeys_no_order_because_it_was_for_the_
     loop, link = _loop()
     assert Reserved not in _turn(loop, link, _reserve())
     assert loop.state.pool.num_held == 0
-    assert Reserved in _turn(loop, link, Welcome("router", 0.5), _reserve())
+    assert Reserved in _turn(loop, link, Welcome("router", 0.5, "1"), _reserve())
 
 
 def test_a_worker_that_is_sent_back_drops_what_it_holds_and_obeys_nothing_until_it_is_welcome() -> None:
     loop, link = _loop()
-    _turn(loop, link, Welcome("router", 0.5), _reserve())
-    said = _turn(loop, link, Rejoin("1"), _reserve())
+    _turn(loop, link, Welcome("router", 0.5, "1"), _reserve())
+    said = _turn(loop, link, Rejoin("1", "router"), _reserve())
     assert said.count(Register) == 1
     assert Reserved not in said
     assert link.incarnation != "1"
     assert loop.state.pool.num_held == 0
-    assert Register not in _turn(loop, link, Rejoin("1"))  # of a life that is over
+    assert Register not in _turn(loop, link, Rejoin("1", "router"))  # of a life that is over
+
+
+def _serving() -> tuple[WorkerLoop, FakeLink]:
+    """It has answered two tokens of a request, and holds a reservation."""
+    loop, link = _loop()
+    request = Request("whole", (1, 2, 3), SamplingParams(max_tokens=20), 0.0)
+    _turn(loop, link, Welcome("router", 0.5, "1"), _reserve(), Prefill(request, (), False, 0))
+    for _ in range(2):
+        assert StepOutput in _turn(loop, link)
+    return loop, link
+
+
+def test_a_worker_that_a_new_router_does_not_know_keeps_its_sequences_and_says_nothing_of_them_unasked() -> None:
+    loop, link = _serving()
+    assert StepOutput not in _turn(loop, link, Rejoin("1", "another"))[1:]
+    (register,) = [message for message in link.sent if isinstance(message, Register)]
+    (held,) = register.held
+    assert (held.request_id, held.num_tokens) == ("whole", 3)
+    assert loop.role.occupancy().reservation_ids == ()  # its writer may be anywhere
+    assert StepOutput not in _turn(loop, link)  # it goes on
+    welcome = Welcome("another", 0.5, loop.info.incarnation)
+    _turn(loop, link, welcome, ContinueSequence("whole", 1), ContinueSequence("unknown", 0))
+    (told,) = [message for message in link.sent if isinstance(message, StepOutput)]
+    assert [token.index for token in told.tokens] == [1, 2, 3, 4]
+    (failed,) = [message for message in link.sent if isinstance(message, RequestFailed)]
+    assert (failed.request_id, failed.error) == ("unknown", "NotFound")
+    assert StepOutput in _turn(loop, link)
+
+
+def test_a_worker_that_its_own_router_has_given_up_keeps_nothing() -> None:
+    loop, link = _serving()
+    _turn(loop, link, Rejoin("1", "router"))
+    (register,) = [message for message in link.sent if isinstance(message, Register)]
+    assert register.held == ()
+    assert loop.state.pool.num_held == 0
+
+
+def test_a_late_welcome_for_an_earlier_life_is_not_heard() -> None:
+    loop, link = _loop()
+    _turn(loop, link, Welcome("router", 0.5, "1"), Rejoin("1", "another"))
+    assert Reserved not in _turn(loop, link, Welcome("another", 0.5, "1"), _reserve())
+    assert Reserved in _turn(loop, link, Welcome("another", 0.5, loop.info.incarnation), _reserve())
+
+
+def test_what_nobody_takes_does_not_pile_up() -> None:
+    loop, link = _serving()
+    link.full = True
+    for _ in range(10):
+        _turn(loop, link)
+    assert [type(message) for message in loop._outbox] == [Register]
+    link.full = False
+    assert _turn(loop, link)[0] is Register
+    (register,) = [message for message in link.sent if isinstance(message, Register)]
+    assert register.held[0].request_id == "whole"
