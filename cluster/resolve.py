@@ -111,6 +111,8 @@ class Resolved:
             refuse_late=router.refuse_late,
             max_queued=router.max_queued,
             lost_after_s=router.lost_after_s,
+            no_workers_grace_s=router.no_workers_grace_s,
+            claim_within_s=router.claim_within_s,
             stop_grace_s=router.stop_grace_s,
             state_file=router.state_file,
             settings=self.settings,

@@ -42,8 +42,8 @@ def test_workers_that_join_hear_of_each_other_after_their_welcome() -> None:
     for name in ("a", "b"):
         members.returned(_register(name))
     assert members.admit("router", 0.0) == [
-        Tell("a", Welcome("router", 0.5)),
-        Tell("b", Welcome("router", 0.5)),
+        Tell("a", Welcome("router", 0.5, "1")),
+        Tell("b", Welcome("router", 0.5, "1")),
         Tell("a", PeerJoined(_register("b").info.endpoint)),
         Tell("b", PeerJoined(_register("a").info.endpoint)),
     ]
@@ -64,10 +64,10 @@ def test_others_are_told_once_that_a_worker_has_left() -> None:
 
 def test_a_stranger_is_sent_back_and_one_that_waits_to_be_admitted_is_not() -> None:
     members = _members("a")
-    assert members.stranger("b", "7") == [Tell("b", Rejoin("7"))]
+    assert members.stranger("b", "7", "router") == [Tell("b", Rejoin("7", "router"))]
     members.returned(_register("b", 7))
-    assert members.stranger("b", "7") == []
-    assert members.stranger("b", "6") == [Tell("b", Rejoin("6"))]
+    assert members.stranger("b", "7", "router") == []
+    assert members.stranger("b", "6", "router") == [Tell("b", Rejoin("6", "router"))]
 
 
 def test_the_end_of_a_worker_that_stays_silent_is_asked_for_and_asked_for_again() -> None:
@@ -120,7 +120,7 @@ def test_a_worker_is_admitted_only_when_nobody_writes_into_what_it_had_reserved(
     assert members.admit("router", 1.0) == []
     assert "a" not in members.state.workers
     members.quarantine.ended("r/1")
-    assert Tell("a", Welcome("router", 0.5)) in members.admit("router", 1.0)
+    assert Tell("a", Welcome("router", 0.5, "2")) in members.admit("router", 1.0)
     assert members.state.workers["a"].info.incarnation == "2"
 
 
