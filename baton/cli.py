@@ -80,6 +80,7 @@ def up(
     admin_port: Annotated[int | None, typer.Option(help="Port of the administration; 0 for any.")] = None,
     policy: Annotated[str | None, typer.Option(help="Placement policy; default: predicted_latency.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or auto.")] = None,
+    auto: Annotated[bool, typer.Option("--auto", help="The planner moves workers between the pools.")] = False,
     as_json: Json = False,
 ) -> None:
     """Start a cluster on this machine (or on the Ray that $RAY_ADDRESS names).
@@ -91,6 +92,8 @@ def up(
         baton up --model Qwen/Qwen2.5-0.5B --prefill 1 --decode 2
 
         baton up --config cluster.toml --policy round_robin
+
+        baton up --prefill 2 --decode 2 --auto
     """
     from baton.progress import StartProgress
     from deploy.cluster import resolve_here
@@ -99,7 +102,7 @@ def up(
     overrides: dict[str, dict[str, Any]] = {
         "model": {"path": model, "dtype": dtype},
         "pools": {"prefill": prefill, "decode": decode, "mixed": mixed},
-        "router": {"port": port, "admin_port": admin_port, "policy": policy},
+        "router": {"port": port, "admin_port": admin_port, "policy": policy, "auto_rebalance": auto or None},
     }
     resolved = resolve_here(parse_config(_read(config), overrides))
     print_settings(err, resolved.settings)

@@ -38,7 +38,7 @@ def _cells(worker: admin_pb2.WorkerStatus) -> list[RenderableType]:
     return [
         Text(worker.state, STATE_STYLES.get(worker.state, "")),
         str(worker.running),
-        str(worker.waiting),
+        f"{worker.waiting} ({worker.swapped} swapped)" if worker.swapped else str(worker.waiting),
         str(worker.uncomputed_tokens),
         milliseconds(worker.predicted_busy_s) if worker.predicted_busy_s else "-",
         milliseconds(worker.predicted_tpot_s) if worker.predicted_tpot_s else "-",

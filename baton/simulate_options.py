@@ -120,6 +120,9 @@ class ClusterOptions:
         ),
     ] = None
     network: Annotated[float, option(CLUSTER, min=0.001, help="GB/s into and out of a worker.")] = 45.0
+    swap_memory: Annotated[
+        float, option(CLUSTER, min=0.0, help="GB of host memory of a worker for the pages of preempted sequences.")
+    ] = 0.0
 
     def setup(self, trace: list[TraceRequest], slo: Slo | None, seed: int) -> Setup:
         """The simulator's words for it."""
@@ -137,5 +140,6 @@ class ClusterOptions:
             mixed_chunk_tokens=self.mixed_chunk_tokens,
             max_batch=self.max_batch,
             network_gb_s=self.network,
+            swap_memory_gb=self.swap_memory,
             seed=seed,
         )

@@ -107,7 +107,7 @@ def run_baton(executor: TorchExecutor, load: Load) -> Run:
             arrived[request.request_id] = time.perf_counter()
             role.on_message(Prefill(request, (), False, 0), 0.0)
             live += 1
-        plan = role.plan(0.0)
+        _, plan = role.plan(0.0)
         assert plan is not None
         commands = role.absorb(plan, executor.execute(plan), 0.0)
         now = time.perf_counter()

@@ -3,8 +3,8 @@
     [model]     path, dtype, context_tokens
     [pools]     prefill, decode, mixed
     [engine]    page_size, num_pages, kv_memory_gib, chunk_tokens, mixed_chunk_tokens, max_batch, threads,
-                checksum_every
-    [router]    host, port, admin_host, admin_port, policy, refuse_late, max_queued, lost_after_s,
+                checksum_every, swap_memory_gib
+    [router]    host, port, admin_host, admin_port, policy, refuse_late, auto_rebalance, max_queued, lost_after_s,
                 no_workers_grace_s, claim_within_s, stop_grace_s, state_file
     [placement] strategy; and per pool, [placement.prefill] and so on: cpus, gpus, resources, labels, env
     [access]    tls_certificate, tls_key, client_ca, tokens_file, share_prefixes, open_admin,
@@ -51,6 +51,7 @@ class EngineSection(_Section):
     max_batch: int | Auto = "auto"
     threads: int | Auto = "auto"
     checksum_every: int = Field(default=16, ge=0)
+    swap_memory_gib: Annotated[float, Field(ge=0, allow_inf_nan=False)] | Auto = "auto"  # 0: off
 
 
 class RouterSection(_Section):
@@ -60,6 +61,7 @@ class RouterSection(_Section):
     admin_port: int = Field(default=50052, ge=0, le=65535)
     policy: str = "predicted_latency"
     refuse_late: bool = True
+    auto_rebalance: bool = False
     max_queued: int = Field(default=4096, ge=1)
     lost_after_s: float = Field(default=2.0, gt=0)
     no_workers_grace_s: float = Field(default=5.0, ge=0, le=600)
@@ -137,7 +139,7 @@ def _explain(error: ValidationError) -> str:
     path = [
         str(part)
         for part in first["loc"]
-        if part not in ("int", "float", "constrained-int") and not str(part).startswith("literal")
+        if part not in ("int", "float", "constrained-int", "constrained-float") and not str(part).startswith("literal")
     ]
     name = ".".join(path)
     if first["type"] != "extra_forbidden":

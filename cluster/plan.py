@@ -27,6 +27,7 @@ class WorkerPlan:
     threads: int
     checksum_every: int = 16  # pages of a handoff of which one is summed; 0: none
     share_prefixes: bool = False  # between tenants; as the router's
+    host_pages: int = 0  # slots of host memory for preempted sequences; 0: they are computed again
     link_keys: WorkerKeys | None = field(default=None, repr=False)  # None: the link is open
 
 
@@ -47,6 +48,7 @@ class RouterPlan:
     no_workers_grace_s: float = 5.0  # for requests that come while nobody decodes
     claim_within_s: float = 30.0  # for clients of sequences that outlived a router; 0: those are computed again
     refuse_late: bool = True  # those whose objectives cannot be met any more
+    auto_rebalance: bool = False  # whether the planner moves workers between the pools from the start
     stop_grace_s: float = 1.0  # for running streams, when it is told to stop
     state_file: str = ""  # keeps what was learned of output lengths over a restart
     settings: dict[str, str] = field(default_factory=dict)  # shown by `baton status`

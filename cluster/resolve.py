@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from cluster.access import AccessPlan
-from cluster.config import BatonConfig
+from cluster.config import BatonConfig, EngineSection
 from cluster.errors import ConfigError
 from cluster.placement import check_placement, demand, placement_words
 from cluster.plan import RouterPlan, WorkerPlan
@@ -46,6 +46,7 @@ class Resolved:
     mixed_chunk_tokens: int
     max_batch: int
     threads: int
+    host_pages: int
 
     @property
     def roles(self) -> list[tuple[str, str]]:
@@ -63,6 +64,7 @@ class Resolved:
             "context_tokens": str(self.context_tokens),
             "page_size": str(page_size),
             "num_pages": f"{self.num_pages} per worker ({self.num_pages * page_size} tokens)",
+            "host_pages": f"{self.host_pages} per worker, for preempted sequences" if self.host_pages else "none",
             "chunk_tokens": f"{self.chunk_tokens}, {self.mixed_chunk_tokens} beside decodes",
             "max_batch": str(self.max_batch),
             "threads": f"{self.threads} per worker",
@@ -109,6 +111,7 @@ class Resolved:
             worker_host=worker_host,
             policy=router.policy,
             refuse_late=router.refuse_late,
+            auto_rebalance=router.auto_rebalance,
             max_queued=router.max_queued,
             lost_after_s=router.lost_after_s,
             no_workers_grace_s=router.no_workers_grace_s,
@@ -138,6 +141,7 @@ class Resolved:
             threads=own_threads,
             checksum_every=self.config.engine.checksum_every,
             share_prefixes=self.config.access.share_prefixes,
+            host_pages=self.host_pages,
         )
 
 
@@ -153,10 +157,10 @@ def resolve(config: BatonConfig, machine: MachineFacts, model: ModelFacts) -> Re
     if config.model.context_tokens != "auto":
         context = min(context, config.model.context_tokens)
     max_batch = 32 if engine.max_batch == "auto" else engine.max_batch
+    page_bytes = engine.page_size * model.kv_values_per_token * (4 if dtype == "float32" else 2)
     if engine.num_pages != "auto":
         num_pages = engine.num_pages
     else:
-        page_bytes = engine.page_size * model.kv_values_per_token * (4 if dtype == "float32" else 2)
         # A quarter of the memory for KV by default; the rest is for weights and for others.
         share = machine.memory_available_bytes // (4 * workers)
         if engine.kv_memory_gib != "auto":
@@ -182,4 +186,19 @@ def resolve(config: BatonConfig, machine: MachineFacts, model: ModelFacts) -> Re
         else min(engine.mixed_chunk_tokens, chunk_tokens),
         max_batch=max_batch,
         threads=max(1, machine.cores // workers) if engine.threads == "auto" else engine.threads,
+        host_pages=_host_pages(engine, page_bytes, num_pages, machine.memory_available_bytes // workers),
     )
+
+
+def _host_pages(engine: EngineSection, page_bytes: int, num_pages: int, memory_bytes: int) -> int:
+    """Slots of a worker for preempted sequences, out of `memory_bytes` that are free for it."""
+    if engine.swap_memory_gib == "auto":
+        # Whatever is swapped out was in pages before, and running sequences keep some of these.
+        return min(num_pages, memory_bytes // 8 // page_bytes)
+    slots = int(engine.swap_memory_gib * GIB) // page_bytes
+    if engine.swap_memory_gib and not slots:
+        raise ConfigError(
+            f"engine.swap_memory_gib is {engine.swap_memory_gib:g}, less than one page of {page_bytes} bytes: "
+            "raise it, or set it to 0 to have preempted sequences computed again."
+        )
+    return slots

@@ -128,6 +128,9 @@ class WorkerLoad:
     context_tokens: int = 0  # KV positions of the running sequences
     request_ids: tuple[str, ...] = ()
     reservation_ids: tuple[str, ...] = ()
+    swapped: int = 0  # of those waiting: preempted sequences whose pages are in host memory
+    swap_outs: int = 0  # preemptions that went there, since the worker has its role
+    recomputes: int = 0  # preemptions whose pages have to be computed again, since then
     steps: tuple[StepSample, ...] = field(default=())
 
     @property

@@ -3,7 +3,8 @@
     Reserve ─► inbound ──notice──► running ──► finished
     Prefill (whole) ─► waiting ──pages──► prefilling ──► running ──SendPages──► leaving ──► at another worker
                           ▲                                 │
-                          └────── preempted: recompute ─────┘
+                          ├── preempted: pages swapped out ─┤
+                          └── no host memory: recomputed ───┘
 
 When its router is gone, all but reservations and departures go on; token_log.py has what a new one may ask for.
 
@@ -36,6 +37,7 @@ from cluster.messages import (
 from cluster.worker import RoleName
 from decode_worker.departures import Departures
 from decode_worker.inbound import Inbound
+from decode_worker.swap import SwapSpace
 from decode_worker.token_log import TokenLog
 from engine.batch import absorb_step, plan_step
 from engine.page_table import commit_pages, give_back_pages, grow, take_pages
@@ -58,6 +60,8 @@ class DecodeRole:
     _waiting: dict[str, Sequence] = field(default_factory=dict)  # has none yet, or had to give them back
     _inbound: Inbound = field(init=False)
     _departures: Departures = field(init=False)
+    _swap: SwapSpace = field(init=False)
+    _recomputes: int = 0
     _log: TokenLog = field(init=False)
     _stepping: bool = False  # a plan was made and not absorbed yet: its sequences may not pause
 
@@ -68,6 +72,7 @@ class DecodeRole:
     def _meet_peers(self) -> None:
         self._inbound = Inbound(self.state.pool, self.state.agent, self.state.model_id, self.state.share_prefixes)
         self._departures = Departures(self.state.pool, self.state.checksum_every)
+        self._swap = SwapSpace(self.state.host_pages, self.state.pool.page_size)
 
     def on_message(self, message: RouterMessage, now: float) -> list[Command]:
         match message:
@@ -92,6 +97,7 @@ class DecodeRole:
         if message.role_epoch != self.state.role_epoch or message.hand_off:
             return [Send(RequestFailed(request_id, "WrongRole", "This worker hands nothing over."))]
         if request_id not in self._running:
+            self._swap.forget(request_id)
             self._log.forget(request_id)
             self._waiting[request_id] = Sequence.start(message.request, message.emitted)
         return []
@@ -111,7 +117,9 @@ class DecodeRole:
             return ReservationRefused(message.reservation_id, request_id, "The worker has changed its role.")
         sequence = Sequence.start(message.request, message.emitted)
         growth = message.growth_tokens
-        reservation = self._inbound.reserve(message.reservation_id, sequence, self._headroom, growth)
+        # Those swapped out come back before newcomers, who could keep them out for ever.
+        headroom = self._headroom + self._swap.num_held
+        reservation = self._inbound.reserve(message.reservation_id, sequence, headroom, growth)
         if reservation is None:
             return ReservationRefused(message.reservation_id, request_id, "No room for its pages.")
         return Reserved(reservation)
@@ -166,29 +174,36 @@ class DecodeRole:
         self._meet_peers()
         return self._log.mute((*self._running.values(), *self._waiting.values()))
 
-    def plan(self, now: float) -> StepPlan | None:
+    def plan(self, now: float) -> tuple[list[Command], StepPlan | None]:
         self._log.expire(now)
-        self._admit()
+        copies = self._admit()
         paused = self._departures.paused
         running = [sequence for request_id, sequence in self._running.items() if not paused(request_id)]
         decoding = [sequence for sequence in running if sequence.decoding][: self.state.budget.max_batch]
-        ready = [sequence for sequence in decoding if self._make_room(sequence)]
+        ready = [sequence for sequence in decoding if self._make_room(sequence, copies)]
         ready = [sequence for sequence in ready if sequence.page_table]  # a later one may have preempted it
         prefilling = [sequence for sequence in self._running.values() if not sequence.decoding]
         plan = plan_step(ready, prefilling, self.state.budget)
         self._stepping = plan is not None
-        return plan
+        return copies, plan
 
-    def _admit(self) -> None:
+    def _admit(self) -> list[Command]:
+        """Let in who waits, the preempted before newcomers; with the copies that bring pages back."""
+        copies: list[Command] = []
         for request_id, sequence in list(self._waiting.items()):
             headroom = self._headroom if self._running else 0
             if not take_pages(sequence, self.state.pool, self.state.root(sequence), reserve=headroom):
-                return  # first come, first served
+                break  # first come, first served
             del self._waiting[request_id]
             self._running[request_id] = sequence
+            swap_in = self._swap.swap_in(sequence)
+            if swap_in is not None:
+                copies.append(swap_in)
+        return copies
 
-    def _make_room(self, sequence: Sequence) -> bool:
-        """A page for the sequence's next token, taken if need be from the sequence that came last."""
+    def _make_room(self, sequence: Sequence, copies: list[Command]) -> bool:
+        """A page for the sequence's next token, taken if need be from the sequence that came last; `copies` gets what
+        keeps that one's pages."""
         if not sequence.page_table:
             return False
         while not grow(sequence, self.state.pool):
@@ -197,16 +212,20 @@ class DecodeRole:
             victim = next(staying, None)
             if victim is None:
                 return False  # all are leaving: room comes when they are gone
-            self._preempt(victim)
+            copies += self._preempt(victim)
             if victim is sequence:
                 return False
         return True
 
-    def _preempt(self, sequence: Sequence) -> None:
-        """Give its pages back and recompute it later; what it had committed is likely still cached then."""
+    def _preempt(self, sequence: Sequence) -> list[Command]:
+        """Give its pages back. They come again from host memory, else are recomputed; what it had committed is likely
+        still cached then."""
         del self._running[sequence.request_id]
+        swap_out = self._swap.swap_out(sequence)
+        self._recomputes += swap_out is None
         give_back_pages(sequence, self.state.pool)
         self._waiting = {sequence.request_id: sequence, **self._waiting}
+        return [swap_out] if swap_out is not None else []
 
     def absorb(self, plan: StepPlan, result: StepResult, now: float) -> list[Command]:
         self._stepping = False
@@ -228,6 +247,7 @@ class DecodeRole:
 
     def _forget(self, request_id: str, now: float) -> list[Command]:
         self._waiting.pop(request_id, None)
+        self._swap.forget(request_id)
         sequence = self._running.pop(request_id, None)
         if sequence is None:
             return []
@@ -246,8 +266,11 @@ class DecodeRole:
         return Occupancy(
             running=len(self._running) - len(prefilling),
             waiting=len(uncomputed),
-            uncomputed_tokens=sum(sequence.uncomputed for sequence in uncomputed),
+            uncomputed_tokens=sum(sequence.uncomputed for sequence in uncomputed) - self._swap.computed_tokens,
             context_tokens=sum(sequence.computed for sequence in self._running.values()),
             request_ids=(*self._running, *self._waiting, *self._departures.request_ids),
             reservation_ids=self._inbound.reservation_ids,
+            swapped=len(self._swap),
+            swap_outs=self._swap.swap_outs,
+            recomputes=self._recomputes,
         )

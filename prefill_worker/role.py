@@ -86,7 +86,7 @@ class PrefillRole:
         job.outbound = Outbound.to(reservation)
         return self._push(job, now)
 
-    def plan(self, now: float) -> StepPlan | None:
+    def plan(self, now: float) -> tuple[list[Command], StepPlan | None]:
         prefilling = []
         for job in self._jobs.values():
             sequence = job.sequence
@@ -95,7 +95,7 @@ class PrefillRole:
             if not sequence.page_table and not take_pages(sequence, self.state.pool, self.state.root(sequence)):
                 break  # first come, first served: a smaller one behind it must not starve it
             prefilling.append(sequence)
-        return plan_step([], prefilling, self.state.budget)
+        return [], plan_step([], prefilling, self.state.budget)
 
     def absorb(self, plan: StepPlan, result: StepResult, now: float) -> list[Command]:
         sampled = absorb_step(plan, result)

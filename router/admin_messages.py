@@ -70,6 +70,9 @@ def worker_message(view: WorkerView, now: float) -> admin_pb2.WorkerStatus:
         predicted_busy_s=max(0.0, view.busy_until_s - now),
         predicted_tpot_s=_tpot_s(view),
         predicted_peak_pages=view.peak_pages(),
+        swapped=load.swapped,
+        swap_outs=load.swap_outs,
+        recomputes=load.recomputes,
     )
 
 

@@ -95,6 +95,7 @@ async def start_router(plan: RouterPlan) -> RunningRouter:
         output_length=load_learned(state_file),
         started_s=time.monotonic(),
     )
+    core.automation.auto = plan.auto_rebalance
     link = WorkerLink(f"tcp://{plan.worker_host}:{plan.worker_port or '*'}", plan.link_keys)
     frames = WorkerFrames(model.model_id, config.vocab_size, plan.context_tokens)
     driver = Driver(core, link, frames, state_file=state_file, refuse_late=plan.refuse_late)

@@ -176,6 +176,7 @@ def _check_layout(layout: PageLayout) -> None:
 
 def _check_load(info: WorkerInfo, load: WorkerLoad) -> None:
     _check_counts(load.role_epoch, load.sequence_number, load.running, load.waiting)
+    _check_counts(load.swapped, load.swap_outs, load.recomputes)
     _check_counts(load.pages_free, load.pages_cached, load.uncomputed_tokens, load.context_tokens)
     _expect(load.pages_free + load.pages_cached <= load.pages_total == info.num_pages, "its pages do not add up")
     _expect(len(load.request_ids) <= MAX_IDS and len(load.reservation_ids) <= MAX_IDS, "it lists too many requests")

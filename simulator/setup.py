@@ -50,6 +50,7 @@ class Setup:
     mixed_chunk_tokens: int = 512
     max_batch: int = 1024
     network_gb_s: float = 45.0  # GB/s into and out of a worker
+    swap_memory_gb: float = 0.0  # host memory of a worker for the pages of preempted sequences
     seed: int = 0
     auto: bool = False  # the router may move workers between the pools
 
@@ -67,7 +68,16 @@ class Setup:
         layout = timer.page_layout(self.page_size)
         counts = ((RoleName.PREFILL, pools.prefill), (RoleName.DECODE, pools.decode), (RoleName.MIXED, pools.mixed))
         workers = [
-            WorkerSpec(role, timer, layout, self.chunk_tokens, self.mixed_chunk_tokens, self.max_batch)
+            WorkerSpec(
+                role,
+                timer,
+                layout,
+                self.chunk_tokens,
+                self.mixed_chunk_tokens,
+                self.max_batch,
+                int(1e9 * self.swap_memory_gb // layout.page_bytes),
+                timer.host_bandwidth_bytes_s,
+            )
             for role, count in counts
             for _ in range(count)
         ]
@@ -94,6 +104,10 @@ class Setup:
             + (", the router moves workers between them" if self.auto else ""),
             "steps": f"{limits}, {self.max_batch} sequences",
             "network": f"{self.network_gb_s:g} GB/s per worker",
+            "preemption": f"{self.swap_memory_gb:g} GB of host memory per worker, "
+            f"at {timer.host_bandwidth_bytes_s / 1e9:.0f} GB/s"
+            if self.swap_memory_gb
+            else "pages are computed again",
             "policy": self.policy + ("" if self.refuse_late else ", late requests are served"),
             "objectives": described_slo(self.slo),
         }

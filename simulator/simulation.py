@@ -56,6 +56,8 @@ class WorkerSpec:
     chunk_tokens: int = 2048
     mixed_chunk_tokens: int = 512
     max_batch: int = 1024
+    host_pages: int = 0  # slots of host memory for preempted sequences
+    host_bandwidth_bytes_s: float = 50e9  # of the copies there and back
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +112,7 @@ class Simulation:
             pool=pool,
             share_prefixes=True,  # a trace's tenants stand for users of one operator
             keep_ended_s=0.0,
+            host_pages=spec.host_pages,
         )
         role = make_role(spec.role, state)
         endpoint = Endpoint(name, b"", 0, 0, spec.layout)
@@ -127,6 +130,7 @@ class Simulation:
             rng=random.Random(self._rng.getrandbits(64)),
             jitter=self.spec.jitter,
             gaps=self.gaps,
+            host_bandwidth_bytes_s=spec.host_bandwidth_bytes_s,
             since_s=FIRST_S,
         )
         self._workers[name] = agents[name] = worker

@@ -20,6 +20,7 @@ BYTES = 2  # of a bfloat16
 MATRIX_EFFICIENCY = 0.60  # of peak flops, large matrix products
 ATTENTION_EFFICIENCY = 0.45  # of peak flops, prefill attention
 BANDWIDTH_EFFICIENCY = 0.80  # of peak bandwidth
+HOST_EFFICIENCY = 0.80  # of the link to the host, copies of whole pages
 OVERHEAD_S = 0.8e-3  # per step: launches, sampling, the host
 SEQUENCE_S = 10e-6  # per decoding sequence: sampling and bookkeeping
 PARALLEL_EFFICIENCY = 0.85  # of each doubling of tensor parallelism
@@ -74,6 +75,11 @@ class Roofline:
         attention = pairs * self._pair_flops / (flops * ATTENTION_EFFICIENCY)
         reading = context_tokens * self.kv_bytes_per_token / bandwidth
         return max(matrices, self.weight_bytes / bandwidth) + attention + reading + OVERHEAD_S + SEQUENCE_S * decodes
+
+    @property
+    def host_bandwidth_bytes_s(self) -> float:
+        """Of copies between pages and host memory; each device has a link of its own."""
+        return self.accelerator.host_bandwidth_bytes_s * self.devices * HOST_EFFICIENCY
 
     def prior(self) -> StepCosts:
         """The data sheet's own promise, without efficiencies: where a router begins before it has measured."""

@@ -31,7 +31,7 @@ from simulator.events import Events
 from simulator.network import Network
 from simulator.timing import StepTimer
 from worker.reports import Reports
-from worker.role import Command, Role, Send, WriteEnded, WritePages
+from worker.role import Command, Role, Send, SwapIn, SwapOut, WriteEnded, WritePages
 from worker.role_switch import switch_role
 from worker.state import WorkerState
 
@@ -108,6 +108,7 @@ class SimulatedWorker:
     rng: random.Random
     jitter: float
     gaps: Gaps
+    host_bandwidth_bytes_s: float  # of copies between pages and host memory
     busy: RoleTime = field(default_factory=RoleTime)  # in which it computed
     present: RoleTime = field(default_factory=RoleTime)  # in which it had its earlier roles
     since_s: float = 0.0  # when it took on its present one
@@ -117,6 +118,7 @@ class SimulatedWorker:
     _reports: Reports = field(init=False)
     _run: _Run | None = None
     _runs: int = 0
+    _copying_s: float = 0.0  # copies that the next step waits for
 
     def __post_init__(self) -> None:
         self._reports = Reports(self.info.name, self.state)
@@ -147,7 +149,8 @@ class SimulatedWorker:
         now = self.events.now
         while self._inbox:
             self._inbox.popleft()()
-        plan = self.role.plan(now)
+        copies, plan = self.role.plan(now)
+        self._perform(copies)
         self._outbox += self._reports.due(self.role, now, idle=plan is None)
         self._flush()
         if plan is not None:
@@ -160,7 +163,8 @@ class SimulatedWorker:
         noise = self.rng.lognormvariate(0.0, self.jitter) if self.jitter else 1.0
         tokens, pairs, decodes = sample.prefill_tokens, sample.prefill_pairs, sample.decodes
         seconds = noise * self.timer.seconds(tokens, pairs, decodes, sample.context_tokens)
-        ends_s = [now + seconds]
+        ends_s = [now + seconds + self._copying_s]
+        self._copying_s = 0.0
         if steps > 1:
             # Decode time is linear in the positions it reads, which grow by one for each sequence and step.
             growth = noise * self.timer.seconds(tokens, pairs, decodes, sample.context_tokens + decodes) - seconds
@@ -188,7 +192,9 @@ class SimulatedWorker:
         plan = run.plan
         if steps > 1:
             self._skip(plan, steps - 1)
-            plan = self.role.plan(now) or plan
+            copies, again = self.role.plan(now)
+            self._perform(copies)
+            plan = again or plan
         for part in plan.slices:
             if part.samples and part.sequence.request_id in self.lengths:
                 self.gaps.on_tokens(part.sequence.request_id, run.ends_s)
@@ -238,10 +244,13 @@ class SimulatedWorker:
 
     def _perform(self, commands: list[Command]) -> None:
         for command in commands:
-            if isinstance(command, Send):
-                self._outbox.append(command.message)
-            else:
-                self._write(command)
+            match command:
+                case Send(message):
+                    self._outbox.append(message)
+                case WritePages():
+                    self._write(command)
+                case SwapOut(pages) | SwapIn(_, pages):
+                    self._copying_s += len(pages) * self.info.page_bytes / self.host_bandwidth_bytes_s
 
     def _write(self, write: WritePages) -> None:
         num_bytes = len(write.source_pages) * self.info.page_bytes

@@ -28,6 +28,7 @@ from cluster.messages import (
 )
 from cluster.request import Request, SamplingParams
 from cluster.worker import Endpoint, PageLayout, RoleName, WorkerInfo
+from decode_worker.role import DecodeRole
 from engine.batch import StepBudget
 from engine.kv_pages import PagePool
 from engine.step import SampledToken, StepPlan, StepResult
@@ -41,7 +42,8 @@ from router.policy.predicted_latency import PredictedLatency
 from router.record import Completion
 from router.worker_frames import WorkerFrames
 from worker.reports import Reports
-from worker.role import Role, Send, WriteEnded, WritePages
+from worker.role import Command as RoleCommand
+from worker.role import Role, Send, SwapIn, SwapOut, WriteEnded, WritePages
 from worker.role_switch import make_role, switch_role
 from worker.state import WorkerState
 
@@ -87,6 +89,8 @@ class PureWorker:
     router_id: str = ""  # of the router that has welcomed it last
     prefilled: int = 0  # tokens that were computed in chunks
     stepping: tuple[StepPlan, StepResult] | None = None  # computed, and not absorbed yet
+    host: dict[int, list[tuple[int, int] | None]] = field(default_factory=dict)  # by slot of host memory
+    computed: int = 0  # positions, of all its steps
     granted: dict[tuple[str, int], int] = field(default_factory=dict)  # (agent, page) → generation it may write into
     info: WorkerInfo | None = None
     reports: Reports = field(init=False)
@@ -97,6 +101,7 @@ class PureWorker:
     def execute(self, plan: StepPlan) -> StepResult:
         """Check the KV each slice reads, write its own, and answer where it samples."""
         sampled = []
+        self.computed += plan.num_tokens
         for part in plan.slices:
             sequence = part.sequence
             self.prefilled += 0 if sequence.decoding else part.num_tokens
@@ -128,6 +133,7 @@ class PureCluster:
     rng: random.Random
     num_pages: int = 24
     chunk_tokens: int = 8
+    host_pages: int = 0
     placement: Placement = field(default_factory=PredictedLatency)
     share_prefixes: bool = False
     ends: bool = True  # the model knows an end-of-sequence token, and comes to it soon
@@ -165,7 +171,9 @@ class PureCluster:
         budget = StepBudget(self.chunk_tokens, 8)
         eos = frozenset([EOS] if self.ends else [])
         shared = self.share_prefixes
-        state = WorkerState(agent, "model", eos, CONTEXT_TOKENS, budget, pool, share_prefixes=shared)
+        state = WorkerState(
+            agent, "model", eos, CONTEXT_TOKENS, budget, pool, share_prefixes=shared, host_pages=self.host_pages
+        )
         memory: list[list[tuple[int, int] | None]] = [[None] * PAGE_SIZE for _ in range(self.num_pages)]
         worker = PureWorker(name, incarnation, make_role(role, state), state, memory)
         self.workers[name] = worker
@@ -320,6 +328,8 @@ class PureCluster:
         for worker in self.workers.values():
             worker.state.pool.check_integrity()
             assert worker.state.pool.num_held == 0, f"{worker.name} holds {worker.state.pool.num_held} pages"
+            if isinstance(worker.role, DecodeRole):
+                assert worker.role._swap.num_held == len(worker.role._swap) == 0
         for view in self.core.state.workers.values():
             assert not view.assigned
             assert not view.reserved
@@ -389,9 +399,10 @@ class PureCluster:
         return True
 
     def _run(self, worker: PureWorker) -> bool:
-        plan = worker.role.plan(self.now)
+        copies, plan = worker.role.plan(self.now)
+        self._act(worker, copies)
         if plan is None:
-            return False
+            return bool(copies)
         worker.stepping = (plan, worker.execute(plan))
         if not self.split:
             self._absorb(worker)
@@ -436,12 +447,19 @@ class PureCluster:
         write.landed = True
         return ""
 
-    def _act(self, worker: PureWorker, commands: Seq[Send | WritePages]) -> None:
+    def _act(self, worker: PureWorker, commands: Seq[RoleCommand]) -> None:
         for command in commands:
-            if isinstance(command, Send):
-                worker.outbox.append(command.message)
-            else:
-                self.writes.append(PureWrite(worker, command))
+            match command:
+                case Send(message):
+                    worker.outbox.append(message)
+                case WritePages():
+                    self.writes.append(PureWrite(worker, command))
+                case SwapOut(pages, slots):
+                    for page, slot in zip(pages, slots, strict=True):
+                        worker.host[slot] = list(worker.memory[page])
+                case SwapIn(slots, pages):
+                    for slot, page in zip(slots, pages, strict=True):
+                        worker.memory[page] = list(worker.host[slot])
 
     def _report(self, worker: PureWorker) -> None:
         if not worker.welcome:

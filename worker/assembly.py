@@ -12,6 +12,7 @@ from cluster.worker import Endpoint, RoleName, WorkerInfo
 from engine.batch import StepBudget
 from engine.checkpoint import model_id, read_config, resolve_model
 from engine.executor import DTYPES, TorchExecutor
+from engine.host_pages import HostPages
 from engine.kv_pages import PagePool
 from engine.weights import load_weights
 from kv_transfer.nixl import NixlTransport
@@ -49,6 +50,7 @@ def assemble(plan: WorkerPlan, incarnation: str, host: str, tell: Callable[[str]
         pool,
         share_prefixes=shared,
         checksum_every=plan.checksum_every,
+        host_pages=plan.host_pages,
     )
     info = WorkerInfo(
         name=plan.name,
@@ -71,4 +73,5 @@ def assemble(plan: WorkerPlan, incarnation: str, host: str, tell: Callable[[str]
         make_transport=lambda agent: NixlTransport(executor.pages, layout, agent),
         heartbeat=Heartbeat(plan.router_address, plan.name, plan.link_keys),
         checksum=executor.page_checksum,
+        host_pages=HostPages(executor.pages, plan.host_pages),
     )

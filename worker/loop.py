@@ -28,12 +28,13 @@ from cluster.messages import (
     WorkerMessage,
 )
 from cluster.worker import WorkerInfo
+from engine.host_pages import HostPages
 from engine.step import Executor
 from kv_transfer.transport import Notice, TransferEvent, Transport, WriteDone, WriteFailed
 from worker.heartbeat import Heartbeat
 from worker.page_checksums import Checksum, checksums, wrong_pages
 from worker.reports import Reports
-from worker.role import Command, Role, Send, WriteEnded, WritePages
+from worker.role import Command, Role, Send, SwapIn, SwapOut, WriteEnded, WritePages
 from worker.role_switch import make_role, switch_role
 from worker.router_link import RouterLink
 from worker.state import WorkerState
@@ -53,6 +54,7 @@ class WorkerLoop:
     make_transport: Callable[[str], Transport]  # from the name that peers know us by
     heartbeat: Heartbeat
     checksum: Checksum
+    host_pages: HostPages
     role: Role = field(init=False)
     transport: Transport = field(init=False)
     _outbox: list[WorkerMessage] = field(default_factory=list)
@@ -123,7 +125,8 @@ class WorkerLoop:
     def _turn(self) -> None:
         self.heartbeat.turned()
         started = time.perf_counter()
-        plan = self.role.plan(time.monotonic())
+        copies, plan = self.role.plan(time.monotonic())
+        self._perform(copies)
         if plan is not None:
             result = self.executor.execute(plan)
             self._poll_transport()
@@ -219,6 +222,10 @@ class WorkerLoop:
                     self._outbox.append(message)
                 case WritePages():
                     self._write(command)
+                case SwapOut(pages, slots):
+                    self.host_pages.copy_out(pages, slots)
+                case SwapIn(slots, pages):
+                    self.host_pages.copy_in(slots, pages)
 
     def _write(self, command: WritePages) -> None:
         notice = None

@@ -80,6 +80,9 @@ class Reports:
             context_tokens=held.context_tokens,
             request_ids=held.request_ids,
             reservation_ids=held.reservation_ids,
+            swapped=held.swapped,
+            swap_outs=held.swap_outs,
+            recomputes=held.recomputes,
             steps=tuple(self._samples),
         )
         self._reported, self._reported_s = snapshot, now

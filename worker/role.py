@@ -39,7 +39,23 @@ class WritePages:
     ] = ()  # (place in the reservation, our page) whose checksums the notice takes along
 
 
-Command = Send | WritePages
+@dataclass(frozen=True, slots=True)
+class SwapOut:
+    """Copy our pages into slots of host memory, pairwise."""
+
+    pages: tuple[int, ...]
+    slots: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SwapIn:
+    """Copy slots of host memory into our pages, pairwise."""
+
+    slots: tuple[int, ...]
+    pages: tuple[int, ...]
+
+
+Command = Send | WritePages | SwapOut | SwapIn
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +78,9 @@ class Occupancy:
     context_tokens: int
     request_ids: tuple[str, ...]
     reservation_ids: tuple[str, ...]
+    swapped: int = 0  # of `waiting`, those whose pages are in host memory
+    swap_outs: int = 0  # preemptions so far that went there
+    recomputes: int = 0  # and those that lost their pages
 
 
 class Role(Protocol):
@@ -94,7 +113,11 @@ class Role(Protocol):
         """
         ...
 
-    def plan(self, now: float) -> StepPlan | None: ...
+    def plan(self, now: float) -> tuple[list[Command], StepPlan | None]:
+        """The next step, and before it the copies that make room for it and bring back what it reads. They are
+        performed in their order before anything else, also where there is no step: a page that was given up may have
+        a new owner with the next message."""
+        ...
 
     def absorb(self, plan: StepPlan, result: StepResult, now: float) -> list[Command]: ...
 

@@ -139,6 +139,9 @@ class WorkerStatus(google.protobuf.message.Message):
     PREDICTED_BUSY_S_FIELD_NUMBER: builtins.int
     PREDICTED_TPOT_S_FIELD_NUMBER: builtins.int
     PREDICTED_PEAK_PAGES_FIELD_NUMBER: builtins.int
+    SWAPPED_FIELD_NUMBER: builtins.int
+    SWAP_OUTS_FIELD_NUMBER: builtins.int
+    RECOMPUTES_FIELD_NUMBER: builtins.int
     name: builtins.str
     host: builtins.str
     pid: builtins.int
@@ -163,6 +166,11 @@ class WorkerStatus(google.protobuf.message.Message):
     """Predicted: time until its prompt work is done, time per decode step now, and pages at its fullest moment."""
     predicted_tpot_s: builtins.float
     predicted_peak_pages: builtins.int
+    swapped: builtins.int
+    """Of those waiting: preempted sequences whose pages are in host memory."""
+    swap_outs: builtins.int
+    """Preemptions since the worker has its role: pages copied to host memory, or given up and computed again."""
+    recomputes: builtins.int
     def __init__(
         self,
         *,
@@ -186,8 +194,11 @@ class WorkerStatus(google.protobuf.message.Message):
         predicted_busy_s: builtins.float = ...,
         predicted_tpot_s: builtins.float = ...,
         predicted_peak_pages: builtins.int = ...,
+        swapped: builtins.int = ...,
+        swap_outs: builtins.int = ...,
+        recomputes: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["context_tokens", b"context_tokens", "device", b"device", "host", b"host", "incarnation", b"incarnation", "last_report_s", b"last_report_s", "name", b"name", "pages_cached", b"pages_cached", "pages_free", b"pages_free", "pages_held", b"pages_held", "pages_total", b"pages_total", "pid", b"pid", "predicted_busy_s", b"predicted_busy_s", "predicted_peak_pages", b"predicted_peak_pages", "predicted_tpot_s", b"predicted_tpot_s", "reservations", b"reservations", "role_epoch", b"role_epoch", "running", b"running", "state", b"state", "uncomputed_tokens", b"uncomputed_tokens", "waiting", b"waiting"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["context_tokens", b"context_tokens", "device", b"device", "host", b"host", "incarnation", b"incarnation", "last_report_s", b"last_report_s", "name", b"name", "pages_cached", b"pages_cached", "pages_free", b"pages_free", "pages_held", b"pages_held", "pages_total", b"pages_total", "pid", b"pid", "predicted_busy_s", b"predicted_busy_s", "predicted_peak_pages", b"predicted_peak_pages", "predicted_tpot_s", b"predicted_tpot_s", "recomputes", b"recomputes", "reservations", b"reservations", "role_epoch", b"role_epoch", "running", b"running", "state", b"state", "swap_outs", b"swap_outs", "swapped", b"swapped", "uncomputed_tokens", b"uncomputed_tokens", "waiting", b"waiting"]) -> None: ...
 
 global___WorkerStatus = WorkerStatus
 

@@ -932,6 +932,9 @@ class WorkerLoad(google.protobuf.message.Message):
     REQUEST_IDS_FIELD_NUMBER: builtins.int
     RESERVATION_IDS_FIELD_NUMBER: builtins.int
     STEPS_FIELD_NUMBER: builtins.int
+    SWAPPED_FIELD_NUMBER: builtins.int
+    SWAP_OUTS_FIELD_NUMBER: builtins.int
+    RECOMPUTES_FIELD_NUMBER: builtins.int
     worker: builtins.str
     role: global___Role.ValueType
     role_epoch: builtins.int
@@ -943,6 +946,9 @@ class WorkerLoad(google.protobuf.message.Message):
     waiting: builtins.int
     uncomputed_tokens: builtins.int
     context_tokens: builtins.int
+    swapped: builtins.int
+    swap_outs: builtins.int
+    recomputes: builtins.int
     @property
     def request_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
     @property
@@ -966,8 +972,11 @@ class WorkerLoad(google.protobuf.message.Message):
         request_ids: collections.abc.Iterable[builtins.str] | None = ...,
         reservation_ids: collections.abc.Iterable[builtins.str] | None = ...,
         steps: collections.abc.Iterable[global___StepSample] | None = ...,
+        swapped: builtins.int = ...,
+        swap_outs: builtins.int = ...,
+        recomputes: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["context_tokens", b"context_tokens", "pages_cached", b"pages_cached", "pages_free", b"pages_free", "pages_total", b"pages_total", "request_ids", b"request_ids", "reservation_ids", b"reservation_ids", "role", b"role", "role_epoch", b"role_epoch", "running", b"running", "sequence_number", b"sequence_number", "steps", b"steps", "uncomputed_tokens", b"uncomputed_tokens", "waiting", b"waiting", "worker", b"worker"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["context_tokens", b"context_tokens", "pages_cached", b"pages_cached", "pages_free", b"pages_free", "pages_total", b"pages_total", "recomputes", b"recomputes", "request_ids", b"request_ids", "reservation_ids", b"reservation_ids", "role", b"role", "role_epoch", b"role_epoch", "running", b"running", "sequence_number", b"sequence_number", "steps", b"steps", "swap_outs", b"swap_outs", "swapped", b"swapped", "uncomputed_tokens", b"uncomputed_tokens", "waiting", b"waiting", "worker", b"worker"]) -> None: ...
 
 global___WorkerLoad = WorkerLoad
 

@@ -15,6 +15,8 @@ import pytest
 import typer
 
 from baton.cli import app, run
+from baton.cluster_report import _cells
+from baton.v1 import admin_pb2
 from tests.baton.fake_admin import FakeAdmin, operation, serving
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -273,3 +275,8 @@ def test_leaks_are_told_and_end_with_one(admin: FakeAdmin, clean: bool, capsys: 
     assert ("'ghost/1'" in shown) is not clean
     assert _baton("doctor", "leaks", "--json") == (0 if clean else 1)
     assert json.loads(capsys.readouterr().out)["clean"] is clean
+
+
+def test_the_status_tells_how_many_of_those_waiting_are_swapped_out() -> None:
+    assert _cells(admin_pb2.WorkerStatus(waiting=3, swapped=2))[2] == "3 (2 swapped)"
+    assert _cells(admin_pb2.WorkerStatus(waiting=3))[2] == "3"

@@ -43,6 +43,8 @@ def test_flags_go_before_the_file_and_what_was_not_given_does_not() -> None:
         ("[router]\nport = 70000", r"router\.port is 70000"),
         ("[pools]\nprefill = 0\ndecode = 0", "All pools are empty"),
         ("[pools]\ndecode = 0", "Nothing would decode"),
+        ("[engine]\nswap_memory_gib = -1.0", r"engine\.swap_memory_gib is -1"),
+        ("[engine]\nswap_memory_gib = inf", r"engine\.swap_memory_gib is inf"),
         ("not toml", "not valid TOML"),
     ],
 )
@@ -66,6 +68,22 @@ def test_more_workers_than_cores_still_get_a_thread_each() -> None:
 def test_pages_for_less_than_one_request_are_refused() -> None:
     with pytest.raises(ConfigError, match="which needs 257"):
         resolve(parse_config("[engine]\nnum_pages = 100"), MACHINE, MODEL)
+
+
+def test_host_memory_for_preempted_sequences_is_bounded_chosen_or_none() -> None:
+    page_bytes = 16 * MODEL.kv_values_per_token * 4
+    auto = resolve(parse_config(), MACHINE, MODEL)
+    assert 0 < auto.host_pages <= auto.num_pages
+    assert auto.host_pages * page_bytes * 2 <= MACHINE.memory_available_bytes / 8
+    assert auto.worker_plan("w", "decode", "").host_pages == auto.host_pages
+    few = resolve(parse_config("[engine]\nnum_pages = 300"), MACHINE, MODEL)
+    assert few.host_pages == 300
+    chosen = resolve(parse_config("[engine]\nswap_memory_gib = 1.0"), MACHINE, MODEL)
+    assert chosen.host_pages == GIB // page_bytes
+    off = resolve(parse_config("[engine]\nswap_memory_gib = 0"), MACHINE, MODEL)
+    assert (off.host_pages, off.settings["host_pages"]) == (0, "none")
+    with pytest.raises(ConfigError, match="less than one page"):
+        resolve(parse_config("[engine]\nswap_memory_gib = 0.0000001"), MACHINE, MODEL)
 
 
 def test_every_setting_that_is_shown_has_no_auto_left() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -60,3 +61,18 @@ def test_learned_output_lengths_survive_a_restart_of_the_router(checkpoint: Path
     assert OutputLength().predict((), "tenant", 100, 4096).distribution.median > 100
     path.write_text('{"version": 1, "levels": 3}')
     assert load_learned(path).predict((), "tenant", 100, 4096).distribution.median > 100
+
+
+def test_a_router_begins_with_the_planner_that_its_configuration_asks_for(checkpoint: Path) -> None:
+    from router.assembly import start_router
+
+    plan = RouterPlan(str(checkpoint), "m", "float32", 256, "127.0.0.1", 0, "127.0.0.1", 8, 3.0)
+
+    async def acts(plan: RouterPlan) -> bool:
+        router = await start_router(plan)
+        acting = router.driver.core.automation.auto
+        await router.stop(0.0)
+        return acting
+
+    assert not asyncio.run(acts(plan))
+    assert asyncio.run(acts(replace(plan, auto_rebalance=True)))

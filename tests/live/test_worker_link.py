@@ -34,14 +34,14 @@ async def _who_comes_through(keys: LinkKeys, *callers: WorkerKeys | None) -> tup
     link = WorkerLink("tcp://127.0.0.1:*", keys.router)
     heard: dict[str, str] = {}
 
-    def on_frame(worker: str, batch: list[WorkerMessage]) -> None:
+    def on_frame(worker: str, incarnation: str, batch: list[WorkerMessage]) -> None:
         for message in batch:
             assert isinstance(message, Goodbye)
             heard[worker] = message.reason
         link.send(worker, [Welcome("router", 1.0, "1")])
 
-    links = [RouterLink(link.address, f"caller-{number}", key) for number, key in enumerate(callers)]
-    right = RouterLink(link.address, "right", keys.worker)
+    links = [RouterLink(link.address, f"caller-{number}", keys=key) for number, key in enumerate(callers)]
+    right = RouterLink(link.address, "right", keys=keys.worker)
     refusals = [one._socket.get_monitor_socket(REFUSED) for one in links]
     try:
         for one in links:  # they speak first, and twice
@@ -87,7 +87,7 @@ def test_a_refused_frame_is_said_once_and_the_next_is_read(capsys: object) -> No
         link = WorkerLink("tcp://127.0.0.1:*")
         seen: list[str] = []
 
-        def on_frame(worker: str, batch: list[WorkerMessage]) -> None:
+        def on_frame(worker: str, incarnation: str, batch: list[WorkerMessage]) -> None:
             (message,) = batch
             assert isinstance(message, Goodbye)
             if message.reason == "bad":
@@ -96,11 +96,13 @@ def test_a_refused_frame_is_said_once_and_the_next_is_read(capsys: object) -> No
 
         link.start(on_frame)
         worker = RouterLink(link.address, "worker")
-        for reason in ("bad", "bad", "bad", "good"):
-            worker.send([Goodbye(reason)])
-        await _until(lambda: bool(seen))
-        worker.close()
-        link.close()
+        try:
+            for reason in ("bad", "bad", "bad", "good"):
+                worker.send([Goodbye(reason)])
+            await _until(lambda: bool(seen))
+        finally:
+            worker.close()
+            link.close()
         return seen
 
     assert asyncio.run(run()) == ["good"]

@@ -25,7 +25,9 @@ SEEDS = st.integers(0, 2**32 - 1)
 
 def _cluster(seed: int, prefill: int = 2, decode: int = 2, mixed: int = 0, duplicates: float = 0.0) -> PureCluster:
     rng = random.Random(seed)
-    cluster = PureCluster(rng, rng.choice([20, 30]), ends=seed % 3 == 0, split=seed % 2 == 0, duplicates=duplicates)
+    ends, split = seed % 3 == 0, seed % 2 == 0
+    pages, host_pages = rng.choice([14, 20, 30]), seed % 5 * 4
+    cluster = PureCluster(rng, pages, ends=ends, split=split, duplicates=duplicates, host_pages=host_pages)
     for role, count in ((RoleName.PREFILL, prefill), (RoleName.DECODE, decode), (RoleName.MIXED, mixed)):
         for index in range(count):
             cluster.add(f"{role.value}-{index}", role)

@@ -25,13 +25,16 @@ def simulation(
     *,
     jitter: float = 0.02,
     num_pages: int | None = None,
+    host_pages: int = 0,
     seed: int = 0,
 ) -> Simulation:
-    """A cluster of the small model; `num_pages` makes its workers' memory scarce."""
+    """A cluster of the small model; `num_pages` makes its workers' memory scarce, `host_pages` gives them
+    slots for preempted sequences."""
     spec = replace(Setup(MODEL, GPU).cluster(pools), jitter=jitter)
     if num_pages is not None:
         workers = [replace(one, layout=replace(one.layout, num_pages=num_pages)) for one in spec.workers]
         spec = replace(spec, workers=workers)
+    spec = replace(spec, workers=[replace(one, host_pages=host_pages) for one in spec.workers])
     return Simulation(spec, make_policy(policy, seed=seed), trace, seed)
 
 

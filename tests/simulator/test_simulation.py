@@ -7,6 +7,8 @@ from dataclasses import replace
 import pytest
 
 from cluster.errors import InternalError
+from cluster.messages import Prefill
+from cluster.request import Request, SamplingParams
 from router.operation import OperationState, Rebalance
 from router.policy.placement import Place, Refuse
 from router.policy.policies import NAMES, make_policy
@@ -16,6 +18,7 @@ from simulator.simulation import Simulation, Slo
 from simulator.trace import TraceRequest, scale_arrivals
 from simulator.worker import SimulatedWorker
 from tests.simulator.running import GPU, MODEL, by_arrival, simulate, simulation, small_trace
+from worker.role import SwapIn, SwapOut
 
 LATENCY_S = 100e-6  # of a message
 
@@ -115,6 +118,33 @@ def test_equal_blocks_are_prefix_hits_and_do_not_travel_again() -> None:
     assert result.bytes_moved <= once.bytes_moved + 2 * KV_BYTES * 64
     apart = [replace(one, blocks=tuple(range(100 * index, 100 * index + 16))) for index, one in enumerate(trace)]
     assert simulate(apart, pools=Pools(1, 1)).figures()["prefix_hit_rate"] == 0.0
+
+
+def test_preempted_sequences_are_swapped_at_the_stated_bandwidth_instead_of_being_computed_again() -> None:
+    trace = [TraceRequest(0.0, 1600, 2000), TraceRequest(0.0, 1600, 2000)]  # 57 pages each at their ends
+    mixed = {"policy": "round_robin", "pools": Pools(mixed=1), "jitter": 0.0}
+    roomy = simulate(trace, **mixed)  # type: ignore[arg-type]
+    short = {host: simulation(trace, num_pages=92, host_pages=host, **mixed) for host in (0, 92)}  # type: ignore[arg-type]
+    (again,), (swapped,) = (run.run().workers for run in short.values())
+    (needed,) = roomy.workers
+    assert not any(run.core.explanations.failed for run in short.values())
+    assert again.tokens_computed > needed.tokens_computed == swapped.tokens_computed
+    (worker,) = short[92]._workers.values()
+    assert worker.role.occupancy().swap_outs == 1
+    assert swapped.pages_held == 0
+
+
+def test_a_copy_takes_its_bytes_over_the_bandwidth() -> None:
+    run = simulation([], pools=Pools(mixed=1), jitter=0.0)
+    (worker,) = run._workers.values()
+    worker._perform([SwapOut((1, 2, 3), (0, 1, 2)), SwapIn((0,), (4,))])
+    assert worker._copying_s == pytest.approx(4 * 64 * KV_BYTES / (0.8 * 64e9))
+    request = Request("r", (1,) * PROMPT, SamplingParams(max_tokens=1), 0.0)
+    worker.receive([Prefill(request, (), False, 0)])
+    run.events.step()
+    while worker._run is not None:
+        run.events.step()
+    assert sum(worker.busy.seconds.values()) == pytest.approx(_prefill_s() + 4 * 64 * KV_BYTES / (0.8 * 64e9))
 
 
 def test_a_trace_that_is_faster_comes_in_less_time() -> None:

@@ -70,7 +70,8 @@ class Worker:
                 self.writes[transfer] = command.write_id
 
     def turn(self) -> None:
-        plan = self.role.plan(0.0)
+        copies, plan = self.role.plan(0.0)
+        self.perform(copies)
         if plan is not None:
             self.perform(self.role.absorb(plan, self.executor.execute(plan), 0.0))
         for event in self.transport.poll():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+import torch
 
 from cluster.messages import (
     ContinueSequence,
@@ -21,12 +23,14 @@ from cluster.messages import (
 from cluster.request import Request, SamplingParams
 from cluster.worker import Endpoint, PageLayout, RoleName, WorkerInfo
 from engine.batch import StepBudget
+from engine.host_pages import HostPages
 from engine.kv_pages import PagePool
 from engine.step import SampledToken, StepPlan, StepResult
 from worker.loop import WorkerLoop
 from worker.state import WorkerState
 
 LAYOUT = PageLayout(8, 1, 4, 1, 1, "float32", "model")
+HOST = HostPages(torch.zeros(LAYOUT.shape), 0)
 
 
 @dataclass(eq=False)
@@ -61,24 +65,36 @@ class FakeTransport:
     def close(self) -> None: ...
 
 
-class CountingExecutor:
-    """Says 5 each time."""
-
-    def execute(self, plan: StepPlan) -> StepResult:
-        return StepResult([SampledToken(5) for part in plan.slices if part.samples])
-
-
 class FakeHeartbeat:
     def turned(self) -> None: ...
 
     def speak_for(self, incarnation: str) -> None: ...
 
 
-def _loop() -> tuple[WorkerLoop, FakeLink]:
-    state = WorkerState("w:1", "model", frozenset([0]), 1000, StepBudget(8, 8), PagePool(8, 4))
+@dataclass(eq=False)
+class Journal:
+    """An engine that computes nothing and host memory that copies nothing: both write down when they are asked to."""
+
+    entries: list[str] = field(default_factory=list)
+
+    def execute(self, plan: StepPlan) -> StepResult:
+        self.entries.append("step")
+        return StepResult([SampledToken(1) for part in plan.slices if part.samples])
+
+    def copy_out(self, pages: tuple[int, ...], slots: tuple[int, ...]) -> None:
+        self.entries.append("out")
+
+    def copy_in(self, slots: tuple[int, ...], pages: tuple[int, ...]) -> None:
+        self.entries.append("in")
+
+
+def _loop(journal: Journal | None = None) -> tuple[WorkerLoop, FakeLink]:
+    host_pages = 8 if journal else 0
+    state = WorkerState("w:1", "model", frozenset([0]), 1000, StepBudget(8, 8), PagePool(8, 4), host_pages=host_pages)
     info = WorkerInfo("w", "1", RoleName.DECODE, 0, Endpoint("w:1", b"", 0, 0, LAYOUT), 8, 8)
     link = FakeLink()
-    loop = WorkerLoop(info, state, CountingExecutor(), link, FakeTransport, FakeHeartbeat(), lambda page: 0)  # type: ignore[arg-type]
+    host = journal or HOST
+    loop = WorkerLoop(info, state, journal, link, FakeTransport, FakeHeartbeat(), lambda page: 0, host)  # type: ignore[arg-type]
     loop._flush()
     return loop, link
 
@@ -113,9 +129,28 @@ def test_a_worker_that_is_sent_back_drops_what_it_holds_and_obeys_nothing_until_
     assert Register not in _turn(loop, link, Rejoin("1", "router"))  # of a life that is over
 
 
+def test_pages_are_copied_before_the_step_that_writes_or_reads_them_and_a_new_life_begins_with_empty_slots() -> None:
+    journal = Journal()
+    loop, link = _loop(journal)
+    requests = [
+        Request(name, (tokens,) * tokens, SamplingParams(max_tokens=15)) for name, tokens in (("a", 13), ("b", 9))
+    ]
+    _turn(loop, link, Welcome("router", 0.5, "1"), *(Prefill(one, (), False, 0) for one in requests))
+    while "in" not in journal.entries:
+        before = len(journal.entries)
+        _turn(loop, link)
+        assert journal.entries[before:] in (["step"], ["out", "step"], ["in", "step"])
+    assert journal.entries.count("out") == 1
+    _turn(loop, link, *(Prefill(replace(one, request_id=one.request_id * 2), (), False, 0) for one in requests))
+    while not loop.role.occupancy().swapped:
+        _turn(loop, link)
+    _turn(loop, link, Rejoin("1", "router"))
+    assert loop.role.occupancy().swapped == loop.role._swap.num_held == 0  # type: ignore[attr-defined]
+
+
 def _serving() -> tuple[WorkerLoop, FakeLink]:
     """It has answered two tokens of a request, and holds a reservation."""
-    loop, link = _loop()
+    loop, link = _loop(Journal())
     request = Request("whole", (1, 2, 3), SamplingParams(max_tokens=20), 0.0)
     _turn(loop, link, Welcome("router", 0.5, "1"), _reserve(), Prefill(request, (), False, 0))
     for _ in range(2):

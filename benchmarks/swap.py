@@ -1,0 +1,141 @@
+"""How long a preempted sequence takes to its next token once pages are free: swapped in from host memory or recomputed.
+
+One sequence on one engine, preempted for want of a page, resumed with nothing left in the prefix cache; both ways in
+turn in one run, one thread, the Llama of benchmarks.engine. Then a worker that serves twelve requests of 240 + 80
+tokens with pages for seven and a half of them at their ends, and a prefix cache that keeps what it can.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from statistics import median
+
+import torch
+
+from benchmarks.engine import BATCH, CHUNK_TOKENS, PAGE_SIZE, SHAPE, build_executor
+from benchmarks.report import Goal, Report, arguments, median_ratio, progress
+from cluster.messages import Prefill
+from cluster.request import Request, SamplingParams
+from cluster.worker import RoleName
+from decode_worker.role import DecodeRole
+from engine.batch import StepBudget
+from engine.executor import TorchExecutor
+from engine.host_pages import HostPages
+from engine.kv_pages import PagePool
+from engine.model_config import model_config
+from engine.weights import random_weights
+from worker.role import SwapIn, SwapOut
+from worker.state import WorkerState
+
+CONTEXTS = (128, 512, 960)  # positions computed when it is preempted
+GOALS = {"resume_ratio_swap_to_recompute_960": Goal(0.5, at_most=True)}
+
+
+class ShortOfPages:
+    """A mixed worker whose sequences lose their pages and get them again."""
+
+    def __init__(self, executor: TorchExecutor, host_pages: int, num_pages: int | None = None) -> None:
+        self.pool = PagePool(num_pages or executor.layout.num_pages, PAGE_SIZE)
+        budget = StepBudget(CHUNK_TOKENS, BATCH)
+        state = WorkerState("benchmark", "m", frozenset(), 1024, budget, self.pool, host_pages=host_pages)
+        self.role = DecodeRole(state, RoleName.MIXED)
+        self.executor, self.host = executor, HostPages(executor.pages, host_pages)
+        self.copy_s: dict[type, float] = {}
+
+    def turn(self) -> bool:
+        copies, plan = self.role.plan(0.0)
+        for command in copies:
+            started = time.perf_counter()
+            match command:
+                case SwapOut(pages, slots):
+                    self.host.copy_out(pages, slots)
+                case SwapIn(slots, pages):
+                    self.host.copy_in(slots, pages)
+            self.copy_s[type(command)] = time.perf_counter() - started
+        if plan is None:
+            return False
+        self.role.absorb(plan, self.executor.execute(plan), 0.0)
+        return True
+
+    def resume_s(self, prompt: list[int]) -> float:
+        """From free pages to the next token of a sequence that was preempted after `prompt` and a token more."""
+        # The prompt fills its last page, so that its second token needs a page that is not there.
+        self.role.on_message(Prefill(Request("r", tuple(prompt), SamplingParams(max_tokens=3)), (), False, 0), 0.0)
+        wanted = len(prompt) // PAGE_SIZE
+        taken = self.pool.allocate(self.pool.num_available - wanted)
+        while self.turn():
+            pass
+        waiting = self.role.occupancy()
+        assert (waiting.running, waiting.waiting) == (0, 1)
+        self.pool.release(taken)
+        self.pool.clear_cache()
+        started = time.perf_counter()
+        while not self.role.occupancy().running:
+            assert self.turn()
+        seconds = time.perf_counter() - started
+        while self.turn():
+            pass
+        self.pool.clear_cache()
+        return seconds
+
+    def serve_s(self, prompts: list[list[int]]) -> float:
+        """Until every prompt has its answer of 80 tokens."""
+        for index, prompt in enumerate(prompts):
+            request = Request(f"r{index}", tuple(prompt), SamplingParams(max_tokens=80))
+            self.role.on_message(Prefill(request, (), False, 0), 0.0)
+        started = time.perf_counter()
+        while self.turn():
+            pass
+        return time.perf_counter() - started
+
+
+def serving(executor: TorchExecutor, rounds: int, rng: random.Random) -> dict[str, float]:
+    """What swapping is worth to a worker that is short of pages all the time."""
+    pairs, swap_outs, recomputes = [], 0, 0
+    for _ in range(rounds):
+        prompts = [[rng.randrange(3, executor.config.vocab_size) for _ in range(240)] for _ in range(12)]
+        swapping, recomputing = ShortOfPages(executor, 200, 150), ShortOfPages(executor, 0, 150)
+        pairs.append((swapping.serve_s(prompts), recomputing.serve_s(prompts)))
+        swap_outs += swapping.role.occupancy().swap_outs
+        recomputes += recomputing.role.occupancy().recomputes
+    return {
+        "serving_time_ratio_swap_to_recompute": median_ratio(pairs),
+        "serving_swap_outs": swap_outs / rounds,
+        "serving_recomputes": recomputes / rounds,
+    }
+
+
+def main() -> None:
+    options = arguments(__doc__, "python -m benchmarks.swap --quick").parse_args()
+    rounds = 2 if options.quick else 7
+    torch.set_num_threads(1)
+    config = model_config(SHAPE)
+    executor = build_executor(config, random_weights(config, torch.float32, "cpu", seed=0), "float32")
+    swapping, recomputing = ShortOfPages(executor, 100), ShortOfPages(executor, 0)
+    rng = random.Random(options.seed)
+    figures: dict[str, float] = {}
+    with progress(len(CONTEXTS) + 1) as step:
+        for context in CONTEXTS:
+            step(f"{context} positions")
+            pairs, out_s, in_s = [], [], []
+            for _ in range(rounds + 1):
+                prompt = [rng.randrange(3, config.vocab_size) for _ in range(context)]
+                pairs.append((swapping.resume_s(prompt), recomputing.resume_s(prompt)))
+                out_s.append(swapping.copy_s[SwapOut])
+                in_s.append(swapping.copy_s[SwapIn])
+            pairs = pairs[1:]  # the first one warms the buffers up
+            figures[f"resume_ratio_swap_to_recompute_{context}"] = median_ratio(pairs)
+            figures[f"resume_by_swap_ms_{context}"] = 1000 * median(swap for swap, _ in pairs)
+            figures[f"resume_by_recompute_ms_{context}"] = 1000 * median(again for _, again in pairs)
+            gib = context // PAGE_SIZE * executor.layout.page_bytes / (1 << 30)
+            figures[f"swap_out_gib_s_{context}"] = gib / median(out_s[1:])
+            figures[f"swap_in_gib_s_{context}"] = gib / median(in_s[1:])
+        step("serving short of pages")
+        figures |= serving(executor, 1 if options.quick else 5, rng)
+    report = Report("swap", GOALS, figures, {"threads": 1, "page_bytes": executor.layout.page_bytes})
+    report.publish(options.json)
+
+
+if __name__ == "__main__":
+    main()
