@@ -12,7 +12,13 @@ import grpc.aio
 
 from cluster.errors import ConfigError
 
-OPTIONS = [("grpc.max_receive_message_length", 64 << 20), ("grpc.max_send_message_length", 64 << 20)]
+OPTIONS = [
+    ("grpc.max_receive_message_length", 64 << 20),
+    ("grpc.max_send_message_length", 64 << 20),
+    # A router that is started again is back in seconds: by default gRPC would look for it ever more seldom.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 500),
+]
 Metadata = Sequence[tuple[str, str]]
 
 

@@ -24,10 +24,11 @@ class Resume:
     timeout_s: float | None
     _started_s: float = field(default_factory=time.monotonic)
     _broken_s: float | None = None  # since when no token has come
+    _reached: bool = False  # a token has come
     breaks: int = 0
 
     def on_tokens(self) -> None:
-        self._broken_s = None
+        self._broken_s, self._reached = None, True
 
     def wait_s(self, error: grpc.RpcError) -> float | None:
         """How long to wait before asking again; None when the error is the stream's end.
@@ -38,7 +39,8 @@ class Resume:
             return None
         told = {key: str(value) for key, value in error.trailing_metadata() or ()}  # type: ignore[attr-defined]
         name = told.get("baton-error", "")
-        if not self.breaks and (name or "connect" in (error.details() or "").lower()):  # type: ignore[attr-defined]
+        nobody = not self._reached and "connect" in (error.details() or "").lower()  # type: ignore[attr-defined]
+        if not self.breaks and (name or nobody):
             return None
         if name and name not in _RETRIED:
             return None

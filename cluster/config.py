@@ -5,7 +5,7 @@
     [engine]    page_size, num_pages, kv_memory_gib, chunk_tokens, mixed_chunk_tokens, max_batch, threads,
                 checksum_every, swap_memory_gib
     [router]    host, port, admin_host, admin_port, policy, refuse_late, auto_rebalance, max_queued, lost_after_s,
-                stop_grace_s, write_timeout_s, state_file
+                no_workers_grace_s, claim_within_s, stop_grace_s, write_timeout_s, state_file
     [placement] strategy; and per pool, [placement.prefill] and so on: cpus, gpus, resources, labels, env
     [access]    tls_certificate, tls_key, client_ca, tokens_file, share_prefixes, open_admin,
                 max_prompt_tokens, max_message_mib, max_streams_per_tenant
@@ -64,6 +64,8 @@ class RouterSection(_Section):
     auto_rebalance: bool = False
     max_queued: int = Field(default=4096, ge=1)
     lost_after_s: float = Field(default=2.0, gt=0)
+    no_workers_grace_s: float = Field(default=5.0, ge=0, le=600)
+    claim_within_s: float = Field(default=30.0, ge=0, le=600)
     stop_grace_s: float = Field(default=5.0, ge=0, le=60)
     write_timeout_s: float = Field(default=30.0, ge=0)
     state_file: str = ""

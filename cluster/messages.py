@@ -16,7 +16,7 @@ from cluster.worker import Endpoint, RoleName, WorkerInfo, WorkerLoad
 
 @dataclass(frozen=True, slots=True)
 class Welcome:
-    """Answers the `Register` of one life. Loads are due at least every `report_interval_s`."""
+    """Answers the `Register` of one incarnation. Loads are due at least every `report_interval_s`."""
 
     router_id: str
     report_interval_s: float
@@ -89,9 +89,25 @@ class Release:
 
 @dataclass(frozen=True, slots=True)
 class Rejoin:
-    """Drop all work and register anew under another incarnation: the router does not know this one (any more)."""
+    """Register anew under another incarnation: the router does not know this one (any more).
+
+    From the router that had welcomed it, all its work is given to others and has to be dropped. From another router,
+    the sequences that need no peer go on, and are registered with the worker.
+    """
 
     incarnation: str
+    router_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class ContinueSequence:
+    """Tell again what a kept sequence has answered from `from_index` on, and then its tokens as they come.
+
+    Answered by `RequestFailed` (NotFound) where it is not held any more.
+    """
+
+    request_id: str
+    from_index: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +133,7 @@ RouterMessage = (
     | SendPages
     | Cancel
     | Release
+    | ContinueSequence
     | ResyncPages
     | SwitchRole
 )
@@ -125,8 +142,19 @@ RouterMessage = (
 
 
 @dataclass(frozen=True, slots=True)
+class HeldSequence:
+    """A sequence that an earlier router had begun: it goes on, or has just ended, and nobody is told of its tokens."""
+
+    request_id: str
+    digest: bytes  # `Request.digest`
+    num_tokens: int  # of its output, so far
+    limit_tokens: int  # prompt and output may come to so many
+
+
+@dataclass(frozen=True, slots=True)
 class Register:
     info: WorkerInfo
+    held: tuple[HeldSequence, ...] = ()
 
 
 @dataclass(slots=True)  # not frozen: one is made per token, and that would take three times as long

@@ -45,6 +45,8 @@ class RouterPlan:
     max_queued: int
     lost_after_s: float
     policy: str = "predicted_latency"
+    no_workers_grace_s: float = 5.0  # for requests that come while nobody decodes
+    claim_within_s: float = 30.0  # for clients of sequences that outlived a router; 0: those are computed again
     refuse_late: bool = True  # those whose objectives cannot be met any more
     auto_rebalance: bool = False  # whether the planner moves workers between the pools from the start
     stop_grace_s: float = 1.0  # for running streams, when it is told to stop

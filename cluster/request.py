@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from array import array
+from dataclasses import dataclass, field, replace
 from enum import Enum
+from hashlib import blake2b
 
 from cluster.errors import InvalidRequest, PromptTooLong
 
 MAX_LOGPROBS = 20
 MAX_STOP_STRINGS = 16
 MAX_STOP_BYTES = 256
+DIGEST_BYTES = 16
 
 
 class FinishReason(Enum):
@@ -110,6 +113,14 @@ class Request:
     @property
     def max_total_tokens(self) -> int:
         return len(self.prompt) + self.sampling.max_tokens
+
+    @property
+    def digest(self) -> bytes:
+        """Names all that the tokens are a function of, and whose they are: another tenant's differs."""
+        sampling = replace(self.sampling, seed=None) if self.sampling.greedy else self.sampling
+        digest = blake2b(repr((self.tenant, len(self.prompt), sampling)).encode(), digest_size=DIGEST_BYTES)
+        digest.update(array("q", self.prompt).tobytes())
+        return digest.digest()
 
     def validate(self, vocab_size: int, context_tokens: int) -> None:
         """Raise `InvalidRequest` when the model cannot serve this, saying which part and which limit."""

@@ -114,6 +114,8 @@ class Resolved:
             auto_rebalance=router.auto_rebalance,
             max_queued=router.max_queued,
             lost_after_s=router.lost_after_s,
+            no_workers_grace_s=router.no_workers_grace_s,
+            claim_within_s=router.claim_within_s,
             stop_grace_s=router.stop_grace_s,
             write_timeout_s=router.write_timeout_s,
             state_file=router.state_file,

@@ -104,6 +104,18 @@ class Departures:
         self._ended[departure.outbound.reservation.reservation_id] = departure
         return self._settle(departure, now), True
 
+    def call_off(self) -> None:
+        """Begin no write any more."""
+        for departure in self._leaving.values():
+            departure.outbound.cancelled = True
+
+    def give_up(self) -> None:
+        """No write is under way: who has not left stays, and what was kept for writes is free."""
+        for departure in self._ended.values():
+            give_back_pages(departure.sequence, self.pool)
+        self._leaving.clear()
+        self._ended.clear()
+
     def _settle(self, departure: _Departure, now: float) -> list[Command]:
         """Report a departure that is over, once, and free what was kept for it."""
         outbound, request_id = departure.outbound, departure.sequence.request_id

@@ -102,6 +102,11 @@ class Inbound:
             if inbound.sequence.request_id == request_id and inbound.state is HandoffState.RESERVED:
                 inbound.state = advance(inbound.state, HandoffStep.ABORT)
 
+    def release_all(self) -> None:
+        """Free the pages of every reservation: nobody can write to us any more."""
+        for reservation_id in self.reservation_ids:
+            self.release(reservation_id)
+
     def release(self, reservation_id: str) -> None:
         """Free the pages: the writer has drained or is dead. Unknown ids were committed or released before."""
         inbound = self._open.pop(reservation_id, None)

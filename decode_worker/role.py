@@ -6,6 +6,8 @@
                           ├── preempted: pages swapped out ─┤
                           └── no host memory: recomputed ───┘
 
+When its router is gone, all but reservations and departures go on; token_log.py has what a new one may ask for.
+
 A worker that is only ever given whole requests is the co-located baseline ("mixed"): prefill chunks beside decodes.
 """
 
@@ -16,9 +18,11 @@ from dataclasses import dataclass, field
 from cluster.handoff import HandoffNotice, HandoffOutcome
 from cluster.messages import (
     Cancel,
+    ContinueSequence,
     HandoffCommitted,
     HandoffCorrupt,
     HandoffEnded,
+    HeldSequence,
     Prefill,
     Release,
     RequestFailed,
@@ -34,6 +38,7 @@ from cluster.worker import RoleName
 from decode_worker.departures import Departures
 from decode_worker.inbound import Inbound
 from decode_worker.swap import SwapSpace
+from decode_worker.token_log import TokenLog
 from engine.batch import absorb_step, plan_step
 from engine.page_table import commit_pages, give_back_pages, grow, take_pages
 from engine.sequence import Sequence
@@ -41,6 +46,8 @@ from engine.step import StepPlan, StepResult
 from worker.role import Command, Occupancy, Send, WriteEnded
 from worker.state import WorkerState
 from worker.token_output import token_output
+
+TOKENS_PER_MESSAGE = 8192  # that are told again
 
 
 @dataclass(eq=False)
@@ -55,9 +62,14 @@ class DecodeRole:
     _departures: Departures = field(init=False)
     _swap: SwapSpace = field(init=False)
     _recomputes: int = 0
+    _log: TokenLog = field(init=False)
     _stepping: bool = False  # a plan was made and not absorbed yet: its sequences may not pause
 
     def __post_init__(self) -> None:
+        self._log = TokenLog(self.state.keep_ended_s)
+        self._meet_peers()
+
+    def _meet_peers(self) -> None:
         self._inbound = Inbound(self.state.pool, self.state.agent, self.state.model_id, self.state.share_prefixes)
         self._departures = Departures(self.state.pool, self.state.checksum_every)
         self._swap = SwapSpace(self.state.host_pages, self.state.pool.page_size)
@@ -72,7 +84,10 @@ class DecodeRole:
                 return self._depart(message, now)
             case Cancel(request_id):
                 self._inbound.cancel(request_id)
+                self._log.forget(request_id)
                 return self._forget(request_id, now)
+            case ContinueSequence(request_id, from_index):
+                return self._continue(request_id, from_index)
             case Release(reservation_id):
                 self._inbound.release(reservation_id)
         return []
@@ -83,8 +98,18 @@ class DecodeRole:
             return [Send(RequestFailed(request_id, "WrongRole", "This worker hands nothing over."))]
         if request_id not in self._running:
             self._swap.forget(request_id)
+            self._log.forget(request_id)
             self._waiting[request_id] = Sequence.start(message.request, message.emitted)
         return []
+
+    def _continue(self, request_id: str, from_index: int) -> list[Command]:
+        """A new router asks for a sequence that the one before had begun."""
+        running = self._running.get(request_id) or self._waiting.get(request_id)
+        told = self._log.tell(request_id, running, from_index)
+        if told is None:
+            return [Send(RequestFailed(request_id, "NotFound", "The sequence is not held any more."))]
+        starts = range(0, len(told), TOKENS_PER_MESSAGE)
+        return [Send(StepOutput(tuple(told[start : start + TOKENS_PER_MESSAGE]))) for start in starts]
 
     def _reserve(self, message: Reserve) -> Reserved | ReservationRefused:
         request_id = message.request.request_id
@@ -109,6 +134,7 @@ class DecodeRole:
         if sequence is None:
             return []
         commit_pages(sequence, self.state.pool, self.state.root(sequence))
+        self._log.forget(sequence.request_id)
         self._running[sequence.request_id] = sequence
         return [Send(HandoffCommitted(notice.request_id, notice.reservation_id))]
 
@@ -134,10 +160,22 @@ class DecodeRole:
         commands, gone = self._departures.on_write_ended(outcome, now)
         if gone is not None:
             del self._running[gone.request_id]
+            self._log.forget(gone.request_id)
             give_back_pages(gone, self.state.pool)
         return commands if self._stepping else commands + self._departures.on_step_ended(now)
 
+    def call_off_handoffs(self) -> None:
+        self._departures.call_off()
+
+    def on_new_router(self, state: WorkerState) -> tuple[HeldSequence, ...]:
+        self._inbound.release_all()
+        self._departures.give_up()
+        self.state = state
+        self._meet_peers()
+        return self._log.mute((*self._running.values(), *self._waiting.values()))
+
     def plan(self, now: float) -> tuple[list[Command], StepPlan | None]:
+        self._log.expire(now)
         copies = self._admit()
         paused = self._departures.paused
         running = [sequence for request_id, sequence in self._running.items() if not paused(request_id)]
@@ -198,9 +236,12 @@ class DecodeRole:
         commands: list[Command] = []
         for sequence, token in sampled:
             finish = sequence.finish_reason(self.state.eos_token_ids, self.state.context_tokens)
-            outputs.append(token_output(sequence, token, finish))
+            output = token_output(sequence, token, finish)
+            if self._log.on_token(sequence, output):
+                outputs.append(output)
             if finish is not None:
                 commands += self._forget(sequence.request_id, now)
+                self._log.on_ended(sequence, finish, now)
         commands += self._departures.on_step_ended(now)
         return [Send(StepOutput(tuple(outputs))), *commands] if outputs else commands
 

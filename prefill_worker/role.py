@@ -10,7 +10,17 @@ import itertools
 from dataclasses import dataclass, field
 
 from cluster.handoff import HandoffNotice, HandoffOutcome, HandoffStep, advance
-from cluster.messages import Cancel, HandoffEnded, Prefill, RequestFailed, RouterMessage, SendPages, StepOutput
+from cluster.messages import (
+    Cancel,
+    ContinueSequence,
+    HandoffEnded,
+    HeldSequence,
+    Prefill,
+    RequestFailed,
+    RouterMessage,
+    SendPages,
+    StepOutput,
+)
 from cluster.worker import RoleName
 from engine.batch import absorb_step, plan_step
 from engine.page_table import commit_pages, give_back_pages, take_pages
@@ -53,6 +63,8 @@ class PrefillRole:
             case Cancel(request_id):
                 job = self._jobs.get(request_id)
                 return self._drop(job, now) if job else []
+            case ContinueSequence(request_id):
+                return [Send(RequestFailed(request_id, "NotFound", "This worker keeps no sequences."))]
         return []
 
     def _accept(self, message: Prefill) -> list[Command]:
@@ -119,6 +131,17 @@ class PrefillRole:
 
     def on_corrupt(self, notice: HandoffNotice, wrong_pages: int) -> list[Command]:
         return []
+
+    def call_off_handoffs(self) -> None:
+        for job in self._jobs.values():
+            if job.outbound is not None:
+                job.outbound.cancelled = True
+
+    def on_new_router(self, state: WorkerState) -> tuple[HeldSequence, ...]:
+        for job in list(self._jobs.values()):
+            self._forget(job)
+        self.state = state
+        return ()
 
     def _push(self, job: _Job, now: float) -> list[Command]:
         """Send what is computed and not sent. A running chunk never changes pages that are full."""

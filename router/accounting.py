@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from cluster.messages import Cancel, Prefill, Release, Reserve, SendPages
+from cluster.handoff import HandoffOutcome
+from cluster.messages import (
+    Cancel,
+    ContinueSequence,
+    HandoffCommitted,
+    HandoffEnded,
+    Prefill,
+    Release,
+    ReservationRefused,
+    Reserve,
+    Reserved,
+    SendPages,
+    WorkerMessage,
+)
 from cluster.routing import RoutingDecision
 from router import effects
 from router.commands import Tell
@@ -55,10 +68,27 @@ def _order(record: Record, effect: effects.Assignment, state: ClusterState) -> T
             record.tied.add(worker)
             record.given.add(worker)
             return Tell(worker, Prefill(record.request, record.resumed, hand_off, state.epoch(worker)))
+        case effects.ContinueWork(worker):
+            _adopt(record, worker, state)
+            return Tell(worker, ContinueSequence(record.request_id, len(record.stream.token_ids)))
         case effects.ReservePages(worker, reservation_id):
             return Tell(worker, _reserve(record, worker, reservation_id, state))
         case effects.CancelWork(worker):
             return Tell(worker, Cancel(record.request_id))
+
+
+def _adopt(record: Record, worker: str, state: ClusterState) -> None:
+    """The request decodes there already; what it has answered so far is about to be told."""
+    record.prefill_worker, record.decode_worker = "", worker
+    record.decoding = record.continued = True
+    record.attempts += 1
+    record.resumed = tuple(record.stream.token_ids)
+    record.tied.add(worker)
+    record.given.add(worker)
+    item = record.placement_input
+    objectives, emitted = record.request.objectives, len(record.stream.token_ids)
+    record.sequence = RunningSequence(len(record.request.prompt), item.output, objectives.tpot_s, emitted)
+    state.expect(worker, record.request_id, record.sequence)
 
 
 def _reserve(record: Record, worker: str, reservation_id: str, state: ClusterState) -> Reserve:
@@ -82,6 +112,25 @@ def _reserve(record: Record, worker: str, reservation_id: str, state: ClusterSta
     if record.sequence is not None:
         state.expect(worker, record.request_id, record.sequence)
     return Reserve(reservation_id, record.request, known, state.epoch(worker), growth)
+
+
+def heard(
+    worker: str, message: WorkerMessage, record: Record | None, state: ClusterState, quarantine: Quarantine
+) -> list[Tell]:
+    """What a worker says of a request changes what counts; returns the releases that were waiting for it."""
+    match message:
+        case Reserved(reservation):
+            state.grant(worker, reservation.reservation_id)
+        case ReservationRefused(reservation_id, _, _):
+            state.refuse(worker, reservation_id)
+            unreserve(record, worker, reservation_id, state)
+        case HandoffEnded(_, reservation_id, outcome, _, _):
+            if record and outcome is HandoffOutcome.DELIVERED and reservation_id == record.reservation_id:
+                record.tied.discard(worker)
+            return quarantine.ended(reservation_id)
+        case HandoffCommitted(_, reservation_id) if record is not None:
+            committed(record, reservation_id)
+    return []
 
 
 def unreserve(record: Record | None, worker: str, reservation_id: str, state: ClusterState) -> None:

@@ -61,9 +61,11 @@ class AdminService(admin_pb2_grpc.AdminServicer):
             model=self.model_name,
             queued_requests=core.queued,
             live_requests=core.live,
-            finished_requests=core.finished_requests,
-            failed_requests=core.failed_requests,
+            finished_requests=core.explanations.finished,
+            failed_requests=core.explanations.failed,
             refused_requests=core.refused_requests,
+            continued_requests=core.claims.continued,
+            unclaimed_sequences=len(core.claims.unclaimed),
             uptime_s=now - self.started_s,
             settings={**self.settings, "policy": core.dispatch.placement.name},
             planner=planner_message(core, now),
@@ -134,7 +136,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
             if not CHECK_MIN_S <= seconds <= CHECK_MAX_S:
                 raise InvalidRequest(f"Pages are watched for {CHECK_MIN_S:g} to {CHECK_MAX_S:g} seconds.")
             core = self.driver.core
-            audit = PageAudit(core.state, core.operations.records, core.membership.quarantine)
+            audit = PageAudit(core.state, core.operations.records, core.membership.quarantine, core.claims.unclaimed)
             looks = [audit.look()]
             for _ in range(round(seconds / LOOK_EVERY_S)):
                 await asyncio.sleep(LOOK_EVERY_S)

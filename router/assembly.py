@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import uuid
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -77,7 +78,12 @@ async def start_router(plan: RouterPlan) -> RunningRouter:
     folder = resolve_model(plan.model)
     config, tokenizer = read_config(folder), Tokenizer(folder)
     model = ServedModel(plan.model_name, model_id(folder), config, tokenizer, plan.dtype, plan.context_tokens)
-    limits = RouterLimits(max_queued=plan.max_queued, lost_after_s=plan.lost_after_s)
+    limits = RouterLimits(
+        max_queued=plan.max_queued,
+        lost_after_s=plan.lost_after_s,
+        no_workers_grace_s=plan.no_workers_grace_s,
+        claim_within_s=plan.claim_within_s,
+    )
     placement = make_policy(plan.policy, plan.refuse_late)
     state_file = Path(plan.state_file) if plan.state_file else None
     core = RouterCore(
@@ -87,6 +93,7 @@ async def start_router(plan: RouterPlan) -> RunningRouter:
         limits=limits,
         state=ClusterState(share_prefixes=access.share_prefixes),
         output_length=load_learned(state_file),
+        started_s=time.monotonic(),
     )
     core.automation.auto = plan.auto_rebalance
     link = WorkerLink(f"tcp://{plan.worker_host}:{plan.worker_port or '*'}", plan.link_keys)

@@ -12,26 +12,28 @@ from itertools import groupby
 from operator import attrgetter
 
 from cluster import messages
-from cluster.errors import BatonError, error_from_name
-from cluster.handoff import HandoffOutcome
+from cluster.errors import BatonError
 from cluster.messages import TokenOutput, WorkerMessage
 from cluster.request import FinishReason, Request
 from cluster.routing import RoutingDecision
 from router import accounting, effects, life_events
 from router.automation import Automation
+from router.claims import Claim, Claims
 from router.commands import Close, Command, Show, Tell
 from router.detokenizer import Decode
 from router.dispatch import Dispatch, FoundDecode
 from router.explanation import Explanations
-from router.limits import RouterLimits, check_capacity, check_id
+from router.hearing import life_event, may_say
+from router.limits import RouterLimits, check_id
 from router.membership import Membership
 from router.operation import PROBE, Ask, Operation
 from router.operations import RETRY_S, Action, Operations
 from router.policy.cluster_state import ClusterState
 from router.policy.output_length import OutputLength
 from router.policy.placement import Place, Placement, Refuse
-from router.record import Record, may_say, open_record, overdue
+from router.record import Record, open_record, overdue
 from router.stream import OutputStream, TextToken
+from router.unserved import Unserved
 
 _request_id = attrgetter("request_id")
 
@@ -47,10 +49,11 @@ class RouterCore:
     state: ClusterState = field(default_factory=ClusterState)
     output_length: OutputLength = field(default_factory=OutputLength)
     explanations: Explanations = field(default_factory=Explanations)
+    started_s: float = float("-inf")
     dispatch: Dispatch = field(init=False)
-    finished_requests: int = 0
-    failed_requests: int = 0
     refused_requests: int = 0
+    claims: Claims = field(init=False)
+    unserved: Unserved = field(init=False)
     operations: Operations = field(init=False)
     membership: Membership = field(init=False)
     automation: Automation = field(init=False)
@@ -60,7 +63,9 @@ class RouterCore:
 
     def __post_init__(self) -> None:
         self.dispatch = Dispatch(self.placement, self.state)
-        self.operations = Operations(self.state, self._records)
+        self.claims = Claims(self.dispatch, self.explanations, self._records, self.limits, self.started_s)
+        self.unserved = Unserved(self.state, self.dispatch, self.limits.no_workers_grace_s, self.started_s)
+        self.operations = Operations(self.state, self._records, self.claims.unclaimed)
         self.membership = Membership(self.state, self.limits)
         self.automation = Automation(self.state, self.dispatch, self.operations, self._records)
 
@@ -77,18 +82,22 @@ class RouterCore:
         record = self._records.get(request.request_id)
         return None if record is None else record.replay(request)
 
-    def submit(self, request: Request, now: float, emitted: Sequence[int] = ()) -> list[Command]:
-        """Take on a request, after `emitted` output tokens; raises (and changes nothing) when it cannot be served."""
+    def submit(self, request: Request, now: float, emitted: Sequence[int] = (), resumed: bool = False) -> list[Command]:
+        """Take on a request, or the rest of it; raises (and changes nothing) when it cannot be served.
+
+        Of `emitted` output tokens the last is shown again, because nobody remembers whether it was the end.
+        """
         check_id(request.request_id, self._records)
-        check_capacity(request, self.state)
         self.dispatch.check_room(self.limits.max_queued, now)
+        self.unserved.check(request, now)
         stream = OutputStream(request, self.decode)
-        stream.resume(emitted)
+        stream.resume(emitted[:-1])
         record = open_record(request, stream, self.state, self.output_length, now)
         self.dispatch.fairness.on_queued(request.tenant, [other.request.tenant for other in self._records.values()])
         self._records[request.request_id] = record
         self.automation.on_arrival(record, now)
         self._perform(record, next(record.life), now)
+        self._operate(self.claims.on_submitted(record, resumed or bool(emitted)))
         return self._settle(now)
 
     def stop(self, request_id: str, error: BatonError, now: float) -> list[Command]:
@@ -101,7 +110,7 @@ class RouterCore:
         self._events += overdue(self._records.values(), now)
         for name in self.membership.silent(now):
             self._lose(name, False, now)
-        self._commands += self.membership.kills(now)
+        self._commands += [*self.membership.kills(now), *self.claims.unclaimed.expired(now)]
         self._admit(now)
         self.state.prefix_index.sweep()
         self.dispatch.moved = self.operations.stirred = True
@@ -129,16 +138,18 @@ class RouterCore:
 
     def on_frame(self, worker: str, incarnation: str, batch: Sequence[WorkerMessage], now: float) -> list[Command]:
         """What one life of a worker says; one that was given up, or that an earlier router knew, is sent back."""
-        view = self.state.workers.get(worker)
-        known = view is not None and view.info.incarnation == incarnation
+        known = self.state.knows(worker, incarnation)
         if not known and not any(isinstance(message, messages.Register) for message in batch):
-            return list(self.membership.stranger(worker, incarnation))
+            return list(self.membership.stranger(worker, incarnation, self.router_id))
         return [command for message in batch for command in self.on_message(worker, message, now)]
 
     def on_message(self, worker: str, message: WorkerMessage, now: float) -> list[Command]:
         """What a registered worker says; anything but `Register` from an unknown one is ignored."""
         if isinstance(message, messages.Register):
+            if self.state.knows(worker, message.info.incarnation):
+                return []  # it was heard before
             self._lose(message.info.name, True, now)
+            self._feed(now)  # whom it had may be continued there
             self._commands += self.membership.returned(message)
             self._admit(now)
         elif worker in self.state.workers:
@@ -148,6 +159,12 @@ class RouterCore:
         return self._settle(now)
 
     def _on_worker_message(self, worker: str, message: WorkerMessage, now: float) -> None:
+        event = life_event(worker, message)
+        if event is not None and not event[0].startswith(PROBE):
+            self._events.append(event)
+        request_id = getattr(message, "request_id", "")
+        quarantine = self.membership.quarantine
+        self._commands += accounting.heard(worker, message, self._records.get(request_id), self.state, quarantine)
         match message:
             case messages.StepOutput(tokens):
                 for request_id, outputs in groupby(tokens, _request_id):
@@ -158,32 +175,11 @@ class RouterCore:
             case messages.PagesChanged():
                 if not self.state.on_pages(worker, message):
                     self._commands.append(Tell(worker, messages.ResyncPages()))
-            case messages.Reserved(reservation):
-                self.state.grant(worker, reservation.reservation_id)
-                self._events.append((reservation.request_id, life_events.PagesReserved(reservation)))
-            case messages.ReservationRefused(reservation_id, request_id, _):
-                self.state.refuse(worker, reservation_id)
-                accounting.unreserve(self._records.get(request_id), worker, reservation_id, self.state)
-                self._events.append((request_id, life_events.PagesRefused(reservation_id)))
-            case messages.HandoffEnded(request_id, reservation_id, outcome, report, reason):
-                record = self._records.get(request_id)
-                if record and outcome is HandoffOutcome.DELIVERED and reservation_id == record.reservation_id:
-                    record.tied.discard(worker)
-                self._commands += self.membership.quarantine.ended(reservation_id)
-                self._events.append((request_id, life_events.SourceEnded(reservation_id, outcome, report, reason)))
-            case messages.HandoffCommitted(request_id, reservation_id):
-                record = self._records.get(request_id)
-                if record is not None:
-                    accounting.committed(record, reservation_id)
-            case messages.HandoffCorrupt(request_id, reservation_id, _):
-                self._events.append((request_id, life_events.Corrupt(reservation_id)))
             case messages.RoleChanged(role, epoch, _):
                 self.state.change_role(worker, role, epoch)
                 self._operate(self.operations.on_role_changed(worker, message, now))
-            case messages.RequestFailed(request_id, error, text) if request_id.startswith(PROBE):
+            case messages.RequestFailed() if request_id.startswith(PROBE):
                 self.operations.on_probe(worker, message, now)
-            case messages.RequestFailed(request_id, error, text):
-                self._events.append((request_id, life_events.Failed(error_from_name(error, text))))
             case messages.Goodbye():
                 self._lose(worker, True, now)
                 self.state.uncordon(worker)
@@ -217,8 +213,12 @@ class RouterCore:
         welcomes = self.membership.admit(self.router_id, now)
         self._commands += welcomes
         self.dispatch.moved |= bool(welcomes)
+        joined, self.membership.admitted = self.membership.admitted, []
+        self._operate(self.claims.on_joined(joined, now))
+        self._events += self.unserved.answer(self._records, now)
 
     def _lose(self, worker: str, certain: bool, now: float) -> None:
+        self.claims.unclaimed.lost(worker)
         orders = self.membership.lose(worker, certain, now)
         if orders is None:
             self._commands += self.membership.gone(worker) if certain else []
@@ -234,20 +234,25 @@ class RouterCore:
     def _settle(self, now: float) -> list[Command]:
         """Feed every event to its life cycle and place what can be placed, until nothing moves."""
         while True:
-            while self._events:
-                request_id, event = self._events.popleft()
-                self._advance(request_id, event, now)
+            self._feed(now)
             if not self._place(now) and not self._operate(self.operations.advance(now)):
                 commands, self._commands = self._commands, []
                 return commands
 
-    def _operate(self, actions: Sequence[Action]) -> bool:
+    def _feed(self, now: float) -> None:
+        while self._events:
+            request_id, event = self._events.popleft()
+            self._advance(request_id, event, now)
+
+    def _operate(self, actions: Sequence[Action | Claim]) -> bool:
         self._events += [action for action in actions if isinstance(action, tuple)]
         self._commands += [action for action in actions if not isinstance(action, tuple)]
         return bool(actions)
 
     def _advance(self, request_id: str, event: life_events.Event, now: float) -> None:
         record = self._records.get(request_id)
+        if isinstance(event, life_events.Held) and (record is None or record.closed):
+            self._commands.append(self.claims.too_late(request_id, event))
         if record is None:
             return
         if isinstance(event, life_events.Migrate):
@@ -293,12 +298,8 @@ class RouterCore:
                     self.dispatch.withdraw(request_id)
                     accounting.clear(record, self.state)
                     self.dispatch.wait(record.placement_input)
-                case effects.FindDecode(avoid):
-                    self.dispatch.seek(record.placement_input, avoid)
-                case effects.FindRoom(home, avoid):
-                    self.dispatch.seek(record.placement_input, avoid, home)
-                case effects.StopSeeking():
-                    self.dispatch.withdraw(request_id)
+                case effects.FindDecode() | effects.FindRoom() | effects.StopSeeking():
+                    self.dispatch.perform(effect, record.placement_input)
                 case effects.MigrationEnded():
                     accounting.migration_ended(record, effect.worker, self.state)
                     record.stays_until_s = now + RETRY_S if effect.worker is None else 0.0
@@ -311,8 +312,6 @@ class RouterCore:
     def _close(self, record: Record, end: effects.End) -> None:
         record.closed = True
         self.dispatch.withdraw(record.request_id)
-        self.finished_requests += end.error is None
-        self.failed_requests += end.error is not None
         completion = record.complete(end)
         if end.error is None:
             self.output_length.observe(record.prediction, completion.output_tokens, end.reason is FinishReason.LENGTH)

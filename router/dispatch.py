@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from router.effects import FindDecode, FindRoom, StopSeeking
 from router.policy.admission import refuse_full
 from router.policy.cluster_state import ClusterState
 from router.policy.fairness import VirtualTokenCounter
@@ -44,6 +45,7 @@ class Dispatch:
     moved: bool = True
     _queue: dict[str, PlacementInput] = field(default_factory=dict)
     _seeking: dict[str, _Sought] = field(default_factory=dict)
+    _not_before_s: dict[str, float] = field(default_factory=dict)  # of queued requests
     _next_pass_s: float = 0.0
 
     @property
@@ -65,6 +67,24 @@ class Dispatch:
         self._queue[item.request_id] = item
         self.moved, self._next_pass_s = True, 0.0
 
+    def hold_back(self, request_id: str, until_s: float) -> None:
+        """Do not place it before: a worker that has it already may be about to join."""
+        self._not_before_s[request_id] = until_s
+
+    def queues(self, request_id: str) -> bool:
+        """Whether no worker has it."""
+        return request_id in self._queue
+
+    def perform(self, effect: FindDecode | FindRoom | StopSeeking, item: PlacementInput) -> None:
+        """What a life cycle wants of us."""
+        match effect:
+            case FindDecode(avoid):
+                self.seek(item, avoid)
+            case FindRoom(home, avoid):
+                self.seek(item, avoid, home)
+            case StopSeeking():
+                self.withdraw(item.request_id)
+
     def seek(self, item: PlacementInput, avoid: str | None, home: str | None = None) -> None:
         """Look for a decode worker other than `avoid`, which has just refused, and `home`, which it leaves."""
         self._seeking[item.request_id] = _Sought(item, avoid, home)
@@ -73,6 +93,7 @@ class Dispatch:
     def withdraw(self, request_id: str) -> None:
         """It waits for nobody any more."""
         self._queue.pop(request_id, None)
+        self._not_before_s.pop(request_id, None)
         self._seeking.pop(request_id, None)
 
     def on_report(self, worker: str) -> None:
@@ -90,12 +111,16 @@ class Dispatch:
         if found is not None:
             return [found]
         verdicts: list[Place | Refuse | FoundDecode] = []
-        if self._queue:
-            verdicts += self.placement.decide(self.fairness.order(list(self._queue.values())), self.state, now)
+        queue = list(self._queue.values())
+        if self._not_before_s:
+            queue = [item for item in queue if now >= self._not_before_s.get(item.request_id, now)]
+        if queue:
+            verdicts += self.placement.decide(self.fairness.order(queue), self.state, now)
         if not verdicts and len(self._queue) + len(self._seeking) > CROWD:
             self._next_pass_s = now + PASS_INTERVAL_S
         for verdict in verdicts:
             del self._queue[verdict.request_id]
+            self._not_before_s.pop(verdict.request_id, None)
         self.moved = bool(verdicts)
         return verdicts
 

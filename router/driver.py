@@ -115,7 +115,7 @@ class Driver:
         replayed = self.core.replay(request)
         if replayed is not None:
             return self._take_over(request.request_id, replayed[resume_from:])
-        commands = self.core.submit(request, self.clock(), emitted)
+        commands = self.core.submit(request, self.clock(), emitted, resumed=resume_from > 0)
         subscription = self._subscriptions[request.request_id] = Subscription(request.request_id)
         self._perform(commands)
         return subscription

@@ -28,6 +28,13 @@ class StartPrefill:
 
 
 @dataclass(frozen=True, slots=True)
+class ContinueWork:
+    """The worker runs the request already; it shall tell its tokens again."""
+
+    worker: str
+
+
+@dataclass(frozen=True, slots=True)
 class ReservePages:
     worker: str
     reservation_id: str
@@ -82,7 +89,7 @@ class End:
     report: HandoffReport | None = None
 
 
-Assignment = StartPrefill | ReservePages | CancelWork
+Assignment = StartPrefill | ContinueWork | ReservePages | CancelWork
 WorkerEffect = Assignment | StartHandoff | ReleasePages
 """Those that a worker is told of."""
 
@@ -92,6 +99,7 @@ Effect = (
     | FindRoom
     | StopSeeking
     | StartPrefill
+    | ContinueWork
     | ReservePages
     | StartHandoff
     | MigrationEnded

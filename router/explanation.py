@@ -29,8 +29,10 @@ class Explanation:
 
 @dataclass(eq=False)
 class Explanations:
-    """By request id, oldest forgotten first."""
+    """By request id, oldest forgotten first; all are counted."""
 
+    finished: int = 0
+    failed: int = 0
     _kept: OrderedDict[str, Explanation] = field(default_factory=OrderedDict)
 
     def decided(self, request_id: str, policy: str, decision: RoutingDecision, output: LengthDistribution) -> None:
@@ -42,6 +44,8 @@ class Explanations:
 
     def ended(self, completion: Completion) -> None:
         """The request is over."""
+        self.finished += completion.error is None
+        self.failed += completion.error is not None
         explanation = self._kept.get(completion.request_id)
         if explanation is not None:
             explanation.latency = completion.latency

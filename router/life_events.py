@@ -16,6 +16,13 @@ class Routed:
 
 
 @dataclass(frozen=True, slots=True)
+class Held:
+    """A worker has run the request since before the router came."""
+
+    worker: str
+
+
+@dataclass(frozen=True, slots=True)
 class DecodeFound:
     worker: str
 
@@ -66,6 +73,7 @@ class Failed:
     """A worker refuses to go on with the request."""
 
     error: BatonError
+    worker: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +97,7 @@ class Stay:
 
 Event = (
     Routed
+    | Held
     | DecodeFound
     | PagesReserved
     | PagesRefused

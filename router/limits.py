@@ -21,6 +21,9 @@ class RouterLimits:
     report_interval_s: float = 0.5
     lost_after_s: float = 2.0  # silence after which a worker is given up
     kill_after_s: float = 10.0  # and, if it does not come back, its process is ended
+    no_workers_grace_s: float = 5.0  # for requests that come while nobody decodes
+    claim_within_s: float = 30.0  # for clients of sequences that outlived a router; 0: those are computed again
+    resume_wait_s: float = 2.0  # after the start: whoever asks for the rest of a stream waits for workers to join
 
 
 def check_id(request_id: str, live: Container[str]) -> None:

@@ -22,15 +22,16 @@ class Membership:
     limits: RouterLimits
     quarantine: Quarantine = field(default_factory=Quarantine)
     _away: dict[str, float] = field(default_factory=dict)  # given up for silence → since when, until known to be gone
+    admitted: list[Register] = field(default_factory=list)  # whose sequences nobody has looked at yet
     _waiting: dict[str, Register] = field(default_factory=dict)  # back, but not to be given work yet
     _deaths: dict[str, deque[float]] = field(default_factory=dict)
 
-    def stranger(self, worker: str, incarnation: str) -> list[Tell]:
-        """The answer to a worker that speaks as nobody we know: it shall drop what it has and register anew."""
+    def stranger(self, worker: str, incarnation: str, router_id: str) -> list[Tell]:
+        """The answer to a worker that speaks as nobody we know: it shall register anew."""
         waiting = self._waiting.get(worker)
         if waiting is not None and waiting.info.incarnation == incarnation:
             return []
-        return [Tell(worker, Rejoin(incarnation))]
+        return [Tell(worker, Rejoin(incarnation, router_id))]
 
     def silent(self, now: float) -> list[str]:
         """Workers to give up."""
@@ -74,6 +75,7 @@ class Membership:
                 continue
             del self._waiting[name]
             info = message.info
+            self.admitted.append(message)
             orders.append(Tell(name, Welcome(router_id, self.limits.report_interval_s, info.incarnation)))
             for other, view in sorted(self.state.workers.items()):
                 orders += [Tell(other, PeerJoined(info.endpoint)), Tell(name, PeerJoined(view.info.endpoint))]

@@ -22,6 +22,7 @@ from router.policy.cluster_state import ClusterState
 from router.policy.migration import find_room
 from router.policy.pool_steps import check_still_allowed, steps_for
 from router.record import Record
+from router.unclaimed import Unclaimed
 
 REMEMBERED = 200  # operations
 RETRY_S = 0.5  # after a migration that failed
@@ -37,6 +38,7 @@ class Operations:
 
     state: ClusterState
     records: dict[str, Record]
+    unclaimed: Unclaimed
     stirred: bool = False
     _known: dict[str, Operation] = field(default_factory=dict)  # oldest first
     _count: int = 0
@@ -191,14 +193,15 @@ class Operations:
     def _evacuate(self, operation: Operation, step: Step, now: float) -> list[Action]:
         """Move what decodes there; what else it holds ends by itself."""
         held = [record for record in self.records.values() if step.worker in record.tied]
-        if not held:
+        left = len(held) + len(self.unclaimed.on(step.worker))
+        if not left:
             operation.requested.clear()
             if step.to_role is None:
                 _end(step, StepState.DONE, now)
                 return []
             step.state, step.detail = StepState.SWITCHING, ""
             return [Tell(step.worker, SwitchRole(step.to_role, self.state.epoch(step.worker) + 1))]
-        step.detail = f"{len(held)} request{'s' if len(held) > 1 else ''} left"
+        step.detail = f"{left} request{'s' if left > 1 else ''} left"
         moving = [record.request_id for record in held if record.decode_worker == step.worker and record.may_move(now)]
         operation.requested |= set(moving)
         return [(request_id, Migrate(None)) for request_id in moving]

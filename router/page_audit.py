@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from cluster.messages import HeldSequence
 from router.policy.cluster_state import ClusterState, WorkerView
 from router.policy.migration import growth_tokens
 from router.quarantine import Quarantine
 from router.record import Record
+from router.unclaimed import Unclaimed
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,7 @@ class PageAudit:
     state: ClusterState
     records: Mapping[str, Record]
     quarantine: Quarantine
+    unclaimed: Unclaimed
 
     def look(self) -> Look:
         """The cluster as it is known now."""
@@ -87,7 +90,8 @@ class PageAudit:
 
     def _worker(self, view: WorkerView) -> WorkerLook:
         load = view.load
-        requests = {one: self._most_pages(view, one) for one in load.request_ids}
+        unclaimed = self.unclaimed.on(view.name)
+        requests = {one: self._most_pages(view, one, unclaimed.get(one)) for one in load.request_ids}
         reservations = {one: self._most_reserved(view, one) for one in load.reservation_ids}
         return WorkerLook(
             worker=view.name,
@@ -100,7 +104,9 @@ class PageAudit:
             named={**requests, **reservations},
         )
 
-    def _most_pages(self, view: WorkerView, request_id: str) -> int | None:
+    def _most_pages(self, view: WorkerView, request_id: str, unclaimed: HeldSequence | None) -> int | None:
+        if unclaimed is not None:
+            return -(-unclaimed.limit_tokens // view.info.page_size)
         record = self.records.get(request_id)
         if record is None or view.name not in record.tied:
             return None
@@ -122,7 +128,7 @@ class PageAudit:
 def _pages(record: Record, view: WorkerView) -> int:
     """The most pages the request may hold there: its tokens, the next one, and the room it took along when it moved."""
     tokens, size = len(record.request.prompt) + len(record.stream.token_ids) + 1, view.info.page_size
-    if record.migrating or record.migrations:
+    if record.migrating or record.migrations or record.continued:
         tokens = min(tokens + growth_tokens(tokens, size), record.request.max_total_tokens)
     return -(-tokens // size)
 

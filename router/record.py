@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
-from cluster import messages
 from cluster.errors import BatonError, DeadlineExceeded, InvalidRequest, WorkerLost
 from cluster.handoff import HandoffReport
 from cluster.latency import Latency
-from cluster.messages import WorkerMessage
 from cluster.prefix_hash import page_hashes, tenant_root
 from cluster.request import FinishReason, Request
 from router.effects import End
@@ -68,6 +66,7 @@ class Record:
     migrating_to: str = ""  # once somebody was asked for pages
     migrations: int = 0
     stays_until_s: float = 0.0  # a migration has failed: the next is not tried before
+    continued: bool = False  # it was running when the router came
 
     @property
     def request_id(self) -> str:
@@ -134,14 +133,25 @@ class Record:
         )
 
 
+def name_pages(request: Request, state: ClusterState) -> tuple[int, ...]:
+    """The keys of a prompt's full pages; all workers have the same model and page size."""
+    view = next(iter(state.workers.values()), None)
+    if view is None:
+        return ()
+    layout = view.info.endpoint.layout
+    root = tenant_root(layout.model_id, request.tenant, state.share_prefixes)
+    return page_keys(page_hashes(request.prompt, layout.page_size, root))
+
+
 def open_record(
     request: Request, stream: OutputStream, state: ClusterState, output_length: OutputLength, now: float
 ) -> Record:
-    """A request as it enters the router: its pages named, its output predicted. Some worker must be registered."""
-    layout = next(iter(state.workers.values())).info.endpoint.layout  # all have the same model and page size
-    root = tenant_root(layout.model_id, request.tenant, state.share_prefixes)
-    keys = page_keys(page_hashes(request.prompt, layout.page_size, root))
-    nodes = chain_nodes(keys, layout.page_size)
+    """A request as it enters the router: its pages named, its output predicted.
+
+    Without a worker nobody knows how long a page is: they are named when one comes.
+    """
+    keys = name_pages(request, state)
+    nodes = chain_nodes(keys, next(iter(state.workers.values())).info.page_size) if keys else ()
     prediction = output_length.predict(nodes, request.tenant, len(request.prompt), request.sampling.max_tokens)
     return Record(request, lifecycle(request.request_id), stream, Latency(now), keys, prediction)
 
@@ -154,21 +164,3 @@ def overdue(records: Iterable[Record], now: float) -> list[tuple[str, Stopped]]:
         for record in records
         if record.request.deadline_s is not None and now >= record.request.deadline_s and not record.closed
     ]
-
-
-def may_say(worker: str, message: WorkerMessage, records: Mapping[str, Record]) -> bool:
-    """False for what a worker says of a live request that it was never asked to work on: it is not its to end."""
-    match message:
-        case messages.Reserved(reservation):
-            record = records.get(reservation.request_id)
-        case (
-            messages.ReservationRefused(request_id=request_id)
-            | messages.HandoffEnded(request_id=request_id)
-            | messages.HandoffCommitted(request_id=request_id)
-            | messages.HandoffCorrupt(request_id=request_id)
-            | messages.RequestFailed(request_id=request_id)
-        ):
-            record = records.get(request_id)
-        case _:
-            return True
-    return record is None or worker in record.given

@@ -196,10 +196,10 @@ def _parse(kind: type[T], request_bytes: bytes) -> T:
 def _emitted(message: inference_pb2.GenerateRequest, request: Request, vocab_size: int) -> tuple[int, ...]:
     """The output that a resuming client has; raises `InvalidRequest` when it makes no sense."""
     emitted, resume_from = tuple(message.emitted), message.resume_from
-    if not 0 <= resume_from < request.sampling.max_tokens or len(emitted) not in (0, resume_from):
+    if not 0 <= resume_from <= request.sampling.max_tokens or len(emitted) not in (0, resume_from):
         raise InvalidRequest(
             f"resume_from is {resume_from} with {len(emitted)} emitted tokens: it counts the output tokens that have "
-            f"come, fewer than max_tokens; their ids are all given or none."
+            f"come, max_tokens at most; their ids are all given or none."
         )
     if emitted and not (min(emitted) >= 0 and max(emitted) < vocab_size):
         raise InvalidRequest(f"An emitted token id is outside the vocabulary of {vocab_size}.")

@@ -1,21 +1,21 @@
 """What a worker says is checked as a stranger's word, before the core believes any of it.
 
 A frame is taken whole or not at all: `check` raises at the first thing that cannot be. Whether a worker was ever given
-the request it speaks of is looked at in the core (`record.may_say`).
+the request it speaks of is looked at in the core (`hearing.may_say`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from cluster import messages
 from cluster.errors import InvalidRequest
 from cluster.handoff import HandoffReport, Reservation
-from cluster.messages import TokenOutput, WorkerMessage
+from cluster.messages import HeldSequence, TokenOutput, WorkerMessage
 from cluster.prefix_hash import HASH_BYTES
-from cluster.request import MAX_LOGPROBS
+from cluster.request import DIGEST_BYTES, MAX_LOGPROBS
 from cluster.worker import PageLayout, StepSample, WorkerInfo, WorkerLoad
 from router.policy.cluster_state import ClusterState
 
@@ -50,6 +50,7 @@ class WorkerFrames:
         for message in batch:
             if isinstance(message, messages.Register):
                 self._check_info(worker, message.info)
+                _check_held(message.held)
                 info = message.info
             elif info is not None:  # the core ignores whom it does not know
                 self._check(worker, info, message)
@@ -150,6 +151,14 @@ def _check_counts(*counts: int) -> None:
 
 def _check_seconds(*durations: float) -> None:
     _expect(all(math.isfinite(one) and 0.0 <= one <= MAX_SECONDS for one in durations), "a time is none")
+
+
+def _check_held(held: Sequence[HeldSequence]) -> None:
+    _expect(len(held) <= MAX_IDS, "it holds too many sequences")
+    for one in held:
+        _check_texts((one.request_id,))
+        _expect(len(one.digest) == DIGEST_BYTES, "a request's digest has another length")
+        _check_counts(one.num_tokens, one.limit_tokens)
 
 
 def _check_report(report: HandoffReport) -> None:

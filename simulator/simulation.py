@@ -104,13 +104,14 @@ class Simulation:
         budget = StepBudget(spec.chunk_tokens, spec.max_batch, spec.mixed_chunk_tokens)
         pool = PagePool(spec.layout.num_pages, spec.layout.page_size)
         state = WorkerState(
-            name,
-            spec.layout.model_id,
-            frozenset([EOS]),
-            1 << 30,
-            budget,
-            pool,
+            agent=name,
+            model_id=spec.layout.model_id,
+            eos_token_ids=frozenset([EOS]),
+            context_tokens=1 << 30,
+            budget=budget,
+            pool=pool,
             share_prefixes=True,  # a trace's tenants stand for users of one operator
+            keep_ended_s=0.0,
             host_pages=spec.host_pages,
         )
         role = make_role(spec.role, state)

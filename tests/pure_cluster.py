@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from cluster.handoff import HandoffNotice
 from cluster.messages import (
     Alive,
+    HeldSequence,
     PeerJoined,
     PeerLeft,
     Register,
@@ -33,6 +34,7 @@ from engine.kv_pages import PagePool
 from engine.step import SampledToken, StepPlan, StepResult
 from router.commands import Close, Command, Kill, Show, Tell
 from router.core import RouterCore
+from router.limits import RouterLimits
 from router.operation import Ask, Operation, Undrain
 from router.policy.cluster_state import ClusterState
 from router.policy.placement import Placement
@@ -46,6 +48,7 @@ from worker.role_switch import make_role, switch_role
 from worker.state import WorkerState
 
 PAGE_SIZE, VOCAB, EOS, CONTEXT_TOKENS = 4, 97, 96, 1000
+CLAIM_WITHIN_S = 0.5  # less than `settle` waits when all is quiet
 FRAMES = WorkerFrames("model", VOCAB, CONTEXT_TOKENS)
 
 
@@ -81,7 +84,10 @@ class PureWorker:
     peers: set[str] = field(default_factory=set)
     silent: bool = False  # stopped: it does nothing and says nothing
     rejoining: bool = False  # waits for its writes to end
+    keeping: bool = False  # and will keep its sequences
     welcome: bool = False  # the router knows this incarnation
+    router_id: str = ""  # of the router that has welcomed it last
+    prefilled: int = 0  # tokens that were computed in chunks
     stepping: tuple[StepPlan, StepResult] | None = None  # computed, and not absorbed yet
     host: dict[int, list[tuple[int, int] | None]] = field(default_factory=dict)  # by slot of host memory
     computed: int = 0  # positions, of all its steps
@@ -98,6 +104,7 @@ class PureWorker:
         self.computed += plan.num_tokens
         for part in plan.slices:
             sequence = part.sequence
+            self.prefilled += 0 if sequence.decoding else part.num_tokens
             for position in range(part.start):
                 slot = self.memory[sequence.page_table[position // PAGE_SIZE]][position % PAGE_SIZE]
                 assert slot == (sequence.tokens[position], position), f"{self.name} reads foreign KV"
@@ -136,15 +143,27 @@ class PureCluster:
     workers: dict[str, PureWorker] = field(default_factory=dict)
     writes: list[PureWrite] = field(default_factory=list)
     to_kill: list[str] = field(default_factory=list)  # workers whose end the router has asked for
+    routers: int = 0
+    requests: dict[str, Request] = field(default_factory=dict)
     shown: dict[str, list[int]] = field(default_factory=dict)
+    wanted_from: dict[str, int] = field(default_factory=dict)  # first index that the client has not got
     ended: dict[str, Completion] = field(default_factory=dict)
     now: float = 0.0
     corruption: float = 0.0  # share of the handoffs whose pages arrive corrupt, which the target notices
     corrupted: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        state = ClusterState(share_prefixes=self.share_prefixes)
-        self.core = RouterCore("router", self.placement, lambda ids: "".join(map(chr, ids)), state=state)
+        self.core = self._router("router", float("-inf"))
+
+    def _router(self, router_id: str, started_s: float) -> RouterCore:
+        return RouterCore(
+            router_id,
+            self.placement,
+            lambda ids: "".join(map(chr, ids)),
+            RouterLimits(claim_within_s=CLAIM_WITHIN_S),
+            ClusterState(share_prefixes=self.share_prefixes),
+            started_s=started_s,
+        )
 
     def add(self, name: str, role: RoleName, incarnation: int = 1) -> PureWorker:
         agent = f"{name}:{incarnation}"
@@ -168,7 +187,28 @@ class PureCluster:
         request = Request(request_id, tuple(prompt), SamplingParams(max_tokens=max_tokens), self.now, tenant=tenant)
         self.shown[request_id] = []
         self._perform(self.core.submit(request, self.now))
+        self.requests[request_id] = request
         return request
+
+    def restart_router(self) -> None:
+        """The router is gone with all it knew; of what was on its way, some comes and the rest is lost."""
+        self.routers += 1
+        self.core = self._router(f"router-{self.routers}", self.now)
+        self.to_kill.clear()
+        for worker in self.workers.values():
+            for _ in range(self.rng.randint(0, len(worker.inbox))):
+                worker.inbox.pop()
+            for _ in range(self.rng.randint(0, len(worker.outbox))):
+                worker.outbox.popleft()
+
+    def resume(self, request_id: str) -> None:
+        """The client asks for the rest of its stream; the latest tokens may not have reached it."""
+        shown = self.shown[request_id]
+        del shown[self.rng.randint(max(0, len(shown) - 3), len(shown)) :]
+        request = replace(self.requests[request_id], arrival_s=self.now)
+        self.wanted_from[request_id] = len(shown)
+        emitted = tuple(shown) if self.rng.random() < 0.7 else ()
+        self._perform(self.core.submit(request, self.now, emitted, bool(shown)))
 
     def kill(self, name: str) -> None:
         """The process is gone: what it had queued is lost, its writes never end, others hear of it by the router."""
@@ -196,9 +236,11 @@ class PureCluster:
         """The router looks at its clock, and every worker tells how it is."""
         self._perform(self.core.tick(self.now))
         for worker in self.workers.values():
-            if worker.silent or worker.rejoining or not worker.welcome:
+            if worker.silent or worker.rejoining:
                 continue
-            if worker.stepping is not None:
+            if not worker.welcome and any(isinstance(message, Register) for message in worker.outbox):
+                continue  # nothing overtakes its registration
+            if worker.stepping is not None or not worker.welcome:
                 self._tell(worker, [Alive()])
             else:
                 self._report(worker)
@@ -221,10 +263,16 @@ class PureCluster:
         assert worker.info is not None
         worker.rejoining = worker.welcome = False
         worker.incarnation += 100
-        worker.state.pool.release_all()
         agent = f"{worker.name}:{worker.incarnation}"
         worker.state = replace(worker.state, agent=agent)
-        worker.role = make_role(worker.role.name, worker.state)
+        held: tuple[HeldSequence, ...] = ()
+        if worker.keeping:
+            while worker.notices:
+                self._notify(worker)
+            held = worker.role.on_new_router(worker.state)
+        else:
+            worker.state.pool.release_all()
+            worker.role = make_role(worker.role.name, worker.state)
         worker.reports = Reports(worker.name, worker.state)
         worker.peers.clear()
         worker.granted.clear()
@@ -235,7 +283,7 @@ class PureCluster:
         worker.info = replace(
             worker.info, incarnation=str(worker.incarnation), endpoint=endpoint, role=role, role_epoch=epoch
         )
-        worker.outbox.append(Register(worker.info))
+        worker.outbox.append(Register(worker.info, held))
         return True
 
     def step(self) -> bool:
@@ -276,6 +324,7 @@ class PureCluster:
     def check_nothing_is_held(self) -> None:
         """All pages are back, and the router remembers no request."""
         assert self.core.live == 0
+        assert len(self.core.claims.unclaimed) == 0
         for worker in self.workers.values():
             worker.state.pool.check_integrity()
             assert worker.state.pool.num_held == 0, f"{worker.name} holds {worker.state.pool.num_held} pages"
@@ -297,12 +346,14 @@ class PureCluster:
         if not worker.welcome and not isinstance(message, Welcome | Rejoin):
             return
         match message:
-            case Rejoin(incarnation):
-                worker.rejoining = incarnation == str(worker.incarnation)
-            case Welcome(_, interval_s, incarnation):
+            case Rejoin(incarnation, router_id):
+                if incarnation == str(worker.incarnation) and not worker.rejoining:
+                    worker.rejoining, worker.keeping = True, router_id != worker.router_id
+                    worker.role.call_off_handoffs()
+            case Welcome(router_id, interval_s, incarnation):
                 if incarnation != str(worker.incarnation):
                     return
-                worker.welcome = True
+                worker.welcome, worker.router_id = True, router_id
                 self._tell(worker, worker.reports.on_welcome(interval_s))
                 self._report(worker)
             case ResyncPages():
@@ -436,6 +487,8 @@ class PureCluster:
                 case Show(request_id, tokens):
                     assert request_id not in self.ended, "a token after the end"
                     for token in tokens:
+                        if token.index < self.wanted_from.get(request_id, 0):
+                            continue  # the server does not tell the client twice
                         assert token.index == len(self.shown[request_id]), "a gap or a repeat"
                         self.shown[request_id].append(token.token_id)
                 case Kill(name):

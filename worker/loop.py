@@ -16,6 +16,7 @@ from cluster.errors import BatonError, InternalError, InvalidRequest
 from cluster.handoff import HandoffNotice
 from cluster.messages import (
     Goodbye,
+    HeldSequence,
     PeerJoined,
     PeerLeft,
     Register,
@@ -61,9 +62,11 @@ class WorkerLoop:
     _failed_writes: list[WriteEnded] = field(default_factory=list)
     _reports: Reports = field(init=False)
     _welcome: bool = False  # the router knows this incarnation: what it said before was for the last one
+    _router_id: str = ""  # of the router that has welcomed us last
     _stopping: bool = False
 
     def __post_init__(self) -> None:
+        self.role = make_role(self.info.role, self.state)
         self._begin(self.info.incarnation)
 
     def run(self) -> None:
@@ -75,37 +78,44 @@ class WorkerLoop:
         finally:
             self.heartbeat.close()
             self.transport.close()  # before the goodbye, which says that we write no more
-            self._outbox.append(Goodbye("stopped"))
-            self._flush()
+            self.link.send([*self._outbox, Goodbye("stopped")])
             self.link.close()
 
-    def _begin(self, incarnation: str) -> None:
-        """Be somebody new, who holds nothing, and say so; weights, role and prefix cache stay."""
+    def _begin(self, incarnation: str, keep: bool = False) -> None:
+        """Be somebody new, who holds nothing or only what needs no peer; weights, role and prefix cache stay."""
         agent = f"{self.info.name}:{incarnation}"
         self.transport = self.make_transport(agent)
         self.state = replace(self.state, agent=agent)
-        self.role = make_role(self.info.role, self.state)
+        held: tuple[HeldSequence, ...] = ()
+        if keep:
+            held = self.role.on_new_router(self.state)
+        else:
+            self.state.pool.release_all()
+            self.role = make_role(self.role.name, self.state)
         self.info = replace(self.info, incarnation=incarnation, endpoint=self.transport.endpoint)
         self._reports = Reports(self.info.name, self.state)
         self.link.incarnation = incarnation
         self._welcome = False
-        self._outbox = [Register(self.info)]
+        self._outbox = [Register(self.info, held)]
 
-    def _rejoin(self) -> None:
-        """The router does not count on us any more: drop everything, once no write of ours is under way."""
-        print(
-            f"{self.info.name}: the router does not know incarnation {self.info.incarnation}; joining anew", flush=True
-        )
+    def _rejoin(self, keep: bool) -> None:
+        """Join anew, once no write of ours is under way.
+
+        `keep`: the router is another one, so what we run was given to nobody else; else everything is dropped.
+        """
+        what = "keeping its sequences" if keep else "dropping its work"
+        print(f"{self.info.name}: incarnation {self.info.incarnation} is not known; joining anew, {what}", flush=True)
         self.heartbeat.speak_for("")
+        self.role.call_off_handoffs()
         deadline_s = time.monotonic() + FINISH_WRITES_S
+        self._poll_transport()  # a sequence that has come to us is ours
         while self._write_of_transfer:
             self._poll_transport()
             if time.monotonic() > deadline_s:
                 raise InternalError(f"{self.info.name} cannot rejoin: writes to peers do not end.")
         self.transport.close()
         self._failed_writes.clear()
-        self.state.pool.release_all()
-        self._begin(uuid.uuid4().hex[:8])
+        self._begin(uuid.uuid4().hex[:8], keep)
 
     def stop(self) -> None:
         """End `run` after its current turn; may be called from any thread."""
@@ -139,13 +149,13 @@ class WorkerLoop:
         if not self._welcome and not isinstance(message, Welcome | Rejoin):
             return
         match message:
-            case Rejoin(incarnation):
+            case Rejoin(incarnation, router_id):
                 if incarnation == self.info.incarnation:
-                    self._rejoin()
-            case Welcome(_, report_interval_s, incarnation):
+                    self._rejoin(keep=router_id != self._router_id)
+            case Welcome(router_id, report_interval_s, incarnation):
                 if incarnation != self.info.incarnation:
-                    return  # it was on its way to the life before
-                self._welcome = True
+                    return  # and whatever follows it is for a life that is over
+                self._welcome, self._router_id = True, router_id
                 self.heartbeat.speak_for(self.info.incarnation)
                 self._outbox += self._reports.on_welcome(report_interval_s)
             case ResyncPages():
@@ -233,5 +243,7 @@ class WorkerLoop:
             return
         if self.link.send(self._outbox):
             self._outbox = []
-        elif not isinstance(self._outbox[0], Register):
-            self._rejoin()  # what could not be said would be missed for ever
+        elif isinstance(self._outbox[0], Register):
+            del self._outbox[1:]  # whoever welcomes us is told anew
+        else:
+            self._rejoin(keep=True)  # what could not be said would be missed for ever

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from cluster.handoff import HandoffNotice
-from cluster.messages import RouterMessage, WorkerMessage
+from cluster.messages import HeldSequence, RouterMessage, WorkerMessage
 from cluster.worker import RoleName
 from engine.step import StepPlan, StepResult
+from worker.state import WorkerState
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +100,17 @@ class Role(Protocol):
 
     def on_corrupt(self, notice: HandoffNotice, wrong_pages: int) -> list[Command]:
         """The notice has come in place of `on_notice`, with pages that are not what was sent."""
+        ...
+
+    def call_off_handoffs(self) -> None:
+        """Begin no write any more; those under way end."""
+        ...
+
+    def on_new_router(self, state: WorkerState) -> tuple[HeldSequence, ...]:
+        """The router that gave us work is gone, nobody writes to or from us, and we have a new name among peers.
+
+        What needs no peer goes on unheard; returns what a router may ask for. All else is given up.
+        """
         ...
 
     def plan(self, now: float) -> tuple[list[Command], StepPlan | None]:

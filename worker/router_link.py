@@ -11,7 +11,7 @@ from cluster.link_keys import WorkerKeys
 from cluster.messages import Rejoin, RouterMessage, WorkerMessage
 
 HEARTBEAT = "#alive"  # behind a worker's name: the identity of its heartbeat's link
-UNSENT_FRAMES = 10_000  # that wait while the router is away
+UNSENT_FRAMES = 2_000  # that wait while the router is away; what is too much for it can be told again
 PING_MS, SILENCE_MS = 1000, 5000  # a connection without a sign of life for so long is broken off
 CONNECT_MS = 2000  # until an attempt to connect is given up for the next one
 
@@ -65,7 +65,7 @@ class RouterLink:
         ready = dict(self._poller.poll(int(wait_s * 1000))) if wait_s > 0 else None
         if ready is not None and self._waker in ready:
             self._waker.recv()
-        messages: list[RouterMessage] = [Rejoin(self.incarnation)] if self._has_broken() else []
+        messages: list[RouterMessage] = [Rejoin(self.incarnation, "")] if self._has_broken() else []
         if ready is not None and self._socket not in ready:
             return messages
         while True:

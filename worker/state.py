@@ -24,6 +24,7 @@ class WorkerState:
     checksum_every: int = 16  # pages of a handoff of which one is summed; 0: none
     share_prefixes: bool = False  # between tenants
     host_pages: int = 0  # slots of host memory for preempted sequences; 0: they are computed again
+    keep_ended_s: float = 60.0  # the output of sequences that have ended, for a router that comes new
 
     def root(self, sequence: Sequence) -> bytes:
         """The parent hash of the sequence's first page."""

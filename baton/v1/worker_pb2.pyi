@@ -111,6 +111,7 @@ class RouterMessage(google.protobuf.message.Message):
     RESYNC_PAGES_FIELD_NUMBER: builtins.int
     SWITCH_ROLE_FIELD_NUMBER: builtins.int
     REJOIN_FIELD_NUMBER: builtins.int
+    CONTINUE_SEQUENCE_FIELD_NUMBER: builtins.int
     @property
     def welcome(self) -> global___Welcome: ...
     @property
@@ -133,6 +134,8 @@ class RouterMessage(google.protobuf.message.Message):
     def switch_role(self) -> global___SwitchRole: ...
     @property
     def rejoin(self) -> global___Rejoin: ...
+    @property
+    def continue_sequence(self) -> global___ContinueSequence: ...
     def __init__(
         self,
         *,
@@ -147,10 +150,11 @@ class RouterMessage(google.protobuf.message.Message):
         resync_pages: global___ResyncPages | None = ...,
         switch_role: global___SwitchRole | None = ...,
         rejoin: global___Rejoin | None = ...,
+        continue_sequence: global___ContinueSequence | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["cancel", b"cancel", "kind", b"kind", "peer_joined", b"peer_joined", "peer_left", b"peer_left", "prefill", b"prefill", "rejoin", b"rejoin", "release", b"release", "reserve", b"reserve", "resync_pages", b"resync_pages", "send_pages", b"send_pages", "switch_role", b"switch_role", "welcome", b"welcome"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["cancel", b"cancel", "kind", b"kind", "peer_joined", b"peer_joined", "peer_left", b"peer_left", "prefill", b"prefill", "rejoin", b"rejoin", "release", b"release", "reserve", b"reserve", "resync_pages", b"resync_pages", "send_pages", b"send_pages", "switch_role", b"switch_role", "welcome", b"welcome"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["welcome", "peer_joined", "peer_left", "prefill", "reserve", "send_pages", "cancel", "release", "resync_pages", "switch_role", "rejoin"] | None: ...
+    def HasField(self, field_name: typing.Literal["cancel", b"cancel", "continue_sequence", b"continue_sequence", "kind", b"kind", "peer_joined", b"peer_joined", "peer_left", b"peer_left", "prefill", b"prefill", "rejoin", b"rejoin", "release", b"release", "reserve", b"reserve", "resync_pages", b"resync_pages", "send_pages", b"send_pages", "switch_role", b"switch_role", "welcome", b"welcome"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["cancel", b"cancel", "continue_sequence", b"continue_sequence", "kind", b"kind", "peer_joined", b"peer_joined", "peer_left", b"peer_left", "prefill", b"prefill", "rejoin", b"rejoin", "release", b"release", "reserve", b"reserve", "resync_pages", b"resync_pages", "send_pages", b"send_pages", "switch_role", b"switch_role", "welcome", b"welcome"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["welcome", "peer_joined", "peer_left", "prefill", "reserve", "send_pages", "cancel", "release", "resync_pages", "switch_role", "rejoin", "continue_sequence"] | None: ...
 
 global___RouterMessage = RouterMessage
 
@@ -333,6 +337,7 @@ class Welcome(google.protobuf.message.Message):
     router_id: builtins.str
     report_interval_s: builtins.float
     incarnation: builtins.str
+    """The life of the worker that is meant."""
     def __init__(
         self,
         *,
@@ -533,15 +538,36 @@ class Rejoin(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     INCARNATION_FIELD_NUMBER: builtins.int
+    ROUTER_ID_FIELD_NUMBER: builtins.int
     incarnation: builtins.str
+    router_id: builtins.str
     def __init__(
         self,
         *,
         incarnation: builtins.str = ...,
+        router_id: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["incarnation", b"incarnation"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["incarnation", b"incarnation", "router_id", b"router_id"]) -> None: ...
 
 global___Rejoin = Rejoin
+
+@typing.final
+class ContinueSequence(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    FROM_INDEX_FIELD_NUMBER: builtins.int
+    request_id: builtins.str
+    from_index: builtins.int
+    def __init__(
+        self,
+        *,
+        request_id: builtins.str = ...,
+        from_index: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["from_index", b"from_index", "request_id", b"request_id"]) -> None: ...
+
+global___ContinueSequence = ContinueSequence
 
 @typing.final
 class Alive(google.protobuf.message.Message):
@@ -576,17 +602,47 @@ class Register(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     INFO_FIELD_NUMBER: builtins.int
+    HELD_FIELD_NUMBER: builtins.int
     @property
     def info(self) -> global___WorkerInfo: ...
+    @property
+    def held(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___HeldSequence]: ...
     def __init__(
         self,
         *,
         info: global___WorkerInfo | None = ...,
+        held: collections.abc.Iterable[global___HeldSequence] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["info", b"info"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["info", b"info"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["held", b"held", "info", b"info"]) -> None: ...
 
 global___Register = Register
+
+@typing.final
+class HeldSequence(google.protobuf.message.Message):
+    """A sequence that an earlier router had begun."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    DIGEST_FIELD_NUMBER: builtins.int
+    NUM_TOKENS_FIELD_NUMBER: builtins.int
+    LIMIT_TOKENS_FIELD_NUMBER: builtins.int
+    request_id: builtins.str
+    digest: builtins.bytes
+    num_tokens: builtins.int
+    limit_tokens: builtins.int
+    def __init__(
+        self,
+        *,
+        request_id: builtins.str = ...,
+        digest: builtins.bytes = ...,
+        num_tokens: builtins.int = ...,
+        limit_tokens: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["digest", b"digest", "limit_tokens", b"limit_tokens", "num_tokens", b"num_tokens", "request_id", b"request_id"]) -> None: ...
+
+global___HeldSequence = HeldSequence
 
 @typing.final
 class WorkerInfo(google.protobuf.message.Message):

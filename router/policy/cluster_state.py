@@ -148,6 +148,11 @@ class ClusterState:
         self.workers[info.name].serving = info.name not in self.cordoned
         self._sync(self.workers[info.name])
 
+    def knows(self, worker: str, incarnation: str) -> bool:
+        """Whether this life of the worker is the one that serves."""
+        view = self.workers.get(worker)
+        return view is not None and view.info.incarnation == incarnation
+
     def report(self, load: WorkerLoad, now: float) -> None:
         view = self.workers.get(load.worker)
         if view is not None:

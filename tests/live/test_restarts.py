@@ -55,9 +55,39 @@ def test_a_stream_outlives_the_router(restarted: Live) -> None:
         assert answer.token_ids == expected
         assert [token.id for token in first] == expected[:5]
         assert answer.text == client.generate(PROMPT, **OPTIONS).text
-    # The workers kept their processes, and nothing of what the first router had asked of them.
+    # The workers kept their processes and are somebody new, so that nobody takes late orders for theirs.
     _until(lambda: len(_workers(restarted)) == 3)
     assert not before & {worker.incarnation for worker in _workers(restarted).values()}
+    restarted.wait_idle()
+
+
+@pytest.mark.slow
+def test_streams_go_on_where_they_ran_when_the_router_is_killed(restarted: Live) -> None:
+    """Every token is the one of an undisturbed run, and no worker computes a prompt again."""
+    prompts = [[token] * 40 for token in (11, 12, 13, 14, 15, 16)]
+    with restarted.client() as client:
+        expected = [client.generate(prompt, **OPTIONS, logprobs=2) for prompt in prompts]
+        streams = [client.stream(prompt, **OPTIONS, logprobs=2) for prompt in prompts]
+        for stream in streams:
+            for _ in range(3):
+                next(stream)
+        os.kill(router_pid("again-"), signal.SIGKILL)
+        with ThreadPoolExecutor(len(streams)) as pool:
+            answers = list(pool.map(lambda stream: stream.answer, streams))
+    for answer, undisturbed in zip(answers, expected, strict=True):
+        assert answer.token_ids == undisturbed.token_ids
+        assert [token.index for token in answer.tokens] == list(range(len(answer.tokens)))
+        assert [token.logprob for token in answer.tokens] == pytest.approx(
+            [token.logprob for token in undisturbed.tokens], abs=1e-3
+        )
+        assert answer.text == undisturbed.text
+        assert answer.finish_reason == undisturbed.finish_reason
+        assert answer.prefill_worker == ""
+        assert answer.decode_worker.startswith("decode")
+    with restarted.admin() as admin:
+        assert admin.cluster().continued_requests == len(prompts)
+        assert "continued" in admin.explain(answers[0].request_id).why
+    _until(lambda: len(_workers(restarted)) == 3)
     restarted.wait_idle()
 
 

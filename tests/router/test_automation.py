@@ -15,6 +15,7 @@ from router.operation import Drain, OperationState, Rebalance
 from router.operations import Operations
 from router.policy.policies import make_policy
 from router.policy.pool_steps import POOLS
+from router.unclaimed import Unclaimed
 from tests.router.policy.clusters import cluster_of
 from tests.router.policy.test_pool_planner import names
 
@@ -27,7 +28,7 @@ class Pools:
     def __init__(self, prefill: int, decode: int, policy: str = "least_loaded") -> None:
         self.state = cluster_of(*names(prefill, decode))
         dispatch = Dispatch(make_policy(policy), self.state)
-        self.operations = Operations(self.state, {})
+        self.operations = Operations(self.state, {}, Unclaimed(30.0))
         self.automation = Automation(self.state, dispatch, self.operations, {}, auto=True)
         self.now = 0.0
         self.rng = random.Random(0)

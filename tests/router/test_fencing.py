@@ -159,7 +159,8 @@ def _cut(cluster: PureCluster, name: str, away: bool) -> None:
     worker = cluster.workers[name]
     if away:
         worker.outbox.clear()
-        worker.rejoining = True  # a frame that could not be sent
+        worker.rejoining = worker.keeping = True  # a frame that could not be sent
+        worker.role.call_off_handoffs()
     else:
         worker.inbox.clear()
         cluster.silence(name)
@@ -224,7 +225,7 @@ def test_late_messages_of_a_life_that_was_given_up_change_nothing() -> None:
     ]
     for message in late:
         (answer,) = cluster.core.on_frame(name, "1", [message], cluster.now)
-        assert answer == Tell(name, Rejoin("1"))
+        assert answer == Tell(name, Rejoin("1", "router"))
     _everybody_speaks(cluster)
     _check(cluster, [request])
     assert cluster.ended["r0"].error is None

@@ -64,10 +64,10 @@ def test_others_are_told_once_that_a_worker_has_left() -> None:
 
 def test_a_stranger_is_sent_back_and_one_that_waits_to_be_admitted_is_not() -> None:
     members = _members("a")
-    assert members.stranger("b", "7") == [Tell("b", Rejoin("7"))]
+    assert members.stranger("b", "7", "router") == [Tell("b", Rejoin("7", "router"))]
     members.returned(_register("b", 7))
-    assert members.stranger("b", "7") == []
-    assert members.stranger("b", "6") == [Tell("b", Rejoin("6"))]
+    assert members.stranger("b", "7", "router") == []
+    assert members.stranger("b", "6", "router") == [Tell("b", Rejoin("6", "router"))]
 
 
 def test_the_end_of_a_worker_that_stays_silent_is_asked_for_and_asked_for_again() -> None:

@@ -25,7 +25,7 @@ def _cluster(seed: int) -> PureCluster:
 
 def _look(cluster: PureCluster) -> Look:
     core = cluster.core
-    return PageAudit(core.state, core.operations.records, core.membership.quarantine).look()
+    return PageAudit(core.state, core.operations.records, core.membership.quarantine, core.claims.unclaimed).look()
 
 
 def _watch(cluster: PureCluster, looks: int = 6) -> Verdict:

@@ -21,6 +21,7 @@ from router.driver import Driver
 from router.operation import Drain, Operation, OperationState, Step, StepState
 from router.operations import Operations
 from router.policy.cluster_state import ClusterState
+from router.unclaimed import Unclaimed
 from router.worker_frames import WorkerFrames
 from tests.router.policy.clusters import cluster_of, decode
 
@@ -33,7 +34,7 @@ class Kept:
 
     @property
     def operations(self) -> Any:
-        return Operations(ClusterState(), {}, _known={"op": self.operation})
+        return Operations(ClusterState(), {}, Unclaimed(30.0), _known={"op": self.operation})
 
     def on_worker_lost(self, worker: str, now: float) -> list[Command]:
         self.operation.steps[0].state = StepState.EVACUATING

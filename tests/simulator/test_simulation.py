@@ -127,7 +127,7 @@ def test_preempted_sequences_are_swapped_at_the_stated_bandwidth_instead_of_bein
     short = {host: simulation(trace, num_pages=92, host_pages=host, **mixed) for host in (0, 92)}  # type: ignore[arg-type]
     (again,), (swapped,) = (run.run().workers for run in short.values())
     (needed,) = roomy.workers
-    assert not any(run.core.failed_requests for run in short.values())
+    assert not any(run.core.explanations.failed for run in short.values())
     assert again.tokens_computed > needed.tokens_computed == swapped.tokens_computed
     (worker,) = short[92]._workers.values()
     assert worker.role.occupancy().swap_outs == 1

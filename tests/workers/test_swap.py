@@ -250,7 +250,7 @@ def test_the_router_hears_of_swapped_sequences_and_finds_no_leak() -> None:
     for index in range(4):
         cluster.submit(f"r{index}", [index] * 30, 40)
     core = cluster.core
-    audit = PageAudit(core.state, core.operations.records, core.membership.quarantine)
+    audit = PageAudit(core.state, core.operations.records, core.membership.quarantine, core.claims.unclaimed)
     looks, told = [], set()
     while core.live:
         cluster.step()

@@ -7,7 +7,19 @@ from typing import Any
 
 import torch
 
-from cluster.messages import Prefill, Register, Rejoin, Reserve, Reserved, RouterMessage, Welcome, WorkerMessage
+from cluster.messages import (
+    ContinueSequence,
+    Prefill,
+    Register,
+    Rejoin,
+    RequestFailed,
+    Reserve,
+    Reserved,
+    RouterMessage,
+    StepOutput,
+    Welcome,
+    WorkerMessage,
+)
 from cluster.request import Request, SamplingParams
 from cluster.worker import Endpoint, PageLayout, RoleName, WorkerInfo
 from engine.batch import StepBudget
@@ -28,14 +40,15 @@ class FakeLink:
     incarnation: str = ""
     inbox: list[RouterMessage] = field(default_factory=list)
     sent: list[WorkerMessage] = field(default_factory=list)
+    full: bool = False  # nobody takes what is sent
 
     def receive(self, wait_s: float) -> list[RouterMessage]:
         messages, self.inbox = self.inbox, []
         return messages
 
     def send(self, batch: list[WorkerMessage]) -> bool:
-        self.sent += batch
-        return True
+        self.sent += [] if self.full else batch
+        return not self.full
 
 
 class FakeTransport:
@@ -108,12 +121,12 @@ def test_a_worker_that_is_not_welcome_yet_obeys_no_order_because_it_was_for_the_
 def test_a_worker_that_is_sent_back_drops_what_it_holds_and_obeys_nothing_until_it_is_welcome() -> None:
     loop, link = _loop()
     _turn(loop, link, Welcome("router", 0.5, "1"), _reserve())
-    said = _turn(loop, link, Rejoin("1"), _reserve())
+    said = _turn(loop, link, Rejoin("1", "router"), _reserve())
     assert said.count(Register) == 1
     assert Reserved not in said
     assert link.incarnation != "1"
     assert loop.state.pool.num_held == 0
-    assert Register not in _turn(loop, link, Rejoin("1"))  # of a life that is over
+    assert Register not in _turn(loop, link, Rejoin("1", "router"))  # of a life that is over
 
 
 def test_pages_are_copied_before_the_step_that_writes_or_reads_them_and_a_new_life_begins_with_empty_slots() -> None:
@@ -131,5 +144,59 @@ def test_pages_are_copied_before_the_step_that_writes_or_reads_them_and_a_new_li
     _turn(loop, link, *(Prefill(replace(one, request_id=one.request_id * 2), (), False, 0) for one in requests))
     while not loop.role.occupancy().swapped:
         _turn(loop, link)
-    _turn(loop, link, Rejoin("1"))
+    _turn(loop, link, Rejoin("1", "router"))
     assert loop.role.occupancy().swapped == loop.role._swap.num_held == 0  # type: ignore[attr-defined]
+
+
+def _serving() -> tuple[WorkerLoop, FakeLink]:
+    """It has answered two tokens of a request, and holds a reservation."""
+    loop, link = _loop(Journal())
+    request = Request("whole", (1, 2, 3), SamplingParams(max_tokens=20), 0.0)
+    _turn(loop, link, Welcome("router", 0.5, "1"), _reserve(), Prefill(request, (), False, 0))
+    for _ in range(2):
+        assert StepOutput in _turn(loop, link)
+    return loop, link
+
+
+def test_a_worker_that_a_new_router_does_not_know_keeps_its_sequences_and_says_nothing_of_them_unasked() -> None:
+    loop, link = _serving()
+    assert StepOutput not in _turn(loop, link, Rejoin("1", "another"))[1:]
+    (register,) = [message for message in link.sent if isinstance(message, Register)]
+    (held,) = register.held
+    assert (held.request_id, held.num_tokens) == ("whole", 3)
+    assert loop.role.occupancy().reservation_ids == ()  # its writer may be anywhere
+    assert StepOutput not in _turn(loop, link)  # it goes on
+    welcome = Welcome("another", 0.5, loop.info.incarnation)
+    _turn(loop, link, welcome, ContinueSequence("whole", 1), ContinueSequence("unknown", 0))
+    (told,) = [message for message in link.sent if isinstance(message, StepOutput)]
+    assert [token.index for token in told.tokens] == [1, 2, 3, 4]
+    (failed,) = [message for message in link.sent if isinstance(message, RequestFailed)]
+    assert (failed.request_id, failed.error) == ("unknown", "NotFound")
+    assert StepOutput in _turn(loop, link)
+
+
+def test_a_worker_that_its_own_router_has_given_up_keeps_nothing() -> None:
+    loop, link = _serving()
+    _turn(loop, link, Rejoin("1", "router"))
+    (register,) = [message for message in link.sent if isinstance(message, Register)]
+    assert register.held == ()
+    assert loop.state.pool.num_held == 0
+
+
+def test_a_late_welcome_for_an_earlier_life_is_not_heard() -> None:
+    loop, link = _loop()
+    _turn(loop, link, Welcome("router", 0.5, "1"), Rejoin("1", "another"))
+    assert Reserved not in _turn(loop, link, Welcome("another", 0.5, "1"), _reserve())
+    assert Reserved in _turn(loop, link, Welcome("another", 0.5, loop.info.incarnation), _reserve())
+
+
+def test_what_nobody_takes_does_not_pile_up() -> None:
+    loop, link = _serving()
+    link.full = True
+    for _ in range(10):
+        _turn(loop, link)
+    assert [type(message) for message in loop._outbox] == [Register]
+    link.full = False
+    assert _turn(loop, link)[0] is Register
+    (register,) = [message for message in link.sent if isinstance(message, Register)]
+    assert register.held[0].request_id == "whole"

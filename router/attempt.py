@@ -1,0 +1,52 @@
+"""Who holds what for one request now, and what went wrong with it so far: the memory of its life cycle. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cluster.errors import BatonError, HandoffFailed, NotFound, WrongRole
+from cluster.handoff import HandoffReport
+
+MAX_HANDOFF_FAILURES = 3
+MAX_MISROUTED = 3  # a worker may change its role while a request is on its way to it, or have dropped what it kept
+
+
+@dataclass(slots=True)
+class Attempt:
+    """Who holds what for the request now. `None` means nobody."""
+
+    source: str | None = None  # has the request and, unless it runs there whole, its pages until they are delivered
+    target: str | None = None  # was asked to reserve, and may hold pages
+    reservation_id: str = ""
+    sending: bool = False  # the source may be writing into the reservation
+    moving: bool = False  # the source decodes the request, and a migration was asked for
+    insist: bool = False  # whoever has room is welcome, and is waited for
+    corrupt: bool = False  # what the source delivers is worth nothing
+    absent: bool = False  # the source has said that it does not have the request
+    report: HandoffReport | None = None
+
+    def awaits(self, reservation_id: str) -> bool:
+        """Whether the source has yet to say how its handoff into the reservation ended."""
+        return self.sending and reservation_id == self.reservation_id
+
+
+@dataclass(slots=True)
+class Trouble:
+    """What went wrong with a request so far, over all its attempts."""
+
+    workers_lost: int = 0
+    handoffs_failed: int = 0
+    misrouted: int = 0
+    error: BatonError | None = None  # it is not tried any more
+
+    def on_misrouted(self, error: BatonError) -> bool:
+        """Whether the worker only does not have it, and to look for another one."""
+        self.misrouted += 1
+        return isinstance(error, WrongRole | NotFound) and self.misrouted <= MAX_MISROUTED
+
+    def on_handoff_failed(self, sentence: str) -> bool:
+        """Whether to try another one."""
+        self.handoffs_failed += 1
+        if self.handoffs_failed >= MAX_HANDOFF_FAILURES:
+            self.error = HandoffFailed(sentence)
+        return self.error is None

@@ -1,0 +1,85 @@
+"""Sequences that outlived their router: who gets them, and what becomes of the others."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from cluster.messages import Cancel, HeldSequence
+from cluster.request import Request, SamplingParams
+from router.commands import Tell
+from router.unclaimed import Unclaimed
+
+REQUEST = Request("r", (1, 2, 3), SamplingParams(max_tokens=50, temperature=1.0, seed=4), tenant="mine")
+
+
+def _held(request_id: str = "r", num_tokens: int = 10, request: Request = REQUEST) -> HeldSequence:
+    return HeldSequence(request_id, request.digest, num_tokens, 53)
+
+
+def _cancel(worker: str, request_id: str = "r") -> Tell:
+    return Tell(worker, Cancel(request_id))
+
+
+def test_the_same_request_gets_its_sequence_once() -> None:
+    unclaimed = Unclaimed(30.0)
+    assert unclaimed.offer("a", [_held()], 0.0) == []
+    assert unclaimed.claim(REQUEST, 7) == ("a", [])
+    assert unclaimed.claim(REQUEST, 7) == (None, [])
+
+
+def test_what_the_tokens_depend_on_is_in_the_digest_and_nothing_else() -> None:
+    sampling = REQUEST.sampling
+    others = (
+        replace(REQUEST, tenant="theirs"),
+        replace(REQUEST, prompt=(1, 2)),
+        replace(REQUEST, sampling=replace(sampling, seed=5)),
+        replace(REQUEST, sampling=replace(sampling, max_tokens=51)),
+        replace(REQUEST, sampling=replace(sampling, stop=("x",))),
+    )
+    assert len({REQUEST.digest, *(other.digest for other in others)}) == 1 + len(others)
+    assert replace(REQUEST, request_id="x", arrival_s=3.0, deadline_s=9.0, priority=2).digest == REQUEST.digest
+    greedy = replace(REQUEST, sampling=replace(sampling, temperature=0.0))
+    assert replace(greedy, sampling=replace(greedy.sampling, seed=9)).digest == greedy.digest
+
+
+def test_another_tenant_gets_nothing_and_the_sequence_is_cancelled() -> None:
+    unclaimed = Unclaimed(30.0)
+    unclaimed.offer("a", [_held()], 0.0)
+    assert unclaimed.claim(replace(REQUEST, tenant="theirs"), 0) == (None, [_cancel("a")])
+    assert len(unclaimed) == 0
+
+
+def test_a_sequence_that_is_behind_its_client_is_of_no_use() -> None:
+    unclaimed = Unclaimed(30.0)
+    unclaimed.offer("a", [_held(num_tokens=3)], 0.0)
+    assert unclaimed.claim(REQUEST, 4) == (None, [_cancel("a")])
+
+
+def test_of_two_workers_with_the_same_sequence_the_one_that_is_further_goes_on() -> None:
+    unclaimed = Unclaimed(30.0)
+    unclaimed.offer("a", [_held(num_tokens=10)], 0.0)
+    assert unclaimed.offer("b", [_held(num_tokens=12)], 1.0) == [_cancel("a")]
+    assert unclaimed.offer("c", [_held(num_tokens=12)], 2.0) == [_cancel("c")]
+    assert list(unclaimed.on("b")) == ["r"]
+    assert unclaimed.claim(REQUEST, 0) == ("b", [])
+
+
+def test_nobody_waits_for_ever_and_not_too_many_wait() -> None:
+    unclaimed = Unclaimed(30.0, most=2)
+    assert unclaimed.offer("a", [_held("x"), _held("y"), _held("z")], 0.0) == [_cancel("a", "z")]
+    assert unclaimed.expired(29.9) == []
+    assert unclaimed.expired(30.0) == [_cancel("a", "x"), _cancel("a", "y")]
+    assert len(unclaimed) == 0
+
+
+def test_what_was_held_is_gone_with_its_worker() -> None:
+    unclaimed = Unclaimed(30.0)
+    unclaimed.offer("a", [_held("x")], 0.0)
+    unclaimed.offer("b", [_held("y")], 0.0)
+    unclaimed.lost("a")
+    assert "x" not in unclaimed
+    assert "y" in unclaimed
+
+
+def test_where_nothing_is_to_be_continued_all_is_cancelled_at_once() -> None:
+    assert Unclaimed(0.0).offer("a", [_held()], 0.0) == [_cancel("a")]
