@@ -148,7 +148,7 @@ class RouterCore:
         if isinstance(message, messages.Register):
             if self.state.knows(worker, message.info.incarnation):
                 return []  # it was heard before
-            self._lose(message.info.name, True, now)
+            self._lose(message.info.name, True, now, died=False)
             self._feed(now)  # whom it had may be continued there
             self._commands += self.membership.returned(message)
             self._admit(now)
@@ -181,7 +181,7 @@ class RouterCore:
             case messages.RequestFailed() if request_id.startswith(PROBE):
                 self.operations.on_probe(worker, message, now)
             case messages.Goodbye():
-                self._lose(worker, True, now)
+                self._lose(worker, True, now, died=False)
                 self.state.uncordon(worker)
 
     def _on_tokens(self, worker: str, request_id: str, outputs: Iterable[TokenOutput], now: float) -> None:
@@ -217,9 +217,9 @@ class RouterCore:
         self._operate(self.claims.on_joined(joined, now))
         self._events += self.unserved.answer(self._records, now)
 
-    def _lose(self, worker: str, certain: bool, now: float) -> None:
+    def _lose(self, worker: str, certain: bool, now: float, died: bool = True) -> None:
         self.claims.unclaimed.lost(worker)
-        orders = self.membership.lose(worker, certain, now)
+        orders = self.membership.lose(worker, certain, now, died)
         if orders is None:
             self._commands += self.membership.gone(worker) if certain else []
             return
@@ -229,7 +229,7 @@ class RouterCore:
         for record in self._records.values():
             if worker in record.tied:
                 record.tied.discard(worker)
-                self._events.append((record.request_id, life_events.Lost(worker)))
+                self._events.append((record.request_id, life_events.Lost(worker, died)))
 
     def _settle(self, now: float) -> list[Command]:
         """Feed every event to its life cycle and place what can be placed, until nothing moves."""

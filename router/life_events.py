@@ -78,9 +78,10 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """A worker that had a part in this request is gone."""
+    """A worker that had a part in this request is gone; or (not `died`) only what it was doing is."""
 
     worker: str
+    died: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -117,10 +117,10 @@ def lifecycle(request_id: str) -> Life:
                 if not trouble.on_misrouted(error):
                     return (yield from _close(attempt, End(None, error)))
                 pending = _misrouted(attempt)
-            case Lost(worker) if worker in (attempt.source, attempt.target):
+            case Lost(worker, died) if worker in (attempt.source, attempt.target):
                 # A worker that only reserved did nothing with it, nor did one to which it was still moving.
                 aside = attempt.source is not None and (attempt.moving or not attempt.sending)
-                trouble.workers_lost += worker == attempt.source or not aside
+                trouble.workers_lost += died and (worker == attempt.source or not aside)
                 if trouble.workers_lost >= MAX_WORKERS_LOST:
                     poison = WorkerLost("The request was on two workers that died; it is not tried a third time.")
                     return (yield from _close(attempt, End(None, poison), lost=worker))

@@ -37,13 +37,17 @@ class Membership:
         """Workers to give up."""
         return self.state.silent(now - self.limits.lost_after_s)
 
-    def lose(self, worker: str, certain: bool, now: float) -> list[Tell] | None:
-        """Give a worker up; `certain` where its process is known to have ended. None if it was given up before."""
+    def lose(self, worker: str, certain: bool, now: float, died: bool = True) -> list[Tell] | None:
+        """Give a worker up; `certain` where what it did is known to have ended. None if it was given up before.
+
+        Not `died`: it has gone on purpose, or its connection broke. No fault of its own, nor of its requests.
+        """
         view = self.state.remove(worker)
         if view is None:
             return None
         orders = [Tell(other, PeerLeft(view.info.endpoint.agent)) for other in sorted(self.state.workers)]
-        self._deaths.setdefault(worker, deque(maxlen=BREAKER_DEATHS)).append(now)
+        if died:
+            self._deaths.setdefault(worker, deque(maxlen=BREAKER_DEATHS)).append(now)
         self._deaths = {name: moments for name, moments in self._deaths.items() if now - moments[-1] < BREAKER_S}
         if certain:
             return orders + self.gone(worker)

@@ -196,10 +196,22 @@ class PureCluster:
         self.core = self._router(f"router-{self.routers}", self.now)
         self.to_kill.clear()
         for worker in self.workers.values():
-            for _ in range(self.rng.randint(0, len(worker.inbox))):
-                worker.inbox.pop()
-            for _ in range(self.rng.randint(0, len(worker.outbox))):
-                worker.outbox.popleft()
+            self._lose(worker)
+
+    def break_connection(self, name: str) -> None:
+        """Between a worker and the router, both of which live; the worker sees it after its step."""
+        worker = self.workers[name]
+        if worker.stepping is not None:
+            self._absorb(worker)
+        self._lose(worker)
+        self._hear(worker, Rejoin(str(worker.incarnation), ""))
+
+    def _lose(self, worker: PureWorker) -> None:
+        """Some of what is on its way between the router and a worker."""
+        for _ in range(self.rng.randint(0, len(worker.inbox))):
+            worker.inbox.pop()
+        for _ in range(self.rng.randint(0, len(worker.outbox))):
+            worker.outbox.popleft()
 
     def resume(self, request_id: str) -> None:
         """The client asks for the rest of its stream; the latest tokens may not have reached it."""

@@ -144,7 +144,7 @@ def test_a_worker_whose_connection_broke_joins_anew() -> None:
         return told, reached, nobody
 
     told, *reached = asyncio.run(run())
-    assert told == [Rejoin("first life")]
+    assert told == [Rejoin("first life", "")]
     assert reached == [True, False]
 
 
@@ -156,7 +156,7 @@ def test_a_worker_that_takes_nothing_gets_a_bounded_number_of_frames() -> None:
         worker = RouterLink(link.address, "worker", "life")
         worker.send([Goodbye("hello")])
         await _until(lambda: bool(heard))
-        order = [Rejoin("x" * 100_000)]
+        order = [Rejoin("x" * 100_000, "")]
         refused = any(not link.send("worker", order) for _ in range(5000))
         worker._socket.setsockopt(zmq.LINGER, 0)
         worker.close()

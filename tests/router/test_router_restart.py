@@ -91,6 +91,29 @@ def test_the_router_may_be_restarted_at_any_moment(seed: int, duplicates: float)
     _check(cluster, requests)
 
 
+@settings(deadline=None, max_examples=100)
+@given(seed=SEEDS, duplicates=st.sampled_from([0.0, 0.2]))
+def test_connections_may_break_at_any_moment(seed: int, duplicates: float) -> None:
+    cluster = _cluster(seed, mixed=seed % 2, duplicates=duplicates)
+    requests = _submit(cluster, 6)
+    for _ in range(cluster.rng.randint(1, 6)):
+        _go_on(cluster, cluster.rng.randint(0, 60))
+        cluster.break_connection(cluster.rng.choice(sorted(cluster.workers)))
+    _finish(cluster)
+    _check(cluster, requests)
+
+
+def test_a_broken_connection_costs_no_computation_where_the_sequences_run() -> None:
+    cluster = _cluster(seed=2, prefill=1, decode=1)
+    requests = _submit(cluster, 1)
+    while cluster.workers["decode-0"].role.occupancy().running == 0:
+        cluster.step()
+    cluster.break_connection("decode-0")
+    _finish(cluster)
+    _check(cluster, requests)
+    assert cluster.core.claims.continued == 1
+
+
 @settings(deadline=None, max_examples=80)
 @given(seed=SEEDS)
 def test_restarts_among_silence_links_and_deaths(seed: int) -> None:
