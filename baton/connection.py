@@ -18,6 +18,11 @@ OPTIONS = [
     # A router that is started again is back in seconds: by default gRPC would look for it ever more seldom.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 500),
+    # A router that answers no ping while a call is open is gone. Streams themselves may be silent for long.
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.ping_timeout_ms", 5_000),
+    ("grpc.http2.max_pings_without_data", 0),
 ]
 Metadata = Sequence[tuple[str, str]]
 

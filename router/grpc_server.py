@@ -13,6 +13,13 @@ from router.credentials import Credentials
 from router.gate import Gate
 
 MIB = 1 << 20
+PINGS = [
+    ("grpc.keepalive_time_ms", 20_000),  # a client that answers no ping is gone, with its requests
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.http2.min_ping_interval_without_data_ms", 500),  # gRPC itself would allow a client one in five minutes
+]
 
 
 async def serve(
@@ -22,7 +29,11 @@ async def serve(
     tokens = credentials.tokens
     server = grpc.aio.server(
         interceptors=[] if tokens is None else [Gate(tokens, role)],
-        options=[("grpc.max_receive_message_length", credentials.plan.max_message_mib * MIB), ("grpc.so_reuseport", 0)],
+        options=[
+            ("grpc.max_receive_message_length", credentials.plan.max_message_mib * MIB),
+            ("grpc.so_reuseport", 0),
+            *PINGS,
+        ],
     )
     add(server)
     health_service = health.aio.HealthServicer()

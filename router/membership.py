@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -25,6 +26,7 @@ class Membership:
     admitted: list[Register] = field(default_factory=list)  # whose sequences nobody has looked at yet
     _waiting: dict[str, Register] = field(default_factory=dict)  # back, but not to be given work yet
     _deaths: dict[str, deque[float]] = field(default_factory=dict)
+    _looked_s: float = -math.inf  # for silence
 
     def stranger(self, worker: str, incarnation: str, router_id: str) -> list[Tell]:
         """The answer to a worker that speaks as nobody we know: it shall register anew."""
@@ -34,7 +36,12 @@ class Membership:
         return [Tell(worker, Rejoin(incarnation, router_id))]
 
     def silent(self, now: float) -> list[str]:
-        """Workers to give up."""
+        """Workers to give up. What a router did not hear while it stood still itself was no silence."""
+        stood_still_s = now - self._looked_s
+        if self.limits.lost_after_s / 2 < stood_still_s < math.inf:
+            for view in self.state.workers.values():
+                view.heard_s = min(view.heard_s + stood_still_s, now)
+        self._looked_s = now
         return self.state.silent(now - self.limits.lost_after_s)
 
     def lose(self, worker: str, certain: bool, now: float, died: bool = True) -> list[Tell] | None:

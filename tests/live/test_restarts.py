@@ -126,6 +126,25 @@ def test_a_stopped_worker_is_given_up_and_comes_back_as_somebody_else(restarted:
     restarted.wait_idle()
 
 
+@pytest.mark.slow
+def test_a_stopped_router_blames_nobody_when_it_goes_on(restarted: Live) -> None:
+    """Shorter than the links' limit of 5 s: no connection breaks, no worker is given up, nothing is computed again."""
+    with restarted.client() as client:
+        expected = client.generate(PROMPT, **OPTIONS).token_ids
+        before = {worker.incarnation for worker in _workers(restarted).values()}
+        stream = client.stream(PROMPT, **OPTIONS)
+        next(stream)
+        pid = router_pid("again-")
+        os.kill(pid, signal.SIGSTOP)
+        stopped = time.monotonic()
+        _until(lambda: time.monotonic() > stopped + 3.0)  # longer than workers may be silent
+        os.kill(pid, signal.SIGCONT)
+        assert stream.answer.token_ids == expected
+        assert stream.answer.attempts == 1
+    assert {worker.incarnation for worker in _workers(restarted).values()} == before
+    restarted.wait_idle()
+
+
 def test_the_same_request_asked_twice_is_one_request(restarted: Live) -> None:
     with restarted.client() as client, restarted.client() as other:
         first = client.stream(PROMPT, request_id="twice", **OPTIONS)

@@ -56,6 +56,16 @@ def test_a_worker_is_silent_only_after_the_limit() -> None:
     assert members.silent(2.5) == ["a"]
 
 
+def test_a_router_that_stood_still_blames_no_worker() -> None:
+    members = _members("a", "b")
+    assert members.silent(0.1) == []
+    assert members.silent(9.0) == []  # nothing was heard while it was stopped
+    assert all(view.heard_s <= 9.0 for view in members.state.workers.values())
+    members.state.workers["b"].heard_s = 9.5
+    assert [members.silent(9.0 + 0.1 * step) for step in range(1, 20)] == [[]] * 19
+    assert members.silent(11.05) == ["a"]
+
+
 def test_others_are_told_once_that_a_worker_has_left() -> None:
     members = _members("a", "b")
     assert members.lose("a", False, 1.0) == [Tell("b", PeerLeft("a:1"))]

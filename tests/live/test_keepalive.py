@@ -1,0 +1,76 @@
+"""Pings tell a router that is gone from one that has nothing to say; here they come often, so that it shows soon."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import pytest
+
+import baton
+import baton.connection
+from cluster.plan import RouterPlan
+
+PLAN = RouterPlan("", "m", "float32", 256, "127.0.0.1", 0, "127.0.0.1", 8, 3.0)
+
+
+def _serve(plan: RouterPlan, ready: Connection) -> None:
+    from router.assembly import start_router
+
+    async def run() -> None:
+        router = await start_router(plan)
+        ready.send(router.port)
+        await asyncio.Event().wait()
+
+    asyncio.run(run())
+
+
+@pytest.fixture(scope="module")
+def router(checkpoint: Path) -> Iterator[tuple[int, str]]:
+    """Process and address of a router without workers: requests wait for five seconds and are silent."""
+    spawn = multiprocessing.get_context("spawn")
+    ours, theirs = spawn.Pipe()
+    process = spawn.Process(target=_serve, args=(replace(PLAN, model=str(checkpoint), no_workers_grace_s=5.0), theirs))
+    process.start()
+    try:
+        assert ours.poll(120)
+        assert process.pid is not None
+        yield process.pid, f"127.0.0.1:{ours.recv()}"
+    finally:
+        process.kill()
+        process.join()
+
+
+@pytest.fixture(autouse=True)
+def _ping_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    often = {"grpc.keepalive_time_ms": 600, "grpc.keepalive_timeout_ms": 900, "grpc.http2.ping_timeout_ms": 900}
+    options = [(name, often.get(name, value)) for name, value in baton.connection.OPTIONS]
+    assert sum(name in often for name, _ in options) == len(often)
+    monkeypatch.setattr(baton.connection, "OPTIONS", options)
+
+
+def test_a_silent_stream_is_pinged_and_goes_on(router: tuple[int, str]) -> None:
+    with baton.Client(router[1]) as client:
+        stream = client.stream([1, 2, 3], max_tokens=1)
+        with pytest.raises(baton.errors.NoWorkers):
+            next(stream)
+    assert stream._resume.breaks == 0  # the router did not take so many pings amiss
+
+
+def test_a_router_that_answers_no_ping_is_gone(router: tuple[int, str]) -> None:
+    pid, address = router
+    with baton.Client(address) as client:
+        assert client.model().name == PLAN.model_name
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(baton.errors.NoWorkers):  # without pings it would be the deadline
+                client.model()
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        assert client.model().name == PLAN.model_name
