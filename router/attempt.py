@@ -34,7 +34,7 @@ class Attempt:
 class Trouble:
     """What went wrong with a request so far, over all its attempts."""
 
-    workers_lost: int = 0
+    blame: int = 0  # for lost workers
     handoffs_failed: int = 0
     misrouted: int = 0
     error: BatonError | None = None  # it is not tried any more

@@ -226,10 +226,11 @@ class RouterCore:
         self._commands += orders
         self.dispatch.moved = True
         self.operations.on_worker_lost(worker, now)
+        loss = life_events.Loss.LEFT if not died else life_events.Loss.DIED if certain else life_events.Loss.SILENT
         for record in self._records.values():
             if worker in record.tied:
                 record.tied.discard(worker)
-                self._events.append((record.request_id, life_events.Lost(worker, died)))
+                self._events.append((record.request_id, life_events.Lost(worker, loss)))
 
     def _settle(self, now: float) -> list[Command]:
         """Feed every event to its life cycle and place what can be placed, until nothing moves."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import IntEnum
 
 from cluster.errors import BatonError
 from cluster.handoff import HandoffOutcome, HandoffReport, Reservation
@@ -76,12 +77,20 @@ class Failed:
     worker: str
 
 
+class Loss(IntEnum):
+    """How much the requests of a lost worker may be to blame for it."""
+
+    LEFT = 0  # on purpose, or its connection broke
+    SILENT = 1  # it hangs, or is cut off
+    DIED = 2
+
+
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """A worker that had a part in this request is gone; or (not `died`) only what it was doing is."""
+    """A worker that had a part in this request is gone, or what it was doing is."""
 
     worker: str
-    died: bool
+    loss: Loss
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,7 @@ from router.life_events import (
     Failed,
     Finished,
     Held,
+    Loss,
     Lost,
     Migrate,
     PagesRefused,
@@ -53,7 +54,7 @@ from router.life_events import (
     Stopped,
 )
 
-MAX_WORKERS_LOST = 2  # a request that was there each time a worker died may be the cause
+MAX_BLAME = 2 * Loss.DIED  # a request that was there each time a worker died may be the cause
 CORRUPT = "its pages arrived corrupt"
 
 Life = Generator[tuple[Effect, ...], Event, tuple[Effect, ...]]
@@ -117,12 +118,14 @@ def lifecycle(request_id: str) -> Life:
                 if not trouble.on_misrouted(error):
                     return (yield from _close(attempt, End(None, error)))
                 pending = _misrouted(attempt)
-            case Lost(worker, died) if worker in (attempt.source, attempt.target):
+            case Lost(worker, loss) if worker in (attempt.source, attempt.target):
                 # A worker that only reserved did nothing with it, nor did one to which it was still moving.
                 aside = attempt.source is not None and (attempt.moving or not attempt.sending)
-                trouble.workers_lost += died and (worker == attempt.source or not aside)
-                if trouble.workers_lost >= MAX_WORKERS_LOST:
-                    poison = WorkerLost("The request was on two workers that died; it is not tried a third time.")
+                trouble.blame += loss * (worker == attempt.source or not aside)
+                if trouble.blame >= MAX_BLAME:
+                    poison = WorkerLost(
+                        "The request was on two workers that died, or four that fell silent: it is given up."
+                    )
                     return (yield from _close(attempt, End(None, poison), lost=worker))
                 pending = _after_loss(attempt, worker)
         if trouble.error is not None:

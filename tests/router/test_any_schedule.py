@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -139,11 +140,33 @@ def test_a_request_that_meets_death_twice_is_not_tried_again() -> None:
         while cluster.workers[victim].role.occupancy().running == 0:
             cluster.step()
         cluster.kill(victim)
-        cluster.shown["r"] = cluster.shown["r"]
         for _ in range(5):
             cluster.step()
     cluster.settle()
     assert isinstance(cluster.ended["r"].error, WorkerLost)
+    assert cluster.shown["r"] == expected_output(request)[: len(cluster.shown["r"])]
+    cluster.check_nothing_is_held()
+
+
+@pytest.mark.parametrize("times", [3, 4])
+def test_silence_blames_a_request_half_as_much_as_death(times: int) -> None:
+    """Cut off workers fall silent too, and that is no request's fault."""
+    cluster = _cluster(1, prefill=1, decode=6)
+    request = cluster.submit("r", [1, 2, 3], 80)
+    for _ in range(times):
+        while "r" in cluster.core._records and not (
+            (worker := cluster.workers.get(cluster.core._records["r"].decode_worker or "")) is not None
+            and not worker.silent
+            and worker.role.occupancy().running
+        ):
+            cluster.step()
+        assert worker is not None
+        cluster.silence(worker.name)
+    for worker in cluster.workers.values():
+        worker.silent = False
+    cluster.settle()
+    error = cluster.ended["r"].error
+    assert isinstance(error, WorkerLost) if times == 4 else error is None
     assert cluster.shown["r"] == expected_output(request)[: len(cluster.shown["r"])]
     cluster.check_nothing_is_held()
 
