@@ -73,7 +73,8 @@ def test_constant_load_makes_no_worker_go_to_and_fro(seed: int, prompt: int, ans
     # A prompt token takes 0.1 ms of a worker, an output token about 1 ms.
     rate_s = load * 8 / (prompt * 1e-4 + answer * 1.05e-3) / 1.2
     pools.play(3600.0, rate_s, prompt, answer)
-    assert len([at_s for at_s, _ in pools.switches if at_s > 120.0]) <= 4  # in an hour of noise
+    # In an hour of noise. One that flaps would make hundreds; of 100 such hours the worst had 11.
+    assert len([at_s for at_s, _ in pools.switches if at_s > 120.0]) <= 20
 
 
 def test_a_shift_is_answered_within_twenty_looks() -> None:
