@@ -66,13 +66,13 @@ class DecodeRole:
     _stepping: bool = False  # a plan was made and not absorbed yet: its sequences may not pause
 
     def __post_init__(self) -> None:
+        self._swap = SwapSpace(self.state.host_pages, self.state.pool.page_size)
         self._log = TokenLog(self.state.keep_ended_s)
         self._meet_peers()
 
     def _meet_peers(self) -> None:
         self._inbound = Inbound(self.state.pool, self.state.agent, self.state.model_id, self.state.share_prefixes)
         self._departures = Departures(self.state.pool, self.state.checksum_every)
-        self._swap = SwapSpace(self.state.host_pages, self.state.pool.page_size)
 
     def on_message(self, message: RouterMessage, now: float) -> list[Command]:
         match message:

@@ -101,7 +101,7 @@ class WorkerLoop:
     def _rejoin(self, keep: bool) -> None:
         """Join anew, once no write of ours is under way.
 
-        `keep`: the router is another one, so what we run was given to nobody else; else everything is dropped.
+        `keep`: the router is another one, or only the connection broke; else all our work was given to others.
         """
         what = "keeping its sequences" if keep else "dropping its work"
         print(f"{self.info.name}: incarnation {self.info.incarnation} is not known; joining anew, {what}", flush=True)

@@ -211,6 +211,22 @@ def test_a_swapped_sequence_cannot_move_and_keeps_the_role_from_being_switched()
     assert refused.error
 
 
+def test_a_swapped_sequence_keeps_its_slots_when_a_new_router_comes() -> None:
+    cluster, worker, role = _two_of_which_one_is_swapped_out()
+    swap_outs = role.occupancy().swap_outs
+    held = role.on_new_router(worker.state)
+    assert {sequence.request_id for sequence in held} == {"a", "b"}
+    assert (role.occupancy().swapped, role.occupancy().swap_outs) == (1, swap_outs)
+    _check_slots(role._swap)
+    (swapped,) = role._swap._swapped
+    computed = role._swap.computed_tokens
+    _say(cluster, worker, Cancel("a" if swapped == "b" else "b"))
+    copies, _ = role.plan(0.0)
+    assert [type(copy) for copy in copies] == [SwapIn]
+    assert role._running[swapped].computed >= computed
+    assert len(role._swap) == 0
+
+
 def test_newcomers_do_not_get_the_pages_that_a_swapped_sequence_waits_for() -> None:
     cluster, worker, role = _two_of_which_one_is_swapped_out()
     available = worker.state.pool.num_available
