@@ -37,6 +37,7 @@ from worker.role import Command, Role, Send, SwapIn, SwapOut, WriteEnded, WriteP
 from worker.role_switch import make_role, switch_role
 from worker.router_link import RouterLink
 from worker.state import WorkerState
+from worker.write_watch import WriteWatch
 
 FINISH_WRITES_S = 5.0
 POLL_S = 0.001  # how often to look for a peer's writes while nothing is to compute
@@ -54,12 +55,14 @@ class WorkerLoop:
     heartbeat: Heartbeat
     checksum: Checksum
     host_pages: HostPages
+    write_stall_s: float = 0.0  # without progress, after which nobody waits for writes to a peer; 0: never
     role: Role = field(init=False)
     transport: Transport = field(init=False)
     _outbox: list[WorkerMessage] = field(default_factory=list)
     _write_of_transfer: dict[int, int] = field(default_factory=dict)
     _failed_writes: list[WriteEnded] = field(default_factory=list)
     _reports: Reports = field(init=False)
+    _watch: WriteWatch = field(init=False)
     _welcome: bool = False  # the router knows this incarnation: what it said before was for the last one
     _stopping: bool = False
 
@@ -75,7 +78,8 @@ class WorkerLoop:
         finally:
             self.heartbeat.close()
             self.transport.close()  # before the goodbye, which says that we write no more
-            self._outbox.append(Goodbye("stopped"))
+            failed = not self._stopping
+            self._outbox.append(Goodbye("its loop has failed" if failed else "stopped", failed))
             self._flush()
             self.link.close()
 
@@ -87,6 +91,7 @@ class WorkerLoop:
         self.role = make_role(self.info.role, self.state)
         self.info = replace(self.info, incarnation=incarnation, endpoint=self.transport.endpoint)
         self._reports = Reports(self.info.name, self.state)
+        self._watch = WriteWatch(self.write_stall_s)
         self.link.incarnation = incarnation
         self._welcome = False
         self._outbox = [Register(self.info)]
@@ -178,9 +183,16 @@ class WorkerLoop:
             self._perform(self.role.on_write_ended(outcome, time.monotonic()))
         for event in self.transport.poll():
             self._on_transfer(event)
+        for agent in self._watch.look(time.monotonic()):
+            given_up = self.role.on_stalled(agent, time.monotonic())
+            if given_up:
+                print(f"{self.info.name}: writes to {agent} make no progress; going on without them", flush=True)
+            self._perform(given_up)
 
     def _on_transfer(self, event: TransferEvent) -> None:
         now = time.monotonic()
+        if not isinstance(event, Notice):
+            self._watch.ended(event.transfer_id)
         match event:
             case WriteDone(transfer_id, num_bytes, seconds):
                 outcome = WriteEnded(self._write_of_transfer.pop(transfer_id), num_bytes, seconds)
@@ -227,6 +239,8 @@ class WorkerLoop:
             self._failed_writes.append(WriteEnded(command.write_id, 0, 0.0, error.message))
             return
         self._write_of_transfer[transfer] = command.write_id
+        num_bytes = len(command.source_pages) * self.info.page_bytes
+        self._watch.began(transfer, command.agent, num_bytes)
 
     def _flush(self) -> None:
         if not self._outbox:
