@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from cluster.messages import Cancel, Prefill, Release, Reserve, SendPages
+from cluster.handoff import HandoffOutcome
+from cluster.messages import Cancel, HandoffEnded, Prefill, Release, Reserve, SendPages
 from cluster.routing import RoutingDecision
 from router import effects
 from router.commands import Tell
@@ -94,9 +95,16 @@ def unreserve(record: Record | None, worker: str, reservation_id: str, state: Cl
         record.tied.discard(worker)
 
 
-def committed(record: Record, reservation_id: str) -> None:
+def handed_over(record: Record | None, source: str, answer: HandoffEnded) -> None:
+    """The source has answered; once everything has arrived it holds nothing for the request."""
+    delivered = answer.outcome is HandoffOutcome.DELIVERED
+    if record is not None and delivered and answer.reservation_id == record.reservation_id:
+        record.tied.discard(source)
+
+
+def committed(record: Record | None, reservation_id: str) -> None:
     """The target has the notice of a handoff; of one that moves, this may be known before the source's report."""
-    if reservation_id == record.reservation_id:
+    if record is not None and reservation_id == record.reservation_id:
         record.committed_id = reservation_id
         record.decoding = True
 

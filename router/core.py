@@ -13,7 +13,6 @@ from operator import attrgetter
 
 from cluster import messages
 from cluster.errors import BatonError, error_from_name
-from cluster.handoff import HandoffOutcome
 from cluster.messages import TokenOutput, WorkerMessage
 from cluster.request import FinishReason, Request
 from cluster.routing import RoutingDecision
@@ -21,7 +20,7 @@ from router import accounting, effects, life_events
 from router.automation import Automation
 from router.commands import Close, Command, Show, Tell
 from router.detokenizer import Decode
-from router.dispatch import Dispatch, FoundDecode
+from router.dispatch import Dispatch, FoundDecode, NobodyInReach
 from router.explanation import Explanations
 from router.limits import RouterLimits, check_capacity, check_id
 from router.membership import Membership
@@ -101,7 +100,7 @@ class RouterCore:
         self._events += overdue(self._records.values(), now)
         for name in self.membership.silent(now):
             self._lose(name, False, now)
-        self._commands += self.membership.kills(now)
+        self._commands += self.membership.tick(now)
         self._admit(now)
         self.state.prefix_index.sweep()
         self.dispatch.moved = self.operations.stirred = True
@@ -129,9 +128,8 @@ class RouterCore:
 
     def on_frame(self, worker: str, incarnation: str, batch: Sequence[WorkerMessage], now: float) -> list[Command]:
         """What one life of a worker says; one that was given up, or that an earlier router knew, is sent back."""
-        view = self.state.workers.get(worker)
-        known = view is not None and view.info.incarnation == incarnation
-        if not known and not any(isinstance(message, messages.Register) for message in batch):
+        registers = any(isinstance(message, messages.Register) for message in batch)
+        if not registers and not self.membership.knows(worker, incarnation):
             return list(self.membership.stranger(worker, incarnation))
         return [command for message in batch for command in self.on_message(worker, message, now)]
 
@@ -166,15 +164,16 @@ class RouterCore:
                 accounting.unreserve(self._records.get(request_id), worker, reservation_id, self.state)
                 self._events.append((request_id, life_events.PagesRefused(reservation_id)))
             case messages.HandoffEnded(request_id, reservation_id, outcome, report, reason):
-                record = self._records.get(request_id)
-                if record and outcome is HandoffOutcome.DELIVERED and reservation_id == record.reservation_id:
-                    record.tied.discard(worker)
-                self._commands += self.membership.quarantine.ended(reservation_id)
-                self._events.append((request_id, life_events.SourceEnded(reservation_id, outcome, report, reason)))
+                accounting.handed_over(self._records.get(request_id), worker, message)
+                apart = self.membership.links.apart(reservation_id, worker)
+                self._commands += self.membership.handoff_ended(worker, message)
+                ended = life_events.SourceEnded(reservation_id, outcome, report, reason, apart)
+                self._events.append((request_id, ended))
+            case messages.HandoffStalled(request_id, reservation_id):
+                self.membership.links.stalled(worker, reservation_id)
+                self._events.append((request_id, life_events.HandoffStalled(reservation_id)))
             case messages.HandoffCommitted(request_id, reservation_id):
-                record = self._records.get(request_id)
-                if record is not None:
-                    accounting.committed(record, reservation_id)
+                accounting.committed(self._records.get(request_id), reservation_id)
             case messages.HandoffCorrupt(request_id, reservation_id, _):
                 self._events.append((request_id, life_events.Corrupt(reservation_id)))
             case messages.RoleChanged(role, epoch, _):
@@ -184,9 +183,8 @@ class RouterCore:
                 self.operations.on_probe(worker, message, now)
             case messages.RequestFailed(request_id, error, text):
                 self._events.append((request_id, life_events.Failed(error_from_name(error, text))))
-            case messages.Goodbye():
-                self._lose(worker, True, now)
-                self.state.uncordon(worker)
+            case messages.Goodbye(_, failed):
+                self._lose(worker, True, now, on_purpose=not failed)
 
     def _on_tokens(self, worker: str, request_id: str, outputs: Iterable[TokenOutput], now: float) -> None:
         record = self._records.get(request_id)
@@ -218,8 +216,8 @@ class RouterCore:
         self._commands += welcomes
         self.dispatch.moved |= bool(welcomes)
 
-    def _lose(self, worker: str, certain: bool, now: float) -> None:
-        orders = self.membership.lose(worker, certain, now)
+    def _lose(self, worker: str, certain: bool, now: float, on_purpose: bool = False) -> None:
+        orders = self.membership.lose(worker, certain, now, on_purpose)
         if orders is None:
             self._commands += self.membership.gone(worker) if certain else []
             return
@@ -276,6 +274,8 @@ class RouterCore:
                     self._events.append((request_id, life_events.Stopped(None, error)))
                 case FoundDecode(request_id, worker):
                     self._events.append((request_id, life_events.DecodeFound(worker)))
+                case NobodyInReach(request_id):
+                    self._events.append((request_id, life_events.Stranded()))
         return bool(verdicts)
 
     def _route(self, record: Record, decision: RoutingDecision, now: float) -> None:

@@ -15,11 +15,11 @@ phase is unowned: after `End` the client is gone, but the generator runs until e
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import dataclass
 
-from cluster.errors import BatonError, HandoffFailed, WorkerLost, WrongRole
+from cluster.errors import WorkerLost, WrongRole
 from cluster.handoff import HandoffOutcome, HandoffReport
 from cluster.request import FinishReason
+from router.attempt import Attempt, Trouble
 from router.effects import (
     CancelWork,
     Effect,
@@ -40,6 +40,7 @@ from router.life_events import (
     Event,
     Failed,
     Finished,
+    HandoffStalled,
     Lost,
     Migrate,
     PagesRefused,
@@ -48,62 +49,27 @@ from router.life_events import (
     SourceEnded,
     Stay,
     Stopped,
+    Stranded,
 )
 
 MAX_WORKERS_LOST = 2  # a request that was there each time a worker died may be the cause
-MAX_HANDOFF_FAILURES = 3
 MAX_MISROUTED = 3  # a worker may change its role while a request is on its way to it
 
 Life = Generator[tuple[Effect, ...], Event, tuple[Effect, ...]]
 
 
-@dataclass(slots=True)
-class _Attempt:
-    """Who holds what for the request now. `None` means nobody."""
-
-    source: str | None = None  # has the request and, unless it runs there whole, its pages until they are delivered
-    target: str | None = None  # was asked to reserve, and may hold pages
-    reservation_id: str = ""
-    sending: bool = False  # the source may be writing into the reservation
-    moving: bool = False  # the source decodes the request, and a migration was asked for
-    insist: bool = False  # whoever has room is welcome, and is waited for
-    corrupt: bool = False  # what the source delivers is worth nothing
-    report: HandoffReport | None = None
-
-    def awaits(self, reservation_id: str) -> bool:
-        """Whether the source has yet to say how its handoff into the reservation ended."""
-        return self.sending and reservation_id == self.reservation_id
-
-
-@dataclass(slots=True)
-class _Trouble:
-    """What went wrong with a request so far, over all its attempts."""
-
-    workers_lost: int = 0
-    handoffs_failed: int = 0
-    misrouted: int = 0
-    error: BatonError | None = None  # it is not tried any more
-
-    def on_handoff_failed(self, sentence: str) -> bool:
-        """Whether to try another one."""
-        self.handoffs_failed += 1
-        if self.handoffs_failed >= MAX_HANDOFF_FAILURES:
-            self.error = HandoffFailed(sentence)
-        return self.error is None
-
-
 def lifecycle(request_id: str) -> Life:
     """Drive one request. Start with `next`, then `send` it every event of the request; what it returns are its last
     effects, after which no worker holds anything for it."""
-    trouble, reservations = _Trouble(), 0
-    attempt = _Attempt()
+    trouble, reservations = Trouble(), 0
+    attempt = Attempt()
     pending: tuple[Effect, ...] = (Route(),)
     while True:
         event = yield pending
         pending = ()
         match event:
             case Routed(decision):
-                attempt = _Attempt(source=decision.prefill)
+                attempt = Attempt(source=decision.prefill)
                 pending = (StartPrefill(decision.prefill, not decision.whole),)
                 if not decision.whole and decision.decode is None:
                     pending += (FindDecode(avoid=None),)
@@ -120,12 +86,14 @@ def lifecycle(request_id: str) -> Life:
             case PagesRefused(reservation_id) if reservation_id == attempt.reservation_id:
                 refused, attempt.target, attempt.reservation_id = attempt.target, None, ""
                 pending = _seek_another(attempt, refused, "has no room for its pages")
-            case SourceEnded(reservation_id, outcome, report, _) if attempt.awaits(reservation_id):
+            case SourceEnded(reservation_id) if attempt.awaits(reservation_id):
+                pending = _source_ended(attempt, trouble, event)
+            case HandoffStalled(reservation_id) if attempt.awaits(reservation_id):
                 attempt.sending = False
-                if outcome is HandoffOutcome.DELIVERED:
-                    pending = _delivered(attempt, report)
-                else:
-                    pending = _not_delivered(attempt, trouble, event.reason)
+                pending = _elsewhere(attempt, "its pages do not get to the other worker")
+            case Stranded() if attempt.source is not None and attempt.target is None and not attempt.moving:
+                pending = (CancelWork(attempt.source), Route())
+                attempt = Attempt()
             case Corrupt(reservation_id) if reservation_id == attempt.reservation_id:
                 pending = _corrupt(attempt, trouble)
             case Migrate() if attempt.moving:
@@ -160,12 +128,12 @@ def lifecycle(request_id: str) -> Life:
             return (yield from _close(attempt, End(None, trouble.error)))
 
 
-def _reserve(attempt: _Attempt, worker: str, reservation_id: str) -> tuple[Effect, ...]:
+def _reserve(attempt: Attempt, worker: str, reservation_id: str) -> tuple[Effect, ...]:
     attempt.target, attempt.reservation_id = worker, reservation_id
     return (ReservePages(worker, reservation_id),)
 
 
-def _migrate(attempt: _Attempt, worker: str | None, reservation_id: str) -> tuple[Effect, ...]:
+def _migrate(attempt: Attempt, worker: str | None, reservation_id: str) -> tuple[Effect, ...]:
     """The worker that decodes becomes the source of a handoff."""
     if attempt.source is None:
         attempt.source, attempt.target, attempt.reservation_id = attempt.target, None, ""
@@ -175,7 +143,7 @@ def _migrate(attempt: _Attempt, worker: str | None, reservation_id: str) -> tupl
     return _reserve(attempt, worker, reservation_id)
 
 
-def _seek_another(attempt: _Attempt, worker: str | None, what: str) -> tuple[Effect, ...]:
+def _seek_another(attempt: Attempt, worker: str | None, what: str) -> tuple[Effect, ...]:
     """The worker that was to take the sequence will not."""
     if not attempt.moving or attempt.source is None:
         return (FindDecode(avoid=worker),)
@@ -184,12 +152,20 @@ def _seek_another(attempt: _Attempt, worker: str | None, what: str) -> tuple[Eff
     return (FindRoom(home=attempt.source, avoid=worker),)
 
 
-def _stays(attempt: _Attempt, reason: str) -> tuple[Effect, ...]:
+def _stays(attempt: Attempt, reason: str) -> tuple[Effect, ...]:
     attempt.moving = False
     return (MigrationEnded(None, reason),)
 
 
-def _delivered(attempt: _Attempt, report: HandoffReport) -> tuple[Effect, ...]:
+def _source_ended(attempt: Attempt, trouble: Trouble, end: SourceEnded) -> tuple[Effect, ...]:
+    """The source's answer to the send order."""
+    attempt.sending = False
+    if end.outcome is HandoffOutcome.DELIVERED:
+        return _delivered(attempt, end.report)
+    return _not_delivered(attempt, trouble, end)
+
+
+def _delivered(attempt: Attempt, report: HandoffReport) -> tuple[Effect, ...]:
     """The pages and the sequence's state are at the target."""
     attempt.source = None
     if attempt.corrupt:
@@ -202,18 +178,24 @@ def _delivered(attempt: _Attempt, report: HandoffReport) -> tuple[Effect, ...]:
     return (MigrationEnded(attempt.target, report=report),) if moved else ()
 
 
-def _not_delivered(attempt: _Attempt, trouble: _Trouble, reason: str) -> tuple[Effect, ...]:
+def _not_delivered(attempt: Attempt, trouble: Trouble, end: SourceEnded) -> tuple[Effect, ...]:
     """The source's writes failed or were called off; it still has the pages."""
-    attempt.corrupt = False
-    if attempt.moving:
-        given_up = _give_up_target(attempt)
-        return (*given_up, *_stays(attempt, reason or "it ended or was preempted meanwhile"))
-    if not trouble.on_handoff_failed(f"The KV pages could not be handed over: {reason or 'drained'}."):
+    sentence = f"The KV pages could not be handed over: {end.reason or 'drained'}."
+    if not attempt.moving and not end.apart and not trouble.on_handoff_failed(sentence):
         return ()
-    return (*_give_up_target(attempt), FindDecode(avoid=None))
+    return _elsewhere(attempt, end.reason or "it ended or was preempted meanwhile")
 
 
-def _corrupt(attempt: _Attempt, trouble: _Trouble) -> tuple[Effect, ...]:
+def _elsewhere(attempt: Attempt, reason: str) -> tuple[Effect, ...]:
+    """The target does not get the pages, which the source still has."""
+    attempt.corrupt = False
+    target, given_up = attempt.target, _give_up_target(attempt)
+    if attempt.moving:
+        return (*given_up, *_stays(attempt, reason))
+    return (*given_up, FindDecode(avoid=target))
+
+
+def _corrupt(attempt: Attempt, trouble: Trouble) -> tuple[Effect, ...]:
     """The target found wrong bytes. The source's own report comes first, for it may not be asked anew before."""
     sentence = "The KV pages arrived corrupt several times: look for broken memory or links."
     if not trouble.on_handoff_failed(sentence):
@@ -222,19 +204,19 @@ def _corrupt(attempt: _Attempt, trouble: _Trouble) -> tuple[Effect, ...]:
     return _start_over(attempt) if attempt.source is None else ()
 
 
-def _start_over(attempt: _Attempt) -> tuple[Effect, ...]:
+def _start_over(attempt: Attempt) -> tuple[Effect, ...]:
     """The pages are lost with what was delivered: the prompt is computed again, mostly from the prefix cache."""
     ended = _stays(attempt, "its pages arrived corrupt") if attempt.moving else ()
     return (*_give_up_target(attempt), *ended, Route())
 
 
-def _give_up_target(attempt: _Attempt) -> tuple[Effect, ...]:
+def _give_up_target(attempt: Attempt) -> tuple[Effect, ...]:
     """A write failed: the target frees its pages, and does not go on with a notice that came all the same."""
     cancel = (CancelWork(attempt.target),) if attempt.target else ()
     return (*cancel, *_release(attempt))
 
 
-def _release(attempt: _Attempt) -> tuple[Effect, ...]:
+def _release(attempt: Attempt) -> tuple[Effect, ...]:
     """Free the reservation, once nobody writes into it."""
     if attempt.target is None:
         return ()
@@ -243,7 +225,7 @@ def _release(attempt: _Attempt) -> tuple[Effect, ...]:
     return (effect,)
 
 
-def _after_loss(attempt: _Attempt, lost: str) -> tuple[Effect, ...]:
+def _after_loss(attempt: Attempt, lost: str) -> tuple[Effect, ...]:
     """What to do when a worker died: keep the prefilled pages if they are still there, else start over."""
     if lost == attempt.source:
         ended = _stays(attempt, f"{lost} died") if attempt.moving else ()
@@ -257,7 +239,7 @@ def _after_loss(attempt: _Attempt, lost: str) -> tuple[Effect, ...]:
     return _seek_another(attempt, lost, "died")
 
 
-def _close_finished(attempt: _Attempt, reason: FinishReason, worker: str | None) -> Life:
+def _close_finished(attempt: Attempt, reason: FinishReason, worker: str | None) -> Life:
     """The sequence is complete. The source's own report comes first, so that the answer tells what the handoff cost.
 
     Whoever else still works on it stops: the target of a sequence that ended with its first token, or a second
@@ -269,13 +251,15 @@ def _close_finished(attempt: _Attempt, reason: FinishReason, worker: str | None)
         event = yield pending
         pending = ()
         match event:
-            case SourceEnded(reservation_id, outcome, report, _) if reservation_id == attempt.reservation_id:
+            case SourceEnded(reservation_id, outcome, report) if reservation_id == attempt.reservation_id:
                 attempt.sending = False
                 attempt.source = None
                 if outcome is HandoffOutcome.DELIVERED and attempt.moving and attempt.target is not None:
                     pending = (MigrationEnded(attempt.target, report=report),)
                 elif outcome is HandoffOutcome.DELIVERED:
                     attempt.report = report
+            case HandoffStalled(reservation_id) if reservation_id == attempt.reservation_id:
+                attempt.sending, attempt.source = False, None
             case Stopped(_, error) if error is not None:
                 return (yield from _close(attempt, End(None, error)))
             case Lost(worker) if worker == attempt.source:
@@ -285,7 +269,7 @@ def _close_finished(attempt: _Attempt, reason: FinishReason, worker: str | None)
     return (*pending, *_release(attempt), End(reason, None, attempt.report))
 
 
-def _close(attempt: _Attempt, end: End, lost: str | None = None) -> Life:
+def _close(attempt: Attempt, end: End, lost: str | None = None) -> Life:
     """End the client's stream now, then see both workers give everything back."""
     if lost == attempt.source:
         attempt.source, attempt.sending = None, False
@@ -300,7 +284,9 @@ def _close(attempt: _Attempt, end: End, lost: str | None = None) -> Life:
         event = yield pending
         pending = ()
         match event:
-            case SourceEnded(reservation_id, _, _, _) if reservation_id == attempt.reservation_id:
+            case SourceEnded(reservation_id) | HandoffStalled(reservation_id) if (
+                reservation_id == attempt.reservation_id
+            ):
                 attempt.sending = False
             case Lost(worker) if worker == attempt.source:
                 attempt.sending = False

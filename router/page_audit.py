@@ -103,7 +103,7 @@ class PageAudit:
     def _most_pages(self, view: WorkerView, request_id: str) -> int | None:
         record = self.records.get(request_id)
         if record is None or view.name not in record.tied:
-            return None
+            return view.info.num_pages if self.quarantine.reads_for(view.name, request_id) else None
         return _pages(record, view)
 
     def _most_reserved(self, view: WorkerView, reservation_id: str) -> int | None:

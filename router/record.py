@@ -164,6 +164,7 @@ def may_say(worker: str, message: WorkerMessage, records: Mapping[str, Record]) 
         case (
             messages.ReservationRefused(request_id=request_id)
             | messages.HandoffEnded(request_id=request_id)
+            | messages.HandoffStalled(request_id=request_id)
             | messages.HandoffCommitted(request_id=request_id)
             | messages.HandoffCorrupt(request_id=request_id)
             | messages.RequestFailed(request_id=request_id)
