@@ -3,7 +3,7 @@
     [model]     path, dtype, context_tokens
     [pools]     prefill, decode, mixed
     [engine]    page_size, num_pages, kv_memory_gib, chunk_tokens, mixed_chunk_tokens, max_batch, threads,
-                checksum_every, swap_memory_gib
+                checksum_every, swap_memory_gib, write_stall_s
     [router]    host, port, admin_host, admin_port, policy, refuse_late, auto_rebalance, max_queued, lost_after_s,
                 no_workers_grace_s, claim_within_s, stop_grace_s, write_timeout_s, state_file
     [placement] strategy; and per pool, [placement.prefill] and so on: cpus, gpus, resources, labels, env
@@ -52,6 +52,7 @@ class EngineSection(_Section):
     threads: int | Auto = "auto"
     checksum_every: int = Field(default=16, ge=0)
     swap_memory_gib: Annotated[float, Field(ge=0, allow_inf_nan=False)] | Auto = "auto"  # 0: off
+    write_stall_s: float = Field(default=10.0, ge=0)  # 0: never
 
 
 class RouterSection(_Section):

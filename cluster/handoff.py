@@ -12,6 +12,8 @@
 | DELIVERED    | released by the source  | held for the sequence whose notice is on its way                |
 | COMMITTED    | released                | the running sequence's                                          |
 | ABORTED      | released after draining | released once the source has drained or is known to be dead     |
+
+A handoff that makes no progress is TRANSFERRING until its writes have ended, also when nobody waits for it any more.
 """
 
 from __future__ import annotations

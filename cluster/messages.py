@@ -201,6 +201,15 @@ class HandoffEnded:
 
 
 @dataclass(frozen=True, slots=True)
+class HandoffStalled:
+    """The source waits no longer for its writes into the reservation: they make no progress. They may still arrive, so
+    its `HandoffEnded` comes once they have ended; until then its pages are held, too."""
+
+    request_id: str
+    reservation_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class HandoffCommitted:
     """The target has the notice; the sequence is in its running batch."""
 
@@ -260,9 +269,10 @@ class RoleChanged:
 
 @dataclass(frozen=True, slots=True)
 class Goodbye:
-    """The worker leaves on purpose."""
+    """The worker leaves, and writes no more: on purpose, or because something in it `failed`."""
 
     reason: str
+    failed: bool = False
 
 
 WorkerMessage = (
@@ -271,6 +281,7 @@ WorkerMessage = (
     | Reserved
     | ReservationRefused
     | HandoffEnded
+    | HandoffStalled
     | HandoffCommitted
     | HandoffCorrupt
     | RequestFailed

@@ -28,6 +28,7 @@ class WorkerPlan:
     checksum_every: int = 16  # pages of a handoff of which one is summed; 0: none
     share_prefixes: bool = False  # between tenants; as the router's
     host_pages: int = 0  # slots of host memory for preempted sequences; 0: they are computed again
+    write_stall_s: float = 10.0  # without progress, after which nobody waits for writes to a peer; 0: never
     link_keys: WorkerKeys | None = field(default=None, repr=False)  # None: the link is open
 
 

@@ -143,6 +143,7 @@ class Resolved:
             checksum_every=self.config.engine.checksum_every,
             share_prefixes=self.config.access.share_prefixes,
             host_pages=self.host_pages,
+            write_stall_s=self.config.engine.write_stall_s,
         )
 
 

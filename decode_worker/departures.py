@@ -19,6 +19,7 @@ from engine.page_table import give_back_pages
 from engine.sequence import Sequence
 from worker.outbound import Outbound
 from worker.role import Command, Send, WriteEnded
+from worker.stalled_handoffs import StalledHandoffs
 
 PAGES_PER_WRITE = 64  # a transport that copies inside the call must not hold up the other sequences' step
 
@@ -40,14 +41,19 @@ class Departures:
     _ended: dict[str, _Departure] = field(default_factory=dict)  # by reservation: unwanted, but a write reads them
     _of_write: dict[int, _Departure] = field(default_factory=dict)
     _write_ids: itertools.count[int] = field(default_factory=itertools.count)
+    _stalled: StalledHandoffs = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._stalled = StalledHandoffs(self.pool)
 
     def __len__(self) -> int:
-        return len(self._leaving) + len(self._ended)
+        return len(self._leaving) + len(self._ended) + len(self._stalled)
 
     @property
     def request_ids(self) -> tuple[str, ...]:
-        """Those whose sequence is not running any more and whose pages are still read."""
-        return tuple(departure.sequence.request_id for departure in self._ended.values())
+        """Those whose pages are still read though their sequence is not running any more, or goes on here."""
+        ended = (departure.sequence.request_id for departure in self._ended.values())
+        return (*ended, *self._stalled.request_ids)
 
     def under_way(self, reservation: Reservation) -> bool:
         """Whether somebody is on the way into it, and its end will be told."""
@@ -88,12 +94,35 @@ class Departures:
 
     def on_write_ended(self, outcome: WriteEnded, now: float) -> tuple[list[Command], Sequence | None]:
         """Account for a write; with the sequence if it is at its target now and must be forgotten here."""
+        of_stalled = self._stalled.on_write_ended(outcome, now)
+        if of_stalled is not None:
+            return of_stalled, None
         departure = self._of_write.pop(outcome.write_id)
         departure.outbound.on_write_ended(outcome)
         delivered = departure.outbound.outcome is HandoffOutcome.DELIVERED
         here = self._leaving.get(departure.sequence.request_id) is departure
         gone = departure.sequence if delivered and here else None
         return self._settle(departure, now), gone
+
+    def on_stalled(self, agent: str, now: float) -> list[Command]:
+        """Our writes to the peer make no progress: who was on its way there stays, and goes on at once."""
+        commands: list[Command] = []
+        for departure in [*self._leaving.values(), *self._ended.values()]:
+            outbound = departure.outbound
+            if outbound.reservation.agent != agent:
+                continue
+            if not outbound.in_flight:
+                outbound.error = f"{agent} takes no pages"
+                commands += self._settle(departure, now)
+                continue
+            for write_id in outbound.in_flight:
+                del self._of_write[write_id]
+            commands.append(self._stalled.hold(departure.sequence, outbound, now))
+            if self._ended.pop(outbound.reservation.reservation_id, None) is not None:
+                give_back_pages(departure.sequence, self.pool)
+            else:
+                del self._leaving[departure.sequence.request_id]
+        return commands
 
     def drop(self, sequence: Sequence, now: float) -> tuple[list[Command], bool]:
         """The sequence has ended or nobody wants it. True: its pages are kept here until no write reads them."""

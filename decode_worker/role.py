@@ -174,6 +174,9 @@ class DecodeRole:
         self._meet_peers()
         return self._log.mute((*self._running.values(), *self._waiting.values()))
 
+    def on_stalled(self, agent: str, now: float) -> list[Command]:
+        return self._departures.on_stalled(agent, now)
+
     def plan(self, now: float) -> tuple[list[Command], StepPlan | None]:
         self._log.expire(now)
         copies = self._admit()
@@ -268,7 +271,7 @@ class DecodeRole:
             waiting=len(uncomputed),
             uncomputed_tokens=sum(sequence.uncomputed for sequence in uncomputed) - self._swap.computed_tokens,
             context_tokens=sum(sequence.computed for sequence in self._running.values()),
-            request_ids=(*self._running, *self._waiting, *self._departures.request_ids),
+            request_ids=tuple(dict.fromkeys((*self._running, *self._waiting, *self._departures.request_ids))),
             reservation_ids=self._inbound.reservation_ids,
             swapped=len(self._swap),
             swap_outs=self._swap.swap_outs,

@@ -25,6 +25,8 @@ from kv_transfer.transport import Notice, TransferEvent, WriteDone, WriteFailed
 # NIXL and UCX report every peer that goes away on their own; what matters comes out of `poll`.
 os.environ.setdefault("NIXL_LOG_LEVEL", "FATAL")
 os.environ.setdefault("UCX_LOG_LEVEL", "fatal")
+# Else UCX waits inside `connect` for a peer whose cable is cut, for minutes.
+os.environ.setdefault("UCX_TCP_CONN_NB", "y")
 
 from nixl._api import nixl_agent, nixl_agent_config
 

@@ -57,7 +57,8 @@ class Transport(Protocol):
         ...
 
     def disconnect(self, agent: str) -> None:
-        """Forget a peer; its unfinished writes come out of `poll` as failed."""
+        """Forget a peer; our unfinished writes to it come out of `poll` as failed. They may arrive all the same, for as
+        long as both processes live. It may be connected again under the same name."""
         ...
 
     def write(self, agent: str, source_pages: Sequence[int], target_pages: Sequence[int], notice: bytes | None) -> int:

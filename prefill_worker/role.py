@@ -28,6 +28,7 @@ from engine.sequence import Sequence
 from engine.step import StepPlan, StepResult
 from worker.outbound import Outbound
 from worker.role import Command, Occupancy, Send, WriteEnded
+from worker.stalled_handoffs import StalledHandoffs
 from worker.state import WorkerState
 from worker.token_output import token_output
 
@@ -53,6 +54,10 @@ class PrefillRole:
     _jobs: dict[str, _Job] = field(default_factory=dict)  # in order of arrival
     _write_ids: itertools.count[int] = field(default_factory=itertools.count)
     _job_of_write: dict[int, _Job] = field(default_factory=dict)
+    _stalled: StalledHandoffs = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._stalled = StalledHandoffs(self.state.pool)
 
     def on_message(self, message: RouterMessage, now: float) -> list[Command]:
         match message:
@@ -117,11 +122,32 @@ class PrefillRole:
         return [Send(StepOutput(tuple(outputs))), *commands] if outputs else commands
 
     def on_write_ended(self, outcome: WriteEnded, now: float) -> list[Command]:
+        of_stalled = self._stalled.on_write_ended(outcome, now)
+        if of_stalled is not None:
+            return of_stalled
         job = self._job_of_write.pop(outcome.write_id)
         if job.outbound is None:
             return []
         job.outbound.on_write_ended(outcome)
         return self._push(job, now) + self._settle(job, now)
+
+    def on_stalled(self, agent: str, now: float) -> list[Command]:
+        commands: list[Command] = []
+        for job in list(self._jobs.values()):
+            outbound = job.outbound
+            if outbound is None or outbound.reservation.agent != agent:
+                continue
+            if not outbound.in_flight:
+                outbound.error = f"{agent} takes no pages"
+                commands += self._settle(job, now)
+                continue
+            job.outbound = None
+            for write_id in outbound.in_flight:
+                del self._job_of_write[write_id]
+            commands.append(self._stalled.hold(job.sequence, outbound, now))
+            if job.unwanted:
+                self._forget(job)
+        return commands
 
     def on_notice(self, notice: HandoffNotice, now: float) -> list[Command]:
         return []
@@ -185,7 +211,7 @@ class PrefillRole:
 
     @property
     def expects_peers(self) -> bool:
-        return bool(self._job_of_write)
+        return bool(self._job_of_write) or len(self._stalled) > 0
 
     def occupancy(self) -> Occupancy:
         waiting = [job.sequence for job in self._jobs.values() if not job.computed_all and not job.unwanted]
@@ -194,6 +220,6 @@ class PrefillRole:
             waiting=len(waiting),
             uncomputed_tokens=sum(sequence.uncomputed for sequence in waiting),
             context_tokens=0,
-            request_ids=tuple(self._jobs),
+            request_ids=tuple(dict.fromkeys((*self._jobs, *self._stalled.request_ids))),
             reservation_ids=(),
         )

@@ -8,6 +8,7 @@ from cluster.messages import (
     ContinueSequence,
     HandoffCommitted,
     HandoffEnded,
+    HandoffStalled,
     Prefill,
     Release,
     ReservationRefused,
@@ -19,6 +20,7 @@ from cluster.messages import (
 from cluster.routing import RoutingDecision
 from router import effects
 from router.commands import Tell
+from router.membership import Membership
 from router.policy.cluster_state import ClusterState, RunningSequence
 from router.policy.migration import growth_tokens
 from router.quarantine import Quarantine
@@ -115,7 +117,7 @@ def _reserve(record: Record, worker: str, reservation_id: str, state: ClusterSta
 
 
 def heard(
-    worker: str, message: WorkerMessage, record: Record | None, state: ClusterState, quarantine: Quarantine
+    worker: str, message: WorkerMessage, record: Record | None, state: ClusterState, membership: Membership
 ) -> list[Tell]:
     """What a worker says of a request changes what counts; returns the releases that were waiting for it."""
     match message:
@@ -124,11 +126,12 @@ def heard(
         case ReservationRefused(reservation_id, _, _):
             state.refuse(worker, reservation_id)
             unreserve(record, worker, reservation_id, state)
-        case HandoffEnded(_, reservation_id, outcome, _, _):
-            if record and outcome is HandoffOutcome.DELIVERED and reservation_id == record.reservation_id:
-                record.tied.discard(worker)
-            return quarantine.ended(reservation_id)
-        case HandoffCommitted(_, reservation_id) if record is not None:
+        case HandoffEnded():
+            handed_over(record, worker, message)
+            return membership.handoff_ended(worker, message)
+        case HandoffStalled(_, reservation_id):
+            membership.links.stalled(worker, reservation_id)
+        case HandoffCommitted(_, reservation_id):
             committed(record, reservation_id)
     return []
 
@@ -141,11 +144,21 @@ def unreserve(record: Record | None, worker: str, reservation_id: str, state: Cl
     if record is not None and record.reservation_id == reservation_id:
         state.forget(worker, record.request_id)
         record.tied.discard(worker)
+        record.reservation_id = ""  # also where the notice has arrived, or is about to: the target was told to drop it
+        if record.committed_id == reservation_id:
+            record.committed_id, record.decoding = "", record.migrating
 
 
-def committed(record: Record, reservation_id: str) -> None:
+def handed_over(record: Record | None, source: str, answer: HandoffEnded) -> None:
+    """The source has answered; once everything has arrived it holds nothing for the request."""
+    delivered = answer.outcome is HandoffOutcome.DELIVERED
+    if record is not None and delivered and answer.reservation_id == record.reservation_id:
+        record.tied.discard(source)
+
+
+def committed(record: Record | None, reservation_id: str) -> None:
     """The target has the notice of a handoff; of one that moves, this may be known before the source's report."""
-    if reservation_id == record.reservation_id:
+    if record is not None and reservation_id == record.reservation_id:
         record.committed_id = reservation_id
         record.decoding = True
 

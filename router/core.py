@@ -21,9 +21,9 @@ from router.automation import Automation
 from router.claims import Claim, Claims
 from router.commands import Close, Command, Show, Tell
 from router.detokenizer import Decode
-from router.dispatch import Dispatch, FoundDecode
+from router.dispatch import Dispatch, FoundDecode, NobodyInReach
 from router.explanation import Explanations
-from router.hearing import life_event, may_say
+from router.hearing import hear, may_say
 from router.limits import RouterLimits, check_id
 from router.membership import Membership
 from router.operation import PROBE, Ask, Operation
@@ -110,7 +110,7 @@ class RouterCore:
         self._events += overdue(self._records.values(), now)
         for name in self.membership.silent(now):
             self._lose(name, False, now)
-        self._commands += [*self.membership.kills(now), *self.claims.unclaimed.expired(now)]
+        self._commands += [*self.membership.tick(now), *self.claims.unclaimed.expired(now)]
         self._admit(now)
         self.state.prefix_index.sweep()
         self.dispatch.moved = self.operations.stirred = True
@@ -138,7 +138,7 @@ class RouterCore:
 
     def on_frame(self, worker: str, incarnation: str, batch: Sequence[WorkerMessage], now: float) -> list[Command]:
         """What one life of a worker says; one that was given up, or that an earlier router knew, is sent back."""
-        known = self.state.knows(worker, incarnation)
+        known = self.membership.knows(worker, incarnation)
         if not known and not any(isinstance(message, messages.Register) for message in batch):
             return list(self.membership.stranger(worker, incarnation, self.router_id))
         return [command for message in batch for command in self.on_message(worker, message, now)]
@@ -146,7 +146,7 @@ class RouterCore:
     def on_message(self, worker: str, message: WorkerMessage, now: float) -> list[Command]:
         """What a registered worker says; anything but `Register` from an unknown one is ignored."""
         if isinstance(message, messages.Register):
-            if self.state.knows(worker, message.info.incarnation):
+            if self.membership.knows(worker, message.info.incarnation):
                 return []  # it was heard before
             self._lose(message.info.name, True, now, died=False)
             self._feed(now)  # whom it had may be continued there
@@ -159,12 +159,9 @@ class RouterCore:
         return self._settle(now)
 
     def _on_worker_message(self, worker: str, message: WorkerMessage, now: float) -> None:
-        event = life_event(worker, message)
-        if event is not None and not event[0].startswith(PROBE):
-            self._events.append(event)
+        self._events += hear(worker, message, self.membership.links)
         request_id = getattr(message, "request_id", "")
-        quarantine = self.membership.quarantine
-        self._commands += accounting.heard(worker, message, self._records.get(request_id), self.state, quarantine)
+        self._commands += accounting.heard(worker, message, self._records.get(request_id), self.state, self.membership)
         match message:
             case messages.StepOutput(tokens):
                 for request_id, outputs in groupby(tokens, _request_id):
@@ -180,9 +177,10 @@ class RouterCore:
                 self._operate(self.operations.on_role_changed(worker, message, now))
             case messages.RequestFailed() if request_id.startswith(PROBE):
                 self.operations.on_probe(worker, message, now)
-            case messages.Goodbye():
-                self._lose(worker, True, now, died=False)
-                self.state.uncordon(worker)
+            case messages.Goodbye(_, failed):
+                self._lose(worker, True, now, died=failed)
+                if not failed:
+                    self.state.uncordon(worker)
 
     def _on_tokens(self, worker: str, request_id: str, outputs: Iterable[TokenOutput], now: float) -> None:
         record = self._records.get(request_id)
@@ -282,6 +280,8 @@ class RouterCore:
                     self._events.append((request_id, life_events.Stopped(None, error)))
                 case FoundDecode(request_id, worker):
                     self._events.append((request_id, life_events.DecodeFound(worker)))
+                case NobodyInReach(request_id):
+                    self._events.append((request_id, life_events.Stranded()))
         return bool(verdicts)
 
     def _route(self, record: Record, decision: RoutingDecision, now: float) -> None:

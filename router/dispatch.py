@@ -11,7 +11,7 @@ from router.effects import FindDecode, FindRoom, StopSeeking
 from router.policy.admission import refuse_full
 from router.policy.cluster_state import ClusterState
 from router.policy.fairness import VirtualTokenCounter
-from router.policy.migration import find_room
+from router.policy.migration import find_room, reachable
 from router.policy.placement import Place, Placement, PlacementInput, Refuse
 
 CROWD = 32  # requests waiting from which on passes are spaced
@@ -24,6 +24,16 @@ class FoundDecode:
 
     request_id: str
     worker: str
+
+
+@dataclass(frozen=True, slots=True)
+class NobodyInReach:
+    """The prefill worker of a request can hand its pages to nobody."""
+
+    request_id: str
+
+
+Verdict = Place | Refuse | FoundDecode | NobodyInReach
 
 
 @dataclass(slots=True, eq=False)
@@ -103,14 +113,14 @@ class Dispatch:
                 sought.avoid = None
         self.moved = True
 
-    def next(self, now: float) -> list[Place | Refuse | FoundDecode]:
+    def next(self, now: float) -> list[Verdict]:
         """Verdicts to carry out before asking again; each request they name waits no more. Empty: all have to wait."""
         if not self.moved or now < self._next_pass_s:
             return []
         found = self._find_decode(now)
         if found is not None:
             return [found]
-        verdicts: list[Place | Refuse | FoundDecode] = []
+        verdicts: list[Verdict] = []
         queue = list(self._queue.values())
         if self._not_before_s:
             queue = [item for item in queue if now >= self._not_before_s.get(item.request_id, now)]
@@ -124,8 +134,8 @@ class Dispatch:
         self.moved = bool(verdicts)
         return verdicts
 
-    def _find_decode(self, now: float) -> FoundDecode | None:
-        """The first of those who seek a decode worker for whom there is one."""
+    def _find_decode(self, now: float) -> FoundDecode | NobodyInReach | None:
+        """The first of those who seek a decode worker for whom there is one, or can be none."""
         if not self._seeking:
             return None
         table = self.state.table
@@ -134,12 +144,17 @@ class Dispatch:
         decode_pool = bool(table.decoder.any())
         for request_id, sought in self._seeking.items():
             item = sought.item
+            source = self.state.workers.get(item.prefill_worker)
+            if sought.home is None and source is not None and self.state.stranded(source):
+                del self._seeking[request_id]
+                return NobodyInReach(request_id)
             if item.num_tokens > room_tokens:
                 continue  # nobody has so many pages
-            if sought.home is None and decode_pool:
+            if sought.home is None and decode_pool and reachable(table.decoder, item.prefill_worker, self.state).any():
                 worker = self.placement.find_decode(item, self.state, sought.avoid, now)
             else:
-                worker = find_room(item.num_tokens, item.total_tokens, self.state, sought.home, sought.avoid)
+                home = sought.home or item.prefill_worker
+                worker = find_room(item.num_tokens, item.total_tokens, self.state, home, sought.avoid)
             if worker is not None:
                 del self._seeking[request_id]
                 return FoundDecode(request_id, worker)

@@ -8,6 +8,8 @@ from cluster import messages
 from cluster.errors import error_from_name
 from cluster.messages import WorkerMessage
 from router import life_events
+from router.operation import PROBE
+from router.peer_links import PeerLinks
 from router.record import Record
 
 
@@ -19,6 +21,7 @@ def may_say(worker: str, message: WorkerMessage, records: Mapping[str, Record]) 
         case (
             messages.ReservationRefused(request_id=request_id)
             | messages.HandoffEnded(request_id=request_id)
+            | messages.HandoffStalled(request_id=request_id)
             | messages.HandoffCommitted(request_id=request_id)
             | messages.HandoffCorrupt(request_id=request_id)
             | messages.RequestFailed(request_id=request_id)
@@ -29,15 +32,23 @@ def may_say(worker: str, message: WorkerMessage, records: Mapping[str, Record]) 
     return record is None or worker in record.given
 
 
-def life_event(worker: str, message: WorkerMessage) -> tuple[str, life_events.Event] | None:
-    """What the request's life cycle hears of it, with the request's id."""
+def hear(worker: str, message: WorkerMessage, links: PeerLinks) -> list[tuple[str, life_events.Event]]:
+    """What a life cycle hears of it, with the request's id; nothing about probes. `links` as they were before it."""
+    event = _life_event(worker, message, links)
+    return [] if event is None or event[0].startswith(PROBE) else [event]
+
+
+def _life_event(worker: str, message: WorkerMessage, links: PeerLinks) -> tuple[str, life_events.Event] | None:
     match message:
         case messages.Reserved(reservation):
             return reservation.request_id, life_events.PagesReserved(reservation)
         case messages.ReservationRefused(reservation_id, request_id, _):
             return request_id, life_events.PagesRefused(reservation_id)
         case messages.HandoffEnded(request_id, reservation_id, outcome, report, reason):
-            return request_id, life_events.SourceEnded(reservation_id, outcome, report, reason)
+            apart = links.apart(reservation_id, worker)
+            return request_id, life_events.SourceEnded(reservation_id, outcome, report, reason, apart)
+        case messages.HandoffStalled(request_id, reservation_id):
+            return request_id, life_events.HandoffStalled(reservation_id)
         case messages.HandoffCorrupt(request_id, reservation_id, _):
             return request_id, life_events.Corrupt(reservation_id)
         case messages.RequestFailed(request_id, error, text):

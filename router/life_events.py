@@ -44,6 +44,19 @@ class SourceEnded:
     outcome: HandoffOutcome
     report: HandoffReport
     reason: str
+    apart: bool = False  # it was known before that source and target do not reach each other
+
+
+@dataclass(frozen=True, slots=True)
+class HandoffStalled:
+    """The source's writes make no progress, and it goes on without them."""
+
+    reservation_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stranded:
+    """Nobody that decodes can be reached from the prefill worker."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +125,8 @@ Event = (
     | PagesReserved
     | PagesRefused
     | SourceEnded
+    | HandoffStalled
+    | Stranded
     | Corrupt
     | Finished
     | Stopped

@@ -42,6 +42,7 @@ from router.life_events import (
     Event,
     Failed,
     Finished,
+    HandoffStalled,
     Held,
     Loss,
     Lost,
@@ -52,6 +53,7 @@ from router.life_events import (
     SourceEnded,
     Stay,
     Stopped,
+    Stranded,
 )
 
 MAX_BLAME = 2 * Loss.DIED  # a request that was there each time a worker died may be the cause
@@ -79,8 +81,7 @@ def lifecycle(request_id: str) -> Life:
                     reservations += 1
                     pending += _reserve(attempt, decision.decode, f"{request_id}/{reservations}")
             case Held(worker):
-                attempt = Attempt(source=worker)
-                pending = (ContinueWork(worker),)
+                attempt, pending = Attempt(source=worker), (ContinueWork(worker),)
             case DecodeFound(worker):
                 reservations += 1
                 pending = _reserve(attempt, worker, f"{request_id}/{reservations}")
@@ -91,12 +92,13 @@ def lifecycle(request_id: str) -> Life:
             case PagesRefused(reservation_id) if reservation_id == attempt.reservation_id:
                 refused, attempt.target, attempt.reservation_id = attempt.target, None, ""
                 pending = _seek_another(attempt, refused, "has no room for its pages")
-            case SourceEnded(reservation_id, outcome, report, _) if attempt.awaits(reservation_id):
+            case SourceEnded(reservation_id) if attempt.awaits(reservation_id):
+                pending = _source_ended(attempt, trouble, event)
+            case HandoffStalled(reservation_id) if attempt.awaits(reservation_id):
                 attempt.sending = False
-                if outcome is HandoffOutcome.DELIVERED:
-                    pending = _delivered(attempt, report)
-                else:
-                    pending = _not_delivered(attempt, trouble, event.reason)
+                pending = _elsewhere(attempt, "its pages do not get to the other worker")
+            case Stranded() if attempt.source is not None and attempt.target is None and not attempt.moving:
+                pending, attempt = (CancelWork(attempt.source), Route()), Attempt()
             case Corrupt(reservation_id) if reservation_id == attempt.reservation_id:
                 pending = _corrupt(attempt, trouble)
             case Migrate() if attempt.moving:
@@ -161,6 +163,14 @@ def _stays(attempt: Attempt, reason: str) -> tuple[Effect, ...]:
     return (MigrationEnded(None, reason),)
 
 
+def _source_ended(attempt: Attempt, trouble: Trouble, end: SourceEnded) -> tuple[Effect, ...]:
+    """The source's answer to the send order."""
+    attempt.sending = False
+    if end.outcome is HandoffOutcome.DELIVERED:
+        return _delivered(attempt, end.report)
+    return _not_delivered(attempt, trouble, end)
+
+
 def _delivered(attempt: Attempt, report: HandoffReport) -> tuple[Effect, ...]:
     """The pages and the sequence's state are at the target."""
     attempt.source = None
@@ -174,17 +184,24 @@ def _delivered(attempt: Attempt, report: HandoffReport) -> tuple[Effect, ...]:
     return (MigrationEnded(attempt.target, report=report),) if moved else ()
 
 
-def _not_delivered(attempt: Attempt, trouble: Trouble, reason: str) -> tuple[Effect, ...]:
+def _not_delivered(attempt: Attempt, trouble: Trouble, end: SourceEnded) -> tuple[Effect, ...]:
     """The source's writes failed or were called off; it still has the pages."""
+    sentence = f"The KV pages could not be handed over: {end.reason or 'drained'}."
+    blameless = attempt.absent or attempt.moving or end.apart or attempt.target is None  # the target was lost
+    if not blameless and not trouble.on_handoff_failed(sentence):
+        return ()
+    return _elsewhere(attempt, end.reason or "it ended or was preempted meanwhile")
+
+
+def _elsewhere(attempt: Attempt, reason: str) -> tuple[Effect, ...]:
+    """The target does not get the pages, which the source still has."""
     attempt.corrupt = False
     if attempt.absent:
         return _misrouted(attempt)
+    target, given_up = attempt.target, _give_up_target(attempt)
     if attempt.moving:
-        given_up = _give_up_target(attempt)
-        return (*given_up, *_stays(attempt, reason or "it ended or was preempted meanwhile"))
-    if not trouble.on_handoff_failed(f"The KV pages could not be handed over: {reason or 'drained'}."):
-        return ()
-    return (*_give_up_target(attempt), FindDecode(avoid=None))
+        return (*given_up, *_stays(attempt, reason))
+    return (*given_up, FindDecode(avoid=target))
 
 
 def _misrouted(attempt: Attempt) -> tuple[Effect, ...]:
@@ -252,13 +269,15 @@ def _close_finished(attempt: Attempt, reason: FinishReason, worker: str | None) 
         event = yield pending
         pending = ()
         match event:
-            case SourceEnded(reservation_id, outcome, report, _) if reservation_id == attempt.reservation_id:
+            case SourceEnded(reservation_id, outcome, report) if reservation_id == attempt.reservation_id:
                 attempt.sending = False
                 attempt.source = None
                 if outcome is HandoffOutcome.DELIVERED and attempt.moving and attempt.target is not None:
                     pending = (MigrationEnded(attempt.target, report=report),)
                 elif outcome is HandoffOutcome.DELIVERED:
                     attempt.report = report
+            case HandoffStalled(reservation_id) if reservation_id == attempt.reservation_id:
+                attempt.sending, attempt.source = False, None
             case Stopped(_, error) if error is not None:
                 return (yield from _close(attempt, End(None, error)))
             case Lost(worker) if worker == attempt.source:
@@ -283,7 +302,9 @@ def _close(attempt: Attempt, end: End, lost: str | None = None) -> Life:
         event = yield pending
         pending = ()
         match event:
-            case SourceEnded(reservation_id, _, _, _) if reservation_id == attempt.reservation_id:
+            case SourceEnded(reservation_id) | HandoffStalled(reservation_id) if (
+                reservation_id == attempt.reservation_id
+            ):
                 attempt.sending = False
             case Lost(worker) if worker == attempt.source:
                 attempt.sending = False

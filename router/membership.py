@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections import deque
 from dataclasses import dataclass, field
 
-from cluster.messages import PeerJoined, PeerLeft, Register, Rejoin, Welcome
-from router.commands import Kill, Tell
+from cluster.messages import HandoffEnded, PeerJoined, PeerLeft, Register, Rejoin, Welcome
+from router.breaker import UNKNOWN, Breaker
+from router.commands import Command, Kill, Tell
 from router.limits import RouterLimits
+from router.peer_links import PeerLinks
 from router.policy.cluster_state import ClusterState
 from router.quarantine import Quarantine
-
-BREAKER_DEATHS, BREAKER_S = 3, 600.0  # a worker that died so often within that time gets nothing until undrained
 
 
 @dataclass(eq=False)
@@ -25,8 +24,17 @@ class Membership:
     _away: dict[str, float] = field(default_factory=dict)  # given up for silence → since when, until known to be gone
     admitted: list[Register] = field(default_factory=list)  # whose sequences nobody has looked at yet
     _waiting: dict[str, Register] = field(default_factory=dict)  # back, but not to be given work yet
-    _deaths: dict[str, deque[float]] = field(default_factory=dict)
+    breaker: Breaker = field(default_factory=Breaker)
+    links: PeerLinks = field(init=False)
     _looked_s: float = -math.inf  # for silence
+
+    def __post_init__(self) -> None:
+        self.links = PeerLinks(self.state, self.quarantine)
+
+    def knows(self, worker: str, incarnation: str) -> bool:
+        """Whether that life of the worker is in the cluster."""
+        view = self.state.workers.get(worker)
+        return view is not None and view.info.incarnation == incarnation
 
     def stranger(self, worker: str, incarnation: str, router_id: str) -> list[Tell]:
         """The answer to a worker that speaks as nobody we know: it shall register anew."""
@@ -42,7 +50,8 @@ class Membership:
             for view in self.state.workers.values():
                 view.heard_s = min(view.heard_s + stood_still_s, now)
         self._looked_s = now
-        return self.state.silent(now - self.limits.lost_after_s)
+        since_s = now - self.limits.lost_after_s
+        return sorted(view.name for view in self.state.workers.values() if view.heard_s < since_s)
 
     def lose(self, worker: str, certain: bool, now: float, died: bool = True) -> list[Tell] | None:
         """Give a worker up; `certain` where what it did is known to have ended. None if it was given up before.
@@ -53,9 +62,9 @@ class Membership:
         if view is None:
             return None
         orders = [Tell(other, PeerLeft(view.info.endpoint.agent)) for other in sorted(self.state.workers)]
+        self.links.forget(worker)
         if died:
-            self._deaths.setdefault(worker, deque(maxlen=BREAKER_DEATHS)).append(now)
-        self._deaths = {name: moments for name, moments in self._deaths.items() if now - moments[-1] < BREAKER_S}
+            self.breaker.lost(worker, UNKNOWN if certain else (view.info.host, view.info.pid), now)
         if certain:
             return orders + self.gone(worker)
         self._away[worker] = now
@@ -65,6 +74,15 @@ class Membership:
         """It is known to write into nobody's pages any more."""
         self._away.pop(worker, None)
         return self.quarantine.gone(worker)
+
+    def handoff_ended(self, source: str, answer: HandoffEnded) -> list[Tell]:
+        """The source has answered a send order: what waited for that may be released."""
+        self.links.ended(source, answer.reservation_id, answer.outcome)
+        return self.quarantine.ended(answer.reservation_id)
+
+    def tick(self, now: float) -> list[Command]:
+        """What time brings: the end of workers that stay silent, peers that are linked anew."""
+        return [*self.kills(now), *self.links.due(now)]
 
     def kills(self, now: float) -> list[Kill]:
         """Silent workers that do not come back: whoever can shall end their process, so that it is certain."""
@@ -76,6 +94,7 @@ class Membership:
     def returned(self, message: Register) -> list[Tell]:
         """A worker registers: whatever it did before, it does no more. `admit` tells when it may begin."""
         self._waiting[message.info.name] = message
+        self.breaker.returned(message.info.name, (message.info.host, message.info.pid))
         return self.gone(message.info.name)
 
     def admit(self, router_id: str, now: float) -> list[Tell]:
@@ -96,7 +115,6 @@ class Membership:
         return orders
 
     def _breaks(self, worker: str, now: float) -> bool:
-        """Whether it has died too often to be trusted with requests, and others can do without it."""
-        deaths = [moment for moment in self._deaths.get(worker, ()) if now - moment < BREAKER_S]
+        """Whether it was lost too often to be trusted with requests, and others can do without it."""
         others = [view.name for view in self.state.pool(self.state.workers[worker].role) if view.name != worker]
-        return len(deaths) >= BREAKER_DEATHS and bool(others)
+        return self.breaker.tripped(worker, now) and bool(others)

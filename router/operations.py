@@ -112,6 +112,10 @@ class Operations:
             raise NotFound(f"There is no worker {target!r}; `baton status` lists them.")
         if view.role is RoleName.PREFILL or not view.serving:
             raise InvalidRequest(f"{target} cannot take a request over: it does not serve as a decode worker.")
+        if target in self.state.apart.get(record.decode_worker, ()):
+            raise InvalidRequest(
+                f"Pages do not get from {record.decode_worker} to {target} now; choose another worker."
+            )
         if view.info.capacity_tokens < item.total_tokens:
             raise InvalidRequest(f"{target} has fewer pages than request {ask.request_id!r} may come to need.")
         if target == record.decode_worker:

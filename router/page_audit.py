@@ -109,7 +109,7 @@ class PageAudit:
             return -(-unclaimed.limit_tokens // view.info.page_size)
         record = self.records.get(request_id)
         if record is None or view.name not in record.tied:
-            return None
+            return view.info.num_pages if self.quarantine.reads_for(view.name, request_id) else None
         return _pages(record, view)
 
     def _most_reserved(self, view: WorkerView, reservation_id: str) -> int | None:

@@ -46,6 +46,20 @@ class Quarantine:
         """Whether somebody may still write into pages that the worker once reserved."""
         return any(reader == target for _, reader in self._sending.values())
 
+    def target(self, reservation_id: str, source: str) -> str | None:
+        """Whose reservation it is, where the worker was told to write into it and has not answered."""
+        writer, reader = self._sending.get(reservation_id, ("", ""))
+        return reader if writer == source else None
+
+    def between(self, one: str, other: str) -> bool:
+        """Whether one of the two may still write into pages of the other."""
+        return any({writer, reader} == {one, other} for writer, reader in self._sending.values())
+
+    def reads_for(self, source: str, request_id: str) -> bool:
+        """Whether a write of the worker may still read pages of the request."""
+        sending = ((one.rpartition("/")[0], writer) for one, (writer, _) in self._sending.items())
+        return (request_id, source) in sending
+
     def sending(self) -> dict[str, str]:
         """Every reservation that somebody was told to write into, and has not answered about, with its writer."""
         return {reservation_id: source for reservation_id, (source, _) in self._sending.items()}

@@ -72,6 +72,8 @@ class WorkerFrames:
             case messages.HandoffCorrupt(request_id, reservation_id, wrong):
                 _check_texts((reservation_id, request_id))
                 _check_counts(wrong)
+            case messages.HandoffStalled(request_id, reservation_id):
+                _check_texts((reservation_id, request_id))
             case messages.HandoffCommitted(request_id, reservation_id):
                 _check_texts((reservation_id, request_id))
             case messages.RequestFailed(request_id, error, text):

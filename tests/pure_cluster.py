@@ -46,9 +46,11 @@ from worker.role import Command as RoleCommand
 from worker.role import Role, Send, SwapIn, SwapOut, WriteEnded, WritePages
 from worker.role_switch import make_role, switch_role
 from worker.state import WorkerState
+from worker.write_watch import WriteWatch
 
 PAGE_SIZE, VOCAB, EOS, CONTEXT_TOKENS = 4, 97, 96, 1000
 CLAIM_WITHIN_S = 0.5  # less than `settle` waits when all is quiet
+WRITE_STALL_S = 0.5
 FRAMES = WorkerFrames("model", VOCAB, CONTEXT_TOKENS)
 
 
@@ -94,6 +96,7 @@ class PureWorker:
     granted: dict[tuple[str, int], int] = field(default_factory=dict)  # (agent, page) → generation it may write into
     info: WorkerInfo | None = None
     reports: Reports = field(init=False)
+    watch: WriteWatch = field(default_factory=lambda: WriteWatch(WRITE_STALL_S))
 
     def __post_init__(self) -> None:
         self.reports = Reports(self.name, self.state)
@@ -123,7 +126,9 @@ class PureWrite:
 
     source: PureWorker
     command: WritePages
+    number: int = 0
     landed: bool = False
+    called_off: bool = False  # its source does not count on it any more, but it may arrive
 
 
 @dataclass(eq=False)
@@ -151,6 +156,9 @@ class PureCluster:
     now: float = 0.0
     corruption: float = 0.0  # share of the handoffs whose pages arrive corrupt, which the target notices
     corrupted: set[str] = field(default_factory=set)
+    cut: set[frozenset[str]] = field(default_factory=set)  # pairs of workers between which nothing passes
+    failing: float = 0.0  # share of the writes whose connection breaks, and with it those beside them
+    _written: int = 0
 
     def __post_init__(self) -> None:
         self.core = self._router("router", float("-inf"))
@@ -226,6 +234,7 @@ class PureCluster:
         """The process is gone: what it had queued is lost, its writes never end, others hear of it by the router."""
         worker = self.workers.pop(name)
         self.writes = [write for write in self.writes if write.source is not worker]
+        self.cut = {pair for pair in self.cut if name not in pair}
         self._perform(self.core.on_worker_lost(name, self.now))
 
     def operate(self, ask: Ask, operation_id: str = "") -> Operation:
@@ -252,6 +261,8 @@ class PureCluster:
                 continue
             if not worker.welcome and any(isinstance(message, Register) for message in worker.outbox):
                 continue  # nothing overtakes its registration
+            for agent in worker.watch.look(self.now):
+                self._act(worker, worker.role.on_stalled(agent, self.now))
             if worker.stepping is not None or not worker.welcome:
                 self._tell(worker, [Alive()])
             else:
@@ -270,8 +281,9 @@ class PureCluster:
 
     def _rejoin(self, worker: PureWorker) -> bool:
         """Once its own writes have ended, it is somebody new who holds nothing."""
-        if any(write.source is worker for write in self.writes):
+        if any(write.source is worker and not write.called_off for write in self.writes):
             return False
+        self.writes = [write for write in self.writes if write.source is not worker]
         assert worker.info is not None
         worker.rejoining = worker.welcome = False
         worker.incarnation += 100
@@ -286,6 +298,7 @@ class PureCluster:
             worker.state.pool.release_all()
             worker.role = make_role(worker.role.name, worker.state)
         worker.reports = Reports(worker.name, worker.state)
+        worker.watch = WriteWatch(WRITE_STALL_S)
         worker.peers.clear()
         worker.granted.clear()
         worker.notices.clear()
@@ -313,7 +326,11 @@ class PureCluster:
             actions += [(self._notify, worker)] * bool(worker.notices)
             actions.append((self._absorb if stepping else self._run, worker))
         for write in self.writes:
-            if not write.source.silent:
+            if self._is_cut(write):
+                continue
+            if write.called_off:
+                actions.append((self._arrive_late, write))
+            elif not write.source.silent:
                 actions.append((self._write, write))
             elif not write.landed:
                 actions.append((self._land, write))
@@ -387,11 +404,26 @@ class PureCluster:
                 self._act(worker, worker.role.on_message(message, self.now))
 
     def _fail_writes(self, worker: PureWorker, agent: str) -> None:
-        gone = [write for write in self.writes if write.source is worker and write.command.agent == agent]
-        self.writes = [write for write in self.writes if write not in gone]
-        for write in gone:
-            outcome = WriteEnded(write.command.write_id, 0, 0.0, "peer left")
-            self._act(worker, worker.role.on_write_ended(outcome, self.now))
+        """The transport lets go of a peer: what it has queued may arrive all the same."""
+        for write in self.writes:
+            if write.source is worker and write.command.agent == agent and not write.called_off:
+                write.called_off = True
+                self._end(write, "peer left")
+
+    def _end(self, write: PureWrite, error: str) -> None:
+        write.source.watch.ended(write.number)
+        outcome = WriteEnded(write.command.write_id, 16 * len(write.command.source_pages), 0.001, error)
+        self._act(write.source, write.source.role.on_write_ended(outcome, self.now))
+
+    def _is_cut(self, write: PureWrite) -> bool:
+        target = write.command.agent.rpartition(":")[0]
+        return frozenset((write.source.name, target)) in self.cut
+
+    def _arrive_late(self, write: PureWrite) -> bool:
+        self.writes.remove(write)
+        if not write.landed:
+            self._land_if_reachable(write)
+        return True
 
     def _receive(self, worker: PureWorker) -> bool:
         message = worker.outbox.popleft()
@@ -431,9 +463,21 @@ class PureCluster:
     def _write(self, write: PureWrite) -> bool:
         """The write is over, and its source knows."""
         error = "" if write.landed else self._land_if_reachable(write)
+        if not error and self.failing and self.rng.random() < self.failing:
+            return self._fail(write)
         self.writes.remove(write)
-        outcome = WriteEnded(write.command.write_id, 16 * len(write.command.source_pages), 0.001, error)
-        self._act(write.source, write.source.role.on_write_ended(outcome, self.now))
+        self._end(write, error)
+        return True
+
+    def _fail(self, write: PureWrite) -> bool:
+        """The connection breaks: its writes end, and no further one gets through before the peers are linked anew."""
+        source, agent = write.source, write.command.agent
+        source.peers.discard(agent)
+        ended = [one for one in self.writes if one.source is source and one.command.agent == agent]
+        self.writes = [one for one in self.writes if one not in ended]
+        for one in ended:
+            if not one.called_off:
+                self._end(one, "the connection broke")
         return True
 
     def _land(self, write: PureWrite) -> bool:
@@ -444,13 +488,14 @@ class PureCluster:
         """Put the bytes and the notice at the target, whose pages must still be the ones granted; or say why not."""
         source, command = write.source, write.command
         target = next((worker for worker in self.workers.values() if worker.state.agent == command.agent), None)
-        if target is None or command.agent not in source.peers:
+        if target is None or (command.agent not in source.peers and not write.called_off):
             return "unreachable"
         pool = target.state.pool
         for ours, theirs in zip(command.source_pages, command.target_pages, strict=True):
             handed_on = pool.generation(theirs) != source.granted[command.agent, theirs]
             assert not handed_on, f"{source.name} writes into a page of {target.name} that has another owner"
             assert pool._references[theirs], f"{source.name} writes into a page of {target.name} that nobody holds"
+            assert source.state.pool._references[ours] or write.called_off, f"{source.name} sends a page it gave back"
             target.memory[theirs] = list(source.memory[ours])
         if command.notice is not None:
             target.notices.append(command.notice)
@@ -465,7 +510,9 @@ class PureCluster:
                 case Send(message):
                     worker.outbox.append(message)
                 case WritePages():
-                    self.writes.append(PureWrite(worker, command))
+                    self._written += 1
+                    self.writes.append(PureWrite(worker, command, self._written))
+                    worker.watch.began(self._written, command.agent, len(command.source_pages))
                 case SwapOut(pages, slots):
                     for page, slot in zip(pages, slots, strict=True):
                         worker.host[slot] = list(worker.memory[page])

@@ -74,4 +74,5 @@ def assemble(plan: WorkerPlan, incarnation: str, host: str, tell: Callable[[str]
         heartbeat=Heartbeat(plan.router_address, plan.name, plan.link_keys),
         checksum=executor.page_checksum,
         host_pages=HostPages(executor.pages, plan.host_pages),
+        write_stall_s=plan.write_stall_s,
     )

@@ -38,6 +38,7 @@ from worker.role import Command, Role, Send, SwapIn, SwapOut, WriteEnded, WriteP
 from worker.role_switch import make_role, switch_role
 from worker.router_link import RouterLink
 from worker.state import WorkerState
+from worker.write_watch import WriteWatch
 
 FINISH_WRITES_S = 5.0
 POLL_S = 0.001  # how often to look for a peer's writes while nothing is to compute
@@ -55,12 +56,14 @@ class WorkerLoop:
     heartbeat: Heartbeat
     checksum: Checksum
     host_pages: HostPages
+    write_stall_s: float = 0.0  # without progress, after which nobody waits for writes to a peer; 0: never
     role: Role = field(init=False)
     transport: Transport = field(init=False)
     _outbox: list[WorkerMessage] = field(default_factory=list)
     _write_of_transfer: dict[int, int] = field(default_factory=dict)
     _failed_writes: list[WriteEnded] = field(default_factory=list)
     _reports: Reports = field(init=False)
+    _watch: WriteWatch = field(init=False)
     _welcome: bool = False  # the router knows this incarnation: what it said before was for the last one
     _router_id: str = ""  # of the router that has welcomed us last
     _stopping: bool = False
@@ -78,7 +81,9 @@ class WorkerLoop:
         finally:
             self.heartbeat.close()
             self.transport.close()  # before the goodbye, which says that we write no more
-            self.link.send([*self._outbox, Goodbye("stopped")])
+            failed = not self._stopping
+            goodbye = Goodbye("its loop has failed" if failed else "stopped", failed)
+            self.link.send([*self._outbox, goodbye])
             self.link.close()
 
     def _begin(self, incarnation: str, keep: bool = False) -> None:
@@ -94,6 +99,7 @@ class WorkerLoop:
             self.role = make_role(self.role.name, self.state)
         self.info = replace(self.info, incarnation=incarnation, endpoint=self.transport.endpoint)
         self._reports = Reports(self.info.name, self.state)
+        self._watch = WriteWatch(self.write_stall_s)
         self.link.incarnation = incarnation
         self._welcome = False
         self._outbox = [Register(self.info, held)]
@@ -188,9 +194,16 @@ class WorkerLoop:
             self._perform(self.role.on_write_ended(outcome, time.monotonic()))
         for event in self.transport.poll():
             self._on_transfer(event)
+        for agent in self._watch.look(time.monotonic()):
+            given_up = self.role.on_stalled(agent, time.monotonic())
+            if given_up:
+                print(f"{self.info.name}: writes to {agent} make no progress; going on without them", flush=True)
+            self._perform(given_up)
 
     def _on_transfer(self, event: TransferEvent) -> None:
         now = time.monotonic()
+        if not isinstance(event, Notice):
+            self._watch.ended(event.transfer_id)
         match event:
             case WriteDone(transfer_id, num_bytes, seconds):
                 outcome = WriteEnded(self._write_of_transfer.pop(transfer_id), num_bytes, seconds)
@@ -237,6 +250,8 @@ class WorkerLoop:
             self._failed_writes.append(WriteEnded(command.write_id, 0, 0.0, error.message))
             return
         self._write_of_transfer[transfer] = command.write_id
+        num_bytes = len(command.source_pages) * self.info.page_bytes
+        self._watch.began(transfer, command.agent, num_bytes)
 
     def _flush(self) -> None:
         if not self._outbox:

@@ -92,6 +92,10 @@ class Role(Protocol):
 
     def on_write_ended(self, outcome: WriteEnded, now: float) -> list[Command]: ...
 
+    def on_stalled(self, agent: str, now: float) -> list[Command]:
+        """Our writes to the peer make no progress: what is on its way there goes on without them."""
+        ...
+
     def on_notice(self, notice: HandoffNotice, now: float) -> list[Command]: ...
 
     def reserved_pages(self, reservation_id: str) -> tuple[int, ...]:

@@ -175,6 +175,7 @@ class WorkerMessage(google.protobuf.message.Message):
     ROLE_CHANGED_FIELD_NUMBER: builtins.int
     ALIVE_FIELD_NUMBER: builtins.int
     HANDOFF_CORRUPT_FIELD_NUMBER: builtins.int
+    HANDOFF_STALLED_FIELD_NUMBER: builtins.int
     @property
     def register(self) -> global___Register: ...
     @property
@@ -201,6 +202,8 @@ class WorkerMessage(google.protobuf.message.Message):
     def alive(self) -> global___Alive: ...
     @property
     def handoff_corrupt(self) -> global___HandoffCorrupt: ...
+    @property
+    def handoff_stalled(self) -> global___HandoffStalled: ...
     def __init__(
         self,
         *,
@@ -217,10 +220,11 @@ class WorkerMessage(google.protobuf.message.Message):
         role_changed: global___RoleChanged | None = ...,
         alive: global___Alive | None = ...,
         handoff_corrupt: global___HandoffCorrupt | None = ...,
+        handoff_stalled: global___HandoffStalled | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["alive", b"alive", "goodbye", b"goodbye", "handoff_committed", b"handoff_committed", "handoff_corrupt", b"handoff_corrupt", "handoff_ended", b"handoff_ended", "kind", b"kind", "load_report", b"load_report", "pages_changed", b"pages_changed", "register", b"register", "request_failed", b"request_failed", "reservation_refused", b"reservation_refused", "reserved", b"reserved", "role_changed", b"role_changed", "step_output", b"step_output"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["alive", b"alive", "goodbye", b"goodbye", "handoff_committed", b"handoff_committed", "handoff_corrupt", b"handoff_corrupt", "handoff_ended", b"handoff_ended", "kind", b"kind", "load_report", b"load_report", "pages_changed", b"pages_changed", "register", b"register", "request_failed", b"request_failed", "reservation_refused", b"reservation_refused", "reserved", b"reserved", "role_changed", b"role_changed", "step_output", b"step_output"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["register", "step_output", "reserved", "reservation_refused", "handoff_ended", "handoff_committed", "request_failed", "load_report", "pages_changed", "goodbye", "role_changed", "alive", "handoff_corrupt"] | None: ...
+    def HasField(self, field_name: typing.Literal["alive", b"alive", "goodbye", b"goodbye", "handoff_committed", b"handoff_committed", "handoff_corrupt", b"handoff_corrupt", "handoff_ended", b"handoff_ended", "handoff_stalled", b"handoff_stalled", "kind", b"kind", "load_report", b"load_report", "pages_changed", b"pages_changed", "register", b"register", "request_failed", b"request_failed", "reservation_refused", b"reservation_refused", "reserved", b"reserved", "role_changed", b"role_changed", "step_output", b"step_output"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["alive", b"alive", "goodbye", b"goodbye", "handoff_committed", b"handoff_committed", "handoff_corrupt", b"handoff_corrupt", "handoff_ended", b"handoff_ended", "handoff_stalled", b"handoff_stalled", "kind", b"kind", "load_report", b"load_report", "pages_changed", b"pages_changed", "register", b"register", "request_failed", b"request_failed", "reservation_refused", b"reservation_refused", "reserved", b"reserved", "role_changed", b"role_changed", "step_output", b"step_output"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["register", "step_output", "reserved", "reservation_refused", "handoff_ended", "handoff_committed", "request_failed", "load_report", "pages_changed", "goodbye", "role_changed", "alive", "handoff_corrupt", "handoff_stalled"] | None: ...
 
 global___WorkerMessage = WorkerMessage
 
@@ -811,6 +815,24 @@ class HandoffEnded(google.protobuf.message.Message):
 global___HandoffEnded = HandoffEnded
 
 @typing.final
+class HandoffStalled(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    RESERVATION_ID_FIELD_NUMBER: builtins.int
+    request_id: builtins.str
+    reservation_id: builtins.str
+    def __init__(
+        self,
+        *,
+        request_id: builtins.str = ...,
+        reservation_id: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["request_id", b"request_id", "reservation_id", b"reservation_id"]) -> None: ...
+
+global___HandoffStalled = HandoffStalled
+
+@typing.final
 class HandoffCommitted(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -1032,13 +1054,16 @@ class Goodbye(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     REASON_FIELD_NUMBER: builtins.int
+    FAILED_FIELD_NUMBER: builtins.int
     reason: builtins.str
+    failed: builtins.bool
     def __init__(
         self,
         *,
         reason: builtins.str = ...,
+        failed: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["reason", b"reason"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["failed", b"failed", "reason", b"reason"]) -> None: ...
 
 global___Goodbye = Goodbye
 

@@ -136,6 +136,7 @@ class ClusterState:
     cordoned: set[str] = field(default_factory=set)  # workers that get nothing new, also those that are away
     prefix_index: PrefixIndex = field(default_factory=PrefixIndex)
     table: WorkerTable = field(default_factory=WorkerTable)
+    apart: dict[str, set[str]] = field(default_factory=dict)  # worker → those it cannot exchange pages with now
     share_prefixes: bool = False  # between tenants; the workers name their pages by the same rule
 
     def register(self, info: WorkerInfo, now: float) -> None:
@@ -145,13 +146,7 @@ class ClusterState:
         load = WorkerLoad(info.name, info.role, info.role_epoch, 0, info.num_pages, info.num_pages, 0)
         row = self.table.add(info, self.prefix_index.bit(info.name) or 0)
         self.workers[info.name] = WorkerView(info, load, now, row, LatencyModel(self.prior), now)
-        self.workers[info.name].serving = info.name not in self.cordoned
-        self._sync(self.workers[info.name])
-
-    def knows(self, worker: str, incarnation: str) -> bool:
-        """Whether this life of the worker is the one that serves."""
-        view = self.workers.get(worker)
-        return view is not None and view.info.incarnation == incarnation
+        self._serve(info.name)
 
     def report(self, load: WorkerLoad, now: float) -> None:
         view = self.workers.get(load.worker)
@@ -165,7 +160,7 @@ class ClusterState:
             view.busy_until_s = now + view.remaining_work_s()
             for sample in load.steps:
                 view.latency.observe(sample)
-            self._sync(view)
+            self.sync(view)
 
     def on_pages(self, worker: str, change: PagesChanged) -> bool:
         """A worker's prefix pages changed; False when a message was lost and a snapshot is needed."""
@@ -180,6 +175,7 @@ class ClusterState:
         if view is not None:
             self.prefix_index.remove(worker)
             self.table.remove(view.row)
+            self._sync_roles()
         return view
 
     def pool(self, *roles: RoleName) -> list[WorkerView]:
@@ -187,31 +183,33 @@ class ClusterState:
         views = (view for view in self.workers.values() if view.serving and view.role in roles)
         return sorted(views, key=lambda view: view.name)
 
-    def silent(self, since_s: float) -> list[str]:
-        """Workers that have said nothing since."""
-        return sorted(view.name for view in self.workers.values() if view.heard_s < since_s)
+    def stranded(self, view: WorkerView) -> bool:
+        """Whether a prefill worker reaches nobody to hand its pages to."""
+        apart, decode = self.apart.get(view.name, set()), (RoleName.DECODE, RoleName.MIXED)
+        unsure = bool(apart) and view.role is RoleName.PREFILL
+        return unsure and all(one.name in apart for one in self.pool(*decode))
 
     def cordon(self, worker: str) -> None:
         """Give it nothing new."""
         self.cordoned.add(worker)
-        self._set_serving(worker, False)
+        self._serve(worker)
 
     def uncordon(self, worker: str) -> None:
         self.cordoned.discard(worker)
-        self._set_serving(worker, True)
+        self._serve(worker)
 
-    def _set_serving(self, worker: str, serving: bool) -> None:
+    def _serve(self, worker: str) -> None:
         view = self.workers.get(worker)
         if view is not None:
-            view.serving = serving
-            self._sync(view)
+            view.serving = worker not in self.cordoned
+            self.sync(view)
 
     def change_role(self, worker: str, role: RoleName, role_epoch: int) -> None:
         """The worker has another role from now on."""
         view = self.workers.get(worker)
         if view is not None:
             view.load = replace(view.load, role=role, role_epoch=role_epoch)
-            self._sync(view)
+            self.sync(view)
 
     def cached_tokens(self, page_keys: tuple[int, ...], num_tokens: int) -> np.ndarray:
         """For every row of the table: leading tokens of a prompt the worker has. The last is always computed."""
@@ -291,9 +289,14 @@ class ClusterState:
         if view is not None and view.running.pop(request_id, None) is not None:
             self._sync_sequences(view)
 
-    def _sync(self, view: WorkerView) -> None:
-        """Bring the worker's row of the table up to date after a report."""
-        self.table.set_role(view.row, view.role if view.serving else None)
+    def _sync_roles(self, *workers: str) -> None:
+        for name in {*workers, *self.apart} & self.workers.keys():  # others may be stranded by what these do
+            view = self.workers[name]
+            self.table.set_role(view.row, view.role if view.serving and not self.stranded(view) else None)
+
+    def sync(self, view: WorkerView) -> None:
+        """Bring the worker's row of the table up to date."""
+        self._sync_roles(view.name)
         self.table.set_costs(view.row, view.latency.costs)
         self._sync_prompts(view)
         self._sync_pages(view)

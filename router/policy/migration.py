@@ -42,7 +42,7 @@ def growth_tokens(num_tokens: int, page_size: int) -> int:
 
 def find_room(num_tokens: int, total_tokens: int, state: ClusterState, *avoid: str | None) -> str | None:
     """The worker of the shortest step among those that decode and have pages for a sequence of `num_tokens`, that may
-    come to `total_tokens`; but for those to `avoid`."""
+    come to `total_tokens`; but for those to `avoid`, the first of which has its pages."""
     table = state.table
     pages = num_tokens // table.page_size
     pages = pages + 1 + GROWTH_PAGES + pages // TRAVEL_PAGES + table.decodes
@@ -51,11 +51,19 @@ def find_room(num_tokens: int, total_tokens: int, state: ClusterState, *avoid: s
     for name in avoid:
         if name is not None and name in state.workers:
             may[state.workers[name].row] = False
-    rows = np.flatnonzero(may)
+    rows = np.flatnonzero(reachable(may, avoid[0] if avoid else None, state))
     if not len(rows):
         return None
     steps = table.step_s + table.decode_s * (table.decodes + 1) + table.context_token_s * (table.context + num_tokens)
     return min((float(steps[row]), table.names[row]) for row in rows)[1]
+
+
+def reachable(rows: np.ndarray, source: str | None, state: ClusterState) -> np.ndarray:
+    """Of the rows of the table those of workers that `source` can hand pages to."""
+    apart = state.apart.get(source or "")
+    if not apart:
+        return rows
+    return np.asarray(rows & np.array([name not in apart for name in state.table.names]))
 
 
 def relief(state: ClusterState, may_move: Callable[[str], bool]) -> Move | None:

@@ -19,6 +19,7 @@ import numpy as np
 from cluster.routing import Candidate, RoutingDecision
 from router.policy.admission import refuse_late, refuse_slow
 from router.policy.cluster_state import ClusterState, RunningSequence
+from router.policy.migration import reachable
 from router.policy.placement import Place, PlacementInput, Refuse
 from router.policy.worker_table import WorkerTable
 
@@ -209,7 +210,7 @@ class PredictedLatency:
     ) -> Place:
         table = state.table
         whole = not table.prefills.item(row)
-        target = row if whole else self._decode_row(item, prices, state)
+        target = row if whole else self._decode_row(item, prices, state, table.names[row])
         tokens = item.num_tokens - prices.cached.item(row)
         candidates = _candidates(item, row, target, ttft, prices, view)
         why = (
@@ -265,11 +266,11 @@ class PredictedLatency:
         return fastest if fastest > own_s else None
 
     @staticmethod
-    def _decode_row(item: PlacementInput, prices: _Prices, state: ClusterState) -> int | None:
-        """The decode worker of the shortest step that has pages, now and at its fullest moment, as far as foreseen."""
+    def _decode_row(item: PlacementInput, prices: _Prices, state: ClusterState, source: str) -> int | None:
+        """The decode worker in reach of the shortest step that has pages, now and at its fullest moment."""
         table = state.table
         sequence = RunningSequence(item.num_tokens, item.output)
-        rows = np.flatnonzero(prices.may_decode)
+        rows = np.flatnonzero(reachable(prices.may_decode, source, state))
         if not len(rows):
             return None
         tpot_s = prices.tpot_s[rows]
@@ -288,7 +289,7 @@ class PredictedLatency:
         if avoid is not None and avoid in state.workers:
             may[state.workers[avoid].row] = False
         empty = np.zeros(len(may))
-        row = self._decode_row(item, _Prices(empty, empty, tpot, may, may), state)
+        row = self._decode_row(item, _Prices(empty, empty, tpot, may, may), state, item.prefill_worker)
         return None if row is None else table.names[row]
 
 

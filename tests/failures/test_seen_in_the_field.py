@@ -86,7 +86,7 @@ def test_a_writer_that_dies_leaves_nothing_counted_for_ever() -> None:
 
 
 def test_pages_are_pushed_not_leased() -> None:
-    """aws-do-eks 84: however slow the transfer, no page changes hands under it."""
+    """aws-do-eks 84: however slow the transfer, no page changes hands under it; the request does not wait for it."""
     cluster = _cluster("prefill-0", "decode-0")
     request = cluster.submit("slow", PROMPT, 9)
     slow = _withhold_a_write(cluster)
@@ -96,10 +96,11 @@ def test_pages_are_pushed_not_leased() -> None:
             view.heard_s = cluster.now  # both went on reporting
         cluster.tick()
         cluster.step()
+    assert cluster.shown["slow"] == expected_output(request)
+    held = cluster.workers["decode-0"].state.pool.num_held
+    assert held >= len(slow[0].command.target_pages)
     cluster.writes += slow
     cluster.settle()
-    assert cluster.shown["slow"] == expected_output(request)
-    assert cluster.ended["slow"].attempts == 1
     cluster.check_nothing_is_held()
 
 

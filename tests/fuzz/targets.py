@@ -244,6 +244,7 @@ page_size = 16
 num_pages = 100
 kv_memory_gib = 1.5
 swap_memory_gib = 0.5
+write_stall_s = 10.0
 [router]
 port = 1
 lost_after_s = 2.0

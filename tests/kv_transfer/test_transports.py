@@ -217,3 +217,67 @@ def test_between_processes_bytes_are_equal_and_a_killed_peer_fails_its_writes_on
     survivor.join(10)
     source.close()
     assert survivor.exitcode == 0
+
+
+def _relinked_peer(pipe: Connection) -> None:
+    """A process that drops the other and takes it back when it is told to, and shows its pages in the end."""
+    pages = torch.zeros(LAYOUT.shape)
+    transport = NixlTransport(pages, LAYOUT, "relinked-peer:1")
+    pipe.send(transport.endpoint)
+    other = pipe.recv()
+    transport.connect(other)
+    notices: list[bytes] = []
+    order = ""
+    while order != "end":
+        notices += [event.payload for event in transport.poll() if isinstance(event, Notice)]
+        if pipe.poll(0.001):
+            order = pipe.recv()
+            if order == "relink":
+                transport.disconnect(other.agent)
+                transport.connect(other)
+            pipe.send((pages.numpy(), notices))
+    transport.close()
+
+
+@pytest.mark.parametrize("target_first", [True, False])
+def test_peers_of_two_processes_drop_each_other_and_are_linked_anew_under_the_same_names(target_first: bool) -> None:
+    context = mp.get_context("spawn")
+    pipe, theirs = context.Pipe()
+    process = context.Process(target=_relinked_peer, args=(theirs,), daemon=True)
+    process.start()
+    source_pages = _pages(1)
+    source = NixlTransport(source_pages, LAYOUT, f"relinker-{target_first}:1")
+    target = pipe.recv()
+    source.connect(target)
+    pipe.send(source.endpoint)
+
+    def relink_target() -> None:
+        pipe.send("relink")
+        while not pipe.poll(0.001):
+            source.poll()
+        pipe.recv()
+
+    for number in range(5):
+        source.write(target.agent, [number], [number + 10], str(number).encode())
+        (end,) = [event for event in _until(_ended(1), source)[0] if isinstance(event, WriteDone | WriteFailed)]
+        assert isinstance(end, WriteDone)
+        if target_first:
+            relink_target()
+        source.disconnect(target.agent)
+        source.connect(target)
+        if not target_first:
+            relink_target()
+    source.write(target.agent, [20], [20], b"last")
+    _until(_ended(1), source)
+    notices: list[bytes] = []
+    while b"last" not in notices:
+        source.poll()
+        pipe.send("show")
+        pages, notices = pipe.recv()
+    assert notices == [b"0", b"1", b"2", b"3", b"4", b"last"]
+    assert torch.equal(torch.from_numpy(pages)[10:15], source_pages[:5])
+    pipe.send("end")
+    pipe.recv()
+    process.join(10)
+    source.close()
+    assert process.exitcode == 0

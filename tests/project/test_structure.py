@@ -36,6 +36,7 @@ PURE = [
         for name in ("operation.py", "operations.py", "effects.py", "life_events.py", "page_audit.py")
     ),
     *(ROOT / "router" / name for name in ("automation.py", "recent_answers.py", "membership.py", "quarantine.py")),
+    *(ROOT / "router" / name for name in ("attempt.py", "breaker.py", "peer_links.py")),
     *(ROOT / "router" / name for name in ("core.py", "commands.py", "lifecycle.py", "record.py")),
     *(ROOT / "router" / name for name in ("stream.py", "detokenizer.py")),
     *(ROOT / "router" / name for name in ("access.py", "worker_frames.py", "complaints.py")),
@@ -45,7 +46,7 @@ PURE = [
     *(ROOT / "prefill_worker").glob("*.py"),
     *(ROOT / "decode_worker").glob("*.py"),
     *(ROOT / "worker" / name for name in ("role.py", "state.py", "token_output.py", "reports.py", "outbound.py")),
-    ROOT / "worker" / "role_switch.py",
+    *(ROOT / "worker" / name for name in ("role_switch.py", "stalled_handoffs.py", "write_watch.py")),
 ]
 IMPURE = {
     "torch",
@@ -68,8 +69,24 @@ ALLOWED = {
     "cluster": set(),
     "engine": {"cluster"},
     "kv_transfer": {"cluster", "engine.kv_pages"},
-    "prefill_worker": {"cluster", "engine", "worker.role", "worker.state", "worker.token_output", "worker.outbound"},
-    "decode_worker": {"cluster", "engine", "worker.role", "worker.state", "worker.token_output", "worker.outbound"},
+    "prefill_worker": {
+        "cluster",
+        "engine",
+        "worker.role",
+        "worker.state",
+        "worker.token_output",
+        "worker.outbound",
+        "worker.stalled_handoffs",
+    },
+    "decode_worker": {
+        "cluster",
+        "engine",
+        "worker.role",
+        "worker.state",
+        "worker.token_output",
+        "worker.outbound",
+        "worker.stalled_handoffs",
+    },
     "router": {"cluster", "engine.tokenizer", "engine.checkpoint", "engine.model_config", "baton.wire", "baton.v1"},
     "simulator": {"cluster", "router", "engine", "worker", "prefill_worker", "decode_worker"},
     "worker": {"cluster", "engine", "kv_transfer", "prefill_worker", "decode_worker", "baton.wire"},

@@ -9,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.errors import Cancelled, NoWorkers, WorkerLost
+from cluster.messages import Goodbye
 from cluster.worker import RoleName
+from router.operation import Drain
 from tests.pure_cluster import PureCluster, expected_output
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -169,6 +171,36 @@ def test_silence_blames_a_request_half_as_much_as_death(times: int) -> None:
     assert isinstance(error, WorkerLost) if times == 4 else error is None
     assert cluster.shown["r"] == expected_output(request)[: len(cluster.shown["r"])]
     cluster.check_nothing_is_held()
+
+
+@pytest.mark.parametrize("failed", [False, True])
+def test_a_goodbye_blames_only_where_the_worker_has_failed(failed: bool) -> None:
+    cluster = _cluster(1, prefill=1, decode=4)
+    request = cluster.submit("r", [1, 2, 3], 80)
+    for _ in range(2):
+        while (victim := cluster.core._records["r"].decode_worker) not in cluster.workers:
+            cluster.step()
+        while cluster.workers[victim].role.occupancy().running == 0:
+            cluster.step()
+        worker = cluster.workers.pop(victim)
+        cluster._tell(worker, [Goodbye("", failed)])
+    cluster.settle()
+    assert len(cluster.core.membership.breaker) == (2 if failed else 0)
+    error = cluster.ended["r"].error
+    assert isinstance(error, WorkerLost) if failed else error is None
+    assert cluster.shown["r"] == expected_output(request)[: len(cluster.shown["r"])]
+    cluster.check_nothing_is_held()
+
+
+def test_a_drained_worker_stays_drained_when_its_connection_breaks() -> None:
+    cluster = _cluster(1)
+    cluster.operate(Drain(("decode-0",)))
+    cluster.settle()
+    for _ in range(4):
+        cluster.break_connection("decode-0")
+        cluster.settle()
+    assert not cluster.core.state.workers["decode-0"].serving
+    assert len(cluster.core.membership.breaker) == 0
 
 
 def test_without_workers_a_request_is_refused_at_once() -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from cluster.messages import PeerJoined, PeerLeft, Register, Rejoin, Release, Welcome
 from cluster.worker import Endpoint, PageLayout, RoleName, WorkerInfo
+from router.breaker import BREAKER_DEATHS, BREAKER_S, CUTS_PER_DEATH
 from router.commands import Kill, Tell
 from router.limits import RouterLimits
-from router.membership import BREAKER_DEATHS, BREAKER_S, Membership
+from router.membership import Membership
 from router.policy.cluster_state import ClusterState
 from router.quarantine import Quarantine
 
@@ -180,8 +183,46 @@ def test_the_deaths_of_workers_that_never_come_back_are_forgotten() -> None:
         members.returned(_register(f"w{index}", 1))
         members.admit("router", 0.0)
         members.lose(f"w{index}", True, float(index))
-    assert len(members._deaths) == 50
+    assert len(members.breaker) == 50
     members.returned(_register("last", 1))
     members.admit("router", 2 * BREAKER_S)
     members.lose("last", True, 2 * BREAKER_S)
-    assert set(members._deaths) == {"last"}
+    assert len(members.breaker) == 1
+
+
+def _comes_back(members: Membership, name: str, times: int, pid: int) -> None:
+    """It is cut off, given up, and joins anew when the cable is whole."""
+    for incarnation in range(2, 2 + times):
+        members.lose(name, False, float(incarnation))
+        message = _register(name, incarnation)
+        members.returned(Register(replace(message.info, pid=pid)))
+        members.admit("router", float(incarnation))
+
+
+def test_a_worker_that_leaves_on_purpose_has_not_died() -> None:
+    members = _members("a", "b")
+    for incarnation in range(2, 10):
+        members.lose("a", True, float(incarnation), died=False)
+        members.returned(_register("a", incarnation))
+        members.admit("router", float(incarnation))
+    assert members.state.workers["a"].serving
+
+
+def test_a_cut_that_heals_counts_for_less_than_a_death_but_counts() -> None:
+    members = _members("b")
+    members.returned(Register(replace(_register("a").info, pid=7)))
+    members.admit("router", 0.0)
+    most = CUTS_PER_DEATH * BREAKER_DEATHS
+    _comes_back(members, "a", most - 1, pid=7)
+    assert members.state.workers["a"].serving
+    _comes_back(members, "a", 1, pid=7)
+    assert not members.state.workers["a"].serving
+
+
+def test_silence_that_ends_with_another_process_was_a_death() -> None:
+    members = _members("b")
+    members.returned(Register(replace(_register("a").info, pid=7)))
+    members.admit("router", 0.0)
+    for pid in range(8, 8 + BREAKER_DEATHS):
+        _comes_back(members, "a", 1, pid)
+    assert not members.state.workers["a"].serving

@@ -196,7 +196,7 @@ def test_a_tick_that_gives_a_prefill_worker_up_and_finds_its_decode_worker_press
 
     view = cluster.core.state.workers["decode-0"]
     view.load = replace(view.load, pages_free=2, pages_cached=0)  # what a full worker says
-    cluster.core.state._sync(view)
+    cluster.core.state.sync(view)
     peak = WorkerView.peak_pages
     with monkeypatch.context() as patch:
         patch.setattr(WorkerView, "peak_pages", lambda self, extra=None: 61 if self is view else peak(self, extra))

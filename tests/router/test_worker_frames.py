@@ -191,10 +191,12 @@ def test_a_worker_can_neither_answer_nor_end_what_it_was_not_given() -> None:
         for message in (
             messages.StepOutput((messages.TokenOutput("mine", shown, 5),)),
             messages.RequestFailed("mine", "InternalError", "no"),
+            messages.HandoffStalled("mine", cluster.core._records["mine"].reservation_id),
             messages.HandoffEnded("mine", cluster.core._records["mine"].reservation_id, HandoffOutcome.FAILED),
         ):
             cluster._tell(cluster.workers[worker], [message])
     assert len(cluster.shown["mine"]) == shown
+    assert not cluster.core.state.apart
     cluster.settle()
     assert cluster.ended["mine"].error is None
     cluster.check_nothing_is_held()

@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import pytest
 import torch
 
+from cluster.errors import InternalError
 from cluster.messages import (
     ContinueSequence,
+    Goodbye,
     Prefill,
     Register,
     Rejoin,
@@ -50,6 +53,10 @@ class FakeLink:
         self.sent += [] if self.full else batch
         return not self.full
 
+    def wake(self) -> None: ...
+
+    def close(self) -> None: ...
+
 
 class FakeTransport:
     """Nobody is ever written to."""
@@ -69,6 +76,8 @@ class FakeHeartbeat:
     def turned(self) -> None: ...
 
     def speak_for(self, incarnation: str) -> None: ...
+
+    def close(self) -> None: ...
 
 
 @dataclass(eq=False)
@@ -200,3 +209,26 @@ def test_what_nobody_takes_does_not_pile_up() -> None:
     assert _turn(loop, link)[0] is Register
     (register,) = [message for message in link.sent if isinstance(message, Register)]
     assert register.held[0].request_id == "whole"
+
+
+@pytest.mark.parametrize("router_id", ["router", "another"])
+def test_a_worker_whose_writes_do_not_end_cannot_become_somebody_new_and_says_that_it_has_failed(
+    monkeypatch: pytest.MonkeyPatch, router_id: str
+) -> None:
+    monkeypatch.setattr("worker.loop.FINISH_WRITES_S", 0.01)
+    loop, link = _loop()
+    _turn(loop, link, Welcome("router", 0.5, "1"))
+    loop._write_of_transfer[0] = 0  # nobody takes it
+    link.inbox.append(Rejoin("1", router_id))
+    with pytest.raises(InternalError):
+        loop.run()
+    goodbye = link.sent[-1]
+    assert isinstance(goodbye, Goodbye)
+    assert goodbye.failed
+
+
+def test_a_worker_that_is_stopped_leaves_on_purpose() -> None:
+    loop, link = _loop()
+    loop.stop()
+    loop.run()
+    assert link.sent[-1] == Goodbye("stopped")

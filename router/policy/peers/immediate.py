@@ -33,7 +33,8 @@ class ImmediatePlacement(ABC):
         if not queue:
             return []
         item = queue[0]
-        prefill, decode = state.pool(RoleName.PREFILL), state.pool(RoleName.DECODE)
+        decode = state.pool(RoleName.DECODE)
+        prefill = [view for view in state.pool(RoleName.PREFILL) if not state.stranded(view)]
         if prefill and decode:
             refusal = None if item.resumed else self.refuse(item, prefill, decode, state, now)
             if refusal is not None:
@@ -52,7 +53,9 @@ class ImmediatePlacement(ABC):
         if source is not None and item.request_id in source.assigned and item.request_id != next(iter(source.assigned)):
             return None
         pages = -(-(item.num_tokens + 1) // max((view.info.page_size for view in state.workers.values()), default=1))
-        views = [view for view in state.pool(RoleName.DECODE) if view.name != avoid and view.pages_available >= pages]
+        apart = {avoid, *state.apart.get(item.prefill_worker, ())}
+        views = [view for view in state.pool(RoleName.DECODE) if view.name not in apart]
+        views = [view for view in views if view.pages_available >= pages]
         return self.choose_decode(item, views, state, now).name if views else None
 
     def refuse(
