@@ -106,6 +106,7 @@ def _reserve(record: Record, worker: str, reservation_id: str, state: ClusterSta
     else:
         state.forget(record.decode_worker, record.request_id)
         record.decode_worker = worker
+        record.decoding, record.committed_id = False, ""  # also where the notice had reached a worker that was lost
     record.reservation_id = reservation_id
     record.reserved_on[reservation_id] = worker
     record.tied.add(worker)

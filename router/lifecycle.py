@@ -103,7 +103,7 @@ def lifecycle(request_id: str) -> Life:
                 pending = _corrupt(attempt, trouble)
             case Migrate() if attempt.moving:
                 pass  # the end of the migration that is under way answers both
-            case Migrate(worker) if not attempt.sending and (attempt.source or attempt.target):
+            case Migrate(worker) if not attempt.sending and (attempt.source is None) != (attempt.target is None):
                 reservations += 1
                 pending = _migrate(attempt, worker, f"{request_id}/{reservations}")
             case Migrate():
