@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import random
 from collections import deque
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from cluster.handoff import HandoffNotice
 from cluster.messages import (
@@ -313,7 +315,8 @@ class PureCluster:
 
     def step(self) -> bool:
         """One randomly chosen delivery or engine step; False when nothing is left to happen."""
-        actions = []
+        actions: list[tuple[Callable[[PureWorker], bool], PureWorker]] = []
+        written: list[tuple[Callable[[PureWrite], bool], PureWrite]] = []
         for worker in self.workers.values():
             if worker.silent:
                 continue
@@ -329,14 +332,15 @@ class PureCluster:
             if self._is_cut(write):
                 continue
             if write.called_off:
-                actions.append((self._arrive_late, write))
+                written.append((self._arrive_late, write))
             elif not write.source.silent:
-                actions.append((self._write, write))
+                written.append((self._write, write))
             elif not write.landed:
-                actions.append((self._land, write))
-        self.rng.shuffle(actions)
+                written.append((self._land, write))
+        either = [partial(act, worker) for act, worker in actions] + [partial(act, write) for act, write in written]
+        self.rng.shuffle(either)
         self.now += 0.001
-        return any(action(subject) for action, subject in actions)  # type: ignore[operator]
+        return any(act() for act in either)
 
     def settle(self, limit: int = 20_000) -> None:
         """Let everything happen; nothing may go on for ever."""

@@ -21,7 +21,7 @@ from baton.v1 import admin_pb2, inference_pb2, worker_pb2
 from cluster.config import parse_config
 from cluster.errors import BatonError, ConfigError, InvalidRequest, ModelError
 from cluster.handoff import HandoffNotice, Reservation
-from cluster.messages import Cancel, Prefill, Release, Reserve, SendPages
+from cluster.messages import Cancel, Prefill, Release, Reserve, RouterMessage, SendPages
 from cluster.request import Request, SamplingParams
 from cluster.worker import RoleName
 from deploy import running
@@ -193,7 +193,7 @@ def _router_frame_message(rng: random.Random) -> bytes:
         "r0", tuple(rng.randrange(VOCAB) for _ in range(rng.randint(1, 20))), SamplingParams(max_tokens=9)
     )
     reservation = Reservation("r0/1", "r0", "peer:1", (1, 2, 3), (1, 1, 1), 0, len(request.prompt))
-    known = [
+    known: list[RouterMessage] = [
         Prefill(request, (), rng.random() < 0.5, 0),
         Reserve("r0/1", request, (), 0),
         SendPages("r0", reservation),

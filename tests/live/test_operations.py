@@ -15,9 +15,9 @@ import baton
 from benchmarks.process_cluster import ProcessCluster, plans
 from benchmarks.random_commands import command_at_random, migrate_many, operate
 from benchmarks.steady_streams import OPTIONS, SteadyStreams
-from cluster.errors import Conflict, InvalidRequest, NotFound
+from cluster.errors import BatonError, Conflict, InvalidRequest, NotFound
 from cluster.worker import RoleName
-from router.operation import Drain, Migrate, OperationState, Rebalance, Undrain
+from router.operation import Ask, Drain, Migrate, OperationState, Rebalance, Undrain
 
 Scenario = Callable[[ProcessCluster, SteadyStreams], Awaitable[None]]
 Run = Callable[[Scenario], None]
@@ -78,7 +78,7 @@ def test_random_commands_cost_no_token(run: Run) -> None:
 async def _bad_commands(cluster: ProcessCluster, streams: SteadyStreams) -> None:
     driver = cluster.router.driver
     decoders = tuple(view.name for view in driver.core.state.pool(RoleName.DECODE))
-    refused = [
+    refused: list[tuple[Ask, type[BatonError], str]] = [
         (Drain(("decode-7",)), NotFound, "did you mean 'decode-"),
         (Drain(decoders), InvalidRequest, "without a worker"),
         (Rebalance(0, 4), InvalidRequest, "at least one"),

@@ -18,7 +18,7 @@ from cluster.messages import Goodbye, HandoffEnded, Rejoin, RequestFailed, StepO
 from cluster.request import FinishReason, Request
 from cluster.worker import RoleName
 from router.commands import Tell
-from router.operation import Drain, Migrate, Rebalance, Undrain
+from router.operation import Ask, Drain, Migrate, Rebalance, Undrain
 from tests.pure_cluster import PureCluster
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -71,7 +71,7 @@ def _replace(cluster: PureCluster, name: str) -> None:
 
 def _operate(cluster: PureCluster) -> None:
     rng, names = cluster.rng, sorted(cluster.workers)
-    asks = (Drain((rng.choice(names),)), Undrain((rng.choice(names),)), Migrate(f"r{rng.randrange(6)}"))
+    asks: list[Ask] = [Drain((rng.choice(names),)), Undrain((rng.choice(names),)), Migrate(f"r{rng.randrange(6)}")]
     with contextlib.suppress(BatonError):
         cluster.operate(rng.choice([*asks, Rebalance(1, 3), Rebalance(2, 2)]))
 

@@ -74,7 +74,7 @@ def _hold_back(cluster: PureCluster, worker: PureWorker, held: Callable[[], bool
             return False
         return receive(one)
 
-    cluster._receive = slow  # type: ignore[method-assign]
+    cluster._receive = slow  # type: ignore[method-assign, assignment]
 
 
 def _pages_on_their_way(cluster: PureCluster) -> PureWorker:

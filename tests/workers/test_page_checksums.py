@@ -56,8 +56,8 @@ def test_corrupt_handoffs_are_computed_again_or_fail_in_one_sentence(seed: int, 
             cluster.step()
         try:
             cluster.operate(_random_ask(rng, cluster))
-        except BatonError as error:
-            assert error.message
+        except BatonError as refusal:
+            assert refusal.message
     cluster.settle()
     for request in requests:
         error = cluster.ended[request.request_id].error
