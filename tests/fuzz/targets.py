@@ -35,7 +35,8 @@ from router.policy.output_length import OutputLength
 from router.server import InferenceService, ServedModel, _emitted, _parse
 from simulator.trace import read_trace
 from tests.fuzz.inputs import fill, json_bytes, mutated_bytes, mutated_json
-from tests.pure_cluster import FRAMES, VOCAB, PureCluster
+from tests.pure_cluster import FRAMES, PureCluster
+from tests.pure_worker import VOCAB
 from worker.role_switch import make_role
 from worker.state import WorkerState
 
