@@ -50,15 +50,21 @@ def run(checkpoint: Path) -> Iterator[Run]:
             runner.run(cluster.__aexit__())
 
 
+async def _done(cluster: ProcessCluster, ask: Ask) -> None:
+    operation = await operate(cluster, ask)
+    assert operation.state is OperationState.DONE, (ask, operation.message)
+    if isinstance(ask, Rebalance):
+        pool = cluster.router.driver.core.state.pool
+        assert (len(pool(RoleName.PREFILL)), len(pool(RoleName.DECODE))) == (ask.prefill, ask.decode)
+
+
 async def _change_everything(cluster: ProcessCluster, streams: SteadyStreams) -> None:
     core = cluster.router.driver.core
-    one = "decode-0"
-    for ask in (Rebalance(3, 1), Rebalance(1, 3), Drain((one,)), Undrain((one,)), Rebalance(2, 2)):
-        operation = await operate(cluster, ask)
-        assert operation.state is OperationState.DONE, (ask, operation.message)
-        if isinstance(ask, Rebalance):
-            assert len(core.state.pool(RoleName.PREFILL)) == ask.prefill
-            assert len(core.state.pool(RoleName.DECODE)) == ask.decode
+    for split in (Rebalance(3, 1), Rebalance(1, 3)):
+        await _done(cluster, split)
+    one = core.state.pool(RoleName.DECODE)[0].name
+    for ask in (Drain((one,)), Undrain((one,)), Rebalance(2, 2)):
+        await _done(cluster, ask)
     await migrate_many(cluster, streams, 50, random.Random(0))
 
 
