@@ -10,6 +10,7 @@ from functools import partial
 
 from cluster.messages import (
     Alive,
+    HandoffStalled,
     PeerJoined,
     PeerLeft,
     Register,
@@ -33,6 +34,7 @@ from router.operation import Ask, Operation, Undrain
 from router.policy.cluster_state import ClusterState
 from router.policy.placement import Placement
 from router.policy.predicted_latency import PredictedLatency
+from router.quarantine import ORPHAN_S
 from router.record import Completion
 from router.worker_frames import WorkerFrames
 from tests.pure_worker import CONTEXT_TOKENS, EOS, PAGE_SIZE, VOCAB, PureWorker, PureWrite, expected_output
@@ -72,6 +74,7 @@ class PureCluster:
     corrupted: set[str] = field(default_factory=set)
     cut: set[frozenset[str]] = field(default_factory=set)  # pairs of workers between which nothing passes
     failing: float = 0.0  # share of the writes whose connection breaks, and with it those beside them
+    stalled: set[str] = field(default_factory=set)  # reservations that the router was told of
     _written: int = 0
 
     def __post_init__(self) -> None:
@@ -170,9 +173,20 @@ class PureCluster:
     def kill(self, name: str) -> None:
         """The process is gone: what it had queued is lost, its writes never end, others hear of it by the router."""
         worker = self.workers.pop(name)
-        self.writes = [write for write in self.writes if write.source is not worker]
+        for write in [write for write in self.writes if write.source is worker]:
+            if self._is_orphan(write):
+                write.called_off, write.until_s = True, self.now + ORPHAN_S
+            else:
+                self.writes.remove(write)
         self.cut = {pair for pair in self.cut if name not in pair}
         self._perform(self.core.on_worker_lost(name, self.now))
+
+    def _is_orphan(self, write: PureWrite) -> bool:
+        """Whether the kernel of its dead source may deliver it, and the router can know that."""
+        agent, page = write.command.agent, write.command.target_pages[0]
+        stalled = write.source.granted_by[agent, page] in self.stalled
+        away = agent.rpartition(":")[0] not in self.core.state.workers
+        return self._is_cut(write) and not write.landed and (stalled or away)
 
     def operate(self, ask: Ask, operation_id: str = "") -> Operation:
         """What an operator asks."""
@@ -241,6 +255,7 @@ class PureCluster:
             actions += [(self._receive, worker)] * bool(worker.outbox)
             actions += [(self._notify, worker)] * bool(worker.notices)
             actions.append((self._absorb if stepping else self._run, worker))
+        self.writes = [write for write in self.writes if self.now < write.until_s]
         for write in self.writes:
             if self._is_cut(write):
                 continue
@@ -318,6 +333,7 @@ class PureCluster:
                     reservation = message.reservation
                     for page, generation in zip(reservation.page_ids, reservation.generations, strict=True):
                         worker.granted[reservation.agent, page] = generation
+                        worker.granted_by[reservation.agent, page] = reservation.reservation_id
                 self._act(worker, worker.role.on_message(message, self.now))
 
     def _fail_writes(self, worker: PureWorker, agent: str) -> None:
@@ -446,6 +462,7 @@ class PureCluster:
         if messages:
             incarnation = str(worker.incarnation)
             FRAMES.check(worker.name, incarnation, messages, self.core.state)  # an honest worker is never refused
+            self.stalled |= {one.reservation_id for one in messages if isinstance(one, HandoffStalled)}
             self._perform(self.core.on_frame(worker.name, incarnation, messages, self.now))
 
     def cancel(self, request_id: str, error: Exception) -> None:

@@ -6,6 +6,7 @@ wrong request shows at once.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field, replace
@@ -70,6 +71,7 @@ class PureWorker:
     host: dict[int, list[tuple[int, int] | None]] = field(default_factory=dict)  # by slot of host memory
     computed: int = 0  # positions, of all its steps
     granted: dict[tuple[str, int], int] = field(default_factory=dict)  # (agent, page) → generation it may write into
+    granted_by: dict[tuple[str, int], str] = field(default_factory=dict)  # and the reservation it is of
     info: WorkerInfo | None = None
     reports: Reports = field(init=False)
     watch: WriteWatch = field(default_factory=lambda: WriteWatch(WRITE_STALL_S))
@@ -127,3 +129,4 @@ class PureWrite:
     number: int = 0
     landed: bool = False
     called_off: bool = False  # its source does not count on it any more, but it may arrive
+    until_s: float = math.inf  # its source is dead: nothing of it arrives any more from then on

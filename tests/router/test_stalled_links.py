@@ -20,6 +20,7 @@ from router.peer_links import RELINK_AFTER_S
 from router.policy.placement import Placement
 from router.policy.policies import make_policy
 from router.policy.predicted_latency import PredictedLatency
+from router.quarantine import ORPHAN_S
 from tests.pure_cluster import PureCluster
 from tests.pure_worker import WRITE_STALL_S
 
@@ -58,6 +59,10 @@ def _heal(cluster: PureCluster) -> None:
     """Every cable is whole: nothing is held, and everybody is in everybody's reach again."""
     cluster.cut.clear()
     cluster.settle()
+    if len(cluster.core.membership.quarantine):  # somebody died whose writes may still arrive
+        cluster.now += ORPHAN_S
+        cluster.tick()
+        cluster.settle()
     _pass(cluster, RELINK_AFTER_S + 1.0)
     cluster.settle()
     cluster.check_nothing_is_held()
