@@ -63,7 +63,7 @@ class Claims:
             return list(orders)
         self.continued += 1
         self.dispatch.withdraw(record.request_id)
-        decision = RoutingDecision(worker, None, True, f"continued: {worker} ran it when this router came")
+        decision = RoutingDecision(worker, None, True, f"continued: {worker} has kept it and goes on")
         policy, output = self.dispatch.placement.name, record.prediction.distribution
         self.explanations.decided(record.request_id, policy, decision, output)
         return [*orders, (record.request_id, Held(worker))]
