@@ -16,9 +16,8 @@ from dataclasses import dataclass, field
 
 from router.commands import Tell
 
-ORPHAN_S = (
-    150.0  # Linux gives up on a dead process's unacknowledged data after 102 s (tcp_orphan_retries at its default)
-)
+# Linux gives up 8 retries (tcp_orphan_retries) after 102 s, but looks when it would retry: at most 120 s later.
+ORPHAN_S = 240.0
 
 
 @dataclass(eq=False)
