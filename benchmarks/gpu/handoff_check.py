@@ -1,0 +1,167 @@
+"""Greedy tokens of prefill, handoff over NIXL and decode in two processes against those of one mixed worker."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+from benchmarks.gpu.device import Device, build_executor, prepare
+from benchmarks.gpu.hand_driven import POLL_S, HandDriven, Peer, handshake
+from builtin_model import CHECKPOINT
+from builtin_model.tasks import SMALL_TASKS, Task, look_up
+from cluster.messages import (
+    HandoffCommitted,
+    HandoffEnded,
+    Prefill,
+    Reserve,
+    Reserved,
+    SendPages,
+    StepOutput,
+)
+from cluster.request import Request, SamplingParams
+from cluster.worker import Endpoint, RoleName
+from decode_worker.role import DecodeRole
+from engine.batch import StepBudget
+from engine.checkpoint import read_config
+from engine.executor import DTYPES
+from engine.kv_pages import PagePool
+from engine.tokenizer import Tokenizer
+from engine.weights import load_weights
+from kv_transfer.nixl import NixlTransport
+from prefill_worker.role import PrefillRole
+from worker.role import Role
+from worker.state import WorkerState
+
+NUM_PAGES, PAGE_SIZE, CHUNK_TOKENS, MAX_BATCH = 256, 16, 256, 4
+MAX_TOKENS = 48
+LOOK_UPS = 4
+
+
+def tasks(seed: int) -> list[Task]:
+    """Questions of the built-in model's whole curriculum; a look-up takes nearly all of its context."""
+    rng = random.Random(seed)
+    return [*(look_up(rng, 200) for _ in range(LOOK_UPS)), *(make(rng) for make in SMALL_TASKS)]
+
+
+def requests(asked: list[Task], tokenizer: Tokenizer) -> list[Request]:
+    sampling = SamplingParams(max_tokens=MAX_TOKENS)
+    return [Request(f"r{index}", tuple(tokenizer.encode(task.prompt)), sampling) for index, task in enumerate(asked)]
+
+
+def built_in(device: Device, dtype: str) -> Any:
+    """An executor of the built-in model."""
+    config = read_config(CHECKPOINT)
+    layout = config.page_layout(NUM_PAGES, PAGE_SIZE, dtype, "built-in")
+    parameters = load_weights(CHECKPOINT, config, DTYPES[dtype], device.name)
+    return build_executor(device, config, parameters, layout, MAX_BATCH, CHUNK_TOKENS)
+
+
+def make_role(role: RoleName, executor: Any, agent: str) -> Role:
+    """A role over an empty pool of the executor's pages."""
+    config = executor.config
+    state = WorkerState(
+        agent,
+        "built-in",
+        config.eos_token_ids,
+        config.context_tokens,
+        StepBudget(CHUNK_TOKENS, MAX_BATCH),
+        PagePool(NUM_PAGES, PAGE_SIZE),
+    )
+    return PrefillRole(state) if role is RoleName.PREFILL else DecodeRole(state, role)
+
+
+def decode_worker(pipe: Connection, device_name: str, dtype: str) -> None:
+    """The other process: a decode worker that obeys the router's messages and says what it has to say in turn."""
+    executor = built_in(prepare(device_name), dtype)
+    transport = NixlTransport(executor.pages, executor.layout, "decode:1")
+    worker = HandDriven(make_role(RoleName.DECODE, executor, "decode:1"), executor, transport)
+    pipe.send(transport.endpoint)
+    while True:
+        if pipe.poll(POLL_S):
+            order = pipe.recv()
+            if isinstance(order, Endpoint):
+                transport.connect(order)
+                pipe.send("connected")
+            elif isinstance(order, type):
+                pipe.send(worker.heard(order))
+            else:
+                worker.perform(worker.role.on_message(order, time.monotonic()))
+                pipe.send(None)
+        worker.turn()
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """Token ids of every request."""
+
+    mixed: list[list[int]]
+    handed_over: list[list[int]]
+    right: int  # look-ups that were answered as asked, after the handoff
+    asked: int
+
+    @property
+    def figures(self) -> dict[str, float]:
+        same = sum(left == right for left, right in zip(self.mixed, self.handed_over, strict=True))
+        return {
+            "handoff_tokens_equal": same / self.asked,
+            "built_in_look_ups_right": self.right / LOOK_UPS,
+        }
+
+
+def compare(device: Device, dtype: str, seed: int) -> Answers:
+    """One request at a time, so that both ways run the same batches and differ in nothing but the handoff."""
+    tokenizer, asked = Tokenizer(CHECKPOINT), tasks(seed)
+    made = requests(asked, tokenizer)
+    with Peer(decode_worker, (device.name, dtype)) as peer:
+        executor = built_in(device, dtype)
+        transport = NixlTransport(executor.pages, executor.layout, "prefill:1")
+        alone = HandDriven(make_role(RoleName.MIXED, executor, "mixed:1"), executor, transport)
+        mixed = [answer_alone(alone, request) for request in made]
+        handshake(transport, peer, peer.answer(), device)
+        source = HandDriven(make_role(RoleName.PREFILL, executor, "prefill:1"), executor, transport)
+        handed_over = [answer_handed_over(source, peer, request) for request in made]
+    right = sum(
+        task.accepts(tokenizer.decode(tokens)) for task, tokens in zip(asked[:LOOK_UPS], handed_over, strict=False)
+    )
+    return Answers(mixed, handed_over, right, len(asked))
+
+
+def answer_alone(worker: HandDriven, request: Request) -> list[int]:
+    worker.perform(worker.role.on_message(Prefill(request, (), False, 0), 0.0))
+    while worker.turn():
+        pass
+    return _tokens(worker.heard(StepOutput))
+
+
+def answer_handed_over(source: HandDriven, peer: Peer, request: Request) -> list[int]:
+    """As the router does it: prefill and reservation side by side, pages sent, tokens read from both."""
+    source.perform(source.role.on_message(Prefill(request, (), True, 0), 0.0))
+    peer.ask(Reserve(f"{request.request_id}/1", request, (), 0))
+    (reserved,) = peer.ask(Reserved)
+    source.perform(source.role.on_message(SendPages(request.request_id, reserved.reservation), 0.0))
+    ended = source.until(HandoffEnded)
+    outputs = source.heard(StepOutput)
+    if _finished(outputs):
+        return _tokens(outputs)  # with its first token: nothing was handed over
+    if ended.reason:
+        raise RuntimeError(f"The handoff failed: {ended.reason}.")
+    deadline = time.monotonic() + 60
+    while not _finished(outputs):
+        outputs += peer.ask(StepOutput)
+        if time.monotonic() > deadline:
+            raise TimeoutError("The decode worker did not finish a request within 60 s.")
+    if not peer.ask(HandoffCommitted):
+        raise RuntimeError("The decode worker answered without a handoff.")
+    return _tokens(outputs)
+
+
+def _tokens(outputs: Iterable[StepOutput]) -> list[int]:
+    return [token.token_id for output in outputs for token in output.tokens]
+
+
+def _finished(outputs: Iterable[StepOutput]) -> bool:
+    return any(token.finish for output in outputs for token in output.tokens)
