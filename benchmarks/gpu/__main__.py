@@ -15,9 +15,11 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -28,7 +30,7 @@ from benchmarks.gpu.sizes import SIZES
 
 BUDGET_S = 470.0
 LOG_TAIL_CHARS = 4000
-TABLE_WIDTH = 150
+TABLE_WIDTH = 120
 ON_CPU = "measured on a CPU: these figures are not a GPU's, and no goal is judged"
 
 
@@ -66,9 +68,10 @@ def run_part(plan: PartPlan, args: argparse.Namespace, limit_s: float) -> PartRe
     command = [sys.executable, "-m", "benchmarks.gpu.child", plan.name, "--device", args.device, "--shape", args.shape]
     command += ["--seed", str(args.seed), "--result", str(path), "--log", str(log)]
     command += ["--scratch", str(args.scratch)] if args.scratch else []
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}  # so that the log has the last words of who is killed
     how = ""
     with log.open("w") as errors:
-        process = subprocess.Popen(command, stderr=errors, start_new_session=True)
+        process = subprocess.Popen(command, stderr=errors, env=environment, start_new_session=True)
         try:
             code = process.wait(limit_s)
             how = f"its process ended with code {code}" if code else ""
@@ -105,7 +108,8 @@ def publish(args: argparse.Namespace, results: dict[str, PartResult], earlier: l
     """The table, short enough to be the last thing that is seen."""
     sizes = SIZES[args.shape]
     judged = goals(sizes) if args.device == "cuda" else {}
-    table = Table("figure", "value", "goal", "", title="benchmarks.gpu", title_justify="left")
+    columns = ("figure", "value", "goal", "")
+    table = Table(*columns, title="benchmarks.gpu", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for name, result in results.items():
         when = ", earlier run" if name in earlier else ""
         table.add_section()
@@ -153,6 +157,8 @@ def has_cuda() -> bool:
 def main(arguments: Sequence[str] | None = None) -> int:
     """0 when nothing failed, whatever the figures are."""
     started = time.monotonic()
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal without Unicode must not cost the table
     args = parse(arguments)
     if args.device == "cuda" and not has_cuda():
         print("torch sees no CUDA device here. With --device cpu --shape tiny the same script runs on the CPU.")

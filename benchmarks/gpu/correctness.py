@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from benchmarks.gpu.attention_check import Geometry, attention_error
 from benchmarks.gpu.device import prepare
-from benchmarks.gpu.figures import ATTENTION, LOGITS, TOKENS
-from benchmarks.gpu.handoff_check import compare
+from benchmarks.gpu.figures import ATTENTION, LOGITS, RANDOM_TOKENS, TOKENS
+from benchmarks.gpu.handoff_check import compare_built_in, compare_random
 from benchmarks.gpu.logits_check import logits_errors
 from benchmarks.gpu.part import Part
 from engine.model_config import model_config
@@ -28,6 +28,11 @@ def run(part: Part) -> None:
         "logits against transformers", LOGITS, lambda: logits_errors(device, sizes.small_model, sizes.dtype, seed)
     )
     tokens_after_a_handoff(part)
+    part.step(
+        f"the same with random weights, {sizes.dtype}",
+        RANDOM_TOKENS,
+        lambda: compare_random(device, sizes.dtype, sizes.small_model, seed),
+    )
 
 
 def tokens_after_a_handoff(part: Part) -> None:
@@ -36,7 +41,7 @@ def tokens_after_a_handoff(part: Part) -> None:
     for dtype in ("float32", "bfloat16"):
 
         def measure(dtype: str = dtype) -> dict[str, float]:
-            return compare(device, dtype, part.options.seed).figures
+            return compare_built_in(device, dtype, part.options.seed)
 
         if part.step(f"prefill, handoff, decode against one mixed worker, {dtype}", TOKENS, measure):
             part.note(f"Tokens after a handoff: the built-in model in {dtype}.")

@@ -16,6 +16,7 @@ LOGITS = [
     "logits_error_ratio_to_transformers",
 ]
 TOKENS = ["handoff_tokens_equal", "built_in_look_ups_right"]
+RANDOM_TOKENS = ["handoff_tokens_equal_random_weights"]
 COPY = "copy_bandwidth_gb_per_s"
 MATMUL = "matmul_tflops"
 RATE = ["handoff_ratio_to_copy", "handoff_gb_per_s", "handoff_one_write_gb_per_s", "handoff_copy_gb_per_s"]
@@ -68,7 +69,7 @@ def _serving(sizes: Sizes) -> list[str]:
 
 EXPECTED: dict[str, Callable[[Sizes], list[str]]] = {
     "compile": lambda sizes: [COMPILE],
-    "correctness": lambda sizes: [*ATTENTION, *LOGITS, *TOKENS],
+    "correctness": lambda sizes: [*ATTENTION, *LOGITS, *TOKENS, *RANDOM_TOKENS],
     "decode": _decode,
     "prefill": _prefill,
     "handoff": lambda sizes: [*RATE, *HIDDEN],
@@ -85,6 +86,7 @@ def goals(sizes: Sizes) -> dict[str, Goal]:
         "logits_error_ratio_to_transformers": Goal(1.5, at_most=True),
         "handoff_tokens_equal": Goal(1.0),
         "built_in_look_ups_right": Goal(1.0),
+        "handoff_tokens_equal_random_weights": Goal(1.0),
         **{decode_figures(point)[0]: Goal(DECODE_GOAL, at_most=True) for point in decode},
         **{prefill_figures(prompt)[0]: Goal(PREFILL_GOAL) for prompt in sizes.prompts},
     }

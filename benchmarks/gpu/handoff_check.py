@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
-from benchmarks.gpu.device import Device, build_executor, prepare
+from benchmarks.gpu.device import Device, build_executor, build_model, prepare
 from benchmarks.gpu.hand_driven import POLL_S, HandDriven, Peer, handshake
 from builtin_model import CHECKPOINT
 from builtin_model.tasks import SMALL_TASKS, Task, look_up
@@ -37,7 +37,7 @@ from worker.role import Role
 from worker.state import WorkerState
 
 NUM_PAGES, PAGE_SIZE, CHUNK_TOKENS, MAX_BATCH = 256, 16, 256, 4
-MAX_TOKENS = 48
+MAX_TOKENS = 24
 LOOK_UPS = 4
 
 
@@ -47,17 +47,27 @@ def tasks(seed: int) -> list[Task]:
     return [*(look_up(rng, 200) for _ in range(LOOK_UPS)), *(make(rng) for make in SMALL_TASKS)]
 
 
-def requests(asked: list[Task], tokenizer: Tokenizer) -> list[Request]:
-    sampling = SamplingParams(max_tokens=MAX_TOKENS)
-    return [Request(f"r{index}", tuple(tokenizer.encode(task.prompt)), sampling) for index, task in enumerate(asked)]
+def random_prompts(vocab_size: int, seed: int) -> list[list[int]]:
+    """Some of less than a page, some of several chunks."""
+    rng = random.Random(seed)
+    return [[rng.randrange(vocab_size) for _ in range(length)] for length in (5, 32, 200, 515, 1000)]
 
 
-def built_in(device: Device, dtype: str) -> Any:
-    """An executor of the built-in model."""
-    config = read_config(CHECKPOINT)
-    layout = config.page_layout(NUM_PAGES, PAGE_SIZE, dtype, "built-in")
-    parameters = load_weights(CHECKPOINT, config, DTYPES[dtype], device.name)
-    return build_executor(device, config, parameters, layout, MAX_BATCH, CHUNK_TOKENS)
+@dataclass(frozen=True, slots=True)
+class Served:
+    """Which model both sides serve: random weights in the shape `raw`, or the built-in one."""
+
+    dtype: str
+    raw: dict[str, Any] | None = None
+
+    def executor(self, device: Device) -> Any:
+        if self.raw is not None:
+            config, parameters = build_model(self.raw, self.dtype, device, seed=0)
+        else:
+            config = read_config(CHECKPOINT)
+            parameters = load_weights(CHECKPOINT, config, DTYPES[self.dtype], device.name)
+        layout = config.page_layout(NUM_PAGES, PAGE_SIZE, self.dtype, "checked")
+        return build_executor(device, config, parameters, layout, MAX_BATCH, CHUNK_TOKENS)
 
 
 def make_role(role: RoleName, executor: Any, agent: str) -> Role:
@@ -65,7 +75,7 @@ def make_role(role: RoleName, executor: Any, agent: str) -> Role:
     config = executor.config
     state = WorkerState(
         agent,
-        "built-in",
+        "checked",
         config.eos_token_ids,
         config.context_tokens,
         StepBudget(CHUNK_TOKENS, MAX_BATCH),
@@ -74,9 +84,9 @@ def make_role(role: RoleName, executor: Any, agent: str) -> Role:
     return PrefillRole(state) if role is RoleName.PREFILL else DecodeRole(state, role)
 
 
-def decode_worker(pipe: Connection, device_name: str, dtype: str) -> None:
+def decode_worker(pipe: Connection, device_name: str, served: Served) -> None:
     """The other process: a decode worker that obeys the router's messages and says what it has to say in turn."""
-    executor = built_in(prepare(device_name), dtype)
+    executor = served.executor(prepare(device_name))
     transport = NixlTransport(executor.pages, executor.layout, "decode:1")
     worker = HandDriven(make_role(RoleName.DECODE, executor, "decode:1"), executor, transport)
     pipe.send(transport.endpoint)
@@ -94,40 +104,41 @@ def decode_worker(pipe: Connection, device_name: str, dtype: str) -> None:
         worker.turn()
 
 
-@dataclass(frozen=True, slots=True)
-class Answers:
-    """Token ids of every request."""
-
-    mixed: list[list[int]]
-    handed_over: list[list[int]]
-    right: int  # look-ups that were answered as asked, after the handoff
-    asked: int
-
-    @property
-    def figures(self) -> dict[str, float]:
-        same = sum(left == right for left, right in zip(self.mixed, self.handed_over, strict=True))
-        return {
-            "handoff_tokens_equal": same / self.asked,
-            "built_in_look_ups_right": self.right / LOOK_UPS,
-        }
-
-
-def compare(device: Device, dtype: str, seed: int) -> Answers:
-    """One request at a time, so that both ways run the same batches and differ in nothing but the handoff."""
+def compare_built_in(device: Device, dtype: str, seed: int) -> dict[str, float]:
+    """The built-in model's answers both ways; of the look-ups it is known what is right."""
     tokenizer, asked = Tokenizer(CHECKPOINT), tasks(seed)
-    made = requests(asked, tokenizer)
-    with Peer(decode_worker, (device.name, dtype)) as peer:
-        executor = built_in(device, dtype)
+    prompts = [tokenizer.encode(task.prompt) for task in asked]
+    mixed, handed_over = both_ways(device, Served(dtype), prompts)
+    look_ups = zip(asked[:LOOK_UPS], handed_over[:LOOK_UPS], strict=True)
+    right = sum(task.accepts(tokenizer.decode(tokens)) for task, tokens in look_ups)
+    return {"handoff_tokens_equal": equal_share(mixed, handed_over), "built_in_look_ups_right": right / LOOK_UPS}
+
+
+def compare_random(device: Device, dtype: str, raw: dict[str, Any], seed: int) -> dict[str, float]:
+    """Random weights in the dtype and with the heads that are measured later."""
+    prompts = random_prompts(raw["vocab_size"], seed)
+    return {"handoff_tokens_equal_random_weights": equal_share(*both_ways(device, Served(dtype, raw), prompts))}
+
+
+def equal_share(left: list[list[int]], right: list[list[int]]) -> float:
+    return sum(one == other for one, other in zip(left, right, strict=True)) / len(left)
+
+
+def both_ways(device: Device, served: Served, prompts: list[list[int]]) -> tuple[list[list[int]], list[list[int]]]:
+    """Tokens of one mixed worker, and after a handoff. One request at a time, so that both ways run the same batches
+    and differ in nothing but the handoff."""
+    sampling = SamplingParams(max_tokens=MAX_TOKENS)
+    made = [Request(f"r{index}", tuple(prompt), sampling) for index, prompt in enumerate(prompts)]
+    with Peer(decode_worker, (device.name, served)) as peer:
+        executor = served.executor(device)
         transport = NixlTransport(executor.pages, executor.layout, "prefill:1")
         alone = HandDriven(make_role(RoleName.MIXED, executor, "mixed:1"), executor, transport)
         mixed = [answer_alone(alone, request) for request in made]
         handshake(transport, peer, peer.answer(), device)
         source = HandDriven(make_role(RoleName.PREFILL, executor, "prefill:1"), executor, transport)
         handed_over = [answer_handed_over(source, peer, request) for request in made]
-    right = sum(
-        task.accepts(tokenizer.decode(tokens)) for task, tokens in zip(asked[:LOOK_UPS], handed_over, strict=False)
-    )
-    return Answers(mixed, handed_over, right, len(asked))
+        transport.close()
+    return mixed, handed_over
 
 
 def answer_alone(worker: HandDriven, request: Request) -> list[int]:

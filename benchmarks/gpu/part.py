@@ -46,7 +46,7 @@ class Part:
 
     def __post_init__(self) -> None:
         # Libraries and worker processes print to the log; only progress lines reach the screen.
-        self._screen = os.fdopen(os.dup(1), "w", buffering=1)
+        self._screen = os.fdopen(os.dup(1), "w", buffering=1, errors="replace")
         os.dup2(2, 1)
 
     @property
