@@ -46,7 +46,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--shape", choices=list(SIZES), default="llama-8b", help="tiny goes with --device cpu")
     parser.add_argument("--out", type=Path, metavar="FILE", help="JSON; $OUT/gpu.json, or gpu.json here, if not given")
-    parser.add_argument("--keep", action="store_true", help="keep what --out has of parts that are not run now")
+    parser.add_argument("--keep", type=Path, metavar="FILE", help="JSON of an earlier run: keep parts not run now")
     parser.add_argument("--budget-s", type=float, default=BUDGET_S, help="parts that would exceed it are skipped")
     parser.add_argument("--scratch", type=Path, metavar="DIR", help="for a checkpoint of 16 GB; /dev/shm if it fits")
     parser.add_argument("--seed", type=int, default=0)
@@ -63,14 +63,15 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def run_part(plan: PartPlan, args: argparse.Namespace, limit_s: float) -> PartResult:
     """Run one part in a process group of its own, and end the whole group whatever happens."""
-    path, log = (args.out.with_name(f"{args.out.stem}-{plan.name}{suffix}") for suffix in (".json", ".log"))
+    path, log = args.out.with_name(f"{args.out.stem}-{plan.name}.json"), args.out.with_suffix(".log")
     path.unlink(missing_ok=True)
     command = [sys.executable, "-m", "benchmarks.gpu.child", plan.name, "--device", args.device, "--shape", args.shape]
     command += ["--seed", str(args.seed), "--result", str(path), "--log", str(log)]
     command += ["--scratch", str(args.scratch)] if args.scratch else []
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}  # so that the log has the last words of who is killed
     how = ""
-    with log.open("w") as errors:
+    with log.open("ab") as errors:
+        begin = errors.tell()
         process = subprocess.Popen(command, stderr=errors, env=environment, start_new_session=True)
         try:
             code = process.wait(limit_s)
@@ -85,7 +86,7 @@ def run_part(plan: PartPlan, args: argparse.Namespace, limit_s: float) -> PartRe
     path.unlink(missing_ok=True)
     result = PartResult.from_json(values) if values else PartResult()
     if result.doing:  # empty only when it came to its end
-        tail = log.read_text(errors="replace")[-LOG_TAIL_CHARS:]
+        tail = log.read_bytes()[begin:].decode(errors="replace")[-LOG_TAIL_CHARS:]
         result = broken_off(result, plan, how or "its process ended", tail, EXPECTED[plan.name](SIZES[args.shape]))
     return result
 
@@ -124,7 +125,9 @@ def publish(args: argparse.Namespace, results: dict[str, PartResult], earlier: l
     console.print(", ".join(f"{key}={value}" for key, value in setting_of(args, results).items()), markup=False)
     if args.device == "cpu":
         console.print(ON_CPU, style="bold")
-    console.print(f"JSON: {args.out}", markup=False)
+    console.print(
+        f"JSON: {args.out}; what libraries and processes said: {args.out.with_suffix('.log').name}", markup=False
+    )
 
 
 def save(args: argparse.Namespace, results: dict[str, PartResult]) -> None:
@@ -140,8 +143,8 @@ def save(args: argparse.Namespace, results: dict[str, PartResult]) -> None:
 
 
 def earlier_parts(args: argparse.Namespace) -> dict[str, PartResult]:
-    """What the file has of an earlier run on the same device in the same shape."""
-    found = read_json(args.out) if args.keep else {}
+    """What `--keep` has of an earlier run on the same device in the same shape."""
+    found = read_json(args.keep) if args.keep else {}
     setting = found.get("setting", {})
     if (setting.get("device"), setting.get("shape")) != (args.device, args.shape):
         return {}
@@ -164,6 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("torch sees no CUDA device here. With --device cpu --shape tiny the same script runs on the CPU.")
         return 2
     args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.with_suffix(".log").write_bytes(b"")
     kept = earlier_parts(args)
     results: dict[str, PartResult] = {}
     for plan in PARTS:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from benchmarks.gpu.attention_check import Geometry, attention_error
 from benchmarks.gpu.device import prepare
-from benchmarks.gpu.figures import ATTENTION, LOGITS, RANDOM_TOKENS, TOKENS
+from benchmarks.gpu.figures import ATTENTION, LOGITS, RANDOM_TOKENS, RECORDED, TOKENS
+from benchmarks.gpu.graphs_check import recorded_error
 from benchmarks.gpu.handoff_check import compare_built_in, compare_random
 from benchmarks.gpu.logits_check import logits_errors
 from benchmarks.gpu.part import Part
@@ -26,6 +27,11 @@ def run(part: Part) -> None:
     )
     part.step(
         "logits against transformers", LOGITS, lambda: logits_errors(device, sizes.small_model, sizes.dtype, seed)
+    )
+    part.step(
+        "recorded decode steps against plain ones",
+        RECORDED,
+        lambda: {RECORDED[0]: recorded_error(device, sizes.small_model, sizes.dtype, seed)},
     )
     tokens_after_a_handoff(part)
     part.step(

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from statistics import median
 from typing import Any
 
 from benchmarks.gpu.device import Device, build_executor, build_model, prepare
-from benchmarks.gpu.figures import COPY, EXPECTED, decode_figures, graph_figures, point_name
+from benchmarks.gpu.figures import COPY, DECODE_GOAL_UP_TO_BATCH, EXPECTED, decode_figures, graph_figures, point_name
 from benchmarks.gpu.part import Part
-from benchmarks.gpu.sequences import decoding, pages_for, turn
+from benchmarks.gpu.profile import profile
+from benchmarks.gpu.sequences import Turn, decoding, pages_for, turn
 from benchmarks.gpu.sizes import GIB, Sizes, label
 from cluster.worker import PageLayout
 from engine.batch import StepBudget
@@ -47,11 +47,18 @@ def run(part: Part) -> None:
     for point in fitting:
 
         def measure(point: tuple[int, int] = point) -> dict[str, float]:
-            step_s, floor_s = step_and_floor(executor, point, sizes, bandwidth, part.options.seed)
+            steps = decode_steps(executor, point, sizes, part.options.seed)
+            step_s, floor_s = median(step.seconds for step in steps), floor(executor, steps, bandwidth)
+            part.result.details[point_name(point)] = {**stages_ms(steps), "floor_ms": 1000 * floor_s}
             return dict(zip(decode_figures(point), (step_s / floor_s, 1000 * step_s), strict=True))
 
         part.step(f"batch {point[0]}, context {label(point[1])}", decode_figures(point), measure)
-    without_graphs(part, device, config, parameters, bandwidth)
+    if fitting:
+        batch, context = max(point for point in fitting if point[0] <= DECODE_GOAL_UP_TO_BATCH)
+        sequences = decoding(layout, config.vocab_size, batch, context, 8, part.options.seed)
+        budget = StepBudget(max(sizes.longest, batch), batch)
+        profile(part, device, f"decode_{point_name((batch, context))}", lambda: turn(executor, sequences, budget))
+    without_graphs(part, device, config, parameters)
 
 
 def fitting_points(part: Part, config: ModelConfig, device: Device) -> list[tuple[int, int]]:
@@ -76,29 +83,30 @@ def layout_of(config: ModelConfig, sizes: Sizes, points: list[tuple[int, int]]) 
     return config.page_layout(num_pages, sizes.page_size, sizes.dtype, "random")
 
 
-def step_and_floor(
-    executor: Any, point: tuple[int, int], sizes: Sizes, bandwidth: float, seed: int
-) -> tuple[float, float]:
-    """Seconds of a step from plan to absorbed tokens (median), and the least that its bytes take."""
+def decode_steps(executor: Any, point: tuple[int, int], sizes: Sizes, seed: int) -> list[Turn]:
+    """Consecutive steps of a batch, of which the middle one reads `context` positions per sequence."""
     batch, context = point
-    first = max(1, context - sizes.repeats // 2 - WARM_STEPS)  # so that the middle step reads `context` positions
+    first = max(1, context - sizes.repeats // 2 - WARM_STEPS)
     room = sizes.repeats + WARM_STEPS
     sequences = decoding(executor.layout, executor.config.vocab_size, batch, first, room, seed)
     budget = StepBudget(max(sizes.longest, batch), batch)
-    for _ in range(WARM_STEPS):
-        turn(executor, sequences, budget)
-    seconds, positions = [], []
-    for _ in range(sizes.repeats):
-        started = time.perf_counter()
-        plan = turn(executor, sequences, budget)
-        seconds.append(time.perf_counter() - started)
-        positions.append(plan.sample(0.0).context_tokens)
+    return [turn(executor, sequences, budget) for _ in range(room)][WARM_STEPS:]
+
+
+def floor(executor: Any, steps: list[Turn], bandwidth: float) -> float:
+    """Seconds that the bytes of every matrix and of the KV take, each read once."""
     weights = sum(matrix.numel() * matrix.element_size() for matrix in executor.model.matrices)
-    kv = median(positions) * executor.layout.page_bytes / executor.layout.page_size
-    return median(seconds), (weights + kv) / bandwidth
+    positions = median(step.context_tokens for step in steps)
+    return (weights + positions * executor.layout.page_bytes / executor.layout.page_size) / bandwidth
 
 
-def without_graphs(part: Part, device: Device, config: ModelConfig, parameters: Any, bandwidth: float) -> None:
+def stages_ms(steps: list[Turn]) -> dict[str, float]:
+    """Where a step's time goes on the host."""
+    stages = ("plan_s", "launch_s", "collect_s", "absorb_s")
+    return {f"{stage[:-2]}_ms": 1000 * median(getattr(step, stage) for step in steps) for stage in stages}
+
+
+def without_graphs(part: Part, device: Device, config: ModelConfig, parameters: Any) -> None:
     """One point again, every kernel launched by itself."""
     sizes, point = part.sizes, part.sizes.graphs_point
     figures = graph_figures(sizes)
@@ -106,7 +114,9 @@ def without_graphs(part: Part, device: Device, config: ModelConfig, parameters: 
     def measure() -> dict[str, float]:
         layout = layout_of(config, sizes, [point])
         plain = build_executor(device, config, parameters, layout, point[0], sizes.longest, graphs=False)
-        step_s, _ = step_and_floor(plain, point, sizes, bandwidth, part.options.seed)
+        steps = decode_steps(plain, point, sizes, part.options.seed)
+        part.result.details[f"{point_name(point)}_without_graphs"] = stages_ms(steps)
+        step_s = median(step.seconds for step in steps)
         with_graphs_ms = part.result.figures[f"decode_step_ms_{point_name(point)}"]
         return {figures[0]: 1000 * step_s, figures[1]: with_graphs_ms / (1000 * step_s)}
 

@@ -123,12 +123,13 @@ def build_executor(
     max_batch: int,
     max_tokens: int,
     graphs: bool = True,
+    kernels: str = "auto",
 ) -> Any:
     """The executor that serves on this device, warmed up, with random numbers in its pages: zeros are too easy."""
     if device.on_gpu:
         from engine.cuda_executor import CudaExecutor, CudaOptions
 
-        options = CudaOptions(cuda_graphs=graphs, max_batch=max_batch, max_tokens=max_tokens)
+        options = CudaOptions(cuda_graphs=graphs, attention=kernels, max_batch=max_batch, max_tokens=max_tokens)
         executor: Any = CudaExecutor(config, parameters, layout, options=options)
     else:
         executor = TorchExecutor(config, parameters, layout)

@@ -16,11 +16,13 @@ LOGITS = [
     "logits_error_ratio_to_transformers",
 ]
 TOKENS = ["handoff_tokens_equal", "built_in_look_ups_right"]
+RECORDED = ["recorded_step_logprob_error"]
 RANDOM_TOKENS = ["handoff_tokens_equal_random_weights"]
 COPY = "copy_bandwidth_gb_per_s"
 MATMUL = "matmul_tflops"
 RATE = ["handoff_ratio_to_copy", "handoff_gb_per_s", "handoff_one_write_gb_per_s", "handoff_copy_gb_per_s"]
 HIDDEN = ["handoff_hidden_share", "handoff_exposed_ms", "handoff_total_ms", "handoff_prefill_ms"]
+KERNELS = ("fa2", "fa3")
 SERVED = ("pd", "mixed", "transformers")
 
 DECODE_GOAL, DECODE_GOAL_UP_TO_BATCH = 1.25, 64
@@ -46,6 +48,10 @@ def prefill_figures(prompt: int) -> list[str]:
     return [f"prefill_ratio_to_matmul_{label(prompt)}", f"prefill_tokens_per_s_{label(prompt)}"]
 
 
+def kernel_figure(kernels: str) -> str:
+    return f"prefill_layer_ms_{kernels}"
+
+
 def served_figures(name: str) -> list[str]:
     return [f"serving_{name}_{figure}" for figure in ("tokens_per_s", "ttft_ms", "tpot_ms")]
 
@@ -69,11 +75,12 @@ def _serving(sizes: Sizes) -> list[str]:
 
 EXPECTED: dict[str, Callable[[Sizes], list[str]]] = {
     "compile": lambda sizes: [COMPILE],
-    "correctness": lambda sizes: [*ATTENTION, *LOGITS, *TOKENS, *RANDOM_TOKENS],
+    "correctness": lambda sizes: [*ATTENTION, *LOGITS, *RECORDED, *TOKENS, *RANDOM_TOKENS],
     "decode": _decode,
     "prefill": _prefill,
     "handoff": lambda sizes: [*RATE, *HIDDEN],
     "serving": _serving,
+    "kernels": lambda sizes: [kernel_figure(kernels) for kernels in KERNELS],
 }
 
 
@@ -84,6 +91,7 @@ def goals(sizes: Sizes) -> dict[str, Goal]:
         "attention_error": Goal(1e-2, at_most=True),
         "logits_error_to_transformers": Goal(2e-2, at_most=True),
         "logits_error_ratio_to_transformers": Goal(1.5, at_most=True),
+        "recorded_step_logprob_error": Goal(0.05, at_most=True),
         "handoff_tokens_equal": Goal(1.0),
         "built_in_look_ups_right": Goal(1.0),
         "handoff_tokens_equal_random_weights": Goal(1.0),

@@ -20,11 +20,12 @@ class PartPlan:
 
 PARTS = (
     PartPlan("compile", "benchmarks.gpu.compiling", 20, 300),
-    PartPlan("correctness", "benchmarks.gpu.correctness", 20, 100),
-    PartPlan("decode", "benchmarks.gpu.decode", 25, 100),
-    PartPlan("prefill", "benchmarks.gpu.prefill", 20, 60),
-    PartPlan("handoff", "benchmarks.gpu.handoff", 25, 80),
+    PartPlan("correctness", "benchmarks.gpu.correctness", 20, 120),
+    PartPlan("decode", "benchmarks.gpu.decode", 25, 130),
+    PartPlan("prefill", "benchmarks.gpu.prefill", 20, 80),
+    PartPlan("handoff", "benchmarks.gpu.handoff", 25, 90),
     PartPlan("serving", "benchmarks.gpu.serving", 60, 220),
+    PartPlan("kernels", "benchmarks.gpu.kernels", 20, 150),
 )
 
 

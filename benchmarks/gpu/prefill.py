@@ -5,6 +5,7 @@ from __future__ import annotations
 from benchmarks.gpu.device import build_executor, build_model, prepare
 from benchmarks.gpu.figures import EXPECTED, MATMUL, prefill_figures
 from benchmarks.gpu.part import Part
+from benchmarks.gpu.profile import profile
 from benchmarks.gpu.sequences import pages_for, prefilling
 from benchmarks.gpu.sizes import label
 from engine.executor import DTYPES
@@ -50,3 +51,5 @@ def run(part: Part) -> None:
             return dict(zip(prefill_figures(prompt), (ratio, prompt / seconds), strict=True))
 
         part.step(f"prompts of {label(prompt)}", prefill_figures(prompt), measure)
+    (plan,) = prefilling(layout, config.vocab_size, max(sizes.prompts), part.options.seed)
+    profile(part, device, f"prefill_{label(max(sizes.prompts))}", lambda: executor.execute(plan))

@@ -37,6 +37,7 @@ class PartResult:
     skipped: dict[str, str] = field(default_factory=dict)  # figure → why
     notes: list[str] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)  # of the device and its software
+    details: dict[str, Any] = field(default_factory=dict)  # for the JSON only: where time went
     doing: str = "starting"  # the step under way; empty when the part came to its end
     seconds: float = 0.0
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import random
+import time
+from dataclasses import dataclass
 
 from cluster.request import Request, SamplingParams
 from cluster.worker import PageLayout
@@ -15,7 +18,9 @@ def pages_for(tokens: int, page_size: int) -> int:
     return -(-tokens // page_size)
 
 
-def decoding(layout: PageLayout, vocab_size: int, batch: int, context: int, room: int, seed: int) -> list[Sequence]:
+def decoding(
+    layout: PageLayout, vocab_size: int, batch: int, context: int, room: int, seed: int, logprobs: int | None = None
+) -> list[Sequence]:
     """`batch` sequences that have computed `context` positions and will decode `room` tokens more.
 
     Their pages are drawn from all over the storage, as they lie after a while of serving.
@@ -23,7 +28,7 @@ def decoding(layout: PageLayout, vocab_size: int, batch: int, context: int, room
     rng = random.Random(seed)
     per_sequence = pages_for(context + room + 1, layout.page_size)
     pages = rng.sample(range(layout.num_pages), batch * per_sequence)
-    sampling = SamplingParams(max_tokens=room + 2, ignore_eos=True)
+    sampling = SamplingParams(max_tokens=room + 2, ignore_eos=True, logprobs=logprobs)
     sequences = []
     for index in range(batch):
         prompt = tuple(rng.randrange(vocab_size) for _ in range(context))
@@ -49,9 +54,32 @@ def prefilling(layout: PageLayout, vocab_size: int, tokens: int, seed: int, chun
     ]
 
 
-def turn(executor: Executor, sequences: list[Sequence], budget: StepBudget) -> StepPlan:
-    """Plan, execute and absorb one decode step of all the sequences."""
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """Seconds of one decode step's stages, and the positions it read."""
+
+    plan_s: float
+    launch_s: float
+    collect_s: float
+    absorb_s: float
+    context_tokens: int
+
+    @property
+    def seconds(self) -> float:
+        return self.plan_s + self.launch_s + self.collect_s + self.absorb_s
+
+
+def turn(executor: Executor, sequences: list[Sequence], budget: StepBudget) -> Turn:
+    """Plan, execute and absorb one decode step of all the sequences, as a worker's loop does with nothing between."""
+    moments = [time.perf_counter()]
     plan = plan_step(sequences, (), budget)
     assert plan is not None
-    absorb_step(plan, executor.execute(plan))
-    return plan
+    moments.append(time.perf_counter())
+    launched = executor.launch(plan)
+    moments.append(time.perf_counter())
+    result = executor.collect(launched)
+    moments.append(time.perf_counter())
+    absorb_step(plan, result)
+    moments.append(time.perf_counter())
+    context_tokens = sum(part.start + 1 for part in plan.slices)
+    return Turn(*(after - before for before, after in itertools.pairwise(moments)), context_tokens)

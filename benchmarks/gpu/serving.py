@@ -7,7 +7,7 @@ import asyncio
 import random
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -139,29 +139,32 @@ async def moments_of(driver: Any, request: Request, sent: float) -> list[float]:
             return moments
 
 
-def serve_transformers(part: Part, config: ModelConfig, parameters: Any, prompts: list[list[int]]) -> Served:
+def serve_transformers(part: Part, model_config: ModelConfig, parameters: Any, prompts: list[list[int]]) -> Served:
     """`generate_batch` with as many requests at once and as many tokens a step; its own warm-up is not counted."""
     from transformers import ContinuousBatchingConfig, GenerationConfig
 
     sizes = part.sizes
-    model = build_transformers(sizes.model, config, parameters, part.options.device)
+    model = build_transformers(sizes.model, model_config, parameters, part.options.device)
     model.set_attn_implementation("sdpa")
     generation = GenerationConfig(max_new_tokens=sizes.request_output, do_sample=False, eos_token_id=-1, pad_token_id=0)
     page = 256 if part.options.on_gpu else sizes.page_size
     per_request = pages_for(sizes.request_prompt + sizes.request_output, page) + 1
     batching = {
         "page_size": page,
+        "block_size": page,  # its name in earlier versions
         "num_blocks": sizes.max_batch * per_request + sizes.max_batch,
         "max_batch_tokens": sizes.chunk_tokens,
         "max_requests_per_batch": sizes.max_batch,
     }
+    plain = {"use_cuda_graph": False, "auto_switch_to_flash": False, "use_async_batching": False}
+    known = {field.name for field in fields(ContinuousBatchingConfig)}
+    known -= {"block_size"} if "page_size" in known else set()
     reasons = []
     # Graphs and flash kernels are tried first, as it decides by itself; the second try does without.
-    for extra in ({}, {"use_cuda_graph": False, "auto_switch_to_flash": False, "use_async_batching": False}):
+    for options in (batching, batching | plain):
+        config = ContinuousBatchingConfig(**{name: value for name, value in options.items() if name in known})
         try:
-            outputs = model.generate_batch(
-                prompts, generation, ContinuousBatchingConfig(**batching, **extra), record_timestamps=True
-            )
+            outputs = model.generate_batch(prompts, generation, config, record_timestamps=True)
             return from_outputs(list(outputs.values()), len(prompts), sizes.request_output)
         except Exception as error:  # noqa: BLE001 - the next try may do
             reasons.append(f"{type(error).__name__}: {error}")
