@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from importlib import import_module
 from pathlib import Path
 
@@ -22,7 +23,11 @@ def main() -> None:
     parser.add_argument("--scratch", type=Path)
     args = vars(parser.parse_args())
     name = args.pop("name")
-    part = Part(name, Options(**args))
+    # Libraries and worker processes print to the log, which is this process's standard error; only progress lines
+    # reach the screen.
+    screen = os.fdopen(os.dup(1), "w", errors="replace")
+    os.dup2(2, 1)
+    part = Part(name, Options(**args), screen)
     part.save()
     chosen = next(one for one in PARTS if one.name == name)
     try:

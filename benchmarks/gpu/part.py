@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -40,14 +39,9 @@ class Part:
 
     name: str
     options: Options
+    screen: TextIO
     result: PartResult = field(default_factory=PartResult)
-    _screen: TextIO = field(init=False)
     _started_s: float = field(default_factory=time.monotonic)
-
-    def __post_init__(self) -> None:
-        # Libraries and worker processes print to the log; only progress lines reach the screen.
-        self._screen = os.fdopen(os.dup(1), "w", buffering=1, errors="replace")
-        os.dup2(2, 1)
 
     @property
     def sizes(self) -> Sizes:
@@ -56,7 +50,7 @@ class Part:
     def say(self, text: str) -> None:
         """A progress line, here and in the log."""
         line = f"{self.name:<12}{time.monotonic() - self._started_s:6.1f} s  {text}"
-        print(line, file=self._screen)
+        print(line, file=self.screen, flush=True)
         print(line, file=sys.stderr, flush=True)
 
     def note(self, text: str) -> None:

@@ -24,6 +24,7 @@ from cluster.request import Request, SamplingParams
 from engine.model_config import ModelConfig
 
 LAYOUTS: dict[str, Mapping[str, int]] = {"pd": {"prefill": 1, "decode": 1}, "mixed": {"mixed": 1}}
+FRACTION = 0.7  # of a GPU's memory, for all workers together: this process holds the weights, too
 WARM_UP_REQUESTS = 2
 
 
@@ -62,7 +63,7 @@ def run(part: Part) -> None:
             for name, pools in LAYOUTS.items():
 
                 def serve(name: str = name, pools: Mapping[str, int] = pools) -> dict[str, float]:
-                    return asyncio.run(serve_cluster(part, folder, pools, prompts)).figures(name)
+                    return serve_workers(part, folder, pools, prompts).figures(name)
 
                 part.step(f"router and {' + '.join(pools)} workers", served_figures(name), serve)
     except OSError as error:
@@ -88,6 +89,18 @@ def compare(part: Part) -> None:
     part.save()
 
 
+def serve_workers(part: Part, folder: Path, pools: Mapping[str, int], prompts: list[list[int]]) -> Served:
+    """On a GPU each worker takes pages for its share of the memory; should it not start so, pages are counted out."""
+    router, worker = cluster_plans(part, folder)
+    if part.options.on_gpu:
+        shared = replace(worker, num_pages=0, gpu_memory_fraction=FRACTION / sum(pools.values()))
+        try:
+            return asyncio.run(serve_cluster(part, router, shared, pools, prompts))
+        except (ChildProcessError, TimeoutError) as error:
+            part.note(f"With a fraction of the GPU's memory {' + '.join(pools)} did not start: {error}")
+    return asyncio.run(serve_cluster(part, router, worker, pools, prompts))
+
+
 def cluster_plans(part: Part, folder: Path) -> tuple[RouterPlan, WorkerPlan]:
     """Every request crosses where there is a prefill worker; each worker has pages for a full batch."""
     sizes = part.sizes
@@ -97,14 +110,15 @@ def cluster_plans(part: Part, folder: Path) -> tuple[RouterPlan, WorkerPlan]:
         folder, context, num_pages, policy="least_loaded", chunk_tokens=sizes.chunk_tokens, max_batch=sizes.max_batch
     )
     router = replace(router, dtype=sizes.dtype)
-    worker = replace(worker, dtype=sizes.dtype, device=part.options.device, checksum_every=0)
+    worker = replace(worker, dtype=sizes.dtype, device="cuda:0" if part.options.on_gpu else "cpu", checksum_every=0)
     return router, worker
 
 
-async def serve_cluster(part: Part, folder: Path, pools: Mapping[str, int], prompts: list[list[int]]) -> Served:
+async def serve_cluster(
+    part: Part, router: RouterPlan, worker: WorkerPlan, pools: Mapping[str, int], prompts: list[list[int]]
+) -> Served:
     """All prompts through a router of this process and workers of their own processes."""
     sizes = part.sizes
-    router, worker = cluster_plans(part, folder)
     started = time.monotonic()
     async with ProcessCluster(router, worker, pools) as cluster:
         part.say(f"workers are there after {time.monotonic() - started:.1f} s")
