@@ -64,7 +64,8 @@ def write_shards(folder: Path, config: ModelConfig, parameters: dict[str, torch.
 
     for name, target in checkpoint_targets(config).items():
         rows = parameters[target.parameter][target.start : target.start + target.shape[0]]
-        shard[name] = rows.cpu().clone()
+        # From a GPU it is a copy already; what safetensors writes must not share memory.
+        shard[name] = rows.cpu() if rows.is_cuda else rows.clone()
         size += shard[name].numel() * shard[name].element_size()
         if size >= SHARD_BYTES:
             flush()

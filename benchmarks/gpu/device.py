@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -93,6 +95,13 @@ def _driver() -> str:
         return "unknown"
 
 
+def with_compilers(path: str) -> str:
+    """PATH with the places of ninja and nvcc at its end: FlashInfer calls both by name."""
+    known = path.split(os.pathsep)
+    more = [str(Path(sys.executable).parent), "/usr/local/cuda/bin"]
+    return os.pathsep.join([*known, *(place for place in more if place not in known and Path(place).is_dir())])
+
+
 def prepare(name: str) -> Device:
     """The device, ready for use; raises `RuntimeError` where there is none of that name."""
     if name == "cuda":
@@ -102,6 +111,7 @@ def prepare(name: str) -> Device:
         # FlashInfer compiles for this chip alone, with the instructions that only it has.
         suffix = "a" if major >= 9 else ""
         os.environ.setdefault("FLASHINFER_CUDA_ARCH_LIST", f"{major}.{minor}{suffix}")
+        os.environ["PATH"] = with_compilers(os.environ.get("PATH", ""))
     else:
         torch.set_num_threads(1)
     return Device(name)

@@ -31,6 +31,7 @@ from prefill_worker.role import PrefillRole
 from worker.state import WorkerState
 
 ROUNDS = 5
+HANDOFF_TIMEOUT_S = 20.0
 TRANSPORT_WORDS = re.compile(
     r"\b(cuda_ipc|cuda_copy|gdr_copy|rc_mlx5|rc_verbs|dc_mlx5|ud_mlx5|cma|posix|sysv|xpmem|knem|tcp)/"
 )
@@ -129,6 +130,8 @@ def hidden_share(part: Part, worker: HandDriven, layout: PageLayout, peer: Peer,
             worker.turn()
             table = _page_table(worker, request.request_id) or table
             ended = worker.heard(HandoffEnded)
+            if time.monotonic() - started > HANDOFF_TIMEOUT_S:
+                raise TimeoutError(f"A handoff has not ended within {HANDOFF_TIMEOUT_S:g} s.")
         seconds = time.monotonic() - started
         report = _delivered(ended[0])
         _, sums = peer.ask(target)

@@ -31,6 +31,15 @@ def test_the_figures_have_the_names_they_are_known_by() -> None:
     assert list(EXPECTED) == [plan.name for plan in PARTS]
 
 
+def test_the_documentation_has_every_figure_with_its_goal() -> None:
+    told = (ROOT / "docs" / "benchmarks.md").read_text()
+    judged = goals(EIGHT_B)
+    for figures in EXPECTED.values():
+        for name in figures(EIGHT_B):
+            (row,) = [line for line in told.splitlines() if line.startswith(f"| `{name}` |")]
+            assert row.split("|")[3].strip() == str(judged.get(name, ""))
+
+
 def test_every_figure_has_a_row_that_says_what_became_of_it() -> None:
     result = PartResult(
         figures={"measured": 1.1, "beside": 3.0},
