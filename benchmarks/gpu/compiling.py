@@ -6,9 +6,9 @@ import time
 from typing import Any
 
 from benchmarks.gpu.attention_check import Geometry, attention_error
+from benchmarks.gpu.checked_model import CheckedModel
 from benchmarks.gpu.device import Device, build_executor, build_model, prepare
 from benchmarks.gpu.figures import COMPILE
-from benchmarks.gpu.handoff_check import Served
 from benchmarks.gpu.part import Part
 from benchmarks.gpu.sequences import decoding, prefilling, turn
 from benchmarks.gpu.sizes import Sizes
@@ -39,7 +39,7 @@ def run(part: Part) -> None:
     def small() -> dict[str, float]:
         for dtype in ("float32", "bfloat16"):
             try:
-                Served(dtype).executor(device)
+                CheckedModel(dtype).executor(device)
             except Exception as error:  # noqa: BLE001 - the part that needs it says more
                 part.note(f"The built-in model does not start in {dtype}: {type(error).__name__}: {error}")
         return {}

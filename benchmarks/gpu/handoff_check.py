@@ -5,11 +5,11 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
-from benchmarks.gpu.device import Device, build_executor, build_model, prepare
+from benchmarks.gpu.checked_model import CHUNK_TOKENS, MAX_BATCH, NUM_PAGES, PAGE_SIZE, CheckedModel
+from benchmarks.gpu.device import Device, prepare
 from benchmarks.gpu.hand_driven import POLL_S, HandDriven, Peer, handshake
 from builtin_model import CHECKPOINT
 from builtin_model.tasks import SMALL_TASKS, Task, look_up
@@ -26,17 +26,13 @@ from cluster.request import Request, SamplingParams
 from cluster.worker import Endpoint, RoleName
 from decode_worker.role import DecodeRole
 from engine.batch import StepBudget
-from engine.checkpoint import read_config
-from engine.executor import DTYPES
 from engine.kv_pages import PagePool
 from engine.tokenizer import Tokenizer
-from engine.weights import load_weights
 from kv_transfer.nixl import NixlTransport
 from prefill_worker.role import PrefillRole
 from worker.role import Role
 from worker.state import WorkerState
 
-NUM_PAGES, PAGE_SIZE, CHUNK_TOKENS, MAX_BATCH = 256, 16, 256, 4
 MAX_TOKENS = 24
 LOOK_UPS = 4
 
@@ -53,23 +49,6 @@ def random_prompts(vocab_size: int, seed: int) -> list[list[int]]:
     return [[rng.randrange(vocab_size) for _ in range(length)] for length in (5, 32, 200, 515, 1000)]
 
 
-@dataclass(frozen=True, slots=True)
-class Served:
-    """Which model both sides serve: random weights in the shape `raw`, or the built-in one."""
-
-    dtype: str
-    raw: dict[str, Any] | None = None
-
-    def executor(self, device: Device) -> Any:
-        if self.raw is not None:
-            config, parameters = build_model(self.raw, self.dtype, device, seed=0)
-        else:
-            config = read_config(CHECKPOINT)
-            parameters = load_weights(CHECKPOINT, config, DTYPES[self.dtype], device.name)
-        layout = config.page_layout(NUM_PAGES, PAGE_SIZE, self.dtype, "checked")
-        return build_executor(device, config, parameters, layout, MAX_BATCH, CHUNK_TOKENS)
-
-
 def make_role(role: RoleName, executor: Any, agent: str) -> Role:
     """A role over an empty pool of the executor's pages."""
     config = executor.config
@@ -84,9 +63,9 @@ def make_role(role: RoleName, executor: Any, agent: str) -> Role:
     return PrefillRole(state) if role is RoleName.PREFILL else DecodeRole(state, role)
 
 
-def decode_worker(pipe: Connection, device_name: str, served: Served) -> None:
+def decode_worker(pipe: Connection, device_name: str, checked: CheckedModel) -> None:
     """The other process: a decode worker that obeys the router's messages and says what it has to say in turn."""
-    executor = served.executor(prepare(device_name))
+    executor = checked.executor(prepare(device_name))
     transport = NixlTransport(executor.pages, executor.layout, "decode:1")
     worker = HandDriven(make_role(RoleName.DECODE, executor, "decode:1"), executor, transport)
     pipe.send(transport.endpoint)
@@ -108,7 +87,7 @@ def compare_built_in(device: Device, dtype: str, seed: int) -> dict[str, float]:
     """The built-in model's answers both ways; of the look-ups it is known what is right."""
     tokenizer, asked = Tokenizer(CHECKPOINT), tasks(seed)
     prompts = [tokenizer.encode(task.prompt) for task in asked]
-    mixed, handed_over = both_ways(device, Served(dtype), prompts)
+    mixed, handed_over = both_ways(device, CheckedModel(dtype), prompts)
     look_ups = zip(asked[:LOOK_UPS], handed_over[:LOOK_UPS], strict=True)
     right = sum(task.accepts(tokenizer.decode(tokens)) for task, tokens in look_ups)
     return {"handoff_tokens_equal": equal_share(mixed, handed_over), "built_in_look_ups_right": right / LOOK_UPS}
@@ -117,20 +96,22 @@ def compare_built_in(device: Device, dtype: str, seed: int) -> dict[str, float]:
 def compare_random(device: Device, dtype: str, raw: dict[str, Any], seed: int) -> dict[str, float]:
     """Random weights in the dtype and with the heads that are measured later."""
     prompts = random_prompts(raw["vocab_size"], seed)
-    return {"handoff_tokens_equal_random_weights": equal_share(*both_ways(device, Served(dtype, raw), prompts))}
+    return {"handoff_tokens_equal_random_weights": equal_share(*both_ways(device, CheckedModel(dtype, raw), prompts))}
 
 
 def equal_share(left: list[list[int]], right: list[list[int]]) -> float:
     return sum(one == other for one, other in zip(left, right, strict=True)) / len(left)
 
 
-def both_ways(device: Device, served: Served, prompts: list[list[int]]) -> tuple[list[list[int]], list[list[int]]]:
+def both_ways(
+    device: Device, checked: CheckedModel, prompts: list[list[int]]
+) -> tuple[list[list[int]], list[list[int]]]:
     """Tokens of one mixed worker, and after a handoff. One request at a time, so that both ways run the same batches
     and differ in nothing but the handoff."""
     sampling = SamplingParams(max_tokens=MAX_TOKENS)
     made = [Request(f"r{index}", tuple(prompt), sampling) for index, prompt in enumerate(prompts)]
-    with Peer(decode_worker, (device.name, served)) as peer:
-        executor = served.executor(device)
+    with Peer(decode_worker, (device.name, checked)) as peer:
+        executor = checked.executor(device)
         transport = NixlTransport(executor.pages, executor.layout, "prefill:1")
         alone = HandDriven(make_role(RoleName.MIXED, executor, "mixed:1"), executor, transport)
         mixed = [answer_alone(alone, request) for request in made]
