@@ -1,4 +1,4 @@
-"""Runs step plans on a GPU: FlashInfer's attention and fused layers, recorded decode steps, no waiting within a step."""
+"""Runs step plans on a GPU: FlashInfer's attention and fused layers, recorded decode steps, no waiting in a step."""
 
 from __future__ import annotations
 

@@ -10,12 +10,12 @@ What `plan` takes from the host it gets from the host: reading an indptr back fr
 
 from __future__ import annotations
 
-from types import ModuleType
 from typing import Any
 
 import torch
 
 from cluster.errors import ConfigError
+from cluster.worker import PageLayout
 from engine.attention.backend import BatchLayout
 from engine.attention.plan_metadata import PlanMetadata, plan_metadata, workspace_bytes
 from engine.staging import GrowingStagingBuffer
@@ -32,7 +32,7 @@ def has_kernels(dtype: torch.dtype, head_dim: int) -> bool:
     return dtype in KERNEL_DTYPES and head_dim in HEAD_DIMS
 
 
-def load_flashinfer() -> ModuleType:
+def load_flashinfer() -> Any:
     """The library, or the sentence that says how to get it (`ConfigError`)."""
     try:
         import flashinfer
@@ -58,7 +58,7 @@ class FlashInferAttention:
         self.device = pages.device
         self._layers = [pages[:, layer] for layer in range(num_layers)]
         self.tensor_cores = num_heads // self._kv_heads >= TENSOR_CORE_GROUP
-        num_bytes = workspace_bytes(max_batch, num_heads, self._kv_heads, self._head_dim, _multiprocessors(pages))
+        num_bytes = workspace_bytes(max_batch, num_heads, self._kv_heads, self._head_dim, _multiprocessors(self.device))
         # One for all wrappers: their kernels follow each other on one stream. FlashInfer wants zeros at first.
         self.workspace = torch.zeros(num_bytes, dtype=torch.uint8, device=self.device)
         self._decode = library.BatchDecodeWithPagedKVCacheWrapper(
@@ -187,7 +187,11 @@ def graph_ints(device: torch.device) -> torch.Tensor:
     return torch.empty(_GRAPH_INTS_BYTES, dtype=torch.uint8, device=device)
 
 
-def _multiprocessors(pages: torch.Tensor) -> int:
-    if not pages.is_cuda:
-        return _CPU_SMS
-    return torch.cuda.get_device_properties(pages.device).multi_processor_count
+def workspace_bytes_on(device: torch.device, max_batch: int, num_heads: int, layout: PageLayout) -> int:
+    """What a `FlashInferAttention` will take for its workspace."""
+    sms = _multiprocessors(device)
+    return workspace_bytes(max_batch, num_heads, layout.num_kv_heads, layout.head_dim, sms)
+
+
+def _multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else _CPU_SMS

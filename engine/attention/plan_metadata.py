@@ -94,8 +94,8 @@ def empty_decodes(size: int, page: int) -> tuple[torch.Tensor, BatchLayout]:
 def workspace_bytes(max_batch: int, num_heads: int, kv_heads: int, head_dim: int, num_sms: int) -> int:
     """For partial results of keys that are split over thread blocks, float32 values and a weight per head and row.
 
-    Read off FlashInfer 0.6.6's `PrefillPlan` and `DecodePlan`: a captured decode step is planned for up to two tiles per
-    sequence, or for two blocks per multiprocessor; a prefill step for the latter, with 128 rows a tile.
+    Read off FlashInfer 0.6.6's `PrefillPlan` and `DecodePlan`: a captured decode step is planned for up to two tiles
+    per sequence, or for two blocks per multiprocessor; a prefill step for the latter, with 128 rows a tile.
     """
     group = num_heads // kv_heads
     tile = 16 if group <= 16 else 64 if group <= 64 else 128

@@ -12,7 +12,9 @@ import torch
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """`[tokens, n]` or `[tokens, heads, n]`, the last dimension contiguous."""
-    return flashinfer.rmsnorm(x, weight, eps, out=x.new_empty(x.shape))
+    out = x.new_empty(x.shape)
+    flashinfer.rmsnorm(x, weight, eps, out=out)
+    return out
 
 
 def add_rms_norm(residual: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -23,7 +25,8 @@ def add_rms_norm(residual: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, 
 
 def silu_and_mul(gate_up: torch.Tensor) -> torch.Tensor:
     """`[tokens, 2·n]` contiguous, n a multiple of 8: `[tokens, n]`."""
-    return flashinfer.silu_and_mul(gate_up)
+    out: torch.Tensor = flashinfer.silu_and_mul(gate_up)
+    return out
 
 
 def rotate(q: torch.Tensor, k: torch.Tensor, positions: torch.Tensor, table: torch.Tensor) -> None:

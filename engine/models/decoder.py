@@ -67,13 +67,14 @@ class Decoder:
         rotation = self._rope.at(positions)
         normed = rms_norm(hidden, self.layers[0].attention_norm, eps)
         for index, layer in enumerate(self.layers):
-            if index:
-                normed = add_linear_norm(hidden, gated, self.layers[index - 1].down, layer.attention_norm, eps)
             q, k, v = self._qkv(layer, normed, rotation)
             attended = attention.run(index, q, k, v)
             normed = add_linear_norm(hidden, attended.flatten(1), layer.out, layer.mlp_norm, eps)
             gated = silu_and_mul(linear(normed, layer.gate_up))
-        hidden = add_linear(hidden, gated, self.layers[-1].down)
+            if index + 1 < len(self.layers):
+                normed = add_linear_norm(hidden, gated, layer.down, self.layers[index + 1].attention_norm, eps)
+            else:
+                hidden = add_linear(hidden, gated, layer.down)
         last = rms_norm(hidden if rows is None else hidden[rows], self.norm, eps)
         logits = linear(last, self.head)
         return logits.float() if out is None else out.copy_(logits)

@@ -1,7 +1,8 @@
 """What Baton calls of FlashInfer, computed with float64 on whatever device its tensors are: slow, and plain to read.
 
-Names, order and meaning of the arguments are FlashInfer 0.6.6's (test_flashinfer_calls.py compares them). Arguments that
-Baton passes by position are positional here, all others keywords. Strides and element types are checked as its kernels do.
+Names, order and meaning of the arguments are FlashInfer 0.6.6's (test_flashinfer_calls.py compares them). Arguments
+that Baton passes by position are positional here, all others keywords. Strides and element types are checked as its
+kernels check them.
 """
 
 from __future__ import annotations

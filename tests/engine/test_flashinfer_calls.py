@@ -1,4 +1,4 @@
-"""Every FlashInfer call that Baton makes fits the library's signatures: the reference they are run against has these."""
+"""FlashInfer calls fit the library's signatures: the reference that they are run against has the same ones."""
 
 from __future__ import annotations
 
