@@ -22,6 +22,7 @@ COPY = "copy_bandwidth_gb_per_s"
 MATMUL = "matmul_tflops"
 RATE = ["handoff_ratio_to_copy", "handoff_gb_per_s", "handoff_one_write_gb_per_s", "handoff_copy_gb_per_s"]
 HIDDEN = ["handoff_hidden_share", "handoff_exposed_ms", "handoff_total_ms", "handoff_prefill_ms"]
+LOADED = ["weights_load_gb_per_s"]
 KERNELS = ("fa2", "fa3")
 SERVED = ("pd", "mixed", "transformers")
 
@@ -70,7 +71,12 @@ def _prefill(sizes: Sizes) -> list[str]:
 
 
 def _serving(sizes: Sizes) -> list[str]:
-    return [*(name for kind in SERVED for name in served_figures(kind)), served_ratio("pd"), served_ratio("mixed")]
+    return [
+        *(name for kind in SERVED for name in served_figures(kind)),
+        served_ratio("pd"),
+        served_ratio("mixed"),
+        *LOADED,
+    ]
 
 
 EXPECTED: dict[str, Callable[[Sizes], list[str]]] = {

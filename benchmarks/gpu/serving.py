@@ -12,9 +12,11 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
+import torch
+
 from benchmarks.gpu.checkpoint import written_checkpoint
-from benchmarks.gpu.device import build_model, prepare
-from benchmarks.gpu.figures import served_figures, served_ratio
+from benchmarks.gpu.device import Device, build_model, prepare
+from benchmarks.gpu.figures import LOADED, served_figures, served_ratio
 from benchmarks.gpu.part import Part
 from benchmarks.gpu.sequences import pages_for
 from benchmarks.gpu.transformers_model import build_transformers
@@ -22,6 +24,7 @@ from benchmarks.process_cluster import ProcessCluster, plans
 from cluster.plan import RouterPlan, WorkerPlan
 from cluster.request import Request, SamplingParams
 from engine.model_config import ModelConfig
+from engine.weights import load_weights
 
 LAYOUTS: dict[str, Mapping[str, int]] = {"pd": {"prefill": 1, "decode": 1}, "mixed": {"mixed": 1}}
 FRACTION = 0.7  # of a GPU's memory, for all workers together: this process holds the weights, too
@@ -55,7 +58,7 @@ def run(part: Part) -> None:
     rng = random.Random(part.options.seed)
     prompts = [[rng.randrange(config.vocab_size) for _ in range(sizes.request_prompt)] for _ in range(sizes.requests)]
     part.say("writing a checkpoint for the workers")
-    owed = [name for kind in LAYOUTS for name in served_figures(kind)]
+    owed = [*(name for kind in LAYOUTS for name in served_figures(kind)), *LOADED]
     try:
         started = time.monotonic()
         with written_checkpoint(sizes.model, config, parameters, part.options.scratch) as folder:
@@ -66,6 +69,7 @@ def run(part: Part) -> None:
                     return serve_workers(part, folder, pools, prompts).figures(name)
 
                 part.step(f"router and {' + '.join(pools)} workers", served_figures(name), serve)
+            part.step("loading the checkpoint again", LOADED, lambda: load_again(folder, config, parameters, device))
     except OSError as error:
         part.fail("writing a checkpoint", owed, error)
     part.step(
@@ -74,6 +78,21 @@ def run(part: Part) -> None:
         lambda: serve_transformers(part, config, parameters, prompts).figures("transformers"),
     )
     compare(part)
+
+
+def load_again(
+    folder: Path, config: ModelConfig, parameters: dict[str, torch.Tensor], device: Device
+) -> dict[str, float]:
+    """The rate at which weights come from files that are in memory; raises `ValueError` when they are not the same."""
+    dtype = parameters["embed"].dtype
+    started = time.perf_counter()
+    loaded = load_weights(folder, config, dtype, device.name)
+    device.synchronize()
+    seconds = time.perf_counter() - started
+    wrong = [name for name, tensor in loaded.items() if not torch.equal(tensor, parameters[name])]
+    if wrong:
+        raise ValueError(f"{len(wrong)} loaded tensors are not what was written, {wrong[0]} the first.")
+    return {LOADED[0]: sum(tensor.numel() * tensor.element_size() for tensor in loaded.values()) / seconds / 1e9}
 
 
 def compare(part: Part) -> None:
