@@ -72,7 +72,7 @@ def run_part(plan: PartPlan, args: argparse.Namespace, limit_s: float) -> PartRe
     how = ""
     with log.open("ab") as errors:
         begin = errors.tell()
-        process = subprocess.Popen(command, stderr=errors, env=environment, start_new_session=True)
+        process = subprocess.Popen(command, stderr=errors, env=environment, process_group=0)
         try:
             code = process.wait(limit_s)
             how = f"its process ended with code {code}" if code else ""
@@ -132,7 +132,7 @@ def publish(args: argparse.Namespace, results: dict[str, PartResult], earlier: l
 
 def save(args: argparse.Namespace, results: dict[str, PartResult]) -> None:
     figures = {name: value for result in results.values() for name, value in result.figures.items()}
-    values = {
+    values: dict[str, Any] = {
         "figures": figures,
         "setting": setting_of(args, results),
         "parts": {name: result.to_json() for name, result in results.items()},
@@ -157,6 +157,10 @@ def has_cuda() -> bool:
     return torch.cuda.is_available()
 
 
+def _end(number: int, frame: object) -> None:
+    sys.exit(128 + number)  # so that the part under way is ended, too
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """0 when nothing failed, whatever the figures are."""
     started = time.monotonic()
@@ -166,6 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.device == "cuda" and not has_cuda():
         print("torch sees no CUDA device here. With --device cpu --shape tiny the same script runs on the CPU.")
         return 2
+    signal.signal(signal.SIGTERM, _end)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.with_suffix(".log").write_bytes(b"")
     kept = earlier_parts(args)

@@ -182,7 +182,7 @@ def serve_transformers(part: Part, model_config: ModelConfig, parameters: Any, p
     generation = GenerationConfig(max_new_tokens=sizes.request_output, do_sample=False, eos_token_id=-1, pad_token_id=0)
     page = 256 if part.options.on_gpu else sizes.page_size
     per_request = pages_for(sizes.request_prompt + sizes.request_output, page) + 1
-    batching = {
+    batching: dict[str, Any] = {
         "page_size": page,
         "block_size": page,  # its name in earlier versions
         "num_blocks": sizes.max_batch * per_request + sizes.max_batch,

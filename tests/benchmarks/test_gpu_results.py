@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -117,6 +119,27 @@ def test_a_process_that_dies_or_hangs_is_a_failure_of_its_part_alone(
     assert result.failures[0].figures == EXPECTED["prefill"](SIZES["tiny"])
     if "library" in code:
         assert "no such library" in result.failures[0].traceback
+
+
+def test_a_run_that_is_told_to_end_ends_its_part_too(tmp_path: Path) -> None:
+    held = tmp_path / "held"
+    os.mkfifo(held)
+    fake = tmp_path / "python"
+    says_it_runs = f"pipe = open({str(held)!r}, 'w')\npipe.write('x')\npipe.flush()"
+    fake.write_text(f"#!{sys.executable}\nimport signal\n{says_it_runs}\nsignal.pause()\n")
+    fake.chmod(0o755)
+    out = str(tmp_path / "gpu.json")
+    code = (
+        f"import sys; sys.executable = {str(fake)!r}\n"
+        "from benchmarks.gpu.__main__ import main\n"
+        f"main(['--device', 'cpu', '--shape', 'tiny', '--only', 'decode', '--out', {out!r}])\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
+    with held.open() as reader:  # opened when the part runs
+        assert reader.read(1) == "x"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 128 + signal.SIGTERM
+        assert reader.read() == ""  # which nobody holds open any more
 
 
 def test_parts_of_an_earlier_run_are_kept_only_from_the_same_device(tmp_path: Path) -> None:
