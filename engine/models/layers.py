@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+
 def fused(x: torch.Tensor) -> bool:
     """Whether FlashInfer has kernels for such tensors: on a GPU, of 16 bits."""
     return x.is_cuda and x.dtype is not torch.float32
