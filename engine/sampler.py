@@ -65,9 +65,10 @@ def draw(logits: torch.Tensor, sequences: Seq[Sequence], eos_token_ids: frozense
         rows = _like(logits, noisy)
         token_ids[rows] = _draw(logits[rows], [sequences[row] for row in noisy])
     finite = torch.isfinite(best.values).all().view(1)
+    wanted = [sequence.sampling.logprobs for sequence in sequences]
     logprobs = tuple(
-        _logprobs(logits[row], token_ids[row : row + 1], sequence.sampling.logprobs)
-        for row, sequence in enumerate(sequences)
+        None if count is None else _logprobs(logits[row], token_ids[row : row + 1], count)
+        for row, count in enumerate(wanted)
     )
     return Drawn(token_ids, finite, logprobs)
 
@@ -157,10 +158,8 @@ def _truncate(scaled: torch.Tensor, params: Seq[SamplingParams]) -> torch.Tensor
     return torch.full_like(scaled, NEVER).scatter_(1, order, ordered)
 
 
-def _logprobs(logits: torch.Tensor, token_id: torch.Tensor, count: int | None) -> RowLogprobs | None:
-    """Of the distribution after penalties and before temperature; None where the sequence did not ask."""
-    if count is None:
-        return None
+def _logprobs(logits: torch.Tensor, token_id: torch.Tensor, count: int) -> RowLogprobs:
+    """Of the distribution after penalties and before temperature."""
     logprobs = logits.log_softmax(dim=-1)
     top = logprobs.topk(count)
     return RowLogprobs(logprobs.index_select(0, token_id), top.values, top.indices)
