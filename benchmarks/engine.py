@@ -72,7 +72,8 @@ def build_reference(config: ModelConfig, parameters: dict[str, torch.Tensor]) ->
 
     options = {key: value for key, value in SHAPE.items() if key != "architectures"}
     dtype = parameters["embed"].dtype
-    model = LlamaForCausalLM(LlamaConfig(**options, bos_token_id=None, pad_token_id=0)).to(dtype).eval()
+    model: Any = LlamaForCausalLM(LlamaConfig(**options, bos_token_id=None, pad_token_id=0))
+    model = model.to(dtype).eval()
     theirs = dict(model.named_parameters())
     with torch.no_grad():
         for name, target in checkpoint_targets(config).items():
@@ -174,7 +175,8 @@ def prefill_ratio(executor: TorchExecutor, repeats: int) -> float:
         for matrix in matrices:
             F.linear(inputs[matrix.shape[1]], matrix)
 
-    bare(), executor.execute(plan)
+    bare()
+    executor.execute(plan)
     return median_ratio([(timed(bare), timed(lambda: executor.execute(plan))) for _ in range(repeats)])
 
 
@@ -190,7 +192,8 @@ def decode_ratio(executor: TorchExecutor, repeats: int) -> float:
         for matrix in matrices:
             F.linear(inputs[matrix.shape[1]], matrix)
 
-    flat(), executor.execute(plan)
+    flat()
+    executor.execute(plan)
     return median_ratio([(timed(flat), timed(lambda: executor.execute(plan))) for _ in range(repeats)])
 
 

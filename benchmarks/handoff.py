@@ -154,8 +154,8 @@ async def measure_stall(requests: int, seed: int) -> tuple[float, float]:
     from router.assembly import start_router
 
     folder = str(CHECKPOINT)
-    plan = RouterPlan(folder, "x", "float32", 4096, "127.0.0.1", 0, "127.0.0.1", 64, 60.0, "least_loaded")
-    router = await start_router(plan)
+    router_plan = RouterPlan(folder, "x", "float32", 4096, "127.0.0.1", 0, "127.0.0.1", 64, 60.0, "least_loaded")
+    router = await start_router(router_plan)
     context = mp.get_context("spawn")
     workers = []
     for role in ("prefill", "decode"):

@@ -82,7 +82,7 @@ class Http2Reader:
 
     def messages(self) -> Iterator[tuple[int, float, bytes]]:
         """(stream id, arrival of its last byte, message) of everything read."""
-        buffered, bodies = bytearray(), {}
+        buffered, bodies = bytearray(), dict[int, bytearray]()
         for arrived, data in self._chunks:
             buffered += data
             while len(buffered) >= 9:

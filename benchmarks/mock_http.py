@@ -11,6 +11,7 @@ import asyncio
 import json
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -131,7 +132,7 @@ async def _serve(pipe: Connection) -> None:
     loop = asyncio.get_running_loop()
     servers, told = MockServers(), asyncio.Event()
     listeners = [
-        await loop.create_server(lambda decodes=decodes: HttpConnection(servers, decodes), "127.0.0.1", 0, backlog=1024)
+        await loop.create_server(partial(HttpConnection, servers, decodes), "127.0.0.1", 0, backlog=1024)
         for decodes in (False, True)
     ]
 

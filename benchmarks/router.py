@@ -146,7 +146,7 @@ def measure_saturation(side: Side, setting: Setting, tag: str) -> Figures:
 
 def measure_added(streams: int, side: Side, setting: Setting, tag: str) -> Figures:
     """Added milliseconds at one number of streams."""
-    seen, spent = [], 0.0
+    seen, spent = list[dict[str, list[float]]](), 0.0
     for way, worker in ((side.direct, side.direct_worker), (side.routed, side.routed_worker)):
         client, before = way(streams, True), _cpu_s({"": side.router})[""]
         seen.append(read_paced(client, worker, streams, setting, f"{tag}-{streams}-{len(seen)}"))

@@ -137,8 +137,8 @@ async def measure(rounds: int, streams: int, prompt_tokens: int, output_tokens: 
         await until_joined(router_plan)
         for _ in range(rounds):
             for kind, seconds in (("continued", CLAIM_WITHIN_S), ("computed again", 0.0)):
-                plan = replace(router_plan, claim_within_s=seconds)
-                seen = await restart(plan, router, streams, prompt_tokens, output_tokens)
+                resumed = replace(router_plan, claim_within_s=seconds)
+                seen = await restart(resumed, router, streams, prompt_tokens, output_tokens)
                 router = seen.pop("router")
                 found[kind].append(seen)
     finally:

@@ -119,7 +119,7 @@ def baton_side() -> Iterator[Side]:
         link: zmq.Socket[bytes] = context.socket(zmq.ROUTER)
         direct_port = link.bind_to_random_port("tcp://127.0.0.1")
         direct_worker = start(stack, mock_baton_process, f"tcp://127.0.0.1:{direct_port}")
-        welcome, greeted = wire.encode_to_worker([Welcome("direct", 0.5, "1")]), set()
+        welcome, greeted = wire.encode_to_worker([Welcome("direct", 0.5, "1")]), set[bytes]()
         while len(greeted) < len(ROLES):
             worker = link.recv_multipart()[0]
             if worker not in greeted:

@@ -52,7 +52,9 @@ class GrpcClient:
 
     def start(self, name: str, tokens: int) -> None:
         ids = inference_pb2.TokenIds(ids=PROMPT)
-        request = inference_pb2.GenerateRequest(request_id=name, token_ids=ids, sampling={"max_tokens": tokens})
+        request = inference_pb2.GenerateRequest(
+            request_id=name, token_ids=ids, sampling=inference_pb2.SamplingParams(max_tokens=tokens)
+        )
         self._names[self._reader.request(request.SerializeToString())] = name
 
     def read(self, timeout_s: float) -> list[str]:
@@ -151,7 +153,7 @@ class WorkerClient:
 
     def read(self, timeout_s: float) -> list[str]:
         ended: list[str] = []
-        if not self._link.poll(max(0.0, 1000 * timeout_s)):
+        if not self._link.poll(max(0, int(1000 * timeout_s))):
             return ended
         frame = self._link.recv_multipart()[1]
         now = time.monotonic()

@@ -122,7 +122,9 @@ def read_over_grpc(address: str, streams: int, tokens: int, tag: str) -> Seen:
             async def one(name: str, delay_s: float) -> None:
                 await asyncio.sleep(delay_s)
                 request = inference_pb2.GenerateRequest(
-                    request_id=name, token_ids=inference_pb2.TokenIds(ids=PROMPT), sampling={"max_tokens": tokens}
+                    request_id=name,
+                    token_ids=inference_pb2.TokenIds(ids=PROMPT),
+                    sampling=inference_pb2.SamplingParams(max_tokens=tokens),
                 )
                 sent = time.monotonic()
                 async for response in stub.Generate(request):
@@ -149,7 +151,9 @@ def read_at_the_socket(port: int, streams: int, tokens: int, tag: str) -> Seen:
         while due and time.monotonic() >= due[0][0]:
             name = due.pop(0)[1]
             message = inference_pb2.GenerateRequest(
-                request_id=name, token_ids=inference_pb2.TokenIds(ids=PROMPT), sampling={"max_tokens": tokens}
+                request_id=name,
+                token_ids=inference_pb2.TokenIds(ids=PROMPT),
+                sampling=inference_pb2.SamplingParams(max_tokens=tokens),
             ).SerializeToString()
             moment = time.monotonic()
             sent[reader.request(message)] = (name, moment)
@@ -228,7 +232,7 @@ def measure(streams: int, tokens: int) -> dict[str, float]:
     in_python = read_over_grpc(address, streams, tokens, "python")
     left = _stop(worker_pipe, worker)
     _stop(router_pipe, router)
-    added = {}
+    added: dict[str, Any] = {}
     for share, name in ((0.5, "p50"), (0.99, "p99")):
         for seen, reader in ((at_socket, ""), (in_python, "_python_client")):
             ttft = percentile(seen.ttft_s, share) - percentile(direct.ttft_s, share)

@@ -19,19 +19,19 @@ class Recorder:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+        # One for all recordings: libraries keep a workspace for every stream that they have seen.
+        self._side = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def record(self, compute: Callable[[], object]) -> Replay:
-        if self._pool is None:
+        if self._side is None:
             return lambda: (compute(), None)[1]
         # Once without recording: libraries choose and load kernels, and allocate, in their first calls.
-        side = torch.cuda.Stream(self._device)
-        side.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(side):
+        self._side.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(self._side):
             compute()
-        torch.cuda.current_stream(self._device).wait_stream(side)
         torch.cuda.synchronize(self._device)
         graph = torch.cuda.CUDAGraph()
         # Other threads (a heartbeat, a transport) may call CUDA meanwhile: only this one's calls are recorded.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._side, capture_error_mode="thread_local"):
             compute()
         return graph.replay

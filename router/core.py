@@ -148,9 +148,9 @@ class RouterCore:
         if isinstance(message, messages.Register):
             if self.membership.knows(worker, message.info.incarnation):
                 return []  # it was heard before
-            self._lose(message.info.name, True, now, died=False)
+            self._lose(message.info.name, False, now, died=False)
             self._feed(now)  # whom it had may be continued there
-            self._commands += self.membership.returned(message)
+            self._commands += self.membership.returned(message, now)
             self._admit(now)
         elif worker in self.state.workers:
             self.state.workers[worker].heard_s = now
@@ -219,7 +219,7 @@ class RouterCore:
         self.claims.unclaimed.lost(worker)
         orders = self.membership.lose(worker, certain, now, died)
         if orders is None:
-            self._commands += self.membership.gone(worker) if certain else []
+            self._commands += self.membership.ended(worker, now) if certain else []
             return
         self._commands += orders
         self.dispatch.moved = True

@@ -6,12 +6,18 @@ import math
 from dataclasses import dataclass, field
 
 from cluster.messages import HandoffEnded, PeerJoined, PeerLeft, Register, Rejoin, Welcome
-from router.breaker import UNKNOWN, Breaker
+from router.breaker import UNKNOWN, Breaker, Process
 from router.commands import Command, Kill, Tell
 from router.limits import RouterLimits
 from router.peer_links import PeerLinks
 from router.policy.cluster_state import ClusterState
 from router.quarantine import Quarantine
+
+
+@dataclass(slots=True)
+class _Away:
+    since_s: float  # or since its end was last asked for
+    process: Process
 
 
 @dataclass(eq=False)
@@ -21,7 +27,7 @@ class Membership:
     state: ClusterState
     limits: RouterLimits
     quarantine: Quarantine = field(default_factory=Quarantine)
-    _away: dict[str, float] = field(default_factory=dict)  # given up for silence → since when, until known to be gone
+    _away: dict[str, _Away] = field(default_factory=dict)  # given up, until known to be gone or back
     admitted: list[Register] = field(default_factory=list)  # whose sequences nobody has looked at yet
     _waiting: dict[str, Register] = field(default_factory=dict)  # back, but not to be given work yet
     breaker: Breaker = field(default_factory=Breaker)
@@ -63,17 +69,18 @@ class Membership:
             return None
         orders = [Tell(other, PeerLeft(view.info.endpoint.agent)) for other in sorted(self.state.workers)]
         self.links.forget(worker)
+        process = (view.info.host, view.info.pid)
         if died:
-            self.breaker.lost(worker, UNKNOWN if certain else (view.info.host, view.info.pid), now)
+            self.breaker.lost(worker, UNKNOWN if certain else process, now)
         if certain:
-            return orders + self.gone(worker)
-        self._away[worker] = now
+            return orders + self.ended(worker, now)
+        self._away[worker] = _Away(now, process)
         return orders
 
-    def gone(self, worker: str) -> list[Tell]:
-        """It is known to write into nobody's pages any more."""
+    def ended(self, worker: str, now: float) -> list[Tell]:
+        """Its process has ended."""
         self._away.pop(worker, None)
-        return self.quarantine.gone(worker)
+        return self.quarantine.died(worker, self.state.workers, now)
 
     def handoff_ended(self, source: str, answer: HandoffEnded) -> list[Tell]:
         """The source has answered a send order: what waited for that may be released."""
@@ -82,20 +89,24 @@ class Membership:
 
     def tick(self, now: float) -> list[Command]:
         """What time brings: the end of workers that stay silent, peers that are linked anew."""
-        return [*self.kills(now), *self.links.due(now)]
+        return [*self.kills(now), *self.quarantine.expired(now), *self.links.due(now)]
 
     def kills(self, now: float) -> list[Kill]:
         """Silent workers that do not come back: whoever can shall end their process, so that it is certain."""
-        overdue = sorted(name for name, since_s in self._away.items() if now - since_s > self.limits.kill_after_s)
+        overdue = sorted(name for name, away in self._away.items() if now - away.since_s > self.limits.kill_after_s)
         for name in overdue:
-            self._away[name] = now
+            self._away[name].since_s = now
         return [Kill(name) for name in overdue]
 
-    def returned(self, message: Register) -> list[Tell]:
+    def returned(self, message: Register, now: float) -> list[Tell]:
         """A worker registers: whatever it did before, it does no more. `admit` tells when it may begin."""
-        self._waiting[message.info.name] = message
-        self.breaker.returned(message.info.name, (message.info.host, message.info.pid))
-        return self.gone(message.info.name)
+        name, process = message.info.name, (message.info.host, message.info.pid)
+        self._waiting[name] = message
+        self.breaker.returned(name, process)
+        away = self._away.pop(name, None)
+        if away is not None and process[1] and away.process != process:
+            return self.quarantine.died(name, self.state.workers, now)
+        return self.quarantine.gone(name)
 
     def admit(self, router_id: str, now: float) -> list[Tell]:
         """Welcome the workers that may be given work from now on; they and the others hear of each other."""

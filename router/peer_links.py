@@ -39,6 +39,7 @@ class PeerLinks:
 
     def stalled(self, source: str, reservation_id: str) -> None:
         """A write of the worker into the reservation makes no progress."""
+        self.quarantine.stalled(reservation_id)
         self._break(source, reservation_id, failed=False)
 
     def ended(self, source: str, reservation_id: str, outcome: HandoffOutcome) -> None:

@@ -1,20 +1,16 @@
-"""A whole cluster without I/O: the real core and roles, messages and writes delivered in any order a schedule picks.
-
-The engine is replaced by a memory that remembers which token stands in which slot of which page, so a page that was
-written late, too early or by the wrong request shows at once.
-"""
+"""A whole cluster without I/O: the real core and roles, messages and writes delivered in any order a schedule picks."""
 
 from __future__ import annotations
 
 import random
-from collections import deque
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field, replace
+from functools import partial
 
-from cluster.handoff import HandoffNotice
 from cluster.messages import (
     Alive,
-    HeldSequence,
+    HandoffStalled,
     PeerJoined,
     PeerLeft,
     Register,
@@ -31,7 +27,6 @@ from cluster.worker import Endpoint, PageLayout, RoleName, WorkerInfo
 from decode_worker.role import DecodeRole
 from engine.batch import StepBudget
 from engine.kv_pages import PagePool
-from engine.step import SampledToken, StepPlan, StepResult
 from router.commands import Close, Command, Kill, Show, Tell
 from router.core import RouterCore
 from router.limits import RouterLimits
@@ -39,96 +34,17 @@ from router.operation import Ask, Operation, Undrain
 from router.policy.cluster_state import ClusterState
 from router.policy.placement import Placement
 from router.policy.predicted_latency import PredictedLatency
+from router.quarantine import ORPHAN_S
 from router.record import Completion
 from router.worker_frames import WorkerFrames
-from worker.reports import Reports
+from tests.pure_worker import CONTEXT_TOKENS, EOS, PAGE_SIZE, VOCAB, PureWorker, PureWrite, expected_output
 from worker.role import Command as RoleCommand
-from worker.role import Role, Send, SwapIn, SwapOut, WriteEnded, WritePages
+from worker.role import Send, SwapIn, SwapOut, WriteEnded, WritePages
 from worker.role_switch import make_role, switch_role
 from worker.state import WorkerState
-from worker.write_watch import WriteWatch
 
-PAGE_SIZE, VOCAB, EOS, CONTEXT_TOKENS = 4, 97, 96, 1000
 CLAIM_WITHIN_S = 0.5  # less than `settle` waits when all is quiet
-WRITE_STALL_S = 0.5
 FRAMES = WorkerFrames("model", VOCAB, CONTEXT_TOKENS)
-
-
-def next_token(tokens: Seq[int]) -> int:
-    """The model: any function of the tokens will do."""
-    return (sum((index + 1) * token for index, token in enumerate(tokens)) * 31 + len(tokens)) % VOCAB
-
-
-def expected_output(request: Request, ends: bool = True) -> list[int]:
-    """What the model answers, computed without any of the cluster's code; `ends`: it knows an end-of-sequence token."""
-    tokens = list(request.prompt)
-    output: list[int] = []
-    while len(output) < request.sampling.max_tokens:
-        output.append(next_token(tokens))
-        tokens.append(output[-1])
-        if ends and output[-1] == EOS:
-            break
-    return output
-
-
-@dataclass(eq=False)
-class PureWorker:
-    """One worker: role, page memory and the queues of its links."""
-
-    name: str
-    incarnation: int
-    role: Role
-    state: WorkerState
-    memory: list[list[tuple[int, int] | None]]
-    inbox: deque[RouterMessage] = field(default_factory=deque)
-    outbox: deque[WorkerMessage] = field(default_factory=deque)
-    notices: deque[HandoffNotice] = field(default_factory=deque)
-    peers: set[str] = field(default_factory=set)
-    silent: bool = False  # stopped: it does nothing and says nothing
-    rejoining: bool = False  # waits for its writes to end
-    keeping: bool = False  # and will keep its sequences
-    welcome: bool = False  # the router knows this incarnation
-    router_id: str = ""  # of the router that has welcomed it last
-    prefilled: int = 0  # tokens that were computed in chunks
-    stepping: tuple[StepPlan, StepResult] | None = None  # computed, and not absorbed yet
-    host: dict[int, list[tuple[int, int] | None]] = field(default_factory=dict)  # by slot of host memory
-    computed: int = 0  # positions, of all its steps
-    granted: dict[tuple[str, int], int] = field(default_factory=dict)  # (agent, page) → generation it may write into
-    info: WorkerInfo | None = None
-    reports: Reports = field(init=False)
-    watch: WriteWatch = field(default_factory=lambda: WriteWatch(WRITE_STALL_S))
-
-    def __post_init__(self) -> None:
-        self.reports = Reports(self.name, self.state)
-
-    def execute(self, plan: StepPlan) -> StepResult:
-        """Check the KV each slice reads, write its own, and answer where it samples."""
-        sampled = []
-        self.computed += plan.num_tokens
-        for part in plan.slices:
-            sequence = part.sequence
-            self.prefilled += 0 if sequence.decoding else part.num_tokens
-            for position in range(part.start):
-                slot = self.memory[sequence.page_table[position // PAGE_SIZE]][position % PAGE_SIZE]
-                assert slot == (sequence.tokens[position], position), f"{self.name} reads foreign KV"
-            for position in range(part.start, part.start + part.num_tokens):
-                page = sequence.page_table[position // PAGE_SIZE]
-                self.memory[page][position % PAGE_SIZE] = (sequence.tokens[position], position)
-            if part.samples:
-                assert part.start + part.num_tokens == len(sequence.tokens)
-                sampled.append(SampledToken(next_token(sequence.tokens)))
-        return StepResult(sampled)
-
-
-@dataclass(eq=False)
-class PureWrite:
-    """A write on its way. The bytes may land before its end is known, also while the writer is silent."""
-
-    source: PureWorker
-    command: WritePages
-    number: int = 0
-    landed: bool = False
-    called_off: bool = False  # its source does not count on it any more, but it may arrive
 
 
 @dataclass(eq=False)
@@ -158,6 +74,7 @@ class PureCluster:
     corrupted: set[str] = field(default_factory=set)
     cut: set[frozenset[str]] = field(default_factory=set)  # pairs of workers between which nothing passes
     failing: float = 0.0  # share of the writes whose connection breaks, and with it those beside them
+    stalled: set[str] = field(default_factory=set)  # reservations that the router was told of
     _written: int = 0
 
     def __post_init__(self) -> None:
@@ -190,6 +107,29 @@ class PureCluster:
         worker.info = info
         worker.outbox.append(Register(info))
         return worker
+
+    def add_pools(self, prefill: int = 2, decode: int = 2, mixed: int = 0) -> None:
+        """Workers of every role, who have joined when this returns."""
+        for role, count in ((RoleName.PREFILL, prefill), (RoleName.DECODE, decode), (RoleName.MIXED, mixed)):
+            for index in range(count):
+                self.add(f"{role.value}-{index}", role)
+        self.settle()
+
+    def submit_any(self, count: int, prompt: int = 24, output: int = 30) -> list[Request]:
+        """Requests r0, r1, … of random prompts and lengths up to so many tokens."""
+        rng = self.rng
+        return [
+            self.submit(f"r{index}", [rng.randrange(96) for _ in range(rng.randint(1, prompt))], rng.randint(1, output))
+            for index in range(count)
+        ]
+
+    def go_on(self, steps: int) -> None:
+        """Time passes too, so that silent workers are given up in the middle of what others do."""
+        for _ in range(steps):
+            self.step()
+            if self.rng.random() < 0.05:
+                self.now += 0.3
+                self.tick()
 
     def submit(self, request_id: str, prompt: Seq[int], max_tokens: int, tenant: str = "") -> Request:
         request = Request(request_id, tuple(prompt), SamplingParams(max_tokens=max_tokens), self.now, tenant=tenant)
@@ -233,9 +173,20 @@ class PureCluster:
     def kill(self, name: str) -> None:
         """The process is gone: what it had queued is lost, its writes never end, others hear of it by the router."""
         worker = self.workers.pop(name)
-        self.writes = [write for write in self.writes if write.source is not worker]
+        for write in [write for write in self.writes if write.source is worker]:
+            if self._is_orphan(write):
+                write.called_off, write.until_s = True, self.now + ORPHAN_S
+            else:
+                self.writes.remove(write)
         self.cut = {pair for pair in self.cut if name not in pair}
         self._perform(self.core.on_worker_lost(name, self.now))
+
+    def _is_orphan(self, write: PureWrite) -> bool:
+        """Whether the kernel of its dead source may deliver it, and the router can know that."""
+        agent, page = write.command.agent, write.command.target_pages[0]
+        stalled = write.source.granted_by[agent, page] in self.stalled
+        away = agent.rpartition(":")[0] not in self.core.state.workers
+        return self._is_cut(write) and not write.landed and (stalled or away)
 
     def operate(self, ask: Ask, operation_id: str = "") -> Operation:
         """What an operator asks."""
@@ -284,36 +235,15 @@ class PureCluster:
         if any(write.source is worker and not write.called_off for write in self.writes):
             return False
         self.writes = [write for write in self.writes if write.source is not worker]
-        assert worker.info is not None
-        worker.rejoining = worker.welcome = False
-        worker.incarnation += 100
-        agent = f"{worker.name}:{worker.incarnation}"
-        worker.state = replace(worker.state, agent=agent)
-        held: tuple[HeldSequence, ...] = ()
-        if worker.keeping:
-            while worker.notices:
-                self._notify(worker)
-            held = worker.role.on_new_router(worker.state)
-        else:
-            worker.state.pool.release_all()
-            worker.role = make_role(worker.role.name, worker.state)
-        worker.reports = Reports(worker.name, worker.state)
-        worker.watch = WriteWatch(WRITE_STALL_S)
-        worker.peers.clear()
-        worker.granted.clear()
-        worker.notices.clear()
-        worker.outbox.clear()
-        endpoint = replace(worker.info.endpoint, agent=agent)
-        role, epoch = worker.role.name, worker.state.role_epoch
-        worker.info = replace(
-            worker.info, incarnation=str(worker.incarnation), endpoint=endpoint, role=role, role_epoch=epoch
-        )
-        worker.outbox.append(Register(worker.info, held))
+        while worker.keeping and worker.notices:
+            self._notify(worker)
+        worker.rejoin()
         return True
 
     def step(self) -> bool:
         """One randomly chosen delivery or engine step; False when nothing is left to happen."""
-        actions = []
+        actions: list[tuple[Callable[[PureWorker], bool], PureWorker]] = []
+        written: list[tuple[Callable[[PureWrite], bool], PureWrite]] = []
         for worker in self.workers.values():
             if worker.silent:
                 continue
@@ -325,18 +255,20 @@ class PureCluster:
             actions += [(self._receive, worker)] * bool(worker.outbox)
             actions += [(self._notify, worker)] * bool(worker.notices)
             actions.append((self._absorb if stepping else self._run, worker))
+        self.writes = [write for write in self.writes if self.now < write.until_s]
         for write in self.writes:
             if self._is_cut(write):
                 continue
             if write.called_off:
-                actions.append((self._arrive_late, write))
+                written.append((self._arrive_late, write))
             elif not write.source.silent:
-                actions.append((self._write, write))
+                written.append((self._write, write))
             elif not write.landed:
-                actions.append((self._land, write))
-        self.rng.shuffle(actions)
+                written.append((self._land, write))
+        either = [partial(act, worker) for act, worker in actions] + [partial(act, write) for act, write in written]
+        self.rng.shuffle(either)
         self.now += 0.001
-        return any(action(subject) for action, subject in actions)  # type: ignore[operator]
+        return any(act() for act in either)
 
     def settle(self, limit: int = 20_000) -> None:
         """Let everything happen; nothing may go on for ever."""
@@ -401,6 +333,7 @@ class PureCluster:
                     reservation = message.reservation
                     for page, generation in zip(reservation.page_ids, reservation.generations, strict=True):
                         worker.granted[reservation.agent, page] = generation
+                        worker.granted_by[reservation.agent, page] = reservation.reservation_id
                 self._act(worker, worker.role.on_message(message, self.now))
 
     def _fail_writes(self, worker: PureWorker, agent: str) -> None:
@@ -529,6 +462,7 @@ class PureCluster:
         if messages:
             incarnation = str(worker.incarnation)
             FRAMES.check(worker.name, incarnation, messages, self.core.state)  # an honest worker is never refused
+            self.stalled |= {one.reservation_id for one in messages if isinstance(one, HandoffStalled)}
             self._perform(self.core.on_frame(worker.name, incarnation, messages, self.now))
 
     def cancel(self, request_id: str, error: Exception) -> None:

@@ -75,8 +75,11 @@ class Decoder:
                 normed = add_linear_norm(hidden, gated, layer.down, self.layers[index + 1].attention_norm, eps)
             else:
                 hidden = add_linear(hidden, gated, layer.down)
-        last = rms_norm(hidden if rows is None else hidden[rows], self.norm, eps)
-        logits = linear(last, self.head)
+        if rows is not None:
+            hidden = hidden[rows]
+        if not len(hidden):  # no kernel runs over nothing
+            return hidden.new_empty(0, self.config.vocab_size, dtype=torch.float32)
+        logits = linear(rms_norm(hidden, self.norm, eps), self.head)
         return logits.float() if out is None else out.copy_(logits)
 
     def _qkv(

@@ -13,12 +13,12 @@ def fused(x: torch.Tensor) -> bool:
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """Root mean square norm over the last dimension, computed in float32. Any shape `[..., n]`, weight `[n]`."""
-    if x.dtype == torch.float32:
-        return F.rms_norm(x, (x.shape[-1],), weight, eps)
     if fused(x):
         from engine.models import cuda_layers
 
         return cuda_layers.rms_norm(x, weight, eps)
+    if x.dtype == torch.float32:
+        return F.rms_norm(x, (x.shape[-1],), weight, eps)
     scaled = F.rms_norm(x.float(), (x.shape[-1],), None, eps)
     return scaled.to(x.dtype) * weight
 

@@ -28,7 +28,7 @@ MAIN = [sys.executable, "-c", "from baton.cli import main; main()"]
 def admin(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeAdmin]:
     """An administration that the commands find by themselves."""
     monkeypatch.setenv("COLUMNS", "140")
-    made = FakeAdmin()
+    made = FakeAdmin()  # type: ignore[abstract]
     with serving(made) as address:
         monkeypatch.setenv("BATON_ADMIN_ADDRESS", address)
         yield made

@@ -148,17 +148,21 @@ class BatchPrefillWithPagedKVCacheWrapper:
 
 def rmsnorm(input: torch.Tensor, weight: torch.Tensor, eps: float, *, out: torch.Tensor) -> torch.Tensor:
     assert input.dim() in (2, 3)
+    assert len(input), "a grid of no blocks cannot be launched"
     out.copy_(_norm(input, weight, eps))
     return out
 
 
 def fused_add_rmsnorm(input: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float) -> None:
     assert input.dim() == residual.dim() == 2
+    assert input.stride(-1) == residual.stride(-1) == 1
     residual.add_(input)
     input.copy_(_norm(residual, weight, eps))
 
 
 def silu_and_mul(input: torch.Tensor) -> torch.Tensor:
+    assert input.is_contiguous()
+    assert input.shape[-1] * input.element_size() % 16 == 0
     gate, up = input.double().chunk(2, dim=-1)
     return (gate * torch.sigmoid(gate) * up).to(input.dtype)
 

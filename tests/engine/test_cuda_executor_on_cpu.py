@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Iterator
+from types import ModuleType
 
 import pytest
 import torch
@@ -14,13 +16,16 @@ import torch
 from builtin_model import CHECKPOINT
 from cluster.errors import ConfigError
 from cluster.request import SamplingParams
+from cluster.worker import PageLayout
 from engine.attention import flashinfer as backend
 from engine.checkpoint import read_config
 from engine.cuda_device import check_allocator, check_kernels, open_device
 from engine.cuda_executor import CudaExecutor, CudaOptions
 from engine.executor import TorchExecutor
-from engine.model_config import model_config
+from engine.memory_profile import _largest_step
+from engine.model_config import ModelConfig, model_config
 from engine.models import layers
+from engine.models.decoder import Decoder
 from engine.models.rope import FusedRotation, RopeTable, Rotation
 from engine.weights import load_weights, random_weights
 from tests.engine import flashinfer_reference
@@ -54,12 +59,23 @@ def reference(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend, "KERNEL_DTYPES", (torch.float32,))
 
 
-def _parameters(num_pages: int = 40):  # type: ignore[no-untyped-def]
-    config = model_config(RAW)
+def _parameters(
+    num_pages: int = 40, architecture: str = "Qwen3ForCausalLM"
+) -> tuple[ModelConfig, dict[str, torch.Tensor], PageLayout]:
+    config = model_config({**RAW, "architectures": [architecture]})
     parameters = random_weights(config, torch.float32, "cpu", 1)
     for value in parameters.values():
         value.mul_(4 if value.dim() > 1 else 1)  # so that tokens differ
     return config, parameters, config.page_layout(num_pages, 4, "float32", "m")
+
+
+@pytest.fixture
+def cuda_layers(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """The module behind the fused layers, bound to the reference for one test."""
+    sys.modules.pop("engine.models.cuda_layers", None)
+    yield importlib.import_module("engine.models.cuda_layers")
+    del sys.modules["engine.models.cuda_layers"]
+    del sys.modules["engine.models"].cuda_layers  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("graphs", [True, False])
@@ -72,6 +88,17 @@ def test_tokens_are_those_of_the_cpu(graphs: bool) -> None:
     assert generate(executor, PROMPTS, SAMPLING, chunk_tokens=16) == expected
     assert len({token for tokens in expected for token in tokens}) > 10
     assert told == ([(1, 3), (2, 3), (3, 3)] if graphs else [])
+
+
+@pytest.mark.usefixtures("cuda_layers")
+@pytest.mark.parametrize("qk_norm", [True, False])
+def test_tokens_are_the_same_through_the_fused_layers(monkeypatch: pytest.MonkeyPatch, qk_norm: bool) -> None:
+    architecture = "Qwen3ForCausalLM" if qk_norm else "LlamaForCausalLM"
+    expected = generate(TorchExecutor(*_parameters(architecture=architecture)), PROMPTS, SAMPLING, chunk_tokens=16)
+    for name in ("engine.models.layers.fused", "engine.models.rope.fused"):
+        monkeypatch.setattr(name, lambda x: True)
+    executor = CudaExecutor(*_parameters(architecture=architecture), CudaOptions(max_batch=4))
+    assert generate(executor, PROMPTS, SAMPLING, chunk_tokens=16) == expected
 
 
 def test_a_model_without_kernels_is_served_with_torch() -> None:
@@ -91,10 +118,7 @@ def test_no_pool_page_is_the_padding_page() -> None:
     assert executor.pages.untyped_storage().nbytes() == 41 * executor.layout.page_bytes
 
 
-def test_the_fused_layers_are_the_plain_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "engine.models.cuda_layers", raising=False)
-    cuda_layers = importlib.import_module("engine.models.cuda_layers")
-    monkeypatch.delitem(sys.modules, "engine.models.cuda_layers")  # it is bound to the reference
+def test_the_fused_layers_are_the_plain_ones(cuda_layers: ModuleType) -> None:
     generator = torch.Generator().manual_seed(1)
     residual, x, weight = (torch.randn(*shape, generator=generator) for shape in ((5, 16), (5, 16), (16,)))
     assert torch.allclose(cuda_layers.rms_norm(x, weight, 1e-5), layers.rms_norm(x, weight, 1e-5), atol=1e-6)
@@ -106,21 +130,27 @@ def test_the_fused_layers_are_the_plain_ones(monkeypatch: pytest.MonkeyPatch) ->
     assert torch.allclose(cuda_layers.silu_and_mul(gate_up), layers.silu_and_mul(gate_up.clone()), atol=1e-6)
 
 
+@pytest.mark.usefixtures("cuda_layers")
 def test_the_fused_rotation_is_the_plain_one(monkeypatch: pytest.MonkeyPatch) -> None:
     config = model_config(RAW)
     positions = torch.tensor([0, 4, 127, 9], dtype=torch.int32)
     qkv = torch.randn(4, 6, 64, generator=torch.Generator().manual_seed(2))
     plain = RopeTable(config, qkv).at(positions)
     monkeypatch.setattr("engine.models.rope.fused", lambda like: True)
-    monkeypatch.delitem(sys.modules, "engine.models.cuda_layers", raising=False)
     fused = RopeTable(config, qkv).at(positions)
     assert isinstance(plain, Rotation)
     assert isinstance(fused, FusedRotation)
     expected = plain.together(qkv[:, :5], 4)
     got = fused.together(qkv[:, :5], 4)
-    sys.modules.pop("engine.models.cuda_layers", None)
     for one, other in zip(got, expected, strict=True):
         assert torch.allclose(one, other, atol=1e-5)
+
+
+def test_what_is_profiled_can_be_run() -> None:
+    """The step whose memory is measured, with its sampling; what it takes is only known on a GPU."""
+    config, parameters, _ = _parameters()
+    options = CudaOptions(max_batch=5, max_tokens=300)
+    _largest_step(Decoder(config, parameters), options, torch.device("cpu"))
 
 
 def test_expandable_segments_are_refused() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -33,7 +34,7 @@ def _layout(length: int, page_size: int) -> BatchLayout:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_logits_are_those_of_transformers(tmp_path: Path, family: str, tied: bool) -> None:
     folder = build_checkpoint(tmp_path, family, tie_word_embeddings=tied)
-    reference = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    reference: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     executor = load_executor(folder)
     tokens = torch.tensor([random.Random(1).randrange(320) for _ in range(150)])
     layout = _layout(len(tokens), executor.layout.page_size)
@@ -47,7 +48,7 @@ def test_logits_are_those_of_transformers(tmp_path: Path, family: str, tied: boo
 @pytest.mark.parametrize("family", FAMILIES)
 def test_greedy_continuations_of_a_mixed_batch_are_those_of_transformers(tmp_path: Path, family: str) -> None:
     folder = build_checkpoint(tmp_path, family, seed=3)
-    reference = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    reference: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     rng = random.Random(2)
     prompts = [[rng.randrange(2, 320) for _ in range(length)] for length in (1, 15, 16, 17, 100)]
     got = generate(load_executor(folder), prompts, [SamplingParams(max_tokens=64, ignore_eos=True)] * len(prompts))

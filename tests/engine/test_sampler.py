@@ -51,7 +51,7 @@ def test_the_kept_tokens_are_those_of_transformers(
     if min_p:
         warpers.append(MinPLogitsWarper(min_p))
     logits = _logits(seed)
-    expected = warpers(torch.tensor([[1]]), logits.clone())
+    expected = warpers(torch.tensor([[1]]), logits.clone())  # type: ignore[arg-type]
     params = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     assert torch.equal(_truncate(logits / temperature, [params]), expected)
 

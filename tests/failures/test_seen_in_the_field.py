@@ -18,7 +18,8 @@ from router.policy.length_distribution import point
 from router.policy.placement import PlacementInput
 from router.policy.policies import make_policy
 from router.policy.predicted_latency import PredictedLatency
-from tests.pure_cluster import PureCluster, PureWrite, expected_output
+from tests.pure_cluster import PureCluster
+from tests.pure_worker import PureWrite, expected_output
 from tests.router.policy.clusters import cache, cluster_of, decode
 
 PROMPT = list(range(1, 22))

@@ -75,11 +75,12 @@ def json_bytes(value: Any) -> bytes:
 
 def fill(rng: random.Random, message: Message, depth: int = 0) -> Message:
     """Give a message any values its fields can have."""
-    chosen = {oneof.name: rng.choice(list(oneof.fields)).name for oneof in message.DESCRIPTOR.oneofs}
+    chosen = {oneof.name: rng.choice([*oneof.fields]).name for oneof in message.DESCRIPTOR.oneofs}
     sparse = rng.choice((0.0, 0.1, 0.5))
     for one in message.DESCRIPTOR.fields:
-        alone = one.containing_oneof is not None and len(one.containing_oneof.fields) > 1
-        if alone and chosen[one.containing_oneof.name] != one.name:
+        oneof = one.containing_oneof
+        alone = oneof is not None and len(oneof.fields) > 1
+        if oneof is not None and alone and chosen[oneof.name] != one.name:
             continue
         if depth > 5 or (not alone and rng.random() < sparse):
             continue
@@ -99,7 +100,7 @@ def fill(rng: random.Random, message: Message, depth: int = 0) -> Message:
     return message
 
 
-def _scalar(rng: random.Random, one: FieldDescriptor) -> Any:
+def _scalar(rng: random.Random, one: Any) -> Any:
     match one.cpp_type:
         case FieldDescriptor.CPPTYPE_STRING if one.type == FieldDescriptor.TYPE_BYTES:
             return rng.randbytes(rng.choice((0, 1, 16)))

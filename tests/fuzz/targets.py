@@ -21,7 +21,7 @@ from baton.v1 import admin_pb2, inference_pb2, worker_pb2
 from cluster.config import parse_config
 from cluster.errors import BatonError, ConfigError, InvalidRequest, ModelError
 from cluster.handoff import HandoffNotice, Reservation
-from cluster.messages import Cancel, Prefill, Release, Reserve, SendPages
+from cluster.messages import Cancel, Prefill, Release, Reserve, RouterMessage, SendPages
 from cluster.request import Request, SamplingParams
 from cluster.worker import RoleName
 from deploy import running
@@ -35,7 +35,8 @@ from router.policy.output_length import OutputLength
 from router.server import InferenceService, ServedModel, _emitted, _parse
 from simulator.trace import read_trace
 from tests.fuzz.inputs import fill, json_bytes, mutated_bytes, mutated_json
-from tests.pure_cluster import FRAMES, VOCAB, PureCluster
+from tests.pure_cluster import FRAMES, PureCluster
+from tests.pure_worker import VOCAB
 from worker.role_switch import make_role
 from worker.state import WorkerState
 
@@ -193,7 +194,7 @@ def _router_frame_message(rng: random.Random) -> bytes:
         "r0", tuple(rng.randrange(VOCAB) for _ in range(rng.randint(1, 20))), SamplingParams(max_tokens=9)
     )
     reservation = Reservation("r0/1", "r0", "peer:1", (1, 2, 3), (1, 1, 1), 0, len(request.prompt))
-    known = [
+    known: list[RouterMessage] = [
         Prefill(request, (), rng.random() < 0.5, 0),
         Reserve("r0/1", request, (), 0),
         SendPages("r0", reservation),

@@ -169,7 +169,7 @@ def _peer(pipe: Connection) -> None:
     transport = NixlTransport(pages, LAYOUT, f"peer-{os.getpid()}:1")
     pipe.send(transport.endpoint)
     transport.connect(pipe.recv())
-    notices = []
+    notices: list[bytes] = []
     while len(notices) < 2:
         notices += [event.payload for event in transport.poll() if isinstance(event, Notice)]
         time.sleep(0.001)
@@ -196,7 +196,7 @@ def test_between_processes_bytes_are_equal_and_a_killed_peer_fails_its_writes_on
     (victim, _, dead), (survivor, pipe, alive) = peers
     os.kill(victim.pid or 0, signal.SIGKILL)
     victim.join()
-    ends = []
+    ends: list[object] = []
     deadline = time.monotonic() + 20
     while not ends:
         assert time.monotonic() < deadline

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from typing import Any
 
 import grpc
 import pytest
@@ -15,7 +16,7 @@ from baton.errors import Cancelled, DeadlineExceeded, InvalidRequest
 from baton.v1 import inference_pb2, inference_pb2_grpc
 from tests.live.conftest import CONTEXT_TOKENS, Live
 
-LONG = {"max_tokens": 150, "ignore_eos": True}
+LONG: dict[str, Any] = {"max_tokens": 150, "ignore_eos": True}
 
 
 def test_a_client_that_disconnects_frees_its_pages(split: Live) -> None:
@@ -103,7 +104,7 @@ def test_the_context_is_filled_to_its_last_token(split: Live) -> None:
     split.wait_idle()
 
 
-BAD = {
+BAD: dict[str, tuple[dict[str, Any], str]] = {
     "a prompt longer than the context": ({"prompt": [5] * (CONTEXT_TOKENS + 1)}, "context"),
     "an empty prompt": ({"prompt": []}, "empty"),
     "an empty text": ({"prompt": ""}, "empty"),
@@ -126,7 +127,7 @@ BAD = {
 def test_bad_input_gets_a_clear_status(split: Live, name: str) -> None:
     options, word = BAD[name]
     with split.client() as client, pytest.raises(InvalidRequest, match=word):
-        client.generate(**{"prompt": [5], **options})
+        client.generate(**({"prompt": [5]} | options))
     split.wait_idle()
 
 

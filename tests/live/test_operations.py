@@ -15,9 +15,9 @@ import baton
 from benchmarks.process_cluster import ProcessCluster, plans
 from benchmarks.random_commands import command_at_random, migrate_many, operate
 from benchmarks.steady_streams import OPTIONS, SteadyStreams
-from cluster.errors import Conflict, InvalidRequest, NotFound
+from cluster.errors import BatonError, Conflict, InvalidRequest, NotFound
 from cluster.worker import RoleName
-from router.operation import Drain, Migrate, OperationState, Rebalance, Undrain
+from router.operation import Ask, Drain, Migrate, OperationState, Rebalance, Undrain
 
 Scenario = Callable[[ProcessCluster, SteadyStreams], Awaitable[None]]
 Run = Callable[[Scenario], None]
@@ -50,15 +50,21 @@ def run(checkpoint: Path) -> Iterator[Run]:
             runner.run(cluster.__aexit__())
 
 
+async def _done(cluster: ProcessCluster, ask: Ask) -> None:
+    operation = await operate(cluster, ask)
+    assert operation.state is OperationState.DONE, (ask, operation.message)
+    if isinstance(ask, Rebalance):
+        pool = cluster.router.driver.core.state.pool
+        assert (len(pool(RoleName.PREFILL)), len(pool(RoleName.DECODE))) == (ask.prefill, ask.decode)
+
+
 async def _change_everything(cluster: ProcessCluster, streams: SteadyStreams) -> None:
     core = cluster.router.driver.core
-    one = "decode-0"
-    for ask in (Rebalance(3, 1), Rebalance(1, 3), Drain((one,)), Undrain((one,)), Rebalance(2, 2)):
-        operation = await operate(cluster, ask)
-        assert operation.state is OperationState.DONE, (ask, operation.message)
-        if isinstance(ask, Rebalance):
-            assert len(core.state.pool(RoleName.PREFILL)) == ask.prefill
-            assert len(core.state.pool(RoleName.DECODE)) == ask.decode
+    for split in (Rebalance(3, 1), Rebalance(1, 3)):
+        await _done(cluster, split)
+    one = core.state.pool(RoleName.DECODE)[0].name
+    for ask in (Drain((one,)), Undrain((one,)), Rebalance(2, 2)):
+        await _done(cluster, ask)
     await migrate_many(cluster, streams, 50, random.Random(0))
 
 
@@ -78,7 +84,7 @@ def test_random_commands_cost_no_token(run: Run) -> None:
 async def _bad_commands(cluster: ProcessCluster, streams: SteadyStreams) -> None:
     driver = cluster.router.driver
     decoders = tuple(view.name for view in driver.core.state.pool(RoleName.DECODE))
-    refused = [
+    refused: list[tuple[Ask, type[BatonError], str]] = [
         (Drain(("decode-7",)), NotFound, "did you mean 'decode-"),
         (Drain(decoders), InvalidRequest, "without a worker"),
         (Rebalance(0, 4), InvalidRequest, "at least one"),

@@ -24,12 +24,12 @@ def _slow_request() -> inference_pb2.GenerateRequest:
 
 
 async def _never_reads(cluster: ProcessCluster, client: baton.AsyncClient) -> None:
-    driver, options = cluster.router.driver, {"max_tokens": 60, "ignore_eos": True}
+    driver = cluster.router.driver
     async with grpc.aio.insecure_channel(f"127.0.0.1:{cluster.router.port}", SMALL_WINDOW) as channel:
-        expected = (await client.generate([8] * 50, **options)).token_ids
+        expected = (await client.generate([8] * 50, max_tokens=60, ignore_eos=True)).token_ids
         call = inference_pb2_grpc.InferenceStub(channel).Generate(_slow_request())
         await cluster.until(lambda: driver.core.live == 1)
-        streams = [client.generate([8] * 50, **options) for _ in range(8)]
+        streams = [client.generate([8] * 50, max_tokens=60, ignore_eos=True) for _ in range(8)]
         assert {tuple(answer.token_ids) for answer in await asyncio.gather(*streams)} == {tuple(expected)}
         await cluster.until(lambda: not driver.core.live)
         # The workers are done with it; what the client has not read waits here, and is all that waits.
@@ -48,15 +48,15 @@ def test_a_client_that_does_not_read_holds_up_nobody(play: Play) -> None:
 
 async def _is_cut(cluster: ProcessCluster, client: baton.AsyncClient) -> None:
     """Cut while its request still runs: one of many more tokens than the network takes up."""
-    driver, options = cluster.router.driver, {"max_tokens": 60, "ignore_eos": True}
+    driver = cluster.router.driver
     driver.write_timeout_s = 1.0
     try:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{cluster.router.port}", SMALL_WINDOW) as channel:
-            expected = (await client.generate([8] * 50, **options)).token_ids
+            expected = (await client.generate([8] * 50, max_tokens=60, ignore_eos=True)).token_ids
             failed = driver.core.explanations.failed
             call = inference_pb2_grpc.InferenceStub(channel).Generate(_slow_request())
             await cluster.until(lambda: driver.core.live == 1)
-            streams = [client.generate([8] * 50, **options) for _ in range(8)]
+            streams = [client.generate([8] * 50, max_tokens=60, ignore_eos=True) for _ in range(8)]
             assert {tuple(answer.token_ids) for answer in await asyncio.gather(*streams)} == {tuple(expected)}
             await cluster.until(lambda: not driver._subscriptions and not driver.core.live)
             await cluster.until(lambda: not any(view.load.pages_owned for view in driver.core.state.workers.values()))

@@ -29,6 +29,11 @@ async def _until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.005)
 
 
+def _grown(answers: list[RouterMessage], more: list[RouterMessage]) -> bool:
+    answers += more
+    return bool(answers)
+
+
 async def _who_comes_through(keys: LinkKeys, *callers: WorkerKeys | None) -> tuple[dict[str, str], list[RouterMessage]]:
     """What each of these callers could say, until each was refused and the right worker has had an answer."""
     link = WorkerLink("tcp://127.0.0.1:*", keys.router)
@@ -52,7 +57,7 @@ async def _who_comes_through(keys: LinkKeys, *callers: WorkerKeys | None) -> tup
         right.send([Goodbye("hello")])
         await _until(lambda: "right" in heard)
         answers: list[RouterMessage] = []
-        await _until(lambda: bool(answers.extend(right.receive(0.0)) or answers))
+        await _until(lambda: _grown(answers, right.receive(0.0)))
         for refusal in refusals:
             await _until(lambda refusal=refusal: refusal.poll(0) > 0)  # type: ignore[misc]
         right.send([Goodbye("still here")])
@@ -133,7 +138,7 @@ def test_a_worker_whose_connection_broke_joins_anew() -> None:
         link.close()
         again = WorkerLink(address)
         told: list[RouterMessage] = []
-        await _until(lambda: bool(told.extend(worker.receive(0.01)) or told))
+        await _until(lambda: _grown(told, worker.receive(0.01)))
         worker.incarnation = "second life"
         again.start(lambda worker, incarnation, batch: heard.append(incarnation))
         worker.send([Goodbye("hello again")])

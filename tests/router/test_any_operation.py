@@ -19,19 +19,8 @@ def _cluster(
     seed: int, prefill: int = 2, decode: int = 2, num_pages: int = 40, ends: bool = True, split: bool = False
 ) -> PureCluster:
     cluster = PureCluster(random.Random(seed), num_pages=num_pages, ends=ends, split=split)
-    for role, count in ((RoleName.PREFILL, prefill), (RoleName.DECODE, decode)):
-        for index in range(count):
-            cluster.add(f"{role.value}-{index}", role)
-    cluster.settle()
+    cluster.add_pools(prefill, decode)
     return cluster
-
-
-def _submit(cluster: PureCluster, count: int) -> list:  # type: ignore[type-arg]
-    rng = cluster.rng
-    return [
-        cluster.submit(f"r{index}", [rng.randrange(96) for _ in range(rng.randint(1, 20))], rng.randint(1, 40))
-        for index in range(count)
-    ]
 
 
 def _check(cluster: PureCluster, requests: list) -> None:  # type: ignore[type-arg]
@@ -60,7 +49,7 @@ def _random_ask(rng: random.Random, cluster: PureCluster) -> Ask:
 def test_random_operations_cost_no_token_and_no_page(seed: int, death: bool, ends: bool, split: bool) -> None:
     cluster = _cluster(seed, ends=ends, split=split)
     rng = cluster.rng
-    requests = _submit(cluster, 8)
+    requests = cluster.submit_any(8, 20, 40)
     for _ in range(rng.randint(1, 12)):
         for _ in range(rng.randint(0, 25)):
             cluster.step()
@@ -123,7 +112,7 @@ def test_a_sequence_can_move_back_and_forth_many_times() -> None:
 
 def test_a_drained_worker_gets_nothing_and_holds_nothing() -> None:
     cluster = _cluster(7)
-    requests = _submit(cluster, 8)
+    requests = cluster.submit_any(8, 20, 40)
     for _ in range(60):
         cluster.step()
     operation = cluster.operate(Drain(("decode-0",)))
@@ -156,7 +145,7 @@ def test_a_switched_worker_serves_in_its_new_role_and_keeps_its_prefix_cache() -
 
 def test_a_worker_that_dies_while_it_switches_fails_the_operation_and_nothing_else() -> None:
     cluster = _cluster(11)
-    requests = _submit(cluster, 6)
+    requests = cluster.submit_any(6, 20, 40)
     for _ in range(80):
         cluster.step()
     operation = cluster.operate(Rebalance(1, 3))

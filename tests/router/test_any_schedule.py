@@ -12,17 +12,15 @@ from cluster.errors import Cancelled, NoWorkers, WorkerLost
 from cluster.messages import Goodbye
 from cluster.worker import RoleName
 from router.operation import Drain
-from tests.pure_cluster import PureCluster, expected_output
+from tests.pure_cluster import PureCluster
+from tests.pure_worker import expected_output
 
 SEEDS = st.integers(0, 2**32 - 1)
 
 
 def _cluster(seed: int, prefill: int = 2, decode: int = 2, mixed: int = 0) -> PureCluster:
     cluster = PureCluster(random.Random(seed), split=seed % 2 == 0)
-    for role, count in ((RoleName.PREFILL, prefill), (RoleName.DECODE, decode), (RoleName.MIXED, mixed)):
-        for index in range(count):
-            cluster.add(f"{role.value}-{index}", role)
-    cluster.settle()
+    cluster.add_pools(prefill, decode, mixed)
     return cluster
 
 

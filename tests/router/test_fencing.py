@@ -18,7 +18,7 @@ from cluster.messages import Goodbye, HandoffEnded, Rejoin, RequestFailed, StepO
 from cluster.request import FinishReason, Request
 from cluster.worker import RoleName
 from router.commands import Tell
-from router.operation import Drain, Migrate, Rebalance, Undrain
+from router.operation import Ask, Drain, Migrate, Rebalance, Undrain
 from tests.pure_cluster import PureCluster
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -27,28 +27,8 @@ SEEDS = st.integers(0, 2**32 - 1)
 def _cluster(seed: int, prefill: int = 2, decode: int = 2, mixed: int = 0, duplicates: float = 0.0) -> PureCluster:
     rng = random.Random(seed)
     cluster = PureCluster(rng, rng.choice([20, 30]), ends=seed % 3 == 0, split=seed % 2 == 0, duplicates=duplicates)
-    for role, count in ((RoleName.PREFILL, prefill), (RoleName.DECODE, decode), (RoleName.MIXED, mixed)):
-        for index in range(count):
-            cluster.add(f"{role.value}-{index}", role)
-    cluster.settle()
+    cluster.add_pools(prefill, decode, mixed)
     return cluster
-
-
-def _submit(cluster: PureCluster, count: int) -> list[Request]:
-    rng = cluster.rng
-    return [
-        cluster.submit(f"r{index}", [rng.randrange(96) for _ in range(rng.randint(1, 24))], rng.randint(1, 30))
-        for index in range(count)
-    ]
-
-
-def _go_on(cluster: PureCluster, steps: int) -> None:
-    """Time passes too, so that silent workers are given up in the middle of what others do."""
-    for _ in range(steps):
-        cluster.step()
-        if cluster.rng.random() < 0.05:
-            cluster.now += 0.3
-            cluster.tick()
 
 
 def _disturb(cluster: PureCluster) -> None:
@@ -71,7 +51,7 @@ def _replace(cluster: PureCluster, name: str) -> None:
 
 def _operate(cluster: PureCluster) -> None:
     rng, names = cluster.rng, sorted(cluster.workers)
-    asks = (Drain((rng.choice(names),)), Undrain((rng.choice(names),)), Migrate(f"r{rng.randrange(6)}"))
+    asks: list[Ask] = [Drain((rng.choice(names),)), Undrain((rng.choice(names),)), Migrate(f"r{rng.randrange(6)}")]
     with contextlib.suppress(BatonError):
         cluster.operate(rng.choice([*asks, Rebalance(1, 3), Rebalance(2, 2)]))
 
@@ -109,11 +89,11 @@ def _check(cluster: PureCluster, requests: list[Request], left: Collection[str] 
 @given(seed=SEEDS)
 def test_a_worker_that_falls_silent_at_any_moment_and_comes_back_costs_no_token_and_no_page(seed: int) -> None:
     cluster = _cluster(seed)
-    requests = _submit(cluster, 6)
-    _go_on(cluster, cluster.rng.randint(0, 60))
+    requests = cluster.submit_any(6)
+    cluster.go_on(cluster.rng.randint(0, 60))
     name = cluster.rng.choice(sorted(cluster.workers))
     cluster.workers[name].silent = True
-    _go_on(cluster, cluster.rng.randint(0, 300))
+    cluster.go_on(cluster.rng.randint(0, 300))
     _everybody_speaks(cluster)
     _check(cluster, requests)
     assert all(completion.error is None for completion in cluster.ended.values())
@@ -124,9 +104,9 @@ def test_a_worker_that_falls_silent_at_any_moment_and_comes_back_costs_no_token_
 def test_silence_death_operations_and_cancellations_at_any_moment(seed: int, operators: bool, leavers: bool) -> None:
     cluster = _cluster(seed, mixed=seed % 2)
     rng, left = cluster.rng, set()
-    requests = _submit(cluster, 6)
+    requests = cluster.submit_any(6)
     for _ in range(rng.randint(1, 8)):
-        _go_on(cluster, rng.randint(0, 40))
+        cluster.go_on(rng.randint(0, 40))
         _disturb(cluster)
         if operators and rng.random() < 0.5:
             _operate(cluster)
@@ -141,8 +121,8 @@ def test_silence_death_operations_and_cancellations_at_any_moment(seed: int, ope
 @given(seed=SEEDS)
 def test_a_worker_that_stays_silent_is_killed_and_its_pages_come_back(seed: int) -> None:
     cluster = _cluster(seed)
-    requests = _submit(cluster, 6)
-    _go_on(cluster, cluster.rng.randint(0, 60))
+    requests = cluster.submit_any(6)
+    cluster.go_on(cluster.rng.randint(0, 60))
     name = cluster.rng.choice(sorted(cluster.workers))
     cluster.workers[name].silent = True
     cluster.settle()
@@ -172,9 +152,9 @@ def _cut(cluster: PureCluster, name: str, away: bool) -> None:
 @given(seed=SEEDS)
 def test_whatever_is_lost_with_a_link_no_token_and_no_page_is(seed: int) -> None:
     cluster = _cluster(seed)
-    requests = _submit(cluster, 6)
+    requests = cluster.submit_any(6)
     for _ in range(cluster.rng.randint(1, 3)):
-        _go_on(cluster, cluster.rng.randint(0, 60))
+        cluster.go_on(cluster.rng.randint(0, 60))
         name = cluster.rng.choice(sorted(cluster.workers))
         worker = cluster.workers[name]
         if worker.welcome and not worker.rejoining and worker.stepping is None:
@@ -187,8 +167,8 @@ def test_whatever_is_lost_with_a_link_no_token_and_no_page_is(seed: int) -> None
 @given(seed=SEEDS, share=st.sampled_from([0.02, 0.2, 1.0]))
 def test_a_message_that_arrives_twice_changes_nothing(seed: int, share: float) -> None:
     cluster = _cluster(seed, duplicates=share)
-    requests = _submit(cluster, 6)
-    _go_on(cluster, 100)
+    requests = cluster.submit_any(6)
+    cluster.go_on(100)
     _everybody_speaks(cluster)
     _check(cluster, requests)
     assert all(completion.error is None for completion in cluster.ended.values())
@@ -198,8 +178,8 @@ def test_a_message_that_arrives_twice_changes_nothing(seed: int, share: float) -
 @given(seed=SEEDS)
 def test_a_worker_restarted_before_anybody_noticed_does_not_obey_the_orders_for_the_one_that_died(seed: int) -> None:
     cluster = _cluster(seed)
-    requests = _submit(cluster, 6)
-    _go_on(cluster, cluster.rng.randint(0, 60))
+    requests = cluster.submit_any(6)
+    cluster.go_on(cluster.rng.randint(0, 60))
     name = cluster.rng.choice(sorted(cluster.workers))
     dead = cluster.workers.pop(name)
     cluster.writes = [write for write in cluster.writes if write.source is not dead]
@@ -211,7 +191,7 @@ def test_a_worker_restarted_before_anybody_noticed_does_not_obey_the_orders_for_
 
 def test_late_messages_of_a_life_that_was_given_up_change_nothing() -> None:
     cluster = _cluster(7)
-    (request,) = _submit(cluster, 1)
+    (request,) = cluster.submit_any(1)
     while not cluster.shown["r0"]:
         cluster.step()
     name = cluster.core._records["r0"].prefill_worker

@@ -11,7 +11,7 @@ from router.commands import Kill, Tell
 from router.limits import RouterLimits
 from router.membership import Membership
 from router.policy.cluster_state import ClusterState
-from router.quarantine import Quarantine
+from router.quarantine import ORPHAN_S, Quarantine
 
 LIMITS = RouterLimits(lost_after_s=2.0, kill_after_s=10.0)
 
@@ -25,7 +25,7 @@ def _register(name: str, incarnation: int = 1, role: RoleName = RoleName.DECODE)
 def _members(*names: str) -> Membership:
     members = Membership(ClusterState(), LIMITS)
     for name in names:
-        members.returned(_register(name))
+        members.returned(_register(name), 0.0)
     members.admit("router", 0.0)
     return members
 
@@ -35,7 +35,7 @@ def _dies_and_returns(members: Membership, name: str, times: int, every_s: float
     for incarnation in range(2, 2 + times):
         now += every_s
         members.lose(name, True, now)
-        members.returned(_register(name, incarnation))
+        members.returned(_register(name, incarnation), 0.0)
         members.admit("router", now)
     return now
 
@@ -43,7 +43,7 @@ def _dies_and_returns(members: Membership, name: str, times: int, every_s: float
 def test_workers_that_join_hear_of_each_other_after_their_welcome() -> None:
     members = Membership(ClusterState(), LIMITS)
     for name in ("a", "b"):
-        members.returned(_register(name))
+        members.returned(_register(name), 0.0)
     assert members.admit("router", 0.0) == [
         Tell("a", Welcome("router", 0.5, "1")),
         Tell("b", Welcome("router", 0.5, "1")),
@@ -78,7 +78,7 @@ def test_others_are_told_once_that_a_worker_has_left() -> None:
 def test_a_stranger_is_sent_back_and_one_that_waits_to_be_admitted_is_not() -> None:
     members = _members("a")
     assert members.stranger("b", "7", "router") == [Tell("b", Rejoin("7", "router"))]
-    members.returned(_register("b", 7))
+    members.returned(_register("b", 7), 0.0)
     assert members.stranger("b", "7", "router") == []
     assert members.stranger("b", "6", "router") == [Tell("b", Rejoin("6", "router"))]
 
@@ -90,14 +90,14 @@ def test_the_end_of_a_worker_that_stays_silent_is_asked_for_and_asked_for_again(
     assert members.kills(12.1) == [Kill("a")]
     assert members.kills(12.2) == []
     assert members.kills(22.2) == [Kill("a")]
-    members.gone("a")
+    members.ended("a", 22.3)
     assert members.kills(99.0) == []
 
 
 def test_a_worker_that_came_back_or_whose_process_ended_is_not_killed() -> None:
     members = _members("a", "b")
     members.lose("a", False, 2.0)
-    members.returned(_register("a", 2))
+    members.returned(_register("a", 2), 0.0)
     members.lose("b", True, 2.0)
     assert members.kills(99.0) == []
 
@@ -119,7 +119,7 @@ def test_three_deaths_in_longer_than_that_do_not() -> None:
 
 def test_a_worker_that_nobody_can_replace_serves_however_often_it_dies() -> None:
     members = _members("a")
-    members.returned(_register("p", role=RoleName.PREFILL))
+    members.returned(_register("p", role=RoleName.PREFILL), 0.0)
     members.admit("router", 0.0)
     _dies_and_returns(members, "a", BREAKER_DEATHS + 2)
     assert members.state.workers["a"].serving
@@ -129,7 +129,7 @@ def test_a_worker_is_admitted_only_when_nobody_writes_into_what_it_had_reserved(
     members = _members("a", "b")
     members.quarantine.began("r/1", "b", "a")
     members.lose("a", True, 1.0)
-    members.returned(_register("a", 2))
+    members.returned(_register("a", 2), 0.0)
     assert members.admit("router", 1.0) == []
     assert "a" not in members.state.workers
     members.quarantine.ended("r/1")
@@ -141,10 +141,10 @@ def test_the_death_of_the_writer_admits_it_too() -> None:
     members = _members("a", "b")
     members.quarantine.began("r/1", "b", "a")
     members.lose("a", True, 1.0)
-    members.returned(_register("a", 2))
+    members.returned(_register("a", 2), 0.0)
     members.lose("b", False, 1.0)
     assert members.admit("router", 1.0) == []  # it is only silent, and may go on writing
-    members.gone("b")
+    members.ended("b", 1.0)
     assert members.admit("router", 1.0)
 
 
@@ -170,21 +170,57 @@ def test_only_the_writers_own_end_releases_them_otherwise() -> None:
         quarantine.began(name, source, "a")
     for name in ("r/1", "s/1"):
         assert quarantine.release(name, orders[name]) == []
-    assert quarantine.gone("a") == []
-    assert quarantine.gone("b") == [orders["r/1"]]  # nobody asked for the third yet
+    assert quarantine.died("a", "a", 0.0) == []
+    assert quarantine.died("b", "a", 0.0) == [orders["r/1"]]  # nobody asked for the third yet
     assert quarantine.release("t/1", orders["t/1"]) == [orders["t/1"]]
     assert quarantine.gone("c") == [orders["s/1"]]
     assert not quarantine.written_into("a")
 
 
+def test_what_a_dead_writers_kernel_may_still_deliver_is_waited_for() -> None:
+    quarantine, present = Quarantine(), {"a", "b", "c"}
+    orders = {name: Tell(name[0], Release(name)) for name in ("a/1", "b/1", "c/1", "d/1")}
+    for name, order in orders.items():
+        quarantine.began(name, "source", name[0])
+        quarantine.release(name, order)
+    quarantine.stalled("a/1")
+    quarantine.stalled("b/1")
+    assert quarantine.died("b", present, 10.0) == []
+    assert quarantine.died("source", present - {"b"}, 10.0) == [orders["b/1"], orders["c/1"]]  # b's pages are no more
+    assert quarantine.written_into("a")
+    assert quarantine.written_into("d")  # it was cut off as a whole
+    assert quarantine.gone("source") == []  # the next process of that name
+    assert quarantine.sending() == {}
+    assert quarantine.holds("a/1")
+    assert quarantine.expired(10.0 + ORPHAN_S - 0.1) == []
+    assert quarantine.died("d", present, 20.0) == [orders["d/1"]]
+    assert quarantine.expired(10.0 + ORPHAN_S) == [orders["a/1"]]
+    assert len(quarantine) == 0
+
+
+def test_another_process_under_the_same_name_tells_that_the_first_has_died() -> None:
+    for pid, waits in ((7, False), (8, True)):
+        members = _members("a", "b")
+        members.lose("b", True, 0.0)
+        members.returned(Register(replace(_register("b").info, pid=7)), 0.0)
+        members.admit("router", 0.0)
+        members.quarantine.began("r/1", "b", "a")
+        members.quarantine.stalled("r/1")
+        members.lose("b", False, 1.0)
+        members.returned(Register(replace(_register("b", 2).info, pid=pid)), 2.0)
+        assert members.quarantine.written_into("a") is waits
+        members.tick(2.0 + ORPHAN_S)
+        assert not members.quarantine.written_into("a")
+
+
 def test_the_deaths_of_workers_that_never_come_back_are_forgotten() -> None:
     members = _members()
     for index in range(50):
-        members.returned(_register(f"w{index}", 1))
+        members.returned(_register(f"w{index}", 1), 0.0)
         members.admit("router", 0.0)
         members.lose(f"w{index}", True, float(index))
     assert len(members.breaker) == 50
-    members.returned(_register("last", 1))
+    members.returned(_register("last", 1), 0.0)
     members.admit("router", 2 * BREAKER_S)
     members.lose("last", True, 2 * BREAKER_S)
     assert len(members.breaker) == 1
@@ -195,7 +231,7 @@ def _comes_back(members: Membership, name: str, times: int, pid: int) -> None:
     for incarnation in range(2, 2 + times):
         members.lose(name, False, float(incarnation))
         message = _register(name, incarnation)
-        members.returned(Register(replace(message.info, pid=pid)))
+        members.returned(Register(replace(message.info, pid=pid)), float(incarnation))
         members.admit("router", float(incarnation))
 
 
@@ -203,14 +239,14 @@ def test_a_worker_that_leaves_on_purpose_has_not_died() -> None:
     members = _members("a", "b")
     for incarnation in range(2, 10):
         members.lose("a", True, float(incarnation), died=False)
-        members.returned(_register("a", incarnation))
+        members.returned(_register("a", incarnation), 0.0)
         members.admit("router", float(incarnation))
     assert members.state.workers["a"].serving
 
 
 def test_a_cut_that_heals_counts_for_less_than_a_death_but_counts() -> None:
     members = _members("b")
-    members.returned(Register(replace(_register("a").info, pid=7)))
+    members.returned(Register(replace(_register("a").info, pid=7)), 0.0)
     members.admit("router", 0.0)
     most = CUTS_PER_DEATH * BREAKER_DEATHS
     _comes_back(members, "a", most - 1, pid=7)
@@ -221,7 +257,7 @@ def test_a_cut_that_heals_counts_for_less_than_a_death_but_counts() -> None:
 
 def test_silence_that_ends_with_another_process_was_a_death() -> None:
     members = _members("b")
-    members.returned(Register(replace(_register("a").info, pid=7)))
+    members.returned(Register(replace(_register("a").info, pid=7)), 0.0)
     members.admit("router", 0.0)
     for pid in range(8, 8 + BREAKER_DEATHS):
         _comes_back(members, "a", 1, pid)

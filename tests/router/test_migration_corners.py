@@ -15,7 +15,8 @@ from router.operation import Drain, Migrate, OperationState, Rebalance, StepStat
 from router.policy.cluster_state import WorkerView
 from router.policy.policies import make_policy
 from router.record import Record
-from tests.pure_cluster import PureCluster, PureWorker
+from tests.pure_cluster import PureCluster
+from tests.pure_worker import PureWorker
 
 SEEDS = range(12)
 
@@ -25,10 +26,7 @@ def _cluster(
 ) -> PureCluster:
     placement = make_policy(policy, False)
     cluster = PureCluster(random.Random(seed), num_pages=num_pages, placement=placement, ends=False)
-    for role, count in ((RoleName.PREFILL, prefill), (RoleName.DECODE, decode), (RoleName.MIXED, mixed)):
-        for index in range(count):
-            cluster.add(f"{role.value}-{index}", role)
-    cluster.settle()
+    cluster.add_pools(prefill, decode, mixed)
     return cluster
 
 
@@ -74,7 +72,7 @@ def _hold_back(cluster: PureCluster, worker: PureWorker, held: Callable[[], bool
             return False
         return receive(one)
 
-    cluster._receive = slow  # type: ignore[method-assign]
+    cluster._receive = slow  # type: ignore[method-assign, assignment]
 
 
 def _pages_on_their_way(cluster: PureCluster) -> PureWorker:

@@ -68,8 +68,8 @@ def test_what_a_running_request_holds_is_accounted_for_at_every_moment() -> None
     owned = 0
     while cluster.core.live:
         cluster.step()
-        for one in cluster.workers.values():
-            cluster._report(one)
+        for worker in cluster.workers.values():
+            cluster._report(worker)
         for one in judge([_look(cluster)]).workers:
             assert one.pages_accounted >= one.latest.pages_owned or not cluster.core.live
             owned = max(owned, one.latest.pages_owned)

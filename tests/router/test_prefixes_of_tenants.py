@@ -7,7 +7,8 @@ import random
 import pytest
 
 from cluster.worker import RoleName
-from tests.pure_cluster import PAGE_SIZE, PureCluster, expected_output
+from tests.pure_cluster import PureCluster
+from tests.pure_worker import PAGE_SIZE, expected_output
 
 PROMPT = [(7 * position) % 90 for position in range(5 * PAGE_SIZE + 1)]
 

@@ -28,27 +28,8 @@ def _cluster(seed: int, prefill: int = 2, decode: int = 2, mixed: int = 0, dupli
     ends, split = seed % 3 == 0, seed % 2 == 0
     pages, host_pages = rng.choice([14, 20, 30]), seed % 5 * 4
     cluster = PureCluster(rng, pages, ends=ends, split=split, duplicates=duplicates, host_pages=host_pages)
-    for role, count in ((RoleName.PREFILL, prefill), (RoleName.DECODE, decode), (RoleName.MIXED, mixed)):
-        for index in range(count):
-            cluster.add(f"{role.value}-{index}", role)
-    cluster.settle()
+    cluster.add_pools(prefill, decode, mixed)
     return cluster
-
-
-def _submit(cluster: PureCluster, count: int) -> list[Request]:
-    rng = cluster.rng
-    return [
-        cluster.submit(f"r{index}", [rng.randrange(96) for _ in range(rng.randint(1, 24))], rng.randint(1, 30))
-        for index in range(count)
-    ]
-
-
-def _go_on(cluster: PureCluster, steps: int) -> None:
-    for _ in range(steps):
-        cluster.step()
-        if cluster.rng.random() < 0.05:
-            cluster.now += 0.3
-            cluster.tick()
 
 
 def _come_back(cluster: PureCluster) -> None:
@@ -56,7 +37,7 @@ def _come_back(cluster: PureCluster) -> None:
     waiting = [request_id for request_id in cluster.requests if request_id not in cluster.ended]
     cluster.rng.shuffle(waiting)
     for request_id in waiting:
-        _go_on(cluster, cluster.rng.randint(0, 12))
+        cluster.go_on(cluster.rng.randint(0, 12))
         cluster.resume(request_id)
 
 
@@ -82,9 +63,9 @@ def _check(cluster: PureCluster, requests: list[Request]) -> None:
 @given(seed=SEEDS, duplicates=st.sampled_from([0.0, 0.2]))
 def test_the_router_may_be_restarted_at_any_moment(seed: int, duplicates: float) -> None:
     cluster = _cluster(seed, mixed=seed % 2, duplicates=duplicates)
-    requests = _submit(cluster, 6)
+    requests = cluster.submit_any(6)
     for _ in range(cluster.rng.randint(1, 3)):
-        _go_on(cluster, cluster.rng.randint(0, 120))
+        cluster.go_on(cluster.rng.randint(0, 120))
         cluster.restart_router()
         _come_back(cluster)
     _finish(cluster)
@@ -96,9 +77,9 @@ def test_the_router_may_be_restarted_at_any_moment(seed: int, duplicates: float)
 @example(seed=1102, duplicates=0.0)  # it was moved while it sought another decode worker
 def test_connections_may_break_at_any_moment(seed: int, duplicates: float) -> None:
     cluster = _cluster(seed, mixed=seed % 2, duplicates=duplicates)
-    requests = _submit(cluster, 6)
+    requests = cluster.submit_any(6)
     for _ in range(cluster.rng.randint(1, 6)):
-        _go_on(cluster, cluster.rng.randint(0, 60))
+        cluster.go_on(cluster.rng.randint(0, 60))
         cluster.break_connection(cluster.rng.choice(sorted(cluster.workers)))
     _finish(cluster)
     _check(cluster, requests)
@@ -106,7 +87,7 @@ def test_connections_may_break_at_any_moment(seed: int, duplicates: float) -> No
 
 def test_a_broken_connection_costs_no_computation_where_the_sequences_run() -> None:
     cluster = _cluster(seed=2, prefill=1, decode=1)
-    requests = _submit(cluster, 1)
+    requests = cluster.submit_any(1)
     while cluster.workers["decode-0"].role.occupancy().running == 0:
         cluster.step()
     cluster.break_connection("decode-0")
@@ -120,9 +101,9 @@ def test_a_broken_connection_costs_no_computation_where_the_sequences_run() -> N
 def test_restarts_among_silence_links_and_deaths(seed: int) -> None:
     cluster = _cluster(seed)
     rng = cluster.rng
-    requests = _submit(cluster, 6)
+    requests = cluster.submit_any(6)
     for _ in range(rng.randint(1, 4)):
-        _go_on(cluster, rng.randint(0, 80))
+        cluster.go_on(rng.randint(0, 80))
         name = rng.choice(sorted(cluster.workers))
         match rng.randrange(3):
             case 0:
@@ -134,7 +115,7 @@ def test_restarts_among_silence_links_and_deaths(seed: int) -> None:
             case _:
                 for worker in cluster.workers.values():
                     worker.silent = False
-        _go_on(cluster, rng.randint(0, 20))
+        cluster.go_on(rng.randint(0, 20))
         cluster.restart_router()
         _come_back(cluster)
     _finish(cluster)
@@ -145,8 +126,8 @@ def test_restarts_among_silence_links_and_deaths(seed: int) -> None:
 @given(seed=SEEDS)
 def test_who_does_not_come_back_is_cancelled_in_time(seed: int) -> None:
     cluster = _cluster(seed)
-    _submit(cluster, 6)
-    _go_on(cluster, cluster.rng.randint(0, 120))
+    cluster.submit_any(6)
+    cluster.go_on(cluster.rng.randint(0, 120))
     cluster.restart_router()
     _finish(cluster)
     cluster.check_nothing_is_held()

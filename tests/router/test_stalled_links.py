@@ -20,7 +20,9 @@ from router.peer_links import RELINK_AFTER_S
 from router.policy.placement import Placement
 from router.policy.policies import make_policy
 from router.policy.predicted_latency import PredictedLatency
-from tests.pure_cluster import WRITE_STALL_S, PureCluster
+from router.quarantine import ORPHAN_S
+from tests.pure_cluster import PureCluster
+from tests.pure_worker import WRITE_STALL_S
 
 PAGES = 120  # room for everybody beside the reservations that stay held while a cable is cut
 SEEDS = st.integers(0, 2**32 - 1)
@@ -30,19 +32,8 @@ def _cluster(seed: int, prefill: int = 2, decode: int = 2, mixed: int = 0, polic
     rng = random.Random(seed)
     placement: Placement = make_policy(policy, True) if policy else PredictedLatency()
     cluster = PureCluster(rng, PAGES, placement=placement, ends=seed % 3 == 0, split=seed % 2 == 0)
-    for role, count in ((RoleName.PREFILL, prefill), (RoleName.DECODE, decode), (RoleName.MIXED, mixed)):
-        for index in range(count):
-            cluster.add(f"{role.value}-{index}", role)
-    cluster.settle()
+    cluster.add_pools(prefill, decode, mixed)
     return cluster
-
-
-def _submit(cluster: PureCluster, count: int) -> list[Request]:
-    rng = cluster.rng
-    return [
-        cluster.submit(f"r{index}", [rng.randrange(96) for _ in range(rng.randint(1, 24))], rng.randint(1, 30))
-        for index in range(count)
-    ]
 
 
 def _cut(cluster: PureCluster, *pairs: tuple[str, str]) -> None:
@@ -68,6 +59,10 @@ def _heal(cluster: PureCluster) -> None:
     """Every cable is whole: nothing is held, and everybody is in everybody's reach again."""
     cluster.cut.clear()
     cluster.settle()
+    if len(cluster.core.membership.quarantine):  # somebody died whose writes may still arrive
+        cluster.now += ORPHAN_S
+        cluster.tick()
+        cluster.settle()
     _pass(cluster, RELINK_AFTER_S + 1.0)
     cluster.settle()
     cluster.check_nothing_is_held()
@@ -81,7 +76,7 @@ def _heal(cluster: PureCluster) -> None:
 def test_requests_end_without_a_prefill_worker_reaching_one_decode_worker(seed: int, policy: str) -> None:
     cluster = _cluster(seed, prefill=1, policy=policy)
     _cut(cluster, ("prefill-0", "decode-0"))
-    requests = _submit(cluster, 6)
+    requests = cluster.submit_any(6)
     _pass(cluster, 10 * WRITE_STALL_S)
     cluster.settle()
     _right(cluster, requests)
@@ -96,7 +91,7 @@ def test_requests_end_without_a_prefill_worker_reaching_one_decode_worker(seed: 
 def test_a_prefill_worker_that_reaches_nobody_gives_its_requests_to_others(seed: int, policy: str) -> None:
     cluster = _cluster(seed, policy=policy)
     _cut(cluster, ("prefill-0", "decode-0"), ("prefill-0", "decode-1"))
-    requests = _submit(cluster, 6)
+    requests = cluster.submit_any(6)
     _pass(cluster, 20 * WRITE_STALL_S)
     cluster.settle()
     _right(cluster, requests)
@@ -108,7 +103,7 @@ def test_a_prefill_worker_that_reaches_nobody_gives_its_requests_to_others(seed:
 def test_where_no_prefill_worker_reaches_anybody_decode_workers_prefill(seed: int, policy: str) -> None:
     cluster = _cluster(seed, policy=policy)
     _cut(cluster, *((f"prefill-{one}", f"decode-{other}") for one in range(2) for other in range(2)))
-    requests = _submit(cluster, 6)
+    requests = cluster.submit_any(6)
     _pass(cluster, 40 * WRITE_STALL_S)
     cluster.settle()
     _right(cluster, requests)
@@ -121,7 +116,7 @@ def test_cables_are_cut_and_healed_at_any_moment(seed: int, failing: float) -> N
     cluster = _cluster(seed, mixed=seed % 2)
     cluster.failing = failing
     rng, names, left = cluster.rng, sorted(cluster.workers), set()
-    requests = _submit(cluster, 8)
+    requests = cluster.submit_any(8)
     for _ in range(rng.randint(1, 10)):
         for _ in range(rng.randint(0, 30)):
             cluster.step()
@@ -155,7 +150,7 @@ def test_workers_die_while_cables_are_cut(seed: int) -> None:
     cluster = _cluster(seed)
     rng, names = cluster.rng, sorted(cluster.workers)
     _cut(cluster, (rng.choice(names[:2]), rng.choice(names[2:])), ("decode-0", "decode-1"))
-    requests = _submit(cluster, 6)
+    requests = cluster.submit_any(6)
     for _ in range(rng.randint(0, 60)):
         cluster.step()
     _pass(cluster, rng.uniform(0.0, 2.0))
@@ -186,7 +181,7 @@ def _end_who_cannot_rejoin(cluster: PureCluster) -> None:
 def test_cables_are_cut_while_connections_break_and_the_router_is_restarted(seed: int) -> None:
     cluster = _cluster(seed, mixed=seed % 2)
     rng, names = cluster.rng, sorted(cluster.workers)
-    requests = _submit(cluster, 6)
+    requests = cluster.submit_any(6)
     for _ in range(rng.randint(1, 8)):
         for _ in range(rng.randint(0, 30)):
             cluster.step()

@@ -26,7 +26,7 @@ def test_the_planner_follows_a_shift_and_serves_more_than_without() -> None:
     trace = phases([[LONG_PROMPTS], [LONG_ANSWERS]], 14.0, 0.55, seed=1)
     run, moved = play(trace)
     _, fixed = play(trace, auto=False)
-    splits = [operation.ask.prefill for operation in reversed(run.core.operations.newest())]
+    splits = [operation.ask.prefill for operation in reversed(run.core.operations.newest())]  # type: ignore[union-attr]
     assert splits[0] == 3
     assert splits[-1] < 3
     assert moved["role_switches"] >= 2

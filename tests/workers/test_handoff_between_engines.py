@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import pytest
 import torch
@@ -38,6 +39,8 @@ from worker.role import Command, Role, Send, WriteEnded, WritePages
 from worker.state import WorkerState
 
 PAGE_SIZE = 16
+
+T = TypeVar("T")
 
 
 @dataclass(eq=False)
@@ -81,7 +84,7 @@ class Worker:
             elif isinstance(event, Notice):
                 self.perform(self.role.on_notice(decode_notice(event.payload), 0.0))
 
-    def heard(self, kind: type) -> list[WorkerMessage]:
+    def heard(self, kind: type[T]) -> list[T]:
         return [message for message in self.said if isinstance(message, kind)]
 
 
@@ -106,11 +109,11 @@ def _answer(workers: tuple[Worker, Worker], task: Task, between: Callable[[Worke
     while not source.heard(HandoffEnded):
         source.turn()
     between(target, reserved)
-    while not any(token.finish for output in target.heard(StepOutput) for token in output.tokens):  # type: ignore[attr-defined]
+    while not any(token.finish for output in target.heard(StepOutput) for token in output.tokens):
         target.turn()
     assert target.heard(HandoffCommitted)
     outputs = [*source.heard(StepOutput), *target.heard(StepOutput)]
-    return tokenizer.decode([token.token_id for output in outputs for token in output.tokens])  # type: ignore[attr-defined]
+    return tokenizer.decode([token.token_id for output in outputs for token in output.tokens])
 
 
 @pytest.mark.parametrize("seed", [1, 2])

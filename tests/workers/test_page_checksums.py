@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from baton.wire import decode_notice, encode_notice
 from cluster.errors import BatonError, HandoffFailed
 from cluster.handoff import HandoffNotice
-from tests.pure_cluster import expected_output
+from tests.pure_worker import expected_output
 from tests.router.test_any_operation import _cluster as pools
-from tests.router.test_any_operation import _random_ask, _submit
+from tests.router.test_any_operation import _random_ask
 from worker.page_checksums import checksums, sampled, wrong_pages
 
 
@@ -49,15 +49,15 @@ def test_one_flipped_bit_is_noticed() -> None:
 def test_corrupt_handoffs_are_computed_again_or_fail_in_one_sentence(seed: int, operations: bool) -> None:
     cluster = pools(seed)
     cluster.corruption = 0.3
-    requests = _submit(cluster, 8)
+    requests = cluster.submit_any(8, 20, 40)
     rng = random.Random(seed)
     for _ in range(6 if operations else 0):
         for _ in range(20):
             cluster.step()
         try:
             cluster.operate(_random_ask(rng, cluster))
-        except BatonError as error:
-            assert error.message
+        except BatonError as refusal:
+            assert refusal.message
     cluster.settle()
     for request in requests:
         error = cluster.ended[request.request_id].error

@@ -16,7 +16,8 @@ from decode_worker.role import DecodeRole
 from decode_worker.swap import SwapSpace
 from engine.sequence import Sequence
 from router.page_audit import PageAudit, judge
-from tests.pure_cluster import PAGE_SIZE, PureCluster, PureWorker
+from tests.pure_cluster import PureCluster
+from tests.pure_worker import PAGE_SIZE, PureWorker
 from tests.router.test_any_operation import _random_ask
 from worker.role import Send, SwapIn, SwapOut
 from worker.role_switch import switch_role

@@ -168,7 +168,7 @@ def test_sets_of_holders_that_no_page_has_any_more_are_forgotten(monkeypatch: py
         for evicting in (False, True):
             for worker in holders:
                 pages = (HASHES[0],)
-                number = index._holders[worker].last_number + 1
+                number = index._holders[worker].last_number + 1  # type: ignore[operator]
                 stored, evicted = ((), pages) if evicting else (pages, ())
                 assert index.on_change(worker, PagesChanged(number, stored, evicted))
     assert len(index) == 0

@@ -21,7 +21,8 @@ from router.policy.peers.latency_headroom import LatencyHeadroom
 from router.policy.peers.power_of_two import PowerOfTwo
 from router.policy.placement import Place, Placement, PlacementInput, Refuse
 from router.policy.policies import NAMES, make_policy
-from tests.pure_cluster import PureCluster, expected_output
+from tests.pure_cluster import PureCluster
+from tests.pure_worker import expected_output
 from tests.router.policy.clusters import cache, cluster_of, decode, fill
 
 WORKERS = ("prefill-0", "prefill-1", "decode-0", "decode-1")

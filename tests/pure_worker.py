@@ -1,0 +1,132 @@
+"""A worker without I/O: its role, queues for its links, and a memory in the place of the engine.
+
+The memory remembers which token stands in which slot of which page: a page that was written late, too early or by the
+wrong request shows at once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field, replace
+
+from cluster.handoff import HandoffNotice
+from cluster.messages import (
+    HeldSequence,
+    Register,
+    RouterMessage,
+    WorkerMessage,
+)
+from cluster.request import Request
+from cluster.worker import WorkerInfo
+from engine.step import SampledToken, StepPlan, StepResult
+from worker.reports import Reports
+from worker.role import Role, WritePages
+from worker.role_switch import make_role
+from worker.state import WorkerState
+from worker.write_watch import WriteWatch
+
+PAGE_SIZE, VOCAB, EOS, CONTEXT_TOKENS = 4, 97, 96, 1000
+WRITE_STALL_S = 0.5
+
+
+def next_token(tokens: Seq[int]) -> int:
+    """The model: any function of the tokens will do."""
+    return (sum((index + 1) * token for index, token in enumerate(tokens)) * 31 + len(tokens)) % VOCAB
+
+
+def expected_output(request: Request, ends: bool = True) -> list[int]:
+    """What the model answers, computed without any of the cluster's code; `ends`: it knows an end-of-sequence token."""
+    tokens = list(request.prompt)
+    output: list[int] = []
+    while len(output) < request.sampling.max_tokens:
+        output.append(next_token(tokens))
+        tokens.append(output[-1])
+        if ends and output[-1] == EOS:
+            break
+    return output
+
+
+@dataclass(eq=False)
+class PureWorker:
+    """One worker: role, page memory and the queues of its links."""
+
+    name: str
+    incarnation: int
+    role: Role
+    state: WorkerState
+    memory: list[list[tuple[int, int] | None]]
+    inbox: deque[RouterMessage] = field(default_factory=deque)
+    outbox: deque[WorkerMessage] = field(default_factory=deque)
+    notices: deque[HandoffNotice] = field(default_factory=deque)
+    peers: set[str] = field(default_factory=set)
+    silent: bool = False  # stopped: it does nothing and says nothing
+    rejoining: bool = False  # waits for its writes to end
+    keeping: bool = False  # and will keep its sequences
+    welcome: bool = False  # the router knows this incarnation
+    router_id: str = ""  # of the router that has welcomed it last
+    prefilled: int = 0  # tokens that were computed in chunks
+    stepping: tuple[StepPlan, StepResult] | None = None  # computed, and not absorbed yet
+    host: dict[int, list[tuple[int, int] | None]] = field(default_factory=dict)  # by slot of host memory
+    computed: int = 0  # positions, of all its steps
+    granted: dict[tuple[str, int], int] = field(default_factory=dict)  # (agent, page) → generation it may write into
+    granted_by: dict[tuple[str, int], str] = field(default_factory=dict)  # and the reservation it is of
+    info: WorkerInfo | None = None
+    reports: Reports = field(init=False)
+    watch: WriteWatch = field(default_factory=lambda: WriteWatch(WRITE_STALL_S))
+
+    def __post_init__(self) -> None:
+        self.reports = Reports(self.name, self.state)
+
+    def execute(self, plan: StepPlan) -> StepResult:
+        """Check the KV each slice reads, write its own, and answer where it samples."""
+        sampled = []
+        self.computed += plan.num_tokens
+        for part in plan.slices:
+            sequence = part.sequence
+            self.prefilled += 0 if sequence.decoding else part.num_tokens
+            for position in range(part.start):
+                slot = self.memory[sequence.page_table[position // PAGE_SIZE]][position % PAGE_SIZE]
+                assert slot == (sequence.tokens[position], position), f"{self.name} reads foreign KV"
+            for position in range(part.start, part.start + part.num_tokens):
+                page = sequence.page_table[position // PAGE_SIZE]
+                self.memory[page][position % PAGE_SIZE] = (sequence.tokens[position], position)
+            if part.samples:
+                assert part.start + part.num_tokens == len(sequence.tokens)
+                sampled.append(SampledToken(next_token(sequence.tokens)))
+        return StepResult(sampled)
+
+    def rejoin(self) -> None:
+        """It is somebody new, with its sequences if it is `keeping` them, and registers."""
+        assert self.info is not None
+        self.rejoining = self.welcome = False
+        self.incarnation += 100
+        agent = f"{self.name}:{self.incarnation}"
+        self.state = replace(self.state, agent=agent)
+        held: tuple[HeldSequence, ...] = ()
+        if self.keeping:
+            held = self.role.on_new_router(self.state)
+        else:
+            self.state.pool.release_all()
+            self.role = make_role(self.role.name, self.state)
+        self.reports, self.watch = Reports(self.name, self.state), WriteWatch(WRITE_STALL_S)
+        for memory in (self.peers, self.granted, self.notices, self.outbox):
+            memory.clear()
+        endpoint = replace(self.info.endpoint, agent=agent)
+        role, epoch = self.role.name, self.state.role_epoch
+        incarnation = str(self.incarnation)
+        self.info = replace(self.info, incarnation=incarnation, endpoint=endpoint, role=role, role_epoch=epoch)
+        self.outbox.append(Register(self.info, held))
+
+
+@dataclass(eq=False)
+class PureWrite:
+    """A write on its way. The bytes may land before its end is known, also while the writer is silent."""
+
+    source: PureWorker
+    command: WritePages
+    number: int = 0
+    landed: bool = False
+    called_off: bool = False  # its source does not count on it any more, but it may arrive
+    until_s: float = math.inf  # its source is dead: nothing of it arrives any more from then on
