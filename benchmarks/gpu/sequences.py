@@ -81,5 +81,5 @@ def turn(executor: Executor, sequences: list[Sequence], budget: StepBudget) -> T
     moments.append(time.perf_counter())
     absorb_step(plan, result)
     moments.append(time.perf_counter())
-    stages = [after - before for before, after in itertools.pairwise(moments)]
-    return Turn(*stages, context_tokens=sum(part.start + 1 for part in plan.slices))
+    plan_s, launch_s, collect_s, absorb_s = (after - before for before, after in itertools.pairwise(moments))
+    return Turn(plan_s, launch_s, collect_s, absorb_s, sum(part.start + 1 for part in plan.slices))
