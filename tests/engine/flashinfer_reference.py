@@ -49,8 +49,11 @@ class BatchDecodeWithPagedKVCacheWrapper:
     ) -> None:
         assert float_workspace_buffer.dtype == torch.uint8
         self._layout, self._fixed, self._planned = kv_layout, use_cuda_graph, False
+        self._buffers: tuple[torch.Tensor, ...] = ()
         if use_cuda_graph:
-            self._buffers = (paged_kv_indptr_buffer, paged_kv_indices_buffer, paged_kv_last_page_len_buffer)
+            buffers = (paged_kv_indptr_buffer, paged_kv_indices_buffer, paged_kv_last_page_len_buffer)
+            self._buffers = tuple(buffer for buffer in buffers if buffer is not None)
+            assert len(self._buffers) == 3
 
     def reset_workspace_buffer(self, float_workspace_buffer: torch.Tensor, int_workspace_buffer: torch.Tensor) -> None:
         assert float_workspace_buffer.dtype == int_workspace_buffer.dtype == torch.uint8
