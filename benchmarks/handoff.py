@@ -64,14 +64,15 @@ class Sender:
     transport: NixlTransport
     agent: str
     source: torch.Tensor
+    chunk_pages: int = CHUNK_PAGES
 
     def path(self, pages: list[int], targets: list[int]) -> float:
         """Seconds of the handoff path."""
         notice = HandoffNotice("r/1", "r", len(pages) * 16, (1,), tuple(range(len(pages))))
         started = time.perf_counter()
-        for first in range(0, len(pages), CHUNK_PAGES):
-            last = first + CHUNK_PAGES >= len(pages)
-            part = slice(first, first + CHUNK_PAGES)
+        for first in range(0, len(pages), self.chunk_pages):
+            last = first + self.chunk_pages >= len(pages)
+            part = slice(first, first + self.chunk_pages)
             payload = encode_notice(notice) if last else None
             transfer = self.transport.write(self.agent, pages[part], targets[part], payload)
             while not any(

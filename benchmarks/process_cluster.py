@@ -48,11 +48,18 @@ class ProcessCluster:
         try:
             for name, role in self.names:
                 self.spawn(name, role)
-            await self.until(lambda: len(self.router.driver.core.state.workers) == len(self.names))
+            await self.until(self._all_there)
         except BaseException:
             await self.__aexit__()
             raise
         return self
+
+    def _all_there(self) -> bool:
+        """Whether every worker has registered; raises `ChildProcessError` when one ended instead."""
+        for name, process in self.processes.items():
+            if process.exitcode is not None:
+                raise ChildProcessError(f"{name} ended with code {process.exitcode} before it served.")
+        return len(self.router.driver.core.state.workers) == len(self.names)
 
     def spawn(self, name: str, role: str) -> None:
         """Start a worker (again)."""

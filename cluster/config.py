@@ -3,7 +3,7 @@
     [model]     path, dtype, context_tokens
     [pools]     prefill, decode, mixed
     [engine]    page_size, num_pages, kv_memory_gib, chunk_tokens, mixed_chunk_tokens, max_batch, threads,
-                checksum_every, swap_memory_gib, write_stall_s
+                checksum_every, swap_memory_gib, write_stall_s, device, gpu_memory_fraction, cuda_graphs, attention
     [router]    host, port, admin_host, admin_port, policy, refuse_late, auto_rebalance, max_queued, lost_after_s,
                 no_workers_grace_s, claim_within_s, stop_grace_s, write_timeout_s, state_file
     [placement] strategy; and per pool, [placement.prefill] and so on: cpus, gpus, resources, labels, env
@@ -32,7 +32,7 @@ class _Section(BaseModel):
 
 class ModelSection(_Section):
     path: str = ""  # a folder or a Hugging Face hub id; empty: the built-in model
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     context_tokens: int | Auto = "auto"
 
 
@@ -53,6 +53,10 @@ class EngineSection(_Section):
     checksum_every: int = Field(default=16, ge=0)
     swap_memory_gib: Annotated[float, Field(ge=0, allow_inf_nan=False)] | Auto = "auto"  # 0: off
     write_stall_s: float = Field(default=10.0, ge=0)  # 0: never
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:[0-9]{1,2})?)$")] = "auto"
+    gpu_memory_fraction: Annotated[float, Field(ge=0.05, le=0.98, allow_inf_nan=False)] | Auto = "auto"
+    cuda_graphs: bool = True
+    attention: Literal["auto", "fa2", "fa3"] = "auto"
 
 
 class RouterSection(_Section):

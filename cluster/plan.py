@@ -17,9 +17,9 @@ class WorkerPlan:
     model: str
     router_address: str  # of the router's worker link, such as "tcp://127.0.0.1:5555"
     dtype: str
-    device: str
+    device: str  # "cpu" or such as "cuda:0"
     context_tokens: int
-    num_pages: int
+    num_pages: int  # 0: as many as fit on the GPU
     page_size: int
     chunk_tokens: int
     mixed_chunk_tokens: int
@@ -29,6 +29,9 @@ class WorkerPlan:
     share_prefixes: bool = False  # between tenants; as the router's
     host_pages: int = 0  # slots of host memory for preempted sequences; 0: they are computed again
     write_stall_s: float = 10.0  # without progress, after which nobody waits for writes to a peer; 0: never
+    gpu_memory_fraction: float = 0.9  # of the GPU's memory, for all that the worker has there
+    cuda_graphs: bool = True
+    attention: str = "auto"  # prefill kernels on a GPU: "auto", "fa2" or "fa3"
     link_keys: WorkerKeys | None = field(default=None, repr=False)  # None: the link is open
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from cluster.access import AccessPlan
 from cluster.config import BatonConfig, EngineSection
+from cluster.devices import check_devices, device, memory_fraction, on_gpu
 from cluster.errors import ConfigError
 from cluster.placement import check_placement, demand, placement_words
 from cluster.plan import RouterPlan, WorkerPlan
@@ -63,15 +64,29 @@ class Resolved:
             "dtype": self.dtype,
             "context_tokens": str(self.context_tokens),
             "page_size": str(page_size),
-            "num_pages": f"{self.num_pages} per worker ({self.num_pages * page_size} tokens)",
+            "num_pages": f"{self.num_pages} per worker ({self.num_pages * page_size} tokens)"
+            if self.num_pages
+            else "as many as fit on each worker's GPU",
             "host_pages": f"{self.host_pages} per worker, for preempted sequences" if self.host_pages else "none",
             "chunk_tokens": f"{self.chunk_tokens}, {self.mixed_chunk_tokens} beside decodes",
             "max_batch": str(self.max_batch),
             "threads": f"{self.threads} per worker",
+            **self._gpu_words(),
             "policy": self.config.router.policy,
             "access": self.access_plan().told,
             **placement_words(self.config),
         }
+
+    def _gpu_words(self) -> dict[str, str]:
+        """How pools that are on GPUs use them; nothing where none is."""
+        engine = self.config.engine
+        pools = dict.fromkeys(role for _, role in self.roles)
+        if not on_gpu(self.config):
+            return {}
+        parts = [f"{role} {device(self.config, role)}, {memory_fraction(self.config, role):g} of it" for role in pools]
+        graphs = "decode steps as CUDA graphs" if engine.cuda_graphs else "no CUDA graphs"
+        kernels = "FlashInfer's choice of kernels" if engine.attention == "auto" else f"{engine.attention} kernels"
+        return {"gpu": f"{'; '.join(parts)}; {graphs}; {kernels}"}
 
     def access_plan(self) -> AccessPlan:
         access = self.config.access
@@ -132,7 +147,7 @@ class Resolved:
             model=self.model.path,
             router_address=router_address,
             dtype=self.dtype,
-            device="cpu",
+            device=device(self.config, role),
             context_tokens=self.context_tokens,
             num_pages=self.num_pages,
             page_size=self.config.engine.page_size,
@@ -144,38 +159,35 @@ class Resolved:
             share_prefixes=self.config.access.share_prefixes,
             host_pages=self.host_pages,
             write_stall_s=self.config.engine.write_stall_s,
+            gpu_memory_fraction=memory_fraction(self.config, role),
+            cuda_graphs=self.config.engine.cuda_graphs,
+            attention=self.config.engine.attention,
         )
 
 
 def resolve(config: BatonConfig, machine: MachineFacts, model: ModelFacts) -> Resolved:
-    """Replace every "auto". Raises `ConfigError` when the result could not serve a single full-length request."""
+    """Replace every "auto". Raises `ConfigError` when the result could not serve a single full-length request.
+
+    On GPUs `num_pages` stays 0 where it is "auto": each worker finds out what fits when it has loaded its weights.
+    """
     check_placement(config)
+    check_devices(config)
     engine, pools = config.engine, config.pools
     workers = pools.prefill + pools.decode + pools.mixed
+    gpu = on_gpu(config)
     dtype = config.model.dtype
     if dtype == "auto":
-        dtype = "bfloat16" if machine.fast_bfloat16 else "float32"
+        dtype = "bfloat16" if gpu or machine.fast_bfloat16 else "float32"
     context = model.context_tokens
     if config.model.context_tokens != "auto":
         context = min(context, config.model.context_tokens)
-    max_batch = 32 if engine.max_batch == "auto" else engine.max_batch
+    max_batch = (256 if gpu else 32) if engine.max_batch == "auto" else engine.max_batch
     page_bytes = engine.page_size * model.kv_values_per_token * (4 if dtype == "float32" else 2)
-    if engine.num_pages != "auto":
-        num_pages = engine.num_pages
-    else:
-        # A quarter of the memory for KV by default; the rest is for weights and for others.
-        share = machine.memory_available_bytes // (4 * workers)
-        if engine.kv_memory_gib != "auto":
-            share = int(engine.kv_memory_gib * GIB)
-        useful = max_batch * -(-context // engine.page_size)  # every sequence of a full batch at full length
-        num_pages = min(useful, share // page_bytes)
-    needed = -(-context // engine.page_size) + 1
-    if num_pages < needed:
-        raise ConfigError(
-            f"{num_pages} pages hold less than one request of {context} tokens, which needs {needed}: "
-            "raise engine.num_pages or engine.kv_memory_gib, or lower model.context_tokens."
-        )
-    chunk_tokens = min(512, max(context, 16)) if engine.chunk_tokens == "auto" else engine.chunk_tokens
+    useful = max_batch * -(-context // engine.page_size)  # every sequence of a full batch at full length
+    share = machine.memory_available_bytes // workers
+    num_pages = _num_pages(config, page_bytes, useful, share, context)
+    largest_chunk = 8192 if gpu else 512
+    chunk_tokens = min(largest_chunk, max(context, 16)) if engine.chunk_tokens == "auto" else engine.chunk_tokens
     return Resolved(
         config=config,
         model=model,
@@ -188,8 +200,29 @@ def resolve(config: BatonConfig, machine: MachineFacts, model: ModelFacts) -> Re
         else min(engine.mixed_chunk_tokens, chunk_tokens),
         max_batch=max_batch,
         threads=max(1, machine.cores // workers) if engine.threads == "auto" else engine.threads,
-        host_pages=_host_pages(engine, page_bytes, num_pages, machine.memory_available_bytes // workers),
+        host_pages=_host_pages(engine, page_bytes, num_pages or useful, share),
     )
+
+
+def _num_pages(config: BatonConfig, page_bytes: int, useful: int, memory_bytes: int, context: int) -> int:
+    """Pages of a worker, out of `memory_bytes` of the machine that are free for it; 0: a GPU's memory decides."""
+    engine = config.engine
+    if engine.num_pages != "auto":
+        num_pages = engine.num_pages
+    elif engine.kv_memory_gib != "auto":
+        num_pages = min(useful, int(engine.kv_memory_gib * GIB) // page_bytes)
+    elif on_gpu(config):
+        return 0
+    else:
+        # A quarter of the memory for KV by default; the rest is for weights and for others.
+        num_pages = min(useful, memory_bytes // 4 // page_bytes)
+    needed = -(-context // engine.page_size) + 1
+    if num_pages < needed:
+        raise ConfigError(
+            f"{num_pages} pages hold less than one request of {context} tokens, which needs {needed}: "
+            "raise engine.num_pages or engine.kv_memory_gib, or lower model.context_tokens."
+        )
+    return num_pages
 
 
 def _host_pages(engine: EngineSection, page_bytes: int, num_pages: int, memory_bytes: int) -> int:

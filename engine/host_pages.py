@@ -21,11 +21,15 @@ class HostPages:
         """Copy pages into slots, pairwise. When it returns, the pages may be written by anybody."""
         for page, slot in zip(pages, slots, strict=True):
             self._slots[slot].copy_(self._pages[page], non_blocking=True)
-        if self._pages.is_cuda:
-            # A peer's write is not ordered with our stream.
-            torch.cuda.current_stream(self._pages.device).synchronize()
+        self._wait()
 
     def copy_in(self, slots: Sequence[int], pages: Sequence[int]) -> None:
-        """Copy slots into pages, pairwise, before the next step computes and before the slots change again."""
+        """Copy slots into pages, pairwise. When it returns, both may be read and written by anybody."""
         for slot, page in zip(slots, pages, strict=True):
             self._pages[page].copy_(self._slots[slot], non_blocking=True)
+        self._wait()
+
+    def _wait(self) -> None:
+        """A peer's reads and writes of our pages are not ordered with our stream."""
+        if self._pages.is_cuda:
+            torch.cuda.current_stream(self._pages.device).synchronize()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -16,30 +19,92 @@ NEVER = float("-inf")
 COLDEST = 1e-6  # a lower temperature is as good as greedy
 
 
+@dataclass(frozen=True, slots=True)
+class RowLogprobs:
+    """For one sequence that asked: the chosen token's log-probability `[1]`, and the likeliest tokens' `[count]`."""
+
+    chosen: torch.Tensor
+    best: torch.Tensor
+    best_ids: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """Tokens that were chosen and still lie where the logits do: nothing has waited for them yet."""
+
+    token_ids: torch.Tensor  # [n] int64
+    finite: torch.Tensor  # [1] bool: every row had a largest logit
+    logprobs: tuple[RowLogprobs | None, ...]
+
+    def fetch(self) -> Drawn:
+        """The same in host memory, once the device has come so far: the copies are only queued."""
+        fetched = tuple(
+            row and RowLogprobs(_fetch(row.chosen), _fetch(row.best), _fetch(row.best_ids)) for row in self.logprobs
+        )
+        return Drawn(_fetch(self.token_ids), _fetch(self.finite), fetched)
+
+
 def sample(logits: torch.Tensor, sequences: Seq[Sequence], eos_token_ids: frozenset[int]) -> list[SampledToken]:
     """The next token of each sequence. `logits` is `[n, vocab]` float32 and may be changed.
 
     Raises `InternalError` when a row is not a number.
     """
+    return read(draw(logits, sequences, eos_token_ids))
+
+
+def draw(logits: torch.Tensor, sequences: Seq[Sequence], eos_token_ids: frozenset[int]) -> Drawn:
+    """What `sample` chooses; on a device nothing here waits for it."""
     _forbid_ending(logits, sequences, eos_token_ids)
     _penalise(logits, sequences)
     best = logits.max(dim=-1)
-    if not torch.isfinite(best.values).all():
-        raise InternalError("The model computed logits that are not numbers.")
-    chosen: list[int] = best.indices.tolist()
+    token_ids = best.indices
     noisy = [row for row, sequence in enumerate(sequences) if not sequence.sampling.greedy]
-    if noisy:
-        drawn = _draw(logits[noisy], [sequences[row] for row in noisy])
-        for row, token in zip(noisy, drawn, strict=True):
-            chosen[row] = token
-    return _with_logprobs(logits, sequences, chosen)
+    if len(noisy) == len(sequences) and noisy:
+        token_ids = _draw(logits, sequences)
+    elif noisy:
+        rows = _like(logits, noisy)
+        token_ids[rows] = _draw(logits[rows], [sequences[row] for row in noisy])
+    finite = torch.isfinite(best.values).all().view(1)
+    wanted = [sequence.sampling.logprobs for sequence in sequences]
+    logprobs = tuple(
+        None if count is None else _logprobs(logits[row], token_ids[row : row + 1], count)
+        for row, count in enumerate(wanted)
+    )
+    return Drawn(token_ids, finite, logprobs)
+
+
+def read(drawn: Drawn) -> list[SampledToken]:
+    """The chosen tokens as plain values. Raises `InternalError` when a row of logits was not a number."""
+    if not drawn.finite.item():
+        raise InternalError("The model computed logits that are not numbers.")
+    tokens = []
+    for token, row in zip(drawn.token_ids.tolist(), drawn.logprobs, strict=True):
+        if row is None:
+            tokens.append(SampledToken(token))
+        else:
+            best = tuple(zip(row.best_ids.tolist(), row.best.tolist(), strict=True))
+            tokens.append(SampledToken(token, row.chosen.item(), best))
+    return tokens
+
+
+def _like(logits: torch.Tensor, values: Seq[Any], dtype: torch.dtype | None = None) -> torch.Tensor:
+    """Values beside the logits; a copy to a device is queued, not waited for."""
+    tensor = torch.tensor(values, dtype=dtype)
+    return tensor.pin_memory().to(logits.device, non_blocking=True) if logits.is_cuda else tensor
+
+
+def _fetch(tensor: torch.Tensor) -> torch.Tensor:
+    if not tensor.is_cuda:
+        return tensor
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
 
 
 def _forbid_ending(logits: torch.Tensor, sequences: Seq[Sequence], eos_token_ids: frozenset[int]) -> None:
     """Until min_tokens are out, no token may end the sequence."""
     for row, sequence in enumerate(sequences):
         if sequence.num_output < sequence.sampling.min_tokens:
-            logits[row, list(eos_token_ids | set(sequence.sampling.stop_token_ids))] = NEVER
+            ending = eos_token_ids | set(sequence.sampling.stop_token_ids)
+            logits[row].index_fill_(0, _like(logits, sorted(ending), torch.int64), NEVER)
 
 
 def _penalise(logits: torch.Tensor, sequences: Seq[Sequence]) -> None:
@@ -50,28 +115,29 @@ def _penalise(logits: torch.Tensor, sequences: Seq[Sequence]) -> None:
             continue
         scores = logits[row]
         if sampling.repetition_penalty != 1.0:
-            seen = torch.tensor(sorted(set(sequence.tokens)))
+            seen = _like(logits, sorted(set(sequence.tokens)))
             values = scores[seen]
             factor = sampling.repetition_penalty
             scores[seen] = torch.where(values > 0, values / factor, values * factor)
         output = sequence.tokens[sequence.prompt_len :]
         if output and (sampling.presence_penalty or sampling.frequency_penalty):
-            tokens, counts = torch.tensor(output).unique(return_counts=True)
+            counted = Counter(output)
+            tokens, counts = _like(logits, list(counted)), _like(logits, list(counted.values()))
             scores[tokens] -= sampling.presence_penalty + sampling.frequency_penalty * counts
 
 
-def _draw(logits: torch.Tensor, sequences: Seq[Sequence]) -> list[int]:
+def _draw(logits: torch.Tensor, sequences: Seq[Sequence]) -> torch.Tensor:
     """Inverse transform sampling: one uniform number per token, over the kept probabilities in vocabulary order."""
     params = [sequence.sampling for sequence in sequences]
-    temperature = torch.tensor([max(item.temperature, COLDEST) for item in params]).unsqueeze(1)
+    temperature = _like(logits, [max(item.temperature, COLDEST) for item in params]).unsqueeze(1)
     # The likeliest token is moved to 0 first, so that a small temperature cannot overflow.
     scaled = (logits - logits.max(dim=-1, keepdim=True).values) / temperature
     kept = _truncate(scaled, params)
     cumulative = torch.softmax(kept, dim=-1, dtype=torch.float64).cumsum(dim=-1)
     noise = [uniform(item.sampling.seed or 0, len(item.tokens)) for item in sequences]
-    threshold = torch.tensor(noise, dtype=torch.float64).unsqueeze(1) * cumulative[:, -1:]
+    threshold = _like(logits, noise, torch.float64).unsqueeze(1) * cumulative[:, -1:]
     drawn = torch.searchsorted(cumulative, threshold, right=True).squeeze(1)
-    return drawn.clamp_(max=logits.shape[-1] - 1).tolist()
+    return drawn.clamp_(max=logits.shape[-1] - 1)
 
 
 def _truncate(scaled: torch.Tensor, params: Seq[SamplingParams]) -> torch.Tensor:
@@ -80,28 +146,20 @@ def _truncate(scaled: torch.Tensor, params: Seq[SamplingParams]) -> torch.Tensor
     if all(item.top_k == 0 and item.top_p == 1.0 and item.min_p == 0.0 for item in params):
         return scaled
     ordered, order = scaled.sort(dim=-1, descending=True, stable=True)
-    top_k = torch.tensor([item.top_k or vocab for item in params]).unsqueeze(1)
-    ordered = ordered.masked_fill(torch.arange(vocab) >= top_k, NEVER)
+    top_k = _like(scaled, [item.top_k or vocab for item in params]).unsqueeze(1)
+    ordered = ordered.masked_fill(torch.arange(vocab, device=scaled.device) >= top_k, NEVER)
     probabilities = ordered.softmax(dim=-1)
     before = probabilities.cumsum(dim=-1) - probabilities
-    top_p = torch.tensor([item.top_p for item in params]).unsqueeze(1)
-    min_p = torch.tensor([item.min_p for item in params]).unsqueeze(1)
+    top_p = _like(scaled, [item.top_p for item in params]).unsqueeze(1)
+    min_p = _like(scaled, [item.min_p for item in params]).unsqueeze(1)
     dropped = ((before >= top_p) & (top_p < 1.0)) | (probabilities < min_p * probabilities[:, :1])
     dropped[:, 0] = False
     ordered = ordered.masked_fill(dropped, NEVER)
     return torch.full_like(scaled, NEVER).scatter_(1, order, ordered)
 
 
-def _with_logprobs(logits: torch.Tensor, sequences: Seq[Sequence], chosen: list[int]) -> list[SampledToken]:
-    """Log-probabilities, for the sequences that asked, of the distribution after penalties and before temperature."""
-    tokens = []
-    for row, (sequence, token) in enumerate(zip(sequences, chosen, strict=True)):
-        count = sequence.sampling.logprobs
-        if count is None:
-            tokens.append(SampledToken(token))
-            continue
-        logprobs = logits[row].log_softmax(dim=-1)
-        top = logprobs.topk(count)
-        best = tuple(zip(top.indices.tolist(), top.values.tolist(), strict=True))
-        tokens.append(SampledToken(token, float(logprobs[token]), best))
-    return tokens
+def _logprobs(logits: torch.Tensor, token_id: torch.Tensor, count: int) -> RowLogprobs:
+    """Of the distribution after penalties and before temperature."""
+    logprobs = logits.log_softmax(dim=-1)
+    top = logprobs.topk(count)
+    return RowLogprobs(logprobs.index_select(0, token_id), top.values, top.indices)

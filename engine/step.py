@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from itertools import takewhile
-from typing import Protocol
+from typing import Any, Protocol
 
 from cluster.worker import StepSample
 from engine.sequence import Sequence
@@ -48,6 +48,11 @@ class StepPlan:
         """Leading slices of one token each; one that stands behind a chunk is a chunk of one token."""
         return sum(1 for _ in takewhile(lambda part: part.num_tokens == 1 and part.sequence.decoding, self.slices))
 
+    @property
+    def sampling(self) -> list[Sequence]:
+        """The sequences that get a token."""
+        return [part.sequence for part in self.slices if part.samples]
+
     def sample(self, seconds: float) -> StepSample:
         """What the step computed, with the time it took."""
         decodes = self.num_decodes
@@ -78,6 +83,17 @@ class StepResult:
 
 
 class Executor(Protocol):
-    """Runs a plan. The simulator's executor returns made-up tokens and costs only virtual time."""
+    """Runs a plan, in two halves: what is done between them costs no time where a device computes by itself.
 
-    def execute(self, plan: StepPlan) -> StepResult: ...
+    Each launched step is collected before the next is launched, and nothing reads or hands out pages in between.
+    """
+
+    computes_apart: bool  # `launch` returns before the step has been computed
+
+    def launch(self, plan: StepPlan) -> Any:
+        """Begin to compute the plan's tokens, to write their KV, and to sample where the plan says so."""
+        ...
+
+    def collect(self, launched: Any) -> StepResult:
+        """Wait for a launched step. When it returns, the KV of the step is in the pages for anybody to read."""
+        ...

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from cluster.errors import ModelError
 from engine.checkpoint import weight_files
 from engine.model_config import ModelConfig
+from engine.weight_copier import WeightCopier
 
 Progress = Callable[[int, int], None]
 _IGNORED = ("rotary_emb.inv_freq",)  # written by old versions of transformers, computed by us
@@ -91,6 +92,7 @@ def load_weights(
         name: torch.empty(shape, dtype=dtype, device=device) for name, shape in parameter_shapes(config).items()
     }
     targets = checkpoint_targets(config)
+    copier = WeightCopier(torch.device(device))
     total = sum(tensor.numel() * tensor.element_size() for tensor in parameters.values())
     done = 0
     for name, tensor in _tensors(weight_files(folder)):
@@ -102,12 +104,13 @@ def load_weights(
         if tuple(tensor.shape) != target.shape:
             raise ModelError(f"The tensor {name} has shape {list(tensor.shape)} instead of {list(target.shape)}.")
         place = parameters[target.parameter][target.start : target.start + target.shape[0]]
-        place.copy_(tensor)
+        copier.copy(tensor, place)
         done += place.numel() * place.element_size()
         if progress is not None:
             progress(done, total)
     if targets:
         raise ModelError(f"The checkpoint lacks the tensor {min(targets)}.")
+    copier.finish()
     return parameters
 
 

@@ -51,7 +51,10 @@ class _Write:
 
 
 class NixlTransport:
-    """`Transport` for page storage `pages` of the given layout; `agent` is the name peers know it by."""
+    """`Transport` for page storage `pages` of the given layout; `agent` is the name peers know it by.
+
+    `device_id` is the ordinal of the pages' GPU in this process; pages in host memory have none, and take 0.
+    """
 
     def __init__(self, pages: torch.Tensor, layout: PageLayout, agent: str, device_id: int = 0) -> None:
         self._memory = "VRAM" if pages.is_cuda else "DRAM"
@@ -122,6 +125,10 @@ class NixlTransport:
         if peer is None:
             raise HandoffFailed(f"{agent} is not connected.")
         self._check(source_pages, target_pages, peer.endpoint.layout)
+        if self._pages.is_cuda:
+            # NIXL reads the pages outside of any stream: what was queued before must have been written by now. Steps
+            # are collected before their pages are sent, so there is nothing to wait for as a rule.
+            torch.cuda.current_stream(self._pages.device).synchronize()
         transfer_id, started_s = next(self._ids), time.perf_counter()
         if not source_pages:
             return self._notify(transfer_id, agent, notice, started_s)

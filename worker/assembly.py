@@ -10,12 +10,11 @@ import torch
 from cluster.plan import WorkerPlan
 from cluster.worker import Endpoint, RoleName, WorkerInfo
 from engine.batch import StepBudget
-from engine.checkpoint import model_id, read_config, resolve_model
-from engine.executor import DTYPES, TorchExecutor
+from engine.checkpoint import read_config, resolve_model
 from engine.host_pages import HostPages
 from engine.kv_pages import PagePool
-from engine.weights import load_weights
 from kv_transfer.nixl import NixlTransport
+from worker.executors import make_executor
 from worker.heartbeat import Heartbeat
 from worker.loop import WorkerLoop
 from worker.router_link import RouterLink
@@ -27,16 +26,13 @@ def assemble(plan: WorkerPlan, incarnation: str, host: str, tell: Callable[[str]
     torch.set_num_threads(plan.threads)
     folder = resolve_model(plan.model)
     config = read_config(folder)
-    layout = config.page_layout(plan.num_pages, plan.page_size, plan.dtype, model_id(folder))
-
-    def loading(done: int, total: int) -> None:
-        tell(f"loading weights {100 * done // total} %")
-
-    executor = TorchExecutor(config, load_weights(folder, config, DTYPES[plan.dtype], "cpu", loading), layout)
+    executor = make_executor(plan, folder, config, tell)
+    layout = executor.layout
     tell("warming up")
     executor.warm_up()
     tell("registering memory")
     agent = f"{plan.name}:{incarnation}"
+    device_id = executor.pages.device.index or 0
     context_tokens = min(config.context_tokens, plan.context_tokens)
     pool = PagePool(layout.num_pages, layout.page_size)
     budget = StepBudget(plan.chunk_tokens, plan.max_batch, plan.mixed_chunk_tokens)
@@ -70,7 +66,7 @@ def assemble(plan: WorkerPlan, incarnation: str, host: str, tell: Callable[[str]
         state=state,
         executor=executor,
         link=RouterLink(plan.router_address, plan.name, incarnation, plan.link_keys),
-        make_transport=lambda agent: NixlTransport(executor.pages, layout, agent),
+        make_transport=lambda agent: NixlTransport(executor.pages, layout, agent, device_id),
         heartbeat=Heartbeat(plan.router_address, plan.name, plan.link_keys),
         checksum=executor.page_checksum,
         host_pages=HostPages(executor.pages, plan.host_pages),

@@ -133,18 +133,39 @@ class WorkerLoop:
         started = time.perf_counter()
         copies, plan = self.role.plan(time.monotonic())
         self._perform(copies)
+        messages: list[RouterMessage] = []
+        deferred = False  # what is said now may go out while the next step computes
         if plan is not None:
-            result = self.executor.execute(plan)
+            launched = self.executor.launch(plan)
+            if self.executor.computes_apart:
+                messages += self._while_computing()
+                deferred = not self._outbox
+            result = self.executor.collect(launched)
             self._poll_transport()
             self._perform(self.role.absorb(plan, result, time.monotonic()))
-            self._flush()
+            if not deferred:
+                self._flush()
             # With planning and sending: what a token waits for is the whole turn.
             self._reports.on_step(plan.sample(time.perf_counter() - started))
-        for message in self.link.receive(0.0 if plan is not None else self._idle_wait_s()):
+        else:
+            self._flush()  # before there is time to wait
+        messages += self.link.receive(0.0 if plan is not None else self._idle_wait_s())
+        for message in messages:
             self._on_message(message)
         self._poll_transport()
         self._outbox += self._reports.due(self.role, time.monotonic(), idle=plan is None)
-        self._flush()
+        if not deferred:
+            self._flush()
+
+    def _while_computing(self) -> list[RouterMessage]:
+        """What the device's time is good for: the last step's tokens go out, and what has come is decoded.
+
+        Nothing of it is heard yet, since an order could free pages that the step is writing. What cannot be sent stays
+        in the outbox: joining anew has to wait for the step, too.
+        """
+        if self._outbox and self.link.send(self._outbox):
+            self._outbox = []
+        return self.link.receive(0.0)
 
     def _idle_wait_s(self) -> float:
         if self.role.expects_peers or self.transport.in_flight or self._failed_writes:

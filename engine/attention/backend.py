@@ -29,12 +29,8 @@ class BatchLayout:
     num_decodes: int
 
 
-class AttentionBackend(Protocol):
-    """Causal attention over KV pages: `plan` once per step, then `run` once per layer in order."""
-
-    def plan(self, layout: BatchLayout) -> None:
-        """Prepare what all layers of the step share."""
-        ...
+class LayerAttention(Protocol):
+    """Causal attention over KV pages, once per layer in order, for a step that was planned."""
 
     def run(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """Write k and v `[tokens, kv_heads, head_dim]` into the layer's pages, then attend.
@@ -42,4 +38,12 @@ class AttentionBackend(Protocol):
         q and the result are `[tokens, heads, head_dim]`; the scale is 1/sqrt(head_dim). Query head h reads
         key/value head h // (heads // kv_heads).
         """
+        ...
+
+
+class AttentionBackend(LayerAttention, Protocol):
+    """`plan` once per step, then `run` once per layer."""
+
+    def plan(self, layout: BatchLayout) -> None:
+        """Prepare what all layers of the step share."""
         ...

@@ -1,4 +1,4 @@
-"""Paged attention with torch operations, for the CPU.
+"""Paged attention with torch operations: for the CPU, and on a GPU for what FlashInfer has no kernels for.
 
 The page storage is seen as a matrix with one row per (page, layer, K or V): gathering a batch's rows is one
 `index_select` that copies whole pages, and scaled_dot_product_attention reads the result without another copy.
@@ -31,6 +31,7 @@ class TorchAttention:
     def __init__(self, pages: torch.Tensor, num_heads: int) -> None:
         _, self._num_layers, _, self._page_size, self._kv_heads, self._head_dim = pages.shape
         self._group = num_heads // self._kv_heads
+        self._device = pages.device
         self._page_rows = pages.view(-1, self._page_size * self._kv_heads * self._head_dim)
         self._token_rows = pages.view(-1, self._kv_heads * self._head_dim)
         # Gathered K and V: kept between steps, because fresh memory costs a page fault per 4 KiB.
@@ -46,7 +47,8 @@ class TorchAttention:
         counts = layout.qo_indptr.diff()
         first_page = torch.repeat_interleave(layout.indptr[:-1], counts)
         pages = layout.indices[first_page + layout.positions // self._page_size]
-        self._write_rows = pages * (2 * self._num_layers * self._page_size) + layout.positions % self._page_size
+        rows = pages * (2 * self._num_layers * self._page_size) + layout.positions % self._page_size
+        self._write_rows = rows.to(self._device)
 
     def _plan_decode(self, layout: BatchLayout) -> None:
         """A rectangle of page ids, short tables padded with page 0 and masked: no loop over sequences is left."""
@@ -59,8 +61,9 @@ class TorchAttention:
         table = torch.zeros(count, width, dtype=torch.int64)
         table[used] = layout.indices[: int(layout.indptr[count])]
         lengths = (num_pages - 1) * self._page_size + layout.last_page_len[:count]
-        self._decode_rows = table.flatten() * (2 * self._num_layers)
-        self._decode_mask = (torch.arange(width * self._page_size) < lengths.unsqueeze(1)).view(count, 1, 1, -1)
+        self._decode_rows = (table.flatten() * (2 * self._num_layers)).to(self._device)
+        mask = torch.arange(width * self._page_size) < lengths.unsqueeze(1)
+        self._decode_mask = mask.view(count, 1, 1, -1).to(self._device)
 
     def _plan_chunk(self, layout: BatchLayout, index: int) -> _Chunk:
         begin, end = int(layout.qo_indptr[index]), int(layout.qo_indptr[index + 1])
@@ -68,8 +71,8 @@ class TorchAttention:
         pages = layout.indices[int(layout.indptr[index]) : int(layout.indptr[index + 1])] * (2 * self._num_layers)
         mask = None
         if start:
-            mask = torch.ones(count, start + count, dtype=torch.bool).tril_(start)
-        return _Chunk(begin, end, start, pages, mask)
+            mask = torch.ones(count, start + count, dtype=torch.bool, device=self._device).tril_(start)
+        return _Chunk(begin, end, start, pages.to(self._device), mask)
 
     def run(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         rows = self._write_rows + 2 * layer * self._page_size

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from engine.attention.backend import AttentionBackend
+from engine.attention.backend import LayerAttention
 from engine.model_config import ModelConfig
-from engine.models.layers import add_linear, apply_rope, linear, rms_norm, rope_table, silu_and_mul
+from engine.models.layers import add_linear, add_linear_norm, linear, rms_norm, silu_and_mul
+from engine.models.rope import FusedRotation, RopeTable, Rotation
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +36,7 @@ class Decoder:
         self.embed, self.norm = parameters["embed"], parameters["norm"]
         self.head = self.embed if config.tied_head else parameters["head"]
         self.layers = [self._layer(index, parameters) for index in range(config.num_layers)]
-        cos, sin = rope_table(config, str(self.embed.device))
-        self._cos, self._sin = cos.to(self.embed.dtype), sin.to(self.embed.dtype)
+        self._rope = RopeTable(config, self.embed)
 
     @staticmethod
     def _layer(index: int, parameters: dict[str, torch.Tensor]) -> Layer:
@@ -50,35 +50,48 @@ class Decoder:
         return [*blocks, self.head]
 
     def forward(
-        self, token_ids: torch.Tensor, positions: torch.Tensor, rows: torch.Tensor, attention: AttentionBackend
+        self,
+        token_ids: torch.Tensor,
+        positions: torch.Tensor,
+        rows: torch.Tensor | None,
+        attention: LayerAttention,
+        out: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Logits `[len(rows), vocab]` float32 for the tokens at `rows`, writing every token's KV on the way.
+        """Logits `[len(rows), vocab]` float32 for the tokens at `rows` (None: all), in `out` where that is given.
 
-        `token_ids` and `positions` are `[tokens]` int64; `attention` was planned for the same batch.
+        Every token's KV is written on the way. `token_ids` and `positions` are `[tokens]` whole numbers; `attention`
+        was planned for the same batch.
         """
-        config = self.config
+        eps = self.config.norm_eps
         hidden = F.embedding(token_ids, self.embed)
-        cos, sin = self._cos[positions], self._sin[positions]
+        rotation = self._rope.at(positions)
+        normed = rms_norm(hidden, self.layers[0].attention_norm, eps)
         for index, layer in enumerate(self.layers):
-            normed = rms_norm(hidden, layer.attention_norm, config.norm_eps)
-            q, k, v = self._qkv(layer, normed, cos, sin)
+            q, k, v = self._qkv(layer, normed, rotation)
             attended = attention.run(index, q, k, v)
-            hidden = add_linear(hidden, attended.flatten(1), layer.out)
-            normed = rms_norm(hidden, layer.mlp_norm, config.norm_eps)
-            hidden = add_linear(hidden, silu_and_mul(linear(normed, layer.gate_up)), layer.down)
-        last = rms_norm(hidden[rows], self.norm, config.norm_eps)
-        return linear(last, self.head).float()
+            normed = add_linear_norm(hidden, attended.flatten(1), layer.out, layer.mlp_norm, eps)
+            gated = silu_and_mul(linear(normed, layer.gate_up))
+            if index + 1 < len(self.layers):
+                normed = add_linear_norm(hidden, gated, layer.down, self.layers[index + 1].attention_norm, eps)
+            else:
+                hidden = add_linear(hidden, gated, layer.down)
+        if rows is not None:
+            hidden = hidden[rows]
+        if not len(hidden):  # no kernel runs over nothing
+            return hidden.new_empty(0, self.config.vocab_size, dtype=torch.float32)
+        logits = linear(rms_norm(hidden, self.norm, eps), self.head)
+        return logits.float() if out is None else out.copy_(logits)
 
     def _qkv(
-        self, layer: Layer, hidden: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+        self, layer: Layer, hidden: torch.Tensor, rotation: Rotation | FusedRotation
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Projected, normed and rotated q `[tokens, heads, d]`, k and v `[tokens, kv_heads, d]`."""
         config = self.config
         heads, kv_heads = config.num_heads, config.num_kv_heads
         qkv = linear(hidden, layer.qkv, layer.qkv_bias).view(-1, heads + 2 * kv_heads, config.head_dim)
-        if layer.q_norm is not None and layer.k_norm is not None:
-            q = rms_norm(qkv[:, :heads], layer.q_norm, config.norm_eps)
-            k = rms_norm(qkv[:, heads : heads + kv_heads], layer.k_norm, config.norm_eps)
-            return apply_rope(q, cos, sin), apply_rope(k, cos, sin), qkv[:, heads + kv_heads :]
-        rotated = apply_rope(qkv[:, : heads + kv_heads], cos, sin)
-        return rotated[:, :heads], rotated[:, heads:], qkv[:, heads + kv_heads :]
+        v = qkv[:, heads + kv_heads :]
+        if layer.q_norm is None or layer.k_norm is None:
+            return *rotation.together(qkv[:, : heads + kv_heads], heads), v
+        q = rms_norm(qkv[:, :heads], layer.q_norm, config.norm_eps)
+        k = rms_norm(qkv[:, heads : heads + kv_heads], layer.k_norm, config.norm_eps)
+        return *rotation.apart(q, k), v

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 
-from engine.model_config import ModelConfig
+
+def fused(x: torch.Tensor) -> bool:
+    """Whether FlashInfer has kernels for such tensors: on a GPU, of 16 bits."""
+    return x.is_cuda and x.dtype is not torch.float32
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """Root mean square norm over the last dimension, computed in float32. Any shape `[..., n]`, weight `[n]`."""
+    if fused(x):
+        from engine.models import cuda_layers
+
+        return cuda_layers.rms_norm(x, weight, eps)
     if x.dtype == torch.float32:
         return F.rms_norm(x, (x.shape[-1],), weight, eps)
     scaled = F.rms_norm(x.float(), (x.shape[-1],), None, eps)
@@ -34,7 +39,11 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
 
 
 def silu_and_mul(gate_up: torch.Tensor) -> torch.Tensor:
-    """silu(gate) · up of `[tokens, 2·n]`, giving `[tokens, n]` in the place of gate."""
+    """silu(gate) · up of `[tokens, 2·n]`, giving `[tokens, n]`, on the CPU in the place of gate."""
+    if fused(gate_up) and gate_up.shape[-1] % 16 == 0:  # the kernel reads 16 bytes of each half at a time
+        from engine.models import cuda_layers
+
+        return cuda_layers.silu_and_mul(gate_up)
     gate, up = gate_up.chunk(2, dim=-1)
     return F.silu(gate, inplace=True).mul_(up)
 
@@ -44,31 +53,12 @@ def add_linear(residual: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) ->
     return residual.addmm_(x, weight.t())
 
 
-def rope_table(config: ModelConfig, device: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """cos and sin for every position, each `[context, 1, head_dim]` float32 (both halves repeat, as in Llama).
+def add_linear_norm(
+    residual: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, norm: torch.Tensor, eps: float
+) -> torch.Tensor:
+    """Adds x·weightᵀ to the residual `[tokens, n]` in its place; returns the norm of what it is then."""
+    if fused(residual):
+        from engine.models import cuda_layers
 
-    Llama 3's scaling: https://github.com/meta-llama/llama-models, `apply_scaling`.
-    """
-    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.int64).float() / config.head_dim
-    frequencies = 1.0 / (config.rope_theta**exponents)
-    scaling = config.rope_scaling
-    if scaling is not None:
-        wavelengths = 2 * math.pi / frequencies
-        high = scaling.original_context_tokens / scaling.high_freq_factor
-        low = scaling.original_context_tokens / scaling.low_freq_factor
-        blend = (scaling.original_context_tokens / wavelengths - scaling.low_freq_factor) / (
-            scaling.high_freq_factor - scaling.low_freq_factor
-        )
-        middle = (1 - blend) * frequencies / scaling.factor + blend * frequencies
-        stretched = torch.where(wavelengths > low, frequencies / scaling.factor, frequencies)
-        frequencies = torch.where((wavelengths >= high) & (wavelengths <= low), middle, stretched)
-    angles = torch.outer(torch.arange(config.context_tokens).float(), frequencies)
-    angles = torch.cat((angles, angles), dim=-1).unsqueeze(1)
-    return angles.cos().to(device), angles.sin().to(device)
-
-
-def apply_rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotate `[tokens, heads, head_dim]` by each token's position; cos and sin are `[tokens, 1, head_dim]`."""
-    half = x.shape[-1] // 2
-    rotated = torch.cat((-x[..., half:], x[..., :half]), dim=-1)
-    return x * cos + rotated * sin
+        return cuda_layers.add_rms_norm(residual, F.linear(x, weight), norm, eps)
+    return rms_norm(add_linear(residual, x, weight), norm, eps)

@@ -45,6 +45,11 @@ def test_flags_go_before_the_file_and_what_was_not_given_does_not() -> None:
         ("[pools]\ndecode = 0", "Nothing would decode"),
         ("[engine]\nswap_memory_gib = -1.0", r"engine\.swap_memory_gib is -1"),
         ("[engine]\nswap_memory_gib = inf", r"engine\.swap_memory_gib is inf"),
+        ("[engine]\ndevice = 'gpu'", r"engine\.device is 'gpu'"),
+        ("[engine]\ngpu_memory_fraction = 1.5", r"engine\.gpu_memory_fraction is 1\.5"),
+        ("[engine]\ngpu_memory_fractoin = 0.5", "did you mean 'gpu_memory_fraction'"),
+        ("[engine]\nattention = 'fa4'", r"engine\.attention is 'fa4'"),
+        ("[engine]\ncuda_graphs = 'often'", r"engine\.cuda_graphs is 'often'"),
         ("not toml", "not valid TOML"),
     ],
 )
@@ -106,3 +111,40 @@ def test_access_reaches_the_plans_of_router_and_workers() -> None:
 def test_a_limit_that_allows_nothing_is_a_mistake() -> None:
     with pytest.raises(ConfigError, match=r"access\.max_prompt_tokens is 0"):
         parse_config("[access]\nmax_prompt_tokens = 0")
+
+
+GPUS = "[placement.prefill]\ngpus = 1\n[placement.decode]\ngpus = 0.5\n"
+
+
+def test_pools_that_take_gpus_compute_on_them() -> None:
+    resolved = resolve(parse_config(GPUS), MACHINE, MODEL)
+    prefill, decode = (resolved.worker_plan(f"{role}-0", role, "") for role in ("prefill", "decode"))
+    assert (prefill.device, decode.device) == ("cuda:0", "cuda:0")
+    assert (prefill.gpu_memory_fraction, decode.gpu_memory_fraction) == (0.9, 0.45)
+    assert (prefill.num_pages, prefill.dtype, prefill.max_batch) == (0, "bfloat16", 256)
+    assert prefill.chunk_tokens == 4096
+    assert resolved.host_pages > 0
+    assert resolved.settings["num_pages"] == "as many as fit on each worker's GPU"
+    assert resolved.settings["gpu"].startswith("prefill cuda:0, 0.9 of it; decode cuda:0, 0.45 of it; decode steps as")
+
+
+def test_without_placement_workers_divide_the_gpu_that_is_named() -> None:
+    text = "[engine]\ndevice = 'cuda:1'\ncuda_graphs = false\nattention = 'fa2'\nnum_pages = 300"
+    plan = resolve(parse_config(text), MACHINE, MODEL).worker_plan("decode-0", "decode", "")
+    assert (plan.device, plan.gpu_memory_fraction, plan.num_pages) == ("cuda:1", 0.45, 300)
+    assert (plan.cuda_graphs, plan.attention) == (False, "fa2")
+    named = resolve(parse_config("[engine]\ndevice = 'cuda'\nkv_memory_gib = 1.0"), MACHINE, MODEL)
+    assert named.worker_plan("decode-0", "decode", "").device == "cuda:0"
+    assert named.num_pages == GIB // (16 * MODEL.kv_values_per_token * 2)
+
+
+def test_a_cpu_cluster_says_nothing_of_gpus() -> None:
+    resolved = resolve(parse_config("[engine]\ndevice = 'cpu'\n" + GPUS), MACHINE, MODEL)
+    assert resolved.worker_plan("decode-0", "decode", "").device == "cpu"
+    assert resolved.num_pages > 0
+    assert "gpu" not in resolved.settings
+
+
+def test_pools_on_different_kinds_of_device_are_a_mistake() -> None:
+    with pytest.raises(ConfigError, match="prefill on cuda, decode on cpu: give every pool gpus"):
+        resolve(parse_config("[placement.prefill]\ngpus = 1"), MACHINE, MODEL)

@@ -9,6 +9,7 @@ import torch
 from cluster.request import Request, SamplingParams
 from engine.batch import StepBudget, absorb_step, plan_step
 from engine.checkpoint import model_id, read_config
+from engine.cuda_executor import CudaExecutor
 from engine.executor import TorchExecutor
 from engine.kv_pages import PagePool
 from engine.page_table import commit_pages, grow, take_pages
@@ -25,7 +26,10 @@ def load_executor(folder: Path, num_pages: int = 64, page_size: int = 16, dtype:
 
 
 def generate(
-    executor: TorchExecutor, prompts: list[list[int]], sampling: list[SamplingParams], chunk_tokens: int = 32
+    executor: TorchExecutor | CudaExecutor,
+    prompts: list[list[int]],
+    sampling: list[SamplingParams],
+    chunk_tokens: int = 32,
 ) -> list[list[int]]:
     """Output tokens of all prompts, run together in chunks; ends at max_tokens or end of sequence."""
     pool = PagePool(executor.layout.num_pages, executor.layout.page_size)

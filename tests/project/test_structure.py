@@ -42,7 +42,7 @@ PURE = [
     *(ROOT / "router" / name for name in ("access.py", "worker_frames.py", "complaints.py")),
     *(ROOT / "router" / name for name in ("unclaimed.py", "unserved.py", "claims.py", "hearing.py", "attempt.py")),
     *(ROOT / "engine" / name for name in ("sequence.py", "kv_pages.py", "page_table.py", "batch.py", "step.py")),
-    *(ROOT / "engine" / name for name in ("noise.py", "model_config.py")),
+    *(ROOT / "engine" / name for name in ("noise.py", "model_config.py", "graph_sizes.py", "device_memory.py")),
     *(ROOT / "prefill_worker").glob("*.py"),
     *(ROOT / "decode_worker").glob("*.py"),
     *(ROOT / "worker" / name for name in ("role.py", "state.py", "token_output.py", "reports.py", "outbound.py")),
@@ -94,7 +94,7 @@ ALLOWED = {
 ONLY_IN = {
     "ray": {"deploy/launcher.py", "deploy/placement_groups.py", "worker/actor.py", "router/actor.py"},
     "nixl": {"kv_transfer/nixl.py"},
-    "flashinfer": {"engine/attention/flashinfer.py"},
+    "flashinfer": {"engine/attention/flashinfer.py", "engine/models/cuda_layers.py"},
 }
 REQUEST_WAY = [
     "router/server.py",

@@ -10,6 +10,7 @@ import torch
 
 from cluster.errors import InternalError
 from cluster.messages import (
+    Cancel,
     ContinueSequence,
     Goodbye,
     Prefill,
@@ -85,10 +86,16 @@ class Journal:
     """An engine that computes nothing and host memory that copies nothing: both write down when they are asked to."""
 
     entries: list[str] = field(default_factory=list)
+    computes_apart: bool = False
 
-    def execute(self, plan: StepPlan) -> StepResult:
+    def launch(self, plan: StepPlan) -> StepPlan:
         self.entries.append("step")
-        return StepResult([SampledToken(1) for part in plan.slices if part.samples])
+        return plan
+
+    def collect(self, launched: StepPlan) -> StepResult:
+        if self.computes_apart:
+            self.entries.append("end of step")
+        return StepResult([SampledToken(1) for part in launched.slices if part.samples])
 
     def copy_out(self, pages: tuple[int, ...], slots: tuple[int, ...]) -> None:
         self.entries.append("out")
@@ -182,6 +189,61 @@ def test_a_worker_that_a_new_router_does_not_know_keeps_its_sequences_and_says_n
     (failed,) = [message for message in link.sent if isinstance(message, RequestFailed)]
     assert (failed.request_id, failed.error) == ("unknown", "NotFound")
     assert StepOutput in _turn(loop, link)
+
+
+@dataclass(eq=False)
+class Overlap(Journal):
+    """A device of its own: it looks at what was sent, and lets an order come, between launch and collect."""
+
+    link: FakeLink | None = None
+    order: RouterMessage | None = None
+    sent_meanwhile: list[type] = field(default_factory=list)
+    computes_apart: bool = True
+
+    def launch(self, plan: StepPlan) -> StepPlan:
+        assert self.link is not None
+        self.link.sent.clear()
+        if self.order is not None:
+            self.link.inbox.append(self.order)
+        return super().launch(plan)
+
+    def collect(self, launched: StepPlan) -> StepResult:
+        assert self.link is not None
+        self.sent_meanwhile = [type(message) for message in self.link.sent]
+        return super().collect(launched)
+
+
+def _overlapping() -> tuple[WorkerLoop, FakeLink, Overlap]:
+    engine = Overlap()
+    loop, link = _loop(engine)
+    engine.link = link
+    request = Request("whole", (1, 2, 3), SamplingParams(max_tokens=20), 0.0)
+    _turn(loop, link, Welcome("router", 0.5, "1"), Prefill(request, (), False, 0))
+    return loop, link, engine
+
+
+def test_while_a_device_computes_the_last_steps_tokens_go_out_and_what_comes_is_heard_after_the_step() -> None:
+    loop, link, engine = _overlapping()
+    loop._turn()
+    assert StepOutput not in engine.sent_meanwhile, "there was no step before"
+    engine.order = Cancel("whole")
+    loop._turn()
+    assert StepOutput in engine.sent_meanwhile
+    assert engine.entries[-2:] == ["step", "end of step"]
+    assert loop.state.pool.num_held == 0, "cancelled once the step had ended"
+    engine.order = None
+    loop._turn()
+    assert StepOutput in [type(message) for message in link.sent], "nothing computes: what is left goes out at once"
+
+
+def test_a_full_link_is_noticed_while_a_device_computes_and_acted_on_after_the_step() -> None:
+    loop, link, engine = _overlapping()
+    loop._turn()
+    link.full = True
+    for _ in range(5):
+        loop._turn()
+        assert engine.entries[-1] == "end of step"
+    assert [type(message) for message in loop._outbox] == [Register]
 
 
 def test_a_worker_that_its_own_router_has_given_up_keeps_nothing() -> None:

@@ -1,0 +1,194 @@
+"""The proof of the GPU path: checks, then measures, each part in a process of its own, within 8 minutes on one GPU.
+
+Builds everything it needs (random weights in the shape of Llama-3.1-8B, bf16); needs no network and no Ray. Figures are
+written after every part and end in a table; a part that fails is reported there, and the others still run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from io import TextIOWrapper
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.gpu.figures import EXPECTED, goals
+from benchmarks.gpu.parts import PARTS, PartPlan, broken_off, skipped
+from benchmarks.gpu.results import PartResult, read_json, rows, write_json
+from benchmarks.gpu.sizes import SIZES
+
+BUDGET_S = 470.0
+LOG_TAIL_CHARS = 4000
+TABLE_WIDTH = 120
+ON_CPU = "measured on a CPU: these figures are not a GPU's, and no goal is judged"
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu",
+        description=__doc__,
+        epilog="example:  python -m benchmarks.gpu --out gpu.json --only correctness,decode",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    names = [plan.name for plan in PARTS]
+    parser.add_argument("--only", default=",".join(names), metavar="PART,…", help=f"of {', '.join(names)}")
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+    parser.add_argument("--shape", choices=list(SIZES), default="llama-8b", help="tiny goes with --device cpu")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="JSON; $OUT/gpu.json, or gpu.json here, if not given")
+    parser.add_argument("--keep", type=Path, metavar="FILE", help="JSON of an earlier run: keep parts not run now")
+    parser.add_argument("--budget-s", type=float, default=BUDGET_S, help="parts that would exceed it are skipped")
+    parser.add_argument("--scratch", type=Path, metavar="DIR", help="for a checkpoint of 16 GB; /dev/shm if it fits")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(arguments)
+    args.only = args.only.split(",")
+    unknown = sorted(set(args.only) - set(names))
+    if unknown:
+        parser.error(f"--only names {', '.join(unknown)}; parts are {', '.join(names)}")
+    if args.out is None:
+        args.out = Path(os.environ.get("OUT", ".")) / "gpu.json"
+    args.out = args.out.resolve()
+    return args
+
+
+def run_part(plan: PartPlan, args: argparse.Namespace, limit_s: float) -> PartResult:
+    """Run one part in a process group of its own, and end the whole group whatever happens."""
+    path, log = args.out.with_name(f"{args.out.stem}-{plan.name}.json"), args.out.with_suffix(".log")
+    path.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "benchmarks.gpu.child", plan.name, "--device", args.device, "--shape", args.shape]
+    command += ["--seed", str(args.seed), "--result", str(path), "--log", str(log)]
+    command += ["--scratch", str(args.scratch)] if args.scratch else []
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}  # so that the log has the last words of who is killed
+    how = ""
+    with log.open("ab") as errors:
+        begin = errors.tell()
+        process = subprocess.Popen(command, stderr=errors, env=environment, process_group=0)
+        try:
+            code = process.wait(limit_s)
+            how = f"its process ended with code {code}" if code else ""
+        except subprocess.TimeoutExpired:
+            how = f"it took longer than {limit_s:.0f} s"
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    values = read_json(path)
+    path.unlink(missing_ok=True)
+    result = PartResult.from_json(values) if values else PartResult()
+    if result.doing:  # empty only when it came to its end
+        tail = log.read_bytes()[begin:].decode(errors="replace")[-LOG_TAIL_CHARS:]
+        result = broken_off(result, plan, how or "its process ended", tail, EXPECTED[plan.name](SIZES[args.shape]))
+    return result
+
+
+def setting_of(args: argparse.Namespace, results: dict[str, PartResult]) -> dict[str, Any]:
+    """What the figures belong to."""
+    setting: dict[str, Any] = {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "shape": args.shape,
+        "seed": args.seed,
+        "python": sys.version.split()[0],
+        "cores": len(os.sched_getaffinity(0)),
+    }
+    for result in results.values():
+        setting |= result.facts
+    return setting
+
+
+def publish(args: argparse.Namespace, results: dict[str, PartResult], earlier: list[str]) -> None:
+    """The table, short enough to be the last thing that is seen."""
+    sizes = SIZES[args.shape]
+    judged = goals(sizes) if args.device == "cuda" else {}
+    columns = ("figure", "value", "goal", "")
+    table = Table(*columns, title="benchmarks.gpu", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for name, result in results.items():
+        when = ", earlier run" if name in earlier else ""
+        table.add_section()
+        table.add_row(f"[bold]{name}[/bold]", f"({result.seconds:.0f} s{when})", "", "")
+        for row in rows(result, EXPECTED[name](sizes), judged):
+            table.add_row(*(cell.replace("[", r"\[") for cell in row))
+    console = Console(width=TABLE_WIDTH)
+    console.print(table)
+    for name, result in results.items():
+        for note in result.notes:
+            console.print(f"{name}: {note}", style="dim", markup=False)
+    console.print(", ".join(f"{key}={value}" for key, value in setting_of(args, results).items()), markup=False)
+    if args.device == "cpu":
+        console.print(ON_CPU, style="bold")
+    console.print(
+        f"JSON: {args.out}; what libraries and processes said: {args.out.with_suffix('.log').name}", markup=False
+    )
+
+
+def save(args: argparse.Namespace, results: dict[str, PartResult]) -> None:
+    figures = {name: value for result in results.values() for name, value in result.figures.items()}
+    values: dict[str, Any] = {
+        "figures": figures,
+        "setting": setting_of(args, results),
+        "parts": {name: result.to_json() for name, result in results.items()},
+    }
+    if args.device == "cpu":
+        values["warning"] = ON_CPU
+    write_json(args.out, values)
+
+
+def earlier_parts(args: argparse.Namespace) -> dict[str, PartResult]:
+    """What `--keep` has of an earlier run on the same device in the same shape."""
+    found = read_json(args.keep) if args.keep else {}
+    setting = found.get("setting", {})
+    if (setting.get("device"), setting.get("shape")) != (args.device, args.shape):
+        return {}
+    return {name: PartResult.from_json(values) for name, values in found["parts"].items() if name not in args.only}
+
+
+def has_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _end(number: int, frame: object) -> None:
+    sys.exit(128 + number)  # so that the part under way is ended, too
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0 when nothing failed, whatever the figures are."""
+    started = time.monotonic()
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal without Unicode must not cost the table
+    args = parse(arguments)
+    if args.device == "cuda" and not has_cuda():
+        print("torch sees no CUDA device here. With --device cpu --shape tiny the same script runs on the CPU.")
+        return 2
+    signal.signal(signal.SIGTERM, _end)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.with_suffix(".log").write_bytes(b"")
+    kept = earlier_parts(args)
+    results: dict[str, PartResult] = {}
+    for plan in PARTS:
+        if plan.name in kept:
+            results[plan.name] = kept[plan.name]
+        elif plan.name in args.only:
+            left_s = args.budget_s - (time.monotonic() - started)
+            expected = EXPECTED[plan.name](SIZES[args.shape])
+            enough = left_s >= plan.least_s
+            results[plan.name] = (
+                run_part(plan, args, min(plan.most_s, left_s)) if enough else skipped(plan, left_s, expected)
+            )
+            save(args, results)
+    publish(args, results, list(kept))
+    return 1 if any(result.failures for result in results.values()) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

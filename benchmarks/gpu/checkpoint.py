@@ -1,0 +1,75 @@
+"""A checkpoint of random weights, as a worker loads one: config, safetensors in shards, and some tokenizer."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from benchmarks.gpu.sizes import GIB
+from builtin_model import CHECKPOINT
+from engine.model_config import ModelConfig
+from engine.weights import checkpoint_targets
+
+SHARD_BYTES = 2 * GIB
+ROOM_SHARE = 0.9  # of what is free there
+
+
+@contextmanager
+def written_checkpoint(
+    raw: dict[str, Any], config: ModelConfig, parameters: dict[str, torch.Tensor], scratch: Path | None
+) -> Iterator[Path]:
+    """The folder of a checkpoint with these weights, in memory where there is room, gone afterwards."""
+    wanted = sum(tensor.numel() * tensor.element_size() for tensor in parameters.values())
+    with tempfile.TemporaryDirectory(prefix="baton-gpu-", dir=roomy(wanted, scratch)) as name:
+        folder = Path(name)
+        dtype = str(parameters["embed"].dtype).removeprefix("torch.")
+        (folder / "config.json").write_text(json.dumps({**raw, "model_type": "llama", "torch_dtype": dtype}))
+        # The router wants one; random weights have no words, so it need not fit.
+        shutil.copy(CHECKPOINT / "tokenizer.json", folder)
+        write_shards(folder, config, parameters)
+        yield folder
+
+
+def roomy(num_bytes: int, scratch: Path | None) -> Path:
+    """The first folder with room for so much; raises `OSError` where there is none."""
+    places = [scratch] if scratch is not None else [Path("/dev/shm"), Path(tempfile.gettempdir()), Path.cwd()]
+    for place in places:
+        if place.is_dir() and os.access(place, os.W_OK) and shutil.disk_usage(place).free * ROOM_SHARE > num_bytes:
+            return place
+    tried = ", ".join(str(place) for place in places)
+    raise OSError(f"The checkpoint takes {num_bytes / GIB:.1f} GiB, more than is free in {tried}: name a --scratch.")
+
+
+def write_shards(folder: Path, config: ModelConfig, parameters: dict[str, torch.Tensor]) -> None:
+    """Tensors by their names in a checkpoint, a few gigabytes at a time through host memory."""
+    weight_map: dict[str, str] = {}
+    shard: dict[str, torch.Tensor] = {}
+    size = 0
+
+    def flush() -> None:
+        nonlocal shard, size
+        name = f"model-{len(set(weight_map.values())) + 1:05}.safetensors"
+        save_file(shard, folder / name)
+        weight_map.update(dict.fromkeys(shard, name))
+        shard, size = {}, 0
+
+    for name, target in checkpoint_targets(config).items():
+        rows = parameters[target.parameter][target.start : target.start + target.shape[0]]
+        # From a GPU it is a copy already; what safetensors writes must not share memory.
+        shard[name] = rows.cpu() if rows.is_cuda else rows.clone()
+        size += shard[name].numel() * shard[name].element_size()
+        if size >= SHARD_BYTES:
+            flush()
+    if shard:
+        flush()
+    index = {"metadata": {}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))

@@ -1,0 +1,159 @@
+"""The device: how time is taken on it, what it can do at most, and the executor that runs on it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from cluster.worker import PageLayout
+from engine.executor import DTYPES, TorchExecutor
+from engine.model_config import ModelConfig, model_config
+from engine.weights import random_weights
+
+WARM_UPS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """ "cuda" or "cpu"; the same calls time both."""
+
+    name: str
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.name == "cuda"
+
+    def synchronize(self) -> None:
+        """Wait until everything that was asked of it is done."""
+        if self.on_gpu:
+            torch.cuda.synchronize()
+
+    def seconds(self, call: Callable[[], object], count: int = 1) -> float:
+        """Seconds of one call, when `count` follow each other."""
+        self.synchronize()
+        started = time.perf_counter()
+        for _ in range(count):
+            call()
+        self.synchronize()
+        return (time.perf_counter() - started) / count
+
+    def median_s(self, call: Callable[[], object], rounds: int, count: int = 1) -> float:
+        """The median of some rounds, after calls that are not counted."""
+        for _ in range(WARM_UPS):
+            call()
+        return median(self.seconds(call, count) for _ in range(rounds))
+
+    def bytes_per_s(self, num_bytes: int) -> float:
+        """What memory moves at most: a large copy inside the device, bytes read and bytes written both counted."""
+        source = torch.empty(num_bytes // 2, dtype=torch.bfloat16, device=self.name).normal_()
+        target = torch.empty_like(source)
+        return 2 * num_bytes / self.median_s(lambda: target.copy_(source), 7, 3)
+
+    def flops_per_s(self, size: int, dtype: torch.dtype) -> float:
+        """The rate of a large square matrix product of random numbers."""
+        left, right = (torch.empty(size, size, dtype=dtype, device=self.name).normal_() for _ in range(2))
+        out = torch.empty_like(left)
+        return 2 * size**3 / self.median_s(lambda: torch.mm(left, right, out=out), 7, 5)
+
+    def free_bytes(self) -> int | None:
+        """Memory that is free now; None where nobody counts it."""
+        return torch.cuda.mem_get_info()[0] if self.on_gpu else None
+
+    def facts(self) -> dict[str, Any]:
+        """What the figures were taken on, for the setting."""
+        facts: dict[str, Any] = {"device": self.name, "torch": torch.__version__}
+        for package in ("flashinfer-python", "nixl", "transformers"):
+            try:
+                facts[package] = importlib.metadata.version(package)
+            except importlib.metadata.PackageNotFoundError:
+                facts[package] = "not installed"
+        if self.on_gpu:
+            properties = torch.cuda.get_device_properties(0)
+            facts["gpu"] = properties.name
+            facts["gpu_memory_gib"] = round(properties.total_memory / 2**30, 1)
+            facts["compute_capability"] = f"{properties.major}.{properties.minor}"
+            facts["cuda"] = str(torch.version.cuda)
+            facts["driver"] = _driver()
+        return facts
+
+
+def _driver() -> str:
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.split("\n")[0]
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+def with_compilers(path: str) -> str:
+    """PATH with the places of ninja and nvcc at its end: FlashInfer calls both by name."""
+    known = path.split(os.pathsep)
+    more = [str(Path(sys.executable).parent), "/usr/local/cuda/bin"]
+    return os.pathsep.join([*known, *(place for place in more if place not in known and Path(place).is_dir())])
+
+
+def prepare(name: str) -> Device:
+    """The device, ready for use; raises `RuntimeError` where there is none of that name."""
+    if name == "cuda":
+        if not torch.cuda.is_available():
+            raise RuntimeError("torch sees no CUDA device here.")
+        major, minor = torch.cuda.get_device_capability()
+        # FlashInfer compiles for this chip alone, with the instructions that only it has.
+        suffix = "a" if major >= 9 else ""
+        os.environ.setdefault("FLASHINFER_CUDA_ARCH_LIST", f"{major}.{minor}{suffix}")
+        os.environ["PATH"] = with_compilers(os.environ.get("PATH", ""))
+    else:
+        torch.set_num_threads(1)
+    return Device(name)
+
+
+def build_model(
+    raw: dict[str, Any], dtype: str, device: Device, seed: int
+) -> tuple[ModelConfig, dict[str, torch.Tensor]]:
+    """A configuration and random weights in its shape."""
+    config = model_config(raw)
+    return config, random_weights(config, DTYPES[dtype], device.name, seed)
+
+
+def build_executor(
+    device: Device,
+    config: ModelConfig,
+    parameters: dict[str, torch.Tensor],
+    layout: PageLayout,
+    max_batch: int,
+    max_tokens: int,
+    graphs: bool = True,
+    kernels: str = "auto",
+) -> Any:
+    """The executor that serves on this device, warmed up, with random numbers in its pages: zeros are too easy."""
+    if device.on_gpu:
+        from engine.cuda_executor import CudaExecutor, CudaOptions
+
+        options = CudaOptions(cuda_graphs=graphs, attention=kernels, max_batch=max_batch, max_tokens=max_tokens)
+        executor: Any = CudaExecutor(config, parameters, layout, options=options)
+    else:
+        executor = TorchExecutor(config, parameters, layout)
+    executor.warm_up()
+    executor.pages.normal_()
+    return executor
+
+
+def attention_over(device: Device, pages: torch.Tensor, num_heads: int) -> Any:
+    """The attention backend that serves on this device."""
+    if device.on_gpu:
+        from engine.attention.flashinfer import FlashInferAttention
+
+        return FlashInferAttention(pages, num_heads)
+    from engine.attention.torch_cpu import TorchAttention
+
+    return TorchAttention(pages, num_heads)

@@ -1,0 +1,106 @@
+"""The names of all figures, part by part, and their goals. Pure: known also where a part cannot even be imported."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from benchmarks.gpu.sizes import Sizes, label
+from benchmarks.report import Goal
+
+COMPILE = "compile_and_first_use_s"
+ATTENTION = ["attention_error"]
+LOGITS = [
+    "logits_error_to_transformers",
+    "logits_error_to_float32",
+    "logits_error_of_transformers_to_float32",
+    "logits_error_ratio_to_transformers",
+]
+TOKENS = ["handoff_tokens_equal", "built_in_look_ups_right"]
+RECORDED = ["recorded_step_logprob_error"]
+RANDOM_TOKENS = ["handoff_tokens_equal_random_weights"]
+COPY = "copy_bandwidth_gb_per_s"
+MATMUL = "matmul_tflops"
+RATE = ["handoff_ratio_to_copy", "handoff_gb_per_s", "handoff_one_write_gb_per_s", "handoff_copy_gb_per_s"]
+HIDDEN = ["handoff_hidden_share", "handoff_exposed_ms", "handoff_total_ms", "handoff_prefill_ms"]
+LOADED = ["weights_load_gb_per_s"]
+KERNELS = ("fa2", "fa3")
+SERVED = ("pd", "mixed", "transformers")
+
+DECODE_GOAL, DECODE_GOAL_UP_TO_BATCH = 1.25, 64
+PREFILL_GOAL = 0.65
+
+
+def point_name(point: tuple[int, int]) -> str:
+    """A batch and a context as figures name them: b64_1k."""
+    batch, context = point
+    return f"b{batch}_{label(context)}"
+
+
+def decode_figures(point: tuple[int, int]) -> list[str]:
+    return [f"decode_ratio_to_floor_{point_name(point)}", f"decode_step_ms_{point_name(point)}"]
+
+
+def graph_figures(sizes: Sizes) -> list[str]:
+    name = point_name(sizes.graphs_point)
+    return [f"decode_step_ms_{name}_without_graphs", f"decode_ratio_graphs_to_none_{name}"]
+
+
+def prefill_figures(prompt: int) -> list[str]:
+    return [f"prefill_ratio_to_matmul_{label(prompt)}", f"prefill_tokens_per_s_{label(prompt)}"]
+
+
+def kernel_figure(kernels: str) -> str:
+    return f"prefill_layer_ms_{kernels}"
+
+
+def served_figures(name: str) -> list[str]:
+    return [f"serving_{name}_{figure}" for figure in ("tokens_per_s", "ttft_ms", "tpot_ms")]
+
+
+def served_ratio(name: str) -> str:
+    return f"serving_{name}_ratio_to_transformers"
+
+
+def _decode(sizes: Sizes) -> list[str]:
+    points = [name for point in sizes.decode_points for name in decode_figures(point)]
+    return [COPY, *points, *graph_figures(sizes)]
+
+
+def _prefill(sizes: Sizes) -> list[str]:
+    return [MATMUL, *(name for prompt in sizes.prompts for name in prefill_figures(prompt))]
+
+
+def _serving(sizes: Sizes) -> list[str]:
+    return [
+        *(name for kind in SERVED for name in served_figures(kind)),
+        served_ratio("pd"),
+        served_ratio("mixed"),
+        *LOADED,
+    ]
+
+
+EXPECTED: dict[str, Callable[[Sizes], list[str]]] = {
+    "compile": lambda sizes: [COMPILE],
+    "correctness": lambda sizes: [*ATTENTION, *LOGITS, *RECORDED, *TOKENS, *RANDOM_TOKENS],
+    "decode": _decode,
+    "prefill": _prefill,
+    "handoff": lambda sizes: [*RATE, *HIDDEN],
+    "serving": _serving,
+    "kernels": lambda sizes: [kernel_figure(kernels) for kernels in KERNELS],
+}
+
+
+def goals(sizes: Sizes) -> dict[str, Goal]:
+    """What the figures that have a goal should be."""
+    decode = [point for point in sizes.decode_points if point[0] <= DECODE_GOAL_UP_TO_BATCH]
+    return {
+        "attention_error": Goal(1e-2, at_most=True),
+        "logits_error_to_transformers": Goal(2e-2, at_most=True),
+        "logits_error_ratio_to_transformers": Goal(1.5, at_most=True),
+        "recorded_step_logprob_error": Goal(0.05, at_most=True),
+        "handoff_tokens_equal": Goal(1.0),
+        "built_in_look_ups_right": Goal(1.0),
+        "handoff_tokens_equal_random_weights": Goal(1.0),
+        **{decode_figures(point)[0]: Goal(DECODE_GOAL, at_most=True) for point in decode},
+        **{prefill_figures(prompt)[0]: Goal(PREFILL_GOAL) for prompt in sizes.prompts},
+    }

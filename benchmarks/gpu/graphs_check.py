@@ -1,0 +1,44 @@
+"""Decode steps that were recorded, and padded to a recorded size, against the same steps kernel by kernel."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks.gpu.device import Device, build_executor, build_model
+from benchmarks.gpu.sequences import decoding
+from cluster.request import MAX_LOGPROBS
+from engine.batch import StepBudget, plan_step
+from engine.step import SampledToken
+
+BATCHES = (1, 3, 11)  # all but the first are padded
+CONTEXT = 150
+
+
+def recorded_error(device: Device, raw: dict[str, Any], dtype: str, seed: int) -> float:
+    """The largest difference of a likely token's log-probability between both ways, over batches of several sizes."""
+    config, parameters = build_model(raw, dtype, device, seed)
+    layout = config.page_layout(256, 16, dtype, "random")
+    recorded, plain = (
+        build_executor(device, config, parameters, layout, max(BATCHES) + 5, 256, graphs=graphs)
+        for graphs in (True, False)
+    )
+    plain.pages.copy_(recorded.pages)
+    worst = 0.0
+    for batch in BATCHES:
+        left, right = (_step(executor, batch, seed) for executor in (recorded, plain))
+        for one, other in zip(left, right, strict=True):
+            known = dict(other.top_logprobs)
+            shared = [(value, known[token]) for token, value in one.top_logprobs if token in known]
+            if len(shared) < MAX_LOGPROBS // 2:
+                return float("inf")  # other tokens altogether
+            worst = max(worst, *(abs(value - same) for value, same in shared))
+    return worst
+
+
+def _step(executor: Any, batch: int, seed: int) -> list[SampledToken]:
+    """One decode step of sequences that are the same for the same seed."""
+    vocab_size = executor.config.vocab_size
+    sequences = decoding(executor.layout, vocab_size, batch, CONTEXT, 2, seed, logprobs=MAX_LOGPROBS)
+    plan = plan_step(sequences, (), StepBudget(256, batch))
+    assert plan is not None
+    return list(executor.execute(plan).tokens)

@@ -1,0 +1,181 @@
+"""KV pages between two processes on one device: the rate against a copy, and what chunked prefill hides of it."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import time
+from collections import Counter
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from benchmarks.gpu.device import Device, build_executor, build_model, prepare
+from benchmarks.gpu.figures import HIDDEN, RATE
+from benchmarks.gpu.hand_driven import HandDriven, Peer, handshake, page_receiver, page_sums
+from benchmarks.gpu.part import Part
+from benchmarks.gpu.sequences import pages_for
+from benchmarks.gpu.sizes import Sizes
+from benchmarks.handoff import Sender
+from cluster.handoff import HandoffOutcome, HandoffReport, Reservation
+from cluster.messages import HandoffEnded, Prefill, SendPages
+from cluster.request import Request, SamplingParams
+from cluster.worker import PageLayout
+from engine.batch import StepBudget
+from engine.kv_pages import PagePool
+from engine.model_config import ModelConfig, model_config
+from kv_transfer.nixl import NixlTransport
+from prefill_worker.role import PrefillRole
+from worker.state import WorkerState
+
+ROUNDS = 5
+HANDOFF_TIMEOUT_S = 20.0
+TRANSPORT_WORDS = re.compile(
+    r"\b(cuda_ipc|cuda_copy|gdr_copy|rc_mlx5|rc_verbs|dc_mlx5|ud_mlx5|cma|posix|sysv|xpmem|knem|tcp)/"
+)
+
+
+def run(part: Part) -> None:
+    os.environ.setdefault("UCX_PROTO_INFO", "y")  # UCX then tells the log which transport carries what
+    sizes, device = part.sizes, prepare(part.options.device)
+    part.result.facts = device.facts()
+    layout = layout_of(sizes)
+    part.say("starting the other process")
+    with Peer(page_receiver, (device.name, layout)) as peer:
+        config, parameters = build_model(sizes.model, sizes.dtype, device, part.options.seed)
+        executor = build_executor(device, config, parameters, layout, 1, sizes.handoff_chunk)
+        transport = NixlTransport(executor.pages, layout, "sender:1")
+        handshake(transport, peer, peer.answer(), device)
+        rate = 0.0
+
+        def bare() -> dict[str, float]:
+            nonlocal rate
+            figures = bare_rate(part, device, transport, executor.pages, layout, peer)
+            rate = 1e9 * figures["handoff_gb_per_s"]
+            return figures
+
+        if not part.step("pages against a copy inside the device", [*RATE, *HIDDEN], bare):
+            return
+
+        def hidden() -> dict[str, float]:
+            worker = prefill_worker(sizes, config, executor, transport)
+            return hidden_share(part, worker, layout, peer, rate)
+
+        part.step("pages sent while the next chunk computes", HIDDEN, hidden)
+    part.note(f"UCX_TLS is {os.environ.get('UCX_TLS', 'not set')}; {transports(part.options.log)}")
+
+
+def layout_of(sizes: Sizes) -> PageLayout:
+    """Pages for three prompts, so that they come from all over the storage."""
+    num_pages = 3 * pages_for(sizes.handoff_prompt + 1, sizes.page_size)
+    return model_config(sizes.model).page_layout(num_pages, sizes.page_size, sizes.dtype, "random")
+
+
+def bare_rate(
+    part: Part, device: Device, transport: NixlTransport, pages: torch.Tensor, layout: PageLayout, peer: Peer
+) -> dict[str, float]:
+    """One prompt's pages: pushed chunk by chunk, in one write, and copied as one piece inside the device, in turn."""
+    sizes, rng = part.sizes, random.Random(part.options.seed)
+    count = sizes.handoff_prompt // sizes.page_size
+    num_bytes = count * layout.page_bytes
+    source, target = (rng.sample(range(layout.num_pages), count) for _ in range(2))
+    sender = Sender(transport, "receiver:1", pages, sizes.handoff_chunk // sizes.page_size)
+    other = torch.empty_like(pages[:count])
+    device.synchronize()
+    runs = []
+    for _ in range(ROUNDS + 2):
+        copy_s = device.seconds(lambda: other.copy_(pages[:count]), 3)
+        runs.append((sender.path(source, target), sender.raw(source, target), copy_s))
+    path_s, raw_s, copy_s = (median(column) for column in zip(*runs[2:], strict=True))
+    _, sums = peer.ask(target)
+    if sums != page_sums(pages, source):
+        raise ValueError("The pages at the target are not those of the source.")
+    return {
+        "handoff_ratio_to_copy": median(copy / path for path, _, copy in runs[2:]),
+        "handoff_gb_per_s": num_bytes / path_s / 1e9,
+        "handoff_one_write_gb_per_s": num_bytes / raw_s / 1e9,
+        "handoff_copy_gb_per_s": num_bytes / copy_s / 1e9,
+    }
+
+
+def prefill_worker(sizes: Sizes, config: ModelConfig, executor: object, transport: NixlTransport) -> HandDriven:
+    """A prefill worker's role over the executor."""
+    pool = PagePool(transport.endpoint.layout.num_pages, sizes.page_size)
+    budget = StepBudget(sizes.handoff_chunk, 1)
+    state = WorkerState("sender:1", "random", frozenset(), config.context_tokens, budget, pool, checksum_every=0)
+    return HandDriven(PrefillRole(state), executor, transport)
+
+
+def hidden_share(part: Part, worker: HandDriven, layout: PageLayout, peer: Peer, rate: float) -> dict[str, float]:
+    """Prompts of several chunks, their pages pushed as chunks end. The total is what the same bytes take with nothing
+    beside them; exposed is what is left of it when the last chunk has been computed."""
+    sizes, rng = part.sizes, random.Random(part.options.seed + 1)
+    vocab_size = worker.executor.config.vocab_size
+    exposed, totals, prefills = [], [], []
+    for index in range(ROUNDS + 1):
+        prompt = tuple(rng.randrange(vocab_size) for _ in range(sizes.handoff_prompt))
+        request = Request(f"h{index}", prompt, SamplingParams(max_tokens=8, ignore_eos=True))
+        target = rng.sample(range(layout.num_pages), pages_for(len(prompt), sizes.page_size))
+        reservation = Reservation(
+            f"h{index}/1", request.request_id, "receiver:1", tuple(target), (0,) * len(target), 0, len(prompt)
+        )
+        started = time.monotonic()
+        worker.perform(worker.role.on_message(Prefill(request, (), True, 0), started))
+        worker.perform(worker.role.on_message(SendPages(request.request_id, reservation), started))
+        table: list[int] = []
+        ended: list[HandoffEnded] = []
+        while not ended:
+            worker.turn()
+            table = _page_table(worker, request.request_id) or table
+            ended = worker.heard(HandoffEnded)
+            if time.monotonic() - started > HANDOFF_TIMEOUT_S:
+                raise TimeoutError(f"A handoff has not ended within {HANDOFF_TIMEOUT_S:g} s.")
+        seconds = time.monotonic() - started
+        report = _delivered(ended[0])
+        _, sums = peer.ask(target)
+        # Whatever was sent before it was computed would differ.
+        if sums != page_sums(worker.executor.pages, table):
+            raise ValueError("Pages that were sent while the next chunk computed are not those of the source.")
+        exposed.append(report.exposed_s)
+        totals.append(report.bytes_sent / rate)
+        prefills.append(seconds - report.exposed_s)
+    exposed, totals, prefills = exposed[1:], totals[1:], prefills[1:]
+    shares = [max(0.0, 1 - left / total) for left, total in zip(exposed, totals, strict=True)]
+    return {
+        "handoff_hidden_share": median(shares),
+        "handoff_exposed_ms": 1000 * median(exposed),
+        "handoff_total_ms": 1000 * median(totals),
+        "handoff_prefill_ms": 1000 * median(prefills),
+    }
+
+
+def _page_table(worker: HandDriven, request_id: str) -> list[int]:
+    """The pages that hold the prompt, as long as the worker has it."""
+    job = worker.role._jobs.get(request_id)  # type: ignore[attr-defined]
+    return list(job.sequence.page_table) if job is not None else []
+
+
+def _delivered(ended: HandoffEnded) -> HandoffReport:
+    if ended.outcome is not HandoffOutcome.DELIVERED:
+        raise RuntimeError(f"The handoff ended {ended.outcome.value}: {ended.reason}.")
+    return ended.report
+
+
+def transports(log: Path) -> str:
+    """What UCX says it writes remote memory with, out of the log."""
+    try:
+        lines = log.read_text(errors="replace").splitlines()
+    except OSError:
+        return "its log cannot be read"
+    found: Counter[str] = Counter()
+    writing = False
+    for line in lines:
+        if "remote memory write" in line or "active message" in line:
+            writing = "remote memory write" in line
+        elif writing:
+            found.update(TRANSPORT_WORDS.findall(line))
+    if not found:
+        return "UCX did not say which transport wrote the pages"
+    return "UCX writes remote memory over " + ", ".join(name for name, _ in found.most_common())

@@ -1,0 +1,85 @@
+"""Made-up sequences with pages of their own, and the steps over them. Pure but for the executor they are given to."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import time
+from dataclasses import dataclass
+
+from cluster.request import Request, SamplingParams
+from cluster.worker import PageLayout
+from engine.batch import StepBudget, absorb_step, plan_step
+from engine.sequence import Sequence
+from engine.step import Executor, Slice, StepPlan
+
+
+def pages_for(tokens: int, page_size: int) -> int:
+    return -(-tokens // page_size)
+
+
+def decoding(
+    layout: PageLayout, vocab_size: int, batch: int, context: int, room: int, seed: int, logprobs: int | None = None
+) -> list[Sequence]:
+    """`batch` sequences that have computed `context` positions and will decode `room` tokens more.
+
+    Their pages are drawn from all over the storage, as they lie after a while of serving.
+    """
+    rng = random.Random(seed)
+    per_sequence = pages_for(context + room + 1, layout.page_size)
+    pages = rng.sample(range(layout.num_pages), batch * per_sequence)
+    sampling = SamplingParams(max_tokens=room + 2, ignore_eos=True, logprobs=logprobs)
+    sequences = []
+    for index in range(batch):
+        prompt = tuple(rng.randrange(vocab_size) for _ in range(context))
+        sequence = Sequence.start(Request(f"d{index}", prompt, sampling), (rng.randrange(vocab_size),))
+        sequence.page_table = pages[index * per_sequence : (index + 1) * per_sequence]
+        sequence.computed = context
+        sequences.append(sequence)
+    return sequences
+
+
+def prefilling(layout: PageLayout, vocab_size: int, tokens: int, seed: int, chunk: int | None = None) -> list[StepPlan]:
+    """The steps of one new prompt, in chunks or at once."""
+    rng = random.Random(seed)
+    prompt = tuple(rng.randrange(vocab_size) for _ in range(tokens))
+    sequence = Sequence.start(Request("p", prompt, SamplingParams(ignore_eos=True)))
+    sequence.page_table = rng.sample(range(layout.num_pages), pages_for(tokens + 1, layout.page_size))
+    chunk = chunk or tokens
+    starts = range(0, tokens, chunk)
+    counts = [min(chunk, tokens - start) for start in starts]
+    return [
+        StepPlan((Slice(sequence, start, count, start + count == tokens),))
+        for start, count in zip(starts, counts, strict=True)
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """Seconds of one decode step's stages, and the positions it read."""
+
+    plan_s: float
+    launch_s: float
+    collect_s: float
+    absorb_s: float
+    context_tokens: int
+
+    @property
+    def seconds(self) -> float:
+        return self.plan_s + self.launch_s + self.collect_s + self.absorb_s
+
+
+def turn(executor: Executor, sequences: list[Sequence], budget: StepBudget) -> Turn:
+    """Plan, execute and absorb one decode step of all the sequences, as a worker's loop does with nothing between."""
+    moments = [time.perf_counter()]
+    plan = plan_step(sequences, (), budget)
+    assert plan is not None
+    moments.append(time.perf_counter())
+    launched = executor.launch(plan)
+    moments.append(time.perf_counter())
+    result = executor.collect(launched)
+    moments.append(time.perf_counter())
+    absorb_step(plan, result)
+    moments.append(time.perf_counter())
+    plan_s, launch_s, collect_s, absorb_s = (after - before for before, after in itertools.pairwise(moments))
+    return Turn(plan_s, launch_s, collect_s, absorb_s, sum(part.start + 1 for part in plan.slices))

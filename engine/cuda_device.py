@@ -1,0 +1,56 @@
+"""What must be true of a machine before a worker computes on one of its GPUs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+import torch
+
+from cluster.errors import ConfigError
+from engine.attention.flashinfer import load_flashinfer
+
+_ALLOCATOR_VARIABLES = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
+
+
+def check_allocator(environment: Mapping[str, str]) -> None:
+    """Raises `ConfigError` where torch would not take pages with cudaMalloc.
+
+    Expandable segments are mapped piece by piece; such memory cannot be given to another process by CUDA IPC, nor be
+    registered for RDMA as a whole.
+    """
+    for name in _ALLOCATOR_VARIABLES:
+        options = [option.replace(" ", "").lower() for option in environment.get(name, "").split(",")]
+        if "expandable_segments:true" in options:
+            raise ConfigError(
+                f"{name} turns expandable_segments on, but KV pages must be plain cudaMalloc memory to be sent to "
+                "other workers: leave expandable_segments out."
+            )
+
+
+def check_kernels(kernels: str, capability: tuple[int, int]) -> None:
+    """Raises `ConfigError` where the GPU has no such prefill kernels."""
+    if kernels == "fa3" and capability[0] != 9:
+        raise ConfigError(
+            f'engine.attention is "fa3", which only Hopper GPUs (compute capability 9) have; this one is '
+            f'{capability[0]}.{capability[1]}: use "auto" or "fa2".'
+        )
+
+
+def open_device(name: str) -> torch.device:
+    """The GPU named such as "cuda:0", made this thread's. Raises `ConfigError` with the reason when it cannot serve."""
+    device = torch.device(name)
+    if not torch.cuda.is_available():
+        raise ConfigError(
+            f"{name} was asked for, but torch {torch.__version__} finds no GPU here: check nvidia-smi, "
+            "CUDA_VISIBLE_DEVICES, and that torch was built for CUDA."
+        )
+    count = torch.cuda.device_count()
+    index = device.index or 0
+    if index >= count:
+        raise ConfigError(f"{name} was asked for, but this process sees {count} GPUs, cuda:0 to cuda:{count - 1}.")
+    check_allocator(os.environ)
+    load_flashinfer()
+    device = torch.device("cuda", index)
+    torch.cuda.set_device(device)
+    return device

@@ -1,0 +1,63 @@
+"""One copy to the device for all small arrays of a step: packed in pinned memory, read on the device as views."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+_ALIGN = 4  # int32 values: every array begins at 16 bytes
+
+
+class StagingBuffer:
+    """int32 arrays on their way to `device`.
+
+    `put` overwrites what it gave out before, so the caller waits until the device has read that. Where an array lies
+    depends only on the lengths of those before it.
+    """
+
+    def __init__(self, device: torch.device, capacity: int) -> None:
+        """`capacity` in int32 values."""
+        self._device = device
+        self.capacity = capacity
+        self._host = torch.empty(capacity, dtype=torch.int32, pin_memory=device.type == "cuda")
+        self._there = self._host if device.type == "cpu" else torch.empty(capacity, dtype=torch.int32, device=device)
+
+    def holds(self, arrays: Sequence[torch.Tensor]) -> bool:
+        return _offsets(arrays)[-1] <= self.capacity
+
+    def put(self, arrays: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """(the arrays in pinned memory, the same on the device); the copy is queued on the current stream."""
+        offsets = _offsets(arrays)
+        places = [slice(start, start + len(array)) for start, array in zip(offsets, arrays, strict=False)]
+        for place, array in zip(places, arrays, strict=True):
+            self._host[place] = array
+        if self._there is not self._host:
+            self._there[: offsets[-1]].copy_(self._host[: offsets[-1]], non_blocking=True)
+        return [self._host[place] for place in places], [self._there[place] for place in places]
+
+    def rest_from(self, array: torch.Tensor, length: int) -> torch.Tensor:
+        """On the device, `length` values from where `array` begins, which must be the last of a `put`."""
+        start = array.storage_offset()
+        return self._there[start : start + length]
+
+
+class GrowingStagingBuffer:
+    """A `StagingBuffer` that takes arrays of any size."""
+
+    def __init__(self, device: torch.device, capacity: int = 1 << 16) -> None:
+        self._device = device
+        self._buffer = StagingBuffer(device, capacity)
+
+    def put(self, arrays: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        if not self._buffer.holds(arrays):
+            self._buffer = StagingBuffer(self._device, 2 * _offsets(arrays)[-1])
+        return self._buffer.put(arrays)
+
+
+def _offsets(arrays: Sequence[torch.Tensor]) -> list[int]:
+    """Where each array begins, and where the last one ends."""
+    offsets = [0]
+    for array in arrays:
+        offsets.append(offsets[-1] + -(-len(array) // _ALIGN) * _ALIGN)
+    return offsets

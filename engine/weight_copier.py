@@ -1,0 +1,53 @@
+"""Copies of checkpoint tensors to where the model computes.
+
+A safetensors file is mapped, so reading a tensor is what fetches it from the disk. Given to CUDA as it is, the driver
+would copy it through a small buffer of its own and wait at every piece. Here pieces are read into two pinned buffers in
+turn, and the disk fetches the next piece while the last one crosses the bus. The host never holds more than these two.
+"""
+
+from __future__ import annotations
+
+import torch
+
+PIECE_BYTES = 32 << 20
+
+
+class WeightCopier:
+    """Copies tensors to `device`; the copies have ended after `finish`."""
+
+    def __init__(self, device: torch.device, piece_bytes: int = PIECE_BYTES) -> None:
+        self._device = device
+        self._buffers: list[torch.Tensor] = []
+        self._read: list[torch.cuda.Event] = []
+        self._turn = 0
+        if device.type == "cuda":
+            self._buffers = [torch.empty(piece_bytes, dtype=torch.uint8, pin_memory=True) for _ in range(2)]
+            self._read = [torch.cuda.Event() for _ in range(2)]
+
+    def copy(self, source: torch.Tensor, target: torch.Tensor) -> None:
+        """`source` in host memory, `target` contiguous and of the same shape; element types may differ."""
+        if not self._buffers:
+            target.copy_(source)
+            return
+        flat, there = source.reshape(-1), target.view(-1)
+        step = self._buffers[0].numel() // source.element_size()
+        for start in range(0, flat.numel(), step):
+            piece = flat[start : start + step]
+            self._send(piece, there[start : start + step])
+
+    def _send(self, piece: torch.Tensor, target: torch.Tensor) -> None:
+        self._turn = 1 - self._turn
+        event = self._read[self._turn]
+        event.synchronize()  # the bus has taken what lay in the buffer; at once where nothing did yet
+        buffer = self._buffers[self._turn][: piece.numel() * piece.element_size()].view(piece.dtype)
+        buffer.copy_(piece)
+        if piece.dtype == target.dtype:
+            target.copy_(buffer, non_blocking=True)
+        else:
+            target.copy_(buffer.to(self._device, non_blocking=True))  # cast over there
+        event.record(torch.cuda.current_stream(self._device))
+
+    def finish(self) -> None:
+        """Wait until the device has everything."""
+        for event in self._read:
+            event.synchronize()

@@ -1,0 +1,84 @@
+"""The parts of benchmarks.gpu as they run on a GPU, with the GPU's executor on tensors of the CPU.
+
+FlashInfer's calls are computed by the reference, and CUDA is asked for nothing.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.gpu import compiling, correctness, decode, device, kernels, prefill
+from benchmarks.gpu.attention_check import Geometry, attention_error
+from benchmarks.gpu.device import Device
+from benchmarks.gpu.figures import EXPECTED
+from benchmarks.gpu.graphs_check import recorded_error
+from benchmarks.gpu.logits_check import logits_errors
+from benchmarks.gpu.part import Options, Part
+from benchmarks.gpu.sizes import SIZES, TINY
+from engine.attention import flashinfer as backend
+from tests.engine import flashinfer_reference
+
+RAW = {**TINY, "head_dim": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 1}
+
+
+@pytest.fixture(autouse=True)
+def gpu_paths(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "flashinfer", flashinfer_reference)
+    monkeypatch.setattr(backend, "KERNEL_DTYPES", (torch.float32,))
+    monkeypatch.setattr(Device, "on_gpu", True)
+    monkeypatch.setattr(Device, "facts", lambda self: {})
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: None)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (1 << 30, 1 << 30))
+    for module in (compiling, correctness, decode, kernels, prefill):
+        monkeypatch.setattr(module, "prepare", lambda name: Device("cpu"))
+    sizes = replace(SIZES["tiny"], model=RAW, small_model=RAW, repeats=2)
+    monkeypatch.setitem(SIZES, "tiny", sizes)
+    monkeypatch.setattr(device, "WARM_UPS", 1)
+
+
+def _run(module: object, name: str, tmp_path: Path) -> Part:
+    options = Options("cpu", "tiny", 0, tmp_path / "result.json", tmp_path / "log")
+    part = Part(name, options, io.StringIO())
+    module.run(part)  # type: ignore[attr-defined]
+    assert [failure.traceback for failure in part.result.failures] == []
+    return part
+
+
+def test_attention_is_right_and_leaves_other_pages_alone() -> None:
+    assert attention_error(Device("cpu"), Geometry(4, 1, 64, 16, "float32"), 3, seed=5) < 1e-5
+
+
+def test_an_attention_that_reads_a_wrong_page_does_not_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = backend.FlashInferAttention.plan
+
+    def wrong(self, layout) -> None:  # type: ignore[no-untyped-def]
+        plan(self, replace(layout, indices=layout.indices.roll(1)))
+
+    monkeypatch.setattr(backend.FlashInferAttention, "plan", wrong)
+    with pytest.raises(ValueError, match="Pages hold something else"):
+        attention_error(Device("cpu"), Geometry(4, 1, 64, 16, "float32"), 1, seed=5)
+
+
+def test_logits_are_those_of_transformers() -> None:
+    assert logits_errors(Device("cpu"), RAW, "float32", seed=3)["logits_error_to_transformers"] < 1e-5
+
+
+def test_recorded_steps_are_the_plain_ones() -> None:
+    assert recorded_error(Device("cpu"), RAW, "float32", seed=3) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("module", "name"), [(compiling, "compile"), (decode, "decode"), (prefill, "prefill"), (kernels, "kernels")]
+)
+def test_a_part_measures_all_it_names(module: object, name: str, tmp_path: Path) -> None:
+    part = _run(module, name, tmp_path)
+    sizes = SIZES["tiny"]
+    missing = [figure for figure in EXPECTED[name](sizes) if figure not in part.result.figures]
+    assert all("b4096_128" in figure for figure in missing)
+    assert all(figure in part.result.skipped for figure in missing)

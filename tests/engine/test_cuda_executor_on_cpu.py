@@ -1,0 +1,179 @@
+"""The GPU's executor with its tensors on the CPU and FlashInfer's calls computed by the reference.
+
+Everything but CUDA itself: metadata, staging, padding, recorded steps (a replay is the computation), sampling.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterator
+from types import ModuleType
+
+import pytest
+import torch
+
+from builtin_model import CHECKPOINT
+from cluster.errors import ConfigError
+from cluster.request import SamplingParams
+from cluster.worker import PageLayout
+from engine.attention import flashinfer as backend
+from engine.checkpoint import read_config
+from engine.cuda_device import check_allocator, check_kernels, open_device
+from engine.cuda_executor import CudaExecutor, CudaOptions
+from engine.executor import TorchExecutor
+from engine.memory_profile import _largest_step
+from engine.model_config import ModelConfig, model_config
+from engine.models import layers
+from engine.models.decoder import Decoder
+from engine.models.rope import FusedRotation, RopeTable, Rotation
+from engine.weights import load_weights, random_weights
+from tests.engine import flashinfer_reference
+from tests.engine.running import generate
+
+RAW = {
+    "architectures": ["Qwen3ForCausalLM"],
+    "vocab_size": 97,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 1,
+    "head_dim": 64,
+    "max_position_embeddings": 128,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0,
+}
+PROMPTS = [[3, 5, 7, 11], [2] * 37, [13, 17], [19, 23, 29, 31, 37, 41, 43]]
+SAMPLING = [
+    SamplingParams(max_tokens=9),
+    SamplingParams(max_tokens=5, temperature=1.0, top_p=0.9, seed=7, logprobs=2),
+    SamplingParams(max_tokens=14, temperature=0.7, seed=3, repetition_penalty=1.2, min_tokens=3),
+    SamplingParams(max_tokens=12, frequency_penalty=0.5, presence_penalty=0.2),
+]
+
+
+@pytest.fixture(autouse=True)
+def reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "flashinfer", flashinfer_reference)
+    monkeypatch.setattr(backend, "KERNEL_DTYPES", (torch.float32,))
+
+
+def _parameters(
+    num_pages: int = 40, architecture: str = "Qwen3ForCausalLM"
+) -> tuple[ModelConfig, dict[str, torch.Tensor], PageLayout]:
+    config = model_config({**RAW, "architectures": [architecture]})
+    parameters = random_weights(config, torch.float32, "cpu", 1)
+    for value in parameters.values():
+        value.mul_(4 if value.dim() > 1 else 1)  # so that tokens differ
+    return config, parameters, config.page_layout(num_pages, 4, "float32", "m")
+
+
+@pytest.fixture
+def cuda_layers(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """The module behind the fused layers, bound to the reference for one test."""
+    sys.modules.pop("engine.models.cuda_layers", None)
+    yield importlib.import_module("engine.models.cuda_layers")
+    del sys.modules["engine.models.cuda_layers"]
+    del sys.modules["engine.models"].cuda_layers  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("graphs", [True, False])
+def test_tokens_are_those_of_the_cpu(graphs: bool) -> None:
+    expected = generate(TorchExecutor(*_parameters()), PROMPTS, SAMPLING, chunk_tokens=16)
+    told: list[tuple[int, int]] = []
+    options = CudaOptions(cuda_graphs=graphs, max_batch=3)  # four at once: one batch is too large for any graph
+    executor = CudaExecutor(*_parameters(), options, lambda done, total: told.append((done, total)))
+    executor.warm_up()
+    assert generate(executor, PROMPTS, SAMPLING, chunk_tokens=16) == expected
+    assert len({token for tokens in expected for token in tokens}) > 10
+    assert told == ([(1, 3), (2, 3), (3, 3)] if graphs else [])
+
+
+@pytest.mark.usefixtures("cuda_layers")
+@pytest.mark.parametrize("qk_norm", [True, False])
+def test_tokens_are_the_same_through_the_fused_layers(monkeypatch: pytest.MonkeyPatch, qk_norm: bool) -> None:
+    architecture = "Qwen3ForCausalLM" if qk_norm else "LlamaForCausalLM"
+    expected = generate(TorchExecutor(*_parameters(architecture=architecture)), PROMPTS, SAMPLING, chunk_tokens=16)
+    for name in ("engine.models.layers.fused", "engine.models.rope.fused"):
+        monkeypatch.setattr(name, lambda x: True)
+    executor = CudaExecutor(*_parameters(architecture=architecture), CudaOptions(max_batch=4))
+    assert generate(executor, PROMPTS, SAMPLING, chunk_tokens=16) == expected
+
+
+def test_a_model_without_kernels_is_served_with_torch() -> None:
+    config = read_config(CHECKPOINT)  # heads of 32
+    layout = config.page_layout(40, 16, "float32", "m")
+    weights = load_weights(CHECKPOINT, config, torch.float32)
+    executor = CudaExecutor(config, weights, layout, CudaOptions())
+    expected = generate(TorchExecutor(config, weights, layout), PROMPTS, SAMPLING)
+    assert generate(executor, PROMPTS, SAMPLING) == expected
+
+
+def test_no_pool_page_is_the_padding_page() -> None:
+    executor = CudaExecutor(*_parameters(num_pages=40), CudaOptions(max_batch=2))
+    assert len(executor.pages) == 40
+    assert executor.pages.is_contiguous()
+    assert executor.pages.data_ptr() == executor.pages.untyped_storage().data_ptr()
+    assert executor.pages.untyped_storage().nbytes() == 41 * executor.layout.page_bytes
+
+
+def test_the_fused_layers_are_the_plain_ones(cuda_layers: ModuleType) -> None:
+    generator = torch.Generator().manual_seed(1)
+    residual, x, weight = (torch.randn(*shape, generator=generator) for shape in ((5, 16), (5, 16), (16,)))
+    assert torch.allclose(cuda_layers.rms_norm(x, weight, 1e-5), layers.rms_norm(x, weight, 1e-5), atol=1e-6)
+    total = residual + x
+    normed = cuda_layers.add_rms_norm(residual, x.clone(), weight, 1e-5)
+    assert torch.equal(residual, total)
+    assert torch.allclose(normed, layers.rms_norm(total, weight, 1e-5), atol=1e-6)
+    gate_up = torch.randn(5, 32, generator=generator)
+    assert torch.allclose(cuda_layers.silu_and_mul(gate_up), layers.silu_and_mul(gate_up.clone()), atol=1e-6)
+
+
+@pytest.mark.usefixtures("cuda_layers")
+def test_the_fused_rotation_is_the_plain_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = model_config(RAW)
+    positions = torch.tensor([0, 4, 127, 9], dtype=torch.int32)
+    qkv = torch.randn(4, 6, 64, generator=torch.Generator().manual_seed(2))
+    plain = RopeTable(config, qkv).at(positions)
+    monkeypatch.setattr("engine.models.rope.fused", lambda like: True)
+    fused = RopeTable(config, qkv).at(positions)
+    assert isinstance(plain, Rotation)
+    assert isinstance(fused, FusedRotation)
+    expected = plain.together(qkv[:, :5], 4)
+    got = fused.together(qkv[:, :5], 4)
+    for one, other in zip(got, expected, strict=True):
+        assert torch.allclose(one, other, atol=1e-5)
+
+
+def test_what_is_profiled_can_be_run() -> None:
+    """The step whose memory is measured, with its sampling; what it takes is only known on a GPU."""
+    config, parameters, _ = _parameters()
+    options = CudaOptions(max_batch=5, max_tokens=300)
+    _largest_step(Decoder(config, parameters), options, torch.device("cpu"))
+
+
+def test_expandable_segments_are_refused() -> None:
+    check_allocator({"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64"})
+    for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"):
+        with pytest.raises(ConfigError, match=f"{name} turns expandable_segments on"):
+            check_allocator({name: "max_split_size_mb:64, expandable_segments : True"})
+
+
+def test_hopper_kernels_are_for_hopper() -> None:
+    check_kernels("fa3", (9, 0))
+    check_kernels("auto", (8, 0))
+    with pytest.raises(ConfigError, match=r"this one is 8\.0"):
+        check_kernels("fa3", (8, 0))
+
+
+def test_a_missing_library_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "flashinfer", None)
+    with pytest.raises(ConfigError, match=r"pip install 'baton\[cuda\]'\.$"):
+        backend.load_flashinfer()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_missing_gpu_is_one_sentence() -> None:
+    with pytest.raises(ConfigError, match="finds no GPU here"):
+        open_device("cuda:0")

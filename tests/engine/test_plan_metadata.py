@@ -1,0 +1,125 @@
+"""The metadata that FlashInfer's kernels are given means the batch that was meant."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+
+from engine.attention.flashinfer import FlashInferAttention, GraphDecodeAttention, graph_ints
+from engine.attention.plan_metadata import PlanMetadata, empty_decodes, pad_decodes, plan_metadata, workspace_bytes
+from engine.attention.torch_cpu import TorchAttention
+from engine.flat_batch import flat_batch
+from engine.staging import GrowingStagingBuffer, StagingBuffer
+from tests.engine import flashinfer_reference
+from tests.engine.batches import Ragged, filled_pages, full_attention, ragged_batches
+
+LAYERS, HEADS, KV_HEADS, HEAD_DIM = 2, 4, 2, 8
+MIXED = Ragged((5, 1, 17), ((0, 6), (9, 3)), 4, 1)
+
+
+@pytest.fixture(autouse=True)
+def reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "flashinfer", flashinfer_reference)
+
+
+def _qkv(rows: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Slices of one projection, as the model gives them."""
+    both = torch.randn(rows, HEADS + 2 * KV_HEADS, HEAD_DIM, generator=torch.Generator().manual_seed(seed))
+    return both[:, :HEADS], both[:, HEADS : HEADS + KV_HEADS], both[:, HEADS + KV_HEADS :]
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(batch=ragged_batches())
+def test_attention_by_the_metadata_is_full_attention_and_torchs(batch: Ragged) -> None:
+    pages = filled_pages(batch, LAYERS, KV_HEADS, HEAD_DIM, torch.float32)
+    others = pages.clone()
+    layout = batch.layout()
+    attention, torchs = FlashInferAttention(pages, HEADS), TorchAttention(others, HEADS)
+    attention.plan(layout)
+    torchs.plan(layout)
+    for layer in range(LAYERS):
+        q, k, v = _qkv(len(layout.positions), layer)
+        expected = full_attention(batch, pages, layer, q, k, v)
+        got = attention.run(layer, q, k, v)
+        assert torch.allclose(got.double(), expected, atol=1e-5)
+        assert torch.allclose(got, torchs.run(layer, q, k, v), atol=1e-5)
+    assert torch.equal(pages, others), "both wrote the same keys and values to the same places, and nothing else"
+
+
+@settings(deadline=None, max_examples=60)
+@given(batch=ragged_batches())
+def test_the_parts_say_what_the_layout_says(batch: Ragged) -> None:
+    layout = batch.layout()
+    metadata = plan_metadata(layout)
+    assert all(array.dtype == torch.int32 for array in metadata.tensors)
+    rows = [row for row, (_, count) in enumerate(batch.spans) for _ in range(count)]
+    assert metadata.batch_indices.tolist() == rows
+    assert metadata.positions.tolist() == [start + token for start, count in batch.spans for token in range(count)]
+    assert metadata.prefill_qo_indptr.diff().tolist() == [count for _, count in batch.chunks]
+    lengths = (metadata.indptr.diff() - 1) * batch.page_size + metadata.last_page_len
+    assert lengths.tolist() == [start + count for start, count in batch.spans]
+    assert metadata.prefill_indptr.diff().tolist() == metadata.indptr.diff().tolist()[len(batch.decodes) :]
+
+
+@pytest.mark.parametrize("size", [3, 4, 7])
+def test_padding_changes_nothing_for_those_who_decode(size: int) -> None:
+    batch = Ragged((5, 1, 17), (), 4, 2)
+    padding_page = batch.num_pages
+    storage = torch.cat([filled_pages(batch, 1, KV_HEADS, HEAD_DIM, torch.float32), torch.zeros(1, 1, 2, 4, 2, 8)])
+    token_ids, layout = flat_batch(batch.plan(), 4)
+    padded_ids, padded = pad_decodes(token_ids, layout, size, padding_page)
+    assert len(padded_ids) == len(padded.positions) == len(padded.last_page_len) == size
+    attention = FlashInferAttention(storage, HEADS)
+    q, k, v = _qkv(size, 3)
+    attention.plan(layout)
+    expected = attention.run(0, q[:3], k[:3], v[:3])
+    kept = storage[:padding_page].clone()
+    attention.plan(padded)
+    assert torch.equal(attention.run(0, q, k, v)[:3], expected)
+    assert torch.equal(storage[:padding_page], kept), "padding is written to its own page only"
+
+
+def test_a_captured_step_reads_only_what_is_staged() -> None:
+    """Planned for nothing but padding, then replayed for other batches, its tensors never replaced."""
+    batch = Ragged((5, 1, 17), (), 4, 2)
+    storage = torch.cat([filled_pages(batch, 1, KV_HEADS, HEAD_DIM, torch.float32), torch.zeros(1, 1, 2, 4, 2, 8)])
+    staging = StagingBuffer(torch.device("cpu"), 400)
+    attention = FlashInferAttention(storage, HEADS)
+    empty = plan_metadata(empty_decodes(4, batch.num_pages)[1])
+    host, device = staging.put(empty.tensors)
+    places = PlanMetadata.of([*device[:-1], staging.rest_from(device[-1], 100)])
+    graph = GraphDecodeAttention(attention, places, graph_ints(attention.device))
+    graph.plan_staged(PlanMetadata.of(host))
+    q, k, v = _qkv(4, 5)
+    for seed in (2, 3):
+        token_ids, layout = flat_batch(Ragged((5, 1, 17), (), 4, seed).plan(), 4)
+        _, padded = pad_decodes(token_ids, layout, 4, batch.num_pages)
+        host, _ = staging.put(plan_metadata(padded).tensors)
+        graph.plan_staged(PlanMetadata.of(host))
+        got = graph.run(0, q, k, v)
+        attention.plan(layout)
+        assert torch.equal(got[:3], attention.run(0, q[:3], k[:3], v[:3]))
+
+
+def test_staged_arrays_are_what_was_put_and_lie_where_their_predecessors_say() -> None:
+    staging = GrowingStagingBuffer(torch.device("cpu"), capacity=8)
+    arrays = plan_metadata(MIXED.layout()).tensors
+    host, device = staging.put(arrays)
+    for one, here, there in zip(arrays, host, device, strict=True):
+        assert torch.equal(one, here)
+        assert torch.equal(one, there)
+    before = [there.storage_offset() for there in device]
+    _, longer = staging.put([*arrays[:-1], torch.zeros(len(arrays[-1]) + 9, dtype=torch.int32)])
+    assert [there.storage_offset() for there in longer] == before
+
+
+def test_the_workspace_holds_what_flashinfer_plans() -> None:
+    """Its own checks: a captured decode step takes heads x tiles x rows of a tile x (head_dim + 1) floats."""
+    for heads, kv_heads, batch, sms in ((32, 8, 256, 132), (64, 8, 256, 132), (32, 32, 512, 144), (48, 1, 64, 108)):
+        group = heads // kv_heads
+        tile = 16 if group <= 16 else 64
+        tiles = max(-(-batch * group // tile) + batch - 1, 2 * sms // kv_heads)
+        assert workspace_bytes(batch, heads, kv_heads, 128, sms) >= heads * tiles * tile * 129 * 4
