@@ -79,7 +79,7 @@ def up(
     port: Annotated[int | None, typer.Option(help="Port of the gRPC server; 0 for any.")] = None,
     admin_port: Annotated[int | None, typer.Option(help="Port of the administration; 0 for any.")] = None,
     policy: Annotated[str | None, typer.Option(help="Placement policy; default: predicted_latency.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or auto.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16 or auto.")] = None,
     auto: Annotated[bool, typer.Option("--auto", help="The planner moves workers between the pools.")] = False,
     as_json: Json = False,
 ) -> None:
