@@ -80,6 +80,7 @@ def up(
     admin_port: Annotated[int | None, typer.Option(help="Port of the administration; 0 for any.")] = None,
     policy: Annotated[str | None, typer.Option(help="Placement policy; default: predicted_latency.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16 or auto.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, or auto: as placement gives GPUs.")] = None,
     auto: Annotated[bool, typer.Option("--auto", help="The planner moves workers between the pools.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -102,6 +103,7 @@ def up(
     overrides: dict[str, dict[str, Any]] = {
         "model": {"path": model, "dtype": dtype},
         "pools": {"prefill": prefill, "decode": decode, "mixed": mixed},
+        "engine": {"device": device},
         "router": {"port": port, "admin_port": admin_port, "policy": policy, "auto_rebalance": auto or None},
     }
     resolved = resolve_here(parse_config(_read(config), overrides))
