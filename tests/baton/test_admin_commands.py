@@ -22,6 +22,9 @@ from tests.baton.fake_admin import FakeAdmin, operation, serving
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = sorted(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
 MAIN = [sys.executable, "-c", "from baton.cli import main; main()"]
+# A job in the background of a script is started with Ctrl-C ignored; a terminal's is not.
+CTRL_C = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+AT_A_TERMINAL = [sys.executable, "-c", f"{CTRL_C}; from baton.cli import main; main()"]
 
 
 @pytest.fixture
@@ -188,18 +191,12 @@ def test_operations_are_listed(admin: FakeAdmin, capsys: pytest.CaptureFixture[s
     assert [one["state"] for one in json.loads(capsys.readouterr().out)["operations"]] == ["running", "done"]
 
 
-def _as_at_a_terminal() -> None:
-    """A job in the background of a script is started with Ctrl-C ignored; a terminal's is not."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 def _started(*arguments: str, **pipes: int) -> subprocess.Popen[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm"}
     return subprocess.Popen(
-        [*MAIN, *arguments],
+        [*AT_A_TERMINAL, *arguments],
         env=environment,
         text=True,
-        preexec_fn=_as_at_a_terminal,
         **pipes,  # type: ignore[call-overload]
     )
 
