@@ -24,6 +24,13 @@ from cluster.errors import ConfigError
 
 START_TIMEOUT_S = 90.0
 _INTERRUPTS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+# `ray` with the interrupts accepted that were blocked while it was started. A preexec_fn could do that, but would fork
+# this process, and a forked gRPC aborts now and then.
+_RAY = """
+import runpy, signal
+signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+runpy.run_module("ray.scripts.scripts", run_name="__main__", alter_sys=True)
+"""
 _QUIET = {
     "RAY_enable_worker_prestart": "0",  # idle Python processes that nobody needs
     "RAY_DISABLE_IMPORT_WARNING": "1",
@@ -94,7 +101,7 @@ def start_local_ray(
 def _start(ray: LocalRay, object_store_bytes: int, options: Sequence[str]) -> None:
     host, port = ray.address.split(":")
     command = [
-        *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head"),
+        *(sys.executable, "-c", _RAY, "start", "--head"),
         *(f"--node-ip-address={host}", f"--port={port}", f"--temp-dir={ray.folder}"),
         *("--include-dashboard=false", "--disable-usage-stats", "--include-log-monitor=false"),
         *(f"--object-store-memory={object_store_bytes}", *options),
@@ -111,10 +118,9 @@ def _start(ray: LocalRay, object_store_bytes: int, options: Sequence[str]) -> No
                 stdin=subprocess.DEVNULL,
                 env=environment(),
                 start_new_session=True,
-                preexec_fn=_accept_interrupts,
             )
         finally:
-            _accept_interrupts()
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _INTERRUPTS)
         try:
             code = process.wait(timeout=START_TIMEOUT_S)
         except subprocess.TimeoutExpired:
@@ -122,10 +128,6 @@ def _start(ray: LocalRay, object_store_bytes: int, options: Sequence[str]) -> No
     if code != 0:
         words = log.read_text(errors="replace").strip().splitlines()[-5:]
         raise ConfigError("Ray did not start: " + " ".join(words))
-
-
-def _accept_interrupts() -> None:
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _INTERRUPTS)
 
 
 def environment() -> dict[str, str]:

@@ -14,7 +14,9 @@ import psutil
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-BATON = [sys.executable, "-c", "from baton.cli import main; main()"]
+# A job in the background of a script is started with Ctrl-C ignored; a terminal's is not.
+CTRL_C = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+BATON = [sys.executable, "-c", f"{CTRL_C}; from baton.cli import main; main()"]
 
 
 @pytest.fixture
@@ -92,11 +94,6 @@ def test_the_demo_shows_the_way_and_the_prefix_hit(environment: dict[str, str], 
     assert _left_behind(rays_before) == []
 
 
-def _as_at_a_terminal() -> None:
-    """A job in the background of a script is started with Ctrl-C ignored; a terminal's is not."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "number", "code"),
@@ -110,7 +107,6 @@ def test_an_interrupted_start_leaves_nothing(
         env=environment,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=_as_at_a_terminal,
     )
     assert process.stderr is not None
     for text in process.stderr:
