@@ -73,4 +73,9 @@ def test_a_router_that_answers_no_ping_is_gone(router: tuple[int, str]) -> None:
                 client.model()
         finally:
             os.kill(pid, signal.SIGCONT)
-        assert client.model().name == PLAN.model_name
+        # The router looks at its own pings first and may close the connection that the next call is on.
+        try:
+            again = client.model()
+        except baton.errors.NoWorkers:
+            again = client.model()
+        assert again.name == PLAN.model_name
