@@ -19,7 +19,7 @@ class PartPlan:
 
 
 PARTS = (
-    PartPlan("compile", "benchmarks.gpu.compiling", 20, 300),
+    PartPlan("compile", "benchmarks.gpu.compiling", 20, 560),
     PartPlan("correctness", "benchmarks.gpu.correctness", 20, 120),
     PartPlan("decode", "benchmarks.gpu.decode", 25, 130),
     PartPlan("prefill", "benchmarks.gpu.prefill", 20, 80),
