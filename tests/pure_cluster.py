@@ -183,9 +183,9 @@ class PureCluster:
 
     def _is_orphan(self, write: PureWrite) -> bool:
         """Whether the kernel of its dead source may deliver it, and the router can know that."""
-        agent, page = write.command.agent, write.command.target_pages[0]
-        stalled = write.source.granted_by[agent, page] in self.stalled
-        away = agent.rpartition(":")[0] not in self.core.state.workers
+        agent, pages = write.command.agent, write.command.target_pages
+        stalled = bool(pages) and write.source.granted_by[agent, pages[0]] in self.stalled
+        away = bool(pages) and agent.rpartition(":")[0] not in self.core.state.workers
         return self._is_cut(write) and not write.landed and (stalled or away)
 
     def operate(self, ask: Ask, operation_id: str = "") -> Operation:
