@@ -14,10 +14,11 @@ import torch
 
 from benchmarks.gpu.device import Device, build_executor, build_model, prepare
 from benchmarks.gpu.figures import HIDDEN, RATE
-from benchmarks.gpu.hand_driven import HandDriven, Peer, handshake, page_receiver, page_sums
 from benchmarks.gpu.part import Part
+from benchmarks.gpu.peer import Peer, handshake, page_receiver, page_sums
 from benchmarks.gpu.sequences import pages_for
 from benchmarks.gpu.sizes import Sizes
+from benchmarks.hand_driven import HandDriven
 from benchmarks.handoff import Sender
 from cluster.handoff import HandoffOutcome, HandoffReport, Reservation
 from cluster.messages import HandoffEnded, Prefill, SendPages

@@ -10,7 +10,8 @@ from typing import Any
 
 from benchmarks.gpu.checked_model import CHUNK_TOKENS, MAX_BATCH, NUM_PAGES, PAGE_SIZE, CheckedModel
 from benchmarks.gpu.device import Device, prepare
-from benchmarks.gpu.hand_driven import POLL_S, HandDriven, Peer, handshake
+from benchmarks.gpu.peer import POLL_S, Peer, handshake
+from benchmarks.hand_driven import HandDriven
 from builtin_model import CHECKPOINT
 from builtin_model.tasks import SMALL_TASKS, Task, look_up
 from cluster.messages import (

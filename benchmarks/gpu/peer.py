@@ -1,7 +1,4 @@
-"""Workers driven by hand: roles over real engines and NIXL, without router, link or loop.
-
-The second worker lives in a process of its own and takes its orders from a pipe.
-"""
+"""The other side of a handoff: a worker driven by hand in a process of its own, which takes its orders from a pipe."""
 
 from __future__ import annotations
 
@@ -16,76 +13,14 @@ from typing import Any
 
 import torch
 
-from baton.wire import decode_notice, encode_notice
 from benchmarks.gpu.device import Device, prepare
-from cluster.messages import WorkerMessage
 from cluster.worker import Endpoint, PageLayout
 from kv_transfer.nixl import NixlTransport
-from kv_transfer.transport import Notice, WriteDone, WriteFailed
-from worker.role import Command, Role, Send, WriteEnded, WritePages
+from kv_transfer.transport import Notice
 
 POLL_S = 0.0002
 PROCESS_START_S = 120.0
 PAGES_AT_ONCE = 32  # that are summed: a sum takes eight times their memory
-
-
-@dataclass(eq=False)
-class HandDriven:
-    """A role, its executor and its transport; `turn` is one turn of a worker's loop."""
-
-    role: Role
-    executor: Any
-    transport: NixlTransport
-    said: list[WorkerMessage] = field(default_factory=list)
-    _writes: dict[int, int] = field(default_factory=dict)
-
-    def perform(self, commands: list[Command]) -> None:
-        for command in commands:
-            if isinstance(command, Send):
-                self.said.append(command.message)
-            elif isinstance(command, WritePages):
-                notice = encode_notice(command.notice) if command.notice else None
-                transfer = self.transport.write(command.agent, command.source_pages, command.target_pages, notice)
-                self._writes[transfer] = command.write_id
-
-    def turn(self) -> bool:
-        """Whether there was anything to compute."""
-        commands, plan = self.role.plan(time.monotonic())
-        self.perform(commands)
-        if plan is not None:
-            result = self.executor.execute(plan)
-            self.poll()
-            self.perform(self.role.absorb(plan, result, time.monotonic()))
-        self.poll()
-        return plan is not None
-
-    def poll(self) -> None:
-        for event in self.transport.poll():
-            match event:
-                case WriteDone(transfer_id, num_bytes, seconds):
-                    outcome = WriteEnded(self._writes.pop(transfer_id), num_bytes, seconds)
-                    self.perform(self.role.on_write_ended(outcome, time.monotonic()))
-                case WriteFailed(transfer_id, reason):
-                    outcome = WriteEnded(self._writes.pop(transfer_id), 0, 0.0, reason)
-                    self.perform(self.role.on_write_ended(outcome, time.monotonic()))
-                case Notice(_, payload):
-                    self.perform(self.role.on_notice(decode_notice(payload), time.monotonic()))
-
-    def heard(self, kind: type) -> list[Any]:
-        """What it said of this kind, once."""
-        found = [message for message in self.said if isinstance(message, kind)]
-        self.said = [message for message in self.said if not isinstance(message, kind)]
-        return found
-
-    def until(self, kind: type, timeout_s: float = 60.0) -> Any:
-        """Turn until it says this; raises `TimeoutError`."""
-        deadline = time.monotonic() + timeout_s
-        while True:
-            found = self.heard(kind)
-            if found:
-                return found[0]
-            if not self.turn() and time.monotonic() > deadline:
-                raise TimeoutError(f"{kind.__name__} did not come within {timeout_s:g} s.")
 
 
 def page_sums(pages: torch.Tensor, page_ids: list[int]) -> list[int]:
