@@ -8,18 +8,17 @@ that were measured: router core, roles, pages and policy are the same code in bo
 from __future__ import annotations
 
 import asyncio
-import multiprocessing as mp
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import mean, median
 from typing import Any
 
 import numpy as np
 import torch
 
+from benchmarks.process_cluster import ProcessCluster, plans
 from benchmarks.report import Goal, Report, arguments, progress
 from builtin_model import CHECKPOINT
-from cluster.plan import RouterPlan, WorkerPlan
 from cluster.request import Request, SamplingParams
 from cluster.worker import RoleName, StepSample, WorkerLoad
 from router.policy.cluster_state import ClusterState
@@ -30,7 +29,7 @@ from simulator.simulation import ClusterSpec, Simulation, WorkerSpec
 from simulator.trace import TraceRequest
 
 GOALS = {"ttft_error": Goal(0.15, at_most=True), "tpot_error": Goal(0.15, at_most=True)}
-PAGE_SIZE, NUM_PAGES, CHUNK_TOKENS, MIXED_CHUNK_TOKENS, MAX_BATCH = 16, 4096, 512, 128, 32
+NUM_PAGES, CHUNK_TOKENS, MIXED_CHUNK_TOKENS, MAX_BATCH = 4096, 512, 128, 32
 CONTEXT_TOKENS, PROBES = 2048, 20
 
 
@@ -72,60 +71,26 @@ class Live:
     layout: Any
 
 
-def worker_process(plan: WorkerPlan) -> None:
-    from worker.assembly import assemble
-
-    assemble(plan, "1", "localhost", lambda stage: None).run()
-
-
 async def run_live(stream: Stream, policy: str) -> Live:
     """Serve the stream with two worker processes, the router in this one."""
-    from router.assembly import start_router
-
-    folder = str(CHECKPOINT)
-    plan = RouterPlan(folder, "x", "float32", CONTEXT_TOKENS, "127.0.0.1", 0, "127.0.0.1", 4096, 60.0, policy)
-    router = await start_router(plan)
-    core = router.driver.core
-    core.state = core.dispatch.state = RecordingState()
-    workers = [_start_worker(role, folder, router.worker_address) for role in ("prefill", "decode")]
-    try:
-        while len(core.state.workers) < 2:
-            await asyncio.sleep(0.05)
-        probes = [await _ask(router.driver, f"probe-{n}", _prompt(n, 64), 4) for n in range(PROBES)]
-        prompts = [one.seconds for steps in core.state.samples.values() for one in steps if one.prefill_tokens]
+    router_plan, worker_plan = plans(
+        CHECKPOINT, CONTEXT_TOKENS, NUM_PAGES, policy=policy, chunk_tokens=CHUNK_TOKENS, max_batch=MAX_BATCH
+    )
+    worker_plan = replace(worker_plan, mixed_chunk_tokens=MIXED_CHUNK_TOKENS, checksum_every=16)
+    state = RecordingState()
+    async with ProcessCluster(router_plan, worker_plan, {"prefill": 1, "decode": 1}, state=state) as cluster:
+        driver = cluster.router.driver
+        probes = [await _ask(driver, f"probe-{n}", _prompt(n, 64), 4) for n in range(PROBES)]
+        await cluster.until(lambda: any(one.prefill_tokens for steps in state.samples.values() for one in steps))
+        prompts = [one.seconds for steps in state.samples.values() for one in steps if one.prefill_tokens]
         latency_s = max(0.0, median(one.latency.ttft_s or 0.0 for one in probes) - median(prompts)) / 2
-        core.state.samples.clear()
-        completions = await _play(router.driver, stream)
+        state.samples.clear()
+        completions = await _play(driver, stream)
+        await cluster.until(lambda: all(state.samples.get(name) for name, _ in cluster.names))
         moved = [one.handoff for one in completions if one.handoff is not None and one.handoff.transfer_s > 0]
         bandwidth = sum(one.bytes_sent for one in moved) / max(sum(one.transfer_s for one in moved), 1e-9)
-        layout = core.state.workers["decode-0"].info.endpoint.layout
-        return Live(completions, core.state.samples, latency_s, bandwidth or 1e9, layout)
-    finally:
-        for worker in workers:
-            worker.terminate()
-            worker.join(5)
-        await router.stop(0.0)
-
-
-def _start_worker(role: str, folder: str, address: str) -> Any:
-    plan = WorkerPlan(
-        name=f"{role}-0",
-        role=role,
-        model=folder,
-        router_address=address,
-        dtype="float32",
-        device="cpu",
-        context_tokens=CONTEXT_TOKENS,
-        num_pages=NUM_PAGES,
-        page_size=PAGE_SIZE,
-        chunk_tokens=CHUNK_TOKENS,
-        mixed_chunk_tokens=MIXED_CHUNK_TOKENS,
-        max_batch=MAX_BATCH,
-        threads=1,
-    )
-    process = mp.get_context("spawn").Process(target=worker_process, args=(plan,), daemon=True)
-    process.start()
-    return process
+        layout = state.workers["decode-0"].info.endpoint.layout
+        return Live(completions, state.samples, latency_s, bandwidth or 1e9, layout)
 
 
 def _prompt(number: int, tokens: int) -> tuple[int, ...]:

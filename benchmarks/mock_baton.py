@@ -1,4 +1,7 @@
-"""A prefill and a decode worker without a model: they speak the real worker protocol from one process.
+"""A prefill and a decode worker that compute nothing: they speak the real worker protocol from one process.
+
+A router accepts only workers of its own model, so they register with the built-in model's id: routers in front of them
+serve `builtin_model.CHECKPOINT`.
 
 The prefill worker answers a request at once with its first token; once the router has had the pages "sent", the decode
 worker adds one token per live stream and step, a step every `step_s` seconds (0: as fast as it can).
@@ -15,6 +18,7 @@ from typing import Any
 import zmq
 
 from baton import wire
+from builtin_model import CHECKPOINT
 from cluster.handoff import HandoffOutcome, Reservation
 from cluster.messages import (
     Cancel,
@@ -32,6 +36,7 @@ from cluster.messages import (
 )
 from cluster.request import FinishReason
 from cluster.worker import Endpoint, PageLayout, RoleName, WorkerInfo, WorkerLoad
+from engine.checkpoint import model_id
 
 PAGES = 1_000_000
 REPORT_S = 0.5
@@ -54,7 +59,7 @@ class MockWorkers:
         self.sockets[role].send(wire.encode_to_router(list(messages), "1"))
 
     def register(self) -> None:
-        layout = PageLayout(PAGES, 1, 16, 1, 1, "float32", "mock")
+        layout = PageLayout(PAGES, 1, 16, 1, 1, "float32", model_id(CHECKPOINT))  # a router refuses other models
         for role in ROLES:
             endpoint = Endpoint(f"{role.value}:1", b"", 0, 0, layout)
             info = WorkerInfo(role.value, "1", role, 0, endpoint, 1 << 20, 1 << 20, pid=os.getpid())

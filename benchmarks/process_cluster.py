@@ -13,6 +13,7 @@ from typing import Any
 from benchmarks.cables import enter
 from cluster.plan import RouterPlan, WorkerPlan
 from router.assembly import RunningRouter, start_router
+from router.policy.cluster_state import ClusterState
 
 LOAD_TIMEOUT_S = 120.0
 
@@ -36,6 +37,7 @@ class ProcessCluster:
     pools: Mapping[str, int]  # role → workers
     namespaces: Mapping[str, str] = field(default_factory=dict)  # of workers, by name
     environment: Mapping[str, str] = field(default_factory=dict)  # of every worker
+    state: ClusterState | None = None  # one that records what workers report; the router's own when not given
     router: RunningRouter = field(init=False)
     processes: dict[str, Any] = field(default_factory=dict)
 
@@ -44,7 +46,7 @@ class ProcessCluster:
         return [(f"{role}-{index}", role) for role, count in self.pools.items() for index in range(count)]
 
     async def __aenter__(self) -> ProcessCluster:
-        self.router = await start_router(self.router_plan)
+        self.router = await start_router(self.router_plan, self.state)
         try:
             for name, role in self.names:
                 self.spawn(name, role)

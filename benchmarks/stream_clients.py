@@ -46,6 +46,7 @@ class GrpcClient:
     """All streams over one HTTP/2 connection, as gRPC clients do it."""
 
     def __init__(self, port: int) -> None:
+        self.port = port
         self._reader = Http2Reader(port, "/baton.v1.Inference/Generate")
         self._names: dict[int, str] = {}
         self.messages = 0

@@ -70,8 +70,11 @@ def load_learned(path: Path | None) -> OutputLength:
         return OutputLength()
 
 
-async def start_router(plan: RouterPlan) -> RunningRouter:
-    """Start a router on the running event loop; raises `ConfigError` when its plan cannot or must not be served."""
+async def start_router(plan: RouterPlan, state: ClusterState | None = None) -> RunningRouter:
+    """Start a router on the running event loop; raises `ConfigError` when its plan cannot or must not be served.
+
+    `state` takes the place of the router's own view of its workers: one that also records what they report.
+    """
     access = plan.access
     access.check(plan.admin_host)
     credentials = Credentials(access)
@@ -91,7 +94,7 @@ async def start_router(plan: RouterPlan) -> RunningRouter:
         placement=placement,
         decode=tokenizer.decode,
         limits=limits,
-        state=ClusterState(share_prefixes=access.share_prefixes),
+        state=ClusterState(share_prefixes=access.share_prefixes) if state is None else state,
         output_length=load_learned(state_file),
         started_s=time.monotonic(),
     )
