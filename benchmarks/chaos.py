@@ -255,7 +255,7 @@ def measure(minutes: float, seed: int) -> tuple[dict[str, float], dict[str, Any]
         cables = None if no_cables else stack.enter_context(Cables())
         ray = start_local_ray() if cables is None else wired_ray(cables, NODES, CPUS)
         stack.callback(ray.stop)
-        stack.enter_context(connected(ray.address))
+        stack.enter_context(connected(ray))
         host = "127.0.0.1" if cables is None else ""
         resolved = resolve_here(parse_config("", pools))
         started = start_cluster(resolved, lambda process, stage: None, worker_host=host)

@@ -203,7 +203,7 @@ def measure(seconds: float, peak_s: float, seed: int) -> tuple[dict[str, float],
     }
     ray = start_local_ray()
     try:
-        with connected(ray.address):
+        with connected(ray):
             started = start_cluster(resolve_here(parse_config("", overrides)), lambda process, stage: None)
             return asyncio.run(run(started, seconds, peak_s, seed))
     finally:

@@ -139,7 +139,7 @@ def measure(minutes: float, load: float, seed: int) -> tuple[dict[str, float], d
     }
     ray = start_local_ray()
     try:
-        with connected(ray.address):
+        with connected(ray):
             started = start_cluster(resolve_here(parse_config("", overrides)), lambda process, stage: None)
             return asyncio.run(soak(started, minutes, load, seed))
     finally:

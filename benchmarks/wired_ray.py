@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from benchmarks.cables import Cables
 from cluster.errors import ConfigError
-from deploy.local_ray import LocalRay, environment, start_local_ray
+from deploy.local_ray import LocalRay, start_local_ray
 
 START_TIMEOUT_S = 120.0
 
@@ -16,6 +16,7 @@ START_TIMEOUT_S = 120.0
 def wired_ray(cables: Cables, nodes: Sequence[str], cpus: Sequence[int]) -> LocalRay:
     """Start it: the head takes no work that needs a CPU, each node as many pieces as it has. `stop` ends them all."""
     ray = start_local_ray(options=("--num-cpus=0",), host=cables.address)
+    environment = ray.environment()
     try:
         for node, count in zip(nodes, cpus, strict=True):
             address = cables.plug(node)
@@ -25,7 +26,7 @@ def wired_ray(cables: Cables, nodes: Sequence[str], cpus: Sequence[int]) -> Loca
                 *(f"--node-ip-address={address}", f"--num-cpus={count}"),
                 *("--object-store-memory=80000000", "--disable-usage-stats"),
             ]
-            done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=START_TIMEOUT_S)
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=START_TIMEOUT_S)
             if done.returncode != 0:
                 raise ConfigError(f"Ray did not start on {node}: {(done.stdout + done.stderr)[-1000:]}")
     except BaseException:

@@ -62,7 +62,7 @@ def up(resolved: Resolved, tell: Tell) -> RunningCluster:
     try:
         from deploy.launcher import connected, start_cluster
 
-        with connected(ray.address):
+        with connected(ray):
             tell("ray", f"ready at {ray.address}")
             # Noted before the actors start, so that an interrupted `up` can be cleaned up by `down`.
             note(RunningCluster("", (), ray.address, ray.folder))
@@ -98,7 +98,7 @@ def _take_down(ray: LocalRay) -> None:
         from deploy.launcher import connected, stop_cluster
 
         # A Ray that does not answer any more has no actors to be kind to.
-        with contextlib.suppress(Exception), connected(ray.address):
+        with contextlib.suppress(Exception), connected(ray):
             stop_cluster()
     finally:
         if ray.folder:

@@ -12,13 +12,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
+from ray import _raylet
+from ray._private import ray_constants
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.errors import ConfigError, NoWorkers
 from cluster.placement import demand
 from cluster.ray_names import NAMESPACE, ROUTER
 from cluster.resolve import Resolved
-from deploy.local_ray import free_port
+from deploy.local_ray import LocalRay, free_port
 from deploy.placement_groups import actor_options, release_empty_groups, release_groups, reserve_groups
 from router.actor import RouterActor
 from router.worker_gate import new_link_keys
@@ -30,24 +32,53 @@ Tell = Callable[[str, str], None]  # (process name, what it is doing)
 
 
 @contextlib.contextmanager
-def connected(ray_address: str) -> Iterator[None]:
-    """This process as a driver of the Ray at `ray_address`, quietly and with its own signal handlers."""
+def connected(local: LocalRay) -> Iterator[None]:
+    """This process as a driver of a Ray, quietly and with its own signal handlers."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
-    ray.init(
-        address=ray_address,
-        namespace=NAMESPACE,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        configure_logging=True,
-    )
-    if threading.current_thread() is threading.main_thread():
-        for number, handler in handlers.items():
-            signal.signal(number, handler)  # Ray's own for SIGTERM aborts the process
+    with _let_in(local):
+        ray.init(
+            address=local.address,
+            namespace=NAMESPACE,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            configure_logging=True,
+        )
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in handlers.items():
+                signal.signal(number, handler)  # Ray's own for SIGTERM aborts the process
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+@contextlib.contextmanager
+def _let_in(local: LocalRay) -> Iterator[None]:
+    """With our Ray's token, and on loopback with Ray's constant that the environment sets for its other processes."""
+    if not local.folder:
+        yield
+        return
+    names = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_TOKEN")
+    before = {name: os.environ.pop(name) for name in names if name in os.environ}
+    cluster = ray_constants.ENABLE_RAY_CLUSTER
     try:
+        os.environ.update(local.access())
+        _read_access()
+        ray_constants.ENABLE_RAY_CLUSTER = not local.on_loopback
         yield
     finally:
-        ray.shutdown()
+        ray_constants.ENABLE_RAY_CLUSTER = cluster
+        for name in names:
+            os.environ.pop(name, None)
+        os.environ.update(before)
+        _read_access()
+
+
+def _read_access() -> None:
+    """Ray keeps what it once read of its environment: the mode and the token."""
+    _raylet.Config.initialize("")
+    _raylet.AuthenticationTokenLoader.instance().reset_cache()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,13 +1,15 @@
 """A Ray head on this machine that belongs to Baton: started, found again by a later command, and ended completely.
 
-`ray stop` ends every Ray on a machine, also those of others. Ours is known by its own temporary folder, which stands
-in the command line of each of its processes.
+`ray stop` ends every Ray on a machine, also those of others. Ours is known by its own folder, which stands in the
+command line of each of its processes. It listens on loopback only, unless it is given another address, and answers
+only callers that have the token in its folder, which other users of the machine cannot open.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -31,21 +33,46 @@ import runpy, signal
 signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
 runpy.run_module("ray.scripts.scripts", run_name="__main__", alter_sys=True)
 """
+LOOPBACK = "127.0.0.1"
 _QUIET = {
     "RAY_enable_worker_prestart": "0",  # idle Python processes that nobody needs
     "RAY_DISABLE_IMPORT_WARNING": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_enable_metrics_collection": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_START_HOOK": "deploy.ray_start.without_extras",
 }
+# Ray replaces a loopback address by the machine's own and then listens on every interface, unless this is off.
+_CLUSTER = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 
 
 @dataclass(frozen=True, slots=True)
 class LocalRay:
-    """A running Ray head: where to reach it, and the folder its processes are known by."""
+    """A running Ray head: where to reach it, and the folder its processes are known by, empty for a Ray of others."""
 
     address: str
     folder: str
+
+    @property
+    def on_loopback(self) -> bool:
+        """Whether only this machine can reach it; False for a Ray of others, of which nothing is known."""
+        return bool(self.folder) and self.address.startswith(f"{LOOPBACK}:")
+
+    def access(self) -> dict[str, str]:
+        """The environment by which a process gets in; a Ray of others is left to its own means."""
+        if not self.folder:
+            return {}
+        return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(Path(self.folder) / "token")}
+
+    def environment(self) -> dict[str, str]:
+        """For processes of this Ray: actors find Baton's packages, are as quiet as we are, and get in."""
+        root = str(Path(__file__).resolve().parent.parent)
+        path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+        # A token in this variable would count more than the file.
+        inherited = {name: value for name, value in os.environ.items() if name != "RAY_AUTH_TOKEN"}
+        near = {"UCX_NET_DEVICES": "lo"} if self.on_loopback and "UCX_TLS" not in inherited else {}
+        cluster = {_CLUSTER: "0" if self.on_loopback else "1"}
+        return {**near, **inherited, **_QUIET, **cluster, **self.access(), "PYTHONPATH": path}
 
     def processes(self) -> list[psutil.Process]:
         """Every live process of this Ray, workers included."""
@@ -81,16 +108,17 @@ def _children(process: psutil.Process) -> list[psutil.Process]:
 
 
 def start_local_ray(
-    object_store_bytes: int = 100 << 20, port: int = 0, options: Sequence[str] = (), host: str = "127.0.0.1"
+    object_store_bytes: int = 100 << 20, port: int = 0, options: Sequence[str] = (), host: str = LOOPBACK
 ) -> LocalRay:
     """Start a Ray head on an address of this machine; raises `ConfigError` with Ray's own words when it fails.
 
-    `port` 0 is any free one; `options` are further ones of `ray start`. Whatever interrupts it, nothing that was
-    started stays.
+    `port` 0 is any free one; `options` are further ones of `ray start`. On loopback it listens there only, elsewhere
+    on every interface. Whatever interrupts it, nothing that was started stays.
     """
     # Short, because Unix socket paths inside it may have 107 characters at most.
     ray = LocalRay(f"{host}:{port or free_port()}", tempfile.mkdtemp(prefix="baton-ray-", dir="/tmp"))
     try:
+        _write_token(ray)
         _start(ray, object_store_bytes, options)
     except BaseException:
         ray.stop()
@@ -98,11 +126,17 @@ def start_local_ray(
     return ray
 
 
+def _write_token(ray: LocalRay) -> None:
+    with open(ray.access()["RAY_AUTH_TOKEN_PATH"], "x", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
+        file.write(secrets.token_hex(32))
+
+
 def _start(ray: LocalRay, object_store_bytes: int, options: Sequence[str]) -> None:
     host, port = ray.address.split(":")
     command = [
         *(sys.executable, "-c", _RAY, "start", "--head"),
-        *(f"--node-ip-address={host}", f"--port={port}", f"--temp-dir={ray.folder}"),
+        # A folder of its own inside ours: Ray opens it to everybody.
+        *(f"--node-ip-address={host}", f"--port={port}", f"--temp-dir={ray.folder}/ray"),
         *("--include-dashboard=false", "--disable-usage-stats", "--include-log-monitor=false"),
         *(f"--object-store-memory={object_store_bytes}", *options),
     ]
@@ -116,7 +150,7 @@ def _start(ray: LocalRay, object_store_bytes: int, options: Sequence[str]) -> No
                 stdout=output,
                 stderr=output,
                 stdin=subprocess.DEVNULL,
-                env=environment(),
+                env=ray.environment(),
                 start_new_session=True,
             )
         finally:
@@ -128,13 +162,6 @@ def _start(ray: LocalRay, object_store_bytes: int, options: Sequence[str]) -> No
     if code != 0:
         words = log.read_text(errors="replace").strip().splitlines()[-5:]
         raise ConfigError("Ray did not start: " + " ".join(words))
-
-
-def environment() -> dict[str, str]:
-    """Actors must find Baton's packages and be as quiet as we are."""
-    root = str(Path(__file__).resolve().parent.parent)
-    path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
-    return {**os.environ, **_QUIET, "PYTHONPATH": path}
 
 
 def free_port() -> int:

@@ -15,6 +15,7 @@ from dataclasses import replace
 from cluster.errors import ConfigError
 from cluster.resolve import Resolved
 from deploy.cluster import Tell
+from deploy.local_ray import LocalRay
 from deploy.running import RunningCluster, note, running_cluster
 
 POOLS = ("prefill", "decode", "mixed")
@@ -60,7 +61,7 @@ def scale(pool: str, delta: int, pools: Pools, drain: Drain, tell: Tell) -> list
     resolved = Resolved.from_json(cluster.resolved)
     from deploy.launcher import connected, live_workers
 
-    with connected(cluster.ray_address):
+    with connected(LocalRay(cluster.ray_address, cluster.ray_folder)):
         live = live_workers()
         if delta > 0:
             names = new_names(pool, delta, live | set(cluster.workers))

@@ -61,7 +61,7 @@ class Live:
 def ray_head() -> Iterator[LocalRay]:
     ray = start_local_ray()
     try:
-        with connected(ray.address):
+        with connected(ray):
             yield ray
     finally:
         ray.stop()

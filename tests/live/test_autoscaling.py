@@ -96,7 +96,7 @@ def growing_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Loc
     config.write_text(json.dumps({**AUTOSCALER, "provider": provider}))
     resources = '--resources={"baton_decode": 1, "baton_prefill": 1}'
     options = [f"--autoscaling-config={config}", "--num-cpus=1", resources, "--labels=pool=prefill"]
-    ray = start_local_ray(port=port, options=options)
+    ray = start_local_ray(port=port, options=options, host=get_node_ip_address())
     try:
         yield ray
     finally:
@@ -148,6 +148,7 @@ def test_a_node_comes_for_a_worker_and_goes_after_its_drain(
         "BATON_HOME": str(tmp_path),
         "PYTHONPATH": str(ROOT),
         "RAY_ADDRESS": growing_ray.address,
+        **growing_ray.access(),
         "COLUMNS": "120",
     }
     config = tmp_path / "cluster.toml"

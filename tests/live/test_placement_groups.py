@@ -17,24 +17,32 @@ from ray.util.placement_group import get_placement_group, placement_group_table
 from cluster.config import parse_config
 from cluster.resolve import MachineFacts, ModelFacts, Resolved, resolve
 from deploy.launcher import start_cluster, start_workers, stop_cluster, stop_workers
-from deploy.local_ray import LocalRay, environment
+from deploy.local_ray import LocalRay
 from deploy.placement_groups import release_groups, reserve_groups
 from engine.checkpoint import read_config
 from tests.live.conftest import CONTEXT_TOKENS, Live
 
 SECOND_ADDRESS = "127.0.0.2"
+# `ray`, which would otherwise replace the head's loopback address by the machine's.
+JOIN_ON_LOOPBACK = """
+from ray._private import services
+services.resolve_ip_for_localhost = lambda host: host
+from ray.scripts.scripts import main
+main()
+"""
 
 
 @pytest.fixture(scope="module")
 def second_node(ray_head: LocalRay) -> Iterator[LocalRay]:
     """A second node, with an address of its own, beside the head."""
     command = [
-        *(sys.executable, "-m", "ray.scripts.scripts", "start", f"--address={ray_head.address}"),
+        *(sys.executable, "-c", JOIN_ON_LOOPBACK, "start", f"--address={ray_head.address}"),
         *(f"--node-ip-address={SECOND_ADDRESS}", "--num-cpus=2", "--labels=rack=second"),
         *("--object-store-memory=80000000", "--disable-usage-stats"),
     ]
     try:
-        subprocess.run(command, env=environment(), check=True, capture_output=True, timeout=90)
+        environment = {**ray_head.environment(), "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1"}
+        subprocess.run(command, env=environment, check=True, capture_output=True, timeout=90)
         yield ray_head
     finally:
         _end(ray_head)
@@ -65,6 +73,7 @@ def _resolved(folder: Path, placement: str) -> Resolved:
         threads = 1
         [router]
         port = 0
+        admin_port = 0
         policy = "least_loaded"
         {placement}
     """
