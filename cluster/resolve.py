@@ -32,6 +32,7 @@ class ModelFacts:
     name: str
     context_tokens: int
     kv_values_per_token: int
+    window_limits: bool = False  # a sliding window, not the model's positions, is what limits `context_tokens`
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,7 @@ class Resolved:
         return {
             "model": self.model.name,
             "dtype": self.dtype,
-            "context_tokens": str(self.context_tokens),
+            "context_tokens": self._context_words(),
             "page_size": str(page_size),
             "num_pages": f"{self.num_pages} per worker ({self.num_pages * page_size} tokens)"
             if self.num_pages
@@ -76,6 +77,10 @@ class Resolved:
             "access": self.access_plan().told,
             **placement_words(self.config),
         }
+
+    def _context_words(self) -> str:
+        windowed = self.model.window_limits and self.context_tokens == self.model.context_tokens
+        return f"{self.context_tokens}, because of the sliding window" if windowed else str(self.context_tokens)
 
     def _gpu_words(self) -> dict[str, str]:
         """How pools that are on GPUs use them; nothing where none is."""

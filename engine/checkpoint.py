@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any, BinaryIO
 
 from cluster.errors import ModelError
+from engine.checkpoint_tensors import TensorHeader, place_tensors
 from engine.model_config import ModelConfig, model_config
 
 _PATTERNS = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
@@ -64,6 +66,27 @@ def weight_files(folder: Path) -> list[Path]:
     return [folder / "model.safetensors"]
 
 
+def tensor_headers(files: list[Path]) -> dict[str, TensorHeader]:
+    """Type and shape of every tensor in these files; raises `ModelError` for a broken header or a name met twice."""
+    headers: dict[str, TensorHeader] = {}
+    for path in files:
+        with path.open("rb") as file:
+            entries, _ = _header(path, file)
+        for name, entry in entries.items():
+            if name in headers:
+                raise ModelError(f"The tensor {name} is in the checkpoint twice, the second time in {path}.")
+            try:
+                headers[name] = TensorHeader(str(entry["dtype"]), tuple(entry["shape"]))
+            except _WRONG:
+                raise ModelError(f"{path} is no readable safetensors file: its header is broken.") from None
+    return headers
+
+
+def check_weights(folder: Path, config: ModelConfig) -> None:
+    """Raise `ModelError` unless the checkpoint has the tensors of its configuration; reads headers only."""
+    place_tensors(config, tensor_headers(weight_files(folder)))
+
+
 def model_id(folder: Path) -> str:
     """A short name of config and weights: workers exchange KV only when theirs are equal.
 
@@ -73,14 +96,21 @@ def model_id(folder: Path) -> str:
     for path in weight_files(folder):
         digest.update(f"{path.name}:{path.stat().st_size}".encode())
         with path.open("rb") as file:
+            tensors, header = _header(path, file)
+            digest.update(header)
             try:
-                header = file.read(min(int.from_bytes(file.read(8), "little"), path.stat().st_size))
-                digest.update(header)
-                tensors = json.loads(header)
-                offsets = [entry["data_offsets"][0] for name, entry in tensors.items() if name != "__metadata__"]
-                for offset in sorted(offsets):
+                for offset in sorted(entry["data_offsets"][0] for entry in tensors.values()):
                     file.seek(8 + len(header) + offset)
                     digest.update(file.read(_SAMPLE_BYTES))
             except _WRONG:
                 raise ModelError(f"{path} is no readable safetensors file: its header is broken.") from None
     return digest.hexdigest()
+
+
+def _header(path: Path, file: BinaryIO) -> tuple[dict[str, Any], bytes]:
+    """What a safetensors file says of its tensors, by name, and the bytes in which it does."""
+    try:
+        header = file.read(min(int.from_bytes(file.read(8), "little"), path.stat().st_size))
+        return {name: entry for name, entry in json.loads(header).items() if name != "__metadata__"}, header
+    except _WRONG:
+        raise ModelError(f"{path} is no readable safetensors file: its header is broken.") from None

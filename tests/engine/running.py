@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from cluster.request import Request, SamplingParams
+from engine.attention.backend import BatchLayout
 from engine.batch import StepBudget, absorb_step, plan_step
 from engine.checkpoint import model_id, read_config
 from engine.cuda_executor import CudaExecutor
@@ -23,6 +24,27 @@ def load_executor(folder: Path, num_pages: int = 64, page_size: int = 16, dtype:
     config = read_config(folder)
     layout = config.page_layout(num_pages, page_size, dtype, model_id(folder))
     return TorchExecutor(config, load_weights(folder, config, getattr(torch, dtype)), layout)
+
+
+def whole_prompt(length: int, page_size: int) -> BatchLayout:
+    """The metadata of one sequence that is computed in a single step."""
+    pages = -(-length // page_size)
+    return BatchLayout(
+        qo_indptr=torch.tensor([0, length]),
+        indptr=torch.tensor([0, pages]),
+        indices=torch.randperm(pages),
+        last_page_len=torch.tensor([length - (pages - 1) * page_size]),
+        positions=torch.arange(length),
+        num_decodes=0,
+    )
+
+
+def logits_of(executor: TorchExecutor, tokens: torch.Tensor) -> torch.Tensor:
+    """Logits at every position of one sequence."""
+    layout = whole_prompt(len(tokens), executor.layout.page_size)
+    with torch.inference_mode():
+        executor._attention.plan(layout)
+        return executor.model.forward(tokens, layout.positions, torch.arange(len(tokens)), executor._attention)
 
 
 def generate(

@@ -27,9 +27,10 @@ from cluster.worker import RoleName
 from deploy import running
 from engine.batch import StepBudget
 from engine.checkpoint import model_id, read_config
+from engine.checkpoint_tensors import checkpoint_targets
 from engine.kv_pages import PagePool
 from engine.model_config import model_config
-from engine.weights import checkpoint_targets, load_weights
+from engine.weights import load_weights
 from router.admin_messages import operation_message, read_ask
 from router.policy.output_length import OutputLength
 from router.server import InferenceService, ServedModel, _emitted, _parse
