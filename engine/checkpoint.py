@@ -11,7 +11,10 @@ from cluster.errors import ModelError
 from engine.checkpoint_tensors import TensorHeader, place_tensors
 from engine.model_config import ModelConfig, model_config
 
-_PATTERNS = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
+_INDEX, _WHOLE = "model.safetensors.index.json", "model.safetensors"
+# Of a hub repository: all but weights. The weights are fetched by name, because a repository may hold them a second
+# time in a form of its own (Mistral's consolidated*.safetensors), which would double the download.
+DESCRIPTION = ["*.json", "*.jinja", "tokenizer.model"]
 _SAMPLE_BYTES = 4096  # of each tensor
 # What reading a file of the wrong shape may raise: no JSON, no text, a wrong type, a missing key, no end of brackets.
 _WRONG = (OSError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError)
@@ -33,7 +36,9 @@ def resolve_model(model: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(model, allow_patterns=_PATTERNS))
+        folder = Path(snapshot_download(model, allow_patterns=DESCRIPTION))
+        read_config(folder)  # a model that is not supported is refused before its weights are fetched
+        return Path(snapshot_download(model, revision=folder.name, allow_patterns=weight_names(folder)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise ModelError(f"The model {model} is no folder here and could not be had from the hub: {reason}") from None
@@ -49,21 +54,29 @@ def read_config(folder: Path) -> ModelConfig:
         raise ModelError(f"{folder / 'config.json'} cannot be read: {error}.") from None
 
 
+def weight_names(folder: Path) -> list[str]:
+    """Names of a checkpoint's safetensors files, sharded or not, in a fixed order; they need not be there."""
+    index = folder / _INDEX
+    if not index.is_file():
+        return [_WHOLE]
+    try:
+        return sorted({str(name) for name in json.loads(index.read_text())["weight_map"].values()})
+    except _WRONG as error:
+        raise ModelError(f"{index} is no readable index of shards: {error!r}.") from None
+
+
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint, sharded or not, in a fixed order."""
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-            missing = [name for name in names if not (folder / name).is_file()]
-        except _WRONG as error:
-            raise ModelError(f"{index} is no readable index of shards: {error!r}.") from None
-        if missing:
-            raise ModelError(f"The shard {missing[0]} of {folder} is missing.")
-        return [folder / name for name in names]
-    if not (folder / "model.safetensors").is_file():
-        raise ModelError(f"{folder} has no model.safetensors; only safetensors checkpoints are read.")
-    return [folder / "model.safetensors"]
+    """The safetensors files of a checkpoint; raises `ModelError` when one is not there."""
+    names = weight_names(folder)
+    try:
+        missing = [name for name in names if not (folder / name).is_file()]
+    except _WRONG as error:
+        raise ModelError(f"{folder / _INDEX} is no readable index of shards: {error!r}.") from None
+    if missing == [_WHOLE]:
+        raise ModelError(f"{folder} has no {_WHOLE}; only safetensors checkpoints are read.")
+    if missing:
+        raise ModelError(f"The shard {missing[0]} of {folder} is missing.")
+    return [folder / name for name in names]
 
 
 def tensor_headers(files: list[Path]) -> dict[str, TensorHeader]:
