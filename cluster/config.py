@@ -1,6 +1,6 @@
 """The configuration file: one TOML document whose every key has a default.
 
-    [model]     path, dtype, context_tokens
+    [model]     path, dtype, context_tokens, generation_config
     [pools]     prefill, decode, mixed
     [engine]    page_size, num_pages, kv_memory_gib, chunk_tokens, mixed_chunk_tokens, max_batch, threads,
                 checksum_every, swap_memory_gib, write_stall_s, device, gpu_memory_fraction, cuda_graphs, attention
@@ -34,6 +34,7 @@ class ModelSection(_Section):
     path: str = ""  # a folder or a Hugging Face hub id; empty: the built-in model
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     context_tokens: int | Auto = "auto"
+    generation_config: Literal["auto", "off"] = "auto"  # whether its sampling defaults apply
 
 
 class PoolsSection(_Section):

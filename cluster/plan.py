@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from cluster.access import AccessPlan
 from cluster.link_keys import RouterKeys, WorkerKeys
+from cluster.sampling import SamplingDefaults
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,7 @@ class RouterPlan:
     write_timeout_s: float = 30.0  # after which a client that reads nothing is cut; 0: never
     state_file: str = ""  # keeps what was learned of output lengths over a restart
     settings: dict[str, str] = field(default_factory=dict)  # shown by `baton status`
+    sampling_defaults: SamplingDefaults = field(default_factory=dict)  # of requests that leave them open
     admin_host: str = "127.0.0.1"
     admin_port: int = 0  # any
     worker_port: int = 0  # any

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from cluster.errors import ModelError
+from cluster.sampling import SamplingDefaults, model_defaults
 from engine.checkpoint_tensors import TensorHeader, place_tensors
 from engine.model_config import ModelConfig, model_config
 
@@ -52,6 +53,17 @@ def read_config(folder: Path) -> ModelConfig:
         return model_config(raw, json.loads(generation.read_text()) if generation.is_file() else None)
     except _WRONG as error:
         raise ModelError(f"{folder / 'config.json'} cannot be read: {error}.") from None
+
+
+def read_sampling_defaults(folder: Path) -> SamplingDefaults:
+    """How requests are sampled that do not say how, by the checkpoint's generation_config.json; empty without one."""
+    path = folder / "generation_config.json"
+    if not path.is_file():
+        return {}
+    try:
+        return model_defaults(json.loads(path.read_text()))
+    except _WRONG as error:
+        raise ModelError(f"{path} cannot be read: {error}.") from None
 
 
 def weight_names(folder: Path) -> list[str]:
