@@ -15,6 +15,7 @@ from engine.executor import TorchExecutor
 from engine.kv_pages import PagePool
 from engine.page_table import commit_pages, grow, take_pages
 from engine.sequence import Sequence
+from engine.step import SampledToken
 from engine.weights import load_weights
 
 ROOT = b"root"
@@ -54,11 +55,23 @@ def generate(
     chunk_tokens: int = 32,
 ) -> list[list[int]]:
     """Output tokens of all prompts, run together in chunks; ends at max_tokens or end of sequence."""
+    answers = sampled_tokens(executor, prompts, sampling, chunk_tokens)
+    return [[token.token_id for token in answer] for answer in answers]
+
+
+def sampled_tokens(
+    executor: TorchExecutor | CudaExecutor,
+    prompts: list[list[int]],
+    sampling: list[SamplingParams],
+    chunk_tokens: int = 32,
+) -> list[list[SampledToken]]:
+    """`generate`, with the log-probabilities that were asked for."""
     pool = PagePool(executor.layout.num_pages, executor.layout.page_size)
     sequences = [
         Sequence.start(Request(str(index), tuple(prompt), params))
         for index, (prompt, params) in enumerate(zip(prompts, sampling, strict=True))
     ]
+    answers: dict[str, list[SampledToken]] = {sequence.request_id: [] for sequence in sequences}
     live = list(sequences)
     for sequence in live:
         assert take_pages(sequence, pool, ROOT)
@@ -69,7 +82,10 @@ def generate(
         prefilling = [sequence for sequence in live if not sequence.decoding]
         plan = plan_step(decoding, prefilling, StepBudget(chunk_tokens, 64))
         assert plan is not None
-        absorb_step(plan, executor.execute(plan))
+        result = executor.execute(plan)
+        absorb_step(plan, result)
+        for sequence, token in zip(plan.sampling, result.tokens, strict=True):
+            answers[sequence.request_id].append(token)
         for part in plan.slices:
             commit_pages(part.sequence, pool, ROOT)
         config = executor.config
@@ -78,4 +94,4 @@ def generate(
             for sequence in live
             if not sequence.num_output or sequence.finish_reason(config.eos_token_ids, config.context_tokens) is None
         ]
-    return [sequence.tokens[sequence.prompt_len :] for sequence in sequences]
+    return list(answers.values())
