@@ -7,6 +7,7 @@ not quite a function of the request: a matrix product rounds differently with ot
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -44,7 +45,7 @@ def until_they_part(one: list[SampledToken], other: list[SampledToken]) -> list[
 
 @pytest.mark.parametrize("dtype", BOUND)
 def test_other_batches_give_the_same_tokens_but_for_near_ties_of_the_dtype(
-    tmp_path: Path, dtype: str, record_property: pytest.RecordProperty
+    tmp_path: Path, dtype: str, record_property: Callable[[str, object], None]
 ) -> None:
     executor = load_executor(build_checkpoint(tmp_path, "llama3", seed=3), num_pages=400, dtype=dtype)
     prompts, params = requests()
