@@ -12,7 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer as FastTokenizer
 
+from cluster.config import parse_config
 from cluster.errors import ModelError
+from deploy.cluster import resolve_here
 from engine.checkpoint import check_weights, model_id, read_config, resolve_model
 from engine.tokenizer import Tokenizer
 from engine.weights import load_weights
@@ -108,6 +110,13 @@ def test_a_quantised_tensor_is_named_before_memory_is_taken(
         with pytest.raises(ModelError, match=rf"The tensor {re.escape(name)} is of type {word}"):
             check(folder)
     assert not taken
+
+
+def test_a_checkpoint_that_cannot_be_served_is_refused_before_anything_is_started(folder: Path) -> None:
+    name = "model.layers.0.self_attn.q_proj.weight"
+    _edit_weights(folder, lambda tensors: tensors.update({name: tensors[name].to(torch.int8)}))
+    with pytest.raises(ModelError, match=f"{re.escape(name)} is of type I8"):
+        resolve_here(parse_config(overrides={"model": {"path": str(folder)}}))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])

@@ -23,8 +23,8 @@ CARRIERS: tuple[Any, ...] = (
     WorkerState,
     WorkerLoop,
 )
-# A plan's port 0 is "any", for routers that are started by themselves; a path that is not set is None further in; the rest
-# begin as "auto" and are worked out.
+# A plan's port 0 is "any", for routers that are started by themselves; a path that is not set is None further in;
+# the rest begin as "auto" and are worked out.
 OTHERS = {"admin_port", "state_file", "gpu_memory_fraction", "max_prompt_tokens"}
 
 
