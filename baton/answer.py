@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import uuid
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from baton import wire
@@ -57,23 +57,26 @@ class Answer:
 
 def make_request(
     prompt: str | list[int],
-    sampling: SamplingParams,
+    sampling: Mapping[str, Any],
     *,
     request_id: str = "",
     priority: int = 0,
     tenant: str = "",
     objectives: Objectives | None = None,
 ) -> inference_pb2.GenerateRequest:
-    """The message for a prompt of text or token ids. Id and seed are chosen here, so that a stream can be resumed."""
+    """The message for a prompt of text or token ids; of `sampling` come the fields given, the rest is the model's.
+
+    Id and seed are chosen here, so that a stream can be resumed.
+    """
     request_id = request_id or uuid.uuid4().hex
-    if sampling.seed is None:
-        sampling = replace(sampling, seed=random.getrandbits(63))
+    if sampling.get("seed") is None:
+        sampling = {**sampling, "seed": random.getrandbits(63)}
     message = inference_pb2.GenerateRequest(request_id=request_id, priority=priority, tenant=tenant)
     if isinstance(prompt, str):
         message.text = prompt
     else:
         message.token_ids.ids.extend(prompt)
-    message.sampling.CopyFrom(wire.to_message(sampling))  # type: ignore[arg-type]
+    message.sampling.CopyFrom(wire.partial_message(SamplingParams, sampling))  # type: ignore[arg-type]
     if objectives is not None:
         message.objectives.CopyFrom(wire.to_message(objectives))  # type: ignore[arg-type]
     return message
@@ -116,13 +119,16 @@ def read_answer(tokens: list[Token], finish: inference_pb2.Finish) -> Answer:
     )
 
 
-def sampling_params(sampling: SamplingParams | None, options: Mapping[str, Any]) -> SamplingParams:
-    """`sampling`, or one made from keyword options such as `temperature=0.7, max_tokens=50`."""
-    if sampling is None:
-        values: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in options.items()
-        }
-        return SamplingParams(**values)
-    if options:
-        raise TypeError(f"Give either sampling or {', '.join(options)}, not both.")
-    return sampling
+def given_sampling(sampling: SamplingParams | None, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What a caller says of sampling: all of `sampling`, or the keyword options that are not None.
+
+    What is left open is up to the served model: see `cluster/sampling.py`.
+    """
+    if sampling is not None:
+        if options:
+            raise TypeError(f"Give either sampling or {', '.join(options)}, not both.")
+        return {field.name: getattr(sampling, field.name) for field in fields(SamplingParams)}
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+    given: dict[str, Any] = {key: value for key, value in values.items() if value is not None}
+    SamplingParams(**given)  # raises TypeError for an option that there is not
+    return given

@@ -119,17 +119,17 @@ def up(
 @app.command()
 def generate(
     prompt: Annotated[str, typer.Argument(help="The prompt; - reads standard input.")],
-    max_tokens: Annotated[int, typer.Option(help="Most output tokens.")] = 64,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
-    top_p: Annotated[float, typer.Option()] = 1.0,
-    top_k: Annotated[int, typer.Option(help="0 keeps the whole vocabulary.")] = 0,
+    max_tokens: Annotated[int | None, typer.Option(help="Most output tokens.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="1 keeps the whole vocabulary.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="0 keeps the whole vocabulary.")] = None,
     seed: Annotated[int | None, typer.Option(help="Makes a sampled answer repeatable.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="Stop string; may be given several times.")] = None,
     timeout: Annotated[float | None, typer.Option(help="Deadline in seconds.")] = None,
     address: Address = None,
     as_json: Json = False,
 ) -> None:
-    """Stream an answer.
+    """Stream an answer. What is not given is as the model has it (`baton up` shows it).
 
     Examples:
 
@@ -144,7 +144,7 @@ def generate(
         "top_p": top_p,
         "top_k": top_k,
         "seed": seed,
-        "stop": stop or [],
+        "stop": stop,
     }
     with _client(address) as client:
         stream = client.stream(text, timeout_s=timeout, **options)

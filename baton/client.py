@@ -15,7 +15,7 @@ from typing import Any, Self
 import grpc
 import grpc.aio
 
-from baton.answer import Answer, Token, make_request, read_answer, read_tokens, sampling_params
+from baton.answer import Answer, Token, given_sampling, make_request, read_answer, read_tokens
 from baton.connection import Connection
 from baton.errors import Cancelled, InternalError, error_from_rpc
 from baton.resume import Resume
@@ -115,11 +115,14 @@ class Client:
     ) -> TokenStream:
         """Generate from text or token ids; `options` are fields of `SamplingParams`.
 
+        Options that are not given are the served model's (its generation_config.json; without one: greedy, up to
+        256 tokens). A `SamplingParams` gives all of them.
+
         A request whose `objectives` cannot be met is refused at once (`Overloaded`, with `retry_after_s`).
         """
         request = make_request(
             prompt,
-            sampling_params(sampling, options),
+            given_sampling(sampling, options),
             request_id=request_id,
             priority=priority,
             tenant=tenant,
@@ -244,11 +247,14 @@ class AsyncClient:
     ) -> AsyncTokenStream:
         """Generate from text or token ids; `options` are fields of `SamplingParams`.
 
+        Options that are not given are the served model's (its generation_config.json; without one: greedy, up to
+        256 tokens). A `SamplingParams` gives all of them.
+
         A request whose `objectives` cannot be met is refused at once (`Overloaded`, with `retry_after_s`).
         """
         request = make_request(
             prompt,
-            sampling_params(sampling, options),
+            given_sampling(sampling, options),
             request_id=request_id,
             priority=priority,
             tenant=tenant,

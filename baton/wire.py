@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from functools import cache
 from typing import Any, TypeVar
@@ -69,24 +69,35 @@ _MESSAGES.update({kind: getattr(worker_pb2, kind.__name__) for kind in (*_TO_WOR
 
 def to_message(value: Any) -> Message:
     """The protobuf message of one of the paired dataclasses."""
-    message = _MESSAGES[type(value)]()
     kind: type = type(value)
+    return partial_message(kind, {name: getattr(value, name) for name, _, _ in _plan(kind)})
+
+
+def partial_message(kind: type, values: Mapping[str, Any]) -> Message:
+    """The protobuf message of one of the paired dataclasses with only these of its fields."""
+    message = _MESSAGES[kind]()
     for name, write, _ in _plan(kind):
-        write(message, name, getattr(value, name))
+        if name in values:
+            write(message, name, values[name])
     return message
 
 
 def from_message(kind: type[T], message: Message) -> T:
     """The dataclass of a message; raises `InvalidRequest` when a field without default is missing or unknown."""
+    try:
+        return kind(**given_fields(kind, message))
+    except TypeError as error:
+        raise InvalidRequest(f"A {kind.__name__} message lacks a field: {error}.") from None
+
+
+def given_fields(kind: type, message: Message) -> dict[str, Any]:
+    """The fields of a message that its sender set (and those that have no presence on the wire), by name."""
     values = {}
-    for name, _, read in _plan(kind):  # type: ignore[arg-type]
+    for name, _, read in _plan(kind):
         present, value = read(message, name)
         if present:
             values[name] = value
-    try:
-        return kind(**values)
-    except TypeError as error:
-        raise InvalidRequest(f"A {kind.__name__} message lacks a field: {error}.") from None
+    return values
 
 
 _Writer = Callable[[Any, str, Any], None]

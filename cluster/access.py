@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from ipaddress import ip_address
 
+from cluster import defaults
 from cluster.errors import ConfigError
 
 
@@ -18,7 +19,7 @@ class AccessPlan:
     tokens_file: str = ""
     share_prefixes: bool = False
     max_prompt_tokens: int = 0  # 0: the model's context
-    max_message_mib: int = 64
+    max_message_mib: int = defaults.MAX_MESSAGE_MIB
     max_streams_per_tenant: int = 0  # 0: no limit
     open_admin: bool = False
 

@@ -1,6 +1,6 @@
 """The configuration file: one TOML document whose every key has a default.
 
-    [model]     path, dtype, context_tokens
+    [model]     path, dtype, context_tokens, generation_config
     [pools]     prefill, decode, mixed
     [engine]    page_size, num_pages, kv_memory_gib, chunk_tokens, mixed_chunk_tokens, max_batch, threads,
                 checksum_every, swap_memory_gib, write_stall_s, device, gpu_memory_fraction, cuda_graphs, attention
@@ -21,6 +21,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from cluster import defaults
 from cluster.errors import ConfigError
 
 Auto = Literal["auto"]
@@ -34,6 +35,7 @@ class ModelSection(_Section):
     path: str = ""  # a folder or a Hugging Face hub id; empty: the built-in model
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     context_tokens: int | Auto = "auto"
+    generation_config: Literal["auto", "off"] = "auto"  # whether its sampling defaults apply
 
 
 class PoolsSection(_Section):
@@ -50,9 +52,9 @@ class EngineSection(_Section):
     mixed_chunk_tokens: int | Auto = "auto"
     max_batch: int | Auto = "auto"
     threads: int | Auto = "auto"
-    checksum_every: int = Field(default=16, ge=0)
+    checksum_every: int = Field(default=defaults.CHECKSUM_EVERY, ge=0)
     swap_memory_gib: Annotated[float, Field(ge=0, allow_inf_nan=False)] | Auto = "auto"  # 0: off
-    write_stall_s: float = Field(default=10.0, ge=0)  # 0: never
+    write_stall_s: float = Field(default=defaults.WRITE_STALL_S, ge=0)  # 0: never
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:[0-9]{1,2})?)$")] = "auto"
     gpu_memory_fraction: Annotated[float, Field(ge=0.05, le=0.98, allow_inf_nan=False)] | Auto = "auto"
     cuda_graphs: bool = True
@@ -64,15 +66,15 @@ class RouterSection(_Section):
     port: int = Field(default=50051, ge=0, le=65535)
     admin_host: str = "127.0.0.1"
     admin_port: int = Field(default=50052, ge=0, le=65535)
-    policy: str = "predicted_latency"
+    policy: str = defaults.POLICY
     refuse_late: bool = True
     auto_rebalance: bool = False
-    max_queued: int = Field(default=4096, ge=1)
-    lost_after_s: float = Field(default=2.0, gt=0)
-    no_workers_grace_s: float = Field(default=5.0, ge=0, le=600)
-    claim_within_s: float = Field(default=30.0, ge=0, le=600)
-    stop_grace_s: float = Field(default=5.0, ge=0, le=60)
-    write_timeout_s: float = Field(default=30.0, ge=0)
+    max_queued: int = Field(default=defaults.MAX_QUEUED, ge=1)
+    lost_after_s: float = Field(default=defaults.LOST_AFTER_S, gt=0)
+    no_workers_grace_s: float = Field(default=defaults.NO_WORKERS_GRACE_S, ge=0, le=600)
+    claim_within_s: float = Field(default=defaults.CLAIM_WITHIN_S, ge=0, le=600)
+    stop_grace_s: float = Field(default=defaults.STOP_GRACE_S, ge=0, le=60)
+    write_timeout_s: float = Field(default=defaults.WRITE_TIMEOUT_S, ge=0)
     state_file: str = ""
 
 
@@ -100,7 +102,7 @@ class AccessSection(_Section):
     tokens_file: str = ""
     share_prefixes: bool = False
     max_prompt_tokens: Annotated[int, Field(ge=1)] | Auto = "auto"
-    max_message_mib: int = Field(default=64, ge=1, le=1024)
+    max_message_mib: int = Field(default=defaults.MAX_MESSAGE_MIB, ge=1, le=1024)
     max_streams_per_tenant: int = Field(default=0, ge=0)
     open_admin: bool = False
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from cluster import defaults
 from cluster.access import AccessPlan
 from cluster.link_keys import RouterKeys, WorkerKeys
+from cluster.sampling import SamplingDefaults
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +27,10 @@ class WorkerPlan:
     mixed_chunk_tokens: int
     max_batch: int
     threads: int
-    checksum_every: int = 16  # pages of a handoff of which one is summed; 0: none
+    checksum_every: int = defaults.CHECKSUM_EVERY  # pages of a handoff of which one is summed; 0: none
     share_prefixes: bool = False  # between tenants; as the router's
     host_pages: int = 0  # slots of host memory for preempted sequences; 0: they are computed again
-    write_stall_s: float = 10.0  # without progress, after which nobody waits for writes to a peer; 0: never
+    write_stall_s: float = defaults.WRITE_STALL_S  # without progress, after which writes are given up; 0: never
     gpu_memory_fraction: float = 0.9  # of the GPU's memory, for all that the worker has there
     cuda_graphs: bool = True
     attention: str = "auto"  # prefill kernels on a GPU: "auto", "fa2" or "fa3"
@@ -48,15 +50,16 @@ class RouterPlan:
     worker_host: str
     max_queued: int
     lost_after_s: float
-    policy: str = "predicted_latency"
-    no_workers_grace_s: float = 5.0  # for requests that come while nobody decodes
-    claim_within_s: float = 30.0  # for clients of sequences that outlived a router; 0: those are computed again
+    policy: str = defaults.POLICY
+    no_workers_grace_s: float = defaults.NO_WORKERS_GRACE_S  # for requests that come while nobody decodes
+    claim_within_s: float = defaults.CLAIM_WITHIN_S  # for clients of sequences that outlived a router; 0: none may
     refuse_late: bool = True  # those whose objectives cannot be met any more
     auto_rebalance: bool = False  # whether the planner moves workers between the pools from the start
-    stop_grace_s: float = 1.0  # for running streams, when it is told to stop
-    write_timeout_s: float = 30.0  # after which a client that reads nothing is cut; 0: never
+    stop_grace_s: float = defaults.STOP_GRACE_S  # for running streams, when it is told to stop
+    write_timeout_s: float = defaults.WRITE_TIMEOUT_S  # after which a client that reads nothing is cut; 0: never
     state_file: str = ""  # keeps what was learned of output lengths over a restart
     settings: dict[str, str] = field(default_factory=dict)  # shown by `baton status`
+    sampling_defaults: SamplingDefaults = field(default_factory=dict)  # of requests that leave them open
     admin_host: str = "127.0.0.1"
     admin_port: int = 0  # any
     worker_port: int = 0  # any

@@ -27,8 +27,9 @@ class FinishReason(Enum):
 class SamplingParams:
     """How output tokens are chosen; the defaults are greedy decoding.
 
-    The noise of a sampled token is keyed by (`seed`, position in the sequence) and by nothing else, so a request
-    continues with the same tokens on any worker and in any batch. `seed` None is replaced by the router.
+    The noise of a sampled token is keyed by (`seed`, position in the sequence) and by nothing else. So in float32 a
+    request has the same tokens on any worker and in any batch; in 16-bit types, whose logits round differently in
+    other batches, a near-tie may fall the other way (docs/architecture.md). `seed` None is replaced by the router.
     """
 
     temperature: float = 0.0  # 0 is greedy

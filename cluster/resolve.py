@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from cluster.access import AccessPlan
@@ -11,6 +11,7 @@ from cluster.devices import check_devices, device, memory_fraction, on_gpu
 from cluster.errors import ConfigError
 from cluster.placement import check_placement, demand, placement_words
 from cluster.plan import RouterPlan, WorkerPlan
+from cluster.sampling import SamplingDefaults, default_words
 
 GIB = 1 << 30
 
@@ -32,6 +33,8 @@ class ModelFacts:
     name: str
     context_tokens: int
     kv_values_per_token: int
+    sampling: SamplingDefaults = field(default_factory=dict)  # of its generation_config.json
+    window_limits: bool = False  # a sliding window, not the model's positions, is what limits `context_tokens`
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +65,8 @@ class Resolved:
         return {
             "model": self.model.name,
             "dtype": self.dtype,
-            "context_tokens": str(self.context_tokens),
+            "context_tokens": self._context_words(),
+            "sampling": self._sampling_words(),
             "page_size": str(page_size),
             "num_pages": f"{self.num_pages} per worker ({self.num_pages * page_size} tokens)"
             if self.num_pages
@@ -76,6 +80,21 @@ class Resolved:
             "access": self.access_plan().told,
             **placement_words(self.config),
         }
+
+    def _context_words(self) -> str:
+        windowed = self.model.window_limits and self.context_tokens == self.model.context_tokens
+        return f"{self.context_tokens}, because of the sliding window" if windowed else str(self.context_tokens)
+
+    @property
+    def sampling_defaults(self) -> SamplingDefaults:
+        """What requests get that leave a parameter of sampling open; the rest is `SamplingParams`' own default."""
+        return self.model.sampling if self.config.model.generation_config == "auto" else {}
+
+    def _sampling_words(self) -> str:
+        """How a request is sampled that does not say."""
+        off = self.config.model.generation_config == "off"
+        source = "generation_config off" if off else "the model's generation_config.json"
+        return default_words(self.sampling_defaults, source if off or self.model.sampling else "Baton's defaults")
 
     def _gpu_words(self) -> dict[str, str]:
         """How pools that are on GPUs use them; nothing where none is."""
@@ -135,6 +154,7 @@ class Resolved:
             write_timeout_s=router.write_timeout_s,
             state_file=router.state_file,
             settings=self.settings,
+            sampling_defaults=self.sampling_defaults,
             access=self.access_plan(),
         )
 

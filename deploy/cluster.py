@@ -14,7 +14,7 @@ from cluster.resolve import ModelFacts, Resolved, resolve
 from deploy.local_ray import LocalRay, start_local_ray
 from deploy.machine import machine_facts
 from deploy.running import RunningCluster, note, running_cluster, state_file
-from engine.checkpoint import read_config, resolve_model
+from engine.checkpoint import check_weights, read_config, read_sampling_defaults, resolve_model
 from router.credentials import Credentials
 from router.policy.policies import check_policy
 
@@ -28,6 +28,7 @@ def resolve_here(config: BatonConfig) -> Resolved:
     config = _with_whole_paths(config)
     folder = resolve_model(config.model.path) if config.model.path else CHECKPOINT
     model = read_config(folder)
+    check_weights(folder, model)
     facts = ModelFacts(
         # A model of the hub is fetched by each node itself: its folder here is none elsewhere.
         path=config.model.path
@@ -36,6 +37,8 @@ def resolve_here(config: BatonConfig) -> Resolved:
         name=config.model.path or BUILTIN,
         context_tokens=model.context_tokens,
         kv_values_per_token=2 * model.num_layers * model.num_kv_heads * model.head_dim,
+        sampling=read_sampling_defaults(folder),
+        window_limits=model.window_limits,
     )
     resolved = resolve(config, machine_facts(), facts)
     access = resolved.access_plan()

@@ -19,7 +19,21 @@ _SIZES = (
     "head_dim",
     "context_tokens",
 )
-SUPPORTED = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+# What a key means that config.json leaves out, as in transformers' configuration of the family.
+_ANY: dict[str, Any] = {"hidden_act": "silu", "rms_norm_eps": 1e-6, "tie_word_embeddings": False}
+_QWEN = {
+    "num_key_value_heads": 32,
+    "use_sliding_window": False,
+    "sliding_window": 4096,
+    "max_window_layers": 28,
+}
+_LEFT_OUT: dict[str, dict[str, Any]] = {
+    "LlamaForCausalLM": _ANY,
+    "MistralForCausalLM": {**_ANY, "num_key_value_heads": 8, "sliding_window": 4096},
+    "Qwen2ForCausalLM": {**_ANY, **_QWEN},
+    "Qwen3ForCausalLM": {**_ANY, **_QWEN, "head_dim": 128},
+}
+SUPPORTED = tuple(_LEFT_OUT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +59,7 @@ class ModelConfig:
     num_kv_heads: int
     head_dim: int
     context_tokens: int
+    window_limits: bool  # a sliding window, not the positions, is what limits the context
     norm_eps: float
     rope_theta: float
     rope_scaling: Llama3Scaling | None
@@ -79,8 +94,11 @@ def model_config(raw: Mapping[str, Any], generation: Mapping[str, Any] | None = 
     architecture = architectures[0]
     if architecture not in SUPPORTED:
         raise ModelError(f"The architecture {architecture} is not supported; supported are {', '.join(SUPPORTED)}.")
+    raw = {**_LEFT_OUT[architecture], **raw}
     _refuse_options(raw, architecture)
     try:
+        positions = int(raw["max_position_embeddings"])
+        context = min(positions, _window(raw, architecture) or positions)
         num_heads, hidden_size = raw["num_attention_heads"], raw["hidden_size"]
         config = ModelConfig(
             architecture=architecture,
@@ -91,13 +109,14 @@ def model_config(raw: Mapping[str, Any], generation: Mapping[str, Any] | None = 
             num_heads=num_heads,
             num_kv_heads=raw.get("num_key_value_heads") or num_heads,
             head_dim=raw.get("head_dim") or hidden_size // num_heads,
-            context_tokens=_context_tokens(raw),
+            context_tokens=context,
+            window_limits=context < positions,
             norm_eps=raw["rms_norm_eps"],
             rope_theta=_rope(raw).get("rope_theta") or raw.get("rope_theta") or 10_000.0,
             rope_scaling=_rope_scaling(raw),
             qkv_bias=architecture == "Qwen2ForCausalLM",
             qk_norm=architecture == "Qwen3ForCausalLM",
-            tied_head=bool(raw.get("tie_word_embeddings", False)),
+            tied_head=bool(raw["tie_word_embeddings"]),
             eos_token_ids=frozenset(token for token in _eos(raw) | _eos(generation or {}) if token < raw["vocab_size"]),
         )
     except KeyError as error:
@@ -121,11 +140,15 @@ def _check_numbers(config: ModelConfig) -> None:
 
 
 def _refuse_options(raw: Mapping[str, Any], architecture: str) -> None:
-    if raw.get("hidden_act", "silu") != "silu":
-        raise ModelError(f"The activation {raw['hidden_act']} is not supported, only silu.")
-    if raw.get("quantization_config"):
-        raise ModelError("Quantised checkpoints are not supported; use one in float32, bfloat16 or float16.")
-    if raw.get("partial_rotary_factor", 1.0) != 1.0:
+    if raw["hidden_act"] not in ("silu", "swish"):
+        raise ModelError(f"The activation {raw['hidden_act']} is not supported, only silu (which is also swish).")
+    quantisation = raw.get("quantization_config") or raw.get("compression_config") or raw.get("quantization")
+    if quantisation:
+        raise ModelError(
+            f"The checkpoint is quantised ({_kind_of(quantisation)}), which is not supported; use one in "
+            "float32, bfloat16 or float16."
+        )
+    if any(where.get("partial_rotary_factor", 1.0) != 1.0 for where in (raw, _rope(raw))):
         raise ModelError("Models that rotate only a part of each head (partial_rotary_factor) are not supported.")
     if any(not 0 <= token < raw.get("vocab_size", token + 1) for token in _eos(raw)):
         raise ModelError("config.json names an eos_token_id outside the vocabulary.")
@@ -133,11 +156,33 @@ def _refuse_options(raw: Mapping[str, Any], architecture: str) -> None:
         raise ModelError(f"{architecture} with attention_bias or mlp_bias is not supported.")
 
 
-def _context_tokens(raw: Mapping[str, Any]) -> int:
-    """The served context: within a sliding window every position sees all others, so beyond it we do not serve."""
-    context = int(raw["max_position_embeddings"])
-    window = raw.get("sliding_window") if raw.get("use_sliding_window", True) else None
-    return min(context, int(window)) if window else context
+def _kind_of(quantisation: Mapping[str, Any]) -> str:
+    """Method and bits of a quantised checkpoint, as far as its configuration tells."""
+    words = [str(quantisation[key]) for key in ("quant_method", "quant_algo", "format") if quantisation.get(key)]
+    groups = quantisation.get("config_groups") or {}
+    weights = [group.get("weights") or {} for group in groups.values()]
+    bits = [quantisation.get("bits"), *(one.get("num_bits") for one in weights)]
+    bits += [number for number in (4, 8) if quantisation.get(f"load_in_{number}bit")]
+    words += [f"{number} bits" for number in dict.fromkeys(bits) if number]
+    return ", ".join(words) or "of a kind that config.json does not name"
+
+
+def _window(raw: Mapping[str, Any], architecture: str) -> int | None:
+    """The sliding window that some layer uses. Within it every position sees all others; beyond it we do not serve."""
+    window = raw.get("sliding_window")
+    if architecture == "LlamaForCausalLM" or not window:
+        return None
+    if architecture == "MistralForCausalLM":
+        return int(window)
+    kinds = raw.get("layer_types")
+    if kinds is None:
+        slides = raw["max_window_layers"] < raw["num_hidden_layers"]
+    else:
+        unknown = sorted(set(kinds) - {"full_attention", "sliding_attention"})
+        if unknown:
+            raise ModelError(f"Layers with {unknown[0]} are not supported, only full_attention and sliding_attention.")
+        slides = "sliding_attention" in kinds
+    return int(window) if raw["use_sliding_window"] and slides else None
 
 
 def _rope(raw: Mapping[str, Any]) -> Mapping[str, Any]:

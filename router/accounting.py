@@ -177,9 +177,8 @@ def migration_ended(record: Record, worker: str | None, state: ClusterState) -> 
     record.migrating, record.migrating_to = False, ""
 
 
-def clear(record: Record, state: ClusterState) -> None:
+def clear(record: Record, state: ClusterState, now: float) -> None:
     """Nothing of an attempt counts any more: nobody holds anything for the request."""
-    now = record.latency.last_token_s or record.latency.arrival_s
     state.unassign(record.prefill_worker, record.request_id, now)
     for worker in (record.decode_worker, record.migrating_to):
         state.forget(worker, record.request_id)
@@ -189,8 +188,8 @@ def clear(record: Record, state: ClusterState) -> None:
     record.tied.clear()
 
 
-def forget(record: Record, state: ClusterState) -> None:
+def forget(record: Record, state: ClusterState, now: float) -> None:
     """The request is gone."""
-    clear(record, state)
+    clear(record, state, now)
     for reservation_id, worker in record.reserved_on.items():
         state.unreserve(worker, reservation_id)

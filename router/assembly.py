@@ -80,7 +80,15 @@ async def start_router(plan: RouterPlan, state: ClusterState | None = None) -> R
     credentials = Credentials(access)
     folder = resolve_model(plan.model)
     config, tokenizer = read_config(folder), Tokenizer(folder)
-    model = ServedModel(plan.model_name, model_id(folder), config, tokenizer, plan.dtype, plan.context_tokens)
+    model = ServedModel(
+        plan.model_name,
+        model_id(folder),
+        config,
+        tokenizer,
+        plan.dtype,
+        plan.context_tokens,
+        plan.sampling_defaults,
+    )
     limits = RouterLimits(
         max_queued=plan.max_queued,
         lost_after_s=plan.lost_after_s,

@@ -26,7 +26,6 @@ CONFIRMED = 3  # looks in a row that want to move workers the same way
 REST_S = 5.0  # after a switch of its own
 YIELD_S = 300.0  # after an operator's operation on the pools
 OURS = "auto-"
-WHOLE = ("predicted_latency", "latency_headroom")  # placements that give decode workers whole requests
 
 
 @dataclass(eq=False)
@@ -47,9 +46,6 @@ class Automation:
     _watched: Operation | None = None  # the latest operation on the pools
     _had: set[RoleName] = field(default_factory=set)  # pools that have had workers
     _count: int = 0
-
-    def __post_init__(self) -> None:
-        self.planner.whole = self.dispatch.placement.name in WHOLE
 
     def on_arrival(self, record: Record, now: float) -> None:
         """A request has come."""
@@ -75,7 +71,8 @@ class Automation:
 
     def look(self, now: float) -> Advice | None:
         """What the planner thinks now."""
-        return self.planner.advise(self.state, self.dispatch.waiting, self.recent.drift(now), now)
+        drift, whole = self.recent.drift(now), self.dispatch.placement.serves_whole
+        return self.planner.advise(self.state, self.dispatch.waiting, drift, now, whole)
 
     def wish(self, now: float) -> Rebalance | None:
         """The split to go to now, if one should."""

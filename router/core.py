@@ -93,7 +93,7 @@ class RouterCore:
         stream = OutputStream(request, self.decode)
         stream.resume(emitted[:-1])
         record = open_record(request, stream, self.state, self.output_length, now)
-        self.dispatch.fairness.on_queued(request.tenant, [other.request.tenant for other in self._records.values()])
+        self.dispatch.arrived(request.tenant)
         self._records[request.request_id] = record
         self.automation.on_arrival(record, now)
         self._perform(record, next(record.life), now)
@@ -260,13 +260,12 @@ class RouterCore:
             self._perform(record, record.life.send(event), now)
         except StopIteration as stop:
             self._perform(record, stop.value, now)
-            self._forget(record)
+            self._forget(record, now)
 
-    def _forget(self, record: Record) -> None:
+    def _forget(self, record: Record, now: float) -> None:
         del self._records[record.request_id]
-        self.dispatch.withdraw(record.request_id)
-        accounting.forget(record, self.state)
-        self.dispatch.moved = True
+        self.dispatch.forget(record.request_id, record.request.tenant)
+        accounting.forget(record, self.state, now)
 
     def _place(self, now: float) -> bool:
         """Carry out what is decided about requests that wait; False when nothing is."""
@@ -297,7 +296,7 @@ class RouterCore:
             match effect:
                 case effects.Route():
                     self.dispatch.withdraw(request_id)
-                    accounting.clear(record, self.state)
+                    accounting.clear(record, self.state, now)
                     self.dispatch.wait(record.placement_input)
                 case effects.FindDecode() | effects.FindRoom() | effects.StopSeeking():
                     self.dispatch.perform(effect, record.placement_input)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
@@ -53,6 +54,7 @@ class Dispatch:
     state: ClusterState
     fairness: VirtualTokenCounter = field(default_factory=VirtualTokenCounter)
     moved: bool = True
+    _live: Counter[str] = field(default_factory=Counter)  # requests of each tenant, those that run included
     _queue: dict[str, PlacementInput] = field(default_factory=dict)
     _seeking: dict[str, _Sought] = field(default_factory=dict)
     _not_before_s: dict[str, float] = field(default_factory=dict)  # of queued requests
@@ -71,6 +73,19 @@ class Dispatch:
         """Raise `Overloaded` when no more may wait."""
         if self.queued >= max_queued:
             raise refuse_full(self.queued, now - min(item.arrival_s for item in self.waiting))
+
+    def arrived(self, tenant: str) -> None:
+        """One more request of the tenant is in the system, until `forget`."""
+        self.fairness.on_queued(tenant, self._live)
+        self._live[tenant] += 1
+
+    def forget(self, request_id: str, tenant: str) -> None:
+        """A request is gone, and what it held with it."""
+        self.withdraw(request_id)
+        self.moved = True
+        self._live[tenant] -= 1
+        if not self._live[tenant]:
+            del self._live[tenant]
 
     def wait(self, item: PlacementInput) -> None:
         """Queue a request until the policy places or refuses it."""

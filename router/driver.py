@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cluster import defaults
 from cluster.errors import BatonError, Cancelled, ConfigError, InvalidRequest
 from cluster.messages import RouterMessage, Welcome, WorkerMessage
 from cluster.request import Request
@@ -71,7 +72,7 @@ class Driver:
     clock: Callable[[], float] = time.monotonic
     state_file: Path | None = None  # where learned output lengths are kept
     refuse_late: bool = True  # of a policy that is set while the router runs
-    write_timeout_s: float = 0.0  # after which a client that reads nothing is cut; 0: never
+    write_timeout_s: float = defaults.WRITE_TIMEOUT_S  # after which a client that reads nothing is cut; 0: never
     on_welcome: Callable[[str], None] | None = None  # hears of each worker that joins
     on_kill: Callable[[str], None] | None = None  # ends the process of a silent worker, where somebody can
     _subscriptions: dict[str, Subscription] = field(default_factory=dict)

@@ -6,6 +6,7 @@ from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from cluster import defaults
 from cluster.errors import InvalidRequest, NoWorkers, Overloaded, PromptTooLong
 from cluster.request import Request
 from cluster.worker import RoleName
@@ -17,12 +18,12 @@ from router.policy.cluster_state import ClusterState
 class RouterLimits:
     """Set by the configuration."""
 
-    max_queued: int = 4096
+    max_queued: int = defaults.MAX_QUEUED
     report_interval_s: float = 0.5
-    lost_after_s: float = 2.0  # silence after which a worker is given up
+    lost_after_s: float = defaults.LOST_AFTER_S  # silence after which a worker is given up
     kill_after_s: float = 10.0  # and, if it does not come back, its process is ended
-    no_workers_grace_s: float = 5.0  # for requests that come while nobody decodes
-    claim_within_s: float = 30.0  # for clients of sequences that outlived a router; 0: those are computed again
+    no_workers_grace_s: float = defaults.NO_WORKERS_GRACE_S  # for requests that come while nobody decodes
+    claim_within_s: float = defaults.CLAIM_WITHIN_S  # for clients of sequences that outlived a router; 0: none may
     resume_wait_s: float = 2.0  # after the start: whoever asks for the rest of a stream waits for workers to join
 
 

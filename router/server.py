@@ -16,6 +16,7 @@ from baton import wire
 from baton.v1 import inference_pb2
 from cluster.errors import BatonError, Cancelled, InternalError, InvalidRequest, PromptTooLong
 from cluster.request import Objectives, Request, SamplingParams
+from cluster.sampling import SamplingDefaults, with_defaults
 from engine.model_config import ModelConfig
 from engine.tokenizer import Tokenizer
 from router.access import GENERATE, Access
@@ -45,6 +46,7 @@ class ServedModel:
     tokenizer: Tokenizer
     dtype: str
     context_tokens: int
+    sampling_defaults: SamplingDefaults = field(default_factory=dict)  # of requests that leave them open
 
 
 @dataclass(eq=False)
@@ -135,7 +137,8 @@ class InferenceService:
                 prompt = tuple(message.token_ids.ids)
             case _:
                 raise InvalidRequest("The prompt is missing: set text or token_ids.")
-        sampling = wire.from_message(SamplingParams, message.sampling)
+        given = wire.given_fields(SamplingParams, message.sampling)
+        sampling = with_defaults(given, self.model.sampling_defaults)
         now, remaining_s = self.driver.clock(), context.time_remaining()
         request = Request(
             request_id=message.request_id or uuid.uuid4().hex,

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from baton.wire import decode_notice, encode_notice
+from cluster import defaults
 from cluster.errors import BatonError, InternalError, InvalidRequest
 from cluster.handoff import HandoffNotice
 from cluster.messages import (
@@ -56,7 +57,7 @@ class WorkerLoop:
     heartbeat: Heartbeat
     checksum: Checksum
     host_pages: HostPages
-    write_stall_s: float = 0.0  # without progress, after which nobody waits for writes to a peer; 0: never
+    write_stall_s: float = defaults.WRITE_STALL_S  # without progress, after which writes are given up; 0: never
     role: Role = field(init=False)
     transport: Transport = field(init=False)
     _outbox: list[WorkerMessage] = field(default_factory=list)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cluster import defaults
 from cluster.prefix_hash import tenant_root
 from engine.batch import StepBudget
 from engine.kv_pages import PagePool
@@ -21,7 +22,7 @@ class WorkerState:
     budget: StepBudget
     pool: PagePool
     role_epoch: int = 0
-    checksum_every: int = 16  # pages of a handoff of which one is summed; 0: none
+    checksum_every: int = defaults.CHECKSUM_EVERY  # pages of a handoff of which one is summed; 0: none
     share_prefixes: bool = False  # between tenants
     host_pages: int = 0  # slots of host memory for preempted sequences; 0: they are computed again
     keep_ended_s: float = 60.0  # the output of sequences that have ended, for a router that comes new

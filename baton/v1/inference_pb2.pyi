@@ -106,7 +106,10 @@ global___TokenIds = TokenIds
 
 @typing.final
 class SamplingParams(google.protobuf.message.Message):
-    """Unset fields take their defaults; the default is greedy decoding of up to 256 tokens."""
+    """Unset fields are as the served model's generation_config.json has them (temperature, top_k, top_p, min_p,
+    repetition_penalty, and max_new_tokens for max_tokens), if the configuration lets it. Without one: greedy decoding of
+    up to 256 tokens.
+    """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 

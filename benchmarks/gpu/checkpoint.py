@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 
 from benchmarks.gpu.sizes import GIB
 from builtin_model import CHECKPOINT
+from engine.checkpoint_tensors import checkpoint_targets
 from engine.model_config import ModelConfig
-from engine.weights import checkpoint_targets
 
 SHARD_BYTES = 2 * GIB
 ROOM_SHARE = 0.9  # of what is free there

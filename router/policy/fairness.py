@@ -9,7 +9,7 @@ any that came later. Priorities mean nothing between tenants: none can starve an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from router.policy.placement import PlacementInput
@@ -31,7 +31,7 @@ class VirtualTokenCounter:
         given = PROMPT_WEIGHT * prompt_tokens + OUTPUT_WEIGHT * output_tokens
         self._counters[tenant] = self._counters.get(tenant, 0.0) + given
 
-    def on_queued(self, tenant: str, active: Sequence[str]) -> None:
+    def on_queued(self, tenant: str, active: Collection[str]) -> None:
         """A request of `tenant` is queued while those of `active` (queued or running) are in the system."""
         if tenant in active:
             return

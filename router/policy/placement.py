@@ -57,6 +57,11 @@ class Placement(Protocol):
     @property
     def name(self) -> str: ...
 
+    @property
+    def serves_whole(self) -> bool:
+        """Whether decode workers may be given whole requests while there are prefill workers."""
+        ...
+
     def decide(self, queue: Sequence[PlacementInput], state: ClusterState, now: float) -> list[Place | Refuse]:
         """Verdicts on queued requests (first in line first), each at most once; empty when all have to wait.
 

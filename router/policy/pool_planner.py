@@ -106,13 +106,9 @@ class Projection:
 
 @dataclass(eq=False)
 class PoolPlanner:
-    """`switch_s` is what a switch costs: how long a worker is away for it, as it was lately.
-
-    `whole` says whether the placement gives decode workers whole requests.
-    """
+    """`switch_s` is what a switch costs: how long a worker is away for it, as it was lately."""
 
     demand: Demand = field(default_factory=Demand)
-    whole: bool = True
     switch_s: float = 3.0
 
     def on_arrival(
@@ -127,10 +123,13 @@ class PoolPlanner:
         """A worker was away for so long to change its role."""
         self.switch_s += 0.3 * (seconds - self.switch_s)
 
-    def advise(self, state: ClusterState, queued: Iterable[PlacementInput], drift: float, now: float) -> Advice | None:
+    def advise(
+        self, state: ClusterState, queued: Iterable[PlacementInput], drift: float, now: float, whole: bool
+    ) -> Advice | None:
         """None while there is nothing to divide, or nothing is known of what comes.
 
-        `drift` is how much longer recent answers are than was predicted.
+        `drift` is how much longer recent answers are than was predicted; `whole` says whether the placement gives
+        decode workers whole requests.
         """
         prefill, decode = state.pool(RoleName.PREFILL), state.pool(RoleName.DECODE)
         workers = len(prefill) + len(decode)
@@ -138,7 +137,7 @@ class PoolPlanner:
         rates[[OUTPUT, READ]] *= drift
         if workers < 2 or rates[REQUESTS] <= 0.0:
             return None
-        work = project(rates, prefill, decode, queued, now, self.whole)
+        work = project(rates, prefill, decode, queued, now, whole)
         best = work.best(workers)
         new, output = float(rates[NEW]), float(rates[OUTPUT])
         expected = (
@@ -165,7 +164,7 @@ def project(
     decode: Sequence[WorkerView],
     queued: Iterable[PlacementInput],
     now: float,
-    whole: bool = True,
+    whole: bool,
 ) -> Projection:
     """The work of both pools from now on, as the workers' own latency models price it."""
     computing, decoding = mean_costs(prefill or decode), mean_costs(decode or prefill)

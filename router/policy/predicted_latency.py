@@ -109,6 +109,7 @@ class PredictedLatency:
 
     refuse: bool = True
     name: str = "predicted_latency"
+    serves_whole: bool = True
     _placed: int = 0
 
     def decide(self, queue: Sequence[PlacementInput], state: ClusterState, now: float) -> list[Place | Refuse]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,15 @@ def test_the_example_file_has_every_key_with_its_default() -> None:
     for section in type(example).model_fields:
         for key in type(getattr(example, section)).model_fields:
             assert f"\n{key} = " in text
+
+
+def test_a_context_that_a_sliding_window_limits_says_so() -> None:
+    windowed = replace(MODEL, window_limits=True)
+    words = [
+        resolve(parse_config(text), MACHINE, model).settings["context_tokens"]
+        for text, model in (("", windowed), ("[model]\ncontext_tokens = 100", windowed), ("", MODEL))
+    ]
+    assert words == ["4096, because of the sliding window", "100", "4096"]
 
 
 def test_flags_go_before_the_file_and_what_was_not_given_does_not() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from cluster.request import Request, SamplingParams
+from engine.attention.backend import BatchLayout
 from engine.batch import StepBudget, absorb_step, plan_step
 from engine.checkpoint import model_id, read_config
 from engine.cuda_executor import CudaExecutor
@@ -14,6 +15,7 @@ from engine.executor import TorchExecutor
 from engine.kv_pages import PagePool
 from engine.page_table import commit_pages, grow, take_pages
 from engine.sequence import Sequence
+from engine.step import SampledToken
 from engine.weights import load_weights
 
 ROOT = b"root"
@@ -25,6 +27,27 @@ def load_executor(folder: Path, num_pages: int = 64, page_size: int = 16, dtype:
     return TorchExecutor(config, load_weights(folder, config, getattr(torch, dtype)), layout)
 
 
+def whole_prompt(length: int, page_size: int) -> BatchLayout:
+    """The metadata of one sequence that is computed in a single step."""
+    pages = -(-length // page_size)
+    return BatchLayout(
+        qo_indptr=torch.tensor([0, length]),
+        indptr=torch.tensor([0, pages]),
+        indices=torch.randperm(pages),
+        last_page_len=torch.tensor([length - (pages - 1) * page_size]),
+        positions=torch.arange(length),
+        num_decodes=0,
+    )
+
+
+def logits_of(executor: TorchExecutor, tokens: torch.Tensor) -> torch.Tensor:
+    """Logits at every position of one sequence."""
+    layout = whole_prompt(len(tokens), executor.layout.page_size)
+    with torch.inference_mode():
+        executor._attention.plan(layout)
+        return executor.model.forward(tokens, layout.positions, torch.arange(len(tokens)), executor._attention)
+
+
 def generate(
     executor: TorchExecutor | CudaExecutor,
     prompts: list[list[int]],
@@ -32,11 +55,23 @@ def generate(
     chunk_tokens: int = 32,
 ) -> list[list[int]]:
     """Output tokens of all prompts, run together in chunks; ends at max_tokens or end of sequence."""
+    answers = sampled_tokens(executor, prompts, sampling, chunk_tokens)
+    return [[token.token_id for token in answer] for answer in answers]
+
+
+def sampled_tokens(
+    executor: TorchExecutor | CudaExecutor,
+    prompts: list[list[int]],
+    sampling: list[SamplingParams],
+    chunk_tokens: int = 32,
+) -> list[list[SampledToken]]:
+    """`generate`, with the log-probabilities that were asked for."""
     pool = PagePool(executor.layout.num_pages, executor.layout.page_size)
     sequences = [
         Sequence.start(Request(str(index), tuple(prompt), params))
         for index, (prompt, params) in enumerate(zip(prompts, sampling, strict=True))
     ]
+    answers: dict[str, list[SampledToken]] = {sequence.request_id: [] for sequence in sequences}
     live = list(sequences)
     for sequence in live:
         assert take_pages(sequence, pool, ROOT)
@@ -47,7 +82,10 @@ def generate(
         prefilling = [sequence for sequence in live if not sequence.decoding]
         plan = plan_step(decoding, prefilling, StepBudget(chunk_tokens, 64))
         assert plan is not None
-        absorb_step(plan, executor.execute(plan))
+        result = executor.execute(plan)
+        absorb_step(plan, result)
+        for sequence, token in zip(plan.sampling, result.tokens, strict=True):
+            answers[sequence.request_id].append(token)
         for part in plan.slices:
             commit_pages(part.sequence, pool, ROOT)
         config = executor.config
@@ -56,4 +94,4 @@ def generate(
             for sequence in live
             if not sequence.num_output or sequence.finish_reason(config.eos_token_ids, config.context_tokens) is None
         ]
-    return [sequence.tokens[sequence.prompt_len :] for sequence in sequences]
+    return list(answers.values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer as FastTokenizer
 
+from cluster.config import parse_config
 from cluster.errors import ModelError
-from engine.checkpoint import model_id, read_config, resolve_model
+from deploy.cluster import resolve_here
+from engine.checkpoint import check_weights, model_id, read_config, resolve_model
 from engine.tokenizer import Tokenizer
 from engine.weights import load_weights
 from tests.checkpoints import build_checkpoint
@@ -43,9 +46,22 @@ def _load(folder: Path) -> None:
     [
         ({"architectures": ["GPT2LMHeadModel"]}, "GPT2LMHeadModel"),
         ({"hidden_act": "gelu"}, "gelu"),
-        ({"quantization_config": {"bits": 4}}, "Quantised"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, r"quantised \(gptq, 4 bits\)"),
+        ({"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}}, "bitsandbytes, 8 bits"),
+        (
+            {
+                "quantization_config": {
+                    "quant_method": "compressed-tensors",
+                    "format": "float-quantized",
+                    "config_groups": {"group_0": {"weights": {"num_bits": 8, "type": "float"}}},
+                }
+            },
+            "compressed-tensors, float-quantized, 8 bits",
+        ),
+        ({"quantization": {"group_size": 64}}, "of a kind that config.json does not name"),
         ({"attention_bias": True}, "attention_bias"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
         ({"eos_token_id": 400}, "eos_token_id"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 4}}, "yarn"),
     ],
@@ -79,6 +95,43 @@ def test_an_unknown_tensor_is_named(folder: Path) -> None:
 def test_a_wrong_shape_is_named(folder: Path) -> None:
     _edit_weights(folder, lambda tensors: tensors.update({"model.norm.weight": torch.zeros(3)}))
     with pytest.raises(ModelError, match=r"model\.norm\.weight has shape \[3\] instead of \[64\]"):
+        _load(folder)
+
+
+@pytest.mark.parametrize(("dtype", "word"), [(torch.float8_e4m3fn, "F8_E4M3"), (torch.int8, "I8")])
+def test_a_quantised_tensor_is_named_before_memory_is_taken(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, word: str
+) -> None:
+    name = "model.layers.1.mlp.down_proj.weight"
+    _edit_weights(folder, lambda tensors: tensors.update({name: tensors[name].to(dtype)}))
+    taken: list[object] = []
+    monkeypatch.setattr(torch, "empty", lambda *shape, **_: taken.append(shape))
+    for check in (_load, lambda folder: check_weights(folder, read_config(folder))):
+        with pytest.raises(ModelError, match=rf"The tensor {re.escape(name)} is of type {word}"):
+            check(folder)
+    assert not taken
+
+
+def test_a_checkpoint_that_cannot_be_served_is_refused_before_anything_is_started(folder: Path) -> None:
+    name = "model.layers.0.self_attn.q_proj.weight"
+    _edit_weights(folder, lambda tensors: tensors.update({name: tensors[name].to(torch.int8)}))
+    with pytest.raises(ModelError, match=f"{re.escape(name)} is of type I8"):
+        resolve_here(parse_config(overrides={"model": {"path": str(folder)}}))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_every_plain_type_is_read_with_its_values(folder: Path, dtype: torch.dtype) -> None:
+    _edit_weights(folder, lambda tensors: tensors.update({name: one.to(dtype) for name, one in tensors.items()}))
+    norm = load_file(folder / "model.safetensors")["model.norm.weight"]
+    assert torch.equal(load_weights(folder, read_config(folder), torch.float32)["norm"], norm.float())
+
+
+def test_a_tensor_in_two_shards_is_named(tmp_path: Path) -> None:
+    folder = build_checkpoint(tmp_path, max_shard_size="100KB")
+    first, *_, last = sorted(folder.glob("*.safetensors"))
+    name, tensor = next(iter(load_file(first).items()))
+    save_file({**load_file(last), name: tensor}, last)
+    with pytest.raises(ModelError, match=f"{re.escape(name)} is in the checkpoint twice"):
         _load(folder)
 
 

@@ -11,23 +11,10 @@ import torch
 import transformers
 
 from cluster.request import Request, SamplingParams
-from engine.attention.backend import BatchLayout
 from engine.sequence import Sequence
 from engine.step import Slice, StepPlan
 from tests.checkpoints import FAMILIES, build_checkpoint
-from tests.engine.running import generate, load_executor
-
-
-def _layout(length: int, page_size: int) -> BatchLayout:
-    pages = -(-length // page_size)
-    return BatchLayout(
-        qo_indptr=torch.tensor([0, length]),
-        indptr=torch.tensor([0, pages]),
-        indices=torch.randperm(pages),
-        last_page_len=torch.tensor([length - (pages - 1) * page_size]),
-        positions=torch.arange(length),
-        num_decodes=0,
-    )
+from tests.engine.running import generate, load_executor, logits_of
 
 
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
@@ -35,14 +22,10 @@ def _layout(length: int, page_size: int) -> BatchLayout:
 def test_logits_are_those_of_transformers(tmp_path: Path, family: str, tied: bool) -> None:
     folder = build_checkpoint(tmp_path, family, tie_word_embeddings=tied)
     reference: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    executor = load_executor(folder)
     tokens = torch.tensor([random.Random(1).randrange(320) for _ in range(150)])
-    layout = _layout(len(tokens), executor.layout.page_size)
     with torch.inference_mode():
         expected = reference(tokens.unsqueeze(0)).logits[0]
-        executor._attention.plan(layout)
-        got = executor.model.forward(tokens, layout.positions, torch.arange(len(tokens)), executor._attention)
-    assert (got - expected).abs().max() <= 1e-4
+    assert (logits_of(load_executor(folder), tokens) - expected).abs().max() <= 1e-4
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -75,14 +58,7 @@ def test_a_sharded_checkpoint_gives_the_same_tokens(tmp_path: Path) -> None:
 def test_bfloat16_stays_near_float32(tmp_path: Path) -> None:
     folder = build_checkpoint(tmp_path, "qwen3", scale=1.0)
     tokens = torch.arange(2, 102)
-    logits = []
-    for dtype in ("float32", "bfloat16"):
-        executor = load_executor(folder, dtype=dtype)
-        layout = _layout(len(tokens), executor.layout.page_size)
-        with torch.inference_mode():
-            executor._attention.plan(layout)
-            logits.append(executor.model.forward(tokens, layout.positions, torch.arange(100), executor._attention))
-    exact, rough = logits
+    exact, rough = (logits_of(load_executor(folder, dtype=dtype), tokens) for dtype in ("float32", "bfloat16"))
     assert (rough - exact).norm() / exact.norm() < 3e-2
 
 

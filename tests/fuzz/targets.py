@@ -26,10 +26,11 @@ from cluster.request import Request, SamplingParams
 from cluster.worker import RoleName
 from deploy import running
 from engine.batch import StepBudget
-from engine.checkpoint import model_id, read_config
+from engine.checkpoint import model_id, read_config, read_sampling_defaults
+from engine.checkpoint_tensors import checkpoint_targets
 from engine.kv_pages import PagePool
 from engine.model_config import model_config
-from engine.weights import checkpoint_targets, load_weights
+from engine.weights import load_weights
 from router.admin_messages import operation_message, read_ask
 from router.policy.output_length import OutputLength
 from router.server import InferenceService, ServedModel, _emitted, _parse
@@ -308,6 +309,23 @@ def _read_config(data: bytes) -> None:
     read_config(_folder())
 
 
+GENERATION = {"do_sample": True, "temperature": 0.6, "top_k": 20, "top_p": 0.95, "min_p": 0.0, "max_new_tokens": 9}
+
+
+def _generation_json(rng: random.Random) -> bytes:
+    if rng.random() < 0.3:
+        return mutated_bytes(rng, json_bytes(GENERATION))
+    return json_bytes(mutated_json(rng, GENERATION))
+
+
+def _read_generation(data: bytes) -> None:
+    (_folder() / "generation_config.json").write_bytes(data)
+    try:
+        read_sampling_defaults(_folder())
+    finally:
+        (_folder() / "generation_config.json").unlink()
+
+
 @cache
 def _safetensors() -> bytes:
     targets = checkpoint_targets(model_config(CONFIG))
@@ -409,6 +427,7 @@ TARGETS = [
     Target("mooncake traces", _mooncake, _trace(".jsonl"), (ConfigError,)),
     Target("azure traces", lambda rng: mutated_bytes(rng, AZURE), _trace(".csv"), (ConfigError,)),
     Target("model configurations", _config_json, _read_config, (ModelError,)),
+    Target("generation configurations", _generation_json, _read_generation, (ModelError,)),
     Target("weights", _weights_bytes, _weights, (ModelError,)),
     Target("weight indices", _index_json, _index, (ModelError,)),
     Target("cluster notes", _note_bytes, _note),

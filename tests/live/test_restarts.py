@@ -164,12 +164,11 @@ def test_the_same_request_asked_twice_is_one_request(restarted: Live) -> None:
 
 def test_a_plain_client_resumes_by_index(restarted: Live) -> None:
     from baton.answer import make_request
-    from cluster.request import SamplingParams
 
     with restarted.client() as client:
         whole = client.generate(PROMPT, **OPTIONS)
         for emitted in ([], whole.token_ids[:20]):
-            request = make_request(PROMPT, SamplingParams(**OPTIONS), request_id=f"resumed-{len(emitted)}")
+            request = make_request(PROMPT, OPTIONS, request_id=f"resumed-{len(emitted)}")
             request.resume_from = 20
             request.emitted.extend(emitted)
             tokens = [token for response in client._inference.Generate(request) for token in response.tokens]

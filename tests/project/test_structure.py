@@ -43,6 +43,7 @@ PURE = [
     *(ROOT / "router" / name for name in ("unclaimed.py", "unserved.py", "claims.py", "hearing.py", "attempt.py")),
     *(ROOT / "engine" / name for name in ("sequence.py", "kv_pages.py", "page_table.py", "batch.py", "step.py")),
     *(ROOT / "engine" / name for name in ("noise.py", "model_config.py", "graph_sizes.py", "device_memory.py")),
+    ROOT / "engine" / "checkpoint_tensors.py",
     *(ROOT / "prefill_worker").glob("*.py"),
     *(ROOT / "decode_worker").glob("*.py"),
     *(ROOT / "worker" / name for name in ("role.py", "state.py", "token_output.py", "reports.py", "outbound.py")),

@@ -13,7 +13,7 @@ from router.automation import LOOK_EVERY_S, YIELD_S, Automation
 from router.dispatch import Dispatch
 from router.operation import Drain, OperationState, Rebalance
 from router.operations import Operations
-from router.policy.policies import make_policy
+from router.policy.policies import NAMES, make_policy
 from router.policy.pool_steps import POOLS
 from router.unclaimed import Unclaimed
 from tests.router.policy.clusters import cluster_of
@@ -136,6 +136,19 @@ def test_its_operations_have_their_own_ids_and_teach_it_what_a_switch_costs() ->
     assert pools.automation.planner.switch_s > before
 
 
-def test_only_placements_that_serve_whole_requests_are_expected_to() -> None:
-    assert Pools(1, 1, "predicted_latency").automation.planner.whole
-    assert not Pools(1, 1, "round_robin").automation.planner.whole
+def test_the_planner_goes_by_the_policy_that_is_set_now() -> None:
+    """Short prompts and little decoding: where decode workers take whole requests, there is spare work of theirs."""
+    pools = Pools(2, 2, "round_robin")
+    for index in range(600):
+        pools.automation.planner.on_arrival(200, 200, 4, TPOT_S, index / 10.0)
+    before = pools.automation.look(60.0)
+    pools.automation.dispatch.placement = make_policy("predicted_latency")
+    after = pools.automation.look(60.0)
+    pools.automation.dispatch.placement = make_policy("round_robin")
+    assert before is not None
+    assert before == pools.automation.look(60.0) != after
+
+
+def test_two_placements_give_decode_workers_whole_requests() -> None:
+    whole = {name for name in NAMES if make_policy(name).serves_whole}
+    assert whole == {"predicted_latency", "latency_headroom"}

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import random
+from typing import NoReturn
 
-from cluster.messages import LoadReport, Register, ReservationRefused, Reserve
+from cluster.errors import Cancelled
+from cluster.messages import LoadReport, Register, RequestFailed, ReservationRefused, Reserve
 from cluster.request import Request, SamplingParams
 from cluster.worker import Endpoint, PageLayout, RoleName, WorkerInfo, WorkerLoad
 from router.commands import Command, Tell
 from router.core import RouterCore
 from router.limits import RouterLimits
 from router.policy.predicted_latency import PredictedLatency
+from router.record import Record
 from tests.pure_cluster import PureCluster
 
 
@@ -71,3 +74,39 @@ def test_refusals_do_not_go_round_in_circles() -> None:
         assert asked <= 2
         commands = core.on_message(worker, ReservationRefused(reservation_id, "a", "headroom"), 0.001 * asked)
     assert asked == 2
+
+
+class Unread(dict[str, Record]):
+    """A table of requests that must not be gone through."""
+
+    def values(self) -> NoReturn:
+        raise AssertionError("every live request was looked at")
+
+
+def test_an_arrival_costs_the_same_however_many_requests_live() -> None:
+    core = make_core(RoleName.PREFILL, RoleName.DECODE)
+    records, core._records = core._records, Unread()
+    for number in range(5):
+        submit(core, f"r{number}", 20)
+    assert len(core._records) == 5
+    records.update(core._records)
+    core._records = records
+    for number in range(5):
+        core.stop(f"r{number}", Cancelled("gone"), 1.0)
+    core.on_worker_lost("prefill0", 2.0)
+    core.on_worker_lost("decode1", 2.0)
+    assert not core.live
+    assert not core.dispatch._live
+
+
+def test_a_cancelled_prompt_ends_a_workers_work_when_it_is_cancelled() -> None:
+    core = make_core(RoleName.PREFILL, RoleName.DECODE)
+    submit(core, "a", 1500)
+    view = core.state.workers["prefill0"]
+    busy_s = view.busy_until_s
+    assert busy_s > 0.0
+    at_s = 0.5 * busy_s
+    core.stop("a", Cancelled("gone"), at_s)
+    core.on_message("prefill0", RequestFailed("a", "Cancelled", "gone"), at_s)
+    assert not view.assigned
+    assert view.busy_until_s == at_s

@@ -24,6 +24,7 @@ class ImmediatePlacement(ABC):
 
     seed: int = 0
     name: str = ""
+    serves_whole: bool = False
     rng: random.Random = field(init=False)
 
     def __post_init__(self) -> None:

@@ -21,6 +21,7 @@ class LatencyHeadroom(ImmediatePlacement):
     """
 
     name: str = "latency_headroom"
+    serves_whole: bool = True
     ttft_weight: float = 0.8
     tpot_weight: float = 0.2
     remote_from_tokens: int = 256

@@ -26,21 +26,22 @@ def names(prefill: int, decode: int) -> list[str]:
 
 
 def fed(rate_s: float, prompt: int, answer: int, seconds: float = 60.0, tpot_s: float | None = TPOT_S) -> PoolPlanner:
-    """A planner that has seen requests come evenly; it knows of no whole requests."""
-    planner = PoolPlanner(whole=False)
+    """A planner that has seen requests come evenly."""
+    planner = PoolPlanner()
     for index in range(min(int(rate_s * seconds), 3000) + 1):
         planner.on_arrival(prompt, prompt, answer, tpot_s, index / rate_s)
     return planner
 
 
 def advise(planner: PoolPlanner, state: ClusterState, now: float = 60.0) -> Advice:
-    advice = planner.advise(state, (), 1.0, now)
+    """Under a placement that hands every request over."""
+    advice = planner.advise(state, (), 1.0, now, whole=False)
     assert advice is not None
     return advice
 
 
 def test_it_knows_nothing_before_anything_came() -> None:
-    assert PoolPlanner().advise(cluster_of("prefill-0", "decode-0"), (), 1.0, 5.0) is None
+    assert PoolPlanner().advise(cluster_of("prefill-0", "decode-0"), (), 1.0, 5.0, True) is None
 
 
 def test_long_prompts_want_prefill_workers_and_long_answers_decode_workers() -> None:
@@ -59,7 +60,7 @@ def test_it_expects_the_tokens_that_came() -> None:
 
 def test_longer_answers_than_predicted_count_as_they_are() -> None:
     planner, state = fed(10.0, 100, 100), cluster_of(*names(2, 2))
-    drifted = planner.advise(state, (), 3.0, 60.0)
+    drifted = planner.advise(state, (), 3.0, 60.0, whole=False)
     assert drifted is not None
     assert drifted.output_tokens_per_s == pytest.approx(3 * advise(planner, state).output_tokens_per_s)
 
@@ -79,7 +80,7 @@ def test_what_waits_counts_beside_what_comes() -> None:
             occupy(state, worker, 2.0)
     assert advise(planner, state, 0.0).prefill > before.prefill
     queue = [PlacementInput(f"q{index}", 2000, output=point(200)) for index in range(300)]
-    queued = planner.advise(cluster_of(*names(2, 2)), queue, 1.0, 0.0)
+    queued = planner.advise(cluster_of(*names(2, 2)), queue, 1.0, 0.0, whole=False)
     assert queued is not None
     assert queued.prefill >= before.prefill
 
@@ -141,13 +142,13 @@ def test_the_advice_empties_no_pool_and_loses_no_worker(
     rate: float, prompt: int, answer: int, prefill: int, decoding: int, tpot_s: float | None, whole: bool,
     drift: float, queued: int, now: float,
 ) -> None:  # fmt: skip
-    planner, state = PoolPlanner(whole=whole), cluster_of(*names(prefill, decoding))
+    planner, state = PoolPlanner(), cluster_of(*names(prefill, decoding))
     for index in range(20):
         planner.on_arrival(prompt, max(1, prompt // 2), answer, tpot_s, index / rate)
     for index in range(decoding):
         decode(state, f"decode-{index}", index, tpot_s, tokens=500)
     queue = [PlacementInput(f"q{index}", prompt) for index in range(queued)]
-    advice = planner.advise(state, queue, drift, now)
+    advice = planner.advise(state, queue, drift, now, whole)
     if prefill + decoding < 2:
         assert advice is None
         return

@@ -1,0 +1,65 @@
+"""A model whose generation_config.json samples is served so, from the files to the tokens."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import baton
+from baton import SamplingParams
+from benchmarks.process_cluster import ProcessCluster, plans
+from cluster.config import parse_config
+from deploy.cluster import resolve_here
+from tests.checkpoints import build_checkpoint
+
+PROMPT = [5, 6, 7, 8]
+
+
+def test_requests_are_sampled_as_the_model_says_unless_they_say_themselves(tmp_path: Path) -> None:
+    folder = build_checkpoint(tmp_path, scale=1.0)
+    generation = {"do_sample": True, "temperature": 1.2, "top_k": 50, "repetition_penalty": 1.1, "max_new_tokens": 12}
+    (folder / "generation_config.json").write_text(json.dumps({**generation, "eos_token_id": 1}))
+    resolved = resolve_here(parse_config(overrides={"model": {"path": str(folder)}, "router": {"port": 0}}))
+    router_plan = replace(resolved.router_plan("127.0.0.1"), admin_port=0)
+    _, worker_plan = plans(folder, 256, 100, chunk_tokens=64)
+
+    async def serve() -> None:
+        cluster = ProcessCluster(router_plan, worker_plan, {"mixed": 1})
+        async with cluster, baton.AsyncClient(f"127.0.0.1:{cluster.router.port}") as client:
+
+            async def tokens(sampling: SamplingParams | None = None, **options: object) -> list[int]:
+                return (await client.generate(PROMPT, sampling, **options)).token_ids
+
+            theirs = SamplingParams(
+                temperature=1.2, top_k=50, repetition_penalty=1.1, max_tokens=12, seed=3, ignore_eos=True
+            )
+            greedy = SamplingParams(max_tokens=20, ignore_eos=True)
+            bare = await tokens(seed=3, ignore_eos=True)
+            assert len(bare) == 12
+            assert bare == await tokens(theirs)
+            assert bare != (await tokens(greedy))[:12]
+            said = await tokens(temperature=0.0, repetition_penalty=1.0, max_tokens=20, ignore_eos=True)
+            assert said == await tokens(greedy)
+            warmer = await tokens(temperature=3.0, seed=3, ignore_eos=True)
+            assert warmer == await tokens(replace(theirs, temperature=3.0))
+
+    asyncio.run(asyncio.wait_for(serve(), 120.0))
+
+
+def test_the_settings_show_the_defaults_and_off_leaves_them_out(tmp_path: Path) -> None:
+    folder = build_checkpoint(tmp_path)
+    (folder / "generation_config.json").write_text(json.dumps({"do_sample": True, "temperature": 0.6, "top_p": 0.9}))
+    asked = {"path": str(folder)}
+    auto = resolve_here(parse_config(overrides={"model": asked}))
+    assert auto.settings["sampling"] == (
+        "temperature 0.6, top_p 0.9, at most 256 tokens (the model's generation_config.json)"
+    )
+    off = resolve_here(parse_config(overrides={"model": {**asked, "generation_config": "off"}}))
+    assert off.settings["sampling"] == "greedy, at most 256 tokens (generation_config off)"
+    assert (auto.router_plan("").sampling_defaults, off.router_plan("").sampling_defaults) == (
+        {"temperature": 0.6, "top_p": 0.9},
+        {},
+    )
+    assert resolve_here(parse_config()).settings["sampling"] == "greedy, at most 256 tokens (Baton's defaults)"
