@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tokenizers import Tokenizer as FastTokenizer
@@ -14,15 +14,28 @@ class Tokenizer:
     """A checkpoint's tokenizer.json. Safe to use from several threads."""
 
     def __init__(self, folder: Path) -> None:
-        path = folder / "tokenizer.json"
-        try:
-            self._fast = FastTokenizer.from_file(str(path)) if path.is_file() else _convert(folder)
-        except Exception as error:  # the library raises plain Exception
-            raise ModelError(f"The tokenizer in {folder} cannot be read: {error}.") from None
+        self._fast = _read(folder)
         # Some checkpoints carry the settings of their training: a prompt must stay what it is.
         self._fast.no_truncation()
         self._fast.no_padding()
-        self._max_token_bytes = max(len(token.encode()) for token in self._fast.get_vocab())
+        vocabulary = self._fast.get_vocab()
+        self._max_token_bytes = max(len(token.encode()) for token in vocabulary)
+        added = self._fast.get_added_tokens_decoder()
+        self._special = {token.content: token_id for token_id, token in added.items() if token.special}
+        self._has_text = bytearray(max(vocabulary.values()) + 1)
+        for token_id in vocabulary.values():
+            self._has_text[token_id] = 1
+        for token_id in self._special.values():
+            self._has_text[token_id] = 0
+        self._byte_ids = self._find_byte_ids()
+        self._byte_of = {token_id: byte for byte, token_id in enumerate(self._byte_ids)}
+
+    def _find_byte_ids(self) -> tuple[int, ...]:
+        token_ids = [self._fast.token_to_id(f"<0x{byte:02X}>") for byte in range(256)]
+        found = tuple(token_id for token_id in token_ids if token_id is not None)
+        if len(found) < 256 or self._fast.decode([found[byte] for byte in "€".encode()]) != "€":
+            return ()
+        return found
 
     @property
     def vocab_size(self) -> int:
@@ -33,13 +46,47 @@ class Tokenizer:
         """The most bytes of text one token can stand for, so that a text can be refused unread."""
         return self._max_token_bytes
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids, with the special tokens the checkpoint puts around a text."""
-        return self._fast.encode(text).ids
+    @property
+    def byte_ids(self) -> Sequence[int]:
+        """The 256 tokens that stand for one byte each (`<0x00>` and so on), where rare characters are spelt so."""
+        return self._byte_ids
+
+    def byte_of(self, token_id: int) -> int | None:
+        """The byte that one of `byte_ids` stands for."""
+        return self._byte_of.get(token_id)
+
+    def has_text(self, token_id: int) -> bool:
+        """False for special tokens and for ids that only pad the model's vocabulary."""
+        return 0 <= token_id < len(self._has_text) and self._has_text[token_id] == 1
+
+    def special_ids(self, texts: Iterable[str]) -> tuple[int, ...]:
+        """The ids of those texts that are special tokens, such as `<|im_end|>`."""
+        return tuple(self._special[text] for text in texts if text in self._special)
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Token ids, with the special tokens the checkpoint puts around a text unless it begins with them already.
+
+        A rendered chat template does: a second beginning of sequence would cost quality. Other threads run meanwhile.
+        """
+        # Not `encode`, which keeps Python's global lock for all of a text.
+        encoding = self._fast.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0]
+        token_ids: list[int] = encoding.ids
+        added = 0
+        while added < len(token_ids) and encoding.special_tokens_mask[added]:
+            added += 1
+        return token_ids[added:] if added and token_ids[added : 2 * added] == token_ids[:added] else token_ids
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of some tokens; special tokens have none."""
-        return self._fast.decode(list(token_ids), skip_special_tokens=True)
+        return self._fast.decode(token_ids, skip_special_tokens=True)
+
+
+def _read(folder: Path) -> FastTokenizer:
+    path = folder / "tokenizer.json"
+    try:
+        return FastTokenizer.from_file(str(path)) if path.is_file() else _convert(folder)
+    except Exception as error:  # the library raises plain Exception
+        raise ModelError(f"The tokenizer in {folder} cannot be read: {error}.") from None
 
 
 def _convert(folder: Path) -> FastTokenizer:

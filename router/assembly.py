@@ -100,7 +100,7 @@ async def start_router(plan: RouterPlan, state: ClusterState | None = None) -> R
     core = RouterCore(
         router_id=uuid.uuid4().hex[:8],
         placement=placement,
-        decode=tokenizer.decode,
+        vocabulary=tokenizer,
         limits=limits,
         state=ClusterState(share_prefixes=access.share_prefixes) if state is None else state,
         output_length=load_learned(state_file),

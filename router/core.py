@@ -20,7 +20,7 @@ from router import accounting, effects, life_events
 from router.automation import Automation
 from router.claims import Claim, Claims
 from router.commands import Close, Command, Show, Tell
-from router.detokenizer import Decode
+from router.detokenizer import Vocabulary
 from router.dispatch import Dispatch, FoundDecode, NobodyInReach
 from router.explanation import Explanations
 from router.hearing import hear, may_say
@@ -44,7 +44,7 @@ class RouterCore:
 
     router_id: str
     placement: Placement
-    decode: Decode | None  # token ids to text; None where nobody reads it
+    vocabulary: Vocabulary | None  # turns token ids into text; None where nobody reads it
     limits: RouterLimits = field(default_factory=RouterLimits)
     state: ClusterState = field(default_factory=ClusterState)
     output_length: OutputLength = field(default_factory=OutputLength)
@@ -90,7 +90,7 @@ class RouterCore:
         check_id(request.request_id, self._records)
         self.dispatch.check_room(self.limits.max_queued, now)
         self.unserved.check(request, now)
-        stream = OutputStream(request, self.decode)
+        stream = OutputStream(request, self.vocabulary)
         stream.resume(emitted[:-1])
         record = open_record(request, stream, self.state, self.output_length, now)
         self.dispatch.arrived(request.tenant)

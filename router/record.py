@@ -84,7 +84,7 @@ class Record:
             )
         if self.closed:
             raise WorkerLost(f"Request {request.request_id!r} is ending; ask again in a moment.")
-        again = OutputStream(request, self.stream.decode)
+        again = OutputStream(request, self.stream.vocabulary)
         return again.resume(self.stream.token_ids)
 
     def may_move(self, now: float) -> bool:

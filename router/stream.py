@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from cluster.messages import TokenOutput
 from cluster.request import FinishReason, Request
-from router.detokenizer import Decode, Detokenizer, StopStrings
+from router.detokenizer import Detokenizer, StopStrings, Vocabulary
 
 
 @dataclass(slots=True)  # not frozen: one is made per token
@@ -29,7 +29,7 @@ class OutputStream:
     """
 
     request: Request
-    decode: Decode | None  # None: nobody reads the text
+    vocabulary: Vocabulary | None  # None: nobody reads the text
     token_ids: list[int] = field(default_factory=list)
     cached_tokens: int = 0
     finish: FinishReason | None = None
@@ -40,7 +40,10 @@ class OutputStream:
     _stop_strings: StopStrings | None = field(init=False)
 
     def __post_init__(self) -> None:
-        self._detokenizer = Detokenizer(self.decode) if self.decode is not None else None
+        self._detokenizer = None
+        if self.vocabulary is not None:
+            self._detokenizer = Detokenizer(self.vocabulary)
+            self._detokenizer.read_prompt(self.request.prompt)
         stop = self.request.sampling.stop
         self._stop_strings = StopStrings(stop) if stop else None
 
@@ -52,6 +55,11 @@ class OutputStream:
     @property
     def ended(self) -> bool:
         return self.finish is not None or self.stop_string_met
+
+    @property
+    def _may_end(self) -> bool:
+        """Whether text of the newest token may complete a stop string: only after `min_tokens` others."""
+        return len(self.token_ids) > self.request.sampling.min_tokens
 
     def accept(self, output: TokenOutput) -> list[TextToken]:
         """The tokens that can be shown now: none for a repeated or early one, several when it closes a gap."""
@@ -72,7 +80,7 @@ class OutputStream:
         self.token_ids.append(output.token_id)
         text = self._detokenizer.push(output.token_id) if self._detokenizer is not None else ""
         if self._stop_strings is not None:
-            text, self.stop_string_met = self._stop_strings.push(text)
+            text, self.stop_string_met = self._stop_strings.push(text, self._may_end)
         if output.finish is not None and not self.stop_string_met:
             self.finish = output.finish
             self.trailing_text = self._last_text()
@@ -82,5 +90,5 @@ class OutputStream:
         rest = self._detokenizer.flush() if self._detokenizer is not None else ""
         if self._stop_strings is None:
             return rest
-        shown, self.stop_string_met = self._stop_strings.push(rest)
+        shown, self.stop_string_met = self._stop_strings.push(rest, self._may_end)
         return shown if self.stop_string_met else shown + self._stop_strings.flush()

@@ -9,18 +9,28 @@ from hypothesis import strategies as st
 
 from cluster.messages import TokenOutput
 from cluster.request import FinishReason, Request, SamplingParams
-from router.detokenizer import Detokenizer, StopStrings
+from router.detokenizer import WINDOW_TOKENS, Detokenizer, StopStrings
 from router.stream import OutputStream
 
 
-def decode(token_ids: Sequence[int]) -> str:
+class _Bytes:
     """One byte per token."""
-    return bytes(token_ids).decode(errors="replace")
+
+    byte_ids: Sequence[int] = ()
+
+    def has_text(self, token_id: int) -> bool:
+        return True
+
+    def byte_of(self, token_id: int) -> int | None:
+        return None
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return bytes(token_ids).decode(errors="replace")
 
 
 @given(st.text(max_size=40))
 def test_the_increments_are_the_text_and_no_character_is_split(text: str) -> None:
-    detokenizer = Detokenizer(decode)
+    detokenizer = Detokenizer(_Bytes())
     parts = [detokenizer.push(byte) for byte in text.encode()]
     assert "".join(parts) + detokenizer.flush() == text
     assert all("\N{REPLACEMENT CHARACTER}" not in part for part in parts if "\N{REPLACEMENT CHARACTER}" not in text)
@@ -28,10 +38,10 @@ def test_the_increments_are_the_text_and_no_character_is_split(text: str) -> Non
 
 @given(st.binary(max_size=60))
 def test_invalid_bytes_never_stop_the_text(data: bytes) -> None:
-    detokenizer = Detokenizer(decode)
+    detokenizer = Detokenizer(_Bytes())
     for byte in data:
         detokenizer.push(byte)
-    assert len(detokenizer._window) <= 16
+    assert len(detokenizer._window) <= WINDOW_TOKENS
 
 
 @given(st.text("ab.", max_size=30), st.lists(st.text("ab.", min_size=1, max_size=4), min_size=1, max_size=3), st.data())
@@ -53,7 +63,7 @@ def test_text_ends_before_the_first_stop_string(text: str, stops: list[str], dat
 
 
 def _stream(**params: object) -> OutputStream:
-    return OutputStream(Request("r", (1,), SamplingParams(max_tokens=10, **params)), decode)  # type: ignore[arg-type]
+    return OutputStream(Request("r", (1,), SamplingParams(max_tokens=10, **params)), _Bytes())  # type: ignore[arg-type]
 
 
 @given(st.permutations(list(range(6))), st.lists(st.integers(0, 5), max_size=6))
@@ -81,3 +91,41 @@ def test_text_held_back_for_a_stop_string_comes_at_the_end() -> None:
     stream.accept(TokenOutput("r", 0, 97))
     stream.accept(TokenOutput("r", 1, 98, finish=FinishReason.LENGTH))
     assert stream.trailing_text == "b"
+
+
+def _streamed(text: str, **params: object) -> tuple[str, OutputStream]:
+    """What is shown of a text, a byte per token, the last of which ends it."""
+    stream = _stream(**params)
+    last = len(text) - 1
+    outputs = (
+        TokenOutput("r", index, ord(letter), finish=FinishReason.LENGTH if index == last else None)
+        for index, letter in enumerate(text)
+    )
+    return "".join(token.text for output in outputs for token in stream.accept(output)) + stream.trailing_text, stream
+
+
+def test_a_stop_string_within_the_first_min_tokens_tokens_is_text_like_any_other() -> None:
+    text, stream = _streamed("abcabc", stop=("ab",), min_tokens=2)
+    assert (text, stream.stop_string_met, len(stream.token_ids)) == ("abc", True, 5)
+    text, stream = _streamed("abc", stop=("bc",), min_tokens=3)
+    assert (text, stream.stop_string_met, stream.finish) == ("abc", False, FinishReason.LENGTH)
+
+
+def test_a_stop_string_may_begin_in_the_first_min_tokens_tokens() -> None:
+    text, stream = _streamed("abcde", stop=("bcd",), min_tokens=3)
+    assert (text, stream.stop_string_met, len(stream.token_ids)) == ("a", True, 4)
+
+
+@given(st.text("ab", min_size=1, max_size=10), st.lists(st.text("ab", min_size=1, max_size=3), min_size=1), st.data())
+def test_the_answer_ends_at_the_first_stop_string_that_ends_after_min_tokens(
+    text: str, stops: list[str], data: st.DataObject
+) -> None:
+    min_tokens = data.draw(st.integers(0, len(text)))
+    ends = {
+        end: min(end - len(stop) for stop in stops if text[:end].endswith(stop))
+        for end in range(min_tokens + 1, len(text) + 1)
+        if any(text[:end].endswith(stop) for stop in stops)
+    }
+    shown, stream = _streamed(text, stop=tuple(stops), min_tokens=min_tokens)
+    assert stream.stop_string_met == bool(ends)
+    assert shown == (text[: ends[min(ends)]] if ends else text)
