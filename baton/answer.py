@@ -63,6 +63,7 @@ def make_request(
     priority: int = 0,
     tenant: str = "",
     objectives: Objectives | None = None,
+    add_special_tokens: bool = True,
 ) -> inference_pb2.GenerateRequest:
     """The message for a prompt of text or token ids; of `sampling` come the fields given, the rest is the model's.
 
@@ -74,6 +75,7 @@ def make_request(
     message = inference_pb2.GenerateRequest(request_id=request_id, priority=priority, tenant=tenant)
     if isinstance(prompt, str):
         message.text = prompt
+        message.add_special_tokens = add_special_tokens
     else:
         message.token_ids.ids.extend(prompt)
     message.sampling.CopyFrom(wire.partial_message(SamplingParams, sampling))  # type: ignore[arg-type]

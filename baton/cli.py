@@ -125,6 +125,9 @@ def generate(
     top_k: Annotated[int | None, typer.Option(help="0 keeps the whole vocabulary.")] = None,
     seed: Annotated[int | None, typer.Option(help="Makes a sampled answer repeatable.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="Stop string; may be given several times.")] = None,
+    special_tokens: Annotated[
+        bool, typer.Option("--special-tokens/--no-special-tokens", help="Put the model's special tokens around it.")
+    ] = True,
     timeout: Annotated[float | None, typer.Option(help="Deadline in seconds.")] = None,
     address: Address = None,
     as_json: Json = False,
@@ -147,7 +150,7 @@ def generate(
         "stop": stop,
     }
     with _client(address) as client:
-        stream = client.stream(text, timeout_s=timeout, **options)
+        stream = client.stream(text, timeout_s=timeout, add_special_tokens=special_tokens, **options)
         if as_json:
             print_document(stream.answer.as_dict())
             return

@@ -111,6 +111,7 @@ class Client:
         priority: int = 0,
         tenant: str = "",
         objectives: Objectives | None = None,
+        add_special_tokens: bool = True,
         **options: Any,
     ) -> TokenStream:
         """Generate from text or token ids; `options` are fields of `SamplingParams`.
@@ -119,6 +120,7 @@ class Client:
         256 tokens). A `SamplingParams` gives all of them.
 
         A request whose `objectives` cannot be met is refused at once (`Overloaded`, with `retry_after_s`).
+        Without `add_special_tokens` a text is taken as it is, with no beginning of sequence put before it.
         """
         request = make_request(
             prompt,
@@ -127,6 +129,7 @@ class Client:
             priority=priority,
             tenant=tenant,
             objectives=objectives,
+            add_special_tokens=add_special_tokens,
         )
         return TokenStream(self._inference.Generate, Resume(request, timeout_s), self.address, self._metadata)
 
@@ -134,9 +137,10 @@ class Client:
         """The whole answer at once; arguments as for `stream`."""
         return self.stream(prompt, sampling, **options).answer
 
-    def tokenize(self, text: str) -> list[int]:
+    def tokenize(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text, as the served model sees it."""
-        return list(self._call(self._inference.Tokenize, inference_pb2.TokenizeRequest(text=text)).ids)
+        request = inference_pb2.TokenizeRequest(text=text, add_special_tokens=add_special_tokens)
+        return list(self._call(self._inference.Tokenize, request).ids)
 
     def model(self) -> inference_pb2.Model:
         """What is served."""
@@ -243,6 +247,7 @@ class AsyncClient:
         priority: int = 0,
         tenant: str = "",
         objectives: Objectives | None = None,
+        add_special_tokens: bool = True,
         **options: Any,
     ) -> AsyncTokenStream:
         """Generate from text or token ids; `options` are fields of `SamplingParams`.
@@ -251,6 +256,7 @@ class AsyncClient:
         256 tokens). A `SamplingParams` gives all of them.
 
         A request whose `objectives` cannot be met is refused at once (`Overloaded`, with `retry_after_s`).
+        Without `add_special_tokens` a text is taken as it is, with no beginning of sequence put before it.
         """
         request = make_request(
             prompt,
@@ -259,6 +265,7 @@ class AsyncClient:
             priority=priority,
             tenant=tenant,
             objectives=objectives,
+            add_special_tokens=add_special_tokens,
         )
         return AsyncTokenStream(self._inference.Generate, Resume(request, timeout_s), self.address, self._metadata)
 
@@ -266,9 +273,10 @@ class AsyncClient:
         """The whole answer at once; arguments as for `stream`."""
         return await self.stream(prompt, sampling, **options).answer()
 
-    async def tokenize(self, text: str) -> list[int]:
+    async def tokenize(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text, as the served model sees it."""
-        return list((await self._call(self._inference.Tokenize, inference_pb2.TokenizeRequest(text=text))).ids)
+        request = inference_pb2.TokenizeRequest(text=text, add_special_tokens=add_special_tokens)
+        return list((await self._call(self._inference.Tokenize, request)).ids)
 
     async def model(self) -> inference_pb2.Model:
         """What is served."""

@@ -15,6 +15,7 @@ from deploy.local_ray import LocalRay, start_local_ray
 from deploy.machine import machine_facts
 from deploy.running import RunningCluster, note, running_cluster, state_file
 from engine.checkpoint import check_weights, read_config, read_sampling_defaults, resolve_model
+from engine.tokenizer import check_tokenizer
 from router.credentials import Credentials
 from router.policy.policies import check_policy
 
@@ -29,6 +30,7 @@ def resolve_here(config: BatonConfig) -> Resolved:
     folder = resolve_model(config.model.path) if config.model.path else CHECKPOINT
     model = read_config(folder)
     check_weights(folder, model)
+    check_tokenizer(folder)
     facts = ModelFacts(
         # A model of the hub is fetched by each node itself: its folder here is none elsewhere.
         path=config.model.path

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer as FastTokenizer
 
 from cluster.errors import ModelError
 
+_PROBE = "Once upon a time there were 12 tokens, and all of them came out right."
+
 
 class Tokenizer:
-    """A checkpoint's tokenizer.json. Safe to use from several threads."""
+    """A checkpoint's tokenizer. Safe to use from several threads."""
 
     def __init__(self, folder: Path) -> None:
         self._fast = _read(folder)
@@ -81,16 +84,65 @@ class Tokenizer:
         return self._fast.decode(token_ids, skip_special_tokens=True)
 
 
+def check_tokenizer(folder: Path) -> None:
+    """Raise `ModelError` when a checkpoint's tokenizer cannot be read; nothing slow is imported for that."""
+    if (folder / "tokenizer.json").is_file():
+        _from_file(folder)
+    elif (folder / "tokenizer.model").is_file():
+        _pieces(folder)
+    elif not ((folder / "vocab.json").is_file() and (folder / "merges.txt").is_file()):
+        tekken = ", only tekken.json, which is not supported" if (folder / "tekken.json").is_file() else ""
+        raise ModelError(
+            f"{folder} has no tokenizer.json and no tokenizer.model{tekken}; "
+            "add the tokenizer.json of the same model in Hugging Face's format."
+        )
+
+
 def _read(folder: Path) -> FastTokenizer:
-    path = folder / "tokenizer.json"
-    try:
-        return FastTokenizer.from_file(str(path)) if path.is_file() else _convert(folder)
-    except Exception as error:  # the library raises plain Exception
-        raise ModelError(f"The tokenizer in {folder} cannot be read: {error}.") from None
-
-
-def _convert(folder: Path) -> FastTokenizer:
-    """Older checkpoints have only tokenizer.model, which transformers converts (a slow import, so only here)."""
+    if (folder / "tokenizer.json").is_file():
+        return _from_file(folder)
+    check_tokenizer(folder)
+    # Transformers converts the files of older checkpoints. It takes seconds to import, so only here.
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(folder).backend_tokenizer
+    try:
+        fast = AutoTokenizer.from_pretrained(folder).backend_tokenizer
+    except Exception as error:  # the libraries raise plain Exception
+        raise ModelError(f"The tokenizer in {folder} cannot be converted: {_first_line(error)}.") from None
+    if (folder / "tokenizer.model").is_file():
+        _check_conversion(fast, folder)
+    return fast
+
+
+def _check_conversion(fast: FastTokenizer, folder: Path) -> None:
+    """Of a model of another type than the class in tokenizer_config.json is made for, transformers makes nonsense."""
+    if fast.encode(_PROBE, add_special_tokens=False).ids != _pieces(folder).encode(_PROBE):
+        raise ModelError(
+            f"The tokenizer in {folder} gives other token ids than its tokenizer.model once converted; "
+            "add the tokenizer.json of the same model in Hugging Face's format."
+        )
+
+
+def _from_file(folder: Path) -> FastTokenizer:
+    path = folder / "tokenizer.json"
+    try:
+        return FastTokenizer.from_file(str(path))
+    except Exception as error:
+        raise ModelError(f"The tokenizer {path} cannot be read: {_first_line(error)}.") from None
+
+
+def _pieces(folder: Path) -> Any:
+    from sentencepiece import SentencePieceProcessor
+
+    path = folder / "tokenizer.model"
+    try:
+        return SentencePieceProcessor(model_file=str(path))
+    except Exception as error:
+        raise ModelError(
+            f"{path} is not a sentencepiece model ({_first_line(error)}); "
+            "add the tokenizer.json of the same model in Hugging Face's format."
+        ) from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")

@@ -49,6 +49,7 @@ class GenerateRequest(google.protobuf.message.Message):
     OBJECTIVES_FIELD_NUMBER: builtins.int
     RESUME_FROM_FIELD_NUMBER: builtins.int
     EMITTED_FIELD_NUMBER: builtins.int
+    ADD_SPECIAL_TOKENS_FIELD_NUMBER: builtins.int
     request_id: builtins.str
     """Chosen by the client to find the request again; the router makes one up when it is empty."""
     text: builtins.str
@@ -58,6 +59,10 @@ class GenerateRequest(google.protobuf.message.Message):
     resume_from: builtins.int
     """To go on with a stream that broke off: the same request again, with the number of output tokens that have come.
     The stream begins with this index. It needs the same seed, if it samples.
+    """
+    add_special_tokens: builtins.bool
+    """Whether a text prompt gets the special tokens that the model expects around a text, such as its beginning of
+    sequence; unset means yes. What the text already begins with is not added again.
     """
     @property
     def token_ids(self) -> global___TokenIds: ...
@@ -81,9 +86,13 @@ class GenerateRequest(google.protobuf.message.Message):
         objectives: global___Objectives | None = ...,
         resume_from: builtins.int = ...,
         emitted: collections.abc.Iterable[builtins.int] | None = ...,
+        add_special_tokens: builtins.bool | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["objectives", b"objectives", "prompt", b"prompt", "sampling", b"sampling", "text", b"text", "token_ids", b"token_ids"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["emitted", b"emitted", "objectives", b"objectives", "priority", b"priority", "prompt", b"prompt", "request_id", b"request_id", "resume_from", b"resume_from", "sampling", b"sampling", "tenant", b"tenant", "text", b"text", "token_ids", b"token_ids"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_add_special_tokens", b"_add_special_tokens", "add_special_tokens", b"add_special_tokens", "objectives", b"objectives", "prompt", b"prompt", "sampling", b"sampling", "text", b"text", "token_ids", b"token_ids"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_add_special_tokens", b"_add_special_tokens", "add_special_tokens", b"add_special_tokens", "emitted", b"emitted", "objectives", b"objectives", "priority", b"priority", "prompt", b"prompt", "request_id", b"request_id", "resume_from", b"resume_from", "sampling", b"sampling", "tenant", b"tenant", "text", b"text", "token_ids", b"token_ids"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_add_special_tokens", b"_add_special_tokens"]) -> typing.Literal["add_special_tokens"] | None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["prompt", b"prompt"]) -> typing.Literal["text", "token_ids"] | None: ...
 
 global___GenerateRequest = GenerateRequest
@@ -143,7 +152,11 @@ class SamplingParams(google.protobuf.message.Message):
     @property
     def stop_token_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
     @property
-    def stop(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
+    def stop(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Texts that end the answer and are not shown. One counts once it ends after the text of the first min_tokens
+        tokens. One that is a special token's name, such as <|im_end|>, also acts as that token's id in stop_token_ids.
+        """
+
     def __init__(
         self,
         *,
@@ -483,13 +496,19 @@ class TokenizeRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     TEXT_FIELD_NUMBER: builtins.int
+    ADD_SPECIAL_TOKENS_FIELD_NUMBER: builtins.int
     text: builtins.str
+    add_special_tokens: builtins.bool
+    """As in GenerateRequest."""
     def __init__(
         self,
         *,
         text: builtins.str = ...,
+        add_special_tokens: builtins.bool | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["text", b"text"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_add_special_tokens", b"_add_special_tokens", "add_special_tokens", b"add_special_tokens"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_add_special_tokens", b"_add_special_tokens", "add_special_tokens", b"add_special_tokens", "text", b"text"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_add_special_tokens", b"_add_special_tokens"]) -> typing.Literal["add_special_tokens"] | None: ...
 
 global___TokenizeRequest = TokenizeRequest
 

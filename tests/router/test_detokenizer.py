@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 
 import pytest
 from hypothesis import given, settings
@@ -22,9 +23,7 @@ def _ids(tokenizer: Tokenizer, most: int) -> st.SearchStrategy[list[int]]:
     text = st.text("time größer 中🙂\n", max_size=12).map(lambda text: tokenizer.encode(text, add_special_tokens=False))
     bytes_of = st.binary(min_size=1, max_size=6).map(lambda data: [tokenizer.byte_ids[byte] for byte in data])
     parts = [st.lists(any_id, max_size=6), text, *([bytes_of] if tokenizer.byte_ids else [])]
-    return st.lists(st.one_of(parts), max_size=most).map(
-        lambda lists: [token_id for part in lists for token_id in part]
-    )
+    return st.lists(st.one_of(parts), max_size=most).map(lambda lists: list(chain.from_iterable(lists)))
 
 
 def _stream(tokenizer: Tokenizer, prompt: Sequence[int], **params: object) -> OutputStream:

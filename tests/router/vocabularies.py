@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import codecs
 import itertools
-import os
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import sentencepiece
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as FastTokenizer
 
@@ -18,43 +16,7 @@ from engine.tokenizer import Tokenizer
 from tests.checkpoints import byte_tokenizer
 
 SPECIAL = ["<unk>", "<s>", "</s>", "<|im_end|>"]
-PIECES = [
-    "▁",
-    "▁▁",
-    "▁time",
-    "time",
-    "▁a",
-    "b",
-    "▁größer",
-    "中",
-    "\N{REPLACEMENT CHARACTER}",
-    "n't",
-    ".",
-    "▁.",
-    "e\u0301",
-]
-WORDS = [
-    "once",
-    "upon",
-    "a",
-    "time",
-    "there",
-    "was",
-    "größe",
-    "中文",
-    "in",
-    "the",
-    "town",
-    "and",
-    "they",
-    "said",
-    "that",
-    "all",
-    "of",
-    "it",
-    "is",
-    "true",
-]
+PIECES = ["▁", "▁▁", "▁time", "time", "▁a", "b", "▁größer", "中", "\N{REPLACEMENT CHARACTER}", "▁.", "e\u0301"]
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 LLAMA_DECODER = [
     decoders.Replace("▁", " "),
@@ -90,29 +52,6 @@ def _unigram(byte_fallback: bool) -> FastTokenizer:
     tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), metaspace]) if byte_fallback else metaspace
     tokenizer.add_special_tokens(SPECIAL)
     return tokenizer
-
-
-def train(folder: Path, model_type: str, byte_fallback: bool = True) -> Path:
-    """A `tokenizer.model` made by sentencepiece itself."""
-    lines = [" ".join(order) for order in itertools.islice(itertools.permutations(WORDS, 6), 0, 200_000, 97)]
-    devnull = os.open(os.devnull, os.O_WRONLY)
-    kept = os.dup(2)
-    os.dup2(devnull, 2)  # the trainer writes a page to the process's stderr
-    try:
-        sentencepiece.SentencePieceTrainer.Train(
-            sentence_iterator=iter(lines),
-            model_prefix=str(folder / "tokenizer"),
-            model_type=model_type,
-            vocab_size=360 if byte_fallback else 100,
-            byte_fallback=byte_fallback,
-            hard_vocab_limit=False,
-            num_threads=1,
-        )
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(devnull)
-    return folder / "tokenizer.model"
 
 
 def _read(fast: FastTokenizer) -> Tokenizer:
@@ -164,4 +103,6 @@ def whole_text(tokenizer: Tokenizer, token_ids: Sequence[int]) -> str:
 def output_text(tokenizer: Tokenizer, prompt: Sequence[int], output: Sequence[int]) -> str:
     """What an output says: the text of all, without the beginning that it shares with the prompt's."""
     whole = whole_text(tokenizer, [*prompt, *output])
-    return whole[len(os.path.commonprefix([whole, whole_text(tokenizer, prompt)])) :]
+    prompts = whole_text(tokenizer, prompt)
+    shared = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(whole, prompts, strict=False))
+    return whole[len(list(shared)) :]
