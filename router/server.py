@@ -22,6 +22,7 @@ from engine.tokenizer import Tokenizer
 from router.access import GENERATE, Access
 from router.credentials import Credentials
 from router.driver import Driver, Subscription
+from router.encoding import EncodingPool
 from router.failure import abort
 from router.grpc_server import serve
 from router.limits import RequestLimits, TenantStreams
@@ -59,9 +60,11 @@ class InferenceService:
     tokens: Reloaded[Access] | None = None
     seeds: random.Random = field(default_factory=random.SystemRandom)
     streams: TenantStreams = field(init=False)
+    encoding: EncodingPool = field(init=False)
 
     def __post_init__(self) -> None:
         self.streams = TenantStreams(self.limits.max_streams_per_tenant)
+        self.encoding = EncodingPool(self.model.tokenizer.encode)
 
     async def Generate(self, request_bytes: bytes, context: grpc.aio.ServicerContext) -> None:
         try:
@@ -114,7 +117,7 @@ class InferenceService:
     async def Tokenize(self, request_bytes: bytes, context: grpc.aio.ServicerContext) -> inference_pb2.TokenizeResponse:
         try:
             message = _parse(inference_pb2.TokenizeRequest, request_bytes)
-            return inference_pb2.TokenizeResponse(ids=await self._encode(message.text))
+            return inference_pb2.TokenizeResponse(ids=await self._encode(message))
         except BatonError as error:
             await abort(context, error)
             raise
@@ -132,7 +135,7 @@ class InferenceService:
             raise InvalidRequest(f"request_id and tenant may have at most {MAX_NAME_BYTES} characters.")
         match message.WhichOneof("prompt"):
             case "text":
-                prompt = tuple(await self._encode(message.text))
+                prompt = tuple(await self._encode(message))
             case "token_ids":
                 prompt = tuple(message.token_ids.ids)
             case _:
@@ -156,17 +159,19 @@ class InferenceService:
         seed = self.seeds.getrandbits(63) if sampling.seed is None else sampling.seed
         max_tokens = min(sampling.max_tokens, room)
         min_tokens = min(sampling.min_tokens, max_tokens)
+        # A special token has no text that a stop string could match.
+        stop_token_ids = (*sampling.stop_token_ids, *self.model.tokenizer.special_ids(sampling.stop))
+        sampling = replace(sampling, stop_token_ids=tuple(dict.fromkeys(stop_token_ids)))
         return replace(request, sampling=replace(sampling, seed=seed, max_tokens=max_tokens, min_tokens=min_tokens))
 
-    async def _encode(self, text: str) -> list[int]:
-        """Token ids of a text. One that cannot be short enough is refused unread; a long one gets a thread."""
+    async def _encode(self, message: inference_pb2.GenerateRequest | inference_pb2.TokenizeRequest) -> list[int]:
+        """Token ids of a message's text. One that cannot be short enough is refused unread."""
+        text, add = message.text, not message.HasField("add_special_tokens") or message.add_special_tokens
         tokens = self.limits.most_prompt_tokens(self.model.context_tokens)
         most, num_bytes = tokens * self.model.tokenizer.max_token_bytes, len(text.encode())
         if num_bytes > most:
             raise PromptTooLong(f"The prompt has {num_bytes} bytes; the {tokens} tokens allowed hold at most {most}.")
-        if num_bytes > 20_000:
-            return await asyncio.to_thread(self.model.tokenizer.encode, text)
-        return self.model.tokenizer.encode(text)
+        return await self.encoding.encode(text, num_bytes, add)
 
 
 async def start_server(

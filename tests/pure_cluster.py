@@ -37,6 +37,7 @@ from router.policy.predicted_latency import PredictedLatency
 from router.quarantine import ORPHAN_S
 from router.record import Completion
 from router.worker_frames import WorkerFrames
+from tests.plain_vocabulary import LETTERS
 from tests.pure_worker import CONTEXT_TOKENS, EOS, PAGE_SIZE, VOCAB, PureWorker, PureWrite, expected_output
 from worker.role import Command as RoleCommand
 from worker.role import Send, SwapIn, SwapOut, WriteEnded, WritePages
@@ -84,7 +85,7 @@ class PureCluster:
         return RouterCore(
             router_id,
             self.placement,
-            lambda ids: "".join(map(chr, ids)),
+            LETTERS,
             RouterLimits(claim_within_s=CLAIM_WITHIN_S),
             ClusterState(share_prefixes=self.share_prefixes),
             started_s=started_s,

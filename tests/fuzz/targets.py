@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -118,8 +119,16 @@ class _Context:
 class _Tokenizer:
     max_token_bytes = 4
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, add_special_tokens: bool) -> list[int]:
         return [byte % VOCAB for byte in text.encode()]
+
+    def special_ids(self, texts: Iterable[str]) -> tuple[int, ...]:
+        return (2,) if "<eos>" in texts else ()
+
+
+@cache
+def _loop() -> asyncio.AbstractEventLoop:
+    return asyncio.new_event_loop()
 
 
 @cache
@@ -148,13 +157,7 @@ def _generate_message(rng: random.Random) -> bytes:
 
 def _generate(data: bytes) -> None:
     message = _parse(inference_pb2.GenerateRequest, data)
-    call = _service()._request(message, message.tenant, _Context())  # type: ignore[arg-type]
-    try:
-        call.send(None)
-    except StopIteration as stop:
-        request: Request = stop.value
-    else:
-        raise AssertionError("the parser waits for something")
+    request = _loop().run_until_complete(_service()._request(message, message.tenant, _Context()))  # type: ignore[arg-type]
     emitted = _emitted(message, request, VOCAB)
     cluster = _cluster()
     cluster.core.submit(request, cluster.now, emitted)

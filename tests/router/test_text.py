@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -11,26 +9,12 @@ from cluster.messages import TokenOutput
 from cluster.request import FinishReason, Request, SamplingParams
 from router.detokenizer import WINDOW_TOKENS, Detokenizer, StopStrings
 from router.stream import OutputStream
-
-
-class _Bytes:
-    """One byte per token."""
-
-    byte_ids: Sequence[int] = ()
-
-    def has_text(self, token_id: int) -> bool:
-        return True
-
-    def byte_of(self, token_id: int) -> int | None:
-        return None
-
-    def decode(self, token_ids: Sequence[int]) -> str:
-        return bytes(token_ids).decode(errors="replace")
+from tests.plain_vocabulary import BYTES
 
 
 @given(st.text(max_size=40))
 def test_the_increments_are_the_text_and_no_character_is_split(text: str) -> None:
-    detokenizer = Detokenizer(_Bytes())
+    detokenizer = Detokenizer(BYTES)
     parts = [detokenizer.push(byte) for byte in text.encode()]
     assert "".join(parts) + detokenizer.flush() == text
     assert all("\N{REPLACEMENT CHARACTER}" not in part for part in parts if "\N{REPLACEMENT CHARACTER}" not in text)
@@ -38,7 +22,7 @@ def test_the_increments_are_the_text_and_no_character_is_split(text: str) -> Non
 
 @given(st.binary(max_size=60))
 def test_invalid_bytes_never_stop_the_text(data: bytes) -> None:
-    detokenizer = Detokenizer(_Bytes())
+    detokenizer = Detokenizer(BYTES)
     for byte in data:
         detokenizer.push(byte)
     assert len(detokenizer._window) <= WINDOW_TOKENS
@@ -63,7 +47,7 @@ def test_text_ends_before_the_first_stop_string(text: str, stops: list[str], dat
 
 
 def _stream(**params: object) -> OutputStream:
-    return OutputStream(Request("r", (1,), SamplingParams(max_tokens=10, **params)), _Bytes())  # type: ignore[arg-type]
+    return OutputStream(Request("r", (1,), SamplingParams(max_tokens=10, **params)), BYTES)  # type: ignore[arg-type]
 
 
 @given(st.permutations(list(range(6))), st.lists(st.integers(0, 5), max_size=6))
