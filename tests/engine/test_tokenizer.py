@@ -21,6 +21,7 @@ from cluster.errors import ModelError
 from engine.tokenizer import Tokenizer, check_tokenizer
 from router.detokenizer import Detokenizer
 from tests.checkpoints import byte_tokenizer
+from tests.router.vocabularies import token_id
 
 LLAMA = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "bos_token": "<s>"}
 WORDS = ("once", "upon", "a", "time", "there", "was", "größe", "中文", "in", "the", "town", "and")
@@ -69,7 +70,12 @@ def test_other_threads_run_while_a_text_is_encoded(tmp_path: Path) -> None:
     """Every switch would come after the whole text if encoding kept Python's lock."""
     tokenizer = _save(byte_tokenizer(), tmp_path)
     ended = threading.Event()
-    thread = threading.Thread(target=lambda: (tokenizer.encode("time " * 200_000), ended.set()))
+
+    def encode() -> None:
+        tokenizer.encode("time " * 200_000)
+        ended.set()
+
+    thread = threading.Thread(target=encode)
     thread.start()
     turns = 0
     while not ended.wait(0.001):
@@ -128,11 +134,11 @@ def test_streamed_text_is_what_sentencepiece_says_beyond_the_prompt(older: Path,
     tokenizer = _read(older)
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(older / "tokenizer.model"))
     ids = st.lists(st.integers(3, tokenizer.vocab_size - 1), min_size=1, max_size=12)
-    prompt = [*data.draw(ids), tokenizer._fast.token_to_id("▁")]  # ends with a whole character
+    prompt = [*data.draw(ids), token_id(tokenizer, "▁")]  # ends with a whole character
     output = data.draw(ids)
     detokenizer = Detokenizer(tokenizer)
     detokenizer.read_prompt(prompt)
-    text = "".join(detokenizer.push(token_id) for token_id in output) + detokenizer.flush()
+    text = "".join(detokenizer.push(token) for token in output) + detokenizer.flush()
     whole, before = pieces.decode([*prompt, *output]), pieces.decode(prompt)
     assert whole.startswith(before)
     assert text == whole[len(before) :]

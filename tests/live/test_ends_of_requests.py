@@ -164,3 +164,21 @@ def test_cancelling_is_its_own_error(split: Live) -> None:
         with pytest.raises(Cancelled):
             stream.answer  # noqa: B018 - reading it is the call
     split.wait_idle()
+
+
+def test_a_special_token_among_the_stop_strings_ends_the_answer(split: Live) -> None:
+    """It has no text; this model says each of them now and then where the temperature is high."""
+    names = {0: "<unk>", 1: "<eos>", 2: "<pad>"}
+    with split.client() as client:
+        for seed in range(50):
+            options: dict[str, Any] = {"temperature": 50.0, "seed": seed, "ignore_eos": True}
+            ids = client.generate([9, 8, 7], max_tokens=100, **options).token_ids
+            at = next((index for index, token_id in enumerate(ids) if token_id in names), None)
+            if at is not None and at + 1 < len(ids):
+                break
+        assert at is not None
+        answer = client.generate([9, 8, 7], max_tokens=100, stop=[names[ids[at]]], **options)
+        assert (answer.token_ids, answer.finish_reason) == (ids[: at + 1], "stop")
+        none = client.generate([9, 8, 7], max_tokens=at + 1, stop=["no such text"], **options)
+        assert (none.token_ids, none.finish_reason) == (ids[: at + 1], "length")
+    split.wait_idle()

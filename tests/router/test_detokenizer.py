@@ -14,7 +14,7 @@ from cluster.request import FinishReason, Request, SamplingParams
 from engine.tokenizer import Tokenizer
 from router.detokenizer import CONTEXT_TOKENS, WINDOW_TOKENS, Detokenizer
 from router.stream import OutputStream
-from tests.router.vocabularies import KINDS, output_text, vocabulary
+from tests.router.vocabularies import KINDS, output_text, token_id, vocabulary
 
 
 def _ids(tokenizer: Tokenizer, most: int) -> st.SearchStrategy[list[int]]:
@@ -99,8 +99,8 @@ def test_no_more_than_a_window_is_ever_decoded(kind: str, data: st.DataObject) -
     detokenizer.read_prompt([*range(tokenizer.vocab_size)] * 3)
     assert len(decoded) <= 3 * CONTEXT_TOKENS
     output = data.draw(_ids(tokenizer, 20))
-    for token_id in output:
-        detokenizer.push(token_id)
+    for token in output:
+        detokenizer.push(token)
     assert max(decoded) <= WINDOW_TOKENS + 4
     assert len(decoded) <= 3 * CONTEXT_TOKENS + 3 * len(output)
 
@@ -109,7 +109,7 @@ def test_no_more_than_a_window_is_ever_decoded(kind: str, data: st.DataObject) -
 def test_the_first_token_keeps_its_leading_space(kind: str) -> None:
     tokenizer = vocabulary(kind)
     prompt = tokenizer.encode("time a time")
-    time = tokenizer._fast.token_to_id("▁time")
+    time = token_id(tokenizer, "▁time")
     assert _text(_stream(tokenizer, prompt), _outputs([time, time])) == " time time"
     assert _text(_stream(tokenizer, [*prompt, *[2] * 10]), _outputs([time])) == " time"  # after special tokens
     assert _text(_stream(tokenizer, []), _outputs([time, time])) == "time time"
@@ -122,7 +122,7 @@ def test_a_character_that_begins_in_the_prompt_comes_whole_or_not_at_all(kind: s
     def spelt(data: bytes) -> list[int]:
         if tokenizer.byte_ids:
             return [tokenizer.byte_ids[byte] for byte in data]
-        return [tokenizer._fast.token_to_id(letter) for letter in (_letter(byte) for byte in data)]
+        return [token_id(tokenizer, _letter(byte)) for byte in data]
 
     smile = "🙂".encode()
     prompt = [*spelt(b"so "), *spelt(smile[:2])]

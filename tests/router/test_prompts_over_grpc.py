@@ -54,9 +54,11 @@ def test_every_client_says_whether_special_tokens_are_added(tokenizer: Tokenizer
     model = ServedModel("m", "m", model_config({**CONFIG, "vocab_size": 320}), tokenizer, "float32", 1000)
     hi = tuple(tokenizer.encode("hi", add_special_tokens=False))
 
+    every: tuple[dict[str, Any], ...] = ({}, {"add_special_tokens": False})
+
     def plain_client(address: str) -> list[list[int]]:
         with baton.Client(address) as client:
-            for options in ({}, {"add_special_tokens": False}):
+            for options in every:
                 with pytest.raises(InvalidRequest, match=SAYS):
                     client.generate("hi", **options)
             return [client.tokenize("hi"), client.tokenize("hi", add_special_tokens=False), client.tokenize("<pad>hi")]
@@ -74,7 +76,7 @@ def test_every_client_says_whether_special_tokens_are_added(tokenizer: Tokenizer
             assert await asyncio.to_thread(plain_client, address) == [[BOS, *hi], [*hi], [BOS, *hi]]
             await asyncio.to_thread(command, address)
             async with baton.AsyncClient(address) as client:
-                for options in ({}, {"add_special_tokens": False}):
+                for options in every:
                     with pytest.raises(InvalidRequest, match=SAYS):
                         await client.generate("hi", **options)
                 assert await client.tokenize("hi") == [BOS, *hi]

@@ -77,6 +77,13 @@ def vocabulary(kind: str) -> Tokenizer:
 KINDS = ["byte level", "byte fallback", "unigram", "unigram with byte fallback"]
 
 
+def token_id(tokenizer: Tokenizer, token: str) -> int:
+    """The id of a token by its name in the vocabulary."""
+    found = tokenizer._fast.token_to_id(token)
+    assert found is not None
+    return found
+
+
 def _one_each(error: UnicodeError) -> tuple[str, int]:
     assert isinstance(error, UnicodeDecodeError)
     return "\N{REPLACEMENT CHARACTER}", error.start + 1
