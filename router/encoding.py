@@ -10,7 +10,7 @@ from typing import Protocol
 
 from cluster.errors import Overloaded
 
-MAX_THREADS = 4  # one encodes some 3 MB of text a second
+MAX_THREADS = 4  # one encodes one to three MB of text a second
 MAX_WAITING_BYTES = 16 << 20
 RETRY_AFTER_S = 1.0  # in which a thread makes room for many a prompt
 
