@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from cluster.access import AccessPlan
-from cluster.config import BatonConfig, EngineSection
+from cluster.config import BatonConfig
 from cluster.devices import check_devices, device, memory_fraction, on_gpu
-from cluster.errors import ConfigError
+from cluster.memory import (
+    Free,
+    WorkerMemory,
+    check_memory,
+    cluster_words,
+    fixed_memory,
+    kv_pages,
+    memory_for_pages,
+    swap_pages,
+)
 from cluster.placement import check_placement, demand, placement_words
 from cluster.plan import RouterPlan, WorkerPlan
 from cluster.sampling import SamplingDefaults, default_words
-
-GIB = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,17 +30,27 @@ class MachineFacts:
     cores: int
     memory_available_bytes: int
     fast_bfloat16: bool  # avx512_bf16 or AMX: bfloat16 matrix products at twice the rate of float32
+    memory_limit_bytes: int = 0  # of a container, where that is what bounds the memory available
+    all_workers_here: bool = True  # False: they may be on nodes with more or less memory
+
+    @property
+    def free(self) -> Free:
+        return Free(self.memory_available_bytes, self.memory_limit_bytes)
 
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """What sizing needs to know of the model. `kv_values_per_token` counts K and V of all layers."""
+    """What sizing needs to know of the model. `kv_values_per_token` counts K and V of all layers, `layer_values` what
+    one layer computes of a token."""
 
     path: str
     name: str
     context_tokens: int
     kv_values_per_token: int
     sampling: SamplingDefaults = field(default_factory=dict)  # of its generation_config.json
+    num_parameters: int = 0
+    layer_values: int = 0
+    vocab_size: int = 0
     window_limits: bool = False  # a sliding window, not the model's positions, is what limits `context_tokens`
 
 
@@ -51,6 +68,7 @@ class Resolved:
     max_batch: int
     threads: int
     host_pages: int
+    machine: MachineFacts
 
     @property
     def roles(self) -> list[tuple[str, str]]:
@@ -74,11 +92,31 @@ class Resolved:
             "host_pages": f"{self.host_pages} per worker, for preempted sequences" if self.host_pages else "none",
             "chunk_tokens": f"{self.chunk_tokens}, {self.mixed_chunk_tokens} beside decodes",
             "max_batch": str(self.max_batch),
+            **self._memory_words(),
             "threads": f"{self.threads} per worker",
             **self._gpu_words(),
             "policy": self.config.router.policy,
             "access": self.access_plan().told,
             **placement_words(self.config),
+        }
+
+    @property
+    def worker_memory(self) -> WorkerMemory:
+        """What a worker takes of the machine's own memory; on a GPU only the process and the swap are there."""
+        gpu = on_gpu(self.config)
+        fixed = _fixed_memory(self.model, self.dtype, gpu, self.chunk_tokens, self.max_batch)
+        values = self.config.engine.page_size * self.model.kv_values_per_token
+        page_bytes = values * (4 if self.dtype == "float32" else 2)
+        kv_bytes = 0 if gpu else self.num_pages * page_bytes
+        return replace(fixed, kv=kv_bytes, swap=self.host_pages * page_bytes)
+
+    def _memory_words(self) -> dict[str, str]:
+        if on_gpu(self.config):
+            return {}
+        worker = self.worker_memory
+        return {
+            "worker_memory": worker.words,
+            "memory": cluster_words(worker, len(self.roles), self.machine.free),
         }
 
     def _context_words(self) -> str:
@@ -127,7 +165,11 @@ class Resolved:
 
     @staticmethod
     def from_json(values: dict[str, Any]) -> Resolved:
-        given = {"config": BatonConfig.model_validate(values["config"]), "model": ModelFacts(**values["model"])}
+        given = {
+            "config": BatonConfig.model_validate(values["config"]),
+            "model": ModelFacts(**values["model"]),
+            "machine": MachineFacts(**values["machine"]),
+        }
         return Resolved(**{**values, **given})
 
     def router_plan(self, worker_host: str) -> RouterPlan:
@@ -204,11 +246,13 @@ def resolve(config: BatonConfig, machine: MachineFacts, model: ModelFacts) -> Re
     max_batch = (256 if gpu else 32) if engine.max_batch == "auto" else engine.max_batch
     page_bytes = engine.page_size * model.kv_values_per_token * (4 if dtype == "float32" else 2)
     useful = max_batch * -(-context // engine.page_size)  # every sequence of a full batch at full length
-    share = machine.memory_available_bytes // workers
-    num_pages = _num_pages(config, page_bytes, useful, share, context)
     largest_chunk = 8192 if gpu else 512
     chunk_tokens = min(largest_chunk, max(context, 16)) if engine.chunk_tokens == "auto" else engine.chunk_tokens
-    return Resolved(
+    fixed = _fixed_memory(model, dtype, gpu, chunk_tokens, max_batch)
+    room = memory_for_pages(machine.free, workers, fixed)
+    num_pages = kv_pages(engine, gpu, page_bytes, useful, context, room.kv_bytes)
+    room = room.without(0 if gpu else num_pages * page_bytes)
+    resolved = Resolved(
         config=config,
         model=model,
         dtype=dtype,
@@ -220,40 +264,15 @@ def resolve(config: BatonConfig, machine: MachineFacts, model: ModelFacts) -> Re
         else min(engine.mixed_chunk_tokens, chunk_tokens),
         max_batch=max_batch,
         threads=max(1, machine.cores // workers) if engine.threads == "auto" else engine.threads,
-        host_pages=_host_pages(engine, page_bytes, num_pages or useful, share),
+        host_pages=swap_pages(engine, page_bytes, num_pages or useful, room.swap_bytes),
+        machine=machine,
     )
+    if machine.all_workers_here and not gpu:
+        check_memory(resolved.worker_memory, workers, machine.free, context)
+    return resolved
 
 
-def _num_pages(config: BatonConfig, page_bytes: int, useful: int, memory_bytes: int, context: int) -> int:
-    """Pages of a worker, out of `memory_bytes` of the machine that are free for it; 0: a GPU's memory decides."""
-    engine = config.engine
-    if engine.num_pages != "auto":
-        num_pages = engine.num_pages
-    elif engine.kv_memory_gib != "auto":
-        num_pages = min(useful, int(engine.kv_memory_gib * GIB) // page_bytes)
-    elif on_gpu(config):
-        return 0
-    else:
-        # A quarter of the memory for KV by default; the rest is for weights and for others.
-        num_pages = min(useful, memory_bytes // 4 // page_bytes)
-    needed = -(-context // engine.page_size) + 1
-    if num_pages < needed:
-        raise ConfigError(
-            f"{num_pages} pages hold less than one request of {context} tokens, which needs {needed}: "
-            "raise engine.num_pages or engine.kv_memory_gib, or lower model.context_tokens."
-        )
-    return num_pages
-
-
-def _host_pages(engine: EngineSection, page_bytes: int, num_pages: int, memory_bytes: int) -> int:
-    """Slots of a worker for preempted sequences, out of `memory_bytes` that are free for it."""
-    if engine.swap_memory_gib == "auto":
-        # Whatever is swapped out was in pages before, and running sequences keep some of these.
-        return min(num_pages, memory_bytes // 8 // page_bytes)
-    slots = int(engine.swap_memory_gib * GIB) // page_bytes
-    if engine.swap_memory_gib and not slots:
-        raise ConfigError(
-            f"engine.swap_memory_gib is {engine.swap_memory_gib:g}, less than one page of {page_bytes} bytes: "
-            "raise it, or set it to 0 to have preempted sequences computed again."
-        )
-    return slots
+def _fixed_memory(model: ModelFacts, dtype: str, gpu: bool, chunk_tokens: int, max_batch: int) -> WorkerMemory:
+    """Before any page. On a GPU only the process itself is in the machine's own memory."""
+    step_values = chunk_tokens * model.layer_values + 2 * max_batch * model.vocab_size
+    return fixed_memory(*(0, 0) if gpu else (model.num_parameters, step_values), 4 if dtype == "float32" else 2)

@@ -40,6 +40,9 @@ def resolve_here(config: BatonConfig) -> Resolved:
         context_tokens=model.context_tokens,
         kv_values_per_token=2 * model.num_layers * model.num_kv_heads * model.head_dim,
         sampling=read_sampling_defaults(folder),
+        num_parameters=model.num_parameters,
+        layer_values=2 * model.hidden_size + model.qkv_size + 3 * model.intermediate_size,
+        vocab_size=model.vocab_size,
         window_limits=model.window_limits,
     )
     resolved = resolve(config, machine_facts(), facts)

@@ -8,14 +8,20 @@ from pathlib import Path
 import psutil
 
 from cluster.resolve import MachineFacts
+from deploy.container_limits import cpu_quota, memory_limit
 
 
 def machine_facts() -> MachineFacts:
-    """Cores this process may use, memory that is free, and whether bfloat16 is fast here."""
+    """Cores and memory that this process may use, a container's limits included, and whether bfloat16 is fast here."""
+    cores, free_bytes = len(os.sched_getaffinity(0)), psutil.virtual_memory().available
+    quota, limit = cpu_quota(), memory_limit()
+    limited = limit is not None and limit.free_bytes < free_bytes
     return MachineFacts(
-        cores=len(os.sched_getaffinity(0)),
-        memory_available_bytes=psutil.virtual_memory().available,
+        cores=cores if quota is None else max(1, min(cores, int(quota))),
+        memory_available_bytes=limit.free_bytes if limit and limited else free_bytes,
         fast_bfloat16=_fast_bfloat16(),
+        memory_limit_bytes=limit.limit_bytes if limit and limited else 0,
+        all_workers_here="RAY_ADDRESS" not in os.environ,
     )
 
 

@@ -9,7 +9,8 @@ import pytest
 
 from cluster.config import parse_config
 from cluster.errors import ConfigError
-from cluster.resolve import GIB, MachineFacts, ModelFacts, resolve
+from cluster.memory import GIB
+from cluster.resolve import MachineFacts, ModelFacts, resolve
 
 MACHINE = MachineFacts(cores=8, memory_available_bytes=16 * GIB, fast_bfloat16=False)
 MODEL = ModelFacts("/m", "m", context_tokens=4096, kv_values_per_token=2 * 4 * 2 * 32)

@@ -93,7 +93,10 @@ ALLOWED = {
     "worker": {"cluster", "engine", "kv_transfer", "prefill_worker", "decode_worker", "baton.wire"},
 }
 ONLY_IN = {
-    "ray": {"deploy/launcher.py", "deploy/placement_groups.py", "worker/actor.py", "router/actor.py"},
+    "ray": {
+        *(f"deploy/{name}.py" for name in ("launcher", "placement_groups", "ray_start")),
+        *("worker/actor.py", "router/actor.py"),
+    },
     "nixl": {"kv_transfer/nixl.py"},
     "flashinfer": {"engine/attention/flashinfer.py", "engine/models/cuda_layers.py"},
 }
