@@ -24,7 +24,7 @@ def listener(address: str) -> Listener | None:
         return None
     try:
         for one in psutil.net_connections("tcp"):
-            if one.status == psutil.CONN_LISTEN and one.laddr.port == int(port) and one.pid:
+            if one.status == psutil.CONN_LISTEN and getattr(one.laddr, "port", 0) == int(port) and one.pid:
                 return Listener(one.pid, psutil.Process(one.pid).status() == psutil.STATUS_STOPPED)
     except (psutil.Error, OSError):
         return None

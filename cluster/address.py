@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
+_SCHEME = re.compile(r"^(dns|ipv4|ipv6|tcp):(//[^/]*/)?(//)?")  # "dns:///host:port", "tcp://host:port"
 _LOCAL_ENDINGS = (".localhost", ".local")
 
 
@@ -15,7 +17,7 @@ def join(host: str, port: int | str) -> str:
 
 def split(address: str) -> tuple[str, str]:
     """Host (without brackets) and port of "host:port"; the port is empty where none stands."""
-    address = address.rsplit("/", 1)[-1]  # "dns:///host:port", "tcp://host:port"
+    address = _SCHEME.sub("", address)
     if address.startswith("["):
         host, _, rest = address[1:].partition("]")
         return host, rest.removeprefix(":")

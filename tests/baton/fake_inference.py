@@ -76,6 +76,9 @@ class FakeInference(inference_pb2_grpc.InferenceServicer):
     def GetModel(self, request: object, context: grpc.ServicerContext) -> inference_pb2.Model:  # noqa: N802
         return inference_pb2.Model(name="fake")
 
+    def Tokenize(self, request: inference_pb2.TokenizeRequest, context: object) -> inference_pb2.TokenizeResponse:  # noqa: N802
+        return inference_pb2.TokenizeResponse(ids=[len(request.text)])
+
 
 @contextmanager
 def serving(fake: FakeInference) -> Iterator[tuple[str, grpc.Server]]:
