@@ -21,7 +21,7 @@ COLUMNS = (
     Column("prompt left", 7, right=True),
     Column("busy", 8, right=True, note="busy: until its prompts are computed, predicted"),
     Column("TPOT", 6, right=True, note="TPOT: predicted"),
-    Column("KV pages", 10, note="KV pages: █ held, ▒ prefix cache, ░ free"),
+    Column("KV pages", 10, drawing=True, note="KV pages: █ held, ▒ prefix cache, ░ free"),
     Column("held", 3, right=True, note="held: share of its KV pages"),
     Column("peak", 9, right=True, note="peak: share of its pages at its fullest, predicted"),
 )

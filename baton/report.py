@@ -49,6 +49,7 @@ def print_answer(console: Console, answer: Answer) -> None:
         way += f" → {answer.decode_worker}"
     if answer.migrations:
         way += f", moved {answer.migrations} times"
+    table.add_row("[dim]request[/]", f"{escape(answer.request_id)}; `baton explain` says why it went this way")
     table.add_row("[dim]way[/]", way)
     table.add_row(
         "[dim]tokens[/]",

@@ -23,6 +23,7 @@ class Column:
     rank: int = 0
     right: bool = False
     wraps_to: int = 0  # cells to which its text may be wrapped; 0: it never wraps
+    drawing: bool = False  # made of characters that an ASCII terminal does not have: it falls away there
     note: str = ""  # shown below the table as long as the column is
 
 
@@ -65,6 +66,7 @@ class FittingTable:
         ]
         least = [min(cells, column.wraps_to or cells) for cells, column in zip(widest, self.columns, strict=True)]
         kept = columns_that_fit(least, [column.rank for column in self.columns], options.max_width)
+        kept = [index for index in kept if not (self.columns[index].drawing and options.ascii_only)]
         needed = sum(least[index] + _GAP for index in kept) + _FRAME
         table = Table(title=self.title or None, title_justify="left", box=box.HEAVY_HEAD)
         if needed > options.max_width:

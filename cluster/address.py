@@ -43,6 +43,12 @@ def is_wildcard(host: str) -> bool:
     return address is not None and address.is_unspecified
 
 
+def reachable(address: str, own: str) -> str:
+    """Where clients find a server that listens at `address`: a wildcard is replaced by the machine's `own` address."""
+    host, port = split(address)
+    return join(own, port) if is_wildcard(host) else address
+
+
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach a server that listens there. Names other than localhost may be anything."""
     address = _ip(host)

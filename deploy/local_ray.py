@@ -22,6 +22,7 @@ from pathlib import Path
 
 import psutil
 
+from cluster.address import bare_host, join, split
 from cluster.errors import ConfigError
 
 START_TIMEOUT_S = 90.0
@@ -116,7 +117,7 @@ def start_local_ray(
     on every interface. Whatever interrupts it, nothing that was started stays.
     """
     # Short, because Unix socket paths inside it may have 107 characters at most.
-    ray = LocalRay(f"{host}:{port or free_port()}", tempfile.mkdtemp(prefix="baton-ray-", dir="/tmp"))
+    ray = LocalRay(join(host, port or free_port(host)), tempfile.mkdtemp(prefix="baton-ray-", dir="/tmp"))
     try:
         _write_token(ray)
         _start(ray, object_store_bytes, options)
@@ -132,7 +133,7 @@ def _write_token(ray: LocalRay) -> None:
 
 
 def _start(ray: LocalRay, object_store_bytes: int, options: Sequence[str]) -> None:
-    host, port = ray.address.split(":")
+    host, port = split(ray.address)
     command = [
         *(sys.executable, "-c", _RAY, "start", "--head"),
         # A folder of its own inside ours: Ray opens it to everybody.
@@ -164,8 +165,19 @@ def _start(ray: LocalRay, object_store_bytes: int, options: Sequence[str]) -> No
         raise ConfigError("Ray did not start: " + " ".join(words))
 
 
-def free_port() -> int:
-    """A TCP port of the loopback interface that nobody listens on now."""
+def loopback() -> str:
+    """The loopback address of this machine: IPv4's, or IPv6's where there is no IPv4."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        try:
+            probe.bind(("127.0.0.1", 0))
+        except OSError:
+            return "::1"
+    return "127.0.0.1"
+
+
+def free_port(host: str = "") -> int:
+    """A TCP port on which nothing listens now, at an address of this machine (default: loopback)."""
+    family, kind, _, _, address = socket.getaddrinfo(bare_host(host) or loopback(), 0, type=socket.SOCK_STREAM)[0]
+    with socket.socket(family, kind) as probe:
+        probe.bind(address)
         return int(probe.getsockname()[1])
