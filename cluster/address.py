@@ -34,7 +34,7 @@ def bare_host(host: str) -> str:
 
 def is_ipv6(host: str) -> bool:
     """Whether the host is an IPv6 address."""
-    return isinstance(_ip(host), IPv6Address)
+    return ":" in bare_host(host)
 
 
 def is_wildcard(host: str) -> bool:
