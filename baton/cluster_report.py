@@ -41,8 +41,8 @@ def cluster_screen(cluster: admin_pb2.Cluster) -> RenderableType:
     head = Text.assemble(
         (cluster.model, "bold"),
         f"  up {cluster.uptime_s:.0f} s, policy {cluster.settings['policy']}; requests: {cluster.live_requests} live, "
-        f"{cluster.queued_requests} queued, {cluster.finished_requests} finished, {cluster.failed_requests} failed, "
-        f"{cluster.refused_requests} of them refused",
+        f"{cluster.queued_requests} queued, {cluster.finished_requests} finished, {cluster.cancelled_requests} "
+        f"cancelled by their clients, {cluster.failed_requests} failed ({cluster.refused_requests} of them refused)",
     )
     if not cluster.pools:
         return Group(head, "No worker is registered.")

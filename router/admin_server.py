@@ -64,6 +64,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
             live_requests=core.live,
             finished_requests=core.explanations.finished,
             failed_requests=core.explanations.failed,
+            cancelled_requests=core.explanations.cancelled,
             refused_requests=core.refused_requests,
             continued_requests=core.claims.continued,
             unclaimed_sequences=len(core.claims.unclaimed),
