@@ -28,7 +28,7 @@ def test_a_cancelled_stream_is_an_error_of_its_own(play: Play, begun: bool) -> N
         await cluster.until(lambda: not cluster.router.driver.core.live)
         ended = cluster.router.driver.core.explanations
         assert ended.failed == failed
-        assert ended.cancelled == cancelled + begun
+        assert cancelled + begun <= ended.cancelled <= cancelled + 1  # one not begun may not have got there
 
     play(leave)
 
