@@ -115,9 +115,9 @@ def cause(details: str) -> str:
         return SILENT
     if "refused" in low:
         return "the connection was refused"
-    if "resolv" in low or "lookup" in low:
+    if "resolv" in low or "resolution" in low or "lookup" in low:
         return UNKNOWN_NAME
-    if low and "connect" not in low:
+    if low and "failed to connect" not in low and "connections to all" not in low:
         return BROKEN_OFF
     return re.sub(r"^.*last error: [A-Z]+: (ipv[46]:\S+: )?", "", details).rstrip(".") or "no connection"
 
