@@ -26,7 +26,7 @@ from cluster.errors import (
     Unauthenticated,
 )
 
-SILENT = "nothing was answered"
+SILENT = "connections to it time out"
 UNKNOWN_NAME = "the name cannot be resolved"
 BROKEN_OFF = "the connection broke off"
 _BY_STATUS: dict[str, type[BatonError]] = {

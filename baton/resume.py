@@ -84,14 +84,14 @@ class Resume:
         return DeadlineExceeded(f"The deadline of {self.timeout_s:g} s has passed, {self._progress}.")
 
     def _given_up(self, refusal: BatonError | None, why: str) -> BatonError:
-        tried = f"{self.give_up_s:g} s (tried {self._tries} times)"
+        tried = f"{self.give_up_s:g} s (tried {_counted(self._tries, 'time')})"
         if refusal is not None:
             return type(refusal)(f"{refusal.message.rstrip('.')}: so for {tried}, {self._progress}.")
         return NoWorkers(f"The router at {self.address} has not answered for {tried}, {self._progress}: {why}.")
 
     @property
     def _progress(self) -> str:
-        return f"after {len(self.tokens)} output tokens" if self.tokens else "before the first token"
+        return f"after {_counted(len(self.tokens), 'output token')}" if self.tokens else "before the first token"
 
     def rest(self) -> inference_pb2.GenerateRequest:
         """The request for what is missing."""
@@ -114,3 +114,7 @@ class Resume:
         if self.timeout_s is None:
             return None
         return max(0.0, self.timeout_s - (time.monotonic() - self._started_s))
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -169,7 +169,7 @@ def test_a_deadline_ends_the_attempts_to_reach_the_router_again(stream: Callable
     fake = FakeInference([breaks_after(1), breaks_after()])
     with serving(fake) as (address, _):
         error = _failure(lambda: stream(address, timeout_s=0.8, give_up_s=30.0), within_s=4.0)
-    assert error.message == "The deadline of 0.8 s has passed, after 1 output tokens."
+    assert error.message == "The deadline of 0.8 s has passed, after 1 output token."
 
 
 @pytest.mark.parametrize("stream", STREAMS)
