@@ -22,7 +22,7 @@ from pathlib import Path
 
 import psutil
 
-from cluster.address import bare_host, join, split
+from cluster.address import bare_host, is_loopback, join, split
 from cluster.errors import ConfigError
 
 START_TIMEOUT_S = 90.0
@@ -34,7 +34,6 @@ import runpy, signal
 signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
 runpy.run_module("ray.scripts.scripts", run_name="__main__", alter_sys=True)
 """
-LOOPBACK = "127.0.0.1"
 _QUIET = {
     "RAY_enable_worker_prestart": "0",  # idle Python processes that nobody needs
     "RAY_DISABLE_IMPORT_WARNING": "1",
@@ -57,7 +56,7 @@ class LocalRay:
     @property
     def on_loopback(self) -> bool:
         """Whether only this machine can reach it; False for a Ray of others, of which nothing is known."""
-        return bool(self.folder) and self.address.startswith(f"{LOOPBACK}:")
+        return bool(self.folder) and is_loopback(split(self.address)[0])
 
     def access(self) -> dict[str, str]:
         """The environment by which a process gets in; a Ray of others is left to its own means."""
@@ -109,14 +108,16 @@ def _children(process: psutil.Process) -> list[psutil.Process]:
 
 
 def start_local_ray(
-    object_store_bytes: int = 100 << 20, port: int = 0, options: Sequence[str] = (), host: str = LOOPBACK
+    object_store_bytes: int = 100 << 20, port: int = 0, options: Sequence[str] = (), host: str = ""
 ) -> LocalRay:
-    """Start a Ray head on an address of this machine; raises `ConfigError` with Ray's own words when it fails.
+    """Start a Ray head on this machine; raises `ConfigError` with Ray's own words when it fails.
 
-    `port` 0 is any free one; `options` are further ones of `ray start`. On loopback it listens there only, elsewhere
+    `host` is an address of this machine, by default loopback; `port` 0 is any free one; `options` are further ones of
+    `ray start`. On loopback it listens there only, elsewhere
     on every interface. Whatever interrupts it, nothing that was started stays.
     """
     # Short, because Unix socket paths inside it may have 107 characters at most.
+    host = host or loopback()
     ray = LocalRay(join(host, port or free_port(host)), tempfile.mkdtemp(prefix="baton-ray-", dir="/tmp"))
     try:
         _write_token(ray)
