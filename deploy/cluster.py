@@ -13,7 +13,7 @@ from cluster.errors import ConfigError
 from cluster.resolve import ModelFacts, Resolved, resolve
 from deploy.local_ray import LocalRay, loopback, start_local_ray
 from deploy.machine import machine_facts
-from deploy.preflight import check_start
+from deploy.preflight import check_start, ray_host
 from deploy.running import RunningCluster, note, running_cluster, state_file
 from engine.checkpoint import check_weights, read_config, read_sampling_defaults, resolve_model
 from router.credentials import Credentials
@@ -63,7 +63,7 @@ def up(resolved: Resolved, tell: Tell) -> RunningCluster:
     check_start(resolved.config.router)
     existing = os.environ.get("RAY_ADDRESS", "")
     tell("ray", f"connecting to {existing}" if existing else "starting")
-    ray = LocalRay(existing, "") if existing else start_local_ray()
+    ray = LocalRay(existing, "") if existing else start_local_ray(host=ray_host())
     try:
         from deploy.launcher import connected, start_cluster
 

@@ -7,10 +7,13 @@ import os
 import socket
 import tempfile
 
+import psutil
+
 from baton.listener import listener
-from cluster.address import bare_host, join
+from cluster.address import bare_host, is_ipv6, is_loopback, join
 from cluster.config import RouterSection
 from cluster.errors import ConfigError
+from deploy.local_ray import loopback
 from deploy.running import state_file
 
 
@@ -55,6 +58,24 @@ def check_addresses(router: RouterSection) -> None:
         if failure.errno == errno.EACCES:
             raise ConfigError(f"{port_key} is {port}, which this user may not listen on: choose one above 1023.")
         raise ConfigError(f"{host_key} is {host!r}, which is no address of this machine: {_words(failure)}.")
+
+
+def ray_host() -> str:
+    """The address of this machine at which a Ray of its own starts.
+
+    IPv4's loopback; where there is no IPv4, an IPv6 address other than loopback, which Ray takes for 127.0.0.1. Raises
+    `ConfigError` when there is neither.
+    """
+    if not is_ipv6(loopback()):
+        return loopback()
+    for interface in psutil.net_if_addrs().values():
+        for one in interface:
+            if one.family is socket.AF_INET6 and "%" not in one.address and not is_loopback(one.address):
+                return one.address
+    raise ConfigError(
+        "This machine has no IPv4 address, and of IPv6 only loopback, with which Ray does not start: give it one, say "
+        "with `ip addr add fd00::1/64 dev lo`."
+    )
 
 
 def _bind_failure(host: str, port: int) -> OSError | None:

@@ -17,7 +17,7 @@ from cluster.errors import ConfigError
 from cluster.messages import Alive, WorkerMessage
 from cluster.plan import RouterPlan
 from deploy.local_ray import free_port
-from deploy.preflight import check_addresses, check_note
+from deploy.preflight import check_addresses, check_note, ray_host
 from router.assembly import start_router
 from router.worker_link import WorkerLink
 from worker.router_link import RouterLink
@@ -67,6 +67,10 @@ def test_a_folder_that_takes_no_note_is_refused(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("BATON_HOME", str(tmp_path / "new" / "home"))
     check_note()
     assert list((tmp_path / "new" / "home").iterdir()) == []
+
+
+def test_this_machine_starts_its_ray_at_loopback() -> None:
+    assert ray_host() == "127.0.0.1"
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
