@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -21,6 +24,13 @@ from deploy.preflight import check_addresses, check_note, ray_host
 from router.assembly import start_router
 from router.worker_link import WorkerLink
 from worker.router_link import RouterLink
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def _own_network() -> bool:
+    command = ["unshare", "--map-root-user", "--net", "ip", "link", "set", "lo", "up"]
+    return shutil.which("unshare") is not None and subprocess.run(command, capture_output=True).returncode == 0
 
 
 def _refusal(**settings: object) -> str:
@@ -116,3 +126,33 @@ def test_an_address_that_cannot_be_served_is_told_in_words_of_ours() -> None:
     assert "cannot be served on 203.0.113.9:1" in caught.value.message
     assert "GRPC" not in caught.value.message
     assert ".." not in caught.value.message
+
+
+WITHOUT_IPV4 = """
+ip link set lo up && ip addr flush dev lo && ip addr add ::1/128 dev lo
+exec "$0" -c "
+import subprocess
+from cluster.config import RouterSection
+from cluster.errors import ConfigError
+from deploy.local_ray import free_port, loopback
+from deploy.preflight import check_addresses, ray_host
+assert loopback() == '::1' and free_port() > 0
+check_addresses(RouterSection(host='::1', admin_host='::', port=free_port(), admin_port=0))
+try:
+    ray_host()
+except ConfigError as error:
+    print(error)
+subprocess.run(['ip', 'addr', 'add', 'fd00::1/64', 'dev', 'lo'], check=True)
+print(ray_host())
+"
+"""
+
+
+@pytest.mark.skipif(not _own_network(), reason="makes a network of its own, for which user namespaces must be allowed")
+def test_a_machine_without_ipv4_needs_an_ipv6_address_beside_loopback() -> None:
+    command = ["unshare", "--map-root-user", "--net", "sh", "-c", WITHOUT_IPV4, sys.executable]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    refusal, host = done.stdout.splitlines()
+    assert "no IPv4 address, and of IPv6 only loopback" in refusal
+    assert host == "fd00::1"
