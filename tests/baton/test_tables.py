@@ -206,6 +206,7 @@ def test_a_pipe_has_room_for_every_column(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_cancelled_requests_are_not_among_the_failed_ones() -> None:
     console = _terminal(200)
-    counts = {"finished_requests": 7, "cancelled_requests": 33, "failed_requests": 2, "refused_requests": 1}
-    show(console, cluster_screen(admin_pb2.Cluster(settings={"policy": "p"}, **counts)))
+    cluster = admin_pb2.Cluster(finished_requests=7, cancelled_requests=33, failed_requests=2, refused_requests=1)
+    cluster.settings["policy"] = "round_robin"
+    show(console, cluster_screen(cluster))
     assert "7 finished, 33 cancelled by their clients, 2 failed (1 of them refused)" in _lines(console)[0]
