@@ -81,15 +81,24 @@ class Admin:
         return self._start(kind, operation_id, dry_run)
 
     def watch(self, operation_id: str) -> Iterator[admin_pb2.Operation]:
-        """The operation now, and again whenever it has moved, until it has ended."""
+        """The operation now, and again whenever it has moved, until it has ended.
+
+        A router says at once how the operation stands; so the call is made again every `timeout_s`, and one in which
+        nothing comes is the end.
+        """
         request = admin_pb2.WatchOperationRequest(operation_id=operation_id)
-        call = self._stub.WatchOperation(request, metadata=self._metadata)
-        try:
-            yield from call
-        except grpc.RpcError as error:
-            raise error_from_rpc(error, self.address) from None
-        finally:
-            call.cancel()
+        while True:
+            call, told = self._stub.WatchOperation(request, timeout=self._timeout_s, metadata=self._metadata), False
+            try:
+                for operation in call:
+                    told = True
+                    yield operation
+                return
+            except grpc.RpcError as error:
+                if not (told and error.code() is grpc.StatusCode.DEADLINE_EXCEEDED):  # type: ignore[attr-defined]
+                    raise error_from_rpc(error, self.address, self._timeout_s) from None
+            finally:
+                call.cancel()
 
     def cancel(self, operation_id: str) -> admin_pb2.Operation:
         """Undo what the operation has not done yet; what was done stays."""
@@ -118,10 +127,11 @@ class Admin:
         return self._call(self._stub.StartOperation, request)  # type: ignore[no-any-return]
 
     def _call(self, method: Any, request: Any, timeout_s: float | None = None) -> Any:
+        timeout_s = timeout_s or self._timeout_s
         try:
-            return method(request, timeout=timeout_s or self._timeout_s, metadata=self._metadata)
+            return method(request, timeout=timeout_s, metadata=self._metadata)
         except grpc.RpcError as error:
-            raise error_from_rpc(error, self.address) from None
+            raise error_from_rpc(error, self.address, timeout_s) from None
 
     def close(self) -> None:
         self._channel.close()

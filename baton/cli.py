@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from rich.markup import escape
 
 from baton.admin_options import Json, err, out, print_document
 from baton.doctor_cli import doctor
-from baton.errors import BatonError
+from baton.errors import BatonError, InvalidRequest
 from baton.pools_cli import cancel, drain, migrate, operations, rebalance, undrain
 from baton.report import print_answer, print_settings
 from baton.scale_cli import scale
@@ -30,7 +31,14 @@ Prefill = Annotated[int | None, typer.Option(help="Prefill workers.")]
 Decode = Annotated[int | None, typer.Option(help="Decode workers.")]
 Mixed = Annotated[int | None, typer.Option(help="Workers that serve whole requests (prefill and decode).")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file; flags go before it.", dir_okay=False)]
-Address = Annotated[str | None, typer.Option(help="Router's host:port; default: the cluster `up` started here.")]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HOST:PORT",
+        envvar="BATON_ADDRESS",
+        help="Address of the router; default: the cluster that `up` started here, or port 50051.",
+    ),
+]
 
 
 class Ended(BaseException):
@@ -45,6 +53,8 @@ def main() -> None:
     """Run the command; what goes wrong is one sentence on stderr and exit code 1."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _end)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # type: ignore[union-attr] # for a terminal that has not every character
     sys.exit(run(app))
 
 
@@ -55,10 +65,20 @@ def _end(number: int, frame: Any) -> None:
 def run(command: Callable[[], Any]) -> int:
     """Exit code of a command: 0, 1 for an error, 128 and the signal's number (130 for Ctrl-C) when it was ended."""
     try:
-        command()
+        try:
+            command()
+        finally:
+            sys.stdout.flush()
     except BatonError as error:
-        err.print(f"[red]error:[/] {escape(error.message)}", soft_wrap=True)
-        return 1
+        return _fail(error.message)
+    except BrokenPipeError:  # the reader has what it wanted, as in `baton status | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename is not None else ""
+        return _fail(f"{where}{error.strerror or error}.")
+    except UnicodeError as error:
+        return _fail(f"A text cannot be encoded or decoded: {error}.")
     except KeyboardInterrupt:
         err.print("interrupted")
         return 128 + signal.SIGINT
@@ -67,6 +87,11 @@ def run(command: Callable[[], Any]) -> int:
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0
     return 0
+
+
+def _fail(sentence: str) -> int:
+    err.print(f"[red]error:[/] {escape(sentence)}", soft_wrap=True)
+    return 1
 
 
 @app.command()
@@ -140,7 +165,7 @@ def generate(
 
         baton generate - --json < prompt.txt
     """
-    text = sys.stdin.read() if prompt == "-" else prompt
+    text = _decoded(sys.stdin.buffer.read() if prompt == "-" else os.fsencode(prompt))
     options = {
         "max_tokens": max_tokens,
         "temperature": temperature,
@@ -217,6 +242,15 @@ def _read(config: Path | None) -> str:
         raise ConfigError(f"{config} cannot be read: {error}.") from None
 
 
+def _decoded(prompt: bytes) -> str:
+    try:
+        return prompt.decode()
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(
+            f"The prompt is not UTF-8: byte {error.start} is 0x{prompt[error.start]:02x}. Convert it, say with `iconv`."
+        ) from None
+
+
 def _client(address: str | None) -> Any:
     from baton.client import Client
 
@@ -226,3 +260,7 @@ def _client(address: str | None) -> Any:
         cluster = running_cluster()
         address = cluster.address if cluster else None
     return Client(address)
+
+
+if __name__ == "__main__":
+    main()

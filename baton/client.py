@@ -15,14 +15,16 @@ from typing import Any, Self
 import grpc
 import grpc.aio
 
-from baton.answer import Answer, Token, given_sampling, make_request, read_answer, read_tokens
-from baton.connection import Connection
-from baton.errors import Cancelled, InternalError, error_from_rpc
-from baton.resume import Resume
+from baton.answer import Answer, Token, given_sampling, make_request
+from baton.connection import Connection, Metadata
+from baton.errors import Cancelled, error_from_rpc
+from baton.resume import GIVE_UP_S, Resume
 from baton.v1 import inference_pb2, inference_pb2_grpc
 from cluster.request import Objectives, SamplingParams
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
+TIMEOUT_S = 30.0  # of the small calls; streams have the caller's own
+CANCELLED = "The stream was cancelled."
 
 
 def _address(address: str | None) -> str:
@@ -32,45 +34,46 @@ def _address(address: str | None) -> str:
 class TokenStream(Iterator[Token]):
     """Tokens as they come; `answer` is complete once the iteration has ended."""
 
-    def __init__(self, generate: Any, resume: Resume, address: str, metadata: Any) -> None:
-        self._generate, self._resume, self._address, self._metadata = generate, resume, address, metadata
-        self._call = generate(resume.request, timeout=resume.timeout_s, metadata=metadata)
-        self._tokens: list[Token] = []
+    def __init__(self, stub: Any, history: Resume, metadata: Metadata) -> None:
+        self._stub, self._history, self._metadata = stub, history, metadata
+        self._call: Any = stub.Generate(history.request, timeout=history.timeout_s, metadata=metadata)
         self._ready: list[Token] = []
-        self._answer: Answer | None = None
+        self._cancelled = False
 
     def __next__(self) -> Token:
         while not self._ready:
             try:
+                if self._call is None:
+                    self._call = self._resumed()
                 response = next(self._call)
             except grpc.RpcError as error:
-                wait_s = self._resume.wait_s(error)
-                if wait_s is None:
-                    raise error_from_rpc(error, self._address) from None
-                time.sleep(wait_s)
-                request, remaining_s = self._resume.again(self._tokens), self._resume.remaining_s
-                self._call = self._generate(request, timeout=remaining_s, wait_for_ready=True, metadata=self._metadata)
+                pause_s = self._history.pause_s(error, asking=self._call is None)
+                self._call = None
+                time.sleep(pause_s)
                 continue
-            self._resume.on_tokens()
-            self._ready = read_tokens(response)
-            self._tokens += self._ready
-            self._ready.reverse()
-            if response.HasField("finish"):
-                self._answer = read_answer(self._tokens, response.finish)
+            self._ready = self._history.absorb(response)[::-1]
         return self._ready.pop()
+
+    def _resumed(self) -> Any:
+        """A call for the rest, to a router that has just answered."""
+        model = inference_pb2.GetModelRequest()
+        self._stub.GetModel(model, timeout=self._history.ask_s, metadata=self._metadata)
+        if self._cancelled:
+            raise Cancelled(CANCELLED)
+        return self._stub.Generate(self._history.rest(), timeout=self._history.remaining_s, metadata=self._metadata)
 
     @property
     def answer(self) -> Answer:
         """The whole answer, reading the rest of the stream if need be."""
         for _ in self:
             pass
-        if self._answer is None:
-            raise InternalError("The stream ended without its last message.")
-        return self._answer
+        return self._history.whole_answer
 
     def cancel(self) -> None:
         """Stop the request; its pages are freed on both workers."""
-        self._call.cancel()
+        self._cancelled = True
+        if self._call is not None:
+            self._call.cancel()
 
 
 class Client:
@@ -91,12 +94,14 @@ class Client:
         tls_ca: str | None = None,
         tls_certificate: str | None = None,
         tls_key: str | None = None,
+        give_up_s: float = GIVE_UP_S,
     ) -> None:
         """Connect to "host:port"; the default is $BATON_ADDRESS, or this machine's port 50051.
 
-        The rest as in `baton.connection.Connection`, with $BATON_TOKEN, $BATON_TLS_CA and so on as defaults.
+        A stream that breaks off is taken up again for `give_up_s` without a token. The rest as in
+        `baton.connection.Connection`, with $BATON_TOKEN, $BATON_TLS_CA and so on as defaults.
         """
-        self.address = _address(address)
+        self.address, self._give_up_s = _address(address), give_up_s
         connection = Connection(token, tls_ca, tls_certificate, tls_key)
         self._channel, self._metadata = connection.channel(self.address), connection.metadata
         self._inference = inference_pb2_grpc.InferenceStub(self._channel)
@@ -131,7 +136,8 @@ class Client:
             objectives=objectives,
             add_special_tokens=add_special_tokens,
         )
-        return TokenStream(self._inference.Generate, Resume(request, timeout_s), self.address, self._metadata)
+        history = Resume(request, self.address, timeout_s, self._give_up_s)
+        return TokenStream(self._inference, history, self._metadata)
 
     def generate(self, prompt: str | list[int], sampling: SamplingParams | None = None, **options: Any) -> Answer:
         """The whole answer at once; arguments as for `stream`."""
@@ -148,9 +154,9 @@ class Client:
 
     def _call(self, method: Any, request: Any) -> Any:
         try:
-            return method(request, timeout=30, metadata=self._metadata)
+            return method(request, timeout=TIMEOUT_S, metadata=self._metadata)
         except grpc.RpcError as error:
-            raise error_from_rpc(error, self.address) from None
+            raise error_from_rpc(error, self.address, TIMEOUT_S) from None
 
     def close(self) -> None:
         self._channel.close()
@@ -167,53 +173,52 @@ class Client:
 class AsyncTokenStream(AsyncIterator[Token]):
     """`TokenStream` for asyncio; `await stream.answer()` for the end."""
 
-    def __init__(self, generate: Any, resume: Resume, address: str, metadata: Any) -> None:
-        self._generate, self._resume, self._address, self._metadata = generate, resume, address, metadata
-        self._call = generate(resume.request, timeout=resume.timeout_s, metadata=metadata)
-        self._tokens: list[Token] = []
+    def __init__(self, stub: Any, history: Resume, metadata: Metadata) -> None:
+        self._stub, self._history, self._metadata = stub, history, metadata
+        self._call: Any = stub.Generate(history.request, timeout=history.timeout_s, metadata=metadata)
         self._ready: list[Token] = []
-        self._answer: Answer | None = None
         self._cancelled = False
 
     async def __anext__(self) -> Token:
         while not self._ready:
             try:
+                if self._call is None:
+                    self._call = await self._resumed()
                 response = await self._call.read()
             except asyncio.CancelledError:  # so gRPC says that the call was cancelled, not only that the reader was
                 reader = asyncio.current_task()
                 if not self._cancelled or (reader is not None and reader.cancelling()):
                     raise
-                raise Cancelled("The stream was cancelled.") from None
+                raise Cancelled(CANCELLED) from None
             except grpc.RpcError as error:
-                wait_s = self._resume.wait_s(error)
-                if wait_s is None:
-                    raise error_from_rpc(error, self._address) from None
-                await asyncio.sleep(wait_s)
-                request, remaining_s = self._resume.again(self._tokens), self._resume.remaining_s
-                self._call = self._generate(request, timeout=remaining_s, wait_for_ready=True, metadata=self._metadata)
+                pause_s = self._history.pause_s(error, asking=self._call is None)
+                self._call = None
+                await asyncio.sleep(pause_s)
                 continue
             if response is grpc.aio.EOF:
                 raise StopAsyncIteration
-            self._resume.on_tokens()
-            self._ready = read_tokens(response)
-            self._tokens += self._ready
-            self._ready.reverse()
-            if response.HasField("finish"):
-                self._answer = read_answer(self._tokens, response.finish)
+            self._ready = self._history.absorb(response)[::-1]
         return self._ready.pop()
+
+    async def _resumed(self) -> Any:
+        """A call for the rest, to a router that has just answered."""
+        model = inference_pb2.GetModelRequest()
+        await self._stub.GetModel(model, timeout=self._history.ask_s, metadata=self._metadata)
+        if self._cancelled:
+            raise Cancelled(CANCELLED)
+        return self._stub.Generate(self._history.rest(), timeout=self._history.remaining_s, metadata=self._metadata)
 
     async def answer(self) -> Answer:
         """The whole answer, reading the rest of the stream if need be."""
         async for _ in self:
             pass
-        if self._answer is None:
-            raise InternalError("The stream ended without its last message.")
-        return self._answer
+        return self._history.whole_answer
 
     def cancel(self) -> None:
         """Stop the request; its pages are freed on both workers."""
         self._cancelled = True
-        self._call.cancel()
+        if self._call is not None:
+            self._call.cancel()
 
 
 class AsyncClient:
@@ -227,12 +232,14 @@ class AsyncClient:
         tls_ca: str | None = None,
         tls_certificate: str | None = None,
         tls_key: str | None = None,
+        give_up_s: float = GIVE_UP_S,
     ) -> None:
         """Connect to "host:port"; the default is $BATON_ADDRESS, or this machine's port 50051.
 
-        The rest as in `baton.connection.Connection`, with $BATON_TOKEN, $BATON_TLS_CA and so on as defaults.
+        A stream that breaks off is taken up again for `give_up_s` without a token. The rest as in
+        `baton.connection.Connection`, with $BATON_TOKEN, $BATON_TLS_CA and so on as defaults.
         """
-        self.address = _address(address)
+        self.address, self._give_up_s = _address(address), give_up_s
         connection = Connection(token, tls_ca, tls_certificate, tls_key)
         self._channel, self._metadata = connection.aio_channel(self.address), connection.metadata
         self._inference = inference_pb2_grpc.InferenceStub(self._channel)
@@ -267,7 +274,8 @@ class AsyncClient:
             objectives=objectives,
             add_special_tokens=add_special_tokens,
         )
-        return AsyncTokenStream(self._inference.Generate, Resume(request, timeout_s), self.address, self._metadata)
+        history = Resume(request, self.address, timeout_s, self._give_up_s)
+        return AsyncTokenStream(self._inference, history, self._metadata)
 
     async def generate(self, prompt: str | list[int], sampling: SamplingParams | None = None, **options: Any) -> Answer:
         """The whole answer at once; arguments as for `stream`."""
@@ -284,9 +292,9 @@ class AsyncClient:
 
     async def _call(self, method: Any, request: Any) -> Any:
         try:
-            return await method(request, timeout=30, metadata=self._metadata)
+            return await method(request, timeout=TIMEOUT_S, metadata=self._metadata)
         except grpc.RpcError as error:
-            raise error_from_rpc(error, self.address) from None
+            raise error_from_rpc(error, self.address, TIMEOUT_S) from None
 
     async def close(self) -> None:
         await self._channel.close()

@@ -5,13 +5,34 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from baton.report import milliseconds
+from baton.table import Column, FittingTable, fitting
 from baton.v1 import admin_pb2
 
 BAR_CELLS = 12
+COLUMNS = (
+    Column("worker"),
+    Column("pool", 2),
+    Column("state", 1),
+    Column("running", 4, right=True),
+    Column("waiting", 5, right=True),
+    Column("prompt left", 7, right=True),
+    Column("busy", 8, right=True, note="busy: until its prompts are computed, predicted"),
+    Column("TPOT", 6, right=True, note="TPOT: predicted"),
+    Column("KV pages", 10, drawing=True, note="KV pages: █ held, ▒ prefix cache, ░ free"),
+    Column("held", 3, right=True, note="held: share of its KV pages"),
+    Column("peak", 9, right=True, note="peak: share of its pages at its fullest, predicted"),
+)
+POOL_COLUMNS = (
+    Column("pool"),
+    Column("workers", 1, right=True),
+    Column("serving", 2, right=True),
+    Column("running", 4, right=True),
+    Column("waiting", 5, right=True),
+    Column("KV held", 3, right=True),
+)
 STATE_STYLES = {"serving": "green", "draining": "yellow", "drained": "dim"}
 
 
@@ -20,21 +41,20 @@ def cluster_screen(cluster: admin_pb2.Cluster) -> RenderableType:
     head = Text.assemble(
         (cluster.model, "bold"),
         f"  up {cluster.uptime_s:.0f} s, policy {cluster.settings['policy']}; requests: {cluster.live_requests} live, "
-        f"{cluster.queued_requests} queued, {cluster.finished_requests} finished, {cluster.failed_requests} failed, "
-        f"{cluster.refused_requests} of them refused",
+        f"{cluster.queued_requests} queued, {cluster.finished_requests} finished, {cluster.cancelled_requests} "
+        f"cancelled by their clients, {cluster.failed_requests} failed ({cluster.refused_requests} of them refused)",
     )
     if not cluster.pools:
         return Group(head, "No worker is registered.")
-    table = Table("pool", "worker", "state", "running", "waiting", "prompt left", "busy", "TPOT", "KV in use", "peak")
+    table = FittingTable(COLUMNS)
     for pool in cluster.pools:
         for worker in pool.workers:
-            table.add_row(pool.role, worker.name, *_cells(worker))
-        table.add_section()
-    legend = "busy, TPOT and peak are predicted; KV: █ held, ▒ prefix cache, ░ free; peak: of its pages, at its fullest"
-    return Group(head, table, Text(legend, "dim"))
+            table.add_row(worker.name, pool.role, *_cells(worker))
+        table.end_section()
+    return Group(head, table)
 
 
-def _cells(worker: admin_pb2.WorkerStatus) -> list[RenderableType]:
+def _cells(worker: admin_pb2.WorkerStatus) -> list[str | Text]:
     return [
         Text(worker.state, STATE_STYLES.get(worker.state, "")),
         str(worker.running),
@@ -42,7 +62,8 @@ def _cells(worker: admin_pb2.WorkerStatus) -> list[RenderableType]:
         str(worker.uncomputed_tokens),
         milliseconds(worker.predicted_busy_s) if worker.predicted_busy_s else "-",
         milliseconds(worker.predicted_tpot_s) if worker.predicted_tpot_s else "-",
-        f"{kv_bar(worker)} {percent(worker.pages_held, worker.pages_total):>4}",
+        kv_bar(worker),
+        percent(worker.pages_held, worker.pages_total),
         percent(worker.predicted_peak_pages, worker.pages_total),
     ]
 
@@ -89,10 +110,15 @@ def pool_summaries(cluster: admin_pb2.Cluster) -> list[dict[str, Any]]:
 
 def pools_screen(cluster: admin_pb2.Cluster) -> RenderableType:
     """`baton pools`: one row per pool, and what the planner thinks."""
-    table = Table("pool", "workers", "serving", "running", "waiting", "KV in use")
-    for pool in pool_summaries(cluster):
-        counts = [str(pool[name]) for name in ("workers", "serving", "running", "waiting")]
-        table.add_row(pool["role"], *counts, percent(pool["pages_held"], pool["pages_total"]))
+    rows = [
+        [
+            pool["role"],
+            *(str(pool[name]) for name in ("workers", "serving", "running", "waiting")),
+            percent(pool["pages_held"], pool["pages_total"]),
+        ]
+        for pool in pool_summaries(cluster)
+    ]
+    table = fitting(POOL_COLUMNS, rows)
     return Group(table if cluster.pools else "No worker is registered.", planner_line(cluster.planner))
 
 

@@ -10,14 +10,17 @@ from pathlib import Path
 import grpc
 import grpc.aio
 
+from baton.proxy import avoids_proxies
 from cluster.errors import ConfigError
 
+CONNECT_S = 4.0  # for one attempt to connect, TLS and the first frame included
 OPTIONS = [
     ("grpc.max_receive_message_length", 64 << 20),
     ("grpc.max_send_message_length", 64 << 20),
     # A router that is started again is back in seconds: by default gRPC would look for it ever more seldom.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 500),
+    ("grpc.min_reconnect_backoff_ms", int(1000 * CONNECT_S)),  # the name says backoff; it bounds one attempt
     # A router that answers no ping while a call is open is gone. Streams themselves may be silent for long.
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 5_000),
@@ -25,6 +28,11 @@ OPTIONS = [
     ("grpc.http2.max_pings_without_data", 0),
 ]
 Metadata = Sequence[tuple[str, str]]
+
+
+def options(address: str) -> list[tuple[str, int]]:
+    """gRPC's options for a channel to `address`: a private address is never reached through a proxy."""
+    return [*OPTIONS, ("grpc.enable_http_proxy", 0)] if avoids_proxies(address) else OPTIONS
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,14 +62,14 @@ class Connection:
     def channel(self, address: str) -> grpc.Channel:
         credentials = self._credentials()
         if credentials is None:
-            return grpc.insecure_channel(address, OPTIONS)
-        return grpc.secure_channel(address, credentials, OPTIONS)
+            return grpc.insecure_channel(address, options(address))
+        return grpc.secure_channel(address, credentials, options(address))
 
     def aio_channel(self, address: str) -> grpc.aio.Channel:
         credentials = self._credentials()
         if credentials is None:
-            return grpc.aio.insecure_channel(address, OPTIONS)
-        return grpc.aio.secure_channel(address, credentials, OPTIONS)
+            return grpc.aio.insecure_channel(address, options(address))
+        return grpc.aio.secure_channel(address, credentials, options(address))
 
     def _credentials(self) -> grpc.ChannelCredentials | None:
         """None for plain text; raises `ConfigError` when the files do not go together or cannot be read."""

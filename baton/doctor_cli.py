@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from baton.admin_options import AdminAddress, Json, document, open_admin, out, print_document
+from baton.table import Column, FittingTable, fitting, show
 from baton.v1 import admin_pb2
 
 doctor = typer.Typer(no_args_is_help=True)
@@ -44,24 +44,33 @@ def leaks(
     if as_json:
         print_document(document(check))
     else:
-        out.print(_table(check))
+        show(out, _table(check))
         for line in _lines(check):
             out.print(line, soft_wrap=True, markup=False)
     if not check.clean:
         raise typer.Exit(1)
 
 
-def _table(check: admin_pb2.PageCheck) -> Table:
-    table = Table(box=None)
-    table.add_column("worker")
-    for title in ("pages", "free", "cached", "held", "accounted", "leaked", "unknown"):
-        table.add_column(title, justify="right")
+COLUMNS = (
+    Column("worker"),
+    Column("pages", 6, right=True),
+    Column("free", 5, right=True),
+    Column("cached", 4, right=True),
+    Column("held", 3, right=True),
+    Column("accounted", 3, right=True),
+    Column("leaked", 1, right=True),
+    Column("unknown", 2, right=True),
+)
+
+
+def _table(check: admin_pb2.PageCheck) -> FittingTable:
+    rows = []
     for one in check.workers:
         pages = (one.pages_total, one.pages_free, one.pages_cached, one.pages_held)
         # Pages that requests share count for each of them: all that is held may be accounted for more than once.
         figures = (*pages, min(one.pages_accounted, one.pages_held), one.pages_leaked, len(one.unknown))
-        table.add_row(one.name, *map(str, figures))
-    return table
+        rows.append([one.name, *map(str, figures)])
+    return fitting(COLUMNS, rows)
 
 
 def _lines(check: admin_pb2.PageCheck) -> list[str]:

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import re
+
 import grpc
 
+from baton.connection import CONNECT_S
+from baton.listener import listener
+from baton.proxy import proxy_of
 from cluster.errors import (
     ERRORS_BY_NAME,
     BatonError,
@@ -20,6 +26,9 @@ from cluster.errors import (
     Unauthenticated,
 )
 
+SILENT = "connections to it time out"
+UNKNOWN_NAME = "the name cannot be resolved"
+BROKEN_OFF = "the connection broke off"
 _BY_STATUS: dict[str, type[BatonError]] = {
     kind.grpc_status: kind
     for kind in (
@@ -36,8 +45,11 @@ _BY_STATUS: dict[str, type[BatonError]] = {
 }
 
 
-def error_from_rpc(error: grpc.RpcError, address: str) -> BatonError:
-    """The error a failed call stands for, with the server's own sentence."""
+def error_from_rpc(error: grpc.RpcError, address: str, limit_s: float | None = None) -> BatonError:
+    """The error a failed call stands for, in the server's own sentence where it gave one.
+
+    `limit_s` is how long the call was given.
+    """
     status, details = error.code().name, error.details() or ""  # type: ignore[attr-defined]
     told = {key: str(value) for key, value in error.trailing_metadata() or ()}  # type: ignore[attr-defined]
     kind = ERRORS_BY_NAME.get(told.get("baton-error", ""))
@@ -47,16 +59,67 @@ def error_from_rpc(error: grpc.RpcError, address: str) -> BatonError:
         return Overloaded(details or status, _retry_after_s(told))
     if kind is not None:
         return kind(details or status)
-    if status == "UNAVAILABLE" and (refusal := _tls_refusal(details, address)):
-        return refusal
-    if status == "UNAVAILABLE" and ("connect" in details.lower() or not details):
-        return NoWorkers(f"No Baton answers at {address}: start one with `baton up`, or give another address.")
+    if status == "UNAVAILABLE":
+        return _tls_refusal(details, address) or NoWorkers(_unreachable(details, address))
+    if status == "DEADLINE_EXCEEDED":
+        within = "before the deadline" if limit_s is None else f"within {limit_s:g} s"
+        return DeadlineExceeded(f"The router at {address} has not answered {within}.")
     if status == "UNIMPLEMENTED":
         return ConfigError(
             f"{address} does not answer this call: requests and administration have ports of their own "
             "(50051 and 50052 by default)."
         )
-    return _BY_STATUS.get(status, BatonError)(details or status)
+    if status == "CANCELLED":
+        return Cancelled("The call was cancelled.")
+    if "Stream removed" in details:
+        return NoWorkers(_unreachable(details, address))
+    return _BY_STATUS.get(status, BatonError)(
+        f"The call to {address} failed with gRPC's status {status}: {details.rstrip('.') or 'no details'}."
+    )
+
+
+def _unreachable(details: str, address: str) -> str:
+    """Why a router cannot be reached, and what to do about it."""
+    proxy, found = proxy_of(address, os.environ), cause(details)
+    if proxy:
+        return (
+            f"The router at {address} cannot be reached through the proxy {proxy}: {found}. "
+            "$no_proxy lists the addresses that need no proxy."
+        )
+    if found == BROKEN_OFF:
+        return f"The connection to the router at {address} broke off: send the request again."
+    if found == SILENT:
+        return _silent(address)
+    if found == UNKNOWN_NAME:
+        return f"The name in {address} cannot be resolved: check its spelling, or give an IP address."
+    return f"No Baton answers at {address}: start one with `baton up`, or give another address."
+
+
+def _silent(address: str) -> str:
+    process = listener(address)
+    if process is None:
+        return (
+            f"{address} has not answered for {CONNECT_S:g} s: the router there hangs or is overloaded, or a firewall "
+            "drops what is sent."
+        )
+    told = f"The router at {address} (pid {process.pid}) accepts connections and does not answer: "
+    if process.stopped:
+        return f"{told}the process is stopped, and `kill -CONT {process.pid}` lets it go on."
+    return f"{told}it hangs or is overloaded. `baton down` ends the cluster."
+
+
+def cause(details: str) -> str:
+    """Why a connection failed, in a few words, from what gRPC says about it."""
+    low = details.lower()
+    if "settings frame" in low or "timed out" in low or "deadline" in low:
+        return SILENT
+    if "refused" in low:
+        return "the connection was refused"
+    if "resolv" in low or "resolution" in low or "lookup" in low:
+        return UNKNOWN_NAME
+    if low and "failed to connect" not in low and "connections to all" not in low:
+        return BROKEN_OFF
+    return re.sub(r"^.*last error: [A-Z]+: (ipv[46]:\S+: )?", "", details).rstrip(".") or "no connection"
 
 
 def _tls_refusal(details: str, address: str) -> BatonError | None:
@@ -96,5 +159,6 @@ __all__ = [
     "Overloaded",
     "PermissionDenied",
     "Unauthenticated",
+    "cause",
     "error_from_rpc",
 ]

@@ -12,8 +12,23 @@ from rich.markup import escape
 from rich.spinner import Spinner
 from rich.table import Table
 
+from baton.table import Column, fitting, show
 from baton.v1 import admin_pb2
 
+PLAN_COLUMNS = (
+    Column("step", 2, right=True),
+    Column("worker"),
+    Column("action", 1),
+    Column("detail", 3, wraps_to=20),
+)
+OPERATION_COLUMNS = (
+    Column("operation"),
+    Column("what", 2, wraps_to=14),
+    Column("state", 1),
+    Column("steps done", 4),
+    Column("seconds", 5, right=True),
+    Column("message", 3, wraps_to=20),
+)
 MARKS = {"waiting": "[dim]·[/]", "done": "[green]✓[/]", "failed": "[red]✗[/]", "cancelled": "[yellow]-[/]"}
 
 
@@ -22,10 +37,8 @@ def print_plan(console: Console, plan: admin_pb2.Operation) -> None:
     console.print(f"[bold]{escape(plan.title)}[/]" + (f": {escape(plan.message)}" if plan.message else ""))
     if not plan.steps:
         return
-    table = Table("step", "worker", "action", "detail")
-    for number, step in enumerate(plan.steps, 1):
-        table.add_row(str(number), escape(step.worker), escape(step.action), escape(step.detail))
-    console.print(table)
+    rows = [(str(number), step.worker, step.action, step.detail) for number, step in enumerate(plan.steps, 1)]
+    show(console, fitting(PLAN_COLUMNS, rows))
 
 
 def print_operations(console: Console, operations: list[admin_pb2.Operation]) -> None:
@@ -33,13 +46,12 @@ def print_operations(console: Console, operations: list[admin_pb2.Operation]) ->
     if not operations:
         console.print("There was no operation yet.")
         return
-    table = Table("operation", "what", "state", "steps done", "seconds", "message")
+    rows = []
     for one in operations:
         done = sum(step.state == "done" for step in one.steps)
         progress = f"{done} of {len(one.steps)}"
-        row = (one.operation_id, one.title, one.state, progress, f"{one.elapsed_s:.1f}", one.message)
-        table.add_row(*map(escape, row))
-    console.print(table)
+        rows.append((one.operation_id, one.title, one.state, progress, f"{one.elapsed_s:.1f}", one.message))
+    show(console, fitting(OPERATION_COLUMNS, rows))
 
 
 class OperationProgress:
@@ -84,6 +96,8 @@ class OperationProgress:
         """The last state, with the clocks of running steps moved on to now."""
         since = time.monotonic() - self._seen_s
         table = Table.grid(padding=(0, 1))
+        table.add_column()
+        table.add_column(no_wrap=True)
         for step in self._operation.steps:
             mark = MARKS.get(step.state)
             seconds = "" if step.state == "waiting" else f"{step.elapsed_s + (0.0 if mark else since):.1f} s"

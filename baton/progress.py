@@ -46,6 +46,8 @@ class StartProgress:
 
     def _table(self) -> Table:
         table = Table.grid(padding=(0, 1))
+        table.add_column()
+        table.add_column(no_wrap=True)
         for process, stage in self._stages.items():
             finished = stage.startswith(_DONE)
             table.add_row("[green]✓[/]" if finished else Spinner("dots"), process, f"[dim]{stage}[/]")

@@ -7,7 +7,16 @@ from rich.markup import escape
 from rich.table import Table
 
 from baton.answer import Answer
+from baton.table import Column, fitting, show
 from baton.v1 import admin_pb2
+
+CANDIDATE_COLUMNS = (
+    Column("candidate"),
+    Column("predicted TTFT", 1, right=True),
+    Column("of it waiting", 3, right=True),
+    Column("tokens to compute", 4, right=True),
+    Column("predicted TPOT", 2, right=True),
+)
 
 
 def milliseconds(seconds: float | None) -> str:
@@ -40,6 +49,7 @@ def print_answer(console: Console, answer: Answer) -> None:
         way += f" → {answer.decode_worker}"
     if answer.migrations:
         way += f", moved {answer.migrations} times"
+    table.add_row("[dim]request[/]", f"{escape(answer.request_id)}; `baton explain` says why it went this way")
     table.add_row("[dim]way[/]", way)
     table.add_row(
         "[dim]tokens[/]",
@@ -85,9 +95,9 @@ def print_explanation(console: Console, explanation: admin_pb2.Explanation) -> N
     if not explanation.candidates:
         console.print("The policy weighed no candidates by predicted latency.")
         return
-    table = Table("candidate", "predicted TTFT", "of it waiting", "tokens to compute", "predicted TPOT")
+    rows = []
     for one in explanation.candidates:
         name = f"{one.worker} (whole request)" if one.whole else one.worker
         times = milliseconds(one.ttft_s), milliseconds(one.wait_s)
-        table.add_row(name, *times, str(one.uncached_tokens), milliseconds(one.tpot_s))
-    console.print(table)
+        rows.append((name, *times, str(one.uncached_tokens), milliseconds(one.tpot_s)))
+    show(console, fitting(CANDIDATE_COLUMNS, rows))

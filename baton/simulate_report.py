@@ -10,20 +10,36 @@ from rich.console import Console
 from rich.table import Table
 
 from baton.report import size
+from baton.table import Column, FittingTable, fitting, show
 from simulator.result import SimulationResult
 from simulator.search import Probe, SplitResult
 from simulator.setup import Pools, Setup
 from simulator.simulation import Slo
 
+LATENCY_COLUMNS = (
+    Column("latency"),
+    Column("p50", 2, right=True),
+    Column("p90", 1, right=True),
+    Column("p99", 3, right=True),
+)
+SPLIT_COLUMNS = (
+    Column("pools"),
+    Column("goodput", 1),
+    Column("load", 3, right=True),
+    Column("objectives met", 2),
+    Column("trials", 4, right=True),
+)
+CURVE_COLUMNS = (Column("load", right=True), Column("goodput", 1, right=True), Column("objectives met", 2, right=True))
+
 
 def print_simulation(console: Console, result: SimulationResult, slo: Slo | None) -> None:
     """Latencies and how much of what was asked the cluster gave."""
     figures = result.figures()
-    latencies = Table("latency", "p50", "p90", "p99")
+    latencies = FittingTable(LATENCY_COLUMNS)
     for name, label in (("ttft_s", "TTFT"), ("tpot_s", "TPOT"), ("itl_s", "ITL")):
         values = [figures.get(f"{name}_p{share}") for share in (50, 90, 99)]
         latencies.add_row(label, *(_seconds(value) for value in values))
-    console.print(latencies)
+    show(console, latencies)
     rows: dict[str, str] = {}
     if slo is not None:
         longest = _percent(figures["slo_attainment_longest_tenth"])
@@ -54,7 +70,7 @@ def print_simulation(console: Console, result: SimulationResult, slo: Slo | None
 def print_plan(console: Console, splits: Sequence[SplitResult], attainment: float) -> None:
     """Each split's goodput, best first, and the best one's way there."""
     best = splits[0]
-    table = Table("pools", "goodput", "load", "objectives met", "trials")
+    table = FittingTable(SPLIT_COLUMNS)
     for one in splits:
         if one.best is None:
             table.add_row(
@@ -65,14 +81,14 @@ def print_plan(console: Console, splits: Sequence[SplitResult], attainment: floa
         table.add_row(
             str(one.pools), goodput, f"{one.best.requests_per_s:.2f}", _percent(one.best.attainment), _count(one)
         )
-    console.print(table)
+    show(console, table)
     if best.best is None:
         console.print(f"No split meets the objectives of {_percent(attainment)} of the requests at any load.")
         return
-    curve = Table("load", "goodput", "objectives met", title=f"{best.pools}", title_justify="left")
-    for probe in best.probes:
-        curve.add_row(f"{probe.requests_per_s:.2f}", f"{probe.goodput:.2f}", _percent(probe.attainment))
-    console.print(curve)
+    rows = [
+        (f"{probe.requests_per_s:.2f}", f"{probe.goodput:.2f}", _percent(probe.attainment)) for probe in best.probes
+    ]
+    show(console, fitting(CURVE_COLUMNS, rows, title=str(best.pools)))
     console.print(f"Best: [bold]{best.pools}[/], {best.goodput:.2f} requests/s within their objectives.")
     if any(one.capped for one in splits):
         console.print("≥: there are too few requests to try a higher load; give more with --requests.")

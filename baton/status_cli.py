@@ -20,6 +20,7 @@ from baton.admin_options import (
 )
 from baton.cluster_report import cluster_screen, pool_summaries, pools_screen, worker_lines
 from baton.report import print_explanation
+from baton.table import show
 from baton.v1 import admin_pb2
 
 WATCH_S = 1.0
@@ -45,7 +46,7 @@ def status(
     with open_admin(admin) as client:
         cluster = client.cluster()
         if not watch:
-            print_document(document(cluster)) if as_json else out.print(cluster_screen(cluster))
+            print_document(document(cluster)) if as_json else show(out, cluster_screen(cluster))
             return
         with _Screen(as_json) as screen:
             try:
@@ -97,7 +98,7 @@ def pools(admin: AdminAddress = None, as_json: Json = False) -> None:
     if as_json:
         print_document({"pools": pool_summaries(cluster), "planner": document(cluster.planner)})
     else:
-        out.print(pools_screen(cluster), soft_wrap=True)
+        show(out, pools_screen(cluster))
 
 
 def explain(

@@ -13,6 +13,7 @@ import time
 
 import grpc
 
+from baton.connection import options
 from baton.v1 import inference_pb2, inference_pb2_grpc
 from benchmarks.report import Goal, Report, arguments, progress
 from benchmarks.router import STAGGER_S, Setting, read_paced
@@ -52,8 +53,9 @@ async def _read(port: int, streams: int, tokens: int, tag: str) -> tuple[list[fl
                     ttft_s.append(now - sent)
                 arrived[name, token.index] = now
 
+    address = f"127.0.0.1:{port}"
     async with asyncio.timeout(streams * STAGGER_S + tokens * STEP_S + GIVE_UP_S):
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        async with grpc.aio.insecure_channel(address, options(address)) as channel:
             stub = inference_pb2_grpc.InferenceStub(channel)
             await stub.GetModel(inference_pb2.GetModelRequest())
             await asyncio.gather(*(read_one(stub, f"{tag}-{n}", n * STAGGER_S) for n in range(streams)))

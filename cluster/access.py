@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from ipaddress import ip_address
 
 from cluster import defaults
+from cluster.address import is_loopback
 from cluster.errors import ConfigError
 
 
@@ -47,11 +47,3 @@ class AccessPlan:
                 f"router.admin_host is {admin_host}, where anybody who reaches the port could change the cluster: set "
                 "access.tokens_file or access.client_ca, or access.open_admin = true if something else guards it."
             )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a server that listens there. Names other than localhost may be anything."""
-    try:
-        return ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"

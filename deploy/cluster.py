@@ -11,8 +11,9 @@ from builtin_model import CHECKPOINT
 from cluster.config import BatonConfig
 from cluster.errors import ConfigError
 from cluster.resolve import ModelFacts, Resolved, resolve
-from deploy.local_ray import LocalRay, start_local_ray
+from deploy.local_ray import LocalRay, loopback, start_local_ray
 from deploy.machine import machine_facts
+from deploy.preflight import check_start, ray_host
 from deploy.running import RunningCluster, note, running_cluster, state_file
 from engine.checkpoint import check_weights, read_config, read_sampling_defaults, resolve_model
 from engine.tokenizer import check_tokenizer
@@ -64,9 +65,10 @@ def up(resolved: Resolved, tell: Tell) -> RunningCluster:
     """Start Ray (unless $RAY_ADDRESS names one), router and workers; on any failure nothing stays behind."""
     if running_cluster() is not None:
         raise ConfigError("A cluster is up already: see `baton status`, or end it with `baton down`.")
+    check_start(resolved.config.router)
     existing = os.environ.get("RAY_ADDRESS", "")
     tell("ray", f"connecting to {existing}" if existing else "starting")
-    ray = LocalRay(existing, "") if existing else start_local_ray()
+    ray = LocalRay(existing, "") if existing else start_local_ray(host=ray_host())
     try:
         from deploy.launcher import connected, start_cluster
 
@@ -75,7 +77,7 @@ def up(resolved: Resolved, tell: Tell) -> RunningCluster:
             # Noted before the actors start, so that an interrupted `up` can be cleaned up by `down`.
             note(RunningCluster("", (), ray.address, ray.folder))
             # Nobody else has nodes in our own Ray; in any other one workers may be on nodes that cannot reach loopback.
-            started = start_cluster(resolved, tell, worker_host="127.0.0.1" if ray.folder else "")
+            started = start_cluster(resolved, tell, worker_host=loopback() if ray.folder else "")
         cluster = RunningCluster(
             address=started.address,
             workers=tuple(started.workers),

@@ -16,6 +16,7 @@ from ray import _raylet
 from ray._private import ray_constants
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from cluster.address import reachable
 from cluster.errors import ConfigError, NoWorkers
 from cluster.placement import demand
 from cluster.ray_names import NAMESPACE, ROUTER
@@ -107,9 +108,9 @@ def start_cluster(resolved: Resolved, tell: Tell, prefix: str = "", worker_host:
     # A restarted router has to be found where the first one was, so a port that is left open is chosen here.
     plan = replace(
         plan,
-        port=plan.port or free_port(),
-        admin_port=plan.admin_port or free_port(),
-        worker_port=plan.worker_port or free_port(),
+        port=plan.port or free_port(plan.host),
+        admin_port=plan.admin_port or free_port(plan.admin_host),
+        worker_port=plan.worker_port or free_port(plan.worker_host),
     )
     router = RouterActor.options(  # type: ignore[attr-defined]
         name=prefix + ROUTER, lifetime="detached", scheduling_strategy=here
@@ -117,7 +118,7 @@ def start_cluster(resolved: Resolved, tell: Tell, prefix: str = "", worker_host:
     addresses = ray.get(router.start.remote())
     if isinstance(addresses, str):
         raise ConfigError(addresses)
-    public = addresses.public.replace("0.0.0.0", node_address)
+    public = reachable(addresses.public, node_address)
     tell(ROUTER, f"serving gRPC on {public}, administration on {addresses.admin}")
     reserve_groups(resolved, prefix)
     start_workers(resolved, resolved.roles, addresses.worker, tell, prefix)

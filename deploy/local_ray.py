@@ -22,6 +22,7 @@ from pathlib import Path
 
 import psutil
 
+from cluster.address import bare_host, is_loopback, join, split
 from cluster.errors import ConfigError
 
 START_TIMEOUT_S = 90.0
@@ -33,7 +34,6 @@ import runpy, signal
 signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
 runpy.run_module("ray.scripts.scripts", run_name="__main__", alter_sys=True)
 """
-LOOPBACK = "127.0.0.1"
 _QUIET = {
     "RAY_enable_worker_prestart": "0",  # idle Python processes that nobody needs
     "RAY_DISABLE_IMPORT_WARNING": "1",
@@ -56,7 +56,7 @@ class LocalRay:
     @property
     def on_loopback(self) -> bool:
         """Whether only this machine can reach it; False for a Ray of others, of which nothing is known."""
-        return bool(self.folder) and self.address.startswith(f"{LOOPBACK}:")
+        return bool(self.folder) and is_loopback(split(self.address)[0])
 
     def access(self) -> dict[str, str]:
         """The environment by which a process gets in; a Ray of others is left to its own means."""
@@ -108,15 +108,17 @@ def _children(process: psutil.Process) -> list[psutil.Process]:
 
 
 def start_local_ray(
-    object_store_bytes: int = 100 << 20, port: int = 0, options: Sequence[str] = (), host: str = LOOPBACK
+    object_store_bytes: int = 100 << 20, port: int = 0, options: Sequence[str] = (), host: str = ""
 ) -> LocalRay:
-    """Start a Ray head on an address of this machine; raises `ConfigError` with Ray's own words when it fails.
+    """Start a Ray head on this machine; raises `ConfigError` with Ray's own words when it fails.
 
-    `port` 0 is any free one; `options` are further ones of `ray start`. On loopback it listens there only, elsewhere
+    `host` is an address of this machine, by default loopback; `port` 0 is any free one; `options` are further ones of
+    `ray start`. On loopback it listens there only, elsewhere
     on every interface. Whatever interrupts it, nothing that was started stays.
     """
     # Short, because Unix socket paths inside it may have 107 characters at most.
-    ray = LocalRay(f"{host}:{port or free_port()}", tempfile.mkdtemp(prefix="baton-ray-", dir="/tmp"))
+    host = host or loopback()
+    ray = LocalRay(join(host, port or free_port(host)), tempfile.mkdtemp(prefix="baton-ray-", dir="/tmp"))
     try:
         _write_token(ray)
         _start(ray, object_store_bytes, options)
@@ -132,7 +134,7 @@ def _write_token(ray: LocalRay) -> None:
 
 
 def _start(ray: LocalRay, object_store_bytes: int, options: Sequence[str]) -> None:
-    host, port = ray.address.split(":")
+    host, port = split(ray.address)
     command = [
         *(sys.executable, "-c", _RAY, "start", "--head"),
         # A folder of its own inside ours: Ray opens it to everybody.
@@ -164,8 +166,19 @@ def _start(ray: LocalRay, object_store_bytes: int, options: Sequence[str]) -> No
         raise ConfigError("Ray did not start: " + " ".join(words))
 
 
-def free_port() -> int:
-    """A TCP port of the loopback interface that nobody listens on now."""
+def loopback() -> str:
+    """The loopback address of this machine: IPv4's, or IPv6's where there is no IPv4."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        try:
+            probe.bind(("127.0.0.1", 0))
+        except OSError:
+            return "::1"
+    return "127.0.0.1"
+
+
+def free_port(host: str = "") -> int:
+    """A TCP port on which nothing listens now, at an address of this machine (default: loopback)."""
+    family, kind, _, _, address = socket.getaddrinfo(bare_host(host) or loopback(), 0, type=socket.SOCK_STREAM)[0]
+    with socket.socket(family, kind) as probe:
+        probe.bind(address)
         return int(probe.getsockname()[1])

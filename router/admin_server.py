@@ -25,6 +25,7 @@ from router.admin_messages import (
 )
 from router.credentials import Credentials
 from router.driver import Driver
+from router.explanation import MAX_EXPLANATIONS
 from router.failure import abort
 from router.grpc_server import serve
 from router.page_audit import PageAudit, judge
@@ -63,6 +64,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
             live_requests=core.live,
             finished_requests=core.explanations.finished,
             failed_requests=core.explanations.failed,
+            cancelled_requests=core.explanations.cancelled,
             refused_requests=core.refused_requests,
             continued_requests=core.claims.continued,
             unclaimed_sequences=len(core.claims.unclaimed),
@@ -84,7 +86,8 @@ class AdminService(admin_pb2_grpc.AdminServicer):
             found = self.driver.core.explanations.get(request.request_id)
             if found is None:
                 raise NotFound(
-                    f"No decision is kept for a request {request.request_id!r}: the newest few thousand are."
+                    f"The router knows no request {request.request_id!r}: it keeps the newest {MAX_EXPLANATIONS} since "
+                    "it started."
                 )
         return explanation_message(request.request_id, found)
 

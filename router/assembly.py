@@ -11,6 +11,7 @@ from pathlib import Path
 
 import grpc
 
+from cluster.address import join
 from cluster.plan import RouterAddresses, RouterPlan
 from engine.checkpoint import model_id, read_config, resolve_model
 from engine.tokenizer import Tokenizer
@@ -48,7 +49,7 @@ class RunningRouter:
     def addresses(self) -> RouterAddresses:
         """Where everybody finds it."""
         plan = self.plan
-        return RouterAddresses(self.worker_address, f"{plan.host}:{self.port}", f"{plan.admin_host}:{self.admin_port}")
+        return RouterAddresses(self.worker_address, join(plan.host, self.port), join(plan.admin_host, self.admin_port))
 
     async def stop(self, grace_s: float = 1.0) -> None:
         """Refuse new requests, give running streams `grace_s`, close everything."""
@@ -107,7 +108,7 @@ async def start_router(plan: RouterPlan, state: ClusterState | None = None) -> R
         started_s=time.monotonic(),
     )
     core.automation.auto = plan.auto_rebalance
-    link = WorkerLink(f"tcp://{plan.worker_host}:{plan.worker_port or '*'}", plan.link_keys)
+    link = WorkerLink(f"tcp://{join(plan.worker_host, plan.worker_port or '*')}", plan.link_keys)
     frames = WorkerFrames(model.model_id, config.vocab_size, plan.context_tokens)
     driver = Driver(
         core,
@@ -122,9 +123,9 @@ async def start_router(plan: RouterPlan, state: ClusterState | None = None) -> R
     inference = InferenceService(driver, model, asked, credentials.tokens)
     async with AsyncExitStack() as started:  # what is ended again when a port is taken
         started.callback(link.close)
-        admin_address = f"{plan.admin_host}:{plan.admin_port}"
+        admin_address = join(plan.admin_host, plan.admin_port)
         admin_server, admin_port = await start_admin_server(admin, admin_address, credentials)
         started.push_async_callback(admin_server.stop, 0.0)
-        server, port = await start_server(inference, f"{plan.host}:{plan.port}", credentials)
+        server, port = await start_server(inference, join(plan.host, plan.port), credentials)
         started.pop_all()
     return RunningRouter(plan, driver, server, port, admin_server, admin_port, asyncio.create_task(driver.run()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
+from cluster.errors import Cancelled
 from cluster.latency import Latency
 from cluster.routing import RoutingDecision
 from router.policy.length_distribution import LengthDistribution
@@ -33,6 +34,7 @@ class Explanations:
 
     finished: int = 0
     failed: int = 0
+    cancelled: int = 0  # by their clients
     _kept: OrderedDict[str, Explanation] = field(default_factory=OrderedDict)
 
     def decided(self, request_id: str, policy: str, decision: RoutingDecision, output: LengthDistribution) -> None:
@@ -44,8 +46,10 @@ class Explanations:
 
     def ended(self, completion: Completion) -> None:
         """The request is over."""
-        self.finished += completion.error is None
-        self.failed += completion.error is not None
+        error = completion.error
+        self.finished += error is None
+        self.cancelled += isinstance(error, Cancelled)
+        self.failed += error is not None and not isinstance(error, Cancelled)
         explanation = self._kept.get(completion.request_id)
         if explanation is not None:
             explanation.latency = completion.latency

@@ -43,7 +43,9 @@ async def serve(
     reflection.enable_server_reflection((service, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     try:
         port = credentials.add_port(server, address)
-    except RuntimeError as error:
-        raise ConfigError(f"{service} cannot be served on {address}: {error}.") from None
+    except RuntimeError:  # gRPC's own words name no reason
+        raise ConfigError(
+            f"{service} cannot be served on {address}: the port is in use, or this machine does not have the address."
+        ) from None
     await server.start()
     return server, port

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 import zmq
 
 from baton.wire import decode_to_router, encode_to_worker
+from cluster.address import is_ipv6, split
 from cluster.errors import InvalidRequest
 from cluster.link_keys import RouterKeys
 from cluster.messages import RouterMessage, WorkerMessage
@@ -40,6 +41,7 @@ class WorkerLink:
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # what cannot be queued is refused, not lost in silence
         self._socket.setsockopt(zmq.HEARTBEAT_IVL, PING_MS)
         self._socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, SILENCE_MS)
+        self._socket.setsockopt(zmq.IPV6, int(is_ipv6(split(address)[0])))
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME_BYTES)
         self._gate = WorkerGate(self._context, self._socket, keys) if keys is not None else None

@@ -6,6 +6,7 @@ import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 from baton.wire import decode_to_worker, encode_to_router
+from cluster.address import is_ipv6, split
 from cluster.errors import InvalidRequest
 from cluster.link_keys import WorkerKeys
 from cluster.messages import Rejoin, RouterMessage, WorkerMessage
@@ -36,6 +37,7 @@ class RouterLink:
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.setsockopt(zmq.IDENTITY, identity.encode())
+        self._socket.setsockopt(zmq.IPV6, int(is_ipv6(split(address)[0])))
         self._socket.setsockopt(zmq.LINGER, 500)
         self._socket.setsockopt(zmq.SNDHWM, UNSENT_FRAMES)
         self._socket.setsockopt(zmq.HEARTBEAT_IVL, PING_MS)

@@ -54,11 +54,13 @@ class Cluster(google.protobuf.message.Message):
     PLANNER_FIELD_NUMBER: builtins.int
     CONTINUED_REQUESTS_FIELD_NUMBER: builtins.int
     UNCLAIMED_SEQUENCES_FIELD_NUMBER: builtins.int
+    CANCELLED_REQUESTS_FIELD_NUMBER: builtins.int
     model: builtins.str
     queued_requests: builtins.int
     live_requests: builtins.int
     finished_requests: builtins.int
     failed_requests: builtins.int
+    """Neither finished nor cancelled."""
     uptime_s: builtins.float
     refused_requests: builtins.int
     """Of the failed ones: refused, because their objectives could not be met."""
@@ -66,6 +68,8 @@ class Cluster(google.protobuf.message.Message):
     """Since this router started: taken up where they ran, without a token computed again."""
     unclaimed_sequences: builtins.int
     """Sequences that workers kept over a restart of the router and whose clients have not come back yet."""
+    cancelled_requests: builtins.int
+    """Ended by their clients, which cancelled them or went away."""
     @property
     def pools(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Pool]: ...
     @property
@@ -89,9 +93,10 @@ class Cluster(google.protobuf.message.Message):
         planner: global___Planner | None = ...,
         continued_requests: builtins.int = ...,
         unclaimed_sequences: builtins.int = ...,
+        cancelled_requests: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["planner", b"planner"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["continued_requests", b"continued_requests", "failed_requests", b"failed_requests", "finished_requests", b"finished_requests", "live_requests", b"live_requests", "model", b"model", "planner", b"planner", "pools", b"pools", "queued_requests", b"queued_requests", "refused_requests", b"refused_requests", "settings", b"settings", "unclaimed_sequences", b"unclaimed_sequences", "uptime_s", b"uptime_s"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["cancelled_requests", b"cancelled_requests", "continued_requests", b"continued_requests", "failed_requests", b"failed_requests", "finished_requests", b"finished_requests", "live_requests", b"live_requests", "model", b"model", "planner", b"planner", "pools", b"pools", "queued_requests", b"queued_requests", "refused_requests", b"refused_requests", "settings", b"settings", "unclaimed_sequences", b"unclaimed_sequences", "uptime_s", b"uptime_s"]) -> None: ...
 
 global___Cluster = Cluster
 

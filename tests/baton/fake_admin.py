@@ -92,7 +92,7 @@ class FakeAdmin(admin_pb2_grpc.AdminServicer):
 @contextmanager
 def serving(admin: FakeAdmin) -> Iterator[str]:
     """The address at which it answers."""
-    server = grpc.server(futures.ThreadPoolExecutor(4))
+    server = grpc.server(futures.ThreadPoolExecutor(16))
     admin_pb2_grpc.add_AdminServicer_to_server(admin, server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()

@@ -180,7 +180,7 @@ def test_pools_show_the_planner_and_auto_is_set(admin: FakeAdmin, capsys: pytest
 def test_status_shows_the_use_of_pages(admin: FakeAdmin, capsys: pytest.CaptureFixture[str]) -> None:
     assert _baton("status") == 0
     shown = capsys.readouterr().out
-    assert "███▒▒▒▒▒▒░░░ 25 %" in shown
+    assert "│ ███▒▒▒▒▒▒░░░ │ 25 % │" in shown
     assert "decode-0" in shown
 
 

@@ -291,7 +291,7 @@ def test_tls_alone_asks_no_client_for_a_certificate_and_a_token_alone_no_tls(che
     tokens.write_text(_entries(TOKENS))
     plan = RouterPlan(str(checkpoint), "m", "float32", 256, "127.0.0.1", 0, "127.0.0.1", 8, 3.0)
 
-    async def name_of_model(access: AccessPlan, **given: str) -> str:
+    async def name_of_model(access: AccessPlan, **given: Any) -> str:
         router = await start_router(replace(plan, access=access))
         try:
             async with baton.AsyncClient(f"127.0.0.1:{router.port}", **given) as client:

@@ -15,6 +15,8 @@ from tests.live.processes import Play
 @pytest.mark.parametrize("begun", [True, False])
 def test_a_cancelled_stream_is_an_error_of_its_own(play: Play, begun: bool) -> None:
     async def leave(cluster: ProcessCluster, client: baton.AsyncClient) -> None:
+        before = cluster.router.driver.core.explanations
+        failed, cancelled = before.failed, before.cancelled
         stream = client.stream([6] * 30, max_tokens=150, ignore_eos=True)
         if begun:
             await anext(stream)
@@ -23,6 +25,10 @@ def test_a_cancelled_stream_is_an_error_of_its_own(play: Play, begun: bool) -> N
         stream.cancel()
         with pytest.raises(Cancelled):
             await reader
+        await cluster.until(lambda: not cluster.router.driver.core.live)
+        ended = cluster.router.driver.core.explanations
+        assert ended.failed == failed
+        assert cancelled + begun <= ended.cancelled <= cancelled + 1  # one not begun may not have got there
 
     play(leave)
 

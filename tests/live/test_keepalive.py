@@ -60,7 +60,7 @@ def test_a_silent_stream_is_pinged_and_goes_on(router: tuple[int, str]) -> None:
         stream = client.stream([1, 2, 3], max_tokens=1)
         with pytest.raises(baton.errors.NoWorkers):
             next(stream)
-    assert stream._resume.breaks == 0  # the router did not take so many pings amiss
+    assert stream._history.breaks == 0  # the router did not take so many pings amiss
 
 
 def test_a_router_that_answers_no_ping_is_gone(router: tuple[int, str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cluster.errors import WorkerLost
+from cluster.errors import BatonError, Cancelled, Overloaded, WorkerLost
 from cluster.latency import Latency
 from cluster.request import FinishReason
 from cluster.routing import RoutingDecision
@@ -18,7 +18,7 @@ def decision(worker: str) -> RoutingDecision:
     return RoutingDecision(worker, None, False, "it was there")
 
 
-def completion(request_id: str, error: WorkerLost | None = None) -> Completion:
+def completion(request_id: str, error: BatonError | None = None) -> Completion:
     reason = None if error else FinishReason.STOP
     return Completion(request_id, reason, error, 10, 5, 0, "", Latency(0.0), "prefill-0", "decode-0", 1, 0, None)
 
@@ -50,3 +50,16 @@ def test_the_end_is_told_beside_what_was_predicted() -> None:
     assert one.output_tokens_p50 <= one.output_tokens_p90
     assert other.state == "It died."
     assert kept.get("forgotten") is None
+
+
+def test_clients_that_cancel_are_counted_apart_from_failures() -> None:
+    kept = Explanations()
+    for error in (
+        None,
+        Cancelled("The client went away."),
+        WorkerLost("It died."),
+        Cancelled("Again."),
+        Overloaded("Full."),
+    ):
+        kept.ended(completion("a", error))
+    assert (kept.finished, kept.cancelled, kept.failed) == (1, 2, 2)

@@ -1,0 +1,104 @@
+"""Tables whose names are always whole: in a narrow terminal columns fall away, the least important first."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from rich import box
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.table import Table
+from rich.text import Text
+
+PIPE_CELLS = 200  # of a line that no terminal shows
+_FRAME, _GAP = 1, 3  # cells that a table's frame takes once, and beside each column
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column. `rank` 0 always stays; the higher, the sooner it falls away."""
+
+    title: str
+    rank: int = 0
+    right: bool = False
+    wraps_to: int = 0  # cells to which its text may be wrapped; 0: it never wraps
+    drawing: bool = False  # made of characters that an ASCII terminal does not have: it falls away there
+    note: str = ""  # shown below the table as long as the column is
+
+
+def columns_that_fit(cells: Sequence[int], ranks: Sequence[int], room: int, gap: int = _GAP) -> list[int]:
+    """Which columns remain of columns that are so many cells wide: those of rank 0, and of the others as many as fit.
+
+    The highest rank goes first, of equals the last. More room never takes a column away.
+    """
+    kept = list(range(len(cells)))
+    for index in sorted(kept, key=lambda index: (-ranks[index], -index)):
+        if ranks[index] == 0 or sum(cells[one] + gap for one in kept) + _FRAME <= room:
+            break
+        kept.remove(index)
+    return kept
+
+
+@dataclass(eq=False)
+class FittingTable:
+    """A table that chooses its columns when it is drawn. What even the columns of rank 0 have no room for is not cut:
+    print it with `show`.
+    """
+
+    columns: Sequence[Column]
+    rows: list[list[Text]] = field(default_factory=list)
+    sections: set[int] = field(default_factory=set)  # rows with a line below them
+    title: str = ""
+
+    def add_row(self, *values: str | Text) -> None:
+        """One row, a value per column; texts are shown as they are."""
+        self.rows.append([Text(value) if isinstance(value, str) else value for value in values])
+
+    def end_section(self) -> None:
+        """Draw a line below the rows that are there."""
+        self.sections.add(len(self.rows) - 1)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        widest = [
+            max([len(column.title), *(row[index].cell_len for row in self.rows)])
+            for index, column in enumerate(self.columns)
+        ]
+        least = [min(cells, column.wraps_to or cells) for cells, column in zip(widest, self.columns, strict=True)]
+        kept = columns_that_fit(least, [column.rank for column in self.columns], options.max_width)
+        kept = [index for index in kept if not (self.columns[index].drawing and options.ascii_only)]
+        needed = sum(least[index] + _GAP for index in kept) + _FRAME
+        table = Table(title=self.title or None, title_justify="left", box=box.HEAVY_HEAD)
+        if needed > options.max_width:
+            table.width = needed
+        for index in kept:
+            column = self.columns[index]
+            table.add_column(
+                column.title,
+                justify="right" if column.right else "left",
+                no_wrap=not column.wraps_to,
+                overflow="fold",
+                min_width=least[index],
+            )
+        for number, row in enumerate(self.rows):
+            table.add_row(*(row[index] for index in kept), end_section=number in self.sections)
+        yield table
+        notes = [note for index in kept if (note := self.columns[index].note)]
+        if notes:
+            yield Text("; ".join(notes), "dim")
+
+
+def show(console: Console, *parts: RenderableType) -> None:
+    """Print without cutting a line off. A pipe has room for every column, unless $COLUMNS says how much."""
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = PIPE_CELLS
+    for part in parts:
+        console.print(part, crop=False)
+
+
+def fitting(columns: Iterable[Column], rows: Iterable[Sequence[str | Text]], title: str = "") -> FittingTable:
+    """A table of these rows."""
+    table = FittingTable(list(columns), title=title)
+    for row in rows:
+        table.add_row(*row)
+    return table

@@ -1,0 +1,100 @@
+"""What would stop `up` after half a minute of starting, found before anything is started."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import tempfile
+
+import psutil
+
+from baton.listener import listener
+from cluster.address import bare_host, is_ipv6, is_loopback, join
+from cluster.config import RouterSection
+from cluster.errors import ConfigError
+from deploy.local_ray import loopback
+from deploy.running import state_file
+
+
+def check_start(router: RouterSection) -> None:
+    """Raise `ConfigError` when the note cannot be written or an address cannot be listened on."""
+    check_note()
+    check_addresses(router)
+
+
+def check_note() -> None:
+    """Whether the folder of the note takes a file."""
+    folder = state_file().parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder) as probe:
+            probe.write(b" " * 4096)
+    except OSError as error:
+        raise ConfigError(
+            f"The cluster cannot be noted in {folder}: {_words(error)}. Set BATON_HOME to a folder that can be written."
+        ) from None
+
+
+def check_addresses(router: RouterSection) -> None:
+    """Whether the router could listen where it shall."""
+    if router.port and router.port == router.admin_port and bare_host(router.host) == bare_host(router.admin_host):
+        raise ConfigError(
+            f"router.port and router.admin_port are both {router.port}: requests and administration need a port each."
+        )
+    for host_key, host, port_key, port in (
+        ("router.host", router.host, "router.port", router.port),
+        ("router.admin_host", router.admin_host, "router.admin_port", router.admin_port),
+    ):
+        failure = _bind_failure(bare_host(host), port)
+        if failure is None:
+            continue
+        if failure.errno == errno.EADDRINUSE:
+            process = listener(join("127.0.0.1", port))
+            by = f" by pid {process.pid}" if process else ""
+            raise ConfigError(
+                f"{port_key} is {port}, and {join(host, port)} is in use{by}: choose another port, or 0 for any."
+            )
+        if failure.errno == errno.EACCES:
+            raise ConfigError(f"{port_key} is {port}, which this user may not listen on: choose one above 1023.")
+        raise ConfigError(f"{host_key} is {host!r}, which is no address of this machine: {_words(failure)}.")
+
+
+def ray_host() -> str:
+    """The address of this machine at which a Ray of its own starts.
+
+    IPv4's loopback; where there is no IPv4, an IPv6 address other than loopback, which Ray takes for 127.0.0.1. Raises
+    `ConfigError` when there is neither.
+    """
+    if not is_ipv6(loopback()):
+        return loopback()
+    for interface in psutil.net_if_addrs().values():
+        for one in interface:
+            if one.family is socket.AF_INET6 and "%" not in one.address and not is_loopback(one.address):
+                return one.address
+    raise ConfigError(
+        "This machine has no IPv4 address, and of IPv6 only loopback, with which Ray does not start: give it one, say "
+        "with `ip addr add fd00::1/64 dev lo`."
+    )
+
+
+def _bind_failure(host: str, port: int) -> OSError | None:
+    """Why none of the host's addresses can be bound; None when one can."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError) as error:
+        return error if isinstance(error, OSError) else OSError(errno.EINVAL, str(error))
+    failure: OSError | None = None
+    for family, kind, protocol, _, address in found:
+        try:
+            with socket.socket(family, kind, protocol) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(address)
+                return None
+        except OSError as error:
+            failure = error
+    return failure
+
+
+def _words(error: OSError) -> str:
+    return (error.strerror or os.strerror(error.errno or errno.EIO)).lower()

@@ -1,0 +1,158 @@
+"""What would stop a start is found before anything is started, and IPv6 is an address like any other."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from baton.client import AsyncClient
+from builtin_model import CHECKPOINT
+from cluster.config import RouterSection
+from cluster.errors import ConfigError
+from cluster.messages import Alive, WorkerMessage
+from cluster.plan import RouterPlan
+from deploy.local_ray import free_port
+from deploy.preflight import check_addresses, check_note, ray_host
+from router.assembly import start_router
+from router.worker_link import WorkerLink
+from worker.router_link import RouterLink
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def _own_network() -> bool:
+    command = ["unshare", "--map-root-user", "--net", "ip", "link", "set", "lo", "up"]
+    return shutil.which("unshare") is not None and subprocess.run(command, capture_output=True).returncode == 0
+
+
+def _refusal(**settings: object) -> str:
+    started = time.monotonic()
+    with pytest.raises(ConfigError) as caught:
+        check_addresses(RouterSection(**settings))  # type: ignore[arg-type]
+    assert time.monotonic() - started < 5.0
+    told = caught.value.message
+    assert ".." not in told
+    assert "GRPC" not in told
+    return told
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "[::1]", "localhost", "0.0.0.0", "::"])
+def test_an_address_of_this_machine_is_taken(host: str) -> None:
+    check_addresses(RouterSection(host=host, port=free_port(), admin_host=host, admin_port=free_port()))
+    check_addresses(RouterSection(host=host, port=0, admin_host=host, admin_port=0))
+
+
+@pytest.mark.parametrize("host", ["203.0.113.9", "2001:db8::9", "no-such-host.invalid", "not an address", "[::1"])
+def test_another_address_is_refused_with_its_key(host: str) -> None:
+    assert f"router.host is {host!r}, which is no address of this machine" in _refusal(host=host, port=0, admin_port=0)
+    assert "router.admin_host" in _refusal(admin_host=host, port=0, admin_port=0)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_a_port_in_use_is_told_with_the_process(host: str) -> None:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as taken:
+        taken.bind((host, 0))
+        taken.listen()
+        told = _refusal(host=host, port=taken.getsockname()[1], admin_port=0)
+    assert f"is in use by pid {os.getpid()}: choose another port" in told
+
+
+def test_one_port_for_both_is_refused() -> None:
+    assert "a port each" in _refusal(port=50077, admin_port=50077)
+
+
+def test_a_folder_that_takes_no_note_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("BATON_HOME", str(tmp_path / "file" / "home"))
+    with pytest.raises(ConfigError, match="BATON_HOME"):
+        check_note()
+    monkeypatch.setenv("BATON_HOME", str(tmp_path / "new" / "home"))
+    check_note()
+    assert list((tmp_path / "new" / "home").iterdir()) == []
+
+
+def test_this_machine_starts_its_ray_at_loopback() -> None:
+    assert ray_host() == "127.0.0.1"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_a_worker_reaches_the_router_over_either_kind_of_address(host: str) -> None:
+    async def first_frame() -> tuple[str, list[WorkerMessage]]:
+        from cluster.address import join
+
+        link = WorkerLink(f"tcp://{join(host, '*')}")
+        came: asyncio.Future[tuple[str, list[WorkerMessage]]] = asyncio.get_running_loop().create_future()
+        link.start(lambda worker, incarnation, batch: came.set_result((worker, batch)))
+        worker = RouterLink(link.address, "decode-0")
+        try:
+            worker.send([Alive()])
+            return await asyncio.wait_for(came, 10)
+        finally:
+            worker.close()
+            link.close()
+
+    assert asyncio.run(first_frame()) == ("decode-0", [Alive()])
+
+
+@pytest.mark.parametrize("host", ["::1", "[::1]", "::"])
+def test_a_router_serves_over_ipv6(host: str) -> None:
+    plan = RouterPlan(str(CHECKPOINT), "m", "float32", 256, host, 0, "::1", 8, 3.0, admin_host="::1", admin_port=0)
+
+    async def name_of_model() -> str:
+        router = await start_router(plan)
+        try:
+            assert router.addresses.public == f"[{host.strip('[]')}]:{router.port}"
+            assert router.worker_address.startswith("tcp://[::1]:")
+            async with AsyncClient(router.addresses.public) as client:
+                return (await client.model()).name
+        finally:
+            await router.stop(0.0)
+
+    assert asyncio.run(name_of_model()) == "m"
+
+
+def test_an_address_that_cannot_be_served_is_told_in_words_of_ours() -> None:
+    plan = RouterPlan(str(CHECKPOINT), "m", "float32", 256, "203.0.113.9", 1, "127.0.0.1", 8, 3.0)
+    with pytest.raises(ConfigError) as caught:
+        asyncio.run(start_router(plan))  # type: ignore[arg-type]
+    assert "cannot be served on 203.0.113.9:1" in caught.value.message
+    assert "GRPC" not in caught.value.message
+    assert ".." not in caught.value.message
+
+
+WITHOUT_IPV4 = """
+ip link set lo up && ip addr flush dev lo && ip addr add ::1/128 dev lo
+exec "$0" -c "
+import subprocess
+from cluster.config import RouterSection
+from cluster.errors import ConfigError
+from deploy.local_ray import free_port, loopback
+from deploy.preflight import check_addresses, ray_host
+assert loopback() == '::1' and free_port() > 0
+check_addresses(RouterSection(host='::1', admin_host='::', port=free_port(), admin_port=0))
+try:
+    ray_host()
+except ConfigError as error:
+    print(error)
+subprocess.run(['ip', 'addr', 'add', 'fd00::1/64', 'dev', 'lo'], check=True)
+print(ray_host())
+"
+"""
+
+
+@pytest.mark.skipif(not _own_network(), reason="makes a network of its own, for which user namespaces must be allowed")
+def test_a_machine_without_ipv4_needs_an_ipv6_address_beside_loopback() -> None:
+    command = ["unshare", "--map-root-user", "--net", "sh", "-c", WITHOUT_IPV4, sys.executable]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    refusal, host = done.stdout.splitlines()
+    assert "no IPv4 address, and of IPv6 only loopback" in refusal
+    assert host == "fd00::1"
