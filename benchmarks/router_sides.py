@@ -112,6 +112,8 @@ def baton_side() -> Iterator[Side]:
         direct_worker = start(stack, mock_baton_process, f"tcp://127.0.0.1:{direct_port}")
         welcome, greeted = wire.encode_to_worker([Welcome("direct", 0.5, "1")]), set[bytes]()
         while len(greeted) < len(ROLES):
+            if not link.poll(int(1000 * START_S)):
+                raise RuntimeError(f"{len(greeted)} of {len(ROLES)} mock workers registered within {START_S:g} s.")
             worker = link.recv_multipart()[0]
             if worker not in greeted:
                 greeted.add(worker)
