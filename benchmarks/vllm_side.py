@@ -14,6 +14,7 @@ import json
 import os
 import select
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -70,18 +71,28 @@ def equal_share(ours: list[list[int]], theirs: list[list[int]]) -> float:
 
 
 class VllmPeer:
-    """A running vLLM; `run` answers every prompt of its job once."""
+    """A running vLLM; `run` answers every prompt of its job once.
+
+    Between runs its processes are stopped: its worker looks for the next step without a pause for a second after the
+    last one, which would take a core from the side whose turn it is.
+    """
 
     def __init__(self, process: subprocess.Popen[bytes], results: IO[bytes], log: Path) -> None:
         self._process, self._results, self._log = process, results, log
 
     def run(self) -> VllmRun:
         assert self._process.stdin is not None
+        os.killpg(self._process.pid, signal.SIGCONT)
         self._process.stdin.write(b"run\n")
         self._process.stdin.flush()
         answer = self.hear(RUN_S)
+        self.stop()
         tokens: list[list[int]] = answer["tokens"]
         return VllmRun(sum(map(len, tokens)) / answer["seconds"], tokens)
+
+    def stop(self) -> None:
+        """Take its processes off the cores until the next run."""
+        os.killpg(self._process.pid, signal.SIGSTOP)
 
     def hear(self, within_s: float) -> dict[str, Any]:
         """Its next line of JSON."""
@@ -119,6 +130,7 @@ def vllm_peer(python: str, job: Job, threads: int) -> Iterator[VllmPeer]:
             try:
                 peer = VllmPeer(process, results, log)
                 peer.hear(START_S)
+                peer.stop()
                 yield peer
             finally:  # its engine is a process of its own, in the same group
                 end_group(process)
