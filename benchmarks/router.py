@@ -62,10 +62,10 @@ class Setting:
     streams: tuple[int, ...] = (1, 16, 64, 256)
 
 
-QUICK = Setting(1, 0.8, 0.3, 1, 24, streams=(16, 64))
+QUICK = Setting(1, 0.8, 0.3, 1, 16, streams=(16, 64))
 SMALLEST = Setting(1, 0.2, 0.1, 1, 4, step_s=0.01, streams=(2,))
 FULL = Setting(5, 2.0, 0.5, 3, TOKENS)
-OPEN_QUICK = OpenSetting(1, 0.6, TOKENS, 0.01, 20.0, (0.5,), 3, 0.5, 1, False)
+OPEN_QUICK = OpenSetting(1, 0.5, TOKENS, 0.01, 20.0, (0.5,), 2, 0.4, 1, False)
 OPEN_SMALLEST = OpenSetting(1, 0.3, 4, 0.01, 20.0, (0.5,), 1, 0.3, 1, True)
 OPEN_FULL = OpenSetting(2, 3.0, TOKENS, 0.02, 20.0, (0.25, 0.5, 0.8), 5, 2.0, 2, True)
 
