@@ -45,8 +45,11 @@ class Outcome:
 
 
 def achieved_per_s(requests: int, window_s: float, last_end_s: float, stream_s: float) -> float:
-    """Requests served per second when those of a window ended at `last_end_s`, a stream itself taking `stream_s`."""
-    return requests / max(window_s, last_end_s - stream_s)
+    """Requests served per second when those of a window ended at `last_end_s`, a stream itself taking `stream_s`.
+
+    What is within the lateness that a kept rate may have counts as on time.
+    """
+    return requests / max(window_s, last_end_s - stream_s - LATE_S)
 
 
 def highest_kept(peak: float, steps: int, keeps: Callable[[float], bool]) -> float:

@@ -49,7 +49,6 @@ from cluster.worker import RoleName
 from decode_worker.role import DecodeRole
 from deploy.machine import machine_facts
 from engine.batch import StepBudget
-from engine.checkpoint_tensors import checkpoint_targets
 from engine.executor import DTYPES, TorchExecutor
 from engine.kv_pages import PagePool
 from engine.model_config import ModelConfig, model_config

@@ -104,15 +104,16 @@ class MockServers:
         self.live = [stream for stream in self.live if stream.index < stream.total and not stream.connection.lost]
         self.stepping = bool(self.live)
         if self.stepping:
-            self._later(max(due, now))
+            self._later(due)
 
     def _later(self, due: float) -> None:
-        """The next step: asyncio's clock is the monotonic one."""
+        """The next step, a step after `due` or now if that is past; asyncio's clock is the monotonic one."""
         loop = asyncio.get_running_loop()
+        following = max(due + self.step_s, time.monotonic())
         if self.step_s:
-            loop.call_at(due + self.step_s, self._step, due + self.step_s)
+            loop.call_at(following, self._step, following)
         else:
-            loop.call_soon(self._step, due)
+            loop.call_soon(self._step, following)
 
 
 @dataclass(eq=False)

@@ -139,3 +139,17 @@ def test_streams_that_do_not_end_are_reported_with_their_number() -> None:
         with pytest.raises(RuntimeError, match=r"1 of 1 streams have not ended within 0\.2 s"):
             drain(client, 1, within_s=0.2)
         client.close()
+
+
+def test_paced_servers_keep_their_step_on_average_so_that_a_stream_takes_the_steps_it_has() -> None:
+    with ExitStack() as stack:
+        servers = start(stack, mock_http_process)
+        _, port = servers.hear()
+        servers.pace(0.005)
+        client = HttpClient(port, 50, True)
+        for index in range(50):
+            client.start(f"{index}", 201)
+        drain(client, 50)
+        left = servers.pace(0.0)
+        client.close()
+    assert left["0", 200] - left["0", 0] == pytest.approx(1.0, abs=0.04)  # late wake-ups do not add up
