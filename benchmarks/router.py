@@ -266,9 +266,9 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))  # a connection per stream of an overloaded router
-    setting, open_setting = (QUICK, OPEN_QUICK) if args.quick else (FULL, OPEN_FULL)
+    setting, open_setting = args.pick((FULL, OPEN_FULL), (QUICK, OPEN_QUICK), (SMALLEST, OPEN_SMALLEST))
     pythons = {peer.name: getattr(args, peer.name) for peer in PEERS}
-    run(pythons, setting, replace(open_setting, seed=args.seed)).publish(args.json)
+    run(pythons, setting, replace(open_setting, seed=args.seed)).publish(args)
 
 
 if __name__ == "__main__":
