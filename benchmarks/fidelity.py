@@ -161,7 +161,8 @@ def main() -> None:
     parser.add_argument("--policy", default="predicted_latency")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    stream = Stream.poisson(60 if options.quick else options.requests, options.rate, options.seed)
+    requests, rate_s = options.pick((options.requests, options.rate), (60, options.rate), (8, 8.0))
+    stream = Stream.poisson(requests, rate_s, options.seed)
     with progress(2) as step:
         step("live")
         live = asyncio.run(run_live(stream, options.policy))
@@ -171,13 +172,13 @@ def main() -> None:
     report.figures = compare(live, simulated)
     report.setting = {
         "requests": len(stream.requests),
-        "rate_s": options.rate,
+        "rate_s": rate_s,
         "policy": options.policy,
         "latency_ms": round(1000 * live.latency_s, 3),
         "bandwidth_GB_s": round(live.bandwidth_bytes_s / 1e9, 3),
         "seed": options.seed,
     }
-    report.publish(options.json)
+    report.publish(options)
 
 
 def compare(live: Live, simulated: dict[str, float]) -> dict[str, float]:

@@ -16,7 +16,6 @@ from benchmarks.report import Goal, Report, arguments
 from tests.fuzz.targets import TARGETS, Target
 
 TURN_S = 1.0  # for one target, before the next has its turn
-QUICK_MINUTES = 0.4
 SLOW_S = 5.0  # an input that takes longer counts as a hang
 
 
@@ -63,20 +62,24 @@ def main() -> None:
     parser = arguments(__doc__, "python -m benchmarks.fuzz --minutes 10 --seed 1")
     parser.add_argument("--minutes", type=float, default=2.0, help="how long to go on")
     options = parser.parse_args()
-    tallies = run(QUICK_MINUTES if options.quick else options.minutes, options.seed)
+    tallies = run(options.pick(options.minutes, 0.4, 0.05), options.seed)
     result = Report("fuzz", setting={"seed": options.seed})
     for name, tally in tallies.items():
-        result.figures[f"{name}: inputs"] = tally.inputs
-        result.figures[f"{name}: read"] = tally.read
-        result.figures[f"{name}: failures"] = tally.failed
-        result.figures[f"{name}: longest, s"] = tally.longest_s
-        result.goals[f"{name}: inputs"] = Goal(1)
-        result.goals[f"{name}: failures"] = Goal(0, at_most=True)
-        result.goals[f"{name}: longest, s"] = Goal(SLOW_S, at_most=True)
-    result.figures["memory at its peak, MiB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        slug = name.replace(" ", "_")
+        result.figures |= {f"inputs_{slug}": tally.inputs, f"inputs_read_{slug}": tally.read}
+        result.figures |= {f"failures_{slug}": tally.failed, f"longest_s_{slug}": tally.longest_s}
+        result.goals[f"inputs_{slug}"] = Goal(1)
+    result.figures |= {
+        "inputs": sum(tally.inputs for tally in tallies.values()),
+        "inputs_read": sum(tally.read for tally in tallies.values()),
+        "failures": sum(tally.failed for tally in tallies.values()),
+        "longest_s": max(tally.longest_s for tally in tallies.values()),
+        "memory_peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+    result.goals |= {"failures": Goal(0, at_most=True), "longest_s": Goal(SLOW_S, at_most=True)}
     failures: dict[str, Any] = {name: tally.failures for name, tally in tallies.items() if tally.failures}
     result.details["failures"] = failures
-    result.publish(options.json)
+    result.publish(options)
     for name, kinds in failures.items():
         for kind, example in kinds.items():
             print(f"{name}: {kind}\n    {example}")

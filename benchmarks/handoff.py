@@ -13,7 +13,7 @@ import asyncio
 import itertools
 import multiprocessing as mp
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from statistics import median
 from typing import Any
@@ -22,10 +22,10 @@ import numpy as np
 import torch
 
 from baton.wire import encode_notice
+from benchmarks.process_cluster import ProcessCluster, plans
 from benchmarks.report import Goal, Report, arguments, median_ratio, progress
 from builtin_model import CHECKPOINT
 from cluster.handoff import HandoffNotice
-from cluster.plan import RouterPlan, WorkerPlan
 from cluster.request import Request, SamplingParams
 from cluster.worker import PageLayout
 from kv_transfer.nixl import NixlTransport
@@ -35,6 +35,7 @@ GOALS = {"ratio_to_raw_nixl": Goal(0.9), "stall_ratio": Goal(1.0, at_most=True)}
 MIB = 1 << 20
 CHUNK_PAGES = 32  # 512 tokens
 LARGE_BYTES = 64 * MIB
+WARM_UP = 2  # requests that are not measured
 
 
 def layout_of(num_bytes: int) -> PageLayout:
@@ -143,50 +144,26 @@ def measure_path(sizes: list[int], repeats: int, report: Report, step: Any) -> N
     transport.close()
 
 
-def worker_process(plan: WorkerPlan) -> None:
-    from worker.assembly import assemble
-
-    assemble(plan, "1", "localhost", lambda stage: None).run()
-
-
 async def measure_stall(requests: int, seed: int) -> tuple[float, float]:
     """(median stall ratio, median stall in ms) of requests of several chunks through live workers."""
-    from router.assembly import start_router
-
-    folder = str(CHECKPOINT)
-    router_plan = RouterPlan(folder, "x", "float32", 4096, "127.0.0.1", 0, "127.0.0.1", 64, 60.0, "least_loaded")
-    router = await start_router(router_plan)
-    context = mp.get_context("spawn")
-    workers = []
-    for role in ("prefill", "decode"):
-        plan = WorkerPlan(
-            f"{role}-0", role, folder, router.worker_address, "float32", "cpu", 4096, 1200, 16, 512, 512, 16, 1
-        )
-        workers.append(context.Process(target=worker_process, args=(plan,)))
-        workers[-1].start()
-    try:
-        while len(router.driver.core.state.workers) < 2:
-            await asyncio.sleep(0.05)
+    router_plan, worker_plan = plans(CHECKPOINT, 4096, 1200, policy="least_loaded", chunk_tokens=512)
+    worker_plan = replace(worker_plan, checksum_every=16)
+    async with ProcessCluster(router_plan, worker_plan, {"prefill": 1, "decode": 1}) as cluster:
         await asyncio.sleep(1.0)
         generator = np.random.default_rng(seed)
         ratios, stalls = [], []
         for index in range(requests):
             prompt = tuple(int(token) for token in generator.integers(3, 256, 512 * 3))
             request = Request(f"stall-{index}", prompt, SamplingParams(max_tokens=24, ignore_eos=True, seed=0))
-            gaps, report = await _gaps(router.driver, request)
-            if index < 2:
-                continue  # warm-up
+            gaps, report = await _gaps(cluster.router.driver, request)
+            if index < WARM_UP:
+                continue
             decode_step = median(gaps[1:])
             last_chunk_s = CHUNK_PAGES * report.transfer_s / max(1, report.pages_sent)
             stall = max(0.0, gaps[0] - decode_step)
             ratios.append(stall / (decode_step + last_chunk_s))
             stalls.append(1000 * stall)
         return median(ratios), median(stalls)
-    finally:
-        for worker in workers:
-            worker.terminate()
-            worker.join(5)
-        await router.stop(0.0)
 
 
 async def _gaps(driver: Any, request: Request) -> tuple[list[float], Any]:
@@ -203,15 +180,16 @@ async def _gaps(driver: Any, request: Request) -> tuple[list[float], Any]:
 def main() -> None:
     args = arguments(__doc__, "python -m benchmarks.handoff --quick --json handoff.json").parse_args()
     torch.set_num_threads(1)
-    sizes = [MIB, 16 * MIB, 64 * MIB] if args.quick else [MIB, 4 * MIB, 16 * MIB, 64 * MIB, 256 * MIB]
+    few = [MIB, 16 * MIB, 64 * MIB]
+    sizes = args.pick([MIB, 4 * MIB, 16 * MIB, 64 * MIB, 256 * MIB], few, few)
     report = Report("handoff", GOALS)
     with progress(len(sizes) + 1) as step:
-        measure_path(sizes, 9 if args.quick else 25, report, step)
+        measure_path(sizes, args.pick(25, 9, 2), report, step)
         step("stall")
-        ratio, stall_ms = asyncio.run(measure_stall(8 if args.quick else 30, args.seed))
+        ratio, stall_ms = asyncio.run(measure_stall(WARM_UP + args.pick(28, 6, 1), args.seed))
     report.figures |= {"stall_ratio": ratio, "stall_ms": stall_ms}
     report.setting = {"page_bytes": layout_of(MIB).page_bytes, "chunk_pages": CHUNK_PAGES, "seed": args.seed}
-    report.publish(args.json)
+    report.publish(args)
 
 
 if __name__ == "__main__":

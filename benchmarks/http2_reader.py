@@ -57,6 +57,8 @@ class Http2Reader:
             data = self._socket.recv(1 << 20)
         except TimeoutError:
             return False
+        if not data:
+            raise RuntimeError("The router closed the connection.")
         self._chunks.append((time.monotonic(), data))
         # The server measures its connection by pings and answers to its settings; both want an echo.
         if data[3] == _PING and len(data) == 17 and not data[4]:

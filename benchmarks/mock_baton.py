@@ -76,7 +76,7 @@ class MockWorkers:
             case Prefill(request, _, hand_off, _):
                 self.totals[request.request_id] = request.sampling.max_tokens
                 self.send(role, StepOutput((self._token(request.request_id, 0, time.monotonic()),)))
-                if not hand_off:
+                if not hand_off and request.request_id in self.totals:  # not ended by its first token
                     self.live[request.request_id] = 1
             case Reserve(reservation_id, request, _, _):
                 pages = tuple(range(-(-len(request.prompt) // 16)))

@@ -1,8 +1,9 @@
-"""A prefill and a decode server without a model, as sglang-router wants them: HTTP/1.1 with server-sent events.
+"""A prefill and a decode server without a model, as sglang-router and smg want them: HTTP/1.1 with server-sent events.
 
-One process listens on two ports. The prefill port answers a request at once with one token; the decode port sends the
-first token at once, then one per live stream and step, a step every `step_s` seconds (0: as fast as it can). Each
-token is one write of one event, as an HTTP server sends it; events carry their own token only, not the text so far.
+They answer what a router asks about an SGLang server: health, model, limits and load. One process listens on two ports.
+The prefill port answers a request at once with one token; the decode port sends the first token at once, then one per
+live stream and step, a step every `step_s` seconds (0: as fast as it can). Each token is one write of one event, as an
+HTTP server sends it; events carry their own token only, not the text so far.
 """
 
 from __future__ import annotations
@@ -21,12 +22,39 @@ _STREAM = (
     b"HTTP/1.1 200 OK\r\nserver: mock\r\ncontent-type: text/event-stream; charset=utf-8\r\n"
     b"transfer-encoding: chunked\r\n\r\n"
 )
-_PLAIN = b"HTTP/1.1 200 OK\r\nserver: mock\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s"
+_PLAIN = b"HTTP/1.1 %s\r\nserver: mock\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s"
 _DONE = b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n"
 _EVENT = (
     'data: {"text":" token","output_ids":[%d],"meta_info":{"id":"%s","finish_reason":%s,"prompt_tokens":32,'
     '"completion_tokens":%d,"cached_tokens":0}}\n\n'
 )
+LIMIT = 1 << 16  # requests at once: no router holds one back
+MODEL = {"id": "mock", "object": "model", "created": 0, "owned_by": "sglang", "root": "mock", "max_model_len": 4096}
+
+
+def about(path: str, decodes: bool, running: int) -> dict[str, Any] | None:
+    """What an SGLang server answers about itself with `running` requests, or None where it has no such path."""
+    load = {"dp_rank": 0, "num_running_reqs": running, "num_waiting_reqs": 0, "num_total_reqs": running}
+    answers: dict[str, dict[str, Any]] = {
+        "/health": {},
+        "/v1/models": {"object": "list", "data": [MODEL]},
+        "/server_info": {
+            "model_path": "mock",
+            "served_model_name": "mock",
+            "tp_size": 1,
+            "dp_size": 1,
+            "max_running_requests": LIMIT,
+            "disaggregation_mode": "decode" if decodes else "prefill",
+        },
+        "/model_info": {"model_path": "mock", "is_generation": True},
+        "/v1/loads": {"timestamp": "", "dp_rank_count": 1, "loads": [{**load, "max_total_num_tokens": LIMIT << 8}]},
+    }
+    return answers.get(path.split("?", 1)[0])
+
+
+def _plain(answer: dict[str, Any] | None) -> bytes:
+    body = json.dumps(answer or {}).encode()
+    return _PLAIN % (b"404 Not Found" if answer is None else b"200 OK", len(body), body)
 
 
 def _chunk(name: str, index: int, last: bool) -> bytes:
@@ -76,15 +104,16 @@ class MockServers:
         self.live = [stream for stream in self.live if stream.index < stream.total and not stream.connection.lost]
         self.stepping = bool(self.live)
         if self.stepping:
-            self._later(max(due, now))
+            self._later(due)
 
     def _later(self, due: float) -> None:
-        """The next step: asyncio's clock is the monotonic one."""
+        """The next step, a step after `due` or now if that is past; asyncio's clock is the monotonic one."""
         loop = asyncio.get_running_loop()
+        following = max(due + self.step_s, time.monotonic())
         if self.step_s:
-            loop.call_at(due + self.step_s, self._step, due + self.step_s)
+            loop.call_at(following, self._step, following)
         else:
-            loop.call_soon(self._step, due)
+            loop.call_soon(self._step, following)
 
 
 @dataclass(eq=False)
@@ -125,7 +154,8 @@ class HttpConnection(asyncio.Protocol):
             if head.startswith(b"post /generate"):
                 self.servers.generate(self, json.loads(body), self.decodes)
             else:
-                self.write(_PLAIN % (2, b"{}"))
+                path = head.split(b" ", 2)[1].decode()
+                self.write(_plain(about(path, self.decodes, len(self.servers.live) if self.decodes else 0)))
 
 
 async def _serve(pipe: Connection) -> None:

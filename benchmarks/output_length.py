@@ -52,8 +52,7 @@ def main() -> None:
     parser.add_argument("--trace", type=Path, required=True, metavar="FILE", help="a Mooncake JSONL or an Azure CSV")
     options = parser.parse_args()
     trace = read_trace(options.trace)
-    if options.quick:
-        trace = trace[:10_000]
+    trace = trace[: options.pick(len(trace), 10_000, 200)]
     with progress(1) as step:
         step(f"replaying {len(trace)} requests")
         rows, seconds = replay(trace)
@@ -68,7 +67,7 @@ def main() -> None:
         report.figures[f"coverage_p{round(100 * share)}"] = float((truth <= quantile).mean())
     report.figures["miss_of_p90"] = abs(report.figures["coverage_p90"] - 0.9)
     report.figures["prediction_us"] = 1e6 * seconds
-    report.publish(options.json)
+    report.publish(options)
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ OPTIONS: dict[str, Any] = {"max_tokens": 12, "ignore_eos": True, "temperature": 
 TTFT_S, TPOT_S = 2.0, 0.2
 OBJECTIVES = Objectives(ttft_s=TTFT_S, tpot_s=TPOT_S)
 TIMES = 5
-WIDTH, PEAK_S, QUICK_PEAK_S = 48, 10.0, 4.0
+WIDTH, PEAK_S = 48, 10.0
 SAMPLE_S = 0.5
 ORDINARY = 1.5  # times the median of the idle cluster
 RECOVERY_S = 60.0
@@ -217,11 +217,10 @@ def main() -> None:
     report = Report("overload", GOALS)
     with progress(1) as step:
         step("overload")
-        quick = (5.0, QUICK_PEAK_S)
-        seconds, peak_s = quick if args.quick else (args.seconds, PEAK_S)
+        seconds, peak_s = args.pick((args.seconds, PEAK_S), (5.0, 4.0), (2.0, 1.0))
         report.figures, report.details = measure(seconds, peak_s, args.seed)
     report.setting = {"seconds": seconds, "seed": args.seed}
-    report.publish(args.json)
+    report.publish(args)
 
 
 if __name__ == "__main__":

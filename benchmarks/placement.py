@@ -128,7 +128,7 @@ def main() -> None:
     parser.add_argument("--pages", type=int, help="cached pages per worker (100000; 1,000 workers then take 9 GB)")
     parser.add_argument("--workers", type=int, nargs="+", default=[10, 100, 1000])
     options = parser.parse_args()
-    pages = options.pages or (5_000 if options.quick else 100_000)
+    pages = options.pages or options.pick(100_000, 5_000, 1_000)
     report = Report("placement", GOALS, setting={"pages_per_worker": pages, "prompt_tokens": PROMPT_TOKENS})
     process = psutil.Process()
     with progress(2 * len(options.workers)) as step:
@@ -143,16 +143,17 @@ def main() -> None:
             grown = process.memory_info().rss - before
             step(f"deciding among {workers} workers")
             gc.freeze()
-            count = 200 if options.quick else 1000
-            seconds = median(decide(workload, count) for _ in range(5))
+            count, repeats = options.pick((1000, 5), (200, 5), (20, 1))
+            seconds = median(decide(workload, count) for _ in range(repeats))
             report.figures[f"decisions_per_s_{workers}"] = 1 / seconds
-            report.figures[f"match_us_{workers}"] = 1e6 * median(match(workload) for _ in range(5))
-            report.figures["bytes_per_cached_page"] = grown / (workers * pages)
+            report.figures[f"match_us_{workers}"] = 1e6 * median(match(workload) for _ in range(repeats))
+            report.figures[f"bytes_per_cached_page_{workers}"] = grown / (workers * pages)
             report.setting["cached_pages"] = workers * pages
             report.setting["distinct_pages"] = entries
             del workload
             gc.unfreeze()
-    report.publish(options.json)
+    report.figures["bytes_per_cached_page"] = report.figures[f"bytes_per_cached_page_{options.workers[-1]}"]
+    report.publish(options)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ The same arrivals go to every fixed split, and to the planner, which starts from
 
 from __future__ import annotations
 
-import argparse
 import random
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -17,7 +16,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.report import Goal, Report, arguments, progress
+from benchmarks.report import Goal, Options, Report, arguments, progress
 from simulator.setup import Pools, Setup, described_slo, page_size_for
 from simulator.simulation import Slo
 from simulator.trace import TraceRequest, read_trace, scale_arrivals
@@ -129,11 +128,14 @@ def figures_of(results: Results, equal: str) -> dict[str, float]:
     headlines = {"shifting": "shifting", "steady": "steady"}
     for part, by_split in results.items():
         to_best, to_equal, best = ratios(by_split, equal)
-        name = headlines.pop(part.split()[0], None) or part
+        slug = part.replace(" ×", "_x").replace(" ", "_")
+        name = headlines.pop(part.split()[0], None) or slug
         figures[f"goodput_ratio_to_best_static_{name}"] = to_best
         figures[f"goodput_ratio_to_no_change_{name}"] = to_equal
-        figures[f"attainment_best_static_{name} ({best})"] = by_split[best]["slo_attainment"]
-        figures[f"attainment_auto_{name}"] = by_split[AUTO]["slo_attainment"]
+        figures[f"attainment_best_static_{name}"] = by_split[best]["slo_attainment"]
+        for split, one in by_split.items():
+            figures[f"goodput_{slug}_{split.replace(' ', '')}"] = one["goodput"]
+            figures[f"attainment_{slug}_{split.replace(' ', '')}"] = one["slo_attainment"]
         figures[f"role_switches_{name}"] = by_split[AUTO]["role_switches"]
     return figures
 
@@ -155,22 +157,22 @@ def main() -> None:
     measure(parser.parse_args())
 
 
-def parts(options: argparse.Namespace) -> dict[str, list[TraceRequest]]:
+def parts(options: Options) -> dict[str, list[TraceRequest]]:
     """What is simulated, by name."""
     if options.trace is not None:
-        trace = read_trace(options.trace)[: 200 if options.quick else options.requests]
+        trace = read_trace(options.trace)[: options.pick(options.requests, 200, 40)]
         return {f"{options.trace.stem} ×{scale:g}": scale_arrivals(trace, scale) for scale in options.scales}
-    phase_s = 15.0 if options.quick else options.phase
+    phase_s = options.pick(options.phase, 15.0, 2.0)
     loads = options.loads[:1] if options.quick else options.loads
     made = {f"shifting ×{load:g}": shifting(phase_s, load, options.seed) for load in loads}
     return {**made, f"steady ×{loads[0]:g}": steady(phase_s, loads[0], options.seed)}
 
 
-def measure(options: argparse.Namespace) -> None:
+def measure(options: Options) -> None:
     """Simulate every part with every split, and publish."""
     workers = options.workers
     half = workers // 2
-    splits = sorted({2, half, workers - 2}) if options.quick else list(range(1, workers))
+    splits = options.pick(list(range(1, workers)), sorted({2, half, workers - 2}), [half])
     traces = parts(options)
     page_size = page_size_for(next(iter(traces.values())), None)
     setup = Setup(options.model, options.gpu, slo=Slo(tpot_s=options.tpot), page_size=page_size, seed=options.seed)
@@ -194,11 +196,11 @@ def measure(options: argparse.Namespace) -> None:
         "gpu": options.gpu,
         "workers": workers,
         "objectives": described_slo(setup.slo),
-        "phase_s": 15.0 if options.quick else options.phase,
+        "phase_s": options.pick(options.phase, 15.0, 2.0),
         "seed": options.seed,
     }
     report.details = {"splits": results}
-    report.publish(options.json)
+    report.publish(options)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ which the policies are compared is the one where the best of them still meets th
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.report import Goal, Report, arguments, progress
+from benchmarks.report import Goal, Options, Report, arguments, progress
 from router.policy.policies import NAMES
 from simulator.setup import Pools, Setup, page_size_for
 from simulator.trace import TraceRequest, read_trace, scale_arrivals
@@ -97,8 +96,10 @@ def print_curves(curves: dict[str, dict[float, dict[str, float]]]) -> None:
     Console().print(table)
 
 
-def figures_at(curves: dict[str, dict[float, dict[str, float]]], load: float) -> dict[str, float]:
-    """The ratios the goals are about, at one load, and the ratio of each side's best goodput at any load."""
+def figures_at(
+    curves: dict[str, dict[float, dict[str, float]]], load: float, scales: Sequence[float]
+) -> dict[str, float]:
+    """What the goals are about, at one load; the ratio of each side's best goodput at any load; and all at `scales`."""
     at = {policy: curve[load] for policy, curve in curves.items()}
     peers = [policy for policy in curves if policy not in (OURS, SERVE_LATE)]
     best = max(peers, key=lambda policy: (at[policy]["goodput"], policy))
@@ -112,9 +113,15 @@ def figures_at(curves: dict[str, dict[float, dict[str, float]]], load: float) ->
         "offered_requests_per_s": at[OURS]["requests_per_s"],
     }
     for policy in curves:
-        figures[f"goodput {policy}"] = at[policy]["goodput"]
-        figures[f"attainment of the longest tenth {policy}"] = at[policy]["slo_attainment_longest_tenth"]
-        figures[f"ttft_s_p99 {policy}"] = at[policy]["ttft_s_p99"]
+        slug = policy.replace(", ", "_").replace(" ", "_")
+        figures[f"goodput_{slug}"] = at[policy]["goodput"]
+        figures[f"attainment_{slug}"] = at[policy]["slo_attainment"]
+        figures[f"attainment_of_the_longest_tenth_{slug}"] = at[policy]["slo_attainment_longest_tenth"]
+        figures[f"ttft_s_p99_{slug}"] = at[policy]["ttft_s_p99"]
+        for scale in scales:
+            figures[f"offered_requests_per_s_x{scale:g}"] = curves[policy][scale]["requests_per_s"]
+            figures[f"goodput_{slug}_x{scale:g}"] = curves[policy][scale]["goodput"]
+            figures[f"attainment_{slug}_x{scale:g}"] = curves[policy][scale]["slo_attainment"]
     return figures
 
 
@@ -136,9 +143,9 @@ def main() -> None:
     measure(options)
 
 
-def measure(options: argparse.Namespace) -> None:
+def measure(options: Options) -> None:
     """Find the load, run every policy at it and at `scales`, and publish."""
-    requests = 150 if options.quick else options.requests
+    requests = options.pick(options.requests, 150, 24)
     trace = tuple(read_trace(options.trace)[: requests or None])
     setup = Setup(options.model, options.gpu, page_size=page_size_for(trace, options.page_size), seed=options.seed)
     setting = Setting(trace, setup, Pools(options.prefill, options.decode))
@@ -158,7 +165,7 @@ def measure(options: argparse.Namespace) -> None:
             results = run([(setting, policy, scale) for scale in loads])
             curves[policy] = dict(zip(loads, results, strict=True))
     print_curves(curves)
-    report = Report("policies", GOALS, figures_at(curves, load))
+    report = Report("policies", GOALS, figures_at(curves, load, scales))
     report.setting = {
         "trace": options.trace.name,
         "requests": len(trace),
@@ -172,7 +179,7 @@ def measure(options: argparse.Namespace) -> None:
     report.details = {"curves": curves}
     if options.plot is not None:
         plot(options.plot, curves, load)
-    report.publish(options.json)
+    report.publish(options)
 
 
 if __name__ == "__main__":

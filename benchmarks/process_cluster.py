@@ -18,11 +18,11 @@ from router.policy.cluster_state import ClusterState
 LOAD_TIMEOUT_S = 120.0
 
 
-def work(plan: WorkerPlan, namespace: str, environment: Mapping[str, str]) -> None:
+def work(plan: WorkerPlan, namespace: str = "", environment: Mapping[str, str] | None = None) -> None:
     """A worker process, until it is told to stop or killed; in a network namespace of its own, if one is named."""
     if namespace:
         enter(namespace)
-    os.environ.update(environment)
+    os.environ.update(environment or {})
     from worker.assembly import assemble
 
     assemble(plan, str(os.getpid()), "localhost", lambda stage: None).run()

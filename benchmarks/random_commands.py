@@ -100,12 +100,12 @@ def main() -> None:
     parser = arguments(__doc__, "python -m benchmarks.random_commands --minutes 5 --seed 1")
     parser.add_argument("--minutes", type=float, default=5.0)
     args: Any = parser.parse_args()
-    setting = {"minutes": 0.5 if args.quick else args.minutes, "seed": args.seed}
+    setting = {"minutes": args.pick(args.minutes, 0.5, 0.05), "seed": args.seed}
     report = Report("random_commands", GOALS, setting=setting)
     with progress(1) as step:
         step("commands at random")
         report.figures = asyncio.run(run(report.setting["minutes"], args.seed))
-    report.publish(args.json)
+    report.publish(args)
 
 
 if __name__ == "__main__":

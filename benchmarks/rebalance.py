@@ -146,7 +146,16 @@ async def migrate(load: Load, count: int, rng: random.Random) -> list[tuple[Stre
     return moved
 
 
-async def measure(quick: bool, seed: int, step: Any) -> tuple[dict[str, float], dict[str, Any]]:
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How much is measured."""
+
+    switches: int
+    steady_s: float
+    migrations: int
+
+
+async def measure(size: Size, seed: int, step: Any) -> tuple[dict[str, float], dict[str, Any]]:
     rng = random.Random(seed)
     prompts = [tuple(rng.randrange(3, 256) for _ in range(PROMPT_TOKENS)) for _ in range(6)]
     router_plan, worker_plan = plans(CHECKPOINT, CONTEXT_TOKENS, NUM_PAGES, policy="least_loaded")
@@ -158,18 +167,18 @@ async def measure(quick: bool, seed: int, step: Any) -> tuple[dict[str, float], 
             await ask(cluster, stream)
             expected[prompt] = stream.token_ids
         step("switches, idle")
-        idle = [end_s - start_s for start_s, end_s in await switch_times(cluster, 6 if quick else 20)]
+        idle = [end_s - start_s for start_s, end_s in await switch_times(cluster, size.switches)]
         step("steady streams")
         async with Load(cluster, prompts, 6) as load:
             begun_s = time.perf_counter()
-            await asyncio.sleep(4.0 if quick else 10.0)
+            await asyncio.sleep(size.steady_s)
             steady = load.tokens_between(begun_s, time.perf_counter()) / (time.perf_counter() - begun_s)
-            undisturbed = [stream for stream in load.done if not stream.error]
+            undisturbed = [stream for stream in (*load.done, *load.live.values()) if not stream.error]
             gaps = [after - before for one in undisturbed for before, after in pairwise(one.shown_s[2:])]
             step("switches, busy")
-            spans = await switch_times(cluster, 6 if quick else 20)
+            spans = await switch_times(cluster, size.switches)
             step("migrations")
-            moved = await migrate(load, 10 if quick else 50, rng)
+            moved = await migrate(load, size.migrations, rng)
             live = list(load.live.values())
         served = load.done
     decode_step_s = median(gaps)
@@ -224,12 +233,13 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw switch times and gaps (needs baton[plots])")
     args = parser.parse_args()
     report = Report("rebalance", GOALS)
+    size = args.pick(Size(20, 10.0, 50), Size(6, 4.0, 10), Size(2, 1.0, 2))
     with progress(5) as step:
-        report.figures, report.details = asyncio.run(measure(args.quick, args.seed, step))
+        report.figures, report.details = asyncio.run(measure(size, args.seed, step))
     report.setting = {"model": "built-in", "streams": 6, "workers": "2 prefill + 2 decode", "seed": args.seed}
     if args.plot:
         draw(report.details, args.plot)
-    report.publish(args.json)
+    report.publish(args)
 
 
 if __name__ == "__main__":

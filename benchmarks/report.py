@@ -3,33 +3,109 @@
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
-from collections.abc import Callable, Iterator
+import math
+import re
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
+from benchmarks import deadline, provenance
+from benchmarks.catalog import deadline_s
+from benchmarks.results import FOLDER, Goal, Result, write_json
 
-@dataclass(frozen=True, slots=True)
-class Goal:
-    """A figure's goal: at least (or at most) `value`."""
+__all__ = ["Goal", "Options", "Report", "arguments", "median_ratio", "progress"]
+T = TypeVar("T")
 
-    value: float
-    at_most: bool = False
 
-    def met(self, figure: float) -> bool:
-        return figure <= self.value if self.at_most else figure >= self.value
+class Options(argparse.Namespace):
+    """A benchmark's flags, and what was true when it began."""
 
-    def __str__(self) -> str:
-        return f"{'≤' if self.at_most else '≥'} {self.value:g}"
+    json: Path | None
+    keep_as: str | None  # of --publish: "" is the benchmark's own name
+    size: str
+    seed: int
+    deadline_s: float | None
+    command: str
+    started_s: float
+    load_before: float
+
+    @property
+    def quick(self) -> bool:
+        """Whether less than everything is to be measured."""
+        return self.size != "full"
+
+    def pick(self, full: T, quick: T, smoke: T) -> T:
+        """The value for the size of this run."""
+        return {"full": full, "quick": quick, "smoke": smoke}[self.size]
+
+
+class Arguments(argparse.ArgumentParser):
+    """A parser with the flags every benchmark has; parsing them starts the clock and the deadline."""
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Options:  # type: ignore[override]
+        options: Options = super().parse_args(args, Options())
+        if options.keep_as is not None and options.quick:
+            self.error("--publish keeps full runs only: leave --quick and --smoke out")
+        given = list(sys.argv[1:] if args is None else args)
+        options.command = command_line(self.prog, given)
+        options.started_s, options.load_before = time.monotonic(), provenance.load_average()
+        limit_s = options.deadline_s
+        if limit_s is None:  # time that was asked for comes on top of what the rest may take
+            asked_s = 60 * getattr(options, "minutes", 0.0) + getattr(options, "seconds", 0.0)
+            limit_s = deadline_s(self.prog, options.size) + (0.0 if options.quick else asked_s)
+        deadline.enforce(limit_s, self.prog)
+        return options
+
+
+def arguments(doc: str | None, example: str) -> Arguments:
+    """A parser for the benchmark that `example` names, a command line such as `python -m benchmarks.router --quick`."""
+    named = re.search(r"benchmarks\.(\w+)", example)
+    assert named is not None, example
+    parser = Arguments(
+        prog=named[1],
+        usage=f"python -m benchmarks.{named[1]} [options]",
+        description=doc,
+        epilog=f"example:  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write figures and setting as JSON")
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--quick", dest="size", action="store_const", const="quick", help="rougher figures within 50 s")
+    size.add_argument("--smoke", dest="size", action="store_const", const="smoke", help="everything once, in seconds")
+    parser.set_defaults(size="full")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--deadline-s", type=float, metavar="SECONDS", help="end with an error if it takes longer")
+    parser.add_argument(
+        "--publish",
+        dest="keep_as",
+        nargs="?",
+        const="",
+        metavar="NAME",
+        help="keep a full run in benchmarks/results/NAME.json, from which the tables of the documentation are made",
+    )
+    return parser
+
+
+def command_line(name: str, given: Sequence[str]) -> str:
+    """The command that gives these figures again: flags of where they go left out, files without their folders."""
+    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    own.add_argument("--json")
+    own.add_argument("--publish", nargs="?")
+    own.add_argument("--deadline-s")
+    _, rest = own.parse_known_args(list(given))
+    words = [Path(word).name if "/" in word else word for word in rest]
+    return shlex.join(["python", "-m", f"benchmarks.{name}", *words])
 
 
 @dataclass
@@ -42,33 +118,50 @@ class Report:
     setting: dict[str, Any] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)  # for the JSON file only
 
-    def publish(self, path: Path | None) -> None:
-        """Print the table and, when a path is given, write the JSON."""
+    def publish(self, options: Options) -> None:
+        """Print the table, write the JSON that was asked for, and keep the run if `--publish` was given.
+
+        Raises `ValueError` when a figure is no finite number: then nothing was measured.
+        """
+        wrong = [name for name, value in self.figures.items() if not math.isfinite(value)]
+        if wrong:
+            raise ValueError(f"benchmarks.{self.name} gave no finite number for {', '.join(wrong)}.")
+        result = self._result(options)
+        self._print(result)
+        if options.json is not None:
+            write_json(options.json, {**result.to_json(), "details": self.details})
+        if options.keep_as is not None:
+            name = options.keep_as or self.name
+            FOLDER.mkdir(exist_ok=True)
+            write_json(FOLDER / f"{name}.json", replace(result, name=name).to_json())
+            print(f"Kept as benchmarks/results/{name}.json; `python -m benchmarks.tables` brings it into the tables.")
+
+    def _result(self, options: Options) -> Result:
+        commit, dirty = provenance.commit()
+        return Result(
+            name=self.name,
+            figures={name: float(f"{value:.6g}") for name, value in self.figures.items()},
+            size=options.size,
+            date=datetime.now(UTC).strftime("%Y-%m-%d"),
+            commit=commit,
+            dirty=dirty,
+            command=options.command,
+            wall_s=round(time.monotonic() - options.started_s, 1),
+            load_average={"before": options.load_before, "after": provenance.load_average()},
+            machine=dict(provenance.machine()),
+            setting=self.setting,
+            goals={name: goal for name, goal in self.goals.items() if name in self.figures},
+        )
+
+    def _print(self, result: Result) -> None:
         table = Table("figure", "value", "goal", "", title=f"benchmarks.{self.name}", title_justify="left")
         for name, value in self.figures.items():
             goal = self.goals.get(name)
-            verdict = "" if goal is None else "met" if goal.met(value) else "missed"
-            table.add_row(name, f"{value:.4g}", str(goal or ""), verdict)
-        setting = {"cpu": _cpu(), "cores": len(os.sched_getaffinity(0)), "python": platform.python_version()}
-        self.setting = {**setting, **self.setting}
+            table.add_row(name, f"{value:.4g}", str(goal or ""), "" if goal is None else goal.verdict(value))
         console = Console()
         console.print(table)
-        console.print(", ".join(f"{key}={value}" for key, value in self.setting.items()), style="dim")
-        if path is not None:
-            path.write_text(
-                json.dumps({"figures": self.figures, "setting": self.setting, **self.details}, indent=2) + "\n"
-            )
-
-
-def arguments(doc: str | None, example: str) -> argparse.ArgumentParser:
-    """A parser with the flags every benchmark has."""
-    parser = argparse.ArgumentParser(
-        description=doc, epilog=f"example:  {example}", formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write figures and setting as JSON")
-    parser.add_argument("--quick", action="store_true", help="rougher figures within 50 s")
-    parser.add_argument("--seed", type=int, default=0)
-    return parser
+        facts = {**result.machine, "size": result.size, "wall_s": result.wall_s, **self.setting}
+        console.print(", ".join(f"{key}={value}" for key, value in facts.items()), style="dim", markup=False)
 
 
 @contextmanager
@@ -91,11 +184,3 @@ def progress(total: int) -> Iterator[Callable[[str], None]]:
 def median_ratio(pairs: list[tuple[float, float]]) -> float:
     """The median of a/b over measurements taken in turn: what drifts hits both sides alike."""
     return median(left / right for left, right in pairs)
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -1,41 +1,52 @@
-"""Baton's router against sglang-router, each in front of workers without a model.
+"""Baton's router against sglang-router and its successor smg, each in front of workers without a model.
 
-Both serve one prefill and one decode worker that stream 64 tokens per request. Requests per second are those of a
+All serve one prefill and one decode worker that stream 64 tokens per request. Requests per second are those of a
 closed loop of streams at once, the workers stepping as fast as they can; added latencies are those of paced workers (a
 token per stream and step), through the router less directly from the worker. Clients only stamp bytes; client, router
 and workers are processes of their own. The sides take turns, and ratios are medians over the turns.
 
-Under a flood both routers may put what has piled up into one write; `messages_per_request` tells how far tokens were
+Under a flood every router may put what has piled up into one write; `messages_per_request` tells how far tokens were
 merged into messages, `router_cpu_us_per_token_N` what a token costs at N paced streams, where they come one by one.
+
+Beside it an open loop: requests arrive at random moments at a common rate and at shares of each side's closed-loop
+peak (`open_*`), and the highest rate is sought at which requests end as fast as they arrive and 99 of 100 tokens come
+within 100 ms (`kept_per_s`; the closed loop's peak is the highest tried).
+
+    pip install "baton[benchmarks]"    # both peers; one that is not installed is left out
 """
 
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import sys
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from statistics import median
 
 import psutil
 
+from benchmarks.open_loop import OpenSetting, measure_kept, measure_open
 from benchmarks.report import Report, arguments, median_ratio, progress
-from benchmarks.router_sides import Child, Side, baton_side, find_sglang, sglang_side
-from benchmarks.stream_clients import StreamClient
+from benchmarks.router_peers import PEERS, find_peer, peer_side
+from benchmarks.router_sides import Child, Side, baton_side
+from benchmarks.stream_clients import DRAIN_S, StreamClient, drain
 from cluster.latency import percentile
 
 TOKENS = 64
-STREAMS = (1, 16, 64, 256)
 SATURATING = 64
 STAGGER_S = 0.005
 KINDS = {"": ((0.5, "p50"), (0.99, "p99")), "ttft_": ((0.5, "p50"),)}
 MIN_REQUESTS = 4
 FLOOR = 0.1  # ms; smaller differences are noise, and no divisor
-COMPARED = ("requests_per_s", "router_cpu", "added_")
+COMPARED = ("requests_per_s", "router_cpu", "added_", "kept_per_s")
+RATIOS = {"requests_per_s": "requests_ratio", "kept_per_s": "kept_ratio"}
 Figures = dict[str, float]
+Measurement = Callable[[Side, str], Figures]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +59,15 @@ class Setting:
     turns_paced: int
     paced_tokens: int
     step_s: float = 0.04
+    streams: tuple[int, ...] = (1, 16, 64, 256)
+
+
+QUICK = Setting(1, 0.8, 0.3, 1, 16, streams=(16, 64))
+SMALLEST = Setting(1, 0.2, 0.1, 1, 4, step_s=0.01, streams=(2,))
+FULL = Setting(5, 2.0, 0.5, 3, TOKENS)
+OPEN_QUICK = OpenSetting(1, 0.5, TOKENS, 0.01, 20.0, (0.5,), 2, 0.4, 1, False)
+OPEN_SMALLEST = OpenSetting(1, 0.3, 4, 0.01, 20.0, (0.5,), 1, 0.3, 1, True)
+OPEN_FULL = OpenSetting(2, 3.0, TOKENS, 0.02, 20.0, (0.25, 0.5, 0.8), 5, 2.0, 2, True)
 
 
 def saturate(client: StreamClient, watched: dict[str, psutil.Process], setting: Setting, tag: str) -> Figures:
@@ -74,8 +94,7 @@ def saturate(client: StreamClient, watched: dict[str, psutil.Process], setting: 
             opened = now, ended, _cpu_s(watched)
     assert opened is not None
     count, seconds, spent = ended - opened[1], now - opened[0], _cpu_s(watched)
-    while ended < begun:
-        ended += len(client.read(0.05))
+    drain(client, begun - ended)
     seen = sum(1 for _ in client.tokens())
     if seen != begun * TOKENS:
         raise RuntimeError(f"{begun} streams of {TOKENS} tokens gave {seen} tokens.")
@@ -98,7 +117,7 @@ def read_paced(client: StreamClient, worker: Child, streams: int, setting: Setti
     worker.pace(setting.step_s)
     begin = time.monotonic() + 0.01
     due = [(begin + index * STAGGER_S, f"{tag}-{index}") for index in range(requests)]
-    deadline = begin + requests * STAGGER_S + setting.paced_tokens * setting.step_s + 30.0
+    deadline = begin + requests * STAGGER_S + setting.paced_tokens * setting.step_s + DRAIN_S
     sent: dict[str, float] = {}
     ended = 0
     while ended < requests:
@@ -126,12 +145,10 @@ def _warm_up(client: StreamClient, streams: int, tag: str) -> None:
     """Every connection has carried a stream before one is timed."""
     for index in range(streams):
         client.start(f"{tag}-warm-{index}", 2)
-    ended = 0
-    while ended < streams:
-        ended += len(client.read(0.05))
+    drain(client, streams)
 
 
-def measure_saturation(side: Side, setting: Setting, tag: str) -> Figures:
+def measure_saturation(setting: Setting, side: Side, tag: str) -> Figures:
     """Through the router, and what the workers and the client manage without one."""
     workers = psutil.Process(side.routed_worker.process.pid)
     watched = {"router": side.router, "workers": workers, "client": psutil.Process(os.getpid())}
@@ -144,7 +161,7 @@ def measure_saturation(side: Side, setting: Setting, tag: str) -> Figures:
     return figures | {"requests_per_s_without_router": direct["requests_per_s"]}
 
 
-def measure_added(streams: int, side: Side, setting: Setting, tag: str) -> Figures:
+def measure_added(streams: int, setting: Setting, side: Side, tag: str) -> Figures:
     """Added milliseconds at one number of streams."""
     seen, spent = list[dict[str, list[float]]](), 0.0
     for way, worker in ((side.direct, side.direct_worker), (side.routed, side.routed_worker)):
@@ -163,56 +180,67 @@ def measure_added(streams: int, side: Side, setting: Setting, tag: str) -> Figur
     return figures
 
 
-def figures_of(rounds: list[list[Figures]], sides: list[Side]) -> Figures:
-    """Medians per side, and the medians of the rounds' ratios: Baton's figure over sglang-router's."""
+def figures_of(rounds: list[list[Figures]], names: list[str]) -> Figures:
+    """Medians per side, and the medians of the rounds' ratios: Baton's figure over each peer's.
+
+    `names` are the sides', Baton's first, as figures end with them; shares of a side's own peak are not compared.
+    """
     figures: Figures = {}
-    for name in rounds[0][0]:
-        for index, side in enumerate(sides):
-            figures[name + side.name] = median(each[index][name] for each in rounds)
-        if len(sides) == 2 and name.startswith(COMPARED):
-            pairs = [(max(FLOOR, each[0][name]), max(FLOOR, each[1][name])) for each in rounds]
-            figures[_ratio_name(name)] = median_ratio(pairs)
+    for figure in rounds[0][0]:
+        for index, side in enumerate(names):
+            figures[figure + side] = median(each[index][figure] for each in rounds)
+        compared = figure.startswith(COMPARED) or (figure.startswith("open_added_") and figure.endswith("_per_s"))
+        for index, peer in enumerate(names[1:], 1):
+            if compared and not figure.endswith("_without_router"):
+                pairs = [(max(FLOOR, each[0][figure]), max(FLOOR, each[index][figure])) for each in rounds]
+                figures[f"{RATIOS.get(figure, f'{figure}_ratio')}_to{peer}"] = median_ratio(pairs)
     return figures
 
 
-def measure(sides: list[Side], setting: Setting) -> Figures:
-    """Every figure, the sides in turn: who goes first changes each time."""
-    figures: Figures = {}
-    kinds = [(setting.turns_flat_out, "flat out", measure_saturation)]
-    for streams in STREAMS:
-        kinds.append((setting.turns_paced, f"{streams} streams", partial(measure_added, streams)))
-    with progress(len(sides) * sum(turns for turns, _, _ in kinds)) as step:
-        for turns, title, measurement in kinds:
-            rounds: list[list[Figures]] = []
-            for turn in range(turns):
-                found = {}
-                for side in sides[:: -1 if turn % 2 else 1]:
-                    step(f"{title}, turn {turn + 1}{side.name}")
-                    found[side.name] = measurement(side, setting, f"{turn}")
-                rounds.append([found[side.name] for side in sides])
-            figures |= figures_of(rounds, sides)
+def in_turn(
+    measurement: Measurement, turns: int, sides: list[Side], title: str, step: Callable[[str], None]
+) -> Figures:
+    """The figures of all sides, measured in turn: who goes first changes each time."""
+    rounds: list[list[Figures]] = []
+    for turn in range(turns):
+        found = {}
+        for side in sides[:: -1 if turn % 2 else 1]:
+            step(f"{title}, turn {turn + 1}{side.name}")
+            found[side.name] = measurement(side, f"{turn}")
+        rounds.append([found[side.name] for side in sides])
+    return figures_of(rounds, [side.name for side in sides])
+
+
+def measure(sides: list[Side], setting: Setting, open_setting: OpenSetting) -> Figures:
+    """Every figure; the open loop's rates follow from the closed loop's peaks."""
+    turns = setting.turns_flat_out + len(setting.streams) * setting.turns_paced
+    turns += len(open_setting.labels()) * open_setting.turns + 1
+    with progress(len(sides) * turns) as step:
+        figures = in_turn(partial(measure_saturation, setting), setting.turns_flat_out, sides, "flat out", step)
+        peaks = {side.name: figures[f"requests_per_s{side.name}"] for side in sides}
+        for streams in setting.streams:
+            added = partial(measure_added, streams, setting)
+            figures |= in_turn(added, setting.turns_paced, sides, f"{streams} streams", step)
+        for label, share in open_setting.labels().items():
+            rates = {name: open_setting.common_per_s if share is None else share * peak for name, peak in peaks.items()}
+            opened = partial(measure_open, label, rates, open_setting)
+            figures |= in_turn(opened, open_setting.turns, sides, f"open loop {label}", step)
+        figures |= in_turn(partial(measure_kept, peaks, open_setting), 1, sides, "highest rate kept", step)
     return figures
 
 
-def _ratio_name(name: str) -> str:
-    return "requests_ratio_to_sglang" if name == "requests_per_s" else f"{name}_ratio_to_sglang"
-
-
-def main() -> None:
-    parser = arguments(__doc__, "python -m benchmarks.router --quick --json router.json")
-    parser.add_argument("--sglang", metavar="PATH", help="the sglang-router program (default: this interpreter's)")
-    args = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    setting = Setting(2, 1.0, 0.3, 1, 36) if args.quick else Setting(5, 2.0, 0.5, 3, TOKENS)
-    command = find_sglang(args.sglang)
-    if command is None:
-        print('sglang-router is not installed (pip install "baton[benchmarks]", or --sglang): Baton is measured alone.')
+def run(pythons: dict[str, str | None], setting: Setting, open_setting: OpenSetting) -> Report:
+    """Measure Baton and the peers that are installed; `pythons` names interpreters other than this one."""
     report = Report("router")
     with ExitStack() as stack:
         sides = [stack.enter_context(baton_side())]
-        if command is not None:
-            sides.append(stack.enter_context(sglang_side(command)))
-        report.figures = measure(sides, setting)
+        for peer in PEERS:
+            command = find_peer(peer, pythons.get(peer.name))
+            if command is None:
+                print(f'{peer.package} is not installed (pip install "baton[benchmarks]", or --{peer.name}): left out.')
+            else:
+                sides.append(stack.enter_context(peer_side(peer, command)))
+        report.figures = measure(sides, setting, open_setting)
     report.setting = {
         "tokens_per_request": TOKENS,
         "streams_flat_out": SATURATING,
@@ -220,9 +248,27 @@ def main() -> None:
         "step_ms": 1000 * setting.step_s,
         "turns_flat_out": setting.turns_flat_out,
         "turns_paced": setting.turns_paced,
-        "seed": args.seed,
+        "open_window_s": open_setting.window_s,
+        "open_step_ms": 1000 * open_setting.step_s,
+        "open_turns": open_setting.turns,
+        "seed": open_setting.seed,
     }
-    report.publish(args.json)
+    return report
+
+
+def main() -> None:
+    parser = arguments(__doc__, "python -m benchmarks.router --quick --json router.json")
+    for peer in PEERS:
+        parser.add_argument(
+            f"--{peer.name}", metavar="PYTHON", help=f"a Python with {peer.package} (default: this one)"
+        )
+    args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))  # a connection per stream of an overloaded router
+    setting, open_setting = args.pick((FULL, OPEN_FULL), (QUICK, OPEN_QUICK), (SMALLEST, OPEN_SMALLEST))
+    pythons = {peer.name: getattr(args, peer.name) for peer in PEERS}
+    run(pythons, setting, replace(open_setting, seed=args.seed)).publish(args)
 
 
 if __name__ == "__main__":

@@ -10,22 +10,21 @@ when the router hears of the resumed request. `rest`: from when the router serve
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import json
 import multiprocessing as mp
 import os
 import signal
 import socket
 import statistics
 import time
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import baton
 from baton.errors import BatonError
 from benchmarks.process_cluster import plans, work
+from benchmarks.report import Report, arguments, progress
 from builtin_model import CHECKPOINT
 from cluster.plan import RouterPlan
 from router.assembly import start_router
@@ -33,6 +32,16 @@ from router.assembly import start_router
 WORKERS = {"prefill-0": "prefill", "decode-0": "decode", "decode-1": "decode"}
 CONTEXT_TOKENS = 2048
 CLAIM_WITHIN_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How much is measured."""
+
+    rounds: int
+    streams: int
+    prompt_tokens: int
+    output_tokens: int
 
 
 def route(plan: RouterPlan, served: Any) -> None:
@@ -65,31 +74,34 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-async def until_joined(plan: RouterPlan) -> Any:
-    """The cluster's state once every worker is there and nobody holds anything."""
+async def until_joined(plan: RouterPlan, workers: Sequence[Any]) -> Any:
+    """The cluster's state once every worker is there and holds nothing; raises when one has ended instead."""
     async with asyncio.timeout(120):
         while True:
+            ended = [f"{one.name} with code {one.exitcode}" for one in workers if one.exitcode is not None]
+            if ended:
+                raise ChildProcessError(f"Workers ended before they served: {', '.join(ended)}.")
             try:
                 with baton.Admin(f"127.0.0.1:{plan.admin_port}") as admin:
                     cluster = await asyncio.to_thread(admin.cluster)
-                workers = [worker for pool in cluster.pools for worker in pool.workers]
-                if len(workers) == len(WORKERS) and not any(worker.pages_held for worker in workers):
+                joined = [worker for pool in cluster.pools for worker in pool.workers]
+                if len(joined) == len(WORKERS) and not any(worker.pages_held for worker in joined):
                     return cluster
             except BatonError:
                 pass
             await asyncio.sleep(0.05)
 
 
-async def restart(plan: RouterPlan, old: Any, streams: int, prompt_tokens: int, output_tokens: int) -> dict[str, Any]:
+async def restart(plan: RouterPlan, old: Any, workers: Sequence[Any], size: Size) -> dict[str, Any]:
     """Kill the router while all streams decode; `plan` is its successor's."""
     waits: list[tuple[float, float]] = []  # ends of each stream's longest gap
     ends: list[float] = []
     firsts: list[float] = []  # from the router's hearing of the rest to its first token
-    begun = [asyncio.Event() for _ in range(streams)]
+    begun = [asyncio.Event() for _ in range(size.streams)]
 
     async def read(index: int, client: baton.AsyncClient) -> None:
-        prompt = [3 + (index * 31 + at * 7) % 200 for at in range(prompt_tokens)]
-        stream = client.stream(prompt, max_tokens=output_tokens, ignore_eos=True)
+        prompt = [3 + (index * 31 + at * 7) % 200 for at in range(size.prompt_tokens)]
+        stream = client.stream(prompt, max_tokens=size.output_tokens, ignore_eos=True)
         last, longest, count = 0.0, (0.0, 0.0), 0
         async for _ in stream:
             now, count = time.monotonic(), count + 1
@@ -98,85 +110,92 @@ async def restart(plan: RouterPlan, old: Any, streams: int, prompt_tokens: int, 
             last = now
             if count == 20:
                 begun[index].set()
-        assert count == output_tokens
+        assert count == size.output_tokens
         firsts.append((await stream.answer()).ttft_s)
         waits.append(longest)
         ends.append(last)
 
-    async with baton.AsyncClient(f"127.0.0.1:{plan.port}") as client:
-        readers = [asyncio.create_task(read(index, client)) for index in range(streams)]
+    async with baton.AsyncClient(f"127.0.0.1:{plan.port}") as client, asyncio.TaskGroup() as readers:
+        for index in range(size.streams):
+            readers.create_task(read(index, client))
         await asyncio.gather(*(event.wait() for event in begun))
         os.kill(old.pid, signal.SIGKILL)
         fresh, served = start(plan)
         served_s = await asyncio.to_thread(served.recv)
-        await asyncio.gather(*readers)
-    cluster = await until_joined(plan)
+    cluster = await until_joined(plan, workers)
     return {
         "router": fresh,
-        "gaps_s": [end_s - begun_s for begun_s, end_s in waits],
+        "gap_s": [end_s - begun_s for begun_s, end_s in waits],
         "rest_s": [end_s - served_s for end_s in ends],
-        "firsts_s": firsts,
+        "first_token_s": firsts,
         "continued": cluster.continued_requests,
     }
 
 
-async def measure(rounds: int, streams: int, prompt_tokens: int, output_tokens: int) -> dict[str, Any]:
+async def measure(size: Size, step: Callable[[str], None]) -> dict[str, float]:
     port, admin_port, worker_port = free_ports(3)
     router_plan, worker_plan = plans(
         CHECKPOINT, CONTEXT_TOKENS, 1200, policy="least_loaded", max_batch=32, lost_after_s=5.0
     )
     router_plan = replace(router_plan, port=port, admin_port=admin_port, worker_port=worker_port)
     router, _ = start(router_plan)
-    workers = []
-    found: dict[str, list[Any]] = {"continued": [], "computed again": []}
+    workers: list[Any] = []
+    found: dict[str, list[Any]] = {"continued": [], "computed_again": []}
     try:
         for name, role in WORKERS.items():
             plan = replace(worker_plan, name=name, role=role, router_address=f"tcp://127.0.0.1:{worker_port}")
-            workers.append(mp.get_context("spawn").Process(target=work, args=(plan,), daemon=True))
+            workers.append(mp.get_context("spawn").Process(target=work, args=(plan,), name=name, daemon=True))
             workers[-1].start()
-        await until_joined(router_plan)
-        for _ in range(rounds):
-            for kind, seconds in (("continued", CLAIM_WITHIN_S), ("computed again", 0.0)):
+        await until_joined(router_plan, workers)
+        for _ in range(size.rounds):
+            for kind, seconds in (("continued", CLAIM_WITHIN_S), ("computed_again", 0.0)):
+                step(kind)
                 resumed = replace(router_plan, claim_within_s=seconds)
-                seen = await restart(resumed, router, streams, prompt_tokens, output_tokens)
+                seen = await restart(resumed, router, workers, size)
                 router = seen.pop("router")
                 found[kind].append(seen)
     finally:
         for process in (router, *workers):
             process.kill()
             process.join()
-    result: dict[str, Any] = {}
-    for kind, rounds_of in found.items():
-        gaps = [gap for seen in rounds_of for gap in seen["gaps_s"]]
-        rest = [one for seen in rounds_of for one in seen["rest_s"]]
-        firsts = [one for seen in rounds_of for one in seen["firsts_s"]]
-        result[kind] = {
-            "streams": len(gaps),
-            "continued": sum(seen["continued"] for seen in rounds_of),
-            "gap_p50_s": statistics.median(gaps),
-            "gap_max_s": max(gaps),
-            "first_token_p50_s": statistics.median(firsts),
-            "first_token_max_s": max(firsts),
-            "rest_p50_s": statistics.median(rest),
-            "rest_max_s": max(rest),
-        }
-    again, continued = (result[kind]["rest_p50_s"] for kind in ("computed again", "continued"))
-    result["rest_ratio"] = again / continued
-    return result
+    return figures_of(found)
+
+
+def figures_of(found: dict[str, list[Any]]) -> dict[str, float]:
+    """Medians and extremes over all streams of either kind, and how much continuing saves."""
+    figures: dict[str, float] = {}
+    for kind, rounds in found.items():
+        for name in ("gap_s", "first_token_s", "rest_s"):
+            seconds = [one for seen in rounds for one in seen[name]]
+            figures |= {f"{name}_p50_{kind}": statistics.median(seconds), f"{name}_max_{kind}": max(seconds)}
+    continued = found["continued"]
+    return {
+        "rest_ratio": figures["rest_s_p50_computed_again"] / figures["rest_s_p50_continued"],
+        "first_token_ratio": figures["first_token_s_p50_computed_again"] / figures["first_token_s_p50_continued"],
+        "streams": float(sum(len(seen["gap_s"]) for seen in continued)),
+        "streams_continued": float(sum(seen["continued"] for seen in continued)),
+        **figures,
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--streams", type=int, default=8)
-    parser.add_argument("--prompt-tokens", type=int, default=1000)
-    parser.add_argument("--output-tokens", type=int, default=1000)
-    parser.add_argument("--json", type=Path)
+    parser = arguments(__doc__, "python -m benchmarks.router_restart --rounds 4")
+    parser.add_argument("--rounds", type=int, help="restarts of either kind")
+    parser.add_argument("--streams", type=int)
+    parser.add_argument("--prompt-tokens", type=int)
+    parser.add_argument("--output-tokens", type=int)
     options = parser.parse_args()
-    result = asyncio.run(measure(options.rounds, options.streams, options.prompt_tokens, options.output_tokens))
-    print(json.dumps(result, indent=1))
-    if options.json:
-        options.json.write_text(json.dumps(result))
+    default = options.pick(Size(2, 8, 1000, 1000), Size(1, 4, 400, 400), Size(1, 2, 64, 240))
+    size = Size(
+        options.rounds or default.rounds,
+        options.streams or default.streams,
+        options.prompt_tokens or default.prompt_tokens,
+        options.output_tokens or default.output_tokens,
+    )
+    report = Report("router_restart", setting=asdict(size))
+    with progress(2 * size.rounds) as step:
+        report.figures = asyncio.run(measure(size, step))
+    report.publish(options)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,10 @@
-"""Both sides of the router benchmark: each starts its router and its workers, and ends them again."""
+"""The sides of the router benchmark, and Baton's: its router and its workers, started and ended again."""
 
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import multiprocessing as mp
-import os
-import shutil
 import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -24,8 +16,7 @@ import zmq
 
 from baton import wire
 from benchmarks.mock_baton import ROLES, Left, mock_baton_process
-from benchmarks.mock_http import mock_http_process
-from benchmarks.stream_clients import GrpcClient, HttpClient, StreamClient, WorkerClient
+from benchmarks.stream_clients import GrpcClient, StreamClient, WorkerClient
 from builtin_model import CHECKPOINT
 from cluster.messages import Welcome
 from cluster.plan import RouterPlan
@@ -121,6 +112,8 @@ def baton_side() -> Iterator[Side]:
         direct_worker = start(stack, mock_baton_process, f"tcp://127.0.0.1:{direct_port}")
         welcome, greeted = wire.encode_to_worker([Welcome("direct", 0.5, "1")]), set[bytes]()
         while len(greeted) < len(ROLES):
+            if not link.poll(int(1000 * START_S)):
+                raise RuntimeError(f"{len(greeted)} of {len(ROLES)} mock workers registered within {START_S:g} s.")
             worker = link.recv_multipart()[0]
             if worker not in greeted:
                 greeted.add(worker)
@@ -135,67 +128,3 @@ def baton_side() -> Iterator[Side]:
             lambda streams, paced: WorkerClient(link, decode),
             direct_worker,
         )
-
-
-def find_sglang(path: str | None) -> list[str] | None:
-    """The command that launches sglang-router: `path`, or what is installed beside this interpreter."""
-    if path is not None:
-        if shutil.which(path) is None:
-            raise SystemExit(f"--sglang {path} is no program; give the path of an installed sglang-router.")
-        return [path, "launch"]
-    if importlib.util.find_spec("sglang_router") is None:
-        return None
-    return [sys.executable, "-m", "sglang_router", "launch"]
-
-
-@contextmanager
-def sglang_side(command: list[str]) -> Iterator[Side]:
-    """sglang-router with a prefill and a decode server, its settings left as they come."""
-    with ExitStack() as stack:
-        servers = start(stack, mock_http_process)
-        prefill_port, decode_port = servers.hear()
-        port, metrics_port = _free_ports(2)
-        arguments = ["--pd-disaggregation", "--prefill", f"http://127.0.0.1:{prefill_port}", "8998"]
-        arguments += ["--decode", f"http://127.0.0.1:{decode_port}", "--host", "127.0.0.1", "--port", str(port)]
-        arguments += ["--prometheus-host", "127.0.0.1", "--prometheus-port", str(metrics_port), "--log-level", "error"]
-        process = subprocess.Popen([*command, *arguments], stdout=subprocess.DEVNULL, start_new_session=True)
-        stack.callback(_end, process)
-        _await_ready(f"http://127.0.0.1:{port}/readiness", process)
-        router = psutil.Process(process.pid)
-        yield Side(
-            "_sglang",
-            router,
-            lambda streams, paced: HttpClient(port, streams, paced),
-            servers,
-            lambda streams, paced: HttpClient(decode_port, streams, paced),
-            servers,
-        )
-
-
-def _free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-
-
-def _await_ready(url: str, process: subprocess.Popen[bytes]) -> None:
-    """It has no way to say that it serves, so it is asked until it does."""
-    deadline = time.monotonic() + START_S
-    while True:
-        if process.poll() is not None:
-            raise RuntimeError(f"sglang-router ended at once with code {process.returncode}.")
-        try:
-            with urllib.request.urlopen(url, timeout=2):
-                return
-        except OSError as error:  # not listening yet, or 503
-            if time.monotonic() > deadline:
-                raise RuntimeError(f"sglang-router is not ready after {START_S:g} s: {error}.") from None
-        time.sleep(0.05)
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """It is a group of its own, so that Ctrl-C reaches it only from here; nothing of it is worth a graceful end."""
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()

@@ -18,7 +18,7 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=1.0, help="requests come so many times as fast")
     options = parser.parse_args()
     trace = scale_arrivals(read_trace(options.trace), options.scale)
-    trace = trace[: len(trace) // 6] if options.quick else trace
+    trace = trace[: options.pick(len(trace), len(trace) // 6, 80)]
     setup = Setup("llama-3.1-8b", "h100", page_size=page_size_for(trace, None), seed=options.seed)
     costs = []
     with progress(2) as step:
@@ -33,12 +33,13 @@ def main() -> None:
         "wall_s": wall_s,
         "events_per_s": 1.0 / costs[-1],
         "event_cost_ratio_to_first_quarter": costs[-1] / costs[0],
+        "events": result.events,
         "requests": len(trace),
         "output_tokens": sum(outcome.output_tokens for outcome in result.outcomes),
         "simulated_s": result.simulated_s,
     }
     report.setting = {"trace": options.trace.name, "scale": options.scale, "seed": options.seed}
-    report.publish(options.json)
+    report.publish(options)
 
 
 if __name__ == "__main__":

@@ -96,7 +96,7 @@ class Soak:
     def pages_leaked(self) -> int:
         """Pages that somebody holds though no request is live."""
         with baton.Admin(self.started.admin_address) as admin:
-            check = admin.check_pages(5.0)
+            check = admin.check_pages(2.0)
         return sum(one.pages_held for one in check.workers) + len(check.lost_handoffs) + check.live_requests
 
     def memory(self) -> Memory:
@@ -105,11 +105,13 @@ class Soak:
         return Memory({"router": router_pid(), **{worker.name: worker.pid for worker in workers}})
 
 
-async def soak(started: Started, minutes: float, load: float, seed: int) -> tuple[dict[str, float], dict[str, Any]]:
+async def soak(
+    started: Started, minutes: float, peak_s: float, load: float, seed: int
+) -> tuple[dict[str, float], dict[str, Any]]:
     async with baton.AsyncClient(started.address) as client:
         run = Soak(started, client, random.Random(seed))
         memory = await asyncio.to_thread(run.memory)
-        peak = await run.peak(PEAK_S)
+        peak = await run.peak(peak_s)
         await run.run(load * peak, 60 * minutes, memory)
         leaked = await asyncio.to_thread(run.pages_leaked)
     slopes = memory.slopes()
@@ -129,7 +131,7 @@ async def soak(started: Started, minutes: float, load: float, seed: int) -> tupl
     return figures, {"slopes": slopes, "samples": samples, "failed": run.failed[:10]}
 
 
-def measure(minutes: float, load: float, seed: int) -> tuple[dict[str, float], dict[str, Any]]:
+def measure(minutes: float, peak_s: float, load: float, seed: int) -> tuple[dict[str, float], dict[str, Any]]:
     """A whole run with a Ray of its own, which is gone afterwards."""
     overrides: dict[str, dict[str, Any]] = {
         "pools": dict(POOLS),
@@ -141,7 +143,7 @@ def measure(minutes: float, load: float, seed: int) -> tuple[dict[str, float], d
     try:
         with connected(ray):
             started = start_cluster(resolve_here(parse_config("", overrides)), lambda process, stage: None)
-            return asyncio.run(soak(started, minutes, load, seed))
+            return asyncio.run(soak(started, minutes, peak_s, load, seed))
     finally:
         ray.stop()
 
@@ -154,9 +156,10 @@ def main() -> None:
     report = Report("soak", GOALS)
     with progress(1) as step:
         step("steady load")
-        report.figures, report.details = measure(0.3 if args.quick else args.minutes, args.load, args.seed)
+        minutes, peak_s = args.pick((args.minutes, PEAK_S), (0.3, PEAK_S), (0.05, 2.0))
+        report.figures, report.details = measure(minutes, peak_s, args.load, args.seed)
     report.setting = {"load": args.load, "seed": args.seed}
-    report.publish(args.json)
+    report.publish(args)
 
 
 if __name__ == "__main__":

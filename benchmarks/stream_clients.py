@@ -22,6 +22,7 @@ from cluster.messages import Prefill, StepOutput
 from cluster.request import Request, SamplingParams
 
 PROMPT = [5] * 32
+DRAIN_S = 60.0
 _POST = b"POST /generate HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
 
 
@@ -40,6 +41,19 @@ class StreamClient(Protocol):
         """(stream, index, arrival) of every token kept."""
 
     def close(self) -> None: ...
+
+
+class Refused(RuntimeError):
+    """A router answered a request with an error."""
+
+
+def drain(client: StreamClient, streams: int, within_s: float = DRAIN_S) -> None:
+    """Read until so many streams have ended."""
+    deadline, left = time.monotonic() + within_s, streams
+    while left > 0:
+        left -= len(client.read(0.05))
+        if time.monotonic() > deadline and left > 0:
+            raise RuntimeError(f"{left} of {streams} streams have not ended within {within_s:g} s.")
 
 
 class GrpcClient:
@@ -73,7 +87,7 @@ class GrpcClient:
 
 
 class HttpClient:
-    """One kept HTTP/1.1 connection per concurrent stream, as HTTP clients do it.
+    """One kept HTTP/1.1 connection per concurrent stream, as HTTP clients do it; more are opened when all are in use.
 
     sglang-router leaves Nagle's algorithm on, so that with the kernel's delayed acknowledgements its first event waits
     40 ms behind the response head. With `prompt_acks` every read is acknowledged at once (which costs the client time).
@@ -81,21 +95,25 @@ class HttpClient:
 
     def __init__(self, port: int, streams: int, prompt_acks: bool) -> None:
         self._selector = selectors.DefaultSelector()
-        self._idle = [socket.create_connection(("127.0.0.1", port)) for _ in range(streams)]
-        self._all = list(self._idle)
-        for each in self._all:
-            each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self._selector.register(each, selectors.EVENT_READ)
+        self._port = port
         self._prompt_acks = prompt_acks
         self._names: dict[socket.socket, str] = {}
         self._chunks: list[tuple[float, socket.socket, bytes]] = []
-        self._tails: dict[socket.socket, bytes] = dict.fromkeys(self._all, b"")
+        self._tails: dict[socket.socket, bytes] = {}
+        self._idle = [self._connect() for _ in range(streams)]
         self.messages = 0
+
+    def _connect(self) -> socket.socket:
+        connection = socket.create_connection(("127.0.0.1", self._port))
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._selector.register(connection, selectors.EVENT_READ)
+        self._tails[connection] = b""
+        return connection
 
     def start(self, name: str, tokens: int) -> None:
         sampling = {"max_new_tokens": tokens, "temperature": 0.0, "ignore_eos": True}
         body = json.dumps({"rid": name, "input_ids": PROMPT, "sampling_params": sampling, "stream": True}).encode()
-        connection = self._idle.pop()
+        connection = self._idle.pop() if self._idle else self._connect()
         self._names[connection] = name
         self._tails[connection] = b""
         self._acknowledge(connection)
@@ -106,11 +124,13 @@ class HttpClient:
         for key, _ in self._selector.select(max(0.0, timeout_s)):
             connection: Any = key.fileobj
             data = connection.recv(1 << 18)
+            if not data:
+                raise Refused(f"The router closed the connection of stream {self._names.get(connection)}.")
             self._chunks.append((time.monotonic(), connection, data))
             self._acknowledge(connection)
             tail = self._tails[connection]
             if not tail and not data.startswith(b"HTTP/1.1 200"):
-                raise RuntimeError(f"A request was refused: {data[:300]!r}")
+                raise Refused(f"A request was refused: {data[:300]!r}")
             tail = self._tails[connection] = (tail + data)[-7:]
             if tail == b"\r\n0\r\n\r\n":
                 ended.append(self._names[connection])
@@ -122,7 +142,7 @@ class HttpClient:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
     def tokens(self) -> Iterator[tuple[str, int, float]]:
-        buffers = dict.fromkeys(self._all, b"")
+        buffers = dict.fromkeys(self._tails, b"")
         pattern = re.compile(rb'"id":"([^"]+)".*"completion_tokens":(\d+)')
         framing = re.compile(rb"\r\n[0-9A-Fa-f]+\r\n")
         for arrived, connection, data in self._chunks:
@@ -136,7 +156,7 @@ class HttpClient:
 
     def close(self) -> None:
         self._selector.close()
-        for connection in self._all:
+        for connection in self._tails:
             connection.close()
 
 

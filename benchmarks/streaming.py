@@ -84,7 +84,7 @@ def measure(side: Side, streams: int, tokens: int) -> dict[str, float]:
 
 def main() -> None:
     args = arguments(__doc__, "python -m benchmarks.streaming --quick --json streaming.json").parse_args()
-    tokens = 64 if args.quick else 256
+    tokens = args.pick(256, 64, 12)
     report = Report("streaming", GOALS)
     with baton_side() as side, progress(len(STREAMS)) as step:
         for streams in STREAMS:
@@ -93,7 +93,7 @@ def main() -> None:
     for name in ("ttft_ms_p50", "per_token_ms_p50"):
         report.figures[f"added_{name}"] = report.figures[f"added_{name}_16_streams"]
     report.setting = {"tokens_per_stream": tokens, "step_ms": 1000 * STEP_S, "seed": args.seed}
-    report.publish(args.json)
+    report.publish(args)
 
 
 if __name__ == "__main__":

@@ -79,10 +79,10 @@ class ShortOfPages:
         self.pool.clear_cache()
         return seconds
 
-    def serve_s(self, prompts: list[list[int]]) -> float:
-        """Until every prompt has its answer of 80 tokens."""
+    def serve_s(self, prompts: list[list[int]], new_tokens: int) -> float:
+        """Until every prompt has its answer."""
         for index, prompt in enumerate(prompts):
-            request = Request(f"r{index}", tuple(prompt), SamplingParams(max_tokens=80))
+            request = Request(f"r{index}", tuple(prompt), SamplingParams(max_tokens=new_tokens))
             self.role.on_message(Prefill(request, (), False, 0), 0.0)
         started = time.perf_counter()
         while self.turn():
@@ -90,13 +90,15 @@ class ShortOfPages:
         return time.perf_counter() - started
 
 
-def serving(executor: TorchExecutor, rounds: int, rng: random.Random) -> dict[str, float]:
+def serving(
+    executor: TorchExecutor, rounds: int, requests: int, new_tokens: int, rng: random.Random
+) -> dict[str, float]:
     """What swapping is worth to a worker that is short of pages all the time."""
     pairs, swap_outs, recomputes = [], 0, 0
     for _ in range(rounds):
-        prompts = [[rng.randrange(3, executor.config.vocab_size) for _ in range(240)] for _ in range(12)]
+        prompts = [[rng.randrange(3, executor.config.vocab_size) for _ in range(240)] for _ in range(requests)]
         swapping, recomputing = ShortOfPages(executor, 200, 150), ShortOfPages(executor, 0, 150)
-        pairs.append((swapping.serve_s(prompts), recomputing.serve_s(prompts)))
+        pairs.append((swapping.serve_s(prompts, new_tokens), recomputing.serve_s(prompts, new_tokens)))
         swap_outs += swapping.role.occupancy().swap_outs
         recomputes += recomputing.role.occupancy().recomputes
     return {
@@ -108,7 +110,7 @@ def serving(executor: TorchExecutor, rounds: int, rng: random.Random) -> dict[st
 
 def main() -> None:
     options = arguments(__doc__, "python -m benchmarks.swap --quick").parse_args()
-    rounds = 2 if options.quick else 7
+    rounds = options.pick(7, 2, 1)
     torch.set_num_threads(1)
     config = model_config(SHAPE)
     executor = build_executor(config, random_weights(config, torch.float32, "cpu", seed=0), "float32")
@@ -132,9 +134,9 @@ def main() -> None:
             figures[f"swap_out_gib_s_{context}"] = gib / median(out_s[1:])
             figures[f"swap_in_gib_s_{context}"] = gib / median(in_s[1:])
         step("serving short of pages")
-        figures |= serving(executor, 1 if options.quick else 5, rng)
+        figures |= serving(executor, *options.pick((5, 12, 80), (1, 12, 80), (1, 12, 8)), rng)
     report = Report("swap", GOALS, figures, {"threads": 1, "page_bytes": executor.layout.page_bytes})
-    report.publish(options.json)
+    report.publish(options)
 
 
 if __name__ == "__main__":

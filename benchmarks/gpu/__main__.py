@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from datetime import UTC, datetime
 from io import TextIOWrapper
 from pathlib import Path
@@ -23,6 +24,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import provenance
 from benchmarks.gpu.figures import EXPECTED, goals
 from benchmarks.gpu.parts import PARTS, PartPlan, broken_off, skipped
 from benchmarks.gpu.results import PartResult, read_json, rows, write_json
@@ -132,8 +134,14 @@ def publish(args: argparse.Namespace, results: dict[str, PartResult], earlier: l
 
 def save(args: argparse.Namespace, results: dict[str, PartResult]) -> None:
     figures = {name: value for result in results.values() for name, value in result.figures.items()}
+    commit, dirty = provenance.commit()
     values: dict[str, Any] = {
+        "name": "gpu",
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "commit": commit,
+        "dirty": dirty,
         "figures": figures,
+        "goals": {name: asdict(goal) for name, goal in goals(SIZES[args.shape]).items() if name in figures},
         "setting": setting_of(args, results),
         "parts": {name: result.to_json() for name, result in results.items()},
     }

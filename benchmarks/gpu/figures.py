@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from benchmarks.gpu.sizes import Sizes, label
-from benchmarks.report import Goal
+from benchmarks.results import Goal
 
 COMPILE = "compile_and_first_use_s"
 ATTENTION = ["attention_error"]

@@ -1,0 +1,272 @@
+"""Every benchmark: its full run, the figures it promises, which way they are better, and the code that they measure.
+
+Pure. A run of any size gives each promised figure. `python -m benchmarks.all` and the tests read from here what to run.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import cached_property
+
+QUICK_S, SMOKE_S = 300.0, 150.0  # deadlines; a busy machine takes several times as long as a quiet one
+MOONCAKE, AZURE = "mooncake_conversation.jsonl", "azure_2023_conversation.csv"
+ROUTER, ENGINE = "router cluster baton/wire.py", "engine decode_worker cluster"
+CLUSTER = "router cluster worker prefill_worker decode_worker kv_transfer engine baton"
+SIMULATED = "simulator router cluster"
+MOCKS = "benchmarks/router_sides.py benchmarks/stream_clients.py benchmarks/mock_baton.py"
+POLICIES = "cache_aware,conductor,kv_router,latency_headroom,least_loaded,power_of_two,predicted_latency"
+POLICIES += ",predicted_latency_no_refusals,random,round_robin"
+LENGTH_ERRORS = "mae_ratio_to_median mae_tokens miss_of_p90 prediction_us"
+LENGTHS = "mae_tokens_of_median coverage_p{50,75,90}"
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One benchmark, or a second setting of one that is published under a name of its own.
+
+    Figures are words, {a,b} stands for either of both. A word with * stands for figures that some runs have; all others
+    are promised.
+    """
+
+    name: str
+    title: str
+    paths: str  # of the code whose changes make its figures old
+    higher: str = ""  # figures that should be high
+    lower: str = ""
+    neutral: str = ""  # figures that are neither better nor worse
+    arguments: str = ""  # of the full run
+    module: str = ""  # under benchmarks; the name when not given
+    full_s: float = 900.0  # its deadline
+    own_test: str = ""  # what runs it in the suite, if not the smoke test of all
+
+    @property
+    def module_name(self) -> str:
+        return self.module or self.name
+
+    @cached_property
+    def promised(self) -> tuple[str, ...]:
+        named = expand(f"{self.higher} {self.lower} {self.neutral}")
+        return tuple(name for name in named if "*" not in name)
+
+    @property
+    def trace(self) -> str | None:
+        """The recorded trace that it replays."""
+        return next((word for word in self.arguments.split() if word in (MOONCAKE, AZURE)), None)
+
+    @property
+    def code_paths(self) -> tuple[str, ...]:
+        return (f"benchmarks/{self.module_name}.py", *self.paths.split())
+
+    def direction(self, figure: str) -> str | None:
+        """Which way a figure is better, "higher" or "lower"; None where neither is, or nothing is known of it."""
+        ways = [
+            (way, expand(text)) for way, text in (("", self.neutral), ("lower", self.lower), ("higher", self.higher))
+        ]
+        named = [way for way, names in ways if figure in names]
+        matching = [way for way, names in ways if any(fnmatchcase(figure, name) for name in names)]
+        return next(iter((*named, *matching)), "") or None
+
+
+def expand(text: str) -> tuple[str, ...]:
+    """The words of a text, with each {a,b} replaced by a and by b."""
+    found: list[str] = []
+    for word in text.split():
+        choice = re.search(r"\{([^}]*)\}", word)
+        if choice is None:
+            found.append(word)
+        else:
+            ways = (word[: choice.start()] + way + word[choice.end() :] for way in choice[1].split(","))
+            found += [one for way in ways for one in expand(way)]
+    return tuple(found)
+
+
+BENCHMARKS = (
+    Benchmark(
+        "engine",
+        "the engine against transformers",
+        ENGINE,
+        higher="ratio_to_{generate_batch,static_generate} prefill_ratio_to_matmul decode_ratio_to_linear tokens_per_s "
+        "{generate_batch,static_generate}_tokens_per_s ratio_to_* *tokens_per_s",
+        lower="ttft_ms tpot_ms",
+    ),
+    Benchmark(
+        "handoff",
+        "the handoff against raw NIXL",
+        "kv_transfer prefill_worker decode_worker worker",
+        higher="ratio_to_raw_nixl {path_gb_per_s,ratio_to_raw_nixl,ratio_to_memcpy}_{1,16,64}_mib path_* ratio_to_*",
+        lower="stall_ratio stall_ms",
+    ),
+    Benchmark(
+        "swap",
+        "swapped or recomputed",
+        ENGINE,
+        higher="swap_{out,in}_gib_s_{128,512,960}",
+        lower="resume_{ratio_swap_to_recompute,by_swap_ms,by_recompute_ms}_{128,512,960} "
+        "serving_time_ratio_swap_to_recompute",
+        neutral="serving_swap_outs serving_recomputes",
+    ),
+    Benchmark(
+        "streaming",
+        "what the router adds",
+        f"{ROUTER} benchmarks/router.py {MOCKS}",
+        lower="added_{ttft,per_token}_ms_p50 added_{ttft,per_token}_ms_{p50,p99}_{1,16,64}_streams "
+        "added_{ttft,per_token}_ms_{p50,p99}_python_client_{1,16,64}_streams",
+    ),
+    Benchmark(
+        "router",
+        "the router against its peers",
+        f"{ROUTER} {MOCKS} benchmarks/mock_http.py benchmarks/open_loop.py benchmarks/arrivals.py",
+        higher="requests_per_s kept_per_s open_achieved_per_s_20_per_s requests_ratio_to_* kept_ratio_to_* "
+        "open_achieved_*",
+        lower="router_cpu_ms_per_request open_added_ttft_ms_{p50,p99}_{20_per_s,50_pct} "
+        "open_added_per_token_ms_{p50,p99}_{20_per_s,50_pct} added_* open_added_* router_cpu_*",
+        neutral="messages_per_request requests_per_s_without_router requests_per_s_* kept_per_s_*",
+        full_s=1800.0,
+    ),
+    Benchmark(
+        "policies",
+        "placement policies under one simulator",
+        SIMULATED,
+        higher="goodput_ratio_{to_round_robin,to_best_peer,without_refusals} peak_goodput_ratio_to_best_peer "
+        f"{{goodput,attainment,attainment_of_the_longest_tenth}}_{{{POLICIES}}} goodput_* attainment_*",
+        lower=f"ttft_p99_ratio_to_best_peer ttft_s_p99_{{{POLICIES}}}",
+        neutral="offered_requests_per_s",
+        arguments=f"--trace {MOONCAKE} --requests 2000 --scales 4 8 14 --jobs 2",
+        full_s=7200.0,
+    ),
+    Benchmark(
+        "planner",
+        "the pool planner under the simulator",
+        SIMULATED,
+        higher="goodput_ratio_to_{best_static,no_change}_{shifting,steady} goodput_* attainment_*",
+        neutral="role_switches_{shifting,steady}",
+        arguments="--jobs 2",
+        full_s=5400.0,
+    ),
+    Benchmark(
+        "rebalance",
+        "changing the pools while they serve",
+        CLUSTER,
+        higher="tokens_per_s_share_during_switch",
+        lower="switch_{idle,busy}_s switch_{idle,busy}_s_max migration_gap_decode_steps_{max,p90,median} "
+        "stream_gap_s_max_during_switches requests_failed tokens_wrong",
+        neutral="undisturbed_gap_decode_steps_{max,p99} decode_step_ms requests_served",
+    ),
+    Benchmark(
+        "random_commands",
+        "random commands of an operator",
+        CLUSTER,
+        lower="answers_wrong pages_leaked",
+        neutral="commands answers migrations",
+        arguments="--minutes 5 --seed 1",
+        full_s=600.0,
+    ),
+    Benchmark(
+        "chaos",
+        "faults at random",
+        f"{CLUSTER} deploy",
+        lower="tokens_{wrong,missing,repeated} requests_failed_{unexplained,explained} pages_leaked "
+        "recovery_s_{p50,p99}",
+        neutral="minutes faults requests_done requests_left_by_client",
+        arguments="--minutes 30 --seed 30",
+        full_s=600.0,
+        own_test="tests/live/test_chaos.py",
+    ),
+    Benchmark(
+        "overload",
+        "five times too much",
+        f"{CLUSTER} deploy",
+        higher="goodput_ratio_overload_to_saturation saturation_requests_per_s goodput_at_{1x,5x}",
+        lower="requests_failed refused_without_hint pages_leaked refusal_s_p50 router_mib_{before,grown} "
+        "worker_mib_grown_max recovery_s",
+        neutral="requests_{sent,done,late,slow,refused} queued_max live_max",
+        arguments="--seconds 20 --seed 1",
+        own_test="tests/live/test_overload.py",
+    ),
+    Benchmark(
+        "router_restart",
+        "a restart of the router",
+        CLUSTER,
+        higher="rest_ratio first_token_ratio streams_continued",
+        lower="{gap,first_token,rest}_s_{p50,max}_{continued,computed_again}",
+        neutral="streams",
+    ),
+    Benchmark(
+        "output_length",
+        "how well output lengths are predicted",
+        "router/policy simulator/trace.py",
+        lower=LENGTH_ERRORS,
+        neutral=LENGTHS,
+        arguments=f"--trace {MOONCAKE}",
+    ),
+    Benchmark(
+        "output_length_azure",
+        "how well output lengths are predicted, on a second trace",
+        "router/policy simulator/trace.py",
+        lower=LENGTH_ERRORS,
+        neutral=LENGTHS,
+        arguments=f"--trace {AZURE}",
+        module="output_length",
+    ),
+    Benchmark(
+        "fidelity",
+        "the simulator against a live cluster",
+        f"{SIMULATED} worker prefill_worker decode_worker",
+        lower="ttft_error tpot_error",
+        neutral="{ttft_ms,ttft_p90_ms,tpot_ms,served_whole}_{live,simulated}",
+    ),
+    Benchmark(
+        "simulator",
+        "how fast the simulator is",
+        SIMULATED,
+        higher="events_per_s",
+        lower="wall_s event_cost_ratio_to_first_quarter",
+        neutral="events requests output_tokens simulated_s",
+        arguments=f"--trace {MOONCAKE}",
+    ),
+    Benchmark(
+        "placement",
+        "placement decisions per second",
+        "router/policy",
+        higher="decisions_per_s_{10,100,1000}",
+        lower="bytes_per_cached_page {match_us,bytes_per_cached_page}_{10,100,1000}",
+        full_s=1800.0,
+    ),
+    Benchmark(
+        "abort_storm",
+        "nine of ten clients leave",
+        CLUSTER,
+        higher="throughput_share_{after_2s,worst} tokens_per_s_{before,after}",
+        lower="answers_wrong pages_leaked",
+        neutral="clients_left answers",
+    ),
+    Benchmark(
+        "soak",
+        "memory and pages over a long time",
+        f"{CLUSTER} deploy",
+        higher="peak_requests_per_s",
+        lower="requests_failed requests_left_out answers_wrong pages_leaked router_mib router_mib_per_hour "
+        "worker_mib_per_hour_max",
+        neutral="minutes requests_done",
+        arguments="--minutes 30 --load 0.8",
+        full_s=600.0,
+    ),
+    Benchmark(
+        "fuzz",
+        "made-up bytes for every parser",
+        "tests/fuzz baton router cluster engine simulator/trace.py",
+        lower="failures longest_s memory_peak_mib",
+        neutral="inputs inputs_read",
+        arguments="--minutes 10 --seed 1",
+        full_s=300.0,
+    ),
+)
+BY_NAME = {one.name: one for one in BENCHMARKS}
+
+
+def deadline_s(module: str, size: str) -> float:
+    """How long a run may take, unless it is told otherwise; time that it was asked to measure comes on top."""
+    limits = [one.full_s for one in BENCHMARKS if one.module_name == module]
+    return {"quick": QUICK_S, "smoke": SMOKE_S}.get(size) or max(limits, default=900.0)

@@ -1,0 +1,81 @@
+"""The JSON of one run, and `benchmarks/results`, which keeps the last full run of each benchmark."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).resolve().parent / "results"
+MEASURED, TRANSCRIBED = "measured", "transcribed"
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """A figure's goal: at least (or at most) `value`."""
+
+    value: float
+    at_most: bool = False
+
+    def met(self, figure: float) -> bool:
+        return figure <= self.value if self.at_most else figure >= self.value
+
+    def verdict(self, figure: float) -> str:
+        return "met" if self.met(figure) else "missed"
+
+    def __str__(self) -> str:
+        return f"{'≤' if self.at_most else '≥'} {self.value:g}"
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What one run measured, and all that it may depend on."""
+
+    name: str  # of the benchmark, or of the variant that was published
+    figures: dict[str, float]
+    size: str = "full"  # "full", "quick" or "smoke"
+    source: str = MEASURED  # or "transcribed": taken over from text, so the rest may be unknown
+    date: str = ""
+    commit: str = "unknown"
+    dirty: bool | None = None  # whether tracked files differed from the commit
+    command: str = ""
+    wall_s: float | None = None
+    load_average: dict[str, float] = field(default_factory=dict)  # "before" and "after"
+    machine: dict[str, Any] = field(default_factory=dict)
+    setting: dict[str, Any] = field(default_factory=dict)
+    goals: dict[str, Goal] = field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Result:
+        """Raises `ValueError` when these are no figures of a benchmark."""
+        known = {one.name for one in fields(cls)}
+        found = {name: value for name, value in values.items() if name in known}
+        if not isinstance(found.get("figures"), dict) or "name" not in found:
+            raise ValueError("it has no `name` and `figures` of a benchmark")
+        goals = {name: Goal(**goal) for name, goal in found.pop("goals", {}).items()}
+        return cls(**found, goals=goals)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def read_result(path: Path) -> Result:
+    """Raises `ValueError` naming the file when it holds no result, `OSError` when it cannot be read."""
+    try:
+        return Result.from_json(json.loads(path.read_text()))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is no result of a benchmark: {error}.") from None
+
+
+def published(name: str, folder: Path = FOLDER) -> Result | None:
+    """The last full run that was kept under this name."""
+    path = folder / f"{name}.json"
+    return read_result(path) if path.exists() else None
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Write beside the file and put it in place, so that a reader never sees half of it."""
+    fresh = path.with_suffix(".new")
+    fresh.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+    fresh.replace(path)

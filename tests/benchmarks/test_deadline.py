@@ -1,0 +1,56 @@
+"""A benchmark that hangs ends: with where it stood, with a sentence, and with its children."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from benchmarks.provenance import ROOT
+
+HANGS = """
+import asyncio, subprocess, sys, time
+from pathlib import Path
+from benchmarks import deadline
+
+async def wait_for_nothing():
+    await asyncio.Event().wait()
+
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+Path(sys.argv[1]).write_text(str(child.pid))
+deadline.enforce(1.0, "hanging", grace_s=float(sys.argv[2]))
+try:
+    asyncio.run(wait_for_nothing())
+finally:
+    print("taken down", flush=True)
+    while sys.argv[3] == "stuck":
+        time.sleep(0.1)
+    child.kill()
+"""
+
+
+@pytest.mark.parametrize("ending", ["unwinds", "stuck"])
+def test_a_benchmark_that_hangs_ends_with_a_sentence_and_without_children(ending: str, tmp_path: Path) -> None:
+    program, pid = tmp_path / "hanging.py", tmp_path / "pid"
+    program.write_text(HANGS)
+    grace_s = "1" if ending == "stuck" else "60"
+    command = [sys.executable, str(program), str(pid), grace_s, ending]
+    environment = {"PYTHONPATH": str(ROOT), "PATH": ""}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1, done.stderr
+    assert "benchmarks.hanging has not ended within 1 s and is stopped" in done.stderr
+    assert "wait_for_nothing" in done.stderr or "asyncio" in done.stderr  # where it stood
+    assert "taken down" in done.stdout
+    child = int(pid.read_text())
+    assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_real_benchmark_ends_at_the_deadline_it_is_given(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.fuzz", "--minutes", "5", "--deadline-s", "2"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "benchmarks.fuzz has not ended within 2 s" in done.stderr
+    assert "--deadline-s" in done.stderr

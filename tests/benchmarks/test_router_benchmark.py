@@ -1,0 +1,155 @@
+"""`benchmarks.router` end to end at its smallest size, and its parts over real sockets."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from contextlib import ExitStack
+
+import pytest
+
+from benchmarks.mock_http import about, mock_http_process
+from benchmarks.open_loop import OpenSetting, play
+from benchmarks.router import OPEN_SMALLEST, SMALLEST, run
+from benchmarks.router_peers import PEERS, Peer, find_peer, peer_side
+from benchmarks.router_sides import start
+from benchmarks.stream_clients import HttpClient, Refused, drain
+
+
+@pytest.mark.slow
+def test_the_router_is_measured_end_to_end_and_every_figure_is_a_finite_number() -> None:
+    figures = run({}, SMALLEST, OPEN_SMALLEST).figures
+    sides = ["", *(f"_{peer.name}" for peer in PEERS if find_peer(peer, None))]
+    for side in sides:
+        for name in (
+            "requests_per_s",
+            "router_cpu_ms_per_request",
+            "added_ms_p99_2",
+            "added_ttft_ms_p50_2",
+            "open_achieved_per_s_20_per_s",
+            "open_added_ttft_ms_p99_20_per_s",
+            "open_added_per_token_ms_p99_50_pct",
+            "kept_per_s",
+        ):
+            assert name + side in figures
+    assert all(math.isfinite(value) for value in figures.values())
+    assert figures["requests_per_s"] > 0
+    assert figures["open_offered_per_s_20_per_s"] == pytest.approx(20.0)
+
+
+def test_a_peer_that_is_not_installed_is_found_missing_and_a_python_that_does_not_exist_is_refused() -> None:
+    missing = Peer("other", "other-router", "no_such_router")
+    assert find_peer(missing, None) is None
+    assert find_peer(missing, sys.executable) is None
+    with pytest.raises(SystemExit, match="--other /no/python is no program"):
+        find_peer(missing, "/no/python")
+
+
+def test_a_peer_that_ends_at_once_is_reported_with_its_code() -> None:
+    command = [sys.executable, "-c", "raise SystemExit(3)"]
+    with (
+        pytest.raises(RuntimeError, match=r"sglang-router ended at once with code 3\."),
+        peer_side(PEERS[0], command),
+    ):
+        raise AssertionError("it cannot have started")
+
+
+def test_the_help_says_how_the_peers_are_installed() -> None:
+    command = [sys.executable, "-m", "benchmarks.router", "--help"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert 'pip install "baton[benchmarks]"' in said
+    assert "--smg PYTHON" in said
+
+
+def test_the_mock_server_presents_itself_as_sglang_with_its_role_and_load() -> None:
+    models, info, loads = (about(path, True, 3) for path in ("/v1/models", "/server_info", "/v1/loads?include=core"))
+    assert models is not None and models["data"][0]["owned_by"] == "sglang"
+    assert info is not None and info["disaggregation_mode"] == "decode"
+    assert loads is not None and loads["loads"][0]["num_running_reqs"] == 3
+    assert about("/version", True, 0) is None  # vLLM's
+    json.dumps([models, info, loads])
+
+
+def test_latency_of_the_open_loop_counts_from_the_intended_arrival() -> None:
+    class Held:
+        """A client that sends nothing for a while, as one does that is busy elsewhere."""
+
+        def __init__(self, port: int) -> None:
+            self.client = HttpClient(port, 0, True)
+            self.held: list[tuple[str, int]] = []
+            self.reads = 0
+            self.messages = 0
+
+        def start(self, name: str, tokens: int) -> None:
+            if "warm" in name:
+                self.client.start(name, tokens)
+            else:
+                self.held.append((name, tokens))
+
+        def read(self, timeout_s: float) -> list[str]:
+            if len(self.held) == 5:
+                self.reads += 1
+            if self.reads == 3:
+                for name, tokens in self.held:
+                    self.client.start(name, tokens)
+                self.held.clear()
+            return self.client.read(0.05)
+
+        def tokens(self):  # type: ignore[no-untyped-def]
+            return self.client.tokens()
+
+        def close(self) -> None:
+            self.client.close()
+
+    setting = OpenSetting(1, 0.1, 4, 0.005, 50.0, (), 1, 0.1, 1, False)
+    with ExitStack() as stack:
+        servers = start(stack, mock_http_process)
+        _, port = servers.hear()
+        prompt = play(HttpClient(port, 0, True), servers, 50.0, 0.1, setting, "prompt")
+        held = play(Held(port), servers, 50.0, 0.1, setting, "held")
+    assert prompt.missing == held.missing == 0
+    assert len(held.ttft_s) == 5
+    assert min(held.ttft_s) >= 0.1  # two reads of 50 ms passed before the last of them was sent
+    assert min(prompt.ttft_s) < 0.1
+
+
+def test_a_server_that_answers_with_an_error_is_reported_with_its_answer() -> None:
+    with ExitStack() as stack:
+        servers = start(stack, mock_http_process)
+        _, port = servers.hear()
+        client = HttpClient(port, 1, False)
+        client.start("good", 3)
+        drain(client, 1)
+        client._idle[0].sendall(b"GET /version HTTP/1.1\r\n\r\n")
+        client._tails[client._idle[0]] = b""  # as at the start of a request
+        with pytest.raises(Refused, match="404 Not Found"):
+            drain(client, 1)
+        client.close()
+
+
+def test_streams_that_do_not_end_are_reported_with_their_number() -> None:
+    with ExitStack() as stack:
+        servers = start(stack, mock_http_process)
+        _, port = servers.hear()
+        servers.pace(60.0)
+        client = HttpClient(port, 1, False)
+        client.start("slow", 3)
+        with pytest.raises(RuntimeError, match=r"1 of 1 streams have not ended within 0\.2 s"):
+            drain(client, 1, within_s=0.2)
+        client.close()
+
+
+def test_paced_servers_keep_their_step_on_average_so_that_a_stream_takes_the_steps_it_has() -> None:
+    with ExitStack() as stack:
+        servers = start(stack, mock_http_process)
+        _, port = servers.hear()
+        servers.pace(0.005)
+        client = HttpClient(port, 50, True)
+        for index in range(50):
+            client.start(f"{index}", 201)
+        drain(client, 50)
+        left = servers.pace(0.0)
+        client.close()
+    assert left["0", 200] - left["0", 0] == pytest.approx(1.0, abs=0.04)  # late wake-ups do not add up
