@@ -37,9 +37,9 @@ def open_admin(address: str | None, timeout_s: float | None = None) -> Admin:
     from baton.admin import TIMEOUT_S, Admin
 
     if address is None:
-        from deploy.cluster import running_cluster
+        from deploy.look import serving_cluster
 
-        cluster = running_cluster()
+        cluster = serving_cluster()
         address = cluster.admin_address if cluster else None
     return Admin(address, timeout_s or TIMEOUT_S)
 

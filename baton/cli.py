@@ -196,14 +196,14 @@ def down(as_json: Json = False) -> None:
 
         baton down --json
     """
-    from deploy.cluster import down as stop
+    from deploy.ending import down as stop
 
     with err.status("Stopping the cluster"):
-        cluster = stop()
+        ended = stop()
     if as_json:
-        print_document({"ended": list(cluster.workers) if cluster else []})
+        print_document({"ended": ended.actors, "processes": ended.processes, "died": ended.died})
         return
-    out.print("Nothing was running." if cluster is None else f"Ended {len(cluster.workers)} workers and the router.")
+    out.print(ended.sentence, soft_wrap=True)
 
 
 @app.command()
@@ -255,9 +255,9 @@ def _client(address: str | None) -> Any:
     from baton.client import Client
 
     if address is None:
-        from deploy.cluster import running_cluster
+        from deploy.look import serving_cluster
 
-        cluster = running_cluster()
+        cluster = serving_cluster()
         address = cluster.address if cluster else None
     return Client(address)
 

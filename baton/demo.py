@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import secrets
+import shutil
 
 from rich.console import Console
 
@@ -22,14 +24,22 @@ TEXT = (
 
 
 def run_demo(out: Console, err: Console, model: str | None) -> list[Answer]:
-    """Start router, prefill worker and decode worker, ask, and end every process again, whatever happens."""
-    from deploy.cluster import down, resolve_here, up
+    """Start router, prefill worker and decode worker, ask, and end every process again, whatever happens.
+
+    The cluster is noted in a folder of its own: one that serves on this machine is left alone.
+    """
+    from deploy.cluster import resolve_here, up
+    from deploy.ending import down, end_killed_demos
+    from deploy.processes import this_process
+    from deploy.running import home
 
     config = parse_config("", {"model": {"path": model}, "router": {"port": 0, "admin_port": 0}})
     resolved = resolve_here(config)
+    folder = home() / f"demo-{secrets.token_hex(4)}"
+    end_killed_demos(home())
     try:
         with StartProgress(err) as progress:
-            cluster = up(resolved, progress)
+            cluster = up(resolved, progress, folder, ends_with=this_process("baton demo"))
         with Client(cluster.address) as client:
             if model is None:
                 answers = _look_up_and_write(out, client)
@@ -38,7 +48,8 @@ def run_demo(out: Console, err: Console, model: str | None) -> list[Answer]:
                 answers = [_ask(out, client, title, TEXT) for title in titles]
     finally:
         with err.status("Shutting everything down"):
-            down()
+            down(folder)
+            shutil.rmtree(folder, ignore_errors=True)
     out.print("Everything is shut down.")
     return answers
 

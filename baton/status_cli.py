@@ -22,6 +22,7 @@ from baton.cluster_report import cluster_screen, pool_summaries, pools_screen, w
 from baton.report import print_explanation
 from baton.table import show
 from baton.v1 import admin_pb2
+from deploy.look import history
 
 WATCH_S = 1.0
 
@@ -45,6 +46,8 @@ def status(
     """
     with open_admin(admin) as client:
         cluster = client.cluster()
+        if admin is None and not as_json and (told := history()):
+            err.print(f"{told}.", soft_wrap=True)
         if not watch:
             print_document(document(cluster)) if as_json else show(out, cluster_screen(cluster))
             return

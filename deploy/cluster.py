@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Callable
+import uuid
+from dataclasses import replace
 from pathlib import Path
 
 from builtin_model import CHECKPOINT
 from cluster.config import BatonConfig
 from cluster.errors import ConfigError
 from cluster.resolve import ModelFacts, Resolved, resolve
-from deploy.local_ray import LocalRay, loopback, start_local_ray
+from deploy.ending import Tell, clear, end_started
+from deploy.local_ray import LocalRay, loopback, planned_ray, start_local_ray
 from deploy.machine import machine_facts
 from deploy.preflight import check_start, ray_host
-from deploy.running import RunningCluster, note, running_cluster, state_file
+from deploy.processes import NotedProcess, this_process
+from deploy.running import RunningCluster, claim_note, home, remove_note, running_cluster, update_note
+from deploy.supervisor import start_supervisor
 from engine.checkpoint import check_weights, read_config, read_sampling_defaults, resolve_model
 from engine.tokenizer import check_tokenizer
 from router.credentials import Credentials
 from router.policy.policies import check_policy
 
-Tell = Callable[[str, str], None]
 BUILTIN = "built-in"
 
 
@@ -61,56 +63,104 @@ def _with_whole_paths(config: BatonConfig) -> BatonConfig:
     return config.model_copy(update={"access": access.model_copy(update=whole)})
 
 
-def up(resolved: Resolved, tell: Tell) -> RunningCluster:
-    """Start Ray (unless $RAY_ADDRESS names one), router and workers; on any failure nothing stays behind."""
-    if running_cluster() is not None:
-        raise ConfigError("A cluster is up already: see `baton status`, or end it with `baton down`.")
+def up(
+    resolved: Resolved, tell: Tell, folder: Path | None = None, ends_with: NotedProcess | None = None
+) -> RunningCluster:
+    """Start Ray (unless $RAY_ADDRESS names one), router and workers; on any failure nothing stays behind.
+
+    The cluster is noted in `folder`, by default for every command of this user. What is left of a noted cluster that
+    died is ended first. Raises `ConfigError` when one lives, or when it cannot start. A cluster that `ends_with` a
+    process is not brought back when its Ray dies.
+    """
+    folder = folder or home()
+    clear(folder, tell)
     check_start(resolved.config.router)
     existing = os.environ.get("RAY_ADDRESS", "")
-    tell("ray", f"connecting to {existing}" if existing else "starting")
-    ray = LocalRay(existing, "") if existing else start_local_ray(host=ray_host())
+    ray = LocalRay(existing, "") if existing else planned_ray(host=ray_host())
+    mine = RunningCluster(
+        *("", (), ray.address, ray.folder),
+        id=uuid.uuid4().hex,
+        state="starting",
+        changed_by=ends_with or this_process("baton up"),
+        ends_with=ends_with,
+    )
+    claim_note(mine, folder)
     try:
-        from deploy.launcher import connected, start_cluster
-
-        with connected(ray):
-            tell("ray", f"ready at {ray.address}")
-            # Noted before the actors start, so that an interrupted `up` can be cleaned up by `down`.
-            note(RunningCluster("", (), ray.address, ray.folder))
-            # Nobody else has nodes in our own Ray; in any other one workers may be on nodes that cannot reach loopback.
-            started = start_cluster(resolved, tell, worker_host=loopback() if ray.folder else "")
-        cluster = RunningCluster(
-            address=started.address,
-            workers=tuple(started.workers),
-            ray_address=ray.address,
-            ray_folder=ray.folder,
-            worker_address=started.worker_address,
-            admin_address=started.admin_address,
-            resolved=resolved.as_json(),
-        )
-        note(cluster)
+        cluster = _start(mine, resolved, tell, folder)
+        if ray.folder and ends_with is None:
+            start_supervisor(folder, cluster.id)
         return cluster
     except BaseException:
-        _take_down(ray)
+        end_started(mine)
+        remove_note(mine.id, folder)
         raise
 
 
-def down() -> RunningCluster | None:
-    """End the noted cluster and its Ray; returns what was ended, None if there was nothing."""
-    cluster = running_cluster()
-    if cluster is not None:
-        _take_down(LocalRay(cluster.ray_address, cluster.ray_folder))
+def start_again(folder: Path, cluster_id: str, tell: Tell) -> RunningCluster:
+    """Bring the noted cluster back after its Ray has died: same ports, pools and configuration.
+
+    Raises `ConfigError` when it is not this cluster's note any more, or when it cannot start; the note stays.
+    """
+    before = running_cluster(folder)
+    if before is None or before.id != cluster_id or before.state == "ending":
+        raise ConfigError("The cluster was ended by another command.")
+    ray = planned_ray(host=ray_host())
+    mine = replace(before, state="starting", changed_by=this_process("supervisor"), vital=(), ray_address=ray.address)
+    update_note(mine, folder)  # with the old folder: an end in between still finds what is in it
+    LocalRay(before.ray_address, before.ray_folder).stop()
+    mine = replace(mine, ray_folder=ray.folder)
+    update_note(mine, folder)
+    try:
+        return _start(mine, _with_noted_pools(before), tell, folder)
+    except BaseException:
+        ray.stop()
+        raise
+
+
+def _start(mine: RunningCluster, resolved: Resolved, tell: Tell, folder: Path) -> RunningCluster:
+    """Start what the note announces, and note where it serves."""
+    existing = not mine.ray_folder
+    tell("ray", f"connecting to {mine.ray_address}" if existing else "starting")
+    ray = LocalRay(mine.ray_address, mine.ray_folder)
+    if not existing:
+        start_local_ray(planned=ray)
+    from deploy.launcher import connected, gcs_address, start_cluster
+
+    with connected(ray):
+        if existing and "://" not in ray.address:
+            mine = replace(mine, ray_address=gcs_address())  # in place of "auto": it can be probed
+            update_note(mine, folder)
+        tell("ray", f"ready at {mine.ray_address}")
+        # Nobody else has nodes in our own Ray; in any other one workers may be on nodes that cannot reach loopback.
+        started = start_cluster(resolved, tell, mine.prefix, worker_host="" if existing else loopback())
+    cluster = replace(
+        mine,
+        address=started.address,
+        workers=tuple(started.workers),
+        worker_address=started.worker_address,
+        admin_address=started.admin_address,
+        resolved=_with_ports(resolved, started.address, started.admin_address).as_json(),
+        state="up",
+        changed_by=None,
+        vital=() if existing else ray.vital(),
+    )
+    update_note(cluster, folder)
     return cluster
 
 
-def _take_down(ray: LocalRay) -> None:
-    """Stop the actors kindly, then end our Ray; a Ray of others keeps running."""
-    try:
-        from deploy.launcher import connected, stop_cluster
+def _with_ports(resolved: Resolved, address: str, admin_address: str) -> Resolved:
+    """With the ports that it got, so that it gets them again."""
+    ports = {"port": int(address.rpartition(":")[2]), "admin_port": int(admin_address.rpartition(":")[2])}
+    config = resolved.config
+    return replace(resolved, config=config.model_copy(update={"router": config.router.model_copy(update=ports)}))
 
-        # A Ray that does not answer any more has no actors to be kind to.
-        with contextlib.suppress(Exception), connected(ray):
-            stop_cluster()
-    finally:
-        if ray.folder:
-            ray.stop()
-        state_file().unlink(missing_ok=True)
+
+def _with_noted_pools(cluster: RunningCluster) -> Resolved:
+    """The noted configuration with as many workers in each pool as there were: `baton scale` changes them."""
+    resolved = Resolved.from_json(cluster.resolved)
+    counts = {
+        pool: sum(name.rpartition("-")[0] == pool for name in cluster.workers)
+        for pool in ("prefill", "decode", "mixed")
+    }
+    config = resolved.config
+    return replace(resolved, config=config.model_copy(update={"pools": config.pools.model_copy(update=counts)}))

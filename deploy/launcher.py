@@ -22,6 +22,7 @@ from cluster.placement import demand
 from cluster.ray_names import NAMESPACE, ROUTER
 from cluster.resolve import Resolved
 from deploy.local_ray import LocalRay, free_port
+from deploy.look import answers
 from deploy.placement_groups import actor_options, release_empty_groups, release_groups, reserve_groups
 from router.actor import RouterActor
 from router.worker_gate import new_link_keys
@@ -35,6 +36,8 @@ Tell = Callable[[str, str], None]  # (process name, what it is doing)
 @contextlib.contextmanager
 def connected(local: LocalRay) -> Iterator[None]:
     """This process as a driver of a Ray, quietly and with its own signal handlers."""
+    if not answers(local.address):
+        raise ConfigError(f"Ray does not answer at {local.address}: start it again, or name another in $RAY_ADDRESS.")
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
     with _let_in(local):
@@ -78,8 +81,13 @@ def _let_in(local: LocalRay) -> Iterator[None]:
 
 def _read_access() -> None:
     """Ray keeps what it once read of its environment: the mode and the token."""
-    _raylet.Config.initialize("")
-    _raylet.AuthenticationTokenLoader.instance().reset_cache()
+    _raylet.Config.initialize("")  # type: ignore[attr-defined]
+    _raylet.AuthenticationTokenLoader.instance().reset_cache()  # type: ignore[attr-defined]
+
+
+def gcs_address() -> str:
+    """Where the Ray that this process is connected to is found, as "host:port"."""
+    return str(ray.get_runtime_context().gcs_address)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,9 +179,14 @@ def _wait_loaded(actors: dict[str, Any], tell: Tell) -> None:
             tell(name, "serving")
 
 
+def live_actors(prefix: str = "") -> list[str]:
+    """Names of router and workers whose actors live, those that wait for a node included."""
+    return sorted(name.removeprefix(prefix) for name in _actor_names(prefix))
+
+
 def live_workers(prefix: str = "") -> set[str]:
     """Names of the workers whose actors live, those that wait for a node included."""
-    return {name.removeprefix(prefix) for name in _actor_names(prefix)} - {ROUTER}
+    return {*live_actors(prefix)} - {ROUTER}
 
 
 def stop_workers(resolved: Resolved, names: list[str], prefix: str = "", timeout_s: float = 10.0) -> None:

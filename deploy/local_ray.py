@@ -1,8 +1,8 @@
 """A Ray head on this machine that belongs to Baton: started, found again by a later command, and ended completely.
 
-`ray stop` ends every Ray on a machine, also those of others. Ours is known by its own folder, which stands in the
-command line of each of its processes. It listens on loopback only, unless it is given another address, and answers
-only callers that have the token in its folder, which other users of the machine cannot open.
+`ray stop` ends every Ray on a machine, also those of others. Ours is known by its own folder, which each of its
+processes has in its environment. It listens on loopback only, unless it is given another address, and answers only
+callers that have the token in its folder, which other users of the machine cannot open.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +23,12 @@ import psutil
 
 from cluster.address import bare_host, is_loopback, join, split
 from cluster.errors import ConfigError
+from deploy.processes import NotedProcess, noted_process
 
 START_TIMEOUT_S = 90.0
 _INTERRUPTS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+_MARK = "BATON_RAY_FOLDER"
+_VITAL = ("gcs_server", "raylet")  # when one of them dies, so does the Ray
 # `ray` with the interrupts accepted that were blocked while it was started. A preexec_fn could do that, but would fork
 # this process, and a forked gRPC aborts now and then.
 _RAY = """
@@ -72,26 +74,38 @@ class LocalRay:
         inherited = {name: value for name, value in os.environ.items() if name != "RAY_AUTH_TOKEN"}
         near = {"UCX_NET_DEVICES": "lo"} if self.on_loopback and "UCX_TLS" not in inherited else {}
         cluster = {_CLUSTER: "0" if self.on_loopback else "1"}
-        return {**near, **inherited, **_QUIET, **cluster, **self.access(), "PYTHONPATH": path}
+        return {**near, **inherited, **_QUIET, **cluster, **self.access(), _MARK: self.folder, "PYTHONPATH": path}
 
     def processes(self) -> list[psutil.Process]:
-        """Every live process of this Ray, workers included."""
-        found = []
-        for process in psutil.process_iter(["pid", "cmdline"]):
-            command = " ".join(process.info["cmdline"] or ())
-            if self.folder in command and process.pid != os.getpid():
-                found.append(process)
-        return found + [
-            child
-            for process in found
-            for child in _children(process)
-            if child not in found and child.pid != os.getpid()
-        ]
+        """Every live process of this Ray, workers and orphans included."""
+        found = {
+            process.pid: process
+            for process in psutil.process_iter(["environ"])
+            if (process.info["environ"] or {}).get(_MARK) == self.folder
+        }
+        for process in list(found.values()):
+            found.update((child.pid, child) for child in _children(process))
+        found.pop(os.getpid(), None)
+        return list(found.values())
 
-    def stop(self) -> None:
-        """End every process, kindly once and then not, until none is left, and remove the folder."""
+    def vital(self) -> tuple[NotedProcess, ...]:
+        """The processes without which this Ray is dead; raises `ConfigError` when one is missing."""
+        found: dict[str, NotedProcess | None] = {}
+        for process in self.processes():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if process.name() in _VITAL:
+                    found[process.name()] = noted_process(process.name(), process.pid)
+        vital = tuple(noted for name in _VITAL if (noted := found.get(name)))
+        if len(vital) < len(_VITAL):
+            raise ConfigError(f"Ray's processes died while it started: see the logs in {self.folder}.")
+        return vital
+
+    def stop(self) -> set[int]:
+        """End every process, kindly once and then not, until none is left, and remove the folder; returns the pids."""
+        ended: set[int] = set()
         for attempt in range(5):
             processes = self.processes()
+            ended.update(process.pid for process in processes)
             for process in processes:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.terminate() if attempt == 0 else process.kill()
@@ -99,6 +113,7 @@ class LocalRay:
                 break
             psutil.wait_procs(processes, timeout=2)
         shutil.rmtree(self.folder, ignore_errors=True)
+        return ended
 
 
 def _children(process: psutil.Process) -> list[psutil.Process]:
@@ -107,19 +122,29 @@ def _children(process: psutil.Process) -> list[psutil.Process]:
     return []
 
 
+def planned_ray(port: int = 0, host: str = "") -> LocalRay:
+    """Where a Ray is going to be, so that it can be noted before anything is started; `port` 0 is any free one."""
+    # Short, because Unix socket paths inside it may have 107 characters at most.
+    host = host or loopback()
+    return LocalRay(join(host, port or free_port(host)), f"/tmp/baton-ray-{secrets.token_hex(4)}")
+
+
 def start_local_ray(
-    object_store_bytes: int = 100 << 20, port: int = 0, options: Sequence[str] = (), host: str = ""
+    object_store_bytes: int = 100 << 20,
+    port: int = 0,
+    options: Sequence[str] = (),
+    host: str = "",
+    planned: LocalRay | None = None,
 ) -> LocalRay:
     """Start a Ray head on this machine; raises `ConfigError` with Ray's own words when it fails.
 
-    `host` is an address of this machine, by default loopback; `port` 0 is any free one; `options` are further ones of
-    `ray start`. On loopback it listens there only, elsewhere
-    on every interface. Whatever interrupts it, nothing that was started stays.
+    `host` is an address of this machine, by default loopback, where only this machine reaches it; elsewhere it listens
+    on every interface. `port` 0 is any free one; `options` are further ones of `ray start`; `planned`, if given, says
+    where instead. Whatever interrupts it, nothing that was started stays.
     """
-    # Short, because Unix socket paths inside it may have 107 characters at most.
-    host = host or loopback()
-    ray = LocalRay(join(host, port or free_port(host)), tempfile.mkdtemp(prefix="baton-ray-", dir="/tmp"))
+    ray = planned or planned_ray(port, host)
     try:
+        Path(ray.folder).mkdir(mode=0o700)
         _write_token(ray)
         _start(ray, object_store_bytes, options)
     except BaseException:

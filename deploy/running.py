@@ -1,48 +1,125 @@
-"""The note that `up` leaves behind, by which later commands find the cluster."""
+"""The note by which later commands find the cluster: made before anything is started, removed when nothing is left.
+
+A note belongs to one cluster, known by its id. Only the cluster's own commands change or remove it, one at a time.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from cluster.errors import ConfigError
+from deploy.processes import NotedProcess
+
+STATES = ("starting", "up", "ending")
 
 
 @dataclass(frozen=True, slots=True)
 class RunningCluster:
     """What later commands must know. `ray_folder` is empty when the Ray was there before us."""
 
-    address: str  # where clients connect
+    address: str  # where clients connect; empty while it starts
     workers: tuple[str, ...]
     ray_address: str
     ray_folder: str
     worker_address: str = ""  # where workers connect
     admin_address: str = ""  # where operators do
     resolved: dict[str, Any] = field(default_factory=dict)  # `Resolved.as_json`
+    id: str = ""
+    state: str = "up"  # one of STATES
+    changed_by: NotedProcess | None = None  # the command that starts or ends it
+    vital: tuple[NotedProcess, ...] = ()  # processes without which our own Ray is dead
+    ends_with: NotedProcess | None = None  # a command that takes the cluster down when it ends
+
+    @property
+    def prefix(self) -> str:
+        """Before the names of its actors: a Ray of others may have several clusters."""
+        return "" if self.ray_folder or not self.id else f"{self.id[:8]}-"
 
 
-def state_file() -> Path:
-    """Where the running cluster of this user is noted: $BATON_HOME (default ~/.baton)/cluster.json."""
-    return Path(os.environ.get("BATON_HOME") or Path.home() / ".baton") / "cluster.json"
+def home() -> Path:
+    """Where Baton keeps notes for this user: $BATON_HOME, by default ~/.baton."""
+    return Path(os.environ.get("BATON_HOME") or Path.home() / ".baton")
 
 
-def running_cluster() -> RunningCluster | None:
-    """The cluster that `up` noted, or None."""
+def state_file(folder: Path | None = None) -> Path:
+    """Where the running cluster is noted: cluster.json in the folder, by default in `home()`."""
+    return (folder or home()) / "cluster.json"
+
+
+def running_cluster(folder: Path | None = None) -> RunningCluster | None:
+    """The noted cluster, or None. Whether it lives is another question: `deploy.look`."""
     try:
-        values = json.loads(state_file().read_text())
-        cluster = RunningCluster(**{**values, "workers": tuple(values["workers"])})
+        return _cluster(json.loads(state_file(folder).read_text()))
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
-    texts = (cluster.address, cluster.ray_address, cluster.ray_folder, cluster.worker_address, cluster.admin_address)
-    sound = all(isinstance(text, str) for text in (*texts, *cluster.workers)) and isinstance(cluster.resolved, dict)
-    return cluster if sound else None
 
 
-def note(cluster: RunningCluster) -> None:
-    """Write it down, whole or not at all."""
-    path = state_file()
+def claim_note(cluster: RunningCluster, folder: Path | None = None) -> None:
+    """Note a cluster that is about to be started; raises `ConfigError` when another one is noted."""
+    with _locked(folder):
+        if running_cluster(folder) is not None:
+            raise ConfigError("Another cluster was noted just now: see `baton status`, or end it with `baton down`.")
+        _write(cluster, folder)
+
+
+def update_note(cluster: RunningCluster, folder: Path | None = None) -> None:
+    """Replace the note of this cluster; raises `ConfigError` when it is gone or another command is changing it."""
+    with _locked(folder):
+        noted = running_cluster(folder)
+        if noted is None or noted.id != cluster.id:
+            raise ConfigError("The cluster was ended by another command.")
+        changer = noted.changed_by
+        if changer is not None and changer.lives and changer.pid != os.getpid():
+            raise ConfigError(f"The cluster is being changed by {changer.name} (process {changer.pid}): try again.")
+        _write(cluster, folder)
+
+
+def remove_note(cluster_id: str, folder: Path | None = None) -> None:
+    """Remove the note, if it is this cluster's."""
+    with _locked(folder):
+        noted = running_cluster(folder)
+        if noted is not None and noted.id == cluster_id:
+            state_file(folder).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path | None) -> Iterator[None]:
+    """One command at a time reads and writes the note; a command that dies lets go."""
+    path = state_file(folder)
     path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _write(cluster: RunningCluster, folder: Path | None) -> None:
+    """Whole or not at all."""
+    path = state_file(folder)
     written = path.with_suffix(".new")
     written.write_text(json.dumps(asdict(cluster)))
     written.replace(path)
+
+
+def _cluster(values: Any) -> RunningCluster | None:
+    if not isinstance(values, dict):
+        return None
+    changer, demo = values.get("changed_by"), values.get("ends_with")
+    cluster = RunningCluster(
+        **{
+            **values,
+            "workers": tuple(values["workers"]),
+            "changed_by": None if changer is None else NotedProcess.from_json(changer),
+            "ends_with": None if demo is None else NotedProcess.from_json(demo),
+            "vital": tuple(NotedProcess.from_json(process) for process in values.get("vital", ())),
+        }
+    )
+    texts = (cluster.address, cluster.ray_address, cluster.ray_folder, cluster.worker_address, cluster.admin_address)
+    sound = all(isinstance(text, str) for text in (*texts, cluster.id, *cluster.workers))
+    return cluster if sound and isinstance(cluster.resolved, dict) and cluster.state in STATES else None

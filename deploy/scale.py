@@ -14,9 +14,10 @@ from dataclasses import replace
 
 from cluster.errors import ConfigError
 from cluster.resolve import Resolved
-from deploy.cluster import Tell
+from deploy.ending import Tell
 from deploy.local_ray import LocalRay
-from deploy.running import RunningCluster, note, running_cluster
+from deploy.look import serving_cluster
+from deploy.running import RunningCluster, update_note
 
 POOLS = ("prefill", "decode", "mixed")
 Pools = Mapping[str, list[str]]  # pool → workers that serve in it
@@ -55,14 +56,14 @@ def scale(pool: str, delta: int, pools: Pools, drain: Drain, tell: Tell) -> list
     """
     if pool not in POOLS:
         raise ConfigError(f"There is no pool {pool!r}: it is prefill, decode or mixed.")
-    cluster = running_cluster()
+    cluster = serving_cluster()
     if cluster is None or not cluster.resolved:
         raise ConfigError("No cluster is up: start one with `baton up`.")
     resolved = Resolved.from_json(cluster.resolved)
     from deploy.launcher import connected, live_workers
 
     with connected(LocalRay(cluster.ray_address, cluster.ray_folder)):
-        live = live_workers()
+        live = live_workers(cluster.prefix)
         if delta > 0:
             names = new_names(pool, delta, live | set(cluster.workers))
             _add(cluster, resolved, [(name, pool) for name in names], tell)
@@ -76,11 +77,11 @@ def _add(cluster: RunningCluster, resolved: Resolved, workers: list[tuple[str, s
 
     names = [name for name, _ in workers]
     try:
-        start_workers(resolved, workers, cluster.worker_address, tell)
+        start_workers(resolved, workers, cluster.worker_address, tell, cluster.prefix)
     except BaseException:
-        stop_workers(resolved, names)
+        stop_workers(resolved, names, cluster.prefix)
         raise
-    note(replace(cluster, workers=(*cluster.workers, *names)))
+    update_note(replace(cluster, workers=(*cluster.workers, *names)))
 
 
 def _remove(cluster: RunningCluster, resolved: Resolved, names: list[str], drain: Drain, tell: Tell) -> None:
@@ -91,8 +92,8 @@ def _remove(cluster: RunningCluster, resolved: Resolved, names: list[str], drain
     drain(names)
     for name in names:
         tell(name, "stopping")
-    stop_workers(resolved, names)
-    note(replace(cluster, workers=tuple(name for name in cluster.workers if name not in names)))
+    stop_workers(resolved, names, cluster.prefix)
+    update_note(replace(cluster, workers=tuple(name for name in cluster.workers if name not in names)))
     for name in names:
         tell(name, "done, its place is free")
 

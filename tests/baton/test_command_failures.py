@@ -189,11 +189,11 @@ def test_an_address_is_looked_for_in_the_same_order_by_all_commands(
     environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The flag, the environment, the note."""
-    from deploy.running import RunningCluster, note
+    from deploy.running import RunningCluster, claim_note
 
     monkeypatch.setenv("BATON_HOME", str(tmp_path))
     by_flag, by_environment, noted = dead_port(), dead_port(), dead_port()
-    note(RunningCluster(noted, (), "", "", admin_address=noted))
+    claim_note(RunningCluster(noted, (), "", "", admin_address=noted))
     for command, flag, variable in (
         (["generate", "Hello"], "--address", "BATON_ADDRESS"),
         (["status"], "--admin", "BATON_ADMIN_ADDRESS"),

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import configparser
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
+import typer
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
+from baton.cli import app
 from cluster.config import BatonConfig, parse_config
 from cluster.placement import check_placement, demand
 
@@ -105,3 +109,16 @@ def test_the_job_runs_on_that_cluster_with_the_configuration_it_mounts() -> None
     folder = head["containers"][0]["volumeMounts"][0]["mountPath"]
     (file,) = documents["ConfigMap"]["data"]
     assert job["spec"]["entrypoint"] == f"baton up --config {folder}/{file}"
+
+
+def test_the_systemd_unit_calls_commands_and_options_that_exist() -> None:
+    unit = configparser.ConfigParser(strict=False, interpolation=None)
+    unit.optionxform = str  # type: ignore[assignment,method-assign]
+    unit.read(DEPLOY / "baton.service")
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    for key, name in (("ExecStart", "up"), ("ExecStop", "down")):
+        program, command, *options = shlex.split(unit["Service"][key])
+        assert (Path(program).name, command) == ("baton", name)
+        known = {option for parameter in commands[command].params for option in parameter.opts}
+        assert {option for option in options if option.startswith("-")} <= known
+    assert unit["Service"]["OOMPolicy"] == "continue"  # else one killed worker ends the unit

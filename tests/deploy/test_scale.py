@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cluster.errors import ConfigError
-from deploy.running import RunningCluster, note, running_cluster
+from deploy.running import RunningCluster, claim_note, running_cluster
 from deploy.scale import leaving, new_names, scale
 
 
@@ -48,5 +48,5 @@ def test_the_note_of_a_cluster_is_read_back_as_it_was(tmp_path: Path, monkeypatc
     cluster = RunningCluster(
         "127.0.0.1:1", ("decode-0",), "auto", "", "tcp://127.0.0.1:2", "127.0.0.1:3", {"dtype": "float32"}
     )
-    note(cluster)
+    claim_note(cluster)
     assert running_cluster() == cluster

@@ -380,7 +380,19 @@ def _index(data: bytes) -> None:
     model_id(folder)
 
 
-NOTE = {"address": "a:1", "workers": ["w"], "ray_address": "", "ray_folder": "", "resolved": {"a": 1}}
+PROCESS = {"name": "raylet", "pid": 1, "started_ticks": 2, "boot": "b"}
+NOTE = {
+    "address": "a:1",
+    "workers": ["w"],
+    "ray_address": "",
+    "ray_folder": "",
+    "resolved": {"a": 1},
+    "id": "a",
+    "state": "up",
+    "changed_by": PROCESS,
+    "ends_with": None,
+    "vital": [PROCESS],
+}
 
 
 def _note_bytes(rng: random.Random) -> bytes:
@@ -391,7 +403,7 @@ def _note(data: bytes) -> None:
     path = _folder() / "cluster.json"
     path.write_bytes(data)
     found = running.state_file
-    running.state_file = lambda: path
+    running.state_file = lambda folder=None: path
     try:
         cluster = running.running_cluster()
     finally:

@@ -47,6 +47,7 @@ PURE = [
     *(ROOT / "prefill_worker").glob("*.py"),
     *(ROOT / "decode_worker").glob("*.py"),
     *(ROOT / "worker" / name for name in ("role.py", "state.py", "token_output.py", "reports.py", "outbound.py")),
+    *(ROOT / "deploy" / name for name in ("condition.py", "recovery.py")),
     *(ROOT / "worker" / name for name in ("role_switch.py", "stalled_handoffs.py", "write_watch.py")),
 ]
 IMPURE = {

@@ -1,0 +1,113 @@
+"""Looks whether the noted cluster lives, in well under two seconds and without Ray."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from cluster.errors import NoWorkers
+from deploy.condition import Condition, Facts, condition
+from deploy.processes import NotedProcess, boot
+from deploy.recovery import Recovery, words
+from deploy.running import RunningCluster, home, running_cluster
+
+PROBE_S = 0.8  # for one connection; two are tried
+
+
+@dataclass(frozen=True, slots=True)
+class Supervised:
+    """What a supervisor keeps written down: which cluster it watches, its process, and where it is."""
+
+    cluster_id: str
+    supervisor: NotedProcess
+    recovery: Recovery
+
+
+def look(cluster: RunningCluster, folder: Path | None = None) -> Condition:
+    """How it is with the noted cluster, now."""
+    state = _of(cluster, folder)
+    noted = [process for process in (*cluster.vital, cluster.changed_by) if process is not None]
+    same_boot = all(process.boot == boot() for process in noted)
+    dead = tuple(process.name for process in cluster.vital if not process.lives)
+    settled = same_boot and not dead and cluster.state == "up"
+    facts = Facts(
+        same_boot=same_boot,
+        dead=dead,
+        ray_answers=not settled or answers(cluster.ray_address),
+        router_answers=not settled or answers(cluster.address),
+        command_lives=cluster.ends_with is None or cluster.ends_with.lives,
+        changer_lives=cluster.changed_by is not None and cluster.changed_by.lives,
+        recovery="" if state is None or state.recovery.phase == "watching" else words(state.recovery, time.monotonic()),
+        supervisor_lives=state is not None and state.supervisor.lives,
+    )
+    return condition(cluster, facts)
+
+
+def serving_cluster(folder: Path | None = None) -> RunningCluster | None:
+    """The noted cluster, None when none is noted; raises `NoWorkers` with the reason when it does not serve."""
+    cluster = running_cluster(folder)
+    if cluster is None:
+        return None
+    seen = look(cluster, folder)
+    if seen.kind == "dead":
+        raise NoWorkers(f"{seen.why} `baton up` starts it again.")
+    if seen.kind == "no router":
+        raise NoWorkers(f"{seen.why} Ray starts a router that died again: try in a few seconds, or see `baton down`.")
+    if seen.kind != "serving":
+        raise NoWorkers(f"{seen.why} Try again in a few seconds.")
+    return cluster
+
+
+def answers(address: str) -> bool:
+    """Whether something accepts connections at "host:port"; another form of address is believed."""
+    host, _, port = address.rpartition(":")
+    if not host or "://" in host or not port.isdigit():
+        return True
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=PROBE_S):
+            return True
+    except (OSError, OverflowError, ValueError):  # ValueError: no name of a host
+        return False
+
+
+def supervised(folder: Path | None = None) -> Supervised | None:
+    """What the supervisor of this folder's cluster wrote last."""
+    try:
+        values = json.loads(recovery_file(folder).read_text())
+        recovery = values["recovery"]
+        return Supervised(
+            values["cluster_id"],
+            NotedProcess.from_json(values["supervisor"]),
+            Recovery(**{**recovery, "dead": tuple(recovery["dead"])}),
+        )
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def write_supervised(state: Supervised, folder: Path | None = None) -> None:
+    """Replace what is written down, whole or not at all."""
+    path = recovery_file(folder)
+    written = path.with_suffix(".new")
+    written.write_text(json.dumps(asdict(state)))
+    written.replace(path)
+
+
+def recovery_file(folder: Path | None = None) -> Path:
+    """Beside the cluster's note."""
+    return (folder or home()) / "recovery.json"
+
+
+def history(folder: Path | None = None) -> str:
+    """What last happened to the noted cluster's Ray; empty when nothing did."""
+    cluster = running_cluster(folder)
+    state = None if cluster is None else _of(cluster, folder)
+    return "" if state is None else words(state.recovery, time.monotonic())
+
+
+def _of(cluster: RunningCluster, folder: Path | None) -> Supervised | None:
+    """What the supervisor of this cluster wrote last, since the machine was started."""
+    state = supervised(folder)
+    return state if state is not None and state.cluster_id == cluster.id and state.supervisor.boot == boot() else None

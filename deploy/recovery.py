@@ -1,0 +1,87 @@
+"""When a cluster whose Ray has died is started again: pure decisions of the supervisor (deploy/supervisor.py)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+PAUSES_S = (0.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0)  # before the first attempt, the second, …
+STABLE_S = 300.0  # after so long a new death is counted as the first one
+Phase = Literal["watching", "waiting", "starting", "gave up", "ended"]
+Action = Literal["none", "start", "exit"]
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What the supervisor sees at one time."""
+
+    noted: bool  # the note is still its cluster's, and no command ends it
+    dead: tuple[str, ...] = ()  # vital processes that died, with the reason where it is known
+    attempt: Literal["none", "running", "done", "failed"] = "none"
+    error: str = ""  # of a failed attempt
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """Where the supervisor is. Times are seconds of the machine's monotonic clock."""
+
+    phase: Phase = "watching"
+    since_s: float = 0.0
+    attempts: int = 0  # since the cluster was last stable
+    dead: tuple[str, ...] = ()
+    died_s: float = 0.0
+    error: str = ""
+
+
+def step(state: Recovery, seen: Seen, now_s: float) -> tuple[Recovery, Action]:
+    """The next state, and what is to be done now."""
+    if state.phase in ("gave up", "ended"):
+        return state, "exit"
+    if not seen.noted:
+        return replace(state, phase="ended", since_s=now_s), "exit"
+    if state.phase == "watching":
+        return _watch(state, seen, now_s)
+    if state.phase == "waiting":
+        if now_s < state.since_s + PAUSES_S[state.attempts]:
+            return state, "none"
+        return replace(state, phase="starting", since_s=now_s, attempts=state.attempts + 1), "start"
+    if seen.attempt == "done":
+        return replace(state, phase="watching", since_s=now_s, error=""), "none"
+    if seen.attempt == "failed":
+        phase: Phase = "waiting" if state.attempts < len(PAUSES_S) else "gave up"
+        return replace(state, phase=phase, since_s=now_s, error=seen.error), "none" if phase == "waiting" else "exit"
+    return state, "none"
+
+
+def _watch(state: Recovery, seen: Seen, now_s: float) -> tuple[Recovery, Action]:
+    if not seen.dead:
+        return state, "none"
+    attempts = state.attempts if now_s < state.since_s + STABLE_S else 0
+    if attempts >= len(PAUSES_S):
+        return replace(state, phase="gave up", since_s=now_s, dead=seen.dead, died_s=now_s), "exit"
+    dead = Recovery("waiting", now_s, attempts, seen.dead, now_s)
+    return step(dead, Seen(noted=True), now_s)
+
+
+def words(state: Recovery, now_s: float) -> str:
+    """What happened to the cluster, for `baton status`; empty when nothing did."""
+    if not state.dead:
+        return ""
+    died = f"{' and '.join(state.dead)} died {_span(now_s - state.died_s)} ago"
+    if state.phase == "watching":
+        return f"{died}; the cluster was back {_span(state.since_s - state.died_s)} later"
+    if state.phase == "starting":
+        return f"{died}; the cluster is being started again (attempt {state.attempts})"
+    failed = f": {state.error.rstrip('.')}" if state.error else ""
+    if state.phase == "waiting":
+        left = max(0.0, state.since_s + PAUSES_S[state.attempts] - now_s)
+        return f"{died}; attempt {state.attempts + 1} to start the cluster again begins in {left:.0f} s{failed}"
+    return f"{died}; {state.attempts} attempts to start the cluster again failed{failed}"
+
+
+def _span(seconds: float) -> str:
+    """In the largest unit of which there are at least two."""
+    for unit, length_s in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length_s:
+            return f"{seconds / length_s:.0f} {unit}"
+    return f"{seconds:.0f} s"

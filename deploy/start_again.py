@@ -1,0 +1,37 @@
+"""One attempt to bring a noted cluster back, as a process of its own: `python -m deploy.start_again FOLDER ID`."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+
+from cluster.errors import BatonError
+from deploy.cluster import start_again
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    sys.exit(128 + number)
+
+
+def main(folder: str, cluster_id: str) -> int:
+    """Exit code: 0 when the cluster serves, 1 with a sentence as the last line when it does not."""
+    signal.signal(signal.SIGTERM, _end)
+    stages: dict[str, str] = {}
+
+    def tell(process: str, stage: str) -> None:
+        if stages.get(process) != stage:
+            stages[process] = stage
+            print(f"{process}: {stage}", flush=True)
+
+    try:
+        start_again(Path(folder), cluster_id, tell)
+    except BatonError as error:
+        print(error.message, flush=True)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
