@@ -138,7 +138,7 @@ def up(
     if as_json:
         print_document(asdict(cluster))
         return
-    out.print(f'Serving on {cluster.address}. Try:  baton generate "Hello"')
+    out.print(f'Serving on {cluster.address}. Try:  baton generate "Hello"', markup=False)
 
 
 @app.command()

@@ -8,6 +8,7 @@ from typing import Self
 
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.spinner import Spinner
 from rich.table import Table
@@ -42,7 +43,7 @@ class StartProgress:
         if self._live:
             self._live.update(self._table())
         else:
-            self._console.print(f"{time.monotonic() - self._started:5.1f} s  {process:<12} {stage}", highlight=False)
+            self._console.print(f"{time.monotonic() - self._started:5.1f} s  {process:<12} {stage}", markup=False)
 
     def _table(self) -> Table:
         table = Table.grid(padding=(0, 1))
@@ -50,7 +51,7 @@ class StartProgress:
         table.add_column(no_wrap=True)
         for process, stage in self._stages.items():
             finished = stage.startswith(_DONE)
-            table.add_row("[green]✓[/]" if finished else Spinner("dots"), process, f"[dim]{stage}[/]")
+            table.add_row("[green]✓[/]" if finished else Spinner("dots"), process, f"[dim]{escape(stage)}[/]")
         return table
 
 

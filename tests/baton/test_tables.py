@@ -13,6 +13,7 @@ from rich.console import Console
 from baton.cluster_report import cluster_screen, pools_screen
 from baton.doctor_cli import _table
 from baton.operation_progress import OperationProgress, print_operations, print_plan
+from baton.progress import StartProgress
 from baton.report import print_explanation
 from baton.simulate_report import print_plan as print_splits
 from baton.table import PIPE_CELLS, columns_that_fit, show
@@ -210,3 +211,11 @@ def test_cancelled_requests_are_not_among_the_failed_ones() -> None:
     cluster.settings["policy"] = "round_robin"
     show(console, cluster_screen(cluster))
     assert "7 finished, 33 cancelled by their clients, 2 failed (1 of them refused)" in _lines(console)[0]
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_an_ipv6_address_is_shown_whole_while_a_cluster_starts(terminal: bool) -> None:
+    console = _terminal(80) if terminal else Console(file=io.StringIO(), width=80)
+    with StartProgress(console) as progress:
+        progress("ray", "ready at [fd00::1]:44971")
+    assert any("ready at [fd00::1]:44971" in line for line in _lines(console))
