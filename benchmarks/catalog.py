@@ -85,10 +85,10 @@ def expand(text: str) -> tuple[str, ...]:
 BENCHMARKS = (
     Benchmark(
         "engine",
-        "the engine against transformers",
-        ENGINE,
+        "the engine against transformers and vLLM",
+        f"{ENGINE} benchmarks/engine_peers.py benchmarks/vllm_side.py benchmarks/vllm_peer.py",
         higher="ratio_to_{generate_batch,static_generate} prefill_ratio_to_matmul decode_ratio_to_linear tokens_per_s "
-        "{generate_batch,static_generate}_tokens_per_s ratio_to_* *tokens_per_s",
+        "{generate_batch,static_generate}_tokens_per_s ratio_to_* *tokens_per_s *tokens_per_s_* answers_equal_to_*",
         lower="ttft_ms tpot_ms",
     ),
     Benchmark(
@@ -117,7 +117,8 @@ BENCHMARKS = (
     Benchmark(
         "router",
         "the router against its peers",
-        f"{ROUTER} {MOCKS} benchmarks/mock_http.py benchmarks/open_loop.py benchmarks/arrivals.py",
+        f"{ROUTER} {MOCKS} benchmarks/router_peers.py benchmarks/mock_http.py benchmarks/open_loop.py "
+        "benchmarks/arrivals.py",
         higher="requests_per_s kept_per_s open_achieved_per_s_20_per_s requests_ratio_to_* kept_ratio_to_* "
         "open_achieved_*",
         lower="router_cpu_ms_per_request open_added_ttft_ms_{p50,p99}_{20_per_s,50_pct} "

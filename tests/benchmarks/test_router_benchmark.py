@@ -1,9 +1,8 @@
-"""`benchmarks.router` end to end at its smallest size, and its parts over real sockets."""
+"""Parts of `benchmarks.router` over real sockets; test_every_benchmark_runs.py runs the whole."""
 
 from __future__ import annotations
 
 import json
-import math
 import subprocess
 import sys
 from contextlib import ExitStack
@@ -12,31 +11,9 @@ import pytest
 
 from benchmarks.mock_http import about, mock_http_process
 from benchmarks.open_loop import OpenSetting, play
-from benchmarks.router import OPEN_SMALLEST, SMALLEST, run
 from benchmarks.router_peers import PEERS, Peer, find_peer, peer_side
 from benchmarks.router_sides import start
 from benchmarks.stream_clients import HttpClient, Refused, drain
-
-
-@pytest.mark.slow
-def test_the_router_is_measured_end_to_end_and_every_figure_is_a_finite_number() -> None:
-    figures = run({}, SMALLEST, OPEN_SMALLEST).figures
-    sides = ["", *(f"_{peer.name}" for peer in PEERS if find_peer(peer, None))]
-    for side in sides:
-        for name in (
-            "requests_per_s",
-            "router_cpu_ms_per_request",
-            "added_ms_p99_2",
-            "added_ttft_ms_p50_2",
-            "open_achieved_per_s_20_per_s",
-            "open_added_ttft_ms_p99_20_per_s",
-            "open_added_per_token_ms_p99_50_pct",
-            "kept_per_s",
-        ):
-            assert name + side in figures
-    assert all(math.isfinite(value) for value in figures.values())
-    assert figures["requests_per_s"] > 0
-    assert figures["open_offered_per_s_20_per_s"] == pytest.approx(20.0)
 
 
 def test_a_peer_that_is_not_installed_is_found_missing_and_a_python_that_does_not_exist_is_refused() -> None:
