@@ -115,17 +115,15 @@ def verdict(value: float | None, goal: Goal | None) -> str:
 
 
 def pivot_table(result: Result, by: str, patterns: Sequence[str]) -> str:
-    """One row for each text in place of {}, in numeric order where they are numbers; one column a pattern."""
-    names = list(result.figures) or known_figures(result.name)
-    readers = [
-        re.compile(re.escape(pattern).replace(r"\{\}", "(.+)").replace(r"\{n\}", r"(\d+)")) for pattern in patterns
-    ]
-    found = [match[1] for name in names for reader in readers if (match := reader.fullmatch(name))]
+    """One row for each text in place of {} of the first pattern, in the order of numbers; one column a pattern."""
+    names = dict.fromkeys((*result.figures, *known_figures(result.name)))
+    first = re.escape(patterns[0]).replace(r"\{\}", "(.+)").replace(r"\{n\}", r"(\d+)")
+    found = [match[1] for name in names if (match := re.fullmatch(first, name))]
     values = list(dict.fromkeys(found))
     if all(re.fullmatch(r"[\d.]+", value) for value in values):
         values.sort(key=float)
     if not values:
-        raise ValueError(f"benchmarks/results/{result.name}.json has no figure {', '.join(patterns)}.")
+        raise ValueError(f"benchmarks/results/{result.name}.json has no figure {patterns[0]}.")
     heads = (by, *(f"`{PLACE.sub('…', pattern)}`" for pattern in patterns))
     rows = [(value, *(cell(PLACE.sub(value, pattern), result) for pattern in patterns)) for value in values]
     return markdown(heads, rows)
