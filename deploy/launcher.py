@@ -46,16 +46,14 @@ def connected(local: LocalRay) -> Iterator[None]:
     os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
     worker.print_to_stdstream = _say_nothing
     with _let_in(local):
-        level = os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its lines would go to the terminal
-        ray.init(
-            address=local.address,
-            namespace=NAMESPACE,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            configure_logging=True,
-        )
-        if level == "fatal":
-            del os.environ["RAY_BACKEND_LOG_LEVEL"]
+        with _muted():
+            ray.init(
+                address=local.address,
+                namespace=NAMESPACE,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                configure_logging=True,
+            )
         if threading.current_thread() is threading.main_thread():
             for number, handler in handlers.items():
                 signal.signal(number, handler)  # Ray's own for SIGTERM aborts the process
@@ -63,6 +61,25 @@ def connected(local: LocalRay) -> Iterator[None]:
             yield
         finally:
             ray.shutdown()
+
+
+@contextlib.contextmanager
+def _muted() -> Iterator[None]:
+    """Ray's C++ part says nothing while it starts, and nothing afterwards: its lines would go to the terminal."""
+    name, terminal = "RAY_BACKEND_LOG_LEVEL", os.dup(2)
+    before = os.environ.get(name)
+    with Path(os.devnull).open("wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    os.environ[name] = "fatal"
+    try:
+        yield
+    finally:
+        os.dup2(terminal, 2)
+        os.close(terminal)
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 def _say_nothing(*words: Any, **how: Any) -> None:
