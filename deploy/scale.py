@@ -17,8 +17,8 @@ from cluster.memory import check_more_memory
 from cluster.resolve import Resolved
 from deploy.ending import Tell
 from deploy.local_ray import LocalRay
-from deploy.machine import machine_facts
 from deploy.look import serving_cluster
+from deploy.machine import machine_facts
 from deploy.running import RunningCluster, update_note
 
 POOLS = ("prefill", "decode", "mixed")

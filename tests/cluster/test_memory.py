@@ -74,7 +74,7 @@ def test_pages_that_are_asked_for_and_do_not_fit_are_refused() -> None:
 def test_more_workers_need_memory_of_their_own() -> None:
     worker = _resolve(4000).worker_memory
     check_more_memory(worker, 2, Free(2 * worker.total))
-    with pytest.raises(ConfigError, match="2 workers more of .* and there are 600 MiB free"):
+    with pytest.raises(ConfigError, match=r"2 workers more of .* and there are 600 MiB free"):
         check_more_memory(worker, 2, Free(600 * MIB))
 
 
