@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import psutil
@@ -15,14 +15,11 @@ from tests.live.test_command_line import BATON, ROOT
 
 
 def _worker(before: set[str]) -> psutil.Process:
-    """The first process that is a worker of a Ray that was started since."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        new = {str(path) for path in Path("/tmp").glob("baton-ray-*")} - before
-        for log in (path for folder in new for path in Path(folder).glob("ray/session_*/logs/worker-*.err")):
-            if "This is worker prefill-0." in log.read_text():
-                return psutil.Process(int(log.stem.rpartition("-")[2]))
-        time.sleep(0.02)
+    """The process of prefill-0 in a Ray that was started since."""
+    new = {str(path) for path in Path("/tmp").glob("baton-ray-*")} - before
+    for log in (path for folder in new for path in Path(folder).glob("ray/session_*/logs/worker-*.err")):
+        if "This is worker prefill-0." in log.read_text():
+            return psutil.Process(int(log.stem.rpartition("-")[2]))
     raise AssertionError("no worker was started")
 
 
@@ -34,7 +31,7 @@ def _worker(before: set[str]) -> psutil.Process:
             signal.SIGKILL,
             "prefill-0 could not start: its process was killed (SIGKILL leaves no word), probably for memory",
         ),
-        (signal.SIGBUS, "prefill-0 could not start: its process died of a Bus error: /dev/shm may be full"),
+        (signal.SIGBUS, "prefill-0 could not start: its process died of a SIGBUS: /dev/shm may be full"),
     ],
 )
 def test_up_says_why_a_worker_died(tmp_path: Path, number: signal.Signals, reason: str) -> None:
@@ -47,8 +44,16 @@ def test_up_says_why_a_worker_died(tmp_path: Path, number: signal.Signals, reaso
         stderr=subprocess.PIPE,
         text=True,
     ) as up:
-        _worker(before).send_signal(number)
-        output, errors = up.communicate(timeout=120)
+        try:
+            assert up.stderr is not None
+            told = ""
+            while not re.search(r"prefill-0 +(loading|warming|registering)", told):
+                told = up.stderr.readline()
+                assert told, "`up` has ended"
+            _worker(before).send_signal(number)
+            output, errors = up.communicate(timeout=120)
+        finally:
+            subprocess.run([*BATON, "down"], env=environment, capture_output=True, timeout=60)
     assert up.returncode == 1
     assert reason in errors
     assert "raylet" not in errors + output
