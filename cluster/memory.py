@@ -9,8 +9,8 @@ from cluster.errors import ConfigError
 
 MIB = 1 << 20
 GIB = 1 << 30
-# Memory that stays a process's own, measured with the built-in model: a worker before its weights and pages (Python,
-# PyTorch, NIXL) 195 MiB; Ray's five processes, the router and the command that starts them 420 MiB.
+# Memory that is a process's own, with room to spare. Measured with the built-in model: a worker before its weights and
+# pages (Python, PyTorch, NIXL) 195 MiB; Ray's processes, the router and the command that starts them at most 420 MiB.
 PROCESS_BYTES = 250 * MIB
 CLUSTER_BYTES = 450 * MIB
 
@@ -138,6 +138,15 @@ def check_memory(worker: WorkerMemory, workers: int, free: Free, context_tokens:
             f"{_workers(workers)} of {worker.words} with Ray and the router ({_rounded(CLUSTER_BYTES)}) need "
             f"{_mib(cluster_bytes(worker, workers))} of memory, and there are {free.words}: start fewer workers, lower "
             f"model.context_tokens (now {context_tokens}), engine.num_pages or engine.swap_memory_gib, or give it more."
+        )
+
+
+def check_more_memory(worker: WorkerMemory, workers: int, free: Free) -> None:
+    """Raise `ConfigError` when workers that join a running cluster would take more than is free beside it."""
+    if workers * worker.total > free.bytes:
+        raise ConfigError(
+            f"{_workers(workers)} more of {worker.words} need {_mib(workers * worker.total)} of memory, and there are "
+            f"{free.words}: start fewer, or start the cluster again with fewer pages (engine.num_pages)."
         )
 
 

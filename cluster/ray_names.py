@@ -2,3 +2,4 @@
 
 NAMESPACE = "baton"
 ROUTER = "router"
+FIRST_WORDS = "This is worker {}.\n"  # of a worker's log, by which it is found

@@ -9,11 +9,12 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import ray
 from ray import _raylet
-from ray._private import ray_constants
+from ray._private import ray_constants, worker
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.address import reachable
@@ -21,8 +22,11 @@ from cluster.errors import ConfigError, NoWorkers
 from cluster.placement import demand
 from cluster.ray_names import NAMESPACE, ROUTER
 from cluster.resolve import Resolved
+from deploy.container_limits import oom_kills
+from deploy.last_words import log_of, why_ended
 from deploy.local_ray import LocalRay, free_port
 from deploy.look import answers
+from deploy.machine import machine_facts
 from deploy.placement_groups import actor_options, release_empty_groups, release_groups, reserve_groups
 from router.actor import RouterActor
 from router.worker_gate import new_link_keys
@@ -40,14 +44,16 @@ def connected(local: LocalRay) -> Iterator[None]:
         raise ConfigError(f"Ray does not answer at {local.address}: start it again, or name another in $RAY_ADDRESS.")
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
+    worker.print_to_stdstream = _say_nothing
     with _let_in(local):
-        ray.init(
-            address=local.address,
-            namespace=NAMESPACE,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            configure_logging=True,
-        )
+        with _muted():
+            ray.init(
+                address=local.address,
+                namespace=NAMESPACE,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                configure_logging=True,
+            )
         if threading.current_thread() is threading.main_thread():
             for number, handler in handlers.items():
                 signal.signal(number, handler)  # Ray's own for SIGTERM aborts the process
@@ -55,6 +61,29 @@ def connected(local: LocalRay) -> Iterator[None]:
             yield
         finally:
             ray.shutdown()
+
+
+@contextlib.contextmanager
+def _muted() -> Iterator[None]:
+    """Ray's C++ part says nothing while it starts, and nothing afterwards: its lines would go to the terminal."""
+    name, terminal = "RAY_BACKEND_LOG_LEVEL", os.dup(2)
+    before = os.environ.get(name)
+    with Path(os.devnull).open("wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    os.environ[name] = "fatal"
+    try:
+        yield
+    finally:
+        os.dup2(terminal, 2)
+        os.close(terminal)
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+def _say_nothing(*words: Any, **how: Any) -> None:
+    """Instead of Ray's paragraphs about processes that died, which it prints in every driver."""
 
 
 @contextlib.contextmanager
@@ -157,6 +186,7 @@ def start_workers(
 
 
 def _wait_loaded(actors: dict[str, Any], tell: Tell) -> None:
+    killed = oom_kills()
     waiting = {actor.wait_loaded.remote(): name for name, actor in actors.items()}
     # One question at a time: an actor without a node yet would find all of them in its queue when it starts.
     asked = {actor.stage.remote(): name for name, actor in actors.items()}
@@ -172,8 +202,9 @@ def _wait_loaded(actors: dict[str, Any], tell: Tell) -> None:
             name = waiting.pop(reference)
             try:
                 error = ray.get(reference)
-            except ray.exceptions.RayError as failure:
-                error = f"its process died ({str(failure).splitlines()[0]})"
+            except ray.exceptions.RayError:
+                logs = Path(worker.global_worker.node.get_logs_dir_path())
+                error = why_ended(log_of(name, logs), oom_kills() > killed, machine_facts().free.words)
             if error:
                 raise ConfigError(f"{name} could not start: {error}")
             tell(name, "serving")

@@ -13,10 +13,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 from cluster.errors import ConfigError
+from cluster.memory import check_more_memory
 from cluster.resolve import Resolved
 from deploy.ending import Tell
 from deploy.local_ray import LocalRay
 from deploy.look import serving_cluster
+from deploy.machine import machine_facts
 from deploy.running import RunningCluster, update_note
 
 POOLS = ("prefill", "decode", "mixed")
@@ -52,7 +54,7 @@ def scale(pool: str, delta: int, pools: Pools, drain: Drain, tell: Tell) -> list
 
     New ones serve when this returns, however long their nodes take to come; if that fails or is interrupted, none of
     them stays. Those that go are drained by `drain` before they end. `tell(name, what it is doing)` hears of progress.
-    Raises `ConfigError` when there is no cluster, no such pool, or too few workers.
+    Raises `ConfigError` when there is no cluster, no such pool, too little memory or too few workers.
     """
     if pool not in POOLS:
         raise ConfigError(f"There is no pool {pool!r}: it is prefill, decode or mixed.")
@@ -65,6 +67,8 @@ def scale(pool: str, delta: int, pools: Pools, drain: Drain, tell: Tell) -> list
     with connected(LocalRay(cluster.ray_address, cluster.ray_folder)):
         live = live_workers(cluster.prefix)
         if delta > 0:
+            if cluster.ray_folder:
+                check_more_memory(resolved.worker_memory, delta, machine_facts().free)
             names = new_names(pool, delta, live | set(cluster.workers))
             _add(cluster, resolved, [(name, pool) for name in names], tell)
         elif names := leaving(pool, -delta, pools):

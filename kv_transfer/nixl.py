@@ -20,6 +20,7 @@ import torch
 
 from cluster.errors import HandoffFailed
 from cluster.worker import Endpoint, PageLayout
+from kv_transfer.shared_memory import free_bytes_of
 from kv_transfer.transport import Notice, TransferEvent, WriteDone, WriteFailed
 
 # NIXL and UCX report every peer that goes away on their own; what matters comes out of `poll`.
@@ -27,6 +28,11 @@ os.environ.setdefault("NIXL_LOG_LEVEL", "FATAL")
 os.environ.setdefault("UCX_LOG_LEVEL", "fatal")
 # Else UCX waits inside `connect` for a peer whose cable is cut, for minutes.
 os.environ.setdefault("UCX_TCP_CONN_NB", "y")
+
+# UCX takes 4.2 MiB of /dev/shm for each agent, crashes where it finds exactly 16 MiB free, and takes none where there
+# is less. Other agents take some too, so 16 MiB must be far away. Memory of System V has no folder that could be full.
+if free_bytes_of("/dev/shm") < 64 << 20:
+    os.environ.setdefault("UCX_TLS", "^posix")
 
 from nixl._api import nixl_agent, nixl_agent_config
 

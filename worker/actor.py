@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import threading
 import traceback
 import uuid
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 import ray
 
 from cluster.plan import WorkerPlan
+from cluster.ray_names import FIRST_WORDS
 
 if TYPE_CHECKING:
     from worker.loop import WorkerLoop
@@ -25,6 +27,8 @@ class WorkerActor:
     """
 
     def __init__(self, plan: WorkerPlan) -> None:
+        sys.stderr.write(FIRST_WORDS.format(plan.name))
+        sys.stderr.flush()
         self._plan = plan
         self._stage = "starting"
         self._error = ""

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from cluster.config import parse_config
 from cluster.errors import ConfigError
-from cluster.memory import CLUSTER_BYTES, GIB, MIB, PROCESS_BYTES, cluster_bytes
+from cluster.memory import CLUSTER_BYTES, GIB, MIB, PROCESS_BYTES, Free, check_more_memory, cluster_bytes
 from cluster.resolve import MachineFacts, ModelFacts, Resolved, resolve
 
 # Pages of 1 MiB in float32, of which a request needs 17; 100 MiB of weights.
@@ -69,6 +69,13 @@ def test_pages_that_are_asked_for_and_do_not_fit_are_refused() -> None:
         _resolve(4000, "[engine]\nnum_pages = 5000")
     with pytest.raises(ConfigError, match="8192 host swap"):
         _resolve(4000, "[engine]\nswap_memory_gib = 8")
+
+
+def test_more_workers_need_memory_of_their_own() -> None:
+    worker = _resolve(4000).worker_memory
+    check_more_memory(worker, 2, Free(2 * worker.total))
+    with pytest.raises(ConfigError, match=r"2 workers more of .* and there are 600 MiB free"):
+        check_more_memory(worker, 2, Free(600 * MIB))
 
 
 def test_workers_elsewhere_have_memory_of_their_own() -> None:

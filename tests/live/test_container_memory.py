@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -59,8 +60,13 @@ def run(groups: list[Path], tmp_path: Path) -> Run:
 @pytest.fixture(scope="module")
 def large_pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint with pages of 1 MiB in float32."""
-    shape = {"num_hidden_layers": 8, "num_attention_heads": 8, "num_key_value_heads": 8, "head_dim": 128}
-    return build_checkpoint(tmp_path_factory.mktemp("large"), "qwen3", **shape)
+    shape: dict[str, Any] = {
+        "num_hidden_layers": 8,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+    }
+    return build_checkpoint(tmp_path_factory.mktemp("large"), "qwen3", head_dim=128, **shape)
 
 
 def test_two_workers_with_large_pages_serve_under_1600_mib(

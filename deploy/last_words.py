@@ -1,0 +1,41 @@
+"""Why a worker's process ended, from what it left in its log and what the kernel counted."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import psutil
+
+from cluster.ray_names import FIRST_WORDS
+
+# How Python, UCX and Ray each report a deadly signal.
+_DEADLY = re.compile(
+    r"Fatal Python error: (?P<python>.+)|Caught signal \d+ \((?P<ucx>[^:)]+)|\*\*\* (?P<ray>SIG\w+) received"
+)
+# Ray's marks, addresses of stacks, lists of modules: nothing that a person could use.
+_NOISE = re.compile(r"^(:(actor|job|task)|\s|\[|=+|Extension modules|Current thread|Thread 0x|Fatal Python|\*\*\*|$)")
+
+
+def why_ended(log: str, killed_for_memory: bool, free_words: str) -> str:
+    """One clause: the signal or the last line of the log, and memory where that was the reason."""
+    signal = next((found for found in map(_DEADLY.search, log.splitlines()) if found), None)
+    if signal:
+        name = next(filter(None, signal.groups())).strip()
+        memory = ": /dev/shm may be full" if name in ("Bus error", "SIGBUS") else ""
+        return f"its process died of a {name}{memory}"
+    if killed_for_memory:
+        return f"its process was killed by the kernel for memory; {free_words}"
+    lines = [line.strip() for line in log.splitlines() if not _NOISE.match(line)]
+    if lines:
+        return f"its process ended; the last line of its log: {lines[-1]}"
+    return f"its process was killed (SIGKILL leaves no word), probably for memory; {free_words}"
+
+
+def log_of(name: str, folder: Path) -> str:
+    """What the worker's newest process that ended wrote to Ray's folder of logs; empty where that is elsewhere."""
+    mark = FIRST_WORDS.format(name)
+    written = sorted(folder.glob("worker-*.err"), key=lambda path: path.stat().st_mtime, reverse=True)
+    ended = [path for path in written if not psutil.pid_exists(int(path.stem.rpartition("-")[2]))]
+    texts = (path.read_text(errors="replace") for path in ended)
+    return next((text.rpartition(mark)[2] for text in texts if mark in text), "")

@@ -1,0 +1,61 @@
+"""The reason of a worker's death is found in its log, in one clause."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from cluster.ray_names import FIRST_WORDS
+from deploy.last_words import log_of, why_ended
+
+FREE = "12 MiB free under the limit of 600 MiB"
+BUS = """:job_id:01000000
+:actor_name:prefill-0
+[host:123 :0:124] Caught signal 7 (Bus error: nonexistent physical address)
+==== backtrace (tid: 124) ====
+ 0 0x000000000003c050 __sigaction()
+=================================
+Fatal Python error: Bus error
+
+Thread 0x00007f (most recent call first):
+  File "x.py", line 5 in run
+
+Extension modules: numpy, torch (total: 2)
+"""
+
+
+@pytest.mark.parametrize(
+    ("log", "killed", "reason"),
+    [
+        (BUS, False, "its process died of a Bus error: /dev/shm may be full"),
+        ("Fatal Python error: Segmentation fault\n", False, "its process died of a Segmentation fault"),
+        ("*** SIGABRT received at time=1 on cpu 0 ***\n", False, "its process died of a SIGABRT"),
+        (
+            ":actor_name:a\nOSError: no device\n\n",
+            False,
+            "its process ended; the last line of its log: OSError: no device",
+        ),
+        (":actor_name:a\n", False, f"its process was killed (SIGKILL leaves no word), probably for memory; {FREE}"),
+        ("a warning\n", True, f"its process was killed by the kernel for memory; {FREE}"),
+    ],
+)
+def test_the_reason_is_one_clause(log: str, killed: bool, reason: str) -> None:
+    assert why_ended(log, killed, FREE) == reason
+
+
+def test_the_newest_log_of_a_process_that_ended_is_read(tmp_path: Path) -> None:
+    gone = 1 << 22  # beyond the largest number of a process
+    logs = (
+        ("decode-0", "of the process that was started again", os.getpid()),
+        ("decode-0", "new", gone),
+        ("decode-0", "old", gone + 1),
+        ("decode-01", "not mine", gone + 2),
+    )
+    for age, (name, text, pid) in enumerate(logs):
+        path = tmp_path / f"worker-{age}-01000000-{pid}.err"
+        path.write_text(f":job_id:1\n{FIRST_WORDS.format(name)}{text}\n")
+        os.utime(path, (1000 - age, 1000 - age))
+    assert log_of("decode-0", tmp_path) == "new\n"
+    assert log_of("prefill-0", tmp_path) == ""
