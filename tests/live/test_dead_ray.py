@@ -46,9 +46,9 @@ def _noted(tmp_path: Path) -> RunningCluster:
 
 
 def _kill(cluster: RunningCluster, words: str) -> None:
-    """Kill the process of this cluster's Ray that has these words in its command."""
+    """Kill the process of this cluster's Ray whose program has these words: a raylet's options name its agents, too."""
     for process in LocalRay(cluster.ray_address, cluster.ray_folder).processes():
-        if words in " ".join(process.cmdline()):
+        if words in " ".join(process.cmdline()[:4]):
             process.kill()
             return
     raise AssertionError(f"no {words}")
