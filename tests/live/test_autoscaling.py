@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from ray._private.services import get_node_ip_address
+from ray._private.services import node_ip_address_from_perspective
 
 import baton
 from deploy.local_ray import LocalRay, free_port, start_local_ray
@@ -84,10 +84,12 @@ def growing_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Loc
     """A Ray head with room for one worker of each pool; its autoscaler may bring a node for a prefill worker."""
     monkeypatch.setenv("RAY_FAKE_CLUSTER", "1")
     monkeypatch.setenv("AUTOSCALER_UPDATE_INTERVAL_S", "1")
-    port = free_port()
+    # Not what the Ray says that other tests of this process are connected to: that one is on loopback.
+    host = node_ip_address_from_perspective()
+    port = free_port(host)
     provider = {
         "type": "fake_multinode",
-        "gcs_address": f"{get_node_ip_address()}:{port}",
+        "gcs_address": f"{host}:{port}",
         "disable_launch_config_check": True,
         "disable_node_updaters": True,
         "use_node_id_as_ip": True,
@@ -96,7 +98,7 @@ def growing_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Loc
     config.write_text(json.dumps({**AUTOSCALER, "provider": provider}))
     resources = '--resources={"baton_decode": 1, "baton_prefill": 1}'
     options = [f"--autoscaling-config={config}", "--num-cpus=1", resources, "--labels=pool=prefill"]
-    ray = start_local_ray(port=port, options=options, host=get_node_ip_address())
+    ray = start_local_ray(port=port, options=options, host=host)
     try:
         yield ray
     finally:
