@@ -66,7 +66,7 @@ def large_pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "num_key_value_heads": 8,
         "head_dim": 128,
     }
-    return build_checkpoint(tmp_path_factory.mktemp("large"), "qwen3", head_dim=128, **shape)
+    return build_checkpoint(tmp_path_factory.mktemp("large"), "qwen3", **shape)
 
 
 def test_two_workers_with_large_pages_serve_under_1600_mib(
