@@ -45,6 +45,8 @@ class TokenStream(Iterator[Token]):
             try:
                 if self._call is None:
                     self._call = self._resumed()
+                    if self._cancelled:  # by another thread, which saw no call
+                        self._call.cancel()
                 response = next(self._call)
             except grpc.RpcError as error:
                 pause_s = self._history.pause_s(error, asking=self._call is None)
@@ -56,10 +58,10 @@ class TokenStream(Iterator[Token]):
 
     def _resumed(self) -> Any:
         """A call for the rest, to a router that has just answered."""
-        model = inference_pb2.GetModelRequest()
-        self._stub.GetModel(model, timeout=self._history.ask_s, metadata=self._metadata)
         if self._cancelled:
             raise Cancelled(CANCELLED)
+        model = inference_pb2.GetModelRequest()
+        self._stub.GetModel(model, timeout=self._history.ask_s, metadata=self._metadata)
         return self._stub.Generate(self._history.rest(), timeout=self._history.remaining_s, metadata=self._metadata)
 
     @property
@@ -202,6 +204,8 @@ class AsyncTokenStream(AsyncIterator[Token]):
 
     async def _resumed(self) -> Any:
         """A call for the rest, to a router that has just answered."""
+        if self._cancelled:
+            raise Cancelled(CANCELLED)
         model = inference_pb2.GetModelRequest()
         await self._stub.GetModel(model, timeout=self._history.ask_s, metadata=self._metadata)
         if self._cancelled:

@@ -56,7 +56,7 @@ def error_from_rpc(error: grpc.RpcError, address: str, limit_s: float | None = N
     if status == "RESOURCE_EXHAUSTED" and "larger than max" in details:
         return InvalidRequest(f"A message is too large ({details}): the router's limit is access.max_message_mib.")
     if status == "RESOURCE_EXHAUSTED":
-        return Overloaded(details or status, _retry_after_s(told))
+        return Overloaded(details or status, retry_after_s(told))
     if kind is not None:
         return kind(details or status)
     if status == "UNAVAILABLE":
@@ -111,6 +111,8 @@ def _silent(address: str) -> str:
 def cause(details: str) -> str:
     """Why a connection failed, in a few words, from what gRPC says about it."""
     low = details.lower()
+    if low.startswith(("recvmsg", "sendmsg", "socket closed")):  # an open connection, whatever the system calls its end
+        return BROKEN_OFF
     if "settings frame" in low or "timed out" in low or "deadline" in low:
         return SILENT
     if "refused" in low:
@@ -140,7 +142,7 @@ def _tls_refusal(details: str, address: str) -> BatonError | None:
     return None
 
 
-def _retry_after_s(told: dict[str, str]) -> float | None:
+def retry_after_s(told: dict[str, str]) -> float | None:
     """When the router says there may be room again."""
     after_ms = told.get("retry-after-ms", "")
     return int(after_ms) / 1000 if after_ms.isdigit() else None

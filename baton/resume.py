@@ -13,7 +13,15 @@ from dataclasses import dataclass, field
 import grpc
 
 from baton.answer import Answer, Token, read_answer, read_tokens
-from baton.errors import BROKEN_OFF, DeadlineExceeded, InternalError, NoWorkers, cause, error_from_rpc
+from baton.errors import (
+    BROKEN_OFF,
+    DeadlineExceeded,
+    InternalError,
+    NoWorkers,
+    cause,
+    error_from_rpc,
+    retry_after_s,
+)
 from baton.v1 import inference_pb2
 from cluster.errors import ERRORS_BY_NAME, BatonError
 
@@ -66,7 +74,10 @@ class Resume:
         late = status == "DEADLINE_EXCEEDED"
         if not name and late and not asking:
             raise self._late() from None
-        if not (status == "UNAVAILABLE" or (asking and late)) or (name and name not in _RETRIED):
+        # After a restart of the router all streams come back at once: there is room again as soon as some have.
+        full = name == "Overloaded" and self.breaks > 0
+        away = (status == "UNAVAILABLE" or (asking and late)) and (not name or name in _RETRIED)
+        if not (away or full):
             raise error_from_rpc(error, self.address, self.timeout_s) from None
         if not self.breaks and (name or (not self.tokens and why != BROKEN_OFF)):
             raise error_from_rpc(error, self.address, self.timeout_s) from None
@@ -78,6 +89,8 @@ class Resume:
             raise self._given_up(ERRORS_BY_NAME[name](details) if name else None, why) from None
         self.breaks += 1
         self._tries += 1
+        if full:
+            return max(RETRY_S, min(retry_after_s(told) or 0.0, ASK_S))
         return RETRY_S if name or self._tries > 1 else 0.0
 
     def _late(self) -> DeadlineExceeded:
@@ -105,8 +118,8 @@ class Resume:
     def ask_s(self) -> float:
         """How long to wait for a sign of the router: no longer than the stream itself may still take."""
         broken_s = 0.0 if self._broken_s is None else time.monotonic() - self._broken_s
-        bounds = (ASK_S, self.give_up_s - broken_s, *filter(None, [self.remaining_s]))
-        return max(0.01, min(bounds))
+        left_s = self.remaining_s
+        return max(0.01, min(ASK_S, self.give_up_s - broken_s, ASK_S if left_s is None else left_s))
 
     @property
     def remaining_s(self) -> float | None:

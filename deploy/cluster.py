@@ -42,7 +42,7 @@ def resolve_here(config: BatonConfig) -> Resolved:
         name=config.model.path or BUILTIN,
         context_tokens=model.context_tokens,
         kv_values_per_token=2 * model.num_layers * model.num_kv_heads * model.head_dim,
-        sampling=read_sampling_defaults(folder),
+        sampling=read_sampling_defaults(folder) if config.model.generation_config == "auto" else {},
         num_parameters=model.num_parameters,
         layer_values=2 * model.hidden_size + model.qkv_size + 3 * model.intermediate_size,
         vocab_size=model.vocab_size,

@@ -176,7 +176,7 @@ def _window(raw: Mapping[str, Any], architecture: str) -> int | None:
         return int(window)
     kinds = raw.get("layer_types")
     if kinds is None:
-        slides = raw["max_window_layers"] < raw["num_hidden_layers"]
+        slides = raw["use_sliding_window"] and raw["max_window_layers"] < raw["num_hidden_layers"]
     else:
         unknown = sorted(set(kinds) - {"full_attention", "sliding_attention"})
         if unknown:

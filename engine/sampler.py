@@ -89,7 +89,10 @@ def read(drawn: Drawn) -> list[SampledToken]:
 
 def _like(logits: torch.Tensor, values: Seq[Any], dtype: torch.dtype | None = None) -> torch.Tensor:
     """Values beside the logits; a copy to a device is queued, not waited for."""
-    tensor = torch.tensor(values, dtype=dtype)
+    return _beside(logits, torch.tensor(values, dtype=dtype))
+
+
+def _beside(logits: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
     return tensor.pin_memory().to(logits.device, non_blocking=True) if logits.is_cuda else tensor
 
 
@@ -115,7 +118,9 @@ def _penalise(logits: torch.Tensor, sequences: Seq[Sequence]) -> None:
             continue
         scores = logits[row]
         if sampling.repetition_penalty != 1.0:
-            seen = _like(logits, sorted(set(sequence.tokens)))
+            # A copy: the sequence's own array must be free to grow.
+            distinct = torch.frombuffer(sequence.distinct_tokens(), dtype=torch.int64).clone()
+            seen = _beside(logits, distinct)
             values = scores[seen]
             factor = sampling.repetition_penalty
             scores[seen] = torch.where(values > 0, values / factor, values * factor)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass, field
 
 from cluster.request import FinishReason, Request, SamplingParams
@@ -25,6 +26,9 @@ class Sequence:
     page_table: list[int] = field(default_factory=list)
     page_hashes: list[bytes] = field(default_factory=list)  # of the leading full pages, as far as they were needed
     committed: int = 0  # leading pages that others can match
+    _distinct: array[int] = field(default_factory=lambda: array("q"))  # each of the first `_looked_at` tokens once
+    _known: set[int] = field(default_factory=set)
+    _looked_at: int = 0
 
     @classmethod
     def start(cls, request: Request, emitted: tuple[int, ...] = ()) -> Sequence:
@@ -50,6 +54,15 @@ class Sequence:
     @property
     def uncomputed(self) -> int:
         return len(self.tokens) - self.computed
+
+    def distinct_tokens(self) -> array[int]:
+        """Each of `tokens` once (64-bit integers). A step looks only at those that are new."""
+        for token in self.tokens[self._looked_at :]:
+            if token not in self._known:
+                self._known.add(token)
+                self._distinct.append(token)
+        self._looked_at = len(self.tokens)
+        return self._distinct
 
     @property
     def decoding(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,15 @@ class Tokenizer:
             self._has_text[token_id] = 1
         for token_id in self._special.values():
             self._has_text[token_id] = 0
+        self._beginning = self._find_beginning()
         self._byte_ids = self._find_byte_ids()
         self._byte_of = {token_id: byte for byte, token_id in enumerate(self._byte_ids)}
+
+    def _find_beginning(self) -> list[int]:
+        """The special tokens that are put before every text."""
+        encoding = self._fast.encode("a")
+        pairs = zip(encoding.ids, encoding.special_tokens_mask, strict=True)
+        return [token_id for token_id, _ in itertools.takewhile(lambda pair: pair[1], pairs)]
 
     def _find_byte_ids(self) -> tuple[int, ...]:
         token_ids = [self._fast.token_to_id(f"<0x{byte:02X}>") for byte in range(256)]
@@ -72,12 +80,10 @@ class Tokenizer:
         A rendered chat template does: a second beginning of sequence would cost quality. Other threads run meanwhile.
         """
         # Not `encode`, which keeps Python's global lock for all of a text.
-        encoding = self._fast.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0]
-        token_ids: list[int] = encoding.ids
-        added = 0
-        while added < len(token_ids) and encoding.special_tokens_mask[added]:
-            added += 1
-        return token_ids[added:] if added and token_ids[added : 2 * added] == token_ids[:added] else token_ids
+        token_ids: list[int] = self._fast.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
+        added = len(self._beginning) if add_special_tokens else 0
+        doubled = added and token_ids[:added] == token_ids[added : 2 * added] == self._beginning
+        return token_ids[added:] if doubled else token_ids
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of some tokens; special tokens have none."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from cluster.errors import Overloaded
 
 MAX_THREADS = 4  # one encodes one to three MB of text a second
 MAX_WAITING_BYTES = 16 << 20
+SHORT_BYTES = 16 << 10  # a text up to this takes milliseconds
 RETRY_AFTER_S = 1.0  # in which a thread makes room for many a prompt
 
 
@@ -27,20 +29,23 @@ def _threads() -> int:
 
 
 @dataclass(eq=False)
-class EncodingPool:
-    """Encodes texts of any size in a few threads, first come, first served.
+class Lane:
+    """Encodes texts in a few threads, first come, first served.
 
-    Even a small text leaves the event loop: the threads take turns with it, so a rule by size would save little.
+    A text counts as waiting from its call until its thread has ended, also when its caller has left by then: texts
+    are never held elsewhere.
     """
 
     encode_text: Encode
-    num_threads: int = field(default_factory=_threads)
+    num_threads: int
     max_waiting_bytes: int = MAX_WAITING_BYTES
     waiting_bytes: int = 0  # of texts that are being encoded, too
     _threads: ThreadPoolExecutor = field(init=False)
+    _free: asyncio.Semaphore = field(init=False)  # so that no text waits in the executor, which would keep it
 
     def __post_init__(self) -> None:
         self._threads = ThreadPoolExecutor(self.num_threads, "encode")
+        self._free = asyncio.Semaphore(self.num_threads)
 
     async def encode(self, text: str, num_bytes: int, add_special_tokens: bool) -> list[int]:
         """Token ids of a text of so many bytes; raises `Overloaded` when too much waits already.
@@ -55,7 +60,37 @@ class EncodingPool:
             )
         self.waiting_bytes += num_bytes
         try:
-            loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._threads, self.encode_text, text, add_special_tokens)
-        finally:
+            await self._free.acquire()
+        except BaseException:
             self.waiting_bytes -= num_bytes
+            raise
+        loop = asyncio.get_running_loop()
+
+        def ended(_: object) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed, and with it all that waited
+                loop.call_soon_threadsafe(self._ended, num_bytes)
+
+        job = self._threads.submit(self.encode_text, text, add_special_tokens)
+        job.add_done_callback(ended)
+        return await asyncio.wrap_future(job)
+
+    def _ended(self, num_bytes: int) -> None:
+        self.waiting_bytes -= num_bytes
+        self._free.release()
+
+
+@dataclass(eq=False)
+class EncodingPool:
+    """Encodes texts of any size off the event loop. Short ones do not wait behind long ones, which may take seconds."""
+
+    encode_text: Encode
+    short: Lane = field(init=False)
+    long: Lane = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.short, self.long = Lane(self.encode_text, 1), Lane(self.encode_text, _threads())
+
+    async def encode(self, text: str, num_bytes: int, add_special_tokens: bool) -> list[int]:
+        """As `Lane.encode`; each lane has a bound of its own."""
+        lane = self.short if num_bytes <= SHORT_BYTES else self.long
+        return await lane.encode(text, num_bytes, add_special_tokens)

@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError
 
 from baton import wire
 from baton.v1 import inference_pb2
-from cluster.errors import BatonError, Cancelled, InternalError, InvalidRequest, PromptTooLong
+from cluster.errors import BatonError, Cancelled, DeadlineExceeded, InternalError, InvalidRequest, PromptTooLong
 from cluster.request import Objectives, Request, SamplingParams
 from cluster.sampling import SamplingDefaults, with_defaults
 from engine.model_config import ModelConfig
@@ -32,6 +32,7 @@ from router.reloaded import Reloaded
 from router.stream import TextToken
 
 MAX_NAME_BYTES = 256
+DEADLINE_SLACK_S = 0.1  # a client's own clock ends the call a moment before ours
 MAX_TOKENS_PER_MESSAGE = 1000  # with log-probabilities some 300 KiB; most gRPC clients accept 4 MiB
 T = TypeVar("T")
 SERVICE = "baton.v1.Inference"
@@ -95,6 +96,9 @@ class InferenceService:
         except grpc.aio.AbortError:
             raise
         except asyncio.CancelledError:
+            left_s = context.time_remaining()
+            if left_s is not None and left_s <= DEADLINE_SLACK_S:
+                ended = DeadlineExceeded("The deadline passed before the answer was complete.")
             raise
         except Exception as error:
             ended = InternalError(f"The stream could not be written: {error}.")
@@ -131,6 +135,7 @@ class InferenceService:
     async def _request(
         self, message: inference_pb2.GenerateRequest, tenant: str, context: grpc.aio.ServicerContext
     ) -> Request:
+        arrival_s = self.driver.clock()  # waiting to be tokenised counts towards the time to the first token
         if len(message.request_id) > MAX_NAME_BYTES or len(message.tenant) > MAX_NAME_BYTES:
             raise InvalidRequest(f"request_id and tenant may have at most {MAX_NAME_BYTES} characters.")
         match message.WhichOneof("prompt"):
@@ -147,7 +152,7 @@ class InferenceService:
             request_id=message.request_id or uuid.uuid4().hex,
             prompt=prompt,
             sampling=sampling,
-            arrival_s=now,
+            arrival_s=arrival_s,
             deadline_s=None if remaining_s is None else now + remaining_s,
             priority=message.priority,
             tenant=tenant,
@@ -159,8 +164,10 @@ class InferenceService:
         seed = self.seeds.getrandbits(63) if sampling.seed is None else sampling.seed
         max_tokens = min(sampling.max_tokens, room)
         min_tokens = min(sampling.min_tokens, max_tokens)
-        # A special token has no text that a stop string could match.
-        stop_token_ids = (*sampling.stop_token_ids, *self.model.tokenizer.special_ids(sampling.stop))
+        # A special token has no text that a stop string could match. A tokenizer may know more than the model has.
+        special_ids = self.model.tokenizer.special_ids(sampling.stop)
+        known = (token_id for token_id in special_ids if token_id < self.model.config.vocab_size)
+        stop_token_ids = (*sampling.stop_token_ids, *known)
         sampling = replace(sampling, stop_token_ids=tuple(dict.fromkeys(stop_token_ids)))
         return replace(request, sampling=replace(sampling, seed=seed, max_tokens=max_tokens, min_tokens=min_tokens))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -15,7 +16,7 @@ import pytest
 import baton.connection
 from baton.admin import Admin
 from baton.client import AsyncClient, Client
-from baton.errors import BatonError, Cancelled, DeadlineExceeded, NoWorkers
+from baton.errors import BatonError, Cancelled, DeadlineExceeded, NoWorkers, Overloaded
 from baton.v1 import admin_pb2
 from tests.baton.fake_admin import FakeAdmin, operation
 from tests.baton.fake_admin import serving as serving_admin
@@ -173,10 +174,36 @@ def test_a_deadline_ends_the_attempts_to_reach_the_router_again(stream: Callable
 
 
 @pytest.mark.parametrize("stream", STREAMS)
+def test_a_broken_stream_waits_for_room_at_a_router_that_came_back(stream: Callable[..., list[int]]) -> None:
+    def full(fake: FakeInference, request: object, context: grpc.ServicerContext) -> Any:
+        context.set_trailing_metadata((("baton-error", "Overloaded"), ("retry-after-ms", "10")))
+        context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "Full.")
+        yield
+
+    with serving(FakeInference([breaks_after(1), full, full, slow(0.0, 2, 3)])) as (address, _):
+        assert stream(address) == [1, 2, 3]
+    with serving(FakeInference([full])) as (address, _):
+        assert isinstance(_failure(lambda: stream(address), within_s=3.0), Overloaded)  # a new one is refused at once
+
+
+@pytest.mark.parametrize("stream", STREAMS)
 def test_a_stream_is_cancelled_while_its_router_is_away(stream: Callable[..., list[int]]) -> None:
     fake = FakeInference([breaks_after(1), slow(0.01, 2, 3)])
     with serving(fake) as (address, _), pytest.raises(Cancelled):
         stream(address, lambda one, running: running.cancel() if one == 1 else None)
+
+
+@pytest.mark.parametrize("stream", STREAMS)
+def test_a_stream_is_cancelled_while_nothing_answers(stream: Callable[..., list[int]]) -> None:
+    with serving(FakeInference([slow(0.01, *range(100))])) as (address, server):
+
+        def end_it(one: int, running: Any) -> None:
+            if one == 2:
+                server.stop(0).wait()
+                threading.Timer(0.5, running.cancel).start()
+
+        error = _failure(lambda: stream(address, end_it, give_up_s=30.0), within_s=8.0)
+    assert isinstance(error, Cancelled)
 
 
 def test_a_router_that_hangs_is_told_with_the_limit() -> None:

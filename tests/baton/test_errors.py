@@ -90,6 +90,7 @@ def test_what_the_router_says_stays_its_own() -> None:
         ("failed to connect to all addresses; last error: UNKNOWN: ipv4:127.0.0.1:1: connection attempt timed out "
          "before receiving SETTINGS frame", SILENT),
         ("Deadline Exceeded", SILENT),
+        ("recvmsg:Connection timed out", BROKEN_OFF),
         ("errors resolving a.b:1: [field:hostname lookup error:address lookup failed for a.b:1]", UNKNOWN_NAME),
         ("DNS resolution failed for a.b:1: Domain name not found", UNKNOWN_NAME),
         ("failed to connect to all addresses; last error: UNKNOWN: ipv4:127.0.0.1:9: Failed to connect to remote host: "

@@ -277,8 +277,12 @@ def _config(data: bytes) -> None:
 
 
 @cache
+def _made() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="fuzz-")  # removed when the process ends
+
+
 def _folder() -> Path:
-    return Path(tempfile.mkdtemp(prefix="fuzz-"))
+    return Path(_made().name)
 
 
 MOONCAKE = b'{"timestamp": 3000, "input_length": 1000, "output_length": 5, "hash_ids": [0, 1]}\n' * 3

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 import baton
-from baton.errors import Cancelled
+from baton.errors import Cancelled, DeadlineExceeded
 from benchmarks.process_cluster import ProcessCluster
 from tests.live.processes import Play
 
@@ -31,6 +31,19 @@ def test_a_cancelled_stream_is_an_error_of_its_own(play: Play, begun: bool) -> N
         assert cancelled + begun <= ended.cancelled <= cancelled + 1  # one not begun may not have got there
 
     play(leave)
+
+
+def test_a_request_that_its_deadline_ended_has_failed(play: Play) -> None:
+    async def wait(cluster: ProcessCluster, client: baton.AsyncClient) -> None:
+        before = cluster.router.driver.core.explanations
+        failed, cancelled = before.failed, before.cancelled
+        with pytest.raises(DeadlineExceeded):
+            await client.generate([6] * 30, max_tokens=900, ignore_eos=True, timeout_s=0.3)
+        await cluster.until(lambda: not cluster.router.driver.core.live)
+        ended = cluster.router.driver.core.explanations
+        assert (ended.failed, ended.cancelled) == (failed + 1, cancelled)
+
+    play(wait)
 
 
 def test_a_cancelled_reader_is_cancelled(play: Play) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +15,7 @@ from baton.v1 import inference_pb2
 from cluster.errors import Overloaded
 from engine.model_config import model_config
 from engine.tokenizer import Tokenizer
-from router.encoding import EncodingPool
+from router.encoding import SHORT_BYTES, EncodingPool, Lane
 from router.server import InferenceService, ServedModel
 from tests.checkpoints import byte_tokenizer
 from tests.fuzz.targets import CONFIG
@@ -83,7 +84,7 @@ def test_no_text_however_short_is_encoded_on_the_event_loop(
 
 def test_the_event_loop_goes_on_while_many_big_texts_wait() -> None:
     gated = _Gated()
-    pool = EncodingPool(gated.encode, num_threads=2)
+    pool = Lane(gated.encode, num_threads=2)
 
     async def ask() -> None:
         waiting = [asyncio.ensure_future(pool.encode(BIG, len(BIG), True)) for _ in range(200)]
@@ -102,7 +103,7 @@ def test_the_event_loop_goes_on_while_many_big_texts_wait() -> None:
 
 def test_a_text_more_than_may_wait_is_refused_with_when_to_retry() -> None:
     gated = _Gated()
-    pool = EncodingPool(gated.encode, num_threads=1, max_waiting_bytes=100)
+    pool = Lane(gated.encode, num_threads=1, max_waiting_bytes=100)
 
     async def ask() -> None:
         huge = asyncio.ensure_future(pool.encode("h" * 500, 500, True))  # alone any size is taken
@@ -126,7 +127,7 @@ def test_a_text_more_than_may_wait_is_refused_with_when_to_retry() -> None:
 
 def test_a_text_whose_caller_has_left_is_not_encoded_and_makes_room() -> None:
     gated = _Gated()
-    pool = EncodingPool(gated.encode, num_threads=1)
+    pool = Lane(gated.encode, num_threads=1)
 
     async def ask() -> None:
         first = asyncio.ensure_future(pool.encode("first", 5, True))
@@ -142,6 +143,61 @@ def test_a_text_whose_caller_has_left_is_not_encoded_and_makes_room() -> None:
 
     asyncio.run(ask())
     assert gated.texts == ["first", "last"]
+
+
+def test_a_text_counts_until_its_thread_has_ended_even_if_its_caller_leaves() -> None:
+    gated = _Gated()
+    pool = Lane(gated.encode, num_threads=1, max_waiting_bytes=100)
+
+    async def ask() -> None:
+        for _ in range(3):  # a caller that sends and leaves, again and again, must not fill the memory
+            begun = asyncio.ensure_future(pool.encode("b" * 80, 80, True))
+            await _until(lambda: bool(gated.texts))
+            begun.cancel()
+            await asyncio.gather(begun, return_exceptions=True)
+            assert pool.waiting_bytes == 80
+            with pytest.raises(Overloaded):
+                await pool.encode("c" * 80, 80, True)
+            gated.open.set()
+            await _until(lambda: pool.waiting_bytes == 0)
+            gated.open.clear()
+            gated.texts.clear()
+
+    asyncio.run(ask())
+
+
+def test_a_short_text_does_not_wait_behind_long_ones() -> None:
+    gated = _Gated()
+
+    def encode(text: str, add_special_tokens: bool) -> list[int]:
+        return gated.encode(text, add_special_tokens) if len(text) > SHORT_BYTES else [1]
+
+    pool = EncodingPool(encode)
+
+    async def ask() -> None:
+        long = [asyncio.ensure_future(pool.encode(BIG, len(BIG), True)) for _ in range(20)]
+        await _until(lambda: len(gated.texts) == pool.long.num_threads)
+        assert await pool.encode("short", 5, True) == [1]
+        gated.open.set()
+        await asyncio.gather(*long)
+
+    asyncio.run(ask())
+
+
+def test_a_special_token_that_the_model_does_not_have_never_reaches_a_worker(tokenizer: Tokenizer) -> None:
+    service = _service(tokenizer)
+    message = inference_pb2.GenerateRequest(text="a")
+    message.sampling.stop.extend(["<pad>", "<eos>"])
+    ids = tokenizer.special_ids(["<pad>", "<eos>"])
+    config = model_config({**CONFIG, "vocab_size": max(ids), "eos_token_id": 0})  # the tokenizer has one id more
+    small = replace(service.model, config=config)
+    tokens = [1]
+    service = InferenceService(service.driver, small)
+    service.encoding = EncodingPool(lambda text, add_special_tokens: tokens)
+    context = SimpleNamespace(time_remaining=lambda: None)
+    request = asyncio.run(service._request(message, "", context))  # type: ignore[arg-type]
+    assert request.sampling.stop_token_ids == tuple(token_id for token_id in ids if token_id < max(ids))
+    assert len(ids) == 2
 
 
 def test_a_special_token_among_the_stop_strings_stops_as_a_token(tokenizer: Tokenizer) -> None:
