@@ -98,7 +98,7 @@ def _said(facts: dict[str, Any], key: str) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """0 when the two could be read, whatever they say."""
+    """0 when the two could be read and share a figure, whatever they say."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.compare",
         description=__doc__,
@@ -113,6 +113,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     console = Console()
+    if not changes(old, new):
+        print(
+            f"Nothing to compare: {options.old} ({old.name}) and {options.new} ({new.name}) share no figure.",
+            file=sys.stderr,
+        )
+        return 2
     for sentence in warnings(old, new):
         console.print(sentence, style="bold", markup=False)
     table = Table("figure", "old", "new", "new / old", "better", title=f"benchmarks.{new.name}", title_justify="left")

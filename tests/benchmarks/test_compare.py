@@ -70,3 +70,11 @@ def test_the_command_prints_ratios_and_refuses_what_is_no_result(
     (tmp_path / "new.json").write_text("[]")
     assert main([str(tmp_path / "old.json"), str(tmp_path / "new.json")]) == 2
     assert "new.json is no result of a benchmark" in capsys.readouterr().err
+
+
+def test_two_runs_without_a_common_figure_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = Result("router", {"requests_per_s": 5.0})
+    for name, result in (("old", OLD), ("new", other)):
+        write_json(tmp_path / f"{name}.json", result.to_json())
+    assert main([str(tmp_path / "old.json"), str(tmp_path / "new.json")]) == 2
+    assert "share no figure" in capsys.readouterr().err
