@@ -7,7 +7,8 @@ from typing import Literal
 
 from deploy.running import RunningCluster
 
-Kind = Literal["serving", "no router", "starting", "ending", "recovering", "dead"]
+Kind = Literal["serving", "no router", "unreachable", "starting", "ending", "recovering", "dead"]
+Reached = Literal["answers", "refuses", "silent"]  # only a refusal says that nothing listens: a packet may be lost
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,8 +17,8 @@ class Facts:
 
     same_boot: bool = True  # of the machine, since the note was made
     dead: tuple[str, ...] = ()  # names of vital processes that do not live
-    ray_answers: bool = True
-    router_answers: bool = True
+    ray: Reached = "answers"
+    router: Reached = "answers"
     changer_lives: bool = False
     command_lives: bool = True  # with which the cluster is to end
     recovery: str = ""  # what the supervisor says that brings the cluster back, or gave it up
@@ -33,9 +34,9 @@ class Condition:
 
 
 def condition(cluster: RunningCluster, facts: Facts) -> Condition:
-    """How it is with a noted cluster."""
-    if facts.recovery:
-        return Condition("recovering" if facts.supervisor_lives else "dead", f"The cluster has died: {facts.recovery}.")
+    """How it is with a noted cluster. What can be seen counts more than the last words of a dead supervisor."""
+    if facts.recovery and facts.supervisor_lives:
+        return Condition("recovering", f"The cluster has died: {facts.recovery}.")
     if cluster.changed_by is not None and facts.changer_lives:
         who = f"{cluster.changed_by.name} (process {cluster.changed_by.pid})"
         return (
@@ -45,6 +46,8 @@ def condition(cluster: RunningCluster, facts: Facts) -> Condition:
         )
     if not facts.same_boot:
         return Condition("dead", "The cluster ended when the machine was started again.")
+    if facts.recovery and (cluster.state != "up" or facts.dead):
+        return Condition("dead", f"The cluster has died: {facts.recovery}.")
     if cluster.state != "up":
         interrupted = "start" if cluster.state == "starting" else "end"
         return Condition("dead", f"The command that was to {interrupted} the cluster was killed.")
@@ -52,8 +55,10 @@ def condition(cluster: RunningCluster, facts: Facts) -> Condition:
         return Condition("dead", "The command that was to end the cluster was killed.")
     if facts.dead:
         return Condition("dead", f"The cluster has died: its {' and '.join(facts.dead)} ended.")
-    if not facts.ray_answers:
+    if facts.ray == "refuses":
         return Condition("dead", f"The cluster has died: its Ray does not answer at {cluster.ray_address}.")
-    if not facts.router_answers:
+    if facts.ray == "silent":
+        return Condition("unreachable", f"The cluster's Ray cannot be reached at {cluster.ray_address} now.")
+    if facts.router != "answers":
         return Condition("no router", f"The cluster's router does not answer at {cluster.address}.")
     return Condition("serving")

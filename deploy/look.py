@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from cluster.errors import NoWorkers
-from deploy.condition import Condition, Facts, condition
+from deploy.condition import Condition, Facts, Reached, condition
 from deploy.processes import NotedProcess, boot
 from deploy.recovery import Recovery, words
 from deploy.running import RunningCluster, home, running_cluster
@@ -29,6 +29,7 @@ class Supervised:
 def look(cluster: RunningCluster, folder: Path | None = None) -> Condition:
     """How it is with the noted cluster, now."""
     state = _of(cluster, folder)
+    supervisor_lives = state is not None and state.supervisor.lives
     noted = [process for process in (*cluster.vital, cluster.changed_by) if process is not None]
     same_boot = all(process.boot == boot() for process in noted)
     dead = tuple(process.name for process in cluster.vital if not process.lives)
@@ -36,12 +37,14 @@ def look(cluster: RunningCluster, folder: Path | None = None) -> Condition:
     facts = Facts(
         same_boot=same_boot,
         dead=dead,
-        ray_answers=not settled or answers(cluster.ray_address),
-        router_answers=not settled or answers(cluster.address),
+        ray=reached(cluster.ray_address) if settled else "answers",
+        router=reached(cluster.address) if settled else "answers",
         command_lives=cluster.ends_with is None or cluster.ends_with.lives,
         changer_lives=cluster.changed_by is not None and cluster.changed_by.lives,
-        recovery="" if state is None or state.recovery.phase == "watching" else words(state.recovery, time.monotonic()),
-        supervisor_lives=state is not None and state.supervisor.lives,
+        recovery=""
+        if state is None or state.recovery.phase == "watching"
+        else words(state.recovery, time.monotonic(), supervisor_lives),
+        supervisor_lives=supervisor_lives,
     )
     return condition(cluster, facts)
 
@@ -61,16 +64,18 @@ def serving_cluster(folder: Path | None = None) -> RunningCluster | None:
     return cluster
 
 
-def answers(address: str) -> bool:
+def reached(address: str) -> Reached:
     """Whether something accepts connections at "host:port"; another form of address is believed."""
     host, _, port = address.rpartition(":")
     if not host or "://" in host or not port.isdigit():
-        return True
+        return "answers"
     try:
         with socket.create_connection((host.strip("[]"), int(port)), timeout=PROBE_S):
-            return True
-    except (OSError, OverflowError, ValueError):  # ValueError: no name of a host
-        return False
+            return "answers"
+    except (ConnectionRefusedError, OverflowError, ValueError):  # ValueError: no name of a host
+        return "refuses"
+    except OSError:
+        return "silent"
 
 
 def supervised(folder: Path | None = None) -> Supervised | None:
@@ -101,10 +106,12 @@ def recovery_file(folder: Path | None = None) -> Path:
 
 
 def history(folder: Path | None = None) -> str:
-    """What last happened to the noted cluster's Ray; empty when nothing did."""
+    """What last happened to the noted cluster's Ray; empty when nothing did, or a dead supervisor left it open."""
     cluster = running_cluster(folder)
     state = None if cluster is None else _of(cluster, folder)
-    return "" if state is None else words(state.recovery, time.monotonic())
+    if state is None or not (state.supervisor.lives or state.recovery.phase == "watching"):
+        return ""
+    return words(state.recovery, time.monotonic())
 
 
 def _of(cluster: RunningCluster, folder: Path | None) -> Supervised | None:

@@ -63,13 +63,15 @@ def _watch(state: Recovery, seen: Seen, now_s: float) -> tuple[Recovery, Action]
     return step(dead, Seen(noted=True), now_s)
 
 
-def words(state: Recovery, now_s: float) -> str:
-    """What happened to the cluster, for `baton status`; empty when nothing did."""
+def words(state: Recovery, now_s: float, supervised: bool = True) -> str:
+    """What happened to the cluster, for `baton status`; empty when nothing did. `supervised`: its supervisor lives."""
     if not state.dead:
         return ""
     died = f"{' and '.join(state.dead)} died {_span(now_s - state.died_s)} ago"
     if state.phase == "watching":
         return f"{died}; the cluster was back {_span(state.since_s - state.died_s)} later"
+    if state.phase in ("waiting", "starting") and not supervised:
+        return f"{died}, and the supervisor that was to start the cluster again ended"
     if state.phase == "starting":
         return f"{died}; the cluster is being started again (attempt {state.attempts})"
     failed = f": {state.error.rstrip('.')}" if state.error else ""

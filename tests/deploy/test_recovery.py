@@ -61,4 +61,5 @@ def test_what_happened_is_told_while_it_happens() -> None:
     assert words(starting, 21.0) == "raylet died 20 s ago; the cluster is being started again (attempt 2)"
     waiting = Recovery("waiting", 13.0, 1, ("raylet",), 1.0, "No port.")
     assert words(waiting, 14.0) == ("raylet died 13 s ago; attempt 2 to start the cluster again begins in 1 s: No port")
+    assert "the supervisor that was to start the cluster again ended" in words(starting, 21.0, supervised=False)
     assert words(Recovery(), 3.0) == ""
