@@ -9,7 +9,7 @@ from pathlib import Path
 
 from builtin_model import CHECKPOINT
 from cluster.config import BatonConfig
-from cluster.errors import ConfigError
+from cluster.errors import BatonError, ConfigError
 from cluster.resolve import ModelFacts, Resolved, resolve
 from deploy.ending import Tell, clear, end_started
 from deploy.local_ray import LocalRay, loopback, planned_ray, start_local_ray
@@ -30,7 +30,7 @@ def resolve_here(config: BatonConfig) -> Resolved:
     """The configuration with every "auto" worked out for this machine and the model; unknown names are refused."""
     check_policy(config.router.policy)
     config = _with_whole_paths(config)
-    folder = resolve_model(config.model.path) if config.model.path else CHECKPOINT
+    folder = resolve_model(config.model.path).absolute() if config.model.path else CHECKPOINT
     model = read_config(folder)
     check_weights(folder, model)
     check_tokenizer(folder)
@@ -56,11 +56,14 @@ def resolve_here(config: BatonConfig) -> Resolved:
 
 
 def _with_whole_paths(config: BatonConfig) -> BatonConfig:
-    """The router's process has another working folder than whoever wrote the paths."""
+    """The cluster's processes have other working folders than the command line in which a path was written."""
     access = config.access
     keys = ("tls_certificate", "tls_key", "client_ca", "tokens_file")
     whole = {key: str(Path(path).absolute()) for key in keys if (path := getattr(access, key))}
-    return config.model_copy(update={"access": access.model_copy(update=whole)})
+    router = config.router
+    state = {"state_file": str(Path(router.state_file).absolute())} if router.state_file else {}
+    changed = {"access": access.model_copy(update=whole), "router": router.model_copy(update=state)}
+    return config.model_copy(update=changed)
 
 
 def up(
@@ -90,8 +93,12 @@ def up(
         if ray.folder and ends_with is None:
             start_supervisor(folder, cluster.id)
         return cluster
-    except BaseException:
-        end_started(mine)
+    except BaseException as reason:
+        try:
+            end_started(mine)
+        except ConfigError as left:  # the note stays
+            why = reason.message if isinstance(reason, BatonError) else "The start was interrupted."
+            raise ConfigError(f"{why} {left.message}") from reason
         remove_note(mine.id, folder)
         raise
 

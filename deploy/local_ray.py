@@ -161,7 +161,7 @@ def _write_token(ray: LocalRay) -> None:
 def _start(ray: LocalRay, object_store_bytes: int, options: Sequence[str]) -> None:
     host, port = split(ray.address)
     command = [
-        *(sys.executable, "-c", _RAY, "start", "--head"),
+        *(sys.executable, "-P", "-c", _RAY, "start", "--head"),
         # A folder of its own inside ours: Ray opens it to everybody.
         *(f"--node-ip-address={host}", f"--port={port}", f"--temp-dir={ray.folder}/ray"),
         *("--include-dashboard=false", "--disable-usage-stats", "--include-log-monitor=false"),

@@ -21,7 +21,7 @@ def machine_facts() -> MachineFacts:
         memory_available_bytes=limit.free_bytes if limit and limited else free_bytes,
         fast_bfloat16=_fast_bfloat16(),
         memory_limit_bytes=limit.limit_bytes if limit and limited else 0,
-        all_workers_here="RAY_ADDRESS" not in os.environ,
+        all_workers_here=not os.environ.get("RAY_ADDRESS"),  # as `baton up` reads it
     )
 
 

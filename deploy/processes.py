@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 POLL_S = 0.05
+PYTHON = (sys.executable, "-P", "-m")  # for a module of ours; a folder `deploy` in the working folder is not ours
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,6 @@ def _started_ticks(pid: int) -> int | None:
     """Field 22 of /proc/PID/stat; None for a process that is not there, or has ended and waits for its parent."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError):  # another error says nothing about the process
         return None
     return None if fields[0] in "ZX" else int(fields[19])

@@ -9,6 +9,7 @@ import pytest
 from cluster.config import parse_config
 from cluster.errors import ModelError
 from deploy.cluster import resolve_here
+from deploy.machine import machine_facts
 from tests.checkpoints import build_checkpoint
 
 
@@ -19,3 +20,20 @@ def test_a_tokenizer_that_cannot_be_read_is_found_before_ray_starts(tmp_path: Pa
     (folder / "tokenizer.json").rename(folder / "tekken.json")
     with pytest.raises(ModelError, match=r"only tekken\.json"):
         resolve_here(config)
+
+
+def test_paths_are_whole_so_that_processes_with_other_working_folders_find_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = build_checkpoint(tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    named = str(folder.relative_to(tmp_path))
+    resolved = resolve_here(parse_config("", {"model": {"path": named}, "router": {"state_file": "learned.json"}}))
+    assert resolved.model.path == str(folder)
+    assert resolved.router_plan("127.0.0.1").state_file == str(tmp_path / "learned.json")
+
+
+def test_an_empty_ray_address_names_no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    for address, here in (("", True), ("auto", False)):
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        assert machine_facts().all_workers_here is here
