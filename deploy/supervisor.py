@@ -6,17 +6,19 @@ process. It ends when the note of its cluster is gone, being ended, or another c
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 from types import FrameType
 
+from deploy.attempt import Attempt
 from deploy.look import Supervised, supervised, write_supervised
-from deploy.processes import python_environment, this_process
+from deploy.processes import PYTHON, python_environment, this_process
 from deploy.recovery import Recovery, Seen, step
 from deploy.running import RunningCluster, running_cluster
 
@@ -26,49 +28,86 @@ _FATE = re.compile(r"(\w+) failed and raylet fate-shares")
 
 
 class Supervisor:
-    """Watches the cluster noted in a folder."""
+    """Watches the cluster noted in a folder. What fails for lack of memory or disk is tried again at the next step."""
 
     def __init__(self, folder: Path, cluster_id: str) -> None:
         self._folder, self._id = folder, cluster_id
         self._state = Recovery(since_s=time.monotonic())
+        self._written: Recovery | None = None
         self._process = this_process("supervisor")
-        self._attempt: subprocess.Popen[bytes] | None = None
+        self._attempt: Attempt | None = None
+        self._failure = ""  # of an attempt that could not even be begun
+        self._kept = RayFolder()
 
     def run(self) -> None:
         """Until the cluster is ended, or given up."""
         try:
-            self._write()
-            while self._step():
+            while self.look_and_act():
                 time.sleep(POLL_S)
         finally:
-            if self._attempt is not None and self._attempt.poll() is None:
-                self._attempt.terminate()
-                self._attempt.wait()
+            if self._attempt is not None:
+                self._attempt.end()
 
-    def _step(self) -> bool:
-        before = self._state
-        self._state, action = step(before, self._see(), time.monotonic())
-        if self._state != before and self._state.phase != "ended":
+    def look_and_act(self) -> bool:
+        """Returns whether there is more to watch."""
+        try:
+            seen = self._see()
+        except OSError:
+            return True
+        self._state, action = step(self._state, seen, time.monotonic())
+        if self._state != self._written and self._state.phase != "ended":
             self._write()
         if action == "start":
-            self._attempt = subprocess.Popen([sys.executable, "-m", "deploy.start_again", str(self._folder), self._id])
+            self._start()
         return action != "exit"
+
+    def _start(self) -> None:
+        command = [*PYTHON, "deploy.start_again", str(self._folder), self._id]
+        try:
+            self._attempt = Attempt(command, log_file(self._folder), time.monotonic())
+        except OSError as error:
+            self._failure = f"no process could be started: {error.strerror}"
 
     def _see(self) -> Seen:
         noted = running_cluster(self._folder)
         if noted is None or noted.id != self._id or noted.state == "ending":
             return Seen(noted=False)
+        if self._failure:
+            failure, self._failure = self._failure, ""
+            return Seen(noted=True, attempt="failed", error=failure)
         if self._attempt is None:
+            self._kept.keep(noted.ray_folder)
             return Seen(noted=True, dead=_dead(noted))
-        code = self._attempt.poll()
-        if code is None:
-            return Seen(noted=True, attempt="running")
-        self._attempt = None
-        return Seen(noted=True, attempt="failed" if code else "done", error=_last_line(self._folder) if code else "")
+        outcome, reason = self._attempt.outcome(time.monotonic())
+        if outcome != "running":
+            self._attempt = None
+        return Seen(noted=True, attempt=outcome, error=reason)
 
     def _write(self) -> None:
-        write_supervised(Supervised(self._id, self._process, self._state), self._folder)
-        print(f"{time.strftime('%F %T')} {self._state}", file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):
+            print(f"{time.strftime('%F %T')} {self._state}", file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):
+            write_supervised(Supervised(self._id, self._process, self._state), self._folder)
+            self._written = self._state
+
+
+class RayFolder:
+    """Keeps systemd from taking old files, such as Ray's token, out of /tmp: it leaves out a folder that is locked."""
+
+    def __init__(self) -> None:
+        self._path, self._descriptor = "", -1
+
+    def keep(self, path: str) -> None:
+        """Lock this folder, and let go of the one before."""
+        if path == self._path:
+            return
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+        self._path = path
+        with contextlib.suppress(OSError):
+            self._descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            fcntl.flock(self._descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
 
 
 def start_supervisor(folder: Path, cluster_id: str) -> None:
@@ -79,7 +118,7 @@ def start_supervisor(folder: Path, cluster_id: str) -> None:
     append = os.O_WRONLY | os.O_CREAT | os.O_APPEND
     os.posix_spawn(
         sys.executable,
-        [sys.executable, "-m", "deploy.supervisor", str(folder), cluster_id],
+        [*PYTHON, "deploy.supervisor", str(folder.absolute()), cluster_id],
         python_environment(),
         file_actions=[
             (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
@@ -111,16 +150,11 @@ def _dead(cluster: RunningCluster) -> tuple[str, ...]:
 
 
 def _helper_that_took_the_raylet(ray_folder: str) -> str:
-    for log in Path(ray_folder).glob("**/session_latest/logs/raylet.out"):
-        found = _FATE.findall(log.read_text(errors="replace"))
-        if found:
-            return str(found[-1])
+    with contextlib.suppress(OSError):  # then it is not named
+        for log in Path(ray_folder).glob("**/session_latest/logs/raylet.out"):
+            if found := _FATE.findall(log.read_text(errors="replace")):
+                return str(found[-1])
     return ""
-
-
-def _last_line(folder: Path) -> str:
-    lines = log_file(folder).read_text(errors="replace").strip().splitlines()
-    return lines[-1] if lines else ""
 
 
 def _end(number: int, frame: FrameType | None) -> None:
@@ -129,4 +163,5 @@ def _end(number: int, frame: FrameType | None) -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, _end)
+    os.chdir("/")  # a folder that may be removed, or be on a disk that is to be taken away
     Supervisor(Path(sys.argv[1]), sys.argv[2]).run()
