@@ -32,12 +32,10 @@ def cpu_quota(proc: Path = Path("/proc/self")) -> float | None:
 
 
 def oom_kills(proc: Path = Path("/proc/self")) -> int:
-    """Processes that the kernel killed for memory so far, in this process's groups or on the machine."""
-    counts = [_table(proc.parent / "vmstat").get("oom_kill", 0)]
-    for group in _groups(proc, "memory"):
-        for name in ("memory.events", "memory.oom_control"):
-            counts.append(_table(group / name).get("oom_kill", 0))
-    return sum(counts)
+    """Processes that the kernel killed for memory so far, in this process's groups, or on the machine without such."""
+    files = (group / name for group in _groups(proc, "memory") for name in ("memory.events", "memory.oom_control"))
+    counts = [count for file in files if (count := _table(file).get("oom_kill")) is not None]
+    return sum(counts) if counts else _table(proc.parent / "vmstat").get("oom_kill", 0)
 
 
 def _groups(proc: Path, controller: str) -> Iterator[Path]:

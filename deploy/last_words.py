@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import psutil
-
 from cluster.ray_names import FIRST_WORDS
+from deploy.processes import noted_process
 
 # How Python, UCX and Ray each report a deadly signal.
 _DEADLY = re.compile(
@@ -17,8 +16,14 @@ _DEADLY = re.compile(
 _NOISE = re.compile(r"^(:(actor|job|task)|\s|\[|=+|Extension modules|Current thread|Thread 0x|Fatal Python|\*\*\*|$)")
 
 
-def why_ended(log: str, killed_for_memory: bool, free_words: str) -> str:
-    """One clause: the signal or the last line of the log, and memory where that was the reason."""
+def why_ended(log: str | None, killed_for_memory: bool, free_words: str, told: str = "") -> str:
+    """One clause: the signal or the last line of the log, and memory where that was the reason.
+
+    Without a log here (None) the process was on another node, or was never started: what Ray has `told` of it counts.
+    """
+    if log is None:
+        words = [line.strip() for line in told.splitlines() if line.strip()]
+        return f"{words[-1] if words else 'its process ended'} (a log, if it wrote one, is on its node)"
     signal = next((found for found in map(_DEADLY.search, log.splitlines()) if found), None)
     if signal:
         name = next(filter(None, signal.groups())).strip()
@@ -32,10 +37,14 @@ def why_ended(log: str, killed_for_memory: bool, free_words: str) -> str:
     return f"its process was killed (SIGKILL leaves no word), probably for memory; {free_words}"
 
 
-def log_of(name: str, folder: Path) -> str:
-    """What the worker's newest process that ended wrote to Ray's folder of logs; empty where that is elsewhere."""
+def log_of(name: str, folder: Path, since_s: float = 0.0) -> str | None:
+    """What the worker's newest process that ended wrote to Ray's folder of logs; None when it has written nothing here.
+
+    Logs not written to since `since_s`, in seconds of the Unix clock, are of other clusters.
+    """
     mark = FIRST_WORDS.format(name)
     written = sorted(folder.glob("worker-*.err"), key=lambda path: path.stat().st_mtime, reverse=True)
-    ended = [path for path in written if not psutil.pid_exists(int(path.stem.rpartition("-")[2]))]
+    fresh = [path for path in written if path.stat().st_mtime >= since_s]
+    ended = [path for path in fresh if noted_process(name, int(path.stem.rpartition("-")[2])) is None]
     texts = (path.read_text(errors="replace") for path in ended)
-    return next((text.rpartition(mark)[2] for text in texts if mark in text), "")
+    return next((text.rpartition(mark)[2] for text in texts if mark in text), None)

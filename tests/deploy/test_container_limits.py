@@ -119,3 +119,11 @@ def test_more_used_than_allowed_leaves_nothing(kernel: Kernel) -> None:
     kernel.v2("/")
     kernel.put("", memory__max=f"{10 * MIB}\n", memory__current=f"{12 * MIB}\n")
     assert memory_limit(kernel.proc) == MemoryLimit(10 * MIB, 0)
+
+
+def test_what_the_kernel_killed_elsewhere_on_the_machine_is_not_counted(kernel: Kernel) -> None:
+    (kernel.proc.parent / "vmstat").write_text("nr_free_pages 5\noom_kill 7\n")
+    assert oom_kills(kernel.proc) == 7
+    kernel.v2("/user.slice")
+    kernel.put("user.slice", memory__events="oom 3\noom_kill 2\n")
+    assert oom_kills(kernel.proc) == 2

@@ -45,6 +45,14 @@ def test_the_reason_is_one_clause(log: str, killed: bool, reason: str) -> None:
     assert why_ended(log, killed, FREE) == reason
 
 
+def test_without_a_log_here_what_ray_told_counts() -> None:
+    told = "The actor died unexpectedly.\n\tname: prefill-0\nThe actor died because its node has died.\n\n"
+    assert why_ended(None, False, FREE, told) == (
+        "The actor died because its node has died. (a log, if it wrote one, is on its node)"
+    )
+    assert "memory" not in why_ended(None, True, FREE, told)
+
+
 def test_the_newest_log_of_a_process_that_ended_is_read(tmp_path: Path) -> None:
     gone = 1 << 22  # beyond the largest number of a process
     logs = (
@@ -58,4 +66,5 @@ def test_the_newest_log_of_a_process_that_ended_is_read(tmp_path: Path) -> None:
         path.write_text(f":job_id:1\n{FIRST_WORDS.format(name)}{text}\n")
         os.utime(path, (1000 - age, 1000 - age))
     assert log_of("decode-0", tmp_path) == "new\n"
-    assert log_of("prefill-0", tmp_path) == ""
+    assert log_of("decode-0", tmp_path, since_s=1000.0) is None
+    assert log_of("prefill-0", tmp_path) is None
