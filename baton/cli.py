@@ -124,6 +124,8 @@ def up(
     from baton.progress import StartProgress
     from deploy.cluster import resolve_here
     from deploy.cluster import up as start
+    from deploy.ending import clear
+    from deploy.running import home
 
     overrides: dict[str, dict[str, Any]] = {
         "model": {"path": model, "dtype": dtype},
@@ -131,7 +133,10 @@ def up(
         "engine": {"device": device},
         "router": {"port": port, "admin_port": admin_port, "policy": policy, "auto_rebalance": auto or None},
     }
-    resolved = resolve_here(parse_config(_read(config), overrides))
+    parsed = parse_config(_read(config), overrides)
+    # First: what is left of a dead cluster takes memory.
+    clear(home(), lambda process, stage: err.print(f"{process}: {stage}", markup=False, soft_wrap=True))
+    resolved = resolve_here(parsed)
     print_settings(err, resolved.settings)
     with StartProgress(err) as progress:
         cluster = start(resolved, progress)

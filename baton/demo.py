@@ -34,9 +34,9 @@ def run_demo(out: Console, err: Console, model: str | None) -> list[Answer]:
     from deploy.running import home
 
     config = parse_config("", {"model": {"path": model}, "router": {"port": 0, "admin_port": 0}})
+    end_killed_demos(home())  # first: what is left of them takes memory
     resolved = resolve_here(config)
     folder = home() / f"demo-{secrets.token_hex(4)}"
-    end_killed_demos(home())
     try:
         with StartProgress(err) as progress:
             cluster = up(resolved, progress, folder, ends_with=this_process("baton demo"))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,16 +14,20 @@ from pathlib import Path
 
 from cluster.errors import ConfigError
 from cluster.ray_names import ROUTER
+from deploy.condition import Condition
 from deploy.local_ray import LocalRay
-from deploy.look import answers, look, recovery_file
-from deploy.processes import python_environment, this_process
-from deploy.running import RunningCluster, home, remove_note, running_cluster, update_note
+from deploy.look import look, reached, recovery_file
+from deploy.processes import PYTHON, python_environment, this_process
+from deploy.running import RunningCluster, home, remove_note, running_cluster, state_file, update_note
 from deploy.supervisor import end_supervisor
 
 Tell = Callable[[str, str], None]
 STREAMS_S = 5.0  # how long running streams may take to end within DOWN_S; router.stop_grace_s may give them more
 DOWN_S = 20.0
 _END_RAY_S = 8.0  # of these, for processes that do not end when asked
+KILL_S = 2.0  # for kills after the goodbyes
+_CONNECT_S = 4.0  # for a second try to reach the actors, without a goodbye
+_NOTED_WITHIN_S = 60.0  # a folder of a demo without a note is one that ended, or a new one
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,28 +57,29 @@ def _count(number: int, one: str, many: str = "") -> str:
     return f"{number} {one if number == 1 else many or one + 's'}"
 
 
-def down(folder: Path | None = None) -> Ended:
+def down(folder: Path | None = None, only: str = "") -> Ended:
     """End the noted cluster, dead or alive, and its Ray, and remove its note; a Ray of others keeps running.
 
-    Takes at most `DOWN_S`, and what router.stop_grace_s gives to running streams beyond `STREAMS_S`.
+    With `only` the id of a cluster, no other one is ended. Takes at most `DOWN_S`, and what router.stop_grace_s gives
+    to running streams beyond `STREAMS_S`. Raises `ConfigError`, and leaves the note, when another command cannot be
+    ended, or when a Ray of others does not end the actors.
     """
     folder = folder or home()
-    started_s = time.monotonic()
     end_killed_demos(folder)
+    started_s = time.monotonic()
     cluster = running_cluster(folder)
-    if cluster is None:
+    if cluster is None or only not in ("", cluster.id):
         return Ended(noted=False)
     end_supervisor(folder, cluster.id, timeout_s=1.0)
-    _let_change_end(cluster, folder)
-    cluster = running_cluster(folder) or cluster
-    seen = look(cluster, folder)
-    with contextlib.suppress(ConfigError):  # ended by the command that was changing it
-        update_note(replace(cluster, state="ending", changed_by=this_process("baton down")), folder)
+    taken = _take(cluster.id, folder)
+    if taken is None:
+        return Ended(True, died="Another command ended the cluster.")
+    cluster, seen = taken
     ray = LocalRay(cluster.ray_address, cluster.ray_folder)
     processes = {process.pid for process in ray.processes()} if ray.folder else set()
     actors: tuple[str, ...] = ()
     if seen.kind in ("serving", "no router") or not cluster.ray_folder:
-        actors = stop_actors(cluster, started_s + DOWN_S - _END_RAY_S + _grace_s(cluster) - time.monotonic())
+        actors = stop_actors(cluster, started_s + DOWN_S - _END_RAY_S + _grace_s(cluster))
     if ray.folder:
         processes |= ray.stop()
     recovery_file(folder).unlink(missing_ok=True)
@@ -82,15 +87,35 @@ def down(folder: Path | None = None) -> Ended:
     return Ended(True, actors, len(processes), seen.why if seen.kind == "dead" else "")
 
 
-def _let_change_end(cluster: RunningCluster, folder: Path) -> None:
-    """A start is interrupted; an end that another command is at may come to its own end."""
+def _take(cluster_id: str, folder: Path) -> tuple[RunningCluster, Condition] | None:
+    """Note that this command ends the cluster, and how it was before; None when another command has ended it."""
+    refusal = ""
+    for _ in range(3):
+        cluster = running_cluster(folder)
+        if cluster is None or cluster.id != cluster_id:
+            return None
+        if _let_change_end(cluster):
+            continue
+        seen = look(cluster, folder)
+        try:
+            update_note(replace(cluster, state="ending", changed_by=this_process("baton down")), folder)
+        except ConfigError as error:  # since it was read, another command began to change it
+            refusal = error.message
+        else:
+            return cluster, seen
+    raise ConfigError(refusal or "The command that is changing the cluster does not end: see `baton status`.")
+
+
+def _let_change_end(cluster: RunningCluster) -> bool:
+    """Whether there was a command to wait for: a start is interrupted, an end may come to its own end."""
     changer = cluster.changed_by
-    if changer is None:
-        return
+    if changer is None or not changer.lives or changer.pid == os.getpid():
+        return False
     deadline = time.monotonic() + DOWN_S / 4
     while cluster.state == "ending" and changer.lives and time.monotonic() < deadline:
         time.sleep(0.05)
     changer.end(timeout_s=DOWN_S / 4)
+    return True
 
 
 def _grace_s(cluster: RunningCluster) -> float:
@@ -101,16 +126,35 @@ def _grace_s(cluster: RunningCluster) -> float:
         return 0.0
 
 
-def stop_actors(cluster: RunningCluster, timeout_s: float) -> tuple[str, ...]:
-    """Have router and workers say goodbye; returns the names of those that lived.
+def stop_actors(cluster: RunningCluster, deadline_s: float) -> tuple[str, ...]:
+    """Have router and workers say goodbye until a time of the monotonic clock, and end them; returns their names.
 
-    A process of its own connects to the Ray: where that hangs, it is ended.
+    A process of its own connects to the Ray: where that hangs, it is ended, and on a Ray of others the actors are
+    killed without a goodbye. Raises `ConfigError` when that fails too; actors on our own Ray end with its processes.
     """
-    if not answers(cluster.ray_address):
+    reach = reached(cluster.ray_address)
+    if reach == "refuses" or (reach == "silent" and cluster.ray_folder):
         return ()
-    command = [sys.executable, "-m", "deploy.stop_actors", cluster.ray_address, cluster.ray_folder, cluster.prefix]
+    ended = None
+    if reach == "answers":
+        ended = _stop_actors(cluster, deadline_s, max(0.0, deadline_s - time.monotonic()))
+        if ended is None and cluster.ray_folder:
+            return (ROUTER, *cluster.workers)
+        if ended is None:
+            ended = _stop_actors(cluster, 0.0, _CONNECT_S)
+    if ended is None:
+        raise ConfigError(
+            f"The actors of the cluster could not be ended on the Ray at {cluster.ray_address}: `baton down` tries it "
+            "again. If that Ray is gone for good, remove cluster.json from $BATON_HOME (~/.baton)."
+        )
+    return ended
+
+
+def _stop_actors(cluster: RunningCluster, goodbye_until_s: float, timeout_s: float) -> tuple[str, ...] | None:
+    """The names of the actors that a process ended; None when it failed, or was late and is ended."""
+    words = (cluster.ray_address, cluster.ray_folder, cluster.prefix, str(goodbye_until_s))
     with subprocess.Popen(
-        command,
+        [*PYTHON, "deploy.stop_actors", *words],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -118,21 +162,23 @@ def stop_actors(cluster: RunningCluster, timeout_s: float) -> tuple[str, ...]:
         start_new_session=True,
     ) as stop:
         try:
-            said, _ = stop.communicate(timeout=max(0.1, timeout_s))
-        except subprocess.TimeoutExpired as late:
-            said = late.stdout or b""
+            said, _ = stop.communicate(timeout=timeout_s + KILL_S)
+        except subprocess.TimeoutExpired:
+            return None
         finally:
             stop.kill()
-    names = said.decode().splitlines()
-    return tuple(json.loads(names[0])) if names else ()
+    return tuple(json.loads(said)) if stop.returncode == 0 else None
 
 
 def end_started(cluster: RunningCluster) -> None:
-    """End what this process started of a cluster that could not start; there are no streams to wait for."""
+    """End what this process started of a cluster that could not start; there are no streams to wait for.
+
+    Raises `ConfigError` when a Ray of others does not end the actors.
+    """
     if cluster.ray_folder:
         LocalRay(cluster.ray_address, cluster.ray_folder).stop()
     else:
-        stop_actors(cluster, DOWN_S - _END_RAY_S)
+        stop_actors(cluster, time.monotonic() + DOWN_S - _END_RAY_S)
 
 
 def clear(folder: Path, tell: Tell) -> None:
@@ -148,14 +194,26 @@ def clear(folder: Path, tell: Tell) -> None:
         raise ConfigError(f"{seen.why} Ray starts a router that died again; if it does not come, use `baton down`.")
     if seen.kind != "dead":
         raise ConfigError(f"{seen.why} Wait for it, or use `baton down`.")
-    tell("before", f"done: {down(folder).sentence}")
+    tell("before", f"done: {down(folder, only=cluster.id).sentence}")
 
 
 def end_killed_demos(folder: Path) -> None:
-    """End the clusters of demos whose command was killed."""
+    """End the clusters of demos whose command was killed, and remove their folders."""
     for demo in folder.glob("demo-*"):
         cluster = running_cluster(demo)
-        if cluster is None or cluster.ends_with is None or cluster.ends_with.lives:
+        if cluster is None:
+            if not state_file(demo).exists() and _age_s(demo) > _NOTED_WITHIN_S:
+                shutil.rmtree(demo, ignore_errors=True)
             continue
-        down(demo)
-        shutil.rmtree(demo, ignore_errors=True)
+        if cluster.ends_with is None or cluster.ends_with.lives:
+            continue
+        with contextlib.suppress(ConfigError):  # tried again by the next command
+            down(demo, only=cluster.id)
+            shutil.rmtree(demo, ignore_errors=True)
+
+
+def _age_s(path: Path) -> float:
+    try:
+        return time.time() - path.stat().st_mtime
+    except OSError:
+        return 0.0

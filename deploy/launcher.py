@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 import ray
 from ray import _raylet
 from ray._private import ray_constants, worker
+from ray._private.state import actors as actor_table
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.address import reachable
@@ -25,7 +27,7 @@ from cluster.resolve import Resolved
 from deploy.container_limits import oom_kills
 from deploy.last_words import log_of, why_ended
 from deploy.local_ray import LocalRay, free_port
-from deploy.look import answers
+from deploy.look import reached
 from deploy.machine import machine_facts
 from deploy.placement_groups import actor_options, release_empty_groups, release_groups, reserve_groups
 from router.actor import RouterActor
@@ -33,20 +35,22 @@ from router.worker_gate import new_link_keys
 from worker.actor import WorkerActor
 
 POLL_S = 0.1
-MAX_GRACE_S = 60.0  # of router.stop_grace_s
+CLOCK_S = 1.0  # by which the times of files may be behind
+MAX_STOP_S = 70.0  # router.stop_grace_s is 60 at most
+WORKERS_S = 2.0  # of the time to stop a cluster, for its workers
 Tell = Callable[[str, str], None]  # (process name, what it is doing)
 
 
 @contextlib.contextmanager
 def connected(local: LocalRay) -> Iterator[None]:
     """This process as a driver of a Ray, quietly and with its own signal handlers."""
-    if not answers(local.address):
+    if reached(local.address) != "answers":
         raise ConfigError(f"Ray does not answer at {local.address}: start it again, or name another in $RAY_ADDRESS.")
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
     worker.print_to_stdstream = _say_nothing
     with _let_in(local):
-        with _muted():
+        with _muted(), _at_home():
             ray.init(
                 address=local.address,
                 namespace=NAMESPACE,
@@ -61,6 +65,18 @@ def connected(local: LocalRay) -> Iterator[None]:
             yield
         finally:
             ray.shutdown()
+
+
+@contextlib.contextmanager
+def _at_home() -> Iterator[None]:
+    """Ray puts the working folder before the paths of its processes; it may have another `router`, or be gone."""
+    before = os.open(".", os.O_PATH | os.O_DIRECTORY)
+    os.chdir(Path(__file__).resolve().parent.parent)
+    try:
+        yield
+    finally:
+        os.fchdir(before)
+        os.close(before)
 
 
 @contextlib.contextmanager
@@ -186,7 +202,7 @@ def start_workers(
 
 
 def _wait_loaded(actors: dict[str, Any], tell: Tell) -> None:
-    killed = oom_kills()
+    killed, began_s = oom_kills(), time.time() - CLOCK_S
     waiting = {actor.wait_loaded.remote(): name for name, actor in actors.items()}
     # One question at a time: an actor without a node yet would find all of them in its queue when it starts.
     asked = {actor.stage.remote(): name for name, actor in actors.items()}
@@ -202,9 +218,10 @@ def _wait_loaded(actors: dict[str, Any], tell: Tell) -> None:
             name = waiting.pop(reference)
             try:
                 error = ray.get(reference)
-            except ray.exceptions.RayError:
+            except ray.exceptions.RayError as death:
                 logs = Path(worker.global_worker.node.get_logs_dir_path())
-                error = why_ended(log_of(name, logs), oom_kills() > killed, machine_facts().free.words)
+                log = log_of(name, logs, began_s)
+                error = why_ended(log, oom_kills() > killed, machine_facts().free.words, str(death))
             if error:
                 raise ConfigError(f"{name} could not start: {error}")
             tell(name, "serving")
@@ -226,11 +243,15 @@ def stop_workers(resolved: Resolved, names: list[str], prefix: str = "", timeout
     release_empty_groups(resolved, prefix, live_workers(prefix) - set(names))
 
 
-def stop_cluster(prefix: str = "", timeout_s: float = 10.0) -> list[str]:
-    """Stop every actor of the cluster, the router first, which lets streams end for a while; returns their names."""
+def stop_cluster(prefix: str = "", timeout_s: float = MAX_STOP_S) -> list[str]:
+    """End every actor of the cluster within about `timeout_s`, and give back its places; returns their names.
+
+    The router goes first, which lets streams end for a while.
+    """
+    deadline = time.monotonic() + timeout_s
     names = sorted(_actor_names(prefix), key=lambda name: (name != prefix + ROUTER, name))
-    _stop(names[:1], timeout_s + MAX_GRACE_S)
-    _stop(names[1:], timeout_s)
+    _stop(names[:1], timeout_s - min(WORKERS_S, timeout_s / 2))
+    _stop(names[1:], max(0.0, deadline - time.monotonic()))
     release_groups(prefix)
     return names
 
@@ -244,15 +265,18 @@ def _actor_names(prefix: str) -> list[str]:
 
 
 def _stop(names: list[str], timeout_s: float) -> None:
+    """Kill actors; those that run may say goodbye first. One that waits for a node would not hear of it."""
+    running = {each["Name"] for each in actor_table(actor_state_name="ALIVE").values()} if timeout_s else set()
     stops: list[Any] = []
-    actors: list[Any] = []
+    ended: list[Any] = []
     for name in names:
         with contextlib.suppress(ValueError):
-            actors.append(ray.get_actor(name, namespace=NAMESPACE))
-            stops.append(actors[-1].stop.remote())
+            ended.append(ray.get_actor(name, namespace=NAMESPACE))
+            if name in running:
+                stops.append(ended[-1].stop.remote())
     if stops:
         ray.wait(stops, num_returns=len(stops), timeout=timeout_s)
-    for actor in actors:
+    for actor in ended:
         ray.kill(actor)
 
 

@@ -9,7 +9,7 @@ import contextlib
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,10 +54,13 @@ def state_file(folder: Path | None = None) -> Path:
 
 
 def running_cluster(folder: Path | None = None) -> RunningCluster | None:
-    """The noted cluster, or None. Whether it lives is another question: `deploy.look`."""
+    """The noted cluster, or None. Whether it lives is another question: `deploy.look`.
+
+    Raises `OSError` when there is a note and it cannot be read now.
+    """
     try:
         return _cluster(json.loads(state_file(folder).read_text()))
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, TypeError, KeyError, RecursionError):
         return None
 
 
@@ -71,14 +74,21 @@ def claim_note(cluster: RunningCluster, folder: Path | None = None) -> None:
 
 def update_note(cluster: RunningCluster, folder: Path | None = None) -> None:
     """Replace the note of this cluster; raises `ConfigError` when it is gone or another command is changing it."""
+    change_note(cluster.id, lambda noted: cluster, folder)
+
+
+def change_note(
+    cluster_id: str, change: Callable[[RunningCluster], RunningCluster], folder: Path | None = None
+) -> None:
+    """Change the note of this cluster as it is now; raises `ConfigError` as `update_note` does."""
     with _locked(folder):
         noted = running_cluster(folder)
-        if noted is None or noted.id != cluster.id:
+        if noted is None or noted.id != cluster_id:
             raise ConfigError("The cluster was ended by another command.")
         changer = noted.changed_by
         if changer is not None and changer.lives and changer.pid != os.getpid():
             raise ConfigError(f"The cluster is being changed by {changer.name} (process {changer.pid}): try again.")
-        _write(cluster, folder)
+        _write(change(noted), folder)
 
 
 def remove_note(cluster_id: str, folder: Path | None = None) -> None:

@@ -19,7 +19,7 @@ from deploy.ending import Tell
 from deploy.local_ray import LocalRay
 from deploy.look import serving_cluster
 from deploy.machine import machine_facts
-from deploy.running import RunningCluster, update_note
+from deploy.running import RunningCluster, change_note
 
 POOLS = ("prefill", "decode", "mixed")
 Pools = Mapping[str, list[str]]  # pool → workers that serve in it
@@ -82,10 +82,10 @@ def _add(cluster: RunningCluster, resolved: Resolved, workers: list[tuple[str, s
     names = [name for name, _ in workers]
     try:
         start_workers(resolved, workers, cluster.worker_address, tell, cluster.prefix)
+        change_note(cluster.id, lambda noted: replace(noted, workers=(*noted.workers, *names)))
     except BaseException:
         stop_workers(resolved, names, cluster.prefix)
         raise
-    update_note(replace(cluster, workers=(*cluster.workers, *names)))
 
 
 def _remove(cluster: RunningCluster, resolved: Resolved, names: list[str], drain: Drain, tell: Tell) -> None:
@@ -97,7 +97,9 @@ def _remove(cluster: RunningCluster, resolved: Resolved, names: list[str], drain
     for name in names:
         tell(name, "stopping")
     stop_workers(resolved, names, cluster.prefix)
-    update_note(replace(cluster, workers=tuple(name for name in cluster.workers if name not in names)))
+    change_note(
+        cluster.id, lambda noted: replace(noted, workers=tuple(name for name in noted.workers if name not in names))
+    )
     for name in names:
         tell(name, "done, its place is free")
 

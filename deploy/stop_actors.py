@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 
-from deploy.launcher import connected, live_actors, stop_cluster
+from deploy.launcher import connected, stop_cluster
 from deploy.local_ray import LocalRay
 
 
-def main(ray_address: str, ray_folder: str, prefix: str) -> None:
-    """Print the names of the actors that live, then stop them."""
+def main(ray_address: str, ray_folder: str, prefix: str, goodbye_until_s: str) -> None:
+    """Stop the actors, which may say goodbye until a time of the monotonic clock, and print their names."""
     with connected(LocalRay(ray_address, ray_folder)):
-        print(json.dumps(live_actors(prefix)), flush=True)
-        stop_cluster(prefix)
+        names = stop_cluster(prefix, max(0.0, float(goodbye_until_s) - time.monotonic()))
+    print(json.dumps([name.removeprefix(prefix) for name in names]), flush=True)
 
 
 if __name__ == "__main__":

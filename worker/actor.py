@@ -55,10 +55,10 @@ class WorkerActor:
         return os.getpid()
 
     def stop(self) -> None:
-        """Say goodbye to the router and close; returns when the loop has ended."""
+        """Say goodbye to the router and close; returns when the loop has ended, at once while there is none yet."""
         if self._loop is not None:
             self._loop.stop()
-        self._ended.wait(timeout=10)
+            self._ended.wait(timeout=10)
 
     def _run(self) -> None:
         try:
