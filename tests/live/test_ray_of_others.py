@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 from ray._private.services import node_ip_address_from_perspective
 
-from deploy.ending import DOWN_S
 from deploy.local_ray import LocalRay, start_local_ray
 from tests.live.commands import BATON, ROOT, baton_command
 
+GOODBYE_S = 9.0  # less than actors are given to say goodbye
 CONFIG = """
 [router]
 port = 0
@@ -93,7 +93,7 @@ def test_an_interrupted_start_leaves_nothing_on_it(others: LocalRay, tmp_path: P
         up.send_signal(signal.SIGINT)
         began_s = time.monotonic()
         assert up.wait(timeout=60) == 130
-        assert time.monotonic() - began_s < DOWN_S
+        assert time.monotonic() - began_s < GOODBYE_S  # nothing is asked of an actor that does not run yet
     assert _left(others) == ""
     assert not (tmp_path / "home" / "cluster.json").exists()
 
