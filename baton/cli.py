@@ -143,7 +143,8 @@ def up(
     if as_json:
         print_document(asdict(cluster))
         return
-    out.print(f'Serving on {cluster.address}. Try:  baton generate "Hello"', markup=False)
+    prompt = "write : the old fox" if not parsed.model.path else "Hello"
+    out.print(f'Serving on {cluster.address}. Try:  baton generate "{prompt}"', markup=False)
 
 
 @app.command()

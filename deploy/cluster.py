@@ -16,6 +16,7 @@ from deploy.local_ray import LocalRay, loopback, planned_ray, start_local_ray
 from deploy.machine import machine_facts
 from deploy.preflight import check_start, ray_host
 from deploy.processes import NotedProcess, this_process
+from deploy.recovery import pools_again
 from deploy.running import RunningCluster, claim_note, home, remove_note, running_cluster, update_note
 from deploy.supervisor import start_supervisor
 from engine.checkpoint import check_weights, read_config, read_sampling_defaults, resolve_model
@@ -94,6 +95,7 @@ def up(
             start_supervisor(folder, cluster.id)
         return cluster
     except BaseException as reason:
+        tell("ray", "ending what was started")
         try:
             end_started(mine)
         except ConfigError as left:  # the note stays
@@ -133,6 +135,7 @@ def _start(mine: RunningCluster, resolved: Resolved, tell: Tell, folder: Path) -
         start_local_ray(planned=ray)
     from deploy.launcher import connected, gcs_address, start_cluster
 
+    tell("ray", "connecting")
     with connected(ray):
         if existing and "://" not in ray.address:
             mine = replace(mine, ray_address=gcs_address())  # in place of "auto": it can be probed
@@ -165,9 +168,8 @@ def _with_ports(resolved: Resolved, address: str, admin_address: str) -> Resolve
 def _with_noted_pools(cluster: RunningCluster) -> Resolved:
     """The noted configuration with as many workers in each pool as there were: `baton scale` changes them."""
     resolved = Resolved.from_json(cluster.resolved)
-    counts = {
-        pool: sum(name.rpartition("-")[0] == pool for name in cluster.workers)
-        for pool in ("prefill", "decode", "mixed")
-    }
     config = resolved.config
+    counts = pools_again(
+        {pool: getattr(config.pools, pool) for pool in ("prefill", "decode", "mixed")}, cluster.workers
+    )
     return replace(resolved, config=config.model_copy(update={"pools": config.pools.model_copy(update=counts)}))

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -25,6 +23,7 @@ from cluster.placement import demand
 from cluster.ray_names import NAMESPACE, ROUTER
 from cluster.resolve import Resolved
 from deploy.container_limits import oom_kills
+from deploy.interrupts import interrupts_wait
 from deploy.last_words import log_of, why_ended
 from deploy.local_ray import LocalRay, free_port
 from deploy.look import reached
@@ -46,22 +45,19 @@ def connected(local: LocalRay) -> Iterator[None]:
     """This process as a driver of a Ray, quietly and with its own signal handlers."""
     if reached(local.address) != "answers":
         raise ConfigError(f"Ray does not answer at {local.address}: start it again, or name another in $RAY_ADDRESS.")
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
     worker.print_to_stdstream = _say_nothing
     with _let_in(local):
-        with _muted(), _at_home():
-            ray.init(
-                address=local.address,
-                namespace=NAMESPACE,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                configure_logging=True,
-            )
-        if threading.current_thread() is threading.main_thread():
-            for number, handler in handlers.items():
-                signal.signal(number, handler)  # Ray's own for SIGTERM aborts the process
         try:
+            # Ray's C++ part crashes when it is left in the middle of connecting, and its own SIGTERM handler aborts.
+            with interrupts_wait(), _muted(), _at_home():
+                ray.init(
+                    address=local.address,
+                    namespace=NAMESPACE,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    configure_logging=True,
+                )
             yield
         finally:
             ray.shutdown()

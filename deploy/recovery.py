@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -79,6 +80,21 @@ def words(state: Recovery, now_s: float, supervised: bool = True) -> str:
         left = max(0.0, state.since_s + PAUSES_S[state.attempts] - now_s)
         return f"{died}; attempt {state.attempts + 1} to start the cluster again begins in {left:.0f} s{failed}"
     return f"{died}; {state.attempts} attempts to start the cluster again failed{failed}"
+
+
+def pools_again(configured: Mapping[str, int], workers: Sequence[str]) -> dict[str, int]:
+    """How many workers to start in each pool: as many as there were by their names, which tell where they began.
+
+    A rebalance is not remembered. A pool that the configuration has gets at least one: after a rebalance and a scale
+    there may be no worker left that began in it.
+    """
+    counts = {pool: sum(name.rpartition("-")[0] == pool for name in workers) for pool in configured}
+    for pool in configured:
+        largest = max(counts, key=lambda one: (counts[one], one))
+        if configured[pool] and not counts[pool] and counts[largest] > 1:
+            counts[largest] -= 1
+            counts[pool] = 1
+    return counts
 
 
 def _span(seconds: float) -> str:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from deploy.recovery import PAUSES_S, STABLE_S, Recovery, Seen, step, words
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deploy.recovery import PAUSES_S, STABLE_S, Recovery, Seen, pools_again, step, words
 
 LIVES = Seen(noted=True)
 DIED = Seen(noted=True, dead=("gcs_server",))
@@ -63,3 +66,22 @@ def test_what_happened_is_told_while_it_happens() -> None:
     assert words(waiting, 14.0) == ("raylet died 13 s ago; attempt 2 to start the cluster again begins in 1 s: No port")
     assert "the supervisor that was to start the cluster again ended" in words(starting, 21.0, supervised=False)
     assert words(Recovery(), 3.0) == ""
+
+
+@given(
+    st.fixed_dictionaries({pool: st.integers(0, 3) for pool in ("prefill", "decode", "mixed")}),
+    st.lists(st.sampled_from(["prefill-0", "prefill-1", "decode-0", "decode-1", "mixed-0"]), unique=True, min_size=1),
+)
+def test_a_cluster_comes_back_with_as_many_workers_and_no_pool_of_its_configuration_empty(
+    configured: dict[str, int], workers: list[str]
+) -> None:
+    counts = pools_again(configured, workers)
+    assert sum(counts.values()) == len(workers)
+    if len(workers) >= 3:
+        assert all(counts[pool] for pool in configured if configured[pool])
+
+
+def test_a_cluster_that_was_rebalanced_and_scaled_still_has_a_prefill_worker() -> None:
+    configured = {"prefill": 1, "decode": 2, "mixed": 0}
+    assert pools_again(configured, ["decode-0", "decode-1", "decode-2"]) == {"prefill": 1, "decode": 2, "mixed": 0}
+    assert pools_again(configured, ["prefill-0", "decode-0", "decode-1"]) == configured
