@@ -119,10 +119,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.publish and options.size != "full":
         parser.error("--publish keeps full runs only: leave --quick and --smoke out")
+    console, outcomes, picked = Console(), list[Outcome](), chosen(options.only)
     folder = options.out or Path(tempfile.mkdtemp(prefix="baton-benchmarks-"))
     folder.mkdir(parents=True, exist_ok=True)
     folder = folder.resolve()
-    console, outcomes, picked = Console(), list[Outcome](), chosen(options.only)
     for number, one in enumerate(picked, 1):
         console.print(f"{number} of {len(picked)}  {one.name}: {one.title}", markup=False)
         trace = trace_for(one, options.size, options.traces, folder) if one.trace is not None else None
