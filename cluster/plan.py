@@ -51,7 +51,7 @@ class RouterPlan:
     max_queued: int
     lost_after_s: float
     policy: str = defaults.POLICY
-    no_workers_grace_s: float = defaults.NO_WORKERS_GRACE_S  # for requests that come while nobody decodes
+    no_workers_grace_s: float = defaults.NO_WORKERS_GRACE_S  # requests wait so long for a decode worker
     claim_within_s: float = defaults.CLAIM_WITHIN_S  # for clients of sequences that outlived a router; 0: none may
     refuse_late: bool = True  # those whose objectives cannot be met any more
     auto_rebalance: bool = False  # whether the planner moves workers between the pools from the start

@@ -141,7 +141,7 @@ def _start(mine: RunningCluster, resolved: Resolved, tell: Tell, folder: Path) -
             mine = replace(mine, ray_address=gcs_address())  # in place of "auto": it can be probed
             update_note(mine, folder)
         tell("ray", f"ready at {mine.ray_address}")
-        # Nobody else has nodes in our own Ray; in any other one workers may be on nodes that cannot reach loopback.
+        # Our own Ray has this node only; in another one, workers may be on nodes that cannot reach loopback.
         started = start_cluster(resolved, tell, mine.prefix, worker_host="" if existing else loopback())
     cluster = replace(
         mine,

@@ -44,7 +44,7 @@ class RouterCore:
 
     router_id: str
     placement: Placement
-    vocabulary: Vocabulary | None  # turns token ids into text; None where nobody reads it
+    vocabulary: Vocabulary | None  # turns token ids into text; None where no text is needed
     limits: RouterLimits = field(default_factory=RouterLimits)
     state: ClusterState = field(default_factory=ClusterState)
     output_length: OutputLength = field(default_factory=OutputLength)

@@ -22,7 +22,7 @@ class RouterLimits:
     report_interval_s: float = 0.5
     lost_after_s: float = defaults.LOST_AFTER_S  # silence after which a worker is given up
     kill_after_s: float = 10.0  # and, if it does not come back, its process is ended
-    no_workers_grace_s: float = defaults.NO_WORKERS_GRACE_S  # for requests that come while nobody decodes
+    no_workers_grace_s: float = defaults.NO_WORKERS_GRACE_S  # requests wait so long for a decode worker
     claim_within_s: float = defaults.CLAIM_WITHIN_S  # for clients of sequences that outlived a router; 0: none may
     resume_wait_s: float = 2.0  # after the start: whoever asks for the rest of a stream waits for workers to join
 

@@ -29,7 +29,7 @@ class OutputStream:
     """
 
     request: Request
-    vocabulary: Vocabulary | None  # None: nobody reads the text
+    vocabulary: Vocabulary | None  # None: no text is needed
     token_ids: list[int] = field(default_factory=list)
     cached_tokens: int = 0
     finish: FinishReason | None = None
