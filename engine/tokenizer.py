@@ -77,7 +77,7 @@ class Tokenizer:
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids, with the special tokens the checkpoint puts around a text unless it begins with them already.
 
-        A rendered chat template does: a second beginning of sequence would cost quality. Other threads can run during the call.
+        A rendered chat template does: a second beginning of sequence would cost quality. Other threads can run.
         """
         # Not `encode`, which keeps Python's global lock for all of a text.
         token_ids: list[int] = self._fast.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
