@@ -28,7 +28,7 @@ from benchmarks import provenance
 from benchmarks.gpu.figures import EXPECTED, goals
 from benchmarks.gpu.parts import PARTS, PartPlan, broken_off, skipped
 from benchmarks.gpu.results import PartResult, read_json, rows, write_json
-from benchmarks.gpu.sizes import SIZES
+from benchmarks.gpu.sizes import SIZES, Sizes, chosen_sizes
 
 BUDGET_S = 470.0
 LOG_TAIL_CHARS = 4000
@@ -40,27 +40,47 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.gpu",
         description=__doc__,
-        epilog="example:  python -m benchmarks.gpu --out gpu.json --only correctness,decode",
+        epilog="examples:\n"
+        "  python -m benchmarks.gpu --out gpu.json --only preflight,correctness,decode --points b1_1k,b64_1k\n"
+        "  python -m benchmarks.gpu --only serving --keep gpu.json     (a call of its own: it takes 3 minutes)\n"
+        "  python -m benchmarks.gpu --device cpu --shape tiny",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     names = [plan.name for plan in PARTS]
-    parser.add_argument("--only", default=",".join(names), metavar="PART,…", help=f"of {', '.join(names)}")
+    usual = ",".join(plan.name for plan in PARTS if not plan.asked_for)
+    parser.add_argument("--only", default=usual, metavar="PART,…", help=f"of {', '.join(names)}; if not given, {usual}")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--shape", choices=list(SIZES), default="llama-8b", help="tiny goes with --device cpu")
     parser.add_argument("--out", type=Path, metavar="FILE", help="JSON; $OUT/gpu.json, or gpu.json here, if not given")
     parser.add_argument("--keep", type=Path, metavar="FILE", help="JSON of an earlier run: keep parts not run now")
     parser.add_argument("--budget-s", type=float, default=BUDGET_S, help="parts that would exceed it are skipped")
     parser.add_argument("--scratch", type=Path, metavar="DIR", help="for a checkpoint of 16 GB; /dev/shm if it fits")
+    parser.add_argument("--kernels", choices=["fa2", "fa3", "auto"], default="fa2", help="for prefill")
+    parser.add_argument(
+        "--points", default="", metavar="POINT,…", help="of decode, such as b1_1k,b64_1k; all if not given"
+    )
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(arguments)
     args.only = args.only.split(",")
     unknown = sorted(set(args.only) - set(names))
     if unknown:
         parser.error(f"--only names {', '.join(unknown)}; parts are {', '.join(names)}")
+    try:
+        chosen_sizes(args.shape, _split(args.points))
+    except ValueError as error:
+        parser.error(str(error))
     if args.out is None:
         args.out = Path(os.environ.get("OUT", ".")) / "gpu.json"
     args.out = args.out.resolve()
     return args
+
+
+def _split(points: str) -> tuple[str, ...]:
+    return tuple(filter(None, points.split(",")))
+
+
+def sizes_of(args: argparse.Namespace) -> Sizes:
+    return chosen_sizes(args.shape, _split(args.points))
 
 
 def run_part(plan: PartPlan, args: argparse.Namespace, limit_s: float) -> PartResult:
@@ -69,6 +89,7 @@ def run_part(plan: PartPlan, args: argparse.Namespace, limit_s: float) -> PartRe
     path.unlink(missing_ok=True)
     command = [sys.executable, "-m", "benchmarks.gpu.child", plan.name, "--device", args.device, "--shape", args.shape]
     command += ["--seed", str(args.seed), "--result", str(path), "--log", str(log)]
+    command += ["--kernels", args.kernels, "--points", args.points]
     command += ["--scratch", str(args.scratch)] if args.scratch else []
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}  # so that the log has the last words of who is killed
     how = ""
@@ -89,7 +110,7 @@ def run_part(plan: PartPlan, args: argparse.Namespace, limit_s: float) -> PartRe
     result = PartResult.from_json(values) if values else PartResult()
     if result.doing:  # empty only when it came to its end
         tail = log.read_bytes()[begin:].decode(errors="replace")[-LOG_TAIL_CHARS:]
-        result = broken_off(result, plan, how or "its process ended", tail, EXPECTED[plan.name](SIZES[args.shape]))
+        result = broken_off(result, plan, how or "its process ended", tail, EXPECTED[plan.name](sizes_of(args)))
     return result
 
 
@@ -109,7 +130,7 @@ def setting_of(args: argparse.Namespace, results: dict[str, PartResult]) -> dict
 
 def publish(args: argparse.Namespace, results: dict[str, PartResult], earlier: list[str]) -> None:
     """The table, short enough to be the last thing that is seen."""
-    sizes = SIZES[args.shape]
+    sizes = sizes_of(args)
     judged = goals(sizes) if args.device == "cuda" else {}
     columns = ("figure", "value", "goal", "")
     table = Table(*columns, title="benchmarks.gpu", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
@@ -141,7 +162,7 @@ def save(args: argparse.Namespace, results: dict[str, PartResult]) -> None:
         "commit": commit,
         "dirty": dirty,
         "figures": figures,
-        "goals": {name: asdict(goal) for name, goal in goals(SIZES[args.shape]).items() if name in figures},
+        "goals": {name: asdict(goal) for name, goal in goals(sizes_of(args)).items() if name in figures},
         "setting": setting_of(args, results),
         "parts": {name: result.to_json() for name, result in results.items()},
     }
@@ -188,7 +209,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             results[plan.name] = kept[plan.name]
         elif plan.name in args.only:
             left_s = args.budget_s - (time.monotonic() - started)
-            expected = EXPECTED[plan.name](SIZES[args.shape])
+            expected = EXPECTED[plan.name](sizes_of(args))
             enough = left_s >= plan.least_s
             results[plan.name] = (
                 run_part(plan, args, min(plan.most_s, left_s)) if enough else skipped(plan, left_s, expected)

@@ -67,7 +67,7 @@ def layout_of(rows: list[Row], num_decodes: int, page_size: int) -> BatchLayout:
     )
 
 
-def attention_error(device: Device, geometry: Geometry, batches: int, seed: int) -> float:
+def attention_error(device: Device, geometry: Geometry, batches: int, seed: int, kernels: str = "fa2") -> float:
     """The largest ‖out − ref‖ / ‖ref‖ over some batches, each on two layers of fresh random pages.
 
     Raises `ValueError` when a page holds something else afterwards than what belongs there.
@@ -77,7 +77,7 @@ def attention_error(device: Device, geometry: Geometry, batches: int, seed: int)
     shape = (NUM_PAGES, LAYERS, 2, geometry.page_size, geometry.num_kv_heads, geometry.head_dim)
     dtype = DTYPES[geometry.dtype]
     pages = torch.empty(shape, dtype=dtype, device=device.name)
-    backend = attention_over(device, pages, geometry.num_heads)
+    backend = attention_over(device, pages, geometry.num_heads, kernels)
     for _ in range(batches):
         before = torch.empty(shape).normal_(generator=generator).to(dtype)
         pages.copy_(before)

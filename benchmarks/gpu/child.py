@@ -21,6 +21,8 @@ def main() -> None:
     parser.add_argument("--result", type=Path, required=True)
     parser.add_argument("--log", type=Path, required=True)
     parser.add_argument("--scratch", type=Path)
+    parser.add_argument("--kernels", required=True)
+    parser.add_argument("--points", type=lambda text: tuple(filter(None, text.split(","))), default=())
     args = vars(parser.parse_args())
     name = args.pop("name")
     # Libraries and worker processes print to the log, which is this process's standard error; only progress lines

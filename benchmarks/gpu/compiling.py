@@ -6,7 +6,6 @@ import time
 from typing import Any
 
 from benchmarks.gpu.attention_check import Geometry, attention_error
-from benchmarks.gpu.checked_model import CheckedModel
 from benchmarks.gpu.device import Device, build_executor, build_model, prepare
 from benchmarks.gpu.figures import COMPILE
 from benchmarks.gpu.part import Part
@@ -23,38 +22,29 @@ def run(part: Part) -> None:
     device = prepare(part.options.device)
     part.result.facts = device.facts()
     if device.on_gpu:
-        part.say("FlashInfer compiles its kernels on first use; this may take minutes, and seconds once they are there")
+        part.say("kernels that are not prebuilt are compiled now, which takes minutes")
     started = time.monotonic()
     config = model_config(sizes.model)
     geometry = Geometry(config.num_heads, config.num_kv_heads, config.head_dim, sizes.page_size, sizes.dtype)
 
     def attention() -> dict[str, float]:
-        attention_error(device, geometry, 1, part.options.seed)
+        attention_error(device, geometry, 1, part.options.seed, part.options.kernels)
         return {}
 
     def engine() -> dict[str, float]:
-        first_steps(device, {**sizes.model, "num_hidden_layers": 1}, sizes, part.options.seed)
-        return {}
-
-    def small() -> dict[str, float]:
-        for dtype in ("float32", "bfloat16"):
-            try:
-                CheckedModel(dtype).executor(device)
-            except Exception as error:  # noqa: BLE001 - the part that needs it says more
-                part.note(f"The built-in model does not start in {dtype}: {type(error).__name__}: {error}")
+        first_steps(device, {**sizes.model, "num_hidden_layers": 1}, sizes, part.options.seed, part.options.kernels)
         return {}
 
     part.step("attention", [], attention)
     part.step("one layer: prefill, decode and mixed steps", [], engine)
-    part.step("the built-in model", [], small)
     part.result.figures[COMPILE] = time.monotonic() - started
 
 
-def first_steps(device: Device, raw: dict[str, Any], sizes: Sizes, seed: int) -> None:
+def first_steps(device: Device, raw: dict[str, Any], sizes: Sizes, seed: int, kernels: str) -> None:
     """Every kind of step once, on a model of one layer."""
     config, parameters = build_model(raw, sizes.dtype, device, seed)
     layout = config.page_layout(64, sizes.page_size, sizes.dtype, "random")
-    executor = build_executor(device, config, parameters, layout, sizes.max_batch, sizes.chunk_tokens)
+    executor = build_executor(device, config, parameters, layout, sizes.max_batch, sizes.chunk_tokens, kernels=kernels)
     (whole,) = prefilling(layout, config.vocab_size, 64, seed)
     executor.execute(whole)
     sequences = decoding(layout, config.vocab_size, 2, 40, 4, seed)

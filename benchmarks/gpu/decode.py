@@ -5,17 +5,20 @@ from __future__ import annotations
 from statistics import median
 from typing import Any
 
+import torch
+
 from benchmarks.gpu.device import Device, build_executor, build_model, prepare
-from benchmarks.gpu.figures import COPY, DECODE_GOAL_UP_TO_BATCH, EXPECTED, decode_figures, graph_figures, point_name
+from benchmarks.gpu.figures import COPY, EXPECTED, decode_figures, graph_figures, sampled_figures, turn_figure
 from benchmarks.gpu.part import Part
-from benchmarks.gpu.profile import profile
 from benchmarks.gpu.sequences import Turn, decoding, pages_for, turn
-from benchmarks.gpu.sizes import GIB, Sizes, label
+from benchmarks.gpu.sizes import GIB, Sizes, label, point_name
 from cluster.worker import PageLayout
 from engine.batch import StepBudget
+from engine.graph_sizes import padded_size
 from engine.model_config import ModelConfig
 
 WARM_STEPS = 5
+SAMPLED = {"temperature": 1.0, "top_p": 0.9}
 USABLE_SHARE = 0.85  # of the memory that is free beside the weights: the rest is for workspaces and graphs
 
 
@@ -49,16 +52,51 @@ def run(part: Part) -> None:
         def measure(point: tuple[int, int] = point) -> dict[str, float]:
             steps = decode_steps(executor, point, sizes, part.options.seed)
             step_s, floor_s = median(step.seconds for step in steps), floor(executor, steps, bandwidth)
-            part.result.details[point_name(point)] = {**stages_ms(steps), "floor_ms": 1000 * floor_s}
+            part.result.details[point_name(point)] = {
+                **stages_ms(steps),
+                "floor_ms": 1000 * floor_s,
+                "replay_ms": replay_ms(device, executor, point[0]),
+            }
             return dict(zip(decode_figures(point), (step_s / floor_s, 1000 * step_s), strict=True))
 
         part.step(f"batch {point[0]}, context {label(point[1])}", decode_figures(point), measure)
-    if fitting:
-        batch, context = max(point for point in fitting if point[0] <= DECODE_GOAL_UP_TO_BATCH)
-        sequences = decoding(layout, config.vocab_size, batch, context, 8, part.options.seed)
-        budget = StepBudget(max(sizes.longest, batch), batch)
-        profile(part, device, f"decode_{point_name((batch, context))}", lambda: turn(executor, sequences, budget))
+    sampled(part, executor)
+    turns(part, executor)
     without_graphs(part, device, config, parameters)
+
+
+def sampled(part: Part, executor: Any) -> None:
+    """One point again, with tokens drawn as most clients ask for them."""
+    sizes, point = part.sizes, part.sizes.sampled_point
+    figures = sampled_figures(sizes)
+    greedy_ms = part.result.figures.get(decode_figures(point)[1])
+    if greedy_ms is None:
+        part.skip(figures, f"{point_name(point)} was not measured")
+        return
+
+    def measure() -> dict[str, float]:
+        steps = decode_steps(executor, point, sizes, part.options.seed, **SAMPLED)
+        part.result.details[figures[0]] = stages_ms(steps)
+        step_ms = 1000 * median(step.seconds for step in steps)
+        return dict(zip(figures, (step_ms, step_ms / greedy_ms), strict=True))
+
+    part.step(f"{point_name(point)}, temperature 1, top_p 0.9", figures, measure)
+
+
+def turns(part: Part, executor: Any) -> None:
+    """Steps of a whole worker, from its role to the frames for its router."""
+    for point in part.sizes.turn_points:
+        figure = turn_figure(point)
+        if decode_figures(point)[1] not in part.result.figures:
+            part.skip([figure], f"{point_name(point)} was not measured")
+            continue
+
+        def measure(point: tuple[int, int] = point, figure: str = figure) -> dict[str, float]:
+            from benchmarks.gpu.worker_turns import worker_turns  # needs ZeroMQ, which a host may lack
+
+            return {figure: 1000 * median(worker_turns(executor, point, part.sizes.repeats, part.options.seed))}
+
+        part.step(f"{point_name(point)} through a whole worker", [figure], measure)
 
 
 def fitting_points(part: Part, config: ModelConfig, device: Device) -> list[tuple[int, int]]:
@@ -83,12 +121,12 @@ def layout_of(config: ModelConfig, sizes: Sizes, points: list[tuple[int, int]]) 
     return config.page_layout(num_pages, sizes.page_size, sizes.dtype, "random")
 
 
-def decode_steps(executor: Any, point: tuple[int, int], sizes: Sizes, seed: int) -> list[Turn]:
+def decode_steps(executor: Any, point: tuple[int, int], sizes: Sizes, seed: int, **sampling: Any) -> list[Turn]:
     """Consecutive steps of a batch, of which the middle one reads `context` positions per sequence."""
     batch, context = point
     first = max(1, context - sizes.repeats // 2 - WARM_STEPS)
     room = sizes.repeats + WARM_STEPS
-    sequences = decoding(executor.layout, executor.config.vocab_size, batch, first, room, seed)
+    sequences = decoding(executor.layout, executor.config.vocab_size, batch, first, room, seed, **sampling)
     budget = StepBudget(max(sizes.longest, batch), batch)
     return [turn(executor, sequences, budget) for _ in range(room)][WARM_STEPS:]
 
@@ -106,10 +144,24 @@ def stages_ms(steps: list[Turn]) -> dict[str, float]:
     return {f"{stage[:-2]}_ms": 1000 * median(getattr(step, stage) for step in steps) for stage in stages}
 
 
+@torch.inference_mode()
+def replay_ms(device: Device, executor: Any, batch: int) -> float | None:
+    """A recorded step alone, replayed back to back: what the device would take if the host took nothing."""
+    graphs: Any = getattr(executor, "_graphs", None)
+    if graphs is None:
+        return None
+    step = graphs._steps[padded_size(batch, graphs._sizes)]
+    return 1000 * device.median_s(step.replay, 3, 10)
+
+
 def without_graphs(part: Part, device: Device, config: ModelConfig, parameters: Any) -> None:
     """One point again, every kernel launched by itself."""
     sizes, point = part.sizes, part.sizes.graphs_point
     figures = graph_figures(sizes)
+    with_graphs_ms = part.result.figures.get(decode_figures(point)[1])
+    if with_graphs_ms is None:
+        part.skip(figures, f"{point_name(point)} was not measured with graphs")
+        return
 
     def measure() -> dict[str, float]:
         layout = layout_of(config, sizes, [point])
@@ -117,7 +169,6 @@ def without_graphs(part: Part, device: Device, config: ModelConfig, parameters: 
         steps = decode_steps(plain, point, sizes, part.options.seed)
         part.result.details[f"{point_name(point)}_without_graphs"] = stages_ms(steps)
         step_s = median(step.seconds for step in steps)
-        with_graphs_ms = part.result.figures[f"decode_step_ms_{point_name(point)}"]
         return {figures[0]: 1000 * step_s, figures[1]: with_graphs_ms / (1000 * step_s)}
 
     part.step(f"batch {point[0]}, context {label(point[1])}, without graphs", figures, measure)

@@ -103,7 +103,11 @@ def with_compilers(path: str) -> str:
 
 
 def prepare(name: str) -> Device:
-    """The device, ready for use; raises `RuntimeError` where there is none of that name."""
+    """The device, ready for use; raises `RuntimeError` where there is none of that name.
+
+    One thread computes on the CPU, as in a worker.
+    """
+    torch.set_num_threads(1)
     if name == "cuda":
         if not torch.cuda.is_available():
             raise RuntimeError("torch sees no CUDA device here.")
@@ -112,8 +116,6 @@ def prepare(name: str) -> Device:
         suffix = "a" if major >= 9 else ""
         os.environ.setdefault("FLASHINFER_CUDA_ARCH_LIST", f"{major}.{minor}{suffix}")
         os.environ["PATH"] = with_compilers(os.environ.get("PATH", ""))
-    else:
-        torch.set_num_threads(1)
     return Device(name)
 
 
@@ -133,7 +135,7 @@ def build_executor(
     max_batch: int,
     max_tokens: int,
     graphs: bool = True,
-    kernels: str = "auto",
+    kernels: str = "fa2",
 ) -> Any:
     """The executor that serves on this device, warmed up, with random numbers in its pages: zeros are too easy."""
     if device.on_gpu:
@@ -148,12 +150,12 @@ def build_executor(
     return executor
 
 
-def attention_over(device: Device, pages: torch.Tensor, num_heads: int) -> Any:
+def attention_over(device: Device, pages: torch.Tensor, num_heads: int, kernels: str = "fa2") -> Any:
     """The attention backend that serves on this device."""
     if device.on_gpu:
         from engine.attention.flashinfer import FlashInferAttention
 
-        return FlashInferAttention(pages, num_heads)
+        return FlashInferAttention(pages, num_heads, kernels)
     from engine.attention.torch_cpu import TorchAttention
 
     return TorchAttention(pages, num_heads)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from benchmarks.gpu.sizes import Sizes, label
+from benchmarks.gpu.sizes import Sizes, label, point_name
 from benchmarks.results import Goal
 
+PREFLIGHT = "preflight_write_gb_per_s"
 COMPILE = "compile_and_first_use_s"
 ATTENTION = ["attention_error"]
 LOGITS = [
@@ -22,18 +23,15 @@ COPY = "copy_bandwidth_gb_per_s"
 MATMUL = "matmul_tflops"
 RATE = ["handoff_ratio_to_copy", "handoff_gb_per_s", "handoff_one_write_gb_per_s", "handoff_copy_gb_per_s"]
 HIDDEN = ["handoff_hidden_share", "handoff_exposed_ms", "handoff_total_ms", "handoff_prefill_ms"]
+CONTIGUOUS = "handoff_contiguous_gb_per_s"
+SCATTERED = "handoff_sgl_gb_per_s"
 LOADED = ["weights_load_gb_per_s"]
 KERNELS = ("fa2", "fa3")
+LAYOUTS = ("pages_per_layer", "layers_in_page", "heads_outermost")
 SERVED = ("pd", "mixed", "transformers")
 
 DECODE_GOAL, DECODE_GOAL_UP_TO_BATCH = 1.25, 64
 PREFILL_GOAL = 0.65
-
-
-def point_name(point: tuple[int, int]) -> str:
-    """A batch and a context as figures name them: b64_1k."""
-    batch, context = point
-    return f"b{batch}_{label(context)}"
 
 
 def decode_figures(point: tuple[int, int]) -> list[str]:
@@ -45,12 +43,25 @@ def graph_figures(sizes: Sizes) -> list[str]:
     return [f"decode_step_ms_{name}_without_graphs", f"decode_ratio_graphs_to_none_{name}"]
 
 
+def sampled_figures(sizes: Sizes) -> list[str]:
+    name = point_name(sizes.sampled_point)
+    return [f"decode_step_ms_{name}_sampled", f"decode_ratio_sampled_to_greedy_{name}"]
+
+
+def turn_figure(point: tuple[int, int]) -> str:
+    return f"decode_turn_ms_{point_name(point)}"
+
+
 def prefill_figures(prompt: int) -> list[str]:
     return [f"prefill_ratio_to_matmul_{label(prompt)}", f"prefill_tokens_per_s_{label(prompt)}"]
 
 
 def kernel_figure(kernels: str) -> str:
     return f"prefill_layer_ms_{kernels}"
+
+
+def layout_figure(layout: str) -> str:
+    return f"decode_layer_ms_{layout}"
 
 
 def served_figures(name: str) -> list[str]:
@@ -63,7 +74,8 @@ def served_ratio(name: str) -> str:
 
 def _decode(sizes: Sizes) -> list[str]:
     points = [name for point in sizes.decode_points for name in decode_figures(point)]
-    return [COPY, *points, *graph_figures(sizes)]
+    turns = [turn_figure(point) for point in sizes.turn_points]
+    return [COPY, *points, *sampled_figures(sizes), *turns, *graph_figures(sizes)]
 
 
 def _prefill(sizes: Sizes) -> list[str]:
@@ -80,13 +92,15 @@ def _serving(sizes: Sizes) -> list[str]:
 
 
 EXPECTED: dict[str, Callable[[Sizes], list[str]]] = {
+    "preflight": lambda sizes: [PREFLIGHT],
     "compile": lambda sizes: [COMPILE],
     "correctness": lambda sizes: [*ATTENTION, *LOGITS, *RECORDED, *TOKENS, *RANDOM_TOKENS],
     "decode": _decode,
+    "handoff": lambda sizes: [*RATE, CONTIGUOUS, *HIDDEN, SCATTERED],
     "prefill": _prefill,
-    "handoff": lambda sizes: [*RATE, *HIDDEN],
+    "kernels": lambda sizes: [*map(kernel_figure, KERNELS), *map(layout_figure, LAYOUTS)],
     "serving": _serving,
-    "kernels": lambda sizes: [kernel_figure(kernels) for kernels in KERNELS],
+    "profile": lambda sizes: [],
 }
 
 

@@ -13,11 +13,11 @@ from statistics import median
 import torch
 
 from benchmarks.gpu.device import Device, build_executor, build_model, prepare
-from benchmarks.gpu.figures import HIDDEN, RATE
+from benchmarks.gpu.figures import CONTIGUOUS, HIDDEN, RATE, SCATTERED
 from benchmarks.gpu.part import Part
 from benchmarks.gpu.peer import Peer, handshake, page_receiver, page_sums
 from benchmarks.gpu.sequences import pages_for
-from benchmarks.gpu.sizes import Sizes
+from benchmarks.gpu.sizes import MIB, Sizes
 from benchmarks.hand_driven import HandDriven
 from benchmarks.handoff import Sender
 from cluster.handoff import HandoffOutcome, HandoffReport, Reservation
@@ -32,6 +32,8 @@ from prefill_worker.role import PrefillRole
 from worker.state import WorkerState
 
 ROUNDS = 5
+PROBE_BYTES = 64 * MIB
+SLOW_GB_PER_S = 20.0  # between two processes of one GPU: not CUDA IPC
 HANDOFF_TIMEOUT_S = 20.0
 TRANSPORT_WORDS = re.compile(
     r"\b(cuda_ipc|cuda_copy|gdr_copy|rc_mlx5|rc_verbs|dc_mlx5|ud_mlx5|cma|posix|sysv|xpmem|knem|tcp)/"
@@ -57,7 +59,7 @@ def run(part: Part) -> None:
             rate = 1e9 * figures["handoff_gb_per_s"]
             return figures
 
-        if not part.step("pages against a copy inside the device", [*RATE, *HIDDEN], bare):
+        if not part.step("pages against a copy inside the device", [*RATE, CONTIGUOUS, *HIDDEN, SCATTERED], bare):
             return
 
         def hidden() -> dict[str, float]:
@@ -65,6 +67,9 @@ def run(part: Part) -> None:
             return hidden_share(part, worker, layout, peer, rate)
 
         part.step("pages sent while the next chunk computes", HIDDEN, hidden)
+        part.step(
+            "the same in one scatter-gather write each", [SCATTERED], lambda: scattered(part, device, executor.pages)
+        )
     part.note(f"UCX_TLS is {os.environ.get('UCX_TLS', 'not set')}; {transports(part.options.log)}")
 
 
@@ -85,20 +90,61 @@ def bare_rate(
     sender = Sender(transport, "receiver:1", pages, sizes.handoff_chunk // sizes.page_size)
     other = torch.empty_like(pages[:count])
     device.synchronize()
+    rounds = rounds_worth(part, device, sender, layout)
     runs = []
-    for _ in range(ROUNDS + 2):
+    for _ in range(rounds + 2):
         copy_s = device.seconds(lambda: other.copy_(pages[:count]), 3)
         runs.append((sender.path(source, target), sender.raw(source, target), copy_s))
     path_s, raw_s, copy_s = (median(column) for column in zip(*runs[2:], strict=True))
-    _, sums = peer.ask(target)
-    if sums != page_sums(pages, source):
-        raise ValueError("The pages at the target are not those of the source.")
+    check_arrived(peer, pages, source, target)
+    in_order = list(range(count))
+    contiguous_s = median(sender.path(in_order, in_order) for _ in range(rounds))
     return {
         "handoff_ratio_to_copy": median(copy / path for path, _, copy in runs[2:]),
         "handoff_gb_per_s": num_bytes / path_s / 1e9,
         "handoff_one_write_gb_per_s": num_bytes / raw_s / 1e9,
         "handoff_copy_gb_per_s": num_bytes / copy_s / 1e9,
+        CONTIGUOUS: num_bytes / contiguous_s / 1e9,
     }
+
+
+def rounds_worth(part: Part, device: Device, sender: Sender, layout: PageLayout) -> int:
+    """Few rounds where a first small write shows that whole prompts would take seconds each."""
+    count = min(layout.num_pages, max(1, PROBE_BYTES // layout.page_bytes))
+    pages = list(range(count))
+    seconds = min(sender.path(pages, pages) for _ in range(2))
+    rate = count * layout.page_bytes / seconds / 1e9
+    if not device.on_gpu or rate >= SLOW_GB_PER_S:
+        return ROUNDS
+    part.note(f"{rate:.2f} GB/s in a first write is not CUDA IPC, so whole prompts are sent once, not {ROUNDS} times.")
+    return 1
+
+
+def check_arrived(peer: Peer, pages: torch.Tensor, source: list[int], target: list[int]) -> None:
+    """Raises `ValueError` when pages differ on both sides."""
+    _, sums = peer.ask(target)
+    if sums != page_sums(pages, source):
+        raise ValueError("The pages at the target are not those of the source.")
+
+
+def scattered(part: Part, device: Device, pages: torch.Tensor) -> dict[str, float]:
+    """The pushed chunks once more, between two agents that give UCX all pages of a write as one list."""
+    sizes, rng, layout = part.sizes, random.Random(part.options.seed), layout_of(part.sizes)
+    count = sizes.handoff_prompt // sizes.page_size
+    source, target = (rng.sample(range(layout.num_pages), count) for _ in range(2))
+    os.environ["NIXL_UCX_SGL_ENABLE"] = "1"
+    try:
+        with Peer(page_receiver, (device.name, layout)) as peer:
+            transport = NixlTransport(pages, layout, "sender:2")
+            handshake(transport, peer, peer.answer(), device)
+            sender = Sender(transport, "receiver:1", pages, sizes.handoff_chunk // sizes.page_size)
+            rounds = rounds_worth(part, device, sender, layout)
+            path_s = median([sender.path(source, target) for _ in range(rounds + 2)][2:])
+            check_arrived(peer, pages, source, target)
+            transport.close()
+    finally:
+        del os.environ["NIXL_UCX_SGL_ENABLE"]
+    return {SCATTERED: count * layout.page_bytes / path_s / 1e9}
 
 
 def prefill_worker(sizes: Sizes, config: ModelConfig, executor: object, transport: NixlTransport) -> HandDriven:
@@ -135,10 +181,7 @@ def hidden_share(part: Part, worker: HandDriven, layout: PageLayout, peer: Peer,
                 raise TimeoutError(f"A handoff has not ended within {HANDOFF_TIMEOUT_S:g} s.")
         seconds = time.monotonic() - started
         report = _delivered(ended[0])
-        _, sums = peer.ask(target)
-        # Whatever was sent before it was computed would differ.
-        if sums != page_sums(worker.executor.pages, table):
-            raise ValueError("Pages that were sent while the next chunk computed are not those of the source.")
+        check_arrived(peer, worker.executor.pages, table, target)  # what was sent before it was computed would differ
         exposed.append(report.exposed_s)
         totals.append(report.bytes_sent / rate)
         prefills.append(seconds - report.exposed_s)

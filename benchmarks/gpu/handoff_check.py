@@ -36,6 +36,7 @@ from worker.state import WorkerState
 
 MAX_TOKENS = 24
 LOOK_UPS = 4
+ANSWER_S = 60.0
 
 
 def tasks(seed: int) -> list[Task]:
@@ -125,8 +126,10 @@ def both_ways(
 
 def answer_alone(worker: HandDriven, request: Request) -> list[int]:
     worker.perform(worker.role.on_message(Prefill(request, (), False, 0), 0.0))
+    deadline = time.monotonic() + ANSWER_S
     while worker.turn():
-        pass
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"The mixed worker has not answered within {ANSWER_S:g} s.")
     return _tokens(worker.heard(StepOutput))
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TextIO
 
 from benchmarks.gpu.results import Failure, PartResult, write_json
-from benchmarks.gpu.sizes import SIZES, Sizes
+from benchmarks.gpu.sizes import Sizes, chosen_sizes
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,10 +23,12 @@ class Options:
     result: Path
     log: Path  # where this process's standard output and error go
     scratch: Path | None = None  # for a checkpoint; None: wherever there is room
+    kernels: str = "fa2"  # for prefill
+    points: tuple[str, ...] = ()  # of decode that are measured; empty: all
 
     @property
     def sizes(self) -> Sizes:
-        return SIZES[self.shape]
+        return chosen_sizes(self.shape, self.points)
 
     @property
     def on_gpu(self) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from benchmarks.gpu.device import build_executor, build_model, prepare
 from benchmarks.gpu.figures import EXPECTED, MATMUL, prefill_figures
 from benchmarks.gpu.part import Part
-from benchmarks.gpu.profile import profile
 from benchmarks.gpu.sequences import pages_for, prefilling
 from benchmarks.gpu.sizes import label
 from engine.executor import DTYPES
@@ -40,7 +39,9 @@ def run(part: Part) -> None:
     config, parameters = build_model(sizes.model, sizes.dtype, device, part.options.seed)
     num_pages = 2 * pages_for(max(sizes.prompts) + 1, sizes.page_size)
     layout = config.page_layout(num_pages, sizes.page_size, sizes.dtype, "random")
-    executor = build_executor(device, config, parameters, layout, sizes.max_batch, max(sizes.prompts))
+    executor = build_executor(
+        device, config, parameters, layout, sizes.max_batch, max(sizes.prompts), kernels=part.options.kernels
+    )
     for prompt in sizes.prompts:
 
         def measure(prompt: int = prompt) -> dict[str, float]:
@@ -51,5 +52,3 @@ def run(part: Part) -> None:
             return dict(zip(prefill_figures(prompt), (ratio, prompt / seconds), strict=True))
 
         part.step(f"prompts of {label(prompt)}", prefill_figures(prompt), measure)
-    (plan,) = prefilling(layout, config.vocab_size, max(sizes.prompts), part.options.seed)
-    profile(part, device, f"prefill_{label(max(sizes.prompts))}", lambda: executor.execute(plan))

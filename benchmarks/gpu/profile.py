@@ -1,33 +1,58 @@
-"""Where a step's time goes on the device, kernel by kernel: for the JSON, never in the way of a figure."""
+"""Where a step's time goes on the device, kernel by kernel: for the JSON. Run only when it is asked for.
+
+Profiling replays of steps that were recorded before has been seen to hang, so it comes in a process of its own.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.gpu.device import Device
+from benchmarks.gpu.device import Device, build_executor, build_model, prepare
+from benchmarks.gpu.figures import DECODE_GOAL_UP_TO_BATCH
 from benchmarks.gpu.part import Part
+from benchmarks.gpu.sequences import decoding, pages_for, prefilling, turn
+from benchmarks.gpu.sizes import label, point_name
+from engine.batch import StepBudget
 
 CALLS = 3
 KERNELS = 15
 NAME_CHARS = 120
 
 
-def profile(part: Part, device: Device, name: str, call: Callable[[], object]) -> None:
-    """Write the kernels that take most of `call` into the part's details; what fails is noted and nothing more."""
-    part.say(f"profile of {name}")
-    try:
-        part.result.details[f"profile_{name}"] = top_kernels(device, call)
-    except Exception as error:  # noqa: BLE001 - a profiler may be refused; the figures are there without it
-        part.note(f"No profile of {name}: {type(error).__name__}: {error}")
-    part.save()
+def run(part: Part) -> None:
+    sizes, device, seed = part.sizes, prepare(part.options.device), part.options.seed
+    part.result.facts = device.facts()
+    part.say("building the model")
+    config, parameters = build_model(sizes.model, sizes.dtype, device, seed)
+    point = max(point for point in sizes.decode_points if point[0] <= DECODE_GOAL_UP_TO_BATCH)
+    (batch, context), prompt, room = point, max(sizes.prompts), 4 * CALLS
+    num_pages = batch * pages_for(context + room + 1, sizes.page_size) + pages_for(prompt + 1, sizes.page_size)
+    layout = config.page_layout(num_pages, sizes.page_size, sizes.dtype, "random")
+    executor = build_executor(device, config, parameters, layout, batch, prompt, kernels=part.options.kernels)
+    sequences = decoding(layout, config.vocab_size, batch, context, room, seed)
+    budget = StepBudget(max(sizes.longest, batch), batch)
+    (plan,) = prefilling(layout, config.vocab_size, prompt, seed)
+    calls: dict[str, Callable[[], object]] = {
+        f"prefill_{label(prompt)}": lambda: executor.execute(plan),
+        f"decode_{point_name(point)}": lambda: turn(executor, sequences, budget),
+    }
+    for name, call in calls.items():
+
+        def measure(name: str = name, call: Callable[[], object] = call) -> dict[str, float]:
+            part.result.details[f"profile_{name}"] = top_kernels(device, call)
+            return {}
+
+        part.step(f"profile of {name}", [], measure)
 
 
 def top_kernels(device: Device, call: Callable[[], object]) -> list[dict[str, Any]]:
+    """The kernels that take most of `call`, with milliseconds and launches per call."""
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as torch_profile
 
     activity = ProfilerActivity.CUDA if device.on_gpu else ProfilerActivity.CPU
+    call()
     with torch_profile(activities=[activity]) as profiler:
         for _ in range(CALLS):
             call()

@@ -6,6 +6,7 @@ import itertools
 import random
 import time
 from dataclasses import dataclass
+from typing import Any
 
 from cluster.request import Request, SamplingParams
 from cluster.worker import PageLayout
@@ -19,20 +20,21 @@ def pages_for(tokens: int, page_size: int) -> int:
 
 
 def decoding(
-    layout: PageLayout, vocab_size: int, batch: int, context: int, room: int, seed: int, logprobs: int | None = None
+    layout: PageLayout, vocab_size: int, batch: int, context: int, room: int, seed: int, **sampling: Any
 ) -> list[Sequence]:
     """`batch` sequences that have computed `context` positions and will decode `room` tokens more.
 
-    Their pages are drawn from all over the storage, as they lie after a while of serving.
+    Their pages are drawn from all over the storage, as they lie after a while of serving. `sampling`: of
+    `SamplingParams`; greedy if nothing is said.
     """
     rng = random.Random(seed)
     per_sequence = pages_for(context + room + 1, layout.page_size)
     pages = rng.sample(range(layout.num_pages), batch * per_sequence)
-    sampling = SamplingParams(max_tokens=room + 2, ignore_eos=True, logprobs=logprobs)
+    params = SamplingParams(max_tokens=room + 2, ignore_eos=True, **sampling)
     sequences = []
     for index in range(batch):
         prompt = tuple(rng.randrange(vocab_size) for _ in range(context))
-        sequence = Sequence.start(Request(f"d{index}", prompt, sampling), (rng.randrange(vocab_size),))
+        sequence = Sequence.start(Request(f"d{index}", prompt, params), (rng.randrange(vocab_size),))
         sequence.page_table = pages[index * per_sequence : (index + 1) * per_sequence]
         sequence.computed = context
         sequences.append(sequence)

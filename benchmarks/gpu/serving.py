@@ -57,6 +57,10 @@ def run(part: Part) -> None:
     config, parameters = build_model(sizes.model, sizes.dtype, device, part.options.seed)
     rng = random.Random(part.options.seed)
     prompts = [[rng.randrange(config.vocab_size) for _ in range(sizes.request_prompt)] for _ in range(sizes.requests)]
+    if device.on_gpu:
+        part.note(
+            "Prefill and decode worker share one GPU, which runs one of them at a time: not what two GPUs would do."
+        )
     part.say("writing a checkpoint for the workers")
     owed = [*(name for kind in LAYOUTS for name in served_figures(kind)), *LOADED]
     try:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 GIB, MIB = 1 << 30, 1 << 20
@@ -51,6 +52,9 @@ class Sizes:
     dtype: str
     decode_points: tuple[tuple[int, int], ...]  # (batch, context)
     graphs_point: tuple[int, int]  # measured with and without CUDA graphs
+    sampled_point: tuple[int, int]  # measured with temperature and top-p, too
+    turn_points: tuple[tuple[int, int], ...]  # measured through a whole worker, too
+    layouts_point: tuple[int, int]  # at which ways of laying pages out are compared
     prompts: tuple[int, ...]
     most_kv_bytes: int  # a point whose KV takes more is skipped
     matmul_size: int
@@ -85,6 +89,9 @@ SIZES = {
         dtype="bfloat16",
         decode_points=tuple((batch, context) for context in (1024, 4096) for batch in (1, 16, 64, 256)),
         graphs_point=(16, 1024),
+        sampled_point=(64, 1024),
+        turn_points=((64, 1024), (256, 1024)),
+        layouts_point=(256, 1024),
         prompts=(2048, 8192),
         most_kv_bytes=80 * GIB,
         matmul_size=8192,
@@ -104,6 +111,9 @@ SIZES = {
         dtype="float32",
         decode_points=((1, 64), (4, 64), (4, 128), (4096, 128)),
         graphs_point=(4, 64),
+        sampled_point=(4, 64),
+        turn_points=((4, 64),),
+        layouts_point=(4, 64),
         prompts=(64, 256),
         most_kv_bytes=16 * MIB,
         matmul_size=128,
@@ -118,6 +128,25 @@ SIZES = {
         repeats=4,
     ),
 }
+
+
+def chosen_sizes(shape: str, points: Sequence[str] = ()) -> Sizes:
+    """The sizes of a shape, of whose decode points only those named are measured (none named: all).
+
+    Raises `ValueError` with the names there are.
+    """
+    sizes = SIZES[shape]
+    named = {point_name(point): point for point in sizes.decode_points}
+    unknown = sorted(set(points) - set(named))
+    if unknown:
+        raise ValueError(f"--points names {', '.join(unknown)}; {shape} has {', '.join(named)}")
+    return replace(sizes, decode_points=tuple(named[name] for name in points)) if points else sizes
+
+
+def point_name(point: tuple[int, int]) -> str:
+    """A batch and a context as figures name them: b64_1k."""
+    batch, context = point
+    return f"b{batch}_{label(context)}"
 
 
 def label(tokens: int) -> str:

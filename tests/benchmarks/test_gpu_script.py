@@ -19,6 +19,9 @@ SKIPPED = {  # on purpose: too large for the tiny shape, and what a CPU does not
     "decode_step_ms_b4096_128",
     "prefill_layer_ms_fa2",
     "prefill_layer_ms_fa3",
+    "decode_layer_ms_pages_per_layer",
+    "decode_layer_ms_layers_in_page",
+    "decode_layer_ms_heads_outermost",
 }
 
 

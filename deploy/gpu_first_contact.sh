@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# First minutes on a GPU host without network: installs what was carried there and runs benchmarks.gpu, the most telling parts
+# first, in two calls. Each writes its JSON after every part, so that nothing measured is lost when time runs out.
+#
+#   deploy/gpu_first_contact.sh first  CARRIED OUT [FLAG ...]   checks, correctness, decode, handoff       (some 5 minutes)
+#   deploy/gpu_first_contact.sh second CARRIED OUT [FLAG ...]   prefill, kernels, sampling, serving        (some 7 minutes)
+#
+# CARRIED holds wheels (*.whl) of what the host lacks and kernels*.tar.xz, FlashInfer's kernels compiled before
+# (python -m deploy.flashinfer_kernels build); both may be missing. Further flags go to benchmarks.gpu: where there is no
+# GPU, --device cpu --shape tiny tries the whole script. OUT gets the JSON and the log.
+set -uo pipefail
+usage() { sed -n '2,12s/^# \{0,1\}//p' "$0"; exit "${1:-2}"; }
+[[ ${1:-} == -h || ${1:-} == --help ]] && usage 0
+[[ $# -ge 3 && ( $1 == first || $1 == second ) ]] || usage
+call=$1 carried=$(realpath "$2") out=$(realpath -m "$3"); shift 3
+cd "$(dirname "$0")/.."
+python=${PYTHON:-python3} site=${SITE:-/tmp/baton-site}
+mkdir -p "$out"
+
+shopt -s nullglob
+wheels=("$carried"/*.whl)
+if (( ${#wheels[@]} )); then
+  "$python" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target "$site" "${wheels[@]}" \
+    || { echo "The wheels in $carried could not be installed into $site."; exit 1; }
+  export PYTHONPATH=$site:$PWD
+fi
+for kernels in "$carried"/kernels*.tar.xz; do
+  "$python" -m deploy.flashinfer_kernels install "$kernels" || echo "Going on without $kernels: what it has is compiled on first use."
+done
+
+# What the driver's libraries need that a host keeps in a folder of its own.
+export LD_LIBRARY_PATH=/usr/local/nvidia/lib64${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH} PYTHONUNBUFFERED=1
+case $call in
+  first) parts=preflight,compile,correctness,decode,handoff budget_s=280 ;;
+  second) parts=prefill,kernels,serving budget_s=380 ;;
+esac
+exec "$python" -m benchmarks.gpu --only "$parts" --budget-s "$budget_s" --out "$out/$call.json" "$@"
