@@ -142,8 +142,7 @@ class Resolved:
             return {}
         parts = [f"{role} {device(self.config, role)}, {memory_fraction(self.config, role):g} of it" for role in pools]
         graphs = "decode steps as CUDA graphs" if engine.cuda_graphs else "no CUDA graphs"
-        kernels = "FlashInfer's choice of kernels" if engine.attention == "auto" else f"{engine.attention} kernels"
-        return {"gpu": f"{'; '.join(parts)}; {graphs}; {kernels}"}
+        return {"gpu": f"{'; '.join(parts)}; {graphs}; {engine.attention} kernels"}
 
     def access_plan(self) -> AccessPlan:
         access = self.config.access

@@ -9,6 +9,7 @@ import torch
 
 from cluster.errors import ConfigError
 from engine.attention.flashinfer import load_flashinfer
+from engine.kernel_compiler import let_flashinfer_compile
 
 _ALLOCATOR_VARIABLES = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 
@@ -33,7 +34,7 @@ def check_kernels(kernels: str, capability: tuple[int, int]) -> None:
     if kernels == "fa3" and capability[0] != 9:
         raise ConfigError(
             f'engine.attention is "fa3", which only Hopper GPUs (compute capability 9) have; this one is '
-            f'{capability[0]}.{capability[1]}: use "auto" or "fa2".'
+            f'{capability[0]}.{capability[1]}: use "fa2".'
         )
 
 
@@ -50,7 +51,8 @@ def open_device(name: str) -> torch.device:
     if index >= count:
         raise ConfigError(f"{name} was asked for, but this process sees {count} GPUs, cuda:0 to cuda:{count - 1}.")
     check_allocator(os.environ)
-    load_flashinfer()
     device = torch.device("cuda", index)
     torch.cuda.set_device(device)
+    let_flashinfer_compile(torch.cuda.get_device_capability(device))
+    load_flashinfer()
     return device

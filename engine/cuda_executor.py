@@ -32,7 +32,7 @@ class CudaOptions:
     """How to compute; nothing in here changes what is computed, but for rounding."""
 
     cuda_graphs: bool = True  # record decode steps
-    attention: str = "auto"  # prefill kernels: "auto", "fa2" or "fa3"
+    attention: str = "fa2"  # prefill kernels: "fa2", or "fa3" on Hopper
     max_batch: int = 256  # sequences of a decode step
     max_tokens: int = 8192  # of the largest step; sizes the first staging buffer
 

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -17,6 +14,7 @@ import torch
 
 from cluster.worker import PageLayout
 from engine.executor import DTYPES, TorchExecutor
+from engine.kernel_compiler import let_flashinfer_compile
 from engine.model_config import ModelConfig, model_config
 from engine.weights import random_weights
 
@@ -95,13 +93,6 @@ def _driver() -> str:
         return "unknown"
 
 
-def with_compilers(path: str) -> str:
-    """PATH with the places of ninja and nvcc at its end: FlashInfer calls both by name."""
-    known = path.split(os.pathsep)
-    more = [str(Path(sys.executable).parent), "/usr/local/cuda/bin"]
-    return os.pathsep.join([*known, *(place for place in more if place not in known and Path(place).is_dir())])
-
-
 def prepare(name: str) -> Device:
     """The device, ready for use; raises `RuntimeError` where there is none of that name.
 
@@ -111,11 +102,7 @@ def prepare(name: str) -> Device:
     if name == "cuda":
         if not torch.cuda.is_available():
             raise RuntimeError("torch sees no CUDA device here.")
-        major, minor = torch.cuda.get_device_capability()
-        # FlashInfer compiles for this chip alone, with the instructions that only it has.
-        suffix = "a" if major >= 9 else ""
-        os.environ.setdefault("FLASHINFER_CUDA_ARCH_LIST", f"{major}.{minor}{suffix}")
-        os.environ["PATH"] = with_compilers(os.environ.get("PATH", ""))
+        let_flashinfer_compile(torch.cuda.get_device_capability())
     return Device(name)
 
 

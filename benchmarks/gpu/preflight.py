@@ -23,6 +23,7 @@ from benchmarks.gpu.figures import PREFLIGHT
 from benchmarks.gpu.part import Part
 from benchmarks.gpu.sizes import MIB
 from cluster.worker import PageLayout
+from engine.attention.flashinfer import load_flashinfer
 
 PACKAGES = (
     *("torch", "triton", "transformers", "flashinfer-python", "apache-tvm-ffi", "nixl", "nixl-cu13", "nixl-cu12"),
@@ -123,22 +124,21 @@ def gpu() -> str:
 
 def kernels() -> str:
     """One fused kernel against torch. Raises `ValueError` where it computes something else."""
-    import flashinfer
-    from flashinfer.jit import env
+    from engine.models.cuda_layers import rms_norm
 
-    prebuilt = sorted(path.name for path in Path(env.FLASHINFER_AOT_DIR).glob("*")) if env.FLASHINFER_AOT_DIR else []
+    library = load_flashinfer()
+    prebuilt = sorted(path.name for path in Path(library.__file__).parent.glob("data/aot/*"))
     x = torch.randn(4, 1024, device="cuda", dtype=torch.bfloat16)
     weight = torch.ones(1024, device="cuda", dtype=torch.bfloat16)
-    out = torch.empty_like(x)
     started = time.monotonic()
-    flashinfer.rmsnorm(x, weight, 1e-5, out=out)
+    out = rms_norm(x, weight, 1e-5)
     torch.cuda.synchronize()
     seconds = time.monotonic() - started
     wanted = torch.nn.functional.rms_norm(x.float(), (1024,), None, 1e-5)
     error = float((out.float() - wanted).norm() / wanted.norm())
     if not error < 1e-2:
         raise ValueError(f"FlashInfer's rmsnorm differs from torch's by {error:.3g}.")
-    return f"flashinfer {flashinfer.__version__}, the first call took {seconds:.1f} s, prebuilt: {prebuilt or 'none'}"
+    return f"flashinfer {library.__version__}, the first call took {seconds:.1f} s, prebuilt: {prebuilt or 'none'}"
 
 
 def write_gb_per_s(part: Part, device: Device) -> float:

@@ -1,4 +1,4 @@
-"""Paged attention with FlashInfer's kernels (written against 0.6.6), planned once per step and run per layer.
+"""Paged attention with FlashInfer's kernels, planned once per step and run per layer.
 
 A layer's pages are the strided view `pages[:, layer]`, `[pages, 2, page_size, kv_heads, head_dim]` ("NHD"): the kernels
 and `append_paged_kv_cache` read the page stride from the tensor; K and V have the same strides, the last dimension is
@@ -20,9 +20,11 @@ from engine.attention.backend import BatchLayout
 from engine.attention.plan_metadata import PlanMetadata, plan_metadata, workspace_bytes
 from engine.staging import GrowingStagingBuffer
 
+VERSION = "0.6.6"  # of FlashInfer: calls, kernels and their names were read in it; pyproject.toml asks for the same
 KERNEL_DTYPES = (torch.float16, torch.bfloat16)
 HEAD_DIMS = (64, 128, 256)
 TENSOR_CORE_GROUP = 4
+DECODE_KERNELS = "fa2"
 _CPU_SMS = 1
 _GRAPH_INTS_BYTES = 1 << 20  # a captured decode step's plan: some 20 bytes per sequence
 
@@ -33,24 +35,29 @@ def has_kernels(dtype: torch.dtype, head_dim: int) -> bool:
 
 
 def load_flashinfer() -> Any:
-    """The library, or the sentence that says how to get it (`ConfigError`)."""
+    """The library, or the sentence that says how to get it, in the version that this is written for (`ConfigError`)."""
     try:
         import flashinfer
     except ImportError as error:
         raise ConfigError(
             f"Serving on a GPU needs FlashInfer, which cannot be imported ({error}): pip install 'baton[cuda]'."
         ) from None
+    if flashinfer.__version__ != VERSION:
+        raise ConfigError(
+            f"FlashInfer {flashinfer.__version__} is installed, but only {VERSION} has been tried with Baton: "
+            f"pip install 'flashinfer-python=={VERSION}'."
+        )
     return flashinfer
 
 
 class FlashInferAttention:
     """`AttentionBackend` for pages `[num_pages, num_layers, 2, page_size, kv_heads, head_dim]` of 16-bit elements.
 
-    `kernels` names those for prefill: "fa2", "fa3" (Hopper only), or "auto", which leaves the choice to FlashInfer.
-    Decode has one kernel for each kind of core. `max_batch` bounds the sequences that decode.
+    `kernels` names those for prefill: "fa2", or "fa3" (Hopper only). Decode has one kernel for each kind of core; that
+    of tensor cores is fa2's for prefill. `max_batch` bounds the sequences that decode.
     """
 
-    def __init__(self, pages: torch.Tensor, num_heads: int, kernels: str = "auto", max_batch: int = 256) -> None:
+    def __init__(self, pages: torch.Tensor, num_heads: int, kernels: str = "fa2", max_batch: int = 256) -> None:
         library = self.library = load_flashinfer()
         _, num_layers, _, self._page_size, self._kv_heads, self._head_dim = pages.shape
         self._num_heads = num_heads
@@ -62,7 +69,7 @@ class FlashInferAttention:
         # One for all wrappers: their kernels follow each other on one stream. FlashInfer wants zeros at first.
         self.workspace = torch.zeros(num_bytes, dtype=torch.uint8, device=self.device)
         self._decode = library.BatchDecodeWithPagedKVCacheWrapper(
-            self.workspace, "NHD", use_tensor_cores=self.tensor_cores
+            self.workspace, "NHD", use_tensor_cores=self.tensor_cores, backend=DECODE_KERNELS
         )
         self._prefill = library.BatchPrefillWithPagedKVCacheWrapper(self.workspace, "NHD", backend=kernels)
         self._staging = GrowingStagingBuffer(self.device)
@@ -156,6 +163,7 @@ class GraphDecodeAttention:
             paged_kv_indptr_buffer=device.indptr,
             paged_kv_indices_buffer=device.indices,
             paged_kv_last_page_len_buffer=device.last_page_len,
+            backend=DECODE_KERNELS,
         )
         self._wrapper.reset_workspace_buffer(attention.workspace, ints)
         self._planned = False

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import torch
 
+__version__ = "0.6.6"
+
 
 def append_paged_kv_cache(
     *,
@@ -46,7 +48,9 @@ class BatchDecodeWithPagedKVCacheWrapper:
         paged_kv_indptr_buffer: torch.Tensor | None = None,
         paged_kv_indices_buffer: torch.Tensor | None = None,
         paged_kv_last_page_len_buffer: torch.Tensor | None = None,
+        backend: str = "auto",
     ) -> None:
+        assert backend == "fa2", "auto may become other kernels than those that were compiled"
         assert float_workspace_buffer.dtype == torch.uint8
         self._layout, self._fixed, self._planned = kv_layout, use_cuda_graph, False
         self._buffers: tuple[torch.Tensor, ...] = ()
@@ -118,7 +122,7 @@ class BatchPrefillWithPagedKVCacheWrapper:
 
     def __init__(self, float_workspace_buffer: torch.Tensor, kv_layout: str = "NHD", *, backend: str = "auto") -> None:
         assert float_workspace_buffer.dtype == torch.uint8
-        assert backend in ("auto", "fa2", "fa3")
+        assert backend in ("fa2", "fa3")
         self._layout = kv_layout
 
     def plan(

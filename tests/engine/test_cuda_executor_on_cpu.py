@@ -162,7 +162,7 @@ def test_expandable_segments_are_refused() -> None:
 
 def test_hopper_kernels_are_for_hopper() -> None:
     check_kernels("fa3", (9, 0))
-    check_kernels("auto", (8, 0))
+    check_kernels("fa2", (8, 0))
     with pytest.raises(ConfigError, match=r"this one is 8\.0"):
         check_kernels("fa3", (8, 0))
 
@@ -170,6 +170,12 @@ def test_hopper_kernels_are_for_hopper() -> None:
 def test_a_missing_library_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "flashinfer", None)
     with pytest.raises(ConfigError, match=r"pip install 'baton\[cuda\]'\.$"):
+        backend.load_flashinfer()
+
+
+def test_another_version_of_flashinfer_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flashinfer_reference, "__version__", "0.6.18.post1")
+    with pytest.raises(ConfigError, match=r"FlashInfer 0\.6\.18\.post1 is installed, .*python==0\.6\.6'\.$"):
         backend.load_flashinfer()
 
 

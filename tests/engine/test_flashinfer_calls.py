@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import tomllib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from engine.attention.flashinfer import VERSION
 from tests.engine import flashinfer_reference as reference
 
 CALLS = [
@@ -31,6 +34,12 @@ def _find(module: Any, name: str) -> Callable[..., Any]:
     for part in name.split("."):
         module = getattr(module, part)
     return module  # type: ignore[no-any-return]
+
+
+def test_the_version_that_is_installed_with_baton_is_the_one_that_calls_were_written_for() -> None:
+    pyproject = tomllib.loads((Path(__file__).resolve().parents[2] / "pyproject.toml").read_text())
+    assert pyproject["project"]["optional-dependencies"]["cuda"] == [f"flashinfer-python=={VERSION}"]
+    assert reference.__version__ == VERSION
 
 
 @pytest.mark.parametrize("name", CALLS)
