@@ -25,17 +25,19 @@ from baton.wire import encode_notice
 from benchmarks.process_cluster import ProcessCluster, plans
 from benchmarks.report import Goal, Report, arguments, median_ratio, progress
 from builtin_model import CHECKPOINT
+from cluster.errors import HandoffFailed
 from cluster.handoff import HandoffNotice
 from cluster.request import Request, SamplingParams
 from cluster.worker import PageLayout
 from kv_transfer.nixl import NixlTransport
-from kv_transfer.transport import WriteDone
+from kv_transfer.transport import WriteDone, WriteFailed
 
 GOALS = {"ratio_to_raw_nixl": Goal(0.9), "stall_ratio": Goal(1.0, at_most=True)}
 MIB = 1 << 20
 CHUNK_PAGES = 32  # 512 tokens
 LARGE_BYTES = 64 * MIB
 WARM_UP = 2  # requests that are not measured
+MOST_S = 20.0  # for one round of pages, which takes milliseconds over shared memory or CUDA IPC
 
 
 def layout_of(num_bytes: int) -> PageLayout:
@@ -60,15 +62,16 @@ def receiver(num_bytes: int, pipe: Connection) -> None:
 
 @dataclass(slots=True)
 class Sender:
-    """Both ways of sending the same pages."""
+    """Both ways of sending the same pages. A round that takes longer than `most_s` ends with `TimeoutError`."""
 
     transport: NixlTransport
     agent: str
     source: torch.Tensor
     chunk_pages: int = CHUNK_PAGES
+    most_s: float = MOST_S
 
     def path(self, pages: list[int], targets: list[int]) -> float:
-        """Seconds of the handoff path."""
+        """Seconds of the handoff path. Raises `HandoffFailed` when a write fails."""
         notice = HandoffNotice("r/1", "r", len(pages) * 16, (1,), tuple(range(len(pages))))
         started = time.perf_counter()
         for first in range(0, len(pages), self.chunk_pages):
@@ -76,11 +79,25 @@ class Sender:
             part = slice(first, first + self.chunk_pages)
             payload = encode_notice(notice) if last else None
             transfer = self.transport.write(self.agent, pages[part], targets[part], payload)
-            while not any(
-                isinstance(event, WriteDone) and event.transfer_id == transfer for event in self.transport.poll()
-            ):
-                pass
+            while not self._done(transfer):
+                self._check(started, len(pages))
         return time.perf_counter() - started
+
+    def _done(self, transfer: int) -> bool:
+        for event in self.transport.poll():
+            if isinstance(event, WriteFailed):
+                raise HandoffFailed(f"A write to {self.agent} ended with: {event.reason}.")
+            if isinstance(event, WriteDone) and event.transfer_id == transfer:
+                return True
+        return False
+
+    def _check(self, started: float, count: int) -> None:
+        if time.perf_counter() - started > self.most_s:
+            size = count * self.transport.endpoint.layout.page_bytes // MIB
+            raise TimeoutError(
+                f"{size} MiB have not arrived at {self.agent} within {self.most_s:g} s: UCX takes a slow way, "
+                "see it with UCX_PROTO_INFO=y."
+            )
 
     def raw(self, pages: list[int], targets: list[int]) -> float:
         """Seconds of one bare NIXL transfer over descriptors prepared before."""
@@ -90,6 +107,7 @@ class Sender:
         handle = agent.make_prepped_xfer("WRITE", self.transport._own_pages, indices[0], peer.pages, indices[1], b"raw")
         state = agent.transfer(handle)
         while state == "PROC":
+            self._check(started, len(pages))
             state = agent.check_xfer_state(handle)
         seconds = time.perf_counter() - started
         handle.release()

@@ -8,7 +8,6 @@ two lists of indices. NIXL's own progress thread stays off: it polls without res
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,21 +19,8 @@ import torch
 
 from cluster.errors import HandoffFailed
 from cluster.worker import Endpoint, PageLayout
-from kv_transfer.shared_memory import free_bytes_of
+from kv_transfer.nixl_library import load_nixl, registration_error
 from kv_transfer.transport import Notice, TransferEvent, WriteDone, WriteFailed
-
-# NIXL and UCX report every peer that goes away on their own; what matters comes out of `poll`.
-os.environ.setdefault("NIXL_LOG_LEVEL", "FATAL")
-os.environ.setdefault("UCX_LOG_LEVEL", "fatal")
-# Else UCX waits inside `connect` for a peer whose cable is cut, for minutes.
-os.environ.setdefault("UCX_TCP_CONN_NB", "y")
-
-# UCX takes 4.2 MiB of /dev/shm for each agent, crashes where it finds exactly 16 MiB free, and takes none where there
-# is less. Other agents take some too, so 16 MiB must be far away. Memory of System V has no folder that could be full.
-if free_bytes_of("/dev/shm") < 64 << 20:
-    os.environ.setdefault("UCX_TLS", "^posix")
-
-from nixl._api import nixl_agent, nixl_agent_config
 
 _HELLO = b""  # connects the peers before the first request does
 _HANDSHAKE_S = 5.0
@@ -60,6 +46,7 @@ class NixlTransport:
     """`Transport` for page storage `pages` of the given layout; `agent` is the name peers know it by.
 
     `device_id` is the ordinal of the pages' GPU in this process; pages in host memory have none, and take 0.
+    Raises `ConfigError` when NIXL cannot register the pages.
     """
 
     def __init__(self, pages: torch.Tensor, layout: PageLayout, agent: str, device_id: int = 0) -> None:
@@ -68,9 +55,13 @@ class NixlTransport:
         self._layout = layout
         self._name = agent
         self._device_id = device_id
-        self._agent = nixl_agent(agent, nixl_agent_config(enable_prog_thread=False))
-        region = [(pages.data_ptr(), layout.num_pages * layout.page_bytes, device_id, "")]
-        self._registered = self._agent.register_memory(region, self._memory)
+        nixl = load_nixl(pages.is_cuda)
+        self._agent = nixl.nixl_agent(agent, nixl.nixl_agent_config(enable_prog_thread=False))
+        num_bytes = layout.num_pages * layout.page_bytes
+        try:
+            self._registered = self._agent.register_memory([(pages.data_ptr(), num_bytes, device_id, "")], self._memory)
+        except Exception as error:  # NIXL's errors share no base class
+            raise registration_error(_reason(error), pages.is_cuda, num_bytes, nixl) from None
         self._own_pages = self._prepare("NIXL_INIT_AGENT", pages.data_ptr(), device_id, layout)
         self._metadata = self._agent.get_agent_metadata()
         self._peers: dict[str, _Peer] = {}
@@ -108,7 +99,7 @@ class NixlTransport:
             self._agent.add_remote_agent(peer.metadata)
             pages = self._prepare(peer.agent, peer.base_address, peer.device_id, peer.layout)
             self._agent.send_notif(peer.agent, _HELLO)
-        except Exception as error:  # NIXL's errors share no base class
+        except Exception as error:
             raise HandoffFailed(f"{peer.agent} cannot be reached: {_reason(error)}.") from None
         self._peers[peer.agent] = _Peer(peer, pages, time.monotonic())
 

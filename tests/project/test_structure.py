@@ -99,7 +99,7 @@ ONLY_IN = {
         *(f"deploy/{name}.py" for name in ("launcher", "placement_groups", "ray_start")),
         *("worker/actor.py", "router/actor.py"),
     },
-    "nixl": {"kv_transfer/nixl.py"},
+    "nixl": {"kv_transfer/nixl_library.py"},
     "flashinfer": {"engine/attention/flashinfer.py", "engine/models/cuda_layers.py"},
 }
 REQUEST_WAY = [

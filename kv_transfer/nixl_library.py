@@ -1,0 +1,90 @@
+"""Loads NIXL: the variables that it and UCX read while they are loaded, and the driver libraries that a GPU needs.
+
+All of it is done once in a process, by its first transport, which knows where its pages are.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+
+from cluster.errors import ConfigError
+from kv_transfer.shared_memory import free_bytes_of
+
+DRIVER_LIBRARIES = ("libcuda.so.1", "libnvidia-ml.so.1")
+# Where NVIDIA's container runtime puts the driver, which ld does not look into everywhere.
+DRIVER_FOLDERS = ("/usr/local/nvidia/lib64",)
+
+
+def settings(on_gpu: bool, shared_memory_bytes: int) -> dict[str, str]:
+    """Variables of NIXL and UCX for pages in the memory of a GPU or of the host; what the user has set comes first."""
+    variables = {
+        # On a CPU both report every peer that goes away, and what matters comes out of `poll`. On a GPU a warning is
+        # all that explains why memory cannot be registered or why a slow way is taken.
+        "NIXL_LOG_LEVEL": "WARN" if on_gpu else "FATAL",
+        "UCX_LOG_LEVEL": "warn" if on_gpu else "fatal",
+        # Else UCX waits inside `connect` for a peer whose cable is cut, for minutes.
+        "UCX_TCP_CONN_NB": "y",
+        # Regions of past connections that UCX keeps registered; without a limit they pile up (as vLLM sets it).
+        "UCX_RCACHE_MAX_UNRELEASED": "1024",
+    }
+    # UCX takes 4.2 MiB of /dev/shm for each agent, crashes where it finds exactly 16 MiB free, and takes none where
+    # there is less. Other agents take some too, so 16 MiB must be far away. Memory of System V has no folder that
+    # could be full.
+    if shared_memory_bytes < 64 << 20:
+        variables["UCX_TLS"] = "^posix"
+    return variables
+
+
+def load_nixl(on_gpu: bool) -> ModuleType:
+    """NIXL's Python interface, ready for pages in the memory of a GPU or of the host."""
+    for name, value in settings(on_gpu, free_bytes_of("/dev/shm")).items():
+        os.environ.setdefault(name, value)
+    if on_gpu:
+        load_libraries(DRIVER_LIBRARIES, DRIVER_FOLDERS)
+    return importlib.import_module("nixl._api")
+
+
+def load_libraries(names: Sequence[str], folders: Sequence[str]) -> dict[str, str]:
+    """Loads each library for the whole process; returns why, by name, for those that cannot be loaded.
+
+    A library that ld does not find is looked for in `folders`. Once it is loaded, libraries that need it find it by its
+    name: LD_LIBRARY_PATH could not be changed any more.
+    """
+    failed = {}
+    for name in names:
+        for path in (name, *(f"{folder}/{name}" for folder in folders if Path(folder, name).exists())):
+            try:
+                ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)
+            except OSError as error:
+                failed[name] = str(error)
+            else:
+                failed.pop(name, None)
+                break
+    return failed
+
+
+def registration_error(reason: str, on_gpu: bool, num_bytes: int, nixl: ModuleType) -> ConfigError:
+    """What to say when NIXL refuses the pages; `nixl` is its Python interface."""
+    size = f"{num_bytes / (1 << 30):.1f} GiB"
+    if not on_gpu:
+        return ConfigError(f"NIXL cannot register {size} of host memory ({reason}): raise the limit of `ulimit -l`.")
+    failed, needed = load_libraries(DRIVER_LIBRARIES, DRIVER_FOLDERS), " and ".join(DRIVER_LIBRARIES)
+    # Variables that have helped where UCX did not find its CUDA module or took another transport first.
+    interface = Path(nixl.__file__ or "")
+    modules = interface.parent.parent / f"{interface.parent.name}.libs" / "ucx"
+    second_try = f"UCX_TLS=cuda_copy,cuda_ipc,sm,tcp,self and UCX_MODULE_DIR={modules}"
+    if failed:
+        return ConfigError(
+            f"NIXL cannot register {size} of GPU memory ({reason}), because {' and '.join(failed)} of NVIDIA's driver "
+            f"cannot be loaded ({'; '.join(failed.values())}): put the folder that has {needed} into LD_LIBRARY_PATH, "
+            f"then, if that is not enough, set {second_try}."
+        )
+    return ConfigError(
+        f"NIXL cannot register {size} of GPU memory ({reason}), although {needed} are loaded: "
+        f"read the warnings of NIXL and UCX above, and set {second_try} for the worker."
+    )
