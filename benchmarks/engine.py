@@ -52,7 +52,7 @@ from engine.batch import StepBudget
 from engine.executor import DTYPES, TorchExecutor
 from engine.kv_pages import PagePool
 from engine.model_config import ModelConfig, model_config
-from engine.sequence import Sequence
+from engine.sequence import Sequence, page_ids
 from engine.step import Slice, StepPlan
 from engine.weights import random_weights
 from worker.role import Send
@@ -179,7 +179,7 @@ def _slice(executor: TorchExecutor, count: int, start: int, index: int) -> Slice
     prompt = (7,) * (total - 1 if count == 1 else total)
     sequence = Sequence.start(Request(str(index), prompt, SamplingParams()), (7,) if count == 1 else ())
     pages = -(-total // PAGE_SIZE)
-    sequence.page_table = [(index * pages + page) % executor.layout.num_pages for page in range(pages)]
+    sequence.page_table = page_ids((index * pages + page) % executor.layout.num_pages for page in range(pages))
     sequence.computed = start
     return Slice(sequence, start, count, True)
 

@@ -53,7 +53,7 @@ class Inbound:
         root = tenant_root(self.model_id, sequence.request.tenant, self.share_prefixes)
         if not take_pages(sequence, self.pool, root, reserve=headroom + growth, receiving=receiving):
             return None
-        sequence.page_table += self.pool.allocate(growth)
+        sequence.page_table.extend(self.pool.allocate(growth))
         cached_pages = sequence.cached // self.pool.page_size
         pages = tuple(sequence.page_table[cached_pages:])
         reservation = Reservation(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cluster.prefix_hash import page_hashes
 from engine.kv_pages import PagePool
-from engine.sequence import Sequence
+from engine.sequence import Sequence, page_ids
 
 
 def _pages_for(num_tokens: int, page_size: int) -> int:
@@ -24,7 +24,7 @@ def take_pages(sequence: Sequence, pool: PagePool, root: bytes, *, reserve: int 
     if missing + reserve > pool.num_available:
         pool.release(cached)
         return False
-    sequence.page_table = cached + pool.allocate(missing)
+    sequence.page_table = page_ids(cached + pool.allocate(missing))
     sequence.computed = sequence.cached = len(cached) * pool.page_size
     sequence.committed = len(cached)
     return True
@@ -36,7 +36,7 @@ def grow(sequence: Sequence, pool: PagePool) -> bool:
         return True
     if pool.num_available == 0:
         return False
-    sequence.page_table += pool.allocate(1)
+    sequence.page_table.extend(pool.allocate(1))
     return True
 
 
@@ -56,5 +56,5 @@ def commit_pages(sequence: Sequence, pool: PagePool, root: bytes) -> None:
 def give_back_pages(sequence: Sequence, pool: PagePool) -> None:
     """Release every page; what was committed stays as prefix cache. The sequence must be computed anew."""
     pool.release(sequence.page_table)
-    sequence.page_table = []
+    sequence.page_table = page_ids(())
     sequence.computed = sequence.committed = 0

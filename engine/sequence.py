@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from cluster.request import FinishReason, Request, SamplingParams
+
+
+def page_ids(pages: Iterable[int]) -> array[int]:
+    """A page table: int32, so that a step's tables are put together by copying memory (`engine.flat_batch`)."""
+    return array("i", pages)
 
 
 @dataclass(slots=True, eq=False)
@@ -23,7 +29,7 @@ class Sequence:
     tokens: list[int]
     computed: int = 0
     cached: int = 0  # of `computed`, how many came from the prefix cache
-    page_table: list[int] = field(default_factory=list)
+    page_table: array[int] = field(default_factory=lambda: page_ids(()))
     page_hashes: list[bytes] = field(default_factory=list)  # of the leading full pages, as far as they were needed
     committed: int = 0  # leading pages that others can match
     _distinct: array[int] = field(default_factory=lambda: array("q"))  # each of the first `_looked_at` tokens once

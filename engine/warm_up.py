@@ -8,7 +8,7 @@ import torch
 
 from cluster.request import Request, SamplingParams
 from cluster.worker import PageLayout
-from engine.sequence import Sequence
+from engine.sequence import Sequence, page_ids
 from engine.step import Slice, StepPlan, StepResult
 
 
@@ -22,9 +22,10 @@ class _WithPages(Protocol):
 def warm_up(executor: _WithPages, context_tokens: int) -> None:
     """Run one small prefill and one decode step; the pages are as they were afterwards."""
     prompt = Sequence.start(Request("warm-up", (0,) * min(8, context_tokens - 2), SamplingParams()))
-    prompt.page_table = list(range(-(-9 // executor.layout.page_size)))[: executor.layout.num_pages]
-    kept = executor.pages[prompt.page_table].clone()
+    pages = list(range(-(-9 // executor.layout.page_size)))[: executor.layout.num_pages]
+    prompt.page_table = page_ids(pages)
+    kept = executor.pages[pages].clone()
     result = executor.execute(StepPlan((Slice(prompt, 0, len(prompt.tokens), True),)))
     prompt.tokens.append(result.tokens[0].token_id)
     executor.execute(StepPlan((Slice(prompt, len(prompt.tokens) - 1, 1, True),)))
-    executor.pages[prompt.page_table] = kept
+    executor.pages[pages] = kept

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 
@@ -55,16 +56,18 @@ def ragged_batch(rng: random.Random, page_size: int) -> tuple[list[Row], int]:
 
 
 def layout_of(rows: list[Row], num_decodes: int, page_size: int) -> BatchLayout:
-    counts, used = torch.tensor([row.count for row in rows]), torch.tensor([len(row.pages) for row in rows])
-    zero = torch.zeros(1, dtype=torch.int64)
     return BatchLayout(
-        qo_indptr=torch.cat((zero, counts.cumsum(0))),
-        indptr=torch.cat((zero, used.cumsum(0))),
-        indices=torch.tensor([page for row in rows for page in row.pages]),
-        last_page_len=torch.tensor([row.end - (len(row.pages) - 1) * page_size for row in rows]),
-        positions=torch.cat([torch.arange(row.start, row.end) for row in rows]),
+        qo_indptr=_int32([0, *accumulate(row.count for row in rows)]),
+        indptr=_int32([0, *accumulate(len(row.pages) for row in rows)]),
+        indices=_int32([page for row in rows for page in row.pages]),
+        last_page_len=_int32([row.end - (len(row.pages) - 1) * page_size for row in rows]),
+        positions=_int32([position for row in rows for position in range(row.start, row.end)]),
         num_decodes=num_decodes,
     )
+
+
+def _int32(values: list[int]) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.int32)
 
 
 def attention_error(device: Device, geometry: Geometry, batches: int, seed: int, kernels: str = "fa2") -> float:

@@ -11,7 +11,7 @@ from typing import Any
 from cluster.request import Request, SamplingParams
 from cluster.worker import PageLayout
 from engine.batch import StepBudget, absorb_step, plan_step
-from engine.sequence import Sequence
+from engine.sequence import Sequence, page_ids
 from engine.step import Executor, Slice, StepPlan
 
 
@@ -35,7 +35,7 @@ def decoding(
     for index in range(batch):
         prompt = tuple(rng.randrange(vocab_size) for _ in range(context))
         sequence = Sequence.start(Request(f"d{index}", prompt, params), (rng.randrange(vocab_size),))
-        sequence.page_table = pages[index * per_sequence : (index + 1) * per_sequence]
+        sequence.page_table = page_ids(pages[index * per_sequence : (index + 1) * per_sequence])
         sequence.computed = context
         sequences.append(sequence)
     return sequences
@@ -46,7 +46,7 @@ def prefilling(layout: PageLayout, vocab_size: int, tokens: int, seed: int, chun
     rng = random.Random(seed)
     prompt = tuple(rng.randrange(vocab_size) for _ in range(tokens))
     sequence = Sequence.start(Request("p", prompt, SamplingParams(ignore_eos=True)))
-    sequence.page_table = rng.sample(range(layout.num_pages), pages_for(tokens + 1, layout.page_size))
+    sequence.page_table = page_ids(rng.sample(range(layout.num_pages), pages_for(tokens + 1, layout.page_size)))
     chunk = chunk or tokens
     starts = range(0, tokens, chunk)
     counts = [min(chunk, tokens - start) for start in starts]

@@ -10,7 +10,7 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class BatchLayout:
-    """A step's ragged batch; all tensors are int64 on the CPU, n sequences, the first `num_decodes` with one token.
+    """A step's ragged batch; all tensors are int32 on the CPU, n sequences, the first `num_decodes` with one token.
 
     | field         | shape     | meaning                                                          |
     | ------------- | --------- | ---------------------------------------------------------------- |

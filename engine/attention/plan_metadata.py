@@ -54,13 +54,13 @@ def plan_metadata(layout: BatchLayout) -> PlanMetadata:
     counts = layout.qo_indptr.diff()
     qo_indptr, indptr = layout.qo_indptr[decodes:], layout.indptr[decodes:]
     return PlanMetadata(
-        positions=layout.positions.int(),
+        positions=layout.positions,
         batch_indices=torch.repeat_interleave(torch.arange(len(counts), dtype=torch.int32), counts),
-        indptr=layout.indptr.int(),
-        last_page_len=layout.last_page_len.int(),
-        prefill_qo_indptr=(qo_indptr - qo_indptr[0]).int(),
-        prefill_indptr=(indptr - indptr[0]).int(),
-        indices=layout.indices.int(),
+        indptr=layout.indptr,
+        last_page_len=layout.last_page_len,
+        prefill_qo_indptr=qo_indptr - qo_indptr[0],
+        prefill_indptr=indptr - indptr[0],
+        indices=layout.indices,
     )
 
 
@@ -71,12 +71,12 @@ def pad_decodes(token_ids: torch.Tensor, layout: BatchLayout, size: int, page: i
     extra = size - layout.num_decodes
     if extra == 0:
         return token_ids, layout
-    nothing = torch.zeros(extra, dtype=torch.int64)
-    more = torch.arange(1, extra + 1)
+    nothing = torch.zeros(extra, dtype=torch.int32)
+    more = torch.arange(1, extra + 1, dtype=torch.int32)
     padded = BatchLayout(
-        qo_indptr=torch.arange(size + 1),
+        qo_indptr=torch.arange(size + 1, dtype=torch.int32),
         indptr=torch.cat((layout.indptr, layout.indptr[-1] + more)),
-        indices=torch.cat((layout.indices, torch.full((extra,), page))),
+        indices=torch.cat((layout.indices, torch.full((extra,), page, dtype=torch.int32))),
         last_page_len=torch.cat((layout.last_page_len, nothing + 1)),
         positions=torch.cat((layout.positions, nothing)),
         num_decodes=size,
@@ -86,8 +86,8 @@ def pad_decodes(token_ids: torch.Tensor, layout: BatchLayout, size: int, page: i
 
 def empty_decodes(size: int, page: int) -> tuple[torch.Tensor, BatchLayout]:
     """`size` decodes that are nothing but padding."""
-    none = torch.zeros(0, dtype=torch.int64)
-    start = torch.zeros(1, dtype=torch.int64)
+    none = torch.zeros(0, dtype=torch.int32)
+    start = torch.zeros(1, dtype=torch.int32)
     return pad_decodes(none, BatchLayout(start, start, none, none, none, 0), size, page)
 
 

@@ -38,19 +38,22 @@ class TorchAttention:
         self._gathered = [self._page_rows.new_empty(0), self._page_rows.new_empty(0)]
 
     def plan(self, layout: BatchLayout) -> None:
-        self._plan_writes(layout)
-        self._plan_decode(layout)
-        self._chunks = [self._plan_chunk(layout, index) for index in range(layout.num_decodes, len(layout.indptr) - 1)]
+        indices = layout.indices.long()  # a page's first row may be beyond int32
+        self._plan_writes(layout, indices)
+        self._plan_decode(layout, indices)
+        self._chunks = [
+            self._plan_chunk(layout, indices, index) for index in range(layout.num_decodes, len(layout.indptr) - 1)
+        ]
         self._num_decodes = layout.num_decodes
 
-    def _plan_writes(self, layout: BatchLayout) -> None:
+    def _plan_writes(self, layout: BatchLayout, indices: torch.Tensor) -> None:
         counts = layout.qo_indptr.diff()
         first_page = torch.repeat_interleave(layout.indptr[:-1], counts)
-        pages = layout.indices[first_page + layout.positions // self._page_size]
+        pages = indices[first_page + layout.positions // self._page_size]
         rows = pages * (2 * self._num_layers * self._page_size) + layout.positions % self._page_size
         self._write_rows = rows.to(self._device)
 
-    def _plan_decode(self, layout: BatchLayout) -> None:
+    def _plan_decode(self, layout: BatchLayout, indices: torch.Tensor) -> None:
         """A rectangle of page ids, short tables padded with page 0 and masked: no loop over sequences is left."""
         count = layout.num_decodes
         if not count:
@@ -59,16 +62,16 @@ class TorchAttention:
         width = int(num_pages.max())
         used = torch.arange(width) < num_pages.unsqueeze(1)
         table = torch.zeros(count, width, dtype=torch.int64)
-        table[used] = layout.indices[: int(layout.indptr[count])]
+        table[used] = indices[: int(layout.indptr[count])]
         lengths = (num_pages - 1) * self._page_size + layout.last_page_len[:count]
         self._decode_rows = (table.flatten() * (2 * self._num_layers)).to(self._device)
         mask = torch.arange(width * self._page_size) < lengths.unsqueeze(1)
         self._decode_mask = mask.view(count, 1, 1, -1).to(self._device)
 
-    def _plan_chunk(self, layout: BatchLayout, index: int) -> _Chunk:
+    def _plan_chunk(self, layout: BatchLayout, indices: torch.Tensor, index: int) -> _Chunk:
         begin, end = int(layout.qo_indptr[index]), int(layout.qo_indptr[index + 1])
         start, count = int(layout.positions[begin]), end - begin
-        pages = layout.indices[int(layout.indptr[index]) : int(layout.indptr[index + 1])] * (2 * self._num_layers)
+        pages = indices[int(layout.indptr[index]) : int(layout.indptr[index + 1])] * (2 * self._num_layers)
         mask = None
         if start:
             mask = torch.ones(count, start + count, dtype=torch.bool, device=self._device).tril_(start)

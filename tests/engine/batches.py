@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from cluster.request import Request, SamplingParams
 from engine.attention.backend import BatchLayout
 from engine.flat_batch import flat_batch
-from engine.sequence import Sequence
+from engine.sequence import Sequence, page_ids
 from engine.step import Slice, StepPlan
 
 
@@ -44,7 +44,7 @@ class Ragged:
             if decodes:
                 sequence.tokens.append(prompt[-1])
             sequence.computed = start
-            sequence.page_table = [free.pop() for _ in range(-(-(start + count) // self.page_size))]
+            sequence.page_table = page_ids(free.pop() for _ in range(-(-(start + count) // self.page_size)))
             slices.append(Slice(sequence, start, count, True))
         return StepPlan(tuple(slices))
 
@@ -76,7 +76,7 @@ def full_attention(
     out = torch.empty(q.shape, dtype=torch.float64)
     begin = 0
     for part in batch.plan().slices:
-        end, table = begin + part.num_tokens, part.sequence.page_table
+        end, table = begin + part.num_tokens, part.sequence.page_table.tolist()
         past = [pages[table, layer, side].flatten(0, 1)[: part.start] for side in (0, 1)]
         group = q.shape[1] // k.shape[1]
         keys = torch.cat((past[0], k[begin:end])).double().repeat_interleave(group, dim=1)

@@ -31,11 +31,11 @@ def whole_prompt(length: int, page_size: int) -> BatchLayout:
     """The metadata of one sequence that is computed in a single step."""
     pages = -(-length // page_size)
     return BatchLayout(
-        qo_indptr=torch.tensor([0, length]),
-        indptr=torch.tensor([0, pages]),
-        indices=torch.randperm(pages),
-        last_page_len=torch.tensor([length - (pages - 1) * page_size]),
-        positions=torch.arange(length),
+        qo_indptr=torch.tensor([0, length], dtype=torch.int32),
+        indptr=torch.tensor([0, pages], dtype=torch.int32),
+        indices=torch.randperm(pages, dtype=torch.int32),
+        last_page_len=torch.tensor([length - (pages - 1) * page_size], dtype=torch.int32),
+        positions=torch.arange(length, dtype=torch.int32),
         num_decodes=0,
     )
 

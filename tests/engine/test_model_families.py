@@ -11,7 +11,7 @@ import torch
 import transformers
 
 from cluster.request import Request, SamplingParams
-from engine.sequence import Sequence
+from engine.sequence import Sequence, page_ids
 from engine.step import Slice, StepPlan
 from tests.checkpoints import FAMILIES, build_checkpoint
 from tests.engine.running import generate, load_executor, logits_of
@@ -67,7 +67,7 @@ def test_a_resumed_token_behind_a_chunk_changes_nothing_for_the_chunk(tmp_path: 
     executor = load_executor(build_checkpoint(tmp_path, seed=4))
     fresh = Sequence.start(Request("a", tuple(range(5, 25)), SamplingParams()))
     resumed = Sequence.start(Request("b", tuple(range(40, 60)), SamplingParams()), (61,))
-    fresh.page_table, resumed.page_table = [0, 1], [2, 3]
+    fresh.page_table, resumed.page_table = page_ids([0, 1]), page_ids([2, 3])
     (alone,) = executor.execute(StepPlan((Slice(fresh, 0, 20, True),))).tokens
     executor.execute(StepPlan((Slice(resumed, 0, 20, False),)))
     resumed.computed = 20

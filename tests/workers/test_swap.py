@@ -14,7 +14,7 @@ from cluster.request import Request, SamplingParams
 from cluster.worker import RoleName
 from decode_worker.role import DecodeRole
 from decode_worker.swap import SwapSpace
-from engine.sequence import Sequence
+from engine.sequence import Sequence, page_ids
 from router.page_audit import PageAudit, judge
 from tests.pure_cluster import PureCluster
 from tests.pure_worker import PAGE_SIZE, PureWorker
@@ -161,7 +161,7 @@ def test_of_a_swapped_sequence_only_the_pages_that_left_the_cache_are_copied_bac
     assert plan is not None
     (swap_in,) = copies
     assert isinstance(swap_in, SwapIn)
-    assert list(swap_in.pages) == sequence.page_table[cached : -(-computed // PAGE_SIZE)]
+    assert page_ids(swap_in.pages) == sequence.page_table[cached : -(-computed // PAGE_SIZE)]
     assert sequence.computed == computed
     assert plan.num_tokens == 1
     cluster._act(worker, copies)
@@ -241,19 +241,19 @@ def test_newcomers_do_not_get_the_pages_that_a_swapped_sequence_waits_for() -> N
 
 def test_a_sequence_larger_than_the_free_slots_is_recomputed() -> None:
     space = SwapSpace(2, PAGE_SIZE)
-    sequence = Sequence(_request("r", [1] * 12), [1] * 13, computed=12, page_table=[4, 5, 6, 7])
+    sequence = Sequence(_request("r", [1] * 12), [1] * 13, computed=12, page_table=page_ids([4, 5, 6, 7]))
     assert space.swap_out(sequence) is None
     sequence.computed = 7
     assert space.swap_out(sequence) == SwapOut((4, 5), (0, 1))
     assert (len(space), space.num_held, space.computed_tokens) == (1, 2, 7)
-    sequence.computed, sequence.page_table = 0, [9, 8, 7, 6]
+    sequence.computed, sequence.page_table = 0, page_ids([9, 8, 7, 6])
     assert space.swap_in(sequence) == SwapIn((0, 1), (9, 8))
     assert (sequence.computed, space.num_held) == (7, 0)
 
 
 def test_nothing_is_copied_where_the_cache_has_more_than_was_computed() -> None:
     space = SwapSpace(4, PAGE_SIZE)
-    sequence = Sequence(_request("r", [1] * 20), [1] * 20, computed=6, page_table=[1, 2, 3, 4, 5])
+    sequence = Sequence(_request("r", [1] * 20), [1] * 20, computed=6, page_table=page_ids([1, 2, 3, 4, 5]))
     assert space.swap_out(sequence) is not None
     sequence.computed = sequence.cached = 8  # another sequence of the same prompt went on meanwhile
     assert space.swap_in(sequence) is None
