@@ -122,6 +122,10 @@ class Admin:
         request = admin_pb2.CheckPagesRequest(seconds=seconds)
         return self._call(self._stub.CheckPages, request, self._timeout_s + seconds)  # type: ignore[no-any-return]
 
+    def links(self) -> list[admin_pb2.Link]:
+        """How fast pages go from worker to worker, as far as that was measured."""
+        return list(self._call(self._stub.ListLinks, admin_pb2.ListLinksRequest()).links)
+
     def _start(self, kind: dict[str, Any], operation_id: str, dry_run: bool) -> admin_pb2.Operation:
         request = admin_pb2.StartOperationRequest(operation_id=operation_id, dry_run=dry_run, **kind)
         return self._call(self._stub.StartOperation, request)  # type: ignore[no-any-return]

@@ -1,7 +1,8 @@
-"""`baton doctor`: looks for what should not be there in a running cluster."""
+"""`baton doctor`: looks for what should not be in a running cluster."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -15,11 +16,15 @@ doctor = typer.Typer(no_args_is_help=True)
 
 @doctor.callback()
 def _commands() -> None:
-    """Look for what should not be there. Exit code 0: nothing was found, 1: something was. Changes nothing.
+    """Look for what should not be in a running cluster. Exit code 0: nothing was found, 1: something was.
+
+    Nothing is changed.
 
     Examples:
 
         baton doctor leaks --json
+
+        baton doctor links
     """
 
 
@@ -84,3 +89,56 @@ def _lines(check: admin_pb2.PageCheck) -> list[str]:
             lines.append(f"{one.name} holds {one.pages_leaked} pages that belong to nobody.")
     lines += [f"Nobody will answer about the handoff {name!r}." for name in check.lost_handoffs]
     return [*lines, "Nothing is leaked."] if check.clean else lines
+
+
+@doctor.command()
+def links(admin: AdminAddress = None, as_json: Json = False) -> None:
+    """Show how fast KV pages go from worker to worker, and which links between GPUs are too slow.
+
+    A link is measured by the first three writes of 64 MiB or more, of which the fastest counts. Two GPUs of one host
+    should have 20 GB/s at least; other links are shown without a judgement.
+
+    Examples:
+
+        baton doctor links
+
+        baton doctor links --json
+    """
+    with open_admin(admin) as client:
+        measured = client.links()
+    if as_json:
+        print_document({"links": [document(link) for link in measured]})
+    elif not measured:
+        out.print("No link is measured yet: that takes three writes of 64 MiB or more from worker to worker.")
+    else:
+        show(out, _links_table(measured))
+        for link in measured:
+            if link.warning:
+                out.print(link.warning, soft_wrap=True, markup=False)
+    if any(link.warning for link in measured):
+        raise typer.Exit(1)
+
+
+LINK_COLUMNS = (
+    Column("from"),
+    Column("to"),
+    Column("GB/s", right=True),
+    Column("host", 1),
+    Column("written", 2, right=True),
+    Column("took", 3, right=True),
+)
+
+
+def _links_table(measured: Sequence[admin_pb2.Link]) -> FittingTable:
+    rows = [
+        [
+            link.source,
+            link.target,
+            f"{link.num_bytes / link.seconds / 1e9:.2f}",
+            "same" if link.same_host else "another",
+            f"{link.num_bytes >> 20} MiB",
+            f"{1000 * link.seconds:.1f} ms",
+        ]
+        for link in measured
+    ]
+    return fitting(LINK_COLUMNS, rows)

@@ -28,6 +28,7 @@ class PeerJoined:
     """Prepare transfers to this peer now, so that no request waits for a handshake."""
 
     endpoint: Endpoint
+    host: str = ""  # on which it runs; empty: not known
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,6 +228,19 @@ class HandoffCorrupt:
 
 
 @dataclass(frozen=True, slots=True)
+class LinkMeasured:
+    """How fast pages have gone to a peer: one large write. Sent once for each peer."""
+
+    agent: str
+    num_bytes: int
+    seconds: float  # more than 0
+
+    @property
+    def bytes_per_s(self) -> float:
+        return self.num_bytes / self.seconds
+
+
+@dataclass(frozen=True, slots=True)
 class RequestFailed:
     """A worker cannot go on with a request; `error` names a class of the error tree."""
 
@@ -284,6 +298,7 @@ WorkerMessage = (
     | HandoffStalled
     | HandoffCommitted
     | HandoffCorrupt
+    | LinkMeasured
     | RequestFailed
     | Alive
     | LoadReport

@@ -9,6 +9,7 @@ from cluster.messages import (
     HandoffCommitted,
     HandoffEnded,
     HandoffStalled,
+    LinkMeasured,
     Prefill,
     Release,
     ReservationRefused,
@@ -132,6 +133,8 @@ def heard(
             return membership.handoff_ended(worker, message)
         case HandoffStalled(_, reservation_id):
             membership.links.stalled(worker, reservation_id)
+        case LinkMeasured():
+            membership.links.measured(worker, message)
         case HandoffCommitted(_, reservation_id):
             committed(record, reservation_id)
     return []

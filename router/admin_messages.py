@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from baton.v1 import admin_pb2
 from cluster.errors import InvalidRequest
 from router.core import RouterCore
 from router.explanation import Explanation
 from router.operation import Ask, Drain, Migrate, Operation, Rebalance, Undrain
 from router.page_audit import Verdict
+from router.peer_links import LinkRate
 from router.policy.cluster_state import WorkerView
 
 
@@ -127,6 +130,21 @@ def explanation_message(request_id: str, explanation: Explanation) -> admin_pb2.
             wait_s=one.wait_s,
             uncached_tokens=one.uncached_tokens,
             tpot_s=one.tpot_s,
+        )
+    return message
+
+
+def links_message(rates: Sequence[LinkRate]) -> admin_pb2.Links:
+    """How fast pages go from worker to worker."""
+    message = admin_pb2.Links()
+    for one in rates:
+        message.links.add(
+            source=one.source,
+            target=one.target,
+            num_bytes=one.num_bytes,
+            seconds=one.seconds,
+            same_host=one.same_host,
+            warning=one.warning,
         )
     return message
 

@@ -17,6 +17,7 @@ from cluster.worker import RoleName
 from router.access import ADMIN
 from router.admin_messages import (
     explanation_message,
+    links_message,
     operation_message,
     page_check_message,
     planner_message,
@@ -145,6 +146,11 @@ class AdminService(admin_pb2_grpc.AdminServicer):
                 await asyncio.sleep(LOOK_EVERY_S)
                 looks.append(audit.look())
         return page_check_message(judge(looks))
+
+    async def ListLinks(
+        self, request: admin_pb2.ListLinksRequest, context: grpc.aio.ServicerContext
+    ) -> admin_pb2.Links:
+        return links_message(self.driver.core.membership.links.rates())
 
 
 async def start_admin_server(

@@ -119,7 +119,8 @@ class Membership:
             self.admitted.append(message)
             orders.append(Tell(name, Welcome(router_id, self.limits.report_interval_s, info.incarnation)))
             for other, view in sorted(self.state.workers.items()):
-                orders += [Tell(other, PeerJoined(info.endpoint)), Tell(name, PeerJoined(view.info.endpoint))]
+                orders.append(Tell(other, PeerJoined(info.endpoint, info.host)))
+                orders.append(Tell(name, PeerJoined(view.info.endpoint, view.info.host)))
             self.state.register(info, now)
             if self._breaks(name, now):
                 self.state.cordon(name)

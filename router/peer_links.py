@@ -12,7 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from cluster.handoff import HandoffOutcome
-from cluster.messages import PeerJoined, PeerLeft
+from cluster.link_rate import slow_link
+from cluster.messages import LinkMeasured, PeerJoined, PeerLeft
 from cluster.worker import Endpoint
 from router.commands import Tell
 from router.policy.cluster_state import ClusterState
@@ -29,13 +30,26 @@ class _Broken:
     dropped_s: float | None = None  # when both were told to drop each other
 
 
+@dataclass(frozen=True, slots=True)
+class LinkRate:
+    """How fast pages have gone from one worker to another."""
+
+    source: str
+    target: str
+    num_bytes: int
+    seconds: float
+    same_host: bool
+    warning: str  # in one sentence; empty: nothing is wrong
+
+
 @dataclass(eq=False)
 class PeerLinks:
-    """Who cannot hand pages to whom; `ClusterState.apart` has it for placement."""
+    """Who cannot hand pages to whom, `ClusterState.apart` has it for placement; and how fast pages go."""
 
     state: ClusterState
     quarantine: Quarantine
     _broken: dict[Pair, _Broken] = field(default_factory=dict)
+    _measured: dict[tuple[str, str], LinkMeasured] = field(default_factory=dict)  # by (source, target)
 
     def stalled(self, source: str, reservation_id: str) -> None:
         """A write of the worker into the reservation makes no progress."""
@@ -64,6 +78,25 @@ class PeerLinks:
         """It has left; whoever comes back under the name is linked anew with everybody."""
         for pair in [pair for pair in self._broken if worker in pair]:
             self._mend(pair)
+        for link in [link for link in self._measured if worker in link]:
+            del self._measured[link]
+
+    def measured(self, source: str, message: LinkMeasured) -> None:
+        """The worker says how fast its pages have gone to a peer; what it says of one that has left is not kept."""
+        target = message.agent.rpartition(":")[0]
+        if target in self.state.workers and self._endpoint(target).agent == message.agent:
+            self._measured[source, target] = message
+
+    def rates(self) -> list[LinkRate]:
+        """The measured links, by the names of source and target."""
+        rates = []
+        for (source, target), one in sorted(self._measured.items(), key=lambda item: item[0]):
+            infos = self.state.workers[source].info, self.state.workers[target].info
+            same_host = bool(infos[0].host) and infos[0].host == infos[1].host
+            on_gpus = all(info.device != "cpu" for info in infos)
+            warning = slow_link(source, target, one.bytes_per_s, same_host and on_gpus)
+            rates.append(LinkRate(source, target, one.num_bytes, one.seconds, same_host, warning))
+        return rates
 
     def due(self, now: float) -> list[Tell]:
         """What the workers of broken pairs are to be told."""
@@ -78,8 +111,11 @@ class PeerLinks:
                 self._mend(pair)
             elif now - broken.dropped_s >= RELINK_AFTER_S:
                 self._mend(pair)
-                orders += [Tell(name, PeerJoined(self._endpoint(other))) for name, other in _both(pair)]
+                orders += [Tell(name, self._joined(other)) for name, other in _both(pair)]
         return orders
+
+    def _joined(self, worker: str) -> PeerJoined:
+        return PeerJoined(self._endpoint(worker), self.state.workers[worker].info.host)
 
     def _endpoint(self, worker: str) -> Endpoint:
         return self.state.workers[worker].info.endpoint

@@ -76,6 +76,11 @@ class WorkerFrames:
                 _check_texts((reservation_id, request_id))
             case messages.HandoffCommitted(request_id, reservation_id):
                 _check_texts((reservation_id, request_id))
+            case messages.LinkMeasured(agent, num_bytes, seconds):
+                _check_texts((agent,))
+                _check_counts(num_bytes)
+                _check_seconds(seconds)
+                _expect(seconds > 0.0, "a write took no time")
             case messages.RequestFailed(request_id, error, text):
                 _check_texts((request_id, error), text)
             case messages.LoadReport(load):

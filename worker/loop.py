@@ -18,6 +18,7 @@ from cluster.handoff import HandoffNotice
 from cluster.messages import (
     Goodbye,
     HeldSequence,
+    LinkMeasured,
     PeerJoined,
     PeerLeft,
     Register,
@@ -33,6 +34,7 @@ from engine.host_pages import HostPages
 from engine.step import Executor
 from kv_transfer.transport import Notice, TransferEvent, Transport, WriteDone, WriteFailed
 from worker.heartbeat import Heartbeat
+from worker.link_rates import LinkRates
 from worker.page_checksums import Checksum, checksums, wrong_pages
 from worker.reports import Reports
 from worker.role import Command, Role, Send, SwapIn, SwapOut, WriteEnded, WritePages
@@ -65,6 +67,7 @@ class WorkerLoop:
     _failed_writes: list[WriteEnded] = field(default_factory=list)
     _reports: Reports = field(init=False)
     _watch: WriteWatch = field(init=False)
+    _links: LinkRates = field(init=False)
     _welcome: bool = False  # the router knows this incarnation: what it said before was for the last one
     _router_id: str = ""  # of the router that has welcomed us last
     _stopping: bool = False
@@ -101,6 +104,7 @@ class WorkerLoop:
         self.info = replace(self.info, incarnation=incarnation, endpoint=self.transport.endpoint)
         self._reports = Reports(self.info.name, self.state)
         self._watch = WriteWatch(self.write_stall_s)
+        self._links = LinkRates()
         self.link.incarnation = incarnation
         self._welcome = False
         self._outbox = [Register(self.info, held)]
@@ -190,9 +194,11 @@ class WorkerLoop:
                 self._outbox += self._reports.snapshot()
             case SwitchRole():
                 self._switch(message)
-            case PeerJoined(endpoint):
+            case PeerJoined(endpoint, host):
+                self._links.joined(endpoint.agent, host)
                 self._connect(endpoint)
             case PeerLeft(agent):
+                self._links.left(agent)
                 self.transport.disconnect(agent)
             case _:
                 self._perform(self.role.on_message(message, time.monotonic()))
@@ -224,13 +230,13 @@ class WorkerLoop:
 
     def _on_transfer(self, event: TransferEvent) -> None:
         now = time.monotonic()
-        if not isinstance(event, Notice):
-            self._watch.ended(event.transfer_id)
         match event:
             case WriteDone(transfer_id, num_bytes, seconds):
+                self._on_rate(self._links.ended(self._watch.ended(transfer_id), num_bytes, seconds))
                 outcome = WriteEnded(self._write_of_transfer.pop(transfer_id), num_bytes, seconds)
                 self._perform(self.role.on_write_ended(outcome, now))
             case WriteFailed(transfer_id, reason):
+                self._watch.ended(transfer_id)
                 outcome = WriteEnded(self._write_of_transfer.pop(transfer_id), 0, 0.0, reason)
                 self._perform(self.role.on_write_ended(outcome, now))
             case Notice(agent, payload):
@@ -240,6 +246,11 @@ class WorkerLoop:
                     print(f"{self.info.name}: notice from {agent} ignored: {error.message}", flush=True)
                     return
                 self._on_notice(notice, now)
+
+    def _on_rate(self, measured: LinkMeasured | None) -> None:
+        if measured is not None:
+            print(f"{self.info.name}: {self._links.sentence(self.info, measured)}", flush=True)
+            self._outbox.append(measured)
 
     def _on_notice(self, notice: HandoffNotice, now: float) -> None:
         page_ids = self.role.reserved_pages(notice.reservation_id)

@@ -28,14 +28,15 @@ class WriteWatch:
         self._agent_of[transfer_id] = agent
         self._peers.setdefault(agent, _Peer()).writes[transfer_id] = num_bytes
 
-    def ended(self, transfer_id: int) -> None:
-        """A write is over, well or not: the peer has moved."""
+    def ended(self, transfer_id: int) -> str:
+        """A write is over, well or not: the peer, whose agent is returned, has moved."""
         agent = self._agent_of.pop(transfer_id)
         peer = self._peers[agent]
         del peer.writes[transfer_id]
         peer.waited_s = 0.0
         if not peer.writes:
             del self._peers[agent]
+        return agent
 
     def look(self, now: float) -> list[str]:
         """Agents of the peers that are stalled, each time again until they move."""

@@ -732,3 +732,65 @@ class WorkerPages(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["incarnation", b"incarnation", "name", b"name", "pages_accounted", b"pages_accounted", "pages_cached", b"pages_cached", "pages_free", b"pages_free", "pages_held", b"pages_held", "pages_leaked", b"pages_leaked", "pages_total", b"pages_total", "reported", b"reported", "unknown", b"unknown"]) -> None: ...
 
 global___WorkerPages = WorkerPages
+
+@typing.final
+class ListLinksRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+global___ListLinksRequest = ListLinksRequest
+
+@typing.final
+class Links(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    LINKS_FIELD_NUMBER: builtins.int
+    @property
+    def links(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Link]:
+        """By the names of source and target."""
+
+    def __init__(
+        self,
+        *,
+        links: collections.abc.Iterable[global___Link] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["links", b"links"]) -> None: ...
+
+global___Links = Links
+
+@typing.final
+class Link(google.protobuf.message.Message):
+    """The fastest of the first large writes from one worker to another."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SOURCE_FIELD_NUMBER: builtins.int
+    TARGET_FIELD_NUMBER: builtins.int
+    NUM_BYTES_FIELD_NUMBER: builtins.int
+    SECONDS_FIELD_NUMBER: builtins.int
+    SAME_HOST_FIELD_NUMBER: builtins.int
+    WARNING_FIELD_NUMBER: builtins.int
+    source: builtins.str
+    target: builtins.str
+    num_bytes: builtins.int
+    seconds: builtins.float
+    same_host: builtins.bool
+    """Both workers are on one host."""
+    warning: builtins.str
+    """What is wrong with it and what to do, in one sentence; empty: nothing."""
+    def __init__(
+        self,
+        *,
+        source: builtins.str = ...,
+        target: builtins.str = ...,
+        num_bytes: builtins.int = ...,
+        seconds: builtins.float = ...,
+        same_host: builtins.bool = ...,
+        warning: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["num_bytes", b"num_bytes", "same_host", b"same_host", "seconds", b"seconds", "source", b"source", "target", b"target", "warning", b"warning"]) -> None: ...
+
+global___Link = Link

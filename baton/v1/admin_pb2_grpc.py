@@ -80,6 +80,11 @@ class AdminStub(object):
                 request_serializer=baton_dot_v1_dot_admin__pb2.CheckPagesRequest.SerializeToString,
                 response_deserializer=baton_dot_v1_dot_admin__pb2.PageCheck.FromString,
                 _registered_method=True)
+        self.ListLinks = channel.unary_unary(
+                '/baton.v1.Admin/ListLinks',
+                request_serializer=baton_dot_v1_dot_admin__pb2.ListLinksRequest.SerializeToString,
+                response_deserializer=baton_dot_v1_dot_admin__pb2.Links.FromString,
+                _registered_method=True)
 
 
 class AdminServicer(object):
@@ -148,6 +153,13 @@ class AdminServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListLinks(self, request, context):
+        """How fast KV pages go from worker to worker, as far as that was measured.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -195,6 +207,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.CheckPages,
                     request_deserializer=baton_dot_v1_dot_admin__pb2.CheckPagesRequest.FromString,
                     response_serializer=baton_dot_v1_dot_admin__pb2.PageCheck.SerializeToString,
+            ),
+            'ListLinks': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListLinks,
+                    request_deserializer=baton_dot_v1_dot_admin__pb2.ListLinksRequest.FromString,
+                    response_serializer=baton_dot_v1_dot_admin__pb2.Links.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -441,6 +458,33 @@ class Admin(object):
             '/baton.v1.Admin/CheckPages',
             baton_dot_v1_dot_admin__pb2.CheckPagesRequest.SerializeToString,
             baton_dot_v1_dot_admin__pb2.PageCheck.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListLinks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/baton.v1.Admin/ListLinks',
+            baton_dot_v1_dot_admin__pb2.ListLinksRequest.SerializeToString,
+            baton_dot_v1_dot_admin__pb2.Links.FromString,
             options,
             channel_credentials,
             insecure,

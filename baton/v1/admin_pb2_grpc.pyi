@@ -74,6 +74,12 @@ class AdminStub:
     ]
     """Compare for a few seconds what the workers hold with what the live requests account for. Changes nothing."""
 
+    ListLinks: grpc.UnaryUnaryMultiCallable[
+        baton.v1.admin_pb2.ListLinksRequest,
+        baton.v1.admin_pb2.Links,
+    ]
+    """How fast KV pages go from worker to worker, as far as that was measured."""
+
 class AdminAsyncStub:
     """For operators."""
 
@@ -129,6 +135,12 @@ class AdminAsyncStub:
         baton.v1.admin_pb2.PageCheck,
     ]
     """Compare for a few seconds what the workers hold with what the live requests account for. Changes nothing."""
+
+    ListLinks: grpc.aio.UnaryUnaryMultiCallable[
+        baton.v1.admin_pb2.ListLinksRequest,
+        baton.v1.admin_pb2.Links,
+    ]
+    """How fast KV pages go from worker to worker, as far as that was measured."""
 
 class AdminServicer(metaclass=abc.ABCMeta):
     """For operators."""
@@ -203,5 +215,13 @@ class AdminServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[baton.v1.admin_pb2.PageCheck, collections.abc.Awaitable[baton.v1.admin_pb2.PageCheck]]:
         """Compare for a few seconds what the workers hold with what the live requests account for. Changes nothing."""
+
+    @abc.abstractmethod
+    def ListLinks(
+        self,
+        request: baton.v1.admin_pb2.ListLinksRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[baton.v1.admin_pb2.Links, collections.abc.Awaitable[baton.v1.admin_pb2.Links]]:
+        """How fast KV pages go from worker to worker, as far as that was measured."""
 
 def add_AdminServicer_to_server(servicer: AdminServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

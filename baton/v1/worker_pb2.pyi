@@ -176,6 +176,7 @@ class WorkerMessage(google.protobuf.message.Message):
     ALIVE_FIELD_NUMBER: builtins.int
     HANDOFF_CORRUPT_FIELD_NUMBER: builtins.int
     HANDOFF_STALLED_FIELD_NUMBER: builtins.int
+    LINK_MEASURED_FIELD_NUMBER: builtins.int
     @property
     def register(self) -> global___Register: ...
     @property
@@ -204,6 +205,8 @@ class WorkerMessage(google.protobuf.message.Message):
     def handoff_corrupt(self) -> global___HandoffCorrupt: ...
     @property
     def handoff_stalled(self) -> global___HandoffStalled: ...
+    @property
+    def link_measured(self) -> global___LinkMeasured: ...
     def __init__(
         self,
         *,
@@ -221,10 +224,11 @@ class WorkerMessage(google.protobuf.message.Message):
         alive: global___Alive | None = ...,
         handoff_corrupt: global___HandoffCorrupt | None = ...,
         handoff_stalled: global___HandoffStalled | None = ...,
+        link_measured: global___LinkMeasured | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["alive", b"alive", "goodbye", b"goodbye", "handoff_committed", b"handoff_committed", "handoff_corrupt", b"handoff_corrupt", "handoff_ended", b"handoff_ended", "handoff_stalled", b"handoff_stalled", "kind", b"kind", "load_report", b"load_report", "pages_changed", b"pages_changed", "register", b"register", "request_failed", b"request_failed", "reservation_refused", b"reservation_refused", "reserved", b"reserved", "role_changed", b"role_changed", "step_output", b"step_output"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["alive", b"alive", "goodbye", b"goodbye", "handoff_committed", b"handoff_committed", "handoff_corrupt", b"handoff_corrupt", "handoff_ended", b"handoff_ended", "handoff_stalled", b"handoff_stalled", "kind", b"kind", "load_report", b"load_report", "pages_changed", b"pages_changed", "register", b"register", "request_failed", b"request_failed", "reservation_refused", b"reservation_refused", "reserved", b"reserved", "role_changed", b"role_changed", "step_output", b"step_output"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["register", "step_output", "reserved", "reservation_refused", "handoff_ended", "handoff_committed", "request_failed", "load_report", "pages_changed", "goodbye", "role_changed", "alive", "handoff_corrupt", "handoff_stalled"] | None: ...
+    def HasField(self, field_name: typing.Literal["alive", b"alive", "goodbye", b"goodbye", "handoff_committed", b"handoff_committed", "handoff_corrupt", b"handoff_corrupt", "handoff_ended", b"handoff_ended", "handoff_stalled", b"handoff_stalled", "kind", b"kind", "link_measured", b"link_measured", "load_report", b"load_report", "pages_changed", b"pages_changed", "register", b"register", "request_failed", b"request_failed", "reservation_refused", b"reservation_refused", "reserved", b"reserved", "role_changed", b"role_changed", "step_output", b"step_output"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["alive", b"alive", "goodbye", b"goodbye", "handoff_committed", b"handoff_committed", "handoff_corrupt", b"handoff_corrupt", "handoff_ended", b"handoff_ended", "handoff_stalled", b"handoff_stalled", "kind", b"kind", "link_measured", b"link_measured", "load_report", b"load_report", "pages_changed", b"pages_changed", "register", b"register", "request_failed", b"request_failed", "reservation_refused", b"reservation_refused", "reserved", b"reserved", "role_changed", b"role_changed", "step_output", b"step_output"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["register", "step_output", "reserved", "reservation_refused", "handoff_ended", "handoff_committed", "request_failed", "load_report", "pages_changed", "goodbye", "role_changed", "alive", "handoff_corrupt", "handoff_stalled", "link_measured"] | None: ...
 
 global___WorkerMessage = WorkerMessage
 
@@ -358,15 +362,18 @@ class PeerJoined(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     ENDPOINT_FIELD_NUMBER: builtins.int
+    HOST_FIELD_NUMBER: builtins.int
+    host: builtins.str
     @property
     def endpoint(self) -> global___Endpoint: ...
     def __init__(
         self,
         *,
         endpoint: global___Endpoint | None = ...,
+        host: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["endpoint", b"endpoint"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["endpoint", b"endpoint"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["endpoint", b"endpoint", "host", b"host"]) -> None: ...
 
 global___PeerJoined = PeerJoined
 
@@ -870,6 +877,27 @@ class HandoffCorrupt(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["request_id", b"request_id", "reservation_id", b"reservation_id", "wrong_pages", b"wrong_pages"]) -> None: ...
 
 global___HandoffCorrupt = HandoffCorrupt
+
+@typing.final
+class LinkMeasured(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    AGENT_FIELD_NUMBER: builtins.int
+    NUM_BYTES_FIELD_NUMBER: builtins.int
+    SECONDS_FIELD_NUMBER: builtins.int
+    agent: builtins.str
+    num_bytes: builtins.int
+    seconds: builtins.float
+    def __init__(
+        self,
+        *,
+        agent: builtins.str = ...,
+        num_bytes: builtins.int = ...,
+        seconds: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["agent", b"agent", "num_bytes", b"num_bytes", "seconds", b"seconds"]) -> None: ...
+
+global___LinkMeasured = LinkMeasured
 
 @typing.final
 class RequestFailed(google.protobuf.message.Message):

@@ -31,6 +31,7 @@ class FakeAdmin(admin_pb2_grpc.AdminServicer):
     plan: admin_pb2.Operation = field(default_factory=lambda: operation("planned", "waiting"))
     held: bool = False
     check: admin_pb2.PageCheck = field(default_factory=admin_pb2.PageCheck)
+    links: list[admin_pb2.Link] = field(default_factory=list)
     started: list[admin_pb2.StartOperationRequest] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
     refusal: tuple[str, str] | None = None  # (error's name, sentence)
@@ -83,6 +84,9 @@ class FakeAdmin(admin_pb2_grpc.AdminServicer):
 
     def CheckPages(self, request: object, context: grpc.ServicerContext) -> admin_pb2.PageCheck:  # noqa: N802
         return self.check
+
+    def ListLinks(self, request: object, context: grpc.ServicerContext) -> admin_pb2.Links:  # noqa: N802
+        return admin_pb2.Links(links=self.links)
 
     def release(self) -> None:
         """Nothing is held any more."""

@@ -277,3 +277,19 @@ def test_leaks_are_told_and_end_with_one(admin: FakeAdmin, clean: bool, capsys: 
 def test_the_status_tells_how_many_of_those_waiting_are_swapped_out() -> None:
     assert _cells(admin_pb2.WorkerStatus(waiting=3, swapped=2))[2] == "3 (2 swapped)"
     assert _cells(admin_pb2.WorkerStatus(waiting=3))[2] == "3"
+
+
+def test_links_are_shown_with_their_rates_and_a_warning_ends_with_one(
+    admin: FakeAdmin, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _baton("doctor", "links") == 0
+    assert "No link is measured yet" in capsys.readouterr().out
+    admin.links.append(admin_pb2.Link(source="prefill-0", target="decode-0", num_bytes=64 << 20, seconds=0.02))
+    assert _baton("doctor", "links") == 0
+    shown = capsys.readouterr().out
+    assert all(words in shown for words in ("prefill-0", "decode-0", "3.36", "another", "20.0 ms"))
+    admin.links[0].warning = "Pages are slow."
+    assert _baton("doctor", "links") == 1
+    assert "Pages are slow." in capsys.readouterr().out
+    assert _baton("doctor", "links", "--json") == 1
+    assert json.loads(capsys.readouterr().out)["links"][0]["warning"] == "Pages are slow."

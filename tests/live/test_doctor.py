@@ -6,11 +6,14 @@ import asyncio
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import baton
-from benchmarks.process_cluster import ProcessCluster
+from benchmarks.process_cluster import ProcessCluster, plans
 from benchmarks.steady_streams import SteadyStreams
+from tests.checkpoints import build_checkpoint
 from tests.live.processes import Play
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,3 +40,40 @@ async def _under_streams(cluster: ProcessCluster, client: baton.AsyncClient) -> 
 
 def test_a_cluster_at_work_leaks_nothing(play: Play) -> None:
     play(_under_streams)
+
+
+def _links(admin_address: str, *arguments: str) -> str:
+    command = [sys.executable, "-c", "from baton.cli import main; main()", "doctor", "links"]
+    command += ["--admin", admin_address, *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True).stdout
+
+
+def test_the_rate_of_a_link_is_known_after_three_large_writes(tmp_path: Path) -> None:
+    """Of pages with 64 KiB for each token: a prompt of 1024 is one write of 64 MiB."""
+    heads: dict[str, Any] = {
+        "num_attention_heads": 16,
+        "num_key_value_heads": 16,
+        "head_dim": 128,
+        "num_hidden_layers": 4,
+    }
+    checkpoint = build_checkpoint(tmp_path, "qwen3", max_position_embeddings=1200, **heads)
+    router_plan, worker_plan = plans(checkpoint, 1200, 200, policy="least_loaded", chunk_tokens=1024)
+
+    async def measure() -> tuple[str, str]:
+        cluster = ProcessCluster(router_plan, replace(worker_plan, share_prefixes=False), {"prefill": 1, "decode": 1})
+        async with cluster, baton.AsyncClient(f"127.0.0.1:{cluster.router.port}") as client:
+            admin_address = f"127.0.0.1:{cluster.router.admin_port}"
+            nothing = await asyncio.to_thread(_links, admin_address)
+            for number in range(3):
+                await client.generate([3 + number] * 1025, max_tokens=2)
+            links = cluster.router.driver.core.membership.links
+            await cluster.until(lambda: bool(links.rates()))
+            return nothing, await asyncio.to_thread(_links, admin_address, "--json")
+
+    nothing, shown = asyncio.run(measure())
+    assert "No link is measured yet" in nothing
+    (link,) = json.loads(shown)["links"]
+    assert (link["source"], link["target"], link["same_host"]) == ("prefill-0", "decode-0", True)
+    assert int(link["num_bytes"]) == 64 << 20
+    assert 0.01 < int(link["num_bytes"]) / link["seconds"] / 1e9 < 1000
+    assert link["warning"] == ""  # CPUs are not judged

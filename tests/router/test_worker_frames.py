@@ -106,6 +106,7 @@ def test_nothing_a_worker_says_stops_the_router(
         for message in batch:
             core.on_message(worker, message, cluster.now)
         core.tick(cluster.now + number)
+        core.membership.links.rates()
     core.tick(cluster.now + 100.0)
 
 
