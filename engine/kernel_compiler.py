@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -19,6 +20,7 @@ _CUDA = Path("/usr/local/cuda")
 _HOMES = ("CUDA_HOME", "CUDA_PATH")
 _HEADERS = ("cublas_v2.h", "cublasLt.h", "curand_kernel.h")
 _HEADER_FILES = ("cublas*.h", "curand*.h")
+_REASON = re.compile(r"\berror:|cannot find|No such file")
 
 
 def let_flashinfer_compile(capability: tuple[int, int]) -> None:
@@ -118,3 +120,20 @@ def _beside(path: Path) -> Path:
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     beside.unlink(missing_ok=True)
     return beside
+
+
+def missing_programs(environment: Mapping[str, str]) -> list[str]:
+    """Of the programs that compile kernels those that are not found."""
+    programs = {
+        "ninja": "ninja",
+        "nvcc": environment.get("FLASHINFER_NVCC") or f"{environment.get('CUDA_HOME', _CUDA)}/bin/nvcc",
+        "a C++ compiler": environment.get("CXX") or "c++",
+    }
+    path = environment.get("PATH", "")
+    return [name for name, program in programs.items() if shutil.which(program, path=path) is None]
+
+
+def reason_of(error: Exception) -> str:
+    """The line of a compiler's output that says what failed."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return next((line for line in lines if _REASON.search(line)), lines[-1] if lines else repr(error))

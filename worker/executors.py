@@ -12,6 +12,7 @@ from engine.cuda_executor import CudaExecutor, CudaOptions
 from engine.device_memory import pages_that_fit
 from engine.executor import TorchExecutor
 from engine.graph_sizes import graph_sizes
+from engine.kernel_loading import prepare_kernels
 from engine.memory_profile import measure
 from engine.model_config import ModelConfig
 from engine.storage import DTYPES
@@ -36,6 +37,7 @@ def _on_gpu(
     plan: WorkerPlan, folder: Path, config: ModelConfig, tell: Tell, loading: Callable[[int, int], None]
 ) -> CudaExecutor:
     device = open_device(plan.device)
+    prepare_kernels(device, config, DTYPES[plan.dtype], plan.attention, tell)
     parameters = load_weights(folder, config, DTYPES[plan.dtype], str(device), loading)
     # A step's decodes stand beside its chunk, within the same budget.
     max_tokens = max(plan.chunk_tokens, plan.max_batch)

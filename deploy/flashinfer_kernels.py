@@ -1,0 +1,179 @@
+"""FlashInfer's kernels for hosts without a compiler: compiled on any machine, without a GPU, and installed on theirs.
+
+  build    compiles what Baton asks for and packs it, with nvcc of this machine or of pip; FlashInfer must be installed
+  install  unpacks it into the FlashInfer of this Python, which compiles nothing that it finds there
+
+examples:
+  python -m deploy.flashinfer_kernels build kernels.tar.xz       # Llama and Qwen3 of most sizes, in bfloat16, on Hopper
+  python -m deploy.flashinfer_kernels build a100.tar.xz --arch 8.0 --dtype bfloat16,float16 --model ~/models/qwen3-8b
+  python -m deploy.flashinfer_kernels install kernels.tar.xz
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from cluster.errors import BatonError, ConfigError
+from deploy import kernel_build
+from deploy.kernel_pack import Here, describe, install, read_pack, refusal, write_pack
+from engine.attention.flashinfer import HEAD_DIMS, TENSOR_CORE_GROUP
+from engine.attention.kernel_modules import KernelModule, kernel_modules
+from engine.checkpoint import read_config
+from engine.storage import DTYPES
+
+_ARCHITECTURE = re.compile(r"\d+\.\d+[af]?")
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m deploy.flashinfer_kernels",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    build = commands.add_parser("build", help="compile kernels and pack them", description="Compile and pack kernels.")
+    build.add_argument("pack", type=Path, metavar="OUT.tar.xz")
+    build.add_argument(
+        "--arch", default="9.0a", metavar="ARCH,…", help="of the GPUs: 8.0, 8.9, 9.0a, 10.0a (9.0a: Hopper)"
+    )
+    build.add_argument("--dtype", default="bfloat16", metavar="DTYPE,…", help="bfloat16, float16 (bfloat16)")
+    build.add_argument("--head-dim", default="128", metavar="N,…", help="64, 128, 256 (128)")
+    build.add_argument(
+        "--group", default=str(TENSOR_CORE_GROUP), metavar="N,…", help="query heads that share a KV head (4, and more)"
+    )
+    build.add_argument(
+        "--model",
+        type=Path,
+        metavar="FOLDER",
+        help="folder with its config.json: its head dimension and group, not those above",
+    )
+    build.add_argument(
+        "--attention", default="fa2", metavar="KERNELS,…", help="for prefill: fa2, fa3 (10 minutes more)"
+    )
+    build.add_argument("--only", metavar="MODULE,…", help="of the modules, by the beginnings of their names")
+    build.add_argument(
+        "--jobs", type=int, default=os.cpu_count(), metavar="N", help="files at once; fa3 takes 3.5 GB each"
+    )
+    build.add_argument("--cuda", type=Path, metavar="FOLDER", help="CUDA toolkit (CUDA_HOME, nvcc's, or one from pip)")
+    build.add_argument(
+        "--work",
+        type=Path,
+        default=Path.home() / ".cache/baton/flashinfer_kernels",
+        metavar="FOLDER",
+        help="what is compiled stays here (~/.cache/baton/flashinfer_kernels)",
+    )
+    put = commands.add_parser("install", help="unpack kernels into FlashInfer", description="Unpack kernels.")
+    put.add_argument("pack", type=Path, metavar="FILE")
+    put.add_argument("--into", type=Path, metavar="FOLDER", help="instead of FlashInfer's own folder")
+    args = parser.parse_args(arguments)
+    if args.command == "build":
+        _check(build, args)
+    return args
+
+
+def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Turns lists into lists; says what is not in them."""
+    args.arch = args.arch.split(",")
+    args.dtype, args.attention = args.dtype.split(","), args.attention.split(",")
+    for name, known in (("dtype", ("bfloat16", "float16")), ("attention", ("fa2", "fa3"))):
+        if unknown := sorted(set(getattr(args, name)) - set(known)):
+            parser.error(f"--{name} names {', '.join(unknown)}; it takes {' and '.join(known)}")
+    if wrong := [one for one in args.arch if not _ARCHITECTURE.fullmatch(one)]:
+        parser.error(f"--arch names {', '.join(wrong)}; an architecture is like 8.0 or 9.0a")
+    if "fa3" in args.attention and "9.0a" not in args.arch:
+        parser.error("--attention fa3 is for Hopper: it needs --arch 9.0a")
+    try:
+        args.head_dim, args.group = ([int(one) for one in text.split(",")] for text in (args.head_dim, args.group))
+    except ValueError:
+        parser.error("--head-dim and --group take whole numbers")
+    if wrong_dims := sorted(set(args.head_dim) - set(HEAD_DIMS)):
+        parser.error(f"--head-dim names {wrong_dims[0]}; FlashInfer has kernels for {', '.join(map(str, HEAD_DIMS))}")
+
+
+def modules_for(args: argparse.Namespace) -> list[KernelModule]:
+    """What the options ask for, each once."""
+    dims, groups = args.head_dim, args.group
+    if args.model:
+        config = read_config(args.model.expanduser())
+        dims, groups = [config.head_dim], [config.num_heads // config.num_kv_heads]
+    found = [
+        module
+        for dtype in args.dtype
+        for head_dim in dims
+        for group in groups
+        for module in kernel_modules(DTYPES[dtype], head_dim, group, args.attention)
+    ]
+    wanted = args.only.split(",") if args.only else [""]
+    chosen = list(dict.fromkeys(module for module in found if module.name.startswith(tuple(wanted))))
+    if not chosen:
+        names = ", ".join(dict.fromkeys(module.name for module in found))
+        raise ConfigError(f"--only {args.only} names none of these modules: {names}.")
+    return chosen
+
+
+def build(args: argparse.Namespace) -> None:
+    here, modules = this_machine(), modules_for(args)
+    work = args.work.absolute()
+    work.mkdir(parents=True, exist_ok=True)
+    kernel_build.use_toolkit(work, args.cuda, say)
+    libraries = kernel_build.compile_modules(modules, args.arch, args.jobs, work, say)
+    built_with = Here(here.flashinfer, here.tvm_ffi, kernel_build.cuda_version(), here.glibc, here.machine)
+    manifest = describe(libraries, args.arch, built_with)
+    write_pack(args.pack, libraries, manifest)
+    say(
+        f"{args.pack}: {len(libraries)} modules for {', '.join(args.arch)}, {args.pack.stat().st_size / 1e6:.1f} MB; "
+        f"FlashInfer {manifest.flashinfer}, CUDA {manifest.cuda}, glibc {manifest.glibc} or newer"
+    )
+
+
+def put(args: argparse.Namespace) -> None:
+    manifest, libraries = read_pack(args.pack)
+    if reason := refusal(manifest, this_machine()):
+        raise ConfigError(f"The kernels in {args.pack} cannot be installed: {reason}.")
+    folder = args.into or flashinfer_folder() / "data/aot"
+    install(manifest, libraries, folder)
+    say(f"{len(libraries)} modules installed in {folder}: {', '.join(libraries)}")
+
+
+def this_machine() -> Here:
+    """What kernels meet here; raises `ConfigError` without FlashInfer."""
+    import torch
+
+    flashinfer_folder()
+    glibc = (os.confstr("CS_GNU_LIBC_VERSION") or "glibc 0").split()[-1]
+    flashinfer, tvm_ffi = (importlib.metadata.version(name) for name in ("flashinfer-python", "apache-tvm-ffi"))
+    return Here(flashinfer, tvm_ffi, torch.version.cuda or "", glibc, platform.machine())
+
+
+def flashinfer_folder() -> Path:
+    """Of the package, which need not be importable for that."""
+    spec = importlib.util.find_spec("flashinfer")
+    if spec is None or spec.origin is None:
+        raise ConfigError("FlashInfer is not installed in this Python: pip install 'baton[cuda]'.")
+    return Path(spec.origin).parent
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    args = parse(arguments)
+    try:
+        (build if args.command == "build" else put)(args)
+    except BatonError as error:
+        print(error.message, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

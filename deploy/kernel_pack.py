@@ -1,0 +1,131 @@
+"""Kernels in one file, from the machine that compiled them to those that serve: a tar.xz of libraries and a manifest.
+
+Unpacked into FlashInfer's own folder the libraries lie where it looks before it compiles: `data/aot/NAME/NAME.so`.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import tarfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+from cluster.errors import ConfigError
+from engine.prebuilt_kernels import MANIFEST, Built, Manifest, read_manifest
+
+_ROOT = "aot"
+_GLIBC = re.compile(rb"GLIBC_(\d+(?:\.\d+)+)\0")
+
+
+@dataclass(frozen=True, slots=True)
+class Here:
+    """The machine and the Python that kernels are installed into; `cuda` is torch's, "" where torch has none."""
+
+    flashinfer: str
+    tvm_ffi: str
+    cuda: str
+    glibc: str
+    machine: str
+
+
+def describe(libraries: Mapping[str, bytes], architectures: Sequence[str], built_with: Here) -> Manifest:
+    """What the manifest says of these libraries, by module name."""
+    modules = {
+        name: Built(tuple(architectures), len(data), sha256(data).hexdigest()) for name, data in libraries.items()
+    }
+    return Manifest(
+        built_with.flashinfer,
+        built_with.tvm_ffi,
+        built_with.cuda,
+        oldest_glibc(libraries.values()),
+        built_with.machine,
+        modules,
+    )
+
+
+def oldest_glibc(libraries: Iterable[bytes]) -> str:
+    """The C library that these need, by the versions of the symbols that they name."""
+    found = {match.decode() for data in libraries for match in _GLIBC.findall(data)}
+    return max(found, key=_numbers, default="2.0")
+
+
+def write_pack(path: Path, libraries: Mapping[str, bytes], manifest: Manifest) -> None:
+    """The same libraries give the same file: no times, no owners."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.part")
+    with tarfile.open(beside, "w:xz") as archive:
+        _add(archive, f"{_ROOT}/{MANIFEST}", manifest.as_json().encode(), 0o644)
+        for name, data in sorted(libraries.items()):
+            _add(archive, f"{_ROOT}/{name}/{name}.so", data, 0o755)
+    beside.replace(path)
+
+
+def _add(archive: tarfile.TarFile, name: str, data: bytes, mode: int) -> None:
+    entry = tarfile.TarInfo(name)
+    entry.size, entry.mode = len(data), mode
+    archive.addfile(entry, io.BytesIO(data))
+
+
+def read_pack(path: Path) -> tuple[Manifest, dict[str, bytes]]:
+    """Manifest and libraries. Raises `ConfigError` for any other file, and where contents are not the manifest's."""
+    try:
+        with tarfile.open(path, "r:xz") as archive:
+            files = {entry.name: archive.extractfile(entry) for entry in archive if entry.isfile()}
+            contents = {name: file.read() for name, file in files.items() if file is not None}
+    except (OSError, EOFError, tarfile.TarError) as error:
+        raise ConfigError(f"{path} is no pack of kernels: {error}.") from None
+    text = contents.get(f"{_ROOT}/{MANIFEST}")
+    if text is None:
+        raise ConfigError(f"{path} is no pack of kernels: it has no {MANIFEST}.")
+    manifest = Manifest.from_json(text.decode(errors="replace"))
+    libraries = {name: contents.get(f"{_ROOT}/{name}/{name}.so", b"") for name in manifest.modules}
+    for name, built in manifest.modules.items():
+        if sha256(libraries[name]).hexdigest() != built.sha256:
+            raise ConfigError(f"{path} is damaged: {name} is not what its manifest says; build or copy it again.")
+    return manifest, libraries
+
+
+def refusal(manifest: Manifest, here: Here) -> str | None:
+    """Why these kernels would not load here; None where they would. That their architecture is the GPU's, a worker
+    checks when it has one.
+    """
+    if manifest.machine != here.machine:
+        return f"they are for {manifest.machine}, and this is {here.machine}: build them on such a machine"
+    if manifest.flashinfer != here.flashinfer:
+        return f"they are of FlashInfer {manifest.flashinfer}, and {here.flashinfer} is installed: build them with that"
+    built, found = _numbers(manifest.tvm_ffi), _numbers(here.tvm_ffi)
+    if built[:2] != found[:2] or built > found:
+        return (
+            f"they were built with apache-tvm-ffi {manifest.tvm_ffi}, and {here.tvm_ffi} is installed: "
+            f"pip install 'apache-tvm-ffi=={manifest.tvm_ffi}'"
+        )
+    if here.cuda and _numbers(manifest.cuda)[0] != _numbers(here.cuda)[0]:
+        return f"they were built with CUDA {manifest.cuda}, and torch is of CUDA {here.cuda}: build them with that"
+    if _numbers(manifest.glibc) > _numbers(here.glibc):
+        return f"they need glibc {manifest.glibc}, and this machine has {here.glibc}: build them on an older system"
+    return None
+
+
+def install(manifest: Manifest, libraries: Mapping[str, bytes], folder: Path) -> None:
+    """Put libraries where FlashInfer looks for them, beside those of earlier installs. Running workers keep theirs."""
+    try:
+        for name, data in libraries.items():
+            _write(folder / name / f"{name}.so", data)
+        _write(folder / MANIFEST, manifest.with_older(read_manifest(folder)).as_json().encode())
+    except OSError as error:
+        raise ConfigError(f"Kernels cannot be installed in {folder}: {error.strerror}.") from None
+
+
+def _write(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.part")
+    beside.write_bytes(data)
+    beside.replace(path)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """ "0.1.15.post2" is (0, 1, 15, 2)."""
+    return tuple(int(part) for part in re.findall(r"\d+", version)) or (0,)

@@ -1,0 +1,78 @@
+"""A worker without usable kernels ends before it loads anything, with a sentence that says what to do."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from cluster.errors import ConfigError
+from engine.kernel_compiler import missing_programs, reason_of
+from engine.kernel_loading import check_compilable, check_prebuilt
+from engine.prebuilt_kernels import Built, runs_on
+
+FOLDER = Path("/site/flashinfer/data/aot")
+BUILT = {"page": Built(("8.0", "9.0a"), 1, ""), "norm": Built(("9.0a",), 1, "")}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "capability", "runs"),
+    [
+        ("9.0a", (9, 0), True),
+        ("9.0a", (9, 1), False),
+        ("9.0a", (8, 0), False),
+        ("8.0", (8, 0), True),
+        ("8.0", (8, 9), True),
+        ("8.9", (8, 0), False),
+        ("8.0", (9, 0), False),
+        ("10.0f", (10, 3), True),
+        ("native", (9, 0), False),
+    ],
+)
+def test_machine_code_runs_within_its_generation(architecture: str, capability: tuple[int, int], runs: bool) -> None:
+    assert runs_on(architecture, capability) is runs
+
+
+def test_prebuilt_kernels_for_other_gpus_are_refused_and_unknown_ones_are_not() -> None:
+    check_prebuilt(["page", "norm", "rope"], BUILT, (9, 0), FOLDER)
+    check_prebuilt(["page"], BUILT, (8, 6), FOLDER)
+    words = "The prebuilt kernels norm in /site/flashinfer/data/aot are for GPUs 9.0a, and this one is 8.6: install"
+    with pytest.raises(ConfigError, match=re.escape(words)) as caught:
+        check_prebuilt(["page", "norm"], BUILT, (8, 6), FOLDER)
+    assert "--arch 8.6," in caught.value.message
+
+
+def test_kernels_that_are_neither_prebuilt_nor_compilable_are_named_with_what_is_lacking() -> None:
+    check_compilable([], ["ninja", "nvcc"], (9, 0))
+    check_compilable(["page"], [], (9, 0))
+    words = "kernels page, norm are not installed, and ninja and nvcc to compile them cannot be found: install kernels"
+    with pytest.raises(ConfigError, match=words):
+        check_compilable(["page", "norm"], ["ninja", "nvcc"], (9, 0))
+
+
+def test_programs_are_looked_for_where_flashinfer_calls_them(tmp_path: Path) -> None:
+    for name in ("bin/ninja", "bin/c++", "cuda/bin/nvcc"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch(0o755)
+    whole = {"PATH": str(tmp_path / "bin"), "CUDA_HOME": str(tmp_path / "cuda")}
+    assert missing_programs(whole) == []
+    assert missing_programs({**whole, "CUDA_HOME": str(tmp_path), "CXX": "g++-99"}) == ["nvcc", "a C++ compiler"]
+    nothing = {"PATH": "", "CUDA_HOME": str(tmp_path)}
+    assert missing_programs(nothing) == ["ninja", "nvcc", "a C++ compiler"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "norm.cu:3:10: fatal error: cublasLt.h: No such file or directory",
+        "/usr/bin/ld: cannot find -lcudart: No such file",
+    ],
+)
+def test_of_a_compilers_output_the_line_with_the_cause_is_told(line: str) -> None:
+    output = (
+        f"Ninja build failed. Ninja output:\n[1/2] nvcc -c\nFAILED: norm.cuda.o\n{line}\ncollect2: error: ld returned 1"
+    )
+    assert reason_of(RuntimeError(output)) == line
+    assert reason_of(RuntimeError("Ninja build failed.")) == "Ninja build failed."
+    assert reason_of(RuntimeError()) == "RuntimeError()"
