@@ -13,6 +13,9 @@ GIB = 1 << 30
 # pages (Python, PyTorch, NIXL) 195 MiB; Ray's processes, the router and the command that starts them at most 420 MiB.
 PROCESS_BYTES = 250 * MIB
 CLUSTER_BYTES = 450 * MIB
+# Of a worker for preempted sequences, unless more is asked for: a GPU's worker pins it when it starts, which takes half
+# a second per GiB, and may run on another machine than the one that is measured here.
+MAX_SWAP_BYTES = 8 * GIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +76,7 @@ class Room:
 
     @property
     def swap_bytes(self) -> int:
-        return min(self.share_bytes // 8, self.left_bytes)
+        return min(self.share_bytes // 8, self.left_bytes, MAX_SWAP_BYTES)
 
     def without(self, taken_bytes: int) -> Room:
         return Room(max(self.left_bytes - taken_bytes, 0), self.share_bytes)

@@ -108,6 +108,9 @@ class CudaExecutor:
         ended.record(torch.cuda.current_stream(self.device))
         return LaunchedStep(drawn, ended)
 
+    def done(self, launched: LaunchedStep) -> bool:
+        return launched.ended is None or launched.ended.query()
+
     def collect(self, launched: LaunchedStep) -> StepResult:
         """Wait until the device has done the step, all of its KV included, and read its tokens.
 

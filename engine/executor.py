@@ -48,6 +48,9 @@ class TorchExecutor:
         logits = self.model.forward(token_ids, layout.positions, sampled_rows(plan, layout), self._attention)
         return StepResult(sample(logits, plan.sampling, self.config.eos_token_ids))
 
+    def done(self, launched: StepResult) -> bool:
+        return True
+
     def collect(self, launched: StepResult) -> StepResult:
         return launched
 

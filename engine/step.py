@@ -94,6 +94,10 @@ class Executor(Protocol):
         """Begin to compute the plan's tokens, to write their KV, and to sample where the plan says so."""
         ...
 
+    def done(self, launched: Any) -> bool:
+        """Whether `collect` would not wait."""
+        ...
+
     def collect(self, launched: Any) -> StepResult:
-        """Wait for a launched step. When it returns, the KV of the step is in the pages for anybody to read."""
+        """Wait for a launched step. When it returns, the step's KV is in the pages, for peers and other streams too."""
         ...

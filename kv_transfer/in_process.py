@@ -1,6 +1,6 @@
 """KV pages between workers of one process: for tests, and for a cluster in a single process.
 
-Copies happen in `poll`, one turn after `write`, so that a test sees writes in flight.
+Copies happen in `progress` and `poll`, after `write`, so that a test sees writes in flight.
 """
 
 from __future__ import annotations
@@ -87,12 +87,16 @@ class InProcessTransport:
         self._writes.append(_Write(transfer_id, agent, tuple(source_pages), tuple(target_pages), notice))
         return transfer_id
 
+    def progress(self) -> None:
+        writes, self._writes = self._writes, []
+        self._ended += [self._copy(write) for write in writes]
+
     def poll(self) -> list[TransferEvent]:
+        self.progress()
         events: list[TransferEvent] = [*self.notices, *self._ended]
         self.notices.clear()
         self._ended = []
-        writes, self._writes = self._writes, []
-        return events + [self._copy(write) for write in writes]
+        return events
 
     def _copy(self, write: _Write) -> TransferEvent:
         target = self._target(write.agent)

@@ -66,7 +66,7 @@ class NixlTransport:
         self._metadata = self._agent.get_agent_metadata()
         self._peers: dict[str, _Peer] = {}
         self._writes: dict[int, _Write] = {}
-        self._ended: list[TransferEvent] = []
+        self._events: list[TransferEvent] = []
         self._ids = count()
 
     def _prepare(self, agent: str, base_address: int, device_id: int, layout: PageLayout) -> Any:
@@ -83,10 +83,10 @@ class NixlTransport:
 
     @property
     def in_flight(self) -> int:
-        """Unfinished writes, and peers whose first sign of life is still awaited."""
+        """Unfinished writes, what is kept for `poll`, and peers whose first sign of life is still awaited."""
         now = time.monotonic()
         greeting = sum(1 for peer in self._peers.values() if not peer.answered and now - peer.greeted_s < _HANDSHAKE_S)
-        return len(self._writes) + len(self._ended) + greeting
+        return len(self._writes) + len(self._events) + greeting
 
     def connect(self, peer: Endpoint) -> None:
         if peer.layout.fingerprint != self._layout.fingerprint:
@@ -122,10 +122,6 @@ class NixlTransport:
         if peer is None:
             raise HandoffFailed(f"{agent} is not connected.")
         self._check(source_pages, target_pages, peer.endpoint.layout)
-        if self._pages.is_cuda:
-            # NIXL reads the pages outside of any stream: what was queued before must have been written by now. Steps
-            # are collected before their pages are sent, so there is nothing to wait for as a rule.
-            torch.cuda.current_stream(self._pages.device).synchronize()
         transfer_id, started_s = next(self._ids), time.perf_counter()
         if not source_pages:
             return self._notify(transfer_id, agent, notice, started_s)
@@ -157,19 +153,20 @@ class NixlTransport:
                 self._agent.send_notif(agent, notice)
             except Exception as error:
                 raise HandoffFailed(f"{agent} could not be notified: {_reason(error)}.") from None
-        self._ended.append(WriteDone(transfer_id, 0, time.perf_counter() - started_s))
+        self._events.append(WriteDone(transfer_id, 0, time.perf_counter() - started_s))
         return transfer_id
 
-    def poll(self) -> list[TransferEvent]:
-        events: list[TransferEvent] = []
+    def progress(self) -> None:
         for agent, payloads in self._agent.get_new_notifs().items():
             if agent in self._peers:
                 self._peers[agent].answered = True
-            events += [Notice(agent, payload) for payload in payloads if payload != _HELLO]
+            self._events += [Notice(agent, payload) for payload in payloads if payload != _HELLO]
         for transfer_id in list(self._writes):
             self._advance(transfer_id)
-        events += self._ended
-        self._ended = []
+
+    def poll(self) -> list[TransferEvent]:
+        self.progress()
+        events, self._events = self._events, []
         return events
 
     def _advance(self, transfer_id: int, start: bool = False) -> None:
@@ -190,9 +187,9 @@ class NixlTransport:
         with contextlib.suppress(Exception):  # NIXL frees a transfer it is still aborting by itself
             write.handle.release()
         if error:
-            self._ended.append(WriteFailed(transfer_id, error))
+            self._events.append(WriteFailed(transfer_id, error))
         else:
-            self._ended.append(WriteDone(transfer_id, write.num_bytes, seconds))
+            self._events.append(WriteDone(transfer_id, write.num_bytes, seconds))
 
     def close(self) -> None:
         if self._registered is None:

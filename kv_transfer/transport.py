@@ -64,18 +64,24 @@ class Transport(Protocol):
     def write(self, agent: str, source_pages: Sequence[int], target_pages: Sequence[int], notice: bytes | None) -> int:
         """Start copying our pages onto the peer's, pairwise; returns the transfer's id.
 
+        The pages are read at once, beside every stream of a device: the steps that have written them are collected.
+
         `notice` (given with the last write of a handoff) is delivered to the peer after the pages of this write;
         with no pages it travels alone. The caller waits for its earlier writes before it sends the notice.
         """
         ...
 
+    def progress(self) -> None:
+        """Move pages on, and keep what happens for `poll`."""
+        ...
+
     def poll(self) -> list[TransferEvent]:
-        """What happened since the last call, without waiting."""
+        """Move pages on, and return what has happened since the last call, without waiting."""
         ...
 
     @property
     def in_flight(self) -> int:
-        """Writes of ours that have not ended yet."""
+        """Writes of ours that have not ended yet, and what is kept for `poll`."""
         ...
 
     def close(self) -> None:

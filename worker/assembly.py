@@ -30,6 +30,9 @@ def assemble(plan: WorkerPlan, incarnation: str, host: str, tell: Callable[[str]
     layout = executor.layout
     tell("warming up")
     executor.warm_up()
+    if plan.host_pages:
+        tell("taking host memory")
+    host_pages = HostPages(executor.pages, plan.host_pages)
     tell("registering memory")
     agent = f"{plan.name}:{incarnation}"
     device_id = executor.pages.device.index or 0
@@ -69,6 +72,6 @@ def assemble(plan: WorkerPlan, incarnation: str, host: str, tell: Callable[[str]
         make_transport=lambda agent: NixlTransport(executor.pages, layout, agent, device_id),
         heartbeat=Heartbeat(plan.router_address, plan.name, plan.link_keys),
         checksum=executor.page_checksum,
-        host_pages=HostPages(executor.pages, plan.host_pages),
+        host_pages=host_pages,
         write_stall_s=plan.write_stall_s,
     )

@@ -1,7 +1,7 @@
 """The worker's loop: inbox → plan → execute → outbox. The shell around a role; it decides nothing.
 
-One thread owns the role, the engine, the link and the transport, so none of them needs a lock. While the engine
-computes, the transport's own thread moves pages.
+One thread owns the role, the engine, the link and the transport, so none of them needs a lock. While a device computes,
+it drives the transport and hears nothing of it.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ from worker.role import Command, Role, Send, SwapIn, SwapOut, WriteEnded, WriteP
 from worker.role_switch import make_role, switch_role
 from worker.router_link import RouterLink
 from worker.state import WorkerState
+from worker.step_wait import await_step
 from worker.write_watch import WriteWatch
 
 FINISH_WRITES_S = 5.0
@@ -145,6 +146,7 @@ class WorkerLoop:
             if self.executor.computes_apart:
                 messages += self._while_computing()
                 deferred = not self._outbox
+            await_step(self.executor, launched, self.transport)
             result = self.executor.collect(launched)
             self._poll_transport()
             self._perform(self.role.absorb(plan, result, time.monotonic()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-LOOK_S = 1.0  # the most that counts between two looks: while a step is long, nobody drives the transport
+LOOK_S = 1.0  # the most that counts between two looks: on a CPU nothing drives the transport while a step runs
 SLOW_BYTES_S = 50e6  # a link may be as slow as that and still count as whole
 
 

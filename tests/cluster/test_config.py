@@ -92,6 +92,8 @@ def test_host_memory_for_preempted_sequences_is_bounded_chosen_or_none() -> None
     assert 0 < auto.host_pages <= auto.num_pages
     assert auto.host_pages * page_bytes * 2 <= MACHINE.memory_available_bytes / 8
     assert auto.worker_plan("w", "decode", "").host_pages == auto.host_pages
+    large = MachineFacts(8, 2000 * GIB, False)
+    assert resolve(parse_config("[engine]\nnum_pages = 1000000"), large, MODEL).host_pages == 8 * GIB // page_bytes
     few = resolve(parse_config("[engine]\nnum_pages = 300"), MACHINE, MODEL)
     assert few.host_pages == 300
     chosen = resolve(parse_config("[engine]\nswap_memory_gib = 1.0"), MACHINE, MODEL)

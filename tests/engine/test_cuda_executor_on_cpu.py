@@ -8,14 +8,15 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Iterator
-from types import ModuleType
+from dataclasses import replace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 
 from builtin_model import CHECKPOINT
 from cluster.errors import ConfigError
-from cluster.request import SamplingParams
+from cluster.request import Request, SamplingParams
 from cluster.worker import PageLayout
 from engine.attention import flashinfer as backend
 from engine.checkpoint import read_config
@@ -27,6 +28,8 @@ from engine.model_config import ModelConfig, model_config
 from engine.models import layers
 from engine.models.decoder import Decoder
 from engine.models.rope import FusedRotation, RopeTable, Rotation
+from engine.sequence import Sequence
+from engine.step import Slice, StepPlan
 from engine.weights import load_weights, random_weights
 from tests.engine import flashinfer_reference
 from tests.engine.running import generate
@@ -108,6 +111,17 @@ def test_a_model_without_kernels_is_served_with_torch() -> None:
     executor = CudaExecutor(config, weights, layout, CudaOptions())
     expected = generate(TorchExecutor(config, weights, layout), PROMPTS, SAMPLING)
     assert generate(executor, PROMPTS, SAMPLING) == expected
+
+
+def test_a_step_is_done_once_its_event_has_happened() -> None:
+    executor = CudaExecutor(*_parameters(), CudaOptions(cuda_graphs=False))
+    plan = StepPlan((Slice(Sequence.start(Request("r", (3, 5), SamplingParams())), 0, 2, False),))
+    plan.slices[0].sequence.page_table = [0]
+    launched = executor.launch(plan)
+    assert executor.done(launched), "nothing runs beside a CPU"
+    for happened in (False, True):
+        event = SimpleNamespace(query=lambda happened=happened: happened)
+        assert executor.done(replace(launched, ended=event)) is happened  # type: ignore[arg-type]
 
 
 def test_no_pool_page_is_the_padding_page() -> None:

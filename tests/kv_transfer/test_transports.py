@@ -281,3 +281,23 @@ def test_peers_of_two_processes_drop_each_other_and_are_linked_anew_under_the_sa
     process.join(10)
     source.close()
     assert process.exitcode == 0
+
+
+def test_progress_moves_pages_and_keeps_what_happens_until_it_is_polled(make: Make) -> None:
+    source_pages, target_pages = _pages(1), _pages(2)
+    source, target = make(source_pages, "source"), make(target_pages, "target")
+    source.connect(target.endpoint)
+    target.connect(source.endpoint)
+    transfer = source.write(target.endpoint.agent, [3], [9], b"state")
+    deadline = time.monotonic() + 20
+    while not torch.equal(target_pages[9], source_pages[3]):
+        assert time.monotonic() < deadline
+        source.progress()
+        target.progress()
+    for _ in range(100):
+        source.progress()
+        target.progress()
+    at_source, at_target = _until(lambda e: _ended(1)(e) and _noticed(1)(e), source, target)
+    assert [event.transfer_id for event in at_source if isinstance(event, WriteDone)] == [transfer]
+    assert at_target == [Notice(source.endpoint.agent, b"state")]
+    assert source.poll() == target.poll() == []

@@ -67,6 +67,8 @@ class FakeTransport:
     def __init__(self, agent: str) -> None:
         self.endpoint = Endpoint(agent, b"", 0, 0, LAYOUT)
 
+    def progress(self) -> None: ...
+
     def poll(self) -> list[Any]:
         return []
 
@@ -91,6 +93,9 @@ class Journal:
     def launch(self, plan: StepPlan) -> StepPlan:
         self.entries.append("step")
         return plan
+
+    def done(self, launched: StepPlan) -> bool:
+        return True
 
     def collect(self, launched: StepPlan) -> StepResult:
         if self.computes_apart:
