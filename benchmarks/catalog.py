@@ -92,6 +92,13 @@ BENCHMARKS = (
         lower="ttft_ms tpot_ms",
     ),
     Benchmark(
+        "step_host",
+        "a decode step without its computation",
+        f"{ENGINE} worker baton/wire.py",
+        lower="{host_ms_before_launch,host_ms_after,plan_ms,flat_batch_ms,staging_ms,absorb_ms,report_ms}_"
+        "{b1_1k,b16_1k,b64_1k,b256_1k,b64_4k,b256_4k}",
+    ),
+    Benchmark(
         "handoff",
         "the handoff against raw NIXL",
         "kv_transfer prefill_worker decode_worker worker",

@@ -28,12 +28,14 @@ def tenant_root(model_id: str, tenant: str, shared: bool) -> bytes:
 
 def page_hashes(tokens: Sequence[int], page_size: int, root: bytes, known: Sequence[bytes] = ()) -> list[bytes]:
     """One hash per full page of `tokens`, each under its parent; `known` are those of the leading pages."""
-    hashes = list(known)
-    parent = hashes[-1] if hashes else root
-    start = len(hashes) * page_size
-    if len(tokens) - start < page_size:
-        return hashes
-    ids = memoryview(array("i", tokens[start:])).cast("B")
+    start = len(known) * page_size
+    return [*known, *next_page_hashes(tokens[start:], page_size, known[-1] if known else root)]
+
+
+def next_page_hashes(tokens: Sequence[int], page_size: int, parent: bytes) -> list[bytes]:
+    """As `page_hashes`, for the `tokens` that follow the page of `parent`."""
+    hashes: list[bytes] = []
+    ids = array("i", tokens).tobytes()
     page_bytes = 4 * page_size
     for offset in range(0, len(ids) - page_bytes + 1, page_bytes):
         parent = blake2b(ids[offset : offset + page_bytes], digest_size=HASH_BYTES, key=parent).digest()

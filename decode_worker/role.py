@@ -133,7 +133,7 @@ class DecodeRole:
         sequence = self._inbound.commit(notice)
         if sequence is None:
             return []
-        commit_pages(sequence, self.state.pool, self.state.root(sequence))
+        commit_pages(sequence, self.state.pool, self.state.root)
         self._log.forget(sequence.request_id)
         self._running[sequence.request_id] = sequence
         return [Send(HandoffCommitted(notice.request_id, notice.reservation_id))]
@@ -234,7 +234,7 @@ class DecodeRole:
         self._stepping = False
         sampled = absorb_step(plan, result)
         for part in plan.slices:
-            commit_pages(part.sequence, self.state.pool, self.state.root(part.sequence))
+            commit_pages(part.sequence, self.state.pool, self.state.root)
         outputs: list[TokenOutput] = []
         commands: list[Command] = []
         for sequence, token in sampled:

@@ -13,14 +13,11 @@ import torch
 
 from engine.attention.backend import BatchLayout
 from engine.attention.flashinfer import FlashInferAttention, GraphDecodeAttention, graph_ints
-from engine.attention.plan_metadata import PlanMetadata, empty_decodes, pad_decodes, plan_metadata
-from engine.graph_sizes import padded_size
+from engine.decode_staging import DecodeStaging
 from engine.models.decoder import Decoder
 from engine.recorded_step import Recorder, Replay
-from engine.staging import StagingBuffer
 
 Progress = Callable[[int, int], None]
-MAX_INDICES = 1 << 22  # page ids of one step, 16 MiB: a batch with more runs without a graph
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,46 +40,38 @@ class DecodeGraphs:
     ) -> None:
         """`progress` hears (sizes recorded, sizes in all)."""
         self._model, self._attention = model, attention
-        self._sizes = tuple(sizes)
-        self._padding_page = padding_page
-        device, largest = attention.device, self._sizes[-1]
-        self._num_indices = min(largest * pages_per_sequence, MAX_INDICES)
-        self._staging = StagingBuffer(device, 5 * (largest + 8) + 16 + self._num_indices)
+        device, largest = attention.device, sizes[-1]
+        self._staging = DecodeStaging(device, sizes, pages_per_sequence, padding_page)
         self._logits = torch.empty(largest, model.config.vocab_size, dtype=torch.float32, device=device)
         self._ints = graph_ints(device)
         self._recorder = Recorder(device)
         self._steps: dict[int, _Step] = {}
         # Largest first: the smaller ones then fit into the temporary memory that it took.
-        for done, size in enumerate(reversed(self._sizes)):
+        for done, size in enumerate(reversed(sizes)):
             self._steps[size] = self._record(size)
             if progress is not None:
-                progress(done + 1, len(self._sizes))
+                progress(done + 1, len(sizes))
 
     def logits(self, token_ids: torch.Tensor, layout: BatchLayout) -> torch.Tensor | None:
         """Logits `[n, vocab]` float32 of a batch of n decodes, valid until the next step; None where no size holds it.
 
         The step before must have ended on the device.
         """
-        count = layout.num_decodes
-        size = padded_size(count, self._sizes)
-        if size is None or len(layout.indices) + size - count > self._num_indices:
+        staged = self._staging.put(token_ids, layout)
+        if staged is None:
             return None
+        size, metadata = staged
         step = self._steps[size]
-        tokens, padded = pad_decodes(token_ids, layout, size, self._padding_page)
-        host, _ = self._staging.put([tokens, *plan_metadata(padded).tensors])
-        step.attention.plan_staged(PlanMetadata.of(host[1:]))
+        step.attention.plan_staged(metadata)
         step.replay()
-        return self._logits[:count]
+        return self._logits[: layout.num_decodes]
 
     def _record(self, size: int) -> _Step:
-        tokens, layout = empty_decodes(size, self._padding_page)
-        metadata = plan_metadata(layout)
-        host, device = self._staging.put([tokens, *metadata.tensors])
-        places = PlanMetadata.of([*device[1:-1], self._staging.rest_from(device[-1], self._num_indices)])
-        attention = GraphDecodeAttention(self._attention, places, self._ints)
-        attention.plan_staged(PlanMetadata.of(host[1:]))
+        token_ids, there, metadata = self._staging.places(size)
+        attention = GraphDecodeAttention(self._attention, there, self._ints)
+        attention.plan_staged(metadata)
 
         def compute() -> torch.Tensor:
-            return self._model.forward(device[0], places.positions, None, attention, self._logits[:size])
+            return self._model.forward(token_ids, there.positions, None, attention, self._logits[:size])
 
         return _Step(attention, self._recorder.record(compute))

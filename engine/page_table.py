@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from cluster.prefix_hash import page_hashes
+from collections.abc import Callable
+
+from cluster.prefix_hash import next_page_hashes, page_hashes
 from engine.kv_pages import PagePool
 from engine.sequence import Sequence, page_ids
 
@@ -40,16 +42,20 @@ def grow(sequence: Sequence, pool: PagePool) -> bool:
     return True
 
 
-def commit_pages(sequence: Sequence, pool: PagePool, root: bytes) -> None:
-    """Make the pages that are now fully computed matchable by others."""
+def commit_pages(sequence: Sequence, pool: PagePool, root: Callable[[Sequence], bytes]) -> None:
+    """Make the pages that are now fully computed matchable by others.
+
+    `root` gives the parent hash of the first page; most steps fill no page of a sequence, and need none.
+    """
     full = sequence.computed // pool.page_size
     if full <= sequence.committed:
         return
-    if len(sequence.page_hashes) < full:
-        tokens = sequence.tokens[: full * pool.page_size]
-        sequence.page_hashes = page_hashes(tokens, pool.page_size, root, sequence.page_hashes)
+    hashes = sequence.page_hashes
+    if len(hashes) < full:
+        tokens = sequence.tokens[len(hashes) * pool.page_size : full * pool.page_size]
+        hashes += next_page_hashes(tokens, pool.page_size, hashes[-1] if hashes else root(sequence))
     for index in range(sequence.committed, full):
-        pool.commit(sequence.page_table[index], sequence.page_hashes[index])
+        pool.commit(sequence.page_table[index], hashes[index])
     sequence.committed = full
 
 

@@ -73,14 +73,15 @@ class Sequence:
     @property
     def decoding(self) -> bool:
         """One uncomputed token that the model itself produced: the steady state of decode."""
-        return self.uncomputed == 1 and self.num_output > 0
+        known = len(self.tokens)  # not by way of the other properties: every step asks every sequence
+        return known == self.computed + 1 and known > len(self.request.prompt)
 
     def finish_reason(self, eos_token_ids: frozenset[int], context_tokens: int) -> FinishReason | None:
         """Whether the newest output token ends the sequence. Stop strings are the router's: they need text."""
-        last, sampling = self.tokens[-1], self.sampling
+        last, sampling, num_output = self.tokens[-1], self.request.sampling, self.num_output
         ends = last in sampling.stop_token_ids or (last in eos_token_ids and not sampling.ignore_eos)
-        if ends and self.num_output >= sampling.min_tokens:
+        if ends and num_output >= sampling.min_tokens:
             return FinishReason.STOP
-        if self.num_output >= sampling.max_tokens or len(self.tokens) >= context_tokens:
+        if num_output >= sampling.max_tokens or len(self.tokens) >= context_tokens:
             return FinishReason.LENGTH
         return None

@@ -15,7 +15,7 @@ from cluster.worker import StepSample
 from engine.sequence import Sequence
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: one is made per sequence and step, and that would take twice as long
 class Slice:
     """`num_tokens` tokens of one sequence, computed in this step from position `start`.
 
@@ -33,20 +33,21 @@ class Slice:
 class StepPlan:
     """What runs together in one step: any decode slices come first, then prefill chunks.
 
-    `page_copies` are (source, target) page ids to copy before anything is written: copy-on-write forks.
+    `page_copies` are (source, target) page ids to copy before anything is written: copy-on-write forks. `num_decodes`
+    counts the leading slices of one token each; one that stands behind a chunk is a chunk of one token.
     """
 
     slices: tuple[Slice, ...]
     page_copies: tuple[tuple[int, int], ...] = ()
+    num_decodes: int = field(init=False)  # said once, because its sequences change with the step
+
+    def __post_init__(self) -> None:
+        decodes = takewhile(lambda part: part.num_tokens == 1 and part.sequence.decoding, self.slices)
+        object.__setattr__(self, "num_decodes", sum(1 for _ in decodes))
 
     @property
     def num_tokens(self) -> int:
         return sum(part.num_tokens for part in self.slices)
-
-    @property
-    def num_decodes(self) -> int:
-        """Leading slices of one token each; one that stands behind a chunk is a chunk of one token."""
-        return sum(1 for _ in takewhile(lambda part: part.num_tokens == 1 and part.sequence.decoding, self.slices))
 
     @property
     def sampling(self) -> list[Sequence]:
@@ -66,7 +67,7 @@ class StepPlan:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen, as `Slice`
 class SampledToken:
     """A chosen token; log-probabilities (natural, after penalties, before temperature) only when asked for."""
 

@@ -105,7 +105,7 @@ class PrefillRole:
     def absorb(self, plan: StepPlan, result: StepResult, now: float) -> list[Command]:
         sampled = absorb_step(plan, result)
         for part in plan.slices:
-            commit_pages(part.sequence, self.state.pool, self.state.root(part.sequence))
+            commit_pages(part.sequence, self.state.pool, self.state.root)
         outputs = []
         commands: list[Command] = []
         for sequence, token in sampled:

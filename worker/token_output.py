@@ -10,12 +10,8 @@ from engine.step import SampledToken
 
 def token_output(sequence: Sequence, token: SampledToken, finish: FinishReason | None) -> TokenOutput:
     """The newest token of a sequence as a message; prompt tokens that came from the cache are told with the first."""
+    request = sequence.request
+    index = len(sequence.tokens) - len(request.prompt) - 1
     return TokenOutput(
-        request_id=sequence.request_id,
-        index=sequence.num_output - 1,
-        token_id=token.token_id,
-        logprob=token.logprob,
-        top_logprobs=token.top_logprobs,
-        finish=finish,
-        cached_tokens=sequence.cached,
+        request.request_id, index, token.token_id, token.logprob, token.top_logprobs, finish, sequence.cached
     )

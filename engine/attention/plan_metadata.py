@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
+import numpy as np
 import torch
 
 from engine.attention.backend import BatchLayout
@@ -51,15 +52,15 @@ class PlanMetadata:
 def plan_metadata(layout: BatchLayout) -> PlanMetadata:
     """What the kernels need of a step."""
     decodes = layout.num_decodes
-    counts = layout.qo_indptr.diff()
-    qo_indptr, indptr = layout.qo_indptr[decodes:], layout.indptr[decodes:]
+    qo_indptr, indptr = layout.qo_indptr.numpy(), layout.indptr.numpy()  # which costs less than torch for small arrays
+    rows = np.arange(len(qo_indptr) - 1, dtype=np.int32).repeat(qo_indptr[1:] - qo_indptr[:-1])
     return PlanMetadata(
         positions=layout.positions,
-        batch_indices=torch.repeat_interleave(torch.arange(len(counts), dtype=torch.int32), counts),
+        batch_indices=torch.from_numpy(rows),
         indptr=layout.indptr,
         last_page_len=layout.last_page_len,
-        prefill_qo_indptr=qo_indptr - qo_indptr[0],
-        prefill_indptr=indptr - indptr[0],
+        prefill_qo_indptr=torch.from_numpy(qo_indptr[decodes:] - qo_indptr[decodes]),
+        prefill_indptr=torch.from_numpy(indptr[decodes:] - indptr[decodes]),
         indices=layout.indices,
     )
 

@@ -87,7 +87,7 @@ def sampled_tokens(
         for sequence, token in zip(plan.sampling, result.tokens, strict=True):
             answers[sequence.request_id].append(token)
         for part in plan.slices:
-            commit_pages(part.sequence, pool, ROOT)
+            commit_pages(part.sequence, pool, lambda sequence: ROOT)
         config = executor.config
         live = [
             sequence

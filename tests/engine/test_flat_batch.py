@@ -113,7 +113,7 @@ class _Worker:
         check_flat(plan, self.page_size)
         absorb_step(plan, StepResult([SampledToken(self.rng.randrange(3)) for _ in plan.sampling]))
         for part in plan.slices:
-            commit_pages(part.sequence, self.pool, ROOT)
+            commit_pages(part.sequence, self.pool, lambda sequence: ROOT)
 
 
 @settings(deadline=None)

@@ -7,12 +7,14 @@ import sys
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from engine.attention.flashinfer import FlashInferAttention, GraphDecodeAttention, graph_ints
-from engine.attention.plan_metadata import PlanMetadata, empty_decodes, pad_decodes, plan_metadata, workspace_bytes
+from engine.attention.plan_metadata import pad_decodes, plan_metadata, workspace_bytes
 from engine.attention.torch_cpu import TorchAttention
+from engine.decode_staging import DecodeStaging
 from engine.flat_batch import flat_batch
-from engine.staging import GrowingStagingBuffer, StagingBuffer
+from engine.staging import GrowingStagingBuffer
 from tests.engine import flashinfer_reference
 from tests.engine.batches import Ragged, filled_pages, full_attention, ragged_batches
 
@@ -86,22 +88,47 @@ def test_a_captured_step_reads_only_what_is_staged() -> None:
     """Planned for nothing but padding, then replayed for other batches, its tensors never replaced."""
     batch = Ragged((5, 1, 17), (), 4, 2)
     storage = torch.cat([filled_pages(batch, 1, KV_HEADS, HEAD_DIM, torch.float32), torch.zeros(1, 1, 2, 4, 2, 8)])
-    staging = StagingBuffer(torch.device("cpu"), 400)
+    staging = DecodeStaging(torch.device("cpu"), (2, 4, 8), 10, batch.num_pages)
     attention = FlashInferAttention(storage, HEADS)
-    empty = plan_metadata(empty_decodes(4, batch.num_pages)[1])
-    host, device = staging.put(empty.tensors)
-    places = PlanMetadata.of([*device[:-1], staging.rest_from(device[-1], 100)])
+    tokens, places, host = staging.places(4)
     graph = GraphDecodeAttention(attention, places, graph_ints(attention.device))
-    graph.plan_staged(PlanMetadata.of(host))
+    graph.plan_staged(host)
     q, k, v = _qkv(4, 5)
     for seed in (2, 3):
         token_ids, layout = flat_batch(Ragged((5, 1, 17), (), 4, seed).plan(), 4)
-        _, padded = pad_decodes(token_ids, layout, 4, batch.num_pages)
-        host, _ = staging.put(plan_metadata(padded).tensors)
-        graph.plan_staged(PlanMetadata.of(host))
+        staged = staging.put(token_ids, layout)
+        assert staged is not None
+        assert staged[0] == 4
+        assert tokens.tolist() == [*token_ids.tolist(), 0]
+        graph.plan_staged(staged[1])
         got = graph.run(0, q, k, v)
         attention.plan(layout)
         assert torch.equal(got[:3], attention.run(0, q[:3], k[:3], v[:3]))
+
+
+@settings(deadline=None, max_examples=60)
+@given(batch=ragged_batches(), sizes=st.sets(st.integers(1, 6), min_size=1), pages_each=st.integers(1, 12))
+def test_staged_decodes_are_the_padded_batch_at_the_places_of_its_size(
+    batch: Ragged, sizes: set[int], pages_each: int
+) -> None:
+    decodes = Ragged(batch.decodes or (3,), (), batch.page_size, batch.seed)
+    count, padding_page = len(decodes.decodes), decodes.num_pages
+    token_ids, layout = flat_batch(decodes.plan(), decodes.page_size)
+    staging = DecodeStaging(torch.device("cpu"), sorted(sizes), pages_each, padding_page)
+    size = next((size for size in sorted(sizes) if size >= count), None)
+    if size is None or len(layout.indices) + size - count > max(sizes) * pages_each:
+        assert staging.put(token_ids, layout) is None
+        return
+    tokens_there, there, _ = staging.places(size)
+    staged = staging.put(token_ids, layout)
+    assert staged is not None
+    assert staged[0] == size
+    padded_ids, padded = pad_decodes(token_ids, layout, size, padding_page)
+    assert torch.equal(tokens_there, padded_ids)
+    expected = plan_metadata(padded).tensors
+    for host, device, value in zip(staged[1].tensors, there.tensors, expected, strict=True):
+        assert torch.equal(host, value)
+        assert torch.equal(device[: len(value)], value)
 
 
 def test_staged_arrays_are_what_was_put_and_lie_where_their_predecessors_say() -> None:

@@ -1,0 +1,163 @@
+"""What a decode step costs on the host: all that a worker does for it but the model's own computation.
+
+A decode role over made-up sequences, driven as a worker's loop drives it: plan, flat arrays, metadata into the staging
+buffer of the recorded steps (up to where FlashInfer's plan is called), absorb, a load report and the encoded frame. The
+tokens are drawn from a fixed sequence in place of a model's. CPU time of the one thread, the median of many steps; page
+boundaries are spread evenly over the steps. A report goes with every step, more often than a worker sends one.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+import time
+from dataclasses import dataclass, fields
+from statistics import median
+
+import torch
+
+from baton.wire import encode_to_router
+from benchmarks.report import Goal, Report, arguments, progress
+from cluster.messages import Prefill
+from cluster.request import Request, SamplingParams
+from cluster.worker import RoleName
+from decode_worker.role import DecodeRole
+from engine.batch import StepBudget
+from engine.decode_staging import DecodeStaging
+from engine.flat_batch import flat_batch
+from engine.graph_sizes import graph_sizes
+from engine.kv_pages import PagePool
+from engine.step import SampledToken, StepPlan, StepResult
+from worker.reports import LOAD_EVERY_S, Reports
+from worker.role import Send
+from worker.state import WorkerState
+
+POINTS = {
+    "b1_1k": (1, 1024),
+    "b16_1k": (16, 1024),
+    "b64_1k": (64, 1024),
+    "b256_1k": (256, 1024),
+    "b64_4k": (64, 4096),
+    "b256_4k": (256, 4096),
+}
+MAX_BATCH, PAGE_SIZE, CHUNK_TOKENS, CONTEXT_TOKENS, VOCAB = 256, 16, 8192, 8192, 128_256
+WARM_STEPS = 2 * PAGE_SIZE
+GOALS = {"host_ms_before_launch_b256_1k": Goal(1.2, at_most=True)}
+
+
+@dataclass(frozen=True, slots=True)
+class Stages:
+    """Milliseconds of CPU time of one step."""
+
+    plan: float
+    flat_batch: float
+    staging: float
+    absorb: float
+    report: float
+
+    @property
+    def before_launch(self) -> float:
+        return self.plan + self.flat_batch + self.staging
+
+    @property
+    def after(self) -> float:
+        return self.absorb + self.report
+
+
+class Host:
+    """A decode worker's host side: `batch` sequences that go on decoding, near `context` positions each."""
+
+    def __init__(self, batch: int, context: int, steps: int, seed: int) -> None:
+        self._rng = random.Random(seed)
+        pages_each = (context + steps) // PAGE_SIZE + 2
+        self._pool = PagePool(batch * pages_each, PAGE_SIZE)
+        state = WorkerState(
+            "worker:1", "model", frozenset({2}), CONTEXT_TOKENS, StepBudget(CHUNK_TOKENS, MAX_BATCH), self._pool
+        )
+        self._role = DecodeRole(state, RoleName.MIXED)
+        self._reports = Reports("worker", state)
+        self._staging = DecodeStaging(
+            torch.device("cpu"), graph_sizes(MAX_BATCH), CONTEXT_TOKENS // PAGE_SIZE, self._pool.num_pages
+        )
+        self._now = 0.0
+        sampling = SamplingParams(max_tokens=CONTEXT_TOKENS)
+        for index in range(batch):
+            length = context - steps // 2 - index % PAGE_SIZE  # so that each step fills a sixteenth of the last pages
+            prompt = tuple(self._rng.randrange(3, VOCAB) for _ in range(length))
+            request = Request(f"{self._rng.getrandbits(64):016x}", prompt, sampling)
+            self._role.on_message(Prefill(request, (), False, 0), 0.0)
+        while self._role.occupancy().uncomputed_tokens:
+            _, plan = self._role.plan(0.0)
+            assert plan is not None
+            self._role.absorb(plan, self._sampled(plan), 0.0)
+
+    def step(self) -> Stages:
+        """One decode step of all the sequences."""
+        self._now += LOAD_EVERY_S
+        moments = [_cpu_ms()]
+        _, plan = self._role.plan(self._now)
+        moments.append(_cpu_ms())
+        assert plan is not None
+        token_ids, layout = flat_batch(plan, PAGE_SIZE)
+        moments.append(_cpu_ms())
+        self._staging.put(token_ids, layout)
+        moments.append(_cpu_ms())
+        result = self._sampled(plan)
+        moments.append(_cpu_ms())
+        commands = self._role.absorb(plan, result, self._now)
+        moments.append(_cpu_ms())
+        messages = [command.message for command in commands if isinstance(command, Send)]
+        self._reports.on_step(plan.sample(LOAD_EVERY_S))
+        encode_to_router([*messages, *self._reports.due(self._role, self._now, idle=False)], "incarnation")
+        moments.append(_cpu_ms())
+        plan_ms, flat_ms, staging_ms, _, absorb_ms, report_ms = (
+            after - before for before, after in itertools.pairwise(moments)
+        )
+        return Stages(plan_ms, flat_ms, staging_ms, absorb_ms, report_ms)
+
+    def _sampled(self, plan: StepPlan) -> StepResult:
+        return StepResult([SampledToken(self._rng.randrange(3, VOCAB)) for _ in plan.sampling])
+
+
+def _cpu_ms() -> float:
+    return 1000 * time.thread_time()
+
+
+def measure(batch: int, context: int, repeats: int, seed: int) -> list[Stages]:
+    """`repeats` steps, the middle one at `context` positions, after others that warm up."""
+    host = Host(batch, context, WARM_STEPS + repeats, seed)
+    return [host.step() for _ in range(WARM_STEPS + repeats)][WARM_STEPS:]
+
+
+def figures_of(point: str, steps: list[Stages]) -> dict[str, float]:
+    """Medians; a sum is the median of sums."""
+    stages = {f"{item.name}_ms_{point}": median(getattr(step, item.name) for step in steps) for item in fields(Stages)}
+    return {
+        f"host_ms_before_launch_{point}": median(step.before_launch for step in steps),
+        f"host_ms_after_{point}": median(step.after for step in steps),
+        **stages,
+    }
+
+
+def least_of(steps: list[Stages]) -> dict[str, float]:
+    """The smallest of each stage, which other work on the machine disturbed least."""
+    return {name: min(getattr(step, name) for step in steps) for name in (*Stages.__slots__, "before_launch", "after")}
+
+
+def main() -> None:
+    options = arguments(__doc__, "python -m benchmarks.step_host --quick").parse_args()
+    repeats = options.pick(400, 100, 3)
+    torch.set_num_threads(1)
+    report = Report("step_host", GOALS)
+    with progress(len(POINTS)) as step:
+        for point, (batch, context) in POINTS.items():
+            step(f"batch {batch}, context {context}")
+            steps = measure(batch, context, repeats, options.seed)
+            report.figures |= figures_of(point, steps)
+            report.details[point] = least_of(steps)
+    report.setting = {"steps": repeats, "page_size": PAGE_SIZE, "max_batch": MAX_BATCH, "seed": options.seed}
+    report.publish(options)
+
+
+if __name__ == "__main__":
+    main()
