@@ -26,6 +26,7 @@ PARTS = (
     PartPlan("handoff", "benchmarks.gpu.handoff", 25, 90),
     PartPlan("serving", "benchmarks.gpu.serving", 60, 220),
     PartPlan("kernels", "benchmarks.gpu.kernels", 20, 150),
+    PartPlan("sampling", "benchmarks.gpu.sampling", 20, 60),
 )
 
 
