@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from cluster.errors import InternalError
-from engine.race import GREEDY, KIND, draw_rows, row_parameters
+from engine.race.definition import GREEDY, KIND, row_parameters
+from engine.race.draw import draw_rows
 from engine.sequence import Sequence
 from engine.step import SampledToken
 
@@ -79,16 +80,16 @@ def read(drawn: Drawn) -> list[SampledToken]:
 
 
 def _choose(logits: torch.Tensor, sequences: Seq[Sequence]) -> tuple[torch.Tensor, torch.Tensor]:
-    """The token of each row `[n]` int64, as engine/race.py defines it, and whether the row has a largest logit."""
+    """The token of each row `[n]` int64, as engine/race/definition.py says, and whether the row has a largest logit."""
     params = [sequence.sampling for sequence in sequences]
     if all(item.greedy for item in params):
         best = logits.max(dim=-1)
         return best.indices, torch.isfinite(best.values)
     rows = row_parameters(params, [len(sequence.tokens) for sequence in sequences], logits.shape[1])
     if logits.is_cuda:
-        from engine import race_kernel  # Triton comes with torch where there is a GPU, and only there
+        from engine.race import gpu  # Triton comes with torch where there is a GPU, and only there
 
-        return race_kernel.draw_rows(logits, _beside(logits, torch.from_numpy(rows)), rows[:, KIND])
+        return gpu.draw_rows(logits, _beside(logits, torch.from_numpy(rows)), rows)
     best = logits.max(dim=-1)
     token_ids, finite = best.indices, torch.isfinite(best.values)
     (noisy,) = np.nonzero((rows[:, KIND] != GREEDY) & finite.numpy())

@@ -16,7 +16,8 @@ from benchmarks.gpu.device import Device, prepare
 from benchmarks.gpu.figures import SAMPLED_EQUAL, SAMPLED_KINDS, sampling_figure
 from benchmarks.gpu.part import Part
 from cluster.request import Request, SamplingParams
-from engine.race import GREEDY, KIND, draw_rows, row_parameters
+from engine.race.definition import GREEDY, KIND, row_parameters
+from engine.race.draw import draw_rows
 from engine.sampler import draw
 from engine.sequence import Sequence
 
