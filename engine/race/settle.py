@@ -36,9 +36,8 @@ from engine.race.arithmetic import (
 
 
 @triton.jit
-def _tokens(here, noted, listed, length, start):
-    """(tokens, their logits, whether there are such): a part of the `listed` ones noted down, or else of all."""
-    place = tl.arange(0, GROUP) + start
+def _tokens(here, noted, listed, length, place):
+    """(tokens, their logits, whether there are such): of the `listed` ones noted down, or else of all."""
     token = tl.where(listed > 0, tl.load(noted + place, mask=place < listed, other=0), place)
     return token, tl.load(here + token, mask=place < length, other=float("-inf")), place < length
 
@@ -48,7 +47,7 @@ def _count_from(here, noted, listed, length, floor):
     """How many tokens have at least the rank `floor`."""
     number = tl.zeros([GROUP], dtype=tl.int32)
     for start in range(0, length, GROUP):
-        token, x, there = _tokens(here, noted, listed, length, start)
+        token, x, there = _tokens(here, noted, listed, length, tl.arange(0, GROUP) + start)
         number += (there & (rank_of(x, token) >= floor)).to(tl.int32)
     return tl.sum(number)
 
@@ -58,7 +57,7 @@ def _mass_from(here, noted, listed, length, floor, peak, scale):
     """What the tokens of at least the rank `floor` weigh."""
     mass = tl.zeros([GROUP], dtype=tl.int64)
     for start in range(0, length, GROUP):
-        token, x, there = _tokens(here, noted, listed, length, start)
+        token, x, there = _tokens(here, noted, listed, length, tl.arange(0, GROUP) + start)
         mass += tl.where(there & (rank_of(x, token) >= floor), weight_of(distance_of(x, peak, scale)), 0).to(tl.int64)
     return tl.sum(mass)
 
@@ -67,9 +66,9 @@ def _mass_from(here, noted, listed, length, floor, peak, scale):
 def _first_from(here, noted, listed, length, floor, peak, rows, row):
     """Which of the tokens of at least the rank `floor` comes in first."""
     low, high, position, scale, min_weight = parameters_of(rows, row)
-    first = tl.full([GROUP], NEVER, dtype=tl.int64)
-    for start in range(0, length, GROUP):
-        token, x, there = _tokens(here, noted, listed, length, start)
+    first = tl.full([LANES], NEVER, dtype=tl.int64)
+    for start in range(0, length, LANES):
+        token, x, there = _tokens(here, noted, listed, length, tl.arange(0, LANES) + start)
         z = distance_of(x, peak, scale)
         w0, w1, w2, w3 = noise_at((token // GROUP * LANES + token % LANES).to(tl.uint32), low, high, position)
         word = token // LANES % QUARTERS
@@ -94,26 +93,31 @@ def _settle(here, vocab, row, splits, rows, arrivals, masses, before, again, cou
     number = tl.load(counts + row)
     listed = tl.where(number <= capacity, number, 0)
     length = tl.where(number <= capacity, number, vocab)
+    winner = 0
+    racing = True
+    floor = tl.zeros([], dtype=tl.int64)
     if top_k > 0:
-        bound = tl.zeros([], dtype=tl.int64)  # the rank of the k-th token, bit by bit
         bit = tl.full([], TOP_BIT, dtype=tl.int64)
-        for _ in range(RANK_BITS):
-            if _count_from(here, noted, listed, length, bound | bit) >= top_k:
-                bound = bound | bit
+        for _ in range(RANK_BITS):  # the rank of the k-th token, bit by bit
+            if _count_from(here, noted, listed, length, floor | bit) >= top_k:
+                floor = floor | bit
             bit = bit >> 1
-        target = share_of(_mass_from(here, noted, listed, length, bound, peak, scale), top_p)
-        winner = _first_from(here, noted, listed, length, bound, peak, rows, row)
-        weight = _mass_from(here, noted, listed, length, _after(here, winner), peak, scale)
+        target = share_of(_mass_from(here, noted, listed, length, floor, peak, scale), top_p)
+        weight = target
     else:
         target = share_of(mass_of(masses, row, splits), top_p)
-        winner = winner_of(arrivals, row, splits)
         weight = mass_of(before, row, splits)
+        winner = winner_of(arrivals, row, splits)
         if (weight >= target) & (number > capacity):
             winner = winner_of(again, row, splits)
-            weight = _mass_from(here, noted, listed, length, _after(here, winner), peak, scale)
+            racing = False
+        floor = _after(here, winner)
     while weight >= target:
-        winner = _first_from(here, noted, listed, length, _after(here, winner), peak, rows, row)
-        weight = _mass_from(here, noted, listed, length, _after(here, winner), peak, scale)
+        if racing:
+            winner = _first_from(here, noted, listed, length, floor, peak, rows, row)
+        racing = True
+        floor = _after(here, winner)
+        weight = _mass_from(here, noted, listed, length, floor, peak, scale)
     return winner
 
 
