@@ -93,7 +93,12 @@ def known_goals(name: str) -> dict[str, Goal]:
 
 def flat_table(result: Result, shown: Sequence[str]) -> str:
     """One row a figure, in the order of the patterns, then of the result."""
-    names = list(dict.fromkeys((*result.figures, *known_figures(result.name))))
+    order = (
+        (known_figures(result.name), result.figures)
+        if result.name == "gpu"
+        else (result.figures, known_figures(result.name))
+    )
+    names = list(dict.fromkeys((*order[0], *order[1])))
     picked = [name for pattern in shown or ("*",) for name in names if fnmatchcase(name, pattern)]
     unknown = [pattern for pattern in shown if "*" not in pattern and pattern not in names]
     if unknown:
@@ -175,7 +180,8 @@ def origin(result: Result, commits: int | None) -> str:
     facts = [f"{'Taken over from notes of' if result.source == TRANSCRIBED else 'Measured'} {at}"]
     machine = result.machine
     if machine:
-        facts.append(f"{machine.get('cpu')}, {machine.get('cores')} cores, {machine.get('memory_gib')} GiB")
+        gpu = f"{machine['gpu']}, " if "gpu" in machine else ""
+        facts.append(f"{gpu}{machine.get('cpu')}, {machine.get('cores')} cores, {machine.get('memory_gib')} GiB")
     if result.load_average:
         facts.append(f"load average {result.load_average['before']:g} before, {result.load_average['after']:g} after")
     if result.wall_s is not None:

@@ -7,16 +7,16 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from cluster.errors import InternalError
-from cluster.request import SamplingParams
-from engine.noise import uniform
+from engine.race.definition import GREEDY, KIND, row_parameters
+from engine.race.draw import draw_rows
 from engine.sequence import Sequence
 from engine.step import SampledToken
 
 NEVER = float("-inf")
-COLDEST = 1e-6  # a lower temperature is as good as greedy
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Drawn:
     """Tokens that were chosen and still lie where the logits do: nothing has waited for them yet."""
 
     token_ids: torch.Tensor  # [n] int64
-    finite: torch.Tensor  # [1] bool: every row had a largest logit
+    finite: torch.Tensor  # [n] bool: the row had a largest logit
     logprobs: tuple[RowLogprobs | None, ...]
 
     def fetch(self) -> Drawn:
@@ -56,15 +56,7 @@ def draw(logits: torch.Tensor, sequences: Seq[Sequence], eos_token_ids: frozense
     """What `sample` chooses; on a device nothing here waits for it."""
     _forbid_ending(logits, sequences, eos_token_ids)
     _penalise(logits, sequences)
-    best = logits.max(dim=-1)
-    token_ids = best.indices
-    noisy = [row for row, sequence in enumerate(sequences) if not sequence.sampling.greedy]
-    if len(noisy) == len(sequences) and noisy:
-        token_ids = _draw(logits, sequences)
-    elif noisy:
-        rows = _like(logits, noisy)
-        token_ids[rows] = _draw(logits[rows], [sequences[row] for row in noisy])
-    finite = torch.isfinite(best.values).all().view(1)
+    token_ids, finite = _choose(logits, sequences)
     wanted = [sequence.sampling.logprobs for sequence in sequences]
     logprobs = tuple(
         None if count is None else _logprobs(logits[row], token_ids[row : row + 1], count)
@@ -75,7 +67,7 @@ def draw(logits: torch.Tensor, sequences: Seq[Sequence], eos_token_ids: frozense
 
 def read(drawn: Drawn) -> list[SampledToken]:
     """The chosen tokens as plain values. Raises `InternalError` when a row of logits was not a number."""
-    if not drawn.finite.item():
+    if not drawn.finite.all():
         raise InternalError("The model computed logits that are not numbers.")
     tokens = []
     for token, row in zip(drawn.token_ids.tolist(), drawn.logprobs, strict=True):
@@ -85,6 +77,24 @@ def read(drawn: Drawn) -> list[SampledToken]:
             best = tuple(zip(row.best_ids.tolist(), row.best.tolist(), strict=True))
             tokens.append(SampledToken(token, row.chosen.item(), best))
     return tokens
+
+
+def _choose(logits: torch.Tensor, sequences: Seq[Sequence]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The token of each row `[n]` int64, as engine/race/definition.py says, and whether the row has a largest logit."""
+    params = [sequence.sampling for sequence in sequences]
+    if all(item.greedy for item in params):
+        best = logits.max(dim=-1)
+        return best.indices, torch.isfinite(best.values)
+    rows = row_parameters(params, [len(sequence.tokens) for sequence in sequences], logits.shape[1])
+    if logits.is_cuda:
+        from engine.race import gpu  # Triton comes with torch where there is a GPU, and only there
+
+        return gpu.draw_rows(logits, _beside(logits, torch.from_numpy(rows)), rows)
+    best = logits.max(dim=-1)
+    token_ids, finite = best.indices, torch.isfinite(best.values)
+    (noisy,) = np.nonzero((rows[:, KIND] != GREEDY) & finite.numpy())
+    token_ids.numpy()[noisy] = draw_rows(logits.numpy()[noisy], rows[noisy])
+    return token_ids, finite
 
 
 def _like(logits: torch.Tensor, values: Seq[Any], dtype: torch.dtype | None = None) -> torch.Tensor:
@@ -129,38 +139,6 @@ def _penalise(logits: torch.Tensor, sequences: Seq[Sequence]) -> None:
             counted = Counter(output)
             tokens, counts = _like(logits, list(counted)), _like(logits, list(counted.values()))
             scores[tokens] -= sampling.presence_penalty + sampling.frequency_penalty * counts
-
-
-def _draw(logits: torch.Tensor, sequences: Seq[Sequence]) -> torch.Tensor:
-    """Inverse transform sampling: one uniform number per token, over the kept probabilities in vocabulary order."""
-    params = [sequence.sampling for sequence in sequences]
-    temperature = _like(logits, [max(item.temperature, COLDEST) for item in params]).unsqueeze(1)
-    # The likeliest token is moved to 0 first, so that a small temperature cannot overflow.
-    scaled = (logits - logits.max(dim=-1, keepdim=True).values) / temperature
-    kept = _truncate(scaled, params)
-    cumulative = torch.softmax(kept, dim=-1, dtype=torch.float64).cumsum(dim=-1)
-    noise = [uniform(item.sampling.seed or 0, len(item.tokens)) for item in sequences]
-    threshold = _like(logits, noise, torch.float64).unsqueeze(1) * cumulative[:, -1:]
-    drawn = torch.searchsorted(cumulative, threshold, right=True).squeeze(1)
-    return drawn.clamp_(max=logits.shape[-1] - 1)
-
-
-def _truncate(scaled: torch.Tensor, params: Seq[SamplingParams]) -> torch.Tensor:
-    """Keep top-k, of those top-p, of those min-p; everything else becomes minus infinity."""
-    vocab = scaled.shape[-1]
-    if all(item.top_k == 0 and item.top_p == 1.0 and item.min_p == 0.0 for item in params):
-        return scaled
-    ordered, order = scaled.sort(dim=-1, descending=True, stable=True)
-    top_k = _like(scaled, [item.top_k or vocab for item in params]).unsqueeze(1)
-    ordered = ordered.masked_fill(torch.arange(vocab, device=scaled.device) >= top_k, NEVER)
-    probabilities = ordered.softmax(dim=-1)
-    before = probabilities.cumsum(dim=-1) - probabilities
-    top_p = _like(scaled, [item.top_p for item in params]).unsqueeze(1)
-    min_p = _like(scaled, [item.min_p for item in params]).unsqueeze(1)
-    dropped = ((before >= top_p) & (top_p < 1.0)) | (probabilities < min_p * probabilities[:, :1])
-    dropped[:, 0] = False
-    ordered = ordered.masked_fill(dropped, NEVER)
-    return torch.full_like(scaled, NEVER).scatter_(1, order, ordered)
 
 
 def _logprobs(logits: torch.Tensor, token_id: torch.Tensor, count: int) -> RowLogprobs:

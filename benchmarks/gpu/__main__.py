@@ -156,6 +156,7 @@ def publish(args: argparse.Namespace, results: dict[str, PartResult], earlier: l
 def save(args: argparse.Namespace, results: dict[str, PartResult]) -> None:
     figures = {name: value for result in results.values() for name, value in result.figures.items()}
     commit, dirty = provenance.commit()
+    setting = setting_of(args, results)
     values: dict[str, Any] = {
         "name": "gpu",
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
@@ -163,7 +164,8 @@ def save(args: argparse.Namespace, results: dict[str, PartResult]) -> None:
         "dirty": dirty,
         "figures": figures,
         "goals": {name: asdict(goal) for name, goal in goals(sizes_of(args)).items() if name in figures},
-        "setting": setting_of(args, results),
+        "machine": {**provenance.machine(), "gpu": setting.get("gpu", "none")},
+        "setting": setting,
         "parts": {name: result.to_json() for name, result in results.items()},
     }
     if args.device == "cpu":

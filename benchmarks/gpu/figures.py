@@ -28,6 +28,8 @@ SCATTERED = "handoff_sgl_gb_per_s"
 LOADED = ["weights_load_gb_per_s"]
 KERNELS = ("fa2", "fa3")
 LAYOUTS = ("pages_per_layer", "layers_in_page", "heads_outermost")
+SAMPLED_EQUAL = "sampling_tokens_equal_to_cpu"
+SAMPLED_KINDS = ("greedy", "temperature", "top_p", "top_k", "top_k_top_p", "top_p_flat")
 SERVED = ("pd", "mixed", "transformers")
 
 DECODE_GOAL, DECODE_GOAL_UP_TO_BATCH = 1.25, 64
@@ -64,6 +66,10 @@ def layout_figure(layout: str) -> str:
     return f"decode_layer_ms_{layout}"
 
 
+def sampling_figure(kind: str, batch: int) -> str:
+    return f"sampling_ms_{kind}_b{batch}"
+
+
 def served_figures(name: str) -> list[str]:
     return [f"serving_{name}_{figure}" for figure in ("tokens_per_s", "ttft_ms", "tpot_ms")]
 
@@ -80,6 +86,10 @@ def _decode(sizes: Sizes) -> list[str]:
 
 def _prefill(sizes: Sizes) -> list[str]:
     return [MATMUL, *(name for prompt in sizes.prompts for name in prefill_figures(prompt))]
+
+
+def _sampling(sizes: Sizes) -> list[str]:
+    return [SAMPLED_EQUAL, *(sampling_figure(kind, batch) for batch in sizes.sampled_batches for kind in SAMPLED_KINDS)]
 
 
 def _serving(sizes: Sizes) -> list[str]:
@@ -99,6 +109,7 @@ EXPECTED: dict[str, Callable[[Sizes], list[str]]] = {
     "handoff": lambda sizes: [*RATE, CONTIGUOUS, *HIDDEN, SCATTERED],
     "prefill": _prefill,
     "kernels": lambda sizes: [*map(kernel_figure, KERNELS), *map(layout_figure, LAYOUTS)],
+    "sampling": _sampling,
     "serving": _serving,
     "profile": lambda sizes: [],
 }
@@ -115,6 +126,7 @@ def goals(sizes: Sizes) -> dict[str, Goal]:
         "handoff_tokens_equal": Goal(1.0),
         "built_in_look_ups_right": Goal(1.0),
         "handoff_tokens_equal_random_weights": Goal(1.0),
+        SAMPLED_EQUAL: Goal(1.0),
         **{decode_figures(point)[0]: Goal(DECODE_GOAL, at_most=True) for point in decode},
         **{prefill_figures(prompt)[0]: Goal(PREFILL_GOAL) for prompt in sizes.prompts},
     }

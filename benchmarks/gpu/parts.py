@@ -27,6 +27,7 @@ PARTS = (
     PartPlan("handoff", "benchmarks.gpu.handoff", 25, 90),
     PartPlan("prefill", "benchmarks.gpu.prefill", 20, 80),
     PartPlan("kernels", "benchmarks.gpu.kernels", 20, 60),
+    PartPlan("sampling", "benchmarks.gpu.sampling", 20, 60),
     PartPlan("serving", "benchmarks.gpu.serving", 60, 225),
     # A profiler has been seen to hang on recorded steps: it may take no figure along.
     PartPlan("profile", "benchmarks.gpu.profile", 20, 60, asked_for=True),

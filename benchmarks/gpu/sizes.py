@@ -67,6 +67,8 @@ class Sizes:
     max_batch: int
     chunk_tokens: int
     repeats: int
+    sampled_batches: tuple[int, ...]
+    sampled_rows: int  # compared with the CPU's tokens
     page_size: int = 16
 
     @property
@@ -104,6 +106,8 @@ SIZES = {
         max_batch=32,
         chunk_tokens=2048,
         repeats=30,
+        sampled_batches=(1, 64, 256),
+        sampled_rows=4096,
     ),
     "tiny": Sizes(
         model=TINY,
@@ -126,6 +130,8 @@ SIZES = {
         max_batch=4,
         chunk_tokens=64,
         repeats=4,
+        sampled_batches=(1, 4),
+        sampled_rows=64,
     ),
 }
 
