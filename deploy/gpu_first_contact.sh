@@ -32,6 +32,6 @@ done
 export LD_LIBRARY_PATH=/usr/local/nvidia/lib64${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH} PYTHONUNBUFFERED=1
 case $call in
   first) parts=preflight,compile,correctness,decode,handoff budget_s=280 ;;
-  second) parts=prefill,kernels,serving budget_s=380 ;;
+  second) parts=prefill,kernels,sampling,serving budget_s=380 ;;
 esac
 exec "$python" -m benchmarks.gpu --only "$parts" --budget-s "$budget_s" --out "$out/$call.json" "$@"

@@ -24,7 +24,7 @@ MATMUL = "matmul_tflops"
 RATE = ["handoff_ratio_to_copy", "handoff_gb_per_s", "handoff_one_write_gb_per_s", "handoff_copy_gb_per_s"]
 HIDDEN = ["handoff_hidden_share", "handoff_exposed_ms", "handoff_total_ms", "handoff_prefill_ms"]
 CONTIGUOUS = "handoff_contiguous_gb_per_s"
-SCATTERED = "handoff_sgl_gb_per_s"
+PAGE_BY_PAGE = "handoff_page_by_page_gb_per_s"
 LOADED = ["weights_load_gb_per_s"]
 KERNELS = ("fa2", "fa3")
 LAYOUTS = ("pages_per_layer", "layers_in_page", "heads_outermost")
@@ -106,7 +106,7 @@ EXPECTED: dict[str, Callable[[Sizes], list[str]]] = {
     "compile": lambda sizes: [COMPILE],
     "correctness": lambda sizes: [*ATTENTION, *LOGITS, *RECORDED, *TOKENS, *RANDOM_TOKENS],
     "decode": _decode,
-    "handoff": lambda sizes: [*RATE, CONTIGUOUS, *HIDDEN, SCATTERED],
+    "handoff": lambda sizes: [*RATE, CONTIGUOUS, *HIDDEN, PAGE_BY_PAGE],
     "prefill": _prefill,
     "kernels": lambda sizes: [*map(kernel_figure, KERNELS), *map(layout_figure, LAYOUTS)],
     "sampling": _sampling,

@@ -13,7 +13,7 @@ from statistics import median
 import torch
 
 from benchmarks.gpu.device import Device, build_executor, build_model, prepare
-from benchmarks.gpu.figures import CONTIGUOUS, HIDDEN, RATE, SCATTERED
+from benchmarks.gpu.figures import CONTIGUOUS, HIDDEN, PAGE_BY_PAGE, RATE
 from benchmarks.gpu.part import Part
 from benchmarks.gpu.peer import Peer, handshake, page_receiver, page_sums
 from benchmarks.gpu.sequences import pages_for
@@ -33,6 +33,7 @@ from worker.state import WorkerState
 
 ROUNDS = 5
 PROBE_BYTES = 64 * MIB
+SGL = "NIXL_UCX_SGL_ENABLE"
 SLOW_GB_PER_S = 20.0  # between two processes of one GPU: not CUDA IPC
 HANDOFF_TIMEOUT_S = 20.0
 TRANSPORT_WORDS = re.compile(
@@ -59,7 +60,7 @@ def run(part: Part) -> None:
             rate = 1e9 * figures["handoff_gb_per_s"]
             return figures
 
-        if not part.step("pages against a copy inside the device", [*RATE, CONTIGUOUS, *HIDDEN, SCATTERED], bare):
+        if not part.step("pages against a copy inside the device", [*RATE, CONTIGUOUS, *HIDDEN, PAGE_BY_PAGE], bare):
             return
 
         def hidden() -> dict[str, float]:
@@ -68,7 +69,9 @@ def run(part: Part) -> None:
 
         part.step("pages sent while the next chunk computes", HIDDEN, hidden)
         part.step(
-            "the same in one scatter-gather write each", [SCATTERED], lambda: scattered(part, device, executor.pages)
+            "pages that UCX copies one by one",
+            [PAGE_BY_PAGE],
+            lambda: page_by_page(part, device, executor.pages),
         )
     part.note(f"UCX_TLS is {os.environ.get('UCX_TLS', 'not set')}; {transports(part.options.log)}")
 
@@ -127,12 +130,15 @@ def check_arrived(peer: Peer, pages: torch.Tensor, source: list[int], target: li
         raise ValueError("The pages at the target are not those of the source.")
 
 
-def scattered(part: Part, device: Device, pages: torch.Tensor) -> dict[str, float]:
-    """The pushed chunks once more, between two agents that give UCX all pages of a write as one list."""
+def page_by_page(part: Part, device: Device, pages: torch.Tensor) -> dict[str, float]:
+    """The pushed chunks once more, between two agents that give UCX each page of a write by itself, as is NIXL's
+    default, not all of them as one list.
+    """
     sizes, rng, layout = part.sizes, random.Random(part.options.seed), layout_of(part.sizes)
     count = sizes.handoff_prompt // sizes.page_size
     source, target = (rng.sample(range(layout.num_pages), count) for _ in range(2))
-    os.environ["NIXL_UCX_SGL_ENABLE"] = "1"
+    before = os.environ.get(SGL)
+    os.environ[SGL] = "0"
     try:
         with Peer(page_receiver, (device.name, layout)) as peer:
             transport = NixlTransport(pages, layout, "sender:2")
@@ -143,8 +149,8 @@ def scattered(part: Part, device: Device, pages: torch.Tensor) -> dict[str, floa
             check_arrived(peer, pages, source, target)
             transport.close()
     finally:
-        del os.environ["NIXL_UCX_SGL_ENABLE"]
-    return {SCATTERED: count * layout.page_bytes / path_s / 1e9}
+        os.environ.pop(SGL) if before is None else os.environ.update({SGL: before})
+    return {PAGE_BY_PAGE: count * layout.page_bytes / path_s / 1e9}
 
 
 def prefill_worker(sizes: Sizes, config: ModelConfig, executor: object, transport: NixlTransport) -> HandDriven:
