@@ -150,7 +150,7 @@ def replay_ms(device: Device, executor: Any, batch: int) -> float | None:
     graphs: Any = getattr(executor, "_graphs", None)
     if graphs is None:
         return None
-    step = graphs._steps[padded_size(batch, graphs._sizes)]
+    step = graphs._steps[padded_size(batch, sorted(graphs._steps))]
     return 1000 * device.median_s(step.replay, 3, 10)
 
 

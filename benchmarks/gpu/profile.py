@@ -6,17 +6,18 @@ Profiling replays of steps that were recorded before has been seen to hang, so i
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from benchmarks.gpu.device import Device, build_executor, build_model, prepare
-from benchmarks.gpu.figures import DECODE_GOAL_UP_TO_BATCH
 from benchmarks.gpu.part import Part
 from benchmarks.gpu.sequences import decoding, pages_for, prefilling, turn
 from benchmarks.gpu.sizes import label, point_name
 from engine.batch import StepBudget
 
 CALLS = 3
-KERNELS = 15
+MOST_BATCH = 256  # the tiny shape has a point that fits nowhere
+KERNELS = 20
 NAME_CHARS = 120
 
 
@@ -25,18 +26,19 @@ def run(part: Part) -> None:
     part.result.facts = device.facts()
     part.say("building the model")
     config, parameters = build_model(sizes.model, sizes.dtype, device, seed)
-    point = max(point for point in sizes.decode_points if point[0] <= DECODE_GOAL_UP_TO_BATCH)
-    (batch, context), prompt, room = point, max(sizes.prompts), 4 * CALLS
-    num_pages = batch * pages_for(context + room + 1, sizes.page_size) + pages_for(prompt + 1, sizes.page_size)
+    prompt, room = max(sizes.prompts), 4 * CALLS
+    points = [point for point in sizes.decode_points if point[0] <= MOST_BATCH]
+    batch = max(point[0] for point in points)
+    num_pages = max(count * pages_for(context + room + 1, sizes.page_size) for count, context in points)
+    num_pages = max(num_pages, pages_for(prompt + 1, sizes.page_size))
     layout = config.page_layout(num_pages, sizes.page_size, sizes.dtype, "random")
     executor = build_executor(device, config, parameters, layout, batch, prompt, kernels=part.options.kernels)
-    sequences = decoding(layout, config.vocab_size, batch, context, room, seed)
-    budget = StepBudget(max(sizes.longest, batch), batch)
     (plan,) = prefilling(layout, config.vocab_size, prompt, seed)
-    calls: dict[str, Callable[[], object]] = {
-        f"prefill_{label(prompt)}": lambda: executor.execute(plan),
-        f"decode_{point_name(point)}": lambda: turn(executor, sequences, budget),
-    }
+    calls: dict[str, Callable[[], object]] = {f"prefill_{label(prompt)}": lambda: executor.execute(plan)}
+    for point in points:
+        sequences = decoding(layout, config.vocab_size, *point, room, seed)
+        budget = StepBudget(max(sizes.longest, point[0]), point[0])
+        calls[f"decode_{point_name(point)}"] = partial(turn, executor, sequences, budget)
     for name, call in calls.items():
 
         def measure(name: str = name, call: Callable[[], object] = call) -> dict[str, float]:
