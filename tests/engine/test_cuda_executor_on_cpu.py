@@ -116,7 +116,7 @@ def test_a_model_without_kernels_is_served_with_torch() -> None:
 def test_a_step_is_done_once_its_event_has_happened() -> None:
     executor = CudaExecutor(*_parameters(), CudaOptions(cuda_graphs=False))
     plan = StepPlan((Slice(Sequence.start(Request("r", (3, 5), SamplingParams())), 0, 2, False),))
-    plan.slices[0].sequence.page_table = [0]
+    plan.slices[0].sequence.page_table.append(0)
     launched = executor.launch(plan)
     assert executor.done(launched), "nothing runs beside a CPU"
     for happened in (False, True):
