@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable
 
@@ -33,6 +34,8 @@ def assemble(plan: WorkerPlan, incarnation: str, host: str, tell: Callable[[str]
     if plan.host_pages:
         tell("taking host memory")
     host_pages = HostPages(executor.pages, plan.host_pages)
+    gc.collect()
+    gc.freeze()  # what start-up has left stays: to look through all of it holds up a step by 0.1 s, now and then
     tell("registering memory")
     agent = f"{plan.name}:{incarnation}"
     device_id = executor.pages.device.index or 0
