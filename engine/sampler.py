@@ -92,8 +92,8 @@ def _choose(logits: torch.Tensor, sequences: Seq[Sequence]) -> tuple[torch.Tenso
         return gpu.draw_rows(logits, _beside(logits, torch.from_numpy(rows)), rows)
     best = logits.max(dim=-1)
     token_ids, finite = best.indices, torch.isfinite(best.values)
-    (noisy,) = np.nonzero((rows[:, KIND] != GREEDY) & finite.numpy())
-    token_ids.numpy()[noisy] = draw_rows(logits.numpy()[noisy], rows[noisy])
+    (drawn,) = np.nonzero((rows[:, KIND] != GREEDY) & finite.numpy())
+    token_ids.numpy()[drawn] = draw_rows(logits.numpy()[drawn], rows[drawn])
     return token_ids, finite
 
 

@@ -13,15 +13,13 @@ from triton.language.random import philox_impl
 from engine.race import definition, noise
 
 MAX_SPLITS = tl.constexpr(64)  # of a row
-LANES = tl.constexpr(noise.LANES)
-GROUP = tl.constexpr(noise.GROUP)
-QUARTERS = tl.constexpr(noise.WORDS)
+BLOCK = tl.constexpr(2048)  # tokens that a program looks at together
+COUNTERS = tl.constexpr(2048 // noise.TOKENS)
 BINS = tl.constexpr(definition.BINS)
 TOKEN_BITS = tl.constexpr(definition.TOKEN_BITS)
 MAX_TOKEN = tl.constexpr(definition.MAX_TOKEN)
 RANK_BITS = tl.constexpr(32 + definition.TOKEN_BITS)
 TOP_BIT = tl.constexpr(1 << (31 + definition.TOKEN_BITS))
-GREEDY = tl.constexpr(definition.GREEDY)
 WHOLE = tl.constexpr(definition.WHOLE)
 TRUNCATED = tl.constexpr(definition.TRUNCATED)
 NEVER = tl.constexpr((1 << 62) - 1)  # later than any arrival
@@ -128,21 +126,38 @@ def arrival_of(time, token):
 
 
 @triton.jit
-def noise_at(counter, low, high, position):
-    """Four words of random bits for each counter."""
+def _words(counter, seed, position):
     zero = tl.zeros_like(counter)
-    return philox_impl(counter, zero + position, zero, zero, low, high)
+    return philox_impl(counter + 1, zero, zero, zero, seed, position)
+
+
+@triton.jit
+def noise_of_block(start, seed, position):
+    """The random bits of the BLOCK tokens from `start` on."""
+    counter = (tl.arange(0, COUNTERS) + start // 8).to(tl.uint64)
+    w0, w1, w2, w3 = _words(counter, seed, position)
+    words = tl.interleave(tl.interleave(w0, w2), tl.interleave(w1, w3))
+    return tl.interleave(words.to(tl.uint32), (words >> 32).to(tl.uint32))
+
+
+@triton.jit
+def noise_of(token, seed, position):
+    """The random bits of any tokens."""
+    w0, w1, w2, w3 = _words((token // 8).to(tl.uint64), seed, position)
+    word = token // 2 % 4
+    bits = tl.where(word < 2, tl.where(word == 0, w0, w1), tl.where(word == 2, w2, w3))
+    return tl.where(token % 2 == 0, bits, bits >> 32).to(tl.uint32)
 
 
 @triton.jit
 def parameters_of(rows, row):
-    """(low and high word of the seed, position, log2(e) / temperature, smallest weight)"""
+    """(seed, position, log2(e) / temperature, smallest weight)"""
     here = rows + row * COLUMNS
-    low = tl.load(here).to(tl.uint32, bitcast=True)
-    high = tl.load(here + 1).to(tl.uint32, bitcast=True)
-    position = tl.load(here + 2).to(tl.uint32, bitcast=True)
+    low = tl.load(here).to(tl.uint32, bitcast=True).to(tl.uint64)
+    high = tl.load(here + 1).to(tl.uint32, bitcast=True).to(tl.uint64)
+    position = tl.load(here + 2).to(tl.uint32, bitcast=True).to(tl.uint64)
     scale = tl.load(here + 3).to(tl.float32, bitcast=True)
-    return low, high, position, scale, tl.load(here + MIN_WEIGHT)
+    return (high << 32) | low, position, scale, tl.load(here + MIN_WEIGHT)
 
 
 @triton.jit

@@ -22,11 +22,11 @@ from engine.race.definition import (
     share,
     weight,
 )
-from engine.race.noise import noise_of, noise_of_all
+from engine.race.noise import noise
 
 _PIECE = 1 << 16  # logits at a time: they stay in the cache
-_FEW = 1 / 8  # of the tokens: below, random bits are drawn for each one that is kept
-_MARGIN = np.float32(1.001)  # far above the rounding of what it is compared with
+_FEW = 1 / 8  # of the tokens: so many may race, none ruled out
+_MARGIN = 1.001  # far above the rounding of what it is compared with
 
 
 def draw_rows(logits: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -45,11 +45,10 @@ def draw_rows(logits: np.ndarray, rows: np.ndarray) -> np.ndarray:
 def _race(z: np.ndarray, kept: np.ndarray | None, rows: np.ndarray) -> np.ndarray:
     """Which of the tokens that are kept comes in first."""
     seeds = np.ascontiguousarray(rows[:, :2]).view(np.int64)[:, 0]
-    positions = rows[:, POSITION].astype(np.int64)
+    bits = noise(seeds, rows[:, POSITION].astype(np.int64), z.shape[1])
     if kept is not None and np.count_nonzero(kept) < _FEW * kept.size:
-        row, token = np.nonzero(kept)
-        return _first(row, arrival(noise_of(seeds[row], positions[row], token), z[row, token], token), len(rows))
-    bits = noise_of_all(seeds, positions, z.shape[1])
+        row, token = np.divmod(np.flatnonzero(kept), z.shape[1])
+        return _first(row, arrival(bits[row, token], z[row, token], token), len(rows))
     # E is at least 1 - u, so no token arrives before this; few can be ahead of the one that seems to be the first.
     soonest = (~bits).astype(np.float32)
     soonest *= np.float32(2.0**-32)
@@ -58,8 +57,8 @@ def _race(z: np.ndarray, kept: np.ndarray | None, rows: np.ndarray) -> np.ndarra
         soonest[~kept] = np.inf
     every = np.arange(len(rows))
     likely = soonest.argmin(axis=1)
-    bound = arrival(bits[every, likely], z[every, likely], likely) >> TOKEN_BITS
-    row, token = np.nonzero(soonest <= bound.astype(np.int32).view(np.float32)[:, None] * _MARGIN)
+    latest = -np.log((bits[every, likely] + 0.5) * 2.0**-32) * np.exp2(z[every, likely]) * _MARGIN
+    row, token = np.divmod(np.flatnonzero(soonest <= latest[:, None].astype(np.float32)), z.shape[1])
     return _first(row, arrival(bits[row, token], z[row, token], token), len(rows))
 
 
@@ -101,7 +100,7 @@ def _keep_first(kept: np.ndarray, logits: np.ndarray, measures: np.ndarray, targ
     last = (upto < target[:, None]).sum(axis=1)  # no bin, where the target is above all of them
     kept &= bin_of <= last[:, None]
     # Of the last bin a part may have to go: only there the order within a bin matters.
-    row, token = np.nonzero(bin_of == last[:, None])
+    row, token = np.divmod(np.flatnonzero(bin_of == last[:, None]), logits.shape[1])
     order = np.argsort((row << (TOKEN_BITS + 32)) - rank(logits[row, token], token))
     row, token = row[order], token[order]
     before = np.concatenate(([0], measures[row, token].astype(np.int64).cumsum()))[:-1]

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from engine.race import definition, noise
-from engine.race.arithmetic import MAX_SPLITS
+from engine.race import definition
+from engine.race.arithmetic import BLOCK, MAX_SPLITS
 from engine.race.kernels import again_kernel, bins_kernel, check_kernel, peaks_kernel, race_kernel
 from engine.race.settle import settle_kernel
 
@@ -36,7 +36,7 @@ def draw_rows(
     beside the logits.
     """
     count, vocab = logits.shape
-    splits = min(MAX_SPLITS.value, -(-vocab // noise.GROUP), max(1, _PROGRAMS // count))
+    splits = min(MAX_SPLITS.value, -(-vocab // BLOCK.value), max(1, _PROGRAMS // count))
     wide = torch.empty(5, count * MAX_SPLITS.value, dtype=torch.int64, device=logits.device)
     peaks, arrivals, masses, before, again = wide
     sizes = [count, count * definition.BINS, count * capacity]

@@ -12,12 +12,10 @@ import triton.language as tl
 
 from engine.race.arithmetic import (
     BINS,
+    BLOCK,
     COLUMNS,
-    GROUP,
     KIND,
-    LANES,
     MAX_SPLITS,
-    QUARTERS,
     TOP_K,
     TOP_P,
     TRUNCATED,
@@ -27,7 +25,7 @@ from engine.race.arithmetic import (
     distance_of,
     logit_of,
     mass_of,
-    noise_at,
+    noise_of_block,
     parameters_of,
     peak_of,
     rank_of,
@@ -44,11 +42,11 @@ def peaks_kernel(logits, vocab, splits, peaks, counts, bins):
     """`peaks`: the highest rank; a logit that is not a number counts as infinite. Clears `counts` and `bins`."""
     row, split = tl.program_id(0), tl.program_id(1)
     here = logits + row.to(tl.int64) * vocab
-    lane = tl.arange(0, GROUP)
-    best = tl.full([GROUP], float("-inf"), dtype=tl.float32)
+    lane = tl.arange(0, BLOCK)
+    best = tl.full([BLOCK], float("-inf"), dtype=tl.float32)
     best_token = lane
-    for group in range(split, tl.cdiv(vocab, GROUP), splits):
-        token = lane + group * GROUP
+    for block in range(split, tl.cdiv(vocab, BLOCK), splits):
+        token = lane + block * BLOCK
         x = tl.load(here + token, mask=token < vocab, other=float("-inf"))
         x = tl.where(x != x, float("inf"), x)
         higher = x > best
@@ -67,42 +65,37 @@ def bins_kernel(logits, vocab, splits, rows, peaks, bins):
     if tl.load(rows + row * COLUMNS + TOP_K) > 0:
         peak = logit_of(peak_of(peaks, row, splits))
         here = logits + row.to(tl.int64) * vocab
-        lane = tl.arange(0, LANES)
+        lane = tl.arange(0, BLOCK)
         histogram = tl.zeros([BINS], dtype=tl.int32)
-        for group in range(split, tl.cdiv(vocab, GROUP), splits):
-            for quarter in tl.static_range(QUARTERS):
-                token = lane + (group * GROUP + quarter * LANES)
-                x = tl.load(here + token, mask=token < vocab, other=float("-inf"))
-                histogram += tl.histogram(bin_of(x, peak), BINS)
+        for block in range(split, tl.cdiv(vocab, BLOCK), splits):
+            token = lane + block * BLOCK
+            x = tl.load(here + token, mask=token < vocab, other=float("-inf"))
+            histogram += tl.histogram(bin_of(x, peak), BINS)
         tl.atomic_add(bins + row * BINS + tl.arange(0, BINS), histogram, sem="relaxed")
 
 
 @triton.jit
-def _race(here, vocab, split, splits, rows, row, peak, weighing, level, winner, AGAIN: tl.constexpr):  # noqa: N803
-    """(first arrival, weight) of a split's tokens; AGAIN: of those that rank before `winner`."""
-    low, high, position, scale, min_weight = parameters_of(rows, row)
-    lane = tl.arange(0, LANES)
-    mass = tl.zeros([LANES], dtype=tl.int64)
-    first = tl.full([LANES], float("inf"), dtype=tl.float32)
-    first_token = tl.zeros([LANES], dtype=tl.int32)
-    for group in range(split, tl.cdiv(vocab, GROUP), splits):
-        words = noise_at((lane + group * LANES).to(tl.uint32), low, high, position)
-        group_mass = tl.zeros([LANES], dtype=tl.int32)
-        for quarter in tl.static_range(QUARTERS):
-            token = lane + (group * GROUP + quarter * LANES)
-            x = tl.load(here + token, mask=token < vocab, other=float("-inf"))
-            z = distance_of(x, peak, scale)
-            time = time_of(words[quarter], z)
-            sooner = time < first
-            if AGAIN:
-                sooner = sooner & ranks_before(x, token, level, winner)
-            if weighing:
-                weight = weight_of(z)
-                group_mass += weight
-                sooner = sooner & (weight >= min_weight)
-            first = tl.where(sooner, time, first)
-            first_token = tl.where(sooner, token, first_token)
-        mass += group_mass.to(tl.int64)
+def _race(here, vocab, split, splits, rows, row, peak, weighing, level, winner, again: tl.constexpr):
+    """(first arrival, weight) of a split's tokens; `again`: of those that rank before `winner`."""
+    seed, position, scale, min_weight = parameters_of(rows, row)
+    lane = tl.arange(0, BLOCK)
+    mass = tl.zeros([BLOCK], dtype=tl.int64)
+    first = tl.full([BLOCK], float("inf"), dtype=tl.float32)
+    first_token = tl.zeros([BLOCK], dtype=tl.int32)
+    for block in range(split, tl.cdiv(vocab, BLOCK), splits):
+        token = lane + block * BLOCK
+        x = tl.load(here + token, mask=token < vocab, other=float("-inf"))
+        z = distance_of(x, peak, scale)
+        time = time_of(noise_of_block(block * BLOCK, seed, position), z)
+        sooner = time < first
+        if again:
+            sooner = sooner & ranks_before(x, token, level, winner)
+        if weighing:
+            weight = weight_of(z)
+            mass += weight.to(tl.int64)
+            sooner = sooner & (weight >= min_weight)
+        first = tl.where(sooner, time, first)
+        first_token = tl.where(sooner, token, first_token)
     return tl.min(arrival_of(first, first_token)), tl.sum(mass)
 
 
@@ -114,7 +107,7 @@ def race_kernel(logits, vocab, splits, rows, peaks, arrivals, masses):
     if (kind >= WHOLE) & (top_k == 0):
         peak = logit_of(peak_of(peaks, row, splits))
         here = logits + row.to(tl.int64) * vocab
-        weighing = (kind == TRUNCATED) | (parameters_of(rows, row)[4] > 0)
+        weighing = (kind == TRUNCATED) | (parameters_of(rows, row)[3] > 0)
         arrival, mass = _race(here, vocab, split, splits, rows, row, peak, weighing, 0.0, 0, False)
         tl.store(arrivals + row * MAX_SPLITS + split, arrival)
         tl.store(masses + row * MAX_SPLITS + split, mass)
@@ -134,7 +127,7 @@ def check_kernel(logits, vocab, splits, rows, peaks, bins, arrivals, before, cou
     row, split = tl.program_id(0), tl.program_id(1)
     if tl.load(rows + row * COLUMNS + KIND) == TRUNCATED:
         top_k = tl.load(rows + row * COLUMNS + TOP_K)
-        scale = parameters_of(rows, row)[3]
+        scale = parameters_of(rows, row)[2]
         peak = logit_of(peak_of(peaks, row, splits))
         here = logits + row.to(tl.int64) * vocab
         last_bin = _last_bin(bins, row, top_k)
@@ -142,34 +135,22 @@ def check_kernel(logits, vocab, splits, rows, peaks, bins, arrivals, before, cou
         if top_k == 0:
             winner = winner_of(arrivals, row, splits)
         level = tl.load(here + winner)
-        lane = tl.arange(0, LANES)
-        mass = tl.zeros([LANES], dtype=tl.int64)
-        for group in range(split, tl.cdiv(vocab, GROUP), splits):
-            number = tl.zeros([LANES], dtype=tl.int32)
-            for quarter in tl.static_range(QUARTERS):
-                token = lane + (group * GROUP + quarter * LANES)
-                x = tl.load(here + token, mask=token < vocab, other=float("-inf"))
-                number += _is_noted(x, token, vocab, top_k, peak, last_bin, level, winner).to(tl.int32)
-            total = tl.sum(number)
-            if total > 0:
-                place = tl.atomic_add(counts + row, total, sem="relaxed")
-                for quarter in tl.static_range(QUARTERS):
-                    token = lane + (group * GROUP + quarter * LANES)
-                    x = tl.load(here + token, mask=token < vocab, other=float("-inf"))
-                    member = _is_noted(x, token, vocab, top_k, peak, last_bin, level, winner)
-                    mass += tl.where(member, weight_of(distance_of(x, peak, scale)), 0).to(tl.int64)
-                    if place < capacity:
-                        hits = member.to(tl.int32)
-                        places = tl.cumsum(hits) + (place - 1)
-                        tl.store(noted + row * capacity + places, token, mask=member & (places < capacity))
-                        place += tl.sum(hits)
+        lane = tl.arange(0, BLOCK)
+        mass = tl.zeros([BLOCK], dtype=tl.int64)
+        for block in range(split, tl.cdiv(vocab, BLOCK), splits):
+            token = lane + block * BLOCK
+            x = tl.load(here + token, mask=token < vocab, other=float("-inf"))
+            in_bins = (bin_of(x, peak) <= last_bin) & (token < vocab)
+            member = tl.where(top_k > 0, in_bins, ranks_before(x, token, level, winner))
+            hits = member.to(tl.int32)
+            number = tl.sum(hits)
+            if number > 0:
+                mass += tl.where(member, weight_of(distance_of(x, peak, scale)), 0).to(tl.int64)
+                place = tl.atomic_add(counts + row, number, sem="relaxed")
+                if place < capacity:
+                    places = tl.cumsum(hits) + (place - 1)
+                    tl.store(noted + row * capacity + places, token, mask=member & (places < capacity))
         tl.store(before + row * MAX_SPLITS + split, tl.sum(mass))
-
-
-@triton.jit
-def _is_noted(x, token, vocab, top_k, peak, last_bin, level, winner):
-    in_bins = (bin_of(x, peak) <= last_bin) & (token < vocab)
-    return tl.where(top_k > 0, in_bins, ranks_before(x, token, level, winner))
 
 
 @triton.jit(do_not_specialize=["splits"])
@@ -183,7 +164,7 @@ def again_kernel(logits, vocab, splits, rows, peaks, arrivals, masses, before, a
             peak = logit_of(peak_of(peaks, row, splits))
             line = logits + row.to(tl.int64) * vocab
             winner = winner_of(arrivals, row, splits)
-            weighing = parameters_of(rows, row)[4] > 0
+            weighing = parameters_of(rows, row)[3] > 0
             level = tl.load(line + winner)
             arrival, _ = _race(line, vocab, split, splits, rows, row, peak, weighing, level, winner, True)
             tl.store(again + row * MAX_SPLITS + split, arrival)

@@ -7,13 +7,11 @@ import triton
 import triton.language as tl
 
 from engine.race.arithmetic import (
+    BLOCK,
     COLUMNS,
-    GROUP,
     KIND,
-    LANES,
     MAX_TOKEN,
     NEVER,
-    QUARTERS,
     RANK_BITS,
     TOP_BIT,
     TOP_K,
@@ -24,7 +22,7 @@ from engine.race.arithmetic import (
     distance_of,
     logit_of,
     mass_of,
-    noise_at,
+    noise_of,
     parameters_of,
     peak_of,
     rank_of,
@@ -45,9 +43,9 @@ def _tokens(here, noted, listed, length, place):
 @triton.jit
 def _count_from(here, noted, listed, length, floor):
     """How many tokens have at least the rank `floor`."""
-    number = tl.zeros([GROUP], dtype=tl.int32)
-    for start in range(0, length, GROUP):
-        token, x, there = _tokens(here, noted, listed, length, tl.arange(0, GROUP) + start)
+    number = tl.zeros([BLOCK], dtype=tl.int32)
+    for start in range(0, length, BLOCK):
+        token, x, there = _tokens(here, noted, listed, length, tl.arange(0, BLOCK) + start)
         number += (there & (rank_of(x, token) >= floor)).to(tl.int32)
     return tl.sum(number)
 
@@ -55,9 +53,9 @@ def _count_from(here, noted, listed, length, floor):
 @triton.jit
 def _mass_from(here, noted, listed, length, floor, peak, scale):
     """What the tokens of at least the rank `floor` weigh."""
-    mass = tl.zeros([GROUP], dtype=tl.int64)
-    for start in range(0, length, GROUP):
-        token, x, there = _tokens(here, noted, listed, length, tl.arange(0, GROUP) + start)
+    mass = tl.zeros([BLOCK], dtype=tl.int64)
+    for start in range(0, length, BLOCK):
+        token, x, there = _tokens(here, noted, listed, length, tl.arange(0, BLOCK) + start)
         mass += tl.where(there & (rank_of(x, token) >= floor), weight_of(distance_of(x, peak, scale)), 0).to(tl.int64)
     return tl.sum(mass)
 
@@ -65,16 +63,14 @@ def _mass_from(here, noted, listed, length, floor, peak, scale):
 @triton.jit
 def _first_from(here, noted, listed, length, floor, peak, rows, row):
     """Which of the tokens of at least the rank `floor` comes in first."""
-    low, high, position, scale, min_weight = parameters_of(rows, row)
-    first = tl.full([LANES], NEVER, dtype=tl.int64)
-    for start in range(0, length, LANES):
-        token, x, there = _tokens(here, noted, listed, length, tl.arange(0, LANES) + start)
+    seed, position, scale, min_weight = parameters_of(rows, row)
+    first = tl.full([BLOCK], NEVER, dtype=tl.int64)
+    for start in range(0, length, BLOCK):
+        token, x, there = _tokens(here, noted, listed, length, tl.arange(0, BLOCK) + start)
         z = distance_of(x, peak, scale)
-        w0, w1, w2, w3 = noise_at((token // GROUP * LANES + token % LANES).to(tl.uint32), low, high, position)
-        word = token // LANES % QUARTERS
-        bits = tl.where(word == 0, w0, tl.where(word == 1, w1, tl.where(word == 2, w2, w3)))
+        time = time_of(noise_of(token, seed, position), z)
         racing = there & (rank_of(x, token) >= floor) & (weight_of(z) >= min_weight)
-        first = tl.minimum(first, tl.where(racing, arrival_of(time_of(bits, z), token), NEVER))
+        first = tl.minimum(first, tl.where(racing, arrival_of(time, token), NEVER))
     return (tl.min(first) & MAX_TOKEN).to(tl.int32)
 
 
@@ -89,7 +85,7 @@ def _settle(here, vocab, row, splits, rows, arrivals, masses, before, again, cou
     """The token of a row with top_k or top_p."""
     top_k = tl.load(rows + row * COLUMNS + TOP_K)
     top_p = tl.load(rows + row * COLUMNS + TOP_P).to(tl.int64)
-    scale = parameters_of(rows, row)[3]
+    scale = parameters_of(rows, row)[2]
     number = tl.load(counts + row)
     listed = tl.where(number <= capacity, number, 0)
     length = tl.where(number <= capacity, number, vocab)
