@@ -68,9 +68,9 @@ def check_compilable(missing: Sequence[str], lacking: Sequence[str], capability:
     """Raises `ConfigError` where kernels are neither prebuilt nor can be compiled."""
     if missing and lacking:
         raise ConfigError(
-            f"FlashInfer's kernels {', '.join(missing)} are not installed, and {' and '.join(lacking)} to compile them "
-            f"cannot be found: install kernels built for {architecture(capability)} ({INSTALL}; docs/deployment.md), "
-            "or the CUDA toolkit and ninja."
+            f"FlashInfer's kernels {', '.join(missing)} are not installed, and what compiles them is not found "
+            f"({', '.join(lacking)}): install kernels built for {architecture(capability)} ({INSTALL}; "
+            "docs/deployment.md), or the CUDA toolkit and ninja."
         )
 
 

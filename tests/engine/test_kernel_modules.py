@@ -11,6 +11,7 @@ from engine.attention.flashinfer import FlashInferAttention
 from engine.attention.kernel_modules import kernel_modules
 from tests.engine.batches import Ragged, filled_pages
 from tests.engine.conftest import WithoutGpu
+from tests.gpu.cases import CASES, modules
 
 BF16, F16 = torch.bfloat16, torch.float16
 MIXED = Ragged((5, 17), ((0, 6), (9, 3)), 4, 1)
@@ -80,3 +81,10 @@ def test_the_engines_calls_load_the_modules_of_the_list_and_no_others(
     assert set(flashinfer_without_gpu.loaded) == {
         module.name for module in kernel_modules(BF16, 64, num_heads // kv_heads, (kernels,))
     }
+
+
+def test_the_tests_on_a_gpu_take_four_modules_of_attention() -> None:
+    """Each is some twenty seconds of compiling on a large machine."""
+    attention = [module.name for module in modules() if module.name.startswith("batch")]
+    assert len(attention) == len(set(attention)) <= 4
+    assert {case.head_dim for case in CASES} == {64, 128}
