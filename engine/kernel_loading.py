@@ -76,7 +76,7 @@ def check_compilable(missing: Sequence[str], lacking: Sequence[str], capability:
 
 def _compile(specs: Sequence[Any], tell: Tell) -> None:
     """One ninja each, side by side: of most modules two files are compiled, and one of these takes most of the time."""
-    tell(f"compiling kernels, 0 of {len(specs)}; once per machine, this takes minutes")
+    tell(f"compiling kernels, 0 of {len(specs)} (minutes, once per machine)")
     with ThreadPoolExecutor(len(specs)) as pool:
         futures = [pool.submit(_load, spec) for spec in specs]
         for done, future in enumerate(as_completed(futures), 1):
