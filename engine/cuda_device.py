@@ -40,7 +40,7 @@ def check_segments(backend: str, segments: Sequence[Mapping[str, Any]], address:
     """As `check_pages`, of torch's allocator by name and the memory that it holds (`torch.cuda.memory_snapshot`)."""
     how = "" if backend == "native" else f"by {backend}"
     for segment in segments:
-        if segment["address"] <= address < segment["address"] + segment["total_size"] and segment["is_expandable"]:
+        if segment["address"] <= address < segment["address"] + segment["total_size"] and segment.get("is_expandable"):
             how = "as an expandable segment"
     if how:
         raise ConfigError(
