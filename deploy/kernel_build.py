@@ -48,7 +48,9 @@ def use_toolkit(work: Path, cuda: Path | None, say: Say) -> None:
         home = _from_wheels(work, say)
     os.environ["CUDA_HOME"] = str(home)
     if missing := missing_programs(os.environ):
-        raise ConfigError(f"Compiling needs {' and '.join(missing)}: install ninja (pip) and g++, or name --cuda.")
+        raise ConfigError(
+            f"Not found: {', '.join(missing)}; install ninja (pip) and g++, or name a CUDA toolkit with --cuda."
+        )
     say(f"compiling with {home}/bin/nvcc")
     additions = work / "additions"
     includes = [*pip_includes(), home / "include"]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -27,6 +28,25 @@ def check_allocator(environment: Mapping[str, str]) -> None:
                 f"{name} turns expandable_segments on, but KV pages must be plain cudaMalloc memory to be sent to "
                 "other workers: leave expandable_segments out."
             )
+
+
+def check_pages(pages: torch.Tensor) -> None:
+    """Raises `ConfigError` where torch did not take these pages with cudaMalloc, whatever the environment said."""
+    backend = torch.cuda.get_allocator_backend()
+    check_segments(backend, torch.cuda.memory_snapshot() if backend == "native" else [], pages.data_ptr())
+
+
+def check_segments(backend: str, segments: Sequence[Mapping[str, Any]], address: int) -> None:
+    """As `check_pages`, of torch's allocator by name and the memory that it holds (`torch.cuda.memory_snapshot`)."""
+    how = "" if backend == "native" else f"by {backend}"
+    for segment in segments:
+        if segment["address"] <= address < segment["address"] + segment["total_size"] and segment.get("is_expandable"):
+            how = "as an expandable segment"
+    if how:
+        raise ConfigError(
+            f"torch allocated the KV pages {how}, but they must be plain cudaMalloc memory to be sent elsewhere: "
+            f"unset {' and '.join(_ALLOCATOR_VARIABLES)}."
+        )
 
 
 def check_kernels(kernels: str, capability: tuple[int, int]) -> None:

@@ -12,7 +12,7 @@ from engine.attention.backend import BatchLayout
 from engine.attention.flashinfer import FlashInferAttention, has_kernels
 from engine.attention.plan_metadata import PlanMetadata, plan_metadata
 from engine.attention.torch_cpu import TorchAttention
-from engine.cuda_device import check_kernels
+from engine.cuda_device import check_kernels, check_pages
 from engine.decode_graphs import DecodeGraphs
 from engine.flat_batch import flat_batch, sampled_rows
 from engine.graph_sizes import graph_sizes
@@ -71,6 +71,8 @@ class CudaExecutor:
         self.layout = layout
         storage = torch.zeros((layout.num_pages + 1, *layout.shape[1:]), dtype=dtype, device=device)
         self.pages = storage[: layout.num_pages]
+        if device.type == "cuda":
+            check_pages(self.pages)
         self.model = Decoder(config, parameters)
         self._staging = GrowingStagingBuffer(device, 3 * options.max_tokens + (1 << 16))
         self._graphs: DecodeGraphs | None = None

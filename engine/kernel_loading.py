@@ -68,15 +68,15 @@ def check_compilable(missing: Sequence[str], lacking: Sequence[str], capability:
     """Raises `ConfigError` where kernels are neither prebuilt nor can be compiled."""
     if missing and lacking:
         raise ConfigError(
-            f"FlashInfer's kernels {', '.join(missing)} are not installed, and {' and '.join(lacking)} to compile them "
-            f"cannot be found: install kernels built for {architecture(capability)} ({INSTALL}; docs/deployment.md), "
-            "or the CUDA toolkit and ninja."
+            f"FlashInfer's kernels {', '.join(missing)} are not installed, and what compiles them is not found "
+            f"({', '.join(lacking)}): install kernels built for {architecture(capability)} ({INSTALL}; "
+            "docs/deployment.md), or the CUDA toolkit and ninja."
         )
 
 
 def _compile(specs: Sequence[Any], tell: Tell) -> None:
     """One ninja each, side by side: of most modules two files are compiled, and one of these takes most of the time."""
-    tell(f"compiling kernels, 0 of {len(specs)}; once per machine, this takes minutes")
+    tell(f"compiling kernels, 0 of {len(specs)} (minutes, once per machine)")
     with ThreadPoolExecutor(len(specs)) as pool:
         futures = [pool.submit(_load, spec) for spec in specs]
         for done, future in enumerate(as_completed(futures), 1):

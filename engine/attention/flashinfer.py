@@ -71,6 +71,7 @@ class FlashInferAttention:
         self._decode = library.BatchDecodeWithPagedKVCacheWrapper(
             self.workspace, "NHD", use_tensor_cores=self.tensor_cores, backend=DECODE_KERNELS
         )
+        self._decode_planned = False  # which chooses its kernels
         self._prefill = library.BatchPrefillWithPagedKVCacheWrapper(self.workspace, "NHD", backend=kernels)
         self._staging = GrowingStagingBuffer(self.device)
 
@@ -97,12 +98,7 @@ class FlashInferAttention:
         self._num_chunks = len(host.last_page_len) - num_decodes
         num_pages = int(host.indptr[num_decodes])
         if num_decodes:
-            self._decode.plan(
-                indptr=host.indptr[: num_decodes + 1],
-                indices=device.indices[:num_pages],
-                last_page_len=host.last_page_len[:num_decodes],
-                **self.shape,
-            )
+            self._plan_decodes(host, device, num_decodes, device.indices[:num_pages])
         if self._num_chunks:
             self._prefill.plan(
                 qo_indptr=host.prefill_qo_indptr,
@@ -117,6 +113,24 @@ class FlashInferAttention:
                 q_data_type=self._dtype,
                 kv_data_type=self._dtype,
             )
+
+    def _plan_decodes(self, host: PlanMetadata, device: PlanMetadata, count: int, indices: torch.Tensor) -> None:
+        indptr, last_page_len = host.indptr[: count + 1], host.last_page_len[:count]
+        if not self._decode_planned:
+            self._decode.plan(indptr=indptr, indices=indices, last_page_len=last_page_len, **self.shape)
+            self._decode_planned = True
+            return
+        # `plan` goes through the lengths in Python, 2 µs each, and copies to the device what lies there already.
+        self.library.fast_decode_plan(
+            self._decode,
+            indptr=device.indptr[: count + 1],
+            indices=indices,
+            last_page_len=last_page_len,
+            global_override_indptr_cpu=indptr,
+            **self.shape,
+        )
+        # It takes these lengths from the host to plan, and leaves them to the kernel, which must read the device's.
+        self._decode._paged_kv_last_page_len_buf = device.last_page_len[:count]
 
     def run(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         pages = self.append(layer, k, v, self._metadata)

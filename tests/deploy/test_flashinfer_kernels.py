@@ -200,6 +200,9 @@ def test_kernels_compiled_here_load_on_a_machine_without_a_compiler(tmp_path: Pa
     other = load(aot, "8.0").stderr
     assert "kernels silu_and_mul in" in other
     assert "are for GPUs 9.0a, and this one is 8.0" in other
-    assert "silu_and_mul are not installed, and ninja and nvcc and a C++ compiler" in load(tmp_path, "9.0").stderr
+    assert (
+        "silu_and_mul are not installed, and what compiles them is not found (ninja, nvcc"
+        in load(tmp_path, "9.0").stderr
+    )
     (aot / "silu_and_mul/silu_and_mul.so").write_bytes(b"half")
     assert "FlashInfer's kernels silu_and_mul cannot be loaded" in load(aot, "9.0").stderr

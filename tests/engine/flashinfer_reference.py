@@ -52,12 +52,23 @@ class BatchDecodeWithPagedKVCacheWrapper:
     ) -> None:
         assert backend == "fa2", "auto may become other kernels than those that were compiled"
         assert float_workspace_buffer.dtype == torch.uint8
+        self._device = float_workspace_buffer.device
         self._layout, self._fixed, self._planned = kv_layout, use_cuda_graph, False
-        self._buffers: tuple[torch.Tensor, ...] = ()
-        if use_cuda_graph:
-            buffers = (paged_kv_indptr_buffer, paged_kv_indices_buffer, paged_kv_last_page_len_buffer)
-            self._buffers = tuple(buffer for buffer in buffers if buffer is not None)
-            assert len(self._buffers) == 3
+        self._paged_kv_indptr_buf = paged_kv_indptr_buffer
+        self._paged_kv_indices_buf = paged_kv_indices_buffer
+        self._paged_kv_last_page_len_buf = paged_kv_last_page_len_buffer
+        assert not use_cuda_graph or len(self._buffers) == 3
+
+    @property
+    def _buffers(self) -> tuple[torch.Tensor, ...]:
+        """What the kernel reads."""
+        buffers = (self._paged_kv_indptr_buf, self._paged_kv_indices_buf, self._paged_kv_last_page_len_buf)
+        return tuple(buffer for buffer in buffers if buffer is not None)
+
+    def _set_buffers(self, indptr: torch.Tensor, indices: torch.Tensor, last_page_len: torch.Tensor) -> None:
+        self._paged_kv_indptr_buf = indptr
+        self._paged_kv_indices_buf = indices
+        self._paged_kv_last_page_len_buf = last_page_len
 
     def reset_workspace_buffer(self, float_workspace_buffer: torch.Tensor, int_workspace_buffer: torch.Tensor) -> None:
         assert float_workspace_buffer.dtype == int_workspace_buffer.dtype == torch.uint8
@@ -83,7 +94,7 @@ class BatchDecodeWithPagedKVCacheWrapper:
             for buffer, values in zip(self._buffers, (indptr, indices, last_page_len), strict=True):
                 buffer[: len(values)] = values
         else:
-            self._buffers = (indptr, indices, last_page_len)
+            self._set_buffers(indptr.to(self._device), indices, last_page_len.to(self._device))
         self._planned = True
         self.page_shape = (page_size, num_kv_heads, head_dim)
 
@@ -109,12 +120,16 @@ def fast_decode_plan(
     kv_data_type: torch.dtype,
     global_override_indptr_cpu: torch.Tensor,
 ) -> None:
-    """In a captured step it leaves the wrapper's buffers alone: they hold the step's arrays already."""
-    assert self._fixed
+    """In a captured step it leaves the wrapper's buffers alone: they hold the step's arrays already. In any other it
+    takes the arrays as they are, though it reads `last_page_len` on the host.
+    """
     assert self._planned, "the kernels are chosen by the first, full plan"
+    assert torch.equal(global_override_indptr_cpu, indptr.cpu())
+    if not self._fixed:
+        self._set_buffers(indptr, indices, last_page_len.cpu())
+        return
     for buffer, values in zip(self._buffers, (indptr, indices, last_page_len), strict=True):
         assert torch.equal(buffer[: len(values)], values)
-    assert torch.equal(global_override_indptr_cpu, indptr)
 
 
 class BatchPrefillWithPagedKVCacheWrapper:

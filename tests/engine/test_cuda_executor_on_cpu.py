@@ -20,7 +20,7 @@ from cluster.request import Request, SamplingParams
 from cluster.worker import PageLayout
 from engine.attention import flashinfer as backend
 from engine.checkpoint import read_config
-from engine.cuda_device import check_allocator, check_kernels, open_device
+from engine.cuda_device import check_allocator, check_kernels, check_segments, open_device
 from engine.cuda_executor import CudaExecutor, CudaOptions
 from engine.executor import TorchExecutor
 from engine.memory_profile import _largest_step
@@ -172,6 +172,17 @@ def test_expandable_segments_are_refused() -> None:
     for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"):
         with pytest.raises(ConfigError, match=f"{name} turns expandable_segments on"):
             check_allocator({name: "max_split_size_mb:64, expandable_segments : True"})
+
+
+def test_pages_in_an_expandable_segment_or_of_another_allocator_are_refused_wherever_that_was_set() -> None:
+    plain = {"address": 4096, "total_size": 100, "is_expandable": False}
+    mapped = {"address": 8192, "total_size": 100, "is_expandable": True}
+    check_segments("native", [plain, mapped], 4196 - 1)
+    check_segments("native", [plain, mapped], 8192 + 100)
+    with pytest.raises(ConfigError, match=r"as an expandable segment, .*: unset PYTORCH_CUDA_ALLOC_CONF and"):
+        check_segments("native", [plain, mapped], 8192)
+    with pytest.raises(ConfigError, match="by cudaMallocAsync, but they must be plain cudaMalloc memory"):
+        check_segments("cudaMallocAsync", [], 4096)
 
 
 def test_hopper_kernels_are_for_hopper() -> None:

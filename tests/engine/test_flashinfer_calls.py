@@ -9,9 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from engine.attention.flashinfer import VERSION
+from engine.attention.flashinfer import VERSION, FlashInferAttention
+from engine.attention.plan_metadata import PlanMetadata, plan_metadata
 from tests.engine import flashinfer_reference as reference
+from tests.engine.batches import Ragged, filled_pages
+from tests.engine.conftest import WithoutGpu
 
 CALLS = [
     "append_paged_kv_cache",
@@ -53,3 +57,36 @@ def test_the_reference_takes_what_the_library_takes(name: str) -> None:
     open_kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     needed = {one.name for one in real.values() if one.default is one.empty and one.kind not in open_kinds}
     assert needed <= set(ours)
+
+
+@pytest.mark.parametrize("heads", [(4, 4), (8, 2)], ids=["a head each", "four share keys"])
+def test_steps_after_the_first_are_planned_from_the_host_and_read_the_devices_arrays(
+    flashinfer_without_gpu: WithoutGpu, heads: tuple[int, int]
+) -> None:
+    """The second plan is FlashInfer's faster one: what it plans with is the same, and no array is copied."""
+    num_heads, kv_heads = heads
+    batch = Ragged((5, 1, 17), ((0, 6), (9, 3)), 4, 1)
+    attention = FlashInferAttention(filled_pages(batch, 1, kv_heads, 64, torch.bfloat16), num_heads)
+    host, device = (PlanMetadata.of([array.clone() for array in plan_metadata(batch.layout()).tensors]) for _ in "hd")
+    attention.plan_staged(host, device, 3)
+    attention.plan_staged(host, device, 3)
+    first, _, second, _ = flashinfer_without_gpu.plans
+    assert len(first) == len(second)
+    for one, other in zip(first, second, strict=True):
+        assert torch.equal(one, other) if isinstance(one, torch.Tensor) and one.dtype == torch.int32 else True
+        assert one == other if not isinstance(one, torch.Tensor) else True
+    wrapper = attention._decode
+    for buffer, whole in (
+        (wrapper._paged_kv_indptr_buf, device.indptr),
+        (wrapper._paged_kv_indices_buf, device.indices),
+        (wrapper._paged_kv_last_page_len_buf, device.last_page_len),
+    ):
+        assert buffer.data_ptr() == whole.data_ptr()
+    assert [len(wrapper._paged_kv_indptr_buf), len(wrapper._paged_kv_last_page_len_buf)] == [4, 3]
+
+
+def test_the_kernels_of_tensor_cores_are_fa2s_by_name(flashinfer_without_gpu: WithoutGpu) -> None:
+    """So that a newer library's "auto" cannot choose kernels that nobody compiled."""
+    batch = Ragged((5,), (), 4, 1)
+    attention = FlashInferAttention(filled_pages(batch, 1, 2, 64, torch.bfloat16), 8)
+    assert (attention._decode._backend, attention._prefill._backend) == ("fa2", "fa2")

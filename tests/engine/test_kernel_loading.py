@@ -6,11 +6,16 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
+from builtin_model import CHECKPOINT
 from cluster.errors import ConfigError
+from cluster.plan import WorkerPlan
+from engine.checkpoint import read_config
 from engine.kernel_compiler import missing_programs, reason_of
 from engine.kernel_loading import check_compilable, check_prebuilt
 from engine.prebuilt_kernels import Built, runs_on
+from worker import executors
 
 FOLDER = Path("/site/flashinfer/data/aot")
 BUILT = {"page": Built(("8.0", "9.0a"), 1, ""), "norm": Built(("9.0a",), 1, "")}
@@ -46,8 +51,8 @@ def test_prebuilt_kernels_for_other_gpus_are_refused_and_unknown_ones_are_not() 
 def test_kernels_that_are_neither_prebuilt_nor_compilable_are_named_with_what_is_lacking() -> None:
     check_compilable([], ["ninja", "nvcc"], (9, 0))
     check_compilable(["page"], [], (9, 0))
-    words = "kernels page, norm are not installed, and ninja and nvcc to compile them cannot be found: install kernels"
-    with pytest.raises(ConfigError, match=words):
+    words = "kernels page, norm are not installed, and what compiles them is not found (ninja, nvcc): install kernels"
+    with pytest.raises(ConfigError, match=re.escape(words)):
         check_compilable(["page", "norm"], ["ninja", "nvcc"], (9, 0))
 
 
@@ -76,3 +81,12 @@ def test_of_a_compilers_output_the_line_with_the_cause_is_told(line: str) -> Non
     assert reason_of(RuntimeError(output)) == line
     assert reason_of(RuntimeError("Ninja build failed.")) == "Ninja build failed."
     assert reason_of(RuntimeError()) == "RuntimeError()"
+
+
+def test_a_worker_looks_at_its_kernels_before_its_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """There are no weights in this folder, and the GPU, which is not there either, cannot run fa3."""
+    monkeypatch.setattr(executors, "open_device", torch.device)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    plan = WorkerPlan("d1", "decode", "", "", "bfloat16", "cuda:0", 512, 10, 16, 64, 64, 4, 1, attention="fa3")
+    with pytest.raises(ConfigError, match="only Hopper GPUs"):
+        executors.make_executor(plan, tmp_path, read_config(CHECKPOINT), print)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -13,6 +10,8 @@ import torch
 from engine.attention.flashinfer import FlashInferAttention
 from engine.attention.kernel_modules import kernel_modules
 from tests.engine.batches import Ragged, filled_pages
+from tests.engine.conftest import WithoutGpu
+from tests.gpu.cases import CASES, modules
 
 BF16, F16 = torch.bfloat16, torch.float16
 MIXED = Ragged((5, 17), ((0, 6), (9, 3)), 4, 1)
@@ -51,64 +50,23 @@ def test_what_torch_computes_needs_no_kernels() -> None:
     assert _names(BF16, 32, 2) == ["norm", "silu_and_mul"]
 
 
-class _Module:
-    """In the place of a loaded module: it computes nothing."""
-
-    def __getattr__(self, name: str) -> Any:
-        return lambda *arguments: []
-
-
-@pytest.fixture
-def flashinfer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[ModuleType]:
-    """The real library, for a Hopper GPU that is not here; it writes nothing outside the test's folder."""
-    library = pytest.importorskip("flashinfer", reason="FlashInfer is not installed: pip install 'baton[cuda]'")
-    for folder in ("JIT_DIR", "GEN_SRC_DIR", "AOT_DIR"):
-        monkeypatch.setattr(library.jit.env, f"FLASHINFER_{folder}", tmp_path / folder)
-    monkeypatch.setattr(library.jit.core.current_compilation_context, "TARGET_CUDA_ARCHS", {(9, "0a")})
-    _forget_modules(library)
-    yield library
-    _forget_modules(library)
-
-
-def _forget_modules(library: ModuleType) -> None:
-    for part, names in LOADERS.items():
-        for name in names:
-            getattr(getattr(library, part), name).cache_clear()
-
-
-LOADERS = {
-    "prefill": ("get_batch_prefill_module",),
-    "decode": ("get_batch_decode_module",),
-    "page": ("get_page_module",),
-    "rope": ("get_rope_module",),
-    "norm": ("get_norm_module",),
-    "activation": ("get_act_and_mul_module",),
-}
-
-
 @pytest.mark.parametrize("group", [1, 4])
 @pytest.mark.parametrize("head_dim", [64, 128, 256])
 @pytest.mark.parametrize("dtype", [BF16, F16])
-def test_flashinfer_names_its_modules_so(flashinfer: ModuleType, dtype: torch.dtype, head_dim: int, group: int) -> None:
+def test_flashinfer_names_its_modules_so(
+    flashinfer_without_gpu: WithoutGpu, dtype: torch.dtype, head_dim: int, group: int
+) -> None:
     for module in kernel_modules(dtype, head_dim, group, ("fa2", "fa3")):
-        assert module.describe(flashinfer).name == module.name
+        assert module.describe(flashinfer_without_gpu.library).name == module.name
 
 
 @pytest.mark.parametrize("kernels", ["fa2", "fa3"])
 @pytest.mark.parametrize("heads", [(4, 4), (8, 2)], ids=["a head each", "four share keys"])
 def test_the_engines_calls_load_the_modules_of_the_list_and_no_others(
-    flashinfer: ModuleType, monkeypatch: pytest.MonkeyPatch, heads: tuple[int, int], kernels: str
+    flashinfer_without_gpu: WithoutGpu, heads: tuple[int, int], kernels: str
 ) -> None:
     from engine.models import cuda_layers
 
-    asked: list[str] = []
-
-    def load(spec: Any) -> _Module:
-        asked.append(spec.name)
-        return _Module()
-
-    monkeypatch.setattr(flashinfer.jit.core.JitSpec, "build_and_load", load)
-    monkeypatch.setattr(torch, "empty", _unpinned(torch.empty))
     num_heads, kv_heads = heads
     attention = FlashInferAttention(filled_pages(MIXED, 1, kv_heads, 64, BF16), num_heads, kernels)
     attention.plan(MIXED.layout())
@@ -120,9 +78,13 @@ def test_the_engines_calls_load_the_modules_of_the_list_and_no_others(
     cuda_layers.add_rms_norm(rows.clone(), rows, rows[0], 1e-5)
     cuda_layers.silu_and_mul(rows)
     cuda_layers.rotate(q, k, torch.zeros(len(rows), dtype=torch.int32), torch.zeros(32, 64))
-    assert set(asked) == {module.name for module in kernel_modules(BF16, 64, num_heads // kv_heads, (kernels,))}
+    assert set(flashinfer_without_gpu.loaded) == {
+        module.name for module in kernel_modules(BF16, 64, num_heads // kv_heads, (kernels,))
+    }
 
 
-def _unpinned(empty: Any) -> Any:
-    """No memory can be pinned without a GPU."""
-    return lambda *arguments, pin_memory=False, **options: empty(*arguments, **options)
+def test_the_tests_on_a_gpu_take_four_modules_of_attention() -> None:
+    """Each is some twenty seconds of compiling on a large machine."""
+    attention = [module.name for module in modules() if module.name.startswith("batch")]
+    assert len(attention) == len(set(attention)) <= 4
+    assert {case.head_dim for case in CASES} == {64, 128}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -49,6 +50,24 @@ def test_attention_by_the_metadata_is_full_attention_and_torchs(batch: Ragged) -
         assert torch.allclose(got.double(), expected, atol=1e-5)
         assert torch.allclose(got, torchs.run(layer, q, k, v), atol=1e-5)
     assert torch.equal(pages, others), "both wrote the same keys and values to the same places, and nothing else"
+
+
+@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(first=ragged_batches(), second=ragged_batches())
+def test_a_step_is_planned_whatever_the_one_before_it_was(first: Ragged, second: Ragged) -> None:
+    """Steps after the first are planned another way."""
+    second = replace(second, page_size=first.page_size)
+    room = max(first.num_pages, second.num_pages)
+    storage = torch.zeros(room, 1, 2, first.page_size, KV_HEADS, HEAD_DIM)
+    attention = FlashInferAttention(storage, HEADS)
+    for batch in (first, second, first):
+        filled = filled_pages(batch, 1, KV_HEADS, HEAD_DIM, torch.float32)
+        storage[: batch.num_pages] = filled
+        layout = batch.layout()
+        attention.plan(layout)
+        q, k, v = _qkv(len(layout.positions), 0)
+        expected = full_attention(batch, filled, 0, q, k, v)
+        assert torch.allclose(attention.run(0, q, k, v).double(), expected, atol=1e-5)
 
 
 @settings(deadline=None, max_examples=60)

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.gpu.cases import modules
+
 
 def _why_not() -> str:
     if not torch.cuda.is_available():
@@ -17,15 +19,28 @@ def _why_not() -> str:
     return ""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    reason = _why_not()
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    reason, fa3 = _why_not(), "fa3" in config.getoption("-m")
     for item in items:
-        if reason and Path(__file__).parent in item.path.parents:
+        if Path(__file__).parent not in item.path.parents:
+            continue
+        if reason:
             item.add_marker(pytest.mark.skip(reason=reason))
+        elif item.get_closest_marker("fa3") and not fa3:
+            item.add_marker(pytest.mark.skip(reason="fa3 compiles for minutes: pytest tests/gpu -m fa3"))
+
+
+@pytest.fixture(scope="session")
+def opened() -> torch.device:
+    """The GPU, with all kernels of these tests compiled side by side."""
+    from engine.cuda_device import open_device
+    from engine.kernel_loading import load_kernels
+
+    device = open_device("cuda:0")
+    load_kernels(modules(), torch.cuda.get_device_capability(device), print)
+    return device
 
 
 @pytest.fixture
-def device() -> torch.device:
-    from engine.cuda_device import open_device
-
-    return open_device("cuda:0")
+def device(opened: torch.device) -> torch.device:
+    return opened

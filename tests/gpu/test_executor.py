@@ -15,9 +15,8 @@ from engine.memory_profile import measure
 from engine.model_config import ModelConfig, model_config
 from engine.weights import load_weights, random_weights
 from tests.engine.running import generate
-from tests.engine.test_cuda_executor_on_cpu import PROMPTS, RAW, SAMPLING
-
-SMALL = {**RAW, "hidden_size": 256, "num_attention_heads": 8, "num_key_value_heads": 2, "vocab_size": 512}
+from tests.engine.test_cuda_executor_on_cpu import PROMPTS, SAMPLING
+from tests.gpu.cases import SMALL
 
 
 def _small(device: torch.device, dtype: torch.dtype) -> tuple[ModelConfig, dict[str, torch.Tensor]]:
