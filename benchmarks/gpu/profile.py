@@ -5,17 +5,28 @@ Profiling replays of steps that were recorded before has been seen to hang, so i
 
 from __future__ import annotations
 
+import itertools
+import time
 from collections.abc import Callable
 from functools import partial
+from statistics import median
 from typing import Any
+
+import torch
 
 from benchmarks.gpu.device import Device, build_executor, build_model, prepare
 from benchmarks.gpu.part import Part
 from benchmarks.gpu.sequences import decoding, pages_for, prefilling, turn
-from benchmarks.gpu.sizes import label, point_name
-from engine.batch import StepBudget
+from benchmarks.gpu.sizes import MIB, label, point_name
+from engine.batch import StepBudget, absorb_step, plan_step
+from engine.flat_batch import flat_batch
+from engine.graph_sizes import graph_sizes
+from engine.sampler import draw, read
+from engine.sequence import Sequence
+from engine.step import StepResult
 
 CALLS = 3
+HOST_STEPS = 30
 MOST_BATCH = 256  # the tiny shape has a point that fits nowhere
 KERNELS = 20
 NAME_CHARS = 120
@@ -26,7 +37,7 @@ def run(part: Part) -> None:
     part.result.facts = device.facts()
     part.say("building the model")
     config, parameters = build_model(sizes.model, sizes.dtype, device, seed)
-    prompt, room = max(sizes.prompts), 4 * CALLS
+    prompt, room = max(sizes.prompts), HOST_STEPS
     points = [point for point in sizes.decode_points if point[0] <= MOST_BATCH]
     batch = max(point[0] for point in points)
     num_pages = max(count * pages_for(context + room + 1, sizes.page_size) for count, context in points)
@@ -46,6 +57,20 @@ def run(part: Part) -> None:
             return {}
 
         part.step(f"profile of {name}", [], measure)
+    if device.on_gpu:
+        for point in points:
+            sequences = decoding(layout, config.vocab_size, *point, HOST_STEPS, seed)
+            budget = StepBudget(max(sizes.longest, point[0]), point[0])
+
+            def stages(
+                name: str = point_name(point), sequences: list[Sequence] = sequences, budget: StepBudget = budget
+            ) -> dict[str, float]:
+                with torch.inference_mode():
+                    part.result.details[f"host_{name}"] = host_stages(executor, sequences, budget)
+                return {}
+
+            part.step(f"the host's share of {point_name(point)}", [], stages)
+        part.step("memory of recorded steps", [], lambda: graph_memory(part, executor, batch))
 
 
 def top_kernels(device: Device, call: Callable[[], object]) -> list[dict[str, Any]]:
@@ -65,3 +90,50 @@ def top_kernels(device: Device, call: Callable[[], object]) -> list[dict[str, An
         {"kernel": event.key[:NAME_CHARS], "ms": getattr(event, key) / 1000 / CALLS, "calls": event.count / CALLS}
         for event in found[:KERNELS]
     ]
+
+
+def host_stages(executor: Any, sequences: list[Sequence], budget: StepBudget) -> dict[str, float]:
+    """Milliseconds of what the host does to launch a recorded decode step, one by one; the median of some steps."""
+    graphs, taken = executor._graphs, []
+    for _ in range(HOST_STEPS):
+        marks = [("", time.perf_counter())]
+
+        def mark(name: str, marks: list[tuple[str, float]] = marks) -> None:
+            marks.append((name, time.perf_counter()))
+
+        plan = plan_step(sequences, (), budget)
+        assert plan is not None
+        mark("plan")
+        token_ids, layout = flat_batch(plan, executor.layout.page_size)
+        mark("flat_batch")
+        size, metadata = graphs._staging.put(token_ids, layout)
+        mark("staging")
+        step = graphs._steps[size]
+        step.attention.plan_staged(metadata)
+        mark("attention_plan")
+        step.replay()
+        mark("replay")
+        drawn = draw(graphs._logits[: len(sequences)], plan.sampling, frozenset())
+        mark("draw")
+        fetched = drawn.fetch()
+        mark("fetch")
+        torch.cuda.synchronize()
+        mark("wait")
+        absorb_step(plan, StepResult(read(fetched)))
+        mark("absorb")
+        taken.append({name: 1000 * (end - begin) for (_, begin), (name, end) in itertools.pairwise(marks)})
+    return {name: median(one[name] for one in taken) for name in taken[0]}
+
+
+def graph_memory(part: Part, executor: Any, batch: int) -> dict[str, float]:
+    """A note of what recording decode steps takes of the GPU beside the buffers that all of them share."""
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    before = torch.cuda.mem_get_info()[0]
+    graphs = executor._record(executor._attention, batch, None)
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    taken = before - torch.cuda.mem_get_info()[0] - graphs._logits.nbytes
+    count = len(graph_sizes(batch))
+    part.note(f"{count} recorded steps take {taken / MIB:.0f} MiB of the GPU, {taken / count / MIB:.1f} MiB each.")
+    return {}

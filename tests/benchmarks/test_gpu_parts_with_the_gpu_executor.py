@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.gpu import compiling, correctness, decode, device, kernels, prefill
+from benchmarks.gpu import compiling, correctness, decode, device, kernels, prefill, profile
 from benchmarks.gpu.attention_check import Geometry, attention_error
 from benchmarks.gpu.device import Device
 from benchmarks.gpu.figures import EXPECTED
@@ -35,7 +35,7 @@ def gpu_paths(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Device, "facts", lambda self: {})
     monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: None)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (1 << 30, 1 << 30))
-    for module in (compiling, correctness, decode, kernels, prefill):
+    for module in (compiling, correctness, decode, kernels, prefill, profile):
         monkeypatch.setattr(module, "prepare", lambda name: Device("cpu"))
     sizes = replace(SIZES["tiny"], model=RAW, small_model=RAW, repeats=2)
     monkeypatch.setitem(SIZES, "tiny", sizes)
@@ -74,7 +74,8 @@ def test_recorded_steps_are_the_plain_ones() -> None:
 
 
 @pytest.mark.parametrize(
-    ("module", "name"), [(compiling, "compile"), (decode, "decode"), (prefill, "prefill"), (kernels, "kernels")]
+    ("module", "name"),
+    [(compiling, "compile"), (decode, "decode"), (prefill, "prefill"), (kernels, "kernels")],
 )
 def test_a_part_measures_all_it_names(module: object, name: str, tmp_path: Path) -> None:
     part = _run(module, name, tmp_path)
@@ -82,3 +83,14 @@ def test_a_part_measures_all_it_names(module: object, name: str, tmp_path: Path)
     missing = [figure for figure in EXPECTED[name](sizes) if figure not in part.result.figures]
     assert all("b4096_128" in figure for figure in missing)
     assert all(figure in part.result.skipped for figure in missing)
+
+
+def test_a_profile_tells_where_the_time_goes_on_the_device_and_on_the_host(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(profile, "MOST_BATCH", 4)
+    monkeypatch.setattr(profile, "top_kernels", lambda *_: [])
+    part = _run(profile, "profile", tmp_path)
+    assert {"profile_prefill_256", "profile_decode_b4_64", "host_b4_64"} <= set(part.result.details)
+    assert set(part.result.details["host_b4_64"]) >= {"flat_batch", "attention_plan", "replay", "draw", "absorb"}
+    assert "recorded steps take" in part.result.notes[-1]
