@@ -17,9 +17,11 @@ as of the moment the table was made; --check leaves that out.
 from __future__ import annotations
 
 import argparse
+import itertools
 import re
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -60,9 +62,8 @@ def block(spec: str, folder: Path, age: Age) -> str:
     name, *shown = spec.split()
     if ":" in name:
         return mixed_table([name, *shown], folder, age)
-    result = published(name, folder)
-    if result is None:
-        result = Result(name, {}, goals=known_goals(name))
+    result = published(name, folder) or Result(name, {})
+    result = replace(result, goals={**known_goals(name), **result.goals})
     if shown and shown[0].startswith("by="):
         table = pivot_table(result, shown[0].removeprefix("by="), shown[1:])
     else:
@@ -93,12 +94,9 @@ def known_goals(name: str) -> dict[str, Goal]:
 
 def flat_table(result: Result, shown: Sequence[str]) -> str:
     """One row a figure, in the order of the patterns, then of the result."""
-    order = (
-        (known_figures(result.name), result.figures)
-        if result.name == "gpu"
-        else (result.figures, known_figures(result.name))
-    )
-    names = list(dict.fromkeys((*order[0], *order[1])))
+    named = (result.figures, known_figures(result.name))
+    # Parts of a GPU's figures come from several runs: the catalogue knows their order.
+    names = list(dict.fromkeys(itertools.chain(*(reversed(named) if result.name == "gpu" else named))))
     picked = [name for pattern in shown or ("*",) for name in names if fnmatchcase(name, pattern)]
     unknown = [pattern for pattern in shown if "*" not in pattern and pattern not in names]
     if unknown:
