@@ -43,7 +43,7 @@ PURE = [
     *(ROOT / "router" / name for name in ("access.py", "worker_frames.py", "complaints.py")),
     *(ROOT / "router" / name for name in ("unclaimed.py", "unserved.py", "claims.py", "hearing.py", "attempt.py")),
     *(ROOT / "engine" / name for name in ("sequence.py", "kv_pages.py", "page_table.py", "batch.py", "step.py")),
-    *(ROOT / "engine" / name for name in ("noise.py", "model_config.py", "graph_sizes.py", "device_memory.py")),
+    *(ROOT / "engine" / name for name in ("model_config.py", "graph_sizes.py", "device_memory.py")),
     ROOT / "engine" / "checkpoint_tensors.py",
     *(ROOT / "prefill_worker").glob("*.py"),
     *(ROOT / "decode_worker").glob("*.py"),
