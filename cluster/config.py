@@ -58,7 +58,7 @@ class EngineSection(_Section):
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:[0-9]{1,2})?)$")] = "auto"
     gpu_memory_fraction: Annotated[float, Field(ge=0.05, le=0.98, allow_inf_nan=False)] | Auto = "auto"
     cuda_graphs: bool = True
-    attention: Literal["fa2", "fa3"] = "fa2"
+    attention: Literal["auto", "fa2", "fa3"] = "auto"
 
 
 class RouterSection(_Section):

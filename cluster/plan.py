@@ -33,7 +33,7 @@ class WorkerPlan:
     write_stall_s: float = defaults.WRITE_STALL_S  # without progress, after which writes are given up; 0: never
     gpu_memory_fraction: float = 0.9  # of the GPU's memory, for all that the worker has there
     cuda_graphs: bool = True
-    attention: str = "fa2"  # prefill kernels on a GPU: "fa2", or "fa3" on Hopper
+    attention: str = "auto"  # prefill kernels on a GPU: "auto", "fa2", or "fa3" on Hopper
     link_keys: WorkerKeys | None = field(default=None, repr=False)  # None: the link is open
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from cluster.errors import ConfigError
-from engine.attention.flashinfer import load_flashinfer
+from engine.attention.flashinfer import has_kernels, load_flashinfer
 from engine.attention.kernel_modules import KernelModule, kernel_modules
 from engine.cuda_device import check_kernels
 from engine.kernel_compiler import architecture, missing_programs, reason_of
@@ -22,15 +22,34 @@ Tell = Callable[[str], None]
 INSTALL = "python -m deploy.flashinfer_kernels install FILE"
 
 
-def prepare_kernels(device: torch.device, config: ModelConfig, dtype: torch.dtype, prefill: str, tell: Tell) -> None:
-    """Load what a model of this configuration computes with on this GPU, which is open (`open_device`).
+def prepare_kernels(device: torch.device, config: ModelConfig, dtype: torch.dtype, asked: str, tell: Tell) -> str:
+    """Load what a model of this configuration computes with on this GPU, which is open (`open_device`), and return the
+    prefill kernels' name for `asked`: "fa2", "fa3" or "auto".
 
     Compiles what is not prebuilt: minutes, once per machine. Raises `ConfigError` where that cannot be.
     """
     capability = torch.cuda.get_device_capability(device)
+    prefill = prefill_kernels(asked, config, dtype, capability)
     check_kernels(prefill, capability)
-    group = config.num_heads // config.num_kv_heads
-    load_kernels(kernel_modules(dtype, config.head_dim, group, (prefill,)), capability, tell)
+    load_kernels(_modules(config, dtype, prefill), capability, tell)
+    return prefill
+
+
+def prefill_kernels(asked: str, config: ModelConfig, dtype: torch.dtype, capability: tuple[int, int]) -> str:
+    """What "auto" stands for: fa3 on a Hopper GPU, where it is the faster at every length that was measured
+    (docs/benchmarks.md), but only where it need not be compiled, which takes minutes; else fa2.
+    """
+    if asked != "auto":
+        return asked
+    if capability[0] != 9 or not has_kernels(dtype, config.head_dim):
+        return "fa2"
+    library = load_flashinfer()
+    ready = all(module.describe(library).is_compiled for module in _modules(config, dtype, "fa3"))
+    return "fa3" if ready else "fa2"
+
+
+def _modules(config: ModelConfig, dtype: torch.dtype, prefill: str) -> list[KernelModule]:
+    return kernel_modules(dtype, config.head_dim, config.num_heads // config.num_kv_heads, (prefill,))
 
 
 def load_kernels(modules: Sequence[KernelModule], capability: tuple[int, int], tell: Tell) -> None:

@@ -11,6 +11,12 @@ from cluster.worker import PageLayout
 from engine.sequence import Sequence, page_ids
 from engine.step import Slice, StepPlan, StepResult
 
+_SAMPLINGS = (
+    SamplingParams(),
+    SamplingParams(temperature=1.0, top_p=0.9),
+    SamplingParams(temperature=1.0, top_k=20, top_p=0.9),
+)
+
 
 class _WithPages(Protocol):
     pages: torch.Tensor
@@ -20,12 +26,19 @@ class _WithPages(Protocol):
 
 
 def warm_up(executor: _WithPages, context_tokens: int) -> None:
-    """Run one small prefill and one decode step; the pages are as they were afterwards."""
-    prompt = Sequence.start(Request("warm-up", (0,) * min(8, context_tokens - 2), SamplingParams()))
+    """Run one small prefill, and a decode step of a greedy and of two sampled sequences, which compile and load what
+    chooses tokens; the pages are as they were afterwards."""
+    prompt = (0,) * min(8, context_tokens - 2)
     pages = list(range(-(-9 // executor.layout.page_size)))[: executor.layout.num_pages]
-    prompt.page_table = page_ids(pages)
     kept = executor.pages[pages].clone()
-    result = executor.execute(StepPlan((Slice(prompt, 0, len(prompt.tokens), True),)))
-    prompt.tokens.append(result.tokens[0].token_id)
-    executor.execute(StepPlan((Slice(prompt, len(prompt.tokens) - 1, 1, True),)))
+
+    def sequence(sampling: SamplingParams, output: tuple[int, ...] = ()) -> Sequence:
+        begun = Sequence.start(Request("warm-up", prompt, sampling), output)
+        begun.page_table = page_ids(pages)
+        return begun
+
+    first = sequence(SamplingParams())
+    token = executor.execute(StepPlan((Slice(first, 0, len(prompt), True),))).tokens[0].token_id
+    for sampling in _SAMPLINGS:
+        executor.execute(StepPlan((Slice(sequence(sampling, (token,)), len(prompt), 1, True),)))
     executor.pages[pages] = kept

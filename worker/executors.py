@@ -37,11 +37,11 @@ def _on_gpu(
     plan: WorkerPlan, folder: Path, config: ModelConfig, tell: Tell, loading: Callable[[int, int], None]
 ) -> CudaExecutor:
     device = open_device(plan.device)
-    prepare_kernels(device, config, DTYPES[plan.dtype], plan.attention, tell)
+    kernels = prepare_kernels(device, config, DTYPES[plan.dtype], plan.attention, tell)
     parameters = load_weights(folder, config, DTYPES[plan.dtype], str(device), loading)
     # A step's decodes stand beside its chunk, within the same budget.
     max_tokens = max(plan.chunk_tokens, plan.max_batch)
-    options = CudaOptions(plan.cuda_graphs, plan.attention, plan.max_batch, max_tokens)
+    options = CudaOptions(plan.cuda_graphs, kernels, plan.max_batch, max_tokens)
     layout = config.page_layout(max(plan.num_pages, 1), plan.page_size, plan.dtype, model_id(folder))
     if not plan.num_pages:
         tell("measuring memory")

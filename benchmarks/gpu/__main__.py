@@ -55,7 +55,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--keep", type=Path, metavar="FILE", help="JSON of an earlier run: keep parts not run now")
     parser.add_argument("--budget-s", type=float, default=BUDGET_S, help="parts that would exceed it are skipped")
     parser.add_argument("--scratch", type=Path, metavar="DIR", help="for a checkpoint of 16 GB; /dev/shm if it fits")
-    parser.add_argument("--kernels", choices=["fa2", "fa3", "auto"], default="fa2", help="for prefill")
+    parser.add_argument("--kernels", choices=["fa2", "fa3", "auto"], default="auto", help="for prefill")
     parser.add_argument(
         "--points", default="", metavar="POINT,…", help="of decode, such as b1_1k,b64_1k; all if not given"
     )

@@ -28,11 +28,11 @@ def run(part: Part) -> None:
     geometry = Geometry(config.num_heads, config.num_kv_heads, config.head_dim, sizes.page_size, sizes.dtype)
 
     def attention() -> dict[str, float]:
-        attention_error(device, geometry, 1, part.options.seed, part.options.kernels)
+        attention_error(device, geometry, 1, part.options.seed, part.kernels)
         return {}
 
     def engine() -> dict[str, float]:
-        first_steps(device, {**sizes.model, "num_hidden_layers": 1}, sizes, part.options.seed, part.options.kernels)
+        first_steps(device, {**sizes.model, "num_hidden_layers": 1}, sizes, part.options.seed, part.kernels)
         return {}
 
     part.step("attention", [], attention)

@@ -25,7 +25,7 @@ def run(part: Part) -> None:
     part.step(
         "attention of ragged batches against float64",
         ATTENTION,
-        lambda: {"attention_error": attention_error(device, geometry, BATCHES, seed, part.options.kernels)},
+        lambda: {"attention_error": attention_error(device, geometry, BATCHES, seed, part.kernels)},
     )
     part.step(
         "logits against transformers", LOGITS, lambda: logits_errors(device, sizes.small_model, sizes.dtype, seed)

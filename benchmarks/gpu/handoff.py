@@ -49,9 +49,7 @@ def run(part: Part) -> None:
     part.say("starting the other process")
     with Peer(page_receiver, (device.name, layout)) as peer:
         config, parameters = build_model(sizes.model, sizes.dtype, device, part.options.seed)
-        executor = build_executor(
-            device, config, parameters, layout, 1, sizes.handoff_chunk, kernels=part.options.kernels
-        )
+        executor = build_executor(device, config, parameters, layout, 1, sizes.handoff_chunk, kernels=part.kernels)
         transport = NixlTransport(executor.pages, layout, "sender:1")
         handshake(transport, peer, peer.answer(), device)
         rate = 0.0

@@ -6,11 +6,17 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TextIO
 
+import torch
+
 from benchmarks.gpu.results import Failure, PartResult, write_json
 from benchmarks.gpu.sizes import Sizes, chosen_sizes
+from engine.executor import DTYPES
+from engine.kernel_loading import prefill_kernels
+from engine.model_config import model_config
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +29,7 @@ class Options:
     result: Path
     log: Path  # where this process's standard output and error go
     scratch: Path | None = None  # for a checkpoint; None: wherever there is room
-    kernels: str = "fa2"  # for prefill
+    kernels: str = "auto"  # for prefill
     points: tuple[str, ...] = ()  # of decode that are measured; empty: all
 
     @property
@@ -48,6 +54,14 @@ class Part:
     @property
     def sizes(self) -> Sizes:
         return self.options.sizes
+
+    @cached_property
+    def kernels(self) -> str:
+        """The prefill kernels that a worker with this setting would take here."""
+        if not self.options.on_gpu:
+            return "fa2"
+        config, dtype = model_config(self.sizes.model), DTYPES[self.sizes.dtype]
+        return prefill_kernels(self.options.kernels, config, dtype, torch.cuda.get_device_capability())
 
     def say(self, text: str) -> None:
         """A progress line, here and in the log."""

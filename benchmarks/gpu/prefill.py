@@ -40,7 +40,7 @@ def run(part: Part) -> None:
     num_pages = 2 * pages_for(max(sizes.prompts) + 1, sizes.page_size)
     layout = config.page_layout(num_pages, sizes.page_size, sizes.dtype, "random")
     executor = build_executor(
-        device, config, parameters, layout, sizes.max_batch, max(sizes.prompts), kernels=part.options.kernels
+        device, config, parameters, layout, sizes.max_batch, max(sizes.prompts), kernels=part.kernels
     )
     for prompt in sizes.prompts:
 

@@ -43,7 +43,7 @@ def run(part: Part) -> None:
     num_pages = max(count * pages_for(context + room + 1, sizes.page_size) for count, context in points)
     num_pages = max(num_pages, pages_for(prompt + 1, sizes.page_size))
     layout = config.page_layout(num_pages, sizes.page_size, sizes.dtype, "random")
-    executor = build_executor(device, config, parameters, layout, batch, prompt, kernels=part.options.kernels)
+    executor = build_executor(device, config, parameters, layout, batch, prompt, kernels=part.kernels)
     (plan,) = prefilling(layout, config.vocab_size, prompt, seed)
     calls: dict[str, Callable[[], object]] = {f"prefill_{label(prompt)}": lambda: executor.execute(plan)}
     for point in points:

@@ -22,7 +22,7 @@ RANK_BITS = tl.constexpr(32 + definition.TOKEN_BITS)
 TOP_BIT = tl.constexpr(1 << (31 + definition.TOKEN_BITS))
 WHOLE = tl.constexpr(definition.WHOLE)
 TRUNCATED = tl.constexpr(definition.TRUNCATED)
-NEVER = tl.constexpr((1 << 62) - 1)  # later than any arrival
+NEVER = tl.constexpr(1 << 62)  # later than any arrival; its token is 0, which every row has
 COLUMNS = tl.constexpr(8)
 TOP_K = tl.constexpr(definition.TOP_K)
 TOP_P = tl.constexpr(definition.TOP_P)
@@ -80,7 +80,8 @@ def weight_of(z):
 
 @triton.jit
 def share_of(total, top_p):
-    return (total >> _SHARE_BITS) * top_p + (((total & _SHARE_LOW) * top_p + _SHARE_LOW) >> _SHARE_BITS)
+    part = (total >> _SHARE_BITS) * top_p + (((total & _SHARE_LOW) * top_p + _SHARE_LOW) >> _SHARE_BITS)
+    return part + (top_p >> _SHARE_BITS)
 
 
 @triton.jit

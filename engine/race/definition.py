@@ -101,14 +101,16 @@ def rank(x: np.ndarray, tokens: np.ndarray) -> np.ndarray:
     """An int64 that is larger for tokens that rank before: 32 bits of the logit's order, 20 of the token id."""
     bits = np.where(x == 0.0, np.float32(0.0), x).view(np.int32)  # minus zero is zero
     key = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    return ((key.astype(np.int64) + (1 << 31)) << TOKEN_BITS) | (tokens ^ MAX_TOKEN)
+    ranks: np.ndarray = ((key.astype(np.int64) + (1 << 31)) << TOKEN_BITS) | (tokens ^ MAX_TOKEN)
+    return ranks
 
 
 def distance(x: np.ndarray, largest: np.ndarray, scale: np.ndarray) -> np.ndarray:
     """z: how many times less likely than the likeliest token, as a power of two."""
-    z = largest - x
+    z: np.ndarray = largest - x
     z *= scale
-    return np.minimum(z, np.float32(FARTHEST), out=z)
+    np.minimum(z, np.float32(FARTHEST), out=z)
+    return z
 
 
 def weight(z: np.ndarray) -> np.ndarray:
@@ -121,14 +123,18 @@ def weight(z: np.ndarray) -> np.ndarray:
 
 
 def share(total: np.ndarray, top_p: np.ndarray) -> np.ndarray:
-    """top_p of the total, rounded up; both int64, `top_p` in units of 2^-24."""
+    """top_p of the total, rounded up, and more than any total for a top_p of 1, which keeps what weighs nothing, too;
+    both int64, `top_p` in units of 2^-24."""
     low_bits = (1 << SHARE_BITS) - 1
-    return (total >> SHARE_BITS) * top_p + (((total & low_bits) * top_p + low_bits) >> SHARE_BITS)
+    part = (total >> SHARE_BITS) * top_p + (((total & low_bits) * top_p + low_bits) >> SHARE_BITS)
+    above: np.ndarray = part + (top_p >> SHARE_BITS)
+    return above
 
 
 def bins(x: np.ndarray, largest: np.ndarray) -> np.ndarray:
     """The bin of each token, int32: a token that ranks before another one is in no later bin."""
-    return np.clip(((largest - x).view(np.int32) >> 20) - FIRST_BIN, 0, BINS - 1)
+    step: np.ndarray = np.clip(((largest - x).view(np.int32) >> 20) - FIRST_BIN, 0, BINS - 1)
+    return step
 
 
 def arrival(bits: np.ndarray, z: np.ndarray, tokens: np.ndarray) -> np.ndarray:
@@ -136,7 +142,8 @@ def arrival(bits: np.ndarray, z: np.ndarray, tokens: np.ndarray) -> np.ndarray:
     time = clock(bits)
     time *= power(z)
     time *= horner(GROWTH, z - z.astype(np.int32).astype(np.float32))
-    return (time.view(np.int32).astype(np.int64) << TOKEN_BITS) | tokens
+    arrivals: np.ndarray = (time.view(np.int32).astype(np.int64) << TOKEN_BITS) | tokens
+    return arrivals
 
 
 def power(z: np.ndarray) -> np.ndarray:
@@ -164,7 +171,8 @@ def clock(bits: np.ndarray) -> np.ndarray:
     tail *= square
     tail -= np.float32(0.5) * square
     tail += f
-    return -(exponent.astype(np.float32) * np.float32(LN2) + tail)
+    time: np.ndarray = -(exponent.astype(np.float32) * np.float32(LN2) + tail)
+    return time
 
 
 def horner(coefficients: Seq[float], x: np.ndarray) -> np.ndarray:

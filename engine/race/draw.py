@@ -25,6 +25,7 @@ from engine.race.definition import (
 from engine.race.noise import noise
 
 _PIECE = 1 << 16  # logits at a time: they stay in the cache
+_MOST_ROWS = 1 << 10  # at a time: a row's number and a rank fit into 63 bits
 _FEW = 1 / 8  # of the tokens: so many may race, none ruled out
 _MARGIN = 1.001  # far above the rounding of what it is compared with
 
@@ -33,7 +34,7 @@ def draw_rows(logits: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """The token of each row, `[rows]` int64. `logits` is `[rows, vocab]` float32, each row with a finite maximum;
     `rows` is what `row_parameters` gives, without greedy ones."""
     tokens = np.empty(len(rows), dtype=np.int64)
-    at_once = max(1, _PIECE // logits.shape[1])
+    at_once = max(1, min(_MOST_ROWS, _PIECE // logits.shape[1]))
     for start in range(0, len(rows), at_once):
         part = slice(start, start + at_once)
         z = distance(logits[part], _largest(logits[part]), _scale(rows[part]))

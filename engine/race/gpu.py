@@ -22,7 +22,7 @@ from engine.race.kernels import again_kernel, bins_kernel, check_kernel, peaks_k
 from engine.race.settle import settle_kernel
 
 CAPACITY = 4096  # tokens noted down per row; a row with more is read whole
-_PROGRAMS = 528  # of a kernel: four for each multiprocessor of an H100
+PROGRAMS = 528  # of a kernel: four for each multiprocessor of an H100
 LAUNCH: dict[str, Any] = {"num_warps": 8, "enable_fp_fusion": False}
 
 
@@ -36,7 +36,7 @@ def draw_rows(
     beside the logits.
     """
     count, vocab = logits.shape
-    splits = min(MAX_SPLITS.value, -(-vocab // BLOCK.value), max(1, _PROGRAMS // count))
+    splits = min(MAX_SPLITS.value, -(-vocab // BLOCK.value), max(1, PROGRAMS // count))
     wide = torch.empty(5, count * MAX_SPLITS.value, dtype=torch.int64, device=logits.device)
     peaks, arrivals, masses, before, again = wide
     sizes = [count, count * definition.BINS, count * capacity]

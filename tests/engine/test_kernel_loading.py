@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,9 +13,11 @@ import torch
 from builtin_model import CHECKPOINT
 from cluster.errors import ConfigError
 from cluster.plan import WorkerPlan
+from engine import kernel_loading
+from engine.attention.kernel_modules import KernelModule
 from engine.checkpoint import read_config
 from engine.kernel_compiler import missing_programs, reason_of
-from engine.kernel_loading import check_compilable, check_prebuilt
+from engine.kernel_loading import check_compilable, check_prebuilt, prefill_kernels
 from engine.prebuilt_kernels import Built, runs_on
 from worker import executors
 
@@ -90,3 +94,23 @@ def test_a_worker_looks_at_its_kernels_before_its_weights(monkeypatch: pytest.Mo
     plan = WorkerPlan("d1", "decode", "", "", "bfloat16", "cuda:0", 512, 10, 16, 64, 64, 4, 1, attention="fa3")
     with pytest.raises(ConfigError, match="only Hopper GPUs"):
         executors.make_executor(plan, tmp_path, read_config(CHECKPOINT), print)
+
+
+@pytest.mark.parametrize(
+    ("asked", "capability", "compiled", "chosen"),
+    [
+        ("auto", (9, 0), True, "fa3"),
+        ("auto", (9, 0), False, "fa2"),  # it would compile for minutes
+        ("auto", (8, 0), True, "fa2"),
+        ("fa2", (9, 0), True, "fa2"),
+        ("fa3", (9, 0), False, "fa3"),
+    ],
+)
+def test_auto_is_fa3_where_a_hopper_gpu_has_it_ready(
+    monkeypatch: pytest.MonkeyPatch, asked: str, capability: tuple[int, int], compiled: bool, chosen: str
+) -> None:
+    monkeypatch.setattr(kernel_loading, "load_flashinfer", lambda: None)
+    monkeypatch.setattr(KernelModule, "describe", lambda self, library: SimpleNamespace(is_compiled=compiled))
+    config = replace(read_config(CHECKPOINT), head_dim=128)
+    assert prefill_kernels(asked, config, torch.bfloat16, capability) == chosen
+    assert prefill_kernels("auto", replace(config, head_dim=32), torch.bfloat16, capability) == "fa2"  # torch computes

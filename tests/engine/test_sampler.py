@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -17,8 +18,9 @@ from transformers.generation import (
 
 from cluster.errors import InternalError
 from cluster.request import Request, SamplingParams
-from engine.noise import uniform
-from engine.sampler import NEVER, _penalise, _truncate, sample
+from engine.race import definition
+from engine.race.draw import kept_tokens
+from engine.sampler import NEVER, _penalise, sample
 from engine.sequence import Sequence
 
 VOCAB = 50
@@ -53,7 +55,11 @@ def test_the_kept_tokens_are_those_of_transformers(
     logits = _logits(seed)
     expected = warpers(torch.tensor([[1]]), logits.clone())  # type: ignore[arg-type]
     params = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
-    assert torch.equal(_truncate(logits / temperature, [params]), expected)
+    rows = definition.row_parameters([params], [0], VOCAB)
+    values = logits.numpy()
+    z = definition.distance(values, values.max(axis=1, keepdims=True), rows[:, [definition.SCALE]].view(np.float32))
+    kept = kept_tokens(values, z, rows)
+    assert np.array_equal(np.ones((1, VOCAB), bool) if kept is None else kept, torch.isfinite(expected).numpy())
 
 
 def test_the_repetition_penalty_is_that_of_transformers() -> None:
@@ -96,13 +102,6 @@ def test_drawn_tokens_follow_the_probabilities() -> None:
         assert abs(count / 4000 - share) < 0.03
 
 
-def test_noise_is_spread_over_positions_and_seeds() -> None:
-    numbers = [uniform(seed, position) for seed in range(50) for position in range(50)]
-    assert len(set(numbers)) == 2500
-    assert 0.48 < sum(numbers) / 2500 < 0.52
-    assert all(0.0 <= number < 1.0 for number in numbers)
-
-
 def test_no_end_before_min_tokens() -> None:
     logits = torch.zeros(1, VOCAB)
     logits[0, 5] = 10.0
@@ -127,6 +126,18 @@ def test_the_coldest_temperatures_are_greedy(temperature: float) -> None:
     assert token.token_id == int(logits.argmax())
 
 
-def test_logits_that_are_no_numbers_are_an_error() -> None:
+def test_greedy_and_sampled_sequences_share_a_batch() -> None:
+    logits = _logits(6, 3)
+    sequences = [_sequence(SamplingParams(temperature=temperature, seed=8)) for temperature in (0.0, 1.0, 0.0)]
+    tokens = [token.token_id for token in sample(logits.clone(), sequences, frozenset())]
+    assert tokens[::2] == logits.argmax(dim=1)[::2].tolist()
+    assert tokens[1] == sample(logits[1:2].clone(), sequences[1:2], frozenset())[0].token_id
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_logits_without_a_largest_number_are_an_error(value: float, temperature: float) -> None:
+    logits = torch.cat((_logits(1), torch.full((1, VOCAB), value)))
+    sequences = [_sequence(SamplingParams(temperature=temperature, top_p=top_p, logprobs=1)) for top_p in (0.9, 1.0)]
     with pytest.raises(InternalError, match="not numbers"):
-        sample(torch.full((1, VOCAB), float("nan")), [_sequence(SamplingParams())], frozenset())
+        sample(logits, sequences, frozenset())

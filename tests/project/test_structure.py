@@ -44,6 +44,7 @@ PURE = [
     *(ROOT / "router" / name for name in ("unclaimed.py", "unserved.py", "claims.py", "hearing.py", "attempt.py")),
     *(ROOT / "engine" / name for name in ("sequence.py", "kv_pages.py", "page_table.py", "batch.py", "step.py")),
     *(ROOT / "engine" / name for name in ("model_config.py", "graph_sizes.py", "device_memory.py")),
+    *(ROOT / "engine" / "race" / name for name in ("noise.py", "definition.py", "draw.py")),
     ROOT / "engine" / "checkpoint_tensors.py",
     *(ROOT / "prefill_worker").glob("*.py"),
     *(ROOT / "decode_worker").glob("*.py"),
@@ -100,6 +101,7 @@ ONLY_IN = {
         *("worker/actor.py", "router/actor.py"),
     },
     "nixl": {"kv_transfer/nixl_library.py"},
+    "triton": {f"engine/race/{name}.py" for name in ("arithmetic", "kernels", "settle")},
     "flashinfer": {"engine/attention/flashinfer.py", "engine/models/cuda_layers.py"},
 }
 REQUEST_WAY = [
