@@ -107,7 +107,7 @@ def rank(x: np.ndarray, tokens: np.ndarray) -> np.ndarray:
 
 def distance(x: np.ndarray, largest: np.ndarray, scale: np.ndarray) -> np.ndarray:
     """z: how many times less likely than the likeliest token, as a power of two."""
-    z = largest - x
+    z: np.ndarray = largest - x
     z *= scale
     np.minimum(z, np.float32(FARTHEST), out=z)
     return z
