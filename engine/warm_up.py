@@ -32,13 +32,14 @@ def warm_up(executor: _WithPages, context_tokens: int) -> None:
     pages = list(range(-(-9 // executor.layout.page_size)))[: executor.layout.num_pages]
     kept = executor.pages[pages].clone()
 
-    def sequence(sampling: SamplingParams, output: tuple[int, ...] = ()) -> Sequence:
+    def sequence(sampling: SamplingParams, computed: int, output: tuple[int, ...] = ()) -> Sequence:
         begun = Sequence.start(Request("warm-up", prompt, sampling), output)
-        begun.page_table = page_ids(pages)
+        begun.computed, begun.page_table = computed, page_ids(pages)
         return begun
 
-    first = sequence(SamplingParams())
-    token = executor.execute(StepPlan((Slice(first, 0, len(prompt), True),))).tokens[0].token_id
+    chunk = Slice(sequence(SamplingParams(), 0), 0, len(prompt), True)
+    token = executor.execute(StepPlan((chunk,))).tokens[0].token_id
     for sampling in _SAMPLINGS:
-        executor.execute(StepPlan((Slice(sequence(sampling, (token,)), len(prompt), 1, True),)))
+        decode = Slice(sequence(sampling, len(prompt), (token,)), len(prompt), 1, True)
+        executor.execute(StepPlan((decode,)))
     executor.pages[pages] = kept

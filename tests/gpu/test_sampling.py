@@ -1,0 +1,26 @@
+"""Sampling on the GPU: the CPU's tokens, and logits that are no numbers noticed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from benchmarks.gpu.device import Device
+from benchmarks.gpu.sampling import tokens_equal_to_cpu
+from cluster.errors import InternalError
+from cluster.request import Request, SamplingParams
+from engine.sampler import sample
+from engine.sequence import Sequence
+
+
+@pytest.mark.parametrize("vocab", [300, 32_000, 151_936])
+def test_tokens_are_those_of_the_cpu(device: torch.device, vocab: int) -> None:
+    assert tokens_equal_to_cpu(Device(device.type), 64, vocab) == 1.0
+
+
+def test_logits_that_are_no_numbers_are_an_error(device: torch.device) -> None:
+    logits = torch.randn(2, 5000, device=device)
+    logits[1, 4321] = float("nan")
+    sequences = [Sequence.start(Request("r", (1,), SamplingParams(temperature=1.0, top_p=0.9)))] * 2
+    with pytest.raises(InternalError, match="not numbers"):
+        sample(logits, sequences, frozenset())
