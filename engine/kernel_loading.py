@@ -17,6 +17,7 @@ from engine.cuda_device import check_kernels
 from engine.kernel_compiler import architecture, missing_programs, reason_of
 from engine.model_config import ModelConfig
 from engine.prebuilt_kernels import Built, read_manifest, runs_on
+from engine.race.launchable import check_triton
 
 Tell = Callable[[str], None]
 INSTALL = "python -m deploy.flashinfer_kernels install FILE"
@@ -32,6 +33,7 @@ def prepare_kernels(device: torch.device, config: ModelConfig, dtype: torch.dtyp
     prefill = prefill_kernels(asked, config, dtype, capability)
     check_kernels(prefill, capability)
     load_kernels(_modules(config, dtype, prefill), capability, tell)
+    check_triton()
     return prefill
 
 

@@ -19,6 +19,7 @@ from engine.checkpoint import read_config
 from engine.kernel_compiler import missing_programs, reason_of
 from engine.kernel_loading import check_compilable, check_prebuilt, prefill_kernels
 from engine.prebuilt_kernels import Built, runs_on
+from engine.race.launchable import check_triton
 from worker import executors
 
 FOLDER = Path("/site/flashinfer/data/aot")
@@ -114,3 +115,9 @@ def test_auto_is_fa3_where_a_hopper_gpu_has_it_ready(
     config = replace(read_config(CHECKPOINT), head_dim=128)
     assert prefill_kernels(asked, config, torch.bfloat16, capability) == chosen
     assert prefill_kernels("auto", replace(config, head_dim=32), torch.bfloat16, capability) == "fa2"  # torch computes
+
+
+def test_a_host_where_triton_cannot_compile_is_told_what_to_install() -> None:
+    """There is no GPU here, so Triton has no driver; a missing compiler ends in the same place."""
+    with pytest.raises(ConfigError, match=r"Triton cannot compile .* install a C compiler"):
+        check_triton()

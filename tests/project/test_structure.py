@@ -101,7 +101,7 @@ ONLY_IN = {
         *("worker/actor.py", "router/actor.py"),
     },
     "nixl": {"kv_transfer/nixl_library.py"},
-    "triton": {f"engine/race/{name}.py" for name in ("arithmetic", "kernels", "settle")},
+    "triton": {f"engine/race/{name}.py" for name in ("arithmetic", "kernels", "launchable", "settle")},
     "flashinfer": {"engine/attention/flashinfer.py", "engine/models/cuda_layers.py"},
 }
 REQUEST_WAY = [
