@@ -12,6 +12,7 @@ set -uo pipefail
 usage() { sed -n '2,12s/^# \{0,1\}//p' "$0"; exit "${1:-2}"; }
 [[ ${1:-} == -h || ${1:-} == --help ]] && usage 0
 [[ $# -ge 3 && ( $1 == first || $1 == second ) ]] || usage
+[[ -d $2 ]] || { echo "There is no folder $2 with what is carried: make it, empty if need be."; exit 2; }
 call=$1 carried=$(realpath "$2") out=$(realpath -m "$3"); shift 3
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3} site=${SITE:-/tmp/baton-site}

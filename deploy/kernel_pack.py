@@ -6,8 +6,11 @@ Unpacked into FlashInfer's own folder the libraries lie where it looks before it
 from __future__ import annotations
 
 import io
+import lzma
+import os
 import re
 import tarfile
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -54,13 +57,12 @@ def oldest_glibc(libraries: Iterable[bytes]) -> str:
 
 def write_pack(path: Path, libraries: Mapping[str, bytes], manifest: Manifest) -> None:
     """The same libraries give the same file: no times, no owners."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.part")
-    with tarfile.open(beside, "w:xz") as archive:
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:xz") as archive:
         _add(archive, f"{_ROOT}/{MANIFEST}", manifest.as_json().encode(), 0o644)
         for name, data in sorted(libraries.items()):
             _add(archive, f"{_ROOT}/{name}/{name}.so", data, 0o755)
-    beside.replace(path)
+    _write(path, packed.getvalue(), 0o644)
 
 
 def _add(archive: tarfile.TarFile, name: str, data: bytes, mode: int) -> None:
@@ -75,7 +77,7 @@ def read_pack(path: Path) -> tuple[Manifest, dict[str, bytes]]:
         with tarfile.open(path, "r:xz") as archive:
             files = {entry.name: archive.extractfile(entry) for entry in archive if entry.isfile()}
             contents = {name: file.read() for name, file in files.items() if file is not None}
-    except (OSError, EOFError, tarfile.TarError) as error:
+    except (OSError, EOFError, tarfile.TarError, lzma.LZMAError) as error:
         raise ConfigError(f"{path} is no pack of kernels: {error}.") from None
     text = contents.get(f"{_ROOT}/{MANIFEST}")
     if text is None:
@@ -113,17 +115,25 @@ def install(manifest: Manifest, libraries: Mapping[str, bytes], folder: Path) ->
     """Put libraries where FlashInfer looks for them, beside those of earlier installs. Running workers keep theirs."""
     try:
         for name, data in libraries.items():
-            _write(folder / name / f"{name}.so", data)
-        _write(folder / MANIFEST, manifest.with_older(read_manifest(folder)).as_json().encode())
+            _write(folder / name / f"{name}.so", data, 0o755)
+        _write(folder / MANIFEST, manifest.with_older(read_manifest(folder)).as_json().encode(), 0o644)
     except OSError as error:
         raise ConfigError(f"Kernels cannot be installed in {folder}: {error.strerror}.") from None
 
 
-def _write(path: Path, data: bytes) -> None:
+def _write(path: Path, data: bytes, mode: int) -> None:
+    """At once: a reader, or another writer at the same time, sees all of one file or all of the other."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.part")
-    beside.write_bytes(data)
-    beside.replace(path)
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    beside = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+        beside.chmod(mode)
+        beside.replace(path)
+    except BaseException:
+        beside.unlink()
+        raise
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -16,6 +16,8 @@ import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from cluster.errors import ConfigError
+
 _CUDA = Path("/usr/local/cuda")
 _HOMES = ("CUDA_HOME", "CUDA_PATH")
 _HEADERS = ("cublas_v2.h", "cublasLt.h", "curand_kernel.h")
@@ -29,7 +31,13 @@ def let_flashinfer_compile(capability: tuple[int, int]) -> None:
     """
     os.environ.update(compiler_environment(os.environ, capability, Path(sys.executable).parent))
     folder = Path(os.environ.get("FLASHINFER_WORKSPACE_BASE") or Path.home()) / ".cache/flashinfer/cuda_additions"
-    complete_cuda(Path(os.environ["CUDA_HOME"]), pip_includes(), folder)
+    try:
+        complete_cuda(Path(os.environ["CUDA_HOME"]), pip_includes(), folder)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise ConfigError(
+            f"What FlashInfer needs to compile cannot be put into {folder} ({error}): set FLASHINFER_WORKSPACE_BASE to "
+            "a folder that can be written."
+        ) from None
     os.environ.update(addition_flags(os.environ, folder))
 
 

@@ -16,7 +16,7 @@ from engine.attention.kernel_modules import KernelModule, kernel_modules
 from engine.cuda_device import check_kernels
 from engine.kernel_compiler import architecture, missing_programs, reason_of
 from engine.model_config import ModelConfig
-from engine.prebuilt_kernels import Built, read_manifest, runs_on
+from engine.prebuilt_kernels import Built, Manifest, read_manifest, runs_on
 from engine.race.launchable import check_triton
 
 Tell = Callable[[str], None]
@@ -62,6 +62,8 @@ def load_kernels(modules: Sequence[KernelModule], capability: tuple[int, int], t
     manifest = read_manifest(folder)
     prebuilt = [spec.name for spec in specs if spec.is_aot]
     missing = [spec for spec in specs if not spec.is_compiled]
+    if manifest is not None and prebuilt:
+        check_versions(manifest, library.__version__, torch.version.cuda or "", folder)
     check_prebuilt(prebuilt, manifest.modules if manifest else {}, capability, folder)
     check_compilable([spec.name for spec in missing], missing_programs(os.environ), capability)
     for spec in specs:
@@ -69,6 +71,16 @@ def load_kernels(modules: Sequence[KernelModule], capability: tuple[int, int], t
             _load(spec)
     if missing:
         _compile(missing, tell)
+
+
+def check_versions(manifest: Manifest, flashinfer: str, cuda: str, folder: Path) -> None:
+    """Raises `ConfigError` for kernels that an upgrade of FlashInfer or torch has left behind."""
+    if manifest.flashinfer != flashinfer or (cuda and manifest.cuda.split(".")[0] != cuda.split(".")[0]):
+        raise ConfigError(
+            f"The prebuilt kernels in {folder} are of FlashInfer {manifest.flashinfer} and CUDA {manifest.cuda}, and "
+            f"here are FlashInfer {flashinfer} and CUDA {cuda}: install kernels built with these ({INSTALL}), or "
+            "delete the folder to have them compiled."
+        )
 
 
 def check_prebuilt(

@@ -8,6 +8,7 @@ from typing import Any
 
 from cluster.errors import ModelError
 from cluster.worker import PageLayout
+from engine.race.definition import MAX_TOKEN
 
 _SIZES = (
     "vocab_size",
@@ -152,6 +153,10 @@ def _refuse_options(raw: Mapping[str, Any], architecture: str) -> None:
         raise ModelError("Models that rotate only a part of each head (partial_rotary_factor) are not supported.")
     if any(not 0 <= token < raw.get("vocab_size", token + 1) for token in _eos(raw)):
         raise ModelError("config.json names an eos_token_id outside the vocabulary.")
+    if raw.get("vocab_size", 0) > MAX_TOKEN + 1:
+        raise ModelError(
+            f"config.json has a vocabulary of {raw['vocab_size']} tokens; at most {MAX_TOKEN + 1} are served."
+        )
     if raw.get("attention_bias") or raw.get("mlp_bias"):
         raise ModelError(f"{architecture} with attention_bias or mlp_bias is not supported.")
 

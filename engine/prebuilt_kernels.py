@@ -52,8 +52,11 @@ class Manifest:
             raise ConfigError(f"{MANIFEST} is no list of kernels: {error}.") from None
 
     def with_older(self, older: Manifest | None) -> Manifest:
-        """This one's modules beside those that were installed before."""
-        return self if older is None else replace(self, modules={**older.modules, **self.modules})
+        """This one's modules beside those that were installed before, if these were built with the same; else alone."""
+        if older is None or replace(older, modules=self.modules, glibc=self.glibc) != self:
+            return self
+        glibc = max(older.glibc, self.glibc, key=lambda version: [int(part) for part in version.split(".")])
+        return replace(self, glibc=glibc, modules={**older.modules, **self.modules})
 
 
 def read_manifest(folder: Path) -> Manifest | None:

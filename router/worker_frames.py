@@ -100,7 +100,9 @@ class WorkerFrames:
     def _check_info(self, worker: str, info: WorkerInfo) -> None:
         _expect(info.name == worker, "it registers another worker than its sender")
         endpoint, layout = info.endpoint, info.endpoint.layout
-        _check_texts((info.incarnation, endpoint.agent, info.host, info.device))
+        said = (info.incarnation, endpoint.agent, info.host, info.device)
+        _check_texts(said)
+        _expect(all(text.isprintable() for text in said), "a text of its worker has characters that no log may show")
         _check_layout(layout)
         _expect(layout.model_id == self.model_id, "its worker has another model than the router")
         _expect(len(endpoint.metadata) <= MAX_METADATA_BYTES, "its transport metadata is too long")

@@ -11,6 +11,7 @@ import importlib.metadata
 import os
 import shutil
 import sys
+import sysconfig
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -106,7 +107,9 @@ def compilers() -> str:
     homes = [os.environ.get("CUDA_HOME", ""), "/usr/local/cuda", str(Path(nvcc).parents[1]) if nvcc else ""]
     headers = {name: any(Path(home, "include", name).is_file() for home in homes if home) for name in HEADERS}
     missing = [name for name, there in headers.items() if not there]
-    tools = ", ".join(f"{name} {shutil.which(name) or 'not found'}" for name in ("nvcc", "ninja", "g++"))
+    if not Path(sysconfig.get_path("include"), "Python.h").is_file():
+        missing.append("Python.h")  # of what launches Triton's kernels
+    tools = ", ".join(f"{name} {shutil.which(name) or 'not found'}" for name in ("nvcc", "ninja", "g++", "gcc"))
     return f"{tools}; headers missing: {', '.join(missing) or 'none'}"
 
 

@@ -39,8 +39,9 @@ def draw_rows(
     splits = min(MAX_SPLITS.value, -(-vocab // BLOCK.value), max(1, PROGRAMS // count))
     wide = torch.empty(5, count * MAX_SPLITS.value, dtype=torch.int64, device=logits.device)
     peaks, arrivals, masses, before, again = wide
-    sizes = [count, count * definition.BINS, count * capacity]
-    counts, bins, noted = torch.empty(sum(sizes), dtype=torch.int32, device=logits.device).split(sizes)
+    # The small one last: Triton compiles a kernel again for addresses that are no multiples of 16 bytes.
+    sizes = [count * definition.BINS, count * capacity, count]
+    bins, noted, counts = torch.empty(sum(sizes), dtype=torch.int32, device=logits.device).split(sizes)
     tokens = torch.empty(count, dtype=torch.int64, device=logits.device)
     finite = torch.empty(count, dtype=torch.bool, device=logits.device)
     grid = (count, splits)

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -56,6 +57,27 @@ def test_libraries_lie_where_flashinfer_looks_for_them_beside_those_of_earlier_p
     }
 
 
+def test_kernels_of_another_flashinfer_are_not_taken_for_those_of_a_later_pack(tmp_path: Path) -> None:
+    install(describe({"rope": b"older"}, ["9.0a"], replace(HERE, flashinfer="0.6.5")), {"rope": b"older"}, tmp_path)
+    install(describe(LIBRARIES, ["9.0a"], HERE), LIBRARIES, tmp_path)
+    manifest = read_manifest(tmp_path)
+    assert manifest is not None
+    assert set(manifest.modules) == set(LIBRARIES)
+
+
+def test_a_library_that_is_installed_twice_at_once_is_never_seen_in_part(tmp_path: Path) -> None:
+    libraries = {"page": os.urandom(1 << 20)}
+    manifest, library = describe(libraries, ["9.0a"], HERE), tmp_path / "page/page.so"
+    install(manifest, libraries, tmp_path)
+    with ThreadPoolExecutor(3) as pool:
+        installing = [pool.submit(install, manifest, libraries, tmp_path) for _ in range(40)]
+        while not all(one.done() for one in installing):
+            assert library.stat().st_size == 1 << 20
+        for one in installing:
+            one.result()
+    assert [path.name for path in library.parent.iterdir()] == ["page.so"]
+
+
 @pytest.mark.parametrize(
     ("here", "words"),
     [
@@ -83,6 +105,13 @@ def _damaged(path: Path) -> None:
     write_pack(path, {**LIBRARIES, "page": b"other"}, manifest)
 
 
+def _changed_on_its_way(path: Path) -> None:
+    _pack(path)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0x55
+    path.write_bytes(data)
+
+
 def _without_a_library(path: Path) -> None:
     write_pack(path, {"norm": LIBRARIES["norm"]}, describe(LIBRARIES, ["9.0a"], HERE))
 
@@ -94,6 +123,7 @@ def _without_a_library(path: Path) -> None:
         (lambda path: path.write_text("no archive"), "is no pack of kernels"),
         (_damaged, "page is not what its manifest says"),
         (_without_a_library, "page is not what its manifest says"),
+        (_changed_on_its_way, "is no pack of kernels"),
     ],
 )
 def test_a_file_that_is_no_whole_pack_is_one_sentence(

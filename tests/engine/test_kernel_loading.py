@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -13,12 +14,12 @@ import torch
 from builtin_model import CHECKPOINT
 from cluster.errors import ConfigError
 from cluster.plan import WorkerPlan
-from engine import kernel_loading
+from engine import kernel_compiler, kernel_loading
 from engine.attention.kernel_modules import KernelModule
 from engine.checkpoint import read_config
-from engine.kernel_compiler import missing_programs, reason_of
-from engine.kernel_loading import check_compilable, check_prebuilt, prefill_kernels
-from engine.prebuilt_kernels import Built, runs_on
+from engine.kernel_compiler import let_flashinfer_compile, missing_programs, reason_of
+from engine.kernel_loading import check_compilable, check_prebuilt, check_versions, prefill_kernels
+from engine.prebuilt_kernels import Built, Manifest, runs_on
 from engine.race.launchable import check_triton
 from worker import executors
 
@@ -51,6 +52,27 @@ def test_prebuilt_kernels_for_other_gpus_are_refused_and_unknown_ones_are_not() 
     with pytest.raises(ConfigError, match=re.escape(words)) as caught:
         check_prebuilt(["page", "norm"], BUILT, (8, 6), FOLDER)
     assert "--arch 8.6," in caught.value.message
+
+
+@pytest.mark.parametrize(("flashinfer", "cuda"), [("0.6.7", "13.0"), ("0.6.6", "12.8")])
+def test_prebuilt_kernels_that_an_upgrade_left_behind_are_refused(flashinfer: str, cuda: str) -> None:
+    manifest = Manifest("0.6.6", "0.1.15", "13.0", "2.14", "x86_64", BUILT)
+    check_versions(manifest, "0.6.6", "13.1", FOLDER)
+    with pytest.raises(ConfigError, match=re.escape(f"and here are FlashInfer {flashinfer} and CUDA {cuda}")):
+        check_versions(manifest, flashinfer, cuda, FOLDER)
+
+
+def test_a_folder_that_cannot_be_written_is_named_with_what_to_set(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("FLASHINFER_WORKSPACE_BASE", str(tmp_path / "file"))
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    for name in ("PATH", "FLASHINFER_CUDA_ARCH_LIST", "FLASHINFER_EXTRA_CUDAFLAGS", "FLASHINFER_EXTRA_LDFLAGS"):
+        monkeypatch.setenv(name, os.environ.get(name, ""))
+    monkeypatch.setattr(kernel_compiler, "pip_includes", list)
+    with pytest.raises(ConfigError, match="set FLASHINFER_WORKSPACE_BASE"):
+        let_flashinfer_compile((9, 0))
 
 
 def test_kernels_that_are_neither_prebuilt_nor_compilable_are_named_with_what_is_lacking() -> None:

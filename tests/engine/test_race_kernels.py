@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ GPU = torch.cuda.is_available()
 if not GPU:
     os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported, which nothing else in the suite does
 
+from cluster.request import SamplingParams  # noqa: E402
 from engine.race import definition, gpu  # noqa: E402
 from engine.race.draw import draw_rows  # noqa: E402
 from tests.engine.race_rows import random_rows  # noqa: E402
@@ -92,3 +94,30 @@ def test_kernels_compile_for_a_hopper_gpu_without_fused_sums_or_spilled_register
         # Of those that read whole rows two programs of 256 threads fit on a multiprocessor.
         assert facts["registers"] <= (128 if name != "settle_kernel" else 255), name
         assert facts["shared_bytes"] <= 16 << 10, name
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 8])
+def test_every_address_that_a_kernel_gets_is_a_multiple_of_16_in_any_batch(
+    count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else Triton compiles the kernel again for the other kind of batch, in the middle of serving."""
+    odd: list[tuple[str, int]] = []
+
+    class Watched:
+        def __init__(self, name: str) -> None:
+            self.name, self.kernel = name, getattr(gpu, f"{name}_kernel")
+
+        def __getitem__(self, grid: object) -> Any:
+            def launch(*arguments: Any, **options: Any) -> None:
+                tensors = [(place, one) for place, one in enumerate(arguments) if isinstance(one, torch.Tensor)]
+                odd.extend((self.name, place) for place, one in tensors if one.data_ptr() % 16)
+                self.kernel[grid](*arguments, **options)
+
+            return launch
+
+    for name in ("peaks", "bins", "race", "check", "again", "settle"):
+        monkeypatch.setattr(gpu, f"{name}_kernel", Watched(name))
+    params = [SamplingParams(temperature=1.0, top_k=3 * (row % 2), top_p=0.9, seed=row) for row in range(count)]
+    rows = definition.row_parameters(params, [5] * count, 64)
+    _drawn(np.random.default_rng(1).normal(size=(count, 64)).astype(np.float32), rows)
+    assert not odd

@@ -122,6 +122,14 @@ def test_a_worker_registers_and_reports_for_itself_only() -> None:
     FRAMES.check("decode-0", "1", [messages.LoadReport(views["decode-0"].load)], _cluster().core.state)
 
 
+@pytest.mark.parametrize("text", ["\x1b[2J", "a\nb", "\x1b]0;title\x07"])
+def test_no_text_of_a_worker_writes_to_a_terminal(text: str) -> None:
+    info = _cluster().core.state.workers["decode-0"].info
+    _refused(messages.Register(dataclasses.replace(info, host=text)), "no log may show")
+    endpoint = dataclasses.replace(info.endpoint, agent=f"decode-0:{text}")
+    _refused(messages.Register(dataclasses.replace(info, endpoint=endpoint)), "no log may show")
+
+
 def test_a_worker_reserves_its_own_pages_only() -> None:
     fits = Reservation("r0/0", "r0", "decode-0:1", (3, 4), (1, 1), 0, 9)
     FRAMES.check("decode-0", "1", [messages.Reserved(fits)], _cluster().core.state)
