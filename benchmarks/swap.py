@@ -43,6 +43,10 @@ class ShortOfPages:
         self.executor, self.host = executor, HostPages(executor.pages, host_pages)
         self.copy_s: dict[type, float] = {}
 
+    def forget_pages(self) -> None:
+        """Empty the prefix cache."""
+        self.pool.release(self.pool.allocate(self.pool.num_available))
+
     def turn(self) -> bool:
         copies, plan = self.role.plan(0.0)
         for command in copies:
@@ -69,14 +73,14 @@ class ShortOfPages:
         waiting = self.role.occupancy()
         assert (waiting.running, waiting.waiting) == (0, 1)
         self.pool.release(taken)
-        self.pool.clear_cache()
+        self.forget_pages()
         started = time.perf_counter()
         while not self.role.occupancy().running:
             assert self.turn()
         seconds = time.perf_counter() - started
         while self.turn():
             pass
-        self.pool.clear_cache()
+        self.forget_pages()
         return seconds
 
     def serve_s(self, prompts: list[list[int]], new_tokens: int) -> float:

@@ -1,13 +1,12 @@
 """The handoff of a request's KV pages from a source (prefill, or decode when it moves) to a target (decode) worker.
 
-    OFFERED ──reserved──► RESERVED ──first write──► TRANSFERRING ──final write──► DELIVERED ──notice──► COMMITTED
-       │                     │                          │
-       └──────cancel─────────┴── cancel, no write ──► ABORTED ◄── writes drained or failed, source dead
+    RESERVED ──first write──► TRANSFERRING ──final write──► DELIVERED ──notice──► COMMITTED
+       │                          │
+       └── cancel, no write ──► ABORTED ◄── writes drained or failed, source dead
 
 | state        | source pages            | target pages                                                    |
 | ------------ | ----------------------- | --------------------------------------------------------------- |
-| OFFERED      | held by the source      | none                                                            |
-| RESERVED     | held                    | held for the reservation, nobody writes                         |
+| RESERVED     | held by the source      | held for the reservation, nobody writes                         |
 | TRANSFERRING | held until writes end   | held: a write may land at any time                              |
 | DELIVERED    | released by the source  | held for the sequence whose notice is on its way                |
 | COMMITTED    | released                | the running sequence's                                          |
@@ -25,7 +24,6 @@ from cluster.errors import InternalError
 
 
 class HandoffState(Enum):
-    OFFERED = "offered"
     RESERVED = "reserved"
     TRANSFERRING = "transferring"
     DELIVERED = "delivered"
@@ -34,7 +32,6 @@ class HandoffState(Enum):
 
 
 class HandoffStep(Enum):
-    RESERVE = "reserve"
     WRITE = "write"
     DELIVER = "deliver"
     COMMIT = "commit"
@@ -42,8 +39,6 @@ class HandoffStep(Enum):
 
 
 _EDGES: dict[tuple[HandoffState, HandoffStep], HandoffState] = {
-    (HandoffState.OFFERED, HandoffStep.RESERVE): HandoffState.RESERVED,
-    (HandoffState.OFFERED, HandoffStep.ABORT): HandoffState.ABORTED,
     (HandoffState.RESERVED, HandoffStep.WRITE): HandoffState.TRANSFERRING,
     (HandoffState.RESERVED, HandoffStep.ABORT): HandoffState.ABORTED,
     (HandoffState.TRANSFERRING, HandoffStep.WRITE): HandoffState.TRANSFERRING,

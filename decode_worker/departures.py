@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass, field
 
-from cluster.handoff import HandoffOutcome, HandoffStep, Reservation, advance
+from cluster.handoff import HandoffOutcome, Reservation
 from cluster.messages import HandoffEnded
 from engine.kv_pages import PagePool
 from engine.page_table import give_back_pages
@@ -152,8 +152,6 @@ class Departures:
         outcome = outbound.outcome
         if outcome is None:
             return []
-        delivered = outcome is HandoffOutcome.DELIVERED
-        outbound.state = advance(outbound.state, HandoffStep.DELIVER if delivered else HandoffStep.ABORT)
         if self._ended.pop(reservation_id, None) is not None:
             give_back_pages(departure.sequence, self.pool)
         else:

@@ -101,8 +101,6 @@ class CudaExecutor:
         """Queue the step and the copy of its tokens to the host. The step before must have been collected: its arrays
         are overwritten here.
         """
-        for source, target in plan.page_copies:
-            self.pages[target].copy_(self.pages[source], non_blocking=True)
         drawn = draw(self._logits(plan), plan.sampling, self.config.eos_token_ids).fetch()
         if self.device.type != "cuda":
             return LaunchedStep(drawn, None)

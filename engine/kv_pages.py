@@ -84,32 +84,14 @@ class PagePool:
         self.share(pages)
         return pages
 
-    def count_matches(self, hashes: Sequence[bytes]) -> int:
-        """Length of the longest cached prefix, in pages, without taking it."""
-        for index, page_hash in enumerate(hashes):
-            if page_hash not in self._page_of:
-                return index
-        return len(hashes)
-
     def share(self, pages: Iterable[int]) -> None:
-        """Add a reference to each page (a match, or a fork that shares a whole page table)."""
+        """Add a reference to each page (a match, or a write in flight that outlives its sequence)."""
         for page in pages:
             if self._references[page] == 0:
                 if page not in self._cached:
                     raise InternalError(f"Page {page} was shared while it was free.")
                 del self._cached[page]
             self._references[page] += 1
-
-    def writable(self, page: int) -> tuple[int, int] | None:
-        """Make room to write into a page others may read: None if it is ours alone, else (source, copy).
-
-        The caller's reference moves to the copy, which the next step must fill (`StepPlan.page_copies`).
-        """
-        if self._references[page] == 1 and self._hashes[page] is None:
-            return None
-        (copy,) = self.allocate(1)
-        self.release([page])
-        return page, copy
 
     def commit(self, page: int, page_hash: bytes) -> None:
         """Make a held, fully computed page matchable. A second page of equal content stays private."""
@@ -132,12 +114,6 @@ class PagePool:
                     self._free.append(page)
                 else:
                     self._cached[page] = None
-
-    def clear_cache(self) -> int:
-        """Evict every unreferenced cached page; returns how many."""
-        count = len(self._cached)
-        self._free.extend(self._evict() for _ in range(count))
-        return count
 
     def take_changes(self) -> tuple[list[bytes], list[bytes]]:
         """Hashes that became matchable and that were evicted since the last call, each in its latest state."""

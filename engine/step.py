@@ -33,12 +33,10 @@ class Slice:
 class StepPlan:
     """What runs together in one step: any decode slices come first, then prefill chunks.
 
-    `page_copies` are (source, target) page ids to copy before anything is written: copy-on-write forks. `num_decodes`
-    counts the leading slices of one token each; one that stands behind a chunk is a chunk of one token.
+    `num_decodes` counts the leading slices of one token each; one that stands behind a chunk is a chunk of one token.
     """
 
     slices: tuple[Slice, ...]
-    page_copies: tuple[tuple[int, int], ...] = ()
     num_decodes: int = field(init=False)  # said once, because its sequences change with the step
 
     def __post_init__(self) -> None:

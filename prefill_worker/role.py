@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass, field
 
-from cluster.handoff import HandoffNotice, HandoffOutcome, HandoffStep, advance
+from cluster.handoff import HandoffNotice, HandoffOutcome
 from cluster.messages import (
     Cancel,
     ContinueSequence,
@@ -196,7 +196,6 @@ class PrefillRole:
             return []
         outcome, reservation = outbound.outcome, outbound.reservation
         delivered = outcome is HandoffOutcome.DELIVERED
-        outbound.state = advance(outbound.state, HandoffStep.DELIVER if delivered else HandoffStep.ABORT)
         job.outbound = None
         if delivered or job.unwanted:
             self._forget(job)

@@ -50,7 +50,3 @@ class Breaker:
         recent = [loss for loss in self._losses.get(worker, ()) if now - loss.moment_s < BREAKER_S]
         cuts = sum(loss.healed for loss in recent)
         return CUTS_PER_DEATH * (len(recent) - cuts) + cuts >= CUTS_PER_DEATH * BREAKER_DEATHS
-
-    def forget_all(self) -> None:
-        """Trust everybody again."""
-        self._losses.clear()

@@ -51,9 +51,6 @@ class WorkerActor:
         """Block until the loop has ended; the process's own end breaks the call off."""
         self._ended.wait()
 
-    def pid(self) -> int:
-        return os.getpid()
-
     def stop(self) -> None:
         """Say goodbye to the router and close; returns when the loop has ended, at once while there is none yet."""
         if self._loop is not None:

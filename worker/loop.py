@@ -17,7 +17,6 @@ from cluster.errors import BatonError, InternalError, InvalidRequest
 from cluster.handoff import HandoffNotice
 from cluster.messages import (
     Goodbye,
-    HeldSequence,
     LinkMeasured,
     PeerJoined,
     PeerLeft,
@@ -34,6 +33,7 @@ from engine.host_pages import HostPages
 from engine.step import Executor
 from kv_transfer.transport import Notice, TransferEvent, Transport, WriteDone, WriteFailed
 from worker.heartbeat import Heartbeat
+from worker.idle_check import IdleCheck
 from worker.link_rates import LinkRates
 from worker.page_checksums import Checksum, checksums, wrong_pages
 from worker.reports import Reports
@@ -72,8 +72,10 @@ class WorkerLoop:
     _welcome: bool = False  # the router knows this incarnation: what it said before was for the last one
     _router_id: str = ""  # of the router that has welcomed us last
     _stopping: bool = False
+    _idle_check: IdleCheck = field(init=False)
 
     def __post_init__(self) -> None:
+        self._idle_check = IdleCheck(self.state.pool)
         self.role = make_role(self.info.role, self.state)
         self._begin(self.info.incarnation)
 
@@ -96,10 +98,8 @@ class WorkerLoop:
         agent = f"{self.info.name}:{incarnation}"
         self.transport = self.make_transport(agent)
         self.state = replace(self.state, agent=agent)
-        held: tuple[HeldSequence, ...] = ()
-        if keep:
-            held = self.role.on_new_router(self.state)
-        else:
+        held = self.role.on_new_router(self.state) if keep else ()
+        if not keep:
             self.state.pool.release_all()
             self.role = make_role(self.role.name, self.state)
         self.info = replace(self.info, incarnation=incarnation, endpoint=self.transport.endpoint)
@@ -156,7 +156,9 @@ class WorkerLoop:
             self._reports.on_step(plan.sample(time.perf_counter() - started))
         else:
             self._flush()  # before there is time to wait
-        messages += self.link.receive(0.0 if plan is not None else self._idle_wait_s())
+        wait_s = 0.0 if plan is not None else self._idle_wait_s()
+        messages += self.link.receive(wait_s)
+        self._idle_check.on_turn(worked=plan is not None or bool(messages), idle=wait_s > POLL_S)
         for message in messages:
             self._on_message(message)
         self._poll_transport()
@@ -289,9 +291,7 @@ class WorkerLoop:
         self._watch.began(transfer, command.agent, num_bytes)
 
     def _flush(self) -> None:
-        if not self._outbox:
-            return
-        if self.link.send(self._outbox):
+        if not self._outbox or self.link.send(self._outbox):
             self._outbox = []
         elif isinstance(self._outbox[0], Register):
             del self._outbox[1:]  # whoever welcomes us is told anew

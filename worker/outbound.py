@@ -8,15 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from cluster.handoff import (
-    HandoffNotice,
-    HandoffOutcome,
-    HandoffReport,
-    HandoffState,
-    HandoffStep,
-    Reservation,
-    advance,
-)
+from cluster.handoff import HandoffNotice, HandoffOutcome, HandoffReport, Reservation
 from engine.sequence import Sequence
 from worker.page_checksums import sampled
 from worker.role import WriteEnded, WritePages
@@ -35,7 +27,6 @@ class Outbound:
 
     reservation: Reservation
     sent: int  # pages [cached_pages, sent) were given to the transport
-    state: HandoffState = HandoffState.RESERVED
     in_flight: set[int] = field(default_factory=set)
     final_write: int | None = None
     cancelled: bool = False
@@ -86,7 +77,6 @@ class Outbound:
             notice=self._notice(sequence) if last else None,
             summed=self._summed(sequence, checksum_every) if last else (),
         )
-        self.state = advance(self.state, HandoffStep.WRITE)
         self.pages_sent += len(write.source_pages)
         self.in_flight.add(write.write_id)
         if last:

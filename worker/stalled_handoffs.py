@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from cluster.handoff import HandoffOutcome, HandoffStep, advance
+from cluster.handoff import HandoffOutcome
 from cluster.messages import HandoffEnded, HandoffStalled
 from engine.kv_pages import PagePool
 from engine.sequence import Sequence
@@ -60,7 +60,6 @@ class StalledHandoffs:
         outbound.on_write_ended(outcome)
         if outbound.in_flight:
             return []
-        outbound.state = advance(outbound.state, HandoffStep.ABORT)
         self.pool.release(stalled.pages)
         # Also where the notice went with it: the target was told to commit nothing.
         end = HandoffOutcome.FAILED if outbound.error else HandoffOutcome.DRAINED

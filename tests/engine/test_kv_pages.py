@@ -10,6 +10,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 from cluster.errors import InternalError
 from cluster.prefix_hash import page_hashes, root_hash
 from engine.kv_pages import OutOfPages, PagePool
+from tests.page_pools import count_matches, evict_all
 
 ROOT = root_hash("model")
 
@@ -28,7 +29,7 @@ class PagePoolMachine(RuleBasedStateMachine):
     @rule(target=tables, tokens=st.lists(st.integers(0, 2), min_size=1, max_size=12))
     def start(self, tokens: list[int]) -> tuple[list[int], list[int]]:
         hashes = page_hashes(tokens, 2, ROOT)
-        expected = self.pool.count_matches(hashes)
+        expected = count_matches(self.pool, hashes)
         cached = self.pool.match(hashes)
         assert len(cached) == expected
         missing = -(-len(tokens) // 2) - len(cached)
@@ -57,10 +58,10 @@ class PagePoolMachine(RuleBasedStateMachine):
         for index, page_hash in enumerate(hashes):
             self.pool.commit(table[index], page_hash)
         self.track()
-        assert self.pool.count_matches(hashes) == len(hashes)
+        assert count_matches(self.pool, hashes) == len(hashes)
 
     @rule(target=tables, entry=tables)
-    def fork(self, entry: tuple[list[int], list[int]]) -> tuple[list[int], list[int]]:
+    def share(self, entry: tuple[list[int], list[int]]) -> tuple[list[int], list[int]]:
         table, tokens = entry
         if table not in self.held:
             return [], []
@@ -68,21 +69,6 @@ class PagePoolMachine(RuleBasedStateMachine):
         copy = list(table)
         self.held.append(copy)
         return copy, tokens
-
-    @rule(entry=tables)
-    def write(self, entry: tuple[list[int], list[int]]) -> None:
-        table, _ = entry
-        if table not in self.held or self.pool.num_available == 0:
-            return
-        shared = sum(page == table[-1] for other in self.held for page in other)
-        copy = self.pool.writable(table[-1])
-        if copy is None:
-            assert shared == 1
-        else:
-            assert copy[0] == table[-1]
-            index = next(i for i, other in enumerate(self.held) if other == table)
-            self.held[index][-1] = copy[1]
-        self.track()
 
     @rule(entry=consumes(tables))
     def release(self, entry: tuple[list[int], list[int]]) -> None:
@@ -93,7 +79,7 @@ class PagePoolMachine(RuleBasedStateMachine):
 
     @rule()
     def clear(self) -> None:
-        self.pool.clear_cache()
+        evict_all(self.pool)
         self.track()
         assert self.pool.num_cached == 0
 
@@ -123,7 +109,7 @@ def test_the_least_recently_used_chain_is_evicted_from_its_end() -> None:
         pool.commit(page, page_hash)
     pool.release(old)
     pool.allocate(2)
-    assert pool.count_matches(hashes) == 2
+    assert count_matches(pool, hashes) == 2
     assert pool.take_changes() == (hashes[:2], hashes[2:])
     assert pool.take_changes() == ([], [])
 

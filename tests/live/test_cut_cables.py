@@ -14,6 +14,7 @@ from benchmarks.abort_storm import watch_pages
 from benchmarks.cables import DEVICE, Cables, why_not
 from benchmarks.process_cluster import ProcessCluster, plans
 from builtin_model import CHECKPOINT
+from router.breaker import Breaker
 from router.operation import Migrate
 
 OPTIONS: dict[str, Any] = {"max_tokens": 200, "ignore_eos": True, "temperature": 0.8}
@@ -56,7 +57,7 @@ class Wired:
         verdict = await watch_pages(self.cluster, 1.0)
         assert verdict.clean, verdict
         assert len(core.membership.quarantine) == 0
-        core.membership.breaker.forget_all()  # these tests are no reason to distrust a worker
+        core.membership.breaker = Breaker()  # these tests are no reason to distrust a worker
 
 
 @pytest.fixture(scope="module")

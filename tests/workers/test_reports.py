@@ -16,6 +16,7 @@ from decode_worker.role import DecodeRole
 from engine.batch import StepBudget
 from engine.kv_pages import PagePool
 from router.policy.prefix_index import PrefixIndex, page_keys
+from tests.page_pools import evict_all
 from worker.reports import LOAD_EVERY_S, MAX_STEP_SAMPLES, Reports
 from worker.role import Occupancy
 from worker.state import WorkerState
@@ -88,7 +89,7 @@ class ReportedPagesMachine(RuleBasedStateMachine):
 
     @rule()
     def clear(self) -> None:
-        self.pool.clear_cache()
+        evict_all(self.pool)
 
     @rule(lose=st.integers(0, 3).map(lambda value: value == 3))
     def report(self, lose: bool) -> None:

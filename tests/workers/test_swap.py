@@ -16,6 +16,7 @@ from decode_worker.role import DecodeRole
 from decode_worker.swap import SwapSpace
 from engine.sequence import Sequence, page_ids
 from router.page_audit import PageAudit, judge
+from tests.page_pools import count_matches
 from tests.pure_cluster import PureCluster
 from tests.pure_worker import PAGE_SIZE, PureWorker
 from tests.router.test_any_operation import _random_ask
@@ -155,7 +156,7 @@ def test_of_a_swapped_sequence_only_the_pages_that_left_the_cache_are_copied_bac
     for _ in range(2 * PAGE_SIZE):
         cluster._run(worker)
     _say(cluster, worker, Cancel("a"))
-    cached = worker.state.pool.count_matches(sequence.page_hashes)
+    cached = count_matches(worker.state.pool, sequence.page_hashes)
     assert 0 < cached < computed // PAGE_SIZE  # the end of the chain made room
     copies, plan = role.plan(0.0)
     assert plan is not None

@@ -23,6 +23,7 @@ from engine.host_pages import HostPages
 from engine.kv_pages import PagePool
 from tests.checkpoints import build_checkpoint
 from tests.engine.running import generate, load_executor
+from tests.page_pools import evict_all
 from worker.role import Command, Occupancy, Send, SwapIn, SwapOut
 from worker.state import WorkerState
 
@@ -90,7 +91,7 @@ def test_the_tokens_do_not_tell_of_any_swap(
     for index, (prompt, sampling, _) in enumerate(unshared):
         worker.role.on_message(Prefill(Request(str(index), tuple(prompt), sampling), (), False, 0), 0.0)
     while worker.turn():
-        worker.pool.clear_cache()  # what is not copied back would have to be computed
+        evict_all(worker.pool)  # what is not copied back would have to be computed
     assert [worker.tokens[str(index)] for index in range(len(unshared))] == [answer for _, _, answer in unshared]
     held = worker.occupancy()
     assert (held.swap_outs > 0) == (host_pages > 0)

@@ -19,6 +19,7 @@ from cluster.messages import (
     RequestFailed,
     Reserve,
     Reserved,
+    ResyncPages,
     RouterMessage,
     StepOutput,
     Welcome,
@@ -299,3 +300,23 @@ def test_a_worker_that_is_stopped_leaves_on_purpose() -> None:
     loop.stop()
     loop.run()
     assert link.sent[-1] == Goodbye("stopped")
+
+
+def test_a_worker_whose_pages_do_not_add_up_ends_once_it_is_idle_and_not_during_a_step() -> None:
+    loop, link = _loop(Journal())
+    _turn(loop, link, Welcome("router", 0.5, "1"))
+    checked = loop.state.pool.check_integrity
+    checks: list[int] = []
+    loop.state.pool.check_integrity = lambda: checks.append(loop.state.pool.num_held)  # type: ignore[method-assign]
+    _turn(loop, link, Prefill(Request("r", (1, 2, 3), SamplingParams(max_tokens=2), 0.0), (), False, 0))
+    while loop.role.occupancy().request_ids:
+        assert not checks
+        _turn(loop, link)
+    for _ in range(3):
+        _turn(loop, link)
+    assert checks == [0]
+    loop.state.pool.check_integrity = checked  # type: ignore[method-assign]
+    loop.state.pool._free.append(loop.state.pool._free[0])
+    _turn(loop, link, ResyncPages())
+    with pytest.raises(InternalError, match="two states"):
+        _turn(loop, link)

@@ -1,0 +1,18 @@
+"""What tests ask of a page pool beyond its own methods."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import takewhile
+
+from engine.kv_pages import PagePool
+
+
+def count_matches(pool: PagePool, hashes: Sequence[bytes]) -> int:
+    """Length of the longest cached prefix, in pages, without a reference to it."""
+    return sum(1 for _ in takewhile(set(pool.matchable()).__contains__, hashes))
+
+
+def evict_all(pool: PagePool) -> None:
+    """Empty the prefix cache of every page without a reference."""
+    pool.release(pool.allocate(pool.num_available))
