@@ -98,3 +98,11 @@ def test_every_example_is_run_here() -> None:
     here = Path(__file__).read_text()
     programs = sorted(path.stem for path in EXAMPLES.glob("*.py"))
     assert programs == sorted(set(re.findall(r'run\("(\w+)"', here)))
+
+
+def test_the_program_of_the_readme_runs(cluster: Live, run: Run, tmp_path: Path) -> None:
+    (program,) = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+    (tmp_path / "program.py").write_text(program)
+    told = run(str(tmp_path / "program"))
+    assert "HandoffReport(" in told or " None" in told
+    assert "tokens to compute" in told
