@@ -11,7 +11,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import baton
-from baton.errors import Overloaded
 
 
 def ask(client: baton.Client, prompt: str, ttft_s: float) -> tuple[baton.Answer, int]:
@@ -20,7 +19,7 @@ def ask(client: baton.Client, prompt: str, ttft_s: float) -> tuple[baton.Answer,
     while True:
         try:
             return client.generate(prompt, max_tokens=8, objectives=baton.Objectives(ttft_s=ttft_s)), refusals
-        except Overloaded as refusal:
+        except baton.Overloaded as refusal:
             if refusal.retry_after_s is None:
                 raise
             refusals += 1
@@ -34,5 +33,5 @@ with baton.Client() as client, ThreadPoolExecutor(len(prompts)) as threads:
     print(f"{len(answers)} served, {sum(refusals for _, refusals in answers)} refusals, TTFT at most {slowest_s:.2f} s")
     try:
         ask(client, prompts[0], ttft_s=0.00001)
-    except Overloaded as refusal:
+    except baton.Overloaded as refusal:
         print(refusal)
