@@ -8,7 +8,8 @@ A block stands between `<!-- figures: … -->` and `<!-- end -->`. After `figure
     engine                                 every figure
     engine ratio_* tokens_per_s            these figures (with * for any characters)
     swap by=positions resume_ms_{} copy_{} one row for each text in place of {} ({n}: digits), one column a pattern
-    engine:tokens_per_s handoff:stall_ms   figures of several benchmarks
+    engine:tokens_per_s handoff:stall_ms   figures of several benchmarks, each with its command
+    gpu:attention_error="words about it"   the same, named by these words
 
 Each table says below where it was measured. How many commits have touched a benchmark's code since is told there, too,
 as of the moment the table was made; --check leaves that out.
@@ -19,6 +20,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import re
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -59,7 +61,7 @@ def differs(text: str, folder: Path = FOLDER) -> bool:
 
 def block(spec: str, folder: Path, age: Age) -> str:
     """What stands between the markers."""
-    name, *shown = spec.split()
+    name, *shown = shlex.split(spec)
     if ":" in name:
         return mixed_table([name, *shown], folder, age)
     result = published(name, folder) or Result(name, {})
@@ -140,19 +142,18 @@ def cell(figure: str, result: Result) -> str:
 
 
 def mixed_table(named: Sequence[str], folder: Path, age: Age) -> str:
-    """Figures of several benchmarks, each with the day it was measured."""
+    """Figures of several benchmarks, each with the day it was measured and the command that measures it."""
     rows = []
     for one in named:
-        name, figure = one.split(":")
+        name, _, told = one.partition(":")
+        figure, _, words = told.partition("=")
         known_figures(name)
         result = published(name, folder) or Result(name, {})
-        rows.append(
-            (
-                *row(f"`{figure}` of `benchmarks.{name}`", figure, result),
-                result.date + since(age(result) if result.figures else None),
-            )
-        )
-    return markdown(("figure", "value", "goal", "", "measured"), rows)
+        title = f"{words} (`{figure}`)" if words else f"`{figure}`"
+        measured = result.date + since(age(result) if result.figures else None)
+        command = result.command or f"python -m benchmarks.{name}"
+        rows.append((*row(title, figure, result), measured, f"`{command}`"))
+    return markdown(("figure", "value", "goal", "", "measured", "command"), rows)
 
 
 def number(value: float) -> str:

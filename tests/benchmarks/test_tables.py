@@ -79,9 +79,14 @@ def test_a_block_may_have_one_row_for_each_number_in_the_names(folder: Path) -> 
 
 
 def test_a_block_may_have_figures_of_several_benchmarks_and_of_none_that_was_run(folder: Path) -> None:
-    assert _block("swap:swap_out_gib_s_128 fuzz:inputs", folder, commits=2)[2:] == [
-        "| `swap_out_gib_s_128` of `benchmarks.swap` | 3 |  |  | 2026-01-02, 2 commits to its code since |",
-        "| `inputs` of `benchmarks.fuzz` | not measured yet |  |  |  |",
+    spec = 'swap:swap_out_gib_s_128="pages to host memory, in GiB/s" fuzz:inputs gpu:attention_error'
+    assert _block(spec, folder, commits=2) == [
+        "| figure | value | goal |  | measured | command |",
+        "| --- | --- | --- | --- | --- | --- |",
+        "| pages to host memory, in GiB/s (`swap_out_gib_s_128`) | 3 |  |  | 2026-01-02, 2 commits to its code since "
+        "| `python -m benchmarks.swap` |",
+        "| `inputs` | not measured yet |  |  |  | `python -m benchmarks.fuzz` |",
+        "| `attention_error` | not measured yet |  |  |  | `python -m benchmarks.gpu` |",
     ]
 
 

@@ -182,12 +182,12 @@ def test_proto_is_no_package() -> None:
     assert not list((ROOT / "proto").rglob("*.py"))
 
 
-def test_the_way_of_a_request_is_fourteen_files_and_the_readme_lists_them() -> None:
+def test_the_way_of_a_request_is_fourteen_files_and_the_tour_lists_them() -> None:
     assert len(REQUEST_WAY) <= 14
-    readme = (ROOT / "README.md").read_text()
+    tour = (ROOT / "docs" / "architecture.md").read_text()
     for name in REQUEST_WAY:
         assert (ROOT / name).is_file()
-        assert name in readme
+        assert f"{name}`" in tour
 
 
 def test_importing_the_pure_half_loads_no_heavy_library() -> None:
