@@ -5,31 +5,63 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from baton.admin import Admin
-    from baton.answer import Answer, Token
-    from baton.client import AsyncClient, Client
-    from cluster.errors import BatonError
-    from cluster.request import Objectives, SamplingParams
+    from baton.client.admin import Admin
+    from baton.client.answer import Answer, Token
+    from baton.client.client import AsyncClient, Client
+    from baton.protocol.errors import (
+        BatonError,
+        Cancelled,
+        ConfigError,
+        Conflict,
+        DeadlineExceeded,
+        InternalError,
+        InvalidRequest,
+        NotFound,
+        NoWorkers,
+        Overloaded,
+        PermissionDenied,
+        Unauthenticated,
+    )
+    from baton.protocol.request import Objectives, SamplingParams
 
 __version__ = "0.1.0"
+__all__ = [
+    "Admin",
+    "Answer",
+    "AsyncClient",
+    "BatonError",
+    "Cancelled",
+    "Client",
+    "ConfigError",
+    "Conflict",
+    "DeadlineExceeded",
+    "InternalError",
+    "InvalidRequest",
+    "NoWorkers",
+    "NotFound",
+    "Objectives",
+    "Overloaded",
+    "PermissionDenied",
+    "SamplingParams",
+    "Token",
+    "Unauthenticated",
+]
 
-_EXPORTS = {
-    "Admin": "baton.admin",
-    "Answer": "baton.answer",
-    "AsyncClient": "baton.client",
-    "BatonError": "cluster.errors",
-    "Client": "baton.client",
-    "Objectives": "cluster.request",
-    "SamplingParams": "cluster.request",
-    "Token": "baton.answer",
+_HOMES = {
+    "Admin": "client.admin",
+    "Answer": "client.answer",
+    "AsyncClient": "client.client",
+    "Client": "client.client",
+    "Objectives": "protocol.request",
+    "SamplingParams": "protocol.request",
+    "Token": "client.answer",
 }
-__all__ = ["Admin", "Answer", "AsyncClient", "BatonError", "Client", "Objectives", "SamplingParams", "Token"]
 
 
 def __getattr__(name: str) -> Any:
     """Load what is asked for when it is asked for, so that `import baton` stays cheap."""
-    if name not in _EXPORTS:
+    if name not in __all__:
         raise AttributeError(f"module 'baton' has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(_EXPORTS[name]), name)
+    return getattr(import_module(f"baton.{_HOMES.get(name, 'protocol.errors')}"), name)
