@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from baton.admin import Admin
-    from baton.answer import Answer, Token
-    from baton.client import AsyncClient, Client
-    from cluster.errors import (
+    from baton.client.admin import Admin
+    from baton.client.answer import Answer, Token
+    from baton.client.client import AsyncClient, Client
+    from baton.protocol.errors import (
         BatonError,
         Cancelled,
         ConfigError,
@@ -22,31 +22,9 @@ if TYPE_CHECKING:
         PermissionDenied,
         Unauthenticated,
     )
-    from cluster.request import Objectives, SamplingParams
+    from baton.protocol.request import Objectives, SamplingParams
 
 __version__ = "0.1.0"
-
-_EXPORTS = {
-    "Admin": "baton.admin",
-    "Answer": "baton.answer",
-    "AsyncClient": "baton.client",
-    "BatonError": "cluster.errors",
-    "Cancelled": "cluster.errors",
-    "Client": "baton.client",
-    "ConfigError": "cluster.errors",
-    "Conflict": "cluster.errors",
-    "DeadlineExceeded": "cluster.errors",
-    "InternalError": "cluster.errors",
-    "InvalidRequest": "cluster.errors",
-    "NoWorkers": "cluster.errors",
-    "NotFound": "cluster.errors",
-    "Objectives": "cluster.request",
-    "Overloaded": "cluster.errors",
-    "PermissionDenied": "cluster.errors",
-    "SamplingParams": "cluster.request",
-    "Token": "baton.answer",
-    "Unauthenticated": "cluster.errors",
-}
 __all__ = [
     "Admin",
     "Answer",
@@ -69,11 +47,21 @@ __all__ = [
     "Unauthenticated",
 ]
 
+_HOMES = {
+    "Admin": "client.admin",
+    "Answer": "client.answer",
+    "AsyncClient": "client.client",
+    "Client": "client.client",
+    "Objectives": "protocol.request",
+    "SamplingParams": "protocol.request",
+    "Token": "client.answer",
+}
+
 
 def __getattr__(name: str) -> Any:
     """Load what is asked for when it is asked for, so that `import baton` stays cheap."""
-    if name not in _EXPORTS:
+    if name not in __all__:
         raise AttributeError(f"module 'baton' has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(_EXPORTS[name]), name)
+    return getattr(import_module(f"baton.{_HOMES.get(name, 'protocol.errors')}"), name)

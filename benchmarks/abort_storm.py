@@ -15,12 +15,12 @@ from statistics import median
 from typing import Any
 
 import baton
-from baton.client import AsyncTokenStream
-from baton.errors import BatonError, Cancelled
+from baton.builtin_model import CHECKPOINT
+from baton.client.client import AsyncTokenStream
+from baton.client.errors import BatonError, Cancelled
+from baton.router.page_audit import PageAudit, Verdict, judge
 from benchmarks.process_cluster import ProcessCluster, plans
 from benchmarks.report import Goal, Report, arguments, progress
-from builtin_model import CHECKPOINT
-from router.page_audit import PageAudit, Verdict, judge
 
 GOALS = {
     "throughput_share_after_2s": Goal(0.9),

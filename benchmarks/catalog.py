@@ -12,9 +12,9 @@ from functools import cached_property
 
 QUICK_S, SMOKE_S = 300.0, 150.0  # deadlines; a busy machine takes several times as long as a quiet one
 MOONCAKE, AZURE = "mooncake_conversation.jsonl", "azure_2023_conversation.csv"
-ROUTER, ENGINE = "router cluster baton/wire.py", "engine decode_worker cluster"
-CLUSTER = "router cluster worker prefill_worker decode_worker kv_transfer engine baton"
-SIMULATED = "simulator router cluster"
+ROUTER, ENGINE = "router baton/protocol baton/config", "baton/engine decode_worker baton/protocol"
+CLUSTER = "router prefill_worker decode_worker kv_transfer baton"
+SIMULATED = "baton/simulator router baton/protocol"
 MOCKS = "benchmarks/router_sides.py benchmarks/stream_clients.py benchmarks/mock_baton.py"
 POLICIES = "cache_aware,conductor,kv_router,latency_headroom,least_loaded,power_of_two,predicted_latency"
 POLICIES += ",predicted_latency_no_refusals,random,round_robin"
@@ -94,14 +94,14 @@ BENCHMARKS = (
     Benchmark(
         "step_host",
         "a decode step without its computation",
-        f"{ENGINE} worker baton/wire.py",
+        f"{ENGINE} baton/worker",
         lower="{host_ms_before_launch,host_ms_after,plan_ms,flat_batch_ms,staging_ms,absorb_ms,report_ms}_"
         "{b1_1k,b16_1k,b64_1k,b256_1k,b64_4k,b256_4k}",
     ),
     Benchmark(
         "handoff",
         "the handoff against raw NIXL",
-        "kv_transfer prefill_worker decode_worker worker",
+        "kv_transfer prefill_worker decode_worker baton/worker",
         higher="ratio_to_raw_nixl {path_gb_per_s,ratio_to_raw_nixl,ratio_to_memcpy}_{1,16,64}_mib path_* ratio_to_*",
         lower="stall_ratio stall_ms",
     ),
@@ -204,7 +204,7 @@ BENCHMARKS = (
     Benchmark(
         "output_length",
         "how well output lengths are predicted",
-        "router/policy simulator/trace.py",
+        "router/policy baton/simulator/trace.py",
         lower=LENGTH_ERRORS,
         neutral=LENGTHS,
         arguments=f"--trace {MOONCAKE}",
@@ -212,7 +212,7 @@ BENCHMARKS = (
     Benchmark(
         "output_length_azure",
         "how well output lengths are predicted, on a second trace",
-        "router/policy simulator/trace.py",
+        "router/policy baton/simulator/trace.py",
         lower=LENGTH_ERRORS,
         neutral=LENGTHS,
         arguments=f"--trace {AZURE}",
@@ -264,7 +264,7 @@ BENCHMARKS = (
     Benchmark(
         "fuzz",
         "made-up bytes for every parser",
-        "tests/fuzz baton router cluster engine simulator/trace.py",
+        "tests/fuzz baton router",
         lower="failures longest_s memory_peak_mib",
         neutral="inputs inputs_read",
         arguments="--minutes 10 --seed 1",

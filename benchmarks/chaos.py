@@ -21,15 +21,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import baton
-from baton.errors import BatonError
+from baton.builtin_model import CHECKPOINT
+from baton.client.errors import BatonError
+from baton.config.schema import parse_config
+from baton.deploy.cluster import resolve_here
+from baton.deploy.launcher import Started, connected, router_pid, start_cluster
+from baton.deploy.local_ray import start_local_ray
 from benchmarks.cables import DEVICE, Cables, why_not
 from benchmarks.report import Goal, Report, arguments, progress
 from benchmarks.wired_ray import wired_ray
-from builtin_model import CHECKPOINT
-from cluster.config import parse_config
-from deploy.cluster import resolve_here
-from deploy.launcher import Started, connected, router_pid, start_cluster
-from deploy.local_ray import start_local_ray
 
 GOALS = {
     name: Goal(0, at_most=True)

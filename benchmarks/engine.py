@@ -29,6 +29,20 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from baton.decode_worker.role import DecodeRole
+from baton.deploy.machine import machine_facts
+from baton.engine.batch import StepBudget
+from baton.engine.executor import DTYPES, TorchExecutor
+from baton.engine.kv_pages import PagePool
+from baton.engine.model_config import ModelConfig, model_config
+from baton.engine.sequence import Sequence, page_ids
+from baton.engine.step import Slice, StepPlan
+from baton.engine.weights import random_weights
+from baton.protocol.messages import Prefill
+from baton.protocol.request import Request, SamplingParams
+from baton.protocol.worker import RoleName
+from baton.worker.role import Send
+from baton.worker.state import WorkerState
 from benchmarks.engine_peers import (
     BATCH,
     CHUNK_TOKENS,
@@ -43,20 +57,6 @@ from benchmarks.engine_peers import (
 )
 from benchmarks.report import Goal, Report, arguments, median_ratio, progress
 from benchmarks.vllm_side import Job, equal_share, vllm_peer
-from cluster.messages import Prefill
-from cluster.request import Request, SamplingParams
-from cluster.worker import RoleName
-from decode_worker.role import DecodeRole
-from deploy.machine import machine_facts
-from engine.batch import StepBudget
-from engine.executor import DTYPES, TorchExecutor
-from engine.kv_pages import PagePool
-from engine.model_config import ModelConfig, model_config
-from engine.sequence import Sequence, page_ids
-from engine.step import Slice, StepPlan
-from engine.weights import random_weights
-from worker.role import Send
-from worker.state import WorkerState
 
 GOALS = {
     "ratio_to_generate_batch": Goal(4.0),

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from engine.checkpoint_tensors import checkpoint_targets
-from engine.model_config import ModelConfig
+from baton.engine.checkpoint_tensors import checkpoint_targets
+from baton.engine.model_config import ModelConfig
 
 SHAPE: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],

@@ -16,17 +16,17 @@ from typing import Any
 import numpy as np
 import torch
 
+from baton.builtin_model import CHECKPOINT
+from baton.protocol.request import Request, SamplingParams
+from baton.protocol.worker import RoleName, StepSample, WorkerLoad
+from baton.router.policy.cluster_state import ClusterState
+from baton.router.policy.latency_model import StepCosts
+from baton.router.policy.policies import make_policy
+from baton.router.record import Completion
+from baton.simulator.simulation import ClusterSpec, Simulation, WorkerSpec
+from baton.simulator.trace import TraceRequest
 from benchmarks.process_cluster import ProcessCluster, plans
 from benchmarks.report import Goal, Report, arguments, progress
-from builtin_model import CHECKPOINT
-from cluster.request import Request, SamplingParams
-from cluster.worker import RoleName, StepSample, WorkerLoad
-from router.policy.cluster_state import ClusterState
-from router.policy.latency_model import StepCosts
-from router.policy.policies import make_policy
-from router.record import Completion
-from simulator.simulation import ClusterSpec, Simulation, WorkerSpec
-from simulator.trace import TraceRequest
 
 GOALS = {"ttft_error": Goal(0.15, at_most=True), "tpot_error": Goal(0.15, at_most=True)}
 NUM_PAGES, CHUNK_TOKENS, MIXED_CHUNK_TOKENS, MAX_BATCH = 4096, 512, 128, 32

@@ -6,10 +6,10 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from baton.wire import decode_notice, encode_notice
-from cluster.messages import WorkerMessage
-from kv_transfer.transport import Notice, Transport, WriteDone, WriteFailed
-from worker.role import Command, Role, Send, WriteEnded, WritePages
+from baton.kv_transfer.transport import Notice, Transport, WriteDone, WriteFailed
+from baton.protocol.codec import decode_notice, encode_notice
+from baton.protocol.messages import WorkerMessage
+from baton.worker.role import Command, Role, Send, WriteEnded, WritePages
 
 
 @dataclass(eq=False)

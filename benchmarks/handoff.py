@@ -21,16 +21,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from baton.wire import encode_notice
+from baton.builtin_model import CHECKPOINT
+from baton.kv_transfer.nixl import NixlTransport
+from baton.kv_transfer.transport import WriteDone, WriteFailed
+from baton.protocol.codec import encode_notice
+from baton.protocol.errors import HandoffFailed
+from baton.protocol.handoff import HandoffNotice
+from baton.protocol.request import Request, SamplingParams
+from baton.protocol.worker import PageLayout
 from benchmarks.process_cluster import ProcessCluster, plans
 from benchmarks.report import Goal, Report, arguments, median_ratio, progress
-from builtin_model import CHECKPOINT
-from cluster.errors import HandoffFailed
-from cluster.handoff import HandoffNotice
-from cluster.request import Request, SamplingParams
-from cluster.worker import PageLayout
-from kv_transfer.nixl import NixlTransport
-from kv_transfer.transport import WriteDone, WriteFailed
 
 GOALS = {"ratio_to_raw_nixl": Goal(0.9), "stall_ratio": Goal(1.0, at_most=True)}
 MIB = 1 << 20

@@ -6,7 +6,7 @@ import json
 import random
 from pathlib import Path
 
-from simulator.trace import MOONCAKE_BLOCK_TOKENS
+from baton.simulator.trace import MOONCAKE_BLOCK_TOKENS
 
 
 def write_trace(path: Path, requests: int = 200, seed: int = 0) -> Path:

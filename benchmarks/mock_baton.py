@@ -17,10 +17,11 @@ from typing import Any
 
 import zmq
 
-from baton import wire
-from builtin_model import CHECKPOINT
-from cluster.handoff import HandoffOutcome, Reservation
-from cluster.messages import (
+from baton.builtin_model import CHECKPOINT
+from baton.engine.checkpoint import model_id
+from baton.protocol import codec
+from baton.protocol.handoff import HandoffOutcome, Reservation
+from baton.protocol.messages import (
     Cancel,
     HandoffEnded,
     LoadReport,
@@ -34,9 +35,8 @@ from cluster.messages import (
     TokenOutput,
     Welcome,
 )
-from cluster.request import FinishReason
-from cluster.worker import Endpoint, PageLayout, RoleName, WorkerInfo, WorkerLoad
-from engine.checkpoint import model_id
+from baton.protocol.request import FinishReason
+from baton.protocol.worker import Endpoint, PageLayout, RoleName, WorkerInfo, WorkerLoad
 
 PAGES = 1_000_000
 REPORT_S = 0.5
@@ -56,7 +56,7 @@ class MockWorkers:
     welcomes: int = 0
 
     def send(self, role: RoleName, *messages: Any) -> None:
-        self.sockets[role].send(wire.encode_to_router(list(messages), "1"))
+        self.sockets[role].send(codec.encode_to_router(list(messages), "1"))
 
     def register(self) -> None:
         layout = PageLayout(PAGES, 1, 16, 1, 1, "float32", model_id(CHECKPOINT))  # a router refuses other models
@@ -146,7 +146,7 @@ def _serve(workers: MockWorkers, poller: zmq.Poller, pipe: Connection) -> None:
         ready = dict(poller.poll(max(0, int(1000 * (due - time.monotonic())))))
         for role, socket in workers.sockets.items():
             while socket in ready and socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:
-                for message in wire.decode_to_worker(socket.recv()):
+                for message in codec.decode_to_worker(socket.recv()):
                     workers.on_message(role, message)
         if not registered and workers.welcomes == len(ROLES):
             registered = True

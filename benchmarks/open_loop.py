@@ -12,10 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil
 
+from baton.router.latency import percentile
 from benchmarks.arrivals import Outcome, achieved_per_s, highest_kept, poisson_arrivals
 from benchmarks.router_sides import Child, Side
 from benchmarks.stream_clients import DRAIN_S, Refused, StreamClient, drain
-from cluster.latency import percentile
 
 Figures = dict[str, float]
 SHARES = ((0.5, "p50"), (0.99, "p99"))

@@ -18,15 +18,15 @@ from statistics import median
 from typing import Any
 
 import baton
-from baton.errors import BatonError, Overloaded
+from baton.builtin_model import CHECKPOINT
+from baton.client.errors import BatonError, Overloaded
+from baton.config.schema import parse_config
+from baton.deploy.cluster import resolve_here
+from baton.deploy.launcher import Started, connected, router_pid, start_cluster
+from baton.deploy.local_ray import start_local_ray
+from baton.protocol.request import Objectives
 from benchmarks.memory_slope import Memory
 from benchmarks.report import Goal, Report, arguments, progress
-from builtin_model import CHECKPOINT
-from cluster.config import parse_config
-from cluster.request import Objectives
-from deploy.cluster import resolve_here
-from deploy.launcher import Started, connected, router_pid, start_cluster
-from deploy.local_ray import start_local_ray
 
 GOALS = {
     "goodput_ratio_overload_to_saturation": Goal(0.8),

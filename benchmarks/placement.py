@@ -15,15 +15,15 @@ from statistics import median
 import numpy as np
 import psutil
 
+from baton.protocol.messages import PagesChanged
+from baton.protocol.request import Objectives
+from baton.protocol.worker import Endpoint, PageLayout, RoleName, WorkerInfo
+from baton.router.policy.cluster_state import ClusterState, RunningSequence
+from baton.router.policy.length_distribution import NUM_BINS, LengthDistribution
+from baton.router.policy.placement import Place, PlacementInput
+from baton.router.policy.predicted_latency import PredictedLatency
+from baton.router.policy.prefix_index import KEY_BYTES, page_keys
 from benchmarks.report import Goal, Report, arguments, progress
-from cluster.messages import PagesChanged
-from cluster.request import Objectives
-from cluster.worker import Endpoint, PageLayout, RoleName, WorkerInfo
-from router.policy.cluster_state import ClusterState, RunningSequence
-from router.policy.length_distribution import NUM_BINS, LengthDistribution
-from router.policy.placement import Place, PlacementInput
-from router.policy.predicted_latency import PredictedLatency
-from router.policy.prefix_index import KEY_BYTES, page_keys
 
 GOALS = {
     "decisions_per_s_100": Goal(5000),

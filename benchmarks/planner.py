@@ -16,10 +16,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from baton.simulator.setup import Pools, Setup, described_slo, page_size_for
+from baton.simulator.simulation import Slo
+from baton.simulator.trace import TraceRequest, read_trace, scale_arrivals
 from benchmarks.report import Goal, Options, Report, arguments, progress
-from simulator.setup import Pools, Setup, described_slo, page_size_for
-from simulator.simulation import Slo
-from simulator.trace import TraceRequest, read_trace, scale_arrivals
 
 GOALS = {
     "goodput_ratio_to_best_static_shifting": Goal(1.2),

@@ -14,10 +14,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from baton.router.policy.policies import NAMES
+from baton.simulator.setup import Pools, Setup, page_size_for
+from baton.simulator.trace import TraceRequest, read_trace, scale_arrivals
 from benchmarks.report import Goal, Options, Report, arguments, progress
-from router.policy.policies import NAMES
-from simulator.setup import Pools, Setup, page_size_for
-from simulator.trace import TraceRequest, read_trace, scale_arrivals
 
 OURS = "predicted_latency"
 SERVE_LATE = "predicted_latency, no refusals"

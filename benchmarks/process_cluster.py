@@ -10,10 +10,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from baton.config.plan import RouterPlan, WorkerPlan
+from baton.router.assembly import RunningRouter, start_router
+from baton.router.policy.cluster_state import ClusterState
 from benchmarks.cables import enter
-from cluster.plan import RouterPlan, WorkerPlan
-from router.assembly import RunningRouter, start_router
-from router.policy.cluster_state import ClusterState
 
 LOAD_TIMEOUT_S = 120.0
 
@@ -23,7 +23,7 @@ def work(plan: WorkerPlan, namespace: str = "", environment: Mapping[str, str] |
     if namespace:
         enter(namespace)
     os.environ.update(environment or {})
-    from worker.assembly import assemble
+    from baton.worker.assembly import assemble
 
     assemble(plan, str(os.getpid()), "localhost", lambda stage: None).run()
 

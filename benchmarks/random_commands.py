@@ -10,12 +10,12 @@ import random
 from typing import Any
 
 import baton
+from baton.builtin_model import CHECKPOINT
+from baton.protocol.errors import BatonError
+from baton.router.operation import Ask, Drain, Migrate, Operation, OperationState, Rebalance, Undrain
 from benchmarks.process_cluster import ProcessCluster, plans
 from benchmarks.report import Goal, Report, arguments, progress
 from benchmarks.steady_streams import SteadyStreams
-from builtin_model import CHECKPOINT
-from cluster.errors import BatonError
-from router.operation import Ask, Drain, Migrate, Operation, OperationState, Rebalance, Undrain
 
 GOALS = {"answers_wrong": Goal(0, at_most=True), "pages_leaked": Goal(0, at_most=True)}
 

@@ -17,12 +17,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from baton.builtin_model import CHECKPOINT
+from baton.protocol.errors import BatonError, Cancelled
+from baton.protocol.request import Request, SamplingParams
+from baton.router.operation import Ask, Migrate, Operation, OperationState, Rebalance
 from benchmarks.process_cluster import ProcessCluster, plans
 from benchmarks.report import Goal, Report, arguments, progress
-from builtin_model import CHECKPOINT
-from cluster.errors import BatonError, Cancelled
-from cluster.request import Request, SamplingParams
-from router.operation import Ask, Migrate, Operation, OperationState, Rebalance
 
 GOALS = {
     "switch_idle_s": Goal(1.0, at_most=True),

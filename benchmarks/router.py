@@ -30,12 +30,12 @@ from statistics import median
 
 import psutil
 
+from baton.router.latency import percentile
 from benchmarks.open_loop import OpenSetting, measure_kept, measure_open
 from benchmarks.report import Report, arguments, median_ratio, progress
 from benchmarks.router_peers import PEERS, find_peer, peer_side
 from benchmarks.router_sides import Child, Side, baton_side
 from benchmarks.stream_clients import DRAIN_S, StreamClient, drain
-from cluster.latency import percentile
 
 TOKENS = 64
 SATURATING = 64

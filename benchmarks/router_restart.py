@@ -22,12 +22,12 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import baton
-from baton.errors import BatonError
+from baton.builtin_model import CHECKPOINT
+from baton.client.errors import BatonError
+from baton.config.plan import RouterPlan
+from baton.router.assembly import start_router
 from benchmarks.process_cluster import plans, work
 from benchmarks.report import Report, arguments, progress
-from builtin_model import CHECKPOINT
-from cluster.plan import RouterPlan
-from router.assembly import start_router
 
 WORKERS = {"prefill-0": "prefill", "decode-0": "decode", "decode-1": "decode"}
 CONTEXT_TOKENS = 2048

@@ -14,13 +14,13 @@ from typing import Any
 import psutil
 import zmq
 
-from baton import wire
+from baton.builtin_model import CHECKPOINT
+from baton.config.plan import RouterPlan
+from baton.protocol import codec
+from baton.protocol.messages import Welcome
+from baton.protocol.worker import RoleName
 from benchmarks.mock_baton import ROLES, Left, mock_baton_process
 from benchmarks.stream_clients import GrpcClient, StreamClient, WorkerClient
-from builtin_model import CHECKPOINT
-from cluster.messages import Welcome
-from cluster.plan import RouterPlan
-from cluster.worker import RoleName
 
 START_S = 60.0
 
@@ -82,7 +82,7 @@ class Side:
 
 def router_process(pipe: Connection) -> None:
     """A real router; says where it listens and ends when the pipe closes."""
-    from router.assembly import start_router
+    from baton.router.assembly import start_router
 
     async def serve() -> None:
         plan = RouterPlan(str(CHECKPOINT), "mock", "float32", 4096, "127.0.0.1", 0, "127.0.0.1", 4096, 60.0)
@@ -110,7 +110,7 @@ def baton_side() -> Iterator[Side]:
         link: zmq.Socket[bytes] = context.socket(zmq.ROUTER)
         direct_port = link.bind_to_random_port("tcp://127.0.0.1")
         direct_worker = start(stack, mock_baton_process, f"tcp://127.0.0.1:{direct_port}")
-        welcome, greeted = wire.encode_to_worker([Welcome("direct", 0.5, "1")]), set[bytes]()
+        welcome, greeted = codec.encode_to_worker([Welcome("direct", 0.5, "1")]), set[bytes]()
         while len(greeted) < len(ROLES):
             if not link.poll(int(1000 * START_S)):
                 raise RuntimeError(f"{len(greeted)} of {len(ROLES)} mock workers registered within {START_S:g} s.")

@@ -16,21 +16,21 @@ from statistics import median
 
 import torch
 
-from baton.wire import encode_to_router
+from baton.decode_worker.role import DecodeRole
+from baton.engine.batch import StepBudget
+from baton.engine.decode_staging import DecodeStaging
+from baton.engine.flat_batch import flat_batch
+from baton.engine.graph_sizes import graph_sizes
+from baton.engine.kv_pages import PagePool
+from baton.engine.step import SampledToken, StepPlan, StepResult
+from baton.protocol.codec import encode_to_router
+from baton.protocol.messages import Prefill
+from baton.protocol.request import Request, SamplingParams
+from baton.protocol.worker import RoleName
+from baton.worker.reports import LOAD_EVERY_S, Reports
+from baton.worker.role import Send
+from baton.worker.state import WorkerState
 from benchmarks.report import Goal, Report, arguments, progress
-from cluster.messages import Prefill
-from cluster.request import Request, SamplingParams
-from cluster.worker import RoleName
-from decode_worker.role import DecodeRole
-from engine.batch import StepBudget
-from engine.decode_staging import DecodeStaging
-from engine.flat_batch import flat_batch
-from engine.graph_sizes import graph_sizes
-from engine.kv_pages import PagePool
-from engine.step import SampledToken, StepPlan, StepResult
-from worker.reports import LOAD_EVERY_S, Reports
-from worker.role import Send
-from worker.state import WorkerState
 
 POINTS = {
     "b1_1k": (1, 1024),

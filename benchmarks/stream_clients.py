@@ -15,11 +15,11 @@ from typing import Any, Protocol
 
 import zmq
 
-from baton import wire
-from baton.v1 import inference_pb2
+from baton.protocol import codec
+from baton.protocol.messages import Prefill, StepOutput
+from baton.protocol.request import Request, SamplingParams
+from baton.protocol.v1 import inference_pb2
 from benchmarks.http2_reader import Http2Reader
-from cluster.messages import Prefill, StepOutput
-from cluster.request import Request, SamplingParams
 
 PROMPT = [5] * 32
 DRAIN_S = 60.0
@@ -170,7 +170,7 @@ class WorkerClient:
 
     def start(self, name: str, tokens: int) -> None:
         request = Request(name, tuple(PROMPT), SamplingParams(max_tokens=tokens))
-        self._link.send_multipart([self._worker, wire.encode_to_worker([Prefill(request, (), False, 0)])])
+        self._link.send_multipart([self._worker, codec.encode_to_worker([Prefill(request, (), False, 0)])])
 
     def read(self, timeout_s: float) -> list[str]:
         ended: list[str] = []
@@ -178,7 +178,7 @@ class WorkerClient:
             return ended
         frame = self._link.recv_multipart()[1]
         now = time.monotonic()
-        for message in wire.decode_to_router(frame)[1]:
+        for message in codec.decode_to_router(frame)[1]:
             if isinstance(message, StepOutput):
                 self._arrived += [(token.request_id, token.index, now) for token in message.tokens]
                 ended += [token.request_id for token in message.tokens if token.finish is not None]

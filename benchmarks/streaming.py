@@ -13,13 +13,13 @@ import time
 
 import grpc
 
-from baton.connection import options
-from baton.v1 import inference_pb2, inference_pb2_grpc
+from baton.client.connection import options
+from baton.protocol.v1 import inference_pb2, inference_pb2_grpc
+from baton.router.latency import percentile
 from benchmarks.report import Goal, Report, arguments, progress
 from benchmarks.router import STAGGER_S, Setting, read_paced
 from benchmarks.router_sides import Child, Side, baton_side
 from benchmarks.stream_clients import PROMPT, GrpcClient
-from cluster.latency import percentile
 
 GOALS = {"added_ttft_ms_p50": Goal(1.5, at_most=True), "added_per_token_ms_p50": Goal(0.5, at_most=True)}
 STEP_S = 0.02

@@ -13,20 +13,20 @@ from statistics import median
 
 import torch
 
+from baton.decode_worker.role import DecodeRole
+from baton.engine.batch import StepBudget
+from baton.engine.executor import TorchExecutor
+from baton.engine.host_pages import HostPages
+from baton.engine.kv_pages import PagePool
+from baton.engine.model_config import model_config
+from baton.engine.weights import random_weights
+from baton.protocol.messages import Prefill
+from baton.protocol.request import Request, SamplingParams
+from baton.protocol.worker import RoleName
+from baton.worker.role import SwapIn, SwapOut
+from baton.worker.state import WorkerState
 from benchmarks.engine import BATCH, CHUNK_TOKENS, PAGE_SIZE, SHAPE, build_executor
 from benchmarks.report import Goal, Report, arguments, median_ratio, progress
-from cluster.messages import Prefill
-from cluster.request import Request, SamplingParams
-from cluster.worker import RoleName
-from decode_worker.role import DecodeRole
-from engine.batch import StepBudget
-from engine.executor import TorchExecutor
-from engine.host_pages import HostPages
-from engine.kv_pages import PagePool
-from engine.model_config import model_config
-from engine.weights import random_weights
-from worker.role import SwapIn, SwapOut
-from worker.state import WorkerState
 
 CONTEXTS = (128, 512, 960)  # positions computed when it is preempted
 GOALS = {"resume_ratio_swap_to_recompute_960": Goal(0.5, at_most=True)}

@@ -41,7 +41,9 @@ Age = Callable[[Result], int | None]  # commits to a result's code since it was 
 
 def age_of(result: Result) -> int | None:
     """How many commits have touched what it measured; None where that is unknown."""
-    paths = ("benchmarks/gpu", "engine", "kv_transfer") if result.name == "gpu" else BY_NAME[result.name].code_paths
+    paths = (
+        ("benchmarks/gpu", "baton/engine", "kv_transfer") if result.name == "gpu" else BY_NAME[result.name].code_paths
+    )
     return commits_since(result.commit, paths)
 
 

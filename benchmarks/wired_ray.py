@@ -6,9 +6,9 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
+from baton.deploy.local_ray import LocalRay, start_local_ray
+from baton.protocol.errors import ConfigError
 from benchmarks.cables import Cables
-from cluster.errors import ConfigError
-from deploy.local_ray import LocalRay, start_local_ray
 
 START_TIMEOUT_S = 120.0
 

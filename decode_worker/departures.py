@@ -12,14 +12,14 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass, field
 
-from cluster.handoff import HandoffOutcome, Reservation
-from cluster.messages import HandoffEnded
-from engine.kv_pages import PagePool
-from engine.page_table import give_back_pages
-from engine.sequence import Sequence
-from worker.outbound import Outbound
-from worker.role import Command, Send, WriteEnded
-from worker.stalled_handoffs import StalledHandoffs
+from baton.engine.kv_pages import PagePool
+from baton.engine.page_table import give_back_pages
+from baton.engine.sequence import Sequence
+from baton.protocol.handoff import HandoffOutcome, Reservation
+from baton.protocol.messages import HandoffEnded
+from baton.worker.outbound import Outbound
+from baton.worker.role import Command, Send, WriteEnded
+from baton.worker.stalled_handoffs import StalledHandoffs
 
 PAGES_PER_WRITE = 64  # a transport that copies inside the call must not hold up the other sequences' step
 

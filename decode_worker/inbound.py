@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from cluster.handoff import HandoffNotice, HandoffState, HandoffStep, Reservation, advance
-from cluster.prefix_hash import tenant_root
-from engine.kv_pages import PagePool
-from engine.page_table import give_back_pages, take_pages
-from engine.sequence import Sequence
+from baton.engine.kv_pages import PagePool
+from baton.engine.page_table import give_back_pages, take_pages
+from baton.engine.sequence import Sequence
+from baton.protocol.handoff import HandoffNotice, HandoffState, HandoffStep, Reservation, advance
+from baton.protocol.prefix_hash import tenant_root
 
 
 @dataclass(slots=True, eq=False)

@@ -15,8 +15,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from cluster.handoff import HandoffNotice, HandoffOutcome
-from cluster.messages import (
+from baton.decode_worker.departures import Departures
+from baton.decode_worker.inbound import Inbound
+from baton.decode_worker.swap import SwapSpace
+from baton.decode_worker.token_log import TokenLog
+from baton.engine.batch import absorb_step, plan_step
+from baton.engine.page_table import commit_pages, give_back_pages, grow, take_pages
+from baton.engine.sequence import Sequence
+from baton.engine.step import StepPlan, StepResult
+from baton.protocol.handoff import HandoffNotice, HandoffOutcome
+from baton.protocol.messages import (
     Cancel,
     ContinueSequence,
     HandoffCommitted,
@@ -34,18 +42,10 @@ from cluster.messages import (
     StepOutput,
     TokenOutput,
 )
-from cluster.worker import RoleName
-from decode_worker.departures import Departures
-from decode_worker.inbound import Inbound
-from decode_worker.swap import SwapSpace
-from decode_worker.token_log import TokenLog
-from engine.batch import absorb_step, plan_step
-from engine.page_table import commit_pages, give_back_pages, grow, take_pages
-from engine.sequence import Sequence
-from engine.step import StepPlan, StepResult
-from worker.role import Command, Occupancy, Send, WriteEnded
-from worker.state import WorkerState
-from worker.token_output import token_output
+from baton.protocol.worker import RoleName
+from baton.worker.role import Command, Occupancy, Send, WriteEnded
+from baton.worker.state import WorkerState
+from baton.worker.token_output import token_output
 
 TOKENS_PER_MESSAGE = 8192  # that are told again
 

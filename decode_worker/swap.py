@@ -13,8 +13,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from engine.sequence import Sequence
-from worker.role import SwapIn, SwapOut
+from baton.engine.sequence import Sequence
+from baton.worker.role import SwapIn, SwapOut
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,9 +12,9 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from cluster.messages import HeldSequence, TokenOutput
-from cluster.request import FinishReason
-from engine.sequence import Sequence
+from baton.engine.sequence import Sequence
+from baton.protocol.messages import HeldSequence, TokenOutput
+from baton.protocol.request import FinishReason
 
 KEPT_ENDED = 1024
 KEPT_BYTES = 32 << 20  # of ended sequences, and as much again of log-probabilities

@@ -7,22 +7,22 @@ import uuid
 from dataclasses import replace
 from pathlib import Path
 
-from builtin_model import CHECKPOINT
-from cluster.config import BatonConfig
-from cluster.errors import BatonError, ConfigError
-from cluster.resolve import ModelFacts, Resolved, resolve
-from deploy.ending import Tell, clear, end_started
-from deploy.local_ray import LocalRay, loopback, planned_ray, start_local_ray
-from deploy.machine import machine_facts
-from deploy.preflight import check_start, ray_host
-from deploy.processes import NotedProcess, this_process
-from deploy.recovery import pools_again
-from deploy.running import RunningCluster, claim_note, home, remove_note, running_cluster, update_note
-from deploy.supervisor import start_supervisor
-from engine.checkpoint import check_weights, read_config, read_sampling_defaults, resolve_model
-from engine.tokenizer import check_tokenizer
-from router.credentials import Credentials
-from router.policy.policies import check_policy
+from baton.builtin_model import CHECKPOINT
+from baton.config.resolve import ModelFacts, Resolved, resolve
+from baton.config.schema import BatonConfig
+from baton.deploy.ending import Tell, clear, end_started
+from baton.deploy.local_ray import LocalRay, loopback, planned_ray, start_local_ray
+from baton.deploy.machine import machine_facts
+from baton.deploy.preflight import check_start, ray_host
+from baton.deploy.processes import NotedProcess, this_process
+from baton.deploy.recovery import pools_again
+from baton.deploy.running import RunningCluster, claim_note, home, remove_note, running_cluster, update_note
+from baton.deploy.supervisor import start_supervisor
+from baton.engine.checkpoint import check_weights, read_config, read_sampling_defaults, resolve_model
+from baton.engine.tokenizer import check_tokenizer
+from baton.protocol.errors import BatonError, ConfigError
+from baton.router.credentials import Credentials
+from baton.router.policy.policies import check_policy
 
 BUILTIN = "built-in"
 
@@ -133,7 +133,7 @@ def _start(mine: RunningCluster, resolved: Resolved, tell: Tell, folder: Path) -
     ray = LocalRay(mine.ray_address, mine.ray_folder)
     if not existing:
         start_local_ray(planned=ray)
-    from deploy.launcher import connected, gcs_address, start_cluster
+    from baton.deploy.launcher import connected, gcs_address, start_cluster
 
     tell("ray", "connecting")
     with connected(ray):

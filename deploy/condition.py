@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from deploy.running import RunningCluster
+from baton.deploy.running import RunningCluster
 
 Kind = Literal["serving", "no router", "unreachable", "starting", "ending", "recovering", "dead"]
 Reached = Literal["answers", "refuses", "silent"]  # only a refusal says that nothing listens: a packet may be lost

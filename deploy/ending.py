@@ -12,14 +12,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cluster.errors import ConfigError
-from cluster.ray_names import ROUTER
-from deploy.condition import Condition
-from deploy.local_ray import LocalRay
-from deploy.look import look, reached, recovery_file
-from deploy.processes import PYTHON, python_environment, this_process
-from deploy.running import RunningCluster, home, remove_note, running_cluster, state_file, update_note
-from deploy.supervisor import end_supervisor
+from baton.config.ray_names import ROUTER
+from baton.deploy.condition import Condition
+from baton.deploy.local_ray import LocalRay
+from baton.deploy.look import look, reached, recovery_file
+from baton.deploy.processes import PYTHON, python_environment, this_process
+from baton.deploy.running import RunningCluster, home, remove_note, running_cluster, state_file, update_note
+from baton.deploy.supervisor import end_supervisor
+from baton.protocol.errors import ConfigError
 
 Tell = Callable[[str, str], None]
 STREAMS_S = 5.0  # how long running streams may take to end within DOWN_S; router.stop_grace_s may give them more
@@ -154,7 +154,7 @@ def _stop_actors(cluster: RunningCluster, goodbye_until_s: float, timeout_s: flo
     """The names of the actors that a process ended; None when it failed, or was late and is ended."""
     words = (cluster.ray_address, cluster.ray_folder, cluster.prefix, str(goodbye_until_s))
     with subprocess.Popen(
-        [*PYTHON, "deploy.stop_actors", *words],
+        [*PYTHON, "baton.deploy.stop_actors", *words],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

@@ -4,9 +4,9 @@
   install  unpacks it into the FlashInfer of this Python, which compiles nothing that it finds there
 
 examples:
-  python -m deploy.flashinfer_kernels build kernels.tar.xz       # Llama and Qwen3 of most sizes, in bfloat16, on Hopper
-  python -m deploy.flashinfer_kernels build a100.tar.xz --arch 8.0 --dtype bfloat16,float16 --model ~/models/qwen3-8b
-  python -m deploy.flashinfer_kernels install kernels.tar.xz
+  python -m baton.deploy.flashinfer_kernels build kernels.tar.xz  # Llama and Qwen3 of most sizes, bfloat16, Hopper
+  python -m baton.deploy.flashinfer_kernels build a100.tar.xz --arch 8.0 --dtype float16 --model ~/models/qwen3-8b
+  python -m baton.deploy.flashinfer_kernels install kernels.tar.xz
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cluster.errors import BatonError, ConfigError
-from deploy import kernel_build
-from deploy.kernel_pack import Here, describe, install, read_pack, refusal, write_pack
-from engine.attention.flashinfer import HEAD_DIMS, TENSOR_CORE_GROUP
-from engine.attention.kernel_modules import KernelModule, kernel_modules
-from engine.checkpoint import read_config
-from engine.storage import DTYPES
+from baton.deploy import kernel_build
+from baton.deploy.kernel_pack import Here, describe, install, read_pack, refusal, write_pack
+from baton.engine.attention.flashinfer import HEAD_DIMS, TENSOR_CORE_GROUP
+from baton.engine.attention.kernel_modules import KernelModule, kernel_modules
+from baton.engine.checkpoint import read_config
+from baton.engine.storage import DTYPES
+from baton.protocol.errors import BatonError, ConfigError
 
 _ARCHITECTURE = re.compile(r"\d+\.\d+[af]?")
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m deploy.flashinfer_kernels",
+        prog="python -m baton.deploy.flashinfer_kernels",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -6,7 +6,7 @@
 #   deploy/gpu_first_contact.sh second CARRIED OUT [FLAG ...]   prefill, kernels, sampling, serving        (some 7 minutes)
 #
 # CARRIED holds wheels (*.whl) of what the host lacks and kernels*.tar.xz, FlashInfer's kernels compiled before
-# (python -m deploy.flashinfer_kernels build); both may be missing. Further flags go to benchmarks.gpu: where there is no
+# (python -m baton.deploy.flashinfer_kernels build); both may be missing. Further flags go to benchmarks.gpu: where there is no
 # GPU, --device cpu --shape tiny tries the whole script. OUT gets the JSON and the log.
 set -uo pipefail
 usage() { sed -n '2,12s/^# \{0,1\}//p' "$0"; exit "${1:-2}"; }
@@ -26,7 +26,7 @@ if (( ${#wheels[@]} )); then
   export PYTHONPATH=$site:$PWD
 fi
 for kernels in "$carried"/kernels*.tar.xz; do
-  "$python" -m deploy.flashinfer_kernels install "$kernels" || echo "Going on without $kernels: what it has is compiled on first use."
+  "$python" -m baton.deploy.flashinfer_kernels install "$kernels" || echo "Going on without $kernels: what it has is compiled on first use."
 done
 
 # What the driver's libraries need that a host keeps in a folder of its own.

@@ -12,10 +12,9 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
-from cluster.errors import ConfigError
-from engine.attention.flashinfer import load_flashinfer
-from engine.attention.kernel_modules import KernelModule
-from engine.kernel_compiler import (
+from baton.engine.attention.flashinfer import load_flashinfer
+from baton.engine.attention.kernel_modules import KernelModule
+from baton.engine.kernel_compiler import (
     addition_flags,
     complete_cuda,
     cuda_home,
@@ -23,6 +22,7 @@ from engine.kernel_compiler import (
     pip_includes,
     reason_of,
 )
+from baton.protocol.errors import ConfigError
 
 Say = Callable[[str], None]
 # Tried together with FlashInfer 0.6.6; kernels of CUDA 13 go with torch for CUDA 13.

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from cluster.errors import ConfigError
-from engine.prebuilt_kernels import MANIFEST, Built, Manifest, read_manifest
+from baton.engine.prebuilt_kernels import MANIFEST, Built, Manifest, read_manifest
+from baton.protocol.errors import ConfigError
 
 _ROOT = "aot"
 _GLIBC = re.compile(rb"GLIBC_(\d+(?:\.\d+)+)\0")

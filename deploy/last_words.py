@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from cluster.ray_names import FIRST_WORDS
-from deploy.processes import noted_process
+from baton.config.ray_names import FIRST_WORDS
+from baton.deploy.processes import noted_process
 
 # How Python, UCX and Ray each report a deadly signal.
 _DEADLY = re.compile(

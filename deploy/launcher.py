@@ -17,21 +17,22 @@ from ray._private import ray_constants, worker
 from ray._private.state import actors as actor_table
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cluster.address import reachable
-from cluster.errors import ConfigError, NoWorkers
-from cluster.placement import demand
-from cluster.ray_names import NAMESPACE, ROUTER
-from cluster.resolve import Resolved
-from deploy.container_limits import oom_kills
-from deploy.interrupts import interrupts_wait
-from deploy.last_words import log_of, why_ended
-from deploy.local_ray import LocalRay, free_port
-from deploy.look import reached
-from deploy.machine import machine_facts
-from deploy.placement_groups import actor_options, release_empty_groups, release_groups, reserve_groups
-from router.actor import RouterActor
-from router.worker_gate import new_link_keys
-from worker.actor import WorkerActor
+from baton.config.placement import demand
+from baton.config.ray_names import NAMESPACE, ROUTER
+from baton.config.resolve import Resolved
+from baton.deploy.container_limits import oom_kills
+from baton.deploy.interrupts import interrupts_wait
+from baton.deploy.last_words import log_of, why_ended
+from baton.deploy.local_ray import LocalRay, free_port
+from baton.deploy.look import reached
+from baton.deploy.machine import machine_facts
+from baton.deploy.placement_groups import actor_options, release_empty_groups, release_groups, reserve_groups
+from baton.deploy.processes import import_root
+from baton.protocol.address import reachable
+from baton.protocol.errors import ConfigError, NoWorkers
+from baton.router.actor import RouterActor
+from baton.router.worker_gate import new_link_keys
+from baton.worker.actor import WorkerActor
 
 POLL_S = 0.1
 CLOCK_S = 1.0  # by which the times of files may be behind
@@ -65,9 +66,9 @@ def connected(local: LocalRay) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _at_home() -> Iterator[None]:
-    """Ray puts the working folder before the paths of its processes; it may have another `router`, or be gone."""
+    """Ray puts the working folder before the paths of its processes; it may have another `baton`, or be gone."""
     before = os.open(".", os.O_PATH | os.O_DIRECTORY)
-    os.chdir(Path(__file__).resolve().parent.parent)
+    os.chdir(import_root())
     try:
         yield
     finally:

@@ -21,9 +21,9 @@ from pathlib import Path
 
 import psutil
 
-from cluster.address import bare_host, is_loopback, join, split
-from cluster.errors import ConfigError
-from deploy.processes import NotedProcess, noted_process
+from baton.deploy.processes import NotedProcess, import_root, noted_process
+from baton.protocol.address import bare_host, is_loopback, join, split
+from baton.protocol.errors import ConfigError
 
 START_TIMEOUT_S = 90.0
 _INTERRUPTS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
@@ -42,7 +42,7 @@ _QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_enable_metrics_collection": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_START_HOOK": "deploy.ray_start.without_extras",
+    "RAY_START_HOOK": "baton.deploy.ray_start.without_extras",
 }
 # Ray replaces a loopback address by the machine's own and then listens on every interface, unless this is off.
 _CLUSTER = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
@@ -67,9 +67,8 @@ class LocalRay:
         return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(Path(self.folder) / "token")}
 
     def environment(self) -> dict[str, str]:
-        """For processes of this Ray: actors find Baton's packages, are as quiet as we are, and get in."""
-        root = str(Path(__file__).resolve().parent.parent)
-        path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+        """For processes of this Ray: actors find Baton, are as quiet as we are, and get in."""
+        path = os.pathsep.join([str(import_root()), *filter(None, [os.environ.get("PYTHONPATH")])])
         # A token in this variable would count more than the file.
         inherited = {name: value for name, value in os.environ.items() if name != "RAY_AUTH_TOKEN"}
         near = {"UCX_NET_DEVICES": "lo"} if self.on_loopback and "UCX_TLS" not in inherited else {}

@@ -8,11 +8,11 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from cluster.errors import NoWorkers
-from deploy.condition import Condition, Facts, Reached, condition
-from deploy.processes import NotedProcess, boot
-from deploy.recovery import Recovery, words
-from deploy.running import RunningCluster, home, running_cluster
+from baton.deploy.condition import Condition, Facts, Reached, condition
+from baton.deploy.processes import NotedProcess, boot
+from baton.deploy.recovery import Recovery, words
+from baton.deploy.running import RunningCluster, home, running_cluster
+from baton.protocol.errors import NoWorkers
 
 PROBE_S = 0.8  # for one connection; two are tried
 

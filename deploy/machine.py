@@ -1,4 +1,4 @@
-"""What this machine offers: the facts `cluster/resolve.py` works from."""
+"""What this machine offers: the facts `baton/config/resolve.py` works from."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 
 import psutil
 
-from cluster.resolve import MachineFacts
-from deploy.container_limits import cpu_quota, memory_limit
+from baton.config.resolve import MachineFacts
+from baton.deploy.container_limits import cpu_quota, memory_limit
 
 
 def machine_facts() -> MachineFacts:

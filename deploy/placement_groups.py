@@ -1,4 +1,4 @@
-"""Carries `cluster/placement.py` to Ray: placement groups, and the options of a worker's actor."""
+"""Carries `baton/config/placement.py` to Ray: placement groups, and the options of a worker's actor."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 from ray.util.placement_group import get_placement_group, placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from cluster.errors import ConfigError
-from cluster.placement import demand, groups
-from cluster.resolve import Resolved
+from baton.config.placement import demand, groups
+from baton.config.resolve import Resolved
+from baton.protocol.errors import ConfigError
 
 
 def reserve_groups(resolved: Resolved, prefix: str) -> None:

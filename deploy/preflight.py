@@ -9,12 +9,12 @@ import tempfile
 
 import psutil
 
-from baton.listener import listener
-from cluster.address import bare_host, is_ipv6, is_loopback, join
-from cluster.config import RouterSection
-from cluster.errors import ConfigError
-from deploy.local_ray import loopback
-from deploy.running import state_file
+from baton.client.listener import listener
+from baton.config.schema import RouterSection
+from baton.deploy.local_ray import loopback
+from baton.deploy.running import state_file
+from baton.protocol.address import bare_host, is_ipv6, is_loopback, join
+from baton.protocol.errors import ConfigError
 
 
 def check_start(router: RouterSection) -> None:

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import baton
+
 POLL_S = 0.05
-PYTHON = (sys.executable, "-P", "-m")  # for a module of ours; a folder `deploy` in the working folder is not ours
+PYTHON = (sys.executable, "-P", "-m")  # for a module of ours; a `baton` in the working folder is not
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +68,15 @@ def this_process(name: str) -> NotedProcess:
     return found
 
 
+def import_root() -> Path:
+    """The folder that holds the package `baton`: the root of a checkout, or the site-packages where it is installed."""
+    return Path(baton.__file__).resolve().parents[1]
+
+
 def python_environment() -> dict[str, str]:
-    """For a Python process of ours that is no part of a Ray: it finds Baton's packages."""
-    root = str(Path(__file__).resolve().parent.parent)
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])}
+    """For a Python process of ours that is no part of a Ray: it finds Baton."""
+    path = os.pathsep.join([str(import_root()), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**os.environ, "PYTHONPATH": path}
 
 
 def boot() -> str:

@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cluster.errors import ConfigError
-from deploy.processes import NotedProcess
+from baton.deploy.processes import NotedProcess
+from baton.protocol.errors import ConfigError
 
 STATES = ("starting", "up", "ending")
 
@@ -54,7 +54,7 @@ def state_file(folder: Path | None = None) -> Path:
 
 
 def running_cluster(folder: Path | None = None) -> RunningCluster | None:
-    """The noted cluster, or None. Whether it lives is another question: `deploy.look`.
+    """The noted cluster, or None. Whether it lives is another question: `baton.deploy.look`.
 
     Raises `OSError` when there is a note and it cannot be read now.
     """

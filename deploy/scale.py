@@ -12,14 +12,14 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
-from cluster.errors import ConfigError
-from cluster.memory import check_more_memory
-from cluster.resolve import Resolved
-from deploy.ending import Tell
-from deploy.local_ray import LocalRay
-from deploy.look import serving_cluster
-from deploy.machine import machine_facts
-from deploy.running import RunningCluster, change_note
+from baton.config.memory import check_more_memory
+from baton.config.resolve import Resolved
+from baton.deploy.ending import Tell
+from baton.deploy.local_ray import LocalRay
+from baton.deploy.look import serving_cluster
+from baton.deploy.machine import machine_facts
+from baton.deploy.running import RunningCluster, change_note
+from baton.protocol.errors import ConfigError
 
 POOLS = ("prefill", "decode", "mixed")
 Pools = Mapping[str, list[str]]  # pool → workers that serve in it
@@ -62,7 +62,7 @@ def scale(pool: str, delta: int, pools: Pools, drain: Drain, tell: Tell) -> list
     if cluster is None or not cluster.resolved:
         raise ConfigError("No cluster is up: start one with `baton up`.")
     resolved = Resolved.from_json(cluster.resolved)
-    from deploy.launcher import connected, live_workers
+    from baton.deploy.launcher import connected, live_workers
 
     with connected(LocalRay(cluster.ray_address, cluster.ray_folder)):
         live = live_workers(cluster.prefix)
@@ -77,7 +77,7 @@ def scale(pool: str, delta: int, pools: Pools, drain: Drain, tell: Tell) -> list
 
 
 def _add(cluster: RunningCluster, resolved: Resolved, workers: list[tuple[str, str]], tell: Tell) -> None:
-    from deploy.launcher import start_workers, stop_workers
+    from baton.deploy.launcher import start_workers, stop_workers
 
     names = [name for name, _ in workers]
     try:
@@ -89,7 +89,7 @@ def _add(cluster: RunningCluster, resolved: Resolved, workers: list[tuple[str, s
 
 
 def _remove(cluster: RunningCluster, resolved: Resolved, names: list[str], drain: Drain, tell: Tell) -> None:
-    from deploy.launcher import stop_workers
+    from baton.deploy.launcher import stop_workers
 
     for name in names:
         tell(name, "draining")

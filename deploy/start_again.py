@@ -1,4 +1,4 @@
-"""One attempt to bring a noted cluster back, as a process of its own: `python -m deploy.start_again FOLDER ID`."""
+"""One attempt to bring a noted cluster back, in its own process: `python -m baton.deploy.start_again FOLDER ID`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 from types import FrameType
 
-from cluster.errors import BatonError
-from deploy.cluster import start_again
+from baton.deploy.cluster import start_again
+from baton.protocol.errors import BatonError
 
 
 def _end(number: int, frame: FrameType | None) -> None:

@@ -6,8 +6,8 @@ import json
 import sys
 import time
 
-from deploy.launcher import connected, stop_cluster
-from deploy.local_ray import LocalRay
+from baton.deploy.launcher import connected, stop_cluster
+from baton.deploy.local_ray import LocalRay
 
 
 def main(ray_address: str, ray_folder: str, prefix: str, goodbye_until_s: str) -> None:

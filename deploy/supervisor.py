@@ -16,11 +16,11 @@ import time
 from pathlib import Path
 from types import FrameType
 
-from deploy.attempt import Attempt
-from deploy.look import Supervised, supervised, write_supervised
-from deploy.processes import PYTHON, python_environment, this_process
-from deploy.recovery import Recovery, Seen, step
-from deploy.running import RunningCluster, running_cluster
+from baton.deploy.attempt import Attempt
+from baton.deploy.look import Supervised, supervised, write_supervised
+from baton.deploy.processes import PYTHON, python_environment, this_process
+from baton.deploy.recovery import Recovery, Seen, step
+from baton.deploy.running import RunningCluster, running_cluster
 
 POLL_S = 0.5
 LOG_BYTES = 1 << 20
@@ -62,7 +62,7 @@ class Supervisor:
         return action != "exit"
 
     def _start(self) -> None:
-        command = [*PYTHON, "deploy.start_again", str(self._folder), self._id]
+        command = [*PYTHON, "baton.deploy.start_again", str(self._folder), self._id]
         try:
             self._attempt = Attempt(command, log_file(self._folder), time.monotonic())
         except OSError as error:
@@ -118,7 +118,7 @@ def start_supervisor(folder: Path, cluster_id: str) -> None:
     append = os.O_WRONLY | os.O_CREAT | os.O_APPEND
     os.posix_spawn(
         sys.executable,
-        [*PYTHON, "deploy.supervisor", str(folder.absolute()), cluster_id],
+        [*PYTHON, "baton.deploy.supervisor", str(folder.absolute()), cluster_id],
         python_environment(),
         file_actions=[
             (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),

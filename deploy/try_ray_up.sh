@@ -30,7 +30,7 @@ set_up_machine() { # host name
   mkdir -p /run/sshd "$home/baton-env/bin" "$home/ray"
   chmod 700 "$home"
   printf '#!/bin/sh\nexec "%s" -m ray.scripts.scripts "$@"\n' "$python" > "$home/baton-env/bin/ray"
-  printf '#!/bin/sh\nexec "%s" -c "from baton.cli import main; main()" "$@"\n' "$python" > "$home/baton-env/bin/baton"
+  printf '#!/bin/sh\nexec "%s" -c "from baton.cli.main import main; main()" "$@"\n' "$python" > "$home/baton-env/bin/baton"
   chmod +x "$home"/baton-env/bin/*
   echo "export PATH=$home/baton-env/bin:\$PATH PYTHONPATH=$root RAY_TMPDIR=$home/ray RAY_USAGE_STATS_ENABLED=0" \
     > "$home/.bashrc"

@@ -13,9 +13,9 @@ from itertools import count
 
 import torch
 
-from cluster.errors import HandoffFailed
-from cluster.worker import Endpoint, PageLayout
-from kv_transfer.transport import Notice, TransferEvent, WriteDone, WriteFailed
+from baton.kv_transfer.transport import Notice, TransferEvent, WriteDone, WriteFailed
+from baton.protocol.errors import HandoffFailed
+from baton.protocol.worker import Endpoint, PageLayout
 
 
 @dataclass(eq=False)

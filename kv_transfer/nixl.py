@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from cluster.errors import HandoffFailed
-from cluster.worker import Endpoint, PageLayout
-from kv_transfer.nixl_library import load_nixl, registration_error
-from kv_transfer.transport import Notice, TransferEvent, WriteDone, WriteFailed
+from baton.kv_transfer.nixl_library import load_nixl, registration_error
+from baton.kv_transfer.transport import Notice, TransferEvent, WriteDone, WriteFailed
+from baton.protocol.errors import HandoffFailed
+from baton.protocol.worker import Endpoint, PageLayout
 
 _HELLO = b""  # connects the peers before the first request does
 _HANDSHAKE_S = 5.0

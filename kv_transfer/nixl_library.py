@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
-from cluster.errors import ConfigError
-from kv_transfer.shared_memory import free_bytes_of
+from baton.kv_transfer.shared_memory import free_bytes_of
+from baton.protocol.errors import ConfigError
 
 DRIVER_LIBRARIES = ("libcuda.so.1", "libnvidia-ml.so.1")
 # Where NVIDIA's container runtime puts the driver, which ld does not look into everywhere.

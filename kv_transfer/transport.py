@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from cluster.worker import Endpoint
+from baton.protocol.worker import Endpoint
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,12 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass, field
 
-from cluster.handoff import HandoffNotice, HandoffOutcome
-from cluster.messages import (
+from baton.engine.batch import absorb_step, plan_step
+from baton.engine.page_table import commit_pages, give_back_pages, take_pages
+from baton.engine.sequence import Sequence
+from baton.engine.step import StepPlan, StepResult
+from baton.protocol.handoff import HandoffNotice, HandoffOutcome
+from baton.protocol.messages import (
     Cancel,
     ContinueSequence,
     HandoffEnded,
@@ -21,16 +25,12 @@ from cluster.messages import (
     SendPages,
     StepOutput,
 )
-from cluster.worker import RoleName
-from engine.batch import absorb_step, plan_step
-from engine.page_table import commit_pages, give_back_pages, take_pages
-from engine.sequence import Sequence
-from engine.step import StepPlan, StepResult
-from worker.outbound import Outbound
-from worker.role import Command, Occupancy, Send, WriteEnded
-from worker.stalled_handoffs import StalledHandoffs
-from worker.state import WorkerState
-from worker.token_output import token_output
+from baton.protocol.worker import RoleName
+from baton.worker.outbound import Outbound
+from baton.worker.role import Command, Occupancy, Send, WriteEnded
+from baton.worker.stalled_handoffs import StalledHandoffs
+from baton.worker.state import WorkerState
+from baton.worker.token_output import token_output
 
 
 @dataclass(slots=True, eq=False)

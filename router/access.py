@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
 
-from cluster.errors import PermissionDenied, Unauthenticated
+from baton.protocol.errors import PermissionDenied, Unauthenticated
 
 GENERATE, ADMIN = "generate", "admin"
 ROLES = (GENERATE, ADMIN)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from cluster.handoff import HandoffOutcome
-from cluster.messages import (
+from baton.protocol.handoff import HandoffOutcome
+from baton.protocol.messages import (
     Cancel,
     ContinueSequence,
     HandoffCommitted,
@@ -18,14 +18,14 @@ from cluster.messages import (
     SendPages,
     WorkerMessage,
 )
-from cluster.routing import RoutingDecision
-from router import effects
-from router.commands import Tell
-from router.membership import Membership
-from router.policy.cluster_state import ClusterState, RunningSequence
-from router.policy.migration import growth_tokens
-from router.quarantine import Quarantine
-from router.record import Record
+from baton.router import effects
+from baton.router.commands import Tell
+from baton.router.membership import Membership
+from baton.router.policy.cluster_state import ClusterState, RunningSequence
+from baton.router.policy.migration import growth_tokens
+from baton.router.policy.routing import RoutingDecision
+from baton.router.quarantine import Quarantine
+from baton.router.record import Record
 
 
 def begin(record: Record, decision: RoutingDecision, state: ClusterState, now: float) -> None:

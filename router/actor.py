@@ -12,10 +12,10 @@ import os
 
 import ray
 
-from cluster.errors import BatonError
-from cluster.link_keys import WorkerKeys
-from cluster.plan import RouterAddresses, RouterPlan
-from cluster.ray_names import NAMESPACE
+from baton.config.plan import RouterAddresses, RouterPlan
+from baton.config.ray_names import NAMESPACE
+from baton.protocol.errors import BatonError
+from baton.protocol.link_keys import WorkerKeys
 
 
 @ray.remote(num_cpus=0, max_restarts=-1, max_concurrency=64)  # type: ignore[call-overload]
@@ -32,7 +32,7 @@ class RouterActor:
         self._started = asyncio.get_running_loop().create_task(self._start())
 
     async def _start(self) -> RouterAddresses | str:
-        from router.assembly import start_router
+        from baton.router.assembly import start_router
 
         try:
             self._router = await start_router(self._plan)

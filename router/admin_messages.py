@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from baton.v1 import admin_pb2
-from cluster.errors import InvalidRequest
-from router.core import RouterCore
-from router.explanation import Explanation
-from router.operation import Ask, Drain, Migrate, Operation, Rebalance, Undrain
-from router.page_audit import Verdict
-from router.peer_links import LinkRate
-from router.policy.cluster_state import WorkerView
+from baton.protocol.errors import InvalidRequest
+from baton.protocol.v1 import admin_pb2
+from baton.router.core import RouterCore
+from baton.router.explanation import Explanation
+from baton.router.operation import Ask, Drain, Migrate, Operation, Rebalance, Undrain
+from baton.router.page_audit import Verdict
+from baton.router.peer_links import LinkRate
+from baton.router.policy.cluster_state import WorkerView
 
 
 def read_ask(request: admin_pb2.StartOperationRequest) -> Ask:

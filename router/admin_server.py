@@ -11,11 +11,11 @@ from functools import partial
 
 import grpc
 
-from baton.v1 import admin_pb2, admin_pb2_grpc
-from cluster.errors import BatonError, InvalidRequest, NotFound
-from cluster.worker import RoleName
-from router.access import ADMIN
-from router.admin_messages import (
+from baton.protocol.errors import BatonError, InvalidRequest, NotFound
+from baton.protocol.v1 import admin_pb2, admin_pb2_grpc
+from baton.protocol.worker import RoleName
+from baton.router.access import ADMIN
+from baton.router.admin_messages import (
     explanation_message,
     links_message,
     operation_message,
@@ -24,13 +24,13 @@ from router.admin_messages import (
     read_ask,
     worker_message,
 )
-from router.credentials import Credentials
-from router.driver import Driver
-from router.explanation import MAX_EXPLANATIONS
-from router.failure import abort
-from router.grpc_server import serve
-from router.page_audit import PageAudit, judge
-from router.policy.policies import NAMES
+from baton.router.credentials import Credentials
+from baton.router.driver import Driver
+from baton.router.explanation import MAX_EXPLANATIONS
+from baton.router.failure import abort
+from baton.router.grpc_server import serve
+from baton.router.page_audit import PageAudit, judge
+from baton.router.policy.policies import NAMES
 
 SERVICE = "baton.v1.Admin"
 CHECK_S, CHECK_MIN_S, CHECK_MAX_S = 3.0, 1.0, 60.0  # how long pages are watched

@@ -11,21 +11,21 @@ from pathlib import Path
 
 import grpc
 
-from cluster.address import join
-from cluster.plan import RouterAddresses, RouterPlan
-from engine.checkpoint import model_id, read_config, resolve_model
-from engine.tokenizer import Tokenizer
-from router.admin_server import AdminService, start_admin_server
-from router.core import RouterCore
-from router.credentials import Credentials
-from router.driver import Driver
-from router.limits import RequestLimits, RouterLimits
-from router.policy.cluster_state import ClusterState
-from router.policy.output_length import OutputLength
-from router.policy.policies import make_policy
-from router.server import InferenceService, ServedModel, start_server
-from router.worker_frames import WorkerFrames
-from router.worker_link import WorkerLink
+from baton.config.plan import RouterAddresses, RouterPlan
+from baton.engine.checkpoint import model_id, read_config, resolve_model
+from baton.engine.tokenizer import Tokenizer
+from baton.protocol.address import join
+from baton.router.admin_server import AdminService, start_admin_server
+from baton.router.core import RouterCore
+from baton.router.credentials import Credentials
+from baton.router.driver import Driver
+from baton.router.limits import RequestLimits, RouterLimits
+from baton.router.policy.cluster_state import ClusterState
+from baton.router.policy.output_length import OutputLength
+from baton.router.policy.policies import make_policy
+from baton.router.server import InferenceService, ServedModel, start_server
+from baton.router.worker_frames import WorkerFrames
+from baton.router.worker_link import WorkerLink
 
 
 @dataclass(eq=False)

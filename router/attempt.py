@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cluster.errors import BatonError, HandoffFailed, NotFound, WrongRole
-from cluster.handoff import HandoffReport
+from baton.protocol.errors import BatonError, HandoffFailed, NotFound, WrongRole
+from baton.protocol.handoff import HandoffReport
 
 MAX_HANDOFF_FAILURES = 3
 MAX_MISROUTED = 3  # a worker may change its role while a request is on its way to it, or have dropped what it kept

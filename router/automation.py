@@ -7,19 +7,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from cluster.worker import RoleName
-from router.commands import Moved
-from router.dispatch import Dispatch
-from router.life_events import Migrate
-from router.operation import Migrate as AskMigrate
-from router.operation import Operation, Rebalance
-from router.operations import Action, Operations
-from router.policy.cluster_state import ClusterState
-from router.policy.migration import relief
-from router.policy.pool_planner import Advice, PoolPlanner
-from router.policy.pool_steps import POOLS
-from router.recent_answers import RecentAnswers
-from router.record import Record
+from baton.protocol.worker import RoleName
+from baton.router.commands import Moved
+from baton.router.dispatch import Dispatch
+from baton.router.life_events import Migrate
+from baton.router.operation import Migrate as AskMigrate
+from baton.router.operation import Operation, Rebalance
+from baton.router.operations import Action, Operations
+from baton.router.policy.cluster_state import ClusterState
+from baton.router.policy.migration import relief
+from baton.router.policy.pool_planner import Advice, PoolPlanner
+from baton.router.policy.pool_steps import POOLS
+from baton.router.recent_answers import RecentAnswers
+from baton.router.record import Record
 
 LOOK_EVERY_S = 1.0
 CONFIRMED = 3  # looks in a row that want to move workers the same way

@@ -8,15 +8,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from cluster.messages import Cancel, Register
-from cluster.routing import RoutingDecision
-from router.commands import Tell
-from router.dispatch import Dispatch
-from router.explanation import Explanations
-from router.life_events import Held
-from router.limits import RouterLimits
-from router.record import Record
-from router.unclaimed import Unclaimed
+from baton.protocol.messages import Cancel, Register
+from baton.router.commands import Tell
+from baton.router.dispatch import Dispatch
+from baton.router.explanation import Explanations
+from baton.router.life_events import Held
+from baton.router.limits import RouterLimits
+from baton.router.policy.routing import RoutingDecision
+from baton.router.record import Record
+from baton.router.unclaimed import Unclaimed
 
 Claim = Tell | tuple[str, Held]
 """A command for the shell, or an event for the life cycle of a request."""

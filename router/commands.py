@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cluster.messages import RouterMessage
-from router.operation import Operation
-from router.record import Completion
-from router.stream import TextToken
+from baton.protocol.messages import RouterMessage
+from baton.router.operation import Operation
+from baton.router.record import Completion
+from baton.router.stream import TextToken
 
 
 @dataclass(frozen=True, slots=True)

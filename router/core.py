@@ -11,29 +11,29 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from operator import attrgetter
 
-from cluster import messages
-from cluster.errors import BatonError
-from cluster.messages import TokenOutput, WorkerMessage
-from cluster.request import FinishReason, Request
-from cluster.routing import RoutingDecision
-from router import accounting, effects, life_events
-from router.automation import Automation
-from router.claims import Claim, Claims
-from router.commands import Close, Command, Show, Tell
-from router.detokenizer import Vocabulary
-from router.dispatch import Dispatch, FoundDecode, NobodyInReach
-from router.explanation import Explanations
-from router.hearing import hear, may_say
-from router.limits import RouterLimits, check_id
-from router.membership import Membership
-from router.operation import PROBE, Ask, Operation
-from router.operations import RETRY_S, Action, Operations
-from router.policy.cluster_state import ClusterState
-from router.policy.output_length import OutputLength
-from router.policy.placement import Place, Placement, Refuse
-from router.record import Record, open_record, overdue
-from router.stream import OutputStream, TextToken
-from router.unserved import Unserved
+from baton.protocol import messages
+from baton.protocol.errors import BatonError
+from baton.protocol.messages import TokenOutput, WorkerMessage
+from baton.protocol.request import FinishReason, Request
+from baton.router import accounting, effects, life_events
+from baton.router.automation import Automation
+from baton.router.claims import Claim, Claims
+from baton.router.commands import Close, Command, Show, Tell
+from baton.router.detokenizer import Vocabulary
+from baton.router.dispatch import Dispatch, FoundDecode, NobodyInReach
+from baton.router.explanation import Explanations
+from baton.router.hearing import hear, may_say
+from baton.router.limits import RouterLimits, check_id
+from baton.router.membership import Membership
+from baton.router.operation import PROBE, Ask, Operation
+from baton.router.operations import RETRY_S, Action, Operations
+from baton.router.policy.cluster_state import ClusterState
+from baton.router.policy.output_length import OutputLength
+from baton.router.policy.placement import Place, Placement, Refuse
+from baton.router.policy.routing import RoutingDecision
+from baton.router.record import Record, open_record, overdue
+from baton.router.stream import OutputStream, TextToken
+from baton.router.unserved import Unserved
 
 _request_id = attrgetter("request_id")
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import grpc
 
-from cluster.access import AccessPlan
-from cluster.errors import ConfigError
-from router.access import Access, parse_tokens
-from router.reloaded import Reloaded
+from baton.config.access import AccessPlan
+from baton.protocol.errors import ConfigError
+from baton.router.access import Access, parse_tokens
+from baton.router.reloaded import Reloaded
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from router.effects import FindDecode, FindRoom, StopSeeking
-from router.policy.admission import refuse_full
-from router.policy.cluster_state import ClusterState
-from router.policy.fairness import VirtualTokenCounter
-from router.policy.migration import find_room, reachable
-from router.policy.placement import Place, Placement, PlacementInput, Refuse
+from baton.router.effects import FindDecode, FindRoom, StopSeeking
+from baton.router.policy.admission import refuse_full
+from baton.router.policy.cluster_state import ClusterState
+from baton.router.policy.fairness import VirtualTokenCounter
+from baton.router.policy.migration import find_room, reachable
+from baton.router.policy.placement import Place, Placement, PlacementInput, Refuse
 
 CROWD = 32  # requests waiting from which on passes are spaced
 PASS_INTERVAL_S = 0.01  # between passes that find room for nobody, unless somebody new waits

@@ -10,19 +10,19 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cluster import defaults
-from cluster.errors import BatonError, Cancelled, ConfigError, InvalidRequest
-from cluster.messages import RouterMessage, Welcome, WorkerMessage
-from cluster.request import Request
-from router.commands import Close, Command, Kill, Moved, Show, Tell
-from router.core import RouterCore
-from router.operation import Ask, Operation
-from router.policy.output_length import OutputLength
-from router.policy.policies import make_policy
-from router.record import Completion
-from router.stream import TextToken
-from router.worker_frames import WorkerFrames
-from router.worker_link import WorkerLink
+from baton.config import defaults
+from baton.protocol.errors import BatonError, Cancelled, ConfigError, InvalidRequest
+from baton.protocol.messages import RouterMessage, Welcome, WorkerMessage
+from baton.protocol.request import Request
+from baton.router.commands import Close, Command, Kill, Moved, Show, Tell
+from baton.router.core import RouterCore
+from baton.router.operation import Ask, Operation
+from baton.router.policy.output_length import OutputLength
+from baton.router.policy.policies import make_policy
+from baton.router.record import Completion
+from baton.router.stream import TextToken
+from baton.router.worker_frames import WorkerFrames
+from baton.router.worker_link import WorkerLink
 
 TICK_S = 0.1
 SAVE_EVERY_S = 60.0

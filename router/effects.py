@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cluster.errors import BatonError
-from cluster.handoff import HandoffReport, Reservation
-from cluster.request import FinishReason
+from baton.protocol.errors import BatonError
+from baton.protocol.handoff import HandoffReport, Reservation
+from baton.protocol.request import FinishReason
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from cluster.errors import Overloaded
+from baton.protocol.errors import Overloaded
 
 MAX_THREADS = 4  # one encodes one to three MB of text a second
 MAX_WAITING_BYTES = 16 << 20

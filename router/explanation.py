@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
-from cluster.errors import Cancelled
-from cluster.latency import Latency
-from cluster.routing import RoutingDecision
-from router.policy.length_distribution import LengthDistribution
-from router.record import Completion
+from baton.protocol.errors import Cancelled
+from baton.router.latency import Latency
+from baton.router.policy.length_distribution import LengthDistribution
+from baton.router.policy.routing import RoutingDecision
+from baton.router.record import Completion
 
 MAX_EXPLANATIONS = 4096
 

@@ -6,10 +6,10 @@ import math
 
 import grpc
 
-from cluster.errors import BatonError, Overloaded
+from baton.protocol.errors import BatonError, Overloaded
 
 RETRY_AFTER = "retry-after-ms"  # trailing metadata of a refusal
-ERROR = "baton-error"  # trailing metadata of every failure: which of `cluster.errors` it is
+ERROR = "baton-error"  # trailing metadata of every failure: which of `baton.protocol.errors` it is
 
 
 async def abort(context: grpc.aio.ServicerContext, error: BatonError) -> None:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import grpc
 
-from cluster.errors import BatonError
-from router.access import Access
-from router.failure import abort
-from router.reloaded import Reloaded
+from baton.protocol.errors import BatonError
+from baton.router.access import Access
+from baton.router.failure import abort
+from baton.router.reloaded import Reloaded
 
 OPEN_METHODS = "/grpc.health.v1.Health/"  # whoever watches processes has no token
 

@@ -8,9 +8,9 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from cluster.errors import ConfigError
-from router.credentials import Credentials
-from router.gate import Gate
+from baton.protocol.errors import ConfigError
+from baton.router.credentials import Credentials
+from baton.router.gate import Gate
 
 MIB = 1 << 20
 PINGS = [

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from cluster import messages
-from cluster.errors import error_from_name
-from cluster.messages import WorkerMessage
-from router import life_events
-from router.operation import PROBE
-from router.peer_links import PeerLinks
-from router.record import Record
+from baton.protocol import messages
+from baton.protocol.errors import error_from_name
+from baton.protocol.messages import WorkerMessage
+from baton.router import life_events
+from baton.router.operation import PROBE
+from baton.router.peer_links import PeerLinks
+from baton.router.record import Record
 
 
 def may_say(worker: str, message: WorkerMessage, records: Mapping[str, Record]) -> bool:

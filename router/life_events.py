@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntEnum
 
-from cluster.errors import BatonError
-from cluster.handoff import HandoffOutcome, HandoffReport, Reservation
-from cluster.request import FinishReason
-from cluster.routing import RoutingDecision
+from baton.protocol.errors import BatonError
+from baton.protocol.handoff import HandoffOutcome, HandoffReport, Reservation
+from baton.protocol.request import FinishReason
+from baton.router.policy.routing import RoutingDecision
 
 
 @dataclass(frozen=True, slots=True)

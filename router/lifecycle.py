@@ -17,11 +17,11 @@ from __future__ import annotations
 
 from collections.abc import Generator
 
-from cluster.errors import WorkerLost
-from cluster.handoff import HandoffOutcome, HandoffReport
-from cluster.request import FinishReason
-from router.attempt import Attempt, Trouble
-from router.effects import (
+from baton.protocol.errors import WorkerLost
+from baton.protocol.handoff import HandoffOutcome, HandoffReport
+from baton.protocol.request import FinishReason
+from baton.router.attempt import Attempt, Trouble
+from baton.router.effects import (
     CancelWork,
     ContinueWork,
     Effect,
@@ -36,7 +36,7 @@ from router.effects import (
     StartPrefill,
     StopSeeking,
 )
-from router.life_events import (
+from baton.router.life_events import (
     Corrupt,
     DecodeFound,
     Event,

@@ -6,12 +6,12 @@ from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from cluster import defaults
-from cluster.errors import InvalidRequest, NoWorkers, Overloaded, PromptTooLong
-from cluster.request import Request
-from cluster.worker import RoleName
-from router.operation import PROBE
-from router.policy.cluster_state import ClusterState
+from baton.config import defaults
+from baton.protocol.errors import InvalidRequest, NoWorkers, Overloaded, PromptTooLong
+from baton.protocol.request import Request
+from baton.protocol.worker import RoleName
+from baton.router.operation import PROBE
+from baton.router.policy.cluster_state import ClusterState
 
 
 @dataclass(frozen=True, slots=True)

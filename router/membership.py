@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from cluster.messages import HandoffEnded, PeerJoined, PeerLeft, Register, Rejoin, Welcome
-from router.breaker import UNKNOWN, Breaker, Process
-from router.commands import Command, Kill, Tell
-from router.limits import RouterLimits
-from router.peer_links import PeerLinks
-from router.policy.cluster_state import ClusterState
-from router.quarantine import Quarantine
+from baton.protocol.messages import HandoffEnded, PeerJoined, PeerLeft, Register, Rejoin, Welcome
+from baton.router.breaker import UNKNOWN, Breaker, Process
+from baton.router.commands import Command, Kill, Tell
+from baton.router.limits import RouterLimits
+from baton.router.peer_links import PeerLinks
+from baton.router.policy.cluster_state import ClusterState
+from baton.router.quarantine import Quarantine
 
 
 @dataclass(slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
-from cluster.worker import RoleName
+from baton.protocol.worker import RoleName
 
 PROBE = "probe/"  # how the ids of verifying requests begin
 

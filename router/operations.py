@@ -10,19 +10,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from cluster.errors import Conflict, InvalidRequest, NotFound
-from cluster.messages import Prefill, RequestFailed, RoleChanged, SwitchRole, TokenOutput
-from cluster.request import Request, SamplingParams
-from cluster.worker import RoleName
-from router.commands import Moved, Tell
-from router.life_events import Migrate, Stay
-from router.operation import PROBE, Ask, Operation, OperationState, Rebalance, Step, StepState
-from router.operation import Migrate as AskMigrate
-from router.policy.cluster_state import ClusterState
-from router.policy.migration import find_room
-from router.policy.pool_steps import check_still_allowed, steps_for
-from router.record import Record
-from router.unclaimed import Unclaimed
+from baton.protocol.errors import Conflict, InvalidRequest, NotFound
+from baton.protocol.messages import Prefill, RequestFailed, RoleChanged, SwitchRole, TokenOutput
+from baton.protocol.request import Request, SamplingParams
+from baton.protocol.worker import RoleName
+from baton.router.commands import Moved, Tell
+from baton.router.life_events import Migrate, Stay
+from baton.router.operation import PROBE, Ask, Operation, OperationState, Rebalance, Step, StepState
+from baton.router.operation import Migrate as AskMigrate
+from baton.router.policy.cluster_state import ClusterState
+from baton.router.policy.migration import find_room
+from baton.router.policy.pool_steps import check_still_allowed, steps_for
+from baton.router.record import Record
+from baton.router.unclaimed import Unclaimed
 
 REMEMBERED = 200  # operations
 RETRY_S = 0.5  # after a migration that failed

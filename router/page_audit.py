@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from cluster.messages import HeldSequence
-from router.policy.cluster_state import ClusterState, WorkerView
-from router.policy.migration import growth_tokens
-from router.quarantine import Quarantine
-from router.record import Record
-from router.unclaimed import Unclaimed
+from baton.protocol.messages import HeldSequence
+from baton.router.policy.cluster_state import ClusterState, WorkerView
+from baton.router.policy.migration import growth_tokens
+from baton.router.quarantine import Quarantine
+from baton.router.record import Record
+from baton.router.unclaimed import Unclaimed
 
 
 @dataclass(frozen=True, slots=True)

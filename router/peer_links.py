@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from cluster.handoff import HandoffOutcome
-from cluster.link_rate import slow_link
-from cluster.messages import LinkMeasured, PeerJoined, PeerLeft
-from cluster.worker import Endpoint
-from router.commands import Tell
-from router.policy.cluster_state import ClusterState
-from router.quarantine import Quarantine
+from baton.protocol.handoff import HandoffOutcome
+from baton.protocol.link_rate import slow_link
+from baton.protocol.messages import LinkMeasured, PeerJoined, PeerLeft
+from baton.protocol.worker import Endpoint
+from baton.router.commands import Tell
+from baton.router.policy.cluster_state import ClusterState
+from baton.router.quarantine import Quarantine
 
 RELINK_AFTER_S = 10.0  # between dropping each other and the next try
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from baton import wire
-from baton.v1 import inference_pb2
-from router.record import Completion
-from router.stream import TextToken
+from baton.protocol import codec
+from baton.protocol.v1 import inference_pb2
+from baton.router.record import Completion
+from baton.router.stream import TextToken
 
 
 def token_message(token: TextToken) -> inference_pb2.Token:
@@ -23,7 +23,7 @@ def finish_message(completion: Completion) -> inference_pb2.Finish:
     """The end of an answer: usage, timings and the way it went."""
     latency, route = completion.latency, completion
     finish = inference_pb2.Finish(
-        reason=wire.finish_number(completion.reason),  # type: ignore[arg-type]
+        reason=codec.finish_number(completion.reason),  # type: ignore[arg-type]
         usage=inference_pb2.Usage(
             prompt_tokens=completion.prompt_tokens,
             output_tokens=completion.output_tokens,
@@ -42,5 +42,5 @@ def finish_message(completion: Completion) -> inference_pb2.Finish:
         trailing_text=completion.trailing_text,
     )
     if completion.handoff is not None:
-        finish.route.handoff.CopyFrom(wire.to_message(completion.handoff))  # type: ignore[arg-type]
+        finish.route.handoff.CopyFrom(codec.to_message(completion.handoff))  # type: ignore[arg-type]
     return finish

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Container
 from dataclasses import dataclass, field
 
-from router.commands import Tell
+from baton.router.commands import Tell
 
 # Linux gives up 8 retries (tcp_orphan_retries) after 102 s, but looks when it would retry: at most 120 s later.
 ORPHAN_S = 240.0

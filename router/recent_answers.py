@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
-from router.record import Record
+from baton.router.record import Record
 
 WINDOW_S = 20.0  # requests that came so long ago or less
 LOOKED_AT = 500  # of them, evenly chosen

@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
-from cluster.errors import BatonError, DeadlineExceeded, InvalidRequest, WorkerLost
-from cluster.handoff import HandoffReport
-from cluster.latency import Latency
-from cluster.prefix_hash import page_hashes, tenant_root
-from cluster.request import FinishReason, Request
-from router.effects import End
-from router.life_events import Stopped
-from router.lifecycle import Life, lifecycle
-from router.policy.cluster_state import ClusterState, RunningSequence
-from router.policy.output_length import OutputLength, Prediction, chain_nodes
-from router.policy.placement import PlacementInput
-from router.policy.prefix_index import page_keys
-from router.stream import OutputStream, TextToken
+from baton.protocol.errors import BatonError, DeadlineExceeded, InvalidRequest, WorkerLost
+from baton.protocol.handoff import HandoffReport
+from baton.protocol.prefix_hash import page_hashes, tenant_root
+from baton.protocol.request import FinishReason, Request
+from baton.router.effects import End
+from baton.router.latency import Latency
+from baton.router.life_events import Stopped
+from baton.router.lifecycle import Life, lifecycle
+from baton.router.policy.cluster_state import ClusterState, RunningSequence
+from baton.router.policy.output_length import OutputLength, Prediction, chain_nodes
+from baton.router.policy.placement import PlacementInput
+from baton.router.policy.prefix_index import page_keys
+from baton.router.stream import OutputStream, TextToken
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from cluster.errors import ConfigError
+from baton.protocol.errors import ConfigError
 
 T = TypeVar("T")
 Stamp = tuple[tuple[int, int, int], ...]

@@ -12,24 +12,24 @@ from typing import TypeVar
 import grpc
 from google.protobuf.message import DecodeError
 
-from baton import wire
-from baton.v1 import inference_pb2
-from cluster.errors import BatonError, Cancelled, DeadlineExceeded, InternalError, InvalidRequest, PromptTooLong
-from cluster.request import Objectives, Request, SamplingParams
-from cluster.sampling import SamplingDefaults, with_defaults
-from engine.model_config import ModelConfig
-from engine.tokenizer import Tokenizer
-from router.access import GENERATE, Access
-from router.credentials import Credentials
-from router.driver import Driver, Subscription
-from router.encoding import EncodingPool
-from router.failure import abort
-from router.grpc_server import serve
-from router.limits import RequestLimits, TenantStreams
-from router.public_messages import finish_message, token_message
-from router.record import Completion
-from router.reloaded import Reloaded
-from router.stream import TextToken
+from baton.engine.model_config import ModelConfig
+from baton.engine.tokenizer import Tokenizer
+from baton.protocol import codec
+from baton.protocol.errors import BatonError, Cancelled, DeadlineExceeded, InternalError, InvalidRequest, PromptTooLong
+from baton.protocol.request import Objectives, Request, SamplingParams
+from baton.protocol.sampling import SamplingDefaults, with_defaults
+from baton.protocol.v1 import inference_pb2
+from baton.router.access import GENERATE, Access
+from baton.router.credentials import Credentials
+from baton.router.driver import Driver, Subscription
+from baton.router.encoding import EncodingPool
+from baton.router.failure import abort
+from baton.router.grpc_server import serve
+from baton.router.limits import RequestLimits, TenantStreams
+from baton.router.public_messages import finish_message, token_message
+from baton.router.record import Completion
+from baton.router.reloaded import Reloaded
+from baton.router.stream import TextToken
 
 MAX_NAME_BYTES = 256
 DEADLINE_SLACK_S = 0.1  # a client's own clock ends the call a moment before ours
@@ -145,7 +145,7 @@ class InferenceService:
                 prompt = tuple(message.token_ids.ids)
             case _:
                 raise InvalidRequest("The prompt is missing: set text or token_ids.")
-        given = wire.given_fields(SamplingParams, message.sampling)
+        given = codec.given_fields(SamplingParams, message.sampling)
         sampling = with_defaults(given, self.model.sampling_defaults)
         now, remaining_s = self.driver.clock(), context.time_remaining()
         request = Request(
@@ -156,7 +156,7 @@ class InferenceService:
             deadline_s=None if remaining_s is None else now + remaining_s,
             priority=message.priority,
             tenant=tenant,
-            objectives=wire.from_message(Objectives, message.objectives),
+            objectives=codec.from_message(Objectives, message.objectives),
         )
         self.limits.check_prompt(len(prompt))
         request.validate(self.model.config.vocab_size, self.model.context_tokens)

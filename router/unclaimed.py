@@ -10,9 +10,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import takewhile
 
-from cluster.messages import Cancel, HeldSequence
-from cluster.request import Request
-from router.commands import Tell
+from baton.protocol.messages import Cancel, HeldSequence
+from baton.protocol.request import Request
+from baton.router.commands import Tell
 
 MAX_UNCLAIMED = 1 << 16
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from cluster.errors import NoWorkers, PromptTooLong
-from cluster.request import Request
-from cluster.worker import RoleName
-from router.dispatch import Dispatch
-from router.life_events import Stopped
-from router.limits import check_capacity
-from router.policy.cluster_state import ClusterState
-from router.record import Record, name_pages
+from baton.protocol.errors import NoWorkers, PromptTooLong
+from baton.protocol.request import Request
+from baton.protocol.worker import RoleName
+from baton.router.dispatch import Dispatch
+from baton.router.life_events import Stopped
+from baton.router.limits import check_capacity
+from baton.router.policy.cluster_state import ClusterState
+from baton.router.record import Record, name_pages
 
 
 @dataclass(eq=False)

@@ -10,14 +10,14 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from cluster import messages
-from cluster.errors import InvalidRequest
-from cluster.handoff import HandoffReport, Reservation
-from cluster.messages import HeldSequence, TokenOutput, WorkerMessage
-from cluster.prefix_hash import HASH_BYTES
-from cluster.request import DIGEST_BYTES, MAX_LOGPROBS
-from cluster.worker import PageLayout, StepSample, WorkerInfo, WorkerLoad
-from router.policy.cluster_state import ClusterState
+from baton.protocol import messages
+from baton.protocol.errors import InvalidRequest
+from baton.protocol.handoff import HandoffReport, Reservation
+from baton.protocol.messages import HeldSequence, TokenOutput, WorkerMessage
+from baton.protocol.prefix_hash import HASH_BYTES
+from baton.protocol.request import DIGEST_BYTES, MAX_LOGPROBS
+from baton.protocol.worker import PageLayout, StepSample, WorkerInfo, WorkerLoad
+from baton.router.policy.cluster_state import ClusterState
 
 MAX_NAME = 256
 MAX_ID = 1024

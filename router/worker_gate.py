@@ -7,7 +7,7 @@ import asyncio
 import zmq
 from zmq.utils import z85
 
-from cluster.link_keys import LinkKeys, RouterKeys, WorkerKeys
+from baton.protocol.link_keys import LinkKeys, RouterKeys, WorkerKeys
 
 ZAP_ADDRESS = "inproc://zeromq.zap.01"
 ZAP_VERSION = b"1.0"

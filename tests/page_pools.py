@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import takewhile
 
-from engine.kv_pages import PagePool
+from baton.engine.kv_pages import PagePool
 
 
 def count_matches(pool: PagePool, hashes: Sequence[bytes]) -> int:

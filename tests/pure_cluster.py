@@ -8,7 +8,10 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from cluster.messages import (
+from baton.decode_worker.role import DecodeRole
+from baton.engine.batch import StepBudget
+from baton.engine.kv_pages import PagePool
+from baton.protocol.messages import (
     Alive,
     HandoffStalled,
     PeerJoined,
@@ -22,27 +25,24 @@ from cluster.messages import (
     Welcome,
     WorkerMessage,
 )
-from cluster.request import Request, SamplingParams
-from cluster.worker import Endpoint, PageLayout, RoleName, WorkerInfo
-from decode_worker.role import DecodeRole
-from engine.batch import StepBudget
-from engine.kv_pages import PagePool
-from router.commands import Close, Command, Kill, Show, Tell
-from router.core import RouterCore
-from router.limits import RouterLimits
-from router.operation import Ask, Operation, Undrain
-from router.policy.cluster_state import ClusterState
-from router.policy.placement import Placement
-from router.policy.predicted_latency import PredictedLatency
-from router.quarantine import ORPHAN_S
-from router.record import Completion
-from router.worker_frames import WorkerFrames
+from baton.protocol.request import Request, SamplingParams
+from baton.protocol.worker import Endpoint, PageLayout, RoleName, WorkerInfo
+from baton.router.commands import Close, Command, Kill, Show, Tell
+from baton.router.core import RouterCore
+from baton.router.limits import RouterLimits
+from baton.router.operation import Ask, Operation, Undrain
+from baton.router.policy.cluster_state import ClusterState
+from baton.router.policy.placement import Placement
+from baton.router.policy.predicted_latency import PredictedLatency
+from baton.router.quarantine import ORPHAN_S
+from baton.router.record import Completion
+from baton.router.worker_frames import WorkerFrames
+from baton.worker.role import Command as RoleCommand
+from baton.worker.role import Send, SwapIn, SwapOut, WriteEnded, WritePages
+from baton.worker.role_switch import make_role, switch_role
+from baton.worker.state import WorkerState
 from tests.plain_vocabulary import LETTERS
 from tests.pure_worker import CONTEXT_TOKENS, EOS, PAGE_SIZE, VOCAB, PureWorker, PureWrite, expected_output
-from worker.role import Command as RoleCommand
-from worker.role import Send, SwapIn, SwapOut, WriteEnded, WritePages
-from worker.role_switch import make_role, switch_role
-from worker.state import WorkerState
 
 CLAIM_WITHIN_S = 0.5  # less than `settle` waits when all is quiet
 FRAMES = WorkerFrames("model", VOCAB, CONTEXT_TOKENS)

@@ -11,21 +11,21 @@ from collections import deque
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field, replace
 
-from cluster.handoff import HandoffNotice
-from cluster.messages import (
+from baton.engine.step import SampledToken, StepPlan, StepResult
+from baton.protocol.handoff import HandoffNotice
+from baton.protocol.messages import (
     HeldSequence,
     Register,
     RouterMessage,
     WorkerMessage,
 )
-from cluster.request import Request
-from cluster.worker import WorkerInfo
-from engine.step import SampledToken, StepPlan, StepResult
-from worker.reports import Reports
-from worker.role import Role, WritePages
-from worker.role_switch import make_role
-from worker.state import WorkerState
-from worker.write_watch import WriteWatch
+from baton.protocol.request import Request
+from baton.protocol.worker import WorkerInfo
+from baton.worker.reports import Reports
+from baton.worker.role import Role, WritePages
+from baton.worker.role_switch import make_role
+from baton.worker.state import WorkerState
+from baton.worker.write_watch import WriteWatch
 
 PAGE_SIZE, VOCAB, EOS, CONTEXT_TOKENS = 4, 97, 96, 1000
 WRITE_STALL_S = 0.5

@@ -8,9 +8,9 @@ from itertools import accumulate
 
 import torch
 
+from baton.engine.attention.backend import BatchLayout
+from baton.engine.executor import DTYPES
 from benchmarks.gpu.device import Device, attention_over
-from engine.attention.backend import BatchLayout
-from engine.executor import DTYPES
 
 LAYERS = 3
 NUM_PAGES = 512

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from baton.builtin_model import CHECKPOINT
+from baton.engine.checkpoint import read_config
+from baton.engine.executor import DTYPES
+from baton.engine.weights import load_weights
 from benchmarks.gpu.device import Device, build_executor, build_model
-from builtin_model import CHECKPOINT
-from engine.checkpoint import read_config
-from engine.executor import DTYPES
-from engine.weights import load_weights
 
 NUM_PAGES, PAGE_SIZE, CHUNK_TOKENS, MAX_BATCH = 256, 16, 256, 4
 

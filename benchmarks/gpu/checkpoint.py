@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from baton.builtin_model import CHECKPOINT
+from baton.engine.checkpoint_tensors import checkpoint_targets
+from baton.engine.model_config import ModelConfig
 from benchmarks.gpu.sizes import GIB
-from builtin_model import CHECKPOINT
-from engine.checkpoint_tensors import checkpoint_targets
-from engine.model_config import ModelConfig
 
 SHARD_BYTES = 2 * GIB
 ROOM_SHARE = 0.9  # of what is free there

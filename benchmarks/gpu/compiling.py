@@ -5,16 +5,16 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from baton.engine.batch import StepBudget
+from baton.engine.model_config import model_config
+from baton.engine.sequence import Sequence
+from baton.engine.step import Slice, StepPlan
 from benchmarks.gpu.attention_check import Geometry, attention_error
 from benchmarks.gpu.device import Device, build_executor, build_model, prepare
 from benchmarks.gpu.figures import COMPILE
 from benchmarks.gpu.part import Part
 from benchmarks.gpu.sequences import decoding, prefilling, turn
 from benchmarks.gpu.sizes import Sizes
-from engine.batch import StepBudget
-from engine.model_config import model_config
-from engine.sequence import Sequence
-from engine.step import Slice, StepPlan
 
 
 def run(part: Part) -> None:

@@ -5,13 +5,13 @@ NIXL is imported only where pages are handed over: a host without it still check
 
 from __future__ import annotations
 
+from baton.engine.model_config import model_config
 from benchmarks.gpu.attention_check import Geometry, attention_error
 from benchmarks.gpu.device import prepare
 from benchmarks.gpu.figures import ATTENTION, LOGITS, RANDOM_TOKENS, RECORDED, TOKENS
 from benchmarks.gpu.graphs_check import recorded_error
 from benchmarks.gpu.logits_check import logits_errors
 from benchmarks.gpu.part import Part
-from engine.model_config import model_config
 
 BATCHES = 6
 

@@ -7,15 +7,15 @@ from typing import Any
 
 import torch
 
+from baton.engine.batch import StepBudget
+from baton.engine.graph_sizes import padded_size
+from baton.engine.model_config import ModelConfig
+from baton.protocol.worker import PageLayout
 from benchmarks.gpu.device import Device, build_executor, build_model, prepare
 from benchmarks.gpu.figures import COPY, EXPECTED, decode_figures, graph_figures, sampled_figures, turn_figure
 from benchmarks.gpu.part import Part
 from benchmarks.gpu.sequences import Turn, decoding, pages_for, turn
 from benchmarks.gpu.sizes import GIB, Sizes, label, point_name
-from cluster.worker import PageLayout
-from engine.batch import StepBudget
-from engine.graph_sizes import padded_size
-from engine.model_config import ModelConfig
 
 WARM_STEPS = 5
 SAMPLED = {"temperature": 1.0, "top_p": 0.9}

@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
-from cluster.worker import PageLayout
-from engine.executor import DTYPES, TorchExecutor
-from engine.kernel_compiler import let_flashinfer_compile
-from engine.model_config import ModelConfig, model_config
-from engine.weights import random_weights
+from baton.engine.executor import DTYPES, TorchExecutor
+from baton.engine.kernel_compiler import let_flashinfer_compile
+from baton.engine.model_config import ModelConfig, model_config
+from baton.engine.weights import random_weights
+from baton.protocol.worker import PageLayout
 
 WARM_UPS = 3
 
@@ -126,7 +126,7 @@ def build_executor(
 ) -> Any:
     """The executor that serves on this device, warmed up, with random numbers in its pages: zeros are too easy."""
     if device.on_gpu:
-        from engine.cuda_executor import CudaExecutor, CudaOptions
+        from baton.engine.cuda_executor import CudaExecutor, CudaOptions
 
         options = CudaOptions(cuda_graphs=graphs, attention=kernels, max_batch=max_batch, max_tokens=max_tokens)
         executor: Any = CudaExecutor(config, parameters, layout, options=options)
@@ -140,9 +140,9 @@ def build_executor(
 def attention_over(device: Device, pages: torch.Tensor, num_heads: int, kernels: str = "fa2") -> Any:
     """The attention backend that serves on this device."""
     if device.on_gpu:
-        from engine.attention.flashinfer import FlashInferAttention
+        from baton.engine.attention.flashinfer import FlashInferAttention
 
         return FlashInferAttention(pages, num_heads, kernels)
-    from engine.attention.torch_cpu import TorchAttention
+    from baton.engine.attention.torch_cpu import TorchAttention
 
     return TorchAttention(pages, num_heads)

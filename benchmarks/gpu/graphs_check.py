@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from baton.engine.batch import StepBudget, plan_step
+from baton.engine.step import SampledToken
+from baton.protocol.request import MAX_LOGPROBS
 from benchmarks.gpu.device import Device, build_executor, build_model
 from benchmarks.gpu.sequences import decoding
-from cluster.request import MAX_LOGPROBS
-from engine.batch import StepBudget, plan_step
-from engine.step import SampledToken
 
 BATCHES = (1, 3, 11)  # all but the first are padded
 CONTEXT = 150

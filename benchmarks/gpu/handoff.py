@@ -12,6 +12,16 @@ from statistics import median
 
 import torch
 
+from baton.engine.batch import StepBudget
+from baton.engine.kv_pages import PagePool
+from baton.engine.model_config import ModelConfig, model_config
+from baton.kv_transfer.nixl import NixlTransport
+from baton.prefill_worker.role import PrefillRole
+from baton.protocol.handoff import HandoffOutcome, HandoffReport, Reservation
+from baton.protocol.messages import HandoffEnded, Prefill, SendPages
+from baton.protocol.request import Request, SamplingParams
+from baton.protocol.worker import PageLayout
+from baton.worker.state import WorkerState
 from benchmarks.gpu.device import Device, build_executor, build_model, prepare
 from benchmarks.gpu.figures import CONTIGUOUS, HIDDEN, PAGE_BY_PAGE, RATE
 from benchmarks.gpu.part import Part
@@ -20,16 +30,6 @@ from benchmarks.gpu.sequences import pages_for
 from benchmarks.gpu.sizes import MIB, Sizes
 from benchmarks.hand_driven import HandDriven
 from benchmarks.handoff import Sender
-from cluster.handoff import HandoffOutcome, HandoffReport, Reservation
-from cluster.messages import HandoffEnded, Prefill, SendPages
-from cluster.request import Request, SamplingParams
-from cluster.worker import PageLayout
-from engine.batch import StepBudget
-from engine.kv_pages import PagePool
-from engine.model_config import ModelConfig, model_config
-from kv_transfer.nixl import NixlTransport
-from prefill_worker.role import PrefillRole
-from worker.state import WorkerState
 
 ROUNDS = 5
 PROBE_BYTES = 64 * MIB

@@ -8,13 +8,15 @@ from collections.abc import Iterable
 from multiprocessing.connection import Connection
 from typing import Any
 
-from benchmarks.gpu.checked_model import CHUNK_TOKENS, MAX_BATCH, NUM_PAGES, PAGE_SIZE, CheckedModel
-from benchmarks.gpu.device import Device, prepare
-from benchmarks.gpu.peer import POLL_S, Peer, handshake
-from benchmarks.hand_driven import HandDriven
-from builtin_model import CHECKPOINT
-from builtin_model.tasks import SMALL_TASKS, Task, look_up
-from cluster.messages import (
+from baton.builtin_model import CHECKPOINT
+from baton.builtin_model.tasks import SMALL_TASKS, Task, look_up
+from baton.decode_worker.role import DecodeRole
+from baton.engine.batch import StepBudget
+from baton.engine.kv_pages import PagePool
+from baton.engine.tokenizer import Tokenizer
+from baton.kv_transfer.nixl import NixlTransport
+from baton.prefill_worker.role import PrefillRole
+from baton.protocol.messages import (
     HandoffCommitted,
     HandoffEnded,
     Prefill,
@@ -23,16 +25,14 @@ from cluster.messages import (
     SendPages,
     StepOutput,
 )
-from cluster.request import Request, SamplingParams
-from cluster.worker import Endpoint, RoleName
-from decode_worker.role import DecodeRole
-from engine.batch import StepBudget
-from engine.kv_pages import PagePool
-from engine.tokenizer import Tokenizer
-from kv_transfer.nixl import NixlTransport
-from prefill_worker.role import PrefillRole
-from worker.role import Role
-from worker.state import WorkerState
+from baton.protocol.request import Request, SamplingParams
+from baton.protocol.worker import Endpoint, RoleName
+from baton.worker.role import Role
+from baton.worker.state import WorkerState
+from benchmarks.gpu.checked_model import CHUNK_TOKENS, MAX_BATCH, NUM_PAGES, PAGE_SIZE, CheckedModel
+from benchmarks.gpu.device import Device, prepare
+from benchmarks.gpu.peer import POLL_S, Peer, handshake
+from benchmarks.hand_driven import HandDriven
 
 MAX_TOKENS = 24
 LOOK_UPS = 4

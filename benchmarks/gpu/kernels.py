@@ -13,14 +13,14 @@ import random
 
 import torch
 
+from baton.engine.executor import DTYPES
+from baton.engine.model_config import ModelConfig, model_config
 from benchmarks.gpu.attention_check import Row, layout_of
 from benchmarks.gpu.device import Device, prepare
 from benchmarks.gpu.figures import KERNELS, LAYOUTS, kernel_figure, layout_figure
 from benchmarks.gpu.part import Part
 from benchmarks.gpu.sequences import pages_for
 from benchmarks.gpu.sizes import Sizes, label, point_name
-from engine.executor import DTYPES
-from engine.model_config import ModelConfig, model_config
 
 ROUNDS = 7
 
@@ -73,7 +73,7 @@ def _projections(tokens: int, config: ModelConfig, sizes: Sizes, device: Device)
 @torch.inference_mode()
 def decode_layer_s(device: Device, config: ModelConfig, sizes: Sizes, name: str, seed: int) -> float:
     """Seconds of one layer's append and attention, when all layers take turns, over pages in disorder."""
-    from engine.attention.flashinfer import FlashInferAttention
+    from baton.engine.attention.flashinfer import FlashInferAttention
 
     batch, context = sizes.layouts_point
     used = pages_for(context, sizes.page_size)
@@ -95,7 +95,7 @@ def decode_layer_s(device: Device, config: ModelConfig, sizes: Sizes, name: str,
 @torch.inference_mode()
 def prefill_layer_s(device: Device, config: ModelConfig, sizes: Sizes, prompt: int, kernels: str) -> float:
     """Seconds of one layer's append and causal attention of a whole prompt."""
-    from engine.attention.flashinfer import FlashInferAttention
+    from baton.engine.attention.flashinfer import FlashInferAttention
 
     num_pages = pages_for(prompt, sizes.page_size)
     shape = (num_pages, 1, 2, sizes.page_size, config.num_kv_heads, config.head_dim)

@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
+from baton.engine.executor import DTYPES
+from baton.engine.model_config import ModelConfig, model_config
+from baton.engine.models.decoder import Decoder
+from baton.engine.weights import random_weights
 from benchmarks.gpu.attention_check import Row, layout_of
 from benchmarks.gpu.device import Device, attention_over
 from benchmarks.gpu.transformers_model import build_transformers
-from engine.executor import DTYPES
-from engine.model_config import ModelConfig, model_config
-from engine.models.decoder import Decoder
-from engine.weights import random_weights
 
 PROMPT_TOKENS = 200
 CHUNKS = (96, 80, 23, 1)  # the last one is a decode step

@@ -12,11 +12,11 @@ from typing import TextIO
 
 import torch
 
+from baton.engine.executor import DTYPES
+from baton.engine.kernel_loading import prefill_kernels
+from baton.engine.model_config import model_config
 from benchmarks.gpu.results import Failure, PartResult, write_json
 from benchmarks.gpu.sizes import Sizes, chosen_sizes
-from engine.executor import DTYPES
-from engine.kernel_loading import prefill_kernels
-from engine.model_config import model_config
 
 
 @dataclass(frozen=True, slots=True)

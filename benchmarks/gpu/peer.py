@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
+from baton.kv_transfer.nixl import NixlTransport
+from baton.kv_transfer.transport import Notice
+from baton.protocol.worker import Endpoint, PageLayout
 from benchmarks.gpu.device import Device, prepare
-from cluster.worker import Endpoint, PageLayout
-from kv_transfer.nixl import NixlTransport
-from kv_transfer.transport import Notice
 
 POLL_S = 0.0002
 PROCESS_START_S = 120.0

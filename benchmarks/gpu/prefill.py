@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from baton.engine.executor import DTYPES
+from baton.engine.model_config import ModelConfig
 from benchmarks.gpu.device import build_executor, build_model, prepare
 from benchmarks.gpu.figures import EXPECTED, MATMUL, prefill_figures
 from benchmarks.gpu.part import Part
 from benchmarks.gpu.sequences import pages_for, prefilling
 from benchmarks.gpu.sizes import label
-from engine.executor import DTYPES
-from engine.model_config import ModelConfig
 
 ROUNDS = 7
 

@@ -19,12 +19,12 @@ from pathlib import Path
 import psutil
 import torch
 
+from baton.engine.attention.flashinfer import load_flashinfer
+from baton.protocol.worker import PageLayout
 from benchmarks.gpu.device import Device, prepare
 from benchmarks.gpu.figures import PREFLIGHT
 from benchmarks.gpu.part import Part
 from benchmarks.gpu.sizes import MIB
-from cluster.worker import PageLayout
-from engine.attention.flashinfer import load_flashinfer
 
 PACKAGES = (
     *("torch", "triton", "transformers", "flashinfer-python", "apache-tvm-ffi", "nixl", "nixl-cu13", "nixl-cu12"),
@@ -33,7 +33,7 @@ PACKAGES = (
 DRIVER_LIBRARIES = ("libcuda.so.1", "libnvidia-ml.so.1")
 HEADERS = ("cuda_runtime.h", "cublasLt.h", "curand_kernel.h")  # that FlashInfer's sources include
 SERVING = ("zmq", "grpc_health.v1.health_pb2_grpc", "grpc_reflection.v1alpha.reflection")
-SERVING_OURS = ("router.assembly", "worker.assembly")
+SERVING_OURS = ("baton.router.assembly", "baton.worker.assembly")
 WRITES = 3
 WRITTEN_BYTES = {"cuda": 64 * MIB, "cpu": 4 * MIB}
 SLOW_GB_PER_S = 20.0
@@ -127,7 +127,7 @@ def gpu() -> str:
 
 def kernels() -> str:
     """One fused kernel against torch. Raises `ValueError` where it computes something else."""
-    from engine.models.cuda_layers import rms_norm
+    from baton.engine.models.cuda_layers import rms_norm
 
     library = load_flashinfer()
     prebuilt = sorted(path.name for path in Path(library.__file__).parent.glob("data/aot/*"))
@@ -146,9 +146,9 @@ def kernels() -> str:
 
 def write_gb_per_s(part: Part, device: Device) -> float:
     """Pages written to another process on the same device, checked there."""
+    from baton.kv_transfer.nixl import NixlTransport
     from benchmarks.gpu.peer import Peer, handshake, page_receiver, page_sums
     from benchmarks.handoff import Sender
-    from kv_transfer.nixl import NixlTransport
 
     num_pages = WRITTEN_BYTES[device.name] // (2 * MIB)
     layout = PageLayout(num_pages, 32, 16, 8, 128, "bfloat16", "preflight")

@@ -14,16 +14,16 @@ from typing import Any
 
 import torch
 
+from baton.engine.batch import StepBudget, absorb_step, plan_step
+from baton.engine.flat_batch import flat_batch
+from baton.engine.graph_sizes import graph_sizes
+from baton.engine.sampler import draw, read
+from baton.engine.sequence import Sequence
+from baton.engine.step import StepResult
 from benchmarks.gpu.device import Device, build_executor, build_model, prepare
 from benchmarks.gpu.part import Part
 from benchmarks.gpu.sequences import decoding, pages_for, prefilling, turn
 from benchmarks.gpu.sizes import MIB, label, point_name
-from engine.batch import StepBudget, absorb_step, plan_step
-from engine.flat_batch import flat_batch
-from engine.graph_sizes import graph_sizes
-from engine.sampler import draw, read
-from engine.sequence import Sequence
-from engine.step import StepResult
 
 CALLS = 3
 HOST_STEPS = 30

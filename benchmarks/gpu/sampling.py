@@ -12,14 +12,14 @@ from statistics import median
 import numpy as np
 import torch
 
+from baton.engine.race.definition import GREEDY, KIND, row_parameters
+from baton.engine.race.draw import draw_rows
+from baton.engine.sampler import draw
+from baton.engine.sequence import Sequence
+from baton.protocol.request import Request, SamplingParams
 from benchmarks.gpu.device import Device, prepare
 from benchmarks.gpu.figures import SAMPLED_EQUAL, SAMPLED_KINDS, sampling_figure
 from benchmarks.gpu.part import Part
-from cluster.request import Request, SamplingParams
-from engine.race.definition import GREEDY, KIND, row_parameters
-from engine.race.draw import draw_rows
-from engine.sampler import draw
-from engine.sequence import Sequence
 
 PARAMS = {
     "greedy": SamplingParams(),

@@ -8,11 +8,11 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.request import Request, SamplingParams
-from cluster.worker import PageLayout
-from engine.batch import StepBudget, absorb_step, plan_step
-from engine.sequence import Sequence, page_ids
-from engine.step import Executor, Slice, StepPlan
+from baton.engine.batch import StepBudget, absorb_step, plan_step
+from baton.engine.sequence import Sequence, page_ids
+from baton.engine.step import Executor, Slice, StepPlan
+from baton.protocol.request import Request, SamplingParams
+from baton.protocol.worker import PageLayout
 
 
 def pages_for(tokens: int, page_size: int) -> int:

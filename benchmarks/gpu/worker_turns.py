@@ -15,21 +15,21 @@ from typing import Any
 
 import zmq
 
-from baton.v1 import worker_pb2
-from baton.wire import decode_to_router, encode_notice, encode_to_worker
-from cluster.handoff import HandoffNotice
-from cluster.messages import LoadReport, Register, Reserve, Reserved, Welcome, WorkerMessage
-from cluster.request import Request, SamplingParams
-from cluster.worker import Endpoint, RoleName, WorkerInfo
-from engine.batch import StepBudget
-from engine.host_pages import HostPages
-from engine.kv_pages import PagePool
-from kv_transfer.in_process import InProcessNetwork, InProcessTransport
-from kv_transfer.transport import Notice
-from worker.heartbeat import HEARTBEAT, Heartbeat
-from worker.loop import WorkerLoop
-from worker.router_link import RouterLink
-from worker.state import WorkerState
+from baton.engine.batch import StepBudget
+from baton.engine.host_pages import HostPages
+from baton.engine.kv_pages import PagePool
+from baton.kv_transfer.in_process import InProcessNetwork, InProcessTransport
+from baton.kv_transfer.transport import Notice
+from baton.protocol.codec import decode_to_router, encode_notice, encode_to_worker
+from baton.protocol.handoff import HandoffNotice
+from baton.protocol.messages import LoadReport, Register, Reserve, Reserved, Welcome, WorkerMessage
+from baton.protocol.request import Request, SamplingParams
+from baton.protocol.v1 import worker_pb2
+from baton.protocol.worker import Endpoint, RoleName, WorkerInfo
+from baton.worker.heartbeat import HEARTBEAT, Heartbeat
+from baton.worker.loop import WorkerLoop
+from baton.worker.router_link import RouterLink
+from baton.worker.state import WorkerState
 
 NAME, INCARNATION = "decode-0", "1"
 LIMIT_S = 60.0

@@ -7,14 +7,14 @@ To serve with it, add the class to the table in router/policy/policies.py: then 
 
 from dataclasses import dataclass
 
-from router.policy.cluster_state import ClusterState, WorkerView
-from router.policy.peers.balancing import RoundRobin
-from router.policy.peers.immediate import ImmediatePlacement
-from router.policy.placement import Placement, PlacementInput
-from router.policy.predicted_latency import PredictedLatency
-from simulator.setup import Pools, Setup
-from simulator.simulation import Simulation
-from simulator.trace import Synthetic
+from baton.router.policy.cluster_state import ClusterState, WorkerView
+from baton.router.policy.peers.balancing import RoundRobin
+from baton.router.policy.peers.immediate import ImmediatePlacement
+from baton.router.policy.placement import Placement, PlacementInput
+from baton.router.policy.predicted_latency import PredictedLatency
+from baton.simulator.setup import Pools, Setup
+from baton.simulator.simulation import Simulation
+from baton.simulator.trace import Synthetic
 
 
 @dataclass(eq=False)

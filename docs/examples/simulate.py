@@ -9,9 +9,9 @@
 import sys
 from pathlib import Path
 
-from simulator.setup import Pools, Setup
-from simulator.simulation import Slo
-from simulator.trace import Synthetic, read_trace
+from baton.simulator.setup import Pools, Setup
+from baton.simulator.simulation import Slo
+from baton.simulator.trace import Synthetic, read_trace
 
 if len(sys.argv) > 1:
     trace = read_trace(Path(sys.argv[1]))[:150]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from cluster.errors import Overloaded
-from router.policy.placement import PlacementInput
+from baton.protocol.errors import Overloaded
+from baton.router.policy.placement import PlacementInput
 
 
 def refuse_late(item: PlacementInput, wait_s: float, compute_s: float) -> Overloaded:

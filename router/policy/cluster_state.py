@@ -11,12 +11,12 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from cluster.messages import PagesChanged
-from cluster.worker import RoleName, WorkerInfo, WorkerLoad
-from router.policy.latency_model import DEFAULT_COSTS, LatencyModel, StepCosts
-from router.policy.length_distribution import LengthDistribution
-from router.policy.prefix_index import PrefixIndex
-from router.policy.worker_table import WorkerTable
+from baton.protocol.messages import PagesChanged
+from baton.protocol.worker import RoleName, WorkerInfo, WorkerLoad
+from baton.router.policy.latency_model import DEFAULT_COSTS, LatencyModel, StepCosts
+from baton.router.policy.length_distribution import LengthDistribution
+from baton.router.policy.prefix_index import PrefixIndex
+from baton.router.policy.worker_table import WorkerTable
 
 
 @dataclass(slots=True, eq=False)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
-from router.policy.placement import PlacementInput
+from baton.router.policy.placement import PlacementInput
 
 PROMPT_WEIGHT, OUTPUT_WEIGHT = 1.0, 2.0
 PRIORITY_S = 5.0

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from cluster.worker import StepSample
+from baton.protocol.worker import StepSample
 
 FORGETTING = 0.995
 OUTLIER = 3.0  # residuals beyond so many typical ones count as so many: a page fault is no trend

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from router.policy.cluster_state import ClusterState, RunningSequence, WorkerView
+from baton.router.policy.cluster_state import ClusterState, RunningSequence, WorkerView
 
 LEAVE_AT, JOIN_BELOW = 0.95, 0.85  # of a TPOT objective
 GROWTH_PAGES = 2  # reserved beyond what a moving sequence has

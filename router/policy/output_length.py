@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from router.policy.length_distribution import EDGES, NUM_BINS, LengthDistribution, bin_of
+from baton.router.policy.length_distribution import EDGES, NUM_BINS, LengthDistribution, bin_of
 
 STRIDE_TOKENS = 512  # one chain node per so many prompt tokens
 BROAD_SAMPLES = 200  # a node with more samples is a context

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from cluster.errors import Overloaded
-from cluster.request import Objectives
-from cluster.routing import RoutingDecision
-from router.policy.cluster_state import ClusterState
-from router.policy.length_distribution import LengthDistribution, point
+from baton.protocol.errors import Overloaded
+from baton.protocol.request import Objectives
+from baton.router.policy.cluster_state import ClusterState
+from baton.router.policy.length_distribution import LengthDistribution, point
+from baton.router.policy.routing import RoutingDecision
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,15 +5,15 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable
 
-from cluster.errors import ConfigError
-from router.policy.peers.balancing import LeastLoaded, Random, RoundRobin
-from router.policy.peers.cache_aware import CacheAware
-from router.policy.peers.conductor import Conductor
-from router.policy.peers.kv_router import KvRouter
-from router.policy.peers.latency_headroom import LatencyHeadroom
-from router.policy.peers.power_of_two import PowerOfTwo
-from router.policy.placement import Placement
-from router.policy.predicted_latency import PredictedLatency
+from baton.protocol.errors import ConfigError
+from baton.router.policy.peers.balancing import LeastLoaded, Random, RoundRobin
+from baton.router.policy.peers.cache_aware import CacheAware
+from baton.router.policy.peers.conductor import Conductor
+from baton.router.policy.peers.kv_router import KvRouter
+from baton.router.policy.peers.latency_headroom import LatencyHeadroom
+from baton.router.policy.peers.power_of_two import PowerOfTwo
+from baton.router.policy.placement import Placement
+from baton.router.policy.predicted_latency import PredictedLatency
 
 PEERS: dict[str, Callable[[int], Placement]] = {
     "round_robin": lambda seed: RoundRobin(seed),

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from cluster.worker import RoleName, WorkerInfo
-from router.policy.cluster_state import ClusterState, WorkerView
-from router.policy.latency_model import StepCosts
-from router.policy.placement import PlacementInput
+from baton.protocol.worker import RoleName, WorkerInfo
+from baton.router.policy.cluster_state import ClusterState, WorkerView
+from baton.router.policy.latency_model import StepCosts
+from baton.router.policy.placement import PlacementInput
 
 FAST_S, SLOW_S = 8.0, 60.0  # time constants of the two averages
 CHANCE = 3.0  # standard errors within which the fast average tells nothing new

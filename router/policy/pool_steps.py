@@ -6,10 +6,10 @@ import difflib
 from collections import Counter
 from collections.abc import Iterable
 
-from cluster.errors import InvalidRequest, NotFound
-from cluster.worker import RoleName
-from router.operation import Drain, Rebalance, Step, StepState, Undrain
-from router.policy.cluster_state import ClusterState, WorkerView
+from baton.protocol.errors import InvalidRequest, NotFound
+from baton.protocol.worker import RoleName
+from baton.router.operation import Drain, Rebalance, Step, StepState, Undrain
+from baton.router.policy.cluster_state import ClusterState, WorkerView
 
 POOLS = (RoleName.PREFILL, RoleName.DECODE)
 

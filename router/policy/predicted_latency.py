@@ -16,12 +16,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from cluster.routing import Candidate, RoutingDecision
-from router.policy.admission import refuse_late, refuse_slow
-from router.policy.cluster_state import ClusterState, RunningSequence
-from router.policy.migration import reachable
-from router.policy.placement import Place, PlacementInput, Refuse
-from router.policy.worker_table import WorkerTable
+from baton.router.policy.admission import refuse_late, refuse_slow
+from baton.router.policy.cluster_state import ClusterState, RunningSequence
+from baton.router.policy.migration import reachable
+from baton.router.policy.placement import Place, PlacementInput, Refuse
+from baton.router.policy.routing import Candidate, RoutingDecision
+from baton.router.policy.worker_table import WorkerTable
 
 CHUNKS_AHEAD = 2  # steps of prompt work a worker may hold: enough to stay busy over a round trip
 SCANNED = 64  # queued requests one pass looks at

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from cluster.messages import PagesChanged
+from baton.protocol.messages import PagesChanged
 
 KEY_BYTES = 8
 KEY_SHIFT = 4  # 60 bits fit the small form of Python's integers; a collision costs a wrong guess, never a wrong token

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from cluster.worker import RoleName, WorkerInfo
-from router.policy.latency_model import StepCosts
+from baton.protocol.worker import RoleName, WorkerInfo
+from baton.router.policy.latency_model import StepCosts
 
 
 @dataclass(eq=False)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from baton.engine.attention import flashinfer as backend
 from benchmarks.gpu import compiling, correctness, decode, device, kernels, prefill, profile
 from benchmarks.gpu.attention_check import Geometry, attention_error
 from benchmarks.gpu.device import Device
@@ -21,7 +22,6 @@ from benchmarks.gpu.graphs_check import recorded_error
 from benchmarks.gpu.logits_check import logits_errors
 from benchmarks.gpu.part import Options, Part
 from benchmarks.gpu.sizes import SIZES, TINY
-from engine.attention import flashinfer as backend
 from tests.engine import flashinfer_reference
 
 RAW = {**TINY, "head_dim": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 1}

@@ -164,7 +164,10 @@ NEVER_NEEDED = ["ray", "pydantic", "typer", "torchvision", "pytest", "hypothesis
 
 @pytest.mark.parametrize(
     ("modules", "missing"),
-    [([*ALL, "worker.assembly", "router.assembly"], NEVER_NEEDED), (COMPUTING, [*NEVER_NEEDED, "nixl", "zmq", "grpc"])],
+    [
+        ([*ALL, "baton.worker.assembly", "baton.router.assembly"], NEVER_NEEDED),
+        (COMPUTING, [*NEVER_NEEDED, "nixl", "zmq", "grpc"]),
+    ],
     ids=["all parts", "parts of one process, without the links"],
 )
 def test_nothing_is_imported_that_an_offline_gpu_host_may_lack(modules: list[str], missing: list[str]) -> None:

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = """
 import multiprocessing as mp, os, signal, torch
 from benchmarks.handoff import MIB, Sender, layout_of, receiver
-from kv_transfer.nixl import NixlTransport
+from baton.kv_transfer.nixl import NixlTransport
 
 size = 64 * MIB  # more than the buffers of a connection hold
 layout = layout_of(size)

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from builtin_model import CHECKPOINT
-from builtin_model.evaluate import HELD_OUT_SEED, Answerer, questions
-from builtin_model.sentences import is_sentence, sentence
-from builtin_model.tasks import SMALL_TASKS, Task, add, count_on, look_up, repeat, sort_words, write
-from builtin_model.words import NOUNS
+from baton.builtin_model import CHECKPOINT
+from baton.builtin_model.sentences import is_sentence, sentence
+from baton.builtin_model.tasks import SMALL_TASKS, Task, add, count_on, look_up, repeat, sort_words, write
+from baton.builtin_model.words import NOUNS
+from benchmarks.builtin_model.evaluate import HELD_OUT_SEED, Answerer, questions
 
 ALL_TASKS = (look_up, *SMALL_TASKS)
 TOKENIZER = AutoTokenizer.from_pretrained(CHECKPOINT)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from deploy.processes import NotedProcess, noted_process
+from baton.deploy.processes import NotedProcess, noted_process
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ import typer
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from baton.cli import app
-from cluster.config import BatonConfig, parse_config
-from cluster.placement import check_placement, demand
+from baton.cli.main import app
+from baton.config.placement import check_placement, demand
+from baton.config.schema import BatonConfig, parse_config
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 CLUSTER_FILES = ["ray-aws.yaml", "ray-gcp.yaml", "ray-local.yaml"]

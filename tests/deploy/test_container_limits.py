@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.container_limits import MemoryLimit, cpu_quota, memory_limit, oom_kills
+from baton.deploy.container_limits import MemoryLimit, cpu_quota, memory_limit, oom_kills
 
 MIB = 1 << 20
 V1_UNLIMITED = "9223372036854771712\n"

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from cluster.errors import ConfigError, NoWorkers
-from deploy.ending import clear, down, end_killed_demos
-from deploy.look import serving_cluster
-from deploy.processes import PYTHON, NotedProcess, noted_process, python_environment, this_process
-from deploy.running import claim_note, running_cluster, update_note
+from baton.deploy.ending import clear, down, end_killed_demos
+from baton.deploy.look import serving_cluster
+from baton.deploy.processes import PYTHON, NotedProcess, noted_process, python_environment, this_process
+from baton.deploy.running import claim_note, running_cluster, update_note
+from baton.protocol.errors import ConfigError, NoWorkers
 from tests.deploy.noted import CLUSTER
 from tests.live.commands import baton_command
 
@@ -107,7 +107,7 @@ def test_a_cluster_noted_while_the_one_before_is_ended_stays(tmp_path: Path) -> 
     second = replace(CLUSTER, id="b" * 32)
     script = (
         "import signal, sys\nfrom pathlib import Path\n"
-        "from deploy.running import claim_note, remove_note, running_cluster\nfrom dataclasses import replace\n"
+        "from baton.deploy.running import claim_note, remove_note, running_cluster\nfrom dataclasses import replace\n"
         f"folder = Path({str(tmp_path)!r})\n"
         "def end(*_):\n"
         "    first = running_cluster(folder)\n    remove_note(first.id, folder)\n"

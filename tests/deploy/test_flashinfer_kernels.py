@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from cluster.errors import ConfigError
-from deploy.flashinfer_kernels import main, modules_for, parse
-from deploy.kernel_pack import Here, describe, install, oldest_glibc, read_pack, refusal, write_pack
-from engine.kernel_compiler import cuda_home
-from engine.prebuilt_kernels import MANIFEST, Manifest, read_manifest
+from baton.deploy.flashinfer_kernels import main, modules_for, parse
+from baton.deploy.kernel_pack import Here, describe, install, oldest_glibc, read_pack, refusal, write_pack
+from baton.engine.kernel_compiler import cuda_home
+from baton.engine.prebuilt_kernels import MANIFEST, Manifest, read_manifest
+from baton.protocol.errors import ConfigError
 
 HERE = Here("0.6.6", "0.1.15.post2", "13.0", "2.36", "x86_64")
 LIBRARIES = {"page": b"\x7fELF GLIBC_2.3.4\0GLIBC_2.14\0 code", "norm": b"\x7fELF GLIBC_2.2.5\0"}
@@ -151,7 +151,7 @@ def test_options_become_modules_each_once(tmp_path: Path) -> None:
     both = modules_for(parse(["build", "x", "--head-dim", "64,128", "--group", "1,4", "--dtype", "bfloat16,float16"]))
     assert len(both) == 4 + 2 * 2 * 2
     (tmp_path / "config.json").write_text(
-        (Path(__file__).parents[2] / "builtin_model/checkpoint/config.json").read_text()
+        (Path(__file__).parents[2] / "baton/builtin_model/checkpoint/config.json").read_text()
     )
     small = modules_for(parse(["build", "x", "--model", str(tmp_path)]))
     assert [module.name for module in small] == ["norm", "silu_and_mul"], "torch attends with heads of 32"
@@ -198,8 +198,8 @@ LOAD = """
 import sys
 from pathlib import Path
 import flashinfer
-from engine.attention.kernel_modules import kernel_modules
-from engine.kernel_loading import load_kernels
+from baton.engine.attention.kernel_modules import kernel_modules
+from baton.engine.kernel_loading import load_kernels
 import torch
 flashinfer.jit.env.FLASHINFER_AOT_DIR = Path(sys.argv[1])
 (silu,) = [module for module in kernel_modules(torch.bfloat16, 128, 4) if module.name == "silu_and_mul"]
@@ -211,7 +211,7 @@ load_kernels([silu], tuple(map(int, sys.argv[2].split("."))), print)
 @pytest.mark.skipif(bool(_why_not()), reason=_why_not() or "all is here")
 def test_kernels_compiled_here_load_on_a_machine_without_a_compiler(tmp_path: Path) -> None:
     pack, aot = tmp_path / "silu.tar.xz", tmp_path / "aot"
-    command = [sys.executable, "-m", "deploy.flashinfer_kernels"]
+    command = [sys.executable, "-m", "baton.deploy.flashinfer_kernels"]
     # Headers that silu does not include are not fetched for it.
     (tmp_path / "work/curand").mkdir(parents=True)
     (tmp_path / "work/curand/curand_kernel.h").touch()

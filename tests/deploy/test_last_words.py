@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.ray_names import FIRST_WORDS
-from deploy.last_words import log_of, why_ended
+from baton.config.ray_names import FIRST_WORDS
+from baton.deploy.last_words import log_of, why_ended
 
 FREE = "12 MiB free under the limit of 600 MiB"
 BUS = """:job_id:01000000

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from cluster.errors import ConfigError, NoWorkers
-from deploy.condition import Condition, Facts, condition
-from deploy.look import Supervised, history, look, reached, serving_cluster, write_supervised
-from deploy.processes import NotedProcess, noted_process, this_process
-from deploy.recovery import Recovery
-from deploy.running import RunningCluster, change_note, claim_note, remove_note, running_cluster, update_note
+from baton.deploy.condition import Condition, Facts, condition
+from baton.deploy.look import Supervised, history, look, reached, serving_cluster, write_supervised
+from baton.deploy.processes import NotedProcess, noted_process, this_process
+from baton.deploy.recovery import Recovery
+from baton.deploy.running import RunningCluster, change_note, claim_note, remove_note, running_cluster, update_note
+from baton.protocol.errors import ConfigError, NoWorkers
 from tests.deploy.noted import CLUSTER
 
 

@@ -13,17 +13,17 @@ from pathlib import Path
 
 import pytest
 
-from baton.client import AsyncClient
-from builtin_model import CHECKPOINT
-from cluster.config import RouterSection
-from cluster.errors import ConfigError
-from cluster.messages import Alive, WorkerMessage
-from cluster.plan import RouterPlan
-from deploy.local_ray import free_port
-from deploy.preflight import check_addresses, check_note, ray_host
-from router.assembly import start_router
-from router.worker_link import WorkerLink
-from worker.router_link import RouterLink
+from baton.builtin_model import CHECKPOINT
+from baton.client.client import AsyncClient
+from baton.config.plan import RouterPlan
+from baton.config.schema import RouterSection
+from baton.deploy.local_ray import free_port
+from baton.deploy.preflight import check_addresses, check_note, ray_host
+from baton.protocol.errors import ConfigError
+from baton.protocol.messages import Alive, WorkerMessage
+from baton.router.assembly import start_router
+from baton.router.worker_link import WorkerLink
+from baton.worker.router_link import RouterLink
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -86,7 +86,7 @@ def test_this_machine_starts_its_ray_at_loopback() -> None:
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
 def test_a_worker_reaches_the_router_over_either_kind_of_address(host: str) -> None:
     async def first_frame() -> tuple[str, list[WorkerMessage]]:
-        from cluster.address import join
+        from baton.protocol.address import join
 
         link = WorkerLink(f"tcp://{join(host, '*')}")
         came: asyncio.Future[tuple[str, list[WorkerMessage]]] = asyncio.get_running_loop().create_future()
@@ -132,10 +132,10 @@ WITHOUT_IPV4 = """
 ip link set lo up && ip addr flush dev lo && ip addr add ::1/128 dev lo
 exec "$0" -c "
 import subprocess
-from cluster.config import RouterSection
-from cluster.errors import ConfigError
-from deploy.local_ray import free_port, loopback
-from deploy.preflight import check_addresses, ray_host
+from baton.config.schema import RouterSection
+from baton.protocol.errors import ConfigError
+from baton.deploy.local_ray import free_port, loopback
+from baton.deploy.preflight import check_addresses, ray_host
 assert loopback() == '::1' and free_port() > 0
 check_addresses(RouterSection(host='::1', admin_host='::', port=free_port(), admin_port=0))
 try:

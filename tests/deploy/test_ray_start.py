@@ -7,8 +7,8 @@ import sys
 import time
 from pathlib import Path
 
-from deploy.processes import noted_process
-from deploy.ray_start import IDLE_AGENT, with_idle_agent
+from baton.deploy.processes import noted_process
+from baton.deploy.ray_start import IDLE_AGENT, with_idle_agent
 
 PORTS = {"dashboard_agent_listen_port": "-1", "metrics_agent_port": "-1", "metrics_export_port": "-1"}
 

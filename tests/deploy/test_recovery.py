@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deploy.recovery import PAUSES_S, STABLE_S, Recovery, Seen, pools_again, step, words
+from baton.deploy.recovery import PAUSES_S, STABLE_S, Recovery, Seen, pools_again, step, words
 
 LIVES = Seen(noted=True)
 DIED = Seen(noted=True, dead=("gcs_server",))

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from cluster.config import parse_config
-from cluster.errors import ModelError
-from deploy.cluster import resolve_here
-from deploy.machine import machine_facts
+from baton.config.schema import parse_config
+from baton.deploy.cluster import resolve_here
+from baton.deploy.machine import machine_facts
+from baton.protocol.errors import ModelError
 from tests.checkpoints import build_checkpoint
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from cluster.errors import ConfigError
-from deploy.running import RunningCluster, claim_note, running_cluster
-from deploy.scale import leaving, new_names, scale
+from baton.deploy.running import RunningCluster, claim_note, running_cluster
+from baton.deploy.scale import leaving, new_names, scale
+from baton.protocol.errors import ConfigError
 
 
 def test_new_workers_take_the_first_names_that_nobody_has() -> None:

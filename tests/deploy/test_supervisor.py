@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from deploy.attempt import Attempt
-from deploy.look import recovery_file, supervised
-from deploy.processes import PYTHON, NotedProcess, python_environment
-from deploy.running import claim_note
-from deploy.supervisor import Supervisor
+from baton.deploy.attempt import Attempt
+from baton.deploy.look import recovery_file, supervised
+from baton.deploy.processes import PYTHON, NotedProcess, python_environment
+from baton.deploy.running import claim_note
+from baton.deploy.supervisor import Supervisor
 from tests.deploy.noted import CLUSTER
 
 
@@ -69,7 +69,7 @@ def test_what_cannot_be_written_or_started_is_tried_again(
 ) -> None:
     claim_note(replace(CLUSTER, vital=(ended,)), tmp_path)
     recovery_file(tmp_path).with_suffix(".new").mkdir()  # so that nothing can be written, also by root
-    monkeypatch.setattr("deploy.supervisor.PYTHON", ("/no/such/python",))
+    monkeypatch.setattr("baton.deploy.supervisor.PYTHON", ("/no/such/python",))
     watch = Supervisor(tmp_path, CLUSTER.id)
     assert watch.look_and_act()
     assert watch.look_and_act()
@@ -109,7 +109,7 @@ def test_the_folder_of_ray_is_locked_so_that_old_files_in_it_stay(tmp_path: Path
 
 
 def test_our_processes_do_not_take_modules_from_the_working_folder(tmp_path: Path) -> None:
-    (tmp_path / "deploy.py").write_text("raise SystemExit(7)\n")
+    (tmp_path / "baton.py").write_text("raise SystemExit(7)\n")
     environment = {**python_environment(), "PYTHONSAFEPATH": ""}
-    command = [*PYTHON, "deploy.supervisor", str(tmp_path), "no cluster"]
+    command = [*PYTHON, "baton.deploy.supervisor", str(tmp_path), "no cluster"]
     assert subprocess.run(command, cwd=tmp_path, env=environment, timeout=30).returncode == 0

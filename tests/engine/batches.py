@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from hypothesis import strategies as st
 
-from cluster.request import Request, SamplingParams
-from engine.attention.backend import BatchLayout
-from engine.flat_batch import flat_batch
-from engine.sequence import Sequence, page_ids
-from engine.step import Slice, StepPlan
+from baton.engine.attention.backend import BatchLayout
+from baton.engine.flat_batch import flat_batch
+from baton.engine.sequence import Sequence, page_ids
+from baton.engine.step import Slice, StepPlan
+from baton.protocol.request import Request, SamplingParams
 
 
 @dataclass(frozen=True, slots=True)

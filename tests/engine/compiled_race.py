@@ -17,8 +17,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from engine.race import kernels, settle
-from engine.race.gpu import CAPACITY, LAUNCH
+from baton.engine.race import kernels, settle
+from baton.engine.race.gpu import CAPACITY, LAUNCH
 
 HOPPER = GPUTarget("cuda", 90, 32)
 TYPES = {

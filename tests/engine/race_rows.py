@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 
-from cluster.request import SamplingParams
-from engine.race import definition
-from engine.race.noise import noise
+from baton.engine.race import definition
+from baton.engine.race.noise import noise
+from baton.protocol.request import SamplingParams
 
 
 def kept_in_float64(

@@ -6,17 +6,17 @@ from pathlib import Path
 
 import torch
 
-from cluster.request import Request, SamplingParams
-from engine.attention.backend import BatchLayout
-from engine.batch import StepBudget, absorb_step, plan_step
-from engine.checkpoint import model_id, read_config
-from engine.cuda_executor import CudaExecutor
-from engine.executor import TorchExecutor
-from engine.kv_pages import PagePool
-from engine.page_table import commit_pages, grow, take_pages
-from engine.sequence import Sequence
-from engine.step import SampledToken
-from engine.weights import load_weights
+from baton.engine.attention.backend import BatchLayout
+from baton.engine.batch import StepBudget, absorb_step, plan_step
+from baton.engine.checkpoint import model_id, read_config
+from baton.engine.cuda_executor import CudaExecutor
+from baton.engine.executor import TorchExecutor
+from baton.engine.kv_pages import PagePool
+from baton.engine.page_table import commit_pages, grow, take_pages
+from baton.engine.sequence import Sequence
+from baton.engine.step import SampledToken
+from baton.engine.weights import load_weights
+from baton.protocol.request import Request, SamplingParams
 
 ROOT = b"root"
 

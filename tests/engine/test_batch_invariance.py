@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.request import SamplingParams
-from engine.step import SampledToken
+from baton.engine.step import SampledToken
+from baton.protocol.request import SamplingParams
 from tests.checkpoints import build_checkpoint
 from tests.engine.running import load_executor, sampled_tokens
 

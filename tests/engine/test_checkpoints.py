@@ -12,12 +12,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer as FastTokenizer
 
-from cluster.config import parse_config
-from cluster.errors import ModelError
-from deploy.cluster import resolve_here
-from engine.checkpoint import check_weights, model_id, read_config, resolve_model
-from engine.tokenizer import Tokenizer
-from engine.weights import load_weights
+from baton.config.schema import parse_config
+from baton.deploy.cluster import resolve_here
+from baton.engine.checkpoint import check_weights, model_id, read_config, resolve_model
+from baton.engine.tokenizer import Tokenizer
+from baton.engine.weights import load_weights
+from baton.protocol.errors import ModelError
 from tests.checkpoints import build_checkpoint
 
 

@@ -12,8 +12,8 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from engine.checkpoint import check_weights, read_config
-from engine.model_config import _LEFT_OUT
+from baton.engine.checkpoint import check_weights, read_config
+from baton.engine.model_config import _LEFT_OUT
 from tests.checkpoints import build_checkpoint
 from tests.engine.running import load_executor, logits_of
 

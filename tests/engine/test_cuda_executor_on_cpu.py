@@ -14,23 +14,23 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
-from builtin_model import CHECKPOINT
-from cluster.errors import ConfigError
-from cluster.request import Request, SamplingParams
-from cluster.worker import PageLayout
-from engine.attention import flashinfer as backend
-from engine.checkpoint import read_config
-from engine.cuda_device import check_allocator, check_kernels, check_segments, open_device
-from engine.cuda_executor import CudaExecutor, CudaOptions
-from engine.executor import TorchExecutor
-from engine.memory_profile import _largest_step
-from engine.model_config import ModelConfig, model_config
-from engine.models import layers
-from engine.models.decoder import Decoder
-from engine.models.rope import FusedRotation, RopeTable, Rotation
-from engine.sequence import Sequence
-from engine.step import Slice, StepPlan
-from engine.weights import load_weights, random_weights
+from baton.builtin_model import CHECKPOINT
+from baton.engine.attention import flashinfer as backend
+from baton.engine.checkpoint import read_config
+from baton.engine.cuda_device import check_allocator, check_kernels, check_segments, open_device
+from baton.engine.cuda_executor import CudaExecutor, CudaOptions
+from baton.engine.executor import TorchExecutor
+from baton.engine.memory_profile import _largest_step
+from baton.engine.model_config import ModelConfig, model_config
+from baton.engine.models import layers
+from baton.engine.models.decoder import Decoder
+from baton.engine.models.rope import FusedRotation, RopeTable, Rotation
+from baton.engine.sequence import Sequence
+from baton.engine.step import Slice, StepPlan
+from baton.engine.weights import load_weights, random_weights
+from baton.protocol.errors import ConfigError
+from baton.protocol.request import Request, SamplingParams
+from baton.protocol.worker import PageLayout
 from tests.engine import flashinfer_reference
 from tests.engine.running import generate
 
@@ -75,10 +75,10 @@ def _parameters(
 @pytest.fixture
 def cuda_layers(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     """The module behind the fused layers, bound to the reference for one test."""
-    sys.modules.pop("engine.models.cuda_layers", None)
-    yield importlib.import_module("engine.models.cuda_layers")
-    del sys.modules["engine.models.cuda_layers"]
-    del sys.modules["engine.models"].cuda_layers  # type: ignore[attr-defined]
+    sys.modules.pop("baton.engine.models.cuda_layers", None)
+    yield importlib.import_module("baton.engine.models.cuda_layers")
+    del sys.modules["baton.engine.models.cuda_layers"]
+    del sys.modules["baton.engine.models"].cuda_layers  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("graphs", [True, False])
@@ -98,7 +98,7 @@ def test_tokens_are_those_of_the_cpu(graphs: bool) -> None:
 def test_tokens_are_the_same_through_the_fused_layers(monkeypatch: pytest.MonkeyPatch, qk_norm: bool) -> None:
     architecture = "Qwen3ForCausalLM" if qk_norm else "LlamaForCausalLM"
     expected = generate(TorchExecutor(*_parameters(architecture=architecture)), PROMPTS, SAMPLING, chunk_tokens=16)
-    for name in ("engine.models.layers.fused", "engine.models.rope.fused"):
+    for name in ("baton.engine.models.layers.fused", "baton.engine.models.rope.fused"):
         monkeypatch.setattr(name, lambda x: True)
     executor = CudaExecutor(*_parameters(architecture=architecture), CudaOptions(max_batch=4))
     assert generate(executor, PROMPTS, SAMPLING, chunk_tokens=16) == expected
@@ -150,7 +150,7 @@ def test_the_fused_rotation_is_the_plain_one(monkeypatch: pytest.MonkeyPatch) ->
     positions = torch.tensor([0, 4, 127, 9], dtype=torch.int32)
     qkv = torch.randn(4, 6, 64, generator=torch.Generator().manual_seed(2))
     plain = RopeTable(config, qkv).at(positions)
-    monkeypatch.setattr("engine.models.rope.fused", lambda like: True)
+    monkeypatch.setattr("baton.engine.models.rope.fused", lambda like: True)
     fused = RopeTable(config, qkv).at(positions)
     assert isinstance(plain, Rotation)
     assert isinstance(fused, FusedRotation)

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.errors import ConfigError
-from engine.device_memory import GIB, DeviceMemory, pages_that_fit
+from baton.engine.device_memory import GIB, DeviceMemory, pages_that_fit
+from baton.protocol.errors import ConfigError
 
 PAGE = 2 << 20
 ROOM = DeviceMemory(total=80 * GIB, free=60 * GIB, own=16 * GIB, step_peak=2 * GIB, workspace=GIB)

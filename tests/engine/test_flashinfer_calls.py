@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from engine.attention.flashinfer import VERSION, FlashInferAttention
-from engine.attention.plan_metadata import PlanMetadata, plan_metadata
+from baton.engine.attention.flashinfer import VERSION, FlashInferAttention
+from baton.engine.attention.plan_metadata import PlanMetadata, plan_metadata
 from tests.engine import flashinfer_reference as reference
 from tests.engine.batches import Ragged, filled_pages
 from tests.engine.conftest import WithoutGpu

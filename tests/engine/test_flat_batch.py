@@ -8,15 +8,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.request import Request, SamplingParams
-from decode_worker.inbound import Inbound
-from decode_worker.swap import SwapSpace
-from engine.batch import StepBudget, absorb_step, plan_step
-from engine.flat_batch import flat_batch, sampled_rows
-from engine.kv_pages import PagePool
-from engine.page_table import commit_pages, give_back_pages, grow, take_pages
-from engine.sequence import Sequence, page_ids
-from engine.step import SampledToken, StepPlan, StepResult
+from baton.decode_worker.inbound import Inbound
+from baton.decode_worker.swap import SwapSpace
+from baton.engine.batch import StepBudget, absorb_step, plan_step
+from baton.engine.flat_batch import flat_batch, sampled_rows
+from baton.engine.kv_pages import PagePool
+from baton.engine.page_table import commit_pages, give_back_pages, grow, take_pages
+from baton.engine.sequence import Sequence, page_ids
+from baton.engine.step import SampledToken, StepPlan, StepResult
+from baton.protocol.request import Request, SamplingParams
 from tests.engine.batches import Ragged, ragged_batches
 
 ROOT = b"root"

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.errors import ConfigError
-from engine.graph_sizes import STEP, graph_sizes, padded_size
+from baton.engine.graph_sizes import STEP, graph_sizes, padded_size
+from baton.protocol.errors import ConfigError
 
 
 @given(max_batch=st.integers(1, 2000), count=st.integers(1, 2000))

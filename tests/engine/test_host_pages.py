@@ -7,8 +7,8 @@ import gc
 import pytest
 import torch
 
-from cluster.errors import ConfigError
-from engine.host_pages import HostPages, pin
+from baton.engine.host_pages import HostPages, pin
+from baton.protocol.errors import ConfigError
 
 
 class Runtime:

@@ -10,8 +10,8 @@ import huggingface_hub
 import pytest
 from huggingface_hub.utils import filter_repo_objects
 
-from cluster.errors import ModelError
-from engine.checkpoint import resolve_model, weight_files
+from baton.engine.checkpoint import resolve_model, weight_files
+from baton.protocol.errors import ModelError
 from tests.checkpoints import build_checkpoint
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.kernel_compiler import addition_flags, architecture, compiler_environment, complete_cuda, cuda_home
+from baton.engine.kernel_compiler import addition_flags, architecture, compiler_environment, complete_cuda, cuda_home
 
 needs_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler, as FlashInfer does")
 

@@ -11,17 +11,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from builtin_model import CHECKPOINT
-from cluster.errors import ConfigError
-from cluster.plan import WorkerPlan
-from engine import kernel_compiler, kernel_loading
-from engine.attention.kernel_modules import KernelModule
-from engine.checkpoint import read_config
-from engine.kernel_compiler import let_flashinfer_compile, missing_programs, reason_of
-from engine.kernel_loading import check_compilable, check_prebuilt, check_versions, prefill_kernels
-from engine.prebuilt_kernels import Built, Manifest, runs_on
-from engine.race.launchable import check_triton
-from worker import executors
+from baton.builtin_model import CHECKPOINT
+from baton.config.plan import WorkerPlan
+from baton.engine import kernel_compiler, kernel_loading
+from baton.engine.attention.kernel_modules import KernelModule
+from baton.engine.checkpoint import read_config
+from baton.engine.kernel_compiler import let_flashinfer_compile, missing_programs, reason_of
+from baton.engine.kernel_loading import check_compilable, check_prebuilt, check_versions, prefill_kernels
+from baton.engine.prebuilt_kernels import Built, Manifest, runs_on
+from baton.engine.race.launchable import check_triton
+from baton.protocol.errors import ConfigError
+from baton.worker import executors
 
 FOLDER = Path("/site/flashinfer/data/aot")
 BUILT = {"page": Built(("8.0", "9.0a"), 1, ""), "norm": Built(("9.0a",), 1, "")}

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from engine.attention.flashinfer import FlashInferAttention
-from engine.attention.kernel_modules import kernel_modules
+from baton.engine.attention.flashinfer import FlashInferAttention
+from baton.engine.attention.kernel_modules import kernel_modules
 from tests.engine.batches import Ragged, filled_pages
 from tests.engine.conftest import WithoutGpu
 from tests.gpu.cases import CASES, modules
@@ -65,7 +65,7 @@ def test_flashinfer_names_its_modules_so(
 def test_the_engines_calls_load_the_modules_of_the_list_and_no_others(
     flashinfer_without_gpu: WithoutGpu, heads: tuple[int, int], kernels: str
 ) -> None:
-    from engine.models import cuda_layers
+    from baton.engine.models import cuda_layers
 
     num_heads, kv_heads = heads
     attention = FlashInferAttention(filled_pages(MIXED, 1, kv_heads, 64, BF16), num_heads, kernels)

@@ -7,9 +7,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
-from cluster.errors import InternalError
-from cluster.prefix_hash import page_hashes, root_hash
-from engine.kv_pages import OutOfPages, PagePool
+from baton.engine.kv_pages import OutOfPages, PagePool
+from baton.protocol.errors import InternalError
+from baton.protocol.prefix_hash import page_hashes, root_hash
 from tests.page_pools import count_matches, evict_all
 
 ROOT = root_hash("model")

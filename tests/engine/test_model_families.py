@@ -10,9 +10,9 @@ import pytest
 import torch
 import transformers
 
-from cluster.request import Request, SamplingParams
-from engine.sequence import Sequence, page_ids
-from engine.step import Slice, StepPlan
+from baton.engine.sequence import Sequence, page_ids
+from baton.engine.step import Slice, StepPlan
+from baton.protocol.request import Request, SamplingParams
 from tests.checkpoints import FAMILIES, build_checkpoint
 from tests.engine.running import generate, load_executor, logits_of
 

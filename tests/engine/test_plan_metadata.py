@@ -10,12 +10,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from engine.attention.flashinfer import FlashInferAttention, GraphDecodeAttention, graph_ints
-from engine.attention.plan_metadata import pad_decodes, plan_metadata, workspace_bytes
-from engine.attention.torch_cpu import TorchAttention
-from engine.decode_staging import DecodeStaging
-from engine.flat_batch import flat_batch
-from engine.staging import GrowingStagingBuffer
+from baton.engine.attention.flashinfer import FlashInferAttention, GraphDecodeAttention, graph_ints
+from baton.engine.attention.plan_metadata import pad_decodes, plan_metadata, workspace_bytes
+from baton.engine.attention.torch_cpu import TorchAttention
+from baton.engine.decode_staging import DecodeStaging
+from baton.engine.flat_batch import flat_batch
+from baton.engine.staging import GrowingStagingBuffer
 from tests.engine import flashinfer_reference
 from tests.engine.batches import Ragged, filled_pages, full_attention, ragged_batches
 

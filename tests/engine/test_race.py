@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.request import SamplingParams
-from engine.race import definition
-from engine.race.draw import draw_rows, kept_tokens
-from engine.race.noise import noise
+from baton.engine.race import definition
+from baton.engine.race.draw import draw_rows, kept_tokens
+from baton.engine.race.noise import noise
+from baton.protocol.request import SamplingParams
 from tests.engine.race_rows import drawn_plainly, kept_in_float64, random_rows
 
 MANY = 20_000

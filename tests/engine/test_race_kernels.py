@@ -17,9 +17,9 @@ GPU = torch.cuda.is_available()
 if not GPU:
     os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported, which nothing else in the suite does
 
-from cluster.request import SamplingParams  # noqa: E402
-from engine.race import definition, gpu  # noqa: E402
-from engine.race.draw import draw_rows  # noqa: E402
+from baton.engine.race import definition, gpu  # noqa: E402
+from baton.engine.race.draw import draw_rows  # noqa: E402
+from baton.protocol.request import SamplingParams  # noqa: E402
 from tests.engine.race_rows import random_rows  # noqa: E402
 
 DEVICE = "cuda" if GPU else "cpu"

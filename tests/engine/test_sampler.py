@@ -16,12 +16,12 @@ from transformers.generation import (
     TopPLogitsWarper,
 )
 
-from cluster.errors import InternalError
-from cluster.request import Request, SamplingParams
-from engine.race import definition
-from engine.race.draw import kept_tokens
-from engine.sampler import NEVER, _penalise, sample
-from engine.sequence import Sequence
+from baton.engine.race import definition
+from baton.engine.race.draw import kept_tokens
+from baton.engine.sampler import NEVER, _penalise, sample
+from baton.engine.sequence import Sequence
+from baton.protocol.errors import InternalError
+from baton.protocol.request import Request, SamplingParams
 
 VOCAB = 50
 

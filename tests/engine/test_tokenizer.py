@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import processors
 
-from cluster.errors import ModelError
-from engine.tokenizer import Tokenizer, check_tokenizer
-from router.detokenizer import Detokenizer
+from baton.engine.tokenizer import Tokenizer, check_tokenizer
+from baton.protocol.errors import ModelError
+from baton.router.detokenizer import Detokenizer
 from tests.checkpoints import byte_tokenizer
 from tests.router.vocabularies import token_id
 

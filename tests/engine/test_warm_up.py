@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.executor import TorchExecutor
-from engine.race.definition import KIND, TOP_K, row_parameters
-from engine.step import StepPlan, StepResult
+from baton.engine.executor import TorchExecutor
+from baton.engine.race.definition import KIND, TOP_K, row_parameters
+from baton.engine.step import StepPlan, StepResult
 from tests.checkpoints import build_checkpoint
 from tests.engine.running import load_executor
 

@@ -7,17 +7,17 @@ from collections.abc import Callable
 
 import pytest
 
-from cluster.errors import Cancelled
-from cluster.handoff import HandoffNotice
-from cluster.request import Request, SamplingParams
-from cluster.worker import RoleName
-from decode_worker.inbound import Inbound
-from engine.kv_pages import PagePool
-from engine.sequence import Sequence
-from router.policy.length_distribution import point
-from router.policy.placement import PlacementInput
-from router.policy.policies import make_policy
-from router.policy.predicted_latency import PredictedLatency
+from baton.decode_worker.inbound import Inbound
+from baton.engine.kv_pages import PagePool
+from baton.engine.sequence import Sequence
+from baton.protocol.errors import Cancelled
+from baton.protocol.handoff import HandoffNotice
+from baton.protocol.request import Request, SamplingParams
+from baton.protocol.worker import RoleName
+from baton.router.policy.length_distribution import point
+from baton.router.policy.placement import PlacementInput
+from baton.router.policy.policies import make_policy
+from baton.router.policy.predicted_latency import PredictedLatency
 from tests.pure_cluster import PureCluster
 from tests.pure_worker import PureWrite, expected_output
 from tests.router.policy.clusters import cache, cluster_of, decode

@@ -17,30 +17,30 @@ import torch
 from google.protobuf.message import DecodeError
 from safetensors.torch import save
 
-from baton import wire
-from baton.v1 import admin_pb2, inference_pb2, worker_pb2
-from cluster.config import parse_config
-from cluster.errors import BatonError, ConfigError, InvalidRequest, ModelError
-from cluster.handoff import HandoffNotice, Reservation
-from cluster.messages import Cancel, Prefill, Release, Reserve, RouterMessage, SendPages
-from cluster.request import Request, SamplingParams
-from cluster.worker import RoleName
-from deploy import running
-from engine.batch import StepBudget
-from engine.checkpoint import model_id, read_config, read_sampling_defaults
-from engine.checkpoint_tensors import checkpoint_targets
-from engine.kv_pages import PagePool
-from engine.model_config import model_config
-from engine.weights import load_weights
-from router.admin_messages import operation_message, read_ask
-from router.policy.output_length import OutputLength
-from router.server import InferenceService, ServedModel, _emitted, _parse
-from simulator.trace import read_trace
+from baton.config.schema import parse_config
+from baton.deploy import running
+from baton.engine.batch import StepBudget
+from baton.engine.checkpoint import model_id, read_config, read_sampling_defaults
+from baton.engine.checkpoint_tensors import checkpoint_targets
+from baton.engine.kv_pages import PagePool
+from baton.engine.model_config import model_config
+from baton.engine.weights import load_weights
+from baton.protocol import codec
+from baton.protocol.errors import BatonError, ConfigError, InvalidRequest, ModelError
+from baton.protocol.handoff import HandoffNotice, Reservation
+from baton.protocol.messages import Cancel, Prefill, Release, Reserve, RouterMessage, SendPages
+from baton.protocol.request import Request, SamplingParams
+from baton.protocol.v1 import admin_pb2, inference_pb2, worker_pb2
+from baton.protocol.worker import RoleName
+from baton.router.admin_messages import operation_message, read_ask
+from baton.router.policy.output_length import OutputLength
+from baton.router.server import InferenceService, ServedModel, _emitted, _parse
+from baton.simulator.trace import read_trace
+from baton.worker.role_switch import make_role
+from baton.worker.state import WorkerState
 from tests.fuzz.inputs import fill, json_bytes, mutated_bytes, mutated_json
 from tests.pure_cluster import FRAMES, PureCluster
 from tests.pure_worker import VOCAB
-from worker.role_switch import make_role
-from worker.state import WorkerState
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
@@ -178,7 +178,7 @@ def _ask(data: bytes) -> None:
 
 
 def _worker_frame(data: bytes) -> None:
-    incarnation, batch = wire.decode_to_router(data)
+    incarnation, batch = codec.decode_to_router(data)
     cluster = _cluster()
     for name, life in (("stranger", incarnation), ("decode-0", incarnation), ("decode-0", "1")):
         FRAMES.check(name, life, batch, cluster.core.state)  # as the driver does it
@@ -206,13 +206,13 @@ def _router_frame_message(rng: random.Random) -> bytes:
         Release("r0/1"),
     ]
     batch = [rng.choice(known) for _ in range(rng.randint(1, 6))]
-    data = wire.encode_to_worker(batch)
+    data = codec.encode_to_worker(batch)
     return mutated_bytes(rng, data) if rng.random() < 0.3 else data
 
 
 def _router_frame(data: bytes) -> None:
     """Bytes that are no message are refused; the router's orders themselves are trusted."""
-    wire.decode_to_worker(data)
+    codec.decode_to_worker(data)
 
 
 def _notice_message(rng: random.Random) -> bytes:
@@ -223,12 +223,12 @@ def _notice_message(rng: random.Random) -> bytes:
         tuple([1] * rng.choice((0, 1, 2, 50))),
         rng.choice(((1, 1, 1), (1, 1), ())),
     )
-    data = wire.encode_notice(notice)
+    data = codec.encode_notice(notice)
     return mutated_bytes(rng, data) if rng.random() < 0.3 else data
 
 
 def _notice(data: bytes) -> None:
-    notice = wire.decode_notice(data)
+    notice = codec.decode_notice(data)
     pool = PagePool(8, 4)
     state = WorkerState("w:1", "m", frozenset(), 64, StepBudget(8, 8), pool)
     role = make_role(RoleName.DECODE, state)

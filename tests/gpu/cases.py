@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from engine.attention.kernel_modules import KernelModule, kernel_modules
+from baton.engine.attention.kernel_modules import KernelModule, kernel_modules
 from tests.engine.batches import Ragged
 from tests.engine.test_cuda_executor_on_cpu import RAW
 

@@ -33,8 +33,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(scope="session")
 def opened() -> torch.device:
     """The GPU, with all kernels of these tests compiled side by side."""
-    from engine.cuda_device import open_device
-    from engine.kernel_loading import load_kernels
+    from baton.engine.cuda_device import open_device
+    from baton.engine.kernel_loading import load_kernels
 
     device = open_device("cuda:0")
     load_kernels(modules(), torch.cuda.get_device_capability(device), print)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from engine.attention.flashinfer import FlashInferAttention
+from baton.engine.attention.flashinfer import FlashInferAttention
 from tests.engine.batches import filled_pages, full_attention
 from tests.gpu.cases import BATCHES, CASES, Case
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from builtin_model import CHECKPOINT
-from cluster.request import SamplingParams
-from engine.checkpoint import read_config
-from engine.cuda_executor import CudaExecutor, CudaOptions
-from engine.device_memory import pages_that_fit
-from engine.executor import TorchExecutor
-from engine.memory_profile import measure
-from engine.model_config import ModelConfig, model_config
-from engine.weights import load_weights, random_weights
+from baton.builtin_model import CHECKPOINT
+from baton.engine.checkpoint import read_config
+from baton.engine.cuda_executor import CudaExecutor, CudaOptions
+from baton.engine.device_memory import pages_that_fit
+from baton.engine.executor import TorchExecutor
+from baton.engine.memory_profile import measure
+from baton.engine.model_config import ModelConfig, model_config
+from baton.engine.weights import load_weights, random_weights
+from baton.protocol.request import SamplingParams
 from tests.engine.running import generate
 from tests.engine.test_cuda_executor_on_cpu import PROMPTS, SAMPLING
 from tests.gpu.cases import SMALL

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from engine.model_config import model_config
-from engine.models.layers import add_linear_norm, fused, linear, rms_norm, silu_and_mul
-from engine.models.rope import FusedRotation, RopeTable
+from baton.engine.model_config import model_config
+from baton.engine.models.layers import add_linear_norm, fused, linear, rms_norm, silu_and_mul
+from baton.engine.models.rope import FusedRotation, RopeTable
 from tests.engine.test_cuda_executor_on_cpu import RAW
 
 DTYPES = [torch.bfloat16, torch.float16]

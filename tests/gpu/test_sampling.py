@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from baton.engine.sampler import sample
+from baton.engine.sequence import Sequence
+from baton.protocol.errors import InternalError
+from baton.protocol.request import Request, SamplingParams
 from benchmarks.gpu.device import Device
 from benchmarks.gpu.sampling import tokens_equal_to_cpu
-from cluster.errors import InternalError
-from cluster.request import Request, SamplingParams
-from engine.sampler import sample
-from engine.sequence import Sequence
 
 
 @pytest.mark.parametrize("vocab", [300, 32_000, 151_936])

@@ -12,7 +12,7 @@ from types import ModuleType
 
 import pytest
 
-from kv_transfer.nixl_library import load_libraries, registration_error, settings
+from baton.kv_transfer.nixl_library import load_libraries, registration_error, settings
 
 ROOT = Path(__file__).resolve().parents[2]
 NIXL = ModuleType("nixl_cu13._api")
@@ -20,9 +20,9 @@ NIXL.__file__ = "/site/nixl_cu13/_api.py"
 
 ON_GPU = """
 import torch
-from cluster.errors import ConfigError
-from cluster.worker import PageLayout
-from kv_transfer.nixl import NixlTransport
+from baton.protocol.errors import ConfigError
+from baton.protocol.worker import PageLayout
+from baton.kv_transfer.nixl import NixlTransport
 
 class OnGpu(torch.Tensor):
     is_cuda = True
@@ -36,7 +36,7 @@ except ConfigError as error:
 
 NEEDS = """
 import ctypes, sys
-from kv_transfer.nixl_library import load_libraries
+from baton.kv_transfer.nixl_library import load_libraries
 inner, outer, folders = sys.argv[1], sys.argv[2], sys.argv[3:]
 assert bool(load_libraries([inner], folders)) == (not folders)
 ctypes.CDLL(outer)
@@ -77,7 +77,7 @@ def test_the_users_log_level_is_kept() -> None:
 
 
 def test_driver_libraries_that_are_there_are_not_blamed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kv_transfer.nixl_library.DRIVER_LIBRARIES", ("libc.so.6",))
+    monkeypatch.setattr("baton.kv_transfer.nixl_library.DRIVER_LIBRARIES", ("libc.so.6",))
     message = registration_error("NIXL_ERR_BACKEND", True, 3 << 29, NIXL).message
     assert message.startswith("NIXL cannot register 1.5 GiB of GPU memory (NIXL_ERR_BACKEND), although libc.so.6")
     assert "UCX_MODULE_DIR=/site/nixl_cu13.libs/ucx for the worker" in message

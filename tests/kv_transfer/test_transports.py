@@ -13,11 +13,11 @@ from multiprocessing.connection import Connection
 import pytest
 import torch
 
-from cluster.errors import HandoffFailed
-from cluster.worker import PageLayout
-from kv_transfer.in_process import InProcessNetwork, InProcessTransport
-from kv_transfer.nixl import NixlTransport
-from kv_transfer.transport import Notice, TransferEvent, Transport, WriteDone, WriteFailed
+from baton.kv_transfer.in_process import InProcessNetwork, InProcessTransport
+from baton.kv_transfer.nixl import NixlTransport
+from baton.kv_transfer.transport import Notice, TransferEvent, Transport, WriteDone, WriteFailed
+from baton.protocol.errors import HandoffFailed
+from baton.protocol.worker import PageLayout
 
 LAYOUT = PageLayout(32, 2, 4, 2, 8, "float32", "m")
 Make = Callable[..., Transport]

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 import baton
-from baton.v1 import admin_pb2
-from cluster.config import parse_config
-from cluster.resolve import MachineFacts, ModelFacts, resolve
-from deploy.launcher import connected, start_cluster, stop_cluster
-from deploy.local_ray import LocalRay, start_local_ray
-from engine.checkpoint import read_config
+from baton.config.resolve import MachineFacts, ModelFacts, resolve
+from baton.config.schema import parse_config
+from baton.deploy.launcher import connected, start_cluster, stop_cluster
+from baton.deploy.local_ray import LocalRay, start_local_ray
+from baton.engine.checkpoint import read_config
+from baton.protocol.v1 import admin_pb2
 from tests.checkpoints import build_checkpoint
 from tests.live.processes import Play, playing
 

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import baton
+from baton.builtin_model import CHECKPOINT
 from benchmarks.process_cluster import ProcessCluster, plans
-from builtin_model import CHECKPOINT
 
 Scenario = Callable[[ProcessCluster, baton.AsyncClient], Awaitable[Any]]
 Play = Callable[[Scenario], Any]

@@ -7,7 +7,7 @@ import random
 from dataclasses import dataclass
 
 import baton
-from cluster.request import SamplingParams
+from baton.protocol.request import SamplingParams
 from tests.live.conftest import CHUNK_TOKENS, PAGE_SIZE
 
 VOCAB = 320

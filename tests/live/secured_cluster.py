@@ -8,9 +8,9 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from baton.config.access import AccessPlan
+from baton.router.worker_gate import new_link_keys
 from benchmarks.process_cluster import ProcessCluster, plans
-from cluster.access import AccessPlan
-from router.worker_gate import new_link_keys
 
 MAX_PROMPT_TOKENS, MAX_STREAMS = 120, 2
 

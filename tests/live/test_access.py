@@ -19,7 +19,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 import baton
-from baton.errors import (
+from baton.client.errors import (
     ConfigError,
     InvalidRequest,
     NoWorkers,
@@ -27,9 +27,9 @@ from baton.errors import (
     PermissionDenied,
     Unauthenticated,
 )
-from cluster.access import AccessPlan
-from cluster.plan import RouterPlan
-from router.assembly import start_router
+from baton.config.access import AccessPlan
+from baton.config.plan import RouterPlan
+from baton.router.assembly import start_router
 from tests.certificates import Pair, self_signed
 from tests.live.secured_cluster import MAX_PROMPT_TOKENS, MAX_STREAMS
 

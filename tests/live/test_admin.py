@@ -14,9 +14,9 @@ import grpc
 import pytest
 
 import baton
-from baton.errors import ConfigError, InvalidRequest, NotFound
-from baton.v1 import admin_pb2, admin_pb2_grpc
-from cluster.plan import RouterPlan
+from baton.client.errors import ConfigError, InvalidRequest, NotFound
+from baton.config.plan import RouterPlan
+from baton.protocol.v1 import admin_pb2, admin_pb2_grpc
 from tests.live.conftest import Live
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,7 +55,7 @@ def test_administration_and_requests_each_have_a_port_of_their_own(split: Live) 
 
 @pytest.mark.parametrize("of", ["address", "admin_address"])
 def test_a_router_whose_port_is_taken_says_which(split: Live, checkpoint: Path, of: str) -> None:
-    from router.assembly import start_router
+    from baton.router.assembly import start_router
 
     taken = getattr(split, of)
     port = int(taken.rpartition(":")[2])
@@ -115,7 +115,7 @@ def test_the_planner_acts_by_itself_only_when_it_is_told_to(split: Live) -> None
 
 
 def _baton(live: Live, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from baton.cli import main; main()", *arguments]
+    command = [sys.executable, "-c", "from baton.cli.main import main; main()", *arguments]
     given = {**os.environ, "PYTHONPATH": str(ROOT), "BATON_ADMIN_ADDRESS": live.admin_address, "COLUMNS": "120"}
     return subprocess.run(command, env=given, capture_output=True, text=True, timeout=60)
 
@@ -130,7 +130,7 @@ def test_the_commands_find_the_cluster_by_its_address(split: Live) -> None:
 
 
 def test_the_shell_completes_names_of_live_workers(split: Live) -> None:
-    command = [sys.executable, "-c", "from baton.cli import app; app(prog_name='baton')"]
+    command = [sys.executable, "-c", "from baton.cli.main import app; app(prog_name='baton')"]
     given = {**os.environ, "PYTHONPATH": str(ROOT), "BATON_ADMIN_ADDRESS": split.admin_address}
     asked = {"_BATON_COMPLETE": "complete_bash", "COMP_WORDS": "baton drain ", "COMP_CWORD": "2"}
     done = subprocess.run(command, env={**given, **asked}, capture_output=True, text=True, timeout=60)

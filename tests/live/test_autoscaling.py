@@ -16,7 +16,7 @@ import pytest
 from ray._private.services import node_ip_address_from_perspective
 
 import baton
-from deploy.local_ray import LocalRay, free_port, start_local_ray
+from baton.deploy.local_ray import LocalRay, free_port, start_local_ray
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMPTS = [
@@ -164,7 +164,7 @@ def test_a_node_comes_for_a_worker_and_goes_after_its_drain(
         return done.stdout
 
     def command(*arguments: str) -> str:
-        return run("-c", "from baton.cli import main; main()", *arguments)
+        return run("-c", "from baton.cli.main import main; main()", *arguments)
 
     command("up", "--config", str(config))
     noted = json.loads((tmp_path / "cluster.json").read_text())

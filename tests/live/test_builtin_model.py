@@ -8,10 +8,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from builtin_model import CHECKPOINT
-from builtin_model.tasks import look_up
-from deploy.launcher import stop_cluster
-from deploy.local_ray import LocalRay
+from baton.builtin_model import CHECKPOINT
+from baton.builtin_model.tasks import look_up
+from baton.deploy.launcher import stop_cluster
+from baton.deploy.local_ray import LocalRay
 from tests.live.conftest import Live, start_live
 
 

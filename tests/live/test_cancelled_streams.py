@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 import baton
-from baton.errors import Cancelled, DeadlineExceeded
+from baton.client.errors import Cancelled, DeadlineExceeded
 from benchmarks.process_cluster import ProcessCluster
 from tests.live.processes import Play
 

@@ -99,5 +99,5 @@ def test_too_small_a_container_is_refused_before_ray_starts(run: Run, groups: li
 
 def test_threads_follow_the_cpu_quota(run: Run, groups: list[Path]) -> None:
     (groups[1] / "cpu.cfs_quota_us").write_text("100000")
-    done = run(sys.executable, "-c", "from deploy.machine import machine_facts; print(machine_facts().cores)")
+    done = run(sys.executable, "-c", "from baton.deploy.machine import machine_facts; print(machine_facts().cores)")
     assert done.stdout == "1\n"

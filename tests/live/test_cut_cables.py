@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 
 import baton
+from baton.builtin_model import CHECKPOINT
+from baton.client.client import AsyncTokenStream
+from baton.router.breaker import Breaker
+from baton.router.operation import Migrate
 from benchmarks.abort_storm import watch_pages
 from benchmarks.cables import DEVICE, Cables, why_not
 from benchmarks.process_cluster import ProcessCluster, plans
-from builtin_model import CHECKPOINT
-from router.breaker import Breaker
-from router.operation import Migrate
 
 OPTIONS: dict[str, Any] = {"max_tokens": 200, "ignore_eos": True, "temperature": 0.8}
 ENVIRONMENT = {"UCX_TLS": "tcp", "UCX_NET_DEVICES": DEVICE}  # shared memory needs no cable
@@ -78,7 +79,7 @@ def wired() -> Iterator[Wired]:
             runner.run(cluster.__aexit__())
 
 
-def _streams(client: baton.AsyncClient, mark: int) -> list[baton.client.AsyncTokenStream]:
+def _streams(client: baton.AsyncClient, mark: int) -> list[AsyncTokenStream]:
     """Of prompts that nobody has asked before, so that their pages really travel."""
     return [client.stream([5 + index, 10 + mark] * (150 + index), seed=index, **OPTIONS) for index in range(4)]
 

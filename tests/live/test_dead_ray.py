@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 import baton
-from deploy.local_ray import LocalRay
-from deploy.look import look, supervised
-from deploy.running import RunningCluster, running_cluster
+from baton.deploy.local_ray import LocalRay
+from baton.deploy.look import look, supervised
+from baton.deploy.running import RunningCluster, running_cluster
 from tests.live.commands import ROOT, baton_command, left_behind
 
 BACK_WITHIN_S = 60.0

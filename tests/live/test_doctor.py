@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def _leaks(admin_address: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from baton.cli import main; main()", "doctor", "leaks"]
+    command = [sys.executable, "-c", "from baton.cli.main import main; main()", "doctor", "leaks"]
     return subprocess.run(
         [*command, "--admin", admin_address, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
@@ -43,7 +43,7 @@ def test_a_cluster_at_work_leaks_nothing(play: Play) -> None:
 
 
 def _links(admin_address: str, *arguments: str) -> str:
-    command = [sys.executable, "-c", "from baton.cli import main; main()", "doctor", "links"]
+    command = [sys.executable, "-c", "from baton.cli.main import main; main()", "doctor", "links"]
     command += ["--admin", admin_address, *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True).stdout
 

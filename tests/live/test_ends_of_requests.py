@@ -12,8 +12,8 @@ import torch
 import transformers
 
 import baton
-from baton.errors import Cancelled, DeadlineExceeded, InvalidRequest
-from baton.v1 import inference_pb2, inference_pb2_grpc
+from baton.client.errors import Cancelled, DeadlineExceeded, InvalidRequest
+from baton.protocol.v1 import inference_pb2, inference_pb2_grpc
 from tests.live.conftest import CONTEXT_TOKENS, Live
 
 LONG: dict[str, Any] = {"max_tokens": 150, "ignore_eos": True}

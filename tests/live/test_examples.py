@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from builtin_model import CHECKPOINT
-from deploy.launcher import stop_cluster
-from deploy.local_ray import LocalRay
+from baton.builtin_model import CHECKPOINT
+from baton.deploy.launcher import stop_cluster
+from baton.deploy.local_ray import LocalRay
 from tests.live.commands import ROOT
 from tests.live.conftest import Live, start_live
 

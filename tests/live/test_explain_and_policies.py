@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from baton.errors import NotFound, Overloaded
-from cluster.request import Objectives
-from deploy.launcher import stop_cluster
-from deploy.local_ray import LocalRay
+from baton.client.errors import NotFound, Overloaded
+from baton.deploy.launcher import stop_cluster
+from baton.deploy.local_ray import LocalRay
+from baton.protocol.request import Objectives
 from tests.live.conftest import Live, start_live
 
 

@@ -14,14 +14,14 @@ from pathlib import Path
 import pytest
 
 import baton
-import baton.connection
-from cluster.plan import RouterPlan
+import baton.client.connection
+from baton.config.plan import RouterPlan
 
 PLAN = RouterPlan("", "m", "float32", 256, "127.0.0.1", 0, "127.0.0.1", 8, 3.0)
 
 
 def _serve(plan: RouterPlan, ready: Connection) -> None:
-    from router.assembly import start_router
+    from baton.router.assembly import start_router
 
     async def run() -> None:
         router = await start_router(plan)
@@ -50,15 +50,15 @@ def router(checkpoint: Path) -> Iterator[tuple[int, str]]:
 @pytest.fixture(autouse=True)
 def _ping_often(monkeypatch: pytest.MonkeyPatch) -> None:
     often = {"grpc.keepalive_time_ms": 600, "grpc.keepalive_timeout_ms": 900, "grpc.http2.ping_timeout_ms": 900}
-    options = [(name, often.get(name, value)) for name, value in baton.connection.OPTIONS]
+    options = [(name, often.get(name, value)) for name, value in baton.client.connection.OPTIONS]
     assert sum(name in often for name, _ in options) == len(often)
-    monkeypatch.setattr(baton.connection, "OPTIONS", options)
+    monkeypatch.setattr(baton.client.connection, "OPTIONS", options)
 
 
 def test_a_silent_stream_is_pinged_and_goes_on(router: tuple[int, str]) -> None:
     with baton.Client(router[1]) as client:
         stream = client.stream([1, 2, 3], max_tokens=1)
-        with pytest.raises(baton.errors.NoWorkers):
+        with pytest.raises(baton.NoWorkers):
             next(stream)
     assert stream._history.breaks == 0  # the router did not take so many pings amiss
 
@@ -69,13 +69,13 @@ def test_a_router_that_answers_no_ping_is_gone(router: tuple[int, str]) -> None:
         assert client.model().name == PLAN.model_name
         os.kill(pid, signal.SIGSTOP)
         try:
-            with pytest.raises(baton.errors.NoWorkers):  # without pings it would be the deadline
+            with pytest.raises(baton.NoWorkers):  # without pings it would be the deadline
                 client.model()
         finally:
             os.kill(pid, signal.SIGCONT)
         # The router looks at its own pings first and may close the connection that the next call is on.
         try:
             again = client.model()
-        except baton.errors.NoWorkers:
+        except baton.NoWorkers:
             again = client.model()
         assert again.name == PLAN.model_name

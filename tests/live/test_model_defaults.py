@@ -9,9 +9,9 @@ from pathlib import Path
 
 import baton
 from baton import SamplingParams
+from baton.config.schema import parse_config
+from baton.deploy.cluster import resolve_here
 from benchmarks.process_cluster import ProcessCluster, plans
-from cluster.config import parse_config
-from deploy.cluster import resolve_here
 from tests.checkpoints import build_checkpoint
 
 PROMPT = [5, 6, 7, 8]

@@ -14,12 +14,12 @@ import pytest
 import ray
 from ray.util.placement_group import get_placement_group, placement_group_table
 
-from cluster.config import parse_config
-from cluster.resolve import MachineFacts, ModelFacts, Resolved, resolve
-from deploy.launcher import start_cluster, start_workers, stop_cluster, stop_workers
-from deploy.local_ray import LocalRay
-from deploy.placement_groups import release_groups, reserve_groups
-from engine.checkpoint import read_config
+from baton.config.resolve import MachineFacts, ModelFacts, Resolved, resolve
+from baton.config.schema import parse_config
+from baton.deploy.launcher import start_cluster, start_workers, stop_cluster, stop_workers
+from baton.deploy.local_ray import LocalRay
+from baton.deploy.placement_groups import release_groups, reserve_groups
+from baton.engine.checkpoint import read_config
 from tests.live.conftest import CONTEXT_TOKENS, Live
 
 SECOND_ADDRESS = "127.0.0.2"

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from ray._private.services import node_ip_address_from_perspective
 
-from deploy.local_ray import LocalRay, start_local_ray
+from baton.deploy.local_ray import LocalRay, start_local_ray
 from tests.live.commands import BATON, ROOT, baton_command
 
 GOODBYE_S = 9.0  # less than actors are given to say goodbye
@@ -33,8 +33,8 @@ LEFT = """
 import sys
 import ray
 from ray.util.placement_group import placement_group_table
-from deploy.launcher import connected
-from deploy.local_ray import LocalRay
+from baton.deploy.launcher import connected
+from baton.deploy.local_ray import LocalRay
 with connected(LocalRay(*sys.argv[1:])):
     actors = [actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)]
     places = [row["name"] for row in placement_group_table().values() if row["state"] != "REMOVED"]

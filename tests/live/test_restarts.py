@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 import baton
-from deploy.launcher import router_pid, stop_cluster
-from deploy.local_ray import LocalRay
+from baton.deploy.launcher import router_pid, stop_cluster
+from baton.deploy.local_ray import LocalRay
 from tests.live.conftest import Live, start_live
 
 OPTIONS: dict[str, Any] = {"max_tokens": 180, "ignore_eos": True, "temperature": 0.8, "seed": 5}
@@ -38,7 +38,7 @@ def _workers(live: Live) -> dict[str, Any]:
     try:
         with live.admin() as admin:
             return {worker.name: worker for pool in admin.cluster().pools for worker in pool.workers}
-    except baton.errors.BatonError:
+    except baton.BatonError:
         return {}
 
 
@@ -153,9 +153,9 @@ def test_the_same_request_asked_twice_is_one_request(restarted: Live) -> None:
         answer = second.answer
         assert [token.id for token in head] == answer.token_ids[:3]
         assert [token.index for token in answer.tokens] == list(range(len(answer.tokens)))
-        with pytest.raises(baton.errors.Cancelled, match="taken over"):
+        with pytest.raises(baton.Cancelled, match="taken over"):
             list(first)
-        with pytest.raises(baton.errors.InvalidRequest, match="in use"):
+        with pytest.raises(baton.InvalidRequest, match="in use"):
             running = client.stream(PROMPT, request_id="mine", **OPTIONS)
             next(running)
             other.generate([1, 2, 3], request_id="mine")
@@ -163,7 +163,7 @@ def test_the_same_request_asked_twice_is_one_request(restarted: Live) -> None:
 
 
 def test_a_plain_client_resumes_by_index(restarted: Live) -> None:
-    from baton.answer import make_request
+    from baton.client.answer import make_request
 
     with restarted.client() as client:
         whole = client.generate(PROMPT, **OPTIONS)

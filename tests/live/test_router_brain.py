@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from baton.errors import Overloaded
-from cluster.plan import RouterPlan
-from cluster.request import Objectives
-from router.policy.output_length import OutputLength
+from baton.client.errors import Overloaded
+from baton.config.plan import RouterPlan
+from baton.protocol.request import Objectives
+from baton.router.policy.output_length import OutputLength
 from tests.live.conftest import CHUNK_TOKENS, PAGE_SIZE, Live
 
 
@@ -43,7 +43,7 @@ def test_the_router_knows_which_pages_a_worker_has_cached(brain: Live) -> None:
 
 
 def test_learned_output_lengths_survive_a_restart_of_the_router(checkpoint: Path, tmp_path: Path) -> None:
-    from router.assembly import load_learned, start_router
+    from baton.router.assembly import load_learned, start_router
 
     path = tmp_path / "state" / "learned.json"
     plan = RouterPlan(str(checkpoint), "m", "float32", 256, "127.0.0.1", 0, "127.0.0.1", 8, 3.0, state_file=str(path))
@@ -64,7 +64,7 @@ def test_learned_output_lengths_survive_a_restart_of_the_router(checkpoint: Path
 
 
 def test_a_router_begins_with_the_planner_that_its_configuration_asks_for(checkpoint: Path) -> None:
-    from router.assembly import start_router
+    from baton.router.assembly import start_router
 
     plan = RouterPlan(str(checkpoint), "m", "float32", 256, "127.0.0.1", 0, "127.0.0.1", 8, 3.0)
 

@@ -8,7 +8,7 @@ import grpc.aio
 import pytest
 
 import baton
-from baton.v1 import inference_pb2, inference_pb2_grpc
+from baton.protocol.v1 import inference_pb2, inference_pb2_grpc
 from benchmarks.process_cluster import ProcessCluster
 from tests.live.processes import Play
 

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
+from baton.deploy.local_ray import LocalRay
 from benchmarks.cables import Cables, why_not
-from deploy.local_ray import LocalRay
 from tests.live.conftest import Live
 
 _WHY_NOT = why_not()

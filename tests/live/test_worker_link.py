@@ -8,12 +8,12 @@ from dataclasses import replace
 
 import zmq
 
-from cluster.errors import InvalidRequest
-from cluster.link_keys import LinkKeys, WorkerKeys
-from cluster.messages import Goodbye, Rejoin, RouterMessage, Welcome, WorkerMessage
-from router.worker_gate import new_link_keys
-from router.worker_link import WorkerLink
-from worker.router_link import RouterLink
+from baton.protocol.errors import InvalidRequest
+from baton.protocol.link_keys import LinkKeys, WorkerKeys
+from baton.protocol.messages import Goodbye, Rejoin, RouterMessage, Welcome, WorkerMessage
+from baton.router.worker_gate import new_link_keys
+from baton.router.worker_link import WorkerLink
+from baton.worker.router_link import RouterLink
 
 REFUSED = (
     zmq.EVENT_HANDSHAKE_FAILED_AUTH

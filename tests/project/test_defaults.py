@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import MISSING, fields
 from typing import Any
 
-from cluster.access import AccessPlan
-from cluster.config import BatonConfig
-from cluster.plan import RouterPlan, WorkerPlan
-from router.driver import Driver
-from router.limits import RequestLimits, RouterLimits
-from worker.loop import WorkerLoop
-from worker.state import WorkerState
+from baton.config.access import AccessPlan
+from baton.config.plan import RouterPlan, WorkerPlan
+from baton.config.schema import BatonConfig
+from baton.router.driver import Driver
+from baton.router.limits import RequestLimits, RouterLimits
+from baton.worker.loop import WorkerLoop
+from baton.worker.state import WorkerState
 
 CARRIERS: tuple[Any, ...] = (
     AccessPlan,

@@ -10,8 +10,8 @@ from xml.etree import ElementTree
 import pytest
 import typer
 
-from baton.cli import app
-from engine.model_config import SUPPORTED
+from baton.cli.main import app
+from baton.engine.model_config import SUPPORTED
 from tests.checkpoints import FAMILIES
 
 ROOT = Path(__file__).resolve().parents[2]

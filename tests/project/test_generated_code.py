@@ -1,4 +1,4 @@
-"""baton/v1 is what the .proto files say."""
+"""baton/protocol/v1 is what the .proto files say."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+CODE = "baton/protocol/v1"
 
 
 @pytest.mark.slow
@@ -17,8 +18,8 @@ def test_the_generated_code_is_what_the_generator_makes(tmp_path: Path) -> None:
     subprocess.run(
         [str(ROOT / "proto" / "generate.sh"), str(tmp_path)], check=True, capture_output=True, env=environment
     )
-    made = sorted(path.name for path in (tmp_path / "baton" / "v1").iterdir())
-    kept = sorted(path.name for path in (ROOT / "baton" / "v1").iterdir() if path.suffix in (".py", ".pyi"))
+    made = sorted(path.name for path in (tmp_path / CODE).iterdir())
+    kept = sorted(path.name for path in (ROOT / CODE).iterdir() if path.suffix in (".py", ".pyi"))
     assert made == [name for name in kept if name != "__init__.py"]
     for name in made:
-        assert (tmp_path / "baton" / "v1" / name).read_text() == (ROOT / "baton" / "v1" / name).read_text(), name
+        assert (tmp_path / CODE / name).read_text() == (ROOT / CODE / name).read_text(), name

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.access import AccessPlan
-from cluster.errors import ConfigError, Overloaded, PermissionDenied, PromptTooLong, Unauthenticated
-from router.access import ADMIN, GENERATE, parse_tokens
-from router.complaints import EVERY_S, Complaints
-from router.limits import RequestLimits, TenantStreams
+from baton.config.access import AccessPlan
+from baton.protocol.errors import ConfigError, Overloaded, PermissionDenied, PromptTooLong, Unauthenticated
+from baton.router.access import ADMIN, GENERATE, parse_tokens
+from baton.router.complaints import EVERY_S, Complaints
+from baton.router.limits import RequestLimits, TenantStreams
 
 TOKEN = "baton_of-acme"
 DIGEST = sha256(TOKEN.encode()).hexdigest()

@@ -7,9 +7,9 @@ import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.errors import BatonError
-from cluster.worker import RoleName
-from router.operation import Ask, Drain, Migrate, OperationState, Rebalance, Undrain
+from baton.protocol.errors import BatonError
+from baton.protocol.worker import RoleName
+from baton.router.operation import Ask, Drain, Migrate, OperationState, Rebalance, Undrain
 from tests.pure_cluster import PureCluster
 
 SEEDS = st.integers(0, 2**32 - 1)

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.errors import Cancelled, NoWorkers, WorkerLost
-from cluster.messages import Goodbye
-from cluster.worker import RoleName
-from router.operation import Drain
+from baton.protocol.errors import Cancelled, NoWorkers, WorkerLost
+from baton.protocol.messages import Goodbye
+from baton.protocol.worker import RoleName
+from baton.router.operation import Drain
 from tests.pure_cluster import PureCluster
 from tests.pure_worker import expected_output
 

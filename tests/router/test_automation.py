@@ -7,15 +7,15 @@ import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.messages import RoleChanged
-from cluster.worker import RoleName
-from router.automation import LOOK_EVERY_S, YIELD_S, Automation
-from router.dispatch import Dispatch
-from router.operation import Drain, OperationState, Rebalance
-from router.operations import Operations
-from router.policy.policies import NAMES, make_policy
-from router.policy.pool_steps import POOLS
-from router.unclaimed import Unclaimed
+from baton.protocol.messages import RoleChanged
+from baton.protocol.worker import RoleName
+from baton.router.automation import LOOK_EVERY_S, YIELD_S, Automation
+from baton.router.dispatch import Dispatch
+from baton.router.operation import Drain, OperationState, Rebalance
+from baton.router.operations import Operations
+from baton.router.policy.policies import NAMES, make_policy
+from baton.router.policy.pool_steps import POOLS
+from baton.router.unclaimed import Unclaimed
 from tests.router.policy.clusters import cluster_of
 from tests.router.policy.test_pool_planner import names
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from cluster.access import AccessPlan
-from cluster.errors import ConfigError
-from router.credentials import Credentials, read_certificates
-from router.reloaded import Reloaded
+from baton.config.access import AccessPlan
+from baton.protocol.errors import ConfigError
+from baton.router.credentials import Credentials, read_certificates
+from baton.router.reloaded import Reloaded
 from tests.certificates import self_signed
 
 

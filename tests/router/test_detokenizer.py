@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.messages import TokenOutput
-from cluster.request import FinishReason, Request, SamplingParams
-from engine.tokenizer import Tokenizer
-from router.detokenizer import CONTEXT_TOKENS, WINDOW_TOKENS, Detokenizer
-from router.stream import OutputStream
+from baton.engine.tokenizer import Tokenizer
+from baton.protocol.messages import TokenOutput
+from baton.protocol.request import FinishReason, Request, SamplingParams
+from baton.router.detokenizer import CONTEXT_TOKENS, WINDOW_TOKENS, Detokenizer
+from baton.router.stream import OutputStream
 from tests.router.vocabularies import KINDS, output_text, token_id, vocabulary
 
 

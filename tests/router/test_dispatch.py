@@ -7,15 +7,15 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from cluster.errors import Overloaded
-from cluster.request import Objectives, Request, SamplingParams
-from cluster.routing import RoutingDecision
-from router.core import RouterCore
-from router.dispatch import CROWD, PASS_INTERVAL_S, Dispatch, FoundDecode
-from router.limits import RouterLimits
-from router.policy.admission import refuse_full, refuse_late
-from router.policy.cluster_state import ClusterState
-from router.policy.placement import Place, PlacementInput, Refuse
+from baton.protocol.errors import Overloaded
+from baton.protocol.request import Objectives, Request, SamplingParams
+from baton.router.core import RouterCore
+from baton.router.dispatch import CROWD, PASS_INTERVAL_S, Dispatch, FoundDecode
+from baton.router.limits import RouterLimits
+from baton.router.policy.admission import refuse_full, refuse_late
+from baton.router.policy.cluster_state import ClusterState
+from baton.router.policy.placement import Place, PlacementInput, Refuse
+from baton.router.policy.routing import RoutingDecision
 from tests.router.policy.clusters import cluster_of, worker_info
 
 

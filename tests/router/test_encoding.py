@@ -11,12 +11,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from baton.v1 import inference_pb2
-from cluster.errors import Overloaded
-from engine.model_config import model_config
-from engine.tokenizer import Tokenizer
-from router.encoding import SHORT_BYTES, EncodingPool, Lane
-from router.server import InferenceService, ServedModel
+from baton.engine.model_config import model_config
+from baton.engine.tokenizer import Tokenizer
+from baton.protocol.errors import Overloaded
+from baton.protocol.v1 import inference_pb2
+from baton.router.encoding import SHORT_BYTES, EncodingPool, Lane
+from baton.router.server import InferenceService, ServedModel
 from tests.checkpoints import byte_tokenizer
 from tests.fuzz.targets import CONFIG
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from cluster.errors import BatonError, Cancelled, Overloaded, WorkerLost
-from cluster.latency import Latency
-from cluster.request import FinishReason
-from cluster.routing import RoutingDecision
-from router import explanation
-from router.explanation import Explanations
-from router.policy.length_distribution import point
-from router.record import Completion
+from baton.protocol.errors import BatonError, Cancelled, Overloaded, WorkerLost
+from baton.protocol.request import FinishReason
+from baton.router import explanation
+from baton.router.explanation import Explanations
+from baton.router.latency import Latency
+from baton.router.policy.length_distribution import point
+from baton.router.policy.routing import RoutingDecision
+from baton.router.record import Completion
 
 
 def decision(worker: str) -> RoutingDecision:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from router.policy.fairness import VirtualTokenCounter
-from router.policy.placement import PlacementInput
+from baton.router.policy.fairness import VirtualTokenCounter
+from baton.router.policy.placement import PlacementInput
 
 
 def test_past_service_is_no_debt_after_an_idle_moment() -> None:

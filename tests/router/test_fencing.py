@@ -12,13 +12,13 @@ from collections.abc import Collection
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.errors import BatonError, Cancelled, WorkerLost
-from cluster.handoff import HandoffOutcome
-from cluster.messages import Goodbye, HandoffEnded, Rejoin, RequestFailed, StepOutput, TokenOutput, WorkerMessage
-from cluster.request import FinishReason, Request
-from cluster.worker import RoleName
-from router.commands import Tell
-from router.operation import Ask, Drain, Migrate, Rebalance, Undrain
+from baton.protocol.errors import BatonError, Cancelled, WorkerLost
+from baton.protocol.handoff import HandoffOutcome
+from baton.protocol.messages import Goodbye, HandoffEnded, Rejoin, RequestFailed, StepOutput, TokenOutput, WorkerMessage
+from baton.protocol.request import FinishReason, Request
+from baton.protocol.worker import RoleName
+from baton.router.commands import Tell
+from baton.router.operation import Ask, Drain, Migrate, Rebalance, Undrain
 from tests.pure_cluster import PureCluster
 
 SEEDS = st.integers(0, 2**32 - 1)

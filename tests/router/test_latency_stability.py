@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 
-from cluster.worker import StepSample
-from router.policy.latency_model import LatencyModel
+from baton.protocol.worker import StepSample
+from baton.router.policy.latency_model import LatencyModel
 
 
 def seconds(prefill: int, pairs: int, decodes: int, context: int) -> float:

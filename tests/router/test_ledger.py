@@ -5,15 +5,15 @@ from __future__ import annotations
 import random
 from typing import NoReturn
 
-from cluster.errors import Cancelled
-from cluster.messages import LoadReport, Register, RequestFailed, ReservationRefused, Reserve
-from cluster.request import Request, SamplingParams
-from cluster.worker import Endpoint, PageLayout, RoleName, WorkerInfo, WorkerLoad
-from router.commands import Command, Tell
-from router.core import RouterCore
-from router.limits import RouterLimits
-from router.policy.predicted_latency import PredictedLatency
-from router.record import Record
+from baton.protocol.errors import Cancelled
+from baton.protocol.messages import LoadReport, Register, RequestFailed, ReservationRefused, Reserve
+from baton.protocol.request import Request, SamplingParams
+from baton.protocol.worker import Endpoint, PageLayout, RoleName, WorkerInfo, WorkerLoad
+from baton.router.commands import Command, Tell
+from baton.router.core import RouterCore
+from baton.router.limits import RouterLimits
+from baton.router.policy.predicted_latency import PredictedLatency
+from baton.router.record import Record
 from tests.pure_cluster import PureCluster
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
-from cluster.request import MAX_LOGPROBS
-from router.record import Completion
-from router.server import _responses
-from router.stream import TextToken
+from baton.protocol.request import MAX_LOGPROBS
+from baton.router.record import Completion
+from baton.router.server import _responses
+from baton.router.stream import TextToken
 
 ACCEPTED_BYTES = 4 << 20  # by a gRPC client that was not told otherwise
 

@@ -8,13 +8,13 @@ from dataclasses import replace
 
 import pytest
 
-from cluster.errors import InvalidRequest
-from cluster.messages import HandoffEnded
-from cluster.worker import RoleName
-from router.operation import Drain, Migrate, OperationState, Rebalance, StepState
-from router.policy.cluster_state import WorkerView
-from router.policy.policies import make_policy
-from router.record import Record
+from baton.protocol.errors import InvalidRequest
+from baton.protocol.messages import HandoffEnded
+from baton.protocol.worker import RoleName
+from baton.router.operation import Drain, Migrate, OperationState, Rebalance, StepState
+from baton.router.policy.cluster_state import WorkerView
+from baton.router.policy.policies import make_policy
+from baton.router.record import Record
 from tests.pure_cluster import PureCluster
 from tests.pure_worker import PureWorker
 

@@ -6,14 +6,14 @@ from dataclasses import replace
 
 import pytest
 
-from cluster.errors import Overloaded
-from cluster.request import Objectives
-from cluster.worker import Endpoint, PageLayout, RoleName, WorkerInfo
-from router.policy.cluster_state import ClusterState
-from router.policy.latency_model import StepCosts
-from router.policy.placement import Place, PlacementInput, Refuse
-from router.policy.policies import NAMES, make_policy
-from router.policy.predicted_latency import PredictedLatency
+from baton.protocol.errors import Overloaded
+from baton.protocol.request import Objectives
+from baton.protocol.worker import Endpoint, PageLayout, RoleName, WorkerInfo
+from baton.router.policy.cluster_state import ClusterState
+from baton.router.policy.latency_model import StepCosts
+from baton.router.policy.placement import Place, PlacementInput, Refuse
+from baton.router.policy.policies import NAMES, make_policy
+from baton.router.policy.predicted_latency import PredictedLatency
 
 PAGE_SIZE, NUM_PAGES = 16, 100
 # A step takes 10 ms and 1 ms more for every 100 tokens of context.

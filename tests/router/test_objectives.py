@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from cluster.request import Objectives, Request, SamplingParams
-from cluster.worker import RoleName
-from router.commands import Close, Command, Tell
-from router.core import RouterCore
-from router.policy.placement import PlacementInput
+from baton.protocol.request import Objectives, Request, SamplingParams
+from baton.protocol.worker import RoleName
+from baton.router.commands import Close, Command, Tell
+from baton.router.core import RouterCore
+from baton.router.policy.placement import PlacementInput
 from tests.router.test_ledger import make_core
 
 

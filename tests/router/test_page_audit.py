@@ -8,10 +8,10 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.errors import Cancelled
-from cluster.messages import LoadReport
-from cluster.worker import RoleName
-from router.page_audit import Look, PageAudit, Verdict, judge
+from baton.protocol.errors import Cancelled
+from baton.protocol.messages import LoadReport
+from baton.protocol.worker import RoleName
+from baton.router.page_audit import Look, PageAudit, Verdict, judge
 from tests.pure_cluster import PureCluster
 
 

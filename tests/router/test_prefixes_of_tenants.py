@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from cluster.worker import RoleName
+from baton.protocol.worker import RoleName
 from tests.pure_cluster import PureCluster
 from tests.pure_worker import PAGE_SIZE, expected_output
 
@@ -60,7 +60,7 @@ def test_the_router_knows_what_the_worker_will_find(share: bool) -> None:
 @pytest.mark.parametrize("share", [False, True])
 def test_reserved_pages_are_matched_by_the_same_rule(share: bool) -> None:
     """Under a policy that hands every request over, the decode worker looks too."""
-    from router.policy.policies import make_policy
+    from baton.router.policy.policies import make_policy
 
     cluster = PureCluster(random.Random(1), num_pages=64, share_prefixes=share, placement=make_policy("least_loaded"))
     for role in (RoleName.PREFILL, RoleName.DECODE):

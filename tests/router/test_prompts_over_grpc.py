@@ -12,14 +12,14 @@ from tokenizers import processors
 from typer.testing import CliRunner
 
 import baton
-from baton.cli import app
-from cluster.access import AccessPlan
-from cluster.errors import InvalidRequest
-from cluster.request import Request
-from engine.model_config import model_config
-from engine.tokenizer import Tokenizer
-from router.credentials import Credentials
-from router.server import InferenceService, ServedModel, start_server
+from baton.cli.main import app
+from baton.config.access import AccessPlan
+from baton.engine.model_config import model_config
+from baton.engine.tokenizer import Tokenizer
+from baton.protocol.errors import InvalidRequest
+from baton.protocol.request import Request
+from baton.router.credentials import Credentials
+from baton.router.server import InferenceService, ServedModel, start_server
 from tests.checkpoints import byte_tokenizer
 from tests.fuzz.targets import CONFIG
 

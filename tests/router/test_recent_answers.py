@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from cluster.latency import Latency
-from cluster.request import Request, SamplingParams
-from router.lifecycle import lifecycle
-from router.policy.length_distribution import point
-from router.policy.output_length import Prediction
-from router.recent_answers import KEPT, WINDOW_S, RecentAnswers
-from router.record import Record
-from router.stream import OutputStream
+from baton.protocol.request import Request, SamplingParams
+from baton.router.latency import Latency
+from baton.router.lifecycle import lifecycle
+from baton.router.policy.length_distribution import point
+from baton.router.policy.output_length import Prediction
+from baton.router.recent_answers import KEPT, WINDOW_S, RecentAnswers
+from baton.router.record import Record
+from baton.router.stream import OutputStream
 
 
 def _record(index: int, emitted: int, predicted: int = 10) -> Record:

@@ -9,15 +9,15 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from cluster.errors import NoWorkers, PromptTooLong, WrongRole
-from cluster.messages import Prefill, RequestFailed
-from cluster.request import Request, SamplingParams
-from cluster.worker import RoleName
-from router.core import RouterCore
-from router.limits import RouterLimits
-from router.operation import Drain
-from router.page_audit import PageAudit, judge
-from router.policy.predicted_latency import PredictedLatency
+from baton.protocol.errors import NoWorkers, PromptTooLong, WrongRole
+from baton.protocol.messages import Prefill, RequestFailed
+from baton.protocol.request import Request, SamplingParams
+from baton.protocol.worker import RoleName
+from baton.router.core import RouterCore
+from baton.router.limits import RouterLimits
+from baton.router.operation import Drain
+from baton.router.page_audit import PageAudit, judge
+from baton.router.policy.predicted_latency import PredictedLatency
 from tests.pure_cluster import CLAIM_WITHIN_S, PureCluster
 
 SEEDS = st.integers(0, 2**32 - 1)

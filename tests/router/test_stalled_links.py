@@ -12,15 +12,15 @@ from collections.abc import Iterable
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.errors import Cancelled, HandoffFailed, WorkerLost
-from cluster.request import Request
-from cluster.worker import RoleName
-from router.operation import Drain, Migrate
-from router.peer_links import RELINK_AFTER_S
-from router.policy.placement import Placement
-from router.policy.policies import make_policy
-from router.policy.predicted_latency import PredictedLatency
-from router.quarantine import ORPHAN_S
+from baton.protocol.errors import Cancelled, HandoffFailed, WorkerLost
+from baton.protocol.request import Request
+from baton.protocol.worker import RoleName
+from baton.router.operation import Drain, Migrate
+from baton.router.peer_links import RELINK_AFTER_S
+from baton.router.policy.placement import Placement
+from baton.router.policy.policies import make_policy
+from baton.router.policy.predicted_latency import PredictedLatency
+from baton.router.quarantine import ORPHAN_S
 from tests.pure_cluster import PureCluster
 from tests.pure_worker import WRITE_STALL_S
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from cluster.messages import Cancel, HeldSequence
-from cluster.request import Request, SamplingParams
-from router.commands import Tell
-from router.unclaimed import Unclaimed
+from baton.protocol.messages import Cancel, HeldSequence
+from baton.protocol.request import Request, SamplingParams
+from baton.router.commands import Tell
+from baton.router.unclaimed import Unclaimed
 
 REQUEST = Request("r", (1, 2, 3), SamplingParams(max_tokens=50, temperature=1.0, seed=4), tenant="mine")
 

@@ -9,20 +9,20 @@ from typing import Any
 import grpc
 import pytest
 
-from baton.v1.admin_pb2 import WatchOperationRequest
-from baton.v1.admin_pb2_grpc import AdminStub
-from cluster.access import AccessPlan
-from cluster.errors import NotFound
-from router.admin_messages import operation_message, worker_message
-from router.admin_server import AdminService, start_admin_server
-from router.commands import Command, Moved
-from router.credentials import Credentials
-from router.driver import Driver
-from router.operation import Drain, Operation, OperationState, Step, StepState
-from router.operations import Operations
-from router.policy.cluster_state import ClusterState
-from router.unclaimed import Unclaimed
-from router.worker_frames import WorkerFrames
+from baton.config.access import AccessPlan
+from baton.protocol.errors import NotFound
+from baton.protocol.v1.admin_pb2 import WatchOperationRequest
+from baton.protocol.v1.admin_pb2_grpc import AdminStub
+from baton.router.admin_messages import operation_message, worker_message
+from baton.router.admin_server import AdminService, start_admin_server
+from baton.router.commands import Command, Moved
+from baton.router.credentials import Credentials
+from baton.router.driver import Driver
+from baton.router.operation import Drain, Operation, OperationState, Step, StepState
+from baton.router.operations import Operations
+from baton.router.policy.cluster_state import ClusterState
+from baton.router.unclaimed import Unclaimed
+from baton.router.worker_frames import WorkerFrames
 from tests.router.policy.clusters import cluster_of, decode
 
 

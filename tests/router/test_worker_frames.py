@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster import messages
-from cluster.errors import InvalidRequest
-from cluster.handoff import HandoffOutcome, Reservation
-from cluster.worker import RoleName, StepSample
+from baton.protocol import messages
+from baton.protocol.errors import InvalidRequest
+from baton.protocol.handoff import HandoffOutcome, Reservation
+from baton.protocol.worker import RoleName, StepSample
 from tests.pure_cluster import FRAMES, PureCluster
 
 WORKERS = ("prefill-0", "decode-0", "mixed-0", "stranger")

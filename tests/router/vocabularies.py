@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as FastTokenizer
 
-from engine.tokenizer import Tokenizer
+from baton.engine.tokenizer import Tokenizer
 from tests.checkpoints import byte_tokenizer
 
 SPECIAL = ["<unk>", "<s>", "</s>", "<|im_end|>"]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from router.policy.policies import make_policy
-from simulator.result import Outcome, SimulationResult
-from simulator.setup import Pools, Setup
-from simulator.simulation import Simulation
-from simulator.trace import Synthetic, TraceRequest
+from baton.router.policy.policies import make_policy
+from baton.simulator.result import Outcome, SimulationResult
+from baton.simulator.setup import Pools, Setup
+from baton.simulator.simulation import Simulation
+from baton.simulator.trace import Synthetic, TraceRequest
 
 MODEL, GPU = "llama-3.1-8b", "h100"
 

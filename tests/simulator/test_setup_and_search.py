@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from cluster.errors import ConfigError
-from simulator.result import SimulationResult
-from simulator.search import Probe, Search, SplitResult, Trial
-from simulator.setup import PAGE_SIZE, Pools, Setup, page_size_for, workload
-from simulator.trace import TraceRequest
+from baton.protocol.errors import ConfigError
+from baton.simulator.result import SimulationResult
+from baton.simulator.search import Probe, Search, SplitResult, Trial
+from baton.simulator.setup import PAGE_SIZE, Pools, Setup, page_size_for, workload
+from baton.simulator.trace import TraceRequest
 from tests.simulator.running import GPU, MODEL, small_trace
 
 

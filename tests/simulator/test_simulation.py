@@ -6,19 +6,19 @@ from dataclasses import replace
 
 import pytest
 
-from cluster.errors import InternalError
-from cluster.messages import Prefill
-from cluster.request import Request, SamplingParams
-from router.operation import OperationState, Rebalance
-from router.policy.placement import Place, Refuse
-from router.policy.policies import NAMES, make_policy
-from router.policy.predicted_latency import PredictedLatency
-from simulator.setup import Pools, Setup
-from simulator.simulation import Simulation, Slo
-from simulator.trace import TraceRequest, scale_arrivals
-from simulator.worker import SimulatedWorker
+from baton.protocol.errors import InternalError
+from baton.protocol.messages import Prefill
+from baton.protocol.request import Request, SamplingParams
+from baton.router.operation import OperationState, Rebalance
+from baton.router.policy.placement import Place, Refuse
+from baton.router.policy.policies import NAMES, make_policy
+from baton.router.policy.predicted_latency import PredictedLatency
+from baton.simulator.setup import Pools, Setup
+from baton.simulator.simulation import Simulation, Slo
+from baton.simulator.trace import TraceRequest, scale_arrivals
+from baton.simulator.worker import SimulatedWorker
+from baton.worker.role import SwapIn, SwapOut
 from tests.simulator.running import GPU, MODEL, by_arrival, simulate, simulation, small_trace
-from worker.role import SwapIn, SwapOut
 
 LATENCY_S = 100e-6  # of a message
 

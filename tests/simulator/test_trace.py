@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.errors import ConfigError
-from simulator.trace import MAX_REQUEST_TOKENS, Synthetic, TraceRequest, read_trace
+from baton.protocol.errors import ConfigError
+from baton.simulator.trace import MAX_REQUEST_TOKENS, Synthetic, TraceRequest, read_trace
 
 AZURE_HEAD = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from router.policy.cluster_state import ClusterState, WorkerView
-from router.policy.peers.immediate import ImmediatePlacement, in_flight
-from router.policy.placement import PlacementInput
+from baton.router.policy.cluster_state import ClusterState, WorkerView
+from baton.router.policy.peers.immediate import ImmediatePlacement, in_flight
+from baton.router.policy.placement import PlacementInput
 
 
 @dataclass(eq=False)

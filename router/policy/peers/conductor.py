@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cluster.errors import Overloaded
-from router.policy.cluster_state import ClusterState, WorkerView
-from router.policy.peers.immediate import ImmediatePlacement, step_with
-from router.policy.placement import PlacementInput
+from baton.protocol.errors import Overloaded
+from baton.router.policy.cluster_state import ClusterState, WorkerView
+from baton.router.policy.peers.immediate import ImmediatePlacement, step_with
+from baton.router.policy.placement import PlacementInput
 
 
 @dataclass(eq=False)

@@ -11,11 +11,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from cluster.errors import Overloaded
-from cluster.routing import RoutingDecision
-from cluster.worker import RoleName
-from router.policy.cluster_state import ClusterState, WorkerView
-from router.policy.placement import Place, PlacementInput, Refuse
+from baton.protocol.errors import Overloaded
+from baton.protocol.worker import RoleName
+from baton.router.policy.cluster_state import ClusterState, WorkerView
+from baton.router.policy.placement import Place, PlacementInput, Refuse
+from baton.router.policy.routing import RoutingDecision
 
 
 @dataclass(eq=False)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from router.policy.cluster_state import ClusterState, WorkerView
-from router.policy.peers.immediate import ImmediatePlacement
-from router.policy.placement import PlacementInput
+from baton.router.policy.cluster_state import ClusterState, WorkerView
+from baton.router.policy.peers.immediate import ImmediatePlacement
+from baton.router.policy.placement import PlacementInput
 
 
 @dataclass(eq=False)

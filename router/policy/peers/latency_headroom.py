@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cluster.routing import RoutingDecision
-from cluster.worker import RoleName
-from router.policy.cluster_state import ClusterState, WorkerView
-from router.policy.peers.immediate import ImmediatePlacement, in_flight, step_with
-from router.policy.placement import Place, PlacementInput, Refuse
+from baton.protocol.worker import RoleName
+from baton.router.policy.cluster_state import ClusterState, WorkerView
+from baton.router.policy.peers.immediate import ImmediatePlacement, in_flight, step_with
+from baton.router.policy.placement import Place, PlacementInput, Refuse
+from baton.router.policy.routing import RoutingDecision
 
 
 @dataclass(eq=False)

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.request import Objectives
-from router.policy import fairness
-from router.policy.fairness import OUTPUT_WEIGHT, PATIENCE_S, PRIORITY_S, PROMPT_WEIGHT, VirtualTokenCounter
-from router.policy.length_distribution import EDGES, point
-from router.policy.placement import PlacementInput
+from baton.protocol.request import Objectives
+from baton.router.policy import fairness
+from baton.router.policy.fairness import OUTPUT_WEIGHT, PATIENCE_S, PRIORITY_S, PROMPT_WEIGHT, VirtualTokenCounter
+from baton.router.policy.length_distribution import EDGES, point
+from baton.router.policy.placement import PlacementInput
 
 OUTPUTS = [edge for edge in EDGES if 20 <= edge <= 500]
 

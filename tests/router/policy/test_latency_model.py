@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.worker import RoleName, StepSample, WorkerLoad
-from router.policy.latency_model import DEFAULT_COSTS, LatencyModel, StepCosts
+from baton.protocol.worker import RoleName, StepSample, WorkerLoad
+from baton.router.policy.latency_model import DEFAULT_COSTS, LatencyModel, StepCosts
 from tests.router.policy.clusters import cluster_of
 
 TRUE = StepCosts(4e-3, 3e-5, 2e-9, 8e-5, 3e-8)

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from router.policy import output_length
-from router.policy.output_length import BROAD_SAMPLES, OutputLength, Prediction, chain_nodes
+from baton.router.policy import output_length
+from baton.router.policy.output_length import BROAD_SAMPLES, OutputLength, Prediction, chain_nodes
 
 LIMIT = 4096
 JSON = st.recursive(

@@ -13,12 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.request import Objectives
-from cluster.worker import RoleName
-from router.policy.cluster_state import ClusterState
-from router.policy.length_distribution import point
-from router.policy.placement import Place, PlacementInput, Refuse
-from router.policy.predicted_latency import CHUNKS_AHEAD, PredictedLatency
+from baton.protocol.request import Objectives
+from baton.protocol.worker import RoleName
+from baton.router.policy.cluster_state import ClusterState
+from baton.router.policy.length_distribution import point
+from baton.router.policy.placement import Place, PlacementInput, Refuse
+from baton.router.policy.predicted_latency import CHUNKS_AHEAD, PredictedLatency
 from tests.router.policy.clusters import CHUNK, MIXED_CHUNK, PAGE_SIZE, cache, cluster_of, decode, fill, occupy
 
 POLICY = PredictedLatency()

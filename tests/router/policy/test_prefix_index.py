@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from cluster.messages import PagesChanged
-from router.policy import prefix_index
-from router.policy.prefix_index import PrefixIndex, page_key, page_keys
+from baton.protocol.messages import PagesChanged
+from baton.router.policy import prefix_index
+from baton.router.policy.prefix_index import PrefixIndex, page_key, page_keys
 
 WORKERS = st.sampled_from(["a", "b", "c", "d"])
 HASHES = [bytes([number]) * 16 for number in range(8)]

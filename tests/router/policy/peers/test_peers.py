@@ -8,19 +8,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.errors import ConfigError
-from cluster.request import Objectives
-from cluster.worker import RoleName
-from router.policy.cluster_state import ClusterState, RunningSequence
-from router.policy.length_distribution import point
-from router.policy.peers.balancing import LeastLoaded, Random, RoundRobin
-from router.policy.peers.cache_aware import CacheAware
-from router.policy.peers.conductor import Conductor
-from router.policy.peers.kv_router import KvRouter
-from router.policy.peers.latency_headroom import LatencyHeadroom
-from router.policy.peers.power_of_two import PowerOfTwo
-from router.policy.placement import Place, Placement, PlacementInput, Refuse
-from router.policy.policies import NAMES, make_policy
+from baton.protocol.errors import ConfigError
+from baton.protocol.request import Objectives
+from baton.protocol.worker import RoleName
+from baton.router.policy.cluster_state import ClusterState, RunningSequence
+from baton.router.policy.length_distribution import point
+from baton.router.policy.peers.balancing import LeastLoaded, Random, RoundRobin
+from baton.router.policy.peers.cache_aware import CacheAware
+from baton.router.policy.peers.conductor import Conductor
+from baton.router.policy.peers.kv_router import KvRouter
+from baton.router.policy.peers.latency_headroom import LatencyHeadroom
+from baton.router.policy.peers.power_of_two import PowerOfTwo
+from baton.router.policy.placement import Place, Placement, PlacementInput, Refuse
+from baton.router.policy.policies import NAMES, make_policy
 from tests.pure_cluster import PureCluster
 from tests.pure_worker import expected_output
 from tests.router.policy.clusters import cache, cluster_of, decode, fill

@@ -1,0 +1,137 @@
+"""The cluster as a person reads it in the terminal: workers, pools, planner."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from baton.cli.report import milliseconds
+from baton.cli.table import Column, FittingTable, fitting
+from baton.protocol.v1 import admin_pb2
+
+BAR_CELLS = 12
+COLUMNS = (
+    Column("worker"),
+    Column("pool", 2),
+    Column("state", 1),
+    Column("running", 4, right=True),
+    Column("waiting", 5, right=True),
+    Column("prompt left", 7, right=True),
+    Column("busy", 8, right=True, note="busy: until its prompts are computed, predicted"),
+    Column("TPOT", 6, right=True, note="TPOT: predicted"),
+    Column("KV pages", 10, drawing=True, note="KV pages: █ held, ▒ prefix cache, ░ free"),
+    Column("held", 3, right=True, note="held: share of its KV pages"),
+    Column("peak", 9, right=True, note="peak: share of its pages at its fullest, predicted"),
+)
+POOL_COLUMNS = (
+    Column("pool"),
+    Column("workers", 1, right=True),
+    Column("serving", 2, right=True),
+    Column("running", 4, right=True),
+    Column("waiting", 5, right=True),
+    Column("KV held", 3, right=True),
+)
+STATE_STYLES = {"serving": "green", "draining": "yellow", "drained": "dim"}
+
+
+def cluster_screen(cluster: admin_pb2.Cluster) -> RenderableType:
+    """`baton status`: one line of the whole, one row per worker."""
+    head = Text.assemble(
+        (cluster.model, "bold"),
+        f"  up {cluster.uptime_s:.0f} s, policy {cluster.settings['policy']}; requests: {cluster.live_requests} live, "
+        f"{cluster.queued_requests} queued, {cluster.finished_requests} finished, {cluster.cancelled_requests} "
+        f"cancelled by their clients, {cluster.failed_requests} failed ({cluster.refused_requests} of them refused)",
+    )
+    if not cluster.pools:
+        return Group(head, "No worker is registered.")
+    table = FittingTable(COLUMNS)
+    for pool in cluster.pools:
+        for worker in pool.workers:
+            table.add_row(worker.name, pool.role, *_cells(worker))
+        table.end_section()
+    return Group(head, table)
+
+
+def _cells(worker: admin_pb2.WorkerStatus) -> list[str | Text]:
+    return [
+        Text(worker.state, STATE_STYLES.get(worker.state, "")),
+        str(worker.running),
+        f"{worker.waiting} ({worker.swapped} swapped)" if worker.swapped else str(worker.waiting),
+        str(worker.uncomputed_tokens),
+        milliseconds(worker.predicted_busy_s) if worker.predicted_busy_s else "-",
+        milliseconds(worker.predicted_tpot_s) if worker.predicted_tpot_s else "-",
+        kv_bar(worker),
+        percent(worker.pages_held, worker.pages_total),
+        percent(worker.predicted_peak_pages, worker.pages_total),
+    ]
+
+
+def kv_bar(worker: admin_pb2.WorkerStatus) -> str:
+    """Held, cached and free pages side by side. A share that is not nothing shows."""
+    total = max(worker.pages_total, 1)
+    held = min(BAR_CELLS, -(-worker.pages_held * BAR_CELLS // total))
+    cached = min(BAR_CELLS - held, -(-worker.pages_cached * BAR_CELLS // total))
+    return "█" * held + "▒" * cached + "░" * (BAR_CELLS - held - cached)
+
+
+def percent(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.0f} %" if whole else "-"
+
+
+def worker_lines(cluster: admin_pb2.Cluster) -> list[str]:
+    """One plain line per worker, for a watch that is no screen."""
+    return [
+        f"{cluster.uptime_s:.0f} s  {worker.name}  {pool.role}  {worker.state}  running {worker.running}  "
+        f"waiting {worker.waiting}  prompt left {worker.uncomputed_tokens}  "
+        f"KV {percent(worker.pages_held, worker.pages_total)}  "
+        f"peak {percent(worker.predicted_peak_pages, worker.pages_total)}"
+        for pool in cluster.pools
+        for worker in pool.workers
+    ]
+
+
+def pool_summaries(cluster: admin_pb2.Cluster) -> list[dict[str, Any]]:
+    """Each pool's workers taken together."""
+    return [
+        {
+            "role": pool.role,
+            "workers": len(pool.workers),
+            "serving": sum(worker.state == "serving" for worker in pool.workers),
+            "running": sum(worker.running for worker in pool.workers),
+            "waiting": sum(worker.waiting for worker in pool.workers),
+            "pages_held": sum(worker.pages_held for worker in pool.workers),
+            "pages_total": sum(worker.pages_total for worker in pool.workers),
+        }
+        for pool in cluster.pools
+    ]
+
+
+def pools_screen(cluster: admin_pb2.Cluster) -> RenderableType:
+    """`baton pools`: one row per pool, and what the planner thinks."""
+    rows = [
+        [
+            pool["role"],
+            *(str(pool[name]) for name in ("workers", "serving", "running", "waiting")),
+            percent(pool["pages_held"], pool["pages_total"]),
+        ]
+        for pool in pool_summaries(cluster)
+    ]
+    table = fitting(POOL_COLUMNS, rows)
+    return Group(table if cluster.pools else "No worker is registered.", planner_line(cluster.planner))
+
+
+def planner_line(planner: admin_pb2.Planner) -> str:
+    """What the planner expects and advises, in a line."""
+    told = f"planner: auto {'on' if planner.auto else 'off'}"
+    if planner.prompt_tokens_per_s or planner.output_tokens_per_s:
+        told += (
+            f"; it expects {planner.prompt_tokens_per_s:,.0f} prompt and {planner.output_tokens_per_s:,.0f} "
+            "output tokens/s"
+        )
+    if planner.prefill or planner.decode:
+        told += f"; it advises {planner.prefill} prefill + {planner.decode} decode"
+    else:
+        told += "; no advice yet"
+    return f"{told}: {planner.why}" if planner.why else told

@@ -1,0 +1,144 @@
+"""`baton doctor`: looks for what should not be in a running cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from baton.cli.admin_options import AdminAddress, Json, document, open_admin, out, print_document
+from baton.cli.table import Column, FittingTable, fitting, show
+from baton.protocol.v1 import admin_pb2
+
+doctor = typer.Typer(no_args_is_help=True)
+
+
+@doctor.callback()
+def _commands() -> None:
+    """Look for what should not be in a running cluster. Exit code 0: nothing was found, 1: something was.
+
+    Nothing is changed.
+
+    Examples:
+
+        baton doctor leaks --json
+
+        baton doctor links
+    """
+
+
+@doctor.command()
+def leaks(
+    seconds: Annotated[float, typer.Option(min=1, max=60, help="How long to look.")] = 3.0,
+    admin: AdminAddress = None,
+    as_json: Json = False,
+) -> None:
+    """Prove that every KV page is free, prefix cache, or held for a live request. The cluster may serve meanwhile.
+
+    Workers' reports are compared with the router's live requests for a few seconds; what moves meanwhile is no leak.
+
+    Examples:
+
+        baton doctor leaks
+
+        baton doctor leaks --seconds 10 --json
+    """
+    with open_admin(admin) as client:
+        check = client.check_pages(seconds)
+    if as_json:
+        print_document(document(check))
+    else:
+        show(out, _table(check))
+        for line in _lines(check):
+            out.print(line, soft_wrap=True, markup=False)
+    if not check.clean:
+        raise typer.Exit(1)
+
+
+COLUMNS = (
+    Column("worker"),
+    Column("pages", 6, right=True),
+    Column("free", 5, right=True),
+    Column("cached", 4, right=True),
+    Column("held", 3, right=True),
+    Column("accounted", 3, right=True),
+    Column("leaked", 1, right=True),
+    Column("unknown", 2, right=True),
+)
+
+
+def _table(check: admin_pb2.PageCheck) -> FittingTable:
+    rows = []
+    for one in check.workers:
+        pages = (one.pages_total, one.pages_free, one.pages_cached, one.pages_held)
+        # Pages that requests share count for each of them: all that is held may be accounted for more than once.
+        figures = (*pages, min(one.pages_accounted, one.pages_held), one.pages_leaked, len(one.unknown))
+        rows.append([one.name, *map(str, figures)])
+    return fitting(COLUMNS, rows)
+
+
+def _lines(check: admin_pb2.PageCheck) -> list[str]:
+    """What was found, in words."""
+    lines = [f"{check.live_requests} live requests, {check.unanswered_handoffs} handoffs under way."]
+    for one in check.workers:
+        if not one.reported:
+            lines.append(f"{one.name} has not reported meanwhile: nothing is proven of it.")
+        lines += [f"{one.name} holds {name!r}, which belongs to no live request." for name in one.unknown]
+        if one.pages_leaked:
+            lines.append(f"{one.name} holds {one.pages_leaked} pages that belong to nobody.")
+    lines += [f"Nobody will answer about the handoff {name!r}." for name in check.lost_handoffs]
+    return [*lines, "Nothing is leaked."] if check.clean else lines
+
+
+@doctor.command()
+def links(admin: AdminAddress = None, as_json: Json = False) -> None:
+    """Show how fast KV pages go from worker to worker, and which links between GPUs are too slow.
+
+    A link is measured by the first three writes of 64 MiB or more, of which the fastest counts. Two GPUs of one host
+    should have 20 GB/s at least; other links are shown without a judgement.
+
+    Examples:
+
+        baton doctor links
+
+        baton doctor links --json
+    """
+    with open_admin(admin) as client:
+        measured = client.links()
+    if as_json:
+        print_document({"links": [document(link) for link in measured]})
+    elif not measured:
+        out.print("No link is measured yet: that takes three writes of 64 MiB or more from worker to worker.")
+    else:
+        show(out, _links_table(measured))
+        for link in measured:
+            if link.warning:
+                out.print(link.warning, soft_wrap=True, markup=False)
+    if any(link.warning for link in measured):
+        raise typer.Exit(1)
+
+
+LINK_COLUMNS = (
+    Column("from"),
+    Column("to"),
+    Column("GB/s", right=True),
+    Column("host", 1),
+    Column("written", 2, right=True),
+    Column("took", 3, right=True),
+)
+
+
+def _links_table(measured: Sequence[admin_pb2.Link]) -> FittingTable:
+    rows = [
+        [
+            link.source,
+            link.target,
+            f"{link.num_bytes / link.seconds / 1e9:.2f}",
+            "same" if link.same_host else "another",
+            f"{link.num_bytes >> 20} MiB",
+            f"{1000 * link.seconds:.1f} ms",
+        ]
+        for link in measured
+    ]
+    return fitting(LINK_COLUMNS, rows)

@@ -1,0 +1,272 @@
+"""The `baton` command."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from baton.cli.admin_options import Json, err, out, print_document
+from baton.cli.doctor import doctor
+from baton.cli.pools import cancel, drain, migrate, operations, rebalance, undrain
+from baton.cli.report import print_answer, print_settings
+from baton.cli.scale import scale
+from baton.cli.simulate import plan, simulate
+from baton.cli.status import explain, policy, pools, status
+from baton.cli.token import token
+from baton.client.errors import BatonError, InvalidRequest
+from baton.config.schema import parse_config
+
+app = typer.Typer(no_args_is_help=True, add_completion=True, rich_markup_mode="rich", pretty_exceptions_enable=False)
+
+Model = Annotated[str | None, typer.Option(help="Folder of a checkpoint, or a Hugging Face hub id; default: built in.")]
+Prefill = Annotated[int | None, typer.Option(help="Prefill workers.")]
+Decode = Annotated[int | None, typer.Option(help="Decode workers.")]
+Mixed = Annotated[int | None, typer.Option(help="Workers that serve whole requests (prefill and decode).")]
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file; flags go before it.", dir_okay=False)]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HOST:PORT",
+        envvar="BATON_ADDRESS",
+        help="Address of the router; default: the cluster that `up` started here, or port 50051.",
+    ),
+]
+
+
+class Ended(BaseException):
+    """Somebody asked the process to end by a signal; everything it started is ended on the way out."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def main() -> None:
+    """Run the command; what goes wrong is one sentence on stderr and exit code 1."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _end)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # type: ignore[union-attr] # for a terminal that has not every character
+    sys.exit(run(app))
+
+
+def _end(number: int, frame: Any) -> None:
+    raise Ended(number)
+
+
+def run(command: Callable[[], Any]) -> int:
+    """Exit code of a command: 0, 1 for an error, 128 and the signal's number (130 for Ctrl-C) when it was ended."""
+    try:
+        try:
+            command()
+        finally:
+            sys.stdout.flush()
+    except BatonError as error:
+        return _fail(error.message)
+    except BrokenPipeError:  # the reader has what it wanted, as in `baton status | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename is not None else ""
+        return _fail(f"{where}{error.strerror or error}.")
+    except UnicodeError as error:
+        return _fail(f"A text cannot be encoded or decoded: {error}.")
+    except KeyboardInterrupt:
+        err.print("interrupted")
+        return 128 + signal.SIGINT
+    except Ended as end:
+        return 128 + end.number
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 0
+    return 0
+
+
+def _fail(sentence: str) -> int:
+    err.print(f"[red]error:[/] {escape(sentence)}", soft_wrap=True)
+    return 1
+
+
+@app.command()
+def up(
+    model: Model = None,
+    prefill: Prefill = None,
+    decode: Decode = None,
+    mixed: Mixed = None,
+    config: ConfigFile = None,
+    port: Annotated[int | None, typer.Option(help="Port of the gRPC server; 0 for any.")] = None,
+    admin_port: Annotated[int | None, typer.Option(help="Port of the administration; 0 for any.")] = None,
+    policy: Annotated[str | None, typer.Option(help="Placement policy; default: predicted_latency.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16 or auto.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, or auto: as placement gives GPUs.")] = None,
+    auto: Annotated[bool, typer.Option("--auto", help="The planner moves workers between the pools.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Start a cluster on this machine (or on the Ray that $RAY_ADDRESS names).
+
+    Examples:
+
+        baton up
+
+        baton up --model Qwen/Qwen2.5-0.5B --prefill 1 --decode 2
+
+        baton up --config cluster.toml --policy round_robin
+
+        baton up --prefill 2 --decode 2 --auto
+    """
+    from baton.cli.progress import StartProgress
+    from baton.deploy.cluster import resolve_here
+    from baton.deploy.cluster import up as start
+    from baton.deploy.ending import clear
+    from baton.deploy.running import home
+
+    overrides: dict[str, dict[str, Any]] = {
+        "model": {"path": model, "dtype": dtype},
+        "pools": {"prefill": prefill, "decode": decode, "mixed": mixed},
+        "engine": {"device": device},
+        "router": {"port": port, "admin_port": admin_port, "policy": policy, "auto_rebalance": auto or None},
+    }
+    parsed = parse_config(_read(config), overrides)
+    # First: what is left of a dead cluster takes memory.
+    clear(home(), lambda process, stage: err.print(f"{process}: {stage}", markup=False, soft_wrap=True))
+    resolved = resolve_here(parsed)
+    print_settings(err, resolved.settings)
+    with StartProgress(err) as progress:
+        cluster = start(resolved, progress)
+    if as_json:
+        print_document(asdict(cluster))
+        return
+    prompt = "write : the old fox" if not parsed.model.path else "Hello"
+    out.print(f'Serving on {cluster.address}. Try:  baton generate "{prompt}"', markup=False)
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Argument(help="The prompt; - reads standard input.")],
+    max_tokens: Annotated[int | None, typer.Option(help="Most output tokens.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="1 keeps the whole vocabulary.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="0 keeps the whole vocabulary.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Makes a sampled answer repeatable.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="Stop string; may be given several times.")] = None,
+    special_tokens: Annotated[
+        bool, typer.Option("--special-tokens/--no-special-tokens", help="Put the model's special tokens around it.")
+    ] = True,
+    timeout: Annotated[float | None, typer.Option(help="Deadline in seconds.")] = None,
+    address: Address = None,
+    as_json: Json = False,
+) -> None:
+    """Stream an answer. What is not given is as the model has it (`baton up` shows it).
+
+    Examples:
+
+        baton generate "Once upon a time" --max-tokens 40
+
+        baton generate - --json < prompt.txt
+    """
+    text = _decoded(sys.stdin.buffer.read() if prompt == "-" else os.fsencode(prompt))
+    options = {
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "seed": seed,
+        "stop": stop,
+    }
+    with _client(address) as client:
+        stream = client.stream(text, timeout_s=timeout, add_special_tokens=special_tokens, **options)
+        if as_json:
+            print_document(stream.answer.as_dict())
+            return
+        for token in stream:
+            print(token.text, end="", flush=True)
+        answer = stream.answer
+        print(answer.text[sum(len(token.text) for token in answer.tokens) :], flush=True)
+        print_answer(err, answer)
+
+
+@app.command()
+def down(as_json: Json = False) -> None:
+    """End the cluster that `up` started, and its Ray.
+
+    Examples:
+
+        baton down
+
+        baton down --json
+    """
+    from baton.deploy.ending import down as stop
+
+    with err.status("Stopping the cluster"):
+        ended = stop()
+    if as_json:
+        print_document({"ended": ended.actors, "processes": ended.processes, "died": ended.died})
+        return
+    out.print(ended.sentence, soft_wrap=True)
+
+
+@app.command()
+def demo(model: Model = None, as_json: Json = False) -> None:
+    """Bring a cluster up, send a prompt twice, show the way it went, and take everything down.
+
+    Examples:
+
+        baton demo
+
+        baton demo --json
+    """
+    from baton.cli.demo import run_demo
+
+    answers = run_demo(err if as_json else out, err, model)
+    if as_json:
+        print_document({"answers": [answer.as_dict() for answer in answers]})
+
+
+for command in (status, pools, explain, policy, rebalance, drain, undrain, migrate, scale, operations, cancel):
+    app.command()(command)
+app.command()(simulate)
+app.command()(plan)
+app.add_typer(token, name="token")
+app.add_typer(doctor, name="doctor")
+
+
+def _read(config: Path | None) -> str:
+    if config is None:
+        return ""
+    try:
+        return config.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        from baton.client.errors import ConfigError
+
+        raise ConfigError(f"{config} cannot be read: {error}.") from None
+
+
+def _decoded(prompt: bytes) -> str:
+    try:
+        return prompt.decode()
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(
+            f"The prompt is not UTF-8: byte {error.start} is 0x{prompt[error.start]:02x}. Convert it, say with `iconv`."
+        ) from None
+
+
+def _client(address: str | None) -> Any:
+    from baton.client.client import Client
+
+    if address is None:
+        from baton.deploy.look import serving_cluster
+
+        cluster = serving_cluster()
+        address = cluster.address if cluster else None
+    return Client(address)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""What a person reads in the terminal of one request: its way through the cluster, and why it went there."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from baton.cli.table import Column, fitting, show
+from baton.client.answer import Answer
+from baton.protocol.v1 import admin_pb2
+
+CANDIDATE_COLUMNS = (
+    Column("candidate"),
+    Column("predicted TTFT", 1, right=True),
+    Column("of it waiting", 3, right=True),
+    Column("tokens to compute", 4, right=True),
+    Column("predicted TPOT", 2, right=True),
+)
+
+
+def milliseconds(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{1000 * seconds:.1f} ms"
+
+
+def size(num_bytes: int) -> str:
+    """A number of bytes, readable."""
+    value = float(num_bytes)
+    for unit in ("B", "KiB", "MiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} GiB"
+
+
+def print_settings(console: Console, settings: dict[str, str]) -> None:
+    """Names and values, one to a line."""
+    table = Table.grid(padding=(0, 2))
+    for name, value in settings.items():
+        table.add_row(f"[dim]{name}[/]", escape(value))
+    console.print(table)
+
+
+def print_answer(console: Console, answer: Answer) -> None:
+    """The way a request went."""
+    table = Table.grid(padding=(0, 2))
+    way = answer.prefill_worker
+    if answer.decode_worker not in ("", answer.prefill_worker):
+        way += f" → {answer.decode_worker}"
+    if answer.migrations:
+        way += f", moved {answer.migrations} times"
+    table.add_row("[dim]request[/]", f"{escape(answer.request_id)}; `baton explain` says why it went this way")
+    table.add_row("[dim]way[/]", way)
+    table.add_row(
+        "[dim]tokens[/]",
+        f"{answer.prompt_tokens} prompt ({answer.cached_tokens} from the prefix cache), {answer.output_tokens} output, "
+        f"ended by {answer.finish_reason}",
+    )
+    table.add_row("[dim]latency[/]", f"TTFT {milliseconds(answer.ttft_s)}, TPOT {milliseconds(answer.tpot_s)}")
+    handoff = answer.handoff
+    if handoff is not None:
+        table.add_row(
+            "[dim]handoff[/]",
+            f"{handoff.pages_sent} pages, {size(handoff.bytes_sent)} in {milliseconds(handoff.transfer_s)}; "
+            f"{handoff.pages_cached} pages did not have to travel",
+        )
+    else:
+        table.add_row("[dim]handoff[/]", "none: prompt and answer were computed by one worker")
+    console.print(table)
+
+
+def print_explanation(console: Console, explanation: admin_pb2.Explanation) -> None:
+    """Why a request went where it went, beside what happened."""
+    way = explanation.prefill_worker
+    if explanation.decode_worker not in ("", explanation.prefill_worker):
+        way += f" → {explanation.decode_worker}"
+    ttft_s = explanation.ttft_s if explanation.HasField("ttft_s") else None
+    tpot_s = explanation.tpot_s if explanation.HasField("tpot_s") else None
+    happened = f"queued {milliseconds(explanation.queue_s)}, TTFT {milliseconds(ttft_s)}, TPOT {milliseconds(tpot_s)}"
+    if explanation.HasField("output_tokens"):
+        happened += f", {explanation.output_tokens} output tokens"
+    print_settings(
+        console,
+        {
+            "request": explanation.request_id,
+            "state": explanation.state,
+            "way": way,
+            "why": explanation.why,
+            "policy": explanation.policy,
+            "expected": f"{explanation.output_tokens_p50:.0f} output tokens, with 90 % probability at most "
+            f"{explanation.output_tokens_p90:.0f}",
+            "happened": happened,
+        },
+    )
+    if not explanation.candidates:
+        console.print("The policy weighed no candidates by predicted latency.")
+        return
+    rows = []
+    for one in explanation.candidates:
+        name = f"{one.worker} (whole request)" if one.whole else one.worker
+        times = milliseconds(one.ttft_s), milliseconds(one.wait_s)
+        rows.append((name, *times, str(one.uncached_tokens), milliseconds(one.tpot_s)))
+    show(console, fitting(CANDIDATE_COLUMNS, rows))

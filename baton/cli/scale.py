@@ -1,0 +1,68 @@
+"""`baton scale`: workers started and ended while the cluster serves."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+import typer
+
+from baton.cli.admin_options import AdminAddress, Json, err, open_admin, out, print_document
+from baton.cli.operation_run import follow
+from baton.cli.progress import StartProgress
+from baton.client.admin import Admin
+from baton.client.errors import BatonError, InvalidRequest
+
+Change = typer.Option(metavar="+N|-N", help="So many workers more, or fewer.")
+
+
+def scale(
+    prefill: Annotated[str | None, Change] = None,
+    decode: Annotated[str | None, Change] = None,
+    mixed: Annotated[str | None, Change] = None,
+    admin: AdminAddress = None,
+    as_json: Json = False,
+) -> None:
+    """Start workers more, or drain and end some. Workers are started before others are ended.
+
+    Examples:
+
+        baton scale --prefill +1
+
+        baton scale --prefill +1 --decode -1
+    """
+    given = {"prefill": prefill, "decode": decode, "mixed": mixed}
+    changes = {pool: _change(pool, text) for pool, text in given.items() if text is not None}
+    if not changes:
+        raise InvalidRequest("Say which pool shall change and by how much, such as `baton scale --prefill +1`.")
+    from baton.deploy.scale import scale as scale_pool
+
+    done: dict[str, list[str]] = {}
+    with open_admin(admin) as client:
+
+        def drain(workers: list[str]) -> None:
+            _drain(client, workers)
+
+        with StartProgress(err) as progress:
+            for pool, change in sorted(changes.items(), key=lambda item: -item[1]):
+                pools = {one.role: [worker.name for worker in one.workers] for one in client.cluster().pools}
+                done[pool] = scale_pool(pool, change, pools, drain, progress)
+    if as_json:
+        print_document({pool: {"started" if changes[pool] > 0 else "ended": names} for pool, names in done.items()})
+        return
+    for pool, names in done.items():
+        out.print(f"{'Started' if changes[pool] > 0 else 'Ended'} {', '.join(names)}.")
+
+
+def _change(pool: str, text: str) -> int:
+    """By how many workers a pool changes."""
+    if not re.fullmatch(r"[+-]\d{1,4}", text) or int(text) == 0:
+        raise InvalidRequest(f"--{pool} takes a change such as +1 or -1, not {text!r}.")
+    return int(text)
+
+
+def _drain(admin: Admin, workers: list[str]) -> None:
+    """Drain workers and wait for it; raises when it does not come to its end."""
+    operation = follow(admin, admin.drain(*workers), quiet=True)
+    if operation.state != "done":
+        raise BatonError(operation.message or f"{operation.title}: {operation.state}.")

@@ -1,0 +1,145 @@
+"""The options that `baton simulate` and `baton plan` share, in groups, and what they stand for."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+import typer
+
+if TYPE_CHECKING:
+    from baton.simulator.setup import Setup
+    from baton.simulator.simulation import Slo
+    from baton.simulator.trace import TraceRequest
+
+WORKLOAD, CLUSTER, OBJECTIVES, OUTPUT = "Workload", "Cluster", "Objectives", "Output"
+
+
+def option(panel: str, *names: str, **settings: Any) -> Any:
+    """An option under a headline of `--help`."""
+    return typer.Option(*names, rich_help_panel=panel, **settings)
+
+
+def grouped(command: Callable[..., None]) -> Callable[..., None]:
+    """A command for Typer in which a parameter that is a dataclass is one option for each of its fields."""
+    hints = get_type_hints(command, include_extras=True)
+    groups: dict[str, Any] = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
+    parameters: list[inspect.Parameter] = []
+    for name, parameter in inspect.signature(command).parameters.items():
+        if name not in groups:
+            parameters.append(parameter.replace(annotation=hints[name], kind=inspect.Parameter.KEYWORD_ONLY))
+            continue
+        kinds = get_type_hints(groups[name], include_extras=True)
+        parameters += [
+            inspect.Parameter(one.name, inspect.Parameter.KEYWORD_ONLY, default=one.default, annotation=kinds[one.name])
+            for one in fields(groups[name])
+        ]
+
+    def run(**values: Any) -> None:
+        for name, kind in groups.items():
+            values[name] = kind(**{one.name: values.pop(one.name) for one in fields(kind)})
+        command(**values)
+
+    run.__name__, run.__doc__ = command.__name__, command.__doc__
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
+
+
+@dataclass(frozen=True, slots=True)
+class WorkloadOptions:
+    """Which requests come."""
+
+    trace: Annotated[
+        Path | None,
+        option(WORKLOAD, help="Mooncake .jsonl or Azure .csv; default: made-up conversations.", dir_okay=False),
+    ] = None
+    prompt_tokens: Annotated[int, option(WORKLOAD, min=1, help="Median new tokens of a made-up prompt.")] = 1000
+    output_tokens: Annotated[int, option(WORKLOAD, min=1, help="Median tokens of a made-up answer.")] = 200
+    seed: Annotated[int, option(WORKLOAD, help="The same seed gives the same result.")] = 0
+
+    def requests(self, count: int, rate_s: float) -> list[TraceRequest]:
+        """The whole trace, or `count` made-up requests at `rate_s` per second."""
+        from baton.simulator.trace import Synthetic, read_trace
+
+        if self.trace is not None:
+            return read_trace(self.trace)
+        made = Synthetic(count, rate_s, prompt_median=self.prompt_tokens, output_median=self.output_tokens)
+        return made.generate(self.seed)
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectiveOptions:
+    """What every request calls good service."""
+
+    slo_ttft: Annotated[
+        float, option(OBJECTIVES, min=0.0, help="Seconds to the first token, plus the next option.")
+    ] = 2.0
+    slo_ttft_per_token: Annotated[float, option(OBJECTIVES, min=0.0, help="Seconds more per prompt token.")] = 0.25e-3
+    slo_tpot: Annotated[float, option(OBJECTIVES, min=1e-6, help="Seconds per token after the first, on average.")] = (
+        0.05
+    )
+
+    @property
+    def slo(self) -> Slo:
+        from baton.simulator.simulation import Slo
+
+        return Slo(self.slo_ttft, self.slo_ttft_per_token, self.slo_tpot)
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterOptions:
+    """What serves them, but for the pools."""
+
+    model: Annotated[
+        str, option(CLUSTER, help="A known model, such as llama-3.1-8b, or the path of a config.json.")
+    ] = "llama-3.1-70b"
+    gpu: Annotated[str, option(CLUSTER, help="h200, h100, a100 or l40s.")] = "h100"
+    gpus_per_worker: Annotated[
+        int | None,
+        option(CLUSTER, min=1, max=64, help="Tensor parallelism; default: as few as leave a third of memory for KV."),
+    ] = None
+    policy: Annotated[str, option(CLUSTER, help="Placement policy of the router.")] = "predicted_latency"
+    serve_late: Annotated[bool, option(CLUSTER, "--serve-late", help="Do not refuse requests that would be late.")] = (
+        False
+    )
+    chunk_tokens: Annotated[int, option(CLUSTER, min=1, help="Prompt tokens of a step.")] = 2048
+    mixed_chunk_tokens: Annotated[int, option(CLUSTER, min=1, help="Prompt tokens of a step that also decodes.")] = 512
+    max_batch: Annotated[int, option(CLUSTER, min=1, help="Sequences that decode together.")] = 1024
+    page_size: Annotated[
+        int | None,
+        option(
+            CLUSTER,
+            min=1,
+            max=4096,
+            help="Tokens per KV page, the unit of prefix reuse. Default: the block size of a trace that says which "
+            "blocks its prompts share (512 for Mooncake), so that what is shared there is shared here; else 64.",
+        ),
+    ] = None
+    network: Annotated[float, option(CLUSTER, min=0.001, help="GB/s into and out of a worker.")] = 45.0
+    swap_memory: Annotated[
+        float, option(CLUSTER, min=0.0, help="GB of host memory of a worker for the pages of preempted sequences.")
+    ] = 0.0
+
+    def setup(self, trace: list[TraceRequest], slo: Slo | None, seed: int) -> Setup:
+        """The simulator's words for it."""
+        from baton.simulator.setup import Setup, page_size_for
+
+        return Setup(
+            model=self.model,
+            gpu=self.gpu,
+            gpus_per_worker=self.gpus_per_worker,
+            policy=self.policy,
+            refuse_late=not self.serve_late,
+            slo=slo,
+            page_size=page_size_for(trace, self.page_size),
+            chunk_tokens=self.chunk_tokens,
+            mixed_chunk_tokens=self.mixed_chunk_tokens,
+            max_batch=self.max_batch,
+            network_gb_s=self.network,
+            swap_memory_gb=self.swap_memory,
+            seed=seed,
+        )

@@ -1,0 +1,149 @@
+"""What `baton simulate` and `baton plan` show: tables for people, documents for scripts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from baton.cli.report import size
+from baton.cli.table import Column, FittingTable, fitting, show
+from baton.simulator.result import SimulationResult
+from baton.simulator.search import Probe, SplitResult
+from baton.simulator.setup import Pools, Setup
+from baton.simulator.simulation import Slo
+
+LATENCY_COLUMNS = (
+    Column("latency"),
+    Column("p50", 2, right=True),
+    Column("p90", 1, right=True),
+    Column("p99", 3, right=True),
+)
+SPLIT_COLUMNS = (
+    Column("pools"),
+    Column("goodput", 1),
+    Column("load", 3, right=True),
+    Column("objectives met", 2),
+    Column("trials", 4, right=True),
+)
+CURVE_COLUMNS = (Column("load", right=True), Column("goodput", 1, right=True), Column("objectives met", 2, right=True))
+
+
+def print_simulation(console: Console, result: SimulationResult, slo: Slo | None) -> None:
+    """Latencies and how much of what was asked the cluster gave."""
+    figures = result.figures()
+    latencies = FittingTable(LATENCY_COLUMNS)
+    for name, label in (("ttft_s", "TTFT"), ("tpot_s", "TPOT"), ("itl_s", "ITL")):
+        values = [figures.get(f"{name}_p{share}") for share in (50, 90, 99)]
+        latencies.add_row(label, *(_seconds(value) for value in values))
+    show(console, latencies)
+    rows: dict[str, str] = {}
+    if slo is not None:
+        longest = _percent(figures["slo_attainment_longest_tenth"])
+        rows["objectives met"] = (
+            f"{_percent(figures['slo_attainment'])}; of the tenth with the longest prompts {longest}"
+        )
+    rows["goodput"] = f"{figures['goodput']:.2f} of {figures['requests_per_s']:.2f} requests/s"
+    rows["refused"] = f"{figures['refused']:.0f} of {figures['requests']:.0f}"
+    if figures["failed"]:
+        rows["failed"] = f"{figures['failed']:.0f}: {', '.join(_failures(result))}"
+    utilisation = [(name, value) for name, value in figures.items() if name.startswith("utilisation_")]
+    rows["utilisation"] = ", ".join(
+        f"{name.removeprefix('utilisation_')} {_percent(value)}" for name, value in utilisation
+    )
+    if figures["role_switches"]:
+        rows["role switches"] = f"{figures['role_switches']:.0f}"
+    rows["output"] = f"{figures['output_tokens_per_s']:,.0f} tokens/s"
+    rows["prefix hits"] = f"{_percent(figures['prefix_hit_rate'])} of prompt tokens"
+    rows["served whole"] = f"{_percent(figures['served_whole'])} of requests, on one worker"
+    rows["moved"] = f"{size(result.bytes_moved)} of KV pages"
+    rows["simulated"] = f"{result.simulated_s:,.0f} s in {result.events:,} events"
+    table = Table.grid(padding=(0, 2))
+    for name, value in rows.items():
+        table.add_row(f"[dim]{name}[/]", value)
+    console.print(table)
+
+
+def print_plan(console: Console, splits: Sequence[SplitResult], attainment: float) -> None:
+    """Each split's goodput, best first, and the best one's way there."""
+    best = splits[0]
+    table = FittingTable(SPLIT_COLUMNS)
+    for one in splits:
+        if one.best is None:
+            table.add_row(
+                str(one.pools), "-", "-", f"at most {_percent(max(p.attainment for p in one.probes))}", _count(one)
+            )
+            continue
+        goodput = f"{'≥ ' if one.capped else '≈ ' if one.rough else ''}{one.goodput:.2f} requests/s"
+        table.add_row(
+            str(one.pools), goodput, f"{one.best.requests_per_s:.2f}", _percent(one.best.attainment), _count(one)
+        )
+    show(console, table)
+    if best.best is None:
+        console.print(f"No split meets the objectives of {_percent(attainment)} of the requests at any load.")
+        return
+    rows = [
+        (f"{probe.requests_per_s:.2f}", f"{probe.goodput:.2f}", _percent(probe.attainment)) for probe in best.probes
+    ]
+    show(console, fitting(CURVE_COLUMNS, rows, title=str(best.pools)))
+    console.print(f"Best: [bold]{best.pools}[/], {best.goodput:.2f} requests/s within their objectives.")
+    if any(one.capped for one in splits):
+        console.print("≥: there are too few requests to try a higher load; give more with --requests.")
+
+
+def simulation_document(setup: Setup, pools: Pools, result: SimulationResult) -> dict[str, Any]:
+    """For `--json`: the setup, `figures` in seconds, bytes and shares, and what each worker did."""
+    return {
+        "setup": asdict(setup),
+        "pools": asdict(pools),
+        "figures": result.figures(),
+        "workers": [{**asdict(worker), "role": worker.role.value} for worker in result.workers],
+    }
+
+
+def plan_document(setup: Setup, splits: Sequence[SplitResult], devices: int) -> dict[str, Any]:
+    """For `--json`: every split that was tried, best first; `best` is null where none attains."""
+    documents = [
+        {
+            "pools": asdict(one.pools),
+            "goodput": one.goodput,
+            "capped": one.capped,
+            "rough": one.rough,
+            "best": _probe(one.best) if one.best else None,
+            "probes": [_probe(probe) for probe in one.probes],
+        }
+        for one in splits
+    ]
+    best = asdict(splits[0].pools) if splits[0].best else None
+    return {"setup": asdict(setup), "gpus_per_worker": devices, "best": best, "splits": documents}
+
+
+def _probe(probe: Probe) -> dict[str, Any]:
+    return {
+        "scale": probe.trial.scale,
+        "requests": probe.trial.requests,
+        "requests_per_s": probe.requests_per_s,
+        "goodput": probe.goodput,
+        "attainment": probe.attainment,
+    }
+
+
+def _failures(result: SimulationResult) -> list[str]:
+    return sorted({one.error for one in result.outcomes if one.error not in ("", "Overloaded")})
+
+
+def _count(split: SplitResult) -> str:
+    return str(len(split.probes))
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _seconds(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.2f} s" if value >= 1 else f"{1000 * value:.1f} ms"

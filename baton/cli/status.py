@@ -1,0 +1,153 @@
+"""`baton status`, `pools`, `explain` and `policy`: what a running cluster is doing, and who decides."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated
+
+import typer
+from rich.live import Live
+
+from baton.cli.admin_options import (
+    AdminAddress,
+    Json,
+    complete_policies,
+    document,
+    err,
+    open_admin,
+    out,
+    print_document,
+)
+from baton.cli.cluster_report import cluster_screen, pool_summaries, pools_screen, worker_lines
+from baton.cli.report import print_explanation
+from baton.cli.table import show
+from baton.deploy.look import history
+from baton.protocol.v1 import admin_pb2
+
+WATCH_S = 1.0
+
+
+def status(
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Show it anew each second, until Ctrl-C.")] = False,
+    admin: AdminAddress = None,
+    as_json: Json = False,
+) -> None:
+    """Show pools and workers: their state, load, what is predicted of them, and how full their KV pages are.
+
+    Examples:
+
+        baton status
+
+        baton status --watch
+
+        baton status --json
+
+        baton status --watch --json | jq .queued_requests
+    """
+    with open_admin(admin) as client:
+        cluster = client.cluster()
+        if admin is None and not as_json and (told := history()):
+            err.print(f"{told}.", soft_wrap=True)
+        if not watch:
+            print_document(document(cluster)) if as_json else show(out, cluster_screen(cluster))
+            return
+        with _Screen(as_json) as screen:
+            try:
+                while True:
+                    screen.show(cluster)
+                    time.sleep(WATCH_S)
+                    cluster = client.cluster()
+            except KeyboardInterrupt:
+                return  # how a watch ends
+
+
+class _Screen:
+    """A live screen on a terminal, else a document or plain lines each time."""
+
+    def __init__(self, as_json: bool) -> None:
+        self._as_json = as_json
+        live = out.is_terminal and not as_json
+        self._live = Live(console=out, screen=True, auto_refresh=False) if live else None
+
+    def __enter__(self) -> _Screen:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._live:
+            self._live.stop()
+
+    def show(self, cluster: admin_pb2.Cluster) -> None:
+        if self._live:
+            self._live.update(cluster_screen(cluster), refresh=True)
+        elif self._as_json:
+            print_document(document(cluster))
+        else:
+            print(*worker_lines(cluster), sep="\n", flush=True)
+
+
+def pools(admin: AdminAddress = None, as_json: Json = False) -> None:
+    """Show each pool in a line, and what the planner expects and advises.
+
+    Examples:
+
+        baton pools
+
+        baton pools --json
+    """
+    with open_admin(admin) as client:
+        cluster = client.cluster()
+    if as_json:
+        print_document({"pools": pool_summaries(cluster), "planner": document(cluster.planner)})
+    else:
+        show(out, pools_screen(cluster))
+
+
+def explain(
+    request_id: Annotated[str, typer.Argument(help="The id that the client gave or was told.")],
+    admin: AdminAddress = None,
+    as_json: Json = False,
+) -> None:
+    """Show why a request went where it went, and what became of it. The router keeps the newest few thousand.
+
+    Examples:
+
+        baton explain my-request
+
+        baton explain my-request --json
+    """
+    with open_admin(admin) as client:
+        explanation = client.explain(request_id)
+    if as_json:
+        print_document(document(explanation))
+    else:
+        print_explanation(out, explanation)
+
+
+def policy(
+    name: Annotated[
+        str | None,
+        typer.Argument(help="The policy that shall decide from now on.", autocompletion=complete_policies),
+    ] = None,
+    admin: AdminAddress = None,
+    as_json: Json = False,
+) -> None:
+    """Show which policy places requests, or let another one do it from now on. Running requests stay where they are.
+
+    Examples:
+
+        baton policy
+
+        baton policy least_loaded
+    """
+    with open_admin(admin) as client:
+        decides = client.policy(name)
+    if as_json:
+        print_document(document(decides))
+        return
+    if name is not None:
+        err.print(f"From now on {decides.name} decides.")
+        return
+    for known in decides.known:
+        out.print(f"[bold]{known}[/]  decides now" if known == decides.name else known)

@@ -1,0 +1,103 @@
+"""How a client reaches a router: in plain text or by TLS, with or without a token."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc
+import grpc.aio
+
+from baton.client.proxy import avoids_proxies
+from baton.protocol.errors import ConfigError
+
+CONNECT_S = 4.0  # for one attempt to connect, TLS and the first frame included
+OPTIONS = [
+    ("grpc.max_receive_message_length", 64 << 20),
+    ("grpc.max_send_message_length", 64 << 20),
+    # A router that is started again is back in seconds: by default gRPC would look for it ever more seldom.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 500),
+    ("grpc.min_reconnect_backoff_ms", int(1000 * CONNECT_S)),  # the name says backoff; it bounds one attempt
+    # A router that answers no ping while a call is open is gone. Streams themselves may be silent for long.
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.ping_timeout_ms", 5_000),
+    ("grpc.http2.max_pings_without_data", 0),
+]
+Metadata = Sequence[tuple[str, str]]
+
+
+def options(address: str) -> list[tuple[str, int]]:
+    """gRPC's options for a channel to `address`: a private address is never reached through a proxy."""
+    return [*OPTIONS, ("grpc.enable_http_proxy", 0)] if avoids_proxies(address) else OPTIONS
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """What was given, or else what the environment says; an empty text means that it is not used.
+
+    | argument | environment | is |
+    | --- | --- | --- |
+    | token | $BATON_TOKEN | the bearer token |
+    | tls_ca | $BATON_TLS_CA | PEM file of the CA that signed the router's certificate: turns TLS on |
+    | tls_certificate, tls_key | $BATON_TLS_CERTIFICATE, $BATON_TLS_KEY | PEM files of one's own, for mutual TLS |
+    """
+
+    token: str | None = field(default=None, repr=False)
+    tls_ca: str | None = None
+    tls_certificate: str | None = None
+    tls_key: str | None = None
+
+    @property
+    def metadata(self) -> Metadata:
+        """What every call carries; raises `ConfigError` for a token that cannot be sent."""
+        token = _or_environment(self.token, "BATON_TOKEN").strip()
+        if not (token.isascii() and token.isprintable()):
+            raise ConfigError("The token has characters that no token has: copy it again.")
+        return (("authorization", f"Bearer {token}"),) if token else ()
+
+    def channel(self, address: str) -> grpc.Channel:
+        credentials = self._credentials()
+        if credentials is None:
+            return grpc.insecure_channel(address, options(address))
+        return grpc.secure_channel(address, credentials, options(address))
+
+    def aio_channel(self, address: str) -> grpc.aio.Channel:
+        credentials = self._credentials()
+        if credentials is None:
+            return grpc.aio.insecure_channel(address, options(address))
+        return grpc.aio.secure_channel(address, credentials, options(address))
+
+    def _credentials(self) -> grpc.ChannelCredentials | None:
+        """None for plain text; raises `ConfigError` when the files do not go together or cannot be read."""
+        ca = _or_environment(self.tls_ca, "BATON_TLS_CA")
+        certificate = _or_environment(self.tls_certificate, "BATON_TLS_CERTIFICATE")
+        key = _or_environment(self.tls_key, "BATON_TLS_KEY")
+        if bool(certificate) != bool(key):
+            raise ConfigError("A client's certificate and its key go together: give tls_certificate and tls_key.")
+        if certificate and not ca:
+            raise ConfigError("A client's certificate needs tls_ca too: the CA that signed the router's certificate.")
+        if not ca:
+            return None
+        return grpc.ssl_channel_credentials(
+            _read(ca, "tls_ca"),
+            _read(key, "tls_key") if key else None,
+            _read(certificate, "tls_certificate") if certificate else None,
+        )
+
+
+def _or_environment(given: str | None, name: str) -> str:
+    return os.environ.get(name, "") if given is None else given
+
+
+def _read(path: str, what: str) -> bytes:
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path} ({what}) cannot be read: {error.strerror}.") from None
+    if b"-----BEGIN " not in content:
+        raise ConfigError(f"{path} ({what}) holds nothing in PEM.")
+    return content

@@ -1,0 +1,31 @@
+"""Which process of this machine listens at an address: for errors about one that does not answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import psutil
+
+from baton.protocol.address import is_loopback, split
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """A process that listens; `stopped` by a signal, it accepts connections and does nothing."""
+
+    pid: int
+    stopped: bool
+
+
+def listener(address: str) -> Listener | None:
+    """The process that listens at a loopback address; None elsewhere, or where it belongs to another user."""
+    host, port = split(address)
+    if not (is_loopback(host) and port.isdigit()):
+        return None
+    try:
+        for one in psutil.net_connections("tcp"):
+            if one.status == psutil.CONN_LISTEN and getattr(one.laddr, "port", 0) == int(port) and one.pid:
+                return Listener(one.pid, psutil.Process(one.pid).status() == psutil.STATUS_STOPPED)
+    except (psutil.Error, OSError):
+        return None
+    return None

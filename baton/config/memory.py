@@ -1,0 +1,165 @@
+"""How much of a machine's memory a cluster takes, and for what. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from baton.config.schema import EngineSection
+from baton.protocol.errors import ConfigError
+
+MIB = 1 << 20
+GIB = 1 << 30
+# Memory that is a process's own, with room to spare. Measured with the built-in model: a worker before its weights and
+# pages (Python, PyTorch, NIXL) 195 MiB; Ray's processes, the router and the command that starts them at most 420 MiB.
+PROCESS_BYTES = 250 * MIB
+CLUSTER_BYTES = 450 * MIB
+# Of a worker for preempted sequences, unless more is asked for: a GPU's worker pins it when it starts, which takes half
+# a second per GiB, and may run on another machine than the one that is measured here.
+MAX_SWAP_BYTES = 8 * GIB
+
+
+@dataclass(frozen=True, slots=True)
+class Free:
+    """What the machine, or the limit of a container on it, leaves to the cluster."""
+
+    bytes: int
+    limit_bytes: int = 0  # of the container, 0 for none
+
+    @property
+    def words(self) -> str:
+        limit = f" under the limit of {_mib(self.limit_bytes)}" if self.limit_bytes else ""
+        return f"{_mib(self.bytes)} free{limit}"
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerMemory:
+    """What one worker takes of the machine's own memory, in bytes, when all of it is in use."""
+
+    process: int
+    weights: int
+    buffers: int
+    kv: int = 0
+    swap: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.process + self.weights + self.buffers + self.kv + self.swap
+
+    @property
+    def words(self) -> str:
+        parts = (
+            (self.weights, "weights"),
+            (self.kv, "KV pages"),
+            (self.swap, "host swap"),
+            (self.buffers, "buffers"),
+            (self.process, "process"),
+        )
+        return f"{_mib(self.total)} ({', '.join(f'{_rounded(size)} {name}' for size, name in parts)})"
+
+
+def fixed_memory(parameters: int, step_values: int, itemsize: int) -> WorkerMemory:
+    """What a worker takes before any page: `step_values` numbers are under way in its largest step."""
+    return WorkerMemory(PROCESS_BYTES, parameters * itemsize, step_values * itemsize)
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """Memory for the pages and for the swap of a worker."""
+
+    left_bytes: int
+    share_bytes: int
+
+    @property
+    def kv_bytes(self) -> int:
+        """A quarter of the worker's share of the machine by default; the rest is for others."""
+        return min(self.share_bytes // 4, self.left_bytes * 2 // 3)
+
+    @property
+    def swap_bytes(self) -> int:
+        return min(self.share_bytes // 8, self.left_bytes, MAX_SWAP_BYTES)
+
+    def without(self, taken_bytes: int) -> Room:
+        return Room(max(self.left_bytes - taken_bytes, 0), self.share_bytes)
+
+
+def memory_for_pages(free: Free, workers: int, fixed: WorkerMemory) -> Room:
+    """What the processes and their weights leave to each worker, nothing when not even they fit."""
+    return Room(max((free.bytes - CLUSTER_BYTES) // workers - fixed.total, 0), free.bytes // workers)
+
+
+def kv_pages(
+    engine: EngineSection, gpu: bool, page_bytes: int, useful: int, context_tokens: int, memory_bytes: int
+) -> int:
+    """Pages of a worker, at most `useful`, out of `memory_bytes`; 0: the memory of its GPU decides.
+
+    Raises `ConfigError` when the configuration asks for less than one full-length request needs.
+    """
+    needed = -(-context_tokens // engine.page_size) + 1
+    if engine.num_pages != "auto":
+        num_pages = engine.num_pages
+    elif engine.kv_memory_gib != "auto":
+        num_pages = min(useful, int(engine.kv_memory_gib * GIB) // page_bytes)
+    elif gpu:
+        return 0
+    else:
+        return max(min(useful, memory_bytes // page_bytes), needed)
+    if num_pages < needed:
+        raise ConfigError(
+            f"{num_pages} pages hold less than one request of {context_tokens} tokens, which needs {needed}: "
+            "raise engine.num_pages or engine.kv_memory_gib, or lower model.context_tokens."
+        )
+    return num_pages
+
+
+def swap_pages(engine: EngineSection, page_bytes: int, num_pages: int, memory_bytes: int) -> int:
+    """Slots of a worker for preempted sequences, out of `memory_bytes` that are free for it."""
+    if engine.swap_memory_gib == "auto":
+        # Whatever is swapped out was in pages before, and running sequences keep some of these.
+        return min(num_pages, memory_bytes // page_bytes)
+    slots = int(engine.swap_memory_gib * GIB) // page_bytes
+    if engine.swap_memory_gib and not slots:
+        raise ConfigError(
+            f"engine.swap_memory_gib is {engine.swap_memory_gib:g}, less than one page of {page_bytes} bytes: "
+            "raise it, or set it to 0 to have preempted sequences computed again."
+        )
+    return slots
+
+
+def cluster_bytes(worker: WorkerMemory, workers: int) -> int:
+    return CLUSTER_BYTES + workers * worker.total
+
+
+def cluster_words(worker: WorkerMemory, workers: int, free: Free) -> str:
+    """One line for all processes of the cluster."""
+    return f"{_mib(cluster_bytes(worker, workers))} for {_workers(workers)}, Ray and the router, of {free.words}"
+
+
+def check_memory(worker: WorkerMemory, workers: int, free: Free, context_tokens: int) -> None:
+    """Raise `ConfigError` when the cluster takes more than there is: the kernel would kill one of its processes."""
+    if cluster_bytes(worker, workers) > free.bytes:
+        raise ConfigError(
+            f"{_workers(workers)} of {worker.words} with Ray and the router ({_rounded(CLUSTER_BYTES)}) need "
+            f"{_mib(cluster_bytes(worker, workers))} of memory, and there are {free.words}: start fewer workers, lower "
+            f"model.context_tokens (now {context_tokens}), engine.num_pages or engine.swap_memory_gib, or give it more."
+        )
+
+
+def check_more_memory(worker: WorkerMemory, workers: int, free: Free) -> None:
+    """Raise `ConfigError` when workers that join a running cluster would take more than is free beside it."""
+    if workers * worker.total > free.bytes:
+        raise ConfigError(
+            f"{_workers(workers)} more of {worker.words} need {_mib(workers * worker.total)} of memory, and there are "
+            f"{free.words}: start fewer, or start the cluster again with fewer pages (engine.num_pages)."
+        )
+
+
+def _workers(count: int) -> str:
+    return f"{count} worker{'s' * (count != 1)}"
+
+
+def _mib(size: int) -> str:
+    return f"{_rounded(size)} MiB"
+
+
+def _rounded(size: int) -> int:
+    return -(-size // MIB)

@@ -1,0 +1,105 @@
+"""Where workers go: what each takes of its node, and whose nodes are chosen together. Pure; `deploy` tells it to Ray.
+
+With `strategy = "free"` each worker is placed by itself, and its node can go when the worker has gone. The other two
+put workers into groups, in which every worker has a bundle; a bundle is always on one node, and so are the GPUs in it.
+
+    pack     groups of at least one prefill and one decode worker, each group on one node: KV goes over NVLink
+    spread   one group of all workers, on as many nodes as there are: each has the network card to itself
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from baton.config.schema import BatonConfig, PoolPlacement
+from baton.protocol.errors import ConfigError
+
+_OWN_NAMES = {"CPU": "cpus", "GPU": "gpus", "memory": "", "object_store_memory": ""}
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What one worker takes of its node (all of it from the same one), and what it needs there."""
+
+    cpus: float = 0.0
+    gpus: float = 0.0
+    resources: dict[str, float] = field(default_factory=dict)
+    labels: dict[str, str] = field(default_factory=dict)
+    env: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def bundle(self) -> dict[str, float]:
+        """Everything it takes under Ray's names; empty when it takes nothing."""
+        every = {"CPU": self.cpus, "GPU": self.gpus, **self.resources}
+        return {name: amount for name, amount in every.items() if amount > 0}
+
+    @property
+    def words(self) -> str:
+        """Such as "1 GPU, 1 baton_decode, ray.io/accelerator-type=H100"; empty when any node will do."""
+        taken = [f"{amount:g} {name}" for name, amount in self.bundle.items()]
+        return ", ".join([*taken, *(f"{label}={value}" for label, value in self.labels.items())])
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Workers whose nodes are chosen together; `strategy` is the name Ray has for it."""
+
+    name: str
+    strategy: str
+    workers: tuple[tuple[str, str], ...]  # (name, role); the place in here is the bundle's
+
+
+def demand(config: BatonConfig, role: str) -> Demand:
+    """What a worker of this role takes."""
+    pool: PoolPlacement = getattr(config.placement, role)
+    return Demand(pool.cpus, pool.gpus, dict(pool.resources), dict(pool.labels), dict(pool.env))
+
+
+def groups(config: BatonConfig, roles: list[tuple[str, str]]) -> list[Group]:
+    """The groups of a cluster with these workers, as (name, role)."""
+    strategy = config.placement.strategy
+    if strategy == "free":
+        return []
+    if strategy == "spread":
+        return [Group("group-0", "SPREAD", tuple(roles))]
+    prefill = [worker for worker in roles if worker[1] == "prefill"]
+    decode = [worker for worker in roles if worker[1] == "decode"]
+    count = min(len(prefill), len(decode))
+    return [
+        Group(f"group-{index}", "STRICT_PACK", (*prefill[index::count], *decode[index::count]))
+        for index in range(count)
+    ]
+
+
+def check_placement(config: BatonConfig) -> None:
+    """Raises `ConfigError` for what Ray could never place."""
+    placement = config.placement
+    pools = {role: demand(config, role) for role in ("prefill", "decode", "mixed")}
+    for role, wanted in pools.items():
+        for name in wanted.resources.keys() & _OWN_NAMES.keys():
+            instead = f"use {_OWN_NAMES[name]}" if _OWN_NAMES[name] else "leave it out"
+            raise ConfigError(f"placement.{role}.resources has Ray's own {name}: {instead}.")
+        if placement.strategy != "free" and getattr(config.pools, role) and not wanted.bundle:
+            raise ConfigError(
+                f'placement.strategy is "{placement.strategy}", but a {role} worker takes nothing of its node: '
+                f"give placement.{role} gpus, cpus or resources."
+            )
+    prefill, decode = pools["prefill"].labels, pools["decode"].labels
+    both_plain = (
+        key for key in prefill.keys() & decode.keys() if not any(sign in prefill[key] + decode[key] for sign in "!(")
+    )
+    for key in sorted(both_plain):
+        if placement.strategy == "pack" and prefill[key] != decode[key]:
+            raise ConfigError(
+                f'placement.strategy "pack" puts prefill and decode workers on one node, which cannot be both '
+                f"{key}={prefill[key]} and {key}={decode[key]}."
+            )
+
+
+def placement_words(config: BatonConfig) -> dict[str, str]:
+    """The placement as a setting to print; empty when nothing was configured."""
+    wanted = {role: demand(config, role).words for role in ("prefill", "decode", "mixed")}
+    parts = [f"{role}: {words}" for role, words in wanted.items() if words and getattr(config.pools, role)]
+    if config.placement.strategy == "free" and not parts:
+        return {}
+    return {"placement": "; ".join([config.placement.strategy, *parts])}

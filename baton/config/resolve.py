@@ -1,0 +1,277 @@
+"""What "auto" means, on this machine and for this model. Pure: the facts are passed in."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from baton.config.access import AccessPlan
+from baton.config.devices import check_devices, device, memory_fraction, on_gpu
+from baton.config.memory import (
+    Free,
+    WorkerMemory,
+    check_memory,
+    cluster_words,
+    fixed_memory,
+    kv_pages,
+    memory_for_pages,
+    swap_pages,
+)
+from baton.config.placement import check_placement, demand, placement_words
+from baton.config.plan import RouterPlan, WorkerPlan
+from baton.config.schema import BatonConfig
+from baton.protocol.sampling import SamplingDefaults, default_words
+
+
+@dataclass(frozen=True, slots=True)
+class MachineFacts:
+    """What the machine offers to all workers on it together."""
+
+    cores: int
+    memory_available_bytes: int
+    fast_bfloat16: bool  # avx512_bf16 or AMX: bfloat16 matrix products at twice the rate of float32
+    memory_limit_bytes: int = 0  # of a container, where that is what bounds the memory available
+    all_workers_here: bool = True  # False: they may be on nodes with more or less memory
+
+    @property
+    def free(self) -> Free:
+        return Free(self.memory_available_bytes, self.memory_limit_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What sizing needs to know of the model. `kv_values_per_token` counts K and V of all layers, `layer_values` what
+    one layer computes of a token."""
+
+    path: str
+    name: str
+    context_tokens: int
+    kv_values_per_token: int
+    sampling: SamplingDefaults = field(default_factory=dict)  # of its generation_config.json
+    num_parameters: int = 0
+    layer_values: int = 0
+    vocab_size: int = 0
+    window_limits: bool = False  # a sliding window, not the model's positions, is what limits `context_tokens`
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """A configuration without "auto"; `settings` is what `baton up` prints."""
+
+    config: BatonConfig
+    model: ModelFacts
+    dtype: str
+    context_tokens: int
+    num_pages: int
+    chunk_tokens: int
+    mixed_chunk_tokens: int
+    max_batch: int
+    threads: int
+    host_pages: int
+    machine: MachineFacts
+
+    @property
+    def roles(self) -> list[tuple[str, str]]:
+        """(worker name, role) of every worker to start."""
+        pools = self.config.pools
+        counts = (("prefill", pools.prefill), ("decode", pools.decode), ("mixed", pools.mixed))
+        return [(f"{role}-{index}", role) for role, count in counts for index in range(count)]
+
+    @property
+    def settings(self) -> dict[str, str]:
+        page_size = self.config.engine.page_size
+        return {
+            "model": self.model.name,
+            "dtype": self.dtype,
+            "context_tokens": self._context_words(),
+            "sampling": self._sampling_words(),
+            "page_size": str(page_size),
+            "num_pages": f"{self.num_pages} per worker ({self.num_pages * page_size} tokens)"
+            if self.num_pages
+            else "as many as fit on each worker's GPU",
+            "host_pages": f"{self.host_pages} per worker, for preempted sequences" if self.host_pages else "none",
+            "chunk_tokens": f"{self.chunk_tokens}, {self.mixed_chunk_tokens} beside decodes",
+            "max_batch": str(self.max_batch),
+            **self._memory_words(),
+            "threads": f"{self.threads} per worker",
+            **self._gpu_words(),
+            "policy": self.config.router.policy,
+            "access": self.access_plan().told,
+            **placement_words(self.config),
+        }
+
+    @property
+    def worker_memory(self) -> WorkerMemory:
+        """What a worker takes of the machine's own memory; on a GPU only the process and the swap are there."""
+        gpu = on_gpu(self.config)
+        fixed = _fixed_memory(self.model, self.dtype, gpu, self.chunk_tokens, self.max_batch)
+        values = self.config.engine.page_size * self.model.kv_values_per_token
+        page_bytes = values * (4 if self.dtype == "float32" else 2)
+        kv_bytes = 0 if gpu else self.num_pages * page_bytes
+        return replace(fixed, kv=kv_bytes, swap=self.host_pages * page_bytes)
+
+    def _memory_words(self) -> dict[str, str]:
+        if on_gpu(self.config):
+            return {}
+        worker = self.worker_memory
+        return {
+            "worker_memory": worker.words,
+            "memory": cluster_words(worker, len(self.roles), self.machine.free),
+        }
+
+    def _context_words(self) -> str:
+        windowed = self.model.window_limits and self.context_tokens == self.model.context_tokens
+        return f"{self.context_tokens}, because of the sliding window" if windowed else str(self.context_tokens)
+
+    @property
+    def sampling_defaults(self) -> SamplingDefaults:
+        """What requests get that leave a parameter of sampling open; the rest is `SamplingParams`' own default."""
+        return self.model.sampling if self.config.model.generation_config == "auto" else {}
+
+    def _sampling_words(self) -> str:
+        """How a request is sampled that does not say."""
+        off = self.config.model.generation_config == "off"
+        source = "generation_config off" if off else "the model's generation_config.json"
+        return default_words(self.sampling_defaults, source if off or self.model.sampling else "Baton's defaults")
+
+    def _gpu_words(self) -> dict[str, str]:
+        """How pools that are on GPUs use them; nothing where none is."""
+        engine = self.config.engine
+        pools = dict.fromkeys(role for _, role in self.roles)
+        if not on_gpu(self.config):
+            return {}
+        parts = [f"{role} {device(self.config, role)}, {memory_fraction(self.config, role):g} of it" for role in pools]
+        graphs = "decode steps as CUDA graphs" if engine.cuda_graphs else "no CUDA graphs"
+        return {"gpu": f"{'; '.join(parts)}; {graphs}; {engine.attention} kernels"}
+
+    def access_plan(self) -> AccessPlan:
+        access = self.config.access
+        return AccessPlan(
+            tls_certificate=access.tls_certificate,
+            tls_key=access.tls_key,
+            client_ca=access.client_ca,
+            tokens_file=access.tokens_file,
+            share_prefixes=access.share_prefixes,
+            max_prompt_tokens=0 if access.max_prompt_tokens == "auto" else access.max_prompt_tokens,
+            max_message_mib=access.max_message_mib,
+            max_streams_per_tenant=access.max_streams_per_tenant,
+            open_admin=access.open_admin,
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """What `from_json` makes the same of again, in another process."""
+        return {**asdict(self), "config": self.config.model_dump(mode="json")}
+
+    @staticmethod
+    def from_json(values: dict[str, Any]) -> Resolved:
+        given = {
+            "config": BatonConfig.model_validate(values["config"]),
+            "model": ModelFacts(**values["model"]),
+            "machine": MachineFacts(**values["machine"]),
+        }
+        return Resolved(**{**values, **given})
+
+    def router_plan(self, worker_host: str) -> RouterPlan:
+        """`worker_host`: the address on which the router listens for workers."""
+        router = self.config.router
+        return RouterPlan(
+            model=self.model.path,
+            model_name=self.model.name,
+            dtype=self.dtype,
+            context_tokens=self.context_tokens,
+            host=router.host,
+            port=router.port,
+            admin_host=router.admin_host,
+            admin_port=router.admin_port,
+            worker_host=worker_host,
+            policy=router.policy,
+            refuse_late=router.refuse_late,
+            auto_rebalance=router.auto_rebalance,
+            max_queued=router.max_queued,
+            lost_after_s=router.lost_after_s,
+            no_workers_grace_s=router.no_workers_grace_s,
+            claim_within_s=router.claim_within_s,
+            stop_grace_s=router.stop_grace_s,
+            write_timeout_s=router.write_timeout_s,
+            state_file=router.state_file,
+            settings=self.settings,
+            sampling_defaults=self.sampling_defaults,
+            access=self.access_plan(),
+        )
+
+    def worker_plan(self, name: str, role: str, router_address: str) -> WorkerPlan:
+        cpus = int(demand(self.config, role).cpus)
+        own_threads = cpus if cpus and self.config.engine.threads == "auto" else self.threads
+        return WorkerPlan(
+            name=name,
+            role=role,
+            model=self.model.path,
+            router_address=router_address,
+            dtype=self.dtype,
+            device=device(self.config, role),
+            context_tokens=self.context_tokens,
+            num_pages=self.num_pages,
+            page_size=self.config.engine.page_size,
+            chunk_tokens=self.chunk_tokens,
+            mixed_chunk_tokens=self.mixed_chunk_tokens,
+            max_batch=self.max_batch,
+            threads=own_threads,
+            checksum_every=self.config.engine.checksum_every,
+            share_prefixes=self.config.access.share_prefixes,
+            host_pages=self.host_pages,
+            write_stall_s=self.config.engine.write_stall_s,
+            gpu_memory_fraction=memory_fraction(self.config, role),
+            cuda_graphs=self.config.engine.cuda_graphs,
+            attention=self.config.engine.attention,
+        )
+
+
+def resolve(config: BatonConfig, machine: MachineFacts, model: ModelFacts) -> Resolved:
+    """Replace every "auto". Raises `ConfigError` when the result could not serve a single full-length request.
+
+    On GPUs `num_pages` stays 0 where it is "auto": each worker finds out what fits when it has loaded its weights.
+    """
+    check_placement(config)
+    check_devices(config)
+    engine, pools = config.engine, config.pools
+    workers = pools.prefill + pools.decode + pools.mixed
+    gpu = on_gpu(config)
+    dtype = config.model.dtype
+    if dtype == "auto":
+        dtype = "bfloat16" if gpu or machine.fast_bfloat16 else "float32"
+    context = model.context_tokens
+    if config.model.context_tokens != "auto":
+        context = min(context, config.model.context_tokens)
+    max_batch = (256 if gpu else 32) if engine.max_batch == "auto" else engine.max_batch
+    page_bytes = engine.page_size * model.kv_values_per_token * (4 if dtype == "float32" else 2)
+    useful = max_batch * -(-context // engine.page_size)  # every sequence of a full batch at full length
+    largest_chunk = 8192 if gpu else 512
+    chunk_tokens = min(largest_chunk, max(context, 16)) if engine.chunk_tokens == "auto" else engine.chunk_tokens
+    fixed = _fixed_memory(model, dtype, gpu, chunk_tokens, max_batch)
+    room = memory_for_pages(machine.free, workers, fixed)
+    num_pages = kv_pages(engine, gpu, page_bytes, useful, context, room.kv_bytes)
+    room = room.without(0 if gpu else num_pages * page_bytes)
+    resolved = Resolved(
+        config=config,
+        model=model,
+        dtype=dtype,
+        context_tokens=context,
+        num_pages=num_pages,
+        chunk_tokens=chunk_tokens,
+        mixed_chunk_tokens=max(chunk_tokens // 4, 1)
+        if engine.mixed_chunk_tokens == "auto"
+        else min(engine.mixed_chunk_tokens, chunk_tokens),
+        max_batch=max_batch,
+        threads=max(1, machine.cores // workers) if engine.threads == "auto" else engine.threads,
+        host_pages=swap_pages(engine, page_bytes, num_pages or useful, room.swap_bytes),
+        machine=machine,
+    )
+    if machine.all_workers_here and not gpu:
+        check_memory(resolved.worker_memory, workers, machine.free, context)
+    return resolved
+
+
+def _fixed_memory(model: ModelFacts, dtype: str, gpu: bool, chunk_tokens: int, max_batch: int) -> WorkerMemory:
+    """Before any page. On a GPU only the process itself is in the machine's own memory."""
+    step_values = chunk_tokens * model.layer_values + 2 * max_batch * model.vocab_size
+    return fixed_memory(*(0, 0) if gpu else (model.num_parameters, step_values), 4 if dtype == "float32" else 2)

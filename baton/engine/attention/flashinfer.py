@@ -1,0 +1,219 @@
+"""Paged attention with FlashInfer's kernels, planned once per step and run per layer.
+
+A layer's pages are the strided view `pages[:, layer]`, `[pages, 2, page_size, kv_heads, head_dim]` ("NHD"): the kernels
+and `append_paged_kv_cache` read the page stride from the tensor; K and V have the same strides, the last dimension is
+contiguous. A step's decodes go to the decode kernel, on tensor cores where four or more query heads share a KV head;
+its chunks go to the prefill kernel, causal and aligned to the end of their keys.
+
+What `plan` takes from the host it gets from the host: reading an indptr back from the device would wait for it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from baton.engine.attention.backend import BatchLayout
+from baton.engine.attention.plan_metadata import PlanMetadata, plan_metadata, workspace_bytes
+from baton.engine.staging import GrowingStagingBuffer
+from baton.protocol.errors import ConfigError
+from baton.protocol.worker import PageLayout
+
+VERSION = "0.6.6"  # of FlashInfer: calls, kernels and their names were read in it; pyproject.toml asks for the same
+KERNEL_DTYPES = (torch.float16, torch.bfloat16)
+HEAD_DIMS = (64, 128, 256)
+TENSOR_CORE_GROUP = 4
+DECODE_KERNELS = "fa2"
+_CPU_SMS = 1
+_GRAPH_INTS_BYTES = 1 << 20  # a captured decode step's plan: some 20 bytes per sequence
+
+
+def has_kernels(dtype: torch.dtype, head_dim: int) -> bool:
+    """Whether FlashInfer computes attention for such pages."""
+    return dtype in KERNEL_DTYPES and head_dim in HEAD_DIMS
+
+
+def load_flashinfer() -> Any:
+    """The library, or the sentence that says how to get it, in the version that this is written for (`ConfigError`)."""
+    try:
+        import flashinfer
+    except ImportError as error:
+        raise ConfigError(
+            f"Serving on a GPU needs FlashInfer, which cannot be imported ({error}): pip install 'baton[cuda]'."
+        ) from None
+    if flashinfer.__version__ != VERSION:
+        raise ConfigError(
+            f"FlashInfer {flashinfer.__version__} is installed, but only {VERSION} has been tried with Baton: "
+            f"pip install 'flashinfer-python=={VERSION}'."
+        )
+    return flashinfer
+
+
+class FlashInferAttention:
+    """`AttentionBackend` for pages `[num_pages, num_layers, 2, page_size, kv_heads, head_dim]` of 16-bit elements.
+
+    `kernels` names those for prefill: "fa2", or "fa3" (Hopper only). Decode has one kernel for each kind of core; that
+    of tensor cores is fa2's for prefill. `max_batch` bounds the sequences that decode.
+    """
+
+    def __init__(self, pages: torch.Tensor, num_heads: int, kernels: str = "fa2", max_batch: int = 256) -> None:
+        library = self.library = load_flashinfer()
+        _, num_layers, _, self._page_size, self._kv_heads, self._head_dim = pages.shape
+        self._num_heads = num_heads
+        self._dtype = pages.dtype
+        self.device = pages.device
+        self._layers = [pages[:, layer] for layer in range(num_layers)]
+        self.tensor_cores = num_heads // self._kv_heads >= TENSOR_CORE_GROUP
+        num_bytes = workspace_bytes(max_batch, num_heads, self._kv_heads, self._head_dim, _multiprocessors(self.device))
+        # One for all wrappers: their kernels follow each other on one stream. FlashInfer wants zeros at first.
+        self.workspace = torch.zeros(num_bytes, dtype=torch.uint8, device=self.device)
+        self._decode = library.BatchDecodeWithPagedKVCacheWrapper(
+            self.workspace, "NHD", use_tensor_cores=self.tensor_cores, backend=DECODE_KERNELS
+        )
+        self._decode_planned = False  # which chooses its kernels
+        self._prefill = library.BatchPrefillWithPagedKVCacheWrapper(self.workspace, "NHD", backend=kernels)
+        self._staging = GrowingStagingBuffer(self.device)
+
+    @property
+    def shape(self) -> dict[str, Any]:
+        """What every decode plan says of the model and its pages."""
+        return {
+            "num_qo_heads": self._num_heads,
+            "num_kv_heads": self._kv_heads,
+            "head_dim": self._head_dim,
+            "page_size": self._page_size,
+            "q_data_type": self._dtype,
+            "kv_data_type": self._dtype,
+        }
+
+    def plan(self, layout: BatchLayout) -> None:
+        """Prepare a step; the one before must have ended on the device."""
+        host, device = self._staging.put(plan_metadata(layout).tensors)
+        self.plan_staged(PlanMetadata.of(host), PlanMetadata.of(device), layout.num_decodes)
+
+    def plan_staged(self, host: PlanMetadata, device: PlanMetadata, num_decodes: int) -> None:
+        """As `plan`, for metadata that is in pinned memory and on its way to the device."""
+        self._metadata, self._num_decodes = device, num_decodes
+        self._num_chunks = len(host.last_page_len) - num_decodes
+        num_pages = int(host.indptr[num_decodes])
+        if num_decodes:
+            self._plan_decodes(host, device, num_decodes, device.indices[:num_pages])
+        if self._num_chunks:
+            self._prefill.plan(
+                qo_indptr=host.prefill_qo_indptr,
+                paged_kv_indptr=host.prefill_indptr,
+                paged_kv_indices=device.indices[num_pages:],
+                paged_kv_last_page_len=host.last_page_len[num_decodes:],
+                num_qo_heads=self._num_heads,
+                num_kv_heads=self._kv_heads,
+                head_dim_qk=self._head_dim,
+                page_size=self._page_size,
+                causal=True,
+                q_data_type=self._dtype,
+                kv_data_type=self._dtype,
+            )
+
+    def _plan_decodes(self, host: PlanMetadata, device: PlanMetadata, count: int, indices: torch.Tensor) -> None:
+        indptr, last_page_len = host.indptr[: count + 1], host.last_page_len[:count]
+        if not self._decode_planned:
+            self._decode.plan(indptr=indptr, indices=indices, last_page_len=last_page_len, **self.shape)
+            self._decode_planned = True
+            return
+        # `plan` goes through the lengths in Python, 2 µs each, and copies to the device what lies there already.
+        self.library.fast_decode_plan(
+            self._decode,
+            indptr=device.indptr[: count + 1],
+            indices=indices,
+            last_page_len=last_page_len,
+            global_override_indptr_cpu=indptr,
+            **self.shape,
+        )
+        # It takes these lengths from the host to plan, and leaves them to the kernel, which must read the device's.
+        self._decode._paged_kv_last_page_len_buf = device.last_page_len[:count]
+
+    def run(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        pages = self.append(layer, k, v, self._metadata)
+        out = q.new_empty(q.shape)
+        decodes = self._num_decodes
+        if decodes:
+            self._decode.run(q[:decodes], pages, out=out[:decodes])
+        if self._num_chunks:
+            self._prefill.run(q[decodes:], pages, out=out[decodes:])
+        return out
+
+    def append(self, layer: int, k: torch.Tensor, v: torch.Tensor, device: PlanMetadata) -> torch.Tensor:
+        """Write a layer's new keys and values into its pages; returns their view."""
+        pages = self._layers[layer]
+        self.library.append_paged_kv_cache(
+            append_key=k,
+            append_value=v,
+            batch_indices=device.batch_indices,
+            positions=device.positions,
+            paged_kv_cache=pages,
+            kv_indices=device.indices,
+            kv_indptr=device.indptr,
+            kv_last_page_len=device.last_page_len,
+            kv_layout="NHD",
+        )
+        return pages
+
+
+class GraphDecodeAttention:
+    """`LayerAttention` of one captured decode step: everything it reads on the device stays where it is.
+
+    `device` are views of a buffer that is written anew before each replay; `device.indices` is as long as it may get.
+    """
+
+    def __init__(self, attention: FlashInferAttention, device: PlanMetadata, ints: torch.Tensor) -> None:
+        """`ints`: device memory for FlashInfer's plan, shared by all captured steps (`graph_ints`)."""
+        self._attention = attention
+        self._device = device
+        self._wrapper = attention.library.BatchDecodeWithPagedKVCacheWrapper(
+            attention.workspace,
+            "NHD",
+            use_cuda_graph=True,
+            use_tensor_cores=attention.tensor_cores,
+            paged_kv_indptr_buffer=device.indptr,
+            paged_kv_indices_buffer=device.indices,
+            paged_kv_last_page_len_buffer=device.last_page_len,
+            backend=DECODE_KERNELS,
+        )
+        self._wrapper.reset_workspace_buffer(attention.workspace, ints)
+        self._planned = False
+
+    def plan_staged(self, host: PlanMetadata) -> None:
+        """Plan a replay. `host` has been copied to the buffer behind `device` already."""
+        step = {"indptr": host.indptr, "last_page_len": host.last_page_len, **self._attention.shape}
+        if self._planned:
+            # The variant that leaves out copies into the wrapper's buffers: ours are written.
+            self._attention.library.fast_decode_plan(
+                self._wrapper,
+                indices=self._device.indices[: len(host.indices)],
+                global_override_indptr_cpu=host.indptr,
+                **step,
+            )
+        else:
+            self._wrapper.plan(indices=host.indices, **step)
+            self._planned = True
+
+    def run(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        pages = self._attention.append(layer, k, v, self._device)
+        out = q.new_empty(q.shape)
+        self._wrapper.run(q, pages, out=out)
+        return out
+
+
+def graph_ints(device: torch.device) -> torch.Tensor:
+    """Device memory for the plans of captured steps, which are replayed one after the other."""
+    return torch.empty(_GRAPH_INTS_BYTES, dtype=torch.uint8, device=device)
+
+
+def workspace_bytes_on(device: torch.device, max_batch: int, num_heads: int, layout: PageLayout) -> int:
+    """What a `FlashInferAttention` will take for its workspace."""
+    sms = _multiprocessors(device)
+    return workspace_bytes(max_batch, num_heads, layout.num_kv_heads, layout.head_dim, sms)
+
+
+def _multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else _CPU_SMS

@@ -1,0 +1,126 @@
+"""Paged attention with torch operations: for the CPU, and on a GPU for what FlashInfer has no kernels for.
+
+The page storage is seen as a matrix with one row per (page, layer, K or V): gathering a batch's rows is one
+`index_select` that copies whole pages, and scaled_dot_product_attention reads the result without another copy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from baton.engine.attention.backend import BatchLayout
+
+
+@dataclass(frozen=True, slots=True)
+class _Chunk:
+    """One sequence's prefill slice: rows [begin, end) of the batch, `start` positions before them."""
+
+    begin: int
+    end: int
+    start: int
+    pages: torch.Tensor
+    mask: torch.Tensor | None  # [tokens, start + tokens] bool; None where plain causal attention is meant
+
+
+class TorchAttention:
+    """`AttentionBackend` for pages `[num_pages, num_layers, 2, page_size, kv_heads, head_dim]`, contiguous."""
+
+    def __init__(self, pages: torch.Tensor, num_heads: int) -> None:
+        _, self._num_layers, _, self._page_size, self._kv_heads, self._head_dim = pages.shape
+        self._group = num_heads // self._kv_heads
+        self._device = pages.device
+        self._page_rows = pages.view(-1, self._page_size * self._kv_heads * self._head_dim)
+        self._token_rows = pages.view(-1, self._kv_heads * self._head_dim)
+        # Gathered K and V: kept between steps, because fresh memory costs a page fault per 4 KiB.
+        self._gathered = [self._page_rows.new_empty(0), self._page_rows.new_empty(0)]
+
+    def plan(self, layout: BatchLayout) -> None:
+        indices = layout.indices.long()  # a page's first row may be beyond int32
+        self._plan_writes(layout, indices)
+        self._plan_decode(layout, indices)
+        self._chunks = [
+            self._plan_chunk(layout, indices, index) for index in range(layout.num_decodes, len(layout.indptr) - 1)
+        ]
+        self._num_decodes = layout.num_decodes
+
+    def _plan_writes(self, layout: BatchLayout, indices: torch.Tensor) -> None:
+        counts = layout.qo_indptr.diff()
+        first_page = torch.repeat_interleave(layout.indptr[:-1], counts)
+        pages = indices[first_page + layout.positions // self._page_size]
+        rows = pages * (2 * self._num_layers * self._page_size) + layout.positions % self._page_size
+        self._write_rows = rows.to(self._device)
+
+    def _plan_decode(self, layout: BatchLayout, indices: torch.Tensor) -> None:
+        """A rectangle of page ids, short tables padded with page 0 and masked: no loop over sequences is left."""
+        count = layout.num_decodes
+        if not count:
+            return
+        num_pages = layout.indptr[: count + 1].diff()
+        width = int(num_pages.max())
+        used = torch.arange(width) < num_pages.unsqueeze(1)
+        table = torch.zeros(count, width, dtype=torch.int64)
+        table[used] = indices[: int(layout.indptr[count])]
+        lengths = (num_pages - 1) * self._page_size + layout.last_page_len[:count]
+        self._decode_rows = (table.flatten() * (2 * self._num_layers)).to(self._device)
+        mask = torch.arange(width * self._page_size) < lengths.unsqueeze(1)
+        self._decode_mask = mask.view(count, 1, 1, -1).to(self._device)
+
+    def _plan_chunk(self, layout: BatchLayout, indices: torch.Tensor, index: int) -> _Chunk:
+        begin, end = int(layout.qo_indptr[index]), int(layout.qo_indptr[index + 1])
+        start, count = int(layout.positions[begin]), end - begin
+        pages = indices[int(layout.indptr[index]) : int(layout.indptr[index + 1])] * (2 * self._num_layers)
+        mask = None
+        if start:
+            mask = torch.ones(count, start + count, dtype=torch.bool, device=self._device).tril_(start)
+        return _Chunk(begin, end, start, pages.to(self._device), mask)
+
+    def run(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        rows = self._write_rows + 2 * layer * self._page_size
+        self._token_rows.index_copy_(0, rows, k.flatten(1))
+        self._token_rows.index_copy_(0, rows + self._page_size, v.flatten(1))
+        if not self._chunks:
+            return self._decode(layer, q)
+        out = torch.empty_like(q)
+        if self._num_decodes:
+            out[: self._num_decodes] = self._decode(layer, q[: self._num_decodes])
+        for chunk in self._chunks:
+            part = slice(chunk.begin, chunk.end)
+            out[part] = self._prefill(layer, chunk, q[part], k[part], v[part])
+        return out
+
+    def _decode(self, layer: int, q: torch.Tensor) -> torch.Tensor:
+        """One query per sequence. The heads that share a KV head stand as its query positions: nothing is repeated."""
+        count = q.shape[0]
+        k = self._gather(0, self._decode_rows + 2 * layer, count)
+        v = self._gather(1, self._decode_rows + 2 * layer + 1, count)
+        grouped = q.view(count, self._kv_heads, self._group, self._head_dim)
+        out = F.scaled_dot_product_attention(grouped, k, v, attn_mask=self._decode_mask)
+        return out.reshape(count, -1, self._head_dim)
+
+    def _prefill(self, layer: int, chunk: _Chunk, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        if chunk.mask is not None:
+            length = chunk.start + q.shape[0]
+            keys = self._gather(0, chunk.pages + 2 * layer, 1)[:, :, :length]
+            values = self._gather(1, chunk.pages + 2 * layer + 1, 1)[:, :, :length]
+        else:
+            keys, values = k.transpose(0, 1).unsqueeze(0), v.transpose(0, 1).unsqueeze(0)
+        out = F.scaled_dot_product_attention(
+            q.transpose(0, 1).unsqueeze(0),
+            keys,
+            values,
+            attn_mask=chunk.mask,
+            is_causal=chunk.mask is None,
+            enable_gqa=self._group > 1,
+        )
+        return out[0].transpose(0, 1)
+
+    def _gather(self, side: int, rows: torch.Tensor, count: int) -> torch.Tensor:
+        """Whole pages of `count` sequences as `[count, kv_heads, positions, head_dim]`; valid until the next call."""
+        if self._gathered[side].shape[0] < len(rows):
+            self._gathered[side] = self._page_rows.new_empty(len(rows), self._page_rows.shape[1])
+        gathered = self._gathered[side][: len(rows)]
+        torch.index_select(self._page_rows, 0, rows, out=gathered)
+        return gathered.view(count, -1, self._kv_heads, self._head_dim).transpose(1, 2)

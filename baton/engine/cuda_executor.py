@@ -1,0 +1,151 @@
+"""Runs step plans on a GPU: FlashInfer's attention and fused layers, recorded decode steps, no waiting in a step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from baton.engine.attention.backend import BatchLayout
+from baton.engine.attention.flashinfer import FlashInferAttention, has_kernels
+from baton.engine.attention.plan_metadata import PlanMetadata, plan_metadata
+from baton.engine.attention.torch_cpu import TorchAttention
+from baton.engine.cuda_device import check_kernels, check_pages
+from baton.engine.decode_graphs import DecodeGraphs
+from baton.engine.flat_batch import flat_batch, sampled_rows
+from baton.engine.graph_sizes import graph_sizes
+from baton.engine.model_config import ModelConfig
+from baton.engine.models.decoder import Decoder
+from baton.engine.sampler import Drawn, draw, read
+from baton.engine.staging import GrowingStagingBuffer
+from baton.engine.step import StepPlan, StepResult
+from baton.engine.storage import page_checksum, page_dtype
+from baton.engine.warm_up import warm_up
+from baton.protocol.worker import PageLayout
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class CudaOptions:
+    """How to compute; nothing in here changes what is computed, but for rounding."""
+
+    cuda_graphs: bool = True  # record decode steps
+    attention: str = "fa2"  # prefill kernels: "fa2", or "fa3" on Hopper
+    max_batch: int = 256  # sequences of a decode step
+    max_tokens: int = 8192  # of the largest step; sizes the first staging buffer
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchedStep:
+    """A step on its way: its tokens will lie in host memory once the event has happened."""
+
+    drawn: Drawn
+    ended: torch.cuda.Event | None
+
+
+class CudaExecutor:
+    """`Executor` on the device on which `parameters` lie.
+
+    `pages` is the storage `[num_pages, num_layers, 2, page_size, kv_heads, head_dim]` that transfers read and write.
+    One page more is allocated behind it: padding of recorded steps is written there, so no pool may know of it.
+
+    Elements or heads that FlashInfer has no kernels for (float32; heads of 32) are attended to with torch, unrecorded.
+    """
+
+    computes_apart = True
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        parameters: dict[str, torch.Tensor],
+        layout: PageLayout,
+        options: CudaOptions,
+        progress: Progress | None = None,
+    ) -> None:
+        """`progress` hears (decode steps recorded, of how many)."""
+        dtype = page_dtype(layout, parameters)
+        self.device = device = parameters["embed"].device
+        self.config = config
+        self.layout = layout
+        storage = torch.zeros((layout.num_pages + 1, *layout.shape[1:]), dtype=dtype, device=device)
+        self.pages = storage[: layout.num_pages]
+        if device.type == "cuda":
+            check_pages(self.pages)
+        self.model = Decoder(config, parameters)
+        self._staging = GrowingStagingBuffer(device, 3 * options.max_tokens + (1 << 16))
+        self._graphs: DecodeGraphs | None = None
+        self._attention: FlashInferAttention | TorchAttention
+        if not has_kernels(dtype, layout.head_dim):
+            self._attention = TorchAttention(self.pages, config.num_heads)
+            return
+        if device.type == "cuda":
+            check_kernels(options.attention, torch.cuda.get_device_capability(device))
+        self._attention = FlashInferAttention(storage, config.num_heads, options.attention, options.max_batch)
+        if options.cuda_graphs:
+            self._graphs = self._record(self._attention, options.max_batch, progress)
+
+    @torch.inference_mode()
+    def _record(self, attention: FlashInferAttention, max_batch: int, progress: Progress | None) -> DecodeGraphs:
+        pages_per_sequence = -(-self.config.context_tokens // self.layout.page_size)
+        padding_page = self.layout.num_pages
+        sizes = graph_sizes(max_batch)
+        return DecodeGraphs(self.model, attention, sizes, pages_per_sequence, padding_page, progress)
+
+    def execute(self, plan: StepPlan) -> StepResult:
+        return self.collect(self.launch(plan))
+
+    @torch.inference_mode()
+    def launch(self, plan: StepPlan) -> LaunchedStep:
+        """Queue the step and the copy of its tokens to the host. The step before must have been collected: its arrays
+        are overwritten here.
+        """
+        drawn = draw(self._logits(plan), plan.sampling, self.config.eos_token_ids).fetch()
+        if self.device.type != "cuda":
+            return LaunchedStep(drawn, None)
+        ended = torch.cuda.Event()
+        ended.record(torch.cuda.current_stream(self.device))
+        return LaunchedStep(drawn, ended)
+
+    def done(self, launched: LaunchedStep) -> bool:
+        return launched.ended is None or launched.ended.query()
+
+    def collect(self, launched: LaunchedStep) -> StepResult:
+        """Wait until the device has done the step, all of its KV included, and read its tokens.
+
+        A transport's writes are not ordered with our stream: they may read the step's pages from here on.
+        """
+        if launched.ended is not None:
+            launched.ended.synchronize()
+        return StepResult(read(launched.drawn))
+
+    def _logits(self, plan: StepPlan) -> torch.Tensor:
+        token_ids, layout = flat_batch(plan, self.layout.page_size)
+        if self._graphs is not None and plan.num_decodes == len(plan.slices):
+            logits = self._graphs.logits(token_ids, layout)
+            if logits is not None:
+                return logits
+        rows = sampled_rows(plan, layout)
+        if isinstance(self._attention, FlashInferAttention):
+            tokens, sampled, metadata = self._stage(token_ids, rows, layout)
+            return self.model.forward(tokens, metadata.positions, sampled, self._attention)
+        self._attention.plan(layout)
+        _, (tokens, sampled, positions) = self._staging.put([token_ids, rows, layout.positions])
+        return self.model.forward(tokens, positions, sampled, self._attention)
+
+    def _stage(
+        self, token_ids: torch.Tensor, rows: torch.Tensor, layout: BatchLayout
+    ) -> tuple[torch.Tensor, torch.Tensor, PlanMetadata]:
+        """Copy a step's arrays to the device and plan its attention: (token ids, sampled rows, metadata) there."""
+        host, device = self._staging.put([token_ids, rows, *plan_metadata(layout).tensors])
+        there = PlanMetadata.of(device[2:])
+        assert isinstance(self._attention, FlashInferAttention)
+        self._attention.plan_staged(PlanMetadata.of(host[2:]), there, layout.num_decodes)
+        return device[0], device[1], there
+
+    def page_checksum(self, page: int) -> int:
+        return page_checksum(self.pages, page)
+
+    def warm_up(self) -> None:
+        warm_up(self, self.config.context_tokens)

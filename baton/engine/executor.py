@@ -1,0 +1,59 @@
+"""Runs step plans with torch: owns the weights, the page storage, the attention backend and nothing else."""
+
+from __future__ import annotations
+
+import torch
+
+from baton.engine.allocator import keep_freed_memory
+from baton.engine.attention.torch_cpu import TorchAttention
+from baton.engine.flat_batch import flat_batch, sampled_rows
+from baton.engine.model_config import ModelConfig
+from baton.engine.models.decoder import Decoder
+from baton.engine.sampler import sample
+from baton.engine.step import StepPlan, StepResult
+from baton.engine.storage import DTYPES, page_checksum, page_dtype
+from baton.engine.warm_up import warm_up
+from baton.protocol.worker import PageLayout
+
+__all__ = ["DTYPES", "TorchExecutor"]
+
+
+class TorchExecutor:
+    """`Executor` on the CPU.
+
+    `pages` is the storage `[num_pages, num_layers, 2, page_size, kv_heads, head_dim]` that transfers read and write.
+    """
+
+    computes_apart = False
+
+    def __init__(self, config: ModelConfig, parameters: dict[str, torch.Tensor], layout: PageLayout) -> None:
+        dtype = page_dtype(layout, parameters)
+        keep_freed_memory()
+        self.config = config
+        self.layout = layout
+        self.pages = torch.zeros(layout.shape, dtype=dtype)
+        self.model = Decoder(config, parameters)
+        self._attention = TorchAttention(self.pages, config.num_heads)
+
+    def execute(self, plan: StepPlan) -> StepResult:
+        return self.collect(self.launch(plan))
+
+    @torch.inference_mode()
+    def launch(self, plan: StepPlan) -> StepResult:
+        """All of the step: the CPU computes nothing by itself."""
+        token_ids, layout = flat_batch(plan, self.layout.page_size)
+        self._attention.plan(layout)
+        logits = self.model.forward(token_ids, layout.positions, sampled_rows(plan, layout), self._attention)
+        return StepResult(sample(logits, plan.sampling, self.config.eos_token_ids))
+
+    def done(self, launched: StepResult) -> bool:
+        return True
+
+    def collect(self, launched: StepResult) -> StepResult:
+        return launched
+
+    def page_checksum(self, page: int) -> int:
+        return page_checksum(self.pages, page)
+
+    def warm_up(self) -> None:
+        warm_up(self, self.config.context_tokens)

@@ -1,0 +1,57 @@
+"""Host memory for pages that had to make room: a bounded buffer of page-sized slots, and the copies to and fro."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from baton.protocol.errors import ConfigError
+
+
+class HostPages:
+    """`num_slots` pages of host memory beside page storage `pages`; pinned where that is on a GPU.
+
+    On a CPU the memory is only taken when a slot is first written. Raises `ConfigError` when it cannot be pinned.
+    """
+
+    def __init__(self, pages: torch.Tensor, num_slots: int) -> None:
+        self._pages = pages
+        self._slots = torch.empty((num_slots, *pages.shape[1:]), dtype=pages.dtype)
+        if pages.is_cuda and num_slots:
+            unpin, address = pin(self._slots, torch.cuda.cudart())
+            weakref.finalize(self, unpin, address).atexit = False
+
+    def copy_out(self, pages: Sequence[int], slots: Sequence[int]) -> None:
+        """Copy pages into slots, pairwise. When it returns, the pages may be written by anybody."""
+        for page, slot in zip(pages, slots, strict=True):
+            self._slots[slot].copy_(self._pages[page], non_blocking=True)
+        self._wait()
+
+    def copy_in(self, slots: Sequence[int], pages: Sequence[int]) -> None:
+        """Copy slots into pages, pairwise. When it returns, both may be read and written by anybody."""
+        for slot, page in zip(slots, pages, strict=True):
+            self._pages[page].copy_(self._slots[slot], non_blocking=True)
+        self._wait()
+
+    def _wait(self) -> None:
+        """A peer's reads and writes of our pages are not ordered with our stream."""
+        if self._pages.is_cuda:
+            torch.cuda.current_stream(self._pages.device).synchronize()
+
+
+def pin(memory: torch.Tensor, cudart: Any) -> tuple[Any, int]:
+    """Lock a tensor's memory for copies by a GPU; returns the function that undoes it before it is freed, and its
+    argument. `cudart` is torch's binding of the CUDA runtime.
+
+    torch's own pinned memory comes in powers of two: 16 GiB for 9.
+    """
+    code = int(cudart.cudaHostRegister(memory.data_ptr(), memory.nbytes, 0))
+    if code:
+        raise ConfigError(
+            f"{memory.nbytes / (1 << 30):.1f} GiB of host memory for preempted sequences cannot be pinned (CUDA error "
+            f"{code}): lower engine.swap_memory_gib."
+        )
+    return cudart.cudaHostUnregister, memory.data_ptr()

@@ -1,0 +1,147 @@
+"""What FlashInfer needs of a process to compile kernels: programs on PATH, the GPU's architecture, a complete CUDA.
+
+Machines with nvcc may lack headers of cuBLAS and cuRAND, which come in packages of their own, and the library that
+stands in for the driver when something is linked. Both are laid in a folder that stays, because build files name it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from baton.protocol.errors import ConfigError
+
+_CUDA = Path("/usr/local/cuda")
+_HOMES = ("CUDA_HOME", "CUDA_PATH")
+_HEADERS = ("cublas_v2.h", "cublasLt.h", "curand_kernel.h")
+_HEADER_FILES = ("cublas*.h", "curand*.h")
+_REASON = re.compile(r"\berror:|cannot find|No such file")
+
+
+def let_flashinfer_compile(capability: tuple[int, int]) -> None:
+    """Set this process's environment so that kernels for a GPU of this compute capability can be compiled, by it and by
+    its children. FlashInfer reads the architecture when it is imported: call this before.
+    """
+    os.environ.update(compiler_environment(os.environ, capability, Path(sys.executable).parent))
+    folder = Path(os.environ.get("FLASHINFER_WORKSPACE_BASE") or Path.home()) / ".cache/flashinfer/cuda_additions"
+    try:
+        complete_cuda(Path(os.environ["CUDA_HOME"]), pip_includes(), folder)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise ConfigError(
+            f"What FlashInfer needs to compile cannot be put into {folder} ({error}): set FLASHINFER_WORKSPACE_BASE to "
+            "a folder that can be written."
+        ) from None
+    os.environ.update(addition_flags(os.environ, folder))
+
+
+def architecture(capability: tuple[int, int]) -> str:
+    """What FlashInfer compiles for: the chip alone, from Hopper on with the instructions that only it has ("9.0a")."""
+    major, minor = capability
+    return f"{major}.{minor}{'a' if major >= 9 else ''}"
+
+
+def compiler_environment(environment: Mapping[str, str], capability: tuple[int, int], programs: Path) -> dict[str, str]:
+    """PATH with the places of ninja and nvcc at its end, CUDA_HOME, and the architecture; what is set stays.
+
+    `programs` is where pip puts programs.
+    """
+    path = [place for place in environment.get("PATH", "").split(os.pathsep) if place]
+    places = [programs, *(Path(environment[name]) / "bin" for name in _HOMES if environment.get(name)), _CUDA / "bin"]
+    path += [str(place) for place in places if str(place) not in path and place.is_dir()]
+    found = {**environment, "PATH": os.pathsep.join(path)}
+    return {
+        "PATH": found["PATH"],
+        "CUDA_HOME": str(cuda_home(found)),
+        "FLASHINFER_CUDA_ARCH_LIST": environment.get("FLASHINFER_CUDA_ARCH_LIST") or architecture(capability),
+    }
+
+
+def cuda_home(environment: Mapping[str, str], usual: Path = _CUDA) -> Path:
+    """The CUDA toolkit: the one that is named, nvcc's, or the `usual` one.
+
+    The nvcc on PATH may be a script outside its toolkit, which FlashInfer's own search takes for the toolkit's.
+    """
+    for name in _HOMES:
+        if environment.get(name):
+            return Path(environment[name])
+    nvcc = shutil.which("nvcc", path=environment.get("PATH", ""))
+    homes = [place.parent.parent for place in (Path(nvcc), Path(nvcc).resolve())] if nvcc else []
+    return next((home for home in homes if (home / "include/cuda_runtime.h").exists()), usual)
+
+
+def complete_cuda(home: Path, includes: Iterable[Path], folder: Path) -> None:
+    """Lay in `folder` what the toolkit `home` lacks: links to headers found in `includes`, a stand-in for the driver.
+
+    Links to these headers alone: beside them are headers of a CUDA that may not be the toolkit's.
+    """
+    missing = [name for name in _HEADERS if not (home / "include" / name).exists()]
+    for place in includes:
+        if any((place / name).exists() for name in missing):
+            for header in (path for pattern in _HEADER_FILES for path in place.glob(pattern)):
+                _link(folder / "include" / header.name, header)
+    stub = folder / "lib/libcuda.so"
+    if not (home / "lib64/stubs/libcuda.so").exists() and not stub.exists() and shutil.which("c++"):
+        _compile_stub(stub)
+
+
+def addition_flags(environment: Mapping[str, str], folder: Path) -> dict[str, str]:
+    """What tells FlashInfer's compilers of the parts in `folder`; nothing where that was told before."""
+    told = {}
+    for name, option, part in (("CUDAFLAGS", "-I", "include"), ("LDFLAGS", "-L", "lib")):
+        flags, more = environment.get(f"FLASHINFER_EXTRA_{name}", ""), shlex.quote(f"{option}{folder / part}")
+        if (folder / part).is_dir() and more not in flags:
+            told[f"FLASHINFER_EXTRA_{name}"] = f"{flags} {more}".strip()
+    return told
+
+
+def pip_includes() -> list[Path]:
+    """Include folders of NVIDIA's packages from pip: nvidia/cu13/include, nvidia/curand/include and the like."""
+    spec = importlib.util.find_spec("nvidia")
+    places = spec.submodule_search_locations if spec else None
+    return [include for place in places or () for include in sorted(Path(place).glob("*/include"))]
+
+
+def _link(link: Path, target: Path) -> None:
+    beside = _beside(link)
+    beside.symlink_to(target)
+    beside.replace(link)
+
+
+def _compile_stub(stub: Path) -> None:
+    """A library without contents, by whose name the real one is found when kernels are loaded."""
+    beside = _beside(stub)
+    command = ["c++", "-shared", "-Wl,-soname,libcuda.so.1", "-xc++", os.devnull, "-o", str(beside)]
+    subprocess.run(command, check=True, capture_output=True)
+    beside.replace(stub)
+
+
+def _beside(path: Path) -> Path:
+    """A name of this process: workers of one machine make the same things at the same time, and none sees a half."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.unlink(missing_ok=True)
+    return beside
+
+
+def missing_programs(environment: Mapping[str, str]) -> list[str]:
+    """Of the programs that compile kernels those that are not found."""
+    programs = {
+        "ninja": "ninja",
+        "nvcc": environment.get("FLASHINFER_NVCC") or f"{environment.get('CUDA_HOME', _CUDA)}/bin/nvcc",
+        "a C++ compiler": environment.get("CXX") or "c++",
+    }
+    path = environment.get("PATH", "")
+    return [name for name, program in programs.items() if shutil.which(program, path=path) is None]
+
+
+def reason_of(error: Exception) -> str:
+    """The line of a compiler's output that says what failed."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return next((line for line in lines if _REASON.search(line)), lines[-1] if lines else repr(error))

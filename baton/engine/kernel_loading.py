@@ -1,0 +1,127 @@
+"""FlashInfer's kernels, loaded before anything large: prebuilt ones as they are, the others compiled all at once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from baton.engine.attention.flashinfer import has_kernels, load_flashinfer
+from baton.engine.attention.kernel_modules import KernelModule, kernel_modules
+from baton.engine.cuda_device import check_kernels
+from baton.engine.kernel_compiler import architecture, missing_programs, reason_of
+from baton.engine.model_config import ModelConfig
+from baton.engine.prebuilt_kernels import Built, Manifest, read_manifest, runs_on
+from baton.engine.race.launchable import check_triton
+from baton.protocol.errors import ConfigError
+
+Tell = Callable[[str], None]
+INSTALL = "python -m baton.deploy.flashinfer_kernels install FILE"
+
+
+def prepare_kernels(device: torch.device, config: ModelConfig, dtype: torch.dtype, asked: str, tell: Tell) -> str:
+    """Load what a model of this configuration computes with on this GPU, which is open (`open_device`), and return the
+    prefill kernels' name for `asked`: "fa2", "fa3" or "auto".
+
+    Compiles what is not prebuilt: minutes, once per machine. Raises `ConfigError` where that cannot be.
+    """
+    capability = torch.cuda.get_device_capability(device)
+    prefill = prefill_kernels(asked, config, dtype, capability)
+    check_kernels(prefill, capability)
+    load_kernels(_modules(config, dtype, prefill), capability, tell)
+    check_triton()
+    return prefill
+
+
+def prefill_kernels(asked: str, config: ModelConfig, dtype: torch.dtype, capability: tuple[int, int]) -> str:
+    """What "auto" stands for: fa3 on a Hopper GPU, where it is the faster at every length that was measured
+    (docs/benchmarks.md), but only where it need not be compiled, which takes minutes; else fa2.
+    """
+    if asked != "auto":
+        return asked
+    if capability[0] != 9 or not has_kernels(dtype, config.head_dim):
+        return "fa2"
+    library = load_flashinfer()
+    ready = all(module.describe(library).is_compiled for module in _modules(config, dtype, "fa3"))
+    return "fa3" if ready else "fa2"
+
+
+def _modules(config: ModelConfig, dtype: torch.dtype, prefill: str) -> list[KernelModule]:
+    return kernel_modules(dtype, config.head_dim, config.num_heads // config.num_kv_heads, (prefill,))
+
+
+def load_kernels(modules: Sequence[KernelModule], capability: tuple[int, int], tell: Tell) -> None:
+    """As `prepare_kernels`, for these modules. FlashInfer loads them again when it first calls them: milliseconds."""
+    library = load_flashinfer()
+    specs = [module.describe(library) for module in modules]
+    folder = Path(library.jit.env.FLASHINFER_AOT_DIR)
+    manifest = read_manifest(folder)
+    prebuilt = [spec.name for spec in specs if spec.is_aot]
+    missing = [spec for spec in specs if not spec.is_compiled]
+    if manifest is not None and prebuilt:
+        check_versions(manifest, library.__version__, torch.version.cuda or "", folder)
+    check_prebuilt(prebuilt, manifest.modules if manifest else {}, capability, folder)
+    check_compilable([spec.name for spec in missing], missing_programs(os.environ), capability)
+    for spec in specs:
+        if spec not in missing:
+            _load(spec)
+    if missing:
+        _compile(missing, tell)
+
+
+def check_versions(manifest: Manifest, flashinfer: str, cuda: str, folder: Path) -> None:
+    """Raises `ConfigError` for kernels that an upgrade of FlashInfer or torch has left behind."""
+    if manifest.flashinfer != flashinfer or (cuda and manifest.cuda.split(".")[0] != cuda.split(".")[0]):
+        raise ConfigError(
+            f"The prebuilt kernels in {folder} are of FlashInfer {manifest.flashinfer} and CUDA {manifest.cuda}, and "
+            f"here are FlashInfer {flashinfer} and CUDA {cuda}: install kernels built with these ({INSTALL}), or "
+            "delete the folder to have them compiled."
+        )
+
+
+def check_prebuilt(
+    prebuilt: Sequence[str], built: Mapping[str, Built], capability: tuple[int, int], folder: Path
+) -> None:
+    """Raises `ConfigError` for kernels that were built for other GPUs; those that do not say pass."""
+    for name in prebuilt:
+        architectures = built[name].architectures if name in built else ()
+        if architectures and not any(runs_on(one, capability) for one in architectures):
+            raise ConfigError(
+                f"The prebuilt kernels {name} in {folder} are for GPUs {', '.join(architectures)}, and this one is "
+                f"{capability[0]}.{capability[1]}: install kernels built with --arch {architecture(capability)}, or "
+                f"delete {folder} to have them compiled."
+            )
+
+
+def check_compilable(missing: Sequence[str], lacking: Sequence[str], capability: tuple[int, int]) -> None:
+    """Raises `ConfigError` where kernels are neither prebuilt nor can be compiled."""
+    if missing and lacking:
+        raise ConfigError(
+            f"FlashInfer's kernels {', '.join(missing)} are not installed, and what compiles them is not found "
+            f"({', '.join(lacking)}): install kernels built for {architecture(capability)} ({INSTALL}; "
+            "docs/deployment.md), or the CUDA toolkit and ninja."
+        )
+
+
+def _compile(specs: Sequence[Any], tell: Tell) -> None:
+    """One ninja each, side by side: of most modules two files are compiled, and one of these takes most of the time."""
+    tell(f"compiling kernels, 0 of {len(specs)} (minutes, once per machine)")
+    with ThreadPoolExecutor(len(specs)) as pool:
+        futures = [pool.submit(_load, spec) for spec in specs]
+        for done, future in enumerate(as_completed(futures), 1):
+            future.result()
+            tell(f"compiling kernels, {done} of {len(specs)}")
+
+
+def _load(spec: Any) -> None:
+    try:
+        spec.build_and_load()
+    except (RuntimeError, OSError) as error:
+        raise ConfigError(
+            f"FlashInfer's kernels {spec.name} cannot be {'loaded' if spec.is_compiled else 'compiled'}: "
+            f"{reason_of(error)}"
+        ) from error

@@ -1,0 +1,217 @@
+"""What a checkpoint's config.json says, in our words: one decoder-only family with a few switches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from baton.engine.race.definition import MAX_TOKEN
+from baton.protocol.errors import ModelError
+from baton.protocol.worker import PageLayout
+
+_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_layers",
+    "num_heads",
+    "num_kv_heads",
+    "head_dim",
+    "context_tokens",
+)
+# What a key means that config.json leaves out, as in transformers' configuration of the family.
+_ANY: dict[str, Any] = {"hidden_act": "silu", "rms_norm_eps": 1e-6, "tie_word_embeddings": False}
+_QWEN = {
+    "num_key_value_heads": 32,
+    "use_sliding_window": False,
+    "sliding_window": 4096,
+    "max_window_layers": 28,
+}
+_LEFT_OUT: dict[str, dict[str, Any]] = {
+    "LlamaForCausalLM": _ANY,
+    "MistralForCausalLM": {**_ANY, "num_key_value_heads": 8, "sliding_window": 4096},
+    "Qwen2ForCausalLM": {**_ANY, **_QWEN},
+    "Qwen3ForCausalLM": {**_ANY, **_QWEN, "head_dim": 128},
+}
+SUPPORTED = tuple(_LEFT_OUT)
+
+
+@dataclass(frozen=True, slots=True)
+class Llama3Scaling:
+    """Llama 3's rope scaling: low frequencies are stretched by `factor`, high ones kept, the middle blended."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_context_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """Shapes and switches of one model."""
+
+    architecture: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    context_tokens: int
+    window_limits: bool  # a sliding window, not the positions, is what limits the context
+    norm_eps: float
+    rope_theta: float
+    rope_scaling: Llama3Scaling | None
+    qkv_bias: bool
+    qk_norm: bool
+    tied_head: bool
+    eos_token_ids: frozenset[int]
+
+    @property
+    def qkv_size(self) -> int:
+        return (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
+
+    @property
+    def num_parameters(self) -> int:
+        """Weights that one token multiplies, and the embedding."""
+        attention = self.hidden_size * (self.qkv_size + self.num_heads * self.head_dim)
+        layer = attention + 3 * self.hidden_size * self.intermediate_size
+        embeddings = self.vocab_size * self.hidden_size * (1 if self.tied_head else 2)
+        return self.num_layers * layer + embeddings
+
+    def page_layout(self, num_pages: int, page_size: int, dtype: str, model_id: str) -> PageLayout:
+        """The KV pages this model needs."""
+        return PageLayout(num_pages, self.num_layers, page_size, self.num_kv_heads, self.head_dim, dtype, model_id)
+
+
+def model_config(raw: Mapping[str, Any], generation: Mapping[str, Any] | None = None) -> ModelConfig:
+    """Read config.json (and generation_config.json, for its end-of-sequence tokens).
+
+    Raises `ModelError` naming an architecture or option that is not supported, or a key that is missing.
+    """
+    architectures = raw.get("architectures") or ["(none)"]
+    architecture = architectures[0]
+    if architecture not in SUPPORTED:
+        raise ModelError(f"The architecture {architecture} is not supported; supported are {', '.join(SUPPORTED)}.")
+    raw = {**_LEFT_OUT[architecture], **raw}
+    _refuse_options(raw, architecture)
+    try:
+        positions = int(raw["max_position_embeddings"])
+        context = min(positions, _window(raw, architecture) or positions)
+        num_heads, hidden_size = raw["num_attention_heads"], raw["hidden_size"]
+        config = ModelConfig(
+            architecture=architecture,
+            vocab_size=raw["vocab_size"],
+            hidden_size=hidden_size,
+            intermediate_size=raw["intermediate_size"],
+            num_layers=raw["num_hidden_layers"],
+            num_heads=num_heads,
+            num_kv_heads=raw.get("num_key_value_heads") or num_heads,
+            head_dim=raw.get("head_dim") or hidden_size // num_heads,
+            context_tokens=context,
+            window_limits=context < positions,
+            norm_eps=raw["rms_norm_eps"],
+            rope_theta=_rope(raw).get("rope_theta") or raw.get("rope_theta") or 10_000.0,
+            rope_scaling=_rope_scaling(raw),
+            qkv_bias=architecture == "Qwen2ForCausalLM",
+            qk_norm=architecture == "Qwen3ForCausalLM",
+            tied_head=bool(raw["tie_word_embeddings"]),
+            eos_token_ids=frozenset(token for token in _eos(raw) | _eos(generation or {}) if token < raw["vocab_size"]),
+        )
+    except KeyError as error:
+        raise ModelError(f"config.json lacks the key {error}.") from None
+    _check_numbers(config)
+    return config
+
+
+def _check_numbers(config: ModelConfig) -> None:
+    for name in _SIZES:
+        value = getattr(config, name)
+        if type(value) is not int or not 0 < value < 2**31:
+            raise ModelError(f"config.json gives {value!r} for {name}: it must be a positive whole number.")
+    scaling = config.rope_scaling
+    numbers = [config.norm_eps, config.rope_theta]
+    if scaling is not None:
+        numbers += [getattr(scaling, name) for name in Llama3Scaling.__slots__]
+    for number in numbers:
+        if type(number) not in (int, float) or not 0 < number < float("inf"):
+            raise ModelError(f"config.json gives {number!r} for a number of its norm or rope: it must be above 0.")
+
+
+def _refuse_options(raw: Mapping[str, Any], architecture: str) -> None:
+    if raw["hidden_act"] not in ("silu", "swish"):
+        raise ModelError(f"The activation {raw['hidden_act']} is not supported, only silu (which is also swish).")
+    quantisation = raw.get("quantization_config") or raw.get("compression_config") or raw.get("quantization")
+    if quantisation:
+        raise ModelError(
+            f"The checkpoint is quantised ({_kind_of(quantisation)}), which is not supported; use one in "
+            "float32, bfloat16 or float16."
+        )
+    if any(where.get("partial_rotary_factor", 1.0) != 1.0 for where in (raw, _rope(raw))):
+        raise ModelError("Models that rotate only a part of each head (partial_rotary_factor) are not supported.")
+    if any(not 0 <= token < raw.get("vocab_size", token + 1) for token in _eos(raw)):
+        raise ModelError("config.json names an eos_token_id outside the vocabulary.")
+    if raw.get("vocab_size", 0) > MAX_TOKEN + 1:
+        raise ModelError(
+            f"config.json has a vocabulary of {raw['vocab_size']} tokens; at most {MAX_TOKEN + 1} are served."
+        )
+    if raw.get("attention_bias") or raw.get("mlp_bias"):
+        raise ModelError(f"{architecture} with attention_bias or mlp_bias is not supported.")
+
+
+def _kind_of(quantisation: Mapping[str, Any]) -> str:
+    """Method and bits of a quantised checkpoint, as far as its configuration tells."""
+    words = [str(quantisation[key]) for key in ("quant_method", "quant_algo", "format") if quantisation.get(key)]
+    groups = quantisation.get("config_groups") or {}
+    weights = [group.get("weights") or {} for group in groups.values()]
+    bits = [quantisation.get("bits"), *(one.get("num_bits") for one in weights)]
+    bits += [number for number in (4, 8) if quantisation.get(f"load_in_{number}bit")]
+    words += [f"{number} bits" for number in dict.fromkeys(bits) if number]
+    return ", ".join(words) or "of a kind that config.json does not name"
+
+
+def _window(raw: Mapping[str, Any], architecture: str) -> int | None:
+    """The sliding window that some layer uses. Within it every position sees all others; beyond it we do not serve."""
+    window = raw.get("sliding_window")
+    if architecture == "LlamaForCausalLM" or not window:
+        return None
+    if architecture == "MistralForCausalLM":
+        return int(window)
+    kinds = raw.get("layer_types")
+    if kinds is None:
+        slides = raw["use_sliding_window"] and raw["max_window_layers"] < raw["num_hidden_layers"]
+    else:
+        unknown = sorted(set(kinds) - {"full_attention", "sliding_attention"})
+        if unknown:
+            raise ModelError(f"Layers with {unknown[0]} are not supported, only full_attention and sliding_attention.")
+        slides = "sliding_attention" in kinds
+    return int(window) if raw["use_sliding_window"] and slides else None
+
+
+def _rope(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    """transformers 5 writes `rope_parameters`, older versions `rope_scaling` beside `rope_theta`."""
+    return raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+
+
+def _rope_scaling(raw: Mapping[str, Any]) -> Llama3Scaling | None:
+    rope = _rope(raw)
+    kind = rope.get("rope_type") or rope.get("type") or "default"
+    if kind == "default":
+        return None
+    if kind != "llama3":
+        raise ModelError(f"The rope scaling {kind} is not supported, only llama3.")
+    return Llama3Scaling(
+        rope["factor"],
+        rope["low_freq_factor"],
+        rope["high_freq_factor"],
+        rope["original_max_position_embeddings"],
+    )
+
+
+def _eos(raw: Mapping[str, Any]) -> frozenset[int]:
+    value = raw.get("eos_token_id")
+    if value is None:
+        return frozenset()
+    return frozenset(value if isinstance(value, list) else [value])

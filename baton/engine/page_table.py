@@ -1,0 +1,66 @@
+"""A sequence's pages: taken when it starts, grown while it decodes, committed as they fill, given back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from baton.engine.kv_pages import PagePool
+from baton.engine.sequence import Sequence, page_ids
+from baton.protocol.prefix_hash import next_page_hashes, page_hashes
+
+
+def _pages_for(num_tokens: int, page_size: int) -> int:
+    return -(-num_tokens // page_size)
+
+
+def take_pages(sequence: Sequence, pool: PagePool, root: bytes, *, reserve: int = 0, receiving: bool = False) -> bool:
+    """Give a sequence pages for all its tokens, the cached prefix first; False (nothing changed) if they do not fit.
+
+    The last token is always computed here, because its logits give the next one; a sequence whose KV is `receiving`
+    from another worker needs no logits and may match every full page. `reserve` pages must stay available besides.
+    """
+    sequence.page_hashes = page_hashes(sequence.tokens, pool.page_size, root, sequence.page_hashes)
+    usable = len(sequence.tokens) if receiving else len(sequence.tokens) - 1
+    cached = pool.match(sequence.page_hashes[: usable // pool.page_size])
+    missing = _pages_for(len(sequence.tokens), pool.page_size) - len(cached)
+    if missing + reserve > pool.num_available:
+        pool.release(cached)
+        return False
+    sequence.page_table = page_ids(cached + pool.allocate(missing))
+    sequence.computed = sequence.cached = len(cached) * pool.page_size
+    sequence.committed = len(cached)
+    return True
+
+
+def grow(sequence: Sequence, pool: PagePool) -> bool:
+    """Make sure the next token has a place; False if there is no page for it."""
+    if len(sequence.page_table) * pool.page_size >= len(sequence.tokens):
+        return True
+    if pool.num_available == 0:
+        return False
+    sequence.page_table.extend(pool.allocate(1))
+    return True
+
+
+def commit_pages(sequence: Sequence, pool: PagePool, root: Callable[[Sequence], bytes]) -> None:
+    """Make the pages that are now fully computed matchable by others.
+
+    `root` gives the parent hash of the first page; most steps fill no page of a sequence, and need none.
+    """
+    full = sequence.computed // pool.page_size
+    if full <= sequence.committed:
+        return
+    hashes = sequence.page_hashes
+    if len(hashes) < full:
+        tokens = sequence.tokens[len(hashes) * pool.page_size : full * pool.page_size]
+        hashes += next_page_hashes(tokens, pool.page_size, hashes[-1] if hashes else root(sequence))
+    for index in range(sequence.committed, full):
+        pool.commit(sequence.page_table[index], hashes[index])
+    sequence.committed = full
+
+
+def give_back_pages(sequence: Sequence, pool: PagePool) -> None:
+    """Release every page; what was committed stays as prefix cache. The sequence must be computed anew."""
+    pool.release(sequence.page_table)
+    sequence.page_table = page_ids(())
+    sequence.computed = sequence.committed = 0

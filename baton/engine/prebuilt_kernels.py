@@ -1,0 +1,79 @@
+"""What kernels that were compiled elsewhere say of themselves, and on which GPUs they run."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from baton.protocol.errors import ConfigError
+
+MANIFEST = "baton_kernels.json"
+_MODULE = re.compile(r"\w+")
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """One module's library: the architectures it was compiled for ("9.0a"), its size, and its SHA-256."""
+
+    architectures: tuple[str, ...]
+    num_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """Modules by name, and what they were built with. `glibc` is the oldest that all of them load with."""
+
+    flashinfer: str
+    tvm_ffi: str
+    cuda: str
+    glibc: str
+    machine: str
+    modules: Mapping[str, Built]
+
+    def as_json(self) -> str:
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+    @staticmethod
+    def from_json(text: str) -> Manifest:
+        """The inverse of `as_json`; raises `ConfigError` for anything else."""
+        try:
+            raw = json.loads(text)
+            built = {
+                name: Built(tuple(one["architectures"]), int(one["num_bytes"]), str(one["sha256"]))
+                for name, one in raw.pop("modules").items()
+                if _MODULE.fullmatch(name)
+            }
+            return Manifest(**{name: str(value) for name, value in raw.items()}, modules=built)
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
+            raise ConfigError(f"{MANIFEST} is no list of kernels: {error}.") from None
+
+    def with_older(self, older: Manifest | None) -> Manifest:
+        """This one's modules beside those that were installed before, if these were built with the same; else alone."""
+        if older is None or replace(older, modules=self.modules, glibc=self.glibc) != self:
+            return self
+        glibc = max(older.glibc, self.glibc, key=lambda version: [int(part) for part in version.split(".")])
+        return replace(self, glibc=glibc, modules={**older.modules, **self.modules})
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """Of the kernels installed in FlashInfer's folder; None when they came without one."""
+    path = folder / MANIFEST
+    return Manifest.from_json(path.read_text()) if path.is_file() else None
+
+
+def runs_on(architecture: str, capability: tuple[int, int]) -> bool:
+    """Whether machine code for "8.0" or "9.0a" runs on a GPU of this compute capability.
+
+    Within a generation newer chips run older code; code with a chip's own instructions ("a") runs on that chip alone.
+    """
+    found = re.fullmatch(r"(\d+)\.(\d+)([af]?)", architecture)
+    if found is None:
+        return False
+    major, minor = int(found[1]), int(found[2])
+    if found[3] == "a":
+        return (major, minor) == capability
+    return major == capability[0] and minor <= capability[1]

@@ -1,0 +1,148 @@
+"""From logits to tokens. A token depends on its sequence's logits, parameters and position: never on the batch."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from baton.engine.race.definition import GREEDY, KIND, row_parameters
+from baton.engine.race.draw import draw_rows
+from baton.engine.sequence import Sequence
+from baton.engine.step import SampledToken
+from baton.protocol.errors import InternalError
+
+NEVER = float("-inf")
+
+
+@dataclass(frozen=True, slots=True)
+class RowLogprobs:
+    """For one sequence that asked: the chosen token's log-probability `[1]`, and the likeliest tokens' `[count]`."""
+
+    chosen: torch.Tensor
+    best: torch.Tensor
+    best_ids: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """Tokens that were chosen and still lie where the logits do: nothing has waited for them yet."""
+
+    token_ids: torch.Tensor  # [n] int64
+    finite: torch.Tensor  # [n] bool: the row had a largest logit
+    logprobs: tuple[RowLogprobs | None, ...]
+
+    def fetch(self) -> Drawn:
+        """The same in host memory, once the device has come so far: the copies are only queued."""
+        fetched = tuple(
+            row and RowLogprobs(_fetch(row.chosen), _fetch(row.best), _fetch(row.best_ids)) for row in self.logprobs
+        )
+        return Drawn(_fetch(self.token_ids), _fetch(self.finite), fetched)
+
+
+def sample(logits: torch.Tensor, sequences: Seq[Sequence], eos_token_ids: frozenset[int]) -> list[SampledToken]:
+    """The next token of each sequence. `logits` is `[n, vocab]` float32 and may be changed.
+
+    Raises `InternalError` when a row is not a number.
+    """
+    return read(draw(logits, sequences, eos_token_ids))
+
+
+def draw(logits: torch.Tensor, sequences: Seq[Sequence], eos_token_ids: frozenset[int]) -> Drawn:
+    """What `sample` chooses; on a device nothing here waits for it."""
+    _forbid_ending(logits, sequences, eos_token_ids)
+    _penalise(logits, sequences)
+    token_ids, finite = _choose(logits, sequences)
+    wanted = [sequence.sampling.logprobs for sequence in sequences]
+    logprobs = tuple(
+        None if count is None else _logprobs(logits[row], token_ids[row : row + 1], count)
+        for row, count in enumerate(wanted)
+    )
+    return Drawn(token_ids, finite, logprobs)
+
+
+def read(drawn: Drawn) -> list[SampledToken]:
+    """The chosen tokens as plain values. Raises `InternalError` when a row of logits was not a number."""
+    if not drawn.finite.all():
+        raise InternalError("The model computed logits that are not numbers.")
+    tokens = []
+    for token, row in zip(drawn.token_ids.tolist(), drawn.logprobs, strict=True):
+        if row is None:
+            tokens.append(SampledToken(token))
+        else:
+            best = tuple(zip(row.best_ids.tolist(), row.best.tolist(), strict=True))
+            tokens.append(SampledToken(token, row.chosen.item(), best))
+    return tokens
+
+
+def _choose(logits: torch.Tensor, sequences: Seq[Sequence]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The token of each row `[n]` int64, as race/definition.py says, and whether the row has a largest logit."""
+    params = [sequence.sampling for sequence in sequences]
+    if all(item.greedy for item in params):
+        best = logits.max(dim=-1)
+        return best.indices, torch.isfinite(best.values)
+    rows = row_parameters(params, [len(sequence.tokens) for sequence in sequences], logits.shape[1])
+    if logits.is_cuda:
+        from baton.engine.race import gpu  # Triton comes with torch where there is a GPU, and only there
+
+        return gpu.draw_rows(logits, _beside(logits, torch.from_numpy(rows)), rows)
+    best = logits.max(dim=-1)
+    token_ids, finite = best.indices, torch.isfinite(best.values)
+    (drawn,) = np.nonzero((rows[:, KIND] != GREEDY) & finite.numpy())
+    token_ids.numpy()[drawn] = draw_rows(logits.numpy()[drawn], rows[drawn])
+    return token_ids, finite
+
+
+def _like(logits: torch.Tensor, values: Seq[Any], dtype: torch.dtype | None = None) -> torch.Tensor:
+    """Values beside the logits; a copy to a device is queued, not waited for."""
+    return _beside(logits, torch.tensor(values, dtype=dtype))
+
+
+def _beside(logits: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.pin_memory().to(logits.device, non_blocking=True) if logits.is_cuda else tensor
+
+
+def _fetch(tensor: torch.Tensor) -> torch.Tensor:
+    if not tensor.is_cuda:
+        return tensor
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
+
+
+def _forbid_ending(logits: torch.Tensor, sequences: Seq[Sequence], eos_token_ids: frozenset[int]) -> None:
+    """Until min_tokens are out, no token may end the sequence."""
+    for row, sequence in enumerate(sequences):
+        if sequence.num_output < sequence.sampling.min_tokens:
+            ending = eos_token_ids | set(sequence.sampling.stop_token_ids)
+            logits[row].index_fill_(0, _like(logits, sorted(ending), torch.int64), NEVER)
+
+
+def _penalise(logits: torch.Tensor, sequences: Seq[Sequence]) -> None:
+    """Repetition penalty over prompt and output (Keskar et al. 2019), presence and frequency over the output."""
+    for row, sequence in enumerate(sequences):
+        sampling = sequence.sampling
+        if not sampling.penalised:
+            continue
+        scores = logits[row]
+        if sampling.repetition_penalty != 1.0:
+            # A copy: the sequence's own array must be free to grow.
+            distinct = torch.frombuffer(sequence.distinct_tokens(), dtype=torch.int64).clone()
+            seen = _beside(logits, distinct)
+            values = scores[seen]
+            factor = sampling.repetition_penalty
+            scores[seen] = torch.where(values > 0, values / factor, values * factor)
+        output = sequence.tokens[sequence.prompt_len :]
+        if output and (sampling.presence_penalty or sampling.frequency_penalty):
+            counted = Counter(output)
+            tokens, counts = _like(logits, list(counted)), _like(logits, list(counted.values()))
+            scores[tokens] -= sampling.presence_penalty + sampling.frequency_penalty * counts
+
+
+def _logprobs(logits: torch.Tensor, token_id: torch.Tensor, count: int) -> RowLogprobs:
+    """Of the distribution after penalties and before temperature."""
+    logprobs = logits.log_softmax(dim=-1)
+    top = logprobs.topk(count)
+    return RowLogprobs(logprobs.index_select(0, token_id), top.values, top.indices)

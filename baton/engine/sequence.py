@@ -1,0 +1,87 @@
+"""A sequence: one request's tokens, the pages that hold its KV, and how far it has been computed."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from baton.protocol.request import FinishReason, Request, SamplingParams
+
+
+def page_ids(pages: Iterable[int]) -> array[int]:
+    """A page table: int32, so that a step's tables are put together by copying memory (`baton.engine.flat_batch`)."""
+    return array("i", pages)
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """Tokens of one request on one worker.
+
+        tokens:  [ prompt ............ | output .... ]
+                 0      computed ^     prompt_len    len(tokens)
+
+    `computed` positions have their KV in `page_table` (page i holds positions i·page_size …). The step that computes
+    the last known token samples the next one. Counts are derived, never stored twice.
+    """
+
+    request: Request
+    tokens: list[int]
+    computed: int = 0
+    cached: int = 0  # of `computed`, how many came from the prefix cache
+    page_table: array[int] = field(default_factory=lambda: page_ids(()))
+    page_hashes: list[bytes] = field(default_factory=list)  # of the leading full pages, as far as they were needed
+    committed: int = 0  # leading pages that others can match
+    _distinct: array[int] = field(default_factory=lambda: array("q"))  # each of the first `_looked_at` tokens once
+    _known: set[int] = field(default_factory=set)
+    _looked_at: int = 0
+
+    @classmethod
+    def start(cls, request: Request, emitted: tuple[int, ...] = ()) -> Sequence:
+        """A sequence that continues after `emitted` output tokens (none for a new request)."""
+        return cls(request, [*request.prompt, *emitted])
+
+    @property
+    def request_id(self) -> str:
+        return self.request.request_id
+
+    @property
+    def sampling(self) -> SamplingParams:
+        return self.request.sampling
+
+    @property
+    def prompt_len(self) -> int:
+        return len(self.request.prompt)
+
+    @property
+    def num_output(self) -> int:
+        return len(self.tokens) - self.prompt_len
+
+    @property
+    def uncomputed(self) -> int:
+        return len(self.tokens) - self.computed
+
+    def distinct_tokens(self) -> array[int]:
+        """Each of `tokens` once (64-bit integers). A step looks only at those that are new."""
+        for token in self.tokens[self._looked_at :]:
+            if token not in self._known:
+                self._known.add(token)
+                self._distinct.append(token)
+        self._looked_at = len(self.tokens)
+        return self._distinct
+
+    @property
+    def decoding(self) -> bool:
+        """One uncomputed token that the model itself produced: the steady state of decode."""
+        known = len(self.tokens)  # not by way of the other properties: every step asks every sequence
+        return known == self.computed + 1 and known > len(self.request.prompt)
+
+    def finish_reason(self, eos_token_ids: frozenset[int], context_tokens: int) -> FinishReason | None:
+        """Whether the newest output token ends the sequence. Stop strings are the router's: they need text."""
+        last, sampling, num_output = self.tokens[-1], self.request.sampling, self.num_output
+        ends = last in sampling.stop_token_ids or (last in eos_token_ids and not sampling.ignore_eos)
+        if ends and num_output >= sampling.min_tokens:
+            return FinishReason.STOP
+        if num_output >= sampling.max_tokens or len(self.tokens) >= context_tokens:
+            return FinishReason.LENGTH
+        return None

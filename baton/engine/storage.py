@@ -1,0 +1,25 @@
+"""Page storage as torch sees it: its element type, and the checksum of a page."""
+
+from __future__ import annotations
+
+import zlib
+
+import torch
+
+from baton.protocol.errors import ConfigError
+from baton.protocol.worker import PageLayout
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def page_dtype(layout: PageLayout, parameters: dict[str, torch.Tensor]) -> torch.dtype:
+    """The pages' element type, which must be the weights'. Raises `ConfigError`."""
+    dtype = parameters["embed"].dtype
+    if DTYPES.get(layout.dtype) is not dtype:
+        raise ConfigError(f"The pages are {layout.dtype}, the weights {dtype}: they must be the same.")
+    return dtype
+
+
+def page_checksum(pages: torch.Tensor, page: int) -> int:
+    """CRC-32 of a page's bytes, over all layers."""
+    return zlib.crc32(pages[page].view(torch.uint8).cpu().numpy().data)

@@ -1,0 +1,45 @@
+"""First calls cost more than later ones, so the worker makes them before it serves."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+
+from baton.engine.sequence import Sequence, page_ids
+from baton.engine.step import Slice, StepPlan, StepResult
+from baton.protocol.request import Request, SamplingParams
+from baton.protocol.worker import PageLayout
+
+_SAMPLINGS = (
+    SamplingParams(),
+    SamplingParams(temperature=1.0, top_p=0.9),
+    SamplingParams(temperature=1.0, top_k=20, top_p=0.9),
+)
+
+
+class _WithPages(Protocol):
+    pages: torch.Tensor
+    layout: PageLayout
+
+    def execute(self, plan: StepPlan) -> StepResult: ...
+
+
+def warm_up(executor: _WithPages, context_tokens: int) -> None:
+    """Run one small prefill, and a decode step of a greedy and of two sampled sequences, which compile and load what
+    chooses tokens; the pages are as they were afterwards."""
+    prompt = (0,) * min(8, context_tokens - 2)
+    pages = list(range(-(-9 // executor.layout.page_size)))[: executor.layout.num_pages]
+    kept = executor.pages[pages].clone()
+
+    def sequence(sampling: SamplingParams, computed: int, output: tuple[int, ...] = ()) -> Sequence:
+        begun = Sequence.start(Request("warm-up", prompt, sampling), output)
+        begun.computed, begun.page_table = computed, page_ids(pages)
+        return begun
+
+    chunk = Slice(sequence(SamplingParams(), 0), 0, len(prompt), True)
+    token = executor.execute(StepPlan((chunk,))).tokens[0].token_id
+    for sampling in _SAMPLINGS:
+        decode = Slice(sequence(sampling, len(prompt), (token,)), len(prompt), 1, True)
+        executor.execute(StepPlan((decode,)))
+    executor.pages[pages] = kept

@@ -1,0 +1,68 @@
+"""Weights from safetensors straight into their final place: one tensor at a time, fused and cast on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Iterator
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from baton.engine.checkpoint import tensor_headers, weight_files
+from baton.engine.checkpoint_tensors import parameter_shapes, place_tensors
+from baton.engine.model_config import ModelConfig
+from baton.engine.weight_copier import WeightCopier
+from baton.protocol.errors import ModelError
+
+Progress = Callable[[int, int], None]
+
+
+def load_weights(
+    folder: Path, config: ModelConfig, dtype: torch.dtype, device: str = "cpu", progress: Progress | None = None
+) -> dict[str, torch.Tensor]:
+    """Our parameters, filled from the checkpoint in `folder`; never two copies of the model in memory.
+
+    `progress` hears (bytes done, bytes in all). Raises `ModelError` naming a tensor that does not fit the model,
+    before memory is taken.
+    """
+    files = weight_files(folder)
+    places = place_tensors(config, tensor_headers(files))
+    parameters = {
+        name: torch.empty(shape, dtype=dtype, device=device) for name, shape in parameter_shapes(config).items()
+    }
+    copier = WeightCopier(torch.device(device))
+    total = sum(tensor.numel() * tensor.element_size() for tensor in parameters.values())
+    done = 0
+    for name, tensor in _tensors(files, places):
+        target = places[name]
+        place = parameters[target.parameter][target.start : target.start + target.shape[0]]
+        copier.copy(tensor, place)
+        done += place.numel() * place.element_size()
+        if progress is not None:
+            progress(done, total)
+    copier.finish()
+    return parameters
+
+
+def random_weights(config: ModelConfig, dtype: torch.dtype, device: str, seed: int) -> dict[str, torch.Tensor]:
+    """Parameters drawn as transformers draws them, for benchmarks that need shapes and no sense."""
+    generator = torch.Generator(device=device).manual_seed(seed)
+    parameters = {}
+    for name, shape in parameter_shapes(config).items():
+        if name.endswith("norm"):
+            parameters[name] = torch.ones(shape, dtype=dtype, device=device)
+        else:
+            values = torch.empty(shape, dtype=dtype, device=device)
+            parameters[name] = values.normal_(0.0, 0.02, generator=generator)
+    return parameters
+
+
+def _tensors(files: list[Path], wanted: Container[str]) -> Iterator[tuple[str, torch.Tensor]]:
+    for path in files:
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118 - not a dict
+                    if name in wanted:
+                        yield name, file.get_tensor(name)
+        except SafetensorError as error:
+            raise ModelError(f"{path} is no readable safetensors file: {error}.") from None

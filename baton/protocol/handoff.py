@@ -1,0 +1,112 @@
+"""The handoff of a request's KV pages from a source (prefill, or decode when it moves) to a target (decode) worker.
+
+    RESERVED ──first write──► TRANSFERRING ──final write──► DELIVERED ──notice──► COMMITTED
+       │                          │
+       └── cancel, no write ──► ABORTED ◄── writes drained or failed, source dead
+
+| state        | source pages            | target pages                                                    |
+| ------------ | ----------------------- | --------------------------------------------------------------- |
+| RESERVED     | held by the source      | held for the reservation, nobody writes                         |
+| TRANSFERRING | held until writes end   | held: a write may land at any time                              |
+| DELIVERED    | released by the source  | held for the sequence whose notice is on its way                |
+| COMMITTED    | released                | the running sequence's                                          |
+| ABORTED      | released after draining | released once the source has drained or is known to be dead     |
+
+A handoff that makes no progress is TRANSFERRING until its writes have ended, also when nobody waits for it any more.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from baton.protocol.errors import InternalError
+
+
+class HandoffState(Enum):
+    RESERVED = "reserved"
+    TRANSFERRING = "transferring"
+    DELIVERED = "delivered"
+    COMMITTED = "committed"
+    ABORTED = "aborted"
+
+
+class HandoffStep(Enum):
+    WRITE = "write"
+    DELIVER = "deliver"
+    COMMIT = "commit"
+    ABORT = "abort"
+
+
+_EDGES: dict[tuple[HandoffState, HandoffStep], HandoffState] = {
+    (HandoffState.RESERVED, HandoffStep.WRITE): HandoffState.TRANSFERRING,
+    (HandoffState.RESERVED, HandoffStep.ABORT): HandoffState.ABORTED,
+    (HandoffState.TRANSFERRING, HandoffStep.WRITE): HandoffState.TRANSFERRING,
+    (HandoffState.TRANSFERRING, HandoffStep.DELIVER): HandoffState.DELIVERED,
+    (HandoffState.TRANSFERRING, HandoffStep.ABORT): HandoffState.ABORTED,
+    (HandoffState.DELIVERED, HandoffStep.COMMIT): HandoffState.COMMITTED,
+}
+
+
+def advance(state: HandoffState, step: HandoffStep) -> HandoffState:
+    """The state after `step`; a step the table does not have is a defect and raises `InternalError`."""
+    after = _EDGES.get((state, step))
+    if after is None:
+        raise InternalError(f"A handoff that is {state.value} cannot {step.value}.")
+    return after
+
+
+class HandoffOutcome(Enum):
+    """How the source's part ended. Each send order is answered with exactly one of these."""
+
+    DELIVERED = "delivered"  # every page and the notice are at the target
+    FAILED = "failed"  # a write failed; nothing more of ours is in flight, the source still holds its pages
+    DRAINED = "drained"  # cancelled; nothing more of ours is in flight
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """Pages a target worker holds for one request's KV.
+
+    `page_ids` are the pages that must be written, for page indices `cached_pages` onwards: the leading ones are in
+    the target's prefix cache already and do not travel. `generations` belong to `page_ids`, one each.
+    """
+
+    reservation_id: str
+    request_id: str
+    agent: str
+    page_ids: tuple[int, ...]
+    generations: tuple[int, ...]
+    cached_pages: int
+    known_tokens: int  # leading tokens of the sequence that the target has from the router
+
+
+@dataclass(frozen=True, slots=True)
+class PageChecksum:
+    """CRC-32 of the bytes of one page of a reservation, as the source has them."""
+
+    place: int  # in the reservation's `page_ids`
+    crc32: int
+
+
+@dataclass(frozen=True, slots=True)
+class HandoffNotice:
+    """The state that travels with the final write: with the reservation's request it is the whole sequence."""
+
+    reservation_id: str
+    request_id: str
+    computed: int  # positions whose KV is in the pages
+    new_tokens: tuple[int, ...]  # that follow the reservation's known ones
+    generations: tuple[int, ...]
+    checksums: tuple[PageChecksum, ...] = ()  # of a sample of its pages
+
+
+@dataclass(frozen=True, slots=True)
+class HandoffReport:
+    """What a handoff cost."""
+
+    pages_sent: int = 0
+    pages_cached: int = 0  # that did not have to travel
+    bytes_sent: int = 0
+    transfer_s: float = 0.0  # sum over its writes
+    exposed_s: float = 0.0  # from the end of prefill compute to the final write's completion

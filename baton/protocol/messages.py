@@ -1,0 +1,308 @@
+"""What router and workers say to each other. `proto/baton/v1/worker.proto` is the same on the wire.
+
+A worker's link is first in, first out in both directions; several messages of one moment travel as one batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from baton.protocol.handoff import HandoffOutcome, HandoffReport, Reservation
+from baton.protocol.request import FinishReason, Request
+from baton.protocol.worker import Endpoint, RoleName, WorkerInfo, WorkerLoad
+
+# Router to worker
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    """Answers the `Register` of one incarnation. Loads are due at least every `report_interval_s`."""
+
+    router_id: str
+    report_interval_s: float
+    incarnation: str
+
+
+@dataclass(frozen=True, slots=True)
+class PeerJoined:
+    """Prepare transfers to this peer now, so that no request waits for a handshake."""
+
+    endpoint: Endpoint
+    host: str = ""  # on which it runs; empty: not known
+
+
+@dataclass(frozen=True, slots=True)
+class PeerLeft:
+    agent: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prefill:
+    """Compute the prompt (and `emitted` output, when a request continues after a failure) and sample the next token.
+
+    With `hand_off` the pages wait for `SendPages`; without, the worker keeps the request and decodes it.
+    """
+
+    request: Request
+    emitted: tuple[int, ...]
+    hand_off: bool
+    role_epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reserve:
+    """Hold pages for this request's KV, to be written by another worker.
+
+    `growth_tokens` more than are known now: the sequence goes on decoding while its pages travel.
+    """
+
+    reservation_id: str
+    request: Request
+    emitted: tuple[int, ...]
+    role_epoch: int
+    growth_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SendPages:
+    """Write the request's pages into this reservation as they are computed. Answered by one `HandoffEnded`.
+
+    A worker that decodes the request goes on with it until only its last page is missing at the target.
+    """
+
+    request_id: str
+    reservation: Reservation
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Stop working on a request. Reserved pages stay held until `Release`: a write may still land in them."""
+
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Free a reservation's pages: nobody writes to them any more."""
+
+    reservation_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rejoin:
+    """Register anew under another incarnation: the router does not know this one (any more).
+
+    From the router that had welcomed it, all its work is given to others and has to be dropped. From another router,
+    the sequences that need no peer go on, and are registered with the worker.
+    """
+
+    incarnation: str
+    router_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class ContinueSequence:
+    """Tell again what a kept sequence has answered from `from_index` on, and then its tokens as they come.
+
+    Answered by `RequestFailed` (NotFound) where it is not held any more.
+    """
+
+    request_id: str
+    from_index: int
+
+
+@dataclass(frozen=True, slots=True)
+class ResyncPages:
+    """A `PagesChanged` was lost: answer with a snapshot."""
+
+
+@dataclass(frozen=True, slots=True)
+class SwitchRole:
+    """Take on another role; weights, pages and prefix cache stay. Answered by `RoleChanged`."""
+
+    role: RoleName
+    role_epoch: int
+
+
+RouterMessage = (
+    Welcome
+    | Rejoin
+    | PeerJoined
+    | PeerLeft
+    | Prefill
+    | Reserve
+    | SendPages
+    | Cancel
+    | Release
+    | ContinueSequence
+    | ResyncPages
+    | SwitchRole
+)
+
+# Worker to router
+
+
+@dataclass(frozen=True, slots=True)
+class HeldSequence:
+    """A sequence that an earlier router had begun: it goes on, or has just ended, and nobody is told of its tokens."""
+
+    request_id: str
+    digest: bytes  # `Request.digest`
+    num_tokens: int  # of its output, so far
+    limit_tokens: int  # prompt and output may come to so many
+
+
+@dataclass(frozen=True, slots=True)
+class Register:
+    info: WorkerInfo
+    held: tuple[HeldSequence, ...] = ()
+
+
+@dataclass(slots=True)  # not frozen: one is made per token, and that would take three times as long
+class TokenOutput:
+    """One token of one request. `index` counts output tokens from 0."""
+
+    request_id: str
+    index: int
+    token_id: int
+    logprob: float | None = None
+    top_logprobs: tuple[tuple[int, float], ...] = ()
+    finish: FinishReason | None = None
+    cached_tokens: int = 0  # with a prefill's token: prompt tokens that came from the prefix cache
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutput:
+    """Every token of one step."""
+
+    tokens: tuple[TokenOutput, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Reserved:
+    reservation: Reservation
+
+
+@dataclass(frozen=True, slots=True)
+class ReservationRefused:
+    reservation_id: str
+    request_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class HandoffEnded:
+    """The source's answer to `SendPages`."""
+
+    request_id: str
+    reservation_id: str
+    outcome: HandoffOutcome
+    report: HandoffReport = field(default_factory=HandoffReport)
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class HandoffStalled:
+    """The source waits no longer for its writes into the reservation: they make no progress. They may still arrive, so
+    its `HandoffEnded` comes once they have ended; until then its pages are held, too."""
+
+    request_id: str
+    reservation_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class HandoffCommitted:
+    """The target has the notice; the sequence is in its running batch."""
+
+    request_id: str
+    reservation_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class HandoffCorrupt:
+    """The target has the notice, and pages that are not what was sent: it commits nothing."""
+
+    request_id: str
+    reservation_id: str
+    wrong_pages: int
+
+
+@dataclass(frozen=True, slots=True)
+class LinkMeasured:
+    """How fast pages have gone to a peer: one large write. Sent once for each peer."""
+
+    agent: str
+    num_bytes: int
+    seconds: float  # more than 0
+
+    @property
+    def bytes_per_s(self) -> float:
+        return self.num_bytes / self.seconds
+
+
+@dataclass(frozen=True, slots=True)
+class RequestFailed:
+    """A worker cannot go on with a request; `error` names a class of the error tree."""
+
+    request_id: str
+    error: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Alive:
+    """A sign of life from a worker that is busy with a long step."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadReport:
+    load: WorkerLoad
+
+
+@dataclass(frozen=True, slots=True)
+class PagesChanged:
+    """Prefix pages that became matchable and that were evicted, since the message numbered one less.
+
+    A `snapshot` lists all that are matchable now, whatever was said before.
+    """
+
+    sequence_number: int
+    stored: tuple[bytes, ...]
+    evicted: tuple[bytes, ...]
+    snapshot: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RoleChanged:
+    """The role the worker has now; `error` tells why it is not the one it was told to take on."""
+
+    role: RoleName
+    role_epoch: int
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Goodbye:
+    """The worker leaves, and writes no more: on purpose, or because something in it `failed`."""
+
+    reason: str
+    failed: bool = False
+
+
+WorkerMessage = (
+    Register
+    | StepOutput
+    | Reserved
+    | ReservationRefused
+    | HandoffEnded
+    | HandoffStalled
+    | HandoffCommitted
+    | HandoffCorrupt
+    | LinkMeasured
+    | RequestFailed
+    | Alive
+    | LoadReport
+    | PagesChanged
+    | RoleChanged
+    | Goodbye
+)

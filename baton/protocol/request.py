@@ -1,0 +1,139 @@
+"""What a client asks for: a prompt, how to sample, and what it expects of latency."""
+
+from __future__ import annotations
+
+import math
+from array import array
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from hashlib import blake2b
+
+from baton.protocol.errors import InvalidRequest, PromptTooLong
+
+MAX_LOGPROBS = 20
+MAX_STOP_STRINGS = 16
+MAX_STOP_BYTES = 256
+DIGEST_BYTES = 16
+
+
+class FinishReason(Enum):
+    """Why a sequence ended."""
+
+    STOP = "stop"  # end-of-sequence token, a stop token id or a stop string
+    LENGTH = "length"  # max_tokens, or the model's context is full
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How output tokens are chosen; the defaults are greedy decoding.
+
+    The noise of a sampled token is keyed by (`seed`, position in the sequence) and by nothing else. So in float32 a
+    request has the same tokens on any worker and in any batch; in 16-bit types, whose logits round differently in
+    other batches, a near-tie may fall the other way (docs/architecture.md). `seed` None is replaced by the router.
+    """
+
+    temperature: float = 0.0  # 0 is greedy
+    top_k: int = 0  # 0 keeps the whole vocabulary
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0  # over prompt and output, as in transformers
+    presence_penalty: float = 0.0  # over the output
+    frequency_penalty: float = 0.0  # over the output
+    seed: int | None = None
+    max_tokens: int = 256
+    min_tokens: int = 0
+    stop_token_ids: tuple[int, ...] = ()
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+    logprobs: int | None = None  # None: no log-probabilities; n: of the token and of the n likeliest
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0.0
+
+    @property
+    def penalised(self) -> bool:
+        return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
+
+    def validate(self, vocab_size: int) -> None:
+        """Raise `InvalidRequest` naming the first parameter that makes no sense."""
+        checks = [
+            ("temperature", self.temperature, 0.0, 100.0),
+            ("top_k", self.top_k, 0, 2**31 - 1),
+            ("min_p", self.min_p, 0.0, 1.0),
+            ("repetition_penalty", self.repetition_penalty, 1e-3, 1e3),
+            ("presence_penalty", self.presence_penalty, -100.0, 100.0),
+            ("frequency_penalty", self.frequency_penalty, -100.0, 100.0),
+            ("max_tokens", self.max_tokens, 1, 2**31 - 1),
+            ("min_tokens", self.min_tokens, 0, self.max_tokens),
+            ("seed", self.seed or 0, -(2**63), 2**63 - 1),
+            ("logprobs", self.logprobs or 0, 0, MAX_LOGPROBS),
+        ]
+        for name, value, low, high in checks:
+            if not (math.isfinite(value) and low <= value <= high):
+                raise InvalidRequest(f"{name} is {value}: it must be between {low:g} and {high:g}.")
+        if not (math.isfinite(self.top_p) and 0.0 < self.top_p <= 1.0):
+            raise InvalidRequest(f"top_p is {self.top_p}: it must be above 0 and at most 1.")
+        if len(self.stop) > MAX_STOP_STRINGS or len(self.stop_token_ids) > 1024:
+            raise InvalidRequest(f"At most {MAX_STOP_STRINGS} stop strings and 1024 stop token ids are accepted.")
+        for text in self.stop:
+            if not 0 < len(text.encode()) <= MAX_STOP_BYTES:
+                raise InvalidRequest(f"A stop string must have 1 to {MAX_STOP_BYTES} bytes.")
+        for token in self.stop_token_ids:
+            if not 0 <= token < vocab_size:
+                raise InvalidRequest(f"Stop token id {token} is outside the vocabulary of {vocab_size}.")
+
+
+@dataclass(frozen=True, slots=True)
+class Objectives:
+    """What the client calls good service; None means it did not say."""
+
+    ttft_s: float | None = None
+    tpot_s: float | None = None
+
+    def validate(self) -> None:
+        """Raise `InvalidRequest` unless every objective is a positive number of seconds."""
+        for name, value in (("ttft_s", self.ttft_s), ("tpot_s", self.tpot_s)):
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise InvalidRequest(f"The objective {name} is {value}: it must be a positive number of seconds.")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One prompt on its way through the cluster. `deadline_s` is on the router's clock."""
+
+    request_id: str
+    prompt: tuple[int, ...]
+    sampling: SamplingParams
+    arrival_s: float = 0.0
+    deadline_s: float | None = None
+    priority: int = 0
+    tenant: str = ""
+    objectives: Objectives = field(default_factory=Objectives)
+
+    @property
+    def max_total_tokens(self) -> int:
+        return len(self.prompt) + self.sampling.max_tokens
+
+    @property
+    def digest(self) -> bytes:
+        """Names all that the tokens are a function of, and whose they are: another tenant's differs."""
+        sampling = replace(self.sampling, seed=None) if self.sampling.greedy else self.sampling
+        digest = blake2b(repr((self.tenant, len(self.prompt), sampling)).encode(), digest_size=DIGEST_BYTES)
+        digest.update(array("q", self.prompt).tobytes())
+        return digest.digest()
+
+    def validate(self, vocab_size: int, context_tokens: int) -> None:
+        """Raise `InvalidRequest` when the model cannot serve this, saying which part and which limit."""
+        if not self.prompt:
+            raise InvalidRequest("The prompt is empty: give at least one token.")
+        if len(self.prompt) >= context_tokens:
+            raise PromptTooLong(
+                f"The prompt has {len(self.prompt)} tokens; the model's context holds {context_tokens}, "
+                "of which one must be left for the answer."
+            )
+        if min(self.prompt) < 0 or max(self.prompt) >= vocab_size:
+            bad = next(token for token in self.prompt if not 0 <= token < vocab_size)
+            raise InvalidRequest(f"Token id {bad} is outside the vocabulary of {vocab_size}.")
+        self.sampling.validate(vocab_size)
+        self.objectives.validate()

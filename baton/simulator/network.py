@@ -1,0 +1,33 @@
+"""The network between workers: each has a link out and a link in, which serve one transfer after another."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from baton.simulator.events import Action, Events
+
+
+@dataclass(eq=False)
+class Network:
+    """Messages take `latency_s`, pages also their bytes over `bandwidth_bytes_s`, one transfer after another."""
+
+    events: Events
+    bandwidth_bytes_s: float
+    latency_s: float
+    bytes_moved: int = 0
+    _free_s: dict[str, float] = field(default_factory=dict)  # when a link (direction and worker) is free again
+
+    def send(self, action: Action) -> None:
+        """Deliver a message."""
+        self.events.after(self.latency_s, action)
+
+    def transfer(self, source: str, target: str, num_bytes: int, action: Action) -> float:
+        """Move pages; `action` runs when they have arrived. Returns how long that takes, waiting included."""
+        seconds = num_bytes / self.bandwidth_bytes_s
+        sent_s = max(self.events.now, self._free_s.get(f"out {source}", 0.0)) + seconds
+        self._free_s[f"out {source}"] = sent_s  # a busy target does not hold up what goes to others
+        received_s = max(sent_s, self._free_s.get(f"in {target}", 0.0) + seconds)
+        self._free_s[f"in {target}"] = received_s
+        self.bytes_moved += num_bytes
+        self.events.at(received_s + self.latency_s, action)
+        return received_s + self.latency_s - self.events.now

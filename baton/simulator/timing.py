@@ -1,0 +1,115 @@
+"""How long a step takes on an accelerator that is not here: a roofline with measured efficiencies.
+
+A step reads the weights once or multiplies them by its tokens, whichever takes longer; attention adds its own:
+prefill's is compute, decode's reads the KV. Fitted coefficients (`StepCosts`) are the other timing model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+from baton.engine.model_config import ModelConfig
+from baton.protocol.errors import ConfigError
+from baton.protocol.worker import PageLayout
+from baton.router.policy.latency_model import StepCosts
+from baton.simulator.hardware import Accelerator
+
+BYTES = 2  # of a bfloat16
+MATRIX_EFFICIENCY = 0.60  # of peak flops, large matrix products
+ATTENTION_EFFICIENCY = 0.45  # of peak flops, prefill attention
+BANDWIDTH_EFFICIENCY = 0.80  # of peak bandwidth
+HOST_EFFICIENCY = 0.80  # of the link to the host, copies of whole pages
+OVERHEAD_S = 0.8e-3  # per step: launches, sampling, the host
+SEQUENCE_S = 10e-6  # per decoding sequence: sampling and bookkeeping
+PARALLEL_EFFICIENCY = 0.85  # of each doubling of tensor parallelism
+MEMORY_SHARE = 0.9  # of the device, for weights, activations and KV
+ACTIVATIONS_BYTES = 3 * 10**9
+
+
+class StepTimer(Protocol):
+    """Seconds of a step that computes `prefill_tokens` (attending to `pairs`) and decodes over `context_tokens`.
+
+    Linear in `context_tokens`.
+    """
+
+    def seconds(self, prefill_tokens: float, pairs: float, decodes: float, context_tokens: float) -> float: ...
+
+
+@dataclass(frozen=True)  # without slots: what every step asks for is worked out once
+class Roofline:
+    """One worker of `devices` accelerators in tensor parallel."""
+
+    model: ModelConfig
+    accelerator: Accelerator
+    devices: int = 1
+
+    @cached_property
+    def _speed(self) -> float:
+        """How many single devices it is worth."""
+        doublings = self.devices.bit_length() - 1
+        return self.devices * PARALLEL_EFFICIENCY**doublings
+
+    @cached_property
+    def _parameters(self) -> int:
+        return self.model.num_parameters
+
+    @property
+    def weight_bytes(self) -> int:
+        return BYTES * self._parameters
+
+    @cached_property
+    def kv_bytes_per_token(self) -> int:
+        return 2 * BYTES * self.model.num_layers * self.model.num_kv_heads * self.model.head_dim
+
+    @cached_property
+    def _pair_flops(self) -> float:
+        """Query times key and weight times value, for all heads and layers."""
+        return 4.0 * self.model.num_layers * self.model.num_heads * self.model.head_dim
+
+    def seconds(self, prefill_tokens: float, pairs: float, decodes: float, context_tokens: float) -> float:
+        flops = self.accelerator.flops * self._speed
+        bandwidth = self.accelerator.bandwidth_bytes_s * self._speed * BANDWIDTH_EFFICIENCY
+        matrices = 2.0 * self._parameters * (prefill_tokens + decodes) / (flops * MATRIX_EFFICIENCY)
+        attention = pairs * self._pair_flops / (flops * ATTENTION_EFFICIENCY)
+        reading = context_tokens * self.kv_bytes_per_token / bandwidth
+        return max(matrices, self.weight_bytes / bandwidth) + attention + reading + OVERHEAD_S + SEQUENCE_S * decodes
+
+    @property
+    def host_bandwidth_bytes_s(self) -> float:
+        """Of copies between pages and host memory; each device has a link of its own."""
+        return self.accelerator.host_bandwidth_bytes_s * self.devices * HOST_EFFICIENCY
+
+    def prior(self) -> StepCosts:
+        """The data sheet's own promise, without efficiencies: where a router begins before it has measured."""
+        flops, bandwidth = self.accelerator.flops * self.devices, self.accelerator.bandwidth_bytes_s * self.devices
+        return StepCosts(
+            step_s=self.weight_bytes / bandwidth,
+            prefill_token_s=2.0 * self.model.num_parameters / flops,
+            prefill_pair_s=self._pair_flops / flops,
+            decode_s=SEQUENCE_S,
+            context_token_s=self.kv_bytes_per_token / bandwidth,
+        )
+
+    def page_layout(self, page_size: int) -> PageLayout:
+        """The KV pages that fit beside the weights; raises `ConfigError` when the weights alone do not fit."""
+        memory = self.accelerator.memory_bytes * self.devices * MEMORY_SHARE
+        layout = self.model.page_layout(0, page_size, "bfloat16", "simulated")
+        num_pages = int((memory - self.weight_bytes - ACTIVATIONS_BYTES * self.devices) // layout.page_bytes)
+        if num_pages * page_size < 1024:
+            raise ConfigError(
+                f"The model's weights take {self.weight_bytes / 1e9:.0f} GB: too much for {self.devices} × "
+                f"{self.accelerator.name}; give a worker more of them with --gpus-per-worker."
+            )
+        return self.model.page_layout(num_pages, page_size, "bfloat16", "simulated")
+
+
+def roofline(model: ModelConfig, accelerator: Accelerator, devices: int | None = None) -> Roofline:
+    """A worker with `devices` accelerators, or with the fewest (1, 2, 4, …) that leave a third of memory for KV."""
+    if devices is not None:
+        return Roofline(model, accelerator, devices)
+    devices = 1
+    while BYTES * model.num_parameters > 0.6 * accelerator.memory_bytes * devices and devices < 64:
+        devices *= 2
+    return Roofline(model, accelerator, devices)

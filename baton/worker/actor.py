@@ -1,0 +1,81 @@
+"""The Ray actor that holds one worker process: it builds engine, transport and role, and runs the loop in a thread."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import threading
+import traceback
+import uuid
+from typing import TYPE_CHECKING
+
+import ray
+
+from baton.config.plan import WorkerPlan
+from baton.config.ray_names import FIRST_WORDS
+
+if TYPE_CHECKING:
+    from baton.worker.loop import WorkerLoop
+
+
+@ray.remote(num_cpus=0, max_restarts=-1, max_concurrency=8)  # type: ignore[call-overload]
+class WorkerActor:
+    """One worker. Loading takes as long as the model takes; `stage` tells how far it is meanwhile.
+
+    Ray starts a process that died again; the worker then joins under a new incarnation.
+    """
+
+    def __init__(self, plan: WorkerPlan) -> None:
+        sys.stderr.write(FIRST_WORDS.format(plan.name))
+        sys.stderr.flush()
+        self._plan = plan
+        self._stage = "starting"
+        self._error = ""
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=plan.name, daemon=True)
+        self._loaded = threading.Event()
+        self._loop: WorkerLoop | None = None
+        self._thread.start()
+
+    def stage(self) -> str:
+        """What the worker is doing, for a progress line."""
+        return self._stage
+
+    def wait_loaded(self) -> str:
+        """Block until the worker serves; returns an error sentence, empty when all is well."""
+        self._loaded.wait()
+        return self._error
+
+    def ended(self) -> None:
+        """Block until the loop has ended; the process's own end breaks the call off."""
+        self._ended.wait()
+
+    def stop(self) -> None:
+        """Say goodbye to the router and close; returns when the loop has ended, at once while there is none yet."""
+        if self._loop is not None:
+            self._loop.stop()
+            self._ended.wait(timeout=10)
+
+    def _run(self) -> None:
+        try:
+            from baton.worker.assembly import assemble
+
+            incarnation = uuid.uuid4().hex[:8]
+            loop = self._loop = assemble(self._plan, incarnation, socket.gethostname(), self._tell)
+            self._stage = "serving"
+            self._loaded.set()
+            loop.run()
+            self._stage = "stopped"
+        except Exception as error:
+            traceback.print_exc()
+            self._error = str(error) or type(error).__name__
+            self._stage = "failed"
+        finally:
+            self._loaded.set()
+            self._ended.set()
+            if self._stage == "failed" and self._loop is not None:
+                os._exit(1)  # a worker whose loop died must not look alive
+
+    def _tell(self, stage: str) -> None:
+        self._stage = stage

@@ -1,0 +1,80 @@
+"""Builds a worker from its plan: weights, pages, transport, role, loop."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Callable
+
+import torch
+
+from baton.config.plan import WorkerPlan
+from baton.engine.batch import StepBudget
+from baton.engine.checkpoint import read_config, resolve_model
+from baton.engine.host_pages import HostPages
+from baton.engine.kv_pages import PagePool
+from baton.kv_transfer.nixl import NixlTransport
+from baton.protocol.worker import Endpoint, RoleName, WorkerInfo
+from baton.worker.executors import make_executor
+from baton.worker.heartbeat import Heartbeat
+from baton.worker.loop import WorkerLoop
+from baton.worker.router_link import RouterLink
+from baton.worker.state import WorkerState
+
+
+def assemble(plan: WorkerPlan, incarnation: str, host: str, tell: Callable[[str], None]) -> WorkerLoop:
+    """A worker ready to run; `tell` hears what is being done, for a progress line."""
+    torch.set_num_threads(plan.threads)
+    folder = resolve_model(plan.model)
+    config = read_config(folder)
+    executor = make_executor(plan, folder, config, tell)
+    layout = executor.layout
+    tell("warming up")
+    executor.warm_up()
+    if plan.host_pages:
+        tell("taking host memory")
+    host_pages = HostPages(executor.pages, plan.host_pages)
+    gc.collect()
+    gc.freeze()  # what start-up has left stays: to look through all of it holds up a step by 0.1 s, now and then
+    tell("registering memory")
+    agent = f"{plan.name}:{incarnation}"
+    device_id = executor.pages.device.index or 0
+    context_tokens = min(config.context_tokens, plan.context_tokens)
+    pool = PagePool(layout.num_pages, layout.page_size)
+    budget = StepBudget(plan.chunk_tokens, plan.max_batch, plan.mixed_chunk_tokens)
+    shared = plan.share_prefixes
+    state = WorkerState(
+        agent,
+        layout.model_id,
+        config.eos_token_ids,
+        context_tokens,
+        budget,
+        pool,
+        share_prefixes=shared,
+        checksum_every=plan.checksum_every,
+        host_pages=plan.host_pages,
+    )
+    info = WorkerInfo(
+        name=plan.name,
+        incarnation=incarnation,
+        role=RoleName(plan.role),
+        role_epoch=state.role_epoch,
+        endpoint=Endpoint(agent, b"", 0, 0, layout),  # the loop fills in the transport's own
+        chunk_tokens=plan.chunk_tokens,
+        max_batch=plan.max_batch,
+        mixed_chunk_tokens=plan.mixed_chunk_tokens,
+        host=host,
+        pid=os.getpid(),
+        device=plan.device,
+    )
+    return WorkerLoop(
+        info=info,
+        state=state,
+        executor=executor,
+        link=RouterLink(plan.router_address, plan.name, incarnation, plan.link_keys),
+        make_transport=lambda agent: NixlTransport(executor.pages, layout, agent, device_id),
+        heartbeat=Heartbeat(plan.router_address, plan.name, plan.link_keys),
+        checksum=executor.page_checksum,
+        host_pages=host_pages,
+        write_stall_s=plan.write_stall_s,
+    )

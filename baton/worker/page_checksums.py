@@ -1,0 +1,34 @@
+"""Whether pages arrived as they were sent: a sample of each handoff's pages is summed on both sides."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from baton.protocol.handoff import HandoffNotice, PageChecksum
+
+Checksum = Callable[[int], int]  # of a page's bytes, by page id
+
+
+def sampled(reservation_id: str, num_pages: int, every: int) -> tuple[int, ...]:
+    """Which of a handoff's pages are summed: one in `every`, always the last; none where `every` is 0.
+
+    Where the sample begins differs from handoff to handoff, so that every place is looked at in time.
+    """
+    if not every or not num_pages:
+        return ()
+    first = sum(reservation_id.encode()) % every
+    return tuple(sorted({*range(first, num_pages, every), num_pages - 1}))
+
+
+def checksums(pages: Sequence[tuple[int, int]], checksum: Checksum) -> tuple[PageChecksum, ...]:
+    """The sums of (place in the reservation, our page id) pairs."""
+    return tuple(PageChecksum(place, checksum(page)) for place, page in pages)
+
+
+def wrong_pages(notice: HandoffNotice, page_ids: Sequence[int], checksum: Checksum) -> list[int]:
+    """Places of the reservation whose bytes here are not those that were sent."""
+    return [
+        one.place
+        for one in notice.checksums
+        if not 0 <= one.place < len(page_ids) or checksum(page_ids[one.place]) != one.crc32
+    ]

@@ -1,0 +1,32 @@
+"""What a worker keeps when its role changes: pages, limits and what it knows of the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from baton.config import defaults
+from baton.engine.batch import StepBudget
+from baton.engine.kv_pages import PagePool
+from baton.engine.sequence import Sequence
+from baton.protocol.prefix_hash import tenant_root
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerState:
+    """Shared by every role a worker takes on. Roles change `pool`; the rest is fixed at start."""
+
+    agent: str  # the name peers write to: worker and incarnation
+    model_id: str
+    eos_token_ids: frozenset[int]
+    context_tokens: int
+    budget: StepBudget
+    pool: PagePool
+    role_epoch: int = 0
+    checksum_every: int = defaults.CHECKSUM_EVERY  # pages of a handoff of which one is summed; 0: none
+    share_prefixes: bool = False  # between tenants
+    host_pages: int = 0  # slots of host memory for preempted sequences; 0: they are computed again
+    keep_ended_s: float = 60.0  # the output of sequences that have ended, for a router that comes new
+
+    def root(self, sequence: Sequence) -> bytes:
+        """The parent hash of the sequence's first page."""
+        return tenant_root(self.model_id, sequence.request.tenant, self.share_prefixes)

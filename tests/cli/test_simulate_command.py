@@ -1,0 +1,172 @@
+"""`baton simulate` and `baton plan` as a user types them, on small workloads."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from baton.cli.main import app, run
+
+SMALL = [
+    "--model",
+    "llama-3.1-8b",
+    "--requests",
+    "40",
+    "--rate",
+    "20",
+    "--prompt-tokens",
+    "300",
+    "--output-tokens",
+    "30",
+]
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.fixture(autouse=True)
+def _wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+
+
+def _baton(*arguments: str) -> int:
+    """The exit code, as `main` gives it."""
+    return run(lambda: app(list(arguments)))
+
+
+def test_a_simulation_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _baton("simulate", *SMALL, "--prefill", "1", "--decode", "2") == 0
+    shown = capsys.readouterr()
+    assert "1 × h100: 16 GB of weights" in shown.err
+    assert "1 prefill + 2 decode (3 × h100)" in shown.err
+    assert "40 requests" in shown.err
+    for word in (
+        "TTFT",
+        "TPOT",
+        "ITL",
+        "p99",
+        "objectives met",
+        "longest prompts",
+        "goodput",
+        "refused",
+        "prefix hits",
+    ):
+        assert word in shown.out
+    assert "prefill " in shown.out.split("utilisation")[1]
+
+
+def test_without_objectives_none_are_reported(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _baton("simulate", *SMALL, "--mixed", "1", "--no-slo") == 0
+    shown = capsys.readouterr()
+    assert "objectives  none" in shown.err
+    assert "objectives met" not in shown.out
+
+
+def test_json_holds_the_figures_and_what_each_worker_did(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--prefill", "1", "--decode", "1", "--mixed", "1", "--gpus-per-worker", "2", "--policy", "round_robin"]
+    documents = []
+    for _ in range(2):
+        assert _baton("simulate", *SMALL, *options, "--json") == 0
+        documents.append(json.loads(capsys.readouterr().out))
+    assert documents[0] == documents[1]
+    document = documents[0]
+    assert set(document) == {"setup", "pools", "figures", "workers"}
+    assert document["setup"]["gpus_per_worker"] == 2
+    assert document["pools"] == {"prefill": 1, "decode": 1, "mixed": 1}
+    assert document["figures"]["requests"] == 40
+    assert 0 <= document["figures"]["slo_attainment"] <= 1
+    assert {"ttft_s_p99", "tpot_s_p50", "itl_s_p90", "utilisation_decode", "bytes_moved"} <= set(document["figures"])
+    assert [worker["role"] for worker in document["workers"]] == ["prefill", "decode", "mixed"]
+    assert not any(worker["pages_held"] for worker in document["workers"])
+
+
+def test_a_trace_is_played_in_part_and_faster(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trace = tmp_path / "trace.jsonl"
+    rows = [{"timestamp": 1000 * at, "input_length": 600, "output_length": 4, "hash_ids": [7, at]} for at in range(9)]
+    trace.write_text("\n".join(map(json.dumps, rows)))
+    options = ["--model", "llama-3.1-8b", "--trace", str(trace), "--requests", "5", "--scale", "2", "--json"]
+    assert _baton("simulate", *options) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["figures"]["requests"] == 5
+    assert document["figures"]["requests_per_s"] == pytest.approx(2.5)
+    assert document["setup"]["page_size"] == 512
+    assert document["figures"]["prefix_hit_rate"] > 0.2
+    assert document["pools"] == {"prefill": 4, "decode": 4, "mixed": 0}
+
+
+def test_plots_are_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    folder = tmp_path / "new" / "plots"
+    assert _baton("simulate", *SMALL, "--prefill", "1", "--decode", "1", "--plots", str(folder)) == 0
+    assert {path.name for path in folder.iterdir()} == {"latency.png", "attainment.png", "utilisation.png"}
+    assert all(path.read_bytes().startswith(PNG) for path in folder.iterdir())
+    assert "latency.png" in capsys.readouterr().err
+
+
+def test_missing_matplotlib_is_told_before_anything_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("matplotlib", "matplotlib.figure"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert _baton("simulate", *SMALL, "--plots", str(tmp_path / "plots")) == 1
+    shown = capsys.readouterr()
+    assert shown.err.strip() == "error: Plots need matplotlib: install it with pip install 'baton[plots]'."
+    assert not (tmp_path / "plots").exists()
+
+
+@pytest.mark.parametrize("command", [("simulate",), ("plan", "--gpus", "8")], ids=lambda words: words[0])
+@pytest.mark.parametrize(
+    ("option", "value", "word"),
+    [
+        ("--trace", "no-such-trace.csv", "cannot be read"),
+        ("--model", "no-such-model", "llama-3.1-70b"),
+        ("--gpu", "abacus", "h200"),
+        ("--policy", "best", "cache_aware"),
+    ],
+)
+def test_a_mistake_is_one_sentence(
+    command: tuple[str, ...], option: str, value: str, word: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _baton(*command, option, value) == 1
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith("error: ")
+    assert shown.err.count("\n") == 1
+    assert word in shown.err
+
+
+def test_too_few_accelerators_for_one_worker_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _baton("plan", "--gpus", "3", "--model", "llama-3.1-70b") == 1
+    assert "One worker takes 4 × h100" in capsys.readouterr().err
+
+
+PLAN = ["plan", *SMALL[:2], "--requests", "30", "--prompt-tokens", "2000", "--output-tokens", "40", "--gpus", "2"]
+
+
+def test_a_plan_ranks_every_split(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    assert _baton(*PLAN, "--gpu", "l40s", "--plots", str(tmp_path)) == 0
+    shown = capsys.readouterr()
+    assert "2 workers to divide" in shown.err
+    assert "1 prefill + 1 decode" in shown.out
+    assert "2 mixed" in shown.out
+    assert "Best: " in shown.out
+    assert {path.name for path in tmp_path.iterdir()} == {"goodput.png", "load.png"}
+
+
+@pytest.mark.slow
+def test_a_plan_is_the_same_with_more_processes(capsys: pytest.CaptureFixture[str]) -> None:
+    documents = []
+    for jobs in ("1", "2"):
+        assert _baton(*PLAN, "--gpu", "l40s", "--jobs", jobs, "--json") == 0
+        documents.append(json.loads(capsys.readouterr().out))
+    assert documents[0] == documents[1]
+    document = documents[0]
+    assert document["gpus_per_worker"] == 1
+    assert document["best"] == document["splits"][0]["pools"]
+    goodputs = [split["goodput"] for split in document["splits"]]
+    assert goodputs == sorted(goodputs, reverse=True)
+    for split in document["splits"]:
+        assert [probe["scale"] for probe in split["probes"]] == sorted(probe["scale"] for probe in split["probes"])
+        assert split["best"] is None or split["best"]["attainment"] >= 0.9

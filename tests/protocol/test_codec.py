@@ -1,0 +1,86 @@
+"""Everything that crosses a process border comes out as it went in, and strangers' bytes are refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from enum import Enum
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from baton.protocol import codec, messages
+from baton.protocol.errors import InvalidRequest
+from baton.protocol.handoff import HandoffNotice
+
+
+def _values(hint: Any) -> st.SearchStrategy[Any]:
+    """Any value of a field's type."""
+    if isinstance(hint, types.UnionType):
+        return st.one_of(*(_values(arm) for arm in typing.get_args(hint)))
+    if hint is type(None):
+        return st.none()
+    if typing.get_origin(hint) is tuple:
+        arms = typing.get_args(hint)
+        if arms[-1] is Ellipsis:
+            return st.lists(_values(arms[0]), max_size=4).map(tuple)
+        return st.tuples(*map(_values, arms))
+    if dataclasses.is_dataclass(hint):
+        return _instances(hint)
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        return st.sampled_from(list(hint))
+    return {
+        int: st.integers(0, 2**31 - 1),
+        float: st.floats(width=32, allow_nan=False),
+        str: st.text(max_size=8),
+        bytes: st.binary(max_size=8),
+        bool: st.booleans(),
+    }[hint]
+
+
+def _instances(kind: Any) -> st.SearchStrategy[Any]:
+    hints = typing.get_type_hints(kind)
+    return st.builds(kind, **{field.name: _values(hints[field.name]) for field in dataclasses.fields(kind)})
+
+
+TO_WORKER = st.lists(st.one_of(*map(_instances, typing.get_args(messages.RouterMessage))), max_size=4)
+TO_ROUTER = st.lists(st.one_of(*map(_instances, typing.get_args(messages.WorkerMessage))), max_size=4)
+
+
+@settings(deadline=None, max_examples=100)
+@given(TO_WORKER)
+def test_what_the_router_says_arrives(batch: list[Any]) -> None:
+    assert codec.decode_to_worker(codec.encode_to_worker(batch)) == batch
+
+
+@settings(deadline=None, max_examples=100)
+@given(TO_ROUTER)
+def test_what_a_worker_says_arrives(batch: list[Any]) -> None:
+    assert codec.decode_to_router(codec.encode_to_router(batch, "life")) == ("life", batch)
+
+
+@settings(deadline=None)
+@given(_instances(HandoffNotice))
+def test_a_notice_arrives(notice: HandoffNotice) -> None:
+    assert codec.decode_notice(codec.encode_notice(notice)) == notice
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.binary(max_size=200))
+def test_any_bytes_are_a_message_or_refused(data: bytes) -> None:
+    for decode in (codec.decode_to_worker, codec.decode_to_router, codec.decode_notice):
+        try:
+            decode(data)
+        except InvalidRequest as error:
+            assert error.message
+
+
+def test_a_message_without_a_required_part_is_refused() -> None:
+    from baton.protocol.v1 import worker_pb2
+
+    frame = worker_pb2.ToRouter(messages=[worker_pb2.WorkerMessage(register=worker_pb2.Register())])
+    with pytest.raises(InvalidRequest, match="Register"):
+        codec.decode_to_router(frame.SerializeToString())

@@ -1,0 +1,68 @@
+"""Pages that arrive otherwise than they were sent are noticed, and never decoded from."""
+
+from __future__ import annotations
+
+import random
+import zlib
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from baton.protocol.codec import decode_notice, encode_notice
+from baton.protocol.errors import BatonError, HandoffFailed
+from baton.protocol.handoff import HandoffNotice
+from baton.worker.page_checksums import checksums, sampled, wrong_pages
+from tests.pure_worker import expected_output
+from tests.router.test_any_operation import _cluster as pools
+from tests.router.test_any_operation import _random_ask
+
+
+@given(st.text(max_size=20), st.integers(0, 300), st.integers(1, 40))
+def test_the_sample_has_its_share_and_always_the_last_page(reservation_id: str, num_pages: int, every: int) -> None:
+    places = sampled(reservation_id, num_pages, every)
+    assert list(places) == sorted(set(places))
+    assert all(0 <= place < num_pages for place in places)
+    if num_pages:
+        assert places[-1] == num_pages - 1
+        assert num_pages // every <= len(places) <= num_pages // every + 2
+    assert sampled(reservation_id, num_pages, 0) == ()
+    assert sampled(reservation_id, num_pages, 1) == tuple(range(num_pages))
+
+
+def test_one_flipped_bit_is_noticed() -> None:
+    pages = torch.randn(6, 2, 2, 4, 1, 8)
+
+    def checksum(page: int) -> int:
+        return zlib.crc32(pages[page].view(torch.uint8).numpy().data)
+
+    sums = checksums([(0, 4), (1, 2)], checksum)
+    notice = decode_notice(encode_notice(HandoffNotice("r/1", "r", 8, (1,), (1, 1), sums)))
+    assert wrong_pages(notice, (4, 2), checksum) == []
+    pages[2].view(torch.uint8)[1, 0, 3, 0, 5] ^= 1
+    assert wrong_pages(notice, (4, 2), checksum) == [1]
+    assert wrong_pages(notice, (4,), checksum) == [1]
+
+
+@settings(deadline=None, max_examples=60)
+@given(seed=st.integers(0, 2**32 - 1), operations=st.booleans())
+def test_corrupt_handoffs_are_computed_again_or_fail_in_one_sentence(seed: int, operations: bool) -> None:
+    cluster = pools(seed)
+    cluster.corruption = 0.3
+    requests = cluster.submit_any(8, 20, 40)
+    rng = random.Random(seed)
+    for _ in range(6 if operations else 0):
+        for _ in range(20):
+            cluster.step()
+        try:
+            cluster.operate(_random_ask(rng, cluster))
+        except BatonError as refusal:
+            assert refusal.message
+    cluster.settle()
+    for request in requests:
+        error = cluster.ended[request.request_id].error
+        assert error is None or isinstance(error, HandoffFailed)
+        expected = expected_output(request)
+        assert cluster.shown[request.request_id] == expected[: len(cluster.shown[request.request_id])]
+        assert error is not None or cluster.shown[request.request_id] == expected
+    cluster.check_nothing_is_held()

@@ -1,0 +1,152 @@
+"""The router's belief of a worker's pages follows the pages, over messages that are numbered and may be lost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from baton.decode_worker.role import DecodeRole
+from baton.engine.batch import StepBudget
+from baton.engine.kv_pages import PagePool
+from baton.protocol.messages import LoadReport, PagesChanged, WorkerMessage
+from baton.protocol.prefix_hash import page_hashes, root_hash
+from baton.protocol.worker import StepSample
+from baton.router.policy.prefix_index import PrefixIndex, page_keys
+from baton.worker.reports import LOAD_EVERY_S, MAX_STEP_SAMPLES, Reports
+from baton.worker.role import Occupancy
+from baton.worker.state import WorkerState
+from tests.page_pools import evict_all
+
+ROOT = root_hash("model")
+IDLE = Occupancy(0, 0, 0, 0, (), ())
+
+
+@dataclass(eq=False)
+class FixedRole(DecodeRole):
+    """A role that reports what it is told to."""
+
+    held: Occupancy = IDLE
+
+    def occupancy(self) -> Occupancy:
+        return self.held
+
+
+def _worker(num_pages: int = 10) -> tuple[Reports, FixedRole]:
+    state = WorkerState("w:1", "model", frozenset([0]), 1000, StepBudget(8, 8), PagePool(num_pages, 2))
+    return Reports("w", state), FixedRole(state)
+
+
+def _cache(pool: PagePool, tokens: Sequence[int]) -> None:
+    """Compute a prompt and let its pages go, as far as there is room."""
+    hashes = page_hashes(tokens, pool.page_size, ROOT)
+    pages = pool.match(hashes)
+    pages += pool.allocate(min(len(hashes) - len(pages), pool.num_available))
+    for page, page_hash in zip(pages, hashes, strict=False):
+        pool.commit(page, page_hash)
+    pool.release(pages)
+
+
+def _pages(messages: Sequence[WorkerMessage]) -> list[PagesChanged]:
+    return [message for message in messages if isinstance(message, PagesChanged)]
+
+
+class ReportedPagesMachine(RuleBasedStateMachine):
+    """Pool, reports and index; the link between them may drop a message of pages, which the next one reveals."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reports, self.role = _worker()
+        self.pool = self.reports.state.pool
+        self.index = PrefixIndex()
+        self.now = 0.0
+        self.lost = False
+        self.welcome()
+
+    def deliver(self, messages: Sequence[WorkerMessage], lose: bool = False) -> None:
+        for message in _pages(messages):
+            if lose:
+                self.lost = True
+            elif self.index.on_change("w", message):
+                assert not self.lost or message.snapshot
+                self.lost = False
+            else:
+                assert self.lost
+                assert self.index.match(page_keys(self.pool.matchable()[:1])) == []
+                self.deliver(self.reports.snapshot())
+
+    @rule()
+    def welcome(self) -> None:
+        self.index.add("w")
+        self.deliver(self.reports.on_welcome(0.5))
+
+    @rule(tokens=st.lists(st.integers(0, 2), min_size=2, max_size=12))
+    def compute(self, tokens: list[int]) -> None:
+        _cache(self.pool, tokens)
+
+    @rule()
+    def clear(self) -> None:
+        evict_all(self.pool)
+
+    @rule(lose=st.integers(0, 3).map(lambda value: value == 3))
+    def report(self, lose: bool) -> None:
+        self.now += 1.0
+        self.deliver(self.reports.due(self.role, self.now, idle=True), lose)
+
+    @rule()
+    def sweep(self) -> None:
+        self.index.sweep()
+
+    @invariant()
+    def what_is_reported_is_what_is_there(self) -> None:
+        if self.lost or self.pool._changes:
+            return
+        bit = 1 << (self.index.bit("w") or 0)
+        believed = {key for key, holders in self.index._table.items() if holders & bit}
+        assert believed == set(page_keys(self.pool.matchable()))
+
+
+ReportedPagesMachine.TestCase.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
+test_the_index_equals_the_pool_whatever_is_lost = ReportedPagesMachine.TestCase
+
+
+def test_messages_of_pages_are_numbered_one_by_one_and_none_is_sent_without_a_change() -> None:
+    reports, role = _worker()
+    messages = _pages(reports.on_welcome(0.5))
+    for now, tokens in enumerate([[1, 1], [2, 2], [2, 2], [1, 1, 2, 2]]):
+        _cache(reports.state.pool, tokens)
+        messages += _pages(reports.due(role, float(now), idle=True))
+    messages += _pages(reports.snapshot())
+    assert [message.sequence_number for message in messages] == [1, 2, 3, 4, 5]
+    assert [message.snapshot for message in messages] == [True, False, False, False, True]
+    assert [len(message.stored) for message in messages] == [0, 1, 1, 1, 3]
+
+
+def test_a_changed_load_is_reported_soon_and_an_unchanged_one_as_a_sign_of_life() -> None:
+    reports, role = _worker()
+    reports.on_welcome(0.5)
+    assert reports.due(role, 0.0, idle=True)
+    assert not reports.due(role, 0.4, idle=True)
+    assert reports.wait_s(0.4) == 0.5 - 0.4
+    assert reports.due(role, 0.5, idle=True)
+    role.held = replace(IDLE, running=1, request_ids=("r",))
+    assert not reports.due(role, 0.5 + LOAD_EVERY_S / 2, idle=False)
+    (report,) = reports.due(role, 0.5 + LOAD_EVERY_S / 2, idle=True)
+    assert isinstance(report, LoadReport)
+    assert report.load.request_ids == ("r",)
+    assert report.load.sequence_number == 3
+
+
+def test_only_the_newest_steps_travel_and_each_once() -> None:
+    reports, role = _worker()
+    for number in range(MAX_STEP_SAMPLES + 5):
+        reports.on_step(StepSample(number, 0, 0, 0, 0.1))
+    (first,) = reports.due(role, 0.0, idle=True)
+    (second,) = reports.due(role, 1.0, idle=True)
+    assert isinstance(first, LoadReport)
+    assert isinstance(second, LoadReport)
+    assert [step.prefill_tokens for step in first.load.steps] == list(range(5, MAX_STEP_SAMPLES + 5))
+    assert second.load.steps == ()
