@@ -79,4 +79,4 @@ class RouterActor:
 
     async def stop(self) -> None:
         if not isinstance(await self._started, str):
-            await self._router.stop(self._plan.stop_grace_s)
+            await self._router.stop(self._plan.router.stop_grace_s)

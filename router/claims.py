@@ -8,16 +8,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from baton.config.schema import RouterSection
 from baton.protocol.messages import Cancel, Register
 from baton.router.commands import Tell
 from baton.router.dispatch import Dispatch
 from baton.router.explanation import Explanations
 from baton.router.life_events import Held
-from baton.router.limits import RouterLimits
 from baton.router.policy.routing import RoutingDecision
 from baton.router.record import Record
 from baton.router.unclaimed import Unclaimed
 
+RESUME_WAIT_S = 2.0  # after the start: whoever asks for the rest of a stream waits for workers to join
 Claim = Tell | tuple[str, Held]
 """A command for the shell, or an event for the life cycle of a request."""
 
@@ -29,7 +30,7 @@ class Claims:
     dispatch: Dispatch
     explanations: Explanations
     records: Mapping[str, Record]
-    limits: RouterLimits
+    limits: RouterSection
     started_s: float  # of the router
     continued: int = 0
     unclaimed: Unclaimed = field(init=False)
@@ -41,7 +42,7 @@ class Claims:
         """A request has come, or (`resumed`) asks for the rest of its stream."""
         actions = self._claim(record)
         if resumed and self.limits.claim_within_s and self.dispatch.queues(record.request_id):
-            self.dispatch.hold_back(record.request_id, self.started_s + self.limits.resume_wait_s)
+            self.dispatch.hold_back(record.request_id, self.started_s + RESUME_WAIT_S)
         return actions
 
     def on_joined(self, registered: Iterable[Register], now: float) -> list[Claim]:

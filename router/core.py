@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from operator import attrgetter
 
+from baton.config.schema import RouterSection
 from baton.protocol import messages
 from baton.protocol.errors import BatonError
 from baton.protocol.messages import TokenOutput, WorkerMessage
@@ -23,7 +24,7 @@ from baton.router.detokenizer import Vocabulary
 from baton.router.dispatch import Dispatch, FoundDecode, NobodyInReach
 from baton.router.explanation import Explanations
 from baton.router.hearing import hear, may_say
-from baton.router.limits import RouterLimits, check_id
+from baton.router.limits import check_id
 from baton.router.membership import Membership
 from baton.router.operation import PROBE, Ask, Operation
 from baton.router.operations import RETRY_S, Action, Operations
@@ -45,7 +46,7 @@ class RouterCore:
     router_id: str
     placement: Placement
     vocabulary: Vocabulary | None  # turns token ids into text; None where no text is needed
-    limits: RouterLimits = field(default_factory=RouterLimits)
+    limits: RouterSection = field(default_factory=RouterSection)
     state: ClusterState = field(default_factory=ClusterState)
     output_length: OutputLength = field(default_factory=OutputLength)
     explanations: Explanations = field(default_factory=Explanations)

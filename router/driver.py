@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from baton.config import defaults
+from baton.config.schema import RouterSection
 from baton.protocol.errors import BatonError, Cancelled, ConfigError, InvalidRequest
 from baton.protocol.messages import RouterMessage, Welcome, WorkerMessage
 from baton.protocol.request import Request
@@ -70,9 +70,7 @@ class Driver:
     link: WorkerLink
     frames: WorkerFrames
     clock: Callable[[], float] = time.monotonic
-    state_file: Path | None = None  # where learned output lengths are kept
-    refuse_late: bool = True  # of a policy that is set while the router runs
-    write_timeout_s: float = defaults.WRITE_TIMEOUT_S  # after which a client that reads nothing is cut; 0: never
+    config: RouterSection = field(default_factory=RouterSection)
     on_welcome: Callable[[str], None] | None = None  # hears of each worker that joins
     on_kill: Callable[[str], None] | None = None  # ends the process of a silent worker, where somebody can
     _subscriptions: dict[str, Subscription] = field(default_factory=dict)
@@ -93,13 +91,14 @@ class Driver:
 
     def save_learned(self, learned: OutputLength) -> None:
         """Write what was learned beside its file and put it in place, so that a reader never sees half of it."""
-        if self.state_file is None:
+        if not self.config.state_file:
             return
         try:
-            self.state_file.parent.mkdir(parents=True, exist_ok=True)
-            fresh = self.state_file.with_suffix(".new")
+            path = Path(self.config.state_file)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            fresh = path.with_suffix(".new")
             fresh.write_text(learned.dumps())
-            fresh.replace(self.state_file)
+            fresh.replace(path)
         except OSError as error:
             print(f"Learned output lengths could not be kept: {error}", flush=True)
 
@@ -141,12 +140,11 @@ class Driver:
 
     def _cut_unread(self, now: float) -> None:
         """End the streams whose clients have read nothing for too long; of each, one message stays with gRPC."""
-        for subscription in list(self._subscriptions.values()) if self.write_timeout_s else ():
+        timeout_s = self.config.write_timeout_s
+        for subscription in list(self._subscriptions.values()) if timeout_s else ():
             since_s = subscription.writing_since_s
-            if since_s is not None and now - since_s > self.write_timeout_s:
-                error = Cancelled(
-                    f"Nothing of the stream was read for {self.write_timeout_s:g} s (router.write_timeout_s)."
-                )
+            if since_s is not None and now - since_s > timeout_s:
+                error = Cancelled(f"Nothing of the stream was read for {timeout_s:g} s (router.write_timeout_s).")
                 self.unsubscribe(subscription, error)
                 subscription.cut(error)
 
@@ -189,7 +187,7 @@ class Driver:
     def set_policy(self, name: str) -> None:
         """Let another policy place what waits and what comes; raises `InvalidRequest` on an unknown name."""
         try:
-            policy = make_policy(name, self.refuse_late)
+            policy = make_policy(name, self.config.refuse_late)
         except ConfigError as error:
             raise InvalidRequest(error.message) from None
         self.core.dispatch.placement = policy

@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from baton.config.schema import RouterSection
 from baton.protocol.messages import HandoffEnded, PeerJoined, PeerLeft, Register, Rejoin, Welcome
 from baton.router.breaker import UNKNOWN, Breaker, Process
 from baton.router.commands import Command, Kill, Tell
-from baton.router.limits import RouterLimits
 from baton.router.peer_links import PeerLinks
 from baton.router.policy.cluster_state import ClusterState
 from baton.router.quarantine import Quarantine
+
+REPORT_INTERVAL_S = 0.5
+KILL_AFTER_S = 10.0  # of silence; if it does not come back by then, a worker's process is ended
 
 
 @dataclass(slots=True)
@@ -25,7 +28,7 @@ class Membership:
     """A worker is known by its name, and one life of it by its incarnation: messages of another one are not heard."""
 
     state: ClusterState
-    limits: RouterLimits
+    limits: RouterSection
     quarantine: Quarantine = field(default_factory=Quarantine)
     _away: dict[str, _Away] = field(default_factory=dict)  # given up, until known to be gone or back
     admitted: list[Register] = field(default_factory=list)  # whose sequences nobody has looked at yet
@@ -93,7 +96,7 @@ class Membership:
 
     def kills(self, now: float) -> list[Kill]:
         """Silent workers that do not come back: whoever can shall end their process, so that it is certain."""
-        overdue = sorted(name for name, away in self._away.items() if now - away.since_s > self.limits.kill_after_s)
+        overdue = sorted(name for name, away in self._away.items() if now - away.since_s > KILL_AFTER_S)
         for name in overdue:
             self._away[name].since_s = now
         return [Kill(name) for name in overdue]
@@ -117,7 +120,7 @@ class Membership:
             del self._waiting[name]
             info = message.info
             self.admitted.append(message)
-            orders.append(Tell(name, Welcome(router_id, self.limits.report_interval_s, info.incarnation)))
+            orders.append(Tell(name, Welcome(router_id, REPORT_INTERVAL_S, info.incarnation)))
             for other, view in sorted(self.state.workers.items()):
                 orders.append(Tell(other, PeerJoined(info.endpoint, info.host)))
                 orders.append(Tell(name, PeerJoined(view.info.endpoint, view.info.host)))

@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import difflib
 import tomllib
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from baton.config import defaults
 from baton.protocol.errors import ConfigError
 
 Auto = Literal["auto"]
@@ -24,6 +23,15 @@ Fraction = Annotated[float, Field(ge=0.05, le=0.98, allow_inf_nan=False)]
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    @classmethod
+    def of(cls, section: BaseModel, **values: Any) -> Self:
+        """The keys of `section` with these in their place, checked as the file's are."""
+        return cls.model_validate({**section.model_dump(), **values})
+
+    def changed(self, **values: Any) -> Self:
+        """This section with other values; raises pydantic's `ValidationError` for a key or a value that cannot be."""
+        return self.of(self, **values)
 
 
 class ModelSection(_Section):
@@ -95,10 +103,10 @@ class EngineSection(_Section):
     attention: Literal["auto", "fa2", "fa3"] = "auto"
     """Prefill kernels on a GPU; auto: fa3 on Hopper where it is installed, else fa2"""
 
-    checksum_every: int = Field(default=defaults.CHECKSUM_EVERY, ge=0)
+    checksum_every: int = Field(default=16, ge=0)
     """Compare the checksum of every N-th page of a handoff; 1: of all, 0: of none"""
 
-    write_stall_s: float = Field(default=defaults.WRITE_STALL_S, ge=0)
+    write_stall_s: float = Field(default=10.0, ge=0)
     """Seconds without progress after which writes to another worker are given up; 0: never"""
 
 
@@ -117,7 +125,7 @@ class RouterSection(_Section):
     admin_port: int = Field(default=50052, ge=0, le=65535)
     """Port for administration; 0: any free one"""
 
-    policy: str = defaults.POLICY
+    policy: str = "predicted_latency"
     """The policy that places requests (docs/policies.md)"""
 
     refuse_late: bool = True
@@ -126,22 +134,22 @@ class RouterSection(_Section):
     auto_rebalance: bool = False
     """Let the planner move workers between the pools from the start"""
 
-    max_queued: int = Field(default=defaults.MAX_QUEUED, ge=1)
+    max_queued: int = Field(default=4096, ge=1)
     """Requests that may wait for a worker; more are refused"""
 
-    lost_after_s: float = Field(default=defaults.LOST_AFTER_S, gt=0)
+    lost_after_s: float = Field(default=2.0, gt=0)
     """Seconds of silence after which a worker is given up"""
 
-    no_workers_grace_s: float = Field(default=defaults.NO_WORKERS_GRACE_S, ge=0, le=600)
+    no_workers_grace_s: float = Field(default=5.0, ge=0, le=600)
     """Seconds that a request waits when there is no decode worker"""
 
-    claim_within_s: float = Field(default=defaults.CLAIM_WITHIN_S, ge=0, le=600)
+    claim_within_s: float = Field(default=30.0, ge=0, le=600)
     """Seconds that sequences which outlive a router wait for their clients; 0: they are computed again"""
 
-    stop_grace_s: float = Field(default=defaults.STOP_GRACE_S, ge=0, le=60)
+    stop_grace_s: float = Field(default=5.0, ge=0, le=60)
     """Seconds for running streams at `baton down`, while new requests are refused"""
 
-    write_timeout_s: float = Field(default=defaults.WRITE_TIMEOUT_S, ge=0)
+    write_timeout_s: float = Field(default=30.0, ge=0)
     """Seconds after which a client that reads nothing of its stream is cut off; 0: never"""
 
     state_file: str = ""
@@ -202,7 +210,7 @@ class AccessSection(_Section):
     max_prompt_tokens: Annotated[int, Field(ge=1)] | Auto = "auto"
     """Longest prompt; auto: the model's context"""
 
-    max_message_mib: int = Field(default=defaults.MAX_MESSAGE_MIB, ge=1, le=1024)
+    max_message_mib: int = Field(default=64, ge=1, le=1024)
     """Largest request message in MiB"""
 
     max_streams_per_tenant: int = Field(default=0, ge=0)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from baton.config import defaults
+from baton.config.schema import EngineSection
 from baton.engine.batch import StepBudget
 from baton.engine.kv_pages import PagePool
 from baton.engine.sequence import Sequence
@@ -22,7 +22,7 @@ class WorkerState:
     budget: StepBudget
     pool: PagePool
     role_epoch: int = 0
-    checksum_every: int = defaults.CHECKSUM_EVERY  # pages of a handoff of which one is summed; 0: none
+    engine: EngineSection = field(default_factory=EngineSection)
     share_prefixes: bool = False  # between tenants
     host_pages: int = 0  # slots of host memory for preempted sequences; 0: they are computed again
     keep_ended_s: float = 60.0  # the output of sequences that have ended, for a router that comes new

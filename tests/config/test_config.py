@@ -81,7 +81,7 @@ def test_host_memory_for_preempted_sequences_is_bounded_chosen_or_none() -> None
     auto = resolve(parse_config(), MACHINE, MODEL)
     assert 0 < auto.host_pages <= auto.num_pages
     assert auto.host_pages * page_bytes * 2 <= MACHINE.memory_available_bytes / 8
-    assert auto.worker_plan("w", "decode", "").host_pages == auto.host_pages
+    assert auto.worker_plan("w", "decode", "").engine.host_pages == auto.host_pages
     large = MachineFacts(8, 2000 * GIB, False)
     assert resolve(parse_config("[engine]\nnum_pages = 1000000"), large, MODEL).host_pages == 8 * GIB // page_bytes
     few = resolve(parse_config("[engine]\nnum_pages = 300"), MACHINE, MODEL)
@@ -104,11 +104,11 @@ def test_access_reaches_the_plans_of_router_and_workers() -> None:
     access = resolved.router_plan("127.0.0.1").access
     assert (access.max_prompt_tokens, access.max_streams_per_tenant, access.tokens_file) == (100, 3, "/t")
     assert access.share_prefixes
-    assert resolved.worker_plan("w", "mixed", "").share_prefixes
+    assert resolved.worker_plan("w", "mixed", "").access.share_prefixes
     assert "tokens" in resolved.settings["access"]
     plain = resolve(parse_config(), MACHINE, MODEL)
-    assert plain.router_plan("127.0.0.1").access.max_prompt_tokens == 0
-    assert not plain.worker_plan("w", "mixed", "").share_prefixes
+    assert plain.router_plan("127.0.0.1").access.max_prompt_tokens == "auto"
+    assert not plain.worker_plan("w", "mixed", "").access.share_prefixes
 
 
 def test_a_limit_that_allows_nothing_is_a_mistake() -> None:
@@ -121,10 +121,11 @@ GPUS = "[placement.prefill]\ngpus = 1\n[placement.decode]\ngpus = 0.5\n"
 
 def test_pools_that_take_gpus_compute_on_them() -> None:
     resolved = resolve(parse_config(GPUS), MACHINE, MODEL)
-    prefill, decode = (resolved.worker_plan(f"{role}-0", role, "") for role in ("prefill", "decode"))
+    plans = [resolved.worker_plan(f"{role}-0", role, "") for role in ("prefill", "decode")]
+    prefill, decode = (plan.engine for plan in plans)
     assert (prefill.device, decode.device) == ("cuda:0", "cuda:0")
     assert (prefill.gpu_memory_fraction, decode.gpu_memory_fraction) == (0.9, 0.45)
-    assert (prefill.num_pages, prefill.dtype, prefill.max_batch) == (0, "bfloat16", 256)
+    assert (prefill.num_pages, plans[0].model.dtype, prefill.max_batch) == (0, "bfloat16", 256)
     assert prefill.chunk_tokens == 4096
     assert resolved.host_pages > 0
     assert resolved.settings["num_pages"] == "as many as fit on each worker's GPU"
@@ -133,17 +134,17 @@ def test_pools_that_take_gpus_compute_on_them() -> None:
 
 def test_without_placement_workers_divide_the_gpu_that_is_named() -> None:
     text = "[engine]\ndevice = 'cuda:1'\ncuda_graphs = false\nattention = 'fa2'\nnum_pages = 300"
-    plan = resolve(parse_config(text), MACHINE, MODEL).worker_plan("decode-0", "decode", "")
-    assert (plan.device, plan.gpu_memory_fraction, plan.num_pages) == ("cuda:1", 0.45, 300)
-    assert (plan.cuda_graphs, plan.attention) == (False, "fa2")
+    engine = resolve(parse_config(text), MACHINE, MODEL).worker_plan("decode-0", "decode", "").engine
+    assert (engine.device, engine.gpu_memory_fraction, engine.num_pages) == ("cuda:1", 0.45, 300)
+    assert (engine.cuda_graphs, engine.attention) == (False, "fa2")
     named = resolve(parse_config("[engine]\ndevice = 'cuda'\nkv_memory_gib = 1.0"), MACHINE, MODEL)
-    assert named.worker_plan("decode-0", "decode", "").device == "cuda:0"
+    assert named.worker_plan("decode-0", "decode", "").engine.device == "cuda:0"
     assert named.num_pages == GIB // (16 * MODEL.kv_values_per_token * 2)
 
 
 def test_a_cpu_cluster_says_nothing_of_gpus() -> None:
     resolved = resolve(parse_config("[engine]\ndevice = 'cpu'\n" + GPUS), MACHINE, MODEL)
-    assert resolved.worker_plan("decode-0", "decode", "").device == "cpu"
+    assert resolved.worker_plan("decode-0", "decode", "").engine.device == "cpu"
     assert resolved.num_pages > 0
     assert "gpu" not in resolved.settings
 

@@ -78,7 +78,7 @@ ALLOWED = {
     "decode_worker": {"protocol", "engine", "worker"},
     "router": {"protocol", "config", "engine"},
     "worker": {"protocol", "config", "engine", "kv_transfer", "prefill_worker", "decode_worker"},
-    "simulator": {"protocol", "engine", "worker", "router"},
+    "simulator": {"protocol", "config", "engine", "worker", "router"},
     "deploy": {"protocol", "config", "client", "engine", "worker", "router", "builtin_model"},
     "cli": {"protocol", "config", "client", "simulator", "deploy", "builtin_model"},
 }
