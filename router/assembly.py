@@ -95,7 +95,7 @@ async def start_router(plan: RouterPlan, state: ClusterState | None = None) -> R
         router_id=uuid.uuid4().hex[:8],
         placement=make_policy(config.policy, config.refuse_late),
         vocabulary=tokenizer,
-        limits=config,
+        config=config,
         state=ClusterState(share_prefixes=access.share_prefixes) if state is None else state,
         output_length=load_learned(Path(config.state_file) if config.state_file else None),
         started_s=time.monotonic(),

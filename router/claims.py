@@ -30,18 +30,18 @@ class Claims:
     dispatch: Dispatch
     explanations: Explanations
     records: Mapping[str, Record]
-    limits: RouterSection
+    config: RouterSection
     started_s: float  # of the router
     continued: int = 0
     unclaimed: Unclaimed = field(init=False)
 
     def __post_init__(self) -> None:
-        self.unclaimed = Unclaimed(self.limits.claim_within_s)
+        self.unclaimed = Unclaimed(self.config.claim_within_s)
 
     def on_submitted(self, record: Record, resumed: bool) -> list[Claim]:
         """A request has come, or (`resumed`) asks for the rest of its stream."""
         actions = self._claim(record)
-        if resumed and self.limits.claim_within_s and self.dispatch.queues(record.request_id):
+        if resumed and self.config.claim_within_s and self.dispatch.queues(record.request_id):
             self.dispatch.hold_back(record.request_id, self.started_s + RESUME_WAIT_S)
         return actions
 

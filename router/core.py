@@ -46,7 +46,7 @@ class RouterCore:
     router_id: str
     placement: Placement
     vocabulary: Vocabulary | None  # turns token ids into text; None where no text is needed
-    limits: RouterSection = field(default_factory=RouterSection)
+    config: RouterSection = field(default_factory=RouterSection)
     state: ClusterState = field(default_factory=ClusterState)
     output_length: OutputLength = field(default_factory=OutputLength)
     explanations: Explanations = field(default_factory=Explanations)
@@ -64,10 +64,10 @@ class RouterCore:
 
     def __post_init__(self) -> None:
         self.dispatch = Dispatch(self.placement, self.state)
-        self.claims = Claims(self.dispatch, self.explanations, self._records, self.limits, self.started_s)
-        self.unserved = Unserved(self.state, self.dispatch, self.limits.no_workers_grace_s, self.started_s)
+        self.claims = Claims(self.dispatch, self.explanations, self._records, self.config, self.started_s)
+        self.unserved = Unserved(self.state, self.dispatch, self.config.no_workers_grace_s, self.started_s)
         self.operations = Operations(self.state, self._records, self.claims.unclaimed)
-        self.membership = Membership(self.state, self.limits)
+        self.membership = Membership(self.state, self.config)
         self.automation = Automation(self.state, self.dispatch, self.operations, self._records)
 
     @property
@@ -89,7 +89,7 @@ class RouterCore:
         Of `emitted` output tokens the last is shown again, because nobody remembers whether it was the end.
         """
         check_id(request.request_id, self._records)
-        self.dispatch.check_room(self.limits.max_queued, now)
+        self.dispatch.check_room(self.config.max_queued, now)
         self.unserved.check(request, now)
         stream = OutputStream(request, self.vocabulary)
         stream.resume(emitted[:-1])

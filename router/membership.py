@@ -28,7 +28,7 @@ class Membership:
     """A worker is known by its name, and one life of it by its incarnation: messages of another one are not heard."""
 
     state: ClusterState
-    limits: RouterSection
+    config: RouterSection
     quarantine: Quarantine = field(default_factory=Quarantine)
     _away: dict[str, _Away] = field(default_factory=dict)  # given up, until known to be gone or back
     admitted: list[Register] = field(default_factory=list)  # whose sequences nobody has looked at yet
@@ -55,11 +55,11 @@ class Membership:
     def silent(self, now: float) -> list[str]:
         """Workers to give up. What a router did not hear while it stood still itself was no silence."""
         stood_still_s = now - self._looked_s
-        if self.limits.lost_after_s / 2 < stood_still_s < math.inf:
+        if self.config.lost_after_s / 2 < stood_still_s < math.inf:
             for view in self.state.workers.values():
                 view.heard_s = min(view.heard_s + stood_still_s, now)
         self._looked_s = now
-        since_s = now - self.limits.lost_after_s
+        since_s = now - self.config.lost_after_s
         return sorted(view.name for view in self.state.workers.values() if view.heard_s < since_s)
 
     def lose(self, worker: str, certain: bool, now: float, died: bool = True) -> list[Tell] | None:

@@ -58,14 +58,14 @@ class InferenceService:
 
     driver: Driver
     model: ServedModel
-    limits: AccessSection = field(default_factory=AccessSection)
+    access: AccessSection = field(default_factory=AccessSection)
     tokens: Reloaded[Access] | None = None
     seeds: random.Random = field(default_factory=random.SystemRandom)
     streams: TenantStreams = field(init=False)
     encoding: EncodingPool = field(init=False)
 
     def __post_init__(self) -> None:
-        self.streams = TenantStreams(self.limits.max_streams_per_tenant)
+        self.streams = TenantStreams(self.access.max_streams_per_tenant)
         self.encoding = EncodingPool(self.model.tokenizer.encode)
 
     async def Generate(self, request_bytes: bytes, context: grpc.aio.ServicerContext) -> None:
@@ -159,7 +159,7 @@ class InferenceService:
             tenant=tenant,
             objectives=codec.from_message(Objectives, message.objectives),
         )
-        check_prompt(self.limits, len(prompt))
+        check_prompt(self.access, len(prompt))
         request.validate(self.model.config.vocab_size, self.model.context_tokens)
         room = self.model.context_tokens - len(prompt)
         seed = self.seeds.getrandbits(63) if sampling.seed is None else sampling.seed
@@ -175,7 +175,7 @@ class InferenceService:
     async def _encode(self, message: inference_pb2.GenerateRequest | inference_pb2.TokenizeRequest) -> list[int]:
         """Token ids of a message's text. One that cannot be short enough is refused unread."""
         text, add = message.text, not message.HasField("add_special_tokens") or message.add_special_tokens
-        tokens = most_prompt_tokens(self.limits, self.model.context_tokens)
+        tokens = most_prompt_tokens(self.access, self.model.context_tokens)
         most, num_bytes = tokens * self.model.tokenizer.max_token_bytes, len(text.encode())
         if num_bytes > most:
             raise PromptTooLong(f"The prompt has {num_bytes} bytes; the {tokens} tokens allowed hold at most {most}.")
