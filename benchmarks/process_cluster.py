@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from baton.logs import set_up
 from benchmarks.cables import enter
 from cluster.plan import RouterPlan, WorkerPlan
 from router.assembly import RunningRouter, start_router
@@ -23,6 +24,7 @@ def work(plan: WorkerPlan, namespace: str = "", environment: Mapping[str, str] |
     if namespace:
         enter(namespace)
     os.environ.update(environment or {})
+    set_up(plan.name, plan.log_level)
     from worker.assembly import assemble
 
     assemble(plan, str(os.getpid()), "localhost", lambda stage: None).run()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import grpc
 
+from baton.logs import log
 from cluster.address import join
 from cluster.plan import RouterAddresses, RouterPlan
 from engine.checkpoint import model_id, read_config, resolve_model
@@ -67,7 +68,7 @@ def load_learned(path: Path | None) -> OutputLength:
     try:
         return OutputLength.loads(path.read_text())
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        print(f"{path} holds no learned output lengths and will be replaced: {error}", flush=True)
+        log.warning(f"{path} holds no learned output lengths and will be replaced: {error}")
         return OutputLength()
 
 
