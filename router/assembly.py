@@ -14,6 +14,7 @@ import grpc
 from baton.config.plan import RouterAddresses, RouterPlan
 from baton.engine.checkpoint import model_id, read_config, resolve_model
 from baton.engine.tokenizer import Tokenizer
+from baton.logs import log
 from baton.protocol.address import join
 from baton.router.admin_server import AdminService, start_admin_server
 from baton.router.core import RouterCore
@@ -67,7 +68,7 @@ def load_learned(path: Path | None) -> OutputLength:
     try:
         return OutputLength.loads(path.read_text())
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        print(f"{path} holds no learned output lengths and will be replaced: {error}", flush=True)
+        log.warning(f"{path} holds no learned output lengths and will be replaced: {error}")
         return OutputLength()
 
 

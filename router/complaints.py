@@ -15,7 +15,7 @@ class Complaints:
     _unsaid: int = 0
 
     def line(self, text: str, now: float) -> str | None:
-        """The line to print now, if any."""
+        """The line to log now, if any."""
         if now < self._next_s:
             self._unsaid += 1
             return None

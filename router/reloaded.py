@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Generic, TypeVar
 
+from baton.logs import log
 from baton.protocol.errors import ConfigError
 
 T = TypeVar("T")
@@ -20,7 +21,7 @@ class Reloaded(Generic[T]):
     """
 
     def __init__(self, paths: Sequence[str], read: Callable[[], T]) -> None:
-        """`read` raises `ConfigError`, which is passed on here and printed later."""
+        """`read` raises `ConfigError`, which is passed on here and logged later."""
         self._paths, self._read = tuple(map(Path, paths)), read
         self._lock = threading.Lock()
         self._seen = self._stamp()
@@ -44,7 +45,7 @@ class Reloaded(Generic[T]):
         try:
             self._value = self._read()
         except ConfigError as error:
-            print(f"What was read before stays in use: {error.message}", flush=True)
+            log.warning(f"What was read before stays in use: {error.message}")
             return
         self._version += 1
 

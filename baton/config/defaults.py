@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 CHECKSUM_EVERY = 16
 WRITE_STALL_S = 10.0
 POLICY = "predicted_latency"
@@ -12,3 +14,4 @@ CLAIM_WITHIN_S = 30.0
 STOP_GRACE_S = 5.0
 WRITE_TIMEOUT_S = 30.0
 MAX_MESSAGE_MIB = 64
+LOG_LEVEL: Final = "info"

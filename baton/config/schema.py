@@ -9,6 +9,7 @@
     [placement] strategy; and per pool, [placement.prefill] and so on: cpus, gpus, resources, labels, env
     [access]    tls_certificate, tls_key, client_ca, tokens_file, share_prefixes, open_admin,
                 max_prompt_tokens, max_message_mib, max_streams_per_tenant
+    [logging]   level
 
 "auto" means: worked out at start from the machine and the model (baton/config/resolve.py), and printed.
 """
@@ -107,6 +108,10 @@ class AccessSection(_Section):
     open_admin: bool = False
 
 
+class LoggingSection(_Section):
+    level: Literal["debug", "info", "warning", "error"] = defaults.LOG_LEVEL
+
+
 class BatonConfig(_Section):
     """A whole configuration."""
 
@@ -116,6 +121,7 @@ class BatonConfig(_Section):
     router: RouterSection = RouterSection()
     placement: PlacementSection = PlacementSection()
     access: AccessSection = AccessSection()
+    logging: LoggingSection = LoggingSection()
 
 
 def parse_config(text: str = "", overrides: dict[str, dict[str, Any]] | None = None) -> BatonConfig:

@@ -41,10 +41,12 @@ class LinkRates:
         peer.best = this if peer.best is None else max(peer.best, this, key=lambda one: one.bytes_per_s)
         return peer.best if peer.writes == WRITES else None
 
-    def sentence(self, own: WorkerInfo, measured: LinkMeasured) -> str:
-        """The log's line about it: the warning where there is one."""
+    def sentence(self, own: WorkerInfo, measured: LinkMeasured) -> tuple[str, bool]:
+        """The log's line about it, and whether that is a warning."""
         host = self._peers[measured.agent].host
         gpus_of_one_host = own.device != "cpu" and bool(host) and host == own.host
         said = f"{measured.num_bytes >> 20} MiB to {measured.agent} in {1000 * measured.seconds:.1f} ms"
         warning = slow_link(own.name, measured.agent, measured.bytes_per_s, gpus_of_one_host)
-        return f"{said}. {warning}" if warning else f"{said}, {measured.bytes_per_s / 1e9:.1f} GB/s"
+        if warning:
+            return f"{said}. {warning}", True
+        return f"{said}, {measured.bytes_per_s / 1e9:.1f} GB/s", False

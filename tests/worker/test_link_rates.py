@@ -68,8 +68,8 @@ def test_only_a_slow_link_between_gpus_of_one_host_is_a_warning_in_the_log(
 ) -> None:
     rates = LinkRates()
     rates.joined("d:1", host)
-    line = rates.sentence(_info("p", "node", device), measured)
-    assert ("below 20 GB/s" in line) is warned
+    line, warning = rates.sentence(_info("p", "node", device), measured)
+    assert ("below 20 GB/s" in line) is warning is warned
     assert "GB/s" in line
     assert "64 MiB to d:1" in line
 
