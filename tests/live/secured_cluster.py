@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from baton.config.access import AccessPlan
-from baton.router.worker_gate import new_link_keys
+from baton.router.access.worker_gate import new_link_keys
 from benchmarks.process_cluster import ProcessCluster, plans
 
 MAX_PROMPT_TOKENS, MAX_STREAMS = 120, 2

@@ -12,7 +12,7 @@ import pytest
 import baton
 from baton.builtin_model import CHECKPOINT
 from baton.client.client import AsyncTokenStream
-from baton.router.operation import Migrate
+from baton.router.core.operation import Migrate
 from benchmarks.abort_storm import watch_pages
 from benchmarks.cables import DEVICE, Cables, why_not
 from benchmarks.process_cluster import ProcessCluster, plans
