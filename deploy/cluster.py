@@ -21,7 +21,7 @@ from baton.deploy.supervisor import start_supervisor
 from baton.engine.checkpoint import check_weights, read_config, read_sampling_defaults, resolve_model
 from baton.engine.tokenizer import check_tokenizer
 from baton.protocol.errors import BatonError, ConfigError
-from baton.router.credentials import Credentials
+from baton.router.access.credentials import Credentials
 from baton.router.policy.policies import check_policy
 
 BUILTIN = "built-in"

@@ -16,15 +16,15 @@ from baton.logs import log
 from baton.protocol.errors import BatonError, Cancelled, ConfigError, InvalidRequest
 from baton.protocol.messages import RouterMessage, Welcome, WorkerMessage
 from baton.protocol.request import Request
-from baton.router.commands import Close, Command, Kill, Moved, Show, Tell
-from baton.router.core import RouterCore
+from baton.router.core.commands import Close, Command, Kill, Moved, Show, Tell
+from baton.router.core.core import RouterCore
+from baton.router.core.operation import Ask, Operation
+from baton.router.core.record import Completion
+from baton.router.core.stream import TextToken
+from baton.router.core.worker_frames import WorkerFrames
 from baton.router.log_lines import completion_line, operation_line
-from baton.router.operation import Ask, Operation
 from baton.router.policy.output_length import OutputLength
 from baton.router.policy.policies import make_policy
-from baton.router.record import Completion
-from baton.router.stream import TextToken
-from baton.router.worker_frames import WorkerFrames
 from baton.router.worker_link import WorkerLink
 
 TICK_S = 0.1

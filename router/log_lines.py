@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from baton.router.operation import Operation
-from baton.router.record import Completion
+from baton.router.core.operation import Operation
+from baton.router.core.record import Completion
 
 
 def completion_line(completion: Completion) -> str:

@@ -19,8 +19,8 @@ from baton.protocol.codec import decode_to_router, encode_to_worker
 from baton.protocol.errors import InvalidRequest
 from baton.protocol.link_keys import RouterKeys
 from baton.protocol.messages import RouterMessage, WorkerMessage
-from baton.router.complaints import Complaints
-from baton.router.worker_gate import WorkerGate
+from baton.router.access.worker_gate import WorkerGate
+from baton.router.core.complaints import Complaints
 
 HEARTBEAT = "#alive"  # a worker's heartbeat has a link of its own, for which its name ends so
 PING_MS, SILENCE_MS = 1000, 5000  # a connection without a sign of life for so long is broken off

@@ -15,11 +15,11 @@ from baton.engine.host_pages import HostPages
 from baton.engine.kv_pages import PagePool
 from baton.kv_transfer.nixl import NixlTransport
 from baton.protocol.worker import Endpoint, RoleName, WorkerInfo
+from baton.worker.core.state import WorkerState
 from baton.worker.executors import make_executor
 from baton.worker.heartbeat import Heartbeat
 from baton.worker.loop import WorkerLoop
 from baton.worker.router_link import RouterLink
-from baton.worker.state import WorkerState
 
 
 def assemble(plan: WorkerPlan, incarnation: str, host: str, tell: Callable[[str], None]) -> WorkerLoop:

@@ -33,17 +33,17 @@ from baton.protocol.messages import (
     WorkerMessage,
 )
 from baton.protocol.worker import WorkerInfo
+from baton.worker.core.link_rates import LinkRates
+from baton.worker.core.page_checksums import Checksum, checksums, wrong_pages
+from baton.worker.core.reports import Reports
+from baton.worker.core.role import Command, Role, Send, SwapIn, SwapOut, WriteEnded, WritePages
+from baton.worker.core.state import WorkerState
+from baton.worker.core.write_watch import WriteWatch
 from baton.worker.heartbeat import Heartbeat
 from baton.worker.idle_check import IdleCheck
-from baton.worker.link_rates import LinkRates
-from baton.worker.page_checksums import Checksum, checksums, wrong_pages
-from baton.worker.reports import Reports
-from baton.worker.role import Command, Role, Send, SwapIn, SwapOut, WriteEnded, WritePages
 from baton.worker.role_switch import make_role, switch_role
 from baton.worker.router_link import RouterLink
-from baton.worker.state import WorkerState
 from baton.worker.step_wait import await_step
-from baton.worker.write_watch import WriteWatch
 
 FINISH_WRITES_S = 5.0
 POLL_S = 0.001  # how often to look for a peer's writes while nothing is to compute

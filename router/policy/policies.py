@@ -6,12 +6,12 @@ import difflib
 from collections.abc import Callable
 
 from baton.protocol.errors import ConfigError
-from baton.router.policy.peers.balancing import LeastLoaded, Random, RoundRobin
-from baton.router.policy.peers.cache_aware import CacheAware
-from baton.router.policy.peers.conductor import Conductor
-from baton.router.policy.peers.kv_router import KvRouter
-from baton.router.policy.peers.latency_headroom import LatencyHeadroom
-from baton.router.policy.peers.power_of_two import PowerOfTwo
+from baton.router.policy.baselines.balancing import LeastLoaded, Random, RoundRobin
+from baton.router.policy.baselines.cache_aware import CacheAware
+from baton.router.policy.baselines.conductor import Conductor
+from baton.router.policy.baselines.kv_router import KvRouter
+from baton.router.policy.baselines.latency_headroom import LatencyHeadroom
+from baton.router.policy.baselines.power_of_two import PowerOfTwo
 from baton.router.policy.placement import Placement
 from baton.router.policy.predicted_latency import PredictedLatency
 

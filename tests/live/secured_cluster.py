@@ -10,7 +10,7 @@ from pathlib import Path
 
 from baton.config.access import AccessPlan
 from baton.logs import set_up
-from baton.router.worker_gate import new_link_keys
+from baton.router.access.worker_gate import new_link_keys
 from benchmarks.process_cluster import ProcessCluster, plans
 
 MAX_PROMPT_TOKENS, MAX_STREAMS = 120, 2

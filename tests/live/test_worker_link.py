@@ -12,7 +12,7 @@ import zmq
 from baton.protocol.errors import InvalidRequest
 from baton.protocol.link_keys import LinkKeys, WorkerKeys
 from baton.protocol.messages import Goodbye, Rejoin, RouterMessage, Welcome, WorkerMessage
-from baton.router.worker_gate import new_link_keys
+from baton.router.access.worker_gate import new_link_keys
 from baton.router.worker_link import WorkerLink
 from baton.worker.router_link import RouterLink
 

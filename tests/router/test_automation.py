@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 
 from baton.protocol.messages import RoleChanged
 from baton.protocol.worker import RoleName
-from baton.router.automation import LOOK_EVERY_S, YIELD_S, Automation
-from baton.router.dispatch import Dispatch
-from baton.router.operation import Drain, OperationState, Rebalance
-from baton.router.operations import Operations
+from baton.router.core.automation import LOOK_EVERY_S, YIELD_S, Automation
+from baton.router.core.dispatch import Dispatch
+from baton.router.core.operation import Drain, OperationState, Rebalance
+from baton.router.core.operations import Operations
+from baton.router.core.pool_steps import POOLS
+from baton.router.core.unclaimed import Unclaimed
 from baton.router.policy.policies import NAMES, make_policy
-from baton.router.policy.pool_steps import POOLS
-from baton.router.unclaimed import Unclaimed
 from tests.router.policy.clusters import cluster_of
 from tests.router.policy.test_pool_planner import names
 

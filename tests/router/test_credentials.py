@@ -9,8 +9,8 @@ import pytest
 
 from baton.config.access import AccessPlan
 from baton.protocol.errors import ConfigError
-from baton.router.credentials import Credentials, read_certificates
-from baton.router.reloaded import Reloaded
+from baton.router.access.credentials import Credentials, read_certificates
+from baton.router.access.reloaded import Reloaded
 from tests.certificates import self_signed
 
 

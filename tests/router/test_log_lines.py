@@ -6,10 +6,10 @@ import pytest
 
 from baton.protocol.errors import BatonError, WorkerLost
 from baton.protocol.request import FinishReason
-from baton.router.latency import Latency
+from baton.router.core.latency import Latency
+from baton.router.core.operation import Drain, Operation, OperationState, Step, StepState
+from baton.router.core.record import Completion
 from baton.router.log_lines import completion_line, operation_line
-from baton.router.operation import Drain, Operation, OperationState, Step, StepState
-from baton.router.record import Completion
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,11 @@ from baton.protocol.errors import InvalidRequest
 from baton.protocol.link_rate import LARGE_BYTES, slow_link
 from baton.protocol.messages import LinkMeasured, PeerJoined, Register
 from baton.protocol.worker import Endpoint, PageLayout, RoleName, WorkerInfo
-from baton.router.commands import Tell
-from baton.router.limits import RouterLimits
-from baton.router.membership import Membership
+from baton.router.core.commands import Tell
+from baton.router.core.limits import RouterLimits
+from baton.router.core.membership import Membership
 from baton.router.policy.cluster_state import ClusterState
-from baton.worker.link_rates import LinkRates
+from baton.worker.core.link_rates import LinkRates
 from tests.pure_cluster import FRAMES
 
 LAYOUT = PageLayout(8, 1, 4, 1, 1, "float32", "model")
