@@ -34,6 +34,7 @@ class WorkerPlan:
     gpu_memory_fraction: float = 0.9  # of the GPU's memory, for all that the worker has there
     cuda_graphs: bool = True
     attention: str = "auto"  # prefill kernels on a GPU: "auto", "fa2", or "fa3" on Hopper
+    transport: str = defaults.TRANSPORT
     link_keys: WorkerKeys | None = field(default=None, repr=False)  # None: the link is open
 
 

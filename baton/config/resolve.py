@@ -223,6 +223,7 @@ class Resolved:
             gpu_memory_fraction=memory_fraction(self.config, role),
             cuda_graphs=self.config.engine.cuda_graphs,
             attention=self.config.engine.attention,
+            transport=self.config.engine.transport,
         )
 
 

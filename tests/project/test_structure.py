@@ -79,7 +79,7 @@ ALLOWED = {
     "router": {"protocol", "config", "engine"},
     "worker": {"protocol", "config", "engine", "kv_transfer", "prefill_worker", "decode_worker"},
     "simulator": {"protocol", "engine", "worker", "router"},
-    "deploy": {"protocol", "config", "client", "engine", "worker", "router", "builtin_model"},
+    "deploy": {"protocol", "config", "client", "engine", "kv_transfer", "worker", "router", "builtin_model"},
     "cli": {"protocol", "config", "client", "simulator", "deploy", "builtin_model"},
 }
 ONLY_IN = {

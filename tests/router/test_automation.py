@@ -13,7 +13,7 @@ from baton.router.automation import LOOK_EVERY_S, YIELD_S, Automation
 from baton.router.dispatch import Dispatch
 from baton.router.operation import Drain, OperationState, Rebalance
 from baton.router.operations import Operations
-from baton.router.policy.policies import NAMES, make_policy
+from baton.router.policy.policies import make_policy
 from baton.router.policy.pool_steps import POOLS
 from baton.router.unclaimed import Unclaimed
 from tests.router.policy.clusters import cluster_of
@@ -147,8 +147,3 @@ def test_the_planner_goes_by_the_policy_that_is_set_now() -> None:
     pools.automation.dispatch.placement = make_policy("round_robin")
     assert before is not None
     assert before == pools.automation.look(60.0) != after
-
-
-def test_two_placements_give_decode_workers_whole_requests() -> None:
-    whole = {name for name in NAMES if make_policy(name).serves_whole}
-    assert whole == {"predicted_latency", "latency_headroom"}
