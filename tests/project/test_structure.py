@@ -38,9 +38,12 @@ PURE = [
         ROOT / "baton" / "engine" / name
         for name in ("sequence.py", "kv_pages.py", "page_table.py", "batch.py", "step.py")
     ),
-    *(ROOT / "baton" / "engine" / name for name in ("model_config.py", "graph_sizes.py", "device_memory.py")),
+    *(
+        ROOT / "baton" / "engine" / name
+        for name in ("model_config.py", "graph_sizes.py", "device_memory.py")
+    ),
     *(ROOT / "baton" / "engine" / "race" / name for name in ("noise.py", "definition.py", "draw.py")),
-    ROOT / "baton" / "engine" / "checkpoint_tensors.py",
+    *(ROOT / "baton" / "engine" / name for name in ("checkpoint_tensors.py", "families.py")),
     *(ROOT / "prefill_worker").glob("*.py"),
     *(ROOT / "decode_worker").glob("*.py"),
     *(
