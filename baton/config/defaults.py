@@ -6,6 +6,7 @@ from typing import Final
 
 CHECKSUM_EVERY = 16
 WRITE_STALL_S = 10.0
+TRANSPORT = "nixl"
 POLICY = "predicted_latency"
 MAX_QUEUED = 4096
 LOST_AFTER_S = 2.0

@@ -35,6 +35,7 @@ class WorkerPlan:
     cuda_graphs: bool = True
     attention: str = "auto"  # prefill kernels on a GPU: "auto", "fa2", or "fa3" on Hopper
     log_level: str = defaults.LOG_LEVEL
+    transport: str = defaults.TRANSPORT
     link_keys: WorkerKeys | None = field(default=None, repr=False)  # None: the link is open
 
 

@@ -225,6 +225,7 @@ class Resolved:
             cuda_graphs=self.config.engine.cuda_graphs,
             attention=self.config.engine.attention,
             log_level=self.config.logging.level,
+            transport=self.config.engine.transport,
         )
 
 

@@ -3,7 +3,8 @@
     [model]     path, dtype, context_tokens, generation_config
     [pools]     prefill, decode, mixed
     [engine]    page_size, num_pages, kv_memory_gib, chunk_tokens, mixed_chunk_tokens, max_batch, threads,
-                checksum_every, swap_memory_gib, write_stall_s, device, gpu_memory_fraction, cuda_graphs, attention
+                checksum_every, swap_memory_gib, write_stall_s, device, gpu_memory_fraction, cuda_graphs, attention,
+                transport
     [router]    host, port, admin_host, admin_port, policy, refuse_late, auto_rebalance, max_queued, lost_after_s,
                 no_workers_grace_s, claim_within_s, stop_grace_s, write_timeout_s, state_file
     [placement] strategy; and per pool, [placement.prefill] and so on: cpus, gpus, resources, labels, env
@@ -60,6 +61,7 @@ class EngineSection(_Section):
     gpu_memory_fraction: Annotated[float, Field(ge=0.05, le=0.98, allow_inf_nan=False)] | Auto = "auto"
     cuda_graphs: bool = True
     attention: Literal["auto", "fa2", "fa3"] = "auto"
+    transport: str = defaults.TRANSPORT
 
 
 class RouterSection(_Section):

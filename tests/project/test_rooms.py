@@ -35,7 +35,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "worker": ("protocol", "config", "engine", "kv_transfer", "worker.core", "prefill_worker", "decode_worker"),
     "simulator": ("protocol", "engine", "router.policy", "router.core", "worker.core", "worker.role_switch"),
     "deploy": (
-        *("protocol", "config", "client", "engine", "builtin_model"),
+        *("protocol", "config", "client", "engine", "kv_transfer", "builtin_model"),
         *("router.policy", "router.access", "router.actor", "worker.actor"),
     ),
     "cli": ("protocol", "config", "client", "simulator", "deploy", "builtin_model"),
@@ -54,6 +54,7 @@ PURE = (
 CODEC = "baton/protocol/codec.py"  # turns our types into protobuf's
 PURE_FILES = (  # in rooms that are not pure
     *("deploy/condition.py", "deploy/recovery.py"),
+    *("baton/engine/checkpoint_tensors.py", "baton/engine/families.py"),
     *(f"baton/engine/race/{name}.py" for name in ("noise", "definition", "draw")),
 )
 IMPURE = {

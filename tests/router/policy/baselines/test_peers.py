@@ -195,6 +195,19 @@ def test_every_policy_serves_a_cluster_without_two_pools_and_waits_for_one_that_
     assert make_policy(name).name == name
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_policy_gives_whole_requests_to_a_decode_pool_beside_a_prefill_pool_if_it_says_so(name: str) -> None:
+    policy, whole = make_policy(name, refuse_late=False), set()
+    for tokens in (10, 1000, 20_000):
+        for prompts_before in (0, 1, 40):
+            state = cluster_of(*WORKERS)
+            for worker in ("prefill-0", "prefill-1"):
+                send(state, worker, *[2000] * prompts_before)
+            verdicts = policy.decide([item(tokens, ttft_s=0.5, tpot_s=0.5)], state, 0.0)
+            whole |= {verdict.decision.whole for verdict in verdicts if isinstance(verdict, Place)}
+    assert (True in whole) == policy.serves_whole
+
+
 def test_an_unknown_policy_is_answered_with_the_known_ones() -> None:
     with pytest.raises(ConfigError, match="round_robin"):
         make_policy("best")
