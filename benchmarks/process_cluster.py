@@ -12,6 +12,7 @@ from typing import Any
 
 from baton.config.plan import ResolvedEngine, ResolvedModel, RouterPlan, WorkerPlan
 from baton.config.schema import RouterSection
+from baton.logs import set_up
 from baton.router.assembly import RunningRouter, start_router
 from baton.router.policy.cluster_state import ClusterState
 from benchmarks.cables import enter
@@ -24,6 +25,7 @@ def work(plan: WorkerPlan, namespace: str = "", environment: Mapping[str, str] |
     if namespace:
         enter(namespace)
     os.environ.update(environment or {})
+    set_up(plan.name, plan.logging.level)
     from baton.worker.assembly import assemble
 
     assemble(plan, str(os.getpid()), "localhost", lambda stage: None).run()

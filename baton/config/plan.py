@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from baton.config.schema import AccessSection, EngineSection, ModelSection, RouterSection
+from baton.config.schema import AccessSection, EngineSection, LoggingSection, ModelSection, RouterSection
 from baton.protocol.link_keys import RouterKeys, WorkerKeys
 from baton.protocol.sampling import SamplingDefaults
 
@@ -47,6 +47,7 @@ class WorkerPlan:
     model: ResolvedModel
     engine: ResolvedEngine
     access: AccessSection = field(default_factory=AccessSection)
+    logging: LoggingSection = field(default_factory=LoggingSection)
     link_keys: WorkerKeys | None = field(default=None, repr=False)  # None: the link is open
 
 
@@ -62,6 +63,7 @@ class RouterPlan:
     settings: dict[str, str] = field(default_factory=dict)  # shown by `baton status`
     sampling_defaults: SamplingDefaults = field(default_factory=dict)  # of requests that leave them open
     access: AccessSection = field(default_factory=AccessSection)
+    logging: LoggingSection = field(default_factory=LoggingSection)
     link_keys: RouterKeys | None = field(default=None, repr=False)  # None: the link is open
 
 

@@ -172,11 +172,13 @@ class Resolved:
             settings=self.settings,
             sampling_defaults=self.sampling_defaults,
             access=self.config.access,
+            logging=self.config.logging,
         )
 
     def worker_plan(self, name: str, role: str, router_address: str) -> WorkerPlan:
         """`role`: the value of a `RoleName`; `router_address`: of the router's worker link."""
-        return WorkerPlan(name, role, router_address, self._model, self._engine(role), self.config.access)
+        access, logging = self.config.access, self.config.logging
+        return WorkerPlan(name, role, router_address, self._model, self._engine(role), access, logging)
 
     def _engine(self, role: str) -> ResolvedEngine:
         cpus = int(demand(self.config, role).cpus)

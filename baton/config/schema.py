@@ -103,6 +103,9 @@ class EngineSection(_Section):
     attention: Literal["auto", "fa2", "fa3"] = "auto"
     """Prefill kernels on a GPU; auto: fa3 on Hopper where it is installed, else fa2"""
 
+    transport: str = "nixl"
+    """What moves KV pages between workers"""
+
     checksum_every: int = Field(default=16, ge=0)
     """Compare the checksum of every N-th page of a handoff; 1: of all, 0: of none"""
 
@@ -217,6 +220,13 @@ class AccessSection(_Section):
     """Answers under way at once; 0: no limit"""
 
 
+class LoggingSection(_Section):
+    """What router and workers log (docs/operations.md)."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least severe lines that are logged; debug: also each request's end"""
+
+
 class BatonConfig(_Section):
     """A whole configuration."""
 
@@ -226,6 +236,7 @@ class BatonConfig(_Section):
     router: RouterSection = RouterSection()
     placement: PlacementSection = PlacementSection()
     access: AccessSection = AccessSection()
+    logging: LoggingSection = LoggingSection()
 
 
 def parse_config(text: str = "", overrides: dict[str, dict[str, Any]] | None = None) -> BatonConfig:

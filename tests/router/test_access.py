@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from baton.config.access import access_words, check_access
 from baton.config.schema import AccessSection
 from baton.protocol.errors import ConfigError, Overloaded, PermissionDenied, PromptTooLong, Unauthenticated
-from baton.router.access import ADMIN, GENERATE, parse_tokens
-from baton.router.complaints import EVERY_S, Complaints
-from baton.router.limits import TenantStreams, check_prompt, most_prompt_tokens
+from baton.router.access.access import ADMIN, GENERATE, parse_tokens
+from baton.router.core.complaints import EVERY_S, Complaints
+from baton.router.core.limits import TenantStreams, check_prompt, most_prompt_tokens
 
 TOKEN = "baton_of-acme"
 DIGEST = sha256(TOKEN.encode()).hexdigest()

@@ -1,0 +1,113 @@
+"""Who may still be writing into whose pages. Pages are not reused before their writer is known to have ended.
+
+A worker that fell silent may be dead, or only stopped: when it goes on, so does the write it was in. So a reservation
+that it was sending into is released only when the worker is known to be gone (its process has ended, or it came back
+under a new incarnation, which it takes on after its writes have ended). And a worker that comes back is given work only
+when nobody writes into what its former incarnation had reserved.
+
+The kernel of a dead writer still delivers what it had taken over from it (4 MB a connection, measured) once a cut cable
+is whole. So where a write was stalled, or its target away, when its writer died, the pages are held until that is over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from dataclasses import dataclass, field
+
+from baton.router.core.commands import Tell
+
+# Linux gives up 8 retries (tcp_orphan_retries) after 102 s, but looks when it would retry: at most 120 s later.
+ORPHAN_S = 240.0
+
+
+@dataclass(eq=False)
+class Quarantine:
+    """Every send order that was not answered yet, and the releases that wait for an answer."""
+
+    _sending: dict[str, tuple[str, str]] = field(default_factory=dict)  # reservation id → (source, target)
+    _held: dict[str, Tell] = field(default_factory=dict)  # by reservation id
+    _stalled: set[str] = field(default_factory=set)  # reservation ids
+    _aimless: set[str] = field(default_factory=set)  # reservation ids, whose target's process has ended
+    _orphans: dict[str, float] = field(default_factory=dict)  # reservation id, its writer dead → nothing comes after
+
+    def began(self, reservation_id: str, source: str, target: str) -> None:
+        """The source was told to write into the target's reservation."""
+        self._sending[reservation_id] = (source, target)
+
+    def ended(self, reservation_id: str) -> list[Tell]:
+        """The source has answered: it writes no more. Returns what may be released now."""
+        self._sending.pop(reservation_id, None)
+        self._stalled.discard(reservation_id)
+        self._aimless.discard(reservation_id)
+        self._orphans.pop(reservation_id, None)
+        held = self._held.pop(reservation_id, None)
+        return [held] if held is not None else []
+
+    def release(self, reservation_id: str, order: Tell) -> list[Tell]:
+        """The order, if nobody can write into the reservation; else it is kept until then."""
+        if reservation_id not in self._sending:
+            return [order]
+        self._held[reservation_id] = order
+        return []
+
+    def stalled(self, reservation_id: str) -> None:
+        """The write makes no progress: what is left of it may arrive later."""
+        if reservation_id in self._sending:
+            self._stalled.add(reservation_id)
+
+    def gone(self, source: str) -> list[Tell]:
+        """The worker lives, and what it was told to write has ended. Returns what may be released now."""
+        return [order for reservation_id in self._of(source) for order in self.ended(reservation_id)]
+
+    def died(self, worker: str, present: Container[str], now: float) -> list[Tell]:
+        """Its process has ended; `present` are the workers that are not away. Returns what may be released now.
+
+        What was on its way into its own pages finds nobody any more.
+        """
+        self._aimless |= {one for one, (_, target) in self._sending.items() if target == worker}
+        over = [one for one in self._orphans if one in self._aimless]
+        for one in self._of(worker):
+            may_arrive = one in self._stalled or self._sending[one][1] not in present
+            if may_arrive and one not in self._aimless:
+                self._orphans[one] = now + ORPHAN_S
+            else:
+                over.append(one)
+        return [order for one in over for order in self.ended(one)]
+
+    def expired(self, now: float) -> list[Tell]:
+        """What may be released because nothing of a dead writer comes any more."""
+        over = [reservation_id for reservation_id, until_s in self._orphans.items() if now >= until_s]
+        return [order for reservation_id in over for order in self.ended(reservation_id)]
+
+    def _of(self, source: str) -> list[str]:
+        """Reservations that the worker, which lives or has just died, was told to write into."""
+        return [one for one, (writer, _) in self._sending.items() if writer == source and one not in self._orphans]
+
+    def written_into(self, target: str) -> bool:
+        """Whether somebody may still write into pages that the worker once reserved."""
+        return any(reader == target for _, reader in self._sending.values())
+
+    def target(self, reservation_id: str, source: str) -> str | None:
+        """Whose reservation it is, where the worker was told to write into it and has not answered."""
+        writer, reader = self._sending.get(reservation_id, ("", ""))
+        return reader if writer == source else None
+
+    def between(self, one: str, other: str) -> bool:
+        """Whether one of the two may still write into pages of the other."""
+        return any({writer, reader} == {one, other} for writer, reader in self._sending.values())
+
+    def reads_for(self, source: str, request_id: str) -> bool:
+        """Whether a write of the worker may still read pages of the request."""
+        sending = ((one.rpartition("/")[0], writer) for one, (writer, _) in self._sending.items())
+        return (request_id, source) in sending
+
+    def sending(self) -> dict[str, str]:
+        """Every reservation that somebody was told to write into, and may yet answer about, with its writer."""
+        return {one: source for one, (source, _) in self._sending.items() if one not in self._orphans}
+
+    def holds(self, reservation_id: str) -> bool:
+        """Whether the reservation is open because somebody may still write into it."""
+        return reservation_id in self._sending
+
+    def __len__(self) -> int:
+        return len(self._sending)
