@@ -19,7 +19,7 @@ TABLES = re.compile(r"(?<=<!-- keys -->\n).*(?=<!-- end -->)", re.DOTALL)
 HEAD = """\
 # Every key with its default:  baton up --config deploy/cluster.toml
 # "auto" is worked out at start from the machine and the model, and printed.
-# Made from baton/config/schema.py by `python -m baton.config`.
+# Made from baton/config/schema.py by `python -m baton.deploy.config_files`.
 """
 
 

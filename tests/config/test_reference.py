@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from baton.config import __main__ as command
 from baton.config.reference import cluster_toml, sections, with_tables
 from baton.config.schema import parse_config
+from baton.deploy import config_files as command
 
 
 def test_the_files_in_the_checkout_are_what_the_schema_makes(capsys: pytest.CaptureFixture[str]) -> None:

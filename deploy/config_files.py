@@ -1,7 +1,7 @@
-"""The files that are made from the configuration's schema.
+"""The files that are made from the configuration's schema. Both commands name the files that differ.
 
-python -m baton.config            # write deploy/cluster.toml and the tables of docs/configuration.md
-python -m baton.config --check    # only say which of them differ (exit code 1)
+python -m baton.deploy.config_files            # write deploy/cluster.toml and the tables of docs/configuration.md
+python -m baton.deploy.config_files --check    # write nothing; exit code 1 when one differs
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from pathlib import Path
 
 from baton.config.reference import cluster_toml, with_tables
 
-ROOT = Path(__file__).resolve().parents[2]
+COMMAND = "baton.deploy.config_files"
+ROOT = Path(__file__).resolve().parents[1]
 EXAMPLE = ROOT / "deploy" / "cluster.toml"
 DOCUMENT = ROOT / "docs" / "configuration.md"
 
@@ -20,7 +21,7 @@ DOCUMENT = ROOT / "docs" / "configuration.md"
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m baton.config", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=f"python -m {COMMAND}", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 when a file differs")
     check = parser.parse_args(arguments).check
@@ -32,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     for path in changed:
         if not check:
             path.write_text(made[path])
-        print(f"{path.relative_to(ROOT)} {'differs: run python -m baton.config' if check else 'written'}")
+        print(f"{path.relative_to(ROOT)} {f'differs: run python -m {COMMAND}' if check else 'written'}")
     return int(check and bool(changed))
 
 
