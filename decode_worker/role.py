@@ -121,7 +121,7 @@ class DecodeRole:
         headroom = self._headroom + self._swap.num_held
         reservation = self._inbound.reserve(message.reservation_id, sequence, headroom, growth)
         if reservation is None:
-            return ReservationRefused(message.reservation_id, request_id, "No room for its pages.")
+            return ReservationRefused(message.reservation_id, request_id, "Too few free pages.")
         return Reserved(reservation)
 
     @property

@@ -42,7 +42,7 @@ def leaving(pool: str, count: int, pools: Pools) -> list[str]:
     gone = members[::-1][:count]
     if not {*pools.get("decode", []), *pools.get("mixed", [])} - set(gone):
         raise ConfigError(
-            "Nothing would decode: keep at least one decode or mixed worker, or end it with `baton down`."
+            "No pool would decode: keep at least one decode or mixed worker, or end it with `baton down`."
         )
     return gone
 
@@ -60,7 +60,7 @@ def scale(pool: str, delta: int, pools: Pools, drain: Drain, tell: Tell) -> list
         raise ConfigError(f"There is no pool {pool!r}: it is prefill, decode or mixed.")
     cluster = serving_cluster()
     if cluster is None or not cluster.resolved:
-        raise ConfigError("No cluster is up: start one with `baton up`.")
+        raise ConfigError("No cluster is running: start one with `baton up`.")
     resolved = Resolved.from_json(cluster.resolved)
     from baton.deploy.launcher import connected, live_workers
 

@@ -38,7 +38,7 @@ class Caller:
     def tenant_for(self, named: str) -> str:
         """The tenant of a request that names `named` ("" for none); raises `PermissionDenied` for another's."""
         if named and named != self.tenant:
-            raise PermissionDenied("The request names another tenant than its token's: leave the tenant out.")
+            raise PermissionDenied("The request names a tenant other than its token's: omit the tenant.")
         return self.tenant
 
 
@@ -52,13 +52,13 @@ class Access:
         """Who calls with this metadata; raises `Unauthenticated` when that cannot be told."""
         given = [value for key, value in metadata if key == "authorization"]
         if not given:
-            raise Unauthenticated("This router asks for a token: give token=… or set $BATON_TOKEN.")
+            raise Unauthenticated("This router requires a token: give token=… or set $BATON_TOKEN.")
         scheme, _, token = str(given[0]).partition(" ")
         if len(given) > 1 or scheme.lower() != "bearer" or len(token) > MAX_TOKEN_BYTES:
             raise Unauthenticated('Give one token, as the metadata "authorization: Bearer TOKEN".')
         caller = self.callers.get(sha256(token.strip().encode()).hexdigest())
         if caller is None:
-            raise Unauthenticated("The token is not known here: it was mistyped, or taken out of the token file.")
+            raise Unauthenticated("The token is invalid: it was mistyped, or removed from the token file.")
         return caller
 
 

@@ -83,7 +83,7 @@ def read_certificates(plan: AccessPlan) -> Certificates:
         try:
             context.load_verify_locations(plan.client_ca)
         except OSError:
-            raise ConfigError(f"{plan.client_ca} (access.client_ca) holds no certificate in PEM.") from None
+            raise ConfigError(f"{plan.client_ca} (access.client_ca) has no PEM certificate.") from None
     return Certificates(certificate, key, client_ca)
 
 

@@ -91,12 +91,12 @@ def lifecycle(request_id: str) -> Life:
                     pending = (StartHandoff(attempt.source, reservation),)
             case PagesRefused(reservation_id) if reservation_id == attempt.reservation_id:
                 refused, attempt.target, attempt.reservation_id = attempt.target, None, ""
-                pending = _seek_another(attempt, refused, "has no room for its pages")
+                pending = _seek_another(attempt, refused, "has too few free pages")
             case SourceEnded(reservation_id) if attempt.awaits(reservation_id):
                 pending = _source_ended(attempt, trouble, event)
             case HandoffStalled(reservation_id) if attempt.awaits(reservation_id):
                 attempt.sending = False
-                pending = _elsewhere(attempt, "its pages do not get to the other worker")
+                pending = _elsewhere(attempt, "its pages cannot reach the other worker")
             case Stranded() if attempt.source is not None and attempt.target is None and not attempt.moving:
                 pending, attempt = (CancelWork(attempt.source), Route()), Attempt()
             case Corrupt(reservation_id) if reservation_id == attempt.reservation_id:
@@ -107,11 +107,11 @@ def lifecycle(request_id: str) -> Life:
                 reservations += 1
                 pending = _migrate(attempt, worker, f"{request_id}/{reservations}")
             case Migrate():
-                pending = (MigrationEnded(None, "it is on its way to another worker already"),)
+                pending = (MigrationEnded(None, "it is already migrating"),)
             case Stay() if attempt.moving:
                 attempt.insist = False
                 if attempt.target is None and not attempt.sending:
-                    pending = (StopSeeking(), *_stays(attempt, "it was called off"))
+                    pending = (StopSeeking(), *_stays(attempt, "it was cancelled"))
             case Finished(reason, worker):
                 return (yield from _close_finished(attempt, reason, worker))
             case Stopped(reason, error):
@@ -126,7 +126,7 @@ def lifecycle(request_id: str) -> Life:
                 trouble.blame += loss * (worker == attempt.source or not aside)
                 if trouble.blame >= MAX_BLAME:
                     poison = WorkerLost(
-                        "The request was on two workers that died, or four that fell silent: it is given up."
+                        "Two workers crashed (or four timed out) while running this request, so it is not retried."
                     )
                     return (yield from _close(attempt, End(None, poison), lost=worker))
                 pending = _after_loss(attempt, worker)
@@ -190,7 +190,7 @@ def _not_delivered(attempt: Attempt, trouble: Trouble, end: SourceEnded) -> tupl
     blameless = attempt.absent or attempt.moving or end.apart or attempt.target is None  # the target was lost
     if not blameless and not trouble.on_handoff_failed(sentence):
         return ()
-    return _elsewhere(attempt, end.reason or "it ended or was preempted meanwhile")
+    return _elsewhere(attempt, end.reason or "it ended or was preempted first")
 
 
 def _elsewhere(attempt: Attempt, reason: str) -> tuple[Effect, ...]:
@@ -210,7 +210,7 @@ def _misrouted(attempt: Attempt) -> tuple[Effect, ...]:
     if attempt.sending or attempt.source is None:
         return ()
     cancel, attempt.source = CancelWork(attempt.source), None
-    return (cancel, *_start_over(attempt, "its worker does not have it"))
+    return (cancel, *_start_over(attempt, "its worker does not have the request"))
 
 
 def _corrupt(attempt: Attempt, trouble: Trouble) -> tuple[Effect, ...]:

@@ -85,7 +85,7 @@ class TenantStreams:
 def check_capacity(request: Request, state: ClusterState) -> None:
     """Raise `NoWorkers` or `PromptTooLong` when no worker could ever serve the request."""
     if not state.pool(RoleName.DECODE, RoleName.MIXED):
-        raise NoWorkers("No worker that decodes is registered; start one or wait until it has loaded the model.")
+        raise NoWorkers("No decode worker is registered; start one, or wait until it has loaded the model.")
     capacity = max(view.info.capacity_tokens for view in state.pool(RoleName.DECODE, RoleName.MIXED))
     prefill = state.pool(RoleName.PREFILL)
     if prefill and not state.pool(RoleName.MIXED):

@@ -47,7 +47,7 @@ class Operations:
         """Raises `NotFound`."""
         found = self._known.get(operation_id)
         if found is None:
-            raise NotFound(f"There is no operation {operation_id!r}; `baton operations` lists them.")
+            raise NotFound(f"Operation {operation_id!r} not found; `baton operations` lists them.")
         return found
 
     def newest(self) -> list[Operation]:
@@ -62,7 +62,9 @@ class Operations:
         known = self._known.get(operation_id)
         if known is not None:
             if known.ask != ask:
-                raise InvalidRequest(f"Operation {operation_id!r} is another one ({known.ask.title}); choose a new id.")
+                raise InvalidRequest(
+                    f"Operation {operation_id!r} already names another operation ({known.ask.title}); choose a new id."
+                )
             return known
         if isinstance(ask, AskMigrate):
             steps = [self._migration_step(ask)]
@@ -100,24 +102,24 @@ class Operations:
     def _migration_step(self, ask: AskMigrate) -> Step:
         record = self.records.get(ask.request_id)
         if record is None or record.closed:
-            raise NotFound(f"No request {ask.request_id!r} is live.")
+            raise NotFound(f"Request {ask.request_id!r} is not live.")
         if not record.decoding or record.migrating:
-            raise InvalidRequest(f"Request {ask.request_id!r} cannot move now: it is on its way to a decode worker.")
+            raise InvalidRequest(f"Request {ask.request_id!r} cannot migrate now: its handoff is in flight.")
         item = record.placement_input
         target = ask.worker or find_room(item.num_tokens, item.total_tokens, self.state, record.decode_worker)
         if target is None:
-            raise InvalidRequest(f"No other worker that decodes has room for request {ask.request_id!r}.")
+            raise InvalidRequest(f"No other decode worker has capacity for request {ask.request_id!r}.")
         view = self.state.workers.get(target)
         if view is None:
             raise NotFound(f"There is no worker {target!r}; `baton status` lists them.")
         if view.role is RoleName.PREFILL or not view.serving:
-            raise InvalidRequest(f"{target} cannot take a request over: it does not serve as a decode worker.")
+            raise InvalidRequest(f"{target} cannot take the request: it is not a serving decode worker.")
         if target in self.state.apart.get(record.decode_worker, ()):
             raise InvalidRequest(
                 f"Pages do not get from {record.decode_worker} to {target} now; choose another worker."
             )
         if view.info.capacity_tokens < item.total_tokens:
-            raise InvalidRequest(f"{target} has fewer pages than request {ask.request_id!r} may come to need.")
+            raise InvalidRequest(f"{target} has too few pages for request {ask.request_id!r} may need in the end.")
         if target == record.decode_worker:
             return Step(target, f"migrate {ask.request_id}", state=StepState.DONE, detail="it is there already")
         return Step(target, f"migrate {ask.request_id}")

@@ -83,7 +83,7 @@ class Record:
                 f"Request id {request.request_id!r} is in use by another live request; choose another."
             )
         if self.closed:
-            raise WorkerLost(f"Request {request.request_id!r} is ending; ask again in a moment.")
+            raise WorkerLost(f"Request {request.request_id!r} is ending; retry in a moment.")
         again = OutputStream(request, self.stream.vocabulary)
         return again.resume(self.stream.token_ids)
 

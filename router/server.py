@@ -81,7 +81,7 @@ class InferenceService:
 
     async def _write(self, subscription: Subscription, first: int, context: grpc.aio.ServicerContext) -> None:
         """The stream that goes out; however it ends, nobody waits for the request afterwards."""
-        ended: BatonError = Cancelled("The client went away.")
+        ended: BatonError = Cancelled("The client disconnected.")
         try:
             async for response, completion in _responses(subscription.next, first):
                 if completion is not None and completion.error is not None:

@@ -43,8 +43,8 @@ class WorkerFrames:
 
     def check(self, worker: str, incarnation: str, batch: Iterable[WorkerMessage], state: ClusterState) -> None:
         """Raise `InvalidRequest` unless everything in a worker's frame could be true."""
-        _expect(len(incarnation) <= MAX_ID, "its incarnation is none")
-        _expect(0 < len(worker) <= MAX_NAME and worker.isprintable(), "its sender's name is none")
+        _expect(len(incarnation) <= MAX_ID, "invalid incarnation id")
+        _expect(0 < len(worker) <= MAX_NAME and worker.isprintable(), "invalid worker name")
         view = state.workers.get(worker)
         info = view.info if view is not None and view.info.incarnation == incarnation else None
         for message in batch:
@@ -104,7 +104,7 @@ class WorkerFrames:
         _check_texts(said)
         _expect(all(text.isprintable() for text in said), "a text of its worker has characters that no log may show")
         _check_layout(layout)
-        _expect(layout.model_id == self.model_id, "its worker has another model than the router")
+        _expect(layout.model_id == self.model_id, "its model is not the router's")
         _expect(len(endpoint.metadata) <= MAX_METADATA_BYTES, "its transport metadata is too long")
         _check_counts(info.role_epoch, info.mixed_chunk_tokens, info.pid, endpoint.device_id)
         _expect(info.chunk_tokens > 0 and info.max_batch > 0, "its worker computes nothing in a step")
@@ -125,7 +125,7 @@ class WorkerFrames:
         _expect(0 <= token.index < self.context_tokens, "a token's index is outside the context")
         _expect(0 <= token.token_id < self.vocab_size, "a token is outside the vocabulary")
         _expect(0 <= token.cached_tokens <= self.context_tokens, "more tokens were cached than the context holds")
-        _expect(token.logprob is None or token.logprob <= 0.0 or token.logprob < 1e-3, "a log-probability is none")
+        _expect(token.logprob is None or token.logprob <= 0.0 or token.logprob < 1e-3, "log-probability out of range")
         if token.top_logprobs:
             _expect(len(token.top_logprobs) <= MAX_LOGPROBS, "a token has too many log-probabilities")
             _expect(

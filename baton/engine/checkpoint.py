@@ -42,7 +42,9 @@ def resolve_model(model: str) -> Path:
         return Path(snapshot_download(model, revision=folder.name, allow_patterns=weight_names(folder)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0]
-        raise ModelError(f"The model {model} is no folder here and could not be had from the hub: {reason}") from None
+        raise ModelError(
+            f"The model {model} is not a folder here and could not be fetched from the hub: {reason}"
+        ) from None
 
 
 def read_config(folder: Path) -> ModelConfig:
@@ -74,7 +76,7 @@ def weight_names(folder: Path) -> list[str]:
     try:
         return sorted({str(name) for name in json.loads(index.read_text())["weight_map"].values()})
     except _WRONG as error:
-        raise ModelError(f"{index} is no readable index of shards: {error!r}.") from None
+        raise ModelError(f"{index} is not a readable index of shards: {error!r}.") from None
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -83,7 +85,7 @@ def weight_files(folder: Path) -> list[Path]:
     try:
         missing = [name for name in names if not (folder / name).is_file()]
     except _WRONG as error:
-        raise ModelError(f"{folder / _INDEX} is no readable index of shards: {error!r}.") from None
+        raise ModelError(f"{folder / _INDEX} is not a readable index of shards: {error!r}.") from None
     if missing == [_WHOLE]:
         raise ModelError(f"{folder} has no {_WHOLE}; only safetensors checkpoints are read.")
     if missing:
@@ -103,7 +105,7 @@ def tensor_headers(files: list[Path]) -> dict[str, TensorHeader]:
             try:
                 headers[name] = TensorHeader(str(entry["dtype"]), tuple(entry["shape"]))
             except _WRONG:
-                raise ModelError(f"{path} is no readable safetensors file: its header is broken.") from None
+                raise ModelError(f"{path} is not a readable safetensors file: its header is broken.") from None
     return headers
 
 
@@ -128,7 +130,7 @@ def model_id(folder: Path) -> str:
                     file.seek(8 + len(header) + offset)
                     digest.update(file.read(_SAMPLE_BYTES))
             except _WRONG:
-                raise ModelError(f"{path} is no readable safetensors file: its header is broken.") from None
+                raise ModelError(f"{path} is not a readable safetensors file: its header is broken.") from None
     return digest.hexdigest()
 
 
@@ -138,4 +140,4 @@ def _header(path: Path, file: BinaryIO) -> tuple[dict[str, Any], bytes]:
         header = file.read(min(int.from_bytes(file.read(8), "little"), path.stat().st_size))
         return {name: entry for name, entry in json.loads(header).items() if name != "__metadata__"}, header
     except _WRONG:
-        raise ModelError(f"{path} is no readable safetensors file: its header is broken.") from None
+        raise ModelError(f"{path} is not a readable safetensors file: its header is broken.") from None

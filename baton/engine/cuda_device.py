@@ -69,7 +69,7 @@ def open_device(name: str) -> torch.device:
     count = torch.cuda.device_count()
     index = device.index or 0
     if index >= count:
-        raise ConfigError(f"{name} was asked for, but this process sees {count} GPUs, cuda:0 to cuda:{count - 1}.")
+        raise ConfigError(f"{name} was requested, but this process sees {count} GPUs, cuda:0 to cuda:{count - 1}.")
     check_allocator(os.environ)
     device = torch.device("cuda", index)
     torch.cuda.set_device(device)

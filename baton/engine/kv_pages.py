@@ -96,7 +96,7 @@ class PagePool:
     def commit(self, page: int, page_hash: bytes) -> None:
         """Make a held, fully computed page matchable. A second page of equal content stays private."""
         if self._references[page] == 0:
-            raise InternalError(f"Page {page} was committed while nobody holds it.")
+            raise InternalError(f"Page {page} was committed while no sequence holds it.")
         if page_hash in self._page_of or self._hashes[page] is not None:
             return
         self._hashes[page] = page_hash

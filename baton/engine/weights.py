@@ -65,4 +65,4 @@ def _tensors(files: list[Path], wanted: Container[str]) -> Iterator[tuple[str, t
                     if name in wanted:
                         yield name, file.get_tensor(name)
         except SafetensorError as error:
-            raise ModelError(f"{path} is no readable safetensors file: {error}.") from None
+            raise ModelError(f"{path} is not a readable safetensors file: {error}.") from None

@@ -115,8 +115,11 @@ class WorkerLoop:
 
         `keep`: the router is another one, or only the connection broke; else all our work was given to others.
         """
-        what = "keeping its sequences" if keep else "dropping its work"
-        print(f"{self.info.name}: incarnation {self.info.incarnation} is not known; joining anew, {what}", flush=True)
+        what = "keeping its sequences" if keep else "discarding all sequences"
+        print(
+            f"{self.info.name}: incarnation {self.info.incarnation} is not known to the router; re-registering, {what}",
+            flush=True,
+        )
         self.heartbeat.speak_for("")
         self.role.call_off_handoffs()
         deadline_s = time.monotonic() + FINISH_WRITES_S
@@ -124,7 +127,7 @@ class WorkerLoop:
         while self._write_of_transfer:
             self._poll_transport()
             if time.monotonic() > deadline_s:
-                raise InternalError(f"{self.info.name} cannot rejoin: writes to peers do not end.")
+                raise InternalError(f"{self.info.name} cannot re-register: writes to peers do not end.")
         self.transport.close()
         self._failed_writes.clear()
         self._begin(uuid.uuid4().hex[:8], keep)

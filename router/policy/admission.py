@@ -34,4 +34,4 @@ def refuse_slow(item: PlacementInput, tpot_s: float) -> Overloaded:
 def refuse_full(queued: int, oldest_wait_s: float) -> Overloaded:
     """The refusal when the queue is at its limit: about as long as the oldest has waited until there is room."""
     retry_s = max(oldest_wait_s, 1.0)
-    return Overloaded(f"{queued} requests are queued already; try again in {retry_s:.1f} s.", retry_after_s=retry_s)
+    return Overloaded(f"{queued} requests are already queued; try again in {retry_s:.1f} s.", retry_after_s=retry_s)
