@@ -27,7 +27,7 @@ Drain = Callable[[list[str]], None]  # returns when these workers hold no reques
 
 
 def new_names(pool: str, count: int, live: Iterable[str]) -> list[str]:
-    """The first `count` names of the pool that nobody has."""
+    """The first `count` unused names of the pool."""
     taken = set(live)
     free = (name for index in itertools.count() if (name := f"{pool}-{index}") not in taken)
     return list(itertools.islice(free, count))

@@ -42,7 +42,7 @@ Address = Annotated[
 
 
 class Ended(BaseException):
-    """Somebody asked the process to end by a signal; everything it started is ended on the way out."""
+    """The process was ended by a signal; everything it started is stopped on the way out."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)

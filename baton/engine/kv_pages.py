@@ -7,7 +7,7 @@ Every page is in exactly one of three states:
                 match   │   └──release, content committed──► cached ──evicted by allocate──► (held by its new owner)
                         └───────────────────────────────────────┘
 
-A cached page keeps its KV under its prefix hash until somebody needs the room; the least recently used goes first.
+A cached page keeps its KV under its prefix hash until it is evicted, least recently used first.
 A held page may be committed too: then others match it and share it by reference.
 """
 
@@ -140,7 +140,7 @@ class PagePool:
             raise InternalError("A cached page has no hash, or a free page has one.")
 
     def release_all(self) -> None:
-        """Nobody holds anything any more; what was committed stays cached."""
+        """Release every page; committed pages stay cached."""
         for page in range(self.num_pages):
             while self._references[page]:
                 self.release([page])

@@ -60,7 +60,7 @@ def commit_pages(sequence: Sequence, pool: PagePool, root: Callable[[Sequence], 
 
 
 def give_back_pages(sequence: Sequence, pool: PagePool) -> None:
-    """Release every page; what was committed stays as prefix cache. The sequence must be computed anew."""
+    """Release every page; committed pages stay in the prefix cache. The sequence must be recomputed."""
     pool.release(sequence.page_table)
     sequence.page_table = page_ids(())
     sequence.computed = sequence.committed = 0
