@@ -94,7 +94,7 @@ class WorkerLoop:
             self.link.close()
 
     def _begin(self, incarnation: str, keep: bool = False) -> None:
-        """Start a new incarnation, without sequences or (`keep`) with those that need no peer; weights and cache stay."""
+        """Start a new incarnation, without sequences or (`keep`) with those that need no peer; weights, cache stay."""
         agent = f"{self.info.name}:{incarnation}"
         self.transport = self.make_transport(agent)
         self.state = replace(self.state, agent=agent)
