@@ -20,7 +20,7 @@ from baton.protocol.errors import InternalError
 class StepBudget:
     """Limits of one step: tokens in all, and sequences that decode.
 
-    `mixed_chunk_tokens` bounds the prompt tokens that run beside decodes, because everyone who decodes waits for them;
+    `mixed_chunk_tokens` bounds the prompt tokens that run beside decodes, because all decodes wait for them;
     None means that only `chunk_tokens` does.
     """
 

@@ -1,4 +1,4 @@
-"""Where a model's files are, and which model they are."""
+"""Finds a model's files, and identifies the model."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _INDEX, _WHOLE = "model.safetensors.index.json", "model.safetensors"
 # time in a form of its own (Mistral's consolidated*.safetensors), which would double the download.
 DESCRIPTION = ["*.json", "*.jinja", "tokenizer.model"]
 _SAMPLE_BYTES = 4096  # of each tensor
-# What reading a file of the wrong shape may raise: no JSON, no text, a wrong type, a missing key, no end of brackets.
+# Errors of reading a malformed file: not JSON, not text, a wrong type, a missing key, endless brackets.
 _WRONG = (OSError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError)
 
 
 def resolve_model(model: str) -> Path:
     """The folder of a checkpoint: a folder as it is, anything else from the Hugging Face hub (or its local cache).
 
-    Raises `ModelError` when there is neither.
+    Raises `ModelError` when neither exists.
     """
     path = Path(model).expanduser()
     if path.is_dir():
@@ -58,7 +58,7 @@ def read_config(folder: Path) -> ModelConfig:
 
 
 def read_sampling_defaults(folder: Path) -> SamplingDefaults:
-    """How requests are sampled that do not say how, by the checkpoint's generation_config.json; empty without one."""
+    """Sampling defaults from the checkpoint's generation_config.json; empty without one."""
     path = folder / "generation_config.json"
     if not path.is_file():
         return {}
@@ -69,7 +69,7 @@ def read_sampling_defaults(folder: Path) -> SamplingDefaults:
 
 
 def weight_names(folder: Path) -> list[str]:
-    """Names of a checkpoint's safetensors files, sharded or not, in a fixed order; they need not be there."""
+    """Names of a checkpoint's safetensors files, sharded or not, in a fixed order; they need not exist."""
     index = folder / _INDEX
     if not index.is_file():
         return [_WHOLE]
@@ -80,7 +80,7 @@ def weight_names(folder: Path) -> list[str]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint; raises `ModelError` when one is not there."""
+    """The safetensors files of a checkpoint; raises `ModelError` when one is missing."""
     names = weight_names(folder)
     try:
         missing = [name for name in names if not (folder / name).is_file()]
@@ -135,7 +135,7 @@ def model_id(folder: Path) -> str:
 
 
 def _header(path: Path, file: BinaryIO) -> tuple[dict[str, Any], bytes]:
-    """What a safetensors file says of its tensors, by name, and the bytes in which it does."""
+    """The header of a safetensors file: its tensors by name, and its raw bytes."""
     try:
         header = file.read(min(int.from_bytes(file.read(8), "little"), path.stat().st_size))
         return {name: entry for name, entry in json.loads(header).items() if name != "__metadata__"}, header

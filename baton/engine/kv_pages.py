@@ -20,7 +20,7 @@ from baton.protocol.errors import InternalError
 
 
 class OutOfPages(Exception):
-    """Fewer pages can be handed out than were asked for; nothing was changed."""
+    """Fewer pages are available than requested; nothing was changed."""
 
 
 class PagePool:
@@ -47,7 +47,7 @@ class PagePool:
 
     @property
     def num_available(self) -> int:
-        """Pages that `allocate` can hand out now."""
+        """Pages that `allocate` can return now."""
         return len(self._free) + len(self._cached)
 
     @property
@@ -55,11 +55,11 @@ class PagePool:
         return self.num_pages - self.num_available
 
     def generation(self, page: int) -> int:
-        """How often the page was handed out: a reference made for an older generation is stale."""
+        """How often the page was allocated: a reference made for an older generation is stale."""
         return self._generations[page]
 
     def allocate(self, count: int) -> list[int]:
-        """Hand out `count` pages with one reference each, evicting cached content when no page is free.
+        """Allocate `count` pages with one reference each, evicting cached content when no page is free.
 
         Raises `OutOfPages` and changes nothing when fewer are available.
         """

@@ -1,4 +1,4 @@
-"""What a checkpoint's config.json says, in our words: one decoder-only family with a few switches."""
+"""Translates config.json: one decoder-only family with a few switches."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SIZES = (
     "head_dim",
     "context_tokens",
 )
-# What a key means that config.json leaves out, as in transformers' configuration of the family.
+# Defaults of keys missing in config.json, as in transformers' configuration of the family.
 _ANY: dict[str, Any] = {"hidden_act": "silu", "rms_norm_eps": 1e-6, "tie_word_embeddings": False}
 _QWEN = {
     "num_key_value_heads": 32,
@@ -60,7 +60,7 @@ class ModelConfig:
     num_kv_heads: int
     head_dim: int
     context_tokens: int
-    window_limits: bool  # a sliding window, not the positions, is what limits the context
+    window_limits: bool  # a sliding window, not the positions, limits the context
     norm_eps: float
     rope_theta: float
     rope_scaling: Llama3Scaling | None
@@ -162,7 +162,7 @@ def _refuse_options(raw: Mapping[str, Any], architecture: str) -> None:
 
 
 def _kind_of(quantisation: Mapping[str, Any]) -> str:
-    """Method and bits of a quantised checkpoint, as far as its configuration tells."""
+    """Method and bits of a quantised checkpoint, as far as its configuration names them."""
     words = [str(quantisation[key]) for key in ("quant_method", "quant_algo", "format") if quantisation.get(key)]
     groups = quantisation.get("config_groups") or {}
     weights = [group.get("weights") or {} for group in groups.values()]
@@ -173,7 +173,7 @@ def _kind_of(quantisation: Mapping[str, Any]) -> str:
 
 
 def _window(raw: Mapping[str, Any], architecture: str) -> int | None:
-    """The sliding window that some layer uses. Within it every position sees all others; beyond it we do not serve."""
+    """The sliding window that some layer uses. Within it attention is full; longer contexts are not served."""
     window = raw.get("sliding_window")
     if architecture == "LlamaForCausalLM" or not window:
         return None

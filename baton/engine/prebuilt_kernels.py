@@ -1,4 +1,4 @@
-"""What kernels that were compiled elsewhere say of themselves, and on which GPUs they run."""
+"""Manifest of kernels that were compiled elsewhere, and the GPUs they run on."""
 
 from __future__ import annotations
 
