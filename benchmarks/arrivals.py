@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import sqrt
 
-from baton.router.latency import percentile
+from baton.router.core.latency import percentile
 
 KEPT_SHARE = 0.95  # of the offered rate
 LATE_S = 0.1  # what 99 of 100 tokens arrive within, the first after the intended arrival, others after their step

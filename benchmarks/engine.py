@@ -41,8 +41,8 @@ from baton.engine.weights import random_weights
 from baton.protocol.messages import Prefill
 from baton.protocol.request import Request, SamplingParams
 from baton.protocol.worker import RoleName
-from baton.worker.role import Send
-from baton.worker.state import WorkerState
+from baton.worker.core.role import Send
+from baton.worker.core.state import WorkerState
 from benchmarks.engine_peers import (
     BATCH,
     CHUNK_TOKENS,

@@ -19,10 +19,10 @@ import torch
 from baton.builtin_model import CHECKPOINT
 from baton.protocol.request import Request, SamplingParams
 from baton.protocol.worker import RoleName, StepSample, WorkerLoad
+from baton.router.core.record import Completion
 from baton.router.policy.cluster_state import ClusterState
 from baton.router.policy.latency_model import StepCosts
 from baton.router.policy.policies import make_policy
-from baton.router.record import Completion
 from baton.simulator.simulation import ClusterSpec, Simulation, WorkerSpec
 from baton.simulator.trace import TraceRequest
 from benchmarks.process_cluster import ProcessCluster, plans

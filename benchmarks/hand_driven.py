@@ -9,7 +9,7 @@ from typing import Any
 from baton.kv_transfer.transport import Notice, Transport, WriteDone, WriteFailed
 from baton.protocol.codec import decode_notice, encode_notice
 from baton.protocol.messages import WorkerMessage
-from baton.worker.role import Command, Role, Send, WriteEnded, WritePages
+from baton.worker.core.role import Command, Role, Send, WriteEnded, WritePages
 
 
 @dataclass(eq=False)

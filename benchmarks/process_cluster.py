@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from baton.config.plan import RouterPlan, WorkerPlan
+from baton.logs import set_up
 from baton.router.assembly import RunningRouter, start_router
 from baton.router.policy.cluster_state import ClusterState
 from benchmarks.cables import enter
@@ -23,6 +24,7 @@ def work(plan: WorkerPlan, namespace: str = "", environment: Mapping[str, str] |
     if namespace:
         enter(namespace)
     os.environ.update(environment or {})
+    set_up(plan.name, plan.log_level)
     from baton.worker.assembly import assemble
 
     assemble(plan, str(os.getpid()), "localhost", lambda stage: None).run()

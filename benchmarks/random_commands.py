@@ -12,7 +12,7 @@ from typing import Any
 import baton
 from baton.builtin_model import CHECKPOINT
 from baton.protocol.errors import BatonError
-from baton.router.operation import Ask, Drain, Migrate, Operation, OperationState, Rebalance, Undrain
+from baton.router.core.operation import Ask, Drain, Migrate, Operation, OperationState, Rebalance, Undrain
 from benchmarks.process_cluster import ProcessCluster, plans
 from benchmarks.report import Goal, Report, arguments, progress
 from benchmarks.steady_streams import SteadyStreams

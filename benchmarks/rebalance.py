@@ -20,7 +20,7 @@ from typing import Any
 from baton.builtin_model import CHECKPOINT
 from baton.protocol.errors import BatonError, Cancelled
 from baton.protocol.request import Request, SamplingParams
-from baton.router.operation import Ask, Migrate, Operation, OperationState, Rebalance
+from baton.router.core.operation import Ask, Migrate, Operation, OperationState, Rebalance
 from benchmarks.process_cluster import ProcessCluster, plans
 from benchmarks.report import Goal, Report, arguments, progress
 

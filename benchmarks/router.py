@@ -30,7 +30,7 @@ from statistics import median
 
 import psutil
 
-from baton.router.latency import percentile
+from baton.router.core.latency import percentile
 from benchmarks.open_loop import OpenSetting, measure_kept, measure_open
 from benchmarks.report import Report, arguments, median_ratio, progress
 from benchmarks.router_peers import PEERS, find_peer, peer_side

@@ -27,9 +27,9 @@ from baton.protocol.codec import encode_to_router
 from baton.protocol.messages import Prefill
 from baton.protocol.request import Request, SamplingParams
 from baton.protocol.worker import RoleName
-from baton.worker.reports import LOAD_EVERY_S, Reports
-from baton.worker.role import Send
-from baton.worker.state import WorkerState
+from baton.worker.core.reports import LOAD_EVERY_S, Reports
+from baton.worker.core.role import Send
+from baton.worker.core.state import WorkerState
 from benchmarks.report import Goal, Report, arguments, progress
 
 POINTS = {

@@ -15,7 +15,7 @@ import grpc
 
 from baton.client.connection import options
 from baton.protocol.v1 import inference_pb2, inference_pb2_grpc
-from baton.router.latency import percentile
+from baton.router.core.latency import percentile
 from benchmarks.report import Goal, Report, arguments, progress
 from benchmarks.router import STAGGER_S, Setting, read_paced
 from benchmarks.router_sides import Child, Side, baton_side

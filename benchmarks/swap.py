@@ -23,8 +23,8 @@ from baton.engine.weights import random_weights
 from baton.protocol.messages import Prefill
 from baton.protocol.request import Request, SamplingParams
 from baton.protocol.worker import RoleName
-from baton.worker.role import SwapIn, SwapOut
-from baton.worker.state import WorkerState
+from baton.worker.core.role import SwapIn, SwapOut
+from baton.worker.core.state import WorkerState
 from benchmarks.engine import BATCH, CHUNK_TOKENS, PAGE_SIZE, SHAPE, build_executor
 from benchmarks.report import Goal, Report, arguments, median_ratio, progress
 

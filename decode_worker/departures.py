@@ -17,9 +17,9 @@ from baton.engine.page_table import give_back_pages
 from baton.engine.sequence import Sequence
 from baton.protocol.handoff import HandoffOutcome, Reservation
 from baton.protocol.messages import HandoffEnded
-from baton.worker.outbound import Outbound
-from baton.worker.role import Command, Send, WriteEnded
-from baton.worker.stalled_handoffs import StalledHandoffs
+from baton.worker.core.outbound import Outbound
+from baton.worker.core.role import Command, Send, WriteEnded
+from baton.worker.core.stalled_handoffs import StalledHandoffs
 
 PAGES_PER_WRITE = 64  # a transport that copies inside the call must not delay the other sequences' step
 

@@ -43,9 +43,9 @@ from baton.protocol.messages import (
     TokenOutput,
 )
 from baton.protocol.worker import RoleName
-from baton.worker.role import Command, Occupancy, Send, WriteEnded
-from baton.worker.state import WorkerState
-from baton.worker.token_output import token_output
+from baton.worker.core.role import Command, Occupancy, Send, WriteEnded
+from baton.worker.core.state import WorkerState
+from baton.worker.core.token_output import token_output
 
 TOKENS_PER_MESSAGE = 8192  # in a replay
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from baton.engine.sequence import Sequence
-from baton.worker.role import SwapIn, SwapOut
+from baton.worker.core.role import SwapIn, SwapOut
 
 
 @dataclass(frozen=True, slots=True)

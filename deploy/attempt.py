@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from baton.logs import parse_line
+
 STALLED_S = 600.0  # a start tells of each stage, and of each percent of a load
 END_S = 30.0  # for a stalled attempt to end what it started
 
@@ -57,4 +59,7 @@ class Attempt:
             lines = self._log.read_text(errors="replace").strip().splitlines()
         except OSError as error:
             return f"{self._log} cannot be read: {error.strerror}"
-        return lines[-1] if lines else ""
+        if not lines:
+            return ""
+        logged = parse_line(lines[-1])
+        return logged[1] if logged is not None else lines[-1]

@@ -20,8 +20,9 @@ from baton.deploy.running import RunningCluster, claim_note, home, remove_note, 
 from baton.deploy.supervisor import start_supervisor
 from baton.engine.checkpoint import check_weights, read_config, read_sampling_defaults, resolve_model
 from baton.engine.tokenizer import check_tokenizer
+from baton.kv_transfer.transports import check_transport
 from baton.protocol.errors import BatonError, ConfigError
-from baton.router.credentials import Credentials
+from baton.router.access.credentials import Credentials
 from baton.router.policy.policies import check_policy
 
 BUILTIN = "built-in"
@@ -30,6 +31,7 @@ BUILTIN = "built-in"
 def resolve_here(config: BatonConfig) -> Resolved:
     """The configuration with every "auto" worked out for this machine and the model; unknown names are refused."""
     check_policy(config.router.policy)
+    check_transport(config.engine.transport)
     config = _with_whole_paths(config)
     folder = resolve_model(config.model.path).absolute() if config.model.path else CHECKPOINT
     model = read_config(folder)

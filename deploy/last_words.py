@@ -7,6 +7,7 @@ from pathlib import Path
 
 from baton.config.ray_names import FIRST_WORDS
 from baton.deploy.processes import noted_process
+from baton.logs import parse_line
 
 # How Python, UCX and Ray each report a deadly signal.
 _DEADLY = re.compile(
@@ -24,17 +25,27 @@ def why_ended(log: str | None, killed_for_memory: bool, free_words: str, told: s
     if log is None:
         words = [line.strip() for line in told.splitlines() if line.strip()]
         return f"{words[-1] if words else 'its process ended'} (a log, if it wrote one, is on its node)"
-    signal = next((found for found in map(_DEADLY.search, log.splitlines()) if found), None)
+    unlogged = [line for line in log.splitlines() if parse_line(line) is None]
+    signal = next((found for found in map(_DEADLY.search, unlogged) if found), None)
     if signal:
         name = next(filter(None, signal.groups())).strip()
         memory = ": /dev/shm may be full" if name in ("Bus error", "SIGBUS") else ""
         return f"its process died of a {name}{memory}"
     if killed_for_memory:
         return f"its process was killed by the kernel for memory; {free_words}"
-    lines = [line.strip() for line in log.splitlines() if not _NOISE.match(line)]
+    lines = [line.strip() for line in map(_fatal, log.splitlines()) if not _NOISE.match(line)]
     if lines:
         return f"its process ended; the last line of its log: {lines[-1]}"
     return f"its process was killed (SIGKILL leaves no word), probably for memory; {free_words}"
+
+
+def _fatal(line: str) -> str:
+    """The message of an error that was logged, a line that was not logged as it is, and nothing of the rest."""
+    logged = parse_line(line)
+    if logged is None:
+        return line
+    level, message = logged
+    return message if level in ("ERROR", "CRITICAL") else ""
 
 
 def log_of(name: str, folder: Path, since_s: float = 0.0) -> str | None:

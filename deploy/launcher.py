@@ -30,8 +30,8 @@ from baton.deploy.placement_groups import actor_options, release_empty_groups, r
 from baton.deploy.processes import import_root
 from baton.protocol.address import reachable
 from baton.protocol.errors import ConfigError, NoWorkers
+from baton.router.access.worker_gate import new_link_keys
 from baton.router.actor import RouterActor
-from baton.router.worker_gate import new_link_keys
 from baton.worker.actor import WorkerActor
 
 POLL_S = 0.1

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import FrameType
 
 from baton.deploy.cluster import start_again
+from baton.logs import log, set_up
 from baton.protocol.errors import BatonError
 
 
@@ -16,22 +17,23 @@ def _end(number: int, frame: FrameType | None) -> None:
 
 
 def main(folder: str, cluster_id: str) -> int:
-    """Exit code: 0 when the cluster serves, 1 with a sentence as the last line when it does not."""
+    """Exit code: 0 when the cluster serves, 1 with a sentence as the last line of its log when it does not."""
     signal.signal(signal.SIGTERM, _end)
     stages: dict[str, str] = {}
 
     def tell(process: str, stage: str) -> None:
         if stages.get(process) != stage:
             stages[process] = stage
-            print(f"{process}: {stage}", flush=True)
+            log.info(f"{process}: {stage}")
 
     try:
         start_again(Path(folder), cluster_id, tell)
     except BatonError as error:
-        print(error.message, flush=True)
+        log.error(error.message)
         return 1
     return 0
 
 
 if __name__ == "__main__":
+    set_up("start_again")
     sys.exit(main(*sys.argv[1:]))

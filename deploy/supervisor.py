@@ -21,6 +21,7 @@ from baton.deploy.look import Supervised, supervised, write_supervised
 from baton.deploy.processes import PYTHON, python_environment, this_process
 from baton.deploy.recovery import Recovery, Seen, step
 from baton.deploy.running import RunningCluster, running_cluster
+from baton.logs import log, set_up
 
 POLL_S = 0.5
 LOG_BYTES = 1 << 20
@@ -85,7 +86,7 @@ class Supervisor:
 
     def _write(self) -> None:
         with contextlib.suppress(OSError):
-            print(f"{time.strftime('%F %T')} {self._state}", file=sys.stderr, flush=True)
+            log.info(str(self._state))
         with contextlib.suppress(OSError):
             write_supervised(Supervised(self._id, self._process, self._state), self._folder)
             self._written = self._state
@@ -163,5 +164,6 @@ def _end(number: int, frame: FrameType | None) -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, _end)
+    set_up("supervisor")
     os.chdir("/")  # a folder that may be removed, or be on a disk that is to be taken away
     Supervisor(Path(sys.argv[1]), sys.argv[2]).run()

@@ -26,11 +26,11 @@ from baton.protocol.messages import (
     StepOutput,
 )
 from baton.protocol.worker import RoleName
-from baton.worker.outbound import Outbound
-from baton.worker.role import Command, Occupancy, Send, WriteEnded
-from baton.worker.stalled_handoffs import StalledHandoffs
-from baton.worker.state import WorkerState
-from baton.worker.token_output import token_output
+from baton.worker.core.outbound import Outbound
+from baton.worker.core.role import Command, Occupancy, Send, WriteEnded
+from baton.worker.core.stalled_handoffs import StalledHandoffs
+from baton.worker.core.state import WorkerState
+from baton.worker.core.token_output import token_output
 
 
 @dataclass(slots=True, eq=False)

@@ -13,7 +13,8 @@ import os
 import ray
 
 from baton.config.plan import RouterAddresses, RouterPlan
-from baton.config.ray_names import NAMESPACE
+from baton.config.ray_names import NAMESPACE, ROUTER
+from baton.logs import log, set_up
 from baton.protocol.errors import BatonError
 from baton.protocol.link_keys import WorkerKeys
 
@@ -27,6 +28,7 @@ class RouterActor:
     """
 
     def __init__(self, plan: RouterPlan, worker_keys: WorkerKeys, prefix: str = "") -> None:
+        set_up(ROUTER, plan.log_level)
         self._plan, self._worker_keys, self._prefix = plan, worker_keys, prefix
         self._watches: dict[str, asyncio.Task[None]] = {}
         self._started = asyncio.get_running_loop().create_task(self._start())
@@ -37,10 +39,13 @@ class RouterActor:
         try:
             self._router = await start_router(self._plan)
         except (BatonError, RuntimeError, OSError) as error:
+            log.error(f"The router could not start: {error}")
             return f"The router could not start: {error}"
+        addresses = self._router.addresses
+        log.info(f"serving gRPC on {addresses.public}, administration on {addresses.admin}")
         self._router.driver.on_welcome = self._watch
         self._router.driver.on_kill = self._kill
-        return self._router.addresses
+        return addresses
 
     async def start(self) -> RouterAddresses | str:
         """Wait until it serves; returns its addresses, or one sentence why it cannot."""
@@ -63,14 +68,14 @@ class RouterActor:
         except ValueError:
             return  # not an actor of ours: its silence is the only signal
         except ray.exceptions.RayActorError as error:
-            print(f"{worker} has died: {str(error).splitlines()[0]}", flush=True)
+            log.warning(f"{worker} has died: {str(error).splitlines()[0]}")
         self._router.driver.lose(worker)
 
     def _kill(self, worker: str) -> None:
         asyncio.get_running_loop().create_task(asyncio.to_thread(self._end_process, worker))
 
     def _end_process(self, worker: str) -> None:
-        print(f"{worker} is silent and does not come back: its process is ended", flush=True)
+        log.warning(f"{worker} is silent and does not come back: its process is ended")
         with contextlib.suppress(ValueError):
             ray.kill(ray.get_actor(self._prefix + worker, NAMESPACE), no_restart=False)
 

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 from baton.protocol.errors import InvalidRequest
 from baton.protocol.v1 import admin_pb2
-from baton.router.core import RouterCore
-from baton.router.explanation import Explanation
-from baton.router.operation import Ask, Drain, Migrate, Operation, Rebalance, Undrain
-from baton.router.page_audit import Verdict
-from baton.router.peer_links import LinkRate
+from baton.router.core.core import RouterCore
+from baton.router.core.explanation import Explanation
+from baton.router.core.operation import Ask, Drain, Migrate, Operation, Rebalance, Undrain
+from baton.router.core.page_audit import Verdict
+from baton.router.core.peer_links import LinkRate
 from baton.router.policy.cluster_state import WorkerView
 
 

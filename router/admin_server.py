@@ -14,7 +14,9 @@ import grpc
 from baton.protocol.errors import BatonError, InvalidRequest, NotFound
 from baton.protocol.v1 import admin_pb2, admin_pb2_grpc
 from baton.protocol.worker import RoleName
-from baton.router.access import ADMIN
+from baton.router.access.access import ADMIN
+from baton.router.access.credentials import Credentials
+from baton.router.access.failure import abort
 from baton.router.admin_messages import (
     explanation_message,
     links_message,
@@ -24,12 +26,10 @@ from baton.router.admin_messages import (
     read_ask,
     worker_message,
 )
-from baton.router.credentials import Credentials
+from baton.router.core.explanation import MAX_EXPLANATIONS
+from baton.router.core.page_audit import PageAudit, judge
 from baton.router.driver import Driver
-from baton.router.explanation import MAX_EXPLANATIONS
-from baton.router.failure import abort
 from baton.router.grpc_server import serve
-from baton.router.page_audit import PageAudit, judge
 from baton.router.policy.policies import NAMES
 
 SERVICE = "baton.v1.Admin"

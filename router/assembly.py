@@ -14,17 +14,18 @@ import grpc
 from baton.config.plan import RouterAddresses, RouterPlan
 from baton.engine.checkpoint import model_id, read_config, resolve_model
 from baton.engine.tokenizer import Tokenizer
+from baton.logs import log
 from baton.protocol.address import join
+from baton.router.access.credentials import Credentials
 from baton.router.admin_server import AdminService, start_admin_server
-from baton.router.core import RouterCore
-from baton.router.credentials import Credentials
+from baton.router.core.core import RouterCore
+from baton.router.core.limits import RequestLimits, RouterLimits
+from baton.router.core.worker_frames import WorkerFrames
 from baton.router.driver import Driver
-from baton.router.limits import RequestLimits, RouterLimits
 from baton.router.policy.cluster_state import ClusterState
 from baton.router.policy.output_length import OutputLength
 from baton.router.policy.policies import make_policy
 from baton.router.server import InferenceService, ServedModel, start_server
-from baton.router.worker_frames import WorkerFrames
 from baton.router.worker_link import WorkerLink
 
 
@@ -67,7 +68,7 @@ def load_learned(path: Path | None) -> OutputLength:
     try:
         return OutputLength.loads(path.read_text())
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        print(f"{path} holds no learned output lengths and will be replaced: {error}", flush=True)
+        log.warning(f"{path} holds no learned output lengths and will be replaced: {error}")
         return OutputLength()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 import uuid
 from collections import deque
@@ -11,17 +12,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from baton.config import defaults
+from baton.logs import log
 from baton.protocol.errors import BatonError, Cancelled, ConfigError, InvalidRequest
 from baton.protocol.messages import RouterMessage, Welcome, WorkerMessage
 from baton.protocol.request import Request
-from baton.router.commands import Close, Command, Kill, Moved, Show, Tell
-from baton.router.core import RouterCore
-from baton.router.operation import Ask, Operation
+from baton.router.core.commands import Close, Command, Kill, Moved, Show, Tell
+from baton.router.core.core import RouterCore
+from baton.router.core.operation import Ask, Operation
+from baton.router.core.record import Completion
+from baton.router.core.stream import TextToken
+from baton.router.core.worker_frames import WorkerFrames
+from baton.router.log_lines import completion_line, operation_line
 from baton.router.policy.output_length import OutputLength
 from baton.router.policy.policies import make_policy
-from baton.router.record import Completion
-from baton.router.stream import TextToken
-from baton.router.worker_frames import WorkerFrames
 from baton.router.worker_link import WorkerLink
 
 TICK_S = 0.1
@@ -101,7 +104,7 @@ class Driver:
             fresh.write_text(learned.dumps())
             fresh.replace(self.state_file)
         except OSError as error:
-            print(f"Learned output lengths could not be kept: {error}", flush=True)
+            log.warning(f"Learned output lengths could not be kept: {error}")
 
     def _on_frame(self, worker: str, incarnation: str, batch: list[WorkerMessage]) -> None:
         """Act on a worker's frame; raises `InvalidRequest` (and does nothing) when it is invalid."""
@@ -158,12 +161,14 @@ class Driver:
         """Start an operation, or return the one with this id; raises when it is refused."""
         name = operation_id or uuid.uuid4().hex[:8]
         operation, commands = self.core.start_operation(name, ask, dry_run, self.clock())
+        log.info(f"asked to {ask.title}{' (dry run)' if dry_run else ''}", extra={"operation": name})
         self._perform(commands)
         return operation
 
     def cancel_operation(self, operation_id: str) -> Operation:
         """Cancel an operation's remaining steps; raises `NotFound`."""
         operation, commands = self.core.cancel_operation(operation_id, self.clock())
+        log.info("asked to cancel", extra={"operation": operation_id})
         self._perform(commands)
         return operation
 
@@ -192,6 +197,7 @@ class Driver:
             policy = make_policy(name, self.refuse_late)
         except ConfigError as error:
             raise InvalidRequest(error.message) from None
+        log.info(f"policy {name} places requests now")
         self.core.dispatch.placement = policy
         self.core.dispatch.moved = True
 
@@ -200,8 +206,10 @@ class Driver:
         for command in commands:
             match command:
                 case Tell(worker, message):
-                    if isinstance(message, Welcome) and self.on_welcome is not None:
-                        self.on_welcome(worker)
+                    if isinstance(message, Welcome):
+                        log.info(f"{worker} has joined")
+                        if self.on_welcome is not None:
+                            self.on_welcome(worker)
                     outgoing.setdefault(worker, []).append(message)
                 case Show(request_id, tokens):
                     subscription = self._subscriptions.get(request_id)
@@ -209,6 +217,8 @@ class Driver:
                         subscription.tokens.extend(tokens)
                         subscription.wake()
                 case Close(completion):
+                    if log.isEnabledFor(logging.DEBUG):
+                        log.debug(completion_line(completion), extra={"request": completion.request_id})
                     subscription = self._subscriptions.get(completion.request_id)
                     if subscription is not None:
                         subscription.completion = completion
@@ -217,8 +227,11 @@ class Driver:
                     if self.on_kill is not None:
                         self.on_kill(worker)
                 case Moved(operation):
+                    level = logging.INFO if operation.state.ended else logging.DEBUG
+                    log.log(level, operation_line(operation), extra={"operation": operation.operation_id})
                     for moved in self._watchers.get(operation.operation_id, ()):
                         moved.set()
         unheard = [worker for worker, batch in outgoing.items() if not self.link.send(worker, batch)]
         for worker in unheard:  # later messages would make no sense without the lost ones
+            log.warning(f"{worker} is not connected or takes no more messages: it has to register again")
             self._perform(self.core.on_worker_lost(worker, self.clock(), certain=False))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from baton.protocol import codec
 from baton.protocol.v1 import inference_pb2
-from baton.router.record import Completion
-from baton.router.stream import TextToken
+from baton.router.core.record import Completion
+from baton.router.core.stream import TextToken
 
 
 def token_message(token: TextToken) -> inference_pb2.Token:

@@ -19,17 +19,17 @@ from baton.protocol.errors import BatonError, Cancelled, DeadlineExceeded, Inter
 from baton.protocol.request import Objectives, Request, SamplingParams
 from baton.protocol.sampling import SamplingDefaults, with_defaults
 from baton.protocol.v1 import inference_pb2
-from baton.router.access import GENERATE, Access
-from baton.router.credentials import Credentials
+from baton.router.access.access import GENERATE, Access
+from baton.router.access.credentials import Credentials
+from baton.router.access.failure import abort
+from baton.router.access.reloaded import Reloaded
+from baton.router.core.limits import RequestLimits, TenantStreams
+from baton.router.core.record import Completion
+from baton.router.core.stream import TextToken
 from baton.router.driver import Driver, Subscription
 from baton.router.encoding import EncodingPool
-from baton.router.failure import abort
 from baton.router.grpc_server import serve
-from baton.router.limits import RequestLimits, TenantStreams
 from baton.router.public_messages import finish_message, token_message
-from baton.router.record import Completion
-from baton.router.reloaded import Reloaded
-from baton.router.stream import TextToken
 
 MAX_NAME_BYTES = 256
 DEADLINE_SLACK_S = 0.1  # a client's own clock ends the call a moment before ours

@@ -13,13 +13,14 @@ from collections.abc import Callable, Iterable
 
 import zmq
 
+from baton.logs import log
 from baton.protocol.address import is_ipv6, split
 from baton.protocol.codec import decode_to_router, encode_to_worker
 from baton.protocol.errors import InvalidRequest
 from baton.protocol.link_keys import RouterKeys
 from baton.protocol.messages import RouterMessage, WorkerMessage
-from baton.router.complaints import Complaints
-from baton.router.worker_gate import WorkerGate
+from baton.router.access.worker_gate import WorkerGate
+from baton.router.core.complaints import Complaints
 
 HEARTBEAT = "#alive"  # suffix of the name under which a worker's heartbeat connects
 PING_MS, SILENCE_MS = 1000, 5000  # a connection without traffic for so long is closed
@@ -78,7 +79,7 @@ class WorkerLink:
             except (InvalidRequest, UnicodeDecodeError) as error:
                 line = self._complaints.line(f"A frame from worker {identity!r} was ignored: {error}", time.monotonic())
                 if line is not None:
-                    print(line, flush=True)
+                    log.warning(line)
 
     def send(self, worker: str, batch: Iterable[RouterMessage]) -> bool:
         """Queue messages for a worker as one frame; never waits. False: it is not connected, or takes too little."""

@@ -27,20 +27,20 @@ from baton.protocol.messages import (
 )
 from baton.protocol.request import Request, SamplingParams
 from baton.protocol.worker import Endpoint, PageLayout, RoleName, WorkerInfo
-from baton.router.commands import Close, Command, Kill, Show, Tell
-from baton.router.core import RouterCore
-from baton.router.limits import RouterLimits
-from baton.router.operation import Ask, Operation, Undrain
+from baton.router.core.commands import Close, Command, Kill, Show, Tell
+from baton.router.core.core import RouterCore
+from baton.router.core.limits import RouterLimits
+from baton.router.core.operation import Ask, Operation, Undrain
+from baton.router.core.quarantine import ORPHAN_S
+from baton.router.core.record import Completion
+from baton.router.core.worker_frames import WorkerFrames
 from baton.router.policy.cluster_state import ClusterState
 from baton.router.policy.placement import Placement
 from baton.router.policy.predicted_latency import PredictedLatency
-from baton.router.quarantine import ORPHAN_S
-from baton.router.record import Completion
-from baton.router.worker_frames import WorkerFrames
-from baton.worker.role import Command as RoleCommand
-from baton.worker.role import Send, SwapIn, SwapOut, WriteEnded, WritePages
+from baton.worker.core.role import Command as RoleCommand
+from baton.worker.core.role import Send, SwapIn, SwapOut, WriteEnded, WritePages
+from baton.worker.core.state import WorkerState
 from baton.worker.role_switch import make_role, switch_role
-from baton.worker.state import WorkerState
 from tests.plain_vocabulary import LETTERS
 from tests.pure_worker import CONTEXT_TOKENS, EOS, PAGE_SIZE, VOCAB, PureWorker, PureWrite, expected_output
 

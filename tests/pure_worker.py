@@ -21,11 +21,11 @@ from baton.protocol.messages import (
 )
 from baton.protocol.request import Request
 from baton.protocol.worker import WorkerInfo
-from baton.worker.reports import Reports
-from baton.worker.role import Role, WritePages
+from baton.worker.core.reports import Reports
+from baton.worker.core.role import Role, WritePages
+from baton.worker.core.state import WorkerState
+from baton.worker.core.write_watch import WriteWatch
 from baton.worker.role_switch import make_role
-from baton.worker.state import WorkerState
-from baton.worker.write_watch import WriteWatch
 
 PAGE_SIZE, VOCAB, EOS, CONTEXT_TOKENS = 4, 97, 96, 1000
 WRITE_STALL_S = 0.5

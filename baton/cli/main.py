@@ -106,6 +106,7 @@ def up(
     policy: Annotated[str | None, typer.Option(help="Placement policy; default: predicted_latency.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16 or auto.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, or auto: as placement gives GPUs.")] = None,
+    log_level: Annotated[str | None, typer.Option(help="Of router and workers: debug, info, warning or error.")] = None,
     auto: Annotated[bool, typer.Option("--auto", help="The planner moves workers between the pools.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -120,6 +121,8 @@ def up(
         baton up --config cluster.toml --policy round_robin
 
         baton up --prefill 2 --decode 2 --auto
+
+        baton up --log-level debug
     """
     from baton.cli.progress import StartProgress
     from baton.deploy.cluster import resolve_here
@@ -132,6 +135,7 @@ def up(
         "pools": {"prefill": prefill, "decode": decode, "mixed": mixed},
         "engine": {"device": device},
         "router": {"port": port, "admin_port": admin_port, "policy": policy, "auto_rebalance": auto or None},
+        "logging": {"level": log_level},
     }
     parsed = parse_config(_read(config), overrides)
     # First: what is left of a dead cluster takes memory.

@@ -34,6 +34,8 @@ class WorkerPlan:
     gpu_memory_fraction: float = 0.9  # of the GPU's memory, for all that the worker has there
     cuda_graphs: bool = True
     attention: str = "auto"  # prefill kernels on a GPU: "auto", "fa2", or "fa3" on Hopper
+    log_level: str = defaults.LOG_LEVEL
+    transport: str = defaults.TRANSPORT
     link_keys: WorkerKeys | None = field(default=None, repr=False)  # None: the link is open
 
 
@@ -64,6 +66,7 @@ class RouterPlan:
     admin_port: int = 0  # any
     worker_port: int = 0  # any
     access: AccessPlan = field(default_factory=AccessPlan)
+    log_level: str = defaults.LOG_LEVEL
     link_keys: RouterKeys | None = field(default=None, repr=False)  # None: the link is open
 
 

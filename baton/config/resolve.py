@@ -197,6 +197,7 @@ class Resolved:
             settings=self.settings,
             sampling_defaults=self.sampling_defaults,
             access=self.access_plan(),
+            log_level=self.config.logging.level,
         )
 
     def worker_plan(self, name: str, role: str, router_address: str) -> WorkerPlan:
@@ -223,6 +224,8 @@ class Resolved:
             gpu_memory_fraction=memory_fraction(self.config, role),
             cuda_graphs=self.config.engine.cuda_graphs,
             attention=self.config.engine.attention,
+            log_level=self.config.logging.level,
+            transport=self.config.engine.transport,
         )
 
 

@@ -3,12 +3,14 @@
     [model]     path, dtype, context_tokens, generation_config
     [pools]     prefill, decode, mixed
     [engine]    page_size, num_pages, kv_memory_gib, chunk_tokens, mixed_chunk_tokens, max_batch, threads,
-                checksum_every, swap_memory_gib, write_stall_s, device, gpu_memory_fraction, cuda_graphs, attention
+                checksum_every, swap_memory_gib, write_stall_s, device, gpu_memory_fraction, cuda_graphs, attention,
+                transport
     [router]    host, port, admin_host, admin_port, policy, refuse_late, auto_rebalance, max_queued, lost_after_s,
                 no_workers_grace_s, claim_within_s, stop_grace_s, write_timeout_s, state_file
     [placement] strategy; and per pool, [placement.prefill] and so on: cpus, gpus, resources, labels, env
     [access]    tls_certificate, tls_key, client_ca, tokens_file, share_prefixes, open_admin,
                 max_prompt_tokens, max_message_mib, max_streams_per_tenant
+    [logging]   level
 
 "auto" means: worked out at start from the machine and the model (baton/config/resolve.py), and printed.
 """
@@ -59,6 +61,7 @@ class EngineSection(_Section):
     gpu_memory_fraction: Annotated[float, Field(ge=0.05, le=0.98, allow_inf_nan=False)] | Auto = "auto"
     cuda_graphs: bool = True
     attention: Literal["auto", "fa2", "fa3"] = "auto"
+    transport: str = defaults.TRANSPORT
 
 
 class RouterSection(_Section):
@@ -107,6 +110,10 @@ class AccessSection(_Section):
     open_admin: bool = False
 
 
+class LoggingSection(_Section):
+    level: Literal["debug", "info", "warning", "error"] = defaults.LOG_LEVEL
+
+
 class BatonConfig(_Section):
     """A whole configuration."""
 
@@ -116,6 +123,7 @@ class BatonConfig(_Section):
     router: RouterSection = RouterSection()
     placement: PlacementSection = PlacementSection()
     access: AccessSection = AccessSection()
+    logging: LoggingSection = LoggingSection()
 
 
 def parse_config(text: str = "", overrides: dict[str, dict[str, Any]] | None = None) -> BatonConfig:

@@ -1,4 +1,4 @@
-"""Runs step plans on a GPU: FlashInfer's attention and fused layers, recorded decode steps, no waiting in a step."""
+"""Runs step plans on a GPU: attention by the table of backends, fused layers, recorded steps, no waiting in a step."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 
 from baton.engine.attention.backend import BatchLayout
-from baton.engine.attention.flashinfer import FlashInferAttention, has_kernels
+from baton.engine.attention.device_backend import DeviceAttention, Recording
+from baton.engine.attention.device_backends import device_backend
 from baton.engine.attention.plan_metadata import PlanMetadata, plan_metadata
-from baton.engine.attention.torch_cpu import TorchAttention
 from baton.engine.cuda_device import check_kernels, check_pages
 from baton.engine.decode_graphs import DecodeGraphs
 from baton.engine.flat_batch import flat_batch, sampled_rows
@@ -76,22 +76,20 @@ class CudaExecutor:
         self.model = Decoder(config, parameters)
         self._staging = GrowingStagingBuffer(device, 3 * options.max_tokens + (1 << 16))
         self._graphs: DecodeGraphs | None = None
-        self._attention: FlashInferAttention | TorchAttention
-        if not has_kernels(dtype, layout.head_dim):
-            self._attention = TorchAttention(self.pages, config.num_heads)
-            return
         if device.type == "cuda":
             check_kernels(options.attention, torch.cuda.get_device_capability(device))
-        self._attention = FlashInferAttention(storage, config.num_heads, options.attention, options.max_batch)
-        if options.cuda_graphs:
-            self._graphs = self._record(self._attention, options.max_batch, progress)
+        backend = device_backend(dtype, layout.head_dim)
+        attention = backend.open(storage, config.num_heads, options.attention, options.max_batch)
+        self._attention: DeviceAttention = attention
+        if options.cuda_graphs and backend.record is not None:
+            self._graphs = self._record(backend.record(attention), options.max_batch, progress)
 
     @torch.inference_mode()
-    def _record(self, attention: FlashInferAttention, max_batch: int, progress: Progress | None) -> DecodeGraphs:
+    def _record(self, recording: Recording, max_batch: int, progress: Progress | None) -> DecodeGraphs:
         pages_per_sequence = -(-self.config.context_tokens // self.layout.page_size)
         padding_page = self.layout.num_pages
         sizes = graph_sizes(max_batch)
-        return DecodeGraphs(self.model, attention, sizes, pages_per_sequence, padding_page, progress)
+        return DecodeGraphs(self.model, recording, sizes, pages_per_sequence, padding_page, progress)
 
     def execute(self, plan: StepPlan) -> StepResult:
         return self.collect(self.launch(plan))
@@ -127,12 +125,8 @@ class CudaExecutor:
             if logits is not None:
                 return logits
         rows = sampled_rows(plan, layout)
-        if isinstance(self._attention, FlashInferAttention):
-            tokens, sampled, metadata = self._stage(token_ids, rows, layout)
-            return self.model.forward(tokens, metadata.positions, sampled, self._attention)
-        self._attention.plan(layout)
-        _, (tokens, sampled, positions) = self._staging.put([token_ids, rows, layout.positions])
-        return self.model.forward(tokens, positions, sampled, self._attention)
+        tokens, sampled, metadata = self._stage(token_ids, rows, layout)
+        return self.model.forward(tokens, metadata.positions, sampled, self._attention)
 
     def _stage(
         self, token_ids: torch.Tensor, rows: torch.Tensor, layout: BatchLayout
@@ -140,8 +134,7 @@ class CudaExecutor:
         """Copy a step's arrays to the device and plan its attention: (token ids, sampled rows, metadata) there."""
         host, device = self._staging.put([token_ids, rows, *plan_metadata(layout).tensors])
         there = PlanMetadata.of(device[2:])
-        assert isinstance(self._attention, FlashInferAttention)
-        self._attention.plan_staged(PlanMetadata.of(host[2:]), there, layout.num_decodes)
+        self._attention.plan_staged(layout, PlanMetadata.of(host[2:]), there)
         return device[0], device[1], there
 
     def page_checksum(self, page: int) -> int:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from baton.engine.attention.backend import BatchLayout
-from baton.engine.attention.flashinfer import FlashInferAttention, GraphDecodeAttention, graph_ints
+from baton.engine.attention.device_backend import RecordedAttention, Recording
 from baton.engine.decode_staging import DecodeStaging
 from baton.engine.models.decoder import Decoder
 from baton.engine.recorded_step import Recorder, Replay
@@ -22,7 +22,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    attention: GraphDecodeAttention
+    attention: RecordedAttention
     replay: Replay
 
 
@@ -32,18 +32,17 @@ class DecodeGraphs:
     def __init__(
         self,
         model: Decoder,
-        attention: FlashInferAttention,
+        recording: Recording,
         sizes: Sequence[int],
         pages_per_sequence: int,
         padding_page: int,
         progress: Progress | None = None,
     ) -> None:
         """`progress` receives (recorded sizes, total)."""
-        self._model, self._attention = model, attention
-        device, largest = attention.device, sizes[-1]
+        self._model, self._recording = model, recording
+        device, largest = model.embed.device, sizes[-1]
         self._staging = DecodeStaging(device, sizes, pages_per_sequence, padding_page)
         self._logits = torch.empty(largest, model.config.vocab_size, dtype=torch.float32, device=device)
-        self._ints = graph_ints(device)
         self._recorder = Recorder(device)
         self._steps: dict[int, _Step] = {}
         # Largest first: the smaller ones then fit into its temporary memory.
@@ -68,7 +67,7 @@ class DecodeGraphs:
 
     def _record(self, size: int) -> _Step:
         token_ids, there, metadata = self._staging.places(size)
-        attention = GraphDecodeAttention(self._attention, there, self._ints)
+        attention = self._recording(there)
         attention.plan_staged(metadata)
 
         def compute() -> torch.Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from baton.engine.attention.flashinfer import has_kernels, workspace_bytes_on
+from baton.engine.attention.device_backends import device_backend
 from baton.engine.cuda_executor import CudaOptions
 from baton.engine.device_memory import DeviceMemory
 from baton.engine.model_config import ModelConfig
@@ -42,11 +42,11 @@ def measure(
     free, total = torch.cuda.mem_get_info(device)
     own = torch.cuda.memory_reserved(device)
     workspace = _WRAPPER_BYTES
-    if has_kernels(parameters["embed"].dtype, layout.head_dim):
-        workspace += workspace_bytes_on(device, options.max_batch, config.num_heads, layout)
-        if options.cuda_graphs:
-            # The pool of recorded steps takes as much as one eager step of that batch, permanently.
-            workspace += _decode_peak(model, options.max_batch, device) + graphs * config.num_layers * _GRAPH_SHARE
+    backend = device_backend(parameters["embed"].dtype, layout.head_dim)
+    workspace += backend.workspace_bytes(device, options.max_batch, config.num_heads, layout)
+    if options.cuda_graphs and backend.record is not None:
+        # The pool of recorded steps takes as much as one eager step of that batch, permanently.
+        workspace += _decode_peak(model, options.max_batch, device) + graphs * config.num_layers * _GRAPH_SHARE
     return DeviceMemory(total=total, free=free, own=own, step_peak=step_peak, workspace=workspace)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from baton.engine.families import FAMILIES
 from baton.engine.race.definition import MAX_TOKEN
 from baton.protocol.errors import ModelError
 from baton.protocol.worker import PageLayout
@@ -20,21 +21,6 @@ _SIZES = (
     "head_dim",
     "context_tokens",
 )
-# Defaults of keys missing in config.json, as in transformers' configuration of the family.
-_ANY: dict[str, Any] = {"hidden_act": "silu", "rms_norm_eps": 1e-6, "tie_word_embeddings": False}
-_QWEN = {
-    "num_key_value_heads": 32,
-    "use_sliding_window": False,
-    "sliding_window": 4096,
-    "max_window_layers": 28,
-}
-_LEFT_OUT: dict[str, dict[str, Any]] = {
-    "LlamaForCausalLM": _ANY,
-    "MistralForCausalLM": {**_ANY, "num_key_value_heads": 8, "sliding_window": 4096},
-    "Qwen2ForCausalLM": {**_ANY, **_QWEN},
-    "Qwen3ForCausalLM": {**_ANY, **_QWEN, "head_dim": 128},
-}
-SUPPORTED = tuple(_LEFT_OUT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,13 +79,14 @@ def model_config(raw: Mapping[str, Any], generation: Mapping[str, Any] | None = 
     """
     architectures = raw.get("architectures") or ["(none)"]
     architecture = architectures[0]
-    if architecture not in SUPPORTED:
-        raise ModelError(f"The architecture {architecture} is not supported; supported are {', '.join(SUPPORTED)}.")
-    raw = {**_LEFT_OUT[architecture], **raw}
+    family = FAMILIES.get(architecture)
+    if family is None:
+        raise ModelError(f"The architecture {architecture} is not supported; supported are {', '.join(FAMILIES)}.")
+    raw = {**family.left_out, **raw}
     _refuse_options(raw, architecture)
     try:
         positions = int(raw["max_position_embeddings"])
-        context = min(positions, _window(raw, architecture) or positions)
+        context = min(positions, family.window(raw) or positions)
         num_heads, hidden_size = raw["num_attention_heads"], raw["hidden_size"]
         config = ModelConfig(
             architecture=architecture,
@@ -115,8 +102,8 @@ def model_config(raw: Mapping[str, Any], generation: Mapping[str, Any] | None = 
             norm_eps=raw["rms_norm_eps"],
             rope_theta=_rope(raw).get("rope_theta") or raw.get("rope_theta") or 10_000.0,
             rope_scaling=_rope_scaling(raw),
-            qkv_bias=architecture == "Qwen2ForCausalLM",
-            qk_norm=architecture == "Qwen3ForCausalLM",
+            qkv_bias=family.qkv_bias,
+            qk_norm=family.qk_norm,
             tied_head=bool(raw["tie_word_embeddings"]),
             eos_token_ids=frozenset(token for token in _eos(raw) | _eos(generation or {}) if token < raw["vocab_size"]),
         )
@@ -170,24 +157,6 @@ def _kind_of(quantisation: Mapping[str, Any]) -> str:
     bits += [number for number in (4, 8) if quantisation.get(f"load_in_{number}bit")]
     words += [f"{number} bits" for number in dict.fromkeys(bits) if number]
     return ", ".join(words) or "of a kind that config.json does not name"
-
-
-def _window(raw: Mapping[str, Any], architecture: str) -> int | None:
-    """The sliding window that some layer uses. Within it attention is full; longer contexts are not served."""
-    window = raw.get("sliding_window")
-    if architecture == "LlamaForCausalLM" or not window:
-        return None
-    if architecture == "MistralForCausalLM":
-        return int(window)
-    kinds = raw.get("layer_types")
-    if kinds is None:
-        slides = raw["use_sliding_window"] and raw["max_window_layers"] < raw["num_hidden_layers"]
-    else:
-        unknown = sorted(set(kinds) - {"full_attention", "sliding_attention"})
-        if unknown:
-            raise ModelError(f"Layers with {unknown[0]} are not supported, only full_attention and sliding_attention.")
-        slides = "sliding_attention" in kinds
-    return int(window) if raw["use_sliding_window"] and slides else None
 
 
 def _rope(raw: Mapping[str, Any]) -> Mapping[str, Any]:

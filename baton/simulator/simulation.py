@@ -13,9 +13,9 @@ from baton.protocol.errors import BatonError, InternalError
 from baton.protocol.messages import Register, RouterMessage, WorkerMessage
 from baton.protocol.request import Objectives, Request, SamplingParams
 from baton.protocol.worker import Endpoint, PageLayout, RoleName, WorkerInfo
-from baton.router.commands import Close, Command, Tell
-from baton.router.core import RouterCore
-from baton.router.limits import RouterLimits
+from baton.router.core.commands import Close, Command, Tell
+from baton.router.core.core import RouterCore
+from baton.router.core.limits import RouterLimits
 from baton.router.policy.cluster_state import ClusterState
 from baton.router.policy.latency_model import DEFAULT_COSTS, StepCosts
 from baton.router.policy.placement import Placement
@@ -25,8 +25,8 @@ from baton.simulator.result import BusyMoment, Outcome, SimulationResult, Worker
 from baton.simulator.timing import StepTimer
 from baton.simulator.trace import TraceRequest
 from baton.simulator.worker import EOS, Gaps, RoleTime, SimulatedWorker
+from baton.worker.core.state import WorkerState
 from baton.worker.role_switch import make_role
-from baton.worker.state import WorkerState
 
 TICK_S = 0.1
 FIRST_S = 1.0  # when the first request comes: workers register before

@@ -30,10 +30,10 @@ from baton.protocol.worker import RoleName, StepSample, WorkerInfo
 from baton.simulator.events import Events
 from baton.simulator.network import Network
 from baton.simulator.timing import StepTimer
-from baton.worker.reports import Reports
-from baton.worker.role import Command, Role, Send, SwapIn, SwapOut, WriteEnded, WritePages
+from baton.worker.core.reports import Reports
+from baton.worker.core.role import Command, Role, Send, SwapIn, SwapOut, WriteEnded, WritePages
+from baton.worker.core.state import WorkerState
 from baton.worker.role_switch import switch_role
-from baton.worker.state import WorkerState
 
 EOS, TOKEN = 0, 1
 MAX_RUN_S = 0.25  # the router shall not be without news for longer

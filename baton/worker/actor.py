@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-import sys
 import threading
-import traceback
 import uuid
 from typing import TYPE_CHECKING
 
@@ -14,6 +12,7 @@ import ray
 
 from baton.config.plan import WorkerPlan
 from baton.config.ray_names import FIRST_WORDS
+from baton.logs import log, set_up
 
 if TYPE_CHECKING:
     from baton.worker.loop import WorkerLoop
@@ -27,8 +26,7 @@ class WorkerActor:
     """
 
     def __init__(self, plan: WorkerPlan) -> None:
-        sys.stderr.write(FIRST_WORDS.format(plan.name))
-        sys.stderr.flush()
+        set_up(plan.name, plan.log_level, FIRST_WORDS.format(plan.name).strip())
         self._plan = plan
         self._stage = "starting"
         self._error = ""
@@ -68,7 +66,7 @@ class WorkerActor:
             loop.run()
             self._stage = "stopped"
         except Exception as error:
-            traceback.print_exc()
+            log.exception("An error ended the worker.")
             self._error = str(error) or type(error).__name__
             self._stage = "failed"
         finally:

@@ -13,18 +13,19 @@ from baton.engine.batch import StepBudget
 from baton.engine.checkpoint import read_config, resolve_model
 from baton.engine.host_pages import HostPages
 from baton.engine.kv_pages import PagePool
-from baton.kv_transfer.nixl import NixlTransport
+from baton.kv_transfer.transports import find_transport
 from baton.protocol.worker import Endpoint, RoleName, WorkerInfo
+from baton.worker.core.state import WorkerState
 from baton.worker.executors import make_executor
 from baton.worker.heartbeat import Heartbeat
 from baton.worker.loop import WorkerLoop
 from baton.worker.router_link import RouterLink
-from baton.worker.state import WorkerState
 
 
 def assemble(plan: WorkerPlan, incarnation: str, host: str, tell: Callable[[str], None]) -> WorkerLoop:
     """A worker ready to run; `tell` receives progress lines."""
     torch.set_num_threads(plan.threads)
+    open_transport = find_transport(plan.transport)
     folder = resolve_model(plan.model)
     config = read_config(folder)
     executor = make_executor(plan, folder, config, tell)
@@ -72,7 +73,7 @@ def assemble(plan: WorkerPlan, incarnation: str, host: str, tell: Callable[[str]
         state=state,
         executor=executor,
         link=RouterLink(plan.router_address, plan.name, incarnation, plan.link_keys),
-        make_transport=lambda agent: NixlTransport(executor.pages, layout, agent, device_id),
+        make_transport=lambda agent: open_transport(executor.pages, layout, agent, device_id),
         heartbeat=Heartbeat(plan.router_address, plan.name, plan.link_keys),
         checksum=executor.page_checksum,
         host_pages=host_pages,

@@ -15,6 +15,7 @@ from baton.config import defaults
 from baton.engine.host_pages import HostPages
 from baton.engine.step import Executor
 from baton.kv_transfer.transport import Notice, TransferEvent, Transport, WriteDone, WriteFailed
+from baton.logs import log
 from baton.protocol.codec import decode_notice, encode_notice
 from baton.protocol.errors import BatonError, InternalError, InvalidRequest
 from baton.protocol.handoff import HandoffNotice
@@ -32,17 +33,17 @@ from baton.protocol.messages import (
     WorkerMessage,
 )
 from baton.protocol.worker import WorkerInfo
+from baton.worker.core.link_rates import LinkRates
+from baton.worker.core.page_checksums import Checksum, checksums, wrong_pages
+from baton.worker.core.reports import Reports
+from baton.worker.core.role import Command, Role, Send, SwapIn, SwapOut, WriteEnded, WritePages
+from baton.worker.core.state import WorkerState
+from baton.worker.core.write_watch import WriteWatch
 from baton.worker.heartbeat import Heartbeat
 from baton.worker.idle_check import IdleCheck
-from baton.worker.link_rates import LinkRates
-from baton.worker.page_checksums import Checksum, checksums, wrong_pages
-from baton.worker.reports import Reports
-from baton.worker.role import Command, Role, Send, SwapIn, SwapOut, WriteEnded, WritePages
 from baton.worker.role_switch import make_role, switch_role
 from baton.worker.router_link import RouterLink
-from baton.worker.state import WorkerState
 from baton.worker.step_wait import await_step
-from baton.worker.write_watch import WriteWatch
 
 FINISH_WRITES_S = 5.0
 POLL_S = 0.001  # how often to poll for a peer's writes while there is no step
@@ -88,8 +89,7 @@ class WorkerLoop:
         finally:
             self.heartbeat.close()
             self.transport.close()  # before the goodbye, which says that we write no more
-            failed = not self._stopping
-            goodbye = Goodbye("its loop has failed" if failed else "stopped", failed)
+            goodbye = Goodbye("stopped") if self._stopping else Goodbye("its loop has failed", failed=True)
             self.link.send([*self._outbox, goodbye])
             self.link.close()
 
@@ -116,10 +116,7 @@ class WorkerLoop:
         `keep`: the router is another one, or only the connection broke; else our requests were re-assigned.
         """
         what = "keeping its sequences" if keep else "discarding all sequences"
-        print(
-            f"{self.info.name}: incarnation {self.info.incarnation} is not known to the router; re-registering, {what}",
-            flush=True,
-        )
+        log.warning(f"incarnation {self.info.incarnation} is not known to the router; re-registering, {what}")
         self.heartbeat.speak_for("")
         self.role.call_off_handoffs()
         deadline_s = time.monotonic() + FINISH_WRITES_S
@@ -221,7 +218,7 @@ class WorkerLoop:
             self.transport.connect(endpoint)  # type: ignore[arg-type]
         except BatonError as error:
             # A peer that cannot be reached fails the handoffs that need it, each with this reason.
-            print(f"{self.info.name}: {error.message}", flush=True)
+            log.warning(error.message)
 
     def _poll_transport(self) -> None:
         failed, self._failed_writes = self._failed_writes, []
@@ -232,7 +229,7 @@ class WorkerLoop:
         for agent in self._watch.look(time.monotonic()):
             given_up = self.role.on_stalled(agent, time.monotonic())
             if given_up:
-                print(f"{self.info.name}: writes to {agent} make no progress; going on without them", flush=True)
+                log.warning(f"writes to {agent} make no progress; going on without them")
             self._perform(given_up)
 
     def _on_transfer(self, event: TransferEvent) -> None:
@@ -250,20 +247,21 @@ class WorkerLoop:
                 try:
                     notice = decode_notice(payload)
                 except InvalidRequest as error:
-                    print(f"{self.info.name}: notice from {agent} ignored: {error.message}", flush=True)
+                    log.warning(f"notice from {agent} ignored: {error.message}")
                     return
                 self._on_notice(notice, now)
 
     def _on_rate(self, measured: LinkMeasured | None) -> None:
         if measured is not None:
-            print(f"{self.info.name}: {self._links.sentence(self.info, measured)}", flush=True)
+            sentence, slow = self._links.sentence(self.info, measured)
+            (log.warning if slow else log.info)(sentence)
             self._outbox.append(measured)
 
     def _on_notice(self, notice: HandoffNotice, now: float) -> None:
         page_ids = self.role.reserved_pages(notice.reservation_id)
         wrong = wrong_pages(notice, page_ids, self.checksum) if page_ids else []
         if wrong:
-            print(f"{self.info.name}: {len(wrong)} pages of {notice.reservation_id} arrived corrupt", flush=True)
+            log.error(f"{len(wrong)} corrupt pages in {notice.reservation_id}", extra={"request": notice.request_id})
             self._perform(self.role.on_corrupt(notice, len(wrong)))
         else:
             self._perform(self.role.on_notice(notice, now))

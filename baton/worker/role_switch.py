@@ -8,8 +8,8 @@ from baton.decode_worker.role import DecodeRole
 from baton.prefill_worker.role import PrefillRole
 from baton.protocol.messages import RoleChanged, SwitchRole
 from baton.protocol.worker import RoleName
-from baton.worker.role import Role
-from baton.worker.state import WorkerState
+from baton.worker.core.role import Role
+from baton.worker.core.state import WorkerState
 
 
 def make_role(name: RoleName, state: WorkerState) -> Role:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
+from baton.logs import log
 from baton.protocol.address import is_ipv6, split
 from baton.protocol.codec import decode_to_worker, encode_to_router
 from baton.protocol.errors import InvalidRequest
@@ -76,7 +77,7 @@ class RouterLink:
             except zmq.Again:
                 return messages
             except InvalidRequest as error:
-                print(f"A frame from the router was ignored: {error.message}", flush=True)
+                log.warning(f"A frame from the router was ignored: {error.message}")
 
     def _has_broken(self) -> bool:
         """Whether an established connection has ended since the last call."""

@@ -21,7 +21,7 @@ from baton.protocol.handoff import HandoffOutcome, HandoffReport, Reservation
 from baton.protocol.messages import HandoffEnded, Prefill, SendPages
 from baton.protocol.request import Request, SamplingParams
 from baton.protocol.worker import PageLayout
-from baton.worker.state import WorkerState
+from baton.worker.core.state import WorkerState
 from benchmarks.gpu.device import Device, build_executor, build_model, prepare
 from benchmarks.gpu.figures import CONTIGUOUS, HIDDEN, PAGE_BY_PAGE, RATE
 from benchmarks.gpu.part import Part

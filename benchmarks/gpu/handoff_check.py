@@ -27,8 +27,8 @@ from baton.protocol.messages import (
 )
 from baton.protocol.request import Request, SamplingParams
 from baton.protocol.worker import Endpoint, RoleName
-from baton.worker.role import Role
-from baton.worker.state import WorkerState
+from baton.worker.core.role import Role
+from baton.worker.core.state import WorkerState
 from benchmarks.gpu.checked_model import CHUNK_TOKENS, MAX_BATCH, NUM_PAGES, PAGE_SIZE, CheckedModel
 from benchmarks.gpu.device import Device, prepare
 from benchmarks.gpu.peer import POLL_S, Peer, handshake

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from baton.engine.attention.device_backends import device_backend
 from baton.engine.batch import StepBudget, absorb_step, plan_step
 from baton.engine.flat_batch import flat_batch
 from baton.engine.graph_sizes import graph_sizes
@@ -130,7 +131,9 @@ def graph_memory(part: Part, executor: Any, batch: int) -> dict[str, float]:
     torch.cuda.synchronize()
     torch.cuda.empty_cache()
     before = torch.cuda.mem_get_info()[0]
-    graphs = executor._record(executor._attention, batch, None)
+    record = device_backend(executor.pages.dtype, executor.layout.head_dim).record
+    assert record is not None
+    graphs = executor._record(record(executor._attention), batch, None)
     torch.cuda.synchronize()
     torch.cuda.empty_cache()
     taken = before - torch.cuda.mem_get_info()[0] - graphs._logits.nbytes

@@ -26,10 +26,10 @@ from baton.protocol.messages import LoadReport, Register, Reserve, Reserved, Wel
 from baton.protocol.request import Request, SamplingParams
 from baton.protocol.v1 import worker_pb2
 from baton.protocol.worker import Endpoint, RoleName, WorkerInfo
+from baton.worker.core.state import WorkerState
 from baton.worker.heartbeat import HEARTBEAT, Heartbeat
 from baton.worker.loop import WorkerLoop
 from baton.worker.router_link import RouterLink
-from baton.worker.state import WorkerState
 
 NAME, INCARNATION = "decode-0", "1"
 LIMIT_S = 60.0

@@ -7,9 +7,9 @@ To serve with it, add the class to the table in router/policy/policies.py: then 
 
 from dataclasses import dataclass
 
+from baton.router.policy.baselines.balancing import RoundRobin
+from baton.router.policy.baselines.immediate import ImmediatePlacement
 from baton.router.policy.cluster_state import ClusterState, WorkerView
-from baton.router.policy.peers.balancing import RoundRobin
-from baton.router.policy.peers.immediate import ImmediatePlacement
 from baton.router.policy.placement import Placement, PlacementInput
 from baton.router.policy.predicted_latency import PredictedLatency
 from baton.simulator.setup import Pools, Setup

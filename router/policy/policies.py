@@ -6,26 +6,27 @@ import difflib
 from collections.abc import Callable
 
 from baton.protocol.errors import ConfigError
-from baton.router.policy.peers.balancing import LeastLoaded, Random, RoundRobin
-from baton.router.policy.peers.cache_aware import CacheAware
-from baton.router.policy.peers.conductor import Conductor
-from baton.router.policy.peers.kv_router import KvRouter
-from baton.router.policy.peers.latency_headroom import LatencyHeadroom
-from baton.router.policy.peers.power_of_two import PowerOfTwo
+from baton.router.policy.baselines.balancing import LeastLoaded, Random, RoundRobin
+from baton.router.policy.baselines.cache_aware import CacheAware
+from baton.router.policy.baselines.conductor import Conductor
+from baton.router.policy.baselines.kv_router import KvRouter
+from baton.router.policy.baselines.latency_headroom import LatencyHeadroom
+from baton.router.policy.baselines.power_of_two import PowerOfTwo
 from baton.router.policy.placement import Placement
 from baton.router.policy.predicted_latency import PredictedLatency
 
-PEERS: dict[str, Callable[[int], Placement]] = {
-    "round_robin": lambda seed: RoundRobin(seed),
-    "random": lambda seed: Random(seed),
-    "least_loaded": lambda seed: LeastLoaded(seed),
-    "power_of_two": lambda seed: PowerOfTwo(seed),
-    "cache_aware": lambda seed: CacheAware(seed),
-    "kv_router": lambda seed: KvRouter(seed),
-    "conductor": lambda seed: Conductor(seed),
-    "latency_headroom": lambda seed: LatencyHeadroom(seed),
+POLICIES: dict[str, Callable[[bool, int], Placement]] = {
+    "predicted_latency": lambda refuse_late, seed: PredictedLatency(refuse_late),
+    "round_robin": lambda refuse_late, seed: RoundRobin(seed),
+    "random": lambda refuse_late, seed: Random(seed),
+    "least_loaded": lambda refuse_late, seed: LeastLoaded(seed),
+    "power_of_two": lambda refuse_late, seed: PowerOfTwo(seed),
+    "cache_aware": lambda refuse_late, seed: CacheAware(seed),
+    "kv_router": lambda refuse_late, seed: KvRouter(seed),
+    "conductor": lambda refuse_late, seed: Conductor(seed),
+    "latency_headroom": lambda refuse_late, seed: LatencyHeadroom(seed),
 }
-NAMES = ("predicted_latency", *PEERS)
+NAMES = tuple(POLICIES)
 
 
 def check_policy(name: str) -> None:
@@ -38,6 +39,4 @@ def check_policy(name: str) -> None:
 def make_policy(name: str, refuse_late: bool = True, seed: int = 0) -> Placement:
     """The policy of that name; raises `ConfigError` listing the known ones."""
     check_policy(name)
-    if name == "predicted_latency":
-        return PredictedLatency(refuse_late)
-    return PEERS[name](seed)
+    return POLICIES[name](refuse_late, seed)

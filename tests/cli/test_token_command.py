@@ -7,7 +7,7 @@ import json
 import pytest
 
 from baton.cli.main import app, run
-from baton.router.access import ADMIN, GENERATE, parse_tokens
+from baton.router.access.access import ADMIN, GENERATE, parse_tokens
 
 
 def _baton(*arguments: str) -> int:

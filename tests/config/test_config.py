@@ -161,3 +161,11 @@ def test_a_cpu_cluster_says_nothing_of_gpus() -> None:
 def test_pools_on_different_kinds_of_device_are_a_mistake() -> None:
     with pytest.raises(ConfigError, match="prefill on cuda, decode on cpu: give every pool gpus"):
         resolve(parse_config("[placement.prefill]\ngpus = 1"), MACHINE, MODEL)
+
+
+def test_the_level_of_the_log_reaches_router_and_workers_and_others_are_refused() -> None:
+    resolved = resolve(parse_config("", {"logging": {"level": "debug"}}), MACHINE, MODEL)
+    assert resolved.router_plan("127.0.0.1").log_level == "debug"
+    assert resolved.worker_plan("decode-0", "decode", "tcp://127.0.0.1:1").log_level == "debug"
+    with pytest.raises(ConfigError, match=r"logging\.level is 'loud'"):
+        parse_config('[logging]\nlevel = "loud"')

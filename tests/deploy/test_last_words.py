@@ -11,6 +11,7 @@ from baton.config.ray_names import FIRST_WORDS
 from baton.deploy.last_words import log_of, why_ended
 
 FREE = "12 MiB free under the limit of 600 MiB"
+LOGGED = "2026-11-27T13:50:26.123Z prefill-0"
 BUS = """:job_id:01000000
 :actor_name:prefill-0
 [host:123 :0:124] Caught signal 7 (Bus error: nonexistent physical address)
@@ -38,6 +39,21 @@ Extension modules: numpy, torch (total: 2)
             "its process ended; the last line of its log: OSError: no device",
         ),
         (":actor_name:a\n", False, f"its process was killed (SIGKILL leaves no word), probably for memory; {FREE}"),
+        (
+            f"{LOGGED} INFO: 64 MiB to decode-0:1 in 3.0 ms\n{LOGGED} WARNING [request SIGBUS]: *** SIGBUS received\n",
+            False,
+            f"its process was killed (SIGKILL leaves no word), probably for memory; {FREE}",
+        ),
+        (
+            f"{LOGGED} ERROR: the page pool does not add up\n{LOGGED} INFO: said later\n",
+            False,
+            "its process ended; the last line of its log: the page pool does not add up",
+        ),
+        (
+            f"{LOGGED} ERROR: It failed.\nTraceback (most recent call last):\n  File\nOSError: no device\n",
+            False,
+            "its process ended; the last line of its log: OSError: no device",
+        ),
         ("a warning\n", True, f"its process was killed by the kernel for memory; {FREE}"),
     ],
 )

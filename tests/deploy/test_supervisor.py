@@ -36,6 +36,15 @@ def test_an_attempt_ends_with_the_last_line_of_its_log(tmp_path: Path) -> None:
     assert attempt.outcome(1.0) == ("failed", "No port is free.")
 
 
+def test_the_last_line_of_a_log_is_given_without_its_time_and_level(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    script = f"""import sys; from baton.logs import log, set_up; sys.stderr = open({str(log)!r}, "a")
+set_up("start_again"); log.error("No port is free."); sys.exit(1)"""
+    attempt = Attempt([sys.executable, "-c", script], log, 0.0)
+    _until(lambda: attempt.outcome(1.0)[0] != "running")
+    assert attempt.outcome(1.0) == ("failed", "No port is free.")
+
+
 def test_an_attempt_without_progress_is_ended_and_one_with_progress_is_not(tmp_path: Path) -> None:
     log = tmp_path / "log"
     attempt = Attempt(["sleep", "60"], log, now_s=0.0, stalled_s=100.0)

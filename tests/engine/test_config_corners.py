@@ -13,7 +13,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from baton.engine.checkpoint import check_weights, read_config
-from baton.engine.model_config import _LEFT_OUT
+from baton.engine.families import FAMILIES
 from tests.checkpoints import build_checkpoint
 from tests.engine.running import load_executor, logits_of
 
@@ -93,11 +93,12 @@ def test_a_window_that_a_layer_uses_is_the_context(tmp_path: Path, family: str, 
     assert differs[WINDOW]
 
 
-@pytest.mark.parametrize("name", _LEFT_OUT)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_what_a_config_leaves_out_means_what_it_means_to_transformers(name: str) -> None:
     config = getattr(transformers, name.replace("ForCausalLM", "Config"))
     # An instance forgets a window that it does not use: the class keeps the default.
-    assert {key: getattr(config, key) for key in _LEFT_OUT[name]} == _LEFT_OUT[name]
+    left_out = FAMILIES[name].left_out
+    assert {key: getattr(config, key) for key in left_out} == left_out
 
 
 def test_layers_for_prediction_ahead_and_scales_of_a_quantised_cache_are_left_out(tmp_path: Path) -> None:

@@ -68,8 +68,8 @@ def test_steps_after_the_first_are_planned_from_the_host_and_read_the_devices_ar
     batch = Ragged((5, 1, 17), ((0, 6), (9, 3)), 4, 1)
     attention = FlashInferAttention(filled_pages(batch, 1, kv_heads, 64, torch.bfloat16), num_heads)
     host, device = (PlanMetadata.of([array.clone() for array in plan_metadata(batch.layout()).tensors]) for _ in "hd")
-    attention.plan_staged(host, device, 3)
-    attention.plan_staged(host, device, 3)
+    attention.plan_staged(batch.layout(), host, device)
+    attention.plan_staged(batch.layout(), host, device)
     first, _, second, _ = flashinfer_without_gpu.plans
     assert len(first) == len(second)
     for one, other in zip(first, second, strict=True):

@@ -19,7 +19,7 @@ from tokenizers import processors
 
 from baton.engine.tokenizer import Tokenizer, check_tokenizer
 from baton.protocol.errors import ModelError
-from baton.router.detokenizer import Detokenizer
+from baton.router.core.detokenizer import Detokenizer
 from tests.checkpoints import byte_tokenizer
 from tests.router.vocabularies import token_id
 

@@ -36,8 +36,8 @@ from baton.router.admin_messages import operation_message, read_ask
 from baton.router.policy.output_length import OutputLength
 from baton.router.server import InferenceService, ServedModel, _emitted, _parse
 from baton.simulator.trace import read_trace
+from baton.worker.core.state import WorkerState
 from baton.worker.role_switch import make_role
-from baton.worker.state import WorkerState
 from tests.fuzz.inputs import fill, json_bytes, mutated_bytes, mutated_json
 from tests.pure_cluster import FRAMES, PureCluster
 from tests.pure_worker import VOCAB

@@ -1,4 +1,4 @@
-"""One contract, two transports: the bytes of the named pages arrive, then the notice, once; all else stays."""
+"""One contract for every transport: the bytes of the named pages arrive, then the notice, once; all else stays."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from multiprocessing.connection import Connection
 import pytest
 import torch
 
+from baton.config.schema import EngineSection
 from baton.kv_transfer.in_process import InProcessNetwork, InProcessTransport
 from baton.kv_transfer.nixl import NixlTransport
 from baton.kv_transfer.transport import Notice, TransferEvent, Transport, WriteDone, WriteFailed
-from baton.protocol.errors import HandoffFailed
+from baton.kv_transfer.transports import TRANSPORTS, find_transport
+from baton.protocol.errors import ConfigError, HandoffFailed
 from baton.protocol.worker import PageLayout
 
 LAYOUT = PageLayout(32, 2, 4, 2, 8, "float32", "m")
@@ -28,14 +30,14 @@ def _pages(seed: int, layout: PageLayout = LAYOUT) -> torch.Tensor:
     return torch.rand(layout.shape, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.fixture(params=["nixl", "in_process"])
+@pytest.fixture(params=[*TRANSPORTS, "in_process"])
 def make(request: pytest.FixtureRequest) -> Iterator[Make]:
     network, made = InProcessNetwork(), []
 
     def build(pages: torch.Tensor, name: str, layout: PageLayout = LAYOUT) -> Transport:
         agent = f"{name}:{next(_serial)}"
-        if request.param == "nixl":
-            transport: Transport = NixlTransport(pages, layout, agent)
+        if request.param in TRANSPORTS:
+            transport = find_transport(request.param)(pages, layout, agent, 0)
         else:
             transport = InProcessTransport(network, pages, layout, agent)
         made.append(transport)
@@ -44,6 +46,12 @@ def make(request: pytest.FixtureRequest) -> Iterator[Make]:
     yield build
     for transport in made:
         transport.close()
+
+
+def test_the_default_transport_is_in_the_table_and_an_unknown_name_is_answered_with_the_known_ones() -> None:
+    assert find_transport(EngineSection().transport) is NixlTransport
+    with pytest.raises(ConfigError, match=r"no transport 'pigeon': set engine\.transport to one of nixl"):
+        find_transport("pigeon")
 
 
 def _until(done: Callable[[list[TransferEvent]], bool], *transports: Transport) -> list[list[TransferEvent]]:

@@ -9,7 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from baton.config.access import AccessPlan
-from baton.router.worker_gate import new_link_keys
+from baton.logs import set_up
+from baton.router.access.worker_gate import new_link_keys
 from benchmarks.process_cluster import ProcessCluster, plans
 
 MAX_PROMPT_TOKENS, MAX_STREAMS = 120, 2
@@ -17,6 +18,7 @@ MAX_PROMPT_TOKENS, MAX_STREAMS = 120, 2
 
 async def serve(checkpoint: str, folder: Path) -> None:
     """Serve until standard input ends. The folder holds server.crt, server.key, client.crt and tokens.toml."""
+    set_up("router")
     keys = new_link_keys()
     access = AccessPlan(
         tls_certificate=str(folder / "server.crt"),

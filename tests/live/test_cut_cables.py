@@ -12,8 +12,8 @@ import pytest
 import baton
 from baton.builtin_model import CHECKPOINT
 from baton.client.client import AsyncTokenStream
-from baton.router.breaker import Breaker
-from baton.router.operation import Migrate
+from baton.router.core.breaker import Breaker
+from baton.router.core.operation import Migrate
 from benchmarks.abort_storm import watch_pages
 from benchmarks.cables import DEVICE, Cables, why_not
 from benchmarks.process_cluster import ProcessCluster, plans

@@ -14,7 +14,7 @@ import pytest
 import baton
 from baton.protocol.errors import BatonError, Conflict, InvalidRequest, NotFound
 from baton.protocol.worker import RoleName
-from baton.router.operation import Ask, Drain, Migrate, OperationState, Rebalance, Undrain
+from baton.router.core.operation import Ask, Drain, Migrate, OperationState, Rebalance, Undrain
 from benchmarks.process_cluster import ProcessCluster, plans
 from benchmarks.random_commands import command_at_random, migrate_many, operate
 from benchmarks.steady_streams import OPTIONS, SteadyStreams

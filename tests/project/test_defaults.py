@@ -8,10 +8,10 @@ from typing import Any
 from baton.config.access import AccessPlan
 from baton.config.plan import RouterPlan, WorkerPlan
 from baton.config.schema import BatonConfig
+from baton.router.core.limits import RequestLimits, RouterLimits
 from baton.router.driver import Driver
-from baton.router.limits import RequestLimits, RouterLimits
+from baton.worker.core.state import WorkerState
 from baton.worker.loop import WorkerLoop
-from baton.worker.state import WorkerState
 
 CARRIERS: tuple[Any, ...] = (
     AccessPlan,

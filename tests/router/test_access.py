@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from baton.config.access import AccessPlan
 from baton.protocol.errors import ConfigError, Overloaded, PermissionDenied, PromptTooLong, Unauthenticated
-from baton.router.access import ADMIN, GENERATE, parse_tokens
-from baton.router.complaints import EVERY_S, Complaints
-from baton.router.limits import RequestLimits, TenantStreams
+from baton.router.access.access import ADMIN, GENERATE, parse_tokens
+from baton.router.core.complaints import EVERY_S, Complaints
+from baton.router.core.limits import RequestLimits, TenantStreams
 
 TOKEN = "baton_of-acme"
 DIGEST = sha256(TOKEN.encode()).hexdigest()

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from baton.protocol.errors import BatonError
 from baton.protocol.worker import RoleName
-from baton.router.operation import Ask, Drain, Migrate, OperationState, Rebalance, Undrain
+from baton.router.core.operation import Ask, Drain, Migrate, OperationState, Rebalance, Undrain
 from tests.pure_cluster import PureCluster
 
 SEEDS = st.integers(0, 2**32 - 1)

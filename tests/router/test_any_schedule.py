@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from baton.protocol.errors import Cancelled, NoWorkers, WorkerLost
 from baton.protocol.messages import Goodbye
 from baton.protocol.worker import RoleName
-from baton.router.operation import Drain
+from baton.router.core.operation import Drain
 from tests.pure_cluster import PureCluster
 from tests.pure_worker import expected_output
 

@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 
 from baton.protocol.messages import RoleChanged
 from baton.protocol.worker import RoleName
-from baton.router.automation import LOOK_EVERY_S, YIELD_S, Automation
-from baton.router.dispatch import Dispatch
-from baton.router.operation import Drain, OperationState, Rebalance
-from baton.router.operations import Operations
-from baton.router.policy.policies import NAMES, make_policy
-from baton.router.policy.pool_steps import POOLS
-from baton.router.unclaimed import Unclaimed
+from baton.router.core.automation import LOOK_EVERY_S, YIELD_S, Automation
+from baton.router.core.dispatch import Dispatch
+from baton.router.core.operation import Drain, OperationState, Rebalance
+from baton.router.core.operations import Operations
+from baton.router.core.pool_steps import POOLS
+from baton.router.core.unclaimed import Unclaimed
+from baton.router.policy.policies import make_policy
 from tests.router.policy.clusters import cluster_of
 from tests.router.policy.test_pool_planner import names
 
@@ -147,8 +147,3 @@ def test_the_planner_goes_by_the_policy_that_is_set_now() -> None:
     pools.automation.dispatch.placement = make_policy("round_robin")
     assert before is not None
     assert before == pools.automation.look(60.0) != after
-
-
-def test_two_placements_give_decode_workers_whole_requests() -> None:
-    whole = {name for name in NAMES if make_policy(name).serves_whole}
-    assert whole == {"predicted_latency", "latency_headroom"}

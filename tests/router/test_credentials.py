@@ -9,8 +9,8 @@ import pytest
 
 from baton.config.access import AccessPlan
 from baton.protocol.errors import ConfigError
-from baton.router.credentials import Credentials, read_certificates
-from baton.router.reloaded import Reloaded
+from baton.router.access.credentials import Credentials, read_certificates
+from baton.router.access.reloaded import Reloaded
 from tests.certificates import self_signed
 
 
@@ -49,7 +49,7 @@ def test_keys_are_not_shown(tmp_path: Path) -> None:
     assert b"PRIVATE KEY" in found.key
 
 
-def test_a_token_file_is_followed_and_a_bad_one_is_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_token_file_is_followed_and_a_bad_one_is_not(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "tokens.toml"
     path.write_text(_entry("one"))
     tokens = Credentials(AccessPlan(tokens_file=str(path))).tokens
@@ -60,13 +60,13 @@ def test_a_token_file_is_followed_and_a_bad_one_is_not(tmp_path: Path, capsys: p
     path.write_text("a secret that was pasted")
     for _ in range(3):
         tokens.value.identify([("authorization", "Bearer another")])
-    lines = capsys.readouterr().out.splitlines()
+    lines = list(caplog.messages)
     assert len(lines) == 1
     assert "stays in use" in lines[0]
     assert "secret" not in lines[0]
     path.unlink()
     tokens.value.identify([("authorization", "Bearer another")])
-    assert "cannot be read" in capsys.readouterr().out
+    assert "cannot be read" in caplog.messages[-1]
 
 
 def test_a_version_counts_what_was_taken_over(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from baton.engine.tokenizer import Tokenizer
 from baton.protocol.messages import TokenOutput
 from baton.protocol.request import FinishReason, Request, SamplingParams
-from baton.router.detokenizer import CONTEXT_TOKENS, WINDOW_TOKENS, Detokenizer
-from baton.router.stream import OutputStream
+from baton.router.core.detokenizer import CONTEXT_TOKENS, WINDOW_TOKENS, Detokenizer
+from baton.router.core.stream import OutputStream
 from tests.router.vocabularies import KINDS, output_text, token_id, vocabulary
 
 

@@ -9,9 +9,9 @@ import pytest
 
 from baton.protocol.errors import Overloaded
 from baton.protocol.request import Objectives, Request, SamplingParams
-from baton.router.core import RouterCore
-from baton.router.dispatch import CROWD, PASS_INTERVAL_S, Dispatch, FoundDecode
-from baton.router.limits import RouterLimits
+from baton.router.core.core import RouterCore
+from baton.router.core.dispatch import CROWD, PASS_INTERVAL_S, Dispatch, FoundDecode
+from baton.router.core.limits import RouterLimits
 from baton.router.policy.admission import refuse_full, refuse_late
 from baton.router.policy.cluster_state import ClusterState
 from baton.router.policy.placement import Place, PlacementInput, Refuse

@@ -6,12 +6,12 @@ import pytest
 
 from baton.protocol.errors import BatonError, Cancelled, Overloaded, WorkerLost
 from baton.protocol.request import FinishReason
-from baton.router import explanation
-from baton.router.explanation import Explanations
-from baton.router.latency import Latency
+from baton.router.core import explanation
+from baton.router.core.explanation import Explanations
+from baton.router.core.latency import Latency
+from baton.router.core.record import Completion
 from baton.router.policy.length_distribution import point
 from baton.router.policy.routing import RoutingDecision
-from baton.router.record import Completion
 
 
 def decision(worker: str) -> RoutingDecision:

@@ -17,8 +17,8 @@ from baton.protocol.handoff import HandoffOutcome
 from baton.protocol.messages import Goodbye, HandoffEnded, Rejoin, RequestFailed, StepOutput, TokenOutput, WorkerMessage
 from baton.protocol.request import FinishReason, Request
 from baton.protocol.worker import RoleName
-from baton.router.commands import Tell
-from baton.router.operation import Ask, Drain, Migrate, Rebalance, Undrain
+from baton.router.core.commands import Tell
+from baton.router.core.operation import Ask, Drain, Migrate, Rebalance, Undrain
 from tests.pure_cluster import PureCluster
 
 SEEDS = st.integers(0, 2**32 - 1)

@@ -9,11 +9,11 @@ from baton.protocol.errors import Cancelled
 from baton.protocol.messages import LoadReport, Register, RequestFailed, ReservationRefused, Reserve
 from baton.protocol.request import Request, SamplingParams
 from baton.protocol.worker import Endpoint, PageLayout, RoleName, WorkerInfo, WorkerLoad
-from baton.router.commands import Command, Tell
-from baton.router.core import RouterCore
-from baton.router.limits import RouterLimits
+from baton.router.core.commands import Command, Tell
+from baton.router.core.core import RouterCore
+from baton.router.core.limits import RouterLimits
+from baton.router.core.record import Record
 from baton.router.policy.predicted_latency import PredictedLatency
-from baton.router.record import Record
 from tests.pure_cluster import PureCluster
 
 

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 from baton.protocol.messages import PeerJoined, PeerLeft, Register, Rejoin, Release, Welcome
 from baton.protocol.worker import Endpoint, PageLayout, RoleName, WorkerInfo
-from baton.router.breaker import BREAKER_DEATHS, BREAKER_S, CUTS_PER_DEATH
-from baton.router.commands import Kill, Tell
-from baton.router.limits import RouterLimits
-from baton.router.membership import Membership
+from baton.router.core.breaker import BREAKER_DEATHS, BREAKER_S, CUTS_PER_DEATH
+from baton.router.core.commands import Kill, Tell
+from baton.router.core.limits import RouterLimits
+from baton.router.core.membership import Membership
+from baton.router.core.quarantine import ORPHAN_S, Quarantine
 from baton.router.policy.cluster_state import ClusterState
-from baton.router.quarantine import ORPHAN_S, Quarantine
 
 LIMITS = RouterLimits(lost_after_s=2.0, kill_after_s=10.0)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 
 from baton.protocol.request import MAX_LOGPROBS
-from baton.router.record import Completion
+from baton.router.core.record import Completion
+from baton.router.core.stream import TextToken
 from baton.router.server import _responses
-from baton.router.stream import TextToken
 
 ACCEPTED_BYTES = 4 << 20  # by a gRPC client that was not told otherwise
 

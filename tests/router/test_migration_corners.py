@@ -11,10 +11,10 @@ import pytest
 from baton.protocol.errors import InvalidRequest
 from baton.protocol.messages import HandoffEnded
 from baton.protocol.worker import RoleName
-from baton.router.operation import Drain, Migrate, OperationState, Rebalance, StepState
+from baton.router.core.operation import Drain, Migrate, OperationState, Rebalance, StepState
+from baton.router.core.record import Record
 from baton.router.policy.cluster_state import WorkerView
 from baton.router.policy.policies import make_policy
-from baton.router.record import Record
 from tests.pure_cluster import PureCluster
 from tests.pure_worker import PureWorker
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from baton.protocol.request import Objectives, Request, SamplingParams
 from baton.protocol.worker import RoleName
-from baton.router.commands import Close, Command, Tell
-from baton.router.core import RouterCore
+from baton.router.core.commands import Close, Command, Tell
+from baton.router.core.core import RouterCore
 from baton.router.policy.placement import PlacementInput
 from tests.router.test_ledger import make_core
 

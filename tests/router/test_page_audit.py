@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from baton.protocol.errors import Cancelled
 from baton.protocol.messages import LoadReport
 from baton.protocol.worker import RoleName
-from baton.router.page_audit import Look, PageAudit, Verdict, judge
+from baton.router.core.page_audit import Look, PageAudit, Verdict, judge
 from tests.pure_cluster import PureCluster
 
 

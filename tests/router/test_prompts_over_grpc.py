@@ -18,7 +18,7 @@ from baton.engine.model_config import model_config
 from baton.engine.tokenizer import Tokenizer
 from baton.protocol.errors import InvalidRequest
 from baton.protocol.request import Request
-from baton.router.credentials import Credentials
+from baton.router.access.credentials import Credentials
 from baton.router.server import InferenceService, ServedModel, start_server
 from tests.checkpoints import byte_tokenizer
 from tests.fuzz.targets import CONFIG

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from baton.protocol.request import Request, SamplingParams
-from baton.router.latency import Latency
-from baton.router.lifecycle import lifecycle
+from baton.router.core.latency import Latency
+from baton.router.core.lifecycle import lifecycle
+from baton.router.core.recent_answers import KEPT, WINDOW_S, RecentAnswers
+from baton.router.core.record import Record
+from baton.router.core.stream import OutputStream
 from baton.router.policy.length_distribution import point
 from baton.router.policy.output_length import Prediction
-from baton.router.recent_answers import KEPT, WINDOW_S, RecentAnswers
-from baton.router.record import Record
-from baton.router.stream import OutputStream
 
 
 def _record(index: int, emitted: int, predicted: int = 10) -> Record:

@@ -13,10 +13,10 @@ from baton.protocol.errors import NoWorkers, PromptTooLong, WrongRole
 from baton.protocol.messages import Prefill, RequestFailed
 from baton.protocol.request import Request, SamplingParams
 from baton.protocol.worker import RoleName
-from baton.router.core import RouterCore
-from baton.router.limits import RouterLimits
-from baton.router.operation import Drain
-from baton.router.page_audit import PageAudit, judge
+from baton.router.core.core import RouterCore
+from baton.router.core.limits import RouterLimits
+from baton.router.core.operation import Drain
+from baton.router.core.page_audit import PageAudit, judge
 from baton.router.policy.predicted_latency import PredictedLatency
 from tests.pure_cluster import CLAIM_WITHIN_S, PureCluster
 

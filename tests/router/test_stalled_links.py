@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from baton.protocol.errors import Cancelled, HandoffFailed, WorkerLost
 from baton.protocol.request import Request
 from baton.protocol.worker import RoleName
-from baton.router.operation import Drain, Migrate
-from baton.router.peer_links import RELINK_AFTER_S
+from baton.router.core.operation import Drain, Migrate
+from baton.router.core.peer_links import RELINK_AFTER_S
+from baton.router.core.quarantine import ORPHAN_S
 from baton.router.policy.placement import Placement
 from baton.router.policy.policies import make_policy
 from baton.router.policy.predicted_latency import PredictedLatency
-from baton.router.quarantine import ORPHAN_S
 from tests.pure_cluster import PureCluster
 from tests.pure_worker import WRITE_STALL_S
 

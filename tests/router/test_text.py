@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from baton.protocol.messages import TokenOutput
 from baton.protocol.request import FinishReason, Request, SamplingParams
-from baton.router.detokenizer import WINDOW_TOKENS, Detokenizer, StopStrings
-from baton.router.stream import OutputStream
+from baton.router.core.detokenizer import WINDOW_TOKENS, Detokenizer, StopStrings
+from baton.router.core.stream import OutputStream
 from tests.plain_vocabulary import BYTES
 
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from baton.protocol.messages import Cancel, HeldSequence
 from baton.protocol.request import Request, SamplingParams
-from baton.router.commands import Tell
-from baton.router.unclaimed import Unclaimed
+from baton.router.core.commands import Tell
+from baton.router.core.unclaimed import Unclaimed
 
 REQUEST = Request("r", (1, 2, 3), SamplingParams(max_tokens=50, temperature=1.0, seed=4), tenant="mine")
 

@@ -13,16 +13,16 @@ from baton.config.access import AccessPlan
 from baton.protocol.errors import NotFound
 from baton.protocol.v1.admin_pb2 import WatchOperationRequest
 from baton.protocol.v1.admin_pb2_grpc import AdminStub
+from baton.router.access.credentials import Credentials
 from baton.router.admin_messages import operation_message, worker_message
 from baton.router.admin_server import AdminService, start_admin_server
-from baton.router.commands import Command, Moved
-from baton.router.credentials import Credentials
+from baton.router.core.commands import Command, Moved
+from baton.router.core.operation import Drain, Operation, OperationState, Step, StepState
+from baton.router.core.operations import Operations
+from baton.router.core.unclaimed import Unclaimed
+from baton.router.core.worker_frames import WorkerFrames
 from baton.router.driver import Driver
-from baton.router.operation import Drain, Operation, OperationState, Step, StepState
-from baton.router.operations import Operations
 from baton.router.policy.cluster_state import ClusterState
-from baton.router.unclaimed import Unclaimed
-from baton.router.worker_frames import WorkerFrames
 from tests.router.policy.clusters import cluster_of, decode
 
 

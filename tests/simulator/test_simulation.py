@@ -9,7 +9,7 @@ import pytest
 from baton.protocol.errors import InternalError
 from baton.protocol.messages import Prefill
 from baton.protocol.request import Request, SamplingParams
-from baton.router.operation import OperationState, Rebalance
+from baton.router.core.operation import OperationState, Rebalance
 from baton.router.policy.placement import Place, Refuse
 from baton.router.policy.policies import NAMES, make_policy
 from baton.router.policy.predicted_latency import PredictedLatency
@@ -17,7 +17,7 @@ from baton.simulator.setup import Pools, Setup
 from baton.simulator.simulation import Simulation, Slo
 from baton.simulator.trace import TraceRequest, scale_arrivals
 from baton.simulator.worker import SimulatedWorker
-from baton.worker.role import SwapIn, SwapOut
+from baton.worker.core.role import SwapIn, SwapOut
 from tests.simulator.running import GPU, MODEL, by_arrival, simulate, simulation, small_trace
 
 LATENCY_S = 100e-6  # of a message

@@ -31,8 +31,8 @@ from baton.protocol.messages import (
 )
 from baton.protocol.request import Request, SamplingParams
 from baton.protocol.worker import RoleName
-from baton.worker.role import Role
-from baton.worker.state import WorkerState
+from baton.worker.core.role import Role
+from baton.worker.core.state import WorkerState
 from benchmarks.hand_driven import HandDriven
 
 PAGE_SIZE = 16

@@ -10,11 +10,11 @@ from baton.protocol.errors import InvalidRequest
 from baton.protocol.link_rate import LARGE_BYTES, slow_link
 from baton.protocol.messages import LinkMeasured, PeerJoined, Register
 from baton.protocol.worker import Endpoint, PageLayout, RoleName, WorkerInfo
-from baton.router.commands import Tell
-from baton.router.limits import RouterLimits
-from baton.router.membership import Membership
+from baton.router.core.commands import Tell
+from baton.router.core.limits import RouterLimits
+from baton.router.core.membership import Membership
 from baton.router.policy.cluster_state import ClusterState
-from baton.worker.link_rates import LinkRates
+from baton.worker.core.link_rates import LinkRates
 from tests.pure_cluster import FRAMES
 
 LAYOUT = PageLayout(8, 1, 4, 1, 1, "float32", "model")
@@ -68,8 +68,8 @@ def test_only_a_slow_link_between_gpus_of_one_host_is_a_warning_in_the_log(
 ) -> None:
     rates = LinkRates()
     rates.joined("d:1", host)
-    line = rates.sentence(_info("p", "node", device), measured)
-    assert ("below 20 GB/s" in line) is warned
+    line, warning = rates.sentence(_info("p", "node", device), measured)
+    assert ("below 20 GB/s" in line) is warning is warned
     assert "GB/s" in line
     assert "64 MiB to d:1" in line
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from baton.protocol.codec import decode_notice, encode_notice
 from baton.protocol.errors import BatonError, HandoffFailed
 from baton.protocol.handoff import HandoffNotice
-from baton.worker.page_checksums import checksums, sampled, wrong_pages
+from baton.worker.core.page_checksums import checksums, sampled, wrong_pages
 from tests.pure_worker import expected_output
 from tests.router.test_any_operation import _cluster as pools
 from tests.router.test_any_operation import _random_ask

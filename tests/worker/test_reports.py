@@ -16,9 +16,9 @@ from baton.protocol.messages import LoadReport, PagesChanged, WorkerMessage
 from baton.protocol.prefix_hash import page_hashes, root_hash
 from baton.protocol.worker import StepSample
 from baton.router.policy.prefix_index import PrefixIndex, page_keys
-from baton.worker.reports import LOAD_EVERY_S, MAX_STEP_SAMPLES, Reports
-from baton.worker.role import Occupancy
-from baton.worker.state import WorkerState
+from baton.worker.core.reports import LOAD_EVERY_S, MAX_STEP_SAMPLES, Reports
+from baton.worker.core.role import Occupancy
+from baton.worker.core.state import WorkerState
 from tests.page_pools import evict_all
 
 ROOT = root_hash("model")

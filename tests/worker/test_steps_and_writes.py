@@ -34,8 +34,8 @@ from baton.protocol.messages import (
 )
 from baton.protocol.request import Request, SamplingParams
 from baton.protocol.worker import RoleName, WorkerInfo
+from baton.worker.core.state import WorkerState
 from baton.worker.loop import WorkerLoop
-from baton.worker.state import WorkerState
 from baton.worker.step_wait import PAUSE_S, TIGHT_S, await_step
 from tests.worker.test_worker_loop import FakeHeartbeat, FakeLink
 

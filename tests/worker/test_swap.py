@@ -15,8 +15,8 @@ from baton.protocol.errors import BatonError, Cancelled
 from baton.protocol.messages import Cancel, Prefill, Reserve, RouterMessage, SendPages, SwitchRole
 from baton.protocol.request import Request, SamplingParams
 from baton.protocol.worker import RoleName
-from baton.router.page_audit import PageAudit, judge
-from baton.worker.role import Send, SwapIn, SwapOut
+from baton.router.core.page_audit import PageAudit, judge
+from baton.worker.core.role import Send, SwapIn, SwapOut
 from baton.worker.role_switch import switch_role
 from tests.page_pools import count_matches
 from tests.pure_cluster import PureCluster

@@ -20,8 +20,8 @@ from baton.engine.kv_pages import PagePool
 from baton.protocol.messages import Prefill, StepOutput
 from baton.protocol.request import Request, SamplingParams
 from baton.protocol.worker import RoleName
-from baton.worker.role import Command, Occupancy, Send, SwapIn, SwapOut
-from baton.worker.state import WorkerState
+from baton.worker.core.role import Command, Occupancy, Send, SwapIn, SwapOut
+from baton.worker.core.state import WorkerState
 from benchmarks.process_cluster import ProcessCluster, plans
 from tests.checkpoints import build_checkpoint
 from tests.engine.running import generate, load_executor

@@ -31,8 +31,8 @@ from baton.protocol.messages import (
 )
 from baton.protocol.request import Request, SamplingParams
 from baton.protocol.worker import Endpoint, PageLayout, RoleName, WorkerInfo
+from baton.worker.core.state import WorkerState
 from baton.worker.loop import WorkerLoop
-from baton.worker.state import WorkerState
 
 LAYOUT = PageLayout(8, 1, 4, 1, 1, "float32", "model")
 HOST = HostPages(torch.zeros(LAYOUT.shape), 0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from baton.worker.write_watch import LOOK_S, SLOW_BYTES_S, WriteWatch
+from baton.worker.core.write_watch import LOOK_S, SLOW_BYTES_S, WriteWatch
 
 
 def _looks(watch: WriteWatch, until_s: float, every_s: float = 0.5) -> list[str]:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from baton.engine.attention.backend import BatchLayout
+from baton.engine.attention.device_backend import DeviceBackend, Recording
 from baton.engine.attention.plan_metadata import PlanMetadata, plan_metadata, workspace_bytes
 from baton.engine.staging import GrowingStagingBuffer
 from baton.protocol.errors import ConfigError
@@ -90,10 +91,11 @@ class FlashInferAttention:
     def plan(self, layout: BatchLayout) -> None:
         """Prepare a step; the one before must have ended on the device."""
         host, device = self._staging.put(plan_metadata(layout).tensors)
-        self.plan_staged(PlanMetadata.of(host), PlanMetadata.of(device), layout.num_decodes)
+        self.plan_staged(layout, PlanMetadata.of(host), PlanMetadata.of(device))
 
-    def plan_staged(self, host: PlanMetadata, device: PlanMetadata, num_decodes: int) -> None:
+    def plan_staged(self, layout: BatchLayout, host: PlanMetadata, device: PlanMetadata) -> None:
         """As `plan`, for metadata that is in pinned memory and on its way to the device."""
+        num_decodes = layout.num_decodes
         self._metadata, self._num_decodes = device, num_decodes
         self._num_chunks = len(host.last_page_len) - num_decodes
         num_pages = int(host.indptr[num_decodes])
@@ -209,6 +211,12 @@ def graph_ints(device: torch.device) -> torch.Tensor:
     return torch.empty(_GRAPH_INTS_BYTES, dtype=torch.uint8, device=device)
 
 
+def recording(attention: FlashInferAttention) -> Recording:
+    """Records decode steps of this attention; they share the memory of their plans."""
+    ints = graph_ints(attention.device)
+    return lambda places: GraphDecodeAttention(attention, places, ints)
+
+
 def workspace_bytes_on(device: torch.device, max_batch: int, num_heads: int, layout: PageLayout) -> int:
     """What a `FlashInferAttention` will take for its workspace."""
     sms = _multiprocessors(device)
@@ -217,3 +225,6 @@ def workspace_bytes_on(device: torch.device, max_batch: int, num_heads: int, lay
 
 def _multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else _CPU_SMS
+
+
+BACKEND = DeviceBackend(has_kernels, workspace_bytes_on, FlashInferAttention, recording)

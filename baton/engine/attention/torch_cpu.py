@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 
 from baton.engine.attention.backend import BatchLayout
+from baton.engine.attention.device_backend import DeviceBackend
+from baton.engine.attention.plan_metadata import PlanMetadata
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,9 @@ class TorchAttention:
             self._plan_chunk(layout, indices, index) for index in range(layout.num_decodes, len(layout.indptr) - 1)
         ]
         self._num_decodes = layout.num_decodes
+
+    def plan_staged(self, layout: BatchLayout, host: PlanMetadata, device: PlanMetadata) -> None:
+        self.plan(layout)
 
     def _plan_writes(self, layout: BatchLayout, indices: torch.Tensor) -> None:
         counts = layout.qo_indptr.diff()
@@ -124,3 +129,11 @@ class TorchAttention:
         gathered = self._gathered[side][: len(rows)]
         torch.index_select(self._page_rows, 0, rows, out=gathered)
         return gathered.view(count, -1, self._kv_heads, self._head_dim).transpose(1, 2)
+
+
+BACKEND = DeviceBackend(
+    supports=lambda dtype, head_dim: True,
+    workspace_bytes=lambda device, max_batch, num_heads, layout: 0,
+    open=lambda pages, num_heads, kernels, max_batch: TorchAttention(pages, num_heads),
+    record=None,
+)

@@ -1,0 +1,54 @@
+"""What the executor of a device asks of paged attention, beyond `AttentionBackend`: staged plans and recorded steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+import torch
+
+from baton.engine.attention.backend import AttentionBackend, BatchLayout, LayerAttention
+from baton.engine.attention.plan_metadata import PlanMetadata
+from baton.protocol.worker import PageLayout
+
+
+class DeviceAttention(AttentionBackend, Protocol):
+    """Attention on the device where the pages lie."""
+
+    def plan_staged(self, layout: BatchLayout, host: PlanMetadata, device: PlanMetadata) -> None:
+        """As `plan`, for a step whose metadata is in pinned memory (`host`) and on its way to the device."""
+        ...
+
+
+class RecordedAttention(LayerAttention, Protocol):
+    """Attention of one recorded decode step: what it reads on the device stays at the places it was recorded with."""
+
+    def plan_staged(self, host: PlanMetadata) -> None:
+        """Plan a replay; `host` has been copied to those places already."""
+        ...
+
+
+Recording = Callable[[PlanMetadata], RecordedAttention]
+Attention = TypeVar("Attention", bound=DeviceAttention)
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceBackend(Generic[Attention]):
+    """One kind of attention, as the table in device_backends.py lists it.
+
+    | field           | meaning                                                                                       |
+    | --------------- | --------------------------------------------------------------------------------------------- |
+    | supports        | (dtype, head_dim): whether it computes attention over such pages                              |
+    | workspace_bytes | (device, max_batch, num_heads, layout): device memory that `open` takes beside the pages      |
+    | open            | (pages, num_heads, kernels, max_batch): attention over pages                                  |
+    |                 | `[num_pages, num_layers, 2, page_size, kv_heads, head_dim]`, contiguous; `kernels` names those |
+    |                 | for prefill, "fa2" or "fa3"; at most `max_batch` sequences decode in a step                   |
+    | record          | prepares recording decode steps of what `open` returned; the result is called per batch size  |
+    |                 | with the places of that size's metadata on the device. None: its steps cannot be recorded     |
+    """
+
+    supports: Callable[[torch.dtype, int], bool]
+    workspace_bytes: Callable[[torch.device, int, int, PageLayout], int]
+    open: Callable[[torch.Tensor, int, str, int], Attention]
+    record: Callable[[Attention], Recording] | None

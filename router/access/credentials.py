@@ -1,0 +1,105 @@
+"""The files that guard the gRPC servers: certificate, key, the clients' CA and the tokens."""
+
+from __future__ import annotations
+
+import ssl
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc
+
+from baton.config.access import AccessPlan
+from baton.protocol.errors import ConfigError
+from baton.router.access.access import Access, parse_tokens
+from baton.router.access.reloaded import Reloaded
+
+
+@dataclass(frozen=True, slots=True)
+class Certificates:
+    """Matching PEM texts."""
+
+    certificate: bytes
+    key: bytes = field(repr=False)
+    client_ca: bytes | None
+
+    @property
+    def configuration(self) -> grpc.ServerCertificateConfiguration:
+        return grpc.ssl_server_certificate_configuration([(self.key, self.certificate)], self.client_ca)
+
+
+class Credentials:
+    """Both servers' credentials, reloaded when the files change. Raises `ConfigError` when they are invalid."""
+
+    def __init__(self, plan: AccessPlan) -> None:
+        self.plan = plan
+        self._certificates: Reloaded[Certificates] | None = None
+        self.tokens: Reloaded[Access] | None = None
+        if plan.tls_certificate:
+            paths = [path for path in (plan.tls_certificate, plan.tls_key, plan.client_ca) if path]
+            self._certificates = Reloaded(paths, lambda: read_certificates(plan))
+        if plan.tokens_file:
+            self.tokens = Reloaded([plan.tokens_file], lambda: read_tokens(plan.tokens_file))
+
+    def add_port(self, server: grpc.aio.Server, address: str) -> int:
+        """Let a server listen, with TLS where it is configured; returns the port. Raises what gRPC raises."""
+        if self._certificates is None:
+            return int(server.add_insecure_port(address))
+        certificates = self._certificates
+        seen, first = certificates.current()
+
+        def newer() -> grpc.ServerCertificateConfiguration | None:
+            """Called by gRPC before each handshake, from its own thread."""
+            nonlocal seen
+            version, value = certificates.current()
+            if version == seen:
+                return None
+            seen = version
+            return value.configuration
+
+        credentials = grpc.dynamic_ssl_server_credentials(first.configuration, newer, bool(self.plan.client_ca))
+        return int(server.add_secure_port(address, credentials))
+
+
+def read_certificates(plan: AccessPlan) -> Certificates:
+    """Read and check certificate, key and the clients' CA."""
+    certificate = _read(plan.tls_certificate, "access.tls_certificate")
+    key = _read(plan.tls_key, "access.tls_key")
+    client_ca = _read(plan.client_ca, "access.client_ca") if plan.client_ca else None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        # An encrypted key must fail, not ask for its password on a terminal.
+        context.load_cert_chain(plan.tls_certificate, plan.tls_key, password=lambda: "")
+    except OSError as error:  # ssl.SSLError is one
+        if getattr(error, "reason", "") == "KEY_VALUES_MISMATCH":
+            raise ConfigError(
+                f"The key in {plan.tls_key} (access.tls_key) does not belong to the certificate in "
+                f"{plan.tls_certificate} (access.tls_certificate)."
+            ) from None
+        raise ConfigError(
+            f"{plan.tls_certificate} and {plan.tls_key} hold no certificate and key in PEM without a password "
+            "(access.tls_certificate, access.tls_key)."
+        ) from None
+    if client_ca is not None:
+        try:
+            context.load_verify_locations(plan.client_ca)
+        except OSError:
+            raise ConfigError(f"{plan.client_ca} (access.client_ca) has no PEM certificate.") from None
+    return Certificates(certificate, key, client_ca)
+
+
+def read_tokens(path: str) -> Access:
+    """Read and check the token file."""
+    content = _read(path, "access.tokens_file")
+    try:
+        return parse_tokens(content.decode())
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path} (access.tokens_file) cannot be used: it is not UTF-8.") from None
+    except ValueError as error:
+        raise ConfigError(f"{path} (access.tokens_file) cannot be used: {error}.") from None
+
+
+def _read(path: str, key: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path} ({key}) cannot be read: {error.strerror}.") from None

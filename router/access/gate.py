@@ -1,0 +1,45 @@
+"""Auth interceptor of a gRPC server: a call without a token of the server's role is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import grpc
+
+from baton.protocol.errors import BatonError
+from baton.router.access.access import Access
+from baton.router.access.failure import abort
+from baton.router.access.reloaded import Reloaded
+
+OPEN_METHODS = "/grpc.health.v1.Health/"  # health checkers have no token
+
+Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Gate(grpc.aio.ServerInterceptor):
+    """In front of the services, so that a method added later is protected too."""
+
+    tokens: Reloaded[Access]
+    role: str
+
+    async def intercept_service(
+        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
+    ) -> grpc.RpcMethodHandler:
+        if handler_call_details.method.startswith(OPEN_METHODS):
+            return await continuation(handler_call_details)
+        try:
+            self.tokens.value.identify(handler_call_details.invocation_metadata).must_have(self.role)
+        except BatonError as error:
+            return _refusal(error)
+        return await continuation(handler_call_details)
+
+
+def _refusal(error: BatonError) -> grpc.RpcMethodHandler:
+    """A handler that answers any kind of call with the error, without reading the request."""
+
+    async def refuse(requests: object, context: grpc.aio.ServicerContext) -> None:
+        await abort(context, error)
+
+    return grpc.stream_stream_rpc_method_handler(refuse)

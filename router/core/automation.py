@@ -1,0 +1,120 @@
+"""Automatic changes of the pools: migrations for relief, and role switches where `auto` is on. Pure.
+
+An operator has priority: no change starts while an operation on the pools runs, nor shortly after.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from baton.protocol.worker import RoleName
+from baton.router.core.commands import Moved
+from baton.router.core.dispatch import Dispatch
+from baton.router.core.life_events import Migrate
+from baton.router.core.operation import Migrate as AskMigrate
+from baton.router.core.operation import Operation, Rebalance
+from baton.router.core.operations import Action, Operations
+from baton.router.core.pool_steps import POOLS
+from baton.router.core.recent_answers import RecentAnswers
+from baton.router.core.record import Record
+from baton.router.policy.cluster_state import ClusterState
+from baton.router.policy.migration import relief
+from baton.router.policy.planner.pool_planner import Advice, PoolPlanner
+
+LOOK_EVERY_S = 1.0
+CONFIRMED = 3  # evaluations in a row that must agree on the direction
+REST_S = 5.0  # after a switch of its own
+YIELD_S = 300.0  # after an operator's operation on the pools
+OURS = "auto-"
+
+
+@dataclass(eq=False)
+class Automation:
+    """Joins planner and operations; `tick` is called a few times a second."""
+
+    state: ClusterState
+    dispatch: Dispatch
+    operations: Operations
+    records: dict[str, Record]
+    auto: bool = False
+    planner: PoolPlanner = field(default_factory=PoolPlanner)
+    recent: RecentAnswers = field(default_factory=RecentAnswers)
+    advice: Advice | None = None  # of the last look
+    _looked_s: float = float("-inf")
+    _wanted: list[int] = field(default_factory=list)  # moves to the prefill pool (or from it) of the last looks
+    _rest_until_s: float = float("-inf")
+    _watched: Operation | None = None  # the latest operation on the pools
+    _had: set[RoleName] = field(default_factory=set)  # pools that have had workers
+    _count: int = 0
+
+    def on_arrival(self, record: Record, now: float) -> None:
+        """A request has come."""
+        self.recent.add(record, now)
+        item = record.placement_input
+        cached = self.state.cached_tokens(item.page_keys, item.num_tokens)
+        new = item.num_tokens - int(cached.max(initial=0))
+        self.planner.on_arrival(item.num_tokens, new, item.output.remaining(), item.objectives.tpot_s, now)
+
+    def tick(self, now: float) -> list[Action]:
+        """The automatic actions that are due."""
+        actions: list[Action] = []
+        records = self.records
+        move = relief(self.state, lambda request_id: request_id in records and records[request_id].may_move(now))
+        if move is not None:
+            actions.append((move.request_id, Migrate(move.worker)))
+        wish = self.wish(now) if self.auto else None
+        if wish is not None:
+            self._count += 1
+            self._watched = self.operations.start(f"{OURS}{self._count}", wish, False, now)
+            actions.append(Moved(self._watched))
+        return actions
+
+    def look(self, now: float) -> Advice | None:
+        """The planner's advice now."""
+        drift, whole = self.recent.drift(now), self.dispatch.placement.serves_whole
+        return self.planner.advise(self.state, self.dispatch.waiting, drift, now, whole)
+
+    def wish(self, now: float) -> Rebalance | None:
+        """The split to change to now, if any."""
+        if self._busy(now):
+            return None
+        prefill, decode = (len(self.state.pool(role)) for role in POOLS)
+        self._had |= {role for role, count in zip(POOLS, (prefill, decode), strict=True) if count}
+        if not prefill or not decode:
+            return self._refill(prefill, decode, now)
+        if now < self._looked_s + LOOK_EVERY_S:
+            return None
+        self._looked_s = now
+        self.advice = advice = self.look(now)
+        moves = advice.prefill - prefill if advice else 0
+        self._wanted = [*self._wanted, moves][-CONFIRMED:]
+        confirmed = len(self._wanted) == CONFIRMED and all(one * moves > 0 for one in self._wanted)
+        if advice is None or not confirmed or now < self._rest_until_s:
+            return None
+        self._wanted.clear()
+        return Rebalance(advice.prefill, advice.decode)
+
+    def _refill(self, prefill: int, decode: int, now: float) -> Rebalance | None:
+        """A pool that has lost its last worker gets another at once, if the other pool has two."""
+        if len(self._had) < len(POOLS) or prefill + decode < 2:
+            return None
+        advice = self.look(now)
+        if advice is not None:
+            return Rebalance(advice.prefill, advice.decode)
+        return Rebalance(prefill - 1, 1) if prefill else Rebalance(1, decode - 1)
+
+    def _busy(self, now: float) -> bool:
+        """Whether an operation on the pools is running; records what the last one cost."""
+        for operation in self.operations.running:
+            if not isinstance(operation.ask, AskMigrate):
+                self._watched = operation
+                return True
+        if self._watched is not None:
+            ours = self._watched.operation_id.startswith(OURS)
+            for step in self._watched.steps:
+                if step.to_role is not None and step.ended_s is not None:
+                    self.planner.on_switched(step.elapsed_s(now))
+            self._rest_until_s = now + (REST_S if ours else YIELD_S)
+            self._watched = None
+            self._wanted.clear()
+        return False

@@ -1,0 +1,73 @@
+"""Matches resumed requests with the workers that kept their sequences. Pure.
+
+Either may arrive first: a request that resumes soon after the router's start waits a moment for workers to join.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from baton.protocol.messages import Cancel, Register
+from baton.router.core.commands import Tell
+from baton.router.core.dispatch import Dispatch
+from baton.router.core.explanation import Explanations
+from baton.router.core.life_events import Held
+from baton.router.core.limits import RouterLimits
+from baton.router.core.record import Record
+from baton.router.core.unclaimed import Unclaimed
+from baton.router.policy.routing import RoutingDecision
+
+Claim = Tell | tuple[str, Held]
+"""A command for the shell, or an event for the life cycle of a request."""
+
+
+@dataclass(eq=False)
+class Claims:
+    """A request that continues where it ran leaves the queue at once."""
+
+    dispatch: Dispatch
+    explanations: Explanations
+    records: Mapping[str, Record]
+    limits: RouterLimits
+    started_s: float  # of the router
+    continued: int = 0
+    unclaimed: Unclaimed = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.unclaimed = Unclaimed(self.limits.claim_within_s)
+
+    def on_submitted(self, record: Record, resumed: bool) -> list[Claim]:
+        """A request has arrived, or (`resumed`) asks for the rest of its stream."""
+        actions = self._claim(record)
+        if resumed and self.limits.claim_within_s and self.dispatch.queues(record.request_id):
+            self.dispatch.hold_back(record.request_id, self.started_s + self.limits.resume_wait_s)
+        return actions
+
+    def on_joined(self, registered: Iterable[Register], now: float) -> list[Claim]:
+        """Workers have joined with kept sequences; those whose requests already run elsewhere are cancelled."""
+        actions: list[Claim] = []
+        for worker in registered:
+            actions += self.unclaimed.offer(worker.info.name, worker.held, now)
+            for sequence in worker.held:
+                record = self.records.get(sequence.request_id)
+                if record is not None and self.dispatch.queues(sequence.request_id):
+                    actions += self._claim(record)
+                elif record is not None:
+                    actions += self.unclaimed.drop(sequence.request_id)
+        return actions
+
+    def _claim(self, record: Record) -> list[Claim]:
+        worker, orders = self.unclaimed.claim(record.request, len(record.stream.token_ids))
+        if worker is None:
+            return list(orders)
+        self.continued += 1
+        self.dispatch.withdraw(record.request_id)
+        decision = RoutingDecision(worker, None, True, f"continued: {worker} has kept it and goes on")
+        policy, output = self.dispatch.placement.name, record.prediction.distribution
+        self.explanations.decided(record.request_id, policy, decision, output)
+        return [*orders, (record.request_id, Held(worker))]
+
+    def too_late(self, request_id: str, event: Held) -> Tell:
+        """The request has ended before its worker was asked to continue."""
+        return Tell(event.worker, Cancel(request_id))

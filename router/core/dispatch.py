@@ -1,0 +1,176 @@
+"""Waiting requests: for a first worker (the queue), or for a decode worker while the prompt is computed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from baton.router.core.effects import FindDecode, FindRoom, StopSeeking
+from baton.router.policy.admission import refuse_full
+from baton.router.policy.cluster_state import ClusterState
+from baton.router.policy.fairness import VirtualTokenCounter
+from baton.router.policy.migration import find_room, reachable
+from baton.router.policy.placement import Place, Placement, PlacementInput, Refuse
+
+CROWD = 32  # requests waiting from which on passes are spaced
+PASS_INTERVAL_S = 0.01  # between passes that place no request, unless a new one arrives
+
+
+@dataclass(frozen=True, slots=True)
+class FoundDecode:
+    """The decode worker to reserve pages on for a request whose prompt is being computed."""
+
+    request_id: str
+    worker: str
+
+
+@dataclass(frozen=True, slots=True)
+class NobodyInReach:
+    """No decode worker can be reached from the prefill worker of a request."""
+
+    request_id: str
+
+
+Verdict = Place | Refuse | FoundDecode | NobodyInReach
+
+
+@dataclass(slots=True, eq=False)
+class _Sought:
+    """A request that needs a decode worker; one with a `home` decodes there and has to leave it."""
+
+    item: PlacementInput
+    avoid: str | None  # refused, and has not reported since
+    home: str | None
+
+
+@dataclass(eq=False)
+class Dispatch:
+    """Asks the policy when its inputs have changed; set `moved` then."""
+
+    placement: Placement
+    state: ClusterState
+    fairness: VirtualTokenCounter = field(default_factory=VirtualTokenCounter)
+    moved: bool = True
+    _live: Counter[str] = field(default_factory=Counter)  # requests of each tenant, running ones included
+    _queue: dict[str, PlacementInput] = field(default_factory=dict)
+    _seeking: dict[str, _Sought] = field(default_factory=dict)
+    _not_before_s: dict[str, float] = field(default_factory=dict)  # of queued requests
+    _next_pass_s: float = 0.0
+
+    @property
+    def queued(self) -> int:
+        return len(self._queue)
+
+    @property
+    def waiting(self) -> Collection[PlacementInput]:
+        """Requests not yet assigned to a worker."""
+        return self._queue.values()
+
+    def check_room(self, max_queued: int, now: float) -> None:
+        """Raise `Overloaded` when the queue is full."""
+        if self.queued >= max_queued:
+            raise refuse_full(self.queued, now - min(item.arrival_s for item in self.waiting))
+
+    def arrived(self, tenant: str) -> None:
+        """One more request of the tenant is in the system, until `forget`."""
+        self.fairness.on_queued(tenant, self._live)
+        self._live[tenant] += 1
+
+    def forget(self, request_id: str, tenant: str) -> None:
+        """Remove a request and its waiting entries."""
+        self.withdraw(request_id)
+        self.moved = True
+        self._live[tenant] -= 1
+        if not self._live[tenant]:
+            del self._live[tenant]
+
+    def wait(self, item: PlacementInput) -> None:
+        """Queue a request until the policy places or refuses it."""
+        self._queue[item.request_id] = item
+        self.moved, self._next_pass_s = True, 0.0
+
+    def hold_back(self, request_id: str, until_s: float) -> None:
+        """Do not place it before `until_s`: a worker that already has it may be about to join."""
+        self._not_before_s[request_id] = until_s
+
+    def queues(self, request_id: str) -> bool:
+        """Whether it is in the queue."""
+        return request_id in self._queue
+
+    def perform(self, effect: FindDecode | FindRoom | StopSeeking, item: PlacementInput) -> None:
+        """Perform a life cycle's effect."""
+        match effect:
+            case FindDecode(avoid):
+                self.seek(item, avoid)
+            case FindRoom(home, avoid):
+                self.seek(item, avoid, home)
+            case StopSeeking():
+                self.withdraw(item.request_id)
+
+    def seek(self, item: PlacementInput, avoid: str | None, home: str | None = None) -> None:
+        """Find a decode worker other than `avoid`, which has just refused, and `home`, which it leaves."""
+        self._seeking[item.request_id] = _Sought(item, avoid, home)
+        self.moved, self._next_pass_s = True, 0.0
+
+    def withdraw(self, request_id: str) -> None:
+        """Stop looking for a decode worker."""
+        self._queue.pop(request_id, None)
+        self._not_before_s.pop(request_id, None)
+        self._seeking.pop(request_id, None)
+
+    def on_report(self, worker: str) -> None:
+        """A new load report: a worker that refused may have capacity again."""
+        for sought in self._seeking.values():
+            if sought.avoid == worker:
+                sought.avoid = None
+        self.moved = True
+
+    def next(self, now: float) -> list[Verdict]:
+        """Decisions to carry out before asking again; their requests no longer wait. Empty: all have to wait."""
+        if not self.moved or now < self._next_pass_s:
+            return []
+        found = self._find_decode(now)
+        if found is not None:
+            return [found]
+        verdicts: list[Verdict] = []
+        queue = list(self._queue.values())
+        if self._not_before_s:
+            queue = [item for item in queue if now >= self._not_before_s.get(item.request_id, now)]
+        if queue:
+            verdicts += self.placement.decide(self.fairness.order(queue), self.state, now)
+        if not verdicts and len(self._queue) + len(self._seeking) > CROWD:
+            self._next_pass_s = now + PASS_INTERVAL_S
+        for verdict in verdicts:
+            del self._queue[verdict.request_id]
+            self._not_before_s.pop(verdict.request_id, None)
+        self.moved = bool(verdicts)
+        return verdicts
+
+    def _find_decode(self, now: float) -> FoundDecode | NobodyInReach | None:
+        """The first request that needs a decode worker and for which there is one, or none in reach."""
+        if not self._seeking:
+            return None
+        table = self.state.table
+        decoders = table.decoder | table.mixed
+        room_tokens = int(np.max(table.pages_available * table.page_size, where=decoders, initial=0))
+        decode_pool = bool(table.decoder.any())
+        for request_id, sought in self._seeking.items():
+            item = sought.item
+            source = self.state.workers.get(item.prefill_worker)
+            if sought.home is None and source is not None and self.state.stranded(source):
+                del self._seeking[request_id]
+                return NobodyInReach(request_id)
+            if item.num_tokens > room_tokens:
+                continue  # no worker has so many pages
+            if sought.home is None and decode_pool and reachable(table.decoder, item.prefill_worker, self.state).any():
+                worker = self.placement.find_decode(item, self.state, sought.avoid, now)
+            else:
+                home = sought.home or item.prefill_worker
+                worker = find_room(item.num_tokens, item.total_tokens, self.state, home, sought.avoid)
+            if worker is not None:
+                del self._seeking[request_id]
+                return FoundDecode(request_id, worker)
+        return None

@@ -1,0 +1,94 @@
+"""A request's output as its client sees it: each index once, in order, with its text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from baton.protocol.messages import TokenOutput
+from baton.protocol.request import FinishReason, Request
+from baton.router.core.detokenizer import Detokenizer, StopStrings, Vocabulary
+
+
+@dataclass(slots=True)  # not frozen: one is made per token
+class TextToken:
+    """One output token, ready for the client."""
+
+    index: int
+    token_id: int
+    text: str
+    logprob: float | None
+    top_logprobs: tuple[tuple[int, float], ...]
+
+
+@dataclass(slots=True, eq=False)
+class OutputStream:
+    """Orders tokens that may come from two workers, twice or early, and turns them into text.
+
+    `finish` is set by the worker's last token, `stop_string_met` by the text; after either nothing is accepted.
+    """
+
+    request: Request
+    vocabulary: Vocabulary | None  # None: no text is needed
+    token_ids: list[int] = field(default_factory=list)
+    cached_tokens: int = 0
+    finish: FinishReason | None = None
+    stop_string_met: bool = False
+    trailing_text: str = ""
+    _early: dict[int, TokenOutput] = field(default_factory=dict)
+    _detokenizer: Detokenizer | None = field(init=False)
+    _stop_strings: StopStrings | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._detokenizer = None
+        if self.vocabulary is not None:
+            self._detokenizer = Detokenizer(self.vocabulary)
+            self._detokenizer.read_prompt(self.request.prompt)
+        stop = self.request.sampling.stop
+        self._stop_strings = StopStrings(stop) if stop else None
+
+    def resume(self, token_ids: Sequence[int]) -> list[TextToken]:
+        """Continue after these tokens; returns them as they were streamed, without log-probabilities."""
+        request_id = self.request.request_id
+        return [self._show(TokenOutput(request_id, index, token_id)) for index, token_id in enumerate(token_ids)]
+
+    @property
+    def ended(self) -> bool:
+        return self.finish is not None or self.stop_string_met
+
+    @property
+    def _may_end(self) -> bool:
+        """Whether text of the newest token may complete a stop string: only after `min_tokens` others."""
+        return len(self.token_ids) > self.request.sampling.min_tokens
+
+    def accept(self, output: TokenOutput) -> list[TextToken]:
+        """The tokens that can be shown now: none for a repeated or early one, several when it closes a gap."""
+        if self.ended or output.index < len(self.token_ids):
+            return []
+        if output.index > len(self.token_ids):
+            if output.index < self.request.sampling.max_tokens:
+                self._early[output.index] = output
+            return []
+        shown = [self._show(output)]
+        while not self.ended and (following := self._early.pop(len(self.token_ids), None)) is not None:
+            shown.append(self._show(following))
+        return shown
+
+    def _show(self, output: TokenOutput) -> TextToken:
+        if not self.token_ids:
+            self.cached_tokens = output.cached_tokens
+        self.token_ids.append(output.token_id)
+        text = self._detokenizer.push(output.token_id) if self._detokenizer is not None else ""
+        if self._stop_strings is not None:
+            text, self.stop_string_met = self._stop_strings.push(text, self._may_end)
+        if output.finish is not None and not self.stop_string_met:
+            self.finish = output.finish
+            self.trailing_text = self._last_text()
+        return TextToken(output.index, output.token_id, text, output.logprob, output.top_logprobs)
+
+    def _last_text(self) -> str:
+        rest = self._detokenizer.flush() if self._detokenizer is not None else ""
+        if self._stop_strings is None:
+            return rest
+        shown, self.stop_string_met = self._stop_strings.push(rest, self._may_end)
+        return shown if self.stop_string_met else shown + self._stop_strings.flush()

@@ -1,0 +1,28 @@
+"""Lines of the router's log about requests and operations. Pure."""
+
+from __future__ import annotations
+
+from baton.router.core.operation import Operation
+from baton.router.core.record import Completion
+
+
+def completion_line(completion: Completion) -> str:
+    """How a request ended, where it ran and what it cost; nothing of its text."""
+    reason = completion.reason.value if completion.reason is not None else "no reason"
+    end = completion.error.message if completion.error is not None else reason
+    workers = dict.fromkeys(filter(None, (completion.prefill_worker, completion.decode_worker)))
+    return (
+        f"ended: {end}; {completion.prompt_tokens} prompt tokens ({completion.cached_tokens} cached), "
+        f"{completion.output_tokens} output tokens, {completion.latency.total_s:.3f} s, "
+        f"attempts {completion.attempts} on {', '.join(workers) or 'no worker'}"
+    )
+
+
+def operation_line(operation: Operation) -> str:
+    """The end of an operation, or the step that it is at."""
+    step = next((step for step in operation.steps if not step.state.ended), None)
+    if operation.state.ended or step is None:
+        words = [operation.state.value, operation.message]
+    else:
+        words = [step.worker, step.state.value, step.detail]
+    return f"{operation.ask.title}: {', '.join(filter(None, words))}"

@@ -1,0 +1,40 @@
+"""What the router logs of requests and operations."""
+
+from __future__ import annotations
+
+import pytest
+
+from baton.protocol.errors import BatonError, WorkerLost
+from baton.protocol.request import FinishReason
+from baton.router.core.latency import Latency
+from baton.router.core.operation import Drain, Operation, OperationState, Step, StepState
+from baton.router.core.record import Completion
+from baton.router.log_lines import completion_line, operation_line
+
+
+@pytest.mark.parametrize(
+    ("reason", "error", "workers", "told"),
+    [
+        (FinishReason.STOP, None, ("prefill-0", "decode-0"), ("ended: stop;", "on prefill-0, decode-0")),
+        (FinishReason.LENGTH, None, ("mixed-0", "mixed-0"), ("ended: length;", "on mixed-0")),
+        (None, WorkerLost("It was on two workers that died."), ("", ""), ("two workers that died", "on no worker")),
+    ],
+)
+def test_a_requests_end_is_one_line_without_its_text(
+    reason: FinishReason | None, error: BatonError | None, workers: tuple[str, str], told: tuple[str, str]
+) -> None:
+    latency = Latency(10.0, last_token_s=10.25)
+    line = completion_line(Completion("r1", reason, error, 6, 4, 2, "its text", latency, *workers, 1, 0, None))
+    assert told[0] in line
+    assert line.endswith(told[1])
+    assert "6 prompt tokens (2 cached), 4 output tokens, 0.250 s" in line
+    assert "its text" not in line
+
+
+def test_an_operation_is_told_by_the_step_it_is_at_and_at_last_by_its_end() -> None:
+    steps = [Step("decode-0", "drain", state=StepState.DONE), Step("decode-1", "drain", state=StepState.EVACUATING)]
+    operation = Operation("op", Drain(("decode-0", "decode-1")), steps, 0.0)
+    steps[1].detail = "3 requests left"
+    assert operation_line(operation) == "drain decode-0, decode-1: decode-1, evacuating, 3 requests left"
+    operation.state, operation.message = OperationState.FAILED, "decode-1 has died"
+    assert operation_line(operation) == "drain decode-0, decode-1: failed, decode-1 has died"
