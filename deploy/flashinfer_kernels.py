@@ -157,7 +157,7 @@ def flashinfer_folder() -> Path:
     """Of the package, which need not be importable for that."""
     spec = importlib.util.find_spec("flashinfer")
     if spec is None or spec.origin is None:
-        raise ConfigError("FlashInfer is not installed in this Python: pip install 'baton[cuda]'.")
+        raise ConfigError("FlashInfer is not installed in this Python: pip install '.[cuda]' in Baton's checkout.")
     return Path(spec.origin).parent
 
 

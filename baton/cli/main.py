@@ -71,6 +71,12 @@ def run(command: Callable[[], Any]) -> int:
             sys.stdout.flush()
     except BatonError as error:
         return _fail(error.message)
+    except ModuleNotFoundError as error:
+        if (error.name or "baton").startswith("baton"):
+            raise
+        return _fail(
+            f"This needs what a node has ({error.name} is missing): pip install '.[node]' in Baton's checkout."
+        )
     except BrokenPipeError:  # the reader has what it wanted, as in `baton status | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import psutil
-
 from baton.protocol.address import is_loopback, split
 
 
@@ -18,9 +16,13 @@ class Listener:
 
 
 def listener(address: str) -> Listener | None:
-    """The process that listens at a loopback address; None elsewhere, or where it belongs to another user."""
+    """The process that listens at a loopback address; None elsewhere, for one of another user, or without psutil."""
     host, port = split(address)
     if not (is_loopback(host) and port.isdigit()):
+        return None
+    try:
+        import psutil
+    except ImportError:  # installed where nodes run, not with the client alone
         return None
     try:
         for one in psutil.net_connections("tcp"):

@@ -24,7 +24,9 @@ def prepare_plots(folder: Path) -> None:
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError:
-        raise ConfigError("Plots need matplotlib: install it with pip install 'baton[plots]'.") from None
+        raise ConfigError(
+            "Plots need matplotlib: install it with pip install '.[plots]' in Baton's checkout."
+        ) from None
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

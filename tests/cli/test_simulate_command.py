@@ -111,7 +111,9 @@ def test_missing_matplotlib_is_told_before_anything_runs(
         monkeypatch.setitem(sys.modules, name, None)
     assert _baton("simulate", *SMALL, "--plots", str(tmp_path / "plots")) == 1
     shown = capsys.readouterr()
-    assert shown.err.strip() == "error: Plots need matplotlib: install it with pip install 'baton[plots]'."
+    assert (
+        shown.err.strip() == "error: Plots need matplotlib: install it with pip install '.[plots]' in Baton's checkout."
+    )
     assert not (tmp_path / "plots").exists()
 
 

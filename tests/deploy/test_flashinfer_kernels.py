@@ -184,12 +184,15 @@ def test_without_flashinfer_the_command_says_how_to_get_it(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     _pack(tmp_path / "pack.tar.xz")
     assert main(["install", str(tmp_path / "pack.tar.xz")]) == 1
-    assert capsys.readouterr().err == "FlashInfer is not installed in this Python: pip install 'baton[cuda]'.\n"
+    assert (
+        capsys.readouterr().err
+        == "FlashInfer is not installed in this Python: pip install '.[cuda]' in Baton's checkout.\n"
+    )
 
 
 def _why_not() -> str:
     if importlib.util.find_spec("flashinfer") is None:
-        return "FlashInfer is not installed: pip install 'baton[cuda]'"
+        return "FlashInfer is not installed: pip install '.[cuda]'"
     programs = {"ninja": "ninja", "a C++ compiler": "c++", "nvcc": str(cuda_home(os.environ) / "bin/nvcc")}
     return ", ".join(f"no {name} here" for name, program in programs.items() if shutil.which(program) is None)
 

@@ -48,7 +48,7 @@ class _Kernels:
 @pytest.fixture
 def flashinfer_without_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[WithoutGpu]:
     """For a Hopper GPU that is not here; writes nothing outside the test's folder."""
-    library = pytest.importorskip("flashinfer", reason="FlashInfer is not installed: pip install 'baton[cuda]'")
+    library = pytest.importorskip("flashinfer", reason="FlashInfer is not installed: pip install '.[cuda]'")
     calls = WithoutGpu(library)
 
     def load(spec: Any) -> _Kernels:

@@ -15,7 +15,7 @@ def _why_not() -> str:
     if not torch.cuda.is_available():
         return f"needs a GPU, and torch {torch.__version__} finds none"
     if importlib.util.find_spec("flashinfer") is None:
-        return "needs FlashInfer on this GPU machine: pip install 'baton[cuda]'"
+        return "needs FlashInfer on this GPU machine: pip install '.[cuda]'"
     return ""
 
 

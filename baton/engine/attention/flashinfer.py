@@ -41,7 +41,8 @@ def load_flashinfer() -> Any:
         import flashinfer
     except ImportError as error:
         raise ConfigError(
-            f"Serving on a GPU needs FlashInfer, which cannot be imported ({error}): pip install 'baton[cuda]'."
+            f"Serving on a GPU needs FlashInfer, which cannot be imported ({error}): "
+            "pip install '.[cuda]' in Baton's checkout."
         ) from None
     if flashinfer.__version__ != VERSION:
         raise ConfigError(

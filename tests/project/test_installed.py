@@ -1,0 +1,108 @@
+"""What `pip install .` puts on a machine: one import name, and a client that needs five small libraries."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from importlib.metadata import distribution, requires
+from pathlib import Path
+from zipfile import ZipFile
+
+import pytest
+
+from tests.client.fake_inference import FakeInference, serving, tokens
+from tests.project.source import ROOT
+
+LIBRARIES = ("grpcio", "protobuf", "typer", "rich", "pydantic")
+OTHERS = ("torch", "ray", "nixl", "zmq", "psutil", "transformers", "numpy")  # what only a node has
+TRAPS = ("cluster.py", "router.py", "worker.py", "engine/__init__.py", "deploy/__init__.py", "benchmarks.py")
+APPLICATION = f"""
+import sys, cluster, router, worker, engine
+import baton
+with baton.Client(sys.argv[1]) as client:
+    print([token.id for token in client.stream([1, 2, 3], max_tokens=3)])
+print(sorted(set({OTHERS!r}) & set(sys.modules)))
+print(cluster.MINE and router.MINE and worker.MINE and engine.MINE, baton.Overloaded("full").message)
+"""
+
+
+def _with_what_they_need(names: tuple[str, ...]) -> set[str]:
+    """These distributions and all that they require, extras aside."""
+    found, waiting = set[str](), list(names)
+    while waiting:
+        name = waiting.pop().lower()
+        if name not in found:
+            found.add(name)
+            plain = [one for one in requires(name) or () if ";" not in one]
+            waiting += [re.split(r"[^\w.-]", one)[0] for one in plain]
+    return found
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    leave = shutil.ignore_patterns("__pycache__", ".*", "build", "*.egg-info", "tests", "benchmarks", "docs")
+    shutil.copytree(ROOT, folder / "checkout", symlinks=True, ignore=leave)
+    build = f"import setuptools.build_meta as backend; backend.build_wheel({str(folder)!r})"
+    subprocess.run([sys.executable, "-c", build], cwd=folder / "checkout", check=True, capture_output=True)
+    return next(folder.glob("baton_serve-*.whl"))
+
+
+@pytest.fixture(scope="module")
+def site(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Site-packages with Baton, its five libraries, and nothing else."""
+    site = tmp_path_factory.mktemp("site")
+    with ZipFile(wheel) as archive:
+        archive.extractall(site)
+    for name in _with_what_they_need(LIBRARIES):
+        one = distribution(name)
+        for top in {file.parts[0] for file in one.files or () if file.parts[0] != ".."} - {"__pycache__"}:
+            if not (site / top).exists():
+                (site / top).symlink_to(Path(str(one.locate_file(top))))
+    return site
+
+
+def _run(site: Path, folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(site), "PYTHONSAFEPATH": ""}
+    return subprocess.run(  # -S: without the packages of this Python
+        [sys.executable, "-S", *command], cwd=folder, env=environment, capture_output=True, text=True, timeout=60
+    )
+
+
+def test_a_wheel_holds_one_import_name(wheel: Path) -> None:
+    names = {name.split("/")[0] for name in ZipFile(wheel).namelist()}
+    assert {name for name in names if not name.endswith(".dist-info")} == {"baton"}
+    inside = {name.split("/")[1] for name in ZipFile(wheel).namelist() if name.startswith("baton/")}
+    assert {"router", "prefill_worker", "decode_worker", "kv_transfer", "deploy", "engine", "py.typed"} <= inside
+
+
+def test_a_client_works_beside_an_application_with_modules_of_our_names(site: Path, tmp_path: Path) -> None:
+    for trap in TRAPS:
+        (tmp_path / trap).parent.mkdir(exist_ok=True)
+        (tmp_path / trap).write_text("MINE = True\n")
+    (tmp_path / "application.py").write_text(APPLICATION)
+    with serving(FakeInference([tokens(7, 8, 9)])) as (address, _):
+        done = _run(site, tmp_path, "application.py", address)
+    assert done.stderr == ""
+    assert done.stdout.splitlines() == ["[7, 8, 9]", "[]", "True full"]
+
+
+def test_without_what_a_node_needs_the_command_says_how_to_get_it(site: Path, tmp_path: Path) -> None:
+    assert _run(site, tmp_path, "-m", "baton", "--help").returncode == 0
+    done = _run(site, tmp_path, "-m", "baton", "up")
+    assert done.returncode == 1
+    assert "pip install '.[node]'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_importing_baton_takes_no_time_and_loads_no_library() -> None:
+    code = (
+        "import sys, time\n"
+        "began = time.perf_counter(); import baton; took_s = time.perf_counter() - began\n"
+        f"print(took_s < 0.3, sorted({{'grpc', *{OTHERS!r}}} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "True []\n", done.stderr
