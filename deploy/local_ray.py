@@ -37,7 +37,7 @@ signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM, signa
 runpy.run_module("ray.scripts.scripts", run_name="__main__", alter_sys=True)
 """
 _QUIET = {
-    "RAY_enable_worker_prestart": "0",  # idle Python processes that nobody needs
+    "RAY_enable_worker_prestart": "0",  # idle Python processes are not needed
     "RAY_DISABLE_IMPORT_WARNING": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_enable_metrics_collection": "0",

@@ -37,7 +37,7 @@ class NotedProcess:
         process = NotedProcess(**values)
         texts, numbers = (process.name, process.boot), (process.pid, process.started_ticks)
         if not (all(isinstance(text, str) for text in texts) and all(type(number) is int for number in numbers)):
-            raise TypeError("This is no process.")
+            raise TypeError("This is not a process.")
         return process
 
     def signal(self, number: signal.Signals) -> None:

@@ -1,4 +1,4 @@
-"""The executor that a worker's plan asks for: weights, pages, and on a GPU how many of these there are."""
+"""Builds a worker's executor: weights, pages, and on a GPU the number of pages."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Tell = Callable[[str], None]
 
 
 def make_executor(plan: WorkerPlan, folder: Path, config: ModelConfig, tell: Tell) -> TorchExecutor | CudaExecutor:
-    """Loads the checkpoint in `folder`; `tell` hears what is being done. Raises `BatonError` with the reason."""
+    """Loads the checkpoint in `folder`; `tell` receives progress lines. Raises `BatonError` with the reason."""
 
     def loading(done: int, total: int) -> None:
         tell(f"loading weights {100 * done // total} %")
@@ -39,7 +39,7 @@ def _on_gpu(
     device = open_device(plan.device)
     kernels = prepare_kernels(device, config, DTYPES[plan.dtype], plan.attention, tell)
     parameters = load_weights(folder, config, DTYPES[plan.dtype], str(device), loading)
-    # A step's decodes stand beside its chunk, within the same budget.
+    # A step's decodes share the budget with its chunk.
     max_tokens = max(plan.chunk_tokens, plan.max_batch)
     options = CudaOptions(plan.cuda_graphs, kernels, plan.max_batch, max_tokens)
     layout = config.page_layout(max(plan.num_pages, 1), plan.page_size, plan.dtype, model_id(folder))

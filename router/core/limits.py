@@ -1,4 +1,4 @@
-"""Bounds of what the router holds, waits for and takes on."""
+"""The router's limits and timeouts."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class RouterLimits:
     max_queued: int = defaults.MAX_QUEUED
     report_interval_s: float = 0.5
     lost_after_s: float = defaults.LOST_AFTER_S  # silence after which a worker is given up
-    kill_after_s: float = 10.0  # and, if it does not come back, its process is ended
-    no_workers_grace_s: float = defaults.NO_WORKERS_GRACE_S  # requests wait so long for a decode worker
+    kill_after_s: float = 10.0  # and, if it does not return, its process is killed
+    no_workers_grace_s: float = defaults.NO_WORKERS_GRACE_S  # how long requests wait for a decode worker
     claim_within_s: float = defaults.CLAIM_WITHIN_S  # for clients of sequences that outlived a router; 0: none may
-    resume_wait_s: float = 2.0  # after the start: whoever asks for the rest of a stream waits for workers to join
+    resume_wait_s: float = 2.0  # after the start: how long resumed requests wait for workers to join
 
 
 def check_id(request_id: str, live: Container[str]) -> None:
-    """Raise `InvalidRequest` when no new request may be called so."""
+    """Raise `InvalidRequest` unless a new request may have this id."""
     if request_id.startswith(PROBE):
         raise InvalidRequest(f"Request ids that begin with {PROBE!r} are the router's own; choose another.")
     if request_id in live:
@@ -37,7 +37,7 @@ def check_id(request_id: str, live: Container[str]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class RequestLimits:
-    """What one caller may ask for. 0: no limit but the model's."""
+    """Limits of one request. 0: the model's limit only."""
 
     max_prompt_tokens: int = 0
     max_streams_per_tenant: int = 0
@@ -57,14 +57,14 @@ class RequestLimits:
 
 @dataclass(slots=True, eq=False)
 class TenantStreams:
-    """How many answers each tenant has under way."""
+    """The number of live streams of each tenant."""
 
     most: int  # 0: no limit
     _open: dict[str, int] = field(default_factory=dict)
 
     @contextmanager
     def one_of(self, tenant: str) -> Iterator[None]:
-        """One more, for as long as the block runs; raises `Overloaded` when the tenant has as many as it may."""
+        """Count one more stream while the block runs; raises `Overloaded` at the tenant's limit."""
         count = self._open.get(tenant, 0)
         if self.most and count >= self.most:
             whose = f"Tenant {tenant!r}" if tenant else "The tenant without a name"
@@ -85,7 +85,7 @@ class TenantStreams:
 def check_capacity(request: Request, state: ClusterState) -> None:
     """Raise `NoWorkers` or `PromptTooLong` when no worker could ever serve the request."""
     if not state.pool(RoleName.DECODE, RoleName.MIXED):
-        raise NoWorkers("No worker that decodes is registered; start one or wait until it has loaded the model.")
+        raise NoWorkers("No decode worker is registered; start one, or wait until it has loaded the model.")
     capacity = max(view.info.capacity_tokens for view in state.pool(RoleName.DECODE, RoleName.MIXED))
     prefill = state.pool(RoleName.PREFILL)
     if prefill and not state.pool(RoleName.MIXED):

@@ -34,7 +34,7 @@ def test_each_file_that_is_wrong_is_named(tmp_path: Path) -> None:
         ),
         (AccessPlan(tls_certificate=certificate, tls_key=str(other.key)), "does not belong to the certificate"),
         (AccessPlan(tls_certificate=certificate, tls_key=str(nonsense)), "no certificate and key in PEM"),
-        (AccessPlan(tls_certificate=certificate, tls_key=key, client_ca=str(nonsense)), "access.client_ca. holds no"),
+        (AccessPlan(tls_certificate=certificate, tls_key=key, client_ca=str(nonsense)), "access.client_ca. has no PEM"),
         (AccessPlan(tokens_file=str(tmp_path / "none")), "none .access.tokens_file. cannot be read"),
         (AccessPlan(tokens_file=str(nonsense)), "nonsense .access.tokens_file. cannot be used: it is not valid TOML"),
     ):

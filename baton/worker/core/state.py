@@ -1,4 +1,4 @@
-"""What a worker keeps when its role changes: pages, limits and what it knows of the model."""
+"""State that a worker keeps when its role changes: pages, limits and facts about the model."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class WorkerState:
     budget: StepBudget
     pool: PagePool
     role_epoch: int = 0
-    checksum_every: int = defaults.CHECKSUM_EVERY  # pages of a handoff of which one is summed; 0: none
+    checksum_every: int = defaults.CHECKSUM_EVERY  # one of so many pages of a handoff is checksummed; 0: none
     share_prefixes: bool = False  # between tenants
-    host_pages: int = 0  # slots of host memory for preempted sequences; 0: they are computed again
-    keep_ended_s: float = 60.0  # the output of sequences that have ended, for a router that comes new
+    host_pages: int = 0  # slots of host memory for preempted sequences; 0: they are recomputed
+    keep_ended_s: float = 60.0  # how long the output of ended sequences is kept for a new router
 
     def root(self, sequence: Sequence) -> bytes:
         """The parent hash of the sequence's first page."""
