@@ -7,11 +7,12 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-POLL_S = 0.05
+POLL_S = 0.02
 PYTHON = (sys.executable, "-P", "-m")  # for a module of ours; a folder `deploy` in the working folder is not ours
 
 
@@ -46,10 +47,8 @@ class NotedProcess:
 
     def end(self, timeout_s: float) -> None:
         """Ask it to end, wait, and end it when the time is over."""
-        deadline = time.monotonic() + timeout_s
         self.signal(signal.SIGTERM)
-        while self.lives and time.monotonic() < deadline:
-            time.sleep(POLL_S)
+        until_ended([self], timeout_s)
         self.signal(signal.SIGKILL)
 
 
@@ -64,6 +63,14 @@ def this_process(name: str) -> NotedProcess:
     found = noted_process(name, os.getpid())
     assert found is not None, "/proc does not show this process"
     return found
+
+
+def until_ended(processes: Iterable[NotedProcess], timeout_s: float) -> list[NotedProcess]:
+    """Wait for processes to end, whether or not their parents have waited for them; returns those that still run."""
+    left, deadline = list(processes), time.monotonic() + timeout_s
+    while (left := [process for process in left if process.lives]) and time.monotonic() < deadline:
+        time.sleep(POLL_S)
+    return left
 
 
 def python_environment() -> dict[str, str]:
