@@ -1,10 +1,10 @@
-"""Sequences that move to another decode worker while they run (live migration).
+"""Live migration: running sequences that move to another decode worker.
 
-    running ──SendPages──► leaving: full pages travel, it goes on decoding ──► paused: last page and notice ──► gone
-                              │ the write failed, or the target is gone: it stays and goes on here        ◄──┘
+    running ──SendPages──► leaving: full pages travel, it keeps decoding ──► paused: last page and notice ──► gone
+                              │ the write failed, or the target is gone: it stays and continues here      ◄──┘
 
-The pause is one write of a page or two. A sequence that ends or is cancelled meanwhile keeps its pages until no write
-reads them.
+The pause is one write of a page or two. A sequence that ends or is cancelled during a migration keeps its pages until
+no write reads them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from baton.worker.core.outbound import Outbound
 from baton.worker.core.role import Command, Send, WriteEnded
 from baton.worker.core.stalled_handoffs import StalledHandoffs
 
-PAGES_PER_WRITE = 64  # a transport that copies inside the call must not hold up the other sequences' step
+PAGES_PER_WRITE = 64  # a transport that copies inside the call must not delay the other sequences' step
 
 
 @dataclass(slots=True, eq=False)
@@ -33,12 +33,12 @@ class _Departure:
 
 @dataclass(eq=False)
 class Departures:
-    """Every sequence on its way out. `on_step_ended` is the only moment at which one may pause."""
+    """The migrating sequences. One may pause only in `on_step_ended`."""
 
     pool: PagePool
     checksum_every: int
     _leaving: dict[str, _Departure] = field(default_factory=dict)
-    _ended: dict[str, _Departure] = field(default_factory=dict)  # by reservation: unwanted, but a write reads them
+    _ended: dict[str, _Departure] = field(default_factory=dict)  # by reservation: ended, but a write reads their pages
     _of_write: dict[int, _Departure] = field(default_factory=dict)
     _write_ids: itertools.count[int] = field(default_factory=itertools.count)
     _stalled: StalledHandoffs = field(init=False)
@@ -51,12 +51,12 @@ class Departures:
 
     @property
     def request_ids(self) -> tuple[str, ...]:
-        """Those whose pages are still read though their sequence is not running any more, or goes on here."""
+        """Those whose pages are still read though their sequence has ended, or continues here."""
         ended = (departure.sequence.request_id for departure in self._ended.values())
         return (*ended, *self._stalled.request_ids)
 
     def under_way(self, reservation: Reservation) -> bool:
-        """Whether somebody is on the way into it, and its end will be told."""
+        """Whether a sequence is migrating into it, so that its end will be reported."""
         departures = (*self._leaving.values(), *self._ended.values())
         return any(departure.outbound.reservation == reservation for departure in departures)
 
@@ -69,11 +69,11 @@ class Departures:
         return departure is not None and departure.paused_s is not None
 
     def start(self, sequence: Sequence, reservation: Reservation) -> None:
-        """Begin to move a running sequence; `on_step_ended` sends the first pages."""
+        """Start to migrate a running sequence; `on_step_ended` sends the first pages."""
         self._leaving[sequence.request_id] = _Departure(sequence, Outbound.to(reservation))
 
     def on_step_ended(self, now: float) -> list[Command]:
-        """Send what can be sent, while no step changes any sequence."""
+        """Send pages while no step changes a sequence."""
         commands: list[Command] = []
         for departure in list(self._leaving.values()):
             commands += self._push(departure, now)
@@ -93,7 +93,7 @@ class Departures:
         return [write]
 
     def on_write_ended(self, outcome: WriteEnded, now: float) -> tuple[list[Command], Sequence | None]:
-        """Account for a write; with the sequence if it is at its target now and must be forgotten here."""
+        """Account for a write; returns the sequence too if it has arrived at its target and must be removed here."""
         of_stalled = self._stalled.on_write_ended(outcome, now)
         if of_stalled is not None:
             return of_stalled, None
@@ -105,7 +105,7 @@ class Departures:
         return self._settle(departure, now), gone
 
     def on_stalled(self, agent: str, now: float) -> list[Command]:
-        """Our writes to the peer make no progress: who was on its way there stays, and goes on at once."""
+        """Our writes to the peer are stalled: sequences migrating there stay, and continue at once."""
         commands: list[Command] = []
         for departure in [*self._leaving.values(), *self._ended.values()]:
             outbound = departure.outbound
@@ -125,7 +125,7 @@ class Departures:
         return commands
 
     def drop(self, sequence: Sequence, now: float) -> tuple[list[Command], bool]:
-        """The sequence has ended or nobody wants it. True: its pages are kept here until no write reads them."""
+        """The sequence has ended or was cancelled. True: its pages are kept until no write reads them."""
         departure = self._leaving.pop(sequence.request_id, None)
         if departure is None:
             return [], False
@@ -134,19 +134,19 @@ class Departures:
         return self._settle(departure, now), True
 
     def call_off(self) -> None:
-        """Begin no write any more."""
+        """Start no more writes."""
         for departure in self._leaving.values():
             departure.outbound.cancelled = True
 
     def give_up(self) -> None:
-        """No write is under way: who has not left stays, and what was kept for writes is free."""
+        """No write is in flight: sequences that have not left stay, and pages kept for writes are freed."""
         for departure in self._ended.values():
             give_back_pages(departure.sequence, self.pool)
         self._leaving.clear()
         self._ended.clear()
 
     def _settle(self, departure: _Departure, now: float) -> list[Command]:
-        """Report a departure that is over, once, and free what was kept for it."""
+        """Report an ended migration, once, and free the pages kept for it."""
         outbound, request_id = departure.outbound, departure.sequence.request_id
         reservation_id = outbound.reservation.reservation_id
         outcome = outbound.outcome

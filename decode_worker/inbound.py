@@ -23,7 +23,7 @@ class Inbound:
     """Every open reservation of a worker. Pages leave it in exactly two ways: `commit` or `release`.
 
     A cancelled reservation keeps its pages until `release`: the writer may not have drained yet, and a late write
-    into a page that has a new owner would be silent corruption.
+    into a page with a new owner would be silent corruption.
     """
 
     pool: PagePool
@@ -42,13 +42,13 @@ class Inbound:
     def reserve(
         self, reservation_id: str, sequence: Sequence, headroom: int, growth_tokens: int = 0
     ) -> Reservation | None:
-        """Hold pages for all known tokens and `growth_tokens` more; None when they do not fit beside `headroom` pages
-        for others' growth."""
+        """Hold pages for all known tokens and `growth_tokens` more; None if they do not fit beside `headroom` pages
+        for the growth of running sequences."""
         if reservation_id in self._open:
             return self._open[reservation_id].reservation
         page_size, known = self.pool.page_size, len(sequence.tokens)
         growth = -(-(known + growth_tokens) // page_size) - -(-known // page_size)
-        # A sequence that moves may come with its last token uncomputed: that one's page must be its own.
+        # A migrating sequence may arrive with its last token uncomputed: that token's page must not be shared.
         receiving = growth_tokens == 0
         root = tenant_root(self.model_id, sequence.request.tenant, self.share_prefixes)
         if not take_pages(sequence, self.pool, root, reserve=headroom + growth, receiving=receiving):
@@ -69,15 +69,15 @@ class Inbound:
         return reservation
 
     def pages(self, reservation_id: str) -> tuple[int, ...]:
-        """The pages that are written for an open reservation."""
+        """The pages that the source writes for an open reservation."""
         inbound = self._open.get(reservation_id)
         return inbound.reservation.page_ids if inbound is not None else ()
 
     def commit(self, notice: HandoffNotice) -> Sequence | None:
-        """The sequence whose KV has arrived, ready to decode; None when nobody waits for it any more.
+        """The sequence whose KV has arrived, ready to decode; None if it is no longer needed.
 
-        A cancelled reservation, an unknown one, one whose pages have changed hands, or a notice that speaks of more
-        than there can be commits nothing.
+        An unknown or cancelled reservation, one whose pages have a new owner, or a notice with impossible counts
+        commits nothing.
         """
         inbound = self._open.get(notice.reservation_id)
         if inbound is None or inbound.state is HandoffState.ABORTED:
@@ -97,13 +97,13 @@ class Inbound:
         return sequence
 
     def cancel(self, request_id: str) -> None:
-        """Never commit this request's reservations; `release` still has to come."""
+        """Never commit this request's reservations; `release` must still follow."""
         for inbound in self._open.values():
             if inbound.sequence.request_id == request_id and inbound.state is HandoffState.RESERVED:
                 inbound.state = advance(inbound.state, HandoffStep.ABORT)
 
     def release_all(self) -> None:
-        """Free the pages of every reservation: nobody can write to us any more."""
+        """Free the pages of every reservation: no write to us is possible any more."""
         for reservation_id in self.reservation_ids:
             self.release(reservation_id)
 

@@ -1,4 +1,4 @@
-"""The decode role: continuous batching of sequences whose KV was handed over, and of whole requests.
+"""The decode role: continuous batching of sequences from handoffs, and of whole requests.
 
     Reserve ─► inbound ──notice──► running ──► finished
     Prefill (whole) ─► waiting ──pages──► prefilling ──► running ──SendPages──► leaving ──► at another worker
@@ -6,9 +6,9 @@
                           ├── preempted: pages swapped out ─┤
                           └── no host memory: recomputed ───┘
 
-When its router is gone, all but reservations and departures go on; token_log.py has what a new one may ask for.
+When its router is gone, all but reservations and migrations continue; token_log.py buffers output for a new router.
 
-A worker that is only ever given whole requests is the co-located baseline ("mixed"): prefill chunks beside decodes.
+A worker that runs only whole requests is the co-located baseline ("mixed"): prefill chunks beside decodes.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from baton.worker.core.role import Command, Occupancy, Send, WriteEnded
 from baton.worker.core.state import WorkerState
 from baton.worker.core.token_output import token_output
 
-TOKENS_PER_MESSAGE = 8192  # that are told again
+TOKENS_PER_MESSAGE = 8192  # in a replay
 
 
 @dataclass(eq=False)
@@ -57,13 +57,13 @@ class DecodeRole:
     state: WorkerState
     name: RoleName = RoleName.DECODE
     _running: dict[str, Sequence] = field(default_factory=dict)  # has pages; oldest first
-    _waiting: dict[str, Sequence] = field(default_factory=dict)  # has none yet, or had to give them back
+    _waiting: dict[str, Sequence] = field(default_factory=dict)  # has none yet, or lost them by preemption
     _inbound: Inbound = field(init=False)
     _departures: Departures = field(init=False)
     _swap: SwapSpace = field(init=False)
     _recomputes: int = 0
     _log: TokenLog = field(init=False)
-    _stepping: bool = False  # a plan was made and not absorbed yet: its sequences may not pause
+    _stepping: bool = False  # a plan is not absorbed yet: its sequences may not pause
 
     def __post_init__(self) -> None:
         self._swap = SwapSpace(self.state.host_pages, self.state.pool.page_size)
@@ -103,7 +103,7 @@ class DecodeRole:
         return []
 
     def _continue(self, request_id: str, from_index: int) -> list[Command]:
-        """A new router asks for a sequence that the one before had begun."""
+        """A new router adopts a sequence that an earlier one started."""
         running = self._running.get(request_id) or self._waiting.get(request_id)
         told = self._log.tell(request_id, running, from_index)
         if told is None:
@@ -117,11 +117,11 @@ class DecodeRole:
             return ReservationRefused(message.reservation_id, request_id, "The worker has changed its role.")
         sequence = Sequence.start(message.request, message.emitted)
         growth = message.growth_tokens
-        # Those swapped out come back before newcomers, who could keep them out for ever.
+        # Swapped-out sequences come back before newcomers, which could starve them.
         headroom = self._headroom + self._swap.num_held
         reservation = self._inbound.reserve(message.reservation_id, sequence, headroom, growth)
         if reservation is None:
-            return ReservationRefused(message.reservation_id, request_id, "No room for its pages.")
+            return ReservationRefused(message.reservation_id, request_id, "Too few free pages.")
         return Reserved(reservation)
 
     @property
@@ -146,10 +146,10 @@ class DecodeRole:
         return [Send(HandoffCorrupt(notice.request_id, notice.reservation_id, wrong_pages))]
 
     def _depart(self, message: SendPages, now: float) -> list[Command]:
-        """Move a sequence that decodes to the worker of the reservation."""
+        """Start to migrate a decoding sequence to the reservation's worker."""
         sequence, reservation = self._running.get(message.request_id), message.reservation
         if self._departures.under_way(reservation):
-            return []  # said twice: the end of the handoff answers both
+            return []  # a repeat: the end of the handoff answers both
         if sequence is None or not sequence.page_table or self._departures.leaving(message.request_id):
             ended = HandoffEnded(message.request_id, reservation.reservation_id, HandoffOutcome.DRAINED)
             return [Send(ended)]
@@ -191,7 +191,7 @@ class DecodeRole:
         return copies, plan
 
     def _admit(self) -> list[Command]:
-        """Let in who waits, the preempted before newcomers; with the copies that bring pages back."""
+        """Admit waiting sequences, preempted ones first; returns the copies that restore their pages."""
         copies: list[Command] = []
         for request_id, sequence in list(self._waiting.items()):
             headroom = self._headroom if self._running else 0
@@ -205,8 +205,8 @@ class DecodeRole:
         return copies
 
     def _make_room(self, sequence: Sequence, copies: list[Command]) -> bool:
-        """A page for the sequence's next token, taken if need be from the sequence that came last; `copies` gets what
-        keeps that one's pages."""
+        """Find a page for the sequence's next token, if necessary by preempting the sequence that came last; `copies`
+        collects the copies that keep that one's pages."""
         if not sequence.page_table:
             return False
         while not grow(sequence, self.state.pool):
@@ -214,15 +214,15 @@ class DecodeRole:
             staying = (one for request_id, one in reversed(self._running.items()) if not leaving(request_id))
             victim = next(staying, None)
             if victim is None:
-                return False  # all are leaving: room comes when they are gone
+                return False  # all are migrating: pages are free when they are gone
             copies += self._preempt(victim)
             if victim is sequence:
                 return False
         return True
 
     def _preempt(self, sequence: Sequence) -> list[Command]:
-        """Give its pages back. They come again from host memory, else are recomputed; what it had committed is likely
-        still cached then."""
+        """Free its pages. They are restored from host memory or recomputed; committed ones are likely still
+        cached then."""
         del self._running[sequence.request_id]
         swap_out = self._swap.swap_out(sequence)
         self._recomputes += swap_out is None

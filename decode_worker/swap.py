@@ -1,12 +1,12 @@
-"""Preempted sequences whose pages wait in host memory: who has which slots, and what is copied back.
+"""Preempted sequences with their pages in host memory: slots and copies.
 
-    running ──swap_out: pages → slots──► swapped out ──swap_in: slots → pages, but for those still cached──► running
+    running ──swap_out: pages → slots──► swapped out ──swap_in: slots → pages, except those still cached──► running
        │ more pages than free slots           │ cancelled: its slots are free
        ▼                                      ▼
     recomputed                             forgotten
 
-A slot holds one page. Copies are performed in the order in which they were decided, so that a slot or a page may be
-handed on at once.
+A slot holds one page. Copies are performed in the order in which they were decided, so a slot or a page may get a
+new owner at once.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from baton.worker.core.role import SwapIn, SwapOut
 
 @dataclass(frozen=True, slots=True)
 class _Swapped:
-    """What a sequence was when it left: slot i holds its page i."""
+    """A sequence's state when it was swapped out: slot i holds its page i."""
 
     slots: tuple[int, ...]
     computed: int
@@ -28,7 +28,7 @@ class _Swapped:
 
 @dataclass(eq=False)
 class SwapSpace:
-    """The host slots of a worker. Every slot is free or holds one page of one sequence that waits."""
+    """The host slots of a worker. Every slot is free or holds one page of one waiting sequence."""
 
     num_slots: int
     page_size: int  # token positions
@@ -45,7 +45,7 @@ class SwapSpace:
 
     @property
     def num_held(self) -> int:
-        """Slots in use; the sequences that come back will want about as many pages."""
+        """Slots in use; restoring their sequences needs about as many pages."""
         return self.num_slots - len(self._free)
 
     @property
@@ -54,8 +54,8 @@ class SwapSpace:
         return sum(one.computed for one in self._swapped.values())
 
     def swap_out(self, sequence: Sequence) -> SwapOut | None:
-        """Keep what a sequence has computed, before its pages are given back; None when there is nothing to keep or
-        no room for it."""
+        """Copy a sequence's computed pages to slots, before they are freed; None if there is nothing to keep or too few
+        slots."""
         num_pages = -(-sequence.computed // self.page_size)
         if not 0 < num_pages <= len(self._free):
             return None
@@ -65,8 +65,8 @@ class SwapSpace:
         return SwapOut(tuple(sequence.page_table[:num_pages]), slots)
 
     def swap_in(self, sequence: Sequence) -> SwapIn | None:
-        """Make a sequence that has just taken pages what it was; its leading pages that are still cached are not
-        copied. None when nothing is: it was not swapped out, or the cache has all of it."""
+        """Restore a sequence that has just taken pages; leading pages that are still cached are not
+        copied. None if there is nothing to copy: it was not swapped out, or all of it is cached."""
         swapped = self.forget(sequence.request_id)
         if swapped is None or swapped.computed <= sequence.computed:
             return None
@@ -76,7 +76,7 @@ class SwapSpace:
         return SwapIn(swapped.slots[cached_pages:], tuple(pages))
 
     def forget(self, request_id: str) -> _Swapped | None:
-        """Free the slots of a sequence, which comes back now or never."""
+        """Free the slots of a sequence that is restored now, or never."""
         swapped = self._swapped.pop(request_id, None)
         if swapped is not None:
             self._free += swapped.slots

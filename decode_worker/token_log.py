@@ -1,9 +1,9 @@
-"""What a worker can tell again: the output of sequences that run or have just ended, for a router that comes new.
+"""Replay buffer: output of running and recently ended sequences, for a restarted router.
 
-While no router has asked for a sequence it is *muted*: it goes on, and its tokens stay here.
+Until a router asks for a sequence it is *muted* (detached): it keeps decoding, and its tokens are buffered here.
 
-    running ──new router──► muted ──ContinueSequence: told from an index on──► running
-       └──── ended ────► kept ◄── ended ──┘     until it is asked for, cancelled, too old, or one of too many
+    running ──new router──► muted ──ContinueSequence: replay from an index──► running
+       └──── ended ────► kept ◄── ended ──┘     until it is replayed, cancelled, too old, or one of too many
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ class _Ended:
 
 @dataclass(eq=False)
 class TokenLog:
-    """Ids are in the sequences themselves; only log-probabilities are kept beside them, where they were asked for.
+    """Token ids are in the sequences; only log-probabilities are kept beside them, if requested.
 
-    `keep_ended_s` bounds how long an ended sequence can be told again; counts and bytes are bounded too, the oldest
-    goes first.
+    `keep_ended_s` bounds how long an ended sequence can be replayed; counts and bytes are bounded too, the oldest
+    is dropped first.
     """
 
     keep_ended_s: float
@@ -55,11 +55,11 @@ class TokenLog:
 
     @property
     def num_bytes(self) -> int:
-        """An estimate of what is kept."""
+        """An estimate of the buffer's size."""
         return self._ended_bytes + self._likely_bytes
 
     def on_token(self, sequence: Sequence, output: TokenOutput) -> bool:
-        """A sequence has a token more; whether the router is to hear of it now."""
+        """A sequence has one more token; returns whether to send it to the router now."""
         if sequence.sampling.logprobs is not None:
             self._likely.setdefault(output.request_id, []).append(output)
             self._likely_bytes += _num_bytes(output)
@@ -68,7 +68,7 @@ class TokenLog:
         return output.request_id not in self._muted
 
     def on_ended(self, sequence: Sequence, finish: FinishReason, now: float) -> None:
-        """The sequence is complete, and has no pages any more. Its last tokens may not have reached anybody."""
+        """The sequence is complete, and has no pages any more. Its last tokens may not have reached a client."""
         self._muted.discard(sequence.request_id)
         ended = self._ended[sequence.request_id] = _Ended(sequence, finish, now)
         self._ended_bytes += ended.num_bytes
@@ -76,7 +76,7 @@ class TokenLog:
             self.forget(next(iter(self._ended)))
 
     def forget(self, request_id: str) -> None:
-        """Nobody will ask for the sequence, or another one has its id."""
+        """The sequence will not be replayed, or another one has its id."""
         self._muted.discard(request_id)
         self._forget_likely(request_id)
         ended = self._ended.pop(request_id, None)
@@ -92,7 +92,7 @@ class TokenLog:
             self.forget(request_id)
 
     def mute(self, running: Iterable[Sequence]) -> tuple[HeldSequence, ...]:
-        """The router is gone: say nothing of anybody until a new one asks, and return what it may ask for."""
+        """The router is gone: detach all sequences until a new router asks, and return those it may adopt."""
         held = {ended.sequence.request_id: _held(ended.sequence) for ended in self._ended.values()}
         for sequence in running:
             self._muted.add(sequence.request_id)
@@ -100,7 +100,7 @@ class TokenLog:
         return tuple(held.values())
 
     def tell(self, request_id: str, running: Sequence | None, from_index: int) -> list[TokenOutput] | None:
-        """The output from an index on; what is running is not muted any more. None where it cannot be told again."""
+        """The output from an index on; a running sequence is attached again. None if it cannot be replayed."""
         ended = self._ended.get(request_id)
         sequence = running or (ended.sequence if ended is not None else None)
         if sequence is None or not 0 <= from_index <= sequence.num_output:

@@ -189,9 +189,9 @@ def clear(folder: Path, tell: Tell) -> None:
         return
     seen = look(cluster, folder)
     if seen.kind == "serving":
-        raise ConfigError("A cluster is up already: see `baton status`, or end it with `baton down`.")
+        raise ConfigError("A cluster is already running: see `baton status`, or end it with `baton down`.")
     if seen.kind == "no router":
-        raise ConfigError(f"{seen.why} Ray starts a router that died again; if it does not come, use `baton down`.")
+        raise ConfigError(f"{seen.why} Ray restarts a router that died; if it does not return, use `baton down`.")
     if seen.kind != "dead":
         raise ConfigError(f"{seen.why} Wait for it, or use `baton down`.")
     tell("before", f"done: {down(folder, only=cluster.id).sentence}")

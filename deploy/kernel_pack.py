@@ -78,15 +78,15 @@ def read_pack(path: Path) -> tuple[Manifest, dict[str, bytes]]:
             files = {entry.name: archive.extractfile(entry) for entry in archive if entry.isfile()}
             contents = {name: file.read() for name, file in files.items() if file is not None}
     except (OSError, EOFError, tarfile.TarError, lzma.LZMAError) as error:
-        raise ConfigError(f"{path} is no pack of kernels: {error}.") from None
+        raise ConfigError(f"{path} is not a pack of kernels: {error}.") from None
     text = contents.get(f"{_ROOT}/{MANIFEST}")
     if text is None:
-        raise ConfigError(f"{path} is no pack of kernels: it has no {MANIFEST}.")
+        raise ConfigError(f"{path} is not a pack of kernels: it has no {MANIFEST}.")
     manifest = Manifest.from_json(text.decode(errors="replace"))
     libraries = {name: contents.get(f"{_ROOT}/{name}/{name}.so", b"") for name in manifest.modules}
     for name, built in manifest.modules.items():
         if sha256(libraries[name]).hexdigest() != built.sha256:
-            raise ConfigError(f"{path} is damaged: {name} is not what its manifest says; build or copy it again.")
+            raise ConfigError(f"{path} is damaged: {name} does not match its manifest; build or copy it again.")
     return manifest, libraries
 
 

@@ -281,11 +281,11 @@ def _stop(names: list[str], timeout_s: float) -> None:
 
 
 def router_pid(prefix: str = "", timeout_s: float = 30.0) -> int:
-    """The process of the router; raises `NoWorkers` (try again) while Ray starts it anew."""
+    """The process of the router; raises `NoWorkers` (try again) while Ray restarts it."""
     try:
         return ray.get(_router(prefix).pid.remote(), timeout=timeout_s)  # type: ignore[no-any-return]
     except ray.exceptions.RayError as error:
-        raise NoWorkers(f"The router is not there: {str(error).splitlines()[0]}") from None
+        raise NoWorkers(f"The router is not running: {str(error).splitlines()[0]}") from None
 
 
 def _router(prefix: str) -> Any:

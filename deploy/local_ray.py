@@ -21,14 +21,15 @@ from pathlib import Path
 
 import psutil
 
-from baton.deploy.processes import NotedProcess, import_root, noted_process
+from baton.deploy.processes import NotedProcess, import_root, noted_process, until_ended
 from baton.protocol.address import bare_host, is_loopback, join, split
 from baton.protocol.errors import ConfigError
 
 START_TIMEOUT_S = 90.0
 _INTERRUPTS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 _MARK = "BATON_RAY_FOLDER"
-_VITAL = ("gcs_server", "raylet")  # when one of them dies, so does the Ray
+_GCS = "gcs_server"
+_VITAL = (_GCS, "raylet")  # when one of them dies, so does the Ray
 # `ray` with the interrupts accepted that were blocked while it was started. A preexec_fn could do that, but would fork
 # this process, and a forked gRPC aborts now and then.
 _RAY = """
@@ -37,7 +38,7 @@ signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM, signa
 runpy.run_module("ray.scripts.scripts", run_name="__main__", alter_sys=True)
 """
 _QUIET = {
-    "RAY_enable_worker_prestart": "0",  # idle Python processes that nobody needs
+    "RAY_enable_worker_prestart": "0",  # idle Python processes are not needed
     "RAY_DISABLE_IMPORT_WARNING": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_enable_metrics_collection": "0",
@@ -89,30 +90,39 @@ class LocalRay:
 
     def vital(self) -> tuple[NotedProcess, ...]:
         """The processes without which this Ray is dead; raises `ConfigError` when one is missing."""
-        found: dict[str, NotedProcess | None] = {}
-        for process in self.processes():
-            with contextlib.suppress(psutil.NoSuchProcess):
-                if process.name() in _VITAL:
-                    found[process.name()] = noted_process(process.name(), process.pid)
-        vital = tuple(noted for name in _VITAL if (noted := found.get(name)))
+        found = {process.name: process for process in self._noted()}
+        vital = tuple(found[name] for name in _VITAL if name in found)
         if len(vital) < len(_VITAL):
             raise ConfigError(f"Ray's processes died while it started: see the logs in {self.folder}.")
         return vital
 
     def stop(self) -> set[int]:
-        """End every process, kindly once and then not, until none is left, and remove the folder; returns the pids."""
+        """End every process, kindly once and then not, until none is left, and remove the folder; returns the pids.
+
+        A raylet that is to end tells the gcs_server, and waits for one that has ended: gcs_server is the last to end.
+        """
         ended: set[int] = set()
         for attempt in range(5):
-            processes = self.processes()
-            ended.update(process.pid for process in processes)
-            for process in processes:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    process.terminate() if attempt == 0 else process.kill()
+            processes = self._noted()
             if not processes:
                 break
-            psutil.wait_procs(processes, timeout=2)
+            others = [process for process in processes if process.name != _GCS]
+            kindly = attempt == 0 and 0 < len(others) < len(processes)
+            ending = others if kindly else processes
+            for process in ending:
+                process.signal(signal.SIGTERM if kindly else signal.SIGKILL)
+            until_ended(ending, timeout_s=2.0)
+            ended.update(process.pid for process in ending)
         shutil.rmtree(self.folder, ignore_errors=True)
         return ended
+
+    def _noted(self) -> list[NotedProcess]:
+        """Every live process of this Ray, with its program's name."""
+        noted = []
+        for process in self.processes():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                noted.append(noted_process(process.name(), process.pid))
+        return [process for process in noted if process is not None]
 
 
 def _children(process: psutil.Process) -> list[psutil.Process]:

@@ -58,7 +58,7 @@ def serving_cluster(folder: Path | None = None) -> RunningCluster | None:
     if seen.kind == "dead":
         raise NoWorkers(f"{seen.why} `baton up` starts it again.")
     if seen.kind == "no router":
-        raise NoWorkers(f"{seen.why} Ray starts a router that died again: try in a few seconds, or see `baton down`.")
+        raise NoWorkers(f"{seen.why} Ray restarts a router that died: try again in a few seconds, or use `baton down`.")
     if seen.kind != "serving":
         raise NoWorkers(f"{seen.why} Try again in a few seconds.")
     return cluster

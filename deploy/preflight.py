@@ -57,7 +57,7 @@ def check_addresses(router: RouterSection) -> None:
             )
         if failure.errno == errno.EACCES:
             raise ConfigError(f"{port_key} is {port}, which this user may not listen on: choose one above 1023.")
-        raise ConfigError(f"{host_key} is {host!r}, which is no address of this machine: {_words(failure)}.")
+        raise ConfigError(f"{host_key} is {host!r}, which is not an address of this machine: {_words(failure)}.")
 
 
 def ray_host() -> str:

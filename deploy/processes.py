@@ -7,13 +7,14 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import baton
 
-POLL_S = 0.05
+POLL_S = 0.02
 PYTHON = (sys.executable, "-P", "-m")  # for a module of ours; a `baton` in the working folder is not
 
 
@@ -37,7 +38,7 @@ class NotedProcess:
         process = NotedProcess(**values)
         texts, numbers = (process.name, process.boot), (process.pid, process.started_ticks)
         if not (all(isinstance(text, str) for text in texts) and all(type(number) is int for number in numbers)):
-            raise TypeError("This is no process.")
+            raise TypeError("This is not a process.")
         return process
 
     def signal(self, number: signal.Signals) -> None:
@@ -48,10 +49,8 @@ class NotedProcess:
 
     def end(self, timeout_s: float) -> None:
         """Ask it to end, wait, and end it when the time is over."""
-        deadline = time.monotonic() + timeout_s
         self.signal(signal.SIGTERM)
-        while self.lives and time.monotonic() < deadline:
-            time.sleep(POLL_S)
+        until_ended([self], timeout_s)
         self.signal(signal.SIGKILL)
 
 
@@ -71,6 +70,14 @@ def this_process(name: str) -> NotedProcess:
 def import_root() -> Path:
     """The folder that holds the package `baton`: the root of a checkout, or the site-packages where it is installed."""
     return Path(baton.__file__).resolve().parents[1]
+
+
+def until_ended(processes: Iterable[NotedProcess], timeout_s: float) -> list[NotedProcess]:
+    """Wait for processes to end, whether or not their parents have waited for them; returns those that still run."""
+    left, deadline = list(processes), time.monotonic() + timeout_s
+    while (left := [process for process in left if process.lives]) and time.monotonic() < deadline:
+        time.sleep(POLL_S)
+    return left
 
 
 def python_environment() -> dict[str, str]:

@@ -27,7 +27,7 @@ Drain = Callable[[list[str]], None]  # returns when these workers hold no reques
 
 
 def new_names(pool: str, count: int, live: Iterable[str]) -> list[str]:
-    """The first `count` names of the pool that nobody has."""
+    """The first `count` unused names of the pool."""
     taken = set(live)
     free = (name for index in itertools.count() if (name := f"{pool}-{index}") not in taken)
     return list(itertools.islice(free, count))
@@ -42,7 +42,7 @@ def leaving(pool: str, count: int, pools: Pools) -> list[str]:
     gone = members[::-1][:count]
     if not {*pools.get("decode", []), *pools.get("mixed", [])} - set(gone):
         raise ConfigError(
-            "Nothing would decode: keep at least one decode or mixed worker, or end it with `baton down`."
+            "No pool would decode: keep at least one decode or mixed worker, or end it with `baton down`."
         )
     return gone
 
@@ -60,7 +60,7 @@ def scale(pool: str, delta: int, pools: Pools, drain: Drain, tell: Tell) -> list
         raise ConfigError(f"There is no pool {pool!r}: it is prefill, decode or mixed.")
     cluster = serving_cluster()
     if cluster is None or not cluster.resolved:
-        raise ConfigError("No cluster is up: start one with `baton up`.")
+        raise ConfigError("No cluster is running: start one with `baton up`.")
     resolved = Resolved.from_json(cluster.resolved)
     from baton.deploy.launcher import connected, live_workers
 

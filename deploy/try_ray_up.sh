@@ -6,7 +6,7 @@
 #      a decode worker on the second, and KV goes from one to the other over TCP
 #
 # The machines are namespaces (network, processes, mounts, host name) with a cable between them. So port 22 is free, the
-# sshds and their keys are seen by nobody else, `ray stop` cannot end another Ray, and nothing stays when the script ends.
+# sshds and their keys are invisible outside, `ray stop` cannot end another Ray, and nothing stays when the script ends.
 # Needs root and Debian's openssh-server, openssh-client, rsync, iproute2 and util-linux; says so (exit code 77) if not.
 set -euo pipefail
 

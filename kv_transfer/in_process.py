@@ -1,4 +1,4 @@
-"""KV pages between workers of one process: for tests, and for a cluster in a single process.
+"""Moves KV pages between workers of one process: for tests, and for a cluster in a single process.
 
 Copies happen in `progress` and `poll`, after `write`, so that a test sees writes in flight.
 """
@@ -20,7 +20,7 @@ from baton.protocol.worker import Endpoint, PageLayout
 
 @dataclass(eq=False)
 class InProcessNetwork:
-    """Who can reach whom: every transport made with the same network.
+    """The transports that can reach each other: those created with the same network.
 
     A test cuts an agent off with `unreachable`: writes to it fail from then on.
     """

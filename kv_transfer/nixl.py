@@ -1,7 +1,7 @@
-"""KV pages over NIXL (UCX: NVLink or RDMA on GPU hosts, shared memory or TCP elsewhere).
+"""Moves KV pages over NIXL (UCX: NVLink or RDMA on GPU hosts, shared memory or TCP elsewhere).
 
 Memory is registered once. Each peer gets one prepared list of descriptors, a descriptor per page, so that a write is
-two lists of indices. NIXL's own progress thread stays off: it polls without rest and takes a whole core (measured:
+two lists of indices. NIXL's own progress thread stays off: it polls without pause and takes a whole core (measured:
 98 % of one). The worker's loop makes progress instead, by `poll`; over shared memory the copy is done in `write`.
 """
 
@@ -83,7 +83,7 @@ class NixlTransport:
 
     @property
     def in_flight(self) -> int:
-        """Unfinished writes, what is kept for `poll`, and peers whose first sign of life is still awaited."""
+        """Unfinished writes, events kept for `poll`, and peers whose greeting is still awaited."""
         now = time.monotonic()
         greeting = sum(1 for peer in self._peers.values() if not peer.answered and now - peer.greeted_s < _HANDSHAKE_S)
         return len(self._writes) + len(self._events) + greeting

@@ -21,13 +21,13 @@ DRIVER_FOLDERS = ("/usr/local/nvidia/lib64",)
 
 
 def settings(on_gpu: bool, shared_memory_bytes: int) -> dict[str, str]:
-    """Variables of NIXL and UCX for pages in the memory of a GPU or of the host; what the user has set comes first."""
+    """Variables of NIXL and UCX for pages in GPU or host memory; the user's settings take precedence."""
     variables = {
         # On a CPU both report every peer that goes away, and what matters comes out of `poll`. On a GPU a warning is
         # all that explains why memory cannot be registered or why a slow way is taken.
         "NIXL_LOG_LEVEL": "WARN" if on_gpu else "FATAL",
         "UCX_LOG_LEVEL": "warn" if on_gpu else "fatal",
-        # Else UCX waits inside `connect` for a peer whose cable is cut, for minutes.
+        # Else UCX waits for minutes inside `connect` for an unreachable peer.
         "UCX_TCP_CONN_NB": "y",
         # Regions of past connections that UCX keeps registered; without a limit they pile up (as vLLM sets it).
         "UCX_RCACHE_MAX_UNRELEASED": "1024",
@@ -54,10 +54,10 @@ def load_nixl(on_gpu: bool) -> ModuleType:
 
 
 def load_libraries(names: Sequence[str], folders: Sequence[str]) -> dict[str, str]:
-    """Loads each library for the whole process; returns why, by name, for those that cannot be loaded.
+    """Loads each library for the whole process; returns the reasons, by name, for those that cannot be loaded.
 
-    A library that ld does not find is looked for in `folders`. Once it is loaded, libraries that need it find it by its
-    name: LD_LIBRARY_PATH could not be changed any more.
+    A library that ld does not find is searched for in `folders`. Once loaded, libraries that need it find it by its
+    name; LD_LIBRARY_PATH cannot be changed at this point.
     """
     failed = {}
     for name in names:
@@ -73,7 +73,7 @@ def load_libraries(names: Sequence[str], folders: Sequence[str]) -> dict[str, st
 
 
 def registration_error(reason: str, on_gpu: bool, num_bytes: int, nixl: ModuleType) -> ConfigError:
-    """What to say when NIXL refuses the pages; `nixl` is its Python interface."""
+    """The error for pages that NIXL refuses; `nixl` is its Python interface."""
     size = f"{num_bytes / (1 << 30):.1f} GiB"
     if not on_gpu:
         return ConfigError(f"NIXL cannot register {size} of host memory ({reason}): raise the limit of `ulimit -l`.")

@@ -1,4 +1,4 @@
-"""How much the folder of shared memory has left."""
+"""Free space in the folder of shared memory."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import shutil
 
 
 def free_bytes_of(folder: str) -> int:
-    """Bytes that a file there could still have; 0 where there is no such folder."""
+    """Bytes free for a file there; 0 without such a folder."""
     try:
         return shutil.disk_usage(folder).free
     except OSError:

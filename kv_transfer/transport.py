@@ -11,7 +11,7 @@ from baton.protocol.worker import Endpoint
 
 @dataclass(frozen=True, slots=True)
 class WriteDone:
-    """A write of ours reached the peer's memory: the source pages may change again."""
+    """Our write reached the peer's memory: the source pages may change again."""
 
     transfer_id: int
     num_bytes: int
@@ -20,7 +20,7 @@ class WriteDone:
 
 @dataclass(frozen=True, slots=True)
 class WriteFailed:
-    """A write of ours will never complete and no longer reads our pages; `reason` is one sentence."""
+    """Our write will never complete and no longer reads our pages; `reason` is one sentence."""
 
     transfer_id: int
     reason: str
@@ -40,8 +40,8 @@ TransferEvent = WriteDone | WriteFailed | Notice
 class Transport(Protocol):
     """One worker's end of the page network. Not thread-safe: the worker's loop owns it.
 
-    No method waits for a peer. `write` starts moving and returns; what became of it comes out of `poll`, exactly one
-    `WriteDone` or `WriteFailed` per write.
+    No method waits for a peer. `write` starts a transfer and returns; `poll` reports exactly one `WriteDone` or
+    `WriteFailed` per write.
     """
 
     @property
@@ -50,21 +50,21 @@ class Transport(Protocol):
         ...
 
     def connect(self, peer: Endpoint) -> None:
-        """Prepare descriptors for every page of the peer; again for the same agent name replaces the old ones.
+        """Prepare descriptors for every page of the peer; a repeat for the same agent name replaces them.
 
         Raises `HandoffFailed` when its pages are not laid out like ours or the peer cannot be reached.
         """
         ...
 
     def disconnect(self, agent: str) -> None:
-        """Forget a peer; our unfinished writes to it come out of `poll` as failed. They may arrive all the same, for as
-        long as both processes live. It may be connected again under the same name."""
+        """Forget a peer; `poll` reports our unfinished writes to it as failed, though they may still arrive while both
+        processes live. It may be connected again under the same name."""
         ...
 
     def write(self, agent: str, source_pages: Sequence[int], target_pages: Sequence[int], notice: bytes | None) -> int:
         """Start copying our pages onto the peer's, pairwise; returns the transfer's id.
 
-        The pages are read at once, beside every stream of a device: the steps that have written them are collected.
+        The pages are read at once, outside every stream of a device: the steps that wrote them must be collected.
 
         `notice` (given with the last write of a handoff) is delivered to the peer after the pages of this write;
         with no pages it travels alone. The caller waits for its earlier writes before it sends the notice.
@@ -72,16 +72,16 @@ class Transport(Protocol):
         ...
 
     def progress(self) -> None:
-        """Move pages on, and keep what happens for `poll`."""
+        """Progress transfers, and keep events for `poll`."""
         ...
 
     def poll(self) -> list[TransferEvent]:
-        """Move pages on, and return what has happened since the last call, without waiting."""
+        """Progress transfers, and return the events since the last call, without waiting."""
         ...
 
     @property
     def in_flight(self) -> int:
-        """Writes of ours that have not ended yet, and what is kept for `poll`."""
+        """Our unfinished writes, and events kept for `poll`."""
         ...
 
     def close(self) -> None:

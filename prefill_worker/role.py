@@ -38,7 +38,7 @@ class _Job:
     sequence: Sequence
     outbound: Outbound | None = None
     compute_ended_s: float | None = None  # when the first token was sampled
-    unwanted: bool = False  # cancelled or ended with its first token: only writes in flight keep it
+    unwanted: bool = False  # cancelled, or ended with its first token: kept only until its writes end
 
     @property
     def computed_all(self) -> bool:
@@ -47,7 +47,7 @@ class _Job:
 
 @dataclass(eq=False)
 class PrefillRole:
-    """Owns the pages of every request it was given until they are delivered, cancelled or the request ended here."""
+    """Owns the pages of its requests until they are delivered or cancelled, or the request ends here."""
 
     state: WorkerState
     name: RoleName = RoleName.PREFILL
@@ -84,7 +84,7 @@ class PrefillRole:
         job = self._jobs.get(message.request_id)
         reservation = message.reservation
         if job is not None and job.outbound is not None and job.outbound.reservation == reservation:
-            return []  # said twice: the end of the handoff answers both
+            return []  # a repeat: the end of the handoff answers both
         if job is None or job.unwanted or job.outbound is not None:
             ended = HandoffEnded(message.request_id, reservation.reservation_id, HandoffOutcome.DRAINED)
             return [Send(ended)]
@@ -98,7 +98,7 @@ class PrefillRole:
             if job.unwanted or job.computed_all:
                 continue
             if not sequence.page_table and not take_pages(sequence, self.state.pool, self.state.root(sequence)):
-                break  # first come, first served: a smaller one behind it must not starve it
+                break  # first come, first served: smaller ones behind must not starve it
             prefilling.append(sequence)
         return [], plan_step([], prefilling, self.state.budget)
 
@@ -170,7 +170,7 @@ class PrefillRole:
         return ()
 
     def _push(self, job: _Job, now: float) -> list[Command]:
-        """Send what is computed and not sent. A running chunk never changes pages that are full."""
+        """Send pages that are computed but not sent. A running chunk never changes full pages."""
         if job.outbound is None or job.unwanted:
             return []
         page_size, every = self.state.pool.page_size, self.state.engine.checksum_every
@@ -181,7 +181,7 @@ class PrefillRole:
         return [write]
 
     def _drop(self, job: _Job, now: float) -> list[Command]:
-        """The request needs nothing more from here; its pages go once no write reads them."""
+        """The request is done here; its pages are freed once no write reads them."""
         job.unwanted = True
         if job.outbound is None:
             self._forget(job)
@@ -190,7 +190,7 @@ class PrefillRole:
         return self._settle(job, now)
 
     def _settle(self, job: _Job, now: float) -> list[Command]:
-        """Report a handoff that has ended, once, and free what it held."""
+        """Report an ended handoff, once, and free its pages."""
         outbound = job.outbound
         if outbound is None or outbound.outcome is None:
             return []

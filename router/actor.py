@@ -1,6 +1,6 @@
 """The Ray actor that holds the router process.
 
-Ray starts it again when it dies: same plan, same ports, an empty memory. Workers it does not know join anew, and
+Ray restarts it when it dies: same plan, same ports, no state. Workers re-register, and
 clients resume their streams.
 """
 
@@ -48,7 +48,7 @@ class RouterActor:
         return addresses
 
     async def start(self) -> RouterAddresses | str:
-        """Wait until it serves; returns where, or the sentence that says why not."""
+        """Wait until it serves; returns its addresses, or one sentence why it cannot."""
         return await self._started
 
     async def worker_keys(self) -> WorkerKeys:
@@ -56,7 +56,7 @@ class RouterActor:
         return self._worker_keys
 
     def _watch(self, worker: str) -> None:
-        """Hear at once when the worker's process ends."""
+        """Report the end of the worker's process at once."""
         before = self._watches.get(worker)
         if before is None or before.done():
             self._watches[worker] = asyncio.get_running_loop().create_task(self._until_it_ends(worker))
@@ -66,7 +66,7 @@ class RouterActor:
             actor = await asyncio.to_thread(ray.get_actor, self._prefix + worker, NAMESPACE)
             await actor.ended.remote()
         except ValueError:
-            return  # no actor of ours: its silence has to tell
+            return  # not an actor of ours: its silence is the only signal
         except ray.exceptions.RayActorError as error:
             log.warning(f"{worker} has died: {str(error).splitlines()[0]}")
         self._router.driver.lose(worker)

@@ -1,4 +1,4 @@
-"""The cluster, its operations and its decisions as operators read them; asks as the core takes them."""
+"""Translates between admin messages and the core: cluster, operations, decisions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from baton.router.policy.cluster_state import WorkerView
 
 
 def read_ask(request: admin_pb2.StartOperationRequest) -> Ask:
-    """What is asked for; raises `InvalidRequest` when nothing is."""
+    """The requested operation; raises `InvalidRequest` when none is set."""
     match request.WhichOneof("kind"):
         case "drain":
             return Drain(tuple(request.drain.workers))
@@ -30,7 +30,7 @@ def read_ask(request: admin_pb2.StartOperationRequest) -> Ask:
 
 
 def operation_message(operation: Operation, now: float) -> admin_pb2.Operation:
-    """An operation and its steps, as far as they have come."""
+    """An operation, its steps and their progress."""
     message = admin_pb2.Operation(
         operation_id=operation.operation_id,
         title=operation.ask.title,
@@ -50,7 +50,7 @@ def operation_message(operation: Operation, now: float) -> admin_pb2.Operation:
 
 
 def worker_message(view: WorkerView, now: float) -> admin_pb2.WorkerStatus:
-    """One worker: what it last said of itself, and what the router expects of it."""
+    """One worker: its last report, and the router's predictions."""
     load, info = view.load, view.info
     return admin_pb2.WorkerStatus(
         name=view.name,
@@ -94,7 +94,7 @@ def _tpot_s(view: WorkerView) -> float:
 
 
 def planner_message(core: RouterCore, now: float) -> admin_pb2.Planner:
-    """Whether the planner acts by itself, and what it expects and advises; only the former while there is none."""
+    """Whether the planner acts automatically, and its forecast and advice if there is any yet."""
     message = admin_pb2.Planner(auto=core.automation.auto)
     advice = core.automation.look(now)
     if advice is not None:
@@ -106,7 +106,7 @@ def planner_message(core: RouterCore, now: float) -> admin_pb2.Planner:
 
 
 def explanation_message(request_id: str, explanation: Explanation) -> admin_pb2.Explanation:
-    """Why a request went where it went, beside what happened."""
+    """Why a request was placed where it was, and the outcome."""
     decision, latency = explanation.decision, explanation.latency
     message = admin_pb2.Explanation(
         request_id=request_id,
@@ -135,7 +135,7 @@ def explanation_message(request_id: str, explanation: Explanation) -> admin_pb2.
 
 
 def links_message(rates: Sequence[LinkRate]) -> admin_pb2.Links:
-    """How fast pages go from worker to worker."""
+    """The rate of KV pages between workers."""
     message = admin_pb2.Links()
     for one in rates:
         message.links.add(
@@ -150,7 +150,7 @@ def links_message(rates: Sequence[LinkRate]) -> admin_pb2.Links:
 
 
 def page_check_message(verdict: Verdict) -> admin_pb2.PageCheck:
-    """Who holds what, and what of it nobody accounts for."""
+    """The pages that each worker holds, and those that no live request accounts for."""
     message = admin_pb2.PageCheck(
         clean=verdict.clean,
         live_requests=verdict.live_requests,

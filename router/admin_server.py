@@ -1,4 +1,4 @@
-"""The gRPC face for operators, on an address of its own: who reaches it may change the cluster."""
+"""The gRPC server for operators, on its own address: access to it is control of the cluster."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ LOOK_EVERY_S = 0.1
 
 @asynccontextmanager
 async def _told(context: grpc.aio.ServicerContext) -> AsyncIterator[None]:
-    """What is refused inside ends the call with its own status and sentence."""
+    """An error raised inside ends the call with its status and sentence."""
     try:
         yield
     except BatonError as error:
@@ -48,7 +48,7 @@ async def _told(context: grpc.aio.ServicerContext) -> AsyncIterator[None]:
 
 @dataclass(eq=False)
 class AdminService(admin_pb2_grpc.AdminServicer):
-    """What operators ask. Everything is decided by the core; here it is only read and written."""
+    """The operators' calls. The core decides; this class only reads and writes messages."""
 
     driver: Driver
     model_name: str

@@ -48,7 +48,7 @@ class RunningRouter:
 
     @property
     def addresses(self) -> RouterAddresses:
-        """Where everybody finds it."""
+        """The addresses of its servers and its worker link."""
         config = self.plan.router
         public, admin = join(config.host, self.port), join(config.admin_host, self.admin_port)
         return RouterAddresses(self.worker_address, public, admin)
@@ -63,7 +63,7 @@ class RunningRouter:
 
 
 def load_learned(path: Path | None) -> OutputLength:
-    """What an earlier router learned of output lengths; a missing or unreadable file is an empty start."""
+    """Output lengths that an earlier router learned; without a readable file, none."""
     if path is None or not path.exists():
         return OutputLength()
     try:
@@ -76,7 +76,7 @@ def load_learned(path: Path | None) -> OutputLength:
 async def start_router(plan: RouterPlan, state: ClusterState | None = None) -> RunningRouter:
     """Start a router on the running event loop; raises `ConfigError` when its plan cannot or must not be served.
 
-    `state` takes the place of the router's own view of its workers: one that also records what they report.
+    `state` replaces the router's own view of its workers, for a test that also records their reports.
     """
     access, config = plan.access, plan.router
     check_access(access, config.admin_host)

@@ -33,19 +33,19 @@ SAVE_EVERY_S = 60.0
 
 @dataclass(eq=False)
 class Subscription:
-    """What one client still has to read. Bounded by the request's own max_tokens."""
+    """One client's unread output. Bounded by the request's max_tokens."""
 
     request_id: str
     tokens: deque[TextToken] = field(default_factory=deque)
     completion: Completion | None = None
-    error: BatonError | None = None  # its client gets nothing more but this
+    error: BatonError | None = None  # set: the client gets only this error
     writing_since_s: float | None = None  # a message waits for its client to read
     _ready: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def next(self) -> tuple[list[TextToken], Completion | None]:
         """Every token since the last call, waiting for at least one or for the end.
 
-        Raises `Cancelled` when another client has taken the stream over, or this one did not read.
+        Raises `Cancelled` when another client has taken over the stream, or this one did not read.
         """
         await self._ready.wait()
         self._ready.clear()
@@ -59,7 +59,7 @@ class Subscription:
         self._ready.set()
 
     def cut(self, error: BatonError) -> None:
-        """Nothing more for this client, and nothing is kept for it."""
+        """End the stream with an error and drop its unread tokens."""
         self.error = error
         self.tokens.clear()
         self.wake()
@@ -74,8 +74,8 @@ class Driver:
     frames: WorkerFrames
     clock: Callable[[], float] = time.monotonic
     config: RouterSection = field(default_factory=RouterSection)
-    on_welcome: Callable[[str], None] | None = None  # hears of each worker that joins
-    on_kill: Callable[[str], None] | None = None  # ends the process of a silent worker, where somebody can
+    on_welcome: Callable[[str], None] | None = None  # called for each worker that joins
+    on_kill: Callable[[str], None] | None = None  # kills the process of a timed-out worker, if possible
     _subscriptions: dict[str, Subscription] = field(default_factory=dict)
     _watchers: dict[str, set[asyncio.Event]] = field(default_factory=dict)  # by operation id
 
@@ -93,7 +93,7 @@ class Driver:
                 await asyncio.to_thread(self.save_learned, self.core.output_length.snapshot())
 
     def save_learned(self, learned: OutputLength) -> None:
-        """Write what was learned beside its file and put it in place, so that a reader never sees half of it."""
+        """Write the learned lengths to a temporary file and rename it, so that a reader never sees half of it."""
         if not self.config.state_file:
             return
         try:
@@ -106,12 +106,12 @@ class Driver:
             log.warning(f"Learned output lengths could not be kept: {error}")
 
     def _on_frame(self, worker: str, incarnation: str, batch: list[WorkerMessage]) -> None:
-        """Act on what a worker says; raises `InvalidRequest` (and does nothing) when it cannot be true."""
+        """Act on a worker's frame; raises `InvalidRequest` (and does nothing) when it is invalid."""
         self.frames.check(worker, incarnation, batch, self.core.state)
         self._perform(self.core.on_frame(worker, incarnation, batch, self.clock()))
 
     def submit(self, request: Request, emitted: Sequence[int] = (), resume_from: int = 0) -> Subscription:
-        """Take on a request, or the stream of a live one of the same id; raises when the core refuses it.
+        """Accept a request, or attach to a live one of the same id; raises when the core refuses it.
 
         `emitted` are output tokens that the client has; of a live request it wants those from `resume_from` on.
         """
@@ -124,7 +124,7 @@ class Driver:
         return subscription
 
     def _take_over(self, request_id: str, tokens: Sequence[TextToken]) -> Subscription:
-        """The newest client of a request has its stream; an earlier one, which is likely gone, is told."""
+        """Give the stream to a request's newest client; an earlier one, which is likely gone, gets an error."""
         earlier = self._subscriptions.get(request_id)
         if earlier is not None:
             earlier.cut(Cancelled(f"Another client has taken over the stream of {request_id!r}."))
@@ -134,7 +134,7 @@ class Driver:
         return subscription
 
     def unsubscribe(self, subscription: Subscription, error: BatonError) -> None:
-        """The client is done; if its answer was not, the request stops with `error`."""
+        """The client is done; a request that is not complete stops with `error`."""
         if self._subscriptions.get(subscription.request_id) is not subscription:
             return
         del self._subscriptions[subscription.request_id]
@@ -156,7 +156,7 @@ class Driver:
         self._perform(self.core.on_worker_lost(worker, self.clock()))
 
     def start_operation(self, operation_id: str, ask: Ask, dry_run: bool) -> Operation:
-        """Begin an operation, or find it again by its id; raises when it is refused."""
+        """Start an operation, or return the one with this id; raises when it is refused."""
         name = operation_id or uuid.uuid4().hex[:8]
         operation, commands = self.core.start_operation(name, ask, dry_run, self.clock())
         log.info(f"asked to {ask.title}{' (dry run)' if dry_run else ''}", extra={"operation": name})
@@ -164,14 +164,14 @@ class Driver:
         return operation
 
     def cancel_operation(self, operation_id: str) -> Operation:
-        """Undo what an operation has not done yet; raises `NotFound`."""
+        """Cancel an operation's remaining steps; raises `NotFound`."""
         operation, commands = self.core.cancel_operation(operation_id, self.clock())
         log.info("asked to cancel", extra={"operation": operation_id})
         self._perform(commands)
         return operation
 
     async def watch(self, operation_id: str) -> AsyncGenerator[Operation, None]:
-        """The operation now, and again whenever it has moved, until it has ended; a slow reader sees the latest."""
+        """The operation now and after each change, until it has ended; a slow reader sees the latest."""
         moved = asyncio.Event()
         watchers = self._watchers.setdefault(operation_id, set())
         watchers.add(moved)
@@ -190,7 +190,7 @@ class Driver:
                 self._watchers.pop(operation_id, None)
 
     def set_policy(self, name: str) -> None:
-        """Let another policy place what waits and what comes; raises `InvalidRequest` on an unknown name."""
+        """Switch the placement policy for waiting and new requests; raises `InvalidRequest` on an unknown name."""
         try:
             policy = make_policy(name, self.config.refuse_late)
         except ConfigError as error:
@@ -230,6 +230,6 @@ class Driver:
                     for moved in self._watchers.get(operation.operation_id, ()):
                         moved.set()
         unheard = [worker for worker, batch in outgoing.items() if not self.link.send(worker, batch)]
-        for worker in unheard:  # what follows would make no sense to it without what was lost
-            log.warning(f"{worker} is not connected or takes no more messages: it has to register again")
+        for worker in unheard:  # later messages would make no sense without the lost ones
+            log.warning(f"{worker} is not connected or takes no more messages: it has to re-register")
             self._perform(self.core.on_worker_lost(worker, self.clock(), certain=False))

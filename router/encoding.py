@@ -1,4 +1,4 @@
-"""Prompts become token ids beside the event loop, which every stream of this router waits for."""
+"""Tokenises prompts in threads, off the event loop that serves every stream."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from baton.protocol.errors import Overloaded
 MAX_THREADS = 4  # one encodes one to three MB of text a second
 MAX_WAITING_BYTES = 16 << 20
 SHORT_BYTES = 16 << 10  # a text up to this takes milliseconds
-RETRY_AFTER_S = 1.0  # in which a thread makes room for many a prompt
+RETRY_AFTER_S = 1.0  # in which a thread encodes many prompts
 
 
 class Encode(Protocol):
@@ -32,8 +32,8 @@ def _threads() -> int:
 class Lane:
     """Encodes texts in a few threads, first come, first served.
 
-    A text counts as waiting from its call until its thread has ended, also when its caller has left by then: texts
-    are never held elsewhere.
+    A text counts as waiting from its call until its thread has ended, even if its caller has left: texts are held
+    nowhere else.
     """
 
     encode_text: Encode
@@ -48,9 +48,9 @@ class Lane:
         self._free = asyncio.Semaphore(self.num_threads)
 
     async def encode(self, text: str, num_bytes: int, add_special_tokens: bool) -> list[int]:
-        """Token ids of a text of so many bytes; raises `Overloaded` when too much waits already.
+        """Token ids of a text of so many bytes; raises `Overloaded` when too much is waiting.
 
-        A text alone may be of any size. One whose caller is cancelled is not encoded, unless a thread has begun.
+        A single text may be of any size. A cancelled caller's text is not encoded, unless a thread has started on it.
         """
         if self.waiting_bytes and self.waiting_bytes + num_bytes > self.max_waiting_bytes:
             raise Overloaded(

@@ -14,11 +14,11 @@ from baton.router.access.gate import Gate
 
 MIB = 1 << 20
 PINGS = [
-    ("grpc.keepalive_time_ms", 20_000),  # a client that answers no ping is gone, with its requests
+    ("grpc.keepalive_time_ms", 20_000),  # a client that answers no ping is disconnected, its requests cancelled
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.http2.ping_timeout_ms", 10_000),
     ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.http2.min_ping_interval_without_data_ms", 500),  # gRPC itself would allow a client one in five minutes
+    ("grpc.http2.min_ping_interval_without_data_ms", 500),  # gRPC's default allows one in five minutes
 ]
 
 
@@ -43,7 +43,7 @@ async def serve(
     reflection.enable_server_reflection((service, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     try:
         port = credentials.add_port(server, address)
-    except RuntimeError:  # gRPC's own words name no reason
+    except RuntimeError:  # gRPC's own message names no reason
         raise ConfigError(
             f"{service} cannot be served on {address}: the port is in use, or this machine does not have the address."
         ) from None

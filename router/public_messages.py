@@ -20,7 +20,7 @@ def token_message(token: TextToken) -> inference_pb2.Token:
 
 
 def finish_message(completion: Completion) -> inference_pb2.Finish:
-    """The end of an answer: usage, timings and the way it went."""
+    """The end of an answer: usage, timings and route."""
     latency, route = completion.latency, completion
     finish = inference_pb2.Finish(
         reason=codec.finish_number(completion.reason),  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""The router's public gRPC face: inference. Administration has a server of its own (admin_server.py)."""
+"""The router's public gRPC server: inference. Administration has its own server (admin_server.py)."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ SERVICE = "baton.v1.Inference"
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """What the router must know of the model: it never loads weights."""
+    """The model's facts that the router needs; it never loads weights."""
 
     name: str
     model_id: str
@@ -54,7 +54,7 @@ class ServedModel:
 
 @dataclass(eq=False)
 class InferenceService:
-    """Checks and tokenises what comes in, and writes the stream that goes out."""
+    """Validates and tokenises requests, and writes their streams."""
 
     driver: Driver
     model: ServedModel
@@ -81,8 +81,8 @@ class InferenceService:
             await abort(context, error)
 
     async def _write(self, subscription: Subscription, first: int, context: grpc.aio.ServicerContext) -> None:
-        """The stream that goes out; however it ends, nobody waits for the request afterwards."""
-        ended: BatonError = Cancelled("The client went away.")
+        """Write the stream; however it ends, the request is unsubscribed afterwards."""
+        ended: BatonError = Cancelled("The client disconnected.")
         try:
             async for response, completion in _responses(subscription.next, first):
                 if completion is not None and completion.error is not None:
@@ -128,7 +128,7 @@ class InferenceService:
             raise
 
     def _tenant(self, message: inference_pb2.GenerateRequest, context: grpc.aio.ServicerContext) -> str:
-        """Whose request it is: the token's tenant where callers have tokens, else whom the request names."""
+        """The request's tenant: its token's where tokens are used, else the one it names."""
         if self.tokens is None:
             return message.tenant
         return self.tokens.value.identify(context.invocation_metadata() or ()).tenant_for(message.tenant)
@@ -173,7 +173,7 @@ class InferenceService:
         return replace(request, sampling=replace(sampling, seed=seed, max_tokens=max_tokens, min_tokens=min_tokens))
 
     async def _encode(self, message: inference_pb2.GenerateRequest | inference_pb2.TokenizeRequest) -> list[int]:
-        """Token ids of a message's text. One that cannot be short enough is refused unread."""
+        """Token ids of a message's text. One that must be too long is refused without tokenising."""
         text, add = message.text, not message.HasField("add_special_tokens") or message.add_special_tokens
         tokens = most_prompt_tokens(self.access, self.model.context_tokens)
         most, num_bytes = tokens * self.model.tokenizer.max_token_bytes, len(text.encode())
@@ -186,7 +186,7 @@ async def start_server(
     inference: InferenceService, address: str, credentials: Credentials
 ) -> tuple[grpc.aio.Server, int]:
     """Serve requests on `address` ("host:port", port 0 for any); returns the server and its port."""
-    # Requests are parsed in the handler, so that bytes that are no message get a clear status instead of INTERNAL.
+    # Requests are parsed in the handler, so that invalid bytes get a clear status instead of INTERNAL.
     handlers = {
         "Generate": grpc.unary_stream_rpc_method_handler(inference.Generate, None, _serialize),
         "GetModel": grpc.unary_unary_rpc_method_handler(inference.GetModel, None, _serialize),
@@ -210,7 +210,7 @@ def _parse(kind: type[T], request_bytes: bytes) -> T:
 
 
 def _emitted(message: inference_pb2.GenerateRequest, request: Request, vocab_size: int) -> tuple[int, ...]:
-    """The output that a resuming client has; raises `InvalidRequest` when it makes no sense."""
+    """The output that a resuming client has; raises `InvalidRequest` when it is invalid."""
     emitted, resume_from = tuple(message.emitted), message.resume_from
     if not 0 <= resume_from <= request.sampling.max_tokens or len(emitted) not in (0, resume_from):
         raise InvalidRequest(
@@ -230,7 +230,7 @@ async def _responses(
 ) -> AsyncIterator[tuple[inference_pb2.GenerateResponse, Completion | None]]:  # type: ignore[no-untyped-def]
     """Messages for the client, from token index `first`, until the completion, which rides with the last tokens.
 
-    A client that has not read for a while, or takes a stream up again, gets its tokens in messages of bounded size.
+    A client that has not read for a while, or resumes a stream, gets its tokens in messages of bounded size.
     """
     while True:
         tokens, completion = await next_batch()

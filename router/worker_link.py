@@ -1,7 +1,7 @@
 """The router's end of the ZeroMQ links: one ROUTER socket for all workers, on the event loop.
 
 A plain socket whose file descriptor the loop watches: one frame costs no future and no task switch. ZeroMQ signals
-that descriptor once per change, and a send may swallow the signal, so both directions look for what has come.
+that descriptor once per change, and a send may swallow the signal, so both directions check for received frames.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from baton.protocol.messages import RouterMessage, WorkerMessage
 from baton.router.access.worker_gate import WorkerGate
 from baton.router.core.complaints import Complaints
 
-HEARTBEAT = "#alive"  # a worker's heartbeat has a link of its own, for which its name ends so
-PING_MS, SILENCE_MS = 1000, 5000  # a connection without a sign of life for so long is broken off
+HEARTBEAT = "#alive"  # suffix of the name under which a worker's heartbeat connects
+PING_MS, SILENCE_MS = 1000, 5000  # a connection without traffic for so long is closed
 MAX_FRAME_BYTES = 64 << 20  # a peer that sends more is disconnected by ZeroMQ
 Handler = Callable[[str, str, list[WorkerMessage]], None]  # worker, incarnation, messages
 
@@ -55,7 +55,7 @@ class WorkerLink:
     def start(self, handler: Handler) -> None:
         """Call `handler` on the running event loop with every frame that comes.
 
-        A handler refuses a frame by raising `InvalidRequest`; that is said, and the next one is read.
+        A handler refuses a frame by raising `InvalidRequest`; that is logged, and the next one is read.
         """
         self._handler = handler
         self._loop = asyncio.get_running_loop()
@@ -71,7 +71,7 @@ class WorkerLink:
             except zmq.Again:
                 return
             except ValueError:
-                continue  # not two parts: none of ours
+                continue  # not two parts: invalid
             try:
                 incarnation, batch = decode_to_router(frame)
                 if self._handler is not None:

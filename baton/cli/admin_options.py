@@ -24,7 +24,7 @@ AdminAddress = Annotated[
         "--admin",
         metavar="HOST:PORT",
         envvar="BATON_ADMIN_ADDRESS",
-        help="Address of the administration; default: the cluster that `up` started here, or port 50052.",
+        help="Address of the admin port; default: the cluster that `up` started here, or port 50052.",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document, for scripts.")]

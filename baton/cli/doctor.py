@@ -1,4 +1,4 @@
-"""`baton doctor`: looks for what should not be in a running cluster."""
+"""`baton doctor`: checks a running cluster for leaked pages and slow links."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ doctor = typer.Typer(no_args_is_help=True)
 
 @doctor.callback()
 def _commands() -> None:
-    """Look for what should not be in a running cluster. Exit code 0: nothing was found, 1: something was.
+    """Check a running cluster for leaked pages and slow links. Exit code 0: no problem found, 1: a problem.
 
-    Nothing is changed.
+    The checks change nothing.
 
     Examples:
 
@@ -30,13 +30,13 @@ def _commands() -> None:
 
 @doctor.command()
 def leaks(
-    seconds: Annotated[float, typer.Option(min=1, max=60, help="How long to look.")] = 3.0,
+    seconds: Annotated[float, typer.Option(min=1, max=60, help="Seconds to compare reports.")] = 3.0,
     admin: AdminAddress = None,
     as_json: Json = False,
 ) -> None:
-    """Prove that every KV page is free, prefix cache, or held for a live request. The cluster may serve meanwhile.
+    """Check that every KV page is free, prefix cache, or held for a live request. The cluster may keep serving.
 
-    Workers' reports are compared with the router's live requests for a few seconds; what moves meanwhile is no leak.
+    Workers' reports are compared with the router's live requests for a few seconds; only what lasts is a leak.
 
     Examples:
 
@@ -80,23 +80,23 @@ def _table(check: admin_pb2.PageCheck) -> FittingTable:
 
 def _lines(check: admin_pb2.PageCheck) -> list[str]:
     """What was found, in words."""
-    lines = [f"{check.live_requests} live requests, {check.unanswered_handoffs} handoffs under way."]
+    lines = [f"{check.live_requests} live requests, {check.unanswered_handoffs} handoffs in flight."]
     for one in check.workers:
         if not one.reported:
-            lines.append(f"{one.name} has not reported meanwhile: nothing is proven of it.")
+            lines.append(f"{one.name} sent no report during the check: inconclusive.")
         lines += [f"{one.name} holds {name!r}, which belongs to no live request." for name in one.unknown]
         if one.pages_leaked:
-            lines.append(f"{one.name} holds {one.pages_leaked} pages that belong to nobody.")
-    lines += [f"Nobody will answer about the handoff {name!r}." for name in check.lost_handoffs]
-    return [*lines, "Nothing is leaked."] if check.clean else lines
+            lines.append(f"{one.name} holds {one.pages_leaked} pages that no request accounts for.")
+    lines += [f"Handoff {name!r} was never acknowledged by its source." for name in check.lost_handoffs]
+    return [*lines, "No leaks."] if check.clean else lines
 
 
 @doctor.command()
 def links(admin: AdminAddress = None, as_json: Json = False) -> None:
-    """Show how fast KV pages go from worker to worker, and which links between GPUs are too slow.
+    """Show the rate of KV pages between workers, and which links between GPUs are too slow.
 
-    A link is measured by the first three writes of 64 MiB or more, of which the fastest counts. Two GPUs of one host
-    should have 20 GB/s at least; other links are shown without a judgement.
+    A link's rate is the fastest of its first three writes of 64 MiB or more. Two GPUs of one host
+    should reach 20 GB/s; other links are shown without a verdict.
 
     Examples:
 
@@ -109,7 +109,7 @@ def links(admin: AdminAddress = None, as_json: Json = False) -> None:
     if as_json:
         print_document({"links": [document(link) for link in measured]})
     elif not measured:
-        out.print("No link is measured yet: that takes three writes of 64 MiB or more from worker to worker.")
+        out.print("No link is measured yet: a measurement takes three writes of 64 MiB or more between two workers.")
     else:
         show(out, _links_table(measured))
         for link in measured:

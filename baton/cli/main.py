@@ -30,7 +30,7 @@ Model = Annotated[str | None, typer.Option(help="Folder of a checkpoint, or a Hu
 Prefill = Annotated[int | None, typer.Option(help="Prefill workers.")]
 Decode = Annotated[int | None, typer.Option(help="Decode workers.")]
 Mixed = Annotated[int | None, typer.Option(help="Workers that serve whole requests (prefill and decode).")]
-ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file; flags go before it.", dir_okay=False)]
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file; flags override it.", dir_okay=False)]
 Address = Annotated[
     str | None,
     typer.Option(
@@ -42,7 +42,7 @@ Address = Annotated[
 
 
 class Ended(BaseException):
-    """Somebody asked the process to end by a signal; everything it started is ended on the way out."""
+    """The process was ended by a signal; everything it started is stopped on the way out."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -107,8 +107,8 @@ def up(
     decode: Decode = None,
     mixed: Mixed = None,
     config: ConfigFile = None,
-    port: Annotated[int | None, typer.Option(help="Port of the gRPC server; 0 for any.")] = None,
-    admin_port: Annotated[int | None, typer.Option(help="Port of the administration; 0 for any.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port for requests; 0: any free port.")] = None,
+    admin_port: Annotated[int | None, typer.Option(help="Port for administration; 0: any free port.")] = None,
     policy: Annotated[str | None, typer.Option(help="Placement policy; default: predicted_latency.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16 or auto.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, or auto: as placement gives GPUs.")] = None,
@@ -160,12 +160,12 @@ def up(
 @app.command()
 def generate(
     prompt: Annotated[str, typer.Argument(help="The prompt; - reads standard input.")],
-    max_tokens: Annotated[int | None, typer.Option(help="Most output tokens.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Maximum output tokens.")] = None,
     temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
     top_p: Annotated[float | None, typer.Option(help="1 keeps the whole vocabulary.")] = None,
     top_k: Annotated[int | None, typer.Option(help="0 keeps the whole vocabulary.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Makes a sampled answer repeatable.")] = None,
-    stop: Annotated[list[str] | None, typer.Option(help="Stop string; may be given several times.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="Stop string; repeatable.")] = None,
     special_tokens: Annotated[
         bool, typer.Option("--special-tokens/--no-special-tokens", help="Put the model's special tokens around it.")
     ] = True,
@@ -173,7 +173,7 @@ def generate(
     address: Address = None,
     as_json: Json = False,
 ) -> None:
-    """Stream an answer. What is not given is as the model has it (`baton up` shows it).
+    """Stream an answer. Options not given default to the model's (`baton up` shows them).
 
     Examples:
 
@@ -224,7 +224,7 @@ def down(as_json: Json = False) -> None:
 
 @app.command()
 def demo(model: Model = None, as_json: Json = False) -> None:
-    """Bring a cluster up, send a prompt twice, show the way it went, and take everything down.
+    """Bring a cluster up, send a prompt twice, show its route, and stop everything.
 
     Examples:
 

@@ -27,10 +27,10 @@ from baton.client.errors import InvalidRequest
 Workers = Annotated[
     list[str], typer.Argument(metavar="WORKER...", help="Names of workers.", autocompletion=complete_workers)
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Only show what would be done.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only show the plan.")]
 Detach = Annotated[bool, typer.Option("--detach", help="Start it and return; see `baton operations`.")]
 OperationId = Annotated[
-    str, typer.Option("--operation-id", metavar="ID", help="Asked for twice with the same id, it is done once.")
+    str, typer.Option("--operation-id", metavar="ID", help="Makes a repeated command run only once.")
 ]
 
 
@@ -40,9 +40,11 @@ class Switch(Enum):
 
 
 def rebalance(
-    prefill: Annotated[int | None, typer.Option(min=0, max=100_000, help="Prefill workers there shall be.")] = None,
-    decode: Annotated[int | None, typer.Option(min=0, max=100_000, help="Decode workers there shall be.")] = None,
-    auto: Annotated[Switch | None, typer.Option("--auto", help="Whether the planner moves workers by itself.")] = None,
+    prefill: Annotated[int | None, typer.Option(min=0, max=100_000, help="Target number of prefill workers.")] = None,
+    decode: Annotated[int | None, typer.Option(min=0, max=100_000, help="Target number of decode workers.")] = None,
+    auto: Annotated[
+        Switch | None, typer.Option("--auto", help="Whether the planner switches workers automatically.")
+    ] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     dry_run: DryRun = False,
     detach: Detach = False,
@@ -50,7 +52,7 @@ def rebalance(
     admin: AdminAddress = None,
     as_json: Json = False,
 ) -> None:
-    """Change how many workers each pool has, while they serve. Shows the plan and asks; Ctrl-C cancels what is left.
+    """Change the number of workers in each pool while they serve. Shows the plan and asks; Ctrl-C cancels the rest.
 
     Examples:
 
@@ -64,22 +66,22 @@ def rebalance(
     """
     if auto is not None:
         if prefill is not None or decode is not None or dry_run or detach or operation_id:
-            raise InvalidRequest("--auto goes alone: the planner chooses the counts and when to move.")
+            raise InvalidRequest("--auto cannot be combined with other options: the planner chooses the counts.")
         _set_auto(auto, admin, as_json)
         return
     if prefill is None or decode is None:
         raise InvalidRequest("Give both counts, such as `baton rebalance --prefill 3 --decode 1`, or --auto on or off.")
     asks = not (yes or dry_run)
     if asks and (as_json or not sys.stdin.isatty()):
-        raise InvalidRequest("There is nobody to ask: give --yes to do it, or --dry-run to see the plan.")
+        raise InvalidRequest("Cannot ask for confirmation here: give --yes to proceed, or --dry-run to see the plan.")
     with open_admin(admin) as client:
         if asks or dry_run:
             plan = client.rebalance(prefill, decode, operation_id=operation_id, dry_run=True)
             print_document(document(plan)) if as_json else print_plan(out, plan)
             if dry_run:
                 return
-            if plan.state == "planned" and plan.steps and not typer.confirm("Do it?", err=True):
-                err.print("Nothing was changed.")
+            if plan.state == "planned" and plan.steps and not typer.confirm("Proceed?", err=True):
+                err.print("No changes made.")
                 raise typer.Exit(1)
         started = client.rebalance(prefill, decode, operation_id=operation_id)
         finish(client, started, detach, as_json)
@@ -99,7 +101,7 @@ def drain(
     admin: AdminAddress = None,
     as_json: Json = False,
 ) -> None:
-    """Give workers nothing new and move what they hold to others of their pool. No pool is left without a worker.
+    """Stop new work on workers and migrate their sequences within the pool. A pool keeps at least one worker.
 
     Examples:
 
@@ -132,9 +134,9 @@ def undrain(
 
 
 def migrate(
-    request_id: Annotated[str, typer.Argument(metavar="REQUEST", help="A request that decodes.")],
+    request_id: Annotated[str, typer.Argument(metavar="REQUEST", help="Id of a request that is decoding.")],
     worker: Annotated[
-        str, typer.Argument(help="Where to; the router chooses by default.", autocompletion=complete_workers)
+        str, typer.Argument(help="Target worker; the router chooses by default.", autocompletion=complete_workers)
     ] = "",
     dry_run: DryRun = False,
     detach: Detach = False,
@@ -142,7 +144,7 @@ def migrate(
     admin: AdminAddress = None,
     as_json: Json = False,
 ) -> None:
-    """Move a running request to another worker. Its client sees neither a gap nor a token twice.
+    """Move a running request to another worker. Its client sees no missing or repeated token.
 
     Examples:
 
@@ -156,7 +158,7 @@ def migrate(
 
 
 def operations(admin: AdminAddress = None, as_json: Json = False) -> None:
-    """Show the newest operations, the newest first.
+    """Show recent operations, newest first.
 
     Examples:
 
@@ -174,12 +176,12 @@ def operations(admin: AdminAddress = None, as_json: Json = False) -> None:
 
 def cancel(
     operation_id: Annotated[
-        str, typer.Argument(metavar="OPERATION", help="Its id.", autocompletion=complete_operations)
+        str, typer.Argument(metavar="OPERATION", help="Id of the operation.", autocompletion=complete_operations)
     ],
     admin: AdminAddress = None,
     as_json: Json = False,
 ) -> None:
-    """Undo what an operation has not done yet. What was done stays.
+    """Cancel an operation's remaining steps. Completed steps are not rolled back.
 
     Example:
 

@@ -56,7 +56,7 @@ class StartProgress:
 
 
 class CountProgress:
-    """A bar over things that get done, on a terminal only; `total` is None where nobody knows how many there are."""
+    """A progress bar, on a terminal only; `total` is None if unknown."""
 
     def __init__(self, console: Console, total: int | None, what: str) -> None:
         columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"))

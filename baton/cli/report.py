@@ -49,8 +49,8 @@ def print_answer(console: Console, answer: Answer) -> None:
         way += f" → {answer.decode_worker}"
     if answer.migrations:
         way += f", moved {answer.migrations} times"
-    table.add_row("[dim]request[/]", f"{escape(answer.request_id)}; `baton explain` says why it went this way")
-    table.add_row("[dim]way[/]", way)
+    table.add_row("[dim]request[/]", f"{escape(answer.request_id)}; `baton explain` shows why it took this route")
+    table.add_row("[dim]route[/]", way)
     table.add_row(
         "[dim]tokens[/]",
         f"{answer.prompt_tokens} prompt ({answer.cached_tokens} from the prefix cache), {answer.output_tokens} output, "
@@ -62,10 +62,10 @@ def print_answer(console: Console, answer: Answer) -> None:
         table.add_row(
             "[dim]handoff[/]",
             f"{handoff.pages_sent} pages, {size(handoff.bytes_sent)} in {milliseconds(handoff.transfer_s)}; "
-            f"{handoff.pages_cached} pages did not have to travel",
+            f"{handoff.pages_cached} pages already cached on the decode worker",
         )
     else:
-        table.add_row("[dim]handoff[/]", "none: prompt and answer were computed by one worker")
+        table.add_row("[dim]handoff[/]", "none: one worker computed prompt and output")
     console.print(table)
 
 

@@ -1,4 +1,4 @@
-"""`baton scale`: workers started and ended while the cluster serves."""
+"""`baton scale`: start and stop workers while the cluster serves."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from baton.cli.progress import StartProgress
 from baton.client.admin import Admin
 from baton.client.errors import BatonError, InvalidRequest
 
-Change = typer.Option(metavar="+N|-N", help="So many workers more, or fewer.")
+Change = typer.Option(metavar="+N|-N", help="Change in the number of workers, such as +1 or -1.")
 
 
 def scale(
@@ -23,7 +23,7 @@ def scale(
     admin: AdminAddress = None,
     as_json: Json = False,
 ) -> None:
-    """Start workers more, or drain and end some. Workers are started before others are ended.
+    """Add workers, or drain and stop some. Workers are added before others are stopped.
 
     Examples:
 
@@ -34,7 +34,7 @@ def scale(
     given = {"prefill": prefill, "decode": decode, "mixed": mixed}
     changes = {pool: _change(pool, text) for pool, text in given.items() if text is not None}
     if not changes:
-        raise InvalidRequest("Say which pool shall change and by how much, such as `baton scale --prefill +1`.")
+        raise InvalidRequest("Give a pool and a change, such as `baton scale --prefill +1`.")
     from baton.deploy.scale import scale as scale_pool
 
     done: dict[str, list[str]] = {}
@@ -55,14 +55,14 @@ def scale(
 
 
 def _change(pool: str, text: str) -> int:
-    """By how many workers a pool changes."""
+    """The change that an option names, as a number."""
     if not re.fullmatch(r"[+-]\d{1,4}", text) or int(text) == 0:
         raise InvalidRequest(f"--{pool} takes a change such as +1 or -1, not {text!r}.")
     return int(text)
 
 
 def _drain(admin: Admin, workers: list[str]) -> None:
-    """Drain workers and wait for it; raises when it does not come to its end."""
+    """Drain workers and wait; raises `BatonError` if the operation does not complete."""
     operation = follow(admin, admin.drain(*workers), quiet=True)
     if operation.state != "done":
         raise BatonError(operation.message or f"{operation.title}: {operation.state}.")

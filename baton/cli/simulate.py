@@ -1,4 +1,4 @@
-"""`baton simulate` and `baton plan`: clusters that are not here, in virtual time."""
+"""`baton simulate` and `baton plan`: simulated clusters, in virtual time."""
 
 from __future__ import annotations
 
@@ -40,19 +40,20 @@ def simulate(
     cluster: ClusterOptions,
     objectives: ObjectiveOptions,
     requests: Annotated[
-        int | None, option(WORKLOAD, min=1, help="The first so many of the trace; how many to make up (1000).")
+        int | None,
+        option(WORKLOAD, min=1, help="Replay only the first N requests, or generate N synthetic ones (default 1000)."),
     ] = None,
-    scale: Annotated[float, option(WORKLOAD, min=1e-6, help="Requests come so many times as fast.")] = 1.0,
-    rate: Annotated[float, option(WORKLOAD, min=1e-6, help="Made-up requests per second.")] = 4.0,
+    scale: Annotated[float, option(WORKLOAD, min=1e-6, help="Multiplier of the arrival rate.")] = 1.0,
+    rate: Annotated[float, option(WORKLOAD, min=1e-6, help="Synthetic requests per second.")] = 4.0,
     prefill: Annotated[int | None, option(CLUSTER, min=0, max=1024, help="Prefill workers.")] = None,
     decode: Annotated[int | None, option(CLUSTER, min=0, max=1024, help="Decode workers.")] = None,
     mixed: Annotated[int | None, option(CLUSTER, min=0, max=1024, help="Workers that do both.")] = None,
-    auto: Annotated[bool, option(CLUSTER, "--auto", help="The router moves workers between the pools.")] = False,
+    auto: Annotated[bool, option(CLUSTER, "--auto", help="The planner switches workers between the pools.")] = False,
     no_slo: Annotated[bool, option(OBJECTIVES, "--no-slo", help="Requests state no objectives.")] = False,
     plots: Plots = None,
     as_json: Json = False,
 ) -> None:
-    """Play a trace against a cluster that is not here: the real router over simulated workers.
+    """Replay a trace on a simulated cluster: the real router over simulated workers.
 
     Without pool sizes there are 4 prefill and 4 decode workers.
 
@@ -93,11 +94,11 @@ def plan(
     cluster: ClusterOptions,
     objectives: ObjectiveOptions,
     gpus: Annotated[int, option(CLUSTER, min=1, max=4096, help="Accelerators to divide among pools.")],
-    requests: Annotated[int, option(WORKLOAD, min=2, help="The first so many are played in each trial.")] = 1500,
+    requests: Annotated[int, option(WORKLOAD, min=2, help="Requests per trial, from the start of the trace.")] = 1500,
     attainment: Annotated[
         float, option(OBJECTIVES, min=0.01, max=1.0, help="Share of requests that must meet their objectives.")
     ] = 0.9,
-    jobs: Annotated[int, option(OUTPUT, min=1, max=256, help="Processes that simulate side by side.")] = 1,
+    jobs: Annotated[int, option(OUTPUT, min=1, max=256, help="Parallel simulation processes.")] = 1,
     plots: Plots = None,
     as_json: Json = False,
 ) -> None:
@@ -123,7 +124,7 @@ def plan(
     devices = setup.timer.devices
     workers = gpus // devices
     if workers == 0:
-        raise ConfigError(f"One worker takes {devices} × {setup.gpu}: give at least so many with --gpus.")
+        raise ConfigError(f"One worker takes {devices} × {setup.gpu}: raise --gpus to at least that.")
     setup.cluster(Pools(mixed=workers))
     described = {**setup.described(Pools(mixed=workers)), "pools": f"{workers} workers to divide"}
     print_settings(err, {**described, "workload": _described(trace)})

@@ -51,18 +51,18 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
 
 @dataclass(frozen=True, slots=True)
 class WorkloadOptions:
-    """Which requests come."""
+    """The requests to simulate."""
 
     trace: Annotated[
         Path | None,
-        option(WORKLOAD, help="Mooncake .jsonl or Azure .csv; default: made-up conversations.", dir_okay=False),
+        option(WORKLOAD, help="Mooncake .jsonl or Azure .csv; default: synthetic conversations.", dir_okay=False),
     ] = None
-    prompt_tokens: Annotated[int, option(WORKLOAD, min=1, help="Median new tokens of a made-up prompt.")] = 1000
-    output_tokens: Annotated[int, option(WORKLOAD, min=1, help="Median tokens of a made-up answer.")] = 200
+    prompt_tokens: Annotated[int, option(WORKLOAD, min=1, help="Median new tokens of a synthetic prompt.")] = 1000
+    output_tokens: Annotated[int, option(WORKLOAD, min=1, help="Median output tokens of a synthetic request.")] = 200
     seed: Annotated[int, option(WORKLOAD, help="The same seed gives the same result.")] = 0
 
     def requests(self, count: int, rate_s: float) -> list[TraceRequest]:
-        """The whole trace, or `count` made-up requests at `rate_s` per second."""
+        """The whole trace, or `count` synthetic requests at `rate_s` per second."""
         from baton.simulator.trace import Synthetic, read_trace
 
         if self.trace is not None:
@@ -73,12 +73,14 @@ class WorkloadOptions:
 
 @dataclass(frozen=True, slots=True)
 class ObjectiveOptions:
-    """What every request calls good service."""
+    """The latency objectives of every request."""
 
     slo_ttft: Annotated[
-        float, option(OBJECTIVES, min=0.0, help="Seconds to the first token, plus the next option.")
+        float, option(OBJECTIVES, min=0.0, help="Seconds to the first token, plus --slo-ttft-per-token.")
     ] = 2.0
-    slo_ttft_per_token: Annotated[float, option(OBJECTIVES, min=0.0, help="Seconds more per prompt token.")] = 0.25e-3
+    slo_ttft_per_token: Annotated[float, option(OBJECTIVES, min=0.0, help="Additional seconds per prompt token.")] = (
+        0.25e-3
+    )
     slo_tpot: Annotated[float, option(OBJECTIVES, min=1e-6, help="Seconds per token after the first, on average.")] = (
         0.05
     )
@@ -92,7 +94,7 @@ class ObjectiveOptions:
 
 @dataclass(frozen=True, slots=True)
 class ClusterOptions:
-    """What serves them, but for the pools."""
+    """The cluster, except for the pool sizes."""
 
     model: Annotated[
         str, option(CLUSTER, help="A known model, such as llama-3.1-8b, or the path of a config.json.")
@@ -119,9 +121,9 @@ class ClusterOptions:
             "blocks its prompts share (512 for Mooncake), so that what is shared there is shared here; else 64.",
         ),
     ] = None
-    network: Annotated[float, option(CLUSTER, min=0.001, help="GB/s into and out of a worker.")] = 45.0
+    network: Annotated[float, option(CLUSTER, min=0.001, help="GB/s per worker and direction.")] = 45.0
     swap_memory: Annotated[
-        float, option(CLUSTER, min=0.0, help="GB of host memory of a worker for the pages of preempted sequences.")
+        float, option(CLUSTER, min=0.0, help="GB of host memory per worker for pages of preempted sequences.")
     ] = 0.0
 
     def setup(self, trace: list[TraceRequest], slo: Slo | None, seed: int) -> Setup:

@@ -28,11 +28,11 @@ WATCH_S = 1.0
 
 
 def status(
-    watch: Annotated[bool, typer.Option("--watch", "-w", help="Show it anew each second, until Ctrl-C.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Refresh each second, until Ctrl-C.")] = False,
     admin: AdminAddress = None,
     as_json: Json = False,
 ) -> None:
-    """Show pools and workers: their state, load, what is predicted of them, and how full their KV pages are.
+    """Show pools and workers: state, load, predictions, and use of KV pages.
 
     Examples:
 
@@ -88,7 +88,7 @@ class _Screen:
 
 
 def pools(admin: AdminAddress = None, as_json: Json = False) -> None:
-    """Show each pool in a line, and what the planner expects and advises.
+    """Show each pool in a line, with the planner's forecast and advice.
 
     Examples:
 
@@ -105,11 +105,11 @@ def pools(admin: AdminAddress = None, as_json: Json = False) -> None:
 
 
 def explain(
-    request_id: Annotated[str, typer.Argument(help="The id that the client gave or was told.")],
+    request_id: Annotated[str, typer.Argument(help="The id that the client chose or received.")],
     admin: AdminAddress = None,
     as_json: Json = False,
 ) -> None:
-    """Show why a request went where it went, and what became of it. The router keeps the newest few thousand.
+    """Show why a request was placed where it was, and its outcome. The router keeps the newest few thousand.
 
     Examples:
 
@@ -128,12 +128,12 @@ def explain(
 def policy(
     name: Annotated[
         str | None,
-        typer.Argument(help="The policy that shall decide from now on.", autocompletion=complete_policies),
+        typer.Argument(help="The policy to switch to.", autocompletion=complete_policies),
     ] = None,
     admin: AdminAddress = None,
     as_json: Json = False,
 ) -> None:
-    """Show which policy places requests, or let another one do it from now on. Running requests stay where they are.
+    """Show the placement policy, or switch to another. Running requests stay where they are.
 
     Examples:
 
@@ -147,7 +147,7 @@ def policy(
         print_document(document(decides))
         return
     if name is not None:
-        err.print(f"From now on {decides.name} decides.")
+        err.print(f"The placement policy is now {decides.name}.")
         return
     for known in decides.known:
-        out.print(f"[bold]{known}[/]  decides now" if known == decides.name else known)
+        out.print(f"[bold]{known}[/]  active" if known == decides.name else known)

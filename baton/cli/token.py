@@ -20,7 +20,7 @@ token = typer.Typer(no_args_is_help=True)
 
 @token.callback()
 def _commands() -> None:
-    """Make tokens for those who may call; docs/security.md says what to do with them.
+    """Create access tokens for clients and operators; docs/security.md explains their use.
 
     Examples:
 
@@ -31,14 +31,14 @@ def _commands() -> None:
 @token.command()
 def new(
     tenant: Annotated[
-        str, typer.Option(help="Whose requests it sends; may be left out for a token that only administers.")
+        str, typer.Option(help="Tenant of its requests; optional for a token that only administers.")
     ] = "",
     role: Annotated[
         list[str] | None, typer.Option(help="generate or admin; may be given twice. Default: generate.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Make a token. It is shown once: the router keeps only its hash.
+    """Create a token. It is shown once: the router stores only its hash.
 
     Examples:
 
@@ -49,15 +49,15 @@ def new(
     roles = list(dict.fromkeys(role or ["generate"]))
     unknown = next((one for one in roles if one not in ROLES), None)
     if unknown is not None:
-        raise InvalidRequest(f"{unknown!r} is no role: give --role generate or --role admin.")
+        raise InvalidRequest(f"{unknown!r} is not a role: give --role generate or --role admin.")
     if "generate" in roles and not tenant:
-        raise InvalidRequest("Whose token is it? Give --tenant NAME.")
+        raise InvalidRequest("A token that may generate needs a tenant: give --tenant NAME.")
     made = PREFIX + secrets.token_urlsafe(32)
     entry = toml_entry(made, tenant, roles)
     if as_json:
         print_document({"token": made, "entry": entry})
         return
-    err.print("The token, for the caller ($BATON_TOKEN). It is not kept anywhere:")
+    err.print("The token, for the client ($BATON_TOKEN). It is not stored:")
     print(made, flush=True)
     err.print("The entry for the file that access.tokens_file names:")
     print(entry, flush=True)

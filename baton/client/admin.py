@@ -101,7 +101,7 @@ class Admin:
                 call.cancel()
 
     def cancel(self, operation_id: str) -> admin_pb2.Operation:
-        """Undo what the operation has not done yet; what was done stays."""
+        """Cancel the operation's remaining steps. Completed steps are not rolled back."""
         request = admin_pb2.CancelOperationRequest(operation_id=operation_id)
         return self._call(self._stub.CancelOperation, request)  # type: ignore[no-any-return]
 

@@ -56,7 +56,7 @@ class Connection:
         """What every call carries; raises `ConfigError` for a token that cannot be sent."""
         token = _or_environment(self.token, "BATON_TOKEN").strip()
         if not (token.isascii() and token.isprintable()):
-            raise ConfigError("The token has characters that no token has: copy it again.")
+            raise ConfigError("The token has invalid characters: copy it again.")
         return (("authorization", f"Bearer {token}"),) if token else ()
 
     def channel(self, address: str) -> grpc.Channel:
@@ -99,5 +99,5 @@ def _read(path: str, what: str) -> bytes:
     except OSError as error:
         raise ConfigError(f"{path} ({what}) cannot be read: {error.strerror}.") from None
     if b"-----BEGIN " not in content:
-        raise ConfigError(f"{path} ({what}) holds nothing in PEM.")
+        raise ConfigError(f"{path} ({what}) has no PEM content.")
     return content

@@ -133,7 +133,7 @@ def _tls_refusal(details: str, address: str) -> BatonError | None:
             f"The certificate of {address} has expired, or another CA signed it: check tls_ca ($BATON_TLS_CA)."
         )
     if "not in peer certificate" in details or "Hostname Verification" in details:
-        return ConfigError(f"The certificate of {address} is made out to another name: connect by a name that it has.")
+        return ConfigError(f"The certificate of {address} is for another name: connect to a name in the certificate.")
     if "connect" in details and "Socket closed" in details:
         return NoWorkers(
             f"{address} closed the connection at once. If it speaks TLS, give tls_ca ($BATON_TLS_CA); if it asks for a "

@@ -259,7 +259,7 @@ def parse_config(text: str = "", overrides: dict[str, dict[str, Any]] | None = N
     if config.pools.prefill + config.pools.decode + config.pools.mixed == 0:
         raise ConfigError("All pools are empty: give at least one worker, such as prefill = 1 and decode = 1.")
     if config.pools.mixed == 0 and config.pools.decode == 0:
-        raise ConfigError("Nothing would decode: give at least one decode or mixed worker.")
+        raise ConfigError("No pool decodes: give at least one decode or mixed worker.")
     return config
 
 

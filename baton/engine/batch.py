@@ -20,7 +20,7 @@ from baton.protocol.errors import InternalError
 class StepBudget:
     """Limits of one step: tokens in all, and sequences that decode.
 
-    `mixed_chunk_tokens` bounds the prompt tokens that run beside decodes, because everyone who decodes waits for them;
+    `mixed_chunk_tokens` bounds the prompt tokens that run beside decodes, because all decodes wait for them;
     None means that only `chunk_tokens` does.
     """
 
@@ -30,7 +30,7 @@ class StepBudget:
 
 
 def plan_step(decoding: Seq[Sequence], prefilling: Iterable[Sequence], budget: StepBudget) -> StepPlan | None:
-    """The next step, or None when nobody has anything to compute. Every sequence must have its pages."""
+    """The next step, or None if there is nothing to compute. Every sequence must have its pages."""
     decodes = [Slice(sequence, sequence.computed, 1, True) for sequence in decoding[: budget.max_batch]]
     slices = decodes
     room = budget.chunk_tokens - len(decodes)

@@ -1,4 +1,4 @@
-"""Where a model's files are, and which model they are."""
+"""Finds a model's files, and identifies the model."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _INDEX, _WHOLE = "model.safetensors.index.json", "model.safetensors"
 # time in a form of its own (Mistral's consolidated*.safetensors), which would double the download.
 DESCRIPTION = ["*.json", "*.jinja", "tokenizer.model"]
 _SAMPLE_BYTES = 4096  # of each tensor
-# What reading a file of the wrong shape may raise: no JSON, no text, a wrong type, a missing key, no end of brackets.
+# Errors of reading a malformed file: not JSON, not text, a wrong type, a missing key, endless brackets.
 _WRONG = (OSError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError)
 
 
 def resolve_model(model: str) -> Path:
     """The folder of a checkpoint: a folder as it is, anything else from the Hugging Face hub (or its local cache).
 
-    Raises `ModelError` when there is neither.
+    Raises `ModelError` when neither exists.
     """
     path = Path(model).expanduser()
     if path.is_dir():
@@ -42,7 +42,9 @@ def resolve_model(model: str) -> Path:
         return Path(snapshot_download(model, revision=folder.name, allow_patterns=weight_names(folder)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0]
-        raise ModelError(f"The model {model} is no folder here and could not be had from the hub: {reason}") from None
+        raise ModelError(
+            f"The model {model} is not a folder here and could not be fetched from the hub: {reason}"
+        ) from None
 
 
 def read_config(folder: Path) -> ModelConfig:
@@ -56,7 +58,7 @@ def read_config(folder: Path) -> ModelConfig:
 
 
 def read_sampling_defaults(folder: Path) -> SamplingDefaults:
-    """How requests are sampled that do not say how, by the checkpoint's generation_config.json; empty without one."""
+    """Sampling defaults from the checkpoint's generation_config.json; empty without one."""
     path = folder / "generation_config.json"
     if not path.is_file():
         return {}
@@ -67,23 +69,23 @@ def read_sampling_defaults(folder: Path) -> SamplingDefaults:
 
 
 def weight_names(folder: Path) -> list[str]:
-    """Names of a checkpoint's safetensors files, sharded or not, in a fixed order; they need not be there."""
+    """Names of a checkpoint's safetensors files, sharded or not, in a fixed order; they need not exist."""
     index = folder / _INDEX
     if not index.is_file():
         return [_WHOLE]
     try:
         return sorted({str(name) for name in json.loads(index.read_text())["weight_map"].values()})
     except _WRONG as error:
-        raise ModelError(f"{index} is no readable index of shards: {error!r}.") from None
+        raise ModelError(f"{index} is not a readable index of shards: {error!r}.") from None
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint; raises `ModelError` when one is not there."""
+    """The safetensors files of a checkpoint; raises `ModelError` when one is missing."""
     names = weight_names(folder)
     try:
         missing = [name for name in names if not (folder / name).is_file()]
     except _WRONG as error:
-        raise ModelError(f"{folder / _INDEX} is no readable index of shards: {error!r}.") from None
+        raise ModelError(f"{folder / _INDEX} is not a readable index of shards: {error!r}.") from None
     if missing == [_WHOLE]:
         raise ModelError(f"{folder} has no {_WHOLE}; only safetensors checkpoints are read.")
     if missing:
@@ -103,7 +105,7 @@ def tensor_headers(files: list[Path]) -> dict[str, TensorHeader]:
             try:
                 headers[name] = TensorHeader(str(entry["dtype"]), tuple(entry["shape"]))
             except _WRONG:
-                raise ModelError(f"{path} is no readable safetensors file: its header is broken.") from None
+                raise ModelError(f"{path} is not a readable safetensors file: its header is broken.") from None
     return headers
 
 
@@ -128,14 +130,14 @@ def model_id(folder: Path) -> str:
                     file.seek(8 + len(header) + offset)
                     digest.update(file.read(_SAMPLE_BYTES))
             except _WRONG:
-                raise ModelError(f"{path} is no readable safetensors file: its header is broken.") from None
+                raise ModelError(f"{path} is not a readable safetensors file: its header is broken.") from None
     return digest.hexdigest()
 
 
 def _header(path: Path, file: BinaryIO) -> tuple[dict[str, Any], bytes]:
-    """What a safetensors file says of its tensors, by name, and the bytes in which it does."""
+    """The header of a safetensors file: its tensors by name, and its raw bytes."""
     try:
         header = file.read(min(int.from_bytes(file.read(8), "little"), path.stat().st_size))
         return {name: entry for name, entry in json.loads(header).items() if name != "__metadata__"}, header
     except _WRONG:
-        raise ModelError(f"{path} is no readable safetensors file: its header is broken.") from None
+        raise ModelError(f"{path} is not a readable safetensors file: its header is broken.") from None

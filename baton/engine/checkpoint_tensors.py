@@ -1,4 +1,4 @@
-"""Which tensors a checkpoint must have, where each goes, and whether a checkpoint's headers agree. Pure."""
+"""The tensors that a checkpoint must have, their targets, and a check of its headers. Pure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PREDICTS_AHEAD = re.compile(r"(model\.)?mtp\.")  # layers for multi-token predi
 
 @dataclass(frozen=True, slots=True)
 class TensorHeader:
-    """What a safetensors file says of one tensor before its bytes."""
+    """The header of one tensor in a safetensors file."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -114,7 +114,7 @@ def place_tensors(config: ModelConfig, headers: Mapping[str, TensorHeader]) -> d
 
 
 def _unused(config: ModelConfig, name: str) -> bool:
-    """Whether a tensor has no part in what is computed; transformers leaves the same ones out."""
+    """Whether a tensor is not used in the computation; transformers ignores the same ones."""
     if config.tied_head and name == "lm_head.weight":
         return True
     layer = _LAYER.match(name)

@@ -1,4 +1,4 @@
-"""What must be true of a machine before a worker computes on one of its GPUs."""
+"""Checks of a machine before a worker computes on one of its GPUs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ALLOCATOR_VARIABLES = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 
 
 def check_allocator(environment: Mapping[str, str]) -> None:
-    """Raises `ConfigError` where torch would not take pages with cudaMalloc.
+    """Raises `ConfigError` if torch would not allocate pages with cudaMalloc.
 
     Expandable segments are mapped piece by piece; such memory cannot be given to another process by CUDA IPC, nor be
     registered for RDMA as a whole.
@@ -31,7 +31,7 @@ def check_allocator(environment: Mapping[str, str]) -> None:
 
 
 def check_pages(pages: torch.Tensor) -> None:
-    """Raises `ConfigError` where torch did not take these pages with cudaMalloc, whatever the environment said."""
+    """Raises `ConfigError` if torch did not allocate these pages with cudaMalloc, whatever the environment says."""
     backend = torch.cuda.get_allocator_backend()
     check_segments(backend, torch.cuda.memory_snapshot() if backend == "native" else [], pages.data_ptr())
 
@@ -69,7 +69,7 @@ def open_device(name: str) -> torch.device:
     count = torch.cuda.device_count()
     index = device.index or 0
     if index >= count:
-        raise ConfigError(f"{name} was asked for, but this process sees {count} GPUs, cuda:0 to cuda:{count - 1}.")
+        raise ConfigError(f"{name} was requested, but this process sees {count} GPUs, cuda:0 to cuda:{count - 1}.")
     check_allocator(os.environ)
     device = torch.device("cuda", index)
     torch.cuda.set_device(device)

@@ -29,7 +29,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class CudaOptions:
-    """How to compute; nothing in here changes what is computed, but for rounding."""
+    """Options of the computation; they change results only by rounding."""
 
     cuda_graphs: bool = True  # record decode steps
     attention: str = "fa2"  # prefill kernels: "fa2", or "fa3" on Hopper
@@ -39,7 +39,7 @@ class CudaOptions:
 
 @dataclass(frozen=True, slots=True)
 class LaunchedStep:
-    """A step on its way: its tokens will lie in host memory once the event has happened."""
+    """A launched step: its tokens are in host memory once the event has completed."""
 
     drawn: Drawn
     ended: torch.cuda.Event | None
@@ -49,9 +49,9 @@ class CudaExecutor:
     """`Executor` on the device on which `parameters` lie.
 
     `pages` is the storage `[num_pages, num_layers, 2, page_size, kv_heads, head_dim]` that transfers read and write.
-    One page more is allocated behind it: padding of recorded steps is written there, so no pool may know of it.
+    One more page is allocated behind it, for the padding of recorded steps; no pool may contain it.
 
-    Elements or heads that FlashInfer has no kernels for (float32; heads of 32) are attended to with torch, unrecorded.
+    Without FlashInfer kernels for its elements or heads (float32; heads of 32), attention uses torch, unrecorded.
     """
 
     computes_apart = True
@@ -64,7 +64,7 @@ class CudaExecutor:
         options: CudaOptions,
         progress: Progress | None = None,
     ) -> None:
-        """`progress` hears (decode steps recorded, of how many)."""
+        """`progress` receives (recorded decode steps, total)."""
         dtype = page_dtype(layout, parameters)
         self.device = device = parameters["embed"].device
         self.config = config
@@ -96,7 +96,7 @@ class CudaExecutor:
 
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> LaunchedStep:
-        """Queue the step and the copy of its tokens to the host. The step before must have been collected: its arrays
+        """Queue the step and the copy of its tokens to the host. The previous step must have been collected: its arrays
         are overwritten here.
         """
         drawn = draw(self._logits(plan), plan.sampling, self.config.eos_token_ids).fetch()
@@ -110,7 +110,7 @@ class CudaExecutor:
         return launched.ended is None or launched.ended.query()
 
     def collect(self, launched: LaunchedStep) -> StepResult:
-        """Wait until the device has done the step, all of its KV included, and read its tokens.
+        """Wait until the device has finished the step, including its KV, and read its tokens.
 
         A transport's writes are not ordered with our stream: they may read the step's pages from here on.
         """

@@ -1,6 +1,6 @@
 """Decode steps at fixed batch sizes, each recorded once and replayed with other tokens.
 
-A batch is padded to the next size. Rows that pad it write and read a page of their own, which no pool hands out. All
+A batch is padded to the next size. Padding rows write and read their own page, which is in no pool. All
 sizes share one staging buffer, one output and one pool of temporary memory, because one step runs at a time.
 """
 
@@ -38,14 +38,14 @@ class DecodeGraphs:
         padding_page: int,
         progress: Progress | None = None,
     ) -> None:
-        """`progress` hears (sizes recorded, sizes in all)."""
+        """`progress` receives (recorded sizes, total)."""
         self._model, self._recording = model, recording
         device, largest = model.embed.device, sizes[-1]
         self._staging = DecodeStaging(device, sizes, pages_per_sequence, padding_page)
         self._logits = torch.empty(largest, model.config.vocab_size, dtype=torch.float32, device=device)
         self._recorder = Recorder(device)
         self._steps: dict[int, _Step] = {}
-        # Largest first: the smaller ones then fit into the temporary memory that it took.
+        # Largest first: the smaller ones then fit into its temporary memory.
         for done, size in enumerate(reversed(sizes)):
             self._steps[size] = self._record(size)
             if progress is not None:
@@ -54,7 +54,7 @@ class DecodeGraphs:
     def logits(self, token_ids: torch.Tensor, layout: BatchLayout) -> torch.Tensor | None:
         """Logits `[n, vocab]` float32 of a batch of n decodes, valid until the next step; None where no size holds it.
 
-        The step before must have ended on the device.
+        The previous step must have ended on the device.
         """
         staged = self._staging.put(token_ids, layout)
         if staged is None:

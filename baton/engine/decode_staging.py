@@ -1,4 +1,4 @@
-"""Where the arrays of decode steps are put for their recorded computations: padded to a size, at places that stay."""
+"""Stages the arrays of decode steps for recorded computations: padded to a size, at fixed addresses."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ MAX_INDICES = 1 << 22  # page ids of one step, 16 MiB: a batch with more runs wi
 
 
 class DecodeStaging:
-    """One buffer for batches of any of the ascending `sizes`: a step at a time is on its way to the device.
+    """One buffer for batches of any of the ascending `sizes`; one step at a time is in flight to the device.
 
-    `padding_page` is a page that no pool hands out.
+    `padding_page` is a page outside the pool.
     """
 
     def __init__(self, device: torch.device, sizes: Sequence[int], pages_per_sequence: int, padding_page: int) -> None:
@@ -28,7 +28,7 @@ class DecodeStaging:
         self._buffer = StagingBuffer(device, 5 * (largest + 8) + 16 + self._num_indices)
 
     def put(self, token_ids: torch.Tensor, layout: BatchLayout) -> tuple[int, PlanMetadata] | None:
-        """Queue the copy of a batch of decodes, once the device has read the one before.
+        """Queue the copy of a batch of decodes, once the device has read the previous one.
 
         Returns the size that it was padded to and its metadata in pinned memory; None where no size holds it.
         """

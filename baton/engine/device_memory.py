@@ -1,4 +1,4 @@
-"""How many KV pages a GPU has room for. Pure: what was measured is passed in."""
+"""The number of KV pages that fit on a GPU. Pure: measurements are passed in."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ GIB = 1 << 30
 
 @dataclass(frozen=True, slots=True)
 class DeviceMemory:
-    """Bytes of one GPU as a worker finds them after its weights are loaded and a profiling run is over."""
+    """Bytes of one GPU, measured by a worker after loading weights and a profiling run."""
 
     total: int
-    free: int  # now, for anybody: what other processes took is gone from it
-    own: int  # that this worker holds now: weights, mostly. The driver's own share stays in what the fraction leaves
-    step_peak: int  # that the largest step took beyond `own` while it ran
-    workspace: int  # still to be taken: attention workspace, recorded steps, their output
+    free: int  # now; memory of other processes is already excluded
+    own: int  # held by this worker now, mostly weights; the driver's share is outside the fraction
+    step_peak: int  # of the largest step beyond `own`
+    workspace: int  # to be allocated: attention workspace, recorded steps, their output
 
 
 def pages_that_fit(memory: DeviceMemory, fraction: float, page_bytes: int, needed: int) -> int:
-    """Pages for this worker if it is to take `fraction` of the GPU, everything of its own included.
+    """Pages for this worker if all of its memory is to be `fraction` of the GPU.
 
-    Another worker on the same GPU has a fraction of its own, so neither looks at what the other has yet to take; but
-    what is already gone from the GPU cannot be had. Raises `ConfigError` when fewer than `needed` (one full-length
-    request) fit, with what takes the room.
+    Another worker on the same GPU has its own fraction, so neither counts what the other has yet to allocate; but
+    memory that is already used is not available. Raises `ConfigError` when fewer than `needed` (one full-length
+    request) fit, listing what uses the memory.
     """
     besides = memory.step_peak + memory.workspace
     by_fraction = int(memory.total * fraction) - memory.own - besides
     by_free = memory.free - besides
-    # One page more pads recorded steps.
+    # One more page is for the padding of recorded steps.
     pages = min(by_fraction, by_free) // page_bytes - 1
     if pages >= needed:
         return pages

@@ -40,7 +40,7 @@ class TorchExecutor:
 
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> StepResult:
-        """All of the step: the CPU computes nothing by itself."""
+        """Computes the whole step: on the CPU nothing is asynchronous."""
         token_ids, layout = flat_batch(plan, self.layout.page_size)
         self._attention.plan(layout)
         logits = self.model.forward(token_ids, layout.positions, sampled_rows(plan, layout), self._attention)

@@ -14,8 +14,8 @@ from baton.engine.step import StepPlan
 def flat_batch(plan: StepPlan, page_size: int) -> tuple[torch.Tensor, BatchLayout]:
     """Token ids `[tokens]` and the ragged layout, int32 on the CPU.
 
-    Page tables are int32 arrays, so putting them together copies memory: a batch of 256 sequences with 256 pages each
-    takes 0.04 ms of it.
+    Page tables are int32 arrays, so joining them copies memory: a batch of 256 sequences with 256 pages each
+    takes 0.04 ms.
     """
     token_ids, indices = array("i"), array("i")
     starts, ends, pages = [], [], []
@@ -43,7 +43,7 @@ def flat_batch(plan: StepPlan, page_size: int) -> tuple[torch.Tensor, BatchLayou
 
 
 def sampled_rows(plan: StepPlan, layout: BatchLayout) -> torch.Tensor:
-    """The rows whose logits give a next token: the last of each slice that samples."""
+    """The rows whose logits give a next token: the last row of each sampling slice."""
     sampling = [index for index, part in enumerate(plan.slices) if part.samples]
     return layout.qo_indptr[1:][sampling] - 1
 

@@ -1,4 +1,4 @@
-"""At which batch sizes decode steps are captured as CUDA graphs, and which of them a batch is padded to. Pure."""
+"""The batch sizes at which decode steps are captured as CUDA graphs, and the one a batch is padded to. Pure."""
 
 from __future__ import annotations
 

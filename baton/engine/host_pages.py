@@ -1,4 +1,4 @@
-"""Host memory for pages that had to make room: a bounded buffer of page-sized slots, and the copies to and fro."""
+"""Host memory for swapped pages: a bounded buffer of page-sized slots, and the copies in both directions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from baton.protocol.errors import ConfigError
 class HostPages:
     """`num_slots` pages of host memory beside page storage `pages`; pinned where that is on a GPU.
 
-    On a CPU the memory is only taken when a slot is first written. Raises `ConfigError` when it cannot be pinned.
+    On a CPU the memory is allocated when a slot is first written. Raises `ConfigError` when it cannot be pinned.
     """
 
     def __init__(self, pages: torch.Tensor, num_slots: int) -> None:
@@ -25,13 +25,13 @@ class HostPages:
             weakref.finalize(self, unpin, address).atexit = False
 
     def copy_out(self, pages: Sequence[int], slots: Sequence[int]) -> None:
-        """Copy pages into slots, pairwise. When it returns, the pages may be written by anybody."""
+        """Copy pages into slots, pairwise. When it returns, the pages may be overwritten."""
         for page, slot in zip(pages, slots, strict=True):
             self._slots[slot].copy_(self._pages[page], non_blocking=True)
         self._wait()
 
     def copy_in(self, slots: Sequence[int], pages: Sequence[int]) -> None:
-        """Copy slots into pages, pairwise. When it returns, both may be read and written by anybody."""
+        """Copy slots into pages, pairwise. When it returns, both may be read and overwritten."""
         for slot, page in zip(slots, pages, strict=True):
             self._pages[page].copy_(self._slots[slot], non_blocking=True)
         self._wait()

@@ -1,4 +1,4 @@
-"""What FlashInfer needs of a process to compile kernels: programs on PATH, the GPU's architecture, a complete CUDA.
+"""Prepares a process for FlashInfer's compilation: programs on PATH, the GPU's architecture, a complete CUDA.
 
 Machines with nvcc may lack headers of cuBLAS and cuRAND, which come in packages of their own, and the library that
 stands in for the driver when something is linked. Both are laid in a folder that stays, because build files name it.
@@ -27,7 +27,7 @@ _REASON = re.compile(r"\berror:|cannot find|No such file")
 
 def let_flashinfer_compile(capability: tuple[int, int]) -> None:
     """Set this process's environment so that kernels for a GPU of this compute capability can be compiled, by it and by
-    its children. FlashInfer reads the architecture when it is imported: call this before.
+    its children. FlashInfer reads the architecture on import: call this first.
     """
     os.environ.update(compiler_environment(os.environ, capability, Path(sys.executable).parent))
     folder = Path(os.environ.get("FLASHINFER_WORKSPACE_BASE") or Path.home()) / ".cache/flashinfer/cuda_additions"
@@ -92,7 +92,7 @@ def complete_cuda(home: Path, includes: Iterable[Path], folder: Path) -> None:
 
 
 def addition_flags(environment: Mapping[str, str], folder: Path) -> dict[str, str]:
-    """What tells FlashInfer's compilers of the parts in `folder`; nothing where that was told before."""
+    """Flags that point FlashInfer's compilers to `folder`; empty if they are already set."""
     told = {}
     for name, option, part in (("CUDAFLAGS", "-I", "include"), ("LDFLAGS", "-L", "lib")):
         flags, more = environment.get(f"FLASHINFER_EXTRA_{name}", ""), shlex.quote(f"{option}{folder / part}")
@@ -142,6 +142,6 @@ def missing_programs(environment: Mapping[str, str]) -> list[str]:
 
 
 def reason_of(error: Exception) -> str:
-    """The line of a compiler's output that says what failed."""
+    """The line of a compiler's output that names the failure."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return next((line for line in lines if _REASON.search(line)), lines[-1] if lines else repr(error))

@@ -55,7 +55,7 @@ def _modules(config: ModelConfig, dtype: torch.dtype, prefill: str) -> list[Kern
 
 
 def load_kernels(modules: Sequence[KernelModule], capability: tuple[int, int], tell: Tell) -> None:
-    """As `prepare_kernels`, for these modules. FlashInfer loads them again when it first calls them: milliseconds."""
+    """As `prepare_kernels`, for these modules. FlashInfer loads them again on the first call: milliseconds."""
     library = load_flashinfer()
     specs = [module.describe(library) for module in modules]
     folder = Path(library.jit.env.FLASHINFER_AOT_DIR)
@@ -74,7 +74,7 @@ def load_kernels(modules: Sequence[KernelModule], capability: tuple[int, int], t
 
 
 def check_versions(manifest: Manifest, flashinfer: str, cuda: str, folder: Path) -> None:
-    """Raises `ConfigError` for kernels that an upgrade of FlashInfer or torch has left behind."""
+    """Raises `ConfigError` for kernels of another FlashInfer or CUDA version."""
     if manifest.flashinfer != flashinfer or (cuda and manifest.cuda.split(".")[0] != cuda.split(".")[0]):
         raise ConfigError(
             f"The prebuilt kernels in {folder} are of FlashInfer {manifest.flashinfer} and CUDA {manifest.cuda}, and "
@@ -86,7 +86,7 @@ def check_versions(manifest: Manifest, flashinfer: str, cuda: str, folder: Path)
 def check_prebuilt(
     prebuilt: Sequence[str], built: Mapping[str, Built], capability: tuple[int, int], folder: Path
 ) -> None:
-    """Raises `ConfigError` for kernels that were built for other GPUs; those that do not say pass."""
+    """Raises `ConfigError` for kernels that were built for other GPUs; those without a record pass."""
     for name in prebuilt:
         architectures = built[name].architectures if name in built else ()
         if architectures and not any(runs_on(one, capability) for one in architectures):
@@ -108,7 +108,7 @@ def check_compilable(missing: Sequence[str], lacking: Sequence[str], capability:
 
 
 def _compile(specs: Sequence[Any], tell: Tell) -> None:
-    """One ninja each, side by side: of most modules two files are compiled, and one of these takes most of the time."""
+    """One ninja per module, in parallel: most modules have two files, and one of them takes most of the time."""
     tell(f"compiling kernels, 0 of {len(specs)} (minutes, once per machine)")
     with ThreadPoolExecutor(len(specs)) as pool:
         futures = [pool.submit(_load, spec) for spec in specs]

@@ -7,7 +7,7 @@ Every page is in exactly one of three states:
                 match   │   └──release, content committed──► cached ──evicted by allocate──► (held by its new owner)
                         └───────────────────────────────────────┘
 
-A cached page keeps its KV under its prefix hash until somebody needs the room; the least recently used goes first.
+A cached page keeps its KV under its prefix hash until it is evicted, least recently used first.
 A held page may be committed too: then others match it and share it by reference.
 """
 
@@ -20,7 +20,7 @@ from baton.protocol.errors import InternalError
 
 
 class OutOfPages(Exception):
-    """Fewer pages can be handed out than were asked for; nothing was changed."""
+    """Fewer pages are available than requested; nothing was changed."""
 
 
 class PagePool:
@@ -47,7 +47,7 @@ class PagePool:
 
     @property
     def num_available(self) -> int:
-        """Pages that `allocate` can hand out now."""
+        """Pages that `allocate` can return now."""
         return len(self._free) + len(self._cached)
 
     @property
@@ -55,11 +55,11 @@ class PagePool:
         return self.num_pages - self.num_available
 
     def generation(self, page: int) -> int:
-        """How often the page was handed out: a reference made for an older generation is stale."""
+        """How often the page was allocated: a reference made for an older generation is stale."""
         return self._generations[page]
 
     def allocate(self, count: int) -> list[int]:
-        """Hand out `count` pages with one reference each, evicting cached content when no page is free.
+        """Allocate `count` pages with one reference each, evicting cached content when no page is free.
 
         Raises `OutOfPages` and changes nothing when fewer are available.
         """
@@ -96,7 +96,7 @@ class PagePool:
     def commit(self, page: int, page_hash: bytes) -> None:
         """Make a held, fully computed page matchable. A second page of equal content stays private."""
         if self._references[page] == 0:
-            raise InternalError(f"Page {page} was committed while nobody holds it.")
+            raise InternalError(f"Page {page} was committed while no sequence holds it.")
         if page_hash in self._page_of or self._hashes[page] is not None:
             return
         self._hashes[page] = page_hash
@@ -140,7 +140,7 @@ class PagePool:
             raise InternalError("A cached page has no hash, or a free page has one.")
 
     def release_all(self) -> None:
-        """Nobody holds anything any more; what was committed stays cached."""
+        """Release every page; committed pages stay cached."""
         for page in range(self.num_pages):
             while self._references[page]:
                 self.release([page])

@@ -1,4 +1,4 @@
-"""Measures what a GPU has left for pages: the largest step is run once, without pages, and its peak is read."""
+"""Measures the memory left for pages: runs the largest step once, without pages, and reads its peak."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _GRAPH_SHARE = 256 << 10  # bytes a layer of a recorded step keeps: 5.6 MiB in t
 
 
 class _NoKeys:
-    """Attention to nothing: a step's other tensors are what is measured."""
+    """Attention without KV: only a step's other tensors are measured."""
 
     def run(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         return torch.zeros(q.shape, dtype=q.dtype, device=q.device)
@@ -45,7 +45,7 @@ def measure(
     backend = device_backend(parameters["embed"].dtype, layout.head_dim)
     workspace += backend.workspace_bytes(device, options.max_batch, config.num_heads, layout)
     if options.cuda_graphs and backend.record is not None:
-        # The pool of recorded steps takes what one eager step of that batch takes, kept for good.
+        # The pool of recorded steps takes as much as one eager step of that batch, permanently.
         workspace += _decode_peak(model, options.max_batch, device) + graphs * config.num_layers * _GRAPH_SHARE
     return DeviceMemory(total=total, free=free, own=own, step_peak=step_peak, workspace=workspace)
 
@@ -55,7 +55,7 @@ def _largest_step(model: Decoder, options: CudaOptions, device: torch.device) ->
     positions = torch.arange(count, device=device, dtype=torch.int32) % model.config.context_tokens
     tokens = torch.zeros(count, device=device, dtype=torch.int32)
     logits = model.forward(tokens, positions, positions[:batch] * 0, _NoKeys())
-    # What takes most memory to sample: the notes of the draw, and a row's log-probabilities.
+    # The most memory in sampling: buffers of the draw, and a row's log-probabilities.
     sampling = SamplingParams(temperature=1.0, top_k=50, top_p=0.9, seed=1, logprobs=MAX_LOGPROBS)
     # Read where they were drawn, which waits for them; fetched ones would be in host memory only after an event.
     read(draw(logits, [Sequence.start(Request("profile", (0,), sampling))] * batch, frozenset()))

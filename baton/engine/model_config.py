@@ -1,4 +1,4 @@
-"""What a checkpoint's config.json says, in our words: one decoder-only family with a few switches."""
+"""Translates config.json: one decoder-only family with a few switches."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class ModelConfig:
     num_kv_heads: int
     head_dim: int
     context_tokens: int
-    window_limits: bool  # a sliding window, not the positions, is what limits the context
+    window_limits: bool  # a sliding window, not the positions, limits the context
     norm_eps: float
     rope_theta: float
     rope_scaling: Llama3Scaling | None
@@ -149,7 +149,7 @@ def _refuse_options(raw: Mapping[str, Any], architecture: str) -> None:
 
 
 def _kind_of(quantisation: Mapping[str, Any]) -> str:
-    """Method and bits of a quantised checkpoint, as far as its configuration tells."""
+    """Method and bits of a quantised checkpoint, as far as its configuration names them."""
     words = [str(quantisation[key]) for key in ("quant_method", "quant_algo", "format") if quantisation.get(key)]
     groups = quantisation.get("config_groups") or {}
     weights = [group.get("weights") or {} for group in groups.values()]

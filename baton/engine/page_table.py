@@ -1,4 +1,4 @@
-"""A sequence's pages: taken when it starts, grown while it decodes, committed as they fill, given back."""
+"""A sequence's pages: taken at the start, grown during decode, committed as they fill, released."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def _pages_for(num_tokens: int, page_size: int) -> int:
 
 
 def take_pages(sequence: Sequence, pool: PagePool, root: bytes, *, reserve: int = 0, receiving: bool = False) -> bool:
-    """Give a sequence pages for all its tokens, the cached prefix first; False (nothing changed) if they do not fit.
+    """Allocate pages for all tokens of a sequence, the cached prefix first; False (nothing changed) if they do not fit.
 
     The last token is always computed here, because its logits give the next one; a sequence whose KV is `receiving`
     from another worker needs no logits and may match every full page. `reserve` pages must stay available besides.
@@ -33,7 +33,7 @@ def take_pages(sequence: Sequence, pool: PagePool, root: bytes, *, reserve: int 
 
 
 def grow(sequence: Sequence, pool: PagePool) -> bool:
-    """Make sure the next token has a place; False if there is no page for it."""
+    """Make sure the next token has a page; False if none is free."""
     if len(sequence.page_table) * pool.page_size >= len(sequence.tokens):
         return True
     if pool.num_available == 0:
@@ -60,7 +60,7 @@ def commit_pages(sequence: Sequence, pool: PagePool, root: Callable[[Sequence], 
 
 
 def give_back_pages(sequence: Sequence, pool: PagePool) -> None:
-    """Release every page; what was committed stays as prefix cache. The sequence must be computed anew."""
+    """Release every page; committed pages stay in the prefix cache. The sequence must be recomputed."""
     pool.release(sequence.page_table)
     sequence.page_table = page_ids(())
     sequence.computed = sequence.committed = 0

@@ -1,4 +1,4 @@
-"""What kernels that were compiled elsewhere say of themselves, and on which GPUs they run."""
+"""Manifest of kernels that were compiled elsewhere, and the GPUs they run on."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Manifest:
             }
             return Manifest(**{name: str(value) for name, value in raw.items()}, modules=built)
         except (ValueError, TypeError, LookupError, AttributeError) as error:
-            raise ConfigError(f"{MANIFEST} is no list of kernels: {error}.") from None
+            raise ConfigError(f"{MANIFEST} is not a list of kernels: {error}.") from None
 
     def with_older(self, older: Manifest | None) -> Manifest:
         """This one's modules beside those that were installed before, if these were built with the same; else alone."""

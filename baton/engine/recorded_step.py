@@ -31,7 +31,7 @@ class Recorder:
             compute()
         torch.cuda.synchronize(self._device)
         graph = torch.cuda.CUDAGraph()
-        # Other threads (a heartbeat, a transport) may call CUDA meanwhile: only this one's calls are recorded.
+        # Other threads (a heartbeat, a transport) may call CUDA too: only this one's calls are recorded.
         with torch.cuda.graph(graph, pool=self._pool, stream=self._side, capture_error_mode="thread_local"):
             compute()
         return graph.replay

@@ -21,7 +21,7 @@ NEVER = float("-inf")
 
 @dataclass(frozen=True, slots=True)
 class RowLogprobs:
-    """For one sequence that asked: the chosen token's log-probability `[1]`, and the likeliest tokens' `[count]`."""
+    """For one sequence that requested them: log-probabilities of the chosen token `[1]` and the likeliest `[count]`."""
 
     chosen: torch.Tensor
     best: torch.Tensor
@@ -30,14 +30,14 @@ class RowLogprobs:
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """Tokens that were chosen and still lie where the logits do: nothing has waited for them yet."""
+    """Sampled tokens on the logits' device: nothing has waited for them yet."""
 
     token_ids: torch.Tensor  # [n] int64
     finite: torch.Tensor  # [n] bool: the row had a largest logit
     logprobs: tuple[RowLogprobs | None, ...]
 
     def fetch(self) -> Drawn:
-        """The same in host memory, once the device has come so far: the copies are only queued."""
+        """The same in host memory, once the device is done: the copies are only queued."""
         fetched = tuple(
             row and RowLogprobs(_fetch(row.chosen), _fetch(row.best), _fetch(row.best_ids)) for row in self.logprobs
         )
@@ -53,7 +53,7 @@ def sample(logits: torch.Tensor, sequences: Seq[Sequence], eos_token_ids: frozen
 
 
 def draw(logits: torch.Tensor, sequences: Seq[Sequence], eos_token_ids: frozenset[int]) -> Drawn:
-    """What `sample` chooses; on a device nothing here waits for it."""
+    """As `sample`, without waiting for the device."""
     _forbid_ending(logits, sequences, eos_token_ids)
     _penalise(logits, sequences)
     token_ids, finite = _choose(logits, sequences)
@@ -113,7 +113,7 @@ def _fetch(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _forbid_ending(logits: torch.Tensor, sequences: Seq[Sequence], eos_token_ids: frozenset[int]) -> None:
-    """Until min_tokens are out, no token may end the sequence."""
+    """Before min_tokens no token may end the sequence."""
     for row, sequence in enumerate(sequences):
         if sequence.num_output < sequence.sampling.min_tokens:
             ending = eos_token_ids | set(sequence.sampling.stop_token_ids)

@@ -10,7 +10,7 @@ from baton.protocol.request import FinishReason, Request, SamplingParams
 
 
 def page_ids(pages: Iterable[int]) -> array[int]:
-    """A page table: int32, so that a step's tables are put together by copying memory (`baton.engine.flat_batch`)."""
+    """A page table: int32, so that a step's tables are joined by copying memory (`baton.engine.flat_batch`)."""
     return array("i", pages)
 
 
@@ -30,7 +30,7 @@ class Sequence:
     computed: int = 0
     cached: int = 0  # of `computed`, how many came from the prefix cache
     page_table: array[int] = field(default_factory=lambda: page_ids(()))
-    page_hashes: list[bytes] = field(default_factory=list)  # of the leading full pages, as far as they were needed
+    page_hashes: list[bytes] = field(default_factory=list)  # of the leading full pages, computed on demand
     committed: int = 0  # leading pages that others can match
     _distinct: array[int] = field(default_factory=lambda: array("q"))  # each of the first `_looked_at` tokens once
     _known: set[int] = field(default_factory=set)
@@ -73,7 +73,7 @@ class Sequence:
     @property
     def decoding(self) -> bool:
         """One uncomputed token that the model itself produced: the steady state of decode."""
-        known = len(self.tokens)  # not by way of the other properties: every step asks every sequence
+        known = len(self.tokens)  # not through the other properties: called for every sequence in every step
         return known == self.computed + 1 and known > len(self.request.prompt)
 
     def finish_reason(self, eos_token_ids: frozenset[int], context_tokens: int) -> FinishReason | None:

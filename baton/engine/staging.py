@@ -1,4 +1,4 @@
-"""One copy to the device for all small arrays of a step: packed in pinned memory, read on the device as views."""
+"""Copies all small arrays of a step to the device at once: packed in pinned memory, read on the device as views."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _ALIGN = 4  # int32 values: every array begins at 16 bytes
 
 
 class StagingBuffer:
-    """int32 arrays on their way to `device`.
+    """int32 arrays in flight to `device`.
 
     `put` overwrites what it gave out before, so the caller waits until the device has read that. Where an array lies
     depends only on the lengths of those before it.
@@ -33,7 +33,7 @@ class StagingBuffer:
         return self.on_host(places), [self._there[place] for place in places]
 
     def write(self, arrays: Sequence[torch.Tensor]) -> list[slice]:
-        """As `put`, but says only where the arrays lie: views of all cost as much as the rest."""
+        """As `put`, but returns only the arrays' places: views of all cost as much as the rest."""
         offsets = _offsets(arrays)
         places = []
         for start, array in zip(offsets, arrays, strict=False):
@@ -44,7 +44,7 @@ class StagingBuffer:
         return places
 
     def on_host(self, places: Sequence[slice]) -> list[torch.Tensor]:
-        """What `write` put there, in pinned memory."""
+        """The arrays of `write`, in pinned memory."""
         return [self._host[place] for place in places]
 
     def rest_from(self, array: torch.Tensor, length: int) -> torch.Tensor:

@@ -37,7 +37,7 @@ class StepPlan:
     """
 
     slices: tuple[Slice, ...]
-    num_decodes: int = field(init=False)  # said once, because its sequences change with the step
+    num_decodes: int = field(init=False)  # stored, because its sequences change with the step
 
     def __post_init__(self) -> None:
         decodes = takewhile(lambda part: part.num_tokens == 1 and part.sequence.decoding, self.slices)
@@ -82,15 +82,15 @@ class StepResult:
 
 
 class Executor(Protocol):
-    """Runs a plan, in two halves: what is done between them costs no time where a device computes by itself.
+    """Runs a plan in two halves: host work between them is free where a device computes asynchronously.
 
-    Each launched step is collected before the next is launched, and nothing reads or hands out pages in between.
+    Each launched step is collected before the next is launched, and no page is read or allocated in between.
     """
 
     computes_apart: bool  # `launch` returns before the step has been computed
 
     def launch(self, plan: StepPlan) -> Any:
-        """Begin to compute the plan's tokens, to write their KV, and to sample where the plan says so."""
+        """Start to compute the plan's tokens, write their KV, and sample."""
         ...
 
     def done(self, launched: Any) -> bool:

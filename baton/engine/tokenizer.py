@@ -19,7 +19,7 @@ class Tokenizer:
 
     def __init__(self, folder: Path) -> None:
         self._fast = _read(folder)
-        # Some checkpoints carry the settings of their training: a prompt must stay what it is.
+        # Some checkpoints keep settings of their training: a prompt must not be truncated or padded.
         self._fast.no_truncation()
         self._fast.no_padding()
         vocabulary = self._fast.get_vocab()
@@ -91,7 +91,7 @@ class Tokenizer:
 
 
 def check_tokenizer(folder: Path) -> None:
-    """Raise `ModelError` when a checkpoint's tokenizer cannot be read; nothing slow is imported for that."""
+    """Raise `ModelError` when a checkpoint's tokenizer cannot be read; imports nothing slow."""
     if (folder / "tokenizer.json").is_file():
         _from_file(folder)
     elif (folder / "tokenizer.model").is_file():
@@ -121,7 +121,7 @@ def _read(folder: Path) -> FastTokenizer:
 
 
 def _check_conversion(fast: FastTokenizer, folder: Path) -> None:
-    """Of a model of another type than the class in tokenizer_config.json is made for, transformers makes nonsense."""
+    """Refuse a model type that tokenizer_config.json's class does not fit: transformers would convert it wrongly."""
     if fast.encode(_PROBE, add_special_tokens=False).ids != _pieces(folder).encode(_PROBE):
         raise ModelError(
             f"The tokenizer in {folder} gives other token ids than its tokenizer.model once converted; "

@@ -1,4 +1,4 @@
-"""First calls cost more than later ones, so the worker makes them before it serves."""
+"""First calls are slow, so the worker makes them before it serves."""
 
 from __future__ import annotations
 

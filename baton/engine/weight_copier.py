@@ -1,8 +1,8 @@
 """Copies of checkpoint tensors to where the model computes.
 
-A safetensors file is mapped, so reading a tensor is what fetches it from the disk. Given to CUDA as it is, the driver
-would copy it through a small buffer of its own and wait at every piece. Here pieces are read into two pinned buffers in
-turn, and the disk fetches the next piece while the last one crosses the bus. The host never holds more than these two.
+A safetensors file is mapped, so reading a tensor fetches it from the disk. Given to CUDA directly, the driver
+would copy it through its own small buffer and wait at every piece. Here pieces alternate between two pinned buffers:
+the disk fetches the next piece while the last one crosses the bus. The host never holds more than these two.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ class WeightCopier:
     def _send(self, piece: torch.Tensor, target: torch.Tensor) -> None:
         self._turn = 1 - self._turn
         event = self._read[self._turn]
-        event.synchronize()  # the bus has taken what lay in the buffer; at once where nothing did yet
+        event.synchronize()  # the buffer has been copied; returns at once if it was unused
         buffer = self._buffers[self._turn][: piece.numel() * piece.element_size()].view(piece.dtype)
         buffer.copy_(piece)
         if piece.dtype == target.dtype:
             target.copy_(buffer, non_blocking=True)
         else:
-            target.copy_(buffer.to(self._device, non_blocking=True))  # cast over there
+            target.copy_(buffer.to(self._device, non_blocking=True))  # cast on the device
         event.record(torch.cuda.current_stream(self._device))
 
     def finish(self) -> None:
-        """Wait until the device has everything."""
+        """Wait until all copies have ended."""
         for event in self._read:
             event.synchronize()

@@ -1,4 +1,4 @@
-"""Weights from safetensors straight into their final place: one tensor at a time, fused and cast on the way."""
+"""Loads weights from safetensors directly into place: one tensor at a time, fused and cast."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def load_weights(
 ) -> dict[str, torch.Tensor]:
     """Our parameters, filled from the checkpoint in `folder`; never two copies of the model in memory.
 
-    `progress` hears (bytes done, bytes in all). Raises `ModelError` naming a tensor that does not fit the model,
+    `progress` receives (bytes done, total bytes). Raises `ModelError` naming a tensor that does not fit the model,
     before memory is taken.
     """
     files = weight_files(folder)
@@ -45,7 +45,7 @@ def load_weights(
 
 
 def random_weights(config: ModelConfig, dtype: torch.dtype, device: str, seed: int) -> dict[str, torch.Tensor]:
-    """Parameters drawn as transformers draws them, for benchmarks that need shapes and no sense."""
+    """Random parameters as in transformers, for benchmarks that need only shapes."""
     generator = torch.Generator(device=device).manual_seed(seed)
     parameters = {}
     for name, shape in parameter_shapes(config).items():
@@ -65,4 +65,4 @@ def _tensors(files: list[Path], wanted: Container[str]) -> Iterator[tuple[str, t
                     if name in wanted:
                         yield name, file.get_tensor(name)
         except SafetensorError as error:
-            raise ModelError(f"{path} is no readable safetensors file: {error}.") from None
+            raise ModelError(f"{path} is not a readable safetensors file: {error}.") from None

@@ -2,7 +2,7 @@
 
 A dataclass and its message have the same field names, so one rule converts both ways; the table below pairs them.
 A field the sender left out takes the dataclass's default; a message that lacks what has none is refused.
-`StepOutput` is written out by hand because it passes once per decode step.
+`StepOutput` is written by hand because it is sent once per decode step.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ _Reader = Callable[[Any, str], tuple[bool, Any]]
 
 @cache
 def _plan(kind: type) -> tuple[tuple[str, _Writer, _Reader], ...]:
-    """How each field of a dataclass is written and read, worked out once from its type hints."""
+    """How each field of a dataclass is written and read, derived once from its type hints."""
     hints = typing.get_type_hints(kind)
     descriptor = _MESSAGES[kind].DESCRIPTOR
     plan = []
@@ -202,12 +202,12 @@ def encode_to_worker(batch: list[messages.RouterMessage]) -> bytes:
 
 
 def decode_to_worker(frame: bytes) -> list[messages.RouterMessage]:
-    """What the router sent; raises `InvalidRequest` for bytes that are none of its messages."""
+    """The router's messages; raises `InvalidRequest` for invalid bytes."""
     return _messages(_parse(worker_pb2.ToWorker, frame), _TO_WORKER)
 
 
 def encode_to_router(batch: Sequence[messages.WorkerMessage], incarnation: str) -> bytes:
-    """One frame for the router's link: what one life of a worker says."""
+    """One frame for the router's link: messages of one incarnation of a worker."""
     frame = worker_pb2.ToRouter(incarnation=incarnation)
     for item in batch:
         slot = frame.messages.add()
@@ -220,7 +220,7 @@ def encode_to_router(batch: Sequence[messages.WorkerMessage], incarnation: str) 
 
 
 def decode_to_router(frame: bytes) -> tuple[str, list[messages.WorkerMessage]]:
-    """Incarnation and messages of a worker; raises `InvalidRequest` for bytes that are none of its messages."""
+    """Incarnation and messages of a worker; raises `InvalidRequest` for invalid bytes."""
     parsed = _parse(worker_pb2.ToRouter, frame)
     return parsed.incarnation, _messages(parsed, _TO_ROUTER)
 
@@ -247,7 +247,7 @@ def _messages(parsed: Any, names: dict[type, str]) -> list[Any]:
 
 
 def _write_step_output(message: worker_pb2.StepOutput, output: messages.StepOutput) -> None:
-    """Field by field, and only those that say something: as arguments of `add` they take four times as long."""
+    """Field by field, and only non-default ones: as arguments of `add` they take four times as long."""
     add = message.tokens.add
     for token in output.tokens:
         written = add()
@@ -306,7 +306,7 @@ def encode_notice(notice: handoff.HandoffNotice) -> bytes:
 
 
 def decode_notice(payload: bytes) -> handoff.HandoffNotice:
-    """A peer's notification; raises `InvalidRequest` when it is none."""
+    """A peer's notification; raises `InvalidRequest` for invalid bytes."""
     try:
         return from_message(handoff.HandoffNotice, worker_pb2.HandoffNotice.FromString(payload))
     except DecodeError as error:

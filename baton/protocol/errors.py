@@ -1,21 +1,21 @@
-"""Everything that can go wrong, as one tree.
+"""The tree of errors.
 
     BatonError
     ├── InvalidRequest        the caller must change the request           INVALID_ARGUMENT
     │   └── PromptTooLong     prompt (plus output) exceeds the context     INVALID_ARGUMENT
     ├── ConfigError           the operator must change the configuration   FAILED_PRECONDITION
     │   └── ModelError        the checkpoint cannot be served              FAILED_PRECONDITION
-    ├── Unauthenticated       the caller does not say who it is            UNAUTHENTICATED
+    ├── Unauthenticated       the call has no valid token                  UNAUTHENTICATED
     ├── PermissionDenied      the caller may not do this                   PERMISSION_DENIED
-    ├── Conflict              an operation under way excludes this one     FAILED_PRECONDITION
-    ├── Overloaded            no room now, retry later                     RESOURCE_EXHAUSTED   retryable
-    ├── NotFound              nothing of that name or id is known          NOT_FOUND
+    ├── Conflict              a running operation excludes this one        FAILED_PRECONDITION
+    ├── Overloaded            no capacity now, retry later                 RESOURCE_EXHAUSTED   retryable
+    ├── NotFound              no object has that name or id                NOT_FOUND
     ├── NoWorkers             a pool has no live worker                    UNAVAILABLE          retryable
-    ├── WorkerLost            a worker died while it held the request      UNAVAILABLE          retryable
+    ├── WorkerLost            a worker died while running the request      UNAVAILABLE          retryable
     ├── HandoffFailed         KV pages did not arrive                      UNAVAILABLE          retryable
-    ├── WrongRole             the worker changed role meanwhile            UNAVAILABLE          retryable
+    ├── WrongRole             the worker has changed its role              UNAVAILABLE          retryable
     ├── DeadlineExceeded      the request's own deadline passed            DEADLINE_EXCEEDED
-    ├── Cancelled             the client went away                         CANCELLED
+    ├── Cancelled             the client disconnected or cancelled         CANCELLED
     └── InternalError         a defect in Baton                            INTERNAL
 
 `grpc_status` is the canonical gRPC status *name*, so that this module needs no gRPC.
@@ -64,7 +64,7 @@ class Conflict(BatonError):
 
 
 class Overloaded(BatonError):
-    """`retry_after_s` is when there may be room again, where that can be told."""
+    """`retry_after_s` estimates when capacity may be free again, if known."""
 
     grpc_status = "RESOURCE_EXHAUSTED"
     retryable = True

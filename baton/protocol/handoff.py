@@ -1,4 +1,4 @@
-"""The handoff of a request's KV pages from a source (prefill, or decode when it moves) to a target (decode) worker.
+"""The handoff of a request's KV pages from a source (prefill, or decode in a migration) to a target (decode) worker.
 
     RESERVED ──first write──► TRANSFERRING ──final write──► DELIVERED ──notice──► COMMITTED
        │                          │
@@ -6,13 +6,13 @@
 
 | state        | source pages            | target pages                                                    |
 | ------------ | ----------------------- | --------------------------------------------------------------- |
-| RESERVED     | held by the source      | held for the reservation, nobody writes                         |
+| RESERVED     | held by the source      | held for the reservation, no writes                             |
 | TRANSFERRING | held until writes end   | held: a write may land at any time                              |
-| DELIVERED    | released by the source  | held for the sequence whose notice is on its way                |
+| DELIVERED    | released by the source  | held for the sequence whose notice is in flight                 |
 | COMMITTED    | released                | the running sequence's                                          |
 | ABORTED      | released after draining | released once the source has drained or is known to be dead     |
 
-A handoff that makes no progress is TRANSFERRING until its writes have ended, also when nobody waits for it any more.
+A stalled handoff is TRANSFERRING until its writes have ended, even if its request no longer waits for it.
 """
 
 from __future__ import annotations
@@ -57,11 +57,11 @@ def advance(state: HandoffState, step: HandoffStep) -> HandoffState:
 
 
 class HandoffOutcome(Enum):
-    """How the source's part ended. Each send order is answered with exactly one of these."""
+    """How the source's part ended. Each send order is answered by exactly one of these."""
 
     DELIVERED = "delivered"  # every page and the notice are at the target
-    FAILED = "failed"  # a write failed; nothing more of ours is in flight, the source still holds its pages
-    DRAINED = "drained"  # cancelled; nothing more of ours is in flight
+    FAILED = "failed"  # a write failed; no write is in flight, the source still holds its pages
+    DRAINED = "drained"  # cancelled; no write is in flight
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ class PageChecksum:
 
 @dataclass(frozen=True, slots=True)
 class HandoffNotice:
-    """The state that travels with the final write: with the reservation's request it is the whole sequence."""
+    """The state that travels with the final write; together with the request it is the whole sequence."""
 
     reservation_id: str
     request_id: str
@@ -103,10 +103,10 @@ class HandoffNotice:
 
 @dataclass(frozen=True, slots=True)
 class HandoffReport:
-    """What a handoff cost."""
+    """The cost of a handoff."""
 
     pages_sent: int = 0
-    pages_cached: int = 0  # that did not have to travel
+    pages_cached: int = 0  # already cached at the target
     bytes_sent: int = 0
     transfer_s: float = 0.0  # sum over its writes
     exposed_s: float = 0.0  # from the end of prefill compute to the final write's completion

@@ -1,6 +1,6 @@
-"""The CURVE keys of the link between router and workers: made when a cluster starts, and gone with it.
+"""The CURVE keys of the link between router and workers, created for the lifetime of a cluster.
 
-The router has a pair of its own, all workers share one; each side knows the other's public key and accepts no other.
+The router has its own pair, all workers share one; each side knows the other's public key and accepts no other.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class RouterKeys:
-    """What the router knows. Keys are in Z85, as ZeroMQ writes them."""
+    """The router's keys, in Z85, ZeroMQ's encoding."""
 
     public: str
     secret: str = field(repr=False)
@@ -19,7 +19,7 @@ class RouterKeys:
 
 @dataclass(frozen=True, slots=True)
 class WorkerKeys:
-    """What every worker knows."""
+    """The workers' keys."""
 
     public: str
     secret: str = field(repr=False)
@@ -28,7 +28,7 @@ class WorkerKeys:
 
 @dataclass(frozen=True, slots=True)
 class LinkKeys:
-    """Both sides' keys, for whoever starts them."""
+    """Both sides' keys, for the process that starts them."""
 
     router: RouterKeys
     worker: WorkerKeys

@@ -1,9 +1,9 @@
-"""How fast pages go from one worker to another, and when that is too slow. Pure."""
+"""The rate of pages between workers, and when it is too slow. Pure."""
 
 from __future__ import annotations
 
 LARGE_BYTES = 64 << 20
-"""A write of as much tells the rate of a link.
+"""A write of this size measures the rate of a link.
 
 Besides its bytes, a write's time has its preparation and the delay until the loop notices its end: 2 ms at most as a
 rule. With 64 MiB that makes no link of 50 GB/s or more (PCIe 5, NVLink) look slower than `SLOW_BYTES_S`.
@@ -12,9 +12,9 @@ SLOW_BYTES_S = 20e9  # CUDA IPC has more even over PCIe; TCP and copies through 
 
 
 def slow_link(source: str, target: str, bytes_per_s: float, gpus_of_one_host: bool) -> str:
-    """What is wrong with a link and what to do, in one sentence; empty where nothing is.
+    """One sentence on what is wrong with a link and what to do; empty for a good link.
 
-    Only two GPUs of one host are judged: what a network or a CPU should give is not known here.
+    Only links between two GPUs of one host are judged: the rate to expect of a network or a CPU is unknown here.
     """
     if not gpus_of_one_host or bytes_per_s >= SLOW_BYTES_S:
         return ""

@@ -1,4 +1,4 @@
-"""What router and workers say to each other. `proto/baton/v1/worker.proto` is the same on the wire.
+"""Messages between router and workers; `proto/baton/v1/worker.proto` is their wire format.
 
 A worker's link is first in, first out in both directions; several messages of one moment travel as one batch.
 """
@@ -53,7 +53,7 @@ class Prefill:
 class Reserve:
     """Hold pages for this request's KV, to be written by another worker.
 
-    `growth_tokens` more than are known now: the sequence goes on decoding while its pages travel.
+    `growth_tokens` more than are known now: the sequence keeps decoding while its pages travel.
     """
 
     reservation_id: str
@@ -67,7 +67,7 @@ class Reserve:
 class SendPages:
     """Write the request's pages into this reservation as they are computed. Answered by one `HandoffEnded`.
 
-    A worker that decodes the request goes on with it until only its last page is missing at the target.
+    A worker that is decoding the request continues until only its last page is missing at the target.
     """
 
     request_id: str
@@ -83,17 +83,17 @@ class Cancel:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """Free a reservation's pages: nobody writes to them any more."""
+    """Free a reservation's pages: no write into them is possible any more."""
 
     reservation_id: str
 
 
 @dataclass(frozen=True, slots=True)
 class Rejoin:
-    """Register anew under another incarnation: the router does not know this one (any more).
+    """Re-register under another incarnation: the router does not know this one (any more).
 
-    From the router that had welcomed it, all its work is given to others and has to be dropped. From another router,
-    the sequences that need no peer go on, and are registered with the worker.
+    From the router that had admitted it: its requests were re-assigned, so the worker drops everything. From another
+    router: sequences that need no peer continue, and are registered with the worker.
     """
 
     incarnation: str
@@ -102,9 +102,9 @@ class Rejoin:
 
 @dataclass(frozen=True, slots=True)
 class ContinueSequence:
-    """Tell again what a kept sequence has answered from `from_index` on, and then its tokens as they come.
+    """Replay a kept sequence's output from `from_index` on, then stream its new tokens.
 
-    Answered by `RequestFailed` (NotFound) where it is not held any more.
+    Answered by `RequestFailed` (NotFound) if the worker no longer holds it.
     """
 
     request_id: str
@@ -144,12 +144,12 @@ RouterMessage = (
 
 @dataclass(frozen=True, slots=True)
 class HeldSequence:
-    """A sequence that an earlier router had begun: it goes on, or has just ended, and nobody is told of its tokens."""
+    """A detached sequence of an earlier router: it is still decoding or has just ended, and its tokens are buffered."""
 
     request_id: str
     digest: bytes  # `Request.digest`
     num_tokens: int  # of its output, so far
-    limit_tokens: int  # prompt and output may come to so many
+    limit_tokens: int  # the most that prompt and output may have
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,8 +203,8 @@ class HandoffEnded:
 
 @dataclass(frozen=True, slots=True)
 class HandoffStalled:
-    """The source waits no longer for its writes into the reservation: they make no progress. They may still arrive, so
-    its `HandoffEnded` comes once they have ended; until then its pages are held, too."""
+    """The source's writes into the reservation are stalled, and it no longer waits for them. They may still arrive, so
+    `HandoffEnded` follows once they have ended; until then the source's pages are held, too."""
 
     request_id: str
     reservation_id: str
@@ -220,7 +220,7 @@ class HandoffCommitted:
 
 @dataclass(frozen=True, slots=True)
 class HandoffCorrupt:
-    """The target has the notice, and pages that are not what was sent: it commits nothing."""
+    """The target has the notice, but corrupt pages: it commits nothing."""
 
     request_id: str
     reservation_id: str
@@ -229,7 +229,7 @@ class HandoffCorrupt:
 
 @dataclass(frozen=True, slots=True)
 class LinkMeasured:
-    """How fast pages have gone to a peer: one large write. Sent once for each peer."""
+    """The measured rate to a peer, as one large write. Sent once per peer."""
 
     agent: str
     num_bytes: int
@@ -242,7 +242,7 @@ class LinkMeasured:
 
 @dataclass(frozen=True, slots=True)
 class RequestFailed:
-    """A worker cannot go on with a request; `error` names a class of the error tree."""
+    """A worker cannot continue a request; `error` names a class of the error tree."""
 
     request_id: str
     error: str
@@ -251,7 +251,7 @@ class RequestFailed:
 
 @dataclass(frozen=True, slots=True)
 class Alive:
-    """A sign of life from a worker that is busy with a long step."""
+    """A heartbeat of a worker that is busy with a long step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,7 +263,7 @@ class LoadReport:
 class PagesChanged:
     """Prefix pages that became matchable and that were evicted, since the message numbered one less.
 
-    A `snapshot` lists all that are matchable now, whatever was said before.
+    A `snapshot` lists all that are matchable now and replaces earlier messages.
     """
 
     sequence_number: int
@@ -274,7 +274,7 @@ class PagesChanged:
 
 @dataclass(frozen=True, slots=True)
 class RoleChanged:
-    """The role the worker has now; `error` tells why it is not the one it was told to take on."""
+    """The role the worker has now; `error` gives the reason if it is not the ordered one."""
 
     role: RoleName
     role_epoch: int
@@ -283,7 +283,7 @@ class RoleChanged:
 
 @dataclass(frozen=True, slots=True)
 class Goodbye:
-    """The worker leaves, and writes no more: on purpose, or because something in it `failed`."""
+    """The worker leaves and writes no more: on purpose, or because it `failed`."""
 
     reason: str
     failed: bool = False

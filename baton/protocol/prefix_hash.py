@@ -21,7 +21,7 @@ def root_hash(model_id: str, salt: str = "") -> bytes:
 def tenant_root(model_id: str, tenant: str, shared: bool) -> bytes:
     """The root of a request's chain, salted with its tenant unless prefixes are `shared`.
 
-    What another tenant sent before is computed anew, so that the time to the first token tells nothing of it.
+    Another tenant's prompts are computed again, so that the time to the first token does not reveal them.
     """
     return root_hash(model_id, "" if shared else tenant)
 

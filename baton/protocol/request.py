@@ -1,4 +1,4 @@
-"""What a client asks for: a prompt, how to sample, and what it expects of latency."""
+"""A client's request: prompt, sampling parameters and latency objectives."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class SamplingParams:
         return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
 
     def validate(self, vocab_size: int) -> None:
-        """Raise `InvalidRequest` naming the first parameter that makes no sense."""
+        """Raise `InvalidRequest` naming the first invalid parameter."""
         checks = [
             ("temperature", self.temperature, 0.0, 100.0),
             ("top_k", self.top_k, 0, 2**31 - 1),
@@ -86,7 +86,7 @@ class SamplingParams:
 
 @dataclass(frozen=True, slots=True)
 class Objectives:
-    """What the client calls good service; None means it did not say."""
+    """The client's latency objectives; None: not set."""
 
     ttft_s: float | None = None
     tpot_s: float | None = None
@@ -100,7 +100,7 @@ class Objectives:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One prompt on its way through the cluster. `deadline_s` is on the router's clock."""
+    """One request in the cluster. `deadline_s` is on the router's clock."""
 
     request_id: str
     prompt: tuple[int, ...]
@@ -117,7 +117,7 @@ class Request:
 
     @property
     def digest(self) -> bytes:
-        """Names all that the tokens are a function of, and whose they are: another tenant's differs."""
+        """A digest of everything that determines the tokens, and of the tenant."""
         sampling = replace(self.sampling, seed=None) if self.sampling.greedy else self.sampling
         digest = blake2b(repr((self.tenant, len(self.prompt), sampling)).encode(), digest_size=DIGEST_BYTES)
         digest.update(array("q", self.prompt).tobytes())

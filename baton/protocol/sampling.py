@@ -1,4 +1,4 @@
-"""How a request is sampled where it does not say: as generation_config.json has it, then as Baton does. Pure."""
+"""Sampling defaults of a request: those of generation_config.json, then Baton's. Pure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from baton.protocol.errors import InvalidRequest, ModelError
 from baton.protocol.request import SamplingParams
 
-# Keys of generation_config.json that are defaults of requests, and our names for them: those that vLLM takes.
+# Keys of generation_config.json that set request defaults (the ones vLLM uses), with our names.
 _KEYS = {
     "temperature": "temperature",
     "top_k": "top_k",
@@ -23,7 +23,7 @@ SamplingDefaults = dict[str, float]  # fields of `SamplingParams` by name
 
 
 def model_defaults(generation: Mapping[str, Any]) -> SamplingDefaults:
-    """What a generation_config.json sets for requests that leave it open; empty where it sets nothing.
+    """The request defaults that a generation_config.json sets; may be empty.
 
     `do_sample` false means greedy, true without a temperature means 1. Raises `ModelError` naming a value out of range.
     """
@@ -54,7 +54,7 @@ def with_defaults(given: Mapping[str, Any], defaults: Mapping[str, float]) -> Sa
 
 
 def default_words(defaults: Mapping[str, float], source: str) -> str:
-    """The defaults of an unspecific request in words, for people."""
+    """The request defaults as text, for display."""
     sampling = with_defaults({}, defaults)
     words = ["greedy" if sampling.greedy else f"temperature {sampling.temperature:g}"]
     shown = ("top_k", "top_p", "min_p") if not sampling.greedy else ()

@@ -1,4 +1,4 @@
-"""Workers as the rest of the cluster sees them: who they are, how loaded they are, where their pages live."""
+"""A worker's description: identity, load, and location of its pages."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from enum import Enum
 
 
 class RoleName(Enum):
-    """What a worker does now. A role is a policy over the same engine, so it may change while the worker lives."""
+    """A worker's current role: a policy over the same engine, which may change while the worker runs."""
 
     PREFILL = "prefill"
     DECODE = "decode"
@@ -50,7 +50,7 @@ class PageLayout:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """How a peer reaches a worker's pages. `agent` names the worker and its incarnation."""
+    """The address of a worker's pages for its peers. `agent` names the worker and its incarnation."""
 
     agent: str
     metadata: bytes  # the transport's own (NIXL agent metadata)
@@ -61,7 +61,7 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class WorkerInfo:
-    """What a worker says of itself when it registers."""
+    """A worker's facts at registration."""
 
     name: str
     incarnation: str
@@ -112,7 +112,7 @@ class WorkerLoad:
     """A worker's state at one moment.
 
     `request_ids` and `reservation_ids` name what these counts already include, so the router adds only what it has
-    sent since. `pages_free` can be handed out at once, `pages_cached` after evicting unreferenced prefix pages.
+    sent since. `pages_free` can be allocated at once, `pages_cached` after evicting unreferenced prefix pages.
     """
 
     worker: str
@@ -129,8 +129,8 @@ class WorkerLoad:
     request_ids: tuple[str, ...] = ()
     reservation_ids: tuple[str, ...] = ()
     swapped: int = 0  # of those waiting: preempted sequences whose pages are in host memory
-    swap_outs: int = 0  # preemptions that went there, since the worker has its role
-    recomputes: int = 0  # preemptions whose pages have to be computed again, since then
+    swap_outs: int = 0  # preemptions to host memory since the worker took its role
+    recomputes: int = 0  # preemptions whose pages have to be recomputed, since then
     steps: tuple[StepSample, ...] = field(default=())
 
     @property

@@ -60,10 +60,10 @@ class Setup:
         return roofline(model_shape(self.model), accelerator(self.gpu), self.gpus_per_worker)
 
     def cluster(self, pools: Pools) -> ClusterSpec:
-        """Raises `ConfigError` when such a cluster cannot be simulated: unknown names, no room, nobody who decodes."""
+        """Raises `ConfigError` for a cluster that cannot be simulated: unknown names, too little memory, no decoder."""
         check_policy(self.policy)
         if pools.decode + pools.mixed == 0:
-            raise ConfigError("Nothing would decode: give at least one decode or mixed worker.")
+            raise ConfigError("No pool decodes: give at least one decode or mixed worker.")
         timer = self.timer
         layout = timer.page_layout(self.page_size)
         counts = ((RoleName.PREFILL, pools.prefill), (RoleName.DECODE, pools.decode), (RoleName.MIXED, pools.mixed))

@@ -208,7 +208,7 @@ class Simulation:
         self._ticking = False
         self._empty_ticks = 0 if len(self.events) else self._empty_ticks + 1
         if self._empty_ticks * TICK_S > STUCK_S:
-            raise InternalError(f"{self.core.live} requests wait in the simulation for what never comes.")
+            raise InternalError(f"{self.core.live} requests are still live, but the simulation has no events left.")
         self._perform(self.core.tick(self.events.now))
         self._tick_later()
 

@@ -80,7 +80,7 @@ def _json_rows(lines: Iterator[str]) -> Iterator[Row]:
 def _mooncake(line: str) -> TraceRequest:
     row = json.loads(line)
     if not isinstance(row, dict):
-        raise ValueError("it is no JSON object")
+        raise ValueError("it is not a JSON object")
     prompt_tokens = int(row["input_length"])
     # Blocks beyond the prompt say nothing.
     blocks = tuple(int(block) for block in row.get("hash_ids", ())[: -(-prompt_tokens // MOONCAKE_BLOCK_TOKENS)])

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 @ray.remote(num_cpus=0, max_restarts=-1, max_concurrency=8)  # type: ignore[call-overload]
 class WorkerActor:
-    """One worker. Loading takes as long as the model takes; `stage` tells how far it is meanwhile.
+    """One worker. Loading may take long; `stage` reports its progress.
 
-    Ray starts a process that died again; the worker then joins under a new incarnation.
+    Ray restarts a process that died; the worker then joins under a new incarnation.
     """
 
     def __init__(self, plan: WorkerPlan) -> None:
@@ -41,16 +41,16 @@ class WorkerActor:
         return self._stage
 
     def wait_loaded(self) -> str:
-        """Block until the worker serves; returns an error sentence, empty when all is well."""
+        """Block until the worker serves; returns an error sentence, or an empty string."""
         self._loaded.wait()
         return self._error
 
     def ended(self) -> None:
-        """Block until the loop has ended; the process's own end breaks the call off."""
+        """Block until the loop has ended; if the process ends, the call fails."""
         self._ended.wait()
 
     def stop(self) -> None:
-        """Say goodbye to the router and close; returns when the loop has ended, at once while there is none yet."""
+        """Send a goodbye to the router and close; returns when the loop has ended, or at once if there is none yet."""
         if self._loop is not None:
             self._loop.stop()
             self._ended.wait(timeout=10)

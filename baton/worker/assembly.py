@@ -23,7 +23,7 @@ from baton.worker.router_link import RouterLink
 
 
 def assemble(plan: WorkerPlan, incarnation: str, host: str, tell: Callable[[str], None]) -> WorkerLoop:
-    """A worker ready to run; `tell` hears what is being done, for a progress line."""
+    """A worker ready to run; `tell` receives progress lines."""
     engine = plan.engine
     torch.set_num_threads(engine.threads)
     open_transport = find_transport(engine.transport)
@@ -37,7 +37,7 @@ def assemble(plan: WorkerPlan, incarnation: str, host: str, tell: Callable[[str]
         tell("taking host memory")
     host_pages = HostPages(executor.pages, engine.host_pages)
     gc.collect()
-    gc.freeze()  # what start-up has left stays: to look through all of it holds up a step by 0.1 s, now and then
+    gc.freeze()  # exclude start-up objects: collecting them would delay a step by 0.1 s now and then
     tell("registering memory")
     agent = f"{plan.name}:{incarnation}"
     device_id = executor.pages.device.index or 0

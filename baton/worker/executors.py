@@ -1,4 +1,4 @@
-"""The executor that a worker's plan asks for: weights, pages, and on a GPU how many of these there are."""
+"""Builds a worker's executor: weights, pages, and on a GPU the number of pages."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Tell = Callable[[str], None]
 
 
 def make_executor(plan: WorkerPlan, folder: Path, config: ModelConfig, tell: Tell) -> TorchExecutor | CudaExecutor:
-    """Loads the checkpoint in `folder`; `tell` hears what is being done. Raises `BatonError` with the reason."""
+    """Loads the checkpoint in `folder`; `tell` receives progress lines. Raises `BatonError` with the reason."""
 
     def loading(done: int, total: int) -> None:
         tell(f"loading weights {100 * done // total} %")
@@ -41,7 +41,7 @@ def _on_gpu(
     device = open_device(engine.device)
     kernels = prepare_kernels(device, config, DTYPES[dtype], engine.attention, tell)
     parameters = load_weights(folder, config, DTYPES[dtype], str(device), loading)
-    # A step's decodes stand beside its chunk, within the same budget.
+    # A step's decodes share the budget with its chunk.
     max_tokens = max(engine.chunk_tokens, engine.max_batch)
     options = CudaOptions(engine.cuda_graphs, kernels, engine.max_batch, max_tokens)
     layout = config.page_layout(max(engine.num_pages, 1), engine.page_size, dtype, model_id(folder))

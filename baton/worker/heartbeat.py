@@ -1,4 +1,4 @@
-"""Signs of life beside the loop: a long step must not look like a dead worker."""
+"""Heartbeats outside the loop, so that a long step does not look like a dead worker."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from baton.protocol.messages import Alive
 from baton.worker.router_link import HEARTBEAT, RouterLink
 
 INTERVAL_S = 0.5
-MAX_TURN_S = 60.0  # a loop that does not come round within this hangs: then silence is the truth
+MAX_TURN_S = 60.0  # a loop whose turn takes longer hangs: no more heartbeats
 
 
 class Heartbeat:
-    """Speaks for a loop from a thread and a link of its own, while that loop turns."""
+    """Sends heartbeats for a loop, from its own thread and link, while the loop turns."""
 
     def __init__(self, address: str, name: str, keys: WorkerKeys | None = None) -> None:
         self._link = RouterLink(address, name + HEARTBEAT, keys=keys, one_way=True)
@@ -24,11 +24,11 @@ class Heartbeat:
         self._thread.start()
 
     def turned(self) -> None:
-        """The loop comes round."""
+        """The loop has completed a turn."""
         self._turned_s = time.monotonic()
 
     def speak_for(self, incarnation: str) -> None:
-        """The life of the worker that the router has welcomed; empty: be silent."""
+        """Set the incarnation that the router has admitted; empty: send no heartbeats."""
         self._link.incarnation = incarnation
 
     def _run(self) -> None:

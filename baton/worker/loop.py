@@ -1,7 +1,7 @@
 """The worker's loop: inbox → plan → execute → outbox. The shell around a role; it decides nothing.
 
 One thread owns the role, the engine, the link and the transport, so none of them needs a lock. While a device computes,
-it drives the transport and hears nothing of it.
+it drives the transport and handles no events.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from baton.worker.router_link import RouterLink
 from baton.worker.step_wait import await_step
 
 FINISH_WRITES_S = 5.0
-POLL_S = 0.001  # how often to look for a peer's writes while nothing is to compute
+POLL_S = 0.001  # how often to poll for a peer's writes while there is no step
 
 
 @dataclass(eq=False)
@@ -68,8 +68,8 @@ class WorkerLoop:
     _reports: Reports = field(init=False)
     _watch: WriteWatch = field(init=False)
     _links: LinkRates = field(init=False)
-    _welcome: bool = False  # the router knows this incarnation: what it said before was for the last one
-    _router_id: str = ""  # of the router that has welcomed us last
+    _welcome: bool = False  # the router has admitted this incarnation: its earlier messages were for the last one
+    _router_id: str = ""  # of the router that admitted us last
     _stopping: bool = False
     _idle_check: IdleCheck = field(init=False)
 
@@ -79,7 +79,7 @@ class WorkerLoop:
         self._begin(self.info.incarnation)
 
     def run(self) -> None:
-        """Register, serve, and say goodbye when told to stop."""
+        """Register, serve, and send a goodbye when stopped."""
         self._flush()
         try:
             while not self._stopping:
@@ -92,7 +92,7 @@ class WorkerLoop:
             self.link.close()
 
     def _begin(self, incarnation: str, keep: bool = False) -> None:
-        """Be somebody new, who holds nothing or only what needs no peer; weights, role and prefix cache stay."""
+        """Start a new incarnation, without sequences or (`keep`) with those that need no peer; weights, cache stay."""
         agent = f"{self.info.name}:{incarnation}"
         self.transport = self.make_transport(agent)
         self.state = replace(self.state, agent=agent)
@@ -109,20 +109,20 @@ class WorkerLoop:
         self._outbox = [Register(self.info, held)]
 
     def _rejoin(self, keep: bool) -> None:
-        """Join anew, once no write of ours is under way.
+        """Re-register, once no write of ours is in flight.
 
-        `keep`: the router is another one, or only the connection broke; else all our work was given to others.
+        `keep`: the router is another one, or only the connection broke; else our requests were re-assigned.
         """
-        what = "keeping its sequences" if keep else "dropping its work"
-        log.warning(f"incarnation {self.info.incarnation} is not known; joining anew, {what}")
+        what = "keeping its sequences" if keep else "discarding all sequences"
+        log.warning(f"incarnation {self.info.incarnation} is not known to the router; re-registering, {what}")
         self.heartbeat.speak_for("")
         self.role.call_off_handoffs()
         deadline_s = time.monotonic() + FINISH_WRITES_S
-        self._poll_transport()  # a sequence that has come to us is ours
+        self._poll_transport()  # a sequence that has arrived here is ours
         while self._write_of_transfer:
             self._poll_transport()
             if time.monotonic() > deadline_s:
-                raise InternalError(f"{self.info.name} cannot rejoin: writes to peers do not end.")
+                raise InternalError(f"{self.info.name} cannot re-register: writes to peers do not end.")
         self.transport.close()
         self._failed_writes.clear()
         self._begin(uuid.uuid4().hex[:8], keep)
@@ -138,7 +138,7 @@ class WorkerLoop:
         copies, plan = self.role.plan(time.monotonic())
         self._perform(copies)
         messages: list[RouterMessage] = []
-        deferred = False  # what is said now may go out while the next step computes
+        deferred = False  # messages may go out while the next step computes
         if plan is not None:
             launched = self.executor.launch(plan)
             if self.executor.computes_apart:
@@ -150,7 +150,7 @@ class WorkerLoop:
             self._perform(self.role.absorb(plan, result, time.monotonic()))
             if not deferred:
                 self._flush()
-            # With planning and sending: what a token waits for is the whole turn.
+            # Including planning and sending: a token waits for the whole turn.
             self._reports.on_step(plan.sample(time.perf_counter() - started))
         else:
             self._flush()  # before there is time to wait
@@ -165,10 +165,10 @@ class WorkerLoop:
             self._flush()
 
     def _while_computing(self) -> list[RouterMessage]:
-        """What the device's time is good for: the last step's tokens go out, and what has come is decoded.
+        """Use the device's time: send the last step's tokens, and decode received frames.
 
-        Nothing of it is heard yet, since an order could free pages that the step is writing. What cannot be sent stays
-        in the outbox: joining anew has to wait for the step, too.
+        The frames are not handled yet, since an order could free pages that the step is writing. Unsent messages stay
+        in the outbox: re-registering has to wait for the step, too.
         """
         if self._outbox and self.link.send(self._outbox):
             self._outbox = []
@@ -188,7 +188,7 @@ class WorkerLoop:
                     self._rejoin(keep=router_id != self._router_id)
             case Welcome(router_id, report_interval_s, incarnation):
                 if incarnation != self.info.incarnation:
-                    return  # and whatever follows it is for a life that is over
+                    return  # later messages are for the old incarnation
                 self._welcome, self._router_id = True, router_id
                 self.heartbeat.speak_for(self.info.incarnation)
                 self._outbox += self._reports.on_welcome(report_interval_s)
@@ -293,6 +293,6 @@ class WorkerLoop:
         if not self._outbox or self.link.send(self._outbox):
             self._outbox = []
         elif isinstance(self._outbox[0], Register):
-            del self._outbox[1:]  # whoever welcomes us is told anew
+            del self._outbox[1:]  # re-sent after admission
         else:
-            self._rejoin(keep=True)  # what could not be said would be missed for ever
+            self._rejoin(keep=True)  # the unsent messages are lost: register with the current state

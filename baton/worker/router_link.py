@@ -12,17 +12,17 @@ from baton.protocol.errors import InvalidRequest
 from baton.protocol.link_keys import WorkerKeys
 from baton.protocol.messages import Rejoin, RouterMessage, WorkerMessage
 
-HEARTBEAT = "#alive"  # behind a worker's name: the identity of its heartbeat's link
-UNSENT_FRAMES = 2_000  # that wait while the router is away; what is too much for it can be told again
-PING_MS, SILENCE_MS = 1000, 5000  # a connection without a sign of life for so long is broken off
-CONNECT_MS = 2000  # until an attempt to connect is given up for the next one
+HEARTBEAT = "#alive"  # suffix of a worker's name in the identity of its heartbeat's link
+UNSENT_FRAMES = 2_000  # queued while the router is away; beyond that the worker re-registers
+PING_MS, SILENCE_MS = 1000, 5000  # a connection without traffic for so long is closed
+CONNECT_MS = 2000  # timeout of an attempt to connect
 
 
 class RouterLink:
     """First in, first out in both directions, and complete as long as the connection lasts.
 
-    ZeroMQ reconnects by itself; what was on its way may be lost then, in both directions. So whoever spoke over a
-    connection that broke has to join anew, which `receive` tells as the router would.
+    ZeroMQ reconnects by itself, but frames in flight may be lost then, in both directions. So a worker whose
+    connection broke has to re-register: `receive` returns the same message that the router would send.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class RouterLink:
         keys: WorkerKeys | None = None,
         one_way: bool = False,
     ) -> None:
-        """`one_way`: nobody will call `receive`."""
+        """`one_way`: `receive` is never called."""
         self.incarnation = incarnation
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
@@ -64,7 +64,7 @@ class RouterLink:
             self._poller.register(self._breaks, zmq.POLLIN)
 
     def receive(self, wait_s: float) -> list[RouterMessage]:
-        """Everything that has come, waiting up to `wait_s` for the first; empty after a `wake`."""
+        """The received messages, waiting up to `wait_s` for the first; empty after a `wake`."""
         ready = dict(self._poller.poll(int(wait_s * 1000))) if wait_s > 0 else None
         if ready is not None and self._waker in ready:
             self._waker.recv()
@@ -80,7 +80,7 @@ class RouterLink:
                 log.warning(f"A frame from the router was ignored: {error.message}")
 
     def _has_broken(self) -> bool:
-        """Whether a connection that stood has ended since the last call."""
+        """Whether an established connection has ended since the last call."""
         broken = False
         while self._breaks is not None and self._breaks.poll(0):
             connected = recv_monitor_message(self._breaks)["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED

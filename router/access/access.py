@@ -1,7 +1,7 @@
-"""Who calls, and what they may do: bearer tokens, each with a tenant and roles.
+"""Authentication and authorisation: bearer tokens, each with a tenant and roles.
 
-Only the tokens' SHA-256 is ever kept. A token is looked up by its hash, so the time that takes says nothing about how
-much of a guess was right; tokens are random and long (`baton token new`), so a plain hash is enough.
+Only the tokens' SHA-256 is ever stored. A token is looked up by its hash, so the lookup time reveals nothing about a
+guess. Tokens are random and long (`baton token new`), so a plain hash is enough.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MAX_TOKEN_BYTES = 1024
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Whom a token stands for."""
+    """The tenant and roles of a token."""
 
     tenant: str
     roles: frozenset[str]
@@ -38,32 +38,32 @@ class Caller:
     def tenant_for(self, named: str) -> str:
         """The tenant of a request that names `named` ("" for none); raises `PermissionDenied` for another's."""
         if named and named != self.tenant:
-            raise PermissionDenied("The request names another tenant than its token's: leave the tenant out.")
+            raise PermissionDenied("The request names a tenant other than its token's: omit the tenant.")
         return self.tenant
 
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """Everybody who may call, by the SHA-256 of their token in hexadecimal."""
+    """The known callers, by the SHA-256 of their token in hexadecimal."""
 
     callers: Mapping[str, Caller] = field(repr=False)
 
     def identify(self, metadata: Iterable[tuple[str, str | bytes]]) -> Caller:
-        """Who calls with this metadata; raises `Unauthenticated` when that cannot be told."""
+        """The caller that this metadata names; raises `Unauthenticated` without one valid token."""
         given = [value for key, value in metadata if key == "authorization"]
         if not given:
-            raise Unauthenticated("This router asks for a token: give token=… or set $BATON_TOKEN.")
+            raise Unauthenticated("This router requires a token: give token=… or set $BATON_TOKEN.")
         scheme, _, token = str(given[0]).partition(" ")
         if len(given) > 1 or scheme.lower() != "bearer" or len(token) > MAX_TOKEN_BYTES:
             raise Unauthenticated('Give one token, as the metadata "authorization: Bearer TOKEN".')
         caller = self.callers.get(sha256(token.strip().encode()).hexdigest())
         if caller is None:
-            raise Unauthenticated("The token is not known here: it was mistyped, or taken out of the token file.")
+            raise Unauthenticated("The token is invalid: it was mistyped, or removed from the token file.")
         return caller
 
 
 def parse_tokens(text: str) -> Access:
-    """The token file's content; raises `ValueError` with what is wrong. It repeats no value: that may be a plain token.
+    """The token file's content; raises `ValueError` with the mistake. It repeats no value, which may be a plain token.
 
     [[token]]
     sha256 = "64 hexadecimal digits"

@@ -16,7 +16,7 @@ from baton.router.access.reloaded import Reloaded
 
 @dataclass(frozen=True, slots=True)
 class Certificates:
-    """PEM texts that fit each other."""
+    """Matching PEM texts."""
 
     certificate: bytes
     key: bytes = field(repr=False)
@@ -28,7 +28,7 @@ class Certificates:
 
 
 class Credentials:
-    """Both servers' credentials, read anew whenever the files change. Raises `ConfigError` when they are no good."""
+    """Both servers' credentials, reloaded when the files change. Raises `ConfigError` when they are invalid."""
 
     def __init__(self, access: AccessSection) -> None:
         self.access = access
@@ -48,7 +48,7 @@ class Credentials:
         seen, first = certificates.current()
 
         def newer() -> grpc.ServerCertificateConfiguration | None:
-            """Asked by gRPC before each handshake, from a thread of its own."""
+            """Called by gRPC before each handshake, from its own thread."""
             nonlocal seen
             version, value = certificates.current()
             if version == seen:
@@ -67,7 +67,7 @@ def read_certificates(access: AccessSection) -> Certificates:
     client_ca = _read(access.client_ca, "access.client_ca") if access.client_ca else None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
-        # An encrypted key must fail, not ask for its password on somebody's terminal.
+        # An encrypted key must fail, not ask for its password on a terminal.
         context.load_cert_chain(access.tls_certificate, access.tls_key, password=lambda: "")
     except OSError as error:  # ssl.SSLError is one
         if getattr(error, "reason", "") == "KEY_VALUES_MISMATCH":
@@ -83,7 +83,7 @@ def read_certificates(access: AccessSection) -> Certificates:
         try:
             context.load_verify_locations(access.client_ca)
         except OSError:
-            raise ConfigError(f"{access.client_ca} (access.client_ca) holds no certificate in PEM.") from None
+            raise ConfigError(f"{access.client_ca} (access.client_ca) has no PEM certificate.") from None
     return Certificates(certificate, key, client_ca)
 
 

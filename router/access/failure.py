@@ -13,7 +13,7 @@ ERROR = "baton-error"  # trailing metadata of every failure: which of `baton.pro
 
 
 async def abort(context: grpc.aio.ServicerContext, error: BatonError) -> None:
-    """End a call with the error's status, sentence and name, and when to retry where that can be told."""
+    """End a call with the error's status, sentence and name, and its retry delay if it has one."""
     metadata = [(ERROR, type(error).__name__)]
     if isinstance(error, Overloaded) and error.retry_after_s is not None:
         metadata.append((RETRY_AFTER, str(math.ceil(1000 * error.retry_after_s))))

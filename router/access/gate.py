@@ -1,4 +1,4 @@
-"""Stands before every call of a gRPC server: who has no token with the server's role goes no further."""
+"""Auth interceptor of a gRPC server: a call without a token of the server's role is refused."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from baton.router.access.access import Access
 from baton.router.access.failure import abort
 from baton.router.access.reloaded import Reloaded
 
-OPEN_METHODS = "/grpc.health.v1.Health/"  # whoever watches processes has no token
+OPEN_METHODS = "/grpc.health.v1.Health/"  # health checkers have no token
 
 Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Gate(grpc.aio.ServerInterceptor):
-    """Before, not inside, the services: a method that is added later is closed until its caller has shown a token."""
+    """In front of the services, so that a method added later is protected too."""
 
     tokens: Reloaded[Access]
     role: str
@@ -37,7 +37,7 @@ class Gate(grpc.aio.ServerInterceptor):
 
 
 def _refusal(error: BatonError) -> grpc.RpcMethodHandler:
-    """A handler that answers any kind of call with the error, without reading what was sent."""
+    """A handler that answers any kind of call with the error, without reading the request."""
 
     async def refuse(requests: object, context: grpc.aio.ServicerContext) -> None:
         await abort(context, error)

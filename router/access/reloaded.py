@@ -1,4 +1,4 @@
-"""A value that files hold: read at start, and again whenever one of them has changed."""
+"""Hot reload: a value read from files at the start, and again whenever one of them has changed."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ Stamp = tuple[tuple[int, int, int], ...]
 
 
 class Reloaded(Generic[T]):
-    """Looks at the files' stamps each time it is asked; a new version that is no good leaves the old one and says so.
+    """Checks the files' stamps at each call; an invalid new version is logged, and the old one stays in use.
 
-    May be asked from any thread: gRPC does so before every handshake.
+    May be called from any thread: gRPC does so before every handshake.
     """
 
     def __init__(self, paths: Sequence[str], read: Callable[[], T]) -> None:

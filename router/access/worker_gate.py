@@ -1,4 +1,4 @@
-"""Who may connect to the worker link: those with the workers' key, and nobody else (ZeroMQ's ZAP, RFC 27)."""
+"""ZAP authenticator of the worker link: only the workers' key may connect (ZeroMQ's RFC 27)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MECHANISM_AT, KEY_AT, ZAP_FRAMES = 5, 6, 7  # version, request id, domain, addre
 
 
 def new_link_keys() -> LinkKeys:
-    """Fresh keys for one cluster."""
+    """New keys for one cluster."""
     (router, router_secret), (worker, worker_secret) = zmq.curve_keypair(), zmq.curve_keypair()
     return LinkKeys(
         RouterKeys(router.decode(), router_secret.decode(), worker.decode()),
@@ -25,7 +25,7 @@ def new_link_keys() -> LinkKeys:
 
 
 class WorkerGate:
-    """Answers ZeroMQ's question at each handshake, on the event loop. Made before the socket it guards is bound."""
+    """Answers ZeroMQ's request at each handshake, on the event loop. Created before its socket is bound."""
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], guarded: zmq.Socket[bytes], keys: RouterKeys) -> None:
         self._accepted = z85.decode(keys.worker_public)
@@ -45,7 +45,7 @@ class WorkerGate:
         self._loop.call_soon(self._answer)
 
     def _answer(self) -> None:
-        """Every question that is there: the descriptor is signalled once per change."""
+        """Answer every pending request: the descriptor is signalled once per change."""
         while not self._socket.closed:
             try:
                 question = self._socket.recv_multipart(zmq.NOBLOCK)

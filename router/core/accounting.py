@@ -1,4 +1,4 @@
-"""What a live request counts for in the ledger of the cluster: kept in step with every effect of its life cycle."""
+"""The ledger entries of a live request, updated with every effect of its life cycle."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from baton.router.policy.routing import RoutingDecision
 
 
 def begin(record: Record, decision: RoutingDecision, state: ClusterState, now: float) -> None:
-    """The request goes its way: its prompt is work of one worker, its output expected there if it stays."""
+    """The request was placed: its prompt is work of one worker, and so is its output if it stays there."""
     record.prefill_worker = decision.prefill
     record.decode_worker = decision.prefill if decision.whole else ""
     record.attempts += 1
@@ -46,13 +46,13 @@ def begin(record: Record, decision: RoutingDecision, state: ClusterState, now: f
 
 
 def computed(record: Record, state: ClusterState, now: float) -> None:
-    """The prompt is no work any more: its first token came."""
+    """The first token came: the prompt no longer counts as work."""
     record.prefilling = False
     state.unassign(record.prefill_worker, record.request_id, now)
 
 
 def orders(record: Record, effect: effects.WorkerEffect, state: ClusterState, quarantine: Quarantine) -> list[Tell]:
-    """The message to a worker that an effect stands for; none while a release has to wait."""
+    """The worker message that an effect stands for; none while a release has to wait."""
     match effect:
         case effects.StartHandoff(source, reservation):
             reservation_id = reservation.reservation_id
@@ -81,7 +81,7 @@ def _order(record: Record, effect: effects.Assignment, state: ClusterState) -> T
 
 
 def _adopt(record: Record, worker: str, state: ClusterState) -> None:
-    """The request decodes there already; what it has answered so far is about to be told."""
+    """The request already decodes there; its output so far is about to be replayed."""
     record.prefill_worker, record.decode_worker = "", worker
     record.decoding = record.continued = True
     record.attempts += 1
@@ -121,7 +121,7 @@ def _reserve(record: Record, worker: str, reservation_id: str, state: ClusterSta
 def heard(
     worker: str, message: WorkerMessage, record: Record | None, state: ClusterState, membership: Membership
 ) -> list[Tell]:
-    """What a worker says of a request changes what counts; returns the releases that were waiting for it."""
+    """Update the ledger with a worker's message; returns the releases that were waiting for it."""
     match message:
         case Reserved(reservation):
             state.grant(worker, reservation.reservation_id)
@@ -154,14 +154,14 @@ def unreserve(record: Record | None, worker: str, reservation_id: str, state: Cl
 
 
 def handed_over(record: Record | None, source: str, answer: HandoffEnded) -> None:
-    """The source has answered; once everything has arrived it holds nothing for the request."""
+    """The source has answered; if everything was delivered it holds nothing more for the request."""
     delivered = answer.outcome is HandoffOutcome.DELIVERED
     if record is not None and delivered and answer.reservation_id == record.reservation_id:
         record.tied.discard(source)
 
 
 def committed(record: Record | None, reservation_id: str) -> None:
-    """The target has the notice of a handoff; of one that moves, this may be known before the source's report."""
+    """The target has a handoff's notice; in a migration this may be known before the source's report."""
     if record is not None and reservation_id == record.reservation_id:
         record.committed_id = reservation_id
         record.decoding = True
@@ -181,7 +181,7 @@ def migration_ended(record: Record, worker: str | None, state: ClusterState) -> 
 
 
 def clear(record: Record, state: ClusterState, now: float) -> None:
-    """Nothing of an attempt counts any more: nobody holds anything for the request."""
+    """Remove an attempt from the ledger: no worker holds anything for the request."""
     state.unassign(record.prefill_worker, record.request_id, now)
     for worker in (record.decode_worker, record.migrating_to):
         state.forget(worker, record.request_id)

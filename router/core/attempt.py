@@ -1,4 +1,4 @@
-"""Who holds what for one request now, and what went wrong with it so far: the memory of its life cycle. Pure."""
+"""What each worker holds for one request now, and its failures so far: the memory of its life cycle. Pure."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from baton.protocol.errors import BatonError, HandoffFailed, NotFound, WrongRole
 from baton.protocol.handoff import HandoffReport
 
 MAX_HANDOFF_FAILURES = 3
-MAX_MISROUTED = 3  # a worker may change its role while a request is on its way to it, or have dropped what it kept
+MAX_MISROUTED = 3  # a worker may change its role while a request is in flight to it, or have dropped a kept sequence
 
 
 @dataclass(slots=True)
 class Attempt:
-    """Who holds what for the request now. `None` means nobody."""
+    """What each worker holds for the request now. `None`: no worker."""
 
-    source: str | None = None  # has the request and, unless it runs there whole, its pages until they are delivered
+    source: str | None = None  # has the request and, unless it runs both phases, its pages until they are delivered
     target: str | None = None  # was asked to reserve, and may hold pages
     reservation_id: str = ""
     sending: bool = False  # the source may be writing into the reservation
-    moving: bool = False  # the source decodes the request, and a migration was asked for
-    insist: bool = False  # whoever has room is welcome, and is waited for
-    corrupt: bool = False  # what the source delivers is worth nothing
-    absent: bool = False  # the source has said that it does not have the request
+    moving: bool = False  # a migration: the source decodes the request
+    insist: bool = False  # wait for any worker with capacity
+    corrupt: bool = False  # the source's pages were found corrupt
+    absent: bool = False  # the source reported that it does not have the request
     report: HandoffReport | None = None
 
     def awaits(self, reservation_id: str) -> bool:
@@ -32,12 +32,12 @@ class Attempt:
 
 @dataclass(slots=True)
 class Trouble:
-    """What went wrong with a request so far, over all its attempts."""
+    """The failures of a request so far, over all its attempts."""
 
     blame: int = 0  # for lost workers
     handoffs_failed: int = 0
     misrouted: int = 0
-    error: BatonError | None = None  # it is not tried any more
+    error: BatonError | None = None  # set: the request is not retried
 
     def on_misrouted(self, error: BatonError) -> bool:
         """Whether the worker only does not have it, and to look for another one."""

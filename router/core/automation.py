@@ -1,6 +1,6 @@
-"""What the router does to the pools by itself: migrations for relief, and role switches where `auto` is on. Pure.
+"""Automatic changes of the pools: migrations for relief, and role switches where `auto` is on. Pure.
 
-An operator always wins: nothing is begun while an operation on the pools runs, nor shortly after.
+An operator has priority: no change starts while an operation on the pools runs, nor shortly after.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from baton.router.policy.migration import relief
 from baton.router.policy.planner.pool_planner import Advice, PoolPlanner
 
 LOOK_EVERY_S = 1.0
-CONFIRMED = 3  # looks in a row that want to move workers the same way
+CONFIRMED = 3  # evaluations in a row that must agree on the direction
 REST_S = 5.0  # after a switch of its own
 YIELD_S = 300.0  # after an operator's operation on the pools
 OURS = "auto-"
@@ -56,7 +56,7 @@ class Automation:
         self.planner.on_arrival(item.num_tokens, new, item.output.remaining(), item.objectives.tpot_s, now)
 
     def tick(self, now: float) -> list[Action]:
-        """What is to be done unasked."""
+        """The automatic actions that are due."""
         actions: list[Action] = []
         records = self.records
         move = relief(self.state, lambda request_id: request_id in records and records[request_id].may_move(now))
@@ -70,12 +70,12 @@ class Automation:
         return actions
 
     def look(self, now: float) -> Advice | None:
-        """What the planner thinks now."""
+        """The planner's advice now."""
         drift, whole = self.recent.drift(now), self.dispatch.placement.serves_whole
         return self.planner.advise(self.state, self.dispatch.waiting, drift, now, whole)
 
     def wish(self, now: float) -> Rebalance | None:
-        """The split to go to now, if one should."""
+        """The split to change to now, if any."""
         if self._busy(now):
             return None
         prefill, decode = (len(self.state.pool(role)) for role in POOLS)
@@ -95,7 +95,7 @@ class Automation:
         return Rebalance(advice.prefill, advice.decode)
 
     def _refill(self, prefill: int, decode: int, now: float) -> Rebalance | None:
-        """A pool that has lost its last worker gets others at once, where there are any."""
+        """A pool that has lost its last worker gets another at once, if the other pool has two."""
         if len(self._had) < len(POOLS) or prefill + decode < 2:
             return None
         advice = self.look(now)
@@ -104,7 +104,7 @@ class Automation:
         return Rebalance(prefill - 1, 1) if prefill else Rebalance(1, decode - 1)
 
     def _busy(self, now: float) -> bool:
-        """Whether an operation on the pools is under way; notes what the last one cost."""
+        """Whether an operation on the pools is running; records what the last one cost."""
         for operation in self.operations.running:
             if not isinstance(operation.ask, AskMigrate):
                 self._watched = operation

@@ -1,8 +1,8 @@
-"""Who is lost so often that nobody should rely on it. Pure.
+"""Circuit breaker: workers that die so often that they get no work. Pure.
 
-A death is a fault of the worker. A silence that ends with the same process (it was cut off) is more likely one of the
-network, which may strike many at once; it counts for less. Who leaves on purpose, or joins anew because its connection
-broke, is not counted.
+A death is the worker's fault. A timeout after which the same process returns is more likely the network's, which may
+affect many workers at once, so it counts less. Leaving on purpose, or re-registering because the connection broke, does
+not count.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
-BREAKER_DEATHS, BREAKER_S = 3, 600.0  # a worker that died so often within that time gets nothing until undrained
-CUTS_PER_DEATH = 3  # that healed
+BREAKER_DEATHS, BREAKER_S = 3, 600.0  # so many deaths within that time: no work until it is undrained
+CUTS_PER_DEATH = 3  # timeouts after which the same process returned
 
 Process = tuple[str, int]  # host and process id; 0 where that is not known
-UNKNOWN: Process = ("", 0)  # also of one that is known to have died: whoever comes back is another one
+UNKNOWN: Process = ("", 0)  # also after a known death: the process that returns is a new one
 
 
 @dataclass(slots=True, eq=False)
@@ -26,7 +26,7 @@ class _Loss:
 
 @dataclass(eq=False)
 class Breaker:
-    """Remembers the losses of the last minutes."""
+    """The losses of the last minutes, by worker."""
 
     _losses: dict[str, deque[_Loss]] = field(default_factory=dict)
 
@@ -34,13 +34,13 @@ class Breaker:
         return len(self._losses)
 
     def lost(self, worker: str, process: Process, now: float) -> None:
-        """It has died, or looks like it."""
+        """The worker has died or timed out."""
         most = BREAKER_DEATHS * CUTS_PER_DEATH
         self._losses.setdefault(worker, deque(maxlen=most)).append(_Loss(now, process))
         self._losses = {name: losses for name, losses in self._losses.items() if now - losses[-1].moment_s < BREAKER_S}
 
     def returned(self, worker: str, process: Process) -> None:
-        """It registers: if that is the process that was lost, it was only cut off."""
+        """The worker registers: if it is the process that was lost, it was only cut off."""
         losses = self._losses.get(worker)
         if losses and process[1] and losses[-1].process == process:
             losses[-1].healed = True

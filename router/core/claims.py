@@ -1,6 +1,6 @@
-"""Brings together who comes back for the rest of a stream and the worker that has kept it. Pure.
+"""Matches resumed requests with the workers that kept their sequences. Pure.
 
-Either may be first: a request that asks for a rest soon after the router's start waits a moment for workers to join.
+Either may arrive first: a request that resumes soon after the router's start waits a moment for workers to join.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from baton.router.core.record import Record
 from baton.router.core.unclaimed import Unclaimed
 from baton.router.policy.routing import RoutingDecision
 
-RESUME_WAIT_S = 2.0  # after the start: whoever asks for the rest of a stream waits for workers to join
+RESUME_WAIT_S = 2.0  # after the start: how long resumed requests wait for workers to join
 Claim = Tell | tuple[str, Held]
 """A command for the shell, or an event for the life cycle of a request."""
 
 
 @dataclass(eq=False)
 class Claims:
-    """A request that goes on where it ran leaves the queue at once."""
+    """A request that continues where it ran leaves the queue at once."""
 
     dispatch: Dispatch
     explanations: Explanations
@@ -39,14 +39,14 @@ class Claims:
         self.unclaimed = Unclaimed(self.config.claim_within_s)
 
     def on_submitted(self, record: Record, resumed: bool) -> list[Claim]:
-        """A request has come, or (`resumed`) asks for the rest of its stream."""
+        """A request has arrived, or (`resumed`) asks for the rest of its stream."""
         actions = self._claim(record)
         if resumed and self.config.claim_within_s and self.dispatch.queues(record.request_id):
             self.dispatch.hold_back(record.request_id, self.started_s + RESUME_WAIT_S)
         return actions
 
     def on_joined(self, registered: Iterable[Register], now: float) -> list[Claim]:
-        """Workers have joined with what they kept; what runs elsewhere meanwhile is not wanted from them."""
+        """Workers have joined with kept sequences; those whose requests already run elsewhere are cancelled."""
         actions: list[Claim] = []
         for worker in registered:
             actions += self.unclaimed.offer(worker.info.name, worker.held, now)
@@ -70,5 +70,5 @@ class Claims:
         return [*orders, (record.request_id, Held(worker))]
 
     def too_late(self, request_id: str, event: Held) -> Tell:
-        """The request has ended before its worker was asked to go on."""
+        """The request has ended before its worker was asked to continue."""
         return Tell(event.worker, Cancel(request_id))

@@ -1,4 +1,4 @@
-"""What the core wants done: the driver and the simulator perform it."""
+"""The core's commands, which the driver and the simulator perform."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ class Close:
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """An operation on the pools has come further."""
+    """An operation on the pools has made progress."""
 
     operation: Operation
 
 
 @dataclass(frozen=True, slots=True)
 class Kill:
-    """End a worker's process, whatever it does: it has been silent for long, and others wait for its end."""
+    """Kill a worker's process: it has timed out, and releases of pages wait for its end."""
 
     worker: str
 

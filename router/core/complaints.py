@@ -1,4 +1,4 @@
-"""Lines about what strangers do, at most one each so often: nobody may fill a disk with them."""
+"""Rate limiter for log lines about invalid input, so that no peer can fill a disk."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ EVERY_S = 5.0
 
 @dataclass(slots=True, eq=False)
 class Complaints:
-    """Counts what was not said, and says it with the next line."""
+    """Counts suppressed lines, and reports the count with the next line."""
 
     _next_s: float = float("-inf")
     _unsaid: int = 0

@@ -1,6 +1,6 @@
-"""The router's decisions: what it believes of the cluster, which request goes where, what each client sees.
+"""The router's decisions: its view of the cluster, where each request runs, what each client sees.
 
-Pure: every method takes what happened and the time, and returns commands for the shell (router/driver.py) to perform.
+Pure: every method takes an event and the time, and returns commands for the shell (router/driver.py) to perform.
 """
 
 from __future__ import annotations
@@ -79,14 +79,14 @@ class RouterCore:
         return len(self._records)
 
     def replay(self, request: Request) -> list[TextToken] | None:
-        """What was streamed of a live request of the same id and content (see `Record.replay`); None without one."""
+        """The tokens streamed for a live request of the same id and content (see `Record.replay`); None without one."""
         record = self._records.get(request.request_id)
         return None if record is None else record.replay(request)
 
     def submit(self, request: Request, now: float, emitted: Sequence[int] = (), resumed: bool = False) -> list[Command]:
-        """Take on a request, or the rest of it; raises (and changes nothing) when it cannot be served.
+        """Accept a request, or the rest of one; raises (and changes nothing) when it cannot be served.
 
-        Of `emitted` output tokens the last is shown again, because nobody remembers whether it was the end.
+        The last of the `emitted` output tokens is computed again, because it may have been the end.
         """
         check_id(request.request_id, self._records)
         self.dispatch.check_room(self.config.max_queued, now)
@@ -102,12 +102,12 @@ class RouterCore:
         return self._settle(now)
 
     def stop(self, request_id: str, error: BatonError, now: float) -> list[Command]:
-        """Nobody wants the request any more (the client left, its deadline passed)."""
+        """Cancel a request: its client disconnected, or its deadline passed."""
         self._events.append((request_id, life_events.Stopped(None, error)))
         return self._settle(now)
 
     def tick(self, now: float) -> list[Command]:
-        """Deadlines, workers that fell silent, pressed or slow ones. Call it a few times a second."""
+        """Handle deadlines, worker timeouts, and workers short of pages or too slow. Call it a few times a second."""
         self._events += overdue(self._records.values(), now)
         for name in self.membership.silent(now):
             self._lose(name, False, now)
@@ -122,35 +122,35 @@ class RouterCore:
     def start_operation(
         self, operation_id: str, ask: Ask, dry_run: bool, now: float
     ) -> tuple[Operation, list[Command]]:
-        """What an operator asks of the pools; raises (and changes nothing) when it must not be done."""
+        """Start an operator's operation; raises (and changes nothing) when it is not allowed."""
         operation = self.operations.start(operation_id, ask, dry_run, now)
         return operation, self._settle(now)
 
     def cancel_operation(self, operation_id: str, now: float) -> tuple[Operation, list[Command]]:
-        """Do nothing more of an operation; raises `NotFound`."""
+        """Cancel an operation's remaining steps; raises `NotFound`."""
         operation, actions = self.operations.cancel(operation_id, now)
         self._operate(actions)
         return operation, self._settle(now)
 
     def on_worker_lost(self, worker: str, now: float, certain: bool = True) -> list[Command]:
-        """A worker's process is known to have ended, or it is not `certain`: what it was told did not reach it."""
+        """A worker's process has ended; not `certain`: only a message to it could not be queued."""
         self._lose(worker, certain, now)
         return self._settle(now)
 
     def on_frame(self, worker: str, incarnation: str, batch: Sequence[WorkerMessage], now: float) -> list[Command]:
-        """What one life of a worker says; one that was given up, or that an earlier router knew, is sent back."""
+        """Messages of one incarnation of a worker; an unknown incarnation is told to re-register."""
         known = self.membership.knows(worker, incarnation)
         if not known and not any(isinstance(message, messages.Register) for message in batch):
             return list(self.membership.stranger(worker, incarnation, self.router_id))
         return [command for message in batch for command in self.on_message(worker, message, now)]
 
     def on_message(self, worker: str, message: WorkerMessage, now: float) -> list[Command]:
-        """What a registered worker says; anything but `Register` from an unknown one is ignored."""
+        """A message of a registered worker; anything but `Register` from an unknown one is ignored."""
         if isinstance(message, messages.Register):
             if self.membership.knows(worker, message.info.incarnation):
-                return []  # it was heard before
+                return []  # a duplicate
             self._lose(message.info.name, False, now, died=False)
-            self._feed(now)  # whom it had may be continued there
+            self._feed(now)  # its sequences may be continued there
             self._commands += self.membership.returned(message, now)
             self._admit(now)
         elif worker in self.state.workers:
@@ -232,7 +232,7 @@ class RouterCore:
                 self._events.append((record.request_id, life_events.Lost(worker, loss)))
 
     def _settle(self, now: float) -> list[Command]:
-        """Feed every event to its life cycle and place what can be placed, until nothing moves."""
+        """Feed every event to its life cycle and place requests, until no event is left."""
         while True:
             self._feed(now)
             if not self._place(now) and not self._operate(self.operations.advance(now)):
@@ -269,7 +269,7 @@ class RouterCore:
         accounting.forget(record, self.state, now)
 
     def _place(self, now: float) -> bool:
-        """Carry out what is decided about requests that wait; False when nothing is."""
+        """Carry out placement decisions about waiting requests; False when there is none."""
         verdicts = self.dispatch.next(now)
         for verdict in verdicts:
             match verdict:

@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
-WINDOW_TOKENS = 6  # decoded at a time: more cost more per token, fewer have to be renewed more often
-CONTEXT_TOKENS = 4  # with text: they hold every byte of an unfinished character, and what else later text depends on
+WINDOW_TOKENS = 6  # decoded at once: a larger window costs more per token, a smaller one is rebuilt more often
+CONTEXT_TOKENS = 4  # with text: enough for every byte of an unfinished character, and for what later text depends on
 
 
 class Vocabulary(Protocol):
@@ -50,12 +50,12 @@ class Detokenizer:
 
     vocabulary: Vocabulary
     _window: list[int] = field(default_factory=list)
-    _shown: int = 0  # characters of the window's text that are out
+    _shown: int = 0  # characters of the window's text that were emitted
     _bytes: bytearray = field(default_factory=bytearray)  # byte tokens of an unfinished character, not in the window
     _prompts: int = 0  # replacement characters at the end of the prompt's text, which are not the output's
 
     def read_prompt(self, prompt: Sequence[int]) -> None:
-        """Take up the text where the prompt ends; of a long one only the last tokens matter."""
+        """Start where the prompt's text ends; of a long prompt only the last tokens matter."""
         tail: list[int] = []
         for token_id in reversed(prompt):
             if self.vocabulary.has_text(token_id):
@@ -78,7 +78,7 @@ class Detokenizer:
         return self._of_output(text + self._append((token_id,)))
 
     def flush(self) -> str:
-        """What is left when the sequence ends in the middle of a character."""
+        """The remaining text when the sequence ends in the middle of a character."""
         text = self._of_output(self._unfinished())
         self._window, self._shown, self._bytes = [], 0, bytearray()
         return text
@@ -88,7 +88,7 @@ class Detokenizer:
         window = self._window
         window += token_ids
         text = self.vocabulary.decode(window)
-        # Of bytes that are no character yet the tokenizer makes one replacement character, the text's last.
+        # The tokenizer turns bytes of an unfinished character into one replacement character, the text's last.
         unfinished = text.endswith(REPLACEMENT) and not self.vocabulary.byte_ids
         certain = text[self._shown : -1] if unfinished else text[self._shown :]
         if len(window) <= WINDOW_TOKENS:
@@ -116,7 +116,7 @@ class Detokenizer:
         return text
 
     def _give_bytes_up(self) -> str:
-        """Text instead of an unfinished character that does not go on."""
+        """Replacement text for an unfinished character that was not completed."""
         wrong, self._bytes = len(self._bytes), bytearray()
         return "".join(self._append(self._spelt(REPLACEMENT.encode())) for _ in range(wrong))
 
@@ -124,7 +124,7 @@ class Detokenizer:
         return [self.vocabulary.byte_ids[byte] for byte in data]
 
     def _unfinished(self) -> str:
-        """The text of what may still become a character, as it is now."""
+        """The text of an unfinished character, as it is now."""
         if self._bytes:
             return REPLACEMENT * len(self._bytes)
         return self.vocabulary.decode(self._window)[self._shown :] if self._window else ""

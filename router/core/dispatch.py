@@ -1,4 +1,4 @@
-"""Requests that wait: for their first worker (the queue), or for a decode worker while their prompt is computed."""
+"""Waiting requests: for a first worker (the queue), or for a decode worker while the prompt is computed."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from baton.router.policy.migration import find_room, reachable
 from baton.router.policy.placement import Place, Placement, PlacementInput, Refuse
 
 CROWD = 32  # requests waiting from which on passes are spaced
-PASS_INTERVAL_S = 0.01  # between passes that find room for nobody, unless somebody new waits
+PASS_INTERVAL_S = 0.01  # between passes that place no request, unless a new one arrives
 
 
 @dataclass(frozen=True, slots=True)
 class FoundDecode:
-    """The decode worker to reserve pages on for a request whose prompt is under way."""
+    """The decode worker to reserve pages on for a request whose prompt is being computed."""
 
     request_id: str
     worker: str
@@ -29,7 +29,7 @@ class FoundDecode:
 
 @dataclass(frozen=True, slots=True)
 class NobodyInReach:
-    """The prefill worker of a request can hand its pages to nobody."""
+    """No decode worker can be reached from the prefill worker of a request."""
 
     request_id: str
 
@@ -39,22 +39,22 @@ Verdict = Place | Refuse | FoundDecode | NobodyInReach
 
 @dataclass(slots=True, eq=False)
 class _Sought:
-    """A request in want of a decode worker; one with a `home` decodes there meanwhile, and has to leave it."""
+    """A request that needs a decode worker; one with a `home` decodes there and has to leave it."""
 
     item: PlacementInput
-    avoid: str | None  # refused, and has told nothing new since
+    avoid: str | None  # refused, and has not reported since
     home: str | None
 
 
 @dataclass(eq=False)
 class Dispatch:
-    """Asks the policy when something has moved that it depends on; set `moved` then."""
+    """Asks the policy when its inputs have changed; set `moved` then."""
 
     placement: Placement
     state: ClusterState
     fairness: VirtualTokenCounter = field(default_factory=VirtualTokenCounter)
     moved: bool = True
-    _live: Counter[str] = field(default_factory=Counter)  # requests of each tenant, those that run included
+    _live: Counter[str] = field(default_factory=Counter)  # requests of each tenant, running ones included
     _queue: dict[str, PlacementInput] = field(default_factory=dict)
     _seeking: dict[str, _Sought] = field(default_factory=dict)
     _not_before_s: dict[str, float] = field(default_factory=dict)  # of queued requests
@@ -66,11 +66,11 @@ class Dispatch:
 
     @property
     def waiting(self) -> Collection[PlacementInput]:
-        """Requests that no worker has yet."""
+        """Requests not yet assigned to a worker."""
         return self._queue.values()
 
     def check_room(self, max_queued: int, now: float) -> None:
-        """Raise `Overloaded` when no more may wait."""
+        """Raise `Overloaded` when the queue is full."""
         if self.queued >= max_queued:
             raise refuse_full(self.queued, now - min(item.arrival_s for item in self.waiting))
 
@@ -80,7 +80,7 @@ class Dispatch:
         self._live[tenant] += 1
 
     def forget(self, request_id: str, tenant: str) -> None:
-        """A request is gone, and what it held with it."""
+        """Remove a request and its waiting entries."""
         self.withdraw(request_id)
         self.moved = True
         self._live[tenant] -= 1
@@ -93,15 +93,15 @@ class Dispatch:
         self.moved, self._next_pass_s = True, 0.0
 
     def hold_back(self, request_id: str, until_s: float) -> None:
-        """Do not place it before: a worker that has it already may be about to join."""
+        """Do not place it before `until_s`: a worker that already has it may be about to join."""
         self._not_before_s[request_id] = until_s
 
     def queues(self, request_id: str) -> bool:
-        """Whether no worker has it."""
+        """Whether it is in the queue."""
         return request_id in self._queue
 
     def perform(self, effect: FindDecode | FindRoom | StopSeeking, item: PlacementInput) -> None:
-        """What a life cycle wants of us."""
+        """Perform a life cycle's effect."""
         match effect:
             case FindDecode(avoid):
                 self.seek(item, avoid)
@@ -111,25 +111,25 @@ class Dispatch:
                 self.withdraw(item.request_id)
 
     def seek(self, item: PlacementInput, avoid: str | None, home: str | None = None) -> None:
-        """Look for a decode worker other than `avoid`, which has just refused, and `home`, which it leaves."""
+        """Find a decode worker other than `avoid`, which has just refused, and `home`, which it leaves."""
         self._seeking[item.request_id] = _Sought(item, avoid, home)
         self.moved, self._next_pass_s = True, 0.0
 
     def withdraw(self, request_id: str) -> None:
-        """It waits for nobody any more."""
+        """Stop looking for a decode worker."""
         self._queue.pop(request_id, None)
         self._not_before_s.pop(request_id, None)
         self._seeking.pop(request_id, None)
 
     def on_report(self, worker: str) -> None:
-        """A fresh load: whoever refused may have room again."""
+        """A new load report: a worker that refused may have capacity again."""
         for sought in self._seeking.values():
             if sought.avoid == worker:
                 sought.avoid = None
         self.moved = True
 
     def next(self, now: float) -> list[Verdict]:
-        """Verdicts to carry out before asking again; each request they name waits no more. Empty: all have to wait."""
+        """Decisions to carry out before asking again; their requests no longer wait. Empty: all have to wait."""
         if not self.moved or now < self._next_pass_s:
             return []
         found = self._find_decode(now)
@@ -150,7 +150,7 @@ class Dispatch:
         return verdicts
 
     def _find_decode(self, now: float) -> FoundDecode | NobodyInReach | None:
-        """The first of those who seek a decode worker for whom there is one, or can be none."""
+        """The first request that needs a decode worker and for which there is one, or none in reach."""
         if not self._seeking:
             return None
         table = self.state.table
@@ -164,7 +164,7 @@ class Dispatch:
                 del self._seeking[request_id]
                 return NobodyInReach(request_id)
             if item.num_tokens > room_tokens:
-                continue  # nobody has so many pages
+                continue  # no worker has so many pages
             if sought.home is None and decode_pool and reachable(table.decoder, item.prefill_worker, self.state).any():
                 worker = self.placement.find_decode(item, self.state, sought.avoid, now)
             else:

@@ -1,4 +1,4 @@
-"""What a request's life cycle asks for: the core performs it."""
+"""The effects of a request's life cycle, which the core performs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class FindDecode:
-    """Wait for a decode worker with room; answered by `DecodeFound`."""
+    """Wait for a decode worker with capacity; answered by `DecodeFound`."""
 
     avoid: str | None
 
@@ -29,7 +29,7 @@ class StartPrefill:
 
 @dataclass(frozen=True, slots=True)
 class ContinueWork:
-    """The worker runs the request already; it shall tell its tokens again."""
+    """The worker already runs the request; it replays the tokens from an index on."""
 
     worker: str
 
@@ -48,7 +48,7 @@ class StartHandoff:
 
 @dataclass(frozen=True, slots=True)
 class FindRoom:
-    """Wait for another worker that decodes to have room for a sequence that has to leave `home`; answered by
+    """Wait for another decode worker with capacity for a sequence that has to leave `home`; answered by
     `DecodeFound`."""
 
     home: str
@@ -57,12 +57,12 @@ class FindRoom:
 
 @dataclass(frozen=True, slots=True)
 class StopSeeking:
-    """No decode worker is wanted any more."""
+    """Stop looking for a decode worker."""
 
 
 @dataclass(frozen=True, slots=True)
 class MigrationEnded:
-    """The sequence is at `worker` now, or stays where it was, because of `reason`."""
+    """The sequence is now at `worker`, or (None) stayed where it was for `reason`."""
 
     worker: str | None
     reason: str = ""

@@ -1,4 +1,4 @@
-"""Why each request went where it went, and what became of it: the newest few thousand."""
+"""Why each request was placed where it was, and its outcome: the newest few thousand."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MAX_EXPLANATIONS = 4096
 
 @dataclass(slots=True, eq=False)
 class Explanation:
-    """The latest decision for one request, beside what happened."""
+    """The latest decision for one request, and its outcome."""
 
     policy: str
     decision: RoutingDecision
@@ -38,7 +38,7 @@ class Explanations:
     _kept: OrderedDict[str, Explanation] = field(default_factory=OrderedDict)
 
     def decided(self, request_id: str, policy: str, decision: RoutingDecision, output: LengthDistribution) -> None:
-        """The request was sent on its way (again)."""
+        """The request was placed, possibly again."""
         self._kept[request_id] = Explanation(policy, decision, output.median, output.quantile(0.9))
         self._kept.move_to_end(request_id)
         while len(self._kept) > MAX_EXPLANATIONS:

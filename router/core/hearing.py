@@ -1,4 +1,4 @@
-"""What a worker's message means for the request it speaks of. Pure."""
+"""Translates worker messages into events of their requests. Pure."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from baton.router.core.record import Record
 
 
 def may_say(worker: str, message: WorkerMessage, records: Mapping[str, Record]) -> bool:
-    """False for what a worker says of a live request that it was never asked to work on: it is not its to end."""
+    """False if the worker was never assigned this live request; its messages about it are ignored."""
     match message:
         case messages.Reserved(reservation):
             record = records.get(reservation.request_id)
@@ -33,7 +33,7 @@ def may_say(worker: str, message: WorkerMessage, records: Mapping[str, Record]) 
 
 
 def hear(worker: str, message: WorkerMessage, links: PeerLinks) -> list[tuple[str, life_events.Event]]:
-    """What a life cycle hears of it, with the request's id; nothing about probes. `links` as they were before it."""
+    """The life-cycle events of a message, by request id; none for probes. `links`: their state before it."""
     event = _life_event(worker, message, links)
     return [] if event is None or event[0].startswith(PROBE) else [event]
 

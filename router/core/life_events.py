@@ -1,4 +1,4 @@
-"""What a request's life cycle hears."""
+"""The events of a request's life cycle."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Routed:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """A worker has run the request since before the router came."""
+    """A worker has been running the request since before the router started."""
 
     worker: str
 
@@ -44,31 +44,31 @@ class SourceEnded:
     outcome: HandoffOutcome
     report: HandoffReport
     reason: str
-    apart: bool = False  # it was known before that source and target do not reach each other
+    apart: bool = False  # source and target were already known to be unreachable
 
 
 @dataclass(frozen=True, slots=True)
 class HandoffStalled:
-    """The source's writes make no progress, and it goes on without them."""
+    """The source's writes are stalled, and it no longer waits for them."""
 
     reservation_id: str
 
 
 @dataclass(frozen=True, slots=True)
 class Stranded:
-    """Nobody that decodes can be reached from the prefill worker."""
+    """No decode worker can be reached from the prefill worker."""
 
 
 @dataclass(frozen=True, slots=True)
 class Corrupt:
-    """The target found pages that are not what was sent, and committed nothing."""
+    """The target found corrupt pages, and committed nothing."""
 
     reservation_id: str
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The sequence's last token was streamed; `worker`, where known, computed it and holds the sequence no more."""
+    """The sequence's last token was streamed; `worker`, where known, computed it and no longer holds the sequence."""
 
     reason: FinishReason
     worker: str | None
@@ -76,7 +76,7 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Stopped:
-    """Nobody wants more tokens: a stop string came (`reason`), or the client left or its deadline passed (`error`)."""
+    """No more tokens are needed: a stop string (`reason`), or the client left or its deadline passed (`error`)."""
 
     reason: FinishReason | None
     error: BatonError | None
@@ -84,14 +84,14 @@ class Stopped:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """A worker refuses to go on with the request."""
+    """A worker reports that it cannot continue the request."""
 
     error: BatonError
     worker: str
 
 
 class Loss(IntEnum):
-    """How much the requests of a lost worker may be to blame for it."""
+    """How strongly the loss of a worker suggests that its requests caused it."""
 
     LEFT = 0  # on purpose, or its connection broke
     SILENT = 1  # it hangs, or is cut off
@@ -100,7 +100,7 @@ class Loss(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """A worker that had a part in this request is gone, or what it was doing is."""
+    """A worker involved in this request is lost, or its work is."""
 
     worker: str
     loss: Loss
@@ -108,14 +108,14 @@ class Lost:
 
 @dataclass(frozen=True, slots=True)
 class Migrate:
-    """Move the sequence, which decodes, to `worker`, or (None) away from where it is as soon as anybody has room."""
+    """Migrate the decoding sequence to `worker`, or (None) to any worker as soon as one has capacity."""
 
     worker: str | None
 
 
 @dataclass(frozen=True, slots=True)
 class Stay:
-    """Look for no other worker any more; a migration that has begun goes on."""
+    """Stop looking for another worker; a migration that has started continues."""
 
 
 Event = (

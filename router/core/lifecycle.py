@@ -56,15 +56,15 @@ from baton.router.core.life_events import (
     Stranded,
 )
 
-MAX_BLAME = 2 * Loss.DIED  # a request that was there each time a worker died may be the cause
+MAX_BLAME = 2 * Loss.DIED  # a request that was running each time a worker died may be the cause
 CORRUPT = "its pages arrived corrupt"
 
 Life = Generator[tuple[Effect, ...], Event, tuple[Effect, ...]]
 
 
 def lifecycle(request_id: str) -> Life:
-    """Drive one request. Start with `next`, then `send` it every event of the request; what it returns are its last
-    effects, after which no worker holds anything for it."""
+    """Drive one request. Start with `next`, then `send` it every event of the request. It returns its last effects,
+    after which no worker holds anything for it."""
     trouble, reservations = Trouble(), 0
     attempt = Attempt()
     pending: tuple[Effect, ...] = (Route(),)
@@ -91,42 +91,42 @@ def lifecycle(request_id: str) -> Life:
                     pending = (StartHandoff(attempt.source, reservation),)
             case PagesRefused(reservation_id) if reservation_id == attempt.reservation_id:
                 refused, attempt.target, attempt.reservation_id = attempt.target, None, ""
-                pending = _seek_another(attempt, refused, "has no room for its pages")
+                pending = _seek_another(attempt, refused, "has too few free pages")
             case SourceEnded(reservation_id) if attempt.awaits(reservation_id):
                 pending = _source_ended(attempt, trouble, event)
             case HandoffStalled(reservation_id) if attempt.awaits(reservation_id):
                 attempt.sending = False
-                pending = _elsewhere(attempt, "its pages do not get to the other worker")
+                pending = _elsewhere(attempt, "its pages cannot reach the other worker")
             case Stranded() if attempt.source is not None and attempt.target is None and not attempt.moving:
                 pending, attempt = (CancelWork(attempt.source), Route()), Attempt()
             case Corrupt(reservation_id) if reservation_id == attempt.reservation_id:
                 pending = _corrupt(attempt, trouble)
             case Migrate() if attempt.moving:
-                pass  # the end of the migration that is under way answers both
+                pass  # the end of the running migration answers both
             case Migrate(worker) if not attempt.sending and (attempt.source is None) != (attempt.target is None):
                 reservations += 1
                 pending = _migrate(attempt, worker, f"{request_id}/{reservations}")
             case Migrate():
-                pending = (MigrationEnded(None, "it is on its way to another worker already"),)
+                pending = (MigrationEnded(None, "it is already migrating"),)
             case Stay() if attempt.moving:
                 attempt.insist = False
                 if attempt.target is None and not attempt.sending:
-                    pending = (StopSeeking(), *_stays(attempt, "it was called off"))
+                    pending = (StopSeeking(), *_stays(attempt, "it was cancelled"))
             case Finished(reason, worker):
                 return (yield from _close_finished(attempt, reason, worker))
             case Stopped(reason, error):
                 return (yield from _close(attempt, End(reason, error)))
-            case Failed(error, worker) if worker == attempt.source:  # else it speaks of an attempt that is over
+            case Failed(error, worker) if worker == attempt.source:  # else it is about an earlier attempt
                 if not trouble.on_misrouted(error):
                     return (yield from _close(attempt, End(None, error)))
                 pending = _misrouted(attempt)
             case Lost(worker, loss) if worker in (attempt.source, attempt.target):
-                # A worker that only reserved did nothing with it, nor did one to which it was still moving.
+                # A worker that only reserved pages, or was still a migration target, had not run it.
                 aside = attempt.source is not None and (attempt.moving or not attempt.sending)
                 trouble.blame += loss * (worker == attempt.source or not aside)
                 if trouble.blame >= MAX_BLAME:
                     poison = WorkerLost(
-                        "The request was on two workers that died, or four that fell silent: it is given up."
+                        "Two workers crashed (or four timed out) while running this request, so it is not retried."
                     )
                     return (yield from _close(attempt, End(None, poison), lost=worker))
                 pending = _after_loss(attempt, worker)
@@ -140,7 +140,7 @@ def _reserve(attempt: Attempt, worker: str, reservation_id: str) -> tuple[Effect
 
 
 def _migrate(attempt: Attempt, worker: str | None, reservation_id: str) -> tuple[Effect, ...]:
-    """The worker that decodes becomes the source of a handoff."""
+    """The decode worker becomes the source of a handoff."""
     if attempt.source is None:
         attempt.source, attempt.target, attempt.reservation_id = attempt.target, None, ""
     attempt.moving, attempt.insist = True, worker is None
@@ -150,7 +150,7 @@ def _migrate(attempt: Attempt, worker: str | None, reservation_id: str) -> tuple
 
 
 def _seek_another(attempt: Attempt, worker: str | None, what: str) -> tuple[Effect, ...]:
-    """The worker that was to take the sequence will not."""
+    """The intended target cannot take the sequence."""
     if not attempt.moving or attempt.source is None:
         return (FindDecode(avoid=worker),)
     if not attempt.insist:
@@ -185,16 +185,16 @@ def _delivered(attempt: Attempt, report: HandoffReport) -> tuple[Effect, ...]:
 
 
 def _not_delivered(attempt: Attempt, trouble: Trouble, end: SourceEnded) -> tuple[Effect, ...]:
-    """The source's writes failed or were called off; it still has the pages."""
+    """The source's writes failed or were drained; it still has the pages."""
     sentence = f"The KV pages could not be handed over: {end.reason or 'drained'}."
     blameless = attempt.absent or attempt.moving or end.apart or attempt.target is None  # the target was lost
     if not blameless and not trouble.on_handoff_failed(sentence):
         return ()
-    return _elsewhere(attempt, end.reason or "it ended or was preempted meanwhile")
+    return _elsewhere(attempt, end.reason or "it ended or was preempted first")
 
 
 def _elsewhere(attempt: Attempt, reason: str) -> tuple[Effect, ...]:
-    """The target does not get the pages, which the source still has."""
+    """Try another target: the source still has the pages."""
     attempt.corrupt = False
     if attempt.absent:
         return _misrouted(attempt)
@@ -205,16 +205,16 @@ def _elsewhere(attempt: Attempt, reason: str) -> tuple[Effect, ...]:
 
 
 def _misrouted(attempt: Attempt) -> tuple[Effect, ...]:
-    """The source does not have the request; if it was told to send pages, its answer to that comes first."""
+    """The source does not have the request. If it was told to send pages, wait for its answer to that first."""
     attempt.absent = True
     if attempt.sending or attempt.source is None:
         return ()
     cancel, attempt.source = CancelWork(attempt.source), None
-    return (cancel, *_start_over(attempt, "its worker does not have it"))
+    return (cancel, *_start_over(attempt, "its worker does not have the request"))
 
 
 def _corrupt(attempt: Attempt, trouble: Trouble) -> tuple[Effect, ...]:
-    """The target found wrong bytes. The source's own report comes first, for it may not be asked anew before."""
+    """The target found corrupt bytes. Wait for the source's own report, since it cannot be asked again before."""
     sentence = "The KV pages arrived corrupt several times: look for broken memory or links."
     if not trouble.on_handoff_failed(sentence):
         return ()
@@ -229,17 +229,17 @@ def _start_over(attempt: Attempt, reason: str) -> tuple[Effect, ...]:
 
 
 def _give_up_target(attempt: Attempt) -> tuple[Effect, ...]:
-    """A write failed: the target frees its pages, and does not go on with a notice that came all the same."""
+    """A write failed: the target frees its pages, and ignores a notice that arrived anyway."""
     cancel = (CancelWork(attempt.target),) if attempt.target else ()
     return (*cancel, *_release(attempt))
 
 
 def _release(attempt: Attempt) -> tuple[Effect, ...]:
-    """Free the reservation, once nobody writes into it."""
+    """Free the reservation, once no write into it is possible."""
     if attempt.target is None:
         return ()
     effect = ReleasePages(attempt.target, attempt.reservation_id)
-    attempt.target, attempt.reservation_id = None, ""  # an answer that is still on its way finds nobody
+    attempt.target, attempt.reservation_id = None, ""  # a late answer is ignored
     return (effect,)
 
 
@@ -258,9 +258,9 @@ def _after_loss(attempt: Attempt, lost: str) -> tuple[Effect, ...]:
 
 
 def _close_finished(attempt: Attempt, reason: FinishReason, worker: str | None) -> Life:
-    """The sequence is complete. The source's own report comes first, so that the answer tells what the handoff cost.
+    """The sequence is complete. Wait for the source's report, so that the answer includes the handoff's cost.
 
-    Whoever else still works on it stops: the target of a sequence that ended with its first token, or a second
+    Other workers still on it are cancelled: the target of a sequence that ended with its first token, or a second
     attempt that was overtaken by the first one's decode worker.
     """
     others = (other for other in (attempt.source, attempt.target) if other not in (None, worker))
@@ -288,7 +288,7 @@ def _close_finished(attempt: Attempt, reason: FinishReason, worker: str | None) 
 
 
 def _close(attempt: Attempt, end: End, lost: str | None = None) -> Life:
-    """End the client's stream now, then see both workers give everything back."""
+    """End the client's stream now, then wait until both workers have freed everything."""
     if lost == attempt.source:
         attempt.source, attempt.sending = None, False
     if lost == attempt.target:

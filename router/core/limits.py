@@ -1,4 +1,4 @@
-"""Bounds of what the router holds, waits for and takes on."""
+"""The router's limits and timeouts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from baton.router.policy.cluster_state import ClusterState
 
 
 def check_id(request_id: str, live: Container[str]) -> None:
-    """Raise `InvalidRequest` when no new request may be called so."""
+    """Raise `InvalidRequest` unless a new request may have this id."""
     if request_id.startswith(PROBE):
         raise InvalidRequest(f"Request ids that begin with {PROBE!r} are the router's own; choose another.")
     if request_id in live:
@@ -38,14 +38,14 @@ def check_prompt(access: AccessSection, num_tokens: int) -> None:
 
 @dataclass(slots=True, eq=False)
 class TenantStreams:
-    """How many answers each tenant has under way."""
+    """The number of live streams of each tenant."""
 
     most: int  # 0: no limit
     _open: dict[str, int] = field(default_factory=dict)
 
     @contextmanager
     def one_of(self, tenant: str) -> Iterator[None]:
-        """One more, for as long as the block runs; raises `Overloaded` when the tenant has as many as it may."""
+        """Count one more stream while the block runs; raises `Overloaded` at the tenant's limit."""
         count = self._open.get(tenant, 0)
         if self.most and count >= self.most:
             whose = f"Tenant {tenant!r}" if tenant else "The tenant without a name"
@@ -66,7 +66,7 @@ class TenantStreams:
 def check_capacity(request: Request, state: ClusterState) -> None:
     """Raise `NoWorkers` or `PromptTooLong` when no worker could ever serve the request."""
     if not state.pool(RoleName.DECODE, RoleName.MIXED):
-        raise NoWorkers("No worker that decodes is registered; start one or wait until it has loaded the model.")
+        raise NoWorkers("No decode worker is registered; start one, or wait until it has loaded the model.")
     capacity = max(view.info.capacity_tokens for view in state.pool(RoleName.DECODE, RoleName.MIXED))
     prefill = state.pool(RoleName.PREFILL)
     if prefill and not state.pool(RoleName.MIXED):

@@ -1,4 +1,4 @@
-"""Which workers belong to the cluster: who is new, silent, given up, back again, or dies too often. Pure."""
+"""Which workers belong to the cluster: new, timed out, lost, returned, or dying too often. Pure."""
 
 from __future__ import annotations
 
@@ -14,46 +14,46 @@ from baton.router.core.quarantine import Quarantine
 from baton.router.policy.cluster_state import ClusterState
 
 REPORT_INTERVAL_S = 0.5
-KILL_AFTER_S = 10.0  # of silence; if it does not come back by then, a worker's process is ended
+KILL_AFTER_S = 10.0  # of silence; if it does not return by then, a worker's process is killed
 
 
 @dataclass(slots=True)
 class _Away:
-    since_s: float  # or since its end was last asked for
+    since_s: float  # or since its process was last ordered killed
     process: Process
 
 
 @dataclass(eq=False)
 class Membership:
-    """A worker is known by its name, and one life of it by its incarnation: messages of another one are not heard."""
+    """A worker is known by name and incarnation; messages of another incarnation are ignored."""
 
     state: ClusterState
     config: RouterSection
     quarantine: Quarantine = field(default_factory=Quarantine)
-    _away: dict[str, _Away] = field(default_factory=dict)  # given up, until known to be gone or back
-    admitted: list[Register] = field(default_factory=list)  # whose sequences nobody has looked at yet
-    _waiting: dict[str, Register] = field(default_factory=dict)  # back, but not to be given work yet
+    _away: dict[str, _Away] = field(default_factory=dict)  # lost, until known to have ended or returned
+    admitted: list[Register] = field(default_factory=list)  # their kept sequences are not processed yet
+    _waiting: dict[str, Register] = field(default_factory=dict)  # returned, but not ready for work
     breaker: Breaker = field(default_factory=Breaker)
     links: PeerLinks = field(init=False)
-    _looked_s: float = -math.inf  # for silence
+    _looked_s: float = -math.inf  # of the last check for timeouts
 
     def __post_init__(self) -> None:
         self.links = PeerLinks(self.state, self.quarantine)
 
     def knows(self, worker: str, incarnation: str) -> bool:
-        """Whether that life of the worker is in the cluster."""
+        """Whether that incarnation of the worker is registered."""
         view = self.state.workers.get(worker)
         return view is not None and view.info.incarnation == incarnation
 
     def stranger(self, worker: str, incarnation: str, router_id: str) -> list[Tell]:
-        """The answer to a worker that speaks as nobody we know: it shall register anew."""
+        """Tell an unknown worker to re-register."""
         waiting = self._waiting.get(worker)
         if waiting is not None and waiting.info.incarnation == incarnation:
             return []
         return [Tell(worker, Rejoin(incarnation, router_id))]
 
     def silent(self, now: float) -> list[str]:
-        """Workers to give up. What a router did not hear while it stood still itself was no silence."""
+        """Workers that have timed out. A pause of the router itself does not count as their silence."""
         stood_still_s = now - self._looked_s
         if self.config.lost_after_s / 2 < stood_still_s < math.inf:
             for view in self.state.workers.values():
@@ -63,9 +63,9 @@ class Membership:
         return sorted(view.name for view in self.state.workers.values() if view.heard_s < since_s)
 
     def lose(self, worker: str, certain: bool, now: float, died: bool = True) -> list[Tell] | None:
-        """Give a worker up; `certain` where what it did is known to have ended. None if it was given up before.
+        """Remove a worker; `certain`: its work is known to have ended. None if it was removed before.
 
-        Not `died`: it has gone on purpose, or its connection broke. No fault of its own, nor of its requests.
+        Not `died`: it left on purpose, or its connection broke, which is neither its fault nor its requests'.
         """
         view = self.state.remove(worker)
         if view is None:
@@ -86,23 +86,23 @@ class Membership:
         return self.quarantine.died(worker, self.state.workers, now)
 
     def handoff_ended(self, source: str, answer: HandoffEnded) -> list[Tell]:
-        """The source has answered a send order: what waited for that may be released."""
+        """The source has answered a send order: releases that waited for it may go out."""
         self.links.ended(source, answer.reservation_id, answer.outcome)
         return self.quarantine.ended(answer.reservation_id)
 
     def tick(self, now: float) -> list[Command]:
-        """What time brings: the end of workers that stay silent, peers that are linked anew."""
+        """What is due: killing workers that stay silent, reconnecting peers."""
         return [*self.kills(now), *self.quarantine.expired(now), *self.links.due(now)]
 
     def kills(self, now: float) -> list[Kill]:
-        """Silent workers that do not come back: whoever can shall end their process, so that it is certain."""
+        """Timed-out workers that do not return: kill their processes, so that their end is certain."""
         overdue = sorted(name for name, away in self._away.items() if now - away.since_s > KILL_AFTER_S)
         for name in overdue:
             self._away[name].since_s = now
         return [Kill(name) for name in overdue]
 
     def returned(self, message: Register, now: float) -> list[Tell]:
-        """A worker registers: whatever it did before, it does no more. `admit` tells when it may begin."""
+        """A worker registers, so its earlier work has ended. `admit` decides when it gets work."""
         name, process = message.info.name, (message.info.host, message.info.pid)
         self._waiting[name] = message
         self.breaker.returned(name, process)
@@ -112,7 +112,7 @@ class Membership:
         return self.quarantine.gone(name)
 
     def admit(self, router_id: str, now: float) -> list[Tell]:
-        """Welcome the workers that may be given work from now on; they and the others hear of each other."""
+        """Admit the workers that may now get work, and introduce them and the others to each other."""
         orders = []
         for name, message in sorted(self._waiting.items()):
             if self.quarantine.written_into(name):
@@ -130,6 +130,6 @@ class Membership:
         return orders
 
     def _breaks(self, worker: str, now: float) -> bool:
-        """Whether it was lost too often to be trusted with requests, and others can do without it."""
+        """Whether it was lost too often to get requests, and its pool has another worker."""
         others = [view.name for view in self.state.pool(self.state.workers[worker].role) if view.name != worker]
         return self.breaker.tripped(worker, now) and bool(others)

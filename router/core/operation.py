@@ -1,4 +1,4 @@
-"""What operators ask of the pools, and how far it has come."""
+"""Operations on the pools and their progress."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from enum import Enum
 
 from baton.protocol.worker import RoleName
 
-PROBE = "probe/"  # how the ids of verifying requests begin
+PROBE = "probe/"  # prefix of the ids of verifying requests
 
 
 @dataclass(frozen=True, slots=True)
 class Drain:
-    """Give these workers nothing new, and move what they hold to others."""
+    """Stop new work on these workers, and migrate their sequences."""
 
     workers: tuple[str, ...]
 
@@ -34,7 +34,7 @@ class Undrain:
 
 @dataclass(frozen=True, slots=True)
 class Rebalance:
-    """So many workers in each of the two pools."""
+    """Set the number of workers in each of the two pools."""
 
     prefill: int
     decode: int
@@ -46,7 +46,7 @@ class Rebalance:
 
 @dataclass(frozen=True, slots=True)
 class Migrate:
-    """Move a request that decodes to another worker; None lets the router choose."""
+    """Migrate a decoding request to another worker; None: the router chooses."""
 
     request_id: str
     worker: str | None = None
@@ -60,7 +60,7 @@ Ask = Drain | Undrain | Rebalance | Migrate
 
 
 class OperationState(Enum):
-    PLANNED = "planned"  # a dry run: nothing is done
+    PLANNED = "planned"  # a dry run: no step is executed
     RUNNING = "running"
     DONE = "done"
     FAILED = "failed"
@@ -105,7 +105,7 @@ class Step:
 
 @dataclass(slots=True, eq=False)
 class Operation:
-    """An ask on its way. Its steps are taken one after the other."""
+    """A started operation. Its steps run one at a time."""
 
     operation_id: str
     ask: Ask
@@ -114,7 +114,7 @@ class Operation:
     state: OperationState = OperationState.RUNNING
     message: str = ""
     ended_s: float | None = None
-    requested: set[str] = field(default_factory=set)  # requests whose migration it asked for
+    requested: set[str] = field(default_factory=set)  # requests that it ordered to migrate
 
     def elapsed_s(self, now: float) -> float:
         return (now if self.ended_s is None else self.ended_s) - self.started_s

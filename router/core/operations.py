@@ -1,9 +1,9 @@
-"""Operations on the pools, carried out step by step while requests are served. Pure: the core performs what comes out.
+"""Operations on the pools, carried out step by step while requests are served. Pure: the core performs the actions.
 
-    WAITING ─► EVACUATING: nothing new, what it holds finishes or moves ─► DONE (drain)
+    WAITING ─► EVACUATING: no new work, its requests finish or migrate ─► DONE (drain)
                    └─► SWITCHING: the worker swaps its role ─► VERIFYING: it answers a request ─► DONE (switch)
 
-One operation on the pools runs at a time, so two never fight; migrations of single requests may run beside it.
+One operation on the pools runs at a time, so two never conflict; migrations of single requests may run beside it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from baton.router.policy.cluster_state import ClusterState
 from baton.router.policy.migration import find_room
 
 REMEMBERED = 200  # operations
-RETRY_S = 0.5  # after a migration that failed
+RETRY_S = 0.5  # after a failed migration
 
 
 Action = Tell | Moved | tuple[str, Migrate | Stay]
@@ -34,7 +34,7 @@ Action = Tell | Moved | tuple[str, Migrate | Stay]
 
 @dataclass(eq=False)
 class Operations:
-    """`advance` says what is to be done next; set `stirred` when something has happened that a step may wait for."""
+    """`advance` returns the next actions; set `stirred` when a step's condition may have changed."""
 
     state: ClusterState
     records: dict[str, Record]
@@ -47,7 +47,7 @@ class Operations:
         """Raises `NotFound`."""
         found = self._known.get(operation_id)
         if found is None:
-            raise NotFound(f"There is no operation {operation_id!r}; `baton operations` lists them.")
+            raise NotFound(f"Operation {operation_id!r} not found; `baton operations` lists them.")
         return found
 
     def newest(self) -> list[Operation]:
@@ -58,11 +58,13 @@ class Operations:
         return [operation for operation in self._known.values() if operation.state is OperationState.RUNNING]
 
     def start(self, operation_id: str, ask: Ask, dry_run: bool, now: float) -> Operation:
-        """Take on an operation, or find it again; raises and changes nothing when it must not be done."""
+        """Start an operation, or return the one with this id; raises and changes nothing when it is not allowed."""
         known = self._known.get(operation_id)
         if known is not None:
             if known.ask != ask:
-                raise InvalidRequest(f"Operation {operation_id!r} is another one ({known.ask.title}); choose a new id.")
+                raise InvalidRequest(
+                    f"Operation {operation_id!r} already names another operation ({known.ask.title}); choose a new id."
+                )
             return known
         if isinstance(ask, AskMigrate):
             steps = [self._migration_step(ask)]
@@ -100,44 +102,44 @@ class Operations:
     def _migration_step(self, ask: AskMigrate) -> Step:
         record = self.records.get(ask.request_id)
         if record is None or record.closed:
-            raise NotFound(f"No request {ask.request_id!r} is live.")
+            raise NotFound(f"Request {ask.request_id!r} is not live.")
         if not record.decoding or record.migrating:
-            raise InvalidRequest(f"Request {ask.request_id!r} cannot move now: it is on its way to a decode worker.")
+            raise InvalidRequest(f"Request {ask.request_id!r} cannot migrate now: its handoff is in flight.")
         item = record.placement_input
         target = ask.worker or find_room(item.num_tokens, item.total_tokens, self.state, record.decode_worker)
         if target is None:
-            raise InvalidRequest(f"No other worker that decodes has room for request {ask.request_id!r}.")
+            raise InvalidRequest(f"No other decode worker has capacity for request {ask.request_id!r}.")
         view = self.state.workers.get(target)
         if view is None:
             raise NotFound(f"There is no worker {target!r}; `baton status` lists them.")
         if view.role is RoleName.PREFILL or not view.serving:
-            raise InvalidRequest(f"{target} cannot take a request over: it does not serve as a decode worker.")
+            raise InvalidRequest(f"{target} cannot take the request: it is not a serving decode worker.")
         if target in self.state.apart.get(record.decode_worker, ()):
             raise InvalidRequest(
                 f"Pages do not get from {record.decode_worker} to {target} now; choose another worker."
             )
         if view.info.capacity_tokens < item.total_tokens:
-            raise InvalidRequest(f"{target} has fewer pages than request {ask.request_id!r} may come to need.")
+            raise InvalidRequest(f"{target} has too few pages for request {ask.request_id!r} may need in the end.")
         if target == record.decode_worker:
             return Step(target, f"migrate {ask.request_id}", state=StepState.DONE, detail="it is there already")
         return Step(target, f"migrate {ask.request_id}")
 
     def cancel(self, operation_id: str, now: float) -> tuple[Operation, list[Action]]:
-        """Do nothing more of it. A worker that is swapping its role ends that first; what is done stays."""
+        """Cancel its remaining steps. A running role switch completes first; completed steps are not rolled back."""
         operation = self.get(operation_id)
         if operation.state.ended:
             return operation, []
         actions: list[Action] = []
         for step in operation.steps:
             if isinstance(operation.ask, AskMigrate):
-                continue  # it is under way, and over before an answer could be
+                continue  # it is running, and over before a cancellation could arrive
             if step.state in (StepState.WAITING, StepState.EVACUATING):
                 actions += self._give_up(operation, step, now, "")
         self._conclude(operation, now)
         return operation, [*actions, Moved(operation)]
 
     def advance(self, now: float) -> list[Action]:
-        """What the running operations want done now; empty when they wait."""
+        """The running operations' next actions; empty when they wait."""
         if not self.stirred:
             return []
         self.stirred = False
@@ -160,7 +162,7 @@ class Operations:
     def _take(self, operation: Operation, step: Step, now: float) -> list[Action]:
         if step.worker not in self.state.workers:
             if step.to_role is not None:
-                self.state.uncordon(step.worker)  # it comes back in the role it was started with
+                self.state.uncordon(step.worker)  # it restarts in its original role
             _end(step, StepState.FAILED, now, f"{step.worker} has died")
             return []
         if step.started_s is None:
@@ -186,7 +188,7 @@ class Operations:
         return []
 
     def _give_up(self, operation: Operation, step: Step, now: float, reason: str) -> list[Action]:
-        """Let the worker serve on as it did."""
+        """Let the worker serve again as before."""
         actions: list[Action] = []
         if step.state is StepState.EVACUATING:
             actions += [(request_id, Stay()) for request_id in sorted(operation.requested)]
@@ -195,7 +197,7 @@ class Operations:
         return actions
 
     def _evacuate(self, operation: Operation, step: Step, now: float) -> list[Action]:
-        """Move what decodes there; what else it holds ends by itself."""
+        """Migrate its decoding sequences; its other work ends by itself."""
         held = [record for record in self.records.values() if step.worker in record.tied]
         left = len(held) + len(self.unclaimed.on(step.worker))
         if not left:
@@ -211,7 +213,7 @@ class Operations:
         return [(request_id, Migrate(None)) for request_id in moving]
 
     def on_role_changed(self, worker: str, answer: RoleChanged, now: float) -> list[Action]:
-        """The worker has swapped its role, or says why not."""
+        """The worker has switched its role, or reports why not."""
         for operation, step in self._waiting_for(worker, StepState.SWITCHING):
             if answer.error or answer.role is not step.to_role:
                 self.state.uncordon(worker)
@@ -223,7 +225,7 @@ class Operations:
         return []
 
     def on_probe(self, worker: str, output: TokenOutput | RequestFailed, now: float) -> None:
-        """What became of a verifying request."""
+        """The outcome of a verifying request."""
         for _, step in self._waiting_for(worker, StepState.VERIFYING):
             if isinstance(output, RequestFailed):
                 reason = f"{worker} does not serve in its new role and stays drained: {output.message}"
@@ -233,14 +235,14 @@ class Operations:
                 _end(step, StepState.DONE, now)
 
     def on_worker_lost(self, worker: str, now: float) -> None:
-        """Whoever comes back under the name knows nothing of a switch that was under way."""
+        """A worker that returns under the name has forgotten a running switch."""
         for state in (StepState.SWITCHING, StepState.VERIFYING):
             for _, step in self._waiting_for(worker, state):
                 self.state.uncordon(worker)
                 _end(step, StepState.FAILED, now, f"{worker} has died")
 
     def on_migration_ended(self, request_id: str, worker: str | None, reason: str, now: float) -> None:
-        """A request has moved, or stays for a reason."""
+        """A request has migrated, or stays for `reason`."""
         for operation in self.running:
             if isinstance(operation.ask, AskMigrate) and operation.ask.request_id == request_id:
                 state = StepState.DONE if worker is not None else StepState.FAILED
@@ -255,7 +257,7 @@ class Operations:
         return [(operation, step) for operation, step in steps if step.worker == worker and step.state is state]
 
     def _conclude(self, operation: Operation, now: float) -> None:
-        """Its end, once no step is under way."""
+        """End it, once no step is running."""
         if not all(step.state.ended for step in operation.steps):
             return
         failed = [step for step in operation.steps if step.state is StepState.FAILED]

@@ -1,7 +1,7 @@
-"""Whether every page that a worker holds belongs to a live request: owned = live requests, the rest is prefix cache.
+"""Leak check: every page that a worker holds belongs to a live request; the rest is prefix cache.
 
-A look compares what each worker last reported with what the router knows. Between the two lies a message on its way, so
-one look proves nothing: what is found in every look of a few seconds is a leak. Pure.
+A look compares each worker's last report with the live requests. Messages in flight make the two differ, so one look
+proves nothing: a difference in every look of a few seconds is a leak. Pure.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from baton.router.policy.migration import growth_tokens
 
 @dataclass(frozen=True, slots=True)
 class WorkerLook:
-    """One worker at one moment. `named` is what its report names: id → the most pages it may hold there, None where
+    """One worker at one moment. `named` are the ids in its report → the most pages each may hold there, None where
     no live request accounts for it."""
 
     worker: str
@@ -43,7 +43,7 @@ class Look:
     workers: tuple[WorkerLook, ...]
     live_requests: int
     unanswered_handoffs: int  # send orders whose end was not reported yet
-    lost_handoffs: frozenset[str]  # of these: reservations that their source, which is there, does not send into
+    lost_handoffs: frozenset[str]  # of these: reservations whose source is alive but is not sending into them
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +52,14 @@ class WorkerVerdict:
 
     latest: WorkerLook
     pages_accounted: int  # the most that the live requests it names may hold; shared prefix pages count for each
-    unknown: tuple[str, ...]  # requests and reservations that it names and no live request accounts for
-    pages_leaked: int  # held beyond what is accounted for
-    reported: bool  # it has reported since the first look; else nothing is proven of it
+    unknown: tuple[str, ...]  # reported requests and reservations that no live request accounts for
+    pages_leaked: int  # held but not accounted for
+    reported: bool  # it has reported since the first look; else the check is inconclusive
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What lasted over all looks."""
+    """What was found in every look."""
 
     workers: tuple[WorkerVerdict, ...]
     live_requests: int
@@ -74,7 +74,7 @@ class Verdict:
 
 @dataclass(eq=False)
 class PageAudit:
-    """Looks at what the core knows, and changes nothing."""
+    """Reads the core's state, and changes nothing."""
 
     state: ClusterState
     records: Mapping[str, Record]
@@ -82,7 +82,7 @@ class PageAudit:
     unclaimed: Unclaimed
 
     def look(self) -> Look:
-        """The cluster as it is known now."""
+        """The cluster's state now."""
         sending = self.quarantine.sending()
         lost = [one for one, source in sending.items() if self._does_not_send(one, source)]
         views = [view for _, view in sorted(self.state.workers.items())]
@@ -113,7 +113,7 @@ class PageAudit:
         return _pages(record, view)
 
     def _most_reserved(self, view: WorkerView, reservation_id: str) -> int | None:
-        """A reservation outlives its request until nobody can write into it any more."""
+        """A reservation outlives its request until no write into it is possible."""
         request_id = reservation_id.rpartition("/")[0]
         record = self.records.get(request_id)
         if record is not None and (view.name in record.tied or reservation_id in record.reserved_on):
@@ -126,7 +126,7 @@ class PageAudit:
 
 
 def _pages(record: Record, view: WorkerView) -> int:
-    """The most pages the request may hold there: its tokens, the next one, and the room it took along when it moved."""
+    """The most pages the request may hold there: its tokens, the next one, and its growth pages from a migration."""
     tokens, size = len(record.request.prompt) + len(record.stream.token_ids) + 1, view.info.page_size
     if record.migrating or record.migrations or record.continued:
         tokens = min(tokens + growth_tokens(tokens, size), record.request.max_total_tokens)
@@ -145,7 +145,7 @@ class _Watched:
 
     def see(self, look: WorkerLook) -> None:
         self.known.update({name: pages for name, pages in look.named.items() if pages is not None})
-        # A request that has just ended, or moved on, still counts with what it had.
+        # A request that has just ended or migrated still counts with its earlier pages.
         self.accounted = sum(self.known.get(name, 0) for name in look.named)
         leaked = max(0, look.pages_owned - self.accounted)
         unknown = {name for name, pages in look.named.items() if pages is None}
@@ -154,7 +154,7 @@ class _Watched:
 
 
 def judge(looks: Sequence[Look]) -> Verdict:
-    """What was there in every look (at least one). Of a worker only looks at its present life count."""
+    """What was found in every look (at least one). Only looks at a worker's present incarnation count."""
     watched: dict[tuple[str, str], _Watched] = {}
     for look in looks:
         for one in look.workers:

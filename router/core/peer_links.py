@@ -1,10 +1,10 @@
-"""Pairs of workers between which pages do not travel now, though the router reaches both. Pure.
+"""Pairs of workers that cannot exchange pages, though the router reaches both. Pure.
 
     whole ──a write stalls──► apart ──every write between them has ended, well──────────► whole
-      └─────a write fails───► apart ──every write has ended──► both drop the other ──a while──► linked anew ──► whole
+      └─────a write fails───► apart ──every write has ended──► both drop the other ──a while──► reconnected ──► whole
 
-A stalled write is not called off: it may arrive whenever the cable is whole again (quarantine.py holds its pages
-until it has ended), and its own end tells that the cable is. A connection that has failed does not come back by itself.
+A stalled write is not cancelled: it may arrive whenever the network is back (quarantine.py holds its pages
+until it has ended), and its end shows that the network is back. A failed connection does not recover by itself.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ Pair = tuple[str, str]  # in the order of names
 
 @dataclass(slots=True, eq=False)
 class _Broken:
-    failed: bool = False  # the connection is no good any more
+    failed: bool = False  # the connection has failed
     dropped_s: float | None = None  # when both were told to drop each other
 
 
 @dataclass(frozen=True, slots=True)
 class LinkRate:
-    """How fast pages have gone from one worker to another."""
+    """The measured rate of pages from one worker to another."""
 
     source: str
     target: str
     num_bytes: int
     seconds: float
     same_host: bool
-    warning: str  # in one sentence; empty: nothing is wrong
+    warning: str  # one sentence; empty: none
 
 
 @dataclass(eq=False)
 class PeerLinks:
-    """Who cannot hand pages to whom, `ClusterState.apart` has it for placement; and how fast pages go."""
+    """Unreachable pairs of workers (`ClusterState.apart` has them for placement), and measured rates."""
 
     state: ClusterState
     quarantine: Quarantine
@@ -52,7 +52,7 @@ class PeerLinks:
     _measured: dict[tuple[str, str], LinkMeasured] = field(default_factory=dict)  # by (source, target)
 
     def stalled(self, source: str, reservation_id: str) -> None:
-        """A write of the worker into the reservation makes no progress."""
+        """A write of the worker into the reservation is stalled."""
         self.quarantine.stalled(reservation_id)
         self._break(source, reservation_id, failed=False)
 
@@ -70,19 +70,19 @@ class PeerLinks:
         self._set_apart(_pair(source, target), True)
 
     def apart(self, reservation_id: str, source: str) -> bool:
-        """Whether the worker is known not to reach the one that made the reservation."""
+        """Whether the worker is known to be unable to reach the reservation's worker."""
         target = self.quarantine.target(reservation_id, source)
         return target is not None and _pair(source, target) in self._broken
 
     def forget(self, worker: str) -> None:
-        """It has left; whoever comes back under the name is linked anew with everybody."""
+        """It has left; a worker that returns under the name reconnects with all others."""
         for pair in [pair for pair in self._broken if worker in pair]:
             self._mend(pair)
         for link in [link for link in self._measured if worker in link]:
             del self._measured[link]
 
     def measured(self, source: str, message: LinkMeasured) -> None:
-        """The worker says how fast its pages have gone to a peer; what it says of one that has left is not kept."""
+        """The worker reports its rate to a peer; a rate to a worker that has left is ignored."""
         target = message.agent.rpartition(":")[0]
         if target in self.state.workers and self._endpoint(target).agent == message.agent:
             self._measured[source, target] = message
@@ -99,7 +99,7 @@ class PeerLinks:
         return rates
 
     def due(self, now: float) -> list[Tell]:
-        """What the workers of broken pairs are to be told."""
+        """The messages due to workers of broken pairs."""
         orders: list[Tell] = []
         for pair, broken in sorted(self._broken.items(), key=lambda item: item[0]):
             if self.quarantine.between(*pair):

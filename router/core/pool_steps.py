@@ -1,4 +1,4 @@
-"""From what an operator asks to the steps that do it, or the reason why it is not done. Pure."""
+"""Turns an operator's request into steps, or into the reason why it is refused. Pure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ POOLS = (RoleName.PREFILL, RoleName.DECODE)
 
 
 def steps_for(ask: Drain | Undrain | Rebalance, state: ClusterState) -> list[Step]:
-    """The steps, one worker each. Raises `NotFound` or `InvalidRequest`, one sentence, when it must not be done."""
+    """The steps, one worker each. Raises `NotFound` or `InvalidRequest`, one sentence, when it is not allowed."""
     match ask:
         case Drain(workers):
             return _drain(workers, state)
@@ -45,7 +45,7 @@ def _serving(state: ClusterState) -> Counter[RoleName]:
 
 
 def check_pools(before: Counter[RoleName], after: Counter[RoleName], what: str) -> None:
-    """Raise `InvalidRequest` when a pool would lose its last worker, or nobody would decode any more."""
+    """Raise `InvalidRequest` when a pool would lose its last worker, or no decode worker would remain."""
     for role in RoleName:
         if before[role] and not after[role] and not after[RoleName.MIXED]:
             raise InvalidRequest(
@@ -55,7 +55,7 @@ def check_pools(before: Counter[RoleName], after: Counter[RoleName], what: str) 
 
 
 def check_still_allowed(step: Step, state: ClusterState) -> None:
-    """The same for a step that is about to begin or under way: workers may have died since it was planned."""
+    """The same check before and during a step: workers may have died since it was planned."""
     view = state.workers[step.worker]
     after = _serving(state) - Counter([view.role] if view.serving else [])
     check_pools(Counter([view.role]), after, f"To {step.action} {step.worker}")
@@ -100,7 +100,7 @@ def switch_step(worker: str, role: RoleName) -> Step:
 
 
 def _least_loaded(views: Iterable[WorkerView]) -> list[WorkerView]:
-    """Those who are emptied soonest first."""
+    """Workers, the one that can be emptied soonest first."""
     return sorted(
         views, key=lambda view: (sum(one.tokens for one in view.running.values()), view.uncomputed_tokens, view.name)
     )

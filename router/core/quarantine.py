@@ -1,12 +1,12 @@
-"""Who may still be writing into whose pages. Pages are not reused before their writer is known to have ended.
+"""Write fencing: pages are not reused before every writer into them is known to have ended.
 
-A worker that fell silent may be dead, or only stopped: when it goes on, so does the write it was in. So a reservation
-that it was sending into is released only when the worker is known to be gone (its process has ended, or it came back
-under a new incarnation, which it takes on after its writes have ended). And a worker that comes back is given work only
-when nobody writes into what its former incarnation had reserved.
+A worker that timed out may be dead or only stopped; if it resumes, so does its current write. So a reservation that it
+was writing into is released only when its process has ended, or it came back under a new incarnation, which it takes
+after its writes have ended. And a worker that comes back gets work only when no write into the reservations of its
+former incarnation is possible.
 
-The kernel of a dead writer still delivers what it had taken over from it (4 MB a connection, measured) once a cut cable
-is whole. So where a write was stalled, or its target away, when its writer died, the pages are held until that is over.
+A dead writer's kernel still delivers what it had buffered (4 MB a connection, measured) once the network is back. So if
+a write was stalled, or its target away, when its writer died, the pages are held until the kernel gives up.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ORPHAN_S = 240.0
 
 @dataclass(eq=False)
 class Quarantine:
-    """Every send order that was not answered yet, and the releases that wait for an answer."""
+    """Every unanswered send order, and the releases that wait for an answer."""
 
     _sending: dict[str, tuple[str, str]] = field(default_factory=dict)  # reservation id → (source, target)
     _held: dict[str, Tell] = field(default_factory=dict)  # by reservation id
@@ -35,7 +35,7 @@ class Quarantine:
         self._sending[reservation_id] = (source, target)
 
     def ended(self, reservation_id: str) -> list[Tell]:
-        """The source has answered: it writes no more. Returns what may be released now."""
+        """The source has answered and writes no more. Returns the releases that may go out now."""
         self._sending.pop(reservation_id, None)
         self._stalled.discard(reservation_id)
         self._aimless.discard(reservation_id)
@@ -44,25 +44,25 @@ class Quarantine:
         return [held] if held is not None else []
 
     def release(self, reservation_id: str, order: Tell) -> list[Tell]:
-        """The order, if nobody can write into the reservation; else it is kept until then."""
+        """The order, if no write into the reservation is possible; else it is kept until then."""
         if reservation_id not in self._sending:
             return [order]
         self._held[reservation_id] = order
         return []
 
     def stalled(self, reservation_id: str) -> None:
-        """The write makes no progress: what is left of it may arrive later."""
+        """The write is stalled: the rest of it may arrive later."""
         if reservation_id in self._sending:
             self._stalled.add(reservation_id)
 
     def gone(self, source: str) -> list[Tell]:
-        """The worker lives, and what it was told to write has ended. Returns what may be released now."""
+        """The worker is alive, and its ordered writes have ended. Returns the releases that may go out now."""
         return [order for reservation_id in self._of(source) for order in self.ended(reservation_id)]
 
     def died(self, worker: str, present: Container[str], now: float) -> list[Tell]:
-        """Its process has ended; `present` are the workers that are not away. Returns what may be released now.
+        """Its process has ended; `present` are the workers that are not away. Returns the releases that may go out now.
 
-        What was on its way into its own pages finds nobody any more.
+        Writes into its own pages have no target any more.
         """
         self._aimless |= {one for one, (_, target) in self._sending.items() if target == worker}
         over = [one for one in self._orphans if one in self._aimless]
@@ -75,7 +75,7 @@ class Quarantine:
         return [order for one in over for order in self.ended(one)]
 
     def expired(self, now: float) -> list[Tell]:
-        """What may be released because nothing of a dead writer comes any more."""
+        """Releases due because a dead writer's data can no longer arrive."""
         over = [reservation_id for reservation_id, until_s in self._orphans.items() if now >= until_s]
         return [order for reservation_id in over for order in self.ended(reservation_id)]
 
@@ -84,11 +84,11 @@ class Quarantine:
         return [one for one, (writer, _) in self._sending.items() if writer == source and one not in self._orphans]
 
     def written_into(self, target: str) -> bool:
-        """Whether somebody may still write into pages that the worker once reserved."""
+        """Whether a write into pages that the worker once reserved is still possible."""
         return any(reader == target for _, reader in self._sending.values())
 
     def target(self, reservation_id: str, source: str) -> str | None:
-        """Whose reservation it is, where the worker was told to write into it and has not answered."""
+        """The reservation's worker, if `source` was told to write into it and has not answered."""
         writer, reader = self._sending.get(reservation_id, ("", ""))
         return reader if writer == source else None
 
@@ -102,11 +102,11 @@ class Quarantine:
         return (request_id, source) in sending
 
     def sending(self) -> dict[str, str]:
-        """Every reservation that somebody was told to write into, and may yet answer about, with its writer."""
+        """Every reservation with an unanswered send order, with its writer."""
         return {one: source for one, (source, _) in self._sending.items() if one not in self._orphans}
 
     def holds(self, reservation_id: str) -> bool:
-        """Whether the reservation is open because somebody may still write into it."""
+        """Whether the reservation is kept open because a write into it is still possible."""
         return reservation_id in self._sending
 
     def __len__(self) -> int:

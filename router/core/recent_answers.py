@@ -1,7 +1,7 @@
-"""Whether answers turn out longer or shorter than was predicted, known before they end. Pure.
+"""Whether outputs are longer or shorter than predicted, before they end. Pure.
 
-The length predictor learns from answers that are complete, so a new kind of long answers is seen late. Those that run
-tell sooner: one that has passed its expected end is expected to be longer. All recent requests count, ended or not,
+The length predictor learns from complete answers, so it sees a shift to long answers late. Running answers show it
+sooner: one that has passed its expected end is expected to be longer. All recent requests count, ended or not,
 because those that still run are the long ones.
 """
 
@@ -12,14 +12,14 @@ from dataclasses import dataclass, field
 
 from baton.router.core.record import Record
 
-WINDOW_S = 20.0  # requests that came so long ago or less
+WINDOW_S = 20.0  # age of the requests that count
 LOOKED_AT = 500  # of them, evenly chosen
 KEPT = 1000  # of them at most: every one of them keeps its prompt
 
 
 @dataclass(eq=False)
 class RecentAnswers:
-    """The requests of the last WINDOW_S seconds, or every second, fourth and so on where they come fast."""
+    """The requests of the last WINDOW_S seconds, or every second, fourth and so on at high rates."""
 
     _records: deque[tuple[float, Record]] = field(default_factory=deque)
     _every: int = 1
@@ -41,14 +41,14 @@ class RecentAnswers:
             self._every = max(1, self._every // 2)
 
     def drift(self, now: float) -> float:
-        """Tokens of recent answers, as known by now, relative to what was predicted when they came; 1 without any."""
+        """Tokens of recent answers, as known now, relative to the prediction on arrival; 1 without any."""
         self._drop(now)
         known = predicted = 0.0
         step = len(self._records) // LOOKED_AT + 1
         for _, record in list(self._records)[::step]:
             emitted = len(record.stream.token_ids)
             if not emitted:
-                continue  # refused, or not there yet: it tells nothing
+                continue  # refused, or without output: no information
             expected = record.prediction.distribution
             predicted += expected.remaining()
             known += emitted if record.closed else emitted + expected.remaining(emitted)

@@ -1,4 +1,4 @@
-"""What the router keeps of one live request, and what it tells the client at the end."""
+"""The router's state of one live request, and the completion for its client."""
 
 from __future__ import annotations
 
@@ -52,28 +52,28 @@ class Record:
     prefill_worker: str = ""
     decode_worker: str = ""
     attempts: int = 0
-    resumed: tuple[int, ...] = ()  # output that was there when the present attempt began: prefilled with the prompt
+    resumed: tuple[int, ...] = ()  # output before the present attempt: prefilled with the prompt
     prefilling: bool = False  # its prompt counts as work of the prefill worker
     sequence: RunningSequence | None = None  # what the ledger expects to decode
     closed: bool = False  # the client's stream has ended
     reservation_id: str = ""  # for which the decode worker expects the sequence
     reserved_on: dict[str, str] = field(default_factory=dict)  # reservation id → worker
     tied: set[str] = field(default_factory=set)  # workers that may hold something for it
-    given: set[str] = field(default_factory=set)  # workers that were ever asked for something: they may speak of it
+    given: set[str] = field(default_factory=set)  # workers ever assigned part of it: their messages about it count
     decoding: bool = False  # the decode worker runs it
     committed_id: str = ""  # the reservation whose pages it runs on; empty where it was computed
-    migrating: bool = False  # it is to leave the decode worker
-    migrating_to: str = ""  # once somebody was asked for pages
+    migrating: bool = False  # a migration away from the decode worker is in progress
+    migrating_to: str = ""  # the target, once pages were requested there
     migrations: int = 0
     stays_until_s: float = 0.0  # a migration has failed: the next is not tried before
-    continued: bool = False  # it was running when the router came
+    continued: bool = False  # it was running when the router started
 
     @property
     def request_id(self) -> str:
         return self.request.request_id
 
     def replay(self, request: Request) -> list[TextToken]:
-        """What was streamed, for the same request asked again.
+        """The streamed tokens, for a repeat of the same request.
 
         Raises `InvalidRequest` if it is another one of the same id, `WorkerLost` (try again) while it is ending.
         """
@@ -83,23 +83,23 @@ class Record:
                 f"Request id {request.request_id!r} is in use by another live request; choose another."
             )
         if self.closed:
-            raise WorkerLost(f"Request {request.request_id!r} is ending; ask again in a moment.")
+            raise WorkerLost(f"Request {request.request_id!r} is ending; retry in a moment.")
         again = OutputStream(request, self.stream.vocabulary)
         return again.resume(self.stream.token_ids)
 
     def may_move(self, now: float) -> bool:
-        """Whether a migration could begin now."""
+        """Whether a migration could start now."""
         return self.decoding and not self.migrating and not self.closed and now >= self.stays_until_s
 
     def on_tokens(self, count: int, now: float) -> None:
-        """So many more went to the client."""
+        """`count` more tokens went to the client."""
         self.latency.on_tokens(count, now)
         if self.sequence is not None:
             self.sequence.emitted += count
 
     @property
     def placement_input(self) -> PlacementInput:
-        """What placement may know of it now."""
+        """The placement input of the request now."""
         request, emitted = self.request, len(self.stream.token_ids)
         return PlacementInput(
             request_id=request.request_id,
@@ -148,7 +148,7 @@ def open_record(
 ) -> Record:
     """A request as it enters the router: its pages named, its output predicted.
 
-    Without a worker nobody knows how long a page is: they are named when one comes.
+    Without a worker the page size is unknown: pages are named when one registers.
     """
     keys = name_pages(request, state)
     nodes = chain_nodes(keys, next(iter(state.workers.values())).info.page_size) if keys else ()
@@ -157,7 +157,7 @@ def open_record(
 
 
 def overdue(records: Iterable[Record], now: float) -> list[tuple[str, Stopped]]:
-    """The end of every request whose deadline has passed while its client waits."""
+    """A `Stopped` event for every request whose deadline has passed while its client waits."""
     error = DeadlineExceeded("The deadline passed before the answer was complete.")
     return [
         (record.request_id, Stopped(None, error))

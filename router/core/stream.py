@@ -1,4 +1,4 @@
-"""A request's output as the client will see it: each index once, in order, with its text."""
+"""A request's output as its client sees it: each index once, in order, with its text."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class OutputStream:
         self._stop_strings = StopStrings(stop) if stop else None
 
     def resume(self, token_ids: Sequence[int]) -> list[TextToken]:
-        """Go on after these tokens; returns them as they were shown, but for their log-probabilities."""
+        """Continue after these tokens; returns them as they were streamed, without log-probabilities."""
         request_id = self.request.request_id
         return [self._show(TokenOutput(request_id, index, token_id)) for index, token_id in enumerate(token_ids)]
 

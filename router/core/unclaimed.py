@@ -1,7 +1,7 @@
-"""Sequences that workers kept when their router was gone, until their clients come back for them. Pure.
+"""Sequences that workers kept over a router restart, until their clients resume. Pure.
 
 A client claims its sequence by asking for the same request again: same id and same digest, which names the tenant too.
-What is claimed by another request, held twice, of no use any more or not asked for in time, is cancelled at its worker.
+A sequence that is claimed by another request, held twice, no longer needed or not claimed in time is cancelled.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class _Unclaimed:
 
 @dataclass(eq=False)
 class Unclaimed:
-    """Each sequence once, by request id. The orders that methods return have to be sent."""
+    """Each sequence once, by request id. The caller sends the orders that methods return."""
 
     claim_within_s: float
     most: int = MAX_UNCLAIMED
@@ -43,7 +43,7 @@ class Unclaimed:
         return request_id in self._sequences
 
     def offer(self, worker: str, held: Iterable[HeldSequence], now: float) -> list[Tell]:
-        """What a worker has kept. Of two that hold the same sequence, the one that is further goes on."""
+        """A worker's kept sequences. If two hold the same one, the one that is further along continues."""
         orders = []
         for sequence in held:
             fresh = _Unclaimed(worker, sequence, now + self.claim_within_s)
@@ -57,7 +57,7 @@ class Unclaimed:
         return orders
 
     def claim(self, request: Request, num_emitted: int) -> tuple[str | None, list[Tell]]:
-        """The worker that goes on with the request after so many tokens; None where it must be computed again."""
+        """The worker that continues the request after `num_emitted` tokens; None if it must be computed again."""
         known = self._sequences.pop(request.request_id, None)
         if known is None:
             return None, []
@@ -66,21 +66,21 @@ class Unclaimed:
         return known.worker, []
 
     def drop(self, request_id: str) -> list[Tell]:
-        """The request goes on elsewhere."""
+        """The request continues elsewhere."""
         known = self._sequences.pop(request_id, None)
         return [known.order] if known is not None else []
 
     def expired(self, now: float) -> list[Tell]:
-        """Nobody has come for these."""
+        """Cancel sequences that were not claimed in time."""
         late = list(takewhile(lambda one: now >= one.until_s, self._sequences.values()))
         return [order for one in late for order in self.drop(one.held.request_id)]
 
     def lost(self, worker: str) -> None:
-        """What the worker held is gone with it."""
+        """Forget the sequences of a lost worker."""
         gone = [request_id for request_id, one in self._sequences.items() if one.worker == worker]
         for request_id in gone:
             del self._sequences[request_id]
 
     def on(self, worker: str) -> dict[str, HeldSequence]:
-        """What the worker holds, by request id."""
+        """The worker's unclaimed sequences, by request id."""
         return {request_id: one.held for request_id, one in self._sequences.items() if one.worker == worker}

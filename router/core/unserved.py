@@ -1,4 +1,4 @@
-"""Requests that came while nobody could serve them: they wait a little, for workers are likely on their way. Pure."""
+"""Pending capacity: requests wait a grace period for a decode worker to register. Pure."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from baton.router.policy.cluster_state import ClusterState
 
 @dataclass(eq=False)
 class Unserved:
-    """`grace_s` counts from when the last worker that decodes was lost, or the router started."""
+    """`grace_s` counts from when the last decode worker was lost, or the router started."""
 
     state: ClusterState
     dispatch: Dispatch
     grace_s: float
-    empty_since_s: float | None  # None while somebody decodes
+    empty_since_s: float | None  # None while there is a decode worker
     _waiting: dict[str, None] = field(default_factory=dict)  # request ids
 
     def check(self, request: Request, now: float) -> None:
-        """Take note of a request that comes; raises `NoWorkers` or `PromptTooLong` when it cannot be served."""
+        """Check a new request; raises `NoWorkers` or `PromptTooLong` when it cannot be served."""
         self._look(now)
         if self._patient(now):
             self._waiting[request.request_id] = None
@@ -34,7 +34,7 @@ class Unserved:
             check_capacity(request, self.state)
 
     def answer(self, records: Mapping[str, Record], now: float) -> list[tuple[str, Stopped]]:
-        """Let those that waited be placed, if there is somebody now; returns the end of those that waited in vain."""
+        """Release waiting requests if there is a decode worker now; returns the end of those whose grace is over."""
         self._look(now)
         if not self._waiting or self._patient(now):
             return []

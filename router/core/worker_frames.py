@@ -1,7 +1,7 @@
-"""What a worker says is checked as a stranger's word, before the core believes any of it.
+"""Validates worker frames before the core acts on them.
 
-A frame is taken whole or not at all: `check` raises at the first thing that cannot be. Whether a worker was ever given
-the request it speaks of is looked at in the core (`hearing.may_say`).
+A frame is accepted whole or not at all: `check` raises at the first invalid value. The core checks whether a worker
+was ever assigned a request that it reports on (`hearing.may_say`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MAX_ID = 1024
 MAX_TEXT = 1 << 16
 MAX_METADATA_BYTES = 4 << 20
 MAX_PAGES = 1 << 26
-MAX_HASHES = 1 << 22  # a message may list pages that came and went since the one before
+MAX_HASHES = 1 << 22  # a message may list all changes of pages since the one before
 MAX_TOKENS_PER_STEP = 1 << 16
 MAX_IDS = 1 << 16
 MAX_SAMPLES = 1 << 14
@@ -35,16 +35,16 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 @dataclass(frozen=True, slots=True)
 class WorkerFrames:
-    """The checks, with what the router knows of the model."""
+    """The checks, with the router's facts about the model."""
 
     model_id: str
     vocab_size: int
     context_tokens: int
 
     def check(self, worker: str, incarnation: str, batch: Iterable[WorkerMessage], state: ClusterState) -> None:
-        """Raise `InvalidRequest` unless everything in a worker's frame could be true."""
-        _expect(len(incarnation) <= MAX_ID, "its incarnation is none")
-        _expect(0 < len(worker) <= MAX_NAME and worker.isprintable(), "its sender's name is none")
+        """Raise `InvalidRequest` unless every value in a worker's frame is valid."""
+        _expect(len(incarnation) <= MAX_ID, "invalid incarnation id")
+        _expect(0 < len(worker) <= MAX_NAME and worker.isprintable(), "invalid worker name")
         view = state.workers.get(worker)
         info = view.info if view is not None and view.info.incarnation == incarnation else None
         for message in batch:
@@ -52,7 +52,7 @@ class WorkerFrames:
                 self._check_info(worker, message.info)
                 _check_held(message.held)
                 info = message.info
-            elif info is not None:  # the core ignores whom it does not know
+            elif info is not None:  # the core ignores unknown workers
                 self._check(worker, info, message)
 
     def _check(self, worker: str, info: WorkerInfo, message: WorkerMessage) -> None:
@@ -104,13 +104,13 @@ class WorkerFrames:
         _check_texts(said)
         _expect(all(text.isprintable() for text in said), "a text of its worker has characters that no log may show")
         _check_layout(layout)
-        _expect(layout.model_id == self.model_id, "its worker has another model than the router")
+        _expect(layout.model_id == self.model_id, "its model is not the router's")
         _expect(len(endpoint.metadata) <= MAX_METADATA_BYTES, "its transport metadata is too long")
         _check_counts(info.role_epoch, info.mixed_chunk_tokens, info.pid, endpoint.device_id)
         _expect(info.chunk_tokens > 0 and info.max_batch > 0, "its worker computes nothing in a step")
 
     def _is_plain(self, token: TokenOutput) -> bool:
-        """Most tokens by far: everything `_check_token` asks, at once, for this passes once per token."""
+        """The common case: all checks of `_check_token` in one expression, because it runs per token."""
         return (
             0 <= token.index < self.context_tokens
             and 0 <= token.token_id < self.vocab_size
@@ -125,7 +125,7 @@ class WorkerFrames:
         _expect(0 <= token.index < self.context_tokens, "a token's index is outside the context")
         _expect(0 <= token.token_id < self.vocab_size, "a token is outside the vocabulary")
         _expect(0 <= token.cached_tokens <= self.context_tokens, "more tokens were cached than the context holds")
-        _expect(token.logprob is None or token.logprob <= 0.0 or token.logprob < 1e-3, "a log-probability is none")
+        _expect(token.logprob is None or token.logprob <= 0.0 or token.logprob < 1e-3, "log-probability out of range")
         if token.top_logprobs:
             _expect(len(token.top_logprobs) <= MAX_LOGPROBS, "a token has too many log-probabilities")
             _expect(

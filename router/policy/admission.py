@@ -1,4 +1,4 @@
-"""Early refusal: a request that cannot be served as it asks is told so at once, with when to come again."""
+"""Early refusal: a request that cannot meet its objectives is refused at once, with a retry delay."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def refuse_late(item: PlacementInput, wait_s: float, compute_s: float) -> Overlo
 
 
 def refuse_slow(item: PlacementInput, tpot_s: float) -> Overloaded:
-    """The refusal of a request that no worker decodes as fast as it asks, even when idle."""
+    """The refusal of a request whose TPOT objective no worker meets, even when idle."""
     objective_s = item.objectives.tpot_s or 0.0
     return Overloaded(
         f"A token takes {1000 * tpot_s:.1f} ms here at best, the TPOT objective is {1000 * objective_s:.1f} ms: "
@@ -32,6 +32,6 @@ def refuse_slow(item: PlacementInput, tpot_s: float) -> Overloaded:
 
 
 def refuse_full(queued: int, oldest_wait_s: float) -> Overloaded:
-    """The refusal when the queue is at its limit: about as long as the oldest has waited until there is room."""
+    """The refusal when the queue is full. The retry delay is about as long as the oldest request has waited."""
     retry_s = max(oldest_wait_s, 1.0)
-    return Overloaded(f"{queued} requests are queued already; try again in {retry_s:.1f} s.", retry_after_s=retry_s)
+    return Overloaded(f"{queued} requests are already queued; try again in {retry_s:.1f} s.", retry_after_s=retry_s)

@@ -1,8 +1,8 @@
-"""What the router believes of its workers: their last report, plus what it has sent them and seen from them since.
+"""The router's view of its workers: their last report, plus what was sent and received since.
 
 The ledger counts at dispatch, not at the next report, so that a burst is not sent to one worker because its last
 report was empty; a report names what it already includes, so that nothing is counted twice. Between reports the
-belief moves on: predicted work passes with time, and every token that streams by lengthens its sequence.
+view is extrapolated: predicted work passes with time, and every streamed token lengthens its sequence.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from baton.router.policy.worker_table import WorkerTable
 
 @dataclass(slots=True, eq=False)
 class PromptWork:
-    """A prompt (or the rest of one) the router sent to a worker: tokens to compute and the time that should take."""
+    """A prompt (or the rest of one) that was sent to a worker: tokens to compute and their predicted time."""
 
     tokens: int
     seconds: float
@@ -29,7 +29,7 @@ class PromptWork:
 
 @dataclass(slots=True, eq=False)
 class RunningSequence:
-    """A sequence that decodes on a worker, or will: what it holds now and how long it may go on."""
+    """A sequence that decodes on a worker, or will: its tokens now and its predicted length."""
 
     prompt_tokens: int
     output: LengthDistribution
@@ -50,13 +50,13 @@ class WorkerView:
     heard_s: float
     row: int  # of the table
     latency: LatencyModel
-    busy_until_s: float = 0.0  # when the prompt work it has should be done
+    busy_until_s: float = 0.0  # predicted end of its prompt work
     assigned: dict[str, PromptWork] = field(default_factory=dict)  # request id → work, in the order it was sent
     reserved: dict[str, int] = field(default_factory=dict)  # reservation id → pages, until a report includes them
-    refused_pages: int | None = None  # the fewest it refused to hold since its report
+    refused_pages: int | None = None  # the smallest reservation it refused since its report
     granted: set[str] = field(default_factory=set)  # reservations it has confirmed: its next report includes them
     running: dict[str, RunningSequence] = field(default_factory=dict)  # request id → sequence
-    serving: bool = True  # False: it gets nothing new (drained, or changing its role)
+    serving: bool = True  # False: it gets no new work (drained, or changing its role)
 
     @property
     def name(self) -> str:
@@ -68,10 +68,10 @@ class WorkerView:
 
     @property
     def uncomputed_tokens(self) -> int:
-        """Prompt tokens this worker has yet to compute, including those on their way to it.
+        """Prompt tokens this worker has yet to compute, including those in flight to it.
 
-        Both the report (plus what it cannot know yet) and the ledger are upper bounds: the report misses what was
-        finished since, the ledger the part of a prompt that is done.
+        Both the report (plus what was sent since) and the ledger are upper bounds: the report lacks what was finished
+        since, the ledger the computed part of a prompt.
         """
         if not self.assigned:
             return 0
@@ -81,7 +81,7 @@ class WorkerView:
 
     @property
     def pages_available(self) -> int:
-        """Pages it can still promise, less what was promised since its report."""
+        """Pages it can still reserve, less what was reserved since its report."""
         counted = set(self.load.reservation_ids)
         unseen = sum(pages for reservation_id, pages in self.reserved.items() if reservation_id not in counted)
         available = self.load.pages_available - unseen
@@ -93,7 +93,7 @@ class WorkerView:
         return len(self.running) + len(self.assigned.keys() - self.running.keys())
 
     def peak_pages(self, extra: RunningSequence | None = None) -> int:
-        """Pages its sequences will hold at their fullest moment, if each ends when expected.
+        """Pages its sequences will hold at the fullest moment, if each ends when expected.
 
         Sequences sorted by what remains: when the i-th from the top ends, i of them have grown by that much
         (LightLLM's past-future scheduler, Gong et al. 2025).
@@ -107,15 +107,15 @@ class WorkerView:
         return int(peak / self.info.page_size) + len(expected)
 
     def fits_at_peak(self, extra: RunningSequence) -> bool:
-        """Whether its sequences and `extra` have pages at their fullest moment."""
+        """Whether its sequences and `extra` have enough pages at the fullest moment."""
         sequences = [*self.running.values(), extra]
-        # Where even their limits fit, their expected ends need not be asked.
+        # If even their limits fit, their expected ends do not matter.
         most = sum([one.prompt_tokens + max(one.output.limit, one.emitted + 1) for one in sequences])
         pages = most // self.info.page_size + len(sequences)
         return pages <= self.info.num_pages or self.peak_pages(extra) <= self.info.num_pages
 
     def remaining_work_s(self) -> float:
-        """Predicted time for the prompt tokens that the last report still had, and for those sent since."""
+        """Predicted time for the prompt tokens in the last report, and for those sent since."""
         counted = set(self.load.request_ids)
         known = [work for request_id, work in self.assigned.items() if request_id in counted]
         computed = sum(work.tokens for work in known) - self.load.uncomputed_tokens
@@ -133,14 +133,14 @@ class ClusterState:
 
     prior: StepCosts = DEFAULT_COSTS
     workers: dict[str, WorkerView] = field(default_factory=dict)
-    cordoned: set[str] = field(default_factory=set)  # workers that get nothing new, also those that are away
+    cordoned: set[str] = field(default_factory=set)  # workers that get no new work, also those that are away
     prefix_index: PrefixIndex = field(default_factory=PrefixIndex)
     table: WorkerTable = field(default_factory=WorkerTable)
     apart: dict[str, set[str]] = field(default_factory=dict)  # worker → those it cannot exchange pages with now
     share_prefixes: bool = False  # between tenants; the workers name their pages by the same rule
 
     def register(self, info: WorkerInfo, now: float) -> None:
-        """A worker that comes (back): nothing of an older incarnation counts any more."""
+        """A worker registers (again): an older incarnation no longer counts."""
         self.remove(info.name)
         self.prefix_index.add(info.name)
         load = WorkerLoad(info.name, info.role, info.role_epoch, 0, info.num_pages, info.num_pages, 0)
@@ -163,7 +163,7 @@ class ClusterState:
             self.sync(view)
 
     def on_pages(self, worker: str, change: PagesChanged) -> bool:
-        """A worker's prefix pages changed; False when a message was lost and a snapshot is needed."""
+        """A worker's prefix pages changed; False if a message was lost and a snapshot is needed."""
         true = self.prefix_index.on_change(worker, change)
         view = self.workers.get(worker)
         if view is not None:
@@ -184,13 +184,13 @@ class ClusterState:
         return sorted(views, key=lambda view: view.name)
 
     def stranded(self, view: WorkerView) -> bool:
-        """Whether a prefill worker reaches nobody to hand its pages to."""
+        """Whether a prefill worker can reach no decode worker."""
         apart, decode = self.apart.get(view.name, set()), (RoleName.DECODE, RoleName.MIXED)
         unsure = bool(apart) and view.role is RoleName.PREFILL
         return unsure and all(one.name in apart for one in self.pool(*decode))
 
     def cordon(self, worker: str) -> None:
-        """Give it nothing new."""
+        """Stop new work on the worker."""
         self.cordoned.add(worker)
         self._serve(worker)
 
@@ -205,7 +205,7 @@ class ClusterState:
             self.sync(view)
 
     def change_role(self, worker: str, role: RoleName, role_epoch: int) -> None:
-        """The worker has another role from now on."""
+        """The worker has changed its role."""
         view = self.workers.get(worker)
         if view is not None:
             view.load = replace(view.load, role=role, role_epoch=role_epoch)
@@ -240,7 +240,7 @@ class ClusterState:
         self._sync_prompts(view)
 
     def unassign(self, worker: str, request_id: str, now: float) -> None:
-        """The prompt is computed, or nobody wants it any more."""
+        """The prompt is computed, or cancelled."""
         view = self.workers.get(worker)
         if view is not None and view.assigned.pop(request_id, None) is not None:
             if not view.assigned:
@@ -259,13 +259,13 @@ class ClusterState:
             self._sync_pages(view)
 
     def grant(self, worker: str, reservation_id: str) -> None:
-        """The worker holds the pages now; its link is first in, first out, so its next report has them."""
+        """The worker holds the pages now; its link is first in, first out, so its next report includes them."""
         view = self.workers.get(worker)
         if view is not None and reservation_id in view.reserved:
             view.granted.add(reservation_id)
 
     def refuse(self, worker: str, reservation_id: str) -> None:
-        """The worker has no room for so many pages, whatever its last report said; the next one tells anew."""
+        """The worker cannot reserve so many pages, whatever its last report said; the next report replaces this."""
         view = self.workers.get(worker)
         if view is not None and reservation_id in view.reserved:
             pages = view.reserved[reservation_id]
@@ -284,13 +284,13 @@ class ClusterState:
             self._sync_sequences(view)
 
     def forget(self, worker: str, request_id: str) -> None:
-        """The sequence decodes there no more, or never will."""
+        """The sequence no longer decodes there, or never will."""
         view = self.workers.get(worker)
         if view is not None and view.running.pop(request_id, None) is not None:
             self._sync_sequences(view)
 
     def _sync_roles(self, *workers: str) -> None:
-        for name in {*workers, *self.apart} & self.workers.keys():  # others may be stranded by what these do
+        for name in {*workers, *self.apart} & self.workers.keys():  # a change of these may strand others
             view = self.workers[name]
             self.table.set_role(view.row, view.role if view.serving and not self.stranded(view) else None)
 

@@ -1,10 +1,10 @@
-"""Who is next: fair between tenants, by priority within one, and nobody waits for ever.
+"""Queue order: fair between tenants, by priority within one, without starvation.
 
 Each tenant has a virtual token counter of the work it was given (Sheng et al. 2024, "Fairness in serving large language
 models"): prompt tokens count once, output tokens twice, and the tenant with the least goes first. A tenant that comes
-back is lifted to the least of those that are active, so idleness saves up nothing. A tenant's own requests go in the
-order they are due; a step of priority is worth `PRIORITY_S` of that, so a request that waits overtakes, in the end,
-any that came later. Priorities mean nothing between tenants: none can starve another.
+back is lifted to the least of the active ones, so idle time earns no credit. A tenant's own requests go in order of due
+time; one step of priority is worth `PRIORITY_S`, so a waiting request eventually overtakes any that came later.
+Priorities do not count between tenants: none can starve another.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from baton.router.policy.placement import PlacementInput
 
 PROMPT_WEIGHT, OUTPUT_WEIGHT = 1.0, 2.0
 PRIORITY_S = 5.0
-PATIENCE_S = 10.0  # a request without a TTFT objective counts as due so long after its arrival
+PATIENCE_S = 10.0  # a request without a TTFT objective is due so long after its arrival
 MAX_TENANTS = 10_000
 
 
 @dataclass(eq=False)
 class VirtualTokenCounter:
-    """The counters. `order` is pure in the queue; `charge` tells what a tenant was given."""
+    """The counters. `order` does not change the queue; `charge` adds work to a tenant's counter."""
 
     _counters: dict[str, float] = field(default_factory=dict)
 
@@ -36,7 +36,7 @@ class VirtualTokenCounter:
         if tenant in active:
             return
         if not active:
-            self._counters.clear()  # the system is idle: nobody waited for anybody, so nothing is owed
+            self._counters.clear()  # the system is idle: no tenant has waited, so no credit is due
         least = min((self._counters.get(other, 0.0) for other in active), default=0.0)
         self._counters[tenant] = max(self._counters.get(tenant, 0.0), least)
         if len(self._counters) > MAX_TENANTS:
@@ -44,7 +44,7 @@ class VirtualTokenCounter:
             self._counters = {name: count for name, count in self._counters.items() if name in kept}
 
     def order(self, queue: Sequence[PlacementInput]) -> list[PlacementInput]:
-        """The queue in the order its requests should be placed."""
+        """The queue in placement order."""
         tenants: dict[str, list[PlacementInput]] = {}
         for item in queue:
             tenants.setdefault(item.tenant, []).append(item)

@@ -1,9 +1,9 @@
-"""How long a worker's steps take: recursive least squares over what it reports, starting from a prior.
+"""A worker's step times: recursive least squares over its reports, starting from a prior.
 
     seconds = a + b·n + c·pairs + d·B + e·K
 
 for a step that computes n prompt tokens (attending to `pairs` positions) and decodes B sequences over K positions.
-Every worker has a model of its own, because workers differ and change (other GPUs, throttling, neighbours).
+Every worker has its own model, because workers differ and change (other GPUs, throttling, neighbours).
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import numpy as np
 from baton.protocol.worker import StepSample
 
 FORGETTING = 0.995
-OUTLIER = 3.0  # residuals beyond so many typical ones count as so many: a page fault is no trend
-MIN_STEP_S = 1e-6  # what claims to be shorter was not measured
+OUTLIER = 3.0  # residuals are clipped at so many typical ones: a page fault is not a trend
+MIN_STEP_S = 1e-6  # a shorter time was not measured
 PRIOR_SAMPLES = 1.0  # how many typical steps the prior weighs
 
 
@@ -48,12 +48,12 @@ class StepCosts:
 
 
 DEFAULT_COSTS = StepCosts(5e-3, 5e-5, 1e-9, 1e-4, 1e-8)
-"""Where nothing better is known; a few seconds of steps correct it."""
+"""The prior when nothing better is known; a few seconds of steps correct it."""
 
 
 @dataclass(eq=False)
 class LatencyModel:
-    """One worker's model; `costs` is what is believed now."""
+    """One worker's model; `costs` is the current estimate."""
 
     prior: StepCosts = DEFAULT_COSTS
     samples: int = 0
@@ -85,8 +85,8 @@ class LatencyModel:
     def observe(self, sample: StepSample) -> None:
         """Learn from one measured step.
 
-        Each counts relative to what was expected of it, so that short steps are fitted too; relative to what was
-        measured, slow ones would count less than they happen.
+        Errors are relative to the expected time, so that short steps are fitted too; relative to the measured time,
+        slow steps would be underweighted.
         """
         if not MIN_STEP_S < sample.seconds < float("inf"):
             return
@@ -102,8 +102,8 @@ class LatencyModel:
         gain = projected / (FORGETTING + float(row @ projected))
         self._weights = np.maximum(self._weights + gain * residual, 0.0)
         self._covariance = (self._covariance - np.outer(gain, projected)) / FORGETTING
-        # What is not excited is not forgotten: without this the covariance of unseen features grows without bound.
-        # Only theirs is held down: the others have to go on forgetting, or they follow no change.
+        # Features that do not vary are not forgotten: else their covariance would grow without bound.
+        # Only theirs is bounded: the others must keep forgetting, or they would follow no change.
         shrink = 1.0 / np.sqrt(np.maximum(np.diag(self._covariance) * PRIOR_SAMPLES, 1.0))
         self._covariance *= np.outer(shrink, shrink)
         self._covariance = (self._covariance + self._covariance.T) / 2  # rounding grows with what is forgotten

@@ -1,4 +1,4 @@
-"""A distribution over output lengths: quantiles, mean, and what is left of a sequence that has some tokens already."""
+"""A distribution over output lengths: quantiles, mean, and the expected rest of a running sequence."""
 
 from __future__ import annotations
 
@@ -59,13 +59,13 @@ class LengthDistribution:
         return float(self.shares[:index].sum() + self.shares[index] / 2)
 
     def remaining(self, emitted: int = 0) -> float:
-        """Expected tokens still to come once `emitted` are out: at least one, at most what `limit` leaves."""
+        """Expected tokens to come after `emitted`: at least one, at most what `limit` leaves."""
         if not self._above:
             self._above = np.cumsum(self.shares[::-1])[::-1].tolist()
             self._weighted = np.cumsum((self.shares * _LENGTHS)[::-1])[::-1].tolist()
         index = bin_of(emitted + 1)
         above = self._above[index]
-        # Beyond everything seen so far, old sequences tend to live on (Lindy): half as long again.
+        # Beyond every length seen so far, old sequences tend to continue (Lindy): half as long again.
         expected = self._weighted[index] / above - emitted if above > 1e-6 else emitted / 2
         return max(1.0, min(expected, self.limit - emitted))
 

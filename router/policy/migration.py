@@ -1,8 +1,8 @@
 """Which running sequences move to which decode worker, and when it is worth it.
 
-A sequence moves because its worker is to be emptied (then anybody with room will do), because its worker will soon have
-to preempt for lack of pages while another has room, or because its worker's step has become slower than promised while
-another's has not (the bounds are llm-d's: leave at 0.95 of the objective, join below 0.85).
+A sequence migrates because its worker is being emptied (then any worker with capacity will do), because its worker
+will soon have to preempt for lack of pages while another has enough, or because its worker's step violates its TPOT
+objective while another's does not (the bounds are llm-d's: leave at 0.95 of the objective, join below 0.85).
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from baton.router.policy.cluster_state import ClusterState, RunningSequence, Wor
 
 LEAVE_AT, JOIN_BELOW = 0.95, 0.85  # of a TPOT objective
 GROWTH_PAGES = 2  # reserved beyond what a moving sequence has
-TRAVEL_PAGES = 256  # take as long as the sequence needs to fill a page, at worst
-PRESSED_PAGES = 2  # per running sequence: with fewer to be had, the worker will soon preempt
+TRAVEL_PAGES = 256  # travel in the time in which the sequence fills a page, at worst
+PRESSED_PAGES = 2  # per running sequence: with fewer available, the worker will soon preempt
 
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """A sequence that should go to `worker`, with the reason in words."""
+    """A sequence that should migrate to `worker`, with the reason as a sentence."""
 
     request_id: str
     worker: str
@@ -36,7 +36,7 @@ def step_s(view: WorkerView, extra_tokens: int = 0) -> float:
 
 
 def growth_tokens(num_tokens: int, page_size: int) -> int:
-    """Tokens to reserve beyond the known ones: the sequence goes on decoding while its pages travel."""
+    """Tokens to reserve beyond the known ones: the sequence keeps decoding while its pages travel."""
     return page_size * (GROWTH_PAGES + num_tokens // page_size // TRAVEL_PAGES)
 
 
@@ -67,7 +67,7 @@ def reachable(rows: np.ndarray, source: str | None, state: ClusterState) -> np.n
 
 
 def relief(state: ClusterState, may_move: Callable[[str], bool]) -> Move | None:
-    """The one migration most worth while now, of a request for which `may_move`; None when all is well."""
+    """The most useful migration now, of a request for which `may_move`; None when none is needed."""
     table = state.table
     pressed = (table.decodes > 1) & (table.pages_available < PRESSED_PAGES * table.decodes)
     steps = table.step_s + table.decode_s * table.decodes + table.context_token_s * table.context
@@ -82,7 +82,7 @@ def relief(state: ClusterState, may_move: Callable[[str], bool]) -> Move | None:
 
 
 def _from_pressed(view: WorkerView, state: ClusterState, may_move: Callable[[str], bool]) -> Move | None:
-    """Who would be preempted first, while another worker has room for it until its end."""
+    """The sequence that would be preempted first, if another worker has enough pages until its end."""
     if view.peak_pages() <= view.info.num_pages:
         return None
     for request_id, sequence in reversed(view.running.items()):
@@ -96,7 +96,7 @@ def _from_pressed(view: WorkerView, state: ClusterState, may_move: Callable[[str
 
 
 def _from_slow(view: WorkerView, state: ClusterState, may_move: Callable[[str], bool]) -> Move | None:
-    """The longest sequence of a worker that breaks a promise, where another keeps its own with it."""
+    """The longest sequence of a worker that violates a TPOT objective, if another meets all objectives with it."""
     objectives = [one.tpot_s for one in view.running.values() if one.tpot_s is not None]
     movable = [(-one.tokens, request_id) for request_id, one in view.running.items() if may_move(request_id)]
     if not movable or not objectives:

@@ -1,4 +1,4 @@
-"""How long an answer will be: learned online from the answers before it, no model and no text.
+"""Predicts output lengths: learned online from earlier answers, without a model or text.
 
 A request is described by levels of evidence, from broad to narrow, and each level's histogram is smoothed towards the
 level above it (hierarchical Dirichlet smoothing: counts + strength · the broader distribution):
@@ -6,10 +6,10 @@ level above it (hierarchical Dirichlet smoothing: counts + strength · the broad
     all requests → tenant → context → its answers to prompts with as many new tokens → its answers after an answer of
     that length → the request's own page-hash chain, node by node
 
-A *context* is the deepest prefix that many requests share (a system prompt, an agent's template), or, for want of one,
-all that the tenant asks. The nodes below it are conversations: few samples each, and what was last said there tells
-most. Quantiles are recalibrated online (Kuleshov et al. 2018): where past answers fell in their predicted distributions
-says how far to trust a stated share.
+A *context* is the deepest prefix that many requests share (a system prompt, an agent's template), or, without one,
+all requests of the tenant. The nodes below it are conversations: few samples each, and the latest answer there is the
+best evidence. Quantiles are recalibrated online (Kuleshov et al. 2018) by where past answers fell in their predicted
+distributions.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ LEVEL_STRENGTH, NODE_STRENGTH = 30.0, 8.0
 FORGET = 1 / 2000  # per answer, of a level's weight
 NEIGHBOURS = 0.25  # of a sample's weight that each neighbouring bin gets
 RANKS = 100
-MAX_WEIGHT = 1e12  # of a bin, in a file that is loaded: far more than the forgetting lets any reach
-PRIOR_TOKENS = 256  # before anything was seen
+MAX_WEIGHT = 1e12  # of a bin, in a file that is loaded: far above what forgetting allows
+PRIOR_TOKENS = 256  # before the first answer
 
 
 @dataclass(slots=True, eq=False)
@@ -45,7 +45,7 @@ class _Node:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prediction:
-    """A request's predicted output length, and the evidence it came from, to be told the truth later."""
+    """A request's predicted output length, and the evidence behind it, which learns the true length later."""
 
     distribution: LengthDistribution
     levels: tuple[str, ...]
@@ -75,7 +75,7 @@ class OutputLength:
             if node.count >= BROAD_SAMPLES:
                 context = index + 1
             elif index + 1 == len(seen) or seen[index + 1].count != node.count:
-                narrow.append(node)  # else the next node knows exactly the same answers
+                narrow.append(node)  # else the next node has exactly the same answers
         name = f"{nodes[context - 1]:x}" if context else f"of {tenant!r}"
         new_tokens = prompt_tokens - len(seen) * STRIDE_TOKENS
         levels = ["", f"tenant {tenant}", f"context {name}", f"new {name} {_octave(new_tokens)} {bool(narrow)}"]
@@ -99,7 +99,7 @@ class OutputLength:
         )
 
     def observe(self, prediction: Prediction, output_tokens: int, cut_off: bool = False) -> None:
-        """The answer to `prediction`'s request was complete, or `cut_off` by its max_tokens, after `output_tokens`.
+        """Learn that the answer was complete, or `cut_off` by its max_tokens, after `output_tokens`.
 
         A cut-off answer would have been longer: its weight goes to the longer bins, as they were predicted.
         """
@@ -158,7 +158,7 @@ class OutputLength:
         return OutputLength(levels, _ranks=self._ranks.copy())
 
     def dumps(self) -> str:
-        """What is worth keeping over a restart, as JSON: the broad levels and the calibration."""
+        """The state to keep over a restart, as JSON: the broad levels and the calibration."""
         levels = {
             name: {str(index): round(float(counts[index]), 3) for index in np.flatnonzero(counts > 1e-3)}
             for name, counts in self._levels.items()
@@ -195,7 +195,7 @@ def _octave(tokens: int) -> int:
 
 
 def _prior_shares() -> np.ndarray:
-    """Geometric with mean PRIOR_TOKENS: what is believed before anything was seen."""
+    """Geometric with mean PRIOR_TOKENS: the prior before the first answer."""
     edges = np.array([0, *EDGES], dtype=float)
     shares = np.exp(-edges[:-1] / PRIOR_TOKENS) - np.exp(-edges[1:] / PRIOR_TOKENS)
     return np.asarray(shares / shares.sum())

@@ -1,4 +1,4 @@
-"""What a placement policy is asked and what it answers."""
+"""The interface of placement policies: input and decisions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from baton.router.policy.routing import RoutingDecision
 
 @dataclass(frozen=True, slots=True)
 class PlacementInput:
-    """What placement may know of a request: `num_tokens` to prefill (prompt, and output so far when it continues)."""
+    """Placement's view of a request: `num_tokens` to prefill (prompt, and output so far when it continues)."""
 
     request_id: str
     num_tokens: int
@@ -26,8 +26,8 @@ class PlacementInput:
     priority: int = 0
     tenant: str = ""
     resumed: bool = False  # it was sent to a worker before
-    prefill_worker: str = ""  # which has the request, once it was placed
-    total_tokens: int = 0  # it may come to
+    prefill_worker: str = ""  # that has the request, once placed
+    total_tokens: int = 0  # prompt and the longest output
 
     @property
     def due_s(self) -> float | None:
@@ -37,7 +37,7 @@ class PlacementInput:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Send a queued request on its way."""
+    """Start a queued request on a worker."""
 
     request_id: str
     decision: RoutingDecision
@@ -45,7 +45,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Refuse:
-    """Tell the client at once that its objectives cannot be met."""
+    """Refuse a request at once because its objectives cannot be met."""
 
     request_id: str
     error: Overloaded
@@ -59,16 +59,16 @@ class Placement(Protocol):
 
     @property
     def serves_whole(self) -> bool:
-        """Whether decode workers may be given whole requests while there are prefill workers."""
+        """Whether decode workers may run whole requests while there are prefill workers."""
         ...
 
     def decide(self, queue: Sequence[PlacementInput], state: ClusterState, now: float) -> list[Place | Refuse]:
-        """Verdicts on queued requests (first in line first), each at most once; empty when all have to wait.
+        """Decisions on queued requests (in queue order), each at most once; empty when all have to wait.
 
-        It is asked again after its verdicts were carried out, until it has none.
+        It is called again after its decisions were carried out, until it returns none.
         """
         ...
 
     def find_decode(self, item: PlacementInput, state: ClusterState, avoid: str | None, now: float) -> str | None:
-        """The decode worker to reserve pages on, other than `avoid`, or None while none has room."""
+        """The decode worker to reserve pages on, other than `avoid`; None while none has capacity."""
         ...

@@ -1,12 +1,12 @@
-"""Baton's own placement: every worker is a candidate, priced by the latency it is predicted to give.
+"""Baton's own placement: every worker is a candidate, priced by its predicted latency.
 
-The queue stays here, so each pass schedules all of it afresh over all workers: requests in the order they are due, each
-on the worker that would answer first, given what those before it will take. What has room starts now; the rest
-waits for the next pass, with newer facts. A prompt that would come late gives way to shorter ones that would not
+The queue stays here, so each pass schedules all of it from scratch over all workers: requests in order of due time,
+each on the worker that would answer first, given the load of those before it. Requests that fit start now; the rest
+waits for the next pass, with newer data. A prompt that would be late gives way to shorter ones that would not
 (Moore and Hodgson 1968: the fewest late jobs), and one that cannot be on time any more is refused.
 
-A decode worker is a candidate too, for the whole request: its prompt then runs in small chunks beside the decodes, and
-nothing is handed over. It is taken where it answers first and the step still meets what its sequences were promised.
+A decode worker is a candidate too, for local prefill: the prompt then runs in small chunks beside the decodes, without
+a handoff. It is chosen if it answers first and its step still meets its sequences' objectives.
 """
 
 from __future__ import annotations
@@ -23,31 +23,31 @@ from baton.router.policy.placement import Place, PlacementInput, Refuse
 from baton.router.policy.routing import Candidate, RoutingDecision
 from baton.router.policy.worker_table import WorkerTable
 
-CHUNKS_AHEAD = 2  # steps of prompt work a worker may hold: enough to stay busy over a round trip
-SCANNED = 64  # queued requests one pass looks at
-WHOLE_HANDICAP = 1.25  # a decode worker must be so much faster to get a prompt: its decodes would rather be alone
-TPOT_MARGIN = 0.9  # of an objective that a predicted step may take
-HEADROOM_PAGES = 8  # that stay free on a worker for its sequences' growth, at one each
-PARTITIONED = 256  # workers from which on the few best are sought without sorting all
-STARVING_S, STARVING_EVERY = 10.0, 8  # overdue so long, a request gets one placement in so many
+CHUNKS_AHEAD = 2  # steps of prompt work per worker: enough to stay busy over a round trip
+SCANNED = 64  # queued requests examined in one pass
+WHOLE_HANDICAP = 1.25  # a decode worker must be so much faster to get a prompt, because prefill slows its decodes
+TPOT_MARGIN = 0.9  # share of an objective that a predicted step may take
+HEADROOM_PAGES = 8  # kept free per worker so that running sequences can grow (one page each, at most this many)
+PARTITIONED = 256  # workers above which the few best are found without sorting all
+STARVING_S, STARVING_EVERY = 10.0, 8  # requests overdue this long get one placement in so many
 EXPLAINED = 5  # candidates kept with a decision
 
 
 @dataclass(slots=True, eq=False)
 class _Prices:
-    """What each worker (row of the table) would do for one request."""
+    """Predictions of each worker (row of the table) for one request."""
 
     cached: np.ndarray  # tokens
     compute_s: np.ndarray  # for the prompt alone
     tpot_s: np.ndarray  # of its decode, with this request beside the others
     allowed: np.ndarray  # may compute the prompt
-    may_decode: np.ndarray  # may take the sequence over
-    idle_tpot_s: float | None = None  # of the fastest worker if it were idle; only where that is too slow
+    may_decode: np.ndarray  # may take the sequence
+    idle_tpot_s: float | None = None  # of the fastest worker if it were idle; set only if that is too slow
 
 
 @dataclass(eq=False)
 class _Pass:
-    """One pass's running picture: what the workers will have once the verdicts so far are carried out."""
+    """The state within one pass: the workers' load once the decisions so far are carried out."""
 
     table: WorkerTable
     now: float
@@ -64,17 +64,17 @@ class _Pass:
         self.any_decoder = np.count_nonzero(table.decoder) > 0
         self.may_whole = table.mixed | table.decoder
         self.handicap = np.where(table.decoder, WHOLE_HANDICAP, 1.0)
-        self.promised_s = TPOT_MARGIN * table.tpot_s  # what a step may take for the sequences that were promised some
+        self.promised_s = TPOT_MARGIN * table.tpot_s  # the longest step that meets the objectives of its sequences
         self.all_promised = table.all_state_tpot & (table.tpot_s < np.inf)
         self._stale = True
 
     def any_room(self) -> bool:
-        """Whether any worker may be given something now."""
+        """Whether any worker can take work now."""
         self.refresh()
         return bool(np.count_nonzero(self.has_room))
 
     def refresh(self) -> None:
-        """What follows from the columns and is the same for every request."""
+        """Recompute the values that follow from the columns and are the same for every request."""
         if not self._stale:
             return
         self._stale = False
@@ -105,7 +105,7 @@ class _Pass:
 
 @dataclass(slots=True, eq=False)
 class PredictedLatency:
-    """`refuse` says whether requests that cannot meet their own TTFT objective any more are refused."""
+    """`refuse`: whether requests that can no longer meet their TTFT objective are refused."""
 
     refuse: bool = True
     name: str = "predicted_latency"
@@ -135,9 +135,9 @@ class PredictedLatency:
         return verdicts
 
     def _starving(self, queue: Sequence[PlacementInput], now: float) -> PlacementInput | None:
-        """Who is late but may not be put off again: every so often the request that is overdue longest.
+        """The starvation guard: every so often the request that is overdue longest.
 
-        Where nobody is refused, requests that are on time would otherwise pass the late ones for as long as they come.
+        Without refusals, requests that are on time would otherwise pass the late ones as long as they arrive.
         """
         if self._placed % STARVING_EVERY:
             return None
@@ -145,7 +145,7 @@ class PredictedLatency:
         return min(overdue, key=lambda item: (item.due_s, item.request_id), default=None)
 
     def _refuse_overdue(self, queue: Sequence[PlacementInput], view: _Pass) -> list[Place | Refuse]:
-        """While nobody has room: those whose moment has passed."""
+        """While no worker has capacity: refuse the requests that can no longer be on time."""
         verdicts = (self._refuse_if_overdue(item, view) for item in queue)
         return [verdict for verdict in verdicts if verdict is not None]
 
@@ -163,7 +163,7 @@ class PredictedLatency:
     def _schedule(
         self, item: PlacementInput, state: ClusterState, view: _Pass, late: list[PlacementInput] | None
     ) -> Place | Refuse | None:
-        """Give the request its place in this pass; `late` takes those that would miss their objective."""
+        """Place the request in this pass; `late` collects those that would miss their objective."""
         prices = self._price(item, state, view)
         if not np.count_nonzero(prices.allowed):
             if prices.idle_tpot_s is not None and self._may_refuse(item):
@@ -171,7 +171,7 @@ class PredictedLatency:
             return self._refuse_if_overdue(item, view)
         ttft = np.where(prices.allowed, view.wait_s + prices.compute_s, np.inf)
         row = int((view.handicap * ttft).argmin())
-        # The client of a resumed request has waited enough: it is never late.
+        # A resumed request is never late: its client has waited enough.
         due_s = None if item.resumed else item.due_s
         first_token_s = view.now + float(ttft[row]) + self._fill_s(item, row, prices, view)
         if due_s is not None and late is not None and first_token_s > due_s:
@@ -196,7 +196,7 @@ class PredictedLatency:
 
     @staticmethod
     def _give_way(item: PlacementInput, compute_s: float, row: int, view: _Pass) -> PlacementInput:
-        """Who is late: of those that wait for the worker the one with most work, if that is not `item` itself."""
+        """The request to defer: of those waiting for the worker, the one with most work, unless it is `item`."""
         waiting = view.planned.get(row, [])
         movable = [one for one in waiting if not one[1].resumed]
         longest = max(movable, key=lambda one: (one[0], one[1].request_id), default=None)
@@ -241,7 +241,7 @@ class PredictedLatency:
         if not view.any_decoder:
             allowed = np.zeros(len(cached), bool)
         elif own < np.inf and not np.count_nonzero(may_decode):
-            # All decode workers are full, or as slow as promised: the prompt waits rather than break promises.
+            # All decode workers are full, or at their objectives: the prompt waits rather than violate them.
             idle_tpot_s = self._idle_tpot_s(item, table, own)
             if idle_tpot_s is None or self._may_refuse(item):
                 allowed = np.zeros(len(cached), bool)
@@ -250,7 +250,7 @@ class PredictedLatency:
                 own, may_decode = np.inf, table.decoder & room
         whole = view.may_whole & room
         if view.any_prefills:
-            # Decode workers whose step keeps every promise with a chunk in it; without promises, one chunk at most.
+            # Decode workers whose step meets every objective with a chunk in it; without objectives, one chunk at most.
             chunk_s = view.step_s + work / steps
             if own < np.inf:
                 kept = chunk_s <= np.minimum(view.promised_s, TPOT_MARGIN * own)
@@ -268,7 +268,7 @@ class PredictedLatency:
 
     @staticmethod
     def _decode_row(item: PlacementInput, prices: _Prices, state: ClusterState, source: str) -> int | None:
-        """The decode worker in reach of the shortest step that has pages, now and at its fullest moment."""
+        """The reachable decode worker with the shortest step that has enough pages, now and at its fullest moment."""
         table = state.table
         sequence = RunningSequence(item.num_tokens, item.output)
         rows = np.flatnonzero(reachable(prices.may_decode, source, state))

@@ -1,10 +1,10 @@
-"""Which worker has which prefix pages: one table for the cluster, kept true by the workers' own messages.
+"""Which worker has which prefix pages: one table for the cluster, updated by the workers' messages.
 
     page key ──► set of workers, as the bits of one integer (equal sets are, mostly, one object)
 
-A worker registers under a fresh bit, so nothing of an earlier incarnation counts; bits of workers that are gone are
-masked at once and swept out of the table little by little. Messages are numbered: after a gap the worker's pages count
-no more until its snapshot has come.
+A worker registers under a new bit, so nothing of an earlier incarnation counts. Bits of removed workers are
+masked at once and swept out of the table little by little. Messages are numbered: after a gap the worker's pages do
+not count until its snapshot arrives.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from baton.protocol.messages import PagesChanged
 
 KEY_BYTES = 8
-KEY_SHIFT = 4  # 60 bits fit the small form of Python's integers; a collision costs a wrong guess, never a wrong token
-STRIDE = 16  # pages that are looked at together, where nothing changes
-MAX_SETS = 1 << 16  # sets that are kept for reuse: what workers share changes, and nobody counts who still needs one
+KEY_SHIFT = 4  # 60 bits fit Python's small integers; a collision costs a wrong prediction, never a wrong token
+STRIDE = 16  # pages skipped at a time where the set does not change
+MAX_SETS = 1 << 16  # sets kept for reuse; they are not reference-counted, so their number is bounded
 
 
 def page_key(page_hash: bytes) -> int:
@@ -61,7 +61,7 @@ class PrefixIndex:
         return None if holder is None else holder.bit
 
     def add(self, worker: str) -> None:
-        """A worker registered (again): it has no page until it says so."""
+        """A worker registered (again): it has no pages until it reports some."""
         self.remove(worker)
         bit = (~self._bits_in_use & (self._bits_in_use + 1)).bit_length() - 1
         self._bits_in_use |= 1 << bit
@@ -69,14 +69,14 @@ class PrefixIndex:
         self._holders[worker] = _Holder(bit)
 
     def remove(self, worker: str) -> None:
-        """A worker is gone: none of its pages counts any more."""
+        """A worker is gone: its pages no longer count."""
         self._matched_keys = None
         holder = self._holders.pop(worker, None)
         if holder is not None:
             self._live &= ~(1 << holder.bit)
 
     def on_change(self, worker: str, change: PagesChanged) -> bool:
-        """Apply a worker's message; False when one before it was lost, so that a snapshot must be asked for."""
+        """Apply a worker's message; False if an earlier one was lost, so that a snapshot must be requested."""
         holder = self._holders.get(worker)
         if holder is None:
             return True
@@ -118,7 +118,7 @@ class PrefixIndex:
         Depths rise, sets shrink; workers that have no page are in none. A page that a worker has without the page
         before it does not count, unless both lie between two others, STRIDE apart, that the very same workers have:
         chains are evicted from their end, and looking at every page of a long one would miss the processor's caches for
-        each. The latest answer is kept: who places a request asks twice.
+        each. The latest result is cached: placing a request calls this twice.
         """
         if keys is not self._matched_keys:
             self._matched, self._matched_keys = self._match(keys), keys
@@ -153,7 +153,7 @@ class PrefixIndex:
         return next((depth for depth, holders in reversed(matches) if holders >> holder.bit & 1), 0)
 
     def sweep(self, limit: int = 20_000) -> None:
-        """Forget pages of workers that are gone, at most `limit` entries a call. Their bits are free afterwards."""
+        """Remove pages of workers that are gone, at most `limit` entries a call. Their bits are free afterwards."""
         if not self._sweeping:
             self._sweeping = self._bits_in_use & ~self._live
             if not self._sweeping:

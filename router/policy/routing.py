@@ -1,4 +1,4 @@
-"""What the router decided for one request."""
+"""The placement decision for one request."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One way the request could have gone, with what was predicted of it."""
+    """One candidate route of the request, with its predictions."""
 
     worker: str
-    whole: bool  # prefill and decode both there, no handoff
+    whole: bool  # prefill and decode both there, without handoff
     ttft_s: float
-    wait_s: float  # of it, until the worker begins
+    wait_s: float  # of it, until the worker starts
     uncached_tokens: int
     tpot_s: float
 
@@ -22,7 +22,7 @@ class RoutingDecision:
     """Where a request's phases run.
 
     `whole` requests stay on `prefill` for both phases. Otherwise `decode` is the worker asked to reserve pages, or
-    None when none has room yet: prefill goes on and a decode worker is looked for meanwhile.
+    None when none has capacity yet: prefill starts while the router looks for one.
     """
 
     prefill: str

@@ -75,7 +75,7 @@ class WorkerTable:
         self._free = list(range(new - 1, old - 1, -1))
 
     def set_role(self, row: int, role: RoleName | None) -> None:
-        """None: the worker gets nothing new."""
+        """None: the worker gets no new work."""
         self.prefills[row] = role is RoleName.PREFILL
         self.decoder[row] = role is RoleName.DECODE
         self.mixed[row] = role is RoleName.MIXED

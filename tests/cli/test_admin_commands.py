@@ -56,8 +56,8 @@ def test_every_command_has_help_with_an_example_and_speaks_json(
 MISTAKES = {
     ("rebalance",): "both counts",
     ("rebalance", "--prefill", "3"): "both counts",
-    ("rebalance", "--auto", "on", "--prefill", "1"): "--auto goes alone",
-    ("rebalance", "--auto", "off", "--dry-run"): "--auto goes alone",
+    ("rebalance", "--auto", "on", "--prefill", "1"): "--auto cannot be combined",
+    ("rebalance", "--auto", "off", "--dry-run"): "--auto cannot be combined",
     ("rebalance", "--prefill", "1", "--decode", "2"): "--yes",
     ("rebalance", "--prefill", "1", "--decode", "2", "--json"): "--yes",
     ("scale",): "baton scale --prefill +1",
@@ -267,7 +267,7 @@ def test_leaks_are_told_and_end_with_one(admin: FakeAdmin, clean: bool, capsys: 
         admin.check.lost_handoffs.append("ghost/1")
     assert _baton("doctor", "leaks") == (0 if clean else 1)
     shown = capsys.readouterr().out
-    assert ("Nothing is leaked." in shown) is clean
+    assert ("No leaks." in shown) is clean
     assert ("decode-0 holds 'ghost'" in shown) is not clean
     assert ("'ghost/1'" in shown) is not clean
     assert _baton("doctor", "leaks", "--json") == (0 if clean else 1)

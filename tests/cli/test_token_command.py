@@ -34,7 +34,7 @@ def test_token_and_entry_are_printed_and_each_token_is_another(capsys: pytest.Ca
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [(("--tenant", "acme", "--role", "boss"), "'boss' is no role"), ((), "Give --tenant")],
+    [(("--tenant", "acme", "--role", "boss"), "'boss' is not a role"), ((), "give --tenant")],
 )
 def test_a_mistake_is_one_sentence(arguments: tuple[str, ...], words: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert _baton("token", "new", *arguments) == 1

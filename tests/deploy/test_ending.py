@@ -67,7 +67,7 @@ def test_a_cluster_that_lives_is_not_cleared(tmp_path: Path, port: int) -> None:
     lives = replace(CLUSTER, address=here, ray_address=here, vital=(this_process("raylet"),))
     claim_note(lives, tmp_path)
     for cluster, words in (
-        (lives, "is up already"),
+        (lives, "is already running"),
         (replace(lives, address="127.0.0.1:9"), "router does not answer"),
         (replace(lives, state="starting", changed_by=this_process("baton up")), "being started by baton up"),
     ):

@@ -120,10 +120,10 @@ def _without_a_library(path: Path) -> None:
     ("make", "words"),
     [
         (lambda path: None, "No such file"),
-        (lambda path: path.write_text("no archive"), "is no pack of kernels"),
-        (_damaged, "page is not what its manifest says"),
-        (_without_a_library, "page is not what its manifest says"),
-        (_changed_on_its_way, "is no pack of kernels"),
+        (lambda path: path.write_text("no archive"), "is not a pack of kernels"),
+        (_damaged, "page does not match its manifest"),
+        (_without_a_library, "page does not match its manifest"),
+        (_changed_on_its_way, "is not a pack of kernels"),
     ],
 )
 def test_a_file_that_is_no_whole_pack_is_one_sentence(
@@ -138,7 +138,7 @@ def test_a_file_that_is_no_whole_pack_is_one_sentence(
     "text", ["", "[]", '{"modules": 3}', '{"modules": {"page": {}}}', '{"modules": {}, "more": 1}']
 )
 def test_a_manifest_of_another_kind_is_one_sentence(text: str) -> None:
-    with pytest.raises(ConfigError, match=f"{MANIFEST} is no list of kernels"):
+    with pytest.raises(ConfigError, match=f"{MANIFEST} is not a list of kernels"):
         Manifest.from_json(text)
 
 

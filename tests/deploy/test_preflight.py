@@ -52,7 +52,9 @@ def test_an_address_of_this_machine_is_taken(host: str) -> None:
 
 @pytest.mark.parametrize("host", ["203.0.113.9", "2001:db8::9", "no-such-host.invalid", "not an address", "[::1"])
 def test_another_address_is_refused_with_its_key(host: str) -> None:
-    assert f"router.host is {host!r}, which is no address of this machine" in _refusal(host=host, port=0, admin_port=0)
+    assert f"router.host is {host!r}, which is not an address of this machine" in _refusal(
+        host=host, port=0, admin_port=0
+    )
     assert "router.admin_host" in _refusal(admin_host=host, port=0, admin_port=0)
 
 

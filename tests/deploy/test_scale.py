@@ -28,7 +28,7 @@ def test_more_cannot_go_than_there_are() -> None:
 
 
 def test_somebody_must_stay_who_decodes() -> None:
-    with pytest.raises(ConfigError, match="Nothing would decode"):
+    with pytest.raises(ConfigError, match="No pool would decode"):
         leaving("decode", 1, {"prefill": ["prefill-0"], "decode": ["decode-0"]})
     assert leaving("decode", 1, {"decode": ["decode-0"], "mixed": ["mixed-0"]}) == ["decode-0"]
     assert leaving("prefill", 1, {"prefill": ["decode-0"], "decode": ["prefill-0"]}) == ["decode-0"]
@@ -36,7 +36,7 @@ def test_somebody_must_stay_who_decodes() -> None:
 
 def test_scaling_needs_a_cluster_and_a_pool_that_exists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BATON_HOME", str(tmp_path))
-    with pytest.raises(ConfigError, match="No cluster is up"):
+    with pytest.raises(ConfigError, match="No cluster is running"):
         scale("decode", 1, {}, lambda names: None, lambda name, stage: None)
     with pytest.raises(ConfigError, match="no pool 'decoder'"):
         scale("decoder", 1, {}, lambda names: None, lambda name, stage: None)

@@ -89,14 +89,14 @@ async def _bad_commands(cluster: ProcessCluster, streams: SteadyStreams) -> None
         (Drain(decoders), InvalidRequest, "without a worker"),
         (Rebalance(0, 4), InvalidRequest, "at least one"),
         (Rebalance(3, 3), InvalidRequest, "asks for 6 workers, and 4 serve"),
-        (Migrate("nobody"), NotFound, "No request"),
+        (Migrate("nobody"), NotFound, "is not live"),
     ]
     for ask, kind, words in refused:
         with pytest.raises(kind, match=words):
             driver.start_operation("", ask, False)
     first = driver.start_operation("mine", Rebalance(1, 3), False)
     assert driver.start_operation("mine", Rebalance(1, 3), False) is first
-    with pytest.raises(InvalidRequest, match="another one"):
+    with pytest.raises(InvalidRequest, match="another operation"):
         driver.start_operation("mine", Rebalance(3, 1), False)
     if not first.state.ended:
         with pytest.raises(Conflict, match="under way"):

@@ -36,7 +36,7 @@ def test_each_file_that_is_wrong_is_named(tmp_path: Path) -> None:
         (AccessSection(tls_certificate=certificate, tls_key=str(nonsense)), "no certificate and key in PEM"),
         (
             AccessSection(tls_certificate=certificate, tls_key=key, client_ca=str(nonsense)),
-            "access.client_ca. holds no",
+            "access.client_ca. has no PEM",
         ),
         (AccessSection(tokens_file=str(tmp_path / "none")), "none .access.tokens_file. cannot be read"),
         (

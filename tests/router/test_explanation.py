@@ -56,7 +56,7 @@ def test_clients_that_cancel_are_counted_apart_from_failures() -> None:
     kept = Explanations()
     for error in (
         None,
-        Cancelled("The client went away."),
+        Cancelled("The client disconnected."),
         WorkerLost("It died."),
         Cancelled("Again."),
         Overloaded("Full."),

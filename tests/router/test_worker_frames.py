@@ -182,7 +182,7 @@ def test_another_model_is_not_let_in() -> None:
     info = _cluster().core.state.workers["decode-0"].info
     layout = dataclasses.replace(info.endpoint.layout, model_id="another")
     endpoint = dataclasses.replace(info.endpoint, layout=layout)
-    _refused(messages.Register(dataclasses.replace(info, endpoint=endpoint)), "another model")
+    _refused(messages.Register(dataclasses.replace(info, endpoint=endpoint)), "its model is not the router")
 
 
 def test_a_worker_can_neither_answer_nor_end_what_it_was_not_given() -> None:

@@ -44,7 +44,7 @@ def test_summer_time_leaves_no_hole_in_a_trace(tmp_path: Path, monkeypatch: pyte
     ("wrong", "word"),
     [
         ("{", "no JSON"),
-        ("[]", "no JSON object"),
+        ("[]", "not a JSON object"),
         ('{"timestamp": 1}', "input_length"),
         (_mooncake(input_length=0), "0 prompt tokens"),
         (_mooncake(output_length=MAX_REQUEST_TOKENS + 1), "output tokens"),

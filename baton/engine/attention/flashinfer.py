@@ -165,7 +165,7 @@ class FlashInferAttention:
 class GraphDecodeAttention:
     """`LayerAttention` of one captured decode step: everything it reads on the device stays where it is.
 
-    `device` are views of a buffer that is written anew before each replay; `device.indices` is as long as it may get.
+    `device` are views of a buffer that is rewritten before each replay; `device.indices` is as long as it may get.
     """
 
     def __init__(self, attention: FlashInferAttention, device: PlanMetadata, ints: torch.Tensor) -> None:

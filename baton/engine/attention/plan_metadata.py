@@ -67,7 +67,7 @@ def plan_metadata(layout: BatchLayout) -> PlanMetadata:
 
 def pad_decodes(token_ids: torch.Tensor, layout: BatchLayout, size: int, page: int) -> tuple[torch.Tensor, BatchLayout]:
     """A batch of decodes made `size` sequences large. The added ones are token 0 at position 0 of `page`, which must
-    belong to nobody: all of them write the same there, and read that one position.
+    belong to no sequence: all of them write the same there, and read that one position.
     """
     extra = size - layout.num_decodes
     if extra == 0:

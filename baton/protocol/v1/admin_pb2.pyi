@@ -661,7 +661,7 @@ class PageCheck(google.protobuf.message.Message):
     UNANSWERED_HANDOFFS_FIELD_NUMBER: builtins.int
     LOST_HANDOFFS_FIELD_NUMBER: builtins.int
     clean: builtins.bool
-    """Nothing is leaked, and every worker has reported meanwhile."""
+    """No page is leaked, and every worker reported during the check."""
     live_requests: builtins.int
     unanswered_handoffs: builtins.int
     """Transfers that were ordered and whose end is not known yet."""
@@ -669,7 +669,7 @@ class PageCheck(google.protobuf.message.Message):
     def workers(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___WorkerPages]: ...
     @property
     def lost_handoffs(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """Of these: reservations that nobody will answer about, because their source does not have the request."""
+        """Of these: reservations that will never be acknowledged, because their source does not have the request."""
 
     def __init__(
         self,
@@ -710,7 +710,7 @@ class WorkerPages(google.protobuf.message.Message):
     pages_leaked: builtins.int
     """Held all the while beyond what is accounted for."""
     reported: builtins.bool
-    """It has reported meanwhile; else nothing is proven of it."""
+    """It reported during the check; else the check of it is inconclusive."""
     @property
     def unknown(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Requests and reservations that it names all the while, and no live request accounts for."""

@@ -25,14 +25,14 @@ class LinkRates:
     _peers: dict[str, _Peer] = field(default_factory=dict)
 
     def joined(self, agent: str, host: str) -> None:
-        """A peer on that host may be written to; it is measured from the beginning."""
+        """A peer on that host has connected; its measurement starts over."""
         self._peers[agent] = _Peer(host)
 
     def left(self, agent: str) -> None:
         self._peers.pop(agent, None)
 
     def ended(self, agent: str, num_bytes: int, seconds: float) -> LinkMeasured | None:
-        """A write has arrived; the peer's rate when this was the last that it takes."""
+        """A write has arrived; returns the peer's rate after the last write of the measurement."""
         peer = self._peers.get(agent)
         if peer is None or peer.writes == WRITES or num_bytes < LARGE_BYTES or seconds <= 0.0:
             return None
@@ -42,7 +42,7 @@ class LinkRates:
         return peer.best if peer.writes == WRITES else None
 
     def sentence(self, own: WorkerInfo, measured: LinkMeasured) -> tuple[str, bool]:
-        """The log's line about it, and whether that is a warning."""
+        """The log line about it, and whether that is a warning."""
         host = self._peers[measured.agent].host
         gpus_of_one_host = own.device != "cpu" and bool(host) and host == own.host
         said = f"{measured.num_bytes >> 20} MiB to {measured.agent} in {1000 * measured.seconds:.1f} ms"

@@ -1,6 +1,6 @@
-"""One handoff on its way out: which pages went, which are in flight, and when the notice may follow.
+"""The sending side of one handoff: pages sent and in flight, and when the notice may follow.
 
-A prefill worker hands a prompt over this way, a decode worker a sequence that moves while it goes on decoding.
+A prefill worker hands off a prompt this way, a decode worker a migrating sequence that keeps decoding.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Outbound:
         return cls(reservation, reservation.cached_pages)
 
     def unsent_pages(self, sequence: Sequence, page_size: int) -> int:
-        """Full pages that were not given to the transport yet."""
+        """Full pages not yet given to the transport."""
         return max(0, sequence.computed // page_size - self.sent)
 
     def push(
@@ -57,9 +57,9 @@ class Outbound:
         checksum_every: int,
         most_pages: int | None = None,
     ) -> WritePages | None:
-        """The next write, if there is something to send and nothing forbids it.
+        """The next write, if there are pages to send and it is allowed.
 
-        The `last` one carries the notice: the sequence computes nothing more here. Others send `most_pages` at most.
+        The `last` one carries the notice: the sequence computes no more here. Others send `most_pages` at most.
         """
         if self.cancelled or self.error or self.final_write is not None:
             return None
@@ -123,7 +123,7 @@ class Outbound:
         return HandoffOutcome.DRAINED if self.cancelled else None
 
     def report(self, compute_ended_s: float | None, now: float) -> HandoffReport:
-        """What it cost; `compute_ended_s` is when the sequence computed its last token here."""
+        """The handoff's cost; `compute_ended_s` is when the sequence computed its last token here."""
         return HandoffReport(
             pages_sent=self.pages_sent,
             pages_cached=self.reservation.cached_pages,

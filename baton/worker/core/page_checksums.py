@@ -1,4 +1,4 @@
-"""Whether pages arrived as they were sent: a sample of each handoff's pages is summed on both sides."""
+"""Detects corrupt pages: a sample of each handoff's pages is checksummed on both sides."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ Checksum = Callable[[int], int]  # of a page's bytes, by page id
 
 
 def sampled(reservation_id: str, num_pages: int, every: int) -> tuple[int, ...]:
-    """Which of a handoff's pages are summed: one in `every`, always the last; none where `every` is 0.
+    """The pages of a handoff to checksum: one in `every`, always the last; none if `every` is 0.
 
-    Where the sample begins differs from handoff to handoff, so that every place is looked at in time.
+    The sample's start differs between handoffs, so that every place is checked eventually.
     """
     if not every or not num_pages:
         return ()
@@ -21,12 +21,12 @@ def sampled(reservation_id: str, num_pages: int, every: int) -> tuple[int, ...]:
 
 
 def checksums(pages: Sequence[tuple[int, int]], checksum: Checksum) -> tuple[PageChecksum, ...]:
-    """The sums of (place in the reservation, our page id) pairs."""
+    """The checksums of (place in the reservation, our page id) pairs."""
     return tuple(PageChecksum(place, checksum(page)) for place, page in pages)
 
 
 def wrong_pages(notice: HandoffNotice, page_ids: Sequence[int], checksum: Checksum) -> list[int]:
-    """Places of the reservation whose bytes here are not those that were sent."""
+    """Places of the reservation whose bytes here differ from those sent."""
     return [
         one.place
         for one in notice.checksums

@@ -1,4 +1,4 @@
-"""What a worker tells the router of itself, and when. Pure: the live loop and the simulator send what it returns."""
+"""A worker's load reports, and when to send them. Pure: the live loop and the simulator send the messages."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ MAX_STEP_SAMPLES = 64  # per report
 
 @dataclass(eq=False)
 class Reports:
-    """A changed load is reported soon, an unchanged one every `interval_s` as a sign of life.
+    """A changed load is reported soon, an unchanged one every `interval_s` as a heartbeat.
 
-    Prefix pages travel with the load. Their messages are numbered one by one, so that the router notices when one was
-    lost and asks for a snapshot.
+    Prefix pages travel with the load. Their messages are numbered, so that the router notices a lost one and asks for
+    a snapshot.
     """
 
     worker: str
@@ -36,24 +36,24 @@ class Reports:
         del self._samples[:-MAX_STEP_SAMPLES]
 
     def on_welcome(self, report_interval_s: float) -> list[WorkerMessage]:
-        """The router knows us from now on, and knows nothing of our pages."""
+        """The router has admitted us, and does not know our pages."""
         self.interval_s = report_interval_s
         self._reported = ()
         return self.snapshot()
 
     def on_role_changed(self, state: WorkerState) -> None:
-        """The next report tells of the new role at once."""
+        """Make the next report, with the new role, due at once."""
         self.state = state
         self._reported, self._reported_s = (), float("-inf")
 
     def snapshot(self) -> list[WorkerMessage]:
-        """Every page that others can match."""
+        """Every page that a prefix match can find."""
         self.state.pool.take_changes()
         self._page_messages += 1
         return [PagesChanged(self._page_messages, tuple(self.state.pool.matchable()), (), snapshot=True)]
 
     def wait_s(self, now: float) -> float:
-        """How long until the next sign of life is due."""
+        """Time until the next heartbeat is due."""
         return max(0.0, self._reported_s + self.interval_s - now)
 
     def due(self, role: Role, now: float, idle: bool) -> list[WorkerMessage]:

@@ -1,4 +1,4 @@
-"""A role: what a worker does with its engine. Pure: messages, outcomes and results in, commands out.
+"""The interface of a role. Pure: messages, outcomes and results in, commands out.
 
 The loop (baton/worker/loop.py) is the shell around it, the simulator another.
 """
@@ -17,7 +17,7 @@ from baton.worker.core.state import WorkerState
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Tell the router."""
+    """Send a message to the router."""
 
     message: WorkerMessage
 
@@ -36,7 +36,7 @@ class WritePages:
     notice: HandoffNotice | None
     summed: tuple[
         tuple[int, int], ...
-    ] = ()  # (place in the reservation, our page) whose checksums the notice takes along
+    ] = ()  # (place in the reservation, our page) whose checksums travel with the notice
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ Command = Send | WritePages | SwapOut | SwapIn
 
 @dataclass(frozen=True, slots=True)
 class WriteEnded:
-    """A write of ours is over: it reads our pages no more. `error` is empty when every byte arrived."""
+    """Our write is over and no longer reads our pages. `error` is empty if every byte arrived."""
 
     write_id: int
     num_bytes: int
@@ -70,7 +70,7 @@ class WriteEnded:
 
 @dataclass(frozen=True, slots=True)
 class Occupancy:
-    """What a role holds now; the loop adds the page counts and makes it a load report."""
+    """A role's current load; the loop adds the page counts and makes it a load report."""
 
     running: int
     waiting: int
@@ -79,12 +79,12 @@ class Occupancy:
     request_ids: tuple[str, ...]
     reservation_ids: tuple[str, ...]
     swapped: int = 0  # of `waiting`, those whose pages are in host memory
-    swap_outs: int = 0  # preemptions so far that went there
-    recomputes: int = 0  # and those that lost their pages
+    swap_outs: int = 0  # preemptions to host memory so far
+    recomputes: int = 0  # preemptions that lost their pages
 
 
 class Role(Protocol):
-    """Plan, execute, absorb: the loop asks for a plan, runs it on the engine and hands back the result."""
+    """Plan, execute, absorb: the loop asks for a plan, runs it on the engine and returns the result."""
 
     name: RoleName
 
@@ -93,34 +93,33 @@ class Role(Protocol):
     def on_write_ended(self, outcome: WriteEnded, now: float) -> list[Command]: ...
 
     def on_stalled(self, agent: str, now: float) -> list[Command]:
-        """Our writes to the peer make no progress: what is on its way there goes on without them."""
+        """Our writes to the peer are stalled: their handoffs stop waiting for them."""
         ...
 
     def on_notice(self, notice: HandoffNotice, now: float) -> list[Command]: ...
 
     def reserved_pages(self, reservation_id: str) -> tuple[int, ...]:
-        """Our pages that a peer writes for this reservation; empty when nobody waits for it."""
+        """Our pages that a peer writes for this reservation; empty if it is no longer open."""
         ...
 
     def on_corrupt(self, notice: HandoffNotice, wrong_pages: int) -> list[Command]:
-        """The notice has come in place of `on_notice`, with pages that are not what was sent."""
+        """Called instead of `on_notice` for a notice with corrupt pages."""
         ...
 
     def call_off_handoffs(self) -> None:
-        """Begin no write any more; those under way end."""
+        """Start no more writes; those in flight end."""
         ...
 
     def on_new_router(self, state: WorkerState) -> tuple[HeldSequence, ...]:
-        """The router that gave us work is gone, nobody writes to or from us, and we have a new name among peers.
+        """Our router is gone, no write to or from us is in flight, and we have a new agent name.
 
-        What needs no peer goes on unheard; returns what a router may ask for. All else is given up.
+        Sequences that need no peer continue detached; returns those a router may adopt. All others are dropped.
         """
         ...
 
     def plan(self, now: float) -> tuple[list[Command], StepPlan | None]:
-        """The next step, and before it the copies that make room for it and bring back what it reads. They are
-        performed in their order before anything else, also where there is no step: a page that was given up may have
-        a new owner with the next message."""
+        """The next step, and the copies that free and restore pages for it. The copies are performed first and in
+        order, even without a step: a freed page may have a new owner with the next message."""
         ...
 
     def absorb(self, plan: StepPlan, result: StepResult, now: float) -> list[Command]: ...
@@ -129,5 +128,5 @@ class Role(Protocol):
 
     @property
     def expects_peers(self) -> bool:
-        """A peer's notice or the end of a write may come at any moment, so the loop must look often."""
+        """Whether a peer's notice or the end of a write may come at any moment, so that the loop must poll often."""
         ...

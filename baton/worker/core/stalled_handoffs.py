@@ -1,4 +1,4 @@
-"""Handoffs that nobody waits for any more, though their writes have not ended. Pure.
+"""Stalled handoffs: no request waits for them any more, but their writes have not ended. Pure.
 
 A peer that cannot be reached holds up a write for as long as its cable is cut. Nothing calls such a write off for
 good: what it has queued is sent when the cable is whole again, also after both sides have let go of each other. So the
@@ -29,7 +29,7 @@ class _Stalled:
 
 @dataclass(eq=False)
 class StalledHandoffs:
-    """Each leaves with the end of its last write."""
+    """Each is removed at the end of its last write."""
 
     pool: PagePool
     _of_write: dict[int, _Stalled] = field(default_factory=dict)
@@ -39,11 +39,11 @@ class StalledHandoffs:
 
     @property
     def request_ids(self) -> tuple[str, ...]:
-        """Requests whose pages are still read, whether or not they have anything else here."""
+        """Requests whose pages a write still reads."""
         return tuple(dict.fromkeys(stalled.request_id for stalled in self._of_write.values()))
 
     def hold(self, sequence: Sequence, outbound: Outbound, now: float) -> Command:
-        """The sequence is free of a handoff that has writes in flight."""
+        """Detach a handoff with writes in flight from its sequence."""
         outbound.cancelled = True
         pages = tuple(sequence.page_table[: outbound.sent])
         self.pool.share(pages)
@@ -52,7 +52,7 @@ class StalledHandoffs:
         return Send(HandoffStalled(sequence.request_id, outbound.reservation.reservation_id))
 
     def on_write_ended(self, outcome: WriteEnded, now: float) -> list[Command] | None:
-        """Account for a write; None where it is not one of ours."""
+        """Account for a write; None if it belongs to no stalled handoff."""
         stalled = self._of_write.pop(outcome.write_id, None)
         if stalled is None:
             return None
@@ -61,7 +61,7 @@ class StalledHandoffs:
         if outbound.in_flight:
             return []
         self.pool.release(stalled.pages)
-        # Also where the notice went with it: the target was told to commit nothing.
+        # Even if the notice went with it: the target was told to commit nothing.
         end = HandoffOutcome.FAILED if outbound.error else HandoffOutcome.DRAINED
         report = outbound.report(stalled.since_s, now)
         ended = HandoffEnded(stalled.request_id, outbound.reservation.reservation_id, end, report, outbound.error)

@@ -1,4 +1,4 @@
-"""What a worker keeps when its role changes: pages, limits and what it knows of the model."""
+"""State that a worker keeps when its role changes: pages, limits and facts about the model."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class WorkerState:
     role_epoch: int = 0
     engine: EngineSection = field(default_factory=EngineSection)
     share_prefixes: bool = False  # between tenants
-    host_pages: int = 0  # slots of host memory for preempted sequences; 0: they are computed again
-    keep_ended_s: float = 60.0  # the output of sequences that have ended, for a router that comes new
+    host_pages: int = 0  # slots of host memory for preempted sequences; 0: they are recomputed
+    keep_ended_s: float = 60.0  # how long the output of ended sequences is kept for a new router
 
     def root(self, sequence: Sequence) -> bytes:
         """The parent hash of the sequence's first page."""

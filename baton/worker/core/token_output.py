@@ -1,4 +1,4 @@
-"""From a sampled token to what the router is told of it."""
+"""Converts sampled tokens to messages for the router."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from baton.protocol.request import FinishReason
 
 
 def token_output(sequence: Sequence, token: SampledToken, finish: FinishReason | None) -> TokenOutput:
-    """The newest token of a sequence as a message; prompt tokens that came from the cache are told with the first."""
+    """The newest token of a sequence as a message; the first one carries the number of cached prompt tokens."""
     request = sequence.request
     index = len(sequence.tokens) - len(request.prompt) - 1
     return TokenOutput(

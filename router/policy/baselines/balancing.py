@@ -1,4 +1,4 @@
-"""Policies that know nothing of a prompt but that it is there: round-robin, random, join the shortest queue."""
+"""Policies that ignore the prompt: round-robin, random, join the shortest queue."""
 
 from __future__ import annotations
 

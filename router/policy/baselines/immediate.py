@@ -1,7 +1,7 @@
-"""What the policies of other systems share: a request is sent on the moment it arrives, queues are the workers'.
+"""Common base of other systems' policies: a request is sent on arrival, and workers hold the queues.
 
-Every request is handed over from a prefill to a decode worker; where there are no two pools, workers that decode serve
-whole requests. Formulas and sources: docs/policies.md.
+Every request is handed off from a prefill to a decode worker; without two pools, decode workers run whole
+requests. Formulas and sources: docs/policies.md.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from baton.router.policy.routing import RoutingDecision
 
 @dataclass(eq=False)
 class ImmediatePlacement(ABC):
-    """What the peers share: place the first in line now. A policy chooses among views, given in the order of names."""
+    """Common base: place the first request in line now. A policy chooses among views, given in order of names."""
 
     seed: int = 0
     name: str = ""
@@ -49,7 +49,7 @@ class ImmediatePlacement(ABC):
         return [Place(item.request_id, RoutingDecision(view.name, None, True, f"chosen by {self.name}"))]
 
     def find_decode(self, item: PlacementInput, state: ClusterState, avoid: str | None, now: float) -> str | None:
-        """By the policy's own choice, once the prompt is being computed: pages reserved earlier would lie idle."""
+        """The policy's choice, made once the prompt is being computed: pages reserved earlier would be idle."""
         source = state.workers.get(item.prefill_worker)
         if source is not None and item.request_id in source.assigned and item.request_id != next(iter(source.assigned)):
             return None
@@ -73,17 +73,17 @@ class ImmediatePlacement(ABC):
     def choose_prefill(
         self, item: PlacementInput, views: list[WorkerView], state: ClusterState, now: float
     ) -> WorkerView:
-        """Who computes the prompt; `views` is not empty."""
+        """Choose the prefill worker; `views` is not empty."""
 
     @abstractmethod
     def choose_decode(
         self, item: PlacementInput, views: list[WorkerView], state: ClusterState, now: float
     ) -> WorkerView:
-        """Who generates; `views` is not empty."""
+        """Choose the decode worker; `views` is not empty."""
 
 
 def in_flight(view: WorkerView) -> int:
-    """Requests a worker has been given and has not finished."""
+    """Requests assigned to a worker and not finished."""
     return view.sequences
 
 

@@ -1,7 +1,7 @@
-"""How many workers should prefill and how many decode, from what comes in and what a worker of each pool can do.
+"""The best split into prefill and decode workers, from demand and the capacity of a worker of each pool.
 
-Demand is two exponential averages of what arrives: the slow one counts, unless the fast one differs by more than chance
-explains. Both pools' work over the next HORIZON_S (what waits, what runs, what will come) is put in worker-seconds; the
+Demand is two exponential averages of arrivals: the slow one, unless the fast one differs by more than noise
+explains. Both pools' work over the next HORIZON_S (waiting, running, arriving) is measured in worker-seconds; the
 best split is the one whose more loaded pool has the least load. docs/pool_planner.md has the formulas.
 """
 
@@ -18,16 +18,16 @@ from baton.router.policy.latency_model import StepCosts
 from baton.router.policy.placement import PlacementInput
 
 FAST_S, SLOW_S = 8.0, 60.0  # time constants of the two averages
-CHANCE = 3.0  # standard errors within which the fast average tells nothing new
+CHANCE = 3.0  # standard errors within which the fast average is noise
 HORIZON_S = 20.0  # over which work is projected
-MARGIN, PRESSED_MARGIN = 0.15, 0.05  # by which another split must be better: usually, and once a pool is PRESSED
-PRESSED = 0.9  # load of the worse pool
-WORRY = 0.7  # load of the worse pool below which all is well
-PAYBACK_S = 60.0  # in which a switch must earn the time a worker is lost for it
+MARGIN, PRESSED_MARGIN = 0.15, 0.05  # relative gain that a change needs: usually, and once a pool is PRESSED
+PRESSED = 0.9  # load of the busier pool
+WORRY = 0.7  # load of the busier pool below which no worker moves
+PAYBACK_S = 60.0  # time in which a switch must earn back the worker time it costs
 TPOT_SHARE = 0.95  # of the objective that a planned decode step takes
 PAGES_SHARE = 0.9  # of a worker's pages that a planned batch fills
 MIXED_SHARE = 0.9  # of the objective that a step with a chunk of a prompt may take (the placement's own bound)
-WHOLE_EFFICIENCY = 0.7  # of a decode worker's spare time, when it takes whole requests
+WHOLE_EFFICIENCY = 0.7  # of a decode worker's spare time, when it runs whole requests
 
 REQUESTS, NEW, PAIRS, OUTPUT, READ, STATED, TPOT = range(7)
 """What is counted of an arrival: one; prompt tokens to compute; attention pairs; output tokens; positions that its
@@ -36,18 +36,18 @@ decode steps read; one if it states a TPOT objective; that objective (s)."""
 
 @dataclass(frozen=True, slots=True)
 class Advice:
-    """The split to have now, and why; it is the present one while no other is clearly better."""
+    """The recommended split and the reason; it is the present one unless another is clearly better."""
 
     prefill: int
     decode: int
     why: str
-    prompt_tokens_per_s: float  # expected, that are not cached
+    prompt_tokens_per_s: float  # expected and not cached
     output_tokens_per_s: float
 
 
 @dataclass(eq=False)
 class Demand:
-    """What arrives per second, as far as it goes on as it did."""
+    """The arrival rates."""
 
     fast: np.ndarray = field(default_factory=lambda: np.zeros(7))
     slow: np.ndarray = field(default_factory=lambda: np.zeros(7))
@@ -76,7 +76,7 @@ class Demand:
         self._pass(now)
         if self.start_s is None:
             return np.zeros(7)
-        # Both averages began at nothing: what they cannot have seen yet is made up for, from a second on.
+        # Both averages started at zero: correct for that, from the first second on.
         age = max(now - self.start_s, 1.0)
         fast = self.fast / (1 - np.exp(-age / FAST_S))
         slow = self.slow / (1 - np.exp(-age / SLOW_S))
@@ -87,26 +87,26 @@ class Demand:
 
 @dataclass(frozen=True, slots=True)
 class Projection:
-    """Both pools' work over the horizon, in workers that it would keep busy."""
+    """Both pools' work over the horizon, as the number of workers it keeps busy."""
 
     prefill: float
     decode: float
     spare: float = 0.0  # prompt work that a decode worker does in spare time, relative to a prefill worker
 
     def load(self, prefill: int, decode: int) -> float:
-        """Of the more loaded pool; above 1 it cannot keep up."""
+        """The load of the busier pool; above 1 it cannot keep up."""
         decoding = self.decode / decode
         shared = (self.prefill + self.spare * self.decode) / (prefill + self.spare * decode)
         return max(decoding, min(self.prefill / prefill, shared))
 
     def best(self, workers: int) -> int:
-        """Prefill workers of the best split; of equals the one with fewest."""
+        """Prefill workers of the best split; of equal ones the fewest."""
         return min(range(1, workers), key=lambda prefill: (self.load(prefill, workers - prefill), prefill))
 
 
 @dataclass(eq=False)
 class PoolPlanner:
-    """`switch_s` is what a switch costs: how long a worker is away for it, as it was lately."""
+    """`switch_s` is the cost of a switch: how long a worker was away for it recently."""
 
     demand: Demand = field(default_factory=Demand)
     switch_s: float = 3.0
@@ -114,22 +114,22 @@ class PoolPlanner:
     def on_arrival(
         self, prompt_tokens: int, new_tokens: int, output_tokens: float, tpot_s: float | None, now: float
     ) -> None:
-        """A request came: its prompt, how much of it nobody has cached, the answer it is expected to get."""
+        """A request arrived: its prompt, its uncached tokens, its expected output."""
         pairs = new_tokens * (prompt_tokens - new_tokens / 2)
         read = output_tokens * (prompt_tokens + output_tokens / 2)
         self.demand.add((1, new_tokens, pairs, output_tokens, read, tpot_s is not None, tpot_s or 0.0), now)
 
     def on_switched(self, seconds: float) -> None:
-        """A worker was away for so long to change its role."""
+        """A worker was away for `seconds` to change its role."""
         self.switch_s += 0.3 * (seconds - self.switch_s)
 
     def advise(
         self, state: ClusterState, queued: Iterable[PlacementInput], drift: float, now: float, whole: bool
     ) -> Advice | None:
-        """None while there is nothing to divide, or nothing is known of what comes.
+        """None while there are no workers to divide, or demand is unknown.
 
-        `drift` is how much longer recent answers are than was predicted; `whole` says whether the placement gives
-        decode workers whole requests.
+        `drift` is the ratio of recent answers to their prediction; `whole`: whether the placement lets decode workers
+        run whole requests.
         """
         prefill, decode = state.pool(RoleName.PREFILL), state.pool(RoleName.DECODE)
         workers = len(prefill) + len(decode)
@@ -166,7 +166,7 @@ def project(
     now: float,
     whole: bool,
 ) -> Projection:
-    """The work of both pools from now on, as the workers' own latency models price it."""
+    """The future work of both pools, priced by the workers' own latency models."""
     computing, decoding = mean_costs(prefill or decode), mean_costs(decode or prefill)
     info = (decode or prefill)[0].info
     waiting = list(queued)
@@ -182,11 +182,11 @@ def project(
     waiting_s = len(waiting) * coming_s / requests
     prefilling = coming_s + (begun_s + waiting_s) / HORIZON_S
 
-    steps = HORIZON_S / step_s  # that a sequence can make within the horizon
+    steps = HORIZON_S / step_s  # of a sequence within the horizon
     sequences = [one for view in (*prefill, *decode) for one in view.running.values()]
     running = sum(min(one.output.remaining(one.emitted), steps) for one in sequences)
     answer = output / requests
-    in_time = 1 - answer / (2 * steps) if answer < steps else steps / (2 * answer)  # of what comes meanwhile
+    in_time = 1 - answer / (2 * steps) if answer < steps else steps / (2 * answer)  # of arrivals within it
     tokens = running + len(waiting) * min(answer, steps) + HORIZON_S * output * in_time
     busy = tokens * step_s / batch / HORIZON_S
 
@@ -197,7 +197,7 @@ def project(
 
 
 def fits_beside(rates: np.ndarray, costs: StepCosts, info: WorkerInfo, beside_s: float, tpot_s: float) -> bool:
-    """Whether decode workers may take prompts: a chunk beside their decodes keeps the promise, as placement sees it."""
+    """Whether decode workers may prefill: a chunk beside their decodes meets the objective by the placement's bound."""
     chunk = info.mixed_chunk_tokens or info.chunk_tokens
     new = float(rates[NEW])
     if tpot_s == float("inf"):
@@ -207,7 +207,7 @@ def fits_beside(rates: np.ndarray, costs: StepCosts, info: WorkerInfo, beside_s:
 
 
 def mean_costs(views: Sequence[WorkerView]) -> StepCosts:
-    """What steps cost on these workers, as their latency models have learnt."""
+    """The mean step costs of these workers, by their latency models."""
     costs = [view.latency.costs for view in views]
     names = ("step_s", "prefill_token_s", "prefill_pair_s", "decode_s", "context_token_s")
     return StepCosts(*(sum(getattr(one, name) for one in costs) / len(costs) for name in names))

@@ -1,0 +1,64 @@
+"""How a Ray of ours ends: stand-ins under the names of its processes, and a process whose parent does not wait."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from deploy.local_ray import LocalRay
+from deploy.processes import noted_process, until_ended
+
+RAYLET = """
+trap 'kill -0 {gcs} && touch {told}; exit' TERM
+echo ready
+while true; do sleep 0.01; done
+"""
+GCS = "echo ready; while true; do sleep 0.01; done"
+
+
+def _stand_in(folder: Path, ray: LocalRay, name: str, script: str) -> subprocess.Popen[str]:
+    """A shell with this name and script, in its loop, that belongs to the Ray."""
+    program = folder / name
+    program.symlink_to(shutil.which("bash") or "")
+    environment = {**os.environ, "BATON_RAY_FOLDER": ray.folder}
+    process = subprocess.Popen([program, "-c", script], env=environment, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def test_a_raylet_says_goodbye_to_a_gcs_server_that_still_lives(tmp_path: Path) -> None:
+    ray = LocalRay("127.0.0.1:9", str(tmp_path / "ray"))
+    told = tmp_path / "told"
+    with (
+        _stand_in(tmp_path, ray, "gcs_server", GCS) as gcs,
+        _stand_in(tmp_path, ray, "raylet", RAYLET.format(gcs=gcs.pid, told=told)) as raylet,
+    ):
+        assert ray.stop() >= {gcs.pid, raylet.pid}
+    assert told.exists()
+    assert gcs.returncode < 0
+
+
+@pytest.mark.parametrize("name", ["raylet", "gcs_server"])
+def test_one_without_the_other_is_killed(tmp_path: Path, name: str) -> None:
+    ray = LocalRay("127.0.0.1:9", str(tmp_path / "ray"))
+    told = tmp_path / "told"
+    with _stand_in(tmp_path, ray, name, RAYLET.format(gcs=os.getpid(), told=told)) as process:
+        assert ray.stop() >= {process.pid}
+    assert process.returncode < 0
+    assert not told.exists()
+
+
+def test_a_process_whose_parent_has_not_waited_for_it_has_ended() -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        running = noted_process("", process.pid)
+        assert running is not None
+        assert until_ended([running], timeout_s=0.0) == [running]
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        assert until_ended([running], timeout_s=0.0) == []
