@@ -76,7 +76,8 @@ async def run_live(stream: Stream, policy: str) -> Live:
     router_plan, worker_plan = plans(
         CHECKPOINT, CONTEXT_TOKENS, NUM_PAGES, policy=policy, chunk_tokens=CHUNK_TOKENS, max_batch=MAX_BATCH
     )
-    worker_plan = replace(worker_plan, mixed_chunk_tokens=MIXED_CHUNK_TOKENS, checksum_every=16)
+    engine = worker_plan.engine.changed(mixed_chunk_tokens=MIXED_CHUNK_TOKENS, checksum_every=16)
+    worker_plan = replace(worker_plan, engine=engine)
     state = RecordingState()
     async with ProcessCluster(router_plan, worker_plan, {"prefill": 1, "decode": 1}, state=state) as cluster:
         driver = cluster.router.driver

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from baton.config.plan import RouterPlan, WorkerPlan
+from baton.config.plan import ResolvedEngine, ResolvedModel, RouterPlan, WorkerPlan
+from baton.config.schema import RouterSection
 from baton.logs import set_up
 from baton.router.assembly import RunningRouter, start_router
 from baton.router.policy.cluster_state import ClusterState
@@ -24,7 +25,7 @@ def work(plan: WorkerPlan, namespace: str = "", environment: Mapping[str, str] |
     if namespace:
         enter(namespace)
     os.environ.update(environment or {})
-    set_up(plan.name, plan.log_level)
+    set_up(plan.name, plan.logging.level)
     from baton.worker.assembly import assemble
 
     assemble(plan, str(os.getpid()), "localhost", lambda stage: None).run()
@@ -96,24 +97,16 @@ def plans(
     lost_after_s: float = 60.0,
 ) -> tuple[RouterPlan, WorkerPlan]:
     """The plans of a float32 cluster on this machine: one thread a worker, every page that travels is summed."""
-    path = str(folder)
-    router = RouterPlan(
-        path, "measured", "float32", context_tokens, "127.0.0.1", 0, "127.0.0.1", 4096, lost_after_s, policy
-    )
-    worker = WorkerPlan(
-        name="",
-        role="",
-        model=path,
-        router_address="",
-        dtype="float32",
-        device="cpu",
-        context_tokens=context_tokens,
+    model = ResolvedModel(path=str(folder), dtype="float32", context_tokens=context_tokens)
+    listening = RouterSection(port=0, admin_port=0, policy=policy, lost_after_s=lost_after_s)
+    engine = ResolvedEngine(
         num_pages=num_pages,
-        page_size=16,
         chunk_tokens=chunk_tokens,
         mixed_chunk_tokens=chunk_tokens,
         max_batch=max_batch,
         threads=1,
+        gpu_memory_fraction=0.9,
+        device="cpu",
         checksum_every=1,
     )
-    return router, worker
+    return RouterPlan(model, "measured", listening, "127.0.0.1"), WorkerPlan("", "", "", model, engine)

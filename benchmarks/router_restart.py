@@ -82,7 +82,7 @@ async def until_joined(plan: RouterPlan, workers: Sequence[Any]) -> Any:
             if ended:
                 raise ChildProcessError(f"Workers ended before they served: {', '.join(ended)}.")
             try:
-                with baton.Admin(f"127.0.0.1:{plan.admin_port}") as admin:
+                with baton.Admin(f"127.0.0.1:{plan.router.admin_port}") as admin:
                     cluster = await asyncio.to_thread(admin.cluster)
                 joined = [worker for pool in cluster.pools for worker in pool.workers]
                 if len(joined) == len(WORKERS) and not any(worker.pages_held for worker in joined):
@@ -115,7 +115,7 @@ async def restart(plan: RouterPlan, old: Any, workers: Sequence[Any], size: Size
         waits.append(longest)
         ends.append(last)
 
-    async with baton.AsyncClient(f"127.0.0.1:{plan.port}") as client, asyncio.TaskGroup() as readers:
+    async with baton.AsyncClient(f"127.0.0.1:{plan.router.port}") as client, asyncio.TaskGroup() as readers:
         for index in range(size.streams):
             readers.create_task(read(index, client))
         await asyncio.gather(*(event.wait() for event in begun))
@@ -137,7 +137,8 @@ async def measure(size: Size, step: Callable[[str], None]) -> dict[str, float]:
     router_plan, worker_plan = plans(
         CHECKPOINT, CONTEXT_TOKENS, 1200, policy="least_loaded", max_batch=32, lost_after_s=5.0
     )
-    router_plan = replace(router_plan, port=port, admin_port=admin_port, worker_port=worker_port)
+    listening = router_plan.router.changed(port=port, admin_port=admin_port)
+    router_plan = replace(router_plan, router=listening, worker_port=worker_port)
     router, _ = start(router_plan)
     workers: list[Any] = []
     found: dict[str, list[Any]] = {"continued": [], "computed_again": []}
@@ -150,7 +151,7 @@ async def measure(size: Size, step: Callable[[str], None]) -> dict[str, float]:
         for _ in range(size.rounds):
             for kind, seconds in (("continued", CLAIM_WITHIN_S), ("computed_again", 0.0)):
                 step(kind)
-                resumed = replace(router_plan, claim_within_s=seconds)
+                resumed = replace(router_plan, router=router_plan.router.changed(claim_within_s=seconds))
                 seen = await restart(resumed, router, workers, size)
                 router = seen.pop("router")
                 found[kind].append(seen)

@@ -15,11 +15,11 @@ import psutil
 import zmq
 
 from baton.builtin_model import CHECKPOINT
-from baton.config.plan import RouterPlan
 from baton.protocol import codec
 from baton.protocol.messages import Welcome
 from baton.protocol.worker import RoleName
 from benchmarks.mock_baton import ROLES, Left, mock_baton_process
+from benchmarks.process_cluster import plans
 from benchmarks.stream_clients import GrpcClient, StreamClient, WorkerClient
 
 START_S = 60.0
@@ -85,8 +85,7 @@ def router_process(pipe: Connection) -> None:
     from baton.router.assembly import start_router
 
     async def serve() -> None:
-        plan = RouterPlan(str(CHECKPOINT), "mock", "float32", 4096, "127.0.0.1", 0, "127.0.0.1", 4096, 60.0)
-        running = await start_router(plan)
+        running = await start_router(plans(CHECKPOINT, 4096, 1)[0])
         told = asyncio.Event()
         asyncio.get_running_loop().add_reader(pipe.fileno(), told.set)
         pipe.send((running.worker_address, running.port))

@@ -72,7 +72,7 @@ class DecodeRole:
 
     def _meet_peers(self) -> None:
         self._inbound = Inbound(self.state.pool, self.state.agent, self.state.model_id, self.state.share_prefixes)
-        self._departures = Departures(self.state.pool, self.state.checksum_every)
+        self._departures = Departures(self.state.pool, self.state.engine.checksum_every)
 
     def on_message(self, message: RouterMessage, now: float) -> list[Command]:
         match message:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from baton.builtin_model import CHECKPOINT
+from baton.config.access import check_access
 from baton.config.resolve import ModelFacts, Resolved, resolve
 from baton.config.schema import BatonConfig
 from baton.deploy.ending import Tell, clear, end_started
@@ -52,9 +53,8 @@ def resolve_here(config: BatonConfig) -> Resolved:
         window_limits=model.window_limits,
     )
     resolved = resolve(config, machine_facts(), facts)
-    access = resolved.access_plan()
-    access.check(config.router.admin_host)
-    Credentials(access)  # before anything is started: the router reads the same files again
+    check_access(config.access, config.router.admin_host)
+    Credentials(config.access)  # before anything is started: the router reads the same files again
     return resolved
 
 

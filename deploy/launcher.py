@@ -156,10 +156,13 @@ def start_cluster(resolved: Resolved, tell: Tell, prefix: str = "", worker_host:
     # On the node of the command: its clients are here, and this node is not one the autoscaler takes away.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     # A restarted router has to be found where the first one was, so a port that is left open is chosen here.
+    given = plan.router
     plan = replace(
         plan,
-        port=plan.port or free_port(plan.host),
-        admin_port=plan.admin_port or free_port(plan.admin_host),
+        router=given.changed(
+            port=given.port or free_port(given.host),
+            admin_port=given.admin_port or free_port(given.admin_host),
+        ),
         worker_port=plan.worker_port or free_port(plan.worker_host),
     )
     router = RouterActor.options(  # type: ignore[attr-defined]

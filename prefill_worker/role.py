@@ -173,7 +173,7 @@ class PrefillRole:
         """Send pages that are computed but not sent. A running chunk never changes full pages."""
         if job.outbound is None or job.unwanted:
             return []
-        page_size, every = self.state.pool.page_size, self.state.checksum_every
+        page_size, every = self.state.pool.page_size, self.state.engine.checksum_every
         write = job.outbound.push(job.sequence, page_size, job.computed_all, self._write_ids, every)
         if write is None:
             return self._settle(job, now)

@@ -28,7 +28,7 @@ class RouterActor:
     """
 
     def __init__(self, plan: RouterPlan, worker_keys: WorkerKeys, prefix: str = "") -> None:
-        set_up(ROUTER, plan.log_level)
+        set_up(ROUTER, plan.logging.level)
         self._plan, self._worker_keys, self._prefix = plan, worker_keys, prefix
         self._watches: dict[str, asyncio.Task[None]] = {}
         self._started = asyncio.get_running_loop().create_task(self._start())
@@ -84,4 +84,4 @@ class RouterActor:
 
     async def stop(self) -> None:
         if not isinstance(await self._started, str):
-            await self._router.stop(self._plan.stop_grace_s)
+            await self._router.stop(self._plan.router.stop_grace_s)

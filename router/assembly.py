@@ -11,6 +11,7 @@ from pathlib import Path
 
 import grpc
 
+from baton.config.access import check_access
 from baton.config.plan import RouterAddresses, RouterPlan
 from baton.engine.checkpoint import model_id, read_config, resolve_model
 from baton.engine.tokenizer import Tokenizer
@@ -19,7 +20,6 @@ from baton.protocol.address import join
 from baton.router.access.credentials import Credentials
 from baton.router.admin_server import AdminService, start_admin_server
 from baton.router.core.core import RouterCore
-from baton.router.core.limits import RequestLimits, RouterLimits
 from baton.router.core.worker_frames import WorkerFrames
 from baton.router.driver import Driver
 from baton.router.policy.cluster_state import ClusterState
@@ -49,8 +49,9 @@ class RunningRouter:
     @property
     def addresses(self) -> RouterAddresses:
         """The addresses of its servers and its worker link."""
-        plan = self.plan
-        return RouterAddresses(self.worker_address, join(plan.host, self.port), join(plan.admin_host, self.admin_port))
+        config = self.plan.router
+        public, admin = join(config.host, self.port), join(config.admin_host, self.admin_port)
+        return RouterAddresses(self.worker_address, public, admin)
 
     async def stop(self, grace_s: float = 1.0) -> None:
         """Refuse new requests, give running streams `grace_s`, close everything."""
@@ -77,56 +78,40 @@ async def start_router(plan: RouterPlan, state: ClusterState | None = None) -> R
 
     `state` replaces the router's own view of its workers, for a test that also records their reports.
     """
-    access = plan.access
-    access.check(plan.admin_host)
+    access, config = plan.access, plan.router
+    check_access(access, config.admin_host)
     credentials = Credentials(access)
-    folder = resolve_model(plan.model)
-    config, tokenizer = read_config(folder), Tokenizer(folder)
+    folder = resolve_model(plan.model.path)
+    model_config, tokenizer = read_config(folder), Tokenizer(folder)
     model = ServedModel(
         plan.model_name,
         model_id(folder),
-        config,
+        model_config,
         tokenizer,
-        plan.dtype,
-        plan.context_tokens,
+        plan.model.dtype,
+        plan.model.context_tokens,
         plan.sampling_defaults,
     )
-    limits = RouterLimits(
-        max_queued=plan.max_queued,
-        lost_after_s=plan.lost_after_s,
-        no_workers_grace_s=plan.no_workers_grace_s,
-        claim_within_s=plan.claim_within_s,
-    )
-    placement = make_policy(plan.policy, plan.refuse_late)
-    state_file = Path(plan.state_file) if plan.state_file else None
     core = RouterCore(
         router_id=uuid.uuid4().hex[:8],
-        placement=placement,
+        placement=make_policy(config.policy, config.refuse_late),
         vocabulary=tokenizer,
-        limits=limits,
+        config=config,
         state=ClusterState(share_prefixes=access.share_prefixes) if state is None else state,
-        output_length=load_learned(state_file),
+        output_length=load_learned(Path(config.state_file) if config.state_file else None),
         started_s=time.monotonic(),
     )
-    core.automation.auto = plan.auto_rebalance
+    core.automation.auto = config.auto_rebalance
     link = WorkerLink(f"tcp://{join(plan.worker_host, plan.worker_port or '*')}", plan.link_keys)
-    frames = WorkerFrames(model.model_id, config.vocab_size, plan.context_tokens)
-    driver = Driver(
-        core,
-        link,
-        frames,
-        state_file=state_file,
-        refuse_late=plan.refuse_late,
-        write_timeout_s=plan.write_timeout_s,
-    )
+    frames = WorkerFrames(model.model_id, model_config.vocab_size, plan.model.context_tokens)
+    driver = Driver(core, link, frames, config=config)
     admin = AdminService(driver, plan.model_name, plan.settings)
-    asked = RequestLimits(access.max_prompt_tokens, access.max_streams_per_tenant)
-    inference = InferenceService(driver, model, asked, credentials.tokens)
+    inference = InferenceService(driver, model, access, credentials.tokens)
     async with AsyncExitStack() as started:  # what is ended again when a port is taken
         started.callback(link.close)
-        admin_address = join(plan.admin_host, plan.admin_port)
+        admin_address = join(config.admin_host, config.admin_port)
         admin_server, admin_port = await start_admin_server(admin, admin_address, credentials)
         started.push_async_callback(admin_server.stop, 0.0)
-        server, port = await start_server(inference, join(plan.host, plan.port), credentials)
+        server, port = await start_server(inference, join(config.host, config.port), credentials)
         started.pop_all()
     return RunningRouter(plan, driver, server, port, admin_server, admin_port, asyncio.create_task(driver.run()))

@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from baton.config import defaults
+from baton.config.schema import RouterSection
 from baton.logs import log
 from baton.protocol.errors import BatonError, Cancelled, ConfigError, InvalidRequest
 from baton.protocol.messages import RouterMessage, Welcome, WorkerMessage
@@ -73,11 +73,9 @@ class Driver:
     link: WorkerLink
     frames: WorkerFrames
     clock: Callable[[], float] = time.monotonic
-    state_file: Path | None = None  # where learned output lengths are kept
-    refuse_late: bool = True  # for a policy that is set while the router runs
-    write_timeout_s: float = defaults.WRITE_TIMEOUT_S  # after which a client that reads nothing is cut; 0: never
+    config: RouterSection = field(default_factory=RouterSection)
     on_welcome: Callable[[str], None] | None = None  # called for each worker that joins
-    on_kill: Callable[[str], None] | None = None  # kills the process of a timed-out worker, if possible
+    on_kill: Callable[[str], None] | None = None  # ends the process of a silent worker, where that can be done
     _subscriptions: dict[str, Subscription] = field(default_factory=dict)
     _watchers: dict[str, set[asyncio.Event]] = field(default_factory=dict)  # by operation id
 
@@ -96,13 +94,14 @@ class Driver:
 
     def save_learned(self, learned: OutputLength) -> None:
         """Write the learned lengths to a temporary file and rename it, so that a reader never sees half of it."""
-        if self.state_file is None:
+        if not self.config.state_file:
             return
         try:
-            self.state_file.parent.mkdir(parents=True, exist_ok=True)
-            fresh = self.state_file.with_suffix(".new")
+            path = Path(self.config.state_file)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            fresh = path.with_suffix(".new")
             fresh.write_text(learned.dumps())
-            fresh.replace(self.state_file)
+            fresh.replace(path)
         except OSError as error:
             log.warning(f"Learned output lengths could not be kept: {error}")
 
@@ -144,12 +143,11 @@ class Driver:
 
     def _cut_unread(self, now: float) -> None:
         """End the streams whose clients have read nothing for too long; of each, one message stays with gRPC."""
-        for subscription in list(self._subscriptions.values()) if self.write_timeout_s else ():
+        timeout_s = self.config.write_timeout_s
+        for subscription in list(self._subscriptions.values()) if timeout_s else ():
             since_s = subscription.writing_since_s
-            if since_s is not None and now - since_s > self.write_timeout_s:
-                error = Cancelled(
-                    f"Nothing of the stream was read for {self.write_timeout_s:g} s (router.write_timeout_s)."
-                )
+            if since_s is not None and now - since_s > timeout_s:
+                error = Cancelled(f"Nothing of the stream was read for {timeout_s:g} s (router.write_timeout_s).")
                 self.unsubscribe(subscription, error)
                 subscription.cut(error)
 
@@ -194,7 +192,7 @@ class Driver:
     def set_policy(self, name: str) -> None:
         """Switch the placement policy for waiting and new requests; raises `InvalidRequest` on an unknown name."""
         try:
-            policy = make_policy(name, self.refuse_late)
+            policy = make_policy(name, self.config.refuse_late)
         except ConfigError as error:
             raise InvalidRequest(error.message) from None
         log.info(f"policy {name} places requests now")

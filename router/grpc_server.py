@@ -30,7 +30,7 @@ async def serve(
     server = grpc.aio.server(
         interceptors=[] if tokens is None else [Gate(tokens, role)],
         options=[
-            ("grpc.max_receive_message_length", credentials.plan.max_message_mib * MIB),
+            ("grpc.max_receive_message_length", credentials.access.max_message_mib * MIB),
             ("grpc.so_reuseport", 0),
             *PINGS,
         ],

@@ -12,6 +12,7 @@ from typing import TypeVar
 import grpc
 from google.protobuf.message import DecodeError
 
+from baton.config.schema import AccessSection
 from baton.engine.model_config import ModelConfig
 from baton.engine.tokenizer import Tokenizer
 from baton.protocol import codec
@@ -23,7 +24,7 @@ from baton.router.access.access import GENERATE, Access
 from baton.router.access.credentials import Credentials
 from baton.router.access.failure import abort
 from baton.router.access.reloaded import Reloaded
-from baton.router.core.limits import RequestLimits, TenantStreams
+from baton.router.core.limits import TenantStreams, check_prompt, most_prompt_tokens
 from baton.router.core.record import Completion
 from baton.router.core.stream import TextToken
 from baton.router.driver import Driver, Subscription
@@ -57,14 +58,14 @@ class InferenceService:
 
     driver: Driver
     model: ServedModel
-    limits: RequestLimits = field(default_factory=RequestLimits)
+    access: AccessSection = field(default_factory=AccessSection)
     tokens: Reloaded[Access] | None = None
     seeds: random.Random = field(default_factory=random.SystemRandom)
     streams: TenantStreams = field(init=False)
     encoding: EncodingPool = field(init=False)
 
     def __post_init__(self) -> None:
-        self.streams = TenantStreams(self.limits.max_streams_per_tenant)
+        self.streams = TenantStreams(self.access.max_streams_per_tenant)
         self.encoding = EncodingPool(self.model.tokenizer.encode)
 
     async def Generate(self, request_bytes: bytes, context: grpc.aio.ServicerContext) -> None:
@@ -158,7 +159,7 @@ class InferenceService:
             tenant=tenant,
             objectives=codec.from_message(Objectives, message.objectives),
         )
-        self.limits.check_prompt(len(prompt))
+        check_prompt(self.access, len(prompt))
         request.validate(self.model.config.vocab_size, self.model.context_tokens)
         room = self.model.context_tokens - len(prompt)
         seed = self.seeds.getrandbits(63) if sampling.seed is None else sampling.seed
@@ -174,7 +175,7 @@ class InferenceService:
     async def _encode(self, message: inference_pb2.GenerateRequest | inference_pb2.TokenizeRequest) -> list[int]:
         """Token ids of a message's text. One that must be too long is refused without tokenising."""
         text, add = message.text, not message.HasField("add_special_tokens") or message.add_special_tokens
-        tokens = self.limits.most_prompt_tokens(self.model.context_tokens)
+        tokens = most_prompt_tokens(self.access, self.model.context_tokens)
         most, num_bytes = tokens * self.model.tokenizer.max_token_bytes, len(text.encode())
         if num_bytes > most:
             raise PromptTooLong(f"The prompt has {num_bytes} bytes; the {tokens} tokens allowed hold at most {most}.")

@@ -8,6 +8,7 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field, replace
 from functools import partial
 
+from baton.config.schema import RouterSection
 from baton.decode_worker.role import DecodeRole
 from baton.engine.batch import StepBudget
 from baton.engine.kv_pages import PagePool
@@ -29,7 +30,6 @@ from baton.protocol.request import Request, SamplingParams
 from baton.protocol.worker import Endpoint, PageLayout, RoleName, WorkerInfo
 from baton.router.core.commands import Close, Command, Kill, Show, Tell
 from baton.router.core.core import RouterCore
-from baton.router.core.limits import RouterLimits
 from baton.router.core.operation import Ask, Operation, Undrain
 from baton.router.core.quarantine import ORPHAN_S
 from baton.router.core.record import Completion
@@ -86,7 +86,7 @@ class PureCluster:
             router_id,
             self.placement,
             LETTERS,
-            RouterLimits(claim_within_s=CLAIM_WITHIN_S),
+            RouterSection(claim_within_s=CLAIM_WITHIN_S),
             ClusterState(share_prefixes=self.share_prefixes),
             started_s=started_s,
         )

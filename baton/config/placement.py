@@ -9,7 +9,7 @@ put workers into groups, in which every worker has a bundle; a bundle is always 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from baton.config.schema import BatonConfig, PoolPlacement
 from baton.protocol.errors import ConfigError
@@ -21,11 +21,11 @@ _OWN_NAMES = {"CPU": "cpus", "GPU": "gpus", "memory": "", "object_store_memory":
 class Demand:
     """What one worker takes of its node (all of it from the same one), and what it needs there."""
 
-    cpus: float = 0.0
-    gpus: float = 0.0
-    resources: dict[str, float] = field(default_factory=dict)
-    labels: dict[str, str] = field(default_factory=dict)
-    env: dict[str, str] = field(default_factory=dict)
+    cpus: float
+    gpus: float
+    resources: dict[str, float]
+    labels: dict[str, str]
+    env: dict[str, str]
 
     @property
     def bundle(self) -> dict[str, float]:

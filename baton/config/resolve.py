@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from baton.config.access import AccessPlan
+from baton.config.access import access_words
 from baton.config.devices import check_devices, device, memory_fraction, on_gpu
 from baton.config.memory import (
     Free,
@@ -18,7 +18,7 @@ from baton.config.memory import (
     swap_pages,
 )
 from baton.config.placement import check_placement, demand, placement_words
-from baton.config.plan import RouterPlan, WorkerPlan
+from baton.config.plan import ResolvedEngine, ResolvedModel, RouterPlan, WorkerPlan
 from baton.config.schema import BatonConfig
 from baton.protocol.sampling import SamplingDefaults, default_words
 
@@ -96,7 +96,7 @@ class Resolved:
             "threads": f"{self.threads} per worker",
             **self._gpu_words(),
             "policy": self.config.router.policy,
-            "access": self.access_plan().told,
+            "access": access_words(self.config.access),
             **placement_words(self.config),
         }
 
@@ -144,20 +144,6 @@ class Resolved:
         graphs = "decode steps as CUDA graphs" if engine.cuda_graphs else "no CUDA graphs"
         return {"gpu": f"{'; '.join(parts)}; {graphs}; {engine.attention} kernels"}
 
-    def access_plan(self) -> AccessPlan:
-        access = self.config.access
-        return AccessPlan(
-            tls_certificate=access.tls_certificate,
-            tls_key=access.tls_key,
-            client_ca=access.client_ca,
-            tokens_file=access.tokens_file,
-            share_prefixes=access.share_prefixes,
-            max_prompt_tokens=0 if access.max_prompt_tokens == "auto" else access.max_prompt_tokens,
-            max_message_mib=access.max_message_mib,
-            max_streams_per_tenant=access.max_streams_per_tenant,
-            open_admin=access.open_admin,
-        )
-
     def as_json(self) -> dict[str, Any]:
         """What `from_json` makes the same of again, in another process."""
         return {**asdict(self), "config": self.config.model_dump(mode="json")}
@@ -171,61 +157,41 @@ class Resolved:
         }
         return Resolved(**{**values, **given})
 
+    @property
+    def _model(self) -> ResolvedModel:
+        section = self.config.model
+        return ResolvedModel.of(section, path=self.model.path, dtype=self.dtype, context_tokens=self.context_tokens)
+
     def router_plan(self, worker_host: str) -> RouterPlan:
         """`worker_host`: the address on which the router listens for workers."""
-        router = self.config.router
         return RouterPlan(
-            model=self.model.path,
+            model=self._model,
             model_name=self.model.name,
-            dtype=self.dtype,
-            context_tokens=self.context_tokens,
-            host=router.host,
-            port=router.port,
-            admin_host=router.admin_host,
-            admin_port=router.admin_port,
+            router=self.config.router,
             worker_host=worker_host,
-            policy=router.policy,
-            refuse_late=router.refuse_late,
-            auto_rebalance=router.auto_rebalance,
-            max_queued=router.max_queued,
-            lost_after_s=router.lost_after_s,
-            no_workers_grace_s=router.no_workers_grace_s,
-            claim_within_s=router.claim_within_s,
-            stop_grace_s=router.stop_grace_s,
-            write_timeout_s=router.write_timeout_s,
-            state_file=router.state_file,
             settings=self.settings,
             sampling_defaults=self.sampling_defaults,
-            access=self.access_plan(),
-            log_level=self.config.logging.level,
+            access=self.config.access,
+            logging=self.config.logging,
         )
 
     def worker_plan(self, name: str, role: str, router_address: str) -> WorkerPlan:
+        """`role`: the value of a `RoleName`; `router_address`: of the router's worker link."""
+        access, logging = self.config.access, self.config.logging
+        return WorkerPlan(name, role, router_address, self._model, self._engine(role), access, logging)
+
+    def _engine(self, role: str) -> ResolvedEngine:
         cpus = int(demand(self.config, role).cpus)
-        own_threads = cpus if cpus and self.config.engine.threads == "auto" else self.threads
-        return WorkerPlan(
-            name=name,
-            role=role,
-            model=self.model.path,
-            router_address=router_address,
-            dtype=self.dtype,
-            device=device(self.config, role),
-            context_tokens=self.context_tokens,
+        return ResolvedEngine.of(
+            self.config.engine,
             num_pages=self.num_pages,
-            page_size=self.config.engine.page_size,
             chunk_tokens=self.chunk_tokens,
             mixed_chunk_tokens=self.mixed_chunk_tokens,
             max_batch=self.max_batch,
-            threads=own_threads,
-            checksum_every=self.config.engine.checksum_every,
-            share_prefixes=self.config.access.share_prefixes,
+            threads=cpus if cpus and self.config.engine.threads == "auto" else self.threads,
             host_pages=self.host_pages,
-            write_stall_s=self.config.engine.write_stall_s,
+            device=device(self.config, role),
             gpu_memory_fraction=memory_fraction(self.config, role),
-            cuda_graphs=self.config.engine.cuda_graphs,
-            attention=self.config.engine.attention,
-            log_level=self.config.logging.level,
-            transport=self.config.engine.transport,
         )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
+from baton.config.schema import RouterSection
 from baton.engine.batch import StepBudget
 from baton.engine.kv_pages import PagePool
 from baton.protocol.errors import BatonError, InternalError
@@ -15,7 +16,6 @@ from baton.protocol.request import Objectives, Request, SamplingParams
 from baton.protocol.worker import Endpoint, PageLayout, RoleName, WorkerInfo
 from baton.router.core.commands import Close, Command, Tell
 from baton.router.core.core import RouterCore
-from baton.router.core.limits import RouterLimits
 from baton.router.policy.cluster_state import ClusterState
 from baton.router.policy.latency_model import DEFAULT_COSTS, StepCosts
 from baton.router.policy.placement import Placement
@@ -81,7 +81,7 @@ class Simulation:
         self.spec, self.trace = spec, trace
         self.events = Events()
         self.network = Network(self.events, spec.bandwidth_bytes_s, spec.latency_s)
-        limits = RouterLimits(max_queued=spec.max_queued, lost_after_s=float("inf"))
+        limits = RouterSection(max_queued=spec.max_queued, lost_after_s=float("inf"))
         self.core = RouterCore("simulated", placement, None, limits, ClusterState(spec.prior, share_prefixes=True))
         self.core.automation.auto = spec.auto
         self.gaps = Gaps()

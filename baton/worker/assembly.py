@@ -24,26 +24,26 @@ from baton.worker.router_link import RouterLink
 
 def assemble(plan: WorkerPlan, incarnation: str, host: str, tell: Callable[[str], None]) -> WorkerLoop:
     """A worker ready to run; `tell` receives progress lines."""
-    torch.set_num_threads(plan.threads)
-    open_transport = find_transport(plan.transport)
-    folder = resolve_model(plan.model)
+    engine = plan.engine
+    torch.set_num_threads(engine.threads)
+    open_transport = find_transport(engine.transport)
+    folder = resolve_model(plan.model.path)
     config = read_config(folder)
     executor = make_executor(plan, folder, config, tell)
     layout = executor.layout
     tell("warming up")
     executor.warm_up()
-    if plan.host_pages:
+    if engine.host_pages:
         tell("taking host memory")
-    host_pages = HostPages(executor.pages, plan.host_pages)
+    host_pages = HostPages(executor.pages, engine.host_pages)
     gc.collect()
     gc.freeze()  # exclude start-up objects: collecting them would delay a step by 0.1 s now and then
     tell("registering memory")
     agent = f"{plan.name}:{incarnation}"
     device_id = executor.pages.device.index or 0
-    context_tokens = min(config.context_tokens, plan.context_tokens)
+    context_tokens = min(config.context_tokens, plan.model.context_tokens)
     pool = PagePool(layout.num_pages, layout.page_size)
-    budget = StepBudget(plan.chunk_tokens, plan.max_batch, plan.mixed_chunk_tokens)
-    shared = plan.share_prefixes
+    budget = StepBudget(engine.chunk_tokens, engine.max_batch, engine.mixed_chunk_tokens)
     state = WorkerState(
         agent,
         layout.model_id,
@@ -51,9 +51,9 @@ def assemble(plan: WorkerPlan, incarnation: str, host: str, tell: Callable[[str]
         context_tokens,
         budget,
         pool,
-        share_prefixes=shared,
-        checksum_every=plan.checksum_every,
-        host_pages=plan.host_pages,
+        engine=engine,
+        share_prefixes=plan.access.share_prefixes,
+        host_pages=engine.host_pages,
     )
     info = WorkerInfo(
         name=plan.name,
@@ -61,12 +61,12 @@ def assemble(plan: WorkerPlan, incarnation: str, host: str, tell: Callable[[str]
         role=RoleName(plan.role),
         role_epoch=state.role_epoch,
         endpoint=Endpoint(agent, b"", 0, 0, layout),  # the loop fills in the transport's own
-        chunk_tokens=plan.chunk_tokens,
-        max_batch=plan.max_batch,
-        mixed_chunk_tokens=plan.mixed_chunk_tokens,
+        chunk_tokens=engine.chunk_tokens,
+        max_batch=engine.max_batch,
+        mixed_chunk_tokens=engine.mixed_chunk_tokens,
         host=host,
         pid=os.getpid(),
-        device=plan.device,
+        device=engine.device,
     )
     return WorkerLoop(
         info=info,
@@ -77,5 +77,4 @@ def assemble(plan: WorkerPlan, incarnation: str, host: str, tell: Callable[[str]
         heartbeat=Heartbeat(plan.router_address, plan.name, plan.link_keys),
         checksum=executor.page_checksum,
         host_pages=host_pages,
-        write_stall_s=plan.write_stall_s,
     )

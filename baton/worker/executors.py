@@ -27,29 +27,31 @@ def make_executor(plan: WorkerPlan, folder: Path, config: ModelConfig, tell: Tel
     def loading(done: int, total: int) -> None:
         tell(f"loading weights {100 * done // total} %")
 
-    if plan.device != "cpu":
+    engine = plan.engine
+    if engine.device != "cpu":
         return _on_gpu(plan, folder, config, tell, loading)
-    layout = config.page_layout(plan.num_pages, plan.page_size, plan.dtype, model_id(folder))
-    return TorchExecutor(config, load_weights(folder, config, DTYPES[plan.dtype], "cpu", loading), layout)
+    layout = config.page_layout(engine.num_pages, engine.page_size, plan.model.dtype, model_id(folder))
+    return TorchExecutor(config, load_weights(folder, config, DTYPES[plan.model.dtype], "cpu", loading), layout)
 
 
 def _on_gpu(
     plan: WorkerPlan, folder: Path, config: ModelConfig, tell: Tell, loading: Callable[[int, int], None]
 ) -> CudaExecutor:
-    device = open_device(plan.device)
-    kernels = prepare_kernels(device, config, DTYPES[plan.dtype], plan.attention, tell)
-    parameters = load_weights(folder, config, DTYPES[plan.dtype], str(device), loading)
+    engine, dtype = plan.engine, plan.model.dtype
+    device = open_device(engine.device)
+    kernels = prepare_kernels(device, config, DTYPES[dtype], engine.attention, tell)
+    parameters = load_weights(folder, config, DTYPES[dtype], str(device), loading)
     # A step's decodes share the budget with its chunk.
-    max_tokens = max(plan.chunk_tokens, plan.max_batch)
-    options = CudaOptions(plan.cuda_graphs, kernels, plan.max_batch, max_tokens)
-    layout = config.page_layout(max(plan.num_pages, 1), plan.page_size, plan.dtype, model_id(folder))
-    if not plan.num_pages:
+    max_tokens = max(engine.chunk_tokens, engine.max_batch)
+    options = CudaOptions(engine.cuda_graphs, kernels, engine.max_batch, max_tokens)
+    layout = config.page_layout(max(engine.num_pages, 1), engine.page_size, dtype, model_id(folder))
+    if not engine.num_pages:
         tell("measuring memory")
-        memory = measure(config, parameters, layout, options, len(graph_sizes(plan.max_batch)))
-        context_tokens = min(config.context_tokens, plan.context_tokens)
-        needed = -(-context_tokens // plan.page_size) + 1
-        num_pages = pages_that_fit(memory, plan.gpu_memory_fraction, layout.page_bytes, needed)
-        layout = config.page_layout(num_pages, plan.page_size, plan.dtype, model_id(folder))
+        memory = measure(config, parameters, layout, options, len(graph_sizes(engine.max_batch)))
+        context_tokens = min(config.context_tokens, plan.model.context_tokens)
+        needed = -(-context_tokens // engine.page_size) + 1
+        num_pages = pages_that_fit(memory, engine.gpu_memory_fraction, layout.page_bytes, needed)
+        layout = config.page_layout(num_pages, engine.page_size, dtype, model_id(folder))
 
     def recording(done: int, total: int) -> None:
         tell(f"recording decode steps {done} of {total}")

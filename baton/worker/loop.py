@@ -11,7 +11,6 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from baton.config import defaults
 from baton.engine.host_pages import HostPages
 from baton.engine.step import Executor
 from baton.kv_transfer.transport import Notice, TransferEvent, Transport, WriteDone, WriteFailed
@@ -61,7 +60,6 @@ class WorkerLoop:
     heartbeat: Heartbeat
     checksum: Checksum
     host_pages: HostPages
-    write_stall_s: float = defaults.WRITE_STALL_S  # without progress, after which writes count as stalled; 0: never
     role: Role = field(init=False)
     transport: Transport = field(init=False)
     _outbox: list[WorkerMessage] = field(default_factory=list)
@@ -104,7 +102,7 @@ class WorkerLoop:
             self.role = make_role(self.role.name, self.state)
         self.info = replace(self.info, incarnation=incarnation, endpoint=self.transport.endpoint)
         self._reports = Reports(self.info.name, self.state)
-        self._watch = WriteWatch(self.write_stall_s)
+        self._watch = WriteWatch(self.state.engine.write_stall_s)
         self._links = LinkRates()
         self.link.incarnation = incarnation
         self._welcome = False

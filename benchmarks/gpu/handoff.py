@@ -12,6 +12,7 @@ from statistics import median
 
 import torch
 
+from baton.config.schema import EngineSection
 from baton.engine.batch import StepBudget
 from baton.engine.kv_pages import PagePool
 from baton.engine.model_config import ModelConfig, model_config
@@ -157,7 +158,9 @@ def prefill_worker(sizes: Sizes, config: ModelConfig, executor: object, transpor
     """A prefill worker's role over the executor."""
     pool = PagePool(transport.endpoint.layout.num_pages, sizes.page_size)
     budget = StepBudget(sizes.handoff_chunk, 1)
-    state = WorkerState("sender:1", "random", frozenset(), config.context_tokens, budget, pool, checksum_every=0)
+    state = WorkerState(
+        "sender:1", "random", frozenset(), config.context_tokens, budget, pool, engine=EngineSection(checksum_every=0)
+    )
     return HandDriven(PrefillRole(state), executor, transport)
 
 

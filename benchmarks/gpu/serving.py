@@ -116,7 +116,8 @@ def serve_workers(part: Part, folder: Path, pools: Mapping[str, int], prompts: l
     """On a GPU each worker takes pages for its share of the memory; should it not start so, pages are counted out."""
     router, worker = cluster_plans(part, folder)
     if part.options.on_gpu:
-        shared = replace(worker, num_pages=0, gpu_memory_fraction=FRACTION / sum(pools.values()))
+        share = worker.engine.changed(num_pages=0, gpu_memory_fraction=FRACTION / sum(pools.values()))
+        shared = replace(worker, engine=share)
         try:
             return asyncio.run(serve_cluster(part, router, shared, pools, prompts))
         except (ChildProcessError, TimeoutError) as error:
@@ -132,9 +133,9 @@ def cluster_plans(part: Part, folder: Path) -> tuple[RouterPlan, WorkerPlan]:
     router, worker = plans(
         folder, context, num_pages, policy="least_loaded", chunk_tokens=sizes.chunk_tokens, max_batch=sizes.max_batch
     )
-    router = replace(router, dtype=sizes.dtype)
-    worker = replace(worker, dtype=sizes.dtype, device="cuda:0" if part.options.on_gpu else "cpu", checksum_every=0)
-    return router, worker
+    model = router.model.changed(dtype=sizes.dtype)
+    engine = worker.engine.changed(device="cuda:0" if part.options.on_gpu else "cpu", checksum_every=0)
+    return replace(router, model=model), replace(worker, model=model, engine=engine)
 
 
 async def serve_cluster(

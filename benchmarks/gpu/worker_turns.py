@@ -15,6 +15,7 @@ from typing import Any
 
 import zmq
 
+from baton.config.schema import EngineSection
 from baton.engine.batch import StepBudget
 from baton.engine.host_pages import HostPages
 from baton.engine.kv_pages import PagePool
@@ -92,7 +93,8 @@ def _worker(executor: Any, address: str, network: InProcessNetwork, batch: int) 
     config, layout = executor.config, executor.layout
     budget = StepBudget(max(batch, layout.page_size), batch)
     pool = PagePool(layout.num_pages, layout.page_size)
-    state = WorkerState("", "random", frozenset(), config.context_tokens, budget, pool, checksum_every=0)
+    engine = EngineSection(checksum_every=0)
+    state = WorkerState("", "random", frozenset(), config.context_tokens, budget, pool, engine=engine)
     info = WorkerInfo(
         NAME, INCARNATION, RoleName.DECODE, 0, Endpoint("", b"", 0, 0, layout), budget.chunk_tokens, batch
     )

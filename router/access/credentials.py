@@ -8,7 +8,7 @@ from pathlib import Path
 
 import grpc
 
-from baton.config.access import AccessPlan
+from baton.config.schema import AccessSection
 from baton.protocol.errors import ConfigError
 from baton.router.access.access import Access, parse_tokens
 from baton.router.access.reloaded import Reloaded
@@ -30,15 +30,15 @@ class Certificates:
 class Credentials:
     """Both servers' credentials, reloaded when the files change. Raises `ConfigError` when they are invalid."""
 
-    def __init__(self, plan: AccessPlan) -> None:
-        self.plan = plan
+    def __init__(self, access: AccessSection) -> None:
+        self.access = access
         self._certificates: Reloaded[Certificates] | None = None
         self.tokens: Reloaded[Access] | None = None
-        if plan.tls_certificate:
-            paths = [path for path in (plan.tls_certificate, plan.tls_key, plan.client_ca) if path]
-            self._certificates = Reloaded(paths, lambda: read_certificates(plan))
-        if plan.tokens_file:
-            self.tokens = Reloaded([plan.tokens_file], lambda: read_tokens(plan.tokens_file))
+        if access.tls_certificate:
+            paths = [path for path in (access.tls_certificate, access.tls_key, access.client_ca) if path]
+            self._certificates = Reloaded(paths, lambda: read_certificates(access))
+        if access.tokens_file:
+            self.tokens = Reloaded([access.tokens_file], lambda: read_tokens(access.tokens_file))
 
     def add_port(self, server: grpc.aio.Server, address: str) -> int:
         """Let a server listen, with TLS where it is configured; returns the port. Raises what gRPC raises."""
@@ -56,34 +56,34 @@ class Credentials:
             seen = version
             return value.configuration
 
-        credentials = grpc.dynamic_ssl_server_credentials(first.configuration, newer, bool(self.plan.client_ca))
+        credentials = grpc.dynamic_ssl_server_credentials(first.configuration, newer, bool(self.access.client_ca))
         return int(server.add_secure_port(address, credentials))
 
 
-def read_certificates(plan: AccessPlan) -> Certificates:
+def read_certificates(access: AccessSection) -> Certificates:
     """Read and check certificate, key and the clients' CA."""
-    certificate = _read(plan.tls_certificate, "access.tls_certificate")
-    key = _read(plan.tls_key, "access.tls_key")
-    client_ca = _read(plan.client_ca, "access.client_ca") if plan.client_ca else None
+    certificate = _read(access.tls_certificate, "access.tls_certificate")
+    key = _read(access.tls_key, "access.tls_key")
+    client_ca = _read(access.client_ca, "access.client_ca") if access.client_ca else None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
         # An encrypted key must fail, not ask for its password on a terminal.
-        context.load_cert_chain(plan.tls_certificate, plan.tls_key, password=lambda: "")
+        context.load_cert_chain(access.tls_certificate, access.tls_key, password=lambda: "")
     except OSError as error:  # ssl.SSLError is one
         if getattr(error, "reason", "") == "KEY_VALUES_MISMATCH":
             raise ConfigError(
-                f"The key in {plan.tls_key} (access.tls_key) does not belong to the certificate in "
-                f"{plan.tls_certificate} (access.tls_certificate)."
+                f"The key in {access.tls_key} (access.tls_key) does not belong to the certificate in "
+                f"{access.tls_certificate} (access.tls_certificate)."
             ) from None
         raise ConfigError(
-            f"{plan.tls_certificate} and {plan.tls_key} hold no certificate and key in PEM without a password "
+            f"{access.tls_certificate} and {access.tls_key} hold no certificate and key in PEM without a password "
             "(access.tls_certificate, access.tls_key)."
         ) from None
     if client_ca is not None:
         try:
-            context.load_verify_locations(plan.client_ca)
+            context.load_verify_locations(access.client_ca)
         except OSError:
-            raise ConfigError(f"{plan.client_ca} (access.client_ca) has no PEM certificate.") from None
+            raise ConfigError(f"{access.client_ca} (access.client_ca) holds no certificate in PEM.") from None
     return Certificates(certificate, key, client_ca)
 
 

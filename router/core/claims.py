@@ -8,16 +8,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from baton.config.schema import RouterSection
 from baton.protocol.messages import Cancel, Register
 from baton.router.core.commands import Tell
 from baton.router.core.dispatch import Dispatch
 from baton.router.core.explanation import Explanations
 from baton.router.core.life_events import Held
-from baton.router.core.limits import RouterLimits
 from baton.router.core.record import Record
 from baton.router.core.unclaimed import Unclaimed
 from baton.router.policy.routing import RoutingDecision
 
+RESUME_WAIT_S = 2.0  # after the start: whoever asks for the rest of a stream waits for workers to join
 Claim = Tell | tuple[str, Held]
 """A command for the shell, or an event for the life cycle of a request."""
 
@@ -29,19 +30,19 @@ class Claims:
     dispatch: Dispatch
     explanations: Explanations
     records: Mapping[str, Record]
-    limits: RouterLimits
+    config: RouterSection
     started_s: float  # of the router
     continued: int = 0
     unclaimed: Unclaimed = field(init=False)
 
     def __post_init__(self) -> None:
-        self.unclaimed = Unclaimed(self.limits.claim_within_s)
+        self.unclaimed = Unclaimed(self.config.claim_within_s)
 
     def on_submitted(self, record: Record, resumed: bool) -> list[Claim]:
         """A request has arrived, or (`resumed`) asks for the rest of its stream."""
         actions = self._claim(record)
-        if resumed and self.limits.claim_within_s and self.dispatch.queues(record.request_id):
-            self.dispatch.hold_back(record.request_id, self.started_s + self.limits.resume_wait_s)
+        if resumed and self.config.claim_within_s and self.dispatch.queues(record.request_id):
+            self.dispatch.hold_back(record.request_id, self.started_s + RESUME_WAIT_S)
         return actions
 
     def on_joined(self, registered: Iterable[Register], now: float) -> list[Claim]:

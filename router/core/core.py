@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from operator import attrgetter
 
+from baton.config.schema import RouterSection
 from baton.protocol import messages
 from baton.protocol.errors import BatonError
 from baton.protocol.messages import TokenOutput, WorkerMessage
@@ -23,7 +24,7 @@ from baton.router.core.detokenizer import Vocabulary
 from baton.router.core.dispatch import Dispatch, FoundDecode, NobodyInReach
 from baton.router.core.explanation import Explanations
 from baton.router.core.hearing import hear, may_say
-from baton.router.core.limits import RouterLimits, check_id
+from baton.router.core.limits import check_id
 from baton.router.core.membership import Membership
 from baton.router.core.operation import PROBE, Ask, Operation
 from baton.router.core.operations import RETRY_S, Action, Operations
@@ -45,7 +46,7 @@ class RouterCore:
     router_id: str
     placement: Placement
     vocabulary: Vocabulary | None  # turns token ids into text; None where no text is needed
-    limits: RouterLimits = field(default_factory=RouterLimits)
+    config: RouterSection = field(default_factory=RouterSection)
     state: ClusterState = field(default_factory=ClusterState)
     output_length: OutputLength = field(default_factory=OutputLength)
     explanations: Explanations = field(default_factory=Explanations)
@@ -63,10 +64,10 @@ class RouterCore:
 
     def __post_init__(self) -> None:
         self.dispatch = Dispatch(self.placement, self.state)
-        self.claims = Claims(self.dispatch, self.explanations, self._records, self.limits, self.started_s)
-        self.unserved = Unserved(self.state, self.dispatch, self.limits.no_workers_grace_s, self.started_s)
+        self.claims = Claims(self.dispatch, self.explanations, self._records, self.config, self.started_s)
+        self.unserved = Unserved(self.state, self.dispatch, self.config.no_workers_grace_s, self.started_s)
         self.operations = Operations(self.state, self._records, self.claims.unclaimed)
-        self.membership = Membership(self.state, self.limits)
+        self.membership = Membership(self.state, self.config)
         self.automation = Automation(self.state, self.dispatch, self.operations, self._records)
 
     @property
@@ -88,7 +89,7 @@ class RouterCore:
         The last of the `emitted` output tokens is computed again, because it may have been the end.
         """
         check_id(request.request_id, self._records)
-        self.dispatch.check_room(self.limits.max_queued, now)
+        self.dispatch.check_room(self.config.max_queued, now)
         self.unserved.check(request, now)
         stream = OutputStream(request, self.vocabulary)
         stream.resume(emitted[:-1])

@@ -6,25 +6,12 @@ from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from baton.config import defaults
+from baton.config.schema import AccessSection
 from baton.protocol.errors import InvalidRequest, NoWorkers, Overloaded, PromptTooLong
 from baton.protocol.request import Request
 from baton.protocol.worker import RoleName
 from baton.router.core.operation import PROBE
 from baton.router.policy.cluster_state import ClusterState
-
-
-@dataclass(frozen=True, slots=True)
-class RouterLimits:
-    """Set by the configuration."""
-
-    max_queued: int = defaults.MAX_QUEUED
-    report_interval_s: float = 0.5
-    lost_after_s: float = defaults.LOST_AFTER_S  # silence after which a worker is given up
-    kill_after_s: float = 10.0  # and, if it does not return, its process is killed
-    no_workers_grace_s: float = defaults.NO_WORKERS_GRACE_S  # how long requests wait for a decode worker
-    claim_within_s: float = defaults.CLAIM_WITHIN_S  # for clients of sequences that outlived a router; 0: none may
-    resume_wait_s: float = 2.0  # after the start: how long resumed requests wait for workers to join
 
 
 def check_id(request_id: str, live: Container[str]) -> None:
@@ -35,24 +22,18 @@ def check_id(request_id: str, live: Container[str]) -> None:
         raise InvalidRequest(f"Request id {request_id!r} is in use by a live request; choose another.")
 
 
-@dataclass(frozen=True, slots=True)
-class RequestLimits:
-    """Limits of one request. 0: the model's limit only."""
+def most_prompt_tokens(access: AccessSection, context_tokens: int) -> int:
+    """The longest prompt that could be accepted."""
+    return context_tokens if access.max_prompt_tokens == "auto" else min(access.max_prompt_tokens, context_tokens)
 
-    max_prompt_tokens: int = 0
-    max_streams_per_tenant: int = 0
 
-    def most_prompt_tokens(self, context_tokens: int) -> int:
-        """The longest prompt that could be accepted."""
-        return min(self.max_prompt_tokens or context_tokens, context_tokens)
-
-    def check_prompt(self, num_tokens: int) -> None:
-        """Raise `PromptTooLong` for a prompt that is longer than the configuration allows."""
-        if self.max_prompt_tokens and num_tokens > self.max_prompt_tokens:
-            raise PromptTooLong(
-                f"The prompt has {num_tokens} tokens; this cluster accepts {self.max_prompt_tokens} "
-                "(access.max_prompt_tokens)."
-            )
+def check_prompt(access: AccessSection, num_tokens: int) -> None:
+    """Raise `PromptTooLong` for a prompt that is longer than the configuration allows."""
+    if access.max_prompt_tokens != "auto" and num_tokens > access.max_prompt_tokens:
+        raise PromptTooLong(
+            f"The prompt has {num_tokens} tokens; this cluster accepts {access.max_prompt_tokens} "
+            "(access.max_prompt_tokens)."
+        )
 
 
 @dataclass(slots=True, eq=False)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from baton.config.schema import RouterSection
 from baton.protocol.messages import HandoffEnded, PeerJoined, PeerLeft, Register, Rejoin, Welcome
 from baton.router.core.breaker import UNKNOWN, Breaker, Process
 from baton.router.core.commands import Command, Kill, Tell
-from baton.router.core.limits import RouterLimits
 from baton.router.core.peer_links import PeerLinks
 from baton.router.core.quarantine import Quarantine
 from baton.router.policy.cluster_state import ClusterState
+
+REPORT_INTERVAL_S = 0.5
+KILL_AFTER_S = 10.0  # of silence; if it does not come back by then, a worker's process is ended
 
 
 @dataclass(slots=True)
@@ -25,7 +28,7 @@ class Membership:
     """A worker is known by name and incarnation; messages of another incarnation are ignored."""
 
     state: ClusterState
-    limits: RouterLimits
+    config: RouterSection
     quarantine: Quarantine = field(default_factory=Quarantine)
     _away: dict[str, _Away] = field(default_factory=dict)  # lost, until known to have ended or returned
     admitted: list[Register] = field(default_factory=list)  # their kept sequences are not processed yet
@@ -52,11 +55,11 @@ class Membership:
     def silent(self, now: float) -> list[str]:
         """Workers that have timed out. A pause of the router itself does not count as their silence."""
         stood_still_s = now - self._looked_s
-        if self.limits.lost_after_s / 2 < stood_still_s < math.inf:
+        if self.config.lost_after_s / 2 < stood_still_s < math.inf:
             for view in self.state.workers.values():
                 view.heard_s = min(view.heard_s + stood_still_s, now)
         self._looked_s = now
-        since_s = now - self.limits.lost_after_s
+        since_s = now - self.config.lost_after_s
         return sorted(view.name for view in self.state.workers.values() if view.heard_s < since_s)
 
     def lose(self, worker: str, certain: bool, now: float, died: bool = True) -> list[Tell] | None:
@@ -93,7 +96,7 @@ class Membership:
 
     def kills(self, now: float) -> list[Kill]:
         """Timed-out workers that do not return: kill their processes, so that their end is certain."""
-        overdue = sorted(name for name, away in self._away.items() if now - away.since_s > self.limits.kill_after_s)
+        overdue = sorted(name for name, away in self._away.items() if now - away.since_s > KILL_AFTER_S)
         for name in overdue:
             self._away[name].since_s = now
         return [Kill(name) for name in overdue]
@@ -117,7 +120,7 @@ class Membership:
             del self._waiting[name]
             info = message.info
             self.admitted.append(message)
-            orders.append(Tell(name, Welcome(router_id, self.limits.report_interval_s, info.incarnation)))
+            orders.append(Tell(name, Welcome(router_id, REPORT_INTERVAL_S, info.incarnation)))
             for other, view in sorted(self.state.workers.items()):
                 orders.append(Tell(other, PeerJoined(info.endpoint, info.host)))
                 orders.append(Tell(name, PeerJoined(view.info.endpoint, view.info.host)))

@@ -15,7 +15,6 @@ import pytest
 
 from baton.builtin_model import CHECKPOINT
 from baton.client.client import AsyncClient
-from baton.config.plan import RouterPlan
 from baton.config.schema import RouterSection
 from baton.deploy.local_ray import free_port
 from baton.deploy.preflight import check_addresses, check_note, ray_host
@@ -24,6 +23,7 @@ from baton.protocol.messages import Alive, WorkerMessage
 from baton.router.assembly import start_router
 from baton.router.worker_link import WorkerLink
 from baton.worker.router_link import RouterLink
+from tests.plans import router_plan
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -106,7 +106,7 @@ def test_a_worker_reaches_the_router_over_either_kind_of_address(host: str) -> N
 
 @pytest.mark.parametrize("host", ["::1", "[::1]", "::"])
 def test_a_router_serves_over_ipv6(host: str) -> None:
-    plan = RouterPlan(str(CHECKPOINT), "m", "float32", 256, host, 0, "::1", 8, 3.0, admin_host="::1", admin_port=0)
+    plan = router_plan(CHECKPOINT, worker_host="::1", host=host, admin_host="::1")
 
     async def name_of_model() -> str:
         router = await start_router(plan)
@@ -122,7 +122,7 @@ def test_a_router_serves_over_ipv6(host: str) -> None:
 
 
 def test_an_address_that_cannot_be_served_is_told_in_words_of_ours() -> None:
-    plan = RouterPlan(str(CHECKPOINT), "m", "float32", 256, "203.0.113.9", 1, "127.0.0.1", 8, 3.0)
+    plan = router_plan(CHECKPOINT, host="203.0.113.9", port=1)
     with pytest.raises(ConfigError) as caught:
         asyncio.run(start_router(plan))  # type: ignore[arg-type]
     assert "cannot be served on 203.0.113.9:1" in caught.value.message

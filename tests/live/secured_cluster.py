@@ -8,7 +8,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from baton.config.access import AccessPlan
+from baton.config.schema import AccessSection
 from baton.logs import set_up
 from baton.router.access.worker_gate import new_link_keys
 from benchmarks.process_cluster import ProcessCluster, plans
@@ -20,7 +20,7 @@ async def serve(checkpoint: str, folder: Path) -> None:
     """Serve until standard input ends. The folder holds server.crt, server.key, client.crt and tokens.toml."""
     set_up("router")
     keys = new_link_keys()
-    access = AccessPlan(
+    access = AccessSection(
         tls_certificate=str(folder / "server.crt"),
         tls_key=str(folder / "server.key"),
         client_ca=str(folder / "client.crt"),

@@ -27,11 +27,11 @@ from baton.client.errors import (
     PermissionDenied,
     Unauthenticated,
 )
-from baton.config.access import AccessPlan
-from baton.config.plan import RouterPlan
+from baton.config.schema import AccessSection
 from baton.router.assembly import start_router
 from tests.certificates import Pair, self_signed
 from tests.live.secured_cluster import MAX_PROMPT_TOKENS, MAX_STREAMS
+from tests.plans import router_plan
 
 ROOT = Path(__file__).resolve().parents[2]
 TOKENS = {"acme": ["generate"], "rival": ["generate"], "operator": ["admin"]}
@@ -274,12 +274,12 @@ def test_nothing_secret_was_said(secured: Secured) -> None:
 
 
 def test_administration_for_others_does_not_start_unguarded(checkpoint: Path) -> None:
-    plan = RouterPlan(str(checkpoint), "m", "float32", 256, "127.0.0.1", 0, "127.0.0.1", 8, 3.0, admin_host="0.0.0.0")
+    plan = router_plan(checkpoint, admin_host="0.0.0.0")
     with pytest.raises(ConfigError, match=r"access\.open_admin"):
         asyncio.run(start_router(plan))
 
     async def start_and_stop() -> None:
-        router = await start_router(replace(plan, access=AccessPlan(open_admin=True)))
+        router = await start_router(replace(plan, access=AccessSection(open_admin=True)))
         await router.stop(0.0)
 
     asyncio.run(start_and_stop())
@@ -289,18 +289,17 @@ def test_tls_alone_asks_no_client_for_a_certificate_and_a_token_alone_no_tls(che
     pair = self_signed(tmp_path, "server")
     tokens = tmp_path / "tokens.toml"
     tokens.write_text(_entries(TOKENS))
-    plan = RouterPlan(str(checkpoint), "m", "float32", 256, "127.0.0.1", 0, "127.0.0.1", 8, 3.0)
 
-    async def name_of_model(access: AccessPlan, **given: Any) -> str:
-        router = await start_router(replace(plan, access=access))
+    async def name_of_model(access: AccessSection, **given: Any) -> str:
+        router = await start_router(router_plan(checkpoint, access=access))
         try:
             async with baton.AsyncClient(f"127.0.0.1:{router.port}", **given) as client:
                 return (await client.model()).name
         finally:
             await router.stop(0.0)
 
-    with_tls = AccessPlan(tls_certificate=str(pair.certificate), tls_key=str(pair.key))
-    with_tokens = AccessPlan(tokens_file=str(tokens))
+    with_tls = AccessSection(tls_certificate=str(pair.certificate), tls_key=str(pair.key))
+    with_tokens = AccessSection(tokens_file=str(tokens))
     assert asyncio.run(name_of_model(with_tls, tls_ca=str(pair.certificate))) == "m"
     assert asyncio.run(name_of_model(with_tokens, token=_token("acme"))) == "m"
     with pytest.raises(Unauthenticated):

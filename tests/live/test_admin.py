@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import grpc
@@ -15,9 +14,9 @@ import pytest
 
 import baton
 from baton.client.errors import ConfigError, InvalidRequest, NotFound
-from baton.config.plan import RouterPlan
 from baton.protocol.v1 import admin_pb2, admin_pb2_grpc
 from tests.live.conftest import Live
+from tests.plans import router_plan
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -59,8 +58,7 @@ def test_a_router_whose_port_is_taken_says_which(split: Live, checkpoint: Path, 
 
     taken = getattr(split, of)
     port = int(taken.rpartition(":")[2])
-    free = RouterPlan(str(checkpoint), "m", "float32", 256, "127.0.0.1", 0, "127.0.0.1", 8, 3.0)
-    plan = replace(free, port=port) if of == "address" else replace(free, admin_port=port)
+    plan = router_plan(checkpoint, port=port) if of == "address" else router_plan(checkpoint, admin_port=port)
     with pytest.raises(ConfigError, match=taken):
         asyncio.run(start_router(plan))
 

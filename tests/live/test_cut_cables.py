@@ -65,8 +65,10 @@ class Wired:
 def wired() -> Iterator[Wired]:
     with Cables() as cables, asyncio.Runner() as runner:
         router_plan, worker_plan = plans(CHECKPOINT, 1024, 600, policy="least_loaded", chunk_tokens=64)
-        router_plan = replace(router_plan, worker_host=cables.address, lost_after_s=2.0)
-        worker_plan = replace(worker_plan, write_stall_s=WRITE_STALL_S)
+        router_plan = replace(
+            router_plan, worker_host=cables.address, router=router_plan.router.changed(lost_after_s=2.0)
+        )
+        worker_plan = replace(worker_plan, engine=worker_plan.engine.changed(write_stall_s=WRITE_STALL_S))
         cluster = ProcessCluster(router_plan, worker_plan, POOLS)
         cluster.namespaces = {name: cables.namespace(name) for name, _ in cluster.names}
         cluster.environment = ENVIRONMENT

@@ -6,7 +6,6 @@ import asyncio
 import json
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +59,7 @@ def test_the_rate_of_a_link_is_known_after_three_large_writes(tmp_path: Path) ->
     router_plan, worker_plan = plans(checkpoint, 1200, 200, policy="least_loaded", chunk_tokens=1024)
 
     async def measure() -> tuple[str, str]:
-        cluster = ProcessCluster(router_plan, replace(worker_plan, share_prefixes=False), {"prefill": 1, "decode": 1})
+        cluster = ProcessCluster(router_plan, worker_plan, {"prefill": 1, "decode": 1})
         async with cluster, baton.AsyncClient(f"127.0.0.1:{cluster.router.port}") as client:
             admin_address = f"127.0.0.1:{cluster.router.admin_port}"
             nothing = await asyncio.to_thread(_links, admin_address)

@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Iterator
-from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -16,8 +15,7 @@ import pytest
 import baton
 import baton.client.connection
 from baton.config.plan import RouterPlan
-
-PLAN = RouterPlan("", "m", "float32", 256, "127.0.0.1", 0, "127.0.0.1", 8, 3.0)
+from tests.plans import router_plan
 
 
 def _serve(plan: RouterPlan, ready: Connection) -> None:
@@ -36,7 +34,7 @@ def router(checkpoint: Path) -> Iterator[tuple[int, str]]:
     """Process and address of a router without workers: requests wait for five seconds and are silent."""
     spawn = multiprocessing.get_context("spawn")
     ours, theirs = spawn.Pipe()
-    process = spawn.Process(target=_serve, args=(replace(PLAN, model=str(checkpoint), no_workers_grace_s=5.0), theirs))
+    process = spawn.Process(target=_serve, args=(router_plan(checkpoint), theirs))
     process.start()
     try:
         assert ours.poll(120)
@@ -66,7 +64,7 @@ def test_a_silent_stream_is_pinged_and_goes_on(router: tuple[int, str]) -> None:
 def test_a_router_that_answers_no_ping_is_gone(router: tuple[int, str]) -> None:
     pid, address = router
     with baton.Client(address) as client:
-        assert client.model().name == PLAN.model_name
+        assert client.model().name == "m"
         os.kill(pid, signal.SIGSTOP)
         try:
             with pytest.raises(baton.NoWorkers):  # without pings it would be the deadline
@@ -78,4 +76,4 @@ def test_a_router_that_answers_no_ping_is_gone(router: tuple[int, str]) -> None:
             again = client.model()
         except baton.NoWorkers:
             again = client.model()
-        assert again.name == PLAN.model_name
+        assert again.name == "m"

@@ -21,8 +21,10 @@ def test_requests_are_sampled_as_the_model_says_unless_they_say_themselves(tmp_p
     folder = build_checkpoint(tmp_path, scale=1.0)
     generation = {"do_sample": True, "temperature": 1.2, "top_k": 50, "repetition_penalty": 1.1, "max_new_tokens": 12}
     (folder / "generation_config.json").write_text(json.dumps({**generation, "eos_token_id": 1}))
-    resolved = resolve_here(parse_config(overrides={"model": {"path": str(folder)}, "router": {"port": 0}}))
-    router_plan = replace(resolved.router_plan("127.0.0.1"), admin_port=0)
+    resolved = resolve_here(
+        parse_config(overrides={"model": {"path": str(folder)}, "router": {"port": 0, "admin_port": 0}})
+    )
+    router_plan = resolved.router_plan("127.0.0.1")
     _, worker_plan = plans(folder, 256, 100, chunk_tokens=64)
 
     async def serve() -> None:

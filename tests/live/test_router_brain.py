@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from baton.config.plan import RouterPlan
 from baton.protocol.request import Objectives
 from baton.router.policy.output_length import OutputLength
 from tests.live.conftest import CHUNK_TOKENS, PAGE_SIZE, Live
+from tests.plans import router_plan
 
 
 def test_an_objective_that_nobody_can_meet_is_refused_at_once(brain: Live) -> None:
@@ -46,7 +46,7 @@ def test_learned_output_lengths_survive_a_restart_of_the_router(checkpoint: Path
     from baton.router.assembly import load_learned, start_router
 
     path = tmp_path / "state" / "learned.json"
-    plan = RouterPlan(str(checkpoint), "m", "float32", 256, "127.0.0.1", 0, "127.0.0.1", 8, 3.0, state_file=str(path))
+    plan = router_plan(checkpoint, state_file=str(path))
 
     async def serve() -> None:
         router = await start_router(plan)
@@ -66,13 +66,11 @@ def test_learned_output_lengths_survive_a_restart_of_the_router(checkpoint: Path
 def test_a_router_begins_with_the_planner_that_its_configuration_asks_for(checkpoint: Path) -> None:
     from baton.router.assembly import start_router
 
-    plan = RouterPlan(str(checkpoint), "m", "float32", 256, "127.0.0.1", 0, "127.0.0.1", 8, 3.0)
-
     async def acts(plan: RouterPlan) -> bool:
         router = await start_router(plan)
         acting = router.driver.core.automation.auto
         await router.stop(0.0)
         return acting
 
-    assert not asyncio.run(acts(plan))
-    assert asyncio.run(acts(replace(plan, auto_rebalance=True)))
+    assert not asyncio.run(acts(router_plan(checkpoint)))
+    assert asyncio.run(acts(router_plan(checkpoint, auto_rebalance=True)))

@@ -49,7 +49,8 @@ def test_a_client_that_does_not_read_holds_up_nobody(play: Play) -> None:
 async def _is_cut(cluster: ProcessCluster, client: baton.AsyncClient) -> None:
     """Cut while its request still runs: one of many more tokens than the network takes up."""
     driver = cluster.router.driver
-    driver.write_timeout_s = 1.0
+    usual = driver.config
+    driver.config = usual.changed(write_timeout_s=1.0)
     try:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{cluster.router.port}", SMALL_WINDOW) as channel:
             expected = (await client.generate([8] * 50, max_tokens=60, ignore_eos=True)).token_ids
@@ -69,7 +70,7 @@ async def _is_cut(cluster: ProcessCluster, client: baton.AsyncClient) -> None:
             assert len(tokens) < TOKENS
             assert driver.core.explanations.cancelled - cancelled <= 1  # none where all was computed before the cut
     finally:
-        driver.write_timeout_s = 30.0
+        driver.config = usual
 
 
 def test_a_client_that_reads_nothing_for_too_long_is_cut(play: Play) -> None:

@@ -1,46 +1,51 @@
-"""A setting has one default, however many types carry it from the configuration to where it is used."""
+"""A key of the configuration has one default, in the schema: what it configures is given its section."""
 
 from __future__ import annotations
 
-from dataclasses import MISSING, fields
-from typing import Any
+import ast
+from pathlib import Path
 
-from baton.config.access import AccessPlan
-from baton.config.plan import RouterPlan, WorkerPlan
-from baton.config.schema import BatonConfig
-from baton.router.core.limits import RequestLimits, RouterLimits
-from baton.router.driver import Driver
-from baton.worker.core.state import WorkerState
-from baton.worker.loop import WorkerLoop
+import pytest
+from pydantic import ValidationError
 
-CARRIERS: tuple[Any, ...] = (
-    AccessPlan,
-    RouterPlan,
-    WorkerPlan,
-    RouterLimits,
-    RequestLimits,
-    Driver,
-    WorkerState,
-    WorkerLoop,
-)
-# A plan's port 0 is "any", for routers that are started by themselves; a path that is not set is None further in;
-# the rest begin as "auto" and are worked out.
-OTHERS = {"admin_port", "state_file", "gpu_memory_fraction", "max_prompt_tokens"}
+from baton.config.plan import ResolvedEngine
+from baton.config.reference import sections
+from baton.config.schema import RouterSection
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGURED = ("baton/config", "baton/worker", "router", "prefill_worker", "decode_worker", "deploy")
+SCHEMA = ROOT / "baton" / "config" / "schema.py"
+APART = "share_prefixes"  # the parts that keep tenants apart do so until they are told otherwise
 
 
-def test_no_setting_has_two_defaults() -> None:
-    sections = [section.annotation for section in BatonConfig.model_fields.values()]
-    configured = {
-        key: field.default
-        for section in sections
-        if section is not None
-        for key, field in section.model_fields.items()  # type: ignore[attr-defined]
-    }
-    carried = [
-        (kind.__name__, field.name, field.default)
-        for kind in CARRIERS
-        for field in fields(kind)
-        if field.name in configured.keys() - OTHERS and field.default is not MISSING
+def _defaults(path: Path) -> list[tuple[str, str]]:
+    """(class, field) for every field of a class that has a plain value as its default."""
+    classes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ClassDef)]
+    return [
+        (one.name, field.target.id)
+        for one in classes
+        for field in one.body
+        if isinstance(field, ast.AnnAssign)
+        and isinstance(field.target, ast.Name)
+        and isinstance(field.value, ast.Constant)
     ]
-    assert len(carried) > 20
-    assert [one for one in carried if one[2] != configured[one[1]]] == []
+
+
+def test_no_key_has_a_second_default() -> None:
+    keys = {key.name for section in sections() for key in section.keys} - {APART}
+    files = [path for room in CONFIGURED for path in sorted((ROOT / room).rglob("*.py")) if path != SCHEMA]
+    assert ("PoolPlacement", "resources") not in _defaults(SCHEMA)  # an empty table is no plain value
+    assert ("RouterSection", "refuse_late") in _defaults(SCHEMA)
+    assert [(path.name, *one) for path in files for one in _defaults(path) if one[1] in keys] == []
+
+
+def test_a_resolved_section_has_every_key_of_the_file() -> None:
+    (engine,) = (section for section in sections() if section.name == "engine")
+    assert {key.name for key in engine.keys} < set(ResolvedEngine.model_fields)
+
+
+def test_a_changed_section_is_checked_as_the_file_is() -> None:
+    assert RouterSection().changed(port=1) == RouterSection(port=1)
+    for wrong in ({"prot": 1}, {"port": 70000}):
+        with pytest.raises(ValidationError):
+            RouterSection().changed(**wrong)

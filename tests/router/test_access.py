@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from baton.config.access import AccessPlan
+from baton.config.access import access_words, check_access
+from baton.config.schema import AccessSection
 from baton.protocol.errors import ConfigError, Overloaded, PermissionDenied, PromptTooLong, Unauthenticated
 from baton.router.access.access import ADMIN, GENERATE, parse_tokens
 from baton.router.core.complaints import EVERY_S, Complaints
-from baton.router.core.limits import RequestLimits, TenantStreams
+from baton.router.core.limits import TenantStreams, check_prompt, most_prompt_tokens
 
 TOKEN = "baton_of-acme"
 DIGEST = sha256(TOKEN.encode()).hexdigest()
@@ -87,45 +88,46 @@ def test_hashes_are_not_shown() -> None:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "[::1]", "127.9.9.9"])
 def test_administration_on_this_machine_needs_nothing(host: str) -> None:
-    AccessPlan().check(host)
+    check_access(AccessSection(), host)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "router.example"])
 def test_administration_for_others_needs_a_guard(host: str) -> None:
     with pytest.raises(ConfigError, match=r"access\.tokens_file or access\.client_ca"):
-        AccessPlan().check(host)
-    AccessPlan(tokens_file="t").check(host)
-    AccessPlan(tls_certificate="c", tls_key="k", client_ca="ca").check(host)
-    AccessPlan(open_admin=True).check(host)
+        check_access(AccessSection(), host)
+    check_access(AccessSection(tokens_file="t"), host)
+    check_access(AccessSection(tls_certificate="c", tls_key="k", client_ca="ca"), host)
+    check_access(AccessSection(open_admin=True), host)
 
 
 @pytest.mark.parametrize(
-    ("plan", "words"),
+    ("access", "words"),
     [
-        (AccessPlan(tls_key="k"), r"access\.tls_key is set without access\.tls_certificate"),
-        (AccessPlan(tls_certificate="c"), r"access\.tls_certificate is set without access\.tls_key"),
-        (AccessPlan(client_ca="ca"), r"access\.client_ca is set without access\.tls_certificate"),
+        (AccessSection(tls_key="k"), r"access\.tls_key is set without access\.tls_certificate"),
+        (AccessSection(tls_certificate="c"), r"access\.tls_certificate is set without access\.tls_key"),
+        (AccessSection(client_ca="ca"), r"access\.client_ca is set without access\.tls_certificate"),
     ],
 )
-def test_settings_that_need_each_other_come_together(plan: AccessPlan, words: str) -> None:
+def test_settings_that_need_each_other_come_together(access: AccessSection, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        plan.check("127.0.0.1")
+        check_access(access, "127.0.0.1")
 
 
 def test_what_guards_the_cluster_is_told() -> None:
-    assert AccessPlan().told == "open: no TLS, no tokens"
-    assert "readable" in AccessPlan(tokens_file="t").told
-    assert AccessPlan(tls_certificate="c", tls_key="k", client_ca="a", tokens_file="t").told == "mutual TLS, tokens"
+    assert access_words(AccessSection()) == "open: no TLS, no tokens"
+    assert "readable" in access_words(AccessSection(tokens_file="t"))
+    every = AccessSection(tls_certificate="c", tls_key="k", client_ca="a", tokens_file="t")
+    assert access_words(every) == "mutual TLS, tokens"
 
 
 def test_a_prompt_may_be_as_long_as_configured() -> None:
-    limits = RequestLimits(max_prompt_tokens=10)
-    limits.check_prompt(10)
+    limited, open_to_all = AccessSection(max_prompt_tokens=10), AccessSection()
+    check_prompt(limited, 10)
     with pytest.raises(PromptTooLong, match="11 tokens; this cluster accepts 10"):
-        limits.check_prompt(11)
-    RequestLimits().check_prompt(1 << 30)
-    assert (limits.most_prompt_tokens(5), limits.most_prompt_tokens(50)) == (5, 10)
-    assert RequestLimits().most_prompt_tokens(50) == 50
+        check_prompt(limited, 11)
+    check_prompt(open_to_all, 1 << 30)
+    assert (most_prompt_tokens(limited, 5), most_prompt_tokens(limited, 50)) == (5, 10)
+    assert most_prompt_tokens(open_to_all, 50) == 50
 
 
 def test_a_tenant_has_so_many_streams_and_each_gives_its_place_back() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from baton.config.access import AccessPlan
+from baton.config.schema import AccessSection
 from baton.protocol.errors import ConfigError
 from baton.router.access.credentials import Credentials, read_certificates
 from baton.router.access.reloaded import Reloaded
@@ -25,18 +25,24 @@ def test_each_file_that_is_wrong_is_named(tmp_path: Path) -> None:
     nonsense.write_text("nonsense")
     for plan, words in (
         (
-            AccessPlan(tls_certificate=str(tmp_path / "none"), tls_key=key),
+            AccessSection(tls_certificate=str(tmp_path / "none"), tls_key=key),
             "none .access.tls_certificate. cannot be read",
         ),
         (
-            AccessPlan(tls_certificate=certificate, tls_key=str(tmp_path / "none")),
+            AccessSection(tls_certificate=certificate, tls_key=str(tmp_path / "none")),
             "none .access.tls_key. cannot be read",
         ),
-        (AccessPlan(tls_certificate=certificate, tls_key=str(other.key)), "does not belong to the certificate"),
-        (AccessPlan(tls_certificate=certificate, tls_key=str(nonsense)), "no certificate and key in PEM"),
-        (AccessPlan(tls_certificate=certificate, tls_key=key, client_ca=str(nonsense)), "access.client_ca. has no PEM"),
-        (AccessPlan(tokens_file=str(tmp_path / "none")), "none .access.tokens_file. cannot be read"),
-        (AccessPlan(tokens_file=str(nonsense)), "nonsense .access.tokens_file. cannot be used: it is not valid TOML"),
+        (AccessSection(tls_certificate=certificate, tls_key=str(other.key)), "does not belong to the certificate"),
+        (AccessSection(tls_certificate=certificate, tls_key=str(nonsense)), "no certificate and key in PEM"),
+        (
+            AccessSection(tls_certificate=certificate, tls_key=key, client_ca=str(nonsense)),
+            "access.client_ca. holds no",
+        ),
+        (AccessSection(tokens_file=str(tmp_path / "none")), "none .access.tokens_file. cannot be read"),
+        (
+            AccessSection(tokens_file=str(nonsense)),
+            "nonsense .access.tokens_file. cannot be used: it is not valid TOML",
+        ),
     ):
         with pytest.raises(ConfigError, match=words):
             Credentials(plan)
@@ -44,7 +50,7 @@ def test_each_file_that_is_wrong_is_named(tmp_path: Path) -> None:
 
 def test_keys_are_not_shown(tmp_path: Path) -> None:
     pair = self_signed(tmp_path, "ours")
-    found = read_certificates(AccessPlan(tls_certificate=str(pair.certificate), tls_key=str(pair.key)))
+    found = read_certificates(AccessSection(tls_certificate=str(pair.certificate), tls_key=str(pair.key)))
     assert "PRIVATE KEY" not in repr(found)
     assert b"PRIVATE KEY" in found.key
 
@@ -52,7 +58,7 @@ def test_keys_are_not_shown(tmp_path: Path) -> None:
 def test_a_token_file_is_followed_and_a_bad_one_is_not(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "tokens.toml"
     path.write_text(_entry("one"))
-    tokens = Credentials(AccessPlan(tokens_file=str(path))).tokens
+    tokens = Credentials(AccessSection(tokens_file=str(path))).tokens
     assert tokens is not None
     tokens.value.identify([("authorization", "Bearer one")])
     path.write_text(_entry("one") + _entry("another"))

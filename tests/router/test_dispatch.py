@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from baton.config.schema import RouterSection
 from baton.protocol.errors import Overloaded
 from baton.protocol.request import Objectives, Request, SamplingParams
 from baton.router.core.core import RouterCore
 from baton.router.core.dispatch import CROWD, PASS_INTERVAL_S, Dispatch, FoundDecode
-from baton.router.core.limits import RouterLimits
 from baton.router.policy.admission import refuse_full, refuse_late
 from baton.router.policy.cluster_state import ClusterState
 from baton.router.policy.placement import Place, PlacementInput, Refuse
@@ -103,7 +103,7 @@ def test_who_withdraws_is_placed_nowhere() -> None:
 
 
 def test_a_full_queue_refuses_with_a_time_to_come_again() -> None:
-    core = RouterCore("router", Scripted(), None, RouterLimits(max_queued=2))
+    core = RouterCore("router", Scripted(), None, RouterSection(max_queued=2))
     for name in ("prefill-0", "decode-0"):
         core.state.register(worker_info(name), 0.0)
     for name in "ab":

@@ -5,20 +5,20 @@ from __future__ import annotations
 import random
 from typing import NoReturn
 
+from baton.config.schema import RouterSection
 from baton.protocol.errors import Cancelled
 from baton.protocol.messages import LoadReport, Register, RequestFailed, ReservationRefused, Reserve
 from baton.protocol.request import Request, SamplingParams
 from baton.protocol.worker import Endpoint, PageLayout, RoleName, WorkerInfo, WorkerLoad
 from baton.router.core.commands import Command, Tell
 from baton.router.core.core import RouterCore
-from baton.router.core.limits import RouterLimits
 from baton.router.core.record import Record
 from baton.router.policy.predicted_latency import PredictedLatency
 from tests.pure_cluster import PureCluster
 
 
 def make_core(*roles: RoleName, num_pages: int = 100, max_batch: int = 64) -> RouterCore:
-    core = RouterCore("router", PredictedLatency(), None, RouterLimits(lost_after_s=float("inf")))
+    core = RouterCore("router", PredictedLatency(), None, RouterSection(lost_after_s=float("inf")))
     for number, role in enumerate(roles):
         layout = PageLayout(num_pages, 1, 16, 1, 1, "float32", "model")
         name = f"{role.value}{number}"

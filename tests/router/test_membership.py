@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from baton.config.schema import RouterSection
 from baton.protocol.messages import PeerJoined, PeerLeft, Register, Rejoin, Release, Welcome
 from baton.protocol.worker import Endpoint, PageLayout, RoleName, WorkerInfo
 from baton.router.core.breaker import BREAKER_DEATHS, BREAKER_S, CUTS_PER_DEATH
 from baton.router.core.commands import Kill, Tell
-from baton.router.core.limits import RouterLimits
 from baton.router.core.membership import Membership
 from baton.router.core.quarantine import ORPHAN_S, Quarantine
 from baton.router.policy.cluster_state import ClusterState
 
-LIMITS = RouterLimits(lost_after_s=2.0, kill_after_s=10.0)
+LIMITS = RouterSection(lost_after_s=2.0)
 
 
 def _register(name: str, incarnation: int = 1, role: RoleName = RoleName.DECODE) -> Register:

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 import baton
 from baton.cli.main import app
-from baton.config.access import AccessPlan
+from baton.config.schema import AccessSection
 from baton.engine.model_config import model_config
 from baton.engine.tokenizer import Tokenizer
 from baton.protocol.errors import InvalidRequest
@@ -70,7 +70,7 @@ def test_every_client_says_whether_special_tokens_are_added(tokenizer: Tokenizer
 
     async def everything() -> None:
         service = InferenceService(taken, model)  # type: ignore[arg-type]
-        server, port = await start_server(service, "127.0.0.1:0", Credentials(AccessPlan()))
+        server, port = await start_server(service, "127.0.0.1:0", Credentials(AccessSection()))
         address = f"127.0.0.1:{port}"
         try:
             assert await asyncio.to_thread(plain_client, address) == [[BOS, *hi], [*hi], [BOS, *hi]]

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from baton.config.schema import RouterSection
 from baton.protocol.errors import NoWorkers, PromptTooLong, WrongRole
 from baton.protocol.messages import Prefill, RequestFailed
 from baton.protocol.request import Request, SamplingParams
 from baton.protocol.worker import RoleName
 from baton.router.core.core import RouterCore
-from baton.router.core.limits import RouterLimits
 from baton.router.core.operation import Drain
 from baton.router.core.page_audit import PageAudit, judge
 from baton.router.policy.predicted_latency import PredictedLatency
@@ -250,7 +250,7 @@ def test_a_drain_waits_for_sequences_that_nobody_has_claimed() -> None:
 
 
 def _core(grace_s: float) -> RouterCore:
-    return RouterCore("router", PredictedLatency(), None, RouterLimits(no_workers_grace_s=grace_s), started_s=0.0)
+    return RouterCore("router", PredictedLatency(), None, RouterSection(no_workers_grace_s=grace_s), started_s=0.0)
 
 
 def test_requests_wait_a_moment_for_the_first_worker_that_decodes() -> None:

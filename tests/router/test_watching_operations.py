@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 import pytest
 
-from baton.config.access import AccessPlan
+from baton.config.schema import AccessSection
 from baton.protocol.errors import NotFound
 from baton.protocol.v1.admin_pb2 import WatchOperationRequest
 from baton.protocol.v1.admin_pb2_grpc import AdminStub
@@ -137,7 +137,9 @@ def test_a_drained_worker_is_draining_while_it_holds_something() -> None:
 def test_a_client_that_hangs_up_is_forgotten() -> None:
     async def watch() -> None:
         driver = _driver()
-        server, port = await start_admin_server(AdminService(driver, "m", {}), "127.0.0.1:0", Credentials(AccessPlan()))
+        server, port = await start_admin_server(
+            AdminService(driver, "m", {}), "127.0.0.1:0", Credentials(AccessSection())
+        )
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
             call = AdminStub(channel).WatchOperation(WatchOperationRequest(operation_id="op"))
             assert (await call.read()).state == "running"

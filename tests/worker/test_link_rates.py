@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 
+from baton.config.schema import RouterSection
 from baton.protocol.errors import InvalidRequest
 from baton.protocol.link_rate import LARGE_BYTES, slow_link
 from baton.protocol.messages import LinkMeasured, PeerJoined, Register
 from baton.protocol.worker import Endpoint, PageLayout, RoleName, WorkerInfo
 from baton.router.core.commands import Tell
-from baton.router.core.limits import RouterLimits
 from baton.router.core.membership import Membership
 from baton.router.policy.cluster_state import ClusterState
 from baton.worker.core.link_rates import LinkRates
@@ -27,7 +27,7 @@ def _info(name: str, host: str, device: str, incarnation: str = "1") -> WorkerIn
 
 
 def _members(*infos: WorkerInfo) -> tuple[Membership, list[Tell]]:
-    members = Membership(ClusterState(), RouterLimits())
+    members = Membership(ClusterState(), RouterSection())
     for info in infos:
         members.returned(Register(info), 0.0)
     return members, members.admit("router", 0.0)

@@ -118,7 +118,7 @@ def test_worker_processes_short_of_pages_answer_as_if_they_were_not(
 
     async def play() -> None:
         router_plan, worker_plan = plans(folder, 256, NUM_PAGES, policy="least_loaded", chunk_tokens=64, max_batch=8)
-        worker_plan = replace(worker_plan, host_pages=host_pages)
+        worker_plan = replace(worker_plan, engine=worker_plan.engine.changed(host_pages=host_pages))
         async with ProcessCluster(router_plan, worker_plan, {"prefill": 1, "decode": 1}) as cluster:
             core = cluster.router.driver.core
             async with baton.AsyncClient(f"127.0.0.1:{cluster.router.port}") as client:

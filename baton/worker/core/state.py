@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from baton.config import defaults
+from baton.config.schema import EngineSection
 from baton.engine.batch import StepBudget
 from baton.engine.kv_pages import PagePool
 from baton.engine.sequence import Sequence
@@ -22,7 +22,7 @@ class WorkerState:
     budget: StepBudget
     pool: PagePool
     role_epoch: int = 0
-    checksum_every: int = defaults.CHECKSUM_EVERY  # one of so many pages of a handoff is checksummed; 0: none
+    engine: EngineSection = field(default_factory=EngineSection)
     share_prefixes: bool = False  # between tenants
     host_pages: int = 0  # slots of host memory for preempted sequences; 0: they are recomputed
     keep_ended_s: float = 60.0  # how long the output of ended sequences is kept for a new router
