@@ -51,6 +51,6 @@ def set_up(process: str, level: str = "info", first_line: str = "") -> None:
 
 
 def parse_line(line: str) -> tuple[str, str] | None:
-    """(level, message) of a line in this format; None where it is none, such as a line of a traceback."""
+    """(level, message) of a line in this format; None for any other line, such as one of a traceback."""
     found = _LINE.fullmatch(line)
     return (found["level"], found["message"]) if found else None

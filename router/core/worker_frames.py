@@ -159,7 +159,7 @@ def _check_counts(*counts: int) -> None:
 
 
 def _check_seconds(*durations: float) -> None:
-    _expect(all(math.isfinite(one) and 0.0 <= one <= MAX_SECONDS for one in durations), "a time is none")
+    _expect(all(math.isfinite(one) and 0.0 <= one <= MAX_SECONDS for one in durations), "a duration is out of range")
 
 
 def _check_held(held: Sequence[HeldSequence]) -> None:

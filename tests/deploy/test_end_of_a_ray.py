@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from deploy.local_ray import LocalRay
-from deploy.processes import noted_process, until_ended
+from baton.deploy.local_ray import LocalRay
+from baton.deploy.processes import noted_process, until_ended
 
 RAYLET = """
 trap 'kill -0 {gcs} && touch {told}; exit' TERM

@@ -169,7 +169,7 @@ def test_figures_must_be_figures() -> None:
         ({"pages_free": 25}, "add up"),
         ({"pages_total": 1 << 40}, "add up"),
         ({"running": 1 << 60}, "beyond"),
-        ({"steps": (StepSample(1, 1, 1, 1, float("nan")),)}, "time"),
+        ({"steps": (StepSample(1, 1, 1, 1, float("nan")),)}, "duration"),
         ({"steps": (StepSample(1, 1, 1, 1, 0.1),) * 20_000}, "too many"),
         ({"request_ids": ("x",) * 70_000}, "too many"),
     ):

@@ -182,7 +182,7 @@ def test_a_run_in_which_nothing_can_happen_any_more_is_an_error() -> None:
             return []
 
     run = Simulation(Setup(MODEL, GPU).cluster(Pools(1, 1)), Never(), [TraceRequest(0.0, 10, 1)])
-    with pytest.raises(InternalError, match="1 requests wait"):
+    with pytest.raises(InternalError, match="1 requests are still live"):
         run.run()
 
 

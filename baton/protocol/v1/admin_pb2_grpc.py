@@ -119,7 +119,7 @@ class AdminServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def CancelOperation(self, request, context):
-        """Undo what has not been done yet. What was done stays.
+        """Cancel the remaining steps. Completed steps are not rolled back.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -48,7 +48,7 @@ class AdminStub:
         baton.protocol.v1.admin_pb2.CancelOperationRequest,
         baton.protocol.v1.admin_pb2.Operation,
     ]
-    """Undo what has not been done yet. What was done stays."""
+    """Cancel the remaining steps. Completed steps are not rolled back."""
 
     ListOperations: grpc.UnaryUnaryMultiCallable[
         baton.protocol.v1.admin_pb2.ListOperationsRequest,
@@ -110,7 +110,7 @@ class AdminAsyncStub:
         baton.protocol.v1.admin_pb2.CancelOperationRequest,
         baton.protocol.v1.admin_pb2.Operation,
     ]
-    """Undo what has not been done yet. What was done stays."""
+    """Cancel the remaining steps. Completed steps are not rolled back."""
 
     ListOperations: grpc.aio.UnaryUnaryMultiCallable[
         baton.protocol.v1.admin_pb2.ListOperationsRequest,
@@ -182,7 +182,7 @@ class AdminServicer(metaclass=abc.ABCMeta):
         request: baton.protocol.v1.admin_pb2.CancelOperationRequest,
         context: _ServicerContext,
     ) -> typing.Union[baton.protocol.v1.admin_pb2.Operation, collections.abc.Awaitable[baton.protocol.v1.admin_pb2.Operation]]:
-        """Undo what has not been done yet. What was done stays."""
+        """Cancel the remaining steps. Completed steps are not rolled back."""
 
     @abc.abstractmethod
     def ListOperations(

@@ -42,7 +42,7 @@ class LinkRates:
         return peer.best if peer.writes == WRITES else None
 
     def sentence(self, own: WorkerInfo, measured: LinkMeasured) -> tuple[str, bool]:
-        """The log line about it, and whether that is a warning."""
+        """The log line about it, and whether it is a warning."""
         host = self._peers[measured.agent].host
         gpus_of_one_host = own.device != "cpu" and bool(host) and host == own.host
         said = f"{measured.num_bytes >> 20} MiB to {measured.agent} in {1000 * measured.seconds:.1f} ms"
