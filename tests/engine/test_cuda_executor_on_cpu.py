@@ -194,7 +194,7 @@ def test_hopper_kernels_are_for_hopper() -> None:
 
 def test_a_missing_library_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "flashinfer", None)
-    with pytest.raises(ConfigError, match=r"pip install 'baton\[cuda\]'\.$"):
+    with pytest.raises(ConfigError, match=r"pip install '\.\[cuda\]' in Baton's checkout\.$"):
         backend.load_flashinfer()
 
 
