@@ -221,7 +221,7 @@ BENCHMARKS = (
     Benchmark(
         "fidelity",
         "the simulator against a live cluster",
-        f"{SIMULATED} worker prefill_worker decode_worker",
+        f"{SIMULATED} baton/worker prefill_worker decode_worker",
         lower="ttft_error tpot_error",
         neutral="{ttft_ms,ttft_p90_ms,tpot_ms,served_whole}_{live,simulated}",
     ),

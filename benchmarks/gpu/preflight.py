@@ -32,7 +32,7 @@ PACKAGES = (
 )
 DRIVER_LIBRARIES = ("libcuda.so.1", "libnvidia-ml.so.1")
 HEADERS = ("cuda_runtime.h", "cublasLt.h", "curand_kernel.h")  # that FlashInfer's sources include
-SERVING = ("zmq", "grpc_health.v1.health_pb2_grpc", "grpc_reflection.v1alpha.reflection")
+SERVING = ("zmq", "pydantic", "grpc_health.v1.health_pb2_grpc", "grpc_reflection.v1alpha.reflection")
 SERVING_OURS = ("baton.router.assembly", "baton.worker.assembly")
 WRITES = 3
 WRITTEN_BYTES = {"cuda": 64 * MIB, "cpu": 4 * MIB}

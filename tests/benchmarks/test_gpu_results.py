@@ -159,7 +159,7 @@ def test_without_a_gpu_it_says_so_and_how_to_try_it(monkeypatch: pytest.MonkeyPa
 
 ALL = sorted(f"benchmarks.gpu.{path.stem}" for path in (ROOT / "benchmarks" / "gpu").glob("*.py"))
 COMPUTING = [f"benchmarks.gpu.{name}" for name in ("compiling", "correctness", "decode", "prefill", "kernels", "child")]
-NEVER_NEEDED = ["ray", "pydantic", "typer", "torchvision", "pytest", "hypothesis", "tests"]
+NEVER_NEEDED = ["ray", "typer", "torchvision", "pytest", "hypothesis", "tests"]
 
 
 @pytest.mark.parametrize(
