@@ -19,6 +19,7 @@ from baton.engine.model_config import ModelConfig, model_config
 from baton.kv_transfer.nixl import NixlTransport
 from baton.prefill_worker.role import PrefillRole
 from baton.protocol.handoff import HandoffOutcome, HandoffReport, Reservation
+from baton.protocol.link_rate import SLOW_BYTES_S
 from baton.protocol.messages import HandoffEnded, Prefill, SendPages
 from baton.protocol.request import Request, SamplingParams
 from baton.protocol.worker import PageLayout
@@ -35,7 +36,6 @@ from benchmarks.handoff import Sender
 ROUNDS = 5
 PROBE_BYTES = 64 * MIB
 SGL = "NIXL_UCX_SGL_ENABLE"
-SLOW_GB_PER_S = 20.0  # between two processes of one GPU: not CUDA IPC
 HANDOFF_TIMEOUT_S = 20.0
 TRANSPORT_WORDS = re.compile(
     r"\b(cuda_ipc|cuda_copy|gdr_copy|rc_mlx5|rc_verbs|dc_mlx5|ud_mlx5|cma|posix|sysv|xpmem|knem|tcp)/"
@@ -118,7 +118,7 @@ def rounds_worth(part: Part, device: Device, sender: Sender, layout: PageLayout)
     pages = list(range(count))
     seconds = min(sender.path(pages, pages) for _ in range(2))
     rate = count * layout.page_bytes / seconds / 1e9
-    if not device.on_gpu or rate >= SLOW_GB_PER_S:
+    if not device.on_gpu or 1e9 * rate >= SLOW_BYTES_S:
         return ROUNDS
     part.note(f"{rate:.2f} GB/s in a first write is not CUDA IPC, so whole prompts are sent once, not {ROUNDS} times.")
     return 1

@@ -20,6 +20,8 @@ import psutil
 import torch
 
 from baton.engine.attention.flashinfer import load_flashinfer
+from baton.kv_transfer.nixl_library import DRIVER_LIBRARIES
+from baton.protocol.link_rate import SLOW_BYTES_S
 from baton.protocol.worker import PageLayout
 from benchmarks.gpu.device import Device, prepare
 from benchmarks.gpu.figures import PREFLIGHT
@@ -30,13 +32,11 @@ PACKAGES = (
     *("torch", "triton", "transformers", "flashinfer-python", "apache-tvm-ffi", "nixl", "nixl-cu13", "nixl-cu12"),
     *("grpcio", "grpcio-health-checking", "protobuf", "pyzmq"),
 )
-DRIVER_LIBRARIES = ("libcuda.so.1", "libnvidia-ml.so.1")
 HEADERS = ("cuda_runtime.h", "cublasLt.h", "curand_kernel.h")  # that FlashInfer's sources include
 SERVING = ("zmq", "pydantic", "grpc_health.v1.health_pb2_grpc", "grpc_reflection.v1alpha.reflection")
 SERVING_OURS = ("baton.router.assembly", "baton.worker.assembly")
 WRITES = 3
 WRITTEN_BYTES = {"cuda": 64 * MIB, "cpu": 4 * MIB}
-SLOW_GB_PER_S = 20.0
 SECOND_TRY = "try again with UCX_TLS=cuda_copy,cuda_ipc,sm,tcp,self and UCX_MODULE_DIR at nixl_cu13.libs/ucx"
 
 
@@ -165,6 +165,6 @@ def write_gb_per_s(part: Part, device: Device) -> float:
     if sums != page_sums(pages, everything):
         raise ValueError("The pages at the target are not those of the source.")
     rate = num_pages * layout.page_bytes / seconds / 1e9
-    if device.on_gpu and rate < SLOW_GB_PER_S:
+    if device.on_gpu and 1e9 * rate < SLOW_BYTES_S:
         part.note(f"{rate:.2f} GB/s is not CUDA IPC: {SECOND_TRY}.")
     return rate
