@@ -104,7 +104,7 @@ class Crowd:
 async def watch_pages(cluster: ProcessCluster, seconds: float) -> Verdict:
     """What is held all the while and belongs to nobody."""
     core = cluster.router.driver.core
-    audit = PageAudit(core.state, core.operations.records, core.membership.quarantine, core.claims.unclaimed)
+    audit = PageAudit(core.state, core.operations.records, core.membership.fence, core.adoption.orphans)
     looks = [audit.look()]
     for _ in range(round(seconds / LOOK_EVERY_S)):
         await asyncio.sleep(LOOK_EVERY_S)
@@ -114,8 +114,10 @@ async def watch_pages(cluster: ProcessCluster, seconds: float) -> Verdict:
 
 def storm_cluster(folder: Any, context_tokens: int = 256) -> ProcessCluster:
     """Room for the whole crowd at once in neither pages nor batch."""
-    router_plan, worker_plan = plans(folder, context_tokens, 600, policy="least_loaded", chunk_tokens=128, max_batch=32)
-    return ProcessCluster(router_plan, worker_plan, POOLS)
+    router_config, worker_config = plans(
+        folder, context_tokens, 600, policy="least_loaded", chunk_tokens=128, max_batch=32
+    )
+    return ProcessCluster(router_config, worker_config, POOLS)
 
 
 async def measure(width: int, storms: int, pace: float, seed: int) -> tuple[dict[str, float], dict[str, Any]]:
@@ -133,7 +135,7 @@ async def measure(width: int, storms: int, pace: float, seed: int) -> tuple[dict
             busy = await watch_pages(cluster, pace * 2.0)
         await asyncio.sleep(pace * 1.0)
         idle = await watch_pages(cluster, pace * 2.0)
-        held = sum(one.latest.pages_owned for one in idle.workers)
+        held = sum(one.latest.pages_in_use for one in idle.workers)
     figures = {
         "throughput_share_after_2s": median(shares),
         "throughput_share_worst": min(shares),

@@ -223,7 +223,7 @@ BENCHMARKS = (
         "the simulator against a live cluster",
         f"{SIMULATED} baton/worker prefill_worker decode_worker",
         lower="ttft_error tpot_error",
-        neutral="{ttft_ms,ttft_p90_ms,tpot_ms,served_whole}_{live,simulated}",
+        neutral="{ttft_ms,ttft_p90_ms,tpot_ms,served_locally}_{live,simulated}",
     ),
     Benchmark(
         "simulator",

@@ -213,7 +213,7 @@ class Chaos:
             with contextlib.suppress(BatonError), baton.Admin(self.started.admin_address) as admin:
                 cluster = admin.cluster()
                 workers = [worker for pool in cluster.pools for worker in pool.workers]
-                held = sum(worker.pages_held for worker in workers) + cluster.live_requests
+                held = sum(worker.pages_in_use for worker in workers) + cluster.live_requests
                 if held == 0 and len(workers) == sum(POOLS.values()):
                     return 0
             time.sleep(0.1)

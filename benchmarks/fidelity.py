@@ -19,7 +19,7 @@ import torch
 from baton.builtin_model import CHECKPOINT
 from baton.protocol.request import Request, SamplingParams
 from baton.protocol.worker import RoleName, StepSample, WorkerLoad
-from baton.router.core.record import Completion
+from baton.router.core.live_request import Completion
 from baton.router.policy.cluster_state import ClusterState
 from baton.router.policy.latency_model import StepCosts
 from baton.router.policy.policies import make_policy
@@ -73,13 +73,13 @@ class Live:
 
 async def run_live(stream: Stream, policy: str) -> Live:
     """Serve the stream with two worker processes, the router in this one."""
-    router_plan, worker_plan = plans(
+    router_config, worker_config = plans(
         CHECKPOINT, CONTEXT_TOKENS, NUM_PAGES, policy=policy, chunk_tokens=CHUNK_TOKENS, max_batch=MAX_BATCH
     )
-    engine = worker_plan.engine.changed(mixed_chunk_tokens=MIXED_CHUNK_TOKENS, checksum_every=16)
-    worker_plan = replace(worker_plan, engine=engine)
+    engine = worker_config.engine.changed(mixed_chunk_tokens=MIXED_CHUNK_TOKENS, checksum_every=16)
+    worker_config = replace(worker_config, engine=engine)
     state = RecordingState()
-    async with ProcessCluster(router_plan, worker_plan, {"prefill": 1, "decode": 1}, state=state) as cluster:
+    async with ProcessCluster(router_config, worker_config, {"prefill": 1, "decode": 1}, state=state) as cluster:
         driver = cluster.router.driver
         probes = [await _ask(driver, f"probe-{n}", _prompt(n, 64), 4) for n in range(PROBES)]
         await cluster.until(lambda: any(one.prefill_tokens for steps in state.samples.values() for one in steps))
@@ -197,7 +197,7 @@ def compare(live: Live, simulated: dict[str, float]) -> dict[str, float]:
         "tpot_ms_live": 1000 * mean(tpot),
         "tpot_ms_simulated": 1000 * simulated["tpot_s_mean"],
         "served_whole_live": whole,
-        "served_whole_simulated": simulated["served_whole"],
+        "served_whole_simulated": simulated["served_locally"],
     }
 
 

@@ -54,7 +54,7 @@ class HandDriven:
                 case Notice(_, payload):
                     self.perform(self.role.on_notice(decode_notice(payload), time.monotonic()))
 
-    def heard(self, kind: type) -> list[Any]:
+    def received(self, kind: type) -> list[Any]:
         """What it said of this kind, once."""
         found = [message for message in self.said if isinstance(message, kind)]
         self.said = [message for message in self.said if not isinstance(message, kind)]
@@ -64,7 +64,7 @@ class HandDriven:
         """Turn until it says this; raises `TimeoutError`."""
         deadline = time.monotonic() + timeout_s
         while True:
-            found = self.heard(kind)
+            found = self.received(kind)
             if found:
                 return found[0]
             if not self.turn() and time.monotonic() > deadline:

@@ -164,9 +164,9 @@ def measure_path(sizes: list[int], repeats: int, report: Report, step: Any) -> N
 
 async def measure_stall(requests: int, seed: int) -> tuple[float, float]:
     """(median stall ratio, median stall in ms) of requests of several chunks through live workers."""
-    router_plan, worker_plan = plans(CHECKPOINT, 4096, 1200, policy="least_loaded", chunk_tokens=512)
-    worker_plan = replace(worker_plan, engine=worker_plan.engine.changed(checksum_every=16))
-    async with ProcessCluster(router_plan, worker_plan, {"prefill": 1, "decode": 1}) as cluster:
+    router_config, worker_config = plans(CHECKPOINT, 4096, 1200, policy="least_loaded", chunk_tokens=512)
+    worker_config = replace(worker_config, engine=worker_config.engine.changed(checksum_every=16))
+    async with ProcessCluster(router_config, worker_config, {"prefill": 1, "decode": 1}) as cluster:
         await asyncio.sleep(1.0)
         generator = np.random.default_rng(seed)
         ratios, stalls = [], []

@@ -27,13 +27,13 @@ from baton.protocol.messages import (
     LoadReport,
     Prefill,
     Register,
+    RegisterAck,
     Reserve,
     Reserved,
     RouterMessage,
     SendPages,
     StepOutput,
     TokenOutput,
-    Welcome,
 )
 from baton.protocol.request import FinishReason
 from baton.protocol.worker import Endpoint, PageLayout, RoleName, WorkerInfo, WorkerLoad
@@ -71,12 +71,12 @@ class MockWorkers:
 
     def on_message(self, role: RoleName, message: RouterMessage) -> None:
         match message:
-            case Welcome():
+            case RegisterAck():
                 self.welcomes += 1
-            case Prefill(request, _, hand_off, _):
+            case Prefill(request, _, disaggregated, _):
                 self.totals[request.request_id] = request.sampling.max_tokens
                 self.send(role, StepOutput((self._token(request.request_id, 0, time.monotonic()),)))
-                if not hand_off and request.request_id in self.totals:  # not ended by its first token
+                if not disaggregated and request.request_id in self.totals:  # not ended by its first token
                     self.live[request.request_id] = 1
             case Reserve(reservation_id, request, _, _):
                 pages = tuple(range(-(-len(request.prompt) // 16)))

@@ -149,7 +149,7 @@ class Overload:
     def pages_leaked(self) -> int:
         with baton.Admin(self.started.admin_address) as admin:
             check = admin.check_pages(2.0)
-        return sum(one.pages_held for one in check.workers) + len(check.lost_handoffs) + check.live_requests
+        return sum(one.pages_in_use for one in check.workers) + len(check.lost_handoffs) + check.live_requests
 
 
 def memory_of(started: Started) -> Memory:

@@ -10,23 +10,23 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from baton.config.plan import ResolvedEngine, ResolvedModel, RouterPlan, WorkerPlan
+from baton.config.plan import ResolvedEngine, ResolvedModel, RouterConfig, WorkerConfig
 from baton.config.schema import RouterSection
 from baton.logs import set_up
-from baton.router.assembly import RunningRouter, start_router
+from baton.router.build import RunningRouter, start_router
 from baton.router.policy.cluster_state import ClusterState
 from benchmarks.cables import enter
 
 LOAD_TIMEOUT_S = 120.0
 
 
-def work(plan: WorkerPlan, namespace: str = "", environment: Mapping[str, str] | None = None) -> None:
+def work(plan: WorkerConfig, namespace: str = "", environment: Mapping[str, str] | None = None) -> None:
     """A worker process, until it is told to stop or killed; in a network namespace of its own, if one is named."""
     if namespace:
         enter(namespace)
     os.environ.update(environment or {})
     set_up(plan.name, plan.logging.level)
-    from baton.worker.assembly import assemble
+    from baton.worker.build import assemble
 
     assemble(plan, str(os.getpid()), "localhost", lambda stage: None).run()
 
@@ -35,8 +35,8 @@ def work(plan: WorkerPlan, namespace: str = "", environment: Mapping[str, str] |
 class ProcessCluster:
     """Start it with `async with`; every process has ended when the block has."""
 
-    router_plan: RouterPlan
-    worker_plan: WorkerPlan  # of every worker, but for name, role and address
+    router_config: RouterConfig
+    worker_config: WorkerConfig  # of every worker, but for name, role and address
     pools: Mapping[str, int]  # role → workers
     namespaces: Mapping[str, str] = field(default_factory=dict)  # of workers, by name
     environment: Mapping[str, str] = field(default_factory=dict)  # of every worker
@@ -49,7 +49,7 @@ class ProcessCluster:
         return [(f"{role}-{index}", role) for role, count in self.pools.items() for index in range(count)]
 
     async def __aenter__(self) -> ProcessCluster:
-        self.router = await start_router(self.router_plan, self.state)
+        self.router = await start_router(self.router_config, self.state)
         try:
             for name, role in self.names:
                 self.spawn(name, role)
@@ -68,7 +68,7 @@ class ProcessCluster:
 
     def spawn(self, name: str, role: str) -> None:
         """Start a worker (again)."""
-        plan = replace(self.worker_plan, name=name, role=role, router_address=self.router.worker_address)
+        plan = replace(self.worker_config, name=name, role=role, router_address=self.router.worker_address)
         arguments = (plan, self.namespaces.get(name, ""), dict(self.environment))
         self.processes[name] = mp.get_context("spawn").Process(target=work, args=arguments, daemon=True)
         self.processes[name].start()
@@ -95,8 +95,8 @@ def plans(
     chunk_tokens: int = 256,
     max_batch: int = 16,
     lost_after_s: float = 60.0,
-) -> tuple[RouterPlan, WorkerPlan]:
-    """The plans of a float32 cluster on this machine: one thread a worker, every page that travels is summed."""
+) -> tuple[RouterConfig, WorkerConfig]:
+    """The plans of a float32 cluster on this machine: one thread a worker, every page that travels is checksummed."""
     model = ResolvedModel(path=str(folder), dtype="float32", context_tokens=context_tokens)
     listening = RouterSection(port=0, admin_port=0, policy=policy, lost_after_s=lost_after_s)
     engine = ResolvedEngine(
@@ -109,4 +109,4 @@ def plans(
         device="cpu",
         checksum_every=1,
     )
-    return RouterPlan(model, "measured", listening, "127.0.0.1"), WorkerPlan("", "", "", model, engine)
+    return RouterConfig(model, "measured", listening, "127.0.0.1"), WorkerConfig("", "", "", model, engine)

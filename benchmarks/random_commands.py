@@ -12,7 +12,7 @@ from typing import Any
 import baton
 from baton.builtin_model import CHECKPOINT
 from baton.protocol.errors import BatonError
-from baton.router.core.operation import Ask, Drain, Migrate, Operation, OperationState, Rebalance, Undrain
+from baton.router.core.operation import Drain, Migrate, Operation, OperationSpec, OperationState, Rebalance, Undrain
 from benchmarks.process_cluster import ProcessCluster, plans
 from benchmarks.report import Goal, Report, arguments, progress
 from benchmarks.steady_streams import SteadyStreams
@@ -20,10 +20,10 @@ from benchmarks.steady_streams import SteadyStreams
 GOALS = {"answers_wrong": Goal(0, at_most=True), "pages_leaked": Goal(0, at_most=True)}
 
 
-async def operate(cluster: ProcessCluster, ask: Ask) -> Operation:
+async def operate(cluster: ProcessCluster, spec: OperationSpec) -> Operation:
     """An operation to its end."""
     driver = cluster.router.driver
-    operation = driver.start_operation("", ask, False)
+    operation = driver.start_operation("", spec, False)
     async for moved in driver.watch(operation.operation_id):
         operation = moved
     return operation
@@ -40,7 +40,7 @@ async def migrate_many(cluster: ProcessCluster, streams: SteadyStreams, count: i
         moved += operation.state is OperationState.DONE
 
 
-def random_ask(rng: random.Random, names: list[str], live: list[str]) -> Ask:
+def random_ask(rng: random.Random, names: list[str], live: list[str]) -> OperationSpec:
     """Any command, sensible or not."""
     match rng.randrange(6):
         case 0:
@@ -79,9 +79,9 @@ async def command_at_random(cluster: ProcessCluster, streams: SteadyStreams, sec
 
 async def run(minutes: float, seed: int) -> dict[str, float]:
     """Figures of so many minutes."""
-    router_plan, worker_plan = plans(CHECKPOINT, 1024, 1024, policy="least_loaded")
+    router_config, worker_config = plans(CHECKPOINT, 1024, 1024, policy="least_loaded")
     async with (
-        ProcessCluster(router_plan, worker_plan, {"prefill": 2, "decode": 2}) as cluster,
+        ProcessCluster(router_config, worker_config, {"prefill": 2, "decode": 2}) as cluster,
         baton.AsyncClient(f"127.0.0.1:{cluster.router.port}") as client,
     ):
         async with SteadyStreams(cluster, client) as streams:
@@ -92,7 +92,7 @@ async def run(minutes: float, seed: int) -> dict[str, float]:
             "answers": float(streams.answered),
             "migrations": float(streams.migrations),
             "answers_wrong": float(len(streams.wrong)),
-            "pages_leaked": float(sum(view.load.pages_owned for view in views)),
+            "pages_leaked": float(sum(view.load.pages_in_use for view in views)),
         }
 
 

@@ -20,7 +20,7 @@ from typing import Any
 from baton.builtin_model import CHECKPOINT
 from baton.protocol.errors import BatonError, Cancelled
 from baton.protocol.request import Request, SamplingParams
-from baton.router.core.operation import Ask, Migrate, Operation, OperationState, Rebalance
+from baton.router.core.operation import Migrate, Operation, OperationSpec, OperationState, Rebalance
 from benchmarks.process_cluster import ProcessCluster, plans
 from benchmarks.report import Goal, Report, arguments, progress
 
@@ -107,7 +107,7 @@ async def ask(cluster: ProcessCluster, stream: Stream) -> None:
         driver.unsubscribe(subscription, ended)
 
 
-async def operate(cluster: ProcessCluster, what: Ask) -> tuple[Operation, float, float]:
+async def operate(cluster: ProcessCluster, what: OperationSpec) -> tuple[Operation, float, float]:
     """An operation to its end, with the moments of command and end."""
     driver = cluster.router.driver
     start_s = time.perf_counter()
@@ -158,8 +158,8 @@ class Size:
 async def measure(size: Size, seed: int, step: Any) -> tuple[dict[str, float], dict[str, Any]]:
     rng = random.Random(seed)
     prompts = [tuple(rng.randrange(3, 256) for _ in range(PROMPT_TOKENS)) for _ in range(6)]
-    router_plan, worker_plan = plans(CHECKPOINT, CONTEXT_TOKENS, NUM_PAGES, policy="least_loaded")
-    async with ProcessCluster(router_plan, worker_plan, {"prefill": 2, "decode": 2}) as cluster:
+    router_config, worker_config = plans(CHECKPOINT, CONTEXT_TOKENS, NUM_PAGES, policy="least_loaded")
+    async with ProcessCluster(router_config, worker_config, {"prefill": 2, "decode": 2}) as cluster:
         step("undisturbed answers")
         expected: dict[tuple[int, ...], list[int]] = {}
         for index, prompt in enumerate(prompts):

@@ -53,7 +53,7 @@ def peer_side(peer: Peer, command: list[str]) -> Iterator[Side]:
     """The peer with a prefill and a decode server."""
     with ExitStack() as stack:
         servers = start(stack, mock_http_process)
-        prefill_port, decode_port = servers.hear()
+        prefill_port, decode_port = servers.receive()
         port, metrics_port = _free_ports(2)
         # Nothing is transferred, so the prefill server's own port stands in for the one where a transfer would begin.
         arguments = ["--pd-disaggregation", "--prefill", f"http://127.0.0.1:{prefill_port}", str(prefill_port)]

@@ -24,8 +24,8 @@ from typing import Any
 import baton
 from baton.builtin_model import CHECKPOINT
 from baton.client.errors import BatonError
-from baton.config.plan import RouterPlan
-from baton.router.assembly import start_router
+from baton.config.plan import RouterConfig
+from baton.router.build import start_router
 from benchmarks.process_cluster import plans, work
 from benchmarks.report import Report, arguments, progress
 
@@ -44,7 +44,7 @@ class Size:
     output_tokens: int
 
 
-def route(plan: RouterPlan, served: Any) -> None:
+def route(plan: RouterConfig, served: Any) -> None:
     """A router process, until it is killed; it tells when it began to serve (the clock is the machine's)."""
 
     async def serve() -> None:
@@ -55,7 +55,7 @@ def route(plan: RouterPlan, served: Any) -> None:
     asyncio.run(serve())
 
 
-def start(plan: RouterPlan) -> tuple[Any, Any]:
+def start(plan: RouterConfig) -> tuple[Any, Any]:
     """The process, and where it tells that it serves."""
     ours, theirs = mp.Pipe(duplex=False)
     process = mp.get_context("spawn").Process(target=route, args=(plan, theirs), daemon=True)
@@ -74,7 +74,7 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-async def until_joined(plan: RouterPlan, workers: Sequence[Any]) -> Any:
+async def until_joined(plan: RouterConfig, workers: Sequence[Any]) -> Any:
     """The cluster's state once every worker is there and holds nothing; raises when one has ended instead."""
     async with asyncio.timeout(120):
         while True:
@@ -85,14 +85,14 @@ async def until_joined(plan: RouterPlan, workers: Sequence[Any]) -> Any:
                 with baton.Admin(f"127.0.0.1:{plan.router.admin_port}") as admin:
                     cluster = await asyncio.to_thread(admin.cluster)
                 joined = [worker for pool in cluster.pools for worker in pool.workers]
-                if len(joined) == len(WORKERS) and not any(worker.pages_held for worker in joined):
+                if len(joined) == len(WORKERS) and not any(worker.pages_in_use for worker in joined):
                     return cluster
             except BatonError:
                 pass
             await asyncio.sleep(0.05)
 
 
-async def restart(plan: RouterPlan, old: Any, workers: Sequence[Any], size: Size) -> dict[str, Any]:
+async def restart(plan: RouterConfig, old: Any, workers: Sequence[Any], size: Size) -> dict[str, Any]:
     """Kill the router while all streams decode; `plan` is its successor's."""
     waits: list[tuple[float, float]] = []  # ends of each stream's longest gap
     ends: list[float] = []
@@ -134,24 +134,24 @@ async def restart(plan: RouterPlan, old: Any, workers: Sequence[Any], size: Size
 
 async def measure(size: Size, step: Callable[[str], None]) -> dict[str, float]:
     port, admin_port, worker_port = free_ports(3)
-    router_plan, worker_plan = plans(
+    router_config, worker_config = plans(
         CHECKPOINT, CONTEXT_TOKENS, 1200, policy="least_loaded", max_batch=32, lost_after_s=5.0
     )
-    listening = router_plan.router.changed(port=port, admin_port=admin_port)
-    router_plan = replace(router_plan, router=listening, worker_port=worker_port)
-    router, _ = start(router_plan)
+    listening = router_config.router.changed(port=port, admin_port=admin_port)
+    router_config = replace(router_config, router=listening, worker_port=worker_port)
+    router, _ = start(router_config)
     workers: list[Any] = []
     found: dict[str, list[Any]] = {"continued": [], "computed_again": []}
     try:
         for name, role in WORKERS.items():
-            plan = replace(worker_plan, name=name, role=role, router_address=f"tcp://127.0.0.1:{worker_port}")
+            plan = replace(worker_config, name=name, role=role, router_address=f"tcp://127.0.0.1:{worker_port}")
             workers.append(mp.get_context("spawn").Process(target=work, args=(plan,), name=name, daemon=True))
             workers[-1].start()
-        await until_joined(router_plan, workers)
+        await until_joined(router_config, workers)
         for _ in range(size.rounds):
             for kind, seconds in (("continued", CLAIM_WITHIN_S), ("computed_again", 0.0)):
                 step(kind)
-                resumed = replace(router_plan, router=router_plan.router.changed(claim_within_s=seconds))
+                resumed = replace(router_config, router=router_config.router.changed(claim_within_s=seconds))
                 seen = await restart(resumed, router, workers, size)
                 router = seen.pop("router")
                 found[kind].append(seen)

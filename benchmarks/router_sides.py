@@ -16,7 +16,7 @@ import zmq
 
 from baton.builtin_model import CHECKPOINT
 from baton.protocol import codec
-from baton.protocol.messages import Welcome
+from baton.protocol.messages import RegisterAck
 from baton.protocol.worker import RoleName
 from benchmarks.mock_baton import ROLES, Left, mock_baton_process
 from benchmarks.process_cluster import plans
@@ -32,7 +32,7 @@ class Child:
     pipe: Connection
     process: Any
 
-    def hear(self) -> Any:
+    def receive(self) -> Any:
         """The next thing it says."""
         if not self.pipe.poll(START_S):
             raise RuntimeError(f"{self.process.name} has said nothing for {START_S:g} s.")
@@ -41,7 +41,7 @@ class Child:
     def pace(self, step_s: float) -> Left:
         """Set a worker's step; returns when each token left since the last call."""
         self.pipe.send(step_s)
-        left: Left = self.hear()
+        left: Left = self.receive()
         return left
 
     def stop(self) -> None:
@@ -82,7 +82,7 @@ class Side:
 
 def router_process(pipe: Connection) -> None:
     """A real router; says where it listens and ends when the pipe closes."""
-    from baton.router.assembly import start_router
+    from baton.router.build import start_router
 
     async def serve() -> None:
         running = await start_router(plans(CHECKPOINT, 4096, 1)[0])
@@ -101,15 +101,15 @@ def baton_side() -> Iterator[Side]:
     """Baton's router with a prefill and a decode worker, and a second pair that is read without a router."""
     with ExitStack() as stack:
         router = start(stack, router_process)
-        worker_address, port = router.hear()
+        worker_address, port = router.receive()
         routed_worker = start(stack, mock_baton_process, worker_address)
-        routed_worker.hear()
+        routed_worker.receive()
         context = zmq.Context()
         stack.callback(context.destroy, linger=0)
         link: zmq.Socket[bytes] = context.socket(zmq.ROUTER)
         direct_port = link.bind_to_random_port("tcp://127.0.0.1")
         direct_worker = start(stack, mock_baton_process, f"tcp://127.0.0.1:{direct_port}")
-        welcome, greeted = codec.encode_to_worker([Welcome("direct", 0.5, "1")]), set[bytes]()
+        welcome, greeted = codec.encode_to_worker([RegisterAck("direct", 0.5, "1")]), set[bytes]()
         while len(greeted) < len(ROLES):
             if not link.poll(int(1000 * START_S)):
                 raise RuntimeError(f"{len(greeted)} of {len(ROLES)} mock workers registered within {START_S:g} s.")
@@ -117,7 +117,7 @@ def baton_side() -> Iterator[Side]:
             if worker not in greeted:
                 greeted.add(worker)
                 link.send_multipart([worker, welcome])
-        direct_worker.hear()
+        direct_worker.receive()
         decode = RoleName.DECODE.value.encode()
         yield Side(
             "",

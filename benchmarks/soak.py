@@ -97,7 +97,7 @@ class Soak:
         """Pages that somebody holds though no request is live."""
         with baton.Admin(self.started.admin_address) as admin:
             check = admin.check_pages(2.0)
-        return sum(one.pages_held for one in check.workers) + len(check.lost_handoffs) + check.live_requests
+        return sum(one.pages_in_use for one in check.workers) + len(check.lost_handoffs) + check.live_requests
 
     def memory(self) -> Memory:
         with baton.Admin(self.started.admin_address) as admin:

@@ -46,7 +46,7 @@ class SteadyStreams:
         await asyncio.gather(*self._tasks)
         core = self.cluster.router.driver.core
         await self.cluster.until(lambda: not core.live)
-        await self.cluster.until(lambda: all(not view.load.pages_owned for view in core.state.workers.values()))
+        await self.cluster.until(lambda: all(not view.load.pages_in_use for view in core.state.workers.values()))
 
     async def _serve(self) -> None:
         while not self._stopping:

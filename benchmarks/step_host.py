@@ -86,7 +86,7 @@ class Host:
             prompt = tuple(self._rng.randrange(3, VOCAB) for _ in range(length))
             request = Request(f"{self._rng.getrandbits(64):016x}", prompt, sampling)
             self._role.on_message(Prefill(request, (), False, 0), 0.0)
-        while self._role.occupancy().uncomputed_tokens:
+        while self._role.occupancy().pending_prefill_tokens:
             _, plan = self._role.plan(0.0)
             assert plan is not None
             self._role.absorb(plan, self._sampled(plan), 0.0)

@@ -85,7 +85,7 @@ class VllmPeer:
         os.killpg(self._process.pid, signal.SIGCONT)
         self._process.stdin.write(b"run\n")
         self._process.stdin.flush()
-        answer = self.hear(RUN_S)
+        answer = self.receive(RUN_S)
         self.stop()
         tokens: list[list[int]] = answer["tokens"]
         return VllmRun(sum(map(len, tokens)) / answer["seconds"], tokens)
@@ -94,7 +94,7 @@ class VllmPeer:
         """Take its processes off the cores until the next run."""
         os.killpg(self._process.pid, signal.SIGSTOP)
 
-    def hear(self, within_s: float) -> dict[str, Any]:
+    def receive(self, within_s: float) -> dict[str, Any]:
         """Its next line of JSON."""
         ready, _, _ = select.select([self._results], [], [], within_s)
         line = self._results.readline() if ready else b""
@@ -129,7 +129,7 @@ def vllm_peer(python: str, job: Job, threads: int) -> Iterator[VllmPeer]:
             os.close(writing)
             try:
                 peer = VllmPeer(process, results, log)
-                peer.hear(START_S)
+                peer.receive(START_S)
                 peer.stop()
                 yield peer
             finally:  # its engine is a process of its own, in the same group

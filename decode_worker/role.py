@@ -6,7 +6,7 @@
                           ├── preempted: pages swapped out ─┤
                           └── no host memory: recomputed ───┘
 
-When its router is gone, all but reservations and migrations continue; token_log.py buffers output for a new router.
+When its router is gone, all but reservations and migrations continue; replay_buffer.py buffers output for a new router.
 
 A worker that runs only whole requests is the co-located baseline ("mixed"): prefill chunks beside decodes.
 """
@@ -15,22 +15,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from baton.decode_worker.departures import Departures
-from baton.decode_worker.inbound import Inbound
+from baton.decode_worker.handoff_receiver import HandoffReceiver
+from baton.decode_worker.migration_source import MigrationSource
+from baton.decode_worker.replay_buffer import ReplayBuffer
 from baton.decode_worker.swap import SwapSpace
-from baton.decode_worker.token_log import TokenLog
 from baton.engine.batch import absorb_step, plan_step
 from baton.engine.page_table import commit_pages, give_back_pages, grow, take_pages
 from baton.engine.sequence import Sequence
 from baton.engine.step import StepPlan, StepResult
 from baton.protocol.handoff import HandoffNotice, HandoffOutcome
 from baton.protocol.messages import (
+    AdoptSequence,
     Cancel,
-    ContinueSequence,
+    DetachedSequence,
     HandoffCommitted,
     HandoffCorrupt,
     HandoffEnded,
-    HeldSequence,
     Prefill,
     Release,
     RequestFailed,
@@ -58,21 +58,23 @@ class DecodeRole:
     name: RoleName = RoleName.DECODE
     _running: dict[str, Sequence] = field(default_factory=dict)  # has pages; oldest first
     _waiting: dict[str, Sequence] = field(default_factory=dict)  # has none yet, or lost them by preemption
-    _inbound: Inbound = field(init=False)
-    _departures: Departures = field(init=False)
+    _receiver: HandoffReceiver = field(init=False)
+    _migrations: MigrationSource = field(init=False)
     _swap: SwapSpace = field(init=False)
     _recomputes: int = 0
-    _log: TokenLog = field(init=False)
+    _log: ReplayBuffer = field(init=False)
     _stepping: bool = False  # a plan is not absorbed yet: its sequences may not pause
 
     def __post_init__(self) -> None:
         self._swap = SwapSpace(self.state.host_pages, self.state.pool.page_size)
-        self._log = TokenLog(self.state.keep_ended_s)
+        self._log = ReplayBuffer(self.state.keep_ended_s)
         self._meet_peers()
 
     def _meet_peers(self) -> None:
-        self._inbound = Inbound(self.state.pool, self.state.agent, self.state.model_id, self.state.share_prefixes)
-        self._departures = Departures(self.state.pool, self.state.engine.checksum_every)
+        self._receiver = HandoffReceiver(
+            self.state.pool, self.state.agent, self.state.model_id, self.state.share_prefixes
+        )
+        self._migrations = MigrationSource(self.state.pool, self.state.engine.checksum_every)
 
     def on_message(self, message: RouterMessage, now: float) -> list[Command]:
         match message:
@@ -83,18 +85,18 @@ class DecodeRole:
             case SendPages():
                 return self._depart(message, now)
             case Cancel(request_id):
-                self._inbound.cancel(request_id)
+                self._receiver.cancel(request_id)
                 self._log.forget(request_id)
                 return self._forget(request_id, now)
-            case ContinueSequence(request_id, from_index):
+            case AdoptSequence(request_id, from_index):
                 return self._continue(request_id, from_index)
             case Release(reservation_id):
-                self._inbound.release(reservation_id)
+                self._receiver.release(reservation_id)
         return []
 
     def _accept(self, message: Prefill) -> list[Command]:
         request_id = message.request.request_id
-        if message.role_epoch != self.state.role_epoch or message.hand_off:
+        if message.role_epoch != self.state.role_epoch or message.disaggregated:
             return [Send(RequestFailed(request_id, "WrongRole", "This worker hands nothing over."))]
         if request_id not in self._running:
             self._swap.forget(request_id)
@@ -105,7 +107,7 @@ class DecodeRole:
     def _continue(self, request_id: str, from_index: int) -> list[Command]:
         """A new router adopts a sequence that an earlier one started."""
         running = self._running.get(request_id) or self._waiting.get(request_id)
-        told = self._log.tell(request_id, running, from_index)
+        told = self._log.replay(request_id, running, from_index)
         if told is None:
             return [Send(RequestFailed(request_id, "NotFound", "The sequence is not held any more."))]
         starts = range(0, len(told), TOKENS_PER_MESSAGE)
@@ -118,8 +120,8 @@ class DecodeRole:
         sequence = Sequence.start(message.request, message.emitted)
         growth = message.growth_tokens
         # Swapped-out sequences come back before newcomers, which could starve them.
-        headroom = self._headroom + self._swap.num_held
-        reservation = self._inbound.reserve(message.reservation_id, sequence, headroom, growth)
+        headroom = self._headroom + self._swap.num_in_use
+        reservation = self._receiver.reserve(message.reservation_id, sequence, headroom, growth)
         if reservation is None:
             return ReservationRefused(message.reservation_id, request_id, "Too few free pages.")
         return Reserved(reservation)
@@ -127,10 +129,10 @@ class DecodeRole:
     @property
     def _headroom(self) -> int:
         """Pages kept for growth: every running sequence may soon need its next one."""
-        return min(len(self._running) + len(self._inbound), self.state.pool.num_pages // 4)
+        return min(len(self._running) + len(self._receiver), self.state.pool.num_pages // 4)
 
     def on_notice(self, notice: HandoffNotice, now: float) -> list[Command]:
-        sequence = self._inbound.commit(notice)
+        sequence = self._receiver.commit(notice)
         if sequence is None:
             return []
         commit_pages(sequence, self.state.pool, self.state.root)
@@ -139,51 +141,51 @@ class DecodeRole:
         return [Send(HandoffCommitted(notice.request_id, notice.reservation_id))]
 
     def reserved_pages(self, reservation_id: str) -> tuple[int, ...]:
-        return self._inbound.pages(reservation_id)
+        return self._receiver.pages(reservation_id)
 
     def on_corrupt(self, notice: HandoffNotice, wrong_pages: int) -> list[Command]:
-        self._inbound.cancel(notice.request_id)
+        self._receiver.cancel(notice.request_id)
         return [Send(HandoffCorrupt(notice.request_id, notice.reservation_id, wrong_pages))]
 
     def _depart(self, message: SendPages, now: float) -> list[Command]:
         """Start to migrate a decoding sequence to the reservation's worker."""
         sequence, reservation = self._running.get(message.request_id), message.reservation
-        if self._departures.under_way(reservation):
+        if self._migrations.under_way(reservation):
             return []  # a repeat: the end of the handoff answers both
-        if sequence is None or not sequence.page_table or self._departures.leaving(message.request_id):
+        if sequence is None or not sequence.page_table or self._migrations.leaving(message.request_id):
             ended = HandoffEnded(message.request_id, reservation.reservation_id, HandoffOutcome.DRAINED)
             return [Send(ended)]
-        self._departures.start(sequence, reservation)
-        return [] if self._stepping else self._departures.on_step_ended(now)
+        self._migrations.start(sequence, reservation)
+        return [] if self._stepping else self._migrations.on_step_ended(now)
 
     def on_write_ended(self, outcome: WriteEnded, now: float) -> list[Command]:
-        commands, gone = self._departures.on_write_ended(outcome, now)
+        commands, gone = self._migrations.on_write_ended(outcome, now)
         if gone is not None:
             del self._running[gone.request_id]
             self._log.forget(gone.request_id)
             give_back_pages(gone, self.state.pool)
-        return commands if self._stepping else commands + self._departures.on_step_ended(now)
+        return commands if self._stepping else commands + self._migrations.on_step_ended(now)
 
     def call_off_handoffs(self) -> None:
-        self._departures.call_off()
+        self._migrations.call_off()
 
-    def on_new_router(self, state: WorkerState) -> tuple[HeldSequence, ...]:
-        self._inbound.release_all()
-        self._departures.give_up()
+    def on_new_router(self, state: WorkerState) -> tuple[DetachedSequence, ...]:
+        self._receiver.release_all()
+        self._migrations.give_up()
         self.state = state
         self._meet_peers()
-        return self._log.mute((*self._running.values(), *self._waiting.values()))
+        return self._log.detach((*self._running.values(), *self._waiting.values()))
 
     def on_stalled(self, agent: str, now: float) -> list[Command]:
-        return self._departures.on_stalled(agent, now)
+        return self._migrations.on_stalled(agent, now)
 
     def plan(self, now: float) -> tuple[list[Command], StepPlan | None]:
         self._log.expire(now)
         copies = self._admit()
-        paused = self._departures.paused
+        paused = self._migrations.paused
         running = [sequence for request_id, sequence in self._running.items() if not paused(request_id)]
         decoding = [sequence for sequence in running if sequence.decoding][: self.state.budget.max_batch]
-        ready = [sequence for sequence in decoding if self._make_room(sequence, copies)]
+        ready = [sequence for sequence in decoding if self._find_page(sequence, copies)]
         ready = [sequence for sequence in ready if sequence.page_table]  # a later one may have preempted it
         prefilling = [sequence for sequence in self._running.values() if not sequence.decoding]
         plan = plan_step(ready, prefilling, self.state.budget)
@@ -204,13 +206,13 @@ class DecodeRole:
                 copies.append(swap_in)
         return copies
 
-    def _make_room(self, sequence: Sequence, copies: list[Command]) -> bool:
+    def _find_page(self, sequence: Sequence, copies: list[Command]) -> bool:
         """Find a page for the sequence's next token, if necessary by preempting the sequence that came last; `copies`
         collects the copies that keep that one's pages."""
         if not sequence.page_table:
             return False
         while not grow(sequence, self.state.pool):
-            leaving = self._departures.leaving
+            leaving = self._migrations.leaving
             staying = (one for request_id, one in reversed(self._running.items()) if not leaving(request_id))
             victim = next(staying, None)
             if victim is None:
@@ -245,7 +247,7 @@ class DecodeRole:
             if finish is not None:
                 commands += self._forget(sequence.request_id, now)
                 self._log.on_ended(sequence, finish, now)
-        commands += self._departures.on_step_ended(now)
+        commands += self._migrations.on_step_ended(now)
         return [Send(StepOutput(tuple(outputs))), *commands] if outputs else commands
 
     def _forget(self, request_id: str, now: float) -> list[Command]:
@@ -254,14 +256,14 @@ class DecodeRole:
         sequence = self._running.pop(request_id, None)
         if sequence is None:
             return []
-        commands, kept = self._departures.drop(sequence, now)
+        commands, kept = self._migrations.drop(sequence, now)
         if not kept:
             give_back_pages(sequence, self.state.pool)
         return commands
 
     @property
     def expects_peers(self) -> bool:
-        return len(self._inbound) > 0 or len(self._departures) > 0
+        return len(self._receiver) > 0 or len(self._migrations) > 0
 
     def occupancy(self) -> Occupancy:
         prefilling = [sequence for sequence in self._running.values() if not sequence.decoding]
@@ -269,10 +271,10 @@ class DecodeRole:
         return Occupancy(
             running=len(self._running) - len(prefilling),
             waiting=len(uncomputed),
-            uncomputed_tokens=sum(sequence.uncomputed for sequence in uncomputed) - self._swap.computed_tokens,
+            pending_prefill_tokens=sum(sequence.uncomputed for sequence in uncomputed) - self._swap.computed_tokens,
             context_tokens=sum(sequence.computed for sequence in self._running.values()),
-            request_ids=tuple(dict.fromkeys((*self._running, *self._waiting, *self._departures.request_ids))),
-            reservation_ids=self._inbound.reservation_ids,
+            request_ids=tuple(dict.fromkeys((*self._running, *self._waiting, *self._migrations.request_ids))),
+            reservation_ids=self._receiver.reservation_ids,
             swapped=len(self._swap),
             swap_outs=self._swap.swap_outs,
             recomputes=self._recomputes,

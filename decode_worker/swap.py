@@ -44,7 +44,7 @@ class SwapSpace:
         return len(self._swapped)
 
     @property
-    def num_held(self) -> int:
+    def num_in_use(self) -> int:
         """Slots in use; restoring their sequences needs about as many pages."""
         return self.num_slots - len(self._free)
 

@@ -11,7 +11,7 @@ from baton.builtin_model import CHECKPOINT
 from baton.config.access import check_access
 from baton.config.resolve import ModelFacts, Resolved, resolve
 from baton.config.schema import BatonConfig
-from baton.deploy.ending import Tell, clear, end_started
+from baton.deploy.ending import Progress, clear, end_started
 from baton.deploy.local_ray import LocalRay, loopback, planned_ray, start_local_ray
 from baton.deploy.machine import machine_facts
 from baton.deploy.preflight import check_start, ray_host
@@ -70,7 +70,7 @@ def _with_whole_paths(config: BatonConfig) -> BatonConfig:
 
 
 def up(
-    resolved: Resolved, tell: Tell, folder: Path | None = None, ends_with: NotedProcess | None = None
+    resolved: Resolved, tell: Progress, folder: Path | None = None, ends_with: NotedProcess | None = None
 ) -> RunningCluster:
     """Start Ray (unless $RAY_ADDRESS names one), router and workers; on any failure nothing stays behind.
 
@@ -107,7 +107,7 @@ def up(
         raise
 
 
-def start_again(folder: Path, cluster_id: str, tell: Tell) -> RunningCluster:
+def start_again(folder: Path, cluster_id: str, tell: Progress) -> RunningCluster:
     """Bring the noted cluster back after its Ray has died: same ports, pools and configuration.
 
     Raises `ConfigError` when it is not this cluster's note any more, or when it cannot start; the note stays.
@@ -128,7 +128,7 @@ def start_again(folder: Path, cluster_id: str, tell: Tell) -> RunningCluster:
         raise
 
 
-def _start(mine: RunningCluster, resolved: Resolved, tell: Tell, folder: Path) -> RunningCluster:
+def _start(mine: RunningCluster, resolved: Resolved, tell: Progress, folder: Path) -> RunningCluster:
     """Start what the note announces, and note where it serves."""
     existing = not mine.ray_folder
     tell("ray", f"connecting to {mine.ray_address}" if existing else "starting")

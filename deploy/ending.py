@@ -21,7 +21,7 @@ from baton.deploy.running import RunningCluster, home, remove_note, running_clus
 from baton.deploy.supervisor import end_supervisor
 from baton.protocol.errors import ConfigError
 
-Tell = Callable[[str, str], None]
+Progress = Callable[[str, str], None]
 STREAMS_S = 5.0  # how long running streams may take to end within DOWN_S; router.stop_grace_s may give them more
 DOWN_S = 20.0
 _END_RAY_S = 8.0  # of these, for processes that do not end when asked
@@ -181,7 +181,7 @@ def end_started(cluster: RunningCluster) -> None:
         stop_actors(cluster, time.monotonic() + DOWN_S - _END_RAY_S)
 
 
-def clear(folder: Path, tell: Tell) -> None:
+def clear(folder: Path, tell: Progress) -> None:
     """End what is left of a noted cluster that died, and of killed demos; raises `ConfigError` when a cluster lives."""
     end_killed_demos(folder)
     cluster = running_cluster(folder)

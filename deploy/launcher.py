@@ -30,7 +30,7 @@ from baton.deploy.placement_groups import actor_options, release_empty_groups, r
 from baton.deploy.processes import import_root
 from baton.protocol.address import reachable
 from baton.protocol.errors import ConfigError, NoWorkers
-from baton.router.access.worker_gate import new_link_keys
+from baton.router.access.zap_authenticator import new_link_keys
 from baton.router.actor import RouterActor
 from baton.worker.actor import WorkerActor
 
@@ -38,7 +38,7 @@ POLL_S = 0.1
 CLOCK_S = 1.0  # by which the times of files may be behind
 MAX_STOP_S = 70.0  # router.stop_grace_s is 60 at most
 WORKERS_S = 2.0  # of the time to stop a cluster, for its workers
-Tell = Callable[[str, str], None]  # (process name, what it is doing)
+Progress = Callable[[str, str], None]  # (process name, what it is doing)
 
 
 @contextlib.contextmanager
@@ -142,7 +142,7 @@ class Started:
     admin_address: str
 
 
-def start_cluster(resolved: Resolved, tell: Tell, prefix: str = "", worker_host: str = "127.0.0.1") -> Started:
+def start_cluster(resolved: Resolved, tell: Progress, prefix: str = "", worker_host: str = "127.0.0.1") -> Started:
     """Start router and workers as detached actors and wait until every worker serves.
 
     `prefix` goes before actor names, so that several clusters share one Ray. `worker_host` is where the router listens
@@ -151,7 +151,7 @@ def start_cluster(resolved: Resolved, tell: Tell, prefix: str = "", worker_host:
     """
     node_address = ray.util.get_node_ip_address()
     keys = new_link_keys()
-    plan = replace(resolved.router_plan(worker_host or node_address), link_keys=keys.router)
+    plan = replace(resolved.router_config(worker_host or node_address), link_keys=keys.router)
     tell(ROUTER, "starting")
     # On the node of the command: its clients are here, and this node is not one the autoscaler takes away.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -179,7 +179,7 @@ def start_cluster(resolved: Resolved, tell: Tell, prefix: str = "", worker_host:
 
 
 def start_workers(
-    resolved: Resolved, workers: list[tuple[str, str]], worker_address: str, tell: Tell, prefix: str = ""
+    resolved: Resolved, workers: list[tuple[str, str]], worker_address: str, tell: Progress, prefix: str = ""
 ) -> None:
     """Start workers, given as (name, role), and wait until each serves, however long its node takes to come.
 
@@ -188,7 +188,7 @@ def start_workers(
     actors = {}
     keys = ray.get(_router(prefix).worker_keys.remote())
     for name, role in workers:
-        plan = replace(resolved.worker_plan(name, role, worker_address), link_keys=keys)
+        plan = replace(resolved.worker_config(name, role, worker_address), link_keys=keys)
         try:
             options = actor_options(resolved, name, role, prefix)
             actors[name] = WorkerActor.options(  # type: ignore[attr-defined]
@@ -201,7 +201,7 @@ def start_workers(
     _wait_loaded(actors, tell)
 
 
-def _wait_loaded(actors: dict[str, Any], tell: Tell) -> None:
+def _wait_loaded(actors: dict[str, Any], tell: Progress) -> None:
     killed, began_s = oom_kills(), time.time() - CLOCK_S
     waiting = {actor.wait_loaded.remote(): name for name, actor in actors.items()}
     # One question at a time: an actor without a node yet would find all of them in its queue when it starts.

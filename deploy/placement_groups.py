@@ -13,7 +13,7 @@ from baton.protocol.errors import ConfigError
 
 
 def reserve_groups(resolved: Resolved, prefix: str) -> None:
-    """Ask Ray for the places of every group; those that no node has yet are what its autoscaler brings nodes for."""
+    """Reserve the places of every group; where no node has them yet, Ray's autoscaler starts nodes for them."""
     for group in groups(resolved.config, resolved.roles):
         wanted = [demand(resolved.config, role) for _, role in group.workers]
         try:

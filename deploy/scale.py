@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from baton.config.memory import check_more_memory
 from baton.config.resolve import Resolved
-from baton.deploy.ending import Tell
+from baton.deploy.ending import Progress
 from baton.deploy.local_ray import LocalRay
 from baton.deploy.look import serving_cluster
 from baton.deploy.machine import machine_facts
@@ -47,7 +47,7 @@ def leaving(pool: str, count: int, pools: Pools) -> list[str]:
     return gone
 
 
-def scale(pool: str, delta: int, pools: Pools, drain: Drain, tell: Tell) -> list[str]:
+def scale(pool: str, delta: int, pools: Pools, drain: Drain, tell: Progress) -> list[str]:
     """Add `delta` workers to a pool of the running cluster, or remove as many; returns their names.
 
     `pools` are the workers as they serve now: a worker may have left the pool that it is named after.
@@ -76,7 +76,7 @@ def scale(pool: str, delta: int, pools: Pools, drain: Drain, tell: Tell) -> list
     return names
 
 
-def _add(cluster: RunningCluster, resolved: Resolved, workers: list[tuple[str, str]], tell: Tell) -> None:
+def _add(cluster: RunningCluster, resolved: Resolved, workers: list[tuple[str, str]], tell: Progress) -> None:
     from baton.deploy.launcher import start_workers, stop_workers
 
     names = [name for name, _ in workers]
@@ -88,7 +88,7 @@ def _add(cluster: RunningCluster, resolved: Resolved, workers: list[tuple[str, s
         raise
 
 
-def _remove(cluster: RunningCluster, resolved: Resolved, names: list[str], drain: Drain, tell: Tell) -> None:
+def _remove(cluster: RunningCluster, resolved: Resolved, names: list[str], drain: Drain, tell: Progress) -> None:
     from baton.deploy.launcher import stop_workers
 
     for name in names:

@@ -15,10 +15,10 @@ from baton.engine.sequence import Sequence
 from baton.engine.step import StepPlan, StepResult
 from baton.protocol.handoff import HandoffNotice, HandoffOutcome
 from baton.protocol.messages import (
+    AdoptSequence,
     Cancel,
-    ContinueSequence,
+    DetachedSequence,
     HandoffEnded,
-    HeldSequence,
     Prefill,
     RequestFailed,
     RouterMessage,
@@ -26,7 +26,7 @@ from baton.protocol.messages import (
     StepOutput,
 )
 from baton.protocol.worker import RoleName
-from baton.worker.core.outbound import Outbound
+from baton.worker.core.handoff_sender import HandoffSender
 from baton.worker.core.role import Command, Occupancy, Send, WriteEnded
 from baton.worker.core.stalled_handoffs import StalledHandoffs
 from baton.worker.core.state import WorkerState
@@ -36,7 +36,7 @@ from baton.worker.core.token_output import token_output
 @dataclass(slots=True, eq=False)
 class _Job:
     sequence: Sequence
-    outbound: Outbound | None = None
+    sender: HandoffSender | None = None
     compute_ended_s: float | None = None  # when the first token was sampled
     unwanted: bool = False  # cancelled, or ended with its first token: kept only until its writes end
 
@@ -68,13 +68,13 @@ class PrefillRole:
             case Cancel(request_id):
                 job = self._jobs.get(request_id)
                 return self._drop(job, now) if job else []
-            case ContinueSequence(request_id):
+            case AdoptSequence(request_id):
                 return [Send(RequestFailed(request_id, "NotFound", "This worker keeps no sequences."))]
         return []
 
     def _accept(self, message: Prefill) -> list[Command]:
         request = message.request
-        if message.role_epoch != self.state.role_epoch or not message.hand_off:
+        if message.role_epoch != self.state.role_epoch or not message.disaggregated:
             return [Send(RequestFailed(request.request_id, "WrongRole", "This worker only prefills."))]
         if request.request_id not in self._jobs:
             self._jobs[request.request_id] = _Job(Sequence.start(request, message.emitted))
@@ -83,12 +83,12 @@ class PrefillRole:
     def _send_pages(self, message: SendPages, now: float) -> list[Command]:
         job = self._jobs.get(message.request_id)
         reservation = message.reservation
-        if job is not None and job.outbound is not None and job.outbound.reservation == reservation:
+        if job is not None and job.sender is not None and job.sender.reservation == reservation:
             return []  # a repeat: the end of the handoff answers both
-        if job is None or job.unwanted or job.outbound is not None:
+        if job is None or job.unwanted or job.sender is not None:
             ended = HandoffEnded(message.request_id, reservation.reservation_id, HandoffOutcome.DRAINED)
             return [Send(ended)]
-        job.outbound = Outbound.to(reservation)
+        job.sender = HandoffSender.to(reservation)
         return self._push(job, now)
 
     def plan(self, now: float) -> tuple[list[Command], StepPlan | None]:
@@ -126,25 +126,25 @@ class PrefillRole:
         if of_stalled is not None:
             return of_stalled
         job = self._job_of_write.pop(outcome.write_id)
-        if job.outbound is None:
+        if job.sender is None:
             return []
-        job.outbound.on_write_ended(outcome)
+        job.sender.on_write_ended(outcome)
         return self._push(job, now) + self._settle(job, now)
 
     def on_stalled(self, agent: str, now: float) -> list[Command]:
         commands: list[Command] = []
         for job in list(self._jobs.values()):
-            outbound = job.outbound
-            if outbound is None or outbound.reservation.agent != agent:
+            sender = job.sender
+            if sender is None or sender.reservation.agent != agent:
                 continue
-            if not outbound.in_flight:
-                outbound.error = f"{agent} takes no pages"
+            if not sender.in_flight:
+                sender.error = f"{agent} takes no pages"
                 commands += self._settle(job, now)
                 continue
-            job.outbound = None
-            for write_id in outbound.in_flight:
+            job.sender = None
+            for write_id in sender.in_flight:
                 del self._job_of_write[write_id]
-            commands.append(self._stalled.hold(job.sequence, outbound, now))
+            commands.append(self._stalled.hold(job.sequence, sender, now))
             if job.unwanted:
                 self._forget(job)
         return commands
@@ -160,10 +160,10 @@ class PrefillRole:
 
     def call_off_handoffs(self) -> None:
         for job in self._jobs.values():
-            if job.outbound is not None:
-                job.outbound.cancelled = True
+            if job.sender is not None:
+                job.sender.cancelled = True
 
-    def on_new_router(self, state: WorkerState) -> tuple[HeldSequence, ...]:
+    def on_new_router(self, state: WorkerState) -> tuple[DetachedSequence, ...]:
         for job in list(self._jobs.values()):
             self._forget(job)
         self.state = state
@@ -171,10 +171,10 @@ class PrefillRole:
 
     def _push(self, job: _Job, now: float) -> list[Command]:
         """Send pages that are computed but not sent. A running chunk never changes full pages."""
-        if job.outbound is None or job.unwanted:
+        if job.sender is None or job.unwanted:
             return []
         page_size, every = self.state.pool.page_size, self.state.engine.checksum_every
-        write = job.outbound.push(job.sequence, page_size, job.computed_all, self._write_ids, every)
+        write = job.sender.push(job.sequence, page_size, job.computed_all, self._write_ids, every)
         if write is None:
             return self._settle(job, now)
         self._job_of_write[write.write_id] = job
@@ -183,26 +183,24 @@ class PrefillRole:
     def _drop(self, job: _Job, now: float) -> list[Command]:
         """The request is done here; its pages are freed once no write reads them."""
         job.unwanted = True
-        if job.outbound is None:
+        if job.sender is None:
             self._forget(job)
             return []
-        job.outbound.cancelled = True
+        job.sender.cancelled = True
         return self._settle(job, now)
 
     def _settle(self, job: _Job, now: float) -> list[Command]:
         """Report an ended handoff, once, and free its pages."""
-        outbound = job.outbound
-        if outbound is None or outbound.outcome is None:
+        sender = job.sender
+        if sender is None or sender.outcome is None:
             return []
-        outcome, reservation = outbound.outcome, outbound.reservation
+        outcome, reservation = sender.outcome, sender.reservation
         delivered = outcome is HandoffOutcome.DELIVERED
-        job.outbound = None
+        job.sender = None
         if delivered or job.unwanted:
             self._forget(job)
-        report = outbound.report(job.compute_ended_s, now)
-        return [
-            Send(HandoffEnded(job.sequence.request_id, reservation.reservation_id, outcome, report, outbound.error))
-        ]
+        report = sender.report(job.compute_ended_s, now)
+        return [Send(HandoffEnded(job.sequence.request_id, reservation.reservation_id, outcome, report, sender.error))]
 
     def _forget(self, job: _Job) -> None:
         del self._jobs[job.sequence.request_id]
@@ -217,7 +215,7 @@ class PrefillRole:
         return Occupancy(
             running=0,
             waiting=len(waiting),
-            uncomputed_tokens=sum(sequence.uncomputed for sequence in waiting),
+            pending_prefill_tokens=sum(sequence.uncomputed for sequence in waiting),
             context_tokens=0,
             request_ids=tuple(dict.fromkeys((*self._jobs, *self._stalled.request_ids))),
             reservation_ids=(),

@@ -12,7 +12,7 @@ import os
 
 import ray
 
-from baton.config.plan import RouterAddresses, RouterPlan
+from baton.config.plan import RouterAddresses, RouterConfig
 from baton.config.ray_names import NAMESPACE, ROUTER
 from baton.logs import log, set_up
 from baton.protocol.errors import BatonError
@@ -27,14 +27,14 @@ class RouterActor:
     router is found where the first one was.
     """
 
-    def __init__(self, plan: RouterPlan, worker_keys: WorkerKeys, prefix: str = "") -> None:
+    def __init__(self, plan: RouterConfig, worker_keys: WorkerKeys, prefix: str = "") -> None:
         set_up(ROUTER, plan.logging.level)
         self._plan, self._worker_keys, self._prefix = plan, worker_keys, prefix
         self._watches: dict[str, asyncio.Task[None]] = {}
         self._started = asyncio.get_running_loop().create_task(self._start())
 
     async def _start(self) -> RouterAddresses | str:
-        from baton.router.assembly import start_router
+        from baton.router.build import start_router
 
         try:
             self._router = await start_router(self._plan)
@@ -43,7 +43,7 @@ class RouterActor:
             return f"The router could not start: {error}"
         addresses = self._router.addresses
         log.info(f"serving gRPC on {addresses.public}, administration on {addresses.admin}")
-        self._router.driver.on_welcome = self._watch
+        self._router.driver.on_register_ack = self._watch
         self._router.driver.on_kill = self._kill
         return addresses
 

@@ -8,13 +8,13 @@ from baton.protocol.errors import InvalidRequest
 from baton.protocol.v1 import admin_pb2
 from baton.router.core.core import RouterCore
 from baton.router.core.explanation import Explanation
-from baton.router.core.operation import Ask, Drain, Migrate, Operation, Rebalance, Undrain
+from baton.router.core.operation import Drain, Migrate, Operation, OperationSpec, Rebalance, Undrain
 from baton.router.core.page_audit import Verdict
-from baton.router.core.peer_links import LinkRate
+from baton.router.core.partition_tracker import LinkRate
 from baton.router.policy.cluster_state import WorkerView
 
 
-def read_ask(request: admin_pb2.StartOperationRequest) -> Ask:
+def read_spec(request: admin_pb2.StartOperationRequest) -> OperationSpec:
     """The requested operation; raises `InvalidRequest` when none is set."""
     match request.WhichOneof("kind"):
         case "drain":
@@ -33,7 +33,7 @@ def operation_message(operation: Operation, now: float) -> admin_pb2.Operation:
     """An operation, its steps and their progress."""
     message = admin_pb2.Operation(
         operation_id=operation.operation_id,
-        title=operation.ask.title,
+        title=operation.spec.title,
         state=operation.state.value,
         message=operation.message,
         elapsed_s=operation.elapsed_s(now),
@@ -61,16 +61,16 @@ def worker_message(view: WorkerView, now: float) -> admin_pb2.WorkerStatus:
         pages_total=load.pages_total,
         pages_free=load.pages_free,
         pages_cached=load.pages_cached,
-        pages_held=load.pages_owned,
+        pages_in_use=load.pages_in_use,
         running=load.running,
         waiting=load.waiting,
-        uncomputed_tokens=load.uncomputed_tokens,
+        pending_prefill_tokens=load.pending_prefill_tokens,
         context_tokens=load.context_tokens,
         reservations=len(load.reservation_ids),
-        last_report_s=now - view.heard_s,
+        last_report_s=now - view.last_message_s,
         state=_state(view),
         role_epoch=load.role_epoch,
-        predicted_busy_s=max(0.0, view.busy_until_s - now),
+        predicted_busy_s=max(0.0, view.backlog_ends_s - now),
         predicted_tpot_s=_tpot_s(view),
         predicted_peak_pages=view.peak_pages(),
         swapped=load.swapped,
@@ -82,7 +82,7 @@ def worker_message(view: WorkerView, now: float) -> admin_pb2.WorkerStatus:
 def _state(view: WorkerView) -> str:
     if view.serving:
         return "serving"
-    holds = view.load.pages_owned or view.load.running or view.load.waiting or view.sequences or view.reserved
+    holds = view.load.pages_in_use or view.load.running or view.load.waiting or view.sequences or view.reserved
     return "draining" if holds else "drained"
 
 
@@ -125,7 +125,7 @@ def explanation_message(request_id: str, explanation: Explanation) -> admin_pb2.
     for one in decision.candidates:
         message.candidates.add(
             worker=one.worker,
-            whole=one.whole,
+            whole=one.local,
             ttft_s=one.ttft_s,
             wait_s=one.wait_s,
             uncached_tokens=one.uncached_tokens,
@@ -164,7 +164,7 @@ def page_check_message(verdict: Verdict) -> admin_pb2.PageCheck:
             pages_total=one.latest.pages_total,
             pages_free=one.latest.pages_free,
             pages_cached=one.latest.pages_cached,
-            pages_held=one.latest.pages_owned,
+            pages_in_use=one.latest.pages_in_use,
             pages_accounted=one.pages_accounted,
             pages_leaked=one.pages_leaked,
             unknown=one.unknown,

@@ -16,14 +16,14 @@ from baton.protocol.v1 import admin_pb2, admin_pb2_grpc
 from baton.protocol.worker import RoleName
 from baton.router.access.access import ADMIN
 from baton.router.access.credentials import Credentials
-from baton.router.access.failure import abort
+from baton.router.access.status_mapping import abort
 from baton.router.admin_messages import (
     explanation_message,
     links_message,
     operation_message,
     page_check_message,
     planner_message,
-    read_ask,
+    read_spec,
     worker_message,
 )
 from baton.router.core.explanation import MAX_EXPLANATIONS
@@ -67,8 +67,8 @@ class AdminService(admin_pb2_grpc.AdminServicer):
             failed_requests=core.explanations.failed,
             cancelled_requests=core.explanations.cancelled,
             refused_requests=core.refused_requests,
-            continued_requests=core.claims.continued,
-            unclaimed_sequences=len(core.claims.unclaimed),
+            continued_requests=core.adoption.continued,
+            unclaimed_sequences=len(core.adoption.orphans),
             uptime_s=now - self.started_s,
             settings={**self.settings, "policy": core.dispatch.placement.name},
             planner=planner_message(core, now),
@@ -96,7 +96,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         self, request: admin_pb2.StartOperationRequest, context: grpc.aio.ServicerContext
     ) -> admin_pb2.Operation:
         async with _told(context):
-            operation = self.driver.start_operation(request.operation_id, read_ask(request), request.dry_run)
+            operation = self.driver.start_operation(request.operation_id, read_spec(request), request.dry_run)
         return operation_message(operation, self.driver.clock())
 
     async def WatchOperation(
@@ -140,7 +140,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
             if not CHECK_MIN_S <= seconds <= CHECK_MAX_S:
                 raise InvalidRequest(f"Pages are watched for {CHECK_MIN_S:g} to {CHECK_MAX_S:g} seconds.")
             core = self.driver.core
-            audit = PageAudit(core.state, core.operations.records, core.membership.quarantine, core.claims.unclaimed)
+            audit = PageAudit(core.state, core.operations.records, core.membership.fence, core.adoption.orphans)
             looks = [audit.look()]
             for _ in range(round(seconds / LOOK_EVERY_S)):
                 await asyncio.sleep(LOOK_EVERY_S)

@@ -14,12 +14,12 @@ from pathlib import Path
 from baton.config.schema import RouterSection
 from baton.logs import log
 from baton.protocol.errors import BatonError, Cancelled, ConfigError, InvalidRequest
-from baton.protocol.messages import RouterMessage, Welcome, WorkerMessage
+from baton.protocol.messages import RegisterAck, RouterMessage, WorkerMessage
 from baton.protocol.request import Request
-from baton.router.core.commands import Close, Command, Kill, Moved, Show, Tell
+from baton.router.core.commands import Command, FinishStream, Kill, OperationUpdated, SendToWorker, StreamTokens
 from baton.router.core.core import RouterCore
-from baton.router.core.operation import Ask, Operation
-from baton.router.core.record import Completion
+from baton.router.core.live_request import Completion
+from baton.router.core.operation import Operation, OperationSpec
 from baton.router.core.stream import TextToken
 from baton.router.core.worker_frames import WorkerFrames
 from baton.router.log_lines import completion_line, operation_line
@@ -74,7 +74,7 @@ class Driver:
     frames: WorkerFrames
     clock: Callable[[], float] = time.monotonic
     config: RouterSection = field(default_factory=RouterSection)
-    on_welcome: Callable[[str], None] | None = None  # called for each worker that joins
+    on_register_ack: Callable[[str], None] | None = None  # called for each worker that joins
     on_kill: Callable[[str], None] | None = None  # kills the process of a timed-out worker, if possible
     _subscriptions: dict[str, Subscription] = field(default_factory=dict)
     _watchers: dict[str, set[asyncio.Event]] = field(default_factory=dict)  # by operation id
@@ -155,11 +155,11 @@ class Driver:
         """A worker is known to be dead (its actor died)."""
         self._perform(self.core.on_worker_lost(worker, self.clock()))
 
-    def start_operation(self, operation_id: str, ask: Ask, dry_run: bool) -> Operation:
+    def start_operation(self, operation_id: str, spec: OperationSpec, dry_run: bool) -> Operation:
         """Start an operation, or return the one with this id; raises when it is refused."""
         name = operation_id or uuid.uuid4().hex[:8]
-        operation, commands = self.core.start_operation(name, ask, dry_run, self.clock())
-        log.info(f"asked to {ask.title}{' (dry run)' if dry_run else ''}", extra={"operation": name})
+        operation, commands = self.core.start_operation(name, spec, dry_run, self.clock())
+        log.info(f"asked to {spec.title}{' (dry run)' if dry_run else ''}", extra={"operation": name})
         self._perform(commands)
         return operation
 
@@ -197,24 +197,24 @@ class Driver:
             raise InvalidRequest(error.message) from None
         log.info(f"policy {name} places requests now")
         self.core.dispatch.placement = policy
-        self.core.dispatch.moved = True
+        self.core.dispatch.dirty = True
 
     def _perform(self, commands: Iterable[Command]) -> None:
         outgoing: dict[str, list[RouterMessage]] = {}
         for command in commands:
             match command:
-                case Tell(worker, message):
-                    if isinstance(message, Welcome):
+                case SendToWorker(worker, message):
+                    if isinstance(message, RegisterAck):
                         log.info(f"{worker} has joined")
-                        if self.on_welcome is not None:
-                            self.on_welcome(worker)
+                        if self.on_register_ack is not None:
+                            self.on_register_ack(worker)
                     outgoing.setdefault(worker, []).append(message)
-                case Show(request_id, tokens):
+                case StreamTokens(request_id, tokens):
                     subscription = self._subscriptions.get(request_id)
                     if subscription is not None:
                         subscription.tokens.extend(tokens)
                         subscription.wake()
-                case Close(completion):
+                case FinishStream(completion):
                     if log.isEnabledFor(logging.DEBUG):
                         log.debug(completion_line(completion), extra={"request": completion.request_id})
                     subscription = self._subscriptions.get(completion.request_id)
@@ -224,7 +224,7 @@ class Driver:
                 case Kill(worker):
                     if self.on_kill is not None:
                         self.on_kill(worker)
-                case Moved(operation):
+                case OperationUpdated(operation):
                     level = logging.INFO if operation.state.ended else logging.DEBUG
                     log.log(level, operation_line(operation), extra={"operation": operation.operation_id})
                     for moved in self._watchers.get(operation.operation_id, ()):

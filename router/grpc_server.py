@@ -9,8 +9,8 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from baton.protocol.errors import ConfigError
+from baton.router.access.auth_interceptor import Gate
 from baton.router.access.credentials import Credentials
-from baton.router.access.gate import Gate
 
 MIB = 1 << 20
 PINGS = [

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from baton.router.core.live_request import Completion
 from baton.router.core.operation import Operation
-from baton.router.core.record import Completion
 
 
 def completion_line(completion: Completion) -> str:
@@ -25,4 +25,4 @@ def operation_line(operation: Operation) -> str:
         words = [operation.state.value, operation.message]
     else:
         words = [step.worker, step.state.value, step.detail]
-    return f"{operation.ask.title}: {', '.join(filter(None, words))}"
+    return f"{operation.spec.title}: {', '.join(filter(None, words))}"

@@ -22,10 +22,10 @@ from baton.protocol.sampling import SamplingDefaults, with_defaults
 from baton.protocol.v1 import inference_pb2
 from baton.router.access.access import GENERATE, Access
 from baton.router.access.credentials import Credentials
-from baton.router.access.failure import abort
-from baton.router.access.reloaded import Reloaded
+from baton.router.access.hot_reload import Reloaded
+from baton.router.access.status_mapping import abort
 from baton.router.core.limits import TenantStreams, check_prompt, most_prompt_tokens
-from baton.router.core.record import Completion
+from baton.router.core.live_request import Completion
 from baton.router.core.stream import TextToken
 from baton.router.driver import Driver, Subscription
 from baton.router.encoding import EncodingPool

@@ -19,8 +19,8 @@ from baton.protocol.codec import decode_to_router, encode_to_worker
 from baton.protocol.errors import InvalidRequest
 from baton.protocol.link_keys import RouterKeys
 from baton.protocol.messages import RouterMessage, WorkerMessage
-from baton.router.access.worker_gate import WorkerGate
-from baton.router.core.complaints import Complaints
+from baton.router.access.zap_authenticator import WorkerGate
+from baton.router.core.log_rate_limit import LogRateLimit
 
 HEARTBEAT = "#alive"  # suffix of the name under which a worker's heartbeat connects
 PING_MS, SILENCE_MS = 1000, 5000  # a connection without traffic for so long is closed
@@ -50,7 +50,7 @@ class WorkerLink:
         self.address = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._handler: Handler | None = None
-        self._complaints = Complaints()
+        self._complaints = LogRateLimit()
 
     def start(self, handler: Handler) -> None:
         """Call `handler` on the running event loop with every frame that comes.

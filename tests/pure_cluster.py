@@ -18,22 +18,22 @@ from baton.protocol.messages import (
     PeerJoined,
     PeerLeft,
     Register,
-    Rejoin,
+    RegisterAck,
+    Reregister,
     ResyncPages,
     RouterMessage,
     SendPages,
     SwitchRole,
-    Welcome,
     WorkerMessage,
 )
 from baton.protocol.request import Request, SamplingParams
 from baton.protocol.worker import Endpoint, PageLayout, RoleName, WorkerInfo
-from baton.router.core.commands import Close, Command, Kill, Show, Tell
+from baton.router.core.commands import Command, FinishStream, Kill, SendToWorker, StreamTokens
 from baton.router.core.core import RouterCore
-from baton.router.core.operation import Ask, Operation, Undrain
-from baton.router.core.quarantine import ORPHAN_S
-from baton.router.core.record import Completion
+from baton.router.core.live_request import Completion
+from baton.router.core.operation import Operation, OperationSpec, Undrain
 from baton.router.core.worker_frames import WorkerFrames
+from baton.router.core.write_fence import ORPHAN_S
 from baton.router.policy.cluster_state import ClusterState
 from baton.router.policy.placement import Placement
 from baton.router.policy.predicted_latency import PredictedLatency
@@ -153,7 +153,7 @@ class PureCluster:
         if worker.stepping is not None:
             self._absorb(worker)
         self._lose(worker)
-        self._hear(worker, Rejoin(str(worker.incarnation), ""))
+        self._hear(worker, Reregister(str(worker.incarnation), ""))
 
     def _lose(self, worker: PureWorker) -> None:
         """Some of what is on its way between the router and a worker."""
@@ -189,9 +189,9 @@ class PureCluster:
         away = bool(pages) and agent.rpartition(":")[0] not in self.core.state.workers
         return self._is_cut(write) and not write.landed and (stalled or away)
 
-    def operate(self, ask: Ask, operation_id: str = "") -> Operation:
+    def operate(self, spec: OperationSpec, operation_id: str = "") -> Operation:
         """What an operator asks."""
-        operation, commands = self.core.start_operation(operation_id, ask, False, self.now)
+        operation, commands = self.core.start_operation(operation_id, spec, False, self.now)
         self._perform(commands)
         return operation
 
@@ -209,7 +209,7 @@ class PureCluster:
         """The router looks at its clock, and every worker tells how it is."""
         self._perform(self.core.tick(self.now))
         for worker in self.workers.values():
-            if worker.silent or worker.rejoining:
+            if worker.silent or worker.reregistering:
                 continue
             if not worker.welcome and any(isinstance(message, Register) for message in worker.outbox):
                 continue  # nothing overtakes its registration
@@ -231,14 +231,14 @@ class PureCluster:
             self.now += 0.1
             self.tick()
 
-    def _rejoin(self, worker: PureWorker) -> bool:
+    def _reregister(self, worker: PureWorker) -> bool:
         """Once its own writes have ended, it is somebody new who holds nothing."""
         if any(write.source is worker and not write.called_off for write in self.writes):
             return False
         self.writes = [write for write in self.writes if write.source is not worker]
         while worker.keeping and worker.notices:
             self._notify(worker)
-        worker.rejoin()
+        worker.reregister()
         return True
 
     def step(self) -> bool:
@@ -248,8 +248,8 @@ class PureCluster:
         for worker in self.workers.values():
             if worker.silent:
                 continue
-            if worker.rejoining:
-                actions.append((self._rejoin, worker))
+            if worker.reregistering:
+                actions.append((self._reregister, worker))
                 continue
             stepping = worker.stepping is not None
             actions += [(self._deliver, worker)] * bool(worker.inbox and not stepping)
@@ -286,12 +286,12 @@ class PureCluster:
     def check_nothing_is_held(self) -> None:
         """All pages are back, and the router remembers no request."""
         assert self.core.live == 0
-        assert len(self.core.claims.unclaimed) == 0
+        assert len(self.core.adoption.orphans) == 0
         for worker in self.workers.values():
             worker.state.pool.check_integrity()
-            assert worker.state.pool.num_held == 0, f"{worker.name} holds {worker.state.pool.num_held} pages"
+            assert worker.state.pool.num_in_use == 0, f"{worker.name} holds {worker.state.pool.num_in_use} pages"
             if isinstance(worker.role, DecodeRole):
-                assert worker.role._swap.num_held == len(worker.role._swap) == 0
+                assert worker.role._swap.num_in_use == len(worker.role._swap) == 0
         for view in self.core.state.workers.values():
             assert not view.assigned
             assert not view.reserved
@@ -305,18 +305,18 @@ class PureCluster:
         return True
 
     def _hear(self, worker: PureWorker, message: RouterMessage) -> None:
-        if not worker.welcome and not isinstance(message, Welcome | Rejoin):
+        if not worker.welcome and not isinstance(message, RegisterAck | Reregister):
             return
         match message:
-            case Rejoin(incarnation, router_id):
-                if incarnation == str(worker.incarnation) and not worker.rejoining:
-                    worker.rejoining, worker.keeping = True, router_id != worker.router_id
+            case Reregister(incarnation, router_id):
+                if incarnation == str(worker.incarnation) and not worker.reregistering:
+                    worker.reregistering, worker.keeping = True, router_id != worker.router_id
                     worker.role.call_off_handoffs()
-            case Welcome(router_id, interval_s, incarnation):
+            case RegisterAck(router_id, interval_s, incarnation):
                 if incarnation != str(worker.incarnation):
                     return
                 worker.welcome, worker.router_id = True, router_id
-                self._tell(worker, worker.reports.on_welcome(interval_s))
+                self._tell(worker, worker.reports.on_register_ack(interval_s))
                 self._report(worker)
             case ResyncPages():
                 self._tell(worker, worker.reports.snapshot())
@@ -475,10 +475,10 @@ class PureCluster:
     def _perform(self, commands: Seq[Command]) -> None:
         for command in commands:
             match command:
-                case Tell(name, message):
+                case SendToWorker(name, message):
                     if name in self.workers:
                         self.workers[name].inbox.append(message)
-                case Show(request_id, tokens):
+                case StreamTokens(request_id, tokens):
                     assert request_id not in self.ended, "a token after the end"
                     for token in tokens:
                         if token.index < self.wanted_from.get(request_id, 0):
@@ -487,6 +487,6 @@ class PureCluster:
                         self.shown[request_id].append(token.token_id)
                 case Kill(name):
                     self.to_kill.append(name)
-                case Close(completion):
+                case FinishStream(completion):
                     assert completion.request_id not in self.ended, "ended twice"
                     self.ended[completion.request_id] = completion

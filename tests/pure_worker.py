@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from baton.engine.step import SampledToken, StepPlan, StepResult
 from baton.protocol.handoff import HandoffNotice
 from baton.protocol.messages import (
-    HeldSequence,
+    DetachedSequence,
     Register,
     RouterMessage,
     WorkerMessage,
@@ -62,7 +62,7 @@ class PureWorker:
     notices: deque[HandoffNotice] = field(default_factory=deque)
     peers: set[str] = field(default_factory=set)
     silent: bool = False  # stopped: it does nothing and says nothing
-    rejoining: bool = False  # waits for its writes to end
+    reregistering: bool = False  # waits for its writes to end
     keeping: bool = False  # and will keep its sequences
     welcome: bool = False  # the router knows this incarnation
     router_id: str = ""  # of the router that has welcomed it last
@@ -97,14 +97,14 @@ class PureWorker:
                 sampled.append(SampledToken(next_token(sequence.tokens)))
         return StepResult(sampled)
 
-    def rejoin(self) -> None:
+    def reregister(self) -> None:
         """It is somebody new, with its sequences if it is `keeping` them, and registers."""
         assert self.info is not None
-        self.rejoining = self.welcome = False
+        self.reregistering = self.welcome = False
         self.incarnation += 100
         agent = f"{self.name}:{self.incarnation}"
         self.state = replace(self.state, agent=agent)
-        held: tuple[HeldSequence, ...] = ()
+        held: tuple[DetachedSequence, ...] = ()
         if self.keeping:
             held = self.role.on_new_router(self.state)
         else:

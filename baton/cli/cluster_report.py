@@ -59,11 +59,11 @@ def _cells(worker: admin_pb2.WorkerStatus) -> list[str | Text]:
         Text(worker.state, STATE_STYLES.get(worker.state, "")),
         str(worker.running),
         f"{worker.waiting} ({worker.swapped} swapped)" if worker.swapped else str(worker.waiting),
-        str(worker.uncomputed_tokens),
+        str(worker.pending_prefill_tokens),
         milliseconds(worker.predicted_busy_s) if worker.predicted_busy_s else "-",
         milliseconds(worker.predicted_tpot_s) if worker.predicted_tpot_s else "-",
         kv_bar(worker),
-        percent(worker.pages_held, worker.pages_total),
+        percent(worker.pages_in_use, worker.pages_total),
         percent(worker.predicted_peak_pages, worker.pages_total),
     ]
 
@@ -71,7 +71,7 @@ def _cells(worker: admin_pb2.WorkerStatus) -> list[str | Text]:
 def kv_bar(worker: admin_pb2.WorkerStatus) -> str:
     """Held, cached and free pages side by side. A share that is not nothing shows."""
     total = max(worker.pages_total, 1)
-    held = min(BAR_CELLS, -(-worker.pages_held * BAR_CELLS // total))
+    held = min(BAR_CELLS, -(-worker.pages_in_use * BAR_CELLS // total))
     cached = min(BAR_CELLS - held, -(-worker.pages_cached * BAR_CELLS // total))
     return "█" * held + "▒" * cached + "░" * (BAR_CELLS - held - cached)
 
@@ -84,8 +84,8 @@ def worker_lines(cluster: admin_pb2.Cluster) -> list[str]:
     """One plain line per worker, for a watch that is no screen."""
     return [
         f"{cluster.uptime_s:.0f} s  {worker.name}  {pool.role}  {worker.state}  running {worker.running}  "
-        f"waiting {worker.waiting}  prompt left {worker.uncomputed_tokens}  "
-        f"KV {percent(worker.pages_held, worker.pages_total)}  "
+        f"waiting {worker.waiting}  prompt left {worker.pending_prefill_tokens}  "
+        f"KV {percent(worker.pages_in_use, worker.pages_total)}  "
         f"peak {percent(worker.predicted_peak_pages, worker.pages_total)}"
         for pool in cluster.pools
         for worker in pool.workers
@@ -101,7 +101,7 @@ def pool_summaries(cluster: admin_pb2.Cluster) -> list[dict[str, Any]]:
             "serving": sum(worker.state == "serving" for worker in pool.workers),
             "running": sum(worker.running for worker in pool.workers),
             "waiting": sum(worker.waiting for worker in pool.workers),
-            "pages_held": sum(worker.pages_held for worker in pool.workers),
+            "pages_in_use": sum(worker.pages_in_use for worker in pool.workers),
             "pages_total": sum(worker.pages_total for worker in pool.workers),
         }
         for pool in cluster.pools
@@ -114,7 +114,7 @@ def pools_screen(cluster: admin_pb2.Cluster) -> RenderableType:
         [
             pool["role"],
             *(str(pool[name]) for name in ("workers", "serving", "running", "waiting")),
-            percent(pool["pages_held"], pool["pages_total"]),
+            percent(pool["pages_in_use"], pool["pages_total"]),
         ]
         for pool in pool_summaries(cluster)
     ]

@@ -71,9 +71,9 @@ COLUMNS = (
 def _table(check: admin_pb2.PageCheck) -> FittingTable:
     rows = []
     for one in check.workers:
-        pages = (one.pages_total, one.pages_free, one.pages_cached, one.pages_held)
+        pages = (one.pages_total, one.pages_free, one.pages_cached, one.pages_in_use)
         # Pages that requests share count for each of them: all that is held may be accounted for more than once.
-        figures = (*pages, min(one.pages_accounted, one.pages_held), one.pages_leaked, len(one.unknown))
+        figures = (*pages, min(one.pages_accounted, one.pages_in_use), one.pages_leaked, len(one.unknown))
         rows.append([one.name, *map(str, figures)])
     return fitting(COLUMNS, rows)
 

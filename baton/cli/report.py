@@ -97,7 +97,7 @@ def print_explanation(console: Console, explanation: admin_pb2.Explanation) -> N
         return
     rows = []
     for one in explanation.candidates:
-        name = f"{one.worker} (whole request)" if one.whole else one.worker
+        name = f"{one.worker} (whole request)" if one.local else one.worker
         times = milliseconds(one.ttft_s), milliseconds(one.wait_s)
         rows.append((name, *times, str(one.uncached_tokens), milliseconds(one.tpot_s)))
     show(console, fitting(CANDIDATE_COLUMNS, rows))

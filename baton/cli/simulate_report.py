@@ -58,7 +58,7 @@ def print_simulation(console: Console, result: SimulationResult, slo: Slo | None
         rows["role switches"] = f"{figures['role_switches']:.0f}"
     rows["output"] = f"{figures['output_tokens_per_s']:,.0f} tokens/s"
     rows["prefix hits"] = f"{_percent(figures['prefix_hit_rate'])} of prompt tokens"
-    rows["served whole"] = f"{_percent(figures['served_whole'])} of requests, on one worker"
+    rows["served locally"] = f"{_percent(figures['served_locally'])} of requests, on one worker"
     rows["moved"] = f"{size(result.bytes_moved)} of KV pages"
     rows["simulated"] = f"{result.simulated_s:,.0f} s in {result.events:,} events"
     table = Table.grid(padding=(0, 2))

@@ -38,7 +38,7 @@ class ResolvedEngine(EngineSection):
 
 
 @dataclass(frozen=True, slots=True)
-class WorkerPlan:
+class WorkerConfig:
     """Everything a worker needs to start."""
 
     name: str
@@ -52,7 +52,7 @@ class WorkerPlan:
 
 
 @dataclass(frozen=True, slots=True)
-class RouterPlan:
+class RouterConfig:
     """Everything the router needs to start."""
 
     model: ResolvedModel

@@ -18,7 +18,7 @@ from baton.config.memory import (
     swap_pages,
 )
 from baton.config.placement import check_placement, demand, placement_words
-from baton.config.plan import ResolvedEngine, ResolvedModel, RouterPlan, WorkerPlan
+from baton.config.plan import ResolvedEngine, ResolvedModel, RouterConfig, WorkerConfig
 from baton.config.schema import BatonConfig
 from baton.protocol.sampling import SamplingDefaults, default_words
 
@@ -162,9 +162,9 @@ class Resolved:
         section = self.config.model
         return ResolvedModel.of(section, path=self.model.path, dtype=self.dtype, context_tokens=self.context_tokens)
 
-    def router_plan(self, worker_host: str) -> RouterPlan:
+    def router_config(self, worker_host: str) -> RouterConfig:
         """`worker_host`: the address on which the router listens for workers."""
-        return RouterPlan(
+        return RouterConfig(
             model=self._model,
             model_name=self.model.name,
             router=self.config.router,
@@ -175,10 +175,10 @@ class Resolved:
             logging=self.config.logging,
         )
 
-    def worker_plan(self, name: str, role: str, router_address: str) -> WorkerPlan:
+    def worker_config(self, name: str, role: str, router_address: str) -> WorkerConfig:
         """`role`: the value of a `RoleName`; `router_address`: of the router's worker link."""
         access, logging = self.config.access, self.config.logging
-        return WorkerPlan(name, role, router_address, self._model, self._engine(role), access, logging)
+        return WorkerConfig(name, role, router_address, self._model, self._engine(role), access, logging)
 
     def _engine(self, role: str) -> ResolvedEngine:
         cpus = int(demand(self.config, role).cpus)

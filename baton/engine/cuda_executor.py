@@ -17,7 +17,7 @@ from baton.engine.flat_batch import flat_batch, sampled_rows
 from baton.engine.graph_sizes import graph_sizes
 from baton.engine.model_config import ModelConfig
 from baton.engine.models.decoder import Decoder
-from baton.engine.sampler import Drawn, draw, read
+from baton.engine.sampler import SampledOnDevice, read, sample_on_device
 from baton.engine.staging import GrowingStagingBuffer
 from baton.engine.step import StepPlan, StepResult
 from baton.engine.storage import page_checksum, page_dtype
@@ -41,7 +41,7 @@ class CudaOptions:
 class LaunchedStep:
     """A launched step: its tokens are in host memory once the event has completed."""
 
-    drawn: Drawn
+    drawn: SampledOnDevice
     ended: torch.cuda.Event | None
 
 
@@ -54,7 +54,7 @@ class CudaExecutor:
     Without FlashInfer kernels for its elements or heads (float32; heads of 32), attention uses torch, unrecorded.
     """
 
-    computes_apart = True
+    async_execution = True
 
     def __init__(
         self,
@@ -99,7 +99,7 @@ class CudaExecutor:
         """Queue the step and the copy of its tokens to the host. The previous step must have been collected: its arrays
         are overwritten here.
         """
-        drawn = draw(self._logits(plan), plan.sampling, self.config.eos_token_ids).fetch()
+        drawn = sample_on_device(self._logits(plan), plan.sampling, self.config.eos_token_ids).fetch()
         if self.device.type != "cuda":
             return LaunchedStep(drawn, None)
         ended = torch.cuda.Event()

@@ -24,7 +24,7 @@ class TorchExecutor:
     `pages` is the storage `[num_pages, num_layers, 2, page_size, kv_heads, head_dim]` that transfers read and write.
     """
 
-    computes_apart = False
+    async_execution = False
 
     def __init__(self, config: ModelConfig, parameters: dict[str, torch.Tensor], layout: PageLayout) -> None:
         dtype = page_dtype(layout, parameters)

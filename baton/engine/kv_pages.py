@@ -51,7 +51,7 @@ class PagePool:
         return len(self._free) + len(self._cached)
 
     @property
-    def num_held(self) -> int:
+    def num_in_use(self) -> int:
         return self.num_pages - self.num_available
 
     def generation(self, page: int) -> int:

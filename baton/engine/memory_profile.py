@@ -9,7 +9,7 @@ from baton.engine.cuda_executor import CudaOptions
 from baton.engine.device_memory import DeviceMemory
 from baton.engine.model_config import ModelConfig
 from baton.engine.models.decoder import Decoder
-from baton.engine.sampler import draw, read
+from baton.engine.sampler import read, sample_on_device
 from baton.engine.sequence import Sequence
 from baton.protocol.request import MAX_LOGPROBS, Request, SamplingParams
 from baton.protocol.worker import PageLayout
@@ -58,7 +58,7 @@ def _largest_step(model: Decoder, options: CudaOptions, device: torch.device) ->
     # The most memory in sampling: buffers of the draw, and a row's log-probabilities.
     sampling = SamplingParams(temperature=1.0, top_k=50, top_p=0.9, seed=1, logprobs=MAX_LOGPROBS)
     # Read where they were drawn, which waits for them; fetched ones would be in host memory only after an event.
-    read(draw(logits, [Sequence.start(Request("profile", (0,), sampling))] * batch, frozenset()))
+    read(sample_on_device(logits, [Sequence.start(Request("profile", (0,), sampling))] * batch, frozenset()))
 
 
 def _decode_peak(model: Decoder, batch: int, device: torch.device) -> int:

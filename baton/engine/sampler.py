@@ -29,19 +29,19 @@ class RowLogprobs:
 
 
 @dataclass(frozen=True, slots=True)
-class Drawn:
+class SampledOnDevice:
     """Sampled tokens on the logits' device: nothing has waited for them yet."""
 
     token_ids: torch.Tensor  # [n] int64
     finite: torch.Tensor  # [n] bool: the row had a largest logit
     logprobs: tuple[RowLogprobs | None, ...]
 
-    def fetch(self) -> Drawn:
+    def fetch(self) -> SampledOnDevice:
         """The same in host memory, once the device is done: the copies are only queued."""
         fetched = tuple(
             row and RowLogprobs(_fetch(row.chosen), _fetch(row.best), _fetch(row.best_ids)) for row in self.logprobs
         )
-        return Drawn(_fetch(self.token_ids), _fetch(self.finite), fetched)
+        return SampledOnDevice(_fetch(self.token_ids), _fetch(self.finite), fetched)
 
 
 def sample(logits: torch.Tensor, sequences: Seq[Sequence], eos_token_ids: frozenset[int]) -> list[SampledToken]:
@@ -49,10 +49,10 @@ def sample(logits: torch.Tensor, sequences: Seq[Sequence], eos_token_ids: frozen
 
     Raises `InternalError` when a row is not a number.
     """
-    return read(draw(logits, sequences, eos_token_ids))
+    return read(sample_on_device(logits, sequences, eos_token_ids))
 
 
-def draw(logits: torch.Tensor, sequences: Seq[Sequence], eos_token_ids: frozenset[int]) -> Drawn:
+def sample_on_device(logits: torch.Tensor, sequences: Seq[Sequence], eos_token_ids: frozenset[int]) -> SampledOnDevice:
     """As `sample`, without waiting for the device."""
     _forbid_ending(logits, sequences, eos_token_ids)
     _penalise(logits, sequences)
@@ -62,10 +62,10 @@ def draw(logits: torch.Tensor, sequences: Seq[Sequence], eos_token_ids: frozense
         None if count is None else _logprobs(logits[row], token_ids[row : row + 1], count)
         for row, count in enumerate(wanted)
     )
-    return Drawn(token_ids, finite, logprobs)
+    return SampledOnDevice(token_ids, finite, logprobs)
 
 
-def read(drawn: Drawn) -> list[SampledToken]:
+def read(drawn: SampledOnDevice) -> list[SampledToken]:
     """The chosen tokens as plain values. Raises `InternalError` when a row of logits was not a number."""
     if not drawn.finite.all():
         raise InternalError("The model computed logits that are not numbers.")

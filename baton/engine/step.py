@@ -87,7 +87,7 @@ class Executor(Protocol):
     Each launched step is collected before the next is launched, and no page is read or allocated in between.
     """
 
-    computes_apart: bool  # `launch` returns before the step has been computed
+    async_execution: bool  # `launch` returns before the step has been computed
 
     def launch(self, plan: StepPlan) -> Any:
         """Start to compute the plan's tokens, write their KV, and sample."""

@@ -37,7 +37,7 @@ _MESSAGES: dict[type, type[Message]] = {
     handoff.HandoffNotice: worker_pb2.HandoffNotice,
     handoff.PageChecksum: worker_pb2.PageChecksum,
     messages.TokenOutput: worker_pb2.TokenOutput,
-    messages.HeldSequence: worker_pb2.HeldSequence,
+    messages.DetachedSequence: worker_pb2.DetachedSequence,
 }
 
 _ENUMS: dict[type[Enum], dict[Enum, int]] = {

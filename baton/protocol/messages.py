@@ -15,7 +15,7 @@ from baton.protocol.worker import Endpoint, RoleName, WorkerInfo, WorkerLoad
 
 
 @dataclass(frozen=True, slots=True)
-class Welcome:
+class RegisterAck:
     """Answers the `Register` of one incarnation. Loads are due at least every `report_interval_s`."""
 
     router_id: str
@@ -40,12 +40,12 @@ class PeerLeft:
 class Prefill:
     """Compute the prompt (and `emitted` output, when a request continues after a failure) and sample the next token.
 
-    With `hand_off` the pages wait for `SendPages`; without, the worker keeps the request and decodes it.
+    With `disaggregated` the pages wait for `SendPages`; without, the worker keeps the request and decodes it.
     """
 
     request: Request
     emitted: tuple[int, ...]
-    hand_off: bool
+    disaggregated: bool
     role_epoch: int
 
 
@@ -89,7 +89,7 @@ class Release:
 
 
 @dataclass(frozen=True, slots=True)
-class Rejoin:
+class Reregister:
     """Re-register under another incarnation: the router does not know this one (any more).
 
     From the router that had admitted it: its requests were re-assigned, so the worker drops everything. From another
@@ -101,7 +101,7 @@ class Rejoin:
 
 
 @dataclass(frozen=True, slots=True)
-class ContinueSequence:
+class AdoptSequence:
     """Replay a kept sequence's output from `from_index` on, then stream its new tokens.
 
     Answered by `RequestFailed` (NotFound) if the worker no longer holds it.
@@ -125,8 +125,8 @@ class SwitchRole:
 
 
 RouterMessage = (
-    Welcome
-    | Rejoin
+    RegisterAck
+    | Reregister
     | PeerJoined
     | PeerLeft
     | Prefill
@@ -134,7 +134,7 @@ RouterMessage = (
     | SendPages
     | Cancel
     | Release
-    | ContinueSequence
+    | AdoptSequence
     | ResyncPages
     | SwitchRole
 )
@@ -143,7 +143,7 @@ RouterMessage = (
 
 
 @dataclass(frozen=True, slots=True)
-class HeldSequence:
+class DetachedSequence:
     """A detached sequence of an earlier router: it is still decoding or has just ended, and its tokens are buffered."""
 
     request_id: str
@@ -155,7 +155,7 @@ class HeldSequence:
 @dataclass(frozen=True, slots=True)
 class Register:
     info: WorkerInfo
-    held: tuple[HeldSequence, ...] = ()
+    held: tuple[DetachedSequence, ...] = ()
 
 
 @dataclass(slots=True)  # not frozen: one is made per token, and that would take three times as long

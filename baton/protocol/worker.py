@@ -124,7 +124,7 @@ class WorkerLoad:
     pages_cached: int
     running: int = 0  # sequences decoding
     waiting: int = 0  # sequences with prompt tokens left to compute
-    uncomputed_tokens: int = 0  # prompt tokens left to compute
+    pending_prefill_tokens: int = 0  # prompt tokens left to compute
     context_tokens: int = 0  # KV positions of the running sequences
     request_ids: tuple[str, ...] = ()
     reservation_ids: tuple[str, ...] = ()
@@ -138,6 +138,6 @@ class WorkerLoad:
         return self.pages_free + self.pages_cached
 
     @property
-    def pages_owned(self) -> int:
+    def pages_in_use(self) -> int:
         """Pages that live sequences and reservations hold."""
         return self.pages_total - self.pages_free - self.pages_cached

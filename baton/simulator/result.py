@@ -10,7 +10,7 @@ import numpy as np
 
 from baton.protocol.request import Objectives
 from baton.protocol.worker import RoleName
-from baton.router.core.record import Completion
+from baton.router.core.live_request import Completion
 from baton.simulator.trace import TraceRequest
 from baton.simulator.worker import Gaps
 
@@ -27,7 +27,7 @@ class Outcome:
     tpot_s: float | None
     error: str
     good: bool  # it met its objectives
-    whole: bool
+    local: bool
     attempts: int
 
     @classmethod
@@ -45,7 +45,7 @@ class Outcome:
             tpot_s=tpot,
             error="" if completion.error is None else type(completion.error).__name__,
             good=good,
-            whole=completion.prefill_worker == completion.decode_worker,
+            local=completion.prefill_worker == completion.decode_worker,
             attempts=completion.attempts,
         )
 
@@ -56,14 +56,14 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class WorkerUse:
-    """What one worker did. `role` is its last one; `pages_held` at the end must be none."""
+    """What one worker did. `role` is its last one; `pages_in_use` at the end must be none."""
 
     name: str
     role: RoleName
     switches: int  # of its role
     busy_s: float
     tokens_computed: int
-    pages_held: int
+    pages_in_use: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +137,7 @@ class SimulationResult:
         prompts = sum(outcome.prompt_tokens for outcome in done)
         figures["output_tokens_per_s"] = sum(outcome.output_tokens for outcome in done) / max(self.simulated_s, 1e-9)
         figures["prefix_hit_rate"] = sum(outcome.cached_tokens for outcome in done) / max(prompts, 1)
-        figures["served_whole"] = sum(outcome.whole for outcome in done) / max(len(done), 1)
+        figures["served_locally"] = sum(outcome.local for outcome in done) / max(len(done), 1)
         figures["bytes_moved"] = self.bytes_moved
         figures["simulated_s"] = self.simulated_s
         figures["events"] = self.events

@@ -14,7 +14,7 @@ from baton.protocol.errors import BatonError, InternalError
 from baton.protocol.messages import Register, RouterMessage, WorkerMessage
 from baton.protocol.request import Objectives, Request, SamplingParams
 from baton.protocol.worker import Endpoint, PageLayout, RoleName, WorkerInfo
-from baton.router.core.commands import Close, Command, Tell
+from baton.router.core.commands import Command, FinishStream, SendToWorker
 from baton.router.core.core import RouterCore
 from baton.router.policy.cluster_state import ClusterState
 from baton.router.policy.latency_model import DEFAULT_COSTS, StepCosts
@@ -180,7 +180,7 @@ class Simulation:
         switches = state.role_epoch - worker.info.role_epoch
         busy_s = sum(worker.busy.seconds.values())
         return WorkerUse(
-            worker.info.name, worker.role.name, switches, busy_s, worker.tokens_computed, state.pool.num_held
+            worker.info.name, worker.role.name, switches, busy_s, worker.tokens_computed, state.pool.num_in_use
         )
 
     def _submit(self, number: int, traced: TraceRequest) -> None:
@@ -225,9 +225,9 @@ class Simulation:
     def _perform(self, commands: Sequence[Command]) -> None:
         outgoing: dict[str, list[RouterMessage]] = {}
         for command in commands:
-            if isinstance(command, Tell):
+            if isinstance(command, SendToWorker):
                 outgoing.setdefault(command.worker, []).append(command.message)
-            elif isinstance(command, Close):
+            elif isinstance(command, FinishStream):
                 completion = command.completion
                 traced = self._live[completion.request_id]
                 objectives = self.spec.slo.objectives(traced.prompt_tokens) if self.spec.slo else Objectives()

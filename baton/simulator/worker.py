@@ -18,12 +18,12 @@ from baton.protocol.handoff import HandoffNotice
 from baton.protocol.messages import (
     PeerJoined,
     PeerLeft,
+    RegisterAck,
     ResyncPages,
     RouterMessage,
     StepOutput,
     SwitchRole,
     TokenOutput,
-    Welcome,
     WorkerMessage,
 )
 from baton.protocol.worker import RoleName, StepSample, WorkerInfo
@@ -227,8 +227,8 @@ class SimulatedWorker:
 
     def _on_message(self, message: RouterMessage) -> None:
         match message:
-            case Welcome(_, interval_s, _):
-                self._outbox += self._reports.on_welcome(interval_s)
+            case RegisterAck(_, interval_s, _):
+                self._outbox += self._reports.on_register_ack(interval_s)
             case ResyncPages():
                 self._outbox += self._reports.snapshot()
             case SwitchRole():

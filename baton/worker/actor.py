@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import ray
 
-from baton.config.plan import WorkerPlan
+from baton.config.plan import WorkerConfig
 from baton.config.ray_names import FIRST_WORDS
 from baton.logs import log, set_up
 
@@ -25,7 +25,7 @@ class WorkerActor:
     Ray restarts a process that died; the worker then joins under a new incarnation.
     """
 
-    def __init__(self, plan: WorkerPlan) -> None:
+    def __init__(self, plan: WorkerConfig) -> None:
         set_up(plan.name, plan.logging.level, FIRST_WORDS.format(plan.name).strip())
         self._plan = plan
         self._stage = "starting"
@@ -57,7 +57,7 @@ class WorkerActor:
 
     def _run(self) -> None:
         try:
-            from baton.worker.assembly import assemble
+            from baton.worker.build import assemble
 
             incarnation = uuid.uuid4().hex[:8]
             loop = self._loop = assemble(self._plan, incarnation, socket.gethostname(), self._tell)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from baton.config.plan import WorkerPlan
+from baton.config.plan import WorkerConfig
 from baton.engine.checkpoint import model_id
 from baton.engine.cuda_device import open_device
 from baton.engine.cuda_executor import CudaExecutor, CudaOptions
@@ -21,7 +21,7 @@ from baton.engine.weights import load_weights
 Tell = Callable[[str], None]
 
 
-def make_executor(plan: WorkerPlan, folder: Path, config: ModelConfig, tell: Tell) -> TorchExecutor | CudaExecutor:
+def make_executor(plan: WorkerConfig, folder: Path, config: ModelConfig, tell: Tell) -> TorchExecutor | CudaExecutor:
     """Loads the checkpoint in `folder`; `tell` receives progress lines. Raises `BatonError` with the reason."""
 
     def loading(done: int, total: int) -> None:
@@ -35,7 +35,7 @@ def make_executor(plan: WorkerPlan, folder: Path, config: ModelConfig, tell: Tel
 
 
 def _on_gpu(
-    plan: WorkerPlan, folder: Path, config: ModelConfig, tell: Tell, loading: Callable[[int, int], None]
+    plan: WorkerConfig, folder: Path, config: ModelConfig, tell: Tell, loading: Callable[[int, int], None]
 ) -> CudaExecutor:
     engine, dtype = plan.engine, plan.model.dtype
     device = open_device(engine.device)

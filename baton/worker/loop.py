@@ -24,11 +24,11 @@ from baton.protocol.messages import (
     PeerJoined,
     PeerLeft,
     Register,
-    Rejoin,
+    RegisterAck,
+    Reregister,
     ResyncPages,
     RouterMessage,
     SwitchRole,
-    Welcome,
     WorkerMessage,
 )
 from baton.protocol.worker import WorkerInfo
@@ -68,7 +68,7 @@ class WorkerLoop:
     _reports: Reports = field(init=False)
     _watch: WriteWatch = field(init=False)
     _links: LinkRates = field(init=False)
-    _welcome: bool = False  # the router has admitted this incarnation: its earlier messages were for the last one
+    _registered: bool = False  # the router has admitted this incarnation: its earlier messages were for the last one
     _router_id: str = ""  # of the router that admitted us last
     _stopping: bool = False
     _idle_check: IdleCheck = field(init=False)
@@ -105,10 +105,10 @@ class WorkerLoop:
         self._watch = WriteWatch(self.state.engine.write_stall_s)
         self._links = LinkRates()
         self.link.incarnation = incarnation
-        self._welcome = False
+        self._registered = False
         self._outbox = [Register(self.info, held)]
 
-    def _rejoin(self, keep: bool) -> None:
+    def _reregister(self, keep: bool) -> None:
         """Re-register, once no write of ours is in flight.
 
         `keep`: the router is another one, or only the connection broke; else our requests were re-assigned.
@@ -141,7 +141,7 @@ class WorkerLoop:
         deferred = False  # messages may go out while the next step computes
         if plan is not None:
             launched = self.executor.launch(plan)
-            if self.executor.computes_apart:
+            if self.executor.async_execution:
                 messages += self._while_computing()
                 deferred = not self._outbox
             await_step(self.executor, launched, self.transport)
@@ -180,18 +180,18 @@ class WorkerLoop:
         return self._reports.wait_s(time.monotonic())
 
     def _on_message(self, message: RouterMessage) -> None:
-        if not self._welcome and not isinstance(message, Welcome | Rejoin):
+        if not self._registered and not isinstance(message, RegisterAck | Reregister):
             return
         match message:
-            case Rejoin(incarnation, router_id):
+            case Reregister(incarnation, router_id):
                 if incarnation == self.info.incarnation:
-                    self._rejoin(keep=router_id != self._router_id)
-            case Welcome(router_id, report_interval_s, incarnation):
+                    self._reregister(keep=router_id != self._router_id)
+            case RegisterAck(router_id, report_interval_s, incarnation):
                 if incarnation != self.info.incarnation:
                     return  # later messages are for the old incarnation
-                self._welcome, self._router_id = True, router_id
+                self._registered, self._router_id = True, router_id
                 self.heartbeat.speak_for(self.info.incarnation)
-                self._outbox += self._reports.on_welcome(report_interval_s)
+                self._outbox += self._reports.on_register_ack(report_interval_s)
             case ResyncPages():
                 self._outbox += self._reports.snapshot()
             case SwitchRole():
@@ -279,7 +279,7 @@ class WorkerLoop:
     def _write(self, command: WritePages) -> None:
         notice = None
         if command.notice is not None:
-            notice = encode_notice(replace(command.notice, checksums=checksums(command.summed, self.checksum)))
+            notice = encode_notice(replace(command.notice, checksums=checksums(command.checksummed, self.checksum)))
         try:
             transfer = self.transport.write(command.agent, command.source_pages, command.target_pages, notice)
         except BatonError as error:
@@ -295,4 +295,4 @@ class WorkerLoop:
         elif isinstance(self._outbox[0], Register):
             del self._outbox[1:]  # re-sent after admission
         else:
-            self._rejoin(keep=True)  # the unsent messages are lost: register with the current state
+            self._reregister(keep=True)  # the unsent messages are lost: register with the current state

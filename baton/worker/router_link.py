@@ -10,7 +10,7 @@ from baton.protocol.address import is_ipv6, split
 from baton.protocol.codec import decode_to_worker, encode_to_router
 from baton.protocol.errors import InvalidRequest
 from baton.protocol.link_keys import WorkerKeys
-from baton.protocol.messages import Rejoin, RouterMessage, WorkerMessage
+from baton.protocol.messages import Reregister, RouterMessage, WorkerMessage
 
 HEARTBEAT = "#alive"  # suffix of a worker's name in the identity of its heartbeat's link
 UNSENT_FRAMES = 2_000  # queued while the router is away; beyond that the worker re-registers
@@ -68,7 +68,7 @@ class RouterLink:
         ready = dict(self._poller.poll(int(wait_s * 1000))) if wait_s > 0 else None
         if ready is not None and self._waker in ready:
             self._waker.recv()
-        messages: list[RouterMessage] = [Rejoin(self.incarnation, "")] if self._has_broken() else []
+        messages: list[RouterMessage] = [Reregister(self.incarnation, "")] if self._has_broken() else []
         if ready is not None and self._socket not in ready:
             return messages
         while True:

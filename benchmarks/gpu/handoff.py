@@ -185,7 +185,7 @@ def hidden_share(part: Part, worker: HandDriven, layout: PageLayout, peer: Peer,
         while not ended:
             worker.turn()
             table = _page_table(worker, request.request_id) or table
-            ended = worker.heard(HandoffEnded)
+            ended = worker.received(HandoffEnded)
             if time.monotonic() - started > HANDOFF_TIMEOUT_S:
                 raise TimeoutError(f"A handoff has not ended within {HANDOFF_TIMEOUT_S:g} s.")
         seconds = time.monotonic() - started

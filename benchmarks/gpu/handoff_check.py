@@ -78,7 +78,7 @@ def decode_worker(pipe: Connection, device_name: str, checked: CheckedModel) -> 
                 transport.connect(order)
                 pipe.send("connected")
             elif isinstance(order, type):
-                pipe.send(worker.heard(order))
+                pipe.send(worker.received(order))
             else:
                 worker.perform(worker.role.on_message(order, time.monotonic()))
                 pipe.send(None)
@@ -130,7 +130,7 @@ def answer_alone(worker: HandDriven, request: Request) -> list[int]:
     while worker.turn():
         if time.monotonic() > deadline:
             raise TimeoutError(f"The mixed worker has not answered within {ANSWER_S:g} s.")
-    return _tokens(worker.heard(StepOutput))
+    return _tokens(worker.received(StepOutput))
 
 
 def answer_handed_over(source: HandDriven, peer: Peer, request: Request) -> list[int]:
@@ -140,7 +140,7 @@ def answer_handed_over(source: HandDriven, peer: Peer, request: Request) -> list
     (reserved,) = peer.ask(Reserved)
     source.perform(source.role.on_message(SendPages(request.request_id, reserved.reservation), 0.0))
     ended = source.until(HandoffEnded)
-    outputs = source.heard(StepOutput)
+    outputs = source.received(StepOutput)
     if _finished(outputs):
         return _tokens(outputs)  # with its first token: nothing was handed over
     if ended.reason:

@@ -20,7 +20,7 @@ from benchmarks.gpu.device import Device, prepare
 
 POLL_S = 0.0002
 PROCESS_START_S = 120.0
-PAGES_AT_ONCE = 32  # that are summed: a sum takes eight times their memory
+PAGES_AT_ONCE = 32  # that are checksummed: a sum takes eight times their memory
 
 
 def page_sums(pages: torch.Tensor, page_ids: list[int]) -> list[int]:

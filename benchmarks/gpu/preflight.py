@@ -34,7 +34,7 @@ PACKAGES = (
 )
 HEADERS = ("cuda_runtime.h", "cublasLt.h", "curand_kernel.h")  # that FlashInfer's sources include
 SERVING = ("zmq", "pydantic", "grpc_health.v1.health_pb2_grpc", "grpc_reflection.v1alpha.reflection")
-SERVING_OURS = ("baton.router.assembly", "baton.worker.assembly")
+SERVING_OURS = ("baton.router.build", "baton.worker.build")
 WRITES = 3
 WRITTEN_BYTES = {"cuda": 64 * MIB, "cpu": 4 * MIB}
 SECOND_TRY = "try again with UCX_TLS=cuda_copy,cuda_ipc,sm,tcp,self and UCX_MODULE_DIR at nixl_cu13.libs/ucx"

@@ -18,7 +18,7 @@ from baton.engine.attention.device_backends import device_backend
 from baton.engine.batch import StepBudget, absorb_step, plan_step
 from baton.engine.flat_batch import flat_batch
 from baton.engine.graph_sizes import graph_sizes
-from baton.engine.sampler import draw, read
+from baton.engine.sampler import read, sample_on_device
 from baton.engine.sequence import Sequence
 from baton.engine.step import StepResult
 from benchmarks.gpu.device import Device, build_executor, build_model, prepare
@@ -114,7 +114,7 @@ def host_stages(executor: Any, sequences: list[Sequence], budget: StepBudget) ->
         mark("attention_plan")
         step.replay()
         mark("replay")
-        drawn = draw(graphs._logits[: len(sequences)], plan.sampling, frozenset())
+        drawn = sample_on_device(graphs._logits[: len(sequences)], plan.sampling, frozenset())
         mark("draw")
         fetched = drawn.fetch()
         mark("fetch")

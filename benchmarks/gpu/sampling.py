@@ -14,7 +14,7 @@ import torch
 
 from baton.engine.race.definition import GREEDY, KIND, row_parameters
 from baton.engine.race.draw import draw_rows
-from baton.engine.sampler import draw
+from baton.engine.sampler import sample_on_device
 from baton.engine.sequence import Sequence
 from baton.protocol.request import Request, SamplingParams
 from benchmarks.gpu.device import Device, prepare
@@ -64,9 +64,9 @@ def sampling_ms(device: Device, kind: str, batch: int, vocab: int) -> tuple[floa
     logits = torch.empty(batch, vocab, device=device.name).normal_(0.0, spread)
     sequences = [_sequence(PARAMS[kind], row) for row in range(batch)]
     if not device.on_gpu:
-        milliseconds = 1000 * device.median_s(lambda: draw(logits, sequences, frozenset()), ROUNDS)
+        milliseconds = 1000 * device.median_s(lambda: sample_on_device(logits, sequences, frozenset()), ROUNDS)
         return milliseconds, milliseconds
-    host_ms = 1000 * device.median_s(lambda: draw(logits, sequences, frozenset()), ROUNDS)
+    host_ms = 1000 * device.median_s(lambda: sample_on_device(logits, sequences, frozenset()), ROUNDS)
     calls = 10
     taken = []
     for _ in range(ROUNDS):
@@ -74,7 +74,7 @@ def sampling_ms(device: Device, kind: str, batch: int, vocab: int) -> tuple[floa
         torch.cuda._sleep(int(2e9 * 2e-3 * calls))  # about 2 ms of clock ticks a call
         begin.record()
         for _ in range(calls):
-            draw(logits, sequences, frozenset())
+            sample_on_device(logits, sequences, frozenset())
         end.record()
         device.synchronize()
         taken.append(begin.elapsed_time(end) / calls)
@@ -97,7 +97,7 @@ def _pieces(device: Device, rows: int, vocab: int, seed: int) -> Iterator[tuple[
         logits = torch.randn(count, vocab, generator=generator, device=device.name) * spreads[:, None]
         logits[::2] = logits[::2].bfloat16().float()  # many equal logits, as models of 16 bits have them
         sequences = [_sequence(_any_params(rng), rng.randrange(-(2**63), 2**63)) for _ in range(count)]
-        tokens = draw(logits, sequences, frozenset()).token_ids.cpu().numpy()
+        tokens = sample_on_device(logits, sequences, frozenset()).token_ids.cpu().numpy()
         lengths = [len(item.tokens) for item in sequences]
         parameters = row_parameters([item.sampling for item in sequences], lengths, vocab)
         yield logits.cpu().numpy(), parameters, tokens

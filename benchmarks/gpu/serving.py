@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from baton.config.plan import RouterPlan, WorkerPlan
+from baton.config.plan import RouterConfig, WorkerConfig
 from baton.engine.model_config import ModelConfig
 from baton.engine.weights import load_weights
 from baton.protocol.request import Request, SamplingParams
@@ -125,7 +125,7 @@ def serve_workers(part: Part, folder: Path, pools: Mapping[str, int], prompts: l
     return asyncio.run(serve_cluster(part, router, worker, pools, prompts))
 
 
-def cluster_plans(part: Part, folder: Path) -> tuple[RouterPlan, WorkerPlan]:
+def cluster_plans(part: Part, folder: Path) -> tuple[RouterConfig, WorkerConfig]:
     """Every request crosses where there is a prefill worker; each worker has pages for a full batch."""
     sizes = part.sizes
     context = sizes.request_prompt + sizes.request_output + sizes.page_size
@@ -139,7 +139,7 @@ def cluster_plans(part: Part, folder: Path) -> tuple[RouterPlan, WorkerPlan]:
 
 
 async def serve_cluster(
-    part: Part, router: RouterPlan, worker: WorkerPlan, pools: Mapping[str, int], prompts: list[list[int]]
+    part: Part, router: RouterConfig, worker: WorkerConfig, pools: Mapping[str, int], prompts: list[list[int]]
 ) -> Served:
     """All prompts through a router of this process and workers of their own processes."""
     sizes = part.sizes

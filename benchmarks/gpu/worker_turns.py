@@ -23,7 +23,7 @@ from baton.kv_transfer.in_process import InProcessNetwork, InProcessTransport
 from baton.kv_transfer.transport import Notice
 from baton.protocol.codec import decode_to_router, encode_notice, encode_to_worker
 from baton.protocol.handoff import HandoffNotice
-from baton.protocol.messages import LoadReport, Register, Reserve, Reserved, Welcome, WorkerMessage
+from baton.protocol.messages import LoadReport, Register, RegisterAck, Reserve, Reserved, WorkerMessage
 from baton.protocol.request import Request, SamplingParams
 from baton.protocol.v1 import worker_pb2
 from baton.protocol.worker import Endpoint, RoleName, WorkerInfo
@@ -49,7 +49,7 @@ class _Router:
     def say(self, *messages: Any) -> None:
         self._socket.send_multipart([NAME.encode(), encode_to_worker(list(messages))])
 
-    def hear(self) -> Iterator[WorkerMessage]:
+    def receive(self) -> Iterator[WorkerMessage]:
         """What the worker says, one by one, but for frames of nothing but tokens: those would take the worker's
         thread its time. Raises `TimeoutError`.
         """
@@ -75,7 +75,7 @@ def worker_turns(executor: Any, point: tuple[int, int], count: int, seed: int) -
     router, network = _Router(), InProcessNetwork()
     try:
         with _running(_worker(executor, router.address, network, batch)):
-            said = router.hear()
+            said = router.receive()
             assert isinstance(next(said), Register)
             _hand_over(router, network, said, executor.config.vocab_size, point, count + 2 * WARM_TURNS, seed)
             turns: list[float] = []
@@ -137,7 +137,7 @@ def _hand_over(
     orders = [
         Reserve(f"r{index}/1", Request(f"r{index}", prompt, sampling), (), 0) for index, prompt in enumerate(prompts)
     ]
-    router.say(Welcome("benchmark", 0.5, INCARNATION), *orders)
+    router.say(RegisterAck("benchmark", 0.5, INCARNATION), *orders)
     notices: list[Notice] = []
     while len(notices) < batch:
         message = next(said)

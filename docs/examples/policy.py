@@ -27,7 +27,7 @@ class LeastWork(ImmediatePlacement):
         self, item: PlacementInput, views: list[WorkerView], state: ClusterState, now: float
     ) -> WorkerView:
         cached = state.cached_tokens(item.page_keys, item.num_tokens)
-        return min(views, key=lambda view: (view.uncomputed_tokens - cached[view.row], view.name))
+        return min(views, key=lambda view: (view.pending_prefill_tokens - cached[view.row], view.name))
 
     def choose_decode(
         self, item: PlacementInput, views: list[WorkerView], state: ClusterState, now: float

@@ -11,7 +11,7 @@ import grpc
 from baton.config.schema import AccessSection
 from baton.protocol.errors import ConfigError
 from baton.router.access.access import Access, parse_tokens
-from baton.router.access.reloaded import Reloaded
+from baton.router.access.hot_reload import Reloaded
 
 
 @dataclass(frozen=True, slots=True)

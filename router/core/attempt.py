@@ -31,10 +31,10 @@ class Attempt:
 
 
 @dataclass(slots=True)
-class Trouble:
+class RetryBudget:
     """The failures of a request so far, over all its attempts."""
 
-    blame: int = 0  # for lost workers
+    crash_weight: int = 0  # for lost workers
     handoffs_failed: int = 0
     misrouted: int = 0
     error: BatonError | None = None  # set: the request is not retried

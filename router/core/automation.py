@@ -8,15 +8,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from baton.protocol.worker import RoleName
-from baton.router.core.commands import Moved
+from baton.router.core.commands import OperationUpdated
 from baton.router.core.dispatch import Dispatch
+from baton.router.core.length_drift import RecentAnswers
 from baton.router.core.life_events import Migrate
-from baton.router.core.operation import Migrate as AskMigrate
+from baton.router.core.live_request import LiveRequest
+from baton.router.core.operation import Migrate as MigrateSpec
 from baton.router.core.operation import Operation, Rebalance
 from baton.router.core.operations import Action, Operations
 from baton.router.core.pool_steps import POOLS
-from baton.router.core.recent_answers import RecentAnswers
-from baton.router.core.record import Record
 from baton.router.policy.cluster_state import ClusterState
 from baton.router.policy.migration import relief
 from baton.router.policy.planner.pool_planner import Advice, PoolPlanner
@@ -35,7 +35,7 @@ class Automation:
     state: ClusterState
     dispatch: Dispatch
     operations: Operations
-    records: dict[str, Record]
+    records: dict[str, LiveRequest]
     auto: bool = False
     planner: PoolPlanner = field(default_factory=PoolPlanner)
     recent: RecentAnswers = field(default_factory=RecentAnswers)
@@ -47,7 +47,7 @@ class Automation:
     _had: set[RoleName] = field(default_factory=set)  # pools that have had workers
     _count: int = 0
 
-    def on_arrival(self, record: Record, now: float) -> None:
+    def on_arrival(self, record: LiveRequest, now: float) -> None:
         """A request has come."""
         self.recent.add(record, now)
         item = record.placement_input
@@ -66,13 +66,13 @@ class Automation:
         if wish is not None:
             self._count += 1
             self._watched = self.operations.start(f"{OURS}{self._count}", wish, False, now)
-            actions.append(Moved(self._watched))
+            actions.append(OperationUpdated(self._watched))
         return actions
 
     def look(self, now: float) -> Advice | None:
         """The planner's advice now."""
-        drift, whole = self.recent.drift(now), self.dispatch.placement.serves_whole
-        return self.planner.advise(self.state, self.dispatch.waiting, drift, now, whole)
+        drift, local = self.recent.drift(now), self.dispatch.placement.serves_locally
+        return self.planner.advise(self.state, self.dispatch.waiting, drift, now, local)
 
     def wish(self, now: float) -> Rebalance | None:
         """The split to change to now, if any."""
@@ -106,7 +106,7 @@ class Automation:
     def _busy(self, now: float) -> bool:
         """Whether an operation on the pools is running; records what the last one cost."""
         for operation in self.operations.running:
-            if not isinstance(operation.ask, AskMigrate):
+            if not isinstance(operation.spec, MigrateSpec):
                 self._watched = operation
                 return True
         if self._watched is not None:

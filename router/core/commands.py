@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from baton.protocol.messages import RouterMessage
+from baton.router.core.live_request import Completion
 from baton.router.core.operation import Operation
-from baton.router.core.record import Completion
 from baton.router.core.stream import TextToken
 
 
 @dataclass(frozen=True, slots=True)
-class Tell:
+class SendToWorker:
     """Send a message to a worker."""
 
     worker: str
@@ -19,7 +19,7 @@ class Tell:
 
 
 @dataclass(frozen=True, slots=True)
-class Show:
+class StreamTokens:
     """Stream tokens to the client."""
 
     request_id: str
@@ -27,14 +27,14 @@ class Show:
 
 
 @dataclass(frozen=True, slots=True)
-class Close:
+class FinishStream:
     """End the client's stream."""
 
     completion: Completion
 
 
 @dataclass(frozen=True, slots=True)
-class Moved:
+class OperationUpdated:
     """An operation on the pools has made progress."""
 
     operation: Operation
@@ -47,4 +47,4 @@ class Kill:
     worker: str
 
 
-Command = Tell | Show | Close | Moved | Kill
+Command = SendToWorker | StreamTokens | FinishStream | OperationUpdated | Kill

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from baton.router.core.effects import FindDecode, FindRoom, StopSeeking
+from baton.router.core.effects import FindCapacity, FindDecode, StopSeeking
 from baton.router.policy.admission import refuse_full
 from baton.router.policy.cluster_state import ClusterState
 from baton.router.policy.fairness import VirtualTokenCounter
-from baton.router.policy.migration import find_room, reachable
+from baton.router.policy.migration import find_capacity, reachable
 from baton.router.policy.placement import Place, Placement, PlacementInput, Refuse
 
 CROWD = 32  # requests waiting from which on passes are spaced
@@ -28,13 +28,13 @@ class FoundDecode:
 
 
 @dataclass(frozen=True, slots=True)
-class NobodyInReach:
+class DecodeUnreachable:
     """No decode worker can be reached from the prefill worker of a request."""
 
     request_id: str
 
 
-Verdict = Place | Refuse | FoundDecode | NobodyInReach
+Decision = Place | Refuse | FoundDecode | DecodeUnreachable
 
 
 @dataclass(slots=True, eq=False)
@@ -53,7 +53,7 @@ class Dispatch:
     placement: Placement
     state: ClusterState
     fairness: VirtualTokenCounter = field(default_factory=VirtualTokenCounter)
-    moved: bool = True
+    dirty: bool = True
     _live: Counter[str] = field(default_factory=Counter)  # requests of each tenant, running ones included
     _queue: dict[str, PlacementInput] = field(default_factory=dict)
     _seeking: dict[str, _Sought] = field(default_factory=dict)
@@ -69,7 +69,7 @@ class Dispatch:
         """Requests not yet assigned to a worker."""
         return self._queue.values()
 
-    def check_room(self, max_queued: int, now: float) -> None:
+    def check_queue(self, max_queued: int, now: float) -> None:
         """Raise `Overloaded` when the queue is full."""
         if self.queued >= max_queued:
             raise refuse_full(self.queued, now - min(item.arrival_s for item in self.waiting))
@@ -82,7 +82,7 @@ class Dispatch:
     def forget(self, request_id: str, tenant: str) -> None:
         """Remove a request and its waiting entries."""
         self.withdraw(request_id)
-        self.moved = True
+        self.dirty = True
         self._live[tenant] -= 1
         if not self._live[tenant]:
             del self._live[tenant]
@@ -90,7 +90,7 @@ class Dispatch:
     def wait(self, item: PlacementInput) -> None:
         """Queue a request until the policy places or refuses it."""
         self._queue[item.request_id] = item
-        self.moved, self._next_pass_s = True, 0.0
+        self.dirty, self._next_pass_s = True, 0.0
 
     def hold_back(self, request_id: str, until_s: float) -> None:
         """Do not place it before `until_s`: a worker that already has it may be about to join."""
@@ -100,12 +100,12 @@ class Dispatch:
         """Whether it is in the queue."""
         return request_id in self._queue
 
-    def perform(self, effect: FindDecode | FindRoom | StopSeeking, item: PlacementInput) -> None:
+    def perform(self, effect: FindDecode | FindCapacity | StopSeeking, item: PlacementInput) -> None:
         """Perform a life cycle's effect."""
         match effect:
             case FindDecode(avoid):
                 self.seek(item, avoid)
-            case FindRoom(home, avoid):
+            case FindCapacity(home, avoid):
                 self.seek(item, avoid, home)
             case StopSeeking():
                 self.withdraw(item.request_id)
@@ -113,7 +113,7 @@ class Dispatch:
     def seek(self, item: PlacementInput, avoid: str | None, home: str | None = None) -> None:
         """Find a decode worker other than `avoid`, which has just refused, and `home`, which it leaves."""
         self._seeking[item.request_id] = _Sought(item, avoid, home)
-        self.moved, self._next_pass_s = True, 0.0
+        self.dirty, self._next_pass_s = True, 0.0
 
     def withdraw(self, request_id: str) -> None:
         """Stop looking for a decode worker."""
@@ -126,16 +126,16 @@ class Dispatch:
         for sought in self._seeking.values():
             if sought.avoid == worker:
                 sought.avoid = None
-        self.moved = True
+        self.dirty = True
 
-    def next(self, now: float) -> list[Verdict]:
+    def next(self, now: float) -> list[Decision]:
         """Decisions to carry out before asking again; their requests no longer wait. Empty: all have to wait."""
-        if not self.moved or now < self._next_pass_s:
+        if not self.dirty or now < self._next_pass_s:
             return []
         found = self._find_decode(now)
         if found is not None:
             return [found]
-        verdicts: list[Verdict] = []
+        verdicts: list[Decision] = []
         queue = list(self._queue.values())
         if self._not_before_s:
             queue = [item for item in queue if now >= self._not_before_s.get(item.request_id, now)]
@@ -146,30 +146,34 @@ class Dispatch:
         for verdict in verdicts:
             del self._queue[verdict.request_id]
             self._not_before_s.pop(verdict.request_id, None)
-        self.moved = bool(verdicts)
+        self.dirty = bool(verdicts)
         return verdicts
 
-    def _find_decode(self, now: float) -> FoundDecode | NobodyInReach | None:
+    def _find_decode(self, now: float) -> FoundDecode | DecodeUnreachable | None:
         """The first request that needs a decode worker and for which there is one, or none in reach."""
         if not self._seeking:
             return None
         table = self.state.table
-        decoders = table.decoder | table.mixed
-        room_tokens = int(np.max(table.pages_available * table.page_size, where=decoders, initial=0))
-        decode_pool = bool(table.decoder.any())
+        decoders = table.is_decode | table.mixed
+        capacity_tokens = int(np.max(table.pages_available * table.page_size, where=decoders, initial=0))
+        decode_pool = bool(table.is_decode.any())
         for request_id, sought in self._seeking.items():
             item = sought.item
             source = self.state.workers.get(item.prefill_worker)
-            if sought.home is None and source is not None and self.state.stranded(source):
+            if sought.home is None and source is not None and self.state.reaches_no_decode(source):
                 del self._seeking[request_id]
-                return NobodyInReach(request_id)
-            if item.num_tokens > room_tokens:
+                return DecodeUnreachable(request_id)
+            if item.num_tokens > capacity_tokens:
                 continue  # no worker has so many pages
-            if sought.home is None and decode_pool and reachable(table.decoder, item.prefill_worker, self.state).any():
+            if (
+                sought.home is None
+                and decode_pool
+                and reachable(table.is_decode, item.prefill_worker, self.state).any()
+            ):
                 worker = self.placement.find_decode(item, self.state, sought.avoid, now)
             else:
                 home = sought.home or item.prefill_worker
-                worker = find_room(item.num_tokens, item.total_tokens, self.state, home, sought.avoid)
+                worker = find_capacity(item.num_tokens, item.total_tokens, self.state, home, sought.avoid)
             if worker is not None:
                 del self._seeking[request_id]
                 return FoundDecode(request_id, worker)

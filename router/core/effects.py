@@ -24,11 +24,11 @@ class FindDecode:
 @dataclass(frozen=True, slots=True)
 class StartPrefill:
     worker: str
-    hand_off: bool
+    disaggregated: bool
 
 
 @dataclass(frozen=True, slots=True)
-class ContinueWork:
+class AdoptWork:
     """The worker already runs the request; it replays the tokens from an index on."""
 
     worker: str
@@ -47,7 +47,7 @@ class StartHandoff:
 
 
 @dataclass(frozen=True, slots=True)
-class FindRoom:
+class FindCapacity:
     """Wait for another decode worker with capacity for a sequence that has to leave `home`; answered by
     `DecodeFound`."""
 
@@ -89,17 +89,17 @@ class End:
     report: HandoffReport | None = None
 
 
-Assignment = StartPrefill | ContinueWork | ReservePages | CancelWork
+Assignment = StartPrefill | AdoptWork | ReservePages | CancelWork
 WorkerEffect = Assignment | StartHandoff | ReleasePages
 """Those that a worker is told of."""
 
 Effect = (
     Route
     | FindDecode
-    | FindRoom
+    | FindCapacity
     | StopSeeking
     | StartPrefill
-    | ContinueWork
+    | AdoptWork
     | ReservePages
     | StartHandoff
     | MigrationEnded

@@ -44,7 +44,7 @@ class SourceEnded:
     outcome: HandoffOutcome
     report: HandoffReport
     reason: str
-    apart: bool = False  # source and target were already known to be unreachable
+    unreachable: bool = False  # source and target were already known to be unreachable
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class HandoffStalled:
 
 
 @dataclass(frozen=True, slots=True)
-class Stranded:
+class NoReachableDecode:
     """No decode worker can be reached from the prefill worker."""
 
 
@@ -90,7 +90,7 @@ class Failed:
     worker: str
 
 
-class Loss(IntEnum):
+class LossReason(IntEnum):
     """How strongly the loss of a worker suggests that its requests caused it."""
 
     LEFT = 0  # on purpose, or its connection broke
@@ -103,7 +103,7 @@ class Lost:
     """A worker involved in this request is lost, or its work is."""
 
     worker: str
-    loss: Loss
+    loss: LossReason
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +126,7 @@ Event = (
     | PagesRefused
     | SourceEnded
     | HandoffStalled
-    | Stranded
+    | NoReachableDecode
     | Corrupt
     | Finished
     | Stopped

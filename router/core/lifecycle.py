@@ -5,7 +5,7 @@
                  │         └ a worker died: Route again, the output so far is prefilled with the prompt
                  └ max_tokens=1 or end-of-sequence first: End, Release
 
-    Held ─► ContinueWork: a worker kept it over a restart of the router ─► (tokens stream)
+    Held ─► AdoptWork: a worker kept it over a restart of the router ─► (tokens stream)
     Migrate ─► (FindDecode) ─► Reserve elsewhere ─► SendPages to the worker that decodes ─► MigrationEnded
 
 It yields the effects to perform and receives the next event; it does no I/O and knows no clock. The live router and
@@ -20,14 +20,14 @@ from collections.abc import Generator
 from baton.protocol.errors import WorkerLost
 from baton.protocol.handoff import HandoffOutcome, HandoffReport
 from baton.protocol.request import FinishReason
-from baton.router.core.attempt import Attempt, Trouble
+from baton.router.core.attempt import Attempt, RetryBudget
 from baton.router.core.effects import (
+    AdoptWork,
     CancelWork,
-    ContinueWork,
     Effect,
     End,
+    FindCapacity,
     FindDecode,
-    FindRoom,
     MigrationEnded,
     ReleasePages,
     ReservePages,
@@ -44,19 +44,19 @@ from baton.router.core.life_events import (
     Finished,
     HandoffStalled,
     Held,
-    Loss,
+    LossReason,
     Lost,
     Migrate,
+    NoReachableDecode,
     PagesRefused,
     PagesReserved,
     Routed,
     SourceEnded,
     Stay,
     Stopped,
-    Stranded,
 )
 
-MAX_BLAME = 2 * Loss.DIED  # a request that was running each time a worker died may be the cause
+MAX_CRASH_WEIGHT = 2 * LossReason.DIED  # a request that was running each time a worker died may be the cause
 CORRUPT = "its pages arrived corrupt"
 
 Life = Generator[tuple[Effect, ...], Event, tuple[Effect, ...]]
@@ -65,7 +65,7 @@ Life = Generator[tuple[Effect, ...], Event, tuple[Effect, ...]]
 def lifecycle(request_id: str) -> Life:
     """Drive one request. Start with `next`, then `send` it every event of the request. It returns its last effects,
     after which no worker holds anything for it."""
-    trouble, reservations = Trouble(), 0
+    budget, reservations = RetryBudget(), 0
     attempt = Attempt()
     pending: tuple[Effect, ...] = (Route(),)
     while True:
@@ -74,14 +74,14 @@ def lifecycle(request_id: str) -> Life:
         match event:
             case Routed(decision):
                 attempt = Attempt(source=decision.prefill)
-                pending = (StartPrefill(decision.prefill, not decision.whole),)
-                if not decision.whole and decision.decode is None:
+                pending = (StartPrefill(decision.prefill, not decision.local),)
+                if not decision.local and decision.decode is None:
                     pending += (FindDecode(avoid=None),)
                 elif decision.decode is not None:
                     reservations += 1
                     pending += _reserve(attempt, decision.decode, f"{request_id}/{reservations}")
             case Held(worker):
-                attempt, pending = Attempt(source=worker), (ContinueWork(worker),)
+                attempt, pending = Attempt(source=worker), (AdoptWork(worker),)
             case DecodeFound(worker):
                 reservations += 1
                 pending = _reserve(attempt, worker, f"{request_id}/{reservations}")
@@ -93,14 +93,14 @@ def lifecycle(request_id: str) -> Life:
                 refused, attempt.target, attempt.reservation_id = attempt.target, None, ""
                 pending = _seek_another(attempt, refused, "has too few free pages")
             case SourceEnded(reservation_id) if attempt.awaits(reservation_id):
-                pending = _source_ended(attempt, trouble, event)
+                pending = _source_ended(attempt, budget, event)
             case HandoffStalled(reservation_id) if attempt.awaits(reservation_id):
                 attempt.sending = False
                 pending = _elsewhere(attempt, "its pages cannot reach the other worker")
-            case Stranded() if attempt.source is not None and attempt.target is None and not attempt.moving:
+            case NoReachableDecode() if attempt.source is not None and attempt.target is None and not attempt.moving:
                 pending, attempt = (CancelWork(attempt.source), Route()), Attempt()
             case Corrupt(reservation_id) if reservation_id == attempt.reservation_id:
-                pending = _corrupt(attempt, trouble)
+                pending = _corrupt(attempt, budget)
             case Migrate() if attempt.moving:
                 pass  # the end of the running migration answers both
             case Migrate(worker) if not attempt.sending and (attempt.source is None) != (attempt.target is None):
@@ -117,21 +117,21 @@ def lifecycle(request_id: str) -> Life:
             case Stopped(reason, error):
                 return (yield from _close(attempt, End(reason, error)))
             case Failed(error, worker) if worker == attempt.source:  # else it is about an earlier attempt
-                if not trouble.on_misrouted(error):
+                if not budget.on_misrouted(error):
                     return (yield from _close(attempt, End(None, error)))
                 pending = _misrouted(attempt)
             case Lost(worker, loss) if worker in (attempt.source, attempt.target):
                 # A worker that only reserved pages, or was still a migration target, had not run it.
                 aside = attempt.source is not None and (attempt.moving or not attempt.sending)
-                trouble.blame += loss * (worker == attempt.source or not aside)
-                if trouble.blame >= MAX_BLAME:
+                budget.crash_weight += loss * (worker == attempt.source or not aside)
+                if budget.crash_weight >= MAX_CRASH_WEIGHT:
                     poison = WorkerLost(
                         "Two workers crashed (or four timed out) while running this request, so it is not retried."
                     )
                     return (yield from _close(attempt, End(None, poison), lost=worker))
                 pending = _after_loss(attempt, worker)
-        if trouble.error is not None:
-            return (yield from _close(attempt, End(None, trouble.error)))
+        if budget.error is not None:
+            return (yield from _close(attempt, End(None, budget.error)))
 
 
 def _reserve(attempt: Attempt, worker: str, reservation_id: str) -> tuple[Effect, ...]:
@@ -155,7 +155,7 @@ def _seek_another(attempt: Attempt, worker: str | None, what: str) -> tuple[Effe
         return (FindDecode(avoid=worker),)
     if not attempt.insist:
         return _stays(attempt, f"{worker} {what}")
-    return (FindRoom(home=attempt.source, avoid=worker),)
+    return (FindCapacity(home=attempt.source, avoid=worker),)
 
 
 def _stays(attempt: Attempt, reason: str) -> tuple[Effect, ...]:
@@ -163,12 +163,12 @@ def _stays(attempt: Attempt, reason: str) -> tuple[Effect, ...]:
     return (MigrationEnded(None, reason),)
 
 
-def _source_ended(attempt: Attempt, trouble: Trouble, end: SourceEnded) -> tuple[Effect, ...]:
+def _source_ended(attempt: Attempt, budget: RetryBudget, end: SourceEnded) -> tuple[Effect, ...]:
     """The source's answer to the send order."""
     attempt.sending = False
     if end.outcome is HandoffOutcome.DELIVERED:
         return _delivered(attempt, end.report)
-    return _not_delivered(attempt, trouble, end)
+    return _not_delivered(attempt, budget, end)
 
 
 def _delivered(attempt: Attempt, report: HandoffReport) -> tuple[Effect, ...]:
@@ -184,11 +184,11 @@ def _delivered(attempt: Attempt, report: HandoffReport) -> tuple[Effect, ...]:
     return (MigrationEnded(attempt.target, report=report),) if moved else ()
 
 
-def _not_delivered(attempt: Attempt, trouble: Trouble, end: SourceEnded) -> tuple[Effect, ...]:
+def _not_delivered(attempt: Attempt, budget: RetryBudget, end: SourceEnded) -> tuple[Effect, ...]:
     """The source's writes failed or were drained; it still has the pages."""
     sentence = f"The KV pages could not be handed over: {end.reason or 'drained'}."
-    blameless = attempt.absent or attempt.moving or end.apart or attempt.target is None  # the target was lost
-    if not blameless and not trouble.on_handoff_failed(sentence):
+    blameless = attempt.absent or attempt.moving or end.unreachable or attempt.target is None  # the target was lost
+    if not blameless and not budget.on_handoff_failed(sentence):
         return ()
     return _elsewhere(attempt, end.reason or "it ended or was preempted first")
 
@@ -213,10 +213,10 @@ def _misrouted(attempt: Attempt) -> tuple[Effect, ...]:
     return (cancel, *_start_over(attempt, "its worker does not have the request"))
 
 
-def _corrupt(attempt: Attempt, trouble: Trouble) -> tuple[Effect, ...]:
+def _corrupt(attempt: Attempt, budget: RetryBudget) -> tuple[Effect, ...]:
     """The target found corrupt bytes. Wait for the source's own report, since it cannot be asked again before."""
     sentence = "The KV pages arrived corrupt several times: look for broken memory or links."
-    if not trouble.on_handoff_failed(sentence):
+    if not budget.on_handoff_failed(sentence):
         return ()
     attempt.corrupt = True
     return _start_over(attempt, CORRUPT) if attempt.source is None else ()

@@ -6,11 +6,11 @@ import math
 from dataclasses import dataclass, field
 
 from baton.config.schema import RouterSection
-from baton.protocol.messages import HandoffEnded, PeerJoined, PeerLeft, Register, Rejoin, Welcome
+from baton.protocol.messages import HandoffEnded, PeerJoined, PeerLeft, Register, RegisterAck, Reregister
 from baton.router.core.breaker import UNKNOWN, Breaker, Process
-from baton.router.core.commands import Command, Kill, Tell
-from baton.router.core.peer_links import PeerLinks
-from baton.router.core.quarantine import Quarantine
+from baton.router.core.commands import Command, Kill, SendToWorker
+from baton.router.core.partition_tracker import PartitionTracker
+from baton.router.core.write_fence import WriteFence
 from baton.router.policy.cluster_state import ClusterState
 
 REPORT_INTERVAL_S = 0.5
@@ -29,40 +29,40 @@ class Membership:
 
     state: ClusterState
     config: RouterSection
-    quarantine: Quarantine = field(default_factory=Quarantine)
+    fence: WriteFence = field(default_factory=WriteFence)
     _away: dict[str, _Away] = field(default_factory=dict)  # lost, until known to have ended or returned
     admitted: list[Register] = field(default_factory=list)  # their kept sequences are not processed yet
     _waiting: dict[str, Register] = field(default_factory=dict)  # returned, but not ready for work
     breaker: Breaker = field(default_factory=Breaker)
-    links: PeerLinks = field(init=False)
+    links: PartitionTracker = field(init=False)
     _looked_s: float = -math.inf  # of the last check for timeouts
 
     def __post_init__(self) -> None:
-        self.links = PeerLinks(self.state, self.quarantine)
+        self.links = PartitionTracker(self.state, self.fence)
 
     def knows(self, worker: str, incarnation: str) -> bool:
         """Whether that incarnation of the worker is registered."""
         view = self.state.workers.get(worker)
         return view is not None and view.info.incarnation == incarnation
 
-    def stranger(self, worker: str, incarnation: str, router_id: str) -> list[Tell]:
+    def reregister(self, worker: str, incarnation: str, router_id: str) -> list[SendToWorker]:
         """Tell an unknown worker to re-register."""
         waiting = self._waiting.get(worker)
         if waiting is not None and waiting.info.incarnation == incarnation:
             return []
-        return [Tell(worker, Rejoin(incarnation, router_id))]
+        return [SendToWorker(worker, Reregister(incarnation, router_id))]
 
     def silent(self, now: float) -> list[str]:
         """Workers that have timed out. A pause of the router itself does not count as their silence."""
         stood_still_s = now - self._looked_s
         if self.config.lost_after_s / 2 < stood_still_s < math.inf:
             for view in self.state.workers.values():
-                view.heard_s = min(view.heard_s + stood_still_s, now)
+                view.last_message_s = min(view.last_message_s + stood_still_s, now)
         self._looked_s = now
         since_s = now - self.config.lost_after_s
-        return sorted(view.name for view in self.state.workers.values() if view.heard_s < since_s)
+        return sorted(view.name for view in self.state.workers.values() if view.last_message_s < since_s)
 
-    def lose(self, worker: str, certain: bool, now: float, died: bool = True) -> list[Tell] | None:
+    def lose(self, worker: str, certain: bool, now: float, died: bool = True) -> list[SendToWorker] | None:
         """Remove a worker; `certain`: its work is known to have ended. None if it was removed before.
 
         Not `died`: it left on purpose, or its connection broke, which is neither its fault nor its requests'.
@@ -70,7 +70,7 @@ class Membership:
         view = self.state.remove(worker)
         if view is None:
             return None
-        orders = [Tell(other, PeerLeft(view.info.endpoint.agent)) for other in sorted(self.state.workers)]
+        orders = [SendToWorker(other, PeerLeft(view.info.endpoint.agent)) for other in sorted(self.state.workers)]
         self.links.forget(worker)
         process = (view.info.host, view.info.pid)
         if died:
@@ -80,19 +80,19 @@ class Membership:
         self._away[worker] = _Away(now, process)
         return orders
 
-    def ended(self, worker: str, now: float) -> list[Tell]:
+    def ended(self, worker: str, now: float) -> list[SendToWorker]:
         """Its process has ended."""
         self._away.pop(worker, None)
-        return self.quarantine.died(worker, self.state.workers, now)
+        return self.fence.died(worker, self.state.workers, now)
 
-    def handoff_ended(self, source: str, answer: HandoffEnded) -> list[Tell]:
+    def handoff_ended(self, source: str, answer: HandoffEnded) -> list[SendToWorker]:
         """The source has answered a send order: releases that waited for it may go out."""
         self.links.ended(source, answer.reservation_id, answer.outcome)
-        return self.quarantine.ended(answer.reservation_id)
+        return self.fence.ended(answer.reservation_id)
 
     def tick(self, now: float) -> list[Command]:
         """What is due: killing workers that stay silent, reconnecting peers."""
-        return [*self.kills(now), *self.quarantine.expired(now), *self.links.due(now)]
+        return [*self.kills(now), *self.fence.expired(now), *self.links.due(now)]
 
     def kills(self, now: float) -> list[Kill]:
         """Timed-out workers that do not return: kill their processes, so that their end is certain."""
@@ -101,29 +101,29 @@ class Membership:
             self._away[name].since_s = now
         return [Kill(name) for name in overdue]
 
-    def returned(self, message: Register, now: float) -> list[Tell]:
+    def returned(self, message: Register, now: float) -> list[SendToWorker]:
         """A worker registers, so its earlier work has ended. `admit` decides when it gets work."""
         name, process = message.info.name, (message.info.host, message.info.pid)
         self._waiting[name] = message
         self.breaker.returned(name, process)
         away = self._away.pop(name, None)
         if away is not None and process[1] and away.process != process:
-            return self.quarantine.died(name, self.state.workers, now)
-        return self.quarantine.gone(name)
+            return self.fence.died(name, self.state.workers, now)
+        return self.fence.gone(name)
 
-    def admit(self, router_id: str, now: float) -> list[Tell]:
+    def admit(self, router_id: str, now: float) -> list[SendToWorker]:
         """Admit the workers that may now get work, and introduce them and the others to each other."""
         orders = []
         for name, message in sorted(self._waiting.items()):
-            if self.quarantine.written_into(name):
+            if self.fence.written_into(name):
                 continue
             del self._waiting[name]
             info = message.info
             self.admitted.append(message)
-            orders.append(Tell(name, Welcome(router_id, REPORT_INTERVAL_S, info.incarnation)))
+            orders.append(SendToWorker(name, RegisterAck(router_id, REPORT_INTERVAL_S, info.incarnation)))
             for other, view in sorted(self.state.workers.items()):
-                orders.append(Tell(other, PeerJoined(info.endpoint, info.host)))
-                orders.append(Tell(name, PeerJoined(view.info.endpoint, view.info.host)))
+                orders.append(SendToWorker(other, PeerJoined(info.endpoint, info.host)))
+                orders.append(SendToWorker(name, PeerJoined(view.info.endpoint, view.info.host)))
             self.state.register(info, now)
             if self._breaks(name, now):
                 self.state.cordon(name)

@@ -56,7 +56,7 @@ class Migrate:
         return f"migrate {self.request_id}" + (f" to {self.worker}" if self.worker else "")
 
 
-Ask = Drain | Undrain | Rebalance | Migrate
+OperationSpec = Drain | Undrain | Rebalance | Migrate
 
 
 class OperationState(Enum):
@@ -73,7 +73,7 @@ class OperationState(Enum):
 
 class StepState(Enum):
     WAITING = "waiting"
-    EVACUATING = "evacuating"
+    DRAINING = "draining"
     SWITCHING = "switching"
     VERIFYING = "verifying"
     DONE = "done"
@@ -108,7 +108,7 @@ class Operation:
     """A started operation. Its steps run one at a time."""
 
     operation_id: str
-    ask: Ask
+    spec: OperationSpec
     steps: list[Step]
     started_s: float
     state: OperationState = OperationState.RUNNING

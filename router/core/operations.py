@@ -1,6 +1,6 @@
 """Operations on the pools, carried out step by step while requests are served. Pure: the core performs the actions.
 
-    WAITING ─► EVACUATING: no new work, its requests finish or migrate ─► DONE (drain)
+    WAITING ─► DRAINING: no new work, its requests finish or migrate ─► DONE (drain)
                    └─► SWITCHING: the worker swaps its role ─► VERIFYING: it answers a request ─► DONE (switch)
 
 One operation on the pools runs at a time, so two never conflict; migrations of single requests may run beside it.
@@ -14,32 +14,32 @@ from baton.protocol.errors import Conflict, InvalidRequest, NotFound
 from baton.protocol.messages import Prefill, RequestFailed, RoleChanged, SwitchRole, TokenOutput
 from baton.protocol.request import Request, SamplingParams
 from baton.protocol.worker import RoleName
-from baton.router.core.commands import Moved, Tell
+from baton.router.core.commands import OperationUpdated, SendToWorker
 from baton.router.core.life_events import Migrate, Stay
-from baton.router.core.operation import PROBE, Ask, Operation, OperationState, Rebalance, Step, StepState
-from baton.router.core.operation import Migrate as AskMigrate
+from baton.router.core.live_request import LiveRequest
+from baton.router.core.operation import PROBE, Operation, OperationSpec, OperationState, Rebalance, Step, StepState
+from baton.router.core.operation import Migrate as MigrateSpec
+from baton.router.core.orphans import Orphans
 from baton.router.core.pool_steps import check_still_allowed, steps_for
-from baton.router.core.record import Record
-from baton.router.core.unclaimed import Unclaimed
 from baton.router.policy.cluster_state import ClusterState
-from baton.router.policy.migration import find_room
+from baton.router.policy.migration import find_capacity
 
 REMEMBERED = 200  # operations
 RETRY_S = 0.5  # after a failed migration
 
 
-Action = Tell | Moved | tuple[str, Migrate | Stay]
+Action = SendToWorker | OperationUpdated | tuple[str, Migrate | Stay]
 """A command for the shell, or an event for the life cycle of a request."""
 
 
 @dataclass(eq=False)
 class Operations:
-    """`advance` returns the next actions; set `stirred` when a step's condition may have changed."""
+    """`advance` returns the next actions; set `dirty` when a step's condition may have changed."""
 
     state: ClusterState
-    records: dict[str, Record]
-    unclaimed: Unclaimed
-    stirred: bool = False
+    records: dict[str, LiveRequest]
+    orphans: Orphans
+    dirty: bool = False
     _known: dict[str, Operation] = field(default_factory=dict)  # oldest first
     _count: int = 0
 
@@ -57,22 +57,22 @@ class Operations:
     def running(self) -> list[Operation]:
         return [operation for operation in self._known.values() if operation.state is OperationState.RUNNING]
 
-    def start(self, operation_id: str, ask: Ask, dry_run: bool, now: float) -> Operation:
+    def start(self, operation_id: str, spec: OperationSpec, dry_run: bool, now: float) -> Operation:
         """Start an operation, or return the one with this id; raises and changes nothing when it is not allowed."""
         known = self._known.get(operation_id)
         if known is not None:
-            if known.ask != ask:
+            if known.spec != spec:
                 raise InvalidRequest(
-                    f"Operation {operation_id!r} already names another operation ({known.ask.title}); choose a new id."
+                    f"Operation {operation_id!r} already names another operation ({known.spec.title}); choose a new id."
                 )
             return known
-        if isinstance(ask, AskMigrate):
-            steps = [self._migration_step(ask)]
+        if isinstance(spec, MigrateSpec):
+            steps = [self._migration_step(spec)]
         else:
             self._check_alone()
-            steps = steps_for(ask, self.state)
+            steps = steps_for(spec, self.state)
         self._count += 1
-        operation = Operation(operation_id or f"op-{self._count}", ask, steps, now)
+        operation = Operation(operation_id or f"op-{self._count}", spec, steps, now)
         if dry_run:
             operation.state = OperationState.PLANNED
             return operation
@@ -81,14 +81,14 @@ class Operations:
             if step.action == "undrain" and step.worker not in self.state.workers:
                 self.state.uncordon(step.worker)
         self._forget_old()
-        self.stirred = True
+        self.dirty = True
         return operation
 
     def _check_alone(self) -> None:
-        other = next((one for one in self.running if not isinstance(one.ask, AskMigrate)), None)
+        other = next((one for one in self.running if not isinstance(one.spec, MigrateSpec)), None)
         if other is not None:
             raise Conflict(
-                f"Operation {other.operation_id} ({other.ask.title}) is under way: wait for it, or end it with "
+                f"Operation {other.operation_id} ({other.spec.title}) is under way: wait for it, or end it with "
                 f"`baton cancel {other.operation_id}`."
             )
 
@@ -99,30 +99,30 @@ class Operations:
             if operation.state.ended:
                 del self._known[operation.operation_id]
 
-    def _migration_step(self, ask: AskMigrate) -> Step:
-        record = self.records.get(ask.request_id)
+    def _migration_step(self, spec: MigrateSpec) -> Step:
+        record = self.records.get(spec.request_id)
         if record is None or record.closed:
-            raise NotFound(f"Request {ask.request_id!r} is not live.")
+            raise NotFound(f"Request {spec.request_id!r} is not live.")
         if not record.decoding or record.migrating:
-            raise InvalidRequest(f"Request {ask.request_id!r} cannot migrate now: its handoff is in flight.")
+            raise InvalidRequest(f"Request {spec.request_id!r} cannot migrate now: its handoff is in flight.")
         item = record.placement_input
-        target = ask.worker or find_room(item.num_tokens, item.total_tokens, self.state, record.decode_worker)
+        target = spec.worker or find_capacity(item.num_tokens, item.total_tokens, self.state, record.decode_worker)
         if target is None:
-            raise InvalidRequest(f"No other decode worker has capacity for request {ask.request_id!r}.")
+            raise InvalidRequest(f"No other decode worker has capacity for request {spec.request_id!r}.")
         view = self.state.workers.get(target)
         if view is None:
             raise NotFound(f"There is no worker {target!r}; `baton status` lists them.")
         if view.role is RoleName.PREFILL or not view.serving:
             raise InvalidRequest(f"{target} cannot take the request: it is not a serving decode worker.")
-        if target in self.state.apart.get(record.decode_worker, ()):
+        if target in self.state.unreachable.get(record.decode_worker, ()):
             raise InvalidRequest(
                 f"Pages do not get from {record.decode_worker} to {target} now; choose another worker."
             )
         if view.info.capacity_tokens < item.total_tokens:
-            raise InvalidRequest(f"{target} has too few pages for request {ask.request_id!r} may need in the end.")
+            raise InvalidRequest(f"{target} has too few pages for request {spec.request_id!r} may need in the end.")
         if target == record.decode_worker:
-            return Step(target, f"migrate {ask.request_id}", state=StepState.DONE, detail="it is there already")
-        return Step(target, f"migrate {ask.request_id}")
+            return Step(target, f"migrate {spec.request_id}", state=StepState.DONE, detail="it is there already")
+        return Step(target, f"migrate {spec.request_id}")
 
     def cancel(self, operation_id: str, now: float) -> tuple[Operation, list[Action]]:
         """Cancel its remaining steps. A running role switch completes first; completed steps are not rolled back."""
@@ -131,18 +131,18 @@ class Operations:
             return operation, []
         actions: list[Action] = []
         for step in operation.steps:
-            if isinstance(operation.ask, AskMigrate):
+            if isinstance(operation.spec, MigrateSpec):
                 continue  # it is running, and over before a cancellation could arrive
-            if step.state in (StepState.WAITING, StepState.EVACUATING):
+            if step.state in (StepState.WAITING, StepState.DRAINING):
                 actions += self._give_up(operation, step, now, "")
         self._conclude(operation, now)
-        return operation, [*actions, Moved(operation)]
+        return operation, [*actions, OperationUpdated(operation)]
 
     def advance(self, now: float) -> list[Action]:
         """The running operations' next actions; empty when they wait."""
-        if not self.stirred:
+        if not self.dirty:
             return []
-        self.stirred = False
+        self.dirty = False
         actions: list[Action] = []
         for operation in self.running:
             actions += self._advance(operation, now)
@@ -152,12 +152,12 @@ class Operations:
         step = next((step for step in operation.steps if not step.state.ended), None)
         if step is None:
             self._conclude(operation, now)
-            return [Moved(operation)]
+            return [OperationUpdated(operation)]
         before = (step.state, step.detail)
         actions = self._take(operation, step, now)
         if step.state.ended:
-            self.stirred = True
-        return [*actions, Moved(operation)] if (step.state, step.detail) != before else actions
+            self.dirty = True
+        return [*actions, OperationUpdated(operation)] if (step.state, step.detail) != before else actions
 
     def _take(self, operation: Operation, step: Step, now: float) -> list[Action]:
         if step.worker not in self.state.workers:
@@ -168,45 +168,45 @@ class Operations:
         if step.started_s is None:
             step.started_s = now
         match step.state:
-            case StepState.WAITING if isinstance(operation.ask, AskMigrate):
-                step.state = StepState.EVACUATING
-                return [(operation.ask.request_id, Migrate(step.worker))]
+            case StepState.WAITING if isinstance(operation.spec, MigrateSpec):
+                step.state = StepState.DRAINING
+                return [(operation.spec.request_id, Migrate(step.worker))]
             case StepState.WAITING if step.action == "undrain":
                 self.state.uncordon(step.worker)
                 _end(step, StepState.DONE, now)
-            case StepState.WAITING | StepState.EVACUATING if not isinstance(operation.ask, AskMigrate):
+            case StepState.WAITING | StepState.DRAINING if not isinstance(operation.spec, MigrateSpec):
                 try:
                     check_still_allowed(step, self.state)
                 except InvalidRequest as error:
                     return self._give_up(operation, step, now, error.message)
                 self.state.cordon(step.worker)
-                step.state = StepState.EVACUATING
-                return self._evacuate(operation, step, now)
-            case StepState.EVACUATING if isinstance(operation.ask, AskMigrate):
-                if operation.ask.request_id not in self.records:
+                step.state = StepState.DRAINING
+                return self._drain(operation, step, now)
+            case StepState.DRAINING if isinstance(operation.spec, MigrateSpec):
+                if operation.spec.request_id not in self.records:
                     _end(step, StepState.FAILED, now, "the request ended before it could move")
         return []
 
     def _give_up(self, operation: Operation, step: Step, now: float, reason: str) -> list[Action]:
         """Let the worker serve again as before."""
         actions: list[Action] = []
-        if step.state is StepState.EVACUATING:
+        if step.state is StepState.DRAINING:
             actions += [(request_id, Stay()) for request_id in sorted(operation.requested)]
             self.state.uncordon(step.worker)
         _end(step, StepState.FAILED if reason else StepState.CANCELLED, now, reason)
         return actions
 
-    def _evacuate(self, operation: Operation, step: Step, now: float) -> list[Action]:
+    def _drain(self, operation: Operation, step: Step, now: float) -> list[Action]:
         """Migrate its decoding sequences; its other work ends by itself."""
-        held = [record for record in self.records.values() if step.worker in record.tied]
-        left = len(held) + len(self.unclaimed.on(step.worker))
+        held = [record for record in self.records.values() if step.worker in record.holders]
+        left = len(held) + len(self.orphans.on(step.worker))
         if not left:
             operation.requested.clear()
             if step.to_role is None:
                 _end(step, StepState.DONE, now)
                 return []
             step.state, step.detail = StepState.SWITCHING, ""
-            return [Tell(step.worker, SwitchRole(step.to_role, self.state.epoch(step.worker) + 1))]
+            return [SendToWorker(step.worker, SwitchRole(step.to_role, self.state.epoch(step.worker) + 1))]
         step.detail = f"{left} request{'s' if left > 1 else ''} left"
         moving = [record.request_id for record in held if record.decode_worker == step.worker and record.may_move(now)]
         operation.requested |= set(moving)
@@ -218,10 +218,10 @@ class Operations:
             if answer.error or answer.role is not step.to_role:
                 self.state.uncordon(worker)
                 _end(step, StepState.FAILED, now, f"{worker} kept its role: {answer.error or 'it has another one'}")
-                return [Moved(operation)]
+                return [OperationUpdated(operation)]
             step.state = StepState.VERIFYING
             probe = Prefill(_probe(operation, step), (), answer.role is RoleName.PREFILL, answer.role_epoch)
-            return [Tell(worker, probe), Moved(operation)]
+            return [SendToWorker(worker, probe), OperationUpdated(operation)]
         return []
 
     def on_probe(self, worker: str, output: TokenOutput | RequestFailed, now: float) -> None:
@@ -244,15 +244,15 @@ class Operations:
     def on_migration_ended(self, request_id: str, worker: str | None, reason: str, now: float) -> None:
         """A request has migrated, or stays for `reason`."""
         for operation in self.running:
-            if isinstance(operation.ask, AskMigrate) and operation.ask.request_id == request_id:
+            if isinstance(operation.spec, MigrateSpec) and operation.spec.request_id == request_id:
                 state = StepState.DONE if worker is not None else StepState.FAILED
                 for step in operation.steps:
                     if not step.state.ended:
                         _end(step, state, now, f"it stays where it is: {reason}" if worker is None else "")
-        self.stirred = True
+        self.dirty = True
 
     def _waiting_for(self, worker: str, state: StepState) -> list[tuple[Operation, Step]]:
-        self.stirred = True
+        self.dirty = True
         steps = [(operation, step) for operation in self.running for step in operation.steps]
         return [(operation, step) for operation, step in steps if step.worker == worker and step.state is state]
 
@@ -269,7 +269,7 @@ class Operations:
             operation.state, operation.message = OperationState.CANCELLED, "it was cancelled; what was done stays"
         else:
             operation.state = OperationState.DONE
-            nothing = isinstance(operation.ask, Rebalance) and not operation.steps
+            nothing = isinstance(operation.spec, Rebalance) and not operation.steps
             operation.message = "the pools are so already" if nothing else ""
 
 

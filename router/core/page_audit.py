@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from baton.protocol.messages import HeldSequence
-from baton.router.core.quarantine import Quarantine
-from baton.router.core.record import Record
-from baton.router.core.unclaimed import Unclaimed
+from baton.protocol.messages import DetachedSequence
+from baton.router.core.live_request import LiveRequest
+from baton.router.core.orphans import Orphans
+from baton.router.core.write_fence import WriteFence
 from baton.router.policy.cluster_state import ClusterState, WorkerView
 from baton.router.policy.migration import growth_tokens
 
@@ -28,7 +28,7 @@ class WorkerLook:
     pages_total: int
     pages_free: int
     pages_cached: int
-    pages_owned: int
+    pages_in_use: int
     named: Mapping[str, int | None]
 
     @property
@@ -77,21 +77,21 @@ class PageAudit:
     """Reads the core's state, and changes nothing."""
 
     state: ClusterState
-    records: Mapping[str, Record]
-    quarantine: Quarantine
-    unclaimed: Unclaimed
+    records: Mapping[str, LiveRequest]
+    fence: WriteFence
+    orphans: Orphans
 
     def look(self) -> Look:
         """The cluster's state now."""
-        sending = self.quarantine.sending()
+        sending = self.fence.sending()
         lost = [one for one, source in sending.items() if self._does_not_send(one, source)]
         views = [view for _, view in sorted(self.state.workers.items())]
         return Look(tuple(map(self._worker, views)), len(self.records), len(sending), frozenset(lost))
 
     def _worker(self, view: WorkerView) -> WorkerLook:
         load = view.load
-        unclaimed = self.unclaimed.on(view.name)
-        requests = {one: self._most_pages(view, one, unclaimed.get(one)) for one in load.request_ids}
+        orphans = self.orphans.on(view.name)
+        requests = {one: self._most_pages(view, one, orphans.get(one)) for one in load.request_ids}
         reservations = {one: self._most_reserved(view, one) for one in load.reservation_ids}
         return WorkerLook(
             worker=view.name,
@@ -100,32 +100,32 @@ class PageAudit:
             pages_total=load.pages_total,
             pages_free=load.pages_free,
             pages_cached=load.pages_cached,
-            pages_owned=load.pages_owned,
+            pages_in_use=load.pages_in_use,
             named={**requests, **reservations},
         )
 
-    def _most_pages(self, view: WorkerView, request_id: str, unclaimed: HeldSequence | None) -> int | None:
-        if unclaimed is not None:
-            return -(-unclaimed.limit_tokens // view.info.page_size)
+    def _most_pages(self, view: WorkerView, request_id: str, orphans: DetachedSequence | None) -> int | None:
+        if orphans is not None:
+            return -(-orphans.limit_tokens // view.info.page_size)
         record = self.records.get(request_id)
-        if record is None or view.name not in record.tied:
-            return view.info.num_pages if self.quarantine.reads_for(view.name, request_id) else None
+        if record is None or view.name not in record.holders:
+            return view.info.num_pages if self.fence.reads_for(view.name, request_id) else None
         return _pages(record, view)
 
     def _most_reserved(self, view: WorkerView, reservation_id: str) -> int | None:
         """A reservation outlives its request until no write into it is possible."""
         request_id = reservation_id.rpartition("/")[0]
         record = self.records.get(request_id)
-        if record is not None and (view.name in record.tied or reservation_id in record.reserved_on):
+        if record is not None and (view.name in record.holders or reservation_id in record.reserved_on):
             return _pages(record, view)
-        return view.info.num_pages if self.quarantine.holds(reservation_id) else None
+        return view.info.num_pages if self.fence.holds(reservation_id) else None
 
     def _does_not_send(self, reservation_id: str, source: str) -> bool:
         view = self.state.workers.get(source)
         return view is not None and reservation_id.rpartition("/")[0] not in view.load.request_ids
 
 
-def _pages(record: Record, view: WorkerView) -> int:
+def _pages(record: LiveRequest, view: WorkerView) -> int:
     """The most pages the request may hold there: its tokens, the next one, and its growth pages from a migration."""
     tokens, size = len(record.request.prompt) + len(record.stream.token_ids) + 1, view.info.page_size
     if record.migrating or record.migrations or record.continued:
@@ -147,7 +147,7 @@ class _Watched:
         self.known.update({name: pages for name, pages in look.named.items() if pages is not None})
         # A request that has just ended or migrated still counts with its earlier pages.
         self.accounted = sum(self.known.get(name, 0) for name in look.named)
-        leaked = max(0, look.pages_owned - self.accounted)
+        leaked = max(0, look.pages_in_use - self.accounted)
         unknown = {name for name, pages in look.named.items() if pages is None}
         self.leaked = leaked if self.leaked is None else min(self.leaked, leaked)
         self.unknown = unknown if self.unknown is None else self.unknown & unknown

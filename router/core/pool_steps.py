@@ -14,9 +14,9 @@ from baton.router.policy.cluster_state import ClusterState, WorkerView
 POOLS = (RoleName.PREFILL, RoleName.DECODE)
 
 
-def steps_for(ask: Drain | Undrain | Rebalance, state: ClusterState) -> list[Step]:
+def steps_for(spec: Drain | Undrain | Rebalance, state: ClusterState) -> list[Step]:
     """The steps, one worker each. Raises `NotFound` or `InvalidRequest`, one sentence, when it is not allowed."""
-    match ask:
+    match spec:
         case Drain(workers):
             return _drain(workers, state)
         case Undrain(workers):
@@ -102,5 +102,6 @@ def switch_step(worker: str, role: RoleName) -> Step:
 def _least_loaded(views: Iterable[WorkerView]) -> list[WorkerView]:
     """Workers, the one that can be emptied soonest first."""
     return sorted(
-        views, key=lambda view: (sum(one.tokens for one in view.running.values()), view.uncomputed_tokens, view.name)
+        views,
+        key=lambda view: (sum(one.tokens for one in view.running.values()), view.pending_prefill_tokens, view.name),
     )

@@ -1,7 +1,7 @@
 """Validates worker frames before the core acts on them.
 
 A frame is accepted whole or not at all: `check` raises at the first invalid value. The core checks whether a worker
-was ever assigned a request that it reports on (`hearing.may_say`).
+was ever assigned a request that it reports on (`worker_events.may_report`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from baton.protocol import messages
 from baton.protocol.errors import InvalidRequest
 from baton.protocol.handoff import HandoffReport, Reservation
-from baton.protocol.messages import HeldSequence, TokenOutput, WorkerMessage
+from baton.protocol.messages import DetachedSequence, TokenOutput, WorkerMessage
 from baton.protocol.prefix_hash import HASH_BYTES
 from baton.protocol.request import DIGEST_BYTES, MAX_LOGPROBS
 from baton.protocol.worker import PageLayout, StepSample, WorkerInfo, WorkerLoad
@@ -162,7 +162,7 @@ def _check_seconds(*durations: float) -> None:
     _expect(all(math.isfinite(one) and 0.0 <= one <= MAX_SECONDS for one in durations), "a duration is out of range")
 
 
-def _check_held(held: Sequence[HeldSequence]) -> None:
+def _check_held(held: Sequence[DetachedSequence]) -> None:
     _expect(len(held) <= MAX_IDS, "it holds too many sequences")
     for one in held:
         _check_texts((one.request_id,))
@@ -186,7 +186,7 @@ def _check_layout(layout: PageLayout) -> None:
 def _check_load(info: WorkerInfo, load: WorkerLoad) -> None:
     _check_counts(load.role_epoch, load.sequence_number, load.running, load.waiting)
     _check_counts(load.swapped, load.swap_outs, load.recomputes)
-    _check_counts(load.pages_free, load.pages_cached, load.uncomputed_tokens, load.context_tokens)
+    _check_counts(load.pages_free, load.pages_cached, load.pending_prefill_tokens, load.context_tokens)
     _expect(load.pages_free + load.pages_cached <= load.pages_total == info.num_pages, "its pages do not add up")
     _expect(len(load.request_ids) <= MAX_IDS and len(load.reservation_ids) <= MAX_IDS, "it lists too many requests")
     _check_texts(load.request_ids)

@@ -47,10 +47,10 @@ class WorkerView:
 
     info: WorkerInfo
     load: WorkerLoad
-    heard_s: float
+    last_message_s: float
     row: int  # of the table
     latency: LatencyModel
-    busy_until_s: float = 0.0  # predicted end of its prompt work
+    backlog_ends_s: float = 0.0  # predicted end of its prompt work
     assigned: dict[str, PromptWork] = field(default_factory=dict)  # request id → work, in the order it was sent
     reserved: dict[str, int] = field(default_factory=dict)  # reservation id → pages, until a report includes them
     refused_pages: int | None = None  # the smallest reservation it refused since its report
@@ -67,7 +67,7 @@ class WorkerView:
         return self.load.role
 
     @property
-    def uncomputed_tokens(self) -> int:
+    def pending_prefill_tokens(self) -> int:
         """Prompt tokens this worker has yet to compute, including those in flight to it.
 
         Both the report (plus what was sent since) and the ledger are upper bounds: the report lacks what was finished
@@ -77,7 +77,7 @@ class WorkerView:
             return 0
         counted = set(self.load.request_ids)
         unseen = sum(work.tokens for request_id, work in self.assigned.items() if request_id not in counted)
-        return min(self.load.uncomputed_tokens + unseen, sum(work.tokens for work in self.assigned.values()))
+        return min(self.load.pending_prefill_tokens + unseen, sum(work.tokens for work in self.assigned.values()))
 
     @property
     def pages_available(self) -> int:
@@ -118,7 +118,7 @@ class WorkerView:
         """Predicted time for the prompt tokens in the last report, and for those sent since."""
         counted = set(self.load.request_ids)
         known = [work for request_id, work in self.assigned.items() if request_id in counted]
-        computed = sum(work.tokens for work in known) - self.load.uncomputed_tokens
+        computed = sum(work.tokens for work in known) - self.load.pending_prefill_tokens
         seconds = sum(work.seconds for request_id, work in self.assigned.items() if request_id not in counted)
         for work in known:
             done = min(max(computed, 0), work.tokens)
@@ -136,7 +136,7 @@ class ClusterState:
     cordoned: set[str] = field(default_factory=set)  # workers that get no new work, also those that are away
     prefix_index: PrefixIndex = field(default_factory=PrefixIndex)
     table: WorkerTable = field(default_factory=WorkerTable)
-    apart: dict[str, set[str]] = field(default_factory=dict)  # worker → those it cannot exchange pages with now
+    unreachable: dict[str, set[str]] = field(default_factory=dict)  # worker → those it cannot exchange pages with now
     share_prefixes: bool = False  # between tenants; the workers name their pages by the same rule
 
     def register(self, info: WorkerInfo, now: float) -> None:
@@ -152,12 +152,12 @@ class ClusterState:
         view = self.workers.get(load.worker)
         if view is not None:
             view.load = load
-            view.heard_s = now
+            view.last_message_s = now
             for reservation_id in view.granted:
                 view.reserved.pop(reservation_id, None)
             view.granted.clear()
             view.refused_pages = None
-            view.busy_until_s = now + view.remaining_work_s()
+            view.backlog_ends_s = now + view.remaining_work_s()
             for sample in load.steps:
                 view.latency.observe(sample)
             self.sync(view)
@@ -183,11 +183,11 @@ class ClusterState:
         views = (view for view in self.workers.values() if view.serving and view.role in roles)
         return sorted(views, key=lambda view: view.name)
 
-    def stranded(self, view: WorkerView) -> bool:
+    def reaches_no_decode(self, view: WorkerView) -> bool:
         """Whether a prefill worker can reach no decode worker."""
-        apart, decode = self.apart.get(view.name, set()), (RoleName.DECODE, RoleName.MIXED)
-        unsure = bool(apart) and view.role is RoleName.PREFILL
-        return unsure and all(one.name in apart for one in self.pool(*decode))
+        unreachable, decode = self.unreachable.get(view.name, set()), (RoleName.DECODE, RoleName.MIXED)
+        unsure = bool(unreachable) and view.role is RoleName.PREFILL
+        return unsure and all(one.name in unreachable for one in self.pool(*decode))
 
     def cordon(self, worker: str) -> None:
         """Stop new work on the worker."""
@@ -236,7 +236,7 @@ class ClusterState:
             beside = costs.seconds(0, 0, len(view.running), self.table.context[view.row])
             seconds = costs.prefill_s(new, cached, chunk) + -(-new // chunk) * (beside - costs.step_s)
         view.assigned[request_id] = PromptWork(new, seconds)
-        view.busy_until_s = max(view.busy_until_s, now) + seconds
+        view.backlog_ends_s = max(view.backlog_ends_s, now) + seconds
         self._sync_prompts(view)
 
     def unassign(self, worker: str, request_id: str, now: float) -> None:
@@ -244,7 +244,7 @@ class ClusterState:
         view = self.workers.get(worker)
         if view is not None and view.assigned.pop(request_id, None) is not None:
             if not view.assigned:
-                view.busy_until_s = min(view.busy_until_s, now)
+                view.backlog_ends_s = min(view.backlog_ends_s, now)
             self._sync_prompts(view)
 
     def epoch(self, worker: str) -> int:
@@ -290,9 +290,9 @@ class ClusterState:
             self._sync_sequences(view)
 
     def _sync_roles(self, *workers: str) -> None:
-        for name in {*workers, *self.apart} & self.workers.keys():  # a change of these may strand others
+        for name in {*workers, *self.unreachable} & self.workers.keys():  # a change of these may strand others
             view = self.workers[name]
-            self.table.set_role(view.row, view.role if view.serving and not self.stranded(view) else None)
+            self.table.set_role(view.row, view.role if view.serving and not self.reaches_no_decode(view) else None)
 
     def sync(self, view: WorkerView) -> None:
         """Bring the worker's row of the table up to date."""
@@ -303,8 +303,8 @@ class ClusterState:
         self._sync_sequences(view)
 
     def _sync_prompts(self, view: WorkerView) -> None:
-        self.table.busy_until_s[view.row] = view.busy_until_s
-        self.table.uncomputed[view.row] = view.uncomputed_tokens
+        self.table.backlog_ends_s[view.row] = view.backlog_ends_s
+        self.table.pending_prefill[view.row] = view.pending_prefill_tokens
         self.table.sequences[view.row] = view.sequences
 
     def _sync_pages(self, view: WorkerView) -> None:

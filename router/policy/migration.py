@@ -40,13 +40,13 @@ def growth_tokens(num_tokens: int, page_size: int) -> int:
     return page_size * (GROWTH_PAGES + num_tokens // page_size // TRAVEL_PAGES)
 
 
-def find_room(num_tokens: int, total_tokens: int, state: ClusterState, *avoid: str | None) -> str | None:
+def find_capacity(num_tokens: int, total_tokens: int, state: ClusterState, *avoid: str | None) -> str | None:
     """The worker of the shortest step among those that decode and have pages for a sequence of `num_tokens`, that may
     come to `total_tokens`; but for those to `avoid`, the first of which has its pages."""
     table = state.table
     pages = num_tokens // table.page_size
     pages = pages + 1 + GROWTH_PAGES + pages // TRAVEL_PAGES + table.decodes
-    may = (table.decoder | table.mixed) & (table.pages_available >= pages) & (table.decodes < table.max_batch)
+    may = (table.is_decode | table.mixed) & (table.pages_available >= pages) & (table.decodes < table.max_batch)
     may &= table.capacity >= total_tokens
     for name in avoid:
         if name is not None and name in state.workers:
@@ -60,10 +60,10 @@ def find_room(num_tokens: int, total_tokens: int, state: ClusterState, *avoid: s
 
 def reachable(rows: np.ndarray, source: str | None, state: ClusterState) -> np.ndarray:
     """Of the rows of the table those of workers that `source` can hand pages to."""
-    apart = state.apart.get(source or "")
-    if not apart:
+    unreachable = state.unreachable.get(source or "")
+    if not unreachable:
         return rows
-    return np.asarray(rows & np.array([name not in apart for name in state.table.names]))
+    return np.asarray(rows & np.array([name not in unreachable for name in state.table.names]))
 
 
 def relief(state: ClusterState, may_move: Callable[[str], bool]) -> Move | None:
@@ -119,5 +119,5 @@ def _target(
     sequence: RunningSequence, source: WorkerView, state: ClusterState, suits: Callable[[WorkerView], bool]
 ) -> str | None:
     total = sequence.prompt_tokens + sequence.output.limit
-    name = find_room(sequence.tokens, total, state, source.name)
+    name = find_capacity(sequence.tokens, total, state, source.name)
     return name if name is not None and suits(state.workers[name]) else None

@@ -58,7 +58,7 @@ class Placement(Protocol):
     def name(self) -> str: ...
 
     @property
-    def serves_whole(self) -> bool:
+    def serves_locally(self) -> bool:
         """Whether decode workers may run whole requests while there are prefill workers."""
         ...
 

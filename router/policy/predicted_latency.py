@@ -25,7 +25,7 @@ from baton.router.policy.worker_table import WorkerTable
 
 CHUNKS_AHEAD = 2  # steps of prompt work per worker: enough to stay busy over a round trip
 SCANNED = 64  # queued requests examined in one pass
-WHOLE_HANDICAP = 1.25  # a decode worker must be so much faster to get a prompt, because prefill slows its decodes
+LOCAL_HANDICAP = 1.25  # a decode worker must be so much faster to get a prompt, because prefill slows its decodes
 TPOT_MARGIN = 0.9  # share of an objective that a predicted step may take
 HEADROOM_PAGES = 8  # kept free per worker so that running sequences can grow (one page each, at most this many)
 PARTITIONED = 256  # workers above which the few best are found without sorting all
@@ -55,23 +55,23 @@ class _Pass:
 
     def __post_init__(self) -> None:
         table = self.table
-        self.wait_s = np.maximum(table.busy_until_s - self.now, 0.0)
-        self.uncomputed = table.uncomputed.copy()
+        self.wait_s = np.maximum(table.backlog_ends_s - self.now, 0.0)
+        self.pending_prefill = table.pending_prefill.copy()
         self.decodes = table.decodes.copy()
         self.context = table.context.copy()
         self.pages = table.pages_available.copy()
-        self.any_prefills = np.count_nonzero(table.prefills) > 0
-        self.any_decoder = np.count_nonzero(table.decoder) > 0
-        self.may_whole = table.mixed | table.decoder
-        self.handicap = np.where(table.decoder, WHOLE_HANDICAP, 1.0)
+        self.any_prefills = np.count_nonzero(table.is_prefill) > 0
+        self.any_decoder = np.count_nonzero(table.is_decode) > 0
+        self.may_serve_locally = table.mixed | table.is_decode
+        self.handicap = np.where(table.is_decode, LOCAL_HANDICAP, 1.0)
         self.promised_s = TPOT_MARGIN * table.tpot_s  # the longest step that meets the objectives of its sequences
         self.all_promised = table.all_state_tpot & (table.tpot_s < np.inf)
         self._stale = True
 
-    def any_room(self) -> bool:
+    def any_capacity(self) -> bool:
         """Whether any worker can take work now."""
         self.refresh()
-        return bool(np.count_nonzero(self.has_room))
+        return bool(np.count_nonzero(self.has_capacity))
 
     def refresh(self) -> None:
         """Recompute the values that follow from the columns and are the same for every request."""
@@ -79,23 +79,23 @@ class _Pass:
             return
         self._stale = False
         table = self.table
-        self.chunk = np.where(table.prefills | (self.decodes == 0), table.chunk, table.mixed_chunk)
+        self.chunk = np.where(table.is_prefill | (self.decodes == 0), table.chunk, table.mixed_chunk)
         beside = table.decode_s * self.decodes + table.context_token_s * self.context
-        self.step_s = table.step_s + np.where(table.prefills, 0.0, beside)  # of a step before its prompt tokens
+        self.step_s = table.step_s + np.where(table.is_prefill, 0.0, beside)  # of a step before its prompt tokens
         self.tpot_s = table.step_s + beside + table.decode_s  # of decodes, with one more sequence
         self.may_start = self.decodes < table.max_batch
         self.headroom = np.minimum(self.decodes, HEADROOM_PAGES)
         fastest_mixed = self.step_s + table.prefill_token_s * table.mixed_chunk
         kept = fastest_mixed <= self.promised_s
         if not self.any_prefills:
-            kept = table.decoder  # there is no choice
-        whole = table.mixed | (table.decoder & kept & (self.pages > 0))
-        self.has_room = (table.prefills | whole) & (self.uncomputed < CHUNKS_AHEAD * self.chunk)
+            kept = table.is_decode  # there is no choice
+        local = table.mixed | (table.is_decode & kept & (self.pages > 0))
+        self.has_capacity = (table.is_prefill | local) & (self.pending_prefill < CHUNKS_AHEAD * self.chunk)
 
     def take(self, row: int, target: int | None, tokens: int, context: int, compute_s: float) -> None:
         """A request goes to `row`, and will decode on `target`."""
         self.wait_s[row] += compute_s
-        self.uncomputed[row] += tokens
+        self.pending_prefill[row] += tokens
         if target is not None:
             self.decodes[target] += 1
             self.context[target] += context
@@ -109,25 +109,25 @@ class PredictedLatency:
 
     refuse: bool = True
     name: str = "predicted_latency"
-    serves_whole: bool = True
+    serves_locally: bool = True
     _placed: int = 0
 
     def decide(self, queue: Sequence[PlacementInput], state: ClusterState, now: float) -> list[Place | Refuse]:
         if not queue:
             return []
         view = _Pass(state.table, now)
-        if not view.any_room():
+        if not view.any_capacity():
             return self._refuse_overdue(queue, view)
         verdicts: list[Place | Refuse] = []
         late: list[PlacementInput] = []
         starving = self._starving(queue, now)
         for item in queue[:SCANNED]:
-            if not view.any_room():
+            if not view.any_capacity():
                 return verdicts
             verdict = self._schedule(item, state, view, None if item is starving else late)
             if verdict is not None:
                 verdicts.append(verdict)
-        for item in late if late and view.any_room() else ():
+        for item in late if late and view.any_capacity() else ():
             view.refresh()
             verdict = self._schedule(item, state, view, None)
             if verdict is not None:
@@ -153,8 +153,8 @@ class PredictedLatency:
         if not self._may_refuse(item) or item.due_s is None or view.now <= item.due_s:
             return None
         table = view.table
-        rows = np.flatnonzero(table.prefills | table.mixed)
-        rows = rows if len(rows) else np.flatnonzero(table.decoder)
+        rows = np.flatnonzero(table.is_prefill | table.mixed)
+        rows = rows if len(rows) else np.flatnonzero(table.is_decode)
         return Refuse(item.request_id, refuse_late(item, float(np.min(view.wait_s[rows], initial=np.inf)), 0.0))
 
     def _may_refuse(self, item: PlacementInput) -> bool:
@@ -178,10 +178,10 @@ class PredictedLatency:
             fastest = float(np.min(np.where(prices.allowed, prices.compute_s, np.inf)))
             if self._may_refuse(item) and view.now + fastest > due_s:
                 return Refuse(item.request_id, refuse_late(item, float(view.wait_s[row]), fastest))
-            late.append(self._give_way(item, float(prices.compute_s[row]), row, view))
+            late.append(self._yield_to(item, float(prices.compute_s[row]), row, view))
             if late[-1] is item:
                 return None
-        if not view.has_room[row]:
+        if not view.has_capacity[row]:
             view.wait_s[row] += prices.compute_s[row]
             view.planned.setdefault(row, []).append((float(prices.compute_s[row]), item))
             return None
@@ -191,11 +191,11 @@ class PredictedLatency:
     def _fill_s(item: PlacementInput, row: int, prices: _Prices, view: _Pass) -> float:
         """How much longer the step of the prompt's last token takes if others fill it up: it ends for all at once."""
         table = view.table
-        behind = -(int(view.uncomputed[row]) + item.num_tokens - int(prices.cached[row])) % int(table.chunk[row])
-        return behind * float(table.prefill_token_s[row]) if table.prefills[row] else 0.0
+        behind = -(int(view.pending_prefill[row]) + item.num_tokens - int(prices.cached[row])) % int(table.chunk[row])
+        return behind * float(table.prefill_token_s[row]) if table.is_prefill[row] else 0.0
 
     @staticmethod
-    def _give_way(item: PlacementInput, compute_s: float, row: int, view: _Pass) -> PlacementInput:
+    def _yield_to(item: PlacementInput, compute_s: float, row: int, view: _Pass) -> PlacementInput:
         """The request to defer: of those waiting for the worker, the one with most work, unless it is `item`."""
         waiting = view.planned.get(row, [])
         movable = [one for one in waiting if not one[1].resumed]
@@ -210,8 +210,8 @@ class PredictedLatency:
         self, item: PlacementInput, row: int, ttft: np.ndarray, prices: _Prices, state: ClusterState, view: _Pass
     ) -> Place:
         table = state.table
-        whole = not table.prefills.item(row)
-        target = row if whole else self._decode_row(item, prices, state, table.names[row])
+        local = not table.is_prefill.item(row)
+        target = row if local else self._decode_row(item, prices, state, table.names[row])
         tokens = item.num_tokens - prices.cached.item(row)
         candidates = _candidates(item, row, target, ttft, prices, view)
         why = (
@@ -220,8 +220,8 @@ class PredictedLatency:
         )
         self._placed += 1
         view.take(row, target, tokens, item.num_tokens, prices.compute_s.item(row))
-        decode = table.names[target] if target is not None and not whole else None
-        return Place(item.request_id, RoutingDecision(table.names[row], decode, whole, why, candidates))
+        decode = table.names[target] if target is not None and not local else None
+        return Place(item.request_id, RoutingDecision(table.names[row], decode, local, why, candidates))
 
     def _price(self, item: PlacementInput, state: ClusterState, view: _Pass) -> _Prices:
         table = state.table
@@ -235,9 +235,9 @@ class PredictedLatency:
         own = np.inf if item.objectives.tpot_s is None else item.objectives.tpot_s
         fits = view.pages > new // table.page_size + view.headroom
         room = fits & view.may_start
-        may_decode = table.decoder & room & (tpot <= own)
+        may_decode = table.is_decode & room & (tpot <= own)
         idle_tpot_s = None
-        allowed = table.prefills & fits
+        allowed = table.is_prefill & fits
         if not view.any_decoder:
             allowed = np.zeros(len(cached), bool)
         elif own < np.inf and not np.count_nonzero(may_decode):
@@ -247,8 +247,8 @@ class PredictedLatency:
                 allowed = np.zeros(len(cached), bool)
             else:
                 # Waiting would not help, and refusing is not allowed: its objective cannot count.
-                own, may_decode = np.inf, table.decoder & room
-        whole = view.may_whole & room
+                own, may_decode = np.inf, table.is_decode & room
+        local = view.may_serve_locally & room
         if view.any_prefills:
             # Decode workers whose step meets every objective with a chunk in it; without objectives, one chunk at most.
             chunk_s = view.step_s + work / steps
@@ -256,14 +256,14 @@ class PredictedLatency:
                 kept = chunk_s <= np.minimum(view.promised_s, TPOT_MARGIN * own)
             else:
                 kept = (chunk_s <= view.promised_s) & (view.all_promised | (new <= table.mixed_chunk))
-            whole &= table.mixed | kept
-        return _Prices(cached, compute, tpot, allowed | whole, may_decode, idle_tpot_s)
+            local &= table.mixed | kept
+        return _Prices(cached, compute, tpot, allowed | local, may_decode, idle_tpot_s)
 
     @staticmethod
     def _idle_tpot_s(item: PlacementInput, table: WorkerTable, own_s: float) -> float | None:
         """The request's decode step on the fastest decode worker, if even an idle one is slower than `own_s`."""
         alone = table.step_s + table.decode_s + table.context_token_s * item.num_tokens
-        fastest = float(alone[table.decoder].min())
+        fastest = float(alone[table.is_decode].min())
         return fastest if fastest > own_s else None
 
     @staticmethod
@@ -286,7 +286,7 @@ class PredictedLatency:
         tpot = table.step_s + table.decode_s * (table.decodes + 1)
         tpot += table.context_token_s * (table.context + item.num_tokens)
         pages = -(-(item.num_tokens + 1) // table.page_size)
-        may = table.decoder & (table.pages_available >= pages) & (table.decodes < table.max_batch)
+        may = table.is_decode & (table.pages_available >= pages) & (table.decodes < table.max_batch)
         if avoid is not None and avoid in state.workers:
             may[state.workers[avoid].row] = False
         empty = np.zeros(len(may))
@@ -303,11 +303,11 @@ def _candidates(
     handed_over_s = None if target is None else prices.tpot_s.item(target)
     found = []
     for one in order:
-        ttft_s, whole = ttft.item(one), not table.prefills.item(one)
+        ttft_s, local = ttft.item(one), not table.is_prefill.item(one)
         if ttft_s < np.inf:
-            tpot_s = prices.tpot_s.item(one) if whole or handed_over_s is None else handed_over_s
+            tpot_s = prices.tpot_s.item(one) if local or handed_over_s is None else handed_over_s
             uncached = item.num_tokens - prices.cached.item(one)
-            found.append(Candidate(table.names[one], whole, ttft_s, view.wait_s.item(one), uncached, tpot_s))
+            found.append(Candidate(table.names[one], local, ttft_s, view.wait_s.item(one), uncached, tpot_s))
     return tuple(found)
 
 

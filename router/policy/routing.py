@@ -10,7 +10,7 @@ class Candidate:
     """One candidate route of the request, with its predictions."""
 
     worker: str
-    whole: bool  # prefill and decode both there, without handoff
+    local: bool  # prefill and decode both there, without handoff
     ttft_s: float
     wait_s: float  # of it, until the worker starts
     uncached_tokens: int
@@ -27,6 +27,6 @@ class RoutingDecision:
 
     prefill: str
     decode: str | None
-    whole: bool
+    local: bool
     why: str
     candidates: tuple[Candidate, ...] = ()  # the best ones, the chosen one first

@@ -15,7 +15,7 @@ class WorkerTable:
     """A row per worker; rows of workers that left have no role and are reused."""
 
     names: list[str] = field(default_factory=list)
-    busy_until_s: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    backlog_ends_s: np.ndarray = field(default_factory=lambda: np.zeros(0))
     context: np.ndarray = field(default_factory=lambda: np.zeros(0))
     tpot_s: np.ndarray = field(default_factory=lambda: np.zeros(0))  # the tightest objective among its sequences
     step_s: np.ndarray = field(default_factory=lambda: np.zeros(0))
@@ -23,7 +23,7 @@ class WorkerTable:
     prefill_pair_s: np.ndarray = field(default_factory=lambda: np.zeros(0))
     decode_s: np.ndarray = field(default_factory=lambda: np.zeros(0))
     context_token_s: np.ndarray = field(default_factory=lambda: np.zeros(0))
-    uncomputed: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    pending_prefill: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     pages_available: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     decodes: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     sequences: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
@@ -33,8 +33,8 @@ class WorkerTable:
     capacity: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # tokens
     page_size: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     bit: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # in the prefix index
-    prefills: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
-    decoder: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
+    is_prefill: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
+    is_decode: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
     mixed: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
     all_state_tpot: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))  # every sequence has an objective
     _free: list[int] = field(default_factory=list)
@@ -61,7 +61,7 @@ class WorkerTable:
 
     def remove(self, row: int) -> None:
         self.names[row] = ""
-        self.prefills[row] = self.decoder[row] = self.mixed[row] = False
+        self.is_prefill[row] = self.is_decode[row] = self.mixed[row] = False
         self._free.append(row)
 
     def _grow(self) -> None:
@@ -76,8 +76,8 @@ class WorkerTable:
 
     def set_role(self, row: int, role: RoleName | None) -> None:
         """None: the worker gets no new work."""
-        self.prefills[row] = role is RoleName.PREFILL
-        self.decoder[row] = role is RoleName.DECODE
+        self.is_prefill[row] = role is RoleName.PREFILL
+        self.is_decode[row] = role is RoleName.DECODE
         self.mixed[row] = role is RoleName.MIXED
 
     def set_costs(self, row: int, costs: StepCosts) -> None:

@@ -165,7 +165,7 @@ NEVER_NEEDED = ["ray", "typer", "torchvision", "pytest", "hypothesis", "tests"]
 @pytest.mark.parametrize(
     ("modules", "missing"),
     [
-        ([*ALL, "baton.worker.assembly", "baton.router.assembly"], NEVER_NEEDED),
+        ([*ALL, "baton.worker.build", "baton.router.build"], NEVER_NEEDED),
         (COMPUTING, [*NEVER_NEEDED, "nixl", "zmq", "grpc"]),
     ],
     ids=["all parts", "parts of one process, without the links"],

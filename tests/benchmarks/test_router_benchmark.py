@@ -83,7 +83,7 @@ def test_latency_of_the_open_loop_counts_from_the_intended_arrival() -> None:
     setting = OpenSetting(1, 0.1, 4, 0.005, 50.0, (), 1, 0.1, 1, False)
     with ExitStack() as stack:
         servers = start(stack, mock_http_process)
-        _, port = servers.hear()
+        _, port = servers.receive()
         prompt = play(HttpClient(port, 0, True), servers, 50.0, 0.1, setting, "prompt")
         held = play(Held(port), servers, 50.0, 0.1, setting, "held")
     assert prompt.missing == held.missing == 0
@@ -95,7 +95,7 @@ def test_latency_of_the_open_loop_counts_from_the_intended_arrival() -> None:
 def test_a_server_that_answers_with_an_error_is_reported_with_its_answer() -> None:
     with ExitStack() as stack:
         servers = start(stack, mock_http_process)
-        _, port = servers.hear()
+        _, port = servers.receive()
         client = HttpClient(port, 1, False)
         client.start("good", 3)
         drain(client, 1)
@@ -109,7 +109,7 @@ def test_a_server_that_answers_with_an_error_is_reported_with_its_answer() -> No
 def test_streams_that_do_not_end_are_reported_with_their_number() -> None:
     with ExitStack() as stack:
         servers = start(stack, mock_http_process)
-        _, port = servers.hear()
+        _, port = servers.receive()
         servers.pace(60.0)
         client = HttpClient(port, 1, False)
         client.start("slow", 3)
@@ -121,7 +121,7 @@ def test_streams_that_do_not_end_are_reported_with_their_number() -> None:
 def test_paced_servers_keep_their_step_on_average_so_that_a_stream_takes_the_steps_it_has() -> None:
     with ExitStack() as stack:
         servers = start(stack, mock_http_process)
-        _, port = servers.hear()
+        _, port = servers.receive()
         servers.pace(0.005)
         client = HttpClient(port, 50, True)
         for index in range(50):

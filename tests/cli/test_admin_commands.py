@@ -119,14 +119,14 @@ def test_a_rebalance_asks_at_a_terminal(
 def test_the_steps_are_shown_as_they_go(admin: FakeAdmin, capsys: pytest.CaptureFixture[str]) -> None:
     admin.states = [
         operation("running", "waiting", "waiting"),
-        operation("running", "evacuating", "waiting"),
-        operation("running", "evacuating", "waiting"),
+        operation("running", "draining", "waiting"),
+        operation("running", "draining", "waiting"),
         operation("running", "done", "verifying"),
         operation("done", "done", "done"),
     ]
     assert _baton("rebalance", "--prefill", "1", "--decode", "2", "--yes") == 0
     shown = capsys.readouterr()
-    assert [line.split(": ")[-1] for line in shown.err.splitlines()] == ["evacuating", "done", "verifying", "done"]
+    assert [line.split(": ")[-1] for line in shown.err.splitlines()] == ["draining", "done", "verifying", "done"]
     assert "rebalance (operation op): done" in shown.out
 
 
@@ -167,7 +167,7 @@ def test_pools_show_the_planner_and_auto_is_set(admin: FakeAdmin, capsys: pytest
     assert "advises 1 prefill + 2 decode: decode is full" in capsys.readouterr().out
     assert _baton("pools", "--json") == 0
     prefill = json.loads(capsys.readouterr().out)["pools"][0]
-    assert (prefill["role"], prefill["serving"], prefill["pages_held"], prefill["pages_total"]) == (
+    assert (prefill["role"], prefill["serving"], prefill["pages_in_use"], prefill["pages_total"]) == (
         "prefill",
         2,
         50,
@@ -202,10 +202,10 @@ def _started(*arguments: str, **pipes: int) -> subprocess.Popen[str]:
 
 
 def test_an_interrupted_operation_is_cancelled(admin: FakeAdmin) -> None:
-    admin.held, admin.states = True, [operation("running", "evacuating")]
+    admin.held, admin.states = True, [operation("running", "draining")]
     process = _started("drain", "prefill-1", stderr=subprocess.PIPE)
     assert process.stderr is not None
-    assert "evacuating" in process.stderr.readline()
+    assert "draining" in process.stderr.readline()
     process.send_signal(signal.SIGINT)
     told = process.stderr.read()
     assert process.wait(timeout=30) == 130
@@ -263,7 +263,7 @@ def test_names_are_completed_from_the_running_cluster(admin: FakeAdmin) -> None:
 def test_leaks_are_told_and_end_with_one(admin: FakeAdmin, clean: bool, capsys: pytest.CaptureFixture[str]) -> None:
     admin.check.clean = clean
     if not clean:
-        admin.check.workers.add(name="decode-0", pages_held=5, pages_leaked=5, unknown=["ghost"], reported=True)
+        admin.check.workers.add(name="decode-0", pages_in_use=5, pages_leaked=5, unknown=["ghost"], reported=True)
         admin.check.lost_handoffs.append("ghost/1")
     assert _baton("doctor", "leaks") == (0 if clean else 1)
     shown = capsys.readouterr().out

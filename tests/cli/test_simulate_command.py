@@ -78,7 +78,7 @@ def test_json_holds_the_figures_and_what_each_worker_did(capsys: pytest.CaptureF
     assert 0 <= document["figures"]["slo_attainment"] <= 1
     assert {"ttft_s_p99", "tpot_s_p50", "itl_s_p90", "utilisation_decode", "bytes_moved"} <= set(document["figures"])
     assert [worker["role"] for worker in document["workers"]] == ["prefill", "decode", "mixed"]
-    assert not any(worker["pages_held"] for worker in document["workers"])
+    assert not any(worker["pages_in_use"] for worker in document["workers"])
 
 
 def test_a_trace_is_played_in_part_and_faster(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

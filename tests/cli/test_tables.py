@@ -77,11 +77,11 @@ def _cluster() -> admin_pb2.Cluster:
                 running=123,
                 waiting=45,
                 swapped=12,
-                uncomputed_tokens=123_456,
+                pending_prefill_tokens=123_456,
                 predicted_busy_s=12.3456,
                 predicted_tpot_s=0.0165,
                 pages_total=4096,
-                pages_held=2048,
+                pages_in_use=2048,
                 pages_cached=1024,
                 predicted_peak_pages=4096,
             )
@@ -105,7 +105,7 @@ def _pools(console: Console) -> tuple[str, ...]:
 def _leaks(console: Console) -> tuple[str, ...]:
     check = admin_pb2.PageCheck()
     for name in NAMES:
-        check.workers.add(name=name, pages_total=81_920, pages_free=70_000, pages_cached=10_000, pages_held=1_920)
+        check.workers.add(name=name, pages_total=81_920, pages_free=70_000, pages_cached=10_000, pages_in_use=1_920)
     show(console, _table(check))
     return NAMES
 
@@ -150,7 +150,7 @@ def _explanation(console: Console) -> tuple[str, ...]:
         request_id="r1", prefill_worker="prefill-0", decode_worker="decode-0", why="it is idle"
     )
     for name in NAMES:
-        explanation.candidates.add(worker=name, whole=True, ttft_s=1.5, wait_s=0.5, uncached_tokens=4000, tpot_s=0.02)
+        explanation.candidates.add(worker=name, local=True, ttft_s=1.5, wait_s=0.5, uncached_tokens=4000, tpot_s=0.02)
     print_explanation(console, explanation)
     return tuple(f"{name} (whole request)" for name in NAMES)
 

@@ -41,7 +41,7 @@ class FakeAdmin(admin_pb2_grpc.AdminServicer):
         cluster = admin_pb2.Cluster(model="fake", settings={"policy": "least_loaded"})
         for role, names in WORKERS.items():
             workers = [
-                admin_pb2.WorkerStatus(name=name, state="serving", pages_total=100, pages_held=25, pages_cached=50)
+                admin_pb2.WorkerStatus(name=name, state="serving", pages_total=100, pages_in_use=25, pages_cached=50)
                 for name in names
             ]
             cluster.pools.add(role=role, workers=workers)

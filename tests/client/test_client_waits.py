@@ -220,7 +220,7 @@ def test_a_router_that_hangs_is_told_with_the_limit() -> None:
 
 
 def test_an_operation_is_watched_for_longer_than_a_call_may_take() -> None:
-    fake = FakeAdmin(held=True, states=[operation("running", "evacuating")])  # type: ignore[abstract]
+    fake = FakeAdmin(held=True, states=[operation("running", "draining")])  # type: ignore[abstract]
     with serving_admin(fake) as address, Admin(address, timeout_s=0.3) as admin:
         started = time.monotonic()
         states = []

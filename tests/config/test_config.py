@@ -81,7 +81,7 @@ def test_host_memory_for_preempted_sequences_is_bounded_chosen_or_none() -> None
     auto = resolve(parse_config(), MACHINE, MODEL)
     assert 0 < auto.host_pages <= auto.num_pages
     assert auto.host_pages * page_bytes * 2 <= MACHINE.memory_available_bytes / 8
-    assert auto.worker_plan("w", "decode", "").engine.host_pages == auto.host_pages
+    assert auto.worker_config("w", "decode", "").engine.host_pages == auto.host_pages
     large = MachineFacts(8, 2000 * GIB, False)
     assert resolve(parse_config("[engine]\nnum_pages = 1000000"), large, MODEL).host_pages == 8 * GIB // page_bytes
     few = resolve(parse_config("[engine]\nnum_pages = 300"), MACHINE, MODEL)
@@ -101,14 +101,14 @@ def test_every_setting_that_is_shown_has_no_auto_left() -> None:
 def test_access_reaches_the_plans_of_router_and_workers() -> None:
     text = "[access]\nshare_prefixes = true\nmax_prompt_tokens = 100\nmax_streams_per_tenant = 3\ntokens_file = '/t'"
     resolved = resolve(parse_config(text), MACHINE, MODEL)
-    access = resolved.router_plan("127.0.0.1").access
+    access = resolved.router_config("127.0.0.1").access
     assert (access.max_prompt_tokens, access.max_streams_per_tenant, access.tokens_file) == (100, 3, "/t")
     assert access.share_prefixes
-    assert resolved.worker_plan("w", "mixed", "").access.share_prefixes
+    assert resolved.worker_config("w", "mixed", "").access.share_prefixes
     assert "tokens" in resolved.settings["access"]
     plain = resolve(parse_config(), MACHINE, MODEL)
-    assert plain.router_plan("127.0.0.1").access.max_prompt_tokens == "auto"
-    assert not plain.worker_plan("w", "mixed", "").access.share_prefixes
+    assert plain.router_config("127.0.0.1").access.max_prompt_tokens == "auto"
+    assert not plain.worker_config("w", "mixed", "").access.share_prefixes
 
 
 def test_a_limit_that_allows_nothing_is_a_mistake() -> None:
@@ -121,7 +121,7 @@ GPUS = "[placement.prefill]\ngpus = 1\n[placement.decode]\ngpus = 0.5\n"
 
 def test_pools_that_take_gpus_compute_on_them() -> None:
     resolved = resolve(parse_config(GPUS), MACHINE, MODEL)
-    plans = [resolved.worker_plan(f"{role}-0", role, "") for role in ("prefill", "decode")]
+    plans = [resolved.worker_config(f"{role}-0", role, "") for role in ("prefill", "decode")]
     prefill, decode = (plan.engine for plan in plans)
     assert (prefill.device, decode.device) == ("cuda:0", "cuda:0")
     assert (prefill.gpu_memory_fraction, decode.gpu_memory_fraction) == (0.9, 0.45)
@@ -134,17 +134,17 @@ def test_pools_that_take_gpus_compute_on_them() -> None:
 
 def test_without_placement_workers_divide_the_gpu_that_is_named() -> None:
     text = "[engine]\ndevice = 'cuda:1'\ncuda_graphs = false\nattention = 'fa2'\nnum_pages = 300"
-    engine = resolve(parse_config(text), MACHINE, MODEL).worker_plan("decode-0", "decode", "").engine
+    engine = resolve(parse_config(text), MACHINE, MODEL).worker_config("decode-0", "decode", "").engine
     assert (engine.device, engine.gpu_memory_fraction, engine.num_pages) == ("cuda:1", 0.45, 300)
     assert (engine.cuda_graphs, engine.attention) == (False, "fa2")
     named = resolve(parse_config("[engine]\ndevice = 'cuda'\nkv_memory_gib = 1.0"), MACHINE, MODEL)
-    assert named.worker_plan("decode-0", "decode", "").engine.device == "cuda:0"
+    assert named.worker_config("decode-0", "decode", "").engine.device == "cuda:0"
     assert named.num_pages == GIB // (16 * MODEL.kv_values_per_token * 2)
 
 
 def test_a_cpu_cluster_says_nothing_of_gpus() -> None:
     resolved = resolve(parse_config("[engine]\ndevice = 'cpu'\n" + GPUS), MACHINE, MODEL)
-    assert resolved.worker_plan("decode-0", "decode", "").engine.device == "cpu"
+    assert resolved.worker_config("decode-0", "decode", "").engine.device == "cpu"
     assert resolved.num_pages > 0
     assert "gpu" not in resolved.settings
 
@@ -156,7 +156,7 @@ def test_pools_on_different_kinds_of_device_are_a_mistake() -> None:
 
 def test_the_level_of_the_log_reaches_router_and_workers_and_others_are_refused() -> None:
     resolved = resolve(parse_config("", {"logging": {"level": "debug"}}), MACHINE, MODEL)
-    assert resolved.router_plan("127.0.0.1").logging.level == "debug"
-    assert resolved.worker_plan("decode-0", "decode", "tcp://127.0.0.1:1").logging.level == "debug"
+    assert resolved.router_config("127.0.0.1").logging.level == "debug"
+    assert resolved.worker_config("decode-0", "decode", "tcp://127.0.0.1:1").logging.level == "debug"
     with pytest.raises(ConfigError, match=r"logging\.level is 'loud'"):
         parse_config('[logging]\nlevel = "loud"')

@@ -45,9 +45,9 @@ def test_each_pool_has_its_own_kind_of_node() -> None:
 
 
 def test_the_cores_a_worker_takes_are_its_threads_unless_told_otherwise() -> None:
-    assert _resolved(TWO_KINDS).worker_plan("prefill-0", "prefill", "").engine.threads == 4
-    assert _resolved(TWO_KINDS).worker_plan("decode-0", "decode", "").engine.threads == MACHINE.cores // 2
-    assert _resolved(TWO_KINDS + "[engine]\nthreads = 3").worker_plan("prefill-0", "prefill", "").engine.threads == 3
+    assert _resolved(TWO_KINDS).worker_config("prefill-0", "prefill", "").engine.threads == 4
+    assert _resolved(TWO_KINDS).worker_config("decode-0", "decode", "").engine.threads == MACHINE.cores // 2
+    assert _resolved(TWO_KINDS + "[engine]\nthreads = 3").worker_config("prefill-0", "prefill", "").engine.threads == 3
 
 
 def _groups(strategy: str, prefill: int, decode: int, mixed: int = 0) -> list[tuple[str, list[str]]]:

@@ -30,7 +30,7 @@ def test_paths_are_whole_so_that_processes_with_other_working_folders_find_them(
     named = str(folder.relative_to(tmp_path))
     resolved = resolve_here(parse_config("", {"model": {"path": named}, "router": {"state_file": "learned.json"}}))
     assert resolved.model.path == str(folder)
-    assert resolved.router_plan("127.0.0.1").router.state_file == str(tmp_path / "learned.json")
+    assert resolved.router_config("127.0.0.1").router.state_file == str(tmp_path / "learned.json")
 
 
 def test_an_empty_ray_address_names_no_ray(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -170,10 +170,10 @@ def test_truncation_and_padding_in_the_tokenizer_are_for_training_only(folder: P
 
 
 def test_progress_reaches_the_end(folder: Path) -> None:
-    heard: list[tuple[int, int]] = []
-    load_weights(folder, read_config(folder), torch.float32, progress=lambda done, total: heard.append((done, total)))
-    assert heard[-1][0] == heard[-1][1]
-    assert [done for done, _ in heard] == sorted(done for done, _ in heard)
+    seen: list[tuple[int, int]] = []
+    load_weights(folder, read_config(folder), torch.float32, progress=lambda done, total: seen.append((done, total)))
+    assert seen[-1][0] == seen[-1][1]
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
 
 
 def test_the_tokenizer_round_trips_text(folder: Path) -> None:

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from baton.decode_worker.inbound import Inbound
+from baton.decode_worker.handoff_receiver import HandoffReceiver
 from baton.decode_worker.swap import SwapSpace
 from baton.engine.batch import StepBudget, absorb_step, plan_step
 from baton.engine.flat_batch import flat_batch, sampled_rows
@@ -57,7 +57,7 @@ class _Worker:
         self.rng, self.page_size = rng, page_size
         self.pool = PagePool(24, page_size)
         self.swap = SwapSpace(12, page_size)
-        self.inbound = Inbound(self.pool, "agent", "model")
+        self.inbound = HandoffReceiver(self.pool, "agent", "model")
         self.running: list[Sequence] = []
         self.waiting: list[Sequence] = []
         self.begun = 0

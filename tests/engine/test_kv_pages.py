@@ -93,8 +93,8 @@ class PagePoolMachine(RuleBasedStateMachine):
     @invariant()
     def every_page_is_in_one_state(self) -> None:
         self.pool.check_integrity()
-        assert self.pool.num_held == len({page for table in self.held for page in table})
-        assert self.pool.num_free + self.pool.num_cached + self.pool.num_held == 12
+        assert self.pool.num_in_use == len({page for table in self.held for page in table})
+        assert self.pool.num_free + self.pool.num_cached + self.pool.num_in_use == 12
 
 
 PagePoolMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from baton.decode_worker.inbound import Inbound
+from baton.decode_worker.handoff_receiver import HandoffReceiver
 from baton.engine.kv_pages import PagePool
 from baton.engine.sequence import Sequence
 from baton.protocol.errors import Cancelled
@@ -64,7 +64,7 @@ def test_an_aborted_requests_pages_are_not_reused_while_a_late_write_may_land() 
         cluster.step()
     assert [cluster.shown[one.request_id] for one in others] == [expected_output(one) for one in others]
     assert [target.generation(page) for page in write.target_pages] == generations
-    assert min(source.num_held, target.num_held) >= len(write.target_pages)
+    assert min(source.num_in_use, target.num_in_use) >= len(write.target_pages)
     cluster.writes += late
     cluster.settle()
     cluster.check_nothing_is_held()
@@ -75,11 +75,11 @@ def test_a_writer_that_dies_leaves_nothing_counted_for_ever() -> None:
     cluster = _cluster("prefill-0", "prefill-1", "decode-0")
     request = cluster.submit("r", PROMPT, 9)
     writer = _withhold_a_write(cluster)[0].source
-    assert len(cluster.core.membership.quarantine) == 1
+    assert len(cluster.core.membership.fence) == 1
     cluster.kill(writer.name)
     cluster.settle()
     assert cluster.shown["r"] == expected_output(request)
-    assert len(cluster.core.membership.quarantine) == 0
+    assert len(cluster.core.membership.fence) == 0
     cluster.check_nothing_is_held()
     whole = cluster.submit("as large as a worker", [3] * 80, 12)
     cluster.settle()
@@ -94,11 +94,11 @@ def test_pages_are_pushed_not_leased() -> None:
     for _ in range(60):
         cluster.now += 60.0
         for view in cluster.core.state.workers.values():
-            view.heard_s = cluster.now  # both went on reporting
+            view.last_message_s = cluster.now  # both went on reporting
         cluster.tick()
         cluster.step()
     assert cluster.shown["slow"] == expected_output(request)
-    held = cluster.workers["decode-0"].state.pool.num_held
+    held = cluster.workers["decode-0"].state.pool.num_in_use
     assert held >= len(slow[0].command.target_pages)
     cluster.writes += slow
     cluster.settle()
@@ -107,7 +107,7 @@ def test_pages_are_pushed_not_leased() -> None:
 
 def test_a_notice_of_an_older_generation_of_pages_commits_nothing() -> None:
     """aws-do-eks 84: an answer is never computed on pages that had another owner meanwhile."""
-    inbound = Inbound(PagePool(8, 4), "decode-0:1", "model")
+    inbound = HandoffReceiver(PagePool(8, 4), "decode-0:1", "model")
     sequence = Sequence.start(Request("r", (1, 2, 3, 4, 5), SamplingParams(), 0.0))
     reservation = inbound.reserve("r/1", sequence, 0)
     assert reservation is not None

@@ -32,7 +32,7 @@ from baton.protocol.messages import Cancel, Prefill, Release, Reserve, RouterMes
 from baton.protocol.request import Request, SamplingParams
 from baton.protocol.v1 import admin_pb2, inference_pb2, worker_pb2
 from baton.protocol.worker import RoleName
-from baton.router.admin_messages import operation_message, read_ask
+from baton.router.admin_messages import operation_message, read_spec
 from baton.router.policy.output_length import OutputLength
 from baton.router.server import InferenceService, ServedModel, _emitted, _parse
 from baton.simulator.trace import read_trace
@@ -169,7 +169,7 @@ def _ask(data: bytes) -> None:
     except DecodeError as error:  # gRPC parses these itself
         raise InvalidRequest(str(error)) from None
     cluster = _cluster()
-    ask = read_ask(message)
+    ask = read_spec(message)
     operation, commands = cluster.core.start_operation(message.operation_id, ask, message.dry_run, cluster.now)
     cluster._perform(commands)
     operation_message(operation, cluster.now)

@@ -50,7 +50,7 @@ class Live:
             while True:
                 cluster = admin.cluster()
                 workers = [worker for pool in cluster.pools for worker in pool.workers]
-                busy = [worker for worker in workers if worker.pages_held or worker.running or worker.waiting]
+                busy = [worker for worker in workers if worker.pages_in_use or worker.running or worker.waiting]
                 if not busy and not cluster.live_requests and len(workers) == len(self.workers):
                     return cluster
                 assert time.monotonic() < deadline, f"still busy: {cluster}"

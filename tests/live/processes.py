@@ -22,8 +22,10 @@ TIMEOUT_S = 120.0
 def playing() -> Iterator[Play]:
     """Plays scenarios one after the other on a router with 1 + 2 workers; each leaves all three there and idle."""
     with asyncio.Runner() as runner:
-        router_plan, worker_plan = plans(CHECKPOINT, 1024, 600, policy="least_loaded", chunk_tokens=128, max_batch=32)
-        cluster = ProcessCluster(router_plan, worker_plan, {"prefill": 1, "decode": 2})
+        router_config, worker_config = plans(
+            CHECKPOINT, 1024, 600, policy="least_loaded", chunk_tokens=128, max_batch=32
+        )
+        cluster = ProcessCluster(router_config, worker_config, {"prefill": 1, "decode": 2})
         runner.run(cluster.__aenter__())
 
         async def play(scenario: Scenario) -> Any:
@@ -31,8 +33,8 @@ def playing() -> Iterator[Play]:
                 seen = await scenario(cluster, client)
             core = cluster.router.driver.core
             await cluster.until(lambda: not core.live)
-            await cluster.until(lambda: not any(view.load.pages_owned for view in core.state.workers.values()))
-            assert len(core.membership.quarantine) == 0
+            await cluster.until(lambda: not any(view.load.pages_in_use for view in core.state.workers.values()))
+            assert len(core.membership.fence) == 0
             assert len(core.state.workers) == 3
             return seen
 

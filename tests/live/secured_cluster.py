@@ -10,7 +10,7 @@ from pathlib import Path
 
 from baton.config.schema import AccessSection
 from baton.logs import set_up
-from baton.router.access.worker_gate import new_link_keys
+from baton.router.access.zap_authenticator import new_link_keys
 from benchmarks.process_cluster import ProcessCluster, plans
 
 MAX_PROMPT_TOKENS, MAX_STREAMS = 120, 2
@@ -29,12 +29,12 @@ async def serve(checkpoint: str, folder: Path) -> None:
         max_message_mib=1,
         max_streams_per_tenant=MAX_STREAMS,
     )
-    router_plan, worker_plan = plans(checkpoint, 256, 200, chunk_tokens=64)
-    router_plan = replace(router_plan, access=access, link_keys=keys.router)
-    worker_plan = replace(worker_plan, link_keys=keys.worker)
+    router_config, worker_config = plans(checkpoint, 256, 200, chunk_tokens=64)
+    router_config = replace(router_config, access=access, link_keys=keys.router)
+    worker_config = replace(worker_config, link_keys=keys.worker)
     (folder / "secrets.json").write_text(json.dumps([keys.router.secret, keys.worker.secret]))
-    print(router_plan, worker_plan, keys, flush=True)
-    async with ProcessCluster(router_plan, worker_plan, {"mixed": 1}) as cluster:
+    print(router_config, worker_config, keys, flush=True)
+    async with ProcessCluster(router_config, worker_config, {"mixed": 1}) as cluster:
         print(cluster, cluster.router, cluster.router.driver.link, vars(cluster.router.driver.link), flush=True)
         (folder / "ports.new").write_text(json.dumps([cluster.router.port, cluster.router.admin_port]))
         (folder / "ports.new").rename(folder / "ports.json")

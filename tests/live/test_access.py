@@ -28,10 +28,10 @@ from baton.client.errors import (
     Unauthenticated,
 )
 from baton.config.schema import AccessSection
-from baton.router.assembly import start_router
+from baton.router.build import start_router
 from tests.certificates import Pair, self_signed
 from tests.live.secured_cluster import MAX_PROMPT_TOKENS, MAX_STREAMS
-from tests.plans import router_plan
+from tests.plans import router_config
 
 ROOT = Path(__file__).resolve().parents[2]
 TOKENS = {"acme": ["generate"], "rival": ["generate"], "operator": ["admin"]}
@@ -263,8 +263,8 @@ def test_nothing_secret_was_said(secured: Secured) -> None:
     with secured.client("stranger") as client, pytest.raises(Unauthenticated) as caught:
         client.model()
     said = "\n".join([secured.output, *secured.errors, repr(caught.value), repr(secured.client().__dict__.keys())])
-    assert "RouterPlan(" in said
-    assert "WorkerPlan(" in said
+    assert "RouterConfig(" in said
+    assert "WorkerConfig(" in said
     secrets = [_token(tenant) for tenant in (*TOKENS, "newcomer", "stranger")]
     secrets += [sha256(token.encode()).hexdigest() for token in secrets]
     secrets += json.loads((secured.folder / "secrets.json").read_text())
@@ -274,7 +274,7 @@ def test_nothing_secret_was_said(secured: Secured) -> None:
 
 
 def test_administration_for_others_does_not_start_unguarded(checkpoint: Path) -> None:
-    plan = router_plan(checkpoint, admin_host="0.0.0.0")
+    plan = router_config(checkpoint, admin_host="0.0.0.0")
     with pytest.raises(ConfigError, match=r"access\.open_admin"):
         asyncio.run(start_router(plan))
 
@@ -291,7 +291,7 @@ def test_tls_alone_asks_no_client_for_a_certificate_and_a_token_alone_no_tls(che
     tokens.write_text(_entries(TOKENS))
 
     async def name_of_model(access: AccessSection, **given: Any) -> str:
-        router = await start_router(router_plan(checkpoint, access=access))
+        router = await start_router(router_config(checkpoint, access=access))
         try:
             async with baton.AsyncClient(f"127.0.0.1:{router.port}", **given) as client:
                 return (await client.model()).name

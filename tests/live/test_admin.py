@@ -16,7 +16,7 @@ import baton
 from baton.client.errors import ConfigError, InvalidRequest, NotFound
 from baton.protocol.v1 import admin_pb2, admin_pb2_grpc
 from tests.live.conftest import Live
-from tests.plans import router_plan
+from tests.plans import router_config
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -54,11 +54,11 @@ def test_administration_and_requests_each_have_a_port_of_their_own(split: Live) 
 
 @pytest.mark.parametrize("of", ["address", "admin_address"])
 def test_a_router_whose_port_is_taken_says_which(split: Live, checkpoint: Path, of: str) -> None:
-    from baton.router.assembly import start_router
+    from baton.router.build import start_router
 
     taken = getattr(split, of)
     port = int(taken.rpartition(":")[2])
-    plan = router_plan(checkpoint, port=port) if of == "address" else router_plan(checkpoint, admin_port=port)
+    plan = router_config(checkpoint, port=port) if of == "address" else router_config(checkpoint, admin_port=port)
     with pytest.raises(ConfigError, match=taken):
         asyncio.run(start_router(plan))
 

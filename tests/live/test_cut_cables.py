@@ -54,22 +54,22 @@ class Wired:
                     self.cables.heal(name)
         await self.cluster.until(lambda: len(core.state.workers) == len(self.cluster.names))
         await self.cluster.until(lambda: not core.live)
-        await self.cluster.until(lambda: not any(view.load.pages_owned for view in core.state.workers.values()))
+        await self.cluster.until(lambda: not any(view.load.pages_in_use for view in core.state.workers.values()))
         verdict = await watch_pages(self.cluster, 1.0)
         assert verdict.clean, verdict
-        assert len(core.membership.quarantine) == 0
+        assert len(core.membership.fence) == 0
         core.membership.breaker = Breaker()  # these tests are no reason to distrust a worker
 
 
 @pytest.fixture(scope="module")
 def wired() -> Iterator[Wired]:
     with Cables() as cables, asyncio.Runner() as runner:
-        router_plan, worker_plan = plans(CHECKPOINT, 1024, 600, policy="least_loaded", chunk_tokens=64)
-        router_plan = replace(
-            router_plan, worker_host=cables.address, router=router_plan.router.changed(lost_after_s=2.0)
+        router_config, worker_config = plans(CHECKPOINT, 1024, 600, policy="least_loaded", chunk_tokens=64)
+        router_config = replace(
+            router_config, worker_host=cables.address, router=router_config.router.changed(lost_after_s=2.0)
         )
-        worker_plan = replace(worker_plan, engine=worker_plan.engine.changed(write_stall_s=WRITE_STALL_S))
-        cluster = ProcessCluster(router_plan, worker_plan, POOLS)
+        worker_config = replace(worker_config, engine=worker_config.engine.changed(write_stall_s=WRITE_STALL_S))
+        cluster = ProcessCluster(router_config, worker_config, POOLS)
         cluster.namespaces = {name: cables.namespace(name) for name, _ in cluster.names}
         cluster.environment = ENVIRONMENT
         for name, _ in cluster.names:
@@ -113,8 +113,8 @@ async def _decode_worker(wired: Wired, client: baton.AsyncClient) -> None:
     core = wired.cluster.router.driver.core
     streams = _streams(client, 1)
     await asyncio.gather(*(anext(stream) for stream in streams))
-    await wired.cluster.until(lambda: all(record.decoding for record in core._records.values()))
-    victim = next(iter(core._records.values())).decode_worker
+    await wired.cluster.until(lambda: all(record.decoding for record in core._requests.values()))
+    victim = next(iter(core._requests.values())).decode_worker
     answers = asyncio.gather(*(stream.answer() for stream in streams))
     wired.cables.cut(victim)
     await _cut_and_back(wired, victim, answers)
@@ -130,7 +130,7 @@ async def _prefill_worker(wired: Wired, client: baton.AsyncClient) -> None:
     core = wired.cluster.router.driver.core
     streams = _streams(client, 2)
     answers = asyncio.gather(*(stream.answer() for stream in streams))
-    await wired.cluster.until(lambda: len(core.membership.quarantine) > 0)
+    await wired.cluster.until(lambda: len(core.membership.fence) > 0)
     wired.cables.cut("prefill-0")
     await _cut_and_back(wired, "prefill-0", answers)
     await _check(client, answers.result(), 2)
@@ -145,8 +145,8 @@ async def _unheard(wired: Wired, client: baton.AsyncClient) -> None:
     core = wired.cluster.router.driver.core
     streams = _streams(client, 3)
     await asyncio.gather(*(anext(stream) for stream in streams))
-    await wired.cluster.until(lambda: all(record.decoding for record in core._records.values()))
-    victim = next(iter(core._records.values())).decode_worker
+    await wired.cluster.until(lambda: all(record.decoding for record in core._requests.values()))
+    victim = next(iter(core._requests.values())).decode_worker
     answers = asyncio.gather(*(stream.answer() for stream in streams))
     wired.cables.cut_to(victim, wired.cables.address, wired.worker_port)
     await _cut_and_back(wired, victim, answers)
@@ -171,8 +171,8 @@ async def _whole_again(wired: Wired, name: str) -> None:
     """What stood still arrives, is not taken for anything, and the worker is used again."""
     core = wired.cluster.router.driver.core
     wired.cables.heal(name)
-    await wired.cluster.until(lambda: not core.state.apart)
-    await wired.cluster.until(lambda: len(core.membership.quarantine) == 0)
+    await wired.cluster.until(lambda: not core.state.unreachable)
+    await wired.cluster.until(lambda: len(core.membership.fence) == 0)
 
 
 async def _between_peers(wired: Wired, client: baton.AsyncClient) -> None:
@@ -180,8 +180,8 @@ async def _between_peers(wired: Wired, client: baton.AsyncClient) -> None:
     core, before = wired.cluster.router.driver.core, _incarnations(wired)
     _cut_peers(wired, "decode-0", "prefill-0")
     answers = await asyncio.gather(*(stream.answer() for stream in _streams(client, 4)))
-    assert core.state.apart == {"prefill-0": {"decode-0"}, "decode-0": {"prefill-0"}}
-    assert len(core.membership.quarantine) > 0  # what stands still may yet arrive: its pages are nobody else's
+    assert core.state.unreachable == {"prefill-0": {"decode-0"}, "decode-0": {"prefill-0"}}
+    assert len(core.membership.fence) > 0  # what stands still may yet arrive: its pages are nobody else's
     assert {answer.decode_worker for answer in answers} == {"decode-1"}
     await _check(client, answers, 4)  # also without the cable
     await _whole_again(wired, "decode-0")
@@ -200,7 +200,7 @@ async def _to_nobody(wired: Wired, client: baton.AsyncClient) -> None:
     for name in ("decode-0", "decode-1"):
         _cut_peers(wired, name, "prefill-0")
     answers = await asyncio.gather(*(stream.answer() for stream in _streams(client, 6)))
-    assert core.state.apart["prefill-0"] == {"decode-0", "decode-1"}
+    assert core.state.unreachable["prefill-0"] == {"decode-0", "decode-1"}
     for name in ("decode-0", "decode-1"):
         wired.cables.heal(name)
     await _whole_again(wired, "decode-0")
@@ -217,7 +217,7 @@ async def _moving(wired: Wired, client: baton.AsyncClient) -> None:
     _cut_peers(wired, "decode-0", "decode-1")
     stream = client.stream([3, 17] * 150, seed=7, **{**OPTIONS, "max_tokens": 600})
     await anext(stream)
-    (record,) = core._records.values()
+    (record,) = core._requests.values()
     await wired.cluster.until(lambda: record.decoding)
     home = record.decode_worker
     (other,) = {"decode-0", "decode-1"} - {home}

@@ -33,7 +33,7 @@ async def _under_streams(cluster: ProcessCluster, client: baton.AsyncClient) -> 
         workers = json.loads(shown.stdout)["workers"]
         assert [one["name"] for one in workers] == ["decode-0", "decode-1", "prefill-0"]
         assert all(one["reported"] for one in workers)
-        assert any(one["pages_held"] for one in workers)
+        assert any(one["pages_in_use"] for one in workers)
     assert not streams.wrong
 
 
@@ -56,10 +56,10 @@ def test_the_rate_of_a_link_is_known_after_three_large_writes(tmp_path: Path) ->
         "num_hidden_layers": 4,
     }
     checkpoint = build_checkpoint(tmp_path, "qwen3", max_position_embeddings=1200, **heads)
-    router_plan, worker_plan = plans(checkpoint, 1200, 200, policy="least_loaded", chunk_tokens=1024)
+    router_config, worker_config = plans(checkpoint, 1200, 200, policy="least_loaded", chunk_tokens=1024)
 
     async def measure() -> tuple[str, str]:
-        cluster = ProcessCluster(router_plan, worker_plan, {"prefill": 1, "decode": 1})
+        cluster = ProcessCluster(router_config, worker_config, {"prefill": 1, "decode": 1})
         async with cluster, baton.AsyncClient(f"127.0.0.1:{cluster.router.port}") as client:
             admin_address = f"127.0.0.1:{cluster.router.admin_port}"
             nothing = await asyncio.to_thread(_links, admin_address)

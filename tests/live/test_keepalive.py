@@ -14,12 +14,12 @@ import pytest
 
 import baton
 import baton.client.connection
-from baton.config.plan import RouterPlan
-from tests.plans import router_plan
+from baton.config.plan import RouterConfig
+from tests.plans import router_config
 
 
-def _serve(plan: RouterPlan, ready: Connection) -> None:
-    from baton.router.assembly import start_router
+def _serve(plan: RouterConfig, ready: Connection) -> None:
+    from baton.router.build import start_router
 
     async def run() -> None:
         router = await start_router(plan)
@@ -34,7 +34,7 @@ def router(checkpoint: Path) -> Iterator[tuple[int, str]]:
     """Process and address of a router without workers: requests wait for five seconds and are silent."""
     spawn = multiprocessing.get_context("spawn")
     ours, theirs = spawn.Pipe()
-    process = spawn.Process(target=_serve, args=(router_plan(checkpoint), theirs))
+    process = spawn.Process(target=_serve, args=(router_config(checkpoint), theirs))
     process.start()
     try:
         assert ours.poll(120)

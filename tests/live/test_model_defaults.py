@@ -24,11 +24,11 @@ def test_requests_are_sampled_as_the_model_says_unless_they_say_themselves(tmp_p
     resolved = resolve_here(
         parse_config(overrides={"model": {"path": str(folder)}, "router": {"port": 0, "admin_port": 0}})
     )
-    router_plan = resolved.router_plan("127.0.0.1")
-    _, worker_plan = plans(folder, 256, 100, chunk_tokens=64)
+    router_config = resolved.router_config("127.0.0.1")
+    _, worker_config = plans(folder, 256, 100, chunk_tokens=64)
 
     async def serve() -> None:
-        cluster = ProcessCluster(router_plan, worker_plan, {"mixed": 1})
+        cluster = ProcessCluster(router_config, worker_config, {"mixed": 1})
         async with cluster, baton.AsyncClient(f"127.0.0.1:{cluster.router.port}") as client:
 
             async def tokens(sampling: SamplingParams | None = None, **options: object) -> list[int]:
@@ -60,7 +60,7 @@ def test_the_settings_show_the_defaults_and_off_leaves_them_out(tmp_path: Path) 
     )
     off = resolve_here(parse_config(overrides={"model": {**asked, "generation_config": "off"}}))
     assert off.settings["sampling"] == "greedy, at most 256 tokens (generation_config off)"
-    assert (auto.router_plan("").sampling_defaults, off.router_plan("").sampling_defaults) == (
+    assert (auto.router_config("").sampling_defaults, off.router_config("").sampling_defaults) == (
         {"temperature": 0.6, "top_p": 0.9},
         {},
     )

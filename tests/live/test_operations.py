@@ -14,7 +14,7 @@ import pytest
 import baton
 from baton.protocol.errors import BatonError, Conflict, InvalidRequest, NotFound
 from baton.protocol.worker import RoleName
-from baton.router.core.operation import Ask, Drain, Migrate, OperationState, Rebalance, Undrain
+from baton.router.core.operation import Drain, Migrate, OperationSpec, OperationState, Rebalance, Undrain
 from benchmarks.process_cluster import ProcessCluster, plans
 from benchmarks.random_commands import command_at_random, migrate_many, operate
 from benchmarks.steady_streams import OPTIONS, SteadyStreams
@@ -27,8 +27,8 @@ Run = Callable[[Scenario], None]
 def run(checkpoint: Path) -> Iterator[Run]:
     """Plays scenarios under steady streams, one after the other, on one cluster of 2 + 2 workers."""
     with asyncio.Runner() as runner:
-        router_plan, worker_plan = plans(checkpoint, 256, 400, policy="least_loaded", chunk_tokens=64)
-        cluster = ProcessCluster(router_plan, worker_plan, {"prefill": 2, "decode": 2})
+        router_config, worker_config = plans(checkpoint, 256, 400, policy="least_loaded", chunk_tokens=64)
+        cluster = ProcessCluster(router_config, worker_config, {"prefill": 2, "decode": 2})
         runner.run(cluster.__aenter__())
 
         async def under_streams(scenario: Scenario) -> None:
@@ -50,12 +50,12 @@ def run(checkpoint: Path) -> Iterator[Run]:
             runner.run(cluster.__aexit__())
 
 
-async def _done(cluster: ProcessCluster, ask: Ask) -> None:
-    operation = await operate(cluster, ask)
-    assert operation.state is OperationState.DONE, (ask, operation.message)
-    if isinstance(ask, Rebalance):
+async def _done(cluster: ProcessCluster, spec: OperationSpec) -> None:
+    operation = await operate(cluster, spec)
+    assert operation.state is OperationState.DONE, (spec, operation.message)
+    if isinstance(spec, Rebalance):
         pool = cluster.router.driver.core.state.pool
-        assert (len(pool(RoleName.PREFILL)), len(pool(RoleName.DECODE))) == (ask.prefill, ask.decode)
+        assert (len(pool(RoleName.PREFILL)), len(pool(RoleName.DECODE))) == (spec.prefill, spec.decode)
 
 
 async def _change_everything(cluster: ProcessCluster, streams: SteadyStreams) -> None:
@@ -63,8 +63,8 @@ async def _change_everything(cluster: ProcessCluster, streams: SteadyStreams) ->
     for split in (Rebalance(3, 1), Rebalance(1, 3)):
         await _done(cluster, split)
     one = core.state.pool(RoleName.DECODE)[0].name
-    for ask in (Drain((one,)), Undrain((one,)), Rebalance(2, 2)):
-        await _done(cluster, ask)
+    for spec in (Drain((one,)), Undrain((one,)), Rebalance(2, 2)):
+        await _done(cluster, spec)
     await migrate_many(cluster, streams, 50, random.Random(0))
 
 
@@ -84,16 +84,16 @@ def test_random_commands_cost_no_token(run: Run) -> None:
 async def _bad_commands(cluster: ProcessCluster, streams: SteadyStreams) -> None:
     driver = cluster.router.driver
     decoders = tuple(view.name for view in driver.core.state.pool(RoleName.DECODE))
-    refused: list[tuple[Ask, type[BatonError], str]] = [
+    refused: list[tuple[OperationSpec, type[BatonError], str]] = [
         (Drain(("decode-7",)), NotFound, "did you mean 'decode-"),
         (Drain(decoders), InvalidRequest, "without a worker"),
         (Rebalance(0, 4), InvalidRequest, "at least one"),
         (Rebalance(3, 3), InvalidRequest, "asks for 6 workers, and 4 serve"),
         (Migrate("nobody"), NotFound, "is not live"),
     ]
-    for ask, kind, words in refused:
+    for spec, kind, words in refused:
         with pytest.raises(kind, match=words):
-            driver.start_operation("", ask, False)
+            driver.start_operation("", spec, False)
     first = driver.start_operation("mine", Rebalance(1, 3), False)
     assert driver.start_operation("mine", Rebalance(1, 3), False) is first
     with pytest.raises(InvalidRequest, match="another operation"):
@@ -142,8 +142,8 @@ async def _prefix_stays(cluster: ProcessCluster, streams: SteadyStreams) -> None
     worker = first.prefill_worker
     before = cluster.router.driver.core.state.workers[worker].info.pid
     core = cluster.router.driver.core
-    for ask in (Rebalance(1, 3), Rebalance(2, 2)):
-        await operate(cluster, ask)
+    for spec in (Rebalance(1, 3), Rebalance(2, 2)):
+        await operate(cluster, spec)
     assert core.state.workers[worker].info.pid == before
     again = [await streams.client.generate(prompt, seed=3, **OPTIONS) for _ in range(4)]
     assert max(answer.cached_tokens for answer in again) >= 112

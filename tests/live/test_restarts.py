@@ -97,7 +97,7 @@ def test_a_killed_worker_is_started_again_and_joins(restarted: Live) -> None:
         expected = client.generate(PROMPT, **OPTIONS).token_ids
         stream = client.stream(PROMPT, **OPTIONS)
         next(stream)
-        victim = next(one for one in _workers(restarted).values() if one.name.startswith("decode") and one.pages_held)
+        victim = next(one for one in _workers(restarted).values() if one.name.startswith("decode") and one.pages_in_use)
         os.kill(victim.pid, signal.SIGKILL)
         assert stream.answer.token_ids == expected
         _until(lambda: _workers(restarted).get(victim.name, victim).pid != victim.pid)
@@ -112,7 +112,7 @@ def test_a_stopped_worker_is_given_up_and_comes_back_as_somebody_else(restarted:
         expected = client.generate(PROMPT, **OPTIONS).token_ids
         stream = client.stream(PROMPT, **OPTIONS)
         next(stream)
-        victim = next(one for one in _workers(restarted).values() if one.name.startswith("decode") and one.pages_held)
+        victim = next(one for one in _workers(restarted).values() if one.name.startswith("decode") and one.pages_in_use)
         os.kill(victim.pid, signal.SIGSTOP)
         try:
             assert stream.answer.token_ids == expected

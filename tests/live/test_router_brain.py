@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from baton.client.errors import Overloaded
-from baton.config.plan import RouterPlan
+from baton.config.plan import RouterConfig
 from baton.protocol.request import Objectives
 from baton.router.policy.output_length import OutputLength
 from tests.live.conftest import CHUNK_TOKENS, PAGE_SIZE, Live
-from tests.plans import router_plan
+from tests.plans import router_config
 
 
 def test_an_objective_that_nobody_can_meet_is_refused_at_once(brain: Live) -> None:
@@ -43,10 +43,10 @@ def test_the_router_knows_which_pages_a_worker_has_cached(brain: Live) -> None:
 
 
 def test_learned_output_lengths_survive_a_restart_of_the_router(checkpoint: Path, tmp_path: Path) -> None:
-    from baton.router.assembly import load_learned, start_router
+    from baton.router.build import load_learned, start_router
 
     path = tmp_path / "state" / "learned.json"
-    plan = router_plan(checkpoint, state_file=str(path))
+    plan = router_config(checkpoint, state_file=str(path))
 
     async def serve() -> None:
         router = await start_router(plan)
@@ -64,13 +64,13 @@ def test_learned_output_lengths_survive_a_restart_of_the_router(checkpoint: Path
 
 
 def test_a_router_begins_with_the_planner_that_its_configuration_asks_for(checkpoint: Path) -> None:
-    from baton.router.assembly import start_router
+    from baton.router.build import start_router
 
-    async def acts(plan: RouterPlan) -> bool:
+    async def acts(plan: RouterConfig) -> bool:
         router = await start_router(plan)
         acting = router.driver.core.automation.auto
         await router.stop(0.0)
         return acting
 
-    assert not asyncio.run(acts(router_plan(checkpoint)))
-    assert asyncio.run(acts(router_plan(checkpoint, auto_rebalance=True)))
+    assert not asyncio.run(acts(router_config(checkpoint)))
+    assert asyncio.run(acts(router_config(checkpoint, auto_rebalance=True)))

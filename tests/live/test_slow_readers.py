@@ -35,7 +35,7 @@ async def _never_reads(cluster: ProcessCluster, client: baton.AsyncClient) -> No
         # The workers are done with it; what the client has not read waits here, and is all that waits.
         assert list(driver._subscriptions) == ["slow"]
         assert 0 < len(driver._subscriptions["slow"].tokens) <= TOKENS
-        await cluster.until(lambda: not any(view.load.pages_owned for view in driver.core.state.workers.values()))
+        await cluster.until(lambda: not any(view.load.pages_in_use for view in driver.core.state.workers.values()))
         tokens = [token async for response in call for token in response.tokens]
         assert [token.index for token in tokens] == list(range(TOKENS))
         assert await call.code() is grpc.StatusCode.OK
@@ -60,7 +60,7 @@ async def _is_cut(cluster: ProcessCluster, client: baton.AsyncClient) -> None:
             streams = [client.generate([8] * 50, max_tokens=60, ignore_eos=True) for _ in range(8)]
             assert {tuple(answer.token_ids) for answer in await asyncio.gather(*streams)} == {tuple(expected)}
             await cluster.until(lambda: not driver._subscriptions and not driver.core.live)
-            await cluster.until(lambda: not any(view.load.pages_owned for view in driver.core.state.workers.values()))
+            await cluster.until(lambda: not any(view.load.pages_in_use for view in driver.core.state.workers.values()))
             tokens = []
             with pytest.raises(grpc.aio.AioRpcError, match="Nothing of the stream was read for 1 s") as told:
                 async for response in call:

@@ -11,8 +11,8 @@ import zmq
 
 from baton.protocol.errors import InvalidRequest
 from baton.protocol.link_keys import LinkKeys, WorkerKeys
-from baton.protocol.messages import Goodbye, Rejoin, RouterMessage, Welcome, WorkerMessage
-from baton.router.access.worker_gate import new_link_keys
+from baton.protocol.messages import Goodbye, RegisterAck, Reregister, RouterMessage, WorkerMessage
+from baton.router.access.zap_authenticator import new_link_keys
 from baton.router.worker_link import WorkerLink
 from baton.worker.router_link import RouterLink
 
@@ -38,13 +38,13 @@ def _grown(answers: list[RouterMessage], more: list[RouterMessage]) -> bool:
 async def _who_comes_through(keys: LinkKeys, *callers: WorkerKeys | None) -> tuple[dict[str, str], list[RouterMessage]]:
     """What each of these callers could say, until each was refused and the right worker has had an answer."""
     link = WorkerLink("tcp://127.0.0.1:*", keys.router)
-    heard: dict[str, str] = {}
+    received: dict[str, str] = {}
 
     def on_frame(worker: str, incarnation: str, batch: list[WorkerMessage]) -> None:
         for message in batch:
             assert isinstance(message, Goodbye)
-            heard[worker] = message.reason
-        link.send(worker, [Welcome("router", 1.0, "")])
+            received[worker] = message.reason
+        link.send(worker, [RegisterAck("router", 1.0, "")])
 
     links = [RouterLink(link.address, f"caller-{number}", keys=key) for number, key in enumerate(callers)]
     right = RouterLink(link.address, "right", keys=keys.worker)
@@ -56,15 +56,15 @@ async def _who_comes_through(keys: LinkKeys, *callers: WorkerKeys | None) -> tup
         for one in links:
             one.send([Goodbye("second")])
         right.send([Goodbye("hello")])
-        await _until(lambda: "right" in heard)
+        await _until(lambda: "right" in received)
         answers: list[RouterMessage] = []
         await _until(lambda: _grown(answers, right.receive(0.0)))
         for refusal in refusals:
             await _until(lambda refusal=refusal: refusal.poll(0) > 0)  # type: ignore[misc]
         right.send([Goodbye("still here")])
-        await _until(lambda: heard["right"] == "still here")
+        await _until(lambda: received["right"] == "still here")
         assert not [message for one in links for message in one.receive(0.0)]
-        return heard, answers
+        return received, answers
     finally:
         for one, refusal in zip(links, refusals, strict=True):
             one._socket.disable_monitor()
@@ -81,11 +81,11 @@ def test_only_who_has_the_workers_key_comes_through() -> None:
     of_another_cluster = others.worker
     knows_the_router = replace(others.worker, router_public=keys.router.public)
     knows_both_public_keys = replace(others.worker, router_public=keys.router.public, secret=others.router.secret)
-    heard, answers = asyncio.run(
+    received, answers = asyncio.run(
         _who_comes_through(keys, stranger, of_another_cluster, knows_the_router, knows_both_public_keys)
     )
-    assert heard == {"right": "still here"}
-    assert answers == [Welcome("router", 1.0, "")]
+    assert received == {"right": "still here"}
+    assert answers == [RegisterAck("router", 1.0, "")]
 
 
 def test_a_refused_frame_is_logged_once_and_the_next_is_read(caplog: pytest.LogCaptureFixture) -> None:
@@ -127,11 +127,11 @@ def test_a_worker_whose_connection_broke_joins_anew() -> None:
 
     async def run() -> tuple[list[RouterMessage], bool, bool]:
         link = WorkerLink("tcp://127.0.0.1:*")
-        heard: list[str] = []
-        link.start(lambda worker, incarnation, batch: heard.append(incarnation))
+        received: list[str] = []
+        link.start(lambda worker, incarnation, batch: received.append(incarnation))
         worker = RouterLink(link.address, "worker", "first life")
         worker.send([Goodbye("hello")])
-        await _until(lambda: bool(heard))
+        await _until(lambda: bool(received))
         assert worker.receive(0.0) == []
         reached, nobody = link.send("worker", []), link.send("nobody", [])
         address = link.address
@@ -140,28 +140,28 @@ def test_a_worker_whose_connection_broke_joins_anew() -> None:
         told: list[RouterMessage] = []
         await _until(lambda: _grown(told, worker.receive(0.01)))
         worker.incarnation = "second life"
-        again.start(lambda worker, incarnation, batch: heard.append(incarnation))
+        again.start(lambda worker, incarnation, batch: received.append(incarnation))
         worker.send([Goodbye("hello again")])
-        await _until(lambda: "second life" in heard)
+        await _until(lambda: "second life" in received)
         told += worker.receive(0.0)
         worker.close()
         again.close()
         return told, reached, nobody
 
     told, *reached = asyncio.run(run())
-    assert told == [Rejoin("first life", "")]
+    assert told == [Reregister("first life", "")]
     assert reached == [True, False]
 
 
 def test_a_worker_that_takes_nothing_gets_a_bounded_number_of_frames() -> None:
     async def run() -> bool:
         link = WorkerLink("tcp://127.0.0.1:*")
-        heard: list[str] = []
-        link.start(lambda worker, incarnation, batch: heard.append(worker))
+        received: list[str] = []
+        link.start(lambda worker, incarnation, batch: received.append(worker))
         worker = RouterLink(link.address, "worker", "life")
         worker.send([Goodbye("hello")])
-        await _until(lambda: bool(heard))
-        order = [Rejoin("x" * 100_000, "")]
+        await _until(lambda: bool(received))
+        order = [Reregister("x" * 100_000, "")]
         refused = any(not link.send("worker", order) for _ in range(5000))
         worker._socket.setsockopt(zmq.LINGER, 0)
         worker.close()

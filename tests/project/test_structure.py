@@ -17,10 +17,10 @@ REQUEST_WAY = [
     "router/worker_link.py",
     "baton/worker/loop.py",
     "prefill_worker/role.py",
-    "baton/worker/core/outbound.py",
+    "baton/worker/core/handoff_sender.py",
     "kv_transfer/nixl.py",
     "decode_worker/role.py",
-    "decode_worker/inbound.py",
+    "decode_worker/handoff_receiver.py",
     "router/core/stream.py",
 ]
 

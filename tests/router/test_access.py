@@ -12,8 +12,8 @@ from baton.config.access import access_words, check_access
 from baton.config.schema import AccessSection
 from baton.protocol.errors import ConfigError, Overloaded, PermissionDenied, PromptTooLong, Unauthenticated
 from baton.router.access.access import ADMIN, GENERATE, parse_tokens
-from baton.router.core.complaints import EVERY_S, Complaints
 from baton.router.core.limits import TenantStreams, check_prompt, most_prompt_tokens
+from baton.router.core.log_rate_limit import EVERY_S, LogRateLimit
 
 TOKEN = "baton_of-acme"
 DIGEST = sha256(TOKEN.encode()).hexdigest()
@@ -148,7 +148,7 @@ def test_without_a_limit_nobody_waits() -> None:
 
 
 def test_complaints_are_few_and_counted() -> None:
-    complaints = Complaints()
+    complaints = LogRateLimit()
     assert complaints.line("bad", 0.0) == "bad"
     assert [complaints.line("bad", 0.1 * step) for step in range(10)] == [None] * 10
     assert complaints.line("bad", EVERY_S) == "bad (and 10 more like it before)"

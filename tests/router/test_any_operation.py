@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from baton.protocol.errors import BatonError
 from baton.protocol.worker import RoleName
-from baton.router.core.operation import Ask, Drain, Migrate, OperationState, Rebalance, Undrain
+from baton.router.core.operation import Drain, Migrate, OperationSpec, OperationState, Rebalance, Undrain
 from tests.pure_cluster import PureCluster
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -30,7 +30,7 @@ def _check(cluster: PureCluster, requests: list) -> None:  # type: ignore[type-a
     cluster.check_nothing_is_held()
 
 
-def _random_ask(rng: random.Random, cluster: PureCluster) -> Ask:
+def _random_ask(rng: random.Random, cluster: PureCluster) -> OperationSpec:
     names = sorted(cluster.workers)
     match rng.randrange(5):
         case 0:
@@ -65,7 +65,7 @@ def test_random_operations_cost_no_token_and_no_page(seed: int, death: bool, end
     cluster.settle()
     for operation in cluster.core.operations.running:
         # Nothing but a lack of room may hold an operation up, and nobody holds anything now.
-        raise AssertionError(f"{operation.ask.title} goes on for ever: {operation.steps}")
+        raise AssertionError(f"{operation.spec.title} goes on for ever: {operation.steps}")
     cluster.undrain_all()
     roles = [worker.role.name for worker in cluster.workers.values()]
     if RoleName.DECODE not in roles:  # the last one died when the other had just left the pool
@@ -84,12 +84,12 @@ def test_a_running_sequence_moves_with_its_tokens() -> None:
     request = cluster.submit("r0", [1, 2, 3, 4, 5], 60)
     while len(cluster.shown["r0"]) < 10:
         cluster.step()
-    source = cluster.core._records["r0"].decode_worker
+    source = cluster.core._requests["r0"].decode_worker
     operation = cluster.operate(Migrate("r0"))
     while operation.state is OperationState.RUNNING:
         cluster.step()
     assert operation.state is OperationState.DONE
-    assert cluster.core._records["r0"].decode_worker not in ("", source)
+    assert cluster.core._requests["r0"].decode_worker not in ("", source)
     assert not cluster.workers[source].role.occupancy().request_ids
     cluster.settle()
     _check(cluster, [request])
@@ -101,7 +101,7 @@ def test_a_sequence_can_move_back_and_forth_many_times() -> None:
     moves = 0
     while "r0" not in cluster.ended:
         cluster.step()
-        record = cluster.core._records.get("r0")
+        record = cluster.core._requests.get("r0")
         if record is not None and record.may_move(cluster.now):
             cluster.operate(Migrate("r0"))
             moves += 1
@@ -119,7 +119,7 @@ def test_a_drained_worker_gets_nothing_and_holds_nothing() -> None:
     while operation.state is OperationState.RUNNING:
         cluster.step()
         cluster.tick()
-    assert cluster.workers["decode-0"].state.pool.num_held == 0
+    assert cluster.workers["decode-0"].state.pool.num_in_use == 0
     more = [cluster.submit(f"later{index}", [index] * 6, 9) for index in range(4)]
     while cluster.core.live:
         cluster.step()

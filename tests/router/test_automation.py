@@ -13,8 +13,8 @@ from baton.router.core.automation import LOOK_EVERY_S, YIELD_S, Automation
 from baton.router.core.dispatch import Dispatch
 from baton.router.core.operation import Drain, OperationState, Rebalance
 from baton.router.core.operations import Operations
+from baton.router.core.orphans import Orphans
 from baton.router.core.pool_steps import POOLS
-from baton.router.core.unclaimed import Unclaimed
 from baton.router.policy.policies import make_policy
 from tests.router.policy.clusters import cluster_of
 from tests.router.policy.test_pool_planner import names
@@ -28,7 +28,7 @@ class Pools:
     def __init__(self, prefill: int, decode: int, policy: str = "least_loaded") -> None:
         self.state = cluster_of(*names(prefill, decode))
         dispatch = Dispatch(make_policy(policy), self.state)
-        self.operations = Operations(self.state, {}, Unclaimed(30.0))
+        self.operations = Operations(self.state, {}, Orphans(30.0))
         self.automation = Automation(self.state, dispatch, self.operations, {}, auto=True)
         self.now = 0.0
         self.rng = random.Random(0)

@@ -10,7 +10,7 @@ import pytest
 from baton.config.schema import AccessSection
 from baton.protocol.errors import ConfigError
 from baton.router.access.credentials import Credentials, read_certificates
-from baton.router.access.reloaded import Reloaded
+from baton.router.access.hot_reload import Reloaded
 from tests.certificates import self_signed
 
 

@@ -27,7 +27,7 @@ class Scripted:
     decode: str | None = None
     asked: int = 0
     name: str = "scripted"
-    serves_whole: bool = False
+    serves_locally: bool = False
 
     def decide(self, queue: Sequence[PlacementInput], state: ClusterState, now: float) -> list[Place | Refuse]:
         self.asked += 1

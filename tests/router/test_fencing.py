@@ -14,11 +14,19 @@ from hypothesis import strategies as st
 
 from baton.protocol.errors import BatonError, Cancelled, WorkerLost
 from baton.protocol.handoff import HandoffOutcome
-from baton.protocol.messages import Goodbye, HandoffEnded, Rejoin, RequestFailed, StepOutput, TokenOutput, WorkerMessage
+from baton.protocol.messages import (
+    Goodbye,
+    HandoffEnded,
+    RequestFailed,
+    Reregister,
+    StepOutput,
+    TokenOutput,
+    WorkerMessage,
+)
 from baton.protocol.request import FinishReason, Request
 from baton.protocol.worker import RoleName
-from baton.router.core.commands import Tell
-from baton.router.core.operation import Ask, Drain, Migrate, Rebalance, Undrain
+from baton.router.core.commands import SendToWorker
+from baton.router.core.operation import Drain, Migrate, OperationSpec, Rebalance, Undrain
 from tests.pure_cluster import PureCluster
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -51,7 +59,11 @@ def _replace(cluster: PureCluster, name: str) -> None:
 
 def _operate(cluster: PureCluster) -> None:
     rng, names = cluster.rng, sorted(cluster.workers)
-    asks: list[Ask] = [Drain((rng.choice(names),)), Undrain((rng.choice(names),)), Migrate(f"r{rng.randrange(6)}")]
+    asks: list[OperationSpec] = [
+        Drain((rng.choice(names),)),
+        Undrain((rng.choice(names),)),
+        Migrate(f"r{rng.randrange(6)}"),
+    ]
     with contextlib.suppress(BatonError):
         cluster.operate(rng.choice([*asks, Rebalance(1, 3), Rebalance(2, 2)]))
 
@@ -79,7 +91,7 @@ def _check(cluster: PureCluster, requests: list[Request], left: Collection[str] 
             assert request.request_id in left or isinstance(error, WorkerLost), error
     cluster.check_nothing_is_held()
     assert not cluster.writes
-    assert len(cluster.core.membership.quarantine) == 0
+    assert len(cluster.core.membership.fence) == 0
     for name, view in cluster.core.state.workers.items():
         assert view.info.incarnation == str(cluster.workers[name].incarnation)
         assert view.role is cluster.workers[name].role.name
@@ -139,7 +151,7 @@ def _cut(cluster: PureCluster, name: str, away: bool) -> None:
     worker = cluster.workers[name]
     if away:
         worker.outbox.clear()
-        worker.rejoining = worker.keeping = True  # a frame that could not be sent
+        worker.reregistering = worker.keeping = True  # a frame that could not be sent
         worker.role.call_off_handoffs()
     else:
         worker.inbox.clear()
@@ -157,7 +169,7 @@ def test_whatever_is_lost_with_a_link_no_token_and_no_page_is(seed: int) -> None
         cluster.go_on(cluster.rng.randint(0, 60))
         name = cluster.rng.choice(sorted(cluster.workers))
         worker = cluster.workers[name]
-        if worker.welcome and not worker.rejoining and worker.stepping is None:
+        if worker.welcome and not worker.reregistering and worker.stepping is None:
             _cut(cluster, name, cluster.rng.random() < 0.5)
     _everybody_speaks(cluster)
     _check(cluster, requests)
@@ -194,7 +206,7 @@ def test_late_messages_of_a_life_that_was_given_up_change_nothing() -> None:
     (request,) = cluster.submit_any(1)
     while not cluster.shown["r0"]:
         cluster.step()
-    name = cluster.core._records["r0"].prefill_worker
+    name = cluster.core._requests["r0"].prefill_worker
     cluster.silence(name)
     token = TokenOutput("r0", len(cluster.shown["r0"]), 95, finish=FinishReason.STOP)
     late: list[WorkerMessage] = [
@@ -205,7 +217,7 @@ def test_late_messages_of_a_life_that_was_given_up_change_nothing() -> None:
     ]
     for message in late:
         (answer,) = cluster.core.on_frame(name, "1", [message], cluster.now)
-        assert answer == Tell(name, Rejoin("1", "router"))
+        assert answer == SendToWorker(name, Reregister("1", "router"))
     _everybody_speaks(cluster)
     _check(cluster, [request])
     assert cluster.ended["r0"].error is None

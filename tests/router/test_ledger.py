@@ -10,9 +10,9 @@ from baton.protocol.errors import Cancelled
 from baton.protocol.messages import LoadReport, Register, RequestFailed, ReservationRefused, Reserve
 from baton.protocol.request import Request, SamplingParams
 from baton.protocol.worker import Endpoint, PageLayout, RoleName, WorkerInfo, WorkerLoad
-from baton.router.core.commands import Command, Tell
+from baton.router.core.commands import Command, SendToWorker
 from baton.router.core.core import RouterCore
-from baton.router.core.record import Record
+from baton.router.core.live_request import LiveRequest
 from baton.router.policy.predicted_latency import PredictedLatency
 from tests.pure_cluster import PureCluster
 
@@ -35,7 +35,7 @@ def reserves(commands: list[Command]) -> list[tuple[str, str]]:
     return [
         (command.worker, command.message.reservation_id)
         for command in commands
-        if isinstance(command, Tell) and isinstance(command.message, Reserve)
+        if isinstance(command, SendToWorker) and isinstance(command.message, Reserve)
     ]
 
 
@@ -76,7 +76,7 @@ def test_refusals_do_not_go_round_in_circles() -> None:
     assert asked == 2
 
 
-class Unread(dict[str, Record]):
+class Unread(dict[str, LiveRequest]):
     """A table of requests that must not be gone through."""
 
     def values(self) -> NoReturn:
@@ -85,12 +85,12 @@ class Unread(dict[str, Record]):
 
 def test_an_arrival_costs_the_same_however_many_requests_live() -> None:
     core = make_core(RoleName.PREFILL, RoleName.DECODE)
-    records, core._records = core._records, Unread()
+    records, core._requests = core._requests, Unread()
     for number in range(5):
         submit(core, f"r{number}", 20)
-    assert len(core._records) == 5
-    records.update(core._records)
-    core._records = records
+    assert len(core._requests) == 5
+    records.update(core._requests)
+    core._requests = records
     for number in range(5):
         core.stop(f"r{number}", Cancelled("gone"), 1.0)
     core.on_worker_lost("prefill0", 2.0)
@@ -103,10 +103,10 @@ def test_a_cancelled_prompt_ends_a_workers_work_when_it_is_cancelled() -> None:
     core = make_core(RoleName.PREFILL, RoleName.DECODE)
     submit(core, "a", 1500)
     view = core.state.workers["prefill0"]
-    busy_s = view.busy_until_s
+    busy_s = view.backlog_ends_s
     assert busy_s > 0.0
     at_s = 0.5 * busy_s
     core.stop("a", Cancelled("gone"), at_s)
     core.on_message("prefill0", RequestFailed("a", "Cancelled", "gone"), at_s)
     assert not view.assigned
-    assert view.busy_until_s == at_s
+    assert view.backlog_ends_s == at_s

@@ -7,8 +7,8 @@ import pytest
 from baton.protocol.errors import BatonError, WorkerLost
 from baton.protocol.request import FinishReason
 from baton.router.core.latency import Latency
+from baton.router.core.live_request import Completion
 from baton.router.core.operation import Drain, Operation, OperationState, Step, StepState
-from baton.router.core.record import Completion
 from baton.router.log_lines import completion_line, operation_line
 
 
@@ -32,9 +32,9 @@ def test_a_requests_end_is_one_line_without_its_text(
 
 
 def test_an_operation_is_told_by_the_step_it_is_at_and_at_last_by_its_end() -> None:
-    steps = [Step("decode-0", "drain", state=StepState.DONE), Step("decode-1", "drain", state=StepState.EVACUATING)]
+    steps = [Step("decode-0", "drain", state=StepState.DONE), Step("decode-1", "drain", state=StepState.DRAINING)]
     operation = Operation("op", Drain(("decode-0", "decode-1")), steps, 0.0)
     steps[1].detail = "3 requests left"
-    assert operation_line(operation) == "drain decode-0, decode-1: decode-1, evacuating, 3 requests left"
+    assert operation_line(operation) == "drain decode-0, decode-1: decode-1, draining, 3 requests left"
     operation.state, operation.message = OperationState.FAILED, "decode-1 has died"
     assert operation_line(operation) == "drain decode-0, decode-1: failed, decode-1 has died"

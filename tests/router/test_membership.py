@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from baton.config.schema import RouterSection
-from baton.protocol.messages import PeerJoined, PeerLeft, Register, Rejoin, Release, Welcome
+from baton.protocol.messages import PeerJoined, PeerLeft, Register, RegisterAck, Release, Reregister
 from baton.protocol.worker import Endpoint, PageLayout, RoleName, WorkerInfo
 from baton.router.core.breaker import BREAKER_DEATHS, BREAKER_S, CUTS_PER_DEATH
-from baton.router.core.commands import Kill, Tell
+from baton.router.core.commands import Kill, SendToWorker
 from baton.router.core.membership import Membership
-from baton.router.core.quarantine import ORPHAN_S, Quarantine
+from baton.router.core.write_fence import ORPHAN_S, WriteFence
 from baton.router.policy.cluster_state import ClusterState
 
 LIMITS = RouterSection(lost_after_s=2.0)
@@ -45,16 +45,16 @@ def test_workers_that_join_hear_of_each_other_after_their_welcome() -> None:
     for name in ("a", "b"):
         members.returned(_register(name), 0.0)
     assert members.admit("router", 0.0) == [
-        Tell("a", Welcome("router", 0.5, "1")),
-        Tell("b", Welcome("router", 0.5, "1")),
-        Tell("a", PeerJoined(_register("b").info.endpoint)),
-        Tell("b", PeerJoined(_register("a").info.endpoint)),
+        SendToWorker("a", RegisterAck("router", 0.5, "1")),
+        SendToWorker("b", RegisterAck("router", 0.5, "1")),
+        SendToWorker("a", PeerJoined(_register("b").info.endpoint)),
+        SendToWorker("b", PeerJoined(_register("a").info.endpoint)),
     ]
 
 
 def test_a_worker_is_silent_only_after_the_limit() -> None:
     members = _members("a", "b")
-    members.state.workers["b"].heard_s = 1.0
+    members.state.workers["b"].last_message_s = 1.0
     assert members.silent(2.0) == []
     assert members.silent(2.5) == ["a"]
 
@@ -62,25 +62,25 @@ def test_a_worker_is_silent_only_after_the_limit() -> None:
 def test_a_router_that_stood_still_blames_no_worker() -> None:
     members = _members("a", "b")
     assert members.silent(0.1) == []
-    assert members.silent(9.0) == []  # nothing was heard while it was stopped
-    assert all(view.heard_s <= 9.0 for view in members.state.workers.values())
-    members.state.workers["b"].heard_s = 9.5
+    assert members.silent(9.0) == []  # nothing was received while it was stopped
+    assert all(view.last_message_s <= 9.0 for view in members.state.workers.values())
+    members.state.workers["b"].last_message_s = 9.5
     assert [members.silent(9.0 + 0.1 * step) for step in range(1, 20)] == [[]] * 19
     assert members.silent(11.05) == ["a"]
 
 
 def test_others_are_told_once_that_a_worker_has_left() -> None:
     members = _members("a", "b")
-    assert members.lose("a", False, 1.0) == [Tell("b", PeerLeft("a:1"))]
+    assert members.lose("a", False, 1.0) == [SendToWorker("b", PeerLeft("a:1"))]
     assert members.lose("a", False, 1.0) is None
 
 
 def test_a_stranger_is_sent_back_and_one_that_waits_to_be_admitted_is_not() -> None:
     members = _members("a")
-    assert members.stranger("b", "7", "router") == [Tell("b", Rejoin("7", "router"))]
+    assert members.reregister("b", "7", "router") == [SendToWorker("b", Reregister("7", "router"))]
     members.returned(_register("b", 7), 0.0)
-    assert members.stranger("b", "7", "router") == []
-    assert members.stranger("b", "6", "router") == [Tell("b", Rejoin("6", "router"))]
+    assert members.reregister("b", "7", "router") == []
+    assert members.reregister("b", "6", "router") == [SendToWorker("b", Reregister("6", "router"))]
 
 
 def test_the_end_of_a_worker_that_stays_silent_is_asked_for_and_asked_for_again() -> None:
@@ -127,19 +127,19 @@ def test_a_worker_that_nobody_can_replace_serves_however_often_it_dies() -> None
 
 def test_a_worker_is_admitted_only_when_nobody_writes_into_what_it_had_reserved() -> None:
     members = _members("a", "b")
-    members.quarantine.began("r/1", "b", "a")
+    members.fence.began("r/1", "b", "a")
     members.lose("a", True, 1.0)
     members.returned(_register("a", 2), 0.0)
     assert members.admit("router", 1.0) == []
     assert "a" not in members.state.workers
-    members.quarantine.ended("r/1")
-    assert Tell("a", Welcome("router", 0.5, "2")) in members.admit("router", 1.0)
+    members.fence.ended("r/1")
+    assert SendToWorker("a", RegisterAck("router", 0.5, "2")) in members.admit("router", 1.0)
     assert members.state.workers["a"].info.incarnation == "2"
 
 
 def test_the_death_of_the_writer_admits_it_too() -> None:
     members = _members("a", "b")
-    members.quarantine.began("r/1", "b", "a")
+    members.fence.began("r/1", "b", "a")
     members.lose("a", True, 1.0)
     members.returned(_register("a", 2), 0.0)
     members.lose("b", False, 1.0)
@@ -149,53 +149,53 @@ def test_the_death_of_the_writer_admits_it_too() -> None:
 
 
 def test_pages_are_released_at_once_where_nobody_writes() -> None:
-    order = Tell("a", Release("r/1"))
-    assert Quarantine().release("r/1", order) == [order]
+    order = SendToWorker("a", Release("r/1"))
+    assert WriteFence().release("r/1", order) == [order]
 
 
 def test_pages_that_are_written_into_are_released_when_the_writer_has_answered() -> None:
-    quarantine, order = Quarantine(), Tell("a", Release("r/1"))
-    quarantine.began("r/1", "b", "a")
-    assert quarantine.release("r/1", order) == []
-    assert quarantine.written_into("a")
-    assert quarantine.ended("r/1") == [order]
-    assert quarantine.ended("r/1") == []
-    assert len(quarantine) == 0
+    fence, order = WriteFence(), SendToWorker("a", Release("r/1"))
+    fence.began("r/1", "b", "a")
+    assert fence.release("r/1", order) == []
+    assert fence.written_into("a")
+    assert fence.ended("r/1") == [order]
+    assert fence.ended("r/1") == []
+    assert len(fence) == 0
 
 
 def test_only_the_writers_own_end_releases_them_otherwise() -> None:
-    quarantine = Quarantine()
-    orders = {name: Tell("a", Release(name)) for name in ("r/1", "s/1", "t/1")}
+    fence = WriteFence()
+    orders = {name: SendToWorker("a", Release(name)) for name in ("r/1", "s/1", "t/1")}
     for name, source in (("r/1", "b"), ("s/1", "c"), ("t/1", "b")):
-        quarantine.began(name, source, "a")
+        fence.began(name, source, "a")
     for name in ("r/1", "s/1"):
-        assert quarantine.release(name, orders[name]) == []
-    assert quarantine.died("a", "a", 0.0) == []
-    assert quarantine.died("b", "a", 0.0) == [orders["r/1"]]  # nobody asked for the third yet
-    assert quarantine.release("t/1", orders["t/1"]) == [orders["t/1"]]
-    assert quarantine.gone("c") == [orders["s/1"]]
-    assert not quarantine.written_into("a")
+        assert fence.release(name, orders[name]) == []
+    assert fence.died("a", "a", 0.0) == []
+    assert fence.died("b", "a", 0.0) == [orders["r/1"]]  # nobody asked for the third yet
+    assert fence.release("t/1", orders["t/1"]) == [orders["t/1"]]
+    assert fence.gone("c") == [orders["s/1"]]
+    assert not fence.written_into("a")
 
 
 def test_what_a_dead_writers_kernel_may_still_deliver_is_waited_for() -> None:
-    quarantine, present = Quarantine(), {"a", "b", "c"}
-    orders = {name: Tell(name[0], Release(name)) for name in ("a/1", "b/1", "c/1", "d/1")}
+    fence, present = WriteFence(), {"a", "b", "c"}
+    orders = {name: SendToWorker(name[0], Release(name)) for name in ("a/1", "b/1", "c/1", "d/1")}
     for name, order in orders.items():
-        quarantine.began(name, "source", name[0])
-        quarantine.release(name, order)
-    quarantine.stalled("a/1")
-    quarantine.stalled("b/1")
-    assert quarantine.died("b", present, 10.0) == []
-    assert quarantine.died("source", present - {"b"}, 10.0) == [orders["b/1"], orders["c/1"]]  # b's pages are no more
-    assert quarantine.written_into("a")
-    assert quarantine.written_into("d")  # it was cut off as a whole
-    assert quarantine.gone("source") == []  # the next process of that name
-    assert quarantine.sending() == {}
-    assert quarantine.holds("a/1")
-    assert quarantine.expired(10.0 + ORPHAN_S - 0.1) == []
-    assert quarantine.died("d", present, 20.0) == [orders["d/1"]]
-    assert quarantine.expired(10.0 + ORPHAN_S) == [orders["a/1"]]
-    assert len(quarantine) == 0
+        fence.began(name, "source", name[0])
+        fence.release(name, order)
+    fence.stalled("a/1")
+    fence.stalled("b/1")
+    assert fence.died("b", present, 10.0) == []
+    assert fence.died("source", present - {"b"}, 10.0) == [orders["b/1"], orders["c/1"]]  # b's pages are no more
+    assert fence.written_into("a")
+    assert fence.written_into("d")  # it was cut off as a whole
+    assert fence.gone("source") == []  # the next process of that name
+    assert fence.sending() == {}
+    assert fence.holds("a/1")
+    assert fence.expired(10.0 + ORPHAN_S - 0.1) == []
+    assert fence.died("d", present, 20.0) == [orders["d/1"]]
+    assert fence.expired(10.0 + ORPHAN_S) == [orders["a/1"]]
+    assert len(fence) == 0
 
 
 def test_another_process_under_the_same_name_tells_that_the_first_has_died() -> None:
@@ -204,13 +204,13 @@ def test_another_process_under_the_same_name_tells_that_the_first_has_died() -> 
         members.lose("b", True, 0.0)
         members.returned(Register(replace(_register("b").info, pid=7)), 0.0)
         members.admit("router", 0.0)
-        members.quarantine.began("r/1", "b", "a")
-        members.quarantine.stalled("r/1")
+        members.fence.began("r/1", "b", "a")
+        members.fence.stalled("r/1")
         members.lose("b", False, 1.0)
         members.returned(Register(replace(_register("b", 2).info, pid=pid)), 2.0)
-        assert members.quarantine.written_into("a") is waits
+        assert members.fence.written_into("a") is waits
         members.tick(2.0 + ORPHAN_S)
-        assert not members.quarantine.written_into("a")
+        assert not members.fence.written_into("a")
 
 
 def test_the_deaths_of_workers_that_never_come_back_are_forgotten() -> None:

@@ -11,8 +11,8 @@ import pytest
 from baton.protocol.errors import InvalidRequest
 from baton.protocol.messages import HandoffEnded
 from baton.protocol.worker import RoleName
+from baton.router.core.live_request import LiveRequest
 from baton.router.core.operation import Drain, Migrate, OperationState, Rebalance, StepState
-from baton.router.core.record import Record
 from baton.router.policy.cluster_state import WorkerView
 from baton.router.policy.policies import make_policy
 from tests.pure_cluster import PureCluster
@@ -40,11 +40,11 @@ def _until(cluster: PureCluster, met: Callable[[], object]) -> None:
     raise AssertionError("it never comes to that")
 
 
-def _decoding(cluster: PureCluster, max_tokens: int = 80, prompt: int = 30) -> Record:
+def _decoding(cluster: PureCluster, max_tokens: int = 80, prompt: int = 30) -> LiveRequest:
     """A request that decodes, and of which nobody but its decode worker has anything."""
     cluster.submit("r0", list(range(prompt)), max_tokens)
-    record = cluster.core._records["r0"]
-    _until(cluster, lambda: record.decoding and len(record.tied) == 1)
+    record = cluster.core._requests["r0"]
+    _until(cluster, lambda: record.decoding and len(record.holders) == 1)
     return record
 
 
@@ -56,7 +56,7 @@ def _really_on(cluster: PureCluster, request_id: str = "r0") -> list[str]:
     return [name for name, worker in cluster.workers.items() if request_id in getattr(worker.role, "_running", {})]
 
 
-def _check_answered(cluster: PureCluster, record: Record) -> None:
+def _check_answered(cluster: PureCluster, record: LiveRequest) -> None:
     cluster.settle()
     assert cluster.ended["r0"].error is None
     assert cluster.shown["r0"] == cluster.expected(record.request)
@@ -105,10 +105,10 @@ def test_a_drain_that_is_cancelled_in_the_moment_the_target_died_costs_nothing(s
     assert operation.state is OperationState.CANCELLED
 
 
-def _migrate_in_the_moment_a_drain_finds_it(cluster: PureCluster) -> tuple[Record, str]:
+def _migrate_in_the_moment_a_drain_finds_it(cluster: PureCluster) -> tuple[LiveRequest, str]:
     """A migration is asked for after its worker was told to drain, and before the drain's own."""
     cluster.submit("r0", [5] * 5, 130)
-    record = cluster.core._records["r0"]
+    record = cluster.core._requests["r0"]
     _until(cluster, lambda: record.decode_worker)
     home = record.decode_worker
     cluster.operate(Drain((home,)))
@@ -129,7 +129,7 @@ def test_two_migrations_of_one_request_are_answered_as_one_and_the_ledger_knows_
         on = _really_on(cluster)
         if on and record.decoding and not record.migrating:
             assert record.decode_worker in on
-            assert record.decode_worker in record.tied
+            assert record.decode_worker in record.holders
     _check_answered(cluster, record)
     assert operation.state.ended
 
@@ -166,7 +166,7 @@ def test_a_sequence_in_search_of_a_decode_worker_finds_a_mixed_one_when_the_pool
     for seed in range(20):
         cluster = _cluster(seed, 1, 1, 1, num_pages=14)
         requests = [cluster.submit(f"r{index}", [index + 1] * 12, 30) for index in range(10)]
-        while cluster.core._records and not cluster.core.dispatch._seeking:
+        while cluster.core._requests and not cluster.core.dispatch._seeking:
             cluster.step()
         found += bool(cluster.core.dispatch._seeking)
         cluster.operate(Drain(("decode-0",)))
@@ -182,10 +182,10 @@ def test_a_tick_that_gives_a_prefill_worker_up_and_finds_its_decode_worker_press
 ) -> None:
     cluster = _cluster(3, 1, 1, num_pages=60)
     cluster.submit("r1", [9, 3, 5, 11, 2], 60)
-    first = cluster.core._records["r1"]
-    _until(cluster, lambda: first.decoding and first.tied == {"decode-0"})
+    first = cluster.core._requests["r1"]
+    _until(cluster, lambda: first.decoding and first.holders == {"decode-0"})
     cluster.submit("r0", [7, 3, 5, 11, 2], 60)
-    record, prefill = cluster.core._records["r0"], cluster.workers["prefill-0"]
+    record, prefill = cluster.core._requests["r0"], cluster.workers["prefill-0"]
     _hold_back(cluster, prefill, lambda: True)
     _until(cluster, lambda: record.decoding)
     other = cluster.add("decode-1", RoleName.DECODE)
@@ -198,7 +198,7 @@ def test_a_tick_that_gives_a_prefill_worker_up_and_finds_its_decode_worker_press
     peak = WorkerView.peak_pages
     with monkeypatch.context() as patch:
         patch.setattr(WorkerView, "peak_pages", lambda self, extra=None: 61 if self is view else peak(self, extra))
-        cluster.core.state.workers["prefill-0"].heard_s = -100.0
+        cluster.core.state.workers["prefill-0"].last_message_s = -100.0
         prefill.silent = True
         cluster._perform(cluster.core.tick(cluster.now))
     assert "prefill-0" not in cluster.core.state.workers

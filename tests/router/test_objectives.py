@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from baton.protocol.request import Objectives, Request, SamplingParams
 from baton.protocol.worker import RoleName
-from baton.router.core.commands import Close, Command, Tell
+from baton.router.core.commands import Command, FinishStream, SendToWorker
 from baton.router.core.core import RouterCore
 from baton.router.policy.placement import PlacementInput
 from tests.router.test_ledger import make_core
@@ -19,10 +19,10 @@ def test_an_impossible_tpot_is_refused_at_once_and_blocks_nobody() -> None:
     core = make_core(RoleName.PREFILL, RoleName.DECODE)
     for number in range(100):
         commands = submit(core, f"bad{number}", Objectives(tpot_s=1e-4))
-        (close,) = [command for command in commands if isinstance(command, Close)]
+        (close,) = [command for command in commands if isinstance(command, FinishStream)]
         assert type(close.completion.error).__name__ == "Overloaded"
     assert core.queued == 0
-    assert any(isinstance(command, Tell) for command in submit(core, "good", Objectives(), 1.0))
+    assert any(isinstance(command, SendToWorker) for command in submit(core, "good", Objectives(), 1.0))
 
 
 def test_a_resumed_request_is_not_late() -> None:
@@ -38,4 +38,4 @@ def test_decode_workers_alone_serve_many_at_once_whatever_the_tpot() -> None:
     """With no prefill worker left a prompt beside decodes is the only way."""
     core = make_core(RoleName.DECODE, num_pages=1000)
     for number in range(8):
-        assert any(isinstance(one, Tell) for one in submit(core, f"r{number}", Objectives(tpot_s=0.012)))
+        assert any(isinstance(one, SendToWorker) for one in submit(core, f"r{number}", Objectives(tpot_s=0.012)))

@@ -25,7 +25,7 @@ def _cluster(seed: int) -> PureCluster:
 
 def _look(cluster: PureCluster) -> Look:
     core = cluster.core
-    return PageAudit(core.state, core.operations.records, core.membership.quarantine, core.claims.unclaimed).look()
+    return PageAudit(core.state, core.operations.records, core.membership.fence, core.adoption.orphans).look()
 
 
 def _watch(cluster: PureCluster, looks: int = 6) -> Verdict:
@@ -71,8 +71,8 @@ def test_what_a_running_request_holds_is_accounted_for_at_every_moment() -> None
         for worker in cluster.workers.values():
             cluster._report(worker)
         for one in judge([_look(cluster)]).workers:
-            assert one.pages_accounted >= one.latest.pages_owned or not cluster.core.live
-            owned = max(owned, one.latest.pages_owned)
+            assert one.pages_accounted >= one.latest.pages_in_use or not cluster.core.live
+            owned = max(owned, one.latest.pages_in_use)
     assert owned >= 4
 
 
@@ -120,7 +120,7 @@ def test_of_a_worker_that_does_not_report_nothing_is_proven() -> None:
 
 def test_a_handoff_that_nobody_will_answer_about_is_found() -> None:
     cluster = _cluster(1)
-    cluster.core.membership.quarantine.began("forgotten/1", "prefill-0", "decode-0")
+    cluster.core.membership.fence.began("forgotten/1", "prefill-0", "decode-0")
     verdict = _watch(cluster)
     assert verdict.lost_handoffs == ("forgotten/1",)
     assert not verdict.clean

@@ -56,7 +56,7 @@ def _check(cluster: PureCluster, requests: list[Request]) -> None:
         assert cluster.shown[request.request_id] == cluster.expected(request)
     cluster.check_nothing_is_held()
     assert not cluster.writes
-    assert len(cluster.core.membership.quarantine) == 0
+    assert len(cluster.core.membership.fence) == 0
 
 
 @settings(deadline=None, max_examples=100)
@@ -93,7 +93,7 @@ def test_a_broken_connection_costs_no_computation_where_the_sequences_run() -> N
     cluster.break_connection("decode-0")
     _finish(cluster)
     _check(cluster, requests)
-    assert cluster.core.claims.continued == 1
+    assert cluster.core.adoption.continued == 1
 
 
 @settings(deadline=None, max_examples=80)
@@ -153,12 +153,12 @@ def test_running_sequences_are_continued_and_not_computed_again(clients_first: b
     cluster.restart_router()
     if not clients_first:
         _register(cluster)
-        assert len(cluster.core.claims.unclaimed) == 4
+        assert len(cluster.core.adoption.orphans) == 4
     for request in requests:
         cluster.resume(request.request_id)
     _finish(cluster)
     _check(cluster, requests)
-    assert cluster.core.claims.continued == 4
+    assert cluster.core.adoption.continued == 4
     assert prefilled == {name: worker.prefilled for name, worker in cluster.workers.items()}
     explained = cluster.core.explanations.get("r0")
     assert explained is not None
@@ -186,7 +186,7 @@ def test_another_request_of_the_same_id_does_not_get_the_sequence(change: str) -
     cluster.resume("r")
     _finish(cluster)
     _check(cluster, [other])
-    assert cluster.core.claims.continued == 0
+    assert cluster.core.adoption.continued == 0
 
 
 def test_a_claimed_sequence_can_be_moved_and_is_accounted_for() -> None:
@@ -200,7 +200,7 @@ def test_a_claimed_sequence_can_be_moved_and_is_accounted_for() -> None:
     cluster.restart_router()
     _register(cluster)
     core = cluster.core
-    audit = PageAudit(core.state, core.operations.records, core.membership.quarantine, core.claims.unclaimed)
+    audit = PageAudit(core.state, core.operations.records, core.membership.fence, core.adoption.orphans)
 
     def looks() -> bool:
         seen = []
@@ -217,14 +217,14 @@ def test_a_claimed_sequence_can_be_moved_and_is_accounted_for() -> None:
     cluster.resume("r")
     while len(cluster.shown["r"]) < 20:
         cluster.step()
-    home = core._records["r"].decode_worker
+    home = core._requests["r"].decode_worker
     assert looks()
     assert list(core.state.workers[home].running) == ["r"]
     drain = cluster.operate(Drain((home,)))
     while not drain.state.ended:
         cluster.step()
     assert drain.state.value == "done"
-    assert cluster.workers[home].state.pool.num_held == 0
+    assert cluster.workers[home].state.pool.num_in_use == 0
     _finish(cluster)
     _check(cluster, [request])
     assert cluster.ended["r"].migrations == 1
@@ -238,7 +238,7 @@ def test_a_drain_waits_for_sequences_that_nobody_has_claimed() -> None:
     cluster.submit("r", [1, 2, 3], 300)
     while len(cluster.shown["r"]) < 5:
         cluster.step()
-    home = cluster.core._records["r"].decode_worker
+    home = cluster.core._requests["r"].decode_worker
     cluster.restart_router()
     _register(cluster)
     drain = cluster.operate(Drain((home,)))
@@ -327,13 +327,13 @@ def test_a_worker_that_always_says_it_has_another_role_ends_the_request_instead_
 def test_a_late_refusal_of_an_earlier_worker_does_not_end_the_attempt_that_runs() -> None:
     cluster = _cluster(1, prefill=2, decode=1)
     request = cluster.submit("r", [1, 2, 3], 20)
-    first = cluster.core._records["r"].prefill_worker
+    first = cluster.core._requests["r"].prefill_worker
     cluster.workers[first].inbox.clear()
     cluster.core.state.cordon(first)
     cluster._tell(cluster.workers[first], [RequestFailed("r", "WrongRole", "no")])
-    while not cluster.shown["r"] or cluster.core._records["r"].prefilling:
+    while not cluster.shown["r"] or cluster.core._requests["r"].prefilling:
         cluster.step()
-    assert cluster.core._records["r"].prefill_worker != first
+    assert cluster.core._requests["r"].prefill_worker != first
     cluster._tell(cluster.workers[first], [RequestFailed("r", "InternalError", "late")])
     _finish(cluster)
     _check(cluster, [request])

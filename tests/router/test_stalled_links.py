@@ -16,8 +16,8 @@ from baton.protocol.errors import Cancelled, HandoffFailed, WorkerLost
 from baton.protocol.request import Request
 from baton.protocol.worker import RoleName
 from baton.router.core.operation import Drain, Migrate
-from baton.router.core.peer_links import RELINK_AFTER_S
-from baton.router.core.quarantine import ORPHAN_S
+from baton.router.core.partition_tracker import RELINK_AFTER_S
+from baton.router.core.write_fence import ORPHAN_S
 from baton.router.policy.placement import Placement
 from baton.router.policy.policies import make_policy
 from baton.router.policy.predicted_latency import PredictedLatency
@@ -59,7 +59,7 @@ def _heal(cluster: PureCluster) -> None:
     """Every cable is whole: nothing is held, and everybody is in everybody's reach again."""
     cluster.cut.clear()
     cluster.settle()
-    if len(cluster.core.membership.quarantine):  # somebody died whose writes may still arrive
+    if len(cluster.core.membership.fence):  # somebody died whose writes may still arrive
         cluster.now += ORPHAN_S
         cluster.tick()
         cluster.settle()
@@ -67,8 +67,8 @@ def _heal(cluster: PureCluster) -> None:
     cluster.settle()
     cluster.check_nothing_is_held()
     assert not cluster.writes
-    assert len(cluster.core.membership.quarantine) == 0
-    assert not cluster.core.state.apart
+    assert len(cluster.core.membership.fence) == 0
+    assert not cluster.core.state.unreachable
 
 
 @settings(deadline=None, max_examples=20)
@@ -171,7 +171,7 @@ def _end_who_cannot_rejoin(cluster: PureCluster) -> None:
     """A worker whose own writes do not end cannot become somebody new: its process ends, and another one begins."""
     for name, worker in sorted(cluster.workers.items()):
         own = [write for write in cluster.writes if write.source is worker and not write.called_off]
-        if worker.rejoining and any(cluster._is_cut(write) for write in own):
+        if worker.reregistering and any(cluster._is_cut(write) for write in own):
             cluster.kill(name)
             cluster.add(name, worker.role.name, worker.incarnation + 1)
 
@@ -212,11 +212,11 @@ def test_cables_are_cut_while_connections_break_and_the_router_is_restarted(seed
 def test_a_sequence_that_cannot_move_goes_on_where_it_is(seed: int) -> None:
     cluster = _cluster(seed, prefill=1)
     request = cluster.submit("r", list(range(9)), 60)
-    while "r" not in cluster.ended and not (cluster.core._records["r"].decoding and len(cluster.shown["r"]) > 5):
+    while "r" not in cluster.ended and not (cluster.core._requests["r"].decoding and len(cluster.shown["r"]) > 5):
         cluster.step()
     if "r" in cluster.ended:
         return
-    record = cluster.core._records["r"]
+    record = cluster.core._requests["r"]
     home = record.decode_worker
     (other,) = {"decode-0", "decode-1"} - {home}
     _cut(cluster, ("decode-0", "decode-1"))
@@ -236,23 +236,23 @@ def test_what_is_broken_is_not_chosen_and_is_known_by_both_until_it_is_mended() 
     for index in range(2):
         cluster.submit(f"r{index}", [index] * 9, 20)
     _pass(cluster, 6 * WRITE_STALL_S)
-    assert state.apart["prefill-0"] == {"decode-0", "decode-1"}
-    assert state.apart["decode-0"] == {"prefill-0"}
-    assert not state.table.prefills.any()
-    assert len(cluster.core.membership.quarantine) >= 2
+    assert state.unreachable["prefill-0"] == {"decode-0", "decode-1"}
+    assert state.unreachable["decode-0"] == {"prefill-0"}
+    assert not state.table.is_prefill.any()
+    assert len(cluster.core.membership.fence) >= 2
     cluster.cut = {frozenset(("prefill-0", "decode-1"))}
     _pass(cluster, 1.0)
-    assert state.apart == {"prefill-0": {"decode-1"}, "decode-1": {"prefill-0"}}
-    assert state.table.prefills.any()
+    assert state.unreachable == {"prefill-0": {"decode-1"}, "decode-1": {"prefill-0"}}
+    assert state.table.is_prefill.any()
     _heal(cluster)
 
 
 def test_a_drained_worker_gives_its_sequences_to_those_in_reach() -> None:
     cluster = _cluster(5, prefill=1, decode=3)
     requests = [cluster.submit(f"r{index}", [index] * 9, 90) for index in range(3)]
-    while not all(record.decoding for record in cluster.core._records.values()):
+    while not all(record.decoding for record in cluster.core._requests.values()):
         cluster.step()
-    home = cluster.core._records["r0"].decode_worker
+    home = cluster.core._requests["r0"].decode_worker
     others = sorted({"decode-0", "decode-1", "decode-2"} - {home})
     _cut(cluster, (home, others[0]))
     cluster.operate(Drain((home,)))
@@ -269,13 +269,13 @@ def test_a_prefill_worker_whose_last_decode_worker_in_reach_is_lost_gets_nothing
     for index in range(8):
         cluster.submit(f"r{index}", [index] * 9, 20)
     _pass(cluster, 3 * WRITE_STALL_S)
-    assert state.apart["prefill-0"] == {"decode-0"}
+    assert state.unreachable["prefill-0"] == {"decode-0"}
     row = state.workers["prefill-0"].row
-    assert state.table.prefills[row]
+    assert state.table.is_prefill[row]
     cluster.kill("decode-1")
-    assert not state.table.prefills[row]
+    assert not state.table.is_prefill[row]
     cluster.add("decode-1", RoleName.DECODE, 2)
     _pass(cluster, 1.0)
-    assert state.table.prefills[row]
+    assert state.table.is_prefill[row]
     cluster.settle()
     _heal(cluster)

@@ -4,27 +4,27 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from baton.protocol.messages import Cancel, HeldSequence
+from baton.protocol.messages import Cancel, DetachedSequence
 from baton.protocol.request import Request, SamplingParams
-from baton.router.core.commands import Tell
-from baton.router.core.unclaimed import Unclaimed
+from baton.router.core.commands import SendToWorker
+from baton.router.core.orphans import Orphans
 
 REQUEST = Request("r", (1, 2, 3), SamplingParams(max_tokens=50, temperature=1.0, seed=4), tenant="mine")
 
 
-def _held(request_id: str = "r", num_tokens: int = 10, request: Request = REQUEST) -> HeldSequence:
-    return HeldSequence(request_id, request.digest, num_tokens, 53)
+def _held(request_id: str = "r", num_tokens: int = 10, request: Request = REQUEST) -> DetachedSequence:
+    return DetachedSequence(request_id, request.digest, num_tokens, 53)
 
 
-def _cancel(worker: str, request_id: str = "r") -> Tell:
-    return Tell(worker, Cancel(request_id))
+def _cancel(worker: str, request_id: str = "r") -> SendToWorker:
+    return SendToWorker(worker, Cancel(request_id))
 
 
 def test_the_same_request_gets_its_sequence_once() -> None:
-    unclaimed = Unclaimed(30.0)
-    assert unclaimed.offer("a", [_held()], 0.0) == []
-    assert unclaimed.claim(REQUEST, 7) == ("a", [])
-    assert unclaimed.claim(REQUEST, 7) == (None, [])
+    orphans = Orphans(30.0)
+    assert orphans.offer("a", [_held()], 0.0) == []
+    assert orphans.claim(REQUEST, 7) == ("a", [])
+    assert orphans.claim(REQUEST, 7) == (None, [])
 
 
 def test_what_the_tokens_depend_on_is_in_the_digest_and_nothing_else() -> None:
@@ -43,43 +43,43 @@ def test_what_the_tokens_depend_on_is_in_the_digest_and_nothing_else() -> None:
 
 
 def test_another_tenant_gets_nothing_and_the_sequence_is_cancelled() -> None:
-    unclaimed = Unclaimed(30.0)
-    unclaimed.offer("a", [_held()], 0.0)
-    assert unclaimed.claim(replace(REQUEST, tenant="theirs"), 0) == (None, [_cancel("a")])
-    assert len(unclaimed) == 0
+    orphans = Orphans(30.0)
+    orphans.offer("a", [_held()], 0.0)
+    assert orphans.claim(replace(REQUEST, tenant="theirs"), 0) == (None, [_cancel("a")])
+    assert len(orphans) == 0
 
 
 def test_a_sequence_that_is_behind_its_client_is_of_no_use() -> None:
-    unclaimed = Unclaimed(30.0)
-    unclaimed.offer("a", [_held(num_tokens=3)], 0.0)
-    assert unclaimed.claim(REQUEST, 4) == (None, [_cancel("a")])
+    orphans = Orphans(30.0)
+    orphans.offer("a", [_held(num_tokens=3)], 0.0)
+    assert orphans.claim(REQUEST, 4) == (None, [_cancel("a")])
 
 
 def test_of_two_workers_with_the_same_sequence_the_one_that_is_further_goes_on() -> None:
-    unclaimed = Unclaimed(30.0)
-    unclaimed.offer("a", [_held(num_tokens=10)], 0.0)
-    assert unclaimed.offer("b", [_held(num_tokens=12)], 1.0) == [_cancel("a")]
-    assert unclaimed.offer("c", [_held(num_tokens=12)], 2.0) == [_cancel("c")]
-    assert list(unclaimed.on("b")) == ["r"]
-    assert unclaimed.claim(REQUEST, 0) == ("b", [])
+    orphans = Orphans(30.0)
+    orphans.offer("a", [_held(num_tokens=10)], 0.0)
+    assert orphans.offer("b", [_held(num_tokens=12)], 1.0) == [_cancel("a")]
+    assert orphans.offer("c", [_held(num_tokens=12)], 2.0) == [_cancel("c")]
+    assert list(orphans.on("b")) == ["r"]
+    assert orphans.claim(REQUEST, 0) == ("b", [])
 
 
 def test_nobody_waits_for_ever_and_not_too_many_wait() -> None:
-    unclaimed = Unclaimed(30.0, most=2)
-    assert unclaimed.offer("a", [_held("x"), _held("y"), _held("z")], 0.0) == [_cancel("a", "z")]
-    assert unclaimed.expired(29.9) == []
-    assert unclaimed.expired(30.0) == [_cancel("a", "x"), _cancel("a", "y")]
-    assert len(unclaimed) == 0
+    orphans = Orphans(30.0, most=2)
+    assert orphans.offer("a", [_held("x"), _held("y"), _held("z")], 0.0) == [_cancel("a", "z")]
+    assert orphans.expired(29.9) == []
+    assert orphans.expired(30.0) == [_cancel("a", "x"), _cancel("a", "y")]
+    assert len(orphans) == 0
 
 
 def test_what_was_held_is_gone_with_its_worker() -> None:
-    unclaimed = Unclaimed(30.0)
-    unclaimed.offer("a", [_held("x")], 0.0)
-    unclaimed.offer("b", [_held("y")], 0.0)
-    unclaimed.lost("a")
-    assert "x" not in unclaimed
-    assert "y" in unclaimed
+    orphans = Orphans(30.0)
+    orphans.offer("a", [_held("x")], 0.0)
+    orphans.offer("b", [_held("y")], 0.0)
+    orphans.lost("a")
+    assert "x" not in orphans
+    assert "y" in orphans
 
 
 def test_where_nothing_is_to_be_continued_all_is_cancelled_at_once() -> None:
-    assert Unclaimed(0.0).offer("a", [_held()], 0.0) == [_cancel("a")]
+    assert Orphans(0.0).offer("a", [_held()], 0.0) == [_cancel("a")]

@@ -16,10 +16,10 @@ from baton.protocol.v1.admin_pb2_grpc import AdminStub
 from baton.router.access.credentials import Credentials
 from baton.router.admin_messages import operation_message, worker_message
 from baton.router.admin_server import AdminService, start_admin_server
-from baton.router.core.commands import Command, Moved
+from baton.router.core.commands import Command, OperationUpdated
 from baton.router.core.operation import Drain, Operation, OperationState, Step, StepState
 from baton.router.core.operations import Operations
-from baton.router.core.unclaimed import Unclaimed
+from baton.router.core.orphans import Orphans
 from baton.router.core.worker_frames import WorkerFrames
 from baton.router.driver import Driver
 from baton.router.policy.cluster_state import ClusterState
@@ -34,15 +34,15 @@ class Kept:
 
     @property
     def operations(self) -> Any:
-        return Operations(ClusterState(), {}, Unclaimed(30.0), _known={"op": self.operation})
+        return Operations(ClusterState(), {}, Orphans(30.0), _known={"op": self.operation})
 
     def on_worker_lost(self, worker: str, now: float) -> list[Command]:
-        self.operation.steps[0].state = StepState.EVACUATING
-        return [Moved(self.operation)]
+        self.operation.steps[0].state = StepState.DRAINING
+        return [OperationUpdated(self.operation)]
 
     def cancel_operation(self, operation_id: str, now: float) -> tuple[Operation, list[Command]]:
         self.operation.state = OperationState.CANCELLED
-        return self.operation, [Moved(self.operation)]
+        return self.operation, [OperationUpdated(self.operation)]
 
 
 def _driver() -> Driver:
@@ -71,7 +71,7 @@ def test_two_watchers_see_every_move_and_the_end() -> None:
         await asyncio.sleep(0)  # both read
         await asyncio.sleep(0)
         driver.cancel_operation("op")
-        expected = [("running", "waiting"), ("running", "evacuating"), ("cancelled", "evacuating")]
+        expected = [("running", "waiting"), ("running", "draining"), ("cancelled", "draining")]
         assert await asyncio.gather(*watchers) == [expected, expected]
         assert driver._watchers == {}
 

@@ -194,18 +194,18 @@ def test_a_worker_can_neither_answer_nor_end_what_it_was_not_given() -> None:
     cluster.submit("mine", [1] * 9, 12)
     while not cluster.shown["mine"]:
         cluster.step()
-    given = cluster.core._records["mine"].given
+    given = cluster.core._requests["mine"].assignees
     shown = len(cluster.shown["mine"])
     for worker in sorted(cluster.workers.keys() - given):
         for message in (
             messages.StepOutput((messages.TokenOutput("mine", shown, 5),)),
             messages.RequestFailed("mine", "InternalError", "no"),
-            messages.HandoffStalled("mine", cluster.core._records["mine"].reservation_id),
-            messages.HandoffEnded("mine", cluster.core._records["mine"].reservation_id, HandoffOutcome.FAILED),
+            messages.HandoffStalled("mine", cluster.core._requests["mine"].reservation_id),
+            messages.HandoffEnded("mine", cluster.core._requests["mine"].reservation_id, HandoffOutcome.FAILED),
         ):
             cluster._tell(cluster.workers[worker], [message])
     assert len(cluster.shown["mine"]) == shown
-    assert not cluster.core.state.apart
+    assert not cluster.core.state.unreachable
     cluster.settle()
     assert cluster.ended["mine"].error is None
     cluster.check_nothing_is_held()

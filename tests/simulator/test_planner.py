@@ -17,7 +17,7 @@ SETUP = Setup(MODEL, GPU, slo=Slo(tpot_s=0.02), auto=True)
 def play(trace: list[TraceRequest], auto: bool = True) -> tuple[Simulation, dict[str, float]]:
     run = Simulation(replace(SETUP, auto=auto).cluster(Pools(2, 2)), make_policy("predicted_latency"), trace)
     result = run.run()
-    assert not any(one.pages_held for one in result.workers)
+    assert not any(one.pages_in_use for one in result.workers)
     assert {one.error for one in result.outcomes} <= {"", "Overloaded"}
     return run, result.figures()
 
@@ -26,7 +26,7 @@ def test_the_planner_follows_a_shift_and_serves_more_than_without() -> None:
     trace = phases([[LONG_PROMPTS], [LONG_ANSWERS]], 14.0, 0.55, seed=1)
     run, moved = play(trace)
     _, fixed = play(trace, auto=False)
-    splits = [operation.ask.prefill for operation in reversed(run.core.operations.newest())]  # type: ignore[union-attr]
+    splits = [operation.spec.prefill for operation in reversed(run.core.operations.newest())]  # type: ignore[union-attr]
     assert splits[0] == 3
     assert splits[-1] < 3
     assert moved["role_switches"] >= 2

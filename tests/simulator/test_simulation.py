@@ -41,7 +41,7 @@ def test_every_request_ends_once_with_its_tokens_and_every_page_comes_back(polic
     run = simulation(trace, policy, pools)
     result = run.run()
     assert run.core.live == 0
-    assert [one.pages_held for one in result.workers] == [0] * len(result.workers)
+    assert [one.pages_in_use for one in result.workers] == [0] * len(result.workers)
     outcomes = by_arrival(result)
     assert [one.arrival_s for one in outcomes] == [one.arrival_s for one in trace]
     served = [(one, traced) for one, traced in zip(outcomes, trace, strict=True) if not one.error]
@@ -58,7 +58,7 @@ def test_scarce_memory_loses_no_page(policy: str) -> None:
     run = simulation(trace, policy, num_pages=140)
     result = run.run()
     assert run.core.live == 0
-    assert not any(one.pages_held for one in result.workers)
+    assert not any(one.pages_in_use for one in result.workers)
     for one, traced in zip(by_arrival(result), trace, strict=True):
         assert one.error == "Overloaded" or one.output_tokens == traced.output_tokens
 
@@ -131,7 +131,7 @@ def test_preempted_sequences_are_swapped_at_the_stated_bandwidth_instead_of_bein
     assert again.tokens_computed > needed.tokens_computed == swapped.tokens_computed
     (worker,) = short[92]._workers.values()
     assert worker.role.occupancy().swap_outs == 1
-    assert swapped.pages_held == 0
+    assert swapped.pages_in_use == 0
 
 
 def test_a_copy_takes_its_bytes_over_the_bandwidth() -> None:
@@ -195,4 +195,4 @@ def test_a_worker_switches_its_role_in_the_middle_of_a_trace() -> None:
     result = run.run()
     assert [one.state for one in run.core.operations.newest()] == [OperationState.DONE] * 2
     assert not any(one.error or one.output_tokens == 0 for one in result.outcomes)
-    assert not any(one.pages_held for one in result.workers)
+    assert not any(one.pages_in_use for one in result.workers)

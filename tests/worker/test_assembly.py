@@ -9,7 +9,7 @@ from dataclasses import replace
 from multiprocessing.connection import Connection
 
 from baton.builtin_model import CHECKPOINT
-from baton.worker.assembly import assemble
+from baton.worker.build import assemble
 from benchmarks.process_cluster import plans
 
 

@@ -11,7 +11,7 @@ from baton.protocol.errors import InvalidRequest
 from baton.protocol.link_rate import LARGE_BYTES, slow_link
 from baton.protocol.messages import LinkMeasured, PeerJoined, Register
 from baton.protocol.worker import Endpoint, PageLayout, RoleName, WorkerInfo
-from baton.router.core.commands import Tell
+from baton.router.core.commands import SendToWorker
 from baton.router.core.membership import Membership
 from baton.router.policy.cluster_state import ClusterState
 from baton.worker.core.link_rates import LinkRates
@@ -26,7 +26,7 @@ def _info(name: str, host: str, device: str, incarnation: str = "1") -> WorkerIn
     return WorkerInfo(name, incarnation, RoleName.MIXED, 0, endpoint, 8, 8, host=host, device=device)
 
 
-def _members(*infos: WorkerInfo) -> tuple[Membership, list[Tell]]:
+def _members(*infos: WorkerInfo) -> tuple[Membership, list[SendToWorker]]:
     members = Membership(ClusterState(), RouterSection())
     for info in infos:
         members.returned(Register(info), 0.0)

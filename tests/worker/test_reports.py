@@ -81,7 +81,7 @@ class ReportedPagesMachine(RuleBasedStateMachine):
     @rule()
     def welcome(self) -> None:
         self.index.add("w")
-        self.deliver(self.reports.on_welcome(0.5))
+        self.deliver(self.reports.on_register_ack(0.5))
 
     @rule(tokens=st.lists(st.integers(0, 2), min_size=2, max_size=12))
     def compute(self, tokens: list[int]) -> None:
@@ -115,7 +115,7 @@ test_the_index_equals_the_pool_whatever_is_lost = ReportedPagesMachine.TestCase
 
 def test_messages_of_pages_are_numbered_one_by_one_and_none_is_sent_without_a_change() -> None:
     reports, role = _worker()
-    messages = _pages(reports.on_welcome(0.5))
+    messages = _pages(reports.on_register_ack(0.5))
     for now, tokens in enumerate([[1, 1], [2, 2], [2, 2], [1, 1, 2, 2]]):
         _cache(reports.state.pool, tokens)
         messages += _pages(reports.due(role, float(now), idle=True))
@@ -127,7 +127,7 @@ def test_messages_of_pages_are_numbered_one_by_one_and_none_is_sent_without_a_ch
 
 def test_a_changed_load_is_reported_soon_and_an_unchanged_one_as_a_sign_of_life() -> None:
     reports, role = _worker()
-    reports.on_welcome(0.5)
+    reports.on_register_ack(0.5)
     assert reports.due(role, 0.0, idle=True)
     assert not reports.due(role, 0.4, idle=True)
     assert reports.wait_s(0.4) == 0.5 - 0.4

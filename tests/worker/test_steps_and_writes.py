@@ -26,11 +26,11 @@ from baton.protocol.messages import (
     HandoffEnded,
     PeerJoined,
     Prefill,
+    RegisterAck,
     Reserve,
     Reserved,
     SendPages,
     StepOutput,
-    Welcome,
 )
 from baton.protocol.request import Request, SamplingParams
 from baton.protocol.worker import RoleName, WorkerInfo
@@ -50,7 +50,7 @@ class Late:
     launched: StepPlan | None = None
     looks: int = 0
     steps: int = 0
-    computes_apart: bool = True
+    async_execution: bool = True
 
     def launch(self, plan: StepPlan) -> StepPlan:
         assert self.launched is None
@@ -79,7 +79,7 @@ class WatchedTransport(NixlTransport):
         super().progress()
 
     def poll(self) -> list[Any]:
-        assert self.late.launched is None, "events are heard while a step runs"
+        assert self.late.launched is None, "events are received while a step runs"
         return super().poll()
 
     def write(self, *arguments: Any) -> int:
@@ -111,7 +111,7 @@ def _worker(name: str, role: RoleName) -> tuple[WorkerLoop, FakeLink]:
         late.engine.page_checksum,
         HostPages(late.engine.pages, 0),
     )
-    link.inbox.append(Welcome("router", 0.5, "1"))
+    link.inbox.append(RegisterAck("router", 0.5, "1"))
     loop._turn()
     return loop, link
 

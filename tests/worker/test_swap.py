@@ -86,8 +86,8 @@ def test_growth_cancels_and_swaps_in_any_order_keep_every_page_and_slot(
         _check_slots(role._swap)
     for request in live.values():
         assert _tokens(worker, request.request_id) == cluster.expected(request)
-    assert worker.state.pool.num_held == role._swap.num_held == 0
-    assert role.occupancy().uncomputed_tokens == 0
+    assert worker.state.pool.num_in_use == role._swap.num_in_use == 0
+    assert role.occupancy().pending_prefill_tokens == 0
 
 
 @settings(deadline=None, max_examples=100)
@@ -193,9 +193,9 @@ def test_pages_that_another_sequence_reads_too_are_shared_again_and_stay_as_they
 @pytest.mark.parametrize("end", [Cancel("b"), Prefill(_request("b", [1] * 5, 4), (), False, 0)])
 def test_a_swapped_sequence_that_is_cancelled_or_replaced_frees_its_slots(end: RouterMessage) -> None:
     cluster, worker, role = _two_of_which_one_is_swapped_out()
-    assert role._swap.num_held
+    assert role._swap.num_in_use
     _say(cluster, worker, end)
-    assert role._swap.num_held == role.occupancy().swapped == 0
+    assert role._swap.num_in_use == role.occupancy().swapped == 0
     _check_slots(role._swap)
 
 
@@ -246,10 +246,10 @@ def test_a_sequence_larger_than_the_free_slots_is_recomputed() -> None:
     assert space.swap_out(sequence) is None
     sequence.computed = 7
     assert space.swap_out(sequence) == SwapOut((4, 5), (0, 1))
-    assert (len(space), space.num_held, space.computed_tokens) == (1, 2, 7)
+    assert (len(space), space.num_in_use, space.computed_tokens) == (1, 2, 7)
     sequence.computed, sequence.page_table = 0, page_ids([9, 8, 7, 6])
     assert space.swap_in(sequence) == SwapIn((0, 1), (9, 8))
-    assert (sequence.computed, space.num_held) == (7, 0)
+    assert (sequence.computed, space.num_in_use) == (7, 0)
 
 
 def test_nothing_is_copied_where_the_cache_has_more_than_was_computed() -> None:
@@ -258,7 +258,7 @@ def test_nothing_is_copied_where_the_cache_has_more_than_was_computed() -> None:
     assert space.swap_out(sequence) is not None
     sequence.computed = sequence.cached = 8  # another sequence of the same prompt went on meanwhile
     assert space.swap_in(sequence) is None
-    assert (sequence.computed, space.num_held) == (8, 0)
+    assert (sequence.computed, space.num_in_use) == (8, 0)
 
 
 def test_the_router_hears_of_swapped_sequences_and_finds_no_leak() -> None:
@@ -268,7 +268,7 @@ def test_the_router_hears_of_swapped_sequences_and_finds_no_leak() -> None:
     for index in range(4):
         cluster.submit(f"r{index}", [index] * 30, 40)
     core = cluster.core
-    audit = PageAudit(core.state, core.operations.records, core.membership.quarantine, core.claims.unclaimed)
+    audit = PageAudit(core.state, core.operations.records, core.membership.fence, core.adoption.orphans)
     looks, told = [], set()
     while core.live:
         cluster.step()
@@ -278,7 +278,7 @@ def test_the_router_hears_of_swapped_sequences_and_finds_no_leak() -> None:
         load = core.state.workers["mixed-0"].load
         told.add(load.swapped)
         assert load.swapped <= load.waiting
-        assert load.uncomputed_tokens >= 0
+        assert load.pending_prefill_tokens >= 0
     assert max(told) > 0
     assert judge(looks).clean
     cluster.settle()

@@ -96,7 +96,7 @@ def test_the_tokens_do_not_tell_of_any_swap(
     held = worker.occupancy()
     assert (held.swap_outs > 0) == (host_pages > 0)
     assert (held.recomputes > 0) == (host_pages < 40)
-    assert worker.pool.num_held == held.swapped == 0
+    assert worker.pool.num_in_use == held.swapped == 0
 
 
 def test_slots_and_pages_are_copied_pairwise_whatever_their_order() -> None:
@@ -117,16 +117,18 @@ def test_worker_processes_short_of_pages_answer_as_if_they_were_not(
     """A prefill worker hands over to a decode worker that has pages for hardly two of six sequences."""
 
     async def play() -> None:
-        router_plan, worker_plan = plans(folder, 256, NUM_PAGES, policy="least_loaded", chunk_tokens=64, max_batch=8)
-        worker_plan = replace(worker_plan, engine=worker_plan.engine.changed(host_pages=host_pages))
-        async with ProcessCluster(router_plan, worker_plan, {"prefill": 1, "decode": 1}) as cluster:
+        router_config, worker_config = plans(
+            folder, 256, NUM_PAGES, policy="least_loaded", chunk_tokens=64, max_batch=8
+        )
+        worker_config = replace(worker_config, engine=worker_config.engine.changed(host_pages=host_pages))
+        async with ProcessCluster(router_config, worker_config, {"prefill": 1, "decode": 1}) as cluster:
             core = cluster.router.driver.core
             async with baton.AsyncClient(f"127.0.0.1:{cluster.router.port}") as client:
                 asked = [client.generate(prompt, sampling, timeout_s=60) for prompt, sampling, _ in cases]
                 answers = await asyncio.wait_for(asyncio.gather(*asked), 100)
             assert [one.token_ids for one in answers] == [answer for _, _, answer in cases]
             views = core.state.workers
-            await cluster.until(lambda: not core.live and not any(one.load.pages_owned for one in views.values()))
+            await cluster.until(lambda: not core.live and not any(one.load.pages_in_use for one in views.values()))
             load = views["decode-0"].load
             assert (load.swap_outs > 0, load.recomputes > 0) == (host_pages > 0, host_pages == 0)
             assert load.swapped == 0

@@ -14,19 +14,19 @@ from baton.engine.kv_pages import PagePool
 from baton.engine.step import SampledToken, StepPlan, StepResult
 from baton.protocol.errors import InternalError
 from baton.protocol.messages import (
+    AdoptSequence,
     Cancel,
-    ContinueSequence,
     Goodbye,
     Prefill,
     Register,
-    Rejoin,
+    RegisterAck,
     RequestFailed,
+    Reregister,
     Reserve,
     Reserved,
     ResyncPages,
     RouterMessage,
     StepOutput,
-    Welcome,
     WorkerMessage,
 )
 from baton.protocol.request import Request, SamplingParams
@@ -89,7 +89,7 @@ class Journal:
     """An engine that computes nothing and host memory that copies nothing: both write down when they are asked to."""
 
     entries: list[str] = field(default_factory=list)
-    computes_apart: bool = False
+    async_execution: bool = False
 
     def launch(self, plan: StepPlan) -> StepPlan:
         self.entries.append("step")
@@ -99,7 +99,7 @@ class Journal:
         return True
 
     def collect(self, launched: StepPlan) -> StepResult:
-        if self.computes_apart:
+        if self.async_execution:
             self.entries.append("end of step")
         return StepResult([SampledToken(1) for part in launched.slices if part.samples])
 
@@ -136,19 +136,19 @@ def _turn(loop: WorkerLoop, link: FakeLink, *messages: RouterMessage) -> list[ty
 def test_a_worker_that_is_not_welcome_yet_obeys_no_order_because_it_was_for_the_one_before() -> None:
     loop, link = _loop()
     assert Reserved not in _turn(loop, link, _reserve())
-    assert loop.state.pool.num_held == 0
-    assert Reserved in _turn(loop, link, Welcome("router", 0.5, "1"), _reserve())
+    assert loop.state.pool.num_in_use == 0
+    assert Reserved in _turn(loop, link, RegisterAck("router", 0.5, "1"), _reserve())
 
 
 def test_a_worker_that_is_sent_back_drops_what_it_holds_and_obeys_nothing_until_it_is_welcome() -> None:
     loop, link = _loop()
-    _turn(loop, link, Welcome("router", 0.5, "1"), _reserve())
-    said = _turn(loop, link, Rejoin("1", "router"), _reserve())
+    _turn(loop, link, RegisterAck("router", 0.5, "1"), _reserve())
+    said = _turn(loop, link, Reregister("1", "router"), _reserve())
     assert said.count(Register) == 1
     assert Reserved not in said
     assert link.incarnation != "1"
-    assert loop.state.pool.num_held == 0
-    assert Register not in _turn(loop, link, Rejoin("1", "router"))  # of a life that is over
+    assert loop.state.pool.num_in_use == 0
+    assert Register not in _turn(loop, link, Reregister("1", "router"))  # of a life that is over
 
 
 def test_pages_are_copied_before_the_step_that_writes_or_reads_them_and_a_new_life_begins_with_empty_slots() -> None:
@@ -157,7 +157,7 @@ def test_pages_are_copied_before_the_step_that_writes_or_reads_them_and_a_new_li
     requests = [
         Request(name, (tokens,) * tokens, SamplingParams(max_tokens=15)) for name, tokens in (("a", 13), ("b", 9))
     ]
-    _turn(loop, link, Welcome("router", 0.5, "1"), *(Prefill(one, (), False, 0) for one in requests))
+    _turn(loop, link, RegisterAck("router", 0.5, "1"), *(Prefill(one, (), False, 0) for one in requests))
     while "in" not in journal.entries:
         before = len(journal.entries)
         _turn(loop, link)
@@ -166,15 +166,15 @@ def test_pages_are_copied_before_the_step_that_writes_or_reads_them_and_a_new_li
     _turn(loop, link, *(Prefill(replace(one, request_id=one.request_id * 2), (), False, 0) for one in requests))
     while not loop.role.occupancy().swapped:
         _turn(loop, link)
-    _turn(loop, link, Rejoin("1", "router"))
-    assert loop.role.occupancy().swapped == loop.role._swap.num_held == 0  # type: ignore[attr-defined]
+    _turn(loop, link, Reregister("1", "router"))
+    assert loop.role.occupancy().swapped == loop.role._swap.num_in_use == 0  # type: ignore[attr-defined]
 
 
 def _serving() -> tuple[WorkerLoop, FakeLink]:
     """It has answered two tokens of a request, and holds a reservation."""
     loop, link = _loop(Journal())
     request = Request("whole", (1, 2, 3), SamplingParams(max_tokens=20), 0.0)
-    _turn(loop, link, Welcome("router", 0.5, "1"), _reserve(), Prefill(request, (), False, 0))
+    _turn(loop, link, RegisterAck("router", 0.5, "1"), _reserve(), Prefill(request, (), False, 0))
     for _ in range(2):
         assert StepOutput in _turn(loop, link)
     return loop, link
@@ -182,14 +182,14 @@ def _serving() -> tuple[WorkerLoop, FakeLink]:
 
 def test_a_worker_that_a_new_router_does_not_know_keeps_its_sequences_and_says_nothing_of_them_unasked() -> None:
     loop, link = _serving()
-    assert StepOutput not in _turn(loop, link, Rejoin("1", "another"))[1:]
+    assert StepOutput not in _turn(loop, link, Reregister("1", "another"))[1:]
     (register,) = [message for message in link.sent if isinstance(message, Register)]
     (held,) = register.held
     assert (held.request_id, held.num_tokens) == ("whole", 3)
     assert loop.role.occupancy().reservation_ids == ()  # its writer may be anywhere
     assert StepOutput not in _turn(loop, link)  # it goes on
-    welcome = Welcome("another", 0.5, loop.info.incarnation)
-    _turn(loop, link, welcome, ContinueSequence("whole", 1), ContinueSequence("unknown", 0))
+    welcome = RegisterAck("another", 0.5, loop.info.incarnation)
+    _turn(loop, link, welcome, AdoptSequence("whole", 1), AdoptSequence("unknown", 0))
     (told,) = [message for message in link.sent if isinstance(message, StepOutput)]
     assert [token.index for token in told.tokens] == [1, 2, 3, 4]
     (failed,) = [message for message in link.sent if isinstance(message, RequestFailed)]
@@ -204,7 +204,7 @@ class Overlap(Journal):
     link: FakeLink | None = None
     order: RouterMessage | None = None
     sent_meanwhile: list[type] = field(default_factory=list)
-    computes_apart: bool = True
+    async_execution: bool = True
 
     def launch(self, plan: StepPlan) -> StepPlan:
         assert self.link is not None
@@ -224,7 +224,7 @@ def _overlapping() -> tuple[WorkerLoop, FakeLink, Overlap]:
     loop, link = _loop(engine)
     engine.link = link
     request = Request("whole", (1, 2, 3), SamplingParams(max_tokens=20), 0.0)
-    _turn(loop, link, Welcome("router", 0.5, "1"), Prefill(request, (), False, 0))
+    _turn(loop, link, RegisterAck("router", 0.5, "1"), Prefill(request, (), False, 0))
     return loop, link, engine
 
 
@@ -236,7 +236,7 @@ def test_while_a_device_computes_the_last_steps_tokens_go_out_and_what_comes_is_
     loop._turn()
     assert StepOutput in engine.sent_meanwhile
     assert engine.entries[-2:] == ["step", "end of step"]
-    assert loop.state.pool.num_held == 0, "cancelled once the step had ended"
+    assert loop.state.pool.num_in_use == 0, "cancelled once the step had ended"
     engine.order = None
     loop._turn()
     assert StepOutput in [type(message) for message in link.sent], "nothing computes: what is left goes out at once"
@@ -254,17 +254,17 @@ def test_a_full_link_is_noticed_while_a_device_computes_and_acted_on_after_the_s
 
 def test_a_worker_that_its_own_router_has_given_up_keeps_nothing() -> None:
     loop, link = _serving()
-    _turn(loop, link, Rejoin("1", "router"))
+    _turn(loop, link, Reregister("1", "router"))
     (register,) = [message for message in link.sent if isinstance(message, Register)]
     assert register.held == ()
-    assert loop.state.pool.num_held == 0
+    assert loop.state.pool.num_in_use == 0
 
 
 def test_a_late_welcome_for_an_earlier_life_is_not_heard() -> None:
     loop, link = _loop()
-    _turn(loop, link, Welcome("router", 0.5, "1"), Rejoin("1", "another"))
-    assert Reserved not in _turn(loop, link, Welcome("another", 0.5, "1"), _reserve())
-    assert Reserved in _turn(loop, link, Welcome("another", 0.5, loop.info.incarnation), _reserve())
+    _turn(loop, link, RegisterAck("router", 0.5, "1"), Reregister("1", "another"))
+    assert Reserved not in _turn(loop, link, RegisterAck("another", 0.5, "1"), _reserve())
+    assert Reserved in _turn(loop, link, RegisterAck("another", 0.5, loop.info.incarnation), _reserve())
 
 
 def test_what_nobody_takes_does_not_pile_up() -> None:
@@ -285,9 +285,9 @@ def test_a_worker_whose_writes_do_not_end_cannot_become_somebody_new_and_says_th
 ) -> None:
     monkeypatch.setattr("baton.worker.loop.FINISH_WRITES_S", 0.01)
     loop, link = _loop()
-    _turn(loop, link, Welcome("router", 0.5, "1"))
+    _turn(loop, link, RegisterAck("router", 0.5, "1"))
     loop._write_of_transfer[0] = 0  # nobody takes it
-    link.inbox.append(Rejoin("1", router_id))
+    link.inbox.append(Reregister("1", router_id))
     with pytest.raises(InternalError):
         loop.run()
     goodbye = link.sent[-1]
@@ -304,10 +304,10 @@ def test_a_worker_that_is_stopped_leaves_on_purpose() -> None:
 
 def test_a_worker_whose_pages_do_not_add_up_ends_once_it_is_idle_and_not_during_a_step() -> None:
     loop, link = _loop(Journal())
-    _turn(loop, link, Welcome("router", 0.5, "1"))
+    _turn(loop, link, RegisterAck("router", 0.5, "1"))
     checked = loop.state.pool.check_integrity
     checks: list[int] = []
-    loop.state.pool.check_integrity = lambda: checks.append(loop.state.pool.num_held)  # type: ignore[method-assign]
+    loop.state.pool.check_integrity = lambda: checks.append(loop.state.pool.num_in_use)  # type: ignore[method-assign]
     _turn(loop, link, Prefill(Request("r", (1, 2, 3), SamplingParams(max_tokens=2), 0.0), (), False, 0))
     while loop.role.occupancy().request_ids:
         assert not checks

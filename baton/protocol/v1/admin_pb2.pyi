@@ -132,10 +132,10 @@ class WorkerStatus(google.protobuf.message.Message):
     PAGES_TOTAL_FIELD_NUMBER: builtins.int
     PAGES_FREE_FIELD_NUMBER: builtins.int
     PAGES_CACHED_FIELD_NUMBER: builtins.int
-    PAGES_HELD_FIELD_NUMBER: builtins.int
+    PAGES_IN_USE_FIELD_NUMBER: builtins.int
     RUNNING_FIELD_NUMBER: builtins.int
     WAITING_FIELD_NUMBER: builtins.int
-    UNCOMPUTED_TOKENS_FIELD_NUMBER: builtins.int
+    PENDING_PREFILL_TOKENS_FIELD_NUMBER: builtins.int
     CONTEXT_TOKENS_FIELD_NUMBER: builtins.int
     RESERVATIONS_FIELD_NUMBER: builtins.int
     LAST_REPORT_S_FIELD_NUMBER: builtins.int
@@ -156,11 +156,11 @@ class WorkerStatus(google.protobuf.message.Message):
     pages_free: builtins.int
     pages_cached: builtins.int
     """Unreferenced prefix cache."""
-    pages_held: builtins.int
+    pages_in_use: builtins.int
     """Held by live sequences and reservations."""
     running: builtins.int
     waiting: builtins.int
-    uncomputed_tokens: builtins.int
+    pending_prefill_tokens: builtins.int
     context_tokens: builtins.int
     reservations: builtins.int
     last_report_s: builtins.float
@@ -187,10 +187,10 @@ class WorkerStatus(google.protobuf.message.Message):
         pages_total: builtins.int = ...,
         pages_free: builtins.int = ...,
         pages_cached: builtins.int = ...,
-        pages_held: builtins.int = ...,
+        pages_in_use: builtins.int = ...,
         running: builtins.int = ...,
         waiting: builtins.int = ...,
-        uncomputed_tokens: builtins.int = ...,
+        pending_prefill_tokens: builtins.int = ...,
         context_tokens: builtins.int = ...,
         reservations: builtins.int = ...,
         last_report_s: builtins.float = ...,
@@ -203,7 +203,7 @@ class WorkerStatus(google.protobuf.message.Message):
         swap_outs: builtins.int = ...,
         recomputes: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["context_tokens", b"context_tokens", "device", b"device", "host", b"host", "incarnation", b"incarnation", "last_report_s", b"last_report_s", "name", b"name", "pages_cached", b"pages_cached", "pages_free", b"pages_free", "pages_held", b"pages_held", "pages_total", b"pages_total", "pid", b"pid", "predicted_busy_s", b"predicted_busy_s", "predicted_peak_pages", b"predicted_peak_pages", "predicted_tpot_s", b"predicted_tpot_s", "recomputes", b"recomputes", "reservations", b"reservations", "role_epoch", b"role_epoch", "running", b"running", "state", b"state", "swap_outs", b"swap_outs", "swapped", b"swapped", "uncomputed_tokens", b"uncomputed_tokens", "waiting", b"waiting"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["context_tokens", b"context_tokens", "device", b"device", "host", b"host", "incarnation", b"incarnation", "last_report_s", b"last_report_s", "name", b"name", "pages_cached", b"pages_cached", "pages_free", b"pages_free", "pages_in_use", b"pages_in_use", "pages_total", b"pages_total", "pending_prefill_tokens", b"pending_prefill_tokens", "pid", b"pid", "predicted_busy_s", b"predicted_busy_s", "predicted_peak_pages", b"predicted_peak_pages", "predicted_tpot_s", b"predicted_tpot_s", "recomputes", b"recomputes", "reservations", b"reservations", "role_epoch", b"role_epoch", "running", b"running", "state", b"state", "swap_outs", b"swap_outs", "swapped", b"swapped", "waiting", b"waiting"]) -> None: ...
 
 global___WorkerStatus = WorkerStatus
 
@@ -296,13 +296,13 @@ class Candidate(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     WORKER_FIELD_NUMBER: builtins.int
-    WHOLE_FIELD_NUMBER: builtins.int
+    LOCAL_FIELD_NUMBER: builtins.int
     TTFT_S_FIELD_NUMBER: builtins.int
     WAIT_S_FIELD_NUMBER: builtins.int
     UNCACHED_TOKENS_FIELD_NUMBER: builtins.int
     TPOT_S_FIELD_NUMBER: builtins.int
     worker: builtins.str
-    whole: builtins.bool
+    local: builtins.bool
     """Prefill and decode both there: no handoff."""
     ttft_s: builtins.float
     wait_s: builtins.float
@@ -312,13 +312,13 @@ class Candidate(google.protobuf.message.Message):
         self,
         *,
         worker: builtins.str = ...,
-        whole: builtins.bool = ...,
+        local: builtins.bool = ...,
         ttft_s: builtins.float = ...,
         wait_s: builtins.float = ...,
         uncached_tokens: builtins.int = ...,
         tpot_s: builtins.float = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["tpot_s", b"tpot_s", "ttft_s", b"ttft_s", "uncached_tokens", b"uncached_tokens", "wait_s", b"wait_s", "whole", b"whole", "worker", b"worker"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["local", b"local", "tpot_s", b"tpot_s", "ttft_s", b"ttft_s", "uncached_tokens", b"uncached_tokens", "wait_s", b"wait_s", "worker", b"worker"]) -> None: ...
 
 global___Candidate = Candidate
 
@@ -481,7 +481,7 @@ class OperationStep(google.protobuf.message.Message):
     action: builtins.str
     """"drain", "undrain", "switch to prefill", "migrate REQUEST"."""
     state: builtins.str
-    """"waiting", "evacuating", "switching", "verifying", "done", "failed" or "cancelled"."""
+    """"waiting", "draining", "switching", "verifying", "done", "failed" or "cancelled"."""
     detail: builtins.str
     """What it waits for, or why it failed."""
     elapsed_s: builtins.float
@@ -693,7 +693,7 @@ class WorkerPages(google.protobuf.message.Message):
     PAGES_TOTAL_FIELD_NUMBER: builtins.int
     PAGES_FREE_FIELD_NUMBER: builtins.int
     PAGES_CACHED_FIELD_NUMBER: builtins.int
-    PAGES_HELD_FIELD_NUMBER: builtins.int
+    PAGES_IN_USE_FIELD_NUMBER: builtins.int
     PAGES_ACCOUNTED_FIELD_NUMBER: builtins.int
     PAGES_LEAKED_FIELD_NUMBER: builtins.int
     UNKNOWN_FIELD_NUMBER: builtins.int
@@ -704,7 +704,7 @@ class WorkerPages(google.protobuf.message.Message):
     """By its latest report; total = free + cached + held."""
     pages_free: builtins.int
     pages_cached: builtins.int
-    pages_held: builtins.int
+    pages_in_use: builtins.int
     pages_accounted: builtins.int
     """The most that the live requests it names may hold. A prefix page that several share counts for each."""
     pages_leaked: builtins.int
@@ -723,13 +723,13 @@ class WorkerPages(google.protobuf.message.Message):
         pages_total: builtins.int = ...,
         pages_free: builtins.int = ...,
         pages_cached: builtins.int = ...,
-        pages_held: builtins.int = ...,
+        pages_in_use: builtins.int = ...,
         pages_accounted: builtins.int = ...,
         pages_leaked: builtins.int = ...,
         unknown: collections.abc.Iterable[builtins.str] | None = ...,
         reported: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["incarnation", b"incarnation", "name", b"name", "pages_accounted", b"pages_accounted", "pages_cached", b"pages_cached", "pages_free", b"pages_free", "pages_held", b"pages_held", "pages_leaked", b"pages_leaked", "pages_total", b"pages_total", "reported", b"reported", "unknown", b"unknown"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["incarnation", b"incarnation", "name", b"name", "pages_accounted", b"pages_accounted", "pages_cached", b"pages_cached", "pages_free", b"pages_free", "pages_in_use", b"pages_in_use", "pages_leaked", b"pages_leaked", "pages_total", b"pages_total", "reported", b"reported", "unknown", b"unknown"]) -> None: ...
 
 global___WorkerPages = WorkerPages
 

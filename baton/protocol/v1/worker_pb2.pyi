@@ -100,7 +100,7 @@ global___ToRouter = ToRouter
 class RouterMessage(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    WELCOME_FIELD_NUMBER: builtins.int
+    REGISTER_ACK_FIELD_NUMBER: builtins.int
     PEER_JOINED_FIELD_NUMBER: builtins.int
     PEER_LEFT_FIELD_NUMBER: builtins.int
     PREFILL_FIELD_NUMBER: builtins.int
@@ -110,10 +110,10 @@ class RouterMessage(google.protobuf.message.Message):
     RELEASE_FIELD_NUMBER: builtins.int
     RESYNC_PAGES_FIELD_NUMBER: builtins.int
     SWITCH_ROLE_FIELD_NUMBER: builtins.int
-    REJOIN_FIELD_NUMBER: builtins.int
-    CONTINUE_SEQUENCE_FIELD_NUMBER: builtins.int
+    REREGISTER_FIELD_NUMBER: builtins.int
+    ADOPT_SEQUENCE_FIELD_NUMBER: builtins.int
     @property
-    def welcome(self) -> global___Welcome: ...
+    def register_ack(self) -> global___RegisterAck: ...
     @property
     def peer_joined(self) -> global___PeerJoined: ...
     @property
@@ -133,13 +133,13 @@ class RouterMessage(google.protobuf.message.Message):
     @property
     def switch_role(self) -> global___SwitchRole: ...
     @property
-    def rejoin(self) -> global___Rejoin: ...
+    def reregister(self) -> global___Reregister: ...
     @property
-    def continue_sequence(self) -> global___ContinueSequence: ...
+    def adopt_sequence(self) -> global___AdoptSequence: ...
     def __init__(
         self,
         *,
-        welcome: global___Welcome | None = ...,
+        register_ack: global___RegisterAck | None = ...,
         peer_joined: global___PeerJoined | None = ...,
         peer_left: global___PeerLeft | None = ...,
         prefill: global___Prefill | None = ...,
@@ -149,12 +149,12 @@ class RouterMessage(google.protobuf.message.Message):
         release: global___Release | None = ...,
         resync_pages: global___ResyncPages | None = ...,
         switch_role: global___SwitchRole | None = ...,
-        rejoin: global___Rejoin | None = ...,
-        continue_sequence: global___ContinueSequence | None = ...,
+        reregister: global___Reregister | None = ...,
+        adopt_sequence: global___AdoptSequence | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["cancel", b"cancel", "continue_sequence", b"continue_sequence", "kind", b"kind", "peer_joined", b"peer_joined", "peer_left", b"peer_left", "prefill", b"prefill", "rejoin", b"rejoin", "release", b"release", "reserve", b"reserve", "resync_pages", b"resync_pages", "send_pages", b"send_pages", "switch_role", b"switch_role", "welcome", b"welcome"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["cancel", b"cancel", "continue_sequence", b"continue_sequence", "kind", b"kind", "peer_joined", b"peer_joined", "peer_left", b"peer_left", "prefill", b"prefill", "rejoin", b"rejoin", "release", b"release", "reserve", b"reserve", "resync_pages", b"resync_pages", "send_pages", b"send_pages", "switch_role", b"switch_role", "welcome", b"welcome"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["welcome", "peer_joined", "peer_left", "prefill", "reserve", "send_pages", "cancel", "release", "resync_pages", "switch_role", "rejoin", "continue_sequence"] | None: ...
+    def HasField(self, field_name: typing.Literal["adopt_sequence", b"adopt_sequence", "cancel", b"cancel", "kind", b"kind", "peer_joined", b"peer_joined", "peer_left", b"peer_left", "prefill", b"prefill", "register_ack", b"register_ack", "release", b"release", "reregister", b"reregister", "reserve", b"reserve", "resync_pages", b"resync_pages", "send_pages", b"send_pages", "switch_role", b"switch_role"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["adopt_sequence", b"adopt_sequence", "cancel", b"cancel", "kind", b"kind", "peer_joined", b"peer_joined", "peer_left", b"peer_left", "prefill", b"prefill", "register_ack", b"register_ack", "release", b"release", "reregister", b"reregister", "reserve", b"reserve", "resync_pages", b"resync_pages", "send_pages", b"send_pages", "switch_role", b"switch_role"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["register_ack", "peer_joined", "peer_left", "prefill", "reserve", "send_pages", "cancel", "release", "resync_pages", "switch_role", "reregister", "adopt_sequence"] | None: ...
 
 global___RouterMessage = RouterMessage
 
@@ -336,7 +336,7 @@ class Endpoint(google.protobuf.message.Message):
 global___Endpoint = Endpoint
 
 @typing.final
-class Welcome(google.protobuf.message.Message):
+class RegisterAck(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     ROUTER_ID_FIELD_NUMBER: builtins.int
@@ -355,7 +355,7 @@ class Welcome(google.protobuf.message.Message):
     ) -> None: ...
     def ClearField(self, field_name: typing.Literal["incarnation", b"incarnation", "report_interval_s", b"report_interval_s", "router_id", b"router_id"]) -> None: ...
 
-global___Welcome = Welcome
+global___RegisterAck = RegisterAck
 
 @typing.final
 class PeerJoined(google.protobuf.message.Message):
@@ -398,9 +398,9 @@ class Prefill(google.protobuf.message.Message):
 
     REQUEST_FIELD_NUMBER: builtins.int
     EMITTED_FIELD_NUMBER: builtins.int
-    HAND_OFF_FIELD_NUMBER: builtins.int
+    DISAGGREGATED_FIELD_NUMBER: builtins.int
     ROLE_EPOCH_FIELD_NUMBER: builtins.int
-    hand_off: builtins.bool
+    disaggregated: builtins.bool
     role_epoch: builtins.int
     @property
     def request(self) -> global___WorkRequest: ...
@@ -411,11 +411,11 @@ class Prefill(google.protobuf.message.Message):
         *,
         request: global___WorkRequest | None = ...,
         emitted: collections.abc.Iterable[builtins.int] | None = ...,
-        hand_off: builtins.bool = ...,
+        disaggregated: builtins.bool = ...,
         role_epoch: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["request", b"request"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["emitted", b"emitted", "hand_off", b"hand_off", "request", b"request", "role_epoch", b"role_epoch"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["disaggregated", b"disaggregated", "emitted", b"emitted", "request", b"request", "role_epoch", b"role_epoch"]) -> None: ...
 
 global___Prefill = Prefill
 
@@ -545,7 +545,7 @@ class ResyncPages(google.protobuf.message.Message):
 global___ResyncPages = ResyncPages
 
 @typing.final
-class Rejoin(google.protobuf.message.Message):
+class Reregister(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     INCARNATION_FIELD_NUMBER: builtins.int
@@ -560,10 +560,10 @@ class Rejoin(google.protobuf.message.Message):
     ) -> None: ...
     def ClearField(self, field_name: typing.Literal["incarnation", b"incarnation", "router_id", b"router_id"]) -> None: ...
 
-global___Rejoin = Rejoin
+global___Reregister = Reregister
 
 @typing.final
-class ContinueSequence(google.protobuf.message.Message):
+class AdoptSequence(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: builtins.int
@@ -578,7 +578,7 @@ class ContinueSequence(google.protobuf.message.Message):
     ) -> None: ...
     def ClearField(self, field_name: typing.Literal["from_index", b"from_index", "request_id", b"request_id"]) -> None: ...
 
-global___ContinueSequence = ContinueSequence
+global___AdoptSequence = AdoptSequence
 
 @typing.final
 class Alive(google.protobuf.message.Message):
@@ -617,12 +617,12 @@ class Register(google.protobuf.message.Message):
     @property
     def info(self) -> global___WorkerInfo: ...
     @property
-    def held(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___HeldSequence]: ...
+    def held(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___DetachedSequence]: ...
     def __init__(
         self,
         *,
         info: global___WorkerInfo | None = ...,
-        held: collections.abc.Iterable[global___HeldSequence] | None = ...,
+        held: collections.abc.Iterable[global___DetachedSequence] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["info", b"info"]) -> builtins.bool: ...
     def ClearField(self, field_name: typing.Literal["held", b"held", "info", b"info"]) -> None: ...
@@ -630,7 +630,7 @@ class Register(google.protobuf.message.Message):
 global___Register = Register
 
 @typing.final
-class HeldSequence(google.protobuf.message.Message):
+class DetachedSequence(google.protobuf.message.Message):
     """A sequence that an earlier router had begun."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
@@ -653,7 +653,7 @@ class HeldSequence(google.protobuf.message.Message):
     ) -> None: ...
     def ClearField(self, field_name: typing.Literal["digest", b"digest", "limit_tokens", b"limit_tokens", "num_tokens", b"num_tokens", "request_id", b"request_id"]) -> None: ...
 
-global___HeldSequence = HeldSequence
+global___DetachedSequence = DetachedSequence
 
 @typing.final
 class WorkerInfo(google.protobuf.message.Message):
@@ -977,7 +977,7 @@ class WorkerLoad(google.protobuf.message.Message):
     PAGES_CACHED_FIELD_NUMBER: builtins.int
     RUNNING_FIELD_NUMBER: builtins.int
     WAITING_FIELD_NUMBER: builtins.int
-    UNCOMPUTED_TOKENS_FIELD_NUMBER: builtins.int
+    PENDING_PREFILL_TOKENS_FIELD_NUMBER: builtins.int
     CONTEXT_TOKENS_FIELD_NUMBER: builtins.int
     REQUEST_IDS_FIELD_NUMBER: builtins.int
     RESERVATION_IDS_FIELD_NUMBER: builtins.int
@@ -994,7 +994,7 @@ class WorkerLoad(google.protobuf.message.Message):
     pages_cached: builtins.int
     running: builtins.int
     waiting: builtins.int
-    uncomputed_tokens: builtins.int
+    pending_prefill_tokens: builtins.int
     context_tokens: builtins.int
     swapped: builtins.int
     swap_outs: builtins.int
@@ -1017,7 +1017,7 @@ class WorkerLoad(google.protobuf.message.Message):
         pages_cached: builtins.int = ...,
         running: builtins.int = ...,
         waiting: builtins.int = ...,
-        uncomputed_tokens: builtins.int = ...,
+        pending_prefill_tokens: builtins.int = ...,
         context_tokens: builtins.int = ...,
         request_ids: collections.abc.Iterable[builtins.str] | None = ...,
         reservation_ids: collections.abc.Iterable[builtins.str] | None = ...,
@@ -1026,7 +1026,7 @@ class WorkerLoad(google.protobuf.message.Message):
         swap_outs: builtins.int = ...,
         recomputes: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["context_tokens", b"context_tokens", "pages_cached", b"pages_cached", "pages_free", b"pages_free", "pages_total", b"pages_total", "recomputes", b"recomputes", "request_ids", b"request_ids", "reservation_ids", b"reservation_ids", "role", b"role", "role_epoch", b"role_epoch", "running", b"running", "sequence_number", b"sequence_number", "steps", b"steps", "swap_outs", b"swap_outs", "swapped", b"swapped", "uncomputed_tokens", b"uncomputed_tokens", "waiting", b"waiting", "worker", b"worker"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["context_tokens", b"context_tokens", "pages_cached", b"pages_cached", "pages_free", b"pages_free", "pages_total", b"pages_total", "pending_prefill_tokens", b"pending_prefill_tokens", "recomputes", b"recomputes", "request_ids", b"request_ids", "reservation_ids", b"reservation_ids", "role", b"role", "role_epoch", b"role_epoch", "running", b"running", "sequence_number", b"sequence_number", "steps", b"steps", "swap_outs", b"swap_outs", "swapped", b"swapped", "waiting", b"waiting", "worker", b"worker"]) -> None: ...
 
 global___WorkerLoad = WorkerLoad
 

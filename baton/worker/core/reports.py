@@ -35,7 +35,7 @@ class Reports:
         self._samples.append(sample)
         del self._samples[:-MAX_STEP_SAMPLES]
 
-    def on_welcome(self, report_interval_s: float) -> list[WorkerMessage]:
+    def on_register_ack(self, report_interval_s: float) -> list[WorkerMessage]:
         """The router has admitted us, and does not know our pages."""
         self.interval_s = report_interval_s
         self._reported = ()
@@ -76,7 +76,7 @@ class Reports:
             pages_cached=pool.num_cached,
             running=held.running,
             waiting=held.waiting,
-            uncomputed_tokens=held.uncomputed_tokens,
+            pending_prefill_tokens=held.pending_prefill_tokens,
             context_tokens=held.context_tokens,
             request_ids=held.request_ids,
             reservation_ids=held.reservation_ids,

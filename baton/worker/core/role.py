@@ -10,7 +10,7 @@ from typing import Protocol
 
 from baton.engine.step import StepPlan, StepResult
 from baton.protocol.handoff import HandoffNotice
-from baton.protocol.messages import HeldSequence, RouterMessage, WorkerMessage
+from baton.protocol.messages import DetachedSequence, RouterMessage, WorkerMessage
 from baton.protocol.worker import RoleName
 from baton.worker.core.state import WorkerState
 
@@ -34,7 +34,7 @@ class WritePages:
     source_pages: tuple[int, ...]
     target_pages: tuple[int, ...]
     notice: HandoffNotice | None
-    summed: tuple[
+    checksummed: tuple[
         tuple[int, int], ...
     ] = ()  # (place in the reservation, our page) whose checksums travel with the notice
 
@@ -74,7 +74,7 @@ class Occupancy:
 
     running: int
     waiting: int
-    uncomputed_tokens: int
+    pending_prefill_tokens: int
     context_tokens: int
     request_ids: tuple[str, ...]
     reservation_ids: tuple[str, ...]
@@ -110,7 +110,7 @@ class Role(Protocol):
         """Start no more writes; those in flight end."""
         ...
 
-    def on_new_router(self, state: WorkerState) -> tuple[HeldSequence, ...]:
+    def on_new_router(self, state: WorkerState) -> tuple[DetachedSequence, ...]:
         """Our router is gone, no write to or from us is in flight, and we have a new agent name.
 
         Sequences that need no peer continue detached; returns those a router may adopt. All others are dropped.

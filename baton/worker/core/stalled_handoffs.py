@@ -15,14 +15,14 @@ from baton.engine.kv_pages import PagePool
 from baton.engine.sequence import Sequence
 from baton.protocol.handoff import HandoffOutcome
 from baton.protocol.messages import HandoffEnded, HandoffStalled
-from baton.worker.core.outbound import Outbound
+from baton.worker.core.handoff_sender import HandoffSender
 from baton.worker.core.role import Command, Send, WriteEnded
 
 
 @dataclass(slots=True, eq=False)
 class _Stalled:
     request_id: str
-    outbound: Outbound
+    sender: HandoffSender
     pages: tuple[int, ...]
     since_s: float
 
@@ -42,27 +42,27 @@ class StalledHandoffs:
         """Requests whose pages a write still reads."""
         return tuple(dict.fromkeys(stalled.request_id for stalled in self._of_write.values()))
 
-    def hold(self, sequence: Sequence, outbound: Outbound, now: float) -> Command:
+    def hold(self, sequence: Sequence, sender: HandoffSender, now: float) -> Command:
         """Detach a handoff with writes in flight from its sequence."""
-        outbound.cancelled = True
-        pages = tuple(sequence.page_table[: outbound.sent])
+        sender.cancelled = True
+        pages = tuple(sequence.page_table[: sender.sent])
         self.pool.share(pages)
-        stalled = _Stalled(sequence.request_id, outbound, pages, now)
-        self._of_write.update(dict.fromkeys(outbound.in_flight, stalled))
-        return Send(HandoffStalled(sequence.request_id, outbound.reservation.reservation_id))
+        stalled = _Stalled(sequence.request_id, sender, pages, now)
+        self._of_write.update(dict.fromkeys(sender.in_flight, stalled))
+        return Send(HandoffStalled(sequence.request_id, sender.reservation.reservation_id))
 
     def on_write_ended(self, outcome: WriteEnded, now: float) -> list[Command] | None:
         """Account for a write; None if it belongs to no stalled handoff."""
         stalled = self._of_write.pop(outcome.write_id, None)
         if stalled is None:
             return None
-        outbound = stalled.outbound
-        outbound.on_write_ended(outcome)
-        if outbound.in_flight:
+        sender = stalled.sender
+        sender.on_write_ended(outcome)
+        if sender.in_flight:
             return []
         self.pool.release(stalled.pages)
         # Even if the notice went with it: the target was told to commit nothing.
-        end = HandoffOutcome.FAILED if outbound.error else HandoffOutcome.DRAINED
-        report = outbound.report(stalled.since_s, now)
-        ended = HandoffEnded(stalled.request_id, outbound.reservation.reservation_id, end, report, outbound.error)
+        end = HandoffOutcome.FAILED if sender.error else HandoffOutcome.DRAINED
+        report = sender.report(stalled.since_s, now)
+        ended = HandoffEnded(stalled.request_id, sender.reservation.reservation_id, end, report, sender.error)
         return [Send(ended)]

@@ -22,7 +22,7 @@ class Conductor(ImmediatePlacement):
 
     def _ttft(self, item: PlacementInput, view: WorkerView, cached: int, now: float) -> float:
         costs = view.latency.costs
-        queue_s = max(view.busy_until_s - now, 0.0)
+        queue_s = max(view.backlog_ends_s - now, 0.0)
         return queue_s + costs.prefill_s(item.num_tokens - cached, cached, view.info.chunk_tokens)
 
     def choose_prefill(

@@ -24,7 +24,7 @@ class ImmediatePlacement(ABC):
 
     seed: int = 0
     name: str = ""
-    serves_whole: bool = False
+    serves_locally: bool = False
     rng: random.Random = field(init=False)
 
     def __post_init__(self) -> None:
@@ -35,7 +35,7 @@ class ImmediatePlacement(ABC):
             return []
         item = queue[0]
         decode = state.pool(RoleName.DECODE)
-        prefill = [view for view in state.pool(RoleName.PREFILL) if not state.stranded(view)]
+        prefill = [view for view in state.pool(RoleName.PREFILL) if not state.reaches_no_decode(view)]
         if prefill and decode:
             refusal = None if item.resumed else self.refuse(item, prefill, decode, state, now)
             if refusal is not None:
@@ -54,8 +54,8 @@ class ImmediatePlacement(ABC):
         if source is not None and item.request_id in source.assigned and item.request_id != next(iter(source.assigned)):
             return None
         pages = -(-(item.num_tokens + 1) // max((view.info.page_size for view in state.workers.values()), default=1))
-        apart = {avoid, *state.apart.get(item.prefill_worker, ())}
-        views = [view for view in state.pool(RoleName.DECODE) if view.name not in apart]
+        unreachable = {avoid, *state.unreachable.get(item.prefill_worker, ())}
+        views = [view for view in state.pool(RoleName.DECODE) if view.name not in unreachable]
         views = [view for view in views if view.pages_available >= pages]
         return self.choose_decode(item, views, state, now).name if views else None
 

@@ -37,7 +37,7 @@ class KvRouter(ImmediatePlacement):
 
     def _cost(self, item: PlacementInput, view: WorkerView, cached: int) -> float:
         size = view.info.page_size
-        prefill = (view.uncomputed_tokens + item.num_tokens) / size
+        prefill = (view.pending_prefill_tokens + item.num_tokens) / size
         adjusted = max(prefill - self.overlap_credit * cached / size, 0.0)
         decode = sum(one.tokens for one in view.running.values()) / size
         return self.prefill_scale * adjusted + decode + item.num_tokens / size

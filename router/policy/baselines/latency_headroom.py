@@ -21,7 +21,7 @@ class LatencyHeadroom(ImmediatePlacement):
     """
 
     name: str = "latency_headroom"
-    serves_whole: bool = True
+    serves_locally: bool = True
     ttft_weight: float = 0.8
     tpot_weight: float = 0.2
     remote_from_tokens: int = 256
@@ -33,8 +33,8 @@ class LatencyHeadroom(ImmediatePlacement):
             target = self.choose_decode(item, decode, state, now)
             uncached = item.num_tokens - state.cached_on(target.name, item.page_keys, item.num_tokens)
             if uncached < self.remote_from_tokens:
-                whole = RoutingDecision(target.name, None, True, f"{uncached} tokens are not cached there")
-                return [Place(item.request_id, whole)]
+                local = RoutingDecision(target.name, None, True, f"{uncached} tokens are not cached there")
+                return [Place(item.request_id, local)]
         return super().decide(queue, state, now)
 
     def choose_prefill(
@@ -56,7 +56,7 @@ class LatencyHeadroom(ImmediatePlacement):
     @staticmethod
     def _ttft(item: PlacementInput, view: WorkerView, cached: int, now: float) -> float:
         """Headroom under the TTFT objective if the prompt were computed there."""
-        new, queue_s = item.num_tokens - cached, max(view.busy_until_s - now, 0.0)
+        new, queue_s = item.num_tokens - cached, max(view.backlog_ends_s - now, 0.0)
         ttft = queue_s + view.latency.costs.prefill_s(new, cached, view.info.chunk_tokens)
         return (item.objectives.ttft_s or 1.0) - ttft
 

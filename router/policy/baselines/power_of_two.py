@@ -22,7 +22,7 @@ class PowerOfTwo(ImmediatePlacement):
     def choose_prefill(
         self, item: PlacementInput, views: list[WorkerView], state: ClusterState, now: float
     ) -> WorkerView:
-        return min(views, key=lambda view: (view.uncomputed_tokens, view.name))
+        return min(views, key=lambda view: (view.pending_prefill_tokens, view.name))
 
     def choose_decode(
         self, item: PlacementInput, views: list[WorkerView], state: ClusterState, now: float

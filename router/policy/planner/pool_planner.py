@@ -27,7 +27,7 @@ PAYBACK_S = 60.0  # time in which a switch must earn back the worker time it cos
 TPOT_SHARE = 0.95  # of the objective that a planned decode step takes
 PAGES_SHARE = 0.9  # of a worker's pages that a planned batch fills
 MIXED_SHARE = 0.9  # of the objective that a step with a chunk of a prompt may take (the placement's own bound)
-WHOLE_EFFICIENCY = 0.7  # of a decode worker's spare time, when it runs whole requests
+LOCAL_EFFICIENCY = 0.7  # of a decode worker's spare time, when it runs whole requests
 
 REQUESTS, NEW, PAIRS, OUTPUT, READ, STATED, TPOT = range(7)
 """What is counted of an arrival: one; prompt tokens to compute; attention pairs; output tokens; positions that its
@@ -124,7 +124,7 @@ class PoolPlanner:
         self.switch_s += 0.3 * (seconds - self.switch_s)
 
     def advise(
-        self, state: ClusterState, queued: Iterable[PlacementInput], drift: float, now: float, whole: bool
+        self, state: ClusterState, queued: Iterable[PlacementInput], drift: float, now: float, local: bool
     ) -> Advice | None:
         """None while there are no workers to divide, or demand is unknown.
 
@@ -137,7 +137,7 @@ class PoolPlanner:
         rates[[OUTPUT, READ]] *= drift
         if workers < 2 or rates[REQUESTS] <= 0.0:
             return None
-        work = project(rates, prefill, decode, queued, now, whole)
+        work = project(rates, prefill, decode, queued, now, local)
         best = work.best(workers)
         new, output = float(rates[NEW]), float(rates[OUTPUT])
         expected = (
@@ -164,7 +164,7 @@ def project(
     decode: Sequence[WorkerView],
     queued: Iterable[PlacementInput],
     now: float,
-    whole: bool,
+    local: bool,
 ) -> Projection:
     """The future work of both pools, priced by the workers' own latency models."""
     computing, decoding = mean_costs(prefill or decode), mean_costs(decode or prefill)
@@ -178,7 +178,7 @@ def project(
 
     token_s = computing.step_s / info.chunk_tokens + computing.prefill_token_s
     coming_s = token_s * float(rates[NEW]) + computing.prefill_pair_s * float(rates[PAIRS])
-    begun_s = sum(max(view.busy_until_s - now, 0.0) for view in (*prefill, *decode))
+    begun_s = sum(max(view.backlog_ends_s - now, 0.0) for view in (*prefill, *decode))
     waiting_s = len(waiting) * coming_s / requests
     prefilling = coming_s + (begun_s + waiting_s) / HORIZON_S
 
@@ -192,7 +192,7 @@ def project(
 
     each_s = decoding.decode_s + decoding.context_token_s * context
     beside_s = each_s * batch * min(busy / max(len(decode), 1), 1.0)
-    spare = WHOLE_EFFICIENCY if whole and fits_beside(rates, computing, info, beside_s, tpot_s) else 0.0
+    spare = LOCAL_EFFICIENCY if local and fits_beside(rates, computing, info, beside_s, tpot_s) else 0.0
     return Projection(prefilling, busy, spare)
 
 

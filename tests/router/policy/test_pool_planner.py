@@ -35,7 +35,7 @@ def fed(rate_s: float, prompt: int, answer: int, seconds: float = 60.0, tpot_s: 
 
 def advise(planner: PoolPlanner, state: ClusterState, now: float = 60.0) -> Advice:
     """Under a placement that hands every request over."""
-    advice = planner.advise(state, (), 1.0, now, whole=False)
+    advice = planner.advise(state, (), 1.0, now, local=False)
     assert advice is not None
     return advice
 
@@ -60,7 +60,7 @@ def test_it_expects_the_tokens_that_came() -> None:
 
 def test_longer_answers_than_predicted_count_as_they_are() -> None:
     planner, state = fed(10.0, 100, 100), cluster_of(*names(2, 2))
-    drifted = planner.advise(state, (), 3.0, 60.0, whole=False)
+    drifted = planner.advise(state, (), 3.0, 60.0, local=False)
     assert drifted is not None
     assert drifted.output_tokens_per_s == pytest.approx(3 * advise(planner, state).output_tokens_per_s)
 
@@ -80,7 +80,7 @@ def test_what_waits_counts_beside_what_comes() -> None:
             occupy(state, worker, 2.0)
     assert advise(planner, state, 0.0).prefill > before.prefill
     queue = [PlacementInput(f"q{index}", 2000, output=point(200)) for index in range(300)]
-    queued = planner.advise(cluster_of(*names(2, 2)), queue, 1.0, 0.0, whole=False)
+    queued = planner.advise(cluster_of(*names(2, 2)), queue, 1.0, 0.0, local=False)
     assert queued is not None
     assert queued.prefill >= before.prefill
 
@@ -135,11 +135,11 @@ def test_chance_does_not_move_the_prediction_and_a_shift_does() -> None:
 @settings(deadline=None, max_examples=200)
 @given(
     rate=RATES, prompt=TOKENS, answer=TOKENS, prefill=st.integers(0, 9), decoding=st.integers(0, 9),
-    tpot_s=st.none() | st.floats(1e-4, 10.0), whole=st.booleans(), drift=st.floats(0.01, 100.0),
+    tpot_s=st.none() | st.floats(1e-4, 10.0), local=st.booleans(), drift=st.floats(0.01, 100.0),
     queued=st.integers(0, 50), now=st.floats(0.0, 1e5),
 )  # fmt: skip
 def test_the_advice_empties_no_pool_and_loses_no_worker(
-    rate: float, prompt: int, answer: int, prefill: int, decoding: int, tpot_s: float | None, whole: bool,
+    rate: float, prompt: int, answer: int, prefill: int, decoding: int, tpot_s: float | None, local: bool,
     drift: float, queued: int, now: float,
 ) -> None:  # fmt: skip
     planner, state = PoolPlanner(), cluster_of(*names(prefill, decoding))
@@ -148,7 +148,7 @@ def test_the_advice_empties_no_pool_and_loses_no_worker(
     for index in range(decoding):
         decode(state, f"decode-{index}", index, tpot_s, tokens=500)
     queue = [PlacementInput(f"q{index}", prompt) for index in range(queued)]
-    advice = planner.advise(state, queue, drift, now, whole)
+    advice = planner.advise(state, queue, drift, now, local)
     if prefill + decoding < 2:
         assert advice is None
         return

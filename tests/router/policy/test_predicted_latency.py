@@ -90,7 +90,7 @@ def test_a_decode_worker_serves_the_whole_request_when_it_answers_clearly_first(
     occupy(state, "prefill-0", 0.1)
     (verdict,) = POLICY.decide([short], state, 0.0)
     assert isinstance(verdict, Place)
-    assert verdict.decision.whole
+    assert verdict.decision.local
     assert verdict.decision.prefill == "decode-0"
     assert verdict.decision.decode is None
 
@@ -220,7 +220,7 @@ def test_a_mixed_cluster_and_one_of_decode_workers_alone_serve_whole_requests() 
     for name in ("mixed-0", "decode-0"):
         (verdict,) = POLICY.decide([item()], cluster_of(name), 0.0)
         assert isinstance(verdict, Place)
-        assert verdict.decision.whole
+        assert verdict.decision.local
     assert placed(cluster_of("prefill-0"), item()) == {}
     assert placed(cluster_of(), item()) == {}
 
@@ -276,9 +276,9 @@ def test_verdicts_name_queued_requests_once_and_workers_that_fit(
             continue
         decision = verdict.decision
         role = state.workers[decision.prefill].load.role
-        assert decision.whole == (role is not RoleName.PREFILL)
+        assert decision.local == (role is not RoleName.PREFILL)
         assert decision.decode is None or state.workers[decision.decode].load.role is RoleName.DECODE
-        assert not (decision.whole and decision.decode)
+        assert not (decision.local and decision.decode)
         assert decision.prefill == decision.candidates[0].worker
         pages = request.num_tokens // PAGE_SIZE + 1
         assert state.workers[decision.prefill].info.num_pages >= pages - len(request.page_keys)

@@ -165,8 +165,8 @@ def test_latency_headroom_prefills_on_the_decode_worker_what_is_nearly_cached_th
     (far,) = LatencyHeadroom().decide([item(1056, page_keys=PREFIX)], state, 0.0)
     assert isinstance(near, Place)
     assert isinstance(far, Place)
-    assert (near.decision.prefill, near.decision.whole) == ("decode-0", True)
-    assert (far.decision.prefill, far.decision.whole) == ("prefill-0", False)
+    assert (near.decision.prefill, near.decision.local) == ("decode-0", True)
+    assert (far.decision.prefill, far.decision.local) == ("prefill-0", False)
 
 
 def test_power_of_two_weighs_tokens_for_prefill_and_long_answers_for_decode() -> None:
@@ -188,7 +188,7 @@ def test_every_policy_serves_a_cluster_without_two_pools_and_waits_for_one_that_
     for only in ("mixed-0", "decode-0"):
         (verdict,) = make_policy(name).decide([item()], cluster_of(only), 0.0)
         assert isinstance(verdict, Place)
-        assert verdict.decision.whole
+        assert verdict.decision.local
     assert make_policy(name).decide([item()], cluster_of("prefill-0"), 0.0) == []
     assert make_policy(name).decide([], cluster_of(*WORKERS), 0.0) == []
     assert make_policy(name).find_decode(item(), cluster_of("prefill-0"), None, 0.0) is None
@@ -204,8 +204,8 @@ def test_a_policy_gives_whole_requests_to_a_decode_pool_beside_a_prefill_pool_if
             for worker in ("prefill-0", "prefill-1"):
                 send(state, worker, *[2000] * prompts_before)
             verdicts = policy.decide([item(tokens, ttft_s=0.5, tpot_s=0.5)], state, 0.0)
-            whole |= {verdict.decision.whole for verdict in verdicts if isinstance(verdict, Place)}
-    assert (True in whole) == policy.serves_whole
+            whole |= {verdict.decision.local for verdict in verdicts if isinstance(verdict, Place)}
+    assert (True in whole) == policy.serves_locally
 
 
 def test_an_unknown_policy_is_answered_with_the_known_ones() -> None:

@@ -8,7 +8,7 @@ EVERY_S = 5.0
 
 
 @dataclass(slots=True, eq=False)
-class Complaints:
+class LogRateLimit:
     """Counts suppressed lines, and reports the count with the next line."""
 
     _next_s: float = float("-inf")

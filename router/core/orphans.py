@@ -1,6 +1,6 @@
 """Sequences that workers kept over a router restart, until their clients resume. Pure.
 
-A client claims its sequence by asking for the same request again: same id and same digest, which names the tenant too.
+A client claims its sequence by sending the same request again: same id and same digest, which covers the tenant too.
 A sequence that is claimed by another request, held twice, no longer needed or not claimed in time is cancelled.
 """
 
@@ -10,31 +10,31 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import takewhile
 
-from baton.protocol.messages import Cancel, HeldSequence
+from baton.protocol.messages import Cancel, DetachedSequence
 from baton.protocol.request import Request
-from baton.router.core.commands import Tell
+from baton.router.core.commands import SendToWorker
 
-MAX_UNCLAIMED = 1 << 16
+MAX_ORPHANS = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
-class _Unclaimed:
+class _Orphan:
     worker: str
-    held: HeldSequence
+    held: DetachedSequence
     until_s: float
 
     @property
-    def order(self) -> Tell:
-        return Tell(self.worker, Cancel(self.held.request_id))
+    def order(self) -> SendToWorker:
+        return SendToWorker(self.worker, Cancel(self.held.request_id))
 
 
 @dataclass(eq=False)
-class Unclaimed:
+class Orphans:
     """Each sequence once, by request id. The caller sends the orders that methods return."""
 
     claim_within_s: float
-    most: int = MAX_UNCLAIMED
-    _sequences: dict[str, _Unclaimed] = field(default_factory=dict)  # oldest first
+    most: int = MAX_ORPHANS
+    _sequences: dict[str, _Orphan] = field(default_factory=dict)  # oldest first
 
     def __len__(self) -> int:
         return len(self._sequences)
@@ -42,11 +42,11 @@ class Unclaimed:
     def __contains__(self, request_id: str) -> bool:
         return request_id in self._sequences
 
-    def offer(self, worker: str, held: Iterable[HeldSequence], now: float) -> list[Tell]:
+    def offer(self, worker: str, held: Iterable[DetachedSequence], now: float) -> list[SendToWorker]:
         """A worker's kept sequences. If two hold the same one, the one that is further along continues."""
         orders = []
         for sequence in held:
-            fresh = _Unclaimed(worker, sequence, now + self.claim_within_s)
+            fresh = _Orphan(worker, sequence, now + self.claim_within_s)
             known = self._sequences.get(sequence.request_id)
             unwanted = not self.claim_within_s or (known is None and len(self) >= self.most)
             if unwanted or (known is not None and known.held.num_tokens >= sequence.num_tokens):
@@ -56,7 +56,7 @@ class Unclaimed:
                 self._sequences[sequence.request_id] = fresh
         return orders
 
-    def claim(self, request: Request, num_emitted: int) -> tuple[str | None, list[Tell]]:
+    def claim(self, request: Request, num_emitted: int) -> tuple[str | None, list[SendToWorker]]:
         """The worker that continues the request after `num_emitted` tokens; None if it must be computed again."""
         known = self._sequences.pop(request.request_id, None)
         if known is None:
@@ -65,12 +65,12 @@ class Unclaimed:
             return None, [known.order]
         return known.worker, []
 
-    def drop(self, request_id: str) -> list[Tell]:
+    def drop(self, request_id: str) -> list[SendToWorker]:
         """The request continues elsewhere."""
         known = self._sequences.pop(request_id, None)
         return [known.order] if known is not None else []
 
-    def expired(self, now: float) -> list[Tell]:
+    def expired(self, now: float) -> list[SendToWorker]:
         """Cancel sequences that were not claimed in time."""
         late = list(takewhile(lambda one: now >= one.until_s, self._sequences.values()))
         return [order for one in late for order in self.drop(one.held.request_id)]
@@ -81,6 +81,6 @@ class Unclaimed:
         for request_id in gone:
             del self._sequences[request_id]
 
-    def on(self, worker: str) -> dict[str, HeldSequence]:
-        """The worker's unclaimed sequences, by request id."""
+    def on(self, worker: str) -> dict[str, DetachedSequence]:
+        """The worker's orphans sequences, by request id."""
         return {request_id: one.held for request_id, one in self._sequences.items() if one.worker == worker}

@@ -1,8 +1,8 @@
 """Replay buffer: output of running and recently ended sequences, for a restarted router.
 
-Until a router asks for a sequence it is *muted* (detached): it keeps decoding, and its tokens are buffered here.
+Until a router asks for a sequence it is *detached* (detached): it keeps decoding, and its tokens are buffered here.
 
-    running ──new router──► muted ──ContinueSequence: replay from an index──► running
+    running ──new router──► detached ──AdoptSequence: replay from an index──► running
        └──── ended ────► kept ◄── ended ──┘     until it is replayed, cancelled, too old, or one of too many
 """
 
@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from baton.engine.sequence import Sequence
-from baton.protocol.messages import HeldSequence, TokenOutput
+from baton.protocol.messages import DetachedSequence, TokenOutput
 from baton.protocol.request import FinishReason
 
 KEPT_ENDED = 1024
@@ -34,7 +34,7 @@ class _Ended:
 
 
 @dataclass(eq=False)
-class TokenLog:
+class ReplayBuffer:
     """Token ids are in the sequences; only log-probabilities are kept beside them, if requested.
 
     `keep_ended_s` bounds how long an ended sequence can be replayed; counts and bytes are bounded too, the oldest
@@ -46,7 +46,7 @@ class TokenLog:
     most_bytes: int = KEPT_BYTES
     _ended: OrderedDict[str, _Ended] = field(default_factory=OrderedDict)  # oldest first
     _ended_bytes: int = 0
-    _muted: set[str] = field(default_factory=set)
+    _detached: set[str] = field(default_factory=set)
     _likely: OrderedDict[str, list[TokenOutput]] = field(default_factory=OrderedDict)
     _likely_bytes: int = 0
 
@@ -65,11 +65,11 @@ class TokenLog:
             self._likely_bytes += _num_bytes(output)
             while self._likely_bytes > self.most_bytes:
                 self._forget_likely(next(iter(self._likely)))
-        return output.request_id not in self._muted
+        return output.request_id not in self._detached
 
     def on_ended(self, sequence: Sequence, finish: FinishReason, now: float) -> None:
         """The sequence is complete, and has no pages any more. Its last tokens may not have reached a client."""
-        self._muted.discard(sequence.request_id)
+        self._detached.discard(sequence.request_id)
         ended = self._ended[sequence.request_id] = _Ended(sequence, finish, now)
         self._ended_bytes += ended.num_bytes
         while len(self._ended) > self.most_ended or self._ended_bytes > self.most_bytes:
@@ -77,7 +77,7 @@ class TokenLog:
 
     def forget(self, request_id: str) -> None:
         """The sequence will not be replayed, or another one has its id."""
-        self._muted.discard(request_id)
+        self._detached.discard(request_id)
         self._forget_likely(request_id)
         ended = self._ended.pop(request_id, None)
         if ended is not None:
@@ -91,15 +91,15 @@ class TokenLog:
                 return
             self.forget(request_id)
 
-    def mute(self, running: Iterable[Sequence]) -> tuple[HeldSequence, ...]:
+    def detach(self, running: Iterable[Sequence]) -> tuple[DetachedSequence, ...]:
         """The router is gone: detach all sequences until a new router asks, and return those it may adopt."""
         held = {ended.sequence.request_id: _held(ended.sequence) for ended in self._ended.values()}
         for sequence in running:
-            self._muted.add(sequence.request_id)
+            self._detached.add(sequence.request_id)
             held[sequence.request_id] = _held(sequence)
         return tuple(held.values())
 
-    def tell(self, request_id: str, running: Sequence | None, from_index: int) -> list[TokenOutput] | None:
+    def replay(self, request_id: str, running: Sequence | None, from_index: int) -> list[TokenOutput] | None:
         """The output from an index on; a running sequence is attached again. None if it cannot be replayed."""
         ended = self._ended.get(request_id)
         sequence = running or (ended.sequence if ended is not None else None)
@@ -113,7 +113,7 @@ class TokenLog:
             told = [output for output in likely if output.index >= from_index]
             if len(told) != sequence.num_output - from_index:
                 return None
-        self._muted.discard(request_id)
+        self._detached.discard(request_id)
         if told and running is None and ended is not None:
             told[-1].finish = ended.finish
         return told
@@ -127,6 +127,6 @@ def _num_bytes(output: TokenOutput) -> int:
     return OUTPUT_BYTES + LIKELY_BYTES * len(output.top_logprobs)
 
 
-def _held(sequence: Sequence) -> HeldSequence:
+def _held(sequence: Sequence) -> DetachedSequence:
     request = sequence.request
-    return HeldSequence(request.request_id, request.digest, sequence.num_output, request.max_total_tokens)
+    return DetachedSequence(request.request_id, request.digest, sequence.num_output, request.max_total_tokens)

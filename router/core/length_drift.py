@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
-from baton.router.core.record import Record
+from baton.router.core.live_request import LiveRequest
 
 WINDOW_S = 20.0  # age of the requests that count
 LOOKED_AT = 500  # of them, evenly chosen
@@ -21,31 +21,31 @@ KEPT = 1000  # of them at most: every one of them keeps its prompt
 class RecentAnswers:
     """The requests of the last WINDOW_S seconds, or every second, fourth and so on at high rates."""
 
-    _records: deque[tuple[float, Record]] = field(default_factory=deque)
+    _requests: deque[tuple[float, LiveRequest]] = field(default_factory=deque)
     _every: int = 1
     _count: int = 0
 
-    def add(self, record: Record, now: float) -> None:
+    def add(self, record: LiveRequest, now: float) -> None:
         self._drop(now)
         self._count += 1
         if self._count % self._every == 0:
-            self._records.append((now, record))
-        if len(self._records) > KEPT:
-            self._records = deque(list(self._records)[::2])
+            self._requests.append((now, record))
+        if len(self._requests) > KEPT:
+            self._requests = deque(list(self._requests)[::2])
             self._every *= 2
 
     def _drop(self, now: float) -> None:
-        while self._records and self._records[0][0] < now - WINDOW_S:
-            self._records.popleft()
-        if len(self._records) < KEPT // 4:
+        while self._requests and self._requests[0][0] < now - WINDOW_S:
+            self._requests.popleft()
+        if len(self._requests) < KEPT // 4:
             self._every = max(1, self._every // 2)
 
     def drift(self, now: float) -> float:
         """Tokens of recent answers, as known now, relative to the prediction on arrival; 1 without any."""
         self._drop(now)
         known = predicted = 0.0
-        step = len(self._records) // LOOKED_AT + 1
-        for _, record in list(self._records)[::step]:
+        step = len(self._requests) // LOOKED_AT + 1
+        for _, record in list(self._requests)[::step]:
             emitted = len(record.stream.token_ids)
             if not emitted:
                 continue  # refused, or without output: no information

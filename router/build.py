@@ -12,7 +12,7 @@ from pathlib import Path
 import grpc
 
 from baton.config.access import check_access
-from baton.config.plan import RouterAddresses, RouterPlan
+from baton.config.plan import RouterAddresses, RouterConfig
 from baton.engine.checkpoint import model_id, read_config, resolve_model
 from baton.engine.tokenizer import Tokenizer
 from baton.logs import log
@@ -33,7 +33,7 @@ from baton.router.worker_link import WorkerLink
 class RunningRouter:
     """A router that serves clients on `port` and operators on `admin_port`."""
 
-    plan: RouterPlan
+    plan: RouterConfig
     driver: Driver
     server: grpc.aio.Server
     port: int
@@ -73,7 +73,7 @@ def load_learned(path: Path | None) -> OutputLength:
         return OutputLength()
 
 
-async def start_router(plan: RouterPlan, state: ClusterState | None = None) -> RunningRouter:
+async def start_router(plan: RouterConfig, state: ClusterState | None = None) -> RunningRouter:
     """Start a router on the running event loop; raises `ConfigError` when its plan cannot or must not be served.
 
     `state` replaces the router's own view of its workers, for a test that also records their reports.

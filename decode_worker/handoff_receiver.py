@@ -12,14 +12,14 @@ from baton.protocol.prefix_hash import tenant_root
 
 
 @dataclass(slots=True, eq=False)
-class _Inbound:
+class _Incoming:
     sequence: Sequence
     reservation: Reservation
     state: HandoffState = HandoffState.RESERVED
 
 
 @dataclass(eq=False)
-class Inbound:
+class HandoffReceiver:
     """Every open reservation of a worker. Pages leave it in exactly two ways: `commit` or `release`.
 
     A cancelled reservation keeps its pages until `release`: the writer may not have drained yet, and a late write
@@ -30,7 +30,7 @@ class Inbound:
     agent: str
     model_id: str
     share_prefixes: bool = False  # between tenants
-    _open: dict[str, _Inbound] = field(default_factory=dict)
+    _open: dict[str, _Incoming] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self._open)
@@ -65,7 +65,7 @@ class Inbound:
             cached_pages,
             len(sequence.tokens),
         )
-        self._open[reservation_id] = _Inbound(sequence, reservation)
+        self._open[reservation_id] = _Incoming(sequence, reservation)
         return reservation
 
     def pages(self, reservation_id: str) -> tuple[int, ...]:

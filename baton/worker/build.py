@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import torch
 
-from baton.config.plan import WorkerPlan
+from baton.config.plan import WorkerConfig
 from baton.engine.batch import StepBudget
 from baton.engine.checkpoint import read_config, resolve_model
 from baton.engine.host_pages import HostPages
@@ -22,7 +22,7 @@ from baton.worker.loop import WorkerLoop
 from baton.worker.router_link import RouterLink
 
 
-def assemble(plan: WorkerPlan, incarnation: str, host: str, tell: Callable[[str], None]) -> WorkerLoop:
+def assemble(plan: WorkerConfig, incarnation: str, host: str, tell: Callable[[str], None]) -> WorkerLoop:
     """A worker ready to run; `tell` receives progress lines."""
     engine = plan.engine
     torch.set_num_threads(engine.threads)

@@ -1,9 +1,9 @@
 """Pairs of workers that cannot exchange pages, though the router reaches both. Pure.
 
-    whole ──a write stalls──► apart ──every write between them has ended, well──────────► whole
-      └─────a write fails───► apart ──every write has ended──► both drop the other ──a while──► reconnected ──► whole
+    reachable ──a write stalls──► unreachable ──every write between them has ended well──► reachable
+        └───────a write fails───► unreachable ──every write has ended──► both disconnect ─► reconnect ──► reachable
 
-A stalled write is not cancelled: it may arrive whenever the network is back (quarantine.py holds its pages
+A stalled write is not cancelled: it may arrive whenever the network is back (write_fence.py holds its pages
 until it has ended), and its end shows that the network is back. A failed connection does not recover by itself.
 """
 
@@ -15,8 +15,8 @@ from baton.protocol.handoff import HandoffOutcome
 from baton.protocol.link_rate import slow_link
 from baton.protocol.messages import LinkMeasured, PeerJoined, PeerLeft
 from baton.protocol.worker import Endpoint
-from baton.router.core.commands import Tell
-from baton.router.core.quarantine import Quarantine
+from baton.router.core.commands import SendToWorker
+from baton.router.core.write_fence import WriteFence
 from baton.router.policy.cluster_state import ClusterState
 
 RELINK_AFTER_S = 10.0  # between dropping each other and the next try
@@ -43,35 +43,35 @@ class LinkRate:
 
 
 @dataclass(eq=False)
-class PeerLinks:
-    """Unreachable pairs of workers (`ClusterState.apart` has them for placement), and measured rates."""
+class PartitionTracker:
+    """Unreachable pairs of workers (`ClusterState.unreachable` has them for placement), and measured rates."""
 
     state: ClusterState
-    quarantine: Quarantine
+    fence: WriteFence
     _broken: dict[Pair, _Broken] = field(default_factory=dict)
     _measured: dict[tuple[str, str], LinkMeasured] = field(default_factory=dict)  # by (source, target)
 
     def stalled(self, source: str, reservation_id: str) -> None:
         """A write of the worker into the reservation is stalled."""
-        self.quarantine.stalled(reservation_id)
+        self.fence.stalled(reservation_id)
         self._break(source, reservation_id, failed=False)
 
     def ended(self, source: str, reservation_id: str, outcome: HandoffOutcome) -> None:
-        """The worker's handoff into the reservation is over; call it before the quarantine forgets it."""
+        """The worker's handoff into the reservation is over; call it before the fence forgets it."""
         if outcome is HandoffOutcome.FAILED:
             self._break(source, reservation_id, failed=True)
 
     def _break(self, source: str, reservation_id: str, failed: bool) -> None:
-        target = self.quarantine.target(reservation_id, source)
+        target = self.fence.target(reservation_id, source)
         if target is None or not {source, target} <= self.state.workers.keys():
             return
         broken = self._broken.setdefault(_pair(source, target), _Broken())
         broken.failed |= failed
-        self._set_apart(_pair(source, target), True)
+        self._set_unreachable(_pair(source, target), True)
 
-    def apart(self, reservation_id: str, source: str) -> bool:
+    def unreachable(self, reservation_id: str, source: str) -> bool:
         """Whether the worker is known to be unable to reach the reservation's worker."""
-        target = self.quarantine.target(reservation_id, source)
+        target = self.fence.target(reservation_id, source)
         return target is not None and _pair(source, target) in self._broken
 
     def forget(self, worker: str) -> None:
@@ -98,20 +98,20 @@ class PeerLinks:
             rates.append(LinkRate(source, target, one.num_bytes, one.seconds, same_host, warning))
         return rates
 
-    def due(self, now: float) -> list[Tell]:
+    def due(self, now: float) -> list[SendToWorker]:
         """The messages due to workers of broken pairs."""
-        orders: list[Tell] = []
+        orders: list[SendToWorker] = []
         for pair, broken in sorted(self._broken.items(), key=lambda item: item[0]):
-            if self.quarantine.between(*pair):
+            if self.fence.between(*pair):
                 continue
             if broken.failed and broken.dropped_s is None:
                 broken.dropped_s = now
-                orders += [Tell(name, PeerLeft(self._endpoint(other).agent)) for name, other in _both(pair)]
+                orders += [SendToWorker(name, PeerLeft(self._endpoint(other).agent)) for name, other in _both(pair)]
             elif broken.dropped_s is None:
                 self._mend(pair)
             elif now - broken.dropped_s >= RELINK_AFTER_S:
                 self._mend(pair)
-                orders += [Tell(name, self._joined(other)) for name, other in _both(pair)]
+                orders += [SendToWorker(name, self._joined(other)) for name, other in _both(pair)]
         return orders
 
     def _joined(self, worker: str) -> PeerJoined:
@@ -122,14 +122,14 @@ class PeerLinks:
 
     def _mend(self, pair: Pair) -> None:
         del self._broken[pair]
-        self._set_apart(pair, False)
+        self._set_unreachable(pair, False)
 
-    def _set_apart(self, pair: Pair, apart: bool) -> None:
+    def _set_unreachable(self, pair: Pair, unreachable: bool) -> None:
         for name, other in _both(pair):
-            others = self.state.apart.setdefault(name, set())
-            (others.add if apart else others.discard)(other)
+            others = self.state.unreachable.setdefault(name, set())
+            (others.add if unreachable else others.discard)(other)
             if not others:
-                del self.state.apart[name]
+                del self.state.unreachable[name]
             if name in self.state.workers:
                 self.state.sync(self.state.workers[name])
 

@@ -9,8 +9,8 @@ import grpc
 
 from baton.protocol.errors import BatonError
 from baton.router.access.access import Access
-from baton.router.access.failure import abort
-from baton.router.access.reloaded import Reloaded
+from baton.router.access.hot_reload import Reloaded
+from baton.router.access.status_mapping import abort
 
 OPEN_METHODS = "/grpc.health.v1.Health/"  # health checkers have no token
 

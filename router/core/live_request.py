@@ -40,7 +40,7 @@ class Completion:
 
 
 @dataclass(slots=True, eq=False)
-class Record:
+class LiveRequest:
     """One live request. It leaves the router when its life cycle stops, which may be after the client is gone."""
 
     request: Request
@@ -58,8 +58,8 @@ class Record:
     closed: bool = False  # the client's stream has ended
     reservation_id: str = ""  # for which the decode worker expects the sequence
     reserved_on: dict[str, str] = field(default_factory=dict)  # reservation id → worker
-    tied: set[str] = field(default_factory=set)  # workers that may hold something for it
-    given: set[str] = field(default_factory=set)  # workers ever assigned part of it: their messages about it count
+    holders: set[str] = field(default_factory=set)  # workers that may hold something for it
+    assignees: set[str] = field(default_factory=set)  # workers ever assigned part of it: their messages about it count
     decoding: bool = False  # the decode worker runs it
     committed_id: str = ""  # the reservation whose pages it runs on; empty where it was computed
     migrating: bool = False  # a migration away from the decode worker is in progress
@@ -143,9 +143,9 @@ def name_pages(request: Request, state: ClusterState) -> tuple[int, ...]:
     return page_keys(page_hashes(request.prompt, layout.page_size, root))
 
 
-def open_record(
+def open_request(
     request: Request, stream: OutputStream, state: ClusterState, output_length: OutputLength, now: float
-) -> Record:
+) -> LiveRequest:
     """A request as it enters the router: its pages named, its output predicted.
 
     Without a worker the page size is unknown: pages are named when one registers.
@@ -153,10 +153,10 @@ def open_record(
     keys = name_pages(request, state)
     nodes = chain_nodes(keys, next(iter(state.workers.values())).info.page_size) if keys else ()
     prediction = output_length.predict(nodes, request.tenant, len(request.prompt), request.sampling.max_tokens)
-    return Record(request, lifecycle(request.request_id), stream, Latency(now), keys, prediction)
+    return LiveRequest(request, lifecycle(request.request_id), stream, Latency(now), keys, prediction)
 
 
-def overdue(records: Iterable[Record], now: float) -> list[tuple[str, Stopped]]:
+def overdue(records: Iterable[LiveRequest], now: float) -> list[tuple[str, Stopped]]:
     """A `Stopped` event for every request whose deadline has passed while its client waits."""
     error = DeadlineExceeded("The deadline passed before the answer was complete.")
     return [

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from baton.protocol.request import Request, SamplingParams
 from baton.router.core.latency import Latency
+from baton.router.core.length_drift import KEPT, WINDOW_S, RecentAnswers
 from baton.router.core.lifecycle import lifecycle
-from baton.router.core.recent_answers import KEPT, WINDOW_S, RecentAnswers
-from baton.router.core.record import Record
+from baton.router.core.live_request import LiveRequest
 from baton.router.core.stream import OutputStream
 from baton.router.policy.length_distribution import point
 from baton.router.policy.output_length import Prediction
 
 
-def _record(index: int, emitted: int, predicted: int = 10) -> Record:
+def _record(index: int, emitted: int, predicted: int = 10) -> LiveRequest:
     request = Request(f"r{index}", (1, 2, 3), SamplingParams(max_tokens=1000), 0.0)
     stream = OutputStream(request, None)
     stream.resume([5] * emitted)
-    record = Record(
+    record = LiveRequest(
         request, lifecycle(request.request_id), stream, Latency(0.0), (), Prediction(point(predicted), (), ())
     )
     record.closed = True
@@ -27,8 +27,8 @@ def test_a_flood_of_requests_keeps_a_bounded_share_of_them_spread_over_the_windo
     recent = RecentAnswers()
     for index in range(20 * KEPT):
         recent.add(_record(index, 20), now=index * WINDOW_S / (20 * KEPT))
-        assert len(recent._records) <= KEPT
-    moments = [moment for moment, _ in recent._records]
+        assert len(recent._requests) <= KEPT
+    moments = [moment for moment, _ in recent._requests]
     assert moments == sorted(moments)
     assert moments[0] < WINDOW_S / 10
     assert recent.drift(WINDOW_S * 0.99) == 2.0

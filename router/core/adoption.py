@@ -10,35 +10,35 @@ from dataclasses import dataclass, field
 
 from baton.config.schema import RouterSection
 from baton.protocol.messages import Cancel, Register
-from baton.router.core.commands import Tell
+from baton.router.core.commands import SendToWorker
 from baton.router.core.dispatch import Dispatch
 from baton.router.core.explanation import Explanations
 from baton.router.core.life_events import Held
-from baton.router.core.record import Record
-from baton.router.core.unclaimed import Unclaimed
+from baton.router.core.live_request import LiveRequest
+from baton.router.core.orphans import Orphans
 from baton.router.policy.routing import RoutingDecision
 
 RESUME_WAIT_S = 2.0  # after the start: how long resumed requests wait for workers to join
-Claim = Tell | tuple[str, Held]
+Claim = SendToWorker | tuple[str, Held]
 """A command for the shell, or an event for the life cycle of a request."""
 
 
 @dataclass(eq=False)
-class Claims:
+class Adoption:
     """A request that continues where it ran leaves the queue at once."""
 
     dispatch: Dispatch
     explanations: Explanations
-    records: Mapping[str, Record]
+    records: Mapping[str, LiveRequest]
     config: RouterSection
     started_s: float  # of the router
     continued: int = 0
-    unclaimed: Unclaimed = field(init=False)
+    orphans: Orphans = field(init=False)
 
     def __post_init__(self) -> None:
-        self.unclaimed = Unclaimed(self.config.claim_within_s)
+        self.orphans = Orphans(self.config.claim_within_s)
 
-    def on_submitted(self, record: Record, resumed: bool) -> list[Claim]:
+    def on_submitted(self, record: LiveRequest, resumed: bool) -> list[Claim]:
         """A request has arrived, or (`resumed`) asks for the rest of its stream."""
         actions = self._claim(record)
         if resumed and self.config.claim_within_s and self.dispatch.queues(record.request_id):
@@ -49,17 +49,17 @@ class Claims:
         """Workers have joined with kept sequences; those whose requests already run elsewhere are cancelled."""
         actions: list[Claim] = []
         for worker in registered:
-            actions += self.unclaimed.offer(worker.info.name, worker.held, now)
+            actions += self.orphans.offer(worker.info.name, worker.held, now)
             for sequence in worker.held:
                 record = self.records.get(sequence.request_id)
                 if record is not None and self.dispatch.queues(sequence.request_id):
                     actions += self._claim(record)
                 elif record is not None:
-                    actions += self.unclaimed.drop(sequence.request_id)
+                    actions += self.orphans.drop(sequence.request_id)
         return actions
 
-    def _claim(self, record: Record) -> list[Claim]:
-        worker, orders = self.unclaimed.claim(record.request, len(record.stream.token_ids))
+    def _claim(self, record: LiveRequest) -> list[Claim]:
+        worker, orders = self.orphans.claim(record.request, len(record.stream.token_ids))
         if worker is None:
             return list(orders)
         self.continued += 1
@@ -69,6 +69,6 @@ class Claims:
         self.explanations.decided(record.request_id, policy, decision, output)
         return [*orders, (record.request_id, Held(worker))]
 
-    def too_late(self, request_id: str, event: Held) -> Tell:
+    def too_late(self, request_id: str, event: Held) -> SendToWorker:
         """The request has ended before its worker was asked to continue."""
-        return Tell(event.worker, Cancel(request_id))
+        return SendToWorker(event.worker, Cancel(request_id))

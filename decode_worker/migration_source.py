@@ -17,7 +17,7 @@ from baton.engine.page_table import give_back_pages
 from baton.engine.sequence import Sequence
 from baton.protocol.handoff import HandoffOutcome, Reservation
 from baton.protocol.messages import HandoffEnded
-from baton.worker.core.outbound import Outbound
+from baton.worker.core.handoff_sender import HandoffSender
 from baton.worker.core.role import Command, Send, WriteEnded
 from baton.worker.core.stalled_handoffs import StalledHandoffs
 
@@ -27,12 +27,12 @@ PAGES_PER_WRITE = 64  # a transport that copies inside the call must not delay t
 @dataclass(slots=True, eq=False)
 class _Departure:
     sequence: Sequence
-    outbound: Outbound
+    sender: HandoffSender
     paused_s: float | None = None
 
 
 @dataclass(eq=False)
-class Departures:
+class MigrationSource:
     """The migrating sequences. One may pause only in `on_step_ended`."""
 
     pool: PagePool
@@ -58,7 +58,7 @@ class Departures:
     def under_way(self, reservation: Reservation) -> bool:
         """Whether a sequence is migrating into it, so that its end will be reported."""
         departures = (*self._leaving.values(), *self._ended.values())
-        return any(departure.outbound.reservation == reservation for departure in departures)
+        return any(departure.sender.reservation == reservation for departure in departures)
 
     def leaving(self, request_id: str) -> bool:
         """Whether it may not be preempted: a write may be reading its pages."""
@@ -70,7 +70,7 @@ class Departures:
 
     def start(self, sequence: Sequence, reservation: Reservation) -> None:
         """Start to migrate a running sequence; `on_step_ended` sends the first pages."""
-        self._leaving[sequence.request_id] = _Departure(sequence, Outbound.to(reservation))
+        self._leaving[sequence.request_id] = _Departure(sequence, HandoffSender.to(reservation))
 
     def on_step_ended(self, now: float) -> list[Command]:
         """Send pages while no step changes a sequence."""
@@ -80,11 +80,11 @@ class Departures:
         return commands
 
     def _push(self, departure: _Departure, now: float) -> list[Command]:
-        outbound, sequence, page_size = departure.outbound, departure.sequence, self.pool.page_size
-        if outbound.in_flight or not sequence.decoding:
+        sender, sequence, page_size = departure.sender, departure.sequence, self.pool.page_size
+        if sender.in_flight or not sequence.decoding:
             return []
-        last = outbound.unsent_pages(sequence, page_size) == 0
-        write = outbound.push(sequence, page_size, last, self._write_ids, self.checksum_every, PAGES_PER_WRITE)
+        last = sender.unsent_pages(sequence, page_size) == 0
+        write = sender.push(sequence, page_size, last, self._write_ids, self.checksum_every, PAGES_PER_WRITE)
         if write is None:
             return self._settle(departure, now)
         if last:
@@ -98,8 +98,8 @@ class Departures:
         if of_stalled is not None:
             return of_stalled, None
         departure = self._of_write.pop(outcome.write_id)
-        departure.outbound.on_write_ended(outcome)
-        delivered = departure.outbound.outcome is HandoffOutcome.DELIVERED
+        departure.sender.on_write_ended(outcome)
+        delivered = departure.sender.outcome is HandoffOutcome.DELIVERED
         here = self._leaving.get(departure.sequence.request_id) is departure
         gone = departure.sequence if delivered and here else None
         return self._settle(departure, now), gone
@@ -108,17 +108,17 @@ class Departures:
         """Our writes to the peer are stalled: sequences migrating there stay, and continue at once."""
         commands: list[Command] = []
         for departure in [*self._leaving.values(), *self._ended.values()]:
-            outbound = departure.outbound
-            if outbound.reservation.agent != agent:
+            sender = departure.sender
+            if sender.reservation.agent != agent:
                 continue
-            if not outbound.in_flight:
-                outbound.error = f"{agent} takes no pages"
+            if not sender.in_flight:
+                sender.error = f"{agent} takes no pages"
                 commands += self._settle(departure, now)
                 continue
-            for write_id in outbound.in_flight:
+            for write_id in sender.in_flight:
                 del self._of_write[write_id]
-            commands.append(self._stalled.hold(departure.sequence, outbound, now))
-            if self._ended.pop(outbound.reservation.reservation_id, None) is not None:
+            commands.append(self._stalled.hold(departure.sequence, sender, now))
+            if self._ended.pop(sender.reservation.reservation_id, None) is not None:
                 give_back_pages(departure.sequence, self.pool)
             else:
                 del self._leaving[departure.sequence.request_id]
@@ -129,14 +129,14 @@ class Departures:
         departure = self._leaving.pop(sequence.request_id, None)
         if departure is None:
             return [], False
-        departure.outbound.cancelled = True
-        self._ended[departure.outbound.reservation.reservation_id] = departure
+        departure.sender.cancelled = True
+        self._ended[departure.sender.reservation.reservation_id] = departure
         return self._settle(departure, now), True
 
     def call_off(self) -> None:
         """Start no more writes."""
         for departure in self._leaving.values():
-            departure.outbound.cancelled = True
+            departure.sender.cancelled = True
 
     def give_up(self) -> None:
         """No write is in flight: sequences that have not left stay, and pages kept for writes are freed."""
@@ -147,14 +147,14 @@ class Departures:
 
     def _settle(self, departure: _Departure, now: float) -> list[Command]:
         """Report an ended migration, once, and free the pages kept for it."""
-        outbound, request_id = departure.outbound, departure.sequence.request_id
-        reservation_id = outbound.reservation.reservation_id
-        outcome = outbound.outcome
+        sender, request_id = departure.sender, departure.sequence.request_id
+        reservation_id = sender.reservation.reservation_id
+        outcome = sender.outcome
         if outcome is None:
             return []
         if self._ended.pop(reservation_id, None) is not None:
             give_back_pages(departure.sequence, self.pool)
         else:
             del self._leaving[request_id]
-        report = outbound.report(departure.paused_s, now)
-        return [Send(HandoffEnded(request_id, reservation_id, outcome, report, outbound.error))]
+        report = sender.report(departure.paused_s, now)
+        return [Send(HandoffEnded(request_id, reservation_id, outcome, report, sender.error))]

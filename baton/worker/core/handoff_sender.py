@@ -20,7 +20,7 @@ from baton.worker.core.role import WriteEnded, WritePages
 
 
 @dataclass(slots=True, eq=False)
-class Outbound:
+class HandoffSender:
     """Pushes a sequence's pages into a reservation as they are computed.
 
     The last pages wait for the earlier writes, because the notice that travels with them promises that everything
@@ -41,7 +41,7 @@ class Outbound:
     transfer_s: float = 0.0
 
     @classmethod
-    def to(cls, reservation: Reservation) -> Outbound:
+    def to(cls, reservation: Reservation) -> HandoffSender:
         return cls(reservation, reservation.cached_pages)
 
     def unsent_pages(self, sequence: Sequence, page_size: int) -> int:
@@ -80,7 +80,7 @@ class Outbound:
             source_pages=tuple(sequence.page_table[first : self.sent]),
             target_pages=self.reservation.page_ids[first - offset : self.sent - offset],
             notice=self._notice(sequence) if last else None,
-            summed=self._summed(sequence, checksum_every) if last else (),
+            checksummed=self._checksummed(sequence, checksum_every) if last else (),
         )
         self.pages_sent += len(write.source_pages)
         self.in_flight.add(write.write_id)
@@ -88,7 +88,7 @@ class Outbound:
             self.final_write = write.write_id
         return write
 
-    def _summed(self, sequence: Sequence, every: int) -> tuple[tuple[int, int], ...]:
+    def _checksummed(self, sequence: Sequence, every: int) -> tuple[tuple[int, int], ...]:
         offset = self.reservation.cached_pages
         places = sampled(self.reservation.reservation_id, self.sent - offset, every)
         return tuple((place, sequence.page_table[place + offset]) for place in places)

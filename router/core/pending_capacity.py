@@ -11,12 +11,12 @@ from baton.protocol.worker import RoleName
 from baton.router.core.dispatch import Dispatch
 from baton.router.core.life_events import Stopped
 from baton.router.core.limits import check_capacity
-from baton.router.core.record import Record, name_pages
+from baton.router.core.live_request import LiveRequest, name_pages
 from baton.router.policy.cluster_state import ClusterState
 
 
 @dataclass(eq=False)
-class Unserved:
+class PendingCapacity:
     """`grace_s` counts from when the last decode worker was lost, or the router started."""
 
     state: ClusterState
@@ -33,7 +33,7 @@ class Unserved:
         else:
             check_capacity(request, self.state)
 
-    def answer(self, records: Mapping[str, Record], now: float) -> list[tuple[str, Stopped]]:
+    def answer(self, records: Mapping[str, LiveRequest], now: float) -> list[tuple[str, Stopped]]:
         """Release waiting requests if there is a decode worker now; returns the end of those whose grace is over."""
         self._look(now)
         if not self._waiting or self._patient(now):
@@ -51,7 +51,7 @@ class Unserved:
         self._waiting.clear()
         return refused
 
-    def _place(self, record: Record) -> None:
+    def _place(self, record: LiveRequest) -> None:
         if self.dispatch.queues(record.request_id):
             record.page_keys = name_pages(record.request, self.state)
             self.dispatch.wait(record.placement_input)

@@ -14,18 +14,18 @@ from __future__ import annotations
 from collections.abc import Container
 from dataclasses import dataclass, field
 
-from baton.router.core.commands import Tell
+from baton.router.core.commands import SendToWorker
 
 # Linux gives up 8 retries (tcp_orphan_retries) after 102 s, but looks when it would retry: at most 120 s later.
 ORPHAN_S = 240.0
 
 
 @dataclass(eq=False)
-class Quarantine:
+class WriteFence:
     """Every unanswered send order, and the releases that wait for an answer."""
 
     _sending: dict[str, tuple[str, str]] = field(default_factory=dict)  # reservation id → (source, target)
-    _held: dict[str, Tell] = field(default_factory=dict)  # by reservation id
+    _held: dict[str, SendToWorker] = field(default_factory=dict)  # by reservation id
     _stalled: set[str] = field(default_factory=set)  # reservation ids
     _aimless: set[str] = field(default_factory=set)  # reservation ids, whose target's process has ended
     _orphans: dict[str, float] = field(default_factory=dict)  # reservation id, its writer dead → nothing comes after
@@ -34,7 +34,7 @@ class Quarantine:
         """The source was told to write into the target's reservation."""
         self._sending[reservation_id] = (source, target)
 
-    def ended(self, reservation_id: str) -> list[Tell]:
+    def ended(self, reservation_id: str) -> list[SendToWorker]:
         """The source has answered and writes no more. Returns the releases that may go out now."""
         self._sending.pop(reservation_id, None)
         self._stalled.discard(reservation_id)
@@ -43,7 +43,7 @@ class Quarantine:
         held = self._held.pop(reservation_id, None)
         return [held] if held is not None else []
 
-    def release(self, reservation_id: str, order: Tell) -> list[Tell]:
+    def release(self, reservation_id: str, order: SendToWorker) -> list[SendToWorker]:
         """The order, if no write into the reservation is possible; else it is kept until then."""
         if reservation_id not in self._sending:
             return [order]
@@ -55,11 +55,11 @@ class Quarantine:
         if reservation_id in self._sending:
             self._stalled.add(reservation_id)
 
-    def gone(self, source: str) -> list[Tell]:
+    def gone(self, source: str) -> list[SendToWorker]:
         """The worker is alive, and its ordered writes have ended. Returns the releases that may go out now."""
         return [order for reservation_id in self._of(source) for order in self.ended(reservation_id)]
 
-    def died(self, worker: str, present: Container[str], now: float) -> list[Tell]:
+    def died(self, worker: str, present: Container[str], now: float) -> list[SendToWorker]:
         """Its process has ended; `present` are the workers that are not away. Returns the releases that may go out now.
 
         Writes into its own pages have no target any more.
@@ -74,7 +74,7 @@ class Quarantine:
                 over.append(one)
         return [order for one in over for order in self.ended(one)]
 
-    def expired(self, now: float) -> list[Tell]:
+    def expired(self, now: float) -> list[SendToWorker]:
         """Releases due because a dead writer's data can no longer arrive."""
         over = [reservation_id for reservation_id, until_s in self._orphans.items() if now >= until_s]
         return [order for reservation_id in over for order in self.ended(reservation_id)]
