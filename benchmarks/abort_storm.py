@@ -104,7 +104,7 @@ class Crowd:
 async def watch_pages(cluster: ProcessCluster, seconds: float) -> Verdict:
     """What is held all the while and belongs to nobody."""
     core = cluster.router.driver.core
-    audit = PageAudit(core.state, core.operations.records, core.membership.fence, core.adoption.orphans)
+    audit = PageAudit(core.state, core.operations.records, core.membership.transfers, core.adoption.orphans)
     looks = [audit.look()]
     for _ in range(round(seconds / LOOK_EVERY_S)):
         await asyncio.sleep(LOOK_EVERY_S)

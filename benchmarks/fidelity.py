@@ -19,7 +19,7 @@ import torch
 from baton.builtin_model import CHECKPOINT
 from baton.protocol.request import Request, SamplingParams
 from baton.protocol.worker import RoleName, StepSample, WorkerLoad
-from baton.router.core.live_request import Completion
+from baton.router.core.completion import Completion
 from baton.router.policy.cluster_state import ClusterState
 from baton.router.policy.latency_model import StepCosts
 from baton.router.policy.policies import make_policy

@@ -8,9 +8,9 @@ from baton.protocol.errors import InvalidRequest
 from baton.protocol.v1 import admin_pb2
 from baton.router.core.core import RouterCore
 from baton.router.core.explanation import Explanation
+from baton.router.core.link_rates import LinkRate
 from baton.router.core.operation import Drain, Migrate, Operation, OperationSpec, Rebalance, Undrain
 from baton.router.core.page_audit import Verdict
-from baton.router.core.partition_tracker import LinkRate
 from baton.router.policy.cluster_state import WorkerView
 
 

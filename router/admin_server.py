@@ -140,7 +140,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
             if not CHECK_MIN_S <= seconds <= CHECK_MAX_S:
                 raise InvalidRequest(f"Pages are watched for {CHECK_MIN_S:g} to {CHECK_MAX_S:g} seconds.")
             core = self.driver.core
-            audit = PageAudit(core.state, core.operations.records, core.membership.fence, core.adoption.orphans)
+            audit = PageAudit(core.state, core.operations.records, core.membership.transfers, core.adoption.orphans)
             looks = [audit.look()]
             for _ in range(round(seconds / LOOK_EVERY_S)):
                 await asyncio.sleep(LOOK_EVERY_S)
@@ -150,7 +150,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
     async def ListLinks(
         self, request: admin_pb2.ListLinksRequest, context: grpc.aio.ServicerContext
     ) -> admin_pb2.Links:
-        return links_message(self.driver.core.membership.links.rates())
+        return links_message(self.driver.core.membership.rates.rates())
 
 
 async def start_admin_server(

@@ -17,8 +17,8 @@ from baton.protocol.errors import BatonError, Cancelled, ConfigError, InvalidReq
 from baton.protocol.messages import RegisterAck, RouterMessage, WorkerMessage
 from baton.protocol.request import Request
 from baton.router.core.commands import Command, FinishStream, Kill, OperationUpdated, SendToWorker, StreamTokens
+from baton.router.core.completion import Completion
 from baton.router.core.core import RouterCore
-from baton.router.core.live_request import Completion
 from baton.router.core.operation import Operation, OperationSpec
 from baton.router.core.stream import TextToken
 from baton.router.core.worker_frames import WorkerFrames

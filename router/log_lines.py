@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from baton.router.core.live_request import Completion
+from baton.router.core.completion import Completion
 from baton.router.core.operation import Operation
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from baton.protocol import codec
 from baton.protocol.v1 import inference_pb2
-from baton.router.core.live_request import Completion
+from baton.router.core.completion import Completion
 from baton.router.core.stream import TextToken
 
 

@@ -24,8 +24,8 @@ from baton.router.access.access import GENERATE, Access
 from baton.router.access.credentials import Credentials
 from baton.router.access.hot_reload import Reloaded
 from baton.router.access.status_mapping import abort
+from baton.router.core.completion import Completion
 from baton.router.core.limits import TenantStreams, check_prompt, most_prompt_tokens
-from baton.router.core.live_request import Completion
 from baton.router.core.stream import TextToken
 from baton.router.driver import Driver, Subscription
 from baton.router.encoding import EncodingPool

@@ -29,11 +29,11 @@ from baton.protocol.messages import (
 from baton.protocol.request import Request, SamplingParams
 from baton.protocol.worker import Endpoint, PageLayout, RoleName, WorkerInfo
 from baton.router.core.commands import Command, FinishStream, Kill, SendToWorker, StreamTokens
+from baton.router.core.completion import Completion
 from baton.router.core.core import RouterCore
-from baton.router.core.live_request import Completion
 from baton.router.core.operation import Operation, OperationSpec, Undrain
+from baton.router.core.transfers import ORPHAN_S
 from baton.router.core.worker_frames import WorkerFrames
-from baton.router.core.write_fence import ORPHAN_S
 from baton.router.policy.cluster_state import ClusterState
 from baton.router.policy.placement import Placement
 from baton.router.policy.predicted_latency import PredictedLatency
@@ -89,6 +89,7 @@ class PureCluster:
             RouterSection(claim_within_s=CLAIM_WITHIN_S),
             ClusterState(share_prefixes=self.share_prefixes),
             started_s=started_s,
+            strict=True,
         )
 
     def add(self, name: str, role: RoleName, incarnation: int = 1) -> PureWorker:

@@ -1,18 +1,21 @@
 """The handoff of a request's KV pages from a source (prefill, or decode in a migration) to a target (decode) worker.
 
-    RESERVED ──first write──► TRANSFERRING ──final write──► DELIVERED ──notice──► COMMITTED
-       │                          │
-       └── cancel, no write ──► ABORTED ◄── writes drained or failed, source dead
+    REQUESTED ──reserved──► RESERVED ──first write──► TRANSFERRING ──final write──► DELIVERED ──notice──► COMMITTED
+        │                      │                          │   └──notice, before the source's answer──► ARRIVED ──┘
+        └──── refused ─────────┴── cancel, no write ──────┴──► ABORTED ◄── writes drained or failed, source dead
 
 | state        | source pages            | target pages                                                    |
 | ------------ | ----------------------- | --------------------------------------------------------------- |
+| REQUESTED    | held by the source      | none yet                                                        |
 | RESERVED     | held by the source      | held for the reservation, no writes                             |
 | TRANSFERRING | held until writes end   | held: a write may land at any time                              |
 | DELIVERED    | released by the source  | held for the sequence whose notice is in flight                 |
+| ARRIVED      | held until it answers   | the running sequence's                                          |
 | COMMITTED    | released                | the running sequence's                                          |
 | ABORTED      | released after draining | released once the source has drained or is known to be dead     |
 
-A stalled handoff is TRANSFERRING until its writes have ended, even if its request no longer waits for it.
+The router advances a handoff by what its two workers report; the target begins at RESERVED. A stalled handoff is
+TRANSFERRING until its writes have ended, even if its request no longer waits for it.
 """
 
 from __future__ import annotations
@@ -24,14 +27,17 @@ from baton.protocol.errors import InternalError
 
 
 class HandoffState(Enum):
+    REQUESTED = "requested"
     RESERVED = "reserved"
     TRANSFERRING = "transferring"
     DELIVERED = "delivered"
+    ARRIVED = "arrived"
     COMMITTED = "committed"
     ABORTED = "aborted"
 
 
 class HandoffStep(Enum):
+    GRANT = "grant"
     WRITE = "write"
     DELIVER = "deliver"
     COMMIT = "commit"
@@ -39,11 +45,16 @@ class HandoffStep(Enum):
 
 
 _EDGES: dict[tuple[HandoffState, HandoffStep], HandoffState] = {
+    (HandoffState.REQUESTED, HandoffStep.GRANT): HandoffState.RESERVED,
+    (HandoffState.REQUESTED, HandoffStep.ABORT): HandoffState.ABORTED,
     (HandoffState.RESERVED, HandoffStep.WRITE): HandoffState.TRANSFERRING,
     (HandoffState.RESERVED, HandoffStep.ABORT): HandoffState.ABORTED,
     (HandoffState.TRANSFERRING, HandoffStep.WRITE): HandoffState.TRANSFERRING,
     (HandoffState.TRANSFERRING, HandoffStep.DELIVER): HandoffState.DELIVERED,
     (HandoffState.TRANSFERRING, HandoffStep.ABORT): HandoffState.ABORTED,
+    (HandoffState.TRANSFERRING, HandoffStep.COMMIT): HandoffState.ARRIVED,
+    (HandoffState.ARRIVED, HandoffStep.DELIVER): HandoffState.COMMITTED,
+    (HandoffState.ARRIVED, HandoffStep.ABORT): HandoffState.ABORTED,
     (HandoffState.DELIVERED, HandoffStep.COMMIT): HandoffState.COMMITTED,
 }
 

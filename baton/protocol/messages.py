@@ -182,6 +182,14 @@ class StepOutput:
 class Reserved:
     reservation: Reservation
 
+    @property
+    def request_id(self) -> str:
+        return self.reservation.request_id
+
+    @property
+    def reservation_id(self) -> str:
+        return self.reservation.reservation_id
+
 
 @dataclass(frozen=True, slots=True)
 class ReservationRefused:

@@ -10,7 +10,7 @@ import numpy as np
 
 from baton.protocol.request import Objectives
 from baton.protocol.worker import RoleName
-from baton.router.core.live_request import Completion
+from baton.router.core.completion import Completion
 from baton.simulator.trace import TraceRequest
 from baton.simulator.worker import Gaps
 

@@ -12,15 +12,15 @@ from baton.config.schema import RouterSection
 from baton.protocol.messages import Cancel, Register
 from baton.router.core.commands import SendToWorker
 from baton.router.core.dispatch import Dispatch
+from baton.router.core.events import Adopted
 from baton.router.core.explanation import Explanations
-from baton.router.core.life_events import Held
 from baton.router.core.live_request import LiveRequest
 from baton.router.core.orphans import Orphans
 from baton.router.policy.routing import RoutingDecision
 
 RESUME_WAIT_S = 2.0  # after the start: how long resumed requests wait for workers to join
-Claim = SendToWorker | tuple[str, Held]
-"""A command for the shell, or an event for the life cycle of a request."""
+Claim = SendToWorker | tuple[str, Adopted]
+"""A command for the shell, or an event of a request."""
 
 
 @dataclass(eq=False)
@@ -67,8 +67,8 @@ class Adoption:
         decision = RoutingDecision(worker, None, True, f"continued: {worker} has kept it and goes on")
         policy, output = self.dispatch.placement.name, record.prediction.distribution
         self.explanations.decided(record.request_id, policy, decision, output)
-        return [*orders, (record.request_id, Held(worker))]
+        return [*orders, (record.request_id, Adopted(worker))]
 
-    def too_late(self, request_id: str, event: Held) -> SendToWorker:
+    def too_late(self, request_id: str, event: Adopted) -> SendToWorker:
         """The request has ended before its worker was asked to continue."""
         return SendToWorker(event.worker, Cancel(request_id))

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from baton.protocol.worker import RoleName
 from baton.router.core.commands import OperationUpdated
 from baton.router.core.dispatch import Dispatch
+from baton.router.core.events import Migrate
 from baton.router.core.length_drift import RecentAnswers
-from baton.router.core.life_events import Migrate
 from baton.router.core.live_request import LiveRequest
 from baton.router.core.operation import Migrate as MigrateSpec
 from baton.router.core.operation import Operation, Rebalance

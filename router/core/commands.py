@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from baton.protocol.messages import RouterMessage
-from baton.router.core.live_request import Completion
+from baton.router.core.completion import Completion
 from baton.router.core.operation import Operation
 from baton.router.core.stream import TextToken
 

@@ -5,7 +5,7 @@ Pure: every method takes an event and the time, and returns commands for the she
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -16,7 +16,7 @@ from baton.protocol import messages
 from baton.protocol.errors import BatonError
 from baton.protocol.messages import TokenOutput, WorkerMessage
 from baton.protocol.request import FinishReason, Request
-from baton.router.core import effects, ledger, life_events
+from baton.router.core import events, ledger
 from baton.router.core.adoption import Adoption, Claim
 from baton.router.core.automation import Automation
 from baton.router.core.commands import Command, FinishStream, SendToWorker, StreamTokens
@@ -24,13 +24,13 @@ from baton.router.core.detokenizer import Vocabulary
 from baton.router.core.dispatch import DecodeUnreachable, Dispatch, FoundDecode
 from baton.router.core.explanation import Explanations
 from baton.router.core.limits import check_id
-from baton.router.core.live_request import LiveRequest, open_request, overdue
+from baton.router.core.live_request import LiveRequest, Phase, open_request, overdue
 from baton.router.core.membership import Membership
 from baton.router.core.operation import PROBE, Operation, OperationSpec
 from baton.router.core.operations import RETRY_S, Action, Operations
 from baton.router.core.pending_capacity import PendingCapacity
+from baton.router.core.request_machine import RequestMachine, UnexpectedEvent
 from baton.router.core.stream import OutputStream, TextToken
-from baton.router.core.worker_events import life_events_of, may_report
 from baton.router.policy.cluster_state import ClusterState
 from baton.router.policy.output_length import OutputLength
 from baton.router.policy.placement import Place, Placement, Refuse
@@ -59,10 +59,14 @@ class RouterCore:
     membership: Membership = field(init=False)
     automation: Automation = field(init=False)
     _requests: dict[str, LiveRequest] = field(default_factory=dict)
-    _events: deque[tuple[str, life_events.Event]] = field(default_factory=deque)
+    unexpected_events: Counter[str] = field(default_factory=Counter)  # that no request should get; by kind
+    strict: bool = False  # raise for an unexpected event, as tests want it
+    _machine: RequestMachine = field(init=False)
+    _events: deque[tuple[str, events.Event]] = field(default_factory=deque)
     _commands: list[Command] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self._machine = RequestMachine(self.state)
         self.dispatch = Dispatch(self.placement, self.state)
         self.adoption = Adoption(self.dispatch, self.explanations, self._requests, self.config, self.started_s)
         self.pending_capacity = PendingCapacity(
@@ -95,17 +99,17 @@ class RouterCore:
         self.pending_capacity.check(request, now)
         stream = OutputStream(request, self.vocabulary)
         stream.resume(emitted[:-1])
-        record = open_request(request, stream, self.state, self.output_length, now)
+        live = open_request(request, stream, self.state, self.output_length, now)
         self.dispatch.arrived(request.tenant)
-        self._requests[request.request_id] = record
-        self.automation.on_arrival(record, now)
-        self._perform(record, next(record.life), now)
-        self._operate(self.adoption.on_submitted(record, resumed or bool(emitted)))
+        self._requests[request.request_id] = live
+        self.automation.on_arrival(live, now)
+        self.dispatch.wait(live.placement_input)
+        self._operate(self.adoption.on_submitted(live, resumed or bool(emitted)))
         return self._settle(now)
 
     def stop(self, request_id: str, error: BatonError, now: float) -> list[Command]:
         """Cancel a request: its client disconnected, or its deadline passed."""
-        self._events.append((request_id, life_events.Stopped(None, error)))
+        self._events.append((request_id, events.Stopped(None, error)))
         return self._settle(now)
 
     def tick(self, now: float) -> list[Command]:
@@ -157,14 +161,10 @@ class RouterCore:
             self._admit(now)
         elif worker in self.state.workers:
             self.state.workers[worker].last_message_s = now
-            if may_report(worker, message, self._requests):
-                self._on_worker_message(worker, message, now)
+            self._on_worker_message(worker, message, now)
         return self._settle(now)
 
     def _on_worker_message(self, worker: str, message: WorkerMessage, now: float) -> None:
-        self._events += life_events_of(worker, message, self.membership.links)
-        request_id = getattr(message, "request_id", "")
-        self._commands += ledger.apply(worker, message, self._requests.get(request_id), self.state, self.membership)
         match message:
             case messages.StepOutput(tokens):
                 for request_id, outputs in groupby(tokens, _request_id):
@@ -175,40 +175,63 @@ class RouterCore:
             case messages.PagesChanged():
                 if not self.state.on_pages(worker, message):
                     self._commands.append(SendToWorker(worker, messages.ResyncPages()))
+            case messages.LinkMeasured():
+                self.membership.rates.measured(worker, message)
             case messages.RoleChanged(role, epoch, _):
                 self.state.change_role(worker, role, epoch)
                 self._operate(self.operations.on_role_changed(worker, message, now))
-            case messages.RequestFailed() if request_id.startswith(PROBE):
-                self.operations.on_probe(worker, message, now)
             case messages.Goodbye(_, failed):
                 self._lose(worker, True, now, died=failed)
                 if not failed:
                     self.state.uncordon(worker)
+            case messages.Register() | messages.Alive():
+                pass
+            case _:
+                self._on_request_message(worker, message, now)
+
+    def _on_request_message(self, worker: str, message: events.Message, now: float) -> None:
+        """A message about one request; it is ignored if the worker was never assigned that."""
+        live = self._requests.get(message.request_id)
+        if live is not None and worker not in live.assignees:
+            return
+        transfers, unreachable = self.membership.transfers, False
+        match message:
+            case messages.Reserved():
+                self.state.grant(worker, message.reservation_id)
+            case messages.ReservationRefused(reservation_id):
+                self.state.refuse(worker, reservation_id)
+            case messages.HandoffEnded(_, reservation_id):
+                unreachable = transfers.unreachable(worker, reservation_id)
+                self._commands += transfers.on_ended(worker, message)
+            case messages.HandoffStalled(_, reservation_id):
+                transfers.on_stalled(worker, reservation_id)
+            case messages.RequestFailed(request_id) if request_id.startswith(PROBE):
+                self.operations.on_probe(worker, message, now)
+        self._events.append((message.request_id, events.Reported(worker, message, unreachable)))
 
     def _on_tokens(self, worker: str, request_id: str, outputs: Iterable[TokenOutput], now: float) -> None:
-        record = self._requests.get(request_id)
-        if record is None or record.closed or worker not in record.assignees:
+        live = self._requests.get(request_id)
+        if live is None or live.closed or worker not in live.assignees:
             if request_id.startswith(PROBE):
                 for output in outputs:
                     self.operations.on_probe(worker, output, now)
             return
-        if record.prefilling and worker == record.prefill_worker:  # not a late token of an earlier attempt
-            self.dispatch.dirty = True
-            ledger.computed(record, self.state, now)
-            record.decoding |= worker == record.decode_worker
+        if live.phase is Phase.PREFILLING:
+            self._advance(request_id, events.FirstToken(worker), now)
+            self.dispatch.dirty |= live.phase is not Phase.PREFILLING
         tokens: list[TextToken] = []
         for output in outputs:
-            tokens += record.stream.accept(output)
+            tokens += live.stream.accept(output)
         if not tokens:
             return
-        record.on_tokens(len(tokens), now)
-        self.dispatch.fairness.charge(record.request.tenant, output_tokens=len(tokens))
+        live.on_tokens(len(tokens), now)
+        self.dispatch.fairness.charge(live.request.tenant, output_tokens=len(tokens))
         self._commands.append(StreamTokens(request_id, tokens))
-        if record.stream.stop_string_met:
-            self._events.append((request_id, life_events.Stopped(FinishReason.STOP, None)))
-        elif record.stream.finish is not None:
+        if live.stream.stop_string_met:
+            self._events.append((request_id, events.Stopped(FinishReason.STOP, None)))
+        elif live.stream.finish is not None:
             finisher = worker if output.finish is not None else None  # None: its token had come early
-            self._events.append((request_id, life_events.Finished(record.stream.finish, finisher)))
+            self._events.append((request_id, events.Finished(live.stream.finish, finisher)))
 
     def _admit(self, now: float) -> None:
         acks = self.membership.admit(self.router_id, now)
@@ -227,20 +250,13 @@ class RouterCore:
         self._commands += orders
         self.dispatch.dirty = True
         self.operations.on_worker_lost(worker, now)
-        loss = (
-            life_events.LossReason.LEFT
-            if not died
-            else life_events.LossReason.DIED
-            if certain
-            else life_events.LossReason.SILENT
-        )
-        for record in self._requests.values():
-            if worker in record.holders:
-                record.holders.discard(worker)
-                self._events.append((record.request_id, life_events.Lost(worker, loss)))
+        loss = events.LossReason.LEFT if not died else events.LossReason.DIED if certain else events.LossReason.SILENT
+        for live in self._requests.values():
+            if worker in live.holders:
+                self._events.append((live.request_id, events.Lost(worker, loss)))
 
     def _settle(self, now: float) -> list[Command]:
-        """Feed every event to its life cycle and place requests, until no event is left."""
+        """Feed every event to its request and place requests, until no event is left."""
         while True:
             self._feed(now)
             if not self._place(now) and not self._operate(self.operations.advance(now)):
@@ -257,24 +273,39 @@ class RouterCore:
         self._commands += [action for action in actions if not isinstance(action, tuple)]
         return bool(actions)
 
-    def _advance(self, request_id: str, event: life_events.Event, now: float) -> None:
-        record = self._requests.get(request_id)
-        if isinstance(event, life_events.Held) and (record is None or record.closed):
+    def _advance(self, request_id: str, event: events.Event, now: float) -> None:
+        """One event of a request: its new state, what is booked and waited for by it, and what goes out."""
+        live = self._requests.get(request_id)
+        if isinstance(event, events.Adopted) and (live is None or live.closed):
             self._commands.append(self.adoption.too_late(request_id, event))
-        if record is None:
+        if live is None:
             return
-        if isinstance(event, life_events.Migrate):
-            record.migrating = True
+        waited = live.waits_for
         try:
-            self._perform(record, record.life.send(event), now)
-        except StopIteration as stop:
-            self._perform(record, stop.value, now)
-            self._forget(record, now)
+            outputs = self._machine.on_event(live, event, now)
+        except UnexpectedEvent as error:
+            if self.strict:
+                raise
+            self.unexpected_events[error.message] += 1
+            return
+        ledger.update(live, self.state, now)
+        if live.waits_for != waited:
+            self.dispatch.wait_for(live.waits_for, live.placement_input)
+        for output in outputs:
+            self._perform(live, output, now)
+        if live.phase is Phase.CLOSED:
+            del self._requests[request_id]
+            self.dispatch.forget(request_id, live.request.tenant)
 
-    def _forget(self, record: LiveRequest, now: float) -> None:
-        del self._requests[record.request_id]
-        self.dispatch.forget(record.request_id, record.request.tenant)
-        ledger.forget(record, self.state, now)
+    def _perform(self, live: LiveRequest, output: events.Output, now: float) -> None:
+        match output:
+            case SendToWorker():
+                self._commands += self.membership.transfers.outgoing(output, live.target or "")
+            case events.MigrationEnded(worker, reason):
+                live.stays_until_s = now + RETRY_S if worker is None else 0.0
+                self.operations.on_migration_ended(live.request_id, worker, reason, now)
+            case events.End(reason, error):
+                self._close(live, reason, error)
 
     def _place(self, now: float) -> bool:
         """Carry out placement decisions about waiting requests; False when there is none."""
@@ -285,44 +316,22 @@ class RouterCore:
                     self._route(self._requests[request_id], decision, now)
                 case Refuse(request_id, error):
                     self.refused_requests += 1
-                    self._events.append((request_id, life_events.Stopped(None, error)))
+                    self._events.append((request_id, events.Stopped(None, error)))
                 case FoundDecode(request_id, worker):
-                    self._events.append((request_id, life_events.DecodeFound(worker)))
+                    self._events.append((request_id, events.DecodeFound(worker)))
                 case DecodeUnreachable(request_id):
-                    self._events.append((request_id, life_events.NoReachableDecode()))
+                    self._events.append((request_id, events.NoReachableDecode()))
         return bool(verdicts)
 
-    def _route(self, record: LiveRequest, decision: RoutingDecision, now: float) -> None:
-        ledger.begin(record, decision, self.state, now)
-        item = record.placement_input
-        self.dispatch.fairness.charge(record.request.tenant, prompt_tokens=item.num_tokens)
-        self.explanations.decided(record.request_id, self.dispatch.placement.name, decision, item.output)
-        self._events.append((record.request_id, life_events.Routed(decision)))
+    def _route(self, live: LiveRequest, decision: RoutingDecision, now: float) -> None:
+        item = live.placement_input
+        self.dispatch.fairness.charge(live.request.tenant, prompt_tokens=item.num_tokens)
+        self.explanations.decided(live.request_id, self.dispatch.placement.name, decision, item.output)
+        self._advance(live.request_id, events.Placed(decision), now)
 
-    def _perform(self, record: LiveRequest, wanted: Sequence[effects.Effect], now: float) -> None:
-        request_id = record.request_id
-        for effect in wanted:
-            match effect:
-                case effects.Route():
-                    self.dispatch.withdraw(request_id)
-                    ledger.clear(record, self.state, now)
-                    self.dispatch.wait(record.placement_input)
-                case effects.FindDecode() | effects.FindCapacity() | effects.StopSeeking():
-                    self.dispatch.perform(effect, record.placement_input)
-                case effects.MigrationEnded():
-                    ledger.migration_ended(record, effect.worker, self.state)
-                    record.stays_until_s = now + RETRY_S if effect.worker is None else 0.0
-                    self.operations.on_migration_ended(request_id, effect.worker, effect.reason, now)
-                case effects.End():
-                    self._close(record, effect)
-                case _:
-                    self._commands += ledger.orders(record, effect, self.state, self.membership.fence)
-
-    def _close(self, record: LiveRequest, end: effects.End) -> None:
-        record.closed = True
-        self.dispatch.withdraw(record.request_id)
-        completion = record.complete(end)
-        if end.error is None:
-            self.output_length.observe(record.prediction, completion.output_tokens, end.reason is FinishReason.LENGTH)
+    def _close(self, live: LiveRequest, reason: FinishReason | None, error: BatonError | None) -> None:
+        completion = live.complete(error, reason)
+        if error is None:
+            self.output_length.observe(live.prediction, completion.output_tokens, reason is FinishReason.LENGTH)
         self.explanations.ended(completion)
         self._commands.append(FinishStream(completion))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from baton.router.core.effects import FindCapacity, FindDecode, StopSeeking
+from baton.router.core.live_request import Wait
 from baton.router.policy.admission import refuse_full
 from baton.router.policy.cluster_state import ClusterState
 from baton.router.policy.fairness import VirtualTokenCounter
@@ -100,15 +100,13 @@ class Dispatch:
         """Whether it is in the queue."""
         return request_id in self._queue
 
-    def perform(self, effect: FindDecode | FindCapacity | StopSeeking, item: PlacementInput) -> None:
-        """Perform a life cycle's effect."""
-        match effect:
-            case FindDecode(avoid):
-                self.seek(item, avoid)
-            case FindCapacity(home, avoid):
-                self.seek(item, avoid, home)
-            case StopSeeking():
-                self.withdraw(item.request_id)
+    def wait_for(self, wait: Wait | None, item: PlacementInput) -> None:
+        """Replace what the request waits for; None: nothing."""
+        self.withdraw(item.request_id)
+        if wait is not None and wait.seeks:
+            self.seek(item, wait.avoid, wait.home)
+        elif wait is not None:
+            self.wait(item)
 
     def seek(self, item: PlacementInput, avoid: str | None, home: str | None = None) -> None:
         """Find a decode worker other than `avoid`, which has just refused, and `home`, which it leaves."""

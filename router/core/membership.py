@@ -6,11 +6,11 @@ import math
 from dataclasses import dataclass, field
 
 from baton.config.schema import RouterSection
-from baton.protocol.messages import HandoffEnded, PeerJoined, PeerLeft, Register, RegisterAck, Reregister
+from baton.protocol.messages import PeerJoined, PeerLeft, Register, RegisterAck, Reregister
 from baton.router.core.breaker import UNKNOWN, Breaker, Process
 from baton.router.core.commands import Command, Kill, SendToWorker
-from baton.router.core.partition_tracker import PartitionTracker
-from baton.router.core.write_fence import WriteFence
+from baton.router.core.link_rates import LinkRates
+from baton.router.core.transfers import Transfers
 from baton.router.policy.cluster_state import ClusterState
 
 REPORT_INTERVAL_S = 0.5
@@ -29,16 +29,16 @@ class Membership:
 
     state: ClusterState
     config: RouterSection
-    fence: WriteFence = field(default_factory=WriteFence)
+    transfers: Transfers = field(init=False)
+    rates: LinkRates = field(init=False)
     _away: dict[str, _Away] = field(default_factory=dict)  # lost, until known to have ended or returned
     admitted: list[Register] = field(default_factory=list)  # their kept sequences are not processed yet
     _waiting: dict[str, Register] = field(default_factory=dict)  # returned, but not ready for work
     breaker: Breaker = field(default_factory=Breaker)
-    links: PartitionTracker = field(init=False)
     _looked_s: float = -math.inf  # of the last check for timeouts
 
     def __post_init__(self) -> None:
-        self.links = PartitionTracker(self.state, self.fence)
+        self.transfers, self.rates = Transfers(self.state), LinkRates(self.state)
 
     def knows(self, worker: str, incarnation: str) -> bool:
         """Whether that incarnation of the worker is registered."""
@@ -71,7 +71,8 @@ class Membership:
         if view is None:
             return None
         orders = [SendToWorker(other, PeerLeft(view.info.endpoint.agent)) for other in sorted(self.state.workers)]
-        self.links.forget(worker)
+        self.transfers.on_left(worker)
+        self.rates.on_left(worker)
         process = (view.info.host, view.info.pid)
         if died:
             self.breaker.lost(worker, UNKNOWN if certain else process, now)
@@ -83,16 +84,11 @@ class Membership:
     def ended(self, worker: str, now: float) -> list[SendToWorker]:
         """Its process has ended."""
         self._away.pop(worker, None)
-        return self.fence.died(worker, self.state.workers, now)
-
-    def handoff_ended(self, source: str, answer: HandoffEnded) -> list[SendToWorker]:
-        """The source has answered a send order: releases that waited for it may go out."""
-        self.links.ended(source, answer.reservation_id, answer.outcome)
-        return self.fence.ended(answer.reservation_id)
+        return self.transfers.on_died(worker, self.state.workers, now)
 
     def tick(self, now: float) -> list[Command]:
         """What is due: killing workers that stay silent, reconnecting peers."""
-        return [*self.kills(now), *self.fence.expired(now), *self.links.due(now)]
+        return [*self.kills(now), *self.transfers.due(now)]
 
     def kills(self, now: float) -> list[Kill]:
         """Timed-out workers that do not return: kill their processes, so that their end is certain."""
@@ -108,14 +104,14 @@ class Membership:
         self.breaker.returned(name, process)
         away = self._away.pop(name, None)
         if away is not None and process[1] and away.process != process:
-            return self.fence.died(name, self.state.workers, now)
-        return self.fence.gone(name)
+            return self.transfers.on_died(name, self.state.workers, now)
+        return self.transfers.on_returned(name)
 
     def admit(self, router_id: str, now: float) -> list[SendToWorker]:
         """Admit the workers that may now get work, and introduce them and the others to each other."""
         orders = []
         for name, message in sorted(self._waiting.items()):
-            if self.fence.written_into(name):
+            if self.transfers.written_into(name):
                 continue
             del self._waiting[name]
             info = message.info

@@ -15,7 +15,7 @@ from baton.protocol.messages import Prefill, RequestFailed, RoleChanged, SwitchR
 from baton.protocol.request import Request, SamplingParams
 from baton.protocol.worker import RoleName
 from baton.router.core.commands import OperationUpdated, SendToWorker
-from baton.router.core.life_events import Migrate, Stay
+from baton.router.core.events import Migrate, Stay
 from baton.router.core.live_request import LiveRequest
 from baton.router.core.operation import PROBE, Operation, OperationSpec, OperationState, Rebalance, Step, StepState
 from baton.router.core.operation import Migrate as MigrateSpec
@@ -29,7 +29,7 @@ RETRY_S = 0.5  # after a failed migration
 
 
 Action = SendToWorker | OperationUpdated | tuple[str, Migrate | Stay]
-"""A command for the shell, or an event for the life cycle of a request."""
+"""A command for the shell, or an event of a request."""
 
 
 @dataclass(eq=False)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from baton.protocol.messages import DetachedSequence
 from baton.router.core.live_request import LiveRequest
 from baton.router.core.orphans import Orphans
-from baton.router.core.write_fence import WriteFence
+from baton.router.core.transfers import Transfer, Transfers
 from baton.router.policy.cluster_state import ClusterState, WorkerView
 from baton.router.policy.migration import growth_tokens
 
@@ -77,22 +77,23 @@ class PageAudit:
     """Reads the core's state, and changes nothing."""
 
     state: ClusterState
-    records: Mapping[str, LiveRequest]
-    fence: WriteFence
+    requests: Mapping[str, LiveRequest]
+    transfers: Transfers
     orphans: Orphans
 
     def look(self) -> Look:
         """The cluster's state now."""
-        sending = self.fence.sending()
-        lost = [one for one, source in sending.items() if self._does_not_send(one, source)]
-        views = [view for _, view in sorted(self.state.workers.items())]
-        return Look(tuple(map(self._worker, views)), len(self.records), len(sending), frozenset(lost))
+        sending = self.transfers.unanswered()
+        lost = [one for one, transfer in sending.items() if self._does_not_send(transfer)]
+        reserved = {one: live for live in self.requests.values() for one in live.reservation_ids}
+        looks = tuple(self._worker(view, reserved) for _, view in sorted(self.state.workers.items()))
+        return Look(looks, len(self.requests), len(sending), frozenset(lost))
 
-    def _worker(self, view: WorkerView) -> WorkerLook:
+    def _worker(self, view: WorkerView, reserved: Mapping[str, LiveRequest]) -> WorkerLook:
         load = view.load
         orphans = self.orphans.on(view.name)
         requests = {one: self._most_pages(view, one, orphans.get(one)) for one in load.request_ids}
-        reservations = {one: self._most_reserved(view, one) for one in load.reservation_ids}
+        reservations = {one: self._most_reserved(view, one, reserved.get(one)) for one in load.reservation_ids}
         return WorkerLook(
             worker=view.name,
             incarnation=view.info.incarnation,
@@ -104,31 +105,29 @@ class PageAudit:
             named={**requests, **reservations},
         )
 
-    def _most_pages(self, view: WorkerView, request_id: str, orphans: DetachedSequence | None) -> int | None:
-        if orphans is not None:
-            return -(-orphans.limit_tokens // view.info.page_size)
-        record = self.records.get(request_id)
+    def _most_pages(self, view: WorkerView, request_id: str, orphan: DetachedSequence | None) -> int | None:
+        if orphan is not None:
+            return -(-orphan.limit_tokens // view.info.page_size)
+        record = self.requests.get(request_id)
         if record is None or view.name not in record.holders:
-            return view.info.num_pages if self.fence.reads_for(view.name, request_id) else None
+            return view.info.num_pages if self.transfers.reads_for(view.name, request_id) else None
         return _pages(record, view)
 
-    def _most_reserved(self, view: WorkerView, reservation_id: str) -> int | None:
+    def _most_reserved(self, view: WorkerView, reservation_id: str, live: LiveRequest | None) -> int | None:
         """A reservation outlives its request until no write into it is possible."""
-        request_id = reservation_id.rpartition("/")[0]
-        record = self.records.get(request_id)
-        if record is not None and (view.name in record.holders or reservation_id in record.reserved_on):
-            return _pages(record, view)
-        return view.info.num_pages if self.fence.holds(reservation_id) else None
+        if live is not None:
+            return _pages(live, view)
+        return view.info.num_pages if self.transfers.holds(reservation_id) else None
 
-    def _does_not_send(self, reservation_id: str, source: str) -> bool:
-        view = self.state.workers.get(source)
-        return view is not None and reservation_id.rpartition("/")[0] not in view.load.request_ids
+    def _does_not_send(self, transfer: Transfer) -> bool:
+        view = self.state.workers.get(transfer.source)
+        return view is not None and transfer.request_id not in view.load.request_ids
 
 
 def _pages(record: LiveRequest, view: WorkerView) -> int:
     """The most pages the request may hold there: its tokens, the next one, and its growth pages from a migration."""
     tokens, size = len(record.request.prompt) + len(record.stream.token_ids) + 1, view.info.page_size
-    if record.migrating or record.migrations or record.continued:
+    if record.migrating or record.migrations or record.adopted:
         tokens = min(tokens + growth_tokens(tokens, size), record.request.max_total_tokens)
     return -(-tokens // size)
 

@@ -1,7 +1,7 @@
 """Validates worker frames before the core acts on them.
 
 A frame is accepted whole or not at all: `check` raises at the first invalid value. The core checks whether a worker
-was ever assigned a request that it reports on (`worker_events.may_report`).
+was ever assigned a request that it reports on (`LiveRequest.assignees`).
 """
 
 from __future__ import annotations

@@ -75,11 +75,11 @@ def test_a_writer_that_dies_leaves_nothing_counted_for_ever() -> None:
     cluster = _cluster("prefill-0", "prefill-1", "decode-0")
     request = cluster.submit("r", PROMPT, 9)
     writer = _withhold_a_write(cluster)[0].source
-    assert len(cluster.core.membership.fence) == 1
+    assert len(cluster.core.membership.transfers) == 1
     cluster.kill(writer.name)
     cluster.settle()
     assert cluster.shown["r"] == expected_output(request)
-    assert len(cluster.core.membership.fence) == 0
+    assert len(cluster.core.membership.transfers) == 0
     cluster.check_nothing_is_held()
     whole = cluster.submit("as large as a worker", [3] * 80, 12)
     cluster.settle()

@@ -34,7 +34,7 @@ def playing() -> Iterator[Play]:
             core = cluster.router.driver.core
             await cluster.until(lambda: not core.live)
             await cluster.until(lambda: not any(view.load.pages_in_use for view in core.state.workers.values()))
-            assert len(core.membership.fence) == 0
+            assert len(core.membership.transfers) == 0
             assert len(core.state.workers) == 3
             return seen
 

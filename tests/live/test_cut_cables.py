@@ -57,7 +57,7 @@ class Wired:
         await self.cluster.until(lambda: not any(view.load.pages_in_use for view in core.state.workers.values()))
         verdict = await watch_pages(self.cluster, 1.0)
         assert verdict.clean, verdict
-        assert len(core.membership.fence) == 0
+        assert len(core.membership.transfers) == 0
         core.membership.breaker = Breaker()  # these tests are no reason to distrust a worker
 
 
@@ -130,7 +130,7 @@ async def _prefill_worker(wired: Wired, client: baton.AsyncClient) -> None:
     core = wired.cluster.router.driver.core
     streams = _streams(client, 2)
     answers = asyncio.gather(*(stream.answer() for stream in streams))
-    await wired.cluster.until(lambda: len(core.membership.fence) > 0)
+    await wired.cluster.until(lambda: len(core.membership.transfers) > 0)
     wired.cables.cut("prefill-0")
     await _cut_and_back(wired, "prefill-0", answers)
     await _check(client, answers.result(), 2)
@@ -172,7 +172,7 @@ async def _whole_again(wired: Wired, name: str) -> None:
     core = wired.cluster.router.driver.core
     wired.cables.heal(name)
     await wired.cluster.until(lambda: not core.state.unreachable)
-    await wired.cluster.until(lambda: len(core.membership.fence) == 0)
+    await wired.cluster.until(lambda: len(core.membership.transfers) == 0)
 
 
 async def _between_peers(wired: Wired, client: baton.AsyncClient) -> None:
@@ -181,7 +181,7 @@ async def _between_peers(wired: Wired, client: baton.AsyncClient) -> None:
     _cut_peers(wired, "decode-0", "prefill-0")
     answers = await asyncio.gather(*(stream.answer() for stream in _streams(client, 4)))
     assert core.state.unreachable == {"prefill-0": {"decode-0"}, "decode-0": {"prefill-0"}}
-    assert len(core.membership.fence) > 0  # what stands still may yet arrive: its pages are nobody else's
+    assert len(core.membership.transfers) > 0  # what stands still may yet arrive: its pages are nobody else's
     assert {answer.decode_worker for answer in answers} == {"decode-1"}
     await _check(client, answers, 4)  # also without the cable
     await _whole_again(wired, "decode-0")

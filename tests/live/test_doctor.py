@@ -65,7 +65,7 @@ def test_the_rate_of_a_link_is_known_after_three_large_writes(tmp_path: Path) ->
             nothing = await asyncio.to_thread(_links, admin_address)
             for number in range(3):
                 await client.generate([3 + number] * 1025, max_tokens=2)
-            links = cluster.router.driver.core.membership.links
+            links = cluster.router.driver.core.membership.rates
             await cluster.until(lambda: bool(links.rates()))
             return nothing, await asyncio.to_thread(_links, admin_address, "--json")
 

@@ -173,7 +173,7 @@ def test_a_library_has_one_home(library: str) -> None:
 
 def test_importing_the_pure_half_loads_no_heavy_library() -> None:
     code = (
-        "import sys, baton, baton.router.core.core, baton.router.core.lifecycle\n"
+        "import sys, baton, baton.router.core.core, baton.router.core.request_machine\n"
         "import baton.prefill_worker.role, baton.decode_worker.role\n"
         "heavy = {'torch', 'grpc', 'ray', 'zmq', 'nixl', 'transformers'} & set(sys.modules)\n"
         "sys.exit(f'loaded {heavy}' if heavy else 0)"

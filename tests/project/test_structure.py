@@ -11,7 +11,7 @@ REQUEST_WAY = [
     "router/server.py",
     "router/driver.py",
     "router/core/core.py",
-    "router/core/lifecycle.py",
+    "router/core/request_machine.py",
     "router/core/dispatch.py",
     "router/policy/predicted_latency.py",
     "router/worker_link.py",

@@ -5,8 +5,7 @@ from __future__ import annotations
 from baton.protocol.request import Request, SamplingParams
 from baton.router.core.latency import Latency
 from baton.router.core.length_drift import KEPT, WINDOW_S, RecentAnswers
-from baton.router.core.lifecycle import lifecycle
-from baton.router.core.live_request import LiveRequest
+from baton.router.core.live_request import LiveRequest, Phase
 from baton.router.core.stream import OutputStream
 from baton.router.policy.length_distribution import point
 from baton.router.policy.output_length import Prediction
@@ -16,11 +15,8 @@ def _record(index: int, emitted: int, predicted: int = 10) -> LiveRequest:
     request = Request(f"r{index}", (1, 2, 3), SamplingParams(max_tokens=1000), 0.0)
     stream = OutputStream(request, None)
     stream.resume([5] * emitted)
-    record = LiveRequest(
-        request, lifecycle(request.request_id), stream, Latency(0.0), (), Prediction(point(predicted), (), ())
-    )
-    record.closed = True
-    return record
+    prediction = Prediction(point(predicted), (), ())
+    return LiveRequest(request, stream, Latency(0.0), (), prediction, phase=Phase.CLOSED)
 
 
 def test_a_flood_of_requests_keeps_a_bounded_share_of_them_spread_over_the_window() -> None:

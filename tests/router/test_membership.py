@@ -10,8 +10,9 @@ from baton.protocol.worker import Endpoint, PageLayout, RoleName, WorkerInfo
 from baton.router.core.breaker import BREAKER_DEATHS, BREAKER_S, CUTS_PER_DEATH
 from baton.router.core.commands import Kill, SendToWorker
 from baton.router.core.membership import Membership
-from baton.router.core.write_fence import ORPHAN_S, WriteFence
+from baton.router.core.transfers import ORPHAN_S, Transfers
 from baton.router.policy.cluster_state import ClusterState
+from tests.router.send_orders import began, ended
 
 LIMITS = RouterSection(lost_after_s=2.0)
 
@@ -127,19 +128,19 @@ def test_a_worker_that_nobody_can_replace_serves_however_often_it_dies() -> None
 
 def test_a_worker_is_admitted_only_when_nobody_writes_into_what_it_had_reserved() -> None:
     members = _members("a", "b")
-    members.fence.began("r/1", "b", "a")
+    began(members.transfers, "r/1", "b", "a")
     members.lose("a", True, 1.0)
     members.returned(_register("a", 2), 0.0)
     assert members.admit("router", 1.0) == []
     assert "a" not in members.state.workers
-    members.fence.ended("r/1")
+    ended(members.transfers, "r/1", "b")
     assert SendToWorker("a", RegisterAck("router", 0.5, "2")) in members.admit("router", 1.0)
     assert members.state.workers["a"].info.incarnation == "2"
 
 
 def test_the_death_of_the_writer_admits_it_too() -> None:
     members = _members("a", "b")
-    members.fence.began("r/1", "b", "a")
+    began(members.transfers, "r/1", "b", "a")
     members.lose("a", True, 1.0)
     members.returned(_register("a", 2), 0.0)
     members.lose("b", False, 1.0)
@@ -148,53 +149,57 @@ def test_the_death_of_the_writer_admits_it_too() -> None:
     assert members.admit("router", 1.0)
 
 
+def _fence() -> Transfers:
+    return Transfers(ClusterState())
+
+
 def test_pages_are_released_at_once_where_nobody_writes() -> None:
     order = SendToWorker("a", Release("r/1"))
-    assert WriteFence().release("r/1", order) == [order]
+    assert _fence().outgoing(order) == [order]
 
 
 def test_pages_that_are_written_into_are_released_when_the_writer_has_answered() -> None:
-    fence, order = WriteFence(), SendToWorker("a", Release("r/1"))
-    fence.began("r/1", "b", "a")
-    assert fence.release("r/1", order) == []
+    fence, order = _fence(), SendToWorker("a", Release("r/1"))
+    began(fence, "r/1", "b", "a")
+    assert fence.outgoing(order) == []
     assert fence.written_into("a")
-    assert fence.ended("r/1") == [order]
-    assert fence.ended("r/1") == []
+    assert ended(fence, "r/1", "b") == [order]
+    assert ended(fence, "r/1", "b") == []
     assert len(fence) == 0
 
 
 def test_only_the_writers_own_end_releases_them_otherwise() -> None:
-    fence = WriteFence()
+    fence = _fence()
     orders = {name: SendToWorker("a", Release(name)) for name in ("r/1", "s/1", "t/1")}
     for name, source in (("r/1", "b"), ("s/1", "c"), ("t/1", "b")):
-        fence.began(name, source, "a")
+        began(fence, name, source, "a")
     for name in ("r/1", "s/1"):
-        assert fence.release(name, orders[name]) == []
-    assert fence.died("a", "a", 0.0) == []
-    assert fence.died("b", "a", 0.0) == [orders["r/1"]]  # nobody asked for the third yet
-    assert fence.release("t/1", orders["t/1"]) == [orders["t/1"]]
-    assert fence.gone("c") == [orders["s/1"]]
+        assert fence.outgoing(orders[name]) == []
+    assert fence.on_died("a", "a", 0.0) == []
+    assert fence.on_died("b", "a", 0.0) == [orders["r/1"]]  # nobody asked for the third yet
+    assert fence.outgoing(orders["t/1"]) == [orders["t/1"]]
+    assert fence.on_returned("c") == [orders["s/1"]]
     assert not fence.written_into("a")
 
 
 def test_what_a_dead_writers_kernel_may_still_deliver_is_waited_for() -> None:
-    fence, present = WriteFence(), {"a", "b", "c"}
+    fence, present = _fence(), {"a", "b", "c"}
     orders = {name: SendToWorker(name[0], Release(name)) for name in ("a/1", "b/1", "c/1", "d/1")}
     for name, order in orders.items():
-        fence.began(name, "source", name[0])
-        fence.release(name, order)
-    fence.stalled("a/1")
-    fence.stalled("b/1")
-    assert fence.died("b", present, 10.0) == []
-    assert fence.died("source", present - {"b"}, 10.0) == [orders["b/1"], orders["c/1"]]  # b's pages are no more
+        began(fence, name, "source", name[0])
+        fence.outgoing(order)
+    fence.on_stalled("source", "a/1")
+    fence.on_stalled("source", "b/1")
+    assert fence.on_died("b", present, 10.0) == []
+    assert fence.on_died("source", present - {"b"}, 10.0) == [orders["b/1"], orders["c/1"]]  # b's pages are no more
     assert fence.written_into("a")
     assert fence.written_into("d")  # it was cut off as a whole
-    assert fence.gone("source") == []  # the next process of that name
-    assert fence.sending() == {}
+    assert fence.on_returned("source") == []  # the next process of that name
+    assert fence.unanswered() == {}
     assert fence.holds("a/1")
-    assert fence.expired(10.0 + ORPHAN_S - 0.1) == []
-    assert fence.died("d", present, 20.0) == [orders["d/1"]]
-    assert fence.expired(10.0 + ORPHAN_S) == [orders["a/1"]]
+    assert fence.due(10.0 + ORPHAN_S - 0.1) == []
+    assert fence.on_died("d", present, 20.0) == [orders["d/1"]]
+    assert fence.due(10.0 + ORPHAN_S) == [orders["a/1"]]
     assert len(fence) == 0
 
 
@@ -204,13 +209,13 @@ def test_another_process_under_the_same_name_tells_that_the_first_has_died() -> 
         members.lose("b", True, 0.0)
         members.returned(Register(replace(_register("b").info, pid=7)), 0.0)
         members.admit("router", 0.0)
-        members.fence.began("r/1", "b", "a")
-        members.fence.stalled("r/1")
+        began(members.transfers, "r/1", "b", "a")
+        members.transfers.on_stalled("b", "r/1")
         members.lose("b", False, 1.0)
         members.returned(Register(replace(_register("b", 2).info, pid=pid)), 2.0)
-        assert members.fence.written_into("a") is waits
+        assert members.transfers.written_into("a") is waits
         members.tick(2.0 + ORPHAN_S)
-        assert not members.fence.written_into("a")
+        assert not members.transfers.written_into("a")
 
 
 def test_the_deaths_of_workers_that_never_come_back_are_forgotten() -> None:

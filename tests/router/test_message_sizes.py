@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from baton.protocol.request import MAX_LOGPROBS
-from baton.router.core.live_request import Completion
+from baton.router.core.completion import Completion
 from baton.router.core.stream import TextToken
 from baton.router.server import _responses
 

@@ -183,7 +183,7 @@ def test_a_tick_that_gives_a_prefill_worker_up_and_finds_its_decode_worker_press
     cluster = _cluster(3, 1, 1, num_pages=60)
     cluster.submit("r1", [9, 3, 5, 11, 2], 60)
     first = cluster.core._requests["r1"]
-    _until(cluster, lambda: first.decoding and first.holders == {"decode-0"})
+    _until(cluster, lambda: first.decoding and first.holders == ("decode-0",))
     cluster.submit("r0", [7, 3, 5, 11, 2], 60)
     record, prefill = cluster.core._requests["r0"], cluster.workers["prefill-0"]
     _hold_back(cluster, prefill, lambda: True)

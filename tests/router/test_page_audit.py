@@ -13,6 +13,7 @@ from baton.protocol.messages import LoadReport
 from baton.protocol.worker import RoleName
 from baton.router.core.page_audit import Look, PageAudit, Verdict, judge
 from tests.pure_cluster import PureCluster
+from tests.router.send_orders import began
 
 
 def _cluster(seed: int) -> PureCluster:
@@ -25,7 +26,7 @@ def _cluster(seed: int) -> PureCluster:
 
 def _look(cluster: PureCluster) -> Look:
     core = cluster.core
-    return PageAudit(core.state, core.operations.records, core.membership.fence, core.adoption.orphans).look()
+    return PageAudit(core.state, core.operations.records, core.membership.transfers, core.adoption.orphans).look()
 
 
 def _watch(cluster: PureCluster, looks: int = 6) -> Verdict:
@@ -120,7 +121,7 @@ def test_of_a_worker_that_does_not_report_nothing_is_proven() -> None:
 
 def test_a_handoff_that_nobody_will_answer_about_is_found() -> None:
     cluster = _cluster(1)
-    cluster.core.membership.fence.began("forgotten/1", "prefill-0", "decode-0")
+    began(cluster.core.membership.transfers, "forgotten/1", "prefill-0", "decode-0")
     verdict = _watch(cluster)
     assert verdict.lost_handoffs == ("forgotten/1",)
     assert not verdict.clean

@@ -15,6 +15,7 @@ from baton.protocol.messages import Prefill, RequestFailed
 from baton.protocol.request import Request, SamplingParams
 from baton.protocol.worker import RoleName
 from baton.router.core.core import RouterCore
+from baton.router.core.live_request import Phase
 from baton.router.core.operation import Drain
 from baton.router.core.page_audit import PageAudit, judge
 from baton.router.policy.predicted_latency import PredictedLatency
@@ -56,7 +57,7 @@ def _check(cluster: PureCluster, requests: list[Request]) -> None:
         assert cluster.shown[request.request_id] == cluster.expected(request)
     cluster.check_nothing_is_held()
     assert not cluster.writes
-    assert len(cluster.core.membership.fence) == 0
+    assert len(cluster.core.membership.transfers) == 0
 
 
 @settings(deadline=None, max_examples=100)
@@ -200,7 +201,7 @@ def test_a_claimed_sequence_can_be_moved_and_is_accounted_for() -> None:
     cluster.restart_router()
     _register(cluster)
     core = cluster.core
-    audit = PageAudit(core.state, core.operations.records, core.membership.fence, core.adoption.orphans)
+    audit = PageAudit(core.state, core.operations.records, core.membership.transfers, core.adoption.orphans)
 
     def looks() -> bool:
         seen = []
@@ -331,7 +332,7 @@ def test_a_late_refusal_of_an_earlier_worker_does_not_end_the_attempt_that_runs(
     cluster.workers[first].inbox.clear()
     cluster.core.state.cordon(first)
     cluster._tell(cluster.workers[first], [RequestFailed("r", "WrongRole", "no")])
-    while not cluster.shown["r"] or cluster.core._requests["r"].prefilling:
+    while not cluster.shown["r"] or cluster.core._requests["r"].phase is Phase.PREFILLING:
         cluster.step()
     assert cluster.core._requests["r"].prefill_worker != first
     cluster._tell(cluster.workers[first], [RequestFailed("r", "InternalError", "late")])

@@ -16,8 +16,7 @@ from baton.protocol.errors import Cancelled, HandoffFailed, WorkerLost
 from baton.protocol.request import Request
 from baton.protocol.worker import RoleName
 from baton.router.core.operation import Drain, Migrate
-from baton.router.core.partition_tracker import RELINK_AFTER_S
-from baton.router.core.write_fence import ORPHAN_S
+from baton.router.core.transfers import ORPHAN_S, RELINK_AFTER_S
 from baton.router.policy.placement import Placement
 from baton.router.policy.policies import make_policy
 from baton.router.policy.predicted_latency import PredictedLatency
@@ -59,7 +58,7 @@ def _heal(cluster: PureCluster) -> None:
     """Every cable is whole: nothing is held, and everybody is in everybody's reach again."""
     cluster.cut.clear()
     cluster.settle()
-    if len(cluster.core.membership.fence):  # somebody died whose writes may still arrive
+    if len(cluster.core.membership.transfers):  # somebody died whose writes may still arrive
         cluster.now += ORPHAN_S
         cluster.tick()
         cluster.settle()
@@ -67,7 +66,7 @@ def _heal(cluster: PureCluster) -> None:
     cluster.settle()
     cluster.check_nothing_is_held()
     assert not cluster.writes
-    assert len(cluster.core.membership.fence) == 0
+    assert len(cluster.core.membership.transfers) == 0
     assert not cluster.core.state.unreachable
 
 
@@ -239,7 +238,7 @@ def test_what_is_broken_is_not_chosen_and_is_known_by_both_until_it_is_mended() 
     assert state.unreachable["prefill-0"] == {"decode-0", "decode-1"}
     assert state.unreachable["decode-0"] == {"prefill-0"}
     assert not state.table.is_prefill.any()
-    assert len(cluster.core.membership.fence) >= 2
+    assert len(cluster.core.membership.transfers) >= 2
     cluster.cut = {frozenset(("prefill-0", "decode-1"))}
     _pass(cluster, 1.0)
     assert state.unreachable == {"prefill-0": {"decode-1"}, "decode-1": {"prefill-0"}}

@@ -90,16 +90,16 @@ def test_workers_are_told_on_which_host_a_peer_is() -> None:
 
 def test_the_router_keeps_the_rates_of_workers_that_are_there() -> None:
     members, _ = _members(_info("d", "node", "cuda:0"), _info("p", "node", "cuda:0"), _info("q", "far", "cuda:0"))
-    members.links.measured("p", SLOW)
-    members.links.measured("q", SLOW)
-    members.links.measured("p", replace(FAST, agent="d:0"))  # an earlier life
-    members.links.measured("p", replace(FAST, agent="stranger:1"))
-    near, far = members.links.rates()
+    members.rates.measured("p", SLOW)
+    members.rates.measured("q", SLOW)
+    members.rates.measured("p", replace(FAST, agent="d:0"))  # an earlier life
+    members.rates.measured("p", replace(FAST, agent="stranger:1"))
+    near, far = members.rates.rates()
     assert (near.source, near.target, near.same_host, far.source, far.same_host) == ("p", "d", True, "q", False)
     assert near.warning
     assert not far.warning
     members.lose("d", True, 1.0)
-    assert members.links.rates() == []
+    assert members.rates.rates() == []
 
 
 @pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan"), float("inf")])

@@ -268,7 +268,7 @@ def test_the_router_hears_of_swapped_sequences_and_finds_no_leak() -> None:
     for index in range(4):
         cluster.submit(f"r{index}", [index] * 30, 40)
     core = cluster.core
-    audit = PageAudit(core.state, core.operations.records, core.membership.fence, core.adoption.orphans)
+    audit = PageAudit(core.state, core.operations.records, core.membership.transfers, core.adoption.orphans)
     looks, told = [], set()
     while core.live:
         cluster.step()

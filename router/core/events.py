@@ -1,4 +1,4 @@
-"""The events of a request's life cycle."""
+"""Events of a request, and what follows from them beside messages to workers."""
 
 from __future__ import annotations
 
@@ -6,52 +6,39 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from baton.protocol.errors import BatonError
-from baton.protocol.handoff import HandoffOutcome, HandoffReport, Reservation
+from baton.protocol.messages import (
+    HandoffCommitted,
+    HandoffCorrupt,
+    HandoffEnded,
+    HandoffStalled,
+    RequestFailed,
+    ReservationRefused,
+    Reserved,
+)
 from baton.protocol.request import FinishReason
+from baton.router.core.commands import SendToWorker
 from baton.router.policy.routing import RoutingDecision
 
 
 @dataclass(frozen=True, slots=True)
-class Routed:
+class Placed:
+    """The policy has chosen its workers."""
+
     decision: RoutingDecision
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
-    """A worker has been running the request since before the router started."""
+class Adopted:
+    """The worker has been running the request since before the router started."""
 
     worker: str
 
 
 @dataclass(frozen=True, slots=True)
 class DecodeFound:
+    """A decode worker with capacity, for a handoff that has no target."""
+
     worker: str
-
-
-@dataclass(frozen=True, slots=True)
-class PagesReserved:
-    reservation: Reservation
-
-
-@dataclass(frozen=True, slots=True)
-class PagesRefused:
-    reservation_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class SourceEnded:
-    reservation_id: str
-    outcome: HandoffOutcome
-    report: HandoffReport
-    reason: str
-    unreachable: bool = False  # source and target were already known to be unreachable
-
-
-@dataclass(frozen=True, slots=True)
-class HandoffStalled:
-    """The source's writes are stalled, and it no longer waits for them."""
-
-    reservation_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +47,10 @@ class NoReachableDecode:
 
 
 @dataclass(frozen=True, slots=True)
-class Corrupt:
-    """The target found corrupt pages, and committed nothing."""
+class FirstToken:
+    """The worker has computed the prompt."""
 
-    reservation_id: str
+    worker: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,14 +69,6 @@ class Stopped:
     error: BatonError | None
 
 
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """A worker reports that it cannot continue the request."""
-
-    error: BatonError
-    worker: str
-
-
 class LossReason(IntEnum):
     """How strongly the loss of a worker suggests that its requests caused it."""
 
@@ -100,10 +79,10 @@ class LossReason(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """A worker involved in this request is lost, or its work is."""
+    """A worker that may hold something for the request is lost, or its work is."""
 
     worker: str
-    loss: LossReason
+    reason: LossReason
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,20 +97,50 @@ class Stay:
     """Stop looking for another worker; a migration that has started continues."""
 
 
+Message = (
+    Reserved | ReservationRefused | HandoffEnded | HandoffStalled | HandoffCommitted | HandoffCorrupt | RequestFailed
+)
+"""A worker's message about one request."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reported:
+    """A worker's message about the request. `unreachable`: source and target were known to be, when it came."""
+
+    worker: str
+    message: Message
+    unreachable: bool = False
+
+
 Event = (
-    Routed
-    | Held
+    Placed
+    | Adopted
     | DecodeFound
-    | PagesReserved
-    | PagesRefused
-    | SourceEnded
-    | HandoffStalled
     | NoReachableDecode
-    | Corrupt
+    | FirstToken
     | Finished
     | Stopped
-    | Failed
     | Lost
     | Migrate
     | Stay
+    | Reported
 )
+
+
+@dataclass(frozen=True, slots=True)
+class MigrationEnded:
+    """The sequence is now at `worker`, or (None) stayed where it was for `reason`."""
+
+    worker: str | None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """The client's stream ends: with a reason, or with an error."""
+
+    reason: FinishReason | None
+    error: BatonError | None
+
+
+Output = SendToWorker | MigrationEnded | End
