@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 from baton.protocol.errors import InvalidRequest
+from baton.protocol.handoff import HandoffState
 from baton.protocol.messages import HandoffEnded
 from baton.protocol.worker import RoleName
 from baton.router.core.live_request import LiveRequest
@@ -187,7 +188,7 @@ def test_a_tick_that_gives_a_prefill_worker_up_and_finds_its_decode_worker_press
     cluster.submit("r0", [7, 3, 5, 11, 2], 60)
     record, prefill = cluster.core._requests["r0"], cluster.workers["prefill-0"]
     _hold_back(cluster, prefill, lambda: True)
-    _until(cluster, lambda: record.decoding)
+    _until(cluster, lambda: record.handoff is not None and record.handoff.state is HandoffState.ARRIVED)
     other = cluster.add("decode-1", RoleName.DECODE)
     cluster._receive(other)
     cluster._report(other)
