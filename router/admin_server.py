@@ -66,7 +66,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
             finished_requests=core.explanations.finished,
             failed_requests=core.explanations.failed,
             cancelled_requests=core.explanations.cancelled,
-            refused_requests=core.refused_requests,
+            refused_requests=core.requests.refused,
             continued_requests=core.adoption.continued,
             unclaimed_sequences=len(core.adoption.orphans),
             uptime_s=now - self.started_s,

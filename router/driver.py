@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 import uuid
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,6 +78,7 @@ class Driver:
     on_kill: Callable[[str], None] | None = None  # kills the process of a timed-out worker, if possible
     _subscriptions: dict[str, Subscription] = field(default_factory=dict)
     _watchers: dict[str, set[asyncio.Event]] = field(default_factory=dict)  # by operation id
+    _unexpected: Counter[str] = field(default_factory=Counter)  # events that were logged, by kind
 
     async def run(self) -> None:
         """Serve the workers until cancelled."""
@@ -88,9 +89,17 @@ class Driver:
             now = self.clock()
             self._perform(self.core.tick(now))
             self._cut_unread(now)
+            self._log_unexpected()
             if now - saved_s > SAVE_EVERY_S:
                 saved_s = now
                 await asyncio.to_thread(self.save_learned, self.core.output_length.snapshot())
+
+    def _log_unexpected(self) -> None:
+        """Log the kinds of events that no request should have got, with how often, when one more came."""
+        seen = self.core.requests.unexpected
+        for kind in [kind for kind, count in seen.items() if count != self._unexpected[kind]]:
+            self._unexpected[kind] = seen[kind]
+            log.warning(f"ignored an unexpected event, {seen[kind]} so far: {kind}")
 
     def save_learned(self, learned: OutputLength) -> None:
         """Write the learned lengths to a temporary file and rename it, so that a reader never sees half of it."""

@@ -82,15 +82,16 @@ class PureCluster:
         self.core = self._router("router", float("-inf"))
 
     def _router(self, router_id: str, started_s: float) -> RouterCore:
-        return RouterCore(
+        core = RouterCore(
             router_id,
             self.placement,
             LETTERS,
             RouterSection(claim_within_s=CLAIM_WITHIN_S),
             ClusterState(share_prefixes=self.share_prefixes),
             started_s=started_s,
-            strict=True,
         )
+        core.requests.strict = True
+        return core
 
     def add(self, name: str, role: RoleName, incarnation: int = 1) -> PureWorker:
         agent = f"{name}:{incarnation}"

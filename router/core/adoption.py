@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from baton.config.schema import RouterSection
-from baton.protocol.messages import Cancel, Register
+from baton.protocol.messages import Register
 from baton.router.core.commands import SendToWorker
 from baton.router.core.dispatch import Dispatch
 from baton.router.core.events import Adopted
@@ -68,7 +68,3 @@ class Adoption:
         policy, output = self.dispatch.placement.name, record.prediction.distribution
         self.explanations.decided(record.request_id, policy, decision, output)
         return [*orders, (record.request_id, Adopted(worker))]
-
-    def too_late(self, request_id: str, event: Adopted) -> SendToWorker:
-        """The request has ended before its worker was asked to continue."""
-        return SendToWorker(event.worker, Cancel(request_id))

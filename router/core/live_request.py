@@ -138,6 +138,7 @@ class LiveRequest:
     attempts: int = 0
     reservations: int = 0
     migrations: int = 0
+    pinned: bool = False  # it runs on one worker or not at all, and counts in no statistics
     adopted: bool = False  # it was running when the router started
     report: HandoffReport | None = None  # on its first handoff
     assignees: set[str] = field(default_factory=set)  # workers ever assigned part of it: their messages about it count

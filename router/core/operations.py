@@ -11,10 +11,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from baton.protocol.errors import Conflict, InvalidRequest, NotFound
-from baton.protocol.messages import Prefill, RequestFailed, RoleChanged, SwitchRole, TokenOutput
+from baton.protocol.messages import RoleChanged, SwitchRole
 from baton.protocol.request import Request, SamplingParams
 from baton.protocol.worker import RoleName
 from baton.router.core.commands import OperationUpdated, SendToWorker
+from baton.router.core.completion import Completion
 from baton.router.core.events import Migrate, Stay
 from baton.router.core.live_request import LiveRequest
 from baton.router.core.operation import PROBE, Operation, OperationSpec, OperationState, Rebalance, Step, StepState
@@ -28,8 +29,17 @@ REMEMBERED = 200  # operations
 RETRY_S = 0.5  # after a failed migration
 
 
-Action = SendToWorker | OperationUpdated | tuple[str, Migrate | Stay]
-"""A command for the shell, or an event of a request."""
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Serve this request on this worker alone, to verify the worker's new role."""
+
+    request: Request
+    worker: str
+    local: bool  # the worker decodes it, too
+
+
+Action = SendToWorker | OperationUpdated | Probe | tuple[str, Migrate | Stay]
+"""A command for the shell, a request to serve, or an event of a request."""
 
 
 @dataclass(eq=False)
@@ -220,17 +230,17 @@ class Operations:
                 _end(step, StepState.FAILED, now, f"{worker} kept its role: {answer.error or 'it has another one'}")
                 return [OperationUpdated(operation)]
             step.state = StepState.VERIFYING
-            probe = Prefill(_probe(operation, step), (), answer.role is RoleName.PREFILL, answer.role_epoch)
-            return [SendToWorker(worker, probe), OperationUpdated(operation)]
+            return [_probe(operation, step), OperationUpdated(operation)]
         return []
 
-    def on_probe(self, worker: str, output: TokenOutput | RequestFailed, now: float) -> None:
+    def on_probe_ended(self, probe: Completion, now: float) -> None:
         """The outcome of a verifying request."""
+        worker = probe.prefill_worker
         for _, step in self._waiting_for(worker, StepState.VERIFYING):
-            if isinstance(output, RequestFailed):
-                reason = f"{worker} does not serve in its new role and stays drained: {output.message}"
+            if probe.error is not None:
+                reason = f"{worker} does not serve in its new role and stays drained: {probe.error.message}"
                 _end(step, StepState.FAILED, now, reason)
-            elif output.finish is not None:
+            else:
                 self.state.uncordon(worker)
                 _end(step, StepState.DONE, now)
 
@@ -277,8 +287,8 @@ def _end(step: Step, state: StepState, now: float, detail: str = "") -> None:
     step.state, step.detail, step.ended_s = state, detail, now
 
 
-def _probe(operation: Operation, step: Step) -> Request:
+def _probe(operation: Operation, step: Step) -> Probe:
     """A request that only a worker in its new role completes: a prompt and, where it decodes, a decode step."""
-    tokens = 1 if step.to_role is RoleName.PREFILL else 2
-    sampling = SamplingParams(max_tokens=tokens, ignore_eos=True, seed=0)
-    return Request(f"{PROBE}{operation.operation_id}/{step.worker}", (0,), sampling)
+    decodes = step.to_role is not RoleName.PREFILL
+    sampling = SamplingParams(max_tokens=2 if decodes else 1, ignore_eos=True, seed=0)
+    return Probe(Request(f"{PROBE}{operation.operation_id}/{step.worker}", (0,), sampling), step.worker, decodes)

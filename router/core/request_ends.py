@@ -89,7 +89,7 @@ def on_failed(request: LiveRequest, worker: str, error: BatonError) -> list[Outp
     """A worker cannot continue the request."""
     if worker != request.runner:
         return []  # about an earlier attempt
-    if not request.retries.on_misrouted(error):
+    if request.pinned or not request.retries.on_misrouted(error):
         return close(request, None, error)
     request.absent = True
     if request.handoff is not None and request.handoff.sending:

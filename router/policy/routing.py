@@ -21,7 +21,7 @@ class Candidate:
 class RoutingDecision:
     """Where a request's phases run.
 
-    `whole` requests stay on `prefill` for both phases. Otherwise `decode` is the worker asked to reserve pages, or
+    `local` requests stay on `prefill` for both phases. Otherwise `decode` is the worker asked to reserve pages, or
     None when none has capacity yet: prefill starts while the router looks for one.
     """
 

@@ -113,8 +113,8 @@ async def _decode_worker(wired: Wired, client: baton.AsyncClient) -> None:
     core = wired.cluster.router.driver.core
     streams = _streams(client, 1)
     await asyncio.gather(*(anext(stream) for stream in streams))
-    await wired.cluster.until(lambda: all(record.decoding for record in core._requests.values()))
-    victim = next(iter(core._requests.values())).decode_worker
+    await wired.cluster.until(lambda: all(record.decoding for record in core.requests.live.values()))
+    victim = next(iter(core.requests.live.values())).decode_worker
     answers = asyncio.gather(*(stream.answer() for stream in streams))
     wired.cables.cut(victim)
     await _cut_and_back(wired, victim, answers)
@@ -145,8 +145,8 @@ async def _unheard(wired: Wired, client: baton.AsyncClient) -> None:
     core = wired.cluster.router.driver.core
     streams = _streams(client, 3)
     await asyncio.gather(*(anext(stream) for stream in streams))
-    await wired.cluster.until(lambda: all(record.decoding for record in core._requests.values()))
-    victim = next(iter(core._requests.values())).decode_worker
+    await wired.cluster.until(lambda: all(record.decoding for record in core.requests.live.values()))
+    victim = next(iter(core.requests.live.values())).decode_worker
     answers = asyncio.gather(*(stream.answer() for stream in streams))
     wired.cables.cut_to(victim, wired.cables.address, wired.worker_port)
     await _cut_and_back(wired, victim, answers)
@@ -217,7 +217,7 @@ async def _moving(wired: Wired, client: baton.AsyncClient) -> None:
     _cut_peers(wired, "decode-0", "decode-1")
     stream = client.stream([3, 17] * 150, seed=7, **{**OPTIONS, "max_tokens": 600})
     await anext(stream)
-    (record,) = core._requests.values()
+    (record,) = core.requests.live.values()
     await wired.cluster.until(lambda: record.decoding)
     home = record.decode_worker
     (other,) = {"decode-0", "decode-1"} - {home}

@@ -51,7 +51,7 @@ async def _without_prefill(cluster: ProcessCluster, client: baton.AsyncClient) -
     before = {name: view.info for name, view in core.state.workers.items()}
     stream = client.stream(PROMPT, **OPTIONS)
     await anext(stream)
-    await cluster.until(lambda: any(record.decoding for record in core._requests.values()))
+    await cluster.until(lambda: any(record.decoding for record in core.requests.live.values()))
     await kill(cluster, "prefill-0")
     running = await stream.answer()
     alone = await client.generate(PROMPT, **OPTIONS)
@@ -95,8 +95,8 @@ async def _failure_after_the_first_token(cluster: ProcessCluster, client: baton.
     stream = client.stream(PROMPT, **OPTIONS)
     await anext(stream)
     core = cluster.router.driver.core
-    await cluster.until(lambda: any(record.decoding for record in core._requests.values()))
-    (record,) = core._requests.values()
+    await cluster.until(lambda: any(record.decoding for record in core.requests.live.values()))
+    (record,) = core.requests.live.values()
     victim = record.decode_worker
     await kill(cluster, victim)
     answer = await stream.answer()

@@ -84,12 +84,12 @@ def test_a_running_sequence_moves_with_its_tokens() -> None:
     request = cluster.submit("r0", [1, 2, 3, 4, 5], 60)
     while len(cluster.shown["r0"]) < 10:
         cluster.step()
-    source = cluster.core._requests["r0"].decode_worker
+    source = cluster.core.requests.live["r0"].decode_worker
     operation = cluster.operate(Migrate("r0"))
     while operation.state is OperationState.RUNNING:
         cluster.step()
     assert operation.state is OperationState.DONE
-    assert cluster.core._requests["r0"].decode_worker not in ("", source)
+    assert cluster.core.requests.live["r0"].decode_worker not in ("", source)
     assert not cluster.workers[source].role.occupancy().request_ids
     cluster.settle()
     _check(cluster, [request])
@@ -101,7 +101,7 @@ def test_a_sequence_can_move_back_and_forth_many_times() -> None:
     moves = 0
     while "r0" not in cluster.ended:
         cluster.step()
-        record = cluster.core._requests.get("r0")
+        record = cluster.core.requests.live.get("r0")
         if record is not None and record.may_move(cluster.now):
             cluster.operate(Migrate("r0"))
             moves += 1

@@ -134,9 +134,9 @@ def test_a_request_that_meets_death_twice_is_not_tried_again() -> None:
     cluster = _cluster(1, prefill=1, decode=2)
     request = cluster.submit("r", [1, 2, 3], 50)
     for _ in range(2):
-        while not cluster.shown["r"] or not cluster.core._requests["r"].decode_worker:
+        while not cluster.shown["r"] or not cluster.core.requests.live["r"].decode_worker:
             cluster.step()
-        victim = cluster.core._requests["r"].decode_worker
+        victim = cluster.core.requests.live["r"].decode_worker
         while cluster.workers[victim].role.occupancy().running == 0:
             cluster.step()
         cluster.kill(victim)
@@ -154,8 +154,8 @@ def test_silence_blames_a_request_half_as_much_as_death(times: int) -> None:
     cluster = _cluster(1, prefill=1, decode=6)
     request = cluster.submit("r", [1, 2, 3], 80)
     for _ in range(times):
-        while "r" in cluster.core._requests and not (
-            (worker := cluster.workers.get(cluster.core._requests["r"].decode_worker or "")) is not None
+        while "r" in cluster.core.requests.live and not (
+            (worker := cluster.workers.get(cluster.core.requests.live["r"].decode_worker or "")) is not None
             and not worker.silent
             and worker.role.occupancy().running
         ):
@@ -176,7 +176,7 @@ def test_a_goodbye_blames_only_where_the_worker_has_failed(failed: bool) -> None
     cluster = _cluster(1, prefill=1, decode=4)
     request = cluster.submit("r", [1, 2, 3], 80)
     for _ in range(2):
-        while (victim := cluster.core._requests["r"].decode_worker) not in cluster.workers:
+        while (victim := cluster.core.requests.live["r"].decode_worker) not in cluster.workers:
             cluster.step()
         while cluster.workers[victim].role.occupancy().running == 0:
             cluster.step()

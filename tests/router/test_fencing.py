@@ -210,7 +210,7 @@ def test_late_messages_of_a_life_that_was_given_up_change_nothing() -> None:
     (request,) = cluster.submit_any(1)
     while not cluster.shown["r0"]:
         cluster.step()
-    name = cluster.core._requests["r0"].prefill_worker
+    name = cluster.core.requests.live["r0"].prefill_worker
     cluster.silence(name)
     token = TokenOutput("r0", len(cluster.shown["r0"]), 95, finish=FinishReason.STOP)
     late: list[WorkerMessage] = [

@@ -85,12 +85,12 @@ class Unread(dict[str, LiveRequest]):
 
 def test_an_arrival_costs_the_same_however_many_requests_live() -> None:
     core = make_core(RoleName.PREFILL, RoleName.DECODE)
-    records, core._requests = core._requests, Unread()
+    records, core.requests.live = core.requests.live, Unread()
     for number in range(5):
         submit(core, f"r{number}", 20)
-    assert len(core._requests) == 5
-    records.update(core._requests)
-    core._requests = records
+    assert len(core.requests.live) == 5
+    records.update(core.requests.live)
+    core.requests.live = records
     for number in range(5):
         core.stop(f"r{number}", Cancelled("gone"), 1.0)
     core.on_worker_lost("prefill0", 2.0)

@@ -44,7 +44,7 @@ def _until(cluster: PureCluster, met: Callable[[], object]) -> None:
 def _decoding(cluster: PureCluster, max_tokens: int = 80, prompt: int = 30) -> LiveRequest:
     """A request that decodes, and of which nobody but its decode worker has anything."""
     cluster.submit("r0", list(range(prompt)), max_tokens)
-    record = cluster.core._requests["r0"]
+    record = cluster.core.requests.live["r0"]
     _until(cluster, lambda: record.decoding and len(record.holders) == 1)
     return record
 
@@ -109,7 +109,7 @@ def test_a_drain_that_is_cancelled_in_the_moment_the_target_died_costs_nothing(s
 def _migrate_in_the_moment_a_drain_finds_it(cluster: PureCluster) -> tuple[LiveRequest, str]:
     """A migration is asked for after its worker was told to drain, and before the drain's own."""
     cluster.submit("r0", [5] * 5, 130)
-    record = cluster.core._requests["r0"]
+    record = cluster.core.requests.live["r0"]
     _until(cluster, lambda: record.decode_worker)
     home = record.decode_worker
     cluster.operate(Drain((home,)))
@@ -167,7 +167,7 @@ def test_a_sequence_in_search_of_a_decode_worker_finds_a_mixed_one_when_the_pool
     for seed in range(20):
         cluster = _cluster(seed, 1, 1, 1, num_pages=14)
         requests = [cluster.submit(f"r{index}", [index + 1] * 12, 30) for index in range(10)]
-        while cluster.core._requests and not cluster.core.dispatch._seeking:
+        while cluster.core.requests.live and not cluster.core.dispatch._seeking:
             cluster.step()
         found += bool(cluster.core.dispatch._seeking)
         cluster.operate(Drain(("decode-0",)))
@@ -183,10 +183,10 @@ def test_a_tick_that_gives_a_prefill_worker_up_and_finds_its_decode_worker_press
 ) -> None:
     cluster = _cluster(3, 1, 1, num_pages=60)
     cluster.submit("r1", [9, 3, 5, 11, 2], 60)
-    first = cluster.core._requests["r1"]
+    first = cluster.core.requests.live["r1"]
     _until(cluster, lambda: first.decoding and first.holders == ("decode-0",))
     cluster.submit("r0", [7, 3, 5, 11, 2], 60)
-    record, prefill = cluster.core._requests["r0"], cluster.workers["prefill-0"]
+    record, prefill = cluster.core.requests.live["r0"], cluster.workers["prefill-0"]
     _hold_back(cluster, prefill, lambda: True)
     _until(cluster, lambda: record.handoff is not None and record.handoff.state is HandoffState.ARRIVED)
     other = cluster.add("decode-1", RoleName.DECODE)

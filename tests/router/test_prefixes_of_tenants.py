@@ -52,7 +52,7 @@ def test_the_router_knows_what_the_worker_will_find(share: bool) -> None:
     _cached(cluster, "first", "acme")
     for tenant, found in (("acme", True), ("rival", share)):
         cluster.submit(f"next {tenant}", PROMPT, 3, tenant)
-        keys = cluster.core._requests[f"next {tenant}"].page_keys
+        keys = cluster.core.requests.live[f"next {tenant}"].page_keys
         assert (cluster.core.state.cached_on("mixed-0", keys, len(PROMPT)) > 0) is found
         cluster.settle()
 

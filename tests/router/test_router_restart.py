@@ -218,7 +218,7 @@ def test_a_claimed_sequence_can_be_moved_and_is_accounted_for() -> None:
     cluster.resume("r")
     while len(cluster.shown["r"]) < 20:
         cluster.step()
-    home = core._requests["r"].decode_worker
+    home = core.requests.live["r"].decode_worker
     assert looks()
     assert list(core.state.workers[home].running) == ["r"]
     drain = cluster.operate(Drain((home,)))
@@ -239,7 +239,7 @@ def test_a_drain_waits_for_sequences_that_nobody_has_claimed() -> None:
     cluster.submit("r", [1, 2, 3], 300)
     while len(cluster.shown["r"]) < 5:
         cluster.step()
-    home = cluster.core._requests["r"].decode_worker
+    home = cluster.core.requests.live["r"].decode_worker
     cluster.restart_router()
     _register(cluster)
     drain = cluster.operate(Drain((home,)))
@@ -328,13 +328,13 @@ def test_a_worker_that_always_says_it_has_another_role_ends_the_request_instead_
 def test_a_late_refusal_of_an_earlier_worker_does_not_end_the_attempt_that_runs() -> None:
     cluster = _cluster(1, prefill=2, decode=1)
     request = cluster.submit("r", [1, 2, 3], 20)
-    first = cluster.core._requests["r"].prefill_worker
+    first = cluster.core.requests.live["r"].prefill_worker
     cluster.workers[first].inbox.clear()
     cluster.core.state.cordon(first)
     cluster._tell(cluster.workers[first], [RequestFailed("r", "WrongRole", "no")])
-    while not cluster.shown["r"] or cluster.core._requests["r"].phase is Phase.PREFILLING:
+    while not cluster.shown["r"] or cluster.core.requests.live["r"].phase is Phase.PREFILLING:
         cluster.step()
-    assert cluster.core._requests["r"].prefill_worker != first
+    assert cluster.core.requests.live["r"].prefill_worker != first
     cluster._tell(cluster.workers[first], [RequestFailed("r", "InternalError", "late")])
     _finish(cluster)
     _check(cluster, [request])

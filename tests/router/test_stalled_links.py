@@ -211,11 +211,11 @@ def test_cables_are_cut_while_connections_break_and_the_router_is_restarted(seed
 def test_a_sequence_that_cannot_move_goes_on_where_it_is(seed: int) -> None:
     cluster = _cluster(seed, prefill=1)
     request = cluster.submit("r", list(range(9)), 60)
-    while "r" not in cluster.ended and not (cluster.core._requests["r"].decoding and len(cluster.shown["r"]) > 5):
+    while "r" not in cluster.ended and not (cluster.core.requests.live["r"].decoding and len(cluster.shown["r"]) > 5):
         cluster.step()
     if "r" in cluster.ended:
         return
-    record = cluster.core._requests["r"]
+    record = cluster.core.requests.live["r"]
     home = record.decode_worker
     (other,) = {"decode-0", "decode-1"} - {home}
     _cut(cluster, ("decode-0", "decode-1"))
@@ -249,9 +249,9 @@ def test_what_is_broken_is_not_chosen_and_is_known_by_both_until_it_is_mended() 
 def test_a_drained_worker_gives_its_sequences_to_those_in_reach() -> None:
     cluster = _cluster(5, prefill=1, decode=3)
     requests = [cluster.submit(f"r{index}", [index] * 9, 90) for index in range(3)]
-    while not all(record.decoding for record in cluster.core._requests.values()):
+    while not all(record.decoding for record in cluster.core.requests.live.values()):
         cluster.step()
-    home = cluster.core._requests["r0"].decode_worker
+    home = cluster.core.requests.live["r0"].decode_worker
     others = sorted({"decode-0", "decode-1", "decode-2"} - {home})
     _cut(cluster, (home, others[0]))
     cluster.operate(Drain((home,)))

@@ -94,7 +94,7 @@ def test_nothing_a_worker_says_stops_the_router(
 ) -> None:
     cluster = _cluster(seed)
     core = cluster.core
-    core.strict = False  # as in production: what no honest worker says is counted
+    core.requests.strict = False  # as in production: what no honest worker says is counted
     for number, (worker, batch, steps) in enumerate(frames):
         if number == 0:  # later ones could be answers to orders that honest workers cannot follow
             for _ in range(steps):
@@ -195,7 +195,7 @@ def test_a_worker_can_neither_answer_nor_end_what_it_was_not_given() -> None:
     cluster.submit("mine", [1] * 9, 12)
     while not cluster.shown["mine"]:
         cluster.step()
-    given = cluster.core._requests["mine"].assignees
+    given = cluster.core.requests.live["mine"].assignees
     shown = len(cluster.shown["mine"])
     for worker in sorted(cluster.workers.keys() - given):
         for message in (
