@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from baton.config.schema import RouterSection
+from baton.config.schema import EngineSection, RouterSection
 from baton.decode_worker.role import DecodeRole
 from baton.engine.batch import StepBudget
 from baton.engine.kv_pages import PagePool
 from baton.protocol.messages import (
     Alive,
     HandoffStalled,
-    PeerJoined,
-    PeerLeft,
-    Register,
-    RegisterAck,
     Reregister,
-    ResyncPages,
     RouterMessage,
     SendPages,
-    SwitchRole,
     WorkerMessage,
 )
 from baton.protocol.request import Request, SamplingParams
@@ -37,12 +32,20 @@ from baton.router.core.worker_frames import WorkerFrames
 from baton.router.policy.cluster_state import ClusterState
 from baton.router.policy.placement import Placement
 from baton.router.policy.predicted_latency import PredictedLatency
-from baton.worker.core.role import Command as RoleCommand
-from baton.worker.core.role import Send, SwapIn, SwapOut, WriteEnded, WritePages
+from baton.worker.core.role import SwapIn, SwapOut, WriteEnded, WritePages
 from baton.worker.core.state import WorkerState
-from baton.worker.role_switch import make_role, switch_role
+from baton.worker.session import Connect, Disconnect, Exit, NewTransport, SessionCommand, WorkerSession
 from tests.plain_vocabulary import LETTERS
-from tests.pure_worker import CONTEXT_TOKENS, EOS, PAGE_SIZE, VOCAB, PureWorker, PureWrite, expected_output
+from tests.pure_worker import (
+    CONTEXT_TOKENS,
+    EOS,
+    PAGE_SIZE,
+    VOCAB,
+    WRITE_STALL_S,
+    PureWorker,
+    PureWrite,
+    expected_output,
+)
 
 CLAIM_WITHIN_S = 0.5  # less than `settle` waits when all is quiet
 FRAMES = WorkerFrames("model", VOCAB, CONTEXT_TOKENS)
@@ -76,7 +79,6 @@ class PureCluster:
     cut: set[frozenset[str]] = field(default_factory=set)  # pairs of workers between which nothing passes
     failing: float = 0.0  # share of the writes whose connection breaks, and with it those beside them
     stalled: set[str] = field(default_factory=set)  # reservations that the router was told of
-    _written: int = 0
 
     def __post_init__(self) -> None:
         self.core = self._router("router", float("-inf"))
@@ -95,20 +97,25 @@ class PureCluster:
 
     def add(self, name: str, role: RoleName, incarnation: int = 1) -> PureWorker:
         agent = f"{name}:{incarnation}"
-        pool = PagePool(self.num_pages, PAGE_SIZE)
-        budget = StepBudget(self.chunk_tokens, 8)
-        eos = frozenset([EOS] if self.ends else [])
-        shared = self.share_prefixes
         state = WorkerState(
-            agent, "model", eos, CONTEXT_TOKENS, budget, pool, share_prefixes=shared, host_pages=self.host_pages
+            agent,
+            "model",
+            frozenset([EOS] if self.ends else []),
+            CONTEXT_TOKENS,
+            StepBudget(self.chunk_tokens, 8),
+            PagePool(self.num_pages, PAGE_SIZE),
+            engine=EngineSection(write_stall_s=WRITE_STALL_S),
+            share_prefixes=self.share_prefixes,
+            host_pages=self.host_pages,
         )
-        memory: list[list[tuple[int, int] | None]] = [[None] * PAGE_SIZE for _ in range(self.num_pages)]
-        worker = PureWorker(name, incarnation, make_role(role, state), state, memory)
-        self.workers[name] = worker
         layout = PageLayout(self.num_pages, 1, PAGE_SIZE, 1, 1, "float32", "model")
         info = WorkerInfo(name, str(incarnation), role, 0, Endpoint(agent, b"", 0, 0, layout), self.chunk_tokens, 8)
-        worker.info = info
-        worker.outbox.append(Register(info))
+        later = itertools.count(incarnation + 100, 100)
+        worker = PureWorker(
+            WorkerSession(info, state, lambda: str(next(later))), [[None] * PAGE_SIZE for _ in range(self.num_pages)]
+        )
+        self.workers[name] = worker
+        worker.session.on_transport(info.endpoint, self.now)
         return worker
 
     def add_pools(self, prefill: int = 2, decode: int = 2, mixed: int = 0) -> None:
@@ -162,7 +169,7 @@ class PureCluster:
         for _ in range(self.rng.randint(0, len(worker.inbox))):
             worker.inbox.pop()
         for _ in range(self.rng.randint(0, len(worker.outbox))):
-            worker.outbox.popleft()
+            worker.outbox.pop(0)
 
     def resume(self, request_id: str) -> None:
         """The client asks for the rest of its stream; the latest tokens may not have reached it."""
@@ -208,17 +215,15 @@ class PureCluster:
             self.operate(Undrain(cordoned))
 
     def tick(self) -> None:
-        """The router looks at its clock, and every worker tells how it is."""
+        """What is due at the router and at every worker. A report that has nothing to overtake arrives at once."""
         self._perform(self.core.tick(self.now))
         for worker in self.workers.values():
-            if worker.silent or worker.reregistering:
+            if worker.silent or worker.leaving:
                 continue
-            if not worker.welcome and any(isinstance(message, Register) for message in worker.outbox):
-                continue  # nothing overtakes its registration
-            for agent in worker.watch.look(self.now):
-                self._act(worker, worker.role.on_stalled(agent, self.now))
-            if worker.stepping is not None or not worker.welcome:
+            if worker.serving:
                 self._tell(worker, [Alive()])
+            if worker.outbox or not worker.serving:
+                self._tick(worker)
             else:
                 self._report(worker)
         while self.to_kill:
@@ -234,14 +239,23 @@ class PureCluster:
             self.tick()
 
     def _reregister(self, worker: PureWorker) -> bool:
-        """Once its own writes have ended, it is somebody new who holds nothing."""
-        if any(write.source is worker and not write.called_off for write in self.writes):
+        """Leave its incarnation, once its own writes have ended."""
+        if worker.session.writes_in_flight:
             return False
-        self.writes = [write for write in self.writes if write.source is not worker]
-        while worker.keeping and worker.notices:
+        while worker.notices:
             self._notify(worker)
-        worker.reregister()
+        self._tick(worker)
         return True
+
+    def _tick(self, worker: PureWorker) -> None:
+        if worker.stepping is None:
+            self._act(worker, worker.session.tick(self.now, idle=True))
+
+    def _report(self, worker: PureWorker) -> None:
+        """What it has to say arrives at once."""
+        self._tick(worker)
+        while worker.outbox and self._receive(worker):
+            pass
 
     def step(self) -> bool:
         """One randomly chosen delivery or engine step; False when nothing is left to happen."""
@@ -250,7 +264,7 @@ class PureCluster:
         for worker in self.workers.values():
             if worker.silent:
                 continue
-            if worker.reregistering:
+            if worker.leaving:
                 actions.append((self._reregister, worker))
                 continue
             stepping = worker.stepping is not None
@@ -307,49 +321,23 @@ class PureCluster:
         return True
 
     def _hear(self, worker: PureWorker, message: RouterMessage) -> None:
-        if not worker.welcome and not isinstance(message, RegisterAck | Reregister):
-            return
-        match message:
-            case Reregister(incarnation, router_id):
-                if incarnation == str(worker.incarnation) and not worker.reregistering:
-                    worker.reregistering, worker.keeping = True, router_id != worker.router_id
-                    worker.role.call_off_handoffs()
-            case RegisterAck(router_id, interval_s, incarnation):
-                if incarnation != str(worker.incarnation):
-                    return
-                worker.welcome, worker.router_id = True, router_id
-                self._tell(worker, worker.reports.on_register_ack(interval_s))
-                self._report(worker)
-            case ResyncPages():
-                self._tell(worker, worker.reports.snapshot())
-            case SwitchRole():
-                worker.role, worker.state, answer = switch_role(worker.role, worker.state, message)
-                worker.reports.on_role_changed(worker.state)
-                worker.outbox.append(answer)
-            case PeerJoined(endpoint):
-                worker.peers.add(endpoint.agent)
-            case PeerLeft(agent):
-                worker.peers.discard(agent)
-                self._fail_writes(worker, agent)
-            case _:
-                if isinstance(message, SendPages):
-                    reservation = message.reservation
-                    for page, generation in zip(reservation.page_ids, reservation.generations, strict=True):
-                        worker.granted[reservation.agent, page] = generation
-                        worker.granted_by[reservation.agent, page] = reservation.reservation_id
-                self._act(worker, worker.role.on_message(message, self.now))
+        if isinstance(message, SendPages) and worker.serving:
+            reservation = message.reservation
+            for page, generation in zip(reservation.page_ids, reservation.generations, strict=True):
+                worker.granted[reservation.agent, page] = generation
+                worker.granted_by[reservation.agent, page] = reservation.reservation_id
+        self._act(worker, worker.session.on_message(message, self.now))
 
     def _fail_writes(self, worker: PureWorker, agent: str) -> None:
-        """The transport lets go of a peer: what it has queued may arrive all the same."""
+        """The transport disconnects a peer: what it has queued may arrive all the same."""
         for write in self.writes:
             if write.source is worker and write.command.agent == agent and not write.called_off:
                 write.called_off = True
                 self._end(write, "peer left")
 
     def _end(self, write: PureWrite, error: str) -> None:
-        write.source.watch.ended(write.number)
         outcome = WriteEnded(write.command.write_id, 16 * len(write.command.source_pages), 0.001, error)
-        self._act(write.source, write.source.role.on_write_ended(outcome, self.now))
+        self._act(write.source, write.source.session.on_write_ended(outcome, self.now))
 
     def _is_cut(self, write: PureWrite) -> bool:
         target = write.command.agent.rpartition(":")[0]
@@ -362,7 +350,7 @@ class PureCluster:
         return True
 
     def _receive(self, worker: PureWorker) -> bool:
-        message = worker.outbox.popleft()
+        message = worker.outbox.pop(0)
         self._tell(worker, [message])
         if self.duplicates and self.rng.random() < self.duplicates:
             self._tell(worker, [message])
@@ -370,16 +358,14 @@ class PureCluster:
 
     def _notify(self, worker: PureWorker) -> bool:
         notice = worker.notices.popleft()
-        if notice.reservation_id in self.corrupted:
-            for page in worker.role.reserved_pages(notice.reservation_id):
-                worker.memory[page] = [None] * PAGE_SIZE
-            self._act(worker, worker.role.on_corrupt(notice, 1))
-        else:
-            self._act(worker, worker.role.on_notice(notice, self.now))
+        pages = worker.role.reserved_pages(notice.reservation_id) if notice.reservation_id in self.corrupted else ()
+        for page in pages:
+            worker.memory[page] = [None] * PAGE_SIZE
+        self._act(worker, worker.session.on_notice(notice, len(pages), self.now))
         return True
 
     def _run(self, worker: PureWorker) -> bool:
-        copies, plan = worker.role.plan(self.now)
+        copies, plan = worker.session.plan(self.now)
         self._act(worker, copies)
         if plan is None:
             return bool(copies)
@@ -391,7 +377,7 @@ class PureCluster:
     def _absorb(self, worker: PureWorker) -> bool:
         assert worker.stepping is not None
         (plan, result), worker.stepping = worker.stepping, None
-        self._act(worker, worker.role.absorb(plan, result, self.now))
+        self._act(worker, worker.session.absorb(plan, result, self.now))
         if self.rng.random() < 0.5:
             self._report(worker)
         return True
@@ -440,26 +426,30 @@ class PureCluster:
         write.landed = True
         return ""
 
-    def _act(self, worker: PureWorker, commands: Seq[RoleCommand]) -> None:
+    def _act(self, worker: PureWorker, commands: Seq[SessionCommand]) -> None:
         for command in commands:
             match command:
-                case Send(message):
-                    worker.outbox.append(message)
                 case WritePages():
-                    self._written += 1
-                    self.writes.append(PureWrite(worker, command, self._written))
-                    worker.watch.began(self._written, command.agent, len(command.source_pages))
+                    self.writes.append(PureWrite(worker, command))
                 case SwapOut(pages, slots):
                     for page, slot in zip(pages, slots, strict=True):
                         worker.host[slot] = list(worker.memory[page])
                 case SwapIn(slots, pages):
                     for slot, page in zip(slots, pages, strict=True):
                         worker.memory[page] = list(worker.host[slot])
-
-    def _report(self, worker: PureWorker) -> None:
-        if not worker.welcome:
-            return  # what it says must not overtake its registration
-        self._tell(worker, worker.reports.due(worker.role, self.now, idle=True))
+                case Connect(endpoint):
+                    worker.peers.add(endpoint.agent)
+                case Disconnect(agent):
+                    worker.peers.discard(agent)
+                    self._fail_writes(worker, agent)
+                case NewTransport(agent):
+                    self.writes = [write for write in self.writes if write.source is not worker]
+                    for memory in (worker.peers, worker.granted, worker.notices):
+                        memory.clear()
+                    endpoint = replace(worker.session.info.endpoint, agent=agent)
+                    worker.session.on_transport(endpoint, self.now)
+                case Exit(reason):
+                    raise AssertionError(reason)
 
     def _tell(self, worker: PureWorker, messages: Seq[WorkerMessage]) -> None:
         if messages:

@@ -1,4 +1,4 @@
-"""A worker without I/O: its role, queues for its links, and a memory in the place of the engine.
+"""A worker without I/O: its session, queues for its links, and a memory in place of the engine.
 
 The memory remembers which token stands in which slot of which page: a page that was written late, too early or by the
 wrong request shows at once.
@@ -9,23 +9,15 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from baton.engine.step import SampledToken, StepPlan, StepResult
 from baton.protocol.handoff import HandoffNotice
-from baton.protocol.messages import (
-    DetachedSequence,
-    Register,
-    RouterMessage,
-    WorkerMessage,
-)
+from baton.protocol.messages import RouterMessage, WorkerMessage
 from baton.protocol.request import Request
-from baton.protocol.worker import WorkerInfo
-from baton.worker.core.reports import Reports
 from baton.worker.core.role import Role, WritePages
 from baton.worker.core.state import WorkerState
-from baton.worker.core.write_watch import WriteWatch
-from baton.worker.role_switch import make_role
+from baton.worker.session import Phase, WorkerSession
 
 PAGE_SIZE, VOCAB, EOS, CONTEXT_TOKENS = 4, 97, 96, 1000
 WRITE_STALL_S = 0.5
@@ -50,34 +42,49 @@ def expected_output(request: Request, ends: bool = True) -> list[int]:
 
 @dataclass(eq=False)
 class PureWorker:
-    """One worker: role, page memory and the queues of its links."""
+    """One worker: session, page memory and the queues of its links."""
 
-    name: str
-    incarnation: int
-    role: Role
-    state: WorkerState
+    session: WorkerSession
     memory: list[list[tuple[int, int] | None]]
     inbox: deque[RouterMessage] = field(default_factory=deque)
-    outbox: deque[WorkerMessage] = field(default_factory=deque)
     notices: deque[HandoffNotice] = field(default_factory=deque)
     peers: set[str] = field(default_factory=set)
-    silent: bool = False  # stopped: it does nothing and says nothing
-    reregistering: bool = False  # waits for its writes to end
-    keeping: bool = False  # and will keep its sequences
-    welcome: bool = False  # the router knows this incarnation
-    router_id: str = ""  # of the router that has welcomed it last
+    silent: bool = False  # stopped: it computes and sends nothing
     prefilled: int = 0  # tokens that were computed in chunks
     stepping: tuple[StepPlan, StepResult] | None = None  # computed, and not absorbed yet
     host: dict[int, list[tuple[int, int] | None]] = field(default_factory=dict)  # by slot of host memory
     computed: int = 0  # positions, of all its steps
     granted: dict[tuple[str, int], int] = field(default_factory=dict)  # (agent, page) → generation it may write into
     granted_by: dict[tuple[str, int], str] = field(default_factory=dict)  # and the reservation it is of
-    info: WorkerInfo | None = None
-    reports: Reports = field(init=False)
-    watch: WriteWatch = field(default_factory=lambda: WriteWatch(WRITE_STALL_S))
 
-    def __post_init__(self) -> None:
-        self.reports = Reports(self.name, self.state)
+    @property
+    def name(self) -> str:
+        return self.session.info.name
+
+    @property
+    def incarnation(self) -> int:
+        return int(self.session.info.incarnation)
+
+    @property
+    def role(self) -> Role:
+        return self.session.role
+
+    @property
+    def state(self) -> WorkerState:
+        return self.session.state
+
+    @property
+    def outbox(self) -> list[WorkerMessage]:
+        """On its way to the router."""
+        return self.session.outbox
+
+    @property
+    def serving(self) -> bool:
+        return self.session.phase is Phase.SERVING
+
+    @property
+    def leaving(self) -> bool:
+        return self.session.phase is Phase.LEAVING
 
     def execute(self, plan: StepPlan) -> StepResult:
         """Check the KV each slice reads, write its own, and answer where it samples."""
@@ -97,28 +104,6 @@ class PureWorker:
                 sampled.append(SampledToken(next_token(sequence.tokens)))
         return StepResult(sampled)
 
-    def reregister(self) -> None:
-        """It is somebody new, with its sequences if it is `keeping` them, and registers."""
-        assert self.info is not None
-        self.reregistering = self.welcome = False
-        self.incarnation += 100
-        agent = f"{self.name}:{self.incarnation}"
-        self.state = replace(self.state, agent=agent)
-        held: tuple[DetachedSequence, ...] = ()
-        if self.keeping:
-            held = self.role.on_new_router(self.state)
-        else:
-            self.state.pool.release_all()
-            self.role = make_role(self.role.name, self.state)
-        self.reports, self.watch = Reports(self.name, self.state), WriteWatch(WRITE_STALL_S)
-        for memory in (self.peers, self.granted, self.notices, self.outbox):
-            memory.clear()
-        endpoint = replace(self.info.endpoint, agent=agent)
-        role, epoch = self.role.name, self.state.role_epoch
-        incarnation = str(self.incarnation)
-        self.info = replace(self.info, incarnation=incarnation, endpoint=endpoint, role=role, role_epoch=epoch)
-        self.outbox.append(Register(self.info, held))
-
 
 @dataclass(eq=False)
 class PureWrite:
@@ -126,7 +111,6 @@ class PureWrite:
 
     source: PureWorker
     command: WritePages
-    number: int = 0
     landed: bool = False
-    called_off: bool = False  # its source does not count on it any more, but it may arrive
+    called_off: bool = False  # its source was told that it ended, but it may arrive
     until_s: float = math.inf  # its source is dead: nothing of it arrives any more from then on

@@ -11,7 +11,7 @@ from baton.config.schema import RouterSection
 from baton.engine.batch import StepBudget
 from baton.engine.kv_pages import PagePool
 from baton.protocol.errors import BatonError, InternalError
-from baton.protocol.messages import Register, RouterMessage, WorkerMessage
+from baton.protocol.messages import RouterMessage, WorkerMessage
 from baton.protocol.request import Objectives, Request, SamplingParams
 from baton.protocol.worker import Endpoint, PageLayout, RoleName, WorkerInfo
 from baton.router.core.commands import Command, FinishStream, SendToWorker
@@ -26,7 +26,7 @@ from baton.simulator.timing import StepTimer
 from baton.simulator.trace import TraceRequest
 from baton.simulator.worker import EOS, Gaps, RoleTime, SimulatedWorker
 from baton.worker.core.state import WorkerState
-from baton.worker.role_switch import make_role
+from baton.worker.session import WorkerSession
 
 TICK_S = 0.1
 FIRST_S = 1.0  # when the first request comes: workers register before
@@ -103,8 +103,9 @@ class Simulation:
     def _add(self, name: str, spec: WorkerSpec, agents: dict[str, SimulatedWorker]) -> None:
         budget = StepBudget(spec.chunk_tokens, spec.max_batch, spec.mixed_chunk_tokens)
         pool = PagePool(spec.layout.num_pages, spec.layout.page_size)
+        agent = f"{name}:1"
         state = WorkerState(
-            agent=name,
+            agent=agent,
             model_id=spec.layout.model_id,
             eos_token_ids=frozenset([EOS]),
             context_tokens=1 << 30,
@@ -114,13 +115,10 @@ class Simulation:
             keep_ended_s=0.0,
             host_pages=spec.host_pages,
         )
-        role = make_role(spec.role, state)
-        endpoint = Endpoint(name, b"", 0, 0, spec.layout)
+        endpoint = Endpoint(agent, b"", 0, 0, spec.layout)
         info = WorkerInfo(name, "1", spec.role, 0, endpoint, spec.chunk_tokens, spec.max_batch, spec.mixed_chunk_tokens)
         worker = SimulatedWorker(
-            info=info,
-            state=state,
-            role=role,
+            session=WorkerSession(info, state, lambda: "2"),
             timer=spec.timer,
             events=self.events,
             network=self.network,
@@ -133,8 +131,8 @@ class Simulation:
             host_bandwidth_bytes_s=spec.host_bandwidth_bytes_s,
             since_s=FIRST_S,
         )
-        self._workers[name] = agents[name] = worker
-        self._to_router(name, [Register(info)])
+        self._workers[name] = agents[agent] = worker
+        worker.start()
 
     def run(self, tell: Callable[[float, int], None] | None = None) -> SimulationResult:
         """Play the trace to its end. `tell` hears virtual seconds and requests ended, about a hundred times."""
@@ -172,16 +170,13 @@ class Simulation:
             for total, own in ((busy, worker.busy), (present, worker.present)):
                 for role, seconds in own.seconds.items():
                     total.add(role, seconds)
-            present.add(worker.role.name, self.events.now - worker.since_s)
+            present.add(worker.session.role.name, self.events.now - worker.since_s)
         return BusyMoment(self.events.now, busy.seconds, present.seconds)
 
     def _use(self, worker: SimulatedWorker) -> WorkerUse:
-        state = worker.state
-        switches = state.role_epoch - worker.info.role_epoch
+        info, pool = worker.session.info, worker.session.state.pool
         busy_s = sum(worker.busy.seconds.values())
-        return WorkerUse(
-            worker.info.name, worker.role.name, switches, busy_s, worker.tokens_computed, state.pool.num_in_use
-        )
+        return WorkerUse(info.name, info.role, info.role_epoch, busy_s, worker.tokens_computed, pool.num_in_use)
 
     def _submit(self, number: int, traced: TraceRequest) -> None:
         request_id = f"r{number}"

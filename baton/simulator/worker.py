@@ -1,4 +1,4 @@
-"""A worker in virtual time: the real role, pages and reports; a timing model in place of the engine.
+"""A worker in virtual time: the real session, role and pages; a timing model in place of the engine.
 
 Decode steps between two events differ only in lengths, so a run of them passes as one event: until a sequence ends, a
 page fills twice or a message comes, which cuts the run at the end of the step it falls into.
@@ -15,25 +15,13 @@ from functools import partial
 from baton.engine.sequence import Sequence
 from baton.engine.step import SampledToken, StepPlan, StepResult
 from baton.protocol.handoff import HandoffNotice
-from baton.protocol.messages import (
-    PeerJoined,
-    PeerLeft,
-    RegisterAck,
-    ResyncPages,
-    RouterMessage,
-    StepOutput,
-    SwitchRole,
-    TokenOutput,
-    WorkerMessage,
-)
-from baton.protocol.worker import RoleName, StepSample, WorkerInfo
+from baton.protocol.messages import RouterMessage, StepOutput, TokenOutput, WorkerMessage
+from baton.protocol.worker import RoleName, StepSample
 from baton.simulator.events import Events
 from baton.simulator.network import Network
 from baton.simulator.timing import StepTimer
-from baton.worker.core.reports import Reports
-from baton.worker.core.role import Command, Role, Send, SwapIn, SwapOut, WriteEnded, WritePages
-from baton.worker.core.state import WorkerState
-from baton.worker.role_switch import switch_role
+from baton.worker.core.role import SwapIn, SwapOut, WriteEnded, WritePages
+from baton.worker.session import SessionCommand, WorkerSession
 
 EOS, TOKEN = 0, 1
 MAX_RUN_S = 0.25  # the router shall not be without news for longer
@@ -96,9 +84,7 @@ class RoleTime:
 class SimulatedWorker:
     """One worker. `lengths` tells how many tokens each request will answer: only the executor knows it."""
 
-    info: WorkerInfo
-    state: WorkerState
-    role: Role
+    session: WorkerSession
     timer: StepTimer
     events: Events
     network: Network
@@ -114,14 +100,14 @@ class SimulatedWorker:
     since_s: float = 0.0  # when it took on its present one
     tokens_computed: int = 0
     _inbox: deque[Callable[[], None]] = field(default_factory=deque)  # handled between steps
-    _outbox: list[WorkerMessage] = field(default_factory=list)
-    _reports: Reports = field(init=False)
     _run: _Run | None = None
     _runs: int = 0
     _copying_s: float = 0.0  # copies that the next step waits for
 
-    def __post_init__(self) -> None:
-        self._reports = Reports(self.info.name, self.state)
+    def start(self) -> None:
+        """Register."""
+        self.session.on_transport(self.session.info.endpoint, self.events.now)
+        self._flush()
 
     def receive(self, batch: list[RouterMessage]) -> None:
         """Messages of the router."""
@@ -149,9 +135,9 @@ class SimulatedWorker:
         now = self.events.now
         while self._inbox:
             self._inbox.popleft()()
-        copies, plan = self.role.plan(now)
+        copies, plan = self.session.plan(now)
         self._perform(copies)
-        self._outbox += self._reports.due(self.role, now, idle=plan is None)
+        self._perform(self.session.tick(now, idle=plan is None))
         self._flush()
         if plan is not None:
             self._begin(plan)
@@ -176,10 +162,11 @@ class SimulatedWorker:
 
     def _quiet_steps(self, plan: StepPlan) -> int:
         """Steps after which every sequence of a decode-only plan still runs, with a page at most for each to take."""
-        if self.state.pool.num_available < 2 * len(plan.slices):
+        pool = self.session.state.pool
+        if pool.num_available < 2 * len(plan.slices):
             return 1
         left = min(self._length(part.sequence) - part.sequence.num_output for part in plan.slices)
-        return max(1, min(left, self.state.pool.page_size))
+        return max(1, min(left, pool.page_size))
 
     def _on_run_ended(self, number: int) -> None:
         run = self._run
@@ -187,18 +174,18 @@ class SimulatedWorker:
             return  # it was cut, and ended before
         self._run = None
         now, steps = self.events.now, len(run.ends_s)
-        self.busy.add(self.role.name, now - run.start_s)
-        self._reports.on_step(run.last_sample)
+        self.busy.add(self.session.role.name, now - run.start_s)
+        self.session.on_step(run.last_sample)
         plan = run.plan
         if steps > 1:
             self._skip(plan, steps - 1)
-            copies, again = self.role.plan(now)
+            copies, again = self.session.plan(now)
             self._perform(copies)
             plan = again or plan
         for part in plan.slices:
             if part.samples and part.sequence.request_id in self.lengths:
                 self.gaps.on_tokens(part.sequence.request_id, run.ends_s)
-        self._perform(self.role.absorb(plan, self.execute(plan), now))
+        self._perform(self.session.absorb(plan, self.execute(plan), now))
         self._turn()
 
     def _skip(self, plan: StepPlan, steps: int) -> None:
@@ -211,7 +198,7 @@ class SimulatedWorker:
             sequence.tokens += [TOKEN] * steps
             sequence.computed += steps
         self.tokens_computed += steps * len(plan.slices)
-        self._outbox.append(StepOutput(tuple(outputs)))
+        self.session.outbox.append(StepOutput(tuple(outputs)))
 
     def execute(self, plan: StepPlan) -> StepResult:
         """Tokens that mean nothing, and the end of the sequence where the trace has it."""
@@ -226,34 +213,22 @@ class SimulatedWorker:
         return self.lengths.get(sequence.request_id, sequence.request.sampling.max_tokens)
 
     def _on_message(self, message: RouterMessage) -> None:
-        match message:
-            case RegisterAck(_, interval_s, _):
-                self._outbox += self._reports.on_register_ack(interval_s)
-            case ResyncPages():
-                self._outbox += self._reports.snapshot()
-            case SwitchRole():
-                self.present.add(self.role.name, self.events.now - self.since_s)
-                self.since_s = self.events.now
-                self.role, self.state, answer = switch_role(self.role, self.state, message)
-                self._reports.on_role_changed(self.state)
-                self._outbox.append(answer)
-            case PeerJoined() | PeerLeft():
-                pass
-            case _:
-                self._perform(self.role.on_message(message, self.events.now))
+        role, now = self.session.role.name, self.events.now
+        self._perform(self.session.on_message(message, now))
+        if self.session.role.name is not role:
+            self.present.add(role, now - self.since_s)
+            self.since_s = now
 
-    def _perform(self, commands: list[Command]) -> None:
+    def _perform(self, commands: list[SessionCommand]) -> None:
         for command in commands:
             match command:
-                case Send(message):
-                    self._outbox.append(message)
                 case WritePages():
                     self._write(command)
                 case SwapOut(pages) | SwapIn(_, pages):
-                    self._copying_s += len(pages) * self.info.page_bytes / self.host_bandwidth_bytes_s
+                    self._copying_s += len(pages) * self.session.info.page_bytes / self.host_bandwidth_bytes_s
 
     def _write(self, write: WritePages) -> None:
-        num_bytes = len(write.source_pages) * self.info.page_bytes
+        num_bytes = len(write.source_pages) * self.session.info.page_bytes
         seconds = 0.0
 
         def arrived() -> None:
@@ -262,15 +237,15 @@ class SimulatedWorker:
                 target._later(partial(target._on_notice, write.notice))
             self._later(partial(self._on_write_ended, WriteEnded(write.write_id, num_bytes, seconds)))
 
-        seconds = self.network.transfer(self.state.agent, write.agent, num_bytes, arrived)
+        seconds = self.network.transfer(self.session.agent, write.agent, num_bytes, arrived)
 
     def _on_notice(self, notice: HandoffNotice) -> None:
-        self._perform(self.role.on_notice(notice, self.events.now))
+        self._perform(self.session.on_notice(notice, 0, self.events.now))
 
     def _on_write_ended(self, outcome: WriteEnded) -> None:
-        self._perform(self.role.on_write_ended(outcome, self.events.now))
+        self._perform(self.session.on_write_ended(outcome, self.events.now))
 
     def _flush(self) -> None:
-        if self._outbox:
-            batch, self._outbox = self._outbox, []
-            self.to_router(self.info.name, batch)
+        if self.session.outbox:
+            batch, self.session.outbox = self.session.outbox, []
+            self.to_router(self.session.info.name, batch)

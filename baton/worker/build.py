@@ -1,9 +1,10 @@
-"""Builds a worker from its plan: weights, pages, transport, role, loop."""
+"""Builds a worker from its plan: weights, pages, transport, session, loop."""
 
 from __future__ import annotations
 
 import gc
 import os
+import uuid
 from collections.abc import Callable
 
 import torch
@@ -20,6 +21,7 @@ from baton.worker.executors import make_executor
 from baton.worker.heartbeat import Heartbeat
 from baton.worker.loop import WorkerLoop
 from baton.worker.router_link import RouterLink
+from baton.worker.session import WorkerSession
 
 
 def assemble(plan: WorkerConfig, incarnation: str, host: str, tell: Callable[[str], None]) -> WorkerLoop:
@@ -60,7 +62,7 @@ def assemble(plan: WorkerConfig, incarnation: str, host: str, tell: Callable[[st
         incarnation=incarnation,
         role=RoleName(plan.role),
         role_epoch=state.role_epoch,
-        endpoint=Endpoint(agent, b"", 0, 0, layout),  # the loop fills in the transport's own
+        endpoint=Endpoint(agent, b"", 0, 0, layout),  # the transport has its own
         chunk_tokens=engine.chunk_tokens,
         max_batch=engine.max_batch,
         mixed_chunk_tokens=engine.mixed_chunk_tokens,
@@ -69,8 +71,7 @@ def assemble(plan: WorkerConfig, incarnation: str, host: str, tell: Callable[[st
         device=engine.device,
     )
     return WorkerLoop(
-        info=info,
-        state=state,
+        session=WorkerSession(info, state, lambda: uuid.uuid4().hex[:8]),
         executor=executor,
         link=RouterLink(plan.router_address, plan.name, incarnation, plan.link_keys),
         make_transport=lambda agent: open_transport(executor.pages, layout, agent, device_id),

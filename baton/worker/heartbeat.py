@@ -23,12 +23,9 @@ class Heartbeat:
         self._thread = threading.Thread(target=self._run, name=f"{name}-heartbeat", daemon=True)
         self._thread.start()
 
-    def turned(self) -> None:
-        """The loop has completed a turn."""
+    def turned(self, incarnation: str) -> None:
+        """The loop has completed a turn, as this incarnation; empty: send no heartbeats."""
         self._turned_s = time.monotonic()
-
-    def speak_for(self, incarnation: str) -> None:
-        """Set the incarnation that the router has admitted; empty: send no heartbeats."""
         self._link.incarnation = incarnation
 
     def _run(self) -> None:

@@ -31,6 +31,7 @@ from baton.worker.core.state import WorkerState
 from baton.worker.heartbeat import HEARTBEAT, Heartbeat
 from baton.worker.loop import WorkerLoop
 from baton.worker.router_link import RouterLink
+from baton.worker.session import WorkerSession
 
 NAME, INCARNATION = "decode-0", "1"
 LIMIT_S = 60.0
@@ -99,8 +100,7 @@ def _worker(executor: Any, address: str, network: InProcessNetwork, batch: int) 
         NAME, INCARNATION, RoleName.DECODE, 0, Endpoint("", b"", 0, 0, layout), budget.chunk_tokens, batch
     )
     return WorkerLoop(
-        info=info,
-        state=state,
+        session=WorkerSession(info, state, lambda: "2"),
         executor=executor,
         link=RouterLink(address, NAME, INCARNATION),
         make_transport=lambda agent: InProcessTransport(network, executor.pages, layout, agent),

@@ -33,7 +33,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "prefill_worker": ("protocol", "engine", "worker.core"),
     "decode_worker": ("protocol", "engine", "worker.core"),
     "worker": ("protocol", "config", "engine", "kv_transfer", "worker.core", "prefill_worker", "decode_worker"),
-    "simulator": ("protocol", "config", "engine", "router.policy", "router.core", "worker.core", "worker.role_switch"),
+    "simulator": ("protocol", "config", "engine", "router.policy", "router.core", "worker.core", "worker.session"),
     "deploy": (
         *("protocol", "config", "client", "engine", "kv_transfer", "builtin_model"),
         *("router.policy", "router.access", "router.actor", "worker.actor"),

@@ -96,7 +96,7 @@ def test_a_running_sequence_moves_with_its_tokens() -> None:
 
 
 def test_a_sequence_can_move_back_and_forth_many_times() -> None:
-    cluster = _cluster(5)
+    cluster = _cluster(3)
     request = cluster.submit("r0", [1, 2, 3, 4, 5], 90)
     moves = 0
     while "r0" not in cluster.ended:

@@ -154,9 +154,7 @@ def _cut(cluster: PureCluster, name: str, away: bool) -> None:
     """Everything queued in one direction is lost with the link: the worker notices it, or the router misses it."""
     worker = cluster.workers[name]
     if away:
-        worker.outbox.clear()
-        worker.reregistering = worker.keeping = True  # a frame that could not be sent
-        worker.role.call_off_handoffs()
+        cluster._act(worker, worker.session.on_link_full(cluster.now))
     else:
         worker.inbox.clear()
         cluster.silence(name)
@@ -173,7 +171,7 @@ def test_whatever_is_lost_with_a_link_no_token_and_no_page_is(seed: int) -> None
         cluster.go_on(cluster.rng.randint(0, 60))
         name = cluster.rng.choice(sorted(cluster.workers))
         worker = cluster.workers[name]
-        if worker.welcome and not worker.reregistering and worker.stepping is None:
+        if worker.serving and worker.stepping is None:
             _cut(cluster, name, cluster.rng.random() < 0.5)
     _everybody_speaks(cluster)
     _check(cluster, requests)

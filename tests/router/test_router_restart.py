@@ -195,7 +195,7 @@ def test_a_claimed_sequence_can_be_moved_and_is_accounted_for() -> None:
     for name, role in (("prefill-0", RoleName.PREFILL), ("decode-0", RoleName.DECODE), ("decode-1", RoleName.DECODE)):
         cluster.add(name, role)
     cluster.settle()
-    request = cluster.submit("r", [1, 2, 3], 300)
+    request = cluster.submit("r", [1, 2, 3], 500)
     while len(cluster.shown["r"]) < 5:
         cluster.step()
     cluster.restart_router()

@@ -170,7 +170,7 @@ def _end_who_cannot_rejoin(cluster: PureCluster) -> None:
     """A worker whose own writes do not end cannot become somebody new: its process ends, and another one begins."""
     for name, worker in sorted(cluster.workers.items()):
         own = [write for write in cluster.writes if write.source is worker and not write.called_off]
-        if worker.reregistering and any(cluster._is_cut(write) for write in own):
+        if worker.leaving and any(cluster._is_cut(write) for write in own):
             cluster.kill(name)
             cluster.add(name, worker.role.name, worker.incarnation + 1)
 

@@ -130,18 +130,19 @@ def test_preempted_sequences_are_swapped_at_the_stated_bandwidth_instead_of_bein
     assert not any(run.core.explanations.failed for run in short.values())
     assert again.tokens_computed > needed.tokens_computed == swapped.tokens_computed
     (worker,) = short[92]._workers.values()
-    assert worker.role.occupancy().swap_outs == 1
+    assert worker.session.role.occupancy().swap_outs == 1
     assert swapped.pages_in_use == 0
 
 
 def test_a_copy_takes_its_bytes_over_the_bandwidth() -> None:
     run = simulation([], pools=Pools(mixed=1), jitter=0.0)
     (worker,) = run._workers.values()
+    while run.events.step():  # it registers
+        pass
     worker._perform([SwapOut((1, 2, 3), (0, 1, 2)), SwapIn((0,), (4,))])
     assert worker._copying_s == pytest.approx(4 * 64 * KV_BYTES / (0.8 * 64e9))
     request = Request("r", (1,) * PROMPT, SamplingParams(max_tokens=1), 0.0)
     worker.receive([Prefill(request, (), False, 0)])
-    run.events.step()
     while worker._run is not None:
         run.events.step()
     assert sum(worker.busy.seconds.values()) == pytest.approx(_prefill_s() + 4 * 64 * KV_BYTES / (0.8 * 64e9))

@@ -36,6 +36,7 @@ from baton.protocol.request import Request, SamplingParams
 from baton.protocol.worker import RoleName, WorkerInfo
 from baton.worker.core.state import WorkerState
 from baton.worker.loop import WorkerLoop
+from baton.worker.session import WorkerSession
 from baton.worker.step_wait import PAUSE_S, TIGHT_S, await_step
 from tests.worker.test_worker_loop import FakeHeartbeat, FakeLink
 
@@ -102,8 +103,7 @@ def _worker(name: str, role: RoleName) -> tuple[WorkerLoop, FakeLink]:
     info = WorkerInfo(name, "1", role, 0, transport(f"{name}:0").endpoint, 64, 4)
     link = FakeLink()
     loop = WorkerLoop(
-        info,
-        state,
+        WorkerSession(info, state, lambda: "2"),
         late,
         link,  # type: ignore[arg-type]
         transport,

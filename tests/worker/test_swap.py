@@ -31,16 +31,18 @@ def _request(name: str, prompt: list[int], max_tokens: int = 30) -> Request:
 
 
 def _worker(num_pages: int = 12, host_pages: int = 12) -> tuple[PureCluster, PureWorker, DecodeRole]:
-    """A mixed worker that is spoken to directly."""
+    """A mixed worker that gets its orders from the test; its messages stay in its outbox."""
     cluster = PureCluster(random.Random(0), num_pages=num_pages, host_pages=host_pages, ends=False)
     worker = cluster.add("mixed-0", RoleName.MIXED)
+    cluster.settle()
+    cluster._receive = lambda worker: False  # type: ignore[method-assign]
     assert isinstance(worker.role, DecodeRole)
     return cluster, worker, worker.role
 
 
 def _say(cluster: PureCluster, worker: PureWorker, *messages: RouterMessage) -> None:
     for message in messages:
-        cluster._act(worker, worker.role.on_message(message, 0.0))
+        cluster._hear(worker, message)
 
 
 def _two_of_which_one_is_swapped_out() -> tuple[PureCluster, PureWorker, DecodeRole]:
@@ -158,7 +160,7 @@ def test_of_a_swapped_sequence_only_the_pages_that_left_the_cache_are_copied_bac
     _say(cluster, worker, Cancel("a"))
     cached = count_matches(worker.state.pool, sequence.page_hashes)
     assert 0 < cached < computed // PAGE_SIZE  # the end of the chain made room
-    copies, plan = role.plan(0.0)
+    copies, plan = worker.session.plan(0.0)
     assert plan is not None
     (swap_in,) = copies
     assert isinstance(swap_in, SwapIn)

@@ -1,4 +1,4 @@
-"""What the loop around a role hears, and when it becomes somebody new."""
+"""The loop around a session: the order of copies, steps, sends and messages, and how it ends."""
 
 from __future__ import annotations
 
@@ -8,33 +8,27 @@ from typing import Any
 import pytest
 import torch
 
-from baton.engine.batch import StepBudget
 from baton.engine.host_pages import HostPages
-from baton.engine.kv_pages import PagePool
 from baton.engine.step import SampledToken, StepPlan, StepResult
 from baton.protocol.errors import InternalError
 from baton.protocol.messages import (
-    AdoptSequence,
     Cancel,
     Goodbye,
     Prefill,
     Register,
     RegisterAck,
-    RequestFailed,
     Reregister,
-    Reserve,
     Reserved,
     ResyncPages,
     RouterMessage,
+    SendPages,
     StepOutput,
     WorkerMessage,
 )
-from baton.protocol.request import Request, SamplingParams
-from baton.protocol.worker import Endpoint, PageLayout, RoleName, WorkerInfo
-from baton.worker.core.state import WorkerState
+from baton.protocol.worker import Endpoint, RoleName
 from baton.worker.loop import WorkerLoop
+from tests.worker.sessions import LAYOUT, at_peer, prefill, request, reserve, session
 
-LAYOUT = PageLayout(8, 1, 4, 1, 1, "float32", "model")
 HOST = HostPages(torch.zeros(LAYOUT.shape), 0)
 
 
@@ -45,7 +39,7 @@ class FakeLink:
     incarnation: str = ""
     inbox: list[RouterMessage] = field(default_factory=list)
     sent: list[WorkerMessage] = field(default_factory=list)
-    full: bool = False  # nobody takes what is sent
+    full: bool = False  # it takes no messages
 
     def receive(self, wait_s: float) -> list[RouterMessage]:
         messages, self.inbox = self.inbox, []
@@ -61,12 +55,16 @@ class FakeLink:
 
 
 class FakeTransport:
-    """Nobody is ever written to."""
+    """Its writes never end."""
 
     in_flight = 0
 
     def __init__(self, agent: str) -> None:
         self.endpoint = Endpoint(agent, b"", 0, 0, LAYOUT)
+
+    def write(self, *arguments: object) -> int:
+        self.in_flight += 1
+        return self.in_flight
 
     def progress(self) -> None: ...
 
@@ -77,9 +75,7 @@ class FakeTransport:
 
 
 class FakeHeartbeat:
-    def turned(self) -> None: ...
-
-    def speak_for(self, incarnation: str) -> None: ...
+    def turned(self, incarnation: str) -> None: ...
 
     def close(self) -> None: ...
 
@@ -110,53 +106,26 @@ class Journal:
         self.entries.append("in")
 
 
-def _loop(journal: Journal | None = None) -> tuple[WorkerLoop, FakeLink]:
-    host_pages = 8 if journal else 0
-    state = WorkerState("w:1", "model", frozenset([0]), 1000, StepBudget(8, 8), PagePool(8, 4), host_pages=host_pages)
-    info = WorkerInfo("w", "1", RoleName.DECODE, 0, Endpoint("w:1", b"", 0, 0, LAYOUT), 8, 8)
-    link = FakeLink()
-    host = journal or HOST
-    loop = WorkerLoop(info, state, journal, link, FakeTransport, FakeHeartbeat(), lambda page: 0, host)  # type: ignore[arg-type]
+def _loop(journal: Journal | None = None, role: RoleName = RoleName.DECODE) -> tuple[WorkerLoop, FakeLink]:
+    link, host = FakeLink(), journal or HOST
+    made = session(role, num_pages=8, host_pages=8 if journal else 0)
+    loop = WorkerLoop(made, journal, link, FakeTransport, FakeHeartbeat(), lambda page: 0, host)  # type: ignore[arg-type]
     loop._flush()
     return loop, link
 
 
-def _reserve() -> Reserve:
-    return Reserve("r/1", Request("r", (1, 2, 3), SamplingParams(max_tokens=4), 0.0), (), 0)
-
-
 def _turn(loop: WorkerLoop, link: FakeLink, *messages: RouterMessage) -> list[type]:
-    """What the loop says in answer to messages."""
+    """The types of what the loop sends in answer to messages."""
     link.inbox += messages
     link.sent.clear()
     loop._turn()
     return [type(message) for message in link.sent]
 
 
-def test_a_worker_that_is_not_welcome_yet_obeys_no_order_because_it_was_for_the_one_before() -> None:
-    loop, link = _loop()
-    assert Reserved not in _turn(loop, link, _reserve())
-    assert loop.state.pool.num_in_use == 0
-    assert Reserved in _turn(loop, link, RegisterAck("router", 0.5, "1"), _reserve())
-
-
-def test_a_worker_that_is_sent_back_drops_what_it_holds_and_obeys_nothing_until_it_is_welcome() -> None:
-    loop, link = _loop()
-    _turn(loop, link, RegisterAck("router", 0.5, "1"), _reserve())
-    said = _turn(loop, link, Reregister("1", "router"), _reserve())
-    assert said.count(Register) == 1
-    assert Reserved not in said
-    assert link.incarnation != "1"
-    assert loop.state.pool.num_in_use == 0
-    assert Register not in _turn(loop, link, Reregister("1", "router"))  # of a life that is over
-
-
-def test_pages_are_copied_before_the_step_that_writes_or_reads_them_and_a_new_life_begins_with_empty_slots() -> None:
+def test_pages_are_copied_before_the_step_that_writes_or_reads_them_and_a_new_incarnation_has_empty_slots() -> None:
     journal = Journal()
     loop, link = _loop(journal)
-    requests = [
-        Request(name, (tokens,) * tokens, SamplingParams(max_tokens=15)) for name, tokens in (("a", 13), ("b", 9))
-    ]
+    requests = [request(name, (tokens,) * tokens, max_tokens=15) for name, tokens in (("a", 13), ("b", 9))]
     _turn(loop, link, RegisterAck("router", 0.5, "1"), *(Prefill(one, (), False, 0) for one in requests))
     while "in" not in journal.entries:
         before = len(journal.entries)
@@ -164,46 +133,29 @@ def test_pages_are_copied_before_the_step_that_writes_or_reads_them_and_a_new_li
         assert journal.entries[before:] in (["step"], ["out", "step"], ["in", "step"])
     assert journal.entries.count("out") == 1
     _turn(loop, link, *(Prefill(replace(one, request_id=one.request_id * 2), (), False, 0) for one in requests))
-    while not loop.role.occupancy().swapped:
+    while not loop.session.role.occupancy().swapped:
         _turn(loop, link)
     _turn(loop, link, Reregister("1", "router"))
-    assert loop.role.occupancy().swapped == loop.role._swap.num_in_use == 0  # type: ignore[attr-defined]
+    assert loop.session.role.occupancy().swapped == loop.session.role._swap.num_in_use == 0  # type: ignore[attr-defined]
 
 
-def _serving() -> tuple[WorkerLoop, FakeLink]:
-    """It has answered two tokens of a request, and holds a reservation."""
+def test_a_worker_registers_again_under_another_name_on_its_link_and_transport() -> None:
     loop, link = _loop(Journal())
-    request = Request("whole", (1, 2, 3), SamplingParams(max_tokens=20), 0.0)
-    _turn(loop, link, RegisterAck("router", 0.5, "1"), _reserve(), Prefill(request, (), False, 0))
-    for _ in range(2):
-        assert StepOutput in _turn(loop, link)
-    return loop, link
-
-
-def test_a_worker_that_a_new_router_does_not_know_keeps_its_sequences_and_says_nothing_of_them_unasked() -> None:
-    loop, link = _serving()
-    assert StepOutput not in _turn(loop, link, Reregister("1", "another"))[1:]
-    (register,) = [message for message in link.sent if isinstance(message, Register)]
-    (held,) = register.held
-    assert (held.request_id, held.num_tokens) == ("whole", 3)
-    assert loop.role.occupancy().reservation_ids == ()  # its writer may be anywhere
-    assert StepOutput not in _turn(loop, link)  # it goes on
-    welcome = RegisterAck("another", 0.5, loop.info.incarnation)
-    _turn(loop, link, welcome, AdoptSequence("whole", 1), AdoptSequence("unknown", 0))
-    (told,) = [message for message in link.sent if isinstance(message, StepOutput)]
-    assert [token.index for token in told.tokens] == [1, 2, 3, 4]
-    (failed,) = [message for message in link.sent if isinstance(message, RequestFailed)]
-    assert (failed.request_id, failed.error) == ("unknown", "NotFound")
-    assert StepOutput in _turn(loop, link)
+    assert Reserved in _turn(loop, link, RegisterAck("router", 0.5, "1"), reserve())
+    transport = loop.transport
+    assert _turn(loop, link, Reregister("1", "router"), reserve()) == [Register]
+    assert link.incarnation == loop.session.info.incarnation == "2"
+    assert loop.transport is not transport
+    assert loop.transport.endpoint.agent == "w:2"
 
 
 @dataclass(eq=False)
 class Overlap(Journal):
-    """A device of its own: it looks at what was sent, and lets an order come, between launch and collect."""
+    """A device of its own: it notes what was sent, and lets an order arrive, between launch and collect."""
 
     link: FakeLink | None = None
     order: RouterMessage | None = None
-    sent_meanwhile: list[type] = field(default_factory=list)
+    sent_during_step: list[type] = field(default_factory=list)
     async_execution: bool = True
 
     def launch(self, plan: StepPlan) -> StepPlan:
@@ -215,7 +167,7 @@ class Overlap(Journal):
 
     def collect(self, launched: StepPlan) -> StepResult:
         assert self.link is not None
-        self.sent_meanwhile = [type(message) for message in self.link.sent]
+        self.sent_during_step = [type(message) for message in self.link.sent]
         return super().collect(launched)
 
 
@@ -223,23 +175,22 @@ def _overlapping() -> tuple[WorkerLoop, FakeLink, Overlap]:
     engine = Overlap()
     loop, link = _loop(engine)
     engine.link = link
-    request = Request("whole", (1, 2, 3), SamplingParams(max_tokens=20), 0.0)
-    _turn(loop, link, RegisterAck("router", 0.5, "1"), Prefill(request, (), False, 0))
+    _turn(loop, link, RegisterAck("router", 0.5, "1"), prefill("whole"))
     return loop, link, engine
 
 
-def test_while_a_device_computes_the_last_steps_tokens_go_out_and_what_comes_is_heard_after_the_step() -> None:
+def test_while_a_device_computes_the_last_steps_tokens_are_sent_and_orders_wait_for_the_end_of_the_step() -> None:
     loop, link, engine = _overlapping()
     loop._turn()
-    assert StepOutput not in engine.sent_meanwhile, "there was no step before"
+    assert StepOutput not in engine.sent_during_step, "there was no step before"
     engine.order = Cancel("whole")
     loop._turn()
-    assert StepOutput in engine.sent_meanwhile
+    assert StepOutput in engine.sent_during_step
     assert engine.entries[-2:] == ["step", "end of step"]
-    assert loop.state.pool.num_in_use == 0, "cancelled once the step had ended"
+    assert loop.session.state.pool.num_in_use == 0, "cancelled once the step had ended"
     engine.order = None
     loop._turn()
-    assert StepOutput in [type(message) for message in link.sent], "nothing computes: what is left goes out at once"
+    assert StepOutput in [type(message) for message in link.sent], "nothing computes: the rest is sent at once"
 
 
 def test_a_full_link_is_noticed_while_a_device_computes_and_acted_on_after_the_step() -> None:
@@ -249,30 +200,17 @@ def test_a_full_link_is_noticed_while_a_device_computes_and_acted_on_after_the_s
     for _ in range(5):
         loop._turn()
         assert engine.entries[-1] == "end of step"
-    assert [type(message) for message in loop._outbox] == [Register]
+    assert [type(message) for message in loop.session.outbox] == [Register]
 
 
-def test_a_worker_that_its_own_router_has_given_up_keeps_nothing() -> None:
-    loop, link = _serving()
-    _turn(loop, link, Reregister("1", "router"))
-    (register,) = [message for message in link.sent if isinstance(message, Register)]
-    assert register.held == ()
-    assert loop.state.pool.num_in_use == 0
-
-
-def test_a_late_welcome_for_an_earlier_life_is_not_heard() -> None:
-    loop, link = _loop()
-    _turn(loop, link, RegisterAck("router", 0.5, "1"), Reregister("1", "another"))
-    assert Reserved not in _turn(loop, link, RegisterAck("another", 0.5, "1"), _reserve())
-    assert Reserved in _turn(loop, link, RegisterAck("another", 0.5, loop.info.incarnation), _reserve())
-
-
-def test_what_nobody_takes_does_not_pile_up() -> None:
-    loop, link = _serving()
+def test_messages_that_cannot_be_sent_do_not_pile_up() -> None:
+    loop, link = _loop(Journal())
+    _turn(loop, link, RegisterAck("router", 0.5, "1"), prefill("whole"))
+    _turn(loop, link)
     link.full = True
     for _ in range(10):
         _turn(loop, link)
-    assert [type(message) for message in loop._outbox] == [Register]
+    assert [type(message) for message in loop.session.outbox] == [Register]
     link.full = False
     assert _turn(loop, link)[0] is Register
     (register,) = [message for message in link.sent if isinstance(message, Register)]
@@ -280,22 +218,24 @@ def test_what_nobody_takes_does_not_pile_up() -> None:
 
 
 @pytest.mark.parametrize("router_id", ["router", "another"])
-def test_a_worker_whose_writes_do_not_end_cannot_become_somebody_new_and_says_that_it_has_failed(
+def test_a_worker_whose_writes_do_not_end_says_that_it_has_failed(
     monkeypatch: pytest.MonkeyPatch, router_id: str
 ) -> None:
-    monkeypatch.setattr("baton.worker.loop.FINISH_WRITES_S", 0.01)
-    loop, link = _loop()
-    _turn(loop, link, RegisterAck("router", 0.5, "1"))
-    loop._write_of_transfer[0] = 0  # nobody takes it
+    monkeypatch.setattr("baton.worker.session.FINISH_WRITES_S", 0.01)
+    loop, link = _loop(Journal(), RoleName.PREFILL)
+    orders: list[RouterMessage] = [prefill("r", disaggregated=True), SendPages("r", at_peer("r", 3))]
+    _turn(loop, link, RegisterAck("router", 0.5, "1"), *orders)
+    _turn(loop, link)
+    assert loop.transport.in_flight
     link.inbox.append(Reregister("1", router_id))
-    with pytest.raises(InternalError):
+    with pytest.raises(InternalError, match="writes to peers"):
         loop.run()
     goodbye = link.sent[-1]
     assert isinstance(goodbye, Goodbye)
     assert goodbye.failed
 
 
-def test_a_worker_that_is_stopped_leaves_on_purpose() -> None:
+def test_a_stopped_worker_leaves_on_purpose() -> None:
     loop, link = _loop()
     loop.stop()
     loop.run()
@@ -305,18 +245,18 @@ def test_a_worker_that_is_stopped_leaves_on_purpose() -> None:
 def test_a_worker_whose_pages_do_not_add_up_ends_once_it_is_idle_and_not_during_a_step() -> None:
     loop, link = _loop(Journal())
     _turn(loop, link, RegisterAck("router", 0.5, "1"))
-    checked = loop.state.pool.check_integrity
+    checked = loop.session.state.pool.check_integrity
     checks: list[int] = []
-    loop.state.pool.check_integrity = lambda: checks.append(loop.state.pool.num_in_use)  # type: ignore[method-assign]
-    _turn(loop, link, Prefill(Request("r", (1, 2, 3), SamplingParams(max_tokens=2), 0.0), (), False, 0))
-    while loop.role.occupancy().request_ids:
+    loop.session.state.pool.check_integrity = lambda: checks.append(loop.session.state.pool.num_in_use)  # type: ignore[method-assign]
+    _turn(loop, link, Prefill(request(max_tokens=2), (), False, 0))
+    while loop.session.role.occupancy().request_ids:
         assert not checks
         _turn(loop, link)
     for _ in range(3):
         _turn(loop, link)
     assert checks == [0]
-    loop.state.pool.check_integrity = checked  # type: ignore[method-assign]
-    loop.state.pool._free.append(loop.state.pool._free[0])
+    loop.session.state.pool.check_integrity = checked  # type: ignore[method-assign]
+    loop.session.state.pool._free.append(loop.session.state.pool._free[0])
     _turn(loop, link, ResyncPages())
     with pytest.raises(InternalError, match="two states"):
         _turn(loop, link)

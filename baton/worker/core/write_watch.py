@@ -1,4 +1,4 @@
-"""Detects stalled writes to a peer. Pure: the loop calls it for writes and checks, with the time."""
+"""Our writes in flight, and which peers they are stalled at. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ SLOW_BYTES_S = 50e6  # a link this slow still counts as working
 
 @dataclass(slots=True, eq=False)
 class _Peer:
-    writes: dict[int, int] = field(default_factory=dict)  # transfer id → bytes
+    writes: dict[int, int] = field(default_factory=dict)  # write id → bytes
     waited_s: float = 0.0  # observed since a write to it started or ended
 
 
@@ -23,16 +23,20 @@ class WriteWatch:
     _agent_of: dict[int, str] = field(default_factory=dict)
     _looked_s: float = 0.0
 
-    def began(self, transfer_id: int, agent: str, num_bytes: int) -> None:
-        """A write was given to the transport. It does not extend the limit of earlier ones."""
-        self._agent_of[transfer_id] = agent
-        self._peers.setdefault(agent, _Peer()).writes[transfer_id] = num_bytes
+    def __len__(self) -> int:
+        """Writes in flight."""
+        return len(self._agent_of)
 
-    def ended(self, transfer_id: int) -> str:
+    def began(self, write_id: int, agent: str, num_bytes: int) -> None:
+        """A write was ordered. It does not extend the limit of earlier ones."""
+        self._agent_of[write_id] = agent
+        self._peers.setdefault(agent, _Peer()).writes[write_id] = num_bytes
+
+    def ended(self, write_id: int) -> str:
         """A write has ended or failed: its peer, whose agent is returned, makes progress."""
-        agent = self._agent_of.pop(transfer_id)
+        agent = self._agent_of.pop(write_id)
         peer = self._peers[agent]
-        del peer.writes[transfer_id]
+        del peer.writes[write_id]
         peer.waited_s = 0.0
         if not peer.writes:
             del self._peers[agent]

@@ -1,0 +1,308 @@
+"""A worker's session: what it obeys and sends in which phase, and what it keeps when it registers again."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from baton.protocol.handoff import HandoffNotice, Reservation
+from baton.protocol.messages import (
+    AdoptSequence,
+    Alive,
+    Cancel,
+    HandoffStalled,
+    LoadReport,
+    PagesChanged,
+    Register,
+    RegisterAck,
+    Release,
+    RequestFailed,
+    Reregister,
+    Reserved,
+    RoleChanged,
+    RouterMessage,
+    SendPages,
+    StepOutput,
+    SwitchRole,
+)
+from baton.protocol.worker import RoleName
+from baton.worker.session import ALIVE_EVERY_S, FINISH_WRITES_S, Exit, NewTransport, Phase
+from tests.worker.sessions import STALL_S, HandDriven, at_peer, prefill, reserve, session
+
+
+def _serving(role: RoleName = RoleName.DECODE) -> HandDriven:
+    driven = HandDriven(session(role))
+    driven.acknowledge()
+    driven.sent.clear()
+    return driven
+
+
+def _decoding() -> HandDriven:
+    """It has answered two tokens of a request, and holds a reservation."""
+    driven = _serving()
+    assert Reserved in driven.receive(prefill("whole"), reserve())
+    for _ in range(2):
+        assert driven.step() == [StepOutput]
+    return driven
+
+
+def _sending() -> HandDriven:
+    """A write of its only request is on its way."""
+    driven = _serving(RoleName.PREFILL)
+    driven.receive(prefill("r", disaggregated=True), SendPages("r", at_peer("r", 3)))
+    driven.step()
+    assert len(driven.writes) == driven.session.writes_in_flight == 1
+    return driven
+
+
+def test_an_order_before_the_acknowledgement_was_for_the_last_incarnation_and_is_ignored() -> None:
+    driven = HandDriven(session())
+    assert driven.receive(reserve(), RegisterAck("router", 0.5, "0"), reserve()) == [Register]
+    assert driven.in_use == 0
+    assert driven.receive(RegisterAck("router", 0.5, "1"), reserve()) == [PagesChanged, Reserved]
+
+
+def test_a_worker_sends_signs_of_life_until_it_is_acknowledged_and_then_its_pages_and_load() -> None:
+    driven = HandDriven(session())
+    assert driven.send() == [Register]
+    assert driven.session.wait_s(driven.now) == ALIVE_EVERY_S
+    assert driven.tick(ALIVE_EVERY_S / 2) == []
+    assert driven.tick(ALIVE_EVERY_S / 2) == driven.tick(ALIVE_EVERY_S) == [Alive]
+    assert driven.acknowledge() == [PagesChanged]
+    assert driven.tick() == [LoadReport]
+    assert driven.tick(10.0) == [LoadReport]
+
+
+def test_a_worker_given_up_by_its_own_router_keeps_nothing_and_obeys_nothing_until_it_is_acknowledged() -> None:
+    driven = _decoding()
+    driven.receive(Reregister("1", "router"))
+    assert driven.tick() == [Register]
+    (register,) = driven.sent[-1:]
+    assert isinstance(register, Register)
+    assert (register.info.incarnation, register.info.endpoint.agent, register.held) == ("2", "w:2", ())
+    assert driven.receive(reserve(), Reregister("1", "router")) == []
+    assert driven.in_use == 0
+    assert driven.session.info.incarnation == "2"
+
+
+def test_sequences_kept_for_another_router_are_streamed_only_when_it_asks() -> None:
+    driven = _decoding()
+    driven.receive(Reregister("1", "another"))
+    assert driven.tick() == [Register]
+    register = driven.sent[-1]
+    assert isinstance(register, Register)
+    assert [(one.request_id, one.num_tokens) for one in register.held] == [("whole", 2)]
+    assert driven.session.role.occupancy().reservation_ids == ()  # its writer may be anywhere
+    assert driven.step() == driven.step() == []  # it decodes
+    driven.acknowledge("another")
+    driven.sent.clear()
+    driven.receive(AdoptSequence("whole", 1), AdoptSequence("unknown", 0))
+    replayed, failed = driven.sent
+    assert isinstance(replayed, StepOutput)
+    assert [token.index for token in replayed.tokens] == [1, 2, 3]
+    assert isinstance(failed, RequestFailed)
+    assert (failed.request_id, failed.error) == ("unknown", "NotFound")
+    assert driven.step() == [StepOutput]
+
+
+def test_a_late_acknowledgement_of_an_earlier_incarnation_is_ignored() -> None:
+    driven = _serving()
+    driven.receive(Reregister("1", "another"))
+    driven.tick()
+    assert driven.receive(RegisterAck("another", 0.5, "1"), reserve()) == []
+    assert Reserved in driven.receive(RegisterAck("another", 0.5, "2"), reserve())
+
+
+def test_a_full_link_leads_to_one_registration_with_the_present_state() -> None:
+    driven = _decoding()
+    driven.session.plan(driven.now)
+    for _ in range(5):
+        driven.perform(driven.session.on_link_full(driven.now))
+        driven.perform(driven.session.tick(driven.now, idle=True))
+        assert [type(message) for message in driven.session.outbox] == [Register]
+    assert driven.session.info.incarnation == "2"
+    (register,) = driven.session.outbox
+    assert isinstance(register, Register)
+    assert register.held[0].request_id == "whole"
+
+
+@pytest.mark.parametrize("router_id", ["router", "another"])
+def test_a_worker_waits_for_its_writes_before_it_registers_again_and_exits_if_they_do_not_end(router_id: str) -> None:
+    for ended in (True, False):
+        driven = _sending()
+        driven.receive(Reregister("1", router_id))
+        assert driven.tick(FINISH_WRITES_S / 2) == []
+        assert driven.in_use
+        assert driven.session.expects_peers
+        if ended:
+            driven.end_write()
+            assert driven.tick() == [Register]
+            assert driven.in_use == 0
+        else:
+            assert driven.tick(FINISH_WRITES_S) == []
+            assert [command for command in driven.commands if isinstance(command, Exit | NewTransport)] == [
+                Exit("w cannot re-register: writes to peers do not end.")
+            ]
+
+
+def test_a_stalled_write_is_given_up_but_its_pages_are_held_until_it_ends() -> None:
+    driven = _sending()
+    while not any(isinstance(message, HandoffStalled) for message in driven.sent):
+        assert driven.now < STALL_S + 2.0
+        driven.tick(0.5)
+    driven.receive(Cancel("r"))
+    assert driven.in_use == 1
+    assert driven.session.writes_in_flight == 1
+    driven.end_write()
+    assert driven.in_use == 0
+
+
+def test_a_role_is_switched_once_it_holds_nothing() -> None:
+    driven = _decoding()
+    driven.receive(SwitchRole(RoleName.PREFILL, 1))
+    refused = driven.sent[-1]
+    assert isinstance(refused, RoleChanged)
+    assert refused.error
+    driven.receive(Cancel("whole"), Release("in/1"), SwitchRole(RoleName.PREFILL, 1))
+    assert driven.sent[-1] == RoleChanged(RoleName.PREFILL, 1)
+    assert (driven.session.info.role, driven.session.info.role_epoch) == (RoleName.PREFILL, 1)
+    assert LoadReport in driven.tick()
+
+
+class AnySchedule(RuleBasedStateMachine):
+    """Orders, steps, ends of writes, notices and lost connections in any order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.driven = HandDriven(session(num_pages=12))
+        self.names = 0
+        self.reserved: dict[str, Reservation] = {}  # that a peer may write into
+
+    @property
+    def live(self) -> list[str]:
+        return list(self.driven.session.role.occupancy().request_ids)
+
+    def _obeys_only_while_serving(self, message: RouterMessage) -> None:
+        held = self.driven.session.role.occupancy(), self.driven.in_use, self.driven.session.info
+        obeyed = self.driven.session.phase is Phase.SERVING
+        before = len(self.driven.sent)
+        self.driven.receive(message)
+        assert obeyed or held == (self.driven.session.role.occupancy(), self.driven.in_use, self.driven.session.info)
+        for answer in self.driven.sent[before:]:
+            if isinstance(answer, Reserved):
+                self.reserved[answer.reservation.reservation_id] = answer.reservation
+
+    @rule(disaggregated=st.booleans(), prompt=st.integers(1, 17), shared=st.booleans())
+    def order_a_prefill(self, disaggregated: bool, prompt: int, shared: bool) -> None:
+        self.names += 1
+        order = prefill(f"r{self.names}", disaggregated, [7 if shared else 1 + self.names] * prompt)
+        self._obeys_only_while_serving(order)
+
+    @rule()
+    def reserve(self) -> None:
+        self.names += 1
+        self._obeys_only_while_serving(reserve(self.names))
+
+    @rule(data=st.data())
+    def send_pages(self, data: st.DataObject) -> None:
+        self.names += 1
+        name = data.draw(st.sampled_from(["unknown", *self.live]))
+        self._obeys_only_while_serving(SendPages(name, at_peer(name, 1, self.names)))
+
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        self._obeys_only_while_serving(Cancel(data.draw(st.sampled_from(["in", *self.live]))))
+
+    @precondition(lambda self: self.reserved and self.driven.session.phase is Phase.SERVING)
+    @rule(data=st.data())
+    def release(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(sorted(self.reserved)))
+        del self.reserved[name]
+        self.driven.receive(Release(name))
+
+    @precondition(lambda self: self.reserved)
+    @rule(data=st.data(), corrupt=st.booleans())
+    def notify(self, data: st.DataObject, corrupt: bool) -> None:
+        reservation = self.reserved.pop(data.draw(st.sampled_from(sorted(self.reserved))))
+        notice = HandoffNotice(reservation.reservation_id, "in", 3, (1,), reservation.generations)
+        self.driven.perform(self.driven.session.on_notice(notice, int(corrupt), self.driven.now))
+        if self.driven.session.role.reserved_pages(reservation.reservation_id):
+            self.reserved[reservation.reservation_id] = reservation
+
+    @rule(role=st.sampled_from(RoleName))
+    def switch(self, role: RoleName) -> None:
+        self._obeys_only_while_serving(SwitchRole(role, self.driven.session.state.role_epoch))
+
+    @rule(late=st.booleans(), router_id=st.sampled_from(["a", "b"]))
+    def acknowledge(self, late: bool, router_id: str) -> None:
+        incarnation = self.driven.session.info.incarnation
+        phase = self.driven.session.phase
+        self.driven.receive(RegisterAck(router_id, 0.5, "0" if late else incarnation))
+        if late:
+            assert self.driven.session.phase is phase
+
+    @rule(late=st.booleans(), router_id=st.sampled_from(["a", "b", ""]))
+    def unknown_to_the_router(self, late: bool, router_id: str) -> None:
+        phase = self.driven.session.phase
+        self.driven.receive(Reregister("0" if late else self.driven.session.info.incarnation, router_id))
+        assert self.driven.session.phase is (phase if late else Phase.LEAVING)
+        assert late or not self.driven.session.outbox
+
+    @rule()
+    def link_is_full(self) -> None:
+        self.driven.perform(self.driven.session.on_link_full(self.driven.now))
+
+    @rule(count=st.integers(1, 5))
+    def steps(self, count: int) -> None:
+        for _ in range(count):
+            self.driven.step()
+
+    @precondition(lambda self: self.driven.writes)
+    @rule(data=st.data(), error=st.sampled_from(["", "the connection broke"]))
+    def end_a_write(self, data: st.DataObject, error: str) -> None:
+        self.driven.end_write(error, data.draw(st.integers(0, len(self.driven.writes) - 1)))
+
+    @rule(after_s=st.sampled_from([0.0, 0.1, 0.9]))
+    def tick(self, after_s: float) -> None:
+        session, keeps = self.driven.session, self.driven.session._keep
+        incarnation, held = session.info.incarnation, session.role.occupancy().request_ids
+        self.driven.tick(after_s)
+        if session.info.incarnation == incarnation:
+            return
+        assert not self.driven.writes
+        self.reserved.clear()
+        assert session.phase is Phase.REGISTERING
+        now_held = session.role.occupancy()
+        assert now_held.reservation_ids == ()
+        kept = set(now_held.request_ids)
+        assert kept <= set(held)
+        register = self.driven.sent[-1]
+        assert isinstance(register, Register)
+        assert kept <= {one.request_id for one in register.held}
+        assert keeps or (not register.held and self.driven.in_use == 0)
+
+    @invariant()
+    def nothing_but_the_registration_and_signs_of_life_is_sent_before_the_acknowledgement(self) -> None:
+        if self.driven.session.phase is Phase.REGISTERING:
+            kinds = [type(message) for message in [*self.driven.sent, *self.driven.session.outbox]]
+            registered = len(kinds) - kinds[::-1].index(Register)
+            assert set(kinds[registered:]) <= {Alive}
+
+    @invariant()
+    def no_page_is_reused_while_a_write_reads_it_or_a_peer_may_write_it(self) -> None:
+        pool = self.driven.session.state.pool
+        pool.check_integrity()
+        assert all(pool._references[page] for write in self.driven.writes for page in write.source_pages)
+        for reservation in self.reserved.values():
+            assert all(pool._references[page] for page in reservation.page_ids)
+            assert tuple(pool.generation(page) for page in reservation.page_ids) == reservation.generations
+
+    @invariant()
+    def its_count_of_writes_is_the_transports(self) -> None:
+        assert self.driven.session.writes_in_flight == len(self.driven.writes)
+
+
+AnySchedule.TestCase.settings = settings(deadline=None, max_examples=100, stateful_step_count=60)
+TestAnySchedule = AnySchedule.TestCase
