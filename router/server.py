@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError
 from baton.config.schema import AccessSection
 from baton.engine.model_config import ModelConfig
 from baton.engine.tokenizer import Tokenizer
-from baton.protocol import codec
+from baton.protocol import conversion
 from baton.protocol.errors import BatonError, Cancelled, DeadlineExceeded, InternalError, InvalidRequest, PromptTooLong
 from baton.protocol.request import Objectives, Request, SamplingParams
 from baton.protocol.sampling import SamplingDefaults, with_defaults
@@ -146,7 +146,7 @@ class InferenceService:
                 prompt = tuple(message.token_ids.ids)
             case _:
                 raise InvalidRequest("The prompt is missing: set text or token_ids.")
-        given = codec.given_fields(SamplingParams, message.sampling)
+        given = conversion.given_fields(SamplingParams, message.sampling)
         sampling = with_defaults(given, self.model.sampling_defaults)
         now, remaining_s = self.driver.clock(), context.time_remaining()
         request = Request(
@@ -157,7 +157,7 @@ class InferenceService:
             deadline_s=None if remaining_s is None else now + remaining_s,
             priority=message.priority,
             tenant=tenant,
-            objectives=codec.from_message(Objectives, message.objectives),
+            objectives=conversion.from_message(Objectives, message.objectives),
         )
         check_prompt(self.access, len(prompt))
         request.validate(self.model.config.vocab_size, self.model.context_tokens)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from baton.protocol import codec
+from baton.protocol import conversion
 from baton.protocol.handoff import HandoffReport
 from baton.protocol.request import Objectives, SamplingParams
 from baton.protocol.v1 import inference_pb2
@@ -79,9 +79,9 @@ def make_request(
         message.add_special_tokens = add_special_tokens
     else:
         message.token_ids.ids.extend(prompt)
-    message.sampling.CopyFrom(codec.partial_message(SamplingParams, sampling))  # type: ignore[arg-type]
+    message.sampling.CopyFrom(conversion.partial_message(SamplingParams, sampling))  # type: ignore[arg-type]
     if objectives is not None:
-        message.objectives.CopyFrom(codec.to_message(objectives))  # type: ignore[arg-type]
+        message.objectives.CopyFrom(conversion.to_message(objectives))  # type: ignore[arg-type]
     return message
 
 
@@ -106,7 +106,7 @@ def read_answer(tokens: list[Token], finish: inference_pb2.Finish) -> Answer:
         request_id=finish.request_id,
         text="".join(token.text for token in tokens) + finish.trailing_text,
         tokens=tuple(tokens),
-        finish_reason=codec.finish_reason(finish.reason).value,
+        finish_reason=conversion.finish_reason(finish.reason).value,
         prompt_tokens=usage.prompt_tokens,
         output_tokens=usage.output_tokens,
         cached_tokens=usage.cached_tokens,
@@ -118,7 +118,7 @@ def read_answer(tokens: list[Token], finish: inference_pb2.Finish) -> Answer:
         decode_worker=route.decode_worker,
         attempts=route.attempts,
         migrations=route.migrations,
-        handoff=codec.from_message(HandoffReport, route.handoff) if route.HasField("handoff") else None,
+        handoff=conversion.from_message(HandoffReport, route.handoff) if route.HasField("handoff") else None,
     )
 
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from baton.protocol.bounds import Count, Id, Seconds
 from baton.protocol.errors import InternalError
 
 
@@ -72,13 +73,13 @@ class Reservation:
     the target's prefix cache already and do not travel. `generations` belong to `page_ids`, one each.
     """
 
-    reservation_id: str
-    request_id: str
-    agent: str
+    reservation_id: Id
+    request_id: Id
+    agent: Id
     page_ids: tuple[int, ...]
-    generations: tuple[int, ...]
-    cached_pages: int
-    known_tokens: int  # leading tokens of the sequence that the target has from the router
+    generations: tuple[Count, ...]
+    cached_pages: Count
+    known_tokens: Count  # Leading tokens of the sequence that the target has from the router
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +94,9 @@ class PageChecksum:
 class HandoffNotice:
     """The state that travels with the final write; together with the request it is the whole sequence."""
 
-    reservation_id: str
-    request_id: str
-    computed: int  # positions whose KV is in the pages
+    reservation_id: Id
+    request_id: Id
+    computed: Count  # Positions whose KV is in the pages
     new_tokens: tuple[int, ...]  # that follow the reservation's known ones
     generations: tuple[int, ...]
     checksums: tuple[PageChecksum, ...] = ()  # of a sample of its pages
@@ -105,8 +106,8 @@ class HandoffNotice:
 class HandoffReport:
     """The cost of a handoff."""
 
-    pages_sent: int = 0
-    pages_cached: int = 0  # already cached at the target
-    bytes_sent: int = 0
-    transfer_s: float = 0.0  # sum over its writes
-    exposed_s: float = 0.0  # from the end of prefill compute to the final write's completion
+    pages_sent: Count = 0
+    pages_cached: Count = 0  # Already cached at the target
+    bytes_sent: Count = 0
+    transfer_s: Seconds = 0.0  # Sum over its writes
+    exposed_s: Seconds = 0.0  # From the end of prefill compute to the final write's completion

@@ -6,10 +6,16 @@ A worker's link is first in, first out in both directions; several messages of o
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Annotated
 
+from baton.protocol.bounds import MAX_IDS, Count, Id, Length, PositiveSeconds, Text
 from baton.protocol.handoff import HandoffOutcome, HandoffReport, Reservation
-from baton.protocol.request import FinishReason, Request
+from baton.protocol.prefix_hash import HASH_BYTES
+from baton.protocol.request import DIGEST_BYTES, FinishReason, Request
 from baton.protocol.worker import Endpoint, RoleName, WorkerInfo, WorkerLoad
+
+# A message may list every page of a worker.
+PageHashes = Annotated[tuple[Annotated[bytes, Length(HASH_BYTES, HASH_BYTES)], ...], Length(1 << 22)]
 
 # Router to worker
 
@@ -124,20 +130,8 @@ class SwitchRole:
     role_epoch: int
 
 
-RouterMessage = (
-    RegisterAck
-    | Reregister
-    | PeerJoined
-    | PeerLeft
-    | Prefill
-    | Reserve
-    | SendPages
-    | Cancel
-    | Release
-    | AdoptSequence
-    | ResyncPages
-    | SwitchRole
-)
+WorkOrder = Prefill | Reserve | SendPages | Cancel | Release | AdoptSequence
+RouterMessage = RegisterAck | Reregister | PeerJoined | PeerLeft | ResyncPages | SwitchRole | WorkOrder
 
 # Worker to router
 
@@ -146,16 +140,16 @@ RouterMessage = (
 class DetachedSequence:
     """A detached sequence of an earlier router: it is still decoding or has just ended, and its tokens are buffered."""
 
-    request_id: str
-    digest: bytes  # `Request.digest`
-    num_tokens: int  # of its output, so far
-    limit_tokens: int  # the most that prompt and output may have
+    request_id: Id
+    digest: Annotated[bytes, Length(DIGEST_BYTES, DIGEST_BYTES)]  # `Request.digest`
+    num_tokens: Count  # Output tokens so far
+    limit_tokens: Count  # Maximum of prompt and output tokens
 
 
 @dataclass(frozen=True, slots=True)
 class Register:
     info: WorkerInfo
-    held: tuple[DetachedSequence, ...] = ()
+    held: Annotated[tuple[DetachedSequence, ...], Length(MAX_IDS)] = ()
 
 
 @dataclass(slots=True)  # not frozen: one is made per token, and that would take three times as long
@@ -185,20 +179,20 @@ class Reserved:
 
 @dataclass(frozen=True, slots=True)
 class ReservationRefused:
-    reservation_id: str
-    request_id: str
-    reason: str
+    reservation_id: Id
+    request_id: Id
+    reason: Text
 
 
 @dataclass(frozen=True, slots=True)
 class HandoffEnded:
     """The source's answer to `SendPages`."""
 
-    request_id: str
-    reservation_id: str
+    request_id: Id
+    reservation_id: Id
     outcome: HandoffOutcome
     report: HandoffReport = field(default_factory=HandoffReport)
-    reason: str = ""
+    reason: Text = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,34 +200,34 @@ class HandoffStalled:
     """The source's writes into the reservation are stalled, and it no longer waits for them. They may still arrive, so
     `HandoffEnded` follows once they have ended; until then the source's pages are held, too."""
 
-    request_id: str
-    reservation_id: str
+    request_id: Id
+    reservation_id: Id
 
 
 @dataclass(frozen=True, slots=True)
 class HandoffCommitted:
     """The target has the notice; the sequence is in its running batch."""
 
-    request_id: str
-    reservation_id: str
+    request_id: Id
+    reservation_id: Id
 
 
 @dataclass(frozen=True, slots=True)
 class HandoffCorrupt:
     """The target has the notice, but corrupt pages: it commits nothing."""
 
-    request_id: str
-    reservation_id: str
-    wrong_pages: int
+    request_id: Id
+    reservation_id: Id
+    wrong_pages: Count
 
 
 @dataclass(frozen=True, slots=True)
 class LinkMeasured:
     """The measured rate to a peer, as one large write. Sent once per peer."""
 
-    agent: str
-    num_bytes: int
-    seconds: float  # more than 0
+    agent: Id
+    num_bytes: Count
+    seconds: PositiveSeconds
 
     @property
     def bytes_per_s(self) -> float:
@@ -244,9 +238,9 @@ class LinkMeasured:
 class RequestFailed:
     """A worker cannot continue a request; `error` names a class of the error tree."""
 
-    request_id: str
-    error: str
-    message: str
+    request_id: Id
+    error: Id
+    message: Text
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,9 +260,9 @@ class PagesChanged:
     A `snapshot` lists all that are matchable now and replaces earlier messages.
     """
 
-    sequence_number: int
-    stored: tuple[bytes, ...]
-    evicted: tuple[bytes, ...]
+    sequence_number: Count
+    stored: PageHashes
+    evicted: PageHashes
     snapshot: bool = False
 
 
@@ -277,32 +271,18 @@ class RoleChanged:
     """The role the worker has now; `error` gives the reason if it is not the ordered one."""
 
     role: RoleName
-    role_epoch: int
-    error: str = ""
+    role_epoch: Count
+    error: Text = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Goodbye:
     """The worker leaves and writes no more: on purpose, or because it `failed`."""
 
-    reason: str
+    reason: Text
     failed: bool = False
 
 
-WorkerMessage = (
-    Register
-    | StepOutput
-    | Reserved
-    | ReservationRefused
-    | HandoffEnded
-    | HandoffStalled
-    | HandoffCommitted
-    | HandoffCorrupt
-    | LinkMeasured
-    | RequestFailed
-    | Alive
-    | LoadReport
-    | PagesChanged
-    | RoleChanged
-    | Goodbye
-)
+HandoffMessage = Reserved | ReservationRefused | HandoffEnded | HandoffStalled | HandoffCommitted | HandoffCorrupt
+WorkerReport = Register | Alive | LoadReport | PagesChanged | LinkMeasured | RoleChanged | Goodbye
+WorkerMessage = StepOutput | RequestFailed | HandoffMessage | WorkerReport

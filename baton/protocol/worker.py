@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
+from typing import Annotated
+
+from baton.protocol.bounds import Count, Ids, Label, Length, OneOf, Positive, Range, Seconds
 
 
 class RoleName(Enum):
@@ -22,13 +25,13 @@ class PageLayout:
     `page_bytes` bytes over all layers.
     """
 
-    num_pages: int
-    num_layers: int
-    page_size: int
-    num_kv_heads: int
-    head_dim: int
-    dtype: str  # "float32", "bfloat16" or "float16"
-    model_id: str  # differs when config or weights differ
+    num_pages: Positive
+    num_layers: Positive
+    page_size: Annotated[int, Range(1, 1 << 16)]  # Tokens
+    num_kv_heads: Positive
+    head_dim: Positive
+    dtype: Annotated[str, OneOf(("float32", "bfloat16", "float16"))]
+    model_id: str  # Differs if config or weights differ
 
     @property
     def page_bytes(self) -> int:
@@ -52,10 +55,10 @@ class PageLayout:
 class Endpoint:
     """The address of a worker's pages for its peers. `agent` names the worker and its incarnation."""
 
-    agent: str
-    metadata: bytes  # the transport's own (NIXL agent metadata)
+    agent: Label
+    metadata: Annotated[bytes, Length(4 << 20)]  # The transport's own (NIXL agent metadata)
     base_address: int
-    device_id: int
+    device_id: Count
     layout: PageLayout
 
 
@@ -64,16 +67,16 @@ class WorkerInfo:
     """A worker's facts at registration."""
 
     name: str
-    incarnation: str
+    incarnation: Label
     role: RoleName
-    role_epoch: int
+    role_epoch: Count
     endpoint: Endpoint
-    chunk_tokens: int  # prefill tokens per step
-    max_batch: int  # sequences per decode step
-    mixed_chunk_tokens: int = 0  # prefill tokens of a step that also decodes; 0: as chunk_tokens
-    host: str = ""
-    pid: int = 0
-    device: str = "cpu"
+    chunk_tokens: Annotated[int, Range(1, 1 << 31)]  # Prefill tokens per step
+    max_batch: Annotated[int, Range(1, 1 << 31)]  # Sequences per decode step
+    mixed_chunk_tokens: Count = 0  # Prefill tokens of a step that also decodes; 0: as chunk_tokens
+    host: Label = ""
+    pid: Count = 0
+    device: Label = "cpu"
 
     @property
     def page_size(self) -> int:
@@ -100,11 +103,11 @@ class StepSample:
     after c others has n·(c + n/2). `context_tokens` are the KV positions that the decoding sequences read.
     """
 
-    prefill_tokens: int
-    prefill_pairs: int
-    decodes: int
-    context_tokens: int
-    seconds: float
+    prefill_tokens: Count
+    prefill_pairs: Count
+    decodes: Count
+    context_tokens: Count
+    seconds: Seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,21 +120,21 @@ class WorkerLoad:
 
     worker: str
     role: RoleName
-    role_epoch: int
-    sequence_number: int
+    role_epoch: Count
+    sequence_number: Count
     pages_total: int
-    pages_free: int
-    pages_cached: int
-    running: int = 0  # sequences decoding
-    waiting: int = 0  # sequences with prompt tokens left to compute
-    pending_prefill_tokens: int = 0  # prompt tokens left to compute
-    context_tokens: int = 0  # KV positions of the running sequences
-    request_ids: tuple[str, ...] = ()
-    reservation_ids: tuple[str, ...] = ()
-    swapped: int = 0  # of those waiting: preempted sequences whose pages are in host memory
-    swap_outs: int = 0  # preemptions to host memory since the worker took its role
-    recomputes: int = 0  # preemptions whose pages have to be recomputed, since then
-    steps: tuple[StepSample, ...] = field(default=())
+    pages_free: Count
+    pages_cached: Count
+    running: Count = 0  # Sequences decoding
+    waiting: Count = 0  # Sequences with prompt tokens left to compute
+    pending_prefill_tokens: Count = 0  # Prompt tokens left to compute
+    context_tokens: Count = 0  # KV positions of the running sequences
+    request_ids: Ids = ()
+    reservation_ids: Ids = ()
+    swapped: Count = 0  # Waiting sequences that were preempted and whose pages are in host memory
+    swap_outs: Count = 0  # Preemptions to host memory since the worker took its role
+    recomputes: Count = 0  # Preemptions since then whose pages have to be recomputed
+    steps: Annotated[tuple[StepSample, ...], Length(1 << 14)] = ()
 
     @property
     def pages_available(self) -> int:
