@@ -18,7 +18,7 @@ from baton.config.memory import (
     swap_pages,
 )
 from baton.config.placement import check_placement, demand, placement_words
-from baton.config.plan import ResolvedEngine, ResolvedModel, RouterConfig, WorkerConfig
+from baton.config.process_config import ResolvedEngine, ResolvedModel, RouterConfig, WorkerConfig
 from baton.config.schema import BatonConfig
 from baton.protocol.sampling import SamplingDefaults, default_words
 

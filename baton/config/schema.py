@@ -2,7 +2,7 @@
 
 Type, bounds and default of a key stand in its field, the description below it. `deploy/cluster.toml` and
 `docs/configuration.md` are made from them by `python -m baton.deploy.config_files`. Router and workers get the sections
-themselves (baton/config/plan.py), so a new key is a field here and the code that reads it.
+themselves (baton/config/process_config.py), so a new key is a field here and the code that reads it.
 
 "auto" means: worked out at start from the machine and the model (baton/config/resolve.py), and printed.
 """

@@ -121,11 +121,11 @@ GPUS = "[placement.prefill]\ngpus = 1\n[placement.decode]\ngpus = 0.5\n"
 
 def test_pools_that_take_gpus_compute_on_them() -> None:
     resolved = resolve(parse_config(GPUS), MACHINE, MODEL)
-    plans = [resolved.worker_config(f"{role}-0", role, "") for role in ("prefill", "decode")]
-    prefill, decode = (plan.engine for plan in plans)
+    configs = [resolved.worker_config(f"{role}-0", role, "") for role in ("prefill", "decode")]
+    prefill, decode = (config.engine for config in configs)
     assert (prefill.device, decode.device) == ("cuda:0", "cuda:0")
     assert (prefill.gpu_memory_fraction, decode.gpu_memory_fraction) == (0.9, 0.45)
-    assert (prefill.num_pages, plans[0].model.dtype, prefill.max_batch) == (0, "bfloat16", 256)
+    assert (prefill.num_pages, configs[0].model.dtype, prefill.max_batch) == (0, "bfloat16", 256)
     assert prefill.chunk_tokens == 4096
     assert resolved.host_pages > 0
     assert resolved.settings["num_pages"] == "as many as fit on each worker's GPU"

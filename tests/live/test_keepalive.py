@@ -14,15 +14,15 @@ import pytest
 
 import baton
 import baton.client.connection
-from baton.config.plan import RouterConfig
-from tests.plans import router_config
+from baton.config.process_config import RouterConfig
+from tests.router_configs import router_config
 
 
-def _serve(plan: RouterConfig, ready: Connection) -> None:
+def _serve(config: RouterConfig, ready: Connection) -> None:
     from baton.router.build import start_router
 
     async def run() -> None:
-        router = await start_router(plan)
+        router = await start_router(config)
         ready.send(router.port)
         await asyncio.Event().wait()
 

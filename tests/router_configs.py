@@ -1,11 +1,11 @@
-"""Plans of routers that a test starts in its own process."""
+"""Configurations of routers that a test starts in its own process."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from baton.config.plan import ResolvedModel, RouterConfig
+from baton.config.process_config import ResolvedModel, RouterConfig
 from baton.config.schema import AccessSection, RouterSection
 
 
