@@ -43,7 +43,7 @@ def test_flags_go_before_the_file_and_what_was_not_given_does_not() -> None:
         ("[engine]\nthreads = 'many'", r"engine\.threads is 'many'"),
         ("[router]\nport = 70000", r"router\.port is 70000"),
         ("[pools]\nprefill = 0\ndecode = 0", "All pools are empty"),
-        ("[pools]\ndecode = 0", "No pool decodes"),
+        ("[pools]\ndecode = 0", "No pool can decode"),
         ("[engine]\nswap_memory_gib = -1.0", r"engine\.swap_memory_gib is -1"),
         ("[engine]\nswap_memory_gib = inf", r"engine\.swap_memory_gib is inf"),
         ("[engine]\ndevice = 'gpu'", r"engine\.device is 'gpu'"),
