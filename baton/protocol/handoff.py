@@ -25,6 +25,8 @@ from baton.protocol.errors import InternalError
 
 
 class HandoffState(Enum):
+    """The states of the diagram above."""
+
     RESERVED = "reserved"
     TRANSFERRING = "transferring"
     DELIVERED = "delivered"
@@ -33,6 +35,8 @@ class HandoffState(Enum):
 
 
 class HandoffStep(Enum):
+    """The transitions of the diagram above."""
+
     WRITE = "write"
     DELIVER = "deliver"
     COMMIT = "commit"
@@ -50,7 +54,7 @@ _EDGES: dict[tuple[HandoffState, HandoffStep], HandoffState] = {
 
 
 def advance(state: HandoffState, step: HandoffStep) -> HandoffState:
-    """The state after `step`; a step the table does not have is a defect and raises `InternalError`."""
+    """The state after `step`; raises `InternalError` for a step that the table does not have."""
     after = _EDGES.get((state, step))
     if after is None:
         raise InternalError(f"A handoff that is {state.value} cannot {step.value}.")
@@ -58,19 +62,19 @@ def advance(state: HandoffState, step: HandoffStep) -> HandoffState:
 
 
 class HandoffOutcome(Enum):
-    """How the source's part ended. Each send order is answered by exactly one of these."""
+    """How the source's part ended: the answer to each `SendPages`."""
 
-    DELIVERED = "delivered"  # every page and the notice are at the target
-    FAILED = "failed"  # a write failed; no write is in flight, the source still holds its pages
-    DRAINED = "drained"  # cancelled; no write is in flight
+    DELIVERED = "delivered"  # Every page and the notice are at the target
+    FAILED = "failed"  # A write failed; no write is in flight, and the source still holds its pages
+    DRAINED = "drained"  # Cancelled; no write is in flight
 
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """Pages a target worker holds for one request's KV.
+    """Pages that a target worker holds for one request's KV.
 
-    `page_ids` are the pages that must be written, for page indices `cached_pages` onwards: the leading ones are in
-    the target's prefix cache already and do not travel. `generations` belong to `page_ids`, one each.
+    `page_ids` are the pages to write, in the order of the sequence. They follow the first `cached_pages` pages of the
+    sequence, which the target has in its prefix cache. `generations` has one entry per page id.
     """
 
     reservation_id: Id
@@ -86,20 +90,20 @@ class Reservation:
 class PageChecksum:
     """CRC-32 of the bytes of one page of a reservation, as the source has them."""
 
-    place: int  # in the reservation's `page_ids`
+    place: int  # Index in the reservation's `page_ids`
     crc32: int
 
 
 @dataclass(frozen=True, slots=True)
 class HandoffNotice:
-    """The state that travels with the final write; together with the request it is the whole sequence."""
+    """The state that travels with the final write; with the request it makes up the whole sequence."""
 
     reservation_id: Id
     request_id: Id
     computed: Count  # Positions whose KV is in the pages
-    new_tokens: tuple[int, ...]  # that follow the reservation's known ones
+    new_tokens: tuple[int, ...]  # Tokens after the reservation's known ones
     generations: tuple[int, ...]
-    checksums: tuple[PageChecksum, ...] = ()  # of a sample of its pages
+    checksums: tuple[PageChecksum, ...] = ()  # Of a sample of the pages
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """Messages between router and workers; `proto/baton/v1/worker.proto` is their wire format.
 
-A worker's link is first in, first out in both directions; several messages of one moment travel as one batch.
+A worker's link keeps the order of messages in both directions. Messages of one moment travel as one batch.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PageHashes = Annotated[tuple[Annotated[bytes, Length(HASH_BYTES, HASH_BYTES)], .
 
 @dataclass(frozen=True, slots=True)
 class RegisterAck:
-    """Answers the `Register` of one incarnation. Loads are due at least every `report_interval_s`."""
+    """The answer to the `Register` of an incarnation. Load reports are due every `report_interval_s` seconds."""
 
     router_id: str
     report_interval_s: float
@@ -31,22 +31,24 @@ class RegisterAck:
 
 @dataclass(frozen=True, slots=True)
 class PeerJoined:
-    """Prepare transfers to this peer now, so that no request waits for a handshake."""
+    """Prepare transfers to a new peer now, so that no request waits for a handshake."""
 
     endpoint: Endpoint
-    host: str = ""  # on which it runs; empty: not known
+    host: str = ""  # The peer's host; "": unknown
 
 
 @dataclass(frozen=True, slots=True)
 class PeerLeft:
+    """Drop the connection to a peer that has ended."""
+
     agent: str
 
 
 @dataclass(frozen=True, slots=True)
 class Prefill:
-    """Compute the prompt (and `emitted` output, when a request continues after a failure) and sample the next token.
+    """Compute the prompt and sample the next token. `emitted` is the output so far of a request that is retried.
 
-    With `disaggregated` the pages wait for `SendPages`; without, the worker keeps the request and decodes it.
+    With `disaggregated` the pages wait for `SendPages`; without it the worker decodes the request, too.
     """
 
     request: Request
@@ -57,23 +59,20 @@ class Prefill:
 
 @dataclass(frozen=True, slots=True)
 class Reserve:
-    """Hold pages for this request's KV, to be written by another worker.
-
-    `growth_tokens` more than are known now: the sequence keeps decoding while its pages travel.
-    """
+    """Reserve pages for a request's KV, which another worker will write."""
 
     reservation_id: str
     request: Request
     emitted: tuple[int, ...]
     role_epoch: int
-    growth_tokens: int = 0
+    growth_tokens: int = 0  # Room for tokens that the source decodes during the transfer
 
 
 @dataclass(frozen=True, slots=True)
 class SendPages:
-    """Write the request's pages into this reservation as they are computed. Answered by one `HandoffEnded`.
+    """Write the request's pages into a reservation as they are computed. Answered by one `HandoffEnded`.
 
-    A worker that is decoding the request continues until only its last page is missing at the target.
+    A worker that decodes the request continues to do so until only the last page is missing at the target.
     """
 
     request_id: str
@@ -82,24 +81,24 @@ class SendPages:
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
-    """Stop working on a request. Reserved pages stay held until `Release`: a write may still land in them."""
+    """Stop work on a request. Reserved pages stay held until `Release`, because a write may still land in them."""
 
     request_id: str
 
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """Free a reservation's pages: no write into them is possible any more."""
+    """Free a reservation's pages; no write into them is in flight."""
 
     reservation_id: str
 
 
 @dataclass(frozen=True, slots=True)
 class Reregister:
-    """Re-register under another incarnation: the router does not know this one (any more).
+    """Re-register under a new incarnation, because the router does not recognise this one.
 
-    From the router that had admitted it: its requests were re-assigned, so the worker drops everything. From another
-    router: sequences that need no peer continue, and are registered with the worker.
+    If the same router had registered the incarnation, it has re-assigned its requests, and the worker drops all
+    sequences. If another router had, sequences that need no peer continue and are registered with the worker.
     """
 
     incarnation: str
@@ -108,9 +107,9 @@ class Reregister:
 
 @dataclass(frozen=True, slots=True)
 class AdoptSequence:
-    """Replay a kept sequence's output from `from_index` on, then stream its new tokens.
+    """Replay a detached sequence's output from index `from_index`, then stream its new tokens.
 
-    Answered by `RequestFailed` (NotFound) if the worker no longer holds it.
+    Answered by `RequestFailed` (NotFound) if the worker no longer has the sequence.
     """
 
     request_id: str
@@ -119,12 +118,12 @@ class AdoptSequence:
 
 @dataclass(frozen=True, slots=True)
 class ResyncPages:
-    """A `PagesChanged` was lost: answer with a snapshot."""
+    """Send a snapshot of the prefix pages, because a `PagesChanged` was lost."""
 
 
 @dataclass(frozen=True, slots=True)
 class SwitchRole:
-    """Take on another role; weights, pages and prefix cache stay. Answered by `RoleChanged`."""
+    """Change the role; weights, pages and prefix cache stay. Answered by `RoleChanged`."""
 
     role: RoleName
     role_epoch: int
@@ -138,7 +137,7 @@ RouterMessage = RegisterAck | Reregister | PeerJoined | PeerLeft | ResyncPages |
 
 @dataclass(frozen=True, slots=True)
 class DetachedSequence:
-    """A detached sequence of an earlier router: it is still decoding or has just ended, and its tokens are buffered."""
+    """A sequence of an earlier router that is decoding or has just ended, and whose tokens are buffered."""
 
     request_id: Id
     digest: Annotated[bytes, Length(DIGEST_BYTES, DIGEST_BYTES)]  # `Request.digest`
@@ -148,11 +147,13 @@ class DetachedSequence:
 
 @dataclass(frozen=True, slots=True)
 class Register:
+    """An incarnation of a worker joins, with the sequences that it kept from an earlier router."""
+
     info: WorkerInfo
     held: Annotated[tuple[DetachedSequence, ...], Length(MAX_IDS)] = ()
 
 
-@dataclass(slots=True)  # not frozen: one is made per token, and that would take three times as long
+@dataclass(slots=True)  # Not frozen: it is constructed per token, and frozen takes three times as long
 class TokenOutput:
     """One token of one request. `index` counts output tokens from 0."""
 
@@ -162,23 +163,27 @@ class TokenOutput:
     logprob: float | None = None
     top_logprobs: tuple[tuple[int, float], ...] = ()
     finish: FinishReason | None = None
-    cached_tokens: int = 0  # with a prefill's token: prompt tokens that came from the prefix cache
+    cached_tokens: int = 0  # In the first token: prompt tokens from the prefix cache
 
 
 @dataclass(frozen=True, slots=True)
 class StepOutput:
-    """Every token of one step."""
+    """The tokens of one step."""
 
     tokens: tuple[TokenOutput, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Reserved:
+    """The answer to `Reserve`."""
+
     reservation: Reservation
 
 
 @dataclass(frozen=True, slots=True)
 class ReservationRefused:
+    """The refusal of a `Reserve`, with its reason."""
+
     reservation_id: Id
     request_id: Id
     reason: Text
@@ -197,8 +202,10 @@ class HandoffEnded:
 
 @dataclass(frozen=True, slots=True)
 class HandoffStalled:
-    """The source's writes into the reservation are stalled, and it no longer waits for them. They may still arrive, so
-    `HandoffEnded` follows once they have ended; until then the source's pages are held, too."""
+    """The source's writes into the reservation make no progress, and the source no longer waits for them.
+
+    They may still arrive, so the source holds its pages until they have ended; then `HandoffEnded` follows.
+    """
 
     request_id: Id
     reservation_id: Id
@@ -206,7 +213,7 @@ class HandoffStalled:
 
 @dataclass(frozen=True, slots=True)
 class HandoffCommitted:
-    """The target has the notice; the sequence is in its running batch."""
+    """The target has received the notice, and the sequence is in its running batch."""
 
     request_id: Id
     reservation_id: Id
@@ -214,7 +221,7 @@ class HandoffCommitted:
 
 @dataclass(frozen=True, slots=True)
 class HandoffCorrupt:
-    """The target has the notice, but corrupt pages: it commits nothing."""
+    """The target has received the notice, but pages are corrupt, so it drops the sequence."""
 
     request_id: Id
     reservation_id: Id
@@ -223,7 +230,7 @@ class HandoffCorrupt:
 
 @dataclass(frozen=True, slots=True)
 class LinkMeasured:
-    """The measured rate to a peer, as one large write. Sent once per peer."""
+    """The measured rate of writes to a peer: a large write's size and duration. Sent once per peer."""
 
     agent: Id
     num_bytes: Count
@@ -231,12 +238,13 @@ class LinkMeasured:
 
     @property
     def bytes_per_s(self) -> float:
+        """The rate in bytes per second."""
         return self.num_bytes / self.seconds
 
 
 @dataclass(frozen=True, slots=True)
 class RequestFailed:
-    """A worker cannot continue a request; `error` names a class of the error tree."""
+    """A worker cannot continue a request; `error` is the name of a class in `baton.protocol.errors`."""
 
     request_id: Id
     error: Id
@@ -245,19 +253,21 @@ class RequestFailed:
 
 @dataclass(frozen=True, slots=True)
 class Alive:
-    """A heartbeat of a worker that is busy with a long step."""
+    """The heartbeat of a worker during a long step."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoadReport:
+    """A worker's load, sent periodically and after changes."""
+
     load: WorkerLoad
 
 
 @dataclass(frozen=True, slots=True)
 class PagesChanged:
-    """Prefix pages that became matchable and that were evicted, since the message numbered one less.
+    """The prefix pages stored and evicted since the message with the previous number.
 
-    A `snapshot` lists all that are matchable now and replaces earlier messages.
+    A `snapshot` lists all prefix pages in `stored` and replaces earlier messages.
     """
 
     sequence_number: Count
@@ -268,7 +278,7 @@ class PagesChanged:
 
 @dataclass(frozen=True, slots=True)
 class RoleChanged:
-    """The role the worker has now; `error` gives the reason if it is not the ordered one."""
+    """The worker's current role. `error` is the reason if it differs from the role in `SwitchRole`."""
 
     role: RoleName
     role_epoch: Count
@@ -277,7 +287,7 @@ class RoleChanged:
 
 @dataclass(frozen=True, slots=True)
 class Goodbye:
-    """The worker leaves and writes no more: on purpose, or because it `failed`."""
+    """The worker ends and writes no more; `failed`: because of an error."""
 
     reason: Text
     failed: bool = False

@@ -1,4 +1,4 @@
-"""A worker's description: identity, load, and location of its pages."""
+"""A worker's description: identity, load, and address of its pages."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from baton.protocol.bounds import Count, Ids, Label, Length, OneOf, Positive, Ra
 
 
 class RoleName(Enum):
-    """A worker's current role: a policy over the same engine, which may change while the worker runs."""
+    """A worker's current role. It is a policy over the same engine and may change while the worker runs."""
 
     PREFILL = "prefill"
     DECODE = "decode"
@@ -19,9 +19,9 @@ class RoleName(Enum):
 
 @dataclass(frozen=True, slots=True)
 class PageLayout:
-    """The shape of a worker's KV pages. Pages move only between workers whose `fingerprint` is equal.
+    """The shape of a worker's KV pages. Pages move only between workers of equal `fingerprint`.
 
-    Storage is `[num_pages, num_layers, 2, page_size, num_kv_heads, head_dim]`, contiguous: one page is one piece of
+    Storage is contiguous, `[num_pages, num_layers, 2, page_size, num_kv_heads, head_dim]`: a page is one piece of
     `page_bytes` bytes over all layers.
     """
 
@@ -35,16 +35,18 @@ class PageLayout:
 
     @property
     def page_bytes(self) -> int:
+        """Bytes of one page over all layers."""
         itemsize = {"float32": 4, "bfloat16": 2, "float16": 2}[self.dtype]
         return self.num_layers * 2 * self.page_size * self.num_kv_heads * self.head_dim * itemsize
 
     @property
     def shape(self) -> tuple[int, int, int, int, int, int]:
+        """The storage's shape."""
         return (self.num_pages, self.num_layers, 2, self.page_size, self.num_kv_heads, self.head_dim)
 
     @property
     def fingerprint(self) -> str:
-        """Everything but the number of pages."""
+        """Everything except the number of pages, as text."""
         return (
             f"{self.model_id}/{self.dtype}/layers={self.num_layers}/page={self.page_size}"
             f"/heads={self.num_kv_heads}x{self.head_dim}"
@@ -53,7 +55,7 @@ class PageLayout:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """The address of a worker's pages for its peers. `agent` names the worker and its incarnation."""
+    """The address of a worker's pages for its peers. `agent` is the worker's name and incarnation."""
 
     agent: Label
     metadata: Annotated[bytes, Length(4 << 20)]  # The transport's own (NIXL agent metadata)
@@ -64,7 +66,7 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class WorkerInfo:
-    """A worker's facts at registration."""
+    """What a worker registers with."""
 
     name: str
     incarnation: Label
@@ -88,6 +90,7 @@ class WorkerInfo:
 
     @property
     def capacity_tokens(self) -> int:
+        """Token positions of all its pages."""
         return self.num_pages * self.page_size
 
     @property
@@ -97,10 +100,11 @@ class WorkerInfo:
 
 @dataclass(frozen=True, slots=True)
 class StepSample:
-    """One measured step, for the latency model: what it computed and how long it took.
+    """One measured step, for the latency model: the work it did and its duration.
 
-    `prefill_pairs` counts (new token, position it attends to) pairs, the work of prefill attention: a chunk of n tokens
-    after c others has n·(c + n/2). `context_tokens` are the KV positions that the decoding sequences read.
+    `prefill_pairs` counts pairs of a new token and a position it attends to, which is the work of prefill attention: a
+    chunk of n tokens after c others has n·(c + n/2). `context_tokens` counts the KV positions that the decoding
+    sequences read.
     """
 
     prefill_tokens: Count
@@ -114,8 +118,8 @@ class StepSample:
 class WorkerLoad:
     """A worker's state at one moment.
 
-    `request_ids` and `reservation_ids` name what these counts already include, so the router adds only what it has
-    sent since. `pages_free` can be allocated at once, `pages_cached` after evicting unreferenced prefix pages.
+    `request_ids` and `reservation_ids` list what the counts already include, so the router adds only what it has sent
+    since. `pages_free` can be allocated at once, `pages_cached` after unreferenced prefix pages are evicted.
     """
 
     worker: str
@@ -138,6 +142,7 @@ class WorkerLoad:
 
     @property
     def pages_available(self) -> int:
+        """Pages that can be allocated, some after an eviction."""
         return self.pages_free + self.pages_cached
 
     @property
