@@ -1,4 +1,4 @@
-"""Tokens and answers as clients read them."""
+"""Messages of a stream for clients: tokens and the end of an answer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from baton.router.core.stream import TextToken
 
 
 def token_message(token: TextToken) -> inference_pb2.Token:
-    """One token as the client reads it."""
+    """One token."""
     message = inference_pb2.Token(index=token.index, id=token.token_id, text=token.text)
     if token.logprob is not None:
         message.logprob = token.logprob
