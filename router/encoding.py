@@ -41,9 +41,7 @@ class Lane:
     max_waiting_bytes: int = MAX_WAITING_BYTES
     waiting_bytes: int = 0  # Including texts that are being encoded
     _threads: ThreadPoolExecutor = field(init=False)
-    _free: asyncio.Semaphore = field(
-        init=False
-    )  # So that no text waits in the executor, which would keep it after a cancellation
+    _free: asyncio.Semaphore = field(init=False)  # Free threads: the executor would keep a cancelled caller's text
 
     def __post_init__(self) -> None:
         self._threads = ThreadPoolExecutor(self.num_threads, "encode")
