@@ -22,7 +22,7 @@ OPTIONS = [
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 500),
     ("grpc.min_reconnect_backoff_ms", int(1000 * CONNECT_S)),  # Despite its name the timeout of one attempt
-    # A router that answers no ping during a call is gone. The stream itself may be silent for long.
+    # A call ends if the router answers no ping; the stream itself may be silent for long.
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 5_000),
     ("grpc.http2.ping_timeout_ms", 5_000),

@@ -74,7 +74,7 @@ Steps = Generator[Step, inference_pb2.GenerateResponse | None, None]
 
 @dataclass(eq=False)
 class Resume:
-    """One stream's history: enough to request the rest of it, and to say why there is no rest."""
+    """The history of one stream: what it takes to request the rest, or to explain why there is none."""
 
     request: inference_pb2.GenerateRequest
     address: str

@@ -27,6 +27,7 @@ class Free:
 
     @property
     def words(self) -> str:
+        """The free memory as text."""
         limit = f" under the limit of {_mib(self.limit_bytes)}" if self.limit_bytes else ""
         return f"{_mib(self.bytes)} free{limit}"
 
@@ -43,10 +44,12 @@ class WorkerMemory:
 
     @property
     def total(self) -> int:
+        """Bytes of all parts."""
         return self.process + self.weights + self.buffers + self.kv + self.swap
 
     @property
     def words(self) -> str:
+        """Total and parts as text."""
         parts = (
             (self.weights, "weights"),
             (self.kv, "KV pages"),
@@ -131,7 +134,7 @@ def swap_pages(engine: EngineSection, page_bytes: int, num_pages: int, memory_by
 
 
 def cluster_bytes(worker: WorkerMemory, workers: int) -> int:
-    """Bytes of a cluster with so many equal workers, Ray and the router."""
+    """Bytes of a cluster of `workers` equal workers, Ray and the router."""
     return CLUSTER_BYTES + workers * worker.total
 
 

@@ -4,7 +4,7 @@
 after the worker has ended. The other strategies put workers into groups, in which every worker has a bundle of
 resources; a bundle, with its GPUs, is always on one node.
 
-    pack     groups of at least one prefill and one decode worker, each group on one node: KV goes over NVLink
+    pack     groups of at least one prefill and one decode worker, each group on one node, with KV over NVLink
     spread   one group of all workers, on as many nodes as possible: a worker has a network card to itself
 """
 

@@ -35,6 +35,7 @@ class MachineFacts:
 
     @property
     def free(self) -> Free:
+        """The available memory."""
         return Free(self.memory_available_bytes, self.memory_limit_bytes)
 
 

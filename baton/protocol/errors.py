@@ -65,7 +65,7 @@ class Conflict(BatonError):
 
 
 class Overloaded(BatonError):
-    """`retry_after_s` estimates when capacity may be free again, if known."""
+    """`retry_after_s` estimates in how many seconds capacity is free; None: no estimate."""
 
     grpc_status = "RESOURCE_EXHAUSTED"
     retryable = True

@@ -10,7 +10,7 @@
 | TRANSFERRING | held until writes end   | held: a write may land at any time                              |
 | DELIVERED    | released by the source  | held for the sequence whose notice is in flight                 |
 | COMMITTED    | released                | the running sequence's                                          |
-| ABORTED      | released after draining | released once the source has drained or is known to be dead     |
+| ABORTED      | released after draining | released once the source has drained or its process has ended   |
 
 A stalled handoff is TRANSFERRING until its writes have ended, even if its request no longer waits for it.
 """
@@ -101,7 +101,7 @@ class HandoffNotice:
     reservation_id: Id
     request_id: Id
     computed: Count  # Positions whose KV is in the pages
-    new_tokens: tuple[int, ...]  # Tokens after the reservation's known ones
+    new_tokens: tuple[int, ...]  # Tokens after the reservation's `known_tokens`
     generations: tuple[int, ...]
     checksums: tuple[PageChecksum, ...] = ()  # Of a sample of the pages
 

@@ -82,10 +82,12 @@ class WorkerInfo:
 
     @property
     def page_size(self) -> int:
+        """Token positions per page."""
         return self.endpoint.layout.page_size
 
     @property
     def num_pages(self) -> int:
+        """Pages of the worker."""
         return self.endpoint.layout.num_pages
 
     @property
@@ -95,6 +97,7 @@ class WorkerInfo:
 
     @property
     def page_bytes(self) -> int:
+        """Bytes of one page over all layers."""
         return self.endpoint.layout.page_bytes
 
 

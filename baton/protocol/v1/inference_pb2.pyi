@@ -116,8 +116,8 @@ global___TokenIds = TokenIds
 @typing.final
 class SamplingParams(google.protobuf.message.Message):
     """Unset fields have the defaults of the served model's generation_config.json (temperature, top_k, top_p, min_p,
-    repetition_penalty, and max_new_tokens for max_tokens), unless the configuration turns them off. Other defaults: greedy
-    decoding of up to 256 tokens.
+    repetition_penalty, and max_new_tokens for max_tokens), unless the configuration turns them off. Other defaults:
+    greedy decoding of up to 256 tokens.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor

@@ -60,8 +60,8 @@ global___HandoffOutcome = HandoffOutcome
 
 @typing.final
 class ToWorker(google.protobuf.message.Message):
-    """Messages between router and workers over ZeroMQ; baton/protocol/messages.py describes them. A frame is a ToWorker or a
-    ToRouter.
+    """Messages between router and workers over ZeroMQ; baton/protocol/messages.py describes them. A frame is a ToWorker or
+    a ToRouter.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
