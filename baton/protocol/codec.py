@@ -71,9 +71,7 @@ def _messages(parsed: Any, names: dict[type, str]) -> list[Any]:
     for slot in parsed.messages:
         name = slot.WhichOneof("kind")
         if name is None:
-            raise InvalidRequest(
-                f"A {parsed.DESCRIPTOR.name} message has an unknown kind: router and workers must have the same version."
-            )
+            raise InvalidRequest(f"A {parsed.DESCRIPTOR.name} message has an unknown kind: use one version everywhere.")
         if name == "step_output":
             batch.append(_read_step_output(slot.step_output))
         else:
