@@ -125,7 +125,7 @@ def explanation_message(request_id: str, explanation: Explanation) -> admin_pb2.
     for one in decision.candidates:
         message.candidates.add(
             worker=one.worker,
-            whole=one.local,
+            local=one.local,
             ttft_s=one.ttft_s,
             wait_s=one.wait_s,
             uncached_tokens=one.uncached_tokens,
