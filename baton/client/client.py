@@ -22,10 +22,10 @@ from baton.protocol.v1 import inference_pb2, inference_pb2_grpc
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 TIMEOUT_S = 30.0  # For calls with a short answer; a stream has the caller's timeout
-Stream = TypeVar("Stream", TokenStream, AsyncTokenStream)
+AnyStream = TypeVar("AnyStream", TokenStream, AsyncTokenStream)
 
 
-class _Inference(ABC, Generic[Stream]):
+class _Inference(ABC, Generic[AnyStream]):
     """The part of a client without waiting: the connection, and the start of streams."""
 
     _stream: ClassVar[type]
@@ -60,7 +60,7 @@ class _Inference(ABC, Generic[Stream]):
         objectives: Objectives | None = None,
         add_special_tokens: bool = True,
         **options: Any,
-    ) -> Stream:
+    ) -> AnyStream:
         """Generate from text or token ids; `options` are fields of `SamplingParams`.
 
         Options that are not given take the served model's defaults (its generation_config.json; without that file

@@ -19,7 +19,7 @@ _KEYS = {
 }
 _WHOLE_NUMBERS = ("top_k", "max_new_tokens")
 
-SamplingDefaults = dict[str, float]  # fields of `SamplingParams` by name
+SamplingDefaults = dict[str, float]  # Fields of `SamplingParams` by name
 
 
 def model_defaults(generation: Mapping[str, Any]) -> SamplingDefaults:
