@@ -19,7 +19,7 @@ from baton.builtin_model import CHECKPOINT
 from baton.client.errors import BatonError, Cancelled
 from baton.client.stream import AsyncTokenStream
 from baton.router.core.page_audit import PageAudit, Verdict, judge
-from benchmarks.process_cluster import ProcessCluster, configs
+from benchmarks.process_cluster import ProcessCluster, plans
 from benchmarks.report import Goal, Report, arguments, progress
 
 GOALS = {
@@ -114,7 +114,7 @@ async def watch_pages(cluster: ProcessCluster, seconds: float) -> Verdict:
 
 def storm_cluster(folder: Any, context_tokens: int = 256) -> ProcessCluster:
     """Room for the whole crowd at once in neither pages nor batch."""
-    router_config, worker_config = configs(
+    router_config, worker_config = plans(
         folder, context_tokens, 600, policy="least_loaded", chunk_tokens=128, max_batch=32
     )
     return ProcessCluster(router_config, worker_config, POOLS)

@@ -25,7 +25,7 @@ from baton.router.policy.latency_model import StepCosts
 from baton.router.policy.policies import make_policy
 from baton.simulator.simulation import ClusterSpec, Simulation, WorkerSpec
 from baton.simulator.trace import TraceRequest
-from benchmarks.process_cluster import ProcessCluster, configs
+from benchmarks.process_cluster import ProcessCluster, plans
 from benchmarks.report import Goal, Report, arguments, progress
 
 GOALS = {"ttft_error": Goal(0.15, at_most=True), "tpot_error": Goal(0.15, at_most=True)}
@@ -73,7 +73,7 @@ class Live:
 
 async def run_live(stream: Stream, policy: str) -> Live:
     """Serve the stream with two worker processes, the router in this one."""
-    router_config, worker_config = configs(
+    router_config, worker_config = plans(
         CHECKPOINT, CONTEXT_TOKENS, NUM_PAGES, policy=policy, chunk_tokens=CHUNK_TOKENS, max_batch=MAX_BATCH
     )
     engine = worker_config.engine.changed(mixed_chunk_tokens=MIXED_CHUNK_TOKENS, checksum_every=16)

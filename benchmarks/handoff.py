@@ -29,7 +29,7 @@ from baton.protocol.errors import HandoffFailed
 from baton.protocol.handoff import HandoffNotice
 from baton.protocol.request import Request, SamplingParams
 from baton.protocol.worker import PageLayout
-from benchmarks.process_cluster import ProcessCluster, configs
+from benchmarks.process_cluster import ProcessCluster, plans
 from benchmarks.report import Goal, Report, arguments, median_ratio, progress
 
 GOALS = {"ratio_to_raw_nixl": Goal(0.9), "stall_ratio": Goal(1.0, at_most=True)}
@@ -164,7 +164,7 @@ def measure_path(sizes: list[int], repeats: int, report: Report, step: Any) -> N
 
 async def measure_stall(requests: int, seed: int) -> tuple[float, float]:
     """(median stall ratio, median stall in ms) of requests of several chunks through live workers."""
-    router_config, worker_config = configs(CHECKPOINT, 4096, 1200, policy="least_loaded", chunk_tokens=512)
+    router_config, worker_config = plans(CHECKPOINT, 4096, 1200, policy="least_loaded", chunk_tokens=512)
     worker_config = replace(worker_config, engine=worker_config.engine.changed(checksum_every=16))
     async with ProcessCluster(router_config, worker_config, {"prefill": 1, "decode": 1}) as cluster:
         await asyncio.sleep(1.0)

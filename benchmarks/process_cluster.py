@@ -20,15 +20,15 @@ from benchmarks.cables import enter
 LOAD_TIMEOUT_S = 120.0
 
 
-def work(config: WorkerConfig, namespace: str = "", environment: Mapping[str, str] | None = None) -> None:
+def work(plan: WorkerConfig, namespace: str = "", environment: Mapping[str, str] | None = None) -> None:
     """A worker process, until it is told to stop or killed; in a network namespace of its own, if one is named."""
     if namespace:
         enter(namespace)
     os.environ.update(environment or {})
-    set_up(config.name, config.logging.level)
+    set_up(plan.name, plan.logging.level)
     from baton.worker.build import assemble
 
-    assemble(config, str(os.getpid()), "localhost", lambda stage: None).run()
+    assemble(plan, str(os.getpid()), "localhost", lambda stage: None).run()
 
 
 @dataclass(eq=False)
@@ -68,8 +68,8 @@ class ProcessCluster:
 
     def spawn(self, name: str, role: str) -> None:
         """Start a worker (again)."""
-        config = replace(self.worker_config, name=name, role=role, router_address=self.router.worker_address)
-        arguments = (config, self.namespaces.get(name, ""), dict(self.environment))
+        plan = replace(self.worker_config, name=name, role=role, router_address=self.router.worker_address)
+        arguments = (plan, self.namespaces.get(name, ""), dict(self.environment))
         self.processes[name] = mp.get_context("spawn").Process(target=work, args=arguments, daemon=True)
         self.processes[name].start()
 
@@ -86,7 +86,7 @@ class ProcessCluster:
         await self.router.stop(0.0)
 
 
-def configs(
+def plans(
     folder: Path | str,
     context_tokens: int,
     num_pages: int,
@@ -96,7 +96,7 @@ def configs(
     max_batch: int = 16,
     lost_after_s: float = 60.0,
 ) -> tuple[RouterConfig, WorkerConfig]:
-    """The configurations of a float32 cluster on this machine: one thread per worker, checksums of every page."""
+    """The plans of a float32 cluster on this machine: one thread a worker, every page that travels is checksummed."""
     model = ResolvedModel(path=str(folder), dtype="float32", context_tokens=context_tokens)
     listening = RouterSection(port=0, admin_port=0, policy=policy, lost_after_s=lost_after_s)
     engine = ResolvedEngine(

@@ -13,7 +13,7 @@ import baton
 from baton.builtin_model import CHECKPOINT
 from baton.protocol.errors import BatonError
 from baton.router.core.operation import Drain, Migrate, Operation, OperationSpec, OperationState, Rebalance, Undrain
-from benchmarks.process_cluster import ProcessCluster, configs
+from benchmarks.process_cluster import ProcessCluster, plans
 from benchmarks.report import Goal, Report, arguments, progress
 from benchmarks.steady_streams import SteadyStreams
 
@@ -79,7 +79,7 @@ async def command_at_random(cluster: ProcessCluster, streams: SteadyStreams, sec
 
 async def run(minutes: float, seed: int) -> dict[str, float]:
     """Figures of so many minutes."""
-    router_config, worker_config = configs(CHECKPOINT, 1024, 1024, policy="least_loaded")
+    router_config, worker_config = plans(CHECKPOINT, 1024, 1024, policy="least_loaded")
     async with (
         ProcessCluster(router_config, worker_config, {"prefill": 2, "decode": 2}) as cluster,
         baton.AsyncClient(f"127.0.0.1:{cluster.router.port}") as client,

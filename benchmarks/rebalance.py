@@ -21,7 +21,7 @@ from baton.builtin_model import CHECKPOINT
 from baton.protocol.errors import BatonError, Cancelled
 from baton.protocol.request import Request, SamplingParams
 from baton.router.core.operation import Migrate, Operation, OperationSpec, OperationState, Rebalance
-from benchmarks.process_cluster import ProcessCluster, configs
+from benchmarks.process_cluster import ProcessCluster, plans
 from benchmarks.report import Goal, Report, arguments, progress
 
 GOALS = {
@@ -158,7 +158,7 @@ class Size:
 async def measure(size: Size, seed: int, step: Any) -> tuple[dict[str, float], dict[str, Any]]:
     rng = random.Random(seed)
     prompts = [tuple(rng.randrange(3, 256) for _ in range(PROMPT_TOKENS)) for _ in range(6)]
-    router_config, worker_config = configs(CHECKPOINT, CONTEXT_TOKENS, NUM_PAGES, policy="least_loaded")
+    router_config, worker_config = plans(CHECKPOINT, CONTEXT_TOKENS, NUM_PAGES, policy="least_loaded")
     async with ProcessCluster(router_config, worker_config, {"prefill": 2, "decode": 2}) as cluster:
         step("undisturbed answers")
         expected: dict[tuple[int, ...], list[int]] = {}

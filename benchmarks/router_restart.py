@@ -26,7 +26,7 @@ from baton.builtin_model import CHECKPOINT
 from baton.client.errors import BatonError
 from baton.config.process_config import RouterConfig
 from baton.router.build import start_router
-from benchmarks.process_cluster import configs, work
+from benchmarks.process_cluster import plans, work
 from benchmarks.report import Report, arguments, progress
 
 WORKERS = {"prefill-0": "prefill", "decode-0": "decode", "decode-1": "decode"}
@@ -44,21 +44,21 @@ class Size:
     output_tokens: int
 
 
-def route(config: RouterConfig, served: Any) -> None:
+def route(plan: RouterConfig, served: Any) -> None:
     """A router process, until it is killed; it tells when it began to serve (the clock is the machine's)."""
 
     async def serve() -> None:
-        router = await start_router(config)
+        router = await start_router(plan)
         served.send(time.monotonic())
         await router.task
 
     asyncio.run(serve())
 
 
-def start(config: RouterConfig) -> tuple[Any, Any]:
+def start(plan: RouterConfig) -> tuple[Any, Any]:
     """The process, and where it tells that it serves."""
     ours, theirs = mp.Pipe(duplex=False)
-    process = mp.get_context("spawn").Process(target=route, args=(config, theirs), daemon=True)
+    process = mp.get_context("spawn").Process(target=route, args=(plan, theirs), daemon=True)
     process.start()
     return process, ours
 
@@ -74,7 +74,7 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-async def until_joined(config: RouterConfig, workers: Sequence[Any]) -> Any:
+async def until_joined(plan: RouterConfig, workers: Sequence[Any]) -> Any:
     """The cluster's state once every worker is there and holds nothing; raises when one has ended instead."""
     async with asyncio.timeout(120):
         while True:
@@ -82,7 +82,7 @@ async def until_joined(config: RouterConfig, workers: Sequence[Any]) -> Any:
             if ended:
                 raise ChildProcessError(f"Workers ended before they served: {', '.join(ended)}.")
             try:
-                with baton.Admin(f"127.0.0.1:{config.router.admin_port}") as admin:
+                with baton.Admin(f"127.0.0.1:{plan.router.admin_port}") as admin:
                     cluster = await asyncio.to_thread(admin.cluster)
                 joined = [worker for pool in cluster.pools for worker in pool.workers]
                 if len(joined) == len(WORKERS) and not any(worker.pages_in_use for worker in joined):
@@ -92,8 +92,8 @@ async def until_joined(config: RouterConfig, workers: Sequence[Any]) -> Any:
             await asyncio.sleep(0.05)
 
 
-async def restart(config: RouterConfig, old: Any, workers: Sequence[Any], size: Size) -> dict[str, Any]:
-    """Kill the router while all streams decode; `config` is the new router's."""
+async def restart(plan: RouterConfig, old: Any, workers: Sequence[Any], size: Size) -> dict[str, Any]:
+    """Kill the router while all streams decode; `plan` is its successor's."""
     waits: list[tuple[float, float]] = []  # ends of each stream's longest gap
     ends: list[float] = []
     firsts: list[float] = []  # from the router's hearing of the rest to its first token
@@ -115,14 +115,14 @@ async def restart(config: RouterConfig, old: Any, workers: Sequence[Any], size: 
         waits.append(longest)
         ends.append(last)
 
-    async with baton.AsyncClient(f"127.0.0.1:{config.router.port}") as client, asyncio.TaskGroup() as readers:
+    async with baton.AsyncClient(f"127.0.0.1:{plan.router.port}") as client, asyncio.TaskGroup() as readers:
         for index in range(size.streams):
             readers.create_task(read(index, client))
         await asyncio.gather(*(event.wait() for event in begun))
         os.kill(old.pid, signal.SIGKILL)
-        fresh, served = start(config)
+        fresh, served = start(plan)
         served_s = await asyncio.to_thread(served.recv)
-    cluster = await until_joined(config, workers)
+    cluster = await until_joined(plan, workers)
     return {
         "router": fresh,
         "gap_s": [end_s - begun_s for begun_s, end_s in waits],
@@ -134,7 +134,7 @@ async def restart(config: RouterConfig, old: Any, workers: Sequence[Any], size: 
 
 async def measure(size: Size, step: Callable[[str], None]) -> dict[str, float]:
     port, admin_port, worker_port = free_ports(3)
-    router_config, worker_config = configs(
+    router_config, worker_config = plans(
         CHECKPOINT, CONTEXT_TOKENS, 1200, policy="least_loaded", max_batch=32, lost_after_s=5.0
     )
     listening = router_config.router.changed(port=port, admin_port=admin_port)
@@ -144,8 +144,8 @@ async def measure(size: Size, step: Callable[[str], None]) -> dict[str, float]:
     found: dict[str, list[Any]] = {"continued": [], "computed_again": []}
     try:
         for name, role in WORKERS.items():
-            config = replace(worker_config, name=name, role=role, router_address=f"tcp://127.0.0.1:{worker_port}")
-            workers.append(mp.get_context("spawn").Process(target=work, args=(config,), name=name, daemon=True))
+            plan = replace(worker_config, name=name, role=role, router_address=f"tcp://127.0.0.1:{worker_port}")
+            workers.append(mp.get_context("spawn").Process(target=work, args=(plan,), name=name, daemon=True))
             workers[-1].start()
         await until_joined(router_config, workers)
         for _ in range(size.rounds):

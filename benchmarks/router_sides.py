@@ -19,7 +19,7 @@ from baton.protocol import codec
 from baton.protocol.messages import RegisterAck
 from baton.protocol.worker import RoleName
 from benchmarks.mock_baton import ROLES, Left, mock_baton_process
-from benchmarks.process_cluster import configs
+from benchmarks.process_cluster import plans
 from benchmarks.stream_clients import GrpcClient, StreamClient, WorkerClient
 
 START_S = 60.0
@@ -85,7 +85,7 @@ def router_process(pipe: Connection) -> None:
     from baton.router.build import start_router
 
     async def serve() -> None:
-        running = await start_router(configs(CHECKPOINT, 4096, 1)[0])
+        running = await start_router(plans(CHECKPOINT, 4096, 1)[0])
         told = asyncio.Event()
         asyncio.get_running_loop().add_reader(pipe.fileno(), told.set)
         pipe.send((running.worker_address, running.port))

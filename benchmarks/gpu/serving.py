@@ -24,7 +24,7 @@ from benchmarks.gpu.figures import LOADED, served_figures, served_ratio
 from benchmarks.gpu.part import Part
 from benchmarks.gpu.sequences import pages_for
 from benchmarks.gpu.transformers_model import build_transformers
-from benchmarks.process_cluster import ProcessCluster, configs
+from benchmarks.process_cluster import ProcessCluster, plans
 
 LAYOUTS: dict[str, Mapping[str, int]] = {"pd": {"prefill": 1, "decode": 1}, "mixed": {"mixed": 1}}
 FRACTION = 0.7  # of a GPU's memory, for all workers together: this process holds the weights, too
@@ -130,7 +130,7 @@ def cluster_plans(part: Part, folder: Path) -> tuple[RouterConfig, WorkerConfig]
     sizes = part.sizes
     context = sizes.request_prompt + sizes.request_output + sizes.page_size
     num_pages = (sizes.max_batch + 2) * pages_for(context, sizes.page_size) + sizes.chunk_tokens // sizes.page_size
-    router, worker = configs(
+    router, worker = plans(
         folder, context, num_pages, policy="least_loaded", chunk_tokens=sizes.chunk_tokens, max_batch=sizes.max_batch
     )
     model = router.model.changed(dtype=sizes.dtype)

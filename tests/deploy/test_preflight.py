@@ -23,7 +23,7 @@ from baton.protocol.messages import Alive, WorkerMessage
 from baton.router.build import start_router
 from baton.router.worker_link import WorkerLink
 from baton.worker.router_link import RouterLink
-from tests.router_configs import router_config
+from tests.plans import router_config
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -106,10 +106,10 @@ def test_a_worker_reaches_the_router_over_either_kind_of_address(host: str) -> N
 
 @pytest.mark.parametrize("host", ["::1", "[::1]", "::"])
 def test_a_router_serves_over_ipv6(host: str) -> None:
-    config = router_config(CHECKPOINT, worker_host="::1", host=host, admin_host="::1")
+    plan = router_config(CHECKPOINT, worker_host="::1", host=host, admin_host="::1")
 
     async def name_of_model() -> str:
-        router = await start_router(config)
+        router = await start_router(plan)
         try:
             assert router.addresses.public == f"[{host.strip('[]')}]:{router.port}"
             assert router.worker_address.startswith("tcp://[::1]:")
@@ -122,9 +122,9 @@ def test_a_router_serves_over_ipv6(host: str) -> None:
 
 
 def test_an_address_that_cannot_be_served_is_told_in_words_of_ours() -> None:
-    config = router_config(CHECKPOINT, host="203.0.113.9", port=1)
+    plan = router_config(CHECKPOINT, host="203.0.113.9", port=1)
     with pytest.raises(ConfigError) as caught:
-        asyncio.run(start_router(config))  # type: ignore[arg-type]
+        asyncio.run(start_router(plan))  # type: ignore[arg-type]
     assert "cannot be served on 203.0.113.9:1" in caught.value.message
     assert "GRPC" not in caught.value.message
     assert ".." not in caught.value.message

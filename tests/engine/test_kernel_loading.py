@@ -21,7 +21,7 @@ from baton.engine.prebuilt_kernels import Built, Manifest, runs_on
 from baton.engine.race.launchable import check_triton
 from baton.protocol.errors import ConfigError
 from baton.worker import executors
-from benchmarks.process_cluster import configs
+from benchmarks.process_cluster import plans
 
 FOLDER = Path("/site/flashinfer/data/aot")
 BUILT = {"page": Built(("8.0", "9.0a"), 1, ""), "norm": Built(("9.0a",), 1, "")}
@@ -114,7 +114,7 @@ def test_a_worker_looks_at_its_kernels_before_its_weights(monkeypatch: pytest.Mo
     """There are no weights in this folder, and the GPU, which is not there either, cannot run fa3."""
     monkeypatch.setattr(executors, "open_device", torch.device)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
-    usual = configs(CHECKPOINT, 512, 10)[1]
+    usual = plans(CHECKPOINT, 512, 10)[1]
     plan = replace(usual, engine=usual.engine.changed(device="cuda:0", attention="fa3"))
     with pytest.raises(ConfigError, match="only Hopper GPUs"):
         executors.make_executor(plan, tmp_path, read_config(CHECKPOINT), print)

@@ -11,7 +11,7 @@ from typing import Any
 
 import baton
 from baton.builtin_model import CHECKPOINT
-from benchmarks.process_cluster import ProcessCluster, configs
+from benchmarks.process_cluster import ProcessCluster, plans
 
 Scenario = Callable[[ProcessCluster, baton.AsyncClient], Awaitable[Any]]
 Play = Callable[[Scenario], Any]
@@ -22,7 +22,7 @@ TIMEOUT_S = 120.0
 def playing() -> Iterator[Play]:
     """Plays scenarios one after the other on a router with 1 + 2 workers; each leaves all three there and idle."""
     with asyncio.Runner() as runner:
-        router_config, worker_config = configs(
+        router_config, worker_config = plans(
             CHECKPOINT, 1024, 600, policy="least_loaded", chunk_tokens=128, max_batch=32
         )
         cluster = ProcessCluster(router_config, worker_config, {"prefill": 1, "decode": 2})

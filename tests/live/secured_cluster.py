@@ -11,7 +11,7 @@ from pathlib import Path
 from baton.config.schema import AccessSection
 from baton.logs import set_up
 from baton.router.access.zap_authenticator import new_link_keys
-from benchmarks.process_cluster import ProcessCluster, configs
+from benchmarks.process_cluster import ProcessCluster, plans
 
 MAX_PROMPT_TOKENS, MAX_STREAMS = 120, 2
 
@@ -29,7 +29,7 @@ async def serve(checkpoint: str, folder: Path) -> None:
         max_message_mib=1,
         max_streams_per_tenant=MAX_STREAMS,
     )
-    router_config, worker_config = configs(checkpoint, 256, 200, chunk_tokens=64)
+    router_config, worker_config = plans(checkpoint, 256, 200, chunk_tokens=64)
     router_config = replace(router_config, access=access, link_keys=keys.router)
     worker_config = replace(worker_config, link_keys=keys.worker)
     (folder / "secrets.json").write_text(json.dumps([keys.router.secret, keys.worker.secret]))

@@ -31,7 +31,7 @@ from baton.config.schema import AccessSection
 from baton.router.build import start_router
 from tests.certificates import Pair, self_signed
 from tests.live.secured_cluster import MAX_PROMPT_TOKENS, MAX_STREAMS
-from tests.router_configs import router_config
+from tests.plans import router_config
 
 ROOT = Path(__file__).resolve().parents[2]
 TOKENS = {"acme": ["generate"], "rival": ["generate"], "operator": ["admin"]}
@@ -274,12 +274,12 @@ def test_nothing_secret_was_said(secured: Secured) -> None:
 
 
 def test_administration_for_others_does_not_start_unguarded(checkpoint: Path) -> None:
-    config = router_config(checkpoint, admin_host="0.0.0.0")
+    plan = router_config(checkpoint, admin_host="0.0.0.0")
     with pytest.raises(ConfigError, match=r"access\.open_admin"):
-        asyncio.run(start_router(config))
+        asyncio.run(start_router(plan))
 
     async def start_and_stop() -> None:
-        router = await start_router(replace(config, access=AccessSection(open_admin=True)))
+        router = await start_router(replace(plan, access=AccessSection(open_admin=True)))
         await router.stop(0.0)
 
     asyncio.run(start_and_stop())

@@ -16,7 +16,7 @@ import baton
 from baton.client.errors import ConfigError, InvalidRequest, NotFound
 from baton.protocol.v1 import admin_pb2, admin_pb2_grpc
 from tests.live.conftest import Live
-from tests.router_configs import router_config
+from tests.plans import router_config
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -58,9 +58,9 @@ def test_a_router_whose_port_is_taken_says_which(split: Live, checkpoint: Path, 
 
     taken = getattr(split, of)
     port = int(taken.rpartition(":")[2])
-    config = router_config(checkpoint, port=port) if of == "address" else router_config(checkpoint, admin_port=port)
+    plan = router_config(checkpoint, port=port) if of == "address" else router_config(checkpoint, admin_port=port)
     with pytest.raises(ConfigError, match=taken):
-        asyncio.run(start_router(config))
+        asyncio.run(start_router(plan))
 
 
 def test_another_policy_decides_from_now_on(split: Live) -> None:

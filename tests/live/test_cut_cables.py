@@ -16,7 +16,7 @@ from baton.router.core.breaker import Breaker
 from baton.router.core.operation import Migrate
 from benchmarks.abort_storm import watch_pages
 from benchmarks.cables import DEVICE, Cables, why_not
-from benchmarks.process_cluster import ProcessCluster, configs
+from benchmarks.process_cluster import ProcessCluster, plans
 
 OPTIONS: dict[str, Any] = {"max_tokens": 200, "ignore_eos": True, "temperature": 0.8}
 ENVIRONMENT = {"UCX_TLS": "tcp", "UCX_NET_DEVICES": DEVICE}  # shared memory needs no cable
@@ -64,7 +64,7 @@ class Wired:
 @pytest.fixture(scope="module")
 def wired() -> Iterator[Wired]:
     with Cables() as cables, asyncio.Runner() as runner:
-        router_config, worker_config = configs(CHECKPOINT, 1024, 600, policy="least_loaded", chunk_tokens=64)
+        router_config, worker_config = plans(CHECKPOINT, 1024, 600, policy="least_loaded", chunk_tokens=64)
         router_config = replace(
             router_config, worker_host=cables.address, router=router_config.router.changed(lost_after_s=2.0)
         )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import baton
-from benchmarks.process_cluster import ProcessCluster, configs
+from benchmarks.process_cluster import ProcessCluster, plans
 from benchmarks.steady_streams import SteadyStreams
 from tests.checkpoints import build_checkpoint
 from tests.live.processes import Play
@@ -56,7 +56,7 @@ def test_the_rate_of_a_link_is_known_after_three_large_writes(tmp_path: Path) ->
         "num_hidden_layers": 4,
     }
     checkpoint = build_checkpoint(tmp_path, "qwen3", max_position_embeddings=1200, **heads)
-    router_config, worker_config = configs(checkpoint, 1200, 200, policy="least_loaded", chunk_tokens=1024)
+    router_config, worker_config = plans(checkpoint, 1200, 200, policy="least_loaded", chunk_tokens=1024)
 
     async def measure() -> tuple[str, str]:
         cluster = ProcessCluster(router_config, worker_config, {"prefill": 1, "decode": 1})

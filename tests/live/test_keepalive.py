@@ -15,14 +15,14 @@ import pytest
 import baton
 import baton.client.connection
 from baton.config.process_config import RouterConfig
-from tests.router_configs import router_config
+from tests.plans import router_config
 
 
-def _serve(config: RouterConfig, ready: Connection) -> None:
+def _serve(plan: RouterConfig, ready: Connection) -> None:
     from baton.router.build import start_router
 
     async def run() -> None:
-        router = await start_router(config)
+        router = await start_router(plan)
         ready.send(router.port)
         await asyncio.Event().wait()
 

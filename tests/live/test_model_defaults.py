@@ -11,7 +11,7 @@ import baton
 from baton import SamplingParams
 from baton.config.schema import parse_config
 from baton.deploy.cluster import resolve_here
-from benchmarks.process_cluster import ProcessCluster, configs
+from benchmarks.process_cluster import ProcessCluster, plans
 from tests.checkpoints import build_checkpoint
 
 PROMPT = [5, 6, 7, 8]
@@ -25,7 +25,7 @@ def test_requests_are_sampled_as_the_model_says_unless_they_say_themselves(tmp_p
         parse_config(overrides={"model": {"path": str(folder)}, "router": {"port": 0, "admin_port": 0}})
     )
     router_config = resolved.router_config("127.0.0.1")
-    _, worker_config = configs(folder, 256, 100, chunk_tokens=64)
+    _, worker_config = plans(folder, 256, 100, chunk_tokens=64)
 
     async def serve() -> None:
         cluster = ProcessCluster(router_config, worker_config, {"mixed": 1})

@@ -15,7 +15,7 @@ import baton
 from baton.protocol.errors import BatonError, Conflict, InvalidRequest, NotFound
 from baton.protocol.worker import RoleName
 from baton.router.core.operation import Drain, Migrate, OperationSpec, OperationState, Rebalance, Undrain
-from benchmarks.process_cluster import ProcessCluster, configs
+from benchmarks.process_cluster import ProcessCluster, plans
 from benchmarks.random_commands import command_at_random, migrate_many, operate
 from benchmarks.steady_streams import OPTIONS, SteadyStreams
 
@@ -27,7 +27,7 @@ Run = Callable[[Scenario], None]
 def run(checkpoint: Path) -> Iterator[Run]:
     """Plays scenarios under steady streams, one after the other, on one cluster of 2 + 2 workers."""
     with asyncio.Runner() as runner:
-        router_config, worker_config = configs(checkpoint, 256, 400, policy="least_loaded", chunk_tokens=64)
+        router_config, worker_config = plans(checkpoint, 256, 400, policy="least_loaded", chunk_tokens=64)
         cluster = ProcessCluster(router_config, worker_config, {"prefill": 2, "decode": 2})
         runner.run(cluster.__aenter__())
 

@@ -12,7 +12,7 @@ from baton.config.process_config import RouterConfig
 from baton.protocol.request import Objectives
 from baton.router.policy.output_length import OutputLength
 from tests.live.conftest import CHUNK_TOKENS, PAGE_SIZE, Live
-from tests.router_configs import router_config
+from tests.plans import router_config
 
 
 def test_an_objective_that_nobody_can_meet_is_refused_at_once(brain: Live) -> None:
@@ -46,10 +46,10 @@ def test_learned_output_lengths_survive_a_restart_of_the_router(checkpoint: Path
     from baton.router.build import load_learned, start_router
 
     path = tmp_path / "state" / "learned.json"
-    config = router_config(checkpoint, state_file=str(path))
+    plan = router_config(checkpoint, state_file=str(path))
 
     async def serve() -> None:
-        router = await start_router(config)
+        router = await start_router(plan)
         learned = router.driver.core.output_length
         for _ in range(50):
             learned.observe(learned.predict((), "tenant", 100, 4096), 40)
@@ -66,8 +66,8 @@ def test_learned_output_lengths_survive_a_restart_of_the_router(checkpoint: Path
 def test_a_router_begins_with_the_planner_that_its_configuration_asks_for(checkpoint: Path) -> None:
     from baton.router.build import start_router
 
-    async def acts(config: RouterConfig) -> bool:
-        router = await start_router(config)
+    async def acts(plan: RouterConfig) -> bool:
+        router = await start_router(plan)
         acting = router.driver.core.automation.auto
         await router.stop(0.0)
         return acting

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 import baton
-from benchmarks.process_cluster import ProcessCluster, configs
+from benchmarks.process_cluster import ProcessCluster, plans
 
 OPTIONS: dict[str, Any] = {"max_tokens": 200, "ignore_eos": True, "temperature": 0.8}
 
 
 async def _kill_two(folder: Path) -> None:
-    router_config, worker_config = configs(folder, 256, 256, policy="least_loaded", chunk_tokens=64, lost_after_s=3.0)
+    router_config, worker_config = plans(folder, 256, 256, policy="least_loaded", chunk_tokens=64, lost_after_s=3.0)
     async with ProcessCluster(router_config, worker_config, {"prefill": 2, "decode": 2}) as cluster:
         core = cluster.router.driver.core
         async with baton.AsyncClient(f"127.0.0.1:{cluster.router.port}") as client:

@@ -10,12 +10,12 @@ from multiprocessing.connection import Connection
 
 from baton.builtin_model import CHECKPOINT
 from baton.worker.build import assemble
-from benchmarks.process_cluster import configs
+from benchmarks.process_cluster import plans
 
 
 def _objects_left_to_collections(told: Connection) -> None:
     """Tells (objects that a full collection looks at, objects that it leaves out)."""
-    plan = replace(configs(CHECKPOINT, 64, 16)[1], name="prefill-0", role="prefill", router_address="tcp://127.0.0.1:9")
+    plan = replace(plans(CHECKPOINT, 64, 16)[1], name="prefill-0", role="prefill", router_address="tcp://127.0.0.1:9")
     assemble(plan, "1", "localhost", lambda stage: None)
     told.send((len(gc.get_objects()), gc.get_freeze_count()))
     told.close()

@@ -22,7 +22,7 @@ from baton.protocol.request import Request, SamplingParams
 from baton.protocol.worker import RoleName
 from baton.worker.core.role import Command, Occupancy, Send, SwapIn, SwapOut
 from baton.worker.core.state import WorkerState
-from benchmarks.process_cluster import ProcessCluster, configs
+from benchmarks.process_cluster import ProcessCluster, plans
 from tests.checkpoints import build_checkpoint
 from tests.engine.running import generate, load_executor
 from tests.page_pools import evict_all
@@ -117,7 +117,7 @@ def test_worker_processes_short_of_pages_answer_as_if_they_were_not(
     """A prefill worker hands over to a decode worker that has pages for hardly two of six sequences."""
 
     async def play() -> None:
-        router_config, worker_config = configs(
+        router_config, worker_config = plans(
             folder, 256, NUM_PAGES, policy="least_loaded", chunk_tokens=64, max_batch=8
         )
         worker_config = replace(worker_config, engine=worker_config.engine.changed(host_pages=host_pages))

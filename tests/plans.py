@@ -1,4 +1,4 @@
-"""Configurations of routers that a test starts in its own process."""
+"""Plans of routers that a test starts in its own process."""
 
 from __future__ import annotations
 
