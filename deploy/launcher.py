@@ -151,23 +151,23 @@ def start_cluster(resolved: Resolved, tell: Progress, prefix: str = "", worker_h
     """
     node_address = ray.util.get_node_ip_address()
     keys = new_link_keys()
-    config = replace(resolved.router_config(worker_host or node_address), link_keys=keys.router)
+    plan = replace(resolved.router_config(worker_host or node_address), link_keys=keys.router)
     tell(ROUTER, "starting")
     # On the node of the command: its clients are here, and this node is not one the autoscaler takes away.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     # A restarted router has to be found where the first one was, so a port that is left open is chosen here.
-    given = config.router
-    config = replace(
-        config,
+    given = plan.router
+    plan = replace(
+        plan,
         router=given.changed(
             port=given.port or free_port(given.host),
             admin_port=given.admin_port or free_port(given.admin_host),
         ),
-        worker_port=config.worker_port or free_port(config.worker_host),
+        worker_port=plan.worker_port or free_port(plan.worker_host),
     )
     router = RouterActor.options(  # type: ignore[attr-defined]
         name=prefix + ROUTER, lifetime="detached", scheduling_strategy=here
-    ).remote(config, keys.worker, prefix)
+    ).remote(plan, keys.worker, prefix)
     addresses = ray.get(router.start.remote())
     if isinstance(addresses, str):
         raise ConfigError(addresses)
@@ -188,12 +188,12 @@ def start_workers(
     actors = {}
     keys = ray.get(_router(prefix).worker_keys.remote())
     for name, role in workers:
-        config = replace(resolved.worker_config(name, role, worker_address), link_keys=keys)
+        plan = replace(resolved.worker_config(name, role, worker_address), link_keys=keys)
         try:
             options = actor_options(resolved, name, role, prefix)
             actors[name] = WorkerActor.options(  # type: ignore[attr-defined]
                 name=prefix + name, lifetime="detached", **options
-            ).remote(config)
+            ).remote(plan)
         except ValueError as refusal:
             raise ConfigError(f"Ray refuses to place {name}: {refusal}") from None
         words = demand(resolved.config, role).words
