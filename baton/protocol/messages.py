@@ -10,12 +10,9 @@ from typing import Annotated
 
 from baton.protocol.bounds import MAX_IDS, Count, Id, Length, PositiveSeconds, Text
 from baton.protocol.handoff import HandoffOutcome, HandoffReport, Reservation
-from baton.protocol.prefix_hash import HASH_BYTES
+from baton.protocol.prefix_hash import PageHashes
 from baton.protocol.request import DIGEST_BYTES, FinishReason, Request
 from baton.protocol.worker import Endpoint, RoleName, WorkerInfo, WorkerLoad
-
-# A message may list every page of a worker.
-PageHashes = Annotated[tuple[Annotated[bytes, Length(HASH_BYTES, HASH_BYTES)], ...], Length(1 << 22)]
 
 # Router to worker
 
@@ -107,10 +104,7 @@ class Reregister:
 
 @dataclass(frozen=True, slots=True)
 class AdoptSequence:
-    """Replay a detached sequence's output from index `from_index`, then stream its new tokens.
-
-    Answered by `RequestFailed` (NotFound) if the worker no longer has the sequence.
-    """
+    """Replay a detached sequence's output from `from_index`, then stream new tokens; `RequestFailed` if it is gone."""
 
     request_id: str
     from_index: int
@@ -265,10 +259,7 @@ class LoadReport:
 
 @dataclass(frozen=True, slots=True)
 class PagesChanged:
-    """The prefix pages stored and evicted since the message with the previous number.
-
-    A `snapshot` lists all prefix pages in `stored` and replaces earlier messages.
-    """
+    """Prefix pages stored and evicted since the previous message; a `snapshot` lists all pages in `stored`."""
 
     sequence_number: Count
     stored: PageHashes

@@ -9,8 +9,12 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 from hashlib import blake2b
+from typing import Annotated
+
+from baton.protocol.bounds import Length
 
 HASH_BYTES = 16
+PageHashes = Annotated[tuple[Annotated[bytes, Length(HASH_BYTES, HASH_BYTES)], ...], Length(1 << 22)]
 
 
 def root_hash(model_id: str, salt: str = "") -> bytes:
