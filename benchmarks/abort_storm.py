@@ -16,8 +16,8 @@ from typing import Any
 
 import baton
 from baton.builtin_model import CHECKPOINT
-from baton.client.client import AsyncTokenStream
 from baton.client.errors import BatonError, Cancelled
+from baton.client.stream import AsyncTokenStream
 from baton.router.core.page_audit import PageAudit, Verdict, judge
 from benchmarks.process_cluster import ProcessCluster, plans
 from benchmarks.report import Goal, Report, arguments, progress

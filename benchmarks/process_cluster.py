@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from baton.config.plan import ResolvedEngine, ResolvedModel, RouterConfig, WorkerConfig
+from baton.config.process_config import ResolvedEngine, ResolvedModel, RouterConfig, WorkerConfig
 from baton.config.schema import RouterSection
 from baton.logs import set_up
 from baton.router.build import RunningRouter, start_router

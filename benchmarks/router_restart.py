@@ -24,7 +24,7 @@ from typing import Any
 import baton
 from baton.builtin_model import CHECKPOINT
 from baton.client.errors import BatonError
-from baton.config.plan import RouterConfig
+from baton.config.process_config import RouterConfig
 from baton.router.build import start_router
 from benchmarks.process_cluster import plans, work
 from benchmarks.report import Report, arguments, progress

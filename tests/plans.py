@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from baton.config.plan import ResolvedModel, RouterConfig
+from baton.config.process_config import ResolvedModel, RouterConfig
 from baton.config.schema import AccessSection, RouterSection
 
 

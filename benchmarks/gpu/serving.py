@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from baton.config.plan import RouterConfig, WorkerConfig
+from baton.config.process_config import RouterConfig, WorkerConfig
 from baton.engine.model_config import ModelConfig
 from baton.engine.weights import load_weights
 from baton.protocol.request import Request, SamplingParams

@@ -164,7 +164,7 @@ def test_a_request_is_migrated_to_where_the_router_chooses_or_the_operator_says(
 
 def test_pools_show_the_planner_and_auto_is_set(admin: FakeAdmin, capsys: pytest.CaptureFixture[str]) -> None:
     assert _baton("pools") == 0
-    assert "advises 1 prefill + 2 decode: decode is full" in capsys.readouterr().out
+    assert "advice: 1 prefill + 2 decode: decode is full" in capsys.readouterr().out
     assert _baton("pools", "--json") == 0
     prefill = json.loads(capsys.readouterr().out)["pools"][0]
     assert (prefill["role"], prefill["serving"], prefill["pages_in_use"], prefill["pages_total"]) == (
@@ -180,7 +180,7 @@ def test_pools_show_the_planner_and_auto_is_set(admin: FakeAdmin, capsys: pytest
 def test_status_shows_the_use_of_pages(admin: FakeAdmin, capsys: pytest.CaptureFixture[str]) -> None:
     assert _baton("status") == 0
     shown = capsys.readouterr().out
-    assert "│ ███▒▒▒▒▒▒░░░ │ 25 % │" in shown
+    assert "│ ███▒▒▒▒▒▒░░░ │   25 % │" in shown
     assert "decode-0" in shown
 
 
@@ -268,7 +268,7 @@ def test_leaks_are_told_and_end_with_one(admin: FakeAdmin, clean: bool, capsys: 
     assert _baton("doctor", "leaks") == (0 if clean else 1)
     shown = capsys.readouterr().out
     assert ("No leaks." in shown) is clean
-    assert ("decode-0 holds 'ghost'" in shown) is not clean
+    assert ("decode-0 reports 'ghost'" in shown) is not clean
     assert ("'ghost/1'" in shown) is not clean
     assert _baton("doctor", "leaks", "--json") == (0 if clean else 1)
     assert json.loads(capsys.readouterr().out)["clean"] is clean
@@ -287,7 +287,7 @@ def test_links_are_shown_with_their_rates_and_a_warning_ends_with_one(
     admin.links.append(admin_pb2.Link(source="prefill-0", target="decode-0", num_bytes=64 << 20, seconds=0.02))
     assert _baton("doctor", "links") == 0
     shown = capsys.readouterr().out
-    assert all(words in shown for words in ("prefill-0", "decode-0", "3.36", "another", "20.0 ms"))
+    assert all(words in shown for words in ("prefill-0", "decode-0", "3.36", "other", "20.0 ms"))
     admin.links[0].warning = "Pages are slow."
     assert _baton("doctor", "links") == 1
     assert "Pages are slow." in capsys.readouterr().out

@@ -27,7 +27,7 @@ def test_token_and_entry_are_printed_and_each_token_is_another(capsys: pytest.Ca
     for _ in range(2):
         assert _baton("token", "new", "--role", "admin") == 0
         token, entry = capsys.readouterr().out.split("\n", 1)
-        parse_tokens(entry).identify([("authorization", f"Bearer {token}")]).must_have(ADMIN)
+        parse_tokens(entry).identify([("authorization", f"Bearer {token}")]).require_role(ADMIN)
         shown.append(token)
     assert shown[0] != shown[1]
 

@@ -206,6 +206,19 @@ def test_a_stream_is_cancelled_while_nothing_answers(stream: Callable[..., list[
     assert isinstance(error, Cancelled)
 
 
+def test_a_stream_that_failed_raises_its_error_at_every_read() -> None:
+    with (
+        serving(FakeInference([breaks_after(1), breaks_after()])) as (address, _),
+        Client(address, give_up_s=0.3) as client,
+    ):
+        stream = client.stream([1])
+        errors = [
+            _failure(read, within_s=3.0) for read in (lambda: list(stream), lambda: next(stream), lambda: stream.answer)
+        ]
+    assert isinstance(errors[0], NoWorkers)
+    assert errors[1] is errors[2] is errors[0]
+
+
 def test_a_router_that_hangs_is_told_with_the_limit() -> None:
     class Hanging(FakeAdmin):
         def GetCluster(self, request: object, context: grpc.ServicerContext) -> admin_pb2.Cluster:  # noqa: N802

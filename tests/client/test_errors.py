@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import grpc
 import pytest
 
 from baton.client.errors import (
@@ -18,24 +17,9 @@ from baton.client.errors import (
     cause,
     error_from_rpc,
 )
+from tests.client.failed_call import Failed
 
 ADDRESS = "127.0.0.1:9"
-
-
-class Failed(grpc.RpcError):
-    """A failed call as gRPC reports it."""
-
-    def __init__(self, status: str, details: str, **told: str) -> None:
-        self._status, self._details, self._told = status, details, told
-
-    def code(self) -> grpc.StatusCode:
-        return getattr(grpc.StatusCode, self._status)  # type: ignore[no-any-return]
-
-    def details(self) -> str:
-        return self._details
-
-    def trailing_metadata(self) -> tuple[tuple[str, str], ...]:
-        return tuple((key.replace("_", "-"), value) for key, value in self._told.items())
 
 
 WORDS = [

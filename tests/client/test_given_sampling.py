@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 
 from baton.client.answer import given_sampling, make_request
-from baton.protocol import codec
+from baton.protocol import conversion
 from baton.protocol.request import SamplingParams
 
 
 def sent(sampling: SamplingParams | None = None, **options: Any) -> dict[str, Any]:
     message = make_request("x", given_sampling(sampling, options)).sampling
     names = {field.name for field, _ in message.ListFields()}
-    return {name: value for name, value in codec.given_fields(SamplingParams, message).items() if name in names}
+    return {name: value for name, value in conversion.given_fields(SamplingParams, message).items() if name in names}
 
 
 def test_only_options_that_were_given_are_sent_beside_the_seed() -> None:
@@ -26,7 +26,7 @@ def test_only_options_that_were_given_are_sent_beside_the_seed() -> None:
 
 def test_a_whole_sampling_params_is_sent_whole() -> None:
     sampling = SamplingParams(max_tokens=5, seed=1)
-    assert codec.from_message(SamplingParams, make_request("x", given_sampling(sampling, {})).sampling) == sampling
+    assert conversion.from_message(SamplingParams, make_request("x", given_sampling(sampling, {})).sampling) == sampling
     assert {"temperature", "top_p", "repetition_penalty"} <= set(sent(sampling))
 
 

@@ -43,7 +43,7 @@ def test_flags_go_before_the_file_and_what_was_not_given_does_not() -> None:
         ("[engine]\nthreads = 'many'", r"engine\.threads is 'many'"),
         ("[router]\nport = 70000", r"router\.port is 70000"),
         ("[pools]\nprefill = 0\ndecode = 0", "All pools are empty"),
-        ("[pools]\ndecode = 0", "No pool decodes"),
+        ("[pools]\ndecode = 0", "No pool can decode"),
         ("[engine]\nswap_memory_gib = -1.0", r"engine\.swap_memory_gib is -1"),
         ("[engine]\nswap_memory_gib = inf", r"engine\.swap_memory_gib is inf"),
         ("[engine]\ndevice = 'gpu'", r"engine\.device is 'gpu'"),
@@ -121,11 +121,11 @@ GPUS = "[placement.prefill]\ngpus = 1\n[placement.decode]\ngpus = 0.5\n"
 
 def test_pools_that_take_gpus_compute_on_them() -> None:
     resolved = resolve(parse_config(GPUS), MACHINE, MODEL)
-    plans = [resolved.worker_config(f"{role}-0", role, "") for role in ("prefill", "decode")]
-    prefill, decode = (plan.engine for plan in plans)
+    configs = [resolved.worker_config(f"{role}-0", role, "") for role in ("prefill", "decode")]
+    prefill, decode = (config.engine for config in configs)
     assert (prefill.device, decode.device) == ("cuda:0", "cuda:0")
     assert (prefill.gpu_memory_fraction, decode.gpu_memory_fraction) == (0.9, 0.45)
-    assert (prefill.num_pages, plans[0].model.dtype, prefill.max_batch) == (0, "bfloat16", 256)
+    assert (prefill.num_pages, configs[0].model.dtype, prefill.max_batch) == (0, "bfloat16", 256)
     assert prefill.chunk_tokens == 4096
     assert resolved.host_pages > 0
     assert resolved.settings["num_pages"] == "as many as fit on each worker's GPU"

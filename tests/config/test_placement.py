@@ -80,7 +80,7 @@ def test_spread_is_one_group_of_everybody() -> None:
         ("[placement.decode.env]\nUCX_TLS = 1", r"placement\.decode\.env\.UCX_TLS is 1"),
         ("[placement.decode.resources]\nGPU = 1", "Ray's own GPU: use gpus"),
         ("[placement.decode.resources]\nbaton_decode = 0", r"resources\.baton_decode is 0"),
-        ("[placement]\nstrategy = 'pack'\n[placement.prefill]\ngpus = 1", "a decode worker takes nothing"),
+        ("[placement]\nstrategy = 'pack'\n[placement.prefill]\ngpus = 1", "a decode worker takes no resources"),
         (TWO_KINDS + "[placement]\nstrategy = 'pack'", "cannot be both ray.io/accelerator-type=H100 and"),
     ],
 )

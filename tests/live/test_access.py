@@ -175,7 +175,7 @@ def test_what_is_wrong_with_a_connection_is_said_in_a_sentence(secured: Secured,
         secured.errors.append(repr(caught.value))
     for changed, words in (
         ({"tls_ca": tmp_path / "none"}, "cannot be read"),
-        ({"tls_key": None}, "go together"),
+        ({"tls_key": None}, "needs its key"),
         ({"tls_ca": None}, "needs tls_ca"),
     ):
         with pytest.raises(ConfigError, match=words):

@@ -11,7 +11,7 @@ import pytest
 
 import baton
 from baton.builtin_model import CHECKPOINT
-from baton.client.client import AsyncTokenStream
+from baton.client.stream import AsyncTokenStream
 from baton.router.core.breaker import Breaker
 from baton.router.core.operation import Migrate
 from benchmarks.abort_storm import watch_pages

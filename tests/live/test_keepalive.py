@@ -14,7 +14,7 @@ import pytest
 
 import baton
 import baton.client.connection
-from baton.config.plan import RouterConfig
+from baton.config.process_config import RouterConfig
 from tests.plans import router_config
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from baton.client.errors import Overloaded
-from baton.config.plan import RouterConfig
+from baton.config.process_config import RouterConfig
 from baton.protocol.request import Objectives
 from baton.router.policy.output_length import OutputLength
 from tests.live.conftest import CHUNK_TOKENS, PAGE_SIZE, Live

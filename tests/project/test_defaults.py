@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from baton.config.plan import ResolvedEngine
+from baton.config.process_config import ResolvedEngine
 from baton.config.reference import sections
 from baton.config.schema import RouterSection
 

@@ -1,4 +1,4 @@
-"""What each process is told when it starts: sections of the configuration, every "auto" in them replaced."""
+"""The configuration of each process: sections of the file in which every "auto" is resolved."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class ResolvedModel(ModelSection):
 class ResolvedEngine(EngineSection):
     """The section [engine] for the workers of one pool, resolved.
 
-    `num_pages` and `host_pages` are what became of `kv_memory_gib` and `swap_memory_gib`. `attention = "auto"` is left
-    to the worker, which sees its GPU.
+    `num_pages` and `host_pages` come from `kv_memory_gib` and `swap_memory_gib`. The worker resolves
+    `attention = "auto"`, because it sees its GPU.
     """
 
     num_pages: int
@@ -34,7 +34,7 @@ class ResolvedEngine(EngineSection):
     gpu_memory_fraction: float
 
     host_pages: int = 0
-    """Slots of host memory for preempted sequences; 0: they are computed again"""
+    """Pages of host memory for preempted sequences; 0: preempted sequences are recomputed"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +42,13 @@ class WorkerConfig:
     """Everything a worker needs to start."""
 
     name: str
-    role: str  # a RoleName's value
-    router_address: str  # of the router's worker link, such as "tcp://127.0.0.1:5555"
+    role: str  # A RoleName's value
+    router_address: str  # The router's worker link, such as "tcp://127.0.0.1:5555"
     model: ResolvedModel
     engine: ResolvedEngine
     access: AccessSection = field(default_factory=AccessSection)
     logging: LoggingSection = field(default_factory=LoggingSection)
-    link_keys: WorkerKeys | None = field(default=None, repr=False)  # None: the link is open
+    link_keys: WorkerKeys | None = field(default=None, repr=False)  # None: an open link
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,18 +59,18 @@ class RouterConfig:
     model_name: str
     router: RouterSection
     worker_host: str
-    worker_port: int = 0  # any
-    settings: dict[str, str] = field(default_factory=dict)  # shown by `baton status`
-    sampling_defaults: SamplingDefaults = field(default_factory=dict)  # of requests that leave them open
+    worker_port: int = 0  # 0: any free port
+    settings: dict[str, str] = field(default_factory=dict)  # Shown by `baton status`
+    sampling_defaults: SamplingDefaults = field(default_factory=dict)  # The model's, for parameters a request omits
     access: AccessSection = field(default_factory=AccessSection)
     logging: LoggingSection = field(default_factory=LoggingSection)
-    link_keys: RouterKeys | None = field(default=None, repr=False)  # None: the link is open
+    link_keys: RouterKeys | None = field(default=None, repr=False)  # None: an open link
 
 
 @dataclass(frozen=True, slots=True)
 class RouterAddresses:
-    """Where a running router is reached."""
+    """The addresses of a running router."""
 
-    worker: str  # by workers, such as "tcp://127.0.0.1:5555"
-    public: str  # by clients, "host:port"
-    admin: str  # by operators, "host:port"
+    worker: str  # For workers, such as "tcp://127.0.0.1:5555"
+    public: str  # For clients, "host:port"
+    admin: str  # For operators, "host:port"
