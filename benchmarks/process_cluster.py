@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import multiprocessing as mp
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,23 +10,12 @@ from typing import Any
 
 from baton.config.plan import ResolvedEngine, ResolvedModel, RouterPlan, WorkerPlan
 from baton.config.schema import RouterSection
-from baton.logs import set_up
 from baton.router.assembly import RunningRouter, start_router
 from baton.router.policy.cluster_state import ClusterState
-from benchmarks.cables import enter
+from benchmarks.forked import forked
+from benchmarks.worker_process import work
 
 LOAD_TIMEOUT_S = 120.0
-
-
-def work(plan: WorkerPlan, namespace: str = "", environment: Mapping[str, str] | None = None) -> None:
-    """A worker process, until it is told to stop or killed; in a network namespace of its own, if one is named."""
-    if namespace:
-        enter(namespace)
-    os.environ.update(environment or {})
-    set_up(plan.name, plan.logging.level)
-    from baton.worker.assembly import assemble
-
-    assemble(plan, str(os.getpid()), "localhost", lambda stage: None).run()
 
 
 @dataclass(eq=False)
@@ -69,8 +56,7 @@ class ProcessCluster:
     def spawn(self, name: str, role: str) -> None:
         """Start a worker (again)."""
         plan = replace(self.worker_plan, name=name, role=role, router_address=self.router.worker_address)
-        arguments = (plan, self.namespaces.get(name, ""), dict(self.environment))
-        self.processes[name] = mp.get_context("spawn").Process(target=work, args=arguments, daemon=True)
+        self.processes[name] = forked(work, plan, self.namespaces.get(name, ""), dict(self.environment), name=name)
         self.processes[name].start()
 
     async def until(self, condition: Callable[[], bool], timeout_s: float = LOAD_TIMEOUT_S) -> None:

@@ -26,8 +26,10 @@ from baton.builtin_model import CHECKPOINT
 from baton.client.errors import BatonError
 from baton.config.plan import RouterPlan
 from baton.router.assembly import start_router
-from benchmarks.process_cluster import plans, work
+from benchmarks.forked import forked
+from benchmarks.process_cluster import plans
 from benchmarks.report import Report, arguments, progress
+from benchmarks.worker_process import work
 
 WORKERS = {"prefill-0": "prefill", "decode-0": "decode", "decode-1": "decode"}
 CONTEXT_TOKENS = 2048
@@ -145,7 +147,7 @@ async def measure(size: Size, step: Callable[[str], None]) -> dict[str, float]:
     try:
         for name, role in WORKERS.items():
             plan = replace(worker_plan, name=name, role=role, router_address=f"tcp://127.0.0.1:{worker_port}")
-            workers.append(mp.get_context("spawn").Process(target=work, args=(plan,), name=name, daemon=True))
+            workers.append(forked(work, plan, name=name))
             workers[-1].start()
         await until_joined(router_plan, workers)
         for _ in range(size.rounds):
