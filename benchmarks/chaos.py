@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import random
 import signal
@@ -40,7 +41,7 @@ NODES, CPUS = ("left", "right"), (2, 3)
 OPTIONS: dict[str, Any] = {"max_tokens": 120, "ignore_eos": True, "temperature": 0.7}
 PROMPTS = [[5 + index] * (40 + 60 * index) for index in range(6)]
 STREAMS = 8
-CALM_S = (2.0, 6.0)  # between faults
+CALM_S = 4.0  # between faults, on average: from half of it to one and a half
 STOPPED_S = (0.5, 6.0)  # how long a stopped worker stays so, or a cable cut
 SETTLE_S = 60.0
 BACK_OFF_S = 0.5  # of a client that was refused
@@ -79,6 +80,7 @@ class Chaos:
     tally: Tally = field(default_factory=Tally)
     expected: list[list[int]] = field(default_factory=list)
     cables: Cables | None = None
+    calm_s: float = CALM_S
     leaving: asyncio.Event = field(default_factory=asyncio.Event)  # clients go away while it is set
     stopping: bool = False
 
@@ -104,8 +106,8 @@ class Chaos:
                 else:
                     self.tally.failed.append(f"{name}: {error.message}")
 
-    async def run(self, seconds: float) -> None:
-        """Undisturbed answers first, then faults one after the other."""
+    async def run(self, seconds: float, most_faults: float = math.inf) -> None:
+        """Undisturbed answers first, then faults one after the other, until the time is over or there were so many."""
         async with baton.AsyncClient(self.started.address) as client:
             for index, prompt in enumerate(PROMPTS):
                 self.expected.append((await client.generate(prompt, seed=index, **OPTIONS)).token_ids)
@@ -121,8 +123,8 @@ class Chaos:
             if self.cables is not None:
                 faults += [self.cut_cable, self.cut_cable]
             end_s = time.monotonic() + seconds
-            while time.monotonic() < end_s:
-                await asyncio.sleep(self.rng.uniform(*CALM_S))
+            while time.monotonic() < end_s and self.tally.faults.total() < most_faults:
+                await asyncio.sleep(self.calm_s * self.rng.uniform(0.5, 1.5))
                 fault: Callable[[], Awaitable[str]] = self.rng.choice(faults)
                 begun_s = time.monotonic()
                 with contextlib.suppress(BatonError):  # the router may be away
@@ -225,7 +227,7 @@ def figures(chaos: Chaos, minutes: float) -> dict[str, float]:
     recoveries = sorted(tally.recoveries_s)
     return {
         "minutes": minutes,
-        "faults": float(sum(tally.faults.values())),
+        "faults": float(tally.faults.total()),
         "requests_done": float(tally.done),
         "requests_left_by_client": float(tally.left),
         "requests_failed_explained": float(sum(tally.refused.values())),
@@ -239,7 +241,9 @@ def figures(chaos: Chaos, minutes: float) -> dict[str, float]:
     }
 
 
-def measure(minutes: float, seed: int) -> tuple[dict[str, float], dict[str, Any]]:
+def measure(
+    minutes: float, seed: int, most_faults: float = math.inf, calm_s: float = CALM_S
+) -> tuple[dict[str, float], dict[str, Any]]:
     """A whole run with a Ray of its own, which is gone afterwards."""
     pools: dict[str, dict[str, Any]] = {
         "pools": dict(POOLS),
@@ -259,25 +263,29 @@ def measure(minutes: float, seed: int) -> tuple[dict[str, float], dict[str, Any]
         host = "127.0.0.1" if cables is None else ""
         resolved = resolve_here(parse_config("", pools))
         started = start_cluster(resolved, lambda process, stage: None, worker_host=host)
-        chaos = Chaos(started, random.Random(seed), cables=cables)
-        asyncio.run(chaos.run(60 * minutes))
+        chaos = Chaos(started, random.Random(seed), cables=cables, calm_s=calm_s)
+        begun_s = time.monotonic()
+        asyncio.run(chaos.run(60 * minutes, most_faults))
+        took = (time.monotonic() - begun_s) / 60
         details = {
             "faults_by_kind": dict(chaos.tally.faults),
             "explained": dict(chaos.tally.refused),
             "cables": no_cables or "there",
         }
-        return figures(chaos, minutes), {**details, "failed": chaos.tally.failed}
+        return figures(chaos, took), {**details, "failed": chaos.tally.failed}
 
 
 def main() -> None:
     parser = arguments(__doc__, "python -m benchmarks.chaos --minutes 3 --seed 1")
     parser.add_argument("--minutes", type=float, default=3.0)
+    parser.add_argument("--faults", type=int, default=math.inf, help="end after so many, if they take less time")
+    parser.add_argument("--calm-s", type=float, default=CALM_S, help="between faults, on average")
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that everything is taken down
     report = Report("chaos", GOALS)
     with progress(1) as step:
         step("faults at random")
-        report.figures, report.details = measure(args.pick(args.minutes, 0.7, 0.1), args.seed)
+        report.figures, report.details = measure(args.pick(args.minutes, 0.7, 0.1), args.seed, args.faults, args.calm_s)
     details = report.details
     report.setting = {"seed": args.seed, "cables": details["cables"]}
     report.setting |= {**details["faults_by_kind"], **details["explained"]}
