@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
-IMPORTED = ("baton.worker.assembly", "benchmarks.worker_process")
+IMPORTED = "baton.worker.assembly"
 
 
 def forked(target: Callable[..., None], *arguments: Any, name: str | None = None) -> Any:
@@ -20,7 +20,7 @@ def forked(target: Callable[..., None], *arguments: Any, name: str | None = None
     It has the environment that this process has now, whenever the fork server was started.
     """
     context = mp.get_context("forkserver")
-    context.set_forkserver_preload([*IMPORTED])
+    context.set_forkserver_preload([IMPORTED])
     return context.Process(target=_call, args=(dict(os.environ), target, arguments), name=name, daemon=True)
 
 
