@@ -16,10 +16,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from baton.harness.report import Goal, Options, Report, arguments, progress
 from baton.simulator.setup import Pools, Setup, described_slo, page_size_for
 from baton.simulator.simulation import Slo
 from baton.simulator.trace import TraceRequest, read_trace, scale_arrivals
-from benchmarks.report import Goal, Options, Report, arguments, progress
 
 GOALS = {
     "goodput_ratio_to_best_static_shifting": Goal(1.2),
@@ -141,7 +141,7 @@ def figures_of(results: Results, equal: str) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = arguments(__doc__, "python -m benchmarks.planner --jobs 2")
+    parser = arguments(__doc__, "python -m benchmarks.planner --jobs 2", full_s=5400.0)
     parser.add_argument("--workers", type=int, default=8)
     parser.add_argument("--model", default="llama-3.1-8b")
     parser.add_argument("--gpu", default="h100")

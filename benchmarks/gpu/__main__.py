@@ -24,7 +24,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import provenance
+from baton.harness import provenance
 from benchmarks.gpu.figures import EXPECTED, goals
 from benchmarks.gpu.parts import PARTS, PartPlan, broken_off, skipped
 from benchmarks.gpu.results import PartResult, read_json, rows, write_json

@@ -17,7 +17,8 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.mark.slow
 def test_random_faults_cost_no_token_and_no_page(tmp_path: Path) -> None:
     result = tmp_path / "chaos.json"
-    command = [sys.executable, "-m", "benchmarks.chaos", "--minutes", "1.5", "--seed", "7", "--json", str(result)]
+    flags = ("--minutes", "1.5", "--seed", "7", "--json", str(result))
+    command = [sys.executable, "-m", "tests.reliability.chaos", *flags]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=420)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     measured = json.loads(result.read_text())

@@ -15,15 +15,16 @@ from baton.config.schema import RouterSection
 from baton.logs import set_up
 from baton.router.assembly import RunningRouter, start_router
 from baton.router.policy.cluster_state import ClusterState
-from benchmarks.cables import enter
 
 LOAD_TIMEOUT_S = 120.0
 
 
-def work(plan: WorkerPlan, namespace: str = "", environment: Mapping[str, str] | None = None) -> None:
-    """A worker process, until it is told to stop or killed; in a network namespace of its own, if one is named."""
-    if namespace:
-        enter(namespace)
+def work(
+    plan: WorkerPlan, first: Callable[[], None] | None = None, environment: Mapping[str, str] | None = None
+) -> None:
+    """A worker process until it is stopped or killed. `first` is called before anything else."""
+    if first is not None:
+        first()
     os.environ.update(environment or {})
     set_up(plan.name, plan.logging.level)
     from baton.worker.assembly import assemble
@@ -38,7 +39,7 @@ class ProcessCluster:
     router_plan: RouterPlan
     worker_plan: WorkerPlan  # of every worker, but for name, role and address
     pools: Mapping[str, int]  # role → workers
-    namespaces: Mapping[str, str] = field(default_factory=dict)  # of workers, by name
+    first: Mapping[str, Callable[[], None]] = field(default_factory=dict)  # what a worker's process does first, by name
     environment: Mapping[str, str] = field(default_factory=dict)  # of every worker
     state: ClusterState | None = None  # one that records what workers report; the router's own when not given
     router: RunningRouter = field(init=False)
@@ -69,7 +70,7 @@ class ProcessCluster:
     def spawn(self, name: str, role: str) -> None:
         """Start a worker (again)."""
         plan = replace(self.worker_plan, name=name, role=role, router_address=self.router.worker_address)
-        arguments = (plan, self.namespaces.get(name, ""), dict(self.environment))
+        arguments = (plan, self.first.get(name), dict(self.environment))
         self.processes[name] = mp.get_context("spawn").Process(target=work, args=arguments, daemon=True)
         self.processes[name].start()
 

@@ -7,7 +7,9 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-FOLDER = Path(__file__).resolve().parent / "results"
+from baton.harness.provenance import ROOT
+
+FOLDER = ROOT / "benchmarks" / "results"
 MEASURED, TRANSCRIBED = "measured", "transcribed"
 
 
