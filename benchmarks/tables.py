@@ -66,7 +66,7 @@ def block(spec: str, folder: Path, age: Age) -> str:
     name, *shown = shlex.split(spec)
     if ":" in name:
         return mixed_table([name, *shown], folder, age)
-    result = published(name, folder) or Result(name, {})
+    result = published(name, folder)
     result = replace(result, goals={**known_goals(name), **result.goals})
     if shown and shown[0].startswith("by="):
         table = pivot_table(result, shown[0].removeprefix("by="), shown[1:])
@@ -150,7 +150,7 @@ def mixed_table(named: Sequence[str], folder: Path, age: Age) -> str:
         name, _, told = one.partition(":")
         figure, _, words = told.partition("=")
         known_figures(name)
-        result = published(name, folder) or Result(name, {})
+        result = published(name, folder)
         title = f"{words} (`{figure}`)" if words else f"`{figure}`"
         measured = result.date + since(age(result) if result.figures else None)
         module = "benchmarks.gpu" if name == "gpu" else BY_NAME[name].module_name

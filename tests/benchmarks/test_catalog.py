@@ -7,6 +7,7 @@ import ast
 import pytest
 
 from baton.harness.provenance import ROOT
+from baton.harness.results import published
 from benchmarks.catalog import BENCHMARKS, Benchmark, expand
 
 NO_BENCHMARKS = {"benchmarks.all", "benchmarks.compare", "benchmarks.tables"}
@@ -33,6 +34,12 @@ def test_the_code_that_a_benchmark_measures_is_there_and_its_figures_are_in_the_
     assert [path for path in one.code_paths if not (ROOT / path).exists()] == []
     assert len(set(one.promised)) == len(one.promised) > 0
     assert f"<!-- figures: {one.name} " in (ROOT / "docs" / "benchmarks.md").read_text()
+
+
+@pytest.mark.parametrize("one", BENCHMARKS, ids=lambda one: one.name)
+def test_a_published_run_has_every_figure_that_the_catalogue_promises(one: Benchmark) -> None:
+    figures = published(one.name).figures
+    assert not figures or [figure for figure in one.promised if figure not in figures] == []
 
 
 def test_a_figure_with_choices_stands_for_each_of_them() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.benchmarks.promises import check_promised
+from baton.harness.results import published
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -22,8 +22,8 @@ def test_random_faults_cost_no_token_and_no_page(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=420)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     measured = json.loads(result.read_text())
-    check_promised("chaos", measured)
     figures = measured["figures"]
+    assert figures.keys() >= published("chaos").figures.keys()
     assert figures["faults"] >= 10
     assert figures["requests_done"] > 50
     for name in ("tokens_wrong", "tokens_missing", "tokens_repeated", "pages_leaked", "requests_failed_unexplained"):
