@@ -25,9 +25,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from baton.harness.results import Result, read_result
 from benchmarks.catalog import BENCHMARKS, BY_NAME, Benchmark
 from benchmarks.made_up_trace import write_trace
-from benchmarks.results import Result, read_result
 
 ROOT = Path(__file__).resolve().parents[1]
 LAST_LINES = 3  # of what a failed benchmark wrote, shown in the table
@@ -60,7 +60,7 @@ def command(one: Benchmark, size: str, trace: Path | None, keep: bool, result: P
     words = [str(trace) if word == one.trace else word for word in words]
     words += [f"--{size}"] if size != "full" else []
     words += ["--publish", one.name] if keep else []
-    return [sys.executable, "-m", f"benchmarks.{one.module_name}", *words, "--json", str(result)]
+    return [sys.executable, "-m", one.module_name, *words, "--json", str(result)]
 
 
 def run(one: Benchmark, words: Sequence[str], folder: Path) -> Outcome:

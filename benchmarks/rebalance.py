@@ -18,11 +18,11 @@ from statistics import median
 from typing import Any
 
 from baton.builtin_model import CHECKPOINT
+from baton.harness.process_cluster import ProcessCluster, plans
+from baton.harness.report import Goal, Report, arguments, progress
 from baton.protocol.errors import BatonError, Cancelled
 from baton.protocol.request import Request, SamplingParams
 from baton.router.core.operation import Ask, Migrate, Operation, OperationState, Rebalance
-from benchmarks.process_cluster import ProcessCluster, plans
-from benchmarks.report import Goal, Report, arguments, progress
 
 GOALS = {
     "switch_idle_s": Goal(1.0, at_most=True),

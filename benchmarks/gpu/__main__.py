@@ -23,8 +23,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import provenance
-from benchmarks.forked import forked
+from baton.harness import provenance
+from baton.harness.forked import forked
 from benchmarks.gpu.child import measure
 from benchmarks.gpu.figures import EXPECTED, goals
 from benchmarks.gpu.parts import PARTS, PartPlan, broken_off, skipped

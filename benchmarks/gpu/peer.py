@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
+from baton.harness.forked import forked
 from baton.kv_transfer.nixl import NixlTransport
 from baton.kv_transfer.transport import Notice
 from baton.protocol.worker import Endpoint, PageLayout
-from benchmarks.forked import forked
 from benchmarks.gpu.device import Device, prepare
 
 POLL_S = 0.0002

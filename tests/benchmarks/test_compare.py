@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from baton.harness.results import Goal, Result, write_json
 from benchmarks.compare import changes, main, warnings
-from benchmarks.results import Goal, Result, write_json
 
 OLD = Result(
     "engine",

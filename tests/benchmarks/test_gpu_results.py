@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from baton.harness.report import Goal
 from benchmarks.gpu.__main__ import earlier_parts, main, parse, run_part
 from benchmarks.gpu.figures import EXPECTED, goals
 from benchmarks.gpu.parts import PARTS, PartPlan, broken_off, skipped
 from benchmarks.gpu.results import Failure, PartResult, one_sentence, read_json, rows, write_json
 from benchmarks.gpu.sizes import SIZES
-from benchmarks.report import Goal
 
 ROOT = Path(__file__).resolve().parents[2]
 EIGHT_B = SIZES["llama-8b"]

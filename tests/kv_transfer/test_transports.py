@@ -14,13 +14,13 @@ import pytest
 import torch
 
 from baton.config.schema import EngineSection
+from baton.harness.forked import forked
 from baton.kv_transfer.in_process import InProcessNetwork, InProcessTransport
 from baton.kv_transfer.nixl import NixlTransport
 from baton.kv_transfer.transport import Notice, TransferEvent, Transport, WriteDone, WriteFailed
 from baton.kv_transfer.transports import TRANSPORTS, find_transport
 from baton.protocol.errors import ConfigError, HandoffFailed
 from baton.protocol.worker import PageLayout
-from benchmarks.forked import forked
 
 LAYOUT = PageLayout(32, 2, 4, 2, 8, "float32", "m")
 Make = Callable[..., Transport]

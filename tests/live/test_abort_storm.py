@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 import baton
-from benchmarks.abort_storm import STORMS, Crowd, watch_pages
-from benchmarks.process_cluster import ProcessCluster
+from baton.harness.process_cluster import ProcessCluster
 from tests.live.processes import Play
+from tests.reliability.abort_storm import STORMS, Crowd, watch_pages
 
 
 async def _storms(cluster: ProcessCluster, client: baton.AsyncClient) -> None:

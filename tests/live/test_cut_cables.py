@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,11 +13,11 @@ import pytest
 import baton
 from baton.builtin_model import CHECKPOINT
 from baton.client.client import AsyncTokenStream
+from baton.harness.process_cluster import ProcessCluster, plans
 from baton.router.core.breaker import Breaker
 from baton.router.core.operation import Migrate
-from benchmarks.abort_storm import watch_pages
-from benchmarks.cables import DEVICE, Cables, why_not
-from benchmarks.process_cluster import ProcessCluster, plans
+from tests.reliability.abort_storm import watch_pages
+from tests.reliability.cables import DEVICE, Cables, enter, why_not
 
 OPTIONS: dict[str, Any] = {"max_tokens": 200, "ignore_eos": True, "temperature": 0.8}
 ENVIRONMENT = {"UCX_TLS": "tcp", "UCX_NET_DEVICES": DEVICE}  # shared memory needs no cable
@@ -70,7 +71,7 @@ def wired() -> Iterator[Wired]:
         )
         worker_plan = replace(worker_plan, engine=worker_plan.engine.changed(write_stall_s=WRITE_STALL_S))
         cluster = ProcessCluster(router_plan, worker_plan, POOLS)
-        cluster.namespaces = {name: cables.namespace(name) for name, _ in cluster.names}
+        cluster.first = {name: partial(enter, cables.namespace(name)) for name, _ in cluster.names}
         cluster.environment = ENVIRONMENT
         for name, _ in cluster.names:
             cables.plug(name)

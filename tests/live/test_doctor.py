@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import baton
-from benchmarks.process_cluster import ProcessCluster, plans
-from benchmarks.steady_streams import SteadyStreams
+from baton.harness.process_cluster import ProcessCluster, plans
 from tests.checkpoints import build_checkpoint
 from tests.live.processes import Play
+from tests.reliability.steady_streams import SteadyStreams
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 import baton
+from baton.harness.process_cluster import ProcessCluster, plans
 from baton.protocol.errors import BatonError, Conflict, InvalidRequest, NotFound
 from baton.protocol.worker import RoleName
 from baton.router.core.operation import Ask, Drain, Migrate, OperationState, Rebalance, Undrain
-from benchmarks.process_cluster import ProcessCluster, plans
-from benchmarks.random_commands import command_at_random, migrate_many, operate
-from benchmarks.steady_streams import OPTIONS, SteadyStreams
+from tests.reliability.random_commands import command_at_random, migrate_many, operate
+from tests.reliability.steady_streams import OPTIONS, SteadyStreams
 
 Scenario = Callable[[ProcessCluster, SteadyStreams], Awaitable[None]]
 Run = Callable[[Scenario], None]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from baton.deploy.local_ray import LocalRay, start_local_ray
 from baton.protocol.errors import ConfigError
-from benchmarks.cables import Cables
+from tests.reliability.cables import Cables
 
 START_TIMEOUT_S = 120.0
 

@@ -28,9 +28,9 @@ from baton.config.schema import parse_config
 from baton.deploy.cluster import resolve_here
 from baton.deploy.launcher import Started, connected, router_pid, start_cluster
 from baton.deploy.local_ray import start_local_ray
-from benchmarks.cables import DEVICE, Cables, why_not
-from benchmarks.report import Goal, Report, arguments, progress
-from benchmarks.wired_ray import wired_ray
+from baton.harness.report import Goal, Report, arguments, progress
+from tests.reliability.cables import DEVICE, Cables, why_not
+from tests.reliability.wired_ray import wired_ray
 
 GOALS = {
     name: Goal(0, at_most=True)
@@ -276,7 +276,7 @@ def measure(
 
 
 def main() -> None:
-    parser = arguments(__doc__, "python -m benchmarks.chaos --minutes 3 --seed 1")
+    parser = arguments(__doc__, "python -m tests.reliability.chaos --minutes 3 --seed 1", full_s=600.0)
     parser.add_argument("--minutes", type=float, default=3.0)
     parser.add_argument("--faults", type=int, default=math.inf, help="end after so many, if they take less time")
     parser.add_argument("--calm-s", type=float, default=CALM_S, help="between faults, on average")

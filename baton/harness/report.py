@@ -20,12 +20,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from benchmarks import deadline, provenance
-from benchmarks.catalog import deadline_s
-from benchmarks.results import FOLDER, Goal, Result, write_json
+from baton.harness import deadline, provenance
+from baton.harness.results import FOLDER, Goal, Result, write_json
 
 __all__ = ["Goal", "Options", "Report", "arguments", "median_ratio", "progress"]
 T = TypeVar("T")
+FULL_S, QUICK_S, SMOKE_S = 900.0, 300.0, 150.0  # deadlines; a busy machine takes several times as long as a quiet one
 
 
 class Options(argparse.Namespace):
@@ -53,6 +53,8 @@ class Options(argparse.Namespace):
 class Arguments(argparse.ArgumentParser):
     """A parser with the flags every benchmark has; parsing them starts the clock and the deadline."""
 
+    full_s = FULL_S  # the deadline of a full run; time that it was asked to measure comes on top
+
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Options:  # type: ignore[override]
         options: Options = super().parse_args(args, Options())
         if options.keep_as is not None and options.quick:
@@ -63,22 +65,23 @@ class Arguments(argparse.ArgumentParser):
         limit_s = options.deadline_s
         if limit_s is None:  # time that was asked for comes on top of what the rest may take
             asked_s = 60 * getattr(options, "minutes", 0.0) + getattr(options, "seconds", 0.0)
-            limit_s = deadline_s(self.prog, options.size) + (0.0 if options.quick else asked_s)
+            limit_s = options.pick(self.full_s + asked_s, QUICK_S, SMOKE_S)
         deadline.enforce(limit_s, self.prog)
         return options
 
 
-def arguments(doc: str | None, example: str) -> Arguments:
-    """A parser for the benchmark that `example` names, a command line such as `python -m benchmarks.router --quick`."""
-    named = re.search(r"benchmarks\.(\w+)", example)
+def arguments(doc: str | None, example: str, full_s: float = FULL_S) -> Arguments:
+    """A parser for the module that `example` names, a command line such as `python -m benchmarks.router --quick`."""
+    named = re.search(r"-m ([\w.]+)", example)
     assert named is not None, example
     parser = Arguments(
         prog=named[1],
-        usage=f"python -m benchmarks.{named[1]} [options]",
+        usage=f"python -m {named[1]} [options]",
         description=doc,
         epilog=f"example:  {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.full_s = full_s
     parser.add_argument("--json", type=Path, metavar="FILE", help="write figures and setting as JSON")
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--quick", dest="size", action="store_const", const="quick", help="rougher figures within 50 s")
@@ -97,7 +100,7 @@ def arguments(doc: str | None, example: str) -> Arguments:
     return parser
 
 
-def command_line(name: str, given: Sequence[str]) -> str:
+def command_line(module: str, given: Sequence[str]) -> str:
     """The command that gives these figures again: flags of where they go left out, files without their folders."""
     own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     own.add_argument("--json")
@@ -105,7 +108,7 @@ def command_line(name: str, given: Sequence[str]) -> str:
     own.add_argument("--deadline-s")
     _, rest = own.parse_known_args(list(given))
     words = [Path(word).name if "/" in word else word for word in rest]
-    return shlex.join(["python", "-m", f"benchmarks.{name}", *words])
+    return shlex.join(["python", "-m", module, *words])
 
 
 @dataclass
@@ -125,7 +128,7 @@ class Report:
         """
         wrong = [name for name, value in self.figures.items() if not math.isfinite(value)]
         if wrong:
-            raise ValueError(f"benchmarks.{self.name} gave no finite number for {', '.join(wrong)}.")
+            raise ValueError(f"{self.name} gave no finite number for {', '.join(wrong)}.")
         result = self._result(options)
         self._print(result)
         if options.json is not None:
@@ -154,7 +157,7 @@ class Report:
         )
 
     def _print(self, result: Result) -> None:
-        table = Table("figure", "value", "goal", "", title=f"benchmarks.{self.name}", title_justify="left")
+        table = Table("figure", "value", "goal", "", title=self.name, title_justify="left")
         for name, value in self.figures.items():
             goal = self.goals.get(name)
             table.add_row(name, f"{value:.4g}", str(goal or ""), "" if goal is None else goal.verdict(value))

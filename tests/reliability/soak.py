@@ -20,8 +20,8 @@ from baton.config.schema import parse_config
 from baton.deploy.cluster import resolve_here
 from baton.deploy.launcher import Started, connected, router_pid, start_cluster
 from baton.deploy.local_ray import start_local_ray
-from benchmarks.memory_slope import Memory
-from benchmarks.report import Goal, Report, arguments, progress
+from baton.harness.report import Goal, Report, arguments, progress
+from tests.reliability.memory_slope import Memory
 
 GOALS = {
     name: Goal(0, at_most=True) for name in ("pages_leaked", "requests_failed", "answers_wrong", "requests_left_out")
@@ -149,7 +149,7 @@ def measure(minutes: float, peak_s: float, load: float, seed: int) -> tuple[dict
 
 
 def main() -> None:
-    parser = arguments(__doc__, "python -m benchmarks.soak --minutes 6 --load 0.8")
+    parser = arguments(__doc__, "python -m tests.reliability.soak --minutes 6 --load 0.8", full_s=600.0)
     parser.add_argument("--minutes", type=float, default=6.0)
     parser.add_argument("--load", type=float, default=0.8, help="share of the most requests per second")
     args = parser.parse_args()

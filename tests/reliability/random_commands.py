@@ -11,11 +11,11 @@ from typing import Any
 
 import baton
 from baton.builtin_model import CHECKPOINT
+from baton.harness.process_cluster import ProcessCluster, plans
+from baton.harness.report import Goal, Report, arguments, progress
 from baton.protocol.errors import BatonError
 from baton.router.core.operation import Ask, Drain, Migrate, Operation, OperationState, Rebalance, Undrain
-from benchmarks.process_cluster import ProcessCluster, plans
-from benchmarks.report import Goal, Report, arguments, progress
-from benchmarks.steady_streams import SteadyStreams
+from tests.reliability.steady_streams import SteadyStreams
 
 GOALS = {"answers_wrong": Goal(0, at_most=True), "pages_leaked": Goal(0, at_most=True)}
 
@@ -97,7 +97,7 @@ async def run(minutes: float, seed: int) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = arguments(__doc__, "python -m benchmarks.random_commands --minutes 5 --seed 1")
+    parser = arguments(__doc__, "python -m tests.reliability.random_commands --minutes 5 --seed 1", full_s=600.0)
     parser.add_argument("--minutes", type=float, default=5.0)
     args: Any = parser.parse_args()
     setting = {"minutes": args.pick(args.minutes, 0.5, 0.05), "seed": args.seed}

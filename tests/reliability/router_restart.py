@@ -25,11 +25,11 @@ import baton
 from baton.builtin_model import CHECKPOINT
 from baton.client.errors import BatonError
 from baton.config.plan import RouterPlan
+from baton.harness.forked import forked
+from baton.harness.process_cluster import plans
+from baton.harness.report import Report, arguments, progress
+from baton.harness.worker_process import work
 from baton.router.assembly import start_router
-from benchmarks.forked import forked
-from benchmarks.process_cluster import plans
-from benchmarks.report import Report, arguments, progress
-from benchmarks.worker_process import work
 
 WORKERS = {"prefill-0": "prefill", "decode-0": "decode", "decode-1": "decode"}
 CONTEXT_TOKENS = 2048
@@ -182,7 +182,7 @@ def figures_of(found: dict[str, list[Any]]) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = arguments(__doc__, "python -m benchmarks.router_restart --rounds 4")
+    parser = arguments(__doc__, "python -m tests.reliability.router_restart --rounds 4")
     parser.add_argument("--rounds", type=int, help="restarts of either kind")
     parser.add_argument("--streams", type=int)
     parser.add_argument("--prompt-tokens", type=int)

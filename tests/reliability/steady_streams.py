@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import baton
+from baton.harness.process_cluster import ProcessCluster
 from baton.protocol.errors import BatonError
-from benchmarks.process_cluster import ProcessCluster
 
 OPTIONS: dict[str, Any] = {"max_tokens": 160, "ignore_eos": True, "temperature": 0.8}
 

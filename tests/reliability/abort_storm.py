@@ -18,9 +18,9 @@ import baton
 from baton.builtin_model import CHECKPOINT
 from baton.client.client import AsyncTokenStream
 from baton.client.errors import BatonError, Cancelled
+from baton.harness.process_cluster import ProcessCluster, plans
+from baton.harness.report import Goal, Report, arguments, progress
 from baton.router.core.page_audit import PageAudit, Verdict, judge
-from benchmarks.process_cluster import ProcessCluster, plans
-from benchmarks.report import Goal, Report, arguments, progress
 
 GOALS = {
     "throughput_share_after_2s": Goal(0.9),
@@ -148,7 +148,7 @@ async def measure(width: int, storms: int, pace: float, seed: int) -> tuple[dict
 
 
 def main() -> None:
-    parser = arguments(__doc__, "python -m benchmarks.abort_storm")
+    parser = arguments(__doc__, "python -m tests.reliability.abort_storm")
     parser.add_argument("--streams", type=int, default=200)
     args = parser.parse_args()
     report = Report("abort_storm", GOALS)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.forked import forked
+from baton.harness.forked import forked
 
 NOT_TO_BE_FORKED = ("nixl", "grpc", "ray", "triton")
 

@@ -10,10 +10,10 @@ from typing import Any
 
 from baton.config.plan import ResolvedEngine, ResolvedModel, RouterPlan, WorkerPlan
 from baton.config.schema import RouterSection
+from baton.harness.forked import forked
+from baton.harness.worker_process import work
 from baton.router.assembly import RunningRouter, start_router
 from baton.router.policy.cluster_state import ClusterState
-from benchmarks.forked import forked
-from benchmarks.worker_process import work
 
 LOAD_TIMEOUT_S = 120.0
 
@@ -25,7 +25,7 @@ class ProcessCluster:
     router_plan: RouterPlan
     worker_plan: WorkerPlan  # of every worker, but for name, role and address
     pools: Mapping[str, int]  # role → workers
-    namespaces: Mapping[str, str] = field(default_factory=dict)  # of workers, by name
+    first: Mapping[str, Callable[[], None]] = field(default_factory=dict)  # what a worker's process does first, by name
     environment: Mapping[str, str] = field(default_factory=dict)  # of every worker
     state: ClusterState | None = None  # one that records what workers report; the router's own when not given
     router: RunningRouter = field(init=False)
@@ -56,7 +56,7 @@ class ProcessCluster:
     def spawn(self, name: str, role: str) -> None:
         """Start a worker (again)."""
         plan = replace(self.worker_plan, name=name, role=role, router_address=self.router.worker_address)
-        self.processes[name] = forked(work, plan, self.namespaces.get(name, ""), dict(self.environment), name=name)
+        self.processes[name] = forked(work, plan, self.first.get(name), dict(self.environment), name=name)
         self.processes[name].start()
 
     async def until(self, condition: Callable[[], bool], timeout_s: float = LOAD_TIMEOUT_S) -> None:

@@ -7,7 +7,9 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-FOLDER = Path(__file__).resolve().parent / "results"
+from baton.harness.provenance import ROOT
+
+FOLDER = ROOT / "benchmarks" / "results"
 MEASURED, TRANSCRIBED = "measured", "transcribed"
 
 
@@ -68,10 +70,10 @@ def read_result(path: Path) -> Result:
         raise ValueError(f"{path} is no result of a benchmark: {error}.") from None
 
 
-def published(name: str, folder: Path = FOLDER) -> Result | None:
-    """The last full run that was kept under this name."""
+def published(name: str, folder: Path = FOLDER) -> Result:
+    """The last full run that was kept under this name; without figures if there is none."""
     path = folder / f"{name}.json"
-    return read_result(path) if path.exists() else None
+    return read_result(path) if path.exists() else Result(name, {})
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:

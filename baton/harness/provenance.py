@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 UNKNOWN = "unknown"
 # What publishing figures changes itself is no change of the code that was measured.
 GENERATED = (":!benchmarks/results", ":!docs", ":!README.md")

@@ -11,8 +11,8 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks import report
-from benchmarks.report import Goal, Report, arguments
+from baton.harness import report
+from baton.harness.report import Goal, Report, arguments
 from tests.fuzz.targets import TARGETS, Target
 
 TURN_S = 1.0  # for one target, before the next has its turn
@@ -59,7 +59,7 @@ def run(minutes: float, seed: int) -> dict[str, Tally]:
 
 
 def main() -> None:
-    parser = arguments(__doc__, "python -m benchmarks.fuzz --minutes 10 --seed 1")
+    parser = arguments(__doc__, "python -m tests.reliability.fuzz --minutes 10 --seed 1", full_s=300.0)
     parser.add_argument("--minutes", type=float, default=2.0, help="how long to go on")
     options = parser.parse_args()
     tallies = run(options.pick(options.minutes, 0.4, 0.05), options.seed)

@@ -32,7 +32,7 @@ def enforce(limit_s: float, name: str, grace_s: float = GRACE_S) -> None:
         time.sleep(limit_s)
         faulthandler.dump_traceback(all_threads=True)
         sys.stderr.write(
-            f"benchmarks.{name} has not ended within {limit_s:g} s and is stopped; above is where it stood. "
+            f"{name} has not ended within {limit_s:g} s and is stopped; above is where it stood. "
             "Give it longer with --deadline-s SECONDS.\n"
         )
         sys.stderr.flush()

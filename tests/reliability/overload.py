@@ -24,9 +24,9 @@ from baton.config.schema import parse_config
 from baton.deploy.cluster import resolve_here
 from baton.deploy.launcher import Started, connected, router_pid, start_cluster
 from baton.deploy.local_ray import start_local_ray
+from baton.harness.report import Goal, Report, arguments, progress
 from baton.protocol.request import Objectives
-from benchmarks.memory_slope import Memory
-from benchmarks.report import Goal, Report, arguments, progress
+from tests.reliability.memory_slope import Memory
 
 GOALS = {
     "goodput_ratio_overload_to_saturation": Goal(0.8),
@@ -211,7 +211,7 @@ def measure(seconds: float, peak_s: float, seed: int) -> tuple[dict[str, float],
 
 
 def main() -> None:
-    parser = arguments(__doc__, "python -m benchmarks.overload --seconds 30")
+    parser = arguments(__doc__, "python -m tests.reliability.overload --seconds 30")
     parser.add_argument("--seconds", type=float, default=30.0, help="of each load")
     args = parser.parse_args()
     report = Report("overload", GOALS)
