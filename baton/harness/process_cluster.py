@@ -14,6 +14,7 @@ from baton.config.plan import ResolvedEngine, ResolvedModel, RouterPlan, WorkerP
 from baton.config.schema import RouterSection
 from baton.logs import set_up
 from baton.router.assembly import RunningRouter, start_router
+from baton.router.core.operation import Ask, Operation
 from baton.router.policy.cluster_state import ClusterState
 
 LOAD_TIMEOUT_S = 120.0
@@ -60,6 +61,15 @@ class ProcessCluster:
             raise
         return self
 
+    @property
+    def address(self) -> str:
+        """Where clients connect."""
+        return f"127.0.0.1:{self.router.port}"
+
+    @property
+    def admin_address(self) -> str:
+        return f"127.0.0.1:{self.router.admin_port}"
+
     def _all_there(self) -> bool:
         """Whether every worker has registered; raises `ChildProcessError` when one ended instead."""
         for name, process in self.processes.items():
@@ -80,11 +90,26 @@ class ProcessCluster:
             while not condition():
                 await asyncio.sleep(0.01)
 
+    async def until_idle(self) -> None:
+        """Wait until no request is live and no worker holds a page; raises `TimeoutError`."""
+        core = self.router.driver.core
+        await self.until(lambda: not core.live)
+        await self.until(lambda: not any(view.load.pages_owned for view in core.state.workers.values()))
+
     async def __aexit__(self, *error: object) -> None:
         for process in self.processes.values():
             process.kill()
             process.join()
         await self.router.stop(0.0)
+
+
+async def operate(cluster: ProcessCluster, ask: Ask) -> Operation:
+    """An operator's command, from its start to its end."""
+    driver = cluster.router.driver
+    operation = driver.start_operation("", ask, False)
+    async for moved in driver.watch(operation.operation_id):
+        operation = moved
+    return operation
 
 
 def plans(
