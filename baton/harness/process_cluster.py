@@ -1,4 +1,4 @@
-"""A live cluster without Ray: the router in this process, each worker a process of its own."""
+"""A live cluster without Ray: the router in this process, and one process for each worker."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def work(
 
 @dataclass(eq=False)
 class ProcessCluster:
-    """Start it with `async with`; every process has ended when the block has."""
+    """Starts with `async with`; all of its processes have ended after the block."""
 
     router_plan: RouterPlan
-    worker_plan: WorkerPlan  # of every worker, but for name, role and address
+    worker_plan: WorkerPlan  # of every worker, except for name, role and address
     pools: Mapping[str, int]  # role → workers
     first: Mapping[str, Callable[[], None]] = field(default_factory=dict)  # what a worker's process does first, by name
     environment: Mapping[str, str] = field(default_factory=dict)  # of every worker
-    state: ClusterState | None = None  # one that records what workers report; the router's own when not given
+    state: ClusterState | None = None  # in place of the router's own, to record what workers report
     router: RunningRouter = field(init=False)
     processes: dict[str, Any] = field(default_factory=dict)
 
@@ -78,14 +78,14 @@ class ProcessCluster:
         return len(self.router.driver.core.state.workers) == len(self.names)
 
     def spawn(self, name: str, role: str) -> None:
-        """Start a worker (again)."""
+        """Start a worker, also a second time."""
         plan = replace(self.worker_plan, name=name, role=role, router_address=self.router.worker_address)
         arguments = (plan, self.first.get(name), dict(self.environment))
         self.processes[name] = mp.get_context("spawn").Process(target=work, args=arguments, daemon=True)
         self.processes[name].start()
 
     async def until(self, condition: Callable[[], bool], timeout_s: float = LOAD_TIMEOUT_S) -> None:
-        """Wait for something that other processes bring about; raises `TimeoutError`."""
+        """Wait for a condition that other processes bring about; raises `TimeoutError`."""
         async with asyncio.timeout(timeout_s):
             while not condition():
                 await asyncio.sleep(0.01)
@@ -122,7 +122,7 @@ def plans(
     max_batch: int = 16,
     lost_after_s: float = 60.0,
 ) -> tuple[RouterPlan, WorkerPlan]:
-    """The plans of a float32 cluster on this machine: one thread a worker, every page that travels is summed."""
+    """The plans of a float32 cluster on this machine: one thread per worker, checksums over every page that is sent."""
     model = ResolvedModel(path=str(folder), dtype="float32", context_tokens=context_tokens)
     listening = RouterSection(port=0, admin_port=0, policy=policy, lost_after_s=lost_after_s)
     engine = ResolvedEngine(
