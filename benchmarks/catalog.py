@@ -1,6 +1,6 @@
-"""Every benchmark: its full run, the figures it promises, which way they are better, and the code that they measure.
+"""Every benchmark and reliability run: its full run, its promised figures and their directions, the code it measures.
 
-Pure. A run of any size gives each promised figure. `python -m benchmarks.all` and the tests read from here what to run.
+Pure. A run of any size gives each promised figure. `python -m benchmarks.all` and the tests run what is listed here.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ LENGTHS = "mae_tokens_of_median coverage_p{50,75,90}"
 
 @dataclass(frozen=True)
 class Benchmark:
-    """One benchmark, or a second setting of one that is published under a name of its own.
+    """One run, or a second setting of a run that is published under a name of its own.
 
-    Figures are words, {a,b} stands for either of both. A word with * stands for figures that some runs have; all others
+    Figures are words; {a,b} stands for both a and b. A word with * stands for figures that some runs have; all others
     are promised.
     """
 
     name: str
     title: str
-    paths: str  # of the code whose changes make its figures old
+    paths: str  # of the code whose changes outdate its figures
     higher: str = ""  # figures that should be high
     lower: str = ""
     neutral: str = ""  # figures that are neither better nor worse
     arguments: str = ""  # of the full run
     module: str = ""  # benchmarks.NAME when not given
-    own_test: str = ""  # what runs it in the suite, if not the smoke test of all
+    own_test: str = ""  # the test that runs it, if the smoke test of all does not
 
     @property
     def module_name(self) -> str:

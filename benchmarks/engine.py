@@ -37,7 +37,7 @@ from baton.engine.kv_pages import PagePool
 from baton.engine.model_config import ModelConfig, model_config
 from baton.engine.sequence import Sequence, page_ids
 from baton.engine.step import Slice, StepPlan
-from baton.engine.weights import random_weights
+from baton.harness.random_weights import random_weights
 from baton.harness.report import Goal, Report, arguments, median_ratio, progress
 from baton.protocol.messages import Prefill
 from baton.protocol.request import Request, SamplingParams

@@ -19,7 +19,7 @@ from baton.engine.executor import TorchExecutor
 from baton.engine.host_pages import HostPages
 from baton.engine.kv_pages import PagePool
 from baton.engine.model_config import model_config
-from baton.engine.weights import random_weights
+from baton.harness.random_weights import random_weights
 from baton.harness.report import Goal, Report, arguments, median_ratio, progress
 from baton.protocol.messages import Prefill
 from baton.protocol.request import Request, SamplingParams

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 
 import ray
 
@@ -78,9 +77,6 @@ class RouterActor:
         log.warning(f"{worker} is silent and does not come back: its process is ended")
         with contextlib.suppress(ValueError):
             ray.kill(ray.get_actor(self._prefix + worker, NAMESPACE), no_restart=False)
-
-    async def pid(self) -> int:
-        return os.getpid()
 
     async def stop(self) -> None:
         if not isinstance(await self._started, str):

@@ -1,4 +1,4 @@
-"""What every benchmark shares: its flags, a progress bar, a readable table and the JSON file."""
+"""What benchmarks and reliability runs share: flags, a progress bar, a readable table and the JSON file."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ FULL_S, QUICK_S, SMOKE_S = 900.0, 300.0, 150.0  # deadlines; a busy machine take
 
 
 class Options(argparse.Namespace):
-    """A benchmark's flags, and what was true when it began."""
+    """The flags of a run, and the state of the machine at its start."""
 
     json: Path | None
-    keep_as: str | None  # of --publish: "" is the benchmark's own name
+    keep_as: str | None  # of --publish: "" is the run's own name
     size: str
     seed: int
     deadline_s: float | None
@@ -42,7 +42,7 @@ class Options(argparse.Namespace):
 
     @property
     def quick(self) -> bool:
-        """Whether less than everything is to be measured."""
+        """Whether this is not a full run."""
         return self.size != "full"
 
     def pick(self, full: T, quick: T, smoke: T) -> T:
@@ -51,7 +51,7 @@ class Options(argparse.Namespace):
 
 
 class Arguments(argparse.ArgumentParser):
-    """A parser with the flags every benchmark has; parsing them starts the clock and the deadline."""
+    """A parser with the flags of every run; parsing them starts the clock and the deadline."""
 
     full_s = FULL_S  # the deadline of a full run; time that it was asked to measure comes on top
 
@@ -101,7 +101,7 @@ def arguments(doc: str | None, example: str, full_s: float = FULL_S) -> Argument
 
 
 def command_line(module: str, given: Sequence[str]) -> str:
-    """The command that gives these figures again: flags of where they go left out, files without their folders."""
+    """The command that reproduces these figures: without flags for outputs, and files without their folders."""
     own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     own.add_argument("--json")
     own.add_argument("--publish", nargs="?")
@@ -113,7 +113,7 @@ def command_line(module: str, given: Sequence[str]) -> str:
 
 @dataclass
 class Report:
-    """Named figures, their goals, and the setting they were measured in."""
+    """Named figures, their goals, and the setting of the measurement."""
 
     name: str
     goals: dict[str, Goal] = field(default_factory=dict)
@@ -124,7 +124,7 @@ class Report:
     def publish(self, options: Options) -> None:
         """Print the table, write the JSON that was asked for, and keep the run if `--publish` was given.
 
-        Raises `ValueError` when a figure is no finite number: then nothing was measured.
+        Raises `ValueError` when a figure is not a finite number.
         """
         wrong = [name for name, value in self.figures.items() if not math.isfinite(value)]
         if wrong:
@@ -169,7 +169,7 @@ class Report:
 
 @contextmanager
 def progress(total: int) -> Iterator[Callable[[str], None]]:
-    """A bar on a terminal; call what is yielded with the name of each step as it begins."""
+    """A bar on a terminal. It yields a function to call with each step's name when the step begins."""
     columns = (TextColumn("{task.description:<36}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, console=Console(stderr=True), disable=not Console(stderr=True).is_terminal) as bar:
         task = bar.add_task("starting", total=total)
@@ -185,5 +185,5 @@ def progress(total: int) -> Iterator[Callable[[str], None]]:
 
 
 def median_ratio(pairs: list[tuple[float, float]]) -> float:
-    """The median of a/b over measurements taken in turn: what drifts hits both sides alike."""
+    """The median of a/b over alternating measurements, so that drift affects both sides alike."""
     return median(left / right for left, right in pairs)

@@ -89,5 +89,5 @@ def test_a_command_says_neither_where_figures_went_nor_where_files_lay() -> None
 
 def test_a_file_that_is_no_result_is_named(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text('{"figures": 3}')
-    with pytest.raises(ValueError, match=r"x\.json is no result of a benchmark"):
+    with pytest.raises(ValueError, match=r"x\.json is not a result of a benchmark"):
         read_result(tmp_path / "x.json")

@@ -15,7 +15,7 @@ import torch
 
 from baton.config.schema import EngineSection
 from baton.harness.forked import forked
-from baton.kv_transfer.in_process import InProcessNetwork, InProcessTransport
+from baton.harness.in_process import InProcessNetwork, InProcessTransport
 from baton.kv_transfer.nixl import NixlTransport
 from baton.kv_transfer.transport import Notice, TransferEvent, Transport, WriteDone, WriteFailed
 from baton.kv_transfer.transports import TRANSPORTS, find_transport

@@ -16,8 +16,8 @@ from baton.client.client import AsyncTokenStream
 from baton.harness.process_cluster import ProcessCluster, plans
 from baton.router.core.breaker import Breaker
 from baton.router.core.operation import Migrate
-from tests.reliability.abort_storm import watch_pages
 from tests.reliability.cables import DEVICE, Cables, enter, why_not
+from tests.reliability.leaks import check_pages
 
 OPTIONS: dict[str, Any] = {"max_tokens": 200, "ignore_eos": True, "temperature": 0.8}
 ENVIRONMENT = {"UCX_TLS": "tcp", "UCX_NET_DEVICES": DEVICE}  # shared memory needs no cable
@@ -56,8 +56,8 @@ class Wired:
         await self.cluster.until(lambda: len(core.state.workers) == len(self.cluster.names))
         await self.cluster.until(lambda: not core.live)
         await self.cluster.until(lambda: not any(view.load.pages_owned for view in core.state.workers.values()))
-        verdict = await watch_pages(self.cluster, 1.0)
-        assert verdict.clean, verdict
+        check = await check_pages(self.cluster.admin_address, 1.0)
+        assert check.clean, check
         assert len(core.membership.quarantine) == 0
         core.membership.breaker = Breaker()  # these tests are no reason to distrust a worker
 

@@ -1,9 +1,9 @@
-"""Five times the load that saturates: who is not served is told so at once, who is served is served as promised.
+"""Five times the load that saturates: refusals come at once with a hint, and admitted requests keep their objectives.
 
-A Ray of its own with router, 1 prefill and 2 decode workers of the built-in model. First it is measured how many
-requests per second the cluster answers at most; then requests with objectives come at random moments at that rate, and
-at five times that rate, for as long each. What is refused does not come again. Afterwards ordinary requests are sent
-one by one until one is answered as fast as on the idle cluster.
+A Ray of its own with router, 1 prefill and 2 decode workers of the built-in model. The run first measures the cluster's
+maximum request rate. It then sends requests with objectives at random moments, at that rate and at five times that
+rate, for equally long. Refused requests are not sent again. After each of the two loads it sends ordinary requests one
+by one until one is answered as fast as on the idle cluster.
 """
 
 from __future__ import annotations
@@ -13,20 +13,21 @@ import contextlib
 import random
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
 import baton
-from baton.builtin_model import CHECKPOINT
-from baton.client.errors import BatonError, Overloaded
-from baton.config.schema import parse_config
-from baton.deploy.cluster import resolve_here
-from baton.deploy.launcher import Started, connected, router_pid, start_cluster
-from baton.deploy.local_ray import start_local_ray
+from baton.client.errors import Overloaded
+from baton.deploy.launcher import Started
+from baton.harness.load import Load, Sent
 from baton.harness.report import Goal, Report, arguments, progress
 from baton.protocol.request import Objectives
-from tests.reliability.memory_slope import Memory
+from tests.reliability.leaks import leaked_at_rest
+from tests.reliability.memory import Memory
+from tests.reliability.ray_cluster import pids_of, ray_cluster
+from tests.reliability.soak import peak_per_s
 
 GOALS = {
     "goodput_ratio_overload_to_saturation": Goal(0.8),
@@ -35,9 +36,9 @@ GOALS = {
     "pages_leaked": Goal(0, at_most=True),
 }
 POOLS = {"prefill": 1, "decode": 2}
-# Long prompts and short answers: the workers' time, not that of this client, is what there is too little of.
-PROMPT_TOKENS = (200, 800)
+PROMPT_TOKENS = (200, 800)  # long prompts and short answers keep the workers busy, not this client
 OPTIONS: dict[str, Any] = {"max_tokens": 12, "ignore_eos": True, "temperature": 0.8}
+ORDINARY_PROMPT = [7, 9] * 250
 TTFT_S, TPOT_S = 2.0, 0.2
 OBJECTIVES = Objectives(ttft_s=TTFT_S, tpot_s=TPOT_S)
 TIMES = 5
@@ -47,21 +48,44 @@ ORDINARY = 1.5  # times the median of the idle cluster
 RECOVERY_S = 60.0
 
 
-@dataclass(eq=False)
-class Tally:
+@dataclass(frozen=True, slots=True)
+class Outcome:
     """What became of the requests of one load."""
 
-    sent: int = 0
-    done: int = 0
-    good: int = 0  # within their objectives
-    late: int = 0  # answered, but not within the TTFT objective
-    slow: int = 0  # or within that of the TPOT
-    refused: int = 0
-    refused_without_hint: int = 0
-    refusals_s: list[float] = field(default_factory=list)  # how long a refusal took
-    failed: Counter[str] = field(default_factory=Counter)
-    queued_max: int = 0
-    live_max: int = 0
+    sent: Sequence[Sent]
+    recovery_s: float
+    queued_max: int
+    live_max: int
+
+    @property
+    def late(self) -> list[Sent]:
+        """Answers after the TTFT objective."""
+        return [one for one in self.sent if one.ttft_s is not None and one.ttft_s > TTFT_S]
+
+    @property
+    def slow(self) -> list[Sent]:
+        """Answers over the TPOT objective."""
+        return [one for one in self.sent if one.tpot_s is not None and one.tpot_s > TPOT_S]
+
+    @property
+    def good(self) -> int:
+        """Answers within both objectives."""
+        missed = {one.request_id for one in (*self.late, *self.slow)}
+        return sum(one.done and one.request_id not in missed for one in self.sent)
+
+    @property
+    def refused(self) -> list[Sent]:
+        return [one for one in self.sent if isinstance(one.error, Overloaded)]
+
+    @property
+    def refused_without_hint(self) -> int:
+        return sum(isinstance(one.error, Overloaded) and one.error.retry_after_s is None for one in self.sent)
+
+    @property
+    def failed(self) -> Counter[str]:
+        """Errors that are not refusals."""
+        errors = [one.error for one in self.sent if one.error is not None and not isinstance(one.error, Overloaded)]
+        return Counter(f"{type(error).__name__}: {error.message}" for error in errors)
 
 
 @dataclass(eq=False)
@@ -73,72 +97,41 @@ class Overload:
     rng: random.Random
     memory: Memory
 
-    async def ask(self, tally: Tally, objectives: Objectives | None = OBJECTIVES) -> None:
-        prompt = [self.rng.randrange(3, 250) for _ in range(self.rng.randint(*PROMPT_TOKENS))]
-        begun_s = time.monotonic()
-        tally.sent += 1
-        try:
-            answer = await self.client.generate(prompt, objectives=objectives, **OPTIONS)
-        except Overloaded as error:
-            tally.refused += 1
-            tally.refused_without_hint += error.retry_after_s is None
-            tally.refusals_s.append(time.monotonic() - begun_s)
-        except BatonError as error:
-            tally.failed[f"{type(error).__name__}: {error.message}"] += 1
-        else:
-            tally.done += 1
-            late, slow = answer.ttft_s > TTFT_S, (answer.tpot_s or 0.0) > TPOT_S
-            tally.late += late
-            tally.slow += slow
-            tally.good += not late and not slow
+    def load(self, objectives: Objectives | None = None) -> Load:
+        options = OPTIONS if objectives is None else {**OPTIONS, "objectives": objectives}
+        return Load(self.client, options, fresh_tokens=PROMPT_TOKENS, rng=self.rng)
 
-    async def saturate(self, seconds: float) -> float:
-        """Requests per second when there are always some more."""
-        tally, end_s = Tally(), time.monotonic() + seconds
+    async def run(self, per_s: float, seconds: float, ordinary_s: float) -> Outcome:
+        """Arrivals with objectives, and the recovery from them."""
+        load, queued, live = self.load(OBJECTIVES), [0], [0]
 
-        async def ask_on() -> None:
-            while time.monotonic() < end_s:
-                await self.ask(tally, None)
+        async def watch() -> None:
+            while True:
+                cluster = await asyncio.to_thread(self._cluster)
+                queued.append(cluster.queued_requests)
+                live.append(cluster.live_requests)
+                await asyncio.sleep(SAMPLE_S)
 
-        begun_s = time.monotonic()
-        await asyncio.gather(*(ask_on() for _ in range(WIDTH)))
-        return tally.done / (time.monotonic() - begun_s)
+        async with self.memory.sampled(SAMPLE_S), asyncio.TaskGroup() as group:
+            watching = group.create_task(watch())
+            await load.arrivals(per_s, seconds)
+            recovery_s = await self.recovery(ordinary_s)
+            await load.settled()
+            watching.cancel()
+        return Outcome(load.ended, recovery_s, max(queued), max(live))
 
-    async def load(self, per_s: float, seconds: float, ordinary_s: float) -> tuple[Tally, float]:
-        """Arrivals at random moments, whatever became of those before; and the recovery from them (see below)."""
-        tally, tasks = Tally(), set()
-        sampler = asyncio.create_task(self._sample(tally))
-        next_s = time.monotonic()
-        end_s = next_s + seconds
-        while (next_s := next_s + self.rng.expovariate(per_s)) < end_s:
-            await asyncio.sleep(max(0.0, next_s - time.monotonic()))
-            tasks.add(asyncio.create_task(self.ask(tally)))
-        recovery_s = await self.recovery(ordinary_s)
-        await asyncio.gather(*tasks)
-        sampler.cancel()
-        await asyncio.gather(sampler, return_exceptions=True)
-        return tally, recovery_s
-
-    async def _sample(self, tally: Tally) -> None:
-        while True:
-            await asyncio.to_thread(self._look, tally)
-            await asyncio.sleep(SAMPLE_S)
-
-    def _look(self, tally: Tally) -> None:
-        self.memory.sample()
+    def _cluster(self) -> Any:
         with baton.Admin(self.started.admin_address) as admin:
-            cluster = admin.cluster()
-        tally.queued_max = max(tally.queued_max, cluster.queued_requests)
-        tally.live_max = max(tally.live_max, cluster.live_requests)
+            return admin.cluster()
 
     async def latency(self) -> float:
         """Seconds of one ordinary request."""
         begun_s = time.monotonic()
-        await self.client.generate([7, 9] * 250, **OPTIONS)
+        await self.client.generate(ORDINARY_PROMPT, **OPTIONS)
         return time.monotonic() - begun_s
 
     async def recovery(self, ordinary_s: float) -> float:
-        """Seconds from the last arrival until a request that comes then is answered as on an idle cluster."""
+        """Seconds from now until a request is sent that is answered as fast as on an idle cluster."""
         begun_s = time.monotonic()
         while (asked_s := time.monotonic() - begun_s) < RECOVERY_S:
             with contextlib.suppress(Overloaded):
@@ -146,79 +139,60 @@ class Overload:
                     return asked_s
         return RECOVERY_S
 
-    def pages_leaked(self) -> int:
-        with baton.Admin(self.started.admin_address) as admin:
-            check = admin.check_pages(2.0)
-        return sum(one.pages_held for one in check.workers) + len(check.lost_handoffs) + check.live_requests
 
-
-def memory_of(started: Started) -> Memory:
-    with baton.Admin(started.admin_address) as admin:
-        workers = [worker for pool in admin.cluster().pools for worker in pool.workers]
-    return Memory({"router": router_pid(), **{worker.name: worker.pid for worker in workers}})
-
-
-async def run(started: Started, seconds: float, peak_s: float, seed: int) -> tuple[dict[str, float], dict[str, Any]]:
+async def measure(
+    started: Started, seconds: float, peak_s: float, seed: int
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """Figures and details of a run."""
+    memory = Memory(await asyncio.to_thread(pids_of, started))
     async with baton.AsyncClient(started.address) as client:
-        overload = Overload(started, client, random.Random(seed), await asyncio.to_thread(memory_of, started))
-        await overload.saturate(peak_s / 2)  # step times are learned, caches fill
-        peak = await overload.saturate(peak_s)
+        overload = Overload(started, client, random.Random(seed), memory)
+        await peak_per_s(overload.load(), WIDTH, peak_s / 2)  # step times are learned, caches fill
+        peak = await peak_per_s(overload.load(), WIDTH, peak_s)
         ordinary_s = median([await overload.latency() for _ in range(5)])
-        once, _ = await overload.load(peak, seconds, ordinary_s)
-        overload.memory.samples.clear()
-        many, recovery_s = await overload.load(TIMES * peak, seconds, ordinary_s)
-        leaked = await asyncio.to_thread(overload.pages_leaked)
-    grown = {name: max(mib for _, mib in lines) - lines[0][1] for name, lines in overload.memory.samples.items()}
-    figures = {
-        "saturation_requests_per_s": peak,
+        once = await overload.run(peak, seconds, ordinary_s)
+        memory.samples.clear()
+        many = await overload.run(TIMES * peak, seconds, ordinary_s)
+    leaked = await leaked_at_rest(started.admin_address, len(started.workers))
+    figures = {"saturation_requests_per_s": peak, **figures_of(once, many, seconds, memory)}
+    details = {"failed": dict(once.failed + many.failed), "memory": memory.samples}
+    return {**figures, "pages_leaked": float(leaked)}, details
+
+
+def figures_of(once: Outcome, many: Outcome, seconds: float, memory: Memory) -> dict[str, float]:
+    """Counts are of the overload, unless named otherwise."""
+    grown = memory.grown_mib()
+    refusals_s = [one.ended_s - one.begun_s for one in many.refused if one.ended_s is not None]
+    return {
         "goodput_at_1x": once.good / seconds,
         "goodput_at_5x": many.good / seconds,
         "goodput_ratio_overload_to_saturation": many.good / max(once.good, 1),
-        "requests_sent": float(many.sent),
-        "requests_done": float(many.done),
-        "requests_late": float(many.late),
-        "requests_slow": float(many.slow),
-        "requests_refused": float(many.refused),
+        "requests_sent": float(len(many.sent)),
+        "requests_done": float(sum(one.done for one in many.sent)),
+        "requests_late": float(len(many.late)),
+        "requests_slow": float(len(many.slow)),
+        "requests_refused": float(len(many.refused)),
         "refused_without_hint": float(once.refused_without_hint + many.refused_without_hint),
-        "requests_failed": float(sum((once.failed + many.failed).values())),
-        "refusal_s_p50": median(many.refusals_s) if many.refusals_s else 0.0,
+        "requests_failed": float((once.failed + many.failed).total()),
+        "refusal_s_p50": median(refusals_s) if refusals_s else 0.0,
         "queued_max": float(many.queued_max),
         "live_max": float(many.live_max),
-        "router_mib_before": overload.memory.samples["router"][0][1],
+        "router_mib_before": memory.samples["router"][0][1],
         "router_mib_grown": grown["router"],
         "worker_mib_grown_max": max(value for name, value in grown.items() if name != "router"),
-        "recovery_s": recovery_s,
-        "pages_leaked": float(leaked),
+        "recovery_s": many.recovery_s,
     }
-    return figures, {"failed": dict(once.failed + many.failed), "memory": overload.memory.samples}
-
-
-def measure(seconds: float, peak_s: float, seed: int) -> tuple[dict[str, float], dict[str, Any]]:
-    """A whole run with a Ray of its own, which is gone afterwards."""
-    overrides: dict[str, dict[str, Any]] = {
-        "pools": dict(POOLS),
-        "engine": {"num_pages": 400, "threads": 1},
-        "router": {"port": 0, "admin_port": 0},
-        "model": {"dtype": "float32", "path": str(CHECKPOINT)},
-    }
-    ray = start_local_ray()
-    try:
-        with connected(ray):
-            started = start_cluster(resolve_here(parse_config("", overrides)), lambda process, stage: None)
-            return asyncio.run(run(started, seconds, peak_s, seed))
-    finally:
-        ray.stop()
 
 
 def main() -> None:
     parser = arguments(__doc__, "python -m tests.reliability.overload --seconds 30")
-    parser.add_argument("--seconds", type=float, default=30.0, help="of each load")
+    parser.add_argument("--seconds", type=float, default=30.0, help="duration of each of the two loads")
     args = parser.parse_args()
     report = Report("overload", GOALS)
-    with progress(1) as step:
+    with progress(1) as step, ray_cluster(POOLS) as started:
         step("overload")
         seconds, peak_s = args.pick((args.seconds, PEAK_S), (5.0, 4.0), (2.0, 1.0))
-        report.figures, report.details = measure(seconds, peak_s, args.seed)
+        report.figures, report.details = asyncio.run(measure(started, seconds, peak_s, args.seed))
     report.setting = {"seconds": seconds, "seed": args.seed}
     report.publish(args)
 

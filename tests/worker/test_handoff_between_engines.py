@@ -19,7 +19,7 @@ from baton.engine.kv_pages import PagePool
 from baton.engine.tokenizer import Tokenizer
 from baton.engine.weights import load_weights
 from baton.harness.hand_driven import HandDriven
-from baton.kv_transfer.in_process import InProcessNetwork, InProcessTransport
+from baton.harness.in_process import InProcessNetwork, InProcessTransport
 from baton.prefill_worker.role import PrefillRole
 from baton.protocol.messages import (
     HandoffCommitted,
