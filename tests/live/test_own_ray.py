@@ -8,10 +8,10 @@ import psutil
 import ray
 from ray._private.services import get_node
 
-from baton.deploy.launcher import router_pid
 from baton.deploy.local_ray import LocalRay
 from baton.deploy.ray_start import soon_after_registration
 from tests.live.conftest import Live
+from tests.reliability.ray_cluster import router_pid
 
 
 def test_a_registered_node_is_found_at_once_and_an_unknown_one_is_waited_for(ray_head: LocalRay) -> None:
