@@ -1,11 +1,11 @@
-"""Every benchmark, one after the other, each in a process of its own; one that fails does not stop the others.
+"""Every benchmark and reliability run, one after the other, each in its own process; a failure does not stop the rest.
 
     python -m benchmarks.all --smoke                       # does everything run? (3 minutes)
     python -m benchmarks.all --traces DIR --publish        # everything in full, kept in benchmarks/results (hours)
     python -m benchmarks.all --only engine,router --quick  # some of it
 
 Recorded traces (mooncake_conversation.jsonl, azure_2023_conversation.csv) are looked for in --traces; without them
-quick and smoke runs replay a made-up one, and full runs of the benchmarks that need them are left out.
+quick and smoke runs replay a synthetic trace, and full runs that need a recorded one are left out.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from baton.harness.results import Result, read_result
 from benchmarks.catalog import BENCHMARKS, BY_NAME, Benchmark
 from benchmarks.made_up_trace import write_trace
-from benchmarks.results import Result, read_result
 
 ROOT = Path(__file__).resolve().parents[1]
 LAST_LINES = 3  # of what a failed benchmark wrote, shown in the table
@@ -35,16 +35,16 @@ LAST_LINES = 3  # of what a failed benchmark wrote, shown in the table
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one benchmark."""
+    """The result of one benchmark, or why there is none."""
 
     name: str
     seconds: float
     result: Result | None
-    why: str  # it has no result; empty when it has
+    why: str  # why there is no result; empty when there is one
 
     @property
     def verdict(self) -> str:
-        """Goals that were met and missed, or why there is nothing to judge."""
+        """Goals that were met and missed, or why there is no result."""
         if self.result is None:
             return self.why
         missed = [name for name, goal in self.result.goals.items() if not goal.met(self.result.figures[name])]
@@ -60,11 +60,11 @@ def command(one: Benchmark, size: str, trace: Path | None, keep: bool, result: P
     words = [str(trace) if word == one.trace else word for word in words]
     words += [f"--{size}"] if size != "full" else []
     words += ["--publish", one.name] if keep else []
-    return [sys.executable, "-m", f"benchmarks.{one.module_name}", *words, "--json", str(result)]
+    return [sys.executable, "-m", one.module_name, *words, "--json", str(result)]
 
 
 def run(one: Benchmark, words: Sequence[str], folder: Path) -> Outcome:
-    """Run it to its end (its own deadline bounds that) and read what it wrote."""
+    """Run it to its end, which its own deadline bounds, and read its result."""
     result, log = folder / f"{one.name}.json", folder / f"{one.name}.log"
     result.unlink(missing_ok=True)
     begun_s = time.monotonic()
@@ -74,7 +74,7 @@ def run(one: Benchmark, words: Sequence[str], folder: Path) -> Outcome:
             code = process.wait()
         except BaseException:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGINT)  # so that it takes down what it has started
+                os.killpg(process.pid, signal.SIGINT)  # it then takes down what it has started
             process.wait()
             raise
     seconds = time.monotonic() - begun_s
@@ -94,7 +94,7 @@ def chosen(only: str | None) -> list[Benchmark]:
 
 
 def trace_for(one: Benchmark, size: str, traces: Path | None, folder: Path) -> Path | None:
-    """The trace to replay: the recorded one, else a made-up one where that is enough; None: there is none."""
+    """The trace to replay: recorded, or synthetic for smaller runs; None when a full run has no recorded one."""
     recorded = traces / one.trace if traces is not None and one.trace is not None else None
     if recorded is not None and recorded.exists():
         return recorded.resolve()

@@ -18,8 +18,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from baton.harness.results import Result, read_result
 from benchmarks.catalog import BY_NAME
-from benchmarks.results import Result, read_result
 
 LOADED = 0.5  # of the cores: more than that took part in what was measured
 

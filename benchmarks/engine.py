@@ -37,7 +37,8 @@ from baton.engine.kv_pages import PagePool
 from baton.engine.model_config import ModelConfig, model_config
 from baton.engine.sequence import Sequence, page_ids
 from baton.engine.step import Slice, StepPlan
-from baton.engine.weights import random_weights
+from baton.harness.random_weights import random_weights
+from baton.harness.report import Goal, Report, arguments, median_ratio, progress
 from baton.protocol.messages import Prefill
 from baton.protocol.request import Request, SamplingParams
 from baton.protocol.worker import RoleName
@@ -55,7 +56,6 @@ from benchmarks.engine_peers import (
     run_generate_batch,
     run_static,
 )
-from benchmarks.report import Goal, Report, arguments, median_ratio, progress
 from benchmarks.vllm_side import Job, equal_share, vllm_peer
 
 GOALS = {

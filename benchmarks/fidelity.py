@@ -17,6 +17,8 @@ import numpy as np
 import torch
 
 from baton.builtin_model import CHECKPOINT
+from baton.harness.process_cluster import ProcessCluster, plans
+from baton.harness.report import Goal, Report, arguments, progress
 from baton.protocol.request import Request, SamplingParams
 from baton.protocol.worker import RoleName, StepSample, WorkerLoad
 from baton.router.core.completion import Completion
@@ -25,8 +27,6 @@ from baton.router.policy.latency_model import StepCosts
 from baton.router.policy.policies import make_policy
 from baton.simulator.simulation import ClusterSpec, Simulation, WorkerSpec
 from baton.simulator.trace import TraceRequest
-from benchmarks.process_cluster import ProcessCluster, plans
-from benchmarks.report import Goal, Report, arguments, progress
 
 GOALS = {"ttft_error": Goal(0.15, at_most=True), "tpot_error": Goal(0.15, at_most=True)}
 NUM_PAGES, CHUNK_TOKENS, MIXED_CHUNK_TOKENS, MAX_BATCH = 4096, 512, 128, 32

@@ -22,6 +22,9 @@ import numpy as np
 import torch
 
 from baton.builtin_model import CHECKPOINT
+from baton.harness.forked import forked
+from baton.harness.process_cluster import ProcessCluster, plans
+from baton.harness.report import Goal, Report, arguments, median_ratio, progress
 from baton.kv_transfer.nixl import NixlTransport
 from baton.kv_transfer.transport import WriteDone, WriteFailed
 from baton.protocol.codec import encode_notice
@@ -29,8 +32,6 @@ from baton.protocol.errors import HandoffFailed
 from baton.protocol.handoff import HandoffNotice
 from baton.protocol.request import Request, SamplingParams
 from baton.protocol.worker import PageLayout
-from benchmarks.process_cluster import ProcessCluster, plans
-from benchmarks.report import Goal, Report, arguments, median_ratio, progress
 
 GOALS = {"ratio_to_raw_nixl": Goal(0.9), "stall_ratio": Goal(1.0, at_most=True)}
 MIB = 1 << 20
@@ -123,11 +124,10 @@ class Sender:
 
 def measure_path(sizes: list[int], repeats: int, report: Report, step: Any) -> None:
     """Path, raw and memcpy in turn for each size; the ratio is the worst of the large sizes."""
-    context = mp.get_context("spawn")
     largest = max(sizes)
     layout = layout_of(largest)
-    ours, theirs = context.Pipe()
-    process = context.Process(target=receiver, args=(largest, theirs))
+    ours, theirs = mp.Pipe()
+    process = forked(receiver, largest, theirs)
     process.start()
     source, target = torch.rand(layout.shape), torch.zeros(layout.shape)
     transport = NixlTransport(source, layout, "sender:1")

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
+from baton.harness.report import Goal, Report, arguments, progress
 from baton.router.policy.output_length import OutputLength, Prediction, chain_nodes
 from baton.simulator.trace import TraceRequest, read_trace
-from benchmarks.report import Goal, Report, arguments, progress
 
 GOALS = {"mae_ratio_to_median": Goal(0.88, at_most=True), "miss_of_p90": Goal(0.02, at_most=True)}
 TOKEN_S = 0.02

@@ -15,6 +15,7 @@ from statistics import median
 import numpy as np
 import psutil
 
+from baton.harness.report import Goal, Report, arguments, progress
 from baton.protocol.messages import PagesChanged
 from baton.protocol.request import Objectives
 from baton.protocol.worker import Endpoint, PageLayout, RoleName, WorkerInfo
@@ -23,7 +24,6 @@ from baton.router.policy.length_distribution import NUM_BINS, LengthDistribution
 from baton.router.policy.placement import Place, PlacementInput
 from baton.router.policy.predicted_latency import PredictedLatency
 from baton.router.policy.prefix_index import KEY_BYTES, page_keys
-from benchmarks.report import Goal, Report, arguments, progress
 
 GOALS = {
     "decisions_per_s_100": Goal(5000),
@@ -124,7 +124,7 @@ def match(workload: Workload) -> float:
 
 
 def main() -> None:
-    parser = arguments(__doc__, "python -m benchmarks.placement --pages 100000 --json placement.json")
+    parser = arguments(__doc__, "python -m benchmarks.placement --pages 100000 --json placement.json", full_s=1800.0)
     parser.add_argument("--pages", type=int, help="cached pages per worker (100000; 1,000 workers then take 9 GB)")
     parser.add_argument("--workers", type=int, nargs="+", default=[10, 100, 1000])
     options = parser.parse_args()

@@ -7,7 +7,6 @@ The same arrivals go to every fixed split, and to the planner, which starts from
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -16,48 +15,17 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from baton.harness.phases import LONG_ANSWERS, LONG_PROMPTS, phases
+from baton.harness.report import Goal, Options, Report, arguments, progress
 from baton.simulator.setup import Pools, Setup, described_slo, page_size_for
 from baton.simulator.simulation import Slo
 from baton.simulator.trace import TraceRequest, read_trace, scale_arrivals
-from benchmarks.report import Goal, Options, Report, arguments, progress
 
 GOALS = {
     "goodput_ratio_to_best_static_shifting": Goal(1.2),
     "goodput_ratio_to_best_static_steady": Goal(0.97),
 }
-SPREAD = 0.5  # standard deviation of a length's logarithm
 AUTO = "auto"
-
-
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """Requests of one sort: how many per second, and their median lengths."""
-
-    rate_s: float
-    prompt_tokens: int
-    output_tokens: int
-
-
-LONG_PROMPTS = Kind(12.0, 12_000, 50)
-LONG_ANSWERS = Kind(15.0, 3_000, 1_000)
-
-
-def phases(kinds: Sequence[Sequence[Kind]], phase_s: float, load: float, seed: int) -> list[TraceRequest]:
-    """One phase after the other, in each the requests of its kinds, as Poisson processes `load` times as fast."""
-    rng = random.Random(seed)
-    requests: list[TraceRequest] = []
-    for number, present in enumerate(kinds):
-        for kind in present:
-            arrival_s = number * phase_s
-            while (arrival_s := arrival_s + rng.expovariate(load * kind.rate_s)) < (number + 1) * phase_s:
-                requests.append(
-                    TraceRequest(arrival_s, _length(rng, kind.prompt_tokens), _length(rng, kind.output_tokens))
-                )
-    return sorted(requests, key=lambda one: one.arrival_s)
-
-
-def _length(rng: random.Random, median: int) -> int:
-    return max(1, min(int(median * rng.lognormvariate(0.0, SPREAD)), 4 * median))
 
 
 def shifting(phase_s: float, load: float, seed: int) -> list[TraceRequest]:
@@ -141,7 +109,7 @@ def figures_of(results: Results, equal: str) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = arguments(__doc__, "python -m benchmarks.planner --jobs 2")
+    parser = arguments(__doc__, "python -m benchmarks.planner --jobs 2", full_s=5400.0)
     parser.add_argument("--workers", type=int, default=8)
     parser.add_argument("--model", default="llama-3.1-8b")
     parser.add_argument("--gpu", default="h100")

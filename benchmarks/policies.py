@@ -14,10 +14,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from baton.harness.report import Goal, Options, Report, arguments, progress
 from baton.router.policy.policies import NAMES
 from baton.simulator.setup import Pools, Setup, page_size_for
 from baton.simulator.trace import TraceRequest, read_trace, scale_arrivals
-from benchmarks.report import Goal, Options, Report, arguments, progress
 
 OURS = "predicted_latency"
 SERVE_LATE = "predicted_latency, no refusals"
@@ -126,7 +126,7 @@ def figures_at(
 
 
 def main() -> None:
-    parser = arguments(__doc__, "python -m benchmarks.policies --trace mooncake_conversation.jsonl")
+    parser = arguments(__doc__, "python -m benchmarks.policies --trace mooncake_conversation.jsonl", full_s=7200.0)
     parser.add_argument("--trace", type=Path, required=True, help="a Mooncake JSONL or an Azure CSV trace")
     parser.add_argument("--requests", type=int, default=3000, help="of the trace's beginning; 0: all")
     parser.add_argument("--model", default="llama-3.1-8b")

@@ -30,9 +30,9 @@ from statistics import median
 
 import psutil
 
+from baton.harness.report import Report, arguments, median_ratio, progress
 from baton.router.core.latency import percentile
 from benchmarks.open_loop import OpenSetting, measure_kept, measure_open
-from benchmarks.report import Report, arguments, median_ratio, progress
 from benchmarks.router_peers import PEERS, find_peer, peer_side
 from benchmarks.router_sides import Child, Side, baton_side
 from benchmarks.stream_clients import DRAIN_S, StreamClient, drain
@@ -257,7 +257,7 @@ def run(pythons: dict[str, str | None], setting: Setting, open_setting: OpenSett
 
 
 def main() -> None:
-    parser = arguments(__doc__, "python -m benchmarks.router --quick --json router.json")
+    parser = arguments(__doc__, "python -m benchmarks.router --quick --json router.json", full_s=1800.0)
     for peer in PEERS:
         parser.add_argument(
             f"--{peer.name}", metavar="PYTHON", help=f"a Python with {peer.package} (default: this one)"

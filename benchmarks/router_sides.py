@@ -15,11 +15,11 @@ import psutil
 import zmq
 
 from baton.builtin_model import CHECKPOINT
+from baton.harness.process_cluster import plans
 from baton.protocol import codec
 from baton.protocol.messages import RegisterAck
 from baton.protocol.worker import RoleName
 from benchmarks.mock_baton import ROLES, Left, mock_baton_process
-from benchmarks.process_cluster import plans
 from benchmarks.stream_clients import GrpcClient, StreamClient, WorkerClient
 
 START_S = 60.0

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+from baton.harness.report import Goal, Report, arguments, progress
 from baton.simulator.setup import Pools, Setup, page_size_for
 from baton.simulator.trace import read_trace, scale_arrivals
-from benchmarks.report import Goal, Report, arguments, progress
 
 GOALS = {"wall_s": Goal(180, at_most=True), "event_cost_ratio_to_first_quarter": Goal(1.25, at_most=True)}
 

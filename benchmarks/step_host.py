@@ -23,6 +23,7 @@ from baton.engine.flat_batch import flat_batch
 from baton.engine.graph_sizes import graph_sizes
 from baton.engine.kv_pages import PagePool
 from baton.engine.step import SampledToken, StepPlan, StepResult
+from baton.harness.report import Goal, Report, arguments, progress
 from baton.protocol.codec import encode_to_router
 from baton.protocol.messages import Prefill
 from baton.protocol.request import Request, SamplingParams
@@ -30,7 +31,6 @@ from baton.protocol.worker import RoleName
 from baton.worker.core.reports import LOAD_EVERY_S, Reports
 from baton.worker.core.role import Send
 from baton.worker.core.state import WorkerState
-from benchmarks.report import Goal, Report, arguments, progress
 
 POINTS = {
     "b1_1k": (1, 1024),

@@ -19,14 +19,14 @@ from baton.engine.executor import TorchExecutor
 from baton.engine.host_pages import HostPages
 from baton.engine.kv_pages import PagePool
 from baton.engine.model_config import model_config
-from baton.engine.weights import random_weights
+from baton.harness.random_weights import random_weights
+from baton.harness.report import Goal, Report, arguments, median_ratio, progress
 from baton.protocol.messages import Prefill
 from baton.protocol.request import Request, SamplingParams
 from baton.protocol.worker import RoleName
 from baton.worker.core.role import SwapIn, SwapOut
 from baton.worker.core.state import WorkerState
 from benchmarks.engine import BATCH, CHUNK_TOKENS, PAGE_SIZE, SHAPE, build_executor
-from benchmarks.report import Goal, Report, arguments, median_ratio, progress
 
 CONTEXTS = (128, 512, 960)  # positions computed when it is preempted
 GOALS = {"resume_ratio_swap_to_recompute_960": Goal(0.5, at_most=True)}

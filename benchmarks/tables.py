@@ -27,9 +27,9 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from baton.harness.provenance import ROOT, commits_since
+from baton.harness.results import FOLDER, TRANSCRIBED, Goal, Result, published
 from benchmarks.catalog import BY_NAME
-from benchmarks.provenance import ROOT, commits_since
-from benchmarks.results import FOLDER, TRANSCRIBED, Goal, Result, published
 
 DOCUMENTS = ("docs/benchmarks.md", "README.md")
 BLOCK = re.compile(r"(?P<head><!-- figures: (?P<spec>[^>]*?) -->\n).*?(?P<end><!-- end -->)", re.DOTALL)
@@ -66,7 +66,7 @@ def block(spec: str, folder: Path, age: Age) -> str:
     name, *shown = shlex.split(spec)
     if ":" in name:
         return mixed_table([name, *shown], folder, age)
-    result = published(name, folder) or Result(name, {})
+    result = published(name, folder)
     result = replace(result, goals={**known_goals(name), **result.goals})
     if shown and shown[0].startswith("by="):
         table = pivot_table(result, shown[0].removeprefix("by="), shown[1:])
@@ -150,10 +150,11 @@ def mixed_table(named: Sequence[str], folder: Path, age: Age) -> str:
         name, _, told = one.partition(":")
         figure, _, words = told.partition("=")
         known_figures(name)
-        result = published(name, folder) or Result(name, {})
+        result = published(name, folder)
         title = f"{words} (`{figure}`)" if words else f"`{figure}`"
         measured = result.date + since(age(result) if result.figures else None)
-        command = result.command or f"python -m benchmarks.{name}"
+        module = "benchmarks.gpu" if name == "gpu" else BY_NAME[name].module_name
+        command = result.command or f"python -m {module}"
         rows.append((*row(title, figure, result), measured, f"`{command}`"))
     return markdown(("figure", "value", "goal", "", "measured", "command"), rows)
 

@@ -29,7 +29,7 @@ from baton.deploy.machine import machine_facts
 from baton.deploy.placement_groups import actor_options, release_empty_groups, release_groups, reserve_groups
 from baton.deploy.processes import import_root
 from baton.protocol.address import reachable
-from baton.protocol.errors import ConfigError, NoWorkers
+from baton.protocol.errors import ConfigError
 from baton.router.access.zap_authenticator import new_link_keys
 from baton.router.actor import RouterActor
 from baton.worker.actor import WorkerActor
@@ -278,14 +278,6 @@ def _stop(names: list[str], timeout_s: float) -> None:
         ray.wait(stops, num_returns=len(stops), timeout=timeout_s)
     for actor in ended:
         ray.kill(actor)
-
-
-def router_pid(prefix: str = "", timeout_s: float = 30.0) -> int:
-    """The process of the router; raises `NoWorkers` (try again) while Ray restarts it."""
-    try:
-        return ray.get(_router(prefix).pid.remote(), timeout=timeout_s)  # type: ignore[no-any-return]
-    except ray.exceptions.RayError as error:
-        raise NoWorkers(f"The router is not running: {str(error).splitlines()[0]}") from None
 
 
 def _router(prefix: str) -> Any:

@@ -44,6 +44,7 @@ _QUIET = {
     "RAY_enable_metrics_collection": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_START_HOOK": "baton.deploy.ray_start.without_extras",
+    "RAY_worker_niceness": "0",  # at Ray's own 15, router and workers wait for every other process of the machine
 }
 # Ray replaces a loopback address by the machine's own and then listens on every interface, unless this is off.
 _CLUSTER = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-PAUSES_S = (0.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0)  # before the first attempt, the second, …
+# Before the first attempt, the second, …: since the attempt before failed, or since the cluster was back.
+PAUSES_S = (0.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0)
 STABLE_S = 300.0  # after so long a new death is counted as the first one
 Phase = Literal["watching", "waiting", "starting", "gave up", "ended"]
 Action = Literal["none", "start", "exit"]
@@ -60,7 +61,7 @@ def _watch(state: Recovery, seen: Seen, now_s: float) -> tuple[Recovery, Action]
     attempts = state.attempts if now_s < state.since_s + STABLE_S else 0
     if attempts >= len(PAUSES_S):
         return replace(state, phase="gave up", since_s=now_s, dead=seen.dead, died_s=now_s), "exit"
-    dead = Recovery("waiting", now_s, attempts, seen.dead, now_s)
+    dead = Recovery("waiting", state.since_s, attempts, seen.dead, now_s)
     return step(dead, Seen(noted=True), now_s)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 
 import ray
 
@@ -78,10 +77,6 @@ class RouterActor:
         log.warning(f"{worker} sends nothing and does not come back: killing its process")
         with contextlib.suppress(ValueError):
             ray.kill(ray.get_actor(self._prefix + worker, NAMESPACE), no_restart=False)
-
-    async def pid(self) -> int:
-        """The process id."""
-        return os.getpid()
 
     async def stop(self) -> None:
         """End running streams after `router.stop_grace_s` and close the servers."""

@@ -22,7 +22,6 @@ from baton.cli.simulate import plan, simulate
 from baton.cli.status import explain, policy, pools, status
 from baton.cli.token import token
 from baton.client.errors import BatonError, InvalidRequest
-from baton.config.schema import parse_config
 
 app = typer.Typer(no_args_is_help=True, add_completion=True, rich_markup_mode="rich", pretty_exceptions_enable=False)
 
@@ -133,6 +132,7 @@ def up(
         baton up --log-level debug
     """
     from baton.cli.progress import StartProgress
+    from baton.config.schema import parse_config
     from baton.deploy.cluster import resolve_here
     from baton.deploy.cluster import up as start
     from baton.deploy.ending import clear

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from baton.cli.table import Column, fitting, show
-from baton.client.answer import Answer
 from baton.protocol.v1 import admin_pb2
+
+if TYPE_CHECKING:
+    from baton.client.answer import Answer
 
 CANDIDATE_COLUMNS = (
     Column("candidate"),

@@ -44,19 +44,6 @@ def load_weights(
     return parameters
 
 
-def random_weights(config: ModelConfig, dtype: torch.dtype, device: str, seed: int) -> dict[str, torch.Tensor]:
-    """Random parameters as in transformers, for benchmarks that need only shapes."""
-    generator = torch.Generator(device=device).manual_seed(seed)
-    parameters = {}
-    for name, shape in parameter_shapes(config).items():
-        if name.endswith("norm"):
-            parameters[name] = torch.ones(shape, dtype=dtype, device=device)
-        else:
-            values = torch.empty(shape, dtype=dtype, device=device)
-            parameters[name] = values.normal_(0.0, 0.02, generator=generator)
-    return parameters
-
-
 def _tensors(files: list[Path], wanted: Container[str]) -> Iterator[tuple[str, torch.Tensor]]:
     for path in files:
         try:

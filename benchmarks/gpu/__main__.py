@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -24,7 +23,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import provenance
+from baton.harness import provenance
+from baton.harness.forked import forked
+from benchmarks.gpu.child import measure
 from benchmarks.gpu.figures import EXPECTED, goals
 from benchmarks.gpu.parts import PARTS, PartPlan, broken_off, skipped
 from benchmarks.gpu.results import PartResult, read_json, rows, write_json
@@ -87,24 +88,24 @@ def run_part(plan: PartPlan, args: argparse.Namespace, limit_s: float) -> PartRe
     """Run one part in a process group of its own, and end the whole group whatever happens."""
     path, log = args.out.with_name(f"{args.out.stem}-{plan.name}.json"), args.out.with_suffix(".log")
     path.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "benchmarks.gpu.child", plan.name, "--device", args.device, "--shape", args.shape]
-    command += ["--seed", str(args.seed), "--result", str(path), "--log", str(log)]
-    command += ["--kernels", args.kernels, "--points", args.points]
-    command += ["--scratch", str(args.scratch)] if args.scratch else []
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}  # so that the log has the last words of who is killed
-    how = ""
-    with log.open("ab") as errors:
-        begin = errors.tell()
-        process = subprocess.Popen(command, stderr=errors, env=environment, process_group=0)
-        try:
-            code = process.wait(limit_s)
-            how = f"its process ended with code {code}" if code else ""
-        except subprocess.TimeoutExpired:
-            how = f"it took longer than {limit_s:.0f} s"
-        finally:
+    begin = log.stat().st_size if log.exists() else 0
+    options = {name: getattr(args, name) for name in ("device", "shape", "seed", "scratch", "kernels")}
+    process = forked(measure, plan, {**options, "points": _split(args.points), "result": path, "log": log})
+    process.daemon = False  # it has children
+    how = f"it took longer than {limit_s:.0f} s"
+    try:
+        process.start()
+        process.join(limit_s)
+        if process.exitcode is not None:
+            how = f"its process ended with code {process.exitcode}" if process.exitcode else ""
+    except (OSError, EOFError) as error:  # of the fork server
+        how = f"its process could not be started: {error}"
+    finally:
+        if process.pid:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            process.kill()  # for one that had no group yet
+            process.join()
     values = read_json(path)
     path.unlink(missing_ok=True)
     result = PartResult.from_json(values) if values else PartResult()

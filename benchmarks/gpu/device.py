@@ -15,7 +15,7 @@ import torch
 from baton.engine.executor import DTYPES, TorchExecutor
 from baton.engine.kernel_compiler import let_flashinfer_compile
 from baton.engine.model_config import ModelConfig, model_config
-from baton.engine.weights import random_weights
+from baton.harness.random_weights import random_weights
 from baton.protocol.worker import PageLayout
 
 WARM_UPS = 3

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from baton.harness.results import Goal
 from benchmarks.gpu.sizes import Sizes, label, point_name
-from benchmarks.results import Goal
 
 PREFLIGHT = "preflight_write_gb_per_s"
 COMPILE = "compile_and_first_use_s"

@@ -16,6 +16,7 @@ from baton.config.schema import EngineSection
 from baton.engine.batch import StepBudget
 from baton.engine.kv_pages import PagePool
 from baton.engine.model_config import ModelConfig, model_config
+from baton.harness.hand_driven import HandDriven
 from baton.kv_transfer.nixl import NixlTransport
 from baton.prefill_worker.role import PrefillRole
 from baton.protocol.handoff import HandoffOutcome, HandoffReport, Reservation
@@ -30,7 +31,6 @@ from benchmarks.gpu.part import Part
 from benchmarks.gpu.peer import Peer, handshake, page_receiver, page_sums
 from benchmarks.gpu.sequences import pages_for
 from benchmarks.gpu.sizes import MIB, Sizes
-from benchmarks.hand_driven import HandDriven
 from benchmarks.handoff import Sender
 
 ROUNDS = 5

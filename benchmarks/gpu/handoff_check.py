@@ -14,6 +14,7 @@ from baton.decode_worker.role import DecodeRole
 from baton.engine.batch import StepBudget
 from baton.engine.kv_pages import PagePool
 from baton.engine.tokenizer import Tokenizer
+from baton.harness.hand_driven import HandDriven
 from baton.kv_transfer.nixl import NixlTransport
 from baton.prefill_worker.role import PrefillRole
 from baton.protocol.messages import (
@@ -32,7 +33,6 @@ from baton.worker.core.state import WorkerState
 from benchmarks.gpu.checked_model import CHUNK_TOKENS, MAX_BATCH, NUM_PAGES, PAGE_SIZE, CheckedModel
 from benchmarks.gpu.device import Device, prepare
 from benchmarks.gpu.peer import POLL_S, Peer, handshake
-from benchmarks.hand_driven import HandDriven
 
 MAX_TOKENS = 24
 LOOK_UPS = 4

@@ -10,7 +10,7 @@ import torch
 from baton.engine.executor import DTYPES
 from baton.engine.model_config import ModelConfig, model_config
 from baton.engine.models.decoder import Decoder
-from baton.engine.weights import random_weights
+from baton.harness.random_weights import random_weights
 from benchmarks.gpu.attention_check import Row, layout_of
 from benchmarks.gpu.device import Device, attention_over
 from benchmarks.gpu.transformers_model import build_transformers

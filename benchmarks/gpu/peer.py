@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from baton.harness.forked import forked
 from baton.kv_transfer.nixl import NixlTransport
 from baton.kv_transfer.transport import Notice
 from baton.protocol.worker import Endpoint, PageLayout
@@ -43,9 +44,8 @@ class Peer:
     _pipe: Connection = field(init=False)
 
     def __enter__(self) -> Peer:
-        context = mp.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_guarded, args=(self.target, theirs, self.arguments), daemon=True)
+        self._pipe, theirs = mp.Pipe()
+        self._process = forked(_guarded, self.target, theirs, self.arguments)
         self._process.start()
         theirs.close()
         return self

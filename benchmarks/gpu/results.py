@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.results import Goal
+from baton.harness.results import Goal
 
 SENTENCE_CHARS = 160
 

@@ -17,6 +17,7 @@ import torch
 from baton.config.process_config import RouterConfig, WorkerConfig
 from baton.engine.model_config import ModelConfig
 from baton.engine.weights import load_weights
+from baton.harness.process_cluster import ProcessCluster, plans
 from baton.protocol.request import Request, SamplingParams
 from benchmarks.gpu.checkpoint import written_checkpoint
 from benchmarks.gpu.device import Device, build_model, prepare
@@ -24,7 +25,6 @@ from benchmarks.gpu.figures import LOADED, served_figures, served_ratio
 from benchmarks.gpu.part import Part
 from benchmarks.gpu.sequences import pages_for
 from benchmarks.gpu.transformers_model import build_transformers
-from benchmarks.process_cluster import ProcessCluster, plans
 
 LAYOUTS: dict[str, Mapping[str, int]] = {"pd": {"prefill": 1, "decode": 1}, "mixed": {"mixed": 1}}
 FRACTION = 0.7  # of a GPU's memory, for all workers together: this process holds the weights, too

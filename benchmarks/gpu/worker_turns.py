@@ -19,7 +19,7 @@ from baton.config.schema import EngineSection
 from baton.engine.batch import StepBudget
 from baton.engine.host_pages import HostPages
 from baton.engine.kv_pages import PagePool
-from baton.kv_transfer.in_process import InProcessNetwork, InProcessTransport
+from baton.harness.in_process import InProcessNetwork, InProcessTransport
 from baton.kv_transfer.transport import Notice
 from baton.protocol.codec import decode_to_router, encode_notice, encode_to_worker
 from baton.protocol.handoff import HandoffNotice

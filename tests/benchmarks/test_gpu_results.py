@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from baton.harness.report import Goal
 from benchmarks.gpu.__main__ import earlier_parts, main, parse, run_part
 from benchmarks.gpu.figures import EXPECTED, goals
 from benchmarks.gpu.parts import PARTS, PartPlan, broken_off, skipped
 from benchmarks.gpu.results import Failure, PartResult, one_sentence, read_json, rows, write_json
 from benchmarks.gpu.sizes import SIZES
-from benchmarks.report import Goal
 
 ROOT = Path(__file__).resolve().parents[2]
 EIGHT_B = SIZES["llama-8b"]
@@ -94,13 +94,11 @@ def test_an_unknown_part_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def _part_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> PartResult:
-    """What `run_part` makes of a part's process that does this instead."""
-    fake = tmp_path / "python"
-    fake.write_text(f"#!{sys.executable}\n{code}\n")
-    fake.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(fake))
+    """What `run_part` makes of a part whose module does this."""
+    (tmp_path / "part_of_a_test.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
     args = parse(["--device", "cpu", "--shape", "tiny", "--out", str(tmp_path / "gpu.json")])
-    return run_part(PartPlan("prefill", "unused", 0, 2), args, 2.0)
+    return run_part(PartPlan("prefill", "part_of_a_test", 0, 2), args, 2.0)
 
 
 @pytest.mark.parametrize(
@@ -124,15 +122,14 @@ def test_a_process_that_dies_or_hangs_is_a_failure_of_its_part_alone(
 def test_a_run_that_is_told_to_end_ends_its_part_too(tmp_path: Path) -> None:
     held = tmp_path / "held"
     os.mkfifo(held)
-    fake = tmp_path / "python"
     says_it_runs = f"pipe = open({str(held)!r}, 'w')\npipe.write('x')\npipe.flush()"
-    fake.write_text(f"#!{sys.executable}\nimport signal\n{says_it_runs}\nsignal.pause()\n")
-    fake.chmod(0o755)
+    (tmp_path / "part_of_a_test.py").write_text(f"import signal\n{says_it_runs}\nsignal.pause()\n")
     out = str(tmp_path / "gpu.json")
     code = (
-        f"import sys; sys.executable = {str(fake)!r}\n"
-        "from benchmarks.gpu.__main__ import main\n"
-        f"main(['--device', 'cpu', '--shape', 'tiny', '--only', 'decode', '--out', {out!r}])\n"
+        f"import sys; sys.path.append({str(tmp_path)!r})\n"
+        "from benchmarks.gpu import __main__ as script\n"
+        "script.PARTS = (script.PartPlan('decode', 'part_of_a_test', 0, 60),)\n"
+        f"script.main(['--device', 'cpu', '--shape', 'tiny', '--only', 'decode', '--out', {out!r}])\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
     with held.open() as reader:  # opened when the part runs

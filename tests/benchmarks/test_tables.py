@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import provenance
+from baton.harness import provenance
+from baton.harness.results import FOLDER, Goal, Result, published, read_result, write_json
 from benchmarks.catalog import BENCHMARKS
-from benchmarks.results import FOLDER, Goal, Result, published, read_result, write_json
 from benchmarks.tables import DOCUMENTS, differs, rewrite
 
 RESULT = Result(
@@ -85,7 +85,7 @@ def test_a_block_may_have_figures_of_several_benchmarks_and_of_none_that_was_run
         "| --- | --- | --- | --- | --- | --- |",
         "| pages to host memory, in GiB/s (`swap_out_gib_s_128`) | 3 |  |  | 2026-01-02, 2 commits to its code since "
         "| `python -m benchmarks.swap` |",
-        "| `inputs` | not measured yet |  |  |  | `python -m benchmarks.fuzz` |",
+        "| `inputs` | not measured yet |  |  |  | `python -m tests.reliability.fuzz` |",
         "| `attention_error` | not measured yet |  |  |  | `python -m benchmarks.gpu` |",
     ]
 

@@ -142,7 +142,7 @@ def test_a_home_that_takes_no_file_is_told_before_anything_starts(environment: d
     assert "not a directory" in done.stderr
     assert done.returncode == 1
     assert time.monotonic() - started < 30  # importing and reading the model, no Ray
-    assert set(Path("/tmp").glob("baton-ray-*")) == rays
+    assert set(Path("/tmp").glob("baton-ray-*")) <= rays
 
 
 @pytest.mark.parametrize(

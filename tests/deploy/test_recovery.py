@@ -49,8 +49,17 @@ def test_a_cluster_that_dies_again_at_once_is_not_started_at_once() -> None:
     back, _ = step(state, Seen(noted=True, attempt="done"), 1010.0)
     again, action = step(back, DIED, 1011.0)
     assert (again.phase, action) == ("waiting", "none")
+    assert step(again, LIVES, 1010.0 + PAUSES_S[1])[1] == "start"
     stable, action = step(back, DIED, 1010.0 + STABLE_S)
     assert (stable.phase, stable.attempts, action) == ("starting", 1, "start")
+
+
+def test_a_cluster_that_served_for_as_long_as_the_pause_is_started_at_once() -> None:
+    state, _ = step(Recovery(), DIED, 1000.0)
+    back, _ = step(state, Seen(noted=True, attempt="done"), 1010.0)
+    again, action = step(back, DIED, 1010.0 + PAUSES_S[1])
+    assert (again.phase, again.attempts, action) == ("starting", 2, "start")
+    assert again.died_s == 1010.0 + PAUSES_S[1]
 
 
 def test_nothing_is_started_for_a_cluster_that_is_being_ended() -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from baton.engine.step import SampledToken
 from baton.protocol.request import SamplingParams
@@ -43,6 +44,16 @@ def until_they_part(one: list[SampledToken], other: list[SampledToken]) -> list[
     return pairs
 
 
+def in_two_threads(compute: Callable[[], list[list[SampledToken]]]) -> list[list[SampledToken]]:
+    """The result when two threads share each matrix product; elsewhere in the suite one computes."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        return compute()
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("dtype", BOUND)
 def test_other_batches_give_the_same_tokens_but_for_near_ties_of_the_dtype(
     tmp_path: Path, dtype: str, record_property: Callable[[str, object], None]
@@ -54,6 +65,7 @@ def test_other_batches_give_the_same_tokens_but_for_near_ties_of_the_dtype(
         "chunked": [sampled_tokens(executor, [prompts[i]], [params[i]], 16)[0] for i in range(REQUESTS)],
         "together": sampled_tokens(executor, prompts, params, 512),
         "together and chunked": sampled_tokens(executor, prompts, params, 48),
+        "together in two threads": in_two_threads(lambda: sampled_tokens(executor, prompts, params, 512)),
     }
     for way, answers in ways.items():
         equal = 0

@@ -27,7 +27,8 @@ from baton.engine.models.decoder import Decoder
 from baton.engine.models.rope import FusedRotation, RopeTable, Rotation
 from baton.engine.sequence import Sequence
 from baton.engine.step import Slice, StepPlan
-from baton.engine.weights import load_weights, random_weights
+from baton.engine.weights import load_weights
+from baton.harness.random_weights import random_weights
 from baton.protocol.errors import ConfigError
 from baton.protocol.request import Request, SamplingParams
 from baton.protocol.worker import PageLayout

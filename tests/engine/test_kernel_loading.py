@@ -19,9 +19,9 @@ from baton.engine.kernel_compiler import let_flashinfer_compile, missing_program
 from baton.engine.kernel_loading import check_compilable, check_prebuilt, check_versions, prefill_kernels
 from baton.engine.prebuilt_kernels import Built, Manifest, runs_on
 from baton.engine.race.launchable import check_triton
+from baton.harness.process_cluster import plans
 from baton.protocol.errors import ConfigError
 from baton.worker import executors
-from benchmarks.process_cluster import plans
 
 FOLDER = Path("/site/flashinfer/data/aot")
 BUILT = {"page": Built(("8.0", "9.0a"), 1, ""), "norm": Built(("9.0a",), 1, "")}

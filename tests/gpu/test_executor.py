@@ -12,7 +12,8 @@ from baton.engine.device_memory import pages_that_fit
 from baton.engine.executor import TorchExecutor
 from baton.engine.memory_profile import measure
 from baton.engine.model_config import ModelConfig, model_config
-from baton.engine.weights import load_weights, random_weights
+from baton.engine.weights import load_weights
+from baton.harness.random_weights import random_weights
 from baton.protocol.request import SamplingParams
 from tests.engine.running import generate
 from tests.engine.test_cuda_executor_on_cpu import PROMPTS, SAMPLING

@@ -7,15 +7,14 @@ import torch
 
 from baton.engine.sampler import sample
 from baton.engine.sequence import Sequence
+from baton.harness.sampling_check import tokens_equal_to_cpu
 from baton.protocol.errors import InternalError
 from baton.protocol.request import Request, SamplingParams
-from benchmarks.gpu.device import Device
-from benchmarks.gpu.sampling import tokens_equal_to_cpu
 
 
 @pytest.mark.parametrize("vocab", [300, 32_000, 151_936])
 def test_tokens_are_those_of_the_cpu(device: torch.device, vocab: int) -> None:
-    assert tokens_equal_to_cpu(Device(device.type), 64, vocab) == 1.0
+    assert tokens_equal_to_cpu(device.type, 64, vocab) == 1.0
 
 
 def test_logits_that_are_no_numbers_are_an_error(device: torch.device) -> None:

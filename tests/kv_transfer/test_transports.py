@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from baton.config.schema import EngineSection
-from baton.kv_transfer.in_process import InProcessNetwork, InProcessTransport
+from baton.harness.forked import forked
+from baton.harness.in_process import InProcessNetwork, InProcessTransport
 from baton.kv_transfer.nixl import NixlTransport
 from baton.kv_transfer.transport import Notice, TransferEvent, Transport, WriteDone, WriteFailed
 from baton.kv_transfer.transports import TRANSPORTS, find_transport
@@ -186,13 +187,12 @@ def _peer(pipe: Connection) -> None:
 
 
 def test_between_processes_bytes_are_equal_and_a_killed_peer_fails_its_writes_only() -> None:
-    context = mp.get_context("spawn")
     source_pages = _pages(1)
     source = NixlTransport(source_pages, LAYOUT, "killer:1")
     peers = []
     for _ in range(2):
-        ours, theirs = context.Pipe()
-        process = context.Process(target=_peer, args=(theirs,), daemon=True)
+        ours, theirs = mp.Pipe()
+        process = forked(_peer, theirs)
         process.start()
         endpoint = ours.recv()
         source.connect(endpoint)
@@ -249,9 +249,8 @@ def _relinked_peer(pipe: Connection) -> None:
 
 @pytest.mark.parametrize("target_first", [True, False])
 def test_peers_of_two_processes_drop_each_other_and_are_linked_anew_under_the_same_names(target_first: bool) -> None:
-    context = mp.get_context("spawn")
-    pipe, theirs = context.Pipe()
-    process = context.Process(target=_relinked_peer, args=(theirs,), daemon=True)
+    pipe, theirs = mp.Pipe()
+    process = forked(_relinked_peer, theirs)
     process.start()
     source_pages = _pages(1)
     source = NixlTransport(source_pages, LAYOUT, f"relinker-{target_first}:1")

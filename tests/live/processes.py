@@ -11,7 +11,7 @@ from typing import Any
 
 import baton
 from baton.builtin_model import CHECKPOINT
-from benchmarks.process_cluster import ProcessCluster, plans
+from baton.harness.process_cluster import ProcessCluster, plans
 
 Scenario = Callable[[ProcessCluster, baton.AsyncClient], Awaitable[Any]]
 Play = Callable[[Scenario], Any]

@@ -9,9 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from baton.config.schema import AccessSection
+from baton.harness.process_cluster import ProcessCluster, plans
 from baton.logs import set_up
 from baton.router.access.zap_authenticator import new_link_keys
-from benchmarks.process_cluster import ProcessCluster, plans
 
 MAX_PROMPT_TOKENS, MAX_STREAMS = 120, 2
 

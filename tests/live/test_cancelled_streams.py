@@ -8,7 +8,7 @@ import pytest
 
 import baton
 from baton.client.errors import Cancelled, DeadlineExceeded
-from benchmarks.process_cluster import ProcessCluster
+from baton.harness.process_cluster import ProcessCluster
 from tests.live.processes import Play
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,11 +13,11 @@ import pytest
 import baton
 from baton.builtin_model import CHECKPOINT
 from baton.client.stream import AsyncTokenStream
+from baton.harness.process_cluster import ProcessCluster, plans
 from baton.router.core.breaker import Breaker
 from baton.router.core.operation import Migrate
-from benchmarks.abort_storm import watch_pages
-from benchmarks.cables import DEVICE, Cables, why_not
-from benchmarks.process_cluster import ProcessCluster, plans
+from tests.reliability.cables import DEVICE, Cables, enter, why_not
+from tests.reliability.leaks import check_pages
 
 OPTIONS: dict[str, Any] = {"max_tokens": 200, "ignore_eos": True, "temperature": 0.8}
 ENVIRONMENT = {"UCX_TLS": "tcp", "UCX_NET_DEVICES": DEVICE}  # shared memory needs no cable
@@ -55,8 +56,8 @@ class Wired:
         await self.cluster.until(lambda: len(core.state.workers) == len(self.cluster.names))
         await self.cluster.until(lambda: not core.live)
         await self.cluster.until(lambda: not any(view.load.pages_in_use for view in core.state.workers.values()))
-        verdict = await watch_pages(self.cluster, 1.0)
-        assert verdict.clean, verdict
+        check = await check_pages(self.cluster.admin_address, 1.0)
+        assert check.clean, check
         assert len(core.membership.transfers) == 0
         core.membership.breaker = Breaker()  # these tests are no reason to distrust a worker
 
@@ -70,7 +71,7 @@ def wired() -> Iterator[Wired]:
         )
         worker_config = replace(worker_config, engine=worker_config.engine.changed(write_stall_s=WRITE_STALL_S))
         cluster = ProcessCluster(router_config, worker_config, POOLS)
-        cluster.namespaces = {name: cables.namespace(name) for name, _ in cluster.names}
+        cluster.first = {name: partial(enter, cables.namespace(name)) for name, _ in cluster.names}
         cluster.environment = ENVIRONMENT
         for name, _ in cluster.names:
             cables.plug(name)

@@ -50,6 +50,7 @@ def _kill(cluster: RunningCluster, words: str) -> None:
     for process in LocalRay(cluster.ray_address, cluster.ray_folder).processes():
         if words in " ".join(process.cmdline()[:4]):
             process.kill()
+            process.wait(10)
             return
     raise AssertionError(f"no {words}")
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import baton
-from benchmarks.process_cluster import ProcessCluster, plans
-from benchmarks.steady_streams import SteadyStreams
+from baton.harness.process_cluster import ProcessCluster, plans
 from tests.checkpoints import build_checkpoint
 from tests.live.processes import Play
+from tests.reliability.steady import steady_streams
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -26,7 +26,7 @@ def _leaks(admin_address: str, *arguments: str) -> subprocess.CompletedProcess[s
 
 
 async def _under_streams(cluster: ProcessCluster, client: baton.AsyncClient) -> None:
-    async with SteadyStreams(cluster, client) as streams:
+    async with steady_streams(cluster, client) as streams:
         admin_address = f"127.0.0.1:{cluster.router.admin_port}"
         shown = await asyncio.to_thread(_leaks, admin_address, "--seconds", "1", "--json")
         assert shown.returncode == 0, shown

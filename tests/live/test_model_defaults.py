@@ -11,7 +11,7 @@ import baton
 from baton import SamplingParams
 from baton.config.schema import parse_config
 from baton.deploy.cluster import resolve_here
-from benchmarks.process_cluster import ProcessCluster, plans
+from baton.harness.process_cluster import ProcessCluster, plans
 from tests.checkpoints import build_checkpoint
 
 PROMPT = [5, 6, 7, 8]

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 import baton
-from baton.deploy.launcher import router_pid, stop_cluster
+from baton.deploy.launcher import stop_cluster
 from baton.deploy.local_ray import LocalRay
 from tests.live.conftest import Live, start_live
+from tests.reliability.ray_cluster import router_pid
 
 OPTIONS: dict[str, Any] = {"max_tokens": 180, "ignore_eos": True, "temperature": 0.8, "seed": 5}
 PROMPT = [7, 8, 9] * 12

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 import baton
+from baton.harness.process_cluster import ProcessCluster
 from baton.protocol.worker import WorkerInfo
-from benchmarks.process_cluster import ProcessCluster
 from tests.live.processes import Play, kill, start_again
 
 PROMPT = [7, 8, 9] * 14

@@ -8,8 +8,8 @@ import grpc.aio
 import pytest
 
 import baton
+from baton.harness.process_cluster import ProcessCluster
 from baton.protocol.v1 import inference_pb2, inference_pb2_grpc
-from benchmarks.process_cluster import ProcessCluster
 from tests.live.processes import Play
 
 TOKENS = 900

@@ -12,8 +12,8 @@ import psutil
 import pytest
 
 from baton.deploy.local_ray import LocalRay
-from benchmarks.cables import Cables, why_not
 from tests.live.conftest import Live
+from tests.reliability.cables import Cables, why_not
 
 _WHY_NOT = why_not()
 STRANGER = "stranger"

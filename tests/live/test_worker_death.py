@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import baton
-from benchmarks.process_cluster import ProcessCluster, plans
+from baton.harness.process_cluster import ProcessCluster, plans
 
 OPTIONS: dict[str, Any] = {"max_tokens": 200, "ignore_eos": True, "temperature": 0.8}
 

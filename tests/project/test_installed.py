@@ -77,6 +77,7 @@ def test_a_wheel_holds_one_import_name(wheel: Path) -> None:
     assert {name for name in names if not name.endswith(".dist-info")} == {"baton"}
     inside = {name.split("/")[1] for name in ZipFile(wheel).namelist() if name.startswith("baton/")}
     assert {"router", "prefill_worker", "decode_worker", "kv_transfer", "deploy", "engine", "py.typed"} <= inside
+    assert "harness" not in inside
 
 
 def test_a_client_works_beside_an_application_with_modules_of_our_names(site: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from tests.project.source import ROOT, ours, python_files
 from tests.project.test_rooms import ALLOWED
 
 # The command line and what is run by hand. `deploy` has commands and shells: only a module that is run may print.
-COMMANDS = ("cli", "builtin_model")
+COMMANDS = ("cli", "builtin_model", "harness")
 PRINTS = {"print", "print_exc"}
 
 

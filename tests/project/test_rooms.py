@@ -39,6 +39,10 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         *("router.policy", "router.access", "router.actor", "worker.actor"),
     ),
     "cli": ("protocol", "config", "client", "simulator", "deploy", "builtin_model"),
+    "harness": (  # what tests and benchmarks share; no room of the product imports it
+        *("protocol", "config", "client", "engine", "kv_transfer", "simulator"),
+        *("router", "router.core", "router.policy", "worker", "worker.core"),
+    ),
 }
 # In these rooms, and in all that they import, nothing reads a clock, a socket or a file, and nothing loads torch.
 PURE = (
@@ -150,6 +154,19 @@ def test_a_pure_file_does_no_io(path: str) -> None:
 def test_the_folders_at_the_top_are_the_package_they_are_linked_into() -> None:
     for name in AT_THE_TOP:
         assert (ROOT / "baton" / name).readlink() == Path("..") / name
+
+
+# Folders, each with what its files may not import. Only tests/benchmarks tests the helpers of benchmarks; a test of a
+# whole benchmark runs it as a process.
+APART = {"benchmarks": ("tests",), "tests": ("benchmarks", "tests.benchmarks"), "baton": ("benchmarks", "tests")}
+
+
+@pytest.mark.parametrize("folder", APART)
+def test_tests_and_benchmarks_import_only_what_they_share(folder: str) -> None:
+    for path in python_files(ROOT / folder):
+        if not path.is_relative_to(ROOT / "tests" / "benchmarks"):
+            for name in imports(path):
+                assert not any(f"{name}.".startswith(f"{other}.") for other in APART[folder]), f"{path} imports {name}"
 
 
 def test_no_module_of_ours_has_a_second_name() -> None:

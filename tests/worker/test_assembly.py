@@ -9,8 +9,8 @@ from dataclasses import replace
 from multiprocessing.connection import Connection
 
 from baton.builtin_model import CHECKPOINT
+from baton.harness.process_cluster import plans
 from baton.worker.build import assemble
-from benchmarks.process_cluster import plans
 
 
 def _objects_left_to_collections(told: Connection) -> None:

@@ -17,12 +17,12 @@ from baton.engine.batch import StepBudget
 from baton.engine.executor import TorchExecutor
 from baton.engine.host_pages import HostPages
 from baton.engine.kv_pages import PagePool
+from baton.harness.process_cluster import ProcessCluster, plans
 from baton.protocol.messages import Prefill, StepOutput
 from baton.protocol.request import Request, SamplingParams
 from baton.protocol.worker import RoleName
 from baton.worker.core.role import Command, Occupancy, Send, SwapIn, SwapOut
 from baton.worker.core.state import WorkerState
-from benchmarks.process_cluster import ProcessCluster, plans
 from tests.checkpoints import build_checkpoint
 from tests.engine.running import generate, load_executor
 from tests.page_pools import evict_all

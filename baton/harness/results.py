@@ -7,7 +7,9 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-FOLDER = Path(__file__).resolve().parent / "results"
+from baton.harness.provenance import ROOT
+
+FOLDER = ROOT / "benchmarks" / "results"
 MEASURED, TRANSCRIBED = "measured", "transcribed"
 
 
@@ -30,7 +32,7 @@ class Goal:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What one run measured, and all that it may depend on."""
+    """What one run measured, and what the figures may depend on."""
 
     name: str  # of the benchmark, or of the variant that was published
     figures: dict[str, float]
@@ -48,11 +50,11 @@ class Result:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Result:
-        """Raises `ValueError` when these are no figures of a benchmark."""
+        """Raises `ValueError` when these are not figures of a run."""
         known = {one.name for one in fields(cls)}
         found = {name: value for name, value in values.items() if name in known}
         if not isinstance(found.get("figures"), dict) or "name" not in found:
-            raise ValueError("it has no `name` and `figures` of a benchmark")
+            raise ValueError("it has no `name` or no `figures`")
         goals = {name: Goal(**goal) for name, goal in found.pop("goals", {}).items()}
         return cls(**found, goals=goals)
 
@@ -65,17 +67,17 @@ def read_result(path: Path) -> Result:
     try:
         return Result.from_json(json.loads(path.read_text()))
     except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is no result of a benchmark: {error}.") from None
+        raise ValueError(f"{path} is not a result of a benchmark: {error}.") from None
 
 
-def published(name: str, folder: Path = FOLDER) -> Result | None:
-    """The last full run that was kept under this name."""
+def published(name: str, folder: Path = FOLDER) -> Result:
+    """The last full run that was kept under this name; without figures if there is none."""
     path = folder / f"{name}.json"
-    return read_result(path) if path.exists() else None
+    return read_result(path) if path.exists() else Result(name, {})
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write beside the file and put it in place, so that a reader never sees half of it."""
+    """Write a new file and rename it, so that a reader never sees half of it."""
     fresh = path.with_suffix(".new")
     fresh.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n")
     fresh.replace(path)

@@ -1,4 +1,4 @@
-"""A benchmark that hangs ends with a sentence: a deadline over a whole process and its children."""
+"""A deadline for a whole process and its children: a run that hangs ends with a sentence."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from types import FrameType
 
 import psutil
 
-GRACE_S = 20.0  # for `finally` blocks, which end what is no child of this process (a Ray)
+GRACE_S = 20.0  # for `finally` blocks, which end what is not a child of this process (a Ray)
 
 
 def enforce(limit_s: float, name: str, grace_s: float = GRACE_S) -> None:
@@ -32,7 +32,7 @@ def enforce(limit_s: float, name: str, grace_s: float = GRACE_S) -> None:
         time.sleep(limit_s)
         faulthandler.dump_traceback(all_threads=True)
         sys.stderr.write(
-            f"benchmarks.{name} has not ended within {limit_s:g} s and is stopped; above is where it stood. "
+            f"{name} has not ended within {limit_s:g} s and is stopped; above is where it stood. "
             "Give it longer with --deadline-s SECONDS.\n"
         )
         sys.stderr.flush()

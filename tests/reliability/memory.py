@@ -1,9 +1,11 @@
-"""How fast the memory of processes grows: samples over time, and the slope of the line through them."""
+"""Resident memory of processes over time, and how fast it grows."""
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import psutil
@@ -15,7 +17,7 @@ Sample = tuple[float, float]  # (seconds, MiB)
 
 
 def mib_per_hour(samples: Sequence[Sample]) -> float:
-    """The slope by least squares, without the first fifth of the time; 0 for fewer than two samples there."""
+    """The slope by least squares, without the first fifth of the time; 0 for fewer than two samples after it."""
     begin, end = (samples[0][0], samples[-1][0]) if samples else (0.0, 0.0)
     kept = [sample for sample in samples if sample[0] >= begin + DISCARDED * (end - begin)]
     if len(kept) < 2:
@@ -28,17 +30,36 @@ def mib_per_hour(samples: Sequence[Sample]) -> float:
 
 @dataclass(eq=False)
 class Memory:
-    """Resident memory of processes by name."""
+    """Samples of processes by name."""
 
     pids: Mapping[str, int]
     samples: dict[str, list[Sample]] = field(default_factory=dict)
 
     def sample(self) -> None:
-        """Raises `psutil.NoSuchProcess` when one has ended: then there is nothing to measure."""
+        """Raises `psutil.NoSuchProcess` when a process has ended, which ends the measurement."""
         now = time.monotonic()
         for name, pid in self.pids.items():
             mib = psutil.Process(pid).memory_info().rss / MIB
             self.samples.setdefault(name, []).append((now, mib))
 
+    @asynccontextmanager
+    async def sampled(self, every_s: float) -> AsyncIterator[None]:
+        """Sample during the block."""
+
+        async def repeat() -> None:
+            while True:
+                self.sample()
+                await asyncio.sleep(every_s)
+
+        async with asyncio.TaskGroup() as group:
+            task = group.create_task(repeat())
+            yield
+            task.cancel()
+
     def slopes(self) -> dict[str, float]:
+        """MiB per hour by process."""
         return {name: mib_per_hour(samples) for name, samples in self.samples.items()}
+
+    def grown_mib(self) -> dict[str, float]:
+        """The largest sample less the first one, by process."""
+        return {name: max(mib for _, mib in samples) - samples[0][1] for name, samples in self.samples.items()}

@@ -3,7 +3,7 @@
     this machine ── bridge ──┬── cable ── namespace "prefill-0"
                              └── cable ── namespace "decode-0"
 
-A cut cable drops everything, as a pulled plug does: connections stay open on both sides and hear nothing. One
+A cut cable drops every packet, like a pulled plug: connections stay open on both sides and receive nothing. One
 direction of one port can be cut, too.
 """
 
@@ -26,18 +26,18 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 class CannotCut(Exception):
-    """This machine lets nobody make namespaces; the sentence says why."""
+    """This process cannot create network namespaces; the message says why."""
 
 
 @dataclass(eq=False)
 class Cables:
-    """Use it with `with`, one at a time in a process: namespaces, cables and bridge are gone afterwards.
+    """A context manager, one at a time in a process: it removes namespaces, cables and bridge at its end.
 
-    Their names tell the process, so that those of one that was killed are removed by the next.
+    Their names contain the process id, so that a later process removes those of a process that was killed.
     """
 
     bridge: str = field(default_factory=lambda: f"{PREFIX}{os.getpid():x}")
-    subnet: str = field(init=False)  # of those set aside for measurements of networks (RFC 2544)
+    subnet: str = field(init=False)  # from the range reserved for network measurements (RFC 2544)
     _plugged: dict[str, int] = field(default_factory=dict)  # name → number in the subnet
 
     def __post_init__(self) -> None:
@@ -45,14 +45,14 @@ class Cables:
 
     @property
     def address(self) -> str:
-        """This machine, as those behind cables see it."""
+        """This machine's address for processes behind cables."""
         return f"{self.subnet}.1"
 
     def address_of(self, name: str) -> str:
         return f"{self.subnet}.{self._plugged[name]}"
 
     def namespace(self, name: str) -> str:
-        """What `enter` and `ip netns exec` call it."""
+        """Its name for `enter` and `ip netns exec`."""
         return f"{self.bridge}-{name}"
 
     def __enter__(self) -> Cables:
@@ -88,32 +88,32 @@ class Cables:
         return self.address_of(name)
 
     def cut(self, name: str) -> None:
-        """Nothing comes or goes any more."""
+        """Drop everything in both directions."""
         _ip(f"link set {self.bridge}.{self._plugged[name]} nomaster")
 
     def cut_to(self, name: str, address: str, port: int | None = None) -> None:
-        """Nothing goes from there to an address (or one TCP port of it)."""
+        """Drop what is sent from there to an address (or one TCP port of it)."""
         what = f"ipproto tcp dport {port}" if port is not None else ""
         _ip(f"-n {self.namespace(name)} rule add pref 10 to {address} {what} blackhole")
 
     def cut_from(self, name: str, address: str, port: int | None = None) -> None:
-        """Nothing comes there from an address (or one TCP port of it)."""
+        """Drop what arrives there from an address (or one TCP port of it)."""
         what = f"ipproto tcp sport {port}" if port is not None else ""
         _ip(f"-n {self.namespace(name)} rule add pref 10 from {address} {what} blackhole")
 
     def heal(self, name: str) -> None:
-        """Everything is as it was; what TCP still has to deliver comes then."""
+        """Undo every cut; TCP then delivers what is outstanding."""
         _ip(f"link set {self.bridge}.{self._plugged[name]} master {self.bridge}")
         while _ip(f"-n {self.namespace(name)} rule del pref 10", check=False):
             pass
 
 
 def why_not() -> str:
-    """Why this process cannot have cables, as a sentence; empty when it can."""
+    """Why this process cannot create cables, as a sentence; empty when it can."""
     if os.geteuid() != 0:
         return "Network namespaces need root."
     if shutil.which("ip") is None:
-        return "The command `ip` (iproute2) is not there."
+        return "The command `ip` (iproute2) is missing."
     probe = f"{PREFIX}{os.getpid():x}-p"
     try:
         _ip(f"netns add {probe}")
@@ -139,7 +139,7 @@ def _remove_those_of_dead_processes() -> None:
 
 
 def enter(namespace: str) -> None:
-    """Have this thread, and those it will start, in a namespace."""
+    """Move this thread, and threads that it starts later, into a namespace."""
     with (NAMESPACES / namespace).open() as handle:
         if _LIBC.setns(handle.fileno(), 0) != 0:
             raise OSError(ctypes.get_errno(), f"cannot enter the namespace {namespace}")

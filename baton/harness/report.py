@@ -1,4 +1,4 @@
-"""What every benchmark shares: its flags, a progress bar, a readable table and the JSON file."""
+"""What benchmarks and reliability runs share: flags, a progress bar, a readable table and the JSON file."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from benchmarks import deadline, provenance
-from benchmarks.catalog import deadline_s
-from benchmarks.results import FOLDER, Goal, Result, write_json
+from baton.harness import deadline, provenance
+from baton.harness.results import FOLDER, Goal, Result, write_json
 
 __all__ = ["Goal", "Options", "Report", "arguments", "median_ratio", "progress"]
 T = TypeVar("T")
+FULL_S, QUICK_S, SMOKE_S = 900.0, 300.0, 150.0  # deadlines; a busy machine takes several times as long as a quiet one
 
 
 class Options(argparse.Namespace):
-    """A benchmark's flags, and what was true when it began."""
+    """The flags of a run, and the state of the machine at its start."""
 
     json: Path | None
-    keep_as: str | None  # of --publish: "" is the benchmark's own name
+    keep_as: str | None  # of --publish: "" is the run's own name
     size: str
     seed: int
     deadline_s: float | None
@@ -42,7 +42,7 @@ class Options(argparse.Namespace):
 
     @property
     def quick(self) -> bool:
-        """Whether less than everything is to be measured."""
+        """Whether this is not a full run."""
         return self.size != "full"
 
     def pick(self, full: T, quick: T, smoke: T) -> T:
@@ -51,7 +51,9 @@ class Options(argparse.Namespace):
 
 
 class Arguments(argparse.ArgumentParser):
-    """A parser with the flags every benchmark has; parsing them starts the clock and the deadline."""
+    """A parser with the flags of every run; parsing them starts the clock and the deadline."""
+
+    full_s = FULL_S  # the deadline of a full run; time that it was asked to measure comes on top
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Options:  # type: ignore[override]
         options: Options = super().parse_args(args, Options())
@@ -63,22 +65,23 @@ class Arguments(argparse.ArgumentParser):
         limit_s = options.deadline_s
         if limit_s is None:  # time that was asked for comes on top of what the rest may take
             asked_s = 60 * getattr(options, "minutes", 0.0) + getattr(options, "seconds", 0.0)
-            limit_s = deadline_s(self.prog, options.size) + (0.0 if options.quick else asked_s)
+            limit_s = options.pick(self.full_s + asked_s, QUICK_S, SMOKE_S)
         deadline.enforce(limit_s, self.prog)
         return options
 
 
-def arguments(doc: str | None, example: str) -> Arguments:
-    """A parser for the benchmark that `example` names, a command line such as `python -m benchmarks.router --quick`."""
-    named = re.search(r"benchmarks\.(\w+)", example)
+def arguments(doc: str | None, example: str, full_s: float = FULL_S) -> Arguments:
+    """A parser for the module that `example` names, a command line such as `python -m benchmarks.router --quick`."""
+    named = re.search(r"-m ([\w.]+)", example)
     assert named is not None, example
     parser = Arguments(
         prog=named[1],
-        usage=f"python -m benchmarks.{named[1]} [options]",
+        usage=f"python -m {named[1]} [options]",
         description=doc,
         epilog=f"example:  {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.full_s = full_s
     parser.add_argument("--json", type=Path, metavar="FILE", help="write figures and setting as JSON")
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--quick", dest="size", action="store_const", const="quick", help="rougher figures within 50 s")
@@ -97,20 +100,20 @@ def arguments(doc: str | None, example: str) -> Arguments:
     return parser
 
 
-def command_line(name: str, given: Sequence[str]) -> str:
-    """The command that gives these figures again: flags of where they go left out, files without their folders."""
+def command_line(module: str, given: Sequence[str]) -> str:
+    """The command that reproduces these figures: without flags for outputs, and files without their folders."""
     own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     own.add_argument("--json")
     own.add_argument("--publish", nargs="?")
     own.add_argument("--deadline-s")
     _, rest = own.parse_known_args(list(given))
     words = [Path(word).name if "/" in word else word for word in rest]
-    return shlex.join(["python", "-m", f"benchmarks.{name}", *words])
+    return shlex.join(["python", "-m", module, *words])
 
 
 @dataclass
 class Report:
-    """Named figures, their goals, and the setting they were measured in."""
+    """Named figures, their goals, and the setting of the measurement."""
 
     name: str
     goals: dict[str, Goal] = field(default_factory=dict)
@@ -121,11 +124,11 @@ class Report:
     def publish(self, options: Options) -> None:
         """Print the table, write the JSON that was asked for, and keep the run if `--publish` was given.
 
-        Raises `ValueError` when a figure is no finite number: then nothing was measured.
+        Raises `ValueError` when a figure is not a finite number.
         """
         wrong = [name for name, value in self.figures.items() if not math.isfinite(value)]
         if wrong:
-            raise ValueError(f"benchmarks.{self.name} gave no finite number for {', '.join(wrong)}.")
+            raise ValueError(f"{self.name} gave no finite number for {', '.join(wrong)}.")
         result = self._result(options)
         self._print(result)
         if options.json is not None:
@@ -154,7 +157,7 @@ class Report:
         )
 
     def _print(self, result: Result) -> None:
-        table = Table("figure", "value", "goal", "", title=f"benchmarks.{self.name}", title_justify="left")
+        table = Table("figure", "value", "goal", "", title=self.name, title_justify="left")
         for name, value in self.figures.items():
             goal = self.goals.get(name)
             table.add_row(name, f"{value:.4g}", str(goal or ""), "" if goal is None else goal.verdict(value))
@@ -166,7 +169,7 @@ class Report:
 
 @contextmanager
 def progress(total: int) -> Iterator[Callable[[str], None]]:
-    """A bar on a terminal; call what is yielded with the name of each step as it begins."""
+    """A bar on a terminal. It yields a function to call with each step's name when the step begins."""
     columns = (TextColumn("{task.description:<36}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, console=Console(stderr=True), disable=not Console(stderr=True).is_terminal) as bar:
         task = bar.add_task("starting", total=total)
@@ -182,5 +185,5 @@ def progress(total: int) -> Iterator[Callable[[str], None]]:
 
 
 def median_ratio(pairs: list[tuple[float, float]]) -> float:
-    """The median of a/b over measurements taken in turn: what drifts hits both sides alike."""
+    """The median of a/b over alternating measurements, so that drift affects both sides alike."""
     return median(left / right for left, right in pairs)

@@ -1,11 +1,11 @@
-"""What a restart of the router costs the streams that run: continued where they run, and prefilled again.
+"""What a restart of the router costs running streams: adopted where they run, or prefilled again.
 
-One prefill and two decode workers of the built-in model serve some streams; the router's process is killed while all of
-them decode, and started again at once. The same run does it with sequences that are continued and with such that are
-computed again (`claim_within_s = 0`), in turn.
+One prefill and two decode workers of the built-in model serve some streams. The router's process is killed while all of
+them decode, and started again at once. The run alternates between sequences that the new router adopts and sequences
+that are computed again (`claim_within_s = 0`).
 
-`gap`: the longest time between two tokens of a stream, most of which is the start of a process. `first_token`: from
-when the router hears of the resumed request. `rest`: from when the router serves to the stream's end.
+`gap`: the longest time between two tokens of a stream, most of which is the start of a process. `first_token`: from the
+resumed request's arrival at the router to its first token. `rest`: from the router's readiness to the stream's end.
 """
 
 from __future__ import annotations
@@ -13,25 +13,31 @@ from __future__ import annotations
 import asyncio
 import multiprocessing as mp
 import os
+import random
 import signal
 import socket
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import baton
 from baton.builtin_model import CHECKPOINT
 from baton.client.errors import BatonError
 from baton.config.process_config import RouterConfig
+from baton.harness.forked import forked
+from baton.harness.load import Load
+from baton.harness.process_cluster import plans
+from baton.harness.report import Report, arguments, progress
+from baton.harness.worker_process import work
 from baton.router.build import start_router
-from benchmarks.process_cluster import plans, work
-from benchmarks.report import Report, arguments, progress
 
 WORKERS = {"prefill-0": "prefill", "decode-0": "decode", "decode-1": "decode"}
 CONTEXT_TOKENS = 2048
 CLAIM_WITHIN_S = 30.0
+BEFORE_TOKENS = 20  # of each stream, before the router is killed
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +51,7 @@ class Size:
 
 
 def route(plan: RouterConfig, served: Any) -> None:
-    """A router process, until it is killed; it tells when it began to serve (the clock is the machine's)."""
+    """A router process until it is killed. It sends the time at which it is ready, by the machine's monotonic clock."""
 
     async def serve() -> None:
         router = await start_router(plan)
@@ -56,7 +62,7 @@ def route(plan: RouterConfig, served: Any) -> None:
 
 
 def start(plan: RouterConfig) -> tuple[Any, Any]:
-    """The process, and where it tells that it serves."""
+    """The process, and the pipe through which it reports that it is ready."""
     ours, theirs = mp.Pipe(duplex=False)
     process = mp.get_context("spawn").Process(target=route, args=(plan, theirs), daemon=True)
     process.start()
@@ -64,7 +70,7 @@ def start(plan: RouterConfig) -> tuple[Any, Any]:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody has now; a router that is started again takes the same ones."""
+    """Ports that are free now; a restarted router listens on the same ones."""
     held = [socket.socket() for _ in range(count)]
     for one in held:
         one.bind(("127.0.0.1", 0))
@@ -75,7 +81,10 @@ def free_ports(count: int) -> list[int]:
 
 
 async def until_joined(plan: RouterConfig, workers: Sequence[Any]) -> Any:
-    """The cluster's state once every worker is there and holds nothing; raises when one has ended instead."""
+    """The cluster's state once all workers are registered and hold nothing.
+
+    Raises `ChildProcessError` when a worker has ended instead.
+    """
     async with asyncio.timeout(120):
         while True:
             ended = [f"{one.name} with code {one.exitcode}" for one in workers if one.exitcode is not None]
@@ -92,47 +101,36 @@ async def until_joined(plan: RouterConfig, workers: Sequence[Any]) -> Any:
             await asyncio.sleep(0.05)
 
 
-async def restart(plan: RouterConfig, old: Any, workers: Sequence[Any], size: Size) -> dict[str, Any]:
-    """Kill the router while all streams decode; `plan` is its successor's."""
-    waits: list[tuple[float, float]] = []  # ends of each stream's longest gap
-    ends: list[float] = []
-    firsts: list[float] = []  # from the router's hearing of the rest to its first token
-    begun = [asyncio.Event() for _ in range(size.streams)]
-
-    async def read(index: int, client: baton.AsyncClient) -> None:
-        prompt = [3 + (index * 31 + at * 7) % 200 for at in range(size.prompt_tokens)]
-        stream = client.stream(prompt, max_tokens=size.output_tokens, ignore_eos=True)
-        last, longest, count = 0.0, (0.0, 0.0), 0
-        async for _ in stream:
-            now, count = time.monotonic(), count + 1
-            if count > 20 and now - last > longest[1] - longest[0]:
-                longest = (last, now)
-            last = now
-            if count == 20:
-                begun[index].set()
-        assert count == size.output_tokens
-        firsts.append((await stream.answer()).ttft_s)
-        waits.append(longest)
-        ends.append(last)
-
-    async with baton.AsyncClient(f"127.0.0.1:{plan.router.port}") as client, asyncio.TaskGroup() as readers:
-        for index in range(size.streams):
-            readers.create_task(read(index, client))
-        await asyncio.gather(*(event.wait() for event in begun))
-        os.kill(old.pid, signal.SIGKILL)
-        fresh, served = start(plan)
-        served_s = await asyncio.to_thread(served.recv)
+async def restart(
+    plan: RouterConfig, old: Any, workers: Sequence[Any], size: Size, rng: random.Random
+) -> dict[str, Any]:
+    """Kill the router while all streams decode; `plan` is that of its successor."""
+    options = {"max_tokens": size.output_tokens, "ignore_eos": True}
+    async with baton.AsyncClient(f"127.0.0.1:{plan.router.port}") as client:
+        load = Load(client, options, fresh_tokens=(size.prompt_tokens, size.prompt_tokens), rng=rng)
+        async with load.clients(size.streams):
+            while not all(len(one.shown_s) >= BEFORE_TOKENS for one in load.live.values()):
+                await asyncio.sleep(0.001)
+            os.kill(old.pid, signal.SIGKILL)
+            fresh, served = start(plan)
+            served_s = await asyncio.to_thread(served.recv)
+    assert not load.wrong, load.wrong
+    assert all(len(one.shown_s) == size.output_tokens for one in load.ended)
     cluster = await until_joined(plan, workers)
     return {
         "router": fresh,
-        "gap_s": [end_s - begun_s for begun_s, end_s in waits],
-        "rest_s": [end_s - served_s for end_s in ends],
-        "first_token_s": firsts,
+        "gap_s": [
+            max(late - early for early, late in pairwise(one.shown_s[BEFORE_TOKENS - 1 :])) for one in load.ended
+        ],
+        "rest_s": [one.shown_s[-1] - served_s for one in load.ended],
+        "first_token_s": [one.ttft_s for one in load.ended],
         "continued": cluster.continued_requests,
     }
 
 
-async def measure(size: Size, step: Callable[[str], None]) -> dict[str, float]:
+async def measure(size: Size, seed: int, step: Callable[[str], None]) -> dict[str, float]:
+    """Figures of all rounds."""
+    rng = random.Random(seed)
     port, admin_port, worker_port = free_ports(3)
     router_config, worker_config = plans(
         CHECKPOINT, CONTEXT_TOKENS, 1200, policy="least_loaded", max_batch=32, lost_after_s=5.0
@@ -145,14 +143,14 @@ async def measure(size: Size, step: Callable[[str], None]) -> dict[str, float]:
     try:
         for name, role in WORKERS.items():
             plan = replace(worker_config, name=name, role=role, router_address=f"tcp://127.0.0.1:{worker_port}")
-            workers.append(mp.get_context("spawn").Process(target=work, args=(plan,), name=name, daemon=True))
+            workers.append(forked(work, plan, name=name))
             workers[-1].start()
         await until_joined(router_config, workers)
         for _ in range(size.rounds):
             for kind, seconds in (("continued", CLAIM_WITHIN_S), ("computed_again", 0.0)):
                 step(kind)
                 resumed = replace(router_config, router=router_config.router.changed(claim_within_s=seconds))
-                seen = await restart(resumed, router, workers, size)
+                seen = await restart(resumed, router, workers, size, rng)
                 router = seen.pop("router")
                 found[kind].append(seen)
     finally:
@@ -163,7 +161,7 @@ async def measure(size: Size, step: Callable[[str], None]) -> dict[str, float]:
 
 
 def figures_of(found: dict[str, list[Any]]) -> dict[str, float]:
-    """Medians and extremes over all streams of either kind, and how much continuing saves."""
+    """Medians and maxima over all streams of either kind, and how much adoption saves."""
     figures: dict[str, float] = {}
     for kind, rounds in found.items():
         for name in ("gap_s", "first_token_s", "rest_s"):
@@ -180,8 +178,8 @@ def figures_of(found: dict[str, list[Any]]) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = arguments(__doc__, "python -m benchmarks.router_restart --rounds 4")
-    parser.add_argument("--rounds", type=int, help="restarts of either kind")
+    parser = arguments(__doc__, "python -m tests.reliability.router_restart --rounds 4")
+    parser.add_argument("--rounds", type=int, help="restarts of each kind")
     parser.add_argument("--streams", type=int)
     parser.add_argument("--prompt-tokens", type=int)
     parser.add_argument("--output-tokens", type=int)
@@ -195,7 +193,7 @@ def main() -> None:
     )
     report = Report("router_restart", setting=asdict(size))
     with progress(2 * size.rounds) as step:
-        report.figures = asyncio.run(measure(size, step))
+        report.figures = asyncio.run(measure(size, options.seed, step))
     report.publish(options)
 
 

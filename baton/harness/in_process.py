@@ -1,4 +1,4 @@
-"""Moves KV pages between workers of one process: for tests, and for a cluster in a single process.
+"""A transport between workers of one process, for tests and benchmarks.
 
 Copies happen in `progress` and `poll`, after `write`, so that a test sees writes in flight.
 """

@@ -1,4 +1,4 @@
-"""Where figures come from: the machine, its load, the commit, and what has happened to the code since."""
+"""Where figures come from: the machine, its load, the commit, and how often the code has changed since."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 
 import psutil
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 UNKNOWN = "unknown"
-# What publishing figures changes itself is no change of the code that was measured.
+# Publishing figures changes these files; that is not a change of the code that was measured.
 GENERATED = (":!benchmarks/results", ":!docs", ":!README.md")
 
 
@@ -27,7 +27,7 @@ def machine() -> dict[str, str | int | float]:
 
 
 def load_average() -> float:
-    """Processes that wanted to run, over the last minute."""
+    """Runnable processes, averaged over the last minute."""
     return round(os.getloadavg()[0], 2)
 
 
@@ -49,7 +49,7 @@ def commits_since(name: str, paths: Sequence[str]) -> int | None:
 
 
 def _git(*words: str) -> str | None:
-    """What git answers; None when it fails or is not there, or when this is another project's checkout."""
+    """What git prints; None when it fails or is missing, or when this is another project's checkout."""
     command = ["git", "-c", "core.fsmonitor=false", *words]
     environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0", "GIT_CEILING_DIRECTORIES": str(ROOT.parent)}
     try:

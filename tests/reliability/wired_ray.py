@@ -8,13 +8,13 @@ from collections.abc import Sequence
 
 from baton.deploy.local_ray import LocalRay, start_local_ray
 from baton.protocol.errors import ConfigError
-from benchmarks.cables import Cables
+from tests.reliability.cables import Cables
 
 START_TIMEOUT_S = 120.0
 
 
 def wired_ray(cables: Cables, nodes: Sequence[str], cpus: Sequence[int]) -> LocalRay:
-    """Start it: the head takes no work that needs a CPU, each node as many pieces as it has. `stop` ends them all."""
+    """Start head and nodes; only the nodes have CPUs, as many as `cpus` says. `LocalRay.stop` ends all of them."""
     ray = start_local_ray(options=("--num-cpus=0",), host=cables.address)
     environment = ray.environment()
     try:

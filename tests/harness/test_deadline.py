@@ -9,12 +9,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from benchmarks.provenance import ROOT
+from baton.harness.provenance import ROOT
 
 HANGS = """
 import asyncio, subprocess, sys, time
 from pathlib import Path
-from benchmarks import deadline
+from baton.harness import deadline
 
 async def wait_for_nothing():
     await asyncio.Event().wait()
@@ -41,7 +41,7 @@ def test_a_benchmark_that_hangs_ends_with_a_sentence_and_without_children(ending
     environment = {"PYTHONPATH": str(ROOT), "PATH": ""}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1, done.stderr
-    assert "benchmarks.hanging has not ended within 1 s and is stopped" in done.stderr
+    assert "hanging has not ended within 1 s and is stopped" in done.stderr
     assert "wait_for_nothing" in done.stderr or "asyncio" in done.stderr  # where it stood
     assert "taken down" in done.stdout
     child = int(pid.read_text())
@@ -49,8 +49,8 @@ def test_a_benchmark_that_hangs_ends_with_a_sentence_and_without_children(ending
 
 
 def test_a_real_benchmark_ends_at_the_deadline_it_is_given(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "benchmarks.fuzz", "--minutes", "5", "--deadline-s", "2"]
+    command = [sys.executable, "-m", "tests.reliability.fuzz", "--minutes", "5", "--deadline-s", "2"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
-    assert "benchmarks.fuzz has not ended within 2 s" in done.stderr
+    assert "tests.reliability.fuzz has not ended within 2 s" in done.stderr
     assert "--deadline-s" in done.stderr

@@ -32,7 +32,7 @@ class HandDriven:
                 self._writes[transfer] = command.write_id
 
     def turn(self) -> bool:
-        """Whether there was anything to compute."""
+        """One turn; returns whether there was anything to compute."""
         commands, plan = self.role.plan(time.monotonic())
         self.perform(commands)
         if plan is not None:
@@ -55,17 +55,17 @@ class HandDriven:
                     self.perform(self.role.on_notice(decode_notice(payload), time.monotonic()))
 
     def received(self, kind: type) -> list[Any]:
-        """What it said of this kind, once."""
+        """Remove and return the messages of this kind."""
         found = [message for message in self.said if isinstance(message, kind)]
         self.said = [message for message in self.said if not isinstance(message, kind)]
         return found
 
     def until(self, kind: type, timeout_s: float = 60.0) -> Any:
-        """Turn until it says this; raises `TimeoutError`."""
+        """Turn until it sends a message of this kind, and return it; raises `TimeoutError`."""
         deadline = time.monotonic() + timeout_s
         while True:
             found = self.received(kind)
             if found:
                 return found[0]
             if not self.turn() and time.monotonic() > deadline:
-                raise TimeoutError(f"{kind.__name__} did not come within {timeout_s:g} s.")
+                raise TimeoutError(f"No {kind.__name__} within {timeout_s:g} s.")

@@ -1,6 +1,6 @@
-"""Feed made-up and mutated bytes to every parser of what comes from outside, for as long as you like.
+"""Random and mutated bytes for every parser of external input, for a given time.
 
-Anything but the refusals that a parser promises is a failure; it is shown with the seed and the input that led to it.
+Anything but the refusals that a parser promises is a failure. It is shown with its seed and input.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks import report
-from benchmarks.report import Goal, Report, arguments
+from baton.harness import report
+from baton.harness.report import Goal, Report, arguments
 from tests.fuzz.targets import TARGETS, Target
 
-TURN_S = 1.0  # for one target, before the next has its turn
+TURN_S = 1.0  # for one target, before the next one
 SLOW_S = 5.0  # an input that takes longer counts as a hang
 
 
 @dataclass
 class Tally:
-    """What became of one target's inputs."""
+    """The results of one target's inputs."""
 
     inputs: int = 0
     read: int = 0
@@ -31,13 +31,13 @@ class Tally:
 
 
 def feed(target: Target, tally: Tally, seed: int, until_s: float) -> None:
-    """Inputs of one target until the clock says so. Each has a seed of its own, so one alone can be repeated."""
+    """Inputs of one target until `until_s` on the monotonic clock; each has its own seed, to be repeated alone."""
     while time.monotonic() < until_s:
         number = f"{seed}/{target.name}/{tally.inputs}"
         started = time.monotonic()
         try:
             tally.read += target.try_one(random.Random(number))
-        except Exception as error:  # noqa: BLE001 (whatever it is, it is what we look for)
+        except Exception as error:  # noqa: BLE001 (any exception but a refusal is a finding)
             tally.failed += 1
             kind = f"{type(error).__name__}: {str(error)[:80]}"
             tally.failures.setdefault(kind, f"seed {number!r}: {' '.join(getattr(error, '__notes__', []))}")
@@ -46,7 +46,7 @@ def feed(target: Target, tally: Tally, seed: int, until_s: float) -> None:
 
 
 def run(minutes: float, seed: int) -> dict[str, Tally]:
-    """Every target in turn, until the time is over."""
+    """All targets, one after the other, until the time is over."""
     tallies = {target.name: Tally() for target in TARGETS}
     rounds = max(1, round(60 * minutes / (TURN_S * len(TARGETS))))
     turn_s = 60 * minutes / (rounds * len(TARGETS))
@@ -59,8 +59,8 @@ def run(minutes: float, seed: int) -> dict[str, Tally]:
 
 
 def main() -> None:
-    parser = arguments(__doc__, "python -m benchmarks.fuzz --minutes 10 --seed 1")
-    parser.add_argument("--minutes", type=float, default=2.0, help="how long to go on")
+    parser = arguments(__doc__, "python -m tests.reliability.fuzz --minutes 10 --seed 1", full_s=300.0)
+    parser.add_argument("--minutes", type=float, default=2.0, help="duration of the run")
     options = parser.parse_args()
     tallies = run(options.pick(options.minutes, 0.4, 0.05), options.seed)
     result = Report("fuzz", setting={"seed": options.seed})

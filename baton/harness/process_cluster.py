@@ -1,10 +1,8 @@
-"""A live cluster without Ray: the router in this process, each worker a process of its own."""
+"""A live cluster without Ray: the router in this process, and one process for each worker."""
 
 from __future__ import annotations
 
 import asyncio
-import multiprocessing as mp
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,35 +10,25 @@ from typing import Any
 
 from baton.config.process_config import ResolvedEngine, ResolvedModel, RouterConfig, WorkerConfig
 from baton.config.schema import RouterSection
-from baton.logs import set_up
+from baton.harness.forked import forked
+from baton.harness.worker_process import work
 from baton.router.build import RunningRouter, start_router
+from baton.router.core.operation import Operation, OperationSpec
 from baton.router.policy.cluster_state import ClusterState
-from benchmarks.cables import enter
 
 LOAD_TIMEOUT_S = 120.0
 
 
-def work(plan: WorkerConfig, namespace: str = "", environment: Mapping[str, str] | None = None) -> None:
-    """A worker process, until it is told to stop or killed; in a network namespace of its own, if one is named."""
-    if namespace:
-        enter(namespace)
-    os.environ.update(environment or {})
-    set_up(plan.name, plan.logging.level)
-    from baton.worker.build import assemble
-
-    assemble(plan, str(os.getpid()), "localhost", lambda stage: None).run()
-
-
 @dataclass(eq=False)
 class ProcessCluster:
-    """Start it with `async with`; every process has ended when the block has."""
+    """Starts with `async with`; all of its processes have ended after the block."""
 
     router_config: RouterConfig
-    worker_config: WorkerConfig  # of every worker, but for name, role and address
+    worker_config: WorkerConfig  # of every worker, except for name, role and address
     pools: Mapping[str, int]  # role → workers
-    namespaces: Mapping[str, str] = field(default_factory=dict)  # of workers, by name
+    first: Mapping[str, Callable[[], None]] = field(default_factory=dict)  # what a worker's process does first, by name
     environment: Mapping[str, str] = field(default_factory=dict)  # of every worker
-    state: ClusterState | None = None  # one that records what workers report; the router's own when not given
+    state: ClusterState | None = None  # in place of the router's own, to record what workers report
     router: RunningRouter = field(init=False)
     processes: dict[str, Any] = field(default_factory=dict)
 
@@ -59,6 +47,15 @@ class ProcessCluster:
             raise
         return self
 
+    @property
+    def address(self) -> str:
+        """Where clients connect."""
+        return f"127.0.0.1:{self.router.port}"
+
+    @property
+    def admin_address(self) -> str:
+        return f"127.0.0.1:{self.router.admin_port}"
+
     def _all_there(self) -> bool:
         """Whether every worker has registered; raises `ChildProcessError` when one ended instead."""
         for name, process in self.processes.items():
@@ -67,23 +64,37 @@ class ProcessCluster:
         return len(self.router.driver.core.state.workers) == len(self.names)
 
     def spawn(self, name: str, role: str) -> None:
-        """Start a worker (again)."""
+        """Start a worker, also a second time."""
         plan = replace(self.worker_config, name=name, role=role, router_address=self.router.worker_address)
-        arguments = (plan, self.namespaces.get(name, ""), dict(self.environment))
-        self.processes[name] = mp.get_context("spawn").Process(target=work, args=arguments, daemon=True)
+        self.processes[name] = forked(work, plan, self.first.get(name), dict(self.environment), name=name)
         self.processes[name].start()
 
     async def until(self, condition: Callable[[], bool], timeout_s: float = LOAD_TIMEOUT_S) -> None:
-        """Wait for something that other processes bring about; raises `TimeoutError`."""
+        """Wait for a condition that other processes bring about; raises `TimeoutError`."""
         async with asyncio.timeout(timeout_s):
             while not condition():
                 await asyncio.sleep(0.01)
+
+    async def until_idle(self) -> None:
+        """Wait until no request is live and no worker holds a page; raises `TimeoutError`."""
+        core = self.router.driver.core
+        await self.until(lambda: not core.live)
+        await self.until(lambda: not any(view.load.pages_in_use for view in core.state.workers.values()))
 
     async def __aexit__(self, *error: object) -> None:
         for process in self.processes.values():
             process.kill()
             process.join()
         await self.router.stop(0.0)
+
+
+async def operate(cluster: ProcessCluster, spec: OperationSpec) -> Operation:
+    """An operator's command, from its start to its end."""
+    driver = cluster.router.driver
+    operation = driver.start_operation("", spec, False)
+    async for moved in driver.watch(operation.operation_id):
+        operation = moved
+    return operation
 
 
 def plans(
@@ -96,7 +107,7 @@ def plans(
     max_batch: int = 16,
     lost_after_s: float = 60.0,
 ) -> tuple[RouterConfig, WorkerConfig]:
-    """The plans of a float32 cluster on this machine: one thread a worker, every page that travels is checksummed."""
+    """The plans of a float32 cluster on this machine: one thread per worker, checksums over every page that is sent."""
     model = ResolvedModel(path=str(folder), dtype="float32", context_tokens=context_tokens)
     listening = RouterSection(port=0, admin_port=0, policy=policy, lost_after_s=lost_after_s)
     engine = ResolvedEngine(
