@@ -1,6 +1,6 @@
-"""The arithmetic of definition.py in Triton, operation by operation, and what its kernels share.
+"""The arithmetic of definition.py in Triton, operation by operation, for all kernels.
 
-Compile without fused multiply-adds (`LAUNCH` of gpu.py): each product and sum is rounded by itself.
+Compile without fused multiply-adds (`LAUNCH` of gpu.py): each product and sum must be rounded separately.
 """
 # mypy: disable-error-code="no-untyped-def"
 
@@ -12,8 +12,8 @@ from triton.language.random import philox_impl
 
 from baton.engine.race import definition, noise
 
-MAX_SPLITS = tl.constexpr(64)  # of a row
-BLOCK = tl.constexpr(2048)  # tokens that a program looks at together
+MAX_SPLITS = tl.constexpr(64)  # Most splits of a row.
+BLOCK = tl.constexpr(2048)  # Tokens that a program handles at once.
 COUNTERS = tl.constexpr(2048 // noise.TOKENS)
 BINS = tl.constexpr(definition.BINS)
 TOKEN_BITS = tl.constexpr(definition.TOKEN_BITS)
@@ -22,7 +22,7 @@ RANK_BITS = tl.constexpr(32 + definition.TOKEN_BITS)
 TOP_BIT = tl.constexpr(1 << (31 + definition.TOKEN_BITS))
 WHOLE = tl.constexpr(definition.WHOLE)
 TRUNCATED = tl.constexpr(definition.TRUNCATED)
-NEVER = tl.constexpr(1 << 62)  # later than any arrival; its token is 0, which every row has
+NEVER = tl.constexpr(1 << 62)  # Later than any arrival; its token is 0, which every row has.
 COLUMNS = tl.constexpr(8)
 TOP_K = tl.constexpr(definition.TOP_K)
 TOP_P = tl.constexpr(definition.TOP_P)
@@ -114,7 +114,7 @@ def clock(bits):
 
 @triton.jit
 def time_of(bits, z):
-    """E * 2^z"""
+    """E * 2^z, float32."""
     whole = z.to(tl.int32)
     time = clock(bits)
     time = time * ((whole + 127) << 23).to(tl.float32, bitcast=True)
@@ -143,7 +143,7 @@ def noise_of_block(start, seed, position):
 
 @triton.jit
 def noise_of(token, seed, position):
-    """The random bits of any tokens."""
+    """The random bits of given tokens."""
     w0, w1, w2, w3 = _words((token // 8).to(tl.uint64), seed, position)
     word = token // 2 % 4
     bits = tl.where(word < 2, tl.where(word == 0, w0, w1), tl.where(word == 2, w2, w3))
@@ -170,7 +170,7 @@ def peak_of(peaks, row, splits):
 
 @triton.jit
 def winner_of(arrivals, row, splits):
-    """The token of the row that came in first."""
+    """The row's token with the earliest arrival."""
     lane = tl.arange(0, MAX_SPLITS)
     first = tl.min(tl.load(arrivals + row * MAX_SPLITS + lane, mask=lane < splits, other=NEVER))
     return (first & MAX_TOKEN).to(tl.int32)
