@@ -1,6 +1,6 @@
-"""Every benchmark: its full run, the figures it promises, which way they are better, and the code that they measure.
+"""The table of benchmarks: full run, promised figures, which way a figure is better, and the code that it measures.
 
-Pure. A run of any size gives each promised figure. `python -m benchmarks.all` and the tests read from here what to run.
+Pure. A run of any size yields every promised figure. `python -m benchmarks.all` and the tests run what is listed here.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
 
-QUICK_S, SMOKE_S = 300.0, 150.0  # deadlines; a busy machine takes several times as long as a quiet one
+QUICK_S, SMOKE_S = 300.0, 150.0  # Deadlines. A busy machine takes several times as long as an idle one.
 MOONCAKE, AZURE = "mooncake_conversation.jsonl", "azure_2023_conversation.csv"
 ROUTER, ENGINE = "router baton/protocol baton/config", "baton/engine decode_worker baton/protocol"
 CLUSTER = "router prefill_worker decode_worker kv_transfer baton"
@@ -24,22 +24,22 @@ LENGTHS = "mae_tokens_of_median coverage_p{50,75,90}"
 
 @dataclass(frozen=True)
 class Benchmark:
-    """One benchmark, or a second setting of one that is published under a name of its own.
+    """One benchmark, or a second setting of a benchmark that is published under its own name.
 
-    Figures are words, {a,b} stands for either of both. A word with * stands for figures that some runs have; all others
-    are promised.
+    Figures are words, in which {a,b} expands to both alternatives. A word with * matches figures that only some runs
+    have; all others are promised.
     """
 
     name: str
     title: str
-    paths: str  # of the code whose changes make its figures old
-    higher: str = ""  # figures that should be high
-    lower: str = ""
-    neutral: str = ""  # figures that are neither better nor worse
-    arguments: str = ""  # of the full run
-    module: str = ""  # under benchmarks; the name when not given
-    full_s: float = 900.0  # its deadline
-    own_test: str = ""  # what runs it in the suite, if not the smoke test of all
+    paths: str  # Code whose changes make the figures outdated.
+    higher: str = ""  # Figures that are better when higher.
+    lower: str = ""  # Figures that are better when lower.
+    neutral: str = ""  # Figures that are neither better nor worse.
+    arguments: str = ""  # Arguments of the full run.
+    module: str = ""  # Module under benchmarks; the name by default.
+    full_s: float = 900.0  # Deadline of the full run.
+    own_test: str = ""  # The test that runs it, if not the smoke test of all benchmarks.
 
     @property
     def module_name(self) -> str:
@@ -52,7 +52,7 @@ class Benchmark:
 
     @property
     def trace(self) -> str | None:
-        """The recorded trace that it replays."""
+        """The recorded trace that it replays, or None."""
         return next((word for word in self.arguments.split() if word in (MOONCAKE, AZURE)), None)
 
     @property
@@ -60,7 +60,7 @@ class Benchmark:
         return (f"benchmarks/{self.module_name}.py", *self.paths.split())
 
     def direction(self, figure: str) -> str | None:
-        """Which way a figure is better, "higher" or "lower"; None where neither is, or nothing is known of it."""
+        """Which way a figure is better, "higher" or "lower"; None for a neutral or unknown figure."""
         ways = [
             (way, expand(text)) for way, text in (("", self.neutral), ("lower", self.lower), ("higher", self.higher))
         ]
@@ -70,7 +70,7 @@ class Benchmark:
 
 
 def expand(text: str) -> tuple[str, ...]:
-    """The words of a text, with each {a,b} replaced by a and by b."""
+    """The words of a text, with {a,b} expanded to both alternatives."""
     found: list[str] = []
     for word in text.split():
         choice = re.search(r"\{([^}]*)\}", word)
@@ -107,7 +107,7 @@ BENCHMARKS = (
     ),
     Benchmark(
         "swap",
-        "swapped or recomputed",
+        "swap against recomputation of preempted sequences",
         ENGINE,
         higher="swap_{out,in}_gib_s_{128,512,960}",
         lower="resume_{ratio_swap_to_recompute,by_swap_ms,by_recompute_ms}_{128,512,960} "
@@ -116,7 +116,7 @@ BENCHMARKS = (
     ),
     Benchmark(
         "streaming",
-        "what the router adds",
+        "latency added by the router",
         f"{ROUTER} benchmarks/router.py {MOCKS}",
         lower="added_{ttft,per_token}_ms_p50 added_{ttft,per_token}_ms_{p50,p99}_{1,16,64}_streams "
         "added_{ttft,per_token}_ms_{p50,p99}_python_client_{1,16,64}_streams",
@@ -203,7 +203,7 @@ BENCHMARKS = (
     ),
     Benchmark(
         "output_length",
-        "how well output lengths are predicted",
+        "accuracy of predicted output lengths",
         "router/policy baton/simulator/trace.py",
         lower=LENGTH_ERRORS,
         neutral=LENGTHS,
@@ -211,7 +211,7 @@ BENCHMARKS = (
     ),
     Benchmark(
         "output_length_azure",
-        "how well output lengths are predicted, on a second trace",
+        "accuracy of predicted output lengths, on a second trace",
         "router/policy baton/simulator/trace.py",
         lower=LENGTH_ERRORS,
         neutral=LENGTHS,
@@ -223,11 +223,11 @@ BENCHMARKS = (
         "the simulator against a live cluster",
         f"{SIMULATED} baton/worker prefill_worker decode_worker",
         lower="ttft_error tpot_error",
-        neutral="{ttft_ms,ttft_p90_ms,tpot_ms,served_locally}_{live,simulated}",
+        neutral="{ttft_ms,ttft_p90_ms,tpot_ms,served_whole}_{live,simulated}",
     ),
     Benchmark(
         "simulator",
-        "how fast the simulator is",
+        "the speed of the simulator",
         SIMULATED,
         higher="events_per_s",
         lower="wall_s event_cost_ratio_to_first_quarter",
@@ -275,6 +275,6 @@ BY_NAME = {one.name: one for one in BENCHMARKS}
 
 
 def deadline_s(module: str, size: str) -> float:
-    """How long a run may take, unless it is told otherwise; time that it was asked to measure comes on top."""
+    """The default deadline of a run in seconds, without the time that its arguments ask it to measure."""
     limits = [one.full_s for one in BENCHMARKS if one.module_name == module]
     return {"quick": QUICK_S, "smoke": SMOKE_S}.get(size) or max(limits, default=900.0)

@@ -1,4 +1,4 @@
-"""A benchmark that hangs ends with a sentence: a deadline over a whole process and its children."""
+"""A deadline for a process and its children: a benchmark that hangs ends with an error message."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from types import FrameType
 
 import psutil
 
-GRACE_S = 20.0  # for `finally` blocks, which end what is no child of this process (a Ray)
+GRACE_S = 20.0  # Time for `finally` blocks, which end processes that are not children of this one (a Ray).
 
 
 def enforce(limit_s: float, name: str, grace_s: float = GRACE_S) -> None:
-    """End this process with code 1 once it has run for `limit_s`: where each thread stands and one sentence on stderr.
+    """End this process with code 1 after `limit_s`, with the stack of each thread and a message on stderr.
 
-    The main thread unwinds as from `sys.exit`; what has not ended after `grace_s` more is killed. Call it from the main
-    thread. It has no effect on a process that ends in time.
+    The main thread unwinds as from `sys.exit`; processes that are still running `grace_s` later are killed. Call it
+    from the main thread. It has no effect on a process that ends in time.
     """
     main_thread = threading.main_thread().ident
     assert main_thread is not None
@@ -32,8 +32,8 @@ def enforce(limit_s: float, name: str, grace_s: float = GRACE_S) -> None:
         time.sleep(limit_s)
         faulthandler.dump_traceback(all_threads=True)
         sys.stderr.write(
-            f"benchmarks.{name} has not ended within {limit_s:g} s and is stopped; above is where it stood. "
-            "Give it longer with --deadline-s SECONDS.\n"
+            f"benchmarks.{name} has not ended within {limit_s:g} s and is stopped; its stacks are above. "
+            "Give it more time with --deadline-s SECONDS.\n"
         )
         sys.stderr.flush()
         signal.pthread_kill(main_thread, signal.SIGALRM)
@@ -46,7 +46,7 @@ def enforce(limit_s: float, name: str, grace_s: float = GRACE_S) -> None:
 
 
 def end_children() -> None:
-    """Kill every process that descends from this one."""
+    """Kill every descendant of this process."""
     for child in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
             child.kill()

@@ -1,4 +1,4 @@
-"""How fast the memory of processes grows: samples over time, and the slope of the line through them."""
+"""The growth of processes' memory: samples over time, and the slope of the line through them."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 import psutil
 
 MIB = 1 << 20
-DISCARDED = 0.2  # of the time, at the beginning: caches fill and allocators settle
+DISCARDED = 0.2  # Share of the time at the beginning, in which caches fill and allocators settle.
 
 Sample = tuple[float, float]  # (seconds, MiB)
 
 
 def mib_per_hour(samples: Sequence[Sample]) -> float:
-    """The slope by least squares, without the first fifth of the time; 0 for fewer than two samples there."""
+    """The slope by least squares without the first fifth of the time; 0 with fewer than two samples left."""
     begin, end = (samples[0][0], samples[-1][0]) if samples else (0.0, 0.0)
     kept = [sample for sample in samples if sample[0] >= begin + DISCARDED * (end - begin)]
     if len(kept) < 2:
@@ -34,7 +34,7 @@ class Memory:
     samples: dict[str, list[Sample]] = field(default_factory=dict)
 
     def sample(self) -> None:
-        """Raises `psutil.NoSuchProcess` when one has ended: then there is nothing to measure."""
+        """Sample every process; raises `psutil.NoSuchProcess` when a process has ended."""
         now = time.monotonic()
         for name, pid in self.pids.items():
             mib = psutil.Process(pid).memory_info().rss / MIB

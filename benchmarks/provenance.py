@@ -1,4 +1,4 @@
-"""Where figures come from: the machine, its load, the commit, and what has happened to the code since."""
+"""The provenance of figures: the machine, its load, the commit, and later commits to the measured code."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
 UNKNOWN = "unknown"
-# What publishing figures changes itself is no change of the code that was measured.
+# Files that publishing figures changes; they do not count as changes of the measured code.
 GENERATED = (":!benchmarks/results", ":!docs", ":!README.md")
 
 
 def machine() -> dict[str, str | int | float]:
-    """What the figures of two runs must have in common to be compared."""
+    """The facts about this machine that two runs must share to be comparable."""
     return {
         "cpu": _cpu(),
         "cores": len(os.sched_getaffinity(0)),
@@ -27,19 +27,19 @@ def machine() -> dict[str, str | int | float]:
 
 
 def load_average() -> float:
-    """Processes that wanted to run, over the last minute."""
+    """Average number of runnable processes over the last minute."""
     return round(os.getloadavg()[0], 2)
 
 
 def commit() -> tuple[str, bool | None]:
-    """The commit of this checkout, and whether tracked files differ from it; unknown without git."""
+    """The commit of this checkout, and whether tracked files differ from it; ("unknown", None) without git."""
     name = _git("rev-parse", "--short=10", "HEAD")
     changes = _git("status", "--porcelain", "--untracked-files=no", "--", ".", *GENERATED)
     return (UNKNOWN, None) if name is None or changes is None else (name, bool(changes))
 
 
 def commits_since(name: str, paths: Sequence[str]) -> int | None:
-    """How many commits have touched `paths` since that one; None where git cannot tell (a tarball, a shallow clone)."""
+    """The number of commits to `paths` since the named one; None if git cannot tell (a tarball, a shallow clone)."""
     if name == UNKNOWN or not paths:
         return None
     if _git("merge-base", "--is-ancestor", name, "HEAD") is None:
@@ -49,7 +49,7 @@ def commits_since(name: str, paths: Sequence[str]) -> int | None:
 
 
 def _git(*words: str) -> str | None:
-    """What git answers; None when it fails or is not there, or when this is another project's checkout."""
+    """git's output; None when git fails or is missing, or when the checkout belongs to another project."""
     command = ["git", "-c", "core.fsmonitor=false", *words]
     environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0", "GIT_CEILING_DIRECTORIES": str(ROOT.parent)}
     try:

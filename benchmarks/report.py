@@ -1,4 +1,4 @@
-"""What every benchmark shares: its flags, a progress bar, a readable table and the JSON file."""
+"""The shared parts of benchmarks: flags, a progress bar, a readable table and the JSON file."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ T = TypeVar("T")
 
 
 class Options(argparse.Namespace):
-    """A benchmark's flags, and what was true when it began."""
+    """A benchmark's flags, and the time and load when it began."""
 
     json: Path | None
-    keep_as: str | None  # of --publish: "" is the benchmark's own name
+    keep_as: str | None  # Value of --publish; "" is the benchmark's own name.
     size: str
     seed: int
     deadline_s: float | None
@@ -42,7 +42,7 @@ class Options(argparse.Namespace):
 
     @property
     def quick(self) -> bool:
-        """Whether less than everything is to be measured."""
+        """Whether this is not a full run."""
         return self.size != "full"
 
     def pick(self, full: T, quick: T, smoke: T) -> T:
@@ -51,7 +51,7 @@ class Options(argparse.Namespace):
 
 
 class Arguments(argparse.ArgumentParser):
-    """A parser with the flags every benchmark has; parsing them starts the clock and the deadline."""
+    """A parser with the flags of every benchmark; parsing them starts the clock and the deadline."""
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Options:  # type: ignore[override]
         options: Options = super().parse_args(args, Options())
@@ -61,7 +61,7 @@ class Arguments(argparse.ArgumentParser):
         options.command = command_line(self.prog, given)
         options.started_s, options.load_before = time.monotonic(), provenance.load_average()
         limit_s = options.deadline_s
-        if limit_s is None:  # time that was asked for comes on top of what the rest may take
+        if limit_s is None:  # The time that the arguments ask to measure is added to the default.
             asked_s = 60 * getattr(options, "minutes", 0.0) + getattr(options, "seconds", 0.0)
             limit_s = deadline_s(self.prog, options.size) + (0.0 if options.quick else asked_s)
         deadline.enforce(limit_s, self.prog)
@@ -69,7 +69,7 @@ class Arguments(argparse.ArgumentParser):
 
 
 def arguments(doc: str | None, example: str) -> Arguments:
-    """A parser for the benchmark that `example` names, a command line such as `python -m benchmarks.router --quick`."""
+    """A parser for the benchmark in `example`, a command line such as `python -m benchmarks.router --quick`."""
     named = re.search(r"benchmarks\.(\w+)", example)
     assert named is not None, example
     parser = Arguments(
@@ -81,24 +81,24 @@ def arguments(doc: str | None, example: str) -> Arguments:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write figures and setting as JSON")
     size = parser.add_mutually_exclusive_group()
-    size.add_argument("--quick", dest="size", action="store_const", const="quick", help="rougher figures within 50 s")
+    size.add_argument("--quick", dest="size", action="store_const", const="quick", help="less precise, within 50 s")
     size.add_argument("--smoke", dest="size", action="store_const", const="smoke", help="everything once, in seconds")
     parser.set_defaults(size="full")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--deadline-s", type=float, metavar="SECONDS", help="end with an error if it takes longer")
+    parser.add_argument("--seed", type=int, default=0, help="seed of random numbers")
+    parser.add_argument("--deadline-s", type=float, metavar="SECONDS", help="end with an error after this time")
     parser.add_argument(
         "--publish",
         dest="keep_as",
         nargs="?",
         const="",
         metavar="NAME",
-        help="keep a full run in benchmarks/results/NAME.json, from which the tables of the documentation are made",
+        help="keep a full run in benchmarks/results/NAME.json, the source of the tables in the documentation",
     )
     return parser
 
 
 def command_line(name: str, given: Sequence[str]) -> str:
-    """The command that gives these figures again: flags of where they go left out, files without their folders."""
+    """The command that reproduces the figures: without output flags, and with file names instead of paths."""
     own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     own.add_argument("--json")
     own.add_argument("--publish", nargs="?")
@@ -110,22 +110,22 @@ def command_line(name: str, given: Sequence[str]) -> str:
 
 @dataclass
 class Report:
-    """Named figures, their goals, and the setting they were measured in."""
+    """Named figures, their goals, and the setting in which they were measured."""
 
     name: str
     goals: dict[str, Goal] = field(default_factory=dict)
     figures: dict[str, float] = field(default_factory=dict)
     setting: dict[str, Any] = field(default_factory=dict)
-    details: dict[str, Any] = field(default_factory=dict)  # for the JSON file only
+    details: dict[str, Any] = field(default_factory=dict)  # For the JSON file only.
 
     def publish(self, options: Options) -> None:
-        """Print the table, write the JSON that was asked for, and keep the run if `--publish` was given.
+        """Print the table, write the JSON file of `--json`, and keep the run if `--publish` was given.
 
-        Raises `ValueError` when a figure is no finite number: then nothing was measured.
+        Raises `ValueError` when a figure is not a finite number.
         """
         wrong = [name for name, value in self.figures.items() if not math.isfinite(value)]
         if wrong:
-            raise ValueError(f"benchmarks.{self.name} gave no finite number for {', '.join(wrong)}.")
+            raise ValueError(f"benchmarks.{self.name} measured no finite number for {', '.join(wrong)}.")
         result = self._result(options)
         self._print(result)
         if options.json is not None:
@@ -134,7 +134,7 @@ class Report:
             name = options.keep_as or self.name
             FOLDER.mkdir(exist_ok=True)
             write_json(FOLDER / f"{name}.json", replace(result, name=name).to_json())
-            print(f"Kept as benchmarks/results/{name}.json; `python -m benchmarks.tables` brings it into the tables.")
+            print(f"Kept as benchmarks/results/{name}.json; `python -m benchmarks.tables` updates the tables.")
 
     def _result(self, options: Options) -> Result:
         commit, dirty = provenance.commit()
@@ -166,7 +166,7 @@ class Report:
 
 @contextmanager
 def progress(total: int) -> Iterator[Callable[[str], None]]:
-    """A bar on a terminal; call what is yielded with the name of each step as it begins."""
+    """A progress bar on a terminal; call the yielded function with the name of each step as it begins."""
     columns = (TextColumn("{task.description:<36}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, console=Console(stderr=True), disable=not Console(stderr=True).is_terminal) as bar:
         task = bar.add_task("starting", total=total)
@@ -182,5 +182,5 @@ def progress(total: int) -> Iterator[Callable[[str], None]]:
 
 
 def median_ratio(pairs: list[tuple[float, float]]) -> float:
-    """The median of a/b over measurements taken in turn: what drifts hits both sides alike."""
+    """The median of a/b over alternating measurements, in which drift affects both sides alike."""
     return median(left / right for left, right in pairs)

@@ -1,4 +1,4 @@
-"""The JSON of one run, and `benchmarks/results`, which keeps the last full run of each benchmark."""
+"""The JSON of a run, and `benchmarks/results`, which keeps the last full run of each benchmark."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MEASURED, TRANSCRIBED = "measured", "transcribed"
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """A figure's goal: at least (or at most) `value`."""
+    """A figure's goal: at least, or with `at_most` at most, `value`."""
 
     value: float
     at_most: bool = False
@@ -30,25 +30,25 @@ class Goal:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What one run measured, and all that it may depend on."""
+    """The figures of one run, and the circumstances that they depend on."""
 
-    name: str  # of the benchmark, or of the variant that was published
+    name: str  # The benchmark, or the published variant of it.
     figures: dict[str, float]
-    size: str = "full"  # "full", "quick" or "smoke"
-    source: str = MEASURED  # or "transcribed": taken over from text, so the rest may be unknown
+    size: str = "full"  # "full", "quick" or "smoke".
+    source: str = MEASURED  # Or "transcribed": copied from text, so the rest may be unknown.
     date: str = ""
     commit: str = "unknown"
-    dirty: bool | None = None  # whether tracked files differed from the commit
+    dirty: bool | None = None  # Whether tracked files differed from the commit.
     command: str = ""
     wall_s: float | None = None
-    load_average: dict[str, float] = field(default_factory=dict)  # "before" and "after"
+    load_average: dict[str, float] = field(default_factory=dict)  # "before" and "after".
     machine: dict[str, Any] = field(default_factory=dict)
     setting: dict[str, Any] = field(default_factory=dict)
     goals: dict[str, Goal] = field(default_factory=dict)
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Result:
-        """Raises `ValueError` when these are no figures of a benchmark."""
+        """The inverse of `to_json`; raises `ValueError` when `values` are not a benchmark's result."""
         known = {one.name for one in fields(cls)}
         found = {name: value for name, value in values.items() if name in known}
         if not isinstance(found.get("figures"), dict) or "name" not in found:
@@ -61,21 +61,21 @@ class Result:
 
 
 def read_result(path: Path) -> Result:
-    """Raises `ValueError` naming the file when it holds no result, `OSError` when it cannot be read."""
+    """The result in a file; raises `ValueError` when it holds no result, `OSError` when it cannot be read."""
     try:
         return Result.from_json(json.loads(path.read_text()))
     except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is no result of a benchmark: {error}.") from None
+        raise ValueError(f"{path} is not a result of a benchmark: {error}.") from None
 
 
 def published(name: str, folder: Path = FOLDER) -> Result | None:
-    """The last full run that was kept under this name."""
+    """The last full run that was kept under this name, or None."""
     path = folder / f"{name}.json"
     return read_result(path) if path.exists() else None
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write beside the file and put it in place, so that a reader never sees half of it."""
+    """Write a JSON file atomically, so that a reader never sees half of it."""
     fresh = path.with_suffix(".new")
     fresh.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n")
     fresh.replace(path)

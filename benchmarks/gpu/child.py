@@ -1,4 +1,4 @@
-"""One part in a process of its own: what it breaks or hangs on takes no other part with it."""
+"""Runs one part in its own process, so that a crash or a hang does not affect other parts."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def main() -> None:
     chosen = next(one for one in PARTS if one.name == name)
     try:
         import_module(chosen.module).run(part)
-    except Exception as error:  # noqa: BLE001 - told in the table
+    except Exception as error:  # noqa: BLE001 - reported in the table
         missing = [figure for figure in EXPECTED[name](part.sizes) if figure not in part.result.figures]
         part.fail(part.result.doing, missing, error)
     part.result.doing = ""

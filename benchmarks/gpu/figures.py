@@ -1,4 +1,4 @@
-"""The names of all figures, part by part, and their goals. Pure: known also where a part cannot even be imported."""
+"""The names of all figures, by part, and their goals. Pure, so that they exist even if a part cannot be imported."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ EXPECTED: dict[str, Callable[[Sizes], list[str]]] = {
 
 
 def goals(sizes: Sizes) -> dict[str, Goal]:
-    """What the figures that have a goal should be."""
+    """The goals of the figures that have one."""
     decode = [point for point in sizes.decode_points if point[0] <= DECODE_GOAL_UP_TO_BATCH]
     return {
         "attention_error": Goal(1e-2, at_most=True),

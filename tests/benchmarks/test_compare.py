@@ -69,7 +69,7 @@ def test_the_command_prints_ratios_and_refuses_what_is_no_result(
     assert "0.800×" in row
     (tmp_path / "new.json").write_text("[]")
     assert main([str(tmp_path / "old.json"), str(tmp_path / "new.json")]) == 2
-    assert "new.json is no result of a benchmark" in capsys.readouterr().err
+    assert "new.json is not a result of a benchmark" in capsys.readouterr().err
 
 
 def test_two_runs_without_a_common_figure_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -73,7 +73,7 @@ def test_only_a_full_run_can_be_kept(capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_a_figure_that_is_no_finite_number_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"benchmarks\.fuzz gave no finite number for wrong"):
+    with pytest.raises(ValueError, match=r"benchmarks\.fuzz measured no finite number for wrong"):
         Report("fuzz", figures={"right": 1.0, "wrong": float("nan")}).publish(_options("--json", str(tmp_path / "x")))
     assert not (tmp_path / "x").exists()
 
@@ -85,5 +85,5 @@ def test_a_command_says_neither_where_figures_went_nor_where_files_lay() -> None
 
 def test_a_file_that_is_no_result_is_named(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text('{"figures": 3}')
-    with pytest.raises(ValueError, match=r"x\.json is no result of a benchmark"):
+    with pytest.raises(ValueError, match=r"x\.json is not a result of a benchmark"):
         read_result(tmp_path / "x.json")
