@@ -43,10 +43,12 @@ class Benchmark:
 
     @property
     def module_name(self) -> str:
+        """The module under benchmarks."""
         return self.module or self.name
 
     @cached_property
     def promised(self) -> tuple[str, ...]:
+        """The figures that every run has."""
         named = expand(f"{self.higher} {self.lower} {self.neutral}")
         return tuple(name for name in named if "*" not in name)
 
@@ -57,6 +59,7 @@ class Benchmark:
 
     @property
     def code_paths(self) -> tuple[str, ...]:
+        """The measured code and the benchmark's own module."""
         return (f"benchmarks/{self.module_name}.py", *self.paths.split())
 
     def direction(self, figure: str) -> str | None:

@@ -41,4 +41,5 @@ class Memory:
             self.samples.setdefault(name, []).append((now, mib))
 
     def slopes(self) -> dict[str, float]:
+        """MiB per hour by process."""
         return {name: mib_per_hour(samples) for name, samples in self.samples.items()}

@@ -56,9 +56,11 @@ class MockWorkers:
     acknowledged: int = 0  # Workers that the router has registered.
 
     def send(self, role: RoleName, *messages: Any) -> None:
+        """Send messages to the router as the worker of this role."""
         self.sockets[role].send(codec.encode_to_router(list(messages), "1"))
 
     def register(self) -> None:
+        """Register both workers."""
         layout = PageLayout(PAGES, 1, 16, 1, 1, "float32", model_id(CHECKPOINT))  # A router refuses other models.
         for role in ROLES:
             endpoint = Endpoint(f"{role.value}:1", b"", 0, 0, layout)
@@ -66,10 +68,12 @@ class MockWorkers:
             self.send(role, Register(info))
 
     def report(self) -> None:
+        """Send both workers' load reports."""
         for role in ROLES:
             self.send(role, LoadReport(WorkerLoad(role.value, role, 0, 1, PAGES, PAGES, 0)))
 
     def on_message(self, role: RoleName, message: RouterMessage) -> None:
+        """Handle a message from the router."""
         match message:
             case RegisterAck():
                 self.acknowledged += 1

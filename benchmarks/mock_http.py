@@ -65,6 +65,8 @@ def _chunk(name: str, index: int, last: bool) -> bytes:
 
 @dataclass(slots=True, eq=False)
 class LiveStream:
+    """A stream that is not finished."""
+
     name: str
     total: int
     connection: HttpConnection
@@ -81,6 +83,7 @@ class MockServers:
     stepping: bool = False
 
     def generate(self, connection: HttpConnection, request: dict[str, Any], decodes: bool) -> None:
+        """Start to answer a request for tokens."""
         name, total = request["rid"], request["sampling_params"]["max_new_tokens"] if decodes else 1
         if decodes and self.step_s:
             self.left[name, 0] = time.monotonic()

@@ -69,6 +69,7 @@ class Workload:
         self._held = held
 
     def register(self) -> None:
+        """Register every worker, with running sequences on decode workers."""
         layout = PageLayout(max(self.pages, 8 * PROMPT_PAGES * SEQUENCES), 1, PAGE_SIZE, 1, 1, "bfloat16", "model")
         for name in self.names:
             role = RoleName(name.split("-")[0])
@@ -92,6 +93,7 @@ class Workload:
         return len(self.state.prefix_index)
 
     def request(self, number: int, now: float) -> PlacementInput:
+        """A queued request about one of the conversations."""
         keys = self.prompts[number % CONVERSATIONS]
         objectives = Objectives(5.0, 0.05)
         return PlacementInput(f"r{number}", PROMPT_TOKENS, keys, output(self.rng), objectives, now)

@@ -61,10 +61,12 @@ def _length(rng: random.Random, median: int) -> int:
 
 
 def shifting(phase_s: float, load: float, seed: int) -> list[TraceRequest]:
+    """Four phases, which alternate between the two kinds of requests."""
     return phases([[LONG_PROMPTS], [LONG_ANSWERS]] * 2, phase_s, load, seed)
 
 
 def steady(span_s: float, load: float, seed: int) -> list[TraceRequest]:
+    """Both kinds of requests at once, at half their rates."""
     return phases([[LONG_PROMPTS, LONG_ANSWERS]], span_s, load / 2, seed)
 
 

@@ -54,6 +54,7 @@ class Arguments(argparse.ArgumentParser):
     """A parser with the flags of every benchmark; parsing them starts the clock and the deadline."""
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Options:  # type: ignore[override]
+        """The flags; exits with a message for --publish of a run that is not full."""
         options: Options = super().parse_args(args, Options())
         if options.keep_as is not None and options.quick:
             self.error("--publish keeps full runs only: leave --quick and --smoke out")

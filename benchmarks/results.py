@@ -19,9 +19,11 @@ class Goal:
     at_most: bool = False
 
     def met(self, figure: float) -> bool:
+        """Whether a figure meets the goal."""
         return figure <= self.value if self.at_most else figure >= self.value
 
     def verdict(self, figure: float) -> str:
+        """ "met" or "missed"."""
         return "met" if self.met(figure) else "missed"
 
     def __str__(self) -> str:

@@ -6,7 +6,7 @@ workers (a token per stream and step): the latency through the router minus that
 only timestamp bytes; client, router and workers are separate processes. The sides alternate, and ratios are medians
 over the turns.
 
-Under load a router may merge waiting tokens into one write. `messages_per_request` tells how far tokens were merged;
+Under load a router may merge waiting tokens into one write. `messages_per_request` shows how far tokens were merged;
 `router_cpu_us_per_token_N` is the cost of a token at N paced streams, where tokens arrive one by one.
 
 An open loop follows: requests arrive at random times at a common rate and at shares of each side's closed-loop peak

@@ -57,10 +57,12 @@ class Stages:
 
     @property
     def before_launch(self) -> float:
+        """Time from the plan to the launch."""
         return self.plan + self.flat_batch + self.staging
 
     @property
     def after(self) -> float:
+        """Time after the step."""
         return self.absorb + self.report
 
 

@@ -88,6 +88,7 @@ def known_figures(name: str) -> list[str]:
 
 
 def known_goals(name: str) -> dict[str, Goal]:
+    """The goals of figures that the catalogue has."""
     if name != "gpu":
         return {}
     from benchmarks.gpu.figures import goals
@@ -116,6 +117,7 @@ def row(title: str, figure: str, result: Result) -> tuple[str, ...]:
 
 
 def verdict(value: float | None, goal: Goal | None) -> str:
+    """ "met", "**missed**", or "" without a value or a goal."""
     if value is None or goal is None:
         return ""
     return "met" if goal.met(value) else "**missed**"
@@ -137,6 +139,7 @@ def pivot_table(result: Result, by: str, patterns: Sequence[str]) -> str:
 
 
 def cell(figure: str, result: Result) -> str:
+    """A figure's value, with its goal and verdict if it has a goal."""
     value, goal = result.figures.get(figure), result.goals.get(figure)
     if value is None:
         return "" if result.figures else MISSING
@@ -164,6 +167,7 @@ def number(value: float) -> str:
 
 
 def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
     lines = [heads, ["---"] * len(heads), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 

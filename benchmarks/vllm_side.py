@@ -81,6 +81,7 @@ class VllmPeer:
         self._process, self._results, self._log = process, results, log
 
     def run(self) -> VllmRun:
+        """Answer every prompt once; raises `RuntimeError` when vLLM fails or takes too long."""
         assert self._process.stdin is not None
         os.killpg(self._process.pid, signal.SIGCONT)
         self._process.stdin.write(b"run\n")

@@ -95,12 +95,12 @@ def complete_cuda(home: Path, includes: Iterable[Path], folder: Path) -> None:
 
 def addition_flags(environment: Mapping[str, str], folder: Path) -> dict[str, str]:
     """Flags that point FlashInfer's compilers to `folder`; empty if they are already set."""
-    told = {}
+    flags_by_name = {}
     for name, option, part in (("CUDAFLAGS", "-I", "include"), ("LDFLAGS", "-L", "lib")):
         flags, more = environment.get(f"FLASHINFER_EXTRA_{name}", ""), shlex.quote(f"{option}{folder / part}")
         if (folder / part).is_dir() and more not in flags:
-            told[f"FLASHINFER_EXTRA_{name}"] = f"{flags} {more}".strip()
-    return told
+            flags_by_name[f"FLASHINFER_EXTRA_{name}"] = f"{flags} {more}".strip()
+    return flags_by_name
 
 
 def pip_includes() -> list[Path]:

@@ -39,10 +39,12 @@ class PagePool:
 
     @property
     def num_free(self) -> int:
+        """Pages without contents."""
         return len(self._free)
 
     @property
     def num_cached(self) -> int:
+        """Pages in the prefix cache without a reference."""
         return len(self._cached)
 
     @property
@@ -52,6 +54,7 @@ class PagePool:
 
     @property
     def num_in_use(self) -> int:
+        """Pages with a reference."""
         return self.num_pages - self.num_available
 
     def generation(self, page: int) -> int:

@@ -57,6 +57,7 @@ class ModelConfig:
 
     @property
     def qkv_size(self) -> int:
+        """Rows of the fused matrix of queries, keys and values."""
         return (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
 
     @property

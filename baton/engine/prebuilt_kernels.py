@@ -35,6 +35,7 @@ class Manifest:
     modules: Mapping[str, Built]
 
     def as_json(self) -> str:
+        """The manifest's file contents."""
         return json.dumps(asdict(self), indent=2) + "\n"
 
     @staticmethod

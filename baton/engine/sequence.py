@@ -55,10 +55,12 @@ class Sequence:
 
     @property
     def num_output(self) -> int:
+        """Number of output tokens."""
         return len(self.tokens) - self.prompt_len
 
     @property
     def uncomputed(self) -> int:
+        """Number of tokens whose KV has not been computed."""
         return len(self.tokens) - self.computed
 
     def distinct_tokens(self) -> array[int]:

@@ -25,6 +25,7 @@ class StagingBuffer:
         self._there = self._host if device.type == "cpu" else torch.empty(capacity, dtype=torch.int32, device=device)
 
     def holds(self, arrays: Sequence[torch.Tensor]) -> bool:
+        """Whether these arrays fit."""
         return _offsets(arrays)[-1] <= self.capacity
 
     def put(self, arrays: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:

@@ -45,6 +45,7 @@ class StepPlan:
 
     @property
     def num_tokens(self) -> int:
+        """Tokens of all slices."""
         return sum(part.num_tokens for part in self.slices)
 
     @property

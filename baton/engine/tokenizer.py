@@ -50,6 +50,7 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
+        """Number of tokens, added ones included."""
         return self._fast.get_vocab_size()
 
     @property

@@ -56,6 +56,7 @@ def ragged_batch(rng: random.Random, page_size: int) -> tuple[list[Row], int]:
 
 
 def layout_of(rows: list[Row], num_decodes: int, page_size: int) -> BatchLayout:
+    """The layout of these rows, of which the first `num_decodes` decode."""
     return BatchLayout(
         qo_indptr=_int32([0, *accumulate(row.count for row in rows)]),
         indptr=_int32([0, *accumulate(len(row.pages) for row in rows)]),

@@ -22,6 +22,7 @@ class CheckedModel:
     raw: dict[str, Any] | None = None
 
     def executor(self, device: Device) -> Any:
+        """An executor of this model on a device."""
         if self.raw is not None:
             config, parameters = build_model(self.raw, self.dtype, device, seed=0)
         else:

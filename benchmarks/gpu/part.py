@@ -34,6 +34,7 @@ class Options:
 
     @property
     def sizes(self) -> Sizes:
+        """The sizes that the options choose."""
         return chosen_sizes(self.shape, self.points)
 
     @property

@@ -73,6 +73,7 @@ class Sizes:
 
     @property
     def longest(self) -> int:
+        """The longest prompt or context."""
         return max(*self.prompts, *(context for _, context in self.decode_points))
 
 

@@ -41,6 +41,7 @@ class PlanMetadata:
 
     @property
     def tensors(self) -> tuple[torch.Tensor, ...]:
+        """The arrays in the order of the table."""
         return tuple(getattr(self, item.name) for item in fields(self))
 
     @staticmethod

@@ -44,6 +44,7 @@ _FIRST_BIN = tl.constexpr(definition.FIRST_BIN)
 
 @triton.jit
 def horner(coefficients: tl.constexpr, degree: tl.constexpr, x):
+    """A polynomial, as definition.horner."""
     value = tl.zeros_like(x) + coefficients[degree]
     for step in tl.static_range(degree):
         value = value * x
@@ -53,6 +54,7 @@ def horner(coefficients: tl.constexpr, degree: tl.constexpr, x):
 
 @triton.jit
 def rank_of(x, token):
+    """The rank of a token, as definition.rank."""
     bits = tl.where(x == 0.0, 0.0, x).to(tl.int32, bitcast=True)
     key = bits ^ ((bits >> 31) & 0x7FFFFFFF)
     return ((key.to(tl.int64) + 2147483648) << TOKEN_BITS) | (token ^ MAX_TOKEN).to(tl.int64)
@@ -60,17 +62,20 @@ def rank_of(x, token):
 
 @triton.jit
 def logit_of(rank):
+    """The logit in a rank."""
     key = ((rank >> TOKEN_BITS) - 2147483648).to(tl.int32)
     return (key ^ ((key >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
 
 
 @triton.jit
 def distance_of(x, peak, scale):
+    """z of a token, as definition.distance."""
     return tl.minimum((peak - x) * scale, _FARTHEST)
 
 
 @triton.jit
 def weight_of(z):
+    """The integer weight of a token, as definition.weight."""
     whole = z.to(tl.int32)
     scaled = horner(_DECAY, 6, z - whole.to(tl.float32))
     scaled = scaled * ((127 - whole + _WEIGHT_BITS) << 23).to(tl.float32, bitcast=True)
@@ -80,18 +85,21 @@ def weight_of(z):
 
 @triton.jit
 def share_of(total, top_p):
+    """top_p of the total weight, as definition.share."""
     part = (total >> _SHARE_BITS) * top_p + (((total & _SHARE_LOW) * top_p + _SHARE_LOW) >> _SHARE_BITS)
     return part + (top_p >> _SHARE_BITS)
 
 
 @triton.jit
 def bin_of(x, peak):
+    """The bin of a token, as definition.bins."""
     step = (peak - x).to(tl.int32, bitcast=True) >> 20
     return tl.minimum(tl.maximum(step - _FIRST_BIN, 0), BINS - 1)
 
 
 @triton.jit
 def clock(bits):
+    """E of a token's random bits, as definition.clock."""
     early = bits >= 2147483648
     a = tl.where(early, ~bits, bits).to(tl.float32)
     a = a + 0.5
@@ -123,6 +131,7 @@ def time_of(bits, z):
 
 @triton.jit
 def arrival_of(time, token):
+    """A comparable arrival of a time and a token, int64."""
     return (time.to(tl.int32, bitcast=True).to(tl.int64) << TOKEN_BITS) | token.to(tl.int64)
 
 
@@ -178,6 +187,7 @@ def winner_of(arrivals, row, splits):
 
 @triton.jit
 def mass_of(masses, row, splits):
+    """The total weight of a row."""
     lane = tl.arange(0, MAX_SPLITS)
     return tl.sum(tl.load(masses + row * MAX_SPLITS + lane, mask=lane < splits, other=0))
 
