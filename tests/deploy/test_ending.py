@@ -26,9 +26,7 @@ def test_after_a_reboot_every_command_says_so_and_up_goes_on(tmp_path: Path) -> 
         serving_cluster(tmp_path)
     told: list[str] = []
     clear(tmp_path, lambda process, stage: told.append(stage))
-    assert told == [
-        "done: The cluster ended when the machine was rebooted. Nothing was running; its note is removed."
-    ]
+    assert told == ["done: The cluster ended when the machine was rebooted. Nothing was running; its note is removed."]
     assert running_cluster(tmp_path) is None
 
 

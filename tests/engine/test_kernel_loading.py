@@ -78,7 +78,7 @@ def test_a_folder_that_cannot_be_written_is_named_with_what_to_set(
 def test_kernels_that_are_neither_prebuilt_nor_compilable_are_named_with_what_is_lacking() -> None:
     check_compilable([], ["ninja", "nvcc"], (9, 0))
     check_compilable(["page"], [], (9, 0))
-    words = "kernels page, norm are not installed, and programs to compile them are not found (ninja, nvcc): install kernels"
+    words = "kernels page, norm are not installed, and programs to compile them are not found (ninja, nvcc): install"
     with pytest.raises(ConfigError, match=re.escape(words)):
         check_compilable(["page", "norm"], ["ninja", "nvcc"], (9, 0))
 

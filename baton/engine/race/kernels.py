@@ -101,7 +101,7 @@ def _race(here, vocab, split, splits, rows, row, peak, weighing, level, winner, 
 
 @triton.jit(do_not_specialize=["splits"])
 def race_kernel(logits, vocab, splits, rows, peaks, arrivals, masses):
-    """Writes, for rows without top_k, `arrivals`, the first of the tokens that min_p keeps, and `masses`, the weights."""
+    """Writes, for rows without top_k, `arrivals`, the first among the tokens that min_p keeps, and `masses`."""
     row, split = tl.program_id(0), tl.program_id(1)
     kind, top_k = tl.load(rows + row * COLUMNS + KIND), tl.load(rows + row * COLUMNS + TOP_K)
     if (kind >= WHOLE) & (top_k == 0):
