@@ -45,12 +45,13 @@ class Benchmark:
 
     @cached_property
     def promised(self) -> tuple[str, ...]:
+        """The figures that every run has."""
         named = expand(f"{self.higher} {self.lower} {self.neutral}")
         return tuple(name for name in named if "*" not in name)
 
     @property
     def trace(self) -> str | None:
-        """The recorded trace that it replays."""
+        """The recorded trace that it replays, or None."""
         return next((word for word in self.arguments.split() if word in (MOONCAKE, AZURE)), None)
 
     @property
@@ -58,7 +59,7 @@ class Benchmark:
         return (f"{self.module_name.replace('.', '/')}.py", *self.paths.split())
 
     def direction(self, figure: str) -> str | None:
-        """Which way a figure is better, "higher" or "lower"; None where neither is, or nothing is known of it."""
+        """Which way a figure is better, "higher" or "lower"; None for a neutral or unknown figure."""
         ways = [
             (way, expand(text)) for way, text in (("", self.neutral), ("lower", self.lower), ("higher", self.higher))
         ]
@@ -68,7 +69,7 @@ class Benchmark:
 
 
 def expand(text: str) -> tuple[str, ...]:
-    """The words of a text, with each {a,b} replaced by a and by b."""
+    """The words of a text, with {a,b} expanded to both alternatives."""
     found: list[str] = []
     for word in text.split():
         choice = re.search(r"\{([^}]*)\}", word)
@@ -105,7 +106,7 @@ BENCHMARKS = (
     ),
     Benchmark(
         "swap",
-        "swapped or recomputed",
+        "swap against recomputation of preempted sequences",
         ENGINE,
         higher="swap_{out,in}_gib_s_{128,512,960}",
         lower="resume_{ratio_swap_to_recompute,by_swap_ms,by_recompute_ms}_{128,512,960} "
@@ -114,7 +115,7 @@ BENCHMARKS = (
     ),
     Benchmark(
         "streaming",
-        "what the router adds",
+        "latency added by the router",
         f"{ROUTER} benchmarks/router.py {MOCKS}",
         lower="added_{ttft,per_token}_ms_p50 added_{ttft,per_token}_ms_{p50,p99}_{1,16,64}_streams "
         "added_{ttft,per_token}_ms_{p50,p99}_python_client_{1,16,64}_streams",
@@ -200,7 +201,7 @@ BENCHMARKS = (
     ),
     Benchmark(
         "output_length",
-        "how well output lengths are predicted",
+        "accuracy of predicted output lengths",
         "router/policy baton/simulator/trace.py",
         lower=LENGTH_ERRORS,
         neutral=LENGTHS,
@@ -208,7 +209,7 @@ BENCHMARKS = (
     ),
     Benchmark(
         "output_length_azure",
-        "how well output lengths are predicted, on a second trace",
+        "accuracy of predicted output lengths, on a second trace",
         "router/policy baton/simulator/trace.py",
         lower=LENGTH_ERRORS,
         neutral=LENGTHS,
@@ -220,11 +221,11 @@ BENCHMARKS = (
         "the simulator against a live cluster",
         f"{SIMULATED} baton/worker prefill_worker decode_worker",
         lower="ttft_error tpot_error",
-        neutral="{ttft_ms,ttft_p90_ms,tpot_ms,served_locally}_{live,simulated}",
+        neutral="{ttft_ms,ttft_p90_ms,tpot_ms,served_whole}_{live,simulated}",
     ),
     Benchmark(
         "simulator",
-        "how fast the simulator is",
+        "the speed of the simulator",
         SIMULATED,
         higher="events_per_s",
         lower="wall_s event_cost_ratio_to_first_quarter",

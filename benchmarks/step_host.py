@@ -1,9 +1,9 @@
-"""What a decode step costs on the host: all that a worker does for it but the model's own computation.
+"""The host's cost of a decode step: everything that a worker does for it except the model's computation.
 
-A decode role over made-up sequences, driven as a worker's loop drives it: plan, flat arrays, metadata into the staging
-buffer of the recorded steps (up to where FlashInfer's plan is called), absorb, a load report and the encoded frame. The
-tokens are drawn from a fixed sequence in place of a model's. CPU time of the one thread, the median of many steps; page
-boundaries are spread evenly over the steps. A report goes with every step, more often than a worker sends one.
+A decode role over synthetic sequences is driven as a worker's loop drives it: plan, flat arrays, metadata into the
+staging buffer of the recorded steps (up to the call of FlashInfer's plan), absorb, a load report and the encoded frame.
+Random tokens replace a model's. Figures are CPU time of the one thread, the median of many steps; page boundaries are
+spread evenly over the steps. Every step sends a load report, more often than a worker does.
 """
 
 from __future__ import annotations
@@ -57,15 +57,17 @@ class Stages:
 
     @property
     def before_launch(self) -> float:
+        """Time from the plan to the launch."""
         return self.plan + self.flat_batch + self.staging
 
     @property
     def after(self) -> float:
+        """Time after the step."""
         return self.absorb + self.report
 
 
 class Host:
-    """A decode worker's host side: `batch` sequences that go on decoding, near `context` positions each."""
+    """A decode worker's host side, with `batch` decoding sequences of about `context` positions each."""
 
     def __init__(self, batch: int, context: int, steps: int, seed: int) -> None:
         self._rng = random.Random(seed)
@@ -82,7 +84,9 @@ class Host:
         self._now = 0.0
         sampling = SamplingParams(max_tokens=CONTEXT_TOKENS)
         for index in range(batch):
-            length = context - steps // 2 - index % PAGE_SIZE  # so that each step fills a sixteenth of the last pages
+            length = (
+                context - steps // 2 - index % PAGE_SIZE
+            )  # Each step fills the last pages of 1/16 of the sequences.
             prompt = tuple(self._rng.randrange(3, VOCAB) for _ in range(length))
             request = Request(f"{self._rng.getrandbits(64):016x}", prompt, sampling)
             self._role.on_message(Prefill(request, (), False, 0), 0.0)
@@ -92,7 +96,7 @@ class Host:
             self._role.absorb(plan, self._sampled(plan), 0.0)
 
     def step(self) -> Stages:
-        """One decode step of all the sequences."""
+        """One decode step of all sequences."""
         self._now += LOAD_EVERY_S
         moments = [_cpu_ms()]
         _, plan = self._role.plan(self._now)
@@ -124,13 +128,13 @@ def _cpu_ms() -> float:
 
 
 def measure(batch: int, context: int, repeats: int, seed: int) -> list[Stages]:
-    """`repeats` steps, the middle one at `context` positions, after others that warm up."""
+    """`repeats` steps after a warm-up, the middle one at about `context` positions."""
     host = Host(batch, context, WARM_STEPS + repeats, seed)
     return [host.step() for _ in range(WARM_STEPS + repeats)][WARM_STEPS:]
 
 
 def figures_of(point: str, steps: list[Stages]) -> dict[str, float]:
-    """Medians; a sum is the median of sums."""
+    """Medians of the stages and of their sums."""
     stages = {f"{item.name}_ms_{point}": median(getattr(step, item.name) for step in steps) for item in fields(Stages)}
     return {
         f"host_ms_before_launch_{point}": median(step.before_launch for step in steps),
@@ -140,7 +144,7 @@ def figures_of(point: str, steps: list[Stages]) -> dict[str, float]:
 
 
 def least_of(steps: list[Stages]) -> dict[str, float]:
-    """The smallest of each stage, which other work on the machine disturbed least."""
+    """The minimum of each stage, which other work on the machine disturbed least."""
     return {name: min(getattr(step, name) for step in steps) for name in (*Stages.__slots__, "before_launch", "after")}
 
 

@@ -1,6 +1,6 @@
-"""What `ray start` does without for the Ray that belongs to Baton; Ray calls it by $RAY_START_HOOK.
+"""Removes the parts that Baton does not use from the Ray that it starts; Ray calls this hook by $RAY_START_HOOK.
 
-What is left is gcs_server, raylet and the agent that sets the environment of workers (`pools.*.env`): Baton uses no
+What is left is gcs_server, raylet and the agent that sets the environment of workers (`placement.*.env`): Baton uses no
 dashboard, no metrics of Ray and no Ray Client. A `ray start` also ends sooner after its raylet has registered.
 """
 
@@ -25,7 +25,7 @@ GetNode = Callable[[str, str], dict[str, Any]]
 def without_extras(params: Any, head: bool) -> None:
     """No Ray Client server, no dashboard, no monitor without an autoscaler, and a dashboard agent that only waits.
 
-    Ray has no option for the last: a raylet does not start without the command of its agent.
+    Ray has no option for the last: a raylet does not start without a command for its agent.
     """
     params.ray_client_server_port = None
     params.no_monitor = params.autoscaling_config is None
@@ -60,7 +60,7 @@ def _registered(client: GcsClient, node_id: str) -> bool:
 
 
 def with_idle_agent(command: list[str]) -> list[str]:
-    """A command of Ray's; a raylet's gets the agent that waits in place of the dashboard's."""
+    """A command of Ray's; in a raylet's, idle_agent.py replaces the dashboard agent."""
     return [_idle(word) for word in command]
 
 

@@ -17,10 +17,10 @@ GRACE_S = 20.0  # for `finally` blocks, which end what is not a child of this pr
 
 
 def enforce(limit_s: float, name: str, grace_s: float = GRACE_S) -> None:
-    """End this process with code 1 once it has run for `limit_s`: where each thread stands and one sentence on stderr.
+    """End this process with code 1 after `limit_s`, with the stack of each thread and a message on stderr.
 
-    The main thread unwinds as from `sys.exit`; what has not ended after `grace_s` more is killed. Call it from the main
-    thread. It has no effect on a process that ends in time.
+    The main thread unwinds as from `sys.exit`; processes that are still running `grace_s` later are killed. Call it
+    from the main thread. It has no effect on a process that ends in time.
     """
     main_thread = threading.main_thread().ident
     assert main_thread is not None
@@ -46,7 +46,7 @@ def enforce(limit_s: float, name: str, grace_s: float = GRACE_S) -> None:
 
 
 def end_children() -> None:
-    """Kill every process that descends from this one."""
+    """Kill every descendant of this process."""
     for child in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
             child.kill()

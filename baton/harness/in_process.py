@@ -1,6 +1,6 @@
 """A transport between workers of one process, for tests and benchmarks.
 
-Copies happen in `progress` and `poll`, after `write`, so that a test sees writes in flight.
+Copies happen in `progress` and `poll`, not in `write`, so that tests see writes in flight.
 """
 
 from __future__ import annotations
@@ -20,10 +20,7 @@ from baton.protocol.worker import Endpoint, PageLayout
 
 @dataclass(eq=False)
 class InProcessNetwork:
-    """The transports that can reach each other: those created with the same network.
-
-    A test cuts an agent off with `unreachable`: writes to it fail from then on.
-    """
+    """A set of transports that can reach each other. Writes to agents in `unreachable` fail."""
 
     transports: dict[str, InProcessTransport] = field(default_factory=dict)
     unreachable: set[str] = field(default_factory=set)
@@ -39,7 +36,7 @@ class _Write:
 
 
 class InProcessTransport:
-    """`Transport` for page storage `pages`; peers are found in `network`."""
+    """`Transport` for page storage `pages`, with peers in `network`."""
 
     def __init__(self, network: InProcessNetwork, pages: torch.Tensor, layout: PageLayout, agent: str) -> None:
         self.pages = pages

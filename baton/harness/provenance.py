@@ -17,7 +17,7 @@ GENERATED = (":!benchmarks/results", ":!docs", ":!README.md")
 
 
 def machine() -> dict[str, str | int | float]:
-    """What the figures of two runs must have in common to be compared."""
+    """The facts about this machine that two runs must share to be comparable."""
     return {
         "cpu": _cpu(),
         "cores": len(os.sched_getaffinity(0)),
@@ -32,14 +32,14 @@ def load_average() -> float:
 
 
 def commit() -> tuple[str, bool | None]:
-    """The commit of this checkout, and whether tracked files differ from it; unknown without git."""
+    """The commit of this checkout, and whether tracked files differ from it; ("unknown", None) without git."""
     name = _git("rev-parse", "--short=10", "HEAD")
     changes = _git("status", "--porcelain", "--untracked-files=no", "--", ".", *GENERATED)
     return (UNKNOWN, None) if name is None or changes is None else (name, bool(changes))
 
 
 def commits_since(name: str, paths: Sequence[str]) -> int | None:
-    """How many commits have touched `paths` since that one; None where git cannot tell (a tarball, a shallow clone)."""
+    """The number of commits to `paths` since the named one; None if git cannot tell (a tarball, a shallow clone)."""
     if name == UNKNOWN or not paths:
         return None
     if _git("merge-base", "--is-ancestor", name, "HEAD") is None:

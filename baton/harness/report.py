@@ -56,6 +56,7 @@ class Arguments(argparse.ArgumentParser):
     full_s = FULL_S  # the deadline of a full run; time that it was asked to measure comes on top
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Options:  # type: ignore[override]
+        """The flags; exits with a message for --publish of a run that is not full."""
         options: Options = super().parse_args(args, Options())
         if options.keep_as is not None and options.quick:
             self.error("--publish keeps full runs only: leave --quick and --smoke out")
@@ -63,7 +64,7 @@ class Arguments(argparse.ArgumentParser):
         options.command = command_line(self.prog, given)
         options.started_s, options.load_before = time.monotonic(), provenance.load_average()
         limit_s = options.deadline_s
-        if limit_s is None:  # time that was asked for comes on top of what the rest may take
+        if limit_s is None:  # The time that the arguments ask to measure is added to the default.
             asked_s = 60 * getattr(options, "minutes", 0.0) + getattr(options, "seconds", 0.0)
             limit_s = options.pick(self.full_s + asked_s, QUICK_S, SMOKE_S)
         deadline.enforce(limit_s, self.prog)
@@ -84,18 +85,18 @@ def arguments(doc: str | None, example: str, full_s: float = FULL_S) -> Argument
     parser.full_s = full_s
     parser.add_argument("--json", type=Path, metavar="FILE", help="write figures and setting as JSON")
     size = parser.add_mutually_exclusive_group()
-    size.add_argument("--quick", dest="size", action="store_const", const="quick", help="rougher figures within 50 s")
+    size.add_argument("--quick", dest="size", action="store_const", const="quick", help="less precise, within 50 s")
     size.add_argument("--smoke", dest="size", action="store_const", const="smoke", help="everything once, in seconds")
     parser.set_defaults(size="full")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--deadline-s", type=float, metavar="SECONDS", help="end with an error if it takes longer")
+    parser.add_argument("--seed", type=int, default=0, help="seed of random numbers")
+    parser.add_argument("--deadline-s", type=float, metavar="SECONDS", help="end with an error after this time")
     parser.add_argument(
         "--publish",
         dest="keep_as",
         nargs="?",
         const="",
         metavar="NAME",
-        help="keep a full run in benchmarks/results/NAME.json, from which the tables of the documentation are made",
+        help="keep a full run in benchmarks/results/NAME.json, the source of the tables in the documentation",
     )
     return parser
 
@@ -119,16 +120,16 @@ class Report:
     goals: dict[str, Goal] = field(default_factory=dict)
     figures: dict[str, float] = field(default_factory=dict)
     setting: dict[str, Any] = field(default_factory=dict)
-    details: dict[str, Any] = field(default_factory=dict)  # for the JSON file only
+    details: dict[str, Any] = field(default_factory=dict)  # For the JSON file only.
 
     def publish(self, options: Options) -> None:
-        """Print the table, write the JSON that was asked for, and keep the run if `--publish` was given.
+        """Print the table, write the JSON file of `--json`, and keep the run if `--publish` was given.
 
         Raises `ValueError` when a figure is not a finite number.
         """
         wrong = [name for name, value in self.figures.items() if not math.isfinite(value)]
         if wrong:
-            raise ValueError(f"{self.name} gave no finite number for {', '.join(wrong)}.")
+            raise ValueError(f"{self.name} measured no finite number for {', '.join(wrong)}.")
         result = self._result(options)
         self._print(result)
         if options.json is not None:
@@ -137,7 +138,7 @@ class Report:
             name = options.keep_as or self.name
             FOLDER.mkdir(exist_ok=True)
             write_json(FOLDER / f"{name}.json", replace(result, name=name).to_json())
-            print(f"Kept as benchmarks/results/{name}.json; `python -m benchmarks.tables` brings it into the tables.")
+            print(f"Kept as benchmarks/results/{name}.json; `python -m benchmarks.tables` updates the tables.")
 
     def _result(self, options: Options) -> Result:
         commit, dirty = provenance.commit()

@@ -1,4 +1,4 @@
-"""The JSON of one run, and `benchmarks/results`, which keeps the last full run of each benchmark."""
+"""The JSON of a run, and `benchmarks/results`, which keeps the last full run of each benchmark."""
 
 from __future__ import annotations
 
@@ -15,15 +15,17 @@ MEASURED, TRANSCRIBED = "measured", "transcribed"
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """A figure's goal: at least (or at most) `value`."""
+    """A figure's goal: at least, or with `at_most` at most, `value`."""
 
     value: float
     at_most: bool = False
 
     def met(self, figure: float) -> bool:
+        """Whether a figure meets the goal."""
         return figure <= self.value if self.at_most else figure >= self.value
 
     def verdict(self, figure: float) -> str:
+        """ "met" or "missed"."""
         return "met" if self.met(figure) else "missed"
 
     def __str__(self) -> str:
@@ -34,16 +36,16 @@ class Goal:
 class Result:
     """What one run measured, and what the figures may depend on."""
 
-    name: str  # of the benchmark, or of the variant that was published
+    name: str  # The benchmark, or the published variant of it.
     figures: dict[str, float]
-    size: str = "full"  # "full", "quick" or "smoke"
-    source: str = MEASURED  # or "transcribed": taken over from text, so the rest may be unknown
+    size: str = "full"  # "full", "quick" or "smoke".
+    source: str = MEASURED  # Or "transcribed": copied from text, so the rest may be unknown.
     date: str = ""
     commit: str = "unknown"
-    dirty: bool | None = None  # whether tracked files differed from the commit
+    dirty: bool | None = None  # Whether tracked files differed from the commit.
     command: str = ""
     wall_s: float | None = None
-    load_average: dict[str, float] = field(default_factory=dict)  # "before" and "after"
+    load_average: dict[str, float] = field(default_factory=dict)  # "before" and "after".
     machine: dict[str, Any] = field(default_factory=dict)
     setting: dict[str, Any] = field(default_factory=dict)
     goals: dict[str, Goal] = field(default_factory=dict)
@@ -63,7 +65,7 @@ class Result:
 
 
 def read_result(path: Path) -> Result:
-    """Raises `ValueError` naming the file when it holds no result, `OSError` when it cannot be read."""
+    """The result in a file; raises `ValueError` when it holds no result, `OSError` when it cannot be read."""
     try:
         return Result.from_json(json.loads(path.read_text()))
     except (ValueError, TypeError, AttributeError) as error:

@@ -1,4 +1,4 @@
-"""One part in a process of its own: what it breaks or hangs on takes no other part with it."""
+"""Runs one part in its own process, so that a crash or a hang does not affect other parts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sampling: what it adds to a step, and whether the GPU draws the CPU's tokens."""
+"""Sampling: its time in a step, and whether the GPU draws the same tokens as the CPU."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ PARAMS = {
     "top_k_top_p": SamplingParams(temperature=0.6, top_k=20, top_p=0.95),
     "top_p_flat": SamplingParams(temperature=1.0, top_p=0.9),
 }
-SPREAD, FLAT_SPREAD = 3.0, 0.5  # of the logits: 0.9 of the mass lies on hundreds of tokens, or on most
+SPREAD, FLAT_SPREAD = 3.0, 0.5  # Standard deviations of logits: 0.9 of the mass is on hundreds of tokens, or on most.
 ROUNDS = 5
 
 
 def run(part: Part) -> None:
+    """Compare tokens with the CPU's, and measure every kind of sampling."""
     sizes, device = part.sizes, prepare(part.options.device)
     part.result.facts = device.facts()
     vocab = sizes.model["vocab_size"]
@@ -46,10 +47,10 @@ def run(part: Part) -> None:
 
 
 def sampling_ms(device: Device, kind: str, batch: int, vocab: int) -> tuple[float, float]:
-    """Milliseconds of choosing a token of each row: (on the device, on the host until it is queued).
+    """Milliseconds of choosing a token for each row: (on the device, on the host until the work is queued).
 
-    On a GPU the device is kept busy until the host has queued all of a round, so that it never waits for the host. On
-    a CPU both are the same.
+    A GPU is kept busy until the host has queued a whole round, so that it never waits for the host. On a CPU both
+    times are the same.
     """
     spread = FLAT_SPREAD if kind.endswith("flat") else SPREAD
     logits = torch.empty(batch, vocab, device=device.name).normal_(0.0, spread)
@@ -62,7 +63,7 @@ def sampling_ms(device: Device, kind: str, batch: int, vocab: int) -> tuple[floa
     taken = []
     for _ in range(ROUNDS):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        torch.cuda._sleep(int(2e9 * 2e-3 * calls))  # about 2 ms of clock ticks a call
+        torch.cuda._sleep(int(2e9 * 2e-3 * calls))  # Clock ticks of about 2 ms per call.
         begin.record()
         for _ in range(calls):
             sample_on_device(logits, sequences, frozenset())

@@ -40,5 +40,5 @@ def test_an_environment_without_vllm_ends_with_its_own_last_line() -> None:
 
 
 def test_a_python_that_does_not_exist_is_refused_by_name() -> None:
-    with pytest.raises(SystemExit, match="--vllm /no/python is no program"), vllm_peer("/no/python", JOB, threads=2):
+    with pytest.raises(SystemExit, match="--vllm: /no/python is not"), vllm_peer("/no/python", JOB, threads=2):
         raise AssertionError("it cannot have started")

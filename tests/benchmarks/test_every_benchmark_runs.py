@@ -69,5 +69,5 @@ def test_the_full_run_has_the_arguments_of_the_catalogue_and_keeps_its_figures_u
 
 
 def test_an_unknown_benchmark_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(SystemExit, match=r"--only names streming; there are .*streaming"):
+    with pytest.raises(SystemExit, match=r"--only: unknown benchmark streming; there are .*streaming"):
         main(["--only", "streming"])

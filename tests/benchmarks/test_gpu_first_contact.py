@@ -49,4 +49,4 @@ def test_other_arguments_show_how_it_is_used(arguments: tuple[str, ...]) -> None
 
 def test_a_folder_that_is_not_there_is_said(tmp_path: Path) -> None:
     done = _run("first", str(tmp_path / "missing"), str(tmp_path))
-    assert (done.returncode, "There is no folder" in done.stdout) == (2, True)
+    assert (done.returncode, "not found" in done.stdout) == (2, True)

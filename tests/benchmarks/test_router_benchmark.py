@@ -20,7 +20,7 @@ def test_a_peer_that_is_not_installed_is_found_missing_and_a_python_that_does_no
     missing = Peer("other", "other-router", "no_such_router")
     assert find_peer(missing, None) is None
     assert find_peer(missing, sys.executable) is None
-    with pytest.raises(SystemExit, match="--other /no/python is no program"):
+    with pytest.raises(SystemExit, match="--other: /no/python is not a program"):
         find_peer(missing, "/no/python")
 
 

@@ -22,13 +22,11 @@ from tests.live.commands import baton_command
 def test_after_a_reboot_every_command_says_so_and_up_goes_on(tmp_path: Path) -> None:
     old = replace(this_process("raylet"), boot="the one before")
     claim_note(replace(CLUSTER, vital=(old,)), tmp_path)
-    with pytest.raises(NoWorkers, match=r"machine was started again.*`baton up` starts it again"):
+    with pytest.raises(NoWorkers, match=r"machine was rebooted.*`baton up` starts it again"):
         serving_cluster(tmp_path)
     told: list[str] = []
     clear(tmp_path, lambda process, stage: told.append(stage))
-    assert told == [
-        "done: The cluster ended when the machine was started again. Nothing was running; its note is removed."
-    ]
+    assert told == ["done: The cluster ended when the machine was rebooted. Nothing was running; its note is removed."]
     assert running_cluster(tmp_path) is None
 
 
@@ -59,7 +57,7 @@ def test_down_says_what_it_ended_of_a_dead_cluster_and_is_quick(tmp_path: Path, 
 def test_a_live_process_with_the_noted_pid_is_not_ended(tmp_path: Path) -> None:
     foreign = replace(this_process("baton up"), started_ticks=1)
     claim_note(replace(CLUSTER, state="starting", changed_by=foreign, vital=(foreign,)), tmp_path)
-    assert down(tmp_path).sentence.startswith("The command that was to start the cluster was killed.")
+    assert down(tmp_path).sentence.startswith("The command that should start the cluster was killed.")
 
 
 def test_a_cluster_that_lives_is_not_cleared(tmp_path: Path, port: int) -> None:
@@ -144,5 +142,5 @@ def test_up_ends_what_is_left_before_it_looks_at_model_and_memory(tmp_path: Path
     up = baton_command(environment, "up", "--model", "/no/such/model")
     assert up.returncode == 1
     assert "before: done: The cluster has died: its gcs_server ended." in up.stderr
-    assert "There is no folder /no/such/model" in up.stderr
+    assert "The folder /no/such/model does not exist" in up.stderr
     assert running_cluster(tmp_path) is None

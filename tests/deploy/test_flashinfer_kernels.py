@@ -138,7 +138,7 @@ def test_a_file_that_is_no_whole_pack_is_one_sentence(
     "text", ["", "[]", '{"modules": 3}', '{"modules": {"page": {}}}', '{"modules": {}, "more": 1}']
 )
 def test_a_manifest_of_another_kind_is_one_sentence(text: str) -> None:
-    with pytest.raises(ConfigError, match=f"{MANIFEST} is not a list of kernels"):
+    with pytest.raises(ConfigError, match=f"{MANIFEST} is not a valid manifest of kernels"):
         Manifest.from_json(text)
 
 
@@ -155,7 +155,7 @@ def test_options_become_modules_each_once(tmp_path: Path) -> None:
     )
     small = modules_for(parse(["build", "x", "--model", str(tmp_path)]))
     assert [module.name for module in small] == ["norm", "silu_and_mul"], "torch attends with heads of 32"
-    with pytest.raises(ConfigError, match="--only nrom names none of these modules: norm, "):
+    with pytest.raises(ConfigError, match="--only nrom matches no module: there are norm, "):
         modules_for(parse(["build", "x", "--only", "nrom"]))
 
 
@@ -165,7 +165,7 @@ def test_options_become_modules_each_once(tmp_path: Path) -> None:
         (["--dtype", "float32"], "it takes bfloat16 and float16"),
         (["--attention", "fa4"], "it takes fa2 and fa3"),
         (["--attention", "fa3", "--arch", "8.0"], "needs --arch 9.0a"),
-        (["--arch", "sm_90"], "an architecture is like 8.0 or 9.0a"),
+        (["--arch", "sm_90"], "it takes numbers such as 8.0 or 9.0a"),
         (["--head-dim", "96"], "FlashInfer has kernels for 64, 128, 256"),
         (["--group", "four"], "take whole numbers"),
     ],
@@ -234,7 +234,7 @@ def test_kernels_compiled_here_load_on_a_machine_without_a_compiler(tmp_path: Pa
     assert "kernels silu_and_mul in" in other
     assert "are for GPUs 9.0a, and this one is 8.0" in other
     assert (
-        "silu_and_mul are not installed, and what compiles them is not found (ninja, nvcc"
+        "silu_and_mul are not installed, and programs to compile them are not found (ninja, nvcc"
         in load(tmp_path, "9.0").stderr
     )
     (aot / "silu_and_mul/silu_and_mul.so").write_bytes(b"half")

@@ -110,7 +110,7 @@ def test_the_commands_say_what_the_supervisor_is_at(tmp_path: Path) -> None:
     now_s = time.monotonic()
     recovery = Recovery("starting", now_s, 1, ("raylet",), now_s - 12)
     write_supervised(Supervised(CLUSTER.id, this_process("supervisor"), recovery), tmp_path)
-    with pytest.raises(NoWorkers, match="raylet died 12 s ago; the cluster is being started again"):
+    with pytest.raises(NoWorkers, match="raylet died 12 s ago; the cluster is being restarted"):
         serving_cluster(tmp_path)
     assert history(tmp_path).startswith("raylet died 12 s ago")
     write_supervised(Supervised("of another cluster", this_process("supervisor"), recovery), tmp_path)
@@ -128,7 +128,7 @@ def test_the_last_words_of_a_dead_supervisor_do_not_make_a_cluster_dead_that_ser
     assert look(lives, tmp_path) == Condition("serving")
     assert history(tmp_path) == ""
     assert (
-        "the supervisor that was to start the cluster again ended" in look(replace(lives, vital=(ended,)), tmp_path).why
+        "the supervisor that was restarting the cluster has ended" in look(replace(lives, vital=(ended,)), tmp_path).why
     )
 
 

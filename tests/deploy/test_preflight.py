@@ -156,5 +156,5 @@ def test_a_machine_without_ipv4_needs_an_ipv6_address_beside_loopback() -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     refusal, host = done.stdout.splitlines()
-    assert "no IPv4 address, and of IPv6 only loopback" in refusal
+    assert "no IPv4 address, and its only IPv6 address is loopback" in refusal
     assert host == "fd00::1"

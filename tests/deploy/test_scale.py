@@ -21,14 +21,14 @@ def test_the_newest_workers_go_first() -> None:
 
 
 def test_more_cannot_go_than_there_are() -> None:
-    with pytest.raises(ConfigError, match="2 prefill workers cannot be removed: there are only 1"):
+    with pytest.raises(ConfigError, match="Cannot remove 2 from the prefill pool: it has 1"):
         leaving("prefill", 2, {"prefill": ["prefill-0"], "decode": ["decode-0"]})
-    with pytest.raises(ConfigError, match="there are none"):
+    with pytest.raises(ConfigError, match="Cannot remove 1 from the mixed pool: it has 0"):
         leaving("mixed", 1, {"prefill": ["prefill-0"], "decode": ["decode-0"]})
 
 
 def test_somebody_must_stay_who_decodes() -> None:
-    with pytest.raises(ConfigError, match="No pool would decode"):
+    with pytest.raises(ConfigError, match="No decode worker would be left"):
         leaving("decode", 1, {"prefill": ["prefill-0"], "decode": ["decode-0"]})
     assert leaving("decode", 1, {"decode": ["decode-0"], "mixed": ["mixed-0"]}) == ["decode-0"]
     assert leaving("prefill", 1, {"prefill": ["decode-0"], "decode": ["prefill-0"]}) == ["decode-0"]

@@ -39,7 +39,7 @@ def test_an_attempt_ends_with_the_last_line_of_its_log(tmp_path: Path) -> None:
 def test_the_last_line_of_a_log_is_given_without_its_time_and_level(tmp_path: Path) -> None:
     log = tmp_path / "log"
     script = f"""import sys; from baton.logs import log, set_up; sys.stderr = open({str(log)!r}, "a")
-set_up("start_again"); log.error("No port is free."); sys.exit(1)"""
+set_up("restart"); log.error("No port is free."); sys.exit(1)"""
     attempt = Attempt([sys.executable, "-c", script], log, 0.0)
     _until(lambda: attempt.outcome(1.0)[0] != "running")
     assert attempt.outcome(1.0) == ("failed", "No port is free.")

@@ -58,7 +58,7 @@ def test_prebuilt_kernels_for_other_gpus_are_refused_and_unknown_ones_are_not() 
 def test_prebuilt_kernels_that_an_upgrade_left_behind_are_refused(flashinfer: str, cuda: str) -> None:
     manifest = Manifest("0.6.6", "0.1.15", "13.0", "2.14", "x86_64", BUILT)
     check_versions(manifest, "0.6.6", "13.1", FOLDER)
-    with pytest.raises(ConfigError, match=re.escape(f"and here are FlashInfer {flashinfer} and CUDA {cuda}")):
+    with pytest.raises(ConfigError, match=re.escape(f"but FlashInfer {flashinfer} and CUDA {cuda} are installed")):
         check_versions(manifest, flashinfer, cuda, FOLDER)
 
 
@@ -78,7 +78,7 @@ def test_a_folder_that_cannot_be_written_is_named_with_what_to_set(
 def test_kernels_that_are_neither_prebuilt_nor_compilable_are_named_with_what_is_lacking() -> None:
     check_compilable([], ["ninja", "nvcc"], (9, 0))
     check_compilable(["page"], [], (9, 0))
-    words = "kernels page, norm are not installed, and what compiles them is not found (ninja, nvcc): install kernels"
+    words = "kernels page, norm are not installed, and programs to compile them are not found (ninja, nvcc): install"
     with pytest.raises(ConfigError, match=re.escape(words)):
         check_compilable(["page", "norm"], ["ninja", "nvcc"], (9, 0))
 

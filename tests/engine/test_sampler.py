@@ -139,5 +139,5 @@ def test_greedy_and_sampled_sequences_share_a_batch() -> None:
 def test_logits_without_a_largest_number_are_an_error(value: float, temperature: float) -> None:
     logits = torch.cat((_logits(1), torch.full((1, VOCAB), value)))
     sequences = [_sequence(SamplingParams(temperature=temperature, top_p=top_p, logprobs=1)) for top_p in (0.9, 1.0)]
-    with pytest.raises(InternalError, match="not numbers"):
+    with pytest.raises(InternalError, match="not finite numbers"):
         sample(logits, sequences, frozenset())

@@ -21,5 +21,5 @@ def test_logits_that_are_no_numbers_are_an_error(device: torch.device) -> None:
     logits = torch.randn(2, 5000, device=device)
     logits[1, 4321] = float("nan")
     sequences = [Sequence.start(Request("r", (1,), SamplingParams(temperature=1.0, top_p=0.9)))] * 2
-    with pytest.raises(InternalError, match="not numbers"):
+    with pytest.raises(InternalError, match="not finite numbers"):
         sample(logits, sequences, frozenset())

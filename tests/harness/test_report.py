@@ -77,7 +77,7 @@ def test_only_a_full_run_can_be_kept(capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_a_figure_that_is_no_finite_number_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"fuzz gave no finite number for wrong"):
+    with pytest.raises(ValueError, match=r"fuzz measured no finite number for wrong"):
         Report("fuzz", figures={"right": 1.0, "wrong": float("nan")}).publish(_options("--json", str(tmp_path / "x")))
     assert not (tmp_path / "x").exists()
 

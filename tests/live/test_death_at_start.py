@@ -29,7 +29,7 @@ def _worker(before: set[str]) -> psutil.Process:
     [
         (
             signal.SIGKILL,
-            "prefill-0 could not start: its process was killed (SIGKILL leaves no word), probably for memory",
+            "prefill-0 could not start: its process was killed without a message (SIGKILL), probably for memory",
         ),
         (signal.SIGBUS, "prefill-0 could not start: its process died of a SIGBUS: /dev/shm may be full"),
     ],

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import psutil
 
 MIB = 1 << 20
-DISCARDED = 0.2  # of the time, at the beginning: caches fill and allocators settle
+DISCARDED = 0.2  # Share of the time at the beginning, in which caches fill and allocators settle.
 
 Sample = tuple[float, float]  # (seconds, MiB)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from baton.config.ray_names import FIRST_WORDS
-from baton.deploy.last_words import log_of, why_ended
+from baton.deploy.exit_reason import exit_reason, log_of
 
 FREE = "12 MiB free under the limit of 600 MiB"
 LOGGED = "2026-11-27T13:50:26.123Z prefill-0"
@@ -38,11 +38,11 @@ Extension modules: numpy, torch (total: 2)
             False,
             "its process ended; the last line of its log: OSError: no device",
         ),
-        (":actor_name:a\n", False, f"its process was killed (SIGKILL leaves no word), probably for memory; {FREE}"),
+        (":actor_name:a\n", False, f"its process was killed without a message (SIGKILL), probably for memory; {FREE}"),
         (
             f"{LOGGED} INFO: 64 MiB to decode-0:1 in 3.0 ms\n{LOGGED} WARNING [request SIGBUS]: *** SIGBUS received\n",
             False,
-            f"its process was killed (SIGKILL leaves no word), probably for memory; {FREE}",
+            f"its process was killed without a message (SIGKILL), probably for memory; {FREE}",
         ),
         (
             f"{LOGGED} ERROR: the page pool does not add up\n{LOGGED} INFO: said later\n",
@@ -58,15 +58,15 @@ Extension modules: numpy, torch (total: 2)
     ],
 )
 def test_the_reason_is_one_clause(log: str, killed: bool, reason: str) -> None:
-    assert why_ended(log, killed, FREE) == reason
+    assert exit_reason(log, killed, FREE) == reason
 
 
 def test_without_a_log_here_what_ray_told_counts() -> None:
     told = "The actor died unexpectedly.\n\tname: prefill-0\nThe actor died because its node has died.\n\n"
-    assert why_ended(None, False, FREE, told) == (
+    assert exit_reason(None, False, FREE, told) == (
         "The actor died because its node has died. (a log, if it wrote one, is on its node)"
     )
-    assert "memory" not in why_ended(None, True, FREE, told)
+    assert "memory" not in exit_reason(None, True, FREE, told)
 
 
 def test_the_newest_log_of_a_process_that_ended_is_read(tmp_path: Path) -> None:

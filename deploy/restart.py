@@ -1,4 +1,4 @@
-"""One attempt to bring a noted cluster back, in its own process: `python -m baton.deploy.start_again FOLDER ID`."""
+"""One attempt to restart a noted cluster, in its own process: `python -m baton.deploy.restart FOLDER ID`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from types import FrameType
 
-from baton.deploy.cluster import start_again
+from baton.deploy.cluster import restart
 from baton.logs import log, set_up
 from baton.protocol.errors import BatonError
 
@@ -17,17 +17,17 @@ def _end(number: int, frame: FrameType | None) -> None:
 
 
 def main(folder: str, cluster_id: str) -> int:
-    """Exit code: 0 when the cluster serves, 1 with a sentence as the last line of its log when it does not."""
+    """Returns the exit code: 0 when the cluster serves, else 1, with the reason as the last line of its log."""
     signal.signal(signal.SIGTERM, _end)
     stages: dict[str, str] = {}
 
-    def tell(process: str, stage: str) -> None:
+    def report(process: str, stage: str) -> None:
         if stages.get(process) != stage:
             stages[process] = stage
             log.info(f"{process}: {stage}")
 
     try:
-        start_again(Path(folder), cluster_id, tell)
+        restart(Path(folder), cluster_id, report)
     except BatonError as error:
         log.error(error.message)
         return 1
@@ -35,5 +35,5 @@ def main(folder: str, cluster_id: str) -> int:
 
 
 if __name__ == "__main__":
-    set_up("start_again")
+    set_up("restart")
     sys.exit(main(*sys.argv[1:]))
