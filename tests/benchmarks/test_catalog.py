@@ -27,7 +27,7 @@ def test_every_benchmark_is_in_the_catalogue() -> None:
 
 
 @pytest.mark.parametrize("one", BENCHMARKS, ids=lambda one: one.name)
-def test_the_code_that_a_benchmark_measures_is_there_and_its_figures_are_in_the_documentation(one: Benchmark) -> None:
+def test_the_code_a_benchmark_measures_exists_and_its_figures_are_documented(one: Benchmark) -> None:
     assert [path for path in one.code_paths if not (ROOT / path).exists()] == []
     assert len(set(one.promised)) == len(one.promised) > 0
     assert f"<!-- figures: {one.name} " in (ROOT / "docs" / "benchmarks.md").read_text()

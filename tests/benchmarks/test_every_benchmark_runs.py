@@ -27,7 +27,7 @@ def test_a_benchmark_gives_every_figure_that_it_promises(one: Benchmark, tmp_pat
     assert outcome.result.machine["cores"] >= 1
 
 
-def test_those_that_are_not_run_here_are_run_by_the_test_they_name() -> None:
+def test_a_benchmark_not_run_here_is_run_by_the_test_it_names() -> None:
     for one in BENCHMARKS:
         if one.own_test:
             text = (ROOT / one.own_test).read_text()
@@ -51,7 +51,7 @@ def test_a_benchmark_that_fails_does_not_stop_the_others(
     assert json.loads((tmp_path / "output_length.json").read_text())["figures"]["mae_tokens"] > 0
 
 
-def test_a_full_run_without_its_recorded_trace_is_left_out_and_said_so(
+def test_a_full_run_without_its_recorded_trace_is_skipped_and_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")

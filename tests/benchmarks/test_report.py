@@ -33,13 +33,13 @@ def test_a_run_has_one_of_three_sizes() -> None:
         _options("--quick", "--smoke")
 
 
-def test_the_time_that_was_asked_for_comes_on_top_of_the_deadline(no_deadline: list[float]) -> None:
+def test_requested_time_is_added_to_the_deadline(no_deadline: list[float]) -> None:
     _options(), _options("--minutes", "10"), _options("--quick", "--minutes", "10"), _options("--deadline-s", "7")
     assert no_deadline[1] - no_deadline[0] == 60 * 8
     assert no_deadline[2:] == [300.0, 7.0]
 
 
-def test_a_run_keeps_where_its_figures_come_from(tmp_path: Path) -> None:
+def test_a_run_records_the_provenance_of_its_figures(tmp_path: Path) -> None:
     options = _options("--json", str(tmp_path / "x.json"), "--seed", "4", "--minutes", "0.5")
     report = Report("fuzz", {"inputs": Goal(1)}, {"inputs": 12345678.0, "rate": 1 / 3}, {"seed": 4}, {"more": [1]})
     report.publish(options)
@@ -72,18 +72,18 @@ def test_only_a_full_run_can_be_kept(capsys: pytest.CaptureFixture[str]) -> None
     assert "--publish keeps full runs only" in capsys.readouterr().err
 
 
-def test_a_figure_that_is_no_finite_number_is_an_error(tmp_path: Path) -> None:
+def test_a_figure_that_is_not_finite_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"benchmarks\.fuzz gave no finite number for wrong"):
         Report("fuzz", figures={"right": 1.0, "wrong": float("nan")}).publish(_options("--json", str(tmp_path / "x")))
     assert not (tmp_path / "x").exists()
 
 
-def test_a_command_says_neither_where_figures_went_nor_where_files_lay() -> None:
+def test_a_recorded_command_omits_output_and_input_paths() -> None:
     given = ["--trace", "/home/me/trace.jsonl", "--json", "out.json", "--publish", "--jobs", "2", "--deadline-s", "9"]
     assert command_line("policies", given) == "python -m benchmarks.policies --trace trace.jsonl --jobs 2"
 
 
-def test_a_file_that_is_no_result_is_named(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_result_is_named(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text('{"figures": 3}')
     with pytest.raises(ValueError, match=r"x\.json is no result of a benchmark"):
         read_result(tmp_path / "x.json")

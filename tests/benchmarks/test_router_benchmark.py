@@ -118,7 +118,7 @@ def test_streams_that_do_not_end_are_reported_with_their_number() -> None:
         client.close()
 
 
-def test_paced_servers_keep_their_step_on_average_so_that_a_stream_takes_the_steps_it_has() -> None:
+def test_paced_servers_keep_their_step_time_on_average() -> None:
     with ExitStack() as stack:
         servers = start(stack, mock_http_process)
         _, port = servers.receive()

@@ -43,7 +43,7 @@ def _baton(*arguments: str) -> int:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_has_help_with_an_example_and_speaks_json(
+def test_every_command_has_help_with_an_example_and_json_output(
     command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert _baton(command, "--help") == 0
@@ -68,7 +68,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("arguments", MISTAKES, ids=" ".join)
-def test_a_mistake_is_one_sentence_and_asks_for_nothing(
+def test_a_mistake_is_reported_in_one_sentence_without_a_prompt(
     admin: FakeAdmin, arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert _baton(*arguments) == 1
@@ -79,19 +79,19 @@ def test_a_mistake_is_one_sentence_and_asks_for_nothing(
     assert admin.started == []
 
 
-def test_arguments_that_are_missing_or_unknown_are_told_with_exit_code_two(capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_and_unknown_arguments_exit_with_code_two(capsys: pytest.CaptureFixture[str]) -> None:
     assert _baton("drain") == 2
     assert "WORKER" in capsys.readouterr().err
     assert _baton("rebalance", "--auto", "maybe") == 2
     assert "maybe" in capsys.readouterr().err
 
 
-def test_nobody_at_the_address_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_address_where_nothing_answers_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     assert _baton("pools", "--admin", "127.0.0.1:9") == 1
     assert "baton up" in capsys.readouterr().err
 
 
-def test_the_plan_of_a_rebalance_is_shown_and_nothing_done(
+def test_a_dry_run_shows_the_steps_of_a_rebalance_and_changes_nothing(
     admin: FakeAdmin, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert _baton("rebalance", "--prefill", "1", "--decode", "2", "--dry-run") == 0
@@ -130,7 +130,7 @@ def test_the_steps_are_shown_as_they_go(admin: FakeAdmin, capsys: pytest.Capture
     assert "rebalance (operation op): done" in shown.out
 
 
-def test_an_operation_that_fails_ends_with_one_and_its_reason(
+def test_a_failed_operation_exits_with_code_one_and_its_reason(
     admin: FakeAdmin, capsys: pytest.CaptureFixture[str]
 ) -> None:
     admin.states = [operation("failed", "failed", message="the worker was lost.")]
@@ -146,7 +146,7 @@ def test_a_refusal_is_one_sentence(admin: FakeAdmin, capsys: pytest.CaptureFixtu
     assert capsys.readouterr().err == "error: Operation 17 is moving this worker.\n"
 
 
-def test_an_operation_may_go_on_alone(admin: FakeAdmin, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_operation_may_continue_in_the_background(admin: FakeAdmin, capsys: pytest.CaptureFixture[str]) -> None:
     admin.held = True
     assert _baton("undrain", "decode-0", "--detach", "--operation-id", "mine") == 0
     assert "op" in capsys.readouterr().out
@@ -155,7 +155,7 @@ def test_an_operation_may_go_on_alone(admin: FakeAdmin, capsys: pytest.CaptureFi
     assert admin.cancelled == []
 
 
-def test_a_request_is_migrated_to_where_the_router_chooses_or_the_operator_says(admin: FakeAdmin) -> None:
+def test_the_target_of_a_migration_is_chosen_by_the_router_or_the_operator(admin: FakeAdmin) -> None:
     assert _baton("migrate", "r1") == 0
     assert _baton("migrate", "r1", "decode-0") == 0
     asked = [(request.migrate.request_id, request.migrate.worker) for request in admin.started]
@@ -214,7 +214,7 @@ def test_an_interrupted_operation_is_cancelled(admin: FakeAdmin) -> None:
     assert admin.cancelled == ["op"]
 
 
-def test_a_watched_status_is_a_document_per_line_until_it_is_interrupted(admin: FakeAdmin) -> None:
+def test_a_watched_status_prints_one_document_per_line_until_interrupted(admin: FakeAdmin) -> None:
     process = _started("status", "--watch", "--json", stdout=subprocess.PIPE)
     assert process.stdout is not None
     for _ in range(2):
@@ -260,7 +260,9 @@ def test_names_are_completed_from_the_running_cluster(admin: FakeAdmin) -> None:
 
 
 @pytest.mark.parametrize("clean", [True, False])
-def test_leaks_are_told_and_end_with_one(admin: FakeAdmin, clean: bool, capsys: pytest.CaptureFixture[str]) -> None:
+def test_leaks_are_reported_with_exit_code_one(
+    admin: FakeAdmin, clean: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
     admin.check.clean = clean
     if not clean:
         admin.check.workers.add(name="decode-0", pages_in_use=5, pages_leaked=5, unknown=["ghost"], reported=True)
@@ -274,12 +276,12 @@ def test_leaks_are_told_and_end_with_one(admin: FakeAdmin, clean: bool, capsys: 
     assert json.loads(capsys.readouterr().out)["clean"] is clean
 
 
-def test_the_status_tells_how_many_of_those_waiting_are_swapped_out() -> None:
+def test_the_status_shows_how_many_waiting_sequences_are_swapped_out() -> None:
     assert _cells(admin_pb2.WorkerStatus(waiting=3, swapped=2))[2] == "3 (2 swapped)"
     assert _cells(admin_pb2.WorkerStatus(waiting=3))[2] == "3"
 
 
-def test_links_are_shown_with_their_rates_and_a_warning_ends_with_one(
+def test_links_are_shown_with_their_rates_and_a_warning_exits_with_code_one(
     admin: FakeAdmin, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert _baton("doctor", "links") == 0

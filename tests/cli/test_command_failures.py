@@ -85,7 +85,7 @@ def test_what_an_ascii_terminal_cannot_show_is_replaced(environment: dict[str, s
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii", "latin-1"])
-def test_an_input_that_is_not_utf8_is_a_sentence(environment: dict[str, str], encoding: str) -> None:
+def test_input_that_is_not_utf8_is_reported_in_one_sentence(environment: dict[str, str], encoding: str) -> None:
     done = _baton({**environment, "PYTHONIOENCODING": encoding}, "generate", "-", given=b"h\xff\xfe")
     assert "not UTF-8: byte 1 is 0xff" in _sentence(done)
 
@@ -103,7 +103,7 @@ def test_the_input_is_utf8_in_every_locale(environment: dict[str, str]) -> None:
     assert fake.asked[0].text == "Grüße"
 
 
-def test_an_argument_that_is_not_utf8_is_a_sentence(environment: dict[str, str]) -> None:
+def test_an_argument_that_is_not_utf8_is_reported_in_one_sentence(environment: dict[str, str]) -> None:
     done = subprocess.run(
         [*map(os.fsencode, BATON), b"generate", b"h\xff"], env=environment, capture_output=True, timeout=60
     )
@@ -115,9 +115,7 @@ def test_an_argument_that_is_not_utf8_is_a_sentence(environment: dict[str, str])
 @pytest.mark.parametrize(
     "command", [("status",), ("status", "--json"), ("operations",), ("token", "new", "--tenant", "a")]
 )
-def test_a_reader_that_goes_away_ends_the_command_quietly(
-    environment: dict[str, str], command: tuple[str, ...]
-) -> None:
+def test_a_closed_pipe_ends_the_command_quietly(environment: dict[str, str], command: tuple[str, ...]) -> None:
     ours, theirs = os.pipe()
     os.close(ours)
     done = subprocess.run([*BATON, *command], env=environment, stdout=theirs, stderr=subprocess.PIPE, timeout=60)
@@ -134,7 +132,7 @@ def _unwritable(tmp_path: Path) -> Path:
     return tmp_path / "file" / "home"
 
 
-def test_a_home_that_takes_no_file_is_told_before_anything_starts(environment: dict[str, str], tmp_path: Path) -> None:
+def test_an_unwritable_home_is_reported_before_anything_starts(environment: dict[str, str], tmp_path: Path) -> None:
     rays = set(Path("/tmp").glob("baton-ray-*"))
     started = time.monotonic()
     done = _baton({**environment, "BATON_HOME": str(_unwritable(tmp_path))}, "up", "--port", "0", "--admin-port", "0")
@@ -148,7 +146,9 @@ def test_a_home_that_takes_no_file_is_told_before_anything_starts(environment: d
 @pytest.mark.parametrize(
     "failure", [OSError(28, "No space left on device", "/x/y"), UnicodeEncodeError("ascii", "ü", 0, 1, "no")]
 )
-def test_any_other_failure_of_the_machine_is_a_sentence(failure: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+def test_any_other_operating_system_error_is_reported_in_one_sentence(
+    failure: Exception, capsys: pytest.CaptureFixture[str]
+) -> None:
     def command() -> None:
         raise failure
 
@@ -158,7 +158,7 @@ def test_any_other_failure_of_the_machine_is_a_sentence(failure: Exception, caps
     assert told.count("\n") == 1
 
 
-def test_a_stopped_router_is_told_in_seconds_with_its_process(environment: dict[str, str]) -> None:
+def test_a_stopped_router_is_reported_in_seconds_with_its_process(environment: dict[str, str]) -> None:
     server = subprocess.Popen(
         [sys.executable, "-c", SERVER], env=environment, stdout=subprocess.PIPE, text=True, cwd=ROOT
     )
@@ -185,7 +185,7 @@ def test_the_answer_names_the_request_for_explain(capsys: pytest.CaptureFixture[
     assert fake.asked[0].request_id in re.split(r"[\s;]", capsys.readouterr().err)
 
 
-def test_an_address_is_looked_for_in_the_same_order_by_all_commands(
+def test_all_commands_look_for_an_address_in_the_same_order(
     environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The flag, the environment, the note."""

@@ -81,7 +81,7 @@ def test_json_holds_the_figures_and_what_each_worker_did(capsys: pytest.CaptureF
     assert not any(worker["pages_in_use"] for worker in document["workers"])
 
 
-def test_a_trace_is_played_in_part_and_faster(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_trace_is_replayed_in_part_and_faster(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trace = tmp_path / "trace.jsonl"
     rows = [{"timestamp": 1000 * at, "input_length": 600, "output_length": 4, "hash_ids": [7, at]} for at in range(9)]
     trace.write_text("\n".join(map(json.dumps, rows)))
@@ -104,7 +104,7 @@ def test_plots_are_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert "latency.png" in capsys.readouterr().err
 
 
-def test_missing_matplotlib_is_told_before_anything_runs(
+def test_missing_matplotlib_is_reported_before_anything_runs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("matplotlib", "matplotlib.figure"):
@@ -127,7 +127,7 @@ def test_missing_matplotlib_is_told_before_anything_runs(
         ("--policy", "best", "cache_aware"),
     ],
 )
-def test_a_mistake_is_one_sentence(
+def test_a_mistake_is_reported_in_one_sentence(
     command: tuple[str, ...], option: str, value: str, word: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert _baton(*command, option, value) == 1
@@ -138,7 +138,7 @@ def test_a_mistake_is_one_sentence(
     assert word in shown.err
 
 
-def test_too_few_accelerators_for_one_worker_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_too_few_accelerators_for_one_worker_are_reported(capsys: pytest.CaptureFixture[str]) -> None:
     assert _baton("plan", "--gpus", "3", "--model", "llama-3.1-70b") == 1
     assert "One worker takes 4 × h100" in capsys.readouterr().err
 

@@ -28,7 +28,7 @@ columns = st.lists(st.tuples(st.integers(1, 40), st.integers(0, 9)), min_size=1,
 
 
 @given(columns, st.integers(1, 300))
-def test_what_falls_away_is_less_important_than_what_stays(table: list[tuple[int, int]], room: int) -> None:
+def test_dropped_columns_are_less_important_than_kept_ones(table: list[tuple[int, int]], room: int) -> None:
     cells, ranks = zip(*table, strict=True)
     kept = columns_that_fit(cells, ranks, room)
     gone = set(range(len(table))) - set(kept)
@@ -38,7 +38,7 @@ def test_what_falls_away_is_less_important_than_what_stays(table: list[tuple[int
 
 
 @given(columns, st.integers(1, 300))
-def test_no_more_falls_away_than_must(table: list[tuple[int, int]], room: int) -> None:
+def test_no_more_columns_are_dropped_than_needed(table: list[tuple[int, int]], room: int) -> None:
     cells, ranks = zip(*table, strict=True)
     kept = columns_that_fit(cells, ranks, room)
 
@@ -53,7 +53,7 @@ def test_no_more_falls_away_than_must(table: list[tuple[int, int]], room: int) -
 
 
 @given(columns, st.integers(1, 300), st.integers(0, 100))
-def test_more_room_takes_no_column_away(table: list[tuple[int, int]], room: int, more: int) -> None:
+def test_more_width_never_drops_a_column(table: list[tuple[int, int]], room: int, more: int) -> None:
     cells, ranks = zip(*table, strict=True)
     assert set(columns_that_fit(cells, ranks, room)) <= set(columns_that_fit(cells, ranks, room + more))
 

@@ -36,6 +36,8 @@ def test_token_and_entry_are_printed_and_each_token_is_another(capsys: pytest.Ca
     ("arguments", "words"),
     [(("--tenant", "acme", "--role", "boss"), "'boss' is not a role"), ((), "give --tenant")],
 )
-def test_a_mistake_is_one_sentence(arguments: tuple[str, ...], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_mistake_is_reported_in_one_sentence(
+    arguments: tuple[str, ...], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert _baton("token", "new", *arguments) == 1
     assert words in capsys.readouterr().err

@@ -89,7 +89,7 @@ def _failure(call: Callable[[], Any], within_s: float) -> BatonError:
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_a_port_where_nothing_listens_is_said_at_once(call: Callable[[str], Any]) -> None:
+def test_a_port_where_nothing_listens_is_reported_at_once(call: Callable[[str], Any]) -> None:
     address = dead_port()
     error = _failure(lambda: call(address), within_s=3.0)
     assert isinstance(error, NoWorkers)
@@ -144,7 +144,7 @@ def test_a_resumed_stream_may_take_longer_than_it_takes_to_give_up(stream: Calla
 
 
 @pytest.mark.parametrize("stream", STREAMS)
-def test_every_break_has_the_whole_time(stream: Callable[..., list[int]]) -> None:
+def test_every_break_has_the_full_time_limit(stream: Callable[..., list[int]]) -> None:
     parts = [breaks_after(1), breaks_after(), breaks_after(2), breaks_after(), breaks_after(3), tokens(4)]
     fake = FakeInference(parts)
     with serving(fake) as (address, _):
@@ -153,7 +153,7 @@ def test_every_break_has_the_whole_time(stream: Callable[..., list[int]]) -> Non
 
 @pytest.mark.parametrize("stream", STREAMS)
 @pytest.mark.parametrize("emitted", [(), (1, 2)])
-def test_a_deadline_is_told_in_words_of_ours(stream: Callable[..., list[int]], emitted: tuple[int, ...]) -> None:
+def test_a_deadline_is_reported_in_batons_own_words(stream: Callable[..., list[int]], emitted: tuple[int, ...]) -> None:
     def then_nothing(fake: FakeInference, request: object, context: grpc.ServicerContext) -> Any:
         yield from emitted
         fake.over.wait(20)
@@ -174,7 +174,7 @@ def test_a_deadline_ends_the_attempts_to_reach_the_router_again(stream: Callable
 
 
 @pytest.mark.parametrize("stream", STREAMS)
-def test_a_broken_stream_waits_for_room_at_a_router_that_came_back(stream: Callable[..., list[int]]) -> None:
+def test_a_broken_stream_waits_for_capacity_at_a_restarted_router(stream: Callable[..., list[int]]) -> None:
     def full(fake: FakeInference, request: object, context: grpc.ServicerContext) -> Any:
         context.set_trailing_metadata((("baton-error", "Overloaded"), ("retry-after-ms", "10")))
         context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "Full.")
@@ -206,7 +206,7 @@ def test_a_stream_is_cancelled_while_nothing_answers(stream: Callable[..., list[
     assert isinstance(error, Cancelled)
 
 
-def test_a_router_that_hangs_is_told_with_the_limit() -> None:
+def test_a_hanging_router_is_reported_with_the_time_limit() -> None:
     class Hanging(FakeAdmin):
         def GetCluster(self, request: object, context: grpc.ServicerContext) -> admin_pb2.Cluster:  # noqa: N802
             self._cancel.wait()

@@ -24,7 +24,7 @@ def test_only_options_that_were_given_are_sent_beside_the_seed() -> None:
     assert sent(seed=7) == {"seed": 7}
 
 
-def test_a_whole_sampling_params_is_sent_whole() -> None:
+def test_every_field_of_given_sampling_params_is_sent() -> None:
     sampling = SamplingParams(max_tokens=5, seed=1)
     assert codec.from_message(SamplingParams, make_request("x", given_sampling(sampling, {})).sampling) == sampling
     assert {"temperature", "top_p", "repetition_penalty"} <= set(sent(sampling))

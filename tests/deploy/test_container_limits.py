@@ -94,7 +94,7 @@ def test_version_1_without_a_limit(kernel: Kernel) -> None:
     assert cpu_quota(kernel.proc) is None
 
 
-def test_of_nested_groups_the_one_that_leaves_least_counts(kernel: Kernel) -> None:
+def test_the_nested_group_with_the_least_memory_left_counts(kernel: Kernel) -> None:
     kernel.v2("/machine/pod/container")
     kernel.put("machine", memory__max=f"{8000 * MIB}\n", memory__current=f"{7500 * MIB}\n", cpu__max="400000 100000\n")
     kernel.put("machine/pod", memory__max="max\n", memory__current=f"{900 * MIB}\n", cpu__max="100000 100000\n")

@@ -32,7 +32,7 @@ def _stand_in(folder: Path, ray: LocalRay, name: str, script: str) -> subprocess
     return process
 
 
-def test_a_raylet_says_goodbye_to_a_gcs_server_that_still_lives(tmp_path: Path) -> None:
+def test_a_raylet_may_unregister_before_the_gcs_server_is_killed(tmp_path: Path) -> None:
     ray = LocalRay("127.0.0.1:9", str(tmp_path / "ray"))
     told = tmp_path / "told"
     with (
@@ -45,7 +45,7 @@ def test_a_raylet_says_goodbye_to_a_gcs_server_that_still_lives(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("name", ["raylet", "gcs_server"])
-def test_one_without_the_other_is_killed(tmp_path: Path, name: str) -> None:
+def test_a_raylet_or_gcs_server_alone_is_killed(tmp_path: Path, name: str) -> None:
     ray = LocalRay("127.0.0.1:9", str(tmp_path / "ray"))
     told = tmp_path / "told"
     with _stand_in(tmp_path, ray, name, RAYLET.format(gcs=os.getpid(), told=told)) as process:

@@ -96,7 +96,7 @@ def test_kernels_that_would_not_load_are_refused_with_the_reason(here: Here, wor
 @pytest.mark.parametrize(
     "here", [HERE, replace(HERE, cuda="13.2"), replace(HERE, cuda=""), replace(HERE, tvm_ffi="0.1.16", glibc="2.39")]
 )
-def test_what_is_newer_takes_older_kernels(here: Here) -> None:
+def test_newer_versions_accept_older_kernels(here: Here) -> None:
     assert refusal(describe(LIBRARIES, ["9.0a"], HERE), here) is None
 
 
@@ -126,7 +126,7 @@ def _without_a_library(path: Path) -> None:
         (_changed_on_its_way, "is not a pack of kernels"),
     ],
 )
-def test_a_file_that_is_no_whole_pack_is_one_sentence(
+def test_an_incomplete_pack_is_reported_in_one_sentence(
     make: Callable[[Path], object], words: str, tmp_path: Path
 ) -> None:
     make(tmp_path / "pack.tar.xz")
@@ -137,17 +137,17 @@ def test_a_file_that_is_no_whole_pack_is_one_sentence(
 @pytest.mark.parametrize(
     "text", ["", "[]", '{"modules": 3}', '{"modules": {"page": {}}}', '{"modules": {}, "more": 1}']
 )
-def test_a_manifest_of_another_kind_is_one_sentence(text: str) -> None:
+def test_a_manifest_of_another_kind_is_reported_in_one_sentence(text: str) -> None:
     with pytest.raises(ConfigError, match=f"{MANIFEST} is not a list of kernels"):
         Manifest.from_json(text)
 
 
-def test_a_module_name_is_no_path() -> None:
+def test_a_module_name_is_not_a_path() -> None:
     text = describe(LIBRARIES, ["9.0a"], HERE).as_json().replace('"page"', '"../../page"')
     assert list(Manifest.from_json(text).modules) == ["norm"]
 
 
-def test_options_become_modules_each_once(tmp_path: Path) -> None:
+def test_each_option_becomes_one_module(tmp_path: Path) -> None:
     both = modules_for(parse(["build", "x", "--head-dim", "64,128", "--group", "1,4", "--dtype", "bfloat16,float16"]))
     assert len(both) == 4 + 2 * 2 * 2
     (tmp_path / "config.json").write_text(
@@ -170,7 +170,7 @@ def test_options_become_modules_each_once(tmp_path: Path) -> None:
         (["--group", "four"], "take whole numbers"),
     ],
 )
-def test_options_that_nothing_is_built_for_are_refused(
+def test_options_without_kernels_to_build_are_refused(
     options: list[str], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):

@@ -61,7 +61,7 @@ def test_the_reason_is_one_clause(log: str, killed: bool, reason: str) -> None:
     assert why_ended(log, killed, FREE) == reason
 
 
-def test_without_a_log_here_what_ray_told_counts() -> None:
+def test_without_a_local_log_the_reason_from_ray_counts() -> None:
     told = "The actor died unexpectedly.\n\tname: prefill-0\nThe actor died because its node has died.\n\n"
     assert why_ended(None, False, FREE, told) == (
         "The actor died because its node has died. (a log, if it wrote one, is on its node)"

@@ -59,7 +59,7 @@ def test_another_address_is_refused_with_its_key(host: str) -> None:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
-def test_a_port_in_use_is_told_with_the_process(host: str) -> None:
+def test_a_port_in_use_is_reported_with_its_process(host: str) -> None:
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as taken:
         taken.bind((host, 0))
         taken.listen()
@@ -71,7 +71,7 @@ def test_one_port_for_both_is_refused() -> None:
     assert "a port each" in _refusal(port=50077, admin_port=50077)
 
 
-def test_a_folder_that_takes_no_note_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unwritable_folder_for_the_note_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("BATON_HOME", str(tmp_path / "file" / "home"))
     with pytest.raises(ConfigError, match="BATON_HOME"):
@@ -81,7 +81,7 @@ def test_a_folder_that_takes_no_note_is_refused(tmp_path: Path, monkeypatch: pyt
     assert list((tmp_path / "new" / "home").iterdir()) == []
 
 
-def test_this_machine_starts_its_ray_at_loopback() -> None:
+def test_a_cluster_on_one_machine_starts_ray_on_loopback() -> None:
     assert ray_host() == "127.0.0.1"
 
 
@@ -121,7 +121,7 @@ def test_a_router_serves_over_ipv6(host: str) -> None:
     assert asyncio.run(name_of_model()) == "m"
 
 
-def test_an_address_that_cannot_be_served_is_told_in_words_of_ours() -> None:
+def test_an_address_that_cannot_be_served_is_reported_in_batons_own_words() -> None:
     plan = router_config(CHECKPOINT, host="203.0.113.9", port=1)
     with pytest.raises(ConfigError) as caught:
         asyncio.run(start_router(plan))  # type: ignore[arg-type]

@@ -25,7 +25,7 @@ def test_the_dashboard_agent_of_a_raylet_is_replaced_and_nothing_else() -> None:
     assert with_idle_agent(command) == [*command[:3], idle, command[4]]
 
 
-def test_an_idle_agent_says_that_it_serves_nothing_and_ends_with_its_raylet(tmp_path: Path) -> None:
+def test_an_idle_agent_reports_that_it_serves_nothing_and_ends_with_its_raylet(tmp_path: Path) -> None:
     command = [sys.executable, "-I", "-S", str(IDLE_AGENT), str(tmp_path), "abc", "--of-ray"]
     raylet = f"import subprocess; print(subprocess.Popen({command!r}).pid, flush=True); input()"
     with subprocess.Popen(

@@ -25,7 +25,7 @@ def test_the_first_attempt_begins_at_once_when_a_vital_process_died() -> None:
     assert words(back, 600.0) == "gcs_server died 100 s ago; the cluster was back 20 s later"
 
 
-def test_attempts_that_fail_come_ever_later_and_end() -> None:
+def test_failed_attempts_back_off_and_stop() -> None:
     state, _ = step(Recovery(), DIED, 1000.0)
     now_s, pauses = 1000.0, []
     while True:
@@ -59,7 +59,7 @@ def test_nothing_is_started_for_a_cluster_that_is_being_ended() -> None:
         assert (after.phase, action) == ("ended", "exit")
 
 
-def test_what_happened_is_told_while_it_happens() -> None:
+def test_every_phase_of_a_recovery_is_described() -> None:
     starting = Recovery("starting", 13.0, 2, ("raylet",), 1.0)
     assert words(starting, 21.0) == "raylet died 20 s ago; the cluster is being started again (attempt 2)"
     waiting = Recovery("waiting", 13.0, 1, ("raylet",), 1.0, "No port.")

@@ -73,7 +73,7 @@ def test_an_attempt_that_does_not_end_when_asked_is_killed(tmp_path: Path) -> No
     _until(lambda: attempt.outcome(200.0)[0] == "failed")
 
 
-def test_what_cannot_be_written_or_started_is_tried_again(
+def test_a_failed_write_or_start_is_retried(
     tmp_path: Path, ended: NotedProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     claim_note(replace(CLUSTER, vital=(ended,)), tmp_path)

@@ -94,7 +94,7 @@ def test_a_window_that_a_layer_uses_is_the_context(tmp_path: Path, family: str, 
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_what_a_config_leaves_out_means_what_it_means_to_transformers(name: str) -> None:
+def test_a_missing_config_key_has_the_default_of_transformers(name: str) -> None:
     config = getattr(transformers, name.replace("ForCausalLM", "Config"))
     # An instance forgets a window that it does not use: the class keeps the default.
     left_out = FAMILIES[name].left_out

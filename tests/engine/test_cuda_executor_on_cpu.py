@@ -104,7 +104,7 @@ def test_tokens_are_the_same_through_the_fused_layers(monkeypatch: pytest.Monkey
     assert generate(executor, PROMPTS, SAMPLING, chunk_tokens=16) == expected
 
 
-def test_a_model_without_kernels_is_served_with_torch() -> None:
+def test_a_model_without_kernels_is_computed_with_torch() -> None:
     config = read_config(CHECKPOINT)  # heads of 32
     layout = config.page_layout(40, 16, "float32", "m")
     weights = load_weights(CHECKPOINT, config, torch.float32)
@@ -160,7 +160,7 @@ def test_the_fused_rotation_is_the_plain_one(monkeypatch: pytest.MonkeyPatch) ->
         assert torch.allclose(one, other, atol=1e-5)
 
 
-def test_what_is_profiled_can_be_run() -> None:
+def test_the_profiled_step_can_be_run() -> None:
     """The step whose memory is measured, with its sampling; what it takes is only known on a GPU."""
     config, parameters, _ = _parameters()
     options = CudaOptions(max_batch=5, max_tokens=300)
@@ -192,7 +192,7 @@ def test_hopper_kernels_are_for_hopper() -> None:
         check_kernels("fa3", (8, 0))
 
 
-def test_a_missing_library_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_library_is_reported_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "flashinfer", None)
     with pytest.raises(ConfigError, match=r"pip install '\.\[cuda\]' in Baton's checkout\.$"):
         backend.load_flashinfer()
@@ -205,6 +205,6 @@ def test_another_version_of_flashinfer_is_refused(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_missing_gpu_is_one_sentence() -> None:
+def test_a_missing_gpu_is_reported_in_one_sentence() -> None:
     with pytest.raises(ConfigError, match="finds no GPU here"):
         open_device("cuda:0")

@@ -76,7 +76,7 @@ def test_a_larger_batch_takes_no_smaller_workspace(name: str) -> None:
     assert 0 <= small <= large
 
 
-def test_pages_without_kernels_are_attended_to_with_torch() -> None:
+def test_attention_without_kernels_uses_torch() -> None:
     assert device_backend(torch.float32, HEAD_DIM) is BACKENDS["flashinfer"]
     for dtype, head_dim in ((torch.float64, 64), (torch.float32, 32)):
         assert device_backend(dtype, head_dim) is BACKENDS["torch"]

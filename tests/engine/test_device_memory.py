@@ -43,7 +43,7 @@ def test_two_workers_on_one_gpu_never_take_more_than_it_has(
     assert taken <= 0.9 * total
 
 
-def test_too_little_says_what_takes_the_room_and_what_to_do() -> None:
+def test_too_little_memory_is_reported_with_its_users_and_a_remedy() -> None:
     with pytest.raises(ConfigError, match=r"it holds 16\.00, .* raise engine\.gpu_memory_fraction"):
         pages_that_fit(ROOM, 0.2, PAGE, 100)
     with pytest.raises(ConfigError, match="other processes are on this GPU"):

@@ -85,7 +85,7 @@ def test_steps_after_the_first_are_planned_from_the_host_and_read_the_devices_ar
     assert [len(wrapper._paged_kv_indptr_buf), len(wrapper._paged_kv_last_page_len_buf)] == [4, 3]
 
 
-def test_the_kernels_of_tensor_cores_are_fa2s_by_name(flashinfer_without_gpu: WithoutGpu) -> None:
+def test_tensor_core_kernels_are_requested_as_fa2_by_name(flashinfer_without_gpu: WithoutGpu) -> None:
     """So that a newer library's "auto" cannot choose kernels that nobody compiled."""
     batch = Ragged((5,), (), 4, 1)
     attention = FlashInferAttention(filled_pages(batch, 1, 2, 64, torch.bfloat16), 8)

@@ -59,7 +59,7 @@ def test_nothing_is_pinned_without_slots_or_beside_pages_on_a_cpu(runtime: Runti
     del hosts
 
 
-def test_memory_that_cannot_be_pinned_ends_the_start_with_a_sentence() -> None:
+def test_memory_that_cannot_be_pinned_ends_the_start_with_an_error_message() -> None:
     with pytest.raises(
         ConfigError, match=r"0\.0 GiB of host memory .* \(CUDA error 2\): lower engine\.swap_memory_gib"
     ):

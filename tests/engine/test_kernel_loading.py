@@ -75,7 +75,7 @@ def test_a_folder_that_cannot_be_written_is_named_with_what_to_set(
         let_flashinfer_compile((9, 0))
 
 
-def test_kernels_that_are_neither_prebuilt_nor_compilable_are_named_with_what_is_lacking() -> None:
+def test_kernels_that_are_neither_prebuilt_nor_compilable_are_named_with_what_is_missing() -> None:
     check_compilable([], ["ninja", "nvcc"], (9, 0))
     check_compilable(["page"], [], (9, 0))
     words = "kernels page, norm are not installed, and what compiles them is not found (ninja, nvcc): install kernels"
@@ -83,7 +83,7 @@ def test_kernels_that_are_neither_prebuilt_nor_compilable_are_named_with_what_is
         check_compilable(["page", "norm"], ["ninja", "nvcc"], (9, 0))
 
 
-def test_programs_are_looked_for_where_flashinfer_calls_them(tmp_path: Path) -> None:
+def test_programs_are_searched_where_flashinfer_calls_them(tmp_path: Path) -> None:
     for name in ("bin/ninja", "bin/c++", "cuda/bin/nvcc"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch(0o755)
@@ -101,7 +101,7 @@ def test_programs_are_looked_for_where_flashinfer_calls_them(tmp_path: Path) -> 
         "/usr/bin/ld: cannot find -lcudart: No such file",
     ],
 )
-def test_of_a_compilers_output_the_line_with_the_cause_is_told(line: str) -> None:
+def test_the_line_with_the_cause_is_taken_from_a_compilers_output(line: str) -> None:
     output = (
         f"Ninja build failed. Ninja output:\n[1/2] nvcc -c\nFAILED: norm.cuda.o\n{line}\ncollect2: error: ld returned 1"
     )
@@ -110,7 +110,7 @@ def test_of_a_compilers_output_the_line_with_the_cause_is_told(line: str) -> Non
     assert reason_of(RuntimeError()) == "RuntimeError()"
 
 
-def test_a_worker_looks_at_its_kernels_before_its_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_worker_checks_its_kernels_before_loading_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """There are no weights in this folder, and the GPU, which is not there either, cannot run fa3."""
     monkeypatch.setattr(executors, "open_device", torch.device)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
@@ -140,7 +140,7 @@ def test_auto_is_fa3_where_a_hopper_gpu_has_it_ready(
     assert prefill_kernels("auto", replace(config, head_dim=32), torch.bfloat16, capability) == "fa2"  # torch computes
 
 
-def test_a_host_where_triton_cannot_compile_is_told_what_to_install() -> None:
+def test_the_error_where_triton_cannot_compile_names_what_to_install() -> None:
     """There is no GPU here, so Triton has no driver; a missing compiler ends in the same place."""
     with pytest.raises(ConfigError, match=r"Triton cannot compile .* install a C compiler"):
         check_triton()

@@ -53,7 +53,7 @@ def test_what_torch_computes_needs_no_kernels() -> None:
 @pytest.mark.parametrize("group", [1, 4])
 @pytest.mark.parametrize("head_dim", [64, 128, 256])
 @pytest.mark.parametrize("dtype", [BF16, F16])
-def test_flashinfer_names_its_modules_so(
+def test_the_module_names_are_those_of_flashinfer(
     flashinfer_without_gpu: WithoutGpu, dtype: torch.dtype, head_dim: int, group: int
 ) -> None:
     for module in kernel_modules(dtype, head_dim, group, ("fa2", "fa3")):

@@ -36,7 +36,7 @@ def _qkv(rows: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor
 
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(batch=ragged_batches())
-def test_attention_by_the_metadata_is_full_attention_and_torchs(batch: Ragged) -> None:
+def test_attention_by_the_metadata_equals_full_attention_and_torch_attention(batch: Ragged) -> None:
     pages = filled_pages(batch, LAYERS, KV_HEADS, HEAD_DIM, torch.float32)
     others = pages.clone()
     layout = batch.layout()
@@ -72,7 +72,7 @@ def test_a_step_is_planned_whatever_the_one_before_it_was(first: Ragged, second:
 
 @settings(deadline=None, max_examples=60)
 @given(batch=ragged_batches())
-def test_the_parts_say_what_the_layout_says(batch: Ragged) -> None:
+def test_the_parts_agree_with_the_layout(batch: Ragged) -> None:
     layout = batch.layout()
     metadata = plan_metadata(layout)
     assert all(array.dtype == torch.int32 for array in metadata.tensors)
@@ -86,7 +86,7 @@ def test_the_parts_say_what_the_layout_says(batch: Ragged) -> None:
 
 
 @pytest.mark.parametrize("size", [3, 4, 7])
-def test_padding_changes_nothing_for_those_who_decode(size: int) -> None:
+def test_padding_changes_nothing_for_decoding_sequences(size: int) -> None:
     batch = Ragged((5, 1, 17), (), 4, 2)
     padding_page = batch.num_pages
     storage = torch.cat([filled_pages(batch, 1, KV_HEADS, HEAD_DIM, torch.float32), torch.zeros(1, 1, 2, 4, 2, 8)])
@@ -150,7 +150,7 @@ def test_staged_decodes_are_the_padded_batch_at_the_places_of_its_size(
         assert torch.equal(device[: len(value)], value)
 
 
-def test_staged_arrays_are_what_was_put_and_lie_where_their_predecessors_say() -> None:
+def test_staged_arrays_hold_what_was_put_at_offsets_that_later_arrays_do_not_change() -> None:
     staging = GrowingStagingBuffer(torch.device("cpu"), capacity=8)
     arrays = plan_metadata(MIXED.layout()).tensors
     host, device = staging.put(arrays)

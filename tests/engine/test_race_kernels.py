@@ -64,7 +64,7 @@ def test_kernels_draw_a_row_alone_as_in_any_batch() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of the interpreter's numpy, about infinities
-def test_kernels_tell_rows_that_are_no_numbers_from_extreme_ones() -> None:
+def test_kernels_distinguish_rows_with_nan_or_infinity_from_extreme_rows() -> None:
     logits, rows = random_rows(np.random.default_rng(1), 8, 70)
     rows[:, definition.KIND] = np.repeat([definition.GREEDY, definition.WHOLE], 4)
     rows[:, [definition.TOP_K, definition.MIN_WEIGHT]] = 0

@@ -42,7 +42,7 @@ def _with_template(template: str) -> FastTokenizer:
     return fast
 
 
-def test_a_beginning_that_the_text_has_is_not_added_again(tmp_path: Path) -> None:
+def test_a_bos_token_in_the_text_is_not_added_again(tmp_path: Path) -> None:
     tokenizer = _save(_with_template("<pad> $A <eos>"), tmp_path)
     hi = tokenizer.encode("hi", add_special_tokens=False)
     assert tokenizer.encode("hi") == [2, *hi, 1]
@@ -53,7 +53,7 @@ def test_a_beginning_that_the_text_has_is_not_added_again(tmp_path: Path) -> Non
     assert tokenizer.encode("") == [2, 1]
 
 
-def test_a_beginning_of_two_tokens_is_added_unless_the_text_has_both(tmp_path: Path) -> None:
+def test_a_prefix_of_two_tokens_is_added_unless_the_text_has_both(tmp_path: Path) -> None:
     tokenizer = _save(_with_template("<pad> <eos> $A"), tmp_path)
     assert tokenizer.encode("<pad><eos>") == [2, 1]
     assert tokenizer.encode("<pad>") == [2, 1, 2]
@@ -130,7 +130,7 @@ def test_tokenizer_model_alone_gives_the_ids_that_transformers_and_sentencepiece
 
 @settings(max_examples=200, deadline=None)
 @given(data=st.data())
-def test_streamed_text_is_what_sentencepiece_says_beyond_the_prompt(older: Path, data: st.DataObject) -> None:
+def test_streamed_text_is_the_text_of_sentencepiece_after_the_prompt(older: Path, data: st.DataObject) -> None:
     tokenizer = _read(older)
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(older / "tokenizer.model"))
     ids = st.lists(st.integers(3, tokenizer.vocab_size - 1), min_size=1, max_size=12)
@@ -159,7 +159,9 @@ def test_a_model_file_that_transformers_takes_for_another_type_is_refused(tmp_pa
         ({"tokenizer.model": b""}, r"tokenizer\.model"),
     ],
 )
-def test_a_tokenizer_that_cannot_be_read_is_one_sentence(tmp_path: Path, files: dict[str, bytes], words: str) -> None:
+def test_an_unreadable_tokenizer_is_reported_in_one_sentence(
+    tmp_path: Path, files: dict[str, bytes], words: str
+) -> None:
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)
     for look in (check_tokenizer, Tokenizer):

@@ -70,7 +70,7 @@ def test_an_aborted_requests_pages_are_not_reused_while_a_late_write_may_land() 
     cluster.check_nothing_is_held()
 
 
-def test_a_writer_that_dies_leaves_nothing_counted_for_ever() -> None:
+def test_a_dead_writer_leaves_no_page_reserved() -> None:
     """vllm 46283, 50754."""
     cluster = _cluster("prefill-0", "prefill-1", "decode-0")
     request = cluster.submit("r", PROMPT, 9)
@@ -117,7 +117,7 @@ def test_a_notice_of_an_older_generation_of_pages_commits_nothing() -> None:
     assert inbound.commit(HandoffNotice("r/1", "r", 5, (7,), reservation.generations)) is sequence
 
 
-def test_a_worker_that_comes_back_has_another_agent_name() -> None:
+def test_a_returning_worker_has_another_agent_name() -> None:
     """vllm 49238: nobody meets the metadata of its former life under the same name."""
     cluster = _cluster("prefill-0", "decode-0")
     former = cluster.workers["prefill-0"].state.agent

@@ -44,7 +44,7 @@ def test_weights_on_the_gpu_are_the_checkpoints(device: torch.device) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_a_recorded_step_is_the_step(device: torch.device, dtype: str) -> None:
+def test_a_recorded_step_equals_the_unrecorded_step(device: torch.device, dtype: str) -> None:
     """Batches of 1 to 4 against sizes of 1, 2 and 3: exact, padded, and too large for any; logits near, tokens few."""
     config, parameters = _small(device, getattr(torch, dtype))
     layout = config.page_layout(64, 16, dtype, "m")
@@ -60,7 +60,7 @@ def test_a_recorded_step_is_the_step(device: torch.device, dtype: str) -> None:
     assert agreeing >= 9  # of 10
 
 
-def test_two_graphs_in_turn_do_not_disturb_each_other(device: torch.device) -> None:
+def test_two_alternating_graphs_do_not_disturb_each_other(device: torch.device) -> None:
     config, parameters = _small(device, torch.bfloat16)
     layout = config.page_layout(64, 16, "bfloat16", "m")
     executor = CudaExecutor(config, parameters, layout, CudaOptions(max_batch=4))
@@ -68,7 +68,7 @@ def test_two_graphs_in_turn_do_not_disturb_each_other(device: torch.device) -> N
     assert generate(executor, PROMPTS, sampling) == generate(executor, PROMPTS, sampling)
 
 
-def test_what_is_measured_fits(device: torch.device) -> None:
+def test_the_measured_memory_suffices(device: torch.device) -> None:
     config, parameters = _small(device, torch.bfloat16)
     layout = config.page_layout(1, 16, "bfloat16", "m")
     options = CudaOptions(max_batch=8, max_tokens=512)

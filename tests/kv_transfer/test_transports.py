@@ -48,7 +48,7 @@ def make(request: pytest.FixtureRequest) -> Iterator[Make]:
         transport.close()
 
 
-def test_the_default_transport_is_in_the_table_and_an_unknown_name_is_answered_with_the_known_ones() -> None:
+def test_the_default_transport_is_in_the_table_and_an_unknown_name_lists_the_known_ones() -> None:
     assert find_transport(EngineSection().transport) is NixlTransport
     with pytest.raises(ConfigError, match=r"no transport 'pigeon': set engine\.transport to one of nixl"):
         find_transport("pigeon")
@@ -160,7 +160,7 @@ def test_a_peer_can_be_dropped_and_another_incarnation_takes_over(make: Make) ->
     assert torch.equal(new_pages[6], source_pages[5])
 
 
-def test_a_write_to_an_agent_that_was_cut_off_fails() -> None:
+def test_a_write_to_an_unreachable_agent_fails() -> None:
     network = InProcessNetwork()
     source = InProcessTransport(network, _pages(1), LAYOUT, "a")
     target = InProcessTransport(network, _pages(2), LAYOUT, "b")
@@ -248,7 +248,7 @@ def _relinked_peer(pipe: Connection) -> None:
 
 
 @pytest.mark.parametrize("target_first", [True, False])
-def test_peers_of_two_processes_drop_each_other_and_are_linked_anew_under_the_same_names(target_first: bool) -> None:
+def test_peers_in_two_processes_disconnect_and_reconnect_under_the_same_names(target_first: bool) -> None:
     context = mp.get_context("spawn")
     pipe, theirs = context.Pipe()
     process = context.Process(target=_relinked_peer, args=(theirs,), daemon=True)
@@ -291,7 +291,7 @@ def test_peers_of_two_processes_drop_each_other_and_are_linked_anew_under_the_sa
     assert process.exitcode == 0
 
 
-def test_progress_moves_pages_and_keeps_what_happens_until_it_is_polled(make: Make) -> None:
+def test_progress_moves_pages_and_keeps_events_until_they_are_polled(make: Make) -> None:
     source_pages, target_pages = _pages(1), _pages(2)
     source, target = make(source_pages, "source"), make(target_pages, "target")
     source.connect(target.endpoint)

@@ -104,7 +104,7 @@ def secured(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         process.communicate(timeout=30)
 
 
-def test_who_has_a_certificate_and_a_token_is_served_and_finds_its_own_prefix_only(secured: Secured) -> None:
+def test_a_client_with_certificate_and_token_is_served_and_hits_only_its_own_prefix(secured: Secured) -> None:
     def cached(tenant: str) -> int:
         with secured.client(tenant) as client:
             return client.generate(PROMPT, max_tokens=4, ignore_eos=True).cached_tokens
@@ -162,7 +162,7 @@ def _credentials(secured: Secured) -> grpc.ChannelCredentials:
     )
 
 
-def test_what_is_wrong_with_a_connection_is_said_in_a_sentence(secured: Secured, tmp_path: Path) -> None:
+def test_a_connection_error_is_reported_in_one_sentence(secured: Secured, tmp_path: Path) -> None:
     other = self_signed(tmp_path, "other")
     for changed, kind, words in (
         ({"tls_ca": other.certificate}, ConfigError, "another CA signed it"),
@@ -184,7 +184,7 @@ def test_what_is_wrong_with_a_connection_is_said_in_a_sentence(secured: Secured,
         baton.Client(secured.addresses[0], token="two\nlines")
 
 
-def test_tls_to_a_plain_port_is_said_in_a_sentence(tmp_path: Path) -> None:
+def test_tls_to_a_plaintext_port_is_reported_in_one_sentence(tmp_path: Path) -> None:
     ca = self_signed(tmp_path, "ca").certificate
     server = grpc.server(ThreadPoolExecutor(1))
     port = server.add_insecure_port("127.0.0.1:0")
@@ -194,7 +194,7 @@ def test_tls_to_a_plain_port_is_said_in_a_sentence(tmp_path: Path) -> None:
     server.stop(None)
 
 
-def test_limits_are_kept_and_named(secured: Secured) -> None:
+def test_limits_are_enforced_and_named(secured: Secured) -> None:
     with secured.client() as client:
         for prompt in ([5] * (MAX_PROMPT_TOKENS + 1), "x" * 100_000):
             with pytest.raises(InvalidRequest, match=str(MAX_PROMPT_TOKENS)):
@@ -203,7 +203,7 @@ def test_limits_are_kept_and_named(secured: Secured) -> None:
             client.generate("x" * (1 << 21), max_tokens=1)
 
 
-def test_a_tenant_has_so_many_streams_at_once(secured: Secured) -> None:
+def test_the_concurrent_streams_of_a_tenant_are_limited(secured: Secured) -> None:
     with secured.client() as client, secured.client("rival") as other:
         streams = [client.stream([7] * 20, max_tokens=200, ignore_eos=True) for _ in range(MAX_STREAMS)]
         for stream in streams:
@@ -242,7 +242,7 @@ def test_renewed_files_are_used_without_a_restart(secured: Secured, tmp_path: Pa
         assert connected.model().name  # who was connected stays so
 
 
-def test_new_files_that_are_no_good_leave_the_old_ones_in_use(secured: Secured) -> None:
+def test_invalid_new_files_leave_the_old_ones_in_use(secured: Secured) -> None:
     key = secured.server.key.read_bytes()
     secured.server.key.write_text("no key")
     with secured.client() as client:
@@ -258,7 +258,7 @@ def test_new_files_that_are_no_good_leave_the_old_ones_in_use(secured: Secured) 
         assert client.model().name
 
 
-def test_nothing_secret_was_said(secured: Secured) -> None:
+def test_no_secret_was_printed_or_logged(secured: Secured) -> None:
     """Last in this file: everything before has been done with these secrets."""
     with secured.client("stranger") as client, pytest.raises(Unauthenticated) as caught:
         client.model()
@@ -273,7 +273,7 @@ def test_nothing_secret_was_said(secured: Secured) -> None:
         assert secret not in said
 
 
-def test_administration_for_others_does_not_start_unguarded(checkpoint: Path) -> None:
+def test_an_unprotected_admin_port_needs_explicit_configuration(checkpoint: Path) -> None:
     plan = router_config(checkpoint, admin_host="0.0.0.0")
     with pytest.raises(ConfigError, match=r"access\.open_admin"):
         asyncio.run(start_router(plan))
@@ -285,7 +285,7 @@ def test_administration_for_others_does_not_start_unguarded(checkpoint: Path) ->
     asyncio.run(start_and_stop())
 
 
-def test_tls_alone_asks_no_client_for_a_certificate_and_a_token_alone_no_tls(checkpoint: Path, tmp_path: Path) -> None:
+def test_tls_alone_requires_no_client_certificate_and_tokens_alone_no_tls(checkpoint: Path, tmp_path: Path) -> None:
     pair = self_signed(tmp_path, "server")
     tokens = tmp_path / "tokens.toml"
     tokens.write_text(_entries(TOKENS))

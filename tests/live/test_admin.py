@@ -26,7 +26,7 @@ def _worker(cluster: admin_pb2.Cluster, name: str) -> admin_pb2.WorkerStatus:
     return found
 
 
-def test_every_worker_serves_and_nothing_is_predicted_of_an_idle_one(split: Live) -> None:
+def test_every_worker_serves_and_nothing_is_predicted_for_an_idle_one(split: Live) -> None:
     cluster = split.wait_idle()
     for name in split.workers:
         worker = _worker(cluster, name)
@@ -34,7 +34,7 @@ def test_every_worker_serves_and_nothing_is_predicted_of_an_idle_one(split: Live
         assert (worker.predicted_busy_s, worker.predicted_tpot_s, worker.predicted_peak_pages) == (0, 0, 0)
 
 
-def test_a_running_request_shows_in_what_is_predicted_of_its_worker(split: Live) -> None:
+def test_a_running_request_shows_in_the_predictions_for_its_worker(split: Live) -> None:
     with split.client() as client, split.admin() as admin:
         stream = client.stream([7] * 60, max_tokens=190, ignore_eos=True)
         next(stream)
@@ -53,7 +53,7 @@ def test_administration_and_requests_each_have_a_port_of_their_own(split: Live) 
 
 
 @pytest.mark.parametrize("of", ["address", "admin_address"])
-def test_a_router_whose_port_is_taken_says_which(split: Live, checkpoint: Path, of: str) -> None:
+def test_a_router_whose_port_is_in_use_names_the_port(split: Live, checkpoint: Path, of: str) -> None:
     from baton.router.build import start_router
 
     taken = getattr(split, of)
@@ -77,7 +77,7 @@ def test_another_policy_decides_from_now_on(split: Live) -> None:
         assert admin.explain(answer.request_id).policy == "least_loaded"
 
 
-def test_a_mistyped_policy_is_refused_with_the_nearest(split: Live) -> None:
+def test_a_mistyped_policy_is_refused_with_the_nearest_name(split: Live) -> None:
     with split.admin() as admin:
         with pytest.raises(InvalidRequest, match="did you mean 'least_loaded'"):
             admin.policy("least_loadet")
@@ -85,7 +85,7 @@ def test_a_mistyped_policy_is_refused_with_the_nearest(split: Live) -> None:
         assert "round_robin" in admin.policy().known
 
 
-def test_what_does_not_exist_is_named(split: Live) -> None:
+def test_an_unknown_worker_or_operation_is_named(split: Live) -> None:
     with split.admin() as admin:
         for ask in (lambda: list(admin.watch("never-begun")), lambda: admin.cancel("never-begun")):
             with pytest.raises(NotFound, match="never-begun"):
@@ -102,7 +102,7 @@ def test_an_operation_without_content_is_refused(split: Live) -> None:
     assert "set drain" in caught.value.details()
 
 
-def test_the_planner_acts_by_itself_only_when_it_is_told_to(split: Live) -> None:
+def test_the_planner_acts_only_when_automation_is_on(split: Live) -> None:
     with split.admin() as admin:
         before = admin.cluster().planner.auto
         try:

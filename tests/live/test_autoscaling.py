@@ -142,7 +142,7 @@ def _until(true: Callable[[], bool], timeout_s: float = 40.0) -> None:
 
 
 @pytest.mark.slow
-def test_a_node_comes_for_a_worker_and_goes_after_its_drain(
+def test_a_node_is_added_for_a_worker_and_removed_after_its_drain(
     growing_ray: LocalRay, checkpoint: Path, tmp_path: Path
 ) -> None:
     environment = {

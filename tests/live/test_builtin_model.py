@@ -21,7 +21,7 @@ def builtin(ray_head: LocalRay) -> Iterator[Live]:
     stop_cluster("builtin-")
 
 
-def test_look_ups_over_many_pages_are_answered_right_after_the_handoff(builtin: Live) -> None:
+def test_look_ups_over_many_pages_are_correct_after_the_handoff(builtin: Live) -> None:
     rng = random.Random(77)
     tasks = [look_up(rng, rng.randint(20, 230)) for _ in range(24)]
 

@@ -72,7 +72,7 @@ def test_up_status_generate_down(environment: dict[str, str], rays_before: set[s
 
 
 @pytest.mark.slow
-def test_the_demo_shows_the_way_and_the_prefix_hit(environment: dict[str, str], rays_before: set[str]) -> None:
+def test_the_demo_shows_the_route_and_the_prefix_hit(environment: dict[str, str], rays_before: set[str]) -> None:
     demo = baton_command(environment, "demo")
     assert demo.returncode == 0, demo.stderr
     assert "prefill-0 → decode-0" in demo.stdout
@@ -118,7 +118,7 @@ def test_an_interrupted_start_leaves_nothing(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("words", ["ray          starting", "router       starting", "prefill-0    starting"])
-def test_what_a_killed_start_left_is_ended_by_the_next_down(
+def test_leftovers_of_a_killed_start_are_ended_by_the_next_down(
     environment: dict[str, str], rays_before: set[str], words: str
 ) -> None:
     with _starting(environment, words) as process:
@@ -131,7 +131,7 @@ def test_what_a_killed_start_left_is_ended_by_the_next_down(
 
 
 @pytest.mark.slow
-def test_a_start_under_way_refuses_another_one_and_is_ended_by_down(
+def test_a_start_in_progress_refuses_another_one_and_is_ended_by_down(
     environment: dict[str, str], rays_before: set[str]
 ) -> None:
     with _starting(environment, "ray          starting") as process:
@@ -158,7 +158,7 @@ def _starting(environment: dict[str, str], words: str) -> Iterator[subprocess.Po
             process.kill()
 
 
-def test_mistakes_are_one_sentence(environment: dict[str, str], tmp_path: Path) -> None:
+def test_mistakes_are_reported_in_one_sentence(environment: dict[str, str], tmp_path: Path) -> None:
     config = tmp_path / "cluster.toml"
     config.write_text("[pools]\nprefil = 1\n")
     wrong_key = baton_command(environment, "up", "--config", str(config))

@@ -122,7 +122,7 @@ async def _decode_worker(wired: Wired, client: baton.AsyncClient) -> None:
     await _check(client, answers.result(), 1)
 
 
-def test_a_decode_worker_that_is_cut_off_costs_a_pause_and_comes_back(wired: Wired) -> None:
+def test_a_decode_worker_that_is_cut_off_costs_a_pause_and_returns(wired: Wired) -> None:
     wired.play(_decode_worker)
 
 
@@ -136,7 +136,7 @@ async def _prefill_worker(wired: Wired, client: baton.AsyncClient) -> None:
     await _check(client, answers.result(), 2)
 
 
-def test_a_prefill_worker_that_is_cut_off_while_its_pages_travel(wired: Wired) -> None:
+def test_a_prefill_worker_may_be_cut_off_during_a_transfer(wired: Wired) -> None:
     wired.play(_prefill_worker)
 
 
@@ -153,7 +153,7 @@ async def _unheard(wired: Wired, client: baton.AsyncClient) -> None:
     await _check(client, answers.result(), 3)
 
 
-def test_a_worker_that_is_only_not_heard_by_the_router(wired: Wired) -> None:
+def test_a_worker_whose_messages_do_not_reach_the_router_is_given_up(wired: Wired) -> None:
     wired.play(_unheard)
 
 
@@ -190,7 +190,7 @@ async def _between_peers(wired: Wired, client: baton.AsyncClient) -> None:
     assert _incarnations(wired) == before
 
 
-def test_requests_go_on_while_pages_do_not_pass_between_two_workers(wired: Wired) -> None:
+def test_requests_continue_while_two_workers_cannot_exchange_pages(wired: Wired) -> None:
     wired.play(_between_peers)
 
 
@@ -207,7 +207,7 @@ async def _to_nobody(wired: Wired, client: baton.AsyncClient) -> None:
     await _check(client, answers, 6)
 
 
-def test_a_prefill_worker_that_reaches_nobody_is_gone_round(wired: Wired) -> None:
+def test_a_prefill_worker_without_a_reachable_decode_worker_is_bypassed(wired: Wired) -> None:
     wired.play(_to_nobody)
 
 
@@ -229,5 +229,5 @@ async def _moving(wired: Wired, client: baton.AsyncClient) -> None:
     assert answer.token_ids == undisturbed.token_ids
 
 
-def test_a_sequence_whose_pages_do_not_get_to_its_new_worker_stays(wired: Wired) -> None:
+def test_a_sequence_whose_pages_cannot_reach_its_target_stays(wired: Wired) -> None:
     wired.play(_moving)

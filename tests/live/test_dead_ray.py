@@ -62,7 +62,9 @@ def _until(true: Callable[[], bool], timeout_s: float) -> None:
 
 
 @pytest.mark.slow
-def test_the_cluster_comes_back_where_it_was_and_a_stream_goes_on(environment: dict[str, str], tmp_path: Path) -> None:
+def test_the_cluster_restarts_at_its_addresses_and_a_stream_continues(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
     first = _noted(tmp_path)
     options: dict[str, Any] = {"max_tokens": 400, "ignore_eos": True, "temperature": 0.8, "seed": 5}
     with baton.Client(first.address) as client:

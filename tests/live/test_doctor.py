@@ -37,7 +37,7 @@ async def _under_streams(cluster: ProcessCluster, client: baton.AsyncClient) -> 
     assert not streams.wrong
 
 
-def test_a_cluster_at_work_leaks_nothing(play: Play) -> None:
+def test_a_busy_cluster_leaks_nothing(play: Play) -> None:
     play(_under_streams)
 
 

@@ -55,7 +55,7 @@ def test_a_stream_is_the_answer_that_generate_gives(cluster: Live, run: Run) -> 
     assert f"{answer.prompt_tokens} prompt, {answer.output_tokens} output, ended by {answer.finish_reason}" in told
 
 
-def test_what_cannot_be_in_time_is_refused_and_what_can_is_served(cluster: Live, run: Run) -> None:
+def test_a_request_that_cannot_meet_its_objective_is_refused_and_others_are_served(cluster: Live, run: Run) -> None:
     served, refused = run("objectives").splitlines()
     assert re.fullmatch(r"24 served, \d+ refusals, TTFT at most \d+\.\d\d s", served)
     assert "TTFT objective is 0.00 s" in refused
@@ -78,7 +78,7 @@ def test_a_stream_continues_with_the_same_tokens_after_its_worker_was_killed(clu
     assert (indices, tokens) == ("every index once: True", "same tokens as undisturbed: True")
 
 
-def test_a_policy_of_ones_own_decides_in_the_simulator(run: Run) -> None:
+def test_a_custom_policy_decides_in_the_simulator(run: Run) -> None:
     lines = run("policy").splitlines()
     assert [line.split()[0] for line in lines] == ["round_robin", "least_work", "predicted_latency"]
     in_time = [int(re.search(r"(\d+)% in time", line)[1]) for line in lines]  # type: ignore[index]

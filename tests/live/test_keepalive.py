@@ -53,7 +53,7 @@ def _ping_often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(baton.client.connection, "OPTIONS", options)
 
 
-def test_a_silent_stream_is_pinged_and_goes_on(router: tuple[int, str]) -> None:
+def test_a_silent_stream_is_pinged_and_continues(router: tuple[int, str]) -> None:
     with baton.Client(router[1]) as client:
         stream = client.stream([1, 2, 3], max_tokens=1)
         with pytest.raises(baton.NoWorkers):
@@ -61,7 +61,7 @@ def test_a_silent_stream_is_pinged_and_goes_on(router: tuple[int, str]) -> None:
     assert stream._history.breaks == 0  # the router did not take so many pings amiss
 
 
-def test_a_router_that_answers_no_ping_is_gone(router: tuple[int, str]) -> None:
+def test_a_router_that_answers_no_ping_counts_as_gone(router: tuple[int, str]) -> None:
     pid, address = router
     with baton.Client(address) as client:
         assert client.model().name == "m"

@@ -17,7 +17,7 @@ from tests.checkpoints import build_checkpoint
 PROMPT = [5, 6, 7, 8]
 
 
-def test_requests_are_sampled_as_the_model_says_unless_they_say_themselves(tmp_path: Path) -> None:
+def test_requests_use_the_models_sampling_defaults_unless_they_override_them(tmp_path: Path) -> None:
     folder = build_checkpoint(tmp_path, scale=1.0)
     generation = {"do_sample": True, "temperature": 1.2, "top_k": 50, "repetition_penalty": 1.1, "max_new_tokens": 12}
     (folder / "generation_config.json").write_text(json.dumps({**generation, "eos_token_id": 1}))

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.slow
-def test_an_overload_is_refused_in_time_and_costs_nobody_his_answer(tmp_path: Path) -> None:
+def test_an_overload_is_refused_in_time_and_costs_no_admitted_answer(tmp_path: Path) -> None:
     result = tmp_path / "overload.json"
     command = [sys.executable, "-m", "benchmarks.overload", "--quick", "--seed", "3", "--json", str(result)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)

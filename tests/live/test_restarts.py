@@ -62,7 +62,7 @@ def test_a_stream_outlives_the_router(restarted: Live) -> None:
 
 
 @pytest.mark.slow
-def test_streams_go_on_where_they_ran_when_the_router_is_killed(restarted: Live) -> None:
+def test_streams_continue_in_place_when_the_router_is_killed(restarted: Live) -> None:
     """Every token is the one of an undisturbed run, and no worker computes a prompt again."""
     prompts = [[token] * 40 for token in (11, 12, 13, 14, 15, 16)]
     with restarted.client() as client:
@@ -92,7 +92,7 @@ def test_streams_go_on_where_they_ran_when_the_router_is_killed(restarted: Live)
 
 
 @pytest.mark.slow
-def test_a_killed_worker_is_started_again_and_joins(restarted: Live) -> None:
+def test_a_killed_worker_is_restarted_and_registers(restarted: Live) -> None:
     with restarted.client() as client:
         expected = client.generate(PROMPT, **OPTIONS).token_ids
         stream = client.stream(PROMPT, **OPTIONS)
@@ -107,7 +107,7 @@ def test_a_killed_worker_is_started_again_and_joins(restarted: Live) -> None:
 
 
 @pytest.mark.slow
-def test_a_stopped_worker_is_given_up_and_comes_back_as_somebody_else(restarted: Live) -> None:
+def test_a_stopped_worker_is_given_up_and_returns_with_a_new_incarnation(restarted: Live) -> None:
     with restarted.client() as client:
         expected = client.generate(PROMPT, **OPTIONS).token_ids
         stream = client.stream(PROMPT, **OPTIONS)
@@ -127,7 +127,7 @@ def test_a_stopped_worker_is_given_up_and_comes_back_as_somebody_else(restarted:
 
 
 @pytest.mark.slow
-def test_a_stopped_router_blames_nobody_when_it_goes_on(restarted: Live) -> None:
+def test_a_stopped_router_gives_up_no_worker_when_it_continues(restarted: Live) -> None:
     """Shorter than the links' limit of 5 s: no connection breaks, no worker is given up, nothing is computed again."""
     with restarted.client() as client:
         expected = client.generate(PROMPT, **OPTIONS).token_ids
@@ -145,7 +145,7 @@ def test_a_stopped_router_blames_nobody_when_it_goes_on(restarted: Live) -> None
     restarted.wait_idle()
 
 
-def test_the_same_request_asked_twice_is_one_request(restarted: Live) -> None:
+def test_the_same_request_sent_twice_is_one_request(restarted: Live) -> None:
     with restarted.client() as client, restarted.client() as other:
         first = client.stream(PROMPT, request_id="twice", **OPTIONS)
         head = [next(first) for _ in range(3)]

@@ -107,6 +107,6 @@ async def _failure_after_the_first_token(cluster: ProcessCluster, client: baton.
     await start_again(cluster, victim)
 
 
-def test_a_stream_goes_on_with_the_same_random_numbers_after_a_failure(play: Play) -> None:
+def test_a_stream_continues_with_the_same_random_numbers_after_a_failure(play: Play) -> None:
     """Dynamo's documentation, Ray 62953."""
     play(_failure_after_the_first_token)

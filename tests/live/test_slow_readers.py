@@ -42,7 +42,7 @@ async def _never_reads(cluster: ProcessCluster, client: baton.AsyncClient) -> No
     await cluster.until(lambda: not driver._subscriptions)
 
 
-def test_a_client_that_does_not_read_holds_up_nobody(play: Play) -> None:
+def test_a_client_that_does_not_read_delays_no_other_client(play: Play) -> None:
     play(_never_reads)
 
 
@@ -73,5 +73,5 @@ async def _is_cut(cluster: ProcessCluster, client: baton.AsyncClient) -> None:
         driver.config = usual
 
 
-def test_a_client_that_reads_nothing_for_too_long_is_cut(play: Play) -> None:
+def test_a_client_that_reads_nothing_for_too_long_is_disconnected(play: Play) -> None:
     play(_is_cut)

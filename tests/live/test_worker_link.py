@@ -75,7 +75,7 @@ async def _who_comes_through(keys: LinkKeys, *callers: WorkerKeys | None) -> tup
         link.close()
 
 
-def test_only_who_has_the_workers_key_comes_through() -> None:
+def test_only_a_worker_with_the_clusters_key_is_accepted() -> None:
     keys, others = new_link_keys(), new_link_keys()
     stranger = None
     of_another_cluster = others.worker
@@ -122,7 +122,7 @@ def test_the_keys_are_not_shown() -> None:
     assert keys.router.public != new_link_keys().router.public
 
 
-def test_a_worker_whose_connection_broke_joins_anew() -> None:
+def test_a_worker_whose_connection_broke_registers_again() -> None:
     """What was on its way is lost then, in both directions, so the life that spoke over it is over."""
 
     async def run() -> tuple[list[RouterMessage], bool, bool]:
@@ -153,7 +153,7 @@ def test_a_worker_whose_connection_broke_joins_anew() -> None:
     assert reached == [True, False]
 
 
-def test_a_worker_that_takes_nothing_gets_a_bounded_number_of_frames() -> None:
+def test_a_worker_that_reads_nothing_gets_a_bounded_number_of_frames() -> None:
     async def run() -> bool:
         link = WorkerLink("tcp://127.0.0.1:*")
         received: list[str] = []

@@ -76,7 +76,7 @@ def test_the_readme_links_to_every_document() -> None:
     assert {path.relative_to(ROOT).as_posix() for path in DOCUMENTS} - linked == {"README.md"}
 
 
-def test_the_readme_is_read_in_a_minute() -> None:
+def test_the_readme_can_be_read_in_a_minute() -> None:
     assert len(README.splitlines()) <= 120
     (program,) = re.findall(r"^```python\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
     assert len(program.splitlines()) <= 12
@@ -92,7 +92,7 @@ def test_a_reason_names_its_test_and_a_figure_its_command(head: str, count: int,
     assert all(re.fullmatch(row, one) for one in rows.splitlines()), rows
 
 
-def test_the_readme_says_of_every_family_what_is_supported() -> None:
+def test_the_readme_states_the_support_of_every_family() -> None:
     assert {f"{architecture}ForCausalLM" for architecture, _ in FAMILIES.values()} == set(SUPPORTED)
     table = README[README.index("| family |") :]
     for family in FAMILIES:

@@ -90,7 +90,7 @@ def test_a_client_works_beside_an_application_with_modules_of_our_names(site: Pa
     assert done.stdout.splitlines() == ["[7, 8, 9]", "[]", "True full"]
 
 
-def test_without_what_a_node_needs_the_command_says_how_to_get_it(site: Path, tmp_path: Path) -> None:
+def test_without_the_libraries_of_a_node_the_command_says_how_to_install_them(site: Path, tmp_path: Path) -> None:
     assert _run(site, tmp_path, "-m", "baton", "--help").returncode == 0
     done = _run(site, tmp_path, "-m", "baton", "up")
     assert done.returncode == 1
@@ -98,7 +98,7 @@ def test_without_what_a_node_needs_the_command_says_how_to_get_it(site: Path, tm
     assert "Traceback" not in done.stderr
 
 
-def test_importing_baton_takes_no_time_and_loads_no_library() -> None:
+def test_importing_baton_is_fast_and_loads_no_library() -> None:
     code = (
         "import sys, time\n"
         "began = time.perf_counter(); import baton; took_s = time.perf_counter() - began\n"

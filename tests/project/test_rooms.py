@@ -119,7 +119,7 @@ def test_a_room_imports_only_what_it_may(room: str) -> None:
                 assert _within(name, ALLOWED[room]), f"{path.relative_to(ROOT)} imports {name}"
 
 
-def test_no_import_runs_in_a_circle() -> None:
+def test_there_is_no_import_cycle() -> None:
     order = list(ALLOWED)
     for room, names in ALLOWED.items():
         assert all(order.index(_room(f"baton.{name}") or "") < order.index(room) for name in names), room

@@ -36,7 +36,7 @@ def test_files_and_functions_fit() -> None:
                 assert (node.end_lineno or 0) - node.lineno < 70, f"{path}: {node.name}"
 
 
-def test_proto_is_no_package() -> None:
+def test_proto_is_not_a_package() -> None:
     """PyPI's proto-plus owns the module name."""
     assert not list((ROOT / "proto").rglob("*.py"))
 
