@@ -1,4 +1,4 @@
-"""The log of a process: one format, one handler, and no line that an id from outside could forge."""
+"""The log of a process: one format, one handler, and no line that an id from outside can forge."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _line(message: str, **extra: Any) -> str:
 
 
 def _run(level: str, code: str) -> list[str]:
-    """What a process with a log of this level wrote."""
+    """The output of a process with this log level."""
     done = subprocess.run([sys.executable, "-c", PROCESS + code, level], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "")
     return done.stderr.splitlines()
@@ -59,8 +59,8 @@ def test_other_lines_are_not_log_lines(line: str) -> None:
 
 
 def test_a_level_hides_lower_levels_but_not_the_line_that_names_the_process() -> None:
-    said = "log.debug('d'); log.info('i'); log.warning('w'); log.error('e')"
-    found = {level: [parse_line(line) for line in _run(level, said)] for level in ("debug", "info", "warning", "error")}
+    code = "log.debug('d'); log.info('i'); log.warning('w'); log.error('e')"
+    found = {level: [parse_line(line) for line in _run(level, code)] for level in ("debug", "info", "warning", "error")}
     first = ("INFO", FIRST_WORDS.format("decode-0").strip())
     lines = [("DEBUG", "d"), ("INFO", "i"), ("WARNING", "w"), ("ERROR", "e")]
     for hidden, level in enumerate(("debug", "info", "warning", "error")):

@@ -1,4 +1,4 @@
-"""What a run of a benchmark must have given."""
+"""What every benchmark run must report."""
 
 from __future__ import annotations
 

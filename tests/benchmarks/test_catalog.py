@@ -1,4 +1,4 @@
-"""The catalogue has every benchmark, and what it says of each is there."""
+"""The catalogue lists every benchmark, and what its entries refer to exists."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from benchmarks.catalog import BENCHMARKS, Benchmark, deadline_s, expand
 from benchmarks.provenance import ROOT
 
-NO_BENCHMARKS = {"all", "compare", "tables", "vllm_peer"}  # the last runs in an environment of its own
+NO_BENCHMARKS = {"all", "compare", "tables", "vllm_peer"}  # the last one runs in its own environment
 
 
 def _programs() -> set[str]:

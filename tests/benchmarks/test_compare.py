@@ -1,4 +1,4 @@
-"""Two runs side by side: the worst change first, whichever way is better."""
+"""Comparison of two runs: the worst change first, whether a figure should rise or fall."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ def test_a_difference_that_changed_its_sign_is_better_or_worse_but_has_no_ratio(
 def test_another_machine_setting_or_size_and_a_busy_machine_give_warnings() -> None:
     assert warnings(OLD, NEW) == []
     other = replace(NEW, machine={"cpu": "B", "cores": 2}, setting={}, size="quick", load_average={"before": 1.5})
-    said = " ".join(warnings(OLD, other))
-    assert "One is a full run, the other a quick run." in said
-    assert "The machine differs: cpu A and B." in said
-    assert "The setting differs: threads 2 and unknown." in said
-    assert "The new run began at a load average of 1.5 on 2 cores." in said
+    text = " ".join(warnings(OLD, other))
+    assert "One is a full run, the other a quick run." in text
+    assert "The machine differs: cpu A and B." in text
+    assert "The setting differs: threads 2 and unknown." in text
+    assert "The new run began at a load average of 1.5 on 2 cores." in text
 
 
 def test_figures_that_only_one_run_has_are_named() -> None:

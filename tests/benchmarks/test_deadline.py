@@ -1,4 +1,4 @@
-"""A benchmark that hangs ends: with where it stood, with a sentence, and with its children."""
+"""A benchmark that hangs is ended: with a stack trace, an error message and no child processes left."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_a_hanging_benchmark_ends_with_an_error_message_and_no_child_processes(e
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1, done.stderr
     assert "benchmarks.hanging has not ended within 1 s and is stopped" in done.stderr
-    assert "wait_for_nothing" in done.stderr or "asyncio" in done.stderr  # where it stood
+    assert "wait_for_nothing" in done.stderr or "asyncio" in done.stderr  # the stack trace
     assert "taken down" in done.stdout
     child = int(pid.read_text())
     assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE

@@ -1,4 +1,4 @@
-"""Each benchmark from its flags to its JSON, at its smallest size; those that other tests run are named there."""
+"""Each benchmark from its flags to its JSON, at its smallest size, or the test that runs it."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ def test_a_benchmark_that_fails_does_not_stop_the_others(
     monkeypatch.setattr("benchmarks.all.BENCHMARKS", (broken, lengths))
     monkeypatch.setattr("benchmarks.all.BY_NAME", {"broken": broken, "output_length": lengths})
     assert main(["--smoke", "--out", str(tmp_path)]) == 1
-    said = capsys.readouterr().out
-    assert "failed with code 1" in said
-    assert "No module named benchmarks.no_such_module" in said
-    assert "2 of 2  output_length" in said
+    output = capsys.readouterr().out
+    assert "failed with code 1" in output
+    assert "No module named benchmarks.no_such_module" in output
+    assert "2 of 2  output_length" in output
     assert json.loads((tmp_path / "output_length.json").read_text())["figures"]["mae_tokens"] > 0
 
 
@@ -56,8 +56,8 @@ def test_a_full_run_without_its_recorded_trace_is_skipped_and_reported(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     assert main(["--only", "output_length_azure", "--out", str(tmp_path), "--traces", str(tmp_path)]) == 1
-    said = capsys.readouterr().out
-    assert "azure_2023_conversation.csv is not in --traces" in said
+    output = capsys.readouterr().out
+    assert "azure_2023_conversation.csv is not in --traces" in output
 
 
 def test_the_full_run_has_the_arguments_of_the_catalogue_and_keeps_its_figures_under_its_own_name() -> None:

@@ -1,6 +1,6 @@
-"""The parts of benchmarks.gpu as they run on a GPU, with the GPU's executor on tensors of the CPU.
+"""The parts of benchmarks.gpu with the GPU's executor, on CPU tensors.
 
-FlashInfer's calls are computed by the reference, and CUDA is asked for nothing.
+FlashInfer's calls are computed by the reference; CUDA is not used.
 """
 
 from __future__ import annotations

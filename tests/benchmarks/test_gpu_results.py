@@ -1,4 +1,4 @@
-"""The table and the JSON of benchmarks.gpu say what happened to every figure, whatever became of its part."""
+"""Table and JSON of benchmarks.gpu state the outcome of every figure, even of parts that failed."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ def test_the_figures_keep_their_published_names() -> None:
 
 
 def test_the_documentation_has_every_figure_with_its_goal() -> None:
-    told = (ROOT / "docs" / "benchmarks.md").read_text()
+    documented = (ROOT / "docs" / "benchmarks.md").read_text()
     judged = goals(EIGHT_B)
     for figures in EXPECTED.values():
         for name in figures(EIGHT_B):
-            (row,) = [line for line in told.splitlines() if line.startswith(f"| `{name}` |")]
+            (row,) = [line for line in documented.splitlines() if line.startswith(f"| `{name}` |")]
             assert row.split("|")[3].strip() == str(judged.get(name, ""))
 
 
@@ -94,7 +94,7 @@ def test_an_unknown_part_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def _part_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> PartResult:
-    """What `run_part` makes of a part's process that does this instead."""
+    """The outcome `run_part` reports for a part whose process runs `program` instead."""
     fake = tmp_path / "python"
     fake.write_text(f"#!{sys.executable}\n{code}\n")
     fake.chmod(0o755)
@@ -139,7 +139,7 @@ def test_a_terminated_run_terminates_its_part(tmp_path: Path) -> None:
         assert reader.read(1) == "x"
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 128 + signal.SIGTERM
-        assert reader.read() == ""  # which nobody holds open any more
+        assert reader.read() == ""  # end of file: no process holds it open
 
 
 def test_parts_of_an_earlier_run_are_kept_only_from_the_same_device(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A sender whose pages do not arrive stops waiting: over TCP to a process that is stopped."""
+"""A sender whose pages do not arrive gives up: over TCP, to a process that is stopped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a benchmark's flags mean, and what its JSON keeps."""
+"""The flags of a benchmark and the contents of its JSON."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from benchmarks.results import published, read_result
 
 @pytest.fixture(autouse=True)
 def no_deadline(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """No deadline for the test's own process; the limits that were set."""
+    """Keeps the test process free of deadlines; the list of limits that would have been set."""
     limits: list[float] = []
     monkeypatch.setattr(deadline, "enforce", lambda limit_s, name: limits.append(limit_s))
     return limits

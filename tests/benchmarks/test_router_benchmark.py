@@ -1,4 +1,4 @@
-"""Parts of `benchmarks.router` over real sockets; test_every_benchmark_runs.py runs the whole."""
+"""Parts of `benchmarks.router` over real sockets; test_every_benchmark_runs.py runs all of it."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def test_a_peer_that_ends_at_once_is_reported_with_its_code() -> None:
 
 def test_the_help_says_how_the_peers_are_installed() -> None:
     command = [sys.executable, "-m", "benchmarks.router", "--help"]
-    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert 'pip install "baton[benchmarks]"' in said
-    assert "--smg PYTHON" in said
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert 'pip install "baton[benchmarks]"' in output
+    assert "--smg PYTHON" in output
 
 
 def test_the_mock_server_presents_itself_as_sglang_with_its_role_and_load() -> None:
@@ -51,7 +51,7 @@ def test_the_mock_server_presents_itself_as_sglang_with_its_role_and_load() -> N
 
 def test_latency_of_the_open_loop_counts_from_the_intended_arrival() -> None:
     class Held:
-        """A client that sends nothing for a while, as one does that is busy elsewhere."""
+        """A client that sends nothing for a while, as a busy client does."""
 
         def __init__(self, port: int) -> None:
             self.client = HttpClient(port, 0, True)

@@ -1,4 +1,4 @@
-"""The tables of the documentation are those of benchmarks/results."""
+"""The tables in the documentation are generated from benchmarks/results."""
 
 from __future__ import annotations
 

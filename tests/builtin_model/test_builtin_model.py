@@ -1,4 +1,4 @@
-"""The shipped model loads as it stands, its questions have the answers they claim, and it still answers them."""
+"""The shipped model loads, the generated questions have the answers they claim, and the model still answers them."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def test_the_folder_holds_the_files_of_a_hugging_face_checkpoint() -> None:
 
 
 def test_the_chat_template_joins_messages_and_ends_answers() -> None:
-    said = [("user", "maple = 4821\n\nmaple ="), ("assistant", " 4821"), ("user", "\nmaple =")]
-    messages = [{"role": role, "content": content} for role, content in said]
+    turns = [("user", "maple = 4821\n\nmaple ="), ("assistant", " 4821"), ("user", "\nmaple =")]
+    messages = [{"role": role, "content": content} for role, content in turns]
     text = TOKENIZER.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     assert text == "maple = 4821\n\nmaple = 4821<eos>\nmaple ="
 

@@ -1,4 +1,4 @@
-"""The operators' commands as they are typed: arguments, questions, progress, exit codes and documents."""
+"""The operators' commands as typed: arguments, prompts, progress, exit codes and JSON documents."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ AT_A_TERMINAL = [sys.executable, "-c", f"{CTRL_C}; from baton.cli.main import ma
 
 @pytest.fixture
 def admin(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeAdmin]:
-    """An administration that the commands find by themselves."""
+    """An admin server that the commands find by themselves."""
     monkeypatch.setenv("COLUMNS", "140")
     made = FakeAdmin()  # type: ignore[abstract]
     with serving(made) as address:
@@ -38,7 +38,7 @@ def admin(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeAdmin]:
 
 
 def _baton(*arguments: str) -> int:
-    """The exit code, as `main` gives it."""
+    """The exit code of `main`."""
     return run(lambda: app(list(arguments)))
 
 
@@ -207,10 +207,10 @@ def test_an_interrupted_operation_is_cancelled(admin: FakeAdmin) -> None:
     assert process.stderr is not None
     assert "draining" in process.stderr.readline()
     process.send_signal(signal.SIGINT)
-    told = process.stderr.read()
+    errors = process.stderr.read()
     assert process.wait(timeout=30) == 130
-    assert "Cancelled" in told
-    assert "Traceback" not in told
+    assert "Cancelled" in errors
+    assert "Traceback" not in errors
     assert admin.cancelled == ["op"]
 
 
@@ -236,7 +236,7 @@ def test_a_watched_status_is_a_screen_at_a_terminal(admin: FakeAdmin) -> None:
 
 
 def _completions(line: str) -> list[str]:
-    """What bash would offer after this line."""
+    """The completions that bash offers for this line."""
     words = line.split(" ")
     environment = {
         **os.environ,

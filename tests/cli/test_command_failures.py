@@ -1,4 +1,4 @@
-"""The command's last resort: whatever the machine, the terminal or the input is like, a sentence and no traceback."""
+"""Failures of the machine, the terminal or the input are one sentence, never a traceback."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ with serving(FakeAdmin()) as address:
 
 @pytest.fixture
 def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
-    """A home without a cluster, and an administration that the commands find."""
+    """A home without a cluster, and an admin server that the commands find."""
     kept = {key: value for key, value in os.environ.items() if key not in ("COLUMNS", "BATON_ADDRESS")}
     with serving_admin(FakeAdmin()) as address:  # type: ignore[abstract]
         yield {
@@ -47,9 +47,9 @@ def _baton(
     environment: dict[str, str], *arguments: str, given: bytes = b"", command: list[str] = BATON
 ) -> subprocess.CompletedProcess[str]:
     done = subprocess.run([*command, *arguments], env=environment, input=given, capture_output=True, timeout=60)
-    told = done.stderr.decode(errors="replace")
-    assert "Traceback" not in told
-    return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(errors="replace"), told)
+    message = done.stderr.decode(errors="replace")
+    assert "Traceback" not in message
+    return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(errors="replace"), message)
 
 
 def _sentence(done: subprocess.CompletedProcess[str]) -> str:
@@ -127,7 +127,7 @@ def test_a_closed_pipe_ends_the_command_quietly(environment: dict[str, str], com
 
 
 def _unwritable(tmp_path: Path) -> Path:
-    """A home that takes no file, for root as well."""
+    """A home in which no file can be created, even by root."""
     (tmp_path / "file").write_text("")
     return tmp_path / "file" / "home"
 
@@ -153,9 +153,9 @@ def test_any_other_operating_system_error_is_reported_in_one_sentence(
         raise failure
 
     assert run(command) == 1
-    told = capsys.readouterr().err
-    assert told.startswith("error: ")
-    assert told.count("\n") == 1
+    message = capsys.readouterr().err
+    assert message.startswith("error: ")
+    assert message.count("\n") == 1
 
 
 def test_a_stopped_router_is_reported_in_seconds_with_its_process(environment: dict[str, str]) -> None:
@@ -169,10 +169,10 @@ def test_a_stopped_router_is_reported_in_seconds_with_its_process(environment: d
         while psutil.Process(server.pid).status() != psutil.STATUS_STOPPED:
             time.sleep(0.01)
         started = time.monotonic()
-        told = _sentence(_baton(environment, "status", "--admin", address))
-        assert time.monotonic() - started < 10  # four of them waiting, the rest a slow machine's imports
-        assert f"The router at {address} (pid {server.pid}) accepts connections and does not answer" in told
-        assert f"kill -CONT {server.pid}" in told
+        message = _sentence(_baton(environment, "status", "--admin", address))
+        assert time.monotonic() - started < 10  # four seconds of waiting, and the imports on a slow machine
+        assert f"The router at {address} (pid {server.pid}) accepts connections and does not answer" in message
+        assert f"kill -CONT {server.pid}" in message
     finally:
         server.kill()
         server.wait()
@@ -188,7 +188,7 @@ def test_the_answer_names_the_request_for_explain(capsys: pytest.CaptureFixture[
 def test_all_commands_look_for_an_address_in_the_same_order(
     environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The flag, the environment, the note."""
+    """The flag, then the environment, then the note."""
     from baton.deploy.running import RunningCluster, claim_note
 
     monkeypatch.setenv("BATON_HOME", str(tmp_path))

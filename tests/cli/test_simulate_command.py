@@ -31,7 +31,7 @@ def _wide(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _baton(*arguments: str) -> int:
-    """The exit code, as `main` gives it."""
+    """The exit code of `main`."""
     return run(lambda: app(list(arguments)))
 
 

@@ -1,4 +1,4 @@
-"""Tables in narrow terminals: names stay whole, columns fall away by importance."""
+"""Tables in narrow terminals: names are never cut, columns are dropped by importance."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`baton token new`: a token that works, shown once, and its entry."""
+"""`baton token new`: a valid token, shown once, and its entry for the tokens file."""
 
 from __future__ import annotations
 

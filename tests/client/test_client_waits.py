@@ -1,4 +1,4 @@
-"""Every wait of the clients ends: at a router that is gone, that hangs, or that never comes back."""
+"""Every wait of a client is bounded: the router may be gone, hang, or never return."""
 
 from __future__ import annotations
 

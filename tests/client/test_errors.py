@@ -1,4 +1,4 @@
-"""What gRPC says about a failed call becomes a sentence of ours; what the router says stays its own."""
+"""Errors of gRPC become a clear sentence; errors sent by the router keep their message."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ ADDRESS = "127.0.0.1:9"
 class Failed(grpc.RpcError):
     """A failed call as gRPC reports it."""
 
-    def __init__(self, status: str, details: str, **told: str) -> None:
-        self._status, self._details, self._told = status, details, told
+    def __init__(self, status: str, details: str, **sent: str) -> None:
+        self._status, self._details, self._sent = status, details, sent
 
     def code(self) -> grpc.StatusCode:
         return getattr(grpc.StatusCode, self._status)  # type: ignore[no-any-return]
@@ -35,7 +35,7 @@ class Failed(grpc.RpcError):
         return self._details
 
     def trailing_metadata(self) -> tuple[tuple[str, str], ...]:
-        return tuple((key.replace("_", "-"), value) for key, value in self._told.items())
+        return tuple((key.replace("_", "-"), value) for key, value in self._sent.items())
 
 
 WORDS = [
@@ -65,8 +65,8 @@ def test_a_grpc_failure_becomes_a_sentence_with_the_address(status: str, details
 
 
 def test_the_time_limit_of_a_call_is_reported() -> None:
-    told = error_from_rpc(Failed("DEADLINE_EXCEEDED", "Deadline Exceeded"), ADDRESS, 5.0).message
-    assert told == f"The router at {ADDRESS} has not answered within 5 s."
+    message = error_from_rpc(Failed("DEADLINE_EXCEEDED", "Deadline Exceeded"), ADDRESS, 5.0).message
+    assert message == f"The router at {ADDRESS} has not answered within 5 s."
 
 
 def test_an_error_sent_by_the_router_keeps_its_message() -> None:

@@ -1,4 +1,4 @@
-"""A client's message has what the caller gave, and leaves the rest to the served model."""
+"""A client sends the sampling options that were given; the served model's defaults fill in the rest."""
 
 from __future__ import annotations
 

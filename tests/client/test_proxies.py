@@ -1,4 +1,4 @@
-"""Proxies in the environment: private addresses never go through one, others as gRPC has it, and errors name it."""
+"""Proxies in the environment: private addresses avoid them, others follow gRPC's rules, and errors name the proxy."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_this_machine_is_reached_although_the_proxy_is_dead(variable: str, monke
 def _proxy(
     towards: str, answer: bytes = b"HTTP/1.1 200 Connection established\r\n\r\n"
 ) -> Iterator[tuple[str, list[str]]]:
-    """A proxy whose every way ends at `towards`; with what it was asked for."""
+    """A proxy that connects everything to `towards`; yields its address and the requests it received."""
     asked: list[str] = []
     host, _, port = towards.rpartition(":")
 
@@ -178,8 +178,8 @@ def test_an_error_over_a_proxy_names_it_without_its_password(ask: Any, monkeypat
     monkeypatch.setenv("https_proxy", f"http://user:secret@{dead}")
     with pytest.raises(NoWorkers) as caught:
         ask("router.example.com:50051")
-    told = f"router.example.com:50051 cannot be reached through the proxy {dead} ($https_proxy)"
-    assert told in caught.value.message
+    message = f"router.example.com:50051 cannot be reached through the proxy {dead} ($https_proxy)"
+    assert message in caught.value.message
     assert "secret" not in caught.value.message
 
 

@@ -1,4 +1,4 @@
-"""Configuration: defaults that work, and errors that name the key and what to do."""
+"""Configuration: working defaults, and errors that name the key and the remedy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The cluster fits into the memory that a machine or a container leaves it, or is refused with the numbers."""
+"""A cluster fits into the memory of its machine or container, or is refused with the numbers."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_for_any_free_memory_the_cluster_fits_or_is_refused(free_mib: int) -> No
 def test_a_cluster_does_not_take_all_of_a_large_memory() -> None:
     resolved = _resolve(20_000)
     assert (resolved.num_pages, resolved.host_pages) == (512, 512)  # a full batch of full-length requests
-    assert _resolve(4000).num_pages == 500  # a quarter of what a worker's share is
+    assert _resolve(4000).num_pages == 500  # a quarter of a worker's share
 
 
 def test_a_limit_of_1600_mib_gives_fewer_pages() -> None:

@@ -1,4 +1,4 @@
-"""Placement: what a worker takes of its node, and whose nodes are chosen together."""
+"""Placement: the resources a worker reserves on its node, and the workers that are placed as a group."""
 
 from __future__ import annotations
 

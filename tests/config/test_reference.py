@@ -1,4 +1,4 @@
-"""The example file and the reference of keys are made from the schema, and are as it is now."""
+"""The example file and the reference of keys are generated from the schema and up to date."""
 
 from __future__ import annotations
 
@@ -59,9 +59,9 @@ def test_a_file_that_differs_is_named_and_then_written(
     for name, path in (("ROOT", tmp_path), ("EXAMPLE", example), ("DOCUMENT", document)):
         monkeypatch.setattr(command, name, path)
     assert command.main(["--check"]) == 1
-    said = capsys.readouterr().out
-    assert "cluster.toml differs" in said
-    assert "configuration.md differs" in said
+    output = capsys.readouterr().out
+    assert "cluster.toml differs" in output
+    assert "configuration.md differs" in output
     assert not example.exists()
     assert command.main([]) == 0
     assert command.main(["--check"]) == 0

@@ -1,4 +1,4 @@
-"""Limits of containers are found in the files of cgroups as the kernel writes them."""
+"""Container limits are read from the cgroup files that the kernel writes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ V1_UNLIMITED = "9223372036854771712\n"
 
 
 class Kernel:
-    """/proc/self and /sys/fs/cgroup of a process in a folder."""
+    """A folder with the /proc/self and /sys/fs/cgroup of a process."""
 
     def __init__(self, folder: Path) -> None:
         self.proc, self.cgroup = folder / "proc", folder / "cgroup"

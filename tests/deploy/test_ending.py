@@ -1,4 +1,4 @@
-"""How a noted cluster is ended, by whichever command: which one, what is left alone, what is said."""
+"""Ending a noted cluster: which cluster is ended, what is left alone, and what is reported."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def test_after_a_reboot_every_command_says_so_and_up_continues(tmp_path: Path) -
     claim_note(replace(CLUSTER, vital=(old,)), tmp_path)
     with pytest.raises(NoWorkers, match=r"machine was started again.*`baton up` starts it again"):
         serving_cluster(tmp_path)
-    told: list[str] = []
-    clear(tmp_path, lambda process, stage: told.append(stage))
-    assert told == [
+    stages: list[str] = []
+    clear(tmp_path, lambda process, stage: stages.append(stage))
+    assert stages == [
         "done: The cluster ended when the machine was started again. Nothing was running; its note is removed."
     ]
     assert running_cluster(tmp_path) is None

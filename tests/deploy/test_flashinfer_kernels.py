@@ -1,4 +1,4 @@
-"""Kernels are packed, checked and installed; where a compiler is, they are really compiled and really loaded."""
+"""Kernels are packed, checked and installed; with a compiler present they are also compiled and loaded."""
 
 from __future__ import annotations
 
@@ -215,13 +215,13 @@ load_kernels([silu], tuple(map(int, sys.argv[2].split("."))), print)
 def test_kernels_compiled_here_load_on_a_machine_without_a_compiler(tmp_path: Path) -> None:
     pack, aot = tmp_path / "silu.tar.xz", tmp_path / "aot"
     command = [sys.executable, "-m", "baton.deploy.flashinfer_kernels"]
-    # Headers that silu does not include are not fetched for it.
+    # Headers that silu does not include are not downloaded.
     (tmp_path / "work/curand").mkdir(parents=True)
     (tmp_path / "work/curand/curand_kernel.h").touch()
     options = ["--only", "silu", "--work", str(tmp_path / "work")]
-    said = subprocess.run([*command, "build", str(pack), *options], check=True, capture_output=True, text=True).stdout
-    assert "silu_and_mul: 1 file\n" in said
-    assert "1 modules for 9.0a" in said
+    output = subprocess.run([*command, "build", str(pack), *options], check=True, capture_output=True, text=True).stdout
+    assert "silu_and_mul: 1 file\n" in output
+    assert "1 modules for 9.0a" in output
     subprocess.run([*command, "install", str(pack), "--into", str(aot)], check=True)
     bare = {"PATH": "", "HOME": str(tmp_path), "CUDA_HOME": "/nonexistent", "FLASHINFER_CUDA_ARCH_LIST": "9.0a"}
 

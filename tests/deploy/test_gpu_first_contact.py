@@ -1,4 +1,4 @@
-"""deploy/gpu_first_contact.sh: what it runs, with a Python that only tells what it was asked for."""
+"""deploy/gpu_first_contact.sh: the commands it runs, with a Python that only prints its arguments."""
 
 from __future__ import annotations
 

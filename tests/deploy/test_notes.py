@@ -1,4 +1,4 @@
-"""The note of a cluster: whose it is, whether what it names lives, and what the commands make of a dead one."""
+"""The note of a cluster: which cluster it describes, whether its processes live, and how commands treat a dead one."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def test_a_pid_reused_by_another_process_does_not_count() -> None:
     assert here.lives
     assert not replace(here, started_ticks=here.started_ticks - 1).lives
     assert not replace(here, boot="another one").lives
-    stranger = replace(here, boot="another one")
-    stranger.end(timeout_s=0.1)  # would end this test run
+    other_boot = replace(here, boot="another one")
+    other_boot.end(timeout_s=0.1)  # would end this test run
     assert here.lives
 
 

@@ -1,4 +1,4 @@
-"""What would stop a start is found before anything is started, and IPv6 is an address like any other."""
+"""Whatever would prevent a start is found before anything is started; IPv6 addresses work like IPv4 ones."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ def _refusal(**settings: object) -> str:
     with pytest.raises(ConfigError) as caught:
         check_addresses(RouterSection(**settings))  # type: ignore[arg-type]
     assert time.monotonic() - started < 5.0
-    told = caught.value.message
-    assert ".." not in told
-    assert "GRPC" not in told
-    return told
+    message = caught.value.message
+    assert ".." not in message
+    assert "GRPC" not in message
+    return message
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "[::1]", "localhost", "0.0.0.0", "::"])
@@ -63,8 +63,8 @@ def test_a_port_in_use_is_reported_with_its_process(host: str) -> None:
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as taken:
         taken.bind((host, 0))
         taken.listen()
-        told = _refusal(host=host, port=taken.getsockname()[1], admin_port=0)
-    assert f"is in use by pid {os.getpid()}: choose another port" in told
+        message = _refusal(host=host, port=taken.getsockname()[1], admin_port=0)
+    assert f"is in use by pid {os.getpid()}: choose another port" in message
 
 
 def test_one_port_for_both_is_refused() -> None:

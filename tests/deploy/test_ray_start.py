@@ -1,4 +1,4 @@
-"""What our Ray starts without: the command of its dashboard agent, and the process that stands in for it."""
+"""Ray starts without its dashboard agent: the replaced command, and the process that stands in for the agent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The supervisor's decisions, without a clock and without processes."""
+"""The supervisor's decisions, without a clock or processes."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def test_failed_attempts_back_off_and_stop() -> None:
         pauses.append(now_s - began_s)
     assert tuple(pauses) == PAUSES_S[1:]
     assert state.phase == "gave up"
-    said = "gcs_server died 2 min ago; 7 attempts to start the cluster again failed: No port"
-    assert words(state, 1127.0) == said
+    expected = "gcs_server died 2 min ago; 7 attempts to start the cluster again failed: No port"
+    assert words(state, 1127.0) == expected
     assert step(state, LIVES, now_s + 1000.0) == (state, "exit")
 
 

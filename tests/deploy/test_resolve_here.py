@@ -1,4 +1,4 @@
-"""What cannot be served is refused before anything is started."""
+"""A configuration that cannot be served is refused before anything is started."""
 
 from __future__ import annotations
 

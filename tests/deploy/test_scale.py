@@ -1,4 +1,4 @@
-"""Scaling: who comes, who goes, and what is refused."""
+"""Scaling: which workers are added or removed, and what is refused."""
 
 from __future__ import annotations
 

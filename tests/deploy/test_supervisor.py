@@ -1,4 +1,4 @@
-"""The supervisor on a machine short of disk or processes, and its attempts."""
+"""The supervisor's attempts, also on a machine short of disk space or processes."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_a_failed_write_or_start_is_retried(
     tmp_path: Path, ended: NotedProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     claim_note(replace(CLUSTER, vital=(ended,)), tmp_path)
-    recovery_file(tmp_path).with_suffix(".new").mkdir()  # so that nothing can be written, also by root
+    recovery_file(tmp_path).with_suffix(".new").mkdir()  # nothing can be written, even by root
     monkeypatch.setattr("baton.deploy.supervisor.PYTHON", ("/no/such/python",))
     watch = Supervisor(tmp_path, CLUSTER.id)
     assert watch.look_and_act()
@@ -97,7 +97,7 @@ def test_a_note_that_cannot_be_read_for_a_moment_does_not_end_the_supervisor(tmp
     assert watch.look_and_act()
     note = tmp_path / "cluster.json"
     note.rename(tmp_path / "aside")
-    note.symlink_to("cluster.json")  # an error of input and output, as root sees one, too
+    note.symlink_to("cluster.json")  # an I/O error, even for root
     assert watch.look_and_act()
     note.unlink()
     assert not watch.look_and_act()

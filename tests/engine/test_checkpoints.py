@@ -1,4 +1,4 @@
-"""A checkpoint that cannot be served is refused with one sentence that names what is wrong."""
+"""A checkpoint that cannot be served is refused with one sentence that names the problem."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every family in the table reads a config.json."""
+"""Every model family in the table can read a config.json."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""FlashInfer calls fit the library's signatures: the reference that they are run against has the same ones."""
+"""FlashInfer calls match the library: the reference they are tested with has the same signatures."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_the_reference_takes_what_the_library_takes(name: str) -> None:
 def test_steps_after_the_first_are_planned_from_the_host_and_read_the_devices_arrays(
     flashinfer_without_gpu: WithoutGpu, heads: tuple[int, int]
 ) -> None:
-    """The second plan is FlashInfer's faster one: what it plans with is the same, and no array is copied."""
+    """The second plan is FlashInfer's faster one: it plans with the same values and copies no array."""
     num_heads, kv_heads = heads
     batch = Ragged((5, 1, 17), ((0, 6), (9, 3)), 4, 1)
     attention = FlashInferAttention(filled_pages(batch, 1, kv_heads, 64, torch.bfloat16), num_heads)
@@ -86,7 +86,7 @@ def test_steps_after_the_first_are_planned_from_the_host_and_read_the_devices_ar
 
 
 def test_tensor_core_kernels_are_requested_as_fa2_by_name(flashinfer_without_gpu: WithoutGpu) -> None:
-    """So that a newer library's "auto" cannot choose kernels that nobody compiled."""
+    """Otherwise "auto" of a newer library could choose kernels that were not compiled."""
     batch = Ragged((5,), (), 4, 1)
     attention = FlashInferAttention(filled_pages(batch, 1, 2, 64, torch.bfloat16), 8)
     assert (attention._decode._backend, attention._prefill._backend) == ("fa2", "fa2")

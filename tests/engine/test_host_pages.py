@@ -1,4 +1,4 @@
-"""Host memory of preempted sequences: how much of it is pinned, and until when."""
+"""Host memory for preempted sequences: how much is pinned, and for how long."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from baton.protocol.errors import ConfigError
 
 
 class Runtime:
-    """Torch's binding of the CUDA runtime, which writes down what is pinned."""
+    """A stand-in for torch's binding of the CUDA runtime that records pinned memory."""
 
     def __init__(self, code: int = 0) -> None:
         self.code = code

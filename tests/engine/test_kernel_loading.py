@@ -1,4 +1,4 @@
-"""A worker without usable kernels ends before it loads anything, with a sentence that says what to do."""
+"""A worker without usable kernels exits before it loads anything, with an error that names the remedy."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_the_line_with_the_cause_is_taken_from_a_compilers_output(line: str) -> 
 
 
 def test_a_worker_checks_its_kernels_before_loading_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """There are no weights in this folder, and the GPU, which is not there either, cannot run fa3."""
+    """This folder has no weights, and the (simulated) GPU cannot run fa3."""
     monkeypatch.setattr(executors, "open_device", torch.device)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
     usual = plans(CHECKPOINT, 512, 10)[1]
@@ -124,7 +124,7 @@ def test_a_worker_checks_its_kernels_before_loading_weights(monkeypatch: pytest.
     ("asked", "capability", "compiled", "chosen"),
     [
         ("auto", (9, 0), True, "fa3"),
-        ("auto", (9, 0), False, "fa2"),  # it would compile for minutes
+        ("auto", (9, 0), False, "fa2"),  # fa3 would compile for minutes
         ("auto", (8, 0), True, "fa2"),
         ("fa2", (9, 0), True, "fa2"),
         ("fa3", (9, 0), False, "fa3"),
@@ -141,6 +141,6 @@ def test_auto_is_fa3_where_a_hopper_gpu_has_it_ready(
 
 
 def test_the_error_where_triton_cannot_compile_names_what_to_install() -> None:
-    """There is no GPU here, so Triton has no driver; a missing compiler ends in the same place."""
+    """Without a GPU Triton has no driver; a missing compiler gives the same error."""
     with pytest.raises(ConfigError, match=r"Triton cannot compile .* install a C compiler"):
         check_triton()

@@ -1,4 +1,4 @@
-"""The list of kernels is what FlashInfer is asked for: its names, and the modules that the engine's calls load."""
+"""The list of kernels matches FlashInfer: its module names, and the modules that the engine's calls load."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_the_engines_calls_load_the_modules_of_the_list_and_no_others(
 
 
 def test_the_tests_on_a_gpu_take_four_modules_of_attention() -> None:
-    """Each is some twenty seconds of compiling on a large machine."""
+    """Compiling each takes some twenty seconds on a large machine."""
     attention = [module.name for module in modules() if module.name.startswith("batch")]
     assert len(attention) == len(set(attention)) <= 4
     assert {case.head_dim for case in CASES} == {64, 128}

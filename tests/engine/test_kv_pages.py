@@ -1,4 +1,4 @@
-"""The page pool keeps its invariants whatever is done to it in whatever order."""
+"""The page pool keeps its invariants under any sequence of operations."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROOT = root_hash("model")
 
 
 class PagePoolMachine(RuleBasedStateMachine):
-    """Sequences over a small alphabet, so that prefixes collide; a set is the model of what must be matchable."""
+    """Sequences over a small alphabet, so that prefixes collide; a set models the prefixes that must match."""
 
     tables = Bundle("tables")
 
@@ -84,7 +84,7 @@ class PagePoolMachine(RuleBasedStateMachine):
         assert self.pool.num_cached == 0
 
     def track(self) -> None:
-        """The changes alone must tell what is matchable: the router's prefix index has nothing else."""
+        """The reported changes alone must give the matchable prefixes: the router's prefix index has nothing else."""
         stored, evicted = self.pool.take_changes()
         assert not set(stored) & set(evicted)
         self.matchable = (self.matchable | set(stored)) - set(evicted)

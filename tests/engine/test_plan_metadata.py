@@ -1,4 +1,4 @@
-"""The metadata that FlashInfer's kernels are given means the batch that was meant."""
+"""The metadata given to FlashInfer's kernels describes the intended batch."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def reference(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _qkv(rows: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Slices of one projection, as the model gives them."""
+    """Slices of one projection, as in the model."""
     both = torch.randn(rows, HEADS + 2 * KV_HEADS, HEAD_DIM, generator=torch.Generator().manual_seed(seed))
     return both[:, :HEADS], both[:, HEADS : HEADS + KV_HEADS], both[:, HEADS + KV_HEADS :]
 
@@ -55,7 +55,7 @@ def test_attention_by_the_metadata_equals_full_attention_and_torch_attention(bat
 @settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(first=ragged_batches(), second=ragged_batches())
 def test_a_step_is_planned_whatever_the_one_before_it_was(first: Ragged, second: Ragged) -> None:
-    """Steps after the first are planned another way."""
+    """Steps after the first are planned by another method."""
     second = replace(second, page_size=first.page_size)
     room = max(first.num_pages, second.num_pages)
     storage = torch.zeros(room, 1, 2, first.page_size, KV_HEADS, HEAD_DIM)
@@ -104,7 +104,7 @@ def test_padding_changes_nothing_for_decoding_sequences(size: int) -> None:
 
 
 def test_a_captured_step_reads_only_what_is_staged() -> None:
-    """Planned for nothing but padding, then replayed for other batches, its tensors never replaced."""
+    """A step is planned for padding only, then replayed for other batches; its tensors are never replaced."""
     batch = Ragged((5, 1, 17), (), 4, 2)
     storage = torch.cat([filled_pages(batch, 1, KV_HEADS, HEAD_DIM, torch.float32), torch.zeros(1, 1, 2, 4, 2, 8)])
     staging = DecodeStaging(torch.device("cpu"), (2, 4, 8), 10, batch.num_pages)
@@ -163,7 +163,7 @@ def test_staged_arrays_hold_what_was_put_at_offsets_that_later_arrays_do_not_cha
 
 
 def test_the_workspace_holds_what_flashinfer_plans() -> None:
-    """Its own checks: a captured decode step takes heads x tiles x rows of a tile x (head_dim + 1) floats."""
+    """FlashInfer's own checks: a captured decode step takes heads x tiles x rows of a tile x (head_dim + 1) floats."""
     for heads, kv_heads, batch, sms in ((32, 8, 256, 132), (64, 8, 256, 132), (32, 32, 512, 144), (48, 1, 64, 108)):
         group = heads // kv_heads
         tile = 16 if group <= 16 else 64

@@ -1,4 +1,4 @@
-"""The draw with numpy: its arithmetic against float64, its tokens against the definition told plainly."""
+"""Sampling in numpy: its arithmetic against float64, its tokens against a plain implementation of the definition."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _rows(params: list[SamplingParams], positions: list[int], vocab: int) -> np.
 
 
 def _philox(counter: int, key: tuple[int, int]) -> list[int]:
-    """Philox4x64-10 as Salmon et al. define it, in whole numbers."""
+    """Philox4x64-10 as Salmon et al. define it, in integer arithmetic."""
     low = (1 << 64) - 1
     words = [counter, 0, 0, 0]
     for turn in range(10):
@@ -131,7 +131,7 @@ def test_tokens_are_drawn_with_their_probabilities(params: SamplingParams, kept:
     counts = np.bincount(tokens, minlength=12)
     assert counts[kept:].sum() == 0
     chi_square = ((counts[:kept] - expected) ** 2 / expected).sum()
-    assert chi_square < (kept - 1) + 3.1 * np.sqrt(2 * (kept - 1))  # of 1,000 right draws, some would exceed it
+    assert chi_square < (kept - 1) + 3.1 * np.sqrt(2 * (kept - 1))  # exceeded by one in 1,000 correct samples
 
 
 def test_a_row_is_drawn_alone_as_in_any_batch() -> None:

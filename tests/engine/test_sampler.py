@@ -1,4 +1,4 @@
-"""The sampler against transformers' own processors, and tokens that depend on nothing but their request."""
+"""The sampler against transformers' own processors; tokens depend on their request alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The warm-up: what a first request would pay for has run once, and left nothing behind."""
+"""The warm-up runs once what a first request would otherwise pay for, and leaves no trace in the pages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sampling on the GPU: the CPU's tokens, and logits that are no numbers noticed."""
+"""Sampling on the GPU: the CPU's tokens, and an error for logits that are not numbers."""
 
 from __future__ import annotations
 

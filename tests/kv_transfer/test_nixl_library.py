@@ -1,4 +1,4 @@
-"""How NIXL is loaded, and what is said when it refuses the pages of a GPU."""
+"""How NIXL is loaded, and the error when it rejects the pages of a GPU."""
 
 from __future__ import annotations
 

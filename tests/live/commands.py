@@ -1,4 +1,4 @@
-"""The `baton` command as a user types it, and what it left behind."""
+"""The `baton` command as a user types it, and its leftovers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def baton_command(environment: dict[str, str], *arguments: str) -> subprocess.Co
 
 
 def left_behind(folders_before: set[str]) -> list[str]:
-    """Folders and processes of a Ray that was started since; they have the folder in their environment."""
+    """Folders and processes of every Ray started since; the processes have the folder in their environment."""
     left = sorted({str(path) for path in Path("/tmp").glob("baton-ray-*")} - folders_before)
     for process in psutil.process_iter(["environ", "cmdline"]):
         folder = (process.info["environ"] or {}).get("BATON_RAY_FOLDER", "")

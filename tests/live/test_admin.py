@@ -1,4 +1,4 @@
-"""Administration of a live cluster: at its own address, what it tells, and how it refuses."""
+"""Administration of a live cluster: its own address, its answers and its errors."""
 
 from __future__ import annotations
 
@@ -90,8 +90,8 @@ def test_an_unknown_worker_or_operation_is_named(split: Live) -> None:
         for ask in (lambda: list(admin.watch("never-begun")), lambda: admin.cancel("never-begun")):
             with pytest.raises(NotFound, match="never-begun"):
                 ask()
-        for ask in (lambda: admin.drain("nobody"), lambda: admin.undrain("nobody")):
-            with pytest.raises(NotFound, match="nobody"):
+        for ask in (lambda: admin.drain("no-such-worker"), lambda: admin.undrain("no-such-worker")):
+            with pytest.raises(NotFound, match="no-such-worker"):
                 ask()
 
 
@@ -121,9 +121,9 @@ def _baton(live: Live, *arguments: str) -> subprocess.CompletedProcess[str]:
 def test_the_commands_find_the_cluster_by_its_address(split: Live) -> None:
     status = json.loads(_baton(split, "status", "--json").stdout)
     assert [pool["role"] for pool in status["pools"]] == ["prefill", "decode"]
-    unknown = _baton(split, "drain", "nobody")
+    unknown = _baton(split, "drain", "no-such-worker")
     assert (unknown.returncode, unknown.stdout) == (1, "")
-    assert "nobody" in unknown.stderr
+    assert "no-such-worker" in unknown.stderr
     assert "Traceback" not in unknown.stderr
 
 

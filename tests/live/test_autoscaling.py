@@ -1,4 +1,4 @@
-"""Ray's own autoscaler brings a node for a worker and takes it away again; KV goes over TCP between the two nodes."""
+"""Ray's own autoscaler adds a node for a worker and removes it again; KV pages cross between the nodes over TCP."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ env = {{ UCX_TLS = "tcp" }}
 resources = {{ baton_decode = 1 }}
 env = {{ UCX_TLS = "tcp" }}
 """
-# As ray.cluster_utils.AutoscalingCluster has it, whose `start` and `shutdown` would end every Ray on the machine.
-# Nodes of this provider are further raylets on this machine; which come and go is decided by the real autoscaler.
+# As in ray.cluster_utils.AutoscalingCluster, whose `start` and `shutdown` would end every Ray on the machine.
+# Nodes of this provider are further raylets on this machine; the real autoscaler decides when they start and end.
 AUTOSCALER = {
     "cluster_name": "test",
     "max_workers": 1,
@@ -81,10 +81,10 @@ AUTOSCALER = {
 
 @pytest.fixture
 def growing_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalRay]:
-    """A Ray head with room for one worker of each pool; its autoscaler may bring a node for a prefill worker."""
+    """A Ray head with room for one worker of each pool; its autoscaler may add a node for a prefill worker."""
     monkeypatch.setenv("RAY_FAKE_CLUSTER", "1")
     monkeypatch.setenv("AUTOSCALER_UPDATE_INTERVAL_S", "1")
-    # Not what the Ray says that other tests of this process are connected to: that one is on loopback.
+    # Not the address of the Ray that other tests of this process use: that one is on loopback.
     host = node_ip_address_from_perspective()
     port = free_port(host)
     provider = {
@@ -126,7 +126,7 @@ def _connected_by_tcp(one: int, other: int) -> bool:
 
 
 def _raylets(ray: LocalRay) -> int:
-    """Its nodes that live, the head included."""
+    """The live nodes, including the head."""
     count = 0
     for process in ray.processes():
         with contextlib.suppress(psutil.Error):

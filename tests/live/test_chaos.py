@@ -1,4 +1,4 @@
-"""A minute and a half of random faults against a live cluster: no token wrong, missing or twice, no page lost."""
+"""Ninety seconds of random faults against a live cluster: no token wrong, missing or repeated, no page lost."""
 
 from __future__ import annotations
 

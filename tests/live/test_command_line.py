@@ -1,4 +1,4 @@
-"""The commands of the README, as a user types them; whatever happens, nothing stays behind."""
+"""The commands of the README as a user types them; in every case no process and no folder is left."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ def test_up_status_generate_down(environment: dict[str, str], rays_before: set[s
         assert "predicted TTFT" in explained.stdout
         explanation = json.loads(baton_command(environment, "explain", answer["request_id"], "--json").stdout)
         assert explanation["output_tokens"] == answer["output_tokens"]
-        unknown = baton_command(environment, "explain", "nobody")
+        unknown = baton_command(environment, "explain", "no-such-request")
         assert unknown.returncode == 1
-        assert "'nobody'" in unknown.stderr
+        assert "'no-such-request'" in unknown.stderr
         assert answer["prefill_worker"] == "prefill-0"
         assert answer["output_tokens"] <= 8
         streamed = baton_command(environment, "generate", "Hello", "--max-tokens", "8")
@@ -78,7 +78,7 @@ def test_the_demo_shows_the_route_and_the_prefix_hit(environment: dict[str, str]
     assert "prefill-0 → decode-0" in demo.stdout
     assert "The answer is right." in demo.stdout
     assert "88 pages, " in demo.stdout
-    # Asked again it goes where its prefix is: on either worker, and at most the last page travels.
+    # The repeated request goes to a worker with its prefix; at most the last page is transferred.
     assert "1392 from the prefix cache" in demo.stdout
     assert left_behind(rays_before) == []
 
@@ -147,7 +147,7 @@ def test_a_start_in_progress_refuses_another_one_and_is_ended_by_down(
 
 @contextlib.contextmanager
 def _starting(environment: dict[str, str], words: str) -> Iterator[subprocess.Popen[str]]:
-    """A `baton up` that has just said these words of its progress."""
+    """A `baton up` that has just printed this progress."""
     command = [*BATON, "up", "--port", "0", "--admin-port", "0"]
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
@@ -164,8 +164,8 @@ def test_mistakes_are_reported_in_one_sentence(environment: dict[str, str], tmp_
     wrong_key = baton_command(environment, "up", "--config", str(config))
     no_model = baton_command(environment, "up", "--model", "/no/such/model")
     no_policy = baton_command(environment, "up", "--policy", "best")
-    nobody = baton_command(environment, "status", "--admin", "127.0.0.1:9")
-    mistakes = ((wrong_key, "[pools]"), (no_model, "no folder"), (no_policy, "round_robin"), (nobody, "baton up"))
+    no_router = baton_command(environment, "status", "--admin", "127.0.0.1:9")
+    mistakes = ((wrong_key, "[pools]"), (no_model, "no folder"), (no_policy, "round_robin"), (no_router, "baton up"))
     for done, word in mistakes:
         assert done.returncode == 1
         assert word in done.stderr

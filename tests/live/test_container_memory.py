@@ -1,4 +1,4 @@
-"""A cluster in a container with little memory: sized for its limit, or refused before anything starts."""
+"""A cluster in a container with little memory is sized for its limit, or refused before anything starts."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT
 
 @pytest.fixture
 def groups() -> Iterator[list[Path]]:
-    """A group of this test's own for memory and one for CPU time."""
+    """A cgroup for memory and one for CPU time, for this test alone."""
     made = [hierarchy / f"baton-test-{os.getpid()}" for hierarchy in V1]
     for group in made:
         group.mkdir()
@@ -45,7 +45,7 @@ def groups() -> Iterator[list[Path]]:
 
 @pytest.fixture
 def run(groups: list[Path], tmp_path: Path) -> Run:
-    """A command whose processes all are in these groups."""
+    """Runs a command with all its processes in these groups."""
     environment = {**os.environ, "BATON_HOME": str(tmp_path), "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
     inside = "".join(f"echo $$ > {group}/cgroup.procs; " for group in groups) + 'exec "$@"'
 
@@ -79,7 +79,7 @@ def test_two_workers_with_large_pages_serve_under_1600_mib(
         assert up.returncode == 0, up.stderr
         assert "under the limit of 1600 MiB" in up.stderr
         address = json.loads((tmp_path / "cluster.json").read_text())["address"]
-        with baton.Client(address) as client, ThreadPoolExecutor(12) as threads:  # more than there are pages for
+        with baton.Client(address) as client, ThreadPoolExecutor(12) as threads:  # more than the pages suffice for
             asked = [[3 + index, *range(5, 300)] for index in range(24)]
             answers = threads.map(lambda prompt: client.generate(prompt, max_tokens=100, ignore_eos=True), asked)
             assert [len(answer.token_ids) for answer in answers] == [100] * len(asked)

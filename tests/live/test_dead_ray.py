@@ -1,4 +1,4 @@
-"""Ray's own processes are killed: the supervisor brings the cluster back, or the commands say that it is dead."""
+"""Ray's own processes are killed: the supervisor restarts the cluster, or the commands report that it is dead."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ PROMPT = "write : the old fox"
 
 @pytest.fixture
 def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
-    """A home with a cluster that serves; afterwards nothing of it is left."""
+    """A home with a serving cluster; afterwards the cluster must be gone."""
     before = {str(path) for path in Path("/tmp").glob("baton-ray-*")}
     variables = {**os.environ, "BATON_HOME": str(tmp_path), "PYTHONPATH": str(ROOT), "COLUMNS": "120"}
-    # In float32 tokens that are computed again are the same ones.
+    # In float32, recomputed tokens are the same.
     up = baton_command(variables, "up", "--port", "0", "--admin-port", "0", "--dtype", "float32")
     assert up.returncode == 0, up.stderr
     try:
@@ -46,7 +46,7 @@ def _noted(tmp_path: Path) -> RunningCluster:
 
 
 def _kill(cluster: RunningCluster, words: str) -> None:
-    """Kill the process of this cluster's Ray whose program has these words: a raylet's options name its agents, too."""
+    """Kill the process of this cluster's Ray whose program, options aside, contains these words."""
     for process in LocalRay(cluster.ray_address, cluster.ray_folder).processes():
         if words in " ".join(process.cmdline()[:4]):
             process.kill()
@@ -91,7 +91,7 @@ def test_the_cluster_restarts_at_its_addresses_and_a_stream_continues(
 
 
 def _came_back(tmp_path: Path, before: RunningCluster) -> bool:
-    """Whether another Ray serves the cluster."""
+    """Whether a new Ray serves the cluster."""
     now = _noted(tmp_path)
     state = supervised(tmp_path)
     back = state is not None and state.recovery.phase == "watching"

@@ -48,7 +48,7 @@ def _links(admin_address: str, *arguments: str) -> str:
 
 
 def test_the_rate_of_a_link_is_known_after_three_large_writes(tmp_path: Path) -> None:
-    """Of pages with 64 KiB for each token: a prompt of 1024 is one write of 64 MiB."""
+    """Pages have 64 KiB per token: a prompt of 1024 tokens is one write of 64 MiB."""
     heads: dict[str, Any] = {
         "num_attention_heads": 16,
         "num_key_value_heads": 16,
@@ -75,4 +75,4 @@ def test_the_rate_of_a_link_is_known_after_three_large_writes(tmp_path: Path) ->
     assert (link["source"], link["target"], link["same_host"]) == ("prefill-0", "decode-0", True)
     assert int(link["num_bytes"]) == 64 << 20
     assert 0.01 < int(link["num_bytes"]) / link["seconds"] / 1e9 < 1000
-    assert link["warning"] == ""  # CPUs are not judged
+    assert link["warning"] == ""  # transfers between CPUs have no expected rate

@@ -1,4 +1,4 @@
-"""However a request ends, its status is clear and every page comes back on both workers."""
+"""However a request ends, its status is clear and both workers release every page."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_a_stop_string_across_tokens_ends_the_text_before_it(split: Live) -> Non
 
 
 def _plain_pair(text: str) -> str | None:
-    """Two characters in the middle of a text that are whole characters: at least two tokens of a byte each."""
+    """Two complete characters in the middle of a text: at least two tokens of one byte each."""
     pairs = (text[at : at + 2] for at in range(5, len(text) - 1))
     return next((pair for pair in pairs if pair.isascii() and pair.isprintable()), None)
 
@@ -167,7 +167,7 @@ def test_cancelling_is_its_own_error(split: Live) -> None:
 
 
 def test_a_special_token_among_the_stop_strings_ends_the_answer(split: Live) -> None:
-    """It has no text; this model says each of them now and then where the temperature is high."""
+    """Special tokens have no text; at a high temperature this model samples each of them now and then."""
     names = {0: "<unk>", 1: "<eos>", 2: "<pad>"}
     with split.client() as client:
         for seed in range(50):

@@ -1,4 +1,4 @@
-"""Why a live request went where it went, and clusters with another policy than the default."""
+"""Explanations of placement decisions, and clusters with another policy than the default."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_refused_requests_are_counted(brain: Live) -> None:
 
 @pytest.fixture(scope="module")
 def round_robin(ray_head: LocalRay, checkpoint: Path) -> Iterator[Live]:
-    """Two prefill and one decode worker."""
+    """Two prefill and one decode worker under round robin."""
     yield start_live(checkpoint, "robin-", {"prefill": 2, "decode": 1}, policy="round_robin")
     stop_cluster("robin-")
 

@@ -1,4 +1,4 @@
-"""A model whose generation_config.json samples is served so, from the files to the tokens."""
+"""The sampling defaults in a model's generation_config.json apply to its requests, from the file to the tokens."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def test_requests_use_the_models_sampling_defaults_unless_they_override_them(tmp
             assert len(bare) == 12
             assert bare == await tokens(theirs)
             assert bare != (await tokens(greedy))[:12]
-            said = await tokens(temperature=0.0, repetition_penalty=1.0, max_tokens=20, ignore_eos=True)
-            assert said == await tokens(greedy)
+            output = await tokens(temperature=0.0, repetition_penalty=1.0, max_tokens=20, ignore_eos=True)
+            assert output == await tokens(greedy)
             warmer = await tokens(temperature=3.0, seed=3, ignore_eos=True)
             assert warmer == await tokens(replace(theirs, temperature=3.0))
 

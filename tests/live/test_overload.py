@@ -1,4 +1,4 @@
-"""Five times the load that saturates, for a few seconds: refusals with a hint, no failure, no page lost."""
+"""Five times the saturating load for a few seconds: refusals with a retry hint, no failure, no page lost."""
 
 from __future__ import annotations
 

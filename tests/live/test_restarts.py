@@ -55,7 +55,7 @@ def test_a_stream_outlives_the_router(restarted: Live) -> None:
         assert answer.token_ids == expected
         assert [token.id for token in first] == expected[:5]
         assert answer.text == client.generate(PROMPT, **OPTIONS).text
-    # The workers kept their processes and are somebody new, so that nobody takes late orders for theirs.
+    # The workers kept their processes but have new incarnations, so that late orders for the old ones are ignored.
     _until(lambda: len(_workers(restarted)) == 3)
     assert not before & {worker.incarnation for worker in _workers(restarted).values()}
     restarted.wait_idle()
@@ -63,7 +63,7 @@ def test_a_stream_outlives_the_router(restarted: Live) -> None:
 
 @pytest.mark.slow
 def test_streams_continue_in_place_when_the_router_is_killed(restarted: Live) -> None:
-    """Every token is the one of an undisturbed run, and no worker computes a prompt again."""
+    """Every token equals that of an undisturbed run, and no worker computes a prompt again."""
     prompts = [[token] * 40 for token in (11, 12, 13, 14, 15, 16)]
     with restarted.client() as client:
         expected = [client.generate(prompt, **OPTIONS, logprobs=2) for prompt in prompts]
@@ -128,7 +128,7 @@ def test_a_stopped_worker_is_given_up_and_returns_with_a_new_incarnation(restart
 
 @pytest.mark.slow
 def test_a_stopped_router_gives_up_no_worker_when_it_continues(restarted: Live) -> None:
-    """Shorter than the links' limit of 5 s: no connection breaks, no worker is given up, nothing is computed again."""
+    """A stop shorter than the links' limit of 5 s: no connection breaks, no worker is lost, nothing is recomputed."""
     with restarted.client() as client:
         expected = client.generate(PROMPT, **OPTIONS).token_ids
         before = {worker.incarnation for worker in _workers(restarted).values()}
@@ -137,7 +137,7 @@ def test_a_stopped_router_gives_up_no_worker_when_it_continues(restarted: Live) 
         pid = router_pid("again-")
         os.kill(pid, signal.SIGSTOP)
         stopped = time.monotonic()
-        _until(lambda: time.monotonic() > stopped + 3.0)  # longer than workers may be silent
+        _until(lambda: time.monotonic() > stopped + 3.0)  # longer than a worker may be silent
         os.kill(pid, signal.SIGCONT)
         assert stream.answer.token_ids == expected
         assert stream.answer.attempts == 1

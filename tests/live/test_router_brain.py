@@ -1,4 +1,4 @@
-"""The default policy on live workers: objectives, prefix index, and what is learned, over the real links."""
+"""The default policy on live workers, over the real links: objectives, prefix index and learned output lengths."""
 
 from __future__ import annotations
 

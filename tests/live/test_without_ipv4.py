@@ -1,4 +1,4 @@
-"""A cluster on a machine without IPv4: in a network of its own, with IPv6 only."""
+"""A cluster on a machine without IPv4: in its own network namespace, with IPv6 only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The link between router and workers: with keys, only workers of this cluster come through."""
+"""The link between router and workers: with keys, only workers of this cluster are accepted."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def _grown(answers: list[RouterMessage], more: list[RouterMessage]) -> bool:
     return bool(answers)
 
 
-async def _who_comes_through(keys: LinkKeys, *callers: WorkerKeys | None) -> tuple[dict[str, str], list[RouterMessage]]:
-    """What each of these callers could say, until each was refused and the right worker has had an answer."""
+async def _accepted_messages(keys: LinkKeys, *callers: WorkerKeys | None) -> tuple[dict[str, str], list[RouterMessage]]:
+    """The messages received from each caller, once the invalid callers are refused and the valid one has an answer."""
     link = WorkerLink("tcp://127.0.0.1:*", keys.router)
     received: dict[str, str] = {}
 
@@ -50,7 +50,7 @@ async def _who_comes_through(keys: LinkKeys, *callers: WorkerKeys | None) -> tup
     right = RouterLink(link.address, "right", keys=keys.worker)
     refusals = [one._socket.get_monitor_socket(REFUSED) for one in links]
     try:
-        for one in links:  # they speak first, and twice
+        for one in links:  # they send first, and twice
             one.send([Goodbye("first")])
         link.start(on_frame)
         for one in links:
@@ -77,12 +77,12 @@ async def _who_comes_through(keys: LinkKeys, *callers: WorkerKeys | None) -> tup
 
 def test_only_a_worker_with_the_clusters_key_is_accepted() -> None:
     keys, others = new_link_keys(), new_link_keys()
-    stranger = None
+    without_a_key = None
     of_another_cluster = others.worker
-    knows_the_router = replace(others.worker, router_public=keys.router.public)
-    knows_both_public_keys = replace(others.worker, router_public=keys.router.public, secret=others.router.secret)
+    with_router_key = replace(others.worker, router_public=keys.router.public)
+    with_both_public_keys = replace(others.worker, router_public=keys.router.public, secret=others.router.secret)
     received, answers = asyncio.run(
-        _who_comes_through(keys, stranger, of_another_cluster, knows_the_router, knows_both_public_keys)
+        _accepted_messages(keys, without_a_key, of_another_cluster, with_router_key, with_both_public_keys)
     )
     assert received == {"right": "still here"}
     assert answers == [RegisterAck("router", 1.0, "")]
@@ -123,34 +123,34 @@ def test_the_keys_are_not_shown() -> None:
 
 
 def test_a_worker_whose_connection_broke_registers_again() -> None:
-    """What was on its way is lost then, in both directions, so the life that spoke over it is over."""
+    """Messages in flight are lost in both directions, so the old incarnation must end."""
 
     async def run() -> tuple[list[RouterMessage], bool, bool]:
         link = WorkerLink("tcp://127.0.0.1:*")
         received: list[str] = []
         link.start(lambda worker, incarnation, batch: received.append(incarnation))
-        worker = RouterLink(link.address, "worker", "first life")
+        worker = RouterLink(link.address, "worker", "first incarnation")
         worker.send([Goodbye("hello")])
         await _until(lambda: bool(received))
         assert worker.receive(0.0) == []
-        reached, nobody = link.send("worker", []), link.send("nobody", [])
+        known, unknown = link.send("worker", []), link.send("unknown", [])
         address = link.address
         link.close()
         again = WorkerLink(address)
-        told: list[RouterMessage] = []
-        await _until(lambda: _grown(told, worker.receive(0.01)))
-        worker.incarnation = "second life"
+        messages: list[RouterMessage] = []
+        await _until(lambda: _grown(messages, worker.receive(0.01)))
+        worker.incarnation = "second incarnation"
         again.start(lambda worker, incarnation, batch: received.append(incarnation))
         worker.send([Goodbye("hello again")])
-        await _until(lambda: "second life" in received)
-        told += worker.receive(0.0)
+        await _until(lambda: "second incarnation" in received)
+        messages += worker.receive(0.0)
         worker.close()
         again.close()
-        return told, reached, nobody
+        return messages, known, unknown
 
-    told, *reached = asyncio.run(run())
-    assert told == [Reregister("first life", "")]
-    assert reached == [True, False]
+    messages, *sent = asyncio.run(run())
+    assert messages == [Reregister("first incarnation", "")]
+    assert sent == [True, False]
 
 
 def test_a_worker_that_reads_nothing_gets_a_bounded_number_of_frames() -> None:

@@ -1,4 +1,4 @@
-"""The documents name what is there (links, sections, files, commands), and the README keeps what it promises."""
+"""Links, sections, files and commands named in the documents exist, and the README keeps its limits."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def ours() -> list[str]:
 
 @each_document
 def test_every_file_that_is_named_is_there(path: Path, ours: list[str]) -> None:
-    """Named by its path from the root, or by the end of it; in `baton/` there are links to folders of the root."""
+    """A file is named by its path from the root or the end of that path; `baton/` has links to folders of the root."""
     for name in NAMED.findall(path.read_text()):
         ends = (f"/{name}", f"/{name.removeprefix('baton/')}")
         assert any(one.endswith(ends) for one in ours), f"{path.name} names {name}"

@@ -1,4 +1,4 @@
-"""baton/protocol/v1 is what the .proto files say."""
+"""baton/protocol/v1 is up to date with the .proto files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `pip install .` puts on a machine: one import name, and a client that needs five small libraries."""
+"""What `pip install .` installs: one import name, and a client that needs five small libraries."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.client.fake_inference import FakeInference, serving, tokens
 from tests.project.source import ROOT
 
 LIBRARIES = ("grpcio", "protobuf", "typer", "rich", "pydantic")
-OTHERS = ("torch", "ray", "nixl", "zmq", "psutil", "transformers", "numpy")  # what only a node has
+OTHERS = ("torch", "ray", "nixl", "zmq", "psutil", "transformers", "numpy")  # libraries of a node
 TRAPS = ("cluster.py", "router.py", "worker.py", "engine/__init__.py", "deploy/__init__.py", "benchmarks.py")
 APPLICATION = f"""
 import sys, cluster, router, worker, engine
@@ -30,7 +30,7 @@ print(cluster.MINE and router.MINE and worker.MINE and engine.MINE, baton.Overlo
 
 
 def _with_what_they_need(names: tuple[str, ...]) -> set[str]:
-    """These distributions and all that they require, extras aside."""
+    """These distributions and their requirements, without extras."""
     found, waiting = set[str](), list(names)
     while waiting:
         name = waiting.pop().lower()

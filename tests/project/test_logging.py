@@ -1,4 +1,4 @@
-"""Shells log, commands print: which of the two a module may do stands in its path."""
+"""Shells log, commands print: the path of a module decides which."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from tests.project.source import ROOT, ours, python_files
 from tests.project.test_rooms import ALLOWED
 
-# The command line and what is run by hand. `deploy` has commands and shells: only a module that is run may print.
+# The command line and programs run by hand. In `deploy`, a module that is run as a program may print.
 COMMANDS = ("cli", "builtin_model")
 PRINTS = {"print", "print_exc"}
 
@@ -21,7 +21,7 @@ def _is_run(path: Path, tree: ast.Module) -> bool:
 
 
 def _printed(tree: ast.Module) -> set[str]:
-    """Calls of `print`, and uses of the standard streams, by which the log would be passed by."""
+    """Calls of `print`, and uses of the standard streams, which bypass the log."""
     found = set()
     for node in ast.walk(tree):
         match node:
@@ -46,7 +46,7 @@ def test_the_rule_finds_what_prints() -> None:
 
 
 def test_only_the_log_itself_makes_loggers_and_handlers() -> None:
-    """So that every line goes through the one logger."""
+    """All log lines go through one logger."""
     users = {
         path.relative_to(ROOT).as_posix()
         for path in ours()

@@ -1,4 +1,4 @@
-"""Hosts and ports, joined and taken apart."""
+"""Joining and splitting hosts and ports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Everything that crosses a process border comes out as it went in, and strangers' bytes are refused."""
+"""Every message survives encoding and decoding, and invalid bytes are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A request that leaves sampling open is sampled as its model's authors say; what it gives itself goes before."""
+"""A request without sampling options uses its model's defaults; its own options override them."""
 
 from __future__ import annotations
 
