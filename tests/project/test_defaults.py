@@ -33,7 +33,7 @@ def _defaults(path: Path) -> list[tuple[str, str]]:
 
 def test_no_key_has_a_second_default() -> None:
     keys = {key.name for section in sections() for key in section.keys} - {APART}
-    files = [path for room in CONFIGURED for path in sorted((ROOT / room).rglob("*.py")) if path != SCHEMA]
+    files = [path for package in CONFIGURED for path in sorted((ROOT / package).rglob("*.py")) if path != SCHEMA]
     assert ("PoolPlacement", "resources") not in _defaults(SCHEMA)  # an empty table is not a plain value
     assert ("RouterSection", "refuse_late") in _defaults(SCHEMA)
     assert [(path.name, *one) for path in files for one in _defaults(path) if one[1] in keys] == []

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.project.source import ROOT, ours, python_files
-from tests.project.test_rooms import ALLOWED
+from tests.project.test_imports import ALLOWED
 
 # The command line and programs run by hand. In `deploy`, a module that is run as a program may print.
 COMMANDS = ("cli", "builtin_model")
@@ -32,9 +32,9 @@ def _printed(tree: ast.Module) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("room", [name for name in ALLOWED if "." not in name and name not in COMMANDS])
-def test_only_commands_print(room: str) -> None:
-    for path in python_files(ROOT / "baton" / room):
+@pytest.mark.parametrize("package", [name for name in ALLOWED if "." not in name and name not in COMMANDS])
+def test_only_commands_print(package: str) -> None:
+    for path in python_files(ROOT / "baton" / package):
         tree = ast.parse(path.read_text())
         assert _is_run(path, tree) or not _printed(tree), f"{path.relative_to(ROOT)} prints; let it log (baton/logs.py)"
 
