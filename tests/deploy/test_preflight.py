@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -23,14 +22,10 @@ from baton.protocol.messages import Alive, WorkerMessage
 from baton.router.build import start_router
 from baton.router.worker_link import WorkerLink
 from baton.worker.router_link import RouterLink
+from tests.own_network import LOOPBACK_IPV6_ONLY, OWN_NETWORK, needs_own_network
 from tests.plans import router_config
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def _own_network() -> bool:
-    command = ["unshare", "--map-root-user", "--net", "ip", "link", "set", "lo", "up"]
-    return shutil.which("unshare") is not None and subprocess.run(command, capture_output=True).returncode == 0
 
 
 def _refusal(**settings: object) -> str:
@@ -130,8 +125,8 @@ def test_an_address_that_cannot_be_served_is_reported_in_batons_own_words() -> N
     assert ".." not in caught.value.message
 
 
-WITHOUT_IPV4 = """
-ip link set lo up && ip addr flush dev lo && ip addr add ::1/128 dev lo
+WITHOUT_IPV4 = f"""
+{LOOPBACK_IPV6_ONLY}
 exec "$0" -c "
 import subprocess
 from baton.config.schema import RouterSection
@@ -150,9 +145,9 @@ print(ray_host())
 """
 
 
-@pytest.mark.skipif(not _own_network(), reason="makes a network of its own, for which user namespaces must be allowed")
+@needs_own_network
 def test_a_machine_without_ipv4_needs_an_ipv6_address_beside_loopback() -> None:
-    command = ["unshare", "--map-root-user", "--net", "sh", "-c", WITHOUT_IPV4, sys.executable]
+    command = [*OWN_NETWORK, "sh", "-c", WITHOUT_IPV4, sys.executable]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     refusal, host = done.stdout.splitlines()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 from baton.deploy.processes import noted_process
 from baton.deploy.ray_start import IDLE_AGENT, with_idle_agent
+from tests.waiting import until
 
 PORTS = {"dashboard_agent_listen_port": "-1", "metrics_agent_port": "-1", "metrics_export_port": "-1"}
 
@@ -34,14 +34,8 @@ def test_an_idle_agent_reports_that_it_serves_nothing_and_ends_with_its_raylet(t
         assert process.stdout is not None
         agent = noted_process("agent", int(process.stdout.readline()))
         assert agent is not None
-        deadline = time.monotonic() + 10
-        while {path.name for path in tmp_path.iterdir()} != {f"{name}_abc" for name in PORTS}:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        until(lambda: {path.name for path in tmp_path.iterdir()} == {f"{name}_abc" for name in PORTS})
         assert {name: (tmp_path / f"{name}_abc").read_text() for name in PORTS} == PORTS
         assert agent.lives
         process.kill()
-    deadline = time.monotonic() + 10
-    while agent.lives:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    until(lambda: not agent.lives)

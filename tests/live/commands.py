@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 
 import psutil
 
+from tests.cli.commands import BATON
+
 ROOT = Path(__file__).resolve().parents[2]
-# A job in the background of a script is started with Ctrl-C ignored; a terminal's is not.
-CTRL_C = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
-BATON = [sys.executable, "-c", f"{CTRL_C}; from baton.cli.main import main; main()"]
 
 
 def baton_command(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:

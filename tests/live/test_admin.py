@@ -15,6 +15,7 @@ import pytest
 import baton
 from baton.client.errors import ConfigError, InvalidRequest, NotFound
 from baton.protocol.v1 import admin_pb2, admin_pb2_grpc
+from tests.cli.commands import BATON
 from tests.live.conftest import Live
 from tests.plans import router_config
 
@@ -113,7 +114,7 @@ def test_the_planner_acts_only_when_automation_is_on(split: Live) -> None:
 
 
 def _baton(live: Live, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from baton.cli.main import main; main()", *arguments]
+    command = [*BATON, *arguments]
     given = {**os.environ, "PYTHONPATH": str(ROOT), "BATON_ADMIN_ADDRESS": live.admin_address, "COLUMNS": "120"}
     return subprocess.run(command, env=given, capture_output=True, text=True, timeout=60)
 

@@ -7,8 +7,7 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -17,6 +16,7 @@ from ray._private.services import node_ip_address_from_perspective
 
 import baton
 from baton.deploy.local_ray import LocalRay, free_port, start_local_ray
+from tests.waiting import until
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMPTS = [
@@ -134,13 +134,6 @@ def _raylets(ray: LocalRay) -> int:
     return count
 
 
-def _until(true: Callable[[], bool], timeout_s: float = 40.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-
-
 @pytest.mark.slow
 def test_a_node_is_added_for_a_worker_and_removed_after_its_drain(
     growing_ray: LocalRay, checkpoint: Path, tmp_path: Path
@@ -185,6 +178,6 @@ def test_a_node_is_added_for_a_worker_and_removed_after_its_drain(
     command("undrain", "prefill-0")
     assert "Ended prefill-1." in command("scale", "--prefill", "-1")
     assert sorted(_pids(admin_address)) == ["decode-0", "prefill-0"]
-    _until(lambda: _raylets(growing_ray) == 1)
+    until(lambda: _raylets(growing_ray) == 1, timeout_s=40)
     assert [answer.token_ids for answer in _answers(address)] == [answer.token_ids for answer in before]
     command("down")

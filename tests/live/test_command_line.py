@@ -7,13 +7,14 @@ import json
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.live.commands import BATON, ROOT, baton_command, left_behind
+from tests.cli.commands import BATON
+from tests.live.commands import ROOT, baton_command, left_behind
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -109,10 +110,7 @@ def test_an_interrupted_start_leaves_nothing(
     process.send_signal(number)
     process.stderr.read()
     assert process.wait(timeout=60) == code
-    deadline = time.monotonic() + 10
-    while left_behind(rays_before):
-        assert time.monotonic() < deadline, left_behind(rays_before)
-        time.sleep(0.1)
+    until(lambda: not left_behind(rays_before), timeout_s=10)
     assert not (Path(environment["BATON_HOME"]) / "cluster.json").exists()
 
 

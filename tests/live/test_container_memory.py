@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,7 +15,9 @@ import pytest
 
 import baton
 from tests.checkpoints import build_checkpoint
-from tests.live.test_command_line import BATON, ROOT
+from tests.cli.commands import BATON
+from tests.live.commands import ROOT
+from tests.waiting import until
 
 V1 = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup/cpu")
 WHY_NOT = "" if os.geteuid() == 0 and all(path.is_dir() for path in V1) else "Needs root and cgroups of version 1."
@@ -35,10 +36,7 @@ def groups() -> Iterator[list[Path]]:
     try:
         yield made
     finally:
-        deadline = time.monotonic() + 20
-        while any((group / "cgroup.procs").read_text() for group in made):
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        until(lambda: not any((group / "cgroup.procs").read_text() for group in made))
         for group in made:
             group.rmdir()
 

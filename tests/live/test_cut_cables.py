@@ -109,13 +109,20 @@ async def _cut_and_back(wired: Wired, victim: str, answers: asyncio.Future[list[
     assert after.pid == before.pid
 
 
-async def _decode_worker(wired: Wired, client: baton.AsyncClient) -> None:
+async def _all_decoding(
+    wired: Wired, client: baton.AsyncClient, mark: int
+) -> tuple[str, asyncio.Future[list[baton.Answer]]]:
+    """Starts streams and waits until all of them decode: the first one's decode worker, and the answers to come."""
     core = wired.cluster.router.driver.core
-    streams = _streams(client, 1)
+    streams = _streams(client, mark)
     await asyncio.gather(*(anext(stream) for stream in streams))
     await wired.cluster.until(lambda: all(record.decoding for record in core._requests.values()))
     victim = next(iter(core._requests.values())).decode_worker
-    answers = asyncio.gather(*(stream.answer() for stream in streams))
+    return victim, asyncio.gather(*(stream.answer() for stream in streams))
+
+
+async def _decode_worker(wired: Wired, client: baton.AsyncClient) -> None:
+    victim, answers = await _all_decoding(wired, client, 1)
     wired.cables.cut(victim)
     await _cut_and_back(wired, victim, answers)
     assert max(answer.attempts for answer in answers.result()) == 2
@@ -142,12 +149,7 @@ def test_a_prefill_worker_may_be_cut_off_during_a_transfer(wired: Wired) -> None
 
 async def _one_way(wired: Wired, client: baton.AsyncClient) -> None:
     """The worker receives from the router and reaches its peers, but its messages do not reach the router."""
-    core = wired.cluster.router.driver.core
-    streams = _streams(client, 3)
-    await asyncio.gather(*(anext(stream) for stream in streams))
-    await wired.cluster.until(lambda: all(record.decoding for record in core._requests.values()))
-    victim = next(iter(core._requests.values())).decode_worker
-    answers = asyncio.gather(*(stream.answer() for stream in streams))
+    victim, answers = await _all_decoding(wired, client, 3)
     wired.cables.cut_to(victim, wired.cables.address, wired.worker_port)
     await _cut_and_back(wired, victim, answers)
     await _check(client, answers.result(), 3)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from baton.deploy.local_ray import LocalRay
 from baton.deploy.look import look, supervised
 from baton.deploy.running import RunningCluster, running_cluster
 from tests.live.commands import ROOT, baton_command, left_behind
+from tests.waiting import until
 
 BACK_WITHIN_S = 60.0
 AGENT = "idle_agent.py"
@@ -54,13 +55,6 @@ def _kill(cluster: RunningCluster, words: str) -> None:
     raise AssertionError(f"no {words}")
 
 
-def _until(true: Callable[[], bool], timeout_s: float) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 @pytest.mark.slow
 def test_the_cluster_restarts_at_its_addresses_and_a_stream_continues(
     environment: dict[str, str], tmp_path: Path
@@ -83,7 +77,7 @@ def test_the_cluster_restarts_at_its_addresses_and_a_stream_continues(
             tokens += list(stream)
             assert [token.index for token in tokens] == list(range(400))
             assert [token.id for token in tokens] == expected
-            _until(partial(_came_back, tmp_path, before), BACK_WITHIN_S - (time.monotonic() - killed_s))
+            until(partial(_came_back, tmp_path, before), BACK_WITHIN_S - (time.monotonic() - killed_s))
             assert client.generate(PROMPT, **options).token_ids == expected
             assert named in baton_command(environment, "status").stderr
     last = _noted(tmp_path)
@@ -105,7 +99,7 @@ def test_a_dead_cluster_without_a_supervisor_is_named_and_ended_in_seconds(
     cluster, state = _noted(tmp_path), supervised(tmp_path)
     assert state is not None
     state.supervisor.signal(signal.SIGKILL)
-    _until(lambda: not state.supervisor.lives, 5)
+    until(lambda: not state.supervisor.lives, 5)
     _kill(cluster, "/gcs_server")
     began_s = time.monotonic()
     assert look(cluster, tmp_path).why == "The cluster has died: its gcs_server ended."

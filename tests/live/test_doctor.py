@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,14 @@ import baton
 from benchmarks.process_cluster import ProcessCluster, plans
 from benchmarks.steady_streams import SteadyStreams
 from tests.checkpoints import build_checkpoint
+from tests.cli.commands import BATON
 from tests.live.processes import Play
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def _leaks(admin_address: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from baton.cli.main import main; main()", "doctor", "leaks"]
+    command = [*BATON, "doctor", "leaks"]
     return subprocess.run(
         [*command, "--admin", admin_address, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
@@ -42,7 +42,7 @@ def test_a_busy_cluster_leaks_nothing(play: Play) -> None:
 
 
 def _links(admin_address: str, *arguments: str) -> str:
-    command = [sys.executable, "-c", "from baton.cli.main import main; main()", "doctor", "links"]
+    command = [*BATON, "doctor", "links"]
     command += ["--admin", admin_address, *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True).stdout
 

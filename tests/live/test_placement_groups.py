@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from baton.deploy.local_ray import LocalRay
 from baton.deploy.placement_groups import release_groups, reserve_groups
 from baton.engine.checkpoint import read_config
 from tests.live.conftest import CONTEXT_TOKENS, Live
+from tests.waiting import until
 
 SECOND_ADDRESS = "127.0.0.2"
 # `ray`, which would otherwise replace the head's loopback address by the machine's.
@@ -56,10 +56,7 @@ def _end(ray_head: LocalRay) -> None:
             if f"--node-ip-address={SECOND_ADDRESS}" in " ".join(process.cmdline()).replace("_", "-"):
                 process.terminate()
                 processes.append(process)
-    deadline = time.monotonic() + 60
-    while any(node["Alive"] for node in ray.nodes() if node["NodeManagerAddress"] == SECOND_ADDRESS):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    until(lambda: not any(n["Alive"] for n in ray.nodes() if n["NodeManagerAddress"] == SECOND_ADDRESS), timeout_s=60)
     for process in psutil.wait_procs(processes, timeout=10)[1]:
         process.kill()
 

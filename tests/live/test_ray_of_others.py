@@ -15,7 +15,8 @@ import pytest
 from ray._private.services import node_ip_address_from_perspective
 
 from baton.deploy.local_ray import LocalRay, start_local_ray
-from tests.live.commands import BATON, ROOT, baton_command
+from tests.cli.commands import BATON
+from tests.live.commands import ROOT, baton_command
 
 GOODBYE_S = 9.0  # less than the time that actors are given to end
 CONFIG = """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -15,6 +14,7 @@ from baton.protocol.messages import Goodbye, RegisterAck, Reregister, RouterMess
 from baton.router.access.zap_authenticator import new_link_keys
 from baton.router.worker_link import WorkerLink
 from baton.worker.router_link import RouterLink
+from tests.waiting import until_async
 
 REFUSED = (
     zmq.EVENT_HANDSHAKE_FAILED_AUTH
@@ -22,12 +22,6 @@ REFUSED = (
     | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
     | zmq.EVENT_DISCONNECTED
 )
-
-
-async def _until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 def _grown(answers: list[RouterMessage], more: list[RouterMessage]) -> bool:
@@ -56,13 +50,13 @@ async def _accepted_messages(keys: LinkKeys, *callers: WorkerKeys | None) -> tup
         for one in links:
             one.send([Goodbye("second")])
         right.send([Goodbye("hello")])
-        await _until(lambda: "right" in received)
+        await until_async(lambda: "right" in received)
         answers: list[RouterMessage] = []
-        await _until(lambda: _grown(answers, right.receive(0.0)))
+        await until_async(lambda: _grown(answers, right.receive(0.0)))
         for refusal in refusals:
-            await _until(lambda refusal=refusal: refusal.poll(0) > 0)  # type: ignore[misc]
+            await until_async(lambda refusal=refusal: refusal.poll(0) > 0)  # type: ignore[misc]
         right.send([Goodbye("still here")])
-        await _until(lambda: received["right"] == "still here")
+        await until_async(lambda: received["right"] == "still here")
         assert not [message for one in links for message in one.receive(0.0)]
         return received, answers
     finally:
@@ -105,7 +99,7 @@ def test_a_refused_frame_is_logged_once_and_the_next_is_read(caplog: pytest.LogC
         try:
             for reason in ("bad", "bad", "bad", "good"):
                 worker.send([Goodbye(reason)])
-            await _until(lambda: bool(seen))
+            await until_async(lambda: bool(seen))
         finally:
             worker.close()
             link.close()
@@ -122,27 +116,34 @@ def test_the_keys_are_not_shown() -> None:
     assert keys.router.public != new_link_keys().router.public
 
 
+async def _connected(incarnation: str) -> tuple[WorkerLink, RouterLink]:
+    """Both ends of the link to a worker, after its first message has arrived."""
+    link = WorkerLink("tcp://127.0.0.1:*")
+    received: list[str] = []
+    link.start(lambda worker, incarnation, batch: received.append(worker))
+    worker = RouterLink(link.address, "worker", incarnation)
+    worker.send([Goodbye("hello")])
+    await until_async(lambda: bool(received))
+    return link, worker
+
+
 def test_a_worker_whose_connection_broke_registers_again() -> None:
     """Messages in flight are lost in both directions, so the old incarnation must end."""
 
     async def run() -> tuple[list[RouterMessage], bool, bool]:
-        link = WorkerLink("tcp://127.0.0.1:*")
-        received: list[str] = []
-        link.start(lambda worker, incarnation, batch: received.append(incarnation))
-        worker = RouterLink(link.address, "worker", "first incarnation")
-        worker.send([Goodbye("hello")])
-        await _until(lambda: bool(received))
+        link, worker = await _connected("first incarnation")
         assert worker.receive(0.0) == []
         known, unknown = link.send("worker", []), link.send("unknown", [])
         address = link.address
         link.close()
         again = WorkerLink(address)
         messages: list[RouterMessage] = []
-        await _until(lambda: _grown(messages, worker.receive(0.01)))
+        await until_async(lambda: _grown(messages, worker.receive(0.01)))
         worker.incarnation = "second incarnation"
+        received: list[str] = []
         again.start(lambda worker, incarnation, batch: received.append(incarnation))
         worker.send([Goodbye("hello again")])
-        await _until(lambda: "second incarnation" in received)
+        await until_async(lambda: "second incarnation" in received)
         messages += worker.receive(0.0)
         worker.close()
         again.close()
@@ -155,12 +156,7 @@ def test_a_worker_whose_connection_broke_registers_again() -> None:
 
 def test_a_worker_that_reads_nothing_gets_a_bounded_number_of_frames() -> None:
     async def run() -> bool:
-        link = WorkerLink("tcp://127.0.0.1:*")
-        received: list[str] = []
-        link.start(lambda worker, incarnation, batch: received.append(worker))
-        worker = RouterLink(link.address, "worker", "life")
-        worker.send([Goodbye("hello")])
-        await _until(lambda: bool(received))
+        link, worker = await _connected("incarnation")
         order = [Reregister("x" * 100_000, "")]
         refused = any(not link.send("worker", order) for _ in range(5000))
         worker._socket.setsockopt(zmq.LINGER, 0)
