@@ -166,7 +166,7 @@ SCREENS = [_status, _pools, _leaks, _operations, _plan, _progress, _explanation,
 
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("screen", SCREENS)
-def test_every_name_is_whole_and_no_line_is_wider_than_the_terminal(
+def test_no_name_is_cut_and_no_line_is_wider_than_the_terminal(
     screen: Callable[[Console], tuple[str, ...]], width: int
 ) -> None:
     console = _terminal(width)
@@ -197,7 +197,7 @@ def test_a_terminal_of_120_shows_every_column_of_the_status() -> None:
     assert "peak" in head
 
 
-def test_a_pipe_has_room_for_every_column(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pipe_shows_every_column(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("COLUMNS", raising=False)
     console = Console(file=io.StringIO(), highlight=False)
     _status(console)
@@ -214,7 +214,7 @@ def test_cancelled_requests_are_not_among_the_failed_ones() -> None:
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_an_ipv6_address_is_shown_whole_while_a_cluster_starts(terminal: bool) -> None:
+def test_an_ipv6_address_is_shown_in_full_while_a_cluster_starts(terminal: bool) -> None:
     console = _terminal(80) if terminal else Console(file=io.StringIO(), width=80)
     with StartProgress(console) as progress:
         progress("ray", "ready at [fd00::1]:44971")

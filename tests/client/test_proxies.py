@@ -86,7 +86,7 @@ EXCEPTIONS = [
 
 
 @pytest.mark.parametrize(("environment", "proxy"), EXCEPTIONS)
-def test_the_proxy_is_the_one_that_grpc_takes(environment: dict[str, str], proxy: str) -> None:
+def test_the_proxy_is_chosen_as_by_grpc(environment: dict[str, str], proxy: str) -> None:
     assert proxy_of("router.example.com:50051", environment) == proxy
 
 

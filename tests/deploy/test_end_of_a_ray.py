@@ -54,7 +54,7 @@ def test_a_raylet_or_gcs_server_alone_is_killed(tmp_path: Path, name: str) -> No
     assert not unregistered.exists()
 
 
-def test_a_process_whose_parent_has_not_waited_for_it_has_ended() -> None:
+def test_a_zombie_process_counts_as_ended() -> None:
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
         running = noted_process("", process.pid)
         assert running is not None

@@ -178,7 +178,7 @@ def test_options_without_kernels_to_build_are_refused(
     assert words in capsys.readouterr().err
 
 
-def test_without_flashinfer_the_command_says_how_to_get_it(
+def test_without_flashinfer_the_command_says_how_to_install_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)

@@ -40,7 +40,7 @@ def _refusal(**settings: object) -> str:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "[::1]", "localhost", "0.0.0.0", "::"])
-def test_an_address_of_this_machine_is_taken(host: str) -> None:
+def test_an_address_of_this_machine_is_accepted(host: str) -> None:
     check_addresses(RouterSection(host=host, port=free_port(), admin_host=host, admin_port=free_port()))
     check_addresses(RouterSection(host=host, port=0, admin_host=host, admin_port=0))
 

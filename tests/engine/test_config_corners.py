@@ -51,7 +51,7 @@ def assert_same_logits(folder: Path) -> None:
         *((family, {"rms_norm_eps": None}) for family in ("llama2", "mistral", "qwen2", "qwen3")),
     ],
 )
-def test_the_whole_context_is_served_with_the_logits_of_transformers(
+def test_the_full_context_is_served_with_the_logits_of_transformers(
     tmp_path: Path, family: str, changes: dict[str, Any]
 ) -> None:
     # Small activations, so that another eps would change the logits.

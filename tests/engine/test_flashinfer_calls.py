@@ -47,7 +47,7 @@ def test_the_version_that_is_installed_with_baton_is_the_one_that_calls_were_wri
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_the_reference_takes_what_the_library_takes(name: str) -> None:
+def test_the_reference_has_the_signatures_of_the_library(name: str) -> None:
     flashinfer = pytest.importorskip("flashinfer", reason="FlashInfer is not installed: pip install '.[cuda]'")
     real = inspect.signature(_find(flashinfer, name)).parameters
     ours = inspect.signature(_find(reference, name)).parameters

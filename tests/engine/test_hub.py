@@ -66,7 +66,7 @@ def test_the_weights_come_once(hub: Hub) -> None:
     assert hub.revisions == [None, COMMIT]  # config and weights are of one commit
 
 
-def test_shards_are_fetched_by_whatever_names_the_index_gives_them(hub: Hub) -> None:
+def test_shards_are_fetched_by_their_names_in_the_index(hub: Hub) -> None:
     index = hub.repository / "model.safetensors.index.json"
     names = [path.name for path in weight_files(hub.repository)]
     for name in names:

@@ -62,7 +62,7 @@ def test_prebuilt_kernels_that_an_upgrade_left_behind_are_refused(flashinfer: st
         check_versions(manifest, flashinfer, cuda, FOLDER)
 
 
-def test_a_folder_that_cannot_be_written_is_named_with_what_to_set(
+def test_an_unwritable_folder_is_named_with_the_variable_to_set(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "file").touch()

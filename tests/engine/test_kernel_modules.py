@@ -39,13 +39,13 @@ def test_decode_has_a_module_of_its_own_where_few_query_heads_share_keys() -> No
     ]
 
 
-def test_with_fa3_for_prefill_fa2_is_still_what_decodes_on_tensor_cores() -> None:
+def test_with_fa3_for_prefill_fa2_still_decodes_on_tensor_cores() -> None:
     assert [name.endswith("_sm90") for name in _names(BF16, 128, 8, ("fa3",))[4:]] == [True, False]
     assert [name.endswith("_sm90") for name in _names(BF16, 128, 1, ("fa3",))[4:]] == [True, False]
     assert len(_names(BF16, 128, 4, ("fa2", "fa3"))) == len(set(_names(BF16, 128, 4, ("fa2", "fa3")))) == 6
 
 
-def test_what_torch_computes_needs_no_kernels() -> None:
+def test_attention_by_torch_needs_no_kernels() -> None:
     assert _names(torch.float32, 128, 4) == []
     assert _names(BF16, 32, 2) == ["norm", "silu_and_mul"]
 

@@ -54,7 +54,7 @@ def test_attention_by_the_metadata_equals_full_attention_and_torch_attention(bat
 
 @settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(first=ragged_batches(), second=ragged_batches())
-def test_a_step_is_planned_whatever_the_one_before_it_was(first: Ragged, second: Ragged) -> None:
+def test_a_step_is_planned_after_any_other_step(first: Ragged, second: Ragged) -> None:
     """Steps after the first are planned by another method."""
     second = replace(second, page_size=first.page_size)
     room = max(first.num_pages, second.num_pages)
@@ -103,7 +103,7 @@ def test_padding_changes_nothing_for_decoding_sequences(size: int) -> None:
     assert torch.equal(storage[:padding_page], kept), "padding is written to its own page only"
 
 
-def test_a_captured_step_reads_only_what_is_staged() -> None:
+def test_a_captured_step_reads_only_staged_arrays() -> None:
     """A step is planned for padding only, then replayed for other batches; its tensors are never replaced."""
     batch = Ragged((5, 1, 17), (), 4, 2)
     storage = torch.cat([filled_pages(batch, 1, KV_HEADS, HEAD_DIM, torch.float32), torch.zeros(1, 1, 2, 4, 2, 8)])
@@ -162,7 +162,7 @@ def test_staged_arrays_hold_what_was_put_at_offsets_that_later_arrays_do_not_cha
     assert [there.storage_offset() for there in longer] == before
 
 
-def test_the_workspace_holds_what_flashinfer_plans() -> None:
+def test_the_workspace_suffices_for_flashinfers_plans() -> None:
     """FlashInfer's own checks: a captured decode step takes heads x tiles x rows of a tile x (head_dim + 1) floats."""
     for heads, kv_heads, batch, sms in ((32, 8, 256, 132), (64, 8, 256, 132), (32, 32, 512, 144), (48, 1, 64, 108)):
         group = heads // kv_heads

@@ -117,7 +117,7 @@ def test_an_unknown_peer_is_refused(make: Make) -> None:
         source.write("unknown-peer", [0], [0], None)
 
 
-def test_a_peer_can_be_dropped_and_another_incarnation_takes_over(make: Make) -> None:
+def test_a_disconnected_peer_is_replaced_by_its_new_incarnation(make: Make) -> None:
     source_pages, old_pages, new_pages = random_pages(1), random_pages(2), random_pages(3)
     source, old = make(source_pages, "source"), make(old_pages, "target")
     source.connect(old.endpoint)

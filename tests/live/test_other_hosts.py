@@ -77,7 +77,7 @@ def test_every_process_of_a_cluster_listens_on_loopback_only(split: Live, ray_he
 
 @pytest.mark.slow
 @pytest.mark.skipif(bool(_WHY_NOT), reason=_WHY_NOT)
-def test_no_port_of_a_cluster_takes_a_connection_from_another_host(
+def test_no_port_of_a_cluster_accepts_a_connection_from_another_host(
     split: Live, ray_head: LocalRay, cables: Cables
 ) -> None:
     with socket.create_server(("", 0)) as door:  # the check finds an open port

@@ -27,7 +27,7 @@ def test_easy_objectives_are_met(brain: Live) -> None:
     assert answer.output_tokens == 4
 
 
-def test_the_router_knows_which_pages_a_worker_has_cached(brain: Live) -> None:
+def test_the_router_tracks_the_cached_pages_of_a_worker(brain: Live) -> None:
     prompt = [3 + index % 250 for index in range(2 * CHUNK_TOKENS + 5)]
     with brain.client() as client, brain.admin() as admin:
         first = client.generate(prompt, max_tokens=2, ignore_eos=True)

@@ -31,7 +31,7 @@ def text_files(folder: Path) -> Iterator[Path]:
             yield path
 
 
-def ours() -> list[Path]:
+def project_files() -> list[Path]:
     """Every Python file of the project."""
     return [path for package in PACKAGES for path in python_files(ROOT / package)]
 

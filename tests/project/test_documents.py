@@ -42,18 +42,18 @@ def test_every_link_leads_somewhere(path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def ours() -> list[str]:
+def project_paths() -> list[str]:
     """Every file of the project, as "/" and its path."""
     folders = [path for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith(".")]
     return [f"/{path.relative_to(ROOT).as_posix()}" for folder in folders for path in folder.rglob("*.*")]
 
 
 @each_document
-def test_every_file_that_is_named_is_there(path: Path, ours: list[str]) -> None:
+def test_every_file_that_is_named_is_there(path: Path, project_paths: list[str]) -> None:
     """A file is named by its path from the root or the end of that path; `baton/` has links to folders of the root."""
     for name in NAMED.findall(path.read_text()):
         ends = (f"/{name}", f"/{name.removeprefix('baton/')}")
-        assert any(one.endswith(ends) for one in ours), f"{path.name} names {name}"
+        assert any(one.endswith(ends) for one in project_paths), f"{path.name} names {name}"
 
 
 @each_document

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.project.source import ROOT, imports, ours, python_files, text_files
+from tests.project.source import ROOT, imports, project_files, python_files, text_files
 
 # Each package of baton/ and what it may import: packages or single modules. A package names only those above it in the
 # table, so there are no import cycles.
@@ -168,7 +168,7 @@ def test_no_module_has_a_second_name() -> None:
 @pytest.mark.parametrize("library", ONLY_IN)
 def test_a_library_has_one_home(library: str) -> None:
     homes = [ROOT / home for home in (*ONLY_IN[library], "tests")]
-    for path in ours():
+    for path in project_files():
         if library in {name.split(".")[0] for name in imports(path)}:
             assert any(path.is_relative_to(home) for home in homes), path.relative_to(ROOT)
 

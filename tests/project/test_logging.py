@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.project.source import ROOT, ours, python_files
+from tests.project.source import ROOT, project_files, python_files
 from tests.project.test_imports import ALLOWED
 
 # The command line and programs run by hand. In `deploy`, a module that is run as a program may print.
@@ -49,7 +49,7 @@ def test_only_the_log_itself_makes_loggers_and_handlers() -> None:
     """All log lines go through one logger."""
     users = {
         path.relative_to(ROOT).as_posix()
-        for path in ours()
+        for path in project_files()
         if not path.is_relative_to(ROOT / "tests")
         if "getLogger" in path.read_text() or "StreamHandler" in path.read_text() or "FileHandler" in path.read_text()
     }

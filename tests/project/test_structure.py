@@ -5,11 +5,11 @@ from __future__ import annotations
 import ast
 import re
 
-from tests.project.source import ROOT, ours
+from tests.project.source import ROOT, project_files
 
 
 def test_files_and_functions_fit() -> None:
-    for path in ours():
+    for path in project_files():
         if path.is_relative_to(ROOT / "tests"):
             continue
         text = path.read_text()
