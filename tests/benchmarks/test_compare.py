@@ -24,7 +24,7 @@ NEW = replace(
 
 
 def test_the_worst_change_comes_first_and_neutral_changes_last() -> None:
-    found = [(one.figure, one.better) for one in changes(OLD, NEW)]
+    found = [(change.figure, change.better) for change in changes(OLD, NEW)]
     assert found == [
         *(("errors", 0.0), ("tokens_per_s", 0.5), ("tpot_ms", 0.8), ("ttft_ms", 2.0)),
         *(("spared", float("inf")), ("requests", None)),
@@ -32,7 +32,7 @@ def test_the_worst_change_comes_first_and_neutral_changes_last() -> None:
 
 
 def test_an_equal_figure_is_not_a_change_even_at_zero() -> None:
-    assert {one.better for one in changes(OLD, OLD)} == {1.0, None}
+    assert {change.better for change in changes(OLD, OLD)} == {1.0, None}
 
 
 def test_a_difference_that_changed_its_sign_is_better_or_worse_but_has_no_ratio() -> None:

@@ -12,27 +12,27 @@ from benchmarks.catalog import BENCHMARKS, Benchmark
 from benchmarks.provenance import ROOT
 from tests.benchmarks.promises import check_promised
 
-RUN_HERE = [one for one in BENCHMARKS if not one.own_test]
+RUN_HERE = [benchmark for benchmark in BENCHMARKS if not benchmark.own_test]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("one", RUN_HERE, ids=lambda one: one.name)
-def test_a_benchmark_gives_every_figure_that_it_promises(one: Benchmark, tmp_path: Path) -> None:
-    trace = trace_for(one, "smoke", None, tmp_path) if one.trace is not None else None
-    result = tmp_path / f"{one.name}.json"
-    outcome = run(one, command(one, "smoke", trace, False, result), tmp_path)
-    assert outcome.result is not None, (tmp_path / f"{one.name}.log").read_text()[-5000:]
-    check_promised(one.name, json.loads(result.read_text()))
+@pytest.mark.parametrize("benchmark", RUN_HERE, ids=lambda benchmark: benchmark.name)
+def test_a_benchmark_gives_every_figure_that_it_promises(benchmark: Benchmark, tmp_path: Path) -> None:
+    trace = trace_for(benchmark, "smoke", None, tmp_path) if benchmark.trace is not None else None
+    result = tmp_path / f"{benchmark.name}.json"
+    outcome = run(benchmark, command(benchmark, "smoke", trace, False, result), tmp_path)
+    assert outcome.result is not None, (tmp_path / f"{benchmark.name}.log").read_text()[-5000:]
+    check_promised(benchmark.name, json.loads(result.read_text()))
     assert outcome.result.size == "smoke"
     assert outcome.result.machine["cores"] >= 1
 
 
 def test_a_benchmark_not_run_here_is_run_by_the_test_it_names() -> None:
-    for one in BENCHMARKS:
-        if one.own_test:
-            text = (ROOT / one.own_test).read_text()
-            assert f"benchmarks.{one.module_name}" in text
-            assert f'check_promised("{one.name}"' in text
+    for benchmark in BENCHMARKS:
+        if benchmark.own_test:
+            text = (ROOT / benchmark.own_test).read_text()
+            assert f"benchmarks.{benchmark.module_name}" in text
+            assert f'check_promised("{benchmark.name}"' in text
 
 
 def test_a_benchmark_that_fails_does_not_stop_the_others(
@@ -40,7 +40,7 @@ def test_a_benchmark_that_fails_does_not_stop_the_others(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     broken = Benchmark("broken", "none at all", "", module="no_such_module")
-    lengths = next(one for one in BENCHMARKS if one.name == "output_length")
+    lengths = next(benchmark for benchmark in BENCHMARKS if benchmark.name == "output_length")
     monkeypatch.setattr("benchmarks.all.BENCHMARKS", (broken, lengths))
     monkeypatch.setattr("benchmarks.all.BY_NAME", {"broken": broken, "output_length": lengths})
     assert main(["--smoke", "--out", str(tmp_path)]) == 1
@@ -61,7 +61,7 @@ def test_a_full_run_without_its_recorded_trace_is_skipped_and_reported(
 
 
 def test_the_full_run_has_the_arguments_of_the_catalogue_and_keeps_its_figures_under_its_own_name() -> None:
-    azure = next(one for one in BENCHMARKS if one.name == "output_length_azure")
+    azure = next(benchmark for benchmark in BENCHMARKS if benchmark.name == "output_length_azure")
     words = command(azure, "full", Path("/traces/azure_2023_conversation.csv"), True, Path("/out/x.json"))
     assert words[1:] == [
         *("-m", "benchmarks.output_length", "--trace", "/traces/azure_2023_conversation.csv"),

@@ -60,7 +60,7 @@ def test_a_full_run_is_kept_under_its_name_without_its_details(tmp_path: Path, m
     Report("fuzz", figures={"inputs": 1.0}, details={"more": [1]}).publish(_options("--publish"))
     Report("fuzz", figures={"inputs": 2.0}).publish(_options("--publish", "fuzz_again"))
     kept = [published(name, tmp_path / "results") for name in ("fuzz", "fuzz_again", "never")]
-    assert [one and one.figures["inputs"] for one in kept] == [1.0, 2.0, None]
+    assert [result and result.figures["inputs"] for result in kept] == [1.0, 2.0, None]
     assert kept[1] is not None
     assert kept[1].name == "fuzz_again"
     assert "details" not in json.loads((tmp_path / "results" / "fuzz.json").read_text())

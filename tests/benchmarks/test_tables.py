@@ -48,7 +48,7 @@ def test_every_kept_result_is_a_full_run_of_a_known_benchmark_and_names_no_folde
     for path in FOLDER.glob("*.json"):
         result = read_result(path)
         assert result.name == path.stem
-        assert path.stem in {*(one.name for one in BENCHMARKS), "gpu"}
+        assert path.stem in {*(benchmark.name for benchmark in BENCHMARKS), "gpu"}
         assert result.size == "full"
         assert "/" not in result.command
 

@@ -180,7 +180,8 @@ def test_operations_are_listed(admin: FakeAdmin, capsys: pytest.CaptureFixture[s
     assert baton("operations") == 0
     assert "2 of 2" in capsys.readouterr().out
     assert baton("operations", "--json") == 0
-    assert [one["state"] for one in json.loads(capsys.readouterr().out)["operations"]] == ["running", "done"]
+    operations = json.loads(capsys.readouterr().out)["operations"]
+    assert [operation["state"] for operation in operations] == ["running", "done"]
 
 
 def _started(*arguments: str, **pipes: int) -> subprocess.Popen[str]:

@@ -34,7 +34,7 @@ def test_dropped_columns_are_less_important_than_kept_ones(table: list[tuple[int
     gone = set(range(len(table))) - set(kept)
     assert kept == sorted(kept)
     assert {index for index, rank in enumerate(ranks) if rank == 0} <= set(kept)
-    assert all(ranks[one] >= ranks[other] for one in gone for other in kept)
+    assert all(ranks[dropped] >= ranks[other] for dropped in gone for other in kept)
 
 
 @given(columns, st.integers(1, 300))

@@ -18,8 +18,8 @@ WORKERS = {"prefill": ("prefill-0", "prefill-1"), "decode": ("decode-0",)}
 def operation(state: str, *steps: str, message: str = "") -> admin_pb2.Operation:
     """Operation "op" with one step on prefill-1 for each of these states."""
     made = admin_pb2.Operation(operation_id="op", title="rebalance", state=state, message=message, elapsed_s=1.5)
-    for one in steps:
-        made.steps.add(worker="prefill-1", action="switch to decode", state=one, elapsed_s=1.0)
+    for step in steps:
+        made.steps.add(worker="prefill-1", action="switch to decode", state=step, elapsed_s=1.0)
     return made
 
 

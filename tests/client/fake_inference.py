@@ -45,10 +45,10 @@ def slow(every_s: float, *ids: int) -> Part:
     def play(
         fake: FakeInference, request: inference_pb2.GenerateRequest, context: grpc.ServicerContext
     ) -> Iterator[int]:
-        for one in ids:
+        for token_id in ids:
             if fake.over.wait(every_s):
                 return
-            yield one
+            yield token_id
 
     return play
 
@@ -67,8 +67,8 @@ class FakeInference(inference_pb2_grpc.InferenceServicer):
         part = self.parts[min(len(self.asked), len(self.parts) - 1)]
         self.asked.append(request)
         index = request.resume_from
-        for index, one in enumerate(part(self, request, context), request.resume_from):
-            token = inference_pb2.Token(index=index, id=one, text=f"{one} ")
+        for index, token_id in enumerate(part(self, request, context), request.resume_from):
+            token = inference_pb2.Token(index=index, id=token_id, text=f"{token_id} ")
             yield inference_pb2.GenerateResponse(tokens=[token])
         finish = inference_pb2.Finish(reason=inference_pb2.FINISH_REASON_LENGTH, request_id=request.request_id)
         yield inference_pb2.GenerateResponse(finish=finish)

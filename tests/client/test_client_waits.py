@@ -25,7 +25,7 @@ from tests.client.fake_inference import FakeInference, breaks_after, dead_port, 
 AtToken = Callable[[int, Any], None]  # called with each token's id and the stream
 
 
-def _sync(address: str, at_token: AtToken = lambda one, stream: None, **options: Any) -> list[int]:
+def _sync(address: str, at_token: AtToken = lambda token_id, stream: None, **options: Any) -> list[int]:
     give_up_s = options.pop("give_up_s", 1.0)
     with Client(address, give_up_s=give_up_s) as client:
         stream = client.stream([1], **options)
@@ -34,7 +34,7 @@ def _sync(address: str, at_token: AtToken = lambda one, stream: None, **options:
         return stream.answer.token_ids
 
 
-def _async(address: str, at_token: AtToken = lambda one, stream: None, **options: Any) -> list[int]:
+def _async(address: str, at_token: AtToken = lambda token_id, stream: None, **options: Any) -> list[int]:
     give_up_s = options.pop("give_up_s", 1.0)
 
     async def run() -> list[int]:
@@ -111,8 +111,8 @@ def test_a_stream_whose_router_never_comes_back_is_given_up(stream: Callable[...
     ended_s: list[float] = []
     with serving(fake) as (address, server), ExitStack() as port:
 
-        def end_it(one: int, stream: object) -> None:
-            if one == 2:
+        def end_it(token_id: int, stream: object) -> None:
+            if token_id == 2:
                 server.stop(0).wait()
                 if afterwards == "silence":
                     port.enter_context(silent_port(int(address.rpartition(":")[2])))
@@ -190,15 +190,15 @@ def test_a_broken_stream_waits_for_capacity_at_a_restarted_router(stream: Callab
 def test_a_stream_is_cancelled_while_its_router_is_away(stream: Callable[..., list[int]]) -> None:
     fake = FakeInference([breaks_after(1), slow(0.01, 2, 3)])
     with serving(fake) as (address, _), pytest.raises(Cancelled):
-        stream(address, lambda one, running: running.cancel() if one == 1 else None)
+        stream(address, lambda token_id, running: running.cancel() if token_id == 1 else None)
 
 
 @pytest.mark.parametrize("stream", STREAMS)
 def test_a_stream_is_cancelled_while_nothing_answers(stream: Callable[..., list[int]]) -> None:
     with serving(FakeInference([slow(0.01, *range(100))])) as (address, server):
 
-        def end_it(one: int, running: Any) -> None:
-            if one == 2:
+        def end_it(token_id: int, running: Any) -> None:
+            if token_id == 2:
                 server.stop(0).wait()
                 threading.Timer(0.5, running.cancel).start()
 

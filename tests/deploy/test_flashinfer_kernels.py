@@ -50,7 +50,7 @@ def test_libraries_lie_where_flashinfer_looks_for_them_beside_those_of_earlier_p
     assert (tmp_path / "rope/rope.so").read_bytes() == b"older"
     manifest = read_manifest(tmp_path)
     assert manifest is not None
-    assert {name: one.architectures for name, one in manifest.modules.items()} == {
+    assert {name: module.architectures for name, module in manifest.modules.items()} == {
         "rope": ("8.0",),
         "page": ("9.0a",),
         "norm": ("9.0a",),
@@ -71,10 +71,10 @@ def test_a_library_that_is_installed_twice_at_once_is_never_seen_in_part(tmp_pat
     install(manifest, libraries, tmp_path)
     with ThreadPoolExecutor(3) as pool:
         installing = [pool.submit(install, manifest, libraries, tmp_path) for _ in range(40)]
-        while not all(one.done() for one in installing):
+        while not all(future.done() for future in installing):
             assert library.stat().st_size == 1 << 20
-        for one in installing:
-            one.result()
+        for future in installing:
+            future.result()
     assert [path.name for path in library.parent.iterdir()] == ["page.so"]
 
 

@@ -51,11 +51,12 @@ def test_the_reference_has_the_signatures_of_the_library(name: str) -> None:
     flashinfer = pytest.importorskip("flashinfer", reason="FlashInfer is not installed: pip install '.[cuda]'")
     real = inspect.signature(_find(flashinfer, name)).parameters
     ours = inspect.signature(_find(reference, name)).parameters
-    positional = [one.name for one in ours.values() if one.kind is not one.KEYWORD_ONLY]
+    positional = [parameter.name for parameter in ours.values() if parameter.kind is not parameter.KEYWORD_ONLY]
     assert positional == list(real)[: len(positional)]
     assert set(ours) <= set(real)
     open_kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    needed = {one.name for one in real.values() if one.default is one.empty and one.kind not in open_kinds}
+    closed = [parameter for parameter in real.values() if parameter.kind not in open_kinds]
+    needed = {parameter.name for parameter in closed if parameter.default is parameter.empty}
     assert needed <= set(ours)
 
 
@@ -72,9 +73,11 @@ def test_steps_after_the_first_are_planned_from_the_host_and_read_the_devices_ar
     attention.plan_staged(batch.layout(), host, device)
     first, _, second, _ = flashinfer_without_gpu.plans
     assert len(first) == len(second)
-    for one, other in zip(first, second, strict=True):
-        assert torch.equal(one, other) if isinstance(one, torch.Tensor) and one.dtype == torch.int32 else True
-        assert one == other if not isinstance(one, torch.Tensor) else True
+    for argument, other in zip(first, second, strict=True):
+        if not isinstance(argument, torch.Tensor):
+            assert argument == other
+        elif argument.dtype == torch.int32:
+            assert torch.equal(argument, other)
     wrapper = attention._decode
     for buffer, whole in (
         (wrapper._paged_kv_indptr_buf, device.indptr),

@@ -62,7 +62,7 @@ def test_an_aborted_requests_pages_are_not_reused_while_a_late_write_may_land() 
     others = [cluster.submit(f"r{index}", [index] * 25, 30) for index in range(5)]
     for _ in range(3000):
         cluster.step()
-    assert [cluster.shown[one.request_id] for one in others] == [expected_output(one) for one in others]
+    assert [cluster.shown[request.request_id] for request in others] == [expected_output(request) for request in others]
     assert [target.generation(page) for page in write.target_pages] == generations
     assert min(source.num_in_use, target.num_in_use) >= len(write.target_pages)
     cluster.writes += late

@@ -31,9 +31,9 @@ async def _under_streams(cluster: ProcessCluster, client: baton.AsyncClient) -> 
         shown = await asyncio.to_thread(_leaks, admin_address, "--seconds", "1", "--json")
         assert shown.returncode == 0, shown
         workers = json.loads(shown.stdout)["workers"]
-        assert [one["name"] for one in workers] == ["decode-0", "decode-1", "prefill-0"]
-        assert all(one["reported"] for one in workers)
-        assert any(one["pages_in_use"] for one in workers)
+        assert [worker["name"] for worker in workers] == ["decode-0", "decode-1", "prefill-0"]
+        assert all(worker["reported"] for worker in workers)
+        assert any(worker["pages_in_use"] for worker in workers)
     assert not streams.wrong
 
 

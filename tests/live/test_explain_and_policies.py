@@ -55,8 +55,8 @@ def test_another_policy_serves(round_robin: Live) -> None:
     with round_robin.client() as client, round_robin.admin() as admin:
         answers = [client.generate([9, 8, number], max_tokens=3, ignore_eos=True) for number in range(4)]
         explanation = admin.explain(answers[0].request_id)
-    assert [one.prefill_worker for one in answers] == ["prefill-0", "prefill-1"] * 2
-    assert {one.decode_worker for one in answers} == {"decode-0"}
+    assert [answer.prefill_worker for answer in answers] == ["prefill-0", "prefill-1"] * 2
+    assert {answer.decode_worker for answer in answers} == {"decode-0"}
     assert explanation.policy == "round_robin"
     assert list(explanation.candidates) == []
     cluster = round_robin.wait_idle()

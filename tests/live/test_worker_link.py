@@ -42,13 +42,13 @@ async def _accepted_messages(keys: LinkKeys, *callers: WorkerKeys | None) -> tup
 
     links = [RouterLink(link.address, f"caller-{number}", keys=key) for number, key in enumerate(callers)]
     right = RouterLink(link.address, "right", keys=keys.worker)
-    refusals = [one._socket.get_monitor_socket(REFUSED) for one in links]
+    refusals = [caller._socket.get_monitor_socket(REFUSED) for caller in links]
     try:
-        for one in links:  # they send first, and twice
-            one.send([Goodbye("first")])
+        for caller in links:  # they send first, and twice
+            caller.send([Goodbye("first")])
         link.start(on_frame)
-        for one in links:
-            one.send([Goodbye("second")])
+        for caller in links:
+            caller.send([Goodbye("second")])
         right.send([Goodbye("hello")])
         await until_async(lambda: "right" in received)
         answers: list[RouterMessage] = []
@@ -57,15 +57,15 @@ async def _accepted_messages(keys: LinkKeys, *callers: WorkerKeys | None) -> tup
             await until_async(lambda refusal=refusal: refusal.poll(0) > 0)  # type: ignore[misc]
         right.send([Goodbye("still here")])
         await until_async(lambda: received["right"] == "still here")
-        assert not [message for one in links for message in one.receive(0.0)]
+        assert not [message for caller in links for message in caller.receive(0.0)]
         return received, answers
     finally:
-        for one, refusal in zip(links, refusals, strict=True):
-            one._socket.disable_monitor()
+        for caller, refusal in zip(links, refusals, strict=True):
+            caller._socket.disable_monitor()
             refusal.close(0)
-        for one in (*links, right):
-            one._socket.setsockopt(zmq.LINGER, 0)
-            one.close()
+        for caller in (*links, right):
+            caller._socket.setsockopt(zmq.LINGER, 0)
+            caller.close()
         link.close()
 
 

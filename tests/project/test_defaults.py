@@ -22,9 +22,9 @@ def _defaults(path: Path) -> list[tuple[str, str]]:
     """(class, field) for every field of a class that has a plain value as its default."""
     classes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ClassDef)]
     return [
-        (one.name, field.target.id)
-        for one in classes
-        for field in one.body
+        (defined.name, field.target.id)
+        for defined in classes
+        for field in defined.body
         if isinstance(field, ast.AnnAssign)
         and isinstance(field.target, ast.Name)
         and isinstance(field.value, ast.Constant)
@@ -36,7 +36,7 @@ def test_no_key_has_a_second_default() -> None:
     files = [path for package in CONFIGURED for path in sorted((ROOT / package).rglob("*.py")) if path != SCHEMA]
     assert ("PoolPlacement", "resources") not in _defaults(SCHEMA)  # an empty table is not a plain value
     assert ("RouterSection", "refuse_late") in _defaults(SCHEMA)
-    assert [(path.name, *one) for path in files for one in _defaults(path) if one[1] in keys] == []
+    assert [(path.name, *field) for path in files for field in _defaults(path) if field[1] in keys] == []
 
 
 def test_a_resolved_section_has_every_key_of_the_file() -> None:

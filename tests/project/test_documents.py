@@ -53,7 +53,7 @@ def test_every_file_that_is_named_is_there(path: Path, project_paths: list[str])
     """A file is named by its path from the root or the end of that path; `baton/` has links to folders of the root."""
     for name in NAMED.findall(path.read_text()):
         ends = (f"/{name}", f"/{name.removeprefix('baton/')}")
-        assert any(one.endswith(ends) for one in project_paths), f"{path.name} names {name}"
+        assert any(known.endswith(ends) for known in project_paths), f"{path.name} names {name}"
 
 
 @each_document
@@ -89,7 +89,7 @@ def test_the_readme_can_be_read_in_a_minute() -> None:
 def test_a_reason_names_its_test_and_a_figure_its_command(head: str, count: int, row: str) -> None:
     (rows,) = re.findall(rf"^\| {head} .*\n\| --- .*\n((?:\|.*\n)+)", README, re.MULTILINE)
     assert len(rows.splitlines()) == count
-    assert all(re.fullmatch(row, one) for one in rows.splitlines()), rows
+    assert all(re.fullmatch(row, line) for line in rows.splitlines()), rows
 
 
 def test_the_readme_states_the_support_of_every_family() -> None:

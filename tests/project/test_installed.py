@@ -37,8 +37,8 @@ def _with_what_they_need(names: tuple[str, ...]) -> set[str]:
         name = waiting.pop().lower()
         if name not in found:
             found.add(name)
-            plain = [one for one in requires(name) or () if ";" not in one]
-            waiting += [re.split(r"[^\w.-]", one)[0] for one in plain]
+            plain = [requirement for requirement in requires(name) or () if ";" not in requirement]
+            waiting += [re.split(r"[^\w.-]", requirement)[0] for requirement in plain]
     return found
 
 
