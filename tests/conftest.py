@@ -7,7 +7,7 @@ import sys
 
 from hypothesis import settings
 
-# CI judges a change, so it tries the same examples each time; at a developer's desk each run looks at new ones.
+# CI tries the same examples each time, so that a failure belongs to the change; a developer's run tries new ones.
 settings.register_profile("ci", derandomize=True)
 if os.environ.get("CI"):
     settings.load_profile("ci")

@@ -1,4 +1,4 @@
-"""The catalogue has every benchmark, and what it says of each is there."""
+"""The catalogue lists every benchmark, and what its entries refer to exists."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def test_every_benchmark_and_every_reliability_run_is_in_the_catalogue() -> None
     assert {one.module_name for one in BENCHMARKS} == _programs()
 
 
-@pytest.mark.parametrize("one", BENCHMARKS, ids=lambda one: one.name)
-def test_the_code_that_a_benchmark_measures_is_there_and_its_figures_are_in_the_documentation(one: Benchmark) -> None:
-    assert [path for path in one.code_paths if not (ROOT / path).exists()] == []
-    assert len(set(one.promised)) == len(one.promised) > 0
-    assert f"<!-- figures: {one.name} " in (ROOT / "docs" / "benchmarks.md").read_text()
+@pytest.mark.parametrize("benchmark", BENCHMARKS, ids=lambda benchmark: benchmark.name)
+def test_the_code_a_benchmark_measures_exists_and_its_figures_are_documented(benchmark: Benchmark) -> None:
+    assert [path for path in benchmark.code_paths if not (ROOT / path).exists()] == []
+    assert len(set(benchmark.promised)) == len(benchmark.promised) > 0
+    assert f"<!-- figures: {benchmark.name} " in (ROOT / "docs" / "benchmarks.md").read_text()
 
 
 @pytest.mark.parametrize("one", BENCHMARKS, ids=lambda one: one.name)
@@ -48,7 +48,7 @@ def test_a_figure_with_choices_stands_for_each_of_them() -> None:
 
 
 def test_a_named_figure_has_its_own_direction_and_others_that_of_their_pattern() -> None:
-    one = Benchmark("x", "", "", higher="rate rate_*", lower="time", neutral="rate_offered")
-    assert [one.direction(name) for name in ("rate", "rate_2", "time", "rate_offered", "other")] == [
+    benchmark = Benchmark("x", "", "", higher="rate rate_*", lower="time", neutral="rate_offered")
+    assert [benchmark.direction(name) for name in ("rate", "rate_2", "time", "rate_offered", "other")] == [
         *("higher", "higher", "lower", None, None)
     ]

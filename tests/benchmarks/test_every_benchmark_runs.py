@@ -1,4 +1,4 @@
-"""Each benchmark from its flags to its JSON, at its smallest size; those that other tests run are named there."""
+"""Each benchmark from its flags to its JSON, at its smallest size, or the test that runs it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from baton.harness.provenance import ROOT
 from benchmarks.all import command, main, run, trace_for
 from benchmarks.catalog import BENCHMARKS, Benchmark
 
-RUN_HERE = [one for one in BENCHMARKS if not one.own_test]
+RUN_HERE = [benchmark for benchmark in BENCHMARKS if not benchmark.own_test]
 
 
 @pytest.mark.slow
@@ -43,24 +43,24 @@ def test_a_benchmark_that_fails_does_not_stop_the_others(
     monkeypatch.setattr("benchmarks.all.BENCHMARKS", (broken, lengths))
     monkeypatch.setattr("benchmarks.all.BY_NAME", {"broken": broken, "output_length": lengths})
     assert main(["--smoke", "--out", str(tmp_path)]) == 1
-    said = capsys.readouterr().out
-    assert "failed with code 1" in said
-    assert "No module named benchmarks.no_such_module" in said
-    assert "2 of 2  output_length" in said
+    output = capsys.readouterr().out
+    assert "failed with code 1" in output
+    assert "No module named benchmarks.no_such_module" in output
+    assert "2 of 2  output_length" in output
     assert json.loads((tmp_path / "output_length.json").read_text())["figures"]["mae_tokens"] > 0
 
 
-def test_a_full_run_without_its_recorded_trace_is_left_out_and_said_so(
+def test_a_full_run_without_its_recorded_trace_is_skipped_and_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     assert main(["--only", "output_length_azure", "--out", str(tmp_path), "--traces", str(tmp_path)]) == 1
-    said = capsys.readouterr().out
-    assert "azure_2023_conversation.csv is not in --traces" in said
+    output = capsys.readouterr().out
+    assert "azure_2023_conversation.csv is not in --traces" in output
 
 
 def test_the_full_run_has_the_arguments_of_the_catalogue_and_keeps_its_figures_under_its_own_name() -> None:
-    azure = next(one for one in BENCHMARKS if one.name == "output_length_azure")
+    azure = next(benchmark for benchmark in BENCHMARKS if benchmark.name == "output_length_azure")
     words = command(azure, "full", Path("/traces/azure_2023_conversation.csv"), True, Path("/out/x.json"))
     assert words[1:] == [
         *("-m", "benchmarks.output_length", "--trace", "/traces/azure_2023_conversation.csv"),

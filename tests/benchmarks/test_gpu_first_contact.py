@@ -1,4 +1,4 @@
-"""deploy/gpu_first_contact.sh: what it runs, with a Python that only tells what it was asked for."""
+"""deploy/gpu_first_contact.sh: the commands it runs, with a Python that only prints its arguments."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _run(*arguments: str, python: Path | str = "false") -> subprocess.CompletedP
     return subprocess.run([SCRIPT, *arguments], env=environment, capture_output=True, text=True, timeout=60)
 
 
-def test_both_calls_together_run_every_part_that_is_not_asked_for(tmp_path: Path) -> None:
+def test_both_calls_together_run_every_part_but_the_optional_ones(tmp_path: Path) -> None:
     parts = []
     for call in ("first", "second"):
         done = _run(call, str(tmp_path), str(tmp_path / "out"), "--device", "cpu", python="/bin/echo")
@@ -30,7 +30,7 @@ def test_both_calls_together_run_every_part_that_is_not_asked_for(tmp_path: Path
     assert parts == [plan.name for plan in PARTS if not plan.asked_for]
 
 
-def test_what_is_carried_is_installed_first(tmp_path: Path) -> None:
+def test_the_wheels_and_kernels_beside_it_are_installed_first(tmp_path: Path) -> None:
     for name in ("one.whl", "kernels.tar.xz"):
         (tmp_path / name).touch()
     done = _run("first", str(tmp_path), str(tmp_path / "out"), python="/bin/echo")
@@ -41,12 +41,12 @@ def test_what_is_carried_is_installed_first(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("arguments", [(), ("third", ".", "."), ("first", ".")])
-def test_other_arguments_show_how_it_is_used(arguments: tuple[str, ...]) -> None:
+def test_other_arguments_print_the_usage(arguments: tuple[str, ...]) -> None:
     done = _run(*arguments)
     assert done.returncode == 2
     assert "deploy/gpu_first_contact.sh first  CARRIED OUT" in done.stdout
 
 
-def test_a_folder_that_is_not_there_is_said(tmp_path: Path) -> None:
+def test_a_missing_folder_is_reported(tmp_path: Path) -> None:
     done = _run("first", str(tmp_path / "missing"), str(tmp_path))
     assert (done.returncode, "not found" in done.stdout) == (2, True)

@@ -1,4 +1,4 @@
-"""The table and the JSON of benchmarks.gpu say what happened to every figure, whatever became of its part."""
+"""Table and JSON of benchmarks.gpu state the outcome of every figure, even of parts that failed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 EIGHT_B = SIZES["llama-8b"]
 
 
-def test_the_figures_have_the_names_they_are_known_by() -> None:
+def test_the_figures_keep_their_published_names() -> None:
     names = {name for figures in EXPECTED.values() for name in figures(EIGHT_B)}
     for batch in (1, 16, 64, 256):
         for context in ("1k", "4k"):
@@ -34,15 +34,15 @@ def test_the_figures_have_the_names_they_are_known_by() -> None:
 
 
 def test_the_documentation_has_every_figure_with_its_goal() -> None:
-    told = (ROOT / "docs" / "benchmarks.md").read_text()
+    documented = (ROOT / "docs" / "benchmarks.md").read_text()
     judged = goals(EIGHT_B)
     for figures in EXPECTED.values():
         for name in figures(EIGHT_B):
-            (row,) = [line for line in told.splitlines() if line.startswith(f"| `{name}` |")]
+            (row,) = [line for line in documented.splitlines() if line.startswith(f"| `{name}` |")]
             assert row.split("|")[3].strip() == str(judged.get(name, ""))
 
 
-def test_every_figure_has_a_row_that_says_what_became_of_it() -> None:
+def test_every_figure_has_a_row_with_its_outcome() -> None:
     result = PartResult(
         figures={"measured": 1.1, "beside": 3.0},
         failures=[Failure("a step", ["broken"], "ValueError: no"), Failure("another", [], "OSError: gone")],
@@ -64,7 +64,7 @@ def test_an_error_becomes_one_line() -> None:
     assert len(one_sentence(ValueError("x" * 1000))) <= 160
 
 
-def test_a_part_that_was_broken_off_keeps_what_it_had_measured() -> None:
+def test_an_interrupted_part_keeps_its_measurements() -> None:
     result = PartResult(figures={"a": 1.0}, skipped={"b": "no room"}, doing="the third")
     ended = broken_off(result, PARTS[2], "it took longer than 100 s", "the log", ["a", "b", "c"])
     assert ended.figures == {"a": 1.0}
@@ -73,7 +73,7 @@ def test_a_part_that_was_broken_off_keeps_what_it_had_measured() -> None:
     ]
 
 
-def test_a_result_is_the_same_after_the_file(tmp_path: Path) -> None:
+def test_a_result_survives_writing_and_reading_its_file(tmp_path: Path) -> None:
     result = PartResult({"a": 1.0}, [Failure("s", ["b"], "no")], {"c": "why"}, ["n"], {"gpu": "x"}, {"d": {}}, "", 2.0)
     write_json(tmp_path / "x.json", result.to_json())
     assert PartResult.from_json(read_json(tmp_path / "x.json")) == result
@@ -81,7 +81,7 @@ def test_a_result_is_the_same_after_the_file(tmp_path: Path) -> None:
     assert read_json(tmp_path / "y.json") == {}
 
 
-def test_a_part_is_not_begun_with_too_little_time_left() -> None:
+def test_a_part_is_not_started_with_too_little_time_left() -> None:
     result = skipped(PARTS[-1], 3.0, ["a"])
     assert result.skipped["a"].startswith("3 s of the budget were left")
     assert not result.failures
@@ -119,7 +119,7 @@ def test_a_process_that_dies_or_hangs_is_a_failure_of_its_part_alone(
         assert "no such library" in result.failures[0].traceback
 
 
-def test_a_run_that_is_told_to_end_ends_its_part_too(tmp_path: Path) -> None:
+def test_a_terminated_run_terminates_its_part(tmp_path: Path) -> None:
     held = tmp_path / "held"
     os.mkfifo(held)
     says_it_runs = f"pipe = open({str(held)!r}, 'w')\npipe.write('x')\npipe.flush()"
@@ -136,7 +136,7 @@ def test_a_run_that_is_told_to_end_ends_its_part_too(tmp_path: Path) -> None:
         assert reader.read(1) == "x"
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 128 + signal.SIGTERM
-        assert reader.read() == ""  # which nobody holds open any more
+        assert reader.read() == ""  # end of file: no process holds it open
 
 
 def test_parts_of_an_earlier_run_are_kept_only_from_the_same_device(tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_parts_of_an_earlier_run_are_kept_only_from_the_same_device(tmp_path: Pa
     assert earlier_parts(parse([*flags, "cuda"])) == {}
 
 
-def test_without_a_gpu_it_says_so_and_how_to_try_it(monkeypatch: pytest.MonkeyPatch, capsys) -> None:  # type: ignore[no-untyped-def]
+def test_without_a_gpu_the_command_says_how_to_try_it_on_a_cpu(monkeypatch: pytest.MonkeyPatch, capsys) -> None:  # type: ignore[no-untyped-def]
     monkeypatch.setattr("benchmarks.gpu.__main__.has_cuda", lambda: False)
     assert main([]) == 2
     assert "--device cpu --shape tiny" in capsys.readouterr().out

@@ -42,9 +42,9 @@ def test_the_folder_holds_the_files_of_a_hugging_face_checkpoint() -> None:
     assert json.loads((CHECKPOINT / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
 
 
-def test_the_chat_template_joins_what_was_said_and_ends_answers() -> None:
-    said = [("user", "maple = 4821\n\nmaple ="), ("assistant", " 4821"), ("user", "\nmaple =")]
-    messages = [{"role": role, "content": content} for role, content in said]
+def test_the_chat_template_joins_messages_and_ends_answers() -> None:
+    turns = [("user", "maple = 4821\n\nmaple ="), ("assistant", " 4821"), ("user", "\nmaple =")]
+    messages = [{"role": role, "content": content} for role, content in turns]
     text = TOKENIZER.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     assert text == "maple = 4821\n\nmaple = 4821<eos>\nmaple ="
 

@@ -1,4 +1,4 @@
-"""A client's message has what the caller gave, and leaves the rest to the served model."""
+"""A client sends the sampling options that were given; the served model's defaults fill in the rest."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_only_options_that_were_given_are_sent_beside_the_seed() -> None:
     assert sent(seed=7) == {"seed": 7}
 
 
-def test_a_whole_sampling_params_is_sent_whole() -> None:
+def test_every_field_of_given_sampling_params_is_sent() -> None:
     sampling = SamplingParams(max_tokens=5, seed=1)
     assert conversion.from_message(SamplingParams, make_request("x", given_sampling(sampling, {})).sampling) == sampling
     assert {"temperature", "top_p", "repetition_penalty"} <= set(sent(sampling))

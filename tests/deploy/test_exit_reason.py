@@ -1,4 +1,4 @@
-"""The reason of a worker's death is found in its log, in one clause."""
+"""The reason for a worker's death is taken from its log, in one clause."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ Extension modules: numpy, torch (total: 2)
             f"its process was killed without a message (SIGKILL), probably for memory; {FREE}",
         ),
         (
-            f"{LOGGED} ERROR: the page pool does not add up\n{LOGGED} INFO: said later\n",
+            f"{LOGGED} ERROR: the page pool does not add up\n{LOGGED} INFO: a later line\n",
             False,
             "its process ended; the last line of its log: the page pool does not add up",
         ),
@@ -61,16 +61,16 @@ def test_the_reason_is_one_clause(log: str, killed: bool, reason: str) -> None:
     assert exit_reason(log, killed, FREE) == reason
 
 
-def test_without_a_log_here_what_ray_told_counts() -> None:
-    told = "The actor died unexpectedly.\n\tname: prefill-0\nThe actor died because its node has died.\n\n"
-    assert exit_reason(None, False, FREE, told) == (
+def test_without_a_local_log_the_reason_from_ray_counts() -> None:
+    from_ray = "The actor died unexpectedly.\n\tname: prefill-0\nThe actor died because its node has died.\n\n"
+    assert exit_reason(None, False, FREE, from_ray) == (
         "The actor died because its node has died. (a log, if it wrote one, is on its node)"
     )
-    assert "memory" not in exit_reason(None, True, FREE, told)
+    assert "memory" not in exit_reason(None, True, FREE, from_ray)
 
 
 def test_the_newest_log_of_a_process_that_ended_is_read(tmp_path: Path) -> None:
-    gone = 1 << 22  # beyond the largest number of a process
+    gone = 1 << 22  # larger than any process id
     logs = (
         ("decode-0", "of the process that was started again", os.getpid()),
         ("decode-0", "new", gone),

@@ -1,4 +1,4 @@
-"""The supervisor's decisions, without a clock and without processes."""
+"""The supervisor's decisions, without a clock or processes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_the_first_attempt_begins_at_once_when_a_vital_process_died() -> None:
     assert words(back, 600.0) == "gcs_server died 100 s ago; the cluster was back 20 s later"
 
 
-def test_attempts_that_fail_come_ever_later_and_end() -> None:
+def test_failed_attempts_back_off_and_stop() -> None:
     state, _ = step(Recovery(), DIED, 1000.0)
     now_s, pauses = 1000.0, []
     while True:
@@ -39,8 +39,8 @@ def test_attempts_that_fail_come_ever_later_and_end() -> None:
         pauses.append(now_s - began_s)
     assert tuple(pauses) == PAUSES_S[1:]
     assert state.phase == "gave up"
-    said = "gcs_server died 2 min ago; 7 attempts to restart the cluster failed: No port"
-    assert words(state, 1127.0) == said
+    expected = "gcs_server died 2 min ago; 7 attempts to restart the cluster failed: No port"
+    assert words(state, 1127.0) == expected
     assert step(state, LIVES, now_s + 1000.0) == (state, "exit")
 
 
@@ -68,7 +68,7 @@ def test_nothing_is_started_for_a_cluster_that_is_being_ended() -> None:
         assert (after.phase, action) == ("ended", "exit")
 
 
-def test_what_happened_is_told_while_it_happens() -> None:
+def test_every_phase_of_a_recovery_is_described() -> None:
     starting = Recovery("starting", 13.0, 2, ("raylet",), 1.0)
     assert words(starting, 21.0) == "raylet died 20 s ago; the cluster is being restarted (attempt 2)"
     waiting = Recovery("waiting", 13.0, 1, ("raylet",), 1.0, "No port.")

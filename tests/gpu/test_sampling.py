@@ -1,4 +1,4 @@
-"""Sampling on the GPU: the CPU's tokens, and logits that are no numbers noticed."""
+"""Sampling on the GPU: the CPU's tokens, and an error for logits that are not numbers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def test_tokens_are_those_of_the_cpu(device: torch.device, vocab: int) -> None:
     assert tokens_equal_to_cpu(device.type, 64, vocab) == 1.0
 
 
-def test_logits_that_are_no_numbers_are_an_error(device: torch.device) -> None:
+def test_logits_that_are_not_numbers_are_an_error(device: torch.device) -> None:
     logits = torch.randn(2, 5000, device=device)
     logits[1, 4321] = float("nan")
     sequences = [Sequence.start(Request("r", (1,), SamplingParams(temperature=1.0, top_p=0.9)))] * 2

@@ -1,4 +1,4 @@
-"""A benchmark that hangs ends: with where it stood, with a sentence, and with its children."""
+"""A benchmark that hangs is ended: with a stack trace, an error message and no child processes left."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ finally:
 
 
 @pytest.mark.parametrize("ending", ["unwinds", "stuck"])
-def test_a_benchmark_that_hangs_ends_with_a_sentence_and_without_children(ending: str, tmp_path: Path) -> None:
+def test_a_hanging_benchmark_ends_with_an_error_message_and_no_child_processes(ending: str, tmp_path: Path) -> None:
     program, pid = tmp_path / "hanging.py", tmp_path / "pid"
     program.write_text(HANGS)
     grace_s = "1" if ending == "stuck" else "60"

@@ -1,4 +1,4 @@
-"""What a benchmark's flags mean, and what its JSON keeps."""
+"""The flags of a benchmark and the contents of its JSON."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from baton.harness.results import published, read_result
 
 @pytest.fixture(autouse=True)
 def no_deadline(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """No deadline for the test's own process; the limits that were set."""
+    """Keeps the test process free of deadlines; the list of limits that would have been set."""
     limits: list[float] = []
     monkeypatch.setattr(deadline, "enforce", lambda limit_s, name: limits.append(limit_s))
     return limits
@@ -33,7 +33,7 @@ def test_a_run_has_one_of_three_sizes() -> None:
         _options("--quick", "--smoke")
 
 
-def test_the_time_that_was_asked_for_comes_on_top_of_the_deadline(no_deadline: list[float]) -> None:
+def test_requested_time_is_added_to_the_deadline(no_deadline: list[float]) -> None:
     _options(), _options("--minutes", "10"), _options("--quick", "--minutes", "10"), _options("--deadline-s", "7")
     assert no_deadline[1] - no_deadline[0] == 60 * 8
     assert no_deadline[2:] == [300.0, 7.0]
@@ -82,12 +82,12 @@ def test_a_figure_that_is_no_finite_number_is_an_error(tmp_path: Path) -> None:
     assert not (tmp_path / "x").exists()
 
 
-def test_a_command_says_neither_where_figures_went_nor_where_files_lay() -> None:
+def test_a_recorded_command_omits_output_and_input_paths() -> None:
     given = ["--trace", "/home/me/trace.jsonl", "--json", "out.json", "--publish", "--jobs", "2", "--deadline-s", "9"]
     assert command_line("benchmarks.policies", given) == "python -m benchmarks.policies --trace trace.jsonl --jobs 2"
 
 
-def test_a_file_that_is_no_result_is_named(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_result_is_named(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text('{"figures": 3}')
     with pytest.raises(ValueError, match=r"x\.json is not a result of a benchmark"):
         read_result(tmp_path / "x.json")

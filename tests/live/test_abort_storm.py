@@ -26,5 +26,5 @@ async def _storms(cluster: ProcessCluster, client: baton.AsyncClient) -> None:
 
 
 @pytest.mark.slow
-def test_an_abort_storm_leaves_the_others_alone_and_no_page_behind(play: Play) -> None:
+def test_an_abort_storm_costs_other_clients_nothing_and_leaks_no_page(play: Play) -> None:
     play(_storms)

@@ -1,4 +1,4 @@
-"""Operators change the pools of a live cluster under load; every stream is complete and right."""
+"""Operators change the pools of a live cluster under load; every stream is complete and correct."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Run = Callable[[Scenario], None]
 
 @pytest.fixture(scope="module")
 def run(checkpoint: Path) -> Iterator[Run]:
-    """Plays scenarios under steady streams, one after the other, on one cluster of 2 + 2 workers."""
+    """Runs scenarios under steady streams on one cluster of 2 + 2 workers."""
     with asyncio.Runner() as runner:
         router_config, worker_config = plans(checkpoint, 256, 400, policy="least_loaded", chunk_tokens=64)
         cluster = ProcessCluster(router_config, worker_config, {"prefill": 2, "decode": 2})
@@ -90,7 +90,7 @@ async def _bad_commands(cluster: ProcessCluster, streams: Load) -> None:
         (Drain(decoders), InvalidRequest, "without a worker"),
         (Rebalance(0, 4), InvalidRequest, "at least one"),
         (Rebalance(3, 3), InvalidRequest, "asks for 6 workers, and 4 serve"),
-        (Migrate("nobody"), NotFound, "is not live"),
+        (Migrate("no-such-request"), NotFound, "is not live"),
     ]
     for spec, kind, words in refused:
         with pytest.raises(kind, match=words):

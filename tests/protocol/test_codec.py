@@ -1,4 +1,4 @@
-"""Everything that crosses a process border comes out as it went in, and strangers' bytes are refused."""
+"""Every message survives encoding and decoding, and invalid bytes are refused."""
 
 from __future__ import annotations
 
@@ -71,19 +71,19 @@ TO_ROUTER = st.lists(st.one_of(*map(_instances, typing.get_args(messages.WorkerM
 
 @settings(deadline=None, max_examples=100)
 @given(TO_WORKER)
-def test_what_the_router_says_arrives(batch: list[Any]) -> None:
+def test_router_messages_round_trip(batch: list[Any]) -> None:
     assert codec.decode_to_worker(codec.encode_to_worker(batch)) == batch
 
 
 @settings(deadline=None, max_examples=100)
 @given(TO_ROUTER)
-def test_what_a_worker_says_arrives(batch: list[Any]) -> None:
+def test_worker_messages_round_trip(batch: list[Any]) -> None:
     assert codec.decode_to_router(codec.encode_to_router(batch, "life")) == ("life", batch)
 
 
 @settings(deadline=None)
 @given(_instances(HandoffNotice))
-def test_a_notice_arrives(notice: HandoffNotice) -> None:
+def test_a_handoff_notice_round_trips(notice: HandoffNotice) -> None:
     assert codec.decode_notice(codec.encode_notice(notice)) == notice
 
 

@@ -1,4 +1,4 @@
-"""Rooms of the house: who may import whom, what is pure, and by which name everything is imported."""
+"""Imports: which package may import which, what is pure, and the one name of every module."""
 
 from __future__ import annotations
 
@@ -9,12 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.project.source import ROOT, imports, ours, python_files, text_files
+from tests.project.source import ROOT, imports, project_files, python_files, text_files
 
-AT_THE_TOP = ("router", "prefill_worker", "decode_worker", "kv_transfer", "deploy")  # and linked into baton/
-
-# Each room of baton/ and what it may import, rooms or single modules. A room may name only those above it in the table,
-# so no import runs in a circle.
+# Each package of baton/ and what it may import: packages or single modules. A package names only those above it in the
+# table, so there are no import cycles.
 ALLOWED: dict[str, tuple[str, ...]] = {
     "protocol": (),
     "builtin_model": (),
@@ -44,7 +42,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         *("router", "router.core", "router.policy", "worker", "worker.core"),
     ),
 }
-# In these rooms, and in all that they import, nothing reads a clock, a socket or a file, and nothing loads torch.
+# These packages, and everything they import, read no clock, socket or file and load no torch.
 PURE = (
     "protocol",
     "config",
@@ -56,7 +54,7 @@ PURE = (
     "simulator",
 )
 CODEC = ("baton/protocol/codec.py", "baton/protocol/conversion.py")  # They turn our types into protobuf's
-PURE_FILES = (  # in rooms that are not pure
+PURE_FILES = (  # in packages that are not pure
     *("deploy/condition.py", "deploy/recovery.py"),
     *("baton/engine/checkpoint_tensors.py", "baton/engine/families.py"),
     *(f"baton/engine/race/{name}.py" for name in ("noise", "definition", "draw")),
@@ -77,67 +75,71 @@ IMPURE = {
     "subprocess",
 }
 
-ONLY_IN = {
-    "ray": {
-        *(f"deploy/{name}.py" for name in ("launcher", "placement_groups", "ray_start")),
-        *("baton/worker/actor.py", "router/actor.py"),
-    },
-    "nixl": {"kv_transfer/nixl_library.py"},
-    "triton": {f"baton/engine/race/{name}.py" for name in ("arithmetic", "kernels", "launchable", "settle")},
-    "flashinfer": {"baton/engine/attention/flashinfer.py", "baton/engine/models/cuda_layers.py"},
+ONLY_IN = {  # folders and files
+    "ray": ("deploy", "baton/worker/actor.py", "router/actor.py"),
+    "nixl": ("kv_transfer/nixl_library.py",),
+    "triton": ("baton/engine/race",),
+    "flashinfer": ("baton/engine/attention/flashinfer.py", "baton/engine/models/cuda_layers.py"),
 }
 
 
-def _room(module: str) -> str | None:
-    """The room of a module of ours; None for `baton` itself and for modules of others."""
+def _package(module: str) -> str | None:
+    """The package of a module of Baton; None for `baton` itself and for other modules."""
     parts = module.split(".")
     names = (".".join(parts[1:end]) for end in range(len(parts), 1, -1))
     return next((name for name in names if name in ALLOWED), None) if parts[0] == "baton" else None
 
 
-def _files(room: str) -> list[Path]:
-    """The files of a room, without those of rooms inside it."""
-    inside = [ROOT / "baton" / other.replace(".", "/") for other in ALLOWED if other.startswith(f"{room}.")]
-    found = python_files(ROOT / "baton" / room.replace(".", "/"))
+def _files(package: str) -> list[Path]:
+    """The files of a package, without those of packages inside it."""
+    inside = [ROOT / "baton" / other.replace(".", "/") for other in ALLOWED if other.startswith(f"{package}.")]
+    found = python_files(ROOT / "baton" / package.replace(".", "/"))
     return [path for path in found if not any(path.is_relative_to(folder.resolve()) for folder in inside)]
 
 
 def _within(module: str, names: tuple[str, ...]) -> bool:
-    """Whether a module of ours is in one of the rooms, or is one of the modules."""
+    """Whether a module of Baton is in one of these packages, or is one of these modules."""
     return any(
         module == f"baton.{name}" or module.startswith(f"baton.{name}.") for name in names if name not in ALLOWED
-    ) or (_room(module) in names)
+    ) or (_package(module) in names)
 
 
 def _file_of(module: str) -> Path | None:
-    """The file of a module of ours; None for a package, a name in a module, or a module of others."""
+    """The file of a module of Baton; None for a package, a name in a module, and other modules."""
     path = ROOT / f"{module.replace('.', '/')}.py"
     return path.resolve() if module.startswith("baton.") and path.is_file() else None
 
 
-@pytest.mark.parametrize("room", ALLOWED)
-def test_a_room_imports_only_what_it_may(room: str) -> None:
-    for path in _files(room):
+def _module_of(path: Path) -> str:
+    """The name by which a file of Baton is imported."""
+    inside = path.relative_to(ROOT).with_suffix("")
+    parts = inside.parts if inside.parts[0] == "baton" else ("baton", *inside.parts)
+    return ".".join(parts).removesuffix(".__init__")
+
+
+@pytest.mark.parametrize("package", ALLOWED)
+def test_a_package_imports_only_what_it_may(package: str) -> None:
+    for path in _files(package):
         for name in imports(path):
-            if (other := _room(name)) and other != room:
-                assert _within(name, ALLOWED[room]), f"{path.relative_to(ROOT)} imports {name}"
+            if (other := _package(name)) and other != package:
+                assert _within(name, ALLOWED[package]), f"{path.relative_to(ROOT)} imports {name}"
 
 
-def test_no_import_runs_in_a_circle() -> None:
+def test_there_is_no_import_cycle() -> None:
     order = list(ALLOWED)
-    for room, names in ALLOWED.items():
-        assert all(order.index(_room(f"baton.{name}") or "") < order.index(room) for name in names), room
+    for package, names in ALLOWED.items():
+        assert all(order.index(_package(f"baton.{name}") or "") < order.index(package) for name in names), package
 
 
-def test_every_room_has_its_rules() -> None:
-    assert all(_files(room) for room in ALLOWED)
+def test_every_package_has_its_rules() -> None:
+    assert all(_files(package) for package in ALLOWED)
     homes = {path.name for path in (ROOT / "baton").iterdir() if path.is_dir() and any(python_files(path))}
-    assert homes == {room.split(".")[0] for room in ALLOWED}
+    assert homes == {package.split(".")[0] for package in ALLOWED}
 
 
-@pytest.mark.parametrize("room", PURE)
-def test_a_pure_room_does_no_io_and_imports_nothing_that_does(room: str) -> None:
-    waiting, seen = [path for path in _files(room) if path not in [ROOT / name for name in CODEC]], set[Path]()
+@pytest.mark.parametrize("package", PURE)
+def test_a_pure_package_does_no_io_and_imports_nothing_that_does(package: str) -> None:
+    waiting, seen = [path for path in _files(package) if path not in [ROOT / name for name in CODEC]], set[Path]()
     while waiting:
         path = waiting.pop()
         names = imports(path)
@@ -151,9 +153,11 @@ def test_a_pure_file_does_no_io(path: str) -> None:
     assert not {name.split(".")[0] for name in imports(ROOT / path)} & IMPURE
 
 
-def test_the_folders_at_the_top_are_the_package_they_are_linked_into() -> None:
-    for name in AT_THE_TOP:
-        assert (ROOT / "baton" / name).readlink() == Path("..") / name
+def test_every_package_at_the_top_is_linked_into_baton() -> None:
+    apart = {"baton", "tests", "benchmarks"}
+    at_the_top = {path.parent.name for path in ROOT.glob("*/__init__.py")} - apart
+    linked = {path.name: path.readlink() for path in (ROOT / "baton").iterdir() if path.is_symlink()}
+    assert linked == {name: Path("..") / name for name in at_the_top}
 
 
 # Folders, each with what its files may not import. Only tests/benchmarks tests the helpers of benchmarks; a test of a
@@ -169,9 +173,9 @@ def test_tests_and_benchmarks_import_only_what_they_share(folder: str) -> None:
                 assert not any(f"{name}.".startswith(f"{other}.") for other in APART[folder]), f"{path} imports {name}"
 
 
-def test_no_module_of_ours_has_a_second_name() -> None:
-    """`import router` would work in a checkout, beside `baton.router`, and make every class of it twice."""
-    name = rf"(?:{'|'.join(room for room in ALLOWED if '.' not in room)})\b(?:\.\w+)*"
+def test_no_module_has_a_second_name() -> None:
+    """`import router` would work in a checkout beside `baton.router`, and define every class twice."""
+    name = rf"(?:{'|'.join(package for package in ALLOWED if '.' not in package)})\b(?:\.\w+)*"
     ways = (rf"\bfrom {name} import ", rf"(?<!baton )\bimport {name}(?: as \w+)?(?:$|[;,\"\\])", rf"-m {name}")
     second_name = re.compile("|".join(ways), re.MULTILINE)
     for path in text_files(ROOT):
@@ -180,18 +184,17 @@ def test_no_module_of_ours_has_a_second_name() -> None:
 
 @pytest.mark.parametrize("library", ONLY_IN)
 def test_a_library_has_one_home(library: str) -> None:
-    users = {
-        path.relative_to(ROOT).as_posix()
-        for path in ours()
-        if not path.is_relative_to(ROOT / "tests") and library in {name.split(".")[0] for name in imports(path)}
-    }
-    assert users <= ONLY_IN[library]
+    homes = [ROOT / home for home in (*ONLY_IN[library], "tests")]
+    for path in project_files():
+        if library in {name.split(".")[0] for name in imports(path)}:
+            assert any(path.is_relative_to(home) for home in homes), path.relative_to(ROOT)
 
 
-def test_importing_the_pure_half_loads_no_heavy_library() -> None:
+def test_importing_the_pure_packages_loads_no_heavy_library() -> None:
+    files = [path for package in PURE for path in _files(package) if path not in [ROOT / name for name in CODEC]]
+    modules = [_module_of(path) for path in files]
     code = (
-        "import sys, baton, baton.router.core.core, baton.router.core.request_machine\n"
-        "import baton.prefill_worker.role, baton.decode_worker.role\n"
+        f"import sys, {', '.join(modules)}\n"
         "heavy = {'torch', 'grpc', 'ray', 'zmq', 'nixl', 'transformers'} & set(sys.modules)\n"
         "sys.exit(f'loaded {heavy}' if heavy else 0)"
     )

@@ -1,4 +1,4 @@
-"""What another host reaches of a cluster: nothing. Tried from a network namespace behind a cable of this machine."""
+"""Other hosts reach no port of a cluster: tried from a network namespace behind a virtual cable."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from tests.live.conftest import Live
 from tests.reliability.cables import Cables, why_not
 
 _WHY_NOT = why_not()
-STRANGER = "stranger"
-# Run over there: which of these ports of which of these addresses takes a connection.
+OTHER_HOST = "other-host"
+# Runs in the other namespace: the addresses and ports that accept a connection.
 KNOCK = """
 import json, socket, sys
 opened = []
@@ -35,12 +35,12 @@ print(json.dumps(opened))
 @pytest.fixture(scope="module")
 def cables() -> Iterator[Cables]:
     with Cables() as made:
-        made.plug(STRANGER)
+        made.plug(OTHER_HOST)
         yield made
 
 
 def _listening(ray: LocalRay) -> dict[int, str]:
-    """Every TCP port that a process of this Ray listens on, with the address; UDP has none."""
+    """Port → address of every TCP listener and UDP socket of this Ray's processes."""
     found: dict[int, str] = {}
     for process in ray.processes():
         for each in process.net_connections("inet"):
@@ -50,18 +50,18 @@ def _listening(ray: LocalRay) -> dict[int, str]:
 
 
 def _addresses() -> list[str]:
-    """This machine's own, loopback included."""
+    """The machine's own addresses, including loopback."""
     families = (socket.AF_INET, socket.AF_INET6)
     every = [each for addresses in psutil.net_if_addrs().values() for each in addresses if each.family in families]
     return sorted({each.address for each in every if "%" not in each.address})
 
 
 def _opened(cables: Cables, ports: list[int]) -> list[list[str | int]]:
-    """What a stranger can connect to, of all addresses of this machine but those that are its own, too."""
+    """The ports that another host can connect to, at those addresses of this machine that it does not have itself."""
     addresses = [address for address in _addresses() if address not in {"127.0.0.1", "::1"}]
-    route = ["ip", "-n", cables.namespace(STRANGER), "route", "replace", "default", "via", cables.address]
+    route = ["ip", "-n", cables.namespace(OTHER_HOST), "route", "replace", "default", "via", cables.address]
     subprocess.run(route, check=True)
-    there = ["ip", "netns", "exec", cables.namespace(STRANGER)]
+    there = ["ip", "netns", "exec", cables.namespace(OTHER_HOST)]
     command = [*there, sys.executable, "-c", KNOCK, json.dumps(addresses), json.dumps(ports)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return json.loads(done.stdout)  # type: ignore[no-any-return]
@@ -77,10 +77,10 @@ def test_every_process_of_a_cluster_listens_on_loopback_only(split: Live, ray_he
 
 @pytest.mark.slow
 @pytest.mark.skipif(bool(_WHY_NOT), reason=_WHY_NOT)
-def test_no_port_of_a_cluster_takes_a_connection_from_another_host(
+def test_no_port_of_a_cluster_accepts_a_connection_from_another_host(
     split: Live, ray_head: LocalRay, cables: Cables
 ) -> None:
-    with socket.create_server(("", 0)) as door:  # an open port is found, so the others are closed
+    with socket.create_server(("", 0)) as door:  # the check finds an open port
         open_port = door.getsockname()[1]
         opened = _opened(cables, [open_port, *_listening(ray_head)])
     assert [cables.address, open_port] in opened
