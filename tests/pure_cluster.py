@@ -356,7 +356,7 @@ class PureCluster:
 
     def _notify(self, worker: PureWorker) -> bool:
         notice = worker.notices.popleft()
-        pages = worker.role.reserved_pages(notice.reservation_id) if notice.reservation_id in self.corrupted else ()
+        pages = worker.session.reserved_pages(notice.reservation_id) if notice.reservation_id in self.corrupted else ()
         for page in pages:
             worker.memory[page] = [None] * PAGE_SIZE
         self._act(worker, worker.session.on_notice(notice, len(pages), self.now))

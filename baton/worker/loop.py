@@ -146,7 +146,7 @@ class WorkerLoop:
         except InvalidRequest as error:
             log.warning(f"notice from {agent} ignored: {error.message}")
             return []
-        page_ids = self.session.role.reserved_pages(notice.reservation_id)
+        page_ids = self.session.reserved_pages(notice.reservation_id)
         wrong = wrong_pages(notice, page_ids, self.checksum) if page_ids else []
         if wrong:
             log.error(f"{len(wrong)} corrupt pages in {notice.reservation_id}", extra={"request": notice.request_id})

@@ -17,7 +17,7 @@ REQUEST_WAY = [
     "router/worker_link.py",
     "baton/worker/loop.py",
     "prefill_worker/role.py",
-    "baton/worker/core/handoff_sender.py",
+    "baton/worker/core/handoff_source.py",
     "kv_transfer/nixl.py",
     "decode_worker/role.py",
     "decode_worker/handoff_receiver.py",

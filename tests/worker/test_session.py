@@ -228,7 +228,7 @@ class AnySchedule(RuleBasedStateMachine):
         reservation = self.reserved.pop(data.draw(st.sampled_from(sorted(self.reserved))))
         notice = HandoffNotice(reservation.reservation_id, "in", 3, (1,), reservation.generations)
         self.driven.perform(self.driven.session.on_notice(notice, int(corrupt), self.driven.now))
-        if self.driven.session.role.reserved_pages(reservation.reservation_id):
+        if self.driven.session.reserved_pages(reservation.reservation_id):
             self.reserved[reservation.reservation_id] = reservation
 
     @rule(role=st.sampled_from(RoleName))
