@@ -1,6 +1,6 @@
 """What a decode step costs on the host: all that a worker does for it but the model's own computation.
 
-A decode role over made-up sequences, driven as a worker's loop drives it: plan, flat arrays, metadata into the staging
+A worker's session over made-up sequences, driven as its loop drives it: plan, flat arrays, metadata into the staging
 buffer of the recorded steps (up to where FlashInfer's plan is called), absorb, a load report and the encoded frame. The
 tokens are drawn from a fixed sequence in place of a model's. CPU time of the one thread, the median of many steps; page
 boundaries are spread evenly over the steps. A report goes with every step, more often than a worker sends one.
@@ -16,7 +16,6 @@ from statistics import median
 
 import torch
 
-from baton.decode_worker.role import DecodeRole
 from baton.engine.batch import StepBudget
 from baton.engine.decode_staging import DecodeStaging
 from baton.engine.flat_batch import flat_batch
@@ -24,12 +23,12 @@ from baton.engine.graph_sizes import graph_sizes
 from baton.engine.kv_pages import PagePool
 from baton.engine.step import SampledToken, StepPlan, StepResult
 from baton.protocol.codec import encode_to_router
-from baton.protocol.messages import Prefill
+from baton.protocol.messages import Prefill, RegisterAck
 from baton.protocol.request import Request, SamplingParams
-from baton.protocol.worker import RoleName
-from baton.worker.core.reports import LOAD_EVERY_S, Reports
-from baton.worker.core.role import Send
+from baton.protocol.worker import Endpoint, PageLayout, RoleName, WorkerInfo
+from baton.worker.core.reports import LOAD_EVERY_S
 from baton.worker.core.state import WorkerState
+from baton.worker.session import WorkerSession
 from benchmarks.report import Goal, Report, arguments, progress
 
 POINTS = {
@@ -74,8 +73,13 @@ class Host:
         state = WorkerState(
             "worker:1", "model", frozenset({2}), CONTEXT_TOKENS, StepBudget(CHUNK_TOKENS, MAX_BATCH), self._pool
         )
-        self._role = DecodeRole(state, RoleName.MIXED)
-        self._reports = Reports("worker", state)
+        layout = PageLayout(self._pool.num_pages, 1, PAGE_SIZE, 1, 1, "float32", "model")
+        info = WorkerInfo(
+            "worker", "1", RoleName.MIXED, 0, Endpoint("worker:1", b"", 0, 0, layout), CHUNK_TOKENS, MAX_BATCH
+        )
+        self._session = WorkerSession(info, state, lambda: "2")
+        self._session.on_transport(info.endpoint, 0.0)
+        self._session.on_message(RegisterAck("router", 0.5, "1"), 0.0)
         self._staging = DecodeStaging(
             torch.device("cpu"), graph_sizes(MAX_BATCH), CONTEXT_TOKENS // PAGE_SIZE, self._pool.num_pages
         )
@@ -85,17 +89,17 @@ class Host:
             length = context - steps // 2 - index % PAGE_SIZE  # so that each step fills a sixteenth of the last pages
             prompt = tuple(self._rng.randrange(3, VOCAB) for _ in range(length))
             request = Request(f"{self._rng.getrandbits(64):016x}", prompt, sampling)
-            self._role.on_message(Prefill(request, (), False, 0), 0.0)
-        while self._role.occupancy().pending_prefill_tokens:
-            _, plan = self._role.plan(0.0)
+            self._session.on_message(Prefill(request, (), False, 0), 0.0)
+        while self._session.role.occupancy().pending_prefill_tokens:
+            _, plan = self._session.plan(0.0)
             assert plan is not None
-            self._role.absorb(plan, self._sampled(plan), 0.0)
+            self._session.absorb(plan, self._sampled(plan), 0.0)
 
     def step(self) -> Stages:
         """One decode step of all the sequences."""
         self._now += LOAD_EVERY_S
         moments = [_cpu_ms()]
-        _, plan = self._role.plan(self._now)
+        _, plan = self._session.plan(self._now)
         moments.append(_cpu_ms())
         assert plan is not None
         token_ids, layout = flat_batch(plan, PAGE_SIZE)
@@ -104,11 +108,12 @@ class Host:
         moments.append(_cpu_ms())
         result = self._sampled(plan)
         moments.append(_cpu_ms())
-        commands = self._role.absorb(plan, result, self._now)
+        self._session.outbox = []
+        self._session.absorb(plan, result, self._now)
         moments.append(_cpu_ms())
-        messages = [command.message for command in commands if isinstance(command, Send)]
-        self._reports.on_step(plan.sample(LOAD_EVERY_S))
-        encode_to_router([*messages, *self._reports.due(self._role, self._now, idle=False)], "incarnation")
+        self._session.on_step(plan.sample(LOAD_EVERY_S))
+        self._session.tick(self._now, idle=False)
+        encode_to_router(self._session.outbox, "incarnation")
         moments.append(_cpu_ms())
         plan_ms, flat_ms, staging_ms, _, absorb_ms, report_ms = (
             after - before for before, after in itertools.pairwise(moments)
