@@ -235,7 +235,7 @@ class WorkerSession:
         return commands
 
     def _leave(self, keep: bool, now: float) -> list[SessionCommand]:
-        """Start no more writes, send no more messages, and register anew once no write is in flight.
+        """Start no more writes, send no more messages, and register again once no write is in flight.
 
         `keep`: the router is another one, or only the connection broke; else our requests were re-assigned.
         """

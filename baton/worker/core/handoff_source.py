@@ -69,7 +69,7 @@ class _Handoff:
 
 @dataclass(eq=False)
 class HandoffSource:
-    """At most one handoff of a sequence is sending. With `migrates` the sequences keep decoding meanwhile."""
+    """At most one handoff of a sequence is sending. `migrates`: sequences keep decoding until their last page."""
 
     pool: PagePool
     checksum_every: int
