@@ -1,6 +1,6 @@
 """The host's cost of a decode step: everything that a worker does for it except the model's computation.
 
-A decode role over synthetic sequences is driven as a worker's loop drives it: plan, flat arrays, metadata into the
+A worker's session over synthetic sequences is driven as a worker's loop drives it: plan, flat arrays, metadata into the
 staging buffer of the recorded steps (up to the call of FlashInfer's plan), absorb, a load report and the encoded frame.
 Random tokens replace a model's. Figures are CPU time of the one thread, the median of many steps; page boundaries are
 spread evenly over the steps. Every step sends a load report, more often than a worker does.
@@ -16,7 +16,6 @@ from statistics import median
 
 import torch
 
-from baton.decode_worker.role import DecodeRole
 from baton.engine.batch import StepBudget
 from baton.engine.decode_staging import DecodeStaging
 from baton.engine.flat_batch import flat_batch
@@ -25,12 +24,12 @@ from baton.engine.kv_pages import PagePool
 from baton.engine.step import SampledToken, StepPlan, StepResult
 from baton.harness.report import Goal, Report, arguments, progress
 from baton.protocol.codec import encode_to_router
-from baton.protocol.messages import Prefill
+from baton.protocol.messages import Prefill, RegisterAck
 from baton.protocol.request import Request, SamplingParams
-from baton.protocol.worker import RoleName
-from baton.worker.core.reports import LOAD_EVERY_S, Reports
-from baton.worker.core.role import Send
+from baton.protocol.worker import Endpoint, PageLayout, RoleName, WorkerInfo
+from baton.worker.core.reports import LOAD_EVERY_S
 from baton.worker.core.state import WorkerState
+from baton.worker.session import WorkerSession
 
 POINTS = {
     "b1_1k": (1, 1024),
@@ -76,8 +75,13 @@ class Host:
         state = WorkerState(
             "worker:1", "model", frozenset({2}), CONTEXT_TOKENS, StepBudget(CHUNK_TOKENS, MAX_BATCH), self._pool
         )
-        self._role = DecodeRole(state, RoleName.MIXED)
-        self._reports = Reports("worker", state)
+        layout = PageLayout(self._pool.num_pages, 1, PAGE_SIZE, 1, 1, "float32", "model")
+        info = WorkerInfo(
+            "worker", "1", RoleName.MIXED, 0, Endpoint("worker:1", b"", 0, 0, layout), CHUNK_TOKENS, MAX_BATCH
+        )
+        self._session = WorkerSession(info, state, lambda: "2")
+        self._session.on_transport(info.endpoint, 0.0)
+        self._session.on_message(RegisterAck("router", 0.5, "1"), 0.0)
         self._staging = DecodeStaging(
             torch.device("cpu"), graph_sizes(MAX_BATCH), CONTEXT_TOKENS // PAGE_SIZE, self._pool.num_pages
         )
@@ -89,17 +93,17 @@ class Host:
             )  # Each step fills the last pages of 1/16 of the sequences.
             prompt = tuple(self._rng.randrange(3, VOCAB) for _ in range(length))
             request = Request(f"{self._rng.getrandbits(64):016x}", prompt, sampling)
-            self._role.on_message(Prefill(request, (), False, 0), 0.0)
-        while self._role.occupancy().pending_prefill_tokens:
-            _, plan = self._role.plan(0.0)
+            self._session.on_message(Prefill(request, (), False, 0), 0.0)
+        while self._session.role.occupancy().pending_prefill_tokens:
+            _, plan = self._session.plan(0.0)
             assert plan is not None
-            self._role.absorb(plan, self._sampled(plan), 0.0)
+            self._session.absorb(plan, self._sampled(plan), 0.0)
 
     def step(self) -> Stages:
         """One decode step of all sequences."""
         self._now += LOAD_EVERY_S
         moments = [_cpu_ms()]
-        _, plan = self._role.plan(self._now)
+        _, plan = self._session.plan(self._now)
         moments.append(_cpu_ms())
         assert plan is not None
         token_ids, layout = flat_batch(plan, PAGE_SIZE)
@@ -108,11 +112,12 @@ class Host:
         moments.append(_cpu_ms())
         result = self._sampled(plan)
         moments.append(_cpu_ms())
-        commands = self._role.absorb(plan, result, self._now)
+        self._session.outbox = []
+        self._session.absorb(plan, result, self._now)
         moments.append(_cpu_ms())
-        messages = [command.message for command in commands if isinstance(command, Send)]
-        self._reports.on_step(plan.sample(LOAD_EVERY_S))
-        encode_to_router([*messages, *self._reports.due(self._role, self._now, idle=False)], "incarnation")
+        self._session.on_step(plan.sample(LOAD_EVERY_S))
+        self._session.tick(self._now, idle=False)
+        encode_to_router(self._session.outbox, "incarnation")
         moments.append(_cpu_ms())
         plan_ms, flat_ms, staging_ms, _, absorb_ms, report_ms = (
             after - before for before, after in itertools.pairwise(moments)

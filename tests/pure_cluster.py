@@ -61,7 +61,7 @@ class PureCluster:
     host_pages: int = 0
     placement: Placement = field(default_factory=PredictedLatency)
     share_prefixes: bool = False
-    ends: bool = True  # the model knows an end-of-sequence token, and comes to it soon
+    ends: bool = True  # the model has an end-of-sequence token and samples it soon
     split: bool = False  # ends of writes and notices may come between a step's plan and its absorption
     duplicates: float = 0.0  # share of messages that arrive twice
     core: RouterCore = field(init=False)
@@ -78,7 +78,7 @@ class PureCluster:
     corrupted: set[str] = field(default_factory=set)
     cut: set[frozenset[str]] = field(default_factory=set)  # pairs of workers between which nothing passes
     failing: float = 0.0  # share of the writes whose connection breaks, and with it those beside them
-    stalled: set[str] = field(default_factory=set)  # reservations that the router was told of
+    stalled: set[str] = field(default_factory=set)  # reservations reported to the router as stalled
 
     def __post_init__(self) -> None:
         self.core = self._router("router", float("-inf"))
@@ -181,7 +181,7 @@ class PureCluster:
         self._perform(self.core.submit(request, self.now, emitted, bool(shown)))
 
     def kill(self, name: str) -> None:
-        """The process is gone: what it had queued is lost, its writes never end, others hear of it by the router."""
+        """The process is gone: its queued messages are lost, its writes never end, the router informs others."""
         worker = self.workers.pop(name)
         for write in [write for write in self.writes if write.source is worker]:
             if self._is_orphan(write):
@@ -192,7 +192,7 @@ class PureCluster:
         self._perform(self.core.on_worker_lost(name, self.now))
 
     def _is_orphan(self, write: PureWrite) -> bool:
-        """Whether the kernel of its dead source may deliver it, and the router can know that."""
+        """Whether the kernel of its dead source may deliver it, and the router can infer that."""
         agent, pages = write.command.agent, write.command.target_pages
         stalled = bool(pages) and write.source.granted_by[agent, pages[0]] in self.stalled
         away = bool(pages) and agent.rpartition(":")[0] not in self.core.state.workers
@@ -252,7 +252,7 @@ class PureCluster:
             self._act(worker, worker.session.tick(self.now, idle=True))
 
     def _report(self, worker: PureWorker) -> None:
-        """What it has to say arrives at once."""
+        """Its messages and a report that is due arrive at once."""
         self._tick(worker)
         while worker.outbox and self._receive(worker):
             pass
@@ -358,7 +358,7 @@ class PureCluster:
 
     def _notify(self, worker: PureWorker) -> bool:
         notice = worker.notices.popleft()
-        pages = worker.role.reserved_pages(notice.reservation_id) if notice.reservation_id in self.corrupted else ()
+        pages = worker.session.reserved_pages(notice.reservation_id) if notice.reservation_id in self.corrupted else ()
         for page in pages:
             worker.memory[page] = [None] * PAGE_SIZE
         self._act(worker, worker.session.on_notice(notice, len(pages), self.now))
@@ -383,7 +383,7 @@ class PureCluster:
         return True
 
     def _write(self, write: PureWrite) -> bool:
-        """The write is over, and its source knows."""
+        """The write ends, and its source is informed."""
         error = "" if write.landed else self._land_if_reachable(write)
         if not error and self.failing and self.rng.random() < self.failing:
             return self._fail(write)
@@ -392,7 +392,7 @@ class PureCluster:
         return True
 
     def _fail(self, write: PureWrite) -> bool:
-        """The connection breaks: its writes end, and no further one gets through before the peers are linked anew."""
+        """The connection breaks: its writes end, and none gets through before the peers are connected again."""
         source, agent = write.source, write.command.agent
         source.peers.discard(agent)
         ended = [one for one in self.writes if one.source is source and one.command.agent == agent]
@@ -407,7 +407,7 @@ class PureCluster:
         return not self._land_if_reachable(write)
 
     def _land_if_reachable(self, write: PureWrite) -> str:
-        """Put the bytes and the notice at the target, whose pages must still be the ones granted; or say why not."""
+        """Put the bytes and the notice at the target, whose pages must be those granted; returns an error."""
         source, command = write.source, write.command
         target = next((worker for worker in self.workers.values() if worker.state.agent == command.agent), None)
         if target is None or (command.agent not in source.peers and not write.called_off):
@@ -416,7 +416,7 @@ class PureCluster:
         for ours, theirs in zip(command.source_pages, command.target_pages, strict=True):
             handed_on = pool.generation(theirs) != source.granted[command.agent, theirs]
             assert not handed_on, f"{source.name} writes into a page of {target.name} that has another owner"
-            assert pool._references[theirs], f"{source.name} writes into a page of {target.name} that nobody holds"
+            assert pool._references[theirs], f"{source.name} writes into a page of {target.name} that no sequence holds"
             assert source.state.pool._references[ours] or write.called_off, f"{source.name} sends a page it gave back"
             target.memory[theirs] = list(source.memory[ours])
         if command.notice is not None:
@@ -474,7 +474,7 @@ class PureCluster:
                     assert request_id not in self.ended, "a token after the end"
                     for token in tokens:
                         if token.index < self.wanted_from.get(request_id, 0):
-                            continue  # the server does not tell the client twice
+                            continue  # the server sends no token to the client twice
                         assert token.index == len(self.shown[request_id]), "a gap or a repeat"
                         self.shown[request_id].append(token.token_id)
                 case Kill(name):

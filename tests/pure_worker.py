@@ -29,7 +29,7 @@ def next_token(tokens: Seq[int]) -> int:
 
 
 def expected_output(request: Request, ends: bool = True) -> list[int]:
-    """What the model answers, computed without any of the cluster's code; `ends`: it knows an end-of-sequence token."""
+    """What the model answers, computed without any of the cluster's code; `ends`: it has an end-of-sequence token."""
     tokens = list(request.prompt)
     output: list[int] = []
     while len(output) < request.sampling.max_tokens:
@@ -112,5 +112,5 @@ class PureWrite:
     source: PureWorker
     command: WritePages
     landed: bool = False
-    called_off: bool = False  # its source was told that it ended, but it may arrive
+    called_off: bool = False  # it has ended for its source, but may still arrive
     until_s: float = math.inf  # its source is dead: nothing of it arrives any more from then on

@@ -9,7 +9,7 @@ from typing import Any
 from baton.kv_transfer.transport import Notice, Transport, WriteDone, WriteFailed
 from baton.protocol.codec import decode_notice, encode_notice
 from baton.protocol.messages import WorkerMessage
-from baton.worker.core.role import Command, Role, Send, WriteEnded, WritePages
+from baton.worker.core.role import Command, HandoffTarget, Role, Send, WriteEnded, WritePages
 
 
 @dataclass(eq=False)
@@ -51,7 +51,7 @@ class HandDriven:
                 case WriteFailed(transfer_id, reason):
                     outcome = WriteEnded(self._writes.pop(transfer_id), 0, 0.0, reason)
                     self.perform(self.role.on_write_ended(outcome, time.monotonic()))
-                case Notice(_, payload):
+                case Notice(_, payload) if isinstance(self.role, HandoffTarget):
                     self.perform(self.role.on_notice(decode_notice(payload), time.monotonic()))
 
     def received(self, kind: type) -> list[Any]:

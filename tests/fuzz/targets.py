@@ -18,6 +18,7 @@ from google.protobuf.message import DecodeError
 from safetensors.torch import save
 
 from baton.config.schema import parse_config
+from baton.decode_worker.role import DecodeRole
 from baton.deploy import running
 from baton.engine.batch import StepBudget
 from baton.engine.checkpoint import model_id, read_config, read_sampling_defaults
@@ -37,7 +38,6 @@ from baton.router.policy.output_length import OutputLength
 from baton.router.server import InferenceService, ServedModel, _emitted, _parse
 from baton.simulator.trace import read_trace
 from baton.worker.core.state import WorkerState
-from baton.worker.role_switch import make_role
 from tests.fuzz.inputs import fill, json_bytes, mutated_bytes, mutated_json
 from tests.pure_cluster import FRAMES, PureCluster
 from tests.pure_worker import VOCAB
@@ -232,7 +232,7 @@ def _notice(data: bytes) -> None:
     notice = codec.decode_notice(data)
     pool = PagePool(8, 4)
     state = WorkerState("w:1", "m", frozenset(), 64, StepBudget(8, 8), pool)
-    role = make_role(RoleName.DECODE, state)
+    role = DecodeRole(state)
     role.on_message(Reserve("r0/1", Request("r0", tuple(range(9)), SamplingParams(max_tokens=9)), (), 0), 0.0)
     role.on_notice(notice, 0.0)
     role.plan(0.0)

@@ -1,4 +1,4 @@
-"""The rate of a link, and who says what about a slow one."""
+"""The measured rate of a link, and the warnings about a slow one."""
 
 from __future__ import annotations
 

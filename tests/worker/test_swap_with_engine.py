@@ -67,7 +67,7 @@ class _Worker:
                         self.tokens.setdefault(one.request_id, []).append(one.token_id)
                 case SwapOut(pages, slots):
                     self.host.copy_out(pages, slots)
-                    self.executor.pages[list(pages)] = 50.0  # whoever reads them still computes nonsense
+                    self.executor.pages[list(pages)] = 50.0  # a sequence that reads them computes nonsense
                 case SwapIn(slots, pages):
                     self.host.copy_in(slots, pages)
 
@@ -87,7 +87,7 @@ def test_the_tokens_do_not_tell_of_any_swap(
     folder: Path, cases: list[tuple[list[int], SamplingParams, list[int]]], host_pages: int
 ) -> None:
     worker = _Worker(load_executor(folder, NUM_PAGES), host_pages)
-    unshared = [case for index, case in enumerate(cases) if index % 2 == 0]  # whose pages nobody else may read
+    unshared = [case for index, case in enumerate(cases) if index % 2 == 0]  # whose pages no other sequence may read
     for index, (prompt, sampling, _) in enumerate(unshared):
         worker.role.on_message(Prefill(Request(str(index), tuple(prompt), sampling), (), False, 0), 0.0)
     while worker.turn():
