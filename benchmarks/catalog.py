@@ -243,6 +243,14 @@ BENCHMARKS = (
         full_s=1800.0,
     ),
     Benchmark(
+        "core",
+        "the router's core per request, over cluster sizes",
+        SIMULATED,
+        higher="{attainment,attainment_longest_tenth,events_per_s}_{8,32,96,512}{,_busy}",
+        lower="core_ms_per_request_{8,32,96,512}{,_busy} core_ratio_512_to_8{,_busy}",
+        full_s=3600.0,
+    ),
+    Benchmark(
         "abort_storm",
         "nine of ten clients leave",
         CLUSTER,
