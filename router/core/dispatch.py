@@ -11,8 +11,8 @@ import numpy as np
 from baton.router.core.effects import FindCapacity, FindDecode, StopSeeking
 from baton.router.policy.admission import refuse_full
 from baton.router.policy.cluster_state import ClusterState
+from baton.router.policy.decode_target import find_capacity, reachable
 from baton.router.policy.fairness import VirtualTokenCounter
-from baton.router.policy.migration import find_capacity, reachable
 from baton.router.policy.placement import Place, Placement, PlacementInput, Refuse
 
 CROWD = 32  # requests waiting from which on passes are spaced

@@ -67,7 +67,7 @@ class PartitionTracker:
             return
         broken = self._broken.setdefault(_pair(source, target), _Broken())
         broken.failed |= failed
-        self._set_unreachable(_pair(source, target), True)
+        self.state.set_reachable(source, target, False)
 
     def unreachable(self, reservation_id: str, source: str) -> bool:
         """Whether the worker is known to be unable to reach the reservation's worker."""
@@ -122,16 +122,7 @@ class PartitionTracker:
 
     def _mend(self, pair: Pair) -> None:
         del self._broken[pair]
-        self._set_unreachable(pair, False)
-
-    def _set_unreachable(self, pair: Pair, unreachable: bool) -> None:
-        for name, other in _both(pair):
-            others = self.state.unreachable.setdefault(name, set())
-            (others.add if unreachable else others.discard)(other)
-            if not others:
-                del self.state.unreachable[name]
-            if name in self.state.workers:
-                self.state.sync(self.state.workers[name])
+        self.state.set_reachable(*pair, True)
 
 
 def _pair(one: str, other: str) -> Pair:

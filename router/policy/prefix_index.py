@@ -124,6 +124,10 @@ class PrefixIndex:
             self._matched, self._matched_keys = self._match(keys), keys
         return self._matched
 
+    def match_many(self, chains: Sequence[Sequence[int]]) -> list[list[tuple[int, int]]]:
+        """The match of each chain."""
+        return [self.match(keys) for keys in chains]
+
     def _match(self, keys: Sequence[int]) -> list[tuple[int, int]]:
         found: list[tuple[int, int]] = []
         holders, before, depth, get = self._live, None, 0, self._table.get
