@@ -193,7 +193,6 @@ class RouterCore:
                     self.operations.on_probe(worker, output, now)
             return
         if record.prefilling and worker == record.prefill_worker:  # not a late token of an earlier attempt
-            self.dispatch.dirty = True
             ledger.computed(record, self.state, now)
             record.decoding |= worker == record.decode_worker
         tokens: list[TextToken] = []
@@ -213,7 +212,6 @@ class RouterCore:
     def _admit(self, now: float) -> None:
         acks = self.membership.admit(self.router_id, now)
         self._commands += acks
-        self.dispatch.dirty |= bool(acks)
         joined, self.membership.admitted = self.membership.admitted, []
         self._operate(self.adoption.on_joined(joined, now))
         self._events += self.pending_capacity.answer(self._requests, now)
@@ -225,7 +223,6 @@ class RouterCore:
             self._commands += self.membership.ended(worker, now) if certain else []
             return
         self._commands += orders
-        self.dispatch.dirty = True
         self.operations.on_worker_lost(worker, now)
         loss = (
             life_events.LossReason.LEFT

@@ -33,7 +33,9 @@ class ClusterState:
     table: WorkerTable = field(default_factory=WorkerTable)
     unreachable: dict[str, set[str]] = field(default_factory=dict)  # worker → those it cannot exchange pages with now
     share_prefixes: bool = False  # between tenants; the workers name their pages by the same rule
+    openings: int = 0  # how often a worker may have got room for a request; placement is worth trying again then
     _pools: dict[tuple[RoleName, ...], list[WorkerView]] = field(default_factory=dict)  # what `pool` found
+    _capacities: dict[tuple[RoleName, ...], int | None] = field(default_factory=dict)
 
     def register(self, info: WorkerInfo, now: float) -> None:
         """A worker registers (again): an older incarnation no longer counts."""
@@ -49,6 +51,7 @@ class ClusterState:
     def report(self, load: WorkerLoad, now: float) -> None:
         view = self.workers.get(load.worker)
         if view is not None:
+            self.openings += 1
             moved = load.role is not view.role
             view.report(load, now)
             if moved:
@@ -77,6 +80,12 @@ class ClusterState:
             views = (view for view in self.workers.values() if view.serving and view.role in roles)
             found = self._pools[roles] = sorted(views, key=lambda view: view.name)
         return found
+
+    def capacity_tokens(self, *roles: RoleName) -> int | None:
+        """The most tokens that a worker serving in any of these roles can hold; None without one."""
+        if roles not in self._capacities:
+            self._capacities[roles] = max([view.info.capacity_tokens for view in self.pool(*roles)], default=None)
+        return self._capacities[roles]
 
     def reaches_no_decode(self, view: WorkerView) -> bool:
         """Whether a prefill worker can reach no decode worker."""
@@ -118,6 +127,8 @@ class ClusterState:
     def _update_roles(self, *workers: str) -> None:
         """The roles of these workers, and of those that a change may strand."""
         self._pools.clear()
+        self._capacities.clear()
+        self.openings += 1
         for name in {*workers, *self.unreachable} & self.workers.keys():
             view = self.workers[name]
             self.table.set_role(view.row, view.role if view.serving and not self.reaches_no_decode(view) else None)
@@ -150,7 +161,7 @@ class ClusterState:
         """The prompt is computed, or cancelled."""
         view = self.workers.get(worker)
         if view is not None:
-            view.unassign(request_id, now)
+            self.openings += view.unassign(request_id, now)
 
     def epoch(self, worker: str) -> int:
         """How often the worker has changed its role."""
@@ -179,7 +190,7 @@ class ClusterState:
         """The worker no longer holds the pages, or is about to release them."""
         view = self.workers.get(worker)
         if view is not None:
-            view.unreserve(reservation_id)
+            self.openings += view.unreserve(reservation_id)
 
     def expect(self, worker: str, request_id: str, sequence: RunningSequence) -> None:
         """The sequence will decode there."""
@@ -191,4 +202,4 @@ class ClusterState:
         """The sequence no longer decodes there, or never will."""
         view = self.workers.get(worker)
         if view is not None:
-            view.forget(request_id)
+            self.openings += view.forget(request_id)

@@ -88,7 +88,7 @@ class PredictedLatency:
     def _decide_one(self, index: int, schedule: Schedule, late: list[int] | None) -> list[Place | Refuse]:
         """Place a request in this pass, if it can start; `late` collects those that would miss their objective."""
         picture, item = schedule.picture, schedule.queue[index]
-        start_s = schedule.prices.start_s(index)
+        start_s = schedule.prices.start_s[index]
         ttft_s = picture.wait_s + start_s
         row = int((picture.handicap * ttft_s).argmin())
         if ttft_s[row] == np.inf:

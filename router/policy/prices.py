@@ -39,8 +39,11 @@ class Prices:
     local: np.ndarray = field(init=False)  # may run the whole request
     decode: np.ndarray = field(init=False)  # may take the sequence
 
+    start_s: np.ndarray = field(init=False)  # to compute where the request may start; infinity elsewhere
+
     def __post_init__(self) -> None:
         self.compute_s, self.step_s, self.prefill, self.local, self.decode = self._of(ALL)
+        self._find_starts()
 
     def update(self, row: int) -> None:
         """Price one worker again: its load in the picture has changed."""
@@ -48,18 +51,14 @@ class Prices:
         columns = (self.compute_s, self.step_s, self.prefill, self.local, self.decode)
         for column, new in zip(columns, self._of(rows), strict=True):
             column[:, rows] = new
+        self._find_starts()
 
-    def start_s(self, index: int) -> np.ndarray:
-        """Seconds that each worker needs for the prompt of one request; infinity where it may not go.
-
-        While all decode workers are full, or at their objectives, a prompt with an objective waits rather than violate
-        one.
-        """
-        may = self.local[index]
-        waits = self.tpot_s[index, 0] < np.inf and not self.decode[index].any()
-        if self.picture.any_decode and not waits:
-            may = may | self.prefill[index]
-        return np.where(may, self.compute_s[index], np.inf)
+    def _find_starts(self) -> None:
+        """While all decode workers are full, or at their objectives, a prompt with an objective waits rather than
+        violate one."""
+        handed_over = (self.tpot_s == np.inf) | self.decode.any(axis=1, keepdims=True)
+        may = self.local | (self.prefill & (handed_over & self.picture.any_decode))
+        self.start_s = np.where(may, self.compute_s, np.inf)
 
     def _of(self, rows: Rows) -> tuple[np.ndarray, ...]:
         picture, table, tokens, own_s = self.picture, self.picture.table, self.tokens, self.tpot_s

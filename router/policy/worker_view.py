@@ -117,12 +117,14 @@ class WorkerView:
         self.table.backlog_ends_s[self.row] = max(self.backlog_ends_s, now) + seconds
         self._count_prompts()
 
-    def unassign(self, request_id: str, now: float) -> None:
-        """The prompt is computed, or cancelled."""
-        if self.assigned.pop(request_id, None) is not None:
-            if not self.assigned:
-                self.table.backlog_ends_s[self.row] = min(self.backlog_ends_s, now)
-            self._count_prompts()
+    def unassign(self, request_id: str, now: float) -> bool:
+        """The prompt is computed, or cancelled; False if it was not here."""
+        if self.assigned.pop(request_id, None) is None:
+            return False
+        if not self.assigned:
+            self.table.backlog_ends_s[self.row] = min(self.backlog_ends_s, now)
+        self._count_prompts()
+        return True
 
     def reserve(self, reservation_id: str, num_tokens: int) -> None:
         self.reserved[reservation_id] = -(-num_tokens // self.info.page_size)
@@ -140,19 +142,24 @@ class WorkerView:
             self.refused_pages = pages if self.refused_pages is None else min(pages, self.refused_pages)
             self._count_pages()
 
-    def unreserve(self, reservation_id: str) -> None:
-        if self.reserved.pop(reservation_id, None) is not None:
-            self._count_pages()
+    def unreserve(self, reservation_id: str) -> bool:
+        """The pages are released, or about to be; False if they were not reserved since its report."""
+        if self.reserved.pop(reservation_id, None) is None:
+            return False
+        self._count_pages()
+        return True
 
     def expect(self, request_id: str, sequence: RunningSequence) -> None:
         """The sequence will decode here."""
         self.running[request_id] = sequence
         self._count_sequences()
 
-    def forget(self, request_id: str) -> None:
-        """The sequence no longer decodes here, or never will."""
-        if self.running.pop(request_id, None) is not None:
-            self._count_sequences()
+    def forget(self, request_id: str) -> bool:
+        """The sequence no longer decodes here, or never will; False if it was not expected."""
+        if self.running.pop(request_id, None) is None:
+            return False
+        self._count_sequences()
+        return True
 
     def _count_prompts(self) -> None:
         """Both the report (plus what was sent since) and the ledger are upper bounds of the tokens to compute: the
