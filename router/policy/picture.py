@@ -26,8 +26,8 @@ class Picture:
     def __post_init__(self) -> None:
         table = self.table
         self.wait_s = np.maximum(table.backlog_ends_s - self.now, 0.0)
-        self.any_prefill = bool(table.is_prefill.any())
-        self.any_decode = bool(table.is_decode.any())
+        self.any_prefill = np.count_nonzero(table.is_prefill) > 0
+        self.any_decode = np.count_nonzero(table.is_decode) > 0
         self.promised_s = TPOT_MARGIN * table.tpot_s  # the longest step that meets the objectives of its sequences
         self.chunk, self.step_s = table.chunk.copy(), table.step_s.copy()
         self.has_room = np.zeros(len(table.names), bool)
@@ -42,7 +42,7 @@ class Picture:
 
     def any_room(self) -> bool:
         """Whether any worker can take work now."""
-        return bool(self.has_room.any())
+        return bool(np.count_nonzero(self.has_room))
 
     def take(self, row: int, target: int | None, tokens: int, context: int, compute_s: float) -> None:
         """A request goes to `row`, and will decode on `target`."""

@@ -137,7 +137,7 @@ class PrefixIndex:
         """
         if keys is not self._matched_keys:
             known = self._kept.get(id(keys))
-            fresh = known is not None and self._touched.isdisjoint(keys)
+            fresh = known is not None and (not self._touched or self._touched.isdisjoint(keys))
             self._matched, self._matched_keys = known[1] if known and fresh else self._match(keys), keys
         return self._matched
 
@@ -147,7 +147,7 @@ class PrefixIndex:
         self._kept, self._touched = {}, set()
         for keys in chains:
             known = before.get(id(keys))
-            if known is None or not touched.isdisjoint(keys):
+            if known is None or (touched and not touched.isdisjoint(keys)):
                 known = keys, self._match(keys)
             self._kept[id(keys)] = known
         return [self._kept[id(keys)][1] for keys in chains]

@@ -69,9 +69,10 @@ class Schedule:
             f"{names[row]} should answer first, in {1000 * ttft_s[row]:.0f} ms: "
             f"{1000 * picture.wait_s[row]:.0f} ms until it begins, {tokens} of {item.num_tokens} tokens to compute"
         )
-        picture.take(row, target, tokens, item.num_tokens, float(prices.compute_s[index, row]))
-        if target is not None and len(self.queue) > 1:
-            prices.update(target)
+        if len(self.queue) > 1:
+            picture.take(row, target, tokens, item.num_tokens, float(prices.compute_s[index, row]))
+            if target is not None:
+                prices.update(target)
         decode = None if local or target is None else names[target]
         return Place(item.request_id, RoutingDecision(names[row], decode, local, why, candidates))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -72,7 +71,8 @@ class WorkerTable:
 
     def branch(self) -> WorkerTable:
         """A table whose columns of load are its own: what would be, once decisions are carried out."""
-        other = copy.copy(self)
+        other = WorkerTable.__new__(WorkerTable)
+        vars(other).update(vars(self))
         for name in LOAD_COLUMNS:
             setattr(other, name, getattr(self, name).copy())
         return other
