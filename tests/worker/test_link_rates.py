@@ -14,8 +14,8 @@ from baton.protocol.worker import Endpoint, PageLayout, RoleName, WorkerInfo
 from baton.router.core.commands import SendToWorker
 from baton.router.core.membership import Membership
 from baton.router.policy.cluster_state import ClusterState
+from baton.simulator.deliveries import FRAMES
 from baton.worker.core.link_rates import LinkRates
-from tests.pure_cluster import FRAMES
 
 LAYOUT = PageLayout(8, 1, 4, 1, 1, "float32", "model")
 SLOW, FAST = LinkMeasured("d:1", LARGE_BYTES, 0.1), LinkMeasured("d:1", LARGE_BYTES, 0.001)
