@@ -132,10 +132,10 @@ class VirtualCluster(Deliveries):
         stalled = bool(pages) and source.granted_by[agent, pages[0]] in self.stalled
         return stalled or (bool(pages) and write.target not in self.core.state.workers)
 
-    def restart_router(self) -> None:
-        """The router loses all its state; of what was on its way, some arrives and the rest is lost."""
+    def restart_router(self, down_s: float = 0.0) -> None:
+        """The router loses all its state, and is back later; of what was on its way, some arrives."""
         self.routers += 1
-        self.core = self.new_router(f"router-{self.routers}", self.now)
+        self.core = self.new_router(f"router-{self.routers}", self.now + down_s)
         self.to_kill.clear()
         for worker in self.workers.values():
             self._lose(worker)

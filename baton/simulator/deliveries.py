@@ -14,6 +14,7 @@ from baton.protocol.messages import HandoffStalled, RouterMessage, SendPages, Wo
 from baton.router.core.commands import Command, FinishStream, Kill, SendToWorker, StreamTokens
 from baton.router.core.core import RouterCore
 from baton.router.core.worker_frames import WorkerFrames
+from baton.simulator.events import Events
 from baton.simulator.page_network import PageNetwork, PageWrite
 from baton.simulator.token_checker import VOCAB, Clients, Violation
 from baton.simulator.virtual_worker import CONTEXT_TOKENS, VirtualWorker
@@ -32,7 +33,7 @@ class Deliveries:
     workers: dict[str, VirtualWorker] = field(init=False, default_factory=dict)
     network: PageNetwork = field(init=False)
     clients: Clients = field(init=False, default_factory=Clients)
-    now: float = field(init=False, default=0.0)
+    events: Events = field(init=False, default_factory=Events)  # the clock, and what happens at a given time
     split: bool = field(default=False, kw_only=True)  # a write may end, a notice come, during a step
     duplicates: float = field(default=0.0, kw_only=True)  # share of messages that arrive twice
     to_kill: list[str] = field(init=False, default_factory=list)  # workers whose end the router has ordered
@@ -40,6 +41,15 @@ class Deliveries:
 
     def __post_init__(self) -> None:
         self.network = PageNetwork(self.rng, self.workers)
+
+    @property
+    def now(self) -> float:
+        """Virtual seconds."""
+        return self.events.now
+
+    @now.setter
+    def now(self, moment_s: float) -> None:
+        self.events.now = moment_s
 
     def possible(self, worker: VirtualWorker) -> list[tuple[str, Callable[[VirtualWorker], bool]]]:
         """What can happen next at the worker, at most one thing on each link: (link, action).
@@ -117,7 +127,7 @@ class Deliveries:
         """The worker computes a step, if it has one; `split`: without absorbing it."""
         copies, plan = worker.session.plan(self.now)
         self.perform_for(worker, copies)
-        worker.idle = plan is None
+        worker.idle = plan is None and not copies
         if plan is None:
             return bool(copies)
         worker.stepping = (plan, worker.execute(plan))
@@ -131,20 +141,12 @@ class Deliveries:
             return False
         (plan, result), worker.stepping = worker.stepping, None
         self.perform_for(worker, worker.session.absorb(plan, result, self.now))
-        if self.rng.random() < 0.5:
-            self.report(worker)
         return True
 
     def tick_worker(self, worker: VirtualWorker) -> None:
         """The worker does what is due."""
         if worker.stepping is None:
             self.perform_for(worker, worker.session.tick(self.now, idle=True))
-
-    def report(self, worker: VirtualWorker) -> None:
-        """What the worker has to send arrives at once."""
-        self.tick_worker(worker)
-        while worker.outbox and self.receive(worker):
-            pass
 
     def reregister(self, worker: VirtualWorker) -> bool:
         """The worker leaves its incarnation, once its own writes have ended."""

@@ -13,6 +13,7 @@ from baton.protocol.request import Request
 from baton.protocol.worker import RoleName
 from baton.simulator.cluster import VirtualCluster
 from baton.simulator.token_checker import Violation
+from baton.simulator.virtual_worker import VirtualWorker
 
 
 class SteppedCluster(VirtualCluster):
@@ -39,6 +40,19 @@ class SteppedCluster(VirtualCluster):
         while name in self.core.state.workers:
             self.now += 0.1
             self.tick()
+
+    def absorb_step(self, worker: VirtualWorker) -> bool:
+        """The worker absorbs the step that it has computed, and often reports at once."""
+        absorbed = super().absorb_step(worker)
+        if absorbed and self.rng.random() < 0.5:
+            self.report(worker)
+        return absorbed
+
+    def report(self, worker: VirtualWorker) -> None:
+        """What the worker has to send arrives at once."""
+        self.tick_worker(worker)
+        while worker.outbox and self.receive(worker):
+            pass
 
     def tick(self) -> None:
         """What is due at the router and at every worker. A report that has nothing to overtake arrives at once."""
