@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import typer
 from rich.console import Console
 
 from baton.cli.progress import CountProgress
@@ -17,6 +18,7 @@ from baton.cli.simulate_options import (
     OUTPUT,
     WORKLOAD,
     ClusterOptions,
+    FaultOptions,
     ObjectiveOptions,
     WorkloadOptions,
     grouped,
@@ -36,9 +38,11 @@ Json = Annotated[bool, option(OUTPUT, "--json", help="One JSON document, for scr
 
 @grouped
 def simulate(
+    context: typer.Context,
     workload: WorkloadOptions,
     cluster: ClusterOptions,
     objectives: ObjectiveOptions,
+    faults: FaultOptions,
     requests: Annotated[
         int | None,
         option(WORKLOAD, min=1, help="Replay only the first N requests, or generate N synthetic ones (default 1000)."),
@@ -64,7 +68,14 @@ def simulate(
         baton simulate --prefill 6 --decode 2 --auto
 
         baton simulate --trace conversation.jsonl --model llama-3.1-70b --gpu h100 --prefill 8 --decode 8 --plots out
+
+        baton simulate --faults --seed 1 --schedules 100
     """
+    if faults.faults:
+        from baton.cli.simulate_faults import refuse_other_options, simulate_faults
+
+        refuse_other_options(context)
+        raise typer.Exit(simulate_faults(out, err, workload.seed, faults, as_json))
     from baton.cli.simulate_report import print_simulation, simulation_document
     from baton.simulator.setup import Pools
     from baton.simulator.setup import workload as part

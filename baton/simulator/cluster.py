@@ -122,6 +122,10 @@ class VirtualCluster(Deliveries):
         """The process ends: what it had queued is lost, its writes never end, others learn of it from the router."""
         worker = self.workers.pop(name)
         self.network.died(worker, [one for one in self.network.writes if self._may_outlive(one, worker)], self.now)
+        self.on_process_ended(name)
+
+    def on_process_ended(self, name: str) -> None:
+        """The router learns that the worker's process has ended."""
         self.perform(self.core.on_worker_lost(name, self.now))
 
     def _may_outlive(self, write: PageWrite, source: VirtualWorker) -> bool:

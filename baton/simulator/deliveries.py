@@ -51,24 +51,21 @@ class Deliveries:
     def now(self, moment_s: float) -> None:
         self.events.now = moment_s
 
-    def possible(self, worker: VirtualWorker) -> list[tuple[str, Callable[[VirtualWorker], bool]]]:
-        """What can happen next at the worker, at most one thing on each link: (link, action).
-
-        An action returns whether anything happened.
-        """
+    def possible(self, worker: VirtualWorker) -> dict[str, Callable[[VirtualWorker], bool]]:
+        """What can happen next at the worker, by link. An action returns whether anything happened."""
         if worker.silent:
-            return []
+            return {}
         if worker.leaving:
-            return [("session", self.reregister)]
+            return {"session": self.reregister}
         stepping = worker.stepping is not None
-        actions: list[tuple[str, Callable[[VirtualWorker], bool]]] = []
+        actions: dict[str, Callable[[VirtualWorker], bool]] = {}
         if worker.inbox and not stepping:
-            actions.append(("inbox", self.deliver))
+            actions["inbox"] = self.deliver
         if worker.outbox:
-            actions.append(("outbox", self.receive))
+            actions["outbox"] = self.receive
         if worker.notices:
-            actions.append(("notices", self.notify))
-        actions.append(("step", self.absorb_step if stepping else self.run_step))
+            actions["notices"] = self.notify
+        actions["step"] = self.absorb_step if stepping else self.run_step
         return actions
 
     def next_of(self, write: PageWrite) -> Callable[[PageWrite], bool] | None:
@@ -178,7 +175,7 @@ class Deliveries:
 
     def perform_for(self, worker: VirtualWorker, commands: Seq[SessionCommand]) -> None:
         """What the worker's session asks of its shell."""
-        worker.idle = False
+        worker.idle, worker.changed = False, True
         for command in commands:
             match command:
                 case WritePages():
@@ -208,8 +205,9 @@ class Deliveries:
         for command in commands:
             match command:
                 case SendToWorker(name, message):
-                    if name in self.workers:
-                        self.workers[name].inbox.append(message)
+                    if (worker := self.workers.get(name)) is not None:
+                        worker.inbox.append(message)
+                        worker.changed = True
                 case StreamTokens(request_id, tokens):
                     self.clients.on_tokens(request_id, tokens, self.now)
                 case Kill(name):

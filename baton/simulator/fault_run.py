@@ -17,15 +17,16 @@ from baton.router.core.transfers import ORPHAN_S, RELINK_AFTER_S
 from baton.router.policy.predicted_latency import PredictedLatency
 from baton.simulator.cluster import CLAIM_WITHIN_S
 from baton.simulator.faults import Arrival, Fault, FaultKind, Schedule
+from baton.simulator.simulation import Slo
 from baton.simulator.timed_cluster import TimedCluster, Timing
 from baton.simulator.token_checker import Violation
 
 JOINED_S = 0.5  # when the first request may come: workers register before
 RETRY_S = 0.3  # until a client asks again
 RESUME_S = 1.5  # within which clients ask for the rest when the router is back
-HEALED_S = 8.0  # when the last fault is over at the latest
 PATIENCE_S = 60.0  # within which every request has to end after that
 CORRUPT, TWICE, BREAKS = 0.3, 0.2, 0.1  # shares of handoffs, messages, writes
+SLO = Slo()
 ALLOWED = (WorkerLost, NoWorkers, HandoffFailed)  # errors with which a request may end where something went wrong
 
 
@@ -36,6 +37,7 @@ class FaultResult:
     schedule: Schedule
     failure: str
     errors: tuple[str, ...] = ()  # with which requests ended
+    met: int = 0  # requests that met the objectives
     tokens: int = 0
     longest_pauses_s: tuple[float, ...] = ()  # of each client's stream, or before it
     simulated_s: float = 0.0
@@ -112,11 +114,13 @@ class FaultRun:
             case FaultKind.KILL if workers[0] is not None:
                 cluster.end_process(fault.subjects[0], fault.for_s)
             case FaultKind.STOP if workers[0] is not None:
-                workers[0].silent = True
+                cluster.stop(workers[0], True)
             case FaultKind.CUT:
                 network.cut.add(frozenset(fault.subjects))
             case FaultKind.ROUTER:
                 self._restart_router(fault.for_s)
+            case FaultKind.PAUSE:
+                cluster.pause_router(fault.for_s)
             case FaultKind.BREAK if workers[0] is not None and not workers[0].silent:
                 cluster.break_connection(fault.subjects[0])
             case FaultKind.FAIL:
@@ -127,7 +131,8 @@ class FaultRun:
                 cluster.duplicates = TWICE
             case FaultKind.CANCEL:
                 self.gone.add(fault.subjects[0])
-                cluster.cancel(fault.subjects[0], Cancelled("the client has left"))
+                leave = partial(cluster.cancel, fault.subjects[0], Cancelled("the client has left"))
+                cluster.events.at(cluster.up_s, leave)
             case FaultKind.DRAIN | FaultKind.UNDRAIN | FaultKind.REBALANCE | FaultKind.MIGRATE:
                 self._operate(fault)
         if fault.for_s:
@@ -137,7 +142,7 @@ class FaultRun:
         network = self.cluster.network
         match fault.kind:
             case FaultKind.STOP if workers[0] is not None:
-                workers[0].silent = False
+                self.cluster.stop(workers[0], False)
             case FaultKind.CUT:
                 network.cut.discard(frozenset(fault.subjects))
             case FaultKind.FAIL:
@@ -178,6 +183,8 @@ class FaultRun:
         """All faults are over: every worker serves, and some worker decodes."""
         cluster = self.cluster
         cluster.run_until(cluster.now + 5.0, lambda: len(cluster.core.state.workers) == len(self.schedule.workers))
+        for operation in list(cluster.core.operations.running):
+            cluster.cancel_operation(operation.operation_id)
         cluster.undrain_all()
         roles = [view.role for view in cluster.core.state.workers.values()]
         if RoleName.DECODE not in roles and RoleName.MIXED not in roles:
@@ -211,6 +218,8 @@ class FaultRun:
             if request_id in cluster.requests:
                 cluster.clients.check(request_id, self.schedule.ends)
         cluster.check_nothing_is_held()
+        for operation in cluster.core.operations.running:
+            raise Violation(f"the operation to {operation.spec.title} has not ended: {operation.steps}")
         if cluster.network.writes or len(cluster.core.membership.transfers) or cluster.core.state.unreachable:
             raise Violation("writes are on their way, or pairs of workers unreachable, though everything is healed")
 
@@ -221,7 +230,7 @@ def play(schedule: Schedule, timing: Timing | None = None) -> FaultResult:
     failure = ""
     try:
         run.run()
-    except Exception as error:  # whatever it is, it is what the schedule was played for
+    except Exception as error:  # noqa: BLE001 (whatever it is, it is what the schedule was played for)
         failure = f"{type(error).__name__}: {error}"
     cluster = run.cluster
     ends = (completion.error for completion in cluster.ended.values())
@@ -229,6 +238,7 @@ def play(schedule: Schedule, timing: Timing | None = None) -> FaultResult:
         schedule,
         failure,
         tuple(type(error).__name__ for error in ends if error is not None),
+        sum(cluster.clients.met(one.request_id, SLO.objectives(len(one.prompt))) for one in schedule.arrivals),
         sum(map(len, cluster.shown.values())),
         tuple(cluster.clients.longest_pause_s.values()),
         cluster.now,

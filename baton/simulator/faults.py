@@ -21,6 +21,7 @@ class FaultKind(StrEnum):
     STOP = "stop"
     CUT = "cut the cable between"
     ROUTER = "restart the router"
+    PAUSE = "stop the router"
     BREAK = "break the router's connection to"
     FAIL = "break connections between workers"
     CORRUPT = "corrupt pages on their way"
@@ -45,6 +46,7 @@ LASTS_S = {  # how long a fault lasts: between these
     FaultKind.STOP: (0.1, 4.0),  # a worker is given up after 2 s
     FaultKind.CUT: (0.1, 3.0),
     FaultKind.ROUTER: (0.0, 1.0),
+    FaultKind.PAUSE: (0.1, 3.0),
     FaultKind.FAIL: (0.2, 1.0),
     FaultKind.CORRUPT: (0.2, 1.0),
     FaultKind.DUPLICATE: (0.2, 2.0),
@@ -54,6 +56,7 @@ UNDOES = {  # what the end of a fault is
     FaultKind.STOP: "it continues",
     FaultKind.CUT: "it is whole",
     FaultKind.ROUTER: "it is back",
+    FaultKind.PAUSE: "it continues",
 }
 
 

@@ -51,7 +51,8 @@ class PageNetwork:
 
     def expire(self, now: float) -> None:
         """The kernels of dead sources give up."""
-        self.writes = [write for write in self.writes if now < write.until_s]
+        if any(now >= write.until_s for write in self.writes):
+            self.writes = [write for write in self.writes if now < write.until_s]
 
     def arrive_late(self, write: PageWrite) -> None:
         """Of a write that was called off, the bytes may arrive all the same."""
@@ -100,7 +101,7 @@ class PageNetwork:
             target.memory.pages[theirs] = list(source.memory.pages[ours])
         if command.notice is not None:
             target.notices.append(command.notice)
-            target.idle = False
+            target.changed = True
             if self.corruption and self.rng.random() < self.corruption:
                 self.corrupted.add(command.notice.reservation_id)
         write.landed = True

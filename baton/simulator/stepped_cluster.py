@@ -75,7 +75,7 @@ class SteppedCluster(VirtualCluster):
         """One randomly chosen delivery or engine step; False when nothing is left to happen."""
         actions: list[Callable[[], bool]] = []
         for worker in self.workers.values():
-            actions += [partial(act, worker) for _, act in self.possible(worker)]
+            actions += [partial(act, worker) for act in self.possible(worker).values()]
         self.network.expire(self.now)
         written = [(write, self.next_of(write)) for write in self.network.writes]
         actions += [partial(act, write) for write, act in written if act is not None]

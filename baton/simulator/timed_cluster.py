@@ -76,14 +76,43 @@ class TimedCluster(VirtualCluster):
 
     def end_process(self, name: str, back_after_s: float = RESTART_S) -> None:
         """Kill a worker; another process comes up in its place."""
-        worker = self.workers[name]
+        incarnation = self.workers[name].incarnation + 1
         self.kill(name)
-        self.events.after(back_after_s, partial(self.add, name, self.homes[name], worker.incarnation + 1))
+        self.events.after(back_after_s, partial(self._come_up, name, incarnation))
+
+    def on_process_ended(self, name: str) -> None:
+        """A router that is down learns it later, or from the next process."""
+        if self.now >= self.up_s:
+            super().on_process_ended(name)
+        else:
+            self.events.at(self.up_s, partial(self._on_ended_before, name))
+
+    def _on_ended_before(self, name: str) -> None:
+        if name not in self.workers:
+            self.on_process_ended(name)
+
+    def _come_up(self, name: str, incarnation: int) -> None:
+        self.add(name, self.homes[name], incarnation)
 
     def restart_router(self, down_s: float = 0.0) -> None:
         """The router loses all its state, and is back later; of what was on its way, some arrives."""
         super().restart_router(down_s)
-        self.up_s = self.now + down_s
+        self.up_s = self.now
+        self.pause_router(down_s)
+
+    def pause_router(self, for_s: float) -> None:
+        """The router stops in the middle of whatever it does, and continues later."""
+        self.up_s = max(self.up_s, self.now + for_s)
+        self._look_at_all()
+        self.events.at(self.up_s, self._look_at_all)
+
+    def _look_at_all(self) -> None:
+        for worker in self.workers.values():
+            worker.changed = True
+
+    def stop(self, worker: VirtualWorker, stopped: bool) -> None:
+        """Stop a worker in the middle of whatever it does, or let it continue."""
+        worker.silent, worker.changed = stopped, True
 
     def exits(self, worker: VirtualWorker, reason: str) -> None:
         """The worker ends its process: it could not leave its incarnation."""
@@ -95,17 +124,15 @@ class TimedCluster(VirtualCluster):
 
     def _next_delivery(self) -> tuple[float, Callable[[], object]]:
         """The earliest thing on any link or write, and its time."""
-        earliest_s, chosen = math.inf, None
+        earliest_s, chosen = math.inf, _nothing
+        first: VirtualWorker | None = None
         for worker in self.workers.values():
-            due: dict[str, float] = {}
-            for link, act in self.possible(worker):
-                if (link == "step" and worker.idle) or (link == "outbox" and self.now < self.up_s):
-                    continue
-                at_s = worker.due_s.get(link)
-                due[link] = at_s = self.now + self._delay(worker, link) if at_s is None else at_s
-                if at_s < earliest_s:
-                    earliest_s, chosen = at_s, partial(self._act, worker, link, act)
-            worker.due_s = due
+            if worker.changed:
+                self._look(worker)
+            if worker.next_s < earliest_s:
+                earliest_s, first = worker.next_s, worker
+        if first is not None:
+            chosen = partial(self._act, first)
         self.network.expire(self.now)
         for write in self.network.writes:
             if (ending := self.next_of(write)) is None:
@@ -114,11 +141,24 @@ class TimedCluster(VirtualCluster):
                 write.due_s = self.now + self._write_delay(write)
             if write.due_s < earliest_s:
                 earliest_s, chosen = write.due_s, partial(self._act_on, write, ending)
-        return earliest_s, chosen or (lambda: None)
+        return earliest_s, chosen
 
-    def _act(self, worker: VirtualWorker, link: str, act: Callable[[VirtualWorker], bool]) -> None:
-        del worker.due_s[link]
-        act(worker)
+    def _look(self, worker: VirtualWorker) -> None:
+        """Give each thing that can happen at the worker a time, and note the earliest."""
+        due: dict[str, float] = {}
+        for link in self.possible(worker):
+            if (link == "step" and worker.idle) or (link == "outbox" and self.now < self.up_s):
+                continue
+            at_s = worker.due_s.get(link)
+            due[link] = self.now + self._delay(worker, link) if at_s is None else at_s
+        worker.due_s, worker.changed = due, False
+        worker.next_link = min(due, key=due.__getitem__, default="")
+        worker.next_s = due.get(worker.next_link, math.inf)
+
+    def _act(self, worker: VirtualWorker) -> None:
+        worker.changed = True
+        del worker.due_s[worker.next_link]
+        self.possible(worker)[worker.next_link](worker)
 
     def _act_on(self, write: PageWrite, act: Callable[[PageWrite], bool]) -> None:
         write.due_s = None
@@ -174,3 +214,7 @@ class TimedCluster(VirtualCluster):
         for worker in list(self.workers.values()):
             if not worker.silent and not worker.leaving:
                 self.tick_worker(worker)
+
+
+def _nothing() -> None:
+    pass

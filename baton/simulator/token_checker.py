@@ -11,7 +11,7 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
 from baton.engine.step import SampledToken, StepPlan, StepResult
-from baton.protocol.request import Request
+from baton.protocol.request import Objectives, Request
 from baton.router.core.completion import Completion
 from baton.router.core.stream import TextToken
 
@@ -90,6 +90,7 @@ class Clients:
     shown: dict[str, list[int]] = field(default_factory=dict)
     ended: dict[str, Completion] = field(default_factory=dict)
     longest_pause_s: dict[str, float] = field(default_factory=dict)  # between two tokens, or before the first
+    first_s: dict[str, float] = field(default_factory=dict)  # when the first token came
     _wanted_from: dict[str, int] = field(default_factory=dict)  # first index that the client lacks
     _last_s: dict[str, float] = field(default_factory=dict)
 
@@ -120,6 +121,18 @@ class Clients:
             pause_s = now - self._last_s[request_id]
             self.longest_pause_s[request_id] = max(self.longest_pause_s.get(request_id, 0.0), pause_s)
             self._last_s[request_id] = now
+            self.first_s.setdefault(request_id, now)
+
+    def met(self, request_id: str, objectives: Objectives) -> bool:
+        """Whether the client got its whole answer, as soon and as fast as the objectives ask."""
+        completion, request = self.ended.get(request_id), self.requests.get(request_id)
+        if completion is None or completion.error is not None or request is None or request_id not in self.first_s:
+            return False
+        first_s, gaps = self.first_s[request_id], len(self.shown[request_id]) - 1
+        on_time = objectives.ttft_s is None or first_s - request.arrival_s <= objectives.ttft_s
+        if not gaps or objectives.tpot_s is None:
+            return on_time
+        return on_time and self._last_s[request_id] - first_s <= gaps * objectives.tpot_s
 
     def on_end(self, completion: Completion) -> None:
         """The router ends the client's stream."""

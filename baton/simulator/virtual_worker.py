@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -37,6 +38,9 @@ class VirtualWorker:
     granted: dict[tuple[str, int], int] = field(default_factory=dict)  # (agent, page) → generation it may write into
     granted_by: dict[tuple[str, int], str] = field(default_factory=dict)  # and the page's reservation
     due_s: dict[str, float] = field(default_factory=dict)  # of the next thing on each of its links
+    changed: bool = True  # since its next thing was looked up
+    next_s: float = math.inf  # of the earliest of them
+    next_link: str = ""
 
     @property
     def name(self) -> str:
@@ -109,7 +113,8 @@ class WorkerShape:
     ends: bool  # the model has an end-of-sequence token
 
     def start(self, name: str, role: RoleName, incarnation: int) -> VirtualWorker:
-        """A worker without a transport; its later incarnations are numbered in steps of 100."""
+        """A worker without a transport; its later incarnations are numbered in steps of 100. A new process has a
+        new process id."""
         agent = f"{name}:{incarnation}"
         state = WorkerState(
             agent,
@@ -123,7 +128,7 @@ class WorkerShape:
             host_pages=self.host_pages,
         )
         endpoint = Endpoint(agent, b"", 0, 0, PageLayout(self.num_pages, 1, PAGE_SIZE, 1, 1, "float32", "model"))
-        info = WorkerInfo(name, str(incarnation), role, 0, endpoint, self.chunk_tokens, MAX_BATCH)
+        info = WorkerInfo(name, str(incarnation), role, 0, endpoint, self.chunk_tokens, MAX_BATCH, pid=incarnation)
         later = itertools.count(incarnation + 100, 100)
         session = WorkerSession(info, state, lambda: str(next(later)))
         return VirtualWorker(session, PageMemory(name, self.num_pages, PAGE_SIZE))

@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 
 from baton.cli.main import app, run
+from baton.protocol.messages import Release
+from baton.router.core.commands import SendToWorker
+from baton.router.core.transfers import Transfers
 
 SMALL = [
     "--model",
@@ -172,3 +175,32 @@ def test_a_plan_is_the_same_with_more_processes(capsys: pytest.CaptureFixture[st
     for split in document["splits"]:
         assert [probe["scale"] for probe in split["probes"]] == sorted(probe["scale"] for probe in split["probes"])
         assert split["best"] is None or split["best"]["attainment"] >= 0.9
+
+
+def test_schedules_of_faults_are_played_and_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _baton("simulate", "--faults", "--seed", "3", "--keep", "1") == 0
+    shown = capsys.readouterr()
+    assert "1  at 1.806 s: cut the cable between prefill-0 and decode-0" in shown.err
+    assert "promises broken    none" in " ".join(shown.out.split("\n")[-2:])
+
+
+def test_a_schedule_that_fails_is_shrunk_and_says_how_it_is_replayed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outgoing = Transfers.outgoing
+
+    def at_once(self: Transfers, order: SendToWorker, target: str = "") -> list[SendToWorker]:
+        return [order] if isinstance(order.message, Release) else outgoing(self, order, target)
+
+    monkeypatch.setattr(Transfers, "outgoing", at_once)
+    assert _baton("simulate", "--faults", "--seed", "3", "--schedules", "5") == 1
+    shown = capsys.readouterr().err
+    assert "a page of decode-0 that is not held" in shown
+    assert "replay it: baton simulate --faults --seed 3 --keep 1\n" in shown
+
+
+def test_options_that_faults_have_no_use_for_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _baton("simulate", "--faults", "--rate", "3") == 1
+    assert "--rate says nothing about schedules of faults" in capsys.readouterr().err
+    assert _baton("simulate", "--faults", "--keep", "all") == 1
+    assert "give numbers of faults" in capsys.readouterr().err
