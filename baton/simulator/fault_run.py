@@ -130,9 +130,10 @@ class FaultRun:
             case FaultKind.DUPLICATE:
                 cluster.duplicates = TWICE
             case FaultKind.CANCEL:
-                self.gone.add(fault.subjects[0])
-                leave = partial(cluster.cancel, fault.subjects[0], Cancelled("the client has left"))
-                cluster.events.at(cluster.up_s, leave)
+                self.gone.update(fault.subjects)
+                for request_id in fault.subjects:
+                    cancel = partial(cluster.cancel, request_id, Cancelled("the client has left"))
+                    cluster.events.at(cluster.up_s, cancel)
             case FaultKind.DRAIN | FaultKind.UNDRAIN | FaultKind.REBALANCE | FaultKind.MIGRATE:
                 self._operate(fault)
         if fault.for_s:

@@ -11,6 +11,7 @@ from baton.protocol.worker import RoleName
 
 SPAN_S = 2.0  # in which requests arrive, and faults begin
 MAX_FAULTS = 8
+MAX_CANCELLED = 8  # requests by one fault
 PROMPT_TOKENS, OUTPUT_TOKENS = 24, 24  # the most of a request
 
 
@@ -62,7 +63,7 @@ UNDOES = {  # what the end of a fault is
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One thing that goes wrong. `subjects` are workers, or a request."""
+    """One thing that goes wrong. `subjects` are workers or requests."""
 
     number: int  # in its schedule
     at_s: float
@@ -142,7 +143,8 @@ def _fault(rng: random.Random, names: list[str], requests: int) -> Fault:
     kind = rng.choice(list(FaultKind))
     subjects = rng.sample(names, SUBJECTS.get(kind, 0))
     if kind in (FaultKind.CANCEL, FaultKind.MIGRATE):
-        subjects = [f"r{rng.randrange(requests)}"]
+        count = rng.randint(1, MAX_CANCELLED) if kind is FaultKind.CANCEL else 1
+        subjects = [f"r{index}" for index in rng.sample(range(requests), count)]
     if kind is FaultKind.REBALANCE:
         subjects = [str(rng.randint(0, len(names)))]  # prefill workers
     for_s = rng.uniform(*LASTS_S[kind]) if kind in LASTS_S else 0.0
