@@ -129,7 +129,7 @@ class VirtualCluster(Deliveries):
         self.perform(self.core.on_worker_lost(name, self.now))
 
     def _may_outlive(self, write: PageWrite, source: VirtualWorker) -> bool:
-        """Whether the kernel of its dead source may deliver it, and the router can know that."""
+        """Whether the kernel of its dead source may deliver it, and the router can infer that."""
         if write.source is not source or write.landed or not self.network.is_cut(write):
             return False
         agent, pages = write.command.agent, write.command.target_pages

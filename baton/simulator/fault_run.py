@@ -20,6 +20,7 @@ from baton.simulator.faults import Arrival, Fault, FaultKind, Schedule
 from baton.simulator.simulation import Slo
 from baton.simulator.timed_cluster import TimedCluster, Timing
 from baton.simulator.token_checker import Violation
+from baton.simulator.virtual_worker import VirtualWorker
 
 JOINED_S = 0.5  # when the first request may come: workers register before
 RETRY_S = 0.3  # until a client asks again
@@ -107,7 +108,7 @@ class FaultRun:
         cluster.events.after(RETRY_S, partial(self._resume, request_id))
 
     def _begin(self, fault: Fault) -> None:
-        """The fault begins; on a worker that is away it does nothing."""
+        """The fault begins; on a worker whose process has ended it does nothing."""
         cluster, network = self.cluster, self.cluster.network
         workers = [cluster.workers.get(name) for name in fault.subjects]
         match fault.kind:
@@ -139,7 +140,7 @@ class FaultRun:
         if fault.for_s:
             cluster.events.after(fault.for_s, partial(self._end, fault, workers))
 
-    def _end(self, fault: Fault, workers: list) -> None:  # type: ignore[type-arg]
+    def _end(self, fault: Fault, workers: list[VirtualWorker | None]) -> None:
         network = self.cluster.network
         match fault.kind:
             case FaultKind.STOP if workers[0] is not None:

@@ -15,6 +15,7 @@ from functools import partial
 from baton.protocol.worker import RoleName
 from baton.router.policy.latency_model import DEFAULT_COSTS
 from baton.simulator.cluster import VirtualCluster
+from baton.simulator.network import Network
 from baton.simulator.page_network import PageWrite
 from baton.simulator.timing import StepTimer
 from baton.simulator.virtual_worker import VirtualWorker
@@ -32,15 +33,12 @@ class Timing:
     steps: StepTimer = DEFAULT_COSTS
     jitter: float = 0.2  # standard deviation of the logarithm of a step's time
     message_s: float = 0.5e-3
-    write_s: float = 1e-3  # of a write, plus that of its bytes
-    bandwidth_bytes_s: float = 1e6
+    write_s: float = 1e-3  # mean delay of a write, beside its time on the links
+    bandwidth_bytes_s: float = 1e6  # of a worker's link, in one direction
 
     def message(self, rng: random.Random) -> float:
         mean_s = self.message_s if rng.random() < 0.95 else 10 * self.message_s
         return rng.expovariate(1.0 / mean_s)
-
-    def write(self, rng: random.Random, num_bytes: int) -> float:
-        return rng.expovariate(1.0 / self.write_s) + num_bytes / self.bandwidth_bytes_s
 
 
 @dataclass(eq=False)
@@ -49,10 +47,12 @@ class TimedCluster(VirtualCluster):
 
     timing: Timing = field(default_factory=Timing)
     homes: dict[str, RoleName] = field(init=False, default_factory=dict)  # the role that each worker starts with
+    links: Network = field(init=False)  # between workers, where transfers wait for each other
     up_s: float = field(init=False, default=0.0)  # when the router is reachable again
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.links = Network(self.events, self.timing.bandwidth_bytes_s, 0.0)
         self.split = True  # a step takes time, in which writes end
         self.events.after(TICK_S, self._tick)
 
@@ -186,7 +186,8 @@ class TimedCluster(VirtualCluster):
         if write.called_off:
             return self.rng.expovariate(1.0 / LATE_S)
         num_bytes = len(write.command.source_pages) * write.source.session.info.page_bytes
-        return self.timing.write(self.rng, num_bytes)
+        arrival_s = self.links.reserve(write.source.name, write.target, num_bytes)
+        return arrival_s - self.now + self.rng.expovariate(1.0 / self.timing.write_s)
 
     def absorb_step(self, worker: VirtualWorker) -> bool:
         """The worker absorbs its step, and does what is due."""

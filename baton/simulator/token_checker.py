@@ -1,7 +1,7 @@
 """What a cluster promises its clients, checked: each token of the model's answer once and in order, and no foreign KV.
 
-The model is a function of all tokens before, so `expected_output` knows each answer without any code of the cluster. A
-page's memory is the (token, position) pairs that were computed into it, so a page that was written late, too early or
+The model is a function of all tokens before, so `expected_output` computes each answer without any code of the cluster.
+A page's memory is the (token, position) pairs that were computed into it, so a page that was written late, too early or
 for another sequence shows in the first step that reads it.
 """
 
