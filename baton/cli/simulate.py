@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
+import typer
 from rich.console import Console
 
 from baton.cli.progress import CountProgress
@@ -17,6 +18,7 @@ from baton.cli.simulate_options import (
     OUTPUT,
     WORKLOAD,
     ClusterOptions,
+    FaultOptions,
     ObjectiveOptions,
     WorkloadOptions,
     grouped,
@@ -36,9 +38,11 @@ Json = Annotated[bool, option(OUTPUT, "--json", help="Print one JSON document.")
 
 @grouped
 def simulate(
+    context: typer.Context,
     workload: WorkloadOptions,
     cluster: ClusterOptions,
     objectives: ObjectiveOptions,
+    faults: FaultOptions,
     requests: Annotated[
         int | None,
         option(WORKLOAD, min=1, help="Replay only the first N requests, or generate N synthetic ones (default 1000)."),
@@ -66,7 +70,11 @@ def simulate(
         baton simulate --prefill 6 --decode 2 --auto
 
         baton simulate --trace conversation.jsonl --model llama-3.1-70b --gpu h100 --prefill 8 --decode 8 --plots out
+
+        baton simulate --faults --seed 1 --schedules 100
     """
+    if faults.faults:
+        _simulate_faults(context, workload.seed, faults, as_json)
     from baton.cli.simulate_report import print_simulation, simulation_document
     from baton.simulator.setup import Pools
     from baton.simulator.setup import workload as part
@@ -88,6 +96,13 @@ def simulate(
         from baton.simulator.plots import plot_simulation
 
         _print_written(plot_simulation(plots, result))
+
+
+def _simulate_faults(context: typer.Context, seed: int, faults: FaultOptions, as_json: bool) -> NoReturn:
+    from baton.cli.simulate_faults import refuse_other_options, simulate_faults
+
+    refuse_other_options(context)
+    raise typer.Exit(simulate_faults(out, err, seed, faults, as_json))
 
 
 @grouped

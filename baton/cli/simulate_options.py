@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 if TYPE_CHECKING:
+    from baton.simulator.faults import Schedule
     from baton.simulator.setup import Setup
     from baton.simulator.simulation import Slo
     from baton.simulator.trace import TraceRequest
 
 WORKLOAD, CLUSTER, OBJECTIVES, OUTPUT = "Workload", "Cluster", "Objectives", "Output"
+FAULTS = "Faults"
 
 
 def option(panel: str, *names: str, **settings: Any) -> Any:
@@ -95,6 +97,35 @@ class ObjectiveOptions:
         from baton.simulator.simulation import Slo
 
         return Slo(self.slo_ttft, self.slo_ttft_per_token, self.slo_tpot)
+
+
+@dataclass(frozen=True, slots=True)
+class FaultOptions:
+    """Schedules of faults in place of a trace."""
+
+    faults: Annotated[
+        bool,
+        option(
+            FAULTS,
+            "--faults",
+            help="Play random schedules of faults instead of a trace, and check every token and page.",
+        ),
+    ] = False
+    schedules: Annotated[int, option(FAULTS, min=1, help="Schedules to play: --seed and the seeds after it.")] = 1
+    keep: Annotated[
+        str | None, option(FAULTS, help="Numbers of the faults to keep, such as 0,3, or none. Default: all.")
+    ] = None
+
+    def kept(self, schedule: Schedule) -> Schedule:
+        """The schedule with the faults that are kept. Raises `ConfigError`."""
+        from baton.protocol.errors import ConfigError
+
+        if self.keep is None:
+            return schedule
+        try:
+            return schedule.keeping({int(number) for number in self.keep.split(",")} if self.keep != "none" else ())
+        except ValueError:
+            raise ConfigError(f"--keep {self.keep!r}: give numbers of faults, such as 0,3, or none.") from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,6 +61,10 @@ class PagePool:
         """The number of times the page was allocated: a reference made for an older generation is stale."""
         return self._generations[page]
 
+    def held(self, page: int) -> bool:
+        """Whether a sequence, a reservation or a write in flight has a reference on the page."""
+        return self._references[page] > 0
+
     def allocate(self, count: int) -> list[int]:
         """Allocate `count` pages with one reference each, evicting cached content when no page is free.
 

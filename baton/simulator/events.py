@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Callable
 from itertools import count
 
@@ -21,6 +22,11 @@ class Events:
     def __len__(self) -> int:
         """Actions that are still to come."""
         return len(self._heap)
+
+    @property
+    def next_s(self) -> float:
+        """The time of the next action; infinity without one."""
+        return self._heap[0][0] if self._heap else math.inf
 
     def at(self, time_s: float, action: Action) -> None:
         """Run `action` at a time that is not past."""

@@ -23,11 +23,16 @@ class Network:
 
     def transfer(self, source: str, target: str, num_bytes: int, action: Action) -> float:
         """Move pages; `action` runs when they have arrived. Returns how long that takes, waiting included."""
+        arrival_s = self.reserve(source, target, num_bytes)
+        self.events.at(arrival_s, action)
+        return arrival_s - self.events.now
+
+    def reserve(self, source: str, target: str, num_bytes: int) -> float:
+        """Take both links for a transfer. Returns the time of its arrival."""
         seconds = num_bytes / self.bandwidth_bytes_s
         sent_s = max(self.events.now, self._free_s.get(f"out {source}", 0.0)) + seconds
         self._free_s[f"out {source}"] = sent_s  # a busy target does not hold up what goes to others
         received_s = max(sent_s, self._free_s.get(f"in {target}", 0.0) + seconds)
         self._free_s[f"in {target}"] = received_s
         self.bytes_moved += num_bytes
-        self.events.at(received_s + self.latency_s, action)
-        return received_s + self.latency_s - self.events.now
+        return received_s + self.latency_s

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
 import pytest
 
+from baton.protocol.messages import Release
+from baton.router.core.commands import SendToWorker
+from baton.router.core.transfers import Transfers
+from baton.simulator.faults import draw
 from tests.cli.commands import baton
 
 SMALL = [
@@ -167,3 +172,35 @@ def test_a_plan_is_the_same_with_more_processes(capsys: pytest.CaptureFixture[st
     for split in document["splits"]:
         assert [probe["scale"] for probe in split["probes"]] == sorted(probe["scale"] for probe in split["probes"])
         assert split["best"] is None or split["best"]["attainment"] >= 0.9
+
+
+def test_a_schedule_of_faults_is_shown_and_played(capsys: pytest.CaptureFixture[str]) -> None:
+    assert baton("simulate", "--faults", "--seed", "3", "--keep", "1") == 0
+    shown = capsys.readouterr()
+    assert str(draw(3).keeping([1])) in shown.err
+    assert "promises broken    none" in shown.out
+
+
+def test_a_schedule_that_fails_is_shrunk_and_says_how_it_is_replayed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outgoing = Transfers.outgoing
+
+    def at_once(self: Transfers, order: SendToWorker, target: str = "") -> list[SendToWorker]:
+        return [order] if isinstance(order.message, Release) else outgoing(self, order, target)
+
+    monkeypatch.setattr(Transfers, "outgoing", at_once)
+    assert baton("simulate", "--faults", "--seed", "0", "--schedules", "300") == 1
+    replay = re.search(r"replay it: baton (.*)", capsys.readouterr().err)
+    assert replay is not None
+    for fixed, code in ((False, 1), (True, 0)):
+        if fixed:
+            monkeypatch.undo()
+        assert baton(*replay.group(1).split()) == code
+
+
+def test_options_that_faults_have_no_use_for_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert baton("simulate", "--faults", "--rate", "3") == 1
+    assert "--rate says nothing about schedules of faults" in capsys.readouterr().err
+    assert baton("simulate", "--faults", "--keep", "all") == 1
+    assert "give numbers of faults" in capsys.readouterr().err

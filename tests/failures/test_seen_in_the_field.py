@@ -18,24 +18,25 @@ from baton.router.policy.length_distribution import point
 from baton.router.policy.placement import PlacementInput
 from baton.router.policy.policies import make_policy
 from baton.router.policy.predicted_latency import PredictedLatency
-from tests.pure_cluster import PureCluster
-from tests.pure_worker import PureWrite, expected_output
+from baton.simulator.page_network import PageWrite
+from baton.simulator.stepped_cluster import SteppedCluster
+from baton.simulator.token_checker import expected_output
 from tests.router.policy.clusters import cache, cluster_of, decode
 
 PROMPT = list(range(1, 22))
-Posted = list[PureWrite]
+Posted = list[PageWrite]
 
 
-def _cluster(*names: str, seed: int = 0) -> PureCluster:
+def _cluster(*names: str, seed: int = 0) -> SteppedCluster:
     """A cluster in which every request is disaggregated."""
-    cluster = PureCluster(random.Random(seed), placement=make_policy("least_loaded", True))
+    cluster = SteppedCluster(random.Random(seed), placement=make_policy("least_loaded", True))
     for name in names:
         cluster.add(name, RoleName(name.split("-")[0]))
     cluster.settle()
     return cluster
 
 
-def _until(cluster: PureCluster, true: Callable[[], object]) -> None:
+def _until(cluster: SteppedCluster, true: Callable[[], object]) -> None:
     for _ in range(5000):
         if true():
             return
@@ -43,10 +44,10 @@ def _until(cluster: PureCluster, true: Callable[[], object]) -> None:
     raise AssertionError("the condition never became true")
 
 
-def _withhold_a_write(cluster: PureCluster) -> Posted:
+def _withhold_a_write(cluster: SteppedCluster) -> Posted:
     """The first write that a worker posts: it has started, and completes when the test delivers it."""
-    _until(cluster, lambda: cluster.writes)
-    held, cluster.writes = cluster.writes, []
+    _until(cluster, lambda: cluster.network.writes)
+    held, cluster.network.writes = cluster.network.writes, []
     return held
 
 
@@ -63,11 +64,11 @@ def test_an_aborted_requests_pages_are_not_reused_while_a_late_write_may_land() 
     for _ in range(3000):
         cluster.step()
         for worker in cluster.workers.values():
-            cluster._report(worker)
+            cluster.report(worker)
     assert [cluster.shown[one.request_id] for one in others] == [expected_output(one) for one in others]
     assert [target.generation(page) for page in write.target_pages] == generations
     assert min(source.num_in_use, target.num_in_use) >= len(write.target_pages)
-    cluster.writes += late
+    cluster.network.writes += late
     cluster.settle()
     cluster.check_nothing_is_held()
 
@@ -102,7 +103,7 @@ def test_pages_are_pushed_not_leased() -> None:
     assert cluster.shown["slow"] == expected_output(request)
     held = cluster.workers["decode-0"].state.pool.num_in_use
     assert held >= len(slow[0].command.target_pages)
-    cluster.writes += slow
+    cluster.network.writes += slow
     cluster.settle()
     cluster.check_nothing_is_held()
 

@@ -36,11 +36,12 @@ from baton.protocol.worker import RoleName
 from baton.router.admin_messages import operation_message, read_spec
 from baton.router.policy.output_length import OutputLength
 from baton.router.server import InferenceService, ServedModel, _emitted, _parse
+from baton.simulator.deliveries import FRAMES
+from baton.simulator.stepped_cluster import SteppedCluster
+from baton.simulator.token_checker import VOCAB
 from baton.simulator.trace import read_trace
 from baton.worker.core.state import WorkerState
 from tests.fuzz.inputs import fill, json_bytes, mutated_bytes, mutated_json
-from tests.pure_cluster import FRAMES, PureCluster
-from tests.pure_worker import VOCAB
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
@@ -94,9 +95,9 @@ def _message(kind: Callable[[], Any]) -> Callable[[random.Random], bytes]:
     return make
 
 
-def _cluster() -> PureCluster:
+def _cluster() -> SteppedCluster:
     """A small cluster in the middle of its work."""
-    cluster = PureCluster(random.Random(3), ends=False)
+    cluster = SteppedCluster(random.Random(3), ends=False)
     cluster.core.requests.strict = False  # as in production: no honest worker sends what is tried here
     for name in ("prefill-0", "decode-0", "decode-1"):
         cluster.add(name, RoleName(name.split("-")[0]))
@@ -172,7 +173,7 @@ def _ask(data: bytes) -> None:
     cluster = _cluster()
     ask = read_spec(message)
     operation, commands = cluster.core.start_operation(message.operation_id, ask, message.dry_run, cluster.now)
-    cluster._perform(commands)
+    cluster.perform(commands)
     operation_message(operation, cluster.now)
     cluster.settle()
     cluster.check_nothing_is_held()
@@ -183,10 +184,10 @@ def _worker_frame(data: bytes) -> None:
     cluster = _cluster()
     for name, life in (("stranger", incarnation), ("decode-0", incarnation), ("decode-0", "1")):
         FRAMES.check(name, life, batch, cluster.core.state)  # as the driver does it
-        cluster._perform(cluster.core.on_frame(name, life, batch, cluster.now))
+        cluster.perform(cluster.core.on_frame(name, life, batch, cluster.now))
     cluster.tick()
     for name in ("stranger", "decode-0"):
-        cluster._perform(cluster.core.on_worker_lost(name, cluster.now))
+        cluster.perform(cluster.core.on_worker_lost(name, cluster.now))
     for _ in range(20):
         cluster.step()
     cluster.tick()

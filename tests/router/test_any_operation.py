@@ -10,27 +10,27 @@ from hypothesis import strategies as st
 from baton.protocol.errors import BatonError
 from baton.protocol.worker import RoleName
 from baton.router.core.operation import Drain, Migrate, OperationSpec, OperationState, Rebalance, Undrain
-from tests.pure_cluster import PureCluster
+from baton.simulator.stepped_cluster import SteppedCluster
 
 SEEDS = st.integers(0, 2**32 - 1)
 
 
 def _cluster(
     seed: int, prefill: int = 2, decode: int = 2, num_pages: int = 40, ends: bool = True, split: bool = False
-) -> PureCluster:
-    cluster = PureCluster(random.Random(seed), num_pages=num_pages, ends=ends, split=split)
+) -> SteppedCluster:
+    cluster = SteppedCluster(random.Random(seed), num_pages=num_pages, ends=ends, split=split)
     cluster.add_pools(prefill, decode)
     return cluster
 
 
-def _check(cluster: PureCluster, requests: list) -> None:  # type: ignore[type-arg]
+def _check(cluster: SteppedCluster, requests: list) -> None:  # type: ignore[type-arg]
     for request in requests:
         assert cluster.ended[request.request_id].error is None
         assert cluster.shown[request.request_id] == cluster.expected(request)
     cluster.check_nothing_is_held()
 
 
-def _random_ask(rng: random.Random, cluster: PureCluster) -> OperationSpec:
+def _random_ask(rng: random.Random, cluster: SteppedCluster) -> OperationSpec:
     names = sorted(cluster.workers)
     match rng.randrange(5):
         case 0:

@@ -12,14 +12,14 @@ from baton.protocol.errors import Cancelled, NoWorkers, WorkerLost
 from baton.protocol.messages import Goodbye
 from baton.protocol.worker import RoleName
 from baton.router.core.operation import Drain
-from tests.pure_cluster import PureCluster
-from tests.pure_worker import expected_output
+from baton.simulator.stepped_cluster import SteppedCluster
+from baton.simulator.token_checker import expected_output
 
 SEEDS = st.integers(0, 2**32 - 1)
 
 
-def _cluster(seed: int, prefill: int = 2, decode: int = 2, mixed: int = 0) -> PureCluster:
-    cluster = PureCluster(random.Random(seed), split=seed % 2 == 0)
+def _cluster(seed: int, prefill: int = 2, decode: int = 2, mixed: int = 0) -> SteppedCluster:
+    cluster = SteppedCluster(random.Random(seed), split=seed % 2 == 0)
     cluster.add_pools(prefill, decode, mixed)
     return cluster
 
@@ -120,7 +120,7 @@ def test_all_three_pools_serve_together(seed: int) -> None:
 @settings(deadline=None, max_examples=30)
 @given(seed=SEEDS)
 def test_mixed_workers_short_of_pages_preempt_and_still_finish(seed: int) -> None:
-    cluster = PureCluster(random.Random(seed), num_pages=12)
+    cluster = SteppedCluster(random.Random(seed), num_pages=12)
     cluster.add("mixed-0", RoleName.MIXED)
     cluster.settle()
     requests = [cluster.submit(f"r{index}", [index] * 9, 20) for index in range(6)]
@@ -181,7 +181,7 @@ def test_a_goodbye_blames_only_where_the_worker_has_failed(failed: bool) -> None
         while cluster.workers[victim].role.occupancy().running == 0:
             cluster.step()
         worker = cluster.workers.pop(victim)
-        cluster._tell(worker, [Goodbye("", failed)])
+        cluster.to_router(worker, [Goodbye("", failed)])
     cluster.settle()
     assert len(cluster.core.membership.breaker) == (2 if failed else 0)
     error = cluster.ended["r"].error
@@ -202,7 +202,7 @@ def test_a_drained_worker_stays_drained_when_its_connection_breaks() -> None:
 
 
 def test_without_workers_a_request_is_refused_at_once() -> None:
-    cluster = PureCluster(random.Random(0))
+    cluster = SteppedCluster(random.Random(0))
     try:
         cluster.submit("r", [1], 1)
     except NoWorkers as error:

@@ -28,19 +28,19 @@ from baton.protocol.worker import RoleName
 from baton.router.core.commands import SendToWorker
 from baton.router.core.operation import Drain, Migrate, OperationSpec, Rebalance, Undrain
 from baton.router.core.transfers import ORPHAN_S
-from tests.pure_cluster import PureCluster
+from baton.simulator.stepped_cluster import SteppedCluster
 
 SEEDS = st.integers(0, 2**32 - 1)
 
 
-def _cluster(seed: int, prefill: int = 2, decode: int = 2, mixed: int = 0, duplicates: float = 0.0) -> PureCluster:
+def _cluster(seed: int, prefill: int = 2, decode: int = 2, mixed: int = 0, duplicates: float = 0.0) -> SteppedCluster:
     rng = random.Random(seed)
-    cluster = PureCluster(rng, rng.choice([20, 30]), ends=seed % 3 == 0, split=seed % 2 == 0, duplicates=duplicates)
+    cluster = SteppedCluster(rng, rng.choice([20, 30]), ends=seed % 3 == 0, split=seed % 2 == 0, duplicates=duplicates)
     cluster.add_pools(prefill, decode, mixed)
     return cluster
 
 
-def _disturb(cluster: PureCluster) -> None:
+def _disturb(cluster: SteppedCluster) -> None:
     """A worker falls silent, speaks again, or is killed; at most one is silent at a time."""
     rng = cluster.rng
     silent = [name for name, worker in sorted(cluster.workers.items()) if worker.silent]
@@ -52,13 +52,13 @@ def _disturb(cluster: PureCluster) -> None:
         _replace(cluster, silent[0])
 
 
-def _replace(cluster: PureCluster, name: str) -> None:
+def _replace(cluster: SteppedCluster, name: str) -> None:
     role, incarnation = RoleName(name.split("-")[0]), cluster.workers[name].incarnation
     cluster.kill(name)
     cluster.add(name, role, incarnation + 1)
 
 
-def _operate(cluster: PureCluster) -> None:
+def _operate(cluster: SteppedCluster) -> None:
     rng, names = cluster.rng, sorted(cluster.workers)
     asks: list[OperationSpec] = [
         Drain((rng.choice(names),)),
@@ -69,7 +69,7 @@ def _operate(cluster: PureCluster) -> None:
         cluster.operate(rng.choice([*asks, Rebalance(1, 3), Rebalance(2, 2)]))
 
 
-def _everybody_speaks(cluster: PureCluster) -> None:
+def _everybody_speaks(cluster: SteppedCluster) -> None:
     for worker in cluster.workers.values():
         worker.silent = False
     cluster.settle()
@@ -85,7 +85,7 @@ def _everybody_speaks(cluster: PureCluster) -> None:
     cluster.settle()
 
 
-def _check(cluster: PureCluster, requests: list[Request], left: Collection[str] = ()) -> None:
+def _check(cluster: SteppedCluster, requests: list[Request], left: Collection[str] = ()) -> None:
     for request in requests:
         shown, expected = cluster.shown[request.request_id], cluster.expected(request)
         error = cluster.ended[request.request_id].error
@@ -95,7 +95,7 @@ def _check(cluster: PureCluster, requests: list[Request], left: Collection[str] 
         else:  # it was on two workers that died, or its client is gone
             assert request.request_id in left or isinstance(error, WorkerLost), error
     cluster.check_nothing_is_held()
-    assert not cluster.writes
+    assert not cluster.network.writes
     assert len(cluster.core.membership.transfers) == 0
     for name, view in cluster.core.state.workers.items():
         assert view.info.incarnation == str(cluster.workers[name].incarnation)
@@ -152,11 +152,11 @@ def test_a_worker_that_stays_silent_is_killed_and_its_pages_come_back(seed: int)
     _check(cluster, requests)
 
 
-def _cut(cluster: PureCluster, name: str, away: bool) -> None:
+def _cut(cluster: SteppedCluster, name: str, away: bool) -> None:
     """Everything queued in one direction is lost with the link: the worker notices it, or the router misses it."""
     worker = cluster.workers[name]
     if away:
-        cluster._act(worker, worker.session.on_link_full(cluster.now))
+        cluster.perform_for(worker, worker.session.on_link_full(cluster.now))
     else:
         worker.inbox.clear()
         cluster.silence(name)
@@ -198,7 +198,7 @@ def test_a_worker_restarted_before_anybody_noticed_does_not_obey_the_orders_for_
     cluster.go_on(cluster.rng.randint(0, 60))
     name = cluster.rng.choice(sorted(cluster.workers))
     dead = cluster.workers.pop(name)
-    cluster.writes = [write for write in cluster.writes if write.source is not dead]
+    cluster.network.writes = [write for write in cluster.network.writes if write.source is not dead]
     fresh = cluster.add(name, dead.role.name, dead.incarnation + 1)
     fresh.inbox = dead.inbox  # the link hands over to it what was for the other
     _everybody_speaks(cluster)

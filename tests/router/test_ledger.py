@@ -14,7 +14,7 @@ from baton.router.core.commands import Command, SendToWorker
 from baton.router.core.core import RouterCore
 from baton.router.core.live_request import LiveRequest
 from baton.router.policy.predicted_latency import PredictedLatency
-from tests.pure_cluster import PureCluster
+from baton.simulator.stepped_cluster import SteppedCluster
 
 
 def make_core(*roles: RoleName, num_pages: int = 100, max_batch: int = 64) -> RouterCore:
@@ -40,14 +40,14 @@ def reserves(commands: list[Command]) -> list[tuple[str, str]]:
 
 
 def test_pages_of_a_running_sequence_count_once() -> None:
-    cluster = PureCluster(random.Random(1), num_pages=64)
+    cluster = SteppedCluster(random.Random(1), num_pages=64)
     cluster.add("prefill", RoleName.PREFILL)
     cluster.add("decode", RoleName.DECODE)
     cluster.settle()
     cluster.submit("a", [1] * 80, 100)
     while len(cluster.shown["a"]) < 8:
         cluster.step()
-    cluster._report(cluster.workers["decode"])
+    cluster.report(cluster.workers["decode"])
     view = cluster.core.state.workers["decode"]
     assert view.load.pages_available < 64
     assert view.pages_available == view.load.pages_available

@@ -16,22 +16,22 @@ from baton.router.core.live_request import LiveRequest
 from baton.router.core.operation import Drain, Migrate, OperationState, Rebalance, StepState
 from baton.router.policy.cluster_state import WorkerView
 from baton.router.policy.policies import make_policy
-from tests.pure_cluster import PureCluster
-from tests.pure_worker import PureWorker
+from baton.simulator.stepped_cluster import SteppedCluster
+from baton.simulator.virtual_worker import VirtualWorker
 
 SEEDS = [seed for seed in range(14) if seed not in (7, 9)]  # in which a sequence outgrows its reservation
 
 
 def _cluster(
     seed: int, prefill: int, decode: int, mixed: int = 0, num_pages: int = 40, policy: str = "predicted_latency"
-) -> PureCluster:
+) -> SteppedCluster:
     placement = make_policy(policy, False)
-    cluster = PureCluster(random.Random(seed), num_pages=num_pages, placement=placement, ends=False)
+    cluster = SteppedCluster(random.Random(seed), num_pages=num_pages, placement=placement, ends=False)
     cluster.add_pools(prefill, decode, mixed)
     return cluster
 
 
-def _until(cluster: PureCluster, met: Callable[[], object]) -> None:
+def _until(cluster: SteppedCluster, met: Callable[[], object]) -> None:
     for _ in range(4000):
         if met():
             return
@@ -41,7 +41,7 @@ def _until(cluster: PureCluster, met: Callable[[], object]) -> None:
     raise AssertionError("it never comes to that")
 
 
-def _decoding(cluster: PureCluster, max_tokens: int = 80, prompt: int = 30) -> LiveRequest:
+def _decoding(cluster: SteppedCluster, max_tokens: int = 80, prompt: int = 30) -> LiveRequest:
     """A request that decodes, and of which nobody but its decode worker has anything."""
     cluster.submit("r0", list(range(prompt)), max_tokens)
     record = cluster.core.requests.live["r0"]
@@ -49,37 +49,37 @@ def _decoding(cluster: PureCluster, max_tokens: int = 80, prompt: int = 30) -> L
     return record
 
 
-def _others(cluster: PureCluster, home: str) -> list[str]:
+def _others(cluster: SteppedCluster, home: str) -> list[str]:
     return [name for name in sorted(cluster.workers) if name.startswith("decode") and name != home]
 
 
-def _really_on(cluster: PureCluster, request_id: str = "r0") -> list[str]:
+def _really_on(cluster: SteppedCluster, request_id: str = "r0") -> list[str]:
     return [name for name, worker in cluster.workers.items() if request_id in getattr(worker.role, "_running", {})]
 
 
-def _check_answered(cluster: PureCluster, record: LiveRequest) -> None:
+def _check_answered(cluster: SteppedCluster, record: LiveRequest) -> None:
     cluster.settle()
     assert cluster.ended["r0"].error is None
     assert cluster.shown["r0"] == cluster.expected(record.request)
     cluster.check_nothing_is_held()
 
 
-def _hold_back(cluster: PureCluster, worker: PureWorker, held: Callable[[], bool]) -> None:
+def _hold_back(cluster: SteppedCluster, worker: VirtualWorker, held: Callable[[], bool]) -> None:
     """The worker's link is slow: its report of a handoff's end waits while `held`."""
-    receive = cluster._receive
+    receive = cluster.receive
 
-    def slow(one: PureWorker) -> bool:
+    def slow(one: VirtualWorker) -> bool:
         if one is worker and isinstance(one.outbox[0], HandoffEnded) and held():
             return False
         return receive(one)
 
-    cluster._receive = slow  # type: ignore[method-assign, assignment]
+    cluster.receive = slow  # type: ignore[method-assign, assignment]
 
 
-def _pages_on_their_way(cluster: PureCluster) -> PureWorker:
+def _pages_on_their_way(cluster: SteppedCluster) -> VirtualWorker:
     """The worker that a sequence is being written to, in the middle of it."""
-    _until(cluster, lambda: cluster.writes)
-    agent = cluster.writes[0].command.agent
+    _until(cluster, lambda: cluster.network.writes)
+    agent = cluster.network.writes[0].command.agent
     return next(worker for worker in cluster.workers.values() if worker.state.agent == agent)
 
 
@@ -106,7 +106,7 @@ def test_a_drain_that_is_cancelled_in_the_moment_the_target_died_costs_nothing(s
     assert operation.state is OperationState.CANCELLED
 
 
-def _migrate_in_the_moment_a_drain_finds_it(cluster: PureCluster) -> tuple[LiveRequest, str]:
+def _migrate_in_the_moment_a_drain_finds_it(cluster: SteppedCluster) -> tuple[LiveRequest, str]:
     """A migration is asked for after its worker was told to drain, and before the drain's own."""
     cluster.submit("r0", [5] * 5, 130)
     record = cluster.core.requests.live["r0"]
@@ -190,8 +190,8 @@ def test_a_tick_that_gives_a_prefill_worker_up_and_finds_its_decode_worker_press
     _hold_back(cluster, prefill, lambda: True)
     _until(cluster, lambda: record.handoff is not None and record.handoff.state is HandoffState.ARRIVED)
     other = cluster.add("decode-1", RoleName.DECODE)
-    cluster._receive(other)
-    cluster._report(other)
+    cluster.receive(other)
+    cluster.report(other)
 
     view = cluster.core.state.workers["decode-0"]
     view.report(replace(view.load, pages_free=2, pages_cached=0, steps=()), cluster.now)  # what a full worker says
@@ -200,7 +200,7 @@ def test_a_tick_that_gives_a_prefill_worker_up_and_finds_its_decode_worker_press
         patch.setattr(WorkerView, "peak_pages", lambda self, extra=None: 61 if self is view else peak(self, extra))
         cluster.core.state.workers["prefill-0"].last_message_s = -100.0
         prefill.silent = True
-        cluster._perform(cluster.core.tick(cluster.now))
+        cluster.perform(cluster.core.tick(cluster.now))
     assert "prefill-0" not in cluster.core.state.workers
     cluster.kill("prefill-0")
     _check_answered(cluster, record)
@@ -227,7 +227,7 @@ def test_a_request_does_not_pay_for_the_deaths_of_workers_it_was_only_moving_to(
         target = _others(cluster, home)[0]
         _until(cluster, lambda: record.may_move(cluster.now))
         cluster.operate(Migrate("r0", target))
-        _until(cluster, lambda: cluster.writes or not record.migrating)
+        _until(cluster, lambda: cluster.network.writes or not record.migrating)
         if not record.migrating:
             continue
         cluster.kill(target)
@@ -254,7 +254,9 @@ def test_a_worker_that_is_restarted_while_it_switches_ends_the_operation_and_ser
 
 
 def test_nothing_moves_to_a_worker_whose_pages_could_never_hold_it_whole() -> None:
-    cluster = PureCluster(random.Random(1), num_pages=60, placement=make_policy("predicted_latency", False), ends=False)
+    cluster = SteppedCluster(
+        random.Random(1), num_pages=60, placement=make_policy("predicted_latency", False), ends=False
+    )
     cluster.add("prefill-0", RoleName.PREFILL)
     cluster.add("decode-0", RoleName.DECODE)
     cluster.num_pages = 16

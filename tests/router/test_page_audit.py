@@ -12,24 +12,24 @@ from baton.protocol.errors import Cancelled
 from baton.protocol.messages import LoadReport
 from baton.protocol.worker import RoleName
 from baton.router.core.page_audit import Look, PageAudit, Verdict, judge
-from tests.pure_cluster import PureCluster
+from baton.simulator.stepped_cluster import SteppedCluster
 from tests.router.send_orders import began
 
 
-def _cluster(seed: int) -> PureCluster:
-    cluster = PureCluster(random.Random(seed))
+def _cluster(seed: int) -> SteppedCluster:
+    cluster = SteppedCluster(random.Random(seed))
     for name in ("prefill-0", "decode-0", "decode-1"):
         cluster.add(name, RoleName(name.split("-")[0]))
     cluster.settle()
     return cluster
 
 
-def _look(cluster: PureCluster) -> Look:
+def _look(cluster: SteppedCluster) -> Look:
     core = cluster.core
     return PageAudit(core.state, core.operations.records, core.membership.transfers, core.adoption.orphans).look()
 
 
-def _watch(cluster: PureCluster, looks: int = 6) -> Verdict:
+def _watch(cluster: SteppedCluster, looks: int = 6) -> Verdict:
     """What is found while everybody goes on reporting."""
     seen = []
     for _ in range(looks):
@@ -70,14 +70,14 @@ def test_what_a_running_request_holds_is_accounted_for_at_every_moment() -> None
     while cluster.core.live:
         cluster.step()
         for worker in cluster.workers.values():
-            cluster._report(worker)
+            cluster.report(worker)
         for one in judge([_look(cluster)]).workers:
             assert one.pages_accounted >= one.latest.pages_in_use or not cluster.core.live
             owned = max(owned, one.latest.pages_in_use)
     assert owned >= 4
 
 
-def _say(cluster: PureCluster, worker: str, **changed: object) -> None:
+def _say(cluster: SteppedCluster, worker: str, **changed: object) -> None:
     view = cluster.core.state.workers[worker]
     load = replace(view.load, sequence_number=view.load.sequence_number + 1, **changed)  # type: ignore[arg-type]
     cluster.core.on_message(worker, LoadReport(load), cluster.now)

@@ -7,21 +7,22 @@ import random
 import pytest
 
 from baton.protocol.worker import RoleName
-from tests.pure_cluster import PureCluster
-from tests.pure_worker import PAGE_SIZE, expected_output
+from baton.simulator.stepped_cluster import SteppedCluster
+from baton.simulator.token_checker import expected_output
+from baton.simulator.virtual_worker import PAGE_SIZE
 
 PROMPT = [(7 * position) % 90 for position in range(5 * PAGE_SIZE + 1)]
 
 
-def _cluster(share: bool, *roles: RoleName) -> PureCluster:
-    cluster = PureCluster(random.Random(1), num_pages=64, share_prefixes=share)
+def _cluster(share: bool, *roles: RoleName) -> SteppedCluster:
+    cluster = SteppedCluster(random.Random(1), num_pages=64, share_prefixes=share)
     for role in roles:
         cluster.add(f"{role.value}-0", role)
     cluster.settle()
     return cluster
 
 
-def _cached(cluster: PureCluster, request_id: str, tenant: str) -> int:
+def _cached(cluster: SteppedCluster, request_id: str, tenant: str) -> int:
     """Prompt tokens that came from a cache."""
     request = cluster.submit(request_id, PROMPT, 3, tenant)
     cluster.settle()
@@ -62,7 +63,9 @@ def test_reserved_pages_are_matched_by_the_same_rule(share: bool) -> None:
     """Under a policy that hands every request over, the decode worker looks too."""
     from baton.router.policy.policies import make_policy
 
-    cluster = PureCluster(random.Random(1), num_pages=64, share_prefixes=share, placement=make_policy("least_loaded"))
+    cluster = SteppedCluster(
+        random.Random(1), num_pages=64, share_prefixes=share, placement=make_policy("least_loaded")
+    )
     for role in (RoleName.PREFILL, RoleName.DECODE):
         cluster.add(f"{role.value}-0", role)
     cluster.settle()

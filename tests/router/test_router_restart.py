@@ -19,21 +19,22 @@ from baton.router.core.live_request import Phase
 from baton.router.core.operation import Drain
 from baton.router.core.page_audit import PageAudit, judge
 from baton.router.policy.predicted_latency import PredictedLatency
-from tests.pure_cluster import CLAIM_WITHIN_S, PureCluster
+from baton.simulator.cluster import CLAIM_WITHIN_S
+from baton.simulator.stepped_cluster import SteppedCluster
 
 SEEDS = st.integers(0, 2**32 - 1)
 
 
-def _cluster(seed: int, prefill: int = 2, decode: int = 2, mixed: int = 0, duplicates: float = 0.0) -> PureCluster:
+def _cluster(seed: int, prefill: int = 2, decode: int = 2, mixed: int = 0, duplicates: float = 0.0) -> SteppedCluster:
     rng = random.Random(seed)
     ends, split = seed % 3 == 0, seed % 2 == 0
     pages, host_pages = rng.choice([14, 20, 30]), seed % 5 * 4
-    cluster = PureCluster(rng, pages, ends=ends, split=split, duplicates=duplicates, host_pages=host_pages)
+    cluster = SteppedCluster(rng, pages, ends=ends, split=split, duplicates=duplicates, host_pages=host_pages)
     cluster.add_pools(prefill, decode, mixed)
     return cluster
 
 
-def _come_back(cluster: PureCluster) -> None:
+def _come_back(cluster: SteppedCluster) -> None:
     """Every client asks for the rest, some at once and some when workers have joined."""
     waiting = [request_id for request_id in cluster.requests if request_id not in cluster.ended]
     cluster.rng.shuffle(waiting)
@@ -42,7 +43,7 @@ def _come_back(cluster: PureCluster) -> None:
         cluster.resume(request_id)
 
 
-def _finish(cluster: PureCluster) -> None:
+def _finish(cluster: SteppedCluster) -> None:
     for worker in cluster.workers.values():
         worker.silent = False
     cluster.settle()
@@ -51,12 +52,12 @@ def _finish(cluster: PureCluster) -> None:
     cluster.settle()
 
 
-def _check(cluster: PureCluster, requests: list[Request]) -> None:
+def _check(cluster: SteppedCluster, requests: list[Request]) -> None:
     for request in requests:
         assert cluster.ended[request.request_id].error is None
         assert cluster.shown[request.request_id] == cluster.expected(request)
     cluster.check_nothing_is_held()
-    assert not cluster.writes
+    assert not cluster.network.writes
     assert len(cluster.core.membership.transfers) == 0
 
 
@@ -134,16 +135,16 @@ def test_who_does_not_come_back_is_cancelled_in_time(seed: int) -> None:
     cluster.check_nothing_is_held()
 
 
-def _register(cluster: PureCluster) -> None:
+def _register(cluster: SteppedCluster) -> None:
     while len(cluster.core.state.workers) < len(cluster.workers):
         cluster.step()
         for worker in cluster.workers.values():
-            cluster._report(worker)
+            cluster.report(worker)
 
 
 @pytest.mark.parametrize("clients_first", [True, False])
 def test_running_sequences_are_continued_and_not_computed_again(clients_first: bool) -> None:
-    cluster = PureCluster(random.Random(3), 200, ends=False)
+    cluster = SteppedCluster(random.Random(3), 200, ends=False)
     for name, role in (("prefill-0", RoleName.PREFILL), ("decode-0", RoleName.DECODE), ("decode-1", RoleName.DECODE)):
         cluster.add(name, role)
     cluster.settle()
@@ -168,7 +169,7 @@ def test_running_sequences_are_continued_and_not_computed_again(clients_first: b
 
 @pytest.mark.parametrize("change", ["tenant", "prompt", "seed", "limit"])
 def test_another_request_of_the_same_id_does_not_get_the_sequence(change: str) -> None:
-    cluster = PureCluster(random.Random(5), 200, ends=False)
+    cluster = SteppedCluster(random.Random(5), 200, ends=False)
     for name, role in (("prefill-0", RoleName.PREFILL), ("decode-0", RoleName.DECODE)):
         cluster.add(name, role)
     cluster.settle()
@@ -191,7 +192,7 @@ def test_another_request_of_the_same_id_does_not_get_the_sequence(change: str) -
 
 
 def test_a_claimed_sequence_can_be_moved_and_is_accounted_for() -> None:
-    cluster = PureCluster(random.Random(5), 200, ends=False)
+    cluster = SteppedCluster(random.Random(5), 200, ends=False)
     for name, role in (("prefill-0", RoleName.PREFILL), ("decode-0", RoleName.DECODE), ("decode-1", RoleName.DECODE)):
         cluster.add(name, role)
     cluster.settle()
@@ -210,7 +211,7 @@ def test_a_claimed_sequence_can_be_moved_and_is_accounted_for() -> None:
                 cluster.step()
             cluster.now += 0.6
             for worker in cluster.workers.values():
-                cluster._report(worker)
+                cluster.report(worker)
             seen.append(audit.look())
         return judge(seen).clean
 
@@ -232,7 +233,7 @@ def test_a_claimed_sequence_can_be_moved_and_is_accounted_for() -> None:
 
 
 def test_a_drain_waits_for_sequences_that_nobody_has_claimed() -> None:
-    cluster = PureCluster(random.Random(8), 200, ends=False)
+    cluster = SteppedCluster(random.Random(8), 200, ends=False)
     for name, role in (("prefill-0", RoleName.PREFILL), ("decode-0", RoleName.DECODE), ("decode-1", RoleName.DECODE)):
         cluster.add(name, role)
     cluster.settle()
@@ -255,8 +256,8 @@ def _core(grace_s: float) -> RouterCore:
 
 
 def test_requests_wait_a_moment_for_the_first_worker_that_decodes() -> None:
-    cluster = PureCluster(random.Random(0))
-    cluster.core = cluster._router("young", cluster.now)
+    cluster = SteppedCluster(random.Random(0))
+    cluster.core = cluster.new_router("young", cluster.now)
     requests = [cluster.submit("r0", [1, 2, 3], 4)]
     cluster.add("prefill-0", RoleName.PREFILL)
     for _ in range(10):
@@ -268,8 +269,8 @@ def test_requests_wait_a_moment_for_the_first_worker_that_decodes() -> None:
 
 
 def test_requests_that_waited_for_a_worker_in_vain_fail_with_the_reason() -> None:
-    cluster = PureCluster(random.Random(0))
-    cluster.core = cluster._router("young", cluster.now)
+    cluster = SteppedCluster(random.Random(0))
+    cluster.core = cluster.new_router("young", cluster.now)
     cluster.submit("r0", [1, 2, 3], 4)
     cluster.now += 4.9
     cluster.tick()
@@ -283,7 +284,7 @@ def test_requests_that_waited_for_a_worker_in_vain_fail_with_the_reason() -> Non
 
 
 def test_the_grace_counts_anew_from_when_the_last_worker_was_lost() -> None:
-    cluster = PureCluster(random.Random(0))
+    cluster = SteppedCluster(random.Random(0))
     cluster.add("mixed-0", RoleName.MIXED)
     cluster.settle()
     cluster.now += 100.0
@@ -296,8 +297,8 @@ def test_the_grace_counts_anew_from_when_the_last_worker_was_lost() -> None:
 
 
 def test_a_prompt_that_turns_out_too_long_for_those_who_came_is_refused() -> None:
-    cluster = PureCluster(random.Random(0), num_pages=4)
-    cluster.core = cluster._router("young", cluster.now)
+    cluster = SteppedCluster(random.Random(0), num_pages=4)
+    cluster.core = cluster.new_router("young", cluster.now)
     cluster.submit("r0", [1] * 30, 4)
     cluster.add("mixed-0", RoleName.MIXED)
     _finish(cluster)
@@ -317,7 +318,7 @@ def test_a_worker_that_always_says_it_has_another_role_ends_the_request_instead_
         orders = [message for message in worker.inbox if isinstance(message, Prefill)]
         worker.inbox.clear()
         for _ in orders * 3:  # and says it several times
-            cluster._tell(worker, [RequestFailed("r", "WrongRole", "no")])
+            cluster.to_router(worker, [RequestFailed("r", "WrongRole", "no")])
         if "r" in cluster.ended:
             break
     assert isinstance(cluster.ended["r"].error, WrongRole)
@@ -331,10 +332,10 @@ def test_a_late_refusal_of_an_earlier_worker_does_not_end_the_attempt_that_runs(
     first = cluster.core.requests.live["r"].prefill_worker
     cluster.workers[first].inbox.clear()
     cluster.core.state.cordon(first)
-    cluster._tell(cluster.workers[first], [RequestFailed("r", "WrongRole", "no")])
+    cluster.to_router(cluster.workers[first], [RequestFailed("r", "WrongRole", "no")])
     while not cluster.shown["r"] or cluster.core.requests.live["r"].phase is Phase.PREFILLING:
         cluster.step()
     assert cluster.core.requests.live["r"].prefill_worker != first
-    cluster._tell(cluster.workers[first], [RequestFailed("r", "InternalError", "late")])
+    cluster.to_router(cluster.workers[first], [RequestFailed("r", "InternalError", "late")])
     _finish(cluster)
     _check(cluster, [request])

@@ -20,26 +20,26 @@ from baton.router.core.transfers import ORPHAN_S, RELINK_AFTER_S
 from baton.router.policy.placement import Placement
 from baton.router.policy.policies import make_policy
 from baton.router.policy.predicted_latency import PredictedLatency
-from tests.pure_cluster import PureCluster
-from tests.pure_worker import WRITE_STALL_S
+from baton.simulator.stepped_cluster import SteppedCluster
+from baton.simulator.virtual_worker import WRITE_STALL_S
 
 PAGES = 120  # room for everybody beside the reservations that stay held while a cable is cut
 SEEDS = st.integers(0, 2**32 - 1)
 
 
-def _cluster(seed: int, prefill: int = 2, decode: int = 2, mixed: int = 0, policy: str = "") -> PureCluster:
+def _cluster(seed: int, prefill: int = 2, decode: int = 2, mixed: int = 0, policy: str = "") -> SteppedCluster:
     rng = random.Random(seed)
     placement: Placement = make_policy(policy, True) if policy else PredictedLatency()
-    cluster = PureCluster(rng, PAGES, placement=placement, ends=seed % 3 == 0, split=seed % 2 == 0)
+    cluster = SteppedCluster(rng, PAGES, placement=placement, ends=seed % 3 == 0, split=seed % 2 == 0)
     cluster.add_pools(prefill, decode, mixed)
     return cluster
 
 
-def _cut(cluster: PureCluster, *pairs: tuple[str, str]) -> None:
-    cluster.cut |= {frozenset(pair) for pair in pairs}
+def _cut(cluster: SteppedCluster, *pairs: tuple[str, str]) -> None:
+    cluster.network.cut |= {frozenset(pair) for pair in pairs}
 
 
-def _pass(cluster: PureCluster, seconds: float) -> None:
+def _pass(cluster: SteppedCluster, seconds: float) -> None:
     """Time, with everything that happens in it."""
     for _ in range(round(seconds / 0.1)):
         cluster.now += 0.1
@@ -48,15 +48,15 @@ def _pass(cluster: PureCluster, seconds: float) -> None:
             cluster.step()
 
 
-def _right(cluster: PureCluster, requests: Iterable[Request]) -> None:
+def _right(cluster: SteppedCluster, requests: Iterable[Request]) -> None:
     for request in requests:
         assert cluster.ended[request.request_id].error is None
         assert cluster.shown[request.request_id] == cluster.expected(request)
 
 
-def _heal(cluster: PureCluster) -> None:
+def _heal(cluster: SteppedCluster) -> None:
     """Every cable is whole: nothing is held, and everybody is in everybody's reach again."""
-    cluster.cut.clear()
+    cluster.network.cut.clear()
     cluster.settle()
     if len(cluster.core.membership.transfers):  # somebody died whose writes may still arrive
         cluster.now += ORPHAN_S
@@ -65,7 +65,7 @@ def _heal(cluster: PureCluster) -> None:
     _pass(cluster, RELINK_AFTER_S + 1.0)
     cluster.settle()
     cluster.check_nothing_is_held()
-    assert not cluster.writes
+    assert not cluster.network.writes
     assert len(cluster.core.membership.transfers) == 0
     assert not cluster.core.state.unreachable
 
@@ -113,7 +113,7 @@ def test_where_no_prefill_worker_reaches_anybody_decode_workers_prefill(seed: in
 @given(seed=SEEDS, failing=st.sampled_from([0.0, 0.0, 0.1]))
 def test_cables_are_cut_and_healed_at_any_moment(seed: int, failing: float) -> None:
     cluster = _cluster(seed, mixed=seed % 2)
-    cluster.failing = failing
+    cluster.network.failing = failing
     rng, names, left = cluster.rng, sorted(cluster.workers), set()
     requests = cluster.submit_any(8)
     for _ in range(rng.randint(1, 10)):
@@ -125,13 +125,13 @@ def test_cables_are_cut_and_healed_at_any_moment(seed: int, failing: float) -> N
             case 2:
                 _cut(cluster, ("decode-0", "decode-1"))
             case 3:
-                cluster.cut.clear()
+                cluster.network.cut.clear()
             case 4:
                 _pass(cluster, rng.uniform(0.1, 3.0))
             case 5:
                 left.add(f"r{rng.randrange(8)}")
                 cluster.cancel(max(left), Cancelled("gone"))
-    cluster.failing = 0.0
+    cluster.network.failing = 0.0
     _heal(cluster)
     for request in requests:
         shown, expected = cluster.shown[request.request_id], cluster.expected(request)
@@ -166,11 +166,11 @@ def test_workers_die_while_cables_are_cut(seed: int) -> None:
         assert shown == (expected if error is None else expected[: len(shown)])
 
 
-def _end_who_cannot_rejoin(cluster: PureCluster) -> None:
+def _end_who_cannot_rejoin(cluster: SteppedCluster) -> None:
     """A worker whose own writes do not end cannot become somebody new: its process ends, and another one begins."""
     for name, worker in sorted(cluster.workers.items()):
-        own = [write for write in cluster.writes if write.source is worker and not write.called_off]
-        if worker.leaving and any(cluster._is_cut(write) for write in own):
+        own = [write for write in cluster.network.writes if write.source is worker and not write.called_off]
+        if worker.leaving and any(cluster.network.is_cut(write) for write in own):
             cluster.kill(name)
             cluster.add(name, worker.role.name, worker.incarnation + 1)
 
@@ -188,7 +188,7 @@ def test_cables_are_cut_while_connections_break_and_the_router_is_restarted(seed
             case 0:
                 _cut(cluster, (rng.choice(names[:2]), rng.choice(names[2:])), ("decode-0", "decode-1"))
             case 1:
-                cluster.cut.clear()
+                cluster.network.cut.clear()
             case 2:
                 _pass(cluster, rng.uniform(0.1, 1.5))
             case 3:
@@ -239,7 +239,7 @@ def test_what_is_broken_is_not_chosen_and_is_known_by_both_until_it_is_mended() 
     assert state.unreachable["decode-0"] == {"prefill-0"}
     assert not state.table.is_prefill.any()
     assert len(cluster.core.membership.transfers) >= 2
-    cluster.cut = {frozenset(("prefill-0", "decode-1"))}
+    cluster.network.cut = {frozenset(("prefill-0", "decode-1"))}
     _pass(cluster, 1.0)
     assert state.unreachable == {"prefill-0": {"decode-1"}, "decode-1": {"prefill-0"}}
     assert state.table.is_prefill.any()

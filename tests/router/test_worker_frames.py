@@ -18,7 +18,8 @@ from baton.protocol.errors import InvalidRequest
 from baton.protocol.handoff import HandoffOutcome, Reservation
 from baton.protocol.worker import RoleName, StepSample
 from baton.router.policy.cluster_state import ClusterState
-from tests.pure_cluster import FRAMES, PureCluster
+from baton.simulator.deliveries import FRAMES
+from baton.simulator.stepped_cluster import SteppedCluster
 
 WORKERS = ("prefill-0", "decode-0", "mixed-0", "stranger")
 REQUESTS = ("r0", "r1", "r2", "nobody", "probe/op/decode-0")
@@ -78,8 +79,8 @@ FRAME = st.tuples(
 )
 
 
-def _cluster(seed: int = 1) -> PureCluster:
-    cluster = PureCluster(random.Random(seed))
+def _cluster(seed: int = 1) -> SteppedCluster:
+    cluster = SteppedCluster(random.Random(seed))
     for name in WORKERS[:3]:
         cluster.add(name, RoleName(name.split("-")[0]))
     cluster.settle()
@@ -214,7 +215,7 @@ def test_a_worker_can_neither_answer_nor_end_what_it_was_not_given() -> None:
             messages.HandoffStalled("mine", "mine/1"),
             messages.HandoffEnded("mine", "mine/1", HandoffOutcome.FAILED),
         ):
-            cluster._tell(cluster.workers[worker], [message])
+            cluster.to_router(cluster.workers[worker], [message])
     assert len(cluster.shown["mine"]) == shown
     assert not cluster.core.state.unreachable
     cluster.settle()

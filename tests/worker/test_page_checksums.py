@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from baton.protocol.codec import decode_notice, encode_notice
 from baton.protocol.errors import BatonError, HandoffFailed
 from baton.protocol.handoff import HandoffNotice
+from baton.simulator.token_checker import expected_output
 from baton.worker.core.page_checksums import checksums, sampled, wrong_pages
-from tests.pure_worker import expected_output
 from tests.router.test_any_operation import _cluster as pools
 from tests.router.test_any_operation import _random_ask
 
@@ -48,7 +48,7 @@ def test_one_flipped_bit_is_noticed() -> None:
 @given(seed=st.integers(0, 2**32 - 1), operations=st.booleans())
 def test_corrupt_handoffs_are_computed_again_or_fail_in_one_sentence(seed: int, operations: bool) -> None:
     cluster = pools(seed)
-    cluster.corruption = 0.3
+    cluster.network.corruption = 0.3
     requests = cluster.submit_any(8, 20, 40)
     rng = random.Random(seed)
     for _ in range(6 if operations else 0):

@@ -16,11 +16,11 @@ from baton.protocol.messages import Cancel, Prefill, Reserve, RouterMessage, Sen
 from baton.protocol.request import Request, SamplingParams
 from baton.protocol.worker import RoleName
 from baton.router.core.page_audit import PageAudit, judge
+from baton.simulator.stepped_cluster import SteppedCluster
+from baton.simulator.virtual_worker import PAGE_SIZE, VirtualWorker
 from baton.worker.core.role import Send, SwapIn, SwapOut
 from baton.worker.role_switch import switch_role
 from tests.page_pools import count_matches
-from tests.pure_cluster import PureCluster
-from tests.pure_worker import PAGE_SIZE, PureWorker
 from tests.router.test_any_operation import _random_ask
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -30,27 +30,27 @@ def _request(name: str, prompt: list[int], max_tokens: int = 30) -> Request:
     return Request(name, tuple(prompt), SamplingParams(max_tokens=max_tokens))
 
 
-def _worker(num_pages: int = 12, host_pages: int = 12) -> tuple[PureCluster, PureWorker, DecodeRole]:
+def _worker(num_pages: int = 12, host_pages: int = 12) -> tuple[SteppedCluster, VirtualWorker, DecodeRole]:
     """A mixed worker that gets its orders from the test; its messages stay in its outbox."""
-    cluster = PureCluster(random.Random(0), num_pages=num_pages, host_pages=host_pages, ends=False)
+    cluster = SteppedCluster(random.Random(0), num_pages=num_pages, host_pages=host_pages, ends=False)
     worker = cluster.add("mixed-0", RoleName.MIXED)
     cluster.settle()
-    cluster._receive = lambda worker: False  # type: ignore[method-assign]
+    cluster.receive = lambda worker: False  # type: ignore[method-assign]
     assert isinstance(worker.role, DecodeRole)
     return cluster, worker, worker.role
 
 
-def _say(cluster: PureCluster, worker: PureWorker, *messages: RouterMessage) -> None:
+def _say(cluster: SteppedCluster, worker: VirtualWorker, *messages: RouterMessage) -> None:
     for message in messages:
-        cluster._hear(worker, message)
+        cluster.to_worker(worker, message)
 
 
-def _two_of_which_one_is_swapped_out() -> tuple[PureCluster, PureWorker, DecodeRole]:
+def _two_of_which_one_is_swapped_out() -> tuple[SteppedCluster, VirtualWorker, DecodeRole]:
     cluster, worker, role = _worker()
     for name in ("a", "b"):
         _say(cluster, worker, Prefill(_request(name, [ord(name) % 90] * 13), (), False, 0))
     while not role.occupancy().swapped:
-        assert cluster._run(worker)
+        assert cluster.run_step(worker)
     assert role.occupancy().request_ids == ("a", "b")
     return cluster, worker, role
 
@@ -60,7 +60,7 @@ def _check_slots(space: SwapSpace) -> None:
     assert sorted([*space._free, *held]) == list(range(space.num_slots))
 
 
-def _tokens(worker: PureWorker, request_id: str) -> list[int]:
+def _tokens(worker: VirtualWorker, request_id: str) -> list[int]:
     outputs = [message.tokens for message in worker.outbox if hasattr(message, "tokens")]
     return [token.token_id for tokens in outputs for token in tokens if token.request_id == request_id]
 
@@ -77,14 +77,14 @@ def test_growth_cancels_and_swaps_in_any_order_keep_every_page_and_slot(
         request = live[f"r{number}"] = _request(f"r{number}", prompt, rng.randint(1, 26))
         _say(cluster, worker, Prefill(request, (), False, 0))
         for _ in range(rng.randint(0, 14)):
-            cluster._run(worker)
+            cluster.run_step(worker)
             worker.state.pool.check_integrity()
             _check_slots(role._swap)
         if rng.random() < 0.3:
             gone = rng.choice(sorted(live))
             del live[gone]
             _say(cluster, worker, Cancel(gone))
-    while cluster._run(worker):
+    while cluster.run_step(worker):
         _check_slots(role._swap)
     for request in live.values():
         assert _tokens(worker, request.request_id) == cluster.expected(request)
@@ -98,7 +98,7 @@ def test_a_cluster_short_of_pages_serves_everybody_whatever_moves_leaves_or_dies
     seed: int, host_pages: int, operations: bool, death: bool
 ) -> None:
     rng = random.Random(seed)
-    cluster = PureCluster(rng, num_pages=18, host_pages=host_pages, ends=False, split=seed % 2 == 0, duplicates=0.1)
+    cluster = SteppedCluster(rng, num_pages=18, host_pages=host_pages, ends=False, split=seed % 2 == 0, duplicates=0.1)
     for name in ("prefill-0", "decode-0", "decode-1", "mixed-0"):
         cluster.add(name, RoleName(name.split("-")[0]))
     cluster.settle()
@@ -130,8 +130,8 @@ def test_a_cluster_short_of_pages_serves_everybody_whatever_moves_leaves_or_dies
     cluster.check_nothing_is_held()
 
 
-def _run_short_of_pages(host_pages: int) -> PureWorker:
-    cluster = PureCluster(random.Random(3), num_pages=24, host_pages=host_pages, ends=False)
+def _run_short_of_pages(host_pages: int) -> VirtualWorker:
+    cluster = SteppedCluster(random.Random(3), num_pages=24, host_pages=host_pages, ends=False)
     worker = cluster.add("mixed-0", RoleName.MIXED)
     cluster.settle()
     requests = [cluster.submit(f"r{index}", [index] * 30, 40) for index in range(4)]
@@ -156,7 +156,7 @@ def test_of_a_swapped_sequence_only_the_pages_that_left_the_cache_are_copied_bac
     sequence = role._waiting["b"]
     computed = role._swap._swapped["b"].computed
     for _ in range(2 * PAGE_SIZE):
-        cluster._run(worker)
+        cluster.run_step(worker)
     _say(cluster, worker, Cancel("a"))
     cached = count_matches(worker.state.pool, sequence.page_hashes)
     assert 0 < cached < computed // PAGE_SIZE  # the end of the chain made room
@@ -167,7 +167,7 @@ def test_of_a_swapped_sequence_only_the_pages_that_left_the_cache_are_copied_bac
     assert page_ids(swap_in.pages) == sequence.page_table[cached : -(-computed // PAGE_SIZE)]
     assert sequence.computed == computed
     assert plan.num_tokens == 1
-    cluster._act(worker, copies)
+    cluster.perform_for(worker, copies)
     worker.execute(plan)  # finds its own KV
 
 
@@ -176,16 +176,16 @@ def test_pages_that_another_sequence_reads_too_are_shared_again_and_stay_as_they
     prompt = [5] * 8
     for name in ("a", "b"):
         _say(cluster, worker, Prefill(_request(name, [*prompt, ord(name) % 90, 1, 2]), (), False, 0))
-        cluster._run(worker)
+        cluster.run_step(worker)
     common = role._running["a"].page_table[:2]
     assert role._running["b"].page_table[:2] == common
     while not role.occupancy().swapped:
-        cluster._run(worker)
+        cluster.run_step(worker)
     while role.occupancy().swapped:
-        cluster._run(worker)
+        cluster.run_step(worker)
     if "b" in role._running:
         assert role._running["b"].page_table[:2] == common
-    while cluster._run(worker):
+    while cluster.run_step(worker):
         pass
     for name in ("a", "b"):
         request = _request(name, [*prompt, ord(name) % 90, 1, 2])
@@ -203,7 +203,7 @@ def test_a_swapped_sequence_that_is_cancelled_or_replaced_frees_its_slots(end: R
 
 def test_a_swapped_sequence_cannot_move_and_keeps_the_role_from_being_switched() -> None:
     cluster, worker, role = _two_of_which_one_is_swapped_out()
-    other = PureCluster(random.Random(0), num_pages=40).add("decode-1", RoleName.DECODE)
+    other = SteppedCluster(random.Random(0), num_pages=40).add("decode-1", RoleName.DECODE)
     (answer,) = other.role.on_message(Reserve("b/1", _request("b", [8] * 13), (), 0, PAGE_SIZE), 0.0)
     assert isinstance(answer, Send)
     worker.outbox.clear()
@@ -264,7 +264,7 @@ def test_nothing_is_copied_where_the_cache_has_more_than_was_computed() -> None:
 
 
 def test_the_router_hears_of_swapped_sequences_and_finds_no_leak() -> None:
-    cluster = PureCluster(random.Random(5), num_pages=24, host_pages=24, ends=False)
+    cluster = SteppedCluster(random.Random(5), num_pages=24, host_pages=24, ends=False)
     worker = cluster.add("mixed-0", RoleName.MIXED)
     cluster.settle()
     for index in range(4):

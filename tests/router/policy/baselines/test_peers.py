@@ -21,8 +21,8 @@ from baton.router.policy.cluster_state import ClusterState, RunningSequence
 from baton.router.policy.length_distribution import point
 from baton.router.policy.placement import Place, Placement, PlacementInput, Refuse
 from baton.router.policy.policies import NAMES, make_policy
-from tests.pure_cluster import PureCluster
-from tests.pure_worker import expected_output
+from baton.simulator.stepped_cluster import SteppedCluster
+from baton.simulator.token_checker import expected_output
 from tests.router.policy.clusters import cache, cluster_of, decode, fill
 
 WORKERS = ("prefill-0", "prefill-1", "decode-0", "decode-1")
@@ -220,7 +220,7 @@ def test_under_every_policy_each_request_gets_its_tokens_and_every_page_comes_ba
     name: str, seed: int, death: bool
 ) -> None:
     rng = random.Random(seed)
-    cluster = PureCluster(rng, placement=make_policy(name, refuse_late=False, seed=seed))
+    cluster = SteppedCluster(rng, placement=make_policy(name, refuse_late=False, seed=seed))
     for worker in WORKERS:
         cluster.add(worker, RoleName(worker.split("-")[0]))
     cluster.settle()

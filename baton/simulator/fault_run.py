@@ -1,0 +1,249 @@
+"""Plays one schedule of faults on a virtual cluster, and checks what the cluster promises.
+
+Clients ask again when the router was restarted or had no room for them. After the last fault everything is healed;
+then every request has to end, and nothing may be held.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from functools import partial
+
+from baton.protocol.errors import BatonError, Cancelled, HandoffFailed, NoWorkers, WorkerLost
+from baton.protocol.worker import RoleName
+from baton.router.core.operation import Drain, Migrate, OperationSpec, Rebalance, Undrain
+from baton.router.core.transfers import ORPHAN_S, RELINK_AFTER_S
+from baton.router.policy.predicted_latency import PredictedLatency
+from baton.simulator.cluster import CLAIM_WITHIN_S
+from baton.simulator.faults import Arrival, Fault, FaultKind, Schedule
+from baton.simulator.simulation import Slo
+from baton.simulator.timed_cluster import TimedCluster, Timing
+from baton.simulator.token_checker import Violation
+from baton.simulator.virtual_worker import VirtualWorker
+
+JOINED_S = 0.5  # when the first request may come: workers register before
+RETRY_S = 0.3  # until a client asks again
+RESUME_S = 1.5  # within which clients ask for the rest when the router is back
+PATIENCE_S = 60.0  # within which every request has to end after that
+CORRUPT, TWICE, BREAKS = 0.3, 0.2, 0.1  # shares of handoffs, messages, writes
+SLO = Slo()
+ALLOWED = (WorkerLost, NoWorkers, HandoffFailed)  # errors with which a request may end where something went wrong
+
+
+@dataclass(frozen=True, slots=True)
+class FaultResult:
+    """How a schedule went. `failure` is empty if every promise was kept."""
+
+    schedule: Schedule
+    failure: str
+    errors: tuple[str, ...] = ()  # with which requests ended
+    met: int = 0  # requests that met the objectives
+    tokens: int = 0
+    longest_pauses_s: tuple[float, ...] = ()  # of each client's stream, or before it
+    simulated_s: float = 0.0
+    deliveries: int = 0
+
+
+@dataclass(eq=False)
+class FaultRun:
+    """One schedule on its cluster."""
+
+    schedule: Schedule
+    timing: Timing = field(default_factory=Timing)
+    cluster: TimedCluster = field(init=False)
+    gone: set[str] = field(default_factory=set)  # requests whose clients have left
+
+    def __post_init__(self) -> None:
+        schedule = self.schedule
+        self.cluster = TimedCluster(
+            random.Random(schedule.seed),
+            schedule.num_pages,
+            host_pages=schedule.host_pages,
+            placement=PredictedLatency(),
+            ends=schedule.ends,
+            timing=self.timing,
+        )
+
+    def run(self) -> None:
+        """Play the schedule to its end. Raises `Violation`."""
+        cluster, schedule = self.cluster, self.schedule
+        for name, role in schedule.workers:
+            cluster.start(name, role)
+        for arrival in schedule.arrivals:
+            cluster.events.at(JOINED_S + arrival.at_s, partial(self._submit, arrival))
+        for fault in schedule.faults:
+            cluster.events.at(JOINED_S + fault.at_s, partial(self._begin, fault))
+        healed_s = JOINED_S + max((fault.at_s + fault.for_s for fault in schedule.faults), default=0.0)
+        cluster.run_until(healed_s + 0.1)
+        self._heal()
+        cluster.run_until(healed_s + PATIENCE_S, self._all_ended)
+        self._come_to_rest()
+        self._check()
+
+    def _submit(self, arrival: Arrival) -> None:
+        cluster = self.cluster
+        if arrival.request_id in self.gone:
+            return
+        try:
+            if cluster.now >= cluster.up_s:
+                cluster.submit(arrival.request_id, arrival.prompt, arrival.max_tokens)
+                return
+        except BatonError as error:
+            if not error.retryable:
+                raise
+        cluster.events.after(RETRY_S, partial(self._submit, arrival))
+
+    def _resume(self, request_id: str) -> None:
+        cluster = self.cluster
+        if request_id in cluster.ended or request_id in self.gone or request_id in cluster.core.requests.live:
+            return
+        try:
+            if cluster.now >= cluster.up_s:
+                cluster.resume(request_id)
+                return
+        except BatonError as error:
+            if not error.retryable:
+                raise
+        cluster.events.after(RETRY_S, partial(self._resume, request_id))
+
+    def _begin(self, fault: Fault) -> None:
+        """The fault begins; on a worker whose process has ended it does nothing."""
+        cluster, network = self.cluster, self.cluster.network
+        workers = [cluster.workers.get(name) for name in fault.subjects]
+        match fault.kind:
+            case FaultKind.KILL if workers[0] is not None:
+                cluster.end_process(fault.subjects[0], fault.for_s)
+            case FaultKind.STOP if workers[0] is not None:
+                cluster.stop(workers[0], True)
+            case FaultKind.CUT:
+                network.cut.add(frozenset(fault.subjects))
+            case FaultKind.ROUTER:
+                self._restart_router(fault.for_s)
+            case FaultKind.PAUSE:
+                cluster.pause_router(fault.for_s)
+            case FaultKind.BREAK if workers[0] is not None and not workers[0].silent:
+                cluster.break_connection(fault.subjects[0])
+            case FaultKind.FAIL:
+                network.failing = BREAKS
+            case FaultKind.CORRUPT:
+                network.corruption = CORRUPT
+            case FaultKind.DUPLICATE:
+                cluster.duplicates = TWICE
+            case FaultKind.CANCEL:
+                self.gone.update(fault.subjects)
+                for request_id in fault.subjects:
+                    cancel = partial(cluster.cancel, request_id, Cancelled("the client has left"))
+                    cluster.events.at(cluster.up_s, cancel)
+            case FaultKind.DRAIN | FaultKind.UNDRAIN | FaultKind.REBALANCE | FaultKind.MIGRATE:
+                self._operate(fault)
+        if fault.for_s:
+            cluster.events.after(fault.for_s, partial(self._end, fault, workers))
+
+    def _end(self, fault: Fault, workers: list[VirtualWorker | None]) -> None:
+        network = self.cluster.network
+        match fault.kind:
+            case FaultKind.STOP if workers[0] is not None:
+                self.cluster.stop(workers[0], False)
+            case FaultKind.CUT:
+                network.cut.discard(frozenset(fault.subjects))
+            case FaultKind.FAIL:
+                network.failing = 0.0
+            case FaultKind.CORRUPT:
+                network.corruption = 0.0
+            case FaultKind.DUPLICATE:
+                self.cluster.duplicates = 0.0
+
+    def _restart_router(self, down_s: float) -> None:
+        cluster = self.cluster
+        cluster.restart_router(down_s)
+        for request_id in cluster.requests:
+            if request_id not in cluster.ended and request_id not in self.gone:
+                delay_s = down_s + cluster.rng.uniform(0.0, RESUME_S)
+                cluster.events.after(delay_s, partial(self._resume, request_id))
+
+    def _operate(self, fault: Fault) -> None:
+        """An operator asks for it; the router may refuse."""
+        try:
+            if self.cluster.now >= self.cluster.up_s:
+                self.cluster.operate(self._spec(fault))
+        except BatonError:
+            pass
+
+    def _spec(self, fault: Fault) -> OperationSpec:
+        match fault.kind:
+            case FaultKind.DRAIN:
+                return Drain(fault.subjects)
+            case FaultKind.UNDRAIN:
+                return Undrain(fault.subjects)
+            case FaultKind.MIGRATE:
+                return Migrate(fault.subjects[0])
+        prefill = int(fault.subjects[0])
+        return Rebalance(prefill, len(self.schedule.workers) - prefill)
+
+    def _heal(self) -> None:
+        """All faults are over: every worker serves, and some worker decodes."""
+        cluster = self.cluster
+        cluster.run_until(cluster.now + 5.0, lambda: len(cluster.core.state.workers) == len(self.schedule.workers))
+        for operation in list(cluster.core.operations.running):
+            cluster.cancel_operation(operation.operation_id)
+        cluster.run_until(cluster.now + 5.0, lambda: not cluster.core.operations.running)
+        cluster.undrain_all()
+        roles = [view.role for view in cluster.core.state.workers.values()]
+        if RoleName.DECODE not in roles and RoleName.MIXED not in roles:
+            cluster.operate(Rebalance(len(roles) - 1, 1))
+
+    def _all_ended(self) -> bool:
+        return len(self.cluster.ended.keys() | self.gone) >= len(self.schedule.arrivals)
+
+    def _come_to_rest(self) -> None:
+        """Time enough for everything that is held for a while: kept sequences, orphaned writes, broken pairs."""
+        cluster = self.cluster
+        cluster.run_until(cluster.now + 1.0 + CLAIM_WITHIN_S)
+        transfers = cluster.core.membership.transfers
+        for wait_s in (ORPHAN_S if len(transfers) else 0.0, RELINK_AFTER_S, RELINK_AFTER_S):
+            if len(transfers) or cluster.core.state.unreachable or wait_s > RELINK_AFTER_S:
+                cluster.now += wait_s
+                cluster.run_until(cluster.now + 1.0)
+
+    def _check(self) -> None:
+        cluster = self.cluster
+        clean = not self.schedule.faults
+        for arrival in self.schedule.arrivals:
+            request_id = arrival.request_id
+            completion = cluster.ended.get(request_id)
+            if request_id in self.gone:
+                pass
+            elif completion is None:
+                raise Violation(f"{request_id} has not ended")
+            elif completion.error is not None and (clean or not isinstance(completion.error, ALLOWED)):
+                raise Violation(f"{request_id} ended with {type(completion.error).__name__}: {completion.error}")
+            if request_id in cluster.requests:
+                cluster.clients.check(request_id, self.schedule.ends)
+        cluster.check_nothing_is_held()
+        for operation in cluster.core.operations.running:
+            raise Violation(f"the operation to {operation.spec.title} has not ended: {operation.steps}")
+        if cluster.network.writes or len(cluster.core.membership.transfers) or cluster.core.state.unreachable:
+            raise Violation("writes are on their way, or pairs of workers unreachable, though everything is healed")
+
+
+def play(schedule: Schedule, timing: Timing | None = None) -> FaultResult:
+    """Play a schedule; whatever goes wrong is its `failure`."""
+    run = FaultRun(schedule, timing or Timing())
+    failure = ""
+    try:
+        run.run()
+    except Exception as error:  # noqa: BLE001 (whatever it is, it is what the schedule was played for)
+        failure = f"{type(error).__name__}: {error}"
+    cluster = run.cluster
+    ends = (completion.error for completion in cluster.ended.values())
+    return FaultResult(
+        schedule,
+        failure,
+        tuple(type(error).__name__ for error in ends if error is not None),
+        sum(cluster.clients.met(one.request_id, SLO.objectives(len(one.prompt))) for one in schedule.arrivals),
+        sum(map(len, cluster.shown.values())),
+        tuple(cluster.clients.longest_pause_s.values()),
+        cluster.now,
+        cluster.events.done,
+    )

@@ -1,0 +1,164 @@
+"""Schedules of faults: what goes wrong, and when, drawn from a seed. Data: a schedule prints, replays and shrinks."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from baton.protocol.worker import RoleName
+
+SPAN_S = 2.0  # in which requests arrive, and faults begin
+MAX_FAULTS = 8
+MAX_CANCELLED = 8  # requests by one fault
+PROMPT_TOKENS, OUTPUT_TOKENS = 24, 24  # the most of a request
+
+
+class FaultKind(StrEnum):
+    """What can go wrong, or be asked for in the middle of it."""
+
+    KILL = "kill"
+    STOP = "stop"
+    CUT = "cut the cable between"
+    ROUTER = "restart the router"
+    PAUSE = "stop the router"
+    BREAK = "break the router's connection to"
+    FAIL = "break connections between workers"
+    CORRUPT = "corrupt pages on their way"
+    DUPLICATE = "deliver messages twice"
+    CANCEL = "cancel"
+    DRAIN = "drain"
+    UNDRAIN = "undrain"
+    REBALANCE = "rebalance"
+    MIGRATE = "migrate"
+
+
+SUBJECTS = {  # how many workers a fault is about
+    FaultKind.KILL: 1,
+    FaultKind.STOP: 1,
+    FaultKind.CUT: 2,
+    FaultKind.BREAK: 1,
+    FaultKind.DRAIN: 1,
+    FaultKind.UNDRAIN: 1,
+}
+LASTS_S = {  # how long a fault lasts: between these
+    FaultKind.KILL: (0.05, 3.0),
+    FaultKind.STOP: (0.1, 4.0),  # a worker is given up after 2 s
+    FaultKind.CUT: (0.1, 3.0),
+    FaultKind.ROUTER: (0.0, 1.0),
+    FaultKind.PAUSE: (0.1, 3.0),
+    FaultKind.FAIL: (0.2, 1.0),
+    FaultKind.CORRUPT: (0.2, 1.0),
+    FaultKind.DUPLICATE: (0.2, 2.0),
+}
+UNDOES = {  # what the end of a fault is
+    FaultKind.KILL: "another process comes up",
+    FaultKind.STOP: "it continues",
+    FaultKind.CUT: "it is whole",
+    FaultKind.ROUTER: "it is back",
+    FaultKind.PAUSE: "it continues",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One thing that goes wrong. `subjects` are workers or requests."""
+
+    number: int  # in its schedule
+    at_s: float
+    kind: FaultKind
+    subjects: tuple[str, ...] = ()
+    for_s: float = 0.0
+
+    def __str__(self) -> str:
+        named = " ".join([self.kind, " and ".join(self.subjects)]).rstrip()
+        ends = f", after {self.for_s:.3f} s {UNDOES.get(self.kind, 'it is over')}" if self.kind in LASTS_S else ""
+        return f"{self.number:3d}  at {self.at_s:.3f} s: {named}{ends}"
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A request and when it arrives."""
+
+    at_s: float
+    request_id: str
+    prompt: tuple[int, ...]
+    max_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """A cluster, its requests and its faults. The same schedule always plays out the same."""
+
+    seed: int
+    workers: tuple[tuple[str, RoleName], ...]
+    arrivals: tuple[Arrival, ...]
+    faults: tuple[Fault, ...]
+    num_pages: int
+    host_pages: int
+    ends: bool  # the model has an end-of-sequence token
+
+    def __str__(self) -> str:
+        names = ", ".join(name for name, _ in self.workers)
+        head = f"seed {self.seed}: {names}; {self.num_pages} pages each, {len(self.arrivals)} requests"
+        return "\n".join([head, *map(str, self.faults)])
+
+    def keeping(self, numbers: Collection[int]) -> Schedule:
+        """The same without the faults of other numbers."""
+        return replace(self, faults=tuple(fault for fault in self.faults if fault.number in numbers))
+
+
+def draw(seed: int) -> Schedule:
+    """The schedule of a seed: 3 to 8 workers, two dozen requests, up to `MAX_FAULTS` faults."""
+    rng = random.Random(seed)
+    counts = {RoleName.PREFILL: rng.randint(1, 3), RoleName.DECODE: rng.randint(1, 3), RoleName.MIXED: 0}
+    counts[RoleName.MIXED] = rng.choice([0, 0, 1, 2]) if sum(counts.values()) > 2 else 1
+    workers = tuple((f"{role.value}-{index}", role) for role, count in counts.items() for index in range(count))
+    shared = [rng.randrange(96) for _ in range(16)]
+    arrivals = tuple(_arrival(rng, index, shared) for index in range(rng.randint(12, 30)))
+    names = [name for name, _ in workers]
+    faults = sorted(
+        (_fault(rng, names, len(arrivals)) for _ in range(rng.randint(1, MAX_FAULTS))), key=lambda one: one.at_s
+    )
+    return Schedule(
+        seed=seed,
+        workers=workers,
+        arrivals=tuple(sorted(arrivals, key=lambda one: one.at_s)),
+        faults=tuple(replace(fault, number=number) for number, fault in enumerate(faults)),
+        num_pages=rng.choice([16, 24, 40, 120]),
+        host_pages=rng.choice([0, 0, 8]),
+        ends=rng.random() < 0.5,
+    )
+
+
+def _arrival(rng: random.Random, index: int, shared: list[int]) -> Arrival:
+    """Many prompts have a common beginning."""
+    prompt = shared[: rng.choice([0, 0, 4, 9, 16])]
+    prompt = prompt + [rng.randrange(96) for _ in range(rng.randint(1, PROMPT_TOKENS - len(prompt)))]
+    return Arrival(rng.uniform(0.0, SPAN_S), f"r{index}", tuple(prompt), rng.randint(1, OUTPUT_TOKENS))
+
+
+def _fault(rng: random.Random, names: list[str], requests: int) -> Fault:
+    kind = rng.choice(list(FaultKind))
+    subjects = rng.sample(names, SUBJECTS.get(kind, 0))
+    if kind in (FaultKind.CANCEL, FaultKind.MIGRATE):
+        count = rng.randint(1, MAX_CANCELLED) if kind is FaultKind.CANCEL else 1
+        subjects = [f"r{index}" for index in rng.sample(range(requests), count)]
+    if kind is FaultKind.REBALANCE:
+        subjects = [str(rng.randint(0, len(names)))]  # prefill workers
+    for_s = rng.uniform(*LASTS_S[kind]) if kind in LASTS_S else 0.0
+    return Fault(0, rng.uniform(0.1, SPAN_S), kind, tuple(subjects), for_s)
+
+
+def shrink(schedule: Schedule, fails: Callable[[Schedule], bool]) -> Schedule:
+    """Drop faults, the latest first, while the schedule still fails."""
+    dropped = True
+    while dropped:
+        dropped = False
+        for fault in reversed(schedule.faults):
+            numbers = {one.number for one in schedule.faults} - {fault.number}
+            smaller = schedule.keeping(numbers)
+            if fails(smaller):
+                schedule, dropped = smaller, True
+    return schedule

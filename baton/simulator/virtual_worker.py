@@ -1,0 +1,134 @@
+"""A worker in a virtual cluster: the real session and pages, and queues in place of its links."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import deque
+from dataclasses import dataclass, field
+
+from baton.config.schema import EngineSection
+from baton.engine.batch import StepBudget
+from baton.engine.kv_pages import PagePool
+from baton.engine.step import StepPlan, StepResult
+from baton.protocol.handoff import HandoffNotice
+from baton.protocol.messages import RouterMessage, WorkerMessage
+from baton.protocol.worker import Endpoint, PageLayout, RoleName, WorkerInfo
+from baton.simulator.token_checker import EOS, PageMemory
+from baton.worker.core.role import Role, SwapIn, SwapOut
+from baton.worker.core.state import WorkerState
+from baton.worker.session import Phase, WorkerSession
+
+PAGE_SIZE, CONTEXT_TOKENS, MAX_BATCH = 4, 1000, 8
+WRITE_STALL_S = 0.5
+
+
+@dataclass(eq=False)
+class VirtualWorker:
+    """One worker: session, page memory and the queues of its links."""
+
+    session: WorkerSession
+    memory: PageMemory
+    inbox: deque[RouterMessage] = field(default_factory=deque)
+    notices: deque[HandoffNotice] = field(default_factory=deque)
+    peers: set[str] = field(default_factory=set)  # agents it is connected with
+    silent: bool = False  # stopped: it computes and sends nothing
+    stepping: tuple[StepPlan, StepResult] | None = None  # computed, but not absorbed
+    idle: bool = False  # it had no step to run, and nothing has happened since
+    granted: dict[tuple[str, int], int] = field(default_factory=dict)  # (agent, page) → generation it may write into
+    granted_by: dict[tuple[str, int], str] = field(default_factory=dict)  # and the page's reservation
+    due_s: dict[str, float] = field(default_factory=dict)  # of the next thing on each of its links
+    changed: bool = True  # since its next thing was looked up
+    next_s: float = math.inf  # of the earliest of them
+    next_link: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.session.info.name
+
+    @property
+    def incarnation(self) -> int:
+        return int(self.session.info.incarnation)
+
+    @property
+    def role(self) -> Role:
+        return self.session.role
+
+    @property
+    def state(self) -> WorkerState:
+        return self.session.state
+
+    @property
+    def outbox(self) -> list[WorkerMessage]:
+        """Messages on their way to the router."""
+        return self.session.outbox
+
+    @property
+    def serving(self) -> bool:
+        return self.session.phase is Phase.SERVING
+
+    @property
+    def leaving(self) -> bool:
+        return self.session.phase is Phase.LEAVING
+
+    @property
+    def prefilled(self) -> int:
+        """Tokens that it has computed in chunks."""
+        return self.memory.prefilled
+
+    @property
+    def computed(self) -> int:
+        """Positions that it has computed."""
+        return self.memory.computed
+
+    def execute(self, plan: StepPlan) -> StepResult:
+        """Compute a step. Raises `Violation` if it reads foreign KV."""
+        return self.memory.execute(plan)
+
+    def copy(self, copies: SwapOut | SwapIn) -> None:
+        """Move pages to host memory, or back."""
+        memory = self.memory
+        match copies:
+            case SwapOut(pages, slots):
+                for page, slot in zip(pages, slots, strict=True):
+                    memory.host[slot] = list(memory.pages[page])
+            case SwapIn(slots, pages):
+                for slot, page in zip(slots, pages, strict=True):
+                    memory.pages[page] = list(memory.host[slot])
+
+    def new_transport(self) -> None:
+        """What belonged to the former incarnation's transport is gone."""
+        for memory in (self.peers, self.granted, self.granted_by, self.notices):
+            memory.clear()
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerShape:
+    """What the workers of a cluster have in common."""
+
+    num_pages: int
+    chunk_tokens: int
+    host_pages: int  # slots of host memory for preempted sequences
+    share_prefixes: bool
+    ends: bool  # the model has an end-of-sequence token
+
+    def start(self, name: str, role: RoleName, incarnation: int) -> VirtualWorker:
+        """A worker without a transport; its later incarnations are numbered in steps of 100. A new process has a
+        new process id."""
+        agent = f"{name}:{incarnation}"
+        state = WorkerState(
+            agent,
+            "model",
+            frozenset([EOS] if self.ends else []),
+            CONTEXT_TOKENS,
+            StepBudget(self.chunk_tokens, MAX_BATCH),
+            PagePool(self.num_pages, PAGE_SIZE),
+            engine=EngineSection(write_stall_s=WRITE_STALL_S),
+            share_prefixes=self.share_prefixes,
+            host_pages=self.host_pages,
+        )
+        endpoint = Endpoint(agent, b"", 0, 0, PageLayout(self.num_pages, 1, PAGE_SIZE, 1, 1, "float32", "model"))
+        info = WorkerInfo(name, str(incarnation), role, 0, endpoint, self.chunk_tokens, MAX_BATCH, pid=incarnation)
+        later = itertools.count(incarnation + 100, 100)
+        session = WorkerSession(info, state, lambda: str(next(later)))
+        return VirtualWorker(session, PageMemory(name, self.num_pages, PAGE_SIZE))
