@@ -134,6 +134,9 @@ class DecodeRole:
         sequence = self._receiver.commit(notice)
         if sequence is None:
             return []
+        if sequence.request_id in self._running or sequence.request_id in self._waiting:
+            give_back_pages(sequence, self.state.pool)  # no router sends a sequence to where it is
+            return []
         commit_pages(sequence, self.state.pool, self.state.root)
         self._log.forget(sequence.request_id)
         self._running[sequence.request_id] = sequence

@@ -11,6 +11,7 @@ from hashlib import blake2b
 from baton.protocol.errors import InvalidRequest, PromptTooLong
 
 MAX_LOGPROBS = 20
+MAX_OBJECTIVE_S = 1e6  # Larger ones would overflow the sums that forecasts are made of.
 MAX_STOP_STRINGS = 16
 MAX_STOP_BYTES = 256
 DIGEST_BYTES = 16
@@ -94,10 +95,12 @@ class Objectives:
     tpot_s: float | None = None
 
     def validate(self) -> None:
-        """Raise `InvalidRequest` unless every objective is a positive number of seconds."""
+        """Raise `InvalidRequest` unless every objective is a positive number of seconds, at most MAX_OBJECTIVE_S."""
         for name, value in (("ttft_s", self.ttft_s), ("tpot_s", self.tpot_s)):
-            if value is not None and not (math.isfinite(value) and value > 0):
-                raise InvalidRequest(f"The objective {name} is {value}: it must be a positive number of seconds.")
+            if value is not None and not 0 < value <= MAX_OBJECTIVE_S:
+                raise InvalidRequest(
+                    f"The objective {name} is {value}: it must be above 0 and at most {MAX_OBJECTIVE_S:g} seconds."
+                )
 
 
 @dataclass(frozen=True, slots=True)

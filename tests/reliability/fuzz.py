@@ -13,7 +13,8 @@ from typing import Any
 
 from baton.harness import report
 from baton.harness.report import Goal, Report, arguments
-from tests.fuzz.targets import TARGETS, Target
+from tests.fuzz.target import Target
+from tests.fuzz.targets import TARGETS
 
 TURN_S = 1.0  # for one target, before the next one
 SLOW_S = 5.0  # an input that takes longer counts as a hang

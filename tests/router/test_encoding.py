@@ -18,7 +18,7 @@ from baton.protocol.v1 import inference_pb2
 from baton.router.encoding import SHORT_BYTES, EncodingPool, Lane
 from baton.router.server import InferenceService, ServedModel
 from tests.checkpoints import byte_tokenizer
-from tests.fuzz.targets import CONFIG
+from tests.fuzz.model_json import CONFIG
 
 BIG = "time " * 4_000
 

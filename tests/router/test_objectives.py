@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from baton.protocol.request import Objectives, Request, SamplingParams
+import pytest
+
+from baton.protocol.errors import InvalidRequest
+from baton.protocol.request import MAX_OBJECTIVE_S, Objectives, Request, SamplingParams
 from baton.protocol.worker import RoleName
 from baton.router.core.commands import Command, FinishStream, SendToWorker
 from baton.router.core.core import RouterCore
@@ -39,3 +42,11 @@ def test_decode_workers_alone_serve_many_at_once_whatever_the_tpot() -> None:
     core = make_core(RoleName.DECODE, num_pages=1000)
     for number in range(8):
         assert any(isinstance(one, SendToWorker) for one in submit(core, f"r{number}", Objectives(tpot_s=0.012)))
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan"), float("inf"), 1e200])
+@pytest.mark.parametrize("name", ["ttft_s", "tpot_s"])
+def test_an_objective_that_would_spoil_the_forecasts_is_refused(name: str, seconds: float) -> None:
+    with pytest.raises(InvalidRequest, match=f"The objective {name} is"):
+        Objectives(**{name: seconds}).validate()
+    Objectives(**{name: MAX_OBJECTIVE_S}).validate()

@@ -21,7 +21,7 @@ from baton.protocol.request import Request
 from baton.router.access.credentials import Credentials
 from baton.router.server import InferenceService, ServedModel, start_server
 from tests.checkpoints import byte_tokenizer
-from tests.fuzz.targets import CONFIG
+from tests.fuzz.model_json import CONFIG
 
 BOS = 2
 SAYS = "that is as far as it goes"
