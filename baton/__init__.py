@@ -59,7 +59,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Load what is asked for when it is asked for, so that `import baton` stays cheap."""
+    """Import a public name on first use, so that `import baton` stays cheap."""
     if name not in __all__:
         raise AttributeError(f"module 'baton' has no attribute {name!r}")
     from importlib import import_module

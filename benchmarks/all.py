@@ -1,11 +1,11 @@
-"""Every benchmark, one after the other, each in a process of its own; one that fails does not stop the others.
+"""Every benchmark and reliability run, one after the other, each in its own process; a failure does not stop the rest.
 
-    python -m benchmarks.all --smoke                       # does everything run? (3 minutes)
-    python -m benchmarks.all --traces DIR --publish        # everything in full, kept in benchmarks/results (hours)
-    python -m benchmarks.all --only engine,router --quick  # some of it
+    python -m benchmarks.all --smoke                       # check that everything runs (3 minutes)
+    python -m benchmarks.all --traces DIR --publish        # full runs, kept in benchmarks/results (hours)
+    python -m benchmarks.all --only engine,router --quick  # some benchmarks
 
 Recorded traces (mooncake_conversation.jsonl, azure_2023_conversation.csv) are looked for in --traces; without them
-quick and smoke runs replay a made-up one, and full runs of the benchmarks that need them are left out.
+quick and smoke runs replay a synthetic trace, and full runs that need a recorded one are left out.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from baton.harness.results import Result, read_result
 from benchmarks.catalog import BENCHMARKS, BY_NAME, Benchmark
 from benchmarks.made_up_trace import write_trace
-from benchmarks.results import Result, read_result
 
 ROOT = Path(__file__).resolve().parents[1]
-LAST_LINES = 3  # of what a failed benchmark wrote, shown in the table
+LAST_LINES = 3  # Lines of a failed benchmark's output that the table shows.
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one benchmark."""
+    """The result of one benchmark, or why there is none."""
 
     name: str
     seconds: float
     result: Result | None
-    why: str  # it has no result; empty when it has
+    why: str  # why there is no result; empty when there is one
 
     @property
     def verdict(self) -> str:
-        """Goals that were met and missed, or why there is nothing to judge."""
+        """Goals that were met and missed, or why there is no result."""
         if self.result is None:
             return self.why
         missed = [name for name, goal in self.result.goals.items() if not goal.met(self.result.figures[name])]
@@ -53,18 +53,18 @@ class Outcome:
 
 
 def command(one: Benchmark, size: str, trace: Path | None, keep: bool, result: Path) -> list[str]:
-    """The command line of one benchmark; a `trace` takes the place of the one it names."""
+    """The command line of a benchmark; `trace` replaces the trace in its arguments."""
     words = one.arguments.split()
     if size != "full":
         words = ["--trace", one.trace] if one.trace is not None else []
     words = [str(trace) if word == one.trace else word for word in words]
     words += [f"--{size}"] if size != "full" else []
     words += ["--publish", one.name] if keep else []
-    return [sys.executable, "-m", f"benchmarks.{one.module_name}", *words, "--json", str(result)]
+    return [sys.executable, "-m", one.module_name, *words, "--json", str(result)]
 
 
 def run(one: Benchmark, words: Sequence[str], folder: Path) -> Outcome:
-    """Run it to its end (its own deadline bounds that) and read what it wrote."""
+    """Run it to its end, which its own deadline bounds, and read its result."""
     result, log = folder / f"{one.name}.json", folder / f"{one.name}.log"
     result.unlink(missing_ok=True)
     begun_s = time.monotonic()
@@ -74,7 +74,7 @@ def run(one: Benchmark, words: Sequence[str], folder: Path) -> Outcome:
             code = process.wait()
         except BaseException:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGINT)  # so that it takes down what it has started
+                os.killpg(process.pid, signal.SIGINT)  # it then takes down what it has started
             process.wait()
             raise
     seconds = time.monotonic() - begun_s
@@ -85,16 +85,16 @@ def run(one: Benchmark, words: Sequence[str], folder: Path) -> Outcome:
 
 
 def chosen(only: str | None) -> list[Benchmark]:
-    """The benchmarks that were asked for; exits with a sentence when one is unknown."""
+    """The benchmarks to run; exits with a message when a name is unknown."""
     names = list(BY_NAME) if only is None else only.split(",")
     unknown = [name for name in names if name not in BY_NAME]
     if unknown:
-        raise SystemExit(f"--only names {', '.join(unknown)}; there are {', '.join(BY_NAME)}.")
+        raise SystemExit(f"--only: unknown benchmark {', '.join(unknown)}; there are {', '.join(BY_NAME)}.")
     return [one for one in BENCHMARKS if one.name in names]
 
 
 def trace_for(one: Benchmark, size: str, traces: Path | None, folder: Path) -> Path | None:
-    """The trace to replay: the recorded one, else a made-up one where that is enough; None: there is none."""
+    """The trace to replay: recorded, or synthetic for smaller runs; None when a full run has no recorded one."""
     recorded = traces / one.trace if traces is not None and one.trace is not None else None
     if recorded is not None and recorded.exists():
         return recorded.resolve()
@@ -104,17 +104,17 @@ def trace_for(one: Benchmark, size: str, traces: Path | None, folder: Path) -> P
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """0 when every benchmark gave its figures, whatever they are."""
+    """Returns the exit code: 0 when every benchmark produced figures, whatever they are."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.all", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     size = parser.add_mutually_exclusive_group()
-    size.add_argument("--quick", dest="size", action="store_const", const="quick", help="rougher figures")
-    size.add_argument("--smoke", dest="size", action="store_const", const="smoke", help="only: does everything run?")
+    size.add_argument("--quick", dest="size", action="store_const", const="quick", help="less precise figures")
+    size.add_argument("--smoke", dest="size", action="store_const", const="smoke", help="only check that all run")
     parser.set_defaults(size="full")
-    parser.add_argument("--only", metavar="NAME,…", help=f"of {', '.join(BY_NAME)}")
-    parser.add_argument("--traces", type=Path, metavar="DIR", help="where recorded traces are")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="for JSON and logs (default: a new folder in /tmp)")
+    parser.add_argument("--only", metavar="NAME,…", help=f"benchmarks to run: {', '.join(BY_NAME)}")
+    parser.add_argument("--traces", type=Path, metavar="DIR", help="folder of the recorded traces")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for JSON and logs (default: new, in /tmp)")
     parser.add_argument("--publish", action="store_true", help="keep each full run in benchmarks/results")
     options = parser.parse_args(arguments)
     if options.publish and options.size != "full":
@@ -127,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print(f"{number} of {len(picked)}  {one.name}: {one.title}", markup=False)
         trace = trace_for(one, options.size, options.traces, folder) if one.trace is not None else None
         if one.trace is not None and trace is None:
-            outcomes.append(Outcome(one.name, 0.0, None, f"left out: {one.trace} is not in --traces"))
+            outcomes.append(Outcome(one.name, 0.0, None, f"skipped: {one.trace} is not in --traces"))
             continue
         words = command(one, options.size, trace, options.publish, folder / f"{one.name}.json")
         outcomes.append(run(one, words, folder))

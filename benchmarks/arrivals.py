@@ -1,4 +1,4 @@
-"""Random arrivals of an open loop, and what it means that a rate is kept. Pure: the caller brings clock and client."""
+"""Random arrivals of an open loop, and the criterion for a sustained rate. Pure: the caller has clock and client."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from math import sqrt
 
 from baton.router.core.latency import percentile
 
-KEPT_SHARE = 0.95  # of the offered rate
-LATE_S = 0.1  # what 99 of 100 tokens arrive within, the first after the intended arrival, others after their step
+KEPT_SHARE = 0.95  # Share of the offered rate that must be achieved.
+# Limit of the p99 lateness: of first tokens after the intended arrival, of others after their step.
+LATE_S = 0.1
 
 
 def poisson_arrivals(rate_per_s: float, window_s: float, seed: int) -> list[float]:
-    """Seconds from the start at which requests arrive: a Poisson process with exactly `rate_per_s * window_s` arrivals.
+    """Arrival times, in seconds from the start, of a Poisson process with exactly `rate_per_s * window_s` arrivals.
 
-    Given their number, the arrivals of a Poisson process are independent and uniform; with the number fixed the offered
-    rate is the one asked for, also in a short window.
+    Given their number, the arrivals of a Poisson process are independent and uniform. A fixed number makes the offered
+    rate exact, even in a short window.
     """
     rng = random.Random(seed)
     return sorted(rng.uniform(0.0, window_s) for _ in range(max(1, round(rate_per_s * window_s))))
@@ -25,17 +26,17 @@ def poisson_arrivals(rate_per_s: float, window_s: float, seed: int) -> list[floa
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of the requests of one open loop."""
+    """The measurements of one open loop."""
 
     offered_per_s: float
     achieved_per_s: float
-    ttft_s: list[float]  # from the intended arrival to the first token
-    late_s: list[float]  # from a worker's step to the arrival of its token
-    missing: int = 0  # tokens that never came
+    ttft_s: list[float]  # Time from the intended arrival to the first token.
+    late_s: list[float]  # Time from a worker's step to the arrival of its token.
+    missing: int = 0  # Tokens that never arrived.
 
     @property
     def kept(self) -> bool:
-        """Whether the rate was served: requests ended as fast as they arrived, and few tokens came late."""
+        """Whether the rate was sustained: requests ended as fast as they arrived, and few tokens were late."""
         return (
             self.missing == 0
             and self.achieved_per_s >= KEPT_SHARE * self.offered_per_s
@@ -45,17 +46,17 @@ class Outcome:
 
 
 def achieved_per_s(requests: int, window_s: float, last_end_s: float, stream_s: float) -> float:
-    """Requests served per second when those of a window ended at `last_end_s`, a stream itself taking `stream_s`.
+    """Requests served per second when the last request of a window ended at `last_end_s`.
 
-    What is within the lateness that a kept rate may have counts as on time.
+    `stream_s` is the duration of a stream. Lateness up to `LATE_S` counts as on time.
     """
     return requests / max(window_s, last_end_s - stream_s - LATE_S)
 
 
 def highest_kept(peak: float, steps: int, keeps: Callable[[float], bool]) -> float:
-    """The highest rate up to `peak` that is found to be kept, or 0.0.
+    """The highest rate up to `peak` that is found to be sustained, or 0.0.
 
-    The peak itself, else by `steps` bisections of the range from a 16th of it, on a logarithmic scale.
+    Tries the peak, then `steps` bisections of the range from a 16th of it, on a logarithmic scale.
     """
     if keeps(peak):
         return peak

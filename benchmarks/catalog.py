@@ -1,6 +1,6 @@
-"""Every benchmark: its full run, the figures it promises, which way they are better, and the code that they measure.
+"""Every benchmark and reliability run: its full run, its promised figures and their directions, the code it measures.
 
-Pure. A run of any size gives each promised figure. `python -m benchmarks.all` and the tests read from here what to run.
+Pure. A run of any size gives each promised figure. `python -m benchmarks.all` and the tests run what is listed here.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
 
-QUICK_S, SMOKE_S = 300.0, 150.0  # deadlines; a busy machine takes several times as long as a quiet one
 MOONCAKE, AZURE = "mooncake_conversation.jsonl", "azure_2023_conversation.csv"
 ROUTER, ENGINE = "router baton/protocol baton/config", "baton/engine decode_worker baton/protocol"
 CLUSTER = "router prefill_worker decode_worker kv_transfer baton"
@@ -24,43 +23,43 @@ LENGTHS = "mae_tokens_of_median coverage_p{50,75,90}"
 
 @dataclass(frozen=True)
 class Benchmark:
-    """One benchmark, or a second setting of one that is published under a name of its own.
+    """One run, or a second setting of a run that is published under a name of its own.
 
-    Figures are words, {a,b} stands for either of both. A word with * stands for figures that some runs have; all others
+    Figures are words; {a,b} stands for both a and b. A word with * stands for figures that some runs have; all others
     are promised.
     """
 
     name: str
     title: str
-    paths: str  # of the code whose changes make its figures old
+    paths: str  # of the code whose changes outdate its figures
     higher: str = ""  # figures that should be high
     lower: str = ""
     neutral: str = ""  # figures that are neither better nor worse
     arguments: str = ""  # of the full run
-    module: str = ""  # under benchmarks; the name when not given
-    full_s: float = 900.0  # its deadline
-    own_test: str = ""  # what runs it in the suite, if not the smoke test of all
+    module: str = ""  # benchmarks.NAME when not given
+    own_test: str = ""  # the test that runs it, if the smoke test of all does not
 
     @property
     def module_name(self) -> str:
-        return self.module or self.name
+        return self.module or f"benchmarks.{self.name}"
 
     @cached_property
     def promised(self) -> tuple[str, ...]:
+        """The figures that every run has."""
         named = expand(f"{self.higher} {self.lower} {self.neutral}")
         return tuple(name for name in named if "*" not in name)
 
     @property
     def trace(self) -> str | None:
-        """The recorded trace that it replays."""
+        """The recorded trace that it replays, or None."""
         return next((word for word in self.arguments.split() if word in (MOONCAKE, AZURE)), None)
 
     @property
     def code_paths(self) -> tuple[str, ...]:
-        return (f"benchmarks/{self.module_name}.py", *self.paths.split())
+        return (f"{self.module_name.replace('.', '/')}.py", *self.paths.split())
 
     def direction(self, figure: str) -> str | None:
-        """Which way a figure is better, "higher" or "lower"; None where neither is, or nothing is known of it."""
+        """Which way a figure is better, "higher" or "lower"; None for a neutral or unknown figure."""
         ways = [
             (way, expand(text)) for way, text in (("", self.neutral), ("lower", self.lower), ("higher", self.higher))
         ]
@@ -70,7 +69,7 @@ class Benchmark:
 
 
 def expand(text: str) -> tuple[str, ...]:
-    """The words of a text, with each {a,b} replaced by a and by b."""
+    """The words of a text, with {a,b} expanded to both alternatives."""
     found: list[str] = []
     for word in text.split():
         choice = re.search(r"\{([^}]*)\}", word)
@@ -107,7 +106,7 @@ BENCHMARKS = (
     ),
     Benchmark(
         "swap",
-        "swapped or recomputed",
+        "swap against recomputation of preempted sequences",
         ENGINE,
         higher="swap_{out,in}_gib_s_{128,512,960}",
         lower="resume_{ratio_swap_to_recompute,by_swap_ms,by_recompute_ms}_{128,512,960} "
@@ -116,7 +115,7 @@ BENCHMARKS = (
     ),
     Benchmark(
         "streaming",
-        "what the router adds",
+        "latency added by the router",
         f"{ROUTER} benchmarks/router.py {MOCKS}",
         lower="added_{ttft,per_token}_ms_p50 added_{ttft,per_token}_ms_{p50,p99}_{1,16,64}_streams "
         "added_{ttft,per_token}_ms_{p50,p99}_python_client_{1,16,64}_streams",
@@ -131,7 +130,6 @@ BENCHMARKS = (
         lower="router_cpu_ms_per_request open_added_ttft_ms_{p50,p99}_{20_per_s,50_pct} "
         "open_added_per_token_ms_{p50,p99}_{20_per_s,50_pct} added_* open_added_* router_cpu_*",
         neutral="messages_per_request requests_per_s_without_router requests_per_s_* kept_per_s_*",
-        full_s=1800.0,
     ),
     Benchmark(
         "policies",
@@ -142,7 +140,6 @@ BENCHMARKS = (
         lower=f"ttft_p99_ratio_to_best_peer ttft_s_p99_{{{POLICIES}}}",
         neutral="offered_requests_per_s",
         arguments=f"--trace {MOONCAKE} --requests 2000 --scales 4 8 14 --jobs 2",
-        full_s=7200.0,
     ),
     Benchmark(
         "planner",
@@ -151,7 +148,6 @@ BENCHMARKS = (
         higher="goodput_ratio_to_{best_static,no_change}_{shifting,steady} goodput_* attainment_*",
         neutral="role_switches_{shifting,steady}",
         arguments="--jobs 2",
-        full_s=5400.0,
     ),
     Benchmark(
         "rebalance",
@@ -169,7 +165,7 @@ BENCHMARKS = (
         lower="answers_wrong pages_leaked",
         neutral="commands answers migrations",
         arguments="--minutes 5 --seed 1",
-        full_s=600.0,
+        module="tests.reliability.random_commands",
     ),
     Benchmark(
         "chaos",
@@ -179,8 +175,8 @@ BENCHMARKS = (
         "recovery_s_{p50,p99}",
         neutral="minutes faults requests_done requests_left_by_client",
         arguments="--minutes 30 --seed 30",
-        full_s=600.0,
         own_test="tests/live/test_chaos.py",
+        module="tests.reliability.chaos",
     ),
     Benchmark(
         "overload",
@@ -192,6 +188,7 @@ BENCHMARKS = (
         neutral="requests_{sent,done,late,slow,refused} queued_max live_max",
         arguments="--seconds 20 --seed 1",
         own_test="tests/live/test_overload.py",
+        module="tests.reliability.overload",
     ),
     Benchmark(
         "router_restart",
@@ -200,10 +197,11 @@ BENCHMARKS = (
         higher="rest_ratio first_token_ratio streams_continued",
         lower="{gap,first_token,rest}_s_{p50,max}_{continued,computed_again}",
         neutral="streams",
+        module="tests.reliability.router_restart",
     ),
     Benchmark(
         "output_length",
-        "how well output lengths are predicted",
+        "accuracy of predicted output lengths",
         "router/policy baton/simulator/trace.py",
         lower=LENGTH_ERRORS,
         neutral=LENGTHS,
@@ -211,23 +209,23 @@ BENCHMARKS = (
     ),
     Benchmark(
         "output_length_azure",
-        "how well output lengths are predicted, on a second trace",
+        "accuracy of predicted output lengths, on a second trace",
         "router/policy baton/simulator/trace.py",
         lower=LENGTH_ERRORS,
         neutral=LENGTHS,
         arguments=f"--trace {AZURE}",
-        module="output_length",
+        module="benchmarks.output_length",
     ),
     Benchmark(
         "fidelity",
         "the simulator against a live cluster",
         f"{SIMULATED} baton/worker prefill_worker decode_worker",
         lower="ttft_error tpot_error",
-        neutral="{ttft_ms,ttft_p90_ms,tpot_ms,served_locally}_{live,simulated}",
+        neutral="{ttft_ms,ttft_p90_ms,tpot_ms,served_whole}_{live,simulated}",
     ),
     Benchmark(
         "simulator",
-        "how fast the simulator is",
+        "the speed of the simulator",
         SIMULATED,
         higher="events_per_s",
         lower="wall_s event_cost_ratio_to_first_quarter",
@@ -240,7 +238,6 @@ BENCHMARKS = (
         "router/policy",
         higher="decisions_per_s_{10,100,1000}",
         lower="bytes_per_cached_page {match_us,bytes_per_cached_page}_{10,100,1000}",
-        full_s=1800.0,
     ),
     Benchmark(
         "abort_storm",
@@ -249,6 +246,7 @@ BENCHMARKS = (
         higher="throughput_share_{after_2s,worst} tokens_per_s_{before,after}",
         lower="answers_wrong pages_leaked",
         neutral="clients_left answers",
+        module="tests.reliability.abort_storm",
     ),
     Benchmark(
         "soak",
@@ -259,7 +257,7 @@ BENCHMARKS = (
         "worker_mib_per_hour_max",
         neutral="minutes requests_done",
         arguments="--minutes 30 --load 0.8",
-        full_s=600.0,
+        module="tests.reliability.soak",
     ),
     Benchmark(
         "fuzz",
@@ -268,13 +266,7 @@ BENCHMARKS = (
         lower="failures longest_s memory_peak_mib",
         neutral="inputs inputs_read",
         arguments="--minutes 10 --seed 1",
-        full_s=300.0,
+        module="tests.reliability.fuzz",
     ),
 )
 BY_NAME = {one.name: one for one in BENCHMARKS}
-
-
-def deadline_s(module: str, size: str) -> float:
-    """How long a run may take, unless it is told otherwise; time that it was asked to measure comes on top."""
-    limits = [one.full_s for one in BENCHMARKS if one.module_name == module]
-    return {"quick": QUICK_S, "smoke": SMOKE_S}.get(size) or max(limits, default=900.0)

@@ -1,9 +1,9 @@
-"""Two runs of one benchmark, figure by figure, the worst change first.
+"""Compares two runs of one benchmark, figure by figure, the worst change first.
 
     python -m benchmarks.compare before.json after.json
 
-`better` says how many times better the new figure is: 0.5 is half as good, whether high or low is good. Figures that
-are neither come last. A different machine or setting is reported above the table: then ratios mean little.
+`better` says how many times better the new figure is: 0.5 is half as good, whether high or low is better. Neutral
+figures come last. A different machine or setting is reported above the table, because ratios then mean little.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from baton.harness.results import Result, read_result
 from benchmarks.catalog import BY_NAME
-from benchmarks.results import Result, read_result
 
-LOADED = 0.5  # of the cores: more than that took part in what was measured
+LOADED = 0.5  # Load average per core above which other processes disturbed the measurement.
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +35,12 @@ class Change:
 
     @property
     def ratio(self) -> float | None:
-        """New over old; None where a ratio says nothing."""
+        """New over old; None unless both are positive."""
         return self.new / self.old if self.old > 0 and self.new > 0 else None
 
     @property
     def better(self) -> float | None:
-        """How many times better; 0 and infinity where there is no ratio; None where neither way is better."""
+        """How many times better; 0 or infinity when there is no ratio; None for a neutral figure."""
         if self.direction is None:
             return None
         if self.old == self.new:
@@ -53,7 +53,7 @@ class Change:
 
 
 def changes(old: Result, new: Result) -> list[Change]:
-    """The figures that both have, the worst first, then those that are neither better nor worse."""
+    """The figures of both runs, the worst change first, neutral figures last."""
     found = [
         Change(figure, value, new.figures[figure], direction(figure, new))
         for figure, value in old.figures.items()
@@ -71,10 +71,10 @@ def direction(figure: str, result: Result) -> str | None:
 
 
 def warnings(old: Result, new: Result) -> list[str]:
-    """Why the two should not be compared, a sentence each."""
+    """Reasons against comparing the two runs, a sentence each."""
     said = []
     if old.name != new.name:
-        said.append(f"These are two benchmarks: {old.name} and {new.name}.")
+        said.append(f"These are different benchmarks: {old.name} and {new.name}.")
     if old.size != new.size:
         said.append(f"One is a {old.size} run, the other a {new.size} run.")
     for what, one, other in (("machine", old.machine, new.machine), ("setting", old.setting, new.setting)):
@@ -98,7 +98,7 @@ def _said(facts: dict[str, Any], key: str) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """0 when the two could be read and share a figure, whatever they say."""
+    """Returns the exit code: 0 when both files can be read and share a figure, else 2."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.compare",
         description=__doc__,

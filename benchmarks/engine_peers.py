@@ -1,4 +1,4 @@
-"""The workload of `benchmarks.engine`, and how transformers does it: plain batches and continuous batching."""
+"""The workload of `benchmarks.engine`, and transformers' runs of it: plain batches and continuous batching."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ PAGE_SIZE, CHUNK_TOKENS, BATCH, PROMPT_TOKENS, THREADS = 16, 512, 16, 256, 2
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What is asked of every engine."""
+    """The requests that every engine serves."""
 
     prompts: list[list[int]]
     new_tokens: int
 
 
 def build_reference(config: ModelConfig, parameters: dict[str, torch.Tensor]) -> Any:
-    """transformers' model with copies of our weights."""
+    """transformers' model with a copy of our weights."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     options = {key: value for key, value in SHAPE.items() if key != "architectures"}
@@ -52,7 +52,7 @@ def build_reference(config: ModelConfig, parameters: dict[str, torch.Tensor]) ->
 
 
 def run_generate_batch(model: Any, load: Load) -> float:
-    """transformers' continuous batching; tokens per second."""
+    """Output tokens per second of transformers' continuous batching."""
     from transformers import ContinuousBatchingConfig, GenerationConfig
 
     model.set_attn_implementation("sdpa")
@@ -67,7 +67,7 @@ def run_generate_batch(model: Any, load: Load) -> float:
 
 
 def run_static(model: Any, load: Load) -> float:
-    """Plain `generate` on batches of 16; tokens per second."""
+    """Output tokens per second of transformers' plain `generate` on batches of 16."""
     model.set_attn_implementation("sdpa")
     started = time.perf_counter()
     for first in range(0, len(load.prompts), BATCH):

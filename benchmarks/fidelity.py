@@ -1,8 +1,8 @@
-"""Does the simulator tell the truth? The same requests at the same times on live workers and in the simulator.
+"""The simulator's accuracy: the same requests at the same times on live workers and in the simulator.
 
-A prefill and a decode worker of the built-in model serve a Poisson stream. Their own step reports are fitted, each
-worker's alone, and the simulator replays the stream with the fitted step times and the message latency and bandwidth
-that were measured: router core, roles, pages and policy are the same code in both.
+A prefill and a decode worker of the built-in model serve a Poisson stream. Step times are fitted to each worker's own
+step reports. The simulator replays the stream with the fitted step times and the measured message latency and
+bandwidth. Router core, roles, pages and policy are the same code on both sides.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import numpy as np
 import torch
 
 from baton.builtin_model import CHECKPOINT
+from baton.harness.process_cluster import ProcessCluster, plans
+from baton.harness.report import Goal, Report, arguments, progress
 from baton.protocol.request import Request, SamplingParams
 from baton.protocol.worker import RoleName, StepSample, WorkerLoad
 from baton.router.core.completion import Completion
@@ -25,8 +27,6 @@ from baton.router.policy.latency_model import StepCosts
 from baton.router.policy.policies import make_policy
 from baton.simulator.simulation import ClusterSpec, Simulation, WorkerSpec
 from baton.simulator.trace import TraceRequest
-from benchmarks.process_cluster import ProcessCluster, plans
-from benchmarks.report import Goal, Report, arguments, progress
 
 GOALS = {"ttft_error": Goal(0.15, at_most=True), "tpot_error": Goal(0.15, at_most=True)}
 NUM_PAGES, CHUNK_TOKENS, MIXED_CHUNK_TOKENS, MAX_BATCH = 4096, 512, 128, 32
@@ -35,7 +35,7 @@ CONTEXT_TOKENS, PROBES = 2048, 20
 
 @dataclass(eq=False)
 class RecordingState(ClusterState):
-    """Keeps every step the workers report."""
+    """A `ClusterState` that keeps every step that workers report."""
 
     samples: dict[str, list[StepSample]] = field(default_factory=dict)
 
@@ -46,12 +46,13 @@ class RecordingState(ClusterState):
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """The requests: Poisson arrivals, prompts and answers of mixed length."""
+    """Requests with their arrival times."""
 
     requests: list[TraceRequest]
 
     @classmethod
     def poisson(cls, count: int, rate_s: float, seed: int) -> Stream:
+        """`count` Poisson arrivals at `rate_s` requests per second, with prompts and answers of mixed length."""
         rng = random.Random(seed)
         now, requests = 0.0, []
         for _ in range(count):
@@ -62,17 +63,17 @@ class Stream:
 
 @dataclass(frozen=True, slots=True)
 class Live:
-    """What the live cluster measured of itself."""
+    """The measurements of the live cluster."""
 
     completions: list[Completion]
     samples: dict[str, list[StepSample]]
-    latency_s: float  # of a message
+    latency_s: float  # Latency of a message.
     bandwidth_bytes_s: float
     layout: Any
 
 
 async def run_live(stream: Stream, policy: str) -> Live:
-    """Serve the stream with two worker processes, the router in this one."""
+    """Serve the stream with two worker processes and the router in this process."""
     router_config, worker_config = plans(
         CHECKPOINT, CONTEXT_TOKENS, NUM_PAGES, policy=policy, chunk_tokens=CHUNK_TOKENS, max_batch=MAX_BATCH
     )
@@ -95,7 +96,7 @@ async def run_live(stream: Stream, policy: str) -> Live:
 
 
 def _prompt(number: int, tokens: int) -> tuple[int, ...]:
-    """Random tokens that no other request has."""
+    """Random tokens, different for each request."""
     generator = np.random.default_rng(number)
     return tuple(int(token) for token in generator.integers(3, 256, tokens))
 
@@ -122,9 +123,9 @@ async def _ask(driver: Any, request_id: str, prompt: tuple[int, ...], output_tok
 
 
 def fit(samples: list[StepSample]) -> StepCosts:
-    """Least squares over one worker's steps, twice: the second time each relative to what the first predicts for it.
+    """Non-negative least squares over one worker's steps, twice; the second time on errors relative to the first fit.
 
-    Relative to what was measured, slow steps would count less than they happen. No coefficient is negative.
+    Errors relative to the measured times would give slow steps too little weight.
     """
     rows = np.array([[1.0, s.prefill_tokens, s.prefill_pairs, s.decodes, s.context_tokens] for s in samples])
     seconds = np.array([s.seconds for s in samples])
@@ -134,7 +135,7 @@ def fit(samples: list[StepSample]) -> StepCosts:
 
 
 def _not_negative(rows: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Least squares in which columns that would get a negative coefficient are left out, one after another."""
+    """Least squares without negative coefficients: columns that would get one are removed, one after another."""
     scale = np.maximum(np.abs(rows).max(axis=0), 1e-12)
     used, weights = np.ones(rows.shape[1], bool), np.zeros(rows.shape[1])
     while True:
@@ -146,7 +147,7 @@ def _not_negative(rows: np.ndarray, target: np.ndarray) -> np.ndarray:
 
 
 def run_simulation(stream: Stream, live: Live, policy: str, seed: int) -> dict[str, float]:
-    """The stream in virtual time, with what was measured live."""
+    """Figures of the simulated stream, with the parameters measured live."""
     specs = []
     for name, role in (("prefill-0", RoleName.PREFILL), ("decode-0", RoleName.DECODE)):
         timer = fit(live.samples[name])
@@ -186,7 +187,7 @@ def compare(live: Live, simulated: dict[str, float]) -> dict[str, float]:
     """Relative errors of the means, and the figures themselves."""
     ttft = [one.latency.ttft_s for one in live.completions if one.latency.ttft_s is not None]
     tpot = [one.latency.tpot_s for one in live.completions if one.latency.tpot_s is not None]
-    whole = mean(one.prefill_worker == one.decode_worker for one in live.completions)
+    local = mean(one.prefill_worker == one.decode_worker for one in live.completions)
     return {
         "ttft_error": abs(simulated["ttft_s_mean"] / mean(ttft) - 1.0),
         "tpot_error": abs(simulated["tpot_s_mean"] / mean(tpot) - 1.0),
@@ -196,7 +197,7 @@ def compare(live: Live, simulated: dict[str, float]) -> dict[str, float]:
         "ttft_p90_ms_simulated": 1000 * simulated["ttft_s_p90"],
         "tpot_ms_live": 1000 * mean(tpot),
         "tpot_ms_simulated": 1000 * simulated["tpot_s_mean"],
-        "served_whole_live": whole,
+        "served_whole_live": local,
         "served_whole_simulated": simulated["served_locally"],
     }
 

@@ -1,10 +1,11 @@
 """The handoff path against raw NIXL and memcpy of the same bytes, and the stall it leaves before the first decode step.
 
-Path: pages pushed chunk by chunk through NixlTransport, the last chunk with the notice, as a prefill worker does. Raw:
-one prepared NIXL transfer of the same pages, with a notification. Both end when the sender sees completion.
+Path: pages are pushed chunk by chunk through NixlTransport, the last chunk with the notice, as a prefill worker does.
+Raw: one prepared NIXL transfer of the same pages, with a notification. Both end when the sender sees completion.
 
-Stall: live prefill and decode workers behind a router, one request at a time with a prompt of many chunks; the gap
-between first and second token less one decode step, over one decode step plus the raw transfer time of the last chunk.
+Stall: live prefill and decode workers behind a router serve one request at a time, with a prompt of many chunks. The
+stall is the gap between first and second token minus one decode step; the ratio divides it by one decode step plus the
+raw transfer time of the last chunk.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ import numpy as np
 import torch
 
 from baton.builtin_model import CHECKPOINT
+from baton.harness.forked import forked
+from baton.harness.process_cluster import ProcessCluster, plans
+from baton.harness.report import Goal, Report, arguments, median_ratio, progress
 from baton.kv_transfer.nixl import NixlTransport
 from baton.kv_transfer.transport import WriteDone, WriteFailed
 from baton.protocol.codec import encode_notice
@@ -29,25 +33,23 @@ from baton.protocol.errors import HandoffFailed
 from baton.protocol.handoff import HandoffNotice
 from baton.protocol.request import Request, SamplingParams
 from baton.protocol.worker import PageLayout
-from benchmarks.process_cluster import ProcessCluster, plans
-from benchmarks.report import Goal, Report, arguments, median_ratio, progress
 
 GOALS = {"ratio_to_raw_nixl": Goal(0.9), "stall_ratio": Goal(1.0, at_most=True)}
 MIB = 1 << 20
 CHUNK_PAGES = 32  # 512 tokens
 LARGE_BYTES = 64 * MIB
-WARM_UP = 2  # requests that are not measured
-MOST_S = 20.0  # for one round of pages, which takes milliseconds over shared memory or CUDA IPC
+WARM_UP = 2  # Requests before the measured ones.
+MOST_S = 20.0  # Limit for one round of pages, which takes milliseconds over shared memory or CUDA IPC.
 
 
 def layout_of(num_bytes: int) -> PageLayout:
-    """Pages of 64 KiB: 4 layers of 16 tokens and 2 heads of 64, in float32."""
+    """As many pages of 64 KiB as fit `num_bytes`: 4 layers of 16 tokens and 2 heads of 64, in float32."""
     layout = PageLayout(1, 4, 16, 2, 64, "float32", "benchmark")
     return PageLayout(num_bytes // layout.page_bytes, 4, 16, 2, 64, "float32", "benchmark")
 
 
 def receiver(num_bytes: int, pipe: Connection) -> None:
-    """A peer that polls as an idle decode worker does; says how many notices came when told to stop."""
+    """A peer that polls as an idle decode worker does; sends the number of received notices when told to stop."""
     layout = layout_of(num_bytes)
     transport = NixlTransport(torch.ones(layout.shape), layout, "receiver:1")
     pipe.send(transport.endpoint)
@@ -62,7 +64,7 @@ def receiver(num_bytes: int, pipe: Connection) -> None:
 
 @dataclass(slots=True)
 class Sender:
-    """Both ways of sending the same pages. A round that takes longer than `most_s` ends with `TimeoutError`."""
+    """Times ways to send the same pages. A round that takes longer than `most_s` ends with `TimeoutError`."""
 
     transport: NixlTransport
     agent: str
@@ -71,7 +73,7 @@ class Sender:
     most_s: float = MOST_S
 
     def path(self, pages: list[int], targets: list[int]) -> float:
-        """Seconds of the handoff path. Raises `HandoffFailed` when a write fails."""
+        """Seconds of the handoff path; raises `HandoffFailed` when a write fails."""
         notice = HandoffNotice("r/1", "r", len(pages) * 16, (1,), tuple(range(len(pages))))
         started = time.perf_counter()
         for first in range(0, len(pages), self.chunk_pages):
@@ -95,12 +97,12 @@ class Sender:
         if time.perf_counter() - started > self.most_s:
             size = count * self.transport.endpoint.layout.page_bytes // MIB
             raise TimeoutError(
-                f"{size} MiB have not arrived at {self.agent} within {self.most_s:g} s: UCX takes a slow way, "
-                "see it with UCX_PROTO_INFO=y."
+                f"{size} MiB have not arrived at {self.agent} within {self.most_s:g} s: UCX uses a slow transport, "
+                "which UCX_PROTO_INFO=y shows."
             )
 
     def raw(self, pages: list[int], targets: list[int]) -> float:
-        """Seconds of one bare NIXL transfer over descriptors prepared before."""
+        """Seconds of one raw NIXL transfer over prepared descriptors."""
         agent, peer = self.transport._agent, self.transport._peers[self.agent]
         indices = np.array(pages, dtype=np.int32), np.array(targets, dtype=np.int32)
         started = time.perf_counter()
@@ -115,7 +117,7 @@ class Sender:
         return seconds
 
     def memcpy(self, count: int, target: torch.Tensor) -> float:
-        """Seconds of copying as many bytes inside this process."""
+        """Seconds of copying `count` pages within this process."""
         started = time.perf_counter()
         target[:count].copy_(self.source[:count])
         return time.perf_counter() - started
@@ -123,11 +125,10 @@ class Sender:
 
 def measure_path(sizes: list[int], repeats: int, report: Report, step: Any) -> None:
     """Path, raw and memcpy in turn for each size; the ratio is the worst of the large sizes."""
-    context = mp.get_context("spawn")
     largest = max(sizes)
     layout = layout_of(largest)
-    ours, theirs = context.Pipe()
-    process = context.Process(target=receiver, args=(largest, theirs))
+    ours, theirs = mp.Pipe()
+    process = forked(receiver, largest, theirs)
     process.start()
     source, target = torch.rand(layout.shape), torch.zeros(layout.shape)
     transport = NixlTransport(source, layout, "sender:1")
@@ -163,7 +164,7 @@ def measure_path(sizes: list[int], repeats: int, report: Report, step: Any) -> N
 
 
 async def measure_stall(requests: int, seed: int) -> tuple[float, float]:
-    """(median stall ratio, median stall in ms) of requests of several chunks through live workers."""
+    """(median stall ratio, median stall in ms) of requests with several chunks through live workers."""
     router_config, worker_config = plans(CHECKPOINT, 4096, 1200, policy="least_loaded", chunk_tokens=512)
     worker_config = replace(worker_config, engine=worker_config.engine.changed(checksum_every=16))
     async with ProcessCluster(router_config, worker_config, {"prefill": 1, "decode": 1}) as cluster:

@@ -1,8 +1,8 @@
-"""A gRPC client cut down to its socket: it stamps bytes as they arrive and takes them apart later.
+"""A minimal gRPC client: it timestamps bytes as they arrive and parses them later.
 
-Python's gRPC client spends more time on a message than the router does; to see the router alone, nothing may happen
-between a read and the next one. Only what the benchmark needs of HTTP/2 (RFC 9113) is here: no flow control (the
-windows are opened wide at once), no header compression state, no errors.
+Python's gRPC client spends more time on a message than the router does. To measure the router alone, this client does
+nothing between two reads. It has only the parts of HTTP/2 (RFC 9113) that the benchmark needs: no flow control (the
+windows are opened to their maximum), no state of header compression, no errors.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
 
 
 def _literal(name: str, value: str) -> bytes:
-    """A header field that touches no table (RFC 7541, 6.2.2), both parts shorter than 127 bytes."""
+    """A header field without indexing (RFC 7541, 6.2.2), both parts shorter than 127 bytes."""
     return bytes([0, len(name)]) + name.encode() + bytes([len(value)]) + value.encode()
 
 
@@ -38,7 +38,7 @@ class Http2Reader:
         self._headers = b"".join(_literal(name, value) for name, value in fields)
         self._next_stream = 1
         self._chunks: list[tuple[float, bytes]] = []
-        self._scanned, self._unscanned = 0, b""  # chunks, and the start of a frame that is not whole yet
+        self._scanned, self._unscanned = 0, b""  # Number of scanned chunks, and the start of an incomplete frame.
         settings = _frame(_SETTINGS, 0, 0, struct.pack(">HI", 0x4, _WIDE))
         window = _frame(_WINDOW_UPDATE, 0, 0, struct.pack(">I", _WIDE - 65_535))
         self._socket.sendall(_PREFACE + settings + window)
@@ -51,7 +51,7 @@ class Http2Reader:
         return stream
 
     def read(self, timeout_s: float) -> bool:
-        """Keep what has arrived with the moment it did; False when nothing came in time."""
+        """Keep the next bytes with their time of arrival; False when none arrive within `timeout_s`."""
         self._socket.settimeout(timeout_s)
         try:
             data = self._socket.recv(1 << 20)
@@ -60,7 +60,7 @@ class Http2Reader:
         if not data:
             raise RuntimeError("The router closed the connection.")
         self._chunks.append((time.monotonic(), data))
-        # The server measures its connection by pings and answers to its settings; both want an echo.
+        # The server expects acknowledgements of its pings and settings.
         if data[3] == _PING and len(data) == 17 and not data[4]:
             self._socket.sendall(_frame(_PING, 0x1, 0, data[9:17]))
         elif data[3] == _SETTINGS and not data[4]:
@@ -68,7 +68,7 @@ class Http2Reader:
         return True
 
     def ended(self) -> list[int]:
-        """Streams whose last frame was read since the last call."""
+        """Ids of the streams whose last frame was read since the last call."""
         data = self._unscanned + b"".join(chunk for _, chunk in self._chunks[self._scanned :])
         self._scanned = len(self._chunks)
         ended, start = [], 0

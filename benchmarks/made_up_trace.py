@@ -1,4 +1,4 @@
-"""A small trace in Mooncake's format, for runs that only show that everything works."""
+"""A small synthetic trace in Mooncake's format, for runs that only check that everything works."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from baton.simulator.trace import MOONCAKE_BLOCK_TOKENS
 
 
 def write_trace(path: Path, requests: int = 200, seed: int = 0) -> Path:
-    """Conversations of a few turns, each over what was said before; 3 requests per second."""
+    """Write a trace of conversations whose turns extend each other's prompts, at 3 requests per second."""
     rng = random.Random(seed)
     lines, now_ms, next_block = [], 0.0, 1
-    turns: dict[int, list[int]] = {}  # conversation → its blocks so far
+    turns: dict[int, list[int]] = {}  # Conversation → its blocks so far.
     for number in range(requests):
         now_ms += 1000 * rng.expovariate(3.0)
         blocks = turns.setdefault(rng.randrange(1 + number // 4), [0])

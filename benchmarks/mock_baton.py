@@ -1,10 +1,10 @@
-"""A prefill and a decode worker that compute nothing: they speak the real worker protocol from one process.
+"""A mock prefill and a mock decode worker in one process, which speak the real worker protocol without computing.
 
-A router accepts only workers of its own model, so they register with the built-in model's id: routers in front of them
+A router accepts only workers of its own model, so they register with the built-in model's id. Routers in front of them
 serve `builtin_model.CHECKPOINT`.
 
-The prefill worker answers a request at once with its first token; once the router has had the pages "sent", the decode
-worker adds one token per live stream and step, a step every `step_s` seconds (0: as fast as it can).
+The prefill worker answers a request immediately with its first token. After the handoff, in which no pages are sent,
+the decode worker adds one token per live stream and step, a step every `step_s` seconds (0: as fast as possible).
 """
 
 from __future__ import annotations
@@ -41,42 +41,46 @@ from baton.protocol.worker import Endpoint, PageLayout, RoleName, WorkerInfo, Wo
 PAGES = 1_000_000
 REPORT_S = 0.5
 ROLES = (RoleName.PREFILL, RoleName.DECODE)
-Left = dict[tuple[str, int], float]  # (request, index) → when the worker had the token
+Left = dict[tuple[str, int], float]  # (request, index) → time when the worker produced the token
 
 
 @dataclass(eq=False)
 class MockWorkers:
-    """Both workers' state. `left` is kept only while steps are paced."""
+    """The state of both workers. `left` is recorded only while steps are paced."""
 
     sockets: dict[RoleName, Any]
     step_s: float = 0.0
-    totals: dict[str, int] = field(default_factory=dict)  # request → tokens in all
-    live: dict[str, int] = field(default_factory=dict)  # request that decodes → its next index
+    totals: dict[str, int] = field(default_factory=dict)  # Request → total number of tokens.
+    live: dict[str, int] = field(default_factory=dict)  # Decoding request → its next index.
     left: Left = field(default_factory=dict)
-    welcomes: int = 0
+    acknowledged: int = 0  # Workers that the router has registered.
 
     def send(self, role: RoleName, *messages: Any) -> None:
+        """Send messages to the router as the worker of this role."""
         self.sockets[role].send(codec.encode_to_router(list(messages), "1"))
 
     def register(self) -> None:
-        layout = PageLayout(PAGES, 1, 16, 1, 1, "float32", model_id(CHECKPOINT))  # a router refuses other models
+        """Register both workers."""
+        layout = PageLayout(PAGES, 1, 16, 1, 1, "float32", model_id(CHECKPOINT))  # A router refuses other models.
         for role in ROLES:
             endpoint = Endpoint(f"{role.value}:1", b"", 0, 0, layout)
             info = WorkerInfo(role.value, "1", role, 0, endpoint, 1 << 20, 1 << 20, pid=os.getpid())
             self.send(role, Register(info))
 
     def report(self) -> None:
+        """Send both workers' load reports."""
         for role in ROLES:
             self.send(role, LoadReport(WorkerLoad(role.value, role, 0, 1, PAGES, PAGES, 0)))
 
     def on_message(self, role: RoleName, message: RouterMessage) -> None:
+        """Handle a message from the router."""
         match message:
             case RegisterAck():
-                self.welcomes += 1
+                self.acknowledged += 1
             case Prefill(request, _, disaggregated, _):
                 self.totals[request.request_id] = request.sampling.max_tokens
                 self.send(role, StepOutput((self._token(request.request_id, 0, time.monotonic()),)))
-                if not disaggregated and request.request_id in self.totals:  # not ended by its first token
+                if not disaggregated and request.request_id in self.totals:  # Not finished with its first token.
                     self.live[request.request_id] = 1
             case Reserve(reservation_id, request, _, _):
                 pages = tuple(range(-(-len(request.prompt) // 16)))
@@ -93,7 +97,7 @@ class MockWorkers:
                 self.totals.pop(request_id, None)
 
     def step(self) -> None:
-        """One token for every live stream, in one message."""
+        """Send one token for every live stream, in one message."""
         now = time.monotonic()
         outputs = []
         for name, index in list(self.live.items()):
@@ -112,8 +116,11 @@ class MockWorkers:
 
 
 def mock_baton_process(router_address: str, pipe: Connection) -> None:
-    """Runs both workers. Over `pipe`: says True once registered; takes a new `step_s` and answers with what has left
-    since the last one; ends with None or when the pipe closes."""
+    """Run both workers, controlled over `pipe`.
+
+    It sends True once registered. It then receives values of `step_s`, and answers each with the `Left` since the last
+    one. It ends on None or when the pipe closes.
+    """
     context = zmq.Context()
     poller = zmq.Poller()
     poller.register(pipe.fileno(), zmq.POLLIN)
@@ -148,7 +155,7 @@ def _serve(workers: MockWorkers, poller: zmq.Poller, pipe: Connection) -> None:
             while socket in ready and socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:
                 for message in codec.decode_to_worker(socket.recv()):
                     workers.on_message(role, message)
-        if not registered and workers.welcomes == len(ROLES):
+        if not registered and workers.acknowledged == len(ROLES):
             registered = True
             pipe.send(True)
         if pipe.fileno() in ready:

@@ -1,9 +1,9 @@
-"""A prefill and a decode server without a model, as sglang-router and smg want them: HTTP/1.1 with server-sent events.
+"""A mock prefill and a mock decode server for sglang-router and smg: HTTP/1.1 with server-sent events, without a model.
 
-They answer what a router asks about an SGLang server: health, model, limits and load. One process listens on two ports.
-The prefill port answers a request at once with one token; the decode port sends the first token at once, then one per
-live stream and step, a step every `step_s` seconds (0: as fast as it can). Each token is one write of one event, as an
-HTTP server sends it; events carry their own token only, not the text so far.
+They answer a router's queries to an SGLang server: health, model, limits and load. One process listens on two ports.
+The prefill port answers a request immediately with one token. The decode port sends the first token immediately, then
+one per live stream and step, a step every `step_s` seconds (0: as fast as possible). Each token is one write of one
+event, as an HTTP server sends it; an event carries its own token only, not the text so far.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _EVENT = (
     'data: {"text":" token","output_ids":[%d],"meta_info":{"id":"%s","finish_reason":%s,"prompt_tokens":32,'
     '"completion_tokens":%d,"cached_tokens":0}}\n\n'
 )
-LIMIT = 1 << 16  # requests at once: no router holds one back
+LIMIT = 1 << 16  # Concurrent requests: so many that no router holds requests back.
 MODEL = {"id": "mock", "object": "model", "created": 0, "owned_by": "sglang", "root": "mock", "max_model_len": 4096}
 
 
 def about(path: str, decodes: bool, running: int) -> dict[str, Any] | None:
-    """What an SGLang server answers about itself with `running` requests, or None where it has no such path."""
+    """An SGLang server's answer to a query about itself with `running` requests; None for an unknown path."""
     load = {"dp_rank": 0, "num_running_reqs": running, "num_waiting_reqs": 0, "num_total_reqs": running}
     answers: dict[str, dict[str, Any]] = {
         "/health": {},
@@ -65,6 +65,8 @@ def _chunk(name: str, index: int, last: bool) -> bytes:
 
 @dataclass(slots=True, eq=False)
 class LiveStream:
+    """A stream that is not finished."""
+
     name: str
     total: int
     connection: HttpConnection
@@ -73,7 +75,7 @@ class LiveStream:
 
 @dataclass(eq=False)
 class MockServers:
-    """Both servers' state. `left` is kept only while steps are paced."""
+    """The state of both servers. `left` is recorded only while steps are paced."""
 
     step_s: float = 0.0
     live: list[LiveStream] = field(default_factory=list)
@@ -81,6 +83,7 @@ class MockServers:
     stepping: bool = False
 
     def generate(self, connection: HttpConnection, request: dict[str, Any], decodes: bool) -> None:
+        """Start to answer a request for tokens."""
         name, total = request["rid"], request["sampling_params"]["max_new_tokens"] if decodes else 1
         if decodes and self.step_s:
             self.left[name, 0] = time.monotonic()
@@ -92,7 +95,7 @@ class MockServers:
                 self._later(time.monotonic())
 
     def _step(self, due: float) -> None:
-        """One token for every live stream whose connection can take it."""
+        """Send one token for every live stream whose connection can take it."""
         now = time.monotonic()
         for stream in self.live:
             if stream.connection.full:
@@ -107,7 +110,7 @@ class MockServers:
             self._later(due)
 
     def _later(self, due: float) -> None:
-        """The next step, a step after `due` or now if that is past; asyncio's clock is the monotonic one."""
+        """Schedule the next step, `step_s` after `due` or now if that is past; asyncio's clock is the monotonic one."""
         loop = asyncio.get_running_loop()
         following = max(due + self.step_s, time.monotonic())
         if self.step_s:
@@ -143,7 +146,7 @@ class HttpConnection(asyncio.Protocol):
         self._received += data
         while (end := self._received.find(b"\r\n\r\n")) >= 0:
             head = self._received[:end].lower()
-            if head.startswith(b"pri "):  # asked whether HTTP/2 is spoken here
+            if head.startswith(b"pri "):  # The preface of HTTP/2, which is not supported.
                 self.transport.close()
                 return
             field_at = head.find(b"content-length:")
@@ -160,7 +163,7 @@ class HttpConnection(asyncio.Protocol):
 
 async def _serve(pipe: Connection) -> None:
     loop = asyncio.get_running_loop()
-    servers, told = MockServers(), asyncio.Event()
+    servers, stopped = MockServers(), asyncio.Event()
     listeners = [
         await loop.create_server(partial(HttpConnection, servers, decodes), "127.0.0.1", 0, backlog=1024)
         for decodes in (False, True)
@@ -173,17 +176,20 @@ async def _serve(pipe: Connection) -> None:
             order = None
         if order is None:
             loop.remove_reader(pipe.fileno())
-            told.set()
+            stopped.set()
             return
         servers.step_s, left, servers.left = order, servers.left, {}
         pipe.send(left)
 
     loop.add_reader(pipe.fileno(), on_order)
     pipe.send(tuple(listener.sockets[0].getsockname()[1] for listener in listeners))
-    await told.wait()
+    await stopped.wait()
 
 
 def mock_http_process(pipe: Connection) -> None:
-    """Runs both servers. Over `pipe`: says its (prefill, decode) ports; takes a new `step_s` and answers with what has
-    left since the last one; ends with None or when the pipe closes."""
+    """Run both servers, controlled over `pipe`.
+
+    It sends its (prefill, decode) ports. It then receives values of `step_s`, and answers each with the `Left` since
+    the last one. It ends on None or when the pipe closes.
+    """
     asyncio.run(_serve(pipe))

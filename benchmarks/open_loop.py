@@ -1,8 +1,8 @@
-"""An open loop: requests arrive at random moments whether or not earlier ones have ended.
+"""An open loop: requests arrive at random times whether or not earlier ones have ended.
 
-A closed loop sends its next request only when one has ended, so a slow router slows its own load down and its latency
-looks better than what users would see. Here every latency counts from the intended arrival, also when the client could
-not send at once. Workers are paced: each live stream gets a token a step, as from a real decode worker.
+A closed loop sends a request only when another has ended, so a slow router reduces its own load and its latency looks
+better than users would see. Here every latency counts from the intended arrival, even if the client could not send in
+time. Workers are paced: each live stream gets a token per step, as from a real decode worker.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ SHARES = ((0.5, "p50"), (0.99, "p99"))
 
 @dataclass(frozen=True, slots=True)
 class OpenSetting:
-    """How much is measured in the open loop."""
+    """The amount of work in the open loop."""
 
     turns: int
-    window_s: float  # in which requests arrive
+    window_s: float  # Time in which requests arrive.
     tokens: int
     step_s: float
-    common_per_s: float  # the rate at which all sides are compared
-    peak_shares: tuple[float, ...]  # further rates, of each side's own closed-loop peak
-    search_steps: int  # halvings of the range in which the highest kept rate lies
+    common_per_s: float  # The rate at which all sides are compared.
+    peak_shares: tuple[float, ...]  # Further rates, as shares of each side's own closed-loop peak.
+    search_steps: int  # Bisections in the search for the highest sustained rate.
     search_window_s: float
-    tries: int  # a rate that was not kept this often is not kept
-    without_router: bool  # whether the same is sought for workers and client alone
+    tries: int  # Failed tries after which a rate counts as not sustained.
+    without_router: bool  # Whether to search the highest rate of workers and client alone, too.
     seed: int = 0
 
     @property
     def stream_s(self) -> float:
-        """What a stream takes at most when nothing is late."""
+        """The longest duration of a stream when nothing is late."""
         return self.tokens * self.step_s
 
     def labels(self) -> dict[str, float | None]:
-        """How the figures of each load end, with its share of the peak (None: the common rate)."""
+        """Suffixes of each load's figures, with its share of the peak (None: the common rate)."""
         shares = {f"{round(100 * share)}_pct": share for share in self.peak_shares}
         return {f"{self.common_per_s:g}_per_s": None} | shares
 
@@ -52,9 +52,8 @@ def play(
     client: StreamClient, worker: Child, rate_per_s: float, window_s: float, setting: OpenSetting, tag: str
 ) -> Outcome:
     """Send a window of random arrivals and read until every stream has ended."""
-    warm = 8 + ceil(
-        1.25 * rate_per_s * setting.stream_s
-    )  # streams at once, so that no connection is opened while timed
+    # So many concurrent streams that no connection has to be opened during the measurement.
+    warm = 8 + ceil(1.25 * rate_per_s * setting.stream_s)
     for index in range(warm):
         client.start(f"{tag}-warm-{index}", 2)
     drain(client, warm)
@@ -85,7 +84,7 @@ def play(
 
 
 def measure_open(label: str, rates_per_s: dict[str, float], setting: OpenSetting, side: Side, tag: str) -> Figures:
-    """What one side adds at its rate, in milliseconds: the same arrivals through the router and directly."""
+    """The latency added by one side's router at its rate, in ms: the same arrivals through the router and directly."""
     rate = rates_per_s[side.name]
     seen: list[Outcome] = []
     for way, worker in ((side.direct, side.direct_worker), (side.routed, side.routed_worker)):
@@ -110,7 +109,7 @@ def measure_open(label: str, rates_per_s: dict[str, float], setting: OpenSetting
 def kept_per_s(
     way: Callable[[int, bool], StreamClient], worker: Child, peak_per_s: float, setting: OpenSetting, tag: str
 ) -> float:
-    """The highest rate that is kept on one way, at most the closed loop's peak."""
+    """The highest sustained rate of one kind of client, at most the closed loop's peak."""
     played = 0
 
     def keeps(rate_per_s: float) -> bool:
@@ -121,7 +120,7 @@ def kept_per_s(
             try:
                 if play(client, worker, rate_per_s, setting.search_window_s, setting, f"{tag}-{played}").kept:
                     return True
-            except Refused:  # overload may be answered with an error
+            except Refused:  # A router may answer overload with an error.
                 worker.pace(0.0)
             finally:
                 client.close()
@@ -131,7 +130,7 @@ def kept_per_s(
 
 
 def measure_kept(peaks_per_s: dict[str, float], setting: OpenSetting, side: Side, tag: str) -> Figures:
-    """The highest rates kept through the router, and by workers and client without one: what could be seen at most."""
+    """The highest sustained rates through the router, and of workers and client without one, the upper bound."""
     peak = peaks_per_s[side.name]
     figures = {"kept_per_s": kept_per_s(side.routed, side.routed_worker, peak, setting, f"kept-{tag}")}
     if setting.without_router:

@@ -1,7 +1,7 @@
-"""How well output lengths are predicted over a recorded trace, against the running median of all answers so far.
+"""The accuracy of predicted output lengths over a recorded trace, against the running median of all answers.
 
-The trace is replayed as a router would see it: a request is predicted when it arrives, and its answer teaches when it
-is complete, so much later as its tokens take. The error is the median's, the coverage that of stated quantiles.
+The trace is replayed as a router sees it: a length is predicted when a request arrives, and observed when its answer is
+complete, later by the time of its tokens. The error is that of the predicted median, the coverage that of quantiles.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from pathlib import Path
 
 import numpy as np
 
+from baton.harness.report import Goal, Report, arguments, progress
 from baton.router.policy.output_length import OutputLength, Prediction, chain_nodes
 from baton.simulator.trace import TraceRequest, read_trace
-from benchmarks.report import Goal, Report, arguments, progress
 
 GOALS = {"mae_ratio_to_median": Goal(0.88, at_most=True), "miss_of_p90": Goal(0.02, at_most=True)}
 TOKEN_S = 0.02
 MAX_TOKENS = 4096
 SHARES = (0.5, 0.75, 0.9)
-FIRST_MEDIAN = 256  # before any answer is complete
+FIRST_MEDIAN = 256  # The running median before any answer is complete.
 
 
 def replay(trace: Sequence[TraceRequest]) -> tuple[np.ndarray, float]:
-    """A row per request (length, running median, predicted quantiles); and the seconds one prediction takes."""
+    """A row per request (length, running median, predicted quantiles), and the seconds per prediction."""
     predictor = OutputLength()
     running: list[tuple[float, int, Prediction]] = []
     completed: list[int] = []

@@ -1,8 +1,8 @@
-"""Placement decisions per second with 10, 100 and 1,000 workers, and what the router's memory of their pages costs.
+"""Placement decisions per second with 10, 100 and 1,000 workers, and the size of the router's prefix index.
 
-One decision is `decide` for one queued request, the ledger's entries for it, and their removal, as the router does them
-for every request. Half of the workers prefill. Prompts have 12,000 tokens in pages of 16: a system prefix that every
-worker has, a conversation that some have, and a new turn. Decode workers run 16 sequences each.
+One decision is `decide` for one queued request plus the ledger's entries for it and their removal, as the router does
+them for every request. Half of the workers prefill. Prompts have 12,000 tokens in pages of 16: a system prefix that
+every worker has, a conversation that some have, and a new turn. Decode workers run 16 sequences each.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from statistics import median
 import numpy as np
 import psutil
 
+from baton.harness.report import Goal, Report, arguments, progress
 from baton.protocol.messages import PagesChanged
 from baton.protocol.request import Objectives
 from baton.protocol.worker import Endpoint, PageLayout, RoleName, WorkerInfo
@@ -23,7 +24,6 @@ from baton.router.policy.length_distribution import NUM_BINS, LengthDistribution
 from baton.router.policy.placement import Place, PlacementInput
 from baton.router.policy.predicted_latency import PredictedLatency
 from baton.router.policy.prefix_index import KEY_BYTES, page_keys
-from benchmarks.report import Goal, Report, arguments, progress
 
 GOALS = {
     "decisions_per_s_100": Goal(5000),
@@ -32,26 +32,26 @@ GOALS = {
 }
 PAGE_SIZE, PROMPT_TOKENS = 16, 12_000
 PROMPT_PAGES = PROMPT_TOKENS // PAGE_SIZE
-SYSTEM_PAGES, TURN_PAGES = 64, 60  # a prompt's first pages, which all have, and its last, which none has
+SYSTEM_PAGES, TURN_PAGES = 64, 60  # A prompt's first pages, which all workers have, and its last, which none has.
 CONVERSATION_PAGES = PROMPT_PAGES - SYSTEM_PAGES - TURN_PAGES
-CONVERSATIONS, HOLDERS = 200, 3  # conversations that are asked about, and how many workers have each
+CONVERSATIONS, HOLDERS = 200, 3  # Number of conversations, and of workers that have the pages of each.
 SEQUENCES = 16
 
 
 def fresh_pages(rng: np.random.Generator, count: int) -> list[bytes]:
-    """Hashes that nobody has yet."""
+    """New random page hashes."""
     data = rng.bytes(KEY_BYTES * count)
     return [data[start : start + KEY_BYTES] for start in range(0, len(data), KEY_BYTES)]
 
 
 def output(rng: np.random.Generator) -> LengthDistribution:
-    """A predicted length, as fresh as the router's are."""
+    """A new predicted length, as the router makes one per request."""
     shares = rng.random(NUM_BINS) * np.exp(-np.arange(NUM_BINS) / 40)
     return LengthDistribution(shares / shares.sum(), 4096)
 
 
 class Workload:
-    """A cluster whose workers are busy and have their caches full, and the requests that come."""
+    """A cluster of busy workers with full caches, and its requests."""
 
     def __init__(self, workers: int, pages: int, seed: int) -> None:
         self.rng = np.random.default_rng(seed)
@@ -69,6 +69,7 @@ class Workload:
         self._held = held
 
     def register(self) -> None:
+        """Register every worker, with running sequences on decode workers."""
         layout = PageLayout(max(self.pages, 8 * PROMPT_PAGES * SEQUENCES), 1, PAGE_SIZE, 1, 1, "bfloat16", "model")
         for name in self.names:
             role = RoleName(name.split("-")[0])
@@ -80,7 +81,7 @@ class Workload:
                     self.state.expect(name, f"{name}/{number}", sequence)
 
     def fill(self) -> int:
-        """Let every worker say which pages it has; the entries of the index."""
+        """Report every worker's pages to the router's state; returns the number of entries in the index."""
         for name in self.names:
             own = self._held.pop(name)
             number = 1
@@ -92,13 +93,14 @@ class Workload:
         return len(self.state.prefix_index)
 
     def request(self, number: int, now: float) -> PlacementInput:
+        """A queued request about one of the conversations."""
         keys = self.prompts[number % CONVERSATIONS]
         objectives = Objectives(5.0, 0.05)
         return PlacementInput(f"r{number}", PROMPT_TOKENS, keys, output(self.rng), objectives, now)
 
 
 def decide(workload: Workload, count: int) -> float:
-    """Seconds per decision."""
+    """Seconds of CPU time per decision, over `count` decisions."""
     state, policy = workload.state, PredictedLatency()
     requests = [workload.request(number, 1.0) for number in range(count)]
     started = time.process_time()
@@ -115,7 +117,7 @@ def decide(workload: Workload, count: int) -> float:
 
 
 def match(workload: Workload) -> float:
-    """Seconds to match one prompt against every worker."""
+    """Seconds of CPU time to match one prompt against every worker."""
     index = workload.state.prefix_index
     started = time.process_time()
     for keys in workload.prompts:
@@ -124,7 +126,7 @@ def match(workload: Workload) -> float:
 
 
 def main() -> None:
-    parser = arguments(__doc__, "python -m benchmarks.placement --pages 100000 --json placement.json")
+    parser = arguments(__doc__, "python -m benchmarks.placement --pages 100000 --json placement.json", full_s=1800.0)
     parser.add_argument("--pages", type=int, help="cached pages per worker (100000; 1,000 workers then take 9 GB)")
     parser.add_argument("--workers", type=int, nargs="+", default=[10, 100, 1000])
     options = parser.parse_args()

@@ -1,13 +1,12 @@
-"""The pool planner under the simulator: a mix that shifts and one that does not, against every fixed split.
+"""The pool planner under the simulator, against every fixed split: on a shifting mix of requests and on a steady one.
 
-The trace is made here: long prompts with short answers, then short prompts with long answers, and so on, each phase's
-rate such that its own best split is about equally loaded. The steady trace has both kinds at once at half their rates.
-The same arrivals go to every fixed split, and to the planner, which starts from equal pools.
+The shifting trace alternates between long prompts with short answers and short prompts with long answers. Each phase's
+rate loads its own best split about equally. The steady trace has both kinds at once at half their rates. Every fixed
+split gets the same arrivals as the planner, which starts from equal pools.
 """
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -16,61 +15,32 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from baton.harness.phases import LONG_ANSWERS, LONG_PROMPTS, phases
+from baton.harness.report import Goal, Options, Report, arguments, progress
 from baton.simulator.setup import Pools, Setup, described_slo, page_size_for
 from baton.simulator.simulation import Slo
 from baton.simulator.trace import TraceRequest, read_trace, scale_arrivals
-from benchmarks.report import Goal, Options, Report, arguments, progress
 
 GOALS = {
     "goodput_ratio_to_best_static_shifting": Goal(1.2),
     "goodput_ratio_to_best_static_steady": Goal(0.97),
 }
-SPREAD = 0.5  # standard deviation of a length's logarithm
 AUTO = "auto"
 
 
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """Requests of one sort: how many per second, and their median lengths."""
-
-    rate_s: float
-    prompt_tokens: int
-    output_tokens: int
-
-
-LONG_PROMPTS = Kind(12.0, 12_000, 50)
-LONG_ANSWERS = Kind(15.0, 3_000, 1_000)
-
-
-def phases(kinds: Sequence[Sequence[Kind]], phase_s: float, load: float, seed: int) -> list[TraceRequest]:
-    """One phase after the other, in each the requests of its kinds, as Poisson processes `load` times as fast."""
-    rng = random.Random(seed)
-    requests: list[TraceRequest] = []
-    for number, present in enumerate(kinds):
-        for kind in present:
-            arrival_s = number * phase_s
-            while (arrival_s := arrival_s + rng.expovariate(load * kind.rate_s)) < (number + 1) * phase_s:
-                requests.append(
-                    TraceRequest(arrival_s, _length(rng, kind.prompt_tokens), _length(rng, kind.output_tokens))
-                )
-    return sorted(requests, key=lambda one: one.arrival_s)
-
-
-def _length(rng: random.Random, median: int) -> int:
-    return max(1, min(int(median * rng.lognormvariate(0.0, SPREAD)), 4 * median))
-
-
 def shifting(phase_s: float, load: float, seed: int) -> list[TraceRequest]:
+    """Four phases, which alternate between the two kinds of requests."""
     return phases([[LONG_PROMPTS], [LONG_ANSWERS]] * 2, phase_s, load, seed)
 
 
 def steady(span_s: float, load: float, seed: int) -> list[TraceRequest]:
+    """Both kinds of requests at once, at half their rates."""
     return phases([[LONG_PROMPTS, LONG_ANSWERS]], span_s, load / 2, seed)
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One simulation; `auto` lets the planner move workers from these pools on."""
+    """One simulation that starts with these pools; `setup.auto` lets the planner change them."""
 
     part: str
     split: str
@@ -80,12 +50,12 @@ class Job:
 
 
 def simulate(job: Job) -> dict[str, float]:
-    """Its figures."""
+    """The figures of one simulation."""
     return job.setup.simulate(job.pools, job.trace).figures()
 
 
 def jobs_for(part: str, setup: Setup, workers: int, trace: Sequence[TraceRequest], splits: Sequence[int]) -> list[Job]:
-    """Every fixed split, and the planner from equal pools."""
+    """A job for every fixed split, and one for the planner from equal pools."""
     equal = Pools(workers // 2, workers - workers // 2)
     made = [Job(part, f"{k} + {workers - k}", setup, Pools(k, workers - k), tuple(trace)) for k in splits]
     return [*made, Job(part, AUTO, replace(setup, auto=True), equal, tuple(trace))]
@@ -95,7 +65,7 @@ Results = dict[str, dict[str, dict[str, float]]]  # part → split → figures
 
 
 def print_results(results: Results) -> None:
-    """One row a split, one column a part: goodput and attainment."""
+    """Print goodput and attainment: a row per split, a column per part."""
     table = Table("prefill + decode", *results, title="goodput (attainment)", title_justify="left")
     for split in next(iter(results.values())):
         cells = []
@@ -109,7 +79,7 @@ def print_results(results: Results) -> None:
 
 
 def ratios(by_split: dict[str, dict[str, float]], equal: str) -> tuple[float, float, str]:
-    """The planner's goodput against that of the best fixed split and against no change, and the best split's name."""
+    """The planner's goodput over that of the best fixed split, over that of equal pools, and the best split's name."""
     static = {split: figures["goodput"] for split, figures in by_split.items() if split != AUTO}
     best = max(static, key=lambda split: (static[split], split))
     auto = by_split[AUTO]["goodput"]
@@ -117,13 +87,13 @@ def ratios(by_split: dict[str, dict[str, float]], equal: str) -> tuple[float, fl
 
 
 def neighbours(by_split: dict[str, dict[str, float]], splits: Sequence[int], half: int) -> list[int]:
-    """The best fixed split, those beside it, and the equal one."""
+    """The best fixed split, its neighbours, and the equal one."""
     best = int(ratios(by_split, next(iter(by_split)))[2].split()[0])
     return [split for split in splits if abs(split - best) <= 1 or split == half]
 
 
 def figures_of(results: Results, equal: str) -> dict[str, float]:
-    """The headline is the shifting trace at its first load."""
+    """All figures; the headline ratios are of the first shifting and the first steady part."""
     figures: dict[str, float] = {}
     headlines = {"shifting": "shifting", "steady": "steady"}
     for part, by_split in results.items():
@@ -141,24 +111,24 @@ def figures_of(results: Results, equal: str) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = arguments(__doc__, "python -m benchmarks.planner --jobs 2")
+    parser = arguments(__doc__, "python -m benchmarks.planner --jobs 2", full_s=5400.0)
     parser.add_argument("--workers", type=int, default=8)
     parser.add_argument("--model", default="llama-3.1-8b")
     parser.add_argument("--gpu", default="h100")
     parser.add_argument("--tpot", type=float, default=0.02, help="objective, seconds")
-    parser.add_argument("--phase", type=float, default=60.0, help="seconds; the steady trace is one of them")
-    parser.add_argument("--loads", type=float, nargs="+", default=[1.15, 1.0], help="times the documented rates")
+    parser.add_argument("--phase", type=float, default=60.0, help="seconds per phase; the steady trace is one phase")
+    parser.add_argument("--loads", type=float, nargs="+", default=[1.15, 1.0], help="multiples of the default rates")
     parser.add_argument(
-        "--trace", type=Path, help="a Mooncake JSONL or an Azure CSV trace, in place of the made-up ones"
+        "--trace", type=Path, help="a Mooncake JSONL or an Azure CSV trace, in place of the synthetic ones"
     )
-    parser.add_argument("--requests", type=int, default=2000, help="of that trace's beginning")
-    parser.add_argument("--scales", type=float, nargs="+", default=[4.0], help="times that trace's rate")
-    parser.add_argument("--jobs", type=int, default=1, help="processes")
+    parser.add_argument("--requests", type=int, default=2000, help="number of requests from --trace")
+    parser.add_argument("--scales", type=float, nargs="+", default=[4.0], help="arrival-rate multipliers of --trace")
+    parser.add_argument("--jobs", type=int, default=1, help="number of processes")
     measure(parser.parse_args())
 
 
 def parts(options: Options) -> dict[str, list[TraceRequest]]:
-    """What is simulated, by name."""
+    """The traces to simulate, by name."""
     if options.trace is not None:
         trace = read_trace(options.trace)[: options.pick(options.requests, 200, 40)]
         return {f"{options.trace.stem} ×{scale:g}": scale_arrivals(trace, scale) for scale in options.scales}
@@ -180,7 +150,7 @@ def measure(options: Options) -> None:
     headline = next(iter(traces))
     with ProcessPoolExecutor(options.jobs) as pool, progress(len(traces) * (len(splits) + 1)) as step:
         for part, trace in traces.items():
-            # Other loads of the same trace: only the splits next to the best one of the first load.
+            # For other loads of the same trace, only the splits next to the best one of the first load are tried.
             near = part != headline and part.split()[0] == headline.split()[0]
             tried = neighbours(results[headline], splits, half) if near else splits
             jobs = jobs_for(part, setup, workers, trace, tried)

@@ -1,7 +1,7 @@
 """Placement policies under one simulator: the same arrivals for each, over a range of loads.
 
-Every policy runs behind the same router core, workers, predictions and network; only its decisions differ. The load at
-which the policies are compared is the one where the best of them still meets the objectives of 90 % of the requests.
+Every policy runs with the same router core, workers, predictions and network; only its decisions differ. The policies
+are compared at the highest load at which Baton's own policy meets the objectives of 90 % of the requests.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from baton.harness.report import Goal, Options, Report, arguments, progress
 from baton.router.policy.policies import NAMES
 from baton.simulator.setup import Pools, Setup, page_size_for
 from baton.simulator.trace import TraceRequest, read_trace, scale_arrivals
-from benchmarks.report import Goal, Options, Report, arguments, progress
 
 OURS = "predicted_latency"
 SERVE_LATE = "predicted_latency, no refusals"
@@ -31,7 +31,7 @@ GOALS = {
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What is simulated, apart from policy and load."""
+    """The parameters of a simulation except policy and load."""
 
     trace: tuple[TraceRequest, ...]
     setup: Setup
@@ -52,7 +52,7 @@ Run = Callable[[Iterable[tuple[Setting, str, float]]], list[dict[str, float]]]
 
 
 def find_load(setting: Setting, run: Run, scales: Sequence[float], steps: int) -> float:
-    """The arrival scale at which our policy's attainment is ATTAINMENT, by bisection between two of `scales`."""
+    """The arrival scale at which our policy's attainment is `ATTAINMENT`, by bisection between two of `scales`."""
     attained = [figures["slo_attainment"] for figures in run([(setting, OURS, scale) for scale in scales])]
     low = max((scale for scale, share in zip(scales, attained, strict=True) if share >= ATTAINMENT), default=scales[0])
     high = min((scale for scale, share in zip(scales, attained, strict=True) if share < ATTAINMENT), default=2 * low)
@@ -64,7 +64,7 @@ def find_load(setting: Setting, run: Run, scales: Sequence[float], steps: int) -
 
 
 def plot(path: Path, curves: dict[str, dict[float, dict[str, float]]], load: float) -> None:
-    """Goodput over offered load, one line a policy."""
+    """Plot goodput over offered load, a line per policy."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -86,7 +86,7 @@ def plot(path: Path, curves: dict[str, dict[float, dict[str, float]]], load: flo
 
 
 def print_curves(curves: dict[str, dict[float, dict[str, float]]]) -> None:
-    """One row a policy, one column a load: goodput and attainment."""
+    """Print goodput and attainment: a row per policy, a column per load."""
     loads = sorted(next(iter(curves.values())))
     offered = [next(iter(curves.values()))[load]["requests_per_s"] for load in loads]
     table = Table("goodput (attainment) at", *(f"{rate:.1f}/s" for rate in offered), title_justify="left")
@@ -99,7 +99,7 @@ def print_curves(curves: dict[str, dict[float, dict[str, float]]]) -> None:
 def figures_at(
     curves: dict[str, dict[float, dict[str, float]]], load: float, scales: Sequence[float]
 ) -> dict[str, float]:
-    """What the goals are about, at one load; the ratio of each side's best goodput at any load; and all at `scales`."""
+    """The goals' figures at one load, the ratio of the best goodputs at any load, and every policy's at `scales`."""
     at = {policy: curve[load] for policy, curve in curves.items()}
     peers = [policy for policy in curves if policy not in (OURS, SERVE_LATE)]
     best = max(peers, key=lambda policy: (at[policy]["goodput"], policy))
@@ -126,19 +126,19 @@ def figures_at(
 
 
 def main() -> None:
-    parser = arguments(__doc__, "python -m benchmarks.policies --trace mooncake_conversation.jsonl")
+    parser = arguments(__doc__, "python -m benchmarks.policies --trace mooncake_conversation.jsonl", full_s=7200.0)
     parser.add_argument("--trace", type=Path, required=True, help="a Mooncake JSONL or an Azure CSV trace")
-    parser.add_argument("--requests", type=int, default=3000, help="of the trace's beginning; 0: all")
+    parser.add_argument("--requests", type=int, default=3000, help="number of requests from the trace; 0: all")
     parser.add_argument("--model", default="llama-3.1-8b")
     parser.add_argument("--gpu", default="h100")
     parser.add_argument("--prefill", type=int, default=8)
     parser.add_argument("--decode", type=int, default=8)
     parser.add_argument("--page-size", type=int, help="tokens; default: the trace's blocks, else 64")
     parser.add_argument(
-        "--scales", type=float, nargs="+", default=[2.0, 4.0, 6.0, 8.0, 12.0], help="times the trace's rate"
+        "--scales", type=float, nargs="+", default=[2.0, 4.0, 6.0, 8.0, 12.0], help="arrival-rate multipliers"
     )
-    parser.add_argument("--jobs", type=int, default=1, help="processes")
-    parser.add_argument("--plot", type=Path, metavar="PNG")
+    parser.add_argument("--jobs", type=int, default=1, help="number of processes")
+    parser.add_argument("--plot", type=Path, metavar="PNG", help="draw goodput over load into this file")
     options = parser.parse_args()
     measure(options)
 

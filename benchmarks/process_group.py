@@ -1,4 +1,4 @@
-"""Ends a program that was started as the leader of a process group."""
+"""Ends a process group by its leader."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import suppress
 
 
 def end_group(process: subprocess.Popen[bytes]) -> None:
-    """End the group at once, also what a leader that has ended by itself left behind."""
+    """Kill every process in the group of `process`, even after the leader itself has ended."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

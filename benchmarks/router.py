@@ -1,18 +1,19 @@
 """Baton's router against sglang-router and its successor smg, each in front of workers without a model.
 
-All serve one prefill and one decode worker that stream 64 tokens per request. Requests per second are those of a
-closed loop of streams at once, the workers stepping as fast as they can; added latencies are those of paced workers (a
-token per stream and step), through the router less directly from the worker. Clients only stamp bytes; client, router
-and workers are processes of their own. The sides take turns, and ratios are medians over the turns.
+All serve one prefill and one decode worker that stream 64 tokens per request. Requests per second are measured in a
+closed loop of concurrent streams, with workers that step as fast as they can. Added latencies are measured with paced
+workers (a token per stream and step): the latency through the router minus that of reading the worker directly. Clients
+only timestamp bytes; client, router and workers are separate processes. The sides alternate, and ratios are medians
+over the turns.
 
-Under a flood every router may put what has piled up into one write; `messages_per_request` tells how far tokens were
-merged into messages, `router_cpu_us_per_token_N` what a token costs at N paced streams, where they come one by one.
+Under load a router may merge waiting tokens into one write. `messages_per_request` shows how far tokens were merged;
+`router_cpu_us_per_token_N` is the cost of a token at N paced streams, where tokens arrive one by one.
 
-Beside it an open loop: requests arrive at random moments at a common rate and at shares of each side's closed-loop
-peak (`open_*`), and the highest rate is sought at which requests end as fast as they arrive and 99 of 100 tokens come
-within 100 ms (`kept_per_s`; the closed loop's peak is the highest tried).
+An open loop follows: requests arrive at random times at a common rate and at shares of each side's closed-loop peak
+(`open_*`). `kept_per_s` is the highest rate at which requests end as fast as they arrive and 99 of 100 tokens arrive
+within 100 ms; the closed loop's peak is the highest rate tried.
 
-    pip install "baton[benchmarks]"    # both peers; one that is not installed is left out
+    pip install "baton[benchmarks]"    # both peers; a peer that is not installed is skipped
 """
 
 from __future__ import annotations
@@ -30,9 +31,9 @@ from statistics import median
 
 import psutil
 
+from baton.harness.report import Report, arguments, median_ratio, progress
 from baton.router.core.latency import percentile
 from benchmarks.open_loop import OpenSetting, measure_kept, measure_open
-from benchmarks.report import Report, arguments, median_ratio, progress
 from benchmarks.router_peers import PEERS, find_peer, peer_side
 from benchmarks.router_sides import Child, Side, baton_side
 from benchmarks.stream_clients import DRAIN_S, StreamClient, drain
@@ -42,7 +43,7 @@ SATURATING = 64
 STAGGER_S = 0.005
 KINDS = {"": ((0.5, "p50"), (0.99, "p99")), "ttft_": ((0.5, "p50"),)}
 MIN_REQUESTS = 4
-FLOOR = 0.1  # ms; smaller differences are noise, and no divisor
+FLOOR = 0.1  # In ms. Smaller differences are noise and are raised to this before a division.
 COMPARED = ("requests_per_s", "router_cpu", "added_", "kept_per_s")
 RATIOS = {"requests_per_s": "requests_ratio", "kept_per_s": "kept_ratio"}
 Figures = dict[str, float]
@@ -51,7 +52,7 @@ Measurement = Callable[[Side, str], Figures]
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """How much is measured."""
+    """The amount of work in a run."""
 
     turns_flat_out: int
     window_s: float
@@ -71,7 +72,10 @@ OPEN_FULL = OpenSetting(2, 3.0, TOKENS, 0.02, 20.0, (0.25, 0.5, 0.8), 5, 2.0, 2,
 
 
 def saturate(client: StreamClient, watched: dict[str, psutil.Process], setting: Setting, tag: str) -> Figures:
-    """Requests per second of a closed loop, and what each watched process spent on one; every token is counted."""
+    """Requests per second of a closed loop, and CPU time of each watched process per request.
+
+    Raises `RuntimeError` when tokens are missing.
+    """
     begun, names, ended = 0, [], 0
 
     def begin() -> None:
@@ -97,7 +101,7 @@ def saturate(client: StreamClient, watched: dict[str, psutil.Process], setting: 
     drain(client, begun - ended)
     seen = sum(1 for _ in client.tokens())
     if seen != begun * TOKENS:
-        raise RuntimeError(f"{begun} streams of {TOKENS} tokens gave {seen} tokens.")
+        raise RuntimeError(f"{begun} streams of {TOKENS} tokens yielded {seen} tokens.")
     figures = {"requests_per_s": count / seconds, "messages_per_request": client.messages / begun}
     return figures | {f"{name}_cpu_ms_per_request": 1000 * (spent[name] - opened[2][name]) / count for name in watched}
 
@@ -107,9 +111,9 @@ def _cpu_s(processes: dict[str, psutil.Process]) -> dict[str, float]:
 
 
 def read_paced(client: StreamClient, worker: Child, streams: int, setting: Setting, tag: str) -> dict[str, list[float]]:
-    """Seconds from sending a request to its first token, and from a worker's step to the arrival of its tokens.
+    """Seconds from sending a request to its first token ("ttft_"), and from a worker's step to each other token ("").
 
-    `streams` at once; one alone is asked several times, so that there is more than one first token.
+    At most `streams` requests run at once, but at least `MIN_REQUESTS` run in total, to have several first tokens.
     """
     requests = max(streams, MIN_REQUESTS)
     tokens = setting.paced_tokens * streams // requests
@@ -137,19 +141,19 @@ def read_paced(client: StreamClient, worker: Child, streams: int, setting: Setti
         elif name in sent:
             seen[""].append(arrived - left[name, index])
     if len(seen[""]) != requests * (tokens - 1):
-        raise RuntimeError(f"Tokens are missing: {len(seen[''])} came of {requests} streams.")
+        raise RuntimeError(f"Tokens are missing: {len(seen[''])} arrived on {requests} streams.")
     return seen
 
 
 def _warm_up(client: StreamClient, streams: int, tag: str) -> None:
-    """Every connection has carried a stream before one is timed."""
+    """Send a stream over every connection before the timed ones."""
     for index in range(streams):
         client.start(f"{tag}-warm-{index}", 2)
     drain(client, streams)
 
 
 def measure_saturation(setting: Setting, side: Side, tag: str) -> Figures:
-    """Through the router, and what the workers and the client manage without one."""
+    """Closed-loop figures through the router, and the rate of workers and client without a router."""
     workers = psutil.Process(side.routed_worker.process.pid)
     watched = {"router": side.router, "workers": workers, "client": psutil.Process(os.getpid())}
     client = side.routed(SATURATING, False)
@@ -162,7 +166,7 @@ def measure_saturation(setting: Setting, side: Side, tag: str) -> Figures:
 
 
 def measure_added(streams: int, setting: Setting, side: Side, tag: str) -> Figures:
-    """Added milliseconds at one number of streams."""
+    """Added milliseconds at one number of streams, and the router's CPU time per token for 64 streams or more."""
     seen, spent = list[dict[str, list[float]]](), 0.0
     for way, worker in ((side.direct, side.direct_worker), (side.routed, side.routed_worker)):
         client, before = way(streams, True), _cpu_s({"": side.router})[""]
@@ -175,7 +179,7 @@ def measure_added(streams: int, setting: Setting, side: Side, tag: str) -> Figur
         for kind, shares in KINDS.items()
         for share, name in shares
     }
-    if streams >= 64:  # less is below the clock of a process's CPU time
+    if streams >= 64:  # With fewer, the CPU time is below the resolution of its clock.
         figures[f"router_cpu_us_per_token_{streams}"] = 1e6 * spent / (sum(map(len, routed.values())) + 2 * streams)
     return figures
 
@@ -183,7 +187,8 @@ def measure_added(streams: int, setting: Setting, side: Side, tag: str) -> Figur
 def figures_of(rounds: list[list[Figures]], names: list[str]) -> Figures:
     """Medians per side, and the medians of the rounds' ratios: Baton's figure over each peer's.
 
-    `names` are the sides', Baton's first, as figures end with them; shares of a side's own peak are not compared.
+    `names` are the suffixes of the sides' figures, Baton's first. Figures at shares of a side's own peak are not
+    compared.
     """
     figures: Figures = {}
     for figure in rounds[0][0]:
@@ -200,7 +205,7 @@ def figures_of(rounds: list[list[Figures]], names: list[str]) -> Figures:
 def in_turn(
     measurement: Measurement, turns: int, sides: list[Side], title: str, step: Callable[[str], None]
 ) -> Figures:
-    """The figures of all sides, measured in turn: who goes first changes each time."""
+    """The figures of all sides, measured one after the other, in alternating order."""
     rounds: list[list[Figures]] = []
     for turn in range(turns):
         found = {}
@@ -212,7 +217,7 @@ def in_turn(
 
 
 def measure(sides: list[Side], setting: Setting, open_setting: OpenSetting) -> Figures:
-    """Every figure; the open loop's rates follow from the closed loop's peaks."""
+    """Every figure; the open loop's rates are derived from the closed loop's peaks."""
     turns = setting.turns_flat_out + len(setting.streams) * setting.turns_paced
     turns += len(open_setting.labels()) * open_setting.turns + 1
     with progress(len(sides) * turns) as step:
@@ -230,14 +235,14 @@ def measure(sides: list[Side], setting: Setting, open_setting: OpenSetting) -> F
 
 
 def run(pythons: dict[str, str | None], setting: Setting, open_setting: OpenSetting) -> Report:
-    """Measure Baton and the peers that are installed; `pythons` names interpreters other than this one."""
+    """Measure Baton and the installed peers; `pythons` has the interpreters of peers that are not in this one."""
     report = Report("router")
     with ExitStack() as stack:
         sides = [stack.enter_context(baton_side())]
         for peer in PEERS:
             command = find_peer(peer, pythons.get(peer.name))
             if command is None:
-                print(f'{peer.package} is not installed (pip install "baton[benchmarks]", or --{peer.name}): left out.')
+                print(f'Skipping {peer.package}: not installed (pip install "baton[benchmarks]", or --{peer.name}).')
             else:
                 sides.append(stack.enter_context(peer_side(peer, command)))
         report.figures = measure(sides, setting, open_setting)
@@ -257,7 +262,7 @@ def run(pythons: dict[str, str | None], setting: Setting, open_setting: OpenSett
 
 
 def main() -> None:
-    parser = arguments(__doc__, "python -m benchmarks.router --quick --json router.json")
+    parser = arguments(__doc__, "python -m benchmarks.router --quick --json router.json", full_s=1800.0)
     for peer in PEERS:
         parser.add_argument(
             f"--{peer.name}", metavar="PYTHON", help=f"a Python with {peer.package} (default: this one)"
@@ -265,7 +270,7 @@ def main() -> None:
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))  # a connection per stream of an overloaded router
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))  # HTTP clients need a connection per stream.
     setting, open_setting = args.pick((FULL, OPEN_FULL), (QUICK, OPEN_QUICK), (SMALLEST, OPEN_SMALLEST))
     pythons = {peer.name: getattr(args, peer.name) for peer in PEERS}
     run(pythons, setting, replace(open_setting, seed=args.seed)).publish(args)

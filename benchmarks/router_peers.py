@@ -1,4 +1,4 @@
-"""The routers that Baton's is compared with: each with its default settings, in front of mock SGLang servers."""
+"""The routers that Baton's router is compared with, each with default settings and in front of mock SGLang servers."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ from benchmarks.stream_clients import HttpClient
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """A router with `launch --pd-disaggregation`, in sglang-router's way."""
+    """A router with sglang-router's command line, `launch --pd-disaggregation`."""
 
-    name: str  # what its flag and the ends of its figures are called
+    name: str  # Name of its flag and suffix of its figures.
     package: str
-    module: str  # both packages install a program `smg`, so they are run as modules
+    module: str  # Peers are run as modules, because both packages install a program `smg`.
 
 
 PEERS = (Peer("sglang", "sglang-router", "sglang_router"), Peer("smg", "smg", "smg"))
 
 
 def find_peer(peer: Peer, python: str | None) -> list[str] | None:
-    """The command that launches the peer with `python` (None: this interpreter), or None where it is not installed."""
+    """The command that launches the peer with `python` (None: this interpreter), or None if it is not installed."""
     if python is None:
         installed = importlib.util.find_spec(peer.module) is not None
     elif shutil.which(python) is None:
         raise SystemExit(
-            f"--{peer.name} {python} is no program; give the Python of an environment with {peer.package}."
+            f"--{peer.name}: {python} is not a program; give the Python of an environment with {peer.package}."
         )
     else:
         asked = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({peer.module!r}) is None)"
@@ -50,17 +50,17 @@ def find_peer(peer: Peer, python: str | None) -> list[str] | None:
 
 @contextmanager
 def peer_side(peer: Peer, command: list[str]) -> Iterator[Side]:
-    """The peer with a prefill and a decode server."""
+    """The peer with a mock prefill and a mock decode server."""
     with ExitStack() as stack:
         servers = start(stack, mock_http_process)
         prefill_port, decode_port = servers.receive()
         port, metrics_port = _free_ports(2)
-        # Nothing is transferred, so the prefill server's own port stands in for the one where a transfer would begin.
+        # No KV is transferred, so the prefill server's own port serves as its bootstrap port.
         arguments = ["--pd-disaggregation", "--prefill", f"http://127.0.0.1:{prefill_port}", str(prefill_port)]
         arguments += ["--decode", f"http://127.0.0.1:{decode_port}", "--host", "127.0.0.1", "--port", str(port)]
         arguments += ["--prometheus-host", "127.0.0.1", "--prometheus-port", str(metrics_port), "--log-level", "error"]
         environment = os.environ | {"HF_HUB_OFFLINE": "1"}
-        process = subprocess.Popen(  # a group of its own, so that Ctrl-C reaches it only from here
+        process = subprocess.Popen(  # In a new session, which Ctrl-C does not reach.
             [*command, *arguments], stdout=subprocess.DEVNULL, env=environment, start_new_session=True
         )
         stack.callback(end_group, process)
@@ -84,7 +84,7 @@ def _free_ports(count: int) -> list[int]:
 
 
 def _await_ready(peer: Peer, url: str, process: subprocess.Popen[bytes]) -> None:
-    """It has no way to say that it serves, so it is asked until it does; never through a proxy."""
+    """Poll the peer's readiness, without a proxy; raises `RuntimeError` when it ends or takes too long."""
     deadline = time.monotonic() + START_S
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     while True:
@@ -93,7 +93,7 @@ def _await_ready(peer: Peer, url: str, process: subprocess.Popen[bytes]) -> None
         try:
             with opener.open(url, timeout=2):
                 return
-        except OSError as error:  # not listening yet, or 503
+        except OSError as error:  # Not listening yet, or 503.
             if time.monotonic() > deadline:
                 raise RuntimeError(f"{peer.package} is not ready after {START_S:g} s: {error}.") from None
         time.sleep(0.05)

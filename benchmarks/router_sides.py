@@ -1,4 +1,4 @@
-"""The sides of the router benchmark, and Baton's: its router and its workers, started and ended again."""
+"""A side of the router benchmark, a router with mock workers in separate processes, and Baton's side."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ import psutil
 import zmq
 
 from baton.builtin_model import CHECKPOINT
+from baton.harness.process_cluster import plans
 from baton.protocol import codec
 from baton.protocol.messages import RegisterAck
 from baton.protocol.worker import RoleName
 from benchmarks.mock_baton import ROLES, Left, mock_baton_process
-from benchmarks.process_cluster import plans
 from benchmarks.stream_clients import GrpcClient, StreamClient, WorkerClient
 
 START_S = 60.0
@@ -27,24 +27,25 @@ START_S = 60.0
 
 @dataclass(eq=False)
 class Child:
-    """A process that is spoken to over a pipe and ends when told so."""
+    """A child process that is controlled over a pipe."""
 
     pipe: Connection
     process: Any
 
     def receive(self) -> Any:
-        """The next thing it says."""
+        """The next object from the pipe; raises `RuntimeError` when none arrives within `START_S`."""
         if not self.pipe.poll(START_S):
-            raise RuntimeError(f"{self.process.name} has said nothing for {START_S:g} s.")
+            raise RuntimeError(f"{self.process.name} has sent nothing for {START_S:g} s.")
         return self.pipe.recv()
 
     def pace(self, step_s: float) -> Left:
-        """Set a worker's step; returns when each token left since the last call."""
+        """Set a worker's step; returns the time at which each token left since the last call."""
         self.pipe.send(step_s)
         left: Left = self.receive()
         return left
 
     def stop(self) -> None:
+        """Close the pipe, on which the process ends; kill it if it does not."""
         self.pipe.close()
         self.process.join(5)
         if self.process.is_alive():
@@ -53,11 +54,11 @@ class Child:
 
 
 def start(stack: ExitStack, target: Callable[..., None], *args: Any) -> Child:
-    """Run `target(*args, pipe)` in a process of its own until the stack closes."""
+    """Run `target(*args, pipe)` in a child process until the stack closes."""
     context = mp.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=target, args=(*args, theirs), name=target.__name__, daemon=True)
-    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C is ours to answer
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Inherited: only this process handles Ctrl-C.
     try:
         process.start()
     finally:
@@ -70,26 +71,26 @@ def start(stack: ExitStack, target: Callable[..., None], *args: Any) -> Child:
 
 @dataclass(eq=False)
 class Side:
-    """A router with its workers, and how to read through it and past it."""
+    """A router with its workers, and clients that read through the router and directly from a worker."""
 
-    name: str  # what its figures end with
+    name: str  # Suffix of its figures.
     router: psutil.Process
-    routed: Callable[[int, bool], StreamClient]  # for so many streams at once; paced or flat out
+    routed: Callable[[int, bool], StreamClient]  # (concurrent streams, paced) → client
     routed_worker: Child
     direct: Callable[[int, bool], StreamClient]
     direct_worker: Child
 
 
 def router_process(pipe: Connection) -> None:
-    """A real router; says where it listens and ends when the pipe closes."""
+    """A real router; sends (worker address, port) over the pipe and ends when the pipe closes."""
     from baton.router.build import start_router
 
     async def serve() -> None:
         running = await start_router(plans(CHECKPOINT, 4096, 1)[0])
-        told = asyncio.Event()
-        asyncio.get_running_loop().add_reader(pipe.fileno(), told.set)
+        closed = asyncio.Event()
+        asyncio.get_running_loop().add_reader(pipe.fileno(), closed.set)
         pipe.send((running.worker_address, running.port))
-        await told.wait()
+        await closed.wait()
         asyncio.get_running_loop().remove_reader(pipe.fileno())
         await running.stop(0.0)
 
@@ -98,7 +99,7 @@ def router_process(pipe: Connection) -> None:
 
 @contextmanager
 def baton_side() -> Iterator[Side]:
-    """Baton's router with a prefill and a decode worker, and a second pair that is read without a router."""
+    """Baton's router with mock prefill and decode workers, and a second pair that is read without a router."""
     with ExitStack() as stack:
         router = start(stack, router_process)
         worker_address, port = router.receive()
@@ -109,14 +110,14 @@ def baton_side() -> Iterator[Side]:
         link: zmq.Socket[bytes] = context.socket(zmq.ROUTER)
         direct_port = link.bind_to_random_port("tcp://127.0.0.1")
         direct_worker = start(stack, mock_baton_process, f"tcp://127.0.0.1:{direct_port}")
-        welcome, greeted = codec.encode_to_worker([RegisterAck("direct", 0.5, "1")]), set[bytes]()
-        while len(greeted) < len(ROLES):
+        acknowledgement, registered = codec.encode_to_worker([RegisterAck("direct", 0.5, "1")]), set[bytes]()
+        while len(registered) < len(ROLES):
             if not link.poll(int(1000 * START_S)):
-                raise RuntimeError(f"{len(greeted)} of {len(ROLES)} mock workers registered within {START_S:g} s.")
+                raise RuntimeError(f"{len(registered)} of {len(ROLES)} mock workers registered within {START_S:g} s.")
             worker = link.recv_multipart()[0]
-            if worker not in greeted:
-                greeted.add(worker)
-                link.send_multipart([worker, welcome])
+            if worker not in registered:
+                registered.add(worker)
+                link.send_multipart([worker, acknowledgement])
         direct_worker.receive()
         decode = RoleName.DECODE.value.encode()
         yield Side(

@@ -1,13 +1,13 @@
-"""How fast the simulator is: a whole trace on one core, and whether an event costs more when the trace is longer."""
+"""The speed of the simulator: a whole trace on one core, and whether an event costs more in a longer trace."""
 
 from __future__ import annotations
 
 import time
 from pathlib import Path
 
+from baton.harness.report import Goal, Report, arguments, progress
 from baton.simulator.setup import Pools, Setup, page_size_for
 from baton.simulator.trace import read_trace, scale_arrivals
-from benchmarks.report import Goal, Report, arguments, progress
 
 GOALS = {"wall_s": Goal(180, at_most=True), "event_cost_ratio_to_first_quarter": Goal(1.25, at_most=True)}
 
@@ -15,7 +15,7 @@ GOALS = {"wall_s": Goal(180, at_most=True), "event_cost_ratio_to_first_quarter":
 def main() -> None:
     parser = arguments(__doc__, "python -m benchmarks.simulator --trace mooncake_conversation.jsonl")
     parser.add_argument("--trace", type=Path, required=True, help="a Mooncake JSONL or an Azure CSV trace")
-    parser.add_argument("--scale", type=float, default=1.0, help="requests come so many times as fast")
+    parser.add_argument("--scale", type=float, default=1.0, help="arrival-rate multiplier")
     options = parser.parse_args()
     trace = scale_arrivals(read_trace(options.trace), options.scale)
     trace = trace[: options.pick(len(trace), len(trace) // 6, 80)]

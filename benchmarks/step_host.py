@@ -1,9 +1,9 @@
-"""What a decode step costs on the host: all that a worker does for it but the model's own computation.
+"""The host's cost of a decode step: everything that a worker does for it except the model's computation.
 
-A decode role over made-up sequences, driven as a worker's loop drives it: plan, flat arrays, metadata into the staging
-buffer of the recorded steps (up to where FlashInfer's plan is called), absorb, a load report and the encoded frame. The
-tokens are drawn from a fixed sequence in place of a model's. CPU time of the one thread, the median of many steps; page
-boundaries are spread evenly over the steps. A report goes with every step, more often than a worker sends one.
+A worker's session over synthetic sequences is driven as a worker's loop drives it: plan, flat arrays, metadata into the
+staging buffer of the recorded steps (up to the call of FlashInfer's plan), absorb, a load report and the encoded frame.
+Random tokens replace a model's. Figures are CPU time of the one thread, the median of many steps; page boundaries are
+spread evenly over the steps. Every step sends a load report, more often than a worker does.
 """
 
 from __future__ import annotations
@@ -16,21 +16,20 @@ from statistics import median
 
 import torch
 
-from baton.decode_worker.role import DecodeRole
 from baton.engine.batch import StepBudget
 from baton.engine.decode_staging import DecodeStaging
 from baton.engine.flat_batch import flat_batch
 from baton.engine.graph_sizes import graph_sizes
 from baton.engine.kv_pages import PagePool
 from baton.engine.step import SampledToken, StepPlan, StepResult
+from baton.harness.report import Goal, Report, arguments, progress
 from baton.protocol.codec import encode_to_router
-from baton.protocol.messages import Prefill
+from baton.protocol.messages import Prefill, RegisterAck
 from baton.protocol.request import Request, SamplingParams
-from baton.protocol.worker import RoleName
-from baton.worker.core.reports import LOAD_EVERY_S, Reports
-from baton.worker.core.role import Send
+from baton.protocol.worker import Endpoint, PageLayout, RoleName, WorkerInfo
+from baton.worker.core.reports import LOAD_EVERY_S
 from baton.worker.core.state import WorkerState
-from benchmarks.report import Goal, Report, arguments, progress
+from baton.worker.session import WorkerSession
 
 POINTS = {
     "b1_1k": (1, 1024),
@@ -57,15 +56,17 @@ class Stages:
 
     @property
     def before_launch(self) -> float:
+        """Time from the plan to the launch."""
         return self.plan + self.flat_batch + self.staging
 
     @property
     def after(self) -> float:
+        """Time after the step."""
         return self.absorb + self.report
 
 
 class Host:
-    """A decode worker's host side: `batch` sequences that go on decoding, near `context` positions each."""
+    """A decode worker's host side, with `batch` decoding sequences of about `context` positions each."""
 
     def __init__(self, batch: int, context: int, steps: int, seed: int) -> None:
         self._rng = random.Random(seed)
@@ -74,28 +75,35 @@ class Host:
         state = WorkerState(
             "worker:1", "model", frozenset({2}), CONTEXT_TOKENS, StepBudget(CHUNK_TOKENS, MAX_BATCH), self._pool
         )
-        self._role = DecodeRole(state, RoleName.MIXED)
-        self._reports = Reports("worker", state)
+        layout = PageLayout(self._pool.num_pages, 1, PAGE_SIZE, 1, 1, "float32", "model")
+        info = WorkerInfo(
+            "worker", "1", RoleName.MIXED, 0, Endpoint("worker:1", b"", 0, 0, layout), CHUNK_TOKENS, MAX_BATCH
+        )
+        self._session = WorkerSession(info, state, lambda: "2")
+        self._session.on_transport(info.endpoint, 0.0)
+        self._session.on_message(RegisterAck("router", 0.5, "1"), 0.0)
         self._staging = DecodeStaging(
             torch.device("cpu"), graph_sizes(MAX_BATCH), CONTEXT_TOKENS // PAGE_SIZE, self._pool.num_pages
         )
         self._now = 0.0
         sampling = SamplingParams(max_tokens=CONTEXT_TOKENS)
         for index in range(batch):
-            length = context - steps // 2 - index % PAGE_SIZE  # so that each step fills a sixteenth of the last pages
+            length = (
+                context - steps // 2 - index % PAGE_SIZE
+            )  # Each step fills the last pages of 1/16 of the sequences.
             prompt = tuple(self._rng.randrange(3, VOCAB) for _ in range(length))
             request = Request(f"{self._rng.getrandbits(64):016x}", prompt, sampling)
-            self._role.on_message(Prefill(request, (), False, 0), 0.0)
-        while self._role.occupancy().pending_prefill_tokens:
-            _, plan = self._role.plan(0.0)
+            self._session.on_message(Prefill(request, (), False, 0), 0.0)
+        while self._session.role.occupancy().pending_prefill_tokens:
+            _, plan = self._session.plan(0.0)
             assert plan is not None
-            self._role.absorb(plan, self._sampled(plan), 0.0)
+            self._session.absorb(plan, self._sampled(plan), 0.0)
 
     def step(self) -> Stages:
-        """One decode step of all the sequences."""
+        """One decode step of all sequences."""
         self._now += LOAD_EVERY_S
         moments = [_cpu_ms()]
-        _, plan = self._role.plan(self._now)
+        _, plan = self._session.plan(self._now)
         moments.append(_cpu_ms())
         assert plan is not None
         token_ids, layout = flat_batch(plan, PAGE_SIZE)
@@ -104,11 +112,12 @@ class Host:
         moments.append(_cpu_ms())
         result = self._sampled(plan)
         moments.append(_cpu_ms())
-        commands = self._role.absorb(plan, result, self._now)
+        self._session.outbox = []
+        self._session.absorb(plan, result, self._now)
         moments.append(_cpu_ms())
-        messages = [command.message for command in commands if isinstance(command, Send)]
-        self._reports.on_step(plan.sample(LOAD_EVERY_S))
-        encode_to_router([*messages, *self._reports.due(self._role, self._now, idle=False)], "incarnation")
+        self._session.on_step(plan.sample(LOAD_EVERY_S))
+        self._session.tick(self._now, idle=False)
+        encode_to_router(self._session.outbox, "incarnation")
         moments.append(_cpu_ms())
         plan_ms, flat_ms, staging_ms, _, absorb_ms, report_ms = (
             after - before for before, after in itertools.pairwise(moments)
@@ -124,13 +133,13 @@ def _cpu_ms() -> float:
 
 
 def measure(batch: int, context: int, repeats: int, seed: int) -> list[Stages]:
-    """`repeats` steps, the middle one at `context` positions, after others that warm up."""
+    """`repeats` steps after a warm-up, the middle one at about `context` positions."""
     host = Host(batch, context, WARM_STEPS + repeats, seed)
     return [host.step() for _ in range(WARM_STEPS + repeats)][WARM_STEPS:]
 
 
 def figures_of(point: str, steps: list[Stages]) -> dict[str, float]:
-    """Medians; a sum is the median of sums."""
+    """Medians of the stages and of their sums."""
     stages = {f"{item.name}_ms_{point}": median(getattr(step, item.name) for step in steps) for item in fields(Stages)}
     return {
         f"host_ms_before_launch_{point}": median(step.before_launch for step in steps),
@@ -140,7 +149,7 @@ def figures_of(point: str, steps: list[Stages]) -> dict[str, float]:
 
 
 def least_of(steps: list[Stages]) -> dict[str, float]:
-    """The smallest of each stage, which other work on the machine disturbed least."""
+    """The minimum of each stage, which other work on the machine disturbed least."""
     return {name: min(getattr(step, name) for step in steps) for name in (*Stages.__slots__, "before_launch", "after")}
 
 

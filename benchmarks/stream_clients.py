@@ -1,6 +1,6 @@
-"""Clients that only stamp bytes: one design for gRPC, for HTTP with server-sent events and for a worker's own socket.
+"""Clients that only timestamp bytes: for gRPC, for HTTP with server-sent events and for a worker's own socket.
 
-Each starts named streams, tells which have ended, and takes the kept bytes apart only when asked for the tokens.
+Each starts named streams, returns which have ended, and parses the kept bytes only when asked for the tokens.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ _POST = b"POST /generate HTTP/1.1\r\nhost: localhost\r\ncontent-type: applicatio
 
 
 class StreamClient(Protocol):
-    """What a measurement needs of a client."""
+    """The interface of a client in a measurement."""
 
-    messages: int  # pieces the tokens came in, counted by `tokens`
+    messages: int  # Number of messages with tokens, counted by `tokens`.
 
     def start(self, name: str, tokens: int) -> None:
-        """Ask for a stream of so many tokens."""
+        """Request a stream of this many tokens."""
 
     def read(self, timeout_s: float) -> list[str]:
-        """Keep what arrives; the names of the streams that have ended."""
+        """Keep bytes that arrive within the time; returns the names of the streams that have ended."""
 
     def tokens(self) -> Iterator[tuple[str, int, float]]:
-        """(stream, index, arrival) of every token kept."""
+        """(stream, index, time of arrival) of every token received."""
 
     def close(self) -> None: ...
 
@@ -48,7 +48,7 @@ class Refused(RuntimeError):
 
 
 def drain(client: StreamClient, streams: int, within_s: float = DRAIN_S) -> None:
-    """Read until so many streams have ended."""
+    """Read until this many streams have ended; raises `RuntimeError` after `within_s`."""
     deadline, left = time.monotonic() + within_s, streams
     while left > 0:
         left -= len(client.read(0.05))
@@ -87,10 +87,10 @@ class GrpcClient:
 
 
 class HttpClient:
-    """One kept HTTP/1.1 connection per concurrent stream, as HTTP clients do it; more are opened when all are in use.
+    """A persistent HTTP/1.1 connection per concurrent stream, as in HTTP clients; more are opened when all are in use.
 
-    sglang-router leaves Nagle's algorithm on, so that with the kernel's delayed acknowledgements its first event waits
-    40 ms behind the response head. With `prompt_acks` every read is acknowledged at once (which costs the client time).
+    sglang-router leaves Nagle's algorithm on, so with the kernel's delayed acknowledgements its first event arrives
+    40 ms after the response head. With `prompt_acks` every read is acknowledged at once, which costs the client time.
     """
 
     def __init__(self, port: int, streams: int, prompt_acks: bool) -> None:
@@ -138,7 +138,7 @@ class HttpClient:
         return ended
 
     def _acknowledge(self, connection: socket.socket) -> None:
-        if self._prompt_acks:  # the kernel forgets it soon, so it is said each time
+        if self._prompt_acks:  # The kernel resets the option, so it is set each time.
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
     def tokens(self) -> Iterator[tuple[str, int, float]]:
@@ -146,7 +146,7 @@ class HttpClient:
         pattern = re.compile(rb'"id":"([^"]+)".*"completion_tokens":(\d+)')
         framing = re.compile(rb"\r\n[0-9A-Fa-f]+\r\n")
         for arrived, connection, data in self._chunks:
-            # A chunk may end inside an event; no event has a carriage return, so framing is told by it.
+            # A chunk may end inside an event. Events have no carriage return, so it identifies the framing.
             body = framing.sub(b"", buffers[connection] + data)
             *events, buffers[connection] = body.split(b"\n\n")
             for event in events:
@@ -161,7 +161,7 @@ class HttpClient:
 
 
 class WorkerClient:
-    """Reads Baton's decode worker as the router would, over the ZeroMQ socket it is connected to."""
+    """Reads Baton's decode worker as the router does, over the ZeroMQ socket that the worker is connected to."""
 
     def __init__(self, link: zmq.Socket[bytes], worker: bytes) -> None:
         self._link, self._worker = link, worker
@@ -188,4 +188,4 @@ class WorkerClient:
         return iter(self._arrived)
 
     def close(self) -> None:
-        """The socket is the caller's."""
+        """Do nothing: the caller owns the socket."""

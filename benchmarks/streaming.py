@@ -1,9 +1,9 @@
-"""What the router adds to the first token and to every other, against reading the workers' sockets directly.
+"""The latency that the router adds to first and later tokens, compared with reading the workers' sockets directly.
 
-Paced workers speak the real worker protocol: they answer a request at once and then send one token per stream every
+Paced workers speak the real worker protocol: they answer a request immediately and then send one token per stream every
 20 ms, as a decode worker does. They are read through the router (gRPC client → router → worker) and by a plain ZeroMQ
-socket; client, router and workers are processes of their own. Added is the difference of the medians, taken where
-bytes reach the client's socket; the figures with "python_client" include what Python's gRPC client spends.
+socket; client, router and workers are separate processes. The added latency is a difference of percentiles, measured
+where bytes reach the client's socket. Figures with "python_client" include the time of Python's gRPC client.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import time
 import grpc
 
 from baton.client.connection import options
+from baton.harness.report import Goal, Report, arguments, progress
 from baton.protocol.v1 import inference_pb2, inference_pb2_grpc
 from baton.router.core.latency import percentile
-from benchmarks.report import Goal, Report, arguments, progress
 from benchmarks.router import STAGGER_S, Setting, read_paced
 from benchmarks.router_sides import Child, Side, baton_side
 from benchmarks.stream_clients import PROMPT, GrpcClient
@@ -24,12 +24,12 @@ from benchmarks.stream_clients import PROMPT, GrpcClient
 GOALS = {"added_ttft_ms_p50": Goal(1.5, at_most=True), "added_per_token_ms_p50": Goal(0.5, at_most=True)}
 STEP_S = 0.02
 STREAMS = (1, 16, 64)
-GIVE_UP_S = 30.0  # beyond the time that the paced tokens take
+GIVE_UP_S = 30.0  # Time limit beyond the duration of the paced streams.
 Seen = dict[str, list[float]]  # "ttft_": seconds to each first token; "": from a worker's step to each other token
 
 
 def read_in_python(port: int, worker: Child, streams: int, tokens: int, tag: str) -> Seen:
-    """What `read_paced` measures, by a client on Python's grpc.aio."""
+    """As `read_paced`, with a client on Python's grpc.aio."""
     worker.pace(STEP_S)
     ttft_s, arrived = asyncio.run(_read(port, streams, tokens, tag))
     left = worker.pace(0.0)
@@ -63,7 +63,7 @@ async def _read(port: int, streams: int, tokens: int, tag: str) -> tuple[list[fl
 
 
 def measure(side: Side, streams: int, tokens: int) -> dict[str, float]:
-    """Added latencies at one number of streams, in milliseconds."""
+    """Added latencies in milliseconds at one number of concurrent streams."""
     setting = Setting(0, 0.0, 0.0, 1, tokens, STEP_S)
     client = side.direct(streams, True)
     direct = read_paced(client, side.direct_worker, streams, setting, f"direct-{streams}")

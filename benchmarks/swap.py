@@ -1,8 +1,8 @@
-"""How long a preempted sequence takes to its next token once pages are free: swapped in from host memory or recomputed.
+"""The time from free pages to a preempted sequence's next token: swapped in from host memory, or recomputed.
 
-One sequence on one engine, preempted for want of a page, resumed with nothing left in the prefix cache; both ways in
-turn in one run, one thread, the Llama of benchmarks.engine. Then a worker that serves twelve requests of 240 + 80
-tokens with pages for seven and a half of them at their ends, and a prefix cache that keeps what it can.
+First, one sequence on one engine is preempted for lack of a page and resumed with an empty prefix cache. Both methods
+alternate in one run, with one thread and the Llama of benchmarks.engine. Then a worker serves twelve requests of
+240 + 80 tokens with pages for seven and a half of them at full length, and with its prefix cache in use.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from baton.engine.executor import TorchExecutor
 from baton.engine.host_pages import HostPages
 from baton.engine.kv_pages import PagePool
 from baton.engine.model_config import model_config
-from baton.engine.weights import random_weights
+from baton.harness.random_weights import random_weights
+from baton.harness.report import Goal, Report, arguments, median_ratio, progress
 from baton.protocol.messages import Prefill
 from baton.protocol.request import Request, SamplingParams
 from baton.protocol.worker import RoleName
 from baton.worker.core.role import SwapIn, SwapOut
 from baton.worker.core.state import WorkerState
 from benchmarks.engine import BATCH, CHUNK_TOKENS, PAGE_SIZE, SHAPE, build_executor
-from benchmarks.report import Goal, Report, arguments, median_ratio, progress
 
-CONTEXTS = (128, 512, 960)  # positions computed when it is preempted
+CONTEXTS = (128, 512, 960)  # Positions computed before the preemption.
 GOALS = {"resume_ratio_swap_to_recompute_960": Goal(0.5, at_most=True)}
 
 
 class ShortOfPages:
-    """A mixed worker whose sequences lose their pages and get them again."""
+    """A mixed worker with too few pages, so that its sequences are preempted and resumed."""
 
     def __init__(self, executor: TorchExecutor, host_pages: int, num_pages: int | None = None) -> None:
         self.pool = PagePool(num_pages or executor.layout.num_pages, PAGE_SIZE)
@@ -48,6 +48,7 @@ class ShortOfPages:
         self.pool.release(self.pool.allocate(self.pool.num_available))
 
     def turn(self) -> bool:
+        """Do the copies and the step that the role plans; returns whether there was a step."""
         copies, plan = self.role.plan(0.0)
         for command in copies:
             started = time.perf_counter()
@@ -63,8 +64,8 @@ class ShortOfPages:
         return True
 
     def resume_s(self, prompt: list[int]) -> float:
-        """From free pages to the next token of a sequence that was preempted after `prompt` and a token more."""
-        # The prompt fills its last page, so that its second token needs a page that is not there.
+        """Seconds from free pages to the next token of a sequence that was preempted after `prompt` and one token."""
+        # The prompt fills its last page, so the second token needs a page that is not available.
         self.role.on_message(Prefill(Request("r", tuple(prompt), SamplingParams(max_tokens=3)), (), False, 0), 0.0)
         wanted = len(prompt) // PAGE_SIZE
         taken = self.pool.allocate(self.pool.num_available - wanted)
@@ -84,7 +85,7 @@ class ShortOfPages:
         return seconds
 
     def serve_s(self, prompts: list[list[int]], new_tokens: int) -> float:
-        """Until every prompt has its answer."""
+        """Seconds until every prompt has its answer."""
         for index, prompt in enumerate(prompts):
             request = Request(f"r{index}", tuple(prompt), SamplingParams(max_tokens=new_tokens))
             self.role.on_message(Prefill(request, (), False, 0), 0.0)
@@ -97,7 +98,7 @@ class ShortOfPages:
 def serving(
     executor: TorchExecutor, rounds: int, requests: int, new_tokens: int, rng: random.Random
 ) -> dict[str, float]:
-    """What swapping is worth to a worker that is short of pages all the time."""
+    """Serving time with swapping over that with recomputation, for a worker that is always short of pages."""
     pairs, swap_outs, recomputes = [], 0, 0
     for _ in range(rounds):
         prompts = [[rng.randrange(3, executor.config.vocab_size) for _ in range(240)] for _ in range(requests)]
@@ -130,7 +131,7 @@ def main() -> None:
                 pairs.append((swapping.resume_s(prompt), recomputing.resume_s(prompt)))
                 out_s.append(swapping.copy_s[SwapOut])
                 in_s.append(swapping.copy_s[SwapIn])
-            pairs = pairs[1:]  # the first one warms the buffers up
+            pairs = pairs[1:]  # The first one is a warm-up.
             figures[f"resume_ratio_swap_to_recompute_{context}"] = median_ratio(pairs)
             figures[f"resume_by_swap_ms_{context}"] = 1000 * median(swap for swap, _ in pairs)
             figures[f"resume_by_recompute_ms_{context}"] = 1000 * median(again for _, again in pairs)

@@ -1,18 +1,18 @@
-"""The tables of the documentation, made from `benchmarks/results`.
+"""Generates the tables of the documentation from `benchmarks/results`.
 
     python -m benchmarks.tables            # rewrite every block of docs/benchmarks.md and README.md
-    python -m benchmarks.tables --check    # only say which blocks differ (exit code 1)
+    python -m benchmarks.tables --check    # only name the documents that differ (exit code 1)
 
-A block stands between `<!-- figures: … -->` and `<!-- end -->`. After `figures:` comes a benchmark and what to show:
+A block is the text between `<!-- figures: … -->` and `<!-- end -->`. `figures:` is followed by a benchmark and figures:
 
     engine                                 every figure
     engine ratio_* tokens_per_s            these figures (with * for any characters)
-    swap by=positions resume_ms_{} copy_{} one row for each text in place of {} ({n}: digits), one column a pattern
+    swap by=positions resume_ms_{} copy_{} a row for each text in place of {} ({n}: digits), a column per pattern
     engine:tokens_per_s handoff:stall_ms   figures of several benchmarks, each with its command
-    gpu:attention_error="words about it"   the same, named by these words
+    gpu:attention_error="words about it"   the same, titled with these words
 
-Each table says below where it was measured. How many commits have touched a benchmark's code since is told there, too,
-as of the moment the table was made; --check leaves that out.
+The line below each table says where it was measured, and how many later commits, as of the generation of the table,
+changed the benchmark's code; --check ignores that number.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from baton.harness.provenance import ROOT, commits_since
+from baton.harness.results import FOLDER, TRANSCRIBED, Goal, Result, published
 from benchmarks.catalog import BY_NAME
-from benchmarks.provenance import ROOT, commits_since
-from benchmarks.results import FOLDER, TRANSCRIBED, Goal, Result, published
 
 DOCUMENTS = ("docs/benchmarks.md", "README.md")
 BLOCK = re.compile(r"(?P<head><!-- figures: (?P<spec>[^>]*?) -->\n).*?(?P<end><!-- end -->)", re.DOTALL)
 PLACE = re.compile(r"\{n?\}")
 AGE = re.compile(r", \d+ commits? to its code since")
 MISSING = "not measured yet"
-Age = Callable[[Result], int | None]  # commits to a result's code since it was measured
+Age = Callable[[Result], int | None]  # Number of commits to a result's code since it was measured.
 
 
 def age_of(result: Result) -> int | None:
-    """How many commits have touched what it measured; None where that is unknown."""
+    """The number of later commits to the measured code; None if unknown."""
     paths = (
         ("benchmarks/gpu", "baton/engine", "kv_transfer") if result.name == "gpu" else BY_NAME[result.name].code_paths
     )
@@ -48,7 +48,7 @@ def age_of(result: Result) -> int | None:
 
 
 def rewrite(text: str, folder: Path = FOLDER, age: Age = age_of) -> str:
-    """The document with every block made from the results in `folder`; raises `ValueError` where that fails."""
+    """The document with every block generated from `folder`; raises `ValueError` for an invalid specification."""
 
     def made(found: re.Match[str]) -> str:
         return f"{found['head']}{block(found['spec'], folder, age)}\n{found['end']}"
@@ -57,16 +57,16 @@ def rewrite(text: str, folder: Path = FOLDER, age: Age = age_of) -> str:
 
 
 def differs(text: str, folder: Path = FOLDER) -> bool:
-    """Whether a block shows other figures than the results; how old they are does not count."""
+    """Whether a block differs from the results, apart from the number of later commits."""
     return AGE.sub("", rewrite(text, folder, lambda result: None)) != AGE.sub("", text)
 
 
 def block(spec: str, folder: Path, age: Age) -> str:
-    """What stands between the markers."""
+    """The text between the markers of a block."""
     name, *shown = shlex.split(spec)
     if ":" in name:
         return mixed_table([name, *shown], folder, age)
-    result = published(name, folder) or Result(name, {})
+    result = published(name, folder)
     result = replace(result, goals={**known_goals(name), **result.goals})
     if shown and shown[0].startswith("by="):
         table = pivot_table(result, shown[0].removeprefix("by="), shown[1:])
@@ -88,6 +88,7 @@ def known_figures(name: str) -> list[str]:
 
 
 def known_goals(name: str) -> dict[str, Goal]:
+    """The goals of figures that the catalogue has."""
     if name != "gpu":
         return {}
     from benchmarks.gpu.figures import goals
@@ -97,9 +98,9 @@ def known_goals(name: str) -> dict[str, Goal]:
 
 
 def flat_table(result: Result, shown: Sequence[str]) -> str:
-    """One row a figure, in the order of the patterns, then of the result."""
+    """A row per figure, in the order of the patterns, then of the result."""
     named = (result.figures, known_figures(result.name))
-    # Parts of a GPU's figures come from several runs: the catalogue knows their order.
+    # A GPU's figures come from several runs, so their order is the catalogue's.
     names = list(dict.fromkeys(itertools.chain(*(reversed(named) if result.name == "gpu" else named))))
     picked = [name for pattern in shown or ("*",) for name in names if fnmatchcase(name, pattern)]
     unknown = [pattern for pattern in shown if "*" not in pattern and pattern not in names]
@@ -116,13 +117,14 @@ def row(title: str, figure: str, result: Result) -> tuple[str, ...]:
 
 
 def verdict(value: float | None, goal: Goal | None) -> str:
+    """ "met", "**missed**", or "" without a value or a goal."""
     if value is None or goal is None:
         return ""
     return "met" if goal.met(value) else "**missed**"
 
 
 def pivot_table(result: Result, by: str, patterns: Sequence[str]) -> str:
-    """One row for each text in place of {} of the first pattern, in the order of numbers; one column a pattern."""
+    """A row for each text in place of {} in the first pattern, numbers in numerical order; a column per pattern."""
     names = dict.fromkeys((*result.figures, *known_figures(result.name)))
     first = re.escape(patterns[0]).replace(r"\{\}", "(.+)").replace(r"\{n\}", r"(\d+)")
     found = [match[1] for name in names if (match := re.fullmatch(first, name))]
@@ -137,6 +139,7 @@ def pivot_table(result: Result, by: str, patterns: Sequence[str]) -> str:
 
 
 def cell(figure: str, result: Result) -> str:
+    """A figure's value, with its goal and verdict if it has a goal."""
     value, goal = result.figures.get(figure), result.goals.get(figure)
     if value is None:
         return "" if result.figures else MISSING
@@ -144,37 +147,39 @@ def cell(figure: str, result: Result) -> str:
 
 
 def mixed_table(named: Sequence[str], folder: Path, age: Age) -> str:
-    """Figures of several benchmarks, each with the day it was measured and the command that measures it."""
+    """Figures of several benchmarks, each with the day of its measurement and the command."""
     rows = []
     for one in named:
         name, _, told = one.partition(":")
         figure, _, words = told.partition("=")
         known_figures(name)
-        result = published(name, folder) or Result(name, {})
+        result = published(name, folder)
         title = f"{words} (`{figure}`)" if words else f"`{figure}`"
         measured = result.date + since(age(result) if result.figures else None)
-        command = result.command or f"python -m benchmarks.{name}"
+        module = "benchmarks.gpu" if name == "gpu" else BY_NAME[name].module_name
+        command = result.command or f"python -m {module}"
         rows.append((*row(title, figure, result), measured, f"`{command}`"))
     return markdown(("figure", "value", "goal", "", "measured", "command"), rows)
 
 
 def number(value: float) -> str:
-    """Three digits, or all of a large number."""
+    """Three significant digits, or all digits of a large number."""
     return f"{value:,.0f}" if abs(value) >= 1000 or value == int(value) else f"{value:.3g}"
 
 
 def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
     lines = [heads, ["---"] * len(heads), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def since(commits: int | None) -> str:
-    """The mark of figures whose code has changed; what `AGE` finds."""
+    """The mark of figures whose code has changed, which `AGE` matches."""
     return f", {commits} commit{'' if commits == 1 else 's'} to its code since" if commits else ""
 
 
 def origin(result: Result, commits: int | None) -> str:
-    """Where the figures come from, in one line."""
+    """The provenance of the figures, in one line."""
     if not result.figures:
         return f"_{MISSING.capitalize()}._"
     at = f"{result.date}, commit {result.commit[:10]}{' with changes' if result.dirty else ''}{since(commits)}"

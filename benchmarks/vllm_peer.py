@@ -1,8 +1,8 @@
 """vLLM's side of `benchmarks.engine`, run by the Python of vLLM's own environment: `PYTHON -I vllm_peer.py JOB FD`.
 
 It imports vLLM and the standard library only. JOB is a JSON file (see `benchmarks/vllm_side.py`). Once the engine is
-loaded and warm it writes a line of JSON to the descriptor FD, and one more for each line it reads from standard input.
-vLLM's prefix cache is off, so that a repeated run computes everything again.
+loaded and warm, it writes a line of JSON to the descriptor FD, and then one line for each line from standard input.
+vLLM's prefix cache is off, so that every run computes everything.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def load(job: dict[str, Any]) -> Any:
 
 
 def generate(engine: Any, job: dict[str, Any], prompts: list[list[int]]) -> dict[str, Any]:
-    """Every prompt answered: seconds and the tokens."""
+    """Answer every prompt; returns the seconds and the tokens."""
     from vllm import SamplingParams
 
     sampling = SamplingParams(temperature=0.0, max_tokens=job["new_tokens"], ignore_eos=True, detokenize=False)
@@ -46,15 +46,15 @@ def main() -> None:
     job = json.loads(Path(sys.argv[1]).read_text())
     with os.fdopen(int(sys.argv[2]), "w") as results:
         engine = load(job)
-        generate(engine, job, job["prompts"][: job["batch"]])  # warms up
+        generate(engine, job, job["prompts"][: job["batch"]])  # Warm-up.
 
-        def tell(result: dict[str, Any]) -> None:
+        def write(result: dict[str, Any]) -> None:
             results.write(json.dumps(result) + "\n")
             results.flush()
 
-        tell({"ready": True})
+        write({"ready": True})
         for _ in sys.stdin:
-            tell(generate(engine, job, job["prompts"]))
+            write(generate(engine, job, job["prompts"]))
 
 
 if __name__ == "__main__":

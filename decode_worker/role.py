@@ -1,7 +1,7 @@
 """The decode role: continuous batching of sequences from handoffs, and of whole requests.
 
     Reserve ─► inbound ──notice──► running ──► finished
-    Prefill (whole) ─► waiting ──pages──► prefilling ──► running ──SendPages──► leaving ──► at another worker
+    Prefill (whole) ─► waiting ──pages──► prefilling ──► running ──SendPages──► sending ──► at another worker
                           ▲                                 │
                           ├── preempted: pages swapped out ─┤
                           └── no host memory: recomputed ───┘
@@ -16,21 +16,19 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from baton.decode_worker.handoff_receiver import HandoffReceiver
-from baton.decode_worker.migration_source import MigrationSource
 from baton.decode_worker.replay_buffer import ReplayBuffer
 from baton.decode_worker.swap import SwapSpace
 from baton.engine.batch import absorb_step, plan_step
 from baton.engine.page_table import commit_pages, give_back_pages, grow, take_pages
 from baton.engine.sequence import Sequence
 from baton.engine.step import StepPlan, StepResult
-from baton.protocol.handoff import HandoffNotice, HandoffOutcome
+from baton.protocol.handoff import HandoffNotice
 from baton.protocol.messages import (
     AdoptSequence,
     Cancel,
     DetachedSequence,
     HandoffCommitted,
     HandoffCorrupt,
-    HandoffEnded,
     Prefill,
     Release,
     RequestFailed,
@@ -43,6 +41,7 @@ from baton.protocol.messages import (
     TokenOutput,
 )
 from baton.protocol.worker import RoleName
+from baton.worker.core.handoff_source import HandoffSource
 from baton.worker.core.role import Command, Occupancy, Send, WriteEnded
 from baton.worker.core.state import WorkerState
 from baton.worker.core.token_output import token_output
@@ -59,7 +58,7 @@ class DecodeRole:
     _running: dict[str, Sequence] = field(default_factory=dict)  # has pages; oldest first
     _waiting: dict[str, Sequence] = field(default_factory=dict)  # has none yet, or lost them by preemption
     _receiver: HandoffReceiver = field(init=False)
-    _migrations: MigrationSource = field(init=False)
+    _source: HandoffSource = field(init=False)
     _swap: SwapSpace = field(init=False)
     _recomputes: int = 0
     _log: ReplayBuffer = field(init=False)
@@ -74,7 +73,7 @@ class DecodeRole:
         self._receiver = HandoffReceiver(
             self.state.pool, self.state.agent, self.state.model_id, self.state.share_prefixes
         )
-        self._migrations = MigrationSource(self.state.pool, self.state.engine.checksum_every)
+        self._source = HandoffSource(self.state.pool, self.state.engine.checksum_every, migrates=True)
 
     def on_message(self, message: RouterMessage, now: float) -> list[Command]:
         match message:
@@ -83,7 +82,7 @@ class DecodeRole:
             case Reserve():
                 return [Send(self._reserve(message))]
             case SendPages():
-                return self._depart(message, now)
+                return self._send_pages(message, now)
             case Cancel(request_id):
                 self._receiver.cancel(request_id)
                 self._log.forget(request_id)
@@ -147,42 +146,38 @@ class DecodeRole:
         self._receiver.cancel(notice.request_id)
         return [Send(HandoffCorrupt(notice.request_id, notice.reservation_id, wrong_pages))]
 
-    def _depart(self, message: SendPages, now: float) -> list[Command]:
+    def _send_pages(self, message: SendPages, now: float) -> list[Command]:
         """Start to migrate a decoding sequence to the reservation's worker."""
-        sequence, reservation = self._running.get(message.request_id), message.reservation
-        if self._migrations.under_way(reservation):
-            return []  # a repeat: the end of the handoff answers both
-        if sequence is None or not sequence.page_table or self._migrations.leaving(message.request_id):
-            ended = HandoffEnded(message.request_id, reservation.reservation_id, HandoffOutcome.DRAINED)
-            return [Send(ended)]
-        self._migrations.start(sequence, reservation)
-        return [] if self._stepping else self._migrations.on_step_ended(now)
+        sequence = self._running.get(message.request_id)
+        commands = self._source.start(message, sequence if sequence and sequence.page_table else None)
+        return commands + self._push(now)
+
+    def _push(self, now: float) -> list[Command]:
+        return [] if self._stepping else self._source.push(now)
 
     def on_write_ended(self, outcome: WriteEnded, now: float) -> list[Command]:
-        commands, gone = self._migrations.on_write_ended(outcome, now)
+        commands, gone = self._source.on_write_ended(outcome, now)
         if gone is not None:
-            del self._running[gone.request_id]
             self._log.forget(gone.request_id)
-            give_back_pages(gone, self.state.pool)
-        return commands if self._stepping else commands + self._migrations.on_step_ended(now)
+            commands += self._forget(gone.request_id, now)
+        return commands + self._push(now)
 
     def call_off_handoffs(self) -> None:
-        self._migrations.call_off()
+        self._source.call_off()
 
     def on_new_router(self, state: WorkerState) -> tuple[DetachedSequence, ...]:
         self._receiver.release_all()
-        self._migrations.give_up()
         self.state = state
         self._meet_peers()
         return self._log.detach((*self._running.values(), *self._waiting.values()))
 
     def on_stalled(self, agent: str, now: float) -> list[Command]:
-        return self._migrations.on_stalled(agent, now)
+        return self._source.on_stalled(agent, now)
 
     def plan(self, now: float) -> tuple[list[Command], StepPlan | None]:
         self._log.expire(now)
         copies = self._admit()
-        paused = self._migrations.paused
+        paused = self._source.paused
         running = [sequence for request_id, sequence in self._running.items() if not paused(request_id)]
         decoding = [sequence for sequence in running if sequence.decoding][: self.state.budget.max_batch]
         ready = [sequence for sequence in decoding if self._find_page(sequence, copies)]
@@ -212,8 +207,8 @@ class DecodeRole:
         if not sequence.page_table:
             return False
         while not grow(sequence, self.state.pool):
-            leaving = self._migrations.leaving
-            staying = (one for request_id, one in reversed(self._running.items()) if not leaving(request_id))
+            sending = self._source.sending
+            staying = (one for request_id, one in reversed(self._running.items()) if not sending(request_id))
             victim = next(staying, None)
             if victim is None:
                 return False  # all are migrating: pages are free when they are gone
@@ -247,7 +242,7 @@ class DecodeRole:
             if finish is not None:
                 commands += self._forget(sequence.request_id, now)
                 self._log.on_ended(sequence, finish, now)
-        commands += self._migrations.on_step_ended(now)
+        commands += self._source.push(now)
         return [Send(StepOutput(tuple(outputs))), *commands] if outputs else commands
 
     def _forget(self, request_id: str, now: float) -> list[Command]:
@@ -256,14 +251,13 @@ class DecodeRole:
         sequence = self._running.pop(request_id, None)
         if sequence is None:
             return []
-        commands, kept = self._migrations.drop(sequence, now)
-        if not kept:
-            give_back_pages(sequence, self.state.pool)
+        commands = self._source.release(request_id, now)
+        give_back_pages(sequence, self.state.pool)
         return commands
 
     @property
-    def expects_peers(self) -> bool:
-        return len(self._receiver) > 0 or len(self._migrations) > 0
+    def expects_notices(self) -> bool:
+        return len(self._receiver) > 0
 
     def occupancy(self) -> Occupancy:
         prefilling = [sequence for sequence in self._running.values() if not sequence.decoding]
@@ -273,7 +267,7 @@ class DecodeRole:
             waiting=len(uncomputed),
             pending_prefill_tokens=sum(sequence.uncomputed for sequence in uncomputed) - self._swap.computed_tokens,
             context_tokens=sum(sequence.computed for sequence in self._running.values()),
-            request_ids=tuple(dict.fromkeys((*self._running, *self._waiting, *self._migrations.request_ids))),
+            request_ids=tuple(dict.fromkeys((*self._running, *self._waiting, *self._source.detached_ids))),
             reservation_ids=self._receiver.reservation_ids,
             swapped=len(self._swap),
             swap_outs=self._swap.swap_outs,

@@ -9,14 +9,14 @@ from typing import Literal
 
 from baton.logs import parse_line
 
-STALLED_S = 600.0  # a start tells of each stage, and of each percent of a load
-END_S = 30.0  # for a stalled attempt to end what it started
+STALLED_S = 600.0  # A start logs each stage, and each percent of a load.
+END_S = 30.0  # Time that a stalled attempt has to end what it started.
 
-Outcome = tuple[Literal["running", "done", "failed"], str]  # with the reason of a failure
+Outcome = tuple[Literal["running", "done", "failed"], str]  # The text is the reason of a failure.
 
 
 class Attempt:
-    """A process that prints a line to `log` whenever it gets on, and a sentence as the last one when it fails."""
+    """A process that logs a line to `log` whenever it makes progress; when it fails, the last line is the reason."""
 
     def __init__(self, command: Sequence[str], log: Path, now_s: float, stalled_s: float = STALLED_S) -> None:
         self._log, self._stalled_s = log, stalled_s
@@ -25,7 +25,7 @@ class Attempt:
         self._process = subprocess.Popen(command)
 
     def outcome(self, now_s: float) -> Outcome:
-        """How it is now. A process without progress is asked to end, and killed when it does not."""
+        """The state of the process now. One without progress gets SIGTERM, and SIGKILL `END_S` later."""
         code = self._process.poll()
         if code is not None:
             return ("failed", self._why()) if code else ("done", "")
@@ -41,7 +41,7 @@ class Attempt:
         return "running", ""
 
     def end(self) -> None:
-        """Ask it to end, and wait for that."""
+        """Send SIGTERM and wait until the process has ended."""
         if self._process.poll() is None:
             self._process.terminate()
             self._process.wait()

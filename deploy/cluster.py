@@ -1,4 +1,4 @@
-"""A cluster as an operator handles it: brought up by one command, found again and taken down by another."""
+"""Starts a cluster: for `baton up`, and for the supervisor after the cluster's Ray has died."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from baton.deploy.local_ray import LocalRay, loopback, planned_ray, start_local_
 from baton.deploy.machine import machine_facts
 from baton.deploy.preflight import check_start, ray_host
 from baton.deploy.processes import NotedProcess, this_process
-from baton.deploy.recovery import pools_again
+from baton.deploy.recovery import restored_pools
 from baton.deploy.running import RunningCluster, claim_note, home, remove_note, running_cluster, update_note
 from baton.deploy.supervisor import start_supervisor
 from baton.engine.checkpoint import check_weights, read_config, read_sampling_defaults, resolve_model
@@ -30,7 +30,10 @@ BUILTIN = "built-in"
 
 
 def resolve_here(config: BatonConfig) -> Resolved:
-    """The configuration with every "auto" worked out for this machine and the model; unknown names are refused."""
+    """The configuration with every "auto" resolved for this machine and the model.
+
+    Raises `ConfigError` for an unknown policy or transport, an unusable model, and credentials that cannot be read.
+    """
     check_policy(config.router.policy)
     check_transport(config.engine.transport)
     config = _with_whole_paths(config)
@@ -39,7 +42,7 @@ def resolve_here(config: BatonConfig) -> Resolved:
     check_weights(folder, model)
     check_tokenizer(folder)
     facts = ModelFacts(
-        # A model of the hub is fetched by each node itself: its folder here is none elsewhere.
+        # Each node fetches a model of the hub itself: the folder on this machine does not exist on the others.
         path=config.model.path
         if config.model.path and not Path(config.model.path).expanduser().is_dir()
         else str(folder),
@@ -54,12 +57,12 @@ def resolve_here(config: BatonConfig) -> Resolved:
     )
     resolved = resolve(config, machine_facts(), facts)
     check_access(config.access, config.router.admin_host)
-    Credentials(config.access)  # before anything is started: the router reads the same files again
+    Credentials(config.access)  # An error in these files is reported before anything is started.
     return resolved
 
 
 def _with_whole_paths(config: BatonConfig) -> BatonConfig:
-    """The cluster's processes have other working folders than the command line in which a path was written."""
+    """With absolute paths: the cluster's processes do not run in the folder where the command line was typed."""
     access = config.access
     keys = ("tls_certificate", "tls_key", "client_ca", "tokens_file")
     whole = {key: str(Path(path).absolute()) for key in keys if (path := getattr(access, key))}
@@ -70,16 +73,16 @@ def _with_whole_paths(config: BatonConfig) -> BatonConfig:
 
 
 def up(
-    resolved: Resolved, tell: Progress, folder: Path | None = None, ends_with: NotedProcess | None = None
+    resolved: Resolved, report: Progress, folder: Path | None = None, ends_with: NotedProcess | None = None
 ) -> RunningCluster:
     """Start Ray (unless $RAY_ADDRESS names one), router and workers; on any failure nothing stays behind.
 
-    The cluster is noted in `folder`, by default for every command of this user. What is left of a noted cluster that
-    died is ended first. Raises `ConfigError` when one lives, or when it cannot start. A cluster that `ends_with` a
-    process is not brought back when its Ray dies.
+    The cluster's note goes to `folder`, by default the one that every command of this user reads. The remains of a
+    dead cluster are removed first. A cluster that `ends_with` a process is not restarted when its Ray dies. Raises
+    `ConfigError` when a cluster is running, or when this one cannot start.
     """
     folder = folder or home()
-    clear(folder, tell)
+    clear(folder, report)
     check_start(resolved.config.router)
     existing = os.environ.get("RAY_ADDRESS", "")
     ray = LocalRay(existing, "") if existing else planned_ray(host=ray_host())
@@ -92,59 +95,59 @@ def up(
     )
     claim_note(mine, folder)
     try:
-        cluster = _start(mine, resolved, tell, folder)
+        cluster = _start(mine, resolved, report, folder)
         if ray.folder and ends_with is None:
             start_supervisor(folder, cluster.id)
         return cluster
     except BaseException as reason:
-        tell("ray", "ending what was started")
+        report("ray", "ending what was started")
         try:
             end_started(mine)
-        except ConfigError as left:  # the note stays
+        except ConfigError as left:  # The note stays, so that `baton down` can try again.
             why = reason.message if isinstance(reason, BatonError) else "The start was interrupted."
             raise ConfigError(f"{why} {left.message}") from reason
         remove_note(mine.id, folder)
         raise
 
 
-def start_again(folder: Path, cluster_id: str, tell: Progress) -> RunningCluster:
-    """Bring the noted cluster back after its Ray has died: same ports, pools and configuration.
+def restart(folder: Path, cluster_id: str, report: Progress) -> RunningCluster:
+    """Restart the noted cluster after its Ray has died: same ports, pools and configuration.
 
-    Raises `ConfigError` when it is not this cluster's note any more, or when it cannot start; the note stays.
+    Raises `ConfigError` when the note belongs to another cluster by now, or when it cannot start; the note stays.
     """
     before = running_cluster(folder)
     if before is None or before.id != cluster_id or before.state == "ending":
         raise ConfigError("The cluster was ended by another command.")
     ray = planned_ray(host=ray_host())
     mine = replace(before, state="starting", changed_by=this_process("supervisor"), vital=(), ray_address=ray.address)
-    update_note(mine, folder)  # with the old folder: an end in between still finds what is in it
+    update_note(mine, folder)  # Still with the old Ray's folder: `baton down` between these lines finds it.
     LocalRay(before.ray_address, before.ray_folder).stop()
     mine = replace(mine, ray_folder=ray.folder)
     update_note(mine, folder)
     try:
-        return _start(mine, _with_noted_pools(before), tell, folder)
+        return _start(mine, _with_noted_pools(before), report, folder)
     except BaseException:
         ray.stop()
         raise
 
 
-def _start(mine: RunningCluster, resolved: Resolved, tell: Progress, folder: Path) -> RunningCluster:
-    """Start what the note announces, and note where it serves."""
+def _start(mine: RunningCluster, resolved: Resolved, report: Progress, folder: Path) -> RunningCluster:
+    """Start the cluster that the note announces, and note its addresses."""
     existing = not mine.ray_folder
-    tell("ray", f"connecting to {mine.ray_address}" if existing else "starting")
+    report("ray", f"connecting to {mine.ray_address}" if existing else "starting")
     ray = LocalRay(mine.ray_address, mine.ray_folder)
     if not existing:
         start_local_ray(planned=ray)
     from baton.deploy.launcher import connected, gcs_address, start_cluster
 
-    tell("ray", "connecting")
+    report("ray", "connecting")
     with connected(ray):
         if existing and "://" not in ray.address:
-            mine = replace(mine, ray_address=gcs_address())  # in place of "auto": it can be probed
+            mine = replace(mine, ray_address=gcs_address())  # Unlike "auto", this address can be probed.
             update_note(mine, folder)
-        tell("ray", f"ready at {mine.ray_address}")
-        # Our own Ray has this node only; in another one, workers may be on nodes that cannot reach loopback.
-        started = start_cluster(resolved, tell, mine.prefix, worker_host="" if existing else loopback())
+        report("ray", f"ready at {mine.ray_address}")
+        # Our own Ray has this node only. In another Ray, workers may be on nodes that cannot reach loopback.
+        started = start_cluster(resolved, report, mine.prefix, worker_host="" if existing else loopback())
     cluster = replace(
         mine,
         address=started.address,
@@ -161,17 +164,17 @@ def _start(mine: RunningCluster, resolved: Resolved, tell: Progress, folder: Pat
 
 
 def _with_ports(resolved: Resolved, address: str, admin_address: str) -> Resolved:
-    """With the ports that it got, so that it gets them again."""
+    """With the ports that the router listens on now, so that a restart uses the same ones."""
     ports = {"port": int(address.rpartition(":")[2]), "admin_port": int(admin_address.rpartition(":")[2])}
     config = resolved.config
     return replace(resolved, config=config.model_copy(update={"router": config.router.model_copy(update=ports)}))
 
 
 def _with_noted_pools(cluster: RunningCluster) -> Resolved:
-    """The noted configuration with as many workers in each pool as there were: `baton scale` changes them."""
+    """The noted configuration with the number of workers that each pool had at last: `baton scale` changes it."""
     resolved = Resolved.from_json(cluster.resolved)
     config = resolved.config
-    counts = pools_again(
+    counts = restored_pools(
         {pool: getattr(config.pools, pool) for pool in ("prefill", "decode", "mixed")}, cluster.workers
     )
     return replace(resolved, config=config.model_copy(update={"pools": config.pools.model_copy(update=counts)}))

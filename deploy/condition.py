@@ -1,4 +1,4 @@
-"""Whether a noted cluster lives, decided from what was looked at: pure."""
+"""The condition of a noted cluster, decided from what was observed: pure."""
 
 from __future__ import annotations
 
@@ -8,33 +8,33 @@ from typing import Literal
 from baton.deploy.running import RunningCluster
 
 Kind = Literal["serving", "no router", "unreachable", "starting", "ending", "recovering", "dead"]
-Reached = Literal["answers", "refuses", "silent"]  # only a refusal says that nothing listens: a packet may be lost
+Reached = Literal["answers", "refuses", "silent"]  # Only a refusal proves that nothing listens: packets get lost.
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What was seen of a noted cluster."""
+    """What was observed of a noted cluster."""
 
-    same_boot: bool = True  # of the machine, since the note was made
-    dead: tuple[str, ...] = ()  # names of vital processes that do not live
+    same_boot: bool = True  # The machine has not been rebooted since the note was made.
+    dead: tuple[str, ...] = ()  # Names of the vital processes that have died.
     ray: Reached = "answers"
     router: Reached = "answers"
-    changer_lives: bool = False
-    command_lives: bool = True  # with which the cluster is to end
-    recovery: str = ""  # what the supervisor says that brings the cluster back, or gave it up
+    changer_lives: bool = False  # The command that starts or ends the cluster is running.
+    command_lives: bool = True  # The command that the cluster ends with is running; True where there is none.
+    recovery: str = ""  # The supervisor's report on a restart: under way, or given up.
     supervisor_lives: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """How it is with the cluster; `why` is a sentence for the operator, empty when it serves."""
+    """The cluster's condition; `why` is a sentence for the operator, empty when the cluster serves."""
 
     kind: Kind
     why: str = ""
 
 
 def condition(cluster: RunningCluster, facts: Facts) -> Condition:
-    """How it is with a noted cluster. What can be seen counts more than the last words of a dead supervisor."""
+    """The condition of a noted cluster. What is observed now outweighs the last report of a dead supervisor."""
     if facts.recovery and facts.supervisor_lives:
         return Condition("recovering", f"The cluster has died: {facts.recovery}.")
     if cluster.changed_by is not None and facts.changer_lives:
@@ -45,14 +45,14 @@ def condition(cluster: RunningCluster, facts: Facts) -> Condition:
             else Condition("starting", f"The cluster is being started by {who}.")
         )
     if not facts.same_boot:
-        return Condition("dead", "The cluster ended when the machine was started again.")
+        return Condition("dead", "The cluster ended when the machine was rebooted.")
     if facts.recovery and (cluster.state != "up" or facts.dead):
         return Condition("dead", f"The cluster has died: {facts.recovery}.")
     if cluster.state != "up":
         interrupted = "start" if cluster.state == "starting" else "end"
-        return Condition("dead", f"The command that was to {interrupted} the cluster was killed.")
+        return Condition("dead", f"The command that should {interrupted} the cluster was killed.")
     if not facts.command_lives:
-        return Condition("dead", "The command that was to end the cluster was killed.")
+        return Condition("dead", "The command that owned the cluster was killed.")
     if facts.dead:
         return Condition("dead", f"The cluster has died: its {' and '.join(facts.dead)} ended.")
     if facts.ray == "refuses":

@@ -1,4 +1,4 @@
-"""The files that are made from the configuration's schema. Both commands name the files that differ.
+"""Generates files from the configuration's schema. Both commands name the files that differ.
 
 python -m baton.deploy.config_files            # write deploy/cluster.toml and the tables of docs/configuration.md
 python -m baton.deploy.config_files --check    # write nothing; exit code 1 when one differs
@@ -26,7 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 when a file differs")
     check = parser.parse_args(arguments).check
     if not DOCUMENT.is_file():
-        print(f"{DOCUMENT} is not there: run this in a checkout of Baton.", file=sys.stderr)
+        print(f"{DOCUMENT} not found: run this in a checkout of Baton.", file=sys.stderr)
         return 2
     made = {EXAMPLE: cluster_toml(), DOCUMENT: with_tables(DOCUMENT.read_text())}
     changed = [path for path, text in made.items() if not path.is_file() or path.read_text() != text]

@@ -1,6 +1,6 @@
-"""What a container or a systemd unit may use of this machine: limits of cgroups, version 1 and 2, nested or not.
+"""Limits of the container or systemd unit that this process runs in: cgroups, version 1 and 2, nested or not.
 
-A process is in one group of each hierarchy; the limits of that group and of all groups above it hold at once.
+A process is in one group of each hierarchy. The limits of that group and of all its ancestors apply together.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-_UNLIMITED_BYTES = 1 << 60  # version 1 has a number of this kind for "no limit"
+_UNLIMITED_BYTES = 1 << 60  # Version 1 writes "no limit" as a number above this.
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryLimit:
-    """The limit that leaves least, and what it leaves."""
+    """The limit with the least memory left under it."""
 
     limit_bytes: int
     free_bytes: int
@@ -27,25 +27,25 @@ def memory_limit(proc: Path = Path("/proc/self")) -> MemoryLimit | None:
 
 
 def cpu_quota(proc: Path = Path("/proc/self")) -> float | None:
-    """Cores whose time this process may use, a fraction perhaps, or None where only the machine limits it."""
+    """CPU time that this process may use, in cores (a fraction is possible); None without a quota."""
     return min((quota for group in _groups(proc, "cpu") if (quota := _quota_of(group))), default=None)
 
 
 def oom_kills(proc: Path = Path("/proc/self")) -> int:
-    """Processes that the kernel killed for memory so far, in this process's groups, or on the machine without such."""
+    """Number of out-of-memory kills so far: in this process's groups, or on the whole machine where they count none."""
     files = (group / name for group in _groups(proc, "memory") for name in ("memory.events", "memory.oom_control"))
     counts = [count for file in files if (count := _table(file).get("oom_kill")) is not None]
     return sum(counts) if counts else _table(proc.parent / "vmstat").get("oom_kill", 0)
 
 
 def _groups(proc: Path, controller: str) -> Iterator[Path]:
-    """The folders of this process's group of a controller and of those above it, the innermost first."""
+    """The folders of this process's group of a controller and of its ancestors, the innermost first."""
     place = _place(proc, controller)
     if place is None:
         return
     mount, below = place
     group = mount / below.lstrip("/")
-    # Without a namespace of its own a container sees the host's path of its group, mounted as the root.
+    # A container without a cgroup namespace sees its group's path on the host, while the group is mounted as the root.
     group = group if group.is_dir() else mount
     while True:
         yield group
@@ -55,7 +55,7 @@ def _groups(proc: Path, controller: str) -> Iterator[Path]:
 
 
 def _place(proc: Path, controller: str) -> tuple[Path, str] | None:
-    """Where the controller's hierarchy is mounted, and this process's group in it. Version 1 goes first."""
+    """(mount point of the controller's hierarchy, this process's group in it); version 1 takes precedence."""
     mounts = _mounts(proc)
     try:
         lines = (proc / "cgroup").read_text().splitlines()
@@ -71,7 +71,7 @@ def _place(proc: Path, controller: str) -> tuple[Path, str] | None:
 
 
 def _mounts(proc: Path) -> dict[str, tuple[Path, str]]:
-    """(mount point, group that is mounted there) of each controller of version 1; "" is version 2."""
+    """(mount point, group that is mounted there) by controller of version 1; the key "" is version 2."""
     found: dict[str, tuple[Path, str]] = {}
     try:
         lines = (proc / "mountinfo").read_text().splitlines()
@@ -95,7 +95,7 @@ def _memory_of(group: Path) -> MemoryLimit | None:
     ):
         limit, usage = _number(group / limit_file), _number(group / usage_file)
         if limit is not None and usage is not None and limit < _UNLIMITED_BYTES:
-            # Files read once and not used again are given back before anything is killed.
+            # The kernel reclaims inactive file pages before it kills anything.
             used = max(usage - _table(group / "memory.stat").get(cached, 0), 0)
             return MemoryLimit(limit, max(limit - used, 0))
     return None
@@ -104,7 +104,7 @@ def _memory_of(group: Path) -> MemoryLimit | None:
 def _quota_of(group: Path) -> float | None:
     try:
         quota, period = map(float, (group / "cpu.max").read_text().split())
-    except (OSError, ValueError):  # version 1, or "max"
+    except (OSError, ValueError):  # Version 1, or "max".
         quota, period = _number(group / "cpu.cfs_quota_us") or -1, _number(group / "cpu.cfs_period_us") or 0
     return quota / period if quota > 0 and period > 0 else None
 
@@ -117,7 +117,7 @@ def _number(path: Path) -> int | None:
 
 
 def _table(path: Path) -> dict[str, int]:
-    """The lines "name number" of a file."""
+    """The "name number" lines of a file; empty when the file cannot be read."""
     try:
         lines = [line.split() for line in path.read_text().splitlines()]
     except OSError:

@@ -1,4 +1,4 @@
-"""How clusters end: the noted one by `down`, one that could not start, and what killed commands left behind."""
+"""Ends clusters: the noted one for `baton down`, one that failed to start, and the remains of killed commands."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ from baton.deploy.running import RunningCluster, home, remove_note, running_clus
 from baton.deploy.supervisor import end_supervisor
 from baton.protocol.errors import ConfigError
 
-Progress = Callable[[str, str], None]
-STREAMS_S = 5.0  # how long running streams may take to end within DOWN_S; router.stop_grace_s may give them more
+Progress = Callable[[str, str], None]  # (process name, what it is doing)
+STREAMS_S = 5.0  # Part of DOWN_S in which running streams may end; router.stop_grace_s can add to it.
 DOWN_S = 20.0
-_END_RAY_S = 8.0  # of these, for processes that do not end when asked
-KILL_S = 2.0  # for kills after the goodbyes
-_CONNECT_S = 4.0  # for a second try to reach the actors, without a goodbye
-_NOTED_WITHIN_S = 60.0  # a folder of a demo without a note is one that ended, or a new one
+_END_RAY_S = 8.0  # Part of DOWN_S kept for Ray's processes, some of which have to be killed.
+KILL_S = 2.0  # Time for kills after the goodbyes.
+_CONNECT_S = 4.0  # Time for a second attempt to reach the actors, without goodbyes.
+_NOTED_WITHIN_S = 60.0  # A demo's folder that is older and has no note is left over from a demo that ended.
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """What `down` ended: actors by name, and processes by number, with Ray's own."""
+    """What `down` ended."""
 
-    noted: bool
-    actors: tuple[str, ...] = ()
-    processes: int = 0
-    died: str = ""  # a sentence, when the cluster did not live any more
+    noted: bool  # Whether there was a cluster.
+    actors: tuple[str, ...] = ()  # Names.
+    processes: int = 0  # Number of processes, Ray's own included.
+    died: str = ""  # For a cluster that was already dead: a sentence with the reason.
 
     @property
     def sentence(self) -> str:
-        """For the operator."""
+        """What was ended, as a sentence for the operator."""
         if not self.noted:
             return "Nothing was running."
         if self.died:
@@ -58,11 +58,11 @@ def _count(number: int, one: str, many: str = "") -> str:
 
 
 def down(folder: Path | None = None, only: str = "") -> Ended:
-    """End the noted cluster, dead or alive, and its Ray, and remove its note; a Ray of others keeps running.
+    """End the noted cluster, dead or alive, with its own Ray, and remove its note. A Ray of others keeps running.
 
-    With `only` the id of a cluster, no other one is ended. Takes at most `DOWN_S`, and what router.stop_grace_s gives
-    to running streams beyond `STREAMS_S`. Raises `ConfigError`, and leaves the note, when another command cannot be
-    ended, or when a Ray of others does not end the actors.
+    `only` is a cluster's id: no other cluster is ended. Takes at most `DOWN_S`, plus the part of router.stop_grace_s
+    that exceeds `STREAMS_S`. Raises `ConfigError`, and leaves the note, when another command that changes the cluster
+    cannot be ended, or when a Ray of others does not end the actors.
     """
     folder = folder or home()
     end_killed_demos(folder)
@@ -88,7 +88,7 @@ def down(folder: Path | None = None, only: str = "") -> Ended:
 
 
 def _take(cluster_id: str, folder: Path) -> tuple[RunningCluster, Condition] | None:
-    """Note that this command ends the cluster, and how it was before; None when another command has ended it."""
+    """Note that this command ends the cluster; returns it and its condition before, None if it has ended already."""
     refusal = ""
     for _ in range(3):
         cluster = running_cluster(folder)
@@ -99,7 +99,7 @@ def _take(cluster_id: str, folder: Path) -> tuple[RunningCluster, Condition] | N
         seen = look(cluster, folder)
         try:
             update_note(replace(cluster, state="ending", changed_by=this_process("baton down")), folder)
-        except ConfigError as error:  # since it was read, another command began to change it
+        except ConfigError as error:  # Another command began to change the cluster after the note was read.
             refusal = error.message
         else:
             return cluster, seen
@@ -107,7 +107,7 @@ def _take(cluster_id: str, folder: Path) -> tuple[RunningCluster, Condition] | N
 
 
 def _let_change_end(cluster: RunningCluster) -> bool:
-    """Whether there was a command to wait for: a start is interrupted, an end may come to its own end."""
+    """Whether another command was changing the cluster: a start is interrupted, `baton down` first gets time to end."""
     changer = cluster.changed_by
     if changer is None or not changer.lives or changer.pid == os.getpid():
         return False
@@ -119,7 +119,7 @@ def _let_change_end(cluster: RunningCluster) -> bool:
 
 
 def _grace_s(cluster: RunningCluster) -> float:
-    """What the operator wants running streams to have beyond STREAMS_S."""
+    """The part of router.stop_grace_s that exceeds `STREAMS_S`."""
     try:
         return max(0.0, float(cluster.resolved["config"]["router"]["stop_grace_s"]) - STREAMS_S)
     except (KeyError, TypeError, ValueError):
@@ -127,10 +127,10 @@ def _grace_s(cluster: RunningCluster) -> float:
 
 
 def stop_actors(cluster: RunningCluster, deadline_s: float) -> tuple[str, ...]:
-    """Have router and workers say goodbye until a time of the monotonic clock, and end them; returns their names.
+    """End router and workers, which may send goodbyes until `deadline_s` of the monotonic clock; returns their names.
 
-    A process of its own connects to the Ray: where that hangs, it is ended, and on a Ray of others the actors are
-    killed without a goodbye. Raises `ConfigError` when that fails too; actors on our own Ray end with its processes.
+    A subprocess connects to the Ray. If it hangs, it is killed, and on a Ray of others the actors are killed without
+    goodbyes; actors on our own Ray end with its processes. Raises `ConfigError` when the kill fails too.
     """
     reach = reached(cluster.ray_address)
     if reach == "refuses" or (reach == "silent" and cluster.ray_folder):
@@ -145,13 +145,13 @@ def stop_actors(cluster: RunningCluster, deadline_s: float) -> tuple[str, ...]:
     if ended is None:
         raise ConfigError(
             f"The actors of the cluster could not be ended on the Ray at {cluster.ray_address}: `baton down` tries it "
-            "again. If that Ray is gone for good, remove cluster.json from $BATON_HOME (~/.baton)."
+            "again. If that Ray no longer exists, remove cluster.json from $BATON_HOME (~/.baton)."
         )
     return ended
 
 
 def _stop_actors(cluster: RunningCluster, goodbye_until_s: float, timeout_s: float) -> tuple[str, ...] | None:
-    """The names of the actors that a process ended; None when it failed, or was late and is ended."""
+    """The names of the actors that a subprocess ended; None when it failed, or exceeded its time and was killed."""
     words = (cluster.ray_address, cluster.ray_folder, cluster.prefix, str(goodbye_until_s))
     with subprocess.Popen(
         [*PYTHON, "baton.deploy.stop_actors", *words],
@@ -171,7 +171,7 @@ def _stop_actors(cluster: RunningCluster, goodbye_until_s: float, timeout_s: flo
 
 
 def end_started(cluster: RunningCluster) -> None:
-    """End what this process started of a cluster that could not start; there are no streams to wait for.
+    """End the started parts of a cluster that failed to start; there are no streams to wait for.
 
     Raises `ConfigError` when a Ray of others does not end the actors.
     """
@@ -181,8 +181,8 @@ def end_started(cluster: RunningCluster) -> None:
         stop_actors(cluster, time.monotonic() + DOWN_S - _END_RAY_S)
 
 
-def clear(folder: Path, tell: Progress) -> None:
-    """End what is left of a noted cluster that died, and of killed demos; raises `ConfigError` when a cluster lives."""
+def clear(folder: Path, report: Progress) -> None:
+    """Remove the remains of a dead cluster and of killed demos; raises `ConfigError` when a cluster is running."""
     end_killed_demos(folder)
     cluster = running_cluster(folder)
     if cluster is None:
@@ -194,7 +194,7 @@ def clear(folder: Path, tell: Progress) -> None:
         raise ConfigError(f"{seen.why} Ray restarts a router that died; if it does not return, use `baton down`.")
     if seen.kind != "dead":
         raise ConfigError(f"{seen.why} Wait for it, or use `baton down`.")
-    tell("before", f"done: {down(folder, only=cluster.id).sentence}")
+    report("before", f"done: {down(folder, only=cluster.id).sentence}")
 
 
 def end_killed_demos(folder: Path) -> None:
@@ -207,7 +207,7 @@ def end_killed_demos(folder: Path) -> None:
             continue
         if cluster.ends_with is None or cluster.ends_with.lives:
             continue
-        with contextlib.suppress(ConfigError):  # tried again by the next command
+        with contextlib.suppress(ConfigError):  # The next command tries again.
             down(demo, only=cluster.id)
             shutil.rmtree(demo, ignore_errors=True)
 

@@ -1,7 +1,7 @@
-"""FlashInfer's kernels for hosts without a compiler: compiled on any machine, without a GPU, and installed on theirs.
+"""FlashInfer's kernels for hosts without a compiler: compiled on another machine, which needs no GPU.
 
-  build    compiles what Baton asks for and packs it, with nvcc of this machine or of pip; FlashInfer must be installed
-  install  unpacks it into the FlashInfer of this Python, which compiles nothing that it finds there
+  build    compiles the kernels that Baton uses and packs them, with this machine's nvcc or pip's; needs FlashInfer
+  install  unpacks the kernels into the FlashInfer of this Python, which then does not compile them
 
 examples:
   python -m baton.deploy.flashinfer_kernels build kernels.tar.xz  # Llama and Qwen3 of most sizes, bfloat16, Hopper
@@ -33,6 +33,7 @@ _ARCHITECTURE = re.compile(r"\d+\.\d+[af]?")
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options, with lists split; exits with code 2 and a message for values that do not exist."""
     parser = argparse.ArgumentParser(
         prog="python -m baton.deploy.flashinfer_kernels",
         description=__doc__,
@@ -42,25 +43,27 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     build = commands.add_parser("build", help="compile kernels and pack them", description="Compile and pack kernels.")
     build.add_argument("pack", type=Path, metavar="OUT.tar.xz")
     build.add_argument(
-        "--arch", default="9.0a", metavar="ARCH,…", help="of the GPUs: 8.0, 8.9, 9.0a, 10.0a (9.0a: Hopper)"
+        "--arch", default="9.0a", metavar="ARCH,…", help="GPU architectures, e.g. 8.0, 8.9, 9.0a, 10.0a (9.0a: Hopper)"
     )
-    build.add_argument("--dtype", default="bfloat16", metavar="DTYPE,…", help="bfloat16, float16 (bfloat16)")
-    build.add_argument("--head-dim", default="128", metavar="N,…", help="64, 128, 256 (128)")
     build.add_argument(
-        "--group", default=str(TENSOR_CORE_GROUP), metavar="N,…", help="query heads that share a KV head (4, and more)"
+        "--dtype", default="bfloat16", metavar="DTYPE,…", help="number formats: bfloat16, float16 (bfloat16)"
+    )
+    build.add_argument("--head-dim", default="128", metavar="N,…", help="head dimensions: 64, 128, 256 (128)")
+    build.add_argument(
+        "--group", default=str(TENSOR_CORE_GROUP), metavar="N,…", help="query heads per KV head (4, and more)"
     )
     build.add_argument(
         "--model",
         type=Path,
         metavar="FOLDER",
-        help="folder with its config.json: its head dimension and group, not those above",
+        help="folder with a model's config.json; replaces --head-dim and --group by the model's",
     )
     build.add_argument(
-        "--attention", default="fa2", metavar="KERNELS,…", help="for prefill: fa2, fa3 (10 minutes more)"
+        "--attention", default="fa2", metavar="KERNELS,…", help="prefill kernels: fa2, fa3 (10 minutes more)"
     )
-    build.add_argument("--only", metavar="MODULE,…", help="of the modules, by the beginnings of their names")
+    build.add_argument("--only", metavar="MODULE,…", help="compile only modules whose names begin so")
     build.add_argument(
-        "--jobs", type=int, default=os.cpu_count(), metavar="N", help="files at once; fa3 takes 3.5 GB each"
+        "--jobs", type=int, default=os.cpu_count(), metavar="N", help="files compiled at once; fa3 takes 3.5 GB each"
     )
     build.add_argument("--cuda", type=Path, metavar="FOLDER", help="CUDA toolkit (CUDA_HOME, nvcc's, or one from pip)")
     build.add_argument(
@@ -68,11 +71,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         type=Path,
         default=Path.home() / ".cache/baton/flashinfer_kernels",
         metavar="FOLDER",
-        help="what is compiled stays here (~/.cache/baton/flashinfer_kernels)",
+        help="folder that keeps compiled files (~/.cache/baton/flashinfer_kernels)",
     )
     put = commands.add_parser("install", help="unpack kernels into FlashInfer", description="Unpack kernels.")
     put.add_argument("pack", type=Path, metavar="FILE")
-    put.add_argument("--into", type=Path, metavar="FOLDER", help="instead of FlashInfer's own folder")
+    put.add_argument("--into", type=Path, metavar="FOLDER", help="folder to install into (FlashInfer's own)")
     args = parser.parse_args(arguments)
     if args.command == "build":
         _check(build, args)
@@ -80,26 +83,28 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Turns lists into lists; says what is not in them."""
+    """Split lists, and report unknown values as errors of the command line."""
     args.arch = args.arch.split(",")
     args.dtype, args.attention = args.dtype.split(","), args.attention.split(",")
     for name, known in (("dtype", ("bfloat16", "float16")), ("attention", ("fa2", "fa3"))):
         if unknown := sorted(set(getattr(args, name)) - set(known)):
-            parser.error(f"--{name} names {', '.join(unknown)}; it takes {' and '.join(known)}")
-    if wrong := [one for one in args.arch if not _ARCHITECTURE.fullmatch(one)]:
-        parser.error(f"--arch names {', '.join(wrong)}; an architecture is like 8.0 or 9.0a")
+            parser.error(f"--{name} does not take {', '.join(unknown)}; it takes {' and '.join(known)}")
+    if wrong := [name for name in args.arch if not _ARCHITECTURE.fullmatch(name)]:
+        parser.error(f"--arch does not take {', '.join(wrong)}; it takes numbers such as 8.0 or 9.0a")
     if "fa3" in args.attention and "9.0a" not in args.arch:
         parser.error("--attention fa3 is for Hopper: it needs --arch 9.0a")
     try:
-        args.head_dim, args.group = ([int(one) for one in text.split(",")] for text in (args.head_dim, args.group))
+        args.head_dim, args.group = ([int(word) for word in text.split(",")] for text in (args.head_dim, args.group))
     except ValueError:
         parser.error("--head-dim and --group take whole numbers")
     if wrong_dims := sorted(set(args.head_dim) - set(HEAD_DIMS)):
-        parser.error(f"--head-dim names {wrong_dims[0]}; FlashInfer has kernels for {', '.join(map(str, HEAD_DIMS))}")
+        parser.error(
+            f"--head-dim does not take {wrong_dims[0]}; FlashInfer has kernels for {', '.join(map(str, HEAD_DIMS))}"
+        )
 
 
 def modules_for(args: argparse.Namespace) -> list[KernelModule]:
-    """What the options ask for, each once."""
+    """The modules that the options ask for, each once; raises `ConfigError` when `--only` matches none."""
     dims, groups = args.head_dim, args.group
     if args.model:
         config = read_config(args.model.expanduser())
@@ -115,11 +120,12 @@ def modules_for(args: argparse.Namespace) -> list[KernelModule]:
     chosen = list(dict.fromkeys(module for module in found if module.name.startswith(tuple(wanted))))
     if not chosen:
         names = ", ".join(dict.fromkeys(module.name for module in found))
-        raise ConfigError(f"--only {args.only} names none of these modules: {names}.")
+        raise ConfigError(f"--only {args.only} matches no module: there are {names}.")
     return chosen
 
 
 def build(args: argparse.Namespace) -> None:
+    """Compile the modules that the options ask for, and pack them with a manifest."""
     here, modules = this_machine(), modules_for(args)
     work = args.work.absolute()
     work.mkdir(parents=True, exist_ok=True)
@@ -135,6 +141,7 @@ def build(args: argparse.Namespace) -> None:
 
 
 def put(args: argparse.Namespace) -> None:
+    """Install a pack; raises `ConfigError` when its kernels would not load here."""
     manifest, libraries = read_pack(args.pack)
     if reason := refusal(manifest, this_machine()):
         raise ConfigError(f"The kernels in {args.pack} cannot be installed: {reason}.")
@@ -144,7 +151,7 @@ def put(args: argparse.Namespace) -> None:
 
 
 def this_machine() -> Here:
-    """What kernels meet here; raises `ConfigError` without FlashInfer."""
+    """The versions that kernels have to match here; raises `ConfigError` without FlashInfer."""
     import torch
 
     flashinfer_folder()
@@ -154,7 +161,7 @@ def this_machine() -> Here:
 
 
 def flashinfer_folder() -> Path:
-    """Of the package, which need not be importable for that."""
+    """The package's folder, found without importing it; raises `ConfigError` where it is not installed."""
     spec = importlib.util.find_spec("flashinfer")
     if spec is None or spec.origin is None:
         raise ConfigError("FlashInfer is not installed in this Python: pip install '.[cuda]' in Baton's checkout.")
@@ -162,10 +169,12 @@ def flashinfer_folder() -> Path:
 
 
 def say(line: str) -> None:
+    """Print a line of progress at once."""
     print(line, flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit code."""
     args = parse(arguments)
     try:
         (build if args.command == "build" else put)(args)

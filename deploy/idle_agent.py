@@ -1,7 +1,7 @@
-"""Stands in for Ray's dashboard agent: says that it serves no port, and waits for the raylet's end.
+"""Replaces Ray's dashboard agent: reports that it serves no port, and waits for the raylet to end.
 
-A raylet wants this agent, waits for the files with its ports, and ends itself when it ends. Ray's own takes 100 MB and
-seconds to start, and a machine short of memory kills it first. Run as a file, without site packages.
+A raylet requires this agent, waits for the files with its ports, and ends when the agent ends. Ray's own agent takes
+100 MB and seconds to start, and a machine short of memory kills it first. Run as a file, without site packages.
 """
 
 import os
@@ -15,7 +15,7 @@ POLL_S = 1.0
 
 
 def main(session_dir: str, node_id: str) -> None:
-    """Write the port files, each at once, and wait."""
+    """Write the port files, each atomically, and wait for the raylet to end."""
     raylet = os.getppid()
     for name in PORTS:
         written = Path(session_dir) / f"{name}_{node_id}.new"
@@ -26,4 +26,4 @@ def main(session_dir: str, node_id: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:3])  # Ray appends options of its own
+    main(*sys.argv[1:3])  # Ray appends options of its own.

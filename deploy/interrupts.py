@@ -1,4 +1,4 @@
-"""Interrupts that wait: some libraries do not survive an exception in the middle of what they do."""
+"""Deferred interrupts: some libraries do not survive an exception in the middle of a call."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from types import FrameType
 
 @contextlib.contextmanager
 def interrupts_wait() -> Iterator[None]:
-    """Keep SIGINT, SIGTERM and SIGHUP until the block has ended; the first of them is raised then.
+    """Defer SIGINT, SIGTERM and SIGHUP until the block has ended; the first of them is raised then.
 
-    The handlers are as before afterwards, whatever the block has set. Outside the main thread nothing changes.
+    The handlers from before are restored, even if the block sets others. Outside the main thread nothing changes.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -1,4 +1,4 @@
-"""Compiles FlashInfer's kernels on a machine without a GPU, with its CUDA toolkit or with the compiler that pip has."""
+"""Compiles FlashInfer's kernels on a machine without a GPU, with its CUDA toolkit or a compiler from pip."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from baton.engine.kernel_compiler import (
 from baton.protocol.errors import ConfigError
 
 Say = Callable[[str], None]
-# Tried together with FlashInfer 0.6.6; kernels of CUDA 13 go with torch for CUDA 13.
+# Tested with FlashInfer 0.6.6. Kernels of CUDA 13 need torch for CUDA 13.
 COMPILER = (
     "nvidia-cuda-nvcc==13.0.88",
     "nvidia-cuda-crt==13.0.88",
@@ -39,8 +39,9 @@ _EVERY_S = 10.0
 
 
 def use_toolkit(work: Path, cuda: Path | None, say: Say) -> None:
-    """Set this process's environment for compiling: the toolkit `cuda`, else the machine's, else one that pip fetches
-    into `work`. Raises `ConfigError` where a program is missing.
+    """Set this process's environment for compiling; raises `ConfigError` when a program is missing.
+
+    The toolkit is `cuda` if given, else the machine's, else one that pip downloads into `work`.
     """
     os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", ""), str(Path(sys.executable).parent)])
     home = cuda or cuda_home(os.environ)
@@ -64,9 +65,10 @@ def use_toolkit(work: Path, cuda: Path | None, say: Say) -> None:
 def compile_modules(
     modules: Sequence[KernelModule], architectures: Sequence[str], jobs: int, work: Path, say: Say
 ) -> dict[str, bytes]:
-    """Libraries by module name; what `work` holds of an earlier run is not compiled again.
+    """Libraries by module name; files that `work` keeps from an earlier run are not compiled again.
 
-    Call it once per process: FlashInfer reads its settings when it is imported.
+    Call it once per process: FlashInfer reads its settings when it is imported. Raises `ConfigError` when a module
+    cannot be compiled.
     """
     os.environ["FLASHINFER_CUDA_ARCH_LIST"] = " ".join(architectures)
     os.environ["FLASHINFER_WORKSPACE_BASE"] = str(work)
@@ -77,7 +79,7 @@ def compile_modules(
 
 def _compile(module: KernelModule, library: Any, say: Say) -> bytes:
     spec, started = module.describe(library), time.monotonic()
-    assert spec.name == module.name, f"FlashInfer calls it {spec.name}"
+    assert spec.name == module.name, f"FlashInfer names this module {spec.name}"
     objects = spec.get_object_paths()
     say(f"{module.name}: {len(objects)} {'file' if len(objects) == 1 else 'files'}")
     with ThreadPoolExecutor(1) as pool:
@@ -95,7 +97,7 @@ def _compile(module: KernelModule, library: Any, say: Say) -> bytes:
 
 
 def cuda_version() -> str:
-    """Of the nvcc that compiles, such as "13.0"."""
+    """The version of the nvcc that compiles, such as "13.0"."""
     return str(load_flashinfer().jit.cpp_ext.get_cuda_version())
 
 
@@ -115,7 +117,7 @@ def _from_wheels(work: Path, say: Say) -> Path:
 
 
 def _curand(work: Path, say: Say) -> Path:
-    """The folder of cuRAND's headers, taken out of its wheel: its libraries are not needed."""
+    """The folder of cuRAND's headers, extracted from its wheel without the libraries."""
     folder = work / "curand"
     if not (folder / "curand_kernel.h").exists():
         say("no headers of cuRAND here: fetching them with pip (60 MB)")
@@ -129,7 +131,7 @@ def _curand(work: Path, say: Say) -> Path:
 
 
 def _empty_headers(home: Path, folder: Path) -> None:
-    """norm.cu includes cuBLAS's headers and uses nothing of them; its wheel has 400 MB."""
+    """Empty headers for cuBLAS, which norm.cu includes and does not use: the wheel with the real ones has 400 MB."""
     for name in ("cublasLt.h", "cublas_v2.h"):
         if not (home / "include" / name).exists() and not (folder / name).exists():
             folder.mkdir(parents=True, exist_ok=True)
@@ -137,7 +139,7 @@ def _empty_headers(home: Path, folder: Path) -> None:
 
 
 def _fetch(requirements: Sequence[str], work: Path) -> list[Path]:
-    """Their wheels."""
+    """The wheels of these requirements; raises `ConfigError` when pip fails."""
     folder = work / "wheels"
     command = [
         sys.executable,
@@ -153,6 +155,6 @@ def _fetch(requirements: Sequence[str], work: Path) -> list[Path]:
     done = subprocess.run([*command, *requirements], capture_output=True, text=True, check=False)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise ConfigError(f"pip cannot fetch {', '.join(requirements)} ({reason}): name a CUDA toolkit with --cuda.")
+        raise ConfigError(f"pip cannot download {', '.join(requirements)} ({reason}): name a CUDA toolkit with --cuda.")
     names = [requirement.split("==")[0].replace("-", "_") for requirement in requirements]
     return [next(folder.glob(f"{name}-*.whl")) for name in names]

@@ -1,6 +1,6 @@
-"""Kernels in one file, from the machine that compiled them to those that serve: a tar.xz of libraries and a manifest.
+"""A pack of compiled kernels: a tar.xz with libraries and a manifest, carried to the machines that serve.
 
-Unpacked into FlashInfer's own folder the libraries lie where it looks before it compiles: `data/aot/NAME/NAME.so`.
+FlashInfer looks into its folder `data/aot/NAME/NAME.so` before it compiles, so the libraries are unpacked there.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _GLIBC = re.compile(rb"GLIBC_(\d+(?:\.\d+)+)\0")
 
 @dataclass(frozen=True, slots=True)
 class Here:
-    """The machine and the Python that kernels are installed into; `cuda` is torch's, "" where torch has none."""
+    """The machine and the Python that kernels are built or installed on; `cuda` is torch's, "" where it has none."""
 
     flashinfer: str
     tvm_ffi: str
@@ -35,7 +35,7 @@ class Here:
 
 
 def describe(libraries: Mapping[str, bytes], architectures: Sequence[str], built_with: Here) -> Manifest:
-    """What the manifest says of these libraries, by module name."""
+    """The manifest of these libraries, given by module name."""
     modules = {
         name: Built(tuple(architectures), len(data), sha256(data).hexdigest()) for name, data in libraries.items()
     }
@@ -50,13 +50,13 @@ def describe(libraries: Mapping[str, bytes], architectures: Sequence[str], built
 
 
 def oldest_glibc(libraries: Iterable[bytes]) -> str:
-    """The C library that these need, by the versions of the symbols that they name."""
+    """The oldest glibc that can load these libraries, by the symbol versions that they reference."""
     found = {match.decode() for data in libraries for match in _GLIBC.findall(data)}
     return max(found, key=_numbers, default="2.0")
 
 
 def write_pack(path: Path, libraries: Mapping[str, bytes], manifest: Manifest) -> None:
-    """The same libraries give the same file: no times, no owners."""
+    """Write the pack. Equal libraries give equal files: the archive has no times and no owners."""
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w:xz") as archive:
         _add(archive, f"{_ROOT}/{MANIFEST}", manifest.as_json().encode(), 0o644)
@@ -72,7 +72,7 @@ def _add(archive: tarfile.TarFile, name: str, data: bytes, mode: int) -> None:
 
 
 def read_pack(path: Path) -> tuple[Manifest, dict[str, bytes]]:
-    """Manifest and libraries. Raises `ConfigError` for any other file, and where contents are not the manifest's."""
+    """Manifest and libraries; raises `ConfigError` for another kind of file, and where a checksum does not match."""
     try:
         with tarfile.open(path, "r:xz") as archive:
             files = {entry.name: archive.extractfile(entry) for entry in archive if entry.isfile()}
@@ -91,9 +91,7 @@ def read_pack(path: Path) -> tuple[Manifest, dict[str, bytes]]:
 
 
 def refusal(manifest: Manifest, here: Here) -> str | None:
-    """Why these kernels would not load here; None where they would. That their architecture is the GPU's, a worker
-    checks when it has one.
-    """
+    """Why these kernels would not load here, None if they would. The GPU's architecture is checked by a worker."""
     if manifest.machine != here.machine:
         return f"they are for {manifest.machine}, and this is {here.machine}: build them on such a machine"
     if manifest.flashinfer != here.flashinfer:
@@ -112,7 +110,10 @@ def refusal(manifest: Manifest, here: Here) -> str | None:
 
 
 def install(manifest: Manifest, libraries: Mapping[str, bytes], folder: Path) -> None:
-    """Put libraries where FlashInfer looks for them, beside those of earlier installs. Running workers keep theirs."""
+    """Put libraries where FlashInfer looks for them, beside those of earlier installs.
+
+    Running workers keep the libraries that they have loaded. Raises `ConfigError` when `folder` cannot be written.
+    """
     try:
         for name, data in libraries.items():
             _write(folder / name / f"{name}.so", data, 0o755)
@@ -122,7 +123,7 @@ def install(manifest: Manifest, libraries: Mapping[str, bytes], folder: Path) ->
 
 
 def _write(path: Path, data: bytes, mode: int) -> None:
-    """At once: a reader, or another writer at the same time, sees all of one file or all of the other."""
+    """Replace a file atomically: a concurrent reader or writer sees either the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     beside = Path(name)

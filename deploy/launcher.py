@@ -1,4 +1,4 @@
-"""Brings a cluster up as Ray actors, and takes it down again."""
+"""Starts and stops a cluster's router and workers as Ray actors."""
 
 from __future__ import annotations
 
@@ -21,37 +21,40 @@ from baton.config.placement import demand
 from baton.config.ray_names import NAMESPACE, ROUTER
 from baton.config.resolve import Resolved
 from baton.deploy.container_limits import oom_kills
+from baton.deploy.exit_reason import exit_reason, log_of
 from baton.deploy.interrupts import interrupts_wait
-from baton.deploy.last_words import log_of, why_ended
 from baton.deploy.local_ray import LocalRay, free_port
 from baton.deploy.look import reached
 from baton.deploy.machine import machine_facts
 from baton.deploy.placement_groups import actor_options, release_empty_groups, release_groups, reserve_groups
 from baton.deploy.processes import import_root
 from baton.protocol.address import reachable
-from baton.protocol.errors import ConfigError, NoWorkers
+from baton.protocol.errors import ConfigError
 from baton.router.access.zap_authenticator import new_link_keys
 from baton.router.actor import RouterActor
 from baton.worker.actor import WorkerActor
 
 POLL_S = 0.1
-CLOCK_S = 1.0  # by which the times of files may be behind
-MAX_STOP_S = 70.0  # router.stop_grace_s is 60 at most
-WORKERS_S = 2.0  # of the time to stop a cluster, for its workers
+CLOCK_S = 1.0  # Modification times of files may lag behind the clock by this.
+MAX_STOP_S = 70.0  # router.stop_grace_s is 60 at most.
+WORKERS_S = 2.0  # Part of the time to stop a cluster that is kept for its workers.
 Progress = Callable[[str, str], None]  # (process name, what it is doing)
 
 
 @contextlib.contextmanager
 def connected(local: LocalRay) -> Iterator[None]:
-    """This process as a driver of a Ray, quietly and with its own signal handlers."""
+    """Connect this process to a Ray as a driver that prints nothing and keeps its signal handlers.
+
+    Raises `ConfigError` when the Ray does not answer.
+    """
     if reached(local.address) != "answers":
         raise ConfigError(f"Ray does not answer at {local.address}: start it again, or name another in $RAY_ADDRESS.")
     os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
-    worker.print_to_stdstream = _say_nothing
-    with _let_in(local):
+    worker.print_to_stdstream = _print_nothing
+    with _authenticated(local):
         try:
-            # Ray's C++ part crashes when it is left in the middle of connecting, and its own SIGTERM handler aborts.
-            with interrupts_wait(), _muted(), _at_home():
+            # Ray's C++ part crashes when a signal interrupts connecting, and Ray's own SIGTERM handler aborts.
+            with interrupts_wait(), _ray_log_off(), _in_import_root():
                 ray.init(
                     address=local.address,
                     namespace=NAMESPACE,
@@ -65,8 +68,10 @@ def connected(local: LocalRay) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _at_home() -> Iterator[None]:
-    """Ray puts the working folder before the paths of its processes; it may have another `baton`, or be gone."""
+def _in_import_root() -> Iterator[None]:
+    """Change to the import root: Ray's processes search the driver's working folder first, which may have another
+    `baton` in it, or no longer exist.
+    """
     before = os.open(".", os.O_PATH | os.O_DIRECTORY)
     os.chdir(import_root())
     try:
@@ -77,8 +82,8 @@ def _at_home() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _muted() -> Iterator[None]:
-    """Ray's C++ part says nothing while it starts, and nothing afterwards: its lines would go to the terminal."""
+def _ray_log_off() -> Iterator[None]:
+    """Keep the log lines of Ray's C++ part off the terminal, during the block and afterwards."""
     name, terminal = "RAY_BACKEND_LOG_LEVEL", os.dup(2)
     before = os.environ.get(name)
     with Path(os.devnull).open("wb") as nowhere:
@@ -95,13 +100,13 @@ def _muted() -> Iterator[None]:
             os.environ[name] = before
 
 
-def _say_nothing(*words: Any, **how: Any) -> None:
-    """Instead of Ray's paragraphs about processes that died, which it prints in every driver."""
+def _print_nothing(*words: Any, **how: Any) -> None:
+    """Replaces the printing of Ray's messages about dead processes, which appear in every driver."""
 
 
 @contextlib.contextmanager
-def _let_in(local: LocalRay) -> Iterator[None]:
-    """With our Ray's token, and on loopback with Ray's constant that the environment sets for its other processes."""
+def _authenticated(local: LocalRay) -> Iterator[None]:
+    """Present our Ray's token, and match Ray's loopback setting, which its processes read from their environment."""
     if not local.folder:
         yield
         return
@@ -122,19 +127,19 @@ def _let_in(local: LocalRay) -> Iterator[None]:
 
 
 def _read_access() -> None:
-    """Ray keeps what it once read of its environment: the mode and the token."""
+    """Make Ray read the mode and the token from the environment again: it caches both."""
     _raylet.Config.initialize("")  # type: ignore[attr-defined]
     _raylet.AuthenticationTokenLoader.instance().reset_cache()  # type: ignore[attr-defined]
 
 
 def gcs_address() -> str:
-    """Where the Ray that this process is connected to is found, as "host:port"."""
+    """The GCS address of the Ray that this process is connected to, as "host:port"."""
     return str(ray.get_runtime_context().gcs_address)
 
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """Where the cluster answers: clients at `address`, workers at `worker_address`."""
+    """The addresses of a started cluster, for clients (`address`), workers and operators, and its workers' names."""
 
     address: str
     worker_address: str
@@ -142,20 +147,20 @@ class Started:
     admin_address: str
 
 
-def start_cluster(resolved: Resolved, tell: Progress, prefix: str = "", worker_host: str = "127.0.0.1") -> Started:
+def start_cluster(resolved: Resolved, report: Progress, prefix: str = "", worker_host: str = "127.0.0.1") -> Started:
     """Start router and workers as detached actors and wait until every worker serves.
 
-    `prefix` goes before actor names, so that several clusters share one Ray. `worker_host` is where the router listens
-    for workers; empty: the address by which other nodes of the Ray know this one. Raises `ConfigError` with the reason
-    when a process cannot start; what was started stays for `stop_cluster`.
+    `prefix` goes before actor names, so that several clusters can share one Ray. `worker_host` is the address where the
+    router listens for workers; empty: this node's address in the Ray. Raises `ConfigError` with the reason when a
+    process cannot start; the actors that did start are left to `stop_cluster`.
     """
     node_address = ray.util.get_node_ip_address()
     keys = new_link_keys()
     plan = replace(resolved.router_config(worker_host or node_address), link_keys=keys.router)
-    tell(ROUTER, "starting")
-    # On the node of the command: its clients are here, and this node is not one the autoscaler takes away.
+    report(ROUTER, "starting")
+    # The router runs on the command's node: clients connect to this one, and the autoscaler does not remove it.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    # A restarted router has to be found where the first one was, so a port that is left open is chosen here.
+    # A restarted router needs the same ports, so ports that are left open are chosen here.
     given = plan.router
     plan = replace(
         plan,
@@ -172,18 +177,18 @@ def start_cluster(resolved: Resolved, tell: Progress, prefix: str = "", worker_h
     if isinstance(addresses, str):
         raise ConfigError(addresses)
     public = reachable(addresses.public, node_address)
-    tell(ROUTER, f"serving gRPC on {public}, administration on {addresses.admin}")
+    report(ROUTER, f"serving gRPC on {public}, administration on {addresses.admin}")
     reserve_groups(resolved, prefix)
-    start_workers(resolved, resolved.roles, addresses.worker, tell, prefix)
+    start_workers(resolved, resolved.roles, addresses.worker, report, prefix)
     return Started(public, addresses.worker, [name for name, _ in resolved.roles], addresses.admin)
 
 
 def start_workers(
-    resolved: Resolved, workers: list[tuple[str, str]], worker_address: str, tell: Progress, prefix: str = ""
+    resolved: Resolved, workers: list[tuple[str, str]], worker_address: str, report: Progress, prefix: str = ""
 ) -> None:
-    """Start workers, given as (name, role), and wait until each serves, however long its node takes to come.
+    """Start workers, given as (name, role), and wait until each serves, without a time limit for nodes to join.
 
-    Raises `ConfigError` when one cannot start; the others stay for `stop_workers`.
+    Raises `ConfigError` when a worker cannot start; the others are left to `stop_workers`.
     """
     actors = {}
     keys = ray.get(_router(prefix).worker_keys.remote())
@@ -197,21 +202,21 @@ def start_workers(
         except ValueError as refusal:
             raise ConfigError(f"Ray refuses to place {name}: {refusal}") from None
         words = demand(resolved.config, role).words
-        tell(name, f"waiting for a node with {words}" if words else "starting")
-    _wait_loaded(actors, tell)
+        report(name, f"waiting for a node with {words}" if words else "starting")
+    _wait_loaded(actors, report)
 
 
-def _wait_loaded(actors: dict[str, Any], tell: Progress) -> None:
+def _wait_loaded(actors: dict[str, Any], report: Progress) -> None:
     killed, began_s = oom_kills(), time.time() - CLOCK_S
     waiting = {actor.wait_loaded.remote(): name for name, actor in actors.items()}
-    # One question at a time: an actor without a node yet would find all of them in its queue when it starts.
+    # One call per actor at a time: calls to an actor that still waits for a node queue up.
     asked = {actor.stage.remote(): name for name, actor in actors.items()}
     while waiting:
         for reference in ray.wait(list(asked), num_returns=len(asked), timeout=0)[0] if asked else ():
             name = asked.pop(reference)
             if name in waiting.values():
-                with contextlib.suppress(ray.exceptions.RayError):  # told below, by `wait_loaded`
-                    tell(name, ray.get(reference))
+                with contextlib.suppress(ray.exceptions.RayError):  # `wait_loaded` reports it below.
+                    report(name, ray.get(reference))
                     asked[actors[name].stage.remote()] = name
         done, _ = ray.wait(list(waiting), timeout=POLL_S)
         for reference in done:
@@ -221,32 +226,32 @@ def _wait_loaded(actors: dict[str, Any], tell: Progress) -> None:
             except ray.exceptions.RayError as death:
                 logs = Path(worker.global_worker.node.get_logs_dir_path())
                 log = log_of(name, logs, began_s)
-                error = why_ended(log, oom_kills() > killed, machine_facts().free.words, str(death))
+                error = exit_reason(log, oom_kills() > killed, machine_facts().free.words, str(death))
             if error:
                 raise ConfigError(f"{name} could not start: {error}")
-            tell(name, "serving")
+            report(name, "serving")
 
 
 def live_actors(prefix: str = "") -> list[str]:
-    """Names of router and workers whose actors live, those that wait for a node included."""
+    """Names of the live actors, router and workers, including workers that wait for a node."""
     return sorted(name.removeprefix(prefix) for name in _actor_names(prefix))
 
 
 def live_workers(prefix: str = "") -> set[str]:
-    """Names of the workers whose actors live, those that wait for a node included."""
+    """Names of the workers with a live actor, including those that wait for a node."""
     return {*live_actors(prefix)} - {ROUTER}
 
 
 def stop_workers(resolved: Resolved, names: list[str], prefix: str = "", timeout_s: float = 10.0) -> None:
-    """End workers, each with a goodbye to the router; a place in a group is given back with the group's last worker."""
+    """End workers, each after a goodbye to the router; a placement group is removed with its last worker."""
     _stop([prefix + name for name in names], timeout_s)
     release_empty_groups(resolved, prefix, live_workers(prefix) - set(names))
 
 
 def stop_cluster(prefix: str = "", timeout_s: float = MAX_STOP_S) -> list[str]:
-    """End every actor of the cluster within about `timeout_s`, and give back its places; returns their names.
+    """End every actor of the cluster within about `timeout_s`, and remove its placement groups; returns their names.
 
-    The router goes first, which lets streams end for a while.
+    The router stops first, and gives running streams time to end.
     """
     deadline = time.monotonic() + timeout_s
     names = sorted(_actor_names(prefix), key=lambda name: (name != prefix + ROUTER, name))
@@ -265,7 +270,7 @@ def _actor_names(prefix: str) -> list[str]:
 
 
 def _stop(names: list[str], timeout_s: float) -> None:
-    """Kill actors; those that run may say goodbye first. One that waits for a node would not hear of it."""
+    """Kill actors; those that run may send a goodbye first, those that wait for a node could not."""
     running = {each["Name"] for each in actor_table(actor_state_name="ALIVE").values()} if timeout_s else set()
     stops: list[Any] = []
     ended: list[Any] = []
@@ -278,14 +283,6 @@ def _stop(names: list[str], timeout_s: float) -> None:
         ray.wait(stops, num_returns=len(stops), timeout=timeout_s)
     for actor in ended:
         ray.kill(actor)
-
-
-def router_pid(prefix: str = "", timeout_s: float = 30.0) -> int:
-    """The process of the router; raises `NoWorkers` (try again) while Ray restarts it."""
-    try:
-        return ray.get(_router(prefix).pid.remote(), timeout=timeout_s)  # type: ignore[no-any-return]
-    except ray.exceptions.RayError as error:
-        raise NoWorkers(f"The router is not running: {str(error).splitlines()[0]}") from None
 
 
 def _router(prefix: str) -> Any:

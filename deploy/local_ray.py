@@ -1,8 +1,8 @@
-"""A Ray head on this machine that belongs to Baton: started, found again by a later command, and ended completely.
+"""A Ray head on this machine that belongs to Baton: a later command finds it, and stops it completely.
 
-`ray stop` ends every Ray on a machine, also those of others. Ours is known by its own folder, which each of its
+`ray stop` ends every Ray on a machine, including those of others. Ours is identified by its folder, which each of its
 processes has in its environment. It listens on loopback only, unless it is given another address, and answers only
-callers that have the token in its folder, which other users of the machine cannot open.
+callers with the token in its folder, which other users of the machine cannot open.
 """
 
 from __future__ import annotations
@@ -29,48 +29,49 @@ START_TIMEOUT_S = 90.0
 _INTERRUPTS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 _MARK = "BATON_RAY_FOLDER"
 _GCS = "gcs_server"
-_VITAL = (_GCS, "raylet")  # when one of them dies, so does the Ray
-# `ray` with the interrupts accepted that were blocked while it was started. A preexec_fn could do that, but would fork
-# this process, and a forked gRPC aborts now and then.
+_VITAL = (_GCS, "raylet")  # The Ray is dead when either of them has died.
+# Runs `ray` after unblocking the signals that were blocked while it was started. A preexec_fn could do that, but it
+# would fork this process, and gRPC sometimes aborts in a forked process.
 _RAY = """
 import runpy, signal
 signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
 runpy.run_module("ray.scripts.scripts", run_name="__main__", alter_sys=True)
 """
 _QUIET = {
-    "RAY_enable_worker_prestart": "0",  # idle Python processes are not needed
+    "RAY_enable_worker_prestart": "0",  # No idle Python processes.
     "RAY_DISABLE_IMPORT_WARNING": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_enable_metrics_collection": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_START_HOOK": "baton.deploy.ray_start.without_extras",
+    "RAY_worker_niceness": "0",  # at Ray's own 15, router and workers wait for every other process of the machine
 }
-# Ray replaces a loopback address by the machine's own and then listens on every interface, unless this is off.
+# Unless this is "0", Ray replaces a loopback address by the machine's own and then listens on every interface.
 _CLUSTER = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 
 
 @dataclass(frozen=True, slots=True)
 class LocalRay:
-    """A running Ray head: where to reach it, and the folder its processes are known by, empty for a Ray of others."""
+    """A running Ray head: its address, and the folder that identifies its processes, empty for a Ray of others."""
 
     address: str
     folder: str
 
     @property
     def on_loopback(self) -> bool:
-        """Whether only this machine can reach it; False for a Ray of others, of which nothing is known."""
+        """Whether only this machine can reach it; False for a Ray of others, of which that is unknown."""
         return bool(self.folder) and is_loopback(split(self.address)[0])
 
     def access(self) -> dict[str, str]:
-        """The environment by which a process gets in; a Ray of others is left to its own means."""
+        """Environment variables with which a process authenticates; none for a Ray of others."""
         if not self.folder:
             return {}
         return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(Path(self.folder) / "token")}
 
     def environment(self) -> dict[str, str]:
-        """For processes of this Ray: actors find Baton, are as quiet as we are, and get in."""
+        """The environment of this Ray's processes: actors can import Baton, log little and authenticate."""
         path = os.pathsep.join([str(import_root()), *filter(None, [os.environ.get("PYTHONPATH")])])
-        # A token in this variable would count more than the file.
+        # A token in this variable would take precedence over the file.
         inherited = {name: value for name, value in os.environ.items() if name != "RAY_AUTH_TOKEN"}
         near = {"UCX_NET_DEVICES": "lo"} if self.on_loopback and "UCX_TLS" not in inherited else {}
         cluster = {_CLUSTER: "0" if self.on_loopback else "1"}
@@ -97,9 +98,9 @@ class LocalRay:
         return vital
 
     def stop(self) -> set[int]:
-        """End every process, kindly once and then not, until none is left, and remove the folder; returns the pids.
+        """End every process, first with SIGTERM and then with SIGKILL, and remove the folder; returns the pids.
 
-        A raylet that is to end tells the gcs_server, and waits for one that has ended: gcs_server is the last to end.
+        A raylet that ends reports it to the gcs_server, and hangs without one, so gcs_server ends last.
         """
         ended: set[int] = set()
         for attempt in range(5):
@@ -107,10 +108,10 @@ class LocalRay:
             if not processes:
                 break
             others = [process for process in processes if process.name != _GCS]
-            kindly = attempt == 0 and 0 < len(others) < len(processes)
-            ending = others if kindly else processes
+            gently = attempt == 0 and 0 < len(others) < len(processes)
+            ending = others if gently else processes
             for process in ending:
-                process.signal(signal.SIGTERM if kindly else signal.SIGKILL)
+                process.signal(signal.SIGTERM if gently else signal.SIGKILL)
             until_ended(ending, timeout_s=2.0)
             ended.update(process.pid for process in ending)
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -132,9 +133,9 @@ def _children(process: psutil.Process) -> list[psutil.Process]:
 
 
 def planned_ray(port: int = 0, host: str = "") -> LocalRay:
-    """Where a Ray is going to be, so that it can be noted before anything is started; `port` 0 is any free one."""
-    # Short, because Unix socket paths inside it may have 107 characters at most.
+    """Address and folder of a Ray to be started, so that they can be noted first; `port` 0 is any free one."""
     host = host or loopback()
+    # The folder's name is short: the paths of Unix sockets inside it may have at most 107 characters.
     return LocalRay(join(host, port or free_port(host)), f"/tmp/baton-ray-{secrets.token_hex(4)}")
 
 
@@ -145,11 +146,11 @@ def start_local_ray(
     host: str = "",
     planned: LocalRay | None = None,
 ) -> LocalRay:
-    """Start a Ray head on this machine; raises `ConfigError` with Ray's own words when it fails.
+    """Start a Ray head on this machine; raises `ConfigError` with Ray's output when it fails.
 
-    `host` is an address of this machine, by default loopback, where only this machine reaches it; elsewhere it listens
-    on every interface. `port` 0 is any free one; `options` are further ones of `ray start`; `planned`, if given, says
-    where instead. Whatever interrupts it, nothing that was started stays.
+    `host` is an address of this machine, by default loopback, where only this machine reaches it; with another address
+    it listens on every interface. `port` 0 is any free one; `options` are passed to `ray start`; `planned`, if given,
+    replaces `host` and `port`. On an error or an interrupt, every started process is ended.
     """
     ray = planned or planned_ray(port, host)
     try:
@@ -171,14 +172,14 @@ def _start(ray: LocalRay, object_store_bytes: int, options: Sequence[str]) -> No
     host, port = split(ray.address)
     command = [
         *(sys.executable, "-P", "-c", _RAY, "start", "--head"),
-        # A folder of its own inside ours: Ray opens it to everybody.
+        # A folder inside ours, because Ray makes its own readable for every user.
         *(f"--node-ip-address={host}", f"--port={port}", f"--temp-dir={ray.folder}/ray"),
         *("--include-dashboard=false", "--disable-usage-stats", "--include-log-monitor=false"),
         *(f"--object-store-memory={object_store_bytes}", *options),
     ]
     log = Path(ray.folder) / "start.log"
     with log.open("wb") as output:
-        # An interrupt waits until the child is ours to find; its own session keeps the terminal's Ctrl-C from it.
+        # Interrupts are blocked until the child can be found; its own session shields it from the terminal's Ctrl-C.
         signal.pthread_sigmask(signal.SIG_BLOCK, _INTERRUPTS)
         try:
             process = subprocess.Popen(

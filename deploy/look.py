@@ -1,4 +1,4 @@
-"""Looks whether the noted cluster lives, in well under two seconds and without Ray."""
+"""Observes the condition of the noted cluster, in well under two seconds and without Ray."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from baton.deploy.recovery import Recovery, words
 from baton.deploy.running import RunningCluster, home, running_cluster
 from baton.protocol.errors import NoWorkers
 
-PROBE_S = 0.8  # for one connection; two are tried
+PROBE_S = 0.8  # Time limit of one connection; two are tried.
 
 
 @dataclass(frozen=True, slots=True)
 class Supervised:
-    """What a supervisor keeps written down: which cluster it watches, its process, and where it is."""
+    """A supervisor's state file: the cluster that it watches, its own process, and the state of the restart."""
 
     cluster_id: str
     supervisor: NotedProcess
@@ -27,7 +27,7 @@ class Supervised:
 
 
 def look(cluster: RunningCluster, folder: Path | None = None) -> Condition:
-    """How it is with the noted cluster, now."""
+    """The noted cluster's condition now."""
     state = _of(cluster, folder)
     supervisor_lives = state is not None and state.supervisor.lives
     noted = [process for process in (*cluster.vital, cluster.changed_by) if process is not None]
@@ -50,7 +50,7 @@ def look(cluster: RunningCluster, folder: Path | None = None) -> Condition:
 
 
 def serving_cluster(folder: Path | None = None) -> RunningCluster | None:
-    """The noted cluster, None when none is noted; raises `NoWorkers` with the reason when it does not serve."""
+    """The noted cluster, None without a note; raises `NoWorkers` with the reason when it does not serve."""
     cluster = running_cluster(folder)
     if cluster is None:
         return None
@@ -65,21 +65,21 @@ def serving_cluster(folder: Path | None = None) -> RunningCluster | None:
 
 
 def reached(address: str) -> Reached:
-    """Whether something accepts connections at "host:port"; another form of address is believed."""
+    """Whether a process accepts connections at "host:port"; an address of another form counts as answering."""
     host, _, port = address.rpartition(":")
     if not host or "://" in host or not port.isdigit():
         return "answers"
     try:
         with socket.create_connection((host.strip("[]"), int(port)), timeout=PROBE_S):
             return "answers"
-    except (ConnectionRefusedError, OverflowError, ValueError):  # ValueError: no name of a host
+    except (ConnectionRefusedError, OverflowError, ValueError):  # ValueError: an invalid host name.
         return "refuses"
     except OSError:
         return "silent"
 
 
 def supervised(folder: Path | None = None) -> Supervised | None:
-    """What the supervisor of this folder's cluster wrote last."""
+    """The state that the supervisor in this folder wrote last; None without a valid file."""
     try:
         values = json.loads(recovery_file(folder).read_text())
         recovery = values["recovery"]
@@ -93,7 +93,7 @@ def supervised(folder: Path | None = None) -> Supervised | None:
 
 
 def write_supervised(state: Supervised, folder: Path | None = None) -> None:
-    """Replace what is written down, whole or not at all."""
+    """Replace the supervisor's state file, atomically."""
     path = recovery_file(folder)
     written = path.with_suffix(".new")
     written.write_text(json.dumps(asdict(state)))
@@ -101,12 +101,12 @@ def write_supervised(state: Supervised, folder: Path | None = None) -> None:
 
 
 def recovery_file(folder: Path | None = None) -> Path:
-    """Beside the cluster's note."""
+    """The supervisor's state file: recovery.json beside the cluster's note."""
     return (folder or home()) / "recovery.json"
 
 
 def history(folder: Path | None = None) -> str:
-    """What last happened to the noted cluster's Ray; empty when nothing did, or a dead supervisor left it open."""
+    """The last death and restart of the noted cluster's Ray; empty without one, or when its supervisor died over it."""
     cluster = running_cluster(folder)
     state = None if cluster is None else _of(cluster, folder)
     if state is None or not (state.supervisor.lives or state.recovery.phase == "watching"):
@@ -115,6 +115,6 @@ def history(folder: Path | None = None) -> str:
 
 
 def _of(cluster: RunningCluster, folder: Path | None) -> Supervised | None:
-    """What the supervisor of this cluster wrote last, since the machine was started."""
+    """The state that this cluster's supervisor wrote last, if the machine has not been rebooted since."""
     state = supervised(folder)
     return state if state is not None and state.cluster_id == cluster.id and state.supervisor.boot == boot() else None

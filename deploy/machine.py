@@ -1,4 +1,4 @@
-"""What this machine offers: the facts `baton/config/resolve.py` works from."""
+"""This machine's resources, from which `baton/config/resolve.py` resolves "auto"."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def machine_facts() -> MachineFacts:
         memory_available_bytes=limit.free_bytes if limit and limited else free_bytes,
         fast_bfloat16=_fast_bfloat16(),
         memory_limit_bytes=limit.limit_bytes if limit and limited else 0,
-        all_workers_here=not os.environ.get("RAY_ADDRESS"),  # as `baton up` reads it
+        all_workers_here=not os.environ.get("RAY_ADDRESS"),  # `baton up` reads it the same way.
     )
 
 

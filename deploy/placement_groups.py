@@ -1,4 +1,4 @@
-"""Carries `baton/config/placement.py` to Ray: placement groups, and the options of a worker's actor."""
+"""Translates `baton/config/placement.py` into Ray's placement groups and actor options."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from baton.protocol.errors import ConfigError
 
 
 def reserve_groups(resolved: Resolved, prefix: str) -> None:
-    """Reserve the places of every group; where no node has them yet, Ray's autoscaler starts nodes for them."""
+    """Create every placement group; where no node has room for one, Ray's autoscaler starts nodes.
+
+    Raises `ConfigError` when Ray refuses a group.
+    """
     for group in groups(resolved.config, resolved.roles):
         wanted = [demand(resolved.config, role) for _, role in group.workers]
         try:
@@ -29,7 +32,7 @@ def reserve_groups(resolved: Resolved, prefix: str) -> None:
 
 
 def actor_options(resolved: Resolved, name: str, role: str, prefix: str) -> dict[str, Any]:
-    """Options of a worker's actor: its demand, its environment, and its place in a group if it has one."""
+    """Options of a worker's actor: its resources, its environment, and its bundle if it is in a placement group."""
     wanted = demand(resolved.config, role)
     options: dict[str, Any] = {"num_cpus": wanted.cpus, "num_gpus": wanted.gpus, "resources": wanted.resources}
     if wanted.env:
@@ -49,13 +52,13 @@ def actor_options(resolved: Resolved, name: str, role: str, prefix: str) -> dict
 
 
 def release_groups(prefix: str) -> None:
-    """Give back the places of every group."""
+    """Remove every placement group of the cluster."""
     for name in _standing(prefix):
         remove_placement_group(get_placement_group(name))
 
 
 def release_empty_groups(resolved: Resolved, prefix: str, live: set[str]) -> None:
-    """Give back the places of the groups none of whose workers is `live` any more."""
+    """Remove the placement groups without a worker in `live`."""
     empty = {
         prefix + group.name
         for group in groups(resolved.config, resolved.roles)

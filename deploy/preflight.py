@@ -1,4 +1,4 @@
-"""What would stop `up` after half a minute of starting, found before anything is started."""
+"""Checks before `up` starts anything, for errors that would otherwise appear half a minute later."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def check_start(router: RouterSection) -> None:
 
 
 def check_note() -> None:
-    """Whether the folder of the note takes a file."""
+    """Raise `ConfigError` when no file can be written to the note's folder."""
     folder = state_file().parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -37,7 +37,7 @@ def check_note() -> None:
 
 
 def check_addresses(router: RouterSection) -> None:
-    """Whether the router could listen where it shall."""
+    """Raise `ConfigError` when the router cannot listen on its configured addresses."""
     if router.port and router.port == router.admin_port and bare_host(router.host) == bare_host(router.admin_host):
         raise ConfigError(
             f"router.port and router.admin_port are both {router.port}: requests and administration need a port each."
@@ -69,12 +69,12 @@ def ray_host() -> str:
     if not is_ipv6(loopback()):
         return loopback()
     for interface in psutil.net_if_addrs().values():
-        for one in interface:
-            if one.family is socket.AF_INET6 and "%" not in one.address and not is_loopback(one.address):
-                return one.address
+        for entry in interface:
+            if entry.family is socket.AF_INET6 and "%" not in entry.address and not is_loopback(entry.address):
+                return entry.address
     raise ConfigError(
-        "This machine has no IPv4 address, and of IPv6 only loopback, with which Ray does not start: give it one, say "
-        "with `ip addr add fd00::1/64 dev lo`."
+        "This machine has no IPv4 address, and its only IPv6 address is loopback, with which Ray does not start: add "
+        "an address, for example with `ip addr add fd00::1/64 dev lo`."
     )
 
 

@@ -1,4 +1,4 @@
-"""Processes as they are noted in a file, and believed later: a pid alone may belong to another process by then."""
+"""Processes that are noted in a file and recognised later, when a pid alone may belong to another process."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from typing import Any
 import baton
 
 POLL_S = 0.02
-PYTHON = (sys.executable, "-P", "-m")  # for a module of ours; a `baton` in the working folder is not
+PYTHON = (sys.executable, "-P", "-m")  # Runs a module of this Baton, not of a `baton` in the working folder.
 
 
 @dataclass(frozen=True, slots=True)
 class NotedProcess:
-    """A process for good: no other one has the same pid, start and boot."""
+    """The identity of a process: no other process has the same pid, start and boot."""
 
     name: str
     pid: int
-    started_ticks: int  # clock ticks from the start of the machine to its own
-    boot: str  # another one after each start of the machine
+    started_ticks: int  # Clock ticks from the machine's boot to the start of the process.
+    boot: str  # Id of the machine's boot.
 
     @property
     def lives(self) -> bool:
-        """Whether this very process runs; one that ended and waits for its parent does not."""
+        """Whether this very process runs; a zombie does not."""
         return self.boot == boot() and _started_ticks(self.pid) == self.started_ticks
 
     @staticmethod
     def from_json(values: Any) -> NotedProcess:
-        """What `dataclasses.asdict` made of one; raises `TypeError` for anything else."""
+        """The process that `dataclasses.asdict` turned into `values`; raises `TypeError` for anything else."""
         process = NotedProcess(**values)
         texts, numbers = (process.name, process.boot), (process.pid, process.started_ticks)
         if not (all(isinstance(text, str) for text in texts) and all(type(number) is int for number in numbers)):
-            raise TypeError("This is not a process.")
+            raise TypeError("not a noted process")
         return process
 
     def signal(self, number: signal.Signals) -> None:
@@ -48,20 +48,20 @@ class NotedProcess:
                 os.kill(self.pid, number)
 
     def end(self, timeout_s: float) -> None:
-        """Ask it to end, wait, and end it when the time is over."""
+        """Send SIGTERM, wait for at most `timeout_s`, then send SIGKILL."""
         self.signal(signal.SIGTERM)
         until_ended([self], timeout_s)
         self.signal(signal.SIGKILL)
 
 
 def noted_process(name: str, pid: int) -> NotedProcess | None:
-    """The process that has this pid now; None when it does not live."""
+    """The process that has this pid now; None when there is none."""
     ticks = _started_ticks(pid)
     return None if ticks is None else NotedProcess(name, pid, ticks, boot())
 
 
 def this_process(name: str) -> NotedProcess:
-    """The process that asks."""
+    """The calling process."""
     found = noted_process(name, os.getpid())
     assert found is not None, "/proc does not show this process"
     return found
@@ -73,7 +73,7 @@ def import_root() -> Path:
 
 
 def until_ended(processes: Iterable[NotedProcess], timeout_s: float) -> list[NotedProcess]:
-    """Wait for processes to end, whether or not their parents have waited for them; returns those that still run."""
+    """Wait until processes have ended, zombies included; returns those that still run after `timeout_s`."""
     left, deadline = list(processes), time.monotonic() + timeout_s
     while (left := [process for process in left if process.lives]) and time.monotonic() < deadline:
         time.sleep(POLL_S)
@@ -81,20 +81,20 @@ def until_ended(processes: Iterable[NotedProcess], timeout_s: float) -> list[Not
 
 
 def python_environment() -> dict[str, str]:
-    """For a Python process of ours that is no part of a Ray: it finds Baton."""
+    """The environment of a Python process outside Ray that imports Baton."""
     path = os.pathsep.join([str(import_root()), *filter(None, [os.environ.get("PYTHONPATH")])])
     return {**os.environ, "PYTHONPATH": path}
 
 
 def boot() -> str:
-    """The id of this start of the machine."""
+    """The id of the machine's current boot."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 def _started_ticks(pid: int) -> int | None:
-    """Field 22 of /proc/PID/stat; None for a process that is not there, or has ended and waits for its parent."""
+    """Field 22 of /proc/PID/stat; None for a missing process or a zombie."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):  # another error says nothing about the process
+    except (FileNotFoundError, ProcessLookupError):  # Other errors do not mean that the process has ended.
         return None
     return None if fields[0] in "ZX" else int(fields[19])

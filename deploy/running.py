@@ -1,6 +1,6 @@
-"""The note by which later commands find the cluster: made before anything is started, removed when nothing is left.
+"""The note by which later commands find the cluster: written before anything is started, removed when all has ended.
 
-A note belongs to one cluster, known by its id. Only the cluster's own commands change or remove it, one at a time.
+A note belongs to one cluster, identified by its id. Only that cluster's commands change or remove it, one at a time.
 """
 
 from __future__ import annotations
@@ -22,41 +22,41 @@ STATES = ("starting", "up", "ending")
 
 @dataclass(frozen=True, slots=True)
 class RunningCluster:
-    """What later commands must know. `ray_folder` is empty when the Ray was there before us."""
+    """The contents of the note."""
 
-    address: str  # where clients connect; empty while it starts
+    address: str  # For clients; empty while the cluster starts.
     workers: tuple[str, ...]
     ray_address: str
-    ray_folder: str
-    worker_address: str = ""  # where workers connect
-    admin_address: str = ""  # where operators do
+    ray_folder: str  # Empty for a Ray of others.
+    worker_address: str = ""  # For workers.
+    admin_address: str = ""  # For operators.
     resolved: dict[str, Any] = field(default_factory=dict)  # `Resolved.as_json`
     id: str = ""
-    state: str = "up"  # one of STATES
-    changed_by: NotedProcess | None = None  # the command that starts or ends it
-    vital: tuple[NotedProcess, ...] = ()  # processes without which our own Ray is dead
-    ends_with: NotedProcess | None = None  # a command that takes the cluster down when it ends
+    state: str = "up"  # One of STATES.
+    changed_by: NotedProcess | None = None  # The command that is starting or ending the cluster.
+    vital: tuple[NotedProcess, ...] = ()  # The processes without which our own Ray is dead.
+    ends_with: NotedProcess | None = None  # The command that owns the cluster: the cluster ends with it.
 
     @property
     def prefix(self) -> str:
-        """Before the names of its actors: a Ray of others may have several clusters."""
+        """Prefix of the actors' names: a Ray of others may hold several clusters."""
         return "" if self.ray_folder or not self.id else f"{self.id[:8]}-"
 
 
 def home() -> Path:
-    """Where Baton keeps notes for this user: $BATON_HOME, by default ~/.baton."""
+    """The folder of this user's notes: $BATON_HOME, by default ~/.baton."""
     return Path(os.environ.get("BATON_HOME") or Path.home() / ".baton")
 
 
 def state_file(folder: Path | None = None) -> Path:
-    """Where the running cluster is noted: cluster.json in the folder, by default in `home()`."""
+    """The note of the running cluster: cluster.json in the folder, by default in `home()`."""
     return (folder or home()) / "cluster.json"
 
 
 def running_cluster(folder: Path | None = None) -> RunningCluster | None:
-    """The noted cluster, or None. Whether it lives is another question: `baton.deploy.look`.
+    """The noted cluster, or None. `baton.deploy.look` finds out whether it is alive.
 
-    Raises `OSError` when there is a note and it cannot be read now.
+    Raises `OSError` when there is a note that cannot be read now.
     """
     try:
         return _cluster(json.loads(state_file(folder).read_text()))
@@ -65,7 +65,7 @@ def running_cluster(folder: Path | None = None) -> RunningCluster | None:
 
 
 def claim_note(cluster: RunningCluster, folder: Path | None = None) -> None:
-    """Note a cluster that is about to be started; raises `ConfigError` when another one is noted."""
+    """Note a cluster that is about to be started; raises `ConfigError` when there is a note already."""
     with _locked(folder):
         if running_cluster(folder) is not None:
             raise ConfigError("Another cluster was noted just now: see `baton status`, or end it with `baton down`.")
@@ -80,7 +80,7 @@ def update_note(cluster: RunningCluster, folder: Path | None = None) -> None:
 def change_note(
     cluster_id: str, change: Callable[[RunningCluster], RunningCluster], folder: Path | None = None
 ) -> None:
-    """Change the note of this cluster as it is now; raises `ConfigError` as `update_note` does."""
+    """Apply a function to the note of this cluster, under its lock; raises `ConfigError` as `update_note` does."""
     with _locked(folder):
         noted = running_cluster(folder)
         if noted is None or noted.id != cluster_id:
@@ -101,7 +101,7 @@ def remove_note(cluster_id: str, folder: Path | None = None) -> None:
 
 @contextlib.contextmanager
 def _locked(folder: Path | None) -> Iterator[None]:
-    """One command at a time reads and writes the note; a command that dies lets go."""
+    """Hold the note's lock, which the kernel releases when a command dies."""
     path = state_file(folder)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_suffix(".lock").open("w") as lock:
@@ -110,7 +110,7 @@ def _locked(folder: Path | None) -> Iterator[None]:
 
 
 def _write(cluster: RunningCluster, folder: Path | None) -> None:
-    """Whole or not at all."""
+    """Replace the note, atomically."""
     path = state_file(folder)
     written = path.with_suffix(".new")
     written.write_text(json.dumps(asdict(cluster)))

@@ -1,8 +1,7 @@
-"""More or fewer workers in a running cluster.
+"""Adds workers to a running cluster, or removes them.
 
-A new worker asks Ray for what its pool takes of a node. Where no node has it, the actor waits, and that is the demand
-for which Ray's autoscaler brings a node. A worker that goes is drained first and ended then; its node, idle now, is the
-autoscaler's to take away.
+A new worker's actor asks Ray for its pool's resources. Where no node has them, the actor waits, and Ray's autoscaler
+starts a node for it. A worker to be removed is drained before it ends; then the autoscaler may remove its idle node.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from baton.protocol.errors import ConfigError
 
 POOLS = ("prefill", "decode", "mixed")
 Pools = Mapping[str, list[str]]  # pool → workers that serve in it
-Drain = Callable[[list[str]], None]  # returns when these workers hold no request any more
+Drain = Callable[[list[str]], None]  # Returns when these workers hold no more requests.
 
 
 def new_names(pool: str, count: int, live: Iterable[str]) -> list[str]:
@@ -34,27 +33,30 @@ def new_names(pool: str, count: int, live: Iterable[str]) -> list[str]:
 
 
 def leaving(pool: str, count: int, pools: Pools) -> list[str]:
-    """The `count` workers of the pool that go, the last by name first. Raises `ConfigError` where it cannot."""
+    """The `count` workers to remove from the pool, the last by name first.
+
+    Raises `ConfigError` when the pool has fewer, or when no worker would be left that decodes.
+    """
     members = sorted(pools.get(pool, []), key=_number)
     if count > len(members):
-        held = f"only {len(members)}" if members else "none"
-        raise ConfigError(f"{count} {pool} workers cannot be removed: there are {held}.")
+        raise ConfigError(f"Cannot remove {count} from the {pool} pool: it has {len(members)}.")
     gone = members[::-1][:count]
     if not {*pools.get("decode", []), *pools.get("mixed", [])} - set(gone):
         raise ConfigError(
-            "No pool would decode: keep at least one decode or mixed worker, or end it with `baton down`."
+            "No decode worker would be left: keep at least one decode or mixed worker, or use `baton down`."
         )
     return gone
 
 
-def scale(pool: str, delta: int, pools: Pools, drain: Drain, tell: Progress) -> list[str]:
-    """Add `delta` workers to a pool of the running cluster, or remove as many; returns their names.
+def scale(pool: str, delta: int, pools: Pools, drain: Drain, report: Progress) -> list[str]:
+    """Add `delta` workers to a pool of the running cluster, or remove -`delta`; returns their names.
 
     `pools` are the workers as they serve now: a worker may have left the pool that it is named after.
 
-    New ones serve when this returns, however long their nodes take to come; if that fails or is interrupted, none of
-    them stays. Those that go are drained by `drain` before they end. `tell(name, what it is doing)` hears of progress.
-    Raises `ConfigError` when there is no cluster, no such pool, too little memory or too few workers.
+    New workers serve when this returns; there is no time limit for their nodes to join. On an error or an interrupt
+    all of them are removed again. Workers to be removed are drained by `drain` first. `report(name, activity)` is
+    called on progress. Raises `ConfigError` when there is no cluster, no such pool, too little memory or too few
+    workers.
     """
     if pool not in POOLS:
         raise ConfigError(f"There is no pool {pool!r}: it is prefill, decode or mixed.")
@@ -70,38 +72,38 @@ def scale(pool: str, delta: int, pools: Pools, drain: Drain, tell: Progress) -> 
             if cluster.ray_folder:
                 check_more_memory(resolved.worker_memory, delta, machine_facts().free)
             names = new_names(pool, delta, live | set(cluster.workers))
-            _add(cluster, resolved, [(name, pool) for name in names], tell)
+            _add(cluster, resolved, [(name, pool) for name in names], report)
         elif names := leaving(pool, -delta, pools):
-            _remove(cluster, resolved, names, drain, tell)
+            _remove(cluster, resolved, names, drain, report)
     return names
 
 
-def _add(cluster: RunningCluster, resolved: Resolved, workers: list[tuple[str, str]], tell: Progress) -> None:
+def _add(cluster: RunningCluster, resolved: Resolved, workers: list[tuple[str, str]], report: Progress) -> None:
     from baton.deploy.launcher import start_workers, stop_workers
 
     names = [name for name, _ in workers]
     try:
-        start_workers(resolved, workers, cluster.worker_address, tell, cluster.prefix)
+        start_workers(resolved, workers, cluster.worker_address, report, cluster.prefix)
         change_note(cluster.id, lambda noted: replace(noted, workers=(*noted.workers, *names)))
     except BaseException:
         stop_workers(resolved, names, cluster.prefix)
         raise
 
 
-def _remove(cluster: RunningCluster, resolved: Resolved, names: list[str], drain: Drain, tell: Progress) -> None:
+def _remove(cluster: RunningCluster, resolved: Resolved, names: list[str], drain: Drain, report: Progress) -> None:
     from baton.deploy.launcher import stop_workers
 
     for name in names:
-        tell(name, "draining")
+        report(name, "draining")
     drain(names)
     for name in names:
-        tell(name, "stopping")
+        report(name, "stopping")
     stop_workers(resolved, names, cluster.prefix)
     change_note(
         cluster.id, lambda noted: replace(noted, workers=tuple(name for name in noted.workers if name not in names))
     )
     for name in names:
-        tell(name, "done, its place is free")
+        report(name, "done: stopped, and its resources are free")
 
 
 def _number(name: str) -> tuple[int, str]:

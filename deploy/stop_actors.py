@@ -1,4 +1,4 @@
-"""Has the actors of a cluster say goodbye; a process of its own, so that it can be ended where Ray hangs."""
+"""Stops the actors of a cluster, in its own process, which can be killed if Ray hangs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from baton.deploy.local_ray import LocalRay
 
 
 def main(ray_address: str, ray_folder: str, prefix: str, goodbye_until_s: str) -> None:
-    """Stop the actors, which may say goodbye until a time of the monotonic clock, and print their names."""
+    """Stop the actors, which may send goodbyes until a time of the monotonic clock, and print their names as JSON."""
     with connected(LocalRay(ray_address, ray_folder)):
         names = stop_cluster(prefix, max(0.0, float(goodbye_until_s) - time.monotonic()))
     print(json.dumps([name.removeprefix(prefix) for name in names]), flush=True)

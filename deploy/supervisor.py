@@ -1,7 +1,7 @@
-"""A small process that `baton up` leaves behind: it starts the cluster again when its Ray has died.
+"""A small process that `baton up` leaves behind: it restarts the cluster when the cluster's Ray has died.
 
-It reads a few files of /proc each half second and imports nothing large; an attempt to start the cluster is another
-process. It ends when the note of its cluster is gone, being ended, or another cluster's.
+It reads a few files of /proc every half second and imports nothing large; each attempt to restart the cluster is
+another process. It ends when its cluster is being ended, or when the note is gone or belongs to another cluster.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _FATE = re.compile(r"(\w+) failed and raylet fate-shares")
 
 
 class Supervisor:
-    """Watches the cluster noted in a folder. What fails for lack of memory or disk is tried again at the next step."""
+    """Watches the cluster noted in a folder. Steps that fail for lack of memory or disk are retried."""
 
     def __init__(self, folder: Path, cluster_id: str) -> None:
         self._folder, self._id = folder, cluster_id
@@ -37,11 +37,11 @@ class Supervisor:
         self._written: Recovery | None = None
         self._process = this_process("supervisor")
         self._attempt: Attempt | None = None
-        self._failure = ""  # of an attempt that could not even be begun
+        self._failure = ""  # Reason why no process could be started for an attempt.
         self._kept = RayFolder()
 
     def run(self) -> None:
-        """Until the cluster is ended, or given up."""
+        """Watch until the cluster is ended or given up."""
         try:
             while self.look_and_act():
                 time.sleep(POLL_S)
@@ -50,7 +50,7 @@ class Supervisor:
                 self._attempt.end()
 
     def look_and_act(self) -> bool:
-        """Returns whether there is more to watch."""
+        """Do one step; returns whether there is more to watch."""
         try:
             seen = self._see()
         except OSError:
@@ -63,7 +63,7 @@ class Supervisor:
         return action != "exit"
 
     def _start(self) -> None:
-        command = [*PYTHON, "baton.deploy.start_again", str(self._folder), self._id]
+        command = [*PYTHON, "baton.deploy.restart", str(self._folder), self._id]
         try:
             self._attempt = Attempt(command, log_file(self._folder), time.monotonic())
         except OSError as error:
@@ -93,13 +93,13 @@ class Supervisor:
 
 
 class RayFolder:
-    """Keeps systemd from taking old files, such as Ray's token, out of /tmp: it leaves out a folder that is locked."""
+    """Locks Ray's folder: systemd removes old files such as Ray's token from /tmp, except in locked folders."""
 
     def __init__(self) -> None:
         self._path, self._descriptor = "", -1
 
     def keep(self, path: str) -> None:
-        """Lock this folder, and let go of the one before."""
+        """Lock this folder, and unlock the previous one."""
         if path == self._path:
             return
         if self._descriptor >= 0:
@@ -112,7 +112,7 @@ class RayFolder:
 
 
 def start_supervisor(folder: Path, cluster_id: str) -> None:
-    """Start one in a session of its own. Nothing is forked here: this process may serve gRPC."""
+    """Start a supervisor in its own session, without a fork, because this process may serve gRPC."""
     log = log_file(folder)
     if log.exists() and log.stat().st_size > LOG_BYTES:
         log.unlink()
@@ -131,19 +131,19 @@ def start_supervisor(folder: Path, cluster_id: str) -> None:
 
 
 def end_supervisor(folder: Path | None, cluster_id: str, timeout_s: float) -> None:
-    """End the supervisor of a cluster; the attempt that it may be running ends with it."""
+    """End the supervisor of a cluster, and with it an attempt to restart the cluster."""
     state = supervised(folder)
     if state is not None and state.cluster_id == cluster_id:
         state.supervisor.end(timeout_s)
 
 
 def log_file(folder: Path) -> Path:
-    """What the supervisor and its attempts print."""
+    """The log of the supervisor and its attempts."""
     return folder / "supervisor.log"
 
 
 def _dead(cluster: RunningCluster) -> tuple[str, ...]:
-    """Which vital processes died; a raylet that followed a helper is named with it."""
+    """The vital processes that died; a raylet that ended because a helper of Ray died is named with the helper."""
     dead = [process.name for process in cluster.vital if not process.lives]
     if dead == ["raylet"] and (helper := _helper_that_took_the_raylet(cluster.ray_folder)):
         return (f"{helper} (a helper of Ray) and with it raylet",)
@@ -151,7 +151,7 @@ def _dead(cluster: RunningCluster) -> tuple[str, ...]:
 
 
 def _helper_that_took_the_raylet(ray_folder: str) -> str:
-    with contextlib.suppress(OSError):  # then it is not named
+    with contextlib.suppress(OSError):  # Without the log, the helper is not named.
         for log in Path(ray_folder).glob("**/session_latest/logs/raylet.out"):
             if found := _FATE.findall(log.read_text(errors="replace")):
                 return str(found[-1])
@@ -165,5 +165,5 @@ def _end(number: int, frame: FrameType | None) -> None:
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, _end)
     set_up("supervisor")
-    os.chdir("/")  # a folder that may be removed, or be on a disk that is to be taken away
+    os.chdir("/")  # The folder where it was started may be removed or unmounted.
     Supervisor(Path(sys.argv[1]), sys.argv[2]).run()

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Runs deploy/ray-local.yaml for real, with real sshds:  [PYTHON=.venv/bin/python] deploy/try_ray_up.sh
+# Runs deploy/ray-local.yaml with real sshds:  [PYTHON=.venv/bin/python] deploy/try_ray_up.sh
 #
-#   1. as it stands, on 127.0.0.1:  ray up, baton up, a prompt, baton down, ray down
+#   1. unchanged, on 127.0.0.1:  ray up, baton up, a prompt, baton down, ray down
 #   2. with a second machine as worker: Ray's autoscaler starts it over ssh, a prefill worker runs on the first machine,
-#      a decode worker on the second, and KV goes from one to the other over TCP
+#      a decode worker on the second, and KV pages cross over TCP
 #
-# The machines are namespaces (network, processes, mounts, host name) with a cable between them. So port 22 is free, the
+# The machines are namespaces (network, processes, mounts, host name) with a link between them. So port 22 is free, the
 # sshds and their keys are invisible outside, `ray stop` cannot end another Ray, and nothing stays when the script ends.
-# Needs root and Debian's openssh-server, openssh-client, rsync, iproute2 and util-linux; says so (exit code 77) if not.
+# Needs root and Debian's openssh-server, openssh-client, rsync, iproute2 and util-linux; exit code 77 without them.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -21,12 +21,12 @@ skip() {
 }
 
 # A machine with Baton "installed": this Python's libraries and this checkout's code. root's home is the folder $home,
-# which sshd and ssh learn from /etc/passwd.
+# which sshd and ssh read from /etc/passwd.
 set_up_machine() { # host name
   hostname "$1"
   ip link set lo up
   mount -t tmpfs none /run
-  mount -t sysfs none /sys # where UCX looks for network devices: those of this namespace
+  mount -t sysfs none /sys # UCX looks here for the network devices of this namespace
   mkdir -p /run/sshd "$home/baton-env/bin" "$home/ray"
   chmod 700 "$home"
   printf '#!/bin/sh\nexec "%s" -m ray.scripts.scripts "$@"\n' "$python" > "$home/baton-env/bin/ray"
@@ -67,7 +67,7 @@ case "${1:-}" in
   second)
     home=$2
     cp -r "$home/.ssh" /run/keys
-    mount -t tmpfs none "$home" # its own disk, as far as Baton and Ray are concerned
+    mount -t tmpfs none "$home" # the second machine's own disk
     cp -r /run/keys "$home/.ssh"
     set_up_machine second
     echo "--resources='{\"baton_decode\": 1}'" > "$home/baton-node"
@@ -94,7 +94,7 @@ until [ "$(readlink /proc/$!/ns/net)" != "$(readlink /proc/self/ns/net)" ]; do s
 ip link add first type veth peer name second netns $!
 ip address add 10.99.0.1/24 dev first
 ip link set first up
-ip route add default via 10.99.0.2 # Ray finds a node's address by the way to the internet
+ip route add default via 10.99.0.2 # Ray takes a node's address from its default route
 nsenter --net --target $! sh -c \
   "ip address add 10.99.0.2/24 dev second; ip link set second up; ip route add default via 10.99.0.1"
 sed -e "s/head_ip: .*/head_ip: 10.99.0.1/; s/worker_ips: .*/worker_ips: [10.99.0.2]/; s/^cluster_name: .*/&-two/" \

@@ -1,8 +1,8 @@
 """Moves KV pages over NIXL (UCX: NVLink or RDMA on GPU hosts, shared memory or TCP elsewhere).
 
-Memory is registered once. Each peer gets one prepared list of descriptors, a descriptor per page, so that a write is
-two lists of indices. NIXL's own progress thread stays off: it polls without pause and takes a whole core (measured:
-98 % of one). The worker's loop makes progress instead, by `poll`; over shared memory the copy is done in `write`.
+Memory is registered once. Each peer gets one prepared list of descriptors, one per page, so a write is two lists of
+indices. NIXL's own progress thread is off, because it polls without pause and takes a whole core (measured: 98 %). The
+worker's loop makes progress by `poll` instead. Over shared memory the copy is done in `write`.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from baton.kv_transfer.transport import Notice, TransferEvent, WriteDone, WriteF
 from baton.protocol.errors import HandoffFailed
 from baton.protocol.worker import Endpoint, PageLayout
 
-_HELLO = b""  # connects the peers before the first request does
+_HELLO = b""  # Greeting that connects the peers before the first request.
 _HANDSHAKE_S = 5.0
 
 
 @dataclass(slots=True, eq=False)
 class _Peer:
     endpoint: Endpoint
-    pages: Any  # prepared descriptor list
+    pages: Any  # Prepared descriptor list.
     greeted_s: float
     answered: bool = False
 
@@ -43,10 +43,10 @@ class _Write:
 
 
 class NixlTransport:
-    """`Transport` for page storage `pages` of the given layout; `agent` is the name peers know it by.
+    """`Transport` for page storage `pages` of the given layout; `agent` is its name for peers.
 
-    `device_id` is the ordinal of the pages' GPU in this process; pages in host memory have none, and take 0.
-    Raises `ConfigError` when NIXL cannot register the pages.
+    `device_id` is the ordinal of the pages' GPU in this process, 0 for host memory. Raises `ConfigError` when NIXL
+    cannot register the pages.
     """
 
     def __init__(self, pages: torch.Tensor, layout: PageLayout, agent: str, device_id: int = 0) -> None:
@@ -70,7 +70,7 @@ class NixlTransport:
         self._ids = count()
 
     def _prepare(self, agent: str, base_address: int, device_id: int, layout: PageLayout) -> Any:
-        """One descriptor per page, all of them."""
+        """A prepared list with a descriptor for every page."""
         descriptors = np.empty((layout.num_pages, 3), dtype=np.uint64)
         descriptors[:, 0] = np.uint64(base_address) + np.arange(layout.num_pages, dtype=np.uint64) * layout.page_bytes
         descriptors[:, 1] = layout.page_bytes
@@ -83,7 +83,7 @@ class NixlTransport:
 
     @property
     def in_flight(self) -> int:
-        """Unfinished writes, events kept for `poll`, and peers whose greeting is still awaited."""
+        """Number of unfinished writes, of events kept for `poll`, and of peers that have not yet sent a greeting."""
         now = time.monotonic()
         greeting = sum(1 for peer in self._peers.values() if not peer.answered and now - peer.greeted_s < _HANDSHAKE_S)
         return len(self._writes) + len(self._events) + greeting
@@ -184,7 +184,7 @@ class NixlTransport:
     def _end(self, transfer_id: int, error: str = "") -> None:
         write = self._writes.pop(transfer_id)
         seconds = time.perf_counter() - write.started_s
-        with contextlib.suppress(Exception):  # NIXL frees a transfer it is still aborting by itself
+        with contextlib.suppress(Exception):  # NIXL itself frees a transfer that it is still aborting.
             write.handle.release()
         if error:
             self._events.append(WriteFailed(transfer_id, error))
@@ -195,7 +195,7 @@ class NixlTransport:
         if self._registered is None:
             return
         for agent in list(self._peers):
-            with contextlib.suppress(HandoffFailed):  # the others and the memory are still to be let go
+            with contextlib.suppress(HandoffFailed):  # The other peers and the memory must still be released.
                 self.disconnect(agent)
         self._own_pages.release()
         self._agent.deregister_memory(self._registered)

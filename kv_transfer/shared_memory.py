@@ -6,7 +6,7 @@ import shutil
 
 
 def free_bytes_of(folder: str) -> int:
-    """Bytes free for a file there; 0 without such a folder."""
+    """Bytes free for a file in `folder`; 0 if it does not exist."""
     try:
         return shutil.disk_usage(folder).free
     except OSError:

@@ -1,4 +1,4 @@
-"""How KV pages move between workers: one-sided writes of whole pages, ended by a notice to the receiver."""
+"""The interface for moving KV pages between workers: one-sided writes of whole pages, then a notice to the receiver."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Transport(Protocol):
 
     @property
     def endpoint(self) -> Endpoint:
-        """What a peer needs to `connect` to us."""
+        """The data that a peer needs to `connect` to us."""
         ...
 
     def connect(self, peer: Endpoint) -> None:
@@ -57,31 +57,35 @@ class Transport(Protocol):
         ...
 
     def disconnect(self, agent: str) -> None:
-        """Forget a peer; `poll` reports our unfinished writes to it as failed, though they may still arrive while both
-        processes live. It may be connected again under the same name."""
+        """Drop a peer, which may connect again under the same name.
+
+        `poll` reports our unfinished writes to it as failed, but they may still arrive while both processes live.
+        """
         ...
 
     def write(self, agent: str, source_pages: Sequence[int], target_pages: Sequence[int], notice: bytes | None) -> int:
         """Start copying our pages onto the peer's, pairwise; returns the transfer's id.
 
-        The pages are read at once, outside every stream of a device: the steps that wrote them must be collected.
+        The pages are read immediately and outside the device's streams, so the steps that wrote them must have been
+        collected.
 
-        `notice` (given with the last write of a handoff) is delivered to the peer after the pages of this write;
-        with no pages it travels alone. The caller waits for its earlier writes before it sends the notice.
+        `notice`, given with the last write of a handoff, is delivered to the peer after the pages of this write, or
+        alone if there are none. The caller waits for its earlier writes before it sends the notice. Raises
+        `HandoffFailed` when the peer is not connected, page ids are invalid, or the write cannot be started.
         """
         ...
 
     def progress(self) -> None:
-        """Progress transfers, and keep events for `poll`."""
+        """Advance transfers, and keep events for `poll`."""
         ...
 
     def poll(self) -> list[TransferEvent]:
-        """Progress transfers, and return the events since the last call, without waiting."""
+        """Advance transfers, and return the events since the last call, without waiting."""
         ...
 
     @property
     def in_flight(self) -> int:
-        """Our unfinished writes, and events kept for `poll`."""
+        """Number of our unfinished writes, and of events kept for `poll`."""
         ...
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Every transport by the name that `engine.transport` takes. Loads a transport's library only where it is opened."""
+"""The table of transports by the value of `engine.transport`. A transport's library is loaded when it is opened."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 
 class OpenTransport(Protocol):
-    """What the table names: a class, or a function, that opens one worker's end."""
+    """The type of a table entry: a class or function that opens one worker's transport."""
 
     def __call__(self, pages: torch.Tensor, layout: PageLayout, agent: str, device_id: int) -> Transport:
-        """A transport for page storage `pages` of this layout, known to peers as `agent`.
+        """A transport for page storage `pages` of this layout; `agent` is its name for peers.
 
-        `device_id` is the ordinal of the pages' GPU in this process, 0 in host memory. Raises `ConfigError` when it
-        cannot be opened.
+        `device_id` is the ordinal of the pages' GPU in this process, 0 for host memory. Raises `ConfigError` when the
+        transport cannot be opened.
         """
         ...
 
@@ -37,6 +37,6 @@ def check_transport(name: str) -> None:
 
 
 def find_transport(name: str) -> OpenTransport:
-    """What opens the transport of that name; raises `ConfigError` listing the known ones."""
+    """The function that opens the transport of this name; raises `ConfigError` listing the known transports."""
     check_transport(name)
     return cast(OpenTransport, resolve_name(TRANSPORTS[name]))

@@ -1,18 +1,17 @@
 """The Ray actor that holds the router process.
 
-Ray restarts it when it dies: same plan, same ports, no state. Workers re-register, and
-clients resume their streams.
+Ray restarts it when it dies, with the same configuration and ports and without state. Workers re-register, and clients
+resume their streams.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 
 import ray
 
-from baton.config.plan import RouterAddresses, RouterConfig
+from baton.config.process_config import RouterAddresses, RouterConfig
 from baton.config.ray_names import NAMESPACE, ROUTER
 from baton.logs import log, set_up
 from baton.protocol.errors import BatonError
@@ -21,15 +20,15 @@ from baton.protocol.link_keys import WorkerKeys
 
 @ray.remote(num_cpus=0, max_restarts=-1, max_concurrency=64)  # type: ignore[call-overload]
 class RouterActor:
-    """The router. Its methods run on one event loop, the gRPC servers and the worker links beside them.
+    """The router. Its methods run on the event loop of the gRPC servers and the worker link.
 
-    `prefix` stands before the names of the cluster's actors; the plan's ports must be fixed ones, so that a restarted
-    router is found where the first one was.
+    `prefix` begins the names of the cluster's actors. The configured ports must be fixed, so that a restarted router
+    has the addresses of the first one.
     """
 
-    def __init__(self, plan: RouterConfig, worker_keys: WorkerKeys, prefix: str = "") -> None:
-        set_up(ROUTER, plan.logging.level)
-        self._plan, self._worker_keys, self._prefix = plan, worker_keys, prefix
+    def __init__(self, config: RouterConfig, worker_keys: WorkerKeys, prefix: str = "") -> None:
+        set_up(ROUTER, config.logging.level)
+        self._config, self._worker_keys, self._prefix = config, worker_keys, prefix
         self._watches: dict[str, asyncio.Task[None]] = {}
         self._started = asyncio.get_running_loop().create_task(self._start())
 
@@ -37,7 +36,7 @@ class RouterActor:
         from baton.router.build import start_router
 
         try:
-            self._router = await start_router(self._plan)
+            self._router = await start_router(self._config)
         except (BatonError, RuntimeError, OSError) as error:
             log.error(f"The router could not start: {error}")
             return f"The router could not start: {error}"
@@ -48,15 +47,15 @@ class RouterActor:
         return addresses
 
     async def start(self) -> RouterAddresses | str:
-        """Wait until it serves; returns its addresses, or one sentence why it cannot."""
+        """Wait until it serves; returns its addresses, or the sentence of the error that prevents it."""
         return await self._started
 
     async def worker_keys(self) -> WorkerKeys:
-        """What a worker needs to connect."""
+        """The keys with which a worker connects."""
         return self._worker_keys
 
     def _watch(self, worker: str) -> None:
-        """Report the end of the worker's process at once."""
+        """Report the end of the worker's process to the driver at once."""
         before = self._watches.get(worker)
         if before is None or before.done():
             self._watches[worker] = asyncio.get_running_loop().create_task(self._until_it_ends(worker))
@@ -66,7 +65,7 @@ class RouterActor:
             actor = await asyncio.to_thread(ray.get_actor, self._prefix + worker, NAMESPACE)
             await actor.ended.remote()
         except ValueError:
-            return  # not an actor of ours: its silence is the only signal
+            return  # Not an actor of this cluster: only missing messages show its end
         except ray.exceptions.RayActorError as error:
             log.warning(f"{worker} has died: {str(error).splitlines()[0]}")
         self._router.driver.lose(worker)
@@ -75,13 +74,11 @@ class RouterActor:
         asyncio.get_running_loop().create_task(asyncio.to_thread(self._end_process, worker))
 
     def _end_process(self, worker: str) -> None:
-        log.warning(f"{worker} is silent and does not come back: its process is ended")
+        log.warning(f"{worker} sends nothing and does not come back: killing its process")
         with contextlib.suppress(ValueError):
             ray.kill(ray.get_actor(self._prefix + worker, NAMESPACE), no_restart=False)
 
-    async def pid(self) -> int:
-        return os.getpid()
-
     async def stop(self) -> None:
+        """End running streams after `router.stop_grace_s` and close the servers."""
         if not isinstance(await self._started, str):
-            await self._router.stop(self._plan.router.stop_grace_s)
+            await self._router.stop(self._config.router.stop_grace_s)

@@ -1,4 +1,4 @@
-"""Translates between admin messages and the core: cluster, operations, decisions."""
+"""Translates between admin messages and the core's types."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from baton.router.policy.cluster_state import WorkerView
 
 
 def read_spec(request: admin_pb2.StartOperationRequest) -> OperationSpec:
-    """The requested operation; raises `InvalidRequest` when none is set."""
+    """The requested operation; raises `InvalidRequest` if none is set."""
     match request.WhichOneof("kind"):
         case "drain":
             return Drain(tuple(request.drain.workers))
@@ -50,7 +50,7 @@ def operation_message(operation: Operation, now: float) -> admin_pb2.Operation:
 
 
 def worker_message(view: WorkerView, now: float) -> admin_pb2.WorkerStatus:
-    """One worker: its last report, and the router's predictions."""
+    """A worker's last report and the router's predictions."""
     load, info = view.load, view.info
     return admin_pb2.WorkerStatus(
         name=view.name,
@@ -87,14 +87,14 @@ def _state(view: WorkerView) -> str:
 
 
 def _tpot_s(view: WorkerView) -> float:
-    """Predicted time per token of the sequences that decode there; 0 without any."""
+    """Predicted seconds per token of the worker's decoding sequences; 0 without any."""
     if not view.running:
         return 0.0
     return view.latency.costs.seconds(0, 0, len(view.running), sum(one.tokens for one in view.running.values()))
 
 
 def planner_message(core: RouterCore, now: float) -> admin_pb2.Planner:
-    """Whether the planner acts automatically, and its forecast and advice if there is any yet."""
+    """The planner's mode, and its forecast and advice once it has any."""
     message = admin_pb2.Planner(auto=core.automation.auto)
     advice = core.automation.look(now)
     if advice is not None:
@@ -106,7 +106,7 @@ def planner_message(core: RouterCore, now: float) -> admin_pb2.Planner:
 
 
 def explanation_message(request_id: str, explanation: Explanation) -> admin_pb2.Explanation:
-    """Why a request was placed where it was, and the outcome."""
+    """The routing decision of a request, and its outcome."""
     decision, latency = explanation.decision, explanation.latency
     message = admin_pb2.Explanation(
         request_id=request_id,
@@ -135,7 +135,7 @@ def explanation_message(request_id: str, explanation: Explanation) -> admin_pb2.
 
 
 def links_message(rates: Sequence[LinkRate]) -> admin_pb2.Links:
-    """The rate of KV pages between workers."""
+    """The measured transfer rates between workers."""
     message = admin_pb2.Links()
     for one in rates:
         message.links.add(
@@ -150,7 +150,7 @@ def links_message(rates: Sequence[LinkRate]) -> admin_pb2.Links:
 
 
 def page_check_message(verdict: Verdict) -> admin_pb2.PageCheck:
-    """The pages that each worker holds, and those that no live request accounts for."""
+    """The pages in use on each worker, and those that no live request accounts for."""
     message = admin_pb2.PageCheck(
         clean=verdict.clean,
         live_requests=verdict.live_requests,

@@ -1,4 +1,4 @@
-"""The gRPC server for operators, on its own address: access to it is control of the cluster."""
+"""The gRPC server for operators, on its own address, because its callers control the cluster."""
 
 from __future__ import annotations
 
@@ -33,22 +33,22 @@ from baton.router.grpc_server import serve
 from baton.router.policy.policies import NAMES
 
 SERVICE = "baton.v1.Admin"
-CHECK_S, CHECK_MIN_S, CHECK_MAX_S = 3.0, 1.0, 60.0  # how long pages are watched
+CHECK_S, CHECK_MIN_S, CHECK_MAX_S = 3.0, 1.0, 60.0  # Duration of a check of pages: default, minimum, maximum
 LOOK_EVERY_S = 0.1
 
 
 @asynccontextmanager
-async def _told(context: grpc.aio.ServicerContext) -> AsyncIterator[None]:
-    """An error raised inside ends the call with its status and sentence."""
+async def _abort_on_error(context: grpc.aio.ServicerContext) -> AsyncIterator[None]:
+    """End the call with the status and message of an error raised inside."""
     try:
         yield
     except BatonError as error:
-        await abort(context, error)  # raises
+        await abort(context, error)
 
 
 @dataclass(eq=False)
 class AdminService(admin_pb2_grpc.AdminServicer):
-    """The operators' calls. The core decides; this class only reads and writes messages."""
+    """The operators' calls (proto/baton/v1/admin.proto). The core decides; this class translates messages."""
 
     driver: Driver
     model_name: str
@@ -83,33 +83,33 @@ class AdminService(admin_pb2_grpc.AdminServicer):
     async def ExplainRequest(
         self, request: admin_pb2.ExplainRequestRequest, context: grpc.aio.ServicerContext
     ) -> admin_pb2.Explanation:
-        async with _told(context):
+        async with _abort_on_error(context):
             found = self.driver.core.explanations.get(request.request_id)
             if found is None:
                 raise NotFound(
-                    f"The router knows no request {request.request_id!r}: it keeps the newest {MAX_EXPLANATIONS} since "
-                    "it started."
+                    f"The router has no record of request {request.request_id!r}: it keeps the newest "
+                    f"{MAX_EXPLANATIONS} since it started."
                 )
         return explanation_message(request.request_id, found)
 
     async def StartOperation(
         self, request: admin_pb2.StartOperationRequest, context: grpc.aio.ServicerContext
     ) -> admin_pb2.Operation:
-        async with _told(context):
+        async with _abort_on_error(context):
             operation = self.driver.start_operation(request.operation_id, read_spec(request), request.dry_run)
         return operation_message(operation, self.driver.clock())
 
     async def WatchOperation(
         self, request: admin_pb2.WatchOperationRequest, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[admin_pb2.Operation]:
-        async with _told(context), aclosing(self.driver.watch(request.operation_id)) as states:
+        async with _abort_on_error(context), aclosing(self.driver.watch(request.operation_id)) as states:
             async for operation in states:
                 yield operation_message(operation, self.driver.clock())
 
     async def CancelOperation(
         self, request: admin_pb2.CancelOperationRequest, context: grpc.aio.ServicerContext
     ) -> admin_pb2.Operation:
-        async with _told(context):
+        async with _abort_on_error(context):
             operation = self.driver.cancel_operation(request.operation_id)
         return operation_message(operation, self.driver.clock())
 
@@ -123,7 +123,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
     async def SetPolicy(
         self, request: admin_pb2.SetPolicyRequest, context: grpc.aio.ServicerContext
     ) -> admin_pb2.Policy:
-        async with _told(context):
+        async with _abort_on_error(context):
             if request.name:
                 self.driver.set_policy(request.name)
         return admin_pb2.Policy(name=self.driver.core.dispatch.placement.name, known=NAMES)
@@ -135,17 +135,17 @@ class AdminService(admin_pb2_grpc.AdminServicer):
     async def CheckPages(
         self, request: admin_pb2.CheckPagesRequest, context: grpc.aio.ServicerContext
     ) -> admin_pb2.PageCheck:
-        async with _told(context):
+        async with _abort_on_error(context):
             seconds = request.seconds or CHECK_S
             if not CHECK_MIN_S <= seconds <= CHECK_MAX_S:
-                raise InvalidRequest(f"Pages are watched for {CHECK_MIN_S:g} to {CHECK_MAX_S:g} seconds.")
+                raise InvalidRequest(f"A check takes {CHECK_MIN_S:g} to {CHECK_MAX_S:g} seconds, not {seconds:g}.")
             core = self.driver.core
             audit = PageAudit(core.state, core.operations.records, core.membership.transfers, core.adoption.orphans)
-            looks = [audit.look()]
+            readings = [audit.look()]
             for _ in range(round(seconds / LOOK_EVERY_S)):
                 await asyncio.sleep(LOOK_EVERY_S)
-                looks.append(audit.look())
-        return page_check_message(judge(looks))
+                readings.append(audit.look())
+        return page_check_message(judge(readings))
 
     async def ListLinks(
         self, request: admin_pb2.ListLinksRequest, context: grpc.aio.ServicerContext

@@ -1,4 +1,4 @@
-"""Builds a router from its plan: model facts, core, link, driver, the two gRPC servers."""
+"""Builds a router from its configuration: model facts, core, link, driver, the two gRPC servers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import grpc
 
 from baton.config.access import check_access
-from baton.config.plan import RouterAddresses, RouterConfig
+from baton.config.process_config import RouterAddresses, RouterConfig
 from baton.engine.checkpoint import model_id, read_config, resolve_model
 from baton.engine.tokenizer import Tokenizer
 from baton.logs import log
@@ -33,7 +33,7 @@ from baton.router.worker_link import WorkerLink
 class RunningRouter:
     """A router that serves clients on `port` and operators on `admin_port`."""
 
-    plan: RouterConfig
+    config: RouterConfig
     driver: Driver
     server: grpc.aio.Server
     port: int
@@ -43,18 +43,18 @@ class RunningRouter:
 
     @property
     def worker_address(self) -> str:
-        """Where workers connect."""
+        """The address for workers."""
         return self.driver.link.address
 
     @property
     def addresses(self) -> RouterAddresses:
         """The addresses of its servers and its worker link."""
-        config = self.plan.router
-        public, admin = join(config.host, self.port), join(config.admin_host, self.admin_port)
+        section = self.config.router
+        public, admin = join(section.host, self.port), join(section.admin_host, self.admin_port)
         return RouterAddresses(self.worker_address, public, admin)
 
     async def stop(self, grace_s: float = 1.0) -> None:
-        """Refuse new requests, give running streams `grace_s`, close everything."""
+        """Refuse new requests, give running streams `grace_s` seconds, and close everything."""
         await asyncio.gather(self.server.stop(grace_s), self.admin_server.stop(grace_s))
         self.task.cancel()
         await asyncio.gather(self.task, return_exceptions=True)
@@ -63,55 +63,55 @@ class RunningRouter:
 
 
 def load_learned(path: Path | None) -> OutputLength:
-    """Output lengths that an earlier router learned; without a readable file, none."""
+    """Output lengths that an earlier router learned; empty without a readable file."""
     if path is None or not path.exists():
         return OutputLength()
     try:
         return OutputLength.loads(path.read_text())
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        log.warning(f"{path} holds no learned output lengths and will be replaced: {error}")
+        log.warning(f"{path} has no valid output lengths and will be replaced: {error}")
         return OutputLength()
 
 
-async def start_router(plan: RouterConfig, state: ClusterState | None = None) -> RunningRouter:
-    """Start a router on the running event loop; raises `ConfigError` when its plan cannot or must not be served.
+async def start_router(config: RouterConfig, state: ClusterState | None = None) -> RunningRouter:
+    """Start a router on the running event loop; raises `ConfigError` for a configuration that cannot be served.
 
-    `state` replaces the router's own view of its workers, for a test that also records their reports.
+    `state` replaces the router's own view of its workers, for tests that record their reports.
     """
-    access, config = plan.access, plan.router
-    check_access(access, config.admin_host)
+    access, section = config.access, config.router
+    check_access(access, section.admin_host)
     credentials = Credentials(access)
-    folder = resolve_model(plan.model.path)
+    folder = resolve_model(config.model.path)
     model_config, tokenizer = read_config(folder), Tokenizer(folder)
     model = ServedModel(
-        plan.model_name,
+        config.model_name,
         model_id(folder),
         model_config,
         tokenizer,
-        plan.model.dtype,
-        plan.model.context_tokens,
-        plan.sampling_defaults,
+        config.model.dtype,
+        config.model.context_tokens,
+        config.sampling_defaults,
     )
     core = RouterCore(
         router_id=uuid.uuid4().hex[:8],
-        placement=make_policy(config.policy, config.refuse_late),
+        placement=make_policy(section.policy, section.refuse_late),
         vocabulary=tokenizer,
-        config=config,
+        config=section,
         state=ClusterState(share_prefixes=access.share_prefixes) if state is None else state,
-        output_length=load_learned(Path(config.state_file) if config.state_file else None),
+        output_length=load_learned(Path(section.state_file) if section.state_file else None),
         started_s=time.monotonic(),
     )
-    core.automation.auto = config.auto_rebalance
-    link = WorkerLink(f"tcp://{join(plan.worker_host, plan.worker_port or '*')}", plan.link_keys)
-    frames = WorkerFrames(model.model_id, model_config.vocab_size, plan.model.context_tokens)
-    driver = Driver(core, link, frames, config=config)
-    admin = AdminService(driver, plan.model_name, plan.settings)
+    core.automation.auto = section.auto_rebalance
+    link = WorkerLink(f"tcp://{join(config.worker_host, config.worker_port or '*')}", config.link_keys)
+    frames = WorkerFrames(model.model_id, model_config.vocab_size, config.model.context_tokens)
+    driver = Driver(core, link, frames, config=section)
+    admin = AdminService(driver, config.model_name, config.settings)
     inference = InferenceService(driver, model, access, credentials.tokens)
-    async with AsyncExitStack() as started:  # what is ended again when a port is taken
+    async with AsyncExitStack() as started:  # Undone if a port is in use
         started.callback(link.close)
-        admin_address = join(config.admin_host, config.admin_port)
+        admin_address = join(section.admin_host, section.admin_port)
         admin_server, admin_port = await start_admin_server(admin, admin_address, credentials)
         started.push_async_callback(admin_server.stop, 0.0)
-        server, port = await start_server(inference, join(config.host, config.port), credentials)
+        server, port = await start_server(inference, join(section.host, section.port), credentials)
         started.pop_all()
-    return RunningRouter(plan, driver, server, port, admin_server, admin_port, asyncio.create_task(driver.run()))
+    return RunningRouter(config, driver, server, port, admin_server, admin_port, asyncio.create_task(driver.run()))

@@ -1,4 +1,4 @@
-"""Performs the core's commands: the only place where decisions meet sockets and the clock."""
+"""Performs the core's commands: the only module in which decisions meet sockets and the clock."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ SAVE_EVERY_S = 60.0
 
 @dataclass(eq=False)
 class Subscription:
-    """One client's unread output. Bounded by the request's max_tokens."""
+    """The unread output of one client's stream, at most `max_tokens` tokens."""
 
     request_id: str
     tokens: deque[TextToken] = field(default_factory=deque)
     completion: Completion | None = None
-    error: BatonError | None = None  # set: the client gets only this error
-    writing_since_s: float | None = None  # a message waits for its client to read
+    error: BatonError | None = None  # If set, the stream ends with it
+    writing_since_s: float | None = None  # Since when a message waits for the client to read
     _ready: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def next(self) -> tuple[list[TextToken], Completion | None]:
-        """Every token since the last call, waiting for at least one or for the end.
+        """The tokens since the last call, and the completion at the end; waits for either.
 
-        Raises `Cancelled` when another client has taken over the stream, or this one did not read.
+        Raises `Cancelled` if another client has taken over the stream or this client does not read it.
         """
         await self._ready.wait()
         self._ready.clear()
@@ -56,9 +56,10 @@ class Subscription:
         return tokens, self.completion
 
     def wake(self) -> None:
+        """Let `next` return."""
         self._ready.set()
 
-    def cut(self, error: BatonError) -> None:
+    def fail(self, error: BatonError) -> None:
         """End the stream with an error and drop its unread tokens."""
         self.error = error
         self.tokens.clear()
@@ -67,18 +68,18 @@ class Subscription:
 
 @dataclass(eq=False)
 class Driver:
-    """One router: the core, its clock, its link to the workers and its clients."""
+    """A router: the core with its clock, its link to the workers and its clients."""
 
     core: RouterCore
     link: WorkerLink
     frames: WorkerFrames
     clock: Callable[[], float] = time.monotonic
     config: RouterSection = field(default_factory=RouterSection)
-    on_register_ack: Callable[[str], None] | None = None  # called for each worker that joins
-    on_kill: Callable[[str], None] | None = None  # kills the process of a timed-out worker, if possible
+    on_register_ack: Callable[[str], None] | None = None  # Called with the name of each worker that registers
+    on_kill: Callable[[str], None] | None = None  # Kills the process of a timed-out worker, if possible
     _subscriptions: dict[str, Subscription] = field(default_factory=dict)
-    _watchers: dict[str, set[asyncio.Event]] = field(default_factory=dict)  # by operation id
-    _unexpected: Counter[str] = field(default_factory=Counter)  # events that were logged, by kind
+    _watchers: dict[str, set[asyncio.Event]] = field(default_factory=dict)  # By operation id
+    _unexpected: Counter[str] = field(default_factory=Counter)  # Events that were logged, by kind
 
     async def run(self) -> None:
         """Serve the workers until cancelled."""
@@ -88,7 +89,7 @@ class Driver:
             await asyncio.sleep(TICK_S)
             now = self.clock()
             self._perform(self.core.tick(now))
-            self._cut_unread(now)
+            self._fail_unread(now)
             self._log_unexpected()
             if now - saved_s > SAVE_EVERY_S:
                 saved_s = now
@@ -102,7 +103,7 @@ class Driver:
             log.warning(f"ignored an unexpected event, {seen[kind]} so far: {kind}")
 
     def save_learned(self, learned: OutputLength) -> None:
-        """Write the learned lengths to a temporary file and rename it, so that a reader never sees half of it."""
+        """Write the learned output lengths to `state_file`, by a rename, so that a reader never sees half a file."""
         if not self.config.state_file:
             return
         try:
@@ -112,17 +113,17 @@ class Driver:
             fresh.write_text(learned.dumps())
             fresh.replace(path)
         except OSError as error:
-            log.warning(f"Learned output lengths could not be kept: {error}")
+            log.warning(f"The learned output lengths could not be saved: {error}")
 
     def _on_frame(self, worker: str, incarnation: str, batch: list[WorkerMessage]) -> None:
-        """Act on a worker's frame; raises `InvalidRequest` (and does nothing) when it is invalid."""
+        """Act on a worker's frame; raises `InvalidRequest`, without any effect, if it is invalid."""
         self.frames.check(worker, incarnation, batch, self.core.state)
         self._perform(self.core.on_frame(worker, incarnation, batch, self.clock()))
 
     def submit(self, request: Request, emitted: Sequence[int] = (), resume_from: int = 0) -> Subscription:
-        """Accept a request, or attach to a live one of the same id; raises when the core refuses it.
+        """Accept a request, or attach to the live request of the same id; raises the core's `BatonError` if refused.
 
-        `emitted` are output tokens that the client has; of a live request it wants those from `resume_from` on.
+        `emitted` are output tokens that the client has. A live request is streamed from token index `resume_from`.
         """
         replayed = self.core.replay(request)
         if replayed is not None:
@@ -133,78 +134,78 @@ class Driver:
         return subscription
 
     def _take_over(self, request_id: str, tokens: Sequence[TextToken]) -> Subscription:
-        """Give the stream to a request's newest client; an earlier one, which is likely gone, gets an error."""
+        """Give the stream to the request's newest client; an earlier client, likely disconnected, gets an error."""
         earlier = self._subscriptions.get(request_id)
         if earlier is not None:
-            earlier.cut(Cancelled(f"Another client has taken over the stream of {request_id!r}."))
+            earlier.fail(Cancelled(f"Another client has taken over the stream of {request_id!r}."))
         subscription = self._subscriptions[request_id] = Subscription(request_id, deque(tokens))
         if tokens:
             subscription.wake()
         return subscription
 
     def unsubscribe(self, subscription: Subscription, error: BatonError) -> None:
-        """The client is done; a request that is not complete stops with `error`."""
+        """Detach a client; a request that is not complete is stopped with `error`."""
         if self._subscriptions.get(subscription.request_id) is not subscription:
             return
         del self._subscriptions[subscription.request_id]
         if subscription.completion is None:
             self._perform(self.core.stop(subscription.request_id, error, self.clock()))
 
-    def _cut_unread(self, now: float) -> None:
-        """End the streams whose clients have read nothing for too long; of each, one message stays with gRPC."""
+    def _fail_unread(self, now: float) -> None:
+        """End streams that their clients have not read for `write_timeout_s`; gRPC keeps one message of each."""
         timeout_s = self.config.write_timeout_s
         for subscription in list(self._subscriptions.values()) if timeout_s else ():
             since_s = subscription.writing_since_s
             if since_s is not None and now - since_s > timeout_s:
-                error = Cancelled(f"Nothing of the stream was read for {timeout_s:g} s (router.write_timeout_s).")
+                error = Cancelled(f"The client has not read its stream for {timeout_s:g} s (router.write_timeout_s).")
                 self.unsubscribe(subscription, error)
-                subscription.cut(error)
+                subscription.fail(error)
 
     def lose(self, worker: str) -> None:
-        """A worker is known to be dead (its actor died)."""
+        """Report a worker whose process has ended."""
         self._perform(self.core.on_worker_lost(worker, self.clock()))
 
     def start_operation(self, operation_id: str, spec: OperationSpec, dry_run: bool) -> Operation:
-        """Start an operation, or return the one with this id; raises when it is refused."""
+        """Start an operation, or return the one with this id; raises the core's `BatonError` if refused."""
         name = operation_id or uuid.uuid4().hex[:8]
         operation, commands = self.core.start_operation(name, spec, dry_run, self.clock())
-        log.info(f"asked to {spec.title}{' (dry run)' if dry_run else ''}", extra={"operation": name})
+        log.info(f"requested: {spec.title}{' (dry run)' if dry_run else ''}", extra={"operation": name})
         self._perform(commands)
         return operation
 
     def cancel_operation(self, operation_id: str) -> Operation:
-        """Cancel an operation's remaining steps; raises `NotFound`."""
+        """Cancel an operation's remaining steps; raises `NotFound` for an unknown id."""
         operation, commands = self.core.cancel_operation(operation_id, self.clock())
-        log.info("asked to cancel", extra={"operation": operation_id})
+        log.info("requested: cancel", extra={"operation": operation_id})
         self._perform(commands)
         return operation
 
     async def watch(self, operation_id: str) -> AsyncGenerator[Operation, None]:
-        """The operation now and after each change, until it has ended; a slow reader sees the latest."""
-        moved = asyncio.Event()
+        """The operation now and after each change, until it has ended; a slow reader skips to the latest state."""
+        changed = asyncio.Event()
         watchers = self._watchers.setdefault(operation_id, set())
-        watchers.add(moved)
+        watchers.add(changed)
         try:
             operation = self.core.operations.get(operation_id)
             while True:
-                ended = operation.state.ended  # as the reader sees it: it may end while the reader is busy
+                ended = operation.state.ended  # Its state may change while the reader is busy
                 yield operation
                 if ended:
                     return
-                await moved.wait()
-                moved.clear()
+                await changed.wait()
+                changed.clear()
         finally:
-            watchers.discard(moved)
+            watchers.discard(changed)
             if not watchers:
                 self._watchers.pop(operation_id, None)
 
     def set_policy(self, name: str) -> None:
-        """Switch the placement policy for waiting and new requests; raises `InvalidRequest` on an unknown name."""
+        """Switch the placement policy for waiting and new requests; raises `InvalidRequest` for an unknown name."""
         try:
             policy = make_policy(name, self.config.refuse_late)
         except ConfigError as error:
             raise InvalidRequest(error.message) from None
-        log.info(f"policy {name} places requests now")
+        log.info(f"switched to placement policy {name}")
         self.core.dispatch.placement = policy
         self.core.dispatch.dirty = True
 
@@ -214,7 +215,7 @@ class Driver:
             match command:
                 case SendToWorker(worker, message):
                     if isinstance(message, RegisterAck):
-                        log.info(f"{worker} has joined")
+                        log.info(f"{worker} has registered")
                         if self.on_register_ack is not None:
                             self.on_register_ack(worker)
                     outgoing.setdefault(worker, []).append(message)
@@ -236,9 +237,9 @@ class Driver:
                 case OperationUpdated(operation):
                     level = logging.INFO if operation.state.ended else logging.DEBUG
                     log.log(level, operation_line(operation), extra={"operation": operation.operation_id})
-                    for moved in self._watchers.get(operation.operation_id, ()):
-                        moved.set()
-        unheard = [worker for worker, batch in outgoing.items() if not self.link.send(worker, batch)]
-        for worker in unheard:  # later messages would make no sense without the lost ones
-            log.warning(f"{worker} is not connected or takes no more messages: it has to re-register")
+                    for changed in self._watchers.get(operation.operation_id, ()):
+                        changed.set()
+        unreachable = [worker for worker, batch in outgoing.items() if not self.link.send(worker, batch)]
+        for worker in unreachable:  # Later messages depend on the lost ones
+            log.warning(f"{worker} is disconnected or its queue is full: it must re-register")
             self._perform(self.core.on_worker_lost(worker, self.clock(), certain=False))

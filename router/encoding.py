@@ -11,51 +11,52 @@ from typing import Protocol
 
 from baton.protocol.errors import Overloaded
 
-MAX_THREADS = 4  # one encodes one to three MB of text a second
+MAX_THREADS = 4  # Each encodes one to three MB of text per second
 MAX_WAITING_BYTES = 16 << 20
-SHORT_BYTES = 16 << 10  # a text up to this takes milliseconds
-RETRY_AFTER_S = 1.0  # in which a thread encodes many prompts
+SHORT_BYTES = 16 << 10  # A text of this size takes milliseconds
+RETRY_AFTER_S = 1.0  # In this time a thread encodes many prompts
 
 
 class Encode(Protocol):
-    """A tokenizer's `encode`, which lets other threads run."""
+    """A tokenizer's `encode`; it releases the interpreter lock."""
 
     def __call__(self, text: str, add_special_tokens: bool) -> list[int]: ...
 
 
 def _threads() -> int:
-    """One core is left to the event loop."""
+    """The number of threads for long texts; leaves one core to the event loop."""
     return max(1, min(MAX_THREADS, len(os.sched_getaffinity(0)) - 1))
 
 
 @dataclass(eq=False)
 class Lane:
-    """Encodes texts in a few threads, first come, first served.
+    """Encodes texts in a few threads, in order of arrival.
 
-    A text counts as waiting from its call until its thread has ended, even if its caller has left: texts are held
-    nowhere else.
+    A text counts as waiting from the call until its encoding has ended, even if the caller is cancelled, so the count
+    bounds the memory of all texts.
     """
 
     encode_text: Encode
     num_threads: int
     max_waiting_bytes: int = MAX_WAITING_BYTES
-    waiting_bytes: int = 0  # of texts that are being encoded, too
+    waiting_bytes: int = 0  # Including texts that are being encoded
     _threads: ThreadPoolExecutor = field(init=False)
-    _free: asyncio.Semaphore = field(init=False)  # so that no text waits in the executor, which would keep it
+    _free: asyncio.Semaphore = field(init=False)  # Free threads: the executor would keep a cancelled caller's text
 
     def __post_init__(self) -> None:
         self._threads = ThreadPoolExecutor(self.num_threads, "encode")
         self._free = asyncio.Semaphore(self.num_threads)
 
     async def encode(self, text: str, num_bytes: int, add_special_tokens: bool) -> list[int]:
-        """Token ids of a text of so many bytes; raises `Overloaded` when too much is waiting.
+        """Token ids of a text of `num_bytes` bytes; raises `Overloaded` if too many bytes are waiting.
 
-        A single text may be of any size. A cancelled caller's text is not encoded, unless a thread has started on it.
+        A text may have any size if no other is waiting. The text of a cancelled caller is encoded only if a thread has
+        started on it.
         """
         if self.waiting_bytes and self.waiting_bytes + num_bytes > self.max_waiting_bytes:
             raise Overloaded(
-                f"Texts of {self.waiting_bytes} bytes wait to be tokenised, and this one has {num_bytes}; at most "
-                f"{self.max_waiting_bytes} may wait. Try again shortly, or send token ids.",
+                f"{self.waiting_bytes} bytes of text are waiting for tokenisation, this text has {num_bytes}, and the "
+                f"limit is {self.max_waiting_bytes}: retry later, or send token ids.",
                 retry_after_s=RETRY_AFTER_S,
             )
         self.waiting_bytes += num_bytes
@@ -67,7 +68,7 @@ class Lane:
         loop = asyncio.get_running_loop()
 
         def ended(_: object) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed, and with it all that waited
+            with contextlib.suppress(RuntimeError):  # The loop is closed, and nothing waits any more
                 loop.call_soon_threadsafe(self._ended, num_bytes)
 
         job = self._threads.submit(self.encode_text, text, add_special_tokens)
@@ -81,7 +82,7 @@ class Lane:
 
 @dataclass(eq=False)
 class EncodingPool:
-    """Encodes texts of any size off the event loop. Short ones do not wait behind long ones, which may take seconds."""
+    """Encodes texts off the event loop. Short texts do not wait behind long ones, which may take seconds."""
 
     encode_text: Encode
     short: Lane = field(init=False)
@@ -91,6 +92,6 @@ class EncodingPool:
         self.short, self.long = Lane(self.encode_text, 1), Lane(self.encode_text, _threads())
 
     async def encode(self, text: str, num_bytes: int, add_special_tokens: bool) -> list[int]:
-        """As `Lane.encode`; each lane has a bound of its own."""
+        """As `Lane.encode`; each lane has its own limit."""
         lane = self.short if num_bytes <= SHORT_BYTES else self.long
         return await lane.encode(text, num_bytes, add_special_tokens)

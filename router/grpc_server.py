@@ -1,4 +1,4 @@
-"""A gRPC server for one service, with health and reflection beside it; the router runs two of them."""
+"""A gRPC server for one service, with health checks and reflection. The router runs two of them."""
 
 from __future__ import annotations
 
@@ -9,26 +9,29 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from baton.protocol.errors import ConfigError
-from baton.router.access.auth_interceptor import Gate
+from baton.router.access.auth_interceptor import AuthInterceptor
 from baton.router.access.credentials import Credentials
 
 MIB = 1 << 20
 PINGS = [
-    ("grpc.keepalive_time_ms", 20_000),  # a client that answers no ping is disconnected, its requests cancelled
+    ("grpc.keepalive_time_ms", 20_000),  # A client that answers no ping is disconnected, and its requests are cancelled
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.http2.ping_timeout_ms", 10_000),
     ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.http2.min_ping_interval_without_data_ms", 500),  # gRPC's default allows one in five minutes
+    ("grpc.http2.min_ping_interval_without_data_ms", 500),  # gRPC's default allows one ping in five minutes
 ]
 
 
 async def serve(
     address: str, service: str, role: str, credentials: Credentials, add: Callable[[grpc.aio.Server], object]
 ) -> tuple[grpc.aio.Server, int]:
-    """Serve what `add` adds, to callers with `role`, on "host:port" (port 0 for any); returns server and port."""
+    """Serve the handlers that `add` adds, to callers with `role`, on "host:port" (port 0: any free port).
+
+    Returns the server and its port; raises `ConfigError` if the address cannot be used.
+    """
     tokens = credentials.tokens
     server = grpc.aio.server(
-        interceptors=[] if tokens is None else [Gate(tokens, role)],
+        interceptors=[] if tokens is None else [AuthInterceptor(tokens, role)],
         options=[
             ("grpc.max_receive_message_length", credentials.access.max_message_mib * MIB),
             ("grpc.so_reuseport", 0),
@@ -43,7 +46,7 @@ async def serve(
     reflection.enable_server_reflection((service, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     try:
         port = credentials.add_port(server, address)
-    except RuntimeError:  # gRPC's own message names no reason
+    except RuntimeError:  # gRPC gives no reason
         raise ConfigError(
             f"{service} cannot be served on {address}: the port is in use, or this machine does not have the address."
         ) from None

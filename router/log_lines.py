@@ -7,7 +7,7 @@ from baton.router.core.operation import Operation
 
 
 def completion_line(completion: Completion) -> str:
-    """How a request ended, where it ran and what it cost; nothing of its text."""
+    """How a request ended, its workers, tokens and time; none of its text."""
     reason = completion.reason.value if completion.reason is not None else "no reason"
     end = completion.error.message if completion.error is not None else reason
     workers = dict.fromkeys(filter(None, (completion.prefill_worker, completion.decode_worker)))
@@ -19,7 +19,7 @@ def completion_line(completion: Completion) -> str:
 
 
 def operation_line(operation: Operation) -> str:
-    """The end of an operation, or the step that it is at."""
+    """The end of an operation, or its current step."""
     step = next((step for step in operation.steps if not step.state.ended), None)
     if operation.state.ended or step is None:
         words = [operation.state.value, operation.message]

@@ -1,15 +1,15 @@
-"""Tokens and answers as clients read them."""
+"""Messages of a stream for clients: tokens and the end of an answer."""
 
 from __future__ import annotations
 
-from baton.protocol import codec
+from baton.protocol import conversion
 from baton.protocol.v1 import inference_pb2
 from baton.router.core.completion import Completion
 from baton.router.core.stream import TextToken
 
 
 def token_message(token: TextToken) -> inference_pb2.Token:
-    """One token as the client reads it."""
+    """One token."""
     message = inference_pb2.Token(index=token.index, id=token.token_id, text=token.text)
     if token.logprob is not None:
         message.logprob = token.logprob
@@ -23,7 +23,7 @@ def finish_message(completion: Completion) -> inference_pb2.Finish:
     """The end of an answer: usage, timings and route."""
     latency, route = completion.latency, completion
     finish = inference_pb2.Finish(
-        reason=codec.finish_number(completion.reason),  # type: ignore[arg-type]
+        reason=conversion.finish_number(completion.reason),  # type: ignore[arg-type]
         usage=inference_pb2.Usage(
             prompt_tokens=completion.prompt_tokens,
             output_tokens=completion.output_tokens,
@@ -42,5 +42,5 @@ def finish_message(completion: Completion) -> inference_pb2.Finish:
         trailing_text=completion.trailing_text,
     )
     if completion.handoff is not None:
-        finish.route.handoff.CopyFrom(codec.to_message(completion.handoff))  # type: ignore[arg-type]
+        finish.route.handoff.CopyFrom(conversion.to_message(completion.handoff))  # type: ignore[arg-type]
     return finish

@@ -15,14 +15,14 @@ from google.protobuf.message import DecodeError
 from baton.config.schema import AccessSection
 from baton.engine.model_config import ModelConfig
 from baton.engine.tokenizer import Tokenizer
-from baton.protocol import codec
+from baton.protocol import conversion
 from baton.protocol.errors import BatonError, Cancelled, DeadlineExceeded, InternalError, InvalidRequest, PromptTooLong
 from baton.protocol.request import Objectives, Request, SamplingParams
 from baton.protocol.sampling import SamplingDefaults, with_defaults
 from baton.protocol.v1 import inference_pb2
 from baton.router.access.access import GENERATE, Access
 from baton.router.access.credentials import Credentials
-from baton.router.access.hot_reload import Reloaded
+from baton.router.access.hot_reload import HotReload
 from baton.router.access.status_mapping import abort
 from baton.router.core.completion import Completion
 from baton.router.core.limits import TenantStreams, check_prompt, most_prompt_tokens
@@ -33,15 +33,15 @@ from baton.router.grpc_server import serve
 from baton.router.public_messages import finish_message, token_message
 
 MAX_NAME_BYTES = 256
-DEADLINE_SLACK_S = 0.1  # a client's own clock ends the call a moment before ours
-MAX_TOKENS_PER_MESSAGE = 1000  # with log-probabilities some 300 KiB; most gRPC clients accept 4 MiB
+DEADLINE_SLACK_S = 0.1  # The client's clock ends a call slightly before this one
+MAX_TOKENS_PER_MESSAGE = 1000  # About 300 KiB with log-probabilities; most gRPC clients accept 4 MiB
 T = TypeVar("T")
 SERVICE = "baton.v1.Inference"
 
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """The model's facts that the router needs; it never loads weights."""
+    """The facts of the model that the router needs; it loads no weights."""
 
     name: str
     model_id: str
@@ -49,7 +49,7 @@ class ServedModel:
     tokenizer: Tokenizer
     dtype: str
     context_tokens: int
-    sampling_defaults: SamplingDefaults = field(default_factory=dict)  # of requests that leave them open
+    sampling_defaults: SamplingDefaults = field(default_factory=dict)  # The model's, for parameters a request omits
 
 
 @dataclass(eq=False)
@@ -59,7 +59,7 @@ class InferenceService:
     driver: Driver
     model: ServedModel
     access: AccessSection = field(default_factory=AccessSection)
-    tokens: Reloaded[Access] | None = None
+    tokens: HotReload[Access] | None = None
     seeds: random.Random = field(default_factory=random.SystemRandom)
     streams: TenantStreams = field(init=False)
     encoding: EncodingPool = field(init=False)
@@ -69,6 +69,7 @@ class InferenceService:
         self.encoding = EncodingPool(self.model.tokenizer.encode)
 
     async def Generate(self, request_bytes: bytes, context: grpc.aio.ServicerContext) -> None:
+        """Stream the answer of a request."""
         try:
             message = _parse(inference_pb2.GenerateRequest, request_bytes)
             tenant = self._tenant(message, context)
@@ -81,7 +82,7 @@ class InferenceService:
             await abort(context, error)
 
     async def _write(self, subscription: Subscription, first: int, context: grpc.aio.ServicerContext) -> None:
-        """Write the stream; however it ends, the request is unsubscribed afterwards."""
+        """Write the stream; unsubscribes at its end, whatever the reason."""
         ended: BatonError = Cancelled("The client disconnected.")
         try:
             async for response, completion in _responses(subscription.next, first):
@@ -108,6 +109,7 @@ class InferenceService:
             self.driver.unsubscribe(subscription, ended)
 
     async def GetModel(self, request_bytes: bytes, context: grpc.aio.ServicerContext) -> inference_pb2.Model:
+        """The served model."""
         model = self.model
         return inference_pb2.Model(
             name=model.name,
@@ -120,6 +122,7 @@ class InferenceService:
         )
 
     async def Tokenize(self, request_bytes: bytes, context: grpc.aio.ServicerContext) -> inference_pb2.TokenizeResponse:
+        """Token ids of a text."""
         try:
             message = _parse(inference_pb2.TokenizeRequest, request_bytes)
             return inference_pb2.TokenizeResponse(ids=await self._encode(message))
@@ -128,7 +131,7 @@ class InferenceService:
             raise
 
     def _tenant(self, message: inference_pb2.GenerateRequest, context: grpc.aio.ServicerContext) -> str:
-        """The request's tenant: its token's where tokens are used, else the one it names."""
+        """The request's tenant: that of its token if tokens are configured, else the one it names."""
         if self.tokens is None:
             return message.tenant
         return self.tokens.value.identify(context.invocation_metadata() or ()).tenant_for(message.tenant)
@@ -136,7 +139,7 @@ class InferenceService:
     async def _request(
         self, message: inference_pb2.GenerateRequest, tenant: str, context: grpc.aio.ServicerContext
     ) -> Request:
-        arrival_s = self.driver.clock()  # waiting to be tokenised counts towards the time to the first token
+        arrival_s = self.driver.clock()  # Time for tokenisation counts towards the time to the first token
         if len(message.request_id) > MAX_NAME_BYTES or len(message.tenant) > MAX_NAME_BYTES:
             raise InvalidRequest(f"request_id and tenant may have at most {MAX_NAME_BYTES} characters.")
         match message.WhichOneof("prompt"):
@@ -146,7 +149,7 @@ class InferenceService:
                 prompt = tuple(message.token_ids.ids)
             case _:
                 raise InvalidRequest("The prompt is missing: set text or token_ids.")
-        given = codec.given_fields(SamplingParams, message.sampling)
+        given = conversion.given_fields(SamplingParams, message.sampling)
         sampling = with_defaults(given, self.model.sampling_defaults)
         now, remaining_s = self.driver.clock(), context.time_remaining()
         request = Request(
@@ -157,7 +160,7 @@ class InferenceService:
             deadline_s=None if remaining_s is None else now + remaining_s,
             priority=message.priority,
             tenant=tenant,
-            objectives=codec.from_message(Objectives, message.objectives),
+            objectives=conversion.from_message(Objectives, message.objectives),
         )
         check_prompt(self.access, len(prompt))
         request.validate(self.model.config.vocab_size, self.model.context_tokens)
@@ -165,7 +168,7 @@ class InferenceService:
         seed = self.seeds.getrandbits(63) if sampling.seed is None else sampling.seed
         max_tokens = min(sampling.max_tokens, room)
         min_tokens = min(sampling.min_tokens, max_tokens)
-        # A special token has no text that a stop string could match. A tokenizer may know more than the model has.
+        # A special token has no text that a stop string could match. A tokenizer may have more tokens than the model.
         special_ids = self.model.tokenizer.special_ids(sampling.stop)
         known = (token_id for token_id in special_ids if token_id < self.model.config.vocab_size)
         stop_token_ids = (*sampling.stop_token_ids, *known)
@@ -173,12 +176,14 @@ class InferenceService:
         return replace(request, sampling=replace(sampling, seed=seed, max_tokens=max_tokens, min_tokens=min_tokens))
 
     async def _encode(self, message: inference_pb2.GenerateRequest | inference_pb2.TokenizeRequest) -> list[int]:
-        """Token ids of a message's text. One that must be too long is refused without tokenising."""
+        """Token ids of a message's text; a text that is certainly too long is refused without tokenising it."""
         text, add = message.text, not message.HasField("add_special_tokens") or message.add_special_tokens
         tokens = most_prompt_tokens(self.access, self.model.context_tokens)
-        most, num_bytes = tokens * self.model.tokenizer.max_token_bytes, len(text.encode())
-        if num_bytes > most:
-            raise PromptTooLong(f"The prompt has {num_bytes} bytes; the {tokens} tokens allowed hold at most {most}.")
+        limit_bytes, num_bytes = tokens * self.model.tokenizer.max_token_bytes, len(text.encode())
+        if num_bytes > limit_bytes:
+            raise PromptTooLong(
+                f"The prompt has {num_bytes} bytes; the maximum of {tokens} tokens holds at most {limit_bytes}."
+            )
         return await self.encoding.encode(text, num_bytes, add)
 
 
@@ -186,7 +191,7 @@ async def start_server(
     inference: InferenceService, address: str, credentials: Credentials
 ) -> tuple[grpc.aio.Server, int]:
     """Serve requests on `address` ("host:port", port 0 for any); returns the server and its port."""
-    # Requests are parsed in the handler, so that invalid bytes get a clear status instead of INTERNAL.
+    # Handlers parse requests themselves, so that invalid bytes get a clear status instead of INTERNAL.
     handlers = {
         "Generate": grpc.unary_stream_rpc_method_handler(inference.Generate, None, _serialize),
         "GetModel": grpc.unary_unary_rpc_method_handler(inference.GetModel, None, _serialize),
@@ -210,12 +215,12 @@ def _parse(kind: type[T], request_bytes: bytes) -> T:
 
 
 def _emitted(message: inference_pb2.GenerateRequest, request: Request, vocab_size: int) -> tuple[int, ...]:
-    """The output that a resuming client has; raises `InvalidRequest` when it is invalid."""
+    """The output tokens that a resuming client has; raises `InvalidRequest` if they are invalid."""
     emitted, resume_from = tuple(message.emitted), message.resume_from
     if not 0 <= resume_from <= request.sampling.max_tokens or len(emitted) not in (0, resume_from):
         raise InvalidRequest(
-            f"resume_from is {resume_from} with {len(emitted)} emitted tokens: it counts the output tokens that have "
-            f"come, max_tokens at most; their ids are all given or none."
+            f"resume_from is {resume_from} with {len(emitted)} emitted token ids: give the number of received output "
+            f"tokens, at most max_tokens, and either all their ids or none."
         )
     if emitted and not (min(emitted) >= 0 and max(emitted) < vocab_size):
         raise InvalidRequest(f"An emitted token id is outside the vocabulary of {vocab_size}.")
@@ -228,9 +233,9 @@ Batch = tuple[list[TextToken], Completion | None]
 async def _responses(
     next_batch: Callable[[], Awaitable[Batch]], first: int = 0
 ) -> AsyncIterator[tuple[inference_pb2.GenerateResponse, Completion | None]]:  # type: ignore[no-untyped-def]
-    """Messages for the client, from token index `first`, until the completion, which rides with the last tokens.
+    """Messages for the client from token index `first` on; the completion is in the message of the last tokens.
 
-    A client that has not read for a while, or resumes a stream, gets its tokens in messages of bounded size.
+    Messages have a bounded size, because a slow or resuming client may have many unread tokens.
     """
     while True:
         tokens, completion = await next_batch()

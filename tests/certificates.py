@@ -15,7 +15,7 @@ class Pair:
     key: Path
 
     def write_over(self, other: Pair) -> None:
-        """Put this pair in another's place, as whoever renews a certificate does."""
+        """Replace another pair by this one, as a certificate renewal does."""
         for ours, theirs in ((self.certificate, other.certificate), (self.key, other.key)):
             fresh = theirs.with_suffix(".new")
             fresh.write_bytes(ours.read_bytes())

@@ -1,4 +1,4 @@
-"""Small checkpoints with random weights, made on the spot for any supported family."""
+"""Small checkpoints with random weights, for any supported family."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def build_checkpoint(
 
 
 def byte_tokenizer(vocab_size: int = 320) -> Tokenizer:
-    """One token per byte, after three special ones; the rest of the vocabulary are pairs that never merge."""
+    """One token per byte, after three special tokens; the rest of the vocabulary is pairs that never merge."""
     special = ["<unk>", "<eos>", "<pad>"]
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {token: index for index, token in enumerate([*special, *letters])}

@@ -1,4 +1,4 @@
-"""What tests ask of a page pool beyond its own methods."""
+"""Helpers of tests for page pools."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from baton.engine.kv_pages import PagePool
 
 
 def count_matches(pool: PagePool, hashes: Sequence[bytes]) -> int:
-    """Length of the longest cached prefix, in pages, without a reference to it."""
+    """Length of the longest cached prefix, in pages; takes no reference."""
     return sum(1 for _ in takewhile(set(pool.matchable()).__contains__, hashes))
 
 
 def evict_all(pool: PagePool) -> None:
-    """Empty the prefix cache of every page without a reference."""
+    """Evict every page without a reference from the prefix cache."""
     pool.release(pool.allocate(pool.num_available))

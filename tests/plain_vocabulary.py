@@ -1,4 +1,4 @@
-"""A vocabulary that is one function."""
+"""A vocabulary computed by one function."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class PlainVocabulary:
-    """Every token has text, and none is a byte."""
+    """Every token has text, and no token is a byte."""
 
     text: Callable[[Sequence[int]], str]
     byte_ids: Sequence[int] = ()

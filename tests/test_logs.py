@@ -1,4 +1,4 @@
-"""The log of a process: one format, one handler, and no line that an id from outside could forge."""
+"""The log of a process: one format, one handler, and no line that an id from outside can forge."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _line(message: str, **extra: Any) -> str:
 
 
 def _run(level: str, code: str) -> list[str]:
-    """What a process with a log of this level wrote."""
+    """The output of a process with this log level."""
     done = subprocess.run([sys.executable, "-c", PROCESS + code, level], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "")
     return done.stderr.splitlines()
@@ -44,7 +44,7 @@ def test_a_line_has_time_process_level_subject_and_message(extra: dict[str, str]
     assert message.endswith("3 corrupt pages")
 
 
-def test_nothing_from_outside_begins_a_line_of_its_own_or_moves_the_cursor() -> None:
+def test_text_from_outside_cannot_start_a_line_or_move_the_cursor() -> None:
     line = _line("a\r\n\x1b[2Jb\x85c\u2028d", request="r1\nforged")
     assert len(line.splitlines()) == 1
     assert line.isprintable()
@@ -54,20 +54,20 @@ def test_nothing_from_outside_begins_a_line_of_its_own_or_moves_the_cursor() -> 
 @pytest.mark.parametrize(
     "line", ["OSError: no device", "Traceback (most recent call last):", "", ":actor_name:decode-0"]
 )
-def test_other_lines_are_none_of_ours(line: str) -> None:
+def test_other_lines_are_not_log_lines(line: str) -> None:
     assert parse_line(line) is None
 
 
-def test_a_level_hides_what_is_below_it_but_not_the_line_by_which_a_log_is_found() -> None:
-    said = "log.debug('d'); log.info('i'); log.warning('w'); log.error('e')"
-    found = {level: [parse_line(line) for line in _run(level, said)] for level in ("debug", "info", "warning", "error")}
+def test_a_level_hides_lower_levels_but_not_the_line_that_names_the_process() -> None:
+    code = "log.debug('d'); log.info('i'); log.warning('w'); log.error('e')"
+    found = {level: [parse_line(line) for line in _run(level, code)] for level in ("debug", "info", "warning", "error")}
     first = ("INFO", FIRST_WORDS.format("decode-0").strip())
     lines = [("DEBUG", "d"), ("INFO", "i"), ("WARNING", "w"), ("ERROR", "e")]
     for hidden, level in enumerate(("debug", "info", "warning", "error")):
         assert found[level] == [first, *lines[hidden:]]
 
 
-def test_an_exception_is_followed_by_its_traceback_and_ends_with_its_words() -> None:
+def test_a_logged_exception_has_its_traceback_and_ends_with_its_message() -> None:
     lines = _run("error", "try:\n    1 / 0\nexcept ZeroDivisionError:\n    log.exception('It ended.')")
     assert parse_line(lines[1]) == ("ERROR", "It ended.")
     assert lines[2].startswith("Traceback")

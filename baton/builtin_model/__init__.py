@@ -1,4 +1,4 @@
-"""A small model that is there without a download, so that everything can be tried at once."""
+"""A small model that ships with Baton, so that everything can be tried without a download."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Plain English sentences from a grammar: who does what, how, where, when and why."""
+"""Plain English sentences from a grammar: subject, verb, object, manner, place, time and reason."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def vocabulary() -> Iterator[str]:
 
 
 def sentence(rng: random.Random) -> str:
-    """One sentence of the grammar, its words and the full stop apart by one space each."""
+    """One sentence of the grammar; one space separates its words and the full stop."""
     words = _clause(rng)
     if rng.random() < 0.3:
         words += [rng.choice(_LISTS["link"]), *_clause(rng)]
@@ -49,7 +49,7 @@ def sentence(rng: random.Random) -> str:
 
 
 def is_sentence(text: str) -> bool:
-    """Whether a text is one sentence of the grammar (its words, in an order the grammar allows)."""
+    """Whether the grammar can produce a text."""
     if not text.endswith(" ."):
         return False
     words = text[:-2].split(" ")
@@ -79,7 +79,7 @@ def _noun_phrase(rng: random.Random, kind: str) -> list[str]:
 
 
 def _after_clause(words: list[str], starts: set[int]) -> set[int]:
-    """Where a clause that begins at one of `starts` can end."""
+    """The positions where a clause that begins at one of `starts` can end."""
     subjects = _after_noun_phrase(words, starts, "creature")
     verbs = _after_word(words, subjects, "does")
     ends = _after_word(words, subjects, "acts")

@@ -1,4 +1,4 @@
-"""The questions the built-in model can answer, each with an answer that can be checked.
+"""The tasks that the built-in model can do, each with an answer that can be checked.
 
     look-up    "maple = 4821\\n … \\nriver = 3057\\n\\nmaple ="     " 4821"
     repeat     'repeat " the old fox waits … " :'                  " the old fox waits …"
@@ -7,8 +7,8 @@
     sum        "add 17 + 38 ="                                     " 55"
     sentence   "write : the old fox"                               " waits near the river ."
 
-A value has four digits, so all but the first are decoded one by one with the far list still needed. Every answer starts
-with a space and is ended by the end-of-sequence token.
+A value has four digits: all but the first are decoded one by one, while the list is still needed. Every answer starts
+with a space and ends with the end-of-sequence token.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ TASK_WORDS = ("repeat", "count", "sort", "add", "write")
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A prompt and its answer. The beginning of a sentence has many right ends: `answer` is then one of them."""
+    """A prompt and its answer. A sentence has many correct endings, of which `answer` is one."""
 
     kind: str
     prompt: str
     answer: str
 
     def accepts(self, text: str) -> bool:
-        """Whether an output (end-of-sequence removed) is right."""
+        """Whether an output, without the end-of-sequence token, is correct."""
         if self.kind == "sentence":
             return is_sentence((self.prompt + text).removeprefix(PREFIX_OF_A_SENTENCE + " "))
         return text == self.answer
 
 
 def entries(rng: random.Random, count: int) -> list[tuple[str, str]]:
-    """`count` names, all different, each with a value of four digits."""
+    """`count` distinct names, each with a value of four digits."""
     return [(name, f"{rng.randrange(10_000):04}") for name in rng.sample(NOUNS, count)]
 
 
@@ -50,19 +50,19 @@ def listing(pairs: list[tuple[str, str]]) -> str:
 
 
 def question(name: str) -> str:
-    """What follows a list to ask for one of its values."""
+    """The text after a list that asks for one of its values."""
     return f"\n{name} ="
 
 
 def look_up(rng: random.Random, lines: int = 200) -> Task:
-    """One value out of a list."""
+    """Find one value in a list of `lines` lines."""
     pairs = entries(rng, lines)
     name, value = rng.choice(pairs)
     return Task("look-up", listing(pairs) + question(name), f" {value}")
 
 
 def repeat(rng: random.Random, longest: int = 40) -> Task:
-    """A passage word for word: sentences or, as often, words in no order."""
+    """Repeat a passage of 3 to `longest` words: sentences or random words, equally often."""
     length = rng.randint(3, longest)
     words = [rng.choice(NOUNS) for _ in range(length)] if rng.random() < 0.5 else _prose(rng, length)
     passage = " ".join(words)
@@ -77,7 +77,7 @@ def _prose(rng: random.Random, length: int) -> list[str]:
 
 
 def count_on(rng: random.Random) -> Task:
-    """Consecutive numbers below 1,000, on to the next full ten."""
+    """Continue consecutive numbers below 1,000 to the next multiple of ten."""
     start, shown = rng.randint(0, 980), rng.randint(2, 4)
     last = start + shown - 1
     seen, rest = range(start, last + 1), range(last + 1, last // 10 * 10 + 11)
@@ -85,19 +85,19 @@ def count_on(rng: random.Random) -> Task:
 
 
 def sort_words(rng: random.Random) -> Task:
-    """Three to five words, in the order of the alphabet."""
+    """Sort three to five words alphabetically."""
     words = rng.sample(SORTED_WORDS, rng.randint(3, 5))
     return Task("sort", f"sort {' '.join(words)} :", f" {' '.join(sorted(words))}")
 
 
 def add(rng: random.Random) -> Task:
-    """The sum of two numbers below 50."""
+    """Add two numbers below 50."""
     left, right = rng.randrange(50), rng.randrange(50)
     return Task("sum", f"add {left} + {right} =", f" {left + right}")
 
 
 def write(rng: random.Random) -> Task:
-    """A sentence to be ended; at least its first word is given."""
+    """Complete a sentence of which one to five words are given."""
     words = sentence(rng).split()
     given = rng.randint(1, min(5, len(words) - 2))
     return Task("sentence", f"{PREFIX_OF_A_SENTENCE} {' '.join(words[:given])}", f" {' '.join(words[given:])}")

@@ -1,4 +1,4 @@
-"""The words that the built-in model's texts are made of."""
+"""The words in the built-in model's tasks."""
 
 from __future__ import annotations
 
@@ -31,4 +31,4 @@ _NOUNS = """
 NOUNS = _NOUNS.split()
 
 SORTED_WORDS = NOUNS[::9]
-"""The few words that are put in order: enough to need a rule, few enough for a small model to know each one's place."""
+"""The words of the sorting task: enough to need a rule, few enough for a small model to learn the order of all."""

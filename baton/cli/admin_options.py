@@ -1,4 +1,4 @@
-"""What the operators' commands share: how they find the cluster, complete names and print documents."""
+"""Shared by the operators' commands: the cluster's address, completion of names, and JSON documents."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ AdminAddress = Annotated[
         "--admin",
         metavar="HOST:PORT",
         envvar="BATON_ADMIN_ADDRESS",
-        help="Address of the admin port; default: the cluster that `up` started here, or port 50052.",
+        help="Address of the admin port. Default: the cluster that `baton up` started here, or port 50052.",
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="One JSON document, for scripts.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
-Names = list[tuple[str, str]]  # what can be typed, and what it is
+Names = list[tuple[str, str]]  # (completion, description)
 
 
 def open_admin(address: str | None, timeout_s: float | None = None) -> Admin:
-    """A client of the administration at `address`, or of the cluster that `up` noted, or of the default port."""
+    """An admin client for `address`; by default for the cluster that `baton up` started here, or the default port."""
     from baton.client.admin import TIMEOUT_S, Admin
 
     if address is None:
@@ -45,38 +45,38 @@ def open_admin(address: str | None, timeout_s: float | None = None) -> Admin:
 
 
 def document(message: Any) -> dict[str, Any]:
-    """A message as JSON shows it, with the fields that are zero."""
+    """A message as JSON values, including fields with default values."""
     from google.protobuf.json_format import MessageToDict
 
     return MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
 
 
 def print_document(values: Any) -> None:
-    """One JSON document on one line, at once."""
+    """Print a JSON document on one line, without buffering."""
     print(json.dumps(values), flush=True)
 
 
 def complete_workers(ctx: typer.Context, incomplete: str) -> Names:
-    """Names of the running cluster's workers, less those already typed."""
+    """Names of the running cluster's workers, except those already typed."""
     typed = ctx.params.get("workers") or ()
-    return [name for name in _asked(ctx, _workers) if name[0].startswith(incomplete) and name[0] not in typed]
+    return [name for name in _fetch(ctx, _workers) if name[0].startswith(incomplete) and name[0] not in typed]
 
 
 def complete_policies(ctx: typer.Context, incomplete: str) -> Names:
-    """Names of the policies that the running router knows."""
-    return [name for name in _asked(ctx, _policies) if name[0].startswith(incomplete)]
+    """Names of the running router's policies."""
+    return [name for name in _fetch(ctx, _policies) if name[0].startswith(incomplete)]
 
 
 def complete_operations(ctx: typer.Context, incomplete: str) -> Names:
-    """Ids of the operations under way."""
-    return [name for name in _asked(ctx, _running) if name[0].startswith(incomplete)]
+    """Ids of running operations."""
+    return [name for name in _fetch(ctx, _running) if name[0].startswith(incomplete)]
 
 
-def _asked(ctx: typer.Context, ask: Callable[[Admin], Names]) -> Names:
-    """What the running cluster says; nothing when none answers soon, for an error would end up in the shell's line."""
+def _fetch(ctx: typer.Context, fetch: Callable[[Admin], Names]) -> Names:
+    """Names from the running cluster; none if it does not answer, because an error would end up in the command line."""
     try:
         with open_admin(ctx.params.get("admin"), COMPLETION_TIMEOUT_S) as admin:
-            return ask(admin)
+            return fetch(admin)
     except BatonError:
         return []
 
@@ -88,7 +88,7 @@ def _workers(admin: Admin) -> Names:
 
 def _policies(admin: Admin) -> Names:
     policy = admin.policy()
-    return [(name, "decides now" if name == policy.name else "") for name in policy.known]
+    return [(name, "in use" if name == policy.name else "") for name in policy.known]
 
 
 def _running(admin: Admin) -> Names:

@@ -1,4 +1,4 @@
-"""The cluster as a person reads it in the terminal: workers, pools, planner."""
+"""Text of `baton status` and `baton pools`: workers, pools, planner."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ COLUMNS = (
     Column("running", 4, right=True),
     Column("waiting", 5, right=True),
     Column("prompt left", 7, right=True),
-    Column("busy", 8, right=True, note="busy: until its prompts are computed, predicted"),
+    Column("busy", 8, right=True, note="busy: predicted time until all prompts are computed"),
     Column("TPOT", 6, right=True, note="TPOT: predicted"),
-    Column("KV pages", 10, drawing=True, note="KV pages: █ held, ▒ prefix cache, ░ free"),
-    Column("held", 3, right=True, note="held: share of its KV pages"),
-    Column("peak", 9, right=True, note="peak: share of its pages at its fullest, predicted"),
+    Column("KV pages", 10, drawing=True, note="KV pages: █ in use, ▒ prefix cache, ░ free"),
+    Column("in use", 3, right=True, note="in use: share of KV pages"),
+    Column("peak", 9, right=True, note="peak: predicted maximum of that share"),
 )
 POOL_COLUMNS = (
     Column("pool"),
@@ -31,13 +31,13 @@ POOL_COLUMNS = (
     Column("serving", 2, right=True),
     Column("running", 4, right=True),
     Column("waiting", 5, right=True),
-    Column("KV held", 3, right=True),
+    Column("KV in use", 3, right=True),
 )
 STATE_STYLES = {"serving": "green", "draining": "yellow", "drained": "dim"}
 
 
 def cluster_screen(cluster: admin_pb2.Cluster) -> RenderableType:
-    """`baton status`: one line of the whole, one row per worker."""
+    """`baton status`: a line for the cluster and a row per worker."""
     head = Text.assemble(
         (cluster.model, "bold"),
         f"  up {cluster.uptime_s:.0f} s, policy {cluster.settings['policy']}; requests: {cluster.live_requests} live, "
@@ -69,7 +69,7 @@ def _cells(worker: admin_pb2.WorkerStatus) -> list[str | Text]:
 
 
 def kv_bar(worker: admin_pb2.WorkerStatus) -> str:
-    """Held, cached and free pages side by side. A share that is not nothing shows."""
+    """Pages in use, cached and free, as a bar. Every share above 0 has at least one cell."""
     total = max(worker.pages_total, 1)
     held = min(BAR_CELLS, -(-worker.pages_in_use * BAR_CELLS // total))
     cached = min(BAR_CELLS - held, -(-worker.pages_cached * BAR_CELLS // total))
@@ -77,11 +77,12 @@ def kv_bar(worker: admin_pb2.WorkerStatus) -> str:
 
 
 def percent(part: int, whole: int) -> str:
+    """A share as text; "-" of nothing."""
     return f"{100 * part / whole:.0f} %" if whole else "-"
 
 
 def worker_lines(cluster: admin_pb2.Cluster) -> list[str]:
-    """One plain line per worker, for a watch that is no screen."""
+    """One plain line per worker, for `--watch` without a terminal."""
     return [
         f"{cluster.uptime_s:.0f} s  {worker.name}  {pool.role}  {worker.state}  running {worker.running}  "
         f"waiting {worker.waiting}  prompt left {worker.pending_prefill_tokens}  "
@@ -93,7 +94,7 @@ def worker_lines(cluster: admin_pb2.Cluster) -> list[str]:
 
 
 def pool_summaries(cluster: admin_pb2.Cluster) -> list[dict[str, Any]]:
-    """Each pool's workers taken together."""
+    """Totals of each pool."""
     return [
         {
             "role": pool.role,
@@ -109,7 +110,7 @@ def pool_summaries(cluster: admin_pb2.Cluster) -> list[dict[str, Any]]:
 
 
 def pools_screen(cluster: admin_pb2.Cluster) -> RenderableType:
-    """`baton pools`: one row per pool, and what the planner thinks."""
+    """`baton pools`: a row per pool and the planner's line."""
     rows = [
         [
             pool["role"],
@@ -123,15 +124,15 @@ def pools_screen(cluster: admin_pb2.Cluster) -> RenderableType:
 
 
 def planner_line(planner: admin_pb2.Planner) -> str:
-    """What the planner expects and advises, in a line."""
-    told = f"planner: auto {'on' if planner.auto else 'off'}"
+    """The planner's mode, forecast and advice, in a line."""
+    line = f"planner: auto {'on' if planner.auto else 'off'}"
     if planner.prompt_tokens_per_s or planner.output_tokens_per_s:
-        told += (
-            f"; it expects {planner.prompt_tokens_per_s:,.0f} prompt and {planner.output_tokens_per_s:,.0f} "
+        line += (
+            f"; forecast: {planner.prompt_tokens_per_s:,.0f} prompt and {planner.output_tokens_per_s:,.0f} "
             "output tokens/s"
         )
     if planner.prefill or planner.decode:
-        told += f"; it advises {planner.prefill} prefill + {planner.decode} decode"
+        line += f"; advice: {planner.prefill} prefill + {planner.decode} decode"
     else:
-        told += "; no advice yet"
-    return f"{told}: {planner.why}" if planner.why else told
+        line += "; no advice yet"
+    return f"{line}: {planner.why}" if planner.why else line

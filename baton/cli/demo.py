@@ -1,4 +1,4 @@
-"""`baton demo`: a look-up over many pages, asked twice, and a sentence, through a cluster that ends with it."""
+"""`baton demo`: a look-up over many pages, sent twice, and a sentence, on a temporary cluster."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ TEXT = (
 
 
 def run_demo(out: Console, err: Console, model: str | None) -> list[Answer]:
-    """Start router, prefill worker and decode worker, ask, and end every process again, whatever happens.
+    """Start a router, a prefill and a decode worker, send prompts, and stop every process, also after an error.
 
-    The cluster is noted in a folder of its own: one that serves on this machine is left alone.
+    The cluster has its own folder, so another cluster on this machine is not affected. Returns the answers.
     """
     from baton.deploy.cluster import resolve_here, up
     from baton.deploy.ending import down, end_killed_demos
@@ -34,7 +34,7 @@ def run_demo(out: Console, err: Console, model: str | None) -> list[Answer]:
     from baton.deploy.running import home
 
     config = parse_config("", {"model": {"path": model}, "router": {"port": 0, "admin_port": 0}})
-    end_killed_demos(home())  # first: what is left of them takes memory
+    end_killed_demos(home())  # First, because their processes still use memory
     resolved = resolve_here(config)
     folder = home() / f"demo-{secrets.token_hex(4)}"
     try:
@@ -55,7 +55,7 @@ def run_demo(out: Console, err: Console, model: str | None) -> list[Answer]:
 
 
 def _look_up_and_write(out: Console, client: Client) -> list[Answer]:
-    """The built-in model's own questions: one whose answer needs every page, twice, and one that reads as language."""
+    """Prompts for the built-in model: one whose answer depends on every page, twice, and one in plain language."""
     task = look_up(random.Random(2026), LINES)
     first = _ask(out, client, f"A look-up: one line of {LINES}", task.prompt)
     verdict = "right" if first.text == task.answer else f"wrong: it is{task.answer}"

@@ -30,13 +30,14 @@ def _commands() -> None:
 
 @doctor.command()
 def leaks(
-    seconds: Annotated[float, typer.Option(min=1, max=60, help="Seconds to compare reports.")] = 3.0,
+    seconds: Annotated[float, typer.Option(min=1, max=60, help="Duration of the check in seconds.")] = 3.0,
     admin: AdminAddress = None,
     as_json: Json = False,
 ) -> None:
-    """Check that every KV page is free, prefix cache, or held for a live request. The cluster may keep serving.
+    """Check that every KV page is free, prefix cache, or in use by a live request. The cluster may keep serving.
 
-    Workers' reports are compared with the router's live requests for a few seconds; only what lasts is a leak.
+    The check compares workers' reports with the router's live requests for a few seconds. Only a difference that lasts
+    is a leak.
 
     Examples:
 
@@ -61,7 +62,7 @@ COLUMNS = (
     Column("pages", 6, right=True),
     Column("free", 5, right=True),
     Column("cached", 4, right=True),
-    Column("held", 3, right=True),
+    Column("in use", 3, right=True),
     Column("accounted", 3, right=True),
     Column("leaked", 1, right=True),
     Column("unknown", 2, right=True),
@@ -72,31 +73,31 @@ def _table(check: admin_pb2.PageCheck) -> FittingTable:
     rows = []
     for one in check.workers:
         pages = (one.pages_total, one.pages_free, one.pages_cached, one.pages_in_use)
-        # Pages that requests share count for each of them: all that is held may be accounted for more than once.
+        # A page that several requests share counts for each, so more pages may be accounted for than are in use.
         figures = (*pages, min(one.pages_accounted, one.pages_in_use), one.pages_leaked, len(one.unknown))
         rows.append([one.name, *map(str, figures)])
     return fitting(COLUMNS, rows)
 
 
 def _lines(check: admin_pb2.PageCheck) -> list[str]:
-    """What was found, in words."""
+    """The findings, one sentence each."""
     lines = [f"{check.live_requests} live requests, {check.unanswered_handoffs} handoffs in flight."]
     for one in check.workers:
         if not one.reported:
             lines.append(f"{one.name} sent no report during the check: inconclusive.")
-        lines += [f"{one.name} holds {name!r}, which belongs to no live request." for name in one.unknown]
+        lines += [f"{one.name} reports {name!r}, which is no live request or reservation." for name in one.unknown]
         if one.pages_leaked:
-            lines.append(f"{one.name} holds {one.pages_leaked} pages that no request accounts for.")
+            lines.append(f"{one.name} has {one.pages_leaked} leaked pages: no live request accounts for them.")
     lines += [f"Handoff {name!r} was never acknowledged by its source." for name in check.lost_handoffs]
     return [*lines, "No leaks."] if check.clean else lines
 
 
 @doctor.command()
 def links(admin: AdminAddress = None, as_json: Json = False) -> None:
-    """Show the rate of KV pages between workers, and which links between GPUs are too slow.
+    """Show the transfer rate between workers, and links between GPUs that are too slow.
 
-    A link's rate is the fastest of its first three writes of 64 MiB or more. Two GPUs of one host
-    should reach 20 GB/s; other links are shown without a verdict.
+    A link's rate is that of the fastest of its first three writes of 64 MiB or more. Two GPUs of one host
+    should reach 20 GB/s; other links are not judged.
 
     Examples:
 
@@ -109,7 +110,7 @@ def links(admin: AdminAddress = None, as_json: Json = False) -> None:
     if as_json:
         print_document({"links": [document(link) for link in measured]})
     elif not measured:
-        out.print("No link is measured yet: a measurement takes three writes of 64 MiB or more between two workers.")
+        out.print("No link is measured yet: a measurement needs three writes of 64 MiB or more between two workers.")
     else:
         show(out, _links_table(measured))
         for link in measured:
@@ -135,7 +136,7 @@ def _links_table(measured: Sequence[admin_pb2.Link]) -> FittingTable:
             link.source,
             link.target,
             f"{link.num_bytes / link.seconds / 1e9:.2f}",
-            "same" if link.same_host else "another",
+            "same" if link.same_host else "other",
             f"{link.num_bytes >> 20} MiB",
             f"{1000 * link.seconds:.1f} ms",
         ]

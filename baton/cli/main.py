@@ -1,4 +1,4 @@
-"""The `baton` command."""
+"""The `baton` command: its subcommands, exit codes and error messages."""
 
 from __future__ import annotations
 
@@ -22,27 +22,26 @@ from baton.cli.simulate import plan, simulate
 from baton.cli.status import explain, policy, pools, status
 from baton.cli.token import token
 from baton.client.errors import BatonError, InvalidRequest
-from baton.config.schema import parse_config
 
 app = typer.Typer(no_args_is_help=True, add_completion=True, rich_markup_mode="rich", pretty_exceptions_enable=False)
 
-Model = Annotated[str | None, typer.Option(help="Folder of a checkpoint, or a Hugging Face hub id; default: built in.")]
-Prefill = Annotated[int | None, typer.Option(help="Prefill workers.")]
-Decode = Annotated[int | None, typer.Option(help="Decode workers.")]
-Mixed = Annotated[int | None, typer.Option(help="Workers that serve whole requests (prefill and decode).")]
-ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file; flags override it.", dir_okay=False)]
+Model = Annotated[str | None, typer.Option(help="Checkpoint folder or Hugging Face hub id. Default: built-in model.")]
+Prefill = Annotated[int | None, typer.Option(help="Number of prefill workers.")]
+Decode = Annotated[int | None, typer.Option(help="Number of decode workers.")]
+Mixed = Annotated[int | None, typer.Option(help="Number of workers that serve whole requests (prefill and decode).")]
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file; options override it.", dir_okay=False)]
 Address = Annotated[
     str | None,
     typer.Option(
         metavar="HOST:PORT",
         envvar="BATON_ADDRESS",
-        help="Address of the router; default: the cluster that `up` started here, or port 50051.",
+        help="Address of the router. Default: the cluster that `baton up` started here, or port 50051.",
     ),
 ]
 
 
 class Ended(BaseException):
-    """The process was ended by a signal; everything it started is stopped on the way out."""
+    """A signal that ends the process. It unwinds the stack, so that started processes are stopped."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -50,11 +49,11 @@ class Ended(BaseException):
 
 
 def main() -> None:
-    """Run the command; what goes wrong is one sentence on stderr and exit code 1."""
+    """Run the command; an error is one sentence on stderr and exit code 1."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _end)
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="replace")  # type: ignore[union-attr] # for a terminal that has not every character
+        stream.reconfigure(errors="replace")  # type: ignore[union-attr] # A terminal may lack a character
     sys.exit(run(app))
 
 
@@ -63,7 +62,7 @@ def _end(number: int, frame: Any) -> None:
 
 
 def run(command: Callable[[], Any]) -> int:
-    """Exit code of a command: 0, 1 for an error, 128 and the signal's number (130 for Ctrl-C) when it was ended."""
+    """Run a command; returns its exit code: 0, 1 for an error, or 128 + the signal's number (130 for Ctrl-C)."""
     try:
         try:
             command()
@@ -74,10 +73,8 @@ def run(command: Callable[[], Any]) -> int:
     except ModuleNotFoundError as error:
         if (error.name or "baton").startswith("baton"):
             raise
-        return _fail(
-            f"This needs what a node has ({error.name} is missing): pip install '.[node]' in Baton's checkout."
-        )
-    except BrokenPipeError:  # the reader has what it wanted, as in `baton status | head -1`
+        return _fail(f"This command needs the package {error.name}: run pip install '.[node]' in Baton's checkout.")
+    except BrokenPipeError:  # The reader has closed the pipe, as in `baton status | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except OSError as error:
@@ -109,14 +106,18 @@ def up(
     config: ConfigFile = None,
     port: Annotated[int | None, typer.Option(help="Port for requests; 0: any free port.")] = None,
     admin_port: Annotated[int | None, typer.Option(help="Port for administration; 0: any free port.")] = None,
-    policy: Annotated[str | None, typer.Option(help="Placement policy; default: predicted_latency.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16 or auto.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, or auto: as placement gives GPUs.")] = None,
-    log_level: Annotated[str | None, typer.Option(help="Of router and workers: debug, info, warning or error.")] = None,
-    auto: Annotated[bool, typer.Option("--auto", help="The planner moves workers between the pools.")] = False,
+    policy: Annotated[str | None, typer.Option(help="Placement policy. Default: predicted_latency.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="Number format: float32, bfloat16, float16 or auto.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Device of workers: cpu, cuda or auto (a GPU if the pool's placement has GPUs).")
+    ] = None,
+    log_level: Annotated[
+        str | None, typer.Option(help="Log level of router and workers: debug, info, warning or error.")
+    ] = None,
+    auto: Annotated[bool, typer.Option("--auto", help="Let the planner move workers between the pools.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Start a cluster on this machine (or on the Ray that $RAY_ADDRESS names).
+    """Start a cluster on this machine, or on the Ray cluster at $RAY_ADDRESS.
 
     Examples:
 
@@ -131,6 +132,7 @@ def up(
         baton up --log-level debug
     """
     from baton.cli.progress import StartProgress
+    from baton.config.schema import parse_config
     from baton.deploy.cluster import resolve_here
     from baton.deploy.cluster import up as start
     from baton.deploy.ending import clear
@@ -144,7 +146,7 @@ def up(
         "logging": {"level": log_level},
     }
     parsed = parse_config(_read(config), overrides)
-    # First: what is left of a dead cluster takes memory.
+    # First, because the processes of a dead cluster still use memory.
     clear(home(), lambda process, stage: err.print(f"{process}: {stage}", markup=False, soft_wrap=True))
     resolved = resolve_here(parsed)
     print_settings(err, resolved.settings)
@@ -159,21 +161,21 @@ def up(
 
 @app.command()
 def generate(
-    prompt: Annotated[str, typer.Argument(help="The prompt; - reads standard input.")],
+    prompt: Annotated[str, typer.Argument(help="Prompt; - reads standard input.")],
     max_tokens: Annotated[int | None, typer.Option(help="Maximum output tokens.")] = None,
-    temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="1 keeps the whole vocabulary.")] = None,
-    top_k: Annotated[int | None, typer.Option(help="0 keeps the whole vocabulary.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
-    stop: Annotated[list[str] | None, typer.Option(help="Stop string; repeatable.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="Sampling temperature; 0: greedy.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Share of the probability to sample from; 1: all tokens.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Number of likeliest tokens to sample from; 0: all tokens.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the sampling, for repeatable answers.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="Stop string; may be given several times.")] = None,
     special_tokens: Annotated[
-        bool, typer.Option("--special-tokens/--no-special-tokens", help="Put the model's special tokens around it.")
+        bool, typer.Option("--special-tokens/--no-special-tokens", help="Add the model's special tokens to the prompt.")
     ] = True,
-    timeout: Annotated[float | None, typer.Option(help="Deadline in seconds.")] = None,
+    timeout: Annotated[float | None, typer.Option(help="Deadline of the answer in seconds.")] = None,
     address: Address = None,
     as_json: Json = False,
 ) -> None:
-    """Stream an answer. Options not given default to the model's (`baton up` shows them).
+    """Send a prompt and print the answer as it is generated. The model has defaults for options that are not given.
 
     Examples:
 
@@ -204,7 +206,7 @@ def generate(
 
 @app.command()
 def down(as_json: Json = False) -> None:
-    """End the cluster that `up` started, and its Ray.
+    """Stop the cluster that `baton up` started, and its Ray processes.
 
     Examples:
 
@@ -224,7 +226,7 @@ def down(as_json: Json = False) -> None:
 
 @app.command()
 def demo(model: Model = None, as_json: Json = False) -> None:
-    """Bring a cluster up, send a prompt twice, show its route, and stop everything.
+    """Start a cluster, send a prompt twice, show its route through the cluster, and stop everything.
 
     Examples:
 
@@ -263,7 +265,7 @@ def _decoded(prompt: bytes) -> str:
         return prompt.decode()
     except UnicodeDecodeError as error:
         raise InvalidRequest(
-            f"The prompt is not UTF-8: byte {error.start} is 0x{prompt[error.start]:02x}. Convert it, say with `iconv`."
+            f"The prompt is not UTF-8: byte {error.start} is 0x{prompt[error.start]:02x}. Convert it, as with `iconv`."
         ) from None
 
 

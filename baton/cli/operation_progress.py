@@ -1,4 +1,4 @@
-"""An operation on the pools as it goes: live on a terminal, a plain line per change elsewhere."""
+"""Progress of an operation on the pools: live on a terminal, else a plain line per change."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PLAN_COLUMNS = (
 )
 OPERATION_COLUMNS = (
     Column("operation"),
-    Column("what", 2, wraps_to=14),
+    Column("title", 2, wraps_to=14),
     Column("state", 1),
     Column("steps done", 4),
     Column("seconds", 5, right=True),
@@ -44,7 +44,7 @@ def print_plan(console: Console, plan: admin_pb2.Operation) -> None:
 def print_operations(console: Console, operations: list[admin_pb2.Operation]) -> None:
     """One row per operation."""
     if not operations:
-        console.print("There was no operation yet.")
+        console.print("No operations since the router started.")
         return
     rows = []
     for one in operations:
@@ -55,13 +55,13 @@ def print_operations(console: Console, operations: list[admin_pb2.Operation]) ->
 
 
 class OperationProgress:
-    """Shows the steps of one operation; give it every state that comes."""
+    """Shows the steps of an operation; call `show` with each of its states."""
 
     def __init__(self, console: Console, quiet: bool = False) -> None:
         self._console, self._quiet = console, quiet
         self._operation = admin_pb2.Operation()
         self._seen_s = time.monotonic()
-        self._shown: dict[int, str] = {}  # step → its last plain line
+        self._shown: dict[int, str] = {}  # Step index → its last plain line
         self._spinner = Spinner("dots")
         live = console.is_terminal and not quiet
         self._live = Live(console=console, refresh_per_second=8, get_renderable=self._table) if live else None
@@ -78,7 +78,7 @@ class OperationProgress:
             self._live.stop()
 
     def show(self, operation: admin_pb2.Operation) -> None:
-        """The operation as it is now."""
+        """Show the operation's current state."""
         self._operation, self._seen_s = operation, time.monotonic()
         if self._live:
             self._live.refresh()
@@ -93,7 +93,7 @@ class OperationProgress:
                 self._console.print(f"{operation.elapsed_s:5.1f} s  {line}", markup=False, soft_wrap=True)
 
     def _table(self) -> RenderableType:
-        """The last state, with the clocks of running steps moved on to now."""
+        """The last state, with the times of running steps extended to now."""
         since = time.monotonic() - self._seen_s
         table = Table.grid(padding=(0, 1))
         table.add_column()
@@ -101,6 +101,6 @@ class OperationProgress:
         for step in self._operation.steps:
             mark = MARKS.get(step.state)
             seconds = "" if step.state == "waiting" else f"{step.elapsed_s + (0.0 if mark else since):.1f} s"
-            told = f"{step.state}: {step.detail}" if step.detail else step.state
-            table.add_row(mark or self._spinner, step.worker, escape(step.action), f"[dim]{escape(told)}[/]", seconds)
+            text = f"{step.state}: {step.detail}" if step.detail else step.state
+            table.add_row(mark or self._spinner, step.worker, escape(step.action), f"[dim]{escape(text)}[/]", seconds)
         return table

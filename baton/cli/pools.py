@@ -27,14 +27,19 @@ from baton.client.errors import InvalidRequest
 Workers = Annotated[
     list[str], typer.Argument(metavar="WORKER...", help="Names of workers.", autocompletion=complete_workers)
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Only show the plan.")]
-Detach = Annotated[bool, typer.Option("--detach", help="Start it and return; see `baton operations`.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the steps without taking them.")]
+Detach = Annotated[bool, typer.Option("--detach", help="Return at once; `baton operations` shows the progress.")]
 OperationId = Annotated[
-    str, typer.Option("--operation-id", metavar="ID", help="Makes a repeated command run only once.")
+    str,
+    typer.Option(
+        "--operation-id", metavar="ID", help="Id of the operation; a repeated command with the same id runs only once."
+    ),
 ]
 
 
 class Switch(Enum):
+    """Values of `--auto`."""
+
     ON = "on"
     OFF = "off"
 
@@ -45,14 +50,16 @@ def rebalance(
     auto: Annotated[
         Switch | None, typer.Option("--auto", help="Whether the planner switches workers automatically.")
     ] = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Proceed without confirmation.")] = False,
     dry_run: DryRun = False,
     detach: Detach = False,
     operation_id: OperationId = "",
     admin: AdminAddress = None,
     as_json: Json = False,
 ) -> None:
-    """Change the number of workers in each pool while they serve. Shows the plan and asks; Ctrl-C cancels the rest.
+    """Change the number of workers in each pool while they serve.
+
+    Shows the steps and asks for confirmation. Ctrl-C cancels the remaining steps.
 
     Examples:
 
@@ -73,7 +80,7 @@ def rebalance(
         raise InvalidRequest("Give both counts, such as `baton rebalance --prefill 3 --decode 1`, or --auto on or off.")
     asks = not (yes or dry_run)
     if asks and (as_json or not sys.stdin.isatty()):
-        raise InvalidRequest("Cannot ask for confirmation here: give --yes to proceed, or --dry-run to see the plan.")
+        raise InvalidRequest("Cannot ask for confirmation here: give --yes to proceed, or --dry-run to see the steps.")
     with open_admin(admin) as client:
         if asks or dry_run:
             plan = client.rebalance(prefill, decode, operation_id=operation_id, dry_run=True)
@@ -122,7 +129,7 @@ def undrain(
     admin: AdminAddress = None,
     as_json: Json = False,
 ) -> None:
-    """Let drained workers serve again.
+    """Return drained workers to their pools.
 
     Example:
 
@@ -136,7 +143,7 @@ def undrain(
 def migrate(
     request_id: Annotated[str, typer.Argument(metavar="REQUEST", help="Id of a request that is decoding.")],
     worker: Annotated[
-        str, typer.Argument(help="Target worker; the router chooses by default.", autocompletion=complete_workers)
+        str, typer.Argument(help="Target worker. Default: the router chooses.", autocompletion=complete_workers)
     ] = "",
     dry_run: DryRun = False,
     detach: Detach = False,
@@ -144,7 +151,7 @@ def migrate(
     admin: AdminAddress = None,
     as_json: Json = False,
 ) -> None:
-    """Move a running request to another worker. Its client sees no missing or repeated token.
+    """Move a decoding request to another worker. Its stream continues without a missing or repeated token.
 
     Examples:
 

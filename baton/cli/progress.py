@@ -1,4 +1,4 @@
-"""Progress of processes that start, one line each: live on a terminal, plain lines elsewhere."""
+"""Progress of starting processes and of long computations: live on a terminal, else plain lines."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _DONE = ("serving", "ready", "done")
 
 
 class StartProgress:
-    """Shows what each process is doing; call it with (process, stage)."""
+    """Shows the stage of each process; call it with (process, stage)."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -56,7 +56,7 @@ class StartProgress:
 
 
 class CountProgress:
-    """A progress bar, on a terminal only; `total` is None if unknown."""
+    """A progress bar, on a terminal only; `total` None: unknown."""
 
     def __init__(self, console: Console, total: int | None, what: str) -> None:
         columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"))
@@ -75,5 +75,5 @@ class CountProgress:
         self._progress.stop()
 
     def at(self, done: int, text: str) -> None:
-        """So many are done; `text` stands behind the bar."""
+        """Show that `done` items are complete, with `text` after the bar."""
         self._progress.update(self._task, completed=done, text=text)

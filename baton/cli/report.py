@@ -1,30 +1,35 @@
-"""What a person reads in the terminal of one request: its way through the cluster, and why it went there."""
+"""Text about one request: its route through the cluster, timings, and the routing decision."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from baton.cli.table import Column, fitting, show
-from baton.client.answer import Answer
 from baton.protocol.v1 import admin_pb2
+
+if TYPE_CHECKING:
+    from baton.client.answer import Answer
 
 CANDIDATE_COLUMNS = (
     Column("candidate"),
     Column("predicted TTFT", 1, right=True),
-    Column("of it waiting", 3, right=True),
+    Column("waiting", 3, right=True),
     Column("tokens to compute", 4, right=True),
     Column("predicted TPOT", 2, right=True),
 )
 
 
 def milliseconds(seconds: float | None) -> str:
+    """A time as text; "-" for None."""
     return "-" if seconds is None else f"{1000 * seconds:.1f} ms"
 
 
 def size(num_bytes: int) -> str:
-    """A number of bytes, readable."""
+    """A number of bytes as text."""
     value = float(num_bytes)
     for unit in ("B", "KiB", "MiB"):
         if value < 1024:
@@ -34,7 +39,7 @@ def size(num_bytes: int) -> str:
 
 
 def print_settings(console: Console, settings: dict[str, str]) -> None:
-    """Names and values, one to a line."""
+    """Print names and values, one pair per line."""
     table = Table.grid(padding=(0, 2))
     for name, value in settings.items():
         table.add_row(f"[dim]{name}[/]", escape(value))
@@ -42,15 +47,15 @@ def print_settings(console: Console, settings: dict[str, str]) -> None:
 
 
 def print_answer(console: Console, answer: Answer) -> None:
-    """The way a request went."""
+    """Print a request's route, tokens, latency and handoff."""
     table = Table.grid(padding=(0, 2))
-    way = answer.prefill_worker
+    route = answer.prefill_worker
     if answer.decode_worker not in ("", answer.prefill_worker):
-        way += f" → {answer.decode_worker}"
+        route += f" → {answer.decode_worker}"
     if answer.migrations:
-        way += f", moved {answer.migrations} times"
+        route += f", migrated {answer.migrations} times"
     table.add_row("[dim]request[/]", f"{escape(answer.request_id)}; `baton explain` shows why it took this route")
-    table.add_row("[dim]route[/]", way)
+    table.add_row("[dim]route[/]", route)
     table.add_row(
         "[dim]tokens[/]",
         f"{answer.prompt_tokens} prompt ({answer.cached_tokens} from the prefix cache), {answer.output_tokens} output, "
@@ -70,30 +75,30 @@ def print_answer(console: Console, answer: Answer) -> None:
 
 
 def print_explanation(console: Console, explanation: admin_pb2.Explanation) -> None:
-    """Why a request went where it went, beside what happened."""
-    way = explanation.prefill_worker
+    """Print a routing decision, the predictions, and the outcome."""
+    route = explanation.prefill_worker
     if explanation.decode_worker not in ("", explanation.prefill_worker):
-        way += f" → {explanation.decode_worker}"
+        route += f" → {explanation.decode_worker}"
     ttft_s = explanation.ttft_s if explanation.HasField("ttft_s") else None
     tpot_s = explanation.tpot_s if explanation.HasField("tpot_s") else None
-    happened = f"queued {milliseconds(explanation.queue_s)}, TTFT {milliseconds(ttft_s)}, TPOT {milliseconds(tpot_s)}"
+    measured = f"queued {milliseconds(explanation.queue_s)}, TTFT {milliseconds(ttft_s)}, TPOT {milliseconds(tpot_s)}"
     if explanation.HasField("output_tokens"):
-        happened += f", {explanation.output_tokens} output tokens"
+        measured += f", {explanation.output_tokens} output tokens"
     print_settings(
         console,
         {
             "request": explanation.request_id,
             "state": explanation.state,
-            "way": way,
+            "route": route,
             "why": explanation.why,
             "policy": explanation.policy,
-            "expected": f"{explanation.output_tokens_p50:.0f} output tokens, with 90 % probability at most "
+            "predicted": f"{explanation.output_tokens_p50:.0f} output tokens, with 90 % probability at most "
             f"{explanation.output_tokens_p90:.0f}",
-            "happened": happened,
+            "measured": measured,
         },
     )
     if not explanation.candidates:
-        console.print("The policy weighed no candidates by predicted latency.")
+        console.print("The policy compared no candidates by predicted latency.")
         return
     rows = []
     for one in explanation.candidates:

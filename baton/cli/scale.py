@@ -55,14 +55,14 @@ def scale(
 
 
 def _change(pool: str, text: str) -> int:
-    """The change that an option names, as a number."""
+    """The change in an option as a number; raises `InvalidRequest` for any other text."""
     if not re.fullmatch(r"[+-]\d{1,4}", text) or int(text) == 0:
         raise InvalidRequest(f"--{pool} takes a change such as +1 or -1, not {text!r}.")
     return int(text)
 
 
 def _drain(admin: Admin, workers: list[str]) -> None:
-    """Drain workers and wait; raises `BatonError` if the operation does not complete."""
+    """Drain workers and wait for the end; raises `BatonError` if the operation is not done."""
     operation = follow(admin, admin.drain(*workers), quiet=True)
     if operation.state != "done":
         raise BatonError(operation.message or f"{operation.title}: {operation.state}.")

@@ -1,4 +1,4 @@
-"""`baton simulate` and `baton plan`: simulated clusters, in virtual time."""
+"""`baton simulate` and `baton plan`: simulations of a cluster in virtual time."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
 Plots = Annotated[Path | None, option(OUTPUT, help="Write PNG figures to this folder.", file_okay=False)]
-Json = Annotated[bool, option(OUTPUT, "--json", help="One JSON document, for scripts.")]
+Json = Annotated[bool, option(OUTPUT, "--json", help="Print one JSON document.")]
 
 
 @grouped
@@ -49,17 +49,19 @@ def simulate(
     ] = None,
     scale: Annotated[float, option(WORKLOAD, min=1e-6, help="Multiplier of the arrival rate.")] = 1.0,
     rate: Annotated[float, option(WORKLOAD, min=1e-6, help="Synthetic requests per second.")] = 4.0,
-    prefill: Annotated[int | None, option(CLUSTER, min=0, max=1024, help="Prefill workers.")] = None,
-    decode: Annotated[int | None, option(CLUSTER, min=0, max=1024, help="Decode workers.")] = None,
-    mixed: Annotated[int | None, option(CLUSTER, min=0, max=1024, help="Workers that do both.")] = None,
-    auto: Annotated[bool, option(CLUSTER, "--auto", help="The planner switches workers between the pools.")] = False,
-    no_slo: Annotated[bool, option(OBJECTIVES, "--no-slo", help="Requests state no objectives.")] = False,
+    prefill: Annotated[int | None, option(CLUSTER, min=0, max=1024, help="Number of prefill workers.")] = None,
+    decode: Annotated[int | None, option(CLUSTER, min=0, max=1024, help="Number of decode workers.")] = None,
+    mixed: Annotated[
+        int | None, option(CLUSTER, min=0, max=1024, help="Number of workers that serve whole requests.")
+    ] = None,
+    auto: Annotated[bool, option(CLUSTER, "--auto", help="Let the planner switch workers between the pools.")] = False,
+    no_slo: Annotated[bool, option(OBJECTIVES, "--no-slo", help="Simulate requests without objectives.")] = False,
     plots: Plots = None,
     as_json: Json = False,
 ) -> None:
-    """Replay a trace on a simulated cluster: the real router over simulated workers.
+    """Replay a trace on a simulated cluster: the real router with simulated workers.
 
-    Without pool sizes there are 4 prefill and 4 decode workers.
+    The default pools have 4 prefill and 4 decode workers.
 
     Examples:
 
@@ -96,7 +98,7 @@ def simulate(
     if plots is not None:
         from baton.simulator.plots import plot_simulation
 
-        _tell_written(plot_simulation(plots, result))
+        _print_written(plot_simulation(plots, result))
 
 
 @grouped
@@ -104,19 +106,19 @@ def plan(
     workload: WorkloadOptions,
     cluster: ClusterOptions,
     objectives: ObjectiveOptions,
-    gpus: Annotated[int, option(CLUSTER, min=1, max=4096, help="Accelerators to divide among pools.")],
+    gpus: Annotated[int, option(CLUSTER, min=1, max=4096, help="Number of accelerators to divide between the pools.")],
     requests: Annotated[int, option(WORKLOAD, min=2, help="Requests per trial, from the start of the trace.")] = 1500,
     attainment: Annotated[
         float, option(OBJECTIVES, min=0.01, max=1.0, help="Share of requests that must meet their objectives.")
     ] = 0.9,
-    jobs: Annotated[int, option(OUTPUT, min=1, max=256, help="Parallel simulation processes.")] = 1,
+    jobs: Annotated[int, option(OUTPUT, min=1, max=256, help="Number of parallel simulation processes.")] = 1,
     plots: Plots = None,
     as_json: Json = False,
 ) -> None:
     """Find the best split of accelerators into prefill and decode workers, or into mixed ones, for a workload.
 
     For each split a bisection over the arrival rate finds the highest load at which enough requests meet their
-    objectives. A few splits are tried roughly, those around the best one finely.
+    objectives. The search tries a few splits roughly, then the splits around the best one finely.
 
     Examples:
 
@@ -135,7 +137,7 @@ def plan(
     devices = setup.timer.devices
     workers = gpus // devices
     if workers == 0:
-        raise ConfigError(f"One worker takes {devices} × {setup.gpu}: raise --gpus to at least that.")
+        raise ConfigError(f"One worker takes {devices} × {setup.gpu}: give at least --gpus {devices}.")
     setup.cluster(Pools(mixed=workers))
     described = {**setup.described(Pools(mixed=workers)), "pools": f"{workers} workers to divide"}
     print_settings(err, {**described, "workload": _described(trace)})
@@ -147,15 +149,15 @@ def plan(
     if plots is not None:
         from baton.simulator.plots import plot_plan
 
-        _tell_written(plot_plan(plots, splits, attainment))
+        _print_written(plot_plan(plots, splits, attainment))
 
 
-def _tell_written(paths: list[Path]) -> None:
+def _print_written(paths: list[Path]) -> None:
     err.print("Wrote", *map(str, paths), soft_wrap=True, markup=False)
 
 
 def _search(search: Search, jobs: int) -> list[SplitResult]:
-    """Run the search's rounds, their trials in `jobs` processes."""
+    """Run the rounds of a search, with their trials in `jobs` processes; returns the splits, best first."""
     from concurrent.futures import ProcessPoolExecutor
     from contextlib import nullcontext
     from multiprocessing import get_context

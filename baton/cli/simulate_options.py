@@ -1,4 +1,4 @@
-"""The options that `baton simulate` and `baton plan` share, in groups, and what they stand for."""
+"""The options that `baton simulate` and `baton plan` share, in groups."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ FAULTS = "Faults"
 
 
 def option(panel: str, *names: str, **settings: Any) -> Any:
-    """An option under a headline of `--help`."""
+    """An option in a panel of `--help`."""
     return typer.Option(*names, rich_help_panel=panel, **settings)
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
-    """A command for Typer in which a parameter that is a dataclass is one option for each of its fields."""
+    """A Typer command with an option for each field of its dataclass parameters."""
     hints = get_type_hints(command, include_extras=True)
     groups: dict[str, Any] = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
     parameters: list[inspect.Parameter] = []
@@ -57,11 +57,15 @@ class WorkloadOptions:
 
     trace: Annotated[
         Path | None,
-        option(WORKLOAD, help="Mooncake .jsonl or Azure .csv; default: synthetic conversations.", dir_okay=False),
+        option(
+            WORKLOAD,
+            help="Mooncake .jsonl or Azure .csv. Default: synthetic conversations.",
+            dir_okay=False,
+        ),
     ] = None
     prompt_tokens: Annotated[int, option(WORKLOAD, min=1, help="Median new tokens of a synthetic prompt.")] = 1000
     output_tokens: Annotated[int, option(WORKLOAD, min=1, help="Median output tokens of a synthetic request.")] = 200
-    seed: Annotated[int, option(WORKLOAD, help="The same seed gives the same result.")] = 0
+    seed: Annotated[int, option(WORKLOAD, help="Seed of the random numbers; the same seed gives the same result.")] = 0
 
     def requests(self, count: int, rate_s: float) -> list[TraceRequest]:
         """The whole trace, or `count` synthetic requests at `rate_s` per second."""
@@ -78,17 +82,18 @@ class ObjectiveOptions:
     """The latency objectives of every request."""
 
     slo_ttft: Annotated[
-        float, option(OBJECTIVES, min=0.0, help="Seconds to the first token, plus --slo-ttft-per-token.")
+        float, option(OBJECTIVES, min=0.0, help="Objective for the first token in seconds, plus --slo-ttft-per-token.")
     ] = 2.0
-    slo_ttft_per_token: Annotated[float, option(OBJECTIVES, min=0.0, help="Additional seconds per prompt token.")] = (
-        0.25e-3
-    )
-    slo_tpot: Annotated[float, option(OBJECTIVES, min=1e-6, help="Seconds per token after the first, on average.")] = (
-        0.05
-    )
+    slo_ttft_per_token: Annotated[
+        float, option(OBJECTIVES, min=0.0, help="Seconds added to the objective per prompt token.")
+    ] = 0.25e-3
+    slo_tpot: Annotated[
+        float, option(OBJECTIVES, min=1e-6, help="Objective for the mean time per token after the first, in seconds.")
+    ] = 0.05
 
     @property
     def slo(self) -> Slo:
+        """The objectives for the simulator."""
         from baton.simulator.simulation import Slo
 
         return Slo(self.slo_ttft, self.slo_ttft_per_token, self.slo_tpot)
@@ -128,37 +133,46 @@ class ClusterOptions:
     """The cluster, except for the pool sizes."""
 
     model: Annotated[
-        str, option(CLUSTER, help="A known model, such as llama-3.1-8b, or the path of a config.json.")
+        str,
+        option(CLUSTER, help="Name of a known model, such as llama-3.1-8b, or path of a config.json."),
     ] = "llama-3.1-70b"
-    gpu: Annotated[str, option(CLUSTER, help="h200, h100, a100 or l40s.")] = "h100"
+    gpu: Annotated[str, option(CLUSTER, help="Type of GPU: h200, h100, a100 or l40s.")] = "h100"
     gpus_per_worker: Annotated[
         int | None,
-        option(CLUSTER, min=1, max=64, help="Tensor parallelism; default: as few as leave a third of memory for KV."),
+        option(
+            CLUSTER,
+            min=1,
+            max=64,
+            help="GPUs per worker (tensor parallelism). Default: the fewest that leave a third of memory for KV.",
+        ),
     ] = None
     policy: Annotated[str, option(CLUSTER, help="Placement policy of the router.")] = "predicted_latency"
-    serve_late: Annotated[bool, option(CLUSTER, "--serve-late", help="Do not refuse requests that would be late.")] = (
-        False
-    )
-    chunk_tokens: Annotated[int, option(CLUSTER, min=1, help="Prompt tokens of a step.")] = 2048
-    mixed_chunk_tokens: Annotated[int, option(CLUSTER, min=1, help="Prompt tokens of a step that also decodes.")] = 512
-    max_batch: Annotated[int, option(CLUSTER, min=1, help="Sequences that decode together.")] = 1024
+    serve_late: Annotated[
+        bool,
+        option(
+            CLUSTER, "--serve-late", help="Serve requests that would miss their objectives, instead of refusing them."
+        ),
+    ] = False
+    chunk_tokens: Annotated[int, option(CLUSTER, min=1, help="Prompt tokens per step.")] = 2048
+    mixed_chunk_tokens: Annotated[int, option(CLUSTER, min=1, help="Prompt tokens per step that also decodes.")] = 512
+    max_batch: Annotated[int, option(CLUSTER, min=1, help="Sequences per decode step.")] = 1024
     page_size: Annotated[
         int | None,
         option(
             CLUSTER,
             min=1,
             max=4096,
-            help="Tokens per KV page, the unit of prefix reuse. Default: the block size of a trace that says which "
-            "blocks its prompts share (512 for Mooncake), so that what is shared there is shared here; else 64.",
+            help="Tokens per KV page, the unit of prefix reuse. Default: the block size of a trace that lists shared "
+            "blocks (512 for Mooncake), else 64.",
         ),
     ] = None
-    network: Annotated[float, option(CLUSTER, min=0.001, help="GB/s per worker and direction.")] = 45.0
+    network: Annotated[float, option(CLUSTER, min=0.001, help="Network rate in GB/s per worker and direction.")] = 45.0
     swap_memory: Annotated[
-        float, option(CLUSTER, min=0.0, help="GB of host memory per worker for pages of preempted sequences.")
+        float, option(CLUSTER, min=0.0, help="Host memory in GB per worker for pages of preempted sequences.")
     ] = 0.0
 
     def setup(self, trace: list[TraceRequest], slo: Slo | None, seed: int) -> Setup:
-        """The simulator's words for it."""
+        """The simulator's setup for these options and a trace."""
         from baton.simulator.setup import Setup, page_size_for
 
         return Setup(

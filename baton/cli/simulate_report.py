@@ -1,4 +1,4 @@
-"""What `baton simulate` and `baton plan` show: tables for people, documents for scripts."""
+"""Output of `baton simulate` and `baton plan`: tables, and documents for `--json`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ CURVE_COLUMNS = (Column("load", right=True), Column("goodput", 1, right=True), C
 
 
 def print_simulation(console: Console, result: SimulationResult, slo: Slo | None) -> None:
-    """Latencies and how much of what was asked the cluster gave."""
+    """Print latencies, throughput, and the requests that met their objectives."""
     figures = result.figures()
     latencies = FittingTable(LATENCY_COLUMNS)
     for name, label in (("ttft_s", "TTFT"), ("tpot_s", "TPOT"), ("itl_s", "ITL")):
@@ -44,7 +44,7 @@ def print_simulation(console: Console, result: SimulationResult, slo: Slo | None
     if slo is not None:
         longest = _percent(figures["slo_attainment_longest_tenth"])
         rows["objectives met"] = (
-            f"{_percent(figures['slo_attainment'])}; of the tenth with the longest prompts {longest}"
+            f"{_percent(figures['slo_attainment'])}; {longest} of the tenth with the longest prompts"
         )
     rows["goodput"] = f"{figures['goodput']:.2f} of {figures['requests_per_s']:.2f} requests/s"
     rows["refused"] = f"{figures['refused']:.0f} of {figures['requests']:.0f}"
@@ -59,7 +59,7 @@ def print_simulation(console: Console, result: SimulationResult, slo: Slo | None
     rows["output"] = f"{figures['output_tokens_per_s']:,.0f} tokens/s"
     rows["prefix hits"] = f"{_percent(figures['prefix_hit_rate'])} of prompt tokens"
     rows["served locally"] = f"{_percent(figures['served_locally'])} of requests, on one worker"
-    rows["moved"] = f"{size(result.bytes_moved)} of KV pages"
+    rows["transferred"] = f"{size(result.bytes_moved)} of KV pages"
     rows["simulated"] = f"{result.simulated_s:,.0f} s in {result.events:,} events"
     table = Table.grid(padding=(0, 2))
     for name, value in rows.items():
@@ -68,7 +68,7 @@ def print_simulation(console: Console, result: SimulationResult, slo: Slo | None
 
 
 def print_plan(console: Console, splits: Sequence[SplitResult], attainment: float) -> None:
-    """Each split's goodput, best first, and the best one's way there."""
+    """Print each split's goodput, best first, and the trials of the best split."""
     best = splits[0]
     table = FittingTable(SPLIT_COLUMNS)
     for one in splits:
@@ -91,11 +91,11 @@ def print_plan(console: Console, splits: Sequence[SplitResult], attainment: floa
     show(console, fitting(CURVE_COLUMNS, rows, title=str(best.pools)))
     console.print(f"Best: [bold]{best.pools}[/], {best.goodput:.2f} requests/s within their objectives.")
     if any(one.capped for one in splits):
-        console.print("≥: there are too few requests to try a higher load; give more with --requests.")
+        console.print("≥: a higher load needs more requests than the trial had; give more with --requests.")
 
 
 def simulation_document(setup: Setup, pools: Pools, result: SimulationResult) -> dict[str, Any]:
-    """For `--json`: the setup, `figures` in seconds, bytes and shares, and what each worker did."""
+    """For `--json`: the setup, `figures` in seconds, bytes and shares, and the work of each worker."""
     return {
         "setup": asdict(setup),
         "pools": asdict(pools),
@@ -105,7 +105,7 @@ def simulation_document(setup: Setup, pools: Pools, result: SimulationResult) ->
 
 
 def plan_document(setup: Setup, splits: Sequence[SplitResult], devices: int) -> dict[str, Any]:
-    """For `--json`: every split that was tried, best first; `best` is null where none attains."""
+    """For `--json`: every tried split, best first; `best` is null if no split attains the objectives."""
     documents = [
         {
             "pools": asdict(one.pools),

@@ -1,4 +1,4 @@
-"""`baton status`, `pools`, `explain` and `policy`: what a running cluster is doing, and who decides."""
+"""`baton status`, `pools`, `explain` and `policy`: the state and the decisions of a running cluster."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ WATCH_S = 1.0
 
 
 def status(
-    watch: Annotated[bool, typer.Option("--watch", "-w", help="Refresh each second, until Ctrl-C.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Refresh every second until Ctrl-C.")] = False,
     admin: AdminAddress = None,
     as_json: Json = False,
 ) -> None:
-    """Show pools and workers: state, load, predictions, and use of KV pages.
+    """Show the workers of each pool: state, load, predictions, and use of KV pages.
 
     Examples:
 
@@ -46,8 +46,8 @@ def status(
     """
     with open_admin(admin) as client:
         cluster = client.cluster()
-        if admin is None and not as_json and (told := history()):
-            err.print(f"{told}.", soft_wrap=True)
+        if admin is None and not as_json and (notice := history()):
+            err.print(f"{notice}.", soft_wrap=True)
         if not watch:
             print_document(document(cluster)) if as_json else show(out, cluster_screen(cluster))
             return
@@ -58,11 +58,11 @@ def status(
                     time.sleep(WATCH_S)
                     cluster = client.cluster()
             except KeyboardInterrupt:
-                return  # how a watch ends
+                return
 
 
 class _Screen:
-    """A live screen on a terminal, else a document or plain lines each time."""
+    """A live screen on a terminal; elsewhere one document, or plain lines, per refresh."""
 
     def __init__(self, as_json: bool) -> None:
         self._as_json = as_json
@@ -88,7 +88,7 @@ class _Screen:
 
 
 def pools(admin: AdminAddress = None, as_json: Json = False) -> None:
-    """Show each pool in a line, with the planner's forecast and advice.
+    """Show the totals of each pool, and the planner's forecast and advice.
 
     Examples:
 
@@ -105,11 +105,11 @@ def pools(admin: AdminAddress = None, as_json: Json = False) -> None:
 
 
 def explain(
-    request_id: Annotated[str, typer.Argument(help="The id that the client chose or received.")],
+    request_id: Annotated[str, typer.Argument(help="Id of the request, as its client chose or received it.")],
     admin: AdminAddress = None,
     as_json: Json = False,
 ) -> None:
-    """Show why a request was placed where it was, and its outcome. The router keeps the newest few thousand.
+    """Show the routing decision of a request and its outcome. The router keeps the newest few thousand requests.
 
     Examples:
 
@@ -128,12 +128,12 @@ def explain(
 def policy(
     name: Annotated[
         str | None,
-        typer.Argument(help="The policy to switch to.", autocompletion=complete_policies),
+        typer.Argument(help="Policy to switch to. Default: list the policies.", autocompletion=complete_policies),
     ] = None,
     admin: AdminAddress = None,
     as_json: Json = False,
 ) -> None:
-    """Show the placement policy, or switch to another. Running requests stay where they are.
+    """Show the placement policies, or switch to one. Running requests stay where they are.
 
     Examples:
 

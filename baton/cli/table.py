@@ -1,4 +1,4 @@
-"""Tables whose names are always whole: in a narrow terminal columns fall away, the least important first."""
+"""Tables that fit the terminal: in a narrow one the least important columns are left out, and no name is cut."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-PIPE_CELLS = 200  # of a line that no terminal shows
-_FRAME, _GAP = 1, 3  # cells that a table's frame takes once, and beside each column
+PIPE_CELLS = 200  # Width of a line that is not printed on a terminal
+_FRAME, _GAP = 1, 3  # Cells of a table's frame: once, and per column
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column. `rank` 0 always stays; the higher, the sooner it falls away."""
+    """One column. A column of rank 0 always stays; of the others the highest rank is left out first."""
 
     title: str
     rank: int = 0
     right: bool = False
-    wraps_to: int = 0  # cells to which its text may be wrapped; 0: it never wraps
-    drawing: bool = False  # made of characters that an ASCII terminal does not have: it falls away there
-    note: str = ""  # shown below the table as long as the column is
+    wraps_to: int = 0  # Minimum width in cells to which text may be wrapped; 0: no wrapping
+    drawing: bool = False  # Left out on an ASCII terminal, which lacks its characters
+    note: str = ""  # Shown below the table if the column is
 
 
 def columns_that_fit(cells: Sequence[int], ranks: Sequence[int], room: int, gap: int = _GAP) -> list[int]:
-    """Which columns remain of columns that are so many cells wide: those of rank 0, and of the others as many as fit.
+    """Indices of the columns that are kept in `room` cells: those of rank 0, and as many others as fit.
 
-    The highest rank goes first, of equals the last. More room never takes a column away.
+    The column of the highest rank is left out first; of equal ranks, the last. More room never removes a column.
     """
     kept = list(range(len(cells)))
     for index in sorted(kept, key=lambda index: (-ranks[index], -index)):
@@ -42,21 +42,21 @@ def columns_that_fit(cells: Sequence[int], ranks: Sequence[int], room: int, gap:
 
 @dataclass(eq=False)
 class FittingTable:
-    """A table that chooses its columns when it is drawn. What even the columns of rank 0 have no room for is not cut:
-    print it with `show`.
+    """A table that chooses its columns when it is drawn. Print it with `show`, which does not cut lines
+    that are too long even for the columns of rank 0.
     """
 
     columns: Sequence[Column]
     rows: list[list[Text]] = field(default_factory=list)
-    sections: set[int] = field(default_factory=set)  # rows with a line below them
+    sections: set[int] = field(default_factory=set)  # Indices of rows with a line below them
     title: str = ""
 
     def add_row(self, *values: str | Text) -> None:
-        """One row, a value per column; texts are shown as they are."""
+        """Add a row, with a value per column; texts are shown without markup."""
         self.rows.append([Text(value) if isinstance(value, str) else value for value in values])
 
     def end_section(self) -> None:
-        """Draw a line below the rows that are there."""
+        """Draw a line below the rows so far."""
         self.sections.add(len(self.rows) - 1)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
@@ -89,7 +89,7 @@ class FittingTable:
 
 
 def show(console: Console, *parts: RenderableType) -> None:
-    """Print without cutting a line off. A pipe has room for every column, unless $COLUMNS says how much."""
+    """Print without cutting lines. Outside a terminal every column fits, unless $COLUMNS sets the width."""
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = PIPE_CELLS
     for part in parts:
@@ -97,7 +97,7 @@ def show(console: Console, *parts: RenderableType) -> None:
 
 
 def fitting(columns: Iterable[Column], rows: Iterable[Sequence[str | Text]], title: str = "") -> FittingTable:
-    """A table of these rows."""
+    """A table with these rows."""
     table = FittingTable(list(columns), title=title)
     for row in rows:
         table.add_row(*row)

@@ -1,4 +1,4 @@
-"""`baton token`: makes the tokens that callers show."""
+"""`baton token`: creates access tokens."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import typer
 from baton.cli.admin_options import Json, err, print_document
 from baton.client.errors import InvalidRequest
 
-PREFIX = "baton_"  # so that a token is known for one, also by programs that look for secrets in code
+PREFIX = "baton_"  # So that programs that search code for secrets recognise a token
 ROLES = ("generate", "admin")
 
 token = typer.Typer(no_args_is_help=True)
@@ -31,14 +31,15 @@ def _commands() -> None:
 @token.command()
 def new(
     tenant: Annotated[
-        str, typer.Option(help="Tenant of its requests; optional for a token that only administers.")
+        str, typer.Option(help="Tenant of the token's requests; optional for a token with only the role admin.")
     ] = "",
     role: Annotated[
-        list[str] | None, typer.Option(help="generate or admin; may be given twice. Default: generate.")
+        list[str] | None,
+        typer.Option(help="Role, generate or admin; may be given twice. Default: generate."),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Create a token. It is shown once: the router stores only its hash.
+    """Create a token. It is shown only once, because the router stores its hash.
 
     Examples:
 
@@ -51,20 +52,20 @@ def new(
     if unknown is not None:
         raise InvalidRequest(f"{unknown!r} is not a role: give --role generate or --role admin.")
     if "generate" in roles and not tenant:
-        raise InvalidRequest("A token that may generate needs a tenant: give --tenant NAME.")
+        raise InvalidRequest("A token with the role generate needs a tenant: give --tenant NAME.")
     made = PREFIX + secrets.token_urlsafe(32)
     entry = toml_entry(made, tenant, roles)
     if as_json:
         print_document({"token": made, "entry": entry})
         return
-    err.print("The token, for the client ($BATON_TOKEN). It is not stored:")
+    err.print("The token, for the client's $BATON_TOKEN. It is not stored:")
     print(made, flush=True)
     err.print("The entry for the file that access.tokens_file names:")
     print(entry, flush=True)
 
 
 def toml_entry(made: str, tenant: str, roles: list[str]) -> str:
-    """The table of a token file. JSON's strings and lists are TOML's too."""
+    """A token's table in the token file. Strings and lists of JSON are valid TOML."""
     lines = ["[[token]]", f'sha256 = "{sha256(made.encode()).hexdigest()}"']
     if tenant:
         lines.append(f"tenant = {json.dumps(tenant, ensure_ascii=False)}")

@@ -1,4 +1,4 @@
-"""What a client gets: tokens while they come, and the whole answer at the end."""
+"""Tokens and answers as a client receives them, and the message of its request."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from baton.protocol import codec
+from baton.protocol import conversion
 from baton.protocol.handoff import HandoffReport
 from baton.protocol.request import Objectives, SamplingParams
 from baton.protocol.v1 import inference_pb2
@@ -16,7 +16,7 @@ from baton.protocol.v1 import inference_pb2
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """One output token; `text` is what became certain with it."""
+    """One output token. `text` is the text that it completes; it may be empty within a multi-byte character."""
 
     index: int
     id: int
@@ -27,7 +27,7 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A finished generation, with what it took. Times in seconds, measured by the router."""
+    """A finished generation with its timings, usage and route. The router measured the times, in seconds."""
 
     request_id: str
     text: str
@@ -48,6 +48,7 @@ class Answer:
 
     @property
     def token_ids(self) -> list[int]:
+        """Ids of the output tokens."""
         return [token.id for token in self.tokens]
 
     def as_dict(self) -> dict[str, Any]:
@@ -65,9 +66,9 @@ def make_request(
     objectives: Objectives | None = None,
     add_special_tokens: bool = True,
 ) -> inference_pb2.GenerateRequest:
-    """The message for a prompt of text or token ids; of `sampling` come the fields given, the rest is the model's.
+    """The message of a request with a prompt of text or token ids; the model's defaults complete `sampling`.
 
-    Id and seed are chosen here, so that a stream can be resumed.
+    Id and seed are chosen here if not given, so that a stream can be resumed.
     """
     request_id = request_id or uuid.uuid4().hex
     if sampling.get("seed") is None:
@@ -78,9 +79,9 @@ def make_request(
         message.add_special_tokens = add_special_tokens
     else:
         message.token_ids.ids.extend(prompt)
-    message.sampling.CopyFrom(codec.partial_message(SamplingParams, sampling))  # type: ignore[arg-type]
+    message.sampling.CopyFrom(conversion.partial_message(SamplingParams, sampling))  # type: ignore[arg-type]
     if objectives is not None:
-        message.objectives.CopyFrom(codec.to_message(objectives))  # type: ignore[arg-type]
+        message.objectives.CopyFrom(conversion.to_message(objectives))  # type: ignore[arg-type]
     return message
 
 
@@ -99,13 +100,13 @@ def read_tokens(response: inference_pb2.GenerateResponse) -> list[Token]:
 
 
 def read_answer(tokens: list[Token], finish: inference_pb2.Finish) -> Answer:
-    """The answer whose last message was `finish`."""
+    """The answer of a stream with these tokens and this last message."""
     timings, usage, route = finish.timings, finish.usage, finish.route
     return Answer(
         request_id=finish.request_id,
         text="".join(token.text for token in tokens) + finish.trailing_text,
         tokens=tuple(tokens),
-        finish_reason=codec.finish_reason(finish.reason).value,
+        finish_reason=conversion.finish_reason(finish.reason).value,
         prompt_tokens=usage.prompt_tokens,
         output_tokens=usage.output_tokens,
         cached_tokens=usage.cached_tokens,
@@ -117,14 +118,15 @@ def read_answer(tokens: list[Token], finish: inference_pb2.Finish) -> Answer:
         decode_worker=route.decode_worker,
         attempts=route.attempts,
         migrations=route.migrations,
-        handoff=codec.from_message(HandoffReport, route.handoff) if route.HasField("handoff") else None,
+        handoff=conversion.from_message(HandoffReport, route.handoff) if route.HasField("handoff") else None,
     )
 
 
 def given_sampling(sampling: SamplingParams | None, options: Mapping[str, Any]) -> dict[str, Any]:
-    """What a caller says of sampling: all of `sampling`, or the keyword options that are not None.
+    """The sampling fields that a caller sets: all of `sampling`, or the keyword options that are not None.
 
-    What is left open is up to the served model: see `baton/protocol/sampling.py`.
+    The served model has defaults for the others: see `baton/protocol/sampling.py`. Raises `TypeError` for an unknown
+    option, and for options beside a `sampling`.
     """
     if sampling is not None:
         if options:
@@ -132,5 +134,5 @@ def given_sampling(sampling: SamplingParams | None, options: Mapping[str, Any]) 
         return {field.name: getattr(sampling, field.name) for field in fields(SamplingParams)}
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
     given: dict[str, Any] = {key: value for key, value in values.items() if value is not None}
-    SamplingParams(**given)  # raises TypeError for an option that there is not
+    SamplingParams(**given)  # Raises TypeError for an unknown option
     return given

@@ -1,4 +1,4 @@
-"""Errors of the client library: the cluster's own tree, found again from a failed call."""
+"""Errors of the client library: a failed call becomes an error of the cluster's own tree."""
 
 from __future__ import annotations
 
@@ -46,17 +46,14 @@ _BY_STATUS: dict[str, type[BatonError]] = {
 
 
 def error_from_rpc(error: grpc.RpcError, address: str, limit_s: float | None = None) -> BatonError:
-    """The error a failed call stands for, in the server's own sentence where it gave one.
-
-    `limit_s` is how long the call was given.
-    """
+    """The error of a failed call, with the server's message if it sent one. `limit_s` is the call's timeout."""
     status, details = error.code().name, error.details() or ""  # type: ignore[attr-defined]
-    told = {key: str(value) for key, value in error.trailing_metadata() or ()}  # type: ignore[attr-defined]
-    kind = ERRORS_BY_NAME.get(told.get("baton-error", ""))
+    sent = trailers(error)
+    kind = ERRORS_BY_NAME.get(sent.get("baton-error", ""))
     if status == "RESOURCE_EXHAUSTED" and "larger than max" in details:
         return InvalidRequest(f"A message is too large ({details}): the router's limit is access.max_message_mib.")
     if status == "RESOURCE_EXHAUSTED":
-        return Overloaded(details or status, retry_after_s(told))
+        return Overloaded(details or status, retry_after_s(sent))
     if kind is not None:
         return kind(details or status)
     if status == "UNAVAILABLE":
@@ -79,7 +76,7 @@ def error_from_rpc(error: grpc.RpcError, address: str, limit_s: float | None = N
 
 
 def _unreachable(details: str, address: str) -> str:
-    """Why a router cannot be reached, and what to do about it."""
+    """A sentence on why a router cannot be reached and what to do."""
     proxy, found = proxy_of(address, os.environ), cause(details)
     if proxy:
         return (
@@ -100,18 +97,18 @@ def _silent(address: str) -> str:
     if process is None:
         return (
             f"{address} has not answered for {CONNECT_S:g} s: the router there hangs or is overloaded, or a firewall "
-            "drops what is sent."
+            "drops packets."
         )
-    told = f"The router at {address} (pid {process.pid}) accepts connections and does not answer: "
+    silence = f"The router at {address} (pid {process.pid}) accepts connections and does not answer: "
     if process.stopped:
-        return f"{told}the process is stopped, and `kill -CONT {process.pid}` lets it go on."
-    return f"{told}it hangs or is overloaded. `baton down` ends the cluster."
+        return f"{silence}the process is stopped; `kill -CONT {process.pid}` resumes it."
+    return f"{silence}it hangs or is overloaded. `baton down` ends the cluster."
 
 
 def cause(details: str) -> str:
-    """Why a connection failed, in a few words, from what gRPC says about it."""
+    """A short reason why a connection failed, from gRPC's details."""
     low = details.lower()
-    if low.startswith(("recvmsg", "sendmsg", "socket closed")):  # an open connection, whatever the system calls its end
+    if low.startswith(("recvmsg", "sendmsg", "socket closed")):  # An open connection ended
         return BROKEN_OFF
     if "settings frame" in low or "timed out" in low or "deadline" in low:
         return SILENT
@@ -125,7 +122,7 @@ def cause(details: str) -> str:
 
 
 def _tls_refusal(details: str, address: str) -> BatonError | None:
-    """What is the matter when two sides do not agree about TLS; gRPC tells only what OpenSSL said, or nothing."""
+    """The error of a failed TLS handshake, of which gRPC's details hold OpenSSL's message or nothing; else None."""
     if "WRONG_VERSION_NUMBER" in details:
         return ConfigError(f"{address} does not speak TLS: leave out tls_ca ($BATON_TLS_CA), or give the TLS port.")
     if "CERTIFICATE_VERIFY_FAILED" in details:
@@ -142,9 +139,14 @@ def _tls_refusal(details: str, address: str) -> BatonError | None:
     return None
 
 
-def retry_after_s(told: dict[str, str]) -> float | None:
-    """When the router says there may be room again."""
-    after_ms = told.get("retry-after-ms", "")
+def trailers(error: grpc.RpcError) -> dict[str, str]:
+    """The trailing metadata of a failed call."""
+    return {key: str(value) for key, value in error.trailing_metadata() or ()}  # type: ignore[attr-defined]
+
+
+def retry_after_s(sent: dict[str, str]) -> float | None:
+    """Seconds after which the router suggests a retry, from its trailing metadata; None without a suggestion."""
+    after_ms = sent.get("retry-after-ms", "")
     return int(after_ms) / 1000 if after_ms.isdigit() else None
 
 

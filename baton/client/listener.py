@@ -1,4 +1,4 @@
-"""Which process of this machine listens at an address: for errors about one that does not answer."""
+"""The process of this machine that listens at an address, for errors about a router that does not answer."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from baton.protocol.address import is_loopback, split
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """A process that listens; `stopped` by a signal, it accepts connections and does nothing."""
+    """A listening process. `stopped`: by a signal, so that connections are accepted and never answered."""
 
     pid: int
     stopped: bool
 
 
 def listener(address: str) -> Listener | None:
-    """The process that listens at a loopback address; None elsewhere, for one of another user, or without psutil."""
+    """The process that listens at a loopback address; None for other addresses and users, or without psutil."""
     host, port = split(address)
     if not (is_loopback(host) and port.isdigit()):
         return None
     try:
         import psutil
-    except ImportError:  # installed where nodes run, not with the client alone
+    except ImportError:  # A dependency of nodes, not of the client alone
         return None
     try:
         for one in psutil.net_connections("tcp"):

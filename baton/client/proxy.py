@@ -1,8 +1,8 @@
-"""Which HTTP proxy gRPC takes for an address, if any.
+"""The HTTP proxy that gRPC uses for an address.
 
-gRPC reads $grpc_proxy, $https_proxy and $http_proxy, the first that is set, and leaves out what $no_grpc_proxy or else
-$no_proxy lists: ends of names, addresses, and networks such as 10.0.0.0/8. Baton adds one rule: private addresses
-(`baton.protocol.address.is_private`) never go through a proxy.
+gRPC takes the first of $grpc_proxy, $https_proxy and $http_proxy that is set. It connects directly to the addresses
+that $no_grpc_proxy or else $no_proxy lists: ends of names, addresses, and networks such as 10.0.0.0/8. Baton adds one
+rule: private addresses (`baton.protocol.address.is_private`) are always reached directly.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ _EXCEPTIONS = ("no_grpc_proxy", "no_proxy")
 
 
 def avoids_proxies(address: str) -> bool:
-    """Whether an address is never reached through a proxy, whatever the environment says."""
+    """Whether an address is always reached directly, regardless of the environment."""
     return address.startswith("unix") or is_private(split(address)[0])
 
 
 def proxy_of(address: str, environment: Mapping[str, str]) -> str:
-    """The proxy and the variable that names it, without its password, such as "proxy.corp:3128 ($https_proxy)"."""
+    """An address's proxy and its variable, such as "proxy.corp:3128 ($https_proxy)", without credentials; or ""."""
     variable = next((name for name in _PROXIES if name in environment), "")
     proxy = environment.get(variable, "").partition("://")[2].rstrip("/").rpartition("@")[2]
     excepted = next((environment[name] for name in _EXCEPTIONS if name in environment), "")

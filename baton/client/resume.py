@@ -1,39 +1,80 @@
-"""A stream's history: what has come, when a broken stream is taken up again, and with what request.
+"""One stream as steps: which calls a client makes, when it resumes a broken stream, and what it raises.
 
-A stream that breaks off is asked for again by request id and token index: the router may have been restarted. First a
-small call finds out whether the router answers at all, with a bound of its own; the stream that follows has none but
-the caller's deadline, because a router that answers may need long for the next token.
+`Resume.steps` is the whole protocol and does no I/O. It yields one `Step` after another and receives each step's
+outcome; `baton.client.stream` performs the steps, once for plain code and once for asyncio.
+
+A stream that breaks off is resumed by request id and token index, because the router may have been restarted. First a
+small call with a short timeout checks that the router answers. The stream that follows has the caller's deadline alone,
+because a router that answers may need long for the next token.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Generator
 from dataclasses import dataclass, field
 
 import grpc
 
 from baton.client.answer import Answer, Token, read_answer, read_tokens
-from baton.client.errors import (
-    BROKEN_OFF,
+from baton.client.errors import BROKEN_OFF, cause, error_from_rpc, retry_after_s, trailers
+from baton.protocol.errors import (
+    ERRORS_BY_NAME,
+    BatonError,
+    Cancelled,
     DeadlineExceeded,
     InternalError,
     NoWorkers,
-    cause,
-    error_from_rpc,
-    retry_after_s,
 )
-from baton.protocol.errors import ERRORS_BY_NAME, BatonError
 from baton.protocol.v1 import inference_pb2
 
-GIVE_UP_S = 60.0  # without a single token
-RETRY_S = 0.2  # between two tries
-ASK_S = 5.0  # for the router to say that it is there
+GIVE_UP_S = 60.0  # How long a broken stream is resumed without a new token
+RETRY_S = 0.2  # Between two tries
+PING_S = 5.0  # Timeout of the call that checks whether the router answers
 _RETRIED = ("NoWorkers", "WorkerLost", "HandoffFailed")
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """Start a call of `Generate`."""
+
+    request: inference_pb2.GenerateRequest
+    timeout_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """Read the call's next message; None after the last one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """Check that the router answers."""
+
+    timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Wait."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Fail:
+    """Raise the error that ended the stream; every later step is this one."""
+
+    error: BatonError
+
+
+Step = Open | Read | Ping | Pause | Fail
+Steps = Generator[Step, inference_pb2.GenerateResponse | None, None]
 
 
 @dataclass(eq=False)
 class Resume:
-    """One stream's history: enough to ask for the rest of it, and to say why there is no rest."""
+    """The history of one stream: what it takes to request the rest, or to explain why there is none."""
 
     request: inference_pb2.GenerateRequest
     address: str
@@ -41,19 +82,52 @@ class Resume:
     give_up_s: float = GIVE_UP_S
     tokens: list[Token] = field(default_factory=list)
     answer: Answer | None = None
+    cancelled: bool = False
+    breaks: int = 0  # How often the stream was resumed
     _started_s: float = field(default_factory=time.monotonic)
-    _broken_s: float | None = None  # since when no token has come
-    _tries: int = 0  # since then
-    breaks: int = 0  # in all
+    _broken_s: float | None = None  # When the stream broke off; None once a message has arrived
+    _tries: int = 0  # Since it broke off
 
-    def absorb(self, response: inference_pb2.GenerateResponse) -> list[Token]:
-        """What a message of the stream brought."""
+    def steps(self) -> Steps:
+        """The steps of the stream, in order. A step that fails is answered by throwing its `grpc.RpcError`."""
+        try:
+            yield Open(self.request, self.timeout_s)
+            while True:
+                try:
+                    response = yield Read()
+                except grpc.RpcError as error:
+                    yield from self._reopen(error)
+                    continue
+                if response is None:
+                    return
+                self._absorb(response)
+        except BatonError as failure:
+            yield Fail(failure)
+
+    def _reopen(self, error: grpc.RpcError) -> Steps:
+        """Wait until the router answers, then open a call for the rest."""
+        pinging = False
+        while True:
+            yield Pause(self._pause_s(error, pinging))
+            self._check_cancelled()
+            try:
+                yield Ping(self._ping_s)
+            except grpc.RpcError as failed:
+                error, pinging = failed, True
+                continue
+            self._check_cancelled()
+            yield Open(self._rest(), self._remaining_s)
+            return
+
+    def _check_cancelled(self) -> None:
+        if self.cancelled:
+            raise Cancelled("The stream was cancelled.")
+
+    def _absorb(self, response: inference_pb2.GenerateResponse) -> None:
         self._broken_s, self._tries = None, 0
-        new = read_tokens(response)
-        self.tokens += new
+        self.tokens += read_tokens(response)
         if response.HasField("finish"):
             self.answer = read_answer(self.tokens, response.finish)
-        return new
 
     @property
     def whole_answer(self) -> Answer:
@@ -62,35 +136,35 @@ class Resume:
             raise InternalError("The stream ended without its last message.")
         return self.answer
 
-    def pause_s(self, error: grpc.RpcError, asking: bool) -> float:
-        """How long to wait before asking again; raises what the caller gets when the error is the stream's end.
+    def _pause_s(self, error: grpc.RpcError, pinging: bool) -> float:
+        """Seconds to wait before the next try; raises the stream's error when there is no next try.
 
-        `asking`: the call that failed asked only whether the router is there. Taken up again is what broke off
-        underway; a first call that reaches no router fails at once.
+        `pinging`: the call that failed was a `Ping`. A stream that broke off is resumed; a first call that reaches no
+        router fails at once.
         """
         status, details = error.code().name, error.details() or ""  # type: ignore[attr-defined]
-        told = {key: str(value) for key, value in error.trailing_metadata() or ()}  # type: ignore[attr-defined]
-        name, why = told.get("baton-error", ""), cause(details)
+        sent = trailers(error)
+        name, why = sent.get("baton-error", ""), cause(details)
         late = status == "DEADLINE_EXCEEDED"
-        if not name and late and not asking:
+        if not name and late and not pinging:
             raise self._late() from None
-        # After a restart of the router all streams come back at once: there is room again as soon as some have.
+        # After a restart of the router all streams resume at once, so an overload passes quickly.
         full = name == "Overloaded" and self.breaks > 0
-        away = (status == "UNAVAILABLE" or (asking and late)) and (not name or name in _RETRIED)
+        away = (status == "UNAVAILABLE" or (pinging and late)) and (not name or name in _RETRIED)
         if not (away or full):
             raise error_from_rpc(error, self.address, self.timeout_s) from None
         if not self.breaks and (name or (not self.tokens and why != BROKEN_OFF)):
             raise error_from_rpc(error, self.address, self.timeout_s) from None
         now = time.monotonic()
         self._broken_s = now if self._broken_s is None else self._broken_s
-        if self.remaining_s == 0.0:
+        if self._remaining_s == 0.0:
             raise self._late() from None
         if now - self._broken_s >= self.give_up_s:
             raise self._given_up(ERRORS_BY_NAME[name](details) if name else None, why) from None
         self.breaks += 1
         self._tries += 1
         if full:
-            return max(RETRY_S, min(retry_after_s(told) or 0.0, ASK_S))
+            return max(RETRY_S, min(retry_after_s(sent) or 0.0, PING_S))
         return RETRY_S if name or self._tries > 1 else 0.0
 
     def _late(self) -> DeadlineExceeded:
@@ -99,15 +173,15 @@ class Resume:
     def _given_up(self, refusal: BatonError | None, why: str) -> BatonError:
         tried = f"{self.give_up_s:g} s (tried {_counted(self._tries, 'time')})"
         if refusal is not None:
-            return type(refusal)(f"{refusal.message.rstrip('.')}: so for {tried}, {self._progress}.")
+            return type(refusal)(f"{refusal.message.rstrip('.')}. Given up after {tried}, {self._progress}.")
         return NoWorkers(f"The router at {self.address} has not answered for {tried}, {self._progress}: {why}.")
 
     @property
     def _progress(self) -> str:
         return f"after {_counted(len(self.tokens), 'output token')}" if self.tokens else "before the first token"
 
-    def rest(self) -> inference_pb2.GenerateRequest:
-        """The request for what is missing."""
+    def _rest(self) -> inference_pb2.GenerateRequest:
+        """The request for the missing tokens."""
         request = inference_pb2.GenerateRequest()
         request.CopyFrom(self.request)
         request.resume_from = len(self.tokens)
@@ -115,15 +189,15 @@ class Resume:
         return request
 
     @property
-    def ask_s(self) -> float:
-        """How long to wait for a sign of the router: no longer than the stream itself may still take."""
+    def _ping_s(self) -> float:
+        """Timeout of a ping in seconds: no longer than the stream itself has left."""
         broken_s = 0.0 if self._broken_s is None else time.monotonic() - self._broken_s
-        left_s = self.remaining_s
-        return max(0.01, min(ASK_S, self.give_up_s - broken_s, ASK_S if left_s is None else left_s))
+        left_s = self._remaining_s
+        return max(0.01, min(PING_S, self.give_up_s - broken_s, PING_S if left_s is None else left_s))
 
     @property
-    def remaining_s(self) -> float | None:
-        """What is left of the caller's deadline."""
+    def _remaining_s(self) -> float | None:
+        """Seconds left until the caller's deadline."""
         if self.timeout_s is None:
             return None
         return max(0.0, self.timeout_s - (time.monotonic() - self._started_s))

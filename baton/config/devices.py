@@ -1,19 +1,19 @@
-"""On which device a worker of each pool computes, and how much of it is its own. Pure."""
+"""The device of each pool's workers, and the share of its memory that a worker uses. Pure."""
 
 from __future__ import annotations
 
 from baton.config.schema import BatonConfig
 from baton.protocol.errors import ConfigError
 
-SHARE = 0.9  # of a GPU that its workers take together; the rest is for the driver and its kernels
+SHARE = 0.9  # Of a GPU's memory, for all its workers together; the rest is for the driver and its kernels
 ROLES = ("prefill", "decode", "mixed")
 
 
 def device(config: BatonConfig, role: str) -> str:
-    """ "cpu", or the name of a GPU among those that the worker's process sees.
+    """The device of a pool's workers: "cpu" or a name such as "cuda:0".
 
-    With engine.device = "auto" a worker computes on a GPU where its pool takes GPUs (placement.<role>.gpus). Ray shows
-    a worker only those that it was given, so the first of them is right.
+    With engine.device = "auto" a worker computes on a GPU if its pool takes GPUs (placement.<role>.gpus). A worker's
+    process sees only the GPUs that Ray gave it, so it uses the first one.
     """
     chosen = config.engine.device
     if chosen == "auto":
@@ -27,10 +27,10 @@ def on_gpu(config: BatonConfig) -> bool:
 
 
 def memory_fraction(config: BatonConfig, role: str) -> float:
-    """Of its GPU's memory, for everything that a worker of this pool has there.
+    """The share of its GPU's memory that a worker of this pool may use, for weights, pages and buffers.
 
-    A pool that takes half a GPU per worker gets half the memory. Where Ray does not count GPUs, all workers may find
-    themselves on the same one, and divide it.
+    A pool that takes half a GPU per worker gets half the memory. If the pool takes no GPUs from Ray, all workers may be
+    on the same GPU, so they divide it.
     """
     if config.engine.gpu_memory_fraction != "auto":
         return config.engine.gpu_memory_fraction
@@ -40,11 +40,11 @@ def memory_fraction(config: BatonConfig, role: str) -> float:
 
 
 def check_devices(config: BatonConfig) -> None:
-    """Raises `ConfigError` for pools that could not exchange pages."""
+    """Raise `ConfigError` for pools on different kinds of devices: they could not exchange pages."""
     kinds = {role: device(config, role).split(":")[0] for role in ROLES if getattr(config.pools, role)}
     if len(set(kinds.values())) > 1:
-        told = ", ".join(f"{role} on {kind}" for role, kind in kinds.items())
+        found = ", ".join(f"{role} on {kind}" for role, kind in kinds.items())
         raise ConfigError(
-            f"Pages move only between workers on the same kind of device, but {told}: give every pool gpus, or set "
+            f"Pages move only between workers on the same kind of device, but {found}: give every pool gpus, or set "
             "engine.device."
         )

@@ -1,10 +1,11 @@
-"""Where workers go: what each takes of its node, and whose nodes are chosen together. Pure; `deploy` tells it to Ray.
+"""Placement of workers: the resources that each takes of its node, and groups placed together. Pure.
 
-With `strategy = "free"` each worker is placed by itself, and its node can go when the worker has gone. The other two
-put workers into groups, in which every worker has a bundle; a bundle is always on one node, and so are the GPUs in it.
+`deploy` passes the result to Ray. With `strategy = "free"` each worker is placed by itself, and its node can be removed
+after the worker has ended. The other strategies put workers into groups, in which every worker has a bundle of
+resources; a bundle, with its GPUs, is always on one node.
 
-    pack     groups of at least one prefill and one decode worker, each group on one node: KV goes over NVLink
-    spread   one group of all workers, on as many nodes as there are: each has the network card to itself
+    pack     groups of at least one prefill and one decode worker, each group on one node, with KV over NVLink
+    spread   one group of all workers, on as many nodes as possible: a worker has a network card to itself
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ _OWN_NAMES = {"CPU": "cpus", "GPU": "gpus", "memory": "", "object_store_memory":
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What one worker takes of its node (all of it from the same one), and what it needs there."""
+    """The resources of one worker, all from one node, and the labels and environment that it needs there."""
 
     cpus: float
     gpus: float
@@ -29,34 +30,34 @@ class Demand:
 
     @property
     def bundle(self) -> dict[str, float]:
-        """Everything it takes under Ray's names; empty when it takes nothing."""
+        """The resources under Ray's names; empty if the worker takes none."""
         every = {"CPU": self.cpus, "GPU": self.gpus, **self.resources}
         return {name: amount for name, amount in every.items() if amount > 0}
 
     @property
     def words(self) -> str:
-        """Such as "1 GPU, 1 baton_decode, ray.io/accelerator-type=H100"; empty when any node will do."""
+        """Text such as "1 GPU, 1 baton_decode, ray.io/accelerator-type=H100"; empty if any node will do."""
         taken = [f"{amount:g} {name}" for name, amount in self.bundle.items()]
         return ", ".join([*taken, *(f"{label}={value}" for label, value in self.labels.items())])
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Workers whose nodes are chosen together; `strategy` is the name Ray has for it."""
+    """Workers whose nodes are chosen together; `strategy` is Ray's name for it."""
 
     name: str
     strategy: str
-    workers: tuple[tuple[str, str], ...]  # (name, role); the place in here is the bundle's
+    workers: tuple[tuple[str, str], ...]  # (name, role) of each bundle
 
 
 def demand(config: BatonConfig, role: str) -> Demand:
-    """What a worker of this role takes."""
+    """The resources of a worker of this role."""
     pool: PoolPlacement = getattr(config.placement, role)
     return Demand(pool.cpus, pool.gpus, dict(pool.resources), dict(pool.labels), dict(pool.env))
 
 
 def groups(config: BatonConfig, roles: list[tuple[str, str]]) -> list[Group]:
-    """The groups of a cluster with these workers, as (name, role)."""
+    """The groups of a cluster with these workers, given as (name, role); none with `strategy = "free"`."""
     strategy = config.placement.strategy
     if strategy == "free":
         return []
@@ -72,7 +73,7 @@ def groups(config: BatonConfig, roles: list[tuple[str, str]]) -> list[Group]:
 
 
 def check_placement(config: BatonConfig) -> None:
-    """Raises `ConfigError` for what Ray could never place."""
+    """Raise `ConfigError` for a placement that Ray could never satisfy."""
     placement = config.placement
     pools = {role: demand(config, role) for role in ("prefill", "decode", "mixed")}
     for role, wanted in pools.items():
@@ -81,7 +82,7 @@ def check_placement(config: BatonConfig) -> None:
             raise ConfigError(f"placement.{role}.resources has Ray's own {name}: {instead}.")
         if placement.strategy != "free" and getattr(config.pools, role) and not wanted.bundle:
             raise ConfigError(
-                f'placement.strategy is "{placement.strategy}", but a {role} worker takes nothing of its node: '
+                f'placement.strategy is "{placement.strategy}", but a {role} worker takes no resources of its node: '
                 f"give placement.{role} gpus, cpus or resources."
             )
     prefill, decode = pools["prefill"].labels, pools["decode"].labels
@@ -97,7 +98,7 @@ def check_placement(config: BatonConfig) -> None:
 
 
 def placement_words(config: BatonConfig) -> dict[str, str]:
-    """The placement as a setting to print; empty when nothing was configured."""
+    """The placement as a setting to print; empty if none is configured."""
     wanted = {role: demand(config, role).words for role in ("prefill", "decode", "mixed")}
     parts = [f"{role}: {words}" for role, words in wanted.items() if words and getattr(config.pools, role)]
     if config.placement.strategy == "free" and not parts:

@@ -1,5 +1,5 @@
-"""How the cluster's actors are found in a Ray."""
+"""Names under which a cluster's actors are found in Ray."""
 
 NAMESPACE = "baton"
 ROUTER = "router"
-FIRST_WORDS = "This is worker {}.\n"  # of a worker's log, by which it is found
+FIRST_WORDS = "This is worker {}.\n"  # Begins a worker's log and identifies it

@@ -1,4 +1,4 @@
-"""`deploy/cluster.toml` and the tables of `docs/configuration.md`, as text made from the schema. Pure."""
+"""Generates `deploy/cluster.toml` and the tables of `docs/configuration.md` from the schema, as text. Pure."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ COMMENT_COLUMN = 30
 TABLES = re.compile(r"(?<=<!-- keys -->\n).*(?=<!-- end -->)", re.DOTALL)
 HEAD = """\
 # Every key with its default:  baton up --config deploy/cluster.toml
-# "auto" is worked out at start from the machine and the model, and printed.
-# Made from baton/config/schema.py by `python -m baton.deploy.config_files`.
+# "auto" is resolved at start from the machine and the model, and printed.
+# Generated from baton/config/schema.py by `python -m baton.deploy.config_files`.
 """
 
 
@@ -28,8 +28,8 @@ class Key:
     """One key of a section, as its field declares it."""
 
     name: str
-    default: str  # as TOML
-    values: str  # what it may be, in words
+    default: str  # As TOML
+    values: str  # The allowed values, as text
     text: str
 
 
@@ -44,12 +44,12 @@ class Section:
 
 
 def sections() -> list[Section]:
-    """Every table in the order of the file."""
+    """Every table, in the order of the file."""
     return list(_tables(BatonConfig, "", {}))
 
 
 def _tables(kind: type[BaseModel], prefix: str, seen: dict[type[BaseModel], str]) -> Iterator[Section]:
-    """The tables that are fields of `kind`, each followed by those inside it; `seen` notes where each kind stood."""
+    """The tables that are fields of `kind`, each followed by its own; `seen` has the first path of each kind."""
     for name, field in kind.model_fields.items():
         if isinstance(table := field.annotation, type) and issubclass(table, BaseModel):
             path, same_as = prefix + name, seen.setdefault(table, prefix + name)
@@ -68,12 +68,12 @@ def _keys(section: type[BaseModel]) -> tuple[Key, ...]:
 
 
 def toml_value(value: object) -> str:
-    """A default as TOML writes it; JSON writes numbers, booleans, plain strings and empty tables alike."""
+    """A default as TOML; JSON writes numbers, booleans, plain strings and empty tables in the same way."""
     return json.dumps(value)
 
 
 def _values(shape: dict[str, Any]) -> str:
-    """What a JSON schema allows, in words."""
+    """The values that a JSON schema allows, as text."""
     if "anyOf" in shape:
         return " or ".join(_values(one) for one in shape["anyOf"])
     if "const" in shape or "enum" in shape:
@@ -103,7 +103,7 @@ def _toml_table(section: Section) -> str:
 
 
 def _commented(row: str, text: str) -> str:
-    """A row with its comment beside it, and below where the line would be too long."""
+    """A row with its comment beside it; a long comment continues below."""
     head = row.ljust(COMMENT_COLUMN - 1)
     first = textwrap.wrap(text, WIDTH - len(head) - 3)[0]
     rest = textwrap.wrap(text[len(first) :].strip(), WIDTH - COMMENT_COLUMN - 2)
@@ -111,7 +111,7 @@ def _commented(row: str, text: str) -> str:
 
 
 def with_tables(document: str) -> str:
-    """The document with a table for each section between its markers; raises `ValueError` when it has none."""
+    """The document with a table for each section between its markers; raises `ValueError` without markers."""
     made, count = TABLES.subn(lambda _: "\n" + "\n".join(map(_markdown, sections())) + "\n", document)
     if count != 1:
         raise ValueError("The document needs one block between <!-- keys --> and <!-- end -->.")

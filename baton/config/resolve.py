@@ -1,4 +1,4 @@
-"""What "auto" means, on this machine and for this model. Pure: the facts are passed in."""
+"""Resolves every "auto" of a configuration, for a machine and a model. Pure: the facts are passed in."""
 
 from __future__ import annotations
 
@@ -18,40 +18,44 @@ from baton.config.memory import (
     swap_pages,
 )
 from baton.config.placement import check_placement, demand, placement_words
-from baton.config.plan import ResolvedEngine, ResolvedModel, RouterConfig, WorkerConfig
+from baton.config.process_config import ResolvedEngine, ResolvedModel, RouterConfig, WorkerConfig
 from baton.config.schema import BatonConfig
 from baton.protocol.sampling import SamplingDefaults, default_words
 
 
 @dataclass(frozen=True, slots=True)
 class MachineFacts:
-    """What the machine offers to all workers on it together."""
+    """The resources of the machine, for all its workers together."""
 
     cores: int
     memory_available_bytes: int
     fast_bfloat16: bool  # avx512_bf16 or AMX: bfloat16 matrix products at twice the rate of float32
-    memory_limit_bytes: int = 0  # of a container, where that is what bounds the memory available
-    all_workers_here: bool = True  # False: they may be on nodes with more or less memory
+    memory_limit_bytes: int = 0  # The container's limit, if it bounds the available memory; 0: none
+    all_workers_here: bool = True  # False: workers may run on nodes with more or less memory
 
     @property
     def free(self) -> Free:
+        """The available memory."""
         return Free(self.memory_available_bytes, self.memory_limit_bytes)
 
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """What sizing needs to know of the model. `kv_values_per_token` counts K and V of all layers, `layer_values` what
-    one layer computes of a token."""
+    """The model's facts that determine sizes.
+
+    `kv_values_per_token` counts K and V of all layers; `layer_values` counts the numbers that one layer computes for a
+    token.
+    """
 
     path: str
     name: str
     context_tokens: int
     kv_values_per_token: int
-    sampling: SamplingDefaults = field(default_factory=dict)  # of its generation_config.json
+    sampling: SamplingDefaults = field(default_factory=dict)  # From its generation_config.json
     num_parameters: int = 0
     layer_values: int = 0
     vocab_size: int = 0
-    window_limits: bool = False  # a sliding window, not the model's positions, is what limits `context_tokens`
+    window_limits: bool = False  # Its sliding window, not its positions, limits `context_tokens`
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +83,7 @@ class Resolved:
 
     @property
     def settings(self) -> dict[str, str]:
+        """The resolved values with their names, as text."""
         page_size = self.config.engine.page_size
         return {
             "model": self.model.name,
@@ -102,7 +107,7 @@ class Resolved:
 
     @property
     def worker_memory(self) -> WorkerMemory:
-        """What a worker takes of the machine's own memory; on a GPU only the process and the swap are there."""
+        """A worker's use of the machine's own memory; a worker on a GPU has only its process and swap there."""
         gpu = on_gpu(self.config)
         fixed = _fixed_memory(self.model, self.dtype, gpu, self.chunk_tokens, self.max_batch)
         values = self.config.engine.page_size * self.model.kv_values_per_token
@@ -125,17 +130,17 @@ class Resolved:
 
     @property
     def sampling_defaults(self) -> SamplingDefaults:
-        """What requests get that leave a parameter of sampling open; the rest is `SamplingParams`' own default."""
+        """The model's defaults of sampling parameters; the others have the defaults of `SamplingParams`."""
         return self.model.sampling if self.config.model.generation_config == "auto" else {}
 
     def _sampling_words(self) -> str:
-        """How a request is sampled that does not say."""
+        """The sampling of a request without sampling parameters, as text."""
         off = self.config.model.generation_config == "off"
         source = "generation_config off" if off else "the model's generation_config.json"
         return default_words(self.sampling_defaults, source if off or self.model.sampling else "Baton's defaults")
 
     def _gpu_words(self) -> dict[str, str]:
-        """How pools that are on GPUs use them; nothing where none is."""
+        """The use of GPUs by each pool, as a setting to print; empty without GPUs."""
         engine = self.config.engine
         pools = dict.fromkeys(role for _, role in self.roles)
         if not on_gpu(self.config):
@@ -145,11 +150,12 @@ class Resolved:
         return {"gpu": f"{'; '.join(parts)}; {graphs}; {engine.attention} kernels"}
 
     def as_json(self) -> dict[str, Any]:
-        """What `from_json` makes the same of again, in another process."""
+        """Plain values from which `from_json` restores this in another process."""
         return {**asdict(self), "config": self.config.model_dump(mode="json")}
 
     @staticmethod
     def from_json(values: dict[str, Any]) -> Resolved:
+        """The inverse of `as_json`."""
         given = {
             "config": BatonConfig.model_validate(values["config"]),
             "model": ModelFacts(**values["model"]),
@@ -163,7 +169,7 @@ class Resolved:
         return ResolvedModel.of(section, path=self.model.path, dtype=self.dtype, context_tokens=self.context_tokens)
 
     def router_config(self, worker_host: str) -> RouterConfig:
-        """`worker_host`: the address on which the router listens for workers."""
+        """The router's configuration; `worker_host` is the address on which it listens for workers."""
         return RouterConfig(
             model=self._model,
             model_name=self.model.name,
@@ -176,7 +182,7 @@ class Resolved:
         )
 
     def worker_config(self, name: str, role: str, router_address: str) -> WorkerConfig:
-        """`role`: the value of a `RoleName`; `router_address`: of the router's worker link."""
+        """A worker's configuration; `role` is the value of a `RoleName`, `router_address` the router's worker link."""
         access, logging = self.config.access, self.config.logging
         return WorkerConfig(name, role, router_address, self._model, self._engine(role), access, logging)
 
@@ -196,9 +202,9 @@ class Resolved:
 
 
 def resolve(config: BatonConfig, machine: MachineFacts, model: ModelFacts) -> Resolved:
-    """Replace every "auto". Raises `ConfigError` when the result could not serve a single full-length request.
+    """Resolve every "auto". Raises `ConfigError` for a placement, devices or memory that cannot serve.
 
-    On GPUs `num_pages` stays 0 where it is "auto": each worker finds out what fits when it has loaded its weights.
+    On GPUs an automatic `num_pages` stays 0: each worker measures what fits after it has loaded its weights.
     """
     check_placement(config)
     check_devices(config)
@@ -213,7 +219,7 @@ def resolve(config: BatonConfig, machine: MachineFacts, model: ModelFacts) -> Re
         context = min(context, config.model.context_tokens)
     max_batch = (256 if gpu else 32) if engine.max_batch == "auto" else engine.max_batch
     page_bytes = engine.page_size * model.kv_values_per_token * (4 if dtype == "float32" else 2)
-    useful = max_batch * -(-context // engine.page_size)  # every sequence of a full batch at full length
+    useful = max_batch * -(-context // engine.page_size)  # Pages of a full batch at full length
     largest_chunk = 8192 if gpu else 512
     chunk_tokens = min(largest_chunk, max(context, 16)) if engine.chunk_tokens == "auto" else engine.chunk_tokens
     fixed = _fixed_memory(model, dtype, gpu, chunk_tokens, max_batch)
@@ -241,6 +247,6 @@ def resolve(config: BatonConfig, machine: MachineFacts, model: ModelFacts) -> Re
 
 
 def _fixed_memory(model: ModelFacts, dtype: str, gpu: bool, chunk_tokens: int, max_batch: int) -> WorkerMemory:
-    """Before any page. On a GPU only the process itself is in the machine's own memory."""
+    """A worker's memory before any page. With a GPU only the process is in the machine's own memory."""
     step_values = chunk_tokens * model.layer_values + 2 * max_batch * model.vocab_size
     return fixed_memory(*(0, 0) if gpu else (model.num_parameters, step_values), 4 if dtype == "float32" else 2)

@@ -1,10 +1,10 @@
-"""The configuration file: one TOML document whose every key has a default. A key is declared here and nowhere else.
+"""The schema of the configuration file: one TOML document in which every key has a default.
 
-Type, bounds and default of a key stand in its field, the description below it. `deploy/cluster.toml` and
-`docs/configuration.md` are made from them by `python -m baton.deploy.config_files`. Router and workers get the sections
-themselves (baton/config/plan.py), so a new key is a field here and the code that reads it.
+A key is declared here only: type, bounds and default in its field, the description below it. `python -m
+baton.deploy.config_files` generates `deploy/cluster.toml` and `docs/configuration.md`. Router and workers receive the
+sections themselves (baton/config/process_config.py), so a new key is a field here and the code that reads it.
 
-"auto" means: worked out at start from the machine and the model (baton/config/resolve.py), and printed.
+"auto" is resolved at start from the machine and the model (baton/config/resolve.py), and printed.
 """
 
 from __future__ import annotations
@@ -26,32 +26,32 @@ class _Section(BaseModel):
 
     @classmethod
     def of(cls, section: BaseModel, **values: Any) -> Self:
-        """The keys of `section` with these in their place, checked as the file's are."""
+        """The keys of `section` with some values replaced; raises pydantic's `ValidationError` for an invalid one."""
         return cls.model_validate({**section.model_dump(), **values})
 
     def changed(self, **values: Any) -> Self:
-        """This section with other values; raises pydantic's `ValidationError` for a key or a value that cannot be."""
+        """This section with some values replaced; raises pydantic's `ValidationError` for an invalid key or value."""
         return self.of(self, **values)
 
 
 class ModelSection(_Section):
-    """The model and how its numbers are stored."""
+    """The model and its number format."""
 
     path: str = ""
     """Folder or Hugging Face hub id; empty: the built-in model"""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Number format of weights and KV; auto: bfloat16 on GPUs and on CPUs that multiply it fast, else float32"""
+    """Number format of weights and KV; auto: bfloat16 on GPUs and on CPUs with fast bfloat16 products, else float32"""
 
     context_tokens: int | Auto = "auto"
-    """Longest prompt and output together; auto, and at most: what the model allows"""
+    """Maximum of prompt and output tokens together; auto and upper limit: the model's context"""
 
     generation_config: Literal["auto", "off"] = "auto"
     """Sampling defaults; auto: those of the model's generation_config.json; off: greedy, 256 tokens"""
 
 
 class PoolsSection(_Section):
-    """How many workers each pool starts with."""
+    """Number of workers in each pool at start."""
 
     prefill: int = Field(default=1, ge=0, le=1024)
     """Workers that compute prompts"""
@@ -64,20 +64,20 @@ class PoolsSection(_Section):
 
 
 class EngineSection(_Section):
-    """What each worker computes with."""
+    """Memory, steps and device of each worker."""
 
     page_size: Literal[1, 2, 4, 8, 16, 32, 64, 128] = 16
     """Token positions per KV page"""
 
     num_pages: int | Auto = "auto"
-    """KV pages per worker; auto: from kv_memory_gib, on a GPU as many as fit"""
+    """KV pages per worker; auto: as many as kv_memory_gib holds, on a GPU as many as fit"""
 
     kv_memory_gib: float | Auto = "auto"
-    """GiB for KV pages per worker; auto: a quarter of the free memory, shared by all workers"""
+    """GiB for KV pages per worker; auto: a quarter of the free memory, divided among the workers"""
 
     swap_memory_gib: Annotated[float, Field(ge=0, allow_inf_nan=False)] | Auto = "auto"
-    """GiB of host memory per worker for pages of preempted sequences; 0: none, they are computed again; auto: an eighth
-    of the free memory, shared by all workers, at most 8"""
+    """GiB of host memory per worker for pages of preempted sequences; 0: none, preempted sequences are recomputed;
+    auto: an eighth of the free memory, divided among the workers, at most 8"""
 
     chunk_tokens: int | Auto = "auto"
     """Prefill tokens per step; auto: 8192 on a GPU, else 512, at most the context"""
@@ -89,84 +89,84 @@ class EngineSection(_Section):
     """Sequences per decode step; auto: 256 on a GPU, else 32"""
 
     threads: int | Auto = "auto"
-    """CPU threads per worker; auto: the cores, shared by all workers"""
+    """CPU threads per worker; auto: the cores, divided among the workers"""
 
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:[0-9]{1,2})?)$")] = "auto"
     """cpu, cuda or cuda:N; auto: a GPU for workers whose pool takes gpus (placement), else cpu"""
 
     gpu_memory_fraction: Fraction | Auto = "auto"
-    """Share of its GPU's memory for everything of a worker; auto: 0.9, divided among its workers"""
+    """Share of the GPU's memory that a worker uses; auto: 0.9, divided among the workers of the GPU"""
 
     cuda_graphs: bool = True
-    """Record decode steps when a worker starts, and replay them"""
+    """Record decode steps as CUDA graphs at start, and replay them"""
 
     attention: Literal["auto", "fa2", "fa3"] = "auto"
-    """Prefill kernels on a GPU; auto: fa3 on Hopper where it is installed, else fa2"""
+    """Prefill kernels on a GPU; auto: fa3 on Hopper if installed, else fa2"""
 
     transport: str = "nixl"
-    """What moves KV pages between workers"""
+    """Transport of KV pages between workers"""
 
     checksum_every: int = Field(default=16, ge=0)
-    """Compare the checksum of every N-th page of a handoff; 1: of all, 0: of none"""
+    """Checksum every N-th page of a handoff; 1: every page, 0: no page"""
 
     write_stall_s: float = Field(default=10.0, ge=0)
-    """Seconds without progress after which writes to another worker are given up; 0: never"""
+    """Seconds without progress after which a worker stops waiting for its writes to another; 0: never"""
 
 
 class RouterSection(_Section):
-    """Where the router listens, how it places requests, what it waits for."""
+    """Addresses, placement and time limits of the router."""
 
     host: str = "127.0.0.1"
     """Address for clients"""
 
     port: int = Field(default=50051, ge=0, le=65535)
-    """Port for clients; 0: any free one"""
+    """Port for clients; 0: any free port"""
 
     admin_host: str = "127.0.0.1"
-    """Address for administration, which may change the pools"""
+    """Address for administration; its callers can change the pools"""
 
     admin_port: int = Field(default=50052, ge=0, le=65535)
-    """Port for administration; 0: any free one"""
+    """Port for administration; 0: any free port"""
 
     policy: str = "predicted_latency"
-    """The policy that places requests (docs/policies.md)"""
+    """Placement policy (docs/policies.md)"""
 
     refuse_late: bool = True
-    """Refuse requests whose stated objectives can no longer be met"""
+    """Refuse requests that can no longer meet their objectives"""
 
     auto_rebalance: bool = False
-    """Let the planner move workers between the pools from the start"""
+    """Whether the planner moves workers between the pools from the start"""
 
     max_queued: int = Field(default=4096, ge=1)
-    """Requests that may wait for a worker; more are refused"""
+    """Maximum of requests that wait for a worker; further requests are refused"""
 
     lost_after_s: float = Field(default=2.0, gt=0)
-    """Seconds of silence after which a worker is given up"""
+    """Seconds without a message after which a worker counts as lost"""
 
     no_workers_grace_s: float = Field(default=5.0, ge=0, le=600)
-    """Seconds that a request waits when there is no decode worker"""
+    """Seconds that a request waits for a decode worker to appear"""
 
     claim_within_s: float = Field(default=30.0, ge=0, le=600)
-    """Seconds that sequences which outlive a router wait for their clients; 0: they are computed again"""
+    """Seconds that sequences wait for their clients after a router restart; 0: sequences are recomputed"""
 
     stop_grace_s: float = Field(default=5.0, ge=0, le=60)
-    """Seconds for running streams at `baton down`, while new requests are refused"""
+    """Seconds that running streams get to end at `baton down`; new requests are refused"""
 
     write_timeout_s: float = Field(default=30.0, ge=0)
-    """Seconds after which a client that reads nothing of its stream is cut off; 0: never"""
+    """Seconds after which a stream that its client does not read is ended; 0: never"""
 
     state_file: str = ""
-    """File that keeps what was learned of output lengths over a restart; empty: not kept"""
+    """File that keeps the learned output lengths over a restart; empty: they are not kept"""
 
 
 class PoolPlacement(_Section):
-    """What each worker of a pool takes of its node, and what the node must be."""
+    """Resources and labels of the node of each worker of a pool."""
 
     cpus: float = Field(default=0.0, ge=0)
-    """Cores; also the worker's threads, where those are auto"""
+    """Cores; also the number of the worker's threads if engine.threads is auto"""
 
     gpus: float = Field(default=0.0, ge=0)
-    """GPUs; a fraction shares one"""
+    """GPUs; a fraction shares a GPU"""
 
     resources: dict[str, Annotated[float, Field(gt=0)]] = {}
     """Ray's custom resources, such as { baton_prefill = 1 }"""
@@ -179,7 +179,7 @@ class PoolPlacement(_Section):
 
 
 class PlacementSection(_Section):
-    """On which nodes workers are placed; each pool has a table of its own."""
+    """Placement of workers on nodes; each pool has its own table."""
 
     strategy: Literal["free", "pack", "spread"] = "free"
     """free: each worker by itself; pack: prefill and decode workers on one node; spread: each on a node of its own"""
@@ -190,41 +190,41 @@ class PlacementSection(_Section):
 
 
 class AccessSection(_Section):
-    """Who may call, and how much (docs/security.md). Files are read again when they change."""
+    """Access control and limits of callers (docs/security.md). Changed files are reloaded."""
 
     tls_certificate: str = ""
-    """PEM file; with tls_key, both gRPC servers speak TLS; empty: plain text"""
+    """PEM file of the certificate; turns on TLS for both gRPC servers; empty: plain text"""
 
     tls_key: str = ""
-    """PEM file with the certificate's private key"""
+    """PEM file of the certificate's private key"""
 
     client_ca: str = ""
-    """PEM file; only clients with a certificate of this CA may connect (mutual TLS)"""
+    """PEM file of the CA whose client certificates are required (mutual TLS); empty: none required"""
 
     tokens_file: str = ""
     """TOML file of token hashes, tenants and roles (`baton token new`); empty: any client may call"""
 
     share_prefixes: bool = False
-    """Share the prefix cache between tenants, who may then tell by the time what others have sent"""
+    """Share the prefix cache between tenants; response times then reveal to a tenant which prompts others sent"""
 
     open_admin: bool = False
     """Allow administration from other machines without tokens or mutual TLS"""
 
     max_prompt_tokens: Annotated[int, Field(ge=1)] | Auto = "auto"
-    """Longest prompt; auto: the model's context"""
+    """Maximum of tokens in a prompt; auto: the model's context"""
 
     max_message_mib: int = Field(default=64, ge=1, le=1024)
-    """Largest request message in MiB"""
+    """Maximum size of a request message in MiB"""
 
     max_streams_per_tenant: int = Field(default=0, ge=0)
-    """Answers under way at once; 0: no limit"""
+    """Maximum of concurrent streams per tenant; 0: no limit"""
 
 
 class LoggingSection(_Section):
-    """What router and workers log (docs/operations.md)."""
+    """Logs of router and workers (docs/operations.md)."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
-    """Least severe lines that are logged; debug: also each request's end"""
+    """Lowest level that is logged; debug adds the end of each request"""
 
 
 class BatonConfig(_Section):
@@ -240,13 +240,13 @@ class BatonConfig(_Section):
 
 
 def parse_config(text: str = "", overrides: dict[str, dict[str, Any]] | None = None) -> BatonConfig:
-    """A configuration from TOML text, with flags (section → key → value, None for "not given") on top.
+    """A configuration from TOML text; `overrides` (section → key → value, None: not given) take precedence.
 
-    Raises `ConfigError`: one sentence that names the key, and the nearest known one if it is unknown.
+    Raises `ConfigError` with a sentence that names the key, and the most similar key if it is unknown.
     """
     try:
         values: dict[str, Any] = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:  # TOMLDecodeError, and numbers or brackets without end
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError, and numbers or nesting too large to parse
         raise ConfigError(f"The configuration is not valid TOML: {error}.") from None
     for section, keys in (overrides or {}).items():
         given = {key: value for key, value in keys.items() if value is not None}
@@ -259,7 +259,7 @@ def parse_config(text: str = "", overrides: dict[str, dict[str, Any]] | None = N
     if config.pools.prefill + config.pools.decode + config.pools.mixed == 0:
         raise ConfigError("All pools are empty: give at least one worker, such as prefill = 1 and decode = 1.")
     if config.pools.mixed == 0 and config.pools.decode == 0:
-        raise ConfigError("No pool decodes: give at least one decode or mixed worker.")
+        raise ConfigError("No pool can decode: give at least one decode or mixed worker.")
     return config
 
 

@@ -1,4 +1,4 @@
-"""Keeps freed memory in the process: a step's temporaries are then reused without a page fault per 4 KiB."""
+"""Keeps freed memory in the process, so that a step's temporaries are reused without a page fault per 4 KiB."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import ctypes
 import sys
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_LARGEST = 32 << 20  # glibc refuses a larger mmap threshold
+_LARGEST = 32 << 20  # glibc refuses a larger mmap threshold.
 
 
 def keep_freed_memory() -> bool:
-    """Tell glibc's malloc to serve large blocks from its heap and to return none of it; False where it is not glibc."""
+    """Make glibc's malloc serve large blocks from its heap and keep that heap; returns False without glibc."""
     if not sys.platform.startswith("linux"):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)

@@ -1,8 +1,8 @@
 """Continuous batching: which sequences run in the next step, and how a step's result changes them.
 
-Decodes come first, one token each; the token budget that is left goes to prefill chunks in the order the sequences
-are given, so several short prompts share a step and a long one is spread over many (chunked prefill, Sarathi-Serve,
-Agrawal et al. 2024).
+Decodes come first, one token each. The rest of the token budget goes to prefill chunks in the order of the sequences,
+so several short prompts share a step and a long one is spread over many (chunked prefill, Sarathi-Serve, Agrawal et
+al. 2024).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from baton.protocol.errors import InternalError
 
 @dataclass(frozen=True, slots=True)
 class StepBudget:
-    """Limits of one step: tokens in all, and sequences that decode.
+    """Limits of one step: the total number of tokens, and the number of sequences that decode.
 
     `mixed_chunk_tokens` bounds the prompt tokens that run beside decodes, because all decodes wait for them;
     None means that only `chunk_tokens` does.
@@ -46,7 +46,10 @@ def plan_step(decoding: Seq[Sequence], prefilling: Iterable[Sequence], budget: S
 
 
 def absorb_step(plan: StepPlan, result: StepResult) -> list[tuple[Sequence, SampledToken]]:
-    """Advance the plan's sequences; returns those that got a token, with it."""
+    """Advance the plan's sequences; returns the sampled ones, each with its token.
+
+    Raises `InternalError` when the result has fewer tokens than the plan samples.
+    """
     sampled = []
     tokens = iter(result.tokens)
     for part in plan.slices:

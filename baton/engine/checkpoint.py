@@ -13,16 +13,16 @@ from baton.protocol.errors import ModelError
 from baton.protocol.sampling import SamplingDefaults, model_defaults
 
 _INDEX, _WHOLE = "model.safetensors.index.json", "model.safetensors"
-# Of a hub repository: all but weights. The weights are fetched by name, because a repository may hold them a second
-# time in a form of its own (Mistral's consolidated*.safetensors), which would double the download.
+# The files of a hub repository except weights. Weights are fetched by name, because a repository may hold them twice
+# (Mistral's consolidated*.safetensors).
 DESCRIPTION = ["*.json", "*.jinja", "tokenizer.model"]
-_SAMPLE_BYTES = 4096  # of each tensor
-# Errors of reading a malformed file: not JSON, not text, a wrong type, a missing key, endless brackets.
+_SAMPLE_BYTES = 4096  # Bytes of each tensor that enter `model_id`.
+# Errors of reading a malformed file: not JSON, not text, a wrong type, a missing key, brackets nested too deep.
 _WRONG = (OSError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError)
 
 
 def resolve_model(model: str) -> Path:
-    """The folder of a checkpoint: a folder as it is, anything else from the Hugging Face hub (or its local cache).
+    """The folder of a checkpoint: `model` itself if it is a folder, else a download from the Hugging Face hub.
 
     Raises `ModelError` when neither exists.
     """
@@ -32,13 +32,13 @@ def resolve_model(model: str) -> Path:
             raise ModelError(f"{path} has no config.json; give the folder of a Hugging Face checkpoint.")
         return path
     if path.is_absolute() or model.startswith("."):
-        raise ModelError(f"There is no folder {path}.")
+        raise ModelError(f"The folder {path} does not exist.")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         folder = Path(snapshot_download(model, allow_patterns=DESCRIPTION))
-        read_config(folder)  # a model that is not supported is refused before its weights are fetched
+        read_config(folder)  # An unsupported model is refused before its weights are fetched.
         return Path(snapshot_download(model, revision=folder.name, allow_patterns=weight_names(folder)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0]
@@ -48,7 +48,7 @@ def resolve_model(model: str) -> Path:
 
 
 def read_config(folder: Path) -> ModelConfig:
-    """The configuration in a checkpoint's folder."""
+    """The configuration in a checkpoint's folder; raises `ModelError` when it is malformed or not supported."""
     generation = folder / "generation_config.json"
     try:
         raw = json.loads((folder / "config.json").read_text())
@@ -58,7 +58,10 @@ def read_config(folder: Path) -> ModelConfig:
 
 
 def read_sampling_defaults(folder: Path) -> SamplingDefaults:
-    """Sampling defaults from the checkpoint's generation_config.json; empty without one."""
+    """Sampling defaults from the checkpoint's generation_config.json, empty without that file.
+
+    Raises `ModelError` when the file is malformed.
+    """
     path = folder / "generation_config.json"
     if not path.is_file():
         return {}
@@ -69,7 +72,10 @@ def read_sampling_defaults(folder: Path) -> SamplingDefaults:
 
 
 def weight_names(folder: Path) -> list[str]:
-    """Names of a checkpoint's safetensors files, sharded or not, in a fixed order; they need not exist."""
+    """Names of a checkpoint's safetensors files, sharded or not, in a fixed order; the files need not exist.
+
+    Raises `ModelError` when the index of shards is malformed.
+    """
     index = folder / _INDEX
     if not index.is_file():
         return [_WHOLE]
@@ -94,7 +100,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def tensor_headers(files: list[Path]) -> dict[str, TensorHeader]:
-    """Type and shape of every tensor in these files; raises `ModelError` for a broken header or a name met twice."""
+    """Type and shape of every tensor in these files; raises `ModelError` for a broken header or a duplicate name."""
     headers: dict[str, TensorHeader] = {}
     for path in files:
         with path.open("rb") as file:
@@ -115,7 +121,7 @@ def check_weights(folder: Path, config: ModelConfig) -> None:
 
 
 def model_id(folder: Path) -> str:
-    """A short name of config and weights: workers exchange KV only when theirs are equal.
+    """A short fingerprint of config and weights: only workers with equal ones exchange KV.
 
     Reads the config and the beginning of every tensor, not every byte.
     """

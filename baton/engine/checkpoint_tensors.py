@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from baton.engine.model_config import ModelConfig
 from baton.protocol.errors import ModelError
 
-DTYPES = ("F32", "BF16", "F16", "F64")  # of a checkpoint's tensors, in the words of a safetensors header
-# Not used here: what old versions of transformers wrote and we compute, and the scales of a quantised KV cache.
+DTYPES = ("F32", "BF16", "F16", "F64")  # Accepted tensor types, as named in a safetensors header.
+# Unused tensors: frequencies that old versions of transformers stored, and scales of a quantised KV cache.
 _UNUSED_ENDINGS = ("rotary_emb.inv_freq", ".k_scale", ".v_scale")
 _LAYER = re.compile(r"model\.layers\.(\d+)\.")
-_PREDICTS_AHEAD = re.compile(r"(model\.)?mtp\.")  # layers for multi-token prediction
+_PREDICTS_AHEAD = re.compile(r"(model\.)?mtp\.")  # Layers for multi-token prediction.
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def checkpoint_targets(config: ModelConfig) -> dict[str, Target]:
-    """Every tensor a checkpoint of this configuration must have, and its place."""
+    """Every tensor that a checkpoint of this configuration must have, and its target."""
     hidden, q = config.hidden_size, config.num_heads * config.head_dim
     kv, mlp = config.num_kv_heads * config.head_dim, config.intermediate_size
     targets = {
@@ -87,10 +87,10 @@ def checkpoint_targets(config: ModelConfig) -> dict[str, Target]:
 
 
 def place_tensors(config: ModelConfig, headers: Mapping[str, TensorHeader]) -> dict[str, Target]:
-    """The place of every tensor that this model uses.
+    """The target of every tensor that this model uses.
 
-    Raises `ModelError` naming a tensor that is missing, unknown, of the wrong shape or of a type that is no plain
-    floating point number: without its scales a quantised weight is a wrong one.
+    Raises `ModelError` naming a tensor that is missing, unknown, of the wrong shape, or not of plain floating point
+    numbers: a quantised weight is wrong without its scales.
     """
     wanted = checkpoint_targets(config)
     places = {}
@@ -114,7 +114,7 @@ def place_tensors(config: ModelConfig, headers: Mapping[str, TensorHeader]) -> d
 
 
 def _unused(config: ModelConfig, name: str) -> bool:
-    """Whether a tensor is not used in the computation; transformers ignores the same ones."""
+    """Whether the computation does not use a tensor; transformers ignores the same tensors."""
     if config.tied_head and name == "lm_head.weight":
         return True
     layer = _LAYER.match(name)

@@ -16,9 +16,9 @@ _ALLOCATOR_VARIABLES = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 
 
 def check_allocator(environment: Mapping[str, str]) -> None:
-    """Raises `ConfigError` if torch would not allocate pages with cudaMalloc.
+    """Raise `ConfigError` if the environment makes torch allocate pages otherwise than with cudaMalloc.
 
-    Expandable segments are mapped piece by piece; such memory cannot be given to another process by CUDA IPC, nor be
+    Expandable segments are mapped piece by piece. Such memory cannot be shared with another process by CUDA IPC, nor
     registered for RDMA as a whole.
     """
     for name in _ALLOCATOR_VARIABLES:
@@ -31,13 +31,17 @@ def check_allocator(environment: Mapping[str, str]) -> None:
 
 
 def check_pages(pages: torch.Tensor) -> None:
-    """Raises `ConfigError` if torch did not allocate these pages with cudaMalloc, whatever the environment says."""
+    """Raise `ConfigError` if torch did not allocate these pages with cudaMalloc, whatever the environment says."""
     backend = torch.cuda.get_allocator_backend()
     check_segments(backend, torch.cuda.memory_snapshot() if backend == "native" else [], pages.data_ptr())
 
 
 def check_segments(backend: str, segments: Sequence[Mapping[str, Any]], address: int) -> None:
-    """As `check_pages`, of torch's allocator by name and the memory that it holds (`torch.cuda.memory_snapshot`)."""
+    """The pure part of `check_pages`.
+
+    `backend` is the name of torch's allocator, `segments` its memory (`torch.cuda.memory_snapshot`), `address` that of
+    the pages.
+    """
     how = "" if backend == "native" else f"by {backend}"
     for segment in segments:
         if segment["address"] <= address < segment["address"] + segment["total_size"] and segment.get("is_expandable"):
@@ -50,7 +54,7 @@ def check_segments(backend: str, segments: Sequence[Mapping[str, Any]], address:
 
 
 def check_kernels(kernels: str, capability: tuple[int, int]) -> None:
-    """Raises `ConfigError` where the GPU has no such prefill kernels."""
+    """Raise `ConfigError` when a GPU of this compute capability has no such prefill kernels."""
     if kernels == "fa3" and capability[0] != 9:
         raise ConfigError(
             f'engine.attention is "fa3", which only Hopper GPUs (compute capability 9) have; this one is '
@@ -59,11 +63,14 @@ def check_kernels(kernels: str, capability: tuple[int, int]) -> None:
 
 
 def open_device(name: str) -> torch.device:
-    """The GPU named such as "cuda:0", made this thread's. Raises `ConfigError` with the reason when it cannot serve."""
+    """The GPU of this name, such as "cuda:0", selected for this thread.
+
+    Raises `ConfigError` with the reason when it cannot serve.
+    """
     device = torch.device(name)
     if not torch.cuda.is_available():
         raise ConfigError(
-            f"{name} was asked for, but torch {torch.__version__} finds no GPU here: check nvidia-smi, "
+            f"{name} was requested, but torch {torch.__version__} finds no GPU here: check nvidia-smi, "
             "CUDA_VISIBLE_DEVICES, and that torch was built for CUDA."
         )
     count = torch.cuda.device_count()

@@ -1,4 +1,7 @@
-"""Runs step plans on a GPU: attention by the table of backends, fused layers, recorded steps, no waiting in a step."""
+"""Runs step plans on a GPU: attention from the table of backends, fused layers, recorded steps.
+
+No call waits for the device within a step.
+"""
 
 from __future__ import annotations
 
@@ -31,10 +34,10 @@ Progress = Callable[[int, int], None]
 class CudaOptions:
     """Options of the computation; they change results only by rounding."""
 
-    cuda_graphs: bool = True  # record decode steps
-    attention: str = "fa2"  # prefill kernels: "fa2", or "fa3" on Hopper
-    max_batch: int = 256  # sequences of a decode step
-    max_tokens: int = 8192  # of the largest step; sizes the first staging buffer
+    cuda_graphs: bool = True  # Record decode steps.
+    attention: str = "fa2"  # Prefill kernels: "fa2", or "fa3" on Hopper.
+    max_batch: int = 256  # Most sequences of a decode step.
+    max_tokens: int = 8192  # Tokens of the largest step; sizes the first staging buffer.
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +49,7 @@ class LaunchedStep:
 
 
 class CudaExecutor:
-    """`Executor` on the device on which `parameters` lie.
+    """`Executor` on the device of `parameters`.
 
     `pages` is the storage `[num_pages, num_layers, 2, page_size, kv_heads, head_dim]` that transfers read and write.
     One more page is allocated behind it, for the padding of recorded steps; no pool may contain it.
@@ -96,8 +99,9 @@ class CudaExecutor:
 
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> LaunchedStep:
-        """Queue the step and the copy of its tokens to the host. The previous step must have been collected: its arrays
-        are overwritten here.
+        """Queue the step and the copy of its tokens to the host.
+
+        The previous step must have been collected, because its arrays are overwritten.
         """
         drawn = sample_on_device(self._logits(plan), plan.sampling, self.config.eos_token_ids).fetch()
         if self.device.type != "cuda":
@@ -112,7 +116,7 @@ class CudaExecutor:
     def collect(self, launched: LaunchedStep) -> StepResult:
         """Wait until the device has finished the step, including its KV, and read its tokens.
 
-        A transport's writes are not ordered with our stream: they may read the step's pages from here on.
+        A transport's writes are not ordered with our stream, so they may read the step's pages only from here on.
         """
         if launched.ended is not None:
             launched.ended.synchronize()
@@ -131,7 +135,10 @@ class CudaExecutor:
     def _stage(
         self, token_ids: torch.Tensor, rows: torch.Tensor, layout: BatchLayout
     ) -> tuple[torch.Tensor, torch.Tensor, PlanMetadata]:
-        """Copy a step's arrays to the device and plan its attention: (token ids, sampled rows, metadata) there."""
+        """Copy a step's arrays to the device and plan its attention.
+
+        Returns (token ids, sampled rows, metadata) on the device.
+        """
         host, device = self._staging.put([token_ids, rows, *plan_metadata(layout).tensors])
         there = PlanMetadata.of(device[2:])
         self._attention.plan_staged(layout, PlanMetadata.of(host[2:]), there)

@@ -1,7 +1,7 @@
 """Decode steps at fixed batch sizes, each recorded once and replayed with other tokens.
 
-A batch is padded to the next size. Padding rows write and read their own page, which is in no pool. All
-sizes share one staging buffer, one output and one pool of temporary memory, because one step runs at a time.
+A batch is padded to the next size. Padding rows write and read their own page, which is in no pool. All sizes share
+one staging buffer, one output and one pool of temporary memory, because one step runs at a time.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ class DecodeGraphs:
         self._logits = torch.empty(largest, model.config.vocab_size, dtype=torch.float32, device=device)
         self._recorder = Recorder(device)
         self._steps: dict[int, _Step] = {}
-        # Largest first: the smaller ones then fit into its temporary memory.
+        # The largest first, because the others fit into its temporary memory.
         for done, size in enumerate(reversed(sizes)):
             self._steps[size] = self._record(size)
             if progress is not None:
                 progress(done + 1, len(sizes))
 
     def logits(self, token_ids: torch.Tensor, layout: BatchLayout) -> torch.Tensor | None:
-        """Logits `[n, vocab]` float32 of a batch of n decodes, valid until the next step; None where no size holds it.
+        """Logits `[n, vocab]` float32 of a batch of n decodes, valid until the next step; None for too large a batch.
 
         The previous step must have ended on the device.
         """

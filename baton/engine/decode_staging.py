@@ -11,7 +11,7 @@ from baton.engine.attention.plan_metadata import PlanMetadata, empty_decodes, pa
 from baton.engine.graph_sizes import padded_size
 from baton.engine.staging import StagingBuffer
 
-MAX_INDICES = 1 << 22  # page ids of one step, 16 MiB: a batch with more runs without a graph
+MAX_INDICES = 1 << 22  # Page ids of one step, 16 MiB. A batch with more runs without a graph.
 
 
 class DecodeStaging:
@@ -30,7 +30,7 @@ class DecodeStaging:
     def put(self, token_ids: torch.Tensor, layout: BatchLayout) -> tuple[int, PlanMetadata] | None:
         """Queue the copy of a batch of decodes, once the device has read the previous one.
 
-        Returns the size that it was padded to and its metadata in pinned memory; None where no size holds it.
+        Returns the size that it was padded to and its metadata in pinned memory; None for too large a batch.
         """
         count = layout.num_decodes
         size = padded_size(count, self._sizes)
@@ -41,8 +41,10 @@ class DecodeStaging:
         return size, PlanMetadata.of(self._buffer.on_host(places[1:]))
 
     def places(self, size: int) -> tuple[torch.Tensor, PlanMetadata, PlanMetadata]:
-        """For a batch of nothing but padding, which is put: token ids and metadata on the device, where those of every
-        batch of this size will lie, `indices` as long as it may get; and the metadata in pinned memory."""
+        """Stage a batch that is all padding; returns (token ids and metadata on the device, metadata in pinned memory).
+
+        Every batch of this size is staged at the same device addresses. `indices` there has the maximum length.
+        """
         tokens, layout = empty_decodes(size, self._padding_page)
         host, device = self._buffer.put([tokens, *plan_metadata(layout).tensors])
         there = PlanMetadata.of([*device[1:-1], self._buffer.rest_from(device[-1], self._num_indices)])

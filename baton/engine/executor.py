@@ -1,4 +1,4 @@
-"""Runs step plans with torch: owns the weights, the page storage, the attention backend and nothing else."""
+"""Runs step plans with torch on the CPU: owns the weights, the page storage and the attention backend."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class TorchExecutor:
 
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> StepResult:
-        """Computes the whole step: on the CPU nothing is asynchronous."""
+        """Compute the whole step: on the CPU nothing is asynchronous."""
         token_ids, layout = flat_batch(plan, self.layout.page_size)
         self._attention.plan(layout)
         logits = self.model.forward(token_ids, layout.positions, sampled_rows(plan, layout), self._attention)

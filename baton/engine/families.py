@@ -1,4 +1,4 @@
-"""Every model family by the architecture's name in config.json: what tells it from a plain Llama."""
+"""Every model family by its architecture in config.json, with its differences from Llama."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from baton.protocol.errors import ModelError
 
-# What a key means that config.json leaves out, as in transformers' configuration of the family.
+# Defaults of keys that a config.json may leave out, as in transformers' configuration of the family.
 _ANY: dict[str, Any] = {"hidden_act": "silu", "rms_norm_eps": 1e-6, "tie_word_embeddings": False}
 _QWEN = {
     **_ANY,
@@ -20,17 +20,17 @@ _QWEN = {
 
 
 def no_window(raw: Mapping[str, Any]) -> int | None:
-    """For a family without sliding windows, whatever its config.json says."""
+    """For a family that ignores sliding windows in its config.json."""
     return None
 
 
 def window_of_all_layers(raw: Mapping[str, Any]) -> int | None:
-    """For a family whose layers all use the window that is given."""
+    """For a family whose layers all use the window in config.json."""
     return int(raw["sliding_window"]) if raw.get("sliding_window") else None
 
 
 def window_of_some_layers(raw: Mapping[str, Any]) -> int | None:
-    """For a family that says which layers use the window. Raises `ModelError` for a layer of another kind."""
+    """For a family whose config.json lists the layers with a window; raises `ModelError` for unknown layer types."""
     window, kinds = raw.get("sliding_window"), raw.get("layer_types")
     if not window:
         return None
@@ -46,16 +46,17 @@ def window_of_some_layers(raw: Mapping[str, Any]) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """`left_out`: values of keys that a config.json may leave out.
+    """The differences of a family from Llama.
 
-    `window` reads from the config.json (with `left_out` filled in) the sliding window that some layer uses. Within it
-    every position sees all others; beyond it the model is not served.
+    `left_out` has the defaults of keys that a config.json may leave out. `window` reads the sliding window from a
+    config.json with these defaults filled in, None without one. The context served is limited to the window, within
+    which sliding-window attention equals full attention.
     """
 
     left_out: Mapping[str, Any]
     window: Callable[[Mapping[str, Any]], int | None]
-    qkv_bias: bool = False  # the projections of queries, keys and values have a bias
-    qk_norm: bool = False  # each head's queries and keys are normed before they are rotated
+    qkv_bias: bool = False  # The projections of queries, keys and values have a bias.
+    qk_norm: bool = False  # Each head's queries and keys are normed before they are rotated.
 
 
 FAMILIES: dict[str, Family] = {

@@ -1,4 +1,4 @@
-"""A step plan as flat tensors: what the model and the attention kernels read."""
+"""Turns a step plan into the flat tensors that the model and the attention kernels read."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def flat_batch(plan: StepPlan, page_size: int) -> tuple[torch.Tensor, BatchLayou
 
 
 def sampled_rows(plan: StepPlan, layout: BatchLayout) -> torch.Tensor:
-    """The rows whose logits give a next token: the last row of each sampling slice."""
+    """The rows `[sampling slices]` int32 whose logits give a next token: the last row of each sampling slice."""
     sampling = [index for index, part in enumerate(plan.slices) if part.samples]
     return layout.qo_indptr[1:][sampling] - 1
 

@@ -12,9 +12,10 @@ from baton.protocol.errors import ConfigError
 
 
 class HostPages:
-    """`num_slots` pages of host memory beside page storage `pages`; pinned where that is on a GPU.
+    """`num_slots` pages of host memory for page storage `pages`; pinned memory if the storage is on a GPU.
 
-    On a CPU the memory is allocated when a slot is first written. Raises `ConfigError` when it cannot be pinned.
+    On a CPU the kernel allocates a slot's memory when the slot is first written. Raises `ConfigError` when memory
+    cannot be pinned.
     """
 
     def __init__(self, pages: torch.Tensor, num_slots: int) -> None:
@@ -37,16 +38,16 @@ class HostPages:
         self._wait()
 
     def _wait(self) -> None:
-        """A peer's reads and writes of our pages are not ordered with our stream."""
+        """Wait for the copies: reads and writes of our pages by peers are not ordered with our stream."""
         if self._pages.is_cuda:
             torch.cuda.current_stream(self._pages.device).synchronize()
 
 
 def pin(memory: torch.Tensor, cudart: Any) -> tuple[Any, int]:
-    """Lock a tensor's memory for copies by a GPU; returns the function that undoes it before it is freed, and its
-    argument. `cudart` is torch's binding of the CUDA runtime.
+    """Lock a tensor's memory for copies by a GPU; returns the function that unlocks it, and that function's argument.
 
-    torch's own pinned memory comes in powers of two: 16 GiB for 9.
+    `cudart` is torch's binding of the CUDA runtime. torch's own pinned memory comes in powers of two (16 GiB for 9),
+    so it is not used. Raises `ConfigError` when CUDA refuses.
     """
     code = int(cudart.cudaHostRegister(memory.data_ptr(), memory.nbytes, 0))
     if code:

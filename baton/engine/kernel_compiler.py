@@ -1,7 +1,7 @@
-"""Prepares a process for FlashInfer's compilation: programs on PATH, the GPU's architecture, a complete CUDA.
+"""Prepares a process for FlashInfer's compilation: programs on PATH, the GPU's architecture, a complete CUDA toolkit.
 
-Machines with nvcc may lack headers of cuBLAS and cuRAND, which come in packages of their own, and the library that
-stands in for the driver when something is linked. Both are laid in a folder that stays, because build files name it.
+A machine with nvcc may lack the headers of cuBLAS and cuRAND, which are separate packages, and the stub library of the
+driver to link against. They are put in a permanent folder, because build files refer to it.
 """
 
 from __future__ import annotations
@@ -26,8 +26,10 @@ _REASON = re.compile(r"\berror:|cannot find|No such file")
 
 
 def let_flashinfer_compile(capability: tuple[int, int]) -> None:
-    """Set this process's environment so that kernels for a GPU of this compute capability can be compiled, by it and by
-    its children. FlashInfer reads the architecture on import: call this first.
+    """Set the environment so that this process and its children can compile kernels for this compute capability.
+
+    Call it before FlashInfer is imported, which reads the architecture then. Raises `ConfigError` when the folder for
+    missing headers cannot be written.
     """
     os.environ.update(compiler_environment(os.environ, capability, Path(sys.executable).parent))
     folder = Path(os.environ.get("FLASHINFER_WORKSPACE_BASE") or Path.home()) / ".cache/flashinfer/cuda_additions"
@@ -35,22 +37,22 @@ def let_flashinfer_compile(capability: tuple[int, int]) -> None:
         complete_cuda(Path(os.environ["CUDA_HOME"]), pip_includes(), folder)
     except (OSError, subprocess.CalledProcessError) as error:
         raise ConfigError(
-            f"What FlashInfer needs to compile cannot be put into {folder} ({error}): set FLASHINFER_WORKSPACE_BASE to "
-            "a folder that can be written."
+            f"Headers that FlashInfer compiles with cannot be put into {folder} ({error}): set "
+            "FLASHINFER_WORKSPACE_BASE to a folder that can be written."
         ) from None
     os.environ.update(addition_flags(os.environ, folder))
 
 
 def architecture(capability: tuple[int, int]) -> str:
-    """What FlashInfer compiles for: the chip alone, from Hopper on with the instructions that only it has ("9.0a")."""
+    """FlashInfer's name of the architecture: such as "8.0"; from Hopper on with chip-specific instructions ("9.0a")."""
     major, minor = capability
     return f"{major}.{minor}{'a' if major >= 9 else ''}"
 
 
 def compiler_environment(environment: Mapping[str, str], capability: tuple[int, int], programs: Path) -> dict[str, str]:
-    """PATH with the places of ninja and nvcc at its end, CUDA_HOME, and the architecture; what is set stays.
+    """PATH with the folders of ninja and nvcc at its end, CUDA_HOME, and the architecture; variables set before win.
 
-    `programs` is where pip puts programs.
+    `programs` is the folder where pip puts programs.
     """
     path = [place for place in environment.get("PATH", "").split(os.pathsep) if place]
     places = [programs, *(Path(environment[name]) / "bin" for name in _HOMES if environment.get(name)), _CUDA / "bin"]
@@ -64,9 +66,9 @@ def compiler_environment(environment: Mapping[str, str], capability: tuple[int, 
 
 
 def cuda_home(environment: Mapping[str, str], usual: Path = _CUDA) -> Path:
-    """The CUDA toolkit: the one that is named, nvcc's, or the `usual` one.
+    """The CUDA toolkit: that of CUDA_HOME or CUDA_PATH, else nvcc's, else the `usual` one.
 
-    The nvcc on PATH may be a script outside its toolkit, which FlashInfer's own search takes for the toolkit's.
+    FlashInfer's own search fails where the nvcc on PATH is a script outside its toolkit.
     """
     for name in _HOMES:
         if environment.get(name):
@@ -77,9 +79,9 @@ def cuda_home(environment: Mapping[str, str], usual: Path = _CUDA) -> Path:
 
 
 def complete_cuda(home: Path, includes: Iterable[Path], folder: Path) -> None:
-    """Lay in `folder` what the toolkit `home` lacks: links to headers found in `includes`, a stand-in for the driver.
+    """Put into `folder` what the toolkit `home` lacks: links to headers found in `includes`, and the driver's stub.
 
-    Links to these headers alone: beside them are headers of a CUDA that may not be the toolkit's.
+    Only these headers are linked: the others in `includes` may belong to another version of CUDA.
     """
     missing = [name for name in _HEADERS if not (home / "include" / name).exists()]
     for place in includes:
@@ -93,12 +95,12 @@ def complete_cuda(home: Path, includes: Iterable[Path], folder: Path) -> None:
 
 def addition_flags(environment: Mapping[str, str], folder: Path) -> dict[str, str]:
     """Flags that point FlashInfer's compilers to `folder`; empty if they are already set."""
-    told = {}
+    flags_by_name = {}
     for name, option, part in (("CUDAFLAGS", "-I", "include"), ("LDFLAGS", "-L", "lib")):
         flags, more = environment.get(f"FLASHINFER_EXTRA_{name}", ""), shlex.quote(f"{option}{folder / part}")
         if (folder / part).is_dir() and more not in flags:
-            told[f"FLASHINFER_EXTRA_{name}"] = f"{flags} {more}".strip()
-    return told
+            flags_by_name[f"FLASHINFER_EXTRA_{name}"] = f"{flags} {more}".strip()
+    return flags_by_name
 
 
 def pip_includes() -> list[Path]:
@@ -115,7 +117,7 @@ def _link(link: Path, target: Path) -> None:
 
 
 def _compile_stub(stub: Path) -> None:
-    """A library without contents, by whose name the real one is found when kernels are loaded."""
+    """An empty library with the driver's name, which makes the loader find the real driver at run time."""
     beside = _beside(stub)
     command = ["c++", "-shared", "-Wl,-soname,libcuda.so.1", "-xc++", os.devnull, "-o", str(beside)]
     subprocess.run(command, check=True, capture_output=True)
@@ -123,7 +125,7 @@ def _compile_stub(stub: Path) -> None:
 
 
 def _beside(path: Path) -> Path:
-    """A name of this process: workers of one machine make the same things at the same time, and none sees a half."""
+    """A temporary name of this process: several workers may write the same file at once, and replace it atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     beside.unlink(missing_ok=True)
@@ -131,7 +133,7 @@ def _beside(path: Path) -> Path:
 
 
 def missing_programs(environment: Mapping[str, str]) -> list[str]:
-    """Of the programs that compile kernels those that are not found."""
+    """The names of the programs for compiling kernels that are not found."""
     programs = {
         "ninja": "ninja",
         "nvcc": environment.get("FLASHINFER_NVCC") or f"{environment.get('CUDA_HOME', _CUDA)}/bin/nvcc",

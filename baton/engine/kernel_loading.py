@@ -1,4 +1,4 @@
-"""FlashInfer's kernels, loaded before anything large: prebuilt ones as they are, the others compiled all at once."""
+"""Loads FlashInfer's kernels before anything large; kernels that are not prebuilt are compiled in parallel."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ INSTALL = "python -m baton.deploy.flashinfer_kernels install FILE"
 
 
 def prepare_kernels(device: torch.device, config: ModelConfig, dtype: torch.dtype, asked: str, tell: Tell) -> str:
-    """Load what a model of this configuration computes with on this GPU, which is open (`open_device`), and return the
-    prefill kernels' name for `asked`: "fa2", "fa3" or "auto".
+    """Load the kernels of a model on an open GPU (`open_device`); returns the name of the prefill kernels.
 
-    Compiles what is not prebuilt: minutes, once per machine. Raises `ConfigError` where that cannot be.
+    `asked` is "fa2", "fa3" or "auto". Kernels that are not prebuilt are compiled, which takes minutes, once per
+    machine. Raises `ConfigError` when kernels can be neither loaded nor compiled.
     """
     capability = torch.cuda.get_device_capability(device)
     prefill = prefill_kernels(asked, config, dtype, capability)
@@ -38,8 +38,9 @@ def prepare_kernels(device: torch.device, config: ModelConfig, dtype: torch.dtyp
 
 
 def prefill_kernels(asked: str, config: ModelConfig, dtype: torch.dtype, capability: tuple[int, int]) -> str:
-    """What "auto" stands for: fa3 on a Hopper GPU, where it is the faster at every length that was measured
-    (docs/benchmarks.md), but only where it need not be compiled, which takes minutes; else fa2.
+    """Resolves "auto": fa3 on a Hopper GPU if it is already compiled, else fa2.
+
+    On Hopper fa3 is faster at every measured length (docs/benchmarks.md), but compiling it takes minutes.
     """
     if asked != "auto":
         return asked
@@ -55,7 +56,7 @@ def _modules(config: ModelConfig, dtype: torch.dtype, prefill: str) -> list[Kern
 
 
 def load_kernels(modules: Sequence[KernelModule], capability: tuple[int, int], tell: Tell) -> None:
-    """As `prepare_kernels`, for these modules. FlashInfer loads them again on the first call: milliseconds."""
+    """As `prepare_kernels`, for these modules. FlashInfer loads them again on the first call, in milliseconds."""
     library = load_flashinfer()
     specs = [module.describe(library) for module in modules]
     folder = Path(library.jit.env.FLASHINFER_AOT_DIR)
@@ -74,11 +75,11 @@ def load_kernels(modules: Sequence[KernelModule], capability: tuple[int, int], t
 
 
 def check_versions(manifest: Manifest, flashinfer: str, cuda: str, folder: Path) -> None:
-    """Raises `ConfigError` for kernels of another FlashInfer or CUDA version."""
+    """Raise `ConfigError` for kernels of another FlashInfer or CUDA version."""
     if manifest.flashinfer != flashinfer or (cuda and manifest.cuda.split(".")[0] != cuda.split(".")[0]):
         raise ConfigError(
-            f"The prebuilt kernels in {folder} are of FlashInfer {manifest.flashinfer} and CUDA {manifest.cuda}, and "
-            f"here are FlashInfer {flashinfer} and CUDA {cuda}: install kernels built with these ({INSTALL}), or "
+            f"The prebuilt kernels in {folder} are of FlashInfer {manifest.flashinfer} and CUDA {manifest.cuda}, but "
+            f"FlashInfer {flashinfer} and CUDA {cuda} are installed: install kernels built with these ({INSTALL}), or "
             "delete the folder to have them compiled."
         )
 
@@ -86,10 +87,10 @@ def check_versions(manifest: Manifest, flashinfer: str, cuda: str, folder: Path)
 def check_prebuilt(
     prebuilt: Sequence[str], built: Mapping[str, Built], capability: tuple[int, int], folder: Path
 ) -> None:
-    """Raises `ConfigError` for kernels that were built for other GPUs; those without a record pass."""
+    """Raise `ConfigError` for kernels that were built for other GPUs; kernels without a manifest entry pass."""
     for name in prebuilt:
         architectures = built[name].architectures if name in built else ()
-        if architectures and not any(runs_on(one, capability) for one in architectures):
+        if architectures and not any(runs_on(built_for, capability) for built_for in architectures):
             raise ConfigError(
                 f"The prebuilt kernels {name} in {folder} are for GPUs {', '.join(architectures)}, and this one is "
                 f"{capability[0]}.{capability[1]}: install kernels built with --arch {architecture(capability)}, or "
@@ -98,17 +99,17 @@ def check_prebuilt(
 
 
 def check_compilable(missing: Sequence[str], lacking: Sequence[str], capability: tuple[int, int]) -> None:
-    """Raises `ConfigError` where kernels are neither prebuilt nor can be compiled."""
+    """Raise `ConfigError` when kernels are `missing` and so are programs to compile them (`lacking`)."""
     if missing and lacking:
         raise ConfigError(
-            f"FlashInfer's kernels {', '.join(missing)} are not installed, and what compiles them is not found "
+            f"FlashInfer's kernels {', '.join(missing)} are not installed, and programs to compile them are not found "
             f"({', '.join(lacking)}): install kernels built for {architecture(capability)} ({INSTALL}; "
             "docs/deployment.md), or the CUDA toolkit and ninja."
         )
 
 
 def _compile(specs: Sequence[Any], tell: Tell) -> None:
-    """One ninja per module, in parallel: most modules have two files, and one of them takes most of the time."""
+    """Compile one module per thread: most modules have two files, one of which takes most of the time."""
     tell(f"compiling kernels, 0 of {len(specs)} (minutes, once per machine)")
     with ThreadPoolExecutor(len(specs)) as pool:
         futures = [pool.submit(_load, spec) for spec in specs]

@@ -1,4 +1,4 @@
-"""The page pool: which page is free, held or cached. Bookkeeping only; the executor owns the memory.
+"""The page pool: which pages are free, held or cached. Bookkeeping only; the executor owns the memory.
 
 Every page is in exactly one of three states:
 
@@ -8,7 +8,7 @@ Every page is in exactly one of three states:
                         └───────────────────────────────────────┘
 
 A cached page keeps its KV under its prefix hash until it is evicted, least recently used first.
-A held page may be committed too: then others match it and share it by reference.
+A held page can also be committed: then other sequences match it and share it by reference.
 """
 
 from __future__ import annotations
@@ -34,15 +34,17 @@ class PagePool:
         self._hashes: list[bytes | None] = [None] * num_pages
         self._free = list(range(num_pages - 1, -1, -1))
         self._page_of: dict[bytes, int] = {}
-        self._cached: OrderedDict[int, None] = OrderedDict()  # oldest first
-        self._changes: dict[bytes, bool] = {}  # hash → matchable now; since the last `take_changes`
+        self._cached: OrderedDict[int, None] = OrderedDict()  # Oldest first.
+        self._changes: dict[bytes, bool] = {}  # Hash → matchable now, since the last `take_changes`.
 
     @property
     def num_free(self) -> int:
+        """Pages without contents."""
         return len(self._free)
 
     @property
     def num_cached(self) -> int:
+        """Pages in the prefix cache without a reference."""
         return len(self._cached)
 
     @property
@@ -52,10 +54,11 @@ class PagePool:
 
     @property
     def num_in_use(self) -> int:
+        """Pages with a reference."""
         return self.num_pages - self.num_available
 
     def generation(self, page: int) -> int:
-        """How often the page was allocated: a reference made for an older generation is stale."""
+        """The number of times the page was allocated: a reference made for an older generation is stale."""
         return self._generations[page]
 
     def held(self, page: int) -> bool:
@@ -108,7 +111,7 @@ class PagePool:
         self._changes[page_hash] = True
 
     def release(self, pages: Sequence[int]) -> None:
-        """Drop one reference each. Later pages count as older, so a chain is evicted from its end."""
+        """Drop one reference to each page. Later pages count as older, so a chain is evicted from its end."""
         for page in reversed(pages):
             if self._references[page] <= 0:
                 raise InternalError(f"Page {page} was released more often than it was taken.")

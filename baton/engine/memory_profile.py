@@ -14,8 +14,9 @@ from baton.engine.sequence import Sequence
 from baton.protocol.request import MAX_LOGPROBS, Request, SamplingParams
 from baton.protocol.worker import PageLayout
 
-_WRAPPER_BYTES = 16 << 20  # plans of the two attention wrappers
-_GRAPH_SHARE = 256 << 10  # bytes a layer of a recorded step keeps: 5.6 MiB in the mean of 35 steps of 32 layers (H200)
+_WRAPPER_BYTES = 16 << 20  # Plans of the two attention wrappers.
+# Bytes that each layer of a recorded step keeps: on an H200 a step of 32 layers kept 5.6 MiB, the mean of 35 steps.
+_GRAPH_SHARE = 256 << 10
 
 
 class _NoKeys:
@@ -29,7 +30,10 @@ class _NoKeys:
 def measure(
     config: ModelConfig, parameters: dict[str, torch.Tensor], layout: PageLayout, options: CudaOptions, graphs: int
 ) -> DeviceMemory:
-    """Run a step of `max_tokens` tokens in which `max_batch` sequences sample; `graphs` steps are to be recorded."""
+    """Memory of the parameters' GPU after a step of `max_tokens` tokens in which `max_batch` sequences sample.
+
+    `graphs` is the number of steps that are going to be recorded.
+    """
     device = parameters["embed"].device
     model = Decoder(config, parameters)
     torch.cuda.empty_cache()
@@ -57,12 +61,12 @@ def _largest_step(model: Decoder, options: CudaOptions, device: torch.device) ->
     logits = model.forward(tokens, positions, positions[:batch] * 0, _NoKeys())
     # The most memory in sampling: buffers of the draw, and a row's log-probabilities.
     sampling = SamplingParams(temperature=1.0, top_k=50, top_p=0.9, seed=1, logprobs=MAX_LOGPROBS)
-    # Read where they were drawn, which waits for them; fetched ones would be in host memory only after an event.
+    # Reading on the device waits for the tokens; fetched ones would be in host memory only after an event.
     read(sample_on_device(logits, [Sequence.start(Request("profile", (0,), sampling))] * batch, frozenset()))
 
 
 def _decode_peak(model: Decoder, batch: int, device: torch.device) -> int:
-    """Of a step of `batch` tokens, with its output of all their logits."""
+    """Peak bytes of a step of `batch` tokens with the logits of all of them."""
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
     zeros = torch.zeros(batch, device=device, dtype=torch.int32)

@@ -1,4 +1,4 @@
-"""Translates config.json: one decoder-only family with a few switches."""
+"""Translates a config.json into the shapes and switches of the one decoder that Baton has."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class ModelConfig:
     num_kv_heads: int
     head_dim: int
     context_tokens: int
-    window_limits: bool  # a sliding window, not the positions, limits the context
+    window_limits: bool  # A sliding window, not the number of positions, limits the context.
     norm_eps: float
     rope_theta: float
     rope_scaling: Llama3Scaling | None
@@ -57,18 +57,19 @@ class ModelConfig:
 
     @property
     def qkv_size(self) -> int:
+        """Rows of the fused matrix of queries, keys and values."""
         return (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
 
     @property
     def num_parameters(self) -> int:
-        """Weights that one token multiplies, and the embedding."""
+        """Number of weights of the matrices and the embedding."""
         attention = self.hidden_size * (self.qkv_size + self.num_heads * self.head_dim)
         layer = attention + 3 * self.hidden_size * self.intermediate_size
         embeddings = self.vocab_size * self.hidden_size * (1 if self.tied_head else 2)
         return self.num_layers * layer + embeddings
 
     def page_layout(self, num_pages: int, page_size: int, dtype: str, model_id: str) -> PageLayout:
-        """The KV pages this model needs."""
+        """The layout of this model's KV pages."""
         return PageLayout(num_pages, self.num_layers, page_size, self.num_kv_heads, self.head_dim, dtype, model_id)
 
 
@@ -153,14 +154,14 @@ def _kind_of(quantisation: Mapping[str, Any]) -> str:
     words = [str(quantisation[key]) for key in ("quant_method", "quant_algo", "format") if quantisation.get(key)]
     groups = quantisation.get("config_groups") or {}
     weights = [group.get("weights") or {} for group in groups.values()]
-    bits = [quantisation.get("bits"), *(one.get("num_bits") for one in weights)]
+    bits = [quantisation.get("bits"), *(group_weights.get("num_bits") for group_weights in weights)]
     bits += [number for number in (4, 8) if quantisation.get(f"load_in_{number}bit")]
     words += [f"{number} bits" for number in dict.fromkeys(bits) if number]
     return ", ".join(words) or "of a kind that config.json does not name"
 
 
 def _rope(raw: Mapping[str, Any]) -> Mapping[str, Any]:
-    """transformers 5 writes `rope_parameters`, older versions `rope_scaling` beside `rope_theta`."""
+    """The rope settings: transformers 5 writes `rope_parameters`, older versions `rope_scaling` and `rope_theta`."""
     return raw.get("rope_parameters") or raw.get("rope_scaling") or {}
 
 

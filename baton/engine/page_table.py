@@ -1,4 +1,4 @@
-"""A sequence's pages: taken at the start, grown during decode, committed as they fill, released."""
+"""Operations on a sequence's pages: allocate at the start, grow during decode, commit when full, release."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ def _pages_for(num_tokens: int, page_size: int) -> int:
 
 
 def take_pages(sequence: Sequence, pool: PagePool, root: bytes, *, reserve: int = 0, receiving: bool = False) -> bool:
-    """Allocate pages for all tokens of a sequence, the cached prefix first; False (nothing changed) if they do not fit.
+    """Allocate pages for all tokens of a sequence, matching the cached prefix; False (no change) if they do not fit.
 
-    The last token is always computed here, because its logits give the next one; a sequence whose KV is `receiving`
-    from another worker needs no logits and may match every full page. `reserve` pages must stay available besides.
+    The last token is always computed here, because its logits give the next one. A sequence that is `receiving` its KV
+    from another worker needs no logits and may match every full page. `reserve` pages must remain available.
     """
     sequence.page_hashes = page_hashes(sequence.tokens, pool.page_size, root, sequence.page_hashes)
     usable = len(sequence.tokens) if receiving else len(sequence.tokens) - 1
@@ -33,7 +33,7 @@ def take_pages(sequence: Sequence, pool: PagePool, root: bytes, *, reserve: int 
 
 
 def grow(sequence: Sequence, pool: PagePool) -> bool:
-    """Make sure the next token has a page; False if none is free."""
+    """Make sure that the next token has a page; False if no page is available."""
     if len(sequence.page_table) * pool.page_size >= len(sequence.tokens):
         return True
     if pool.num_available == 0:
@@ -43,9 +43,9 @@ def grow(sequence: Sequence, pool: PagePool) -> bool:
 
 
 def commit_pages(sequence: Sequence, pool: PagePool, root: Callable[[Sequence], bytes]) -> None:
-    """Make the pages that are now fully computed matchable by others.
+    """Make the sequence's fully computed pages matchable.
 
-    `root` gives the parent hash of the first page; most steps fill no page of a sequence, and need none.
+    `root` returns the parent hash of the first page; it is called only if a page has filled up.
     """
     full = sequence.computed // pool.page_size
     if full <= sequence.committed:

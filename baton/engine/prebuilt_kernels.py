@@ -1,4 +1,4 @@
-"""Manifest of kernels that were compiled elsewhere, and the GPUs they run on."""
+"""The manifest of kernels that were compiled on another machine, and the GPUs that they run on."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Built:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """Modules by name, and what they were built with. `glibc` is the oldest that all of them load with."""
+    """Modules by name, and the versions they were built with. `glibc` is the oldest with which all of them load."""
 
     flashinfer: str
     tvm_ffi: str
@@ -35,6 +35,7 @@ class Manifest:
     modules: Mapping[str, Built]
 
     def as_json(self) -> str:
+        """The manifest's file contents."""
         return json.dumps(asdict(self), indent=2) + "\n"
 
     @staticmethod
@@ -43,16 +44,16 @@ class Manifest:
         try:
             raw = json.loads(text)
             built = {
-                name: Built(tuple(one["architectures"]), int(one["num_bytes"]), str(one["sha256"]))
-                for name, one in raw.pop("modules").items()
+                name: Built(tuple(entry["architectures"]), int(entry["num_bytes"]), str(entry["sha256"]))
+                for name, entry in raw.pop("modules").items()
                 if _MODULE.fullmatch(name)
             }
             return Manifest(**{name: str(value) for name, value in raw.items()}, modules=built)
         except (ValueError, TypeError, LookupError, AttributeError) as error:
-            raise ConfigError(f"{MANIFEST} is not a list of kernels: {error}.") from None
+            raise ConfigError(f"{MANIFEST} is not a valid manifest of kernels: {error}.") from None
 
     def with_older(self, older: Manifest | None) -> Manifest:
-        """This one's modules beside those that were installed before, if these were built with the same; else alone."""
+        """This manifest with the modules of an `older` one added, if both were built with the same versions."""
         if older is None or replace(older, modules=self.modules, glibc=self.glibc) != self:
             return self
         glibc = max(older.glibc, self.glibc, key=lambda version: [int(part) for part in version.split(".")])
@@ -60,7 +61,7 @@ class Manifest:
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """Of the kernels installed in FlashInfer's folder; None when they came without one."""
+    """The manifest of the kernels in FlashInfer's folder, None without one; raises `ConfigError` if it is invalid."""
     path = folder / MANIFEST
     return Manifest.from_json(path.read_text()) if path.is_file() else None
 
@@ -68,7 +69,7 @@ def read_manifest(folder: Path) -> Manifest | None:
 def runs_on(architecture: str, capability: tuple[int, int]) -> bool:
     """Whether machine code for "8.0" or "9.0a" runs on a GPU of this compute capability.
 
-    Within a generation newer chips run older code; code with a chip's own instructions ("a") runs on that chip alone.
+    Newer chips run older code of the same generation. Code with chip-specific instructions ("a") runs on one chip only.
     """
     found = re.fullmatch(r"(\d+)\.(\d+)([af]?)", architecture)
     if found is None:

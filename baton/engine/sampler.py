@@ -1,4 +1,4 @@
-"""From logits to tokens. A token depends on its sequence's logits, parameters and position: never on the batch."""
+"""Samples tokens from logits. A token depends on its sequence's logits, parameters and position, never on the batch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NEVER = float("-inf")
 
 @dataclass(frozen=True, slots=True)
 class RowLogprobs:
-    """For one sequence that requested them: log-probabilities of the chosen token `[1]` and the likeliest `[count]`."""
+    """Log-probabilities of one sequence: of the chosen token `[1]` and of the likeliest tokens `[count]`."""
 
     chosen: torch.Tensor
     best: torch.Tensor
@@ -30,14 +30,14 @@ class RowLogprobs:
 
 @dataclass(frozen=True, slots=True)
 class SampledOnDevice:
-    """Sampled tokens on the logits' device: nothing has waited for them yet."""
+    """Sampled tokens on the logits' device, where the computation may still be running."""
 
     token_ids: torch.Tensor  # [n] int64
-    finite: torch.Tensor  # [n] bool: the row had a largest logit
+    finite: torch.Tensor  # [n] bool: the row's largest logit is a finite number.
     logprobs: tuple[RowLogprobs | None, ...]
 
     def fetch(self) -> SampledOnDevice:
-        """The same in host memory, once the device is done: the copies are only queued."""
+        """Queue copies to host memory; the result is valid once the device has completed them."""
         fetched = tuple(
             row and RowLogprobs(_fetch(row.chosen), _fetch(row.best), _fetch(row.best_ids)) for row in self.logprobs
         )
@@ -47,7 +47,7 @@ class SampledOnDevice:
 def sample(logits: torch.Tensor, sequences: Seq[Sequence], eos_token_ids: frozenset[int]) -> list[SampledToken]:
     """The next token of each sequence. `logits` is `[n, vocab]` float32 and may be changed.
 
-    Raises `InternalError` when a row is not a number.
+    Raises `InternalError` when a row's largest logit is not a finite number.
     """
     return read(sample_on_device(logits, sequences, eos_token_ids))
 
@@ -66,9 +66,9 @@ def sample_on_device(logits: torch.Tensor, sequences: Seq[Sequence], eos_token_i
 
 
 def read(drawn: SampledOnDevice) -> list[SampledToken]:
-    """The chosen tokens as plain values. Raises `InternalError` when a row of logits was not a number."""
+    """The chosen tokens as Python values; raises `InternalError` when a row's largest logit is not a finite number."""
     if not drawn.finite.all():
-        raise InternalError("The model computed logits that are not numbers.")
+        raise InternalError("The model computed logits that are not finite numbers.")
     tokens = []
     for token, row in zip(drawn.token_ids.tolist(), drawn.logprobs, strict=True):
         if row is None:
@@ -80,14 +80,14 @@ def read(drawn: SampledOnDevice) -> list[SampledToken]:
 
 
 def _choose(logits: torch.Tensor, sequences: Seq[Sequence]) -> tuple[torch.Tensor, torch.Tensor]:
-    """The token of each row `[n]` int64, as race/definition.py says, and whether the row has a largest logit."""
+    """The token of each row `[n]` int64, as defined in race/definition.py, and whether its largest logit is finite."""
     params = [sequence.sampling for sequence in sequences]
     if all(item.greedy for item in params):
         best = logits.max(dim=-1)
         return best.indices, torch.isfinite(best.values)
     rows = row_parameters(params, [len(sequence.tokens) for sequence in sequences], logits.shape[1])
     if logits.is_cuda:
-        from baton.engine.race import gpu  # Triton comes with torch where there is a GPU, and only there
+        from baton.engine.race import gpu  # Needs Triton, which only torch for GPUs brings.
 
         return gpu.draw_rows(logits, _beside(logits, torch.from_numpy(rows)), rows)
     best = logits.max(dim=-1)
@@ -98,7 +98,7 @@ def _choose(logits: torch.Tensor, sequences: Seq[Sequence]) -> tuple[torch.Tenso
 
 
 def _like(logits: torch.Tensor, values: Seq[Any], dtype: torch.dtype | None = None) -> torch.Tensor:
-    """Values beside the logits; a copy to a device is queued, not waited for."""
+    """A tensor of these values on the logits' device; a copy to a GPU is only queued."""
     return _beside(logits, torch.tensor(values, dtype=dtype))
 
 
@@ -113,7 +113,7 @@ def _fetch(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _forbid_ending(logits: torch.Tensor, sequences: Seq[Sequence], eos_token_ids: frozenset[int]) -> None:
-    """Before min_tokens no token may end the sequence."""
+    """Exclude tokens that would end a sequence before its min_tokens."""
     for row, sequence in enumerate(sequences):
         if sequence.num_output < sequence.sampling.min_tokens:
             ending = eos_token_ids | set(sequence.sampling.stop_token_ids)
@@ -128,7 +128,7 @@ def _penalise(logits: torch.Tensor, sequences: Seq[Sequence]) -> None:
             continue
         scores = logits[row]
         if sampling.repetition_penalty != 1.0:
-            # A copy: the sequence's own array must be free to grow.
+            # A copy, because the sequence's own array must be able to grow.
             distinct = torch.frombuffer(sequence.distinct_tokens(), dtype=torch.int64).clone()
             seen = _beside(logits, distinct)
             values = scores[seen]
@@ -142,7 +142,7 @@ def _penalise(logits: torch.Tensor, sequences: Seq[Sequence]) -> None:
 
 
 def _logprobs(logits: torch.Tensor, token_id: torch.Tensor, count: int) -> RowLogprobs:
-    """Of the distribution after penalties and before temperature."""
+    """Log-probabilities of the distribution after penalties and before temperature."""
     logprobs = logits.log_softmax(dim=-1)
     top = logprobs.topk(count)
     return RowLogprobs(logprobs.index_select(0, token_id), top.values, top.indices)

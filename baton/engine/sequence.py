@@ -28,11 +28,11 @@ class Sequence:
     request: Request
     tokens: list[int]
     computed: int = 0
-    cached: int = 0  # of `computed`, how many came from the prefix cache
+    cached: int = 0  # Positions of `computed` that came from the prefix cache.
     page_table: array[int] = field(default_factory=lambda: page_ids(()))
-    page_hashes: list[bytes] = field(default_factory=list)  # of the leading full pages, computed on demand
-    committed: int = 0  # leading pages that others can match
-    _distinct: array[int] = field(default_factory=lambda: array("q"))  # each of the first `_looked_at` tokens once
+    page_hashes: list[bytes] = field(default_factory=list)  # Hashes of the leading full pages, computed on demand.
+    committed: int = 0  # Number of leading pages that other sequences can match.
+    _distinct: array[int] = field(default_factory=lambda: array("q"))  # Each of the first `_looked_at` tokens once.
     _known: set[int] = field(default_factory=set)
     _looked_at: int = 0
 
@@ -55,14 +55,16 @@ class Sequence:
 
     @property
     def num_output(self) -> int:
+        """Number of output tokens."""
         return len(self.tokens) - self.prompt_len
 
     @property
     def uncomputed(self) -> int:
+        """Number of tokens whose KV has not been computed."""
         return len(self.tokens) - self.computed
 
     def distinct_tokens(self) -> array[int]:
-        """Each of `tokens` once (64-bit integers). A step looks only at those that are new."""
+        """Each of `tokens` once, as 64-bit integers. A call looks only at tokens added since the last one."""
         for token in self.tokens[self._looked_at :]:
             if token not in self._known:
                 self._known.add(token)
@@ -72,12 +74,12 @@ class Sequence:
 
     @property
     def decoding(self) -> bool:
-        """One uncomputed token that the model itself produced: the steady state of decode."""
-        known = len(self.tokens)  # not through the other properties: called for every sequence in every step
+        """Whether the only uncomputed token is one that the model produced: the steady state of decode."""
+        known = len(self.tokens)  # Not through other properties: this runs for every sequence in every step.
         return known == self.computed + 1 and known > len(self.request.prompt)
 
     def finish_reason(self, eos_token_ids: frozenset[int], context_tokens: int) -> FinishReason | None:
-        """Whether the newest output token ends the sequence. Stop strings are the router's: they need text."""
+        """Why the newest output token ends the sequence, or None. The router handles stop strings, which need text."""
         last, sampling, num_output = self.tokens[-1], self.request.sampling, self.num_output
         ends = last in sampling.stop_token_ids or (last in eos_token_ids and not sampling.ignore_eos)
         if ends and num_output >= sampling.min_tokens:

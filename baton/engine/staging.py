@@ -1,4 +1,4 @@
-"""Copies all small arrays of a step to the device at once: packed in pinned memory, read on the device as views."""
+"""Copies all small arrays of a step to the device in one transfer: packed in pinned memory, read there as views."""
 
 from __future__ import annotations
 
@@ -6,25 +6,26 @@ from collections.abc import Sequence
 
 import torch
 
-_ALIGN = 4  # int32 values: every array begins at 16 bytes
+_ALIGN = 4  # In int32 values: every array begins at a multiple of 16 bytes.
 
 
 class StagingBuffer:
     """int32 arrays in flight to `device`.
 
-    `put` overwrites what it gave out before, so the caller waits until the device has read that. Where an array lies
-    depends only on the lengths of those before it.
+    `put` overwrites the arrays of the last call, so the caller first waits until the device has read them. An array's
+    place depends only on the lengths of the arrays before it.
     """
 
     def __init__(self, device: torch.device, capacity: int) -> None:
-        """`capacity` in int32 values."""
+        """`capacity` is in int32 values."""
         self._device = device
         self.capacity = capacity
         self._host = torch.empty(capacity, dtype=torch.int32, pin_memory=device.type == "cuda")
-        self._values = self._host.numpy()  # the same memory: numpy writes a small array faster
+        self._values = self._host.numpy()  # The same memory: numpy writes a small array faster.
         self._there = self._host if device.type == "cpu" else torch.empty(capacity, dtype=torch.int32, device=device)
 
     def holds(self, arrays: Sequence[torch.Tensor]) -> bool:
+        """Whether these arrays fit."""
         return _offsets(arrays)[-1] <= self.capacity
 
     def put(self, arrays: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
@@ -33,7 +34,7 @@ class StagingBuffer:
         return self.on_host(places), [self._there[place] for place in places]
 
     def write(self, arrays: Sequence[torch.Tensor]) -> list[slice]:
-        """As `put`, but returns only the arrays' places: views of all cost as much as the rest."""
+        """As `put`, but returns only the arrays' places: making views of all would double the cost."""
         offsets = _offsets(arrays)
         places = []
         for start, array in zip(offsets, arrays, strict=False):
@@ -48,7 +49,7 @@ class StagingBuffer:
         return [self._host[place] for place in places]
 
     def rest_from(self, array: torch.Tensor, length: int) -> torch.Tensor:
-        """On the device, `length` values from where `array` begins, which must be the last of a `put`."""
+        """`length` values on the device from the beginning of `array`, which must be the last one of a `put`."""
         start = array.storage_offset()
         return self._there[start : start + length]
 
@@ -67,7 +68,7 @@ class GrowingStagingBuffer:
 
 
 def _offsets(arrays: Sequence[torch.Tensor]) -> list[int]:
-    """Where each array begins, and where the last one ends."""
+    """The beginning of each array, and the end of the last one, in int32 values."""
     offsets = [0]
     for array in arrays:
         offsets.append(offsets[-1] + -(-array.shape[0] // _ALIGN) * _ALIGN)

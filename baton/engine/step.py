@@ -1,7 +1,7 @@
 """One step of the engine: a plan in, sampled tokens out.
 
-A step is three verbs: a role *plans*, an executor *executes*, the role *absorbs*. Only the executor knows what a
-tensor is; the simulator replaces it by a clock.
+A step is three verbs: a role *plans*, an executor *executes*, the role *absorbs*. Only the executor handles tensors;
+the simulator replaces it by a clock.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from baton.engine.sequence import Sequence
 from baton.protocol.worker import StepSample
 
 
-@dataclass(slots=True)  # not frozen: one is made per sequence and step, and that would take twice as long
+@dataclass(slots=True)  # Not frozen, which would double the cost: one is made per sequence and step.
 class Slice:
     """`num_tokens` tokens of one sequence, computed in this step from position `start`.
 
@@ -33,11 +33,11 @@ class Slice:
 class StepPlan:
     """What runs together in one step: any decode slices come first, then prefill chunks.
 
-    `num_decodes` counts the leading slices of one token each; one that stands behind a chunk is a chunk of one token.
+    `num_decodes` counts the leading slices of decoding sequences; such a slice behind a chunk counts as a chunk.
     """
 
     slices: tuple[Slice, ...]
-    num_decodes: int = field(init=False)  # stored, because its sequences change with the step
+    num_decodes: int = field(init=False)  # Stored, because the sequences change during the step.
 
     def __post_init__(self) -> None:
         decodes = takewhile(lambda part: part.num_tokens == 1 and part.sequence.decoding, self.slices)
@@ -45,6 +45,7 @@ class StepPlan:
 
     @property
     def num_tokens(self) -> int:
+        """Tokens of all slices."""
         return sum(part.num_tokens for part in self.slices)
 
     @property
@@ -53,7 +54,7 @@ class StepPlan:
         return [part.sequence for part in self.slices if part.samples]
 
     def sample(self, seconds: float) -> StepSample:
-        """What the step computed, with the time it took."""
+        """The amount of work in the step, with the time that it took."""
         decodes = self.num_decodes
         chunks = self.slices[decodes:]
         return StepSample(
@@ -65,9 +66,9 @@ class StepPlan:
         )
 
 
-@dataclass(slots=True)  # not frozen, as `Slice`
+@dataclass(slots=True)  # Not frozen, as `Slice`.
 class SampledToken:
-    """A chosen token; log-probabilities (natural, after penalties, before temperature) only when asked for."""
+    """A chosen token; log-probabilities (natural, after penalties, before temperature) only if requested."""
 
     token_id: int
     logprob: float | None = None
@@ -87,7 +88,7 @@ class Executor(Protocol):
     Each launched step is collected before the next is launched, and no page is read or allocated in between.
     """
 
-    async_execution: bool  # `launch` returns before the step has been computed
+    async_execution: bool  # Whether `launch` returns before the step has been computed.
 
     def launch(self, plan: StepPlan) -> Any:
         """Start to compute the plan's tokens, write their KV, and sample."""
@@ -98,5 +99,5 @@ class Executor(Protocol):
         ...
 
     def collect(self, launched: Any) -> StepResult:
-        """Wait for a launched step. When it returns, the step's KV is in the pages, for peers and other streams too."""
+        """Wait for a launched step. On return, its KV is in the pages and visible to peers and other streams."""
         ...

@@ -1,4 +1,4 @@
-"""Page storage as torch sees it: its element type, and the checksum of a page."""
+"""Element type and page checksums of page storage."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def page_dtype(layout: PageLayout, parameters: dict[str, torch.Tensor]) -> torch.dtype:
-    """The pages' element type, which must be the weights'. Raises `ConfigError`."""
+    """The pages' element type; raises `ConfigError` when it is not the weights' type."""
     dtype = parameters["embed"].dtype
     if DTYPES.get(layout.dtype) is not dtype:
         raise ConfigError(f"The pages are {layout.dtype}, the weights {dtype}: they must be the same.")

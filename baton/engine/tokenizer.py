@@ -15,11 +15,11 @@ _PROBE = "Once upon a time there were 12 tokens, and all of them came out right.
 
 
 class Tokenizer:
-    """A checkpoint's tokenizer. Safe to use from several threads."""
+    """A checkpoint's tokenizer, safe to use from several threads; raises `ModelError` when it cannot be read."""
 
     def __init__(self, folder: Path) -> None:
         self._fast = _read(folder)
-        # Some checkpoints keep settings of their training: a prompt must not be truncated or padded.
+        # Some checkpoints keep training settings that truncate or pad texts. Prompts must be left as they are.
         self._fast.no_truncation()
         self._fast.no_padding()
         vocabulary = self._fast.get_vocab()
@@ -36,7 +36,7 @@ class Tokenizer:
         self._byte_of = {token_id: byte for byte, token_id in enumerate(self._byte_ids)}
 
     def _find_beginning(self) -> list[int]:
-        """The special tokens that are put before every text."""
+        """The special tokens that the tokenizer puts before every text."""
         encoding = self._fast.encode("a")
         pairs = zip(encoding.ids, encoding.special_tokens_mask, strict=True)
         return [token_id for token_id, _ in itertools.takewhile(lambda pair: pair[1], pairs)]
@@ -50,20 +50,21 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
+        """Number of tokens, added ones included."""
         return self._fast.get_vocab_size()
 
     @property
     def max_token_bytes(self) -> int:
-        """The most bytes of text one token can stand for, so that a text can be refused unread."""
+        """The most bytes of text that one token can stand for: a bound to refuse long texts without tokenising them."""
         return self._max_token_bytes
 
     @property
     def byte_ids(self) -> Sequence[int]:
-        """The 256 tokens that stand for one byte each (`<0x00>` and so on), where rare characters are spelt so."""
+        """The 256 tokens that stand for one byte each (`<0x00>` and so on); empty where the vocabulary has none."""
         return self._byte_ids
 
     def byte_of(self, token_id: int) -> int | None:
-        """The byte that one of `byte_ids` stands for."""
+        """The byte that a token of `byte_ids` stands for, None for other tokens."""
         return self._byte_of.get(token_id)
 
     def has_text(self, token_id: int) -> bool:
@@ -75,11 +76,12 @@ class Tokenizer:
         return tuple(self._special[text] for text in texts if text in self._special)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Token ids, with the special tokens the checkpoint puts around a text unless it begins with them already.
+        """Token ids, with the checkpoint's special tokens around the text unless it already begins with them.
 
-        A rendered chat template does: a second beginning of sequence would cost quality. Other threads can run.
+        A rendered chat template begins with them, and a second beginning of sequence would cost quality. Other threads
+        can run during the call.
         """
-        # Not `encode`, which keeps Python's global lock for all of a text.
+        # Not `encode`, which holds Python's global lock for the whole text.
         token_ids: list[int] = self._fast.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
         added = len(self._beginning) if add_special_tokens else 0
         doubled = added and token_ids[:added] == token_ids[added : 2 * added] == self._beginning
@@ -91,7 +93,7 @@ class Tokenizer:
 
 
 def check_tokenizer(folder: Path) -> None:
-    """Raise `ModelError` when a checkpoint's tokenizer cannot be read; imports nothing slow."""
+    """Raise `ModelError` when a checkpoint's tokenizer cannot be read; does not import transformers."""
     if (folder / "tokenizer.json").is_file():
         _from_file(folder)
     elif (folder / "tokenizer.model").is_file():
@@ -108,7 +110,7 @@ def _read(folder: Path) -> FastTokenizer:
     if (folder / "tokenizer.json").is_file():
         return _from_file(folder)
     check_tokenizer(folder)
-    # Transformers converts the files of older checkpoints. It takes seconds to import, so only here.
+    # transformers converts the files of older checkpoints. Importing it takes seconds, so it is imported only here.
     from transformers import AutoTokenizer
 
     try:
@@ -121,7 +123,7 @@ def _read(folder: Path) -> FastTokenizer:
 
 
 def _check_conversion(fast: FastTokenizer, folder: Path) -> None:
-    """Refuse a model type that tokenizer_config.json's class does not fit: transformers would convert it wrongly."""
+    """Raise `ModelError` when the class in tokenizer_config.json made transformers convert the tokenizer wrongly."""
     if fast.encode(_PROBE, add_special_tokens=False).ids != _pieces(folder).encode(_PROBE):
         raise ModelError(
             f"The tokenizer in {folder} gives other token ids than its tokenizer.model once converted; "

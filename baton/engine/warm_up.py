@@ -1,4 +1,4 @@
-"""First calls are slow, so the worker makes them before it serves."""
+"""Makes the slow first calls before a worker serves."""
 
 from __future__ import annotations
 
@@ -26,8 +26,10 @@ class _WithPages(Protocol):
 
 
 def warm_up(executor: _WithPages, context_tokens: int) -> None:
-    """Run one small prefill, and a decode step of a greedy and of two sampled sequences, which compile and load what
-    chooses tokens; the pages are as they were afterwards."""
+    """Run a small prefill and three decode steps, one greedy and two sampled, so that all kernels are loaded.
+
+    The contents of the pages are restored.
+    """
     prompt = (0,) * min(8, context_tokens - 2)
     pages = list(range(-(-9 // executor.layout.page_size)))[: executor.layout.num_pages]
     kept = executor.pages[pages].clone()

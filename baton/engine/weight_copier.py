@@ -1,8 +1,8 @@
-"""Copies of checkpoint tensors to where the model computes.
+"""Copies checkpoint tensors to the model's device.
 
-A safetensors file is mapped, so reading a tensor fetches it from the disk. Given to CUDA directly, the driver
-would copy it through its own small buffer and wait at every piece. Here pieces alternate between two pinned buffers:
-the disk fetches the next piece while the last one crosses the bus. The host never holds more than these two.
+A safetensors file is mapped, so reading a tensor fetches it from the disk. Copied directly, it would go through the
+CUDA driver's small buffer, with a wait at every piece. Here pieces alternate between two pinned buffers: the disk
+fetches the next piece while the last one crosses the bus. The host never holds more than these two.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ PIECE_BYTES = 32 << 20
 
 
 class WeightCopier:
-    """Copies tensors to `device`; the copies have ended after `finish`."""
+    """Copies tensors to `device`; the copies are complete after `finish`."""
 
     def __init__(self, device: torch.device, piece_bytes: int = PIECE_BYTES) -> None:
         self._device = device
@@ -25,7 +25,7 @@ class WeightCopier:
             self._read = [torch.cuda.Event() for _ in range(2)]
 
     def copy(self, source: torch.Tensor, target: torch.Tensor) -> None:
-        """`source` in host memory, `target` contiguous and of the same shape; element types may differ."""
+        """Start copying `source`, in host memory, to the contiguous `target` of equal shape; dtypes may differ."""
         if not self._buffers:
             target.copy_(source)
             return
@@ -38,13 +38,13 @@ class WeightCopier:
     def _send(self, piece: torch.Tensor, target: torch.Tensor) -> None:
         self._turn = 1 - self._turn
         event = self._read[self._turn]
-        event.synchronize()  # the buffer has been copied; returns at once if it was unused
+        event.synchronize()  # Until the buffer has been copied; returns at once if it is unused.
         buffer = self._buffers[self._turn][: piece.numel() * piece.element_size()].view(piece.dtype)
         buffer.copy_(piece)
         if piece.dtype == target.dtype:
             target.copy_(buffer, non_blocking=True)
         else:
-            target.copy_(buffer.to(self._device, non_blocking=True))  # cast on the device
+            target.copy_(buffer.to(self._device, non_blocking=True))  # Cast on the device.
         event.record(torch.cuda.current_stream(self._device))
 
     def finish(self) -> None:

@@ -1,4 +1,4 @@
-"""Loads weights from safetensors directly into place: one tensor at a time, fused and cast."""
+"""Loads weights from safetensors files directly into the model's parameters, one tensor at a time, fused and cast."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ Progress = Callable[[int, int], None]
 def load_weights(
     folder: Path, config: ModelConfig, dtype: torch.dtype, device: str = "cpu", progress: Progress | None = None
 ) -> dict[str, torch.Tensor]:
-    """Our parameters, filled from the checkpoint in `folder`; never two copies of the model in memory.
+    """The model's parameters by name, filled from the checkpoint in `folder` without a second copy in memory.
 
     `progress` receives (bytes done, total bytes). Raises `ModelError` naming a tensor that does not fit the model,
-    before memory is taken.
+    before memory is allocated.
     """
     files = weight_files(folder)
     places = place_tensors(config, tensor_headers(files))
@@ -41,19 +41,6 @@ def load_weights(
         if progress is not None:
             progress(done, total)
     copier.finish()
-    return parameters
-
-
-def random_weights(config: ModelConfig, dtype: torch.dtype, device: str, seed: int) -> dict[str, torch.Tensor]:
-    """Random parameters as in transformers, for benchmarks that need only shapes."""
-    generator = torch.Generator(device=device).manual_seed(seed)
-    parameters = {}
-    for name, shape in parameter_shapes(config).items():
-        if name.endswith("norm"):
-            parameters[name] = torch.ones(shape, dtype=dtype, device=device)
-        else:
-            values = torch.empty(shape, dtype=dtype, device=device)
-            parameters[name] = values.normal_(0.0, 0.02, generator=generator)
     return parameters
 
 

@@ -1,4 +1,4 @@
-"""Addresses as texts: a host and a port, joined and taken apart. IPv6 hosts stand in brackets before a port."""
+"""Joins and splits addresses, which are texts of a host and a port. IPv6 hosts have brackets before a port."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def join(host: str, port: int | str) -> str:
 
 
 def split(address: str) -> tuple[str, str]:
-    """Host (without brackets) and port of "host:port"; the port is empty where none stands."""
+    """Host (without brackets) and port of "host:port"; the port is "" if there is none."""
     address = _SCHEME.sub("", address)
     if address.startswith("["):
         host, _, rest = address[1:].partition("]")
@@ -44,20 +44,22 @@ def is_wildcard(host: str) -> bool:
 
 
 def reachable(address: str, own: str) -> str:
-    """Where clients find a server that listens at `address`: a wildcard is replaced by the machine's `own` address."""
+    """The address at which clients reach a server that listens at `address`: `own` replaces a wildcard."""
     host, port = split(address)
     return join(own, port) if is_wildcard(host) else address
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a server that listens there. Names other than localhost may be anything."""
+    """Whether only this machine can reach a server on this host: a loopback address or "localhost"."""
     address = _ip(host)
     return host == "localhost" if address is None else address.is_loopback
 
 
 def is_private(host: str) -> bool:
-    """Whether the internet has no way to the host: loopback, private and link-local addresses, localhost, names that
-    end in .local, and names without a dot, which only the own network knows.
+    """Whether the host cannot be reached from the internet.
+
+    True for loopback, private and link-local addresses, for names that end in .localhost or .local, and for names
+    without a dot, which only a local network resolves.
     """
     address = _ip(host)
     if address is not None:

@@ -25,13 +25,14 @@ from __future__ import annotations
 
 
 class BatonError(Exception):
-    """Root of every error Baton raises on purpose; the message is one sentence that says what to do."""
+    """Root of all errors that Baton raises; the message is one sentence that says what to do."""
 
     grpc_status = "INTERNAL"
     retryable = False
 
     @property
     def message(self) -> str:
+        """The sentence for the user."""
         return str(self.args[0]) if self.args else self.__class__.__name__
 
 
@@ -64,7 +65,7 @@ class Conflict(BatonError):
 
 
 class Overloaded(BatonError):
-    """`retry_after_s` estimates when capacity may be free again, if known."""
+    """`retry_after_s` estimates in how many seconds capacity is free; None: no estimate."""
 
     grpc_status = "RESOURCE_EXHAUSTED"
     retryable = True
@@ -115,9 +116,9 @@ def _tree(root: type[BatonError]) -> list[type[BatonError]]:
 
 
 ERRORS_BY_NAME: dict[str, type[BatonError]] = {kind.__name__: kind for kind in _tree(BatonError)}
-"""How an error crosses a process border: by name and message (see `error_from_name`)."""
+"""Errors by class name: between processes an error travels as name and message (see `error_from_name`)."""
 
 
 def error_from_name(name: str, message: str) -> BatonError:
-    """The error another process reported; a name this version does not know becomes `InternalError`."""
+    """The error that another process reported; an unknown name becomes `InternalError`."""
     return ERRORS_BY_NAME.get(name, InternalError)(message)

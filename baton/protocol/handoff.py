@@ -12,7 +12,7 @@
 | DELIVERED    | released by the source  | held for the sequence whose notice is in flight                 |
 | ARRIVED      | held until it answers   | the running sequence's                                          |
 | COMMITTED    | released                | the running sequence's                                          |
-| ABORTED      | released after draining | released once the source has drained or is known to be dead     |
+| ABORTED      | released after draining | released once the source has drained or its process has ended   |
 
 The router advances a handoff by what its two workers report; the target begins at RESERVED. A stalled handoff is
 TRANSFERRING until its writes have ended, even if its request no longer waits for it.
@@ -23,10 +23,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from baton.protocol.bounds import Count, Id, Seconds
 from baton.protocol.errors import InternalError
 
 
 class HandoffState(Enum):
+    """The states of the diagram above."""
+
     REQUESTED = "requested"
     RESERVED = "reserved"
     TRANSFERRING = "transferring"
@@ -37,6 +40,8 @@ class HandoffState(Enum):
 
 
 class HandoffStep(Enum):
+    """The transitions of the diagram above."""
+
     GRANT = "grant"
     WRITE = "write"
     DELIVER = "deliver"
@@ -60,7 +65,7 @@ _EDGES: dict[tuple[HandoffState, HandoffStep], HandoffState] = {
 
 
 def advance(state: HandoffState, step: HandoffStep) -> HandoffState:
-    """The state after `step`; a step the table does not have is a defect and raises `InternalError`."""
+    """The state after `step`; raises `InternalError` for a step that the table does not have."""
     after = _EDGES.get((state, step))
     if after is None:
         raise InternalError(f"A handoff that is {state.value} cannot {step.value}.")
@@ -68,56 +73,56 @@ def advance(state: HandoffState, step: HandoffStep) -> HandoffState:
 
 
 class HandoffOutcome(Enum):
-    """How the source's part ended. Each send order is answered by exactly one of these."""
+    """How the source's part ended: the answer to each `SendPages`."""
 
-    DELIVERED = "delivered"  # every page and the notice are at the target
-    FAILED = "failed"  # a write failed; no write is in flight, the source still holds its pages
-    DRAINED = "drained"  # cancelled; no write is in flight
+    DELIVERED = "delivered"  # Every page and the notice are at the target
+    FAILED = "failed"  # A write failed; no write is in flight, and the source still holds its pages
+    DRAINED = "drained"  # Cancelled; no write is in flight
 
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """Pages a target worker holds for one request's KV.
+    """Pages that a target worker holds for one request's KV.
 
-    `page_ids` are the pages that must be written, for page indices `cached_pages` onwards: the leading ones are in
-    the target's prefix cache already and do not travel. `generations` belong to `page_ids`, one each.
+    `page_ids` are the pages to write, in the order of the sequence. They follow the first `cached_pages` pages of the
+    sequence, which the target has in its prefix cache. `generations` has one entry per page id.
     """
 
-    reservation_id: str
-    request_id: str
-    agent: str
+    reservation_id: Id
+    request_id: Id
+    agent: Id
     page_ids: tuple[int, ...]
-    generations: tuple[int, ...]
-    cached_pages: int
-    known_tokens: int  # leading tokens of the sequence that the target has from the router
+    generations: tuple[Count, ...]
+    cached_pages: Count
+    known_tokens: Count  # Leading tokens of the sequence that the target has from the router
 
 
 @dataclass(frozen=True, slots=True)
 class PageChecksum:
     """CRC-32 of the bytes of one page of a reservation, as the source has them."""
 
-    place: int  # in the reservation's `page_ids`
+    place: int  # Index in the reservation's `page_ids`
     crc32: int
 
 
 @dataclass(frozen=True, slots=True)
 class HandoffNotice:
-    """The state that travels with the final write; together with the request it is the whole sequence."""
+    """The state that travels with the final write; with the request it makes up the whole sequence."""
 
-    reservation_id: str
-    request_id: str
-    computed: int  # positions whose KV is in the pages
-    new_tokens: tuple[int, ...]  # that follow the reservation's known ones
+    reservation_id: Id
+    request_id: Id
+    computed: Count  # Positions whose KV is in the pages
+    new_tokens: tuple[int, ...]  # Tokens after the reservation's `known_tokens`
     generations: tuple[int, ...]
-    checksums: tuple[PageChecksum, ...] = ()  # of a sample of its pages
+    checksums: tuple[PageChecksum, ...] = ()  # Of a sample of the pages
 
 
 @dataclass(frozen=True, slots=True)
 class HandoffReport:
     """The cost of a handoff."""
 
-    pages_sent: int = 0
-    pages_cached: int = 0  # already cached at the target
-    bytes_sent: int = 0
-    transfer_s: float = 0.0  # sum over its writes
-    exposed_s: float = 0.0  # from the end of prefill compute to the final write's completion
+    pages_sent: Count = 0
+    pages_cached: Count = 0  # Already cached at the target
+    bytes_sent: Count = 0
+    transfer_s: Seconds = 0.0  # Sum over its writes
+    exposed_s: Seconds = 0.0  # From the end of prefill compute to the final write's completion

@@ -1,6 +1,6 @@
-"""The CURVE keys of the link between router and workers, created for the lifetime of a cluster.
+"""The CURVE keys of the link between router and workers, created once per cluster.
 
-The router has its own pair, all workers share one; each side knows the other's public key and accepts no other.
+The router has a key pair, and all workers share another. Each side has the other's public key and accepts no other key.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class RouterKeys:
-    """The router's keys, in Z85, ZeroMQ's encoding."""
+    """The router's keys, in ZeroMQ's encoding Z85."""
 
     public: str
     secret: str = field(repr=False)
@@ -19,7 +19,7 @@ class RouterKeys:
 
 @dataclass(frozen=True, slots=True)
 class WorkerKeys:
-    """The workers' keys."""
+    """The workers' keys, in Z85."""
 
     public: str
     secret: str = field(repr=False)
@@ -28,7 +28,7 @@ class WorkerKeys:
 
 @dataclass(frozen=True, slots=True)
 class LinkKeys:
-    """Both sides' keys, for the process that starts them."""
+    """The keys of both sides, for the process that starts them."""
 
     router: RouterKeys
     worker: WorkerKeys

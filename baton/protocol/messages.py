@@ -1,14 +1,17 @@
 """Messages between router and workers; `proto/baton/v1/worker.proto` is their wire format.
 
-A worker's link is first in, first out in both directions; several messages of one moment travel as one batch.
+A worker's link keeps the order of messages in both directions. Messages of one moment travel as one batch.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Annotated
 
+from baton.protocol.bounds import MAX_IDS, Count, Id, Length, PositiveSeconds, Text
 from baton.protocol.handoff import HandoffOutcome, HandoffReport, Reservation
-from baton.protocol.request import FinishReason, Request
+from baton.protocol.prefix_hash import PageHashes
+from baton.protocol.request import DIGEST_BYTES, FinishReason, Request
 from baton.protocol.worker import Endpoint, RoleName, WorkerInfo, WorkerLoad
 
 # Router to worker
@@ -16,7 +19,7 @@ from baton.protocol.worker import Endpoint, RoleName, WorkerInfo, WorkerLoad
 
 @dataclass(frozen=True, slots=True)
 class RegisterAck:
-    """Answers the `Register` of one incarnation. Loads are due at least every `report_interval_s`."""
+    """The answer to the `Register` of an incarnation. Load reports are due every `report_interval_s` seconds."""
 
     router_id: str
     report_interval_s: float
@@ -25,22 +28,24 @@ class RegisterAck:
 
 @dataclass(frozen=True, slots=True)
 class PeerJoined:
-    """Prepare transfers to this peer now, so that no request waits for a handshake."""
+    """Prepare transfers to a new peer now, so that no request waits for a handshake."""
 
     endpoint: Endpoint
-    host: str = ""  # on which it runs; empty: not known
+    host: str = ""  # The peer's host; "": unknown
 
 
 @dataclass(frozen=True, slots=True)
 class PeerLeft:
+    """Drop the connection to a peer that has ended."""
+
     agent: str
 
 
 @dataclass(frozen=True, slots=True)
 class Prefill:
-    """Compute the prompt (and `emitted` output, when a request continues after a failure) and sample the next token.
+    """Compute the prompt and sample the next token. `emitted` is the output so far of a request that is retried.
 
-    With `disaggregated` the pages wait for `SendPages`; without, the worker keeps the request and decodes it.
+    With `disaggregated` the pages wait for `SendPages`; without it the worker decodes the request, too.
     """
 
     request: Request
@@ -51,23 +56,20 @@ class Prefill:
 
 @dataclass(frozen=True, slots=True)
 class Reserve:
-    """Hold pages for this request's KV, to be written by another worker.
-
-    `growth_tokens` more than are known now: the sequence keeps decoding while its pages travel.
-    """
+    """Reserve pages for a request's KV, which another worker will write."""
 
     reservation_id: str
     request: Request
     emitted: tuple[int, ...]
     role_epoch: int
-    growth_tokens: int = 0
+    growth_tokens: int = 0  # Room for tokens that the source decodes during the transfer
 
 
 @dataclass(frozen=True, slots=True)
 class SendPages:
-    """Write the request's pages into this reservation as they are computed. Answered by one `HandoffEnded`.
+    """Write the request's pages into a reservation as they are computed. Answered by one `HandoffEnded`.
 
-    A worker that is decoding the request continues until only its last page is missing at the target.
+    A worker that decodes the request continues to do so until only the last page is missing at the target.
     """
 
     request_id: str
@@ -76,24 +78,24 @@ class SendPages:
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
-    """Stop working on a request. Reserved pages stay held until `Release`: a write may still land in them."""
+    """Stop work on a request. Reserved pages stay held until `Release`, because a write may still land in them."""
 
     request_id: str
 
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """Free a reservation's pages: no write into them is possible any more."""
+    """Free a reservation's pages; no write into them is in flight."""
 
     reservation_id: str
 
 
 @dataclass(frozen=True, slots=True)
 class Reregister:
-    """Re-register under another incarnation: the router does not know this one (any more).
+    """Re-register under a new incarnation, because the router does not recognise this one.
 
-    From the router that had admitted it: its requests were re-assigned, so the worker drops everything. From another
-    router: sequences that need no peer continue, and are registered with the worker.
+    If the same router had registered the incarnation, it has re-assigned its requests, and the worker drops all
+    sequences. If another router had, sequences that need no peer continue and are registered with the worker.
     """
 
     incarnation: str
@@ -102,10 +104,7 @@ class Reregister:
 
 @dataclass(frozen=True, slots=True)
 class AdoptSequence:
-    """Replay a kept sequence's output from `from_index` on, then stream its new tokens.
-
-    Answered by `RequestFailed` (NotFound) if the worker no longer holds it.
-    """
+    """Replay a detached sequence's output from `from_index`, then stream new tokens; `RequestFailed` if it is gone."""
 
     request_id: str
     from_index: int
@@ -113,52 +112,42 @@ class AdoptSequence:
 
 @dataclass(frozen=True, slots=True)
 class ResyncPages:
-    """A `PagesChanged` was lost: answer with a snapshot."""
+    """Send a snapshot of the prefix pages, because a `PagesChanged` was lost."""
 
 
 @dataclass(frozen=True, slots=True)
 class SwitchRole:
-    """Take on another role; weights, pages and prefix cache stay. Answered by `RoleChanged`."""
+    """Change the role; weights, pages and prefix cache stay. Answered by `RoleChanged`."""
 
     role: RoleName
     role_epoch: int
 
 
-RouterMessage = (
-    RegisterAck
-    | Reregister
-    | PeerJoined
-    | PeerLeft
-    | Prefill
-    | Reserve
-    | SendPages
-    | Cancel
-    | Release
-    | AdoptSequence
-    | ResyncPages
-    | SwitchRole
-)
+WorkOrder = Prefill | Reserve | SendPages | Cancel | Release | AdoptSequence
+RouterMessage = RegisterAck | Reregister | PeerJoined | PeerLeft | ResyncPages | SwitchRole | WorkOrder
 
 # Worker to router
 
 
 @dataclass(frozen=True, slots=True)
 class DetachedSequence:
-    """A detached sequence of an earlier router: it is still decoding or has just ended, and its tokens are buffered."""
+    """A sequence of an earlier router that is decoding or has just ended, and whose tokens are buffered."""
 
-    request_id: str
-    digest: bytes  # `Request.digest`
-    num_tokens: int  # of its output, so far
-    limit_tokens: int  # the most that prompt and output may have
+    request_id: Id
+    digest: Annotated[bytes, Length(DIGEST_BYTES, DIGEST_BYTES)]  # `Request.digest`
+    num_tokens: Count  # Output tokens so far
+    limit_tokens: Count  # Maximum of prompt and output tokens
 
 
 @dataclass(frozen=True, slots=True)
 class Register:
+    """An incarnation of a worker joins, with the sequences that it kept from an earlier router."""
+
     info: WorkerInfo
-    held: tuple[DetachedSequence, ...] = ()
+    held: Annotated[tuple[DetachedSequence, ...], Length(MAX_IDS)] = ()
 
 
-@dataclass(slots=True)  # not frozen: one is made per token, and that would take three times as long
+@dataclass(slots=True)  # Not frozen: it is constructed per token, and frozen takes three times as long
 class TokenOutput:
     """One token of one request. `index` counts output tokens from 0."""
 
@@ -168,18 +157,20 @@ class TokenOutput:
     logprob: float | None = None
     top_logprobs: tuple[tuple[int, float], ...] = ()
     finish: FinishReason | None = None
-    cached_tokens: int = 0  # with a prefill's token: prompt tokens that came from the prefix cache
+    cached_tokens: int = 0  # In the first token: prompt tokens from the prefix cache
 
 
 @dataclass(frozen=True, slots=True)
 class StepOutput:
-    """Every token of one step."""
+    """The tokens of one step."""
 
     tokens: tuple[TokenOutput, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Reserved:
+    """The answer to `Reserve`."""
+
     reservation: Reservation
 
     @property
@@ -193,124 +184,114 @@ class Reserved:
 
 @dataclass(frozen=True, slots=True)
 class ReservationRefused:
-    reservation_id: str
-    request_id: str
-    reason: str
+    """The refusal of a `Reserve`, with its reason."""
+
+    reservation_id: Id
+    request_id: Id
+    reason: Text
 
 
 @dataclass(frozen=True, slots=True)
 class HandoffEnded:
     """The source's answer to `SendPages`."""
 
-    request_id: str
-    reservation_id: str
+    request_id: Id
+    reservation_id: Id
     outcome: HandoffOutcome
     report: HandoffReport = field(default_factory=HandoffReport)
-    reason: str = ""
+    reason: Text = ""
 
 
 @dataclass(frozen=True, slots=True)
 class HandoffStalled:
-    """The source's writes into the reservation are stalled, and it no longer waits for them. They may still arrive, so
-    `HandoffEnded` follows once they have ended; until then the source's pages are held, too."""
+    """The source's writes into the reservation make no progress, and the source no longer waits for them.
 
-    request_id: str
-    reservation_id: str
+    They may still arrive, so the source holds its pages until they have ended; then `HandoffEnded` follows.
+    """
+
+    request_id: Id
+    reservation_id: Id
 
 
 @dataclass(frozen=True, slots=True)
 class HandoffCommitted:
-    """The target has the notice; the sequence is in its running batch."""
+    """The target has received the notice, and the sequence is in its running batch."""
 
-    request_id: str
-    reservation_id: str
+    request_id: Id
+    reservation_id: Id
 
 
 @dataclass(frozen=True, slots=True)
 class HandoffCorrupt:
-    """The target has the notice, but corrupt pages: it commits nothing."""
+    """The target has received the notice, but pages are corrupt, so it drops the sequence."""
 
-    request_id: str
-    reservation_id: str
-    wrong_pages: int
+    request_id: Id
+    reservation_id: Id
+    wrong_pages: Count
 
 
 @dataclass(frozen=True, slots=True)
 class LinkMeasured:
-    """The measured rate to a peer, as one large write. Sent once per peer."""
+    """The measured rate of writes to a peer: a large write's size and duration. Sent once per peer."""
 
-    agent: str
-    num_bytes: int
-    seconds: float  # more than 0
+    agent: Id
+    num_bytes: Count
+    seconds: PositiveSeconds
 
     @property
     def bytes_per_s(self) -> float:
+        """The rate in bytes per second."""
         return self.num_bytes / self.seconds
 
 
 @dataclass(frozen=True, slots=True)
 class RequestFailed:
-    """A worker cannot continue a request; `error` names a class of the error tree."""
+    """A worker cannot continue a request; `error` is the name of a class in `baton.protocol.errors`."""
 
-    request_id: str
-    error: str
-    message: str
+    request_id: Id
+    error: Id
+    message: Text
 
 
 @dataclass(frozen=True, slots=True)
 class Alive:
-    """A heartbeat of a worker that is busy with a long step."""
+    """The heartbeat of a worker during a long step."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoadReport:
+    """A worker's load, sent periodically and after changes."""
+
     load: WorkerLoad
 
 
 @dataclass(frozen=True, slots=True)
 class PagesChanged:
-    """Prefix pages that became matchable and that were evicted, since the message numbered one less.
+    """Prefix pages stored and evicted since the previous message; a `snapshot` lists all pages in `stored`."""
 
-    A `snapshot` lists all that are matchable now and replaces earlier messages.
-    """
-
-    sequence_number: int
-    stored: tuple[bytes, ...]
-    evicted: tuple[bytes, ...]
+    sequence_number: Count
+    stored: PageHashes
+    evicted: PageHashes
     snapshot: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class RoleChanged:
-    """The role the worker has now; `error` gives the reason if it is not the ordered one."""
+    """The worker's current role. `error` is the reason if it differs from the role in `SwitchRole`."""
 
     role: RoleName
-    role_epoch: int
-    error: str = ""
+    role_epoch: Count
+    error: Text = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Goodbye:
-    """The worker leaves and writes no more: on purpose, or because it `failed`."""
+    """The worker ends and writes no more; `failed`: because of an error."""
 
-    reason: str
+    reason: Text
     failed: bool = False
 
 
-WorkerMessage = (
-    Register
-    | StepOutput
-    | Reserved
-    | ReservationRefused
-    | HandoffEnded
-    | HandoffStalled
-    | HandoffCommitted
-    | HandoffCorrupt
-    | LinkMeasured
-    | RequestFailed
-    | Alive
-    | LoadReport
-    | PagesChanged
-    | RoleChanged
-    | Goodbye
-)
+HandoffMessage = Reserved | ReservationRefused | HandoffEnded | HandoffStalled | HandoffCommitted | HandoffCorrupt
+WorkerReport = Register | Alive | LoadReport | PagesChanged | LinkMeasured | RoleChanged | Goodbye
+WorkerMessage = StepOutput | RequestFailed | HandoffMessage | WorkerReport

@@ -1,7 +1,7 @@
-"""The hash chain that names a page's content: parent hash, tokens of the page, and at the root model and tenant salt.
+"""The hash chain that identifies a page's content: parent hash and tokens of the page, from a root of model and tenant.
 
-Equal hashes mean equal KV: the chain covers every token before the page. Router and workers compute the same chain,
-so a prefix match needs only hashes on the wire.
+Equal hashes mean equal KV, because the chain covers every token before the page. Router and workers compute the same
+chain, so they exchange only hashes to match prefixes.
 """
 
 from __future__ import annotations
@@ -9,8 +9,12 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 from hashlib import blake2b
+from typing import Annotated
+
+from baton.protocol.bounds import Length
 
 HASH_BYTES = 16
+PageHashes = Annotated[tuple[Annotated[bytes, Length(HASH_BYTES, HASH_BYTES)], ...], Length(1 << 22)]
 
 
 def root_hash(model_id: str, salt: str = "") -> bytes:
@@ -21,19 +25,20 @@ def root_hash(model_id: str, salt: str = "") -> bytes:
 def tenant_root(model_id: str, tenant: str, shared: bool) -> bytes:
     """The root of a request's chain, salted with its tenant unless prefixes are `shared`.
 
-    Another tenant's prompts are computed again, so that the time to the first token does not reveal them.
+    Without sharing a prompt that another tenant sent before is recomputed, so that the time to the first token does not
+    reveal it.
     """
     return root_hash(model_id, "" if shared else tenant)
 
 
 def page_hashes(tokens: Sequence[int], page_size: int, root: bytes, known: Sequence[bytes] = ()) -> list[bytes]:
-    """One hash per full page of `tokens`, each under its parent; `known` are those of the leading pages."""
+    """One hash per full page of `tokens`; `known` has the hashes of the leading pages."""
     start = len(known) * page_size
     return [*known, *next_page_hashes(tokens[start:], page_size, known[-1] if known else root)]
 
 
 def next_page_hashes(tokens: Sequence[int], page_size: int, parent: bytes) -> list[bytes]:
-    """As `page_hashes`, for the `tokens` that follow the page of `parent`."""
+    """The hashes of the full pages of `tokens`, which follow the page whose hash is `parent`."""
     hashes: list[bytes] = []
     ids = array("i", tokens).tobytes()
     page_bytes = 4 * page_size

@@ -19,40 +19,42 @@ DIGEST_BYTES = 16
 class FinishReason(Enum):
     """Why a sequence ended."""
 
-    STOP = "stop"  # end-of-sequence token, a stop token id or a stop string
-    LENGTH = "length"  # max_tokens, or the model's context is full
+    STOP = "stop"  # End-of-sequence token, stop token id or stop string
+    LENGTH = "length"  # max_tokens reached, or the model's context full
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How output tokens are chosen; the defaults are greedy decoding.
 
-    The noise of a sampled token is keyed by (`seed`, position in the sequence) and by nothing else. So in float32 a
-    request has the same tokens on any worker and in any batch; in 16-bit types, whose logits round differently in
-    other batches, a near-tie may fall the other way (docs/architecture.md). `seed` None is replaced by the router.
+    The noise of a sampled token depends only on `seed` and the position in the sequence. In float32 a request therefore
+    has the same tokens on any worker and in any batch. In 16-bit types logits round differently in other batches, so a
+    near-tie may be decided otherwise (docs/architecture.md). The router replaces a `seed` of None.
     """
 
-    temperature: float = 0.0  # 0 is greedy
-    top_k: int = 0  # 0 keeps the whole vocabulary
+    temperature: float = 0.0  # 0: greedy
+    top_k: int = 0  # 0: the whole vocabulary
     top_p: float = 1.0
     min_p: float = 0.0
-    repetition_penalty: float = 1.0  # over prompt and output, as in transformers
-    presence_penalty: float = 0.0  # over the output
-    frequency_penalty: float = 0.0  # over the output
+    repetition_penalty: float = 1.0  # Over prompt and output, as in transformers
+    presence_penalty: float = 0.0  # Over the output
+    frequency_penalty: float = 0.0  # Over the output
     seed: int | None = None
     max_tokens: int = 256
     min_tokens: int = 0
     stop_token_ids: tuple[int, ...] = ()
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
-    logprobs: int | None = None  # None: no log-probabilities; n: of the token and of the n likeliest
+    logprobs: int | None = None  # None: no log-probabilities; n: those of the token and of the n likeliest tokens
 
     @property
     def greedy(self) -> bool:
+        """Whether the likeliest token is chosen, without noise."""
         return self.temperature == 0.0
 
     @property
     def penalised(self) -> bool:
+        """Whether logits depend on the tokens so far."""
         return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
 
     def validate(self, vocab_size: int) -> None:
@@ -86,7 +88,7 @@ class SamplingParams:
 
 @dataclass(frozen=True, slots=True)
 class Objectives:
-    """The client's latency objectives; None: not set."""
+    """The client's latency objectives, in seconds; None: no objective."""
 
     ttft_s: float | None = None
     tpot_s: float | None = None
@@ -100,7 +102,7 @@ class Objectives:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request in the cluster. `deadline_s` is on the router's clock."""
+    """One request in the cluster. `arrival_s` and `deadline_s` are times of the router's clock."""
 
     request_id: str
     prompt: tuple[int, ...]
@@ -113,24 +115,25 @@ class Request:
 
     @property
     def max_total_tokens(self) -> int:
+        """Maximum of prompt and output tokens together."""
         return len(self.prompt) + self.sampling.max_tokens
 
     @property
     def digest(self) -> bytes:
-        """A digest of everything that determines the tokens, and of the tenant."""
+        """A digest of the tenant and of everything that determines the tokens."""
         sampling = replace(self.sampling, seed=None) if self.sampling.greedy else self.sampling
         digest = blake2b(repr((self.tenant, len(self.prompt), sampling)).encode(), digest_size=DIGEST_BYTES)
         digest.update(array("q", self.prompt).tobytes())
         return digest.digest()
 
     def validate(self, vocab_size: int, context_tokens: int) -> None:
-        """Raise `InvalidRequest` when the model cannot serve this, saying which part and which limit."""
+        """Raise `InvalidRequest` if the model cannot serve the request; the message names the part and the limit."""
         if not self.prompt:
             raise InvalidRequest("The prompt is empty: give at least one token.")
         if len(self.prompt) >= context_tokens:
             raise PromptTooLong(
                 f"The prompt has {len(self.prompt)} tokens; the model's context holds {context_tokens}, "
-                "of which one must be left for the answer."
+                "and one of them must remain for the answer."
             )
         if min(self.prompt) < 0 or max(self.prompt) >= vocab_size:
             bad = next(token for token in self.prompt if not 0 <= token < vocab_size)

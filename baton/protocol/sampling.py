@@ -1,4 +1,4 @@
-"""Sampling defaults of a request: those of generation_config.json, then Baton's. Pure."""
+"""Defaults of sampling parameters: those of generation_config.json, then Baton's. Pure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from baton.protocol.errors import InvalidRequest, ModelError
 from baton.protocol.request import SamplingParams
 
-# Keys of generation_config.json that set request defaults (the ones vLLM uses), with our names.
+# The keys of generation_config.json that set request defaults (the same as in vLLM), with their names in Baton.
 _KEYS = {
     "temperature": "temperature",
     "top_k": "top_k",
@@ -19,13 +19,14 @@ _KEYS = {
 }
 _WHOLE_NUMBERS = ("top_k", "max_new_tokens")
 
-SamplingDefaults = dict[str, float]  # fields of `SamplingParams` by name
+SamplingDefaults = dict[str, float]  # Fields of `SamplingParams` by name
 
 
 def model_defaults(generation: Mapping[str, Any]) -> SamplingDefaults:
-    """The request defaults that a generation_config.json sets; may be empty.
+    """The request defaults of a generation_config.json.
 
-    `do_sample` false means greedy, true without a temperature means 1. Raises `ModelError` naming a value out of range.
+    `do_sample` false means greedy; true without a temperature means temperature 1. Raises `ModelError` for a value out
+    of range.
     """
     defaults = {ours: _number(key, generation[key]) for key, ours in _KEYS.items() if generation.get(key) is not None}
     if generation.get("do_sample") is True:
@@ -35,7 +36,7 @@ def model_defaults(generation: Mapping[str, Any]) -> SamplingDefaults:
     try:
         with_defaults({}, defaults).validate(vocab_size=1)
     except InvalidRequest as error:
-        raise ModelError(f"generation_config.json has no valid default: {error.message}") from None
+        raise ModelError(f"generation_config.json has an invalid default: {error.message}") from None
     return defaults
 
 
@@ -49,12 +50,12 @@ def _number(key: str, value: Any) -> float:
 
 
 def with_defaults(given: Mapping[str, Any], defaults: Mapping[str, float]) -> SamplingParams:
-    """The sampling of a request: the fields it gives, then the model's defaults, then ours."""
+    """The sampling of a request: the fields it gives, then the model's defaults, then Baton's."""
     return SamplingParams(**{**defaults, **given})
 
 
 def default_words(defaults: Mapping[str, float], source: str) -> str:
-    """The request defaults as text, for display."""
+    """The request defaults as a setting to print."""
     sampling = with_defaults({}, defaults)
     words = ["greedy" if sampling.greedy else f"temperature {sampling.temperature:g}"]
     shown = ("top_k", "top_p", "min_p") if not sampling.greedy else ()

@@ -1,13 +1,16 @@
-"""A worker's description: identity, load, and location of its pages."""
+"""A worker's description: identity, load, and address of its pages."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
+from typing import Annotated
+
+from baton.protocol.bounds import Count, Ids, Label, Length, OneOf, Positive, Range, Seconds
 
 
 class RoleName(Enum):
-    """A worker's current role: a policy over the same engine, which may change while the worker runs."""
+    """A worker's current role. It is a policy over the same engine and may change while the worker runs."""
 
     PREFILL = "prefill"
     DECODE = "decode"
@@ -16,32 +19,34 @@ class RoleName(Enum):
 
 @dataclass(frozen=True, slots=True)
 class PageLayout:
-    """The shape of a worker's KV pages. Pages move only between workers whose `fingerprint` is equal.
+    """The shape of a worker's KV pages. Pages move only between workers of equal `fingerprint`.
 
-    Storage is `[num_pages, num_layers, 2, page_size, num_kv_heads, head_dim]`, contiguous: one page is one piece of
+    Storage is contiguous, `[num_pages, num_layers, 2, page_size, num_kv_heads, head_dim]`: a page is one piece of
     `page_bytes` bytes over all layers.
     """
 
-    num_pages: int
-    num_layers: int
-    page_size: int
-    num_kv_heads: int
-    head_dim: int
-    dtype: str  # "float32", "bfloat16" or "float16"
-    model_id: str  # differs when config or weights differ
+    num_pages: Positive
+    num_layers: Positive
+    page_size: Annotated[int, Range(1, 1 << 16)]  # Tokens
+    num_kv_heads: Positive
+    head_dim: Positive
+    dtype: Annotated[str, OneOf(("float32", "bfloat16", "float16"))]
+    model_id: str  # Differs if config or weights differ
 
     @property
     def page_bytes(self) -> int:
+        """Bytes of one page over all layers."""
         itemsize = {"float32": 4, "bfloat16": 2, "float16": 2}[self.dtype]
         return self.num_layers * 2 * self.page_size * self.num_kv_heads * self.head_dim * itemsize
 
     @property
     def shape(self) -> tuple[int, int, int, int, int, int]:
+        """The storage's shape."""
         return (self.num_pages, self.num_layers, 2, self.page_size, self.num_kv_heads, self.head_dim)
 
     @property
     def fingerprint(self) -> str:
-        """Everything but the number of pages."""
+        """Everything except the number of pages, as text."""
         return (
             f"{self.model_id}/{self.dtype}/layers={self.num_layers}/page={self.page_size}"
             f"/heads={self.num_kv_heads}x{self.head_dim}"
@@ -50,91 +55,97 @@ class PageLayout:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """The address of a worker's pages for its peers. `agent` names the worker and its incarnation."""
+    """The address of a worker's pages for its peers. `agent` is the worker's name and incarnation."""
 
-    agent: str
-    metadata: bytes  # the transport's own (NIXL agent metadata)
+    agent: Label
+    metadata: Annotated[bytes, Length(4 << 20)]  # The transport's own (NIXL agent metadata)
     base_address: int
-    device_id: int
+    device_id: Count
     layout: PageLayout
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerInfo:
-    """A worker's facts at registration."""
+    """What a worker registers with."""
 
     name: str
-    incarnation: str
+    incarnation: Label
     role: RoleName
-    role_epoch: int
+    role_epoch: Count
     endpoint: Endpoint
-    chunk_tokens: int  # prefill tokens per step
-    max_batch: int  # sequences per decode step
-    mixed_chunk_tokens: int = 0  # prefill tokens of a step that also decodes; 0: as chunk_tokens
-    host: str = ""
-    pid: int = 0
-    device: str = "cpu"
+    chunk_tokens: Annotated[int, Range(1, 1 << 31)]  # Prefill tokens per step
+    max_batch: Annotated[int, Range(1, 1 << 31)]  # Sequences per decode step
+    mixed_chunk_tokens: Count = 0  # Prefill tokens of a step that also decodes; 0: as chunk_tokens
+    host: Label = ""
+    pid: Count = 0
+    device: Label = "cpu"
 
     @property
     def page_size(self) -> int:
+        """Token positions per page."""
         return self.endpoint.layout.page_size
 
     @property
     def num_pages(self) -> int:
+        """Pages of the worker."""
         return self.endpoint.layout.num_pages
 
     @property
     def capacity_tokens(self) -> int:
+        """Token positions of all its pages."""
         return self.num_pages * self.page_size
 
     @property
     def page_bytes(self) -> int:
+        """Bytes of one page over all layers."""
         return self.endpoint.layout.page_bytes
 
 
 @dataclass(frozen=True, slots=True)
 class StepSample:
-    """One measured step, for the latency model: what it computed and how long it took.
+    """One measured step, for the latency model: the work it did and its duration.
 
-    `prefill_pairs` counts (new token, position it attends to) pairs, the work of prefill attention: a chunk of n tokens
-    after c others has n·(c + n/2). `context_tokens` are the KV positions that the decoding sequences read.
+    `prefill_pairs` counts pairs of a new token and a position it attends to, which is the work of prefill attention: a
+    chunk of n tokens after c others has n·(c + n/2). `context_tokens` counts the KV positions that the decoding
+    sequences read.
     """
 
-    prefill_tokens: int
-    prefill_pairs: int
-    decodes: int
-    context_tokens: int
-    seconds: float
+    prefill_tokens: Count
+    prefill_pairs: Count
+    decodes: Count
+    context_tokens: Count
+    seconds: Seconds
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerLoad:
     """A worker's state at one moment.
 
-    `request_ids` and `reservation_ids` name what these counts already include, so the router adds only what it has
-    sent since. `pages_free` can be allocated at once, `pages_cached` after evicting unreferenced prefix pages.
+    `request_ids` and `reservation_ids` list what the counts already include, so the router adds only what it has sent
+    since. `pages_free` can be allocated at once, `pages_cached` after unreferenced prefix pages are evicted.
     """
 
     worker: str
     role: RoleName
-    role_epoch: int
-    sequence_number: int
+    role_epoch: Count
+    sequence_number: Count
     pages_total: int
-    pages_free: int
-    pages_cached: int
-    running: int = 0  # sequences decoding
-    waiting: int = 0  # sequences with prompt tokens left to compute
-    pending_prefill_tokens: int = 0  # prompt tokens left to compute
-    context_tokens: int = 0  # KV positions of the running sequences
-    request_ids: tuple[str, ...] = ()
-    reservation_ids: tuple[str, ...] = ()
-    swapped: int = 0  # of those waiting: preempted sequences whose pages are in host memory
-    swap_outs: int = 0  # preemptions to host memory since the worker took its role
-    recomputes: int = 0  # preemptions whose pages have to be recomputed, since then
-    steps: tuple[StepSample, ...] = field(default=())
+    pages_free: Count
+    pages_cached: Count
+    running: Count = 0  # Sequences decoding
+    waiting: Count = 0  # Sequences with prompt tokens left to compute
+    pending_prefill_tokens: Count = 0  # Prompt tokens left to compute
+    context_tokens: Count = 0  # KV positions of the running sequences
+    request_ids: Ids = ()
+    reservation_ids: Ids = ()
+    swapped: Count = 0  # Waiting sequences that were preempted and whose pages are in host memory
+    swap_outs: Count = 0  # Preemptions to host memory since the worker took its role
+    recomputes: Count = 0  # Preemptions since then whose pages have to be recomputed
+    steps: Annotated[tuple[StepSample, ...], Length(1 << 14)] = ()
 
     @property
     def pages_available(self) -> int:
+        """Pages that can be allocated, some after an eviction."""
         return self.pages_free + self.pages_cached
 
     @property

@@ -115,7 +115,7 @@ class Deliveries:
         """The worker handles a peer's next notice, whose pages may be corrupt."""
         notice = worker.notices.popleft()
         corrupt = notice.reservation_id in self.network.corrupted
-        pages = worker.role.reserved_pages(notice.reservation_id) if corrupt else ()
+        pages = worker.session.reserved_pages(notice.reservation_id) if corrupt else ()
         worker.memory.corrupt(pages)
         self.perform_for(worker, worker.session.on_notice(notice, len(pages), self.now))
         return True

@@ -82,7 +82,7 @@ class RoleTime:
 
 @dataclass(eq=False)
 class SimulatedWorker:
-    """One worker. `lengths` tells how many tokens each request will answer: only the executor knows it."""
+    """One worker. `lengths` has the tokens of each request's answer, which only the executor may use."""
 
     session: WorkerSession
     timer: StepTimer

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import ray
 
-from baton.config.plan import WorkerConfig
+from baton.config.process_config import WorkerConfig
 from baton.config.ray_names import FIRST_WORDS
 from baton.logs import log, set_up
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import torch
 
-from baton.config.plan import WorkerConfig
+from baton.config.process_config import WorkerConfig
 from baton.engine.batch import StepBudget
 from baton.engine.checkpoint import read_config, resolve_model
 from baton.engine.host_pages import HostPages

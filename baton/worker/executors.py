@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from baton.config.plan import WorkerConfig
+from baton.config.process_config import WorkerConfig
 from baton.engine.checkpoint import model_id
 from baton.engine.cuda_device import open_device
 from baton.engine.cuda_executor import CudaExecutor, CudaOptions

@@ -36,7 +36,7 @@ class WorkerLoop:
     session: WorkerSession
     executor: Executor
     link: RouterLink
-    make_transport: Callable[[str], Transport]  # from the name that peers know us by
+    make_transport: Callable[[str], Transport]  # by the name that peers write to
     heartbeat: Heartbeat
     checksum: Checksum
     host_pages: HostPages
@@ -57,7 +57,7 @@ class WorkerLoop:
                 self._turn()
         finally:
             self.heartbeat.close()
-            self.transport.close()  # before the goodbye, which says that we write no more
+            self.transport.close()  # before the goodbye, after which the router counts on no write of ours
             goodbye = Goodbye("stopped") if self._stopping else Goodbye("its loop has failed", failed=True)
             self.link.send([*self.session.outbox, goodbye])
             self.link.close()
@@ -146,7 +146,7 @@ class WorkerLoop:
         except InvalidRequest as error:
             log.warning(f"notice from {agent} ignored: {error.message}")
             return []
-        page_ids = self.session.role.reserved_pages(notice.reservation_id)
+        page_ids = self.session.reserved_pages(notice.reservation_id)
         wrong = wrong_pages(notice, page_ids, self.checksum) if page_ids else []
         if wrong:
             log.error(f"{len(wrong)} corrupt pages in {notice.reservation_id}", extra={"request": notice.request_id})

@@ -20,7 +20,7 @@ def make_role(name: RoleName, state: WorkerState) -> Role:
 def switch_role(role: Role, state: WorkerState, order: SwitchRole) -> tuple[Role, WorkerState, RoleChanged]:
     """The role and state after an order to switch, and the answer to it.
 
-    A role that still holds work stays, because its successor would not know it. A repeated order gets the same
+    A role that still holds work stays, because its successor would start without it. A repeated order gets the same
     answer.
     """
     if order.role is role.name and order.role_epoch == state.role_epoch:

@@ -32,7 +32,7 @@ from baton.protocol.messages import (
 from baton.protocol.worker import Endpoint, StepSample, WorkerInfo
 from baton.worker.core.link_rates import LinkRates
 from baton.worker.core.reports import Reports
-from baton.worker.core.role import Command, Role, Send, SwapIn, SwapOut, WriteEnded, WritePages
+from baton.worker.core.role import Command, HandoffTarget, Role, Send, SwapIn, SwapOut, WriteEnded, WritePages
 from baton.worker.core.state import WorkerState
 from baton.worker.core.write_watch import WriteWatch
 from baton.worker.role_switch import make_role, switch_role
@@ -125,7 +125,12 @@ class WorkerSession:
     @property
     def expects_peers(self) -> bool:
         """Whether a peer's notice or the end of a write may come at any moment, so that the shell must poll often."""
-        return self.phase is Phase.LEAVING or self.writes_in_flight > 0 or self.role.expects_peers
+        expects_notices = isinstance(self.role, HandoffTarget) and self.role.expects_notices
+        return expects_notices or self.writes_in_flight > 0 or self.phase is Phase.LEAVING
+
+    def reserved_pages(self, reservation_id: str) -> tuple[int, ...]:
+        """Our pages that a peer writes for this reservation; empty if it is not open here."""
+        return self.role.reserved_pages(reservation_id) if isinstance(self.role, HandoffTarget) else ()
 
     def wait_s(self, now: float) -> float:
         """Time until `tick` has something to do, if no message comes before."""
@@ -180,6 +185,8 @@ class WorkerSession:
 
     def on_notice(self, notice: HandoffNotice, wrong_pages: int, now: float) -> list[SessionCommand]:
         """A peer's notice; `wrong_pages` of its reservation have arrived corrupt."""
+        if not isinstance(self.role, HandoffTarget):
+            return []
         if wrong_pages:
             return self._act(self.role.on_corrupt(notice, wrong_pages))
         return self._act(self.role.on_notice(notice, now))
@@ -228,7 +235,7 @@ class WorkerSession:
         return commands
 
     def _leave(self, keep: bool, now: float) -> list[SessionCommand]:
-        """Start no more writes, send no more messages, and register anew once no write is in flight.
+        """Start no more writes, send no more messages, and register again once no write is in flight.
 
         `keep`: the router is another one, or only the connection broke; else our requests were re-assigned.
         """

@@ -1,8 +1,8 @@
-"""Asks the built-in model questions it has not seen and counts the right answers.
+"""Evaluates the built-in model on held-out questions.
 
     python -m benchmarks.builtin_model.evaluate
 
-An answer counts when it is right to the last character and ended by the model itself. Decoding is greedy.
+An answer is correct if every character is correct and the model ended it. Decoding is greedy.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ LONGEST_ANSWER = 64
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """How one kind of question went."""
+    """The score of one kind of question."""
 
     name: str
     asked: int
@@ -40,19 +40,19 @@ class Score:
 
     @property
     def share(self) -> float:
-        """The share of questions answered right."""
+        """The share of correct answers."""
         return self.right / self.asked
 
 
 class Answerer:
-    """A checkpoint, ready to be asked."""
+    """A loaded checkpoint that answers prompts."""
 
     def __init__(self, folder: Path) -> None:
         self._tokenizer: Any = AutoTokenizer.from_pretrained(folder)
         self._model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
     def num_tokens(self, prompt: str) -> int:
-        """How long a prompt is for the model."""
+        """The length of a prompt in tokens."""
         return len(self._tokenizer(prompt)["input_ids"])
 
     def answer(self, prompt: str) -> str | None:
@@ -66,7 +66,7 @@ class Answerer:
 
 
 def questions(count: int, seed: int) -> dict[str, list[Task]]:
-    """`count` questions of every kind; look-ups once for every length of list."""
+    """`count` questions of every kind; each length of list is a kind of its own."""
     rng = random.Random(seed)
 
     def ask(make: Callable[[random.Random], Task]) -> list[Task]:
@@ -78,14 +78,14 @@ def questions(count: int, seed: int) -> dict[str, list[Task]]:
 
 
 def score(answerer: Answerer, name: str, tasks: list[Task]) -> Score:
-    """Ask them all."""
+    """Answer all tasks of a kind, and count the correct answers."""
     answers = [(task, answerer.answer(task.prompt)) for task in tasks]
     right = sum(text is not None and task.accepts(text) for task, text in answers)
     return Score(name, len(tasks), right, max(answerer.num_tokens(task.prompt) for task in tasks))
 
 
 def table(scores: list[Score]) -> Table:
-    """The scores, one kind of question a row."""
+    """The scores as a table, a row per kind of question."""
     result = Table("questions", title="Built-in model, greedy, held-out questions")
     for column in ("asked", "right", "share", "longest prompt, tokens"):
         result.add_column(column, justify="right")
@@ -95,7 +95,7 @@ def table(scores: list[Score]) -> Table:
 
 
 def main() -> None:
-    """Parse the arguments, ask, print the table."""
+    """Parse the arguments, evaluate, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=CHECKPOINT)
     parser.add_argument("--count", type=int, default=100, help="questions of every kind")

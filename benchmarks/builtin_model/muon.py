@@ -1,4 +1,4 @@
-"""Muon (Jordan et al. 2024): momentum, made orthogonal by Newton-Schulz. In float32: CPUs are slow in bfloat16."""
+"""Muon (Jordan et al. 2024): momentum orthogonalised by Newton-Schulz. In float32: CPUs are slow in bfloat16."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _STEPS = 5
 
 
 def orthogonal(matrices: torch.Tensor) -> torch.Tensor:
-    """`[n, rows, columns]`: each matrix with its singular values brought near one."""
+    """The matrices `[n, rows, columns]` with their singular values brought near one."""
     if matrices.shape[-2] > matrices.shape[-1]:
         return orthogonal(matrices.mT).mT
     first, third, fifth = _COEFFICIENTS
@@ -24,7 +24,7 @@ def orthogonal(matrices: torch.Tensor) -> torch.Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """For matrices only; those of one shape are updated together."""
+    """An optimizer for matrices; matrices of equal shape are updated together."""
 
     def __init__(
         self, matrices: Iterable[torch.nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.01

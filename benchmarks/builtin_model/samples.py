@@ -1,4 +1,4 @@
-"""Training sequences: packed token ids, and labels where an answer stands."""
+"""Training sequences: packed token ids, with labels at the positions of answers."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from baton.builtin_model.tasks import SMALL_TASKS, entries, listing, question
 from benchmarks.builtin_model.tokenizer import EOS
 
 IGNORED = -100
-_WEIGHTS = (2, 2, 2, 2, 1)  # how often each small task comes, in their order
+_WEIGHTS = (2, 2, 2, 2, 1)  # Relative frequency of each small task, in their order.
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One step of the curriculum: the longest list, the length of a sequence that holds it, how many of them."""
+    """A stage of the curriculum: lines of the longest list, tokens per sequence, and sequences per batch."""
 
     lines: int
     length: int
@@ -27,14 +27,14 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """`[rows, length]` ids and labels."""
+    """Token ids and labels, both `[rows, length]` int64."""
 
     ids: torch.Tensor
     labels: torch.Tensor
 
 
 class Samples:
-    """Makes batches from an injected random generator: the same state of it, the same batches."""
+    """Makes batches from an injected random generator: equal states give equal batches."""
 
     def __init__(self, tokenizer: Tokenizer, rng: random.Random) -> None:
         self.rng = rng
@@ -46,11 +46,11 @@ class Samples:
         return _stack([self._look_ups(stage) for _ in range(stage.rows)])
 
     def small_tasks(self, rows: int, length: int) -> Batch:
-        """Everything else, one after the other."""
+        """All other tasks, one after the other."""
         return _stack([self._small_tasks(length) for _ in range(rows)])
 
     def _look_ups(self, stage: Stage) -> tuple[list[int], list[int]]:
-        """A list, then as many questions about it as fit: many answers for the price of one list."""
+        """A list, then as many questions about it as fit, to have many answers per list."""
         pairs = entries(self.rng, self.rng.randint(max(2, stage.lines // 3), stage.lines))
         ids = [token for pair in pairs for token in self._encode(listing([pair]))]
         labels = [IGNORED] * len(ids)

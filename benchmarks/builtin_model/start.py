@@ -1,11 +1,11 @@
 """The model before training: a Llama whose first two layers can already look back.
 
-From random weights a look-up stays at chance for thousands of steps, until one head that copies the token before and
-one that searches for such copies happen to fit each other. Both are set here, roughly (a mimetic initialisation,
-Trockman and Kolter 2023), and trained on like everything else:
+From random weights, look-ups stay at chance for thousands of steps, until a head that copies the previous token and
+a head that searches for such copies happen to match. Both are roughly initialised here (mimetic initialisation,
+Trockman and Kolter 2023), and then trained like all other weights:
 
-    layer 0, head 0   attends to the token before and writes what it is into a subspace left free for it
-    layer 1, head 0   attends to where that copy resembles the token at hand: to what followed it last time
+    layer 0, head 0   attends to the previous token and writes its content into a subspace left free for it
+    layer 1, head 0   attends to the positions whose copy resembles the current token: to what followed it last time
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from benchmarks.builtin_model.tokenizer import CONTEXT
 HIDDEN, HEAD_DIM = 128, 32
 # Large, so that ten of the sixteen rotations of a head hardly turn within a context: contents match at any distance.
 ROPE_THETA = 1e8
-_SPREAD = 0.06  # of hidden matrices
-_CONSTANT = 3.0  # what every embedding has in dimension 0: something for a head to recognise positions by
-_FREE = slice(64, 64 + HEAD_DIM)  # dimensions of the residual stream that embeddings leave empty
-_FAST, _SLOW = range(4), range(6, HEAD_DIM // 2)  # rotations that tell neighbours apart, and that do not
-_PEAK = 12.0  # logits by which the token before stands out
-_MATCH = 1.7
+_SPREAD = 0.06  # Standard deviation of hidden matrices.
+_CONSTANT = 3.0  # Value of every embedding in dimension 0, from which a head can recognise positions.
+_FREE = slice(64, 64 + HEAD_DIM)  # Dimensions of the residual stream that embeddings leave empty.
+_FAST, _SLOW = range(4), range(6, HEAD_DIM // 2)  # Rotations that distinguish neighbours, and that do not.
+_PEAK = 12.0  # Lead of the previous token's attention logit.
+_MATCH = 1.7  # Strength of the search for copies.
 
 
 def build_model(vocab_size: int, eos: int) -> LlamaForCausalLM:
-    """The architecture, freshly initialised from torch's generator."""
+    """The architecture, initialised from torch's generator."""
     config = LlamaConfig(
         vocab_size=vocab_size,
         hidden_size=HIDDEN,
@@ -42,7 +42,7 @@ def build_model(vocab_size: int, eos: int) -> LlamaForCausalLM:
         rms_norm_eps=1e-5,
         rope_parameters={"rope_type": "default", "rope_theta": ROPE_THETA},
         initializer_range=_SPREAD,
-        # Tied, the names would drift together: no answer ever holds one, so all are pushed the same way.
+        # With tied weights the names' embeddings would drift together, because no answer contains a name.
         tie_word_embeddings=False,
         bos_token_id=None,
         eos_token_id=eos,

@@ -1,4 +1,4 @@
-"""The built-in model's tokenizer: byte-level BPE trained on the model's own texts. Digits stand alone."""
+"""The built-in model's tokenizer: byte-level BPE trained on the model's own texts. Each digit is a token."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ EOS, PAD = "<eos>", "<pad>"
 VOCAB_SIZE = 2560
 CONTEXT = 4096
 
-# A digit takes the space before it, as a word does, and a name the " =" after it: a line `name = 4821` is 6 tokens, and
-# what a look-up has to find stands right behind what it is asked for.
+# A digit includes the space before it, as a word does, and a name the " =" after it. A line `name = 4821` is 6 tokens,
+# and a name is directly followed by its value.
 _PIECES = r" ?\d|[^\W\d]+ =| ?[^\W\d]+| ?[^\s\w]+|\s"
 
-# What was said is joined as it stands; an answer is ended as in training, so a list can be asked again and again.
+# Messages are joined unchanged; answers end as in training, so a list can be asked about several times.
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message['content'] }}"
     "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
@@ -28,7 +28,7 @@ CHAT_TEMPLATE = (
 
 
 def _texts() -> Iterator[str]:
-    """Every word of ours, often enough to become one token."""
+    """Every word of the tasks, often enough to become one token."""
     for word in NOUNS:
         yield f"{word} = {word}\n" * 40
     for word in [*vocabulary(), *TASK_WORDS]:
@@ -36,7 +36,7 @@ def _texts() -> Iterator[str]:
 
 
 def train_tokenizer() -> Tokenizer:
-    """A tokenizer in which every word of ours is one token, and so is a name with its " ="."""
+    """A tokenizer in which every word of the tasks is one token, and so is a name with its " ="."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -57,7 +57,7 @@ def train_tokenizer() -> Tokenizer:
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
-    """Write tokenizer.json and what transformers wants beside it."""
+    """Write tokenizer.json and the files that transformers needs beside it."""
     tokenizer.save(str(folder / "tokenizer.json"))
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",

@@ -1,7 +1,7 @@
-"""Trains the built-in model on texts it makes itself:  python -m benchmarks.builtin_model.train
+"""Trains the built-in model on generated texts:  python -m benchmarks.builtin_model.train
 
-Curriculum: lists of a few lines first, longer ones as soon as the present length is mastered. A run that was stopped
-goes on from its state file, with the same random numbers. One thread is the fastest where cores are shared.
+Curriculum: lists of a few lines first, longer ones as soon as the current length is mastered. A stopped run resumes
+from its state file, with the same random numbers. One thread is fastest on shared cores.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ STAGES = (
     Stage(lines=110, length=1024, rows=2),
     Stage(lines=260, length=1856, rows=1),
 )
-SMALL_TASKS_SHAPE = (12, 256)  # sequences, and tokens of each
-MASTERED = 0.95  # share of right look-up tokens that ends a stage
-REVISION = 0.4  # share of steps given to earlier stages
-WARM_UP = 60  # steps
-DECAY = 0.4  # share of the steps in which the learning rate comes down, at the end
-REPORT_EVERY = 50  # steps
+SMALL_TASKS_SHAPE = (12, 256)  # (sequences, tokens per sequence)
+MASTERED = 0.95  # Share of correct look-up tokens that ends a stage.
+REVISION = 0.4  # Share of steps that repeat earlier stages.
+WARM_UP = 60  # Steps.
+DECAY = 0.4  # Share of the steps, at the end, in which the learning rate decays.
+REPORT_EVERY = 50  # Steps.
 
 
 @dataclass(slots=True)
 class Progression:
-    """What a resumed run needs besides weights, optimisers and random numbers."""
+    """The state of a run besides weights, optimisers and random numbers."""
 
     step: int = 0
     stage: int = 0
@@ -51,7 +51,7 @@ class Progression:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Everything that changes while training."""
+    """The complete state of a run."""
 
     model: LlamaForCausalLM
     optimisers: list[torch.optim.Optimizer]
@@ -59,7 +59,7 @@ class Run:
     at: Progression
 
     def store(self, file: Path) -> None:
-        """Write the state; a reader never sees half a file."""
+        """Write the state atomically."""
         file.parent.mkdir(parents=True, exist_ok=True)
         content = {
             "model": self.model.state_dict(),
@@ -72,7 +72,7 @@ class Run:
         draft.replace(file)
 
     def resume(self, file: Path) -> None:
-        """Go on where `store` left off."""
+        """Restore the state that `store` wrote."""
         content = torch.load(file, weights_only=True)
         self.model.load_state_dict(content["model"])
         for optimiser, stored in zip(self.optimisers, content["optimisers"], strict=True):
@@ -84,7 +84,7 @@ class Run:
 
 
 def build_optimisers(model: LlamaForCausalLM, scale: float) -> list[torch.optim.Optimizer]:
-    """Muon for the hidden matrices, AdamW for the vocabulary's and the norms."""
+    """Muon for the hidden matrices, AdamW for vocabulary matrices and norms."""
     hidden = {name for name, p in model.named_parameters() if name.endswith("_proj.weight")}
     matrices = [p for name, p in model.named_parameters() if name in hidden]
     others = [p for name, p in model.named_parameters() if name not in hidden]
@@ -99,7 +99,7 @@ def build_optimisers(model: LlamaForCausalLM, scale: float) -> list[torch.optim.
 
 
 def train_step(run: Run, look_ups: Batch, small_tasks: Batch) -> tuple[float, float]:
-    """One update; returns the loss and the share of look-up digits that were right."""
+    """One update; returns the loss and the share of correct look-up digits."""
     logits, targets = _answers(run.model, look_ups)
     loss = F.cross_entropy(logits, targets) + F.cross_entropy(*_answers(run.model, small_tasks))
     loss.backward()
@@ -113,7 +113,7 @@ def train_step(run: Run, look_ups: Batch, small_tasks: Batch) -> tuple[float, fl
 
 
 def _answers(model: LlamaForCausalLM, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits and right tokens where an answer stands: the other positions never go through the vocabulary."""
+    """Logits and correct tokens at the positions of answers; other positions skip the vocabulary matrix."""
     hidden = model.model(batch.ids[:, :-1]).last_hidden_state
     wanted = batch.labels[:, 1:]
     answered = wanted != IGNORED
@@ -121,12 +121,12 @@ def _answers(model: LlamaForCausalLM, batch: Batch) -> tuple[torch.Tensor, torch
 
 
 def rate(step: int, steps: int) -> float:
-    """The learning rate as a share of its peak: warm up, stay, come down."""
+    """The learning rate as a share of its peak: warm-up, constant, decay."""
     return min(1.0, (step + 1) / WARM_UP, max(0.02, (1.0 - step / steps) / DECAY))
 
 
 def train(run: Run, steps: int, state_file: Path) -> None:
-    """Go on until so many steps are done, over all sittings."""
+    """Train until `steps` steps are done, including those of earlier sessions."""
     at, rng = run.at, run.samples.rng
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
     with Progress(*columns) as progress:
@@ -162,7 +162,7 @@ def _advance(at: Progression, stage: int, right: float) -> None:
 
 
 def export(model: LlamaForCausalLM, tokenizer: Any, folder: Path) -> None:
-    """Write the checkpoint as it ships: bfloat16."""
+    """Write the checkpoint in bfloat16, as it ships."""
     folder.mkdir(parents=True, exist_ok=True)
     shipped = LlamaForCausalLM(model.config).bfloat16()
     shipped.load_state_dict(model.state_dict())
@@ -171,15 +171,15 @@ def export(model: LlamaForCausalLM, tokenizer: Any, folder: Path) -> None:
 
 
 def main() -> None:
-    """Parse the arguments, train or go on training, write the checkpoint."""
+    """Parse the arguments, start or resume training, write the checkpoint."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=1250, help="how long, over all sittings")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=1250, help="number of steps, including resumed ones")
+    parser.add_argument("--seed", type=int, default=0, help="seed of random numbers")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--rate", type=float, default=1.0, help="factor on the learning rates")
     state = Path("build/builtin_model/state.pt")
-    parser.add_argument("--state", type=Path, default=state, help="what a run goes on from")
-    parser.add_argument("--out", type=Path, default=CHECKPOINT, help="where the checkpoint goes")
+    parser.add_argument("--state", type=Path, default=state, help="file to resume from and to write to")
+    parser.add_argument("--out", type=Path, default=CHECKPOINT, help="folder of the checkpoint")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)

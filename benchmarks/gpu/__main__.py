@@ -1,7 +1,7 @@
-"""The proof of the GPU path: checks, then measures, each part in a process of its own, within 8 minutes on one GPU.
+"""Checks and measures the GPU path, each part in its own process, within 8 minutes on one GPU.
 
-Builds everything it needs (random weights in the shape of Llama-3.1-8B, bf16); needs no network and no Ray. Figures are
-written after every part and end in a table; a part that fails is reported there, and the others still run.
+It builds everything that it needs (random weights in the shape of Llama-3.1-8B, bf16), and needs neither a network nor
+Ray. Figures are written after every part and printed as a table. The table reports failed parts; the others still run.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -24,7 +23,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import provenance
+from baton.harness import provenance
+from baton.harness.forked import forked
+from benchmarks.gpu.child import measure
 from benchmarks.gpu.figures import EXPECTED, goals
 from benchmarks.gpu.parts import PARTS, PartPlan, broken_off, skipped
 from benchmarks.gpu.results import PartResult, read_json, rows, write_json
@@ -37,6 +38,7 @@ ON_CPU = "measured on a CPU: these figures are not a GPU's, and no goal is judge
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options; exits with code 2 and a message for an unknown part or decode point."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.gpu",
         description=__doc__,
@@ -48,23 +50,25 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     names = [plan.name for plan in PARTS]
     usual = ",".join(plan.name for plan in PARTS if not plan.asked_for)
-    parser.add_argument("--only", default=usual, metavar="PART,…", help=f"of {', '.join(names)}; if not given, {usual}")
+    parser.add_argument("--only", default=usual, metavar="PART,…", help=f"parts: {', '.join(names)} (default: {usual})")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
-    parser.add_argument("--shape", choices=list(SIZES), default="llama-8b", help="tiny goes with --device cpu")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="JSON; $OUT/gpu.json, or gpu.json here, if not given")
-    parser.add_argument("--keep", type=Path, metavar="FILE", help="JSON of an earlier run: keep parts not run now")
-    parser.add_argument("--budget-s", type=float, default=BUDGET_S, help="parts that would exceed it are skipped")
-    parser.add_argument("--scratch", type=Path, metavar="DIR", help="for a checkpoint of 16 GB; /dev/shm if it fits")
-    parser.add_argument("--kernels", choices=["fa2", "fa3", "auto"], default="auto", help="for prefill")
     parser.add_argument(
-        "--points", default="", metavar="POINT,…", help="of decode, such as b1_1k,b64_1k; all if not given"
+        "--shape", choices=list(SIZES), default="llama-8b", help="model shape; tiny is for --device cpu"
     )
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, metavar="FILE", help="JSON file (default: $OUT/gpu.json, or ./gpu.json)")
+    parser.add_argument("--keep", type=Path, metavar="FILE", help="JSON of an earlier run, to keep parts not run now")
+    parser.add_argument("--budget-s", type=float, default=BUDGET_S, help="skip parts that would exceed this time")
+    parser.add_argument("--scratch", type=Path, metavar="DIR", help="folder for 16 GB (default: /dev/shm if they fit)")
+    parser.add_argument("--kernels", choices=["fa2", "fa3", "auto"], default="auto", help="prefill kernels")
+    parser.add_argument(
+        "--points", default="", metavar="POINT,…", help="decode points, such as b1_1k,b64_1k (default: all)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of random numbers")
     args = parser.parse_args(arguments)
     args.only = args.only.split(",")
     unknown = sorted(set(args.only) - set(names))
     if unknown:
-        parser.error(f"--only names {', '.join(unknown)}; parts are {', '.join(names)}")
+        parser.error(f"--only: unknown part {', '.join(unknown)}; parts are {', '.join(names)}")
     try:
         chosen_sizes(args.shape, _split(args.points))
     except ValueError as error:
@@ -80,42 +84,43 @@ def _split(points: str) -> tuple[str, ...]:
 
 
 def sizes_of(args: argparse.Namespace) -> Sizes:
+    """The sizes that the options choose."""
     return chosen_sizes(args.shape, _split(args.points))
 
 
 def run_part(plan: PartPlan, args: argparse.Namespace, limit_s: float) -> PartResult:
-    """Run one part in a process group of its own, and end the whole group whatever happens."""
+    """Run one part in its own process group, and kill the whole group at the end."""
     path, log = args.out.with_name(f"{args.out.stem}-{plan.name}.json"), args.out.with_suffix(".log")
     path.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "benchmarks.gpu.child", plan.name, "--device", args.device, "--shape", args.shape]
-    command += ["--seed", str(args.seed), "--result", str(path), "--log", str(log)]
-    command += ["--kernels", args.kernels, "--points", args.points]
-    command += ["--scratch", str(args.scratch)] if args.scratch else []
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}  # so that the log has the last words of who is killed
-    how = ""
-    with log.open("ab") as errors:
-        begin = errors.tell()
-        process = subprocess.Popen(command, stderr=errors, env=environment, process_group=0)
-        try:
-            code = process.wait(limit_s)
-            how = f"its process ended with code {code}" if code else ""
-        except subprocess.TimeoutExpired:
-            how = f"it took longer than {limit_s:.0f} s"
-        finally:
+    begin = log.stat().st_size if log.exists() else 0
+    options = {name: getattr(args, name) for name in ("device", "shape", "seed", "scratch", "kernels")}
+    process = forked(measure, plan, {**options, "points": _split(args.points), "result": path, "log": log})
+    process.daemon = False  # it has children
+    how = f"it took longer than {limit_s:.0f} s"
+    try:
+        process.start()
+        process.join(limit_s)
+        if process.exitcode is not None:
+            how = f"its process ended with code {process.exitcode}" if process.exitcode else ""
+    except (OSError, EOFError) as error:  # of the fork server
+        how = f"its process could not be started: {error}"
+    finally:
+        if process.pid:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            process.kill()  # for one that had no group yet
+            process.join()
     values = read_json(path)
     path.unlink(missing_ok=True)
     result = PartResult.from_json(values) if values else PartResult()
-    if result.doing:  # empty only when it came to its end
+    if result.doing:  # The part has not finished.
         tail = log.read_bytes()[begin:].decode(errors="replace")[-LOG_TAIL_CHARS:]
         result = broken_off(result, plan, how or "its process ended", tail, EXPECTED[plan.name](sizes_of(args)))
     return result
 
 
 def setting_of(args: argparse.Namespace, results: dict[str, PartResult]) -> dict[str, Any]:
-    """What the figures belong to."""
+    """The setting of the figures."""
     setting: dict[str, Any] = {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "shape": args.shape,
@@ -129,7 +134,7 @@ def setting_of(args: argparse.Namespace, results: dict[str, PartResult]) -> dict
 
 
 def publish(args: argparse.Namespace, results: dict[str, PartResult], earlier: list[str]) -> None:
-    """The table, short enough to be the last thing that is seen."""
+    """Print the table, the notes and the setting."""
     sizes = sizes_of(args)
     judged = goals(sizes) if args.device == "cuda" else {}
     columns = ("figure", "value", "goal", "")
@@ -149,11 +154,12 @@ def publish(args: argparse.Namespace, results: dict[str, PartResult], earlier: l
     if args.device == "cpu":
         console.print(ON_CPU, style="bold")
     console.print(
-        f"JSON: {args.out}; what libraries and processes said: {args.out.with_suffix('.log').name}", markup=False
+        f"JSON: {args.out}; output of libraries and processes: {args.out.with_suffix('.log').name}", markup=False
     )
 
 
 def save(args: argparse.Namespace, results: dict[str, PartResult]) -> None:
+    """Write the JSON file with all results so far."""
     figures = {name: value for result in results.values() for name, value in result.figures.items()}
     commit, dirty = provenance.commit()
     setting = setting_of(args, results)
@@ -174,7 +180,7 @@ def save(args: argparse.Namespace, results: dict[str, PartResult]) -> None:
 
 
 def earlier_parts(args: argparse.Namespace) -> dict[str, PartResult]:
-    """What `--keep` has of an earlier run on the same device in the same shape."""
+    """Results from `--keep` of parts that are not run now; none from another device or shape."""
     found = read_json(args.keep) if args.keep else {}
     setting = found.get("setting", {})
     if (setting.get("device"), setting.get("shape")) != (args.device, args.shape):
@@ -183,20 +189,21 @@ def earlier_parts(args: argparse.Namespace) -> dict[str, PartResult]:
 
 
 def has_cuda() -> bool:
+    """Whether torch sees a GPU."""
     import torch
 
     return torch.cuda.is_available()
 
 
 def _end(number: int, frame: object) -> None:
-    sys.exit(128 + number)  # so that the part under way is ended, too
+    sys.exit(128 + number)  # Unwinds, which ends the running part too.
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """0 when nothing failed, whatever the figures are."""
+    """Returns the exit code: 0 when no part failed, whatever the figures are."""
     started = time.monotonic()
     if isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a terminal without Unicode must not cost the table
+        sys.stdout.reconfigure(errors="replace")  # The table must be printed even on a terminal without Unicode.
     args = parse(arguments)
     if args.device == "cuda" and not has_cuda():
         print("torch sees no CUDA device here. With --device cpu --shape tiny the same script runs on the CPU.")

@@ -1,4 +1,4 @@
-"""Paged attention over random ragged batches against float64 on the CPU."""
+"""Checks paged attention over random ragged batches against float64 on the CPU."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NUM_PAGES = 512
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """Heads, and how the pages hold them."""
+    """The shape of heads and pages."""
 
     num_heads: int
     num_kv_heads: int
@@ -41,7 +41,7 @@ class Row:
 
 
 def ragged_batch(rng: random.Random, page_size: int) -> tuple[list[Row], int]:
-    """Some decodes, then some chunks, of any length and in pages from all over; with the number of decodes."""
+    """(rows, number of decodes): random decodes, then random chunks, in random pages."""
     free = rng.sample(range(NUM_PAGES), NUM_PAGES)
     rows: list[Row] = []
     decodes, chunks = rng.randint(0, 9), rng.randint(0, 4)
@@ -56,6 +56,7 @@ def ragged_batch(rng: random.Random, page_size: int) -> tuple[list[Row], int]:
 
 
 def layout_of(rows: list[Row], num_decodes: int, page_size: int) -> BatchLayout:
+    """The layout of these rows, of which the first `num_decodes` decode."""
     return BatchLayout(
         qo_indptr=_int32([0, *accumulate(row.count for row in rows)]),
         indptr=_int32([0, *accumulate(len(row.pages) for row in rows)]),
@@ -71,9 +72,9 @@ def _int32(values: list[int]) -> torch.Tensor:
 
 
 def attention_error(device: Device, geometry: Geometry, batches: int, seed: int, kernels: str = "fa2") -> float:
-    """The largest ‖out − ref‖ / ‖ref‖ over some batches, each on two layers of fresh random pages.
+    """The largest ‖out − ref‖ / ‖ref‖ over `batches` batches, each on two layers of new random pages.
 
-    Raises `ValueError` when a page holds something else afterwards than what belongs there.
+    Raises `ValueError` when a page has wrong contents afterwards.
     """
     rng, worst = random.Random(seed), 0.0
     generator = torch.Generator().manual_seed(seed)

@@ -1,4 +1,4 @@
-"""The small models whose tokens are compared after a handoff, as executors."""
+"""Executors of the small models whose tokens are compared after a handoff."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ NUM_PAGES, PAGE_SIZE, CHUNK_TOKENS, MAX_BATCH = 256, 16, 256, 4
 
 @dataclass(frozen=True, slots=True)
 class CheckedModel:
-    """Which model both sides serve: random weights in the shape `raw`, or the built-in one."""
+    """The model that both sides serve: random weights in the shape `raw`, or the built-in model."""
 
     dtype: str
     raw: dict[str, Any] | None = None
 
     def executor(self, device: Device) -> Any:
+        """An executor of this model on a device."""
         if self.raw is not None:
             config, parameters = build_model(self.raw, self.dtype, device, seed=0)
         else:

@@ -1,4 +1,4 @@
-"""A checkpoint of random weights, as a worker loads one: config, safetensors in shards, and some tokenizer."""
+"""Writes a checkpoint of random weights that a worker can load: config, safetensors in shards, and a tokenizer."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ from baton.engine.model_config import ModelConfig
 from benchmarks.gpu.sizes import GIB
 
 SHARD_BYTES = 2 * GIB
-ROOM_SHARE = 0.9  # of what is free there
+ROOM_SHARE = 0.9  # Share of a folder's free space that a checkpoint may take.
 
 
 @contextmanager
 def written_checkpoint(
     raw: dict[str, Any], config: ModelConfig, parameters: dict[str, torch.Tensor], scratch: Path | None
 ) -> Iterator[Path]:
-    """The folder of a checkpoint with these weights, in memory where there is room, gone afterwards."""
+    """A temporary folder with a checkpoint of these weights, in memory if there is room."""
     wanted = sum(tensor.numel() * tensor.element_size() for tensor in parameters.values())
     with tempfile.TemporaryDirectory(prefix="baton-gpu-", dir=roomy(wanted, scratch)) as name:
         folder = Path(name)
         dtype = str(parameters["embed"].dtype).removeprefix("torch.")
         (folder / "config.json").write_text(json.dumps({**raw, "model_type": "llama", "torch_dtype": dtype}))
-        # The router wants one; random weights have no words, so it need not fit.
+        # The router needs a tokenizer. Tokens of random weights have no meaning, so any will do.
         shutil.copy(CHECKPOINT / "tokenizer.json", folder)
         write_shards(folder, config, parameters)
         yield folder
 
 
 def roomy(num_bytes: int, scratch: Path | None) -> Path:
-    """The first folder with room for so much; raises `OSError` where there is none."""
+    """The first folder with room for `num_bytes`; raises `OSError` when there is none."""
     places = [scratch] if scratch is not None else [Path("/dev/shm"), Path(tempfile.gettempdir()), Path.cwd()]
     for place in places:
         if place.is_dir() and os.access(place, os.W_OK) and shutil.disk_usage(place).free * ROOM_SHARE > num_bytes:
@@ -50,7 +50,7 @@ def roomy(num_bytes: int, scratch: Path | None) -> Path:
 
 
 def write_shards(folder: Path, config: ModelConfig, parameters: dict[str, torch.Tensor]) -> None:
-    """Tensors by their names in a checkpoint, a few gigabytes at a time through host memory."""
+    """Write tensors under their names in a checkpoint, a few gigabytes at a time through host memory."""
     weight_map: dict[str, str] = {}
     shard: dict[str, torch.Tensor] = {}
     size = 0
@@ -64,7 +64,7 @@ def write_shards(folder: Path, config: ModelConfig, parameters: dict[str, torch.
 
     for name, target in checkpoint_targets(config).items():
         rows = parameters[target.parameter][target.start : target.start + target.shape[0]]
-        # From a GPU it is a copy already; what safetensors writes must not share memory.
+        # Tensors for safetensors must not share memory; those from a GPU are copies already.
         shard[name] = rows.cpu() if rows.is_cuda else rows.clone()
         size += shard[name].numel() * shard[name].element_size()
         if size >= SHARD_BYTES:

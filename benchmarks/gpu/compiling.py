@@ -1,4 +1,4 @@
-"""Compiles what is compiled on first use, apart from all measurements: FlashInfer's kernels for each dtype and head."""
+"""Compiles everything that is compiled on first use, before any measurement: FlashInfer's and Triton's kernels."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from benchmarks.gpu.sizes import Sizes
 
 
 def run(part: Part) -> None:
+    """Call attention and every kind of step once, and time it."""
     sizes = part.sizes
     device = prepare(part.options.device)
     part.result.facts = device.facts()
@@ -41,7 +42,7 @@ def run(part: Part) -> None:
 
 
 def first_steps(device: Device, raw: dict[str, Any], sizes: Sizes, seed: int, kernels: str) -> None:
-    """Every kind of step once, on a model of one layer."""
+    """Run every kind of step once, on a model of one layer."""
     config, parameters = build_model(raw, sizes.dtype, device, seed)
     layout = config.page_layout(64, sizes.page_size, sizes.dtype, "random")
     executor = build_executor(device, config, parameters, layout, sizes.max_batch, sizes.chunk_tokens, kernels=kernels)
@@ -56,4 +57,5 @@ def first_steps(device: Device, raw: dict[str, Any], sizes: Sizes, seed: int, ke
 
 
 def decode_slices(sequences: list[Sequence]) -> list[Slice]:
+    """A decode slice for each sequence."""
     return [Slice(sequence, sequence.computed, 1, True) for sequence in sequences]

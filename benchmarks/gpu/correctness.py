@@ -1,6 +1,6 @@
-"""Whether it computes the right thing: attention, logits, and tokens after a handoff.
+"""Checks the results: attention, logits, and tokens after a handoff.
 
-NIXL is imported only where pages are handed over: a host without it still checks the rest.
+NIXL is imported only for handoffs, so a host without it still checks the rest.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ BATCHES = 6
 
 
 def run(part: Part) -> None:
+    """Run every check."""
     sizes, seed = part.sizes, part.options.seed
     device = prepare(part.options.device)
     part.result.facts = device.facts()
@@ -46,7 +47,7 @@ def run(part: Part) -> None:
 
 
 def tokens_after_a_handoff(part: Part) -> None:
-    """In float32 where the engine serves it on this device, else in bfloat16, and the reason is noted."""
+    """Compare tokens after a handoff, in float32, or in bfloat16 with a note if float32 fails on this device."""
     device = prepare(part.options.device)
     for dtype in ("float32", "bfloat16"):
 

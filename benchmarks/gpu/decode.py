@@ -1,4 +1,4 @@
-"""Decode step time against the floor: the bytes of weights and KV once, at the rate of a copy in the same run."""
+"""Decode step time against its lower bound: reading weights and KV once, at the bandwidth of a copy in the same run."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ from benchmarks.gpu.sizes import GIB, Sizes, label, point_name
 
 WARM_STEPS = 5
 SAMPLED = {"temperature": 1.0, "top_p": 0.9}
-USABLE_SHARE = 0.85  # of the memory that is free beside the weights: the rest is for workspaces and graphs
+USABLE_SHARE = 0.85  # Share of the memory free beside the weights; the rest is for workspaces and graphs.
 
 
 def pages_of(point: tuple[int, int], sizes: Sizes) -> int:
-    """Pages that a point takes, with room for the steps that are measured."""
+    """Pages for the sequences of a point, with room for the measured steps."""
     batch, context = point
     return batch * pages_for(context + sizes.repeats + WARM_STEPS + 1, sizes.page_size)
 
 
 def run(part: Part) -> None:
+    """Measure the bandwidth, every point that fits, and variants of some points."""
     sizes, device = part.sizes, prepare(part.options.device)
     part.result.facts = device.facts()
     bandwidth = 0.0
@@ -66,7 +67,7 @@ def run(part: Part) -> None:
 
 
 def sampled(part: Part, executor: Any) -> None:
-    """One point again, with tokens drawn as most clients ask for them."""
+    """Measure one point with sampling parameters that most clients use."""
     sizes, point = part.sizes, part.sizes.sampled_point
     figures = sampled_figures(sizes)
     greedy_ms = part.result.figures.get(decode_figures(point)[1])
@@ -84,7 +85,7 @@ def sampled(part: Part, executor: Any) -> None:
 
 
 def turns(part: Part, executor: Any) -> None:
-    """Steps of a whole worker, from its role to the frames for its router."""
+    """Measure steps of a whole worker, from its role to the frames for its router."""
     for point in part.sizes.turn_points:
         figure = turn_figure(point)
         if decode_figures(point)[1] not in part.result.figures:
@@ -92,7 +93,7 @@ def turns(part: Part, executor: Any) -> None:
             continue
 
         def measure(point: tuple[int, int] = point, figure: str = figure) -> dict[str, float]:
-            from benchmarks.gpu.worker_turns import worker_turns  # needs ZeroMQ, which a host may lack
+            from benchmarks.gpu.worker_turns import worker_turns  # Needs ZeroMQ, which a host may lack.
 
             return {figure: 1000 * median(worker_turns(executor, point, part.sizes.repeats, part.options.seed))}
 
@@ -100,7 +101,7 @@ def turns(part: Part, executor: Any) -> None:
 
 
 def fitting_points(part: Part, config: ModelConfig, device: Device) -> list[tuple[int, int]]:
-    """The points whose KV has room; the others are skipped, with the reason."""
+    """The points whose KV fits; the others are skipped, with the reason."""
     sizes = part.sizes
     page_bytes = config.page_layout(1, sizes.page_size, sizes.dtype, "random").page_bytes
     free = device.free_bytes()
@@ -117,12 +118,13 @@ def fitting_points(part: Part, config: ModelConfig, device: Device) -> list[tupl
 
 
 def layout_of(config: ModelConfig, sizes: Sizes, points: list[tuple[int, int]]) -> PageLayout:
+    """Pages for the largest of the points."""
     num_pages = max(pages_of(point, sizes) for point in points) + 1
     return config.page_layout(num_pages, sizes.page_size, sizes.dtype, "random")
 
 
 def decode_steps(executor: Any, point: tuple[int, int], sizes: Sizes, seed: int, **sampling: Any) -> list[Turn]:
-    """Consecutive steps of a batch, of which the middle one reads `context` positions per sequence."""
+    """Consecutive steps of a batch; the middle one reads `context` positions per sequence."""
     batch, context = point
     first = max(1, context - sizes.repeats // 2 - WARM_STEPS)
     room = sizes.repeats + WARM_STEPS
@@ -132,21 +134,21 @@ def decode_steps(executor: Any, point: tuple[int, int], sizes: Sizes, seed: int,
 
 
 def floor(executor: Any, steps: list[Turn], bandwidth: float) -> float:
-    """Seconds that the bytes of every matrix and of the KV take, each read once."""
+    """Seconds for reading every matrix and the KV once."""
     weights = sum(matrix.numel() * matrix.element_size() for matrix in executor.model.matrices)
     positions = median(step.context_tokens for step in steps)
     return (weights + positions * executor.layout.page_bytes / executor.layout.page_size) / bandwidth
 
 
 def stages_ms(steps: list[Turn]) -> dict[str, float]:
-    """Where a step's time goes on the host."""
+    """Median milliseconds of a step's stages on the host."""
     stages = ("plan_s", "launch_s", "collect_s", "absorb_s")
     return {f"{stage[:-2]}_ms": 1000 * median(getattr(step, stage) for step in steps) for stage in stages}
 
 
 @torch.inference_mode()
 def replay_ms(device: Device, executor: Any, batch: int) -> float | None:
-    """A recorded step alone, replayed back to back: what the device would take if the host took nothing."""
+    """Milliseconds of a recorded step, replayed back to back, without work on the host; None without graphs."""
     graphs: Any = getattr(executor, "_graphs", None)
     if graphs is None:
         return None
@@ -155,7 +157,7 @@ def replay_ms(device: Device, executor: Any, batch: int) -> float | None:
 
 
 def without_graphs(part: Part, device: Device, config: ModelConfig, parameters: Any) -> None:
-    """One point again, every kernel launched by itself."""
+    """Measure one point with separate launches of every kernel."""
     sizes, point = part.sizes, part.sizes.graphs_point
     figures = graph_figures(sizes)
     with_graphs_ms = part.result.figures.get(decode_figures(point)[1])

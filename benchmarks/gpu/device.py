@@ -1,4 +1,4 @@
-"""The device: how time is taken on it, what it can do at most, and the executor that runs on it."""
+"""The device: timing, peak rates, and the executor that runs on it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 from baton.engine.executor import DTYPES, TorchExecutor
 from baton.engine.kernel_compiler import let_flashinfer_compile
 from baton.engine.model_config import ModelConfig, model_config
-from baton.engine.weights import random_weights
+from baton.harness.random_weights import random_weights
 from baton.protocol.worker import PageLayout
 
 WARM_UPS = 3
@@ -32,12 +32,12 @@ class Device:
         return self.name == "cuda"
 
     def synchronize(self) -> None:
-        """Wait until everything that was asked of it is done."""
+        """Wait until all queued work is done."""
         if self.on_gpu:
             torch.cuda.synchronize()
 
     def seconds(self, call: Callable[[], object], count: int = 1) -> float:
-        """Seconds of one call, when `count` follow each other."""
+        """Seconds per call of `count` consecutive calls."""
         self.synchronize()
         started = time.perf_counter()
         for _ in range(count):
@@ -46,13 +46,13 @@ class Device:
         return (time.perf_counter() - started) / count
 
     def median_s(self, call: Callable[[], object], rounds: int, count: int = 1) -> float:
-        """The median of some rounds, after calls that are not counted."""
+        """The median seconds per call over `rounds`, after a warm-up."""
         for _ in range(WARM_UPS):
             call()
         return median(self.seconds(call, count) for _ in range(rounds))
 
     def bytes_per_s(self, num_bytes: int) -> float:
-        """What memory moves at most: a large copy inside the device, bytes read and bytes written both counted."""
+        """Peak memory bandwidth: a large copy inside the device, counting bytes read and bytes written."""
         source = torch.empty(num_bytes // 2, dtype=torch.bfloat16, device=self.name).normal_()
         target = torch.empty_like(source)
         return 2 * num_bytes / self.median_s(lambda: target.copy_(source), 7, 3)
@@ -64,11 +64,11 @@ class Device:
         return 2 * size**3 / self.median_s(lambda: torch.mm(left, right, out=out), 7, 5)
 
     def free_bytes(self) -> int | None:
-        """Memory that is free now; None where nobody counts it."""
+        """Free memory of the GPU; None on a CPU."""
         return torch.cuda.mem_get_info()[0] if self.on_gpu else None
 
     def facts(self) -> dict[str, Any]:
-        """What the figures were taken on, for the setting."""
+        """The hardware and software of the device, for the setting."""
         facts: dict[str, Any] = {"device": self.name, "torch": torch.__version__}
         for package in ("flashinfer-python", "nixl", "transformers"):
             try:
@@ -94,9 +94,9 @@ def _driver() -> str:
 
 
 def prepare(name: str) -> Device:
-    """The device, ready for use; raises `RuntimeError` where there is none of that name.
+    """The device, ready for use; raises `RuntimeError` when it does not exist.
 
-    One thread computes on the CPU, as in a worker.
+    On the CPU one thread computes, as in a worker.
     """
     torch.set_num_threads(1)
     if name == "cuda":
@@ -124,7 +124,7 @@ def build_executor(
     graphs: bool = True,
     kernels: str = "fa2",
 ) -> Any:
-    """The executor that serves on this device, warmed up, with random numbers in its pages: zeros are too easy."""
+    """The executor for this device, warmed up, with random numbers in its pages, because zeros would hide errors."""
     if device.on_gpu:
         from baton.engine.cuda_executor import CudaExecutor, CudaOptions
 
@@ -138,7 +138,7 @@ def build_executor(
 
 
 def attention_over(device: Device, pages: torch.Tensor, num_heads: int, kernels: str = "fa2") -> Any:
-    """The attention backend that serves on this device."""
+    """The attention backend for this device."""
     if device.on_gpu:
         from baton.engine.attention.flashinfer import FlashInferAttention
 

@@ -1,11 +1,11 @@
-"""The names of all figures, part by part, and their goals. Pure: known also where a part cannot even be imported."""
+"""The names of all figures, by part, and their goals. Pure, so that they exist even if a part cannot be imported."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+from baton.harness.results import Goal
 from benchmarks.gpu.sizes import Sizes, label, point_name
-from benchmarks.results import Goal
 
 PREFLIGHT = "preflight_write_gb_per_s"
 COMPILE = "compile_and_first_use_s"
@@ -37,44 +37,54 @@ PREFILL_GOAL = 0.65
 
 
 def decode_figures(point: tuple[int, int]) -> list[str]:
+    """A point's figures: ratio to the lower bound, and milliseconds."""
     return [f"decode_ratio_to_floor_{point_name(point)}", f"decode_step_ms_{point_name(point)}"]
 
 
 def graph_figures(sizes: Sizes) -> list[str]:
+    """Figures of decode steps without graphs."""
     name = point_name(sizes.graphs_point)
     return [f"decode_step_ms_{name}_without_graphs", f"decode_ratio_graphs_to_none_{name}"]
 
 
 def sampled_figures(sizes: Sizes) -> list[str]:
+    """Figures of decode steps with sampling."""
     name = point_name(sizes.sampled_point)
     return [f"decode_step_ms_{name}_sampled", f"decode_ratio_sampled_to_greedy_{name}"]
 
 
 def turn_figure(point: tuple[int, int]) -> str:
+    """The figure of a whole worker's turns."""
     return f"decode_turn_ms_{point_name(point)}"
 
 
 def prefill_figures(prompt: int) -> list[str]:
+    """Figures of a prompt length: ratio to the matrix rate, and tokens per second."""
     return [f"prefill_ratio_to_matmul_{label(prompt)}", f"prefill_tokens_per_s_{label(prompt)}"]
 
 
 def kernel_figure(kernels: str) -> str:
+    """The figure of a prefill kernel."""
     return f"prefill_layer_ms_{kernels}"
 
 
 def layout_figure(layout: str) -> str:
+    """The figure of a page layout."""
     return f"decode_layer_ms_{layout}"
 
 
 def sampling_figure(kind: str, batch: int) -> str:
+    """The figure of a kind of sampling."""
     return f"sampling_ms_{kind}_b{batch}"
 
 
 def served_figures(name: str) -> list[str]:
+    """Figures of a way to serve."""
     return [f"serving_{name}_{figure}" for figure in ("tokens_per_s", "ttft_ms", "tpot_ms")]
 
 
 def served_ratio(name: str) -> str:
+    """The figure that compares a way to serve with transformers."""
     return f"serving_{name}_ratio_to_transformers"
 
 
@@ -116,7 +126,7 @@ EXPECTED: dict[str, Callable[[Sizes], list[str]]] = {
 
 
 def goals(sizes: Sizes) -> dict[str, Goal]:
-    """What the figures that have a goal should be."""
+    """The goals of the figures that have one."""
     decode = [point for point in sizes.decode_points if point[0] <= DECODE_GOAL_UP_TO_BATCH]
     return {
         "attention_error": Goal(1e-2, at_most=True),

@@ -1,4 +1,4 @@
-"""KV pages between two processes on one device: the rate against a copy, and what chunked prefill hides of it."""
+"""KV pages between two processes on one device: the rate against a copy, and the share hidden by chunked prefill."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from baton.config.schema import EngineSection
 from baton.engine.batch import StepBudget
 from baton.engine.kv_pages import PagePool
 from baton.engine.model_config import ModelConfig, model_config
+from baton.harness.hand_driven import HandDriven
 from baton.kv_transfer.nixl import NixlTransport
 from baton.prefill_worker.role import PrefillRole
 from baton.protocol.handoff import HandoffOutcome, HandoffReport, Reservation
@@ -30,7 +31,6 @@ from benchmarks.gpu.part import Part
 from benchmarks.gpu.peer import Peer, handshake, page_receiver, page_sums
 from benchmarks.gpu.sequences import pages_for
 from benchmarks.gpu.sizes import MIB, Sizes
-from benchmarks.hand_driven import HandDriven
 from benchmarks.handoff import Sender
 
 ROUNDS = 5
@@ -43,7 +43,8 @@ TRANSPORT_WORDS = re.compile(
 
 
 def run(part: Part) -> None:
-    os.environ.setdefault("UCX_PROTO_INFO", "y")  # UCX then tells the log which transport carries what
+    """Measure the rate of a handoff, the share that prefill hides, and the rate page by page."""
+    os.environ.setdefault("UCX_PROTO_INFO", "y")  # UCX then logs its choice of transports.
     sizes, device = part.sizes, prepare(part.options.device)
     part.result.facts = device.facts()
     layout = layout_of(sizes)
@@ -78,7 +79,7 @@ def run(part: Part) -> None:
 
 
 def layout_of(sizes: Sizes) -> PageLayout:
-    """Pages for three prompts, so that they come from all over the storage."""
+    """Storage for three prompts, so that the pages of one are scattered."""
     num_pages = 3 * pages_for(sizes.handoff_prompt + 1, sizes.page_size)
     return model_config(sizes.model).page_layout(num_pages, sizes.page_size, sizes.dtype, "random")
 
@@ -86,7 +87,7 @@ def layout_of(sizes: Sizes) -> PageLayout:
 def bare_rate(
     part: Part, device: Device, transport: NixlTransport, pages: torch.Tensor, layout: PageLayout, peer: Peer
 ) -> dict[str, float]:
-    """One prompt's pages: pushed chunk by chunk, in one write, and copied as one piece inside the device, in turn."""
+    """Rates of one prompt's pages: pushed chunk by chunk, in one write, and copied as one piece inside the device."""
     sizes, rng = part.sizes, random.Random(part.options.seed)
     count = sizes.handoff_prompt // sizes.page_size
     num_bytes = count * layout.page_bytes
@@ -113,7 +114,7 @@ def bare_rate(
 
 
 def rounds_worth(part: Part, device: Device, sender: Sender, layout: PageLayout) -> int:
-    """Few rounds where a first small write shows that whole prompts would take seconds each."""
+    """The number of rounds: one if a small write shows that a whole prompt would take seconds."""
     count = min(layout.num_pages, max(1, PROBE_BYTES // layout.page_bytes))
     pages = list(range(count))
     seconds = min(sender.path(pages, pages) for _ in range(2))
@@ -125,16 +126,14 @@ def rounds_worth(part: Part, device: Device, sender: Sender, layout: PageLayout)
 
 
 def check_arrived(peer: Peer, pages: torch.Tensor, source: list[int], target: list[int]) -> None:
-    """Raises `ValueError` when pages differ on both sides."""
+    """Raise `ValueError` when the target's pages differ from the source's."""
     _, sums = peer.ask(target)
     if sums != page_sums(pages, source):
         raise ValueError("The pages at the target are not those of the source.")
 
 
 def page_by_page(part: Part, device: Device, pages: torch.Tensor) -> dict[str, float]:
-    """The pushed chunks once more, between two agents that give UCX each page of a write by itself, as is NIXL's
-    default, not all of them as one list.
-    """
+    """The rate of pushed chunks when each page is a separate UCX operation, as is NIXL's default, not one list."""
     sizes, rng, layout = part.sizes, random.Random(part.options.seed), layout_of(part.sizes)
     count = sizes.handoff_prompt // sizes.page_size
     source, target = (rng.sample(range(layout.num_pages), count) for _ in range(2))
@@ -165,8 +164,11 @@ def prefill_worker(sizes: Sizes, config: ModelConfig, executor: object, transpor
 
 
 def hidden_share(part: Part, worker: HandDriven, layout: PageLayout, peer: Peer, rate: float) -> dict[str, float]:
-    """Prompts of several chunks, their pages pushed as chunks end. The total is what the same bytes take with nothing
-    beside them; exposed is what is left of it when the last chunk has been computed."""
+    """The hidden share of the handoff of prompts whose pages are pushed as their chunks end.
+
+    The total is the time of the same bytes at `rate` bytes per second, without computation. Exposed is the remaining
+    time after the last chunk has been computed.
+    """
     sizes, rng = part.sizes, random.Random(part.options.seed + 1)
     vocab_size = worker.executor.config.vocab_size
     exposed, totals, prefills = [], [], []
@@ -190,7 +192,7 @@ def hidden_share(part: Part, worker: HandDriven, layout: PageLayout, peer: Peer,
                 raise TimeoutError(f"A handoff has not ended within {HANDOFF_TIMEOUT_S:g} s.")
         seconds = time.monotonic() - started
         report = _delivered(ended[0])
-        check_arrived(peer, worker.executor.pages, table, target)  # what was sent before it was computed would differ
+        check_arrived(peer, worker.executor.pages, table, target)  # Finds pages sent before they were computed.
         exposed.append(report.exposed_s)
         totals.append(report.bytes_sent / rate)
         prefills.append(seconds - report.exposed_s)
@@ -205,7 +207,7 @@ def hidden_share(part: Part, worker: HandDriven, layout: PageLayout, peer: Peer,
 
 
 def _page_table(worker: HandDriven, request_id: str) -> list[int]:
-    """The pages that hold the prompt, as long as the worker has it."""
+    """The pages of the prompt; empty when the worker no longer has it."""
     job = worker.role._jobs.get(request_id)  # type: ignore[attr-defined]
     return list(job.sequence.page_table) if job is not None else []
 
@@ -217,7 +219,7 @@ def _delivered(ended: HandoffEnded) -> HandoffReport:
 
 
 def transports(log: Path) -> str:
-    """What UCX says it writes remote memory with, out of the log."""
+    """The transports that UCX writes remote memory with, from the log, as a clause."""
     try:
         lines = log.read_text(errors="replace").splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""Greedy tokens of prefill, handoff over NIXL and decode in two processes against those of one mixed worker."""
+"""Checks greedy tokens after prefill, handoff over NIXL and decode in two processes against those of a mixed worker."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from baton.decode_worker.role import DecodeRole
 from baton.engine.batch import StepBudget
 from baton.engine.kv_pages import PagePool
 from baton.engine.tokenizer import Tokenizer
+from baton.harness.hand_driven import HandDriven
 from baton.kv_transfer.nixl import NixlTransport
 from baton.prefill_worker.role import PrefillRole
 from baton.protocol.messages import (
@@ -32,7 +33,6 @@ from baton.worker.core.state import WorkerState
 from benchmarks.gpu.checked_model import CHUNK_TOKENS, MAX_BATCH, NUM_PAGES, PAGE_SIZE, CheckedModel
 from benchmarks.gpu.device import Device, prepare
 from benchmarks.gpu.peer import POLL_S, Peer, handshake
-from benchmarks.hand_driven import HandDriven
 
 MAX_TOKENS = 24
 LOOK_UPS = 4
@@ -40,13 +40,13 @@ ANSWER_S = 60.0
 
 
 def tasks(seed: int) -> list[Task]:
-    """Questions of the built-in model's whole curriculum; a look-up takes nearly all of its context."""
+    """Tasks of the built-in model's whole curriculum; a look-up takes nearly all of its context."""
     rng = random.Random(seed)
     return [*(look_up(rng, 200) for _ in range(LOOK_UPS)), *(make(rng) for make in SMALL_TASKS)]
 
 
 def random_prompts(vocab_size: int, seed: int) -> list[list[int]]:
-    """Some of less than a page, some of several chunks."""
+    """Random prompts, from less than a page to several chunks."""
     rng = random.Random(seed)
     return [[rng.randrange(vocab_size) for _ in range(length)] for length in (5, 32, 200, 515, 1000)]
 
@@ -66,7 +66,10 @@ def make_role(role: RoleName, executor: Any, agent: str) -> Role:
 
 
 def decode_worker(pipe: Connection, device_name: str, checked: CheckedModel) -> None:
-    """The other process: a decode worker that obeys the router's messages and says what it has to say in turn."""
+    """The other process: a decode worker that receives orders from a pipe.
+
+    It handles a router's message, connects to an endpoint, and returns its messages of a given type.
+    """
     executor = checked.executor(prepare(device_name))
     transport = NixlTransport(executor.pages, executor.layout, "decode:1")
     worker = HandDriven(make_role(RoleName.DECODE, executor, "decode:1"), executor, transport)
@@ -86,7 +89,7 @@ def decode_worker(pipe: Connection, device_name: str, checked: CheckedModel) -> 
 
 
 def compare_built_in(device: Device, dtype: str, seed: int) -> dict[str, float]:
-    """The built-in model's answers both ways; of the look-ups it is known what is right."""
+    """The share of equal answers with and without a handoff, and of correct look-ups, with the built-in model."""
     tokenizer, asked = Tokenizer(CHECKPOINT), tasks(seed)
     prompts = [tokenizer.encode(task.prompt) for task in asked]
     mixed, handed_over = both_ways(device, CheckedModel(dtype), prompts)
@@ -96,20 +99,23 @@ def compare_built_in(device: Device, dtype: str, seed: int) -> dict[str, float]:
 
 
 def compare_random(device: Device, dtype: str, raw: dict[str, Any], seed: int) -> dict[str, float]:
-    """Random weights in the dtype and with the heads that are measured later."""
+    """The share of equal answers with random weights, in the dtype and with the heads that are measured later."""
     prompts = random_prompts(raw["vocab_size"], seed)
     return {"handoff_tokens_equal_random_weights": equal_share(*both_ways(device, CheckedModel(dtype, raw), prompts))}
 
 
 def equal_share(left: list[list[int]], right: list[list[int]]) -> float:
+    """The share of equal answers."""
     return sum(one == other for one, other in zip(left, right, strict=True)) / len(left)
 
 
 def both_ways(
     device: Device, checked: CheckedModel, prompts: list[list[int]]
 ) -> tuple[list[list[int]], list[list[int]]]:
-    """Tokens of one mixed worker, and after a handoff. One request at a time, so that both ways run the same batches
-    and differ in nothing but the handoff."""
+    """(tokens of one mixed worker, tokens after a handoff).
+
+    Requests run one at a time, so that both sides run the same batches and differ only in the handoff.
+    """
     sampling = SamplingParams(max_tokens=MAX_TOKENS)
     made = [Request(f"r{index}", tuple(prompt), sampling) for index, prompt in enumerate(prompts)]
     with Peer(decode_worker, (device.name, checked)) as peer:
@@ -125,6 +131,7 @@ def both_ways(
 
 
 def answer_alone(worker: HandDriven, request: Request) -> list[int]:
+    """Tokens of a request on a mixed worker; raises `TimeoutError`."""
     worker.perform(worker.role.on_message(Prefill(request, (), False, 0), 0.0))
     deadline = time.monotonic() + ANSWER_S
     while worker.turn():
@@ -134,7 +141,7 @@ def answer_alone(worker: HandDriven, request: Request) -> list[int]:
 
 
 def answer_handed_over(source: HandDriven, peer: Peer, request: Request) -> list[int]:
-    """As the router does it: prefill and reservation side by side, pages sent, tokens read from both."""
+    """Tokens of a request with a handoff, as the router drives it; raises `RuntimeError` when the handoff fails."""
     source.perform(source.role.on_message(Prefill(request, (), True, 0), 0.0))
     peer.ask(Reserve(f"{request.request_id}/1", request, (), 0))
     (reserved,) = peer.ask(Reserved)
@@ -142,7 +149,7 @@ def answer_handed_over(source: HandDriven, peer: Peer, request: Request) -> list
     ended = source.until(HandoffEnded)
     outputs = source.received(StepOutput)
     if _finished(outputs):
-        return _tokens(outputs)  # with its first token: nothing was handed over
+        return _tokens(outputs)  # The first token was the last one, so there was no handoff.
     if ended.reason:
         raise RuntimeError(f"The handoff failed: {ended.reason}.")
     deadline = time.monotonic() + 60

@@ -1,4 +1,4 @@
-"""Attention alone: FlashInfer's two prefill kernels, and decode over the three ways to lay out the pages.
+"""Attention alone: FlashInfer's two prefill kernels, and decode over three page layouts.
 
 | layout          | storage                                        | a page of one layer                              |
 | --------------- | ---------------------------------------------- | ------------------------------------------------ |
@@ -26,6 +26,7 @@ ROUNDS = 7
 
 
 def run(part: Part) -> None:
+    """Measure decode with every layout, and prefill with every kernel."""
     sizes, device = part.sizes, prepare(part.options.device)
     part.result.facts = device.facts()
     if not device.on_gpu:
@@ -51,7 +52,7 @@ def run(part: Part) -> None:
 
 
 def laid_out(name: str, num_pages: int, config: ModelConfig, sizes: Sizes, device: Device) -> torch.Tensor:
-    """Random pages as a view `[num_pages, num_layers, 2, page_size, kv_heads, head_dim]` of storage of this layout."""
+    """Random pages as a view `[num_pages, num_layers, 2, page_size, kv_heads, head_dim]` of storage in this layout."""
     layers, heads, page_size, head_dim = config.num_layers, config.num_kv_heads, sizes.page_size, config.head_dim
     shapes = {
         "pages_per_layer": ((layers, num_pages, 2, page_size, heads, head_dim), (1, 0, 2, 3, 4, 5)),
@@ -72,7 +73,7 @@ def _projections(tokens: int, config: ModelConfig, sizes: Sizes, device: Device)
 
 @torch.inference_mode()
 def decode_layer_s(device: Device, config: ModelConfig, sizes: Sizes, name: str, seed: int) -> float:
-    """Seconds of one layer's append and attention, when all layers take turns, over pages in disorder."""
+    """Seconds of one layer's append and attention over scattered pages, averaged over all layers."""
     from baton.engine.attention.flashinfer import FlashInferAttention
 
     batch, context = sizes.layouts_point

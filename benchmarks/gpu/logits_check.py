@@ -1,4 +1,4 @@
-"""Whole-model logits against transformers with the same weights, in the serving dtype and in float32."""
+"""Checks whole-model logits against transformers with the same weights, in the serving dtype and in float32."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import torch
 from baton.engine.executor import DTYPES
 from baton.engine.model_config import ModelConfig, model_config
 from baton.engine.models.decoder import Decoder
-from baton.engine.weights import random_weights
+from baton.harness.random_weights import random_weights
 from benchmarks.gpu.attention_check import Row, layout_of
 from benchmarks.gpu.device import Device, attention_over
 from benchmarks.gpu.transformers_model import build_transformers
 
 PROMPT_TOKENS = 200
-CHUNKS = (96, 80, 23, 1)  # the last one is a decode step
+CHUNKS = (96, 80, 23, 1)  # The last one is a decode step.
 
 
 @torch.inference_mode()
 def logits_errors(device: Device, raw: dict[str, Any], dtype: str, seed: int) -> dict[str, float]:
-    """‖ours − theirs‖ / ‖theirs‖, and both against transformers in float32 with the very same weights."""
+    """‖ours − theirs‖ / ‖theirs‖, and the errors of both against transformers in float32 with equal weights."""
     config = model_config(raw)
     parameters = random_weights(config, DTYPES[dtype], device.name, seed)
     rng = random.Random(seed)
@@ -35,7 +35,7 @@ def logits_errors(device: Device, raw: dict[str, Any], dtype: str, seed: int) ->
         "logits_error_to_transformers": _error(ours, theirs),
         "logits_error_to_float32": our_error,
         "logits_error_of_transformers_to_float32": their_error,
-        # In float32 both are exact up to rounding, and their quotient says nothing.
+        # In float32 both differ by rounding only, so their ratio has no meaning.
         "logits_error_ratio_to_transformers": our_error / their_error if dtype != "float32" else 1.0,
     }
 
@@ -43,7 +43,7 @@ def logits_errors(device: Device, raw: dict[str, Any], dtype: str, seed: int) ->
 def our_logits(
     device: Device, config: ModelConfig, parameters: dict[str, torch.Tensor], tokens: torch.Tensor
 ) -> torch.Tensor:
-    """Logits of every position, computed in chunks and a decode step over pages in disorder."""
+    """Logits of every position, computed in chunks and a decode step over scattered pages, float64."""
     layout = config.page_layout(2 * PROMPT_TOKENS // 16, 16, _name(parameters), "random")
     pages = torch.empty(layout.shape, dtype=parameters["embed"].dtype, device=device.name).normal_()
     backend, model = attention_over(device, pages, config.num_heads), Decoder(config, parameters)
@@ -67,6 +67,7 @@ def their_logits(
     parameters: dict[str, torch.Tensor],
     tokens: torch.Tensor,
 ) -> torch.Tensor:
+    """transformers' logits of every position, float64."""
     model = build_transformers(raw, config, parameters, device.name)
     model.set_attn_implementation("eager")
     return model(tokens.unsqueeze(0).to(device.name), use_cache=False).logits[0].cpu().double()

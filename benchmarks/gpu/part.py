@@ -1,4 +1,4 @@
-"""What a part works with: its options, its steps one by one, and the file its figures go to."""
+"""The framework of a part: its options, its steps, and the file of its figures."""
 
 from __future__ import annotations
 
@@ -21,19 +21,20 @@ from benchmarks.gpu.sizes import Sizes, chosen_sizes
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """The flags that every part heeds."""
+    """The options of a part."""
 
-    device: str  # "cuda" or "cpu"
-    shape: str  # a key of SIZES
+    device: str  # "cuda" or "cpu".
+    shape: str  # A key of SIZES.
     seed: int
     result: Path
-    log: Path  # where this process's standard output and error go
-    scratch: Path | None = None  # for a checkpoint; None: wherever there is room
-    kernels: str = "auto"  # for prefill
-    points: tuple[str, ...] = ()  # of decode that are measured; empty: all
+    log: Path  # Receives this process's standard output and error.
+    scratch: Path | None = None  # Folder for a checkpoint; None: the first one with room.
+    kernels: str = "auto"  # Prefill kernels.
+    points: tuple[str, ...] = ()  # Decode points to measure; empty: all.
 
     @property
     def sizes(self) -> Sizes:
+        """The sizes that the options choose."""
         return chosen_sizes(self.shape, self.points)
 
     @property
@@ -43,7 +44,7 @@ class Options:
 
 @dataclass(eq=False)
 class Part:
-    """One part at work. A step that fails leaves the figures of the others as they are."""
+    """A running part. A failed step does not affect the figures of other steps."""
 
     name: str
     options: Options
@@ -57,31 +58,31 @@ class Part:
 
     @cached_property
     def kernels(self) -> str:
-        """The prefill kernels that a worker with this setting would take here."""
+        """The prefill kernels that a worker with these options uses here."""
         if not self.options.on_gpu:
             return "fa2"
         config, dtype = model_config(self.sizes.model), DTYPES[self.sizes.dtype]
         return prefill_kernels(self.options.kernels, config, dtype, torch.cuda.get_device_capability())
 
     def say(self, text: str) -> None:
-        """A progress line, here and in the log."""
+        """Print a progress line to the screen and to the log."""
         line = f"{self.name:<12}{time.monotonic() - self._started_s:6.1f} s  {text}"
         print(line, file=self.screen, flush=True)
         print(line, file=sys.stderr, flush=True)
 
     def note(self, text: str) -> None:
-        """Something a reader of the figures should know."""
+        """Add a note for readers of the figures."""
         self.result.notes.append(text)
         self.save()
 
     def step(self, what: str, figures: Iterable[str], call: Callable[[], dict[str, float]]) -> bool:
-        """Measure something. False when it failed, which is written down with the figures it owes."""
+        """Run a measurement; returns False after a failure, which is recorded with the figures it should have given."""
         self.say(what)
         self.result.doing = what
         self.save()
         try:
             self.result.figures |= call()
-        except Exception as error:  # noqa: BLE001 - whatever it is, the other steps still run
+        except Exception as error:  # noqa: BLE001 - the other steps still run
             self.fail(what, figures, error)
             return False
         finally:
@@ -89,7 +90,7 @@ class Part:
         return True
 
     def fail(self, what: str, figures: Iterable[str], error: BaseException) -> None:
-        """Write a failure down."""
+        """Record a failure."""
         failure = Failure.of(what, list(figures), error)
         self.say(f"failed: {failure.sentence}")
         print(failure.traceback, file=sys.stderr, flush=True)
@@ -97,10 +98,11 @@ class Part:
         self.save()
 
     def skip(self, figures: Iterable[str], why: str) -> None:
-        """These figures are not measured, for a reason that is no failure."""
+        """Record that figures are not measured, for a reason that is not a failure."""
         self.result.skipped |= dict.fromkeys(figures, why)
         self.save()
 
     def save(self) -> None:
+        """Write the results so far to the file."""
         self.result.seconds = time.monotonic() - self._started_s
         write_json(self.options.result, self.result.to_json())

@@ -1,4 +1,4 @@
-"""The parts in their order, and how long each may take. Pure."""
+"""The parts in their order, and their time limits. Pure."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from benchmarks.gpu.results import Failure, PartResult
 
 @dataclass(frozen=True, slots=True)
 class PartPlan:
-    """A part, run by `run(part)` of its module. It is not begun with less than `least_s` of the budget left, and
-    ended after `most_s`. One that is `asked_for` is run only where it is named."""
+    """A part, run by `run(part)` of its module.
+
+    It is skipped with less than `least_s` of the budget left, and ended after `most_s`. A part that is `asked_for` runs
+    only if it is named.
+    """
 
     name: str
     module: str
@@ -29,19 +32,19 @@ PARTS = (
     PartPlan("kernels", "benchmarks.gpu.kernels", 20, 60),
     PartPlan("sampling", "benchmarks.gpu.sampling", 20, 60),
     PartPlan("serving", "benchmarks.gpu.serving", 60, 225),
-    # A profiler has been seen to hang on recorded steps: it may take no figure along.
+    # The profiler can hang on recorded steps, so it is the last part.
     PartPlan("profile", "benchmarks.gpu.profile", 20, 60, asked_for=True),
 )
 
 
 def skipped(plan: PartPlan, left_s: float, expected: list[str]) -> PartResult:
-    """The result of a part for which no time is left."""
-    why = f"{left_s:.0f} s of the budget were left, it needs {plan.least_s:.0f} at least"
+    """The result of a part without enough time left."""
+    why = f"{left_s:.0f} s of the budget were left, it needs at least {plan.least_s:.0f} s"
     return PartResult(skipped=dict.fromkeys(expected, why), doing="")
 
 
 def broken_off(result: PartResult, plan: PartPlan, how: str, log_tail: str, expected: list[str]) -> PartResult:
-    """The result of a part whose process did not come to its end; what it had measured stays."""
+    """The result of a part whose process did not finish, with the figures measured before."""
     owed = [name for name in expected if name not in result.figures and name not in result.skipped]
     named = {name for failure in result.failures for name in failure.figures}
     owed = [name for name in owed if name not in named]

@@ -1,4 +1,4 @@
-"""The other side of a handoff: a worker driven by hand in a process of its own, which takes its orders from a pipe."""
+"""The other side of a handoff: a child process that receives orders from a pipe."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from baton.harness.forked import forked
 from baton.kv_transfer.nixl import NixlTransport
 from baton.kv_transfer.transport import Notice
 from baton.protocol.worker import Endpoint, PageLayout
@@ -20,11 +21,11 @@ from benchmarks.gpu.device import Device, prepare
 
 POLL_S = 0.0002
 PROCESS_START_S = 120.0
-PAGES_AT_ONCE = 32  # that are checksummed: a sum takes eight times their memory
+PAGES_AT_ONCE = 32  # Pages summed at once: a sum takes eight times their memory.
 
 
 def page_sums(pages: torch.Tensor, page_ids: list[int]) -> list[int]:
-    """A number per page that depends on every bit of it."""
+    """A checksum of every page."""
     sums: list[int] = []
     for first in range(0, len(page_ids), PAGES_AT_ONCE):
         words = pages[page_ids[first : first + PAGES_AT_ONCE]].flatten(1).view(torch.int16).long()
@@ -35,7 +36,7 @@ def page_sums(pages: torch.Tensor, page_ids: list[int]) -> list[int]:
 
 @dataclass(eq=False)
 class Peer:
-    """A process at the other end of a pipe; every order is answered. Use it with `with`."""
+    """A child process that answers every order. Use it in a `with` statement."""
 
     target: Callable[..., None]
     arguments: tuple[Any, ...]
@@ -43,27 +44,27 @@ class Peer:
     _pipe: Connection = field(init=False)
 
     def __enter__(self) -> Peer:
-        context = mp.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_guarded, args=(self.target, theirs, self.arguments), daemon=True)
+        self._pipe, theirs = mp.Pipe()
+        self._process = forked(_guarded, self.target, theirs, self.arguments)
         self._process.start()
         theirs.close()
         return self
 
     def answer(self, timeout_s: float = PROCESS_START_S) -> Any:
-        """What it says next; raises when it failed, ended or says nothing."""
+        """Its next answer; raises its error, `RuntimeError` when it has ended, and `TimeoutError`."""
         if not self._pipe.poll(timeout_s):
-            raise TimeoutError(f"The other process said nothing for {timeout_s:g} s.")
+            raise TimeoutError(f"The other process sent nothing for {timeout_s:g} s.")
         try:
-            said = self._pipe.recv()
+            answer = self._pipe.recv()
         except EOFError:
             self._process.join(5)
             raise RuntimeError(f"The other process ended with code {self._process.exitcode}.") from None
-        if isinstance(said, Exception):
-            raise said
-        return said
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
     def ask(self, order: Any, timeout_s: float = PROCESS_START_S) -> Any:
+        """Send an order; returns its answer, and raises as `answer` does."""
         self._pipe.send(order)
         return self.answer(timeout_s)
 
@@ -76,15 +77,15 @@ class Peer:
 def _guarded(target: Callable[..., None], pipe: Connection, arguments: tuple[Any, ...]) -> None:
     try:
         target(pipe, *arguments)
-    except Exception as error:  # noqa: BLE001 - told to whoever waits
+    except Exception as error:  # noqa: BLE001 - sent to the parent
         traceback.print_exc()
         pipe.send(RuntimeError(f"In the other process: {type(error).__name__}: {error}"))
     finally:
-        os._exit(0)  # NIXL and CUDA may take long to unwind, and nobody waits for it
+        os._exit(0)  # NIXL and CUDA may take long to unwind.
 
 
 def page_receiver(pipe: Connection, device_name: str, layout: PageLayout) -> None:
-    """A peer that only has pages: says its endpoint, connects to who is sent, and sums pages when asked for it."""
+    """A peer with nothing but pages: sends its endpoint, connects to received endpoints, and sums pages on request."""
     device = prepare(device_name)
     pages = torch.empty(layout.shape, dtype=getattr(torch, layout.dtype), device=device.name).zero_()
     device.synchronize()
@@ -103,7 +104,7 @@ def page_receiver(pipe: Connection, device_name: str, layout: PageLayout) -> Non
 
 
 def handshake(transport: NixlTransport, peer: Peer, endpoint: Endpoint, device: Device) -> None:
-    """Connect both ways, and wait until neither greets any more."""
+    """Connect both ways, and wait until the greetings have been answered."""
     device.synchronize()
     transport.connect(endpoint)
     peer.ask(transport.endpoint)

@@ -14,8 +14,11 @@ ROUNDS = 7
 
 
 def prefill_flops(config: ModelConfig, tokens: int) -> float:
-    """Operations that a prompt cannot do without: the blocks' matrices for each token, the head for the last one, and
-    causal attention, of which half the square is computed."""
+    """The operations that a prompt requires.
+
+    These are the blocks' matrices for each token, the head for the last token, and causal attention, which is half of
+    the square.
+    """
     embeddings = config.vocab_size * config.hidden_size * (1 if config.tied_head else 2)
     blocks = 2 * (config.num_parameters - embeddings) * tokens
     head = 2 * config.vocab_size * config.hidden_size
@@ -24,6 +27,7 @@ def prefill_flops(config: ModelConfig, tokens: int) -> float:
 
 
 def run(part: Part) -> None:
+    """Measure the matrix rate, and prefill of every prompt length."""
     sizes, device = part.sizes, prepare(part.options.device)
     part.result.facts = device.facts()
     rate = 0.0
@@ -46,7 +50,7 @@ def run(part: Part) -> None:
 
         def measure(prompt: int = prompt) -> dict[str, float]:
             (plan,) = prefilling(layout, config.vocab_size, prompt, part.options.seed)
-            # The token is read in the call, as whoever waits for it would.
+            # Reading the token is part of the call, as for a client that waits for it.
             seconds = device.median_s(lambda: executor.execute(plan).tokens[0].token_id, ROUNDS)
             ratio = prefill_flops(config, prompt) / seconds / rate
             return dict(zip(prefill_figures(prompt), (ratio, prompt / seconds), strict=True))

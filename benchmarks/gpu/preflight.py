@@ -1,6 +1,6 @@
-"""What could stop the other parts, found out in some 20 seconds: software, compilers, kernels, and one write over NIXL.
+"""Finds problems for the other parts within 20 seconds: software, compilers, kernels, and one write over NIXL.
 
-Each check stands for itself; what it found is a note.
+The checks are independent; each adds a note with its findings.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ PACKAGES = (
     *("torch", "triton", "transformers", "flashinfer-python", "apache-tvm-ffi", "nixl", "nixl-cu13", "nixl-cu12"),
     *("grpcio", "grpcio-health-checking", "protobuf", "pyzmq"),
 )
-HEADERS = ("cuda_runtime.h", "cublasLt.h", "curand_kernel.h")  # that FlashInfer's sources include
+HEADERS = ("cuda_runtime.h", "cublasLt.h", "curand_kernel.h")  # Headers that FlashInfer's sources include.
 SERVING = ("zmq", "pydantic", "grpc_health.v1.health_pb2_grpc", "grpc_reflection.v1alpha.reflection")
 SERVING_OURS = ("baton.router.build", "baton.worker.build")
 WRITES = 3
@@ -41,6 +41,7 @@ SECOND_TRY = "try again with UCX_TLS=cuda_copy,cuda_ipc,sm,tcp,self and UCX_MODU
 
 
 def run(part: Part) -> None:
+    """Run every check."""
     device = prepare(part.options.device)
     part.result.facts = device.facts()
     checks: dict[str, Callable[[], str]] = {
@@ -57,17 +58,18 @@ def run(part: Part) -> None:
         }
     for what, check in checks.items():
 
-        def told(what: str = what, check: Callable[[], str] = check) -> dict[str, float]:
+        def noted(what: str = what, check: Callable[[], str] = check) -> dict[str, float]:
             found = check()
             part.say(f"  {found}")
             part.note(f"{what}: {found}")
             return {}
 
-        part.step(what, [], told)
+        part.step(what, [], noted)
     part.step("a write between two processes over NIXL", [PREFLIGHT], lambda: {PREFLIGHT: write_gb_per_s(part, device)})
 
 
 def host() -> str:
+    """Python, cores and free memory of the host."""
     memory = psutil.virtual_memory()
     room = {place: shutil.disk_usage(place).free >> 30 for place in ("/dev/shm", "/tmp") if Path(place).is_dir()}
     return (
@@ -77,6 +79,7 @@ def host() -> str:
 
 
 def versions() -> str:
+    """Versions of the packages, "-" for missing ones."""
     found = {}
     for name in PACKAGES:
         try:
@@ -87,7 +90,7 @@ def versions() -> str:
 
 
 def serving() -> str:
-    """Raises `ImportError` for what a router and a worker process need."""
+    """Import the modules of router and worker processes; raises `ImportError` for a missing one."""
     started = time.monotonic()
     for name in (*SERVING, *SERVING_OURS):
         importlib.import_module(name)
@@ -95,25 +98,26 @@ def serving() -> str:
 
 
 def driver_libraries() -> str:
-    """Without both UCX has no transport for GPU memory. Raises `OSError` for one that is not found."""
+    """Load the driver's libraries, without which UCX has no transport for GPU memory; raises `OSError`."""
     for name in DRIVER_LIBRARIES:
         ctypes.CDLL(name)
-    return " and ".join(DRIVER_LIBRARIES) + " are there"
+    return " and ".join(DRIVER_LIBRARIES) + " are loaded"
 
 
 def compilers() -> str:
-    """What FlashInfer would compile with; no failure, since kernels may be prebuilt."""
+    """The compilers for FlashInfer's kernels; missing ones are not a failure, because kernels may be prebuilt."""
     nvcc = shutil.which("nvcc")
     homes = [os.environ.get("CUDA_HOME", ""), "/usr/local/cuda", str(Path(nvcc).parents[1]) if nvcc else ""]
     headers = {name: any(Path(home, "include", name).is_file() for home in homes if home) for name in HEADERS}
     missing = [name for name, there in headers.items() if not there]
     if not Path(sysconfig.get_path("include"), "Python.h").is_file():
-        missing.append("Python.h")  # of what launches Triton's kernels
+        missing.append("Python.h")  # For Triton's kernel launchers.
     tools = ", ".join(f"{name} {shutil.which(name) or 'not found'}" for name in ("nvcc", "ninja", "g++", "gcc"))
     return f"{tools}; headers missing: {', '.join(missing) or 'none'}"
 
 
 def gpu() -> str:
+    """Run a matrix product with torch on the GPU; returns facts about the GPU."""
     left = torch.randn(4096, 4096, device="cuda", dtype=torch.bfloat16)
     torch.mm(left, left)
     torch.cuda.synchronize()
@@ -126,7 +130,7 @@ def gpu() -> str:
 
 
 def kernels() -> str:
-    """One fused kernel against torch. Raises `ValueError` where it computes something else."""
+    """Compare one fused kernel with torch; raises `ValueError` when the results differ."""
     from baton.engine.models.cuda_layers import rms_norm
 
     library = load_flashinfer()
@@ -145,7 +149,7 @@ def kernels() -> str:
 
 
 def write_gb_per_s(part: Part, device: Device) -> float:
-    """Pages written to another process on the same device, checked there."""
+    """The rate of pages written to another process on the same device; raises `ValueError` when they differ there."""
     from baton.kv_transfer.nixl import NixlTransport
     from benchmarks.gpu.peer import Peer, handshake, page_receiver, page_sums
     from benchmarks.handoff import Sender

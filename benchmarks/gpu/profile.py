@@ -1,6 +1,6 @@
-"""Where a step's time goes on the device, kernel by kernel: for the JSON. Run only when it is asked for.
+"""Profiles steps kernel by kernel, for the JSON file. Runs only if it is named.
 
-Profiling replays of steps that were recorded before has been seen to hang, so it comes in a process of its own.
+The profiler can hang on replays of steps that were recorded before it started, so this part is the last one.
 """
 
 from __future__ import annotations
@@ -28,12 +28,13 @@ from benchmarks.gpu.sizes import MIB, label, point_name
 
 CALLS = 3
 HOST_STEPS = 30
-MOST_BATCH = 256  # the tiny shape has a point that fits nowhere
+MOST_BATCH = 256  # The tiny shape has a point that does not fit anywhere.
 KERNELS = 20
 NAME_CHARS = 120
 
 
 def run(part: Part) -> None:
+    """Profile a prefill step and decode steps, the host's share of them, and the memory of recorded steps."""
     sizes, device, seed = part.sizes, prepare(part.options.device), part.options.seed
     part.result.facts = device.facts()
     part.say("building the model")
@@ -75,7 +76,7 @@ def run(part: Part) -> None:
 
 
 def top_kernels(device: Device, call: Callable[[], object]) -> list[dict[str, Any]]:
-    """The kernels that take most of `call`, with milliseconds and launches per call."""
+    """The kernels with the largest share of `call`, with milliseconds and launches per call."""
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as torch_profile
 
@@ -94,7 +95,7 @@ def top_kernels(device: Device, call: Callable[[], object]) -> list[dict[str, An
 
 
 def host_stages(executor: Any, sequences: list[Sequence], budget: StepBudget) -> dict[str, float]:
-    """Milliseconds of what the host does to launch a recorded decode step, one by one; the median of some steps."""
+    """Median milliseconds of each stage of the host's work for a recorded decode step."""
     graphs, taken = executor._graphs, []
     for _ in range(HOST_STEPS):
         marks = [("", time.perf_counter())]
@@ -127,7 +128,7 @@ def host_stages(executor: Any, sequences: list[Sequence], budget: StepBudget) ->
 
 
 def graph_memory(part: Part, executor: Any, batch: int) -> dict[str, float]:
-    """A note of what recording decode steps takes of the GPU beside the buffers that all of them share."""
+    """Note the GPU memory of recorded decode steps, without the buffers that all of them share."""
     torch.cuda.synchronize()
     torch.cuda.empty_cache()
     before = torch.cuda.mem_get_info()[0]

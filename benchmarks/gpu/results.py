@@ -1,4 +1,4 @@
-"""What a part found, its JSON, and the rows of the table. Pure but for reading and writing the file."""
+"""The result of a part, its JSON, and the rows of the table. Pure except for reading and writing the file."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.results import Goal
+from baton.harness.results import Goal
 
 SENTENCE_CHARS = 160
 
 
 @dataclass(slots=True)
 class Failure:
-    """A step that did not give its figures, and why in one sentence."""
+    """A step that failed, the figures it should have given, and the reason in one sentence."""
 
     step: str
     figures: list[str]
@@ -25,20 +25,21 @@ class Failure:
 
     @classmethod
     def of(cls, step: str, figures: list[str], error: BaseException) -> Failure:
+        """The failure of a step by an exception."""
         return cls(step, figures, one_sentence(error), "".join(traceback.format_exception(error)))
 
 
 @dataclass(slots=True)
 class PartResult:
-    """One part's figures; written after every step, so that nothing measured is lost with its process."""
+    """A part's figures; written after every step, so that no figure is lost with the process."""
 
     figures: dict[str, float] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
-    skipped: dict[str, str] = field(default_factory=dict)  # figure → why
+    skipped: dict[str, str] = field(default_factory=dict)  # Figure → reason.
     notes: list[str] = field(default_factory=list)
-    facts: dict[str, Any] = field(default_factory=dict)  # of the device and its software
-    details: dict[str, Any] = field(default_factory=dict)  # for the JSON only: where time went
-    doing: str = "starting"  # the step under way; empty when the part came to its end
+    facts: dict[str, Any] = field(default_factory=dict)  # The device and its software.
+    details: dict[str, Any] = field(default_factory=dict)  # For the JSON file only: times of stages.
+    doing: str = "starting"  # The current step; empty when the part has finished.
     seconds: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
@@ -49,7 +50,7 @@ class PartResult:
         return cls(**{**values, "failures": [Failure(**failure) for failure in values["failures"]]})
 
     def why_missing(self, figure: str) -> str:
-        """What the table shows in place of a figure that is not there."""
+        """The text that the table shows in place of a missing figure."""
         if figure in self.skipped:
             return f"skipped: {self.skipped[figure]}"
         named = [failure for failure in self.failures if figure in failure.figures]
@@ -59,14 +60,14 @@ class PartResult:
 
 
 def one_sentence(error: BaseException) -> str:
-    """An error in one line that fits into a table."""
+    """An error in one line, short enough for a table."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
     return text if len(text) <= SENTENCE_CHARS else f"{text[: SENTENCE_CHARS - 1]}…"
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; empty where there is none or only half of one."""
+    """A JSON object from a file; empty when the file is missing or invalid."""
     try:
         values = json.loads(path.read_text())
     except (OSError, ValueError):
@@ -75,14 +76,14 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write beside the file and put it in place, so that a reader never sees half of it."""
+    """Write a JSON file atomically, so that a reader never sees half of it."""
     fresh = path.with_suffix(".new")
     fresh.write_text(json.dumps(values, indent=2) + "\n")
     fresh.replace(path)
 
 
 def rows(result: PartResult, expected: Iterable[str], goals: dict[str, Goal]) -> list[tuple[str, str, str, str]]:
-    """(figure, value, goal, verdict): every expected figure, then those beside them, then failures that name none."""
+    """(figure, value, goal, verdict) of every expected figure, then of others, then failures without a figure."""
     found = []
     for name in dict.fromkeys((*expected, *result.figures)):
         goal = goals.get(name)

@@ -1,22 +1,14 @@
-"""Sampling: what it adds to a step, and whether the GPU draws the CPU's tokens."""
+"""Sampling: its time in a step, and whether the GPU draws the same tokens as the CPU."""
 
 from __future__ import annotations
 
-import os
-import random
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from statistics import median
 
-import numpy as np
 import torch
 
-from baton.engine.race.definition import GREEDY, KIND, row_parameters
-from baton.engine.race.draw import draw_rows
 from baton.engine.sampler import sample_on_device
-from baton.engine.sequence import Sequence
-from baton.protocol.request import Request, SamplingParams
+from baton.harness.sampling_check import sampled, tokens_equal_to_cpu
+from baton.protocol.request import SamplingParams
 from benchmarks.gpu.device import Device, prepare
 from benchmarks.gpu.figures import SAMPLED_EQUAL, SAMPLED_KINDS, sampling_figure
 from benchmarks.gpu.part import Part
@@ -29,18 +21,18 @@ PARAMS = {
     "top_k_top_p": SamplingParams(temperature=0.6, top_k=20, top_p=0.95),
     "top_p_flat": SamplingParams(temperature=1.0, top_p=0.9),
 }
-SPREAD, FLAT_SPREAD = 3.0, 0.5  # of the logits: 0.9 of the mass lies on hundreds of tokens, or on most
+SPREAD, FLAT_SPREAD = 3.0, 0.5  # Standard deviations of logits: 0.9 of the mass is on hundreds of tokens, or on most.
 ROUNDS = 5
-PIECE = 32  # rows that are compared at a time
 
 
 def run(part: Part) -> None:
+    """Compare tokens with the CPU's, and measure every kind of sampling."""
     sizes, device = part.sizes, prepare(part.options.device)
     part.result.facts = device.facts()
     vocab = sizes.model["vocab_size"]
 
     def equal() -> dict[str, float]:
-        return {SAMPLED_EQUAL: tokens_equal_to_cpu(device, sizes.sampled_rows, vocab, part.options.seed)}
+        return {SAMPLED_EQUAL: tokens_equal_to_cpu(device.name, sizes.sampled_rows, vocab, part.options.seed)}
 
     part.step(f"the CPU's tokens, {sizes.sampled_rows} rows", [SAMPLED_EQUAL], equal)
     for batch in sizes.sampled_batches:
@@ -55,14 +47,14 @@ def run(part: Part) -> None:
 
 
 def sampling_ms(device: Device, kind: str, batch: int, vocab: int) -> tuple[float, float]:
-    """Milliseconds of choosing a token of each row: (on the device, on the host until it is queued).
+    """Milliseconds of choosing a token for each row: (on the device, on the host until the work is queued).
 
-    On a GPU the device is kept busy until the host has queued all of a round, so that it never waits for the host. On
-    a CPU both are the same.
+    A GPU is kept busy until the host has queued a whole round, so that it never waits for the host. On a CPU both
+    times are the same.
     """
     spread = FLAT_SPREAD if kind.endswith("flat") else SPREAD
     logits = torch.empty(batch, vocab, device=device.name).normal_(0.0, spread)
-    sequences = [_sequence(PARAMS[kind], row) for row in range(batch)]
+    sequences = [sampled(PARAMS[kind], row) for row in range(batch)]
     if not device.on_gpu:
         milliseconds = 1000 * device.median_s(lambda: sample_on_device(logits, sequences, frozenset()), ROUNDS)
         return milliseconds, milliseconds
@@ -71,7 +63,7 @@ def sampling_ms(device: Device, kind: str, batch: int, vocab: int) -> tuple[floa
     taken = []
     for _ in range(ROUNDS):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        torch.cuda._sleep(int(2e9 * 2e-3 * calls))  # about 2 ms of clock ticks a call
+        torch.cuda._sleep(int(2e9 * 2e-3 * calls))  # Clock ticks of about 2 ms per call.
         begin.record()
         for _ in range(calls):
             sample_on_device(logits, sequences, frozenset())
@@ -79,46 +71,3 @@ def sampling_ms(device: Device, kind: str, batch: int, vocab: int) -> tuple[floa
         device.synchronize()
         taken.append(begin.elapsed_time(end) / calls)
     return median(taken), host_ms
-
-
-def tokens_equal_to_cpu(device: Device, rows: int, vocab: int, seed: int = 0) -> float:
-    """The share of rows of random logits and parameters of which the device draws the CPU's token: 1.0 is expected."""
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # numpy computes outside of Python's lock
-        return sum(pool.map(_number_equal, _pieces(device, rows, vocab, seed))) / rows
-
-
-def _pieces(device: Device, rows: int, vocab: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """(logits, row parameters, the device's tokens)"""
-    rng = random.Random(seed)
-    generator = torch.Generator(device.name).manual_seed(seed)
-    for start in range(0, rows, PIECE):
-        count = min(PIECE, rows - start)
-        spreads = torch.tensor([rng.choice([0.02, 0.5, 1.0, 3.0, 8.0]) for _ in range(count)], device=device.name)
-        logits = torch.randn(count, vocab, generator=generator, device=device.name) * spreads[:, None]
-        logits[::2] = logits[::2].bfloat16().float()  # many equal logits, as models of 16 bits have them
-        sequences = [_sequence(_any_params(rng), rng.randrange(-(2**63), 2**63)) for _ in range(count)]
-        tokens = sample_on_device(logits, sequences, frozenset()).token_ids.cpu().numpy()
-        lengths = [len(item.tokens) for item in sequences]
-        parameters = row_parameters([item.sampling for item in sequences], lengths, vocab)
-        yield logits.cpu().numpy(), parameters, tokens
-
-
-def _number_equal(piece: tuple[np.ndarray, np.ndarray, np.ndarray]) -> int:
-    logits, rows, tokens = piece
-    expected = logits.argmax(axis=1)
-    (noisy,) = np.nonzero(rows[:, KIND] != GREEDY)
-    expected[noisy] = draw_rows(logits[noisy], rows[noisy])
-    return int((expected == tokens).sum())
-
-
-def _any_params(rng: random.Random) -> SamplingParams:
-    return SamplingParams(
-        temperature=rng.choice([0.0, 0.6, 1.0, 1.0, 2.0]),
-        top_k=rng.choice([0, 0, 1, 20, 50, 6000]),
-        top_p=rng.choice([1.0, 1.0, 0.95, 0.9, 0.1]),
-        min_p=rng.choice([0.0, 0.0, 0.05]),
-    )
-
-
-def _sequence(params: SamplingParams, seed: int) -> Sequence:
-    return Sequence.start(Request("sampled", (0,) * (1 + seed % 7), replace(params, seed=seed)))

@@ -1,4 +1,4 @@
-"""Made-up sequences with pages of their own, and the steps over them. Pure but for the executor they are given to."""
+"""Synthetic sequences with their own pages, and steps over them. Pure except for the executor."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ from baton.protocol.worker import PageLayout
 
 
 def pages_for(tokens: int, page_size: int) -> int:
+    """Number of pages for this many tokens."""
     return -(-tokens // page_size)
 
 
 def decoding(
     layout: PageLayout, vocab_size: int, batch: int, context: int, room: int, seed: int, **sampling: Any
 ) -> list[Sequence]:
-    """`batch` sequences that have computed `context` positions and will decode `room` tokens more.
+    """`batch` sequences with `context` computed positions, which will decode `room` tokens more.
 
-    Their pages are drawn from all over the storage, as they lie after a while of serving. `sampling`: of
-    `SamplingParams`; greedy if nothing is said.
+    Their pages are scattered over the storage, as after a while of serving. `sampling` has arguments of
+    `SamplingParams`; the default is greedy.
     """
     rng = random.Random(seed)
     per_sequence = pages_for(context + room + 1, layout.page_size)
@@ -42,7 +43,7 @@ def decoding(
 
 
 def prefilling(layout: PageLayout, vocab_size: int, tokens: int, seed: int, chunk: int | None = None) -> list[StepPlan]:
-    """The steps of one new prompt, in chunks or at once."""
+    """The steps that prefill one new prompt, in chunks or at once."""
     rng = random.Random(seed)
     prompt = tuple(rng.randrange(vocab_size) for _ in range(tokens))
     sequence = Sequence.start(Request("p", prompt, SamplingParams(ignore_eos=True)))
@@ -58,7 +59,7 @@ def prefilling(layout: PageLayout, vocab_size: int, tokens: int, seed: int, chun
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """Seconds of one decode step's stages, and the positions it read."""
+    """Seconds of a decode step's stages, and the number of positions that it read."""
 
     plan_s: float
     launch_s: float
@@ -72,7 +73,7 @@ class Turn:
 
 
 def turn(executor: Executor, sequences: list[Sequence], budget: StepBudget) -> Turn:
-    """Plan, execute and absorb one decode step of all the sequences, as a worker's loop does with nothing between."""
+    """Plan, execute and absorb one decode step of all sequences, as a worker's loop does."""
     moments = [time.perf_counter()]
     plan = plan_step(sequences, (), budget)
     assert plan is not None

@@ -1,5 +1,8 @@
-"""Tokens per second, TTFT and TPOT: one mixed worker, a prefill and a decode worker, and transformers' continuous
-batching, on the same weights and requests, all of which come at once. Router and workers are plain processes."""
+"""Tokens per second, TTFT and TPOT of a mixed worker, of a prefill and a decode worker, and of transformers.
+
+All serve the same weights and requests, which arrive at once; transformers uses its continuous batching. Router and
+workers are plain processes.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +17,10 @@ from typing import Any
 
 import torch
 
-from baton.config.plan import RouterConfig, WorkerConfig
+from baton.config.process_config import RouterConfig, WorkerConfig
 from baton.engine.model_config import ModelConfig
 from baton.engine.weights import load_weights
+from baton.harness.process_cluster import ProcessCluster, plans
 from baton.protocol.request import Request, SamplingParams
 from benchmarks.gpu.checkpoint import written_checkpoint
 from benchmarks.gpu.device import Device, build_model, prepare
@@ -24,22 +28,22 @@ from benchmarks.gpu.figures import LOADED, served_figures, served_ratio
 from benchmarks.gpu.part import Part
 from benchmarks.gpu.sequences import pages_for
 from benchmarks.gpu.transformers_model import build_transformers
-from benchmarks.process_cluster import ProcessCluster, plans
 
 LAYOUTS: dict[str, Mapping[str, int]] = {"pd": {"prefill": 1, "decode": 1}, "mixed": {"mixed": 1}}
-FRACTION = 0.7  # of a GPU's memory, for all workers together: this process holds the weights, too
+FRACTION = 0.7  # Share of the GPU's memory for all workers together: this process holds the weights, too.
 WARM_UP_REQUESTS = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """When each request's tokens came, in seconds after they all were sent."""
+    """The arrival times of each request's tokens, in seconds after all requests were sent."""
 
     moments: list[list[float]]
 
     def figures(self, name: str) -> dict[str, float]:
+        """Tokens per second, median TTFT and mean TPOT; raises `RuntimeError` for requests without a token."""
         if not all(self.moments):
-            raise RuntimeError(f"{sum(not times for times in self.moments)} requests got no token.")
+            raise RuntimeError(f"{sum(not times for times in self.moments)} requests received no token.")
         tokens = sum(map(len, self.moments))
         gaps = [(times[-1] - times[0]) / max(1, len(times) - 1) for times in self.moments]
         values = (
@@ -51,6 +55,7 @@ class Served:
 
 
 def run(part: Part) -> None:
+    """Measure both layouts of workers, the loading of weights, and transformers."""
     sizes, device = part.sizes, prepare(part.options.device)
     part.result.facts = device.facts()
     part.say("building the model")
@@ -59,7 +64,7 @@ def run(part: Part) -> None:
     prompts = [[rng.randrange(config.vocab_size) for _ in range(sizes.request_prompt)] for _ in range(sizes.requests)]
     if device.on_gpu:
         part.note(
-            "Prefill and decode worker share one GPU, which runs one of them at a time: not what two GPUs would do."
+            "Prefill and decode worker share one GPU, which runs one of them at a time: two GPUs would be faster."
         )
     part.say("writing a checkpoint for the workers")
     owed = [*(name for kind in LAYOUTS for name in served_figures(kind)), *LOADED]
@@ -87,7 +92,7 @@ def run(part: Part) -> None:
 def load_again(
     folder: Path, config: ModelConfig, parameters: dict[str, torch.Tensor], device: Device
 ) -> dict[str, float]:
-    """The rate at which weights come from files that are in memory; raises `ValueError` when they are not the same."""
+    """The rate of loading weights from cached files; raises `ValueError` when they differ from `parameters`."""
     dtype = parameters["embed"].dtype
     started = time.perf_counter()
     loaded = load_weights(folder, config, dtype, device.name)
@@ -95,12 +100,12 @@ def load_again(
     seconds = time.perf_counter() - started
     wrong = [name for name, tensor in loaded.items() if not torch.equal(tensor, parameters[name])]
     if wrong:
-        raise ValueError(f"{len(wrong)} loaded tensors are not what was written, {wrong[0]} the first.")
+        raise ValueError(f"{len(wrong)} loaded tensors differ from the written ones; the first is {wrong[0]}.")
     return {LOADED[0]: sum(tensor.numel() * tensor.element_size() for tensor in loaded.values()) / seconds / 1e9}
 
 
 def compare(part: Part) -> None:
-    """Rates over transformers', where both are there."""
+    """Add the ratios of the workers' rates to transformers', if both exist."""
     found = part.result.figures
     base = found.get("serving_transformers_tokens_per_s")
     for name in LAYOUTS:
@@ -113,7 +118,10 @@ def compare(part: Part) -> None:
 
 
 def serve_workers(part: Part, folder: Path, pools: Mapping[str, int], prompts: list[list[int]]) -> Served:
-    """On a GPU each worker takes pages for its share of the memory; should it not start so, pages are counted out."""
+    """Serve the prompts with these pools.
+
+    On a GPU each worker first gets a fraction of the memory. If that does not start, each gets a fixed number of pages.
+    """
     router, worker = cluster_plans(part, folder)
     if part.options.on_gpu:
         share = worker.engine.changed(num_pages=0, gpu_memory_fraction=FRACTION / sum(pools.values()))
@@ -126,7 +134,7 @@ def serve_workers(part: Part, folder: Path, pools: Mapping[str, int], prompts: l
 
 
 def cluster_plans(part: Part, folder: Path) -> tuple[RouterConfig, WorkerConfig]:
-    """Every request crosses where there is a prefill worker; each worker has pages for a full batch."""
+    """Configurations with pages for a full batch, and with a handoff of every request if there is a prefill worker."""
     sizes = part.sizes
     context = sizes.request_prompt + sizes.request_output + sizes.page_size
     num_pages = (sizes.max_batch + 2) * pages_for(context, sizes.page_size) + sizes.chunk_tokens // sizes.page_size
@@ -141,11 +149,11 @@ def cluster_plans(part: Part, folder: Path) -> tuple[RouterConfig, WorkerConfig]
 async def serve_cluster(
     part: Part, router: RouterConfig, worker: WorkerConfig, pools: Mapping[str, int], prompts: list[list[int]]
 ) -> Served:
-    """All prompts through a router of this process and workers of their own processes."""
+    """Send all prompts at once through a router in this process to workers in their own processes."""
     sizes = part.sizes
     started = time.monotonic()
     async with ProcessCluster(router, worker, pools) as cluster:
-        part.say(f"workers are there after {time.monotonic() - started:.1f} s")
+        part.say(f"workers serve after {time.monotonic() - started:.1f} s")
         rng = random.Random(part.options.seed + 1)
         driver = cluster.router.driver
         for index in range(WARM_UP_REQUESTS):
@@ -160,11 +168,12 @@ async def serve_cluster(
 
 
 def request_of(name: str, prompt: list[int], output: int) -> Request:
+    """A greedy request for exactly `output` tokens."""
     return Request(name, tuple(prompt), SamplingParams(max_tokens=output, ignore_eos=True, seed=0))
 
 
 async def moments_of(driver: Any, request: Request, sent: float) -> list[float]:
-    """When each token came; raises what the request failed with."""
+    """Arrival times of a request's tokens in seconds after `sent`; raises the request's error."""
     subscription = driver.submit(request)
     moments: list[float] = []
     while True:
@@ -178,7 +187,10 @@ async def moments_of(driver: Any, request: Request, sent: float) -> list[float]:
 
 
 def serve_transformers(part: Part, model_config: ModelConfig, parameters: Any, prompts: list[list[int]]) -> Served:
-    """`generate_batch` with as many requests at once and as many tokens a step; its own warm-up is not counted."""
+    """`generate_batch` with the same limits of requests and of tokens per step; its warm-up is not counted.
+
+    Raises `RuntimeError` when it fails with graphs and flash kernels as well as without.
+    """
     from transformers import ContinuousBatchingConfig, GenerationConfig
 
     sizes = part.sizes
@@ -189,7 +201,7 @@ def serve_transformers(part: Part, model_config: ModelConfig, parameters: Any, p
     per_request = pages_for(sizes.request_prompt + sizes.request_output, page) + 1
     batching: dict[str, Any] = {
         "page_size": page,
-        "block_size": page,  # its name in earlier versions
+        "block_size": page,  # The name in earlier versions.
         "num_blocks": sizes.max_batch * per_request + sizes.max_batch,
         "max_batch_tokens": sizes.chunk_tokens,
         "max_requests_per_batch": sizes.max_batch,
@@ -198,20 +210,20 @@ def serve_transformers(part: Part, model_config: ModelConfig, parameters: Any, p
     known = {field.name for field in fields(ContinuousBatchingConfig)}
     known -= {"block_size"} if "page_size" in known else set()
     reasons = []
-    # Graphs and flash kernels are tried first, as it decides by itself; the second try does without.
+    # The first try lets it choose graphs and flash kernels; the second try disables them.
     for options in (batching, batching | plain):
         config = ContinuousBatchingConfig(**{name: value for name, value in options.items() if name in known})
         try:
             outputs = model.generate_batch(prompts, generation, config, record_timestamps=True)
             return from_outputs(list(outputs.values()), len(prompts), sizes.request_output)
-        except Exception as error:  # noqa: BLE001 - the next try may do
+        except Exception as error:  # noqa: BLE001 - the next try may succeed
             reasons.append(f"{type(error).__name__}: {error}")
             part.say(f"transformers: {reasons[-1][:100]}")
     raise RuntimeError("; ".join(reasons))
 
 
 def from_outputs(outputs: list[Any], wanted: int, tokens: int) -> Served:
-    """Moments as transformers recorded them, counted from the first request's creation."""
+    """transformers' recorded times, counted from the creation of the first request."""
     complete = [output for output in outputs if len(output.generated_tokens) == tokens]
     if len(complete) != wanted:
         raise RuntimeError(f"transformers answered {len(complete)} of {wanted} requests.")

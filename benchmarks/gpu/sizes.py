@@ -1,4 +1,4 @@
-"""What is measured at which size: a model's shape, and the batches, prompts and bytes that go with it. Pure."""
+"""The sizes of a run: a model's shape, and the batches, prompts and bytes that go with it. Pure."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ LLAMA_8B: dict[str, Any] = {
 }
 TINY: dict[str, Any] = {
     **LLAMA_8B,
-    "vocab_size": 2400,  # of the built-in model, whose tokenizer the router is given
+    "vocab_size": 2400,  # As the built-in model, whose tokenizer the router uses.
     "hidden_size": 64,
     "intermediate_size": 128,
     "num_hidden_layers": 2,
@@ -45,18 +45,18 @@ TINY: dict[str, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """Everything that depends on the size of the machine. Lengths in tokens."""
+    """Everything that depends on the size of the machine. Lengths are in tokens, points are (batch, context)."""
 
     model: dict[str, Any]
-    small_model: dict[str, Any]  # the same geometry of a head, fewer of everything: for checks against a reference
+    small_model: dict[str, Any]  # For checks against a reference: the same heads, fewer and smaller layers.
     dtype: str
-    decode_points: tuple[tuple[int, int], ...]  # (batch, context)
-    graphs_point: tuple[int, int]  # measured with and without CUDA graphs
-    sampled_point: tuple[int, int]  # measured with temperature and top-p, too
-    turn_points: tuple[tuple[int, int], ...]  # measured through a whole worker, too
-    layouts_point: tuple[int, int]  # at which ways of laying pages out are compared
+    decode_points: tuple[tuple[int, int], ...]
+    graphs_point: tuple[int, int]  # Measured with and without CUDA graphs.
+    sampled_point: tuple[int, int]  # Also measured with temperature and top_p.
+    turn_points: tuple[tuple[int, int], ...]  # Also measured through a whole worker.
+    layouts_point: tuple[int, int]  # Measured with every page layout.
     prompts: tuple[int, ...]
-    most_kv_bytes: int  # a point whose KV takes more is skipped
+    most_kv_bytes: int  # Points with more KV are skipped.
     matmul_size: int
     copy_bytes: int
     handoff_prompt: int
@@ -68,11 +68,12 @@ class Sizes:
     chunk_tokens: int
     repeats: int
     sampled_batches: tuple[int, ...]
-    sampled_rows: int  # compared with the CPU's tokens
+    sampled_rows: int  # Rows whose tokens are compared with the CPU's.
     page_size: int = 16
 
     @property
     def longest(self) -> int:
+        """The longest prompt or context."""
         return max(*self.prompts, *(context for _, context in self.decode_points))
 
 
@@ -137,24 +138,24 @@ SIZES = {
 
 
 def chosen_sizes(shape: str, points: Sequence[str] = ()) -> Sizes:
-    """The sizes of a shape, of whose decode points only those named are measured (none named: all).
+    """The sizes of a shape, with only the named decode points (none named: all).
 
-    Raises `ValueError` with the names there are.
+    Raises `ValueError` listing the valid names.
     """
     sizes = SIZES[shape]
     named = {point_name(point): point for point in sizes.decode_points}
     unknown = sorted(set(points) - set(named))
     if unknown:
-        raise ValueError(f"--points names {', '.join(unknown)}; {shape} has {', '.join(named)}")
+        raise ValueError(f"--points: unknown point {', '.join(unknown)}; {shape} has {', '.join(named)}")
     return replace(sizes, decode_points=tuple(named[name] for name in points)) if points else sizes
 
 
 def point_name(point: tuple[int, int]) -> str:
-    """A batch and a context as figures name them: b64_1k."""
+    """A batch and a context in the names of figures: b64_1k."""
     batch, context = point
     return f"b{batch}_{label(context)}"
 
 
 def label(tokens: int) -> str:
-    """A length as figures name it: 1k for 1024."""
+    """A length in the names of figures: 1k for 1024."""
     return f"{tokens // 1024}k" if tokens % 1024 == 0 else str(tokens)

@@ -1,4 +1,4 @@
-"""transformers' Llama over our weights: the same memory, no second copy, and nothing initialised first."""
+"""transformers' Llama over our weights: it shares their memory, and no weight is initialised first."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from baton.engine.model_config import ModelConfig
 def build_transformers(
     raw: dict[str, Any], config: ModelConfig, parameters: dict[str, torch.Tensor], device: str
 ) -> Any:
-    """The model in the parameters' dtype on their device; its tensors are views of ours."""
+    """The model in the parameters' dtype on their device; its tensors are views of ours.
+
+    Raises `RuntimeError` when a tensor of the model is left without values.
+    """
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     from transformers import LlamaConfig, LlamaForCausalLM
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
@@ -31,7 +34,7 @@ def build_transformers(
     if config.tied_head:
         state["lm_head.weight"] = state["model.embed_tokens.weight"]
     model.load_state_dict(state, assign=True, strict=True)
-    model.model.rotary_emb = LlamaRotaryEmbedding(theirs).to(device)  # its buffers are in no state dict
+    model.model.rotary_emb = LlamaRotaryEmbedding(theirs).to(device)  # State dicts lack its buffers.
     left = [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.is_meta]
     if left:
         raise RuntimeError(f"transformers' model has tensors that were not filled: {', '.join(left[:3])}.")

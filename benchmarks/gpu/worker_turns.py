@@ -1,7 +1,7 @@
-"""How long the turns of a whole worker take while it decodes: its loop with role, reports and link, as it serves.
+"""The time of a whole worker's turns while it decodes: its loop with role, reports and link, as in service.
 
-The worker runs in a thread; this side of the ZeroMQ link plays the router, and the source of the handoffs whose KV is
-said to have come. What a turn took is what the worker reports of it.
+The worker runs in a thread. This side of the ZeroMQ link plays the router, and the source of handoffs, whose notices it
+sends without KV. The time of a turn is that in the worker's load report.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from baton.config.schema import EngineSection
 from baton.engine.batch import StepBudget
 from baton.engine.host_pages import HostPages
 from baton.engine.kv_pages import PagePool
-from baton.kv_transfer.in_process import InProcessNetwork, InProcessTransport
+from baton.harness.in_process import InProcessNetwork, InProcessTransport
 from baton.kv_transfer.transport import Notice
 from baton.protocol.codec import decode_to_router, encode_notice, encode_to_worker
 from baton.protocol.handoff import HandoffNotice
@@ -130,7 +130,7 @@ def _hand_over(
     room: int,
     seed: int,
 ) -> None:
-    """Give the worker a batch of sequences whose KV is in its pages; all notices come in one turn."""
+    """Hand a batch of sequences to the worker; all notices arrive in one turn."""
     (batch, context), rng = point, random.Random(seed)
     sampling = SamplingParams(max_tokens=room, ignore_eos=True)
     prompts = [tuple(rng.randrange(vocab_size) for _ in range(context - room // 2)) for _ in range(batch)]

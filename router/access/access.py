@@ -1,7 +1,7 @@
 """Authentication and authorisation: bearer tokens, each with a tenant and roles.
 
-Only the tokens' SHA-256 is ever stored. A token is looked up by its hash, so the lookup time reveals nothing about a
-guess. Tokens are random and long (`baton token new`), so a plain hash is enough.
+Only the SHA-256 of a token is stored. A token is looked up by its hash, so the time of a look-up reveals nothing about
+other tokens. Tokens are random and long (`baton token new`), so a hash without salt is enough.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ class Caller:
     tenant: str
     roles: frozenset[str]
 
-    def must_have(self, role: str) -> None:
+    def require_role(self, role: str) -> None:
         """Raise `PermissionDenied` unless the caller has the role."""
         if role not in self.roles:
             raise PermissionDenied(
-                f"This needs a token with the role {role!r}; yours has {', '.join(sorted(self.roles))}."
+                f"This call needs a token with the role {role!r}; the given token has {', '.join(sorted(self.roles))}."
             )
 
     def tenant_for(self, named: str) -> str:
-        """The tenant of a request that names `named` ("" for none); raises `PermissionDenied` for another's."""
+        """The tenant of a request that names the tenant `named` ("": none); raises `PermissionDenied` for another."""
         if named and named != self.tenant:
             raise PermissionDenied("The request names a tenant other than its token's: omit the tenant.")
         return self.tenant
@@ -44,12 +44,12 @@ class Caller:
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """The known callers, by the SHA-256 of their token in hexadecimal."""
+    """The registered callers, by the SHA-256 of their token in hexadecimal."""
 
     callers: Mapping[str, Caller] = field(repr=False)
 
     def identify(self, metadata: Iterable[tuple[str, str | bytes]]) -> Caller:
-        """The caller that this metadata names; raises `Unauthenticated` without one valid token."""
+        """The caller whose token is in a call's metadata; raises `Unauthenticated` unless there is one valid token."""
         given = [value for key, value in metadata if key == "authorization"]
         if not given:
             raise Unauthenticated("This router requires a token: give token=… or set $BATON_TOKEN.")
@@ -63,7 +63,7 @@ class Access:
 
 
 def parse_tokens(text: str) -> Access:
-    """The token file's content; raises `ValueError` with the mistake. It repeats no value, which may be a plain token.
+    """Parse a token file; raises `ValueError` naming the mistake, without any value, because that may be a token.
 
     [[token]]
     sha256 = "64 hexadecimal digits"
@@ -81,14 +81,14 @@ def parse_tokens(text: str) -> Access:
     for number, entry in enumerate(entries, 1):
         digest, caller = _parse_entry(entry, f"its token {number}")
         if digest in callers:
-            raise ValueError(f"its token {number} is there twice")
+            raise ValueError(f"its token {number} is listed twice")
         callers[digest] = caller
     return Access(callers)
 
 
 def _parse_entry(entry: dict[str, Any], which: str) -> tuple[str, Caller]:
     if set(entry) - {"sha256", "tenant", "roles"}:
-        raise ValueError(f"{which} has an unknown key: only sha256, tenant and roles are known, never the token itself")
+        raise ValueError(f"{which} has an unknown key: it may have sha256, tenant and roles, never the token itself")
     digest, tenant, roles = entry.get("sha256"), entry.get("tenant", ""), entry.get("roles")
     if not isinstance(digest, str) or not re.fullmatch(r"[0-9a-f]{64}", digest):
         raise ValueError(f"{which} needs sha256: the token's SHA-256 as 64 lower-case hexadecimal digits")

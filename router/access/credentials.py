@@ -1,4 +1,4 @@
-"""The files that guard the gRPC servers: certificate, key, the clients' CA and the tokens."""
+"""The credentials of the gRPC servers: certificate, key, CA of the clients, and tokens, read from files."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import grpc
 from baton.config.schema import AccessSection
 from baton.protocol.errors import ConfigError
 from baton.router.access.access import Access, parse_tokens
-from baton.router.access.hot_reload import Reloaded
+from baton.router.access.hot_reload import HotReload
 
 
 @dataclass(frozen=True, slots=True)
 class Certificates:
-    """Matching PEM texts."""
+    """A certificate with its key and the CA of client certificates, as PEM texts."""
 
     certificate: bytes
     key: bytes = field(repr=False)
@@ -24,6 +24,7 @@ class Certificates:
 
     @property
     def configuration(self) -> grpc.ServerCertificateConfiguration:
+        """The same for gRPC."""
         return grpc.ssl_server_certificate_configuration([(self.key, self.certificate)], self.client_ca)
 
 
@@ -32,23 +33,23 @@ class Credentials:
 
     def __init__(self, access: AccessSection) -> None:
         self.access = access
-        self._certificates: Reloaded[Certificates] | None = None
-        self.tokens: Reloaded[Access] | None = None
+        self._certificates: HotReload[Certificates] | None = None
+        self.tokens: HotReload[Access] | None = None
         if access.tls_certificate:
             paths = [path for path in (access.tls_certificate, access.tls_key, access.client_ca) if path]
-            self._certificates = Reloaded(paths, lambda: read_certificates(access))
+            self._certificates = HotReload(paths, lambda: read_certificates(access))
         if access.tokens_file:
-            self.tokens = Reloaded([access.tokens_file], lambda: read_tokens(access.tokens_file))
+            self.tokens = HotReload([access.tokens_file], lambda: read_tokens(access.tokens_file))
 
     def add_port(self, server: grpc.aio.Server, address: str) -> int:
-        """Let a server listen, with TLS where it is configured; returns the port. Raises what gRPC raises."""
+        """Let a server listen on "host:port", with TLS if configured. Returns the port; raises gRPC's errors."""
         if self._certificates is None:
             return int(server.add_insecure_port(address))
         certificates = self._certificates
         seen, first = certificates.current()
 
         def newer() -> grpc.ServerCertificateConfiguration | None:
-            """Called by gRPC before each handshake, from its own thread."""
+            """The changed certificates; gRPC calls this before each handshake, from its own thread."""
             nonlocal seen
             version, value = certificates.current()
             if version == seen:
@@ -61,7 +62,7 @@ class Credentials:
 
 
 def read_certificates(access: AccessSection) -> Certificates:
-    """Read and check certificate, key and the clients' CA."""
+    """Read and check certificate, key and CA; raises `ConfigError` naming the file and the key of the configuration."""
     certificate = _read(access.tls_certificate, "access.tls_certificate")
     key = _read(access.tls_key, "access.tls_key")
     client_ca = _read(access.client_ca, "access.client_ca") if access.client_ca else None
@@ -88,7 +89,7 @@ def read_certificates(access: AccessSection) -> Certificates:
 
 
 def read_tokens(path: str) -> Access:
-    """Read and check the token file."""
+    """Read and check the token file; raises `ConfigError`."""
     content = _read(path, "access.tokens_file")
     try:
         return parse_tokens(content.decode())

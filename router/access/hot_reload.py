@@ -1,4 +1,4 @@
-"""Hot reload: a value read from files at the start, and again whenever one of them has changed."""
+"""Hot reload: a value read from files at start, and again after one of them has changed."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ T = TypeVar("T")
 Stamp = tuple[tuple[int, int, int], ...]
 
 
-class Reloaded(Generic[T]):
-    """Checks the files' stamps at each call; an invalid new version is logged, and the old one stays in use.
+class HotReload(Generic[T]):
+    """Checks the files' stamps at each call. An invalid new version is logged, and the old value stays in use.
 
-    May be called from any thread: gRPC does so before every handshake.
+    Its methods may be called from any thread; gRPC does so before every handshake.
     """
 
     def __init__(self, paths: Sequence[str], read: Callable[[], T]) -> None:
-        """`read` raises `ConfigError`, which is passed on here and logged later."""
+        """Read the files; a `ConfigError` of `read` is raised here, and logged after a reload."""
         self._paths, self._read = tuple(map(Path, paths)), read
         self._lock = threading.Lock()
-        self._seen = self._stamp()
+        self._loaded_stamp = self._stamp()
         self._value = read()
         self._version = 1
 
@@ -32,20 +32,21 @@ class Reloaded(Generic[T]):
         """The version, counted from 1, and the value."""
         with self._lock:
             stamp = self._stamp()
-            if stamp != self._seen:
-                self._seen = stamp
-                self._look_again()
+            if stamp != self._loaded_stamp:
+                self._loaded_stamp = stamp
+                self._reload()
             return self._version, self._value
 
     @property
     def value(self) -> T:
+        """The value, reloaded if a file has changed."""
         return self.current()[1]
 
-    def _look_again(self) -> None:
+    def _reload(self) -> None:
         try:
             self._value = self._read()
         except ConfigError as error:
-            log.warning(f"What was read before stays in use: {error.message}")
+            log.warning(f"Reload failed, the earlier version stays in use: {error.message}")
             return
         self._version += 1
 

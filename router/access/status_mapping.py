@@ -1,4 +1,4 @@
-"""How a failed call ends: the error's status, its sentence and, in the trailing metadata, its name."""
+"""Maps an error to the end of a gRPC call: status, message and, in the trailing metadata, the error's name."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import grpc
 
 from baton.protocol.errors import BatonError, Overloaded
 
-RETRY_AFTER = "retry-after-ms"  # trailing metadata of a refusal
-ERROR = "baton-error"  # trailing metadata of every failure: which of `baton.protocol.errors` it is
+RETRY_AFTER = "retry-after-ms"  # Trailing metadata of a refusal
+ERROR = "baton-error"  # Trailing metadata of every failure: its class in `baton.protocol.errors`
 
 
 async def abort(context: grpc.aio.ServicerContext, error: BatonError) -> None:
-    """End a call with the error's status, sentence and name, and its retry delay if it has one."""
+    """End a call with the error's status, message, name and, if it has one, retry delay. Always raises."""
     metadata = [(ERROR, type(error).__name__)]
     if isinstance(error, Overloaded) and error.retry_after_s is not None:
         metadata.append((RETRY_AFTER, str(math.ceil(1000 * error.retry_after_s))))

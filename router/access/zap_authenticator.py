@@ -1,4 +1,4 @@
-"""ZAP authenticator of the worker link: only the workers' key may connect (ZeroMQ's RFC 27)."""
+"""The ZAP authenticator of the worker link: accepts only the workers' key (ZeroMQ's RFC 27)."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def new_link_keys() -> LinkKeys:
     )
 
 
-class WorkerGate:
-    """Answers ZeroMQ's request at each handshake, on the event loop. Created before its socket is bound."""
+class ZapAuthenticator:
+    """Answers ZeroMQ's request at each handshake, on the event loop. Create it before the guarded socket is bound."""
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], guarded: zmq.Socket[bytes], keys: RouterKeys) -> None:
         self._accepted = z85.decode(keys.worker_public)
@@ -39,28 +39,27 @@ class WorkerGate:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def start(self) -> None:
-        """Answer on the running event loop; handshakes wait until then."""
+        """Answer on the running event loop; handshakes wait for this call."""
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._socket.fileno(), self._answer)
         self._loop.call_soon(self._answer)
 
     def _answer(self) -> None:
-        """Answer every pending request: the descriptor is signalled once per change."""
+        """Answer all pending requests, because ZeroMQ signals the descriptor once per change."""
         while not self._socket.closed:
             try:
-                question = self._socket.recv_multipart(zmq.NOBLOCK)
+                request = self._socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 return
-            known = (
-                len(question) == ZAP_FRAMES
-                and question[MECHANISM_AT] == b"CURVE"
-                and question[KEY_AT] == self._accepted
+            accepted = (
+                len(request) == ZAP_FRAMES and request[MECHANISM_AT] == b"CURVE" and request[KEY_AT] == self._accepted
             )
-            status, text = (b"200", b"OK") if known else (b"400", b"not a worker of this cluster")
-            request_id = question[1] if len(question) > 1 else b""
-            self._socket.send_multipart([ZAP_VERSION, request_id, status, text, b"worker" if known else b"", b""])
+            status, text = (b"200", b"OK") if accepted else (b"400", b"not a worker of this cluster")
+            request_id = request[1] if len(request) > 1 else b""
+            self._socket.send_multipart([ZAP_VERSION, request_id, status, text, b"worker" if accepted else b"", b""])
 
     def close(self) -> None:
+        """Stop answering."""
         if self._loop is not None and not self._socket.closed:
             self._loop.remove_reader(self._socket.fileno())
         self._socket.close()

@@ -19,6 +19,7 @@ from baton.router.core.operations import Action, Operations
 from baton.router.core.pool_steps import POOLS
 from baton.router.policy.cluster_state import ClusterState
 from baton.router.policy.migration import relief
+from baton.router.policy.placement import PlacementInput
 from baton.router.policy.planner.pool_planner import Advice, PoolPlanner
 
 LOOK_EVERY_S = 1.0
@@ -47,10 +48,9 @@ class Automation:
     _had: set[RoleName] = field(default_factory=set)  # pools that have had workers
     _count: int = 0
 
-    def on_arrival(self, record: LiveRequest, now: float) -> None:
+    def on_arrival(self, live: LiveRequest, item: PlacementInput, now: float) -> None:
         """A request has come."""
-        self.recent.add(record, now)
-        item = record.placement_input
+        self.recent.add(live, now)
         cached = self.state.cached_tokens(item.page_keys, item.num_tokens)
         new = item.num_tokens - int(cached.max(initial=0))
         self.planner.on_arrival(item.num_tokens, new, item.output.remaining(), item.objectives.tpot_s, now)

@@ -17,13 +17,14 @@ from baton.protocol.messages import WorkerMessage
 from baton.protocol.request import Request
 from baton.router.core import events
 from baton.router.core.adoption import Adoption, Claim
+from baton.router.core.arrivals import open_request
 from baton.router.core.automation import Automation
 from baton.router.core.commands import Command, SendToWorker
 from baton.router.core.detokenizer import Vocabulary
 from baton.router.core.dispatch import Dispatch
 from baton.router.core.explanation import Explanations
 from baton.router.core.limits import check_id
-from baton.router.core.live_request import LiveRequest, open_request, overdue
+from baton.router.core.live_request import LiveRequest, overdue
 from baton.router.core.membership import Membership
 from baton.router.core.operation import Operation, OperationSpec
 from baton.router.core.operations import Action, Operations, Probe
@@ -103,8 +104,9 @@ class RouterCore:
         stream.resume(emitted[:-1])
         live = open_request(request, stream, self.state, self.output_length, now)
         self.requests.add(live)
-        self.automation.on_arrival(live, now)
-        self.dispatch.wait(live.placement_input)
+        item = live.placement_input
+        self.automation.on_arrival(live, item, now)
+        self.dispatch.wait(item)
         self._operate(self.adoption.on_submitted(live, resumed or bool(emitted)), now)
         return self._settle(now)
 

@@ -100,12 +100,12 @@ class Dispatch:
         """Whether it is in the queue."""
         return request_id in self._queue
 
-    def wait_for(self, wait: Wait | None, item: PlacementInput) -> None:
-        """Replace what the request waits for; None: nothing."""
+    def wait_for(self, wait: Wait, item: PlacementInput) -> None:
+        """Replace what the request waits for."""
         self.withdraw(item.request_id)
-        if wait is not None and wait.seeks:
+        if wait.seeks:
             self.seek(item, wait.avoid, wait.home)
-        elif wait is not None:
+        else:
             self.wait(item)
 
     def seek(self, item: PlacementInput, avoid: str | None, home: str | None = None) -> None:

@@ -35,8 +35,7 @@ def _remove(request: LiveRequest, worker: str, before: Hold, after: Hold, state:
 
 def _add(request: LiveRequest, worker: str, before: Hold, after: Hold, state: ClusterState, now: float) -> None:
     if after.prompt and not before.prompt:
-        item = request.placement_input
-        state.assign(worker, request.request_id, item.num_tokens, item.page_keys, now)
+        state.assign(worker, request.request_id, request.num_tokens, request.page_keys, now)
     if after.sequence and not before.sequence and request.sequence is not None:
         state.expect(worker, request.request_id, request.sequence)
     if after.reservation_id and before.reservation_id != after.reservation_id and request.handoff is not None:

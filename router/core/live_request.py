@@ -25,16 +25,14 @@ from baton.protocol.errors import (
     WrongRole,
 )
 from baton.protocol.handoff import HandoffReport, HandoffState, HandoffStep, advance
-from baton.protocol.prefix_hash import page_hashes, tenant_root
 from baton.protocol.request import FinishReason, Request
 from baton.router.core.completion import Completion
 from baton.router.core.events import Stopped
 from baton.router.core.latency import Latency
 from baton.router.core.stream import OutputStream, TextToken
-from baton.router.policy.cluster_state import ClusterState, RunningSequence
-from baton.router.policy.output_length import OutputLength, Prediction, chain_nodes
+from baton.router.policy.cluster_state import RunningSequence
+from baton.router.policy.output_length import Prediction
 from baton.router.policy.placement import PlacementInput
-from baton.router.policy.prefix_index import page_keys
 
 MAX_HANDOFF_FAILURES = 3
 MAX_MISROUTED = 3  # a worker may change its role while a request is in flight to it, or have dropped a kept sequence
@@ -150,6 +148,11 @@ class LiveRequest:
         return self.request.request_id
 
     @property
+    def num_tokens(self) -> int:
+        """Of the prompt and the output so far."""
+        return len(self.request.prompt) + len(self.stream.token_ids)
+
+    @property
     def closed(self) -> bool:
         """Whether the client's stream has ended."""
         return self.phase in (Phase.CLOSING, Phase.CLOSED)
@@ -238,10 +241,10 @@ class LiveRequest:
     @property
     def placement_input(self) -> PlacementInput:
         """The placement input of the request now."""
-        request, emitted = self.request, len(self.stream.token_ids)
+        request = self.request
         return PlacementInput(
             request_id=request.request_id,
-            num_tokens=len(request.prompt) + emitted,
+            num_tokens=self.num_tokens,
             page_keys=self.page_keys,
             output=self.prediction.distribution,
             objectives=request.objectives,
@@ -269,29 +272,6 @@ class LiveRequest:
             migrations=self.migrations,
             handoff=self.report,
         )
-
-
-def name_pages(request: Request, state: ClusterState) -> tuple[int, ...]:
-    """The keys of a prompt's full pages; all workers have the same model and page size."""
-    view = next(iter(state.workers.values()), None)
-    if view is None:
-        return ()
-    layout = view.info.endpoint.layout
-    root = tenant_root(layout.model_id, request.tenant, state.share_prefixes)
-    return page_keys(page_hashes(request.prompt, layout.page_size, root))
-
-
-def open_request(
-    request: Request, stream: OutputStream, state: ClusterState, output_length: OutputLength, now: float
-) -> LiveRequest:
-    """A request as it enters the router: its pages named, its output predicted.
-
-    Without a worker the page size is unknown: pages are named when one registers.
-    """
-    keys = name_pages(request, state)
-    nodes = chain_nodes(keys, next(iter(state.workers.values())).info.page_size) if keys else ()
-    prediction = output_length.predict(nodes, request.tenant, len(request.prompt), request.sampling.max_tokens)
-    return LiveRequest(request, stream, Latency(now), keys, prediction)
 
 
 def overdue(requests: Iterable[LiveRequest], now: float) -> list[tuple[str, Stopped]]:

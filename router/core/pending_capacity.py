@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from baton.protocol.errors import NoWorkers, PromptTooLong
 from baton.protocol.request import Request
 from baton.protocol.worker import RoleName
+from baton.router.core.arrivals import name_pages
 from baton.router.core.dispatch import Dispatch
 from baton.router.core.events import Stopped
 from baton.router.core.limits import check_capacity
-from baton.router.core.live_request import LiveRequest, name_pages
+from baton.router.core.live_request import LiveRequest
 from baton.router.policy.cluster_state import ClusterState
 
 

@@ -136,9 +136,9 @@ class Requests:
         return bool(verdicts)
 
     def _route(self, live: LiveRequest, decision: RoutingDecision, now: float) -> None:
-        item = live.placement_input
-        self.dispatch.fairness.charge(live.request.tenant, prompt_tokens=item.num_tokens)
-        self.explanations.decided(live.request_id, self.dispatch.placement.name, decision, item.output)
+        self.dispatch.fairness.charge(live.request.tenant, prompt_tokens=live.num_tokens)
+        output = live.prediction.distribution
+        self.explanations.decided(live.request_id, self.dispatch.placement.name, decision, output)
         self._advance(live.request_id, Placed(decision), now)
 
     def _advance(self, request_id: str, event: Event, now: float) -> None:
@@ -157,8 +157,11 @@ class Requests:
             self.unexpected[error.message] += 1
             return
         ledger.update(live, self.state, now)
-        if live.waits_for != waited:
-            self.dispatch.wait_for(live.waits_for, live.placement_input)
+        wait = live.waits_for
+        if wait is None and waited is not None:
+            self.dispatch.withdraw(request_id)
+        elif wait is not None and wait != waited:
+            self.dispatch.wait_for(wait, live.placement_input)
         for output in outputs:
             self._perform(live, output, now)
         if live.pinned and live.phase is Phase.QUEUED:

@@ -1,4 +1,4 @@
-"""The open loop's arrivals, and which rates count as kept."""
+"""Open-loop arrivals, and which request rates count as sustained."""
 
 from __future__ import annotations
 

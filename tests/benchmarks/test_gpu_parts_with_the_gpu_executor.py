@@ -1,6 +1,6 @@
-"""The parts of benchmarks.gpu as they run on a GPU, with the GPU's executor on tensors of the CPU.
+"""The parts of benchmarks.gpu with the GPU's executor, on CPU tensors.
 
-FlashInfer's calls are computed by the reference, and CUDA is asked for nothing.
+FlashInfer's calls are computed by the reference; CUDA is not used.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ def _run(module: object, name: str, tmp_path: Path) -> Part:
     return part
 
 
-def test_attention_is_right_and_leaves_other_pages_alone() -> None:
+def test_attention_is_correct_and_leaves_other_pages_unchanged() -> None:
     assert attention_error(Device("cpu"), Geometry(4, 1, 64, 16, "float32"), 3, seed=5) < 1e-5
 
 
-def test_an_attention_that_reads_a_wrong_page_does_not_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_attention_that_reads_a_wrong_page_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = backend.FlashInferAttention.plan
 
     def wrong(self, layout) -> None:  # type: ignore[no-untyped-def]
@@ -69,7 +69,7 @@ def test_logits_are_those_of_transformers() -> None:
     assert logits_errors(Device("cpu"), RAW, "float32", seed=3)["logits_error_to_transformers"] < 1e-5
 
 
-def test_recorded_steps_are_the_plain_ones() -> None:
+def test_recorded_steps_equal_unrecorded_ones() -> None:
     assert recorded_error(Device("cpu"), RAW, "float32", seed=3) < 1e-4
 
 
@@ -77,7 +77,7 @@ def test_recorded_steps_are_the_plain_ones() -> None:
     ("module", "name"),
     [(compiling, "compile"), (decode, "decode"), (prefill, "prefill"), (kernels, "kernels")],
 )
-def test_a_part_measures_all_it_names(module: object, name: str, tmp_path: Path) -> None:
+def test_a_part_measures_every_figure_it_names(module: object, name: str, tmp_path: Path) -> None:
     part = _run(module, name, tmp_path)
     sizes = SIZES["tiny"]
     missing = [figure for figure in EXPECTED[name](sizes) if figure not in part.result.figures]
@@ -85,9 +85,7 @@ def test_a_part_measures_all_it_names(module: object, name: str, tmp_path: Path)
     assert all(figure in part.result.skipped for figure in missing)
 
 
-def test_a_profile_tells_where_the_time_goes_on_the_device_and_on_the_host(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_profile_shows_where_time_goes_on_device_and_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(profile, "MOST_BATCH", 4)
     monkeypatch.setattr(profile, "top_kernels", lambda *_: [])
     part = _run(profile, "profile", tmp_path)

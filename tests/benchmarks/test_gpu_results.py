@@ -1,4 +1,4 @@
-"""The table and the JSON of benchmarks.gpu say what happened to every figure, whatever became of its part."""
+"""Table and JSON of benchmarks.gpu state the outcome of every figure, even of parts that failed."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from pathlib import Path
 
 import pytest
 
+from baton.harness.report import Goal
 from benchmarks.gpu.__main__ import earlier_parts, main, parse, run_part
 from benchmarks.gpu.figures import EXPECTED, goals
 from benchmarks.gpu.parts import PARTS, PartPlan, broken_off, skipped
 from benchmarks.gpu.results import Failure, PartResult, one_sentence, read_json, rows, write_json
 from benchmarks.gpu.sizes import SIZES
-from benchmarks.report import Goal
 
 ROOT = Path(__file__).resolve().parents[2]
 EIGHT_B = SIZES["llama-8b"]
 
 
-def test_the_figures_have_the_names_they_are_known_by() -> None:
+def test_the_figures_keep_their_published_names() -> None:
     names = {name for figures in EXPECTED.values() for name in figures(EIGHT_B)}
     for batch in (1, 16, 64, 256):
         for context in ("1k", "4k"):
@@ -34,15 +34,15 @@ def test_the_figures_have_the_names_they_are_known_by() -> None:
 
 
 def test_the_documentation_has_every_figure_with_its_goal() -> None:
-    told = (ROOT / "docs" / "benchmarks.md").read_text()
+    documented = (ROOT / "docs" / "benchmarks.md").read_text()
     judged = goals(EIGHT_B)
     for figures in EXPECTED.values():
         for name in figures(EIGHT_B):
-            (row,) = [line for line in told.splitlines() if line.startswith(f"| `{name}` |")]
+            (row,) = [line for line in documented.splitlines() if line.startswith(f"| `{name}` |")]
             assert row.split("|")[3].strip() == str(judged.get(name, ""))
 
 
-def test_every_figure_has_a_row_that_says_what_became_of_it() -> None:
+def test_every_figure_has_a_row_with_its_outcome() -> None:
     result = PartResult(
         figures={"measured": 1.1, "beside": 3.0},
         failures=[Failure("a step", ["broken"], "ValueError: no"), Failure("another", [], "OSError: gone")],
@@ -64,7 +64,7 @@ def test_an_error_becomes_one_line() -> None:
     assert len(one_sentence(ValueError("x" * 1000))) <= 160
 
 
-def test_a_part_that_was_broken_off_keeps_what_it_had_measured() -> None:
+def test_an_interrupted_part_keeps_its_measurements() -> None:
     result = PartResult(figures={"a": 1.0}, skipped={"b": "no room"}, doing="the third")
     ended = broken_off(result, PARTS[2], "it took longer than 100 s", "the log", ["a", "b", "c"])
     assert ended.figures == {"a": 1.0}
@@ -73,7 +73,7 @@ def test_a_part_that_was_broken_off_keeps_what_it_had_measured() -> None:
     ]
 
 
-def test_a_result_is_the_same_after_the_file(tmp_path: Path) -> None:
+def test_a_result_survives_writing_and_reading_its_file(tmp_path: Path) -> None:
     result = PartResult({"a": 1.0}, [Failure("s", ["b"], "no")], {"c": "why"}, ["n"], {"gpu": "x"}, {"d": {}}, "", 2.0)
     write_json(tmp_path / "x.json", result.to_json())
     assert PartResult.from_json(read_json(tmp_path / "x.json")) == result
@@ -81,7 +81,7 @@ def test_a_result_is_the_same_after_the_file(tmp_path: Path) -> None:
     assert read_json(tmp_path / "y.json") == {}
 
 
-def test_a_part_is_not_begun_with_too_little_time_left() -> None:
+def test_a_part_is_not_started_with_too_little_time_left() -> None:
     result = skipped(PARTS[-1], 3.0, ["a"])
     assert result.skipped["a"].startswith("3 s of the budget were left")
     assert not result.failures
@@ -94,13 +94,11 @@ def test_an_unknown_part_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def _part_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> PartResult:
-    """What `run_part` makes of a part's process that does this instead."""
-    fake = tmp_path / "python"
-    fake.write_text(f"#!{sys.executable}\n{code}\n")
-    fake.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(fake))
+    """What `run_part` makes of a part whose module does this."""
+    (tmp_path / "part_of_a_test.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
     args = parse(["--device", "cpu", "--shape", "tiny", "--out", str(tmp_path / "gpu.json")])
-    return run_part(PartPlan("prefill", "unused", 0, 2), args, 2.0)
+    return run_part(PartPlan("prefill", "part_of_a_test", 0, 2), args, 2.0)
 
 
 @pytest.mark.parametrize(
@@ -121,25 +119,24 @@ def test_a_process_that_dies_or_hangs_is_a_failure_of_its_part_alone(
         assert "no such library" in result.failures[0].traceback
 
 
-def test_a_run_that_is_told_to_end_ends_its_part_too(tmp_path: Path) -> None:
+def test_a_terminated_run_terminates_its_part(tmp_path: Path) -> None:
     held = tmp_path / "held"
     os.mkfifo(held)
-    fake = tmp_path / "python"
     says_it_runs = f"pipe = open({str(held)!r}, 'w')\npipe.write('x')\npipe.flush()"
-    fake.write_text(f"#!{sys.executable}\nimport signal\n{says_it_runs}\nsignal.pause()\n")
-    fake.chmod(0o755)
+    (tmp_path / "part_of_a_test.py").write_text(f"import signal\n{says_it_runs}\nsignal.pause()\n")
     out = str(tmp_path / "gpu.json")
     code = (
-        f"import sys; sys.executable = {str(fake)!r}\n"
-        "from benchmarks.gpu.__main__ import main\n"
-        f"main(['--device', 'cpu', '--shape', 'tiny', '--only', 'decode', '--out', {out!r}])\n"
+        f"import sys; sys.path.append({str(tmp_path)!r})\n"
+        "from benchmarks.gpu import __main__ as script\n"
+        "script.PARTS = (script.PartPlan('decode', 'part_of_a_test', 0, 60),)\n"
+        f"script.main(['--device', 'cpu', '--shape', 'tiny', '--only', 'decode', '--out', {out!r}])\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
     with held.open() as reader:  # opened when the part runs
         assert reader.read(1) == "x"
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 128 + signal.SIGTERM
-        assert reader.read() == ""  # which nobody holds open any more
+        assert reader.read() == ""  # end of file: no process holds it open
 
 
 def test_parts_of_an_earlier_run_are_kept_only_from_the_same_device(tmp_path: Path) -> None:
@@ -151,7 +148,7 @@ def test_parts_of_an_earlier_run_are_kept_only_from_the_same_device(tmp_path: Pa
     assert earlier_parts(parse([*flags, "cuda"])) == {}
 
 
-def test_without_a_gpu_it_says_so_and_how_to_try_it(monkeypatch: pytest.MonkeyPatch, capsys) -> None:  # type: ignore[no-untyped-def]
+def test_without_a_gpu_the_command_says_how_to_try_it_on_a_cpu(monkeypatch: pytest.MonkeyPatch, capsys) -> None:  # type: ignore[no-untyped-def]
     monkeypatch.setattr("benchmarks.gpu.__main__.has_cuda", lambda: False)
     assert main([]) == 2
     assert "--device cpu --shape tiny" in capsys.readouterr().out

@@ -26,7 +26,7 @@ SKIPPED = {  # on purpose: too large for the tiny shape, and what a CPU does not
 
 
 @pytest.mark.slow
-def test_every_part_runs_and_every_figure_is_there(tmp_path: Path) -> None:
+def test_every_part_runs_and_reports_every_figure(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.gpu", "--device", "cpu", "--shape", "tiny", "--budget-s", "380"]
     environment = {**os.environ, "OUT": str(tmp_path), "COLUMNS": "200"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)

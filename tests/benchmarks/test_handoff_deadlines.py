@@ -1,4 +1,4 @@
-"""A sender whose pages do not arrive stops waiting: over TCP to a process that is stopped."""
+"""A sender whose pages do not arrive gives up: over TCP, to a process that is stopped."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ os._exit(0)
 """
 
 
-def test_pages_that_do_not_arrive_end_the_round_with_a_sentence() -> None:
+def test_pages_that_never_arrive_end_the_round_with_an_error_message() -> None:
     environment = os.environ | {"UCX_TLS": "tcp", "UCX_NET_DEVICES": "lo", "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, "-c", SCRIPT]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)

@@ -1,18 +1,19 @@
-"""Parts of `benchmarks.router` over real sockets; test_every_benchmark_runs.py runs the whole."""
+"""Parts of `benchmarks.router` over real sockets; test_every_benchmark_runs.py runs all of it."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 import pytest
 
 from benchmarks.mock_http import about, mock_http_process
 from benchmarks.open_loop import OpenSetting, play
 from benchmarks.router_peers import PEERS, Peer, find_peer, peer_side
-from benchmarks.router_sides import start
+from benchmarks.router_sides import Child, start
 from benchmarks.stream_clients import HttpClient, Refused, drain
 
 
@@ -20,7 +21,7 @@ def test_a_peer_that_is_not_installed_is_found_missing_and_a_python_that_does_no
     missing = Peer("other", "other-router", "no_such_router")
     assert find_peer(missing, None) is None
     assert find_peer(missing, sys.executable) is None
-    with pytest.raises(SystemExit, match="--other /no/python is no program"):
+    with pytest.raises(SystemExit, match="--other: /no/python is not a program"):
         find_peer(missing, "/no/python")
 
 
@@ -35,9 +36,9 @@ def test_a_peer_that_ends_at_once_is_reported_with_its_code() -> None:
 
 def test_the_help_says_how_the_peers_are_installed() -> None:
     command = [sys.executable, "-m", "benchmarks.router", "--help"]
-    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert 'pip install "baton[benchmarks]"' in said
-    assert "--smg PYTHON" in said
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert 'pip install "baton[benchmarks]"' in output
+    assert "--smg PYTHON" in output
 
 
 def test_the_mock_server_presents_itself_as_sglang_with_its_role_and_load() -> None:
@@ -49,9 +50,18 @@ def test_the_mock_server_presents_itself_as_sglang_with_its_role_and_load() -> N
     json.dumps([models, info, loads])
 
 
+@contextmanager
+def _mock_servers() -> Iterator[tuple[Child, int]]:
+    """The mock HTTP servers in a process, and the port of the public one."""
+    with ExitStack() as stack:
+        servers = start(stack, mock_http_process)
+        _, port = servers.receive()
+        yield servers, port
+
+
 def test_latency_of_the_open_loop_counts_from_the_intended_arrival() -> None:
     class Held:
-        """A client that sends nothing for a while, as one does that is busy elsewhere."""
+        """A client that sends nothing for a while, as a busy client does."""
 
         def __init__(self, port: int) -> None:
             self.client = HttpClient(port, 0, True)
@@ -81,9 +91,7 @@ def test_latency_of_the_open_loop_counts_from_the_intended_arrival() -> None:
             self.client.close()
 
     setting = OpenSetting(1, 0.1, 4, 0.005, 50.0, (), 1, 0.1, 1, False)
-    with ExitStack() as stack:
-        servers = start(stack, mock_http_process)
-        _, port = servers.receive()
+    with _mock_servers() as (servers, port):
         prompt = play(HttpClient(port, 0, True), servers, 50.0, 0.1, setting, "prompt")
         held = play(Held(port), servers, 50.0, 0.1, setting, "held")
     assert prompt.missing == held.missing == 0
@@ -93,9 +101,7 @@ def test_latency_of_the_open_loop_counts_from_the_intended_arrival() -> None:
 
 
 def test_a_server_that_answers_with_an_error_is_reported_with_its_answer() -> None:
-    with ExitStack() as stack:
-        servers = start(stack, mock_http_process)
-        _, port = servers.receive()
+    with _mock_servers() as (_, port):
         client = HttpClient(port, 1, False)
         client.start("good", 3)
         drain(client, 1)
@@ -107,9 +113,7 @@ def test_a_server_that_answers_with_an_error_is_reported_with_its_answer() -> No
 
 
 def test_streams_that_do_not_end_are_reported_with_their_number() -> None:
-    with ExitStack() as stack:
-        servers = start(stack, mock_http_process)
-        _, port = servers.receive()
+    with _mock_servers() as (servers, port):
         servers.pace(60.0)
         client = HttpClient(port, 1, False)
         client.start("slow", 3)
@@ -118,10 +122,8 @@ def test_streams_that_do_not_end_are_reported_with_their_number() -> None:
         client.close()
 
 
-def test_paced_servers_keep_their_step_on_average_so_that_a_stream_takes_the_steps_it_has() -> None:
-    with ExitStack() as stack:
-        servers = start(stack, mock_http_process)
-        _, port = servers.receive()
+def test_paced_servers_keep_their_step_time_on_average() -> None:
+    with _mock_servers() as (servers, port):
         servers.pace(0.005)
         client = HttpClient(port, 50, True)
         for index in range(50):

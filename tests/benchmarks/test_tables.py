@@ -1,4 +1,4 @@
-"""The tables of the documentation are those of benchmarks/results."""
+"""The tables in the documentation are generated from benchmarks/results."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import provenance
+from baton.harness import provenance
+from baton.harness.results import FOLDER, Goal, Result, published, read_result, write_json
 from benchmarks.catalog import BENCHMARKS
-from benchmarks.results import FOLDER, Goal, Result, published, read_result, write_json
 from benchmarks.tables import DOCUMENTS, differs, rewrite
 
 RESULT = Result(
@@ -48,7 +48,7 @@ def test_every_kept_result_is_a_full_run_of_a_known_benchmark_and_names_no_folde
     for path in FOLDER.glob("*.json"):
         result = read_result(path)
         assert result.name == path.stem
-        assert path.stem in {*(one.name for one in BENCHMARKS), "gpu"}
+        assert path.stem in {*(benchmark.name for benchmark in BENCHMARKS), "gpu"}
         assert result.size == "full"
         assert "/" not in result.command
 
@@ -78,19 +78,19 @@ def test_a_block_may_have_one_row_for_each_number_in_the_names(folder: Path) -> 
     ]
 
 
-def test_a_block_may_have_figures_of_several_benchmarks_and_of_none_that_was_run(folder: Path) -> None:
+def test_a_block_may_have_figures_of_several_benchmarks_and_of_one_without_a_result(folder: Path) -> None:
     spec = 'swap:swap_out_gib_s_128="pages to host memory, in GiB/s" fuzz:inputs gpu:attention_error'
     assert _block(spec, folder, commits=2) == [
         "| figure | value | goal |  | measured | command |",
         "| --- | --- | --- | --- | --- | --- |",
         "| pages to host memory, in GiB/s (`swap_out_gib_s_128`) | 3 |  |  | 2026-01-02, 2 commits to its code since "
         "| `python -m benchmarks.swap` |",
-        "| `inputs` | not measured yet |  |  |  | `python -m benchmarks.fuzz` |",
+        "| `inputs` | not measured yet |  |  |  | `python -m tests.reliability.fuzz` |",
         "| `attention_error` | not measured yet |  |  |  | `python -m benchmarks.gpu` |",
     ]
 
 
-def test_figures_whose_code_has_changed_are_marked_and_the_mark_is_no_difference(folder: Path) -> None:
+def test_figures_whose_code_has_changed_are_marked_and_the_mark_is_not_a_difference(folder: Path) -> None:
     text = "<!-- figures: swap swap_out_gib_s_128 -->\n<!-- end -->\n"
     marked = rewrite(text, folder, lambda result: 3)
     assert ", 3 commits to its code since" in marked
@@ -111,7 +111,7 @@ def test_a_block_that_cannot_be_made_says_why(folder: Path) -> None:
             _block(spec, folder)
 
 
-def test_a_figure_that_was_taken_over_from_text_is_told_so(folder: Path) -> None:
+def test_a_figure_copied_from_text_is_marked(folder: Path) -> None:
     old = Result("fuzz", {"inputs": 1.0}, source="transcribed", date="2025-12-31", commit="unknown")
     write_json(folder / "fuzz.json", old.to_json())
     assert _block("fuzz inputs", folder)[-1] == "_Taken over from notes of 2025-12-31, commit unknown._"
@@ -123,7 +123,7 @@ def _git(folder: Path, *words: str) -> str:
     return subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout.strip()
 
 
-def test_commits_are_counted_that_touch_the_code_and_none_where_git_cannot_tell(
+def test_commits_that_touch_the_code_are_counted_where_git_has_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(provenance, "ROOT", tmp_path)

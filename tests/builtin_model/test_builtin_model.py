@@ -1,4 +1,4 @@
-"""The shipped model loads as it stands, its questions have the answers they claim, and it still answers them."""
+"""The shipped model loads as it stands, and its questions have the answers they claim."""
 
 from __future__ import annotations
 
@@ -15,15 +15,9 @@ from baton.builtin_model import CHECKPOINT
 from baton.builtin_model.sentences import is_sentence, sentence
 from baton.builtin_model.tasks import SMALL_TASKS, Task, add, count_on, look_up, repeat, sort_words, write
 from baton.builtin_model.words import NOUNS
-from benchmarks.builtin_model.evaluate import HELD_OUT_SEED, Answerer, questions
 
 ALL_TASKS = (look_up, *SMALL_TASKS)
 TOKENIZER = AutoTokenizer.from_pretrained(CHECKPOINT)
-
-
-@pytest.fixture(scope="module")
-def answerer() -> Answerer:
-    return Answerer(CHECKPOINT)
 
 
 def test_the_checkpoint_is_at_most_8_mb() -> None:
@@ -48,9 +42,9 @@ def test_the_folder_holds_the_files_of_a_hugging_face_checkpoint() -> None:
     assert json.loads((CHECKPOINT / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
 
 
-def test_the_chat_template_joins_what_was_said_and_ends_answers() -> None:
-    said = [("user", "maple = 4821\n\nmaple ="), ("assistant", " 4821"), ("user", "\nmaple =")]
-    messages = [{"role": role, "content": content} for role, content in said]
+def test_the_chat_template_joins_messages_and_ends_answers() -> None:
+    turns = [("user", "maple = 4821\n\nmaple ="), ("assistant", " 4821"), ("user", "\nmaple =")]
+    messages = [{"role": role, "content": content} for role, content in turns]
     text = TOKENIZER.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     assert text == "maple = 4821\n\nmaple = 4821<eos>\nmaple ="
 
@@ -129,18 +123,3 @@ def test_the_grammar_knows_its_own_sentences_and_refuses_others() -> None:
         assert write(rng).prompt.startswith("write : ")
     assert not is_sentence("the forest sleeps .")
     assert not is_sentence("the old fox fox sleeps .")
-
-
-THRESHOLDS = {"look-up, 50 lines": 0.9, "look-up, 200 lines": 0.8} | {
-    make(random.Random(0)).kind: 0.7 for make in SMALL_TASKS
-}
-
-
-@pytest.mark.parametrize("name", THRESHOLDS)
-def test_the_shipped_model_still_answers(answerer: Answerer, name: str) -> None:
-    tasks = questions(12, HELD_OUT_SEED)[name]
-    right = 0
-    for task in tasks:
-        text = answerer.answer(task.prompt)
-        right += text is not None and task.accepts(text)
-    assert right / len(tasks) >= THRESHOLDS[name]

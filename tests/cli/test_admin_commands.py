@@ -1,4 +1,4 @@
-"""The operators' commands as they are typed: arguments, questions, progress, exit codes and documents."""
+"""The operators' commands as typed: arguments, prompts, progress, exit codes and JSON documents."""
 
 from __future__ import annotations
 
@@ -15,21 +15,18 @@ import pytest
 import typer
 
 from baton.cli.cluster_report import _cells
-from baton.cli.main import app, run
+from baton.cli.main import app
 from baton.protocol.v1 import admin_pb2
+from tests.cli.commands import BATON, baton
 from tests.client.fake_admin import FakeAdmin, operation, serving
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = sorted(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
-MAIN = [sys.executable, "-c", "from baton.cli.main import main; main()"]
-# A job in the background of a script is started with Ctrl-C ignored; a terminal's is not.
-CTRL_C = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
-AT_A_TERMINAL = [sys.executable, "-c", f"{CTRL_C}; from baton.cli.main import main; main()"]
 
 
 @pytest.fixture
 def admin(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeAdmin]:
-    """An administration that the commands find by themselves."""
+    """An admin server that the commands find by themselves."""
     monkeypatch.setenv("COLUMNS", "140")
     made = FakeAdmin()  # type: ignore[abstract]
     with serving(made) as address:
@@ -37,16 +34,11 @@ def admin(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeAdmin]:
         yield made
 
 
-def _baton(*arguments: str) -> int:
-    """The exit code, as `main` gives it."""
-    return run(lambda: app(list(arguments)))
-
-
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_has_help_with_an_example_and_speaks_json(
+def test_every_command_has_help_with_an_example_and_json_output(
     command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert _baton(command, "--help") == 0
+    assert baton(command, "--help") == 0
     shown = capsys.readouterr().out
     assert f"baton {command}" in shown
     assert "Example" in shown
@@ -68,10 +60,10 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("arguments", MISTAKES, ids=" ".join)
-def test_a_mistake_is_one_sentence_and_asks_for_nothing(
+def test_a_mistake_is_reported_in_one_sentence_without_a_prompt(
     admin: FakeAdmin, arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert _baton(*arguments) == 1
+    assert baton(*arguments) == 1
     shown = capsys.readouterr()
     assert MISTAKES[arguments] in shown.err
     assert shown.out == ""
@@ -79,22 +71,22 @@ def test_a_mistake_is_one_sentence_and_asks_for_nothing(
     assert admin.started == []
 
 
-def test_arguments_that_are_missing_or_unknown_are_told_with_exit_code_two(capsys: pytest.CaptureFixture[str]) -> None:
-    assert _baton("drain") == 2
+def test_missing_and_unknown_arguments_exit_with_code_two(capsys: pytest.CaptureFixture[str]) -> None:
+    assert baton("drain") == 2
     assert "WORKER" in capsys.readouterr().err
-    assert _baton("rebalance", "--auto", "maybe") == 2
+    assert baton("rebalance", "--auto", "maybe") == 2
     assert "maybe" in capsys.readouterr().err
 
 
-def test_nobody_at_the_address_is_told(capsys: pytest.CaptureFixture[str]) -> None:
-    assert _baton("pools", "--admin", "127.0.0.1:9") == 1
+def test_an_address_where_nothing_answers_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
+    assert baton("pools", "--admin", "127.0.0.1:9") == 1
     assert "baton up" in capsys.readouterr().err
 
 
-def test_the_plan_of_a_rebalance_is_shown_and_nothing_done(
+def test_a_dry_run_shows_the_steps_of_a_rebalance_and_changes_nothing(
     admin: FakeAdmin, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert _baton("rebalance", "--prefill", "1", "--decode", "2", "--dry-run") == 0
+    assert baton("rebalance", "--prefill", "1", "--decode", "2", "--dry-run") == 0
     assert "switch to decode" in capsys.readouterr().out
     assert [request.dry_run for request in admin.started] == [True]
     assert (admin.started[0].rebalance.prefill, admin.started[0].rebalance.decode) == (1, 2)
@@ -111,7 +103,7 @@ def test_a_rebalance_asks_at_a_terminal(
 ) -> None:
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     monkeypatch.setattr("typer.confirm", lambda question, err: yes)
-    assert _baton("rebalance", "--prefill", "1", "--decode", "2") == code
+    assert baton("rebalance", "--prefill", "1", "--decode", "2") == code
     assert "switch to decode" in capsys.readouterr().out
     assert [request.dry_run for request in admin.started] == asked
 
@@ -124,48 +116,48 @@ def test_the_steps_are_shown_as_they_go(admin: FakeAdmin, capsys: pytest.Capture
         operation("running", "done", "verifying"),
         operation("done", "done", "done"),
     ]
-    assert _baton("rebalance", "--prefill", "1", "--decode", "2", "--yes") == 0
+    assert baton("rebalance", "--prefill", "1", "--decode", "2", "--yes") == 0
     shown = capsys.readouterr()
     assert [line.split(": ")[-1] for line in shown.err.splitlines()] == ["draining", "done", "verifying", "done"]
     assert "rebalance (operation op): done" in shown.out
 
 
-def test_an_operation_that_fails_ends_with_one_and_its_reason(
+def test_a_failed_operation_exits_with_code_one_and_its_reason(
     admin: FakeAdmin, capsys: pytest.CaptureFixture[str]
 ) -> None:
     admin.states = [operation("failed", "failed", message="the worker was lost.")]
-    assert _baton("drain", "decode-0") == 1
+    assert baton("drain", "decode-0") == 1
     assert "the worker was lost." in capsys.readouterr().err
-    assert _baton("drain", "decode-0", "--json") == 1
+    assert baton("drain", "decode-0", "--json") == 1
     assert json.loads(capsys.readouterr().out)["state"] == "failed"
 
 
 def test_a_refusal_is_one_sentence(admin: FakeAdmin, capsys: pytest.CaptureFixture[str]) -> None:
     admin.refusal = ("Conflict", "Operation 17 is moving this worker.")
-    assert _baton("drain", "decode-0") == 1
+    assert baton("drain", "decode-0") == 1
     assert capsys.readouterr().err == "error: Operation 17 is moving this worker.\n"
 
 
-def test_an_operation_may_go_on_alone(admin: FakeAdmin, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_operation_may_continue_in_the_background(admin: FakeAdmin, capsys: pytest.CaptureFixture[str]) -> None:
     admin.held = True
-    assert _baton("undrain", "decode-0", "--detach", "--operation-id", "mine") == 0
+    assert baton("undrain", "decode-0", "--detach", "--operation-id", "mine") == 0
     assert "op" in capsys.readouterr().out
     assert admin.started[0].operation_id == "mine"
     assert list(admin.started[0].undrain.workers) == ["decode-0"]
     assert admin.cancelled == []
 
 
-def test_a_request_is_migrated_to_where_the_router_chooses_or_the_operator_says(admin: FakeAdmin) -> None:
-    assert _baton("migrate", "r1") == 0
-    assert _baton("migrate", "r1", "decode-0") == 0
+def test_the_target_of_a_migration_is_chosen_by_the_router_or_the_operator(admin: FakeAdmin) -> None:
+    assert baton("migrate", "r1") == 0
+    assert baton("migrate", "r1", "decode-0") == 0
     asked = [(request.migrate.request_id, request.migrate.worker) for request in admin.started]
     assert asked == [("r1", ""), ("r1", "decode-0")]
 
 
 def test_pools_show_the_planner_and_auto_is_set(admin: FakeAdmin, capsys: pytest.CaptureFixture[str]) -> None:
-    assert _baton("pools") == 0
-    assert "advises 1 prefill + 2 decode: decode is full" in capsys.readouterr().out
-    assert _baton("pools", "--json") == 0
+    assert baton("pools") == 0
+    assert "advice: 1 prefill + 2 decode: decode is full" in capsys.readouterr().out
+    assert baton("pools", "--json") == 0
     prefill = json.loads(capsys.readouterr().out)["pools"][0]
     assert (prefill["role"], prefill["serving"], prefill["pages_in_use"], prefill["pages_total"]) == (
         "prefill",
@@ -173,28 +165,29 @@ def test_pools_show_the_planner_and_auto_is_set(admin: FakeAdmin, capsys: pytest
         50,
         200,
     )
-    assert _baton("rebalance", "--auto", "on") == 0
+    assert baton("rebalance", "--auto", "on") == 0
     assert "auto on" in capsys.readouterr().out
 
 
 def test_status_shows_the_use_of_pages(admin: FakeAdmin, capsys: pytest.CaptureFixture[str]) -> None:
-    assert _baton("status") == 0
+    assert baton("status") == 0
     shown = capsys.readouterr().out
-    assert "│ ███▒▒▒▒▒▒░░░ │ 25 % │" in shown
+    assert "│ ███▒▒▒▒▒▒░░░ │   25 % │" in shown
     assert "decode-0" in shown
 
 
 def test_operations_are_listed(admin: FakeAdmin, capsys: pytest.CaptureFixture[str]) -> None:
-    assert _baton("operations") == 0
+    assert baton("operations") == 0
     assert "2 of 2" in capsys.readouterr().out
-    assert _baton("operations", "--json") == 0
-    assert [one["state"] for one in json.loads(capsys.readouterr().out)["operations"]] == ["running", "done"]
+    assert baton("operations", "--json") == 0
+    operations = json.loads(capsys.readouterr().out)["operations"]
+    assert [operation["state"] for operation in operations] == ["running", "done"]
 
 
 def _started(*arguments: str, **pipes: int) -> subprocess.Popen[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm"}
     return subprocess.Popen(
-        [*AT_A_TERMINAL, *arguments],
+        [*BATON, *arguments],
         env=environment,
         text=True,
         **pipes,  # type: ignore[call-overload]
@@ -207,14 +200,14 @@ def test_an_interrupted_operation_is_cancelled(admin: FakeAdmin) -> None:
     assert process.stderr is not None
     assert "draining" in process.stderr.readline()
     process.send_signal(signal.SIGINT)
-    told = process.stderr.read()
+    errors = process.stderr.read()
     assert process.wait(timeout=30) == 130
-    assert "Cancelled" in told
-    assert "Traceback" not in told
+    assert "Cancelled" in errors
+    assert "Traceback" not in errors
     assert admin.cancelled == ["op"]
 
 
-def test_a_watched_status_is_a_document_per_line_until_it_is_interrupted(admin: FakeAdmin) -> None:
+def test_a_watched_status_prints_one_document_per_line_until_interrupted(admin: FakeAdmin) -> None:
     process = _started("status", "--watch", "--json", stdout=subprocess.PIPE)
     assert process.stdout is not None
     for _ in range(2):
@@ -236,7 +229,7 @@ def test_a_watched_status_is_a_screen_at_a_terminal(admin: FakeAdmin) -> None:
 
 
 def _completions(line: str) -> list[str]:
-    """What bash would offer after this line."""
+    """The completions that bash offers for this line."""
     words = line.split(" ")
     environment = {
         **os.environ,
@@ -260,36 +253,38 @@ def test_names_are_completed_from_the_running_cluster(admin: FakeAdmin) -> None:
 
 
 @pytest.mark.parametrize("clean", [True, False])
-def test_leaks_are_told_and_end_with_one(admin: FakeAdmin, clean: bool, capsys: pytest.CaptureFixture[str]) -> None:
+def test_leaks_are_reported_with_exit_code_one(
+    admin: FakeAdmin, clean: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
     admin.check.clean = clean
     if not clean:
         admin.check.workers.add(name="decode-0", pages_in_use=5, pages_leaked=5, unknown=["ghost"], reported=True)
         admin.check.lost_handoffs.append("ghost/1")
-    assert _baton("doctor", "leaks") == (0 if clean else 1)
+    assert baton("doctor", "leaks") == (0 if clean else 1)
     shown = capsys.readouterr().out
     assert ("No leaks." in shown) is clean
-    assert ("decode-0 holds 'ghost'" in shown) is not clean
+    assert ("decode-0 reports 'ghost'" in shown) is not clean
     assert ("'ghost/1'" in shown) is not clean
-    assert _baton("doctor", "leaks", "--json") == (0 if clean else 1)
+    assert baton("doctor", "leaks", "--json") == (0 if clean else 1)
     assert json.loads(capsys.readouterr().out)["clean"] is clean
 
 
-def test_the_status_tells_how_many_of_those_waiting_are_swapped_out() -> None:
+def test_the_status_shows_how_many_waiting_sequences_are_swapped_out() -> None:
     assert _cells(admin_pb2.WorkerStatus(waiting=3, swapped=2))[2] == "3 (2 swapped)"
     assert _cells(admin_pb2.WorkerStatus(waiting=3))[2] == "3"
 
 
-def test_links_are_shown_with_their_rates_and_a_warning_ends_with_one(
+def test_links_are_shown_with_their_rates_and_a_warning_exits_with_code_one(
     admin: FakeAdmin, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert _baton("doctor", "links") == 0
+    assert baton("doctor", "links") == 0
     assert "No link is measured yet" in capsys.readouterr().out
     admin.links.append(admin_pb2.Link(source="prefill-0", target="decode-0", num_bytes=64 << 20, seconds=0.02))
-    assert _baton("doctor", "links") == 0
+    assert baton("doctor", "links") == 0
     shown = capsys.readouterr().out
-    assert all(words in shown for words in ("prefill-0", "decode-0", "3.36", "another", "20.0 ms"))
+    assert all(words in shown for words in ("prefill-0", "decode-0", "3.36", "other", "20.0 ms"))
     admin.links[0].warning = "Pages are slow."
-    assert _baton("doctor", "links") == 1
+    assert baton("doctor", "links") == 1
     assert "Pages are slow." in capsys.readouterr().out
-    assert _baton("doctor", "links", "--json") == 1
+    assert baton("doctor", "links", "--json") == 1
     assert json.loads(capsys.readouterr().out)["links"][0]["warning"] == "Pages are slow."

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from baton.cli.main import app, run
 from baton.protocol.messages import Release
 from baton.router.core.commands import SendToWorker
 from baton.router.core.transfers import Transfers
 from baton.simulator.faults import draw
+from tests.cli.commands import baton
 
 SMALL = [
     "--model",
@@ -35,13 +35,8 @@ def _wide(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "160")
 
 
-def _baton(*arguments: str) -> int:
-    """The exit code, as `main` gives it."""
-    return run(lambda: app(list(arguments)))
-
-
 def test_a_simulation_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
-    assert _baton("simulate", *SMALL, "--prefill", "1", "--decode", "2") == 0
+    assert baton("simulate", *SMALL, "--prefill", "1", "--decode", "2") == 0
     shown = capsys.readouterr()
     assert "1 × h100: 16 GB of weights" in shown.err
     assert "1 prefill + 2 decode (3 × h100)" in shown.err
@@ -62,7 +57,7 @@ def test_a_simulation_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_without_objectives_none_are_reported(capsys: pytest.CaptureFixture[str]) -> None:
-    assert _baton("simulate", *SMALL, "--mixed", "1", "--no-slo") == 0
+    assert baton("simulate", *SMALL, "--mixed", "1", "--no-slo") == 0
     shown = capsys.readouterr()
     assert "objectives  none" in shown.err
     assert "objectives met" not in shown.out
@@ -72,7 +67,7 @@ def test_json_holds_the_figures_and_what_each_worker_did(capsys: pytest.CaptureF
     options = ["--prefill", "1", "--decode", "1", "--mixed", "1", "--gpus-per-worker", "2", "--policy", "round_robin"]
     documents = []
     for _ in range(2):
-        assert _baton("simulate", *SMALL, *options, "--json") == 0
+        assert baton("simulate", *SMALL, *options, "--json") == 0
         documents.append(json.loads(capsys.readouterr().out))
     assert documents[0] == documents[1]
     document = documents[0]
@@ -86,12 +81,12 @@ def test_json_holds_the_figures_and_what_each_worker_did(capsys: pytest.CaptureF
     assert not any(worker["pages_in_use"] for worker in document["workers"])
 
 
-def test_a_trace_is_played_in_part_and_faster(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_trace_is_replayed_in_part_and_faster(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trace = tmp_path / "trace.jsonl"
     rows = [{"timestamp": 1000 * at, "input_length": 600, "output_length": 4, "hash_ids": [7, at]} for at in range(9)]
     trace.write_text("\n".join(map(json.dumps, rows)))
     options = ["--model", "llama-3.1-8b", "--trace", str(trace), "--requests", "5", "--scale", "2", "--json"]
-    assert _baton("simulate", *options) == 0
+    assert baton("simulate", *options) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["figures"]["requests"] == 5
     assert document["figures"]["requests_per_s"] == pytest.approx(2.5)
@@ -103,18 +98,18 @@ def test_a_trace_is_played_in_part_and_faster(tmp_path: Path, capsys: pytest.Cap
 def test_plots_are_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib")
     folder = tmp_path / "new" / "plots"
-    assert _baton("simulate", *SMALL, "--prefill", "1", "--decode", "1", "--plots", str(folder)) == 0
+    assert baton("simulate", *SMALL, "--prefill", "1", "--decode", "1", "--plots", str(folder)) == 0
     assert {path.name for path in folder.iterdir()} == {"latency.png", "attainment.png", "utilisation.png"}
     assert all(path.read_bytes().startswith(PNG) for path in folder.iterdir())
     assert "latency.png" in capsys.readouterr().err
 
 
-def test_missing_matplotlib_is_told_before_anything_runs(
+def test_missing_matplotlib_is_reported_before_anything_runs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("matplotlib", "matplotlib.figure"):
         monkeypatch.setitem(sys.modules, name, None)
-    assert _baton("simulate", *SMALL, "--plots", str(tmp_path / "plots")) == 1
+    assert baton("simulate", *SMALL, "--plots", str(tmp_path / "plots")) == 1
     shown = capsys.readouterr()
     assert (
         shown.err.strip() == "error: Plots need matplotlib: install it with pip install '.[plots]' in Baton's checkout."
@@ -132,10 +127,10 @@ def test_missing_matplotlib_is_told_before_anything_runs(
         ("--policy", "best", "cache_aware"),
     ],
 )
-def test_a_mistake_is_one_sentence(
+def test_a_mistake_is_reported_in_one_sentence(
     command: tuple[str, ...], option: str, value: str, word: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert _baton(*command, option, value) == 1
+    assert baton(*command, option, value) == 1
     shown = capsys.readouterr()
     assert shown.out == ""
     assert shown.err.startswith("error: ")
@@ -143,8 +138,8 @@ def test_a_mistake_is_one_sentence(
     assert word in shown.err
 
 
-def test_too_few_accelerators_for_one_worker_are_told(capsys: pytest.CaptureFixture[str]) -> None:
-    assert _baton("plan", "--gpus", "3", "--model", "llama-3.1-70b") == 1
+def test_too_few_accelerators_for_one_worker_are_reported(capsys: pytest.CaptureFixture[str]) -> None:
+    assert baton("plan", "--gpus", "3", "--model", "llama-3.1-70b") == 1
     assert "One worker takes 4 × h100" in capsys.readouterr().err
 
 
@@ -153,7 +148,7 @@ PLAN = ["plan", *SMALL[:2], "--requests", "30", "--prompt-tokens", "2000", "--ou
 
 def test_a_plan_ranks_every_split(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib")
-    assert _baton(*PLAN, "--gpu", "l40s", "--plots", str(tmp_path)) == 0
+    assert baton(*PLAN, "--gpu", "l40s", "--plots", str(tmp_path)) == 0
     shown = capsys.readouterr()
     assert "2 workers to divide" in shown.err
     assert "1 prefill + 1 decode" in shown.out
@@ -166,7 +161,7 @@ def test_a_plan_ranks_every_split(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_a_plan_is_the_same_with_more_processes(capsys: pytest.CaptureFixture[str]) -> None:
     documents = []
     for jobs in ("1", "2"):
-        assert _baton(*PLAN, "--gpu", "l40s", "--jobs", jobs, "--json") == 0
+        assert baton(*PLAN, "--gpu", "l40s", "--jobs", jobs, "--json") == 0
         documents.append(json.loads(capsys.readouterr().out))
     assert documents[0] == documents[1]
     document = documents[0]
@@ -180,7 +175,7 @@ def test_a_plan_is_the_same_with_more_processes(capsys: pytest.CaptureFixture[st
 
 
 def test_a_schedule_of_faults_is_shown_and_played(capsys: pytest.CaptureFixture[str]) -> None:
-    assert _baton("simulate", "--faults", "--seed", "3", "--keep", "1") == 0
+    assert baton("simulate", "--faults", "--seed", "3", "--keep", "1") == 0
     shown = capsys.readouterr()
     assert str(draw(3).keeping([1])) in shown.err
     assert "promises broken    none" in shown.out
@@ -195,17 +190,17 @@ def test_a_schedule_that_fails_is_shrunk_and_says_how_it_is_replayed(
         return [order] if isinstance(order.message, Release) else outgoing(self, order, target)
 
     monkeypatch.setattr(Transfers, "outgoing", at_once)
-    assert _baton("simulate", "--faults", "--seed", "0", "--schedules", "300") == 1
+    assert baton("simulate", "--faults", "--seed", "0", "--schedules", "300") == 1
     replay = re.search(r"replay it: baton (.*)", capsys.readouterr().err)
     assert replay is not None
     for fixed, code in ((False, 1), (True, 0)):
         if fixed:
             monkeypatch.undo()
-        assert _baton(*replay.group(1).split()) == code
+        assert baton(*replay.group(1).split()) == code
 
 
 def test_options_that_faults_have_no_use_for_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert _baton("simulate", "--faults", "--rate", "3") == 1
+    assert baton("simulate", "--faults", "--rate", "3") == 1
     assert "--rate says nothing about schedules of faults" in capsys.readouterr().err
-    assert _baton("simulate", "--faults", "--keep", "all") == 1
+    assert baton("simulate", "--faults", "--keep", "all") == 1
     assert "give numbers of faults" in capsys.readouterr().err

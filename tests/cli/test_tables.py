@@ -1,4 +1,4 @@
-"""Tables in narrow terminals: names stay whole, columns fall away by importance."""
+"""Tables in narrow terminals: names are never cut, columns are dropped by importance."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ columns = st.lists(st.tuples(st.integers(1, 40), st.integers(0, 9)), min_size=1,
 
 
 @given(columns, st.integers(1, 300))
-def test_what_falls_away_is_less_important_than_what_stays(table: list[tuple[int, int]], room: int) -> None:
+def test_dropped_columns_are_less_important_than_kept_ones(table: list[tuple[int, int]], room: int) -> None:
     cells, ranks = zip(*table, strict=True)
     kept = columns_that_fit(cells, ranks, room)
     gone = set(range(len(table))) - set(kept)
     assert kept == sorted(kept)
     assert {index for index, rank in enumerate(ranks) if rank == 0} <= set(kept)
-    assert all(ranks[one] >= ranks[other] for one in gone for other in kept)
+    assert all(ranks[dropped] >= ranks[other] for dropped in gone for other in kept)
 
 
 @given(columns, st.integers(1, 300))
-def test_no_more_falls_away_than_must(table: list[tuple[int, int]], room: int) -> None:
+def test_no_more_columns_are_dropped_than_needed(table: list[tuple[int, int]], room: int) -> None:
     cells, ranks = zip(*table, strict=True)
     kept = columns_that_fit(cells, ranks, room)
 
@@ -53,7 +53,7 @@ def test_no_more_falls_away_than_must(table: list[tuple[int, int]], room: int) -
 
 
 @given(columns, st.integers(1, 300), st.integers(0, 100))
-def test_more_room_takes_no_column_away(table: list[tuple[int, int]], room: int, more: int) -> None:
+def test_more_width_never_drops_a_column(table: list[tuple[int, int]], room: int, more: int) -> None:
     cells, ranks = zip(*table, strict=True)
     assert set(columns_that_fit(cells, ranks, room)) <= set(columns_that_fit(cells, ranks, room + more))
 
@@ -166,7 +166,7 @@ SCREENS = [_status, _pools, _leaks, _operations, _plan, _progress, _explanation,
 
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("screen", SCREENS)
-def test_every_name_is_whole_and_no_line_is_wider_than_the_terminal(
+def test_no_name_is_cut_and_no_line_is_wider_than_the_terminal(
     screen: Callable[[Console], tuple[str, ...]], width: int
 ) -> None:
     console = _terminal(width)
@@ -197,7 +197,7 @@ def test_a_terminal_of_120_shows_every_column_of_the_status() -> None:
     assert "peak" in head
 
 
-def test_a_pipe_has_room_for_every_column(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pipe_shows_every_column(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("COLUMNS", raising=False)
     console = Console(file=io.StringIO(), highlight=False)
     _status(console)
@@ -214,7 +214,7 @@ def test_cancelled_requests_are_not_among_the_failed_ones() -> None:
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_an_ipv6_address_is_shown_whole_while_a_cluster_starts(terminal: bool) -> None:
+def test_an_ipv6_address_is_shown_in_full_while_a_cluster_starts(terminal: bool) -> None:
     console = _terminal(80) if terminal else Console(file=io.StringIO(), width=80)
     with StartProgress(console) as progress:
         progress("ray", "ready at [fd00::1]:44971")

@@ -1,4 +1,4 @@
-"""An administration without a cluster: it answers what it is told to, and notes what it was asked."""
+"""An admin server without a cluster: it gives configured answers and records the calls."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ WORKERS = {"prefill": ("prefill-0", "prefill-1"), "decode": ("decode-0",)}
 
 
 def operation(state: str, *steps: str, message: str = "") -> admin_pb2.Operation:
-    """Operation "op" whose steps, all on prefill-1, are in these states."""
+    """Operation "op" with one step on prefill-1 for each of these states."""
     made = admin_pb2.Operation(operation_id="op", title="rebalance", state=state, message=message, elapsed_s=1.5)
-    for one in steps:
-        made.steps.add(worker="prefill-1", action="switch to decode", state=one, elapsed_s=1.0)
+    for step in steps:
+        made.steps.add(worker="prefill-1", action="switch to decode", state=step, elapsed_s=1.0)
     return made
 
 
 @dataclass
 class FakeAdmin(admin_pb2_grpc.AdminServicer):
-    """`states` is what a watch shows; with `held` it goes on only after a cancel."""
+    """`states` are the updates of a watch; with `held` the watch continues only after a cancel."""
 
     states: list[admin_pb2.Operation] = field(default_factory=lambda: [operation("done", "done")])
     plan: admin_pb2.Operation = field(default_factory=lambda: operation("planned", "waiting"))
@@ -34,7 +34,7 @@ class FakeAdmin(admin_pb2_grpc.AdminServicer):
     links: list[admin_pb2.Link] = field(default_factory=list)
     started: list[admin_pb2.StartOperationRequest] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
-    refusal: tuple[str, str] | None = None  # (error's name, sentence)
+    refusal: tuple[str, str] | None = None  # (name of the error, message)
     _cancel: threading.Event = field(default_factory=threading.Event)
 
     def GetCluster(self, request: object, context: grpc.ServicerContext) -> admin_pb2.Cluster:  # noqa: N802
@@ -89,13 +89,13 @@ class FakeAdmin(admin_pb2_grpc.AdminServicer):
         return admin_pb2.Links(links=self.links)
 
     def release(self) -> None:
-        """Nothing is held any more."""
+        """Let held watches continue."""
         self._cancel.set()
 
 
 @contextmanager
 def serving(admin: FakeAdmin) -> Iterator[str]:
-    """The address at which it answers."""
+    """Start the server; yields its address."""
     server = grpc.server(futures.ThreadPoolExecutor(16))
     admin_pb2_grpc.add_AdminServicer_to_server(admin, server)
     port = server.add_insecure_port("127.0.0.1:0")

@@ -1,4 +1,4 @@
-"""A router's public face without a cluster: each call of Generate plays a part that a test wrote."""
+"""An inference server without a cluster: each call of Generate plays a scripted part."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Part = Callable[["FakeInference", inference_pb2.GenerateRequest, grpc.ServicerCo
 
 
 def tokens(*ids: int) -> Part:
-    """These tokens and the end."""
+    """These tokens, then the end of the stream."""
 
     def play(
         fake: FakeInference, request: inference_pb2.GenerateRequest, context: grpc.ServicerContext
@@ -28,7 +28,7 @@ def tokens(*ids: int) -> Part:
 
 
 def breaks_after(*ids: int) -> Part:
-    """These tokens, then what a connection that breaks looks like."""
+    """These tokens, then a broken connection."""
 
     def play(
         fake: FakeInference, request: inference_pb2.GenerateRequest, context: grpc.ServicerContext
@@ -40,22 +40,22 @@ def breaks_after(*ids: int) -> Part:
 
 
 def slow(every_s: float, *ids: int) -> Part:
-    """A token every so many seconds."""
+    """A token every `seconds`."""
 
     def play(
         fake: FakeInference, request: inference_pb2.GenerateRequest, context: grpc.ServicerContext
     ) -> Iterator[int]:
-        for one in ids:
+        for token_id in ids:
             if fake.over.wait(every_s):
                 return
-            yield one
+            yield token_id
 
     return play
 
 
 @dataclass
 class FakeInference(inference_pb2_grpc.InferenceServicer):
-    """Plays `parts` one after the other, the last one for ever; keeps what was asked."""
+    """Plays `parts` in order and repeats the last one; records the requests."""
 
     parts: list[Part]
     asked: list[inference_pb2.GenerateRequest] = field(default_factory=list)
@@ -67,8 +67,8 @@ class FakeInference(inference_pb2_grpc.InferenceServicer):
         part = self.parts[min(len(self.asked), len(self.parts) - 1)]
         self.asked.append(request)
         index = request.resume_from
-        for index, one in enumerate(part(self, request, context), request.resume_from):
-            token = inference_pb2.Token(index=index, id=one, text=f"{one} ")
+        for index, token_id in enumerate(part(self, request, context), request.resume_from):
+            token = inference_pb2.Token(index=index, id=token_id, text=f"{token_id} ")
             yield inference_pb2.GenerateResponse(tokens=[token])
         finish = inference_pb2.Finish(reason=inference_pb2.FINISH_REASON_LENGTH, request_id=request.request_id)
         yield inference_pb2.GenerateResponse(finish=finish)
@@ -82,7 +82,7 @@ class FakeInference(inference_pb2_grpc.InferenceServicer):
 
 @contextmanager
 def serving(fake: FakeInference) -> Iterator[tuple[str, grpc.Server]]:
-    """The address at which it answers, and the server, for a test that ends it early."""
+    """Start the server; yields its address and the server itself, which a test may stop early."""
     server = grpc.server(futures.ThreadPoolExecutor(4))
     inference_pb2_grpc.add_InferenceServicer_to_server(fake, server)
     port = server.add_insecure_port("127.0.0.1:0")
@@ -96,7 +96,7 @@ def serving(fake: FakeInference) -> Iterator[tuple[str, grpc.Server]]:
 
 @contextmanager
 def silent_port(port: int = 0) -> Iterator[str]:
-    """An address that takes connections and never answers, as a stopped process does."""
+    """An address that accepts connections and never answers, like a stopped process."""
     with socket.socket() as listening:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(("127.0.0.1", port))

@@ -1,4 +1,4 @@
-"""Every wait of the clients ends: at a router that is gone, that hangs, or that never comes back."""
+"""Every wait of a client is bounded: the router may be gone, hang, or never return."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.client.fake_inference import FakeInference, breaks_after, dead_port, 
 AtToken = Callable[[int, Any], None]  # called with each token's id and the stream
 
 
-def _sync(address: str, at_token: AtToken = lambda one, stream: None, **options: Any) -> list[int]:
+def _sync(address: str, at_token: AtToken = lambda token_id, stream: None, **options: Any) -> list[int]:
     give_up_s = options.pop("give_up_s", 1.0)
     with Client(address, give_up_s=give_up_s) as client:
         stream = client.stream([1], **options)
@@ -34,7 +34,7 @@ def _sync(address: str, at_token: AtToken = lambda one, stream: None, **options:
         return stream.answer.token_ids
 
 
-def _async(address: str, at_token: AtToken = lambda one, stream: None, **options: Any) -> list[int]:
+def _async(address: str, at_token: AtToken = lambda token_id, stream: None, **options: Any) -> list[int]:
     give_up_s = options.pop("give_up_s", 1.0)
 
     async def run() -> list[int]:
@@ -89,7 +89,7 @@ def _failure(call: Callable[[], Any], within_s: float) -> BatonError:
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_a_port_where_nothing_listens_is_said_at_once(call: Callable[[str], Any]) -> None:
+def test_a_port_where_nothing_listens_is_reported_at_once(call: Callable[[str], Any]) -> None:
     address = dead_port()
     error = _failure(lambda: call(address), within_s=3.0)
     assert isinstance(error, NoWorkers)
@@ -111,8 +111,8 @@ def test_a_stream_whose_router_never_comes_back_is_given_up(stream: Callable[...
     ended_s: list[float] = []
     with serving(fake) as (address, server), ExitStack() as port:
 
-        def end_it(one: int, stream: object) -> None:
-            if one == 2:
+        def end_it(token_id: int, stream: object) -> None:
+            if token_id == 2:
                 server.stop(0).wait()
                 if afterwards == "silence":
                     port.enter_context(silent_port(int(address.rpartition(":")[2])))
@@ -144,7 +144,7 @@ def test_a_resumed_stream_may_take_longer_than_it_takes_to_give_up(stream: Calla
 
 
 @pytest.mark.parametrize("stream", STREAMS)
-def test_every_break_has_the_whole_time(stream: Callable[..., list[int]]) -> None:
+def test_every_break_has_the_full_time_limit(stream: Callable[..., list[int]]) -> None:
     parts = [breaks_after(1), breaks_after(), breaks_after(2), breaks_after(), breaks_after(3), tokens(4)]
     fake = FakeInference(parts)
     with serving(fake) as (address, _):
@@ -153,7 +153,7 @@ def test_every_break_has_the_whole_time(stream: Callable[..., list[int]]) -> Non
 
 @pytest.mark.parametrize("stream", STREAMS)
 @pytest.mark.parametrize("emitted", [(), (1, 2)])
-def test_a_deadline_is_told_in_words_of_ours(stream: Callable[..., list[int]], emitted: tuple[int, ...]) -> None:
+def test_a_deadline_is_reported_in_batons_own_words(stream: Callable[..., list[int]], emitted: tuple[int, ...]) -> None:
     def then_nothing(fake: FakeInference, request: object, context: grpc.ServicerContext) -> Any:
         yield from emitted
         fake.over.wait(20)
@@ -174,7 +174,7 @@ def test_a_deadline_ends_the_attempts_to_reach_the_router_again(stream: Callable
 
 
 @pytest.mark.parametrize("stream", STREAMS)
-def test_a_broken_stream_waits_for_room_at_a_router_that_came_back(stream: Callable[..., list[int]]) -> None:
+def test_a_broken_stream_waits_for_capacity_at_a_restarted_router(stream: Callable[..., list[int]]) -> None:
     def full(fake: FakeInference, request: object, context: grpc.ServicerContext) -> Any:
         context.set_trailing_metadata((("baton-error", "Overloaded"), ("retry-after-ms", "10")))
         context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "Full.")
@@ -190,15 +190,15 @@ def test_a_broken_stream_waits_for_room_at_a_router_that_came_back(stream: Calla
 def test_a_stream_is_cancelled_while_its_router_is_away(stream: Callable[..., list[int]]) -> None:
     fake = FakeInference([breaks_after(1), slow(0.01, 2, 3)])
     with serving(fake) as (address, _), pytest.raises(Cancelled):
-        stream(address, lambda one, running: running.cancel() if one == 1 else None)
+        stream(address, lambda token_id, running: running.cancel() if token_id == 1 else None)
 
 
 @pytest.mark.parametrize("stream", STREAMS)
 def test_a_stream_is_cancelled_while_nothing_answers(stream: Callable[..., list[int]]) -> None:
     with serving(FakeInference([slow(0.01, *range(100))])) as (address, server):
 
-        def end_it(one: int, running: Any) -> None:
-            if one == 2:
+        def end_it(token_id: int, running: Any) -> None:
+            if token_id == 2:
                 server.stop(0).wait()
                 threading.Timer(0.5, running.cancel).start()
 
@@ -206,7 +206,20 @@ def test_a_stream_is_cancelled_while_nothing_answers(stream: Callable[..., list[
     assert isinstance(error, Cancelled)
 
 
-def test_a_router_that_hangs_is_told_with_the_limit() -> None:
+def test_a_stream_that_failed_raises_its_error_at_every_read() -> None:
+    with (
+        serving(FakeInference([breaks_after(1), breaks_after()])) as (address, _),
+        Client(address, give_up_s=0.3) as client,
+    ):
+        stream = client.stream([1])
+        errors = [
+            _failure(read, within_s=3.0) for read in (lambda: list(stream), lambda: next(stream), lambda: stream.answer)
+        ]
+    assert isinstance(errors[0], NoWorkers)
+    assert errors[1] is errors[2] is errors[0]
+
+
+def test_a_hanging_router_is_reported_with_the_time_limit() -> None:
     class Hanging(FakeAdmin):
         def GetCluster(self, request: object, context: grpc.ServicerContext) -> admin_pb2.Cluster:  # noqa: N802
             self._cancel.wait()

@@ -1,8 +1,7 @@
-"""What gRPC says about a failed call becomes a sentence of ours; what the router says stays its own."""
+"""Errors of gRPC become a clear sentence; errors sent by the router keep their message."""
 
 from __future__ import annotations
 
-import grpc
 import pytest
 
 from baton.client.errors import (
@@ -18,24 +17,9 @@ from baton.client.errors import (
     cause,
     error_from_rpc,
 )
+from tests.client.failed_call import Failed
 
 ADDRESS = "127.0.0.1:9"
-
-
-class Failed(grpc.RpcError):
-    """A failed call as gRPC reports it."""
-
-    def __init__(self, status: str, details: str, **told: str) -> None:
-        self._status, self._details, self._told = status, details, told
-
-    def code(self) -> grpc.StatusCode:
-        return getattr(grpc.StatusCode, self._status)  # type: ignore[no-any-return]
-
-    def details(self) -> str:
-        return self._details
-
-    def trailing_metadata(self) -> tuple[tuple[str, str], ...]:
-        return tuple((key.replace("_", "-"), value) for key, value in self._told.items())
 
 
 WORDS = [
@@ -55,7 +39,7 @@ WORDS = [
 
 
 @pytest.mark.parametrize(("status", "details", "kind"), WORDS)
-def test_grpcs_words_become_a_sentence_with_the_address(status: str, details: str, kind: type[BatonError]) -> None:
+def test_a_grpc_failure_becomes_a_sentence_with_the_address(status: str, details: str, kind: type[BatonError]) -> None:
     error = error_from_rpc(Failed(status, details), ADDRESS, 5.0)
     assert isinstance(error, kind)
     assert error.message.endswith(".")
@@ -64,12 +48,12 @@ def test_grpcs_words_become_a_sentence_with_the_address(status: str, details: st
     assert ADDRESS in error.message or status == "CANCELLED"
 
 
-def test_the_limit_of_a_call_is_told() -> None:
-    told = error_from_rpc(Failed("DEADLINE_EXCEEDED", "Deadline Exceeded"), ADDRESS, 5.0).message
-    assert told == f"The router at {ADDRESS} has not answered within 5 s."
+def test_the_time_limit_of_a_call_is_reported() -> None:
+    message = error_from_rpc(Failed("DEADLINE_EXCEEDED", "Deadline Exceeded"), ADDRESS, 5.0).message
+    assert message == f"The router at {ADDRESS} has not answered within 5 s."
 
 
-def test_what_the_router_says_stays_its_own() -> None:
+def test_an_error_sent_by_the_router_keeps_its_message() -> None:
     error = error_from_rpc(Failed("UNAVAILABLE", "No decode worker is there.", baton_error="NoWorkers"), ADDRESS)
     assert type(error) is NoWorkers
     assert error.message == "No decode worker is there."
@@ -105,5 +89,5 @@ def test_what_the_router_says_stays_its_own() -> None:
         ("recvmsg:Connection reset by peer", BROKEN_OFF),
     ],
 )  # fmt: skip
-def test_the_cause_of_a_failed_connection_is_a_few_words(details: str, found: str) -> None:
+def test_the_cause_of_a_failed_connection_is_short(details: str, found: str) -> None:
     assert cause(details) == found

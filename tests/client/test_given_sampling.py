@@ -1,4 +1,4 @@
-"""A client's message has what the caller gave, and leaves the rest to the served model."""
+"""A client sends the sampling options that were given; the served model's defaults fill in the rest."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 
 from baton.client.answer import given_sampling, make_request
-from baton.protocol import codec
+from baton.protocol import conversion
 from baton.protocol.request import SamplingParams
 
 
 def sent(sampling: SamplingParams | None = None, **options: Any) -> dict[str, Any]:
     message = make_request("x", given_sampling(sampling, options)).sampling
     names = {field.name for field, _ in message.ListFields()}
-    return {name: value for name, value in codec.given_fields(SamplingParams, message).items() if name in names}
+    return {name: value for name, value in conversion.given_fields(SamplingParams, message).items() if name in names}
 
 
 def test_only_options_that_were_given_are_sent_beside_the_seed() -> None:
@@ -24,9 +24,9 @@ def test_only_options_that_were_given_are_sent_beside_the_seed() -> None:
     assert sent(seed=7) == {"seed": 7}
 
 
-def test_a_whole_sampling_params_is_sent_whole() -> None:
+def test_every_field_of_given_sampling_params_is_sent() -> None:
     sampling = SamplingParams(max_tokens=5, seed=1)
-    assert codec.from_message(SamplingParams, make_request("x", given_sampling(sampling, {})).sampling) == sampling
+    assert conversion.from_message(SamplingParams, make_request("x", given_sampling(sampling, {})).sampling) == sampling
     assert {"temperature", "top_p", "repetition_penalty"} <= set(sent(sampling))
 
 

@@ -1,4 +1,4 @@
-"""Proxies in the environment: private addresses never go through one, others as gRPC has it, and errors name it."""
+"""Proxies in the environment: private addresses avoid them, others follow gRPC's rules, and errors name the proxy."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_a_private_address_avoids_proxies(address: str) -> None:
 
 
 @pytest.mark.parametrize("address", PUBLIC)
-def test_another_address_may_need_one(address: str) -> None:
+def test_another_address_may_need_a_proxy(address: str) -> None:
     assert not avoids_proxies(address)
     assert proxy_of(address, {"https_proxy": "http://proxy:3128"}) == "proxy:3128 ($https_proxy)"
 
@@ -86,11 +86,11 @@ EXCEPTIONS = [
 
 
 @pytest.mark.parametrize(("environment", "proxy"), EXCEPTIONS)
-def test_the_proxy_is_the_one_that_grpc_takes(environment: dict[str, str], proxy: str) -> None:
+def test_the_proxy_is_chosen_as_by_grpc(environment: dict[str, str], proxy: str) -> None:
     assert proxy_of("router.example.com:50051", environment) == proxy
 
 
-def test_a_network_may_be_excepted() -> None:
+def test_no_proxy_may_name_a_network() -> None:
     environment = {"http_proxy": "http://a:1", "no_proxy": "8.8.0.0/16"}
     assert proxy_of("8.8.4.4:1", environment) == ""
     assert proxy_of("9.9.9.9:1", environment) == "a:1 ($http_proxy)"
@@ -126,7 +126,7 @@ def test_this_machine_is_reached_although_the_proxy_is_dead(variable: str, monke
 def _proxy(
     towards: str, answer: bytes = b"HTTP/1.1 200 Connection established\r\n\r\n"
 ) -> Iterator[tuple[str, list[str]]]:
-    """A proxy whose every way ends at `towards`; with what it was asked for."""
+    """A proxy that connects everything to `towards`; yields its address and the requests it received."""
     asked: list[str] = []
     host, _, port = towards.rpartition(":")
 
@@ -165,7 +165,7 @@ def _proxy(
 
 
 @pytest.mark.parametrize("ask", ASK)
-def test_another_name_is_reached_through_the_proxy(ask: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_host_is_reached_through_the_proxy(ask: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(FakeInference([tokens(5, 6)])) as (address, _), _proxy(address) as (proxy, asked):
         monkeypatch.setenv("http_proxy", f"http://{proxy}")
         assert ask("router.example.com:50051") == [5, 6]
@@ -178,19 +178,19 @@ def test_an_error_over_a_proxy_names_it_without_its_password(ask: Any, monkeypat
     monkeypatch.setenv("https_proxy", f"http://user:secret@{dead}")
     with pytest.raises(NoWorkers) as caught:
         ask("router.example.com:50051")
-    told = f"router.example.com:50051 cannot be reached through the proxy {dead} ($https_proxy)"
-    assert told in caught.value.message
+    message = f"router.example.com:50051 cannot be reached through the proxy {dead} ($https_proxy)"
+    assert message in caught.value.message
     assert "secret" not in caught.value.message
 
 
-def test_what_a_proxy_refuses_is_told(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_refusal_by_the_proxy_is_reported(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     with _proxy(dead_port(), b"HTTP/1.1 403 Forbidden\r\n\r\n") as (proxy, _):
         monkeypatch.setenv("http_proxy", f"http://{proxy}")
         with pytest.raises(NoWorkers, match=f"through the proxy {proxy}.*403"):
             _asked("router.example.com:50051")
 
 
-def test_an_excepted_name_is_not_asked_of_the_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_host_in_no_proxy_is_reached_directly(monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(FakeInference([tokens(5)])) as (address, _), _proxy(address) as (proxy, asked):
         monkeypatch.setenv("http_proxy", f"http://{proxy}")
         monkeypatch.setenv("no_proxy", "example.invalid")

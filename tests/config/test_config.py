@@ -1,4 +1,4 @@
-"""Configuration: defaults that work, and errors that name the key and what to do."""
+"""Configuration: working defaults, and errors that name the key and the remedy."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ MACHINE = MachineFacts(cores=8, memory_available_bytes=16 * GIB, fast_bfloat16=F
 MODEL = ModelFacts("/m", "m", context_tokens=4096, kv_values_per_token=2 * 4 * 2 * 32)
 
 
-def test_an_empty_file_is_a_whole_configuration() -> None:
+def test_an_empty_file_is_a_complete_configuration() -> None:
     config = parse_config()
     assert (config.pools.prefill, config.pools.decode, config.pools.mixed) == (1, 1, 0)
 
 
-def test_a_context_that_a_sliding_window_limits_says_so() -> None:
+def test_a_context_limited_by_a_sliding_window_says_so() -> None:
     windowed = replace(MODEL, window_limits=True)
     words = [
         resolve(parse_config(text), MACHINE, model).settings["context_tokens"]
@@ -29,7 +29,7 @@ def test_a_context_that_a_sliding_window_limits_says_so() -> None:
     assert words == ["4096, because of the sliding window", "100", "4096"]
 
 
-def test_flags_go_before_the_file_and_what_was_not_given_does_not() -> None:
+def test_given_flags_override_the_file_and_missing_flags_do_not() -> None:
     config = parse_config("[pools]\nprefill = 3\n[model]\ndtype = 'float32'", {"pools": {"prefill": 2, "decode": None}})
     assert (config.pools.prefill, config.pools.decode, config.model.dtype) == (2, 1, "float32")
 
@@ -43,7 +43,7 @@ def test_flags_go_before_the_file_and_what_was_not_given_does_not() -> None:
         ("[engine]\nthreads = 'many'", r"engine\.threads is 'many'"),
         ("[router]\nport = 70000", r"router\.port is 70000"),
         ("[pools]\nprefill = 0\ndecode = 0", "All pools are empty"),
-        ("[pools]\ndecode = 0", "No pool decodes"),
+        ("[pools]\ndecode = 0", "No pool can decode"),
         ("[engine]\nswap_memory_gib = -1.0", r"engine\.swap_memory_gib is -1"),
         ("[engine]\nswap_memory_gib = inf", r"engine\.swap_memory_gib is inf"),
         ("[engine]\ndevice = 'gpu'", r"engine\.device is 'gpu'"),
@@ -94,11 +94,11 @@ def test_host_memory_for_preempted_sequences_is_bounded_chosen_or_none() -> None
         resolve(parse_config("[engine]\nswap_memory_gib = 0.0000001"), MACHINE, MODEL)
 
 
-def test_every_setting_that_is_shown_has_no_auto_left() -> None:
+def test_no_shown_setting_is_still_auto() -> None:
     assert all("auto" not in value for value in resolve(parse_config(), MACHINE, MODEL).settings.values())
 
 
-def test_access_reaches_the_plans_of_router_and_workers() -> None:
+def test_access_settings_reach_router_and_workers() -> None:
     text = "[access]\nshare_prefixes = true\nmax_prompt_tokens = 100\nmax_streams_per_tenant = 3\ntokens_file = '/t'"
     resolved = resolve(parse_config(text), MACHINE, MODEL)
     access = resolved.router_config("127.0.0.1").access
@@ -111,7 +111,7 @@ def test_access_reaches_the_plans_of_router_and_workers() -> None:
     assert not plain.worker_config("w", "mixed", "").access.share_prefixes
 
 
-def test_a_limit_that_allows_nothing_is_a_mistake() -> None:
+def test_a_limit_that_allows_nothing_is_rejected() -> None:
     with pytest.raises(ConfigError, match=r"access\.max_prompt_tokens is 0"):
         parse_config("[access]\nmax_prompt_tokens = 0")
 
@@ -121,11 +121,11 @@ GPUS = "[placement.prefill]\ngpus = 1\n[placement.decode]\ngpus = 0.5\n"
 
 def test_pools_that_take_gpus_compute_on_them() -> None:
     resolved = resolve(parse_config(GPUS), MACHINE, MODEL)
-    plans = [resolved.worker_config(f"{role}-0", role, "") for role in ("prefill", "decode")]
-    prefill, decode = (plan.engine for plan in plans)
+    configs = [resolved.worker_config(f"{role}-0", role, "") for role in ("prefill", "decode")]
+    prefill, decode = (config.engine for config in configs)
     assert (prefill.device, decode.device) == ("cuda:0", "cuda:0")
     assert (prefill.gpu_memory_fraction, decode.gpu_memory_fraction) == (0.9, 0.45)
-    assert (prefill.num_pages, plans[0].model.dtype, prefill.max_batch) == (0, "bfloat16", 256)
+    assert (prefill.num_pages, configs[0].model.dtype, prefill.max_batch) == (0, "bfloat16", 256)
     assert prefill.chunk_tokens == 4096
     assert resolved.host_pages > 0
     assert resolved.settings["num_pages"] == "as many as fit on each worker's GPU"
@@ -142,19 +142,19 @@ def test_without_placement_workers_divide_the_gpu_that_is_named() -> None:
     assert named.num_pages == GIB // (16 * MODEL.kv_values_per_token * 2)
 
 
-def test_a_cpu_cluster_says_nothing_of_gpus() -> None:
+def test_a_cpu_cluster_does_not_mention_gpus() -> None:
     resolved = resolve(parse_config("[engine]\ndevice = 'cpu'\n" + GPUS), MACHINE, MODEL)
     assert resolved.worker_config("decode-0", "decode", "").engine.device == "cpu"
     assert resolved.num_pages > 0
     assert "gpu" not in resolved.settings
 
 
-def test_pools_on_different_kinds_of_device_are_a_mistake() -> None:
+def test_pools_on_different_kinds_of_device_are_rejected() -> None:
     with pytest.raises(ConfigError, match="prefill on cuda, decode on cpu: give every pool gpus"):
         resolve(parse_config("[placement.prefill]\ngpus = 1"), MACHINE, MODEL)
 
 
-def test_the_level_of_the_log_reaches_router_and_workers_and_others_are_refused() -> None:
+def test_the_log_level_reaches_router_and_workers_and_an_unknown_level_is_refused() -> None:
     resolved = resolve(parse_config("", {"logging": {"level": "debug"}}), MACHINE, MODEL)
     assert resolved.router_config("127.0.0.1").logging.level == "debug"
     assert resolved.worker_config("decode-0", "decode", "tcp://127.0.0.1:1").logging.level == "debug"

@@ -1,4 +1,4 @@
-"""The cluster fits into the memory that a machine or a container leaves it, or is refused with the numbers."""
+"""A cluster fits into the memory of its machine or container, or is refused with the numbers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _resolve(free_mib: int, text: str = "", **facts: object) -> Resolved:
 
 
 @given(st.integers(min_value=1, max_value=40_000))
-def test_whatever_is_free_the_cluster_fits_or_is_refused(free_mib: int) -> None:
+def test_for_any_free_memory_the_cluster_fits_or_is_refused(free_mib: int) -> None:
     least = cluster_bytes(replace(_resolve(40_000).worker_memory, kv=17 * MIB, swap=0), WORKERS)
     if free_mib * MIB < least:
         with pytest.raises(ConfigError, match=f"there are {free_mib} MiB free"):
@@ -35,10 +35,10 @@ def test_whatever_is_free_the_cluster_fits_or_is_refused(free_mib: int) -> None:
         assert resolved.num_pages >= 17
 
 
-def test_much_memory_is_not_all_taken() -> None:
+def test_a_cluster_does_not_take_all_of_a_large_memory() -> None:
     resolved = _resolve(20_000)
     assert (resolved.num_pages, resolved.host_pages) == (512, 512)  # a full batch of full-length requests
-    assert _resolve(4000).num_pages == 500  # a quarter of what a worker's share is
+    assert _resolve(4000).num_pages == 500  # a quarter of a worker's share
 
 
 def test_a_limit_of_1600_mib_gives_fewer_pages() -> None:
@@ -64,7 +64,7 @@ def test_too_little_memory_is_refused_with_the_numbers() -> None:
     assert "\n" not in words
 
 
-def test_pages_that_are_asked_for_and_do_not_fit_are_refused() -> None:
+def test_requested_pages_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ConfigError, match="5000 KV pages"):
         _resolve(4000, "[engine]\nnum_pages = 5000")
     with pytest.raises(ConfigError, match="8192 host swap"):
@@ -78,11 +78,11 @@ def test_more_workers_need_memory_of_their_own() -> None:
         check_more_memory(worker, 2, Free(600 * MIB))
 
 
-def test_workers_elsewhere_have_memory_of_their_own() -> None:
+def test_workers_on_other_nodes_have_memory_of_their_own() -> None:
     assert _resolve(4000, "[engine]\nnum_pages = 5000", all_workers_here=False).num_pages == 5000
 
 
-def test_on_a_gpu_only_what_is_swapped_takes_the_machines_memory() -> None:
+def test_on_a_gpu_only_swapped_pages_take_host_memory() -> None:
     resolved = _resolve(1000, "[engine]\ndevice = 'cuda'")
     assert (resolved.worker_memory.weights, resolved.worker_memory.kv) == (0, 0)
     assert "memory" not in resolved.settings

@@ -1,4 +1,4 @@
-"""Placement: what a worker takes of its node, and whose nodes are chosen together."""
+"""Placement: the resources a worker reserves on its node, and the workers that are placed as a group."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _resolved(text: str) -> Resolved:
     return resolve(parse_config(text), MACHINE, MODEL)
 
 
-def test_by_default_a_worker_takes_nothing_and_no_group_exists() -> None:
+def test_by_default_a_worker_reserves_nothing_and_has_no_group() -> None:
     resolved = _resolved("")
     assert demand(resolved.config, "prefill").bundle == {}
     assert demand(resolved.config, "prefill").words == ""
@@ -44,7 +44,7 @@ def test_each_pool_has_its_own_kind_of_node() -> None:
     assert resolved.settings["placement"].startswith("free; prefill: 4 CPU, 2 GPU")
 
 
-def test_the_cores_a_worker_takes_are_its_threads_unless_told_otherwise() -> None:
+def test_a_worker_has_a_thread_per_reserved_core_unless_configured_otherwise() -> None:
     assert _resolved(TWO_KINDS).worker_config("prefill-0", "prefill", "").engine.threads == 4
     assert _resolved(TWO_KINDS).worker_config("decode-0", "decode", "").engine.threads == MACHINE.cores // 2
     assert _resolved(TWO_KINDS + "[engine]\nthreads = 3").worker_config("prefill-0", "prefill", "").engine.threads == 3
@@ -67,7 +67,7 @@ def test_packed_groups_have_workers_of_both_pools_on_one_node() -> None:
     assert _groups("pack", 0, 2) == []
 
 
-def test_spread_is_one_group_of_everybody() -> None:
+def test_spread_is_one_group_of_all_workers() -> None:
     assert _groups("spread", 1, 2, 1) == [("SPREAD", ["prefill-0", "decode-0", "decode-1", "mixed-0"])]
 
 
@@ -80,7 +80,7 @@ def test_spread_is_one_group_of_everybody() -> None:
         ("[placement.decode.env]\nUCX_TLS = 1", r"placement\.decode\.env\.UCX_TLS is 1"),
         ("[placement.decode.resources]\nGPU = 1", "Ray's own GPU: use gpus"),
         ("[placement.decode.resources]\nbaton_decode = 0", r"resources\.baton_decode is 0"),
-        ("[placement]\nstrategy = 'pack'\n[placement.prefill]\ngpus = 1", "a decode worker takes nothing"),
+        ("[placement]\nstrategy = 'pack'\n[placement.prefill]\ngpus = 1", "a decode worker takes no resources"),
         (TWO_KINDS + "[placement]\nstrategy = 'pack'", "cannot be both ray.io/accelerator-type=H100 and"),
     ],
 )

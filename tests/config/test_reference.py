@@ -1,4 +1,4 @@
-"""The example file and the reference of keys are made from the schema, and are as it is now."""
+"""The example file and the reference of keys are generated from the schema and up to date."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from baton.config.schema import parse_config
 from baton.deploy import config_files as command
 
 
-def test_the_files_in_the_checkout_are_what_the_schema_makes(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_files_in_the_checkout_are_generated_from_the_schema(capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["--check"]) == 0, capsys.readouterr().out
 
 
@@ -32,7 +32,7 @@ def test_every_key_and_every_table_is_described() -> None:
     assert [section.name for section in sections() if not section.text] == []
 
 
-def test_the_reference_says_what_a_key_may_be() -> None:
+def test_the_reference_states_the_allowed_values_of_a_key() -> None:
     values = {f"{section.name}.{key.name}": key.values for section in sections() for key in section.keys}
     assert values["pools.prefill"] == "integer from 0 to 1024"
     assert values["router.lost_after_s"] == "number above 0"
@@ -59,9 +59,9 @@ def test_a_file_that_differs_is_named_and_then_written(
     for name, path in (("ROOT", tmp_path), ("EXAMPLE", example), ("DOCUMENT", document)):
         monkeypatch.setattr(command, name, path)
     assert command.main(["--check"]) == 1
-    said = capsys.readouterr().out
-    assert "cluster.toml differs" in said
-    assert "configuration.md differs" in said
+    output = capsys.readouterr().out
+    assert "cluster.toml differs" in output
+    assert "configuration.md differs" in output
     assert not example.exists()
     assert command.main([]) == 0
     assert command.main(["--check"]) == 0

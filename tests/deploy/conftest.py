@@ -1,4 +1,4 @@
-"""What tests of notes share: a process that ended, and ports that answer or are silent."""
+"""Shared by the tests of notes: a process that ended, and ports that answer or are silent."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from baton.deploy.processes import NotedProcess, noted_process
 
 @pytest.fixture
 def ended() -> NotedProcess:
-    """A process that lived a moment ago."""
+    """A process that has just ended."""
     with subprocess.Popen(["sleep", "60"]) as process:
         noted = noted_process("gcs_server", process.pid)
         process.kill()
@@ -24,14 +24,14 @@ def ended() -> NotedProcess:
 
 @pytest.fixture
 def port() -> Iterator[int]:
-    """A port at which something accepts connections."""
+    """A port that accepts connections."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield server.getsockname()[1]
 
 
 @pytest.fixture
 def silent_port() -> Iterator[int]:
-    """A port at which no connection is accepted, nor refused: as many wait as may."""
+    """A port that neither accepts nor refuses connections: its backlog is full."""
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(socket.socket())
         server.bind(("127.0.0.1", 0))

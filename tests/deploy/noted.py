@@ -1,4 +1,4 @@
-"""The note that tests of notes begin with."""
+"""The note that the tests of notes start from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The cluster files: valid by Ray's own schema, with a place for every pool of the configuration beside them."""
+"""The cluster files are valid by Ray's own schema and have nodes for every pool of the configuration."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CLUSTER_FILES = ["ray-aws.yaml", "ray-gcp.yaml", "ray-local.yaml"]
 
 
 def _cluster_file(name: str) -> dict[str, Any]:
-    """The file as `ray up` sees it: Ray's defaults filled in, checked against Ray's schema."""
+    """The file as `ray up` reads it: with Ray's defaults, checked against Ray's schema."""
     prepared = prepare_config(yaml.safe_load((DEPLOY / name).read_text()))
     validate_config(prepared)
     return prepared
@@ -121,4 +121,4 @@ def test_the_systemd_unit_calls_commands_and_options_that_exist() -> None:
         assert (Path(program).name, command) == ("baton", name)
         known = {option for parameter in commands[command].params for option in parameter.opts}
         assert {option for option in options if option.startswith("-")} <= known
-    assert unit["Service"]["OOMPolicy"] == "continue"  # else one killed worker ends the unit
+    assert unit["Service"]["OOMPolicy"] == "continue"  # otherwise one killed worker ends the unit

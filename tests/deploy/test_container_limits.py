@@ -1,4 +1,4 @@
-"""Limits of containers are found in the files of cgroups as the kernel writes them."""
+"""Container limits are read from the cgroup files that the kernel writes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ V1_UNLIMITED = "9223372036854771712\n"
 
 
 class Kernel:
-    """/proc/self and /sys/fs/cgroup of a process in a folder."""
+    """A folder with the /proc/self and /sys/fs/cgroup of a process."""
 
     def __init__(self, folder: Path) -> None:
         self.proc, self.cgroup = folder / "proc", folder / "cgroup"
@@ -94,7 +94,7 @@ def test_version_1_without_a_limit(kernel: Kernel) -> None:
     assert cpu_quota(kernel.proc) is None
 
 
-def test_of_nested_groups_the_one_that_leaves_least_counts(kernel: Kernel) -> None:
+def test_the_nested_group_with_the_least_memory_left_counts(kernel: Kernel) -> None:
     kernel.v2("/machine/pod/container")
     kernel.put("machine", memory__max=f"{8000 * MIB}\n", memory__current=f"{7500 * MIB}\n", cpu__max="400000 100000\n")
     kernel.put("machine/pod", memory__max="max\n", memory__current=f"{900 * MIB}\n", cpu__max="100000 100000\n")

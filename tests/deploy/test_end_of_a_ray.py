@@ -1,4 +1,4 @@
-"""How a Ray of ours ends: stand-ins under the names of its processes, and a process whose parent does not wait."""
+"""How a Ray that Baton started is ended: with stand-ins for its processes, and a zombie."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from baton.deploy.local_ray import LocalRay
 from baton.deploy.processes import noted_process, until_ended
 
 RAYLET = """
-trap 'kill -0 {gcs} && touch {told}; exit' TERM
+trap 'kill -0 {gcs} && touch {unregistered}; exit' TERM
 echo ready
 while true; do sleep 0.01; done
 """
@@ -22,7 +22,7 @@ GCS = "echo ready; while true; do sleep 0.01; done"
 
 
 def _stand_in(folder: Path, ray: LocalRay, name: str, script: str) -> subprocess.Popen[str]:
-    """A shell with this name and script, in its loop, that belongs to the Ray."""
+    """A shell with this name that runs `script` in a loop and belongs to the Ray."""
     program = folder / name
     program.symlink_to(shutil.which("bash") or "")
     environment = {**os.environ, "BATON_RAY_FOLDER": ray.folder}
@@ -32,29 +32,29 @@ def _stand_in(folder: Path, ray: LocalRay, name: str, script: str) -> subprocess
     return process
 
 
-def test_a_raylet_says_goodbye_to_a_gcs_server_that_still_lives(tmp_path: Path) -> None:
+def test_a_raylet_may_unregister_before_the_gcs_server_is_killed(tmp_path: Path) -> None:
     ray = LocalRay("127.0.0.1:9", str(tmp_path / "ray"))
-    told = tmp_path / "told"
+    unregistered = tmp_path / "unregistered"
     with (
         _stand_in(tmp_path, ray, "gcs_server", GCS) as gcs,
-        _stand_in(tmp_path, ray, "raylet", RAYLET.format(gcs=gcs.pid, told=told)) as raylet,
+        _stand_in(tmp_path, ray, "raylet", RAYLET.format(gcs=gcs.pid, unregistered=unregistered)) as raylet,
     ):
         assert ray.stop() >= {gcs.pid, raylet.pid}
-    assert told.exists()
+    assert unregistered.exists()
     assert gcs.returncode < 0
 
 
 @pytest.mark.parametrize("name", ["raylet", "gcs_server"])
-def test_one_without_the_other_is_killed(tmp_path: Path, name: str) -> None:
+def test_a_raylet_or_gcs_server_alone_is_killed(tmp_path: Path, name: str) -> None:
     ray = LocalRay("127.0.0.1:9", str(tmp_path / "ray"))
-    told = tmp_path / "told"
-    with _stand_in(tmp_path, ray, name, RAYLET.format(gcs=os.getpid(), told=told)) as process:
+    unregistered = tmp_path / "unregistered"
+    with _stand_in(tmp_path, ray, name, RAYLET.format(gcs=os.getpid(), unregistered=unregistered)) as process:
         assert ray.stop() >= {process.pid}
     assert process.returncode < 0
-    assert not told.exists()
+    assert not unregistered.exists()
 
 
-def test_a_process_whose_parent_has_not_waited_for_it_has_ended() -> None:
+def test_a_zombie_process_counts_as_ended() -> None:
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
         running = noted_process("", process.pid)
         assert running is not None

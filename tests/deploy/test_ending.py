@@ -1,4 +1,4 @@
-"""How a noted cluster is ended, by whichever command: which one, what is left alone, what is said."""
+"""Ending a noted cluster: which cluster is ended, what is left alone, and what is reported."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from tests.deploy.noted import CLUSTER
 from tests.live.commands import baton_command
 
 
-def test_after_a_reboot_every_command_says_so_and_up_goes_on(tmp_path: Path) -> None:
+def test_after_a_reboot_every_command_says_so_and_up_continues(tmp_path: Path) -> None:
     old = replace(this_process("raylet"), boot="the one before")
     claim_note(replace(CLUSTER, vital=(old,)), tmp_path)
-    with pytest.raises(NoWorkers, match=r"machine was started again.*`baton up` starts it again"):
+    with pytest.raises(NoWorkers, match=r"machine was rebooted.*`baton up` starts it again"):
         serving_cluster(tmp_path)
-    told: list[str] = []
-    clear(tmp_path, lambda process, stage: told.append(stage))
-    assert told == [
-        "done: The cluster ended when the machine was started again. Nothing was running; its note is removed."
+    stages: list[str] = []
+    clear(tmp_path, lambda process, stage: stages.append(stage))
+    assert stages == [
+        "done: The cluster ended when the machine was rebooted. Nothing was running; its note is removed."
     ]
     assert running_cluster(tmp_path) is None
 
 
-def test_down_says_what_it_ended_of_a_dead_cluster_and_is_quick(tmp_path: Path, ended: NotedProcess) -> None:
+def test_down_reports_what_it_ended_of_a_dead_cluster_within_seconds(tmp_path: Path, ended: NotedProcess) -> None:
     folder = tmp_path / "ray"
     folder.mkdir()
     claim_note(replace(CLUSTER, ray_folder=str(folder), vital=(ended,)), tmp_path)
@@ -59,7 +59,7 @@ def test_down_says_what_it_ended_of_a_dead_cluster_and_is_quick(tmp_path: Path, 
 def test_a_live_process_with_the_noted_pid_is_not_ended(tmp_path: Path) -> None:
     foreign = replace(this_process("baton up"), started_ticks=1)
     claim_note(replace(CLUSTER, state="starting", changed_by=foreign, vital=(foreign,)), tmp_path)
-    assert down(tmp_path).sentence.startswith("The command that was to start the cluster was killed.")
+    assert down(tmp_path).sentence.startswith("The command that should start the cluster was killed.")
 
 
 def test_a_cluster_that_lives_is_not_cleared(tmp_path: Path, port: int) -> None:
@@ -138,11 +138,11 @@ def test_an_old_folder_of_a_demo_without_a_note_is_removed(tmp_path: Path) -> No
     assert [path.name for path in tmp_path.iterdir()] == ["demo-new"]
 
 
-def test_up_ends_what_is_left_before_it_looks_at_model_and_memory(tmp_path: Path, ended: NotedProcess) -> None:
+def test_up_ends_leftovers_before_it_checks_model_and_memory(tmp_path: Path, ended: NotedProcess) -> None:
     claim_note(replace(CLUSTER, vital=(ended,)), tmp_path)
     environment = {**python_environment(), "BATON_HOME": str(tmp_path)}
     up = baton_command(environment, "up", "--model", "/no/such/model")
     assert up.returncode == 1
     assert "before: done: The cluster has died: its gcs_server ended." in up.stderr
-    assert "There is no folder /no/such/model" in up.stderr
+    assert "The folder /no/such/model does not exist" in up.stderr
     assert running_cluster(tmp_path) is None

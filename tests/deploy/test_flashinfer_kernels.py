@@ -1,4 +1,4 @@
-"""Kernels are packed, checked and installed; where a compiler is, they are really compiled and really loaded."""
+"""Kernels are packed, checked and installed; with a compiler present they are also compiled and loaded."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_libraries_lie_where_flashinfer_looks_for_them_beside_those_of_earlier_p
     assert (tmp_path / "rope/rope.so").read_bytes() == b"older"
     manifest = read_manifest(tmp_path)
     assert manifest is not None
-    assert {name: one.architectures for name, one in manifest.modules.items()} == {
+    assert {name: module.architectures for name, module in manifest.modules.items()} == {
         "rope": ("8.0",),
         "page": ("9.0a",),
         "norm": ("9.0a",),
@@ -71,10 +71,10 @@ def test_a_library_that_is_installed_twice_at_once_is_never_seen_in_part(tmp_pat
     install(manifest, libraries, tmp_path)
     with ThreadPoolExecutor(3) as pool:
         installing = [pool.submit(install, manifest, libraries, tmp_path) for _ in range(40)]
-        while not all(one.done() for one in installing):
+        while not all(future.done() for future in installing):
             assert library.stat().st_size == 1 << 20
-        for one in installing:
-            one.result()
+        for future in installing:
+            future.result()
     assert [path.name for path in library.parent.iterdir()] == ["page.so"]
 
 
@@ -96,7 +96,7 @@ def test_kernels_that_would_not_load_are_refused_with_the_reason(here: Here, wor
 @pytest.mark.parametrize(
     "here", [HERE, replace(HERE, cuda="13.2"), replace(HERE, cuda=""), replace(HERE, tvm_ffi="0.1.16", glibc="2.39")]
 )
-def test_what_is_newer_takes_older_kernels(here: Here) -> None:
+def test_newer_versions_accept_older_kernels(here: Here) -> None:
     assert refusal(describe(LIBRARIES, ["9.0a"], HERE), here) is None
 
 
@@ -126,7 +126,7 @@ def _without_a_library(path: Path) -> None:
         (_changed_on_its_way, "is not a pack of kernels"),
     ],
 )
-def test_a_file_that_is_no_whole_pack_is_one_sentence(
+def test_an_incomplete_pack_is_reported_in_one_sentence(
     make: Callable[[Path], object], words: str, tmp_path: Path
 ) -> None:
     make(tmp_path / "pack.tar.xz")
@@ -137,17 +137,17 @@ def test_a_file_that_is_no_whole_pack_is_one_sentence(
 @pytest.mark.parametrize(
     "text", ["", "[]", '{"modules": 3}', '{"modules": {"page": {}}}', '{"modules": {}, "more": 1}']
 )
-def test_a_manifest_of_another_kind_is_one_sentence(text: str) -> None:
-    with pytest.raises(ConfigError, match=f"{MANIFEST} is not a list of kernels"):
+def test_a_manifest_of_another_kind_is_reported_in_one_sentence(text: str) -> None:
+    with pytest.raises(ConfigError, match=f"{MANIFEST} is not a valid manifest of kernels"):
         Manifest.from_json(text)
 
 
-def test_a_module_name_is_no_path() -> None:
+def test_a_module_name_is_not_a_path() -> None:
     text = describe(LIBRARIES, ["9.0a"], HERE).as_json().replace('"page"', '"../../page"')
     assert list(Manifest.from_json(text).modules) == ["norm"]
 
 
-def test_options_become_modules_each_once(tmp_path: Path) -> None:
+def test_each_option_becomes_one_module(tmp_path: Path) -> None:
     both = modules_for(parse(["build", "x", "--head-dim", "64,128", "--group", "1,4", "--dtype", "bfloat16,float16"]))
     assert len(both) == 4 + 2 * 2 * 2
     (tmp_path / "config.json").write_text(
@@ -155,7 +155,7 @@ def test_options_become_modules_each_once(tmp_path: Path) -> None:
     )
     small = modules_for(parse(["build", "x", "--model", str(tmp_path)]))
     assert [module.name for module in small] == ["norm", "silu_and_mul"], "torch attends with heads of 32"
-    with pytest.raises(ConfigError, match="--only nrom names none of these modules: norm, "):
+    with pytest.raises(ConfigError, match="--only nrom matches no module: there are norm, "):
         modules_for(parse(["build", "x", "--only", "nrom"]))
 
 
@@ -165,12 +165,12 @@ def test_options_become_modules_each_once(tmp_path: Path) -> None:
         (["--dtype", "float32"], "it takes bfloat16 and float16"),
         (["--attention", "fa4"], "it takes fa2 and fa3"),
         (["--attention", "fa3", "--arch", "8.0"], "needs --arch 9.0a"),
-        (["--arch", "sm_90"], "an architecture is like 8.0 or 9.0a"),
+        (["--arch", "sm_90"], "it takes numbers such as 8.0 or 9.0a"),
         (["--head-dim", "96"], "FlashInfer has kernels for 64, 128, 256"),
         (["--group", "four"], "take whole numbers"),
     ],
 )
-def test_options_that_nothing_is_built_for_are_refused(
+def test_options_without_kernels_to_build_are_refused(
     options: list[str], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
@@ -178,7 +178,7 @@ def test_options_that_nothing_is_built_for_are_refused(
     assert words in capsys.readouterr().err
 
 
-def test_without_flashinfer_the_command_says_how_to_get_it(
+def test_without_flashinfer_the_command_says_how_to_install_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
@@ -215,13 +215,13 @@ load_kernels([silu], tuple(map(int, sys.argv[2].split("."))), print)
 def test_kernels_compiled_here_load_on_a_machine_without_a_compiler(tmp_path: Path) -> None:
     pack, aot = tmp_path / "silu.tar.xz", tmp_path / "aot"
     command = [sys.executable, "-m", "baton.deploy.flashinfer_kernels"]
-    # Headers that silu does not include are not fetched for it.
+    # Headers that silu does not include are not downloaded.
     (tmp_path / "work/curand").mkdir(parents=True)
     (tmp_path / "work/curand/curand_kernel.h").touch()
     options = ["--only", "silu", "--work", str(tmp_path / "work")]
-    said = subprocess.run([*command, "build", str(pack), *options], check=True, capture_output=True, text=True).stdout
-    assert "silu_and_mul: 1 file\n" in said
-    assert "1 modules for 9.0a" in said
+    output = subprocess.run([*command, "build", str(pack), *options], check=True, capture_output=True, text=True).stdout
+    assert "silu_and_mul: 1 file\n" in output
+    assert "1 modules for 9.0a" in output
     subprocess.run([*command, "install", str(pack), "--into", str(aot)], check=True)
     bare = {"PATH": "", "HOME": str(tmp_path), "CUDA_HOME": "/nonexistent", "FLASHINFER_CUDA_ARCH_LIST": "9.0a"}
 
@@ -234,7 +234,7 @@ def test_kernels_compiled_here_load_on_a_machine_without_a_compiler(tmp_path: Pa
     assert "kernels silu_and_mul in" in other
     assert "are for GPUs 9.0a, and this one is 8.0" in other
     assert (
-        "silu_and_mul are not installed, and what compiles them is not found (ninja, nvcc"
+        "silu_and_mul are not installed, and programs to compile them are not found (ninja, nvcc"
         in load(tmp_path, "9.0").stderr
     )
     (aot / "silu_and_mul/silu_and_mul.so").write_bytes(b"half")

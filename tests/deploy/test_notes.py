@@ -1,4 +1,4 @@
-"""The note of a cluster: whose it is, whether what it names lives, and what the commands make of a dead one."""
+"""The note of a cluster: which cluster it describes, whether its processes live, and how commands treat a dead one."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_a_second_cluster_does_not_overwrite_the_note_of_the_first(tmp_path: Pat
     assert running_cluster(tmp_path) is None
 
 
-def test_a_note_that_was_removed_is_not_written_by_a_command_that_comes_late(tmp_path: Path) -> None:
+def test_a_removed_note_is_not_written_again_by_a_late_command(tmp_path: Path) -> None:
     claim_note(CLUSTER, tmp_path)
     remove_note(CLUSTER.id, tmp_path)
     with pytest.raises(ConfigError, match="ended"):
@@ -52,17 +52,17 @@ def test_a_note_is_changed_by_one_command_at_a_time(tmp_path: Path, ended: Noted
     assert running_cluster(tmp_path) == CLUSTER
 
 
-def test_a_pid_that_another_process_has_by_now_is_not_believed() -> None:
+def test_a_pid_reused_by_another_process_does_not_count() -> None:
     here = this_process("here")
     assert here.lives
     assert not replace(here, started_ticks=here.started_ticks - 1).lives
     assert not replace(here, boot="another one").lives
-    stranger = replace(here, boot="another one")
-    stranger.end(timeout_s=0.1)  # would end this test run
+    other_boot = replace(here, boot="another one")
+    other_boot.end(timeout_s=0.1)  # would end this test run
     assert here.lives
 
 
-def test_a_process_that_only_waits_for_its_parent_is_dead() -> None:
+def test_a_zombie_process_is_dead() -> None:
     with subprocess.Popen(["sleep", "60"]) as process:
         noted = noted_process("sleep", process.pid)
         assert noted is not None and noted.lives
@@ -71,7 +71,7 @@ def test_a_process_that_only_waits_for_its_parent_is_dead() -> None:
         assert not noted.lives
 
 
-def test_what_is_seen_of_a_cluster_becomes_a_sentence() -> None:
+def test_the_observed_state_of_a_cluster_becomes_a_sentence() -> None:
     def kind(cluster: RunningCluster = CLUSTER, **seen: object) -> str:
         return condition(cluster, Facts(**seen)).kind  # type: ignore[arg-type]
 
@@ -105,21 +105,19 @@ def test_a_cluster_of_which_a_vital_process_ended_is_dead(tmp_path: Path, ended:
     assert look(replace(lives, address="127.0.0.1:9"), tmp_path).kind == "no router"
 
 
-def test_the_commands_say_what_the_supervisor_is_at(tmp_path: Path) -> None:
+def test_the_commands_report_what_the_supervisor_is_doing(tmp_path: Path) -> None:
     claim_note(replace(CLUSTER, vital=(this_process("raylet"),)), tmp_path)
     now_s = time.monotonic()
     recovery = Recovery("starting", now_s, 1, ("raylet",), now_s - 12)
     write_supervised(Supervised(CLUSTER.id, this_process("supervisor"), recovery), tmp_path)
-    with pytest.raises(NoWorkers, match="raylet died 12 s ago; the cluster is being started again"):
+    with pytest.raises(NoWorkers, match="raylet died 12 s ago; the cluster is being restarted"):
         serving_cluster(tmp_path)
     assert history(tmp_path).startswith("raylet died 12 s ago")
     write_supervised(Supervised("of another cluster", this_process("supervisor"), recovery), tmp_path)
     assert history(tmp_path) == ""
 
 
-def test_the_last_words_of_a_dead_supervisor_do_not_make_a_cluster_dead_that_serves(
-    tmp_path: Path, ended: NotedProcess, port: int
-) -> None:
+def test_a_dead_supervisor_does_not_make_a_serving_cluster_dead(tmp_path: Path, ended: NotedProcess, port: int) -> None:
     here = f"127.0.0.1:{port}"
     lives = replace(CLUSTER, address=here, ray_address=here, vital=(this_process("raylet"),))
     claim_note(lives, tmp_path)
@@ -128,11 +126,11 @@ def test_the_last_words_of_a_dead_supervisor_do_not_make_a_cluster_dead_that_ser
     assert look(lives, tmp_path) == Condition("serving")
     assert history(tmp_path) == ""
     assert (
-        "the supervisor that was to start the cluster again ended" in look(replace(lives, vital=(ended,)), tmp_path).why
+        "the supervisor that was restarting the cluster has ended" in look(replace(lives, vital=(ended,)), tmp_path).why
     )
 
 
-def test_only_a_refusal_says_that_nothing_listens(silent_port: int) -> None:
+def test_only_a_refused_connection_means_that_nothing_listens(silent_port: int) -> None:
     assert reached("127.0.0.1:9") == "refuses"
     assert reached(f"127.0.0.1:{silent_port}") == "silent"
 
@@ -146,7 +144,7 @@ def test_a_change_is_made_to_the_note_as_it_is_now(tmp_path: Path) -> None:
     assert noted.workers == ("decode-0", "decode-1", "prefill-0")
 
 
-def test_a_note_that_cannot_be_read_now_is_not_taken_for_none(tmp_path: Path) -> None:
+def test_an_unreadable_note_is_not_taken_for_a_missing_one(tmp_path: Path) -> None:
     (tmp_path / "cluster.json").symlink_to("cluster.json")
     with pytest.raises(OSError, match="symbolic links"):
         running_cluster(tmp_path)

@@ -1,10 +1,9 @@
-"""What would stop a start is found before anything is started, and IPv6 is an address like any other."""
+"""Whatever would prevent a start is found before anything is started; IPv6 addresses work like IPv4 ones."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -23,14 +22,10 @@ from baton.protocol.messages import Alive, WorkerMessage
 from baton.router.build import start_router
 from baton.router.worker_link import WorkerLink
 from baton.worker.router_link import RouterLink
+from tests.own_network import LOOPBACK_IPV6_ONLY, OWN_NETWORK, needs_own_network
 from tests.plans import router_config
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def _own_network() -> bool:
-    command = ["unshare", "--map-root-user", "--net", "ip", "link", "set", "lo", "up"]
-    return shutil.which("unshare") is not None and subprocess.run(command, capture_output=True).returncode == 0
 
 
 def _refusal(**settings: object) -> str:
@@ -38,14 +33,14 @@ def _refusal(**settings: object) -> str:
     with pytest.raises(ConfigError) as caught:
         check_addresses(RouterSection(**settings))  # type: ignore[arg-type]
     assert time.monotonic() - started < 5.0
-    told = caught.value.message
-    assert ".." not in told
-    assert "GRPC" not in told
-    return told
+    message = caught.value.message
+    assert ".." not in message
+    assert "GRPC" not in message
+    return message
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "[::1]", "localhost", "0.0.0.0", "::"])
-def test_an_address_of_this_machine_is_taken(host: str) -> None:
+def test_an_address_of_this_machine_is_accepted(host: str) -> None:
     check_addresses(RouterSection(host=host, port=free_port(), admin_host=host, admin_port=free_port()))
     check_addresses(RouterSection(host=host, port=0, admin_host=host, admin_port=0))
 
@@ -59,19 +54,19 @@ def test_another_address_is_refused_with_its_key(host: str) -> None:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
-def test_a_port_in_use_is_told_with_the_process(host: str) -> None:
+def test_a_port_in_use_is_reported_with_its_process(host: str) -> None:
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as taken:
         taken.bind((host, 0))
         taken.listen()
-        told = _refusal(host=host, port=taken.getsockname()[1], admin_port=0)
-    assert f"is in use by pid {os.getpid()}: choose another port" in told
+        message = _refusal(host=host, port=taken.getsockname()[1], admin_port=0)
+    assert f"is in use by pid {os.getpid()}: choose another port" in message
 
 
 def test_one_port_for_both_is_refused() -> None:
     assert "a port each" in _refusal(port=50077, admin_port=50077)
 
 
-def test_a_folder_that_takes_no_note_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unwritable_folder_for_the_note_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("BATON_HOME", str(tmp_path / "file" / "home"))
     with pytest.raises(ConfigError, match="BATON_HOME"):
@@ -81,7 +76,7 @@ def test_a_folder_that_takes_no_note_is_refused(tmp_path: Path, monkeypatch: pyt
     assert list((tmp_path / "new" / "home").iterdir()) == []
 
 
-def test_this_machine_starts_its_ray_at_loopback() -> None:
+def test_a_cluster_on_one_machine_starts_ray_on_loopback() -> None:
     assert ray_host() == "127.0.0.1"
 
 
@@ -121,7 +116,7 @@ def test_a_router_serves_over_ipv6(host: str) -> None:
     assert asyncio.run(name_of_model()) == "m"
 
 
-def test_an_address_that_cannot_be_served_is_told_in_words_of_ours() -> None:
+def test_an_address_that_cannot_be_served_is_reported_in_batons_own_words() -> None:
     plan = router_config(CHECKPOINT, host="203.0.113.9", port=1)
     with pytest.raises(ConfigError) as caught:
         asyncio.run(start_router(plan))  # type: ignore[arg-type]
@@ -130,8 +125,8 @@ def test_an_address_that_cannot_be_served_is_told_in_words_of_ours() -> None:
     assert ".." not in caught.value.message
 
 
-WITHOUT_IPV4 = """
-ip link set lo up && ip addr flush dev lo && ip addr add ::1/128 dev lo
+WITHOUT_IPV4 = f"""
+{LOOPBACK_IPV6_ONLY}
 exec "$0" -c "
 import subprocess
 from baton.config.schema import RouterSection
@@ -150,11 +145,11 @@ print(ray_host())
 """
 
 
-@pytest.mark.skipif(not _own_network(), reason="makes a network of its own, for which user namespaces must be allowed")
+@needs_own_network
 def test_a_machine_without_ipv4_needs_an_ipv6_address_beside_loopback() -> None:
-    command = ["unshare", "--map-root-user", "--net", "sh", "-c", WITHOUT_IPV4, sys.executable]
+    command = [*OWN_NETWORK, "sh", "-c", WITHOUT_IPV4, sys.executable]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     refusal, host = done.stdout.splitlines()
-    assert "no IPv4 address, and of IPv6 only loopback" in refusal
+    assert "no IPv4 address, and its only IPv6 address is loopback" in refusal
     assert host == "fd00::1"

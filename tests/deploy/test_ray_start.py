@@ -1,14 +1,14 @@
-"""What our Ray starts without: the command of its dashboard agent, and the process that stands in for it."""
+"""Ray starts without its dashboard agent: the replaced command, and the process that stands in for the agent."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 from baton.deploy.processes import noted_process
 from baton.deploy.ray_start import IDLE_AGENT, with_idle_agent
+from tests.waiting import until
 
 PORTS = {"dashboard_agent_listen_port": "-1", "metrics_agent_port": "-1", "metrics_export_port": "-1"}
 
@@ -25,7 +25,7 @@ def test_the_dashboard_agent_of_a_raylet_is_replaced_and_nothing_else() -> None:
     assert with_idle_agent(command) == [*command[:3], idle, command[4]]
 
 
-def test_an_idle_agent_says_that_it_serves_nothing_and_ends_with_its_raylet(tmp_path: Path) -> None:
+def test_an_idle_agent_reports_that_it_serves_nothing_and_ends_with_its_raylet(tmp_path: Path) -> None:
     command = [sys.executable, "-I", "-S", str(IDLE_AGENT), str(tmp_path), "abc", "--of-ray"]
     raylet = f"import subprocess; print(subprocess.Popen({command!r}).pid, flush=True); input()"
     with subprocess.Popen(
@@ -34,14 +34,8 @@ def test_an_idle_agent_says_that_it_serves_nothing_and_ends_with_its_raylet(tmp_
         assert process.stdout is not None
         agent = noted_process("agent", int(process.stdout.readline()))
         assert agent is not None
-        deadline = time.monotonic() + 10
-        while {path.name for path in tmp_path.iterdir()} != {f"{name}_abc" for name in PORTS}:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        until(lambda: {path.name for path in tmp_path.iterdir()} == {f"{name}_abc" for name in PORTS})
         assert {name: (tmp_path / f"{name}_abc").read_text() for name in PORTS} == PORTS
         assert agent.lives
         process.kill()
-    deadline = time.monotonic() + 10
-    while agent.lives:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    until(lambda: not agent.lives)

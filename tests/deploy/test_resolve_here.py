@@ -1,4 +1,4 @@
-"""What cannot be served is refused before anything is started."""
+"""A configuration that cannot be served is refused before anything is started."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_a_tokenizer_that_cannot_be_read_is_found_before_ray_starts(tmp_path: Pa
         resolve_here(config)
 
 
-def test_paths_are_whole_so_that_processes_with_other_working_folders_find_them(
+def test_paths_are_absolute_so_that_processes_with_other_working_folders_find_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = build_checkpoint(tmp_path / "model")
@@ -33,7 +33,7 @@ def test_paths_are_whole_so_that_processes_with_other_working_folders_find_them(
     assert resolved.router_config("127.0.0.1").router.state_file == str(tmp_path / "learned.json")
 
 
-def test_an_empty_ray_address_names_no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_ray_address_means_no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     for address, here in (("", True), ("auto", False)):
         monkeypatch.setenv("RAY_ADDRESS", address)
         assert machine_facts().all_workers_here is here

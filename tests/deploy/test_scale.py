@@ -1,4 +1,4 @@
-"""Scaling: who comes, who goes, and what is refused."""
+"""Scaling: which workers are added or removed, and what is refused."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from baton.deploy.scale import leaving, new_names, scale
 from baton.protocol.errors import ConfigError
 
 
-def test_new_workers_take_the_first_names_that_nobody_has() -> None:
+def test_new_workers_take_the_first_free_names() -> None:
     assert new_names("decode", 3, ["decode-0", "decode-2", "prefill-1"]) == ["decode-1", "decode-3", "decode-4"]
 
 
-def test_the_newest_workers_go_first() -> None:
+def test_the_newest_workers_are_removed_first() -> None:
     pools = {"prefill": ["decode-12"], "decode": [f"decode-{index}" for index in range(12)]}
     assert leaving("decode", 3, pools) == ["decode-11", "decode-10", "decode-9"]
 
 
-def test_more_cannot_go_than_there_are() -> None:
-    with pytest.raises(ConfigError, match="2 prefill workers cannot be removed: there are only 1"):
+def test_no_more_workers_can_be_removed_than_exist() -> None:
+    with pytest.raises(ConfigError, match="Cannot remove 2 from the prefill pool: it has 1"):
         leaving("prefill", 2, {"prefill": ["prefill-0"], "decode": ["decode-0"]})
-    with pytest.raises(ConfigError, match="there are none"):
+    with pytest.raises(ConfigError, match="Cannot remove 1 from the mixed pool: it has 0"):
         leaving("mixed", 1, {"prefill": ["prefill-0"], "decode": ["decode-0"]})
 
 
-def test_somebody_must_stay_who_decodes() -> None:
-    with pytest.raises(ConfigError, match="No pool would decode"):
+def test_a_worker_that_decodes_must_stay() -> None:
+    with pytest.raises(ConfigError, match="No decode worker would be left"):
         leaving("decode", 1, {"prefill": ["prefill-0"], "decode": ["decode-0"]})
     assert leaving("decode", 1, {"decode": ["decode-0"], "mixed": ["mixed-0"]}) == ["decode-0"]
     assert leaving("prefill", 1, {"prefill": ["decode-0"], "decode": ["prefill-0"]}) == ["decode-0"]

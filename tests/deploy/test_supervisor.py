@@ -1,4 +1,4 @@
-"""The supervisor on a machine short of disk or processes, and its attempts."""
+"""The supervisor's attempts, also on a machine short of disk space or processes."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import fcntl
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,29 +17,23 @@ from baton.deploy.processes import PYTHON, NotedProcess, python_environment
 from baton.deploy.running import claim_note
 from baton.deploy.supervisor import Supervisor
 from tests.deploy.noted import CLUSTER
-
-
-def _until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+from tests.waiting import until
 
 
 def test_an_attempt_ends_with_the_last_line_of_its_log(tmp_path: Path) -> None:
     log = tmp_path / "log"
     script = f"import sys; open({str(log)!r}, 'a').write('ray: starting\\nNo port is free.\\n'); sys.exit(1)"
     attempt = Attempt([sys.executable, "-c", script], log, 0.0)
-    _until(lambda: attempt.outcome(1.0)[0] != "running")
+    until(lambda: attempt.outcome(1.0)[0] != "running")
     assert attempt.outcome(1.0) == ("failed", "No port is free.")
 
 
 def test_the_last_line_of_a_log_is_given_without_its_time_and_level(tmp_path: Path) -> None:
     log = tmp_path / "log"
     script = f"""import sys; from baton.logs import log, set_up; sys.stderr = open({str(log)!r}, "a")
-set_up("start_again"); log.error("No port is free."); sys.exit(1)"""
+set_up("restart"); log.error("No port is free."); sys.exit(1)"""
     attempt = Attempt([sys.executable, "-c", script], log, 0.0)
-    _until(lambda: attempt.outcome(1.0)[0] != "running")
+    until(lambda: attempt.outcome(1.0)[0] != "running")
     assert attempt.outcome(1.0) == ("failed", "No port is free.")
 
 
@@ -54,7 +46,7 @@ def test_an_attempt_without_progress_is_ended_and_one_with_progress_is_not(tmp_p
         assert attempt.outcome(150.0) == ("running", "")
         assert attempt.outcome(249.0) == ("running", "")
         attempt.outcome(251.0)
-        _until(lambda: attempt.outcome(251.0)[0] == "failed")
+        until(lambda: attempt.outcome(251.0)[0] == "failed")
         assert attempt.outcome(252.0) == ("failed", "no progress within 100 s")
     finally:
         attempt.end()
@@ -65,19 +57,19 @@ def test_an_attempt_that_does_not_end_when_asked_is_killed(tmp_path: Path) -> No
     log = tmp_path / "log"
     log.touch()
     attempt = Attempt(["sh", "-c", f'exec {sys.executable} -c "{script}" > {log}'], log, 0.0, stalled_s=100.0)
-    _until(lambda: log.stat().st_size > 0)
+    until(lambda: log.stat().st_size > 0)
     assert attempt.outcome(1.0)[0] == "running"
     assert attempt.outcome(102.0)[0] == "running"
     assert attempt.outcome(110.0)[0] == "running"
     attempt.outcome(200.0)
-    _until(lambda: attempt.outcome(200.0)[0] == "failed")
+    until(lambda: attempt.outcome(200.0)[0] == "failed")
 
 
-def test_what_cannot_be_written_or_started_is_tried_again(
+def test_a_failed_write_or_start_is_retried(
     tmp_path: Path, ended: NotedProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     claim_note(replace(CLUSTER, vital=(ended,)), tmp_path)
-    recovery_file(tmp_path).with_suffix(".new").mkdir()  # so that nothing can be written, also by root
+    recovery_file(tmp_path).with_suffix(".new").mkdir()  # nothing can be written, even by root
     monkeypatch.setattr("baton.deploy.supervisor.PYTHON", ("/no/such/python",))
     watch = Supervisor(tmp_path, CLUSTER.id)
     assert watch.look_and_act()
@@ -97,7 +89,7 @@ def test_a_note_that_cannot_be_read_for_a_moment_does_not_end_the_supervisor(tmp
     assert watch.look_and_act()
     note = tmp_path / "cluster.json"
     note.rename(tmp_path / "aside")
-    note.symlink_to("cluster.json")  # an error of input and output, as root sees one, too
+    note.symlink_to("cluster.json")  # an I/O error, even for root
     assert watch.look_and_act()
     note.unlink()
     assert not watch.look_and_act()

@@ -1,4 +1,4 @@
-"""Random ragged batches over paged storage, and what attention over them must give."""
+"""Random ragged batches over paged storage, and the expected result of attention over them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from baton.protocol.request import Request, SamplingParams
 
 @dataclass(frozen=True, slots=True)
 class Ragged:
-    """(positions computed before, tokens of this step) per sequence; those that decode come first."""
+    """(positions computed before, tokens of this step) per sequence; decoding sequences come first."""
 
     decodes: tuple[int, ...]
     chunks: tuple[tuple[int, int], ...]
@@ -63,7 +63,7 @@ def ragged_batches() -> st.SearchStrategy[Ragged]:
 
 
 def filled_pages(batch: Ragged, layers: int, kv_heads: int, head_dim: int, dtype: torch.dtype) -> torch.Tensor:
-    """Storage in which every position already has some key and value."""
+    """Storage with a random key and value at every position."""
     generator = torch.Generator().manual_seed(batch.seed)
     shape = (batch.num_pages, layers, 2, batch.page_size, kv_heads, head_dim)
     return torch.randn(shape, generator=generator).to(dtype)
@@ -72,7 +72,7 @@ def filled_pages(batch: Ragged, layers: int, kv_heads: int, head_dim: int, dtype
 def full_attention(
     batch: Ragged, pages: torch.Tensor, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
 ) -> torch.Tensor:
-    """Without metadata: each sequence's keys and values put together from its page table, in float64."""
+    """Attention without metadata: keys and values gathered from each page table, in float64."""
     out = torch.empty(q.shape, dtype=torch.float64)
     begin = 0
     for part in batch.plan().slices:

@@ -1,4 +1,4 @@
-"""Compiles the draw's kernels for an H100, with no GPU here, and prints what they take of it as JSON.
+"""Compiles the sampling kernels for an H100 without a GPU and prints their resource usage as JSON.
 
 python -m tests.engine.compiled_race
 """
@@ -37,7 +37,7 @@ FUSED = re.compile(r"\bfma\.|\bmad\.(?:rn|rz)|\bFFMA\b")
 
 
 def compiled(kernel: Any) -> Any:
-    """As the launcher would have it: addresses and vocabulary are multiples of 16."""
+    """Compiled as by the launcher: addresses and vocabulary size are multiples of 16."""
     signature = {name: TYPES[name] for name in kernel.arg_names}
     aligned = [place for place, name in enumerate(signature) if signature[name][0] == "*" or name == "vocab"]
     source = ASTSource(
@@ -50,7 +50,7 @@ def compiled(kernel: Any) -> Any:
 
 
 def facts(kernel: Any) -> dict[str, int]:
-    """Registers of a thread, bytes of local and shared memory, and fused multiply-adds."""
+    """Registers per thread, bytes of local and shared memory, and number of fused multiply-adds."""
     made = compiled(kernel)
     tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:

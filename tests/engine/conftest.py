@@ -1,4 +1,4 @@
-"""The real FlashInfer where no GPU is: its Python runs, its kernels compute nothing."""
+"""The real FlashInfer without a GPU: its Python runs, its kernels compute nothing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _CACHED = {
 
 @dataclass
 class WithoutGpu:
-    """The library, the modules that were loaded so far, and the arguments of every plan."""
+    """The library, the modules loaded so far, and the arguments of every plan."""
 
     library: ModuleType
     loaded: list[str] = field(default_factory=list)
@@ -47,7 +47,7 @@ class _Kernels:
 
 @pytest.fixture
 def flashinfer_without_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[WithoutGpu]:
-    """For a Hopper GPU that is not here; writes nothing outside the test's folder."""
+    """FlashInfer for an absent Hopper GPU; writes nothing outside the test's folder."""
     library = pytest.importorskip("flashinfer", reason="FlashInfer is not installed: pip install '.[cuda]'")
     calls = WithoutGpu(library)
 
@@ -67,7 +67,7 @@ def flashinfer_without_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> I
 
 
 def _unpinned(empty: Any) -> Any:
-    """No memory can be pinned without a GPU."""
+    """Ordinary memory: without a GPU none can be pinned."""
     return lambda *arguments, pin_memory=False, **options: empty(*arguments, **options)
 
 

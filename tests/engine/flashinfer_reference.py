@@ -1,4 +1,4 @@
-"""What Baton calls of FlashInfer, computed with float64 on whatever device its tensors are: slow, and plain to read.
+"""The FlashInfer functions that Baton calls, computed in float64 on the device of the tensors: slow but simple.
 
 Names, order and meaning of the arguments are FlashInfer 0.6.6's (test_flashinfer_calls.py compares them). Arguments
 that Baton passes by position are positional here, all others keywords. Strides and element types are checked as its
@@ -61,7 +61,7 @@ class BatchDecodeWithPagedKVCacheWrapper:
 
     @property
     def _buffers(self) -> tuple[torch.Tensor, ...]:
-        """What the kernel reads."""
+        """The arrays that the kernel reads."""
         buffers = (self._paged_kv_indptr_buf, self._paged_kv_indices_buf, self._paged_kv_last_page_len_buf)
         return tuple(buffer for buffer in buffers if buffer is not None)
 
@@ -133,7 +133,7 @@ def fast_decode_plan(
 
 
 class BatchPrefillWithPagedKVCacheWrapper:
-    """Several queries per sequence, which stand at the end of its keys."""
+    """Several queries per sequence, at the last positions of its keys."""
 
     def __init__(self, float_workspace_buffer: torch.Tensor, kv_layout: str = "NHD", *, backend: str = "auto") -> None:
         assert float_workspace_buffer.dtype == torch.uint8

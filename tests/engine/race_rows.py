@@ -1,4 +1,4 @@
-"""The definition of a draw told plainly, one token after the other, and rows of random logits and parameters."""
+"""A draw by its definition, one token at a time, and rows of random logits and parameters."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from baton.protocol.request import SamplingParams
 def kept_in_float64(
     logits: np.ndarray, temperature: float, top_k: int, top_p: float, min_p: float, slack: float
 ) -> set[int]:
-    """What an ideal computer keeps of one row, with top_p larger and min_p smaller by a share of `slack`."""
+    """The tokens of one row that exact arithmetic keeps, with top_p raised and min_p lowered by the share `slack`."""
     order = sorted(range(len(logits)), key=lambda token: (-logits[token], token))
     largest = float(logits[order[0]])
     masses = [math.exp((float(logits[token]) - largest) / temperature) for token in order][: top_k or None]
@@ -28,7 +28,7 @@ def kept_in_float64(
 
 
 def drawn_plainly(logits: np.ndarray, row: np.ndarray) -> int:
-    """The token of one row, in whole numbers; greedy rows too."""
+    """The token of one row, in integer arithmetic; greedy rows too."""
     vocab = len(logits)
     order = sorted(range(vocab), key=lambda token: (-logits[token], token))
     if row[definition.KIND] == definition.GREEDY:

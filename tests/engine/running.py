@@ -1,4 +1,4 @@
-"""Drives an executor over a page pool by hand, for tests of the model."""
+"""Drives an executor and a page pool directly, for tests of the model."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def load_executor(folder: Path, num_pages: int = 64, page_size: int = 16, dtype:
 
 
 def whole_prompt(length: int, page_size: int) -> BatchLayout:
-    """The metadata of one sequence that is computed in a single step."""
+    """The metadata of one sequence whose prompt is computed in a single step."""
     pages = -(-length // page_size)
     return BatchLayout(
         qo_indptr=torch.tensor([0, length], dtype=torch.int32),
@@ -54,7 +54,7 @@ def generate(
     sampling: list[SamplingParams],
     chunk_tokens: int = 32,
 ) -> list[list[int]]:
-    """Output tokens of all prompts, run together in chunks; ends at max_tokens or end of sequence."""
+    """Output tokens of all prompts, batched and in chunks, up to max_tokens or the end of the sequence."""
     answers = sampled_tokens(executor, prompts, sampling, chunk_tokens)
     return [[token.token_id for token in answer] for answer in answers]
 
@@ -65,7 +65,7 @@ def sampled_tokens(
     sampling: list[SamplingParams],
     chunk_tokens: int = 32,
 ) -> list[list[SampledToken]]:
-    """`generate`, with the log-probabilities that were asked for."""
+    """`generate`, with the requested log-probabilities."""
     pool = PagePool(executor.layout.num_pages, executor.layout.page_size)
     sequences = [
         Sequence.start(Request(str(index), tuple(prompt), params))

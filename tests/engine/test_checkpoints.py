@@ -1,4 +1,4 @@
-"""A checkpoint that cannot be served is refused with one sentence that names what is wrong."""
+"""A checkpoint that cannot be served is refused with one sentence that names the problem."""
 
 from __future__ import annotations
 
@@ -135,18 +135,18 @@ def test_a_tensor_in_two_shards_is_named(tmp_path: Path) -> None:
         _load(folder)
 
 
-def test_bytes_that_are_no_safetensors_are_named(folder: Path) -> None:
+def test_a_file_that_is_not_safetensors_is_named(folder: Path) -> None:
     (folder / "model.safetensors").write_bytes(b"nonsense")
     with pytest.raises(ModelError, match=r"model\.safetensors"):
         _load(folder)
 
 
-def test_a_folder_that_is_not_there_says_so() -> None:
+def test_a_missing_folder_is_reported() -> None:
     with pytest.raises(ModelError, match="no folder"):
         resolve_model("/no/such/folder")
 
 
-def test_a_tokenizer_that_cannot_be_read_says_so(folder: Path) -> None:
+def test_an_unreadable_tokenizer_is_reported(folder: Path) -> None:
     (folder / "tokenizer.json").write_text("{}")
     with pytest.raises(ModelError, match="tokenizer"):
         Tokenizer(folder)

@@ -1,4 +1,4 @@
-"""Configurations that say the usual in an unusual way compute what transformers computes, over the whole context."""
+"""Unusual configurations give the logits of transformers, over the whole context."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.checkpoints import build_checkpoint
 from tests.engine.running import load_executor, logits_of
 
 LENGTH = 100
-WINDOW = 32  # far less than LENGTH: a window that is used and one that is not give other logits
+WINDOW = 32  # far less than LENGTH, so that using the window changes the logits
 
 
 def edit_config(folder: Path, changes: dict[str, Any]) -> None:
@@ -51,10 +51,10 @@ def assert_same_logits(folder: Path) -> None:
         *((family, {"rms_norm_eps": None}) for family in ("llama2", "mistral", "qwen2", "qwen3")),
     ],
 )
-def test_the_whole_context_is_served_with_the_logits_of_transformers(
+def test_the_full_context_is_served_with_the_logits_of_transformers(
     tmp_path: Path, family: str, changes: dict[str, Any]
 ) -> None:
-    # Small activations: another eps would show.
+    # Small activations, so that another eps would change the logits.
     folder = build_checkpoint(tmp_path, family, scale=0.05 if "rms_norm_eps" in changes else 3.0)
     edit_config(folder, changes)
     config = read_config(folder)
@@ -83,7 +83,7 @@ def test_a_window_that_a_layer_uses_is_the_context(tmp_path: Path, family: str, 
     edit_config(folder, changes)
     config = read_config(folder)
     assert (config.context_tokens, config.window_limits) == (WINDOW, True)
-    # The oracle that it is used: with it transformers computes other logits, from just behind the window on.
+    # Proof that transformers uses the window: its logits differ from the first position behind the window on.
     tokens = torch.arange(2, 2 + LENGTH)
     windowed: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     with torch.inference_mode():
@@ -94,9 +94,9 @@ def test_a_window_that_a_layer_uses_is_the_context(tmp_path: Path, family: str, 
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_what_a_config_leaves_out_means_what_it_means_to_transformers(name: str) -> None:
+def test_a_missing_config_key_has_the_default_of_transformers(name: str) -> None:
     config = getattr(transformers, name.replace("ForCausalLM", "Config"))
-    # An instance forgets a window that it does not use: the class keeps the default.
+    # An instance drops a window that it does not use; the class keeps the default.
     left_out = FAMILIES[name].left_out
     assert {key: getattr(config, key) for key in left_out} == left_out
 

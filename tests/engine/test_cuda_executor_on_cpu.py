@@ -1,6 +1,6 @@
-"""The GPU's executor with its tensors on the CPU and FlashInfer's calls computed by the reference.
+"""The GPU's executor with CPU tensors and FlashInfer's calls computed by the reference.
 
-Everything but CUDA itself: metadata, staging, padding, recorded steps (a replay is the computation), sampling.
+This covers all but CUDA itself: metadata, staging, padding, recorded steps (a replay is the computation), sampling.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from baton.engine.models.decoder import Decoder
 from baton.engine.models.rope import FusedRotation, RopeTable, Rotation
 from baton.engine.sequence import Sequence
 from baton.engine.step import Slice, StepPlan
-from baton.engine.weights import load_weights, random_weights
+from baton.engine.weights import load_weights
+from baton.harness.random_weights import random_weights
 from baton.protocol.errors import ConfigError
 from baton.protocol.request import Request, SamplingParams
 from baton.protocol.worker import PageLayout
@@ -74,7 +75,7 @@ def _parameters(
 
 @pytest.fixture
 def cuda_layers(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    """The module behind the fused layers, bound to the reference for one test."""
+    """The module of the fused layers, bound to the reference for one test."""
     sys.modules.pop("baton.engine.models.cuda_layers", None)
     yield importlib.import_module("baton.engine.models.cuda_layers")
     del sys.modules["baton.engine.models.cuda_layers"]
@@ -84,13 +85,13 @@ def cuda_layers(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
 @pytest.mark.parametrize("graphs", [True, False])
 def test_tokens_are_those_of_the_cpu(graphs: bool) -> None:
     expected = generate(TorchExecutor(*_parameters()), PROMPTS, SAMPLING, chunk_tokens=16)
-    told: list[tuple[int, int]] = []
+    progress: list[tuple[int, int]] = []
     options = CudaOptions(cuda_graphs=graphs, max_batch=3)  # four at once: one batch is too large for any graph
-    executor = CudaExecutor(*_parameters(), options, lambda done, total: told.append((done, total)))
+    executor = CudaExecutor(*_parameters(), options, lambda done, total: progress.append((done, total)))
     executor.warm_up()
     assert generate(executor, PROMPTS, SAMPLING, chunk_tokens=16) == expected
     assert len({token for tokens in expected for token in tokens}) > 10
-    assert told == ([(1, 3), (2, 3), (3, 3)] if graphs else [])
+    assert progress == ([(1, 3), (2, 3), (3, 3)] if graphs else [])
 
 
 @pytest.mark.usefixtures("cuda_layers")
@@ -104,7 +105,7 @@ def test_tokens_are_the_same_through_the_fused_layers(monkeypatch: pytest.Monkey
     assert generate(executor, PROMPTS, SAMPLING, chunk_tokens=16) == expected
 
 
-def test_a_model_without_kernels_is_served_with_torch() -> None:
+def test_a_model_without_kernels_is_computed_with_torch() -> None:
     config = read_config(CHECKPOINT)  # heads of 32
     layout = config.page_layout(40, 16, "float32", "m")
     weights = load_weights(CHECKPOINT, config, torch.float32)
@@ -160,8 +161,8 @@ def test_the_fused_rotation_is_the_plain_one(monkeypatch: pytest.MonkeyPatch) ->
         assert torch.allclose(one, other, atol=1e-5)
 
 
-def test_what_is_profiled_can_be_run() -> None:
-    """The step whose memory is measured, with its sampling; what it takes is only known on a GPU."""
+def test_the_profiled_step_can_be_run() -> None:
+    """The step whose memory is measured, with its sampling; its memory can only be measured on a GPU."""
     config, parameters, _ = _parameters()
     options = CudaOptions(max_batch=5, max_tokens=300)
     _largest_step(Decoder(config, parameters), options, torch.device("cpu"))
@@ -192,7 +193,7 @@ def test_hopper_kernels_are_for_hopper() -> None:
         check_kernels("fa3", (8, 0))
 
 
-def test_a_missing_library_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_library_is_reported_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "flashinfer", None)
     with pytest.raises(ConfigError, match=r"pip install '\.\[cuda\]' in Baton's checkout\.$"):
         backend.load_flashinfer()
@@ -205,6 +206,6 @@ def test_another_version_of_flashinfer_is_refused(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_missing_gpu_is_one_sentence() -> None:
+def test_a_missing_gpu_is_reported_in_one_sentence() -> None:
     with pytest.raises(ConfigError, match="finds no GPU here"):
         open_device("cuda:0")

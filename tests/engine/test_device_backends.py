@@ -1,4 +1,4 @@
-"""Every kind of attention in the table keeps its contract, computed on the CPU."""
+"""Every attention backend in the table keeps its contract, computed on the CPU."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_steps_planned_from_staged_metadata_are_full_attention(name: str) -> Non
 def test_recorded_decode_steps_of_several_sizes_are_full_attention(name: str) -> None:
     backend, batch = BACKENDS[name], Ragged((5, 1, 17), (), PAGE_SIZE, 3)
     filled = filled_pages(batch, LAYERS, KV_HEADS, HEAD_DIM, torch.float32)
-    pages = torch.cat((filled, torch.zeros(1, *filled.shape[1:])))  # the last one is for padding
+    pages = torch.cat((filled, torch.zeros(1, *filled.shape[1:])))  # the last page is for padding
     staging = DecodeStaging(torch.device("cpu"), (3, 4), 10, batch.num_pages)
     assert backend.record is not None
     recording, recorded = backend.record(backend.open(pages, HEADS, "fa2", 8)), {}
@@ -76,7 +76,7 @@ def test_a_larger_batch_takes_no_smaller_workspace(name: str) -> None:
     assert 0 <= small <= large
 
 
-def test_pages_without_kernels_are_attended_to_with_torch() -> None:
+def test_attention_without_kernels_uses_torch() -> None:
     assert device_backend(torch.float32, HEAD_DIM) is BACKENDS["flashinfer"]
     for dtype, head_dim in ((torch.float64, 64), (torch.float32, 32)):
         assert device_backend(dtype, head_dim) is BACKENDS["torch"]

@@ -1,4 +1,4 @@
-"""How many pages fit on a GPU, from figures that were measured."""
+"""The number of pages that fit on a GPU, from measured figures."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_pages_take_what_the_fraction_leaves_beside_weights_and_steps() -> None:
 def test_two_workers_on_one_gpu_never_take_more_than_it_has(
     own: int, step_peak: int, workspace: int, page: int
 ) -> None:
-    """Whoever comes second sees less that is free, whether or not the first has taken its pages."""
+    """The second worker sees less free memory, whether or not the first has allocated its pages."""
     total = 80 * GIB
     taken = 0
     for _ in range(2):
@@ -43,7 +43,7 @@ def test_two_workers_on_one_gpu_never_take_more_than_it_has(
     assert taken <= 0.9 * total
 
 
-def test_too_little_says_what_takes_the_room_and_what_to_do() -> None:
+def test_too_little_memory_is_reported_with_its_users_and_a_remedy() -> None:
     with pytest.raises(ConfigError, match=r"it holds 16\.00, .* raise engine\.gpu_memory_fraction"):
         pages_that_fit(ROOM, 0.2, PAGE, 100)
     with pytest.raises(ConfigError, match="other processes are on this GPU"):

@@ -1,4 +1,4 @@
-"""Every family in the table reads a config.json."""
+"""Every model family in the table can read a config.json."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SHORTEST = {
 
 
 @pytest.mark.parametrize("architecture", FAMILIES)
-def test_a_family_fills_in_what_is_left_out_and_its_tensors_fill_its_parameters(architecture: str) -> None:
+def test_a_family_has_defaults_for_missing_keys_and_its_tensors_fill_its_parameters(architecture: str) -> None:
     family = FAMILIES[architecture]
     config = model_config({"architectures": [architecture], **SHORTEST})
     assert (config.qkv_bias, config.qk_norm) == (family.qkv_bias, family.qk_norm)

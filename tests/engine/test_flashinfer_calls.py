@@ -1,4 +1,4 @@
-"""FlashInfer calls fit the library's signatures: the reference that they are run against has the same ones."""
+"""FlashInfer calls match the library: the reference they are tested with has the same signatures."""
 
 from __future__ import annotations
 
@@ -47,15 +47,16 @@ def test_the_version_that_is_installed_with_baton_is_the_one_that_calls_were_wri
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_the_reference_takes_what_the_library_takes(name: str) -> None:
+def test_the_reference_has_the_signatures_of_the_library(name: str) -> None:
     flashinfer = pytest.importorskip("flashinfer", reason="FlashInfer is not installed: pip install '.[cuda]'")
     real = inspect.signature(_find(flashinfer, name)).parameters
     ours = inspect.signature(_find(reference, name)).parameters
-    positional = [one.name for one in ours.values() if one.kind is not one.KEYWORD_ONLY]
+    positional = [parameter.name for parameter in ours.values() if parameter.kind is not parameter.KEYWORD_ONLY]
     assert positional == list(real)[: len(positional)]
     assert set(ours) <= set(real)
     open_kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    needed = {one.name for one in real.values() if one.default is one.empty and one.kind not in open_kinds}
+    closed = [parameter for parameter in real.values() if parameter.kind not in open_kinds]
+    needed = {parameter.name for parameter in closed if parameter.default is parameter.empty}
     assert needed <= set(ours)
 
 
@@ -63,7 +64,7 @@ def test_the_reference_takes_what_the_library_takes(name: str) -> None:
 def test_steps_after_the_first_are_planned_from_the_host_and_read_the_devices_arrays(
     flashinfer_without_gpu: WithoutGpu, heads: tuple[int, int]
 ) -> None:
-    """The second plan is FlashInfer's faster one: what it plans with is the same, and no array is copied."""
+    """The second plan is FlashInfer's faster one: it plans with the same values and copies no array."""
     num_heads, kv_heads = heads
     batch = Ragged((5, 1, 17), ((0, 6), (9, 3)), 4, 1)
     attention = FlashInferAttention(filled_pages(batch, 1, kv_heads, 64, torch.bfloat16), num_heads)
@@ -72,9 +73,11 @@ def test_steps_after_the_first_are_planned_from_the_host_and_read_the_devices_ar
     attention.plan_staged(batch.layout(), host, device)
     first, _, second, _ = flashinfer_without_gpu.plans
     assert len(first) == len(second)
-    for one, other in zip(first, second, strict=True):
-        assert torch.equal(one, other) if isinstance(one, torch.Tensor) and one.dtype == torch.int32 else True
-        assert one == other if not isinstance(one, torch.Tensor) else True
+    for argument, other in zip(first, second, strict=True):
+        if not isinstance(argument, torch.Tensor):
+            assert argument == other
+        elif argument.dtype == torch.int32:
+            assert torch.equal(argument, other)
     wrapper = attention._decode
     for buffer, whole in (
         (wrapper._paged_kv_indptr_buf, device.indptr),
@@ -85,8 +88,8 @@ def test_steps_after_the_first_are_planned_from_the_host_and_read_the_devices_ar
     assert [len(wrapper._paged_kv_indptr_buf), len(wrapper._paged_kv_last_page_len_buf)] == [4, 3]
 
 
-def test_the_kernels_of_tensor_cores_are_fa2s_by_name(flashinfer_without_gpu: WithoutGpu) -> None:
-    """So that a newer library's "auto" cannot choose kernels that nobody compiled."""
+def test_tensor_core_kernels_are_requested_as_fa2_by_name(flashinfer_without_gpu: WithoutGpu) -> None:
+    """Otherwise "auto" of a newer library could choose kernels that were not compiled."""
     batch = Ragged((5,), (), 4, 1)
     attention = FlashInferAttention(filled_pages(batch, 1, 2, 64, torch.bfloat16), 8)
     assert (attention._decode._backend, attention._prefill._backend) == ("fa2", "fa2")

@@ -1,4 +1,4 @@
-"""A step's flat arrays say what its sequences say, whatever has happened to their page tables before."""
+"""A step's flat arrays describe its sequences, whatever happened to their page tables before."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ROOT = b"root"
 
 
 def check_flat(plan: StepPlan, page_size: int) -> None:
-    """By the definition of each array, position by position."""
+    """Check each array against its definition, position by position."""
     token_ids, layout = flat_batch(plan, page_size)
     arrays = (token_ids, layout.qo_indptr, layout.indptr, layout.indices, layout.last_page_len, layout.positions)
     assert all(array.dtype == torch.int32 and array.device.type == "cpu" for array in arrays)
@@ -51,7 +51,7 @@ def test_the_arrays_of_a_random_plan_are_those_of_the_definition(batch: Ragged) 
 
 
 class _Worker:
-    """Sequences over a small pool; each method is one thing that changes page tables."""
+    """Sequences over a small pool; each method is one kind of change to page tables."""
 
     def __init__(self, rng: random.Random, page_size: int) -> None:
         self.rng, self.page_size = rng, page_size
@@ -71,7 +71,7 @@ class _Worker:
         self.waiting.append(self._start())
 
     def arrive_from_another_worker(self) -> None:
-        """With pages for tokens that it does not have yet."""
+        """A migrated sequence, with pages for tokens that it does not have yet."""
         sequence = self._start()
         sequence.tokens.append(3)
         growth = self.rng.randrange(1, 2 * self.page_size)

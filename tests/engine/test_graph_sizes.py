@@ -30,7 +30,7 @@ def test_the_sizes_are_few() -> None:
     assert len(graph_sizes(256)) == 35
 
 
-def test_no_batch_has_no_size() -> None:
+def test_an_empty_batch_has_no_graph_size() -> None:
     assert padded_size(0, (1, 2)) is None
     with pytest.raises(ConfigError, match="at least 1"):
         graph_sizes(0)

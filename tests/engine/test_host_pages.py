@@ -1,4 +1,4 @@
-"""Host memory of preempted sequences: how much of it is pinned, and until when."""
+"""Host memory for preempted sequences: how much is pinned, and for how long."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from baton.protocol.errors import ConfigError
 
 
 class Runtime:
-    """Torch's binding of the CUDA runtime, which writes down what is pinned."""
+    """A stand-in for torch's binding of the CUDA runtime that records pinned memory."""
 
     def __init__(self, code: int = 0) -> None:
         self.code = code
@@ -59,7 +59,7 @@ def test_nothing_is_pinned_without_slots_or_beside_pages_on_a_cpu(runtime: Runti
     del hosts
 
 
-def test_memory_that_cannot_be_pinned_ends_the_start_with_a_sentence() -> None:
+def test_memory_that_cannot_be_pinned_ends_the_start_with_an_error_message() -> None:
     with pytest.raises(
         ConfigError, match=r"0\.0 GiB of host memory .* \(CUDA error 2\): lower engine\.swap_memory_gib"
     ):

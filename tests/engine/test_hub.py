@@ -1,4 +1,4 @@
-"""What is fetched of a hub repository: one copy of the weights, and none of a model that cannot be served."""
+"""Downloads from a hub repository: one copy of the weights, and none of a model that cannot be served."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ OTHERS = (
 
 
 class Hub:
-    """A repository on disk, fetched as `snapshot_download` does it: its own filter decides which files come."""
+    """A repository on disk, read like `snapshot_download`: its own filter chooses the files."""
 
     def __init__(self, repository: Path, cache: Path) -> None:
         self.repository, self.snapshot = repository, cache / COMMIT
@@ -63,10 +63,10 @@ def test_the_weights_come_once(hub: Hub) -> None:
     folder = resolve_model("mistralai/a-model")
     assert hub.fetched_weights == {path.name for path in weight_files(hub.repository)}
     assert (folder / "tokenizer.json").is_file()
-    assert hub.revisions == [None, COMMIT]  # description and weights are of one commit
+    assert hub.revisions == [None, COMMIT]  # config and weights are of one commit
 
 
-def test_shards_are_fetched_by_whatever_names_the_index_gives_them(hub: Hub) -> None:
+def test_shards_are_fetched_by_their_names_in_the_index(hub: Hub) -> None:
     index = hub.repository / "model.safetensors.index.json"
     names = [path.name for path in weight_files(hub.repository)]
     for name in names:

@@ -1,4 +1,4 @@
-"""Compilers and a complete CUDA are found where a worker that Ray started has neither."""
+"""Compilers and a complete CUDA toolkit are found although the environment of a Ray worker names neither."""
 
 from __future__ import annotations
 

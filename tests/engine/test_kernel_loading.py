@@ -1,4 +1,4 @@
-"""A worker without usable kernels ends before it loads anything, with a sentence that says what to do."""
+"""A worker without usable kernels exits before it loads anything, with an error that names the remedy."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from baton.engine.kernel_compiler import let_flashinfer_compile, missing_program
 from baton.engine.kernel_loading import check_compilable, check_prebuilt, check_versions, prefill_kernels
 from baton.engine.prebuilt_kernels import Built, Manifest, runs_on
 from baton.engine.race.launchable import check_triton
+from baton.harness.process_cluster import plans
 from baton.protocol.errors import ConfigError
 from baton.worker import executors
-from benchmarks.process_cluster import plans
 
 FOLDER = Path("/site/flashinfer/data/aot")
 BUILT = {"page": Built(("8.0", "9.0a"), 1, ""), "norm": Built(("9.0a",), 1, "")}
@@ -58,11 +58,11 @@ def test_prebuilt_kernels_for_other_gpus_are_refused_and_unknown_ones_are_not() 
 def test_prebuilt_kernels_that_an_upgrade_left_behind_are_refused(flashinfer: str, cuda: str) -> None:
     manifest = Manifest("0.6.6", "0.1.15", "13.0", "2.14", "x86_64", BUILT)
     check_versions(manifest, "0.6.6", "13.1", FOLDER)
-    with pytest.raises(ConfigError, match=re.escape(f"and here are FlashInfer {flashinfer} and CUDA {cuda}")):
+    with pytest.raises(ConfigError, match=re.escape(f"but FlashInfer {flashinfer} and CUDA {cuda} are installed")):
         check_versions(manifest, flashinfer, cuda, FOLDER)
 
 
-def test_a_folder_that_cannot_be_written_is_named_with_what_to_set(
+def test_an_unwritable_folder_is_named_with_the_variable_to_set(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "file").touch()
@@ -75,15 +75,15 @@ def test_a_folder_that_cannot_be_written_is_named_with_what_to_set(
         let_flashinfer_compile((9, 0))
 
 
-def test_kernels_that_are_neither_prebuilt_nor_compilable_are_named_with_what_is_lacking() -> None:
+def test_kernels_that_are_neither_prebuilt_nor_compilable_are_named_with_what_is_missing() -> None:
     check_compilable([], ["ninja", "nvcc"], (9, 0))
     check_compilable(["page"], [], (9, 0))
-    words = "kernels page, norm are not installed, and what compiles them is not found (ninja, nvcc): install kernels"
+    words = "kernels page, norm are not installed, and programs to compile them are not found (ninja, nvcc): install"
     with pytest.raises(ConfigError, match=re.escape(words)):
         check_compilable(["page", "norm"], ["ninja", "nvcc"], (9, 0))
 
 
-def test_programs_are_looked_for_where_flashinfer_calls_them(tmp_path: Path) -> None:
+def test_programs_are_searched_where_flashinfer_calls_them(tmp_path: Path) -> None:
     for name in ("bin/ninja", "bin/c++", "cuda/bin/nvcc"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch(0o755)
@@ -101,7 +101,7 @@ def test_programs_are_looked_for_where_flashinfer_calls_them(tmp_path: Path) -> 
         "/usr/bin/ld: cannot find -lcudart: No such file",
     ],
 )
-def test_of_a_compilers_output_the_line_with_the_cause_is_told(line: str) -> None:
+def test_the_line_with_the_cause_is_taken_from_a_compilers_output(line: str) -> None:
     output = (
         f"Ninja build failed. Ninja output:\n[1/2] nvcc -c\nFAILED: norm.cuda.o\n{line}\ncollect2: error: ld returned 1"
     )
@@ -110,8 +110,8 @@ def test_of_a_compilers_output_the_line_with_the_cause_is_told(line: str) -> Non
     assert reason_of(RuntimeError()) == "RuntimeError()"
 
 
-def test_a_worker_looks_at_its_kernels_before_its_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """There are no weights in this folder, and the GPU, which is not there either, cannot run fa3."""
+def test_a_worker_checks_its_kernels_before_loading_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """This folder has no weights, and the (simulated) GPU cannot run fa3."""
     monkeypatch.setattr(executors, "open_device", torch.device)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
     usual = plans(CHECKPOINT, 512, 10)[1]
@@ -124,7 +124,7 @@ def test_a_worker_looks_at_its_kernels_before_its_weights(monkeypatch: pytest.Mo
     ("asked", "capability", "compiled", "chosen"),
     [
         ("auto", (9, 0), True, "fa3"),
-        ("auto", (9, 0), False, "fa2"),  # it would compile for minutes
+        ("auto", (9, 0), False, "fa2"),  # fa3 would compile for minutes
         ("auto", (8, 0), True, "fa2"),
         ("fa2", (9, 0), True, "fa2"),
         ("fa3", (9, 0), False, "fa3"),
@@ -140,7 +140,7 @@ def test_auto_is_fa3_where_a_hopper_gpu_has_it_ready(
     assert prefill_kernels("auto", replace(config, head_dim=32), torch.bfloat16, capability) == "fa2"  # torch computes
 
 
-def test_a_host_where_triton_cannot_compile_is_told_what_to_install() -> None:
-    """There is no GPU here, so Triton has no driver; a missing compiler ends in the same place."""
+def test_the_error_where_triton_cannot_compile_names_what_to_install() -> None:
+    """Without a GPU Triton has no driver; a missing compiler gives the same error."""
     with pytest.raises(ConfigError, match=r"Triton cannot compile .* install a C compiler"):
         check_triton()

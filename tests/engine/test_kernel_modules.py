@@ -1,4 +1,4 @@
-"""The list of kernels is what FlashInfer is asked for: its names, and the modules that the engine's calls load."""
+"""The list of kernels matches FlashInfer: its module names, and the modules that the engine's calls load."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ def test_decode_has_a_module_of_its_own_where_few_query_heads_share_keys() -> No
     ]
 
 
-def test_with_fa3_for_prefill_fa2_is_still_what_decodes_on_tensor_cores() -> None:
+def test_with_fa3_for_prefill_fa2_still_decodes_on_tensor_cores() -> None:
     assert [name.endswith("_sm90") for name in _names(BF16, 128, 8, ("fa3",))[4:]] == [True, False]
     assert [name.endswith("_sm90") for name in _names(BF16, 128, 1, ("fa3",))[4:]] == [True, False]
     assert len(_names(BF16, 128, 4, ("fa2", "fa3"))) == len(set(_names(BF16, 128, 4, ("fa2", "fa3")))) == 6
 
 
-def test_what_torch_computes_needs_no_kernels() -> None:
+def test_attention_by_torch_needs_no_kernels() -> None:
     assert _names(torch.float32, 128, 4) == []
     assert _names(BF16, 32, 2) == ["norm", "silu_and_mul"]
 
@@ -53,7 +53,7 @@ def test_what_torch_computes_needs_no_kernels() -> None:
 @pytest.mark.parametrize("group", [1, 4])
 @pytest.mark.parametrize("head_dim", [64, 128, 256])
 @pytest.mark.parametrize("dtype", [BF16, F16])
-def test_flashinfer_names_its_modules_so(
+def test_the_module_names_are_those_of_flashinfer(
     flashinfer_without_gpu: WithoutGpu, dtype: torch.dtype, head_dim: int, group: int
 ) -> None:
     for module in kernel_modules(dtype, head_dim, group, ("fa2", "fa3")):
@@ -84,7 +84,7 @@ def test_the_engines_calls_load_the_modules_of_the_list_and_no_others(
 
 
 def test_the_tests_on_a_gpu_take_four_modules_of_attention() -> None:
-    """Each is some twenty seconds of compiling on a large machine."""
+    """Compiling each takes some twenty seconds on a large machine."""
     attention = [module.name for module in modules() if module.name.startswith("batch")]
     assert len(attention) == len(set(attention)) <= 4
     assert {case.head_dim for case in CASES} == {64, 128}

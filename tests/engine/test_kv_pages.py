@@ -1,4 +1,4 @@
-"""The page pool keeps its invariants whatever is done to it in whatever order."""
+"""The page pool keeps its invariants under any sequence of operations."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROOT = root_hash("model")
 
 
 class PagePoolMachine(RuleBasedStateMachine):
-    """Sequences over a small alphabet, so that prefixes collide; a set is the model of what must be matchable."""
+    """Sequences over a small alphabet, so that prefixes collide; a set models the prefixes that must match."""
 
     tables = Bundle("tables")
 
@@ -84,7 +84,7 @@ class PagePoolMachine(RuleBasedStateMachine):
         assert self.pool.num_cached == 0
 
     def track(self) -> None:
-        """The changes alone must tell what is matchable: the router's prefix index has nothing else."""
+        """The reported changes alone must give the matchable prefixes: the router's prefix index has nothing else."""
         stored, evicted = self.pool.take_changes()
         assert not set(stored) & set(evicted)
         self.matchable = (self.matchable | set(stored)) - set(evicted)
@@ -119,7 +119,7 @@ def test_pages_are_not_matched_across_models_or_salts() -> None:
     assert len({page_hash for chain in chains for page_hash in chain}) == 6
 
 
-def test_a_page_that_is_handed_out_again_has_a_new_generation() -> None:
+def test_a_reused_page_has_a_new_generation() -> None:
     pool = PagePool(1, 1)
     (page,) = pool.allocate(1)
     before = pool.generation(page)
@@ -128,7 +128,7 @@ def test_a_page_that_is_handed_out_again_has_a_new_generation() -> None:
     assert pool.generation(page) == before + 1
 
 
-def test_releasing_twice_is_a_defect_that_is_reported() -> None:
+def test_releasing_a_page_twice_is_an_internal_error() -> None:
     pool = PagePool(2, 1)
     pages = pool.allocate(1)
     pool.release(pages)

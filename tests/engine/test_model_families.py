@@ -1,4 +1,4 @@
-"""Our model computes what transformers computes, on the same weights, for every family."""
+"""The model gives the logits and tokens of transformers on the same weights, for every family."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_bfloat16_stays_near_float32(tmp_path: Path) -> None:
 
 
 def test_a_resumed_token_behind_a_chunk_changes_nothing_for_the_chunk(tmp_path: Path) -> None:
-    """After a failure a sequence may have one token left to prefill: it looks like a decode, but stands second."""
+    """After a failure a sequence may have one token left to prefill, which looks like a decode behind a prefill."""
     executor = load_executor(build_checkpoint(tmp_path, seed=4))
     fresh = Sequence.start(Request("a", tuple(range(5, 25)), SamplingParams()))
     resumed = Sequence.start(Request("b", tuple(range(40, 60)), SamplingParams()), (61,))

@@ -1,4 +1,4 @@
-"""The metadata that FlashInfer's kernels are given means the batch that was meant."""
+"""The metadata given to FlashInfer's kernels describes the intended batch."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def reference(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _qkv(rows: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Slices of one projection, as the model gives them."""
+    """Slices of one projection, as in the model."""
     both = torch.randn(rows, HEADS + 2 * KV_HEADS, HEAD_DIM, generator=torch.Generator().manual_seed(seed))
     return both[:, :HEADS], both[:, HEADS : HEADS + KV_HEADS], both[:, HEADS + KV_HEADS :]
 
 
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(batch=ragged_batches())
-def test_attention_by_the_metadata_is_full_attention_and_torchs(batch: Ragged) -> None:
+def test_attention_by_the_metadata_equals_full_attention_and_torch_attention(batch: Ragged) -> None:
     pages = filled_pages(batch, LAYERS, KV_HEADS, HEAD_DIM, torch.float32)
     others = pages.clone()
     layout = batch.layout()
@@ -54,8 +54,8 @@ def test_attention_by_the_metadata_is_full_attention_and_torchs(batch: Ragged) -
 
 @settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(first=ragged_batches(), second=ragged_batches())
-def test_a_step_is_planned_whatever_the_one_before_it_was(first: Ragged, second: Ragged) -> None:
-    """Steps after the first are planned another way."""
+def test_a_step_is_planned_after_any_other_step(first: Ragged, second: Ragged) -> None:
+    """Steps after the first are planned by another method."""
     second = replace(second, page_size=first.page_size)
     room = max(first.num_pages, second.num_pages)
     storage = torch.zeros(room, 1, 2, first.page_size, KV_HEADS, HEAD_DIM)
@@ -72,7 +72,7 @@ def test_a_step_is_planned_whatever_the_one_before_it_was(first: Ragged, second:
 
 @settings(deadline=None, max_examples=60)
 @given(batch=ragged_batches())
-def test_the_parts_say_what_the_layout_says(batch: Ragged) -> None:
+def test_the_parts_agree_with_the_layout(batch: Ragged) -> None:
     layout = batch.layout()
     metadata = plan_metadata(layout)
     assert all(array.dtype == torch.int32 for array in metadata.tensors)
@@ -86,7 +86,7 @@ def test_the_parts_say_what_the_layout_says(batch: Ragged) -> None:
 
 
 @pytest.mark.parametrize("size", [3, 4, 7])
-def test_padding_changes_nothing_for_those_who_decode(size: int) -> None:
+def test_padding_changes_nothing_for_decoding_sequences(size: int) -> None:
     batch = Ragged((5, 1, 17), (), 4, 2)
     padding_page = batch.num_pages
     storage = torch.cat([filled_pages(batch, 1, KV_HEADS, HEAD_DIM, torch.float32), torch.zeros(1, 1, 2, 4, 2, 8)])
@@ -103,8 +103,8 @@ def test_padding_changes_nothing_for_those_who_decode(size: int) -> None:
     assert torch.equal(storage[:padding_page], kept), "padding is written to its own page only"
 
 
-def test_a_captured_step_reads_only_what_is_staged() -> None:
-    """Planned for nothing but padding, then replayed for other batches, its tensors never replaced."""
+def test_a_captured_step_reads_only_staged_arrays() -> None:
+    """A step is planned for padding only, then replayed for other batches; its tensors are never replaced."""
     batch = Ragged((5, 1, 17), (), 4, 2)
     storage = torch.cat([filled_pages(batch, 1, KV_HEADS, HEAD_DIM, torch.float32), torch.zeros(1, 1, 2, 4, 2, 8)])
     staging = DecodeStaging(torch.device("cpu"), (2, 4, 8), 10, batch.num_pages)
@@ -150,7 +150,7 @@ def test_staged_decodes_are_the_padded_batch_at_the_places_of_its_size(
         assert torch.equal(device[: len(value)], value)
 
 
-def test_staged_arrays_are_what_was_put_and_lie_where_their_predecessors_say() -> None:
+def test_staged_arrays_hold_what_was_put_at_offsets_that_later_arrays_do_not_change() -> None:
     staging = GrowingStagingBuffer(torch.device("cpu"), capacity=8)
     arrays = plan_metadata(MIXED.layout()).tensors
     host, device = staging.put(arrays)
@@ -162,8 +162,8 @@ def test_staged_arrays_are_what_was_put_and_lie_where_their_predecessors_say() -
     assert [there.storage_offset() for there in longer] == before
 
 
-def test_the_workspace_holds_what_flashinfer_plans() -> None:
-    """Its own checks: a captured decode step takes heads x tiles x rows of a tile x (head_dim + 1) floats."""
+def test_the_workspace_suffices_for_flashinfers_plans() -> None:
+    """FlashInfer's own checks: a captured decode step takes heads x tiles x rows of a tile x (head_dim + 1) floats."""
     for heads, kv_heads, batch, sms in ((32, 8, 256, 132), (64, 8, 256, 132), (32, 32, 512, 144), (48, 1, 64, 108)):
         group = heads // kv_heads
         tile = 16 if group <= 16 else 64

@@ -1,4 +1,4 @@
-"""The draw with numpy: its arithmetic against float64, its tokens against the definition told plainly."""
+"""Sampling in numpy: its arithmetic against float64, its tokens against a plain implementation of the definition."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _rows(params: list[SamplingParams], positions: list[int], vocab: int) -> np.
 
 
 def _philox(counter: int, key: tuple[int, int]) -> list[int]:
-    """Philox4x64-10 as Salmon et al. define it, in whole numbers."""
+    """Philox4x64-10 as Salmon et al. define it, in integer arithmetic."""
     low = (1 << 64) - 1
     words = [counter, 0, 0, 0]
     for turn in range(10):
@@ -77,7 +77,7 @@ def test_weights_are_the_exponential_and_never_grow_with_the_distance() -> None:
     top_p=st.sampled_from([1.0, 0.95, 0.5, 0.01]),
     min_p=st.sampled_from([0.0, 0.05, 0.4]),
 )
-def test_what_is_kept_is_what_an_ideal_computer_keeps(
+def test_the_kept_tokens_are_those_of_float64_arithmetic(
     seed: int, vocab: int, spread: float, temperature: float, top_k: int, top_p: float, min_p: float
 ) -> None:
     logits = (np.random.default_rng(seed).standard_normal((1, vocab)) * spread).astype(np.float32)
@@ -131,7 +131,7 @@ def test_tokens_are_drawn_with_their_probabilities(params: SamplingParams, kept:
     counts = np.bincount(tokens, minlength=12)
     assert counts[kept:].sum() == 0
     chi_square = ((counts[:kept] - expected) ** 2 / expected).sum()
-    assert chi_square < (kept - 1) + 3.1 * np.sqrt(2 * (kept - 1))  # of 1,000 right draws, some would exceed it
+    assert chi_square < (kept - 1) + 3.1 * np.sqrt(2 * (kept - 1))  # exceeded by one in 1,000 correct samples
 
 
 def test_a_row_is_drawn_alone_as_in_any_batch() -> None:
@@ -145,7 +145,7 @@ def test_a_row_is_drawn_alone_as_in_any_batch() -> None:
     assert [int(draw_rows(logits[i : i + 1], rows[i : i + 1])[0]) for i in range(len(rows))] == together.tolist()
 
 
-def test_a_top_p_of_one_keeps_what_weighs_nothing_whatever_else_is_in_the_batch() -> None:
+def test_a_top_p_of_one_keeps_tokens_of_weight_zero_in_any_batch() -> None:
     logits = np.array([[0.0, -25.0, -26.0, -27.0]] * 2, dtype=np.float32)  # 2^-36 of the likeliest
     rows = _rows([SamplingParams(temperature=1.0, top_k=3), SamplingParams(temperature=1.0, top_p=0.5)], [0, 0], 4)
     z = definition.distance(logits, np.zeros((2, 1), np.float32), rows[:, [definition.SCALE]].view(np.float32))

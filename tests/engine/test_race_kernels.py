@@ -1,4 +1,4 @@
-"""The draw's kernels give the tokens of the numpy code: on a GPU where there is one, else in Triton's interpreter."""
+"""The sampling kernels give the tokens of the numpy code: on a GPU if present, else in Triton's interpreter."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 
 GPU = torch.cuda.is_available()
 if not GPU:
-    os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported, which nothing else in the suite does
+    os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported; no other test imports it
 
 from baton.engine.race import definition, gpu  # noqa: E402
 from baton.engine.race.draw import draw_rows  # noqa: E402
@@ -26,7 +26,7 @@ DEVICE = "cuda" if GPU else "cpu"
 
 
 def _drawn(logits: np.ndarray, rows: np.ndarray, capacity: int = gpu.CAPACITY) -> tuple[list[int], list[bool]]:
-    """What the kernels draw."""
+    """The kernels' tokens, and whether each row was finite."""
     there = torch.from_numpy(logits).to(DEVICE)
     tokens, finite = gpu.draw_rows(there, torch.from_numpy(rows).to(DEVICE), rows, capacity)
     return tokens.tolist(), finite.tolist()
@@ -64,7 +64,7 @@ def test_kernels_draw_a_row_alone_as_in_any_batch() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of the interpreter's numpy, about infinities
-def test_kernels_tell_rows_that_are_no_numbers_from_extreme_ones() -> None:
+def test_kernels_distinguish_rows_with_nan_or_infinity_from_extreme_rows() -> None:
     logits, rows = random_rows(np.random.default_rng(1), 8, 70)
     rows[:, definition.KIND] = np.repeat([definition.GREEDY, definition.WHOLE], 4)
     rows[:, [definition.TOP_K, definition.MIN_WEIGHT]] = 0
@@ -91,7 +91,7 @@ def test_kernels_compile_for_a_hopper_gpu_without_fused_sums_or_spilled_register
     for name, facts in kernels.items():
         assert facts["fused"] == 0, name
         assert facts["local_bytes"] == facts["stack_bytes"] == 0, name
-        # Of those that read whole rows two programs of 256 threads fit on a multiprocessor.
+        # Two programs of 256 threads fit on a multiprocessor, for the kernels that read whole rows.
         assert facts["registers"] <= (128 if name != "settle_kernel" else 255), name
         assert facts["shared_bytes"] <= 16 << 10, name
 
@@ -100,7 +100,7 @@ def test_kernels_compile_for_a_hopper_gpu_without_fused_sums_or_spilled_register
 def test_every_address_that_a_kernel_gets_is_a_multiple_of_16_in_any_batch(
     count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else Triton compiles the kernel again for the other kind of batch, in the middle of serving."""
+    """Otherwise Triton would recompile the kernel for other batches while serving."""
     odd: list[tuple[str, int]] = []
 
     class Watched:

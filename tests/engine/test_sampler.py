@@ -1,4 +1,4 @@
-"""The sampler against transformers' own processors, and tokens that depend on nothing but their request."""
+"""The sampler against transformers' own processors; tokens depend on their request alone."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_drawn_tokens_follow_the_probabilities() -> None:
         assert abs(count / 4000 - share) < 0.03
 
 
-def test_no_end_before_min_tokens() -> None:
+def test_a_sequence_does_not_end_before_min_tokens() -> None:
     logits = torch.zeros(1, VOCAB)
     logits[0, 5] = 10.0
     params = SamplingParams(min_tokens=2, stop_token_ids=(6,))
@@ -136,8 +136,8 @@ def test_greedy_and_sampled_sequences_share_a_batch() -> None:
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_logits_without_a_largest_number_are_an_error(value: float, temperature: float) -> None:
+def test_logits_without_a_finite_maximum_are_an_error(value: float, temperature: float) -> None:
     logits = torch.cat((_logits(1), torch.full((1, VOCAB), value)))
     sequences = [_sequence(SamplingParams(temperature=temperature, top_p=top_p, logprobs=1)) for top_p in (0.9, 1.0)]
-    with pytest.raises(InternalError, match="not numbers"):
+    with pytest.raises(InternalError, match="not finite numbers"):
         sample(logits, sequences, frozenset())

@@ -1,4 +1,4 @@
-"""A checkpoint's tokenizer: its special tokens, its older file, and what is said when it cannot be read."""
+"""A checkpoint's tokenizer: its special tokens, the older file format, and the errors when it cannot be read."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _with_template(template: str) -> FastTokenizer:
     return fast
 
 
-def test_a_beginning_that_the_text_has_is_not_added_again(tmp_path: Path) -> None:
+def test_a_bos_token_in_the_text_is_not_added_again(tmp_path: Path) -> None:
     tokenizer = _save(_with_template("<pad> $A <eos>"), tmp_path)
     hi = tokenizer.encode("hi", add_special_tokens=False)
     assert tokenizer.encode("hi") == [2, *hi, 1]
@@ -53,7 +53,7 @@ def test_a_beginning_that_the_text_has_is_not_added_again(tmp_path: Path) -> Non
     assert tokenizer.encode("") == [2, 1]
 
 
-def test_a_beginning_of_two_tokens_is_added_unless_the_text_has_both(tmp_path: Path) -> None:
+def test_a_prefix_of_two_tokens_is_added_unless_the_text_has_both(tmp_path: Path) -> None:
     tokenizer = _save(_with_template("<pad> <eos> $A"), tmp_path)
     assert tokenizer.encode("<pad><eos>") == [2, 1]
     assert tokenizer.encode("<pad>") == [2, 1, 2]
@@ -67,7 +67,7 @@ def test_only_special_tokens_are_found_by_their_text(tmp_path: Path) -> None:
 
 
 def test_other_threads_run_while_a_text_is_encoded(tmp_path: Path) -> None:
-    """Every switch would come after the whole text if encoding kept Python's lock."""
+    """If encoding held Python's lock, every thread switch would come after the text."""
     tokenizer = _save(byte_tokenizer(), tmp_path)
     ended = threading.Event()
 
@@ -85,7 +85,7 @@ def test_other_threads_run_while_a_text_is_encoded(tmp_path: Path) -> None:
 
 
 def _train(folder: Path, model_type: str, settings: dict[str, Any] | None = None) -> Path:
-    """A checkpoint that has only the file that sentencepiece wrote, trained as Llama 2's was."""
+    """A checkpoint with only the file written by sentencepiece, trained like that of Llama 2."""
     lines = (" ".join(order) for order in itertools.islice(itertools.permutations(WORDS, 6), 0, 200_000, 97))
     sentencepiece.SentencePieceTrainer.Train(
         sentence_iterator=lines,
@@ -107,7 +107,7 @@ def _train(folder: Path, model_type: str, settings: dict[str, Any] | None = None
 
 @pytest.fixture(scope="module", params=["bpe", "unigram"])
 def older(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Without a class of its own transformers goes by the model file."""
+    """Without a tokenizer class transformers uses the model file."""
     settings = LLAMA if request.param == "bpe" else None
     return _train(tmp_path_factory.mktemp(request.param), request.param, settings)
 
@@ -120,7 +120,7 @@ def test_tokenizer_model_alone_gives_the_ids_that_transformers_and_sentencepiece
     for text in ("once upon a time", "there  was", "größe 中文 🙂", "a\nb", "x", "the town and the time "):
         assert tokenizer.encode(text) == theirs(text).input_ids
         assert tokenizer.encode(text, add_special_tokens=False) == pieces.encode(text)
-    for text in (" there", "  once"):  # here transformers differs from sentencepiece
+    for text in (" there", "  once"):  # transformers differs from sentencepiece for these texts
         assert tokenizer.encode(text) == theirs(text).input_ids
     for text in ("once upon", ""):
         assert tokenizer.encode(text, add_special_tokens=False) == theirs(text, add_special_tokens=False).input_ids
@@ -130,11 +130,11 @@ def test_tokenizer_model_alone_gives_the_ids_that_transformers_and_sentencepiece
 
 @settings(max_examples=200, deadline=None)
 @given(data=st.data())
-def test_streamed_text_is_what_sentencepiece_says_beyond_the_prompt(older: Path, data: st.DataObject) -> None:
+def test_streamed_text_is_the_text_of_sentencepiece_after_the_prompt(older: Path, data: st.DataObject) -> None:
     tokenizer = _read(older)
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(older / "tokenizer.model"))
     ids = st.lists(st.integers(3, tokenizer.vocab_size - 1), min_size=1, max_size=12)
-    prompt = [*data.draw(ids), token_id(tokenizer, "▁")]  # ends with a whole character
+    prompt = [*data.draw(ids), token_id(tokenizer, "▁")]  # ends with a complete character
     output = data.draw(ids)
     detokenizer = Detokenizer(tokenizer)
     detokenizer.read_prompt(prompt)
@@ -159,7 +159,9 @@ def test_a_model_file_that_transformers_takes_for_another_type_is_refused(tmp_pa
         ({"tokenizer.model": b""}, r"tokenizer\.model"),
     ],
 )
-def test_a_tokenizer_that_cannot_be_read_is_one_sentence(tmp_path: Path, files: dict[str, bytes], words: str) -> None:
+def test_an_unreadable_tokenizer_is_reported_in_one_sentence(
+    tmp_path: Path, files: dict[str, bytes], words: str
+) -> None:
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)
     for look in (check_tokenizer, Tokenizer):

@@ -1,4 +1,4 @@
-"""The warm-up: what a first request would pay for has run once, and left nothing behind."""
+"""The warm-up runs once what a first request would otherwise pay for, and leaves no trace in the pages."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.checkpoints import build_checkpoint
 from tests.engine.running import load_executor
 
 
-def test_the_warm_up_samples_in_every_way_and_leaves_the_pages_as_they_were(
+def test_the_warm_up_samples_in_every_way_and_leaves_the_pages_unchanged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     executor = load_executor(build_checkpoint(tmp_path, "llama3", seed=3))

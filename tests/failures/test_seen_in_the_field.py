@@ -1,4 +1,4 @@
-"""Failures that others reported of their systems, one test each; DESIGN names the reports. Here without processes."""
+"""Failures reported for other systems, one test each with its issue number; without processes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Posted = list[PageWrite]
 
 
 def _cluster(*names: str, seed: int = 0) -> SteppedCluster:
-    """A cluster in which every request is handed over."""
+    """A cluster in which every request is disaggregated."""
     cluster = SteppedCluster(random.Random(seed), placement=make_policy("least_loaded", True))
     for name in names:
         cluster.add(name, RoleName(name.split("-")[0]))
@@ -41,11 +41,11 @@ def _until(cluster: SteppedCluster, true: Callable[[], object]) -> None:
         if true():
             return
         cluster.step()
-    raise AssertionError("it never happened")
+    raise AssertionError("the condition never became true")
 
 
 def _withhold_a_write(cluster: SteppedCluster) -> Posted:
-    """The first write that a worker posts: it has begun, and lands when the test says so."""
+    """The first write that a worker posts: it has started, and completes when the test delivers it."""
     _until(cluster, lambda: cluster.network.writes)
     held, cluster.network.writes = cluster.network.writes, []
     return held
@@ -73,7 +73,7 @@ def test_an_aborted_requests_pages_are_not_reused_while_a_late_write_may_land() 
     cluster.check_nothing_is_held()
 
 
-def test_a_writer_that_dies_leaves_nothing_counted_for_ever() -> None:
+def test_a_dead_writer_leaves_no_page_reserved() -> None:
     """vllm 46283, 50754."""
     cluster = _cluster("prefill-0", "prefill-1", "decode-0")
     request = cluster.submit("r", PROMPT, 9)
@@ -90,14 +90,14 @@ def test_a_writer_that_dies_leaves_nothing_counted_for_ever() -> None:
 
 
 def test_pages_are_pushed_not_leased() -> None:
-    """aws-do-eks 84: however slow the transfer, no page changes hands under it; the request does not wait for it."""
+    """aws-do-eks 84: during a slow transfer no page is reused, and the request is served without waiting for it."""
     cluster = _cluster("prefill-0", "decode-0")
     request = cluster.submit("slow", PROMPT, 9)
     slow = _withhold_a_write(cluster)
     for _ in range(60):
         cluster.now += 60.0
         for view in cluster.core.state.workers.values():
-            view.last_message_s = cluster.now  # both went on reporting
+            view.last_message_s = cluster.now  # both keep reporting
         cluster.tick()
         cluster.step()
     assert cluster.shown["slow"] == expected_output(request)
@@ -109,7 +109,7 @@ def test_pages_are_pushed_not_leased() -> None:
 
 
 def test_a_notice_of_an_older_generation_of_pages_commits_nothing() -> None:
-    """aws-do-eks 84: an answer is never computed on pages that had another owner meanwhile."""
+    """aws-do-eks 84: an answer is never computed on pages that were reused in between."""
     inbound = HandoffReceiver(PagePool(8, 4), "decode-0:1", "model")
     sequence = Sequence.start(Request("r", (1, 2, 3, 4, 5), SamplingParams(), 0.0))
     reservation = inbound.reserve("r/1", sequence, 0)
@@ -120,8 +120,8 @@ def test_a_notice_of_an_older_generation_of_pages_commits_nothing() -> None:
     assert inbound.commit(HandoffNotice("r/1", "r", 5, (7,), reservation.generations)) is sequence
 
 
-def test_a_worker_that_comes_back_has_another_agent_name() -> None:
-    """vllm 49238: nobody meets the metadata of its former life under the same name."""
+def test_a_returning_worker_has_another_agent_name() -> None:
+    """vllm 49238: peers never find metadata of the former incarnation under the same name."""
     cluster = _cluster("prefill-0", "decode-0")
     former = cluster.workers["prefill-0"].state.agent
     cluster.silence("prefill-0")
@@ -149,7 +149,7 @@ def test_a_client_that_leaves_between_prefill_and_decode_strands_no_page(first: 
 
 
 def test_decode_is_not_chosen_by_prefix_alone() -> None:
-    """llm-d-router 604: the worker with the prefix is passed by when it is hot."""
+    """llm-d-router 604: an overloaded worker is not chosen although it has the prefix."""
     state = cluster_of("prefill-0", "decode-0", "decode-1")
     keys = tuple(range(1, 20))
     cache(state, "decode-0", keys)

@@ -1,4 +1,4 @@
-"""Bytes from outside are read or refused in words, whatever they are; `benchmarks.fuzz` goes on for longer."""
+"""Bytes from outside are read or refused in words, whatever they are; `tests.reliability.fuzz` goes on for longer."""
 
 from __future__ import annotations
 

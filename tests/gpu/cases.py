@@ -1,6 +1,6 @@
-"""What is computed on a GPU, and the kernels that it takes: compiling them is most of the time, so there are few.
+"""The cases computed on a GPU and the kernels they need: few, because compiling takes most of the time.
 
-One axis at a time: all in bfloat16 with heads of 128; the other element type and other heads in one case each.
+One axis varies at a time: bfloat16 with heads of 128, then the other element type and other heads in one case each.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ BATCHES = {
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A batch, and the attention over it: query heads, KV heads, and what one head is."""
+    """A batch and the attention over it: query heads, KV heads, head size and element type."""
 
     batch: str
     heads: tuple[int, int] = (8, 2)
@@ -43,7 +43,7 @@ CASES = [
     Case("mixed", head_dim=64),
     Case("mixed", dtype=torch.float16),
 ]
-# The model of the executor's tests, in both element types.
+# The shape of the executor tests' model, in both element types.
 SMALL = {
     **RAW,
     "hidden_size": 256,
@@ -55,6 +55,6 @@ SMALL = {
 
 
 def modules() -> list[KernelModule]:
-    """All kernels that the tests take, but for fa3."""
+    """All kernels that the tests need, except fa3."""
     models = [kernel_modules(dtype, 128, 4) for dtype in (torch.bfloat16, torch.float16)]
     return list(dict.fromkeys(module for found in (*(case.modules() for case in CASES), *models) for module in found))

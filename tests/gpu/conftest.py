@@ -1,4 +1,4 @@
-"""Everything in here needs a GPU, and skips with a reason that says so."""
+"""Every test in this folder needs a GPU; without one it is skipped with the reason."""
 
 from __future__ import annotations
 

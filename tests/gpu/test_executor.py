@@ -1,4 +1,4 @@
-"""The GPU's executor: the CPU's tokens, recorded steps as unrecorded ones, and memory that is really there."""
+"""The GPU's executor: the CPU's tokens, recorded steps equal to unrecorded ones, and measured memory that suffices."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from baton.engine.device_memory import pages_that_fit
 from baton.engine.executor import TorchExecutor
 from baton.engine.memory_profile import measure
 from baton.engine.model_config import ModelConfig, model_config
-from baton.engine.weights import load_weights, random_weights
+from baton.engine.weights import load_weights
+from baton.harness.random_weights import random_weights
 from baton.protocol.request import SamplingParams
 from tests.engine.running import generate
 from tests.engine.test_cuda_executor_on_cpu import PROMPTS, SAMPLING
@@ -44,15 +45,15 @@ def test_weights_on_the_gpu_are_the_checkpoints(device: torch.device) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_a_recorded_step_is_the_step(device: torch.device, dtype: str) -> None:
-    """Batches of 1 to 4 against sizes of 1, 2 and 3: exact, padded, and too large for any; logits near, tokens few."""
+def test_a_recorded_step_equals_the_unrecorded_step(device: torch.device, dtype: str) -> None:
+    """Batches of 1 to 4 with graph sizes 1, 2 and 3: exact, padded and too large."""
     config, parameters = _small(device, getattr(torch, dtype))
     layout = config.page_layout(64, 16, dtype, "m")
-    told: list[tuple[int, int]] = []
-    recorded = CudaExecutor(config, parameters, layout, CudaOptions(max_batch=3), lambda *done: told.append(done))
+    progress: list[tuple[int, int]] = []
+    recorded = CudaExecutor(config, parameters, layout, CudaOptions(max_batch=3), lambda *done: progress.append(done))
     plain = CudaExecutor(config, parameters, layout, CudaOptions(cuda_graphs=False, max_batch=3))
     recorded.warm_up()
-    assert told == [(1, 3), (2, 3), (3, 3)]
+    assert progress == [(1, 3), (2, 3), (3, 3)]
     greedy = [SamplingParams(max_tokens=1 + index) for index in range(4)]
     one, other = (generate(executor, PROMPTS, greedy) for executor in (recorded, plain))
     # The same kernels may split a sequence's keys differently when captured, so equal logits are not promised.
@@ -60,7 +61,7 @@ def test_a_recorded_step_is_the_step(device: torch.device, dtype: str) -> None:
     assert agreeing >= 9  # of 10
 
 
-def test_two_graphs_in_turn_do_not_disturb_each_other(device: torch.device) -> None:
+def test_two_alternating_graphs_do_not_disturb_each_other(device: torch.device) -> None:
     config, parameters = _small(device, torch.bfloat16)
     layout = config.page_layout(64, 16, "bfloat16", "m")
     executor = CudaExecutor(config, parameters, layout, CudaOptions(max_batch=4))
@@ -68,7 +69,7 @@ def test_two_graphs_in_turn_do_not_disturb_each_other(device: torch.device) -> N
     assert generate(executor, PROMPTS, sampling) == generate(executor, PROMPTS, sampling)
 
 
-def test_what_is_measured_fits(device: torch.device) -> None:
+def test_the_measured_memory_suffices(device: torch.device) -> None:
     config, parameters = _small(device, torch.bfloat16)
     layout = config.page_layout(1, 16, "bfloat16", "m")
     options = CudaOptions(max_batch=8, max_tokens=512)
@@ -83,7 +84,7 @@ def test_what_is_measured_fits(device: torch.device) -> None:
 
 
 def test_pages_hold_the_step_once_it_is_collected(device: torch.device) -> None:
-    """Read on another stream, as a transport reads them: no stream of ours is waited for."""
+    """Read on another stream, as a transport does, without waiting for the executor's stream."""
     config, parameters = _small(device, torch.bfloat16)
     layout = config.page_layout(64, 16, "bfloat16", "m")
     executor = CudaExecutor(config, parameters, layout, CudaOptions(cuda_graphs=False))

@@ -1,4 +1,4 @@
-"""Sampling on the GPU: the CPU's tokens, and logits that are no numbers noticed."""
+"""Sampling on the GPU: the CPU's tokens, and an error for logits that are not numbers."""
 
 from __future__ import annotations
 
@@ -7,20 +7,19 @@ import torch
 
 from baton.engine.sampler import sample
 from baton.engine.sequence import Sequence
+from baton.harness.sampling_check import tokens_equal_to_cpu
 from baton.protocol.errors import InternalError
 from baton.protocol.request import Request, SamplingParams
-from benchmarks.gpu.device import Device
-from benchmarks.gpu.sampling import tokens_equal_to_cpu
 
 
 @pytest.mark.parametrize("vocab", [300, 32_000, 151_936])
 def test_tokens_are_those_of_the_cpu(device: torch.device, vocab: int) -> None:
-    assert tokens_equal_to_cpu(Device(device.type), 64, vocab) == 1.0
+    assert tokens_equal_to_cpu(device.type, 64, vocab) == 1.0
 
 
-def test_logits_that_are_no_numbers_are_an_error(device: torch.device) -> None:
+def test_logits_that_are_not_numbers_are_an_error(device: torch.device) -> None:
     logits = torch.randn(2, 5000, device=device)
     logits[1, 4321] = float("nan")
     sequences = [Sequence.start(Request("r", (1,), SamplingParams(temperature=1.0, top_p=0.9)))] * 2
-    with pytest.raises(InternalError, match="not numbers"):
+    with pytest.raises(InternalError, match="not finite numbers"):
         sample(logits, sequences, frozenset())

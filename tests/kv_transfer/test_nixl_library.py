@@ -1,4 +1,4 @@
-"""How NIXL is loaded, and what is said when it refuses the pages of a GPU."""
+"""How NIXL is loaded, and the error when it rejects the pages of a GPU."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_the_users_log_level_is_kept() -> None:
     assert "detected as host" not in done.stderr
 
 
-def test_driver_libraries_that_are_there_are_not_blamed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_present_driver_libraries_are_not_named_as_the_cause(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("baton.kv_transfer.nixl_library.DRIVER_LIBRARIES", ("libc.so.6",))
     message = registration_error("NIXL_ERR_BACKEND", True, 3 << 29, NIXL).message
     assert message.startswith("NIXL cannot register 1.5 GiB of GPU memory (NIXL_ERR_BACKEND), although libc.so.6")
@@ -87,7 +87,7 @@ def test_refused_host_memory_names_the_limit() -> None:
     assert "ulimit -l" in registration_error("NIXL_ERR_BACKEND", False, 1 << 30, NIXL).message
 
 
-def test_a_library_out_of_the_loaders_sight_serves_those_that_need_it(tmp_path: Path) -> None:
+def test_a_library_outside_the_loaders_path_serves_those_that_need_it(tmp_path: Path) -> None:
     compiler = shutil.which("cc")
     if compiler is None:
         pytest.skip("There is no C compiler.")

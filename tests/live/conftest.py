@@ -44,7 +44,7 @@ class Live:
         return baton.Admin(self.admin_address)
 
     def wait_idle(self, timeout_s: float = 20.0) -> admin_pb2.Cluster:
-        """The cluster's state once every worker has given back every page; fails when one does not."""
+        """The cluster's state once no worker holds a page; fails if that takes longer than `timeout_s`."""
         deadline = time.monotonic() + timeout_s
         with self.admin() as admin:
             while True:
@@ -103,7 +103,7 @@ def start_live(
 
 @pytest.fixture(scope="session")
 def split(ray_head: LocalRay, checkpoint: Path) -> Iterator[Live]:
-    """One prefill and one decode worker, under a policy that hands every request over."""
+    """One prefill and one decode worker, under a policy that disaggregates every request."""
     yield start_live(checkpoint, "split-", {"prefill": 1, "decode": 1}, policy="least_loaded")
     stop_cluster("split-")
 
@@ -117,13 +117,13 @@ def brain(ray_head: LocalRay, checkpoint: Path) -> Iterator[Live]:
 
 @pytest.fixture(scope="session")
 def mixed(ray_head: LocalRay, checkpoint: Path) -> Iterator[Live]:
-    """One worker that serves whole requests."""
+    """One mixed worker."""
     yield start_live(checkpoint, "mixed-", {"mixed": 1})
     stop_cluster("mixed-")
 
 
 @pytest.fixture(scope="session")
 def play() -> Iterator[Play]:
-    """Scenarios on a cluster of plain processes (processes.py)."""
+    """Runs scenarios on a cluster of plain processes (processes.py)."""
     with playing() as made:
         yield made

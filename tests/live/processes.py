@@ -1,4 +1,4 @@
-"""One cluster of plain processes for scenarios that end processes, hold streams or look inside the router."""
+"""One cluster of plain processes for scenarios that kill processes, hold streams or inspect the router."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import baton
 from baton.builtin_model import CHECKPOINT
-from benchmarks.process_cluster import ProcessCluster, plans
+from baton.harness.process_cluster import ProcessCluster, plans
 
 Scenario = Callable[[ProcessCluster, baton.AsyncClient], Awaitable[Any]]
 Play = Callable[[Scenario], Any]
@@ -20,7 +20,7 @@ TIMEOUT_S = 120.0
 
 @contextmanager
 def playing() -> Iterator[Play]:
-    """Plays scenarios one after the other on a router with 1 + 2 workers; each leaves all three there and idle."""
+    """Runs scenarios on a router with 1 + 2 workers; each must leave all three registered and idle."""
     with asyncio.Runner() as runner:
         router_config, worker_config = plans(
             CHECKPOINT, 1024, 600, policy="least_loaded", chunk_tokens=128, max_batch=32
@@ -45,13 +45,13 @@ def playing() -> Iterator[Play]:
 
 
 async def kill(cluster: ProcessCluster, name: str) -> None:
-    """End the process; whoever watches it tells the router."""
+    """Kill the process and report its death to the router, as its supervisor would."""
     os.kill(cluster.processes[name].pid, signal.SIGKILL)
     await asyncio.to_thread(cluster.processes[name].join)
     cluster.router.driver.lose(name)
 
 
 async def start_again(cluster: ProcessCluster, name: str) -> None:
-    """Have the worker back, as somebody new."""
+    """Start the worker again, as a new incarnation."""
     cluster.spawn(name, name.split("-")[0])
     await cluster.until(lambda: name in cluster.router.driver.core.state.workers)

@@ -20,7 +20,7 @@ class Case:
 
 
 def cases(count: int = 200, seed: int = 11) -> list[Case]:
-    """Lengths from 1 token to several chunks, exact page multiples, shared prefixes; greedy and sampled."""
+    """Prompts from 1 token to several chunks, exact multiples of a page, shared prefixes; greedy and sampled."""
     rng = random.Random(seed)
     shared = [[rng.randrange(3, VOCAB) for _ in range(length)] for length in (PAGE_SIZE, 3 * PAGE_SIZE, 70)]
     lengths = [1, 2, PAGE_SIZE - 1, PAGE_SIZE, PAGE_SIZE + 1, CHUNK_TOKENS, CHUNK_TOKENS + 1, 4 * PAGE_SIZE, 150, 210]

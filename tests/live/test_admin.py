@@ -1,4 +1,4 @@
-"""Administration of a live cluster: at its own address, what it tells, and how it refuses."""
+"""Administration of a live cluster: its own address, its answers and its errors."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import pytest
 import baton
 from baton.client.errors import ConfigError, InvalidRequest, NotFound
 from baton.protocol.v1 import admin_pb2, admin_pb2_grpc
+from tests.cli.commands import BATON
 from tests.live.conftest import Live
 from tests.plans import router_config
 
@@ -26,7 +27,7 @@ def _worker(cluster: admin_pb2.Cluster, name: str) -> admin_pb2.WorkerStatus:
     return found
 
 
-def test_every_worker_serves_and_nothing_is_predicted_of_an_idle_one(split: Live) -> None:
+def test_every_worker_serves_and_nothing_is_predicted_for_an_idle_one(split: Live) -> None:
     cluster = split.wait_idle()
     for name in split.workers:
         worker = _worker(cluster, name)
@@ -34,7 +35,7 @@ def test_every_worker_serves_and_nothing_is_predicted_of_an_idle_one(split: Live
         assert (worker.predicted_busy_s, worker.predicted_tpot_s, worker.predicted_peak_pages) == (0, 0, 0)
 
 
-def test_a_running_request_shows_in_what_is_predicted_of_its_worker(split: Live) -> None:
+def test_a_running_request_shows_in_the_predictions_for_its_worker(split: Live) -> None:
     with split.client() as client, split.admin() as admin:
         stream = client.stream([7] * 60, max_tokens=190, ignore_eos=True)
         next(stream)
@@ -53,7 +54,7 @@ def test_administration_and_requests_each_have_a_port_of_their_own(split: Live) 
 
 
 @pytest.mark.parametrize("of", ["address", "admin_address"])
-def test_a_router_whose_port_is_taken_says_which(split: Live, checkpoint: Path, of: str) -> None:
+def test_a_router_whose_port_is_in_use_names_the_port(split: Live, checkpoint: Path, of: str) -> None:
     from baton.router.build import start_router
 
     taken = getattr(split, of)
@@ -77,7 +78,7 @@ def test_another_policy_decides_from_now_on(split: Live) -> None:
         assert admin.explain(answer.request_id).policy == "least_loaded"
 
 
-def test_a_mistyped_policy_is_refused_with_the_nearest(split: Live) -> None:
+def test_a_mistyped_policy_is_refused_with_the_nearest_name(split: Live) -> None:
     with split.admin() as admin:
         with pytest.raises(InvalidRequest, match="did you mean 'least_loaded'"):
             admin.policy("least_loadet")
@@ -85,13 +86,13 @@ def test_a_mistyped_policy_is_refused_with_the_nearest(split: Live) -> None:
         assert "round_robin" in admin.policy().known
 
 
-def test_what_does_not_exist_is_named(split: Live) -> None:
+def test_an_unknown_worker_or_operation_is_named(split: Live) -> None:
     with split.admin() as admin:
         for ask in (lambda: list(admin.watch("never-begun")), lambda: admin.cancel("never-begun")):
             with pytest.raises(NotFound, match="never-begun"):
                 ask()
-        for ask in (lambda: admin.drain("nobody"), lambda: admin.undrain("nobody")):
-            with pytest.raises(NotFound, match="nobody"):
+        for ask in (lambda: admin.drain("no-such-worker"), lambda: admin.undrain("no-such-worker")):
+            with pytest.raises(NotFound, match="no-such-worker"):
                 ask()
 
 
@@ -102,7 +103,7 @@ def test_an_operation_without_content_is_refused(split: Live) -> None:
     assert "set drain" in caught.value.details()
 
 
-def test_the_planner_acts_by_itself_only_when_it_is_told_to(split: Live) -> None:
+def test_the_planner_acts_only_when_automation_is_on(split: Live) -> None:
     with split.admin() as admin:
         before = admin.cluster().planner.auto
         try:
@@ -113,7 +114,7 @@ def test_the_planner_acts_by_itself_only_when_it_is_told_to(split: Live) -> None
 
 
 def _baton(live: Live, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from baton.cli.main import main; main()", *arguments]
+    command = [*BATON, *arguments]
     given = {**os.environ, "PYTHONPATH": str(ROOT), "BATON_ADMIN_ADDRESS": live.admin_address, "COLUMNS": "120"}
     return subprocess.run(command, env=given, capture_output=True, text=True, timeout=60)
 
@@ -121,9 +122,9 @@ def _baton(live: Live, *arguments: str) -> subprocess.CompletedProcess[str]:
 def test_the_commands_find_the_cluster_by_its_address(split: Live) -> None:
     status = json.loads(_baton(split, "status", "--json").stdout)
     assert [pool["role"] for pool in status["pools"]] == ["prefill", "decode"]
-    unknown = _baton(split, "drain", "nobody")
+    unknown = _baton(split, "drain", "no-such-worker")
     assert (unknown.returncode, unknown.stdout) == (1, "")
-    assert "nobody" in unknown.stderr
+    assert "no-such-worker" in unknown.stderr
     assert "Traceback" not in unknown.stderr
 
 

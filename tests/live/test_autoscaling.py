@@ -1,4 +1,4 @@
-"""Ray's own autoscaler brings a node for a worker and takes it away again; KV goes over TCP between the two nodes."""
+"""Ray's own autoscaler adds a node for a worker and removes it again; KV pages cross between the nodes over TCP."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -17,6 +16,7 @@ from ray._private.services import node_ip_address_from_perspective
 
 import baton
 from baton.deploy.local_ray import LocalRay, free_port, start_local_ray
+from tests.waiting import until
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMPTS = [
@@ -45,8 +45,8 @@ env = {{ UCX_TLS = "tcp" }}
 resources = {{ baton_decode = 1 }}
 env = {{ UCX_TLS = "tcp" }}
 """
-# As ray.cluster_utils.AutoscalingCluster has it, whose `start` and `shutdown` would end every Ray on the machine.
-# Nodes of this provider are further raylets on this machine; which come and go is decided by the real autoscaler.
+# As in ray.cluster_utils.AutoscalingCluster, whose `start` and `shutdown` would end every Ray on the machine.
+# Nodes of this provider are further raylets on this machine; the real autoscaler decides when they start and end.
 AUTOSCALER = {
     "cluster_name": "test",
     "max_workers": 1,
@@ -81,10 +81,10 @@ AUTOSCALER = {
 
 @pytest.fixture
 def growing_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalRay]:
-    """A Ray head with room for one worker of each pool; its autoscaler may bring a node for a prefill worker."""
+    """A Ray head with room for one worker of each pool; its autoscaler may add a node for a prefill worker."""
     monkeypatch.setenv("RAY_FAKE_CLUSTER", "1")
     monkeypatch.setenv("AUTOSCALER_UPDATE_INTERVAL_S", "1")
-    # Not what the Ray says that other tests of this process are connected to: that one is on loopback.
+    # Not the address of the Ray that other tests of this process use: that one is on loopback.
     host = node_ip_address_from_perspective()
     port = free_port(host)
     provider = {
@@ -126,7 +126,7 @@ def _connected_by_tcp(one: int, other: int) -> bool:
 
 
 def _raylets(ray: LocalRay) -> int:
-    """Its nodes that live, the head included."""
+    """The live nodes, including the head."""
     count = 0
     for process in ray.processes():
         with contextlib.suppress(psutil.Error):
@@ -134,15 +134,8 @@ def _raylets(ray: LocalRay) -> int:
     return count
 
 
-def _until(true: Callable[[], bool], timeout_s: float = 40.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-
-
 @pytest.mark.slow
-def test_a_node_comes_for_a_worker_and_goes_after_its_drain(
+def test_a_node_is_added_for_a_worker_and_removed_after_its_drain(
     growing_ray: LocalRay, checkpoint: Path, tmp_path: Path
 ) -> None:
     environment = {
@@ -185,6 +178,6 @@ def test_a_node_comes_for_a_worker_and_goes_after_its_drain(
     command("undrain", "prefill-0")
     assert "Ended prefill-1." in command("scale", "--prefill", "-1")
     assert sorted(_pids(admin_address)) == ["decode-0", "prefill-0"]
-    _until(lambda: _raylets(growing_ray) == 1)
+    until(lambda: _raylets(growing_ray) == 1, timeout_s=40)
     assert [answer.token_ids for answer in _answers(address)] == [answer.token_ids for answer in before]
     command("down")

@@ -1,4 +1,4 @@
-"""Look-ups through a live cluster: the answer is right only if every page arrived where it belongs."""
+"""Look-ups through a live cluster: an answer is correct only if every page arrived in its place."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def builtin(ray_head: LocalRay) -> Iterator[Live]:
     stop_cluster("builtin-")
 
 
-def test_look_ups_over_many_pages_are_answered_right_after_the_handoff(builtin: Live) -> None:
+def test_look_ups_over_many_pages_are_correct_after_the_handoff(builtin: Live) -> None:
     rng = random.Random(77)
     tasks = [look_up(rng, rng.randint(20, 230)) for _ in range(24)]
 
@@ -33,6 +33,6 @@ def test_look_ups_over_many_pages_are_answered_right_after_the_handoff(builtin: 
 
     answered = asyncio.run(ask())
     right = sum(text == task.answer for text, task in zip(answered, tasks, strict=True))
-    # Each digit is the model's own; its measured share of right look-ups is in docs/builtin_model.md.
+    # The model computes each digit; docs/builtin_model.md has its measured accuracy in look-ups.
     assert right >= len(tasks) - 3
     builtin.wait_idle()

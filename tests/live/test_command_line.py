@@ -1,4 +1,4 @@
-"""The commands of the README, as a user types them; whatever happens, nothing stays behind."""
+"""The commands of the README as a user types them; in every case no process and no folder is left."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import json
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.live.commands import BATON, ROOT, baton_command, left_behind
+from tests.cli.commands import BATON
+from tests.live.commands import ROOT, baton_command, left_behind
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -50,9 +51,9 @@ def test_up_status_generate_down(environment: dict[str, str], rays_before: set[s
         assert "predicted TTFT" in explained.stdout
         explanation = json.loads(baton_command(environment, "explain", answer["request_id"], "--json").stdout)
         assert explanation["output_tokens"] == answer["output_tokens"]
-        unknown = baton_command(environment, "explain", "nobody")
+        unknown = baton_command(environment, "explain", "no-such-request")
         assert unknown.returncode == 1
-        assert "'nobody'" in unknown.stderr
+        assert "'no-such-request'" in unknown.stderr
         assert answer["prefill_worker"] == "prefill-0"
         assert answer["output_tokens"] <= 8
         streamed = baton_command(environment, "generate", "Hello", "--max-tokens", "8")
@@ -72,13 +73,13 @@ def test_up_status_generate_down(environment: dict[str, str], rays_before: set[s
 
 
 @pytest.mark.slow
-def test_the_demo_shows_the_way_and_the_prefix_hit(environment: dict[str, str], rays_before: set[str]) -> None:
+def test_the_demo_shows_the_route_and_the_prefix_hit(environment: dict[str, str], rays_before: set[str]) -> None:
     demo = baton_command(environment, "demo")
     assert demo.returncode == 0, demo.stderr
     assert "prefill-0 → decode-0" in demo.stdout
     assert "The answer is right." in demo.stdout
     assert "88 pages, " in demo.stdout
-    # Asked again it goes where its prefix is: on either worker, and at most the last page travels.
+    # The repeated request goes to a worker with its prefix; at most the last page is transferred.
     assert "1392 from the prefix cache" in demo.stdout
     assert left_behind(rays_before) == []
 
@@ -109,16 +110,13 @@ def test_an_interrupted_start_leaves_nothing(
     process.send_signal(number)
     process.stderr.read()
     assert process.wait(timeout=60) == code
-    deadline = time.monotonic() + 10
-    while left_behind(rays_before):
-        assert time.monotonic() < deadline, left_behind(rays_before)
-        time.sleep(0.1)
+    until(lambda: not left_behind(rays_before), timeout_s=10)
     assert not (Path(environment["BATON_HOME"]) / "cluster.json").exists()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("words", ["ray          starting", "router       starting", "prefill-0    starting"])
-def test_what_a_killed_start_left_is_ended_by_the_next_down(
+def test_leftovers_of_a_killed_start_are_ended_by_the_next_down(
     environment: dict[str, str], rays_before: set[str], words: str
 ) -> None:
     with _starting(environment, words) as process:
@@ -131,7 +129,7 @@ def test_what_a_killed_start_left_is_ended_by_the_next_down(
 
 
 @pytest.mark.slow
-def test_a_start_under_way_refuses_another_one_and_is_ended_by_down(
+def test_a_start_in_progress_refuses_another_one_and_is_ended_by_down(
     environment: dict[str, str], rays_before: set[str]
 ) -> None:
     with _starting(environment, "ray          starting") as process:
@@ -147,7 +145,7 @@ def test_a_start_under_way_refuses_another_one_and_is_ended_by_down(
 
 @contextlib.contextmanager
 def _starting(environment: dict[str, str], words: str) -> Iterator[subprocess.Popen[str]]:
-    """A `baton up` that has just said these words of its progress."""
+    """A `baton up` that has just printed this progress."""
     command = [*BATON, "up", "--port", "0", "--admin-port", "0"]
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
@@ -158,14 +156,14 @@ def _starting(environment: dict[str, str], words: str) -> Iterator[subprocess.Po
             process.kill()
 
 
-def test_mistakes_are_one_sentence(environment: dict[str, str], tmp_path: Path) -> None:
+def test_mistakes_are_reported_in_one_sentence(environment: dict[str, str], tmp_path: Path) -> None:
     config = tmp_path / "cluster.toml"
     config.write_text("[pools]\nprefil = 1\n")
     wrong_key = baton_command(environment, "up", "--config", str(config))
     no_model = baton_command(environment, "up", "--model", "/no/such/model")
     no_policy = baton_command(environment, "up", "--policy", "best")
-    nobody = baton_command(environment, "status", "--admin", "127.0.0.1:9")
-    mistakes = ((wrong_key, "[pools]"), (no_model, "no folder"), (no_policy, "round_robin"), (nobody, "baton up"))
+    no_router = baton_command(environment, "status", "--admin", "127.0.0.1:9")
+    mistakes = ((wrong_key, "[pools]"), (no_model, "no folder"), (no_policy, "round_robin"), (no_router, "baton up"))
     for done, word in mistakes:
         assert done.returncode == 1
         assert word in done.stderr

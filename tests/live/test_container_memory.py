@@ -1,4 +1,4 @@
-"""A cluster in a container with little memory: sized for its limit, or refused before anything starts."""
+"""A cluster in a container with little memory is sized for its limit, or refused before anything starts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,7 +15,9 @@ import pytest
 
 import baton
 from tests.checkpoints import build_checkpoint
-from tests.live.test_command_line import BATON, ROOT
+from tests.cli.commands import BATON
+from tests.live.commands import ROOT
+from tests.waiting import until
 
 V1 = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup/cpu")
 WHY_NOT = "" if os.geteuid() == 0 and all(path.is_dir() for path in V1) else "Needs root and cgroups of version 1."
@@ -28,24 +29,21 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT
 
 @pytest.fixture
 def groups() -> Iterator[list[Path]]:
-    """A group of this test's own for memory and one for CPU time."""
+    """A cgroup for memory and one for CPU time, for this test alone."""
     made = [hierarchy / f"baton-test-{os.getpid()}" for hierarchy in V1]
     for group in made:
         group.mkdir()
     try:
         yield made
     finally:
-        deadline = time.monotonic() + 20
-        while any((group / "cgroup.procs").read_text() for group in made):
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        until(lambda: not any((group / "cgroup.procs").read_text() for group in made))
         for group in made:
             group.rmdir()
 
 
 @pytest.fixture
 def run(groups: list[Path], tmp_path: Path) -> Run:
-    """A command whose processes all are in these groups."""
+    """Runs a command with all its processes in these groups."""
     environment = {**os.environ, "BATON_HOME": str(tmp_path), "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
     inside = "".join(f"echo $$ > {group}/cgroup.procs; " for group in groups) + 'exec "$@"'
 
@@ -79,7 +77,7 @@ def test_two_workers_with_large_pages_serve_under_1600_mib(
         assert up.returncode == 0, up.stderr
         assert "under the limit of 1600 MiB" in up.stderr
         address = json.loads((tmp_path / "cluster.json").read_text())["address"]
-        with baton.Client(address) as client, ThreadPoolExecutor(12) as threads:  # more than there are pages for
+        with baton.Client(address) as client, ThreadPoolExecutor(12) as threads:  # more than the pages suffice for
             asked = [[3 + index, *range(5, 300)] for index in range(24)]
             answers = threads.map(lambda prompt: client.generate(prompt, max_tokens=100, ignore_eos=True), asked)
             assert [len(answer.token_ids) for answer in answers] == [100] * len(asked)

@@ -1,22 +1,23 @@
-"""Workers behind network cables that are cut: given up like dead ones, fenced, and back when the cable is."""
+"""Workers behind network cables that are cut: they are given up and fenced, and return when the cable is healed."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import pytest
 
 import baton
 from baton.builtin_model import CHECKPOINT
-from baton.client.client import AsyncTokenStream
+from baton.client.stream import AsyncTokenStream
+from baton.harness.process_cluster import ProcessCluster, plans
 from baton.router.core.breaker import Breaker
 from baton.router.core.operation import Migrate
-from benchmarks.abort_storm import watch_pages
-from benchmarks.cables import DEVICE, Cables, why_not
-from benchmarks.process_cluster import ProcessCluster, plans
+from tests.reliability.cables import DEVICE, Cables, enter, why_not
+from tests.reliability.leaks import check_pages
 
 OPTIONS: dict[str, Any] = {"max_tokens": 200, "ignore_eos": True, "temperature": 0.8}
 ENVIRONMENT = {"UCX_TLS": "tcp", "UCX_NET_DEVICES": DEVICE}  # shared memory needs no cable
@@ -30,7 +31,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(_WHY_NOT), reason=_WHY_N
 
 @dataclass(eq=False)
 class Wired:
-    """A cluster of processes, each worker behind a cable of its own."""
+    """A cluster of processes, each worker behind its own cable."""
 
     cables: Cables
     cluster: ProcessCluster
@@ -41,7 +42,7 @@ class Wired:
         return int(self.cluster.router.worker_address.rsplit(":", 1)[1])
 
     def play(self, scenario: Any, *arguments: Any) -> None:
-        """Run a scenario, and see that nothing stays held and everybody is there again."""
+        """Run a scenario, then check that no page is held and every worker is registered."""
         self.runner.run(asyncio.wait_for(self._play(scenario, *arguments), TIMEOUT_S))
 
     async def _play(self, scenario: Any, *arguments: Any) -> None:
@@ -55,8 +56,8 @@ class Wired:
         await self.cluster.until(lambda: len(core.state.workers) == len(self.cluster.names))
         await self.cluster.until(lambda: not core.live)
         await self.cluster.until(lambda: not any(view.load.pages_in_use for view in core.state.workers.values()))
-        verdict = await watch_pages(self.cluster, 1.0)
-        assert verdict.clean, verdict
+        check = await check_pages(self.cluster.admin_address, 1.0)
+        assert check.clean, check
         assert len(core.membership.transfers) == 0
         core.membership.breaker = Breaker()  # these tests are no reason to distrust a worker
 
@@ -70,7 +71,7 @@ def wired() -> Iterator[Wired]:
         )
         worker_config = replace(worker_config, engine=worker_config.engine.changed(write_stall_s=WRITE_STALL_S))
         cluster = ProcessCluster(router_config, worker_config, POOLS)
-        cluster.namespaces = {name: cables.namespace(name) for name, _ in cluster.names}
+        cluster.first = {name: partial(enter, cables.namespace(name)) for name, _ in cluster.names}
         cluster.environment = ENVIRONMENT
         for name, _ in cluster.names:
             cables.plug(name)
@@ -82,7 +83,7 @@ def wired() -> Iterator[Wired]:
 
 
 def _streams(client: baton.AsyncClient, mark: int) -> list[AsyncTokenStream]:
-    """Of prompts that nobody has asked before, so that their pages really travel."""
+    """Streams with new prompts, so that no page is cached and all pages are transferred."""
     return [client.stream([5 + index, 10 + mark] * (150 + index), seed=index, **OPTIONS) for index in range(4)]
 
 
@@ -95,12 +96,12 @@ async def _check(client: baton.AsyncClient, answers: list[baton.Answer], mark: i
 
 
 async def _cut_and_back(wired: Wired, victim: str, answers: asyncio.Future[list[baton.Answer]]) -> None:
-    """Until the router has given the cut worker up and others have answered; then it comes back as somebody new."""
+    """Wait until the router has given up the victim and others have answered; heal it and expect a new incarnation."""
     state, membership = wired.cluster.router.driver.core.state, wired.cluster.router.driver.core.membership
     before = state.workers[victim].info
     await wired.cluster.until(lambda: victim not in state.workers)
     await answers
-    assert victim in membership._away  # it is not known to be dead: nobody may use pages that it may write into
+    assert victim in membership._away  # it may be alive: pages it may write to stay fenced
     wired.cables.heal(victim)
     await wired.cluster.until(lambda: victim in state.workers)
     after = state.workers[victim].info
@@ -109,20 +110,27 @@ async def _cut_and_back(wired: Wired, victim: str, answers: asyncio.Future[list[
     assert after.pid == before.pid
 
 
-async def _decode_worker(wired: Wired, client: baton.AsyncClient) -> None:
+async def _all_decoding(
+    wired: Wired, client: baton.AsyncClient, mark: int
+) -> tuple[str, asyncio.Future[list[baton.Answer]]]:
+    """Starts streams and waits until all of them decode: the first one's decode worker, and the answers to come."""
     core = wired.cluster.router.driver.core
-    streams = _streams(client, 1)
+    streams = _streams(client, mark)
     await asyncio.gather(*(anext(stream) for stream in streams))
     await wired.cluster.until(lambda: all(record.decoding for record in core.requests.live.values()))
     victim = next(iter(core.requests.live.values())).decode_worker
-    answers = asyncio.gather(*(stream.answer() for stream in streams))
+    return victim, asyncio.gather(*(stream.answer() for stream in streams))
+
+
+async def _decode_worker(wired: Wired, client: baton.AsyncClient) -> None:
+    victim, answers = await _all_decoding(wired, client, 1)
     wired.cables.cut(victim)
     await _cut_and_back(wired, victim, answers)
     assert max(answer.attempts for answer in answers.result()) == 2
     await _check(client, answers.result(), 1)
 
 
-def test_a_decode_worker_that_is_cut_off_costs_a_pause_and_comes_back(wired: Wired) -> None:
+def test_a_decode_worker_that_is_cut_off_costs_a_pause_and_returns(wired: Wired) -> None:
     wired.play(_decode_worker)
 
 
@@ -136,25 +144,20 @@ async def _prefill_worker(wired: Wired, client: baton.AsyncClient) -> None:
     await _check(client, answers.result(), 2)
 
 
-def test_a_prefill_worker_that_is_cut_off_while_its_pages_travel(wired: Wired) -> None:
+def test_a_prefill_worker_may_be_cut_off_during_a_transfer(wired: Wired) -> None:
     wired.play(_prefill_worker)
 
 
-async def _unheard(wired: Wired, client: baton.AsyncClient) -> None:
-    """The worker hears everybody and reaches its peers, but the router does not hear it."""
-    core = wired.cluster.router.driver.core
-    streams = _streams(client, 3)
-    await asyncio.gather(*(anext(stream) for stream in streams))
-    await wired.cluster.until(lambda: all(record.decoding for record in core.requests.live.values()))
-    victim = next(iter(core.requests.live.values())).decode_worker
-    answers = asyncio.gather(*(stream.answer() for stream in streams))
+async def _one_way(wired: Wired, client: baton.AsyncClient) -> None:
+    """The worker receives from the router and reaches its peers, but its messages do not reach the router."""
+    victim, answers = await _all_decoding(wired, client, 3)
     wired.cables.cut_to(victim, wired.cables.address, wired.worker_port)
     await _cut_and_back(wired, victim, answers)
     await _check(client, answers.result(), 3)
 
 
-def test_a_worker_that_is_only_not_heard_by_the_router(wired: Wired) -> None:
-    wired.play(_unheard)
+def test_a_worker_whose_messages_do_not_reach_the_router_is_given_up(wired: Wired) -> None:
+    wired.play(_one_way)
 
 
 def _incarnations(wired: Wired) -> dict[str, str]:
@@ -162,13 +165,13 @@ def _incarnations(wired: Wired) -> dict[str, str]:
 
 
 def _cut_peers(wired: Wired, one: str, other: str) -> None:
-    """Both still reach the router."""
+    """Cut the connection between two workers; both still reach the router."""
     wired.cables.cut_to(one, wired.cables.address_of(other))
     wired.cables.cut_from(one, wired.cables.address_of(other))
 
 
-async def _whole_again(wired: Wired, name: str) -> None:
-    """What stood still arrives, is not taken for anything, and the worker is used again."""
+async def _heal_and_wait(wired: Wired, name: str) -> None:
+    """Heal the cable: delayed writes arrive without effect, and the worker is used again."""
     core = wired.cluster.router.driver.core
     wired.cables.heal(name)
     await wired.cluster.until(lambda: not core.state.unreachable)
@@ -176,26 +179,26 @@ async def _whole_again(wired: Wired, name: str) -> None:
 
 
 async def _between_peers(wired: Wired, client: baton.AsyncClient) -> None:
-    """Pages do not reach one decode worker: their requests go to the other one, though the cable stays cut."""
+    """Pages do not reach one decode worker: requests go to the other one while the cable stays cut."""
     core, before = wired.cluster.router.driver.core, _incarnations(wired)
     _cut_peers(wired, "decode-0", "prefill-0")
     answers = await asyncio.gather(*(stream.answer() for stream in _streams(client, 4)))
     assert core.state.unreachable == {"prefill-0": {"decode-0"}, "decode-0": {"prefill-0"}}
     assert len(core.membership.transfers) > 0  # what stands still may yet arrive: its pages are nobody else's
     assert {answer.decode_worker for answer in answers} == {"decode-1"}
-    await _check(client, answers, 4)  # also without the cable
-    await _whole_again(wired, "decode-0")
+    await _check(client, answers, 4)  # while the cable is still cut
+    await _heal_and_wait(wired, "decode-0")
     again = await asyncio.gather(*(stream.answer() for stream in _streams(client, 5)))
     assert "decode-0" in {answer.decode_worker for answer in again}
     assert _incarnations(wired) == before
 
 
-def test_requests_go_on_while_pages_do_not_pass_between_two_workers(wired: Wired) -> None:
+def test_requests_continue_while_two_workers_cannot_exchange_pages(wired: Wired) -> None:
     wired.play(_between_peers)
 
 
-async def _to_nobody(wired: Wired, client: baton.AsyncClient) -> None:
-    """The prefill worker reaches no decode worker: these compute the prompts themselves."""
+async def _no_decode_worker(wired: Wired, client: baton.AsyncClient) -> None:
+    """The prefill worker reaches no decode worker: the decode workers compute the prompts themselves."""
     core = wired.cluster.router.driver.core
     for name in ("decode-0", "decode-1"):
         _cut_peers(wired, name, "prefill-0")
@@ -203,16 +206,16 @@ async def _to_nobody(wired: Wired, client: baton.AsyncClient) -> None:
     assert core.state.unreachable["prefill-0"] == {"decode-0", "decode-1"}
     for name in ("decode-0", "decode-1"):
         wired.cables.heal(name)
-    await _whole_again(wired, "decode-0")
+    await _heal_and_wait(wired, "decode-0")
     await _check(client, answers, 6)
 
 
-def test_a_prefill_worker_that_reaches_nobody_is_gone_round(wired: Wired) -> None:
-    wired.play(_to_nobody)
+def test_a_prefill_worker_without_a_reachable_decode_worker_is_bypassed(wired: Wired) -> None:
+    wired.play(_no_decode_worker)
 
 
 async def _moving(wired: Wired, client: baton.AsyncClient) -> None:
-    """A sequence that is told to move over a cut cable goes on where it is."""
+    """A sequence that is migrated over a cut cable continues on its source worker."""
     core = wired.cluster.router.driver.core
     _cut_peers(wired, "decode-0", "decode-1")
     stream = client.stream([3, 17] * 150, seed=7, **{**OPTIONS, "max_tokens": 600})
@@ -224,10 +227,10 @@ async def _moving(wired: Wired, client: baton.AsyncClient) -> None:
     wired.cluster.router.driver.start_operation("", Migrate(record.request_id, other), dry_run=False)
     answer = await stream.answer()
     assert (answer.decode_worker, answer.migrations) == (home, 0)
-    await _whole_again(wired, "decode-0")
+    await _heal_and_wait(wired, "decode-0")
     undisturbed = await client.stream([3, 17] * 150, seed=7, **{**OPTIONS, "max_tokens": 600}).answer()
     assert answer.token_ids == undisturbed.token_ids
 
 
-def test_a_sequence_whose_pages_do_not_get_to_its_new_worker_stays(wired: Wired) -> None:
+def test_a_sequence_whose_pages_cannot_reach_its_target_stays(wired: Wired) -> None:
     wired.play(_moving)

@@ -1,11 +1,11 @@
-"""Ray's own processes are killed: the supervisor brings the cluster back, or the commands say that it is dead."""
+"""Ray's own processes are killed: the supervisor restarts the cluster, or the commands report that it is dead."""
 
 from __future__ import annotations
 
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from baton.deploy.local_ray import LocalRay
 from baton.deploy.look import look, supervised
 from baton.deploy.running import RunningCluster, running_cluster
 from tests.live.commands import ROOT, baton_command, left_behind
+from tests.waiting import until
 
 BACK_WITHIN_S = 60.0
 AGENT = "idle_agent.py"
@@ -25,10 +26,10 @@ PROMPT = "write : the old fox"
 
 @pytest.fixture
 def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
-    """A home with a cluster that serves; afterwards nothing of it is left."""
+    """A home with a serving cluster; afterwards the cluster must be gone."""
     before = {str(path) for path in Path("/tmp").glob("baton-ray-*")}
     variables = {**os.environ, "BATON_HOME": str(tmp_path), "PYTHONPATH": str(ROOT), "COLUMNS": "120"}
-    # In float32 tokens that are computed again are the same ones.
+    # In float32, recomputed tokens are the same.
     up = baton_command(variables, "up", "--port", "0", "--admin-port", "0", "--dtype", "float32")
     assert up.returncode == 0, up.stderr
     try:
@@ -46,23 +47,19 @@ def _noted(tmp_path: Path) -> RunningCluster:
 
 
 def _kill(cluster: RunningCluster, words: str) -> None:
-    """Kill the process of this cluster's Ray whose program has these words: a raylet's options name its agents, too."""
+    """Kill the process of this cluster's Ray whose program, options aside, contains these words."""
     for process in LocalRay(cluster.ray_address, cluster.ray_folder).processes():
         if words in " ".join(process.cmdline()[:4]):
             process.kill()
+            process.wait(10)
             return
     raise AssertionError(f"no {words}")
 
 
-def _until(true: Callable[[], bool], timeout_s: float) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 @pytest.mark.slow
-def test_the_cluster_comes_back_where_it_was_and_a_stream_goes_on(environment: dict[str, str], tmp_path: Path) -> None:
+def test_the_cluster_restarts_at_its_addresses_and_a_stream_continues(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
     first = _noted(tmp_path)
     options: dict[str, Any] = {"max_tokens": 400, "ignore_eos": True, "temperature": 0.8, "seed": 5}
     with baton.Client(first.address) as client:
@@ -81,7 +78,7 @@ def test_the_cluster_comes_back_where_it_was_and_a_stream_goes_on(environment: d
             tokens += list(stream)
             assert [token.index for token in tokens] == list(range(400))
             assert [token.id for token in tokens] == expected
-            _until(partial(_came_back, tmp_path, before), BACK_WITHIN_S - (time.monotonic() - killed_s))
+            until(partial(_came_back, tmp_path, before), BACK_WITHIN_S - (time.monotonic() - killed_s))
             assert client.generate(PROMPT, **options).token_ids == expected
             assert named in baton_command(environment, "status").stderr
     last = _noted(tmp_path)
@@ -89,7 +86,7 @@ def test_the_cluster_comes_back_where_it_was_and_a_stream_goes_on(environment: d
 
 
 def _came_back(tmp_path: Path, before: RunningCluster) -> bool:
-    """Whether another Ray serves the cluster."""
+    """Whether a new Ray serves the cluster."""
     now = _noted(tmp_path)
     state = supervised(tmp_path)
     back = state is not None and state.recovery.phase == "watching"
@@ -103,7 +100,7 @@ def test_a_dead_cluster_without_a_supervisor_is_named_and_ended_in_seconds(
     cluster, state = _noted(tmp_path), supervised(tmp_path)
     assert state is not None
     state.supervisor.signal(signal.SIGKILL)
-    _until(lambda: not state.supervisor.lives, 5)
+    until(lambda: not state.supervisor.lives, 5)
     _kill(cluster, "/gcs_server")
     began_s = time.monotonic()
     assert look(cluster, tmp_path).why == "The cluster has died: its gcs_server ended."

@@ -1,4 +1,4 @@
-"""A worker that dies while the cluster starts: one sentence says why, and nothing of Ray's reaches the terminal."""
+"""A worker that dies during the start is reported in one sentence; no output of Ray reaches the terminal."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.live.test_command_line import BATON, ROOT
 
 
 def _worker(before: set[str]) -> psutil.Process:
-    """The process of prefill-0 in a Ray that was started since."""
+    """The process of prefill-0 in a Ray started since."""
     new = {str(path) for path in Path("/tmp").glob("baton-ray-*")} - before
     for log in (path for folder in new for path in Path(folder).glob("ray/session_*/logs/worker-*.err")):
         if "This is worker prefill-0." in log.read_text():
@@ -29,7 +29,7 @@ def _worker(before: set[str]) -> psutil.Process:
     [
         (
             signal.SIGKILL,
-            "prefill-0 could not start: its process was killed (SIGKILL leaves no word), probably for memory",
+            "prefill-0 could not start: its process was killed without a message (SIGKILL), probably for memory",
         ),
         (signal.SIGBUS, "prefill-0 could not start: its process died of a SIGBUS: /dev/shm may be full"),
     ],
@@ -46,10 +46,10 @@ def test_up_says_why_a_worker_died(tmp_path: Path, number: signal.Signals, reaso
     ) as up:
         try:
             assert up.stderr is not None
-            told = ""
-            while not re.search(r"prefill-0 +(loading|warming|registering)", told):
-                told = up.stderr.readline()
-                assert told, "`up` has ended"
+            line = ""
+            while not re.search(r"prefill-0 +(loading|warming|registering)", line):
+                line = up.stderr.readline()
+                assert line, "`up` has ended"
             _worker(before).send_signal(number)
             output, errors = up.communicate(timeout=120)
         finally:

@@ -1,4 +1,4 @@
-"""However a request ends, its status is clear and every page comes back on both workers."""
+"""However a request ends, its status is clear and both workers release every page."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_a_stop_string_across_tokens_ends_the_text_before_it(split: Live) -> Non
 
 
 def _plain_pair(text: str) -> str | None:
-    """Two characters in the middle of a text that are whole characters: at least two tokens of a byte each."""
+    """Two complete characters in the middle of a text: at least two tokens of one byte each."""
     pairs = (text[at : at + 2] for at in range(5, len(text) - 1))
     return next((pair for pair in pairs if pair.isascii() and pair.isprintable()), None)
 
@@ -132,7 +132,7 @@ def test_bad_input_gets_a_clear_status(split: Live, name: str) -> None:
 
 
 @pytest.mark.parametrize("body", [b"\x12\x02\xff\xfe", b"\xff\xff\xff", b"\x12\x7fshort"])
-def test_bytes_that_are_no_request_get_a_clear_status(split: Live, body: bytes) -> None:
+def test_bytes_that_are_not_a_request_get_a_clear_status(split: Live, body: bytes) -> None:
     with grpc.insecure_channel(split.address) as channel:
         call = channel.unary_stream("/baton.v1.Inference/Generate")(body)
         with pytest.raises(grpc.RpcError) as caught:
@@ -141,7 +141,7 @@ def test_bytes_that_are_no_request_get_a_clear_status(split: Live, body: bytes) 
     assert "UTF-8" in caught.value.details()
 
 
-def test_a_request_id_in_use_is_refused_and_the_first_goes_on(split: Live) -> None:
+def test_a_request_id_in_use_is_refused_and_the_first_request_continues(split: Live) -> None:
     with split.client() as client:
         first = client.stream([6] * 30, request_id="twice", **LONG)
         next(first)
@@ -151,7 +151,7 @@ def test_a_request_id_in_use_is_refused_and_the_first_goes_on(split: Live) -> No
     split.wait_idle()
 
 
-def test_an_address_where_nobody_listens_says_so() -> None:
+def test_an_address_where_nothing_listens_is_reported() -> None:
     with baton.Client("127.0.0.1:9") as client, pytest.raises(baton.BatonError, match="baton up"):
         client.model()
 
@@ -167,7 +167,7 @@ def test_cancelling_is_its_own_error(split: Live) -> None:
 
 
 def test_a_special_token_among_the_stop_strings_ends_the_answer(split: Live) -> None:
-    """It has no text; this model says each of them now and then where the temperature is high."""
+    """Special tokens have no text; at a high temperature this model samples each of them now and then."""
     names = {0: "<unk>", 1: "<eos>", 2: "<pad>"}
     with split.client() as client:
         for seed in range(50):

@@ -1,4 +1,4 @@
-"""The programs of docs/examples do what their first lines say, on one cluster that Ray runs."""
+"""The programs of docs/examples do what their docstrings describe, on one Ray cluster."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ Run = Callable[..., str]
 
 @pytest.fixture(scope="module")
 def cluster(ray_head: LocalRay) -> Iterator[Live]:
-    """One prefill and two decode workers under the default policy; every worker stays, or is started again."""
+    """One prefill and two decode workers under the default policy; a killed worker is restarted."""
     yield start_live(CHECKPOINT, "examples-", {"prefill": 1, "decode": 2})
     stop_cluster("examples-")
 
 
 @pytest.fixture
 def run(request: pytest.FixtureRequest) -> Iterator[Run]:
-    """Runs a program as its first lines say; the cluster it talks to, if any, is left idle with all its workers."""
+    """Runs a program as its docstring describes; the cluster it uses, if any, must end idle with all its workers."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     live: Live | None = request.getfixturevalue("cluster") if "cluster" in request.fixturenames else None
     if live is not None:
@@ -48,14 +48,14 @@ def run(request: pytest.FixtureRequest) -> Iterator[Run]:
 
 
 def test_a_stream_is_the_answer_that_generate_gives(cluster: Live, run: Run) -> None:
-    told = run("stream")
+    output = run("stream")
     with cluster.client() as client:
         answer = client.generate("write : the old fox", max_tokens=40, temperature=0.8, seed=1)
-    assert told.startswith(answer.text + "\n\nroute")
-    assert f"{answer.prompt_tokens} prompt, {answer.output_tokens} output, ended by {answer.finish_reason}" in told
+    assert output.startswith(answer.text + "\n\nroute")
+    assert f"{answer.prompt_tokens} prompt, {answer.output_tokens} output, ended by {answer.finish_reason}" in output
 
 
-def test_what_cannot_be_in_time_is_refused_and_what_can_is_served(cluster: Live, run: Run) -> None:
+def test_a_request_that_cannot_meet_its_objective_is_refused_and_others_are_served(cluster: Live, run: Run) -> None:
     served, refused = run("objectives").splitlines()
     assert re.fullmatch(r"24 served, \d+ refusals, TTFT at most \d+\.\d\d s", served)
     assert "TTFT objective is 0.00 s" in refused
@@ -78,7 +78,7 @@ def test_a_stream_continues_with_the_same_tokens_after_its_worker_was_killed(clu
     assert (indices, tokens) == ("every index once: True", "same tokens as undisturbed: True")
 
 
-def test_a_policy_of_ones_own_decides_in_the_simulator(run: Run) -> None:
+def test_a_custom_policy_decides_in_the_simulator(run: Run) -> None:
     lines = run("policy").splitlines()
     assert [line.split()[0] for line in lines] == ["round_robin", "least_work", "predicted_latency"]
     in_time = [int(re.search(r"(\d+)% in time", line)[1]) for line in lines]  # type: ignore[index]
@@ -103,6 +103,6 @@ def test_every_example_is_run_here() -> None:
 def test_the_program_of_the_readme_runs(cluster: Live, run: Run, tmp_path: Path) -> None:
     (program,) = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
     (tmp_path / "program.py").write_text(program)
-    told = run(str(tmp_path / "program"))
-    assert "HandoffReport(" in told or " None" in told
-    assert "tokens to compute" in told
+    output = run(str(tmp_path / "program"))
+    assert "HandoffReport(" in output or " None" in output
+    assert "tokens to compute" in output

@@ -1,4 +1,4 @@
-"""Why a live request went where it went, and clusters with another policy than the default."""
+"""Explanations of placement decisions, and clusters with another policy than the default."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_refused_requests_are_counted(brain: Live) -> None:
 
 @pytest.fixture(scope="module")
 def round_robin(ray_head: LocalRay, checkpoint: Path) -> Iterator[Live]:
-    """Two prefill and one decode worker."""
+    """Two prefill and one decode worker under round robin."""
     yield start_live(checkpoint, "robin-", {"prefill": 2, "decode": 1}, policy="round_robin")
     stop_cluster("robin-")
 
@@ -55,8 +55,8 @@ def test_another_policy_serves(round_robin: Live) -> None:
     with round_robin.client() as client, round_robin.admin() as admin:
         answers = [client.generate([9, 8, number], max_tokens=3, ignore_eos=True) for number in range(4)]
         explanation = admin.explain(answers[0].request_id)
-    assert [one.prefill_worker for one in answers] == ["prefill-0", "prefill-1"] * 2
-    assert {one.decode_worker for one in answers} == {"decode-0"}
+    assert [answer.prefill_worker for answer in answers] == ["prefill-0", "prefill-1"] * 2
+    assert {answer.decode_worker for answer in answers} == {"decode-0"}
     assert explanation.policy == "round_robin"
     assert list(explanation.candidates) == []
     cluster = round_robin.wait_idle()

@@ -1,4 +1,4 @@
-"""Pings tell a router that is gone from one that has nothing to say; here they come often, so that it shows soon."""
+"""Pings distinguish a dead router from a silent one; these tests ping often, to be quick."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 import baton
 import baton.client.connection
-from baton.config.plan import RouterConfig
+from baton.config.process_config import RouterConfig
 from tests.plans import router_config
 
 
@@ -31,7 +31,7 @@ def _serve(plan: RouterConfig, ready: Connection) -> None:
 
 @pytest.fixture(scope="module")
 def router(checkpoint: Path) -> Iterator[tuple[int, str]]:
-    """Process and address of a router without workers: requests wait for five seconds and are silent."""
+    """Process id and address of a router without workers: requests wait silently for five seconds."""
     spawn = multiprocessing.get_context("spawn")
     ours, theirs = spawn.Pipe()
     process = spawn.Process(target=_serve, args=(router_config(checkpoint), theirs))
@@ -53,25 +53,25 @@ def _ping_often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(baton.client.connection, "OPTIONS", options)
 
 
-def test_a_silent_stream_is_pinged_and_goes_on(router: tuple[int, str]) -> None:
+def test_a_silent_stream_is_pinged_and_continues(router: tuple[int, str]) -> None:
     with baton.Client(router[1]) as client:
         stream = client.stream([1, 2, 3], max_tokens=1)
         with pytest.raises(baton.NoWorkers):
             next(stream)
-    assert stream._history.breaks == 0  # the router did not take so many pings amiss
+    assert stream._history.breaks == 0  # the router accepted so many pings
 
 
-def test_a_router_that_answers_no_ping_is_gone(router: tuple[int, str]) -> None:
+def test_a_router_that_answers_no_ping_counts_as_gone(router: tuple[int, str]) -> None:
     pid, address = router
     with baton.Client(address) as client:
         assert client.model().name == "m"
         os.kill(pid, signal.SIGSTOP)
         try:
-            with pytest.raises(baton.NoWorkers):  # without pings it would be the deadline
+            with pytest.raises(baton.NoWorkers):  # without pings it would be DeadlineExceeded
                 client.model()
         finally:
             os.kill(pid, signal.SIGCONT)
-        # The router looks at its own pings first and may close the connection that the next call is on.
+        # The router checks its own pings first and may close the connection of the next call.
         try:
             again = client.model()
         except baton.NoWorkers:

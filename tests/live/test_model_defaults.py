@@ -1,4 +1,4 @@
-"""A model whose generation_config.json samples is served so, from the files to the tokens."""
+"""The sampling defaults in a model's generation_config.json apply to its requests, from the file to the tokens."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import baton
 from baton import SamplingParams
 from baton.config.schema import parse_config
 from baton.deploy.cluster import resolve_here
-from benchmarks.process_cluster import ProcessCluster, plans
+from baton.harness.process_cluster import ProcessCluster, plans
 from tests.checkpoints import build_checkpoint
 
 PROMPT = [5, 6, 7, 8]
 
 
-def test_requests_are_sampled_as_the_model_says_unless_they_say_themselves(tmp_path: Path) -> None:
+def test_requests_use_the_models_sampling_defaults_unless_they_override_them(tmp_path: Path) -> None:
     folder = build_checkpoint(tmp_path, scale=1.0)
     generation = {"do_sample": True, "temperature": 1.2, "top_k": 50, "repetition_penalty": 1.1, "max_new_tokens": 12}
     (folder / "generation_config.json").write_text(json.dumps({**generation, "eos_token_id": 1}))
@@ -42,8 +42,8 @@ def test_requests_are_sampled_as_the_model_says_unless_they_say_themselves(tmp_p
             assert len(bare) == 12
             assert bare == await tokens(theirs)
             assert bare != (await tokens(greedy))[:12]
-            said = await tokens(temperature=0.0, repetition_penalty=1.0, max_tokens=20, ignore_eos=True)
-            assert said == await tokens(greedy)
+            output = await tokens(temperature=0.0, repetition_penalty=1.0, max_tokens=20, ignore_eos=True)
+            assert output == await tokens(greedy)
             warmer = await tokens(temperature=3.0, seed=3, ignore_eos=True)
             assert warmer == await tokens(replace(theirs, temperature=3.0))
 

@@ -1,4 +1,4 @@
-"""Operators change the pools of a live cluster under load; every stream is complete and right."""
+"""Operators change the pools of a live cluster under load; every stream is complete and correct."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ from pathlib import Path
 import pytest
 
 import baton
+from baton.harness.load import Load
+from baton.harness.process_cluster import ProcessCluster, operate, plans
 from baton.protocol.errors import BatonError, Conflict, InvalidRequest, NotFound
 from baton.protocol.worker import RoleName
 from baton.router.core.operation import Drain, Migrate, OperationSpec, OperationState, Rebalance, Undrain
-from benchmarks.process_cluster import ProcessCluster, plans
-from benchmarks.random_commands import command_at_random, migrate_many, operate
-from benchmarks.steady_streams import OPTIONS, SteadyStreams
+from tests.reliability.random_commands import command_at_random, migrate_many
+from tests.reliability.steady import OPTIONS, WIDTH, steady_streams
 
-Scenario = Callable[[ProcessCluster, SteadyStreams], Awaitable[None]]
+Scenario = Callable[[ProcessCluster, Load], Awaitable[None]]
 Run = Callable[[Scenario], None]
 
 
 @pytest.fixture(scope="module")
 def run(checkpoint: Path) -> Iterator[Run]:
-    """Plays scenarios under steady streams, one after the other, on one cluster of 2 + 2 workers."""
+    """Runs scenarios under steady streams on one cluster of 2 + 2 workers."""
     with asyncio.Runner() as runner:
         router_config, worker_config = plans(checkpoint, 256, 400, policy="least_loaded", chunk_tokens=64)
         cluster = ProcessCluster(router_config, worker_config, {"prefill": 2, "decode": 2})
@@ -33,11 +34,11 @@ def run(checkpoint: Path) -> Iterator[Run]:
 
         async def under_streams(scenario: Scenario) -> None:
             async with baton.AsyncClient(f"127.0.0.1:{cluster.router.port}") as client:
-                async with SteadyStreams(cluster, client) as streams:
+                async with steady_streams(cluster, client) as streams:
                     await asyncio.wait_for(scenario(cluster, streams), 90)
                     await restore()
                 assert not streams.wrong, streams.wrong[:3]
-                assert streams.answered >= streams.width
+                assert len(streams.done) >= WIDTH
 
         async def restore() -> None:
             core = cluster.router.driver.core
@@ -58,14 +59,14 @@ async def _done(cluster: ProcessCluster, spec: OperationSpec) -> None:
         assert (len(pool(RoleName.PREFILL)), len(pool(RoleName.DECODE))) == (spec.prefill, spec.decode)
 
 
-async def _change_everything(cluster: ProcessCluster, streams: SteadyStreams) -> None:
+async def _change_everything(cluster: ProcessCluster, streams: Load) -> None:
     core = cluster.router.driver.core
     for split in (Rebalance(3, 1), Rebalance(1, 3)):
         await _done(cluster, split)
     one = core.state.pool(RoleName.DECODE)[0].name
     for spec in (Drain((one,)), Undrain((one,)), Rebalance(2, 2)):
         await _done(cluster, spec)
-    await migrate_many(cluster, streams, 50, random.Random(0))
+    await migrate_many(cluster, 50, random.Random(0))
 
 
 @pytest.mark.slow
@@ -75,13 +76,13 @@ def test_rebalancing_draining_and_fifty_migrations_cost_no_token(run: Run) -> No
 
 @pytest.mark.slow
 def test_random_commands_cost_no_token(run: Run) -> None:
-    async def scenario(cluster: ProcessCluster, streams: SteadyStreams) -> None:
+    async def scenario(cluster: ProcessCluster, streams: Load) -> None:
         assert await command_at_random(cluster, streams, 12.0, seed=1) > 20
 
     run(scenario)
 
 
-async def _bad_commands(cluster: ProcessCluster, streams: SteadyStreams) -> None:
+async def _bad_commands(cluster: ProcessCluster, streams: Load) -> None:
     driver = cluster.router.driver
     decoders = tuple(view.name for view in driver.core.state.pool(RoleName.DECODE))
     refused: list[tuple[OperationSpec, type[BatonError], str]] = [
@@ -89,7 +90,7 @@ async def _bad_commands(cluster: ProcessCluster, streams: SteadyStreams) -> None
         (Drain(decoders), InvalidRequest, "without a worker"),
         (Rebalance(0, 4), InvalidRequest, "at least one"),
         (Rebalance(3, 3), InvalidRequest, "asks for 6 workers, and 4 serve"),
-        (Migrate("nobody"), NotFound, "is not live"),
+        (Migrate("no-such-request"), NotFound, "is not live"),
     ]
     for spec, kind, words in refused:
         with pytest.raises(kind, match=words):
@@ -114,7 +115,7 @@ def test_bad_commands_are_refused_in_one_sentence_and_change_nothing(run: Run) -
     run(_bad_commands)
 
 
-async def _die_while_switching(cluster: ProcessCluster, streams: SteadyStreams) -> None:
+async def _die_while_switching(cluster: ProcessCluster, streams: Load) -> None:
     driver = cluster.router.driver
     await cluster.until(lambda: all(view.running for view in driver.core.state.pool(RoleName.DECODE)))
     operation = driver.start_operation("", Rebalance(3, 1), False)
@@ -136,7 +137,7 @@ def test_a_worker_that_dies_while_it_switches_loses_no_token(run: Run) -> None:
     run(_die_while_switching)
 
 
-async def _prefix_stays(cluster: ProcessCluster, streams: SteadyStreams) -> None:
+async def _prefix_stays(cluster: ProcessCluster, streams: Load) -> None:
     prompt = [9] * 128
     first = await streams.client.generate(prompt, seed=3, **OPTIONS)
     worker = first.prefill_worker

@@ -1,11 +1,10 @@
-"""Two Ray nodes on one machine: packed workers share a node, spread ones do not, and serve from there."""
+"""Two Ray nodes on one machine: packed workers share a node, spread workers do not; both serve."""
 
 from __future__ import annotations
 
 import contextlib
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from baton.deploy.local_ray import LocalRay
 from baton.deploy.placement_groups import release_groups, reserve_groups
 from baton.engine.checkpoint import read_config
 from tests.live.conftest import CONTEXT_TOKENS, Live
+from tests.waiting import until
 
 SECOND_ADDRESS = "127.0.0.2"
 # `ray`, which would otherwise replace the head's loopback address by the machine's.
@@ -34,7 +34,7 @@ main()
 
 @pytest.fixture(scope="module")
 def second_node(ray_head: LocalRay) -> Iterator[LocalRay]:
-    """A second node, with an address of its own, beside the head."""
+    """A second node with its own address."""
     command = [
         *(sys.executable, "-c", JOIN_ON_LOOPBACK, "start", f"--address={ray_head.address}"),
         *(f"--node-ip-address={SECOND_ADDRESS}", "--num-cpus=2", "--labels=rack=second"),
@@ -49,17 +49,14 @@ def second_node(ray_head: LocalRay) -> Iterator[LocalRay]:
 
 
 def _end(ray_head: LocalRay) -> None:
-    """End the second node, and wait until Ray knows: until then it would still place actors there."""
+    """End the second node and wait until Ray has noticed: until then Ray would still place actors there."""
     processes = []
     for process in ray_head.processes():
         with contextlib.suppress(psutil.Error):
             if f"--node-ip-address={SECOND_ADDRESS}" in " ".join(process.cmdline()).replace("_", "-"):
                 process.terminate()
                 processes.append(process)
-    deadline = time.monotonic() + 60
-    while any(node["Alive"] for node in ray.nodes() if node["NodeManagerAddress"] == SECOND_ADDRESS):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    until(lambda: not any(n["Alive"] for n in ray.nodes() if n["NodeManagerAddress"] == SECOND_ADDRESS), timeout_s=60)
     for process in psutil.wait_procs(processes, timeout=10)[1]:
         process.kill()
 
@@ -122,7 +119,7 @@ def test_spread_workers_serve_from_two_nodes(second_node: LocalRay, checkpoint: 
             first = client.generate(prompt, max_tokens=8, ignore_eos=True)
             assert first.handoff is not None
             assert first.handoff.pages_sent > 0
-            # A worker that comes back takes its place in the group again.
+            # A restarted worker uses its bundle of the group again.
             stop_workers(resolved, ["prefill-0"], "spread-")
             assert _groups("spread-") == ["spread-group-0"]
             start_workers(resolved, [("prefill-0", "prefill")], started.worker_address, lambda *_: None, "spread-")

@@ -1,4 +1,4 @@
-"""What ends on a Ray that Baton did not start: actors and places, also those that wait for a node."""
+"""Ending a cluster on a Ray that Baton did not start: actors and placement groups, including pending ones."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ import pytest
 from ray._private.services import node_ip_address_from_perspective
 
 from baton.deploy.local_ray import LocalRay, start_local_ray
-from tests.live.commands import BATON, ROOT, baton_command
+from tests.cli.commands import BATON
+from tests.live.commands import ROOT, baton_command
 
-GOODBYE_S = 9.0  # less than actors are given to say goodbye
+GOODBYE_S = 9.0  # less than the time that actors are given to end
 CONFIG = """
 [router]
 port = 0
@@ -44,8 +45,8 @@ print(*actors, *places)
 
 @pytest.fixture
 def others() -> Iterator[LocalRay]:
-    """A Ray that is in $RAY_ADDRESS of the commands."""
-    # At an address of the machine, as a Ray for several nodes is.
+    """A Ray that the commands find in $RAY_ADDRESS."""
+    # At the machine's address, like a Ray of several nodes.
     ray = start_local_ray(host=node_ip_address_from_perspective())
     try:
         yield ray
@@ -61,7 +62,7 @@ def _environment(others: LocalRay, tmp_path: Path) -> dict[str, str]:
 
 @contextlib.contextmanager
 def _waiting(environment: dict[str, str], tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """A `baton up` whose workers wait for a node that does not come."""
+    """A `baton up` whose workers wait for a node that never joins."""
     config = tmp_path / "cluster.toml"
     config.write_text(CONFIG)
     command = [*BATON, "up", "--config", str(config)]
@@ -93,7 +94,7 @@ def test_an_interrupted_start_leaves_nothing_on_it(others: LocalRay, tmp_path: P
         up.send_signal(signal.SIGINT)
         began_s = time.monotonic()
         assert up.wait(timeout=60) == 130
-        assert time.monotonic() - began_s < GOODBYE_S  # nothing is asked of an actor that does not run yet
+        assert time.monotonic() - began_s < GOODBYE_S  # actors that do not run yet are not asked to end
     assert _left(others) == ""
     assert not (tmp_path / "home" / "cluster.json").exists()
 

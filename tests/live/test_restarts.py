@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 
 import baton
-from baton.deploy.launcher import router_pid, stop_cluster
+from baton.deploy.launcher import stop_cluster
 from baton.deploy.local_ray import LocalRay
 from tests.live.conftest import Live, start_live
+from tests.reliability.ray_cluster import router_pid
+from tests.waiting import until
 
 OPTIONS: dict[str, Any] = {"max_tokens": 180, "ignore_eos": True, "temperature": 0.8, "seed": 5}
 PROMPT = [7, 8, 9] * 12
@@ -27,19 +29,20 @@ def restarted(ray_head: LocalRay, checkpoint: Path) -> Iterator[Live]:
     stop_cluster("again-")
 
 
-def _until(true: Callable[[], bool], timeout_s: float = 60.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 def _workers(live: Live) -> dict[str, Any]:
     try:
         with live.admin() as admin:
             return {worker.name: worker for pool in admin.cluster().pools for worker in pool.workers}
     except baton.BatonError:
         return {}
+
+
+def _decoding(live: Live, client: baton.Client) -> tuple[list[int], baton.TokenStream, Any]:
+    """The tokens of an undisturbed answer, a stream of the same request that decodes, and its decode worker."""
+    expected = client.generate(PROMPT, **OPTIONS).token_ids
+    stream = client.stream(PROMPT, **OPTIONS)
+    next(stream)
+    return expected, stream, next(w for w in _workers(live).values() if w.name.startswith("decode") and w.pages_in_use)
 
 
 @pytest.mark.slow
@@ -55,15 +58,15 @@ def test_a_stream_outlives_the_router(restarted: Live) -> None:
         assert answer.token_ids == expected
         assert [token.id for token in first] == expected[:5]
         assert answer.text == client.generate(PROMPT, **OPTIONS).text
-    # The workers kept their processes and are somebody new, so that nobody takes late orders for theirs.
-    _until(lambda: len(_workers(restarted)) == 3)
+    # The workers kept their processes but have new incarnations, so that late orders for the old ones are ignored.
+    until(lambda: len(_workers(restarted)) == 3, timeout_s=60)
     assert not before & {worker.incarnation for worker in _workers(restarted).values()}
     restarted.wait_idle()
 
 
 @pytest.mark.slow
-def test_streams_go_on_where_they_ran_when_the_router_is_killed(restarted: Live) -> None:
-    """Every token is the one of an undisturbed run, and no worker computes a prompt again."""
+def test_streams_continue_in_place_when_the_router_is_killed(restarted: Live) -> None:
+    """Every token equals that of an undisturbed run, and no worker computes a prompt again."""
     prompts = [[token] * 40 for token in (11, 12, 13, 14, 15, 16)]
     with restarted.client() as client:
         expected = [client.generate(prompt, **OPTIONS, logprobs=2) for prompt in prompts]
@@ -87,39 +90,33 @@ def test_streams_go_on_where_they_ran_when_the_router_is_killed(restarted: Live)
     with restarted.admin() as admin:
         assert admin.cluster().continued_requests == len(prompts)
         assert "continued" in admin.explain(answers[0].request_id).why
-    _until(lambda: len(_workers(restarted)) == 3)
+    until(lambda: len(_workers(restarted)) == 3, timeout_s=60)
     restarted.wait_idle()
 
 
 @pytest.mark.slow
-def test_a_killed_worker_is_started_again_and_joins(restarted: Live) -> None:
+def test_a_killed_worker_is_restarted_and_registers(restarted: Live) -> None:
     with restarted.client() as client:
-        expected = client.generate(PROMPT, **OPTIONS).token_ids
-        stream = client.stream(PROMPT, **OPTIONS)
-        next(stream)
-        victim = next(one for one in _workers(restarted).values() if one.name.startswith("decode") and one.pages_in_use)
+        expected, stream, victim = _decoding(restarted, client)
         os.kill(victim.pid, signal.SIGKILL)
         assert stream.answer.token_ids == expected
-        _until(lambda: _workers(restarted).get(victim.name, victim).pid != victim.pid)
+        until(lambda: _workers(restarted).get(victim.name, victim).pid != victim.pid, timeout_s=60)
         assert client.generate(PROMPT, **OPTIONS).token_ids == expected
-    _until(lambda: len(_workers(restarted)) == 3)
+    until(lambda: len(_workers(restarted)) == 3, timeout_s=60)
     restarted.wait_idle()
 
 
 @pytest.mark.slow
-def test_a_stopped_worker_is_given_up_and_comes_back_as_somebody_else(restarted: Live) -> None:
+def test_a_stopped_worker_is_given_up_and_returns_with_a_new_incarnation(restarted: Live) -> None:
     with restarted.client() as client:
-        expected = client.generate(PROMPT, **OPTIONS).token_ids
-        stream = client.stream(PROMPT, **OPTIONS)
-        next(stream)
-        victim = next(one for one in _workers(restarted).values() if one.name.startswith("decode") and one.pages_in_use)
+        expected, stream, victim = _decoding(restarted, client)
         os.kill(victim.pid, signal.SIGSTOP)
         try:
             assert stream.answer.token_ids == expected
             assert stream.answer.attempts == 2
         finally:
             os.kill(victim.pid, signal.SIGCONT)
-        _until(lambda: victim.name in _workers(restarted))
+        until(lambda: victim.name in _workers(restarted), timeout_s=60)
         back = _workers(restarted)[victim.name]
         assert back.incarnation != victim.incarnation
         assert client.generate(PROMPT, **OPTIONS).token_ids == expected
@@ -127,8 +124,8 @@ def test_a_stopped_worker_is_given_up_and_comes_back_as_somebody_else(restarted:
 
 
 @pytest.mark.slow
-def test_a_stopped_router_blames_nobody_when_it_goes_on(restarted: Live) -> None:
-    """Shorter than the links' limit of 5 s: no connection breaks, no worker is given up, nothing is computed again."""
+def test_a_stopped_router_gives_up_no_worker_when_it_continues(restarted: Live) -> None:
+    """A stop shorter than the links' limit of 5 s: no connection breaks, no worker is lost, nothing is recomputed."""
     with restarted.client() as client:
         expected = client.generate(PROMPT, **OPTIONS).token_ids
         before = {worker.incarnation for worker in _workers(restarted).values()}
@@ -137,7 +134,7 @@ def test_a_stopped_router_blames_nobody_when_it_goes_on(restarted: Live) -> None
         pid = router_pid("again-")
         os.kill(pid, signal.SIGSTOP)
         stopped = time.monotonic()
-        _until(lambda: time.monotonic() > stopped + 3.0)  # longer than workers may be silent
+        until(lambda: time.monotonic() > stopped + 3.0)  # longer than a worker may be silent
         os.kill(pid, signal.SIGCONT)
         assert stream.answer.token_ids == expected
         assert stream.answer.attempts == 1
@@ -145,7 +142,7 @@ def test_a_stopped_router_blames_nobody_when_it_goes_on(restarted: Live) -> None
     restarted.wait_idle()
 
 
-def test_the_same_request_asked_twice_is_one_request(restarted: Live) -> None:
+def test_the_same_request_sent_twice_is_one_request(restarted: Live) -> None:
     with restarted.client() as client, restarted.client() as other:
         first = client.stream(PROMPT, request_id="twice", **OPTIONS)
         head = [next(first) for _ in range(3)]

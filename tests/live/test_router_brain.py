@@ -1,4 +1,4 @@
-"""The default policy on live workers: objectives, prefix index, and what is learned, over the real links."""
+"""The default policy on live workers, over the real links: objectives, prefix index and learned output lengths."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from pathlib import Path
 import pytest
 
 from baton.client.errors import Overloaded
-from baton.config.plan import RouterConfig
+from baton.config.process_config import RouterConfig
 from baton.protocol.request import Objectives
 from baton.router.policy.output_length import OutputLength
 from tests.live.conftest import CHUNK_TOKENS, PAGE_SIZE, Live
 from tests.plans import router_config
 
 
-def test_an_objective_that_nobody_can_meet_is_refused_at_once(brain: Live) -> None:
+def test_an_objective_that_no_worker_can_meet_is_refused_at_once(brain: Live) -> None:
     with brain.client() as client, pytest.raises(Overloaded, match="TTFT objective"):
         client.generate([9] * 50, max_tokens=2, objectives=Objectives(ttft_s=1e-6))
     brain.wait_idle()
 
 
-def test_objectives_that_are_easy_are_met(brain: Live) -> None:
+def test_easy_objectives_are_met(brain: Live) -> None:
     with brain.client() as client:
         answer = client.generate([8] * 50, max_tokens=4, objectives=Objectives(ttft_s=30.0, tpot_s=5.0))
     assert answer.output_tokens == 4
 
 
-def test_the_router_knows_which_pages_a_worker_has_cached(brain: Live) -> None:
+def test_the_router_tracks_the_cached_pages_of_a_worker(brain: Live) -> None:
     prompt = [3 + index % 250 for index in range(2 * CHUNK_TOKENS + 5)]
     with brain.client() as client, brain.admin() as admin:
         first = client.generate(prompt, max_tokens=2, ignore_eos=True)
@@ -63,7 +63,7 @@ def test_learned_output_lengths_survive_a_restart_of_the_router(checkpoint: Path
     assert load_learned(path).predict((), "tenant", 100, 4096).distribution.median > 100
 
 
-def test_a_router_begins_with_the_planner_that_its_configuration_asks_for(checkpoint: Path) -> None:
+def test_a_router_starts_with_the_planner_of_its_configuration(checkpoint: Path) -> None:
     from baton.router.build import start_router
 
     async def acts(plan: RouterConfig) -> bool:

@@ -1,4 +1,4 @@
-"""The same requests give the same tokens through transformers, one mixed worker, and two workers over NIXL."""
+"""The same requests give the same tokens in transformers, on one mixed worker, and on two workers over NIXL."""
 
 from __future__ import annotations
 

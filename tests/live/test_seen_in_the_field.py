@@ -1,4 +1,4 @@
-"""Failures that others reported of their systems, where processes matter: router, workers and NIXL as they are."""
+"""Failures reported for other systems that need real processes: router, workers and NIXL."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 import baton
+from baton.harness.process_cluster import ProcessCluster
 from baton.protocol.worker import WorkerInfo
-from benchmarks.process_cluster import ProcessCluster
 from tests.live.processes import Play, kill, start_again
 
 PROMPT = [7, 8, 9] * 14
@@ -29,18 +29,18 @@ async def _handoff(cluster: ProcessCluster, client: baton.AsyncClient) -> None:
 
 
 def test_disaggregation_is_tested_without_a_gpu(play: Play) -> None:
-    """Ray 63257: pages really go from one process to another."""
+    """Ray 63257: pages are transferred between processes on CPUs."""
     play(_handoff)
 
 
 @dataclass(frozen=True)
 class WithoutPrefill:
-    """The only prefill worker is killed while a stream decodes, and later comes back."""
+    """Answers around the death and return of the only prefill worker."""
 
     expected: list[int]
-    running: baton.Answer  # of the stream that decoded
-    alone: baton.Answer  # of a request that came while nobody else was there
-    later: baton.Answer  # of one after its return
+    running: baton.Answer  # decoding when the worker was killed
+    alone: baton.Answer  # requested while only decode workers were left
+    later: baton.Answer  # requested after its return
     before: dict[str, WorkerInfo]
     after: dict[str, WorkerInfo]
 
@@ -70,7 +70,7 @@ def test_a_decode_worker_outlives_its_prefill_worker(without_prefill: WithoutPre
     """sglang 16903."""
     assert without_prefill.running.token_ids == without_prefill.expected
     assert without_prefill.running.attempts == 1
-    for name in ("decode-0", "decode-1"):  # nobody had to be started again
+    for name in ("decode-0", "decode-1"):  # no decode worker was restarted
         assert without_prefill.after[name] == without_prefill.before[name]
 
 
@@ -107,6 +107,6 @@ async def _failure_after_the_first_token(cluster: ProcessCluster, client: baton.
     await start_again(cluster, victim)
 
 
-def test_a_stream_goes_on_with_the_same_random_numbers_after_a_failure(play: Play) -> None:
-    """Dynamo's documentation, Ray 62953."""
+def test_a_stream_continues_with_the_same_random_numbers_after_a_failure(play: Play) -> None:
+    """Dynamo's documentation; Ray 62953."""
     play(_failure_after_the_first_token)

@@ -27,7 +27,7 @@ def test_reflection_lists_each_service_at_its_own_address_only(split: Live) -> N
     assert services == [{"baton.v1.Inference", *beside}, {"baton.v1.Admin", *beside}]
 
 
-def test_the_model_and_its_tokens_are_told(split: Live) -> None:
+def test_the_model_can_be_described_and_its_tokenizer_called(split: Live) -> None:
     with split.client() as client:
         model = client.model()
         ids = client.tokenize("a b")

@@ -1,4 +1,4 @@
-"""A client that does not read holds up nobody but itself, and finds everything in order when it reads again."""
+"""A client that does not read delays no other client, and gets its complete answer when it reads again."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import grpc.aio
 import pytest
 
 import baton
+from baton.harness.process_cluster import ProcessCluster
 from baton.protocol.v1 import inference_pb2, inference_pb2_grpc
-from benchmarks.process_cluster import ProcessCluster
 from tests.live.processes import Play
 
 TOKENS = 900
-SMALL_WINDOW = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 4096)]  # else megabytes may be under way
+SMALL_WINDOW = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 4096)]  # else megabytes may be in flight
 
 
 def _slow_request() -> inference_pb2.GenerateRequest:
-    """An answer of more bytes than the network between router and client takes up."""
+    """An answer with more bytes than the connection between router and client buffers."""
     request = inference_pb2.GenerateRequest(request_id="slow", token_ids=inference_pb2.TokenIds(ids=[9] * 40))
     request.sampling.max_tokens, request.sampling.ignore_eos, request.sampling.logprobs = TOKENS, True, 20
     return request
@@ -32,7 +32,7 @@ async def _never_reads(cluster: ProcessCluster, client: baton.AsyncClient) -> No
         streams = [client.generate([8] * 50, max_tokens=60, ignore_eos=True) for _ in range(8)]
         assert {tuple(answer.token_ids) for answer in await asyncio.gather(*streams)} == {tuple(expected)}
         await cluster.until(lambda: not driver.core.live)
-        # The workers are done with it; what the client has not read waits here, and is all that waits.
+        # The workers have finished; only the output that the client has not read is buffered, in the router.
         assert list(driver._subscriptions) == ["slow"]
         assert 0 < len(driver._subscriptions["slow"].tokens) <= TOKENS
         await cluster.until(lambda: not any(view.load.pages_in_use for view in driver.core.state.workers.values()))
@@ -42,12 +42,12 @@ async def _never_reads(cluster: ProcessCluster, client: baton.AsyncClient) -> No
     await cluster.until(lambda: not driver._subscriptions)
 
 
-def test_a_client_that_does_not_read_holds_up_nobody(play: Play) -> None:
+def test_a_client_that_does_not_read_delays_no_other_client(play: Play) -> None:
     play(_never_reads)
 
 
 async def _is_cut(cluster: ProcessCluster, client: baton.AsyncClient) -> None:
-    """Cut while its request still runs: one of many more tokens than the network takes up."""
+    """Disconnected while its request still runs: the request has far more tokens than the network buffers."""
     driver = cluster.router.driver
     usual = driver.config
     driver.config = usual.changed(write_timeout_s=1.0)
@@ -62,16 +62,17 @@ async def _is_cut(cluster: ProcessCluster, client: baton.AsyncClient) -> None:
             await cluster.until(lambda: not driver._subscriptions and not driver.core.live)
             await cluster.until(lambda: not any(view.load.pages_in_use for view in driver.core.state.workers.values()))
             tokens = []
-            with pytest.raises(grpc.aio.AioRpcError, match="Nothing of the stream was read for 1 s") as told:
+            with pytest.raises(grpc.aio.AioRpcError, match="has not read its stream for 1 s") as caught:
                 async for response in call:
                     tokens += [token.index for token in response.tokens]
-            assert told.value.code() is grpc.StatusCode.CANCELLED
+            assert caught.value.code() is grpc.StatusCode.CANCELLED
             assert tokens == list(range(len(tokens)))
             assert len(tokens) < TOKENS
-            assert driver.core.explanations.cancelled - cancelled <= 1  # none where all was computed before the cut
+            # No cancellation if all tokens were computed before the disconnect.
+            assert driver.core.explanations.cancelled - cancelled <= 1
     finally:
         driver.config = usual
 
 
-def test_a_client_that_reads_nothing_for_too_long_is_cut(play: Play) -> None:
+def test_a_client_that_reads_nothing_for_too_long_is_disconnected(play: Play) -> None:
     play(_is_cut)

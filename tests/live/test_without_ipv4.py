@@ -1,36 +1,29 @@
-"""A cluster on a machine without IPv4: in a network of its own, with IPv6 only."""
+"""A cluster on a machine without IPv4: in its own network namespace, with IPv6 only."""
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.own_network import LOOPBACK_IPV6_ONLY, OWN_NETWORK, needs_own_network
+
 ROOT = Path(__file__).resolve().parents[2]
-OWN_NETWORK = ["unshare", "--map-root-user", "--net", "--pid", "--fork", "--mount-proc", "--kill-child"]
-COMMANDS = """
-ip link set lo up && ip addr flush dev lo && ip addr add ::1/128 dev lo && ip addr add fd00::1/64 dev lo || exit 9
-baton() { "$0" -m baton "$@"; }
+COMMANDS = f"""
+{LOOPBACK_IPV6_ONLY} && ip addr add fd00::1/64 dev lo || exit 9
+baton() {{ "$0" -m baton "$@"; }}
 baton up --config "$BATON_HOME/cluster.toml" --json &&
 baton generate Hello --max-tokens 8 --json && baton status --json
 baton down --json
 """
 
 
-def _own_network() -> bool:
-    return (
-        shutil.which("unshare") is not None
-        and not subprocess.run([*OWN_NETWORK, "true"], capture_output=True).returncode
-    )
-
-
 @pytest.mark.slow
-@pytest.mark.skipif(not _own_network(), reason="makes a network of its own, for which user namespaces must be allowed")
+@needs_own_network
 def test_a_cluster_serves_over_ipv6_alone(tmp_path: Path) -> None:
     (tmp_path / "cluster.toml").write_text('[router]\nhost = "::1"\nadmin_host = "::1"\nport = 0\nadmin_port = 0\n')
     environment = {**os.environ, "BATON_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}

@@ -1,4 +1,4 @@
-"""A worker that is killed costs its requests a pause: the tokens that follow are those that would have come."""
+"""A killed worker costs its requests a pause; the tokens that follow are unchanged."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import baton
-from benchmarks.process_cluster import ProcessCluster, plans
+from baton.harness.process_cluster import ProcessCluster, plans
 
 OPTIONS: dict[str, Any] = {"max_tokens": 200, "ignore_eos": True, "temperature": 0.8}
 
@@ -36,7 +36,7 @@ async def _kill_two(folder: Path) -> None:
                     assert [token.index for token in answer.tokens] == list(range(len(answer.tokens)))
                 if victim == "decode-0":
                     assert max(answer.attempts for answer in answers) == 2
-        # A worker nobody waits for is missed only when its reports are.
+        # An idle worker is missed only when its reports stop.
         await cluster.until(lambda: len(core.state.workers) == 2)
         assert sorted(core.state.workers) == ["decode-1", "prefill-0"]
         assert core.live == 0

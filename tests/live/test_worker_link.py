@@ -1,9 +1,8 @@
-"""The link between router and workers: with keys, only workers of this cluster come through."""
+"""The link between router and workers: with keys, only workers of this cluster are accepted."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -15,6 +14,7 @@ from baton.protocol.messages import Goodbye, RegisterAck, Reregister, RouterMess
 from baton.router.access.zap_authenticator import new_link_keys
 from baton.router.worker_link import WorkerLink
 from baton.worker.router_link import RouterLink
+from tests.waiting import until_async
 
 REFUSED = (
     zmq.EVENT_HANDSHAKE_FAILED_AUTH
@@ -24,19 +24,13 @@ REFUSED = (
 )
 
 
-async def _until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():
-            await asyncio.sleep(0.005)
-
-
 def _grown(answers: list[RouterMessage], more: list[RouterMessage]) -> bool:
     answers += more
     return bool(answers)
 
 
-async def _who_comes_through(keys: LinkKeys, *callers: WorkerKeys | None) -> tuple[dict[str, str], list[RouterMessage]]:
-    """What each of these callers could say, until each was refused and the right worker has had an answer."""
+async def _accepted_messages(keys: LinkKeys, *callers: WorkerKeys | None) -> tuple[dict[str, str], list[RouterMessage]]:
+    """The messages received from each caller, once the invalid callers are refused and the valid one has an answer."""
     link = WorkerLink("tcp://127.0.0.1:*", keys.router)
     received: dict[str, str] = {}
 
@@ -48,41 +42,41 @@ async def _who_comes_through(keys: LinkKeys, *callers: WorkerKeys | None) -> tup
 
     links = [RouterLink(link.address, f"caller-{number}", keys=key) for number, key in enumerate(callers)]
     right = RouterLink(link.address, "right", keys=keys.worker)
-    refusals = [one._socket.get_monitor_socket(REFUSED) for one in links]
+    refusals = [caller._socket.get_monitor_socket(REFUSED) for caller in links]
     try:
-        for one in links:  # they speak first, and twice
-            one.send([Goodbye("first")])
+        for caller in links:  # they send first, and twice
+            caller.send([Goodbye("first")])
         link.start(on_frame)
-        for one in links:
-            one.send([Goodbye("second")])
+        for caller in links:
+            caller.send([Goodbye("second")])
         right.send([Goodbye("hello")])
-        await _until(lambda: "right" in received)
+        await until_async(lambda: "right" in received)
         answers: list[RouterMessage] = []
-        await _until(lambda: _grown(answers, right.receive(0.0)))
+        await until_async(lambda: _grown(answers, right.receive(0.0)))
         for refusal in refusals:
-            await _until(lambda refusal=refusal: refusal.poll(0) > 0)  # type: ignore[misc]
+            await until_async(lambda refusal=refusal: refusal.poll(0) > 0)  # type: ignore[misc]
         right.send([Goodbye("still here")])
-        await _until(lambda: received["right"] == "still here")
-        assert not [message for one in links for message in one.receive(0.0)]
+        await until_async(lambda: received["right"] == "still here")
+        assert not [message for caller in links for message in caller.receive(0.0)]
         return received, answers
     finally:
-        for one, refusal in zip(links, refusals, strict=True):
-            one._socket.disable_monitor()
+        for caller, refusal in zip(links, refusals, strict=True):
+            caller._socket.disable_monitor()
             refusal.close(0)
-        for one in (*links, right):
-            one._socket.setsockopt(zmq.LINGER, 0)
-            one.close()
+        for caller in (*links, right):
+            caller._socket.setsockopt(zmq.LINGER, 0)
+            caller.close()
         link.close()
 
 
-def test_only_who_has_the_workers_key_comes_through() -> None:
+def test_only_a_worker_with_the_clusters_key_is_accepted() -> None:
     keys, others = new_link_keys(), new_link_keys()
-    stranger = None
+    without_a_key = None
     of_another_cluster = others.worker
-    knows_the_router = replace(others.worker, router_public=keys.router.public)
-    knows_both_public_keys = replace(others.worker, router_public=keys.router.public, secret=others.router.secret)
+    with_router_key = replace(others.worker, router_public=keys.router.public)
+    with_both_public_keys = replace(others.worker, router_public=keys.router.public, secret=others.router.secret)
     received, answers = asyncio.run(
-        _who_comes_through(keys, stranger, of_another_cluster, knows_the_router, knows_both_public_keys)
+        _accepted_messages(keys, without_a_key, of_another_cluster, with_router_key, with_both_public_keys)
     )
     assert received == {"right": "still here"}
     assert answers == [RegisterAck("router", 1.0, "")]
@@ -105,7 +99,7 @@ def test_a_refused_frame_is_logged_once_and_the_next_is_read(caplog: pytest.LogC
         try:
             for reason in ("bad", "bad", "bad", "good"):
                 worker.send([Goodbye(reason)])
-            await _until(lambda: bool(seen))
+            await until_async(lambda: bool(seen))
         finally:
             worker.close()
             link.close()
@@ -122,45 +116,47 @@ def test_the_keys_are_not_shown() -> None:
     assert keys.router.public != new_link_keys().router.public
 
 
-def test_a_worker_whose_connection_broke_joins_anew() -> None:
-    """What was on its way is lost then, in both directions, so the life that spoke over it is over."""
+async def _connected(incarnation: str) -> tuple[WorkerLink, RouterLink]:
+    """Both ends of the link to a worker, after its first message has arrived."""
+    link = WorkerLink("tcp://127.0.0.1:*")
+    received: list[str] = []
+    link.start(lambda worker, incarnation, batch: received.append(worker))
+    worker = RouterLink(link.address, "worker", incarnation)
+    worker.send([Goodbye("hello")])
+    await until_async(lambda: bool(received))
+    return link, worker
+
+
+def test_a_worker_whose_connection_broke_registers_again() -> None:
+    """Messages in flight are lost in both directions, so the old incarnation must end."""
 
     async def run() -> tuple[list[RouterMessage], bool, bool]:
-        link = WorkerLink("tcp://127.0.0.1:*")
-        received: list[str] = []
-        link.start(lambda worker, incarnation, batch: received.append(incarnation))
-        worker = RouterLink(link.address, "worker", "first life")
-        worker.send([Goodbye("hello")])
-        await _until(lambda: bool(received))
+        link, worker = await _connected("first incarnation")
         assert worker.receive(0.0) == []
-        reached, nobody = link.send("worker", []), link.send("nobody", [])
+        known, unknown = link.send("worker", []), link.send("unknown", [])
         address = link.address
         link.close()
         again = WorkerLink(address)
-        told: list[RouterMessage] = []
-        await _until(lambda: _grown(told, worker.receive(0.01)))
-        worker.incarnation = "second life"
+        messages: list[RouterMessage] = []
+        await until_async(lambda: _grown(messages, worker.receive(0.01)))
+        worker.incarnation = "second incarnation"
+        received: list[str] = []
         again.start(lambda worker, incarnation, batch: received.append(incarnation))
         worker.send([Goodbye("hello again")])
-        await _until(lambda: "second life" in received)
-        told += worker.receive(0.0)
+        await until_async(lambda: "second incarnation" in received)
+        messages += worker.receive(0.0)
         worker.close()
         again.close()
-        return told, reached, nobody
+        return messages, known, unknown
 
-    told, *reached = asyncio.run(run())
-    assert told == [Reregister("first life", "")]
-    assert reached == [True, False]
+    messages, *sent = asyncio.run(run())
+    assert messages == [Reregister("first incarnation", "")]
+    assert sent == [True, False]
 
 
-def test_a_worker_that_takes_nothing_gets_a_bounded_number_of_frames() -> None:
+def test_a_worker_that_reads_nothing_gets_a_bounded_number_of_frames() -> None:
     async def run() -> bool:
-        link = WorkerLink("tcp://127.0.0.1:*")
-        received: list[str] = []
-        link.start(lambda worker, incarnation, batch: received.append(worker))
-        worker = RouterLink(link.address, "worker", "life")
-        worker.send([Goodbye("hello")])
-        await _until(lambda: bool(received))
+        link, worker = await _connected("incarnation")
         order = [Reregister("x" * 100_000, "")]
         refused = any(not link.send("worker", order) for _ in range(5000))
         worker._socket.setsockopt(zmq.LINGER, 0)

@@ -11,7 +11,7 @@ PACKAGES = ("baton", "benchmarks", "tests")
 
 
 def python_files(folder: Path) -> Iterator[Path]:
-    """Every Python file of ours below a folder, by its path without links."""
+    """Every Python file of the project below a folder, by its path without links; generated code is left out."""
     for path in sorted(folder.iterdir()):
         if path.is_dir() and not path.name.startswith((".", "__pycache__")):
             yield from python_files(path)
@@ -20,7 +20,7 @@ def python_files(folder: Path) -> Iterator[Path]:
 
 
 def text_files(folder: Path) -> Iterator[Path]:
-    """Every file below a folder in which a command or an import may stand."""
+    """Every file below a folder that may contain a command or an import."""
     for path in sorted(folder.iterdir()):
         if path.is_dir() and not path.is_symlink() and not path.name.startswith(".") and path.name != "build":
             yield from text_files(path)
@@ -31,7 +31,7 @@ def text_files(folder: Path) -> Iterator[Path]:
             yield path
 
 
-def ours() -> list[Path]:
+def project_files() -> list[Path]:
     """Every Python file of the project."""
     return [path for package in PACKAGES for path in python_files(ROOT / package)]
 

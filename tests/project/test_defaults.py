@@ -1,4 +1,4 @@
-"""A key of the configuration has one default, in the schema: what it configures is given its section."""
+"""A configuration key has one default, in the schema: the code it configures receives its section."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from baton.config.plan import ResolvedEngine
+from baton.config.process_config import ResolvedEngine
 from baton.config.reference import sections
 from baton.config.schema import RouterSection
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGURED = ("baton/config", "baton/worker", "router", "prefill_worker", "decode_worker", "deploy")
 SCHEMA = ROOT / "baton" / "config" / "schema.py"
-APART = "share_prefixes"  # the parts that keep tenants apart do so until they are told otherwise
+APART = "share_prefixes"  # isolation of tenants is the default everywhere
 
 
 def _defaults(path: Path) -> list[tuple[str, str]]:
     """(class, field) for every field of a class that has a plain value as its default."""
     classes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ClassDef)]
     return [
-        (one.name, field.target.id)
-        for one in classes
-        for field in one.body
+        (defined.name, field.target.id)
+        for defined in classes
+        for field in defined.body
         if isinstance(field, ast.AnnAssign)
         and isinstance(field.target, ast.Name)
         and isinstance(field.value, ast.Constant)
@@ -33,10 +33,10 @@ def _defaults(path: Path) -> list[tuple[str, str]]:
 
 def test_no_key_has_a_second_default() -> None:
     keys = {key.name for section in sections() for key in section.keys} - {APART}
-    files = [path for room in CONFIGURED for path in sorted((ROOT / room).rglob("*.py")) if path != SCHEMA]
-    assert ("PoolPlacement", "resources") not in _defaults(SCHEMA)  # an empty table is no plain value
+    files = [path for package in CONFIGURED for path in sorted((ROOT / package).rglob("*.py")) if path != SCHEMA]
+    assert ("PoolPlacement", "resources") not in _defaults(SCHEMA)  # an empty table is not a plain value
     assert ("RouterSection", "refuse_late") in _defaults(SCHEMA)
-    assert [(path.name, *one) for path in files for one in _defaults(path) if one[1] in keys] == []
+    assert [(path.name, *field) for path in files for field in _defaults(path) if field[1] in keys] == []
 
 
 def test_a_resolved_section_has_every_key_of_the_file() -> None:

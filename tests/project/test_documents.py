@@ -1,4 +1,4 @@
-"""The documents name what is there (links, sections, files, commands), and the README keeps what it promises."""
+"""Links, sections, files and commands named in the documents exist, and the README keeps its limits."""
 
 from __future__ import annotations
 
@@ -42,18 +42,18 @@ def test_every_link_leads_somewhere(path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def ours() -> list[str]:
+def project_paths() -> list[str]:
     """Every file of the project, as "/" and its path."""
     folders = [path for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith(".")]
     return [f"/{path.relative_to(ROOT).as_posix()}" for folder in folders for path in folder.rglob("*.*")]
 
 
 @each_document
-def test_every_file_that_is_named_is_there(path: Path, ours: list[str]) -> None:
-    """Named by its path from the root, or by the end of it; in `baton/` there are links to folders of the root."""
+def test_every_file_that_is_named_is_there(path: Path, project_paths: list[str]) -> None:
+    """A file is named by its path from the root or the end of that path; `baton/` has links to folders of the root."""
     for name in NAMED.findall(path.read_text()):
         ends = (f"/{name}", f"/{name.removeprefix('baton/')}")
-        assert any(one.endswith(ends) for one in ours), f"{path.name} names {name}"
+        assert any(known.endswith(ends) for known in project_paths), f"{path.name} names {name}"
 
 
 @each_document
@@ -76,7 +76,7 @@ def test_the_readme_links_to_every_document() -> None:
     assert {path.relative_to(ROOT).as_posix() for path in DOCUMENTS} - linked == {"README.md"}
 
 
-def test_the_readme_is_read_in_a_minute() -> None:
+def test_the_readme_can_be_read_in_a_minute() -> None:
     assert len(README.splitlines()) <= 120
     (program,) = re.findall(r"^```python\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
     assert len(program.splitlines()) <= 12
@@ -89,10 +89,10 @@ def test_the_readme_is_read_in_a_minute() -> None:
 def test_a_reason_names_its_test_and_a_figure_its_command(head: str, count: int, row: str) -> None:
     (rows,) = re.findall(rf"^\| {head} .*\n\| --- .*\n((?:\|.*\n)+)", README, re.MULTILINE)
     assert len(rows.splitlines()) == count
-    assert all(re.fullmatch(row, one) for one in rows.splitlines()), rows
+    assert all(re.fullmatch(row, line) for line in rows.splitlines()), rows
 
 
-def test_the_readme_says_of_every_family_what_is_supported() -> None:
+def test_the_readme_states_the_support_of_every_family() -> None:
     assert {f"{architecture}ForCausalLM" for architecture, _ in FAMILIES.values()} == set(SUPPORTED)
     table = README[README.index("| family |") :]
     for family in FAMILIES:

@@ -1,4 +1,4 @@
-"""baton/protocol/v1 is what the .proto files say."""
+"""baton/protocol/v1 is up to date with the .proto files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CODE = "baton/protocol/v1"
 
 
 @pytest.mark.slow
-def test_the_generated_code_is_what_the_generator_makes(tmp_path: Path) -> None:
+def test_the_generated_code_equals_the_generators_output(tmp_path: Path) -> None:
     environment = {**os.environ, "BATON_PROTO_ENV": str(ROOT / ".venv-proto")}
     subprocess.run(
         [str(ROOT / "proto" / "generate.sh"), str(tmp_path)], check=True, capture_output=True, env=environment

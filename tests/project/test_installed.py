@@ -1,4 +1,4 @@
-"""What `pip install .` puts on a machine: one import name, and a client that needs five small libraries."""
+"""What `pip install .` installs: one import name, and a client that needs five small libraries."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import venv
 from importlib.metadata import distribution, requires
 from pathlib import Path
 from zipfile import ZipFile
@@ -17,7 +18,7 @@ from tests.client.fake_inference import FakeInference, serving, tokens
 from tests.project.source import ROOT
 
 LIBRARIES = ("grpcio", "protobuf", "typer", "rich", "pydantic")
-OTHERS = ("torch", "ray", "nixl", "zmq", "psutil", "transformers", "numpy")  # what only a node has
+OTHERS = ("torch", "ray", "nixl", "zmq", "psutil", "transformers", "numpy")  # libraries of a node
 TRAPS = ("cluster.py", "router.py", "worker.py", "engine/__init__.py", "deploy/__init__.py", "benchmarks.py")
 APPLICATION = f"""
 import sys, cluster, router, worker, engine
@@ -30,14 +31,14 @@ print(cluster.MINE and router.MINE and worker.MINE and engine.MINE, baton.Overlo
 
 
 def _with_what_they_need(names: tuple[str, ...]) -> set[str]:
-    """These distributions and all that they require, extras aside."""
+    """These distributions and their requirements, without extras."""
     found, waiting = set[str](), list(names)
     while waiting:
         name = waiting.pop().lower()
         if name not in found:
             found.add(name)
-            plain = [one for one in requires(name) or () if ";" not in one]
-            waiting += [re.split(r"[^\w.-]", one)[0] for one in plain]
+            plain = [requirement for requirement in requires(name) or () if ";" not in requirement]
+            waiting += [re.split(r"[^\w.-]", requirement)[0] for requirement in plain]
     return found
 
 
@@ -52,53 +53,69 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def site(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Site-packages with Baton, its five libraries, and nothing else."""
-    site = tmp_path_factory.mktemp("site")
-    with ZipFile(wheel) as archive:
-        archive.extractall(site)
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The programs of a new virtual environment that has Baton, its five libraries, and nothing else.
+
+    The libraries are links to those of this environment; pip then finds every requirement of the wheel met.
+    """
+    folder = tmp_path_factory.mktemp("environment")
+    venv.create(folder)
+    (site,) = folder.glob("lib/python*/site-packages")
     for name in _with_what_they_need(LIBRARIES):
-        one = distribution(name)
-        for top in {file.parts[0] for file in one.files or () if file.parts[0] != ".."} - {"__pycache__"}:
+        library = distribution(name)
+        for top in {file.parts[0] for file in library.files or () if file.parts[0] != ".."} - {"__pycache__"}:
             if not (site / top).exists():
-                (site / top).symlink_to(Path(str(one.locate_file(top))))
-    return site
+                (site / top).symlink_to(Path(str(library.locate_file(top))))
+    pip = [sys.executable, "-m", "pip", "--python", str(folder / "bin" / "python"), "install", "--no-index", str(wheel)]
+    done = subprocess.run(pip, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return folder / "bin"
 
 
-def _run(site: Path, folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(site), "PYTHONSAFEPATH": ""}
-    return subprocess.run(  # -S: without the packages of this Python
-        [sys.executable, "-S", *command], cwd=folder, env=environment, capture_output=True, text=True, timeout=60
-    )
+def _run(folder: Path, *command: str | Path) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
 
 
-def test_a_wheel_holds_one_import_name(wheel: Path) -> None:
-    names = {name.split("/")[0] for name in ZipFile(wheel).namelist()}
-    assert {name for name in names if not name.endswith(".dist-info")} == {"baton"}
-    inside = {name.split("/")[1] for name in ZipFile(wheel).namelist() if name.startswith("baton/")}
-    assert {"router", "prefill_worker", "decode_worker", "kv_transfer", "deploy", "engine", "py.typed"} <= inside
-
-
-def test_a_client_works_beside_an_application_with_modules_of_our_names(site: Path, tmp_path: Path) -> None:
+def _application(folder: Path) -> None:
+    """An application whose modules have the names of Baton's packages."""
     for trap in TRAPS:
-        (tmp_path / trap).parent.mkdir(exist_ok=True)
-        (tmp_path / trap).write_text("MINE = True\n")
-    (tmp_path / "application.py").write_text(APPLICATION)
+        (folder / trap).parent.mkdir(exist_ok=True)
+        (folder / trap).write_text("MINE = True\n")
+    (folder / "application.py").write_text(APPLICATION)
+
+
+def test_a_wheel_holds_one_import_name_and_the_license(wheel: Path) -> None:
+    files = ZipFile(wheel).namelist()
+    assert {name.split("/")[0] for name in files if ".dist-info/" not in name} == {"baton"}
+    assert any(name.endswith(".dist-info/licenses/LICENSE") for name in files)
+    inside = {name.split("/")[1] for name in files if name.startswith("baton/")}
+    assert {"router", "prefill_worker", "decode_worker", "kv_transfer", "deploy", "engine", "py.typed"} <= inside
+    assert "harness" not in inside
+
+
+def test_a_client_works_beside_an_application_with_modules_of_the_same_names(installed: Path, tmp_path: Path) -> None:
+    _application(tmp_path)
     with serving(FakeInference([tokens(7, 8, 9)])) as (address, _):
-        done = _run(site, tmp_path, "application.py", address)
+        done = _run(tmp_path, installed / "python", "application.py", address)
     assert done.stderr == ""
     assert done.stdout.splitlines() == ["[7, 8, 9]", "[]", "True full"]
 
 
-def test_without_what_a_node_needs_the_command_says_how_to_get_it(site: Path, tmp_path: Path) -> None:
-    assert _run(site, tmp_path, "-m", "baton", "--help").returncode == 0
-    done = _run(site, tmp_path, "-m", "baton", "up")
+@pytest.mark.parametrize("command", [("baton",), ("python", "-m", "baton")])
+def test_without_the_libraries_of_a_node_the_command_says_how_to_install_them(
+    installed: Path, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    _application(tmp_path)
+    program, *words = command
+    assert _run(tmp_path, installed / program, *words, "--help").returncode == 0
+    done = _run(tmp_path, installed / program, *words, "up")
     assert done.returncode == 1
     assert "pip install '.[node]'" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_importing_baton_takes_no_time_and_loads_no_library() -> None:
+def test_importing_baton_is_fast_and_loads_no_library() -> None:
     code = (
         "import sys, time\n"
         "began = time.perf_counter(); import baton; took_s = time.perf_counter() - began\n"

@@ -1,4 +1,4 @@
-"""Shells log, commands print: which of the two a module may do stands in its path."""
+"""Shells log, commands print: the path of a module decides which."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.project.source import ROOT, ours, python_files
-from tests.project.test_rooms import ALLOWED
+from tests.project.source import ROOT, project_files, python_files
+from tests.project.test_imports import ALLOWED
 
 # The command line and what is run by hand. `deploy` has commands and shells: only a module that is run may print.
-COMMANDS = ("cli", "builtin_model")
+COMMANDS = ("cli", "builtin_model", "harness")
 PRINTS = {"print", "print_exc"}
 
 
@@ -21,7 +21,7 @@ def _is_run(path: Path, tree: ast.Module) -> bool:
 
 
 def _printed(tree: ast.Module) -> set[str]:
-    """Calls of `print`, and uses of the standard streams, by which the log would be passed by."""
+    """Calls of `print`, and uses of the standard streams, which bypass the log."""
     found = set()
     for node in ast.walk(tree):
         match node:
@@ -32,9 +32,9 @@ def _printed(tree: ast.Module) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("room", [name for name in ALLOWED if "." not in name and name not in COMMANDS])
-def test_only_commands_print(room: str) -> None:
-    for path in python_files(ROOT / "baton" / room):
+@pytest.mark.parametrize("package", [name for name in ALLOWED if "." not in name and name not in COMMANDS])
+def test_only_commands_print(package: str) -> None:
+    for path in python_files(ROOT / "baton" / package):
         tree = ast.parse(path.read_text())
         assert _is_run(path, tree) or not _printed(tree), f"{path.relative_to(ROOT)} prints; let it log (baton/logs.py)"
 
@@ -46,10 +46,10 @@ def test_the_rule_finds_what_prints() -> None:
 
 
 def test_only_the_log_itself_makes_loggers_and_handlers() -> None:
-    """So that every line goes through the one logger."""
+    """All log lines go through one logger."""
     users = {
         path.relative_to(ROOT).as_posix()
-        for path in ours()
+        for path in project_files()
         if not path.is_relative_to(ROOT / "tests")
         if "getLogger" in path.read_text() or "StreamHandler" in path.read_text() or "FileHandler" in path.read_text()
     }

@@ -1,4 +1,4 @@
-"""Hosts and ports, joined and taken apart."""
+"""Joining and splitting hosts and ports."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ ports = st.integers(0, 65535)
 
 
 @given(hosts, ports)
-def test_what_is_joined_is_taken_apart(host: str, port: int) -> None:
+def test_a_joined_address_splits_into_its_host_and_port(host: str, port: int) -> None:
     assert split(join(host, port)) == (host, str(port))
     assert join(*split(join(host, port))) == join(host, port)
 
 
 @given(st.ip_addresses(v=6).map(str), ports)
-def test_brackets_may_be_there_already(host: str, port: int) -> None:
+def test_a_host_may_have_its_brackets_already(host: str, port: int) -> None:
     assert join(f"[{host}]", port) == join(host, port) == f"[{host}]:{port}"
     assert is_ipv6(f"[{host}]")
     assert is_private(f"[{host}]") == is_private(host)
 
 
 @given(hosts, ports)
-def test_a_scheme_before_it_changes_nothing(host: str, port: int) -> None:
+def test_a_scheme_before_the_address_changes_nothing(host: str, port: int) -> None:
     for scheme in ("dns:///", "dns://8.8.8.8/", "dns:", "tcp://"):
         assert split(scheme + join(host, port)) == (host, str(port))
 
@@ -35,11 +35,11 @@ def test_a_scheme_before_it_changes_nothing(host: str, port: int) -> None:
     ("address", "found"),
     [("0.0.0.0:5", "10.1.2.3:5"), ("[::]:5", "10.1.2.3:5"), ("[::1]:5", "[::1]:5"), ("host:5", "host:5")],
 )
-def test_a_wildcard_is_reached_at_the_own_address(address: str, found: str) -> None:
+def test_a_wildcard_is_reached_at_the_machines_own_address(address: str, found: str) -> None:
     assert reachable(address, "10.1.2.3") == found
 
 
-def test_kinds_of_addresses() -> None:
+def test_loopback_private_and_public_addresses_are_distinguished() -> None:
     assert all(map(is_loopback, ("127.0.0.1", "::1", "[::1]", "localhost", "::ffff:127.0.0.1")))
     assert not any(map(is_loopback, ("10.0.0.1", "::", "0.0.0.0", "example.com", "")))
     assert all(map(is_wildcard, ("0.0.0.0", "::", "[::]")))

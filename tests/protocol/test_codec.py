@@ -1,4 +1,4 @@
-"""Everything that crosses a process border comes out as it went in, and strangers' bytes are refused."""
+"""Every message survives encoding and decoding, and invalid bytes are refused."""
 
 from __future__ import annotations
 
@@ -6,19 +6,23 @@ import dataclasses
 import types
 import typing
 from enum import Enum
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from baton.protocol import codec, messages
+from baton.protocol.bounds import Length, OneOf, Printable, Range
 from baton.protocol.errors import InvalidRequest
-from baton.protocol.handoff import HandoffNotice
+from baton.protocol.handoff import HandoffNotice, HandoffOutcome, HandoffReport
 
 
 def _values(hint: Any) -> st.SearchStrategy[Any]:
-    """Any value of a field's type."""
+    """Any value of a field's type that is within its bounds."""
+    if typing.get_origin(hint) is Annotated:
+        inner, *bounds = typing.get_args(hint)
+        return _bounded(inner, bounds)
     if isinstance(hint, types.UnionType):
         return st.one_of(*(_values(arm) for arm in typing.get_args(hint)))
     if hint is type(None):
@@ -41,8 +45,23 @@ def _values(hint: Any) -> st.SearchStrategy[Any]:
     }[hint]
 
 
+def _bounded(hint: Any, bounds: list[Any]) -> st.SearchStrategy[Any]:
+    match bounds:
+        case [Range(low, high, above)] if isinstance(low, float):
+            return st.floats(low, high, width=32, exclude_min=above, allow_subnormal=False)
+        case [Range(low, high)]:
+            return st.integers(int(low), int(min(high, 2**31 - 1)))
+        case [Length(high, low)] if low == high:
+            return st.binary(min_size=low, max_size=high)
+        case [OneOf(values)]:
+            return st.sampled_from(values)
+        case [*_, Printable()]:
+            return st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=8)
+    return _values(hint)
+
+
 def _instances(kind: Any) -> st.SearchStrategy[Any]:
-    hints = typing.get_type_hints(kind)
+    hints = typing.get_type_hints(kind, include_extras=True)
     return st.builds(kind, **{field.name: _values(hints[field.name]) for field in dataclasses.fields(kind)})
 
 
@@ -52,19 +71,19 @@ TO_ROUTER = st.lists(st.one_of(*map(_instances, typing.get_args(messages.WorkerM
 
 @settings(deadline=None, max_examples=100)
 @given(TO_WORKER)
-def test_what_the_router_says_arrives(batch: list[Any]) -> None:
+def test_router_messages_round_trip(batch: list[Any]) -> None:
     assert codec.decode_to_worker(codec.encode_to_worker(batch)) == batch
 
 
 @settings(deadline=None, max_examples=100)
 @given(TO_ROUTER)
-def test_what_a_worker_says_arrives(batch: list[Any]) -> None:
+def test_worker_messages_round_trip(batch: list[Any]) -> None:
     assert codec.decode_to_router(codec.encode_to_router(batch, "life")) == ("life", batch)
 
 
 @settings(deadline=None)
 @given(_instances(HandoffNotice))
-def test_a_notice_arrives(notice: HandoffNotice) -> None:
+def test_a_handoff_notice_round_trips(notice: HandoffNotice) -> None:
     assert codec.decode_notice(codec.encode_notice(notice)) == notice
 
 
@@ -76,6 +95,14 @@ def test_any_bytes_are_a_message_or_refused(data: bytes) -> None:
             decode(data)
         except InvalidRequest as error:
             assert error.message
+
+
+@pytest.mark.parametrize("field", ["pages_sent", "transfer_s"])
+def test_a_message_with_a_field_outside_its_bounds_is_refused(field: str) -> None:
+    """The part of a message has bounds too, and the error names the field and its value."""
+    ended = messages.HandoffEnded("r0", "r0/1", HandoffOutcome.DELIVERED, HandoffReport(**{field: -1}))
+    with pytest.raises(InvalidRequest, match=rf"^HandoffReport.{field} is -1(\.0)?: it must be at least 0"):
+        codec.decode_to_router(codec.encode_to_router([ended], "life"))
 
 
 def test_a_message_without_a_required_part_is_refused() -> None:

@@ -1,4 +1,4 @@
-"""A request that leaves sampling open is sampled as its model's authors say; what it gives itself goes before."""
+"""A request without sampling options uses its model's defaults; its own options override them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_the_defaults_are_those_of_generation_config(generation: dict[str, Any],
 @given(
     st.fixed_dictionaries({}, optional={"temperature": st.floats(0, 2), "top_k": st.integers(0, 9), "seed": st.just(4)})
 )
-def test_what_a_request_gives_goes_before(fields: dict[str, Any]) -> None:
+def test_a_requests_own_values_override_the_defaults(fields: dict[str, Any]) -> None:
     sampling = with_defaults(fields, model_defaults(QWEN))
     default = with_defaults({}, model_defaults(QWEN))
     for name in SamplingParams.__slots__:
@@ -59,12 +59,12 @@ def test_what_a_request_gives_goes_before(fields: dict[str, Any]) -> None:
         ({"repetition_penalty": -1.0}, r"repetition_penalty is -1\.0"),
     ],
 )
-def test_a_value_that_makes_no_sense_is_named(generation: dict[str, Any], words: str) -> None:
+def test_an_invalid_value_is_named(generation: dict[str, Any], words: str) -> None:
     with pytest.raises(ModelError, match=words):
         model_defaults(generation)
 
 
-def test_the_words_for_people_name_what_differs() -> None:
+def test_the_description_names_what_differs() -> None:
     assert default_words({}, "Baton's defaults") == "greedy, at most 256 tokens (Baton's defaults)"
     words = default_words(model_defaults({**QWEN, "max_new_tokens": 512}), "its file")
     assert words == "temperature 0.6, top_k 20, top_p 0.95, repetition_penalty 1.05, at most 512 tokens (its file)"

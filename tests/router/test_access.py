@@ -27,9 +27,9 @@ def _shown(*values: str) -> list[tuple[str, str | bytes]]:
 def test_a_token_tells_the_tenant_and_the_roles() -> None:
     caller = parse_tokens(ENTRY).identify(_shown(f"Bearer {TOKEN}"))
     assert caller.tenant == "acme"
-    caller.must_have(GENERATE)
+    caller.require_role(GENERATE)
     with pytest.raises(PermissionDenied, match="admin"):
-        caller.must_have(ADMIN)
+        caller.require_role(ADMIN)
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_a_request_may_name_its_own_tenant_only() -> None:
 
 def test_an_administrator_needs_no_tenant() -> None:
     access = parse_tokens(ENTRY.replace('tenant = "acme"\n', "").replace("generate", "admin"))
-    access.identify(_shown(f"Bearer {TOKEN}")).must_have(ADMIN)
+    access.identify(_shown(f"Bearer {TOKEN}")).require_role(ADMIN)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_settings_that_need_each_other_come_together(access: AccessSection, word
 
 def test_what_guards_the_cluster_is_told() -> None:
     assert access_words(AccessSection()) == "open: no TLS, no tokens"
-    assert "readable" in access_words(AccessSection(tokens_file="t"))
+    assert "plain text" in access_words(AccessSection(tokens_file="t"))
     every = AccessSection(tls_certificate="c", tls_key="k", client_ca="a", tokens_file="t")
     assert access_words(every) == "mutual TLS, tokens"
 

@@ -10,7 +10,7 @@ import pytest
 from baton.config.schema import AccessSection
 from baton.protocol.errors import ConfigError
 from baton.router.access.credentials import Credentials, read_certificates
-from baton.router.access.hot_reload import Reloaded
+from baton.router.access.hot_reload import HotReload
 from tests.certificates import self_signed
 
 
@@ -78,7 +78,7 @@ def test_a_token_file_is_followed_and_a_bad_one_is_not(tmp_path: Path, caplog: p
 def test_a_version_counts_what_was_taken_over(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("1")
-    value = Reloaded([str(path)], path.read_text)
+    value = HotReload([str(path)], path.read_text)
     assert [value.current(), value.current()] == [(1, "1"), (1, "1")]
     path.write_text("22")
     assert value.current() == (2, "22")

@@ -108,7 +108,7 @@ def test_a_text_more_than_may_wait_is_refused_with_when_to_retry() -> None:
     async def ask() -> None:
         huge = asyncio.ensure_future(pool.encode("h" * 500, 500, True))  # alone any size is taken
         await _until(lambda: len(gated.texts) == 1)
-        with pytest.raises(Overloaded, match="500 bytes wait") as refused:
+        with pytest.raises(Overloaded, match="500 bytes of text are waiting") as refused:
             await pool.encode("x", 1, True)
         assert refused.value.retry_after_s
         gated.open.set()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from baton.harness.phases import LONG_ANSWERS, LONG_PROMPTS, phases
 from baton.router.policy.policies import make_policy
 from baton.simulator.setup import Pools, Setup
 from baton.simulator.simulation import Simulation, Slo
 from baton.simulator.trace import TraceRequest
-from benchmarks.planner import LONG_ANSWERS, LONG_PROMPTS, phases
 from tests.simulator.running import GPU, MODEL
 
 SETUP = Setup(MODEL, GPU, slo=Slo(tpot_s=0.02), auto=True)

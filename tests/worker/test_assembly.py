@@ -9,8 +9,8 @@ from dataclasses import replace
 from multiprocessing.connection import Connection
 
 from baton.builtin_model import CHECKPOINT
+from baton.harness.process_cluster import plans
 from baton.worker.build import assemble
-from benchmarks.process_cluster import plans
 
 
 def _objects_left_to_collections(told: Connection) -> None:
@@ -19,7 +19,7 @@ def _objects_left_to_collections(told: Connection) -> None:
     assemble(plan, "1", "localhost", lambda stage: None)
     told.send((len(gc.get_objects()), gc.get_freeze_count()))
     told.close()
-    os._exit(0)  # nothing here has to be said goodbye to
+    os._exit(0)  # nothing here has to be closed
 
 
 def test_what_start_up_has_left_is_not_looked_at_by_collections_between_steps() -> None:

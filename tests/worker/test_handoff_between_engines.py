@@ -18,7 +18,8 @@ from baton.engine.executor import TorchExecutor
 from baton.engine.kv_pages import PagePool
 from baton.engine.tokenizer import Tokenizer
 from baton.engine.weights import load_weights
-from baton.kv_transfer.in_process import InProcessNetwork, InProcessTransport
+from baton.harness.hand_driven import HandDriven
+from baton.harness.in_process import InProcessNetwork, InProcessTransport
 from baton.prefill_worker.role import PrefillRole
 from baton.protocol.messages import (
     HandoffCommitted,
@@ -33,7 +34,6 @@ from baton.protocol.request import Request, SamplingParams
 from baton.protocol.worker import RoleName
 from baton.worker.core.role import Role
 from baton.worker.core.state import WorkerState
-from benchmarks.hand_driven import HandDriven
 
 PAGE_SIZE = 16
 

@@ -1,4 +1,4 @@
-"""The rate of a link, and who says what about a slow one."""
+"""The measured rate of a link, and the warnings about a slow one."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from baton.config.schema import RouterSection
+from baton.protocol import bounds
 from baton.protocol.errors import InvalidRequest
 from baton.protocol.link_rate import LARGE_BYTES, slow_link
 from baton.protocol.messages import LinkMeasured, PeerJoined, Register
@@ -14,7 +15,6 @@ from baton.protocol.worker import Endpoint, PageLayout, RoleName, WorkerInfo
 from baton.router.core.commands import SendToWorker
 from baton.router.core.membership import Membership
 from baton.router.policy.cluster_state import ClusterState
-from baton.simulator.deliveries import FRAMES
 from baton.worker.core.link_rates import LinkRates
 
 LAYOUT = PageLayout(8, 1, 4, 1, 1, "float32", "model")
@@ -104,6 +104,5 @@ def test_the_router_keeps_the_rates_of_workers_that_are_there() -> None:
 
 @pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_rate_that_cannot_be_is_refused(seconds: float) -> None:
-    members, _ = _members(_info("p", "node", "cpu"))
     with pytest.raises(InvalidRequest):
-        FRAMES.check("p", "1", [LinkMeasured("d:1", 1, seconds)], members.state)
+        bounds.check(LinkMeasured("d:1", 1, seconds))

@@ -27,7 +27,7 @@ IDLE = Occupancy(0, 0, 0, 0, (), ())
 
 @dataclass(eq=False)
 class FixedRole(DecodeRole):
-    """A role that reports what it is told to."""
+    """A role whose load the test sets."""
 
     held: Occupancy = IDLE
 
@@ -64,7 +64,7 @@ class ReportedPagesMachine(RuleBasedStateMachine):
         self.index = PrefixIndex()
         self.now = 0.0
         self.lost = False
-        self.welcome()
+        self.acknowledge()
 
     def deliver(self, messages: Sequence[WorkerMessage], lose: bool = False) -> None:
         for message in _pages(messages):
@@ -79,7 +79,7 @@ class ReportedPagesMachine(RuleBasedStateMachine):
                 self.deliver(self.reports.snapshot())
 
     @rule()
-    def welcome(self) -> None:
+    def acknowledge(self) -> None:
         self.index.add("w")
         self.deliver(self.reports.on_register_ack(0.5))
 

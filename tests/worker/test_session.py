@@ -137,7 +137,7 @@ def test_a_worker_waits_for_its_writes_before_it_registers_again_and_exits_if_th
         assert driven.in_use
         assert driven.session.expects_peers
         if ended:
-            driven.end_write()
+            assert driven.end_write() == []
             assert driven.tick() == [Register]
             assert driven.in_use == 0
         else:
@@ -228,7 +228,7 @@ class AnySchedule(RuleBasedStateMachine):
         reservation = self.reserved.pop(data.draw(st.sampled_from(sorted(self.reserved))))
         notice = HandoffNotice(reservation.reservation_id, "in", 3, (1,), reservation.generations)
         self.driven.perform(self.driven.session.on_notice(notice, int(corrupt), self.driven.now))
-        if self.driven.session.role.reserved_pages(reservation.reservation_id):
+        if self.driven.session.reserved_pages(reservation.reservation_id):
             self.reserved[reservation.reservation_id] = reservation
 
     @rule(role=st.sampled_from(RoleName))
@@ -262,7 +262,8 @@ class AnySchedule(RuleBasedStateMachine):
     @precondition(lambda self: self.driven.writes)
     @rule(data=st.data(), error=st.sampled_from(["", "the connection broke"]))
     def end_a_write(self, data: st.DataObject, error: str) -> None:
-        self.driven.end_write(error, data.draw(st.integers(0, len(self.driven.writes) - 1)))
+        sent = self.driven.end_write(error, data.draw(st.integers(0, len(self.driven.writes) - 1)))
+        assert self.driven.session.phase is not Phase.LEAVING or not sent
 
     @rule(after_s=st.sampled_from([0.0, 0.1, 0.9]))
     def tick(self, after_s: float) -> None:
@@ -302,6 +303,17 @@ class AnySchedule(RuleBasedStateMachine):
     @invariant()
     def its_count_of_writes_is_the_transports(self) -> None:
         assert self.driven.session.writes_in_flight == len(self.driven.writes)
+
+    def teardown(self) -> None:
+        """Whatever happened, every page comes back."""
+        while self.driven.writes:
+            self.driven.end_write()
+        self.driven.tick()
+        self.driven.acknowledge()
+        self.driven.receive(*(Release(name) for name in self.reserved), *(Cancel(name) for name in self.live))
+        while self.driven.writes:
+            self.driven.end_write()
+        assert self.driven.in_use == 0
 
 
 AnySchedule.TestCase.settings = settings(deadline=None, max_examples=100, stateful_step_count=60)

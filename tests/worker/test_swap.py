@@ -258,7 +258,7 @@ def test_nothing_is_copied_where_the_cache_has_more_than_was_computed() -> None:
     space = SwapSpace(4, PAGE_SIZE)
     sequence = Sequence(_request("r", [1] * 20), [1] * 20, computed=6, page_table=page_ids([1, 2, 3, 4, 5]))
     assert space.swap_out(sequence) is not None
-    sequence.computed = sequence.cached = 8  # another sequence of the same prompt went on meanwhile
+    sequence.computed = sequence.cached = 8  # another sequence of the same prompt was computed in between
     assert space.swap_in(sequence) is None
     assert (sequence.computed, space.num_in_use) == (8, 0)
 

@@ -17,12 +17,12 @@ from baton.engine.batch import StepBudget
 from baton.engine.executor import TorchExecutor
 from baton.engine.host_pages import HostPages
 from baton.engine.kv_pages import PagePool
+from baton.harness.process_cluster import ProcessCluster, plans
 from baton.protocol.messages import Prefill, StepOutput
 from baton.protocol.request import Request, SamplingParams
 from baton.protocol.worker import RoleName
 from baton.worker.core.role import Command, Occupancy, Send, SwapIn, SwapOut
 from baton.worker.core.state import WorkerState
-from benchmarks.process_cluster import ProcessCluster, plans
 from tests.checkpoints import build_checkpoint
 from tests.engine.running import generate, load_executor
 from tests.page_pools import evict_all
@@ -67,7 +67,7 @@ class _Worker:
                         self.tokens.setdefault(one.request_id, []).append(one.token_id)
                 case SwapOut(pages, slots):
                     self.host.copy_out(pages, slots)
-                    self.executor.pages[list(pages)] = 50.0  # whoever reads them still computes nonsense
+                    self.executor.pages[list(pages)] = 50.0  # a sequence that reads them computes nonsense
                 case SwapIn(slots, pages):
                     self.host.copy_in(slots, pages)
 
@@ -87,7 +87,7 @@ def test_the_tokens_do_not_tell_of_any_swap(
     folder: Path, cases: list[tuple[list[int], SamplingParams, list[int]]], host_pages: int
 ) -> None:
     worker = _Worker(load_executor(folder, NUM_PAGES), host_pages)
-    unshared = [case for index, case in enumerate(cases) if index % 2 == 0]  # whose pages nobody else may read
+    unshared = [case for index, case in enumerate(cases) if index % 2 == 0]  # whose pages no other sequence may read
     for index, (prompt, sampling, _) in enumerate(unshared):
         worker.role.on_message(Prefill(Request(str(index), tuple(prompt), sampling), (), False, 0), 0.0)
     while worker.turn():

@@ -6,7 +6,7 @@ from baton.worker.core.write_watch import LOOK_S, SLOW_BYTES_S, WriteWatch
 
 
 def _looks(watch: WriteWatch, until_s: float, every_s: float = 0.5) -> list[str]:
-    """What it says in the end, looked at all the while."""
+    """The stalled peers at the end of looks at regular intervals."""
     stalled: list[str] = []
     now = watch._looked_s
     while now < until_s:
@@ -38,7 +38,7 @@ def test_a_large_write_has_the_time_that_a_slow_link_takes() -> None:
     assert _looks(watch, 30.5) == ["a"]
 
 
-def test_a_long_step_in_which_nobody_looks_hardly_counts() -> None:
+def test_a_long_step_without_looks_hardly_counts() -> None:
     watch = WriteWatch(10.0)
     watch.began(1, "a", 0)
     assert watch.look(60.0) == []

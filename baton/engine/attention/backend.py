@@ -1,4 +1,4 @@
-"""What a paged attention kernel needs to know of a step, in FlashInfer's terms."""
+"""The interface of paged attention, and a step's batch in FlashInfer's terms."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class BatchLayout:
-    """A step's ragged batch; all tensors are int32 on the CPU, n sequences, the first `num_decodes` with one token.
+    """A step's ragged batch of n sequences, the first `num_decodes` with one token. All tensors are int32 on the CPU.
 
     | field         | shape     | meaning                                                          |
     | ------------- | --------- | ---------------------------------------------------------------- |
@@ -30,7 +30,7 @@ class BatchLayout:
 
 
 class LayerAttention(Protocol):
-    """Causal attention over KV pages, once per layer in order, for a step that was planned."""
+    """Causal attention over KV pages for a planned step, called once per layer in order."""
 
     def run(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """Write k and v `[tokens, kv_heads, head_dim]` into the layer's pages, then attend.
@@ -45,5 +45,5 @@ class AttentionBackend(LayerAttention, Protocol):
     """`plan` once per step, then `run` once per layer."""
 
     def plan(self, layout: BatchLayout) -> None:
-        """Prepare what all layers of the step share."""
+        """Prepare the data that all layers of the step share."""
         ...

@@ -1,4 +1,4 @@
-"""What the executor of a device asks of paged attention, beyond `AttentionBackend`: staged plans and recorded steps."""
+"""The interface of paged attention on a device: `AttentionBackend` with staged plans and recorded steps."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from baton.protocol.worker import PageLayout
 
 
 class DeviceAttention(AttentionBackend, Protocol):
-    """Attention on the device where the pages lie."""
+    """Attention on the device of the pages."""
 
     def plan_staged(self, layout: BatchLayout, host: PlanMetadata, device: PlanMetadata) -> None:
-        """As `plan`, for a step whose metadata is in pinned memory (`host`) and on its way to the device."""
+        """As `plan`, for metadata in pinned memory (`host`) of which the copy to `device` has been queued."""
         ...
 
 
 class RecordedAttention(LayerAttention, Protocol):
-    """Attention of one recorded decode step: what it reads on the device stays at the places it was recorded with."""
+    """Attention of one recorded decode step, which reads the device addresses that it was recorded with."""
 
     def plan_staged(self, host: PlanMetadata) -> None:
-        """Plan a replay; `host` has been copied to those places already."""
+        """Plan a replay; the copy of `host` to these addresses has been queued before."""
         ...
 
 
@@ -39,13 +39,13 @@ class DeviceBackend(Generic[Attention]):
 
     | field           | meaning                                                                                       |
     | --------------- | --------------------------------------------------------------------------------------------- |
-    | supports        | (dtype, head_dim): whether it computes attention over such pages                              |
+    | supports        | (dtype, head_dim): whether it computes attention over pages of these                          |
     | workspace_bytes | (device, max_batch, num_heads, layout): device memory that `open` takes beside the pages      |
     | open            | (pages, num_heads, kernels, max_batch): attention over pages                                  |
     |                 | `[num_pages, num_layers, 2, page_size, kv_heads, head_dim]`, contiguous; `kernels` names those |
     |                 | for prefill, "fa2" or "fa3"; at most `max_batch` sequences decode in a step                   |
-    | record          | prepares recording decode steps of what `open` returned; the result is called per batch size  |
-    |                 | with the places of that size's metadata on the device. None: its steps cannot be recorded     |
+    | record          | prepares to record decode steps of the attention that `open` returned; the result is called   |
+    |                 | per batch size with that size's metadata on the device. None: steps cannot be recorded        |
     """
 
     supports: Callable[[torch.dtype, int], bool]

@@ -1,4 +1,4 @@
-"""Every kind of attention on a device, the preferred first: a model gets the first that supports its pages."""
+"""The table of attention backends on a device, in order of preference: the first that supports a model's pages wins."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from baton.engine.attention.device_backend import DeviceBackend
 
 BACKENDS: dict[str, DeviceBackend[Any]] = {
     "flashinfer": flashinfer.BACKEND,
-    "torch": torch_cpu.BACKEND,  # supports everything
+    "torch": torch_cpu.BACKEND,  # Supports everything.
 }
 
 
 def device_backend(dtype: torch.dtype, head_dim: int) -> DeviceBackend[Any]:
-    """The attention that serves pages of such elements and heads."""
+    """The preferred backend for pages of this element type and head dimension."""
     return next(backend for backend in BACKENDS.values() if backend.supports(dtype, head_dim))

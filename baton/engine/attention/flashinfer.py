@@ -5,7 +5,7 @@ and `append_paged_kv_cache` read the page stride from the tensor; K and V have t
 contiguous. A step's decodes go to the decode kernel, on tensor cores where four or more query heads share a KV head;
 its chunks go to the prefill kernel, causal and aligned to the end of their keys.
 
-What `plan` takes from the host it gets from the host: reading an indptr back from the device would wait for it.
+`plan` takes host arrays from host memory: reading an indptr back from the device would wait for the device.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from baton.engine.staging import GrowingStagingBuffer
 from baton.protocol.errors import ConfigError
 from baton.protocol.worker import PageLayout
 
-VERSION = "0.6.6"  # of FlashInfer: calls, kernels and their names were read in it; pyproject.toml asks for the same
+VERSION = "0.6.6"  # The FlashInfer whose calls and kernel names are used here; pyproject.toml requires the same.
 KERNEL_DTYPES = (torch.float16, torch.bfloat16)
 HEAD_DIMS = (64, 128, 256)
 TENSOR_CORE_GROUP = 4
 DECODE_KERNELS = "fa2"
 _CPU_SMS = 1
-_GRAPH_INTS_BYTES = 1 << 20  # a captured decode step's plan: some 20 bytes per sequence
+_GRAPH_INTS_BYTES = 1 << 20  # For the plan of a captured decode step: some 20 bytes per sequence.
 
 
 def has_kernels(dtype: torch.dtype, head_dim: int) -> bool:
-    """Whether FlashInfer computes attention for such pages."""
+    """Whether FlashInfer has attention kernels for pages of this element type and head dimension."""
     return dtype in KERNEL_DTYPES and head_dim in HEAD_DIMS
 
 
 def load_flashinfer() -> Any:
-    """The library, or the sentence that says how to get it, in the version that this is written for (`ConfigError`)."""
+    """The library; raises `ConfigError`, with the command to install it, when it is missing or of another version."""
     try:
         import flashinfer
     except ImportError as error:
@@ -46,7 +46,7 @@ def load_flashinfer() -> Any:
         ) from None
     if flashinfer.__version__ != VERSION:
         raise ConfigError(
-            f"FlashInfer {flashinfer.__version__} is installed, but only {VERSION} has been tried with Baton: "
+            f"FlashInfer {flashinfer.__version__} is installed, but only {VERSION} is supported by Baton: "
             f"pip install 'flashinfer-python=={VERSION}'."
         )
     return flashinfer
@@ -55,8 +55,8 @@ def load_flashinfer() -> Any:
 class FlashInferAttention:
     """`AttentionBackend` for pages `[num_pages, num_layers, 2, page_size, kv_heads, head_dim]` of 16-bit elements.
 
-    `kernels` names those for prefill: "fa2", or "fa3" (Hopper only). Decode has one kernel for each kind of core; that
-    of tensor cores is fa2's for prefill. `max_batch` bounds the sequences that decode.
+    `kernels` names the prefill kernels: "fa2", or "fa3" (Hopper only). Decode on tensor cores uses fa2's prefill
+    kernel, else a decode kernel. `max_batch` bounds the number of sequences that decode.
     """
 
     def __init__(self, pages: torch.Tensor, num_heads: int, kernels: str = "fa2", max_batch: int = 256) -> None:
@@ -68,18 +68,18 @@ class FlashInferAttention:
         self._layers = [pages[:, layer] for layer in range(num_layers)]
         self.tensor_cores = num_heads // self._kv_heads >= TENSOR_CORE_GROUP
         num_bytes = workspace_bytes(max_batch, num_heads, self._kv_heads, self._head_dim, _multiprocessors(self.device))
-        # One for all wrappers: their kernels follow each other on one stream. FlashInfer wants zeros at first.
+        # All wrappers share one, because their kernels run one after the other. FlashInfer requires zeros at first.
         self.workspace = torch.zeros(num_bytes, dtype=torch.uint8, device=self.device)
         self._decode = library.BatchDecodeWithPagedKVCacheWrapper(
             self.workspace, "NHD", use_tensor_cores=self.tensor_cores, backend=DECODE_KERNELS
         )
-        self._decode_planned = False  # which chooses its kernels
+        self._decode_planned = False  # The first plan chooses the kernels.
         self._prefill = library.BatchPrefillWithPagedKVCacheWrapper(self.workspace, "NHD", backend=kernels)
         self._staging = GrowingStagingBuffer(self.device)
 
     @property
     def shape(self) -> dict[str, Any]:
-        """What every decode plan says of the model and its pages."""
+        """The arguments of every decode plan that describe the model and its pages."""
         return {
             "num_qo_heads": self._num_heads,
             "num_kv_heads": self._kv_heads,
@@ -90,12 +90,12 @@ class FlashInferAttention:
         }
 
     def plan(self, layout: BatchLayout) -> None:
-        """Prepare a step; the one before must have ended on the device."""
+        """Prepare a step; the previous step must have ended on the device."""
         host, device = self._staging.put(plan_metadata(layout).tensors)
         self.plan_staged(layout, PlanMetadata.of(host), PlanMetadata.of(device))
 
     def plan_staged(self, layout: BatchLayout, host: PlanMetadata, device: PlanMetadata) -> None:
-        """As `plan`, for metadata that is in pinned memory and on its way to the device."""
+        """As `plan`, for metadata in pinned memory of which the copy to the device has been queued."""
         num_decodes = layout.num_decodes
         self._metadata, self._num_decodes = device, num_decodes
         self._num_chunks = len(host.last_page_len) - num_decodes
@@ -123,7 +123,7 @@ class FlashInferAttention:
             self._decode.plan(indptr=indptr, indices=indices, last_page_len=last_page_len, **self.shape)
             self._decode_planned = True
             return
-        # `plan` goes through the lengths in Python, 2 µs each, and copies to the device what lies there already.
+        # `plan` would iterate over the lengths in Python, 2 µs each, and copy arrays that are on the device already.
         self.library.fast_decode_plan(
             self._decode,
             indptr=device.indptr[: count + 1],
@@ -132,7 +132,7 @@ class FlashInferAttention:
             global_override_indptr_cpu=indptr,
             **self.shape,
         )
-        # It takes these lengths from the host to plan, and leaves them to the kernel, which must read the device's.
+        # It plans with the host's lengths and leaves them to the kernel, which must read those on the device.
         self._decode._paged_kv_last_page_len_buf = device.last_page_len[:count]
 
     def run(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -163,13 +163,13 @@ class FlashInferAttention:
 
 
 class GraphDecodeAttention:
-    """`LayerAttention` of one captured decode step: everything it reads on the device stays where it is.
+    """`LayerAttention` of one captured decode step, which reads fixed device addresses.
 
-    `device` are views of a buffer that is rewritten before each replay; `device.indices` is as long as it may get.
+    `device` are views of a buffer that is rewritten before each replay; `device.indices` has the maximum length.
     """
 
     def __init__(self, attention: FlashInferAttention, device: PlanMetadata, ints: torch.Tensor) -> None:
-        """`ints`: device memory for FlashInfer's plan, shared by all captured steps (`graph_ints`)."""
+        """`ints` is device memory for FlashInfer's plan, shared by all captured steps (`graph_ints`)."""
         self._attention = attention
         self._device = device
         self._wrapper = attention.library.BatchDecodeWithPagedKVCacheWrapper(
@@ -186,10 +186,10 @@ class GraphDecodeAttention:
         self._planned = False
 
     def plan_staged(self, host: PlanMetadata) -> None:
-        """Plan a replay. `host` has been copied to the buffer behind `device` already."""
+        """Plan a replay; the copy of `host` to the buffer behind `device` has been queued before."""
         step = {"indptr": host.indptr, "last_page_len": host.last_page_len, **self._attention.shape}
         if self._planned:
-            # The variant that leaves out copies into the wrapper's buffers: ours are written.
+            # This variant does not copy into the wrapper's buffers, which are already written.
             self._attention.library.fast_decode_plan(
                 self._wrapper,
                 indices=self._device.indices[: len(host.indices)],

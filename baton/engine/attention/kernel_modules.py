@@ -22,23 +22,27 @@ _VARIANT_NAME = "posenc_0_use_swa_False_use_logits_cap_False"
 
 @dataclass(frozen=True, slots=True)
 class KernelModule:
-    """`name`: of its folder and its library. `generator` with `arguments`: FlashInfer's function that describes it."""
+    """A module of FlashInfer's kernels.
+
+    `name` is the name of its folder and library; `generator`, called with `arguments`, is the function of FlashInfer
+    that describes the module.
+    """
 
     name: str
     generator: str
     arguments: tuple[Any, ...] = ()
 
     def describe(self, library: Any) -> Any:
-        """FlashInfer's `JitSpec` of it: where its library is or will be, how it is compiled and loaded."""
+        """FlashInfer's `JitSpec`: the path of the module's library, and how it is compiled and loaded."""
         return reduce(getattr, self.generator.split("."), library)(*self.arguments)
 
 
 def kernel_modules(
     dtype: torch.dtype, head_dim: int, group: int, prefill: Sequence[str] = (DECODE_KERNELS,)
 ) -> list[KernelModule]:
-    """What a model needs whose heads are `head_dim` wide and `group` to a KV head, computed in `dtype`.
+    """The modules for a model with heads of `head_dim` elements and `group` query heads per KV head, in `dtype`.
 
-    `prefill` names its prefill kernels, "fa2" or "fa3". Nothing is needed where torch computes (float32).
+    `prefill` names the prefill kernels, "fa2" or "fa3". For float32, which torch computes, the list is empty.
     """
     if dtype not in KERNEL_DTYPES:
         return []
@@ -56,7 +60,7 @@ def kernel_modules(
 
 
 def _types(dtype: torch.dtype, head_dim: int) -> tuple[tuple[Any, ...], str]:
-    """Elements of queries, keys and values, and output; page ids; head dimensions: as arguments and as a name."""
+    """Element types of queries, KV, output and page ids, and head dimensions: (arguments, part of the name)."""
     name = _NAMES[dtype]
     words = f"dtype_q_{name}_dtype_kv_{name}_dtype_o_{name}_dtype_idx_{_NAMES[torch.int32]}"
     arguments = (dtype, dtype, dtype, torch.int32, head_dim, head_dim, *_VARIANT)

@@ -1,7 +1,6 @@
-"""A ragged batch as FlashInfer's kernels read it: int32 arrays, decodes apart from prefill chunks.
+"""A ragged batch in the form that FlashInfer's kernels read: int32 arrays, decodes before prefill chunks.
 
-A step's rows are ordered decodes first, so both kernels work on slices of the same arrays; only the prefill part needs
-its two indptr arrays shifted to begin at 0.
+Both kernels work on slices of the same arrays. Only the prefill part needs its two indptr arrays shifted to begin at 0.
 """
 
 from __future__ import annotations
@@ -17,8 +16,9 @@ from baton.engine.attention.backend import BatchLayout
 
 @dataclass(frozen=True, slots=True)
 class PlanMetadata:
-    """All int32 on one device; n sequences of which the first d decode, t tokens. `indices` stands last on purpose:
-    what is before it has a length that follows from n, d and t alone.
+    """The arrays of n sequences, of which the first d decode, with t tokens: all int32 on one device.
+
+    `indices` is last because the lengths of the other arrays follow from n, d and t alone.
 
     | field             | shape       | meaning                                                              |
     | ----------------- | ----------- | -------------------------------------------------------------------- |
@@ -41,18 +41,19 @@ class PlanMetadata:
 
     @property
     def tensors(self) -> tuple[torch.Tensor, ...]:
+        """The arrays in the order of the table."""
         return tuple(getattr(self, item.name) for item in fields(self))
 
     @staticmethod
     def of(tensors: Sequence[torch.Tensor]) -> PlanMetadata:
-        """The inverse of `tensors`, for copies of them elsewhere."""
+        """The inverse of `tensors`, for copies in other memory."""
         return PlanMetadata(*tensors)
 
 
 def plan_metadata(layout: BatchLayout) -> PlanMetadata:
-    """What the kernels need of a step."""
+    """The arrays of a step, on the CPU."""
     decodes = layout.num_decodes
-    qo_indptr, indptr = layout.qo_indptr.numpy(), layout.indptr.numpy()  # which costs less than torch for small arrays
+    qo_indptr, indptr = layout.qo_indptr.numpy(), layout.indptr.numpy()  # Faster than torch for small arrays.
     rows = np.arange(len(qo_indptr) - 1, dtype=np.int32).repeat(qo_indptr[1:] - qo_indptr[:-1])
     return PlanMetadata(
         positions=layout.positions,
@@ -66,8 +67,10 @@ def plan_metadata(layout: BatchLayout) -> PlanMetadata:
 
 
 def pad_decodes(token_ids: torch.Tensor, layout: BatchLayout, size: int, page: int) -> tuple[torch.Tensor, BatchLayout]:
-    """A batch of decodes made `size` sequences large. The added ones are token 0 at position 0 of `page`, which must
-    belong to no sequence: all of them write the same there, and read that one position.
+    """A batch of decodes padded to `size` sequences.
+
+    The added sequences have token 0 at position 0 of `page`, which must belong to no sequence. All of them write the
+    same KV there, and read only that position.
     """
     extra = size - layout.num_decodes
     if extra == 0:
@@ -86,17 +89,17 @@ def pad_decodes(token_ids: torch.Tensor, layout: BatchLayout, size: int, page: i
 
 
 def empty_decodes(size: int, page: int) -> tuple[torch.Tensor, BatchLayout]:
-    """`size` decodes that are nothing but padding."""
+    """A batch of `size` decodes that are all padding."""
     none = torch.zeros(0, dtype=torch.int32)
     start = torch.zeros(1, dtype=torch.int32)
     return pad_decodes(none, BatchLayout(start, start, none, none, none, 0), size, page)
 
 
 def workspace_bytes(max_batch: int, num_heads: int, kv_heads: int, head_dim: int, num_sms: int) -> int:
-    """For partial results of keys that are split over thread blocks, float32 values and a weight per head and row.
+    """Bytes for partial results when keys are split over thread blocks: float32 values and a weight per head and row.
 
-    Read off FlashInfer 0.6.6's `PrefillPlan` and `DecodePlan`: a captured decode step is planned for up to two tiles
-    per sequence, or for two blocks per multiprocessor; a prefill step for the latter, with 128 rows a tile.
+    From `PrefillPlan` and `DecodePlan` of FlashInfer 0.6.6: a captured decode step is planned for up to two tiles per
+    sequence, or for two blocks per multiprocessor; a prefill step for the latter, with 128 rows per tile.
     """
     group = num_heads // kv_heads
     tile = 16 if group <= 16 else 64 if group <= 64 else 128

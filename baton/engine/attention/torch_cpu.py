@@ -1,6 +1,6 @@
-"""Paged attention with torch operations: for the CPU, and on a GPU for what FlashInfer has no kernels for.
+"""Paged attention with torch operations: for the CPU, and on a GPU for pages without FlashInfer kernels.
 
-The page storage is seen as a matrix with one row per (page, layer, K or V): gathering a batch's rows is one
+The page storage is viewed as a matrix with one row per (page, layer, K or V). Gathering a batch's rows is one
 `index_select` that copies whole pages, and scaled_dot_product_attention reads the result without another copy.
 """
 
@@ -24,7 +24,7 @@ class _Chunk:
     end: int
     start: int
     pages: torch.Tensor
-    mask: torch.Tensor | None  # [tokens, start + tokens] bool; None where plain causal attention is meant
+    mask: torch.Tensor | None  # [tokens, start + tokens] bool; None for plain causal attention.
 
 
 class TorchAttention:
@@ -36,11 +36,11 @@ class TorchAttention:
         self._device = pages.device
         self._page_rows = pages.view(-1, self._page_size * self._kv_heads * self._head_dim)
         self._token_rows = pages.view(-1, self._kv_heads * self._head_dim)
-        # Gathered K and V: kept between steps, because fresh memory costs a page fault per 4 KiB.
+        # Gathered K and V; kept between steps, because fresh memory costs a page fault per 4 KiB.
         self._gathered = [self._page_rows.new_empty(0), self._page_rows.new_empty(0)]
 
     def plan(self, layout: BatchLayout) -> None:
-        indices = layout.indices.long()  # a page's first row may be beyond int32
+        indices = layout.indices.long()  # The number of a page's first row may exceed int32.
         self._plan_writes(layout, indices)
         self._plan_decode(layout, indices)
         self._chunks = [
@@ -59,7 +59,7 @@ class TorchAttention:
         self._write_rows = rows.to(self._device)
 
     def _plan_decode(self, layout: BatchLayout, indices: torch.Tensor) -> None:
-        """A rectangle of page ids, short tables padded with page 0 and masked: no loop over sequences is left."""
+        """Build a rectangle of page ids, without a loop over sequences: short tables are padded with page 0, masked."""
         count = layout.num_decodes
         if not count:
             return
@@ -97,7 +97,7 @@ class TorchAttention:
         return out
 
     def _decode(self, layer: int, q: torch.Tensor) -> torch.Tensor:
-        """One query per sequence. The heads that share a KV head stand as its query positions: nothing is repeated."""
+        """One query per sequence. Heads that share a KV head become query positions, so K and V are not repeated."""
         count = q.shape[0]
         k = self._gather(0, self._decode_rows + 2 * layer, count)
         v = self._gather(1, self._decode_rows + 2 * layer + 1, count)

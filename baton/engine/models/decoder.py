@@ -29,7 +29,7 @@ class Layer:
 
 
 class Decoder:
-    """Turns a flat batch of tokens into logits; attention and KV are the backend's."""
+    """Turns a flat batch of tokens into logits; the attention backend owns the KV."""
 
     def __init__(self, config: ModelConfig, parameters: dict[str, torch.Tensor]) -> None:
         self.config = config
@@ -45,7 +45,7 @@ class Decoder:
 
     @property
     def matrices(self) -> list[torch.Tensor]:
-        """Every matrix one decode step multiplies with: what its memory traffic cannot go below."""
+        """Every matrix that a decode step multiplies with: the lower bound of its memory traffic."""
         blocks = [matrix for layer in self.layers for matrix in (layer.qkv, layer.out, layer.gate_up, layer.down)]
         return [*blocks, self.head]
 
@@ -57,10 +57,10 @@ class Decoder:
         attention: LayerAttention,
         out: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Logits `[len(rows), vocab]` float32 for the tokens at `rows` (None: all), in `out` where that is given.
+        """Logits `[len(rows), vocab]` float32 for the tokens at `rows` (None: all), written to `out` if given.
 
-        Every token's KV is written on the way. `token_ids` and `positions` are `[tokens]` whole numbers; `attention`
-        was planned for the same batch.
+        Also writes every token's KV. `token_ids` and `positions` are `[tokens]` int32 or int64; `attention` has been
+        planned for the same batch.
         """
         eps = self.config.norm_eps
         hidden = F.embedding(token_ids, self.embed)
@@ -77,7 +77,7 @@ class Decoder:
                 hidden = add_linear(hidden, gated, layer.down)
         if rows is not None:
             hidden = hidden[rows]
-        if not len(hidden):  # no kernel runs over nothing
+        if not len(hidden):  # Kernels do not accept zero rows.
             return hidden.new_empty(0, self.config.vocab_size, dtype=torch.float32)
         logits = linear(rms_norm(hidden, self.norm, eps), self.head)
         return logits.float() if out is None else out.copy_(logits)

@@ -1,4 +1,4 @@
-"""The few operations a decoder is made of. Each is one small function, so that a fused kernel can take its place."""
+"""The operations of a decoder. Each is a small function, so that a fused kernel can replace it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 
 def fused(x: torch.Tensor) -> bool:
-    """Whether FlashInfer has kernels for such tensors: on a GPU, of 16 bits."""
+    """Whether FlashInfer has kernels for a tensor: on a GPU, with 16-bit elements."""
     return x.is_cuda and x.dtype is not torch.float32
 
 
@@ -23,14 +23,14 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     return scaled.to(x.dtype) * weight
 
 
-FEW_ROWS = 64
+FEW_ROWS = 64  # Up to this many rows, `linear` on the CPU puts a wide matrix on the left.
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """x·weightᵀ + bias for x `[tokens, n]`, contiguous.
+    """x·weightᵀ + bias for x `[tokens, n]`; the result is contiguous.
 
-    A wide matrix times few rows, the shape of decode, runs up to 1.7 times as fast on the CPU with the matrix on the
-    left (measured with MKL on AVX2).
+    With few rows and a wide matrix, as in decode, a CPU is up to 1.7 times as fast with the matrix on the left
+    (measured with MKL on AVX2).
     """
     if x.shape[0] > FEW_ROWS or weight.shape[0] <= weight.shape[1] or x.device.type != "cpu":
         return F.linear(x, weight, bias)
@@ -39,8 +39,8 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
 
 
 def silu_and_mul(gate_up: torch.Tensor) -> torch.Tensor:
-    """silu(gate) · up of `[tokens, 2·n]`, giving `[tokens, n]`, on the CPU in the place of gate."""
-    if fused(gate_up) and gate_up.shape[-1] % 16 == 0:  # the kernel reads 16 bytes of each half at a time
+    """silu(gate) · up of `[tokens, 2·n]`; returns `[tokens, n]`, on the CPU in the memory of gate."""
+    if fused(gate_up) and gate_up.shape[-1] % 16 == 0:  # The kernel reads 16 bytes of each half at a time.
         from baton.engine.models import cuda_layers
 
         return cuda_layers.silu_and_mul(gate_up)
@@ -49,14 +49,14 @@ def silu_and_mul(gate_up: torch.Tensor) -> torch.Tensor:
 
 
 def add_linear(residual: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """residual + x·weightᵀ, in the place of the residual `[tokens, n]`."""
+    """residual + x·weightᵀ, in the memory of the residual `[tokens, n]`."""
     return residual.addmm_(x, weight.t())
 
 
 def add_linear_norm(
     residual: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, norm: torch.Tensor, eps: float
 ) -> torch.Tensor:
-    """Adds x·weightᵀ to the residual `[tokens, n]` in its place; returns the norm of what it is then."""
+    """Add x·weightᵀ to the residual `[tokens, n]` in place; returns the norm of the sum."""
     if fused(residual):
         from baton.engine.models import cuda_layers
 

@@ -1,4 +1,4 @@
-"""Rotary position embedding: a table of angles per model, and the rotation of one step's queries and keys."""
+"""Rotary position embedding (Su et al. 2021): a model's table of angles, and the rotation of queries and keys."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ FUSED_HEAD_DIMS = (64, 128, 256)
 
 
 def angles(config: ModelConfig) -> torch.Tensor:
-    """Of every position, `[context, head_dim / 2]` float32.
+    """The angles of every position, `[context, head_dim / 2]` float32.
 
-    Llama 3's scaling: https://github.com/meta-llama/llama-models, `apply_scaling`.
+    Llama 3's scaling follows `apply_scaling` in https://github.com/meta-llama/llama-models.
     """
     exponents = torch.arange(0, config.head_dim, 2, dtype=torch.int64).float() / config.head_dim
     frequencies = 1.0 / (config.rope_theta**exponents)
@@ -35,13 +35,13 @@ def angles(config: ModelConfig) -> torch.Tensor:
 
 
 class RopeTable:
-    """cos and sin for every position, on the device and in the element type of `like`."""
+    """cos and sin of every position's angles, on the device of `like`; in its element type unless fused (float32)."""
 
     def __init__(self, config: ModelConfig, like: torch.Tensor) -> None:
         half = angles(config)
         self._fused = fused(like) and config.head_dim in FUSED_HEAD_DIMS
         if self._fused:
-            self._table = torch.cat((half.cos(), half.sin()), dim=-1).to(like.device)  # float32: the kernel wants it
+            self._table = torch.cat((half.cos(), half.sin()), dim=-1).to(like.device)  # The kernel requires float32.
         else:
             both = torch.cat((half, half), dim=-1).unsqueeze(1)
             self._cos = both.cos().to(like.device).to(like.dtype)
@@ -62,17 +62,18 @@ class Rotation:
     sin: torch.Tensor
 
     def together(self, qk: torch.Tensor, num_heads: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Queries and keys that lie in one tensor: the first `num_heads` heads are the queries."""
+        """Rotated (queries, keys) of one tensor, in which the first `num_heads` heads are the queries."""
         rotated = apply_rope(qk, self.cos, self.sin)
         return rotated[:, :num_heads], rotated[:, num_heads:]
 
     def apart(self, q: torch.Tensor, k: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rotated (queries, keys) of two tensors."""
         return apply_rope(q, self.cos, self.sin), apply_rope(k, self.cos, self.sin)
 
 
 @dataclass(frozen=True, slots=True)
 class FusedRotation:
-    """As `Rotation`, by one kernel and in place; `table` is `[context, head_dim]` float32, cosines before sines."""
+    """As `Rotation`, with one kernel and in place; `table` is `[context, head_dim]` float32, cosines before sines."""
 
     positions: torch.Tensor
     table: torch.Tensor

@@ -1,6 +1,6 @@
-"""The arithmetic of definition.py in Triton, operation by operation, and what its kernels share.
+"""The arithmetic of definition.py in Triton, operation by operation, for all kernels.
 
-Compile without fused multiply-adds (`LAUNCH` of gpu.py): each product and sum is rounded by itself.
+Compile without fused multiply-adds (`LAUNCH` of gpu.py): each product and sum must be rounded separately.
 """
 # mypy: disable-error-code="no-untyped-def"
 
@@ -12,8 +12,8 @@ from triton.language.random import philox_impl
 
 from baton.engine.race import definition, noise
 
-MAX_SPLITS = tl.constexpr(64)  # of a row
-BLOCK = tl.constexpr(2048)  # tokens that a program looks at together
+MAX_SPLITS = tl.constexpr(64)  # Most splits of a row.
+BLOCK = tl.constexpr(2048)  # Tokens that a program handles at once.
 COUNTERS = tl.constexpr(2048 // noise.TOKENS)
 BINS = tl.constexpr(definition.BINS)
 TOKEN_BITS = tl.constexpr(definition.TOKEN_BITS)
@@ -22,7 +22,7 @@ RANK_BITS = tl.constexpr(32 + definition.TOKEN_BITS)
 TOP_BIT = tl.constexpr(1 << (31 + definition.TOKEN_BITS))
 WHOLE = tl.constexpr(definition.WHOLE)
 TRUNCATED = tl.constexpr(definition.TRUNCATED)
-NEVER = tl.constexpr(1 << 62)  # later than any arrival; its token is 0, which every row has
+NEVER = tl.constexpr(1 << 62)  # Later than any arrival; its token is 0, which every row has.
 COLUMNS = tl.constexpr(8)
 TOP_K = tl.constexpr(definition.TOP_K)
 TOP_P = tl.constexpr(definition.TOP_P)
@@ -44,6 +44,7 @@ _FIRST_BIN = tl.constexpr(definition.FIRST_BIN)
 
 @triton.jit
 def horner(coefficients: tl.constexpr, degree: tl.constexpr, x):
+    """A polynomial, as definition.horner."""
     value = tl.zeros_like(x) + coefficients[degree]
     for step in tl.static_range(degree):
         value = value * x
@@ -53,6 +54,7 @@ def horner(coefficients: tl.constexpr, degree: tl.constexpr, x):
 
 @triton.jit
 def rank_of(x, token):
+    """The rank of a token, as definition.rank."""
     bits = tl.where(x == 0.0, 0.0, x).to(tl.int32, bitcast=True)
     key = bits ^ ((bits >> 31) & 0x7FFFFFFF)
     return ((key.to(tl.int64) + 2147483648) << TOKEN_BITS) | (token ^ MAX_TOKEN).to(tl.int64)
@@ -60,17 +62,20 @@ def rank_of(x, token):
 
 @triton.jit
 def logit_of(rank):
+    """The logit in a rank."""
     key = ((rank >> TOKEN_BITS) - 2147483648).to(tl.int32)
     return (key ^ ((key >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
 
 
 @triton.jit
 def distance_of(x, peak, scale):
+    """z of a token, as definition.distance."""
     return tl.minimum((peak - x) * scale, _FARTHEST)
 
 
 @triton.jit
 def weight_of(z):
+    """The integer weight of a token, as definition.weight."""
     whole = z.to(tl.int32)
     scaled = horner(_DECAY, 6, z - whole.to(tl.float32))
     scaled = scaled * ((127 - whole + _WEIGHT_BITS) << 23).to(tl.float32, bitcast=True)
@@ -80,18 +85,21 @@ def weight_of(z):
 
 @triton.jit
 def share_of(total, top_p):
+    """top_p of the total weight, as definition.share."""
     part = (total >> _SHARE_BITS) * top_p + (((total & _SHARE_LOW) * top_p + _SHARE_LOW) >> _SHARE_BITS)
     return part + (top_p >> _SHARE_BITS)
 
 
 @triton.jit
 def bin_of(x, peak):
+    """The bin of a token, as definition.bins."""
     step = (peak - x).to(tl.int32, bitcast=True) >> 20
     return tl.minimum(tl.maximum(step - _FIRST_BIN, 0), BINS - 1)
 
 
 @triton.jit
 def clock(bits):
+    """E of a token's random bits, as definition.clock."""
     early = bits >= 2147483648
     a = tl.where(early, ~bits, bits).to(tl.float32)
     a = a + 0.5
@@ -114,7 +122,7 @@ def clock(bits):
 
 @triton.jit
 def time_of(bits, z):
-    """E * 2^z"""
+    """E * 2^z, float32."""
     whole = z.to(tl.int32)
     time = clock(bits)
     time = time * ((whole + 127) << 23).to(tl.float32, bitcast=True)
@@ -123,6 +131,7 @@ def time_of(bits, z):
 
 @triton.jit
 def arrival_of(time, token):
+    """A comparable arrival of a time and a token, int64."""
     return (time.to(tl.int32, bitcast=True).to(tl.int64) << TOKEN_BITS) | token.to(tl.int64)
 
 
@@ -143,7 +152,7 @@ def noise_of_block(start, seed, position):
 
 @triton.jit
 def noise_of(token, seed, position):
-    """The random bits of any tokens."""
+    """The random bits of given tokens."""
     w0, w1, w2, w3 = _words((token // 8).to(tl.uint64), seed, position)
     word = token // 2 % 4
     bits = tl.where(word < 2, tl.where(word == 0, w0, w1), tl.where(word == 2, w2, w3))
@@ -170,7 +179,7 @@ def peak_of(peaks, row, splits):
 
 @triton.jit
 def winner_of(arrivals, row, splits):
-    """The token of the row that came in first."""
+    """The row's token with the earliest arrival."""
     lane = tl.arange(0, MAX_SPLITS)
     first = tl.min(tl.load(arrivals + row * MAX_SPLITS + lane, mask=lane < splits, other=NEVER))
     return (first & MAX_TOKEN).to(tl.int32)
@@ -178,6 +187,7 @@ def winner_of(arrivals, row, splits):
 
 @triton.jit
 def mass_of(masses, row, splits):
+    """The total weight of a row."""
     lane = tl.arange(0, MAX_SPLITS)
     return tl.sum(tl.load(masses + row * MAX_SPLITS + lane, mask=lane < splits, other=0))
 

@@ -1,15 +1,15 @@
-"""How a token is drawn, defined to the last bit, and its arithmetic with numpy.
+"""How a token is drawn, defined to the last bit, and the arithmetic with numpy.
 
 A token is a pure function of (its row of logits, parameters, seed, position): the same alone or in a batch, with numpy
-(draw.py) or on a GPU (kernels.py). To that end sums are of integers, which have no order, and
-every float32 operation stands alone: nothing is fused or left to a library's exp or log.
+(draw.py) or on a GPU (kernels.py). Therefore sums are of integers, which do not depend on the order, and every float32
+operation is rounded separately, with no fused operation and no library's exp or log.
 
 1. Tokens are ranked by (logit descending, token id ascending).
 2. z = min((largest logit - logit) * log2(e) / temperature, 40). A token has the integer weight round(2^28 * 2^-z).
-3. Kept are the first top_k; of those each token whose predecessors weigh less than top_p of them all; of those each
-   that weighs at least min_p * 2^28.
-4. With E = -ln(u) of the token's own 32 random bits (noise.py), the kept token with the smallest E * 2^z
-   is drawn, of equals the one with the lower id. Such a race of exponential clocks chooses each token with its softmax
+3. The first top_k tokens are kept; of these, each token whose predecessors weigh less than top_p of the total; of
+   these, each token that weighs at least min_p * 2^28.
+4. With E = -ln(u) of the token's own 32 random bits (noise.py), the kept token with the smallest E * 2^z is drawn, and
+   of equals the one with the lower id. Such a race of exponential clocks chooses each token with its softmax
    probability; Gumbel-max compares the logarithms of the same numbers.
 
 E lies between 2^-33 and 23, so no token beyond z = 38 could win: the limit of 40 changes no draw.
@@ -25,12 +25,12 @@ import numpy as np
 
 from baton.protocol.request import SamplingParams
 
-COLDEST: Final = 1e-6  # a lower temperature is as good as greedy
+COLDEST: Final = 1e-6  # Lower temperatures are raised to this one, which is as good as greedy.
 WEIGHT_BITS: Final = 28
-SHARE_BITS: Final = 24  # of top_p
-FARTHEST: Final = 40.0
+SHARE_BITS: Final = 24  # Fraction bits of top_p.
+FARTHEST: Final = 40.0  # Limit of z.
 TOKEN_BITS: Final = 20
-MAX_TOKEN: Final = (1 << TOKEN_BITS) - 1  # no vocabulary is larger
+MAX_TOKEN: Final = (1 << TOKEN_BITS) - 1  # Largest token id that can be drawn.
 # Polynomials from the constant term up, each coefficient a float32 value; 2^f, 2^-f on [0, 1], relative error 2e-7.
 GROWTH: Final = (
     1.0,
@@ -62,22 +62,24 @@ LOG1P: Final = (
     -0.08101557940244675,
 )
 LN2: Final = 0.6931471824645996
-ROOT_HALF_BITS: Final = 0x3F3504F3  # of float32 sqrt(1/2)
-ONE_BITS: Final = 0x3F800000
-# To find what may be kept, tokens are put into bins by their distance from the largest logit, in steps of an eighth of
-# that distance, from 2^-26 to 64: fine enough at any scale of logits.
+ROOT_HALF_BITS: Final = 0x3F3504F3  # float32 sqrt(1/2).
+ONE_BITS: Final = 0x3F800000  # float32 1.
+# To find the tokens to keep, tokens are put into bins by their distance from the largest logit, in steps of an eighth
+# of that distance, from 2^-26 to 64: fine enough at any scale of logits.
 BINS: Final = 256
 FIRST_BIN: Final = (127 - 26) * 8
 
 # Columns of a row's parameters.
 SEED_LOW, SEED_HIGH, POSITION, SCALE, TOP_K, TOP_P, MIN_WEIGHT, KIND = range(8)
-GREEDY, WHOLE, TRUNCATED = range(3)  # kinds of rows; a row with min_p alone is whole: no rank matters
-ALL_KEPT: Final = 1 << SHARE_BITS  # a top_p of 1
+GREEDY, WHOLE, TRUNCATED = range(3)  # Kinds of rows. A row with min_p alone is whole, because ranks do not matter.
+ALL_KEPT: Final = 1 << SHARE_BITS  # A top_p of 1.
 
 
 def row_parameters(params: Seq[SamplingParams], positions: Seq[int], vocab: int) -> np.ndarray:
-    """What the draw reads of each row, `[rows, 8]` int32: low and high word of the seed, position, float32 bits of
-    log2(e) / temperature, top_k (0: all), top_p * 2^24, the smallest weight kept, the kind of row.
+    """The parameters of each row for the draw, `[rows, 8]` int32.
+
+    The columns are: low and high word of the seed, position, float32 bits of log2(e) / temperature, top_k (0: all),
+    top_p * 2^24, the smallest weight kept, the kind of row.
 
     Raises `ValueError` for a vocabulary of more than 2^20 tokens.
     """
@@ -98,15 +100,15 @@ def row_parameters(params: Seq[SamplingParams], positions: Seq[int], vocab: int)
 
 
 def rank(x: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-    """An int64 that is larger for tokens that rank before: 32 bits of the logit's order, 20 of the token id."""
-    bits = np.where(x == 0.0, np.float32(0.0), x).view(np.int32)  # minus zero is zero
+    """An int64 that is larger for tokens of higher rank: 32 bits of the logit's order, 20 of the token id."""
+    bits = np.where(x == 0.0, np.float32(0.0), x).view(np.int32)  # Minus zero becomes zero.
     key = bits ^ ((bits >> 31) & 0x7FFFFFFF)
     ranks: np.ndarray = ((key.astype(np.int64) + (1 << 31)) << TOKEN_BITS) | (tokens ^ MAX_TOKEN)
     return ranks
 
 
 def distance(x: np.ndarray, largest: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """z: how many times less likely than the likeliest token, as a power of two."""
+    """z, float32: a token is 2^z times less likely than the likeliest one."""
     z: np.ndarray = largest - x
     z *= scale
     np.minimum(z, np.float32(FARTHEST), out=z)
@@ -123,8 +125,10 @@ def weight(z: np.ndarray) -> np.ndarray:
 
 
 def share(total: np.ndarray, top_p: np.ndarray) -> np.ndarray:
-    """top_p of the total, rounded up, and more than any total for a top_p of 1, which keeps what weighs nothing, too;
-    both int64, `top_p` in units of 2^-24."""
+    """top_p of the total, rounded up; both int64, `top_p` in units of 2^-24.
+
+    For a top_p of 1 the result is more than the total, so that tokens of weight zero are kept too.
+    """
     low_bits = (1 << SHARE_BITS) - 1
     part = (total >> SHARE_BITS) * top_p + (((total & low_bits) * top_p + low_bits) >> SHARE_BITS)
     above: np.ndarray = part + (top_p >> SHARE_BITS)
@@ -132,13 +136,13 @@ def share(total: np.ndarray, top_p: np.ndarray) -> np.ndarray:
 
 
 def bins(x: np.ndarray, largest: np.ndarray) -> np.ndarray:
-    """The bin of each token, int32: a token that ranks before another one is in no later bin."""
+    """The bin of each token, int32: tokens of higher rank are never in a later bin."""
     step: np.ndarray = np.clip(((largest - x).view(np.int32) >> 20) - FIRST_BIN, 0, BINS - 1)
     return step
 
 
 def arrival(bits: np.ndarray, z: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-    """When a token comes in, to be compared: 31 bits of the float32 E * 2^z, 20 of the token id, int64."""
+    """A token's arrival in the race as a comparable int64: 31 bits of the float32 E * 2^z, 20 of the token id."""
     time = clock(bits)
     time *= power(z)
     time *= horner(GROWTH, z - z.astype(np.int32).astype(np.float32))
@@ -152,9 +156,9 @@ def power(z: np.ndarray) -> np.ndarray:
 
 
 def clock(bits: np.ndarray) -> np.ndarray:
-    """E = -ln((bits + 1/2) / 2^32) in float32, near 0 as precise as elsewhere: small values decide a race.
+    """E = -ln((bits + 1/2) / 2^32) in float32, as precise near 0 as elsewhere, because small values decide a race.
 
-    `bits` are uint32. The method is that of fdlibm's logf, from u or 1 - u, whichever is smaller.
+    `bits` are uint32. The method is that of fdlibm's logf, from the smaller of u and 1 - u.
     """
     early = bits >= np.uint32(1 << 31)
     a = np.where(early, ~bits, bits).astype(np.float32)
@@ -164,7 +168,7 @@ def clock(bits: np.ndarray) -> np.ndarray:
     shifted = u.view(np.int32) + (ONE_BITS - ROOT_HALF_BITS)
     exponent = (shifted >> 23) - 127
     f = ((shifted & 0x007FFFFF) + ROOT_HALF_BITS).view(np.float32) - np.float32(1.0)
-    f = np.where(exponent == 0, -a, f)  # exact: u is 1 - a there
+    f = np.where(exponent == 0, -a, f)  # Exact, because u is 1 - a there.
     square = f * f
     tail = horner(LOG1P, f)
     tail *= f

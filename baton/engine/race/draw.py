@@ -1,4 +1,4 @@
-"""Draws tokens with numpy, as definition.py says; nothing is sorted or raced that can be ruled out."""
+"""Draws tokens with numpy, as definition.py defines it; sorts and races only tokens that cannot be ruled out."""
 
 from __future__ import annotations
 
@@ -24,15 +24,18 @@ from baton.engine.race.definition import (
 )
 from baton.engine.race.noise import noise
 
-_PIECE = 1 << 16  # logits at a time: they stay in the cache
-_MOST_ROWS = 1 << 10  # at a time: a row's number and a rank fit into 63 bits
-_FEW = 1 / 8  # of the tokens: so many may race, none ruled out
-_MARGIN = 1.001  # far above the rounding of what it is compared with
+_PIECE = 1 << 16  # Logits handled at a time, so that they stay in the cache.
+_MOST_ROWS = 1 << 10  # Rows handled at a time: a row's number and a rank fit into 63 bits.
+_FEW = 1 / 8  # Up to this share of the tokens race without ruling out any.
+_MARGIN = 1.001  # Far above the rounding errors of the compared numbers.
 
 
 def draw_rows(logits: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """The token of each row, `[rows]` int64. `logits` is `[rows, vocab]` float32, each row with a finite maximum;
-    `rows` is what `row_parameters` gives, without greedy ones."""
+    """The token of each row, `[rows]` int64.
+
+    `logits` is `[rows, vocab]` float32, each row with a finite maximum; `rows` is the result of `row_parameters`,
+    without greedy rows.
+    """
     tokens = np.empty(len(rows), dtype=np.int64)
     at_once = max(1, min(_MOST_ROWS, _PIECE // logits.shape[1]))
     for start in range(0, len(rows), at_once):
@@ -44,13 +47,13 @@ def draw_rows(logits: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 
 def _race(z: np.ndarray, kept: np.ndarray | None, rows: np.ndarray) -> np.ndarray:
-    """Which of the tokens that are kept comes in first."""
+    """The kept token with the earliest arrival in each row; `kept` None means all."""
     seeds = np.ascontiguousarray(rows[:, :2]).view(np.int64)[:, 0]
     bits = noise(seeds, rows[:, POSITION].astype(np.int64), z.shape[1])
     if kept is not None and np.count_nonzero(kept) < _FEW * kept.size:
         row, token = np.divmod(np.flatnonzero(kept), z.shape[1])
         return _first(row, arrival(bits[row, token], z[row, token], token), len(rows))
-    # E is at least 1 - u, so no token arrives before this; few can be ahead of the one that seems to be the first.
+    # E is at least 1 - u, so `soonest` is a lower bound of each arrival. Few tokens can beat the likely winner.
     soonest = (~bits).astype(np.float32)
     soonest *= np.float32(2.0**-32)
     soonest *= power(z)
@@ -64,12 +67,12 @@ def _race(z: np.ndarray, kept: np.ndarray | None, rows: np.ndarray) -> np.ndarra
 
 
 def _first(row: np.ndarray, arrivals: np.ndarray, count: int) -> np.ndarray:
-    """The token that comes in first in each of `count` rows; `row` ascends and leaves none out."""
+    """The token with the earliest arrival in each of `count` rows; `row` ascends and has every row."""
     return np.minimum.reduceat(arrivals, np.searchsorted(row, np.arange(count))) & MAX_TOKEN
 
 
 def kept_tokens(logits: np.ndarray, z: np.ndarray, rows: np.ndarray) -> np.ndarray | None:
-    """Whether each token is kept `[rows, vocab]`; None where all are."""
+    """Whether each token is kept, `[rows, vocab]` bool; None when all are."""
     by_count, by_weight = rows[:, TOP_K] > 0, rows[:, TOP_P] < ALL_KEPT
     smallest = rows[:, MIN_WEIGHT, None]
     if not (by_count.any() or by_weight.any() or smallest.any()):
@@ -91,16 +94,18 @@ def kept_tokens(logits: np.ndarray, z: np.ndarray, rows: np.ndarray) -> np.ndarr
 
 
 def _keep_first(kept: np.ndarray, logits: np.ndarray, measures: np.ndarray, target: np.ndarray) -> None:
-    """Drop from `kept` the tokens whose predecessors by rank measure `target` `[rows]` int64 or more, which must leave
-    no token in that was dropped before."""
+    """Drop from `kept` each token whose predecessors by rank add up to at least `target` `[rows]` int64.
+
+    `measures` are the addends. Every token that was dropped before must be dropped here too.
+    """
     count = len(logits)
     bin_of = bins(logits, _largest(logits))
     index = (bin_of + BINS * np.arange(count)[:, None]).ravel()
-    # Whole numbers below 2^53, so exact in float64.
+    # Integers below 2^53, so exact in float64.
     upto = np.bincount(index, weights=measures.ravel(), minlength=count * BINS).reshape(count, BINS).cumsum(axis=1)
-    last = (upto < target[:, None]).sum(axis=1)  # no bin, where the target is above all of them
+    last = (upto < target[:, None]).sum(axis=1)  # Beyond the last bin when the target exceeds the total.
     kept &= bin_of <= last[:, None]
-    # Of the last bin a part may have to go: only there the order within a bin matters.
+    # The order within a bin matters only in the last one, of which a part may have to be dropped.
     row, token = np.divmod(np.flatnonzero(bin_of == last[:, None]), logits.shape[1])
     order = np.argsort((row << (TOKEN_BITS + 32)) - rank(logits[row, token], token))
     row, token = row[order], token[order]

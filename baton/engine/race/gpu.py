@@ -1,12 +1,12 @@
-"""Draws tokens on a GPU, as definition.py says: a few kernels over all rows, no sort, no wait.
+"""Draws tokens on a GPU, as definition.py defines it: a few kernels over all rows, without a sort or a wait.
 
 `peaks` finds the likeliest token of each row. `race` lets all of a row's tokens race and sums their weights. Its winner
-is the draw if top_p keeps it: those kept are first by rank, so whatever ranks after a winner that is not kept is not
-kept either. So `check` weighs the tokens that rank before the winner and notes them down, for `settle` to race on
-among them until a winner is kept. Where they are too many to be noted, `again` has raced them already.
+is the draw if top_p keeps it. Kept tokens are the first by rank, so tokens that rank after a dropped winner are dropped
+too. Therefore `check` weighs and lists the tokens that rank before the winner, and `settle` repeats the race among them
+until a winner is kept. Where they are too many to be listed, `again` has repeated the race already.
 
-With top_k, `bins` counts tokens by their distance from the likeliest, `check` notes those of the first bins, which hold
-the k first, and `settle` does the rest among these.
+With top_k, `bins` counts tokens by their distance from the likeliest, `check` lists the tokens of the first bins, which
+contain the first k, and `settle` does the rest among these.
 """
 
 from __future__ import annotations
@@ -21,25 +21,24 @@ from baton.engine.race.arithmetic import BLOCK, MAX_SPLITS
 from baton.engine.race.kernels import again_kernel, bins_kernel, check_kernel, peaks_kernel, race_kernel
 from baton.engine.race.settle import settle_kernel
 
-CAPACITY = 4096  # tokens noted down per row; a row with more is read whole
-PROGRAMS = 528  # of a kernel: four for each multiprocessor of an H100
+CAPACITY = 4096  # Tokens listed per row; a row with more is read whole.
+PROGRAMS = 528  # Programs of a kernel: four for each multiprocessor of an H100.
 LAUNCH: dict[str, Any] = {"num_warps": 8, "enable_fp_fusion": False}
 
 
 def draw_rows(
     logits: torch.Tensor, rows: torch.Tensor, host_rows: np.ndarray, capacity: int = CAPACITY
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The token of each row, greedy ones included, and whether its largest logit is a finite number: `[rows]` int64,
-    bool. Where it is not, the token is any.
+    """The token of each row, `[rows]` int64, and whether the row's largest logit is a finite number, `[rows]` bool.
 
-    `logits` is `[rows, vocab]` float32 and contiguous; `host_rows` is what `row_parameters` gives, `rows` the same
-    beside the logits.
+    Where it is not finite, the token is arbitrary. Rows may be greedy. `logits` is `[rows, vocab]` float32 and
+    contiguous; `host_rows` is the result of `row_parameters`, `rows` the same on the device.
     """
     count, vocab = logits.shape
     splits = min(MAX_SPLITS.value, -(-vocab // BLOCK.value), max(1, PROGRAMS // count))
     wide = torch.empty(5, count * MAX_SPLITS.value, dtype=torch.int64, device=logits.device)
     peaks, arrivals, masses, before, again = wide
-    # The small one last: Triton compiles a kernel again for addresses that are no multiples of 16 bytes.
+    # The small array is last: Triton recompiles a kernel for addresses that are not multiples of 16 bytes.
     sizes = [count * definition.BINS, count * capacity, count]
     bins, noted, counts = torch.empty(sum(sizes), dtype=torch.int32, device=logits.device).split(sizes)
     tokens = torch.empty(count, dtype=torch.int64, device=logits.device)

@@ -1,7 +1,7 @@
 """The kernels that read whole rows, each row cut into splits: see gpu.py.
 
-Splits may run anywhere and in any order: weights and counts are integers, and times and ranks are only compared.
-Tokens beyond the vocabulary have the logit minus infinity: they weigh nothing and arrive after every other token.
+The order of the splits does not matter: weights and counts are integers, and times and ranks are only compared. Tokens
+beyond the vocabulary have the logit minus infinity: their weight is zero and they arrive after every other token.
 """
 # mypy: disable-error-code="no-untyped-def"
 
@@ -39,7 +39,7 @@ from baton.engine.race.arithmetic import (
 
 @triton.jit(do_not_specialize=["splits"])
 def peaks_kernel(logits, vocab, splits, peaks, counts, bins):
-    """`peaks`: the highest rank; a logit that is not a number counts as infinite. Clears `counts` and `bins`."""
+    """Writes `peaks`, the highest rank of each split; NaN counts as infinite. Clears `counts` and `bins`."""
     row, split = tl.program_id(0), tl.program_id(1)
     here = logits + row.to(tl.int64) * vocab
     lane = tl.arange(0, BLOCK)
@@ -60,7 +60,7 @@ def peaks_kernel(logits, vocab, splits, peaks, counts, bins):
 
 @triton.jit(do_not_specialize=["splits"])
 def bins_kernel(logits, vocab, splits, rows, peaks, bins):
-    """`bins`: of a row with top_k, how many tokens lie at which distance from the likeliest."""
+    """Writes `bins` of rows with top_k: the number of tokens by distance from the likeliest."""
     row, split = tl.program_id(0), tl.program_id(1)
     if tl.load(rows + row * COLUMNS + TOP_K) > 0:
         peak = logit_of(peak_of(peaks, row, splits))
@@ -76,7 +76,7 @@ def bins_kernel(logits, vocab, splits, rows, peaks, bins):
 
 @triton.jit
 def _race(here, vocab, split, splits, rows, row, peak, weighing, level, winner, again: tl.constexpr):
-    """(first arrival, weight) of a split's tokens; `again`: of those that rank before `winner`."""
+    """(first arrival, total weight) of a split's tokens; with `again` only tokens ranking before `winner` race."""
     seed, position, scale, min_weight = parameters_of(rows, row)
     lane = tl.arange(0, BLOCK)
     mass = tl.zeros([BLOCK], dtype=tl.int64)
@@ -101,7 +101,7 @@ def _race(here, vocab, split, splits, rows, row, peak, weighing, level, winner, 
 
 @triton.jit(do_not_specialize=["splits"])
 def race_kernel(logits, vocab, splits, rows, peaks, arrivals, masses):
-    """`arrivals`: the first of all tokens that min_p leaves, in a row without top_k; `masses`: what all weigh."""
+    """Writes, for rows without top_k, `arrivals`, the first among the tokens that min_p keeps, and `masses`."""
     row, split = tl.program_id(0), tl.program_id(1)
     kind, top_k = tl.load(rows + row * COLUMNS + KIND), tl.load(rows + row * COLUMNS + TOP_K)
     if (kind >= WHOLE) & (top_k == 0):
@@ -122,8 +122,11 @@ def _last_bin(bins, row, top_k):
 
 @triton.jit(do_not_specialize=["splits"])
 def check_kernel(logits, vocab, splits, rows, peaks, bins, arrivals, before, counts, noted, capacity: tl.constexpr):
-    """`noted`, up to `counts` and `capacity`, in any order: the tokens that rank before the winner of `arrivals`, with
-    their weight in `before`; with top_k the tokens of the bins that hold the k first."""
+    """Writes `noted`, the tokens that rank before the winner of `arrivals`, and their total weight in `before`.
+
+    With top_k, `noted` has the tokens of the bins that contain the first k. `counts` is their number, of which up to
+    `capacity` are listed, in any order.
+    """
     row, split = tl.program_id(0), tl.program_id(1)
     if tl.load(rows + row * COLUMNS + KIND) == TRUNCATED:
         top_k = tl.load(rows + row * COLUMNS + TOP_K)
@@ -155,7 +158,7 @@ def check_kernel(logits, vocab, splits, rows, peaks, bins, arrivals, before, cou
 
 @triton.jit(do_not_specialize=["splits"])
 def again_kernel(logits, vocab, splits, rows, peaks, arrivals, masses, before, again, counts, capacity: tl.constexpr):
-    """`again`: where a winner is not kept and too many tokens rank before it to be noted, the first of these."""
+    """Writes `again`, the first arrival before a dropped winner, where too many tokens rank before it to be listed."""
     row, split = tl.program_id(0), tl.program_id(1)
     here = rows + row * COLUMNS
     if (tl.load(here + KIND) == TRUNCATED) & (tl.load(here + TOP_K) == 0) & (tl.load(counts + row) > capacity):

@@ -1,4 +1,4 @@
-"""The kernel that ends a draw, one program a row: see gpu.py."""
+"""The kernel that finishes a draw, with one program per row: see gpu.py."""
 # mypy: disable-error-code="no-untyped-def"
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from baton.engine.race.arithmetic import (
 
 @triton.jit
 def _tokens(here, noted, listed, length, place):
-    """(tokens, their logits, whether there are such): of the `listed` ones noted down, or else of all."""
+    """(tokens, their logits, whether they exist) at `place`, in the list of `listed` tokens or, if 0, in the row."""
     token = tl.where(listed > 0, tl.load(noted + place, mask=place < listed, other=0), place)
     return token, tl.load(here + token, mask=place < length, other=float("-inf")), place < length
 
 
 @triton.jit
 def _count_from(here, noted, listed, length, floor):
-    """How many tokens have at least the rank `floor`."""
+    """The number of tokens with at least the rank `floor`."""
     number = tl.zeros([BLOCK], dtype=tl.int32)
     for start in range(0, length, BLOCK):
         token, x, there = _tokens(here, noted, listed, length, tl.arange(0, BLOCK) + start)
@@ -52,7 +52,7 @@ def _count_from(here, noted, listed, length, floor):
 
 @triton.jit
 def _mass_from(here, noted, listed, length, floor, peak, scale):
-    """What the tokens of at least the rank `floor` weigh."""
+    """The total weight of the tokens with at least the rank `floor`."""
     mass = tl.zeros([BLOCK], dtype=tl.int64)
     for start in range(0, length, BLOCK):
         token, x, there = _tokens(here, noted, listed, length, tl.arange(0, BLOCK) + start)
@@ -62,7 +62,7 @@ def _mass_from(here, noted, listed, length, floor, peak, scale):
 
 @triton.jit
 def _first_from(here, noted, listed, length, floor, peak, rows, row):
-    """Which of the tokens of at least the rank `floor` comes in first."""
+    """The token with the earliest arrival among those with at least the rank `floor`."""
     seed, position, scale, min_weight = parameters_of(rows, row)
     first = tl.full([BLOCK], NEVER, dtype=tl.int64)
     for start in range(0, length, BLOCK):
@@ -76,7 +76,7 @@ def _first_from(here, noted, listed, length, floor, peak, rows, row):
 
 @triton.jit
 def _after(here, winner):
-    """The lowest rank before the winner's."""
+    """The lowest rank above the winner's."""
     return rank_of(tl.load(here + winner), winner) + 1
 
 
@@ -94,7 +94,7 @@ def _settle(here, vocab, row, splits, rows, arrivals, masses, before, again, cou
     floor = tl.zeros([], dtype=tl.int64)
     if top_k > 0:
         bit = tl.full([], TOP_BIT, dtype=tl.int64)
-        for _ in range(RANK_BITS):  # the rank of the k-th token, bit by bit
+        for _ in range(RANK_BITS):  # Finds the rank of the k-th token, bit by bit.
             if _count_from(here, noted, listed, length, floor | bit) >= top_k:
                 floor = floor | bit
             bit = bit >> 1
@@ -134,7 +134,7 @@ def settle_kernel(
     finite,
     capacity: tl.constexpr,
 ):
-    """`tokens`: the draw of each row; `finite`: whether its largest logit is a finite number."""
+    """Writes `tokens`, the draw of each row, and `finite`, whether the row's largest logit is a finite number."""
     row = tl.program_id(0)
     kind = tl.load(rows + row * COLUMNS + KIND)
     rank = peak_of(peaks, row, splits)

@@ -60,21 +60,21 @@ class Cluster(google.protobuf.message.Message):
     live_requests: builtins.int
     finished_requests: builtins.int
     failed_requests: builtins.int
-    """Neither finished nor cancelled."""
+    """Ended with an error, other than a cancellation by their clients."""
     uptime_s: builtins.float
     refused_requests: builtins.int
-    """Of the failed ones: refused, because their objectives could not be met."""
+    """Failed requests that were refused because they could not meet their objectives."""
     continued_requests: builtins.int
-    """Since this router started: taken up where they ran, without a token computed again."""
+    """Requests that this router adopted from an earlier one without recomputing a token."""
     unclaimed_sequences: builtins.int
-    """Sequences that workers kept over a restart of the router and whose clients have not come back yet."""
+    """Sequences that workers kept over a restart of the router and that no client has resumed yet."""
     cancelled_requests: builtins.int
-    """Ended by their clients, which cancelled them or went away."""
+    """Cancelled by their clients, or stopped because their clients disconnected."""
     @property
     def pools(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Pool]: ...
     @property
     def settings(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
-        """Page size, dtype and the like, as resolved at start."""
+        """Values of the configuration as resolved at start, such as the page size."""
 
     @property
     def planner(self) -> global___Planner: ...
@@ -155,9 +155,9 @@ class WorkerStatus(google.protobuf.message.Message):
     pages_total: builtins.int
     pages_free: builtins.int
     pages_cached: builtins.int
-    """Unreferenced prefix cache."""
+    """Prefix cache without references."""
     pages_in_use: builtins.int
-    """Held by live sequences and reservations."""
+    """Pages of live sequences and reservations."""
     running: builtins.int
     waiting: builtins.int
     pending_prefill_tokens: builtins.int
@@ -165,16 +165,16 @@ class WorkerStatus(google.protobuf.message.Message):
     reservations: builtins.int
     last_report_s: builtins.float
     state: builtins.str
-    """"serving", "draining" (gets nothing new, still holds work) or "drained"."""
+    """"serving", "draining" (receives no new work, still has some) or "drained"."""
     role_epoch: builtins.int
     predicted_busy_s: builtins.float
-    """Predicted: time until its prompt work is done, time per decode step now, and pages at its fullest moment."""
+    """Predictions: time until all its prompts are computed, current time per decode step, and peak of pages in use."""
     predicted_tpot_s: builtins.float
     predicted_peak_pages: builtins.int
     swapped: builtins.int
-    """Of those waiting: preempted sequences whose pages are in host memory."""
+    """Waiting sequences that were preempted and whose pages are in host memory."""
     swap_outs: builtins.int
-    """Preemptions since the worker has its role: pages copied to host memory, or given up and computed again."""
+    """Preemptions since the worker took its role: pages copied to host memory, or dropped and recomputed."""
     recomputes: builtins.int
     def __init__(
         self,
@@ -224,7 +224,7 @@ global___ExplainRequestRequest = ExplainRequestRequest
 
 @typing.final
 class Explanation(google.protobuf.message.Message):
-    """The router's decision for one request; the newest attempt counts."""
+    """The routing decision of a request's latest attempt."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -243,20 +243,20 @@ class Explanation(google.protobuf.message.Message):
     STATE_FIELD_NUMBER: builtins.int
     request_id: builtins.str
     policy: builtins.str
-    """The policy that decided."""
+    """The placement policy of the decision."""
     prefill_worker: builtins.str
     decode_worker: builtins.str
     why: builtins.str
     output_tokens_p50: builtins.float
-    """What was predicted of the output: its median and 90 % quantile in tokens."""
+    """Predicted output length in tokens: median and 90 % quantile."""
     output_tokens_p90: builtins.float
     queue_s: builtins.float
     ttft_s: builtins.float
-    """Unset until known."""
+    """Unset until measured."""
     tpot_s: builtins.float
     output_tokens: builtins.int
     state: builtins.str
-    """"running", "finished", or the error's sentence."""
+    """"running", "finished", or the error's message."""
     @property
     def candidates(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Candidate]:
         """The best options, the chosen one first."""
@@ -291,7 +291,7 @@ global___Explanation = Explanation
 
 @typing.final
 class Candidate(google.protobuf.message.Message):
-    """One way a request could have gone, with what was predicted of it."""
+    """A possible route of a request, with its predictions."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -303,7 +303,7 @@ class Candidate(google.protobuf.message.Message):
     TPOT_S_FIELD_NUMBER: builtins.int
     worker: builtins.str
     local: builtins.bool
-    """Prefill and decode both there: no handoff."""
+    """Prefill and decode on this worker, without a handoff."""
     ttft_s: builtins.float
     wait_s: builtins.float
     uncached_tokens: builtins.int
@@ -333,9 +333,9 @@ class StartOperationRequest(google.protobuf.message.Message):
     REBALANCE_FIELD_NUMBER: builtins.int
     MIGRATE_FIELD_NUMBER: builtins.int
     operation_id: builtins.str
-    """Chosen by the caller, so that asking twice does it once; empty: the router chooses."""
+    """Chosen by the caller to make the call idempotent; empty: the router chooses."""
     dry_run: builtins.bool
-    """Only say what would be done."""
+    """Return the steps without taking them."""
     @property
     def drain(self) -> global___Drain: ...
     @property
@@ -362,7 +362,7 @@ global___StartOperationRequest = StartOperationRequest
 
 @typing.final
 class Drain(google.protobuf.message.Message):
-    """Give the workers nothing new, and move what they hold to others of their pool."""
+    """Send the workers no new work, and migrate their sequences within the pool."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -380,6 +380,8 @@ global___Drain = Drain
 
 @typing.final
 class Undrain(google.protobuf.message.Message):
+    """Return drained workers to their pools."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     WORKERS_FIELD_NUMBER: builtins.int
@@ -396,7 +398,7 @@ global___Undrain = Undrain
 
 @typing.final
 class Rebalance(google.protobuf.message.Message):
-    """So many workers in each of the two pools."""
+    """Move workers between the pools until they have these sizes."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -416,7 +418,7 @@ global___Rebalance = Rebalance
 
 @typing.final
 class Migrate(google.protobuf.message.Message):
-    """Move a request that decodes to another worker; an empty name lets the router choose."""
+    """Migrate a decoding request to another worker; an empty name: the router chooses."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -446,11 +448,11 @@ class Operation(google.protobuf.message.Message):
     ELAPSED_S_FIELD_NUMBER: builtins.int
     operation_id: builtins.str
     title: builtins.str
-    """What it is, for people: "rebalance to 3 prefill + 1 decode"."""
+    """Description, such as "rebalance to 3 prefill + 1 decode"."""
     state: builtins.str
     """"planned" (a dry run), "running", "done", "failed" or "cancelled"."""
     message: builtins.str
-    """Why it failed, or what was done."""
+    """Why it failed, or its result."""
     elapsed_s: builtins.float
     @property
     def steps(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___OperationStep]: ...
@@ -479,11 +481,11 @@ class OperationStep(google.protobuf.message.Message):
     ELAPSED_S_FIELD_NUMBER: builtins.int
     worker: builtins.str
     action: builtins.str
-    """"drain", "undrain", "switch to prefill", "migrate REQUEST"."""
+    """"drain", "undrain", "switch to prefill", "migrate REQUEST" and the like."""
     state: builtins.str
     """"waiting", "draining", "switching", "verifying", "done", "failed" or "cancelled"."""
     detail: builtins.str
-    """What it waits for, or why it failed."""
+    """The condition it waits for, or why it failed."""
     elapsed_s: builtins.float
     def __init__(
         self,
@@ -618,7 +620,7 @@ class Planner(google.protobuf.message.Message):
     """Predicted arrivals."""
     output_tokens_per_s: builtins.float
     prefill: builtins.int
-    """The ratio the planner would choose now, and why; empty while it knows too little."""
+    """The sizes of pools that the planner would choose now, and why; empty until it has a forecast."""
     decode: builtins.int
     why: builtins.str
     def __init__(
@@ -641,7 +643,7 @@ class CheckPagesRequest(google.protobuf.message.Message):
 
     SECONDS_FIELD_NUMBER: builtins.int
     seconds: builtins.float
-    """How long to look, 1 to 60; 0: 3. What is found all the while is a leak."""
+    """Duration of the check, 1 to 60 seconds; 0: 3 seconds. A difference that lasts throughout is a leak."""
     def __init__(
         self,
         *,
@@ -661,15 +663,15 @@ class PageCheck(google.protobuf.message.Message):
     UNANSWERED_HANDOFFS_FIELD_NUMBER: builtins.int
     LOST_HANDOFFS_FIELD_NUMBER: builtins.int
     clean: builtins.bool
-    """No page is leaked, and every worker reported during the check."""
+    """No leaks, and every worker reported during the check."""
     live_requests: builtins.int
     unanswered_handoffs: builtins.int
-    """Transfers that were ordered and whose end is not known yet."""
+    """Ordered transfers without an acknowledgement yet."""
     @property
     def workers(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___WorkerPages]: ...
     @property
     def lost_handoffs(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """Of these: reservations that will never be acknowledged, because their source does not have the request."""
+        """Reservations among them that will never be acknowledged, because their source does not have the request."""
 
     def __init__(
         self,
@@ -701,19 +703,19 @@ class WorkerPages(google.protobuf.message.Message):
     name: builtins.str
     incarnation: builtins.str
     pages_total: builtins.int
-    """By its latest report; total = free + cached + held."""
+    """From its latest report; total = free + cached + in use."""
     pages_free: builtins.int
     pages_cached: builtins.int
     pages_in_use: builtins.int
     pages_accounted: builtins.int
-    """The most that the live requests it names may hold. A prefix page that several share counts for each."""
+    """Maximum for the live requests that it reports. A prefix page that several share counts for each."""
     pages_leaked: builtins.int
-    """Held all the while beyond what is accounted for."""
+    """Pages in use beyond those accounted for, throughout the check."""
     reported: builtins.bool
-    """It reported during the check; else the check of it is inconclusive."""
+    """False: it sent no report during the check, which is therefore inconclusive."""
     @property
     def unknown(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """Requests and reservations that it names all the while, and no live request accounts for."""
+        """Requests and reservations that it reports throughout the check and no live request accounts for."""
 
     def __init__(
         self,
@@ -750,7 +752,7 @@ class Links(google.protobuf.message.Message):
     LINKS_FIELD_NUMBER: builtins.int
     @property
     def links(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Link]:
-        """By the names of source and target."""
+        """In the order of source and target."""
 
     def __init__(
         self,
@@ -763,7 +765,7 @@ global___Links = Links
 
 @typing.final
 class Link(google.protobuf.message.Message):
-    """The fastest of the first large writes from one worker to another."""
+    """The fastest of the first large writes from a worker to another."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -780,7 +782,7 @@ class Link(google.protobuf.message.Message):
     same_host: builtins.bool
     """Both workers are on one host."""
     warning: builtins.str
-    """What is wrong with it and what to do, in one sentence; empty: nothing."""
+    """A sentence on what is wrong and what to do; empty: nothing is."""
     def __init__(
         self,
         *,

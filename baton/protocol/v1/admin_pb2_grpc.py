@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class AdminStub(object):
-    """For operators.
+    """Administration of a cluster, on a port of its own.
     """
 
     def __init__(self, channel):
@@ -88,31 +88,32 @@ class AdminStub(object):
 
 
 class AdminServicer(object):
-    """For operators.
+    """Administration of a cluster, on a port of its own.
     """
 
     def GetCluster(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Pools, workers, and their current and predicted load.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ExplainRequest(self, request, context):
-        """Why a request went where it went, and what became of it. NOT_FOUND once it is forgotten.
+        """The routing decision of a request, and its outcome. NOT_FOUND if the router has no record of it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def StartOperation(self, request, context):
-        """Begin an operation on the pools, or find it again: the same id with the same content is the same operation.
+        """Start an operation on the pools. Idempotent: the same id and content return the first operation.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WatchOperation(self, request, context):
-        """The operation now, and again whenever it has moved, until it has ended.
+        """The operation's state now and after each change, until it has ended.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -126,35 +127,35 @@ class AdminServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListOperations(self, request, context):
-        """The newest operations, the newest first.
+        """Recent operations, the newest first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SetPolicy(self, request, context):
-        """Which placement policy decides; sets another one when a name is given.
+        """The placement policies; given a name, switches to that policy first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SetAuto(self, request, context):
-        """Whether the pool planner moves workers by itself.
+        """Turns the pool planner's automatic moves on or off.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CheckPages(self, request, context):
-        """Compare for a few seconds what the workers hold with what the live requests account for. Changes nothing.
+        """Compares the pages in use on workers with those of live requests, for a few seconds. Changes nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListLinks(self, request, context):
-        """How fast KV pages go from worker to worker, as far as that was measured.
+        """The measured transfer rate of each pair of workers.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -222,7 +223,7 @@ def add_AdminServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Admin(object):
-    """For operators.
+    """Administration of a cluster, on a port of its own.
     """
 
     @staticmethod

@@ -18,31 +18,32 @@ class _ServicerContext(grpc.ServicerContext, grpc.aio.ServicerContext):  # type:
     ...
 
 class AdminStub:
-    """For operators."""
+    """Administration of a cluster, on a port of its own."""
 
     def __init__(self, channel: typing.Union[grpc.Channel, grpc.aio.Channel]) -> None: ...
     GetCluster: grpc.UnaryUnaryMultiCallable[
         baton.protocol.v1.admin_pb2.GetClusterRequest,
         baton.protocol.v1.admin_pb2.Cluster,
     ]
+    """Pools, workers, and their current and predicted load."""
 
     ExplainRequest: grpc.UnaryUnaryMultiCallable[
         baton.protocol.v1.admin_pb2.ExplainRequestRequest,
         baton.protocol.v1.admin_pb2.Explanation,
     ]
-    """Why a request went where it went, and what became of it. NOT_FOUND once it is forgotten."""
+    """The routing decision of a request, and its outcome. NOT_FOUND if the router has no record of it."""
 
     StartOperation: grpc.UnaryUnaryMultiCallable[
         baton.protocol.v1.admin_pb2.StartOperationRequest,
         baton.protocol.v1.admin_pb2.Operation,
     ]
-    """Begin an operation on the pools, or find it again: the same id with the same content is the same operation."""
+    """Start an operation on the pools. Idempotent: the same id and content return the first operation."""
 
     WatchOperation: grpc.UnaryStreamMultiCallable[
         baton.protocol.v1.admin_pb2.WatchOperationRequest,
         baton.protocol.v1.admin_pb2.Operation,
     ]
-    """The operation now, and again whenever it has moved, until it has ended."""
+    """The operation's state now and after each change, until it has ended."""
 
     CancelOperation: grpc.UnaryUnaryMultiCallable[
         baton.protocol.v1.admin_pb2.CancelOperationRequest,
@@ -54,57 +55,58 @@ class AdminStub:
         baton.protocol.v1.admin_pb2.ListOperationsRequest,
         baton.protocol.v1.admin_pb2.Operations,
     ]
-    """The newest operations, the newest first."""
+    """Recent operations, the newest first."""
 
     SetPolicy: grpc.UnaryUnaryMultiCallable[
         baton.protocol.v1.admin_pb2.SetPolicyRequest,
         baton.protocol.v1.admin_pb2.Policy,
     ]
-    """Which placement policy decides; sets another one when a name is given."""
+    """The placement policies; given a name, switches to that policy first."""
 
     SetAuto: grpc.UnaryUnaryMultiCallable[
         baton.protocol.v1.admin_pb2.SetAutoRequest,
         baton.protocol.v1.admin_pb2.Planner,
     ]
-    """Whether the pool planner moves workers by itself."""
+    """Turns the pool planner's automatic moves on or off."""
 
     CheckPages: grpc.UnaryUnaryMultiCallable[
         baton.protocol.v1.admin_pb2.CheckPagesRequest,
         baton.protocol.v1.admin_pb2.PageCheck,
     ]
-    """Compare for a few seconds what the workers hold with what the live requests account for. Changes nothing."""
+    """Compares the pages in use on workers with those of live requests, for a few seconds. Changes nothing."""
 
     ListLinks: grpc.UnaryUnaryMultiCallable[
         baton.protocol.v1.admin_pb2.ListLinksRequest,
         baton.protocol.v1.admin_pb2.Links,
     ]
-    """How fast KV pages go from worker to worker, as far as that was measured."""
+    """The measured transfer rate of each pair of workers."""
 
 class AdminAsyncStub:
-    """For operators."""
+    """Administration of a cluster, on a port of its own."""
 
     GetCluster: grpc.aio.UnaryUnaryMultiCallable[
         baton.protocol.v1.admin_pb2.GetClusterRequest,
         baton.protocol.v1.admin_pb2.Cluster,
     ]
+    """Pools, workers, and their current and predicted load."""
 
     ExplainRequest: grpc.aio.UnaryUnaryMultiCallable[
         baton.protocol.v1.admin_pb2.ExplainRequestRequest,
         baton.protocol.v1.admin_pb2.Explanation,
     ]
-    """Why a request went where it went, and what became of it. NOT_FOUND once it is forgotten."""
+    """The routing decision of a request, and its outcome. NOT_FOUND if the router has no record of it."""
 
     StartOperation: grpc.aio.UnaryUnaryMultiCallable[
         baton.protocol.v1.admin_pb2.StartOperationRequest,
         baton.protocol.v1.admin_pb2.Operation,
     ]
-    """Begin an operation on the pools, or find it again: the same id with the same content is the same operation."""
+    """Start an operation on the pools. Idempotent: the same id and content return the first operation."""
 
     WatchOperation: grpc.aio.UnaryStreamMultiCallable[
         baton.protocol.v1.admin_pb2.WatchOperationRequest,
         baton.protocol.v1.admin_pb2.Operation,
     ]
-    """The operation now, and again whenever it has moved, until it has ended."""
+    """The operation's state now and after each change, until it has ended."""
 
     CancelOperation: grpc.aio.UnaryUnaryMultiCallable[
         baton.protocol.v1.admin_pb2.CancelOperationRequest,
@@ -116,41 +118,42 @@ class AdminAsyncStub:
         baton.protocol.v1.admin_pb2.ListOperationsRequest,
         baton.protocol.v1.admin_pb2.Operations,
     ]
-    """The newest operations, the newest first."""
+    """Recent operations, the newest first."""
 
     SetPolicy: grpc.aio.UnaryUnaryMultiCallable[
         baton.protocol.v1.admin_pb2.SetPolicyRequest,
         baton.protocol.v1.admin_pb2.Policy,
     ]
-    """Which placement policy decides; sets another one when a name is given."""
+    """The placement policies; given a name, switches to that policy first."""
 
     SetAuto: grpc.aio.UnaryUnaryMultiCallable[
         baton.protocol.v1.admin_pb2.SetAutoRequest,
         baton.protocol.v1.admin_pb2.Planner,
     ]
-    """Whether the pool planner moves workers by itself."""
+    """Turns the pool planner's automatic moves on or off."""
 
     CheckPages: grpc.aio.UnaryUnaryMultiCallable[
         baton.protocol.v1.admin_pb2.CheckPagesRequest,
         baton.protocol.v1.admin_pb2.PageCheck,
     ]
-    """Compare for a few seconds what the workers hold with what the live requests account for. Changes nothing."""
+    """Compares the pages in use on workers with those of live requests, for a few seconds. Changes nothing."""
 
     ListLinks: grpc.aio.UnaryUnaryMultiCallable[
         baton.protocol.v1.admin_pb2.ListLinksRequest,
         baton.protocol.v1.admin_pb2.Links,
     ]
-    """How fast KV pages go from worker to worker, as far as that was measured."""
+    """The measured transfer rate of each pair of workers."""
 
 class AdminServicer(metaclass=abc.ABCMeta):
-    """For operators."""
+    """Administration of a cluster, on a port of its own."""
 
     @abc.abstractmethod
     def GetCluster(
         self,
         request: baton.protocol.v1.admin_pb2.GetClusterRequest,
         context: _ServicerContext,
-    ) -> typing.Union[baton.protocol.v1.admin_pb2.Cluster, collections.abc.Awaitable[baton.protocol.v1.admin_pb2.Cluster]]: ...
+    ) -> typing.Union[baton.protocol.v1.admin_pb2.Cluster, collections.abc.Awaitable[baton.protocol.v1.admin_pb2.Cluster]]:
+        """Pools, workers, and their current and predicted load."""
 
     @abc.abstractmethod
     def ExplainRequest(
@@ -158,7 +161,7 @@ class AdminServicer(metaclass=abc.ABCMeta):
         request: baton.protocol.v1.admin_pb2.ExplainRequestRequest,
         context: _ServicerContext,
     ) -> typing.Union[baton.protocol.v1.admin_pb2.Explanation, collections.abc.Awaitable[baton.protocol.v1.admin_pb2.Explanation]]:
-        """Why a request went where it went, and what became of it. NOT_FOUND once it is forgotten."""
+        """The routing decision of a request, and its outcome. NOT_FOUND if the router has no record of it."""
 
     @abc.abstractmethod
     def StartOperation(
@@ -166,7 +169,7 @@ class AdminServicer(metaclass=abc.ABCMeta):
         request: baton.protocol.v1.admin_pb2.StartOperationRequest,
         context: _ServicerContext,
     ) -> typing.Union[baton.protocol.v1.admin_pb2.Operation, collections.abc.Awaitable[baton.protocol.v1.admin_pb2.Operation]]:
-        """Begin an operation on the pools, or find it again: the same id with the same content is the same operation."""
+        """Start an operation on the pools. Idempotent: the same id and content return the first operation."""
 
     @abc.abstractmethod
     def WatchOperation(
@@ -174,7 +177,7 @@ class AdminServicer(metaclass=abc.ABCMeta):
         request: baton.protocol.v1.admin_pb2.WatchOperationRequest,
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[baton.protocol.v1.admin_pb2.Operation], collections.abc.AsyncIterator[baton.protocol.v1.admin_pb2.Operation]]:
-        """The operation now, and again whenever it has moved, until it has ended."""
+        """The operation's state now and after each change, until it has ended."""
 
     @abc.abstractmethod
     def CancelOperation(
@@ -190,7 +193,7 @@ class AdminServicer(metaclass=abc.ABCMeta):
         request: baton.protocol.v1.admin_pb2.ListOperationsRequest,
         context: _ServicerContext,
     ) -> typing.Union[baton.protocol.v1.admin_pb2.Operations, collections.abc.Awaitable[baton.protocol.v1.admin_pb2.Operations]]:
-        """The newest operations, the newest first."""
+        """Recent operations, the newest first."""
 
     @abc.abstractmethod
     def SetPolicy(
@@ -198,7 +201,7 @@ class AdminServicer(metaclass=abc.ABCMeta):
         request: baton.protocol.v1.admin_pb2.SetPolicyRequest,
         context: _ServicerContext,
     ) -> typing.Union[baton.protocol.v1.admin_pb2.Policy, collections.abc.Awaitable[baton.protocol.v1.admin_pb2.Policy]]:
-        """Which placement policy decides; sets another one when a name is given."""
+        """The placement policies; given a name, switches to that policy first."""
 
     @abc.abstractmethod
     def SetAuto(
@@ -206,7 +209,7 @@ class AdminServicer(metaclass=abc.ABCMeta):
         request: baton.protocol.v1.admin_pb2.SetAutoRequest,
         context: _ServicerContext,
     ) -> typing.Union[baton.protocol.v1.admin_pb2.Planner, collections.abc.Awaitable[baton.protocol.v1.admin_pb2.Planner]]:
-        """Whether the pool planner moves workers by itself."""
+        """Turns the pool planner's automatic moves on or off."""
 
     @abc.abstractmethod
     def CheckPages(
@@ -214,7 +217,7 @@ class AdminServicer(metaclass=abc.ABCMeta):
         request: baton.protocol.v1.admin_pb2.CheckPagesRequest,
         context: _ServicerContext,
     ) -> typing.Union[baton.protocol.v1.admin_pb2.PageCheck, collections.abc.Awaitable[baton.protocol.v1.admin_pb2.PageCheck]]:
-        """Compare for a few seconds what the workers hold with what the live requests account for. Changes nothing."""
+        """Compares the pages in use on workers with those of live requests, for a few seconds. Changes nothing."""
 
     @abc.abstractmethod
     def ListLinks(
@@ -222,6 +225,6 @@ class AdminServicer(metaclass=abc.ABCMeta):
         request: baton.protocol.v1.admin_pb2.ListLinksRequest,
         context: _ServicerContext,
     ) -> typing.Union[baton.protocol.v1.admin_pb2.Links, collections.abc.Awaitable[baton.protocol.v1.admin_pb2.Links]]:
-        """How fast KV pages go from worker to worker, as far as that was measured."""
+        """The measured transfer rate of each pair of workers."""
 
 def add_AdminServicer_to_server(servicer: AdminServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

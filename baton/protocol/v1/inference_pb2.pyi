@@ -51,18 +51,18 @@ class GenerateRequest(google.protobuf.message.Message):
     EMITTED_FIELD_NUMBER: builtins.int
     ADD_SPECIAL_TOKENS_FIELD_NUMBER: builtins.int
     request_id: builtins.str
-    """Chosen by the client to find the request again; the router makes one up when it is empty."""
+    """Chosen by the client, to resume and to explain the request; empty: the router chooses."""
     text: builtins.str
     priority: builtins.int
-    """Higher goes first."""
+    """A higher priority is placed first."""
     tenant: builtins.str
     resume_from: builtins.int
-    """To go on with a stream that broke off: the same request again, with the number of output tokens that have come.
-    The stream begins with this index. It needs the same seed, if it samples.
+    """To resume a stream that broke off: the same request, with the number of output tokens that the client has. The
+    stream begins with this index. A sampled request needs the same seed.
     """
     add_special_tokens: builtins.bool
-    """Whether a text prompt gets the special tokens that the model expects around a text, such as its beginning of
-    sequence; unset means yes. What the text already begins with is not added again.
+    """Whether the special tokens that the model expects, such as its beginning-of-sequence token, are added to a text
+    prompt; unset: yes. A token that the text begins with is not added a second time.
     """
     @property
     def token_ids(self) -> global___TokenIds: ...
@@ -72,7 +72,7 @@ class GenerateRequest(google.protobuf.message.Message):
     def objectives(self) -> global___Objectives: ...
     @property
     def emitted(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
-        """The ids of those tokens, where the client kept them: then they need not be computed again."""
+        """The ids of those tokens, if the client has them, so that they need not be recomputed."""
 
     def __init__(
         self,
@@ -115,9 +115,9 @@ global___TokenIds = TokenIds
 
 @typing.final
 class SamplingParams(google.protobuf.message.Message):
-    """Unset fields are as the served model's generation_config.json has them (temperature, top_k, top_p, min_p,
-    repetition_penalty, and max_new_tokens for max_tokens), if the configuration lets it. Without one: greedy decoding of
-    up to 256 tokens.
+    """Unset fields have the defaults of the served model's generation_config.json (temperature, top_k, top_p, min_p,
+    repetition_penalty, and max_new_tokens for max_tokens), unless the configuration turns them off. Other defaults:
+    greedy decoding of up to 256 tokens.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
@@ -148,13 +148,13 @@ class SamplingParams(google.protobuf.message.Message):
     min_tokens: builtins.int
     ignore_eos: builtins.bool
     logprobs: builtins.int
-    """Log-probability of every token, and of this many likeliest alternatives."""
+    """Return the log-probability of every token, and of this many likeliest alternatives."""
     @property
     def stop_token_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
     @property
     def stop(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """Texts that end the answer and are not shown. One counts once it ends after the text of the first min_tokens
-        tokens. One that is a special token's name, such as <|im_end|>, also acts as that token's id in stop_token_ids.
+        """Texts that end the answer and are not part of it. A match must end after the text of the first min_tokens tokens.
+        The name of a special token, such as <|im_end|>, also acts as that token's id in stop_token_ids.
         """
 
     def __init__(
@@ -204,6 +204,8 @@ global___SamplingParams = SamplingParams
 
 @typing.final
 class Objectives(google.protobuf.message.Message):
+    """Latency objectives in seconds. A request that cannot meet them is refused."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     TTFT_S_FIELD_NUMBER: builtins.int
@@ -235,7 +237,7 @@ class GenerateResponse(google.protobuf.message.Message):
     def tokens(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Token]: ...
     @property
     def finish(self) -> global___Finish:
-        """Set in the last message of a stream."""
+        """Set in the last message of the stream."""
 
     def __init__(
         self,
@@ -258,10 +260,10 @@ class Token(google.protobuf.message.Message):
     LOGPROB_FIELD_NUMBER: builtins.int
     TOP_LOGPROBS_FIELD_NUMBER: builtins.int
     index: builtins.int
-    """Counts output tokens from 0; every index comes exactly once and in order."""
+    """Counts output tokens from 0; a stream has every index exactly once and in order."""
     id: builtins.int
     text: builtins.str
-    """The text that became certain with this token; empty while a character or a stop string may be unfinished."""
+    """The text that this token completes; empty within a character or a possible stop string."""
     logprob: builtins.float
     @property
     def top_logprobs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___TokenLogprob]: ...
@@ -311,14 +313,14 @@ class Finish(google.protobuf.message.Message):
     reason: global___FinishReason.ValueType
     request_id: builtins.str
     trailing_text: builtins.str
-    """Text held back for a stop string that did not come; follows the last token's text."""
+    """The end of the text, if it was withheld as the possible beginning of a stop string; follows the last token's text."""
     @property
     def usage(self) -> global___Usage: ...
     @property
     def timings(self) -> global___Timings: ...
     @property
     def route(self) -> global___Route:
-        """The way the request went."""
+        """The workers of the request."""
 
     def __init__(
         self,
@@ -345,7 +347,7 @@ class Usage(google.protobuf.message.Message):
     prompt_tokens: builtins.int
     output_tokens: builtins.int
     cached_tokens: builtins.int
-    """Prompt tokens whose KV the prefill worker had cached."""
+    """Prompt tokens whose KV was in the prefix cache."""
     def __init__(
         self,
         *,
@@ -359,7 +361,7 @@ global___Usage = Usage
 
 @typing.final
 class Timings(google.protobuf.message.Message):
-    """Measured by the router."""
+    """Times measured by the router."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -399,10 +401,10 @@ class Route(google.protobuf.message.Message):
     decode_worker: builtins.str
     attempts: builtins.int
     migrations: builtins.int
-    """How often it moved to another decode worker while it ran."""
+    """Number of moves to another decode worker while it decoded."""
     @property
     def handoff(self) -> global___Handoff:
-        """Unset when the request stayed on one worker."""
+        """Unset if the request stayed on one worker."""
 
     def __init__(
         self,
@@ -420,6 +422,8 @@ global___Route = Route
 
 @typing.final
 class Handoff(google.protobuf.message.Message):
+    """The cost of the transfer from the prefill to the decode worker."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     PAGES_SENT_FIELD_NUMBER: builtins.int
@@ -429,7 +433,7 @@ class Handoff(google.protobuf.message.Message):
     EXPOSED_S_FIELD_NUMBER: builtins.int
     pages_sent: builtins.int
     pages_cached: builtins.int
-    """Pages the decode worker had cached: they did not travel."""
+    """Pages that were not sent because the decode worker had them cached."""
     bytes_sent: builtins.int
     transfer_s: builtins.float
     exposed_s: builtins.float

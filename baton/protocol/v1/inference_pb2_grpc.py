@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class InferenceStub(object):
-    """The public face: text or token ids in, a stream of tokens out.
+    """Generation for clients: text or token ids in, a stream of tokens out.
     """
 
     def __init__(self, channel):
@@ -53,24 +53,27 @@ class InferenceStub(object):
 
 
 class InferenceServicer(object):
-    """The public face: text or token ids in, a stream of tokens out.
+    """Generation for clients: text or token ids in, a stream of tokens out.
     """
 
     def Generate(self, request, context):
-        """Streams the answer. Errors come as standard gRPC status codes with a one-sentence message.
+        """Streams the answer. An error is a standard gRPC status with a one-sentence message, and the trailing metadata
+        baton-error has its class.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetModel(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """The served model.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Tokenize(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Token ids of a text.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -102,7 +105,7 @@ def add_InferenceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Inference(object):
-    """The public face: text or token ids in, a stream of tokens out.
+    """Generation for clients: text or token ids in, a stream of tokens out.
     """
 
     @staticmethod

@@ -18,46 +18,54 @@ class _ServicerContext(grpc.ServicerContext, grpc.aio.ServicerContext):  # type:
     ...
 
 class InferenceStub:
-    """The public face: text or token ids in, a stream of tokens out."""
+    """Generation for clients: text or token ids in, a stream of tokens out."""
 
     def __init__(self, channel: typing.Union[grpc.Channel, grpc.aio.Channel]) -> None: ...
     Generate: grpc.UnaryStreamMultiCallable[
         baton.protocol.v1.inference_pb2.GenerateRequest,
         baton.protocol.v1.inference_pb2.GenerateResponse,
     ]
-    """Streams the answer. Errors come as standard gRPC status codes with a one-sentence message."""
+    """Streams the answer. An error is a standard gRPC status with a one-sentence message, and the trailing metadata
+    baton-error has its class.
+    """
 
     GetModel: grpc.UnaryUnaryMultiCallable[
         baton.protocol.v1.inference_pb2.GetModelRequest,
         baton.protocol.v1.inference_pb2.Model,
     ]
+    """The served model."""
 
     Tokenize: grpc.UnaryUnaryMultiCallable[
         baton.protocol.v1.inference_pb2.TokenizeRequest,
         baton.protocol.v1.inference_pb2.TokenizeResponse,
     ]
+    """Token ids of a text."""
 
 class InferenceAsyncStub:
-    """The public face: text or token ids in, a stream of tokens out."""
+    """Generation for clients: text or token ids in, a stream of tokens out."""
 
     Generate: grpc.aio.UnaryStreamMultiCallable[
         baton.protocol.v1.inference_pb2.GenerateRequest,
         baton.protocol.v1.inference_pb2.GenerateResponse,
     ]
-    """Streams the answer. Errors come as standard gRPC status codes with a one-sentence message."""
+    """Streams the answer. An error is a standard gRPC status with a one-sentence message, and the trailing metadata
+    baton-error has its class.
+    """
 
     GetModel: grpc.aio.UnaryUnaryMultiCallable[
         baton.protocol.v1.inference_pb2.GetModelRequest,
         baton.protocol.v1.inference_pb2.Model,
     ]
+    """The served model."""
 
     Tokenize: grpc.aio.UnaryUnaryMultiCallable[
         baton.protocol.v1.inference_pb2.TokenizeRequest,
         baton.protocol.v1.inference_pb2.TokenizeResponse,
     ]
+    """Token ids of a text."""
 
 class InferenceServicer(metaclass=abc.ABCMeta):
-    """The public face: text or token ids in, a stream of tokens out."""
+    """Generation for clients: text or token ids in, a stream of tokens out."""
 
     @abc.abstractmethod
     def Generate(
@@ -65,20 +73,24 @@ class InferenceServicer(metaclass=abc.ABCMeta):
         request: baton.protocol.v1.inference_pb2.GenerateRequest,
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[baton.protocol.v1.inference_pb2.GenerateResponse], collections.abc.AsyncIterator[baton.protocol.v1.inference_pb2.GenerateResponse]]:
-        """Streams the answer. Errors come as standard gRPC status codes with a one-sentence message."""
+        """Streams the answer. An error is a standard gRPC status with a one-sentence message, and the trailing metadata
+        baton-error has its class.
+        """
 
     @abc.abstractmethod
     def GetModel(
         self,
         request: baton.protocol.v1.inference_pb2.GetModelRequest,
         context: _ServicerContext,
-    ) -> typing.Union[baton.protocol.v1.inference_pb2.Model, collections.abc.Awaitable[baton.protocol.v1.inference_pb2.Model]]: ...
+    ) -> typing.Union[baton.protocol.v1.inference_pb2.Model, collections.abc.Awaitable[baton.protocol.v1.inference_pb2.Model]]:
+        """The served model."""
 
     @abc.abstractmethod
     def Tokenize(
         self,
         request: baton.protocol.v1.inference_pb2.TokenizeRequest,
         context: _ServicerContext,
-    ) -> typing.Union[baton.protocol.v1.inference_pb2.TokenizeResponse, collections.abc.Awaitable[baton.protocol.v1.inference_pb2.TokenizeResponse]]: ...
+    ) -> typing.Union[baton.protocol.v1.inference_pb2.TokenizeResponse, collections.abc.Awaitable[baton.protocol.v1.inference_pb2.TokenizeResponse]]:
+        """Token ids of a text."""
 
 def add_InferenceServicer_to_server(servicer: InferenceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

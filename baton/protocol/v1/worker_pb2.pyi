@@ -60,7 +60,9 @@ global___HandoffOutcome = HandoffOutcome
 
 @typing.final
 class ToWorker(google.protobuf.message.Message):
-    """What router and workers say to each other over ZeroMQ. One frame is one ToWorker or ToRouter."""
+    """Messages between router and workers over ZeroMQ; baton/protocol/messages.py describes them. A frame is a ToWorker or
+    a ToRouter.
+    """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -83,7 +85,7 @@ class ToRouter(google.protobuf.message.Message):
     MESSAGES_FIELD_NUMBER: builtins.int
     INCARNATION_FIELD_NUMBER: builtins.int
     incarnation: builtins.str
-    """Which life of the worker speaks."""
+    """The incarnation of the worker that sends the frame."""
     @property
     def messages(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___WorkerMessage]: ...
     def __init__(
@@ -345,7 +347,7 @@ class RegisterAck(google.protobuf.message.Message):
     router_id: builtins.str
     report_interval_s: builtins.float
     incarnation: builtins.str
-    """The life of the worker that is meant."""
+    """The incarnation that is registered."""
     def __init__(
         self,
         *,
@@ -631,7 +633,7 @@ global___Register = Register
 
 @typing.final
 class DetachedSequence(google.protobuf.message.Message):
-    """A sequence that an earlier router had begun."""
+    """A sequence that the worker kept from an earlier router."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -1097,7 +1099,7 @@ global___Goodbye = Goodbye
 
 @typing.final
 class HandoffNotice(google.protobuf.message.Message):
-    """Travels between workers as the payload of the final write's notification."""
+    """The payload of the final write's notification, from worker to worker."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 

@@ -36,7 +36,7 @@ class Reports:
         del self._samples[:-MAX_STEP_SAMPLES]
 
     def on_register_ack(self, report_interval_s: float) -> list[WorkerMessage]:
-        """The router has admitted us, and does not know our pages."""
+        """The router has acknowledged the registration; it needs our pages and our load."""
         self.interval_s = report_interval_s
         self._reported = ()
         return self.snapshot()

@@ -1,12 +1,12 @@
 """The interface of a role. Pure: messages, outcomes and results in, commands out.
 
-The loop (baton/worker/loop.py) is the shell around it, the simulator another.
+A session (baton/worker/session.py) owns it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from baton.engine.step import StepPlan, StepResult
 from baton.protocol.handoff import HandoffNotice
@@ -70,7 +70,7 @@ class WriteEnded:
 
 @dataclass(frozen=True, slots=True)
 class Occupancy:
-    """A role's current load; the loop adds the page counts and makes it a load report."""
+    """A role's current load; `Reports` adds the page counts."""
 
     running: int
     waiting: int
@@ -84,7 +84,10 @@ class Occupancy:
 
 
 class Role(Protocol):
-    """Plan, execute, absorb: the loop asks for a plan, runs it on the engine and returns the result."""
+    """Plan, execute, absorb: the session asks for a plan, the shell executes it, and the role absorbs the result.
+
+    Every role is a source of handoffs; one that also receives them is a `HandoffTarget`.
+    """
 
     name: RoleName
 
@@ -94,16 +97,6 @@ class Role(Protocol):
 
     def on_stalled(self, agent: str, now: float) -> list[Command]:
         """Our writes to the peer are stalled: their handoffs stop waiting for them."""
-        ...
-
-    def on_notice(self, notice: HandoffNotice, now: float) -> list[Command]: ...
-
-    def reserved_pages(self, reservation_id: str) -> tuple[int, ...]:
-        """Our pages that a peer writes for this reservation; empty if it is no longer open."""
-        ...
-
-    def on_corrupt(self, notice: HandoffNotice, wrong_pages: int) -> list[Command]:
-        """Called instead of `on_notice` for a notice with corrupt pages."""
         ...
 
     def call_off_handoffs(self) -> None:
@@ -126,7 +119,22 @@ class Role(Protocol):
 
     def occupancy(self) -> Occupancy: ...
 
+
+@runtime_checkable
+class HandoffTarget(Protocol):
+    """A role that reserves pages for sequences of other workers."""
+
+    def on_notice(self, notice: HandoffNotice, now: float) -> list[Command]: ...
+
+    def on_corrupt(self, notice: HandoffNotice, wrong_pages: int) -> list[Command]:
+        """Called instead of `on_notice` for a notice with corrupt pages."""
+        ...
+
+    def reserved_pages(self, reservation_id: str) -> tuple[int, ...]:
+        """Our pages that a peer writes for this reservation; empty if it is no longer open."""
+        ...
+
     @property
-    def expects_peers(self) -> bool:
-        """Whether a peer's notice or the end of a write may come at any moment, so that the loop must poll often."""
+    def expects_notices(self) -> bool:
+        """Whether a peer's notice may come at any moment, so that the shell must poll often."""
         ...

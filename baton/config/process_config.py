@@ -1,0 +1,76 @@
+"""The configuration of each process: sections of the file in which every "auto" is resolved."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from baton.config.schema import AccessSection, EngineSection, LoggingSection, ModelSection, RouterSection
+from baton.protocol.link_keys import RouterKeys, WorkerKeys
+from baton.protocol.sampling import SamplingDefaults
+
+
+class ResolvedModel(ModelSection):
+    """The section [model], resolved; `path` names the built-in model's folder too."""
+
+    dtype: Literal["float32", "bfloat16", "float16"]
+    context_tokens: int
+
+
+class ResolvedEngine(EngineSection):
+    """The section [engine] for the workers of one pool, resolved.
+
+    `num_pages` and `host_pages` come from `kv_memory_gib` and `swap_memory_gib`. The worker resolves
+    `attention = "auto"`, because it sees its GPU.
+    """
+
+    num_pages: int
+    """KV pages; 0: as many as fit on the GPU"""
+
+    chunk_tokens: int
+    mixed_chunk_tokens: int
+    max_batch: int
+    threads: int
+    gpu_memory_fraction: float
+
+    host_pages: int = 0
+    """Pages of host memory for preempted sequences; 0: preempted sequences are recomputed"""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerConfig:
+    """Everything a worker needs to start."""
+
+    name: str
+    role: str  # A RoleName's value
+    router_address: str  # The router's worker link, such as "tcp://127.0.0.1:5555"
+    model: ResolvedModel
+    engine: ResolvedEngine
+    access: AccessSection = field(default_factory=AccessSection)
+    logging: LoggingSection = field(default_factory=LoggingSection)
+    link_keys: WorkerKeys | None = field(default=None, repr=False)  # None: an open link
+
+
+@dataclass(frozen=True, slots=True)
+class RouterConfig:
+    """Everything the router needs to start."""
+
+    model: ResolvedModel
+    model_name: str
+    router: RouterSection
+    worker_host: str
+    worker_port: int = 0  # 0: any free port
+    settings: dict[str, str] = field(default_factory=dict)  # Shown by `baton status`
+    sampling_defaults: SamplingDefaults = field(default_factory=dict)  # The model's, for parameters a request omits
+    access: AccessSection = field(default_factory=AccessSection)
+    logging: LoggingSection = field(default_factory=LoggingSection)
+    link_keys: RouterKeys | None = field(default=None, repr=False)  # None: an open link
+
+
+@dataclass(frozen=True, slots=True)
+class RouterAddresses:
+    """The addresses of a running router."""
+
+    worker: str  # For workers, such as "tcp://127.0.0.1:5555"
+    public: str  # For clients, "host:port"
+    admin: str  # For operators, "host:port"

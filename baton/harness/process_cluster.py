@@ -1,0 +1,123 @@
+"""A live cluster without Ray: the router in this process, and one process for each worker."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from baton.config.process_config import ResolvedEngine, ResolvedModel, RouterConfig, WorkerConfig
+from baton.config.schema import RouterSection
+from baton.harness.forked import forked
+from baton.harness.worker_process import work
+from baton.router.build import RunningRouter, start_router
+from baton.router.core.operation import Operation, OperationSpec
+from baton.router.policy.cluster_state import ClusterState
+
+LOAD_TIMEOUT_S = 120.0
+
+
+@dataclass(eq=False)
+class ProcessCluster:
+    """Starts with `async with`; all of its processes have ended after the block."""
+
+    router_config: RouterConfig
+    worker_config: WorkerConfig  # of every worker, except for name, role and address
+    pools: Mapping[str, int]  # role → workers
+    first: Mapping[str, Callable[[], None]] = field(default_factory=dict)  # what a worker's process does first, by name
+    environment: Mapping[str, str] = field(default_factory=dict)  # of every worker
+    state: ClusterState | None = None  # in place of the router's own, to record what workers report
+    router: RunningRouter = field(init=False)
+    processes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def names(self) -> list[tuple[str, str]]:
+        return [(f"{role}-{index}", role) for role, count in self.pools.items() for index in range(count)]
+
+    async def __aenter__(self) -> ProcessCluster:
+        self.router = await start_router(self.router_config, self.state)
+        try:
+            for name, role in self.names:
+                self.spawn(name, role)
+            await self.until(self._all_there)
+        except BaseException:
+            await self.__aexit__()
+            raise
+        return self
+
+    @property
+    def address(self) -> str:
+        """Where clients connect."""
+        return f"127.0.0.1:{self.router.port}"
+
+    @property
+    def admin_address(self) -> str:
+        return f"127.0.0.1:{self.router.admin_port}"
+
+    def _all_there(self) -> bool:
+        """Whether every worker has registered; raises `ChildProcessError` when one ended instead."""
+        for name, process in self.processes.items():
+            if process.exitcode is not None:
+                raise ChildProcessError(f"{name} ended with code {process.exitcode} before it served.")
+        return len(self.router.driver.core.state.workers) == len(self.names)
+
+    def spawn(self, name: str, role: str) -> None:
+        """Start a worker, also a second time."""
+        plan = replace(self.worker_config, name=name, role=role, router_address=self.router.worker_address)
+        self.processes[name] = forked(work, plan, self.first.get(name), dict(self.environment), name=name)
+        self.processes[name].start()
+
+    async def until(self, condition: Callable[[], bool], timeout_s: float = LOAD_TIMEOUT_S) -> None:
+        """Wait for a condition that other processes bring about; raises `TimeoutError`."""
+        async with asyncio.timeout(timeout_s):
+            while not condition():
+                await asyncio.sleep(0.01)
+
+    async def until_idle(self) -> None:
+        """Wait until no request is live and no worker holds a page; raises `TimeoutError`."""
+        core = self.router.driver.core
+        await self.until(lambda: not core.live)
+        await self.until(lambda: not any(view.load.pages_in_use for view in core.state.workers.values()))
+
+    async def __aexit__(self, *error: object) -> None:
+        for process in self.processes.values():
+            process.kill()
+            process.join()
+        await self.router.stop(0.0)
+
+
+async def operate(cluster: ProcessCluster, spec: OperationSpec) -> Operation:
+    """An operator's command, from its start to its end."""
+    driver = cluster.router.driver
+    operation = driver.start_operation("", spec, False)
+    async for moved in driver.watch(operation.operation_id):
+        operation = moved
+    return operation
+
+
+def plans(
+    folder: Path | str,
+    context_tokens: int,
+    num_pages: int,
+    *,
+    policy: str = "predicted_latency",
+    chunk_tokens: int = 256,
+    max_batch: int = 16,
+    lost_after_s: float = 60.0,
+) -> tuple[RouterConfig, WorkerConfig]:
+    """The plans of a float32 cluster on this machine: one thread per worker, checksums over every page that is sent."""
+    model = ResolvedModel(path=str(folder), dtype="float32", context_tokens=context_tokens)
+    listening = RouterSection(port=0, admin_port=0, policy=policy, lost_after_s=lost_after_s)
+    engine = ResolvedEngine(
+        num_pages=num_pages,
+        chunk_tokens=chunk_tokens,
+        mixed_chunk_tokens=chunk_tokens,
+        max_batch=max_batch,
+        threads=1,
+        gpu_memory_fraction=0.9,
+        device="cpu",
+        checksum_every=1,
+    )
+    return RouterConfig(model, "measured", listening, "127.0.0.1"), WorkerConfig("", "", "", model, engine)

@@ -1,0 +1,16 @@
+"""The `baton` command, in the test's own process or as a process."""
+
+from __future__ import annotations
+
+import sys
+
+from baton.cli.main import app, run
+
+# Background jobs of a script are started with Ctrl-C ignored; commands at a terminal are not.
+CTRL_C = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+BATON = [sys.executable, "-c", f"{CTRL_C}; from baton.cli.main import main; main()"]
+
+
+def baton(*arguments: str) -> int:
+    """The exit code of `main` for these arguments."""
+    return run(lambda: app(list(arguments)))

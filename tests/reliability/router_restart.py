@@ -1,0 +1,201 @@
+"""What a restart of the router costs running streams: adopted where they run, or prefilled again.
+
+One prefill and two decode workers of the built-in model serve some streams. The router's process is killed while all of
+them decode, and started again at once. The run alternates between sequences that the new router adopts and sequences
+that are computed again (`claim_within_s = 0`).
+
+`gap`: the longest time between two tokens of a stream, most of which is the start of a process. `first_token`: from the
+resumed request's arrival at the router to its first token. `rest`: from the router's readiness to the stream's end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing as mp
+import os
+import random
+import signal
+import socket
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+import baton
+from baton.builtin_model import CHECKPOINT
+from baton.client.errors import BatonError
+from baton.config.process_config import RouterConfig
+from baton.harness.forked import forked
+from baton.harness.load import Load
+from baton.harness.process_cluster import plans
+from baton.harness.report import Report, arguments, progress
+from baton.harness.worker_process import work
+from baton.router.build import start_router
+
+WORKERS = {"prefill-0": "prefill", "decode-0": "decode", "decode-1": "decode"}
+CONTEXT_TOKENS = 2048
+CLAIM_WITHIN_S = 30.0
+BEFORE_TOKENS = 20  # of each stream, before the router is killed
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How much is measured."""
+
+    rounds: int
+    streams: int
+    prompt_tokens: int
+    output_tokens: int
+
+
+def route(plan: RouterConfig, served: Any) -> None:
+    """A router process until it is killed. It sends the time at which it is ready, by the machine's monotonic clock."""
+
+    async def serve() -> None:
+        router = await start_router(plan)
+        served.send(time.monotonic())
+        await router.task
+
+    asyncio.run(serve())
+
+
+def start(plan: RouterConfig) -> tuple[Any, Any]:
+    """The process, and the pipe through which it reports that it is ready."""
+    ours, theirs = mp.Pipe(duplex=False)
+    process = mp.get_context("spawn").Process(target=route, args=(plan, theirs), daemon=True)
+    process.start()
+    return process, ours
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that are free now; a restarted router listens on the same ones."""
+    held = [socket.socket() for _ in range(count)]
+    for one in held:
+        one.bind(("127.0.0.1", 0))
+    ports = [one.getsockname()[1] for one in held]
+    for one in held:
+        one.close()
+    return ports
+
+
+async def until_joined(plan: RouterConfig, workers: Sequence[Any]) -> Any:
+    """The cluster's state once all workers are registered and hold nothing.
+
+    Raises `ChildProcessError` when a worker has ended instead.
+    """
+    async with asyncio.timeout(120):
+        while True:
+            ended = [f"{one.name} with code {one.exitcode}" for one in workers if one.exitcode is not None]
+            if ended:
+                raise ChildProcessError(f"Workers ended before they served: {', '.join(ended)}.")
+            try:
+                with baton.Admin(f"127.0.0.1:{plan.router.admin_port}") as admin:
+                    cluster = await asyncio.to_thread(admin.cluster)
+                joined = [worker for pool in cluster.pools for worker in pool.workers]
+                if len(joined) == len(WORKERS) and not any(worker.pages_in_use for worker in joined):
+                    return cluster
+            except BatonError:
+                pass
+            await asyncio.sleep(0.05)
+
+
+async def restart(
+    plan: RouterConfig, old: Any, workers: Sequence[Any], size: Size, rng: random.Random
+) -> dict[str, Any]:
+    """Kill the router while all streams decode; `plan` is that of its successor."""
+    options = {"max_tokens": size.output_tokens, "ignore_eos": True}
+    async with baton.AsyncClient(f"127.0.0.1:{plan.router.port}") as client:
+        load = Load(client, options, fresh_tokens=(size.prompt_tokens, size.prompt_tokens), rng=rng)
+        async with load.clients(size.streams):
+            while not all(len(one.shown_s) >= BEFORE_TOKENS for one in load.live.values()):
+                await asyncio.sleep(0.001)
+            os.kill(old.pid, signal.SIGKILL)
+            fresh, served = start(plan)
+            served_s = await asyncio.to_thread(served.recv)
+    assert not load.wrong, load.wrong
+    assert all(len(one.shown_s) == size.output_tokens for one in load.ended)
+    cluster = await until_joined(plan, workers)
+    return {
+        "router": fresh,
+        "gap_s": [
+            max(late - early for early, late in pairwise(one.shown_s[BEFORE_TOKENS - 1 :])) for one in load.ended
+        ],
+        "rest_s": [one.shown_s[-1] - served_s for one in load.ended],
+        "first_token_s": [one.ttft_s for one in load.ended],
+        "continued": cluster.continued_requests,
+    }
+
+
+async def measure(size: Size, seed: int, step: Callable[[str], None]) -> dict[str, float]:
+    """Figures of all rounds."""
+    rng = random.Random(seed)
+    port, admin_port, worker_port = free_ports(3)
+    router_config, worker_config = plans(
+        CHECKPOINT, CONTEXT_TOKENS, 1200, policy="least_loaded", max_batch=32, lost_after_s=5.0
+    )
+    listening = router_config.router.changed(port=port, admin_port=admin_port)
+    router_config = replace(router_config, router=listening, worker_port=worker_port)
+    router, _ = start(router_config)
+    workers: list[Any] = []
+    found: dict[str, list[Any]] = {"continued": [], "computed_again": []}
+    try:
+        for name, role in WORKERS.items():
+            plan = replace(worker_config, name=name, role=role, router_address=f"tcp://127.0.0.1:{worker_port}")
+            workers.append(forked(work, plan, name=name))
+            workers[-1].start()
+        await until_joined(router_config, workers)
+        for _ in range(size.rounds):
+            for kind, seconds in (("continued", CLAIM_WITHIN_S), ("computed_again", 0.0)):
+                step(kind)
+                resumed = replace(router_config, router=router_config.router.changed(claim_within_s=seconds))
+                seen = await restart(resumed, router, workers, size, rng)
+                router = seen.pop("router")
+                found[kind].append(seen)
+    finally:
+        for process in (router, *workers):
+            process.kill()
+            process.join()
+    return figures_of(found)
+
+
+def figures_of(found: dict[str, list[Any]]) -> dict[str, float]:
+    """Medians and maxima over all streams of either kind, and how much adoption saves."""
+    figures: dict[str, float] = {}
+    for kind, rounds in found.items():
+        for name in ("gap_s", "first_token_s", "rest_s"):
+            seconds = [one for seen in rounds for one in seen[name]]
+            figures |= {f"{name}_p50_{kind}": statistics.median(seconds), f"{name}_max_{kind}": max(seconds)}
+    continued = found["continued"]
+    return {
+        "rest_ratio": figures["rest_s_p50_computed_again"] / figures["rest_s_p50_continued"],
+        "first_token_ratio": figures["first_token_s_p50_computed_again"] / figures["first_token_s_p50_continued"],
+        "streams": float(sum(len(seen["gap_s"]) for seen in continued)),
+        "streams_continued": float(sum(seen["continued"] for seen in continued)),
+        **figures,
+    }
+
+
+def main() -> None:
+    parser = arguments(__doc__, "python -m tests.reliability.router_restart --rounds 4")
+    parser.add_argument("--rounds", type=int, help="restarts of each kind")
+    parser.add_argument("--streams", type=int)
+    parser.add_argument("--prompt-tokens", type=int)
+    parser.add_argument("--output-tokens", type=int)
+    options = parser.parse_args()
+    default = options.pick(Size(2, 8, 1000, 1000), Size(1, 4, 400, 400), Size(1, 2, 64, 240))
+    size = Size(
+        options.rounds or default.rounds,
+        options.streams or default.streams,
+        options.prompt_tokens or default.prompt_tokens,
+        options.output_tokens or default.output_tokens,
+    )
+    report = Report("router_restart", setting=asdict(size))
+    with progress(2 * size.rounds) as step:
+        report.figures = asyncio.run(measure(size, options.seed, step))
+    report.publish(options)
+
+
+if __name__ == "__main__":
+    main()

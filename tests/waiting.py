@@ -1,0 +1,22 @@
+"""Waiting for a condition that only looking can show."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+
+def until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
+    """Look until `condition` holds; AssertionError after `timeout_s`."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {timeout_s:g} s"
+        time.sleep(0.05)
+
+
+async def until_async(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
+    """`until` for a test that runs an event loop; TimeoutError after `timeout_s`."""
+    async with asyncio.timeout(timeout_s):
+        while not condition():
+            await asyncio.sleep(0.005)
