@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -74,10 +74,7 @@ def simulate(
         baton simulate --faults --seed 1 --schedules 100
     """
     if faults.faults:
-        from baton.cli.simulate_faults import refuse_other_options, simulate_faults
-
-        refuse_other_options(context)
-        raise typer.Exit(simulate_faults(out, err, workload.seed, faults, as_json))
+        _simulate_faults(context, workload.seed, faults, as_json)
     from baton.cli.simulate_report import print_simulation, simulation_document
     from baton.simulator.setup import Pools
     from baton.simulator.setup import workload as part
@@ -99,6 +96,13 @@ def simulate(
         from baton.simulator.plots import plot_simulation
 
         _print_written(plot_simulation(plots, result))
+
+
+def _simulate_faults(context: typer.Context, seed: int, faults: FaultOptions, as_json: bool) -> NoReturn:
+    from baton.cli.simulate_faults import refuse_other_options, simulate_faults
+
+    refuse_other_options(context)
+    raise typer.Exit(simulate_faults(out, err, seed, faults, as_json))
 
 
 @grouped
