@@ -187,6 +187,7 @@ class FaultRun:
         cluster.run_until(cluster.now + 5.0, lambda: len(cluster.core.state.workers) == len(self.schedule.workers))
         for operation in list(cluster.core.operations.running):
             cluster.cancel_operation(operation.operation_id)
+        cluster.run_until(cluster.now + 5.0, lambda: not cluster.core.operations.running)
         cluster.undrain_all()
         roles = [view.role for view in cluster.core.state.workers.values()]
         if RoleName.DECODE not in roles and RoleName.MIXED not in roles:

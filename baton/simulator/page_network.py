@@ -55,7 +55,7 @@ class PageNetwork:
             self.writes = [write for write in self.writes if now < write.until_s]
 
     def arrive_late(self, write: PageWrite) -> None:
-        """Of a write that was called off, the bytes may arrive all the same."""
+        """Of a write that was called off, the bytes may arrive all the same, as they are at the source by then."""
         self.writes.remove(write)
         if not write.landed:
             self.land(write)
@@ -99,7 +99,7 @@ class PageNetwork:
         self._check(write, target)
         for ours, theirs in zip(command.source_pages, command.target_pages, strict=True):
             target.memory.pages[theirs] = list(source.memory.pages[ours])
-        if command.notice is not None:
+        if command.notice is not None and not write.called_off:  # NIXL sends it when a write that it has completes
             target.notices.append(command.notice)
             target.changed = True
             if self.corruption and self.rng.random() < self.corruption:
