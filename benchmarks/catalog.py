@@ -240,6 +240,13 @@ BENCHMARKS = (
         lower="bytes_per_cached_page {match_us,bytes_per_cached_page}_{10,100,1000}",
     ),
     Benchmark(
+        "core",
+        "the router's core per request, over cluster sizes",
+        SIMULATED,
+        higher="{attainment,attainment_longest_tenth,events_per_s}_{8,32,96,512}{,_busy}",
+        lower="core_ms_per_request_{8,32,96,512}{,_busy} core_ratio_512_to_8{,_busy}",
+    ),
+    Benchmark(
         "abort_storm",
         "nine of ten clients leave",
         CLUSTER,

@@ -27,8 +27,8 @@ from baton.router.policy.prefix_index import KEY_BYTES, page_keys
 
 GOALS = {
     "decisions_per_s_100": Goal(5000),
-    "decisions_per_s_1000": Goal(1000),
-    "bytes_per_cached_page": Goal(100, at_most=True),
+    "decisions_per_s_1000": Goal(2500),
+    "bytes_per_cached_page": Goal(90, at_most=True),
 }
 PAGE_SIZE, PROMPT_TOKENS = 16, 12_000
 PROMPT_PAGES = PROMPT_TOKENS // PAGE_SIZE

@@ -90,7 +90,7 @@ def _tpot_s(view: WorkerView) -> float:
     """Predicted seconds per token of the worker's decoding sequences; 0 without any."""
     if not view.running:
         return 0.0
-    return view.latency.costs.seconds(0, 0, len(view.running), sum(one.tokens for one in view.running.values()))
+    return view.decode_step_s()
 
 
 def planner_message(core: RouterCore, now: float) -> admin_pb2.Planner:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from baton.protocol.errors import ConfigError
 from baton.protocol.worker import RoleName
+from baton.router.policy.placement import Placement
 from baton.router.policy.policies import check_policy, make_policy
 from baton.simulator.hardware import accelerator
 from baton.simulator.models import model_shape
@@ -84,12 +85,15 @@ class Setup:
         bandwidth = 1e9 * self.network_gb_s
         return ClusterSpec(workers, self.slo, bandwidth_bytes_s=bandwidth, prior=timer.prior(), auto=self.auto)
 
+    def placement(self) -> Placement:
+        """A fresh policy of that name."""
+        return make_policy(self.policy, self.refuse_late, self.seed)
+
     def simulate(
         self, pools: Pools, trace: Sequence[TraceRequest], tell: Callable[[float, int], None] | None = None
     ) -> SimulationResult:
         """Play the trace; `tell` hears virtual seconds and requests ended."""
-        placement = make_policy(self.policy, self.refuse_late, self.seed)
-        return Simulation(self.cluster(pools), placement, trace, self.seed).run(tell)
+        return Simulation(self.cluster(pools), self.placement(), trace, self.seed).run(tell)
 
     def described(self, pools: Pools) -> dict[str, str]:
         """What is simulated, for people."""

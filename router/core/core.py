@@ -195,7 +195,6 @@ class RouterCore:
     def _admit(self, now: float) -> None:
         acks = self.membership.admit(self.router_id, now)
         self.requests.commands += acks
-        self.dispatch.dirty |= bool(acks)
         joined, self.membership.admitted = self.membership.admitted, []
         self._operate(self.adoption.on_joined(joined, now), now)
         self.requests.events += self.pending_capacity.answer(self.requests.live, now)
@@ -207,7 +206,6 @@ class RouterCore:
             self.requests.commands += self.membership.ended(worker, now) if certain else []
             return
         self.requests.commands += orders
-        self.dispatch.dirty = True
         self.operations.on_worker_lost(worker, now)
         loss = events.LossReason.LEFT if not died else events.LossReason.DIED if certain else events.LossReason.SILENT
         self.requests.on_worker_lost(worker, loss)

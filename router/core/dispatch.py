@@ -11,12 +11,12 @@ import numpy as np
 from baton.router.core.live_request import Wait
 from baton.router.policy.admission import refuse_full
 from baton.router.policy.cluster_state import ClusterState
+from baton.router.policy.decode_target import find_capacity, reachable
 from baton.router.policy.fairness import VirtualTokenCounter
-from baton.router.policy.migration import find_capacity, reachable
 from baton.router.policy.placement import Place, Placement, PlacementInput, Refuse
 
-CROWD = 32  # requests waiting from which on passes are spaced
-PASS_INTERVAL_S = 0.01  # between passes that place no request, unless a new one arrives
+CROWD = 32  # requests waiting above which passes that place no request are spaced
+PAUSE_S, MOST_PAUSE_S = 1.5e-4, 0.01  # after such a pass: for each request waiting, and at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +48,16 @@ class _Sought:
 
 @dataclass(eq=False)
 class Dispatch:
-    """Asks the policy when its inputs have changed; set `moved` then."""
+    """Asks the policy when a request arrives, a worker may have got room (`ClusterState.openings`), or time has passed.
+
+    `dirty` asks it in any case: for due times, and after a change of the policy.
+    """
 
     placement: Placement
     state: ClusterState
     fairness: VirtualTokenCounter = field(default_factory=VirtualTokenCounter)
     dirty: bool = True
+    _openings: int = -1  # of the cluster's state in the last pass
     _live: Counter[str] = field(default_factory=Counter)  # requests of each tenant, running ones included
     _queue: dict[str, PlacementInput] = field(default_factory=dict)
     _seeking: dict[str, _Sought] = field(default_factory=dict)
@@ -82,7 +86,6 @@ class Dispatch:
     def forget(self, request_id: str, tenant: str) -> None:
         """Remove a request and its waiting entries."""
         self.withdraw(request_id)
-        self.dirty = True
         self._live[tenant] -= 1
         if not self._live[tenant]:
             del self._live[tenant]
@@ -90,7 +93,7 @@ class Dispatch:
     def wait(self, item: PlacementInput) -> None:
         """Queue a request until the policy places or refuses it."""
         self._queue[item.request_id] = item
-        self.dirty, self._next_pass_s = True, 0.0
+        self.dirty = True
 
     def hold_back(self, request_id: str, until_s: float) -> None:
         """Do not place it before `until_s`: a worker that already has it may be about to join."""
@@ -111,7 +114,7 @@ class Dispatch:
     def seek(self, item: PlacementInput, avoid: str | None, home: str | None = None) -> None:
         """Find a decode worker other than `avoid`, which has just refused, and `home`, which it leaves."""
         self._seeking[item.request_id] = _Sought(item, avoid, home)
-        self.dirty, self._next_pass_s = True, 0.0
+        self.dirty = True
 
     def withdraw(self, request_id: str) -> None:
         """Stop looking for a decode worker."""
@@ -124,14 +127,15 @@ class Dispatch:
         for sought in self._seeking.values():
             if sought.avoid == worker:
                 sought.avoid = None
-        self.dirty = True
 
     def next(self, now: float) -> list[Decision]:
         """Decisions to carry out before asking again; their requests no longer wait. Empty: all have to wait."""
-        if not self.dirty or now < self._next_pass_s:
+        if now < self._next_pass_s or not (self.dirty or self._openings != self.state.openings):
             return []
+        self._openings = self.state.openings
         found = self._find_decode(now)
         if found is not None:
+            self.dirty = True
             return [found]
         verdicts: list[Decision] = []
         queue = list(self._queue.values())
@@ -139,8 +143,9 @@ class Dispatch:
             queue = [item for item in queue if now >= self._not_before_s.get(item.request_id, now)]
         if queue:
             verdicts += self.placement.decide(self.fairness.order(queue), self.state, now)
-        if not verdicts and len(self._queue) + len(self._seeking) > CROWD:
-            self._next_pass_s = now + PASS_INTERVAL_S
+        waiting = len(self._queue) + len(self._seeking)
+        if not verdicts and waiting > CROWD:
+            self._next_pass_s = now + min(PAUSE_S * waiting, MOST_PAUSE_S)
         for verdict in verdicts:
             del self._queue[verdict.request_id]
             self._not_before_s.pop(verdict.request_id, None)

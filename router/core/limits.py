@@ -65,12 +65,12 @@ class TenantStreams:
 
 def check_capacity(request: Request, state: ClusterState) -> None:
     """Raise `NoWorkers` or `PromptTooLong` when no worker could ever serve the request."""
-    if not state.pool(RoleName.DECODE, RoleName.MIXED):
+    capacity = state.capacity_tokens(RoleName.DECODE, RoleName.MIXED)
+    if capacity is None:
         raise NoWorkers("No decode worker is registered; start one, or wait until it has loaded the model.")
-    capacity = max(view.info.capacity_tokens for view in state.pool(RoleName.DECODE, RoleName.MIXED))
-    prefill = state.pool(RoleName.PREFILL)
-    if prefill and not state.pool(RoleName.MIXED):
-        capacity = min(capacity, max(view.info.capacity_tokens for view in prefill))
+    prefill = state.capacity_tokens(RoleName.PREFILL)
+    if prefill is not None and not state.pool(RoleName.MIXED):
+        capacity = min(capacity, prefill)
     if request.max_total_tokens > capacity:
         raise PromptTooLong(
             f"Prompt and max_tokens come to {request.max_total_tokens} tokens; a worker's pages hold "

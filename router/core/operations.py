@@ -23,7 +23,7 @@ from baton.router.core.operation import Migrate as MigrateSpec
 from baton.router.core.orphans import Orphans
 from baton.router.core.pool_steps import check_still_allowed, steps_for
 from baton.router.policy.cluster_state import ClusterState
-from baton.router.policy.migration import find_capacity
+from baton.router.policy.decode_target import find_capacity
 
 REMEMBERED = 200  # operations
 RETRY_S = 0.5  # after a failed migration

@@ -98,7 +98,6 @@ class Requests:
             return
         if live.phase is Phase.PREFILLING:
             self._advance(request_id, FirstToken(worker), now)
-            self.dispatch.dirty |= live.phase is not Phase.PREFILLING
         tokens: list[TextToken] = []
         for output in outputs:
             tokens += live.stream.accept(output)

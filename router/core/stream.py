@@ -63,14 +63,15 @@ class OutputStream:
 
     def accept(self, output: TokenOutput) -> list[TextToken]:
         """The tokens that can be shown now: none for a repeated or early one, several when it closes a gap."""
-        if self.ended or output.index < len(self.token_ids):
+        due = len(self.token_ids)
+        if output.index < due or self.ended:
             return []
-        if output.index > len(self.token_ids):
+        if output.index > due:
             if output.index < self.request.sampling.max_tokens:
                 self._early[output.index] = output
             return []
         shown = [self._show(output)]
-        while not self.ended and (following := self._early.pop(len(self.token_ids), None)) is not None:
+        while self._early and not self.ended and (following := self._early.pop(len(self.token_ids), None)) is not None:
             shown.append(self._show(following))
         return shown
 

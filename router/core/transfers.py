@@ -177,7 +177,7 @@ class Transfers:
             return
         broken = self._broken.setdefault(_pair(source, transfer.target), _Broken())
         broken.failed |= failed
-        self._set_unreachable(_pair(source, transfer.target), True)
+        self.state.set_reachable(source, transfer.target, False)
 
     def _joined(self, worker: str) -> PeerJoined:
         return PeerJoined(self._endpoint(worker), self.state.workers[worker].info.host)
@@ -187,16 +187,7 @@ class Transfers:
 
     def _mend(self, pair: Pair) -> None:
         del self._broken[pair]
-        self._set_unreachable(pair, False)
-
-    def _set_unreachable(self, pair: Pair, unreachable: bool) -> None:
-        for name, other in _both(pair):
-            others = self.state.unreachable.setdefault(name, set())
-            (others.add if unreachable else others.discard)(other)
-            if not others:
-                del self.state.unreachable[name]
-            if name in self.state.workers:
-                self.state.sync(self.state.workers[name])
+        self.state.set_reachable(*pair, True)
 
 
 def _pair(one: str, other: str) -> Pair:

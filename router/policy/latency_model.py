@@ -101,11 +101,13 @@ class LatencyModel:
         projected = self._covariance @ row
         gain = projected / (FORGETTING + float(row @ projected))
         self._weights = np.maximum(self._weights + gain * residual, 0.0)
-        self._covariance = (self._covariance - np.outer(gain, projected)) / FORGETTING
+        self._covariance = (self._covariance - gain[:, None] * projected) / FORGETTING
         # Features that do not vary are not forgotten: else their covariance would grow without bound.
         # Only theirs is bounded: the others must keep forgetting, or they would follow no change.
-        shrink = 1.0 / np.sqrt(np.maximum(np.diag(self._covariance) * PRIOR_SAMPLES, 1.0))
-        self._covariance *= np.outer(shrink, shrink)
+        excess = self._covariance.diagonal() * PRIOR_SAMPLES
+        if excess.max() > 1.0:
+            shrink = 1.0 / np.sqrt(np.maximum(excess, 1.0))
+            self._covariance *= shrink[:, None] * shrink
         self._covariance = (self._covariance + self._covariance.T) / 2  # rounding grows with what is forgotten
         self.samples += 1
         self._costs = None

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from baton.router.policy.cluster_state import ClusterState, RunningSequence, WorkerView
+from baton.router.policy.decode_target import GROWTH_PAGES, TRAVEL_PAGES, find_capacity
 
 LEAVE_AT, JOIN_BELOW = 0.95, 0.85  # of a TPOT objective
-GROWTH_PAGES = 2  # reserved beyond what a moving sequence has
-TRAVEL_PAGES = 256  # travel in the time in which the sequence fills a page, at worst
 PRESSED_PAGES = 2  # per running sequence: with fewer available, the worker will soon preempt
 
 
@@ -29,49 +28,16 @@ class Move:
     why: str
 
 
-def step_s(view: WorkerView, extra_tokens: int = 0) -> float:
-    """Predicted decode step of a worker, with one more sequence of `extra_tokens` where that is not 0."""
-    sequences = [one.tokens for one in view.running.values()] + ([extra_tokens] if extra_tokens else [])
-    return view.latency.costs.seconds(0, 0, len(sequences), sum(sequences))
-
-
 def growth_tokens(num_tokens: int, page_size: int) -> int:
     """Tokens to reserve beyond the known ones: the sequence keeps decoding while its pages travel."""
     return page_size * (GROWTH_PAGES + num_tokens // page_size // TRAVEL_PAGES)
-
-
-def find_capacity(num_tokens: int, total_tokens: int, state: ClusterState, *avoid: str | None) -> str | None:
-    """The worker of the shortest step among those that decode and have pages for a sequence of `num_tokens`, that may
-    come to `total_tokens`; but for those to `avoid`, the first of which has its pages."""
-    table = state.table
-    pages = num_tokens // table.page_size
-    pages = pages + 1 + GROWTH_PAGES + pages // TRAVEL_PAGES + table.decodes
-    may = (table.is_decode | table.mixed) & (table.pages_available >= pages) & (table.decodes < table.max_batch)
-    may &= table.capacity >= total_tokens
-    for name in avoid:
-        if name is not None and name in state.workers:
-            may[state.workers[name].row] = False
-    rows = np.flatnonzero(reachable(may, avoid[0] if avoid else None, state))
-    if not len(rows):
-        return None
-    steps = table.step_s + table.decode_s * (table.decodes + 1) + table.context_token_s * (table.context + num_tokens)
-    return min((float(steps[row]), table.names[row]) for row in rows)[1]
-
-
-def reachable(rows: np.ndarray, source: str | None, state: ClusterState) -> np.ndarray:
-    """Of the rows of the table those of workers that `source` can hand pages to."""
-    unreachable = state.unreachable.get(source or "")
-    if not unreachable:
-        return rows
-    return np.asarray(rows & np.array([name not in unreachable for name in state.table.names]))
 
 
 def relief(state: ClusterState, may_move: Callable[[str], bool]) -> Move | None:
     """The most useful migration now, of a request for which `may_move`; None when none is needed."""
     table = state.table
     pressed = (table.decodes > 1) & (table.pages_available < PRESSED_PAGES * table.decodes)
-    steps = table.step_s + table.decode_s * table.decodes + table.context_token_s * table.context
-    slow = (table.decodes > 1) & (steps >= LEAVE_AT * table.tpot_s)
+    slow = (table.decodes > 1) & (table.decode_step_s() >= LEAVE_AT * table.tpot_s)
     for rows, relieve in ((pressed, _from_pressed), (slow, _from_slow)):
         for name in sorted(table.names[row] for row in np.flatnonzero(rows)):
             view = state.workers.get(name)
@@ -106,13 +72,15 @@ def _from_slow(view: WorkerView, state: ClusterState, may_move: Callable[[str], 
     target = _target(sequence, view, state, lambda other: _keeps_promises(other, sequence))
     if target is None:
         return None
-    why = f"a step of {view.name} takes {1000 * step_s(view):.0f} ms, {1000 * min(objectives):.0f} ms were promised"
+    step_ms, promised_ms = 1000 * view.decode_step_s(), 1000 * min(objectives)
+    why = f"a step of {view.name} takes {step_ms:.0f} ms, {promised_ms:.0f} ms were promised"
     return Move(request_id, target, why)
 
 
 def _keeps_promises(view: WorkerView, extra: RunningSequence) -> bool:
     promised = [one.tpot_s for one in (*view.running.values(), extra) if one.tpot_s is not None]
-    return view.fits_at_peak(extra) and (not promised or step_s(view, extra.tokens) < JOIN_BELOW * min(promised))
+    in_time = not promised or view.decode_step_s(1, extra.tokens) < JOIN_BELOW * min(promised)
+    return in_time and view.fits_at_peak(extra)
 
 
 def _target(

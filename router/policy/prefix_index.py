@@ -17,6 +17,8 @@ from baton.protocol.messages import PagesChanged
 KEY_BYTES = 8
 KEY_SHIFT = 4  # 60 bits fit Python's small integers; a collision costs a wrong prediction, never a wrong token
 STRIDE = 16  # pages skipped at a time where the set does not change
+Match = list[tuple[int, int]]
+MAX_TOUCHED = 1 << 16  # keys; matches are not kept over more changes
 MAX_SETS = 1 << 16  # sets kept for reuse; they are not reference-counted, so their number is bounded
 
 
@@ -27,7 +29,8 @@ def page_key(page_hash: bytes) -> int:
 
 def page_keys(hashes: Iterable[bytes]) -> tuple[int, ...]:
     """The short forms of a chain."""
-    return tuple(map(page_key, hashes))
+    read = int.from_bytes
+    return tuple([read(page_hash[:KEY_BYTES], "little") >> KEY_SHIFT for page_hash in hashes])
 
 
 @dataclass(slots=True, eq=False)
@@ -50,7 +53,9 @@ class PrefixIndex:
     _unswept: list[int] = field(default_factory=list)
     _sweeping: int = 0  # bits the present sweep removes
     _matched_keys: Sequence[int] | None = None  # of the latest match, None when anything has changed since
-    _matched: list[tuple[int, int]] = field(default_factory=list)
+    _matched: Match = field(default_factory=list)
+    _kept: dict[int, tuple[Sequence[int], Match]] = field(default_factory=dict)  # id of a chain → the chain, its match
+    _touched: set[int] = field(default_factory=set)  # keys that have changed since
 
     def __len__(self) -> int:
         return len(self._table)
@@ -71,6 +76,7 @@ class PrefixIndex:
     def remove(self, worker: str) -> None:
         """A worker is gone: its pages no longer count."""
         self._matched_keys = None
+        self._kept.clear()
         holder = self._holders.pop(worker, None)
         if holder is not None:
             self._live &= ~(1 << holder.bit)
@@ -90,29 +96,38 @@ class PrefixIndex:
                 self.add(worker)
             return False
         holder.last_number = change.sequence_number
-        mask = 1 << holder.bit
-        for page_hash in change.evicted:
-            self._drop(page_key(page_hash), mask)
-        for page_hash in change.stored:
-            key = page_key(page_hash)
-            holders = self._table.get(key, 0) & (self._live | self._sweeping) | mask
-            self._table[key] = self._shared(holders)
+        mask, valid = 1 << holder.bit, self._live | self._sweeping
+        evicted, stored = page_keys(change.evicted), page_keys(change.stored)
+        for key in evicted:
+            self._drop(key, mask)
+        table, before, shared = self._table, self._table.get, self._sets_to_share().setdefault
+        for key in stored:
+            holders = before(key, 0) & valid | mask
+            table[key] = shared(holders, holders)
+        self._touch(evicted, stored)
         return True
+
+    def _touch(self, *changed: tuple[int, ...]) -> None:
+        """Matches of chains with these keys no longer hold."""
+        if self._kept:
+            self._touched.update(*changed)
+            if len(self._touched) > MAX_TOUCHED:
+                self._kept.clear()
 
     def _drop(self, key: int, mask: int) -> None:
         holders = self._table.get(key, 0) & ~mask
         if holders:
-            self._table[key] = self._shared(holders)
+            self._table[key] = self._sets_to_share().setdefault(holders, holders)
         else:
             self._table.pop(key, None)
 
-    def _shared(self, holders: int) -> int:
-        """The one object of this set, as long as it is remembered."""
+    def _sets_to_share(self) -> dict[int, int]:
+        """The one object of each set, as long as it is remembered."""
         if len(self._sets) >= MAX_SETS:
             self._sets.clear()
-        return self._sets.setdefault(holders, holders)
+        return self._sets
 
-    def match(self, keys: Sequence[int]) -> list[tuple[int, int]]:
+    def match(self, keys: Sequence[int]) -> Match:
         """For each depth at which workers stop: (pages they have, set of workers that have at least so many).
 
         Depths rise, sets shrink; workers that have no page are in none. A page that a worker has without the page
@@ -121,11 +136,24 @@ class PrefixIndex:
         each. The latest result is cached: placing a request calls this twice.
         """
         if keys is not self._matched_keys:
-            self._matched, self._matched_keys = self._match(keys), keys
+            known = self._kept.get(id(keys))
+            fresh = known is not None and (not self._touched or self._touched.isdisjoint(keys))
+            self._matched, self._matched_keys = known[1] if known and fresh else self._match(keys), keys
         return self._matched
 
-    def _match(self, keys: Sequence[int]) -> list[tuple[int, int]]:
-        found: list[tuple[int, int]] = []
+    def match_many(self, chains: Sequence[Sequence[int]]) -> list[Match]:
+        """The match of each chain; kept until a page of the chain changes, or it is left out of a later call."""
+        before, touched = self._kept, self._touched
+        self._kept, self._touched = {}, set()
+        for keys in chains:
+            known = before.get(id(keys))
+            if known is None or (touched and not touched.isdisjoint(keys)):
+                known = keys, self._match(keys)
+            self._kept[id(keys)] = known
+        return [self._kept[id(keys)][1] for keys in chains]
+
+    def _match(self, keys: Sequence[int]) -> Match:
+        found: Match = []
         holders, before, depth, get = self._live, None, 0, self._table.get
         while depth < len(keys):
             if before is not None and depth + STRIDE <= len(keys) and get(keys[depth + STRIDE - 1]) == before:
@@ -145,7 +173,7 @@ class PrefixIndex:
             found.append((depth, holders))
         return found
 
-    def pages_of(self, worker: str, matches: list[tuple[int, int]]) -> int:
+    def pages_of(self, worker: str, matches: Match) -> int:
         """How many leading pages `worker` has, of a `match`."""
         holder = self._holders.get(worker)
         if holder is None:

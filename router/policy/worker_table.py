@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from baton.protocol.worker import RoleName, WorkerInfo
 from baton.router.policy.latency_model import StepCosts
+
+ALL = slice(None)
+LOAD_COLUMNS = ("pending_prefill", "decodes", "context", "pages_available")
 
 
 @dataclass(eq=False)
@@ -54,6 +58,25 @@ class WorkerTable:
         self.set_bit(row, bit)
         return row
 
+    def decode_step_s(
+        self,
+        extra_sequences: int | np.ndarray = 0,
+        extra_tokens: int | np.ndarray = 0,
+        rows: slice | int | np.ndarray = ALL,
+    ) -> np.ndarray:
+        """Predicted decode steps of workers, each with so many sequences more, of so many tokens."""
+        sequences, tokens = self.decodes[rows] + extra_sequences, self.context[rows] + extra_tokens
+        step_s: np.ndarray = self.step_s[rows] + self.decode_s[rows] * sequences + self.context_token_s[rows] * tokens
+        return step_s
+
+    def branch(self) -> WorkerTable:
+        """A table whose columns of load are its own: what would be, once decisions are carried out."""
+        other = WorkerTable.__new__(WorkerTable)
+        vars(other).update(vars(self))
+        for name in LOAD_COLUMNS:
+            setattr(other, name, getattr(self, name).copy())
+        return other
+
     def set_bit(self, row: int, bit: int) -> None:
         """The number of the worker's bit in the prefix index."""
         self.bit[row] = bit
@@ -87,11 +110,17 @@ class WorkerTable:
         self.decode_s[row] = costs.decode_s
         self.context_token_s[row] = costs.context_token_s
 
-    def cached_tokens(self, matches: list[tuple[int, int]], num_tokens: int) -> np.ndarray:
-        """Leading tokens each row has cached, of a prefix index's `match`; at most all but the last token."""
-        pages = np.zeros(len(self.names), np.int64)
-        for depth, holders in matches:
-            data = np.frombuffer(holders.to_bytes(self._bit_bytes, "little"), np.uint8)
-            has = np.unpackbits(data, bitorder="little")[self.bit]
-            np.copyto(pages, depth, where=has.view(bool))
+    def cached_tokens(self, matches: Sequence[list[tuple[int, int]]], num_tokens: int | np.ndarray) -> np.ndarray:
+        """Leading tokens each row has cached, for every prompt of a prefix index's `match`: [n, rows].
+
+        At most all but the last token of each prompt; `num_tokens` is [n, 1], or the same for all.
+        """
+        pages = np.zeros((len(matches), len(self.names)), np.int64)
+        found = [(index, depth, holders) for index, match in enumerate(matches) for depth, holders in match]
+        if found:
+            data = b"".join([holders.to_bytes(self._bit_bytes, "little") for _, _, holders in found])
+            packed = np.frombuffer(data, np.uint8).reshape(len(found), -1)
+            has = np.unpackbits(packed, axis=1, bitorder="little")[:, self.bit].view(bool)
+            for (index, depth, _), rows in zip(found, has, strict=True):
+                np.copyto(pages[index], depth, where=rows)
         return np.asarray(np.minimum(pages, (num_tokens - 1) // self.page_size) * self.page_size)

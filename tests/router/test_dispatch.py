@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import pytest
@@ -11,9 +11,10 @@ from baton.config.schema import RouterSection
 from baton.protocol.errors import Overloaded
 from baton.protocol.request import Objectives, Request, SamplingParams
 from baton.router.core.core import RouterCore
-from baton.router.core.dispatch import CROWD, PASS_INTERVAL_S, Dispatch, FoundDecode
+from baton.router.core.dispatch import CROWD, PAUSE_S, Dispatch, FoundDecode
 from baton.router.policy.admission import refuse_full, refuse_late
-from baton.router.policy.cluster_state import ClusterState
+from baton.router.policy.cluster_state import ClusterState, RunningSequence
+from baton.router.policy.length_distribution import point
 from baton.router.policy.placement import Place, PlacementInput, Refuse
 from baton.router.policy.routing import RoutingDecision
 from tests.router.policy.clusters import cluster_of, worker_info
@@ -42,6 +43,12 @@ def item(request_id: str, arrival_s: float = 0.0) -> PlacementInput:
     return PlacementInput(request_id, 100, arrival_s=arrival_s)
 
 
+def report(dispatch: Dispatch, worker: str) -> None:
+    """Let the worker report, as it does ten times a second."""
+    dispatch.state.report(dispatch.state.workers[worker].load, 0.0)
+    dispatch.on_report(worker)
+
+
 def test_a_placed_request_waits_no_more_and_the_others_keep_their_place() -> None:
     policy = Scripted({"b"})
     dispatch = Dispatch(policy, cluster_of("prefill-0"))
@@ -61,9 +68,40 @@ def test_the_policy_is_not_asked_again_until_something_moves() -> None:
     dispatch.wait(item("a"))
     assert dispatch.next(0.0) == [] == dispatch.next(1.0)
     assert policy.asked == 1
-    dispatch.on_report("prefill-0")
+    report(dispatch, "prefill-0")
     assert dispatch.next(1.0) == []
     assert policy.asked == 2
+
+
+@pytest.mark.parametrize(
+    ("opens", "happens"),
+    [
+        (True, lambda state: state.unassign("prefill-0", "work", 0.0)),
+        (True, lambda state: state.forget("decode-0", "sequence")),
+        (True, lambda state: state.unreserve("decode-0", "pages")),
+        (True, lambda state: state.remove("decode-1")),
+        (True, lambda state: state.cordon("prefill-0")),
+        (True, lambda state: state.set_reachable("prefill-0", "decode-0", False)),
+        (True, lambda state: state.register(worker_info("prefill-1"), 0.0)),
+        (False, lambda state: state.assign("prefill-0", "more", 10, (), 0.0)),
+        (False, lambda state: state.reserve("decode-0", "more", 10)),
+        (False, lambda state: state.forget("decode-0", "unknown")),
+        (False, lambda state: state.unassign("prefill-0", "unknown", 0.0)),
+    ],
+)
+def test_what_may_give_a_worker_room_has_the_policy_asked_again(
+    opens: bool, happens: Callable[[ClusterState], object]
+) -> None:
+    policy, state = Scripted(), cluster_of("prefill-0", "decode-0", "decode-1")
+    state.assign("prefill-0", "work", 10, (), 0.0)
+    state.expect("decode-0", "sequence", RunningSequence(10, point(10)))
+    state.reserve("decode-0", "pages", 10)
+    dispatch = Dispatch(policy, state)
+    dispatch.wait(item("a"))
+    assert dispatch.next(0.0) == []
+    happens(state)
+    assert dispatch.next(1.0) == []
+    assert policy.asked == 1 + opens
 
 
 def test_passes_over_a_crowd_that_nobody_has_room_for_are_spaced() -> None:
@@ -73,12 +111,12 @@ def test_passes_over_a_crowd_that_nobody_has_room_for_are_spaced() -> None:
         dispatch.wait(item(f"r{index}"))
     assert dispatch.next(0.0) == [] == dispatch.next(1.0)
     assert policy.asked == 1
-    dispatch.on_report("prefill-0")
+    report(dispatch, "prefill-0")
     assert dispatch.next(1.0) == []
-    dispatch.on_report("prefill-0")
-    assert dispatch.next(1.0 + PASS_INTERVAL_S / 2) == []
+    report(dispatch, "prefill-0")
+    assert dispatch.next(1.0 + CROWD * PAUSE_S / 2) == []
     assert policy.asked == 2
-    assert dispatch.next(1.0 + 2 * PASS_INTERVAL_S) == []
+    assert dispatch.next(1.0 + 2 * CROWD * PAUSE_S) == []
     assert policy.asked == 3
 
 
@@ -87,9 +125,9 @@ def test_a_decode_worker_that_refused_is_avoided_until_it_reports() -> None:
     dispatch = Dispatch(policy, cluster_of("decode-0"))
     dispatch.seek(item("a"), avoid="decode-0")
     assert dispatch.next(0.0) == []
-    dispatch.on_report("decode-0")
+    report(dispatch, "decode-0")
     assert dispatch.next(1.0) == [FoundDecode("a", "decode-0")]
-    dispatch.on_report("decode-0")
+    report(dispatch, "decode-0")
     assert dispatch.next(2.0) == []
 
 

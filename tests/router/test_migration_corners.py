@@ -194,8 +194,7 @@ def test_a_tick_that_gives_a_prefill_worker_up_and_finds_its_decode_worker_press
     cluster.report(other)
 
     view = cluster.core.state.workers["decode-0"]
-    view.load = replace(view.load, pages_free=2, pages_cached=0)  # what a full worker says
-    cluster.core.state.sync(view)
+    view.report(replace(view.load, pages_free=2, pages_cached=0, steps=()), cluster.now)  # what a full worker says
     peak = WorkerView.peak_pages
     with monkeypatch.context() as patch:
         patch.setattr(WorkerView, "peak_pages", lambda self, extra=None: 61 if self is view else peak(self, extra))

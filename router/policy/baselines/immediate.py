@@ -89,5 +89,4 @@ def in_flight(view: WorkerView) -> int:
 
 def step_with(view: WorkerView, item: PlacementInput) -> float:
     """Predicted decode step of a worker with the request beside its others, in seconds."""
-    context = sum(one.tokens for one in view.running.values()) + item.num_tokens
-    return view.latency.costs.seconds(0, 0, len(view.running) + 1, context)
+    return view.decode_step_s(1, item.num_tokens)

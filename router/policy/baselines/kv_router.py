@@ -32,14 +32,14 @@ class KvRouter(ImmediatePlacement):
         self, item: PlacementInput, views: list[WorkerView], state: ClusterState, now: float
     ) -> WorkerView:
         # The decode leg of disaggregated serving: no credit for overlap, prompts are not counted.
-        blocks = [sum(one.tokens for one in view.running.values()) / view.info.page_size for view in views]
+        blocks = [view.context_tokens / view.info.page_size for view in views]
         return self._pick(views, blocks)
 
     def _cost(self, item: PlacementInput, view: WorkerView, cached: int) -> float:
         size = view.info.page_size
         prefill = (view.pending_prefill_tokens + item.num_tokens) / size
         adjusted = max(prefill - self.overlap_credit * cached / size, 0.0)
-        decode = sum(one.tokens for one in view.running.values()) / size
+        decode = view.context_tokens / size
         return self.prefill_scale * adjusted + decode + item.num_tokens / size
 
     def _pick(self, views: list[WorkerView], costs: list[float]) -> WorkerView:

@@ -15,6 +15,7 @@ from baton.router.policy.prefix_index import PrefixIndex, page_key, page_keys
 
 WORKERS = st.sampled_from(["a", "b", "c", "d"])
 HASHES = [bytes([number]) * 16 for number in range(8)]
+WAITING = [page_keys(HASHES[:length]) for length in range(len(HASHES) + 1)]  # chains of requests that wait for long
 PAGES = st.sets(st.sampled_from(HASHES), max_size=5)
 
 
@@ -87,6 +88,15 @@ class PrefixIndexMachine(RuleBasedStateMachine):
         if matches:
             bits = {1 << (self.index.bit(worker) or 0) for worker, depth in expected.items() if depth}
             assert matches[0][1] == sum(bits)
+
+    @rule(lengths=st.lists(st.integers(0, len(HASHES)), max_size=4))
+    def match_a_queue(self, lengths: list[int]) -> None:
+        """A kept match is what a fresh one would be, for a queue and for each of its chains."""
+        chains = [WAITING[length] for length in lengths]
+        for matches, chain in zip(self.index.match_many(chains), chains, strict=True):
+            assert matches == self.index._match(chain)
+        for chain in WAITING:
+            assert self.index.match(chain) == self.index._match(chain)
 
     @precondition(lambda self: self.counted)
     @invariant()

@@ -1,0 +1,226 @@
+"""One worker: a row of the table, with the requests, reservations and sequences that its figures are made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from baton.protocol.worker import RoleName, WorkerInfo, WorkerLoad
+from baton.router.policy.latency_model import LatencyModel
+from baton.router.policy.length_distribution import LengthDistribution
+from baton.router.policy.worker_table import WorkerTable
+
+
+@dataclass(slots=True, eq=False)
+class PromptWork:
+    """A prompt (or the rest of one) that was sent to a worker: tokens to compute and their predicted time."""
+
+    tokens: int
+    seconds: float
+
+
+@dataclass(slots=True, eq=False)
+class RunningSequence:
+    """A sequence that decodes on a worker, or will: its tokens now and its predicted length."""
+
+    prompt_tokens: int
+    output: LengthDistribution
+    tpot_s: float | None = None  # its objective
+    emitted: int = 0
+
+    @property
+    def tokens(self) -> int:
+        return self.prompt_tokens + self.emitted
+
+
+@dataclass(slots=True, eq=False)
+class WorkerView:
+    """One worker. Figures that decisions use are columns of the table; every method here brings its columns up to date.
+
+    Sequences grow between reports: `context_tokens` counts their tokens as of the latest change of this worker.
+    """
+
+    info: WorkerInfo
+    load: WorkerLoad
+    last_message_s: float
+    table: WorkerTable
+    row: int  # of the table
+    latency: LatencyModel
+    assigned: dict[str, PromptWork] = field(default_factory=dict)  # request id → work, in the order it was sent
+    reserved: dict[str, int] = field(default_factory=dict)  # reservation id → pages, until a report includes them
+    refused_pages: int | None = None  # the smallest reservation it refused since its report
+    granted: set[str] = field(default_factory=set)  # reservations it has confirmed: its next report includes them
+    running: dict[str, RunningSequence] = field(default_factory=dict)  # request id → sequence
+    serving: bool = True  # False: it gets no new work (drained, or changing its role)
+
+    @property
+    def name(self) -> str:
+        return self.info.name
+
+    @property
+    def role(self) -> RoleName:
+        return self.load.role
+
+    @property
+    def backlog_ends_s(self) -> float:
+        """The predicted end of its prompt work."""
+        return float(self.table.backlog_ends_s[self.row])
+
+    @property
+    def pending_prefill_tokens(self) -> int:
+        """Prompt tokens this worker has yet to compute, including those in flight to it."""
+        return int(self.table.pending_prefill[self.row])
+
+    @property
+    def pages_available(self) -> int:
+        """Pages it can still reserve, less what was reserved since its report."""
+        return int(self.table.pages_available[self.row])
+
+    @property
+    def sequences(self) -> int:
+        """Sequences that run, wait or are expected here."""
+        return int(self.table.sequences[self.row])
+
+    @property
+    def context_tokens(self) -> int:
+        """Tokens that its decode steps read."""
+        return int(self.table.context[self.row])
+
+    def decode_step_s(self, extra_sequences: int = 0, extra_tokens: int = 0) -> float:
+        """Predicted decode step with so many sequences more, of so many tokens."""
+        return float(self.table.decode_step_s(extra_sequences, extra_tokens, self.row))
+
+    def report(self, load: WorkerLoad, now: float) -> None:
+        """Its load report: reservations that it includes no longer count here."""
+        self.load, self.last_message_s, self.refused_pages = load, now, None
+        for reservation_id in self.granted:
+            self.reserved.pop(reservation_id, None)
+        self.granted.clear()
+        for sample in load.steps:
+            self.latency.observe(sample)
+        self.table.set_costs(self.row, self.latency.costs)
+        self.table.backlog_ends_s[self.row] = now + self.remaining_work_s()
+        self._count_prompts()
+        self._count_pages()
+        self._count_sequences()
+
+    def assign(self, request_id: str, new_tokens: int, cached_tokens: int, now: float) -> None:
+        """A prompt was sent to it, of which so many tokens are cached there."""
+        costs, chunk = self.latency.costs, self.info.chunk_tokens
+        beside_s = 0.0
+        if self.role is not RoleName.PREFILL and self.running:
+            chunk = self.info.mixed_chunk_tokens or chunk
+            beside_s = self.decode_step_s() - costs.step_s
+        seconds = costs.prefill_s(new_tokens, cached_tokens, chunk) + -(-new_tokens // chunk) * beside_s
+        self.assigned[request_id] = PromptWork(new_tokens, seconds)
+        self.table.backlog_ends_s[self.row] = max(self.backlog_ends_s, now) + seconds
+        self._count_prompts()
+
+    def unassign(self, request_id: str, now: float) -> bool:
+        """The prompt is computed, or cancelled; False if it was not here."""
+        if self.assigned.pop(request_id, None) is None:
+            return False
+        if not self.assigned:
+            self.table.backlog_ends_s[self.row] = min(self.backlog_ends_s, now)
+        self._count_prompts()
+        return True
+
+    def reserve(self, reservation_id: str, num_tokens: int) -> None:
+        self.reserved[reservation_id] = -(-num_tokens // self.info.page_size)
+        self._count_pages()
+
+    def grant(self, reservation_id: str) -> None:
+        """It holds the pages now; its link is first in, first out, so its next report includes them."""
+        if reservation_id in self.reserved:
+            self.granted.add(reservation_id)
+
+    def refuse(self, reservation_id: str) -> None:
+        """It cannot reserve so many pages, whatever its last report said; the next report replaces this."""
+        pages = self.reserved.get(reservation_id)
+        if pages is not None:
+            self.refused_pages = pages if self.refused_pages is None else min(pages, self.refused_pages)
+            self._count_pages()
+
+    def unreserve(self, reservation_id: str) -> bool:
+        """The pages are released, or about to be; False if they were not reserved since its report."""
+        if self.reserved.pop(reservation_id, None) is None:
+            return False
+        self._count_pages()
+        return True
+
+    def expect(self, request_id: str, sequence: RunningSequence) -> None:
+        """The sequence will decode here."""
+        self.running[request_id] = sequence
+        self._count_sequences()
+
+    def forget(self, request_id: str) -> bool:
+        """The sequence no longer decodes here, or never will; False if it was not expected."""
+        if self.running.pop(request_id, None) is None:
+            return False
+        self._count_sequences()
+        return True
+
+    def _count_prompts(self) -> None:
+        """Both the report (plus what was sent since) and the ledger are upper bounds of the tokens to compute: the
+        report lacks what was finished since, the ledger the computed part of a prompt."""
+        tokens = sum([work.tokens for work in self.assigned.values()])
+        if tokens:
+            counted = set(self.load.request_ids)
+            unseen = sum([work.tokens for request_id, work in self.assigned.items() if request_id not in counted])
+            tokens = min(self.load.pending_prefill_tokens + unseen, tokens)
+        self.table.pending_prefill[self.row] = tokens
+        self._count_all()
+
+    def _count_pages(self) -> None:
+        counted = set(self.load.reservation_ids)
+        unseen = sum([pages for reservation_id, pages in self.reserved.items() if reservation_id not in counted])
+        available = self.load.pages_available - unseen
+        limit = available if self.refused_pages is None else self.refused_pages - 1
+        self.table.pages_available[self.row] = min(available, limit)
+
+    def _count_sequences(self) -> None:
+        table, row, running = self.table, self.row, self.running.values()
+        table.decodes[row] = len(running)
+        table.context[row] = sum([one.prompt_tokens + one.emitted for one in running])
+        objectives = [one.tpot_s for one in running if one.tpot_s is not None]
+        table.tpot_s[row] = min(objectives) if objectives else np.inf
+        table.all_state_tpot[row] = len(objectives) == len(running)
+        self._count_all()
+
+    def _count_all(self) -> None:
+        self.table.sequences[self.row] = len(self.running) + len(self.assigned.keys() - self.running.keys())
+
+    def peak_pages(self, extra: RunningSequence | None = None) -> int:
+        """Pages its sequences will hold at the fullest moment, if each ends when expected.
+
+        Sequences sorted by what remains: when the i-th from the top ends, i of them have grown by that much
+        (LightLLM's past-future scheduler, Gong et al. 2025).
+        """
+        sequences = [*self.running.values(), *([extra] if extra else [])]
+        expected = sorted(((one.output.remaining(one.emitted), one.tokens) for one in sequences), reverse=True)
+        peak = tokens = 0.0
+        for count, (remaining, held) in enumerate(expected, 1):
+            tokens += held
+            peak = max(peak, tokens + count * remaining)
+        return int(peak / self.info.page_size) + len(expected)
+
+    def fits_at_peak(self, extra: RunningSequence) -> bool:
+        """Whether its sequences and `extra` have enough pages at the fullest moment."""
+        sequences = [*self.running.values(), extra]
+        # If even their limits fit, their expected ends do not matter.
+        most = sum([one.prompt_tokens + max(one.output.limit, one.emitted + 1) for one in sequences])
+        pages = most // self.info.page_size + len(sequences)
+        return pages <= self.info.num_pages or self.peak_pages(extra) <= self.info.num_pages
+
+    def remaining_work_s(self) -> float:
+        """Predicted time for the prompt tokens in the last report, and for those sent since."""
+        counted = set(self.load.request_ids)
+        known = [work for request_id, work in self.assigned.items() if request_id in counted]
+        computed = sum(work.tokens for work in known) - self.load.pending_prefill_tokens
+        seconds = sum(work.seconds for request_id, work in self.assigned.items() if request_id not in counted)
+        for work in known:
+            done = min(max(computed, 0), work.tokens)
+            computed -= done
+            seconds += work.seconds * (1 - done / max(work.tokens, 1))
+        return seconds
