@@ -28,7 +28,12 @@ RESUME_S = 1.5  # within which clients ask for the rest when the router is back
 PATIENCE_S = 60.0  # within which every request has to end after that
 CORRUPT, TWICE, BREAKS = 0.3, 0.2, 0.1  # shares of handoffs, messages, writes
 SLO = Slo()
-ALLOWED = (WorkerLost, NoWorkers, HandoffFailed)  # errors with which a request may end where something went wrong
+CRASHES = frozenset({FaultKind.KILL, FaultKind.STOP, FaultKind.PAUSE, FaultKind.ROUTER, FaultKind.CUT})
+CAUSES = {  # errors with which a request may end, and the faults that one of them takes
+    HandoffFailed: frozenset({FaultKind.CORRUPT, FaultKind.FAIL}),
+    WorkerLost: CRASHES,
+    NoWorkers: CRASHES,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +213,7 @@ class FaultRun:
 
     def _check(self) -> None:
         cluster = self.cluster
-        clean = not self.schedule.faults
+        kinds = {fault.kind for fault in self.schedule.faults}
         for arrival in self.schedule.arrivals:
             request_id = arrival.request_id
             completion = cluster.ended.get(request_id)
@@ -216,7 +221,7 @@ class FaultRun:
                 pass
             elif completion is None:
                 raise Violation(f"{request_id} has not ended")
-            elif completion.error is not None and (clean or not isinstance(completion.error, ALLOWED)):
+            elif completion.error is not None and not kinds & CAUSES.get(type(completion.error), set()):
                 raise Violation(f"{request_id} ended with {type(completion.error).__name__}: {completion.error}")
             if request_id in cluster.requests:
                 cluster.clients.check(request_id, self.schedule.ends)
