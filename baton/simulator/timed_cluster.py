@@ -146,7 +146,8 @@ class TimedCluster(VirtualCluster):
     def _look(self, worker: VirtualWorker) -> None:
         """Give each thing that can happen at the worker a time, and note the earliest."""
         due: dict[str, float] = {}
-        for link in self.possible(worker):
+        possible = self.possible(worker)
+        for link in possible:
             if (link == "step" and worker.idle) or (link == "outbox" and self.now < self.up_s):
                 continue
             at_s = worker.due_s.get(link)
@@ -154,11 +155,13 @@ class TimedCluster(VirtualCluster):
         worker.due_s, worker.changed = due, False
         worker.next_link = min(due, key=due.__getitem__, default="")
         worker.next_s = due.get(worker.next_link, math.inf)
+        worker.next_act = possible.get(worker.next_link)
 
     def _act(self, worker: VirtualWorker) -> None:
         worker.changed = True
         del worker.due_s[worker.next_link]
-        self.possible(worker)[worker.next_link](worker)
+        if worker.next_act is not None:
+            worker.next_act(worker)
 
     def _act_on(self, write: PageWrite, act: Callable[[PageWrite], bool]) -> None:
         write.due_s = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from baton.config.schema import EngineSection
@@ -41,6 +42,7 @@ class VirtualWorker:
     changed: bool = True  # since its next thing was looked up
     next_s: float = math.inf  # of the earliest of them
     next_link: str = ""
+    next_act: Callable[[VirtualWorker], bool] | None = None
 
     @property
     def name(self) -> str:
