@@ -163,7 +163,12 @@ def test_mistakes_are_reported_in_one_sentence(environment: dict[str, str], tmp_
     no_model = baton_command(environment, "up", "--model", "/no/such/model")
     no_policy = baton_command(environment, "up", "--policy", "best")
     no_router = baton_command(environment, "status", "--admin", "127.0.0.1:9")
-    mistakes = ((wrong_key, "[pools]"), (no_model, "no folder"), (no_policy, "round_robin"), (no_router, "baton up"))
+    mistakes = (
+        (wrong_key, "[pools]"),
+        (no_model, "not exist"),
+        (no_policy, "round_robin"),
+        (no_router, "baton up"),
+    )
     for done, word in mistakes:
         assert done.returncode == 1
         assert word in done.stderr
