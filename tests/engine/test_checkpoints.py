@@ -148,7 +148,7 @@ def test_a_file_that_is_not_safetensors_is_named(folder: Path) -> None:
 
 
 def test_a_missing_folder_is_reported() -> None:
-    with pytest.raises(ModelError, match="no folder"):
+    with pytest.raises(ModelError, match="does not exist"):
         resolve_model("/no/such/folder")
 
 
