@@ -12,7 +12,7 @@ from baton.protocol.errors import ModelError
 DTYPES = ("F32", "BF16", "F16", "F64")  # Accepted tensor types, as named in a safetensors header.
 # Unused tensors: frequencies that old versions of transformers stored, and scales of a quantised KV cache.
 _UNUSED_ENDINGS = ("rotary_emb.inv_freq", ".k_scale", ".v_scale")
-_LAYER = re.compile(r"model\.layers\.(\d+)\.")
+_LAYER = re.compile(r"model\.layers\.(\d{1,6})\.")  # Python refuses to convert thousands of digits
 _PREDICTS_AHEAD = re.compile(r"(model\.)?mtp\.")  # Layers for multi-token prediction.
 
 

@@ -92,6 +92,12 @@ def test_an_unknown_tensor_is_named(folder: Path) -> None:
         _load(folder)
 
 
+def test_a_layer_number_of_thousands_of_digits_is_refused(folder: Path) -> None:
+    _edit_weights(folder, lambda tensors: tensors.update({f"model.layers.{'9' * 5000}.weight": torch.zeros(1)}))
+    with pytest.raises(ModelError, match="does not use"):
+        _load(folder)
+
+
 def test_a_wrong_shape_is_named(folder: Path) -> None:
     _edit_weights(folder, lambda tensors: tensors.update({"model.norm.weight": torch.zeros(3)}))
     with pytest.raises(ModelError, match=r"model\.norm\.weight has shape \[3\] instead of \[64\]"):
@@ -142,7 +148,7 @@ def test_a_file_that_is_not_safetensors_is_named(folder: Path) -> None:
 
 
 def test_a_missing_folder_is_reported() -> None:
-    with pytest.raises(ModelError, match="no folder"):
+    with pytest.raises(ModelError, match="does not exist"):
         resolve_model("/no/such/folder")
 
 
