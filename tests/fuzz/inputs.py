@@ -1,4 +1,4 @@
-"""Inputs nobody would send on purpose: bytes, JSON and messages, made up or mutated."""
+"""Inputs that no client would send on purpose: bytes, JSON and messages, random or mutated."""
 
 from __future__ import annotations
 

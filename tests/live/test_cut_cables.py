@@ -184,7 +184,7 @@ async def _between_peers(wired: Wired, client: baton.AsyncClient) -> None:
     _cut_peers(wired, "decode-0", "prefill-0")
     answers = await asyncio.gather(*(stream.answer() for stream in _streams(client, 4)))
     assert core.state.unreachable == {"prefill-0": {"decode-0"}, "decode-0": {"prefill-0"}}
-    assert len(core.membership.transfers) > 0  # what stands still may yet arrive: its pages are nobody else's
+    assert len(core.membership.transfers) > 0  # a stalled write may still arrive: its pages stay held
     assert {answer.decode_worker for answer in answers} == {"decode-1"}
     await _check(client, answers, 4)  # while the cable is still cut
     await _heal_and_wait(wired, "decode-0")

@@ -64,7 +64,7 @@ def test_random_operations_cost_no_token_and_no_page(seed: int, death: bool, end
         cluster.kill(rng.choice(sorted(cluster.workers)))
     cluster.settle()
     for operation in cluster.core.operations.running:
-        # Nothing but a lack of room may hold an operation up, and nobody holds anything now.
+        # Only a lack of capacity may delay an operation, and no page is in use now.
         raise AssertionError(f"{operation.spec.title} goes on for ever: {operation.steps}")
     cluster.undrain_all()
     roles = [worker.role.name for worker in cluster.workers.values()]

@@ -1,4 +1,4 @@
-"""Whatever order messages and writes arrive in, whoever leaves or dies: right tokens, each once, and no page lost."""
+"""In any order of messages and writes, with clients that leave and workers that die: right tokens, no page lost."""
 
 from __future__ import annotations
 

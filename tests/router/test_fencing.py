@@ -1,4 +1,4 @@
-"""Workers fall silent at any moment and come back, are killed, or lose their link: nobody's pages are reused too early.
+"""Workers fall silent at any moment and come back, are killed, or lose their link: no page is reused too early.
 
 The harness checks every write as it lands, also those of a silent worker: its pages are still the ones it was granted.
 """

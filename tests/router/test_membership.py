@@ -176,7 +176,7 @@ def test_only_the_writers_own_end_releases_them_otherwise() -> None:
     for name in ("r/1", "s/1"):
         assert fence.outgoing(orders[name]) == []
     assert fence.on_died("a", "a", 0.0) == []
-    assert fence.on_died("b", "a", 0.0) == [orders["r/1"]]  # nobody asked for the third yet
+    assert fence.on_died("b", "a", 0.0) == [orders["r/1"]]  # no release of the third was ordered yet
     assert fence.outgoing(orders["t/1"]) == [orders["t/1"]]
     assert fence.on_returned("c") == [orders["s/1"]]
     assert not fence.written_into("a")
@@ -232,7 +232,7 @@ def test_the_deaths_of_workers_that_never_come_back_are_forgotten() -> None:
 
 
 def _comes_back(members: Membership, name: str, times: int, pid: int) -> None:
-    """It is cut off, given up, and joins anew when the cable is whole."""
+    """It is cut off, given up, and joins again when the cable is whole."""
     for incarnation in range(2, 2 + times):
         members.lose(name, False, float(incarnation))
         message = _register(name, incarnation)

@@ -42,7 +42,7 @@ def _until(cluster: SteppedCluster, met: Callable[[], object]) -> None:
 
 
 def _decoding(cluster: SteppedCluster, max_tokens: int = 80, prompt: int = 30) -> LiveRequest:
-    """A request that decodes, and of which nobody but its decode worker has anything."""
+    """A request that decodes, and that only its decode worker holds."""
     cluster.submit("r0", list(range(prompt)), max_tokens)
     record = cluster.core.requests.live["r0"]
     _until(cluster, lambda: record.decoding and len(record.holders) == 1)
@@ -175,7 +175,7 @@ def test_a_sequence_in_search_of_a_decode_worker_finds_a_mixed_one_when_the_pool
         assert all(cluster.shown[request.request_id] == cluster.expected(request) for request in requests)
         if found == 3:
             return
-    raise AssertionError("nobody was ever in search of one")
+    raise AssertionError("no request ever looked for a decode worker")
 
 
 def test_a_tick_that_gives_a_prefill_worker_up_and_finds_its_decode_worker_pressed_leaks_nothing(

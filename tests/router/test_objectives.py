@@ -1,4 +1,4 @@
-"""Objectives nobody can keep, and requests that continue: both end, and neither holds up the rest."""
+"""Objectives that no worker can meet, and requests that continue: both end, and neither delays the rest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A prompt that another tenant sent before is computed anew: neither the answer's figures nor its time tell of it."""
+"""A prompt that another tenant sent before is computed again: neither the answer's figures nor its time reveal it."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def _heal(cluster: SteppedCluster) -> None:
     """Every cable is whole: nothing is held, and everybody is in everybody's reach again."""
     cluster.network.cut.clear()
     cluster.settle()
-    if len(cluster.core.membership.transfers):  # somebody died whose writes may still arrive
+    if len(cluster.core.membership.transfers):  # a worker died whose writes may still arrive
         cluster.now += ORPHAN_S
         cluster.tick()
         cluster.settle()
@@ -167,7 +167,7 @@ def test_workers_die_while_cables_are_cut(seed: int) -> None:
 
 
 def _end_who_cannot_rejoin(cluster: SteppedCluster) -> None:
-    """A worker whose own writes do not end cannot become somebody new: its process ends, and another one begins."""
+    """A worker whose own writes do not end cannot register again: its process ends, and another one starts."""
     for name, worker in sorted(cluster.workers.items()):
         own = [write for write in cluster.network.writes if write.source is worker and not write.called_off]
         if worker.leaving and any(cluster.network.is_cut(write) for write in own):

@@ -71,7 +71,7 @@ def _searched(search: Search, probe: object) -> tuple[list[SplitResult], list[Tr
 
 
 def _made_up(search: Search, capacity: dict[Pools, float]) -> object:
-    """Up to its capacity (requests per second) a split serves everybody, above it nobody more."""
+    """Up to its capacity (requests per second) a split serves every request, above it no more."""
 
     def probe(trial: Trial) -> Probe:
         span_s = search.trace[trial.requests - 1].arrival_s / trial.scale

@@ -1,4 +1,4 @@
-"""Tenants share what there is, a tenant's own requests go by what is due, and nobody waits for ever."""
+"""Tenants share the capacity, a tenant's own requests are ordered by due time, and no request starves."""
 
 from __future__ import annotations
 
