@@ -36,7 +36,7 @@ def test_a_token_tells_the_tenant_and_the_roles() -> None:
     "values",
     [(), ("",), (TOKEN,), (f"Basic {TOKEN}",), ("Bearer ",), (f"Bearer {TOKEN}x",), (f"Bearer {TOKEN}",) * 2],
 )
-def test_who_shows_no_token_or_a_wrong_one_is_nobody(values: tuple[str, ...]) -> None:
+def test_a_caller_without_a_valid_token_is_unknown(values: tuple[str, ...]) -> None:
     with pytest.raises(Unauthenticated) as caught:
         parse_tokens(ENTRY).identify(_shown(*values))
     assert TOKEN not in caught.value.message
@@ -141,7 +141,7 @@ def test_a_tenant_has_so_many_streams_and_each_gives_its_place_back() -> None:
     assert not streams._open
 
 
-def test_without_a_limit_nobody_waits() -> None:
+def test_without_a_limit_no_stream_waits() -> None:
     streams = TenantStreams(0)
     with streams.one_of(""), streams.one_of(""):
         pass

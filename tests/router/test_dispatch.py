@@ -104,7 +104,7 @@ def test_what_may_give_a_worker_room_has_the_policy_asked_again(
     assert policy.asked == 1 + opens
 
 
-def test_passes_over_a_crowd_that_nobody_has_room_for_are_spaced() -> None:
+def test_passes_over_a_crowd_that_no_worker_has_capacity_for_are_spaced() -> None:
     policy = Scripted()
     dispatch = Dispatch(policy, cluster_of("prefill-0"))
     for index in range(CROWD + 1):

@@ -118,7 +118,7 @@ def test_three_deaths_in_longer_than_that_do_not() -> None:
     assert members.state.workers["a"].serving
 
 
-def test_a_worker_that_nobody_can_replace_serves_however_often_it_dies() -> None:
+def test_a_worker_without_a_replacement_serves_however_often_it_dies() -> None:
     members = _members("a")
     members.returned(_register("p", role=RoleName.PREFILL), 0.0)
     members.admit("router", 0.0)
@@ -126,7 +126,7 @@ def test_a_worker_that_nobody_can_replace_serves_however_often_it_dies() -> None
     assert members.state.workers["a"].serving
 
 
-def test_a_worker_is_admitted_only_when_nobody_writes_into_what_it_had_reserved() -> None:
+def test_a_worker_is_admitted_only_when_no_write_into_its_reservations_is_possible() -> None:
     members = _members("a", "b")
     began(members.transfers, "r/1", "b", "a")
     members.lose("a", True, 1.0)
@@ -153,7 +153,7 @@ def _fence() -> Transfers:
     return Transfers(ClusterState())
 
 
-def test_pages_are_released_at_once_where_nobody_writes() -> None:
+def test_pages_are_released_at_once_where_no_write_is_possible() -> None:
     order = SendToWorker("a", Release("r/1"))
     assert _fence().outgoing(order) == [order]
 

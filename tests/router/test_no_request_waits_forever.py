@@ -51,7 +51,7 @@ def test_it_is_served_where_it_cannot_be_refused(policy: PredictedLatency, item:
     assert isinstance(verdict, Place)
 
 
-def test_a_request_that_nobody_took_is_refused_when_it_is_late() -> None:
+def test_a_request_that_no_worker_took_is_refused_when_it_is_late() -> None:
     state = _state(*SPLIT)
     state.reserve("decode-1", "other", NUM_PAGES * PAGE_SIZE)  # full, while the prefill worker has room
     item = PlacementInput("waits", 1000, objectives=Objectives(2.0, 0.05))

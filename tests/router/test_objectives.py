@@ -18,7 +18,7 @@ def submit(core: RouterCore, request_id: str, objectives: Objectives, now: float
     return core.submit(request, now)
 
 
-def test_an_impossible_tpot_is_refused_at_once_and_blocks_nobody() -> None:
+def test_an_impossible_tpot_is_refused_at_once_and_blocks_no_other_request() -> None:
     core = make_core(RoleName.PREFILL, RoleName.DECODE)
     for number in range(100):
         commands = submit(core, f"bad{number}", Objectives(tpot_s=1e-4))

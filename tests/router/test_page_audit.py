@@ -83,7 +83,7 @@ def _say(cluster: SteppedCluster, worker: str, **changed: object) -> None:
     cluster.core.on_message(worker, LoadReport(load), cluster.now)
 
 
-def test_a_reservation_that_nobody_knows_is_a_leak() -> None:
+def test_an_unknown_reservation_is_a_leak() -> None:
     cluster = _cluster(1)
     first = _look(cluster)
     pages = cluster.core.state.workers["decode-0"].load.pages_free
@@ -119,7 +119,7 @@ def test_of_a_worker_that_does_not_report_nothing_is_proven() -> None:
     assert not any(one.reported for one in verdict.workers)
 
 
-def test_a_handoff_that_nobody_will_answer_about_is_found() -> None:
+def test_a_handoff_that_will_never_be_answered_is_found() -> None:
     cluster = _cluster(1)
     began(cluster.core.membership.transfers, "forgotten/1", "prefill-0", "decode-0")
     verdict = _watch(cluster)

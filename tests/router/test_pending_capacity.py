@@ -72,7 +72,7 @@ def test_a_prompt_that_turns_out_too_long_for_those_who_came_is_refused() -> Non
     assert isinstance(cluster.ended["r0"].error, PromptTooLong)
 
 
-def test_without_grace_nobody_waits() -> None:
+def test_without_grace_no_request_waits() -> None:
     with pytest.raises(NoWorkers):
         _core(0.0).submit(Request("r", (1,), SamplingParams()), 0.0)
 

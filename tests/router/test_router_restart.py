@@ -190,7 +190,7 @@ def test_a_claimed_sequence_can_be_moved_and_is_accounted_for() -> None:
     assert cluster.ended["r"].migrations == 1
 
 
-def test_a_drain_waits_for_sequences_that_nobody_has_claimed() -> None:
+def test_a_drain_waits_for_unclaimed_sequences() -> None:
     cluster = SteppedCluster(random.Random(8), 200, ends=False)
     for name, role in (("prefill-0", RoleName.PREFILL), ("decode-0", RoleName.DECODE), ("decode-1", RoleName.DECODE)):
         cluster.add(name, role)

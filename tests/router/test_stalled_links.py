@@ -87,7 +87,9 @@ def test_requests_end_without_a_prefill_worker_reaching_one_decode_worker(seed: 
 
 @settings(deadline=None, max_examples=20)
 @given(seed=SEEDS, policy=st.sampled_from(["", "least_loaded"]))
-def test_a_prefill_worker_that_reaches_nobody_gives_its_requests_to_others(seed: int, policy: str) -> None:
+def test_a_prefill_worker_without_a_reachable_decode_worker_gives_its_requests_to_others(
+    seed: int, policy: str
+) -> None:
     cluster = _cluster(seed, policy=policy)
     _cut(cluster, ("prefill-0", "decode-0"), ("prefill-0", "decode-1"))
     requests = cluster.submit_any(6)

@@ -64,7 +64,7 @@ def test_of_two_workers_with_the_same_sequence_the_one_that_is_further_goes_on()
     assert orphans.claim(REQUEST, 0) == ("b", [])
 
 
-def test_nobody_waits_for_ever_and_not_too_many_wait() -> None:
+def test_no_sequence_waits_for_ever_and_not_too_many_wait() -> None:
     orphans = Orphans(30.0, most=2)
     assert orphans.offer("a", [_held("x"), _held("y"), _held("z")], 0.0) == [_cancel("a", "z")]
     assert orphans.expired(29.9) == []

@@ -130,7 +130,7 @@ def test_a_request_that_cannot_be_on_time_is_refused_with_a_time_to_come_again()
     assert hopeless.error.retry_after_s is None
 
 
-def test_a_request_whose_moment_passes_while_nobody_has_room_is_refused() -> None:
+def test_a_request_whose_moment_passes_while_no_worker_has_capacity_is_refused() -> None:
     state = cluster_of("prefill-0", "decode-0")
     state.assign("prefill-0", "big", 3 * CHUNK, (), 0.0)
     decode(state, "decode-0", 30, tpot_s=0.04)
