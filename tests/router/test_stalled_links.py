@@ -87,9 +87,7 @@ def test_requests_end_without_a_prefill_worker_reaching_one_decode_worker(seed: 
 
 @settings(deadline=None, max_examples=20)
 @given(seed=SEEDS, policy=st.sampled_from(["", "least_loaded"]))
-def test_a_prefill_worker_without_a_reachable_decode_worker_gives_requests_away(
-    seed: int, policy: str
-) -> None:
+def test_a_prefill_worker_without_a_reachable_decode_worker_gives_requests_away(seed: int, policy: str) -> None:
     cluster = _cluster(seed, policy=policy)
     _cut(cluster, ("prefill-0", "decode-0"), ("prefill-0", "decode-1"))
     requests = cluster.submit_any(6)
