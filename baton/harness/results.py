@@ -79,7 +79,10 @@ def published(name: str, folder: Path = FOLDER) -> Result:
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write a new file and rename it, so that a reader never sees half of it."""
+    """Write a new file and rename it, so that a reader never sees half of it. A device or a pipe is written to."""
+    if path.exists() and not path.is_file():
+        path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+        return
     fresh = path.with_suffix(".new")
     fresh.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n")
     fresh.replace(path)

@@ -46,7 +46,7 @@ def test_two_workers_on_one_gpu_never_take_more_than_it_has(
 def test_too_little_memory_is_reported_with_its_users_and_a_remedy() -> None:
     with pytest.raises(ConfigError, match=r"it holds 16\.00, .* raise engine\.gpu_memory_fraction"):
         pages_that_fit(ROOM, 0.2, PAGE, 100)
-    with pytest.raises(ConfigError, match="other processes are on this GPU"):
+    with pytest.raises(ConfigError, match="other processes use this GPU"):
         pages_that_fit(replace(ROOM, free=2 * GIB), 0.9, PAGE, 100)
     with pytest.raises(ConfigError, match="one full-length request needs 99999999"):
         pages_that_fit(ROOM, 0.9, PAGE, 99_999_999)

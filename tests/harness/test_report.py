@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 from baton.harness import deadline
 from baton.harness.report import Goal, Options, Report, arguments, command_line
-from baton.harness.results import published, read_result
+from baton.harness.results import published, read_result, write_json
 
 
 @pytest.fixture(autouse=True)
@@ -91,3 +92,13 @@ def test_a_file_that_is_not_a_result_is_named(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text('{"figures": 3}')
     with pytest.raises(ValueError, match=r"x\.json is not a result of a benchmark"):
         read_result(tmp_path / "x.json")
+
+
+def test_a_pipe_that_gets_the_figures_stays_a_pipe(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    write_json(pipe, {"figure": 1})
+    assert json.loads(os.read(reader, 1000)) == {"figure": 1}
+    assert pipe.is_fifo()
+    os.close(reader)
