@@ -225,9 +225,8 @@ class RouterCore:
                     live = open_request(request, OutputStream(request, None), self.state, self.output_length, now)
                     live.pinned = True
                     self.requests.add(live)
-                    self.requests.events.append(
-                        (request.request_id, events.Placed(RoutingDecision(worker, None, local, "")))
-                    )
+                    decision = RoutingDecision(worker, None, local, "it verifies the worker's new role")
+                    self.requests.events.append((request.request_id, events.Placed(decision)))
                 case tuple():
                     self.requests.events.append(action)
                 case _:

@@ -93,6 +93,7 @@ class Requests:
         self.events.append((message.request_id, Reported(worker, message, unreachable)))
 
     def on_tokens(self, worker: str, request_id: str, outputs: Iterable[TokenOutput], now: float) -> None:
+        """Tokens of one request; they are ignored if the worker was never assigned that, or its stream has ended."""
         live = self.live.get(request_id)
         if live is None or live.closed or worker not in live.assignees:
             return
@@ -114,6 +115,7 @@ class Requests:
             self.events.append((request_id, Finished(live.stream.finish, finisher)))
 
     def feed(self, now: float) -> None:
+        """Handle every waiting event, in the order in which they came, and those that follow from them."""
         while self.events:
             request_id, event = self.events.popleft()
             self._advance(request_id, event, now)
