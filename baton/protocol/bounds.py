@@ -7,6 +7,7 @@ receiver (`router/core/worker_frames.py`).
 from __future__ import annotations
 
 import dataclasses
+import types
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -101,6 +102,9 @@ def _fault_of(hint: Any) -> Fault | None:
     if typing.get_origin(hint) is Annotated:
         inner, *bounds = typing.get_args(hint)
         return _first([bound.fault for bound in bounds], _fault_of(inner))
+    if isinstance(hint, types.UnionType):
+        arms = [_fault_of(arm) for arm in typing.get_args(hint) if arm is not type(None)]
+        return _unless_none(arms[0]) if len(arms) == 1 and arms[0] is not None else None
     if typing.get_origin(hint) is tuple:
         item = _fault_of(typing.get_args(hint)[0])
         return item and _each(item)
@@ -115,6 +119,10 @@ def _first(faults: list[Fault], inner: Fault | None) -> Fault:
     if len(checks) == 1:
         return checks[0]
     return lambda value: next((fault for fault_of in checks if (fault := fault_of(value))), "")
+
+
+def _unless_none(inner: Fault) -> Fault:
+    return lambda value: "" if value is None else inner(value)
 
 
 def _each(item: Fault) -> Fault:

@@ -1,19 +1,20 @@
-"""Frames of the links between router and workers: bytes to messages and back.
+"""Frames of the links between router, workers and gateways: bytes to messages and back.
 
-A received message is refused as a whole if a field is missing or outside its bounds (`baton.protocol.bounds`).
-`StepOutput` is converted by hand because it is sent once per decode step; the router checks its tokens.
+A received message is refused as a whole if a field is missing or outside its bounds (`baton.protocol.bounds`), or if
+its sender may not send its kind. `StepOutput` is converted by hand because it is sent once per decode step; the gateway
+checks its tokens.
 """
 
 from __future__ import annotations
 
 import typing
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from google.protobuf.message import DecodeError
 
-from baton.protocol import bounds, handoff, messages
-from baton.protocol.conversion import FINISH_REASONS, finish_number, from_message, to_message
+from baton.protocol import bounds, gateway_messages, handoff, messages
+from baton.protocol.conversion import FINISH_REASONS, LINK_MESSAGES, finish_number, from_message, to_message
 from baton.protocol.errors import InvalidRequest
 from baton.protocol.v1 import worker_pb2
 
@@ -22,40 +23,59 @@ def _snake(name: str) -> str:
     return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name).lstrip("_")
 
 
-_TO_WORKER = {kind: _snake(kind.__name__) for kind in typing.get_args(messages.RouterMessage)}
-_TO_ROUTER = {kind: _snake(kind.__name__) for kind in typing.get_args(messages.WorkerMessage)}
+_NAMES = {kind: _snake(kind.__name__) for kind in LINK_MESSAGES}
+_KINDS = {name: kind for kind, name in _NAMES.items()}
+
+FROM_ROUTER_TO_WORKER = frozenset(typing.get_args(messages.RouterMessage))
+FROM_ROUTER_TO_GATEWAY = frozenset(typing.get_args(gateway_messages.ToGateway))
+FROM_WORKER = frozenset(typing.get_args(messages.WorkerMessage))
+FROM_GATEWAY = frozenset(typing.get_args(gateway_messages.GatewayMessage))
+TO_ROUTER = FROM_WORKER | FROM_GATEWAY
+FROM_WORKER_TO_GATEWAY = frozenset(typing.get_args(gateway_messages.TokenMessage))
+FROM_GATEWAY_TO_WORKER = frozenset((gateway_messages.AttachStreams,))
 
 
-def encode_to_worker(batch: list[messages.RouterMessage]) -> bytes:
-    """One frame for a worker, of messages in this order."""
-    frame = worker_pb2.ToWorker()
-    for item in batch:
-        getattr(frame.messages.add(), _TO_WORKER[type(item)]).CopyFrom(to_message(item))
-    return frame.SerializeToString()
-
-
-def decode_to_worker(frame: bytes) -> list[messages.RouterMessage]:
-    """The router's messages in a frame; raises `InvalidRequest` for invalid bytes or values."""
-    return _messages(_parse(worker_pb2.ToWorker, frame), _TO_WORKER)
-
-
-def encode_to_router(batch: Sequence[messages.WorkerMessage], incarnation: str) -> bytes:
-    """One frame for the router: messages of one incarnation of a worker."""
-    frame = worker_pb2.ToRouter(incarnation=incarnation)
+def encode_frame(batch: Iterable[Any], incarnation: str = "") -> bytes:
+    """One frame of messages in this order; `incarnation` is the sender's, if it is a worker or a gateway."""
+    frame = worker_pb2.Frame(incarnation=incarnation)
     for item in batch:
         slot = frame.messages.add()
-        if isinstance(item, messages.StepOutput):
+        if isinstance(item, gateway_messages.StepOutput):
             slot.step_output.SetInParent()
             _write_step_output(slot.step_output, item)
         else:
-            getattr(slot, _TO_ROUTER[type(item)]).CopyFrom(to_message(item))
+            getattr(slot, _NAMES[type(item)]).CopyFrom(to_message(item))
     return frame.SerializeToString()
 
 
-def decode_to_router(frame: bytes) -> tuple[str, list[messages.WorkerMessage]]:
-    """A worker's incarnation and messages in a frame; raises `InvalidRequest` for invalid bytes or values."""
-    parsed = _parse(worker_pb2.ToRouter, frame)
-    return parsed.incarnation, _messages(parsed, _TO_ROUTER)
+def decode_frame(frame: bytes, kinds: Collection[type]) -> tuple[str, list[Any]]:
+    """The sender's incarnation and the messages of a frame; raises `InvalidRequest` for invalid bytes or values, or a
+    message whose kind is not among `kinds`."""
+    parsed = _parse(worker_pb2.Frame, frame)
+    batch: list[Any] = []
+    for slot in parsed.messages:
+        name = slot.WhichOneof("kind")
+        if name is None:
+            raise InvalidRequest("A frame has a message of an unknown kind: use one version everywhere.")
+        kind = _KINDS[name]
+        if kind not in kinds:
+            raise InvalidRequest(f"A frame has a message that its sender may not send: {kind.__name__}.")
+        if kind is gateway_messages.StepOutput:
+            batch.append(_read_step_output(slot.step_output))
+        else:
+            message: Any = from_message(kind, getattr(slot, name))
+            bounds.check(message)
+            batch.append(message)
+    return parsed.incarnation, batch
+
+
+def work_of(payload: messages.Payload) -> messages.Work:
+    """The work in a payload; raises `InvalidRequest` for invalid bytes or values."""
+    if isinstance(payload, messages.Work):
+        return payload
+    work = from_message(messages.Work, _parse(worker_pb2.Work, payload))
+    bounds.check(work)
+    return work
 
 
 def _parse(envelope: type[Any], frame: bytes) -> Any:
@@ -65,23 +85,7 @@ def _parse(envelope: type[Any], frame: bytes) -> Any:
         raise InvalidRequest(f"Not a {envelope.DESCRIPTOR.name} message: {error}.") from None
 
 
-def _messages(parsed: Any, names: dict[type, str]) -> list[Any]:
-    kinds = {name: kind for kind, name in names.items()}
-    batch = []
-    for slot in parsed.messages:
-        name = slot.WhichOneof("kind")
-        if name is None:
-            raise InvalidRequest(f"A {parsed.DESCRIPTOR.name} message has an unknown kind: use one version everywhere.")
-        if name == "step_output":
-            batch.append(_read_step_output(slot.step_output))
-        else:
-            message: Any = from_message(kinds[name], getattr(slot, name))
-            bounds.check(message)
-            batch.append(message)
-    return batch
-
-
-def _write_step_output(message: worker_pb2.StepOutput, output: messages.StepOutput) -> None:
+def _write_step_output(message: worker_pb2.StepOutput, output: gateway_messages.StepOutput) -> None:
     """Sets non-default fields one by one: passing them to `add` takes four times as long."""
     add = message.tokens.add
     for token in output.tokens:
@@ -99,10 +103,10 @@ def _write_step_output(message: worker_pb2.StepOutput, output: messages.StepOutp
             written.top_logprobs.add(id=token_id, logprob=logprob)
 
 
-def _read_step_output(message: worker_pb2.StepOutput) -> messages.StepOutput:
-    return messages.StepOutput(
+def _read_step_output(message: worker_pb2.StepOutput) -> gateway_messages.StepOutput:
+    return gateway_messages.StepOutput(
         tuple(
-            messages.TokenOutput(
+            gateway_messages.TokenOutput(
                 token.request_id,
                 token.index,
                 token.token_id,

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from google.protobuf.message import Message
 
-from baton.protocol import handoff, messages, request, worker
+from baton.protocol import gateway_messages, handoff, messages, request, worker
 from baton.protocol.errors import InternalError, InvalidRequest
 from baton.protocol.v1 import inference_pb2, worker_pb2
 
@@ -35,11 +35,27 @@ _MESSAGES: dict[type, type[Message]] = {
     handoff.HandoffReport: inference_pb2.Handoff,
     handoff.HandoffNotice: worker_pb2.HandoffNotice,
     handoff.PageChecksum: worker_pb2.PageChecksum,
-    messages.TokenOutput: worker_pb2.TokenOutput,
+    messages.Work: worker_pb2.Work,
+    gateway_messages.TokenOutput: worker_pb2.TokenOutput,
+    gateway_messages.GatewayInfo: worker_pb2.GatewayInfo,
+    gateway_messages.StreamPosition: worker_pb2.StreamPosition,
     messages.DetachedSequence: worker_pb2.DetachedSequence,
 }
-_LINK_MESSAGES = (*typing.get_args(messages.RouterMessage), *typing.get_args(messages.WorkerMessage))
-_MESSAGES.update({kind: getattr(worker_pb2, kind.__name__) for kind in _LINK_MESSAGES})
+LINK_MESSAGES: tuple[type, ...] = tuple(
+    dict.fromkeys(
+        (
+            *typing.get_args(messages.RouterMessage),
+            *typing.get_args(messages.WorkerMessage),
+            *typing.get_args(gateway_messages.GatewayMessage),
+            *typing.get_args(gateway_messages.ToGateway),
+            *typing.get_args(gateway_messages.TokenMessage),
+            gateway_messages.AttachStreams,
+        )
+    )
+)
+"""Every message of a link, by kind."""
+
+_MESSAGES.update({kind: getattr(worker_pb2, kind.__name__) for kind in LINK_MESSAGES})
 
 _ENUMS: dict[type[Enum], dict[Enum, int]] = {
     request.FinishReason: {
@@ -111,6 +127,8 @@ def _schema(kind: type) -> tuple[tuple[str, _Writer, _Reader], ...]:
 
 
 def _converters(hint: Any, wire_field: Any) -> tuple[_Writer, _Reader]:
+    if hint == messages.Payload:
+        return _payload()
     if isinstance(hint, types.UnionType):
         (hint,) = [arm for arm in typing.get_args(hint) if arm is not type(None)]
     if typing.get_origin(hint) is tuple:
@@ -129,6 +147,18 @@ def _scalar(has_presence: bool) -> tuple[_Writer, _Reader]:
 
     def read(message: Any, name: str) -> tuple[bool, Any]:
         return not has_presence or message.HasField(name), getattr(message, name)
+
+    return write, read
+
+
+def _payload() -> tuple[_Writer, _Reader]:
+    """Work as bytes: it is decoded where it is used (`codec.work_of`)."""
+
+    def write(message: Any, name: str, value: messages.Payload) -> None:
+        setattr(message, name, value if isinstance(value, bytes) else to_message(value).SerializeToString())
+
+    def read(message: Any, name: str) -> tuple[bool, Any]:
+        return True, getattr(message, name)
 
     return write, read
 

@@ -11,6 +11,7 @@
     ├── Overloaded            no capacity now, retry later                 RESOURCE_EXHAUSTED   retryable
     ├── NotFound              no object has that name or id                NOT_FOUND
     ├── NoWorkers             a pool has no live worker                    UNAVAILABLE          retryable
+    ├── NoRouter              a gateway has no connection to the router    UNAVAILABLE          retryable
     ├── WorkerLost            a worker died while running the request      UNAVAILABLE          retryable
     ├── HandoffFailed         KV pages did not arrive                      UNAVAILABLE          retryable
     ├── WrongRole             the worker has changed its role              UNAVAILABLE          retryable
@@ -80,6 +81,11 @@ class NotFound(BatonError):
 
 
 class NoWorkers(BatonError):
+    grpc_status = "UNAVAILABLE"
+    retryable = True
+
+
+class NoRouter(BatonError):
     grpc_status = "UNAVAILABLE"
     retryable = True
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from baton.protocol.bounds import MAX_IDS, Count, Id, Length, PositiveSeconds, Text
+from baton.protocol.bounds import MAX_IDS, Count, Id, Label, Length, PositiveSeconds, Text
 from baton.protocol.handoff import HandoffOutcome, HandoffReport, Reservation
 from baton.protocol.prefix_hash import PageHashes
 from baton.protocol.request import DIGEST_BYTES, FinishReason, Request
@@ -42,14 +42,27 @@ class PeerLeft:
 
 
 @dataclass(frozen=True, slots=True)
+class Work:
+    """A request as a worker computes it. `emitted` is its output so far: it is prefilled with the prompt."""
+
+    request: Request
+    emitted: tuple[int, ...] = ()
+
+
+Payload = bytes | Work
+"""`Work` on its way through the router, which does not read it: encoded where it crosses a link."""
+
+
+@dataclass(frozen=True, slots=True)
 class Prefill:
-    """Compute the prompt and sample the next token. `emitted` is the output so far of a request that is retried.
+    """Compute the prompt, send the next token to the request's gateway, and report it as `FirstToken`.
 
     With `disaggregated` the pages wait for `SendPages`; without it the worker decodes the request, too.
     """
 
-    request: Request
-    emitted: tuple[int, ...]
+    request_id: Id
+    work: Payload
+    gateway: Id  # Gets the tokens; "": none does, because the request probes the worker
     disaggregated: bool
     role_epoch: int
 
@@ -58,11 +71,12 @@ class Prefill:
 class Reserve:
     """Reserve pages for a request's KV, which another worker will write."""
 
-    reservation_id: str
-    request: Request
-    emitted: tuple[int, ...]
+    reservation_id: Id
+    request_id: Id
+    work: Payload
+    gateway: Id
     role_epoch: int
-    growth_tokens: int = 0  # Room for tokens that the source decodes during the transfer
+    growth_tokens: Count = 0  # Output beyond that of `work`, and room for what the source decodes during the transfer
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,10 +118,11 @@ class Reregister:
 
 @dataclass(frozen=True, slots=True)
 class AdoptSequence:
-    """Replay a detached sequence's output from `from_index`, then stream new tokens; `RequestFailed` if it is gone."""
+    """Send a sequence's tokens to this gateway, from `from_index` on; `RequestFailed` if the sequence is gone."""
 
-    request_id: str
-    from_index: int
+    request_id: Id
+    gateway: Id
+    from_index: Count
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,15 +138,34 @@ class SwitchRole:
     role_epoch: int
 
 
+@dataclass(frozen=True, slots=True)
+class GatewayJoined:
+    """Connect to a gateway's token socket; `public_key` is its CURVE key, empty on an open link."""
+
+    gateway: Label
+    incarnation: Label
+    address: Label
+    public_key: Label = ""
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayLeft:
+    """Close the link to a gateway; its sequences keep decoding and their tokens until another one adopts them."""
+
+    gateway: Label
+    incarnation: Label
+
+
 WorkOrder = Prefill | Reserve | SendPages | Cancel | Release | AdoptSequence
-RouterMessage = RegisterAck | Reregister | PeerJoined | PeerLeft | ResyncPages | SwitchRole | WorkOrder
+SessionOrder = RegisterAck | Reregister | PeerJoined | PeerLeft | GatewayJoined | GatewayLeft | ResyncPages | SwitchRole
+RouterMessage = SessionOrder | WorkOrder
 
 # Worker to router
 
 
 @dataclass(frozen=True, slots=True)
 class DetachedSequence:
-    """A sequence of an earlier router that is decoding or has just ended, and whose tokens are buffered."""
+    """A sequence of an earlier router that is decoding or has just ended, and whose tokens can be sent again."""
 
     request_id: Id
     digest: Annotated[bytes, Length(DIGEST_BYTES, DIGEST_BYTES)]  # `Request.digest`
@@ -147,24 +181,20 @@ class Register:
     held: Annotated[tuple[DetachedSequence, ...], Length(MAX_IDS)] = ()
 
 
-@dataclass(slots=True)  # Not frozen: it is constructed per token, and frozen takes three times as long
-class TokenOutput:
-    """One token of one request. `index` counts output tokens from 0."""
+@dataclass(frozen=True, slots=True)
+class FirstToken:
+    """The prompt is computed, and the request's gateway has the next token."""
 
-    request_id: str
-    index: int
-    token_id: int
-    logprob: float | None = None
-    top_logprobs: tuple[tuple[int, float], ...] = ()
-    finish: FinishReason | None = None
-    cached_tokens: int = 0  # In the first token: prompt tokens from the prefix cache
+    request_id: Id
 
 
 @dataclass(frozen=True, slots=True)
-class StepOutput:
-    """The tokens of one step."""
+class SequenceEnded:
+    """The request's last token was sampled, and its worker holds no page for it; `num_tokens`: its whole output."""
 
-    tokens: tuple[TokenOutput, ...]
+    request_id: Id
+    reason: FinishReason
+    num_tokens: Count
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,5 +323,6 @@ class Goodbye:
 
 
 HandoffMessage = Reserved | ReservationRefused | HandoffEnded | HandoffStalled | HandoffCommitted | HandoffCorrupt
+SequenceMessage = FirstToken | SequenceEnded | RequestFailed
 WorkerReport = Register | Alive | LoadReport | PagesChanged | LinkMeasured | RoleChanged | Goodbye
-WorkerMessage = StepOutput | RequestFailed | HandoffMessage | WorkerReport
+WorkerMessage = SequenceMessage | HandoffMessage | WorkerReport

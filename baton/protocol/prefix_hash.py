@@ -7,13 +7,15 @@ chain, so they exchange only hashes to match prefixes.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from typing import Annotated
 
 from baton.protocol.bounds import Length
 
 HASH_BYTES = 16
+KEY_BYTES = 8
+KEY_SHIFT = 4  # 60 bits fit Python's small integers; a collision costs a wrong prediction, never a wrong token
 PageHashes = Annotated[tuple[Annotated[bytes, Length(HASH_BYTES, HASH_BYTES)], ...], Length(1 << 22)]
 
 
@@ -46,3 +48,14 @@ def next_page_hashes(tokens: Sequence[int], page_size: int, parent: bytes) -> li
         parent = blake2b(ids[offset : offset + page_bytes], digest_size=HASH_BYTES, key=parent).digest()
         hashes.append(parent)
     return hashes
+
+
+def page_key(page_hash: bytes) -> int:
+    """The short form of a page hash."""
+    return int.from_bytes(page_hash[:KEY_BYTES], "little") >> KEY_SHIFT
+
+
+def page_keys(hashes: Iterable[bytes]) -> tuple[int, ...]:
+    """The short forms of a chain."""
+    read = int.from_bytes
+    return tuple([read(page_hash[:KEY_BYTES], "little") >> KEY_SHIFT for page_hash in hashes])

@@ -142,6 +142,7 @@ class WorkerLoad:
     swap_outs: Count = 0  # Preemptions to host memory since the worker took its role
     recomputes: Count = 0  # Preemptions since then whose pages have to be recomputed
     steps: Annotated[tuple[StepSample, ...], Length(1 << 14)] = ()
+    decode_steps: Count = 0  # Since it took its role: each sequence that decodes gains about one token in each
 
     @property
     def pages_available(self) -> int:

@@ -13,24 +13,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from baton.protocol.messages import PagesChanged
+from baton.protocol.prefix_hash import page_key
 
-KEY_BYTES = 8
-KEY_SHIFT = 4  # 60 bits fit Python's small integers; a collision costs a wrong prediction, never a wrong token
 STRIDE = 16  # pages skipped at a time where the set does not change
 Match = list[tuple[int, int]]
 MAX_TOUCHED = 1 << 16  # keys; matches are not kept over more changes
 MAX_SETS = 1 << 16  # sets kept for reuse; they are not reference-counted, so their number is bounded
-
-
-def page_key(page_hash: bytes) -> int:
-    """The short form of a page hash."""
-    return int.from_bytes(page_hash[:KEY_BYTES], "little") >> KEY_SHIFT
-
-
-def page_keys(hashes: Iterable[bytes]) -> tuple[int, ...]:
-    """The short forms of a chain."""
-    read = int.from_bytes
-    return tuple([read(page_hash[:KEY_BYTES], "little") >> KEY_SHIFT for page_hash in hashes])
 
 
 @dataclass(slots=True, eq=False)

@@ -59,47 +59,31 @@ HANDOFF_OUTCOME_DRAINED: HandoffOutcome.ValueType  # 3
 global___HandoffOutcome = HandoffOutcome
 
 @typing.final
-class ToWorker(google.protobuf.message.Message):
-    """Messages between router and workers over ZeroMQ; baton/protocol/messages.py describes them. A frame is a ToWorker or
-    a ToRouter.
+class Frame(google.protobuf.message.Message):
+    """Messages between router, workers and gateways over ZeroMQ; baton/protocol/messages.py and gateway_messages.py describe
+    them.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     MESSAGES_FIELD_NUMBER: builtins.int
-    @property
-    def messages(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___RouterMessage]: ...
-    def __init__(
-        self,
-        *,
-        messages: collections.abc.Iterable[global___RouterMessage] | None = ...,
-    ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["messages", b"messages"]) -> None: ...
-
-global___ToWorker = ToWorker
-
-@typing.final
-class ToRouter(google.protobuf.message.Message):
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
-
-    MESSAGES_FIELD_NUMBER: builtins.int
     INCARNATION_FIELD_NUMBER: builtins.int
     incarnation: builtins.str
-    """The incarnation of the worker that sends the frame."""
+    """The incarnation of the worker or gateway that sends the frame; empty from the router."""
     @property
-    def messages(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___WorkerMessage]: ...
+    def messages(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___LinkMessage]: ...
     def __init__(
         self,
         *,
-        messages: collections.abc.Iterable[global___WorkerMessage] | None = ...,
+        messages: collections.abc.Iterable[global___LinkMessage] | None = ...,
         incarnation: builtins.str = ...,
     ) -> None: ...
     def ClearField(self, field_name: typing.Literal["incarnation", b"incarnation", "messages", b"messages"]) -> None: ...
 
-global___ToRouter = ToRouter
+global___Frame = Frame
 
 @typing.final
-class RouterMessage(google.protobuf.message.Message):
+class LinkMessage(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     REGISTER_ACK_FIELD_NUMBER: builtins.int
@@ -114,8 +98,43 @@ class RouterMessage(google.protobuf.message.Message):
     SWITCH_ROLE_FIELD_NUMBER: builtins.int
     REREGISTER_FIELD_NUMBER: builtins.int
     ADOPT_SEQUENCE_FIELD_NUMBER: builtins.int
+    GATEWAY_JOINED_FIELD_NUMBER: builtins.int
+    GATEWAY_LEFT_FIELD_NUMBER: builtins.int
+    REGISTER_FIELD_NUMBER: builtins.int
+    RESERVED_FIELD_NUMBER: builtins.int
+    RESERVATION_REFUSED_FIELD_NUMBER: builtins.int
+    HANDOFF_ENDED_FIELD_NUMBER: builtins.int
+    HANDOFF_COMMITTED_FIELD_NUMBER: builtins.int
+    REQUEST_FAILED_FIELD_NUMBER: builtins.int
+    LOAD_REPORT_FIELD_NUMBER: builtins.int
+    PAGES_CHANGED_FIELD_NUMBER: builtins.int
+    GOODBYE_FIELD_NUMBER: builtins.int
+    ROLE_CHANGED_FIELD_NUMBER: builtins.int
+    ALIVE_FIELD_NUMBER: builtins.int
+    HANDOFF_CORRUPT_FIELD_NUMBER: builtins.int
+    HANDOFF_STALLED_FIELD_NUMBER: builtins.int
+    LINK_MEASURED_FIELD_NUMBER: builtins.int
+    FIRST_TOKEN_FIELD_NUMBER: builtins.int
+    SEQUENCE_ENDED_FIELD_NUMBER: builtins.int
+    REGISTER_GATEWAY_FIELD_NUMBER: builtins.int
+    SUBMIT_FIELD_NUMBER: builtins.int
+    STOP_REQUEST_FIELD_NUMBER: builtins.int
+    EMITTED_TOKENS_FIELD_NUMBER: builtins.int
+    GATEWAY_LOAD_FIELD_NUMBER: builtins.int
+    WORKER_UNREACHABLE_FIELD_NUMBER: builtins.int
+    GATEWAY_REGISTERED_FIELD_NUMBER: builtins.int
+    PLACED_FIELD_NUMBER: builtins.int
+    ASK_EMITTED_FIELD_NUMBER: builtins.int
+    REQUEST_ENDED_FIELD_NUMBER: builtins.int
+    WORKER_JOINED_FIELD_NUMBER: builtins.int
+    WORKER_LEFT_FIELD_NUMBER: builtins.int
+    LINK_UP_FIELD_NUMBER: builtins.int
+    STEP_OUTPUT_FIELD_NUMBER: builtins.int
+    ATTACH_STREAMS_FIELD_NUMBER: builtins.int
     @property
-    def register_ack(self) -> global___RegisterAck: ...
+    def register_ack(self) -> global___RegisterAck:
+        """Router to worker."""
+
     @property
     def peer_joined(self) -> global___PeerJoined: ...
     @property
@@ -138,51 +157,14 @@ class RouterMessage(google.protobuf.message.Message):
     def reregister(self) -> global___Reregister: ...
     @property
     def adopt_sequence(self) -> global___AdoptSequence: ...
-    def __init__(
-        self,
-        *,
-        register_ack: global___RegisterAck | None = ...,
-        peer_joined: global___PeerJoined | None = ...,
-        peer_left: global___PeerLeft | None = ...,
-        prefill: global___Prefill | None = ...,
-        reserve: global___Reserve | None = ...,
-        send_pages: global___SendPages | None = ...,
-        cancel: global___Cancel | None = ...,
-        release: global___Release | None = ...,
-        resync_pages: global___ResyncPages | None = ...,
-        switch_role: global___SwitchRole | None = ...,
-        reregister: global___Reregister | None = ...,
-        adopt_sequence: global___AdoptSequence | None = ...,
-    ) -> None: ...
-    def HasField(self, field_name: typing.Literal["adopt_sequence", b"adopt_sequence", "cancel", b"cancel", "kind", b"kind", "peer_joined", b"peer_joined", "peer_left", b"peer_left", "prefill", b"prefill", "register_ack", b"register_ack", "release", b"release", "reregister", b"reregister", "reserve", b"reserve", "resync_pages", b"resync_pages", "send_pages", b"send_pages", "switch_role", b"switch_role"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["adopt_sequence", b"adopt_sequence", "cancel", b"cancel", "kind", b"kind", "peer_joined", b"peer_joined", "peer_left", b"peer_left", "prefill", b"prefill", "register_ack", b"register_ack", "release", b"release", "reregister", b"reregister", "reserve", b"reserve", "resync_pages", b"resync_pages", "send_pages", b"send_pages", "switch_role", b"switch_role"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["register_ack", "peer_joined", "peer_left", "prefill", "reserve", "send_pages", "cancel", "release", "resync_pages", "switch_role", "reregister", "adopt_sequence"] | None: ...
-
-global___RouterMessage = RouterMessage
-
-@typing.final
-class WorkerMessage(google.protobuf.message.Message):
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
-
-    REGISTER_FIELD_NUMBER: builtins.int
-    STEP_OUTPUT_FIELD_NUMBER: builtins.int
-    RESERVED_FIELD_NUMBER: builtins.int
-    RESERVATION_REFUSED_FIELD_NUMBER: builtins.int
-    HANDOFF_ENDED_FIELD_NUMBER: builtins.int
-    HANDOFF_COMMITTED_FIELD_NUMBER: builtins.int
-    REQUEST_FAILED_FIELD_NUMBER: builtins.int
-    LOAD_REPORT_FIELD_NUMBER: builtins.int
-    PAGES_CHANGED_FIELD_NUMBER: builtins.int
-    GOODBYE_FIELD_NUMBER: builtins.int
-    ROLE_CHANGED_FIELD_NUMBER: builtins.int
-    ALIVE_FIELD_NUMBER: builtins.int
-    HANDOFF_CORRUPT_FIELD_NUMBER: builtins.int
-    HANDOFF_STALLED_FIELD_NUMBER: builtins.int
-    LINK_MEASURED_FIELD_NUMBER: builtins.int
     @property
-    def register(self) -> global___Register: ...
+    def gateway_joined(self) -> global___GatewayJoined: ...
     @property
-    def step_output(self) -> global___StepOutput: ...
+    def gateway_left(self) -> global___GatewayLeft: ...
+    @property
+    def register(self) -> global___Register:
+        """Worker to router."""
+
     @property
     def reserved(self) -> global___Reserved: ...
     @property
@@ -209,11 +191,64 @@ class WorkerMessage(google.protobuf.message.Message):
     def handoff_stalled(self) -> global___HandoffStalled: ...
     @property
     def link_measured(self) -> global___LinkMeasured: ...
+    @property
+    def first_token(self) -> global___FirstToken: ...
+    @property
+    def sequence_ended(self) -> global___SequenceEnded: ...
+    @property
+    def register_gateway(self) -> global___RegisterGateway:
+        """Gateway to router."""
+
+    @property
+    def submit(self) -> global___Submit: ...
+    @property
+    def stop_request(self) -> global___StopRequest: ...
+    @property
+    def emitted_tokens(self) -> global___EmittedTokens: ...
+    @property
+    def gateway_load(self) -> global___GatewayLoad: ...
+    @property
+    def worker_unreachable(self) -> global___WorkerUnreachable: ...
+    @property
+    def gateway_registered(self) -> global___GatewayRegistered:
+        """Router to gateway."""
+
+    @property
+    def placed(self) -> global___Placed: ...
+    @property
+    def ask_emitted(self) -> global___AskEmitted: ...
+    @property
+    def request_ended(self) -> global___RequestEnded: ...
+    @property
+    def worker_joined(self) -> global___WorkerJoined: ...
+    @property
+    def worker_left(self) -> global___WorkerLeft: ...
+    @property
+    def link_up(self) -> global___LinkUp:
+        """Between workers and gateways."""
+
+    @property
+    def step_output(self) -> global___StepOutput: ...
+    @property
+    def attach_streams(self) -> global___AttachStreams: ...
     def __init__(
         self,
         *,
+        register_ack: global___RegisterAck | None = ...,
+        peer_joined: global___PeerJoined | None = ...,
+        peer_left: global___PeerLeft | None = ...,
+        prefill: global___Prefill | None = ...,
+        reserve: global___Reserve | None = ...,
+        send_pages: global___SendPages | None = ...,
+        cancel: global___Cancel | None = ...,
+        release: global___Release | None = ...,
+        resync_pages: global___ResyncPages | None = ...,
+        switch_role: global___SwitchRole | None = ...,
+        reregister: global___Reregister | None = ...,
+        adopt_sequence: global___AdoptSequence | None = ...,
+        gateway_joined: global___GatewayJoined | None = ...,
+        gateway_left: global___GatewayLeft | None = ...,
         register: global___Register | None = ...,
-        step_output: global___StepOutput | None = ...,
         reserved: global___Reserved | None = ...,
         reservation_refused: global___ReservationRefused | None = ...,
         handoff_ended: global___HandoffEnded | None = ...,
@@ -227,12 +262,29 @@ class WorkerMessage(google.protobuf.message.Message):
         handoff_corrupt: global___HandoffCorrupt | None = ...,
         handoff_stalled: global___HandoffStalled | None = ...,
         link_measured: global___LinkMeasured | None = ...,
+        first_token: global___FirstToken | None = ...,
+        sequence_ended: global___SequenceEnded | None = ...,
+        register_gateway: global___RegisterGateway | None = ...,
+        submit: global___Submit | None = ...,
+        stop_request: global___StopRequest | None = ...,
+        emitted_tokens: global___EmittedTokens | None = ...,
+        gateway_load: global___GatewayLoad | None = ...,
+        worker_unreachable: global___WorkerUnreachable | None = ...,
+        gateway_registered: global___GatewayRegistered | None = ...,
+        placed: global___Placed | None = ...,
+        ask_emitted: global___AskEmitted | None = ...,
+        request_ended: global___RequestEnded | None = ...,
+        worker_joined: global___WorkerJoined | None = ...,
+        worker_left: global___WorkerLeft | None = ...,
+        link_up: global___LinkUp | None = ...,
+        step_output: global___StepOutput | None = ...,
+        attach_streams: global___AttachStreams | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["alive", b"alive", "goodbye", b"goodbye", "handoff_committed", b"handoff_committed", "handoff_corrupt", b"handoff_corrupt", "handoff_ended", b"handoff_ended", "handoff_stalled", b"handoff_stalled", "kind", b"kind", "link_measured", b"link_measured", "load_report", b"load_report", "pages_changed", b"pages_changed", "register", b"register", "request_failed", b"request_failed", "reservation_refused", b"reservation_refused", "reserved", b"reserved", "role_changed", b"role_changed", "step_output", b"step_output"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["alive", b"alive", "goodbye", b"goodbye", "handoff_committed", b"handoff_committed", "handoff_corrupt", b"handoff_corrupt", "handoff_ended", b"handoff_ended", "handoff_stalled", b"handoff_stalled", "kind", b"kind", "link_measured", b"link_measured", "load_report", b"load_report", "pages_changed", b"pages_changed", "register", b"register", "request_failed", b"request_failed", "reservation_refused", b"reservation_refused", "reserved", b"reserved", "role_changed", b"role_changed", "step_output", b"step_output"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["register", "step_output", "reserved", "reservation_refused", "handoff_ended", "handoff_committed", "request_failed", "load_report", "pages_changed", "goodbye", "role_changed", "alive", "handoff_corrupt", "handoff_stalled", "link_measured"] | None: ...
+    def HasField(self, field_name: typing.Literal["adopt_sequence", b"adopt_sequence", "alive", b"alive", "ask_emitted", b"ask_emitted", "attach_streams", b"attach_streams", "cancel", b"cancel", "emitted_tokens", b"emitted_tokens", "first_token", b"first_token", "gateway_joined", b"gateway_joined", "gateway_left", b"gateway_left", "gateway_load", b"gateway_load", "gateway_registered", b"gateway_registered", "goodbye", b"goodbye", "handoff_committed", b"handoff_committed", "handoff_corrupt", b"handoff_corrupt", "handoff_ended", b"handoff_ended", "handoff_stalled", b"handoff_stalled", "kind", b"kind", "link_measured", b"link_measured", "link_up", b"link_up", "load_report", b"load_report", "pages_changed", b"pages_changed", "peer_joined", b"peer_joined", "peer_left", b"peer_left", "placed", b"placed", "prefill", b"prefill", "register", b"register", "register_ack", b"register_ack", "register_gateway", b"register_gateway", "release", b"release", "request_ended", b"request_ended", "request_failed", b"request_failed", "reregister", b"reregister", "reservation_refused", b"reservation_refused", "reserve", b"reserve", "reserved", b"reserved", "resync_pages", b"resync_pages", "role_changed", b"role_changed", "send_pages", b"send_pages", "sequence_ended", b"sequence_ended", "step_output", b"step_output", "stop_request", b"stop_request", "submit", b"submit", "switch_role", b"switch_role", "worker_joined", b"worker_joined", "worker_left", b"worker_left", "worker_unreachable", b"worker_unreachable"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["adopt_sequence", b"adopt_sequence", "alive", b"alive", "ask_emitted", b"ask_emitted", "attach_streams", b"attach_streams", "cancel", b"cancel", "emitted_tokens", b"emitted_tokens", "first_token", b"first_token", "gateway_joined", b"gateway_joined", "gateway_left", b"gateway_left", "gateway_load", b"gateway_load", "gateway_registered", b"gateway_registered", "goodbye", b"goodbye", "handoff_committed", b"handoff_committed", "handoff_corrupt", b"handoff_corrupt", "handoff_ended", b"handoff_ended", "handoff_stalled", b"handoff_stalled", "kind", b"kind", "link_measured", b"link_measured", "link_up", b"link_up", "load_report", b"load_report", "pages_changed", b"pages_changed", "peer_joined", b"peer_joined", "peer_left", b"peer_left", "placed", b"placed", "prefill", b"prefill", "register", b"register", "register_ack", b"register_ack", "register_gateway", b"register_gateway", "release", b"release", "request_ended", b"request_ended", "request_failed", b"request_failed", "reregister", b"reregister", "reservation_refused", b"reservation_refused", "reserve", b"reserve", "reserved", b"reserved", "resync_pages", b"resync_pages", "role_changed", b"role_changed", "send_pages", b"send_pages", "sequence_ended", b"sequence_ended", "step_output", b"step_output", "stop_request", b"stop_request", "submit", b"submit", "switch_role", b"switch_role", "worker_joined", b"worker_joined", "worker_left", b"worker_left", "worker_unreachable", b"worker_unreachable"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["register_ack", "peer_joined", "peer_left", "prefill", "reserve", "send_pages", "cancel", "release", "resync_pages", "switch_role", "reregister", "adopt_sequence", "gateway_joined", "gateway_left", "register", "reserved", "reservation_refused", "handoff_ended", "handoff_committed", "request_failed", "load_report", "pages_changed", "goodbye", "role_changed", "alive", "handoff_corrupt", "handoff_stalled", "link_measured", "first_token", "sequence_ended", "register_gateway", "submit", "stop_request", "emitted_tokens", "gateway_load", "worker_unreachable", "gateway_registered", "placed", "ask_emitted", "request_ended", "worker_joined", "worker_left", "link_up", "step_output", "attach_streams"] | None: ...
 
-global___WorkerMessage = WorkerMessage
+global___LinkMessage = LinkMessage
 
 @typing.final
 class WorkRequest(google.protobuf.message.Message):
@@ -274,6 +326,29 @@ class WorkRequest(google.protobuf.message.Message):
     def WhichOneof(self, oneof_group: typing.Literal["_deadline_s", b"_deadline_s"]) -> typing.Literal["deadline_s"] | None: ...
 
 global___WorkRequest = WorkRequest
+
+@typing.final
+class Work(google.protobuf.message.Message):
+    """What a worker needs to run a request; the router passes it on as bytes."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REQUEST_FIELD_NUMBER: builtins.int
+    EMITTED_FIELD_NUMBER: builtins.int
+    @property
+    def request(self) -> global___WorkRequest: ...
+    @property
+    def emitted(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        request: global___WorkRequest | None = ...,
+        emitted: collections.abc.Iterable[builtins.int] | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["request", b"request"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["emitted", b"emitted", "request", b"request"]) -> None: ...
+
+global___Work = Work
 
 @typing.final
 class PageLayout(google.protobuf.message.Message):
@@ -398,26 +473,27 @@ global___PeerLeft = PeerLeft
 class Prefill(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    REQUEST_FIELD_NUMBER: builtins.int
-    EMITTED_FIELD_NUMBER: builtins.int
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    WORK_FIELD_NUMBER: builtins.int
+    GATEWAY_FIELD_NUMBER: builtins.int
     DISAGGREGATED_FIELD_NUMBER: builtins.int
     ROLE_EPOCH_FIELD_NUMBER: builtins.int
+    request_id: builtins.str
+    work: builtins.bytes
+    """A Work."""
+    gateway: builtins.str
     disaggregated: builtins.bool
     role_epoch: builtins.int
-    @property
-    def request(self) -> global___WorkRequest: ...
-    @property
-    def emitted(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
     def __init__(
         self,
         *,
-        request: global___WorkRequest | None = ...,
-        emitted: collections.abc.Iterable[builtins.int] | None = ...,
+        request_id: builtins.str = ...,
+        work: builtins.bytes = ...,
+        gateway: builtins.str = ...,
         disaggregated: builtins.bool = ...,
         role_epoch: builtins.int = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["request", b"request"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["disaggregated", b"disaggregated", "emitted", b"emitted", "request", b"request", "role_epoch", b"role_epoch"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["disaggregated", b"disaggregated", "gateway", b"gateway", "request_id", b"request_id", "role_epoch", b"role_epoch", "work", b"work"]) -> None: ...
 
 global___Prefill = Prefill
 
@@ -426,28 +502,29 @@ class Reserve(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     RESERVATION_ID_FIELD_NUMBER: builtins.int
-    REQUEST_FIELD_NUMBER: builtins.int
-    EMITTED_FIELD_NUMBER: builtins.int
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    WORK_FIELD_NUMBER: builtins.int
+    GATEWAY_FIELD_NUMBER: builtins.int
     ROLE_EPOCH_FIELD_NUMBER: builtins.int
     GROWTH_TOKENS_FIELD_NUMBER: builtins.int
     reservation_id: builtins.str
+    request_id: builtins.str
+    work: builtins.bytes
+    """A Work."""
+    gateway: builtins.str
     role_epoch: builtins.int
     growth_tokens: builtins.int
-    @property
-    def request(self) -> global___WorkRequest: ...
-    @property
-    def emitted(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
     def __init__(
         self,
         *,
         reservation_id: builtins.str = ...,
-        request: global___WorkRequest | None = ...,
-        emitted: collections.abc.Iterable[builtins.int] | None = ...,
+        request_id: builtins.str = ...,
+        work: builtins.bytes = ...,
+        gateway: builtins.str = ...,
         role_epoch: builtins.int = ...,
         growth_tokens: builtins.int = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["request", b"request"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["emitted", b"emitted", "growth_tokens", b"growth_tokens", "request", b"request", "reservation_id", b"reservation_id", "role_epoch", b"role_epoch"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["gateway", b"gateway", "growth_tokens", b"growth_tokens", "request_id", b"request_id", "reservation_id", b"reservation_id", "role_epoch", b"role_epoch", "work", b"work"]) -> None: ...
 
 global___Reserve = Reserve
 
@@ -569,16 +646,19 @@ class AdoptSequence(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: builtins.int
+    GATEWAY_FIELD_NUMBER: builtins.int
     FROM_INDEX_FIELD_NUMBER: builtins.int
     request_id: builtins.str
+    gateway: builtins.str
     from_index: builtins.int
     def __init__(
         self,
         *,
         request_id: builtins.str = ...,
+        gateway: builtins.str = ...,
         from_index: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["from_index", b"from_index", "request_id", b"request_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["from_index", b"from_index", "gateway", b"gateway", "request_id", b"request_id"]) -> None: ...
 
 global___AdoptSequence = AdoptSequence
 
@@ -987,6 +1067,7 @@ class WorkerLoad(google.protobuf.message.Message):
     SWAPPED_FIELD_NUMBER: builtins.int
     SWAP_OUTS_FIELD_NUMBER: builtins.int
     RECOMPUTES_FIELD_NUMBER: builtins.int
+    DECODE_STEPS_FIELD_NUMBER: builtins.int
     worker: builtins.str
     role: global___Role.ValueType
     role_epoch: builtins.int
@@ -1001,6 +1082,7 @@ class WorkerLoad(google.protobuf.message.Message):
     swapped: builtins.int
     swap_outs: builtins.int
     recomputes: builtins.int
+    decode_steps: builtins.int
     @property
     def request_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
     @property
@@ -1027,8 +1109,9 @@ class WorkerLoad(google.protobuf.message.Message):
         swapped: builtins.int = ...,
         swap_outs: builtins.int = ...,
         recomputes: builtins.int = ...,
+        decode_steps: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["context_tokens", b"context_tokens", "pages_cached", b"pages_cached", "pages_free", b"pages_free", "pages_total", b"pages_total", "pending_prefill_tokens", b"pending_prefill_tokens", "recomputes", b"recomputes", "request_ids", b"request_ids", "reservation_ids", b"reservation_ids", "role", b"role", "role_epoch", b"role_epoch", "running", b"running", "sequence_number", b"sequence_number", "steps", b"steps", "swap_outs", b"swap_outs", "swapped", b"swapped", "waiting", b"waiting", "worker", b"worker"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["context_tokens", b"context_tokens", "decode_steps", b"decode_steps", "pages_cached", b"pages_cached", "pages_free", b"pages_free", "pages_total", b"pages_total", "pending_prefill_tokens", b"pending_prefill_tokens", "recomputes", b"recomputes", "request_ids", b"request_ids", "reservation_ids", b"reservation_ids", "role", b"role", "role_epoch", b"role_epoch", "running", b"running", "sequence_number", b"sequence_number", "steps", b"steps", "swap_outs", b"swap_outs", "swapped", b"swapped", "waiting", b"waiting", "worker", b"worker"]) -> None: ...
 
 global___WorkerLoad = WorkerLoad
 
@@ -1149,3 +1232,469 @@ class PageChecksum(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["crc32", b"crc32", "place", b"place"]) -> None: ...
 
 global___PageChecksum = PageChecksum
+
+@typing.final
+class FirstToken(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    request_id: builtins.str
+    def __init__(
+        self,
+        *,
+        request_id: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["request_id", b"request_id"]) -> None: ...
+
+global___FirstToken = FirstToken
+
+@typing.final
+class SequenceEnded(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    REASON_FIELD_NUMBER: builtins.int
+    NUM_TOKENS_FIELD_NUMBER: builtins.int
+    request_id: builtins.str
+    reason: baton.protocol.v1.inference_pb2.FinishReason.ValueType
+    num_tokens: builtins.int
+    def __init__(
+        self,
+        *,
+        request_id: builtins.str = ...,
+        reason: baton.protocol.v1.inference_pb2.FinishReason.ValueType = ...,
+        num_tokens: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["num_tokens", b"num_tokens", "reason", b"reason", "request_id", b"request_id"]) -> None: ...
+
+global___SequenceEnded = SequenceEnded
+
+@typing.final
+class GatewayJoined(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    GATEWAY_FIELD_NUMBER: builtins.int
+    INCARNATION_FIELD_NUMBER: builtins.int
+    ADDRESS_FIELD_NUMBER: builtins.int
+    PUBLIC_KEY_FIELD_NUMBER: builtins.int
+    gateway: builtins.str
+    incarnation: builtins.str
+    address: builtins.str
+    public_key: builtins.str
+    def __init__(
+        self,
+        *,
+        gateway: builtins.str = ...,
+        incarnation: builtins.str = ...,
+        address: builtins.str = ...,
+        public_key: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["address", b"address", "gateway", b"gateway", "incarnation", b"incarnation", "public_key", b"public_key"]) -> None: ...
+
+global___GatewayJoined = GatewayJoined
+
+@typing.final
+class GatewayLeft(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    GATEWAY_FIELD_NUMBER: builtins.int
+    INCARNATION_FIELD_NUMBER: builtins.int
+    gateway: builtins.str
+    incarnation: builtins.str
+    def __init__(
+        self,
+        *,
+        gateway: builtins.str = ...,
+        incarnation: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["gateway", b"gateway", "incarnation", b"incarnation"]) -> None: ...
+
+global___GatewayLeft = GatewayLeft
+
+@typing.final
+class GatewayInfo(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    INCARNATION_FIELD_NUMBER: builtins.int
+    WORKER_ADDRESS_FIELD_NUMBER: builtins.int
+    PUBLIC_ADDRESS_FIELD_NUMBER: builtins.int
+    HOST_FIELD_NUMBER: builtins.int
+    PID_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    incarnation: builtins.str
+    worker_address: builtins.str
+    public_address: builtins.str
+    host: builtins.str
+    pid: builtins.int
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        incarnation: builtins.str = ...,
+        worker_address: builtins.str = ...,
+        public_address: builtins.str = ...,
+        host: builtins.str = ...,
+        pid: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["host", b"host", "incarnation", b"incarnation", "name", b"name", "pid", b"pid", "public_address", b"public_address", "worker_address", b"worker_address"]) -> None: ...
+
+global___GatewayInfo = GatewayInfo
+
+@typing.final
+class RegisterGateway(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    INFO_FIELD_NUMBER: builtins.int
+    REQUEST_IDS_FIELD_NUMBER: builtins.int
+    @property
+    def info(self) -> global___GatewayInfo: ...
+    @property
+    def request_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        info: global___GatewayInfo | None = ...,
+        request_ids: collections.abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["info", b"info"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["info", b"info", "request_ids", b"request_ids"]) -> None: ...
+
+global___RegisterGateway = RegisterGateway
+
+@typing.final
+class Submit(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    DIGEST_FIELD_NUMBER: builtins.int
+    NUM_PROMPT_TOKENS_FIELD_NUMBER: builtins.int
+    MAX_TOKENS_FIELD_NUMBER: builtins.int
+    PAGE_KEYS_FIELD_NUMBER: builtins.int
+    WORK_FIELD_NUMBER: builtins.int
+    NUM_EMITTED_FIELD_NUMBER: builtins.int
+    RESUMED_FIELD_NUMBER: builtins.int
+    TENANT_FIELD_NUMBER: builtins.int
+    PRIORITY_FIELD_NUMBER: builtins.int
+    OBJECTIVES_FIELD_NUMBER: builtins.int
+    AGE_S_FIELD_NUMBER: builtins.int
+    DEADLINE_IN_S_FIELD_NUMBER: builtins.int
+    request_id: builtins.str
+    digest: builtins.bytes
+    num_prompt_tokens: builtins.int
+    max_tokens: builtins.int
+    work: builtins.bytes
+    """A Work."""
+    num_emitted: builtins.int
+    resumed: builtins.bool
+    tenant: builtins.str
+    priority: builtins.int
+    age_s: builtins.float
+    deadline_in_s: builtins.float
+    @property
+    def page_keys(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
+    @property
+    def objectives(self) -> baton.protocol.v1.inference_pb2.Objectives: ...
+    def __init__(
+        self,
+        *,
+        request_id: builtins.str = ...,
+        digest: builtins.bytes = ...,
+        num_prompt_tokens: builtins.int = ...,
+        max_tokens: builtins.int = ...,
+        page_keys: collections.abc.Iterable[builtins.int] | None = ...,
+        work: builtins.bytes = ...,
+        num_emitted: builtins.int = ...,
+        resumed: builtins.bool = ...,
+        tenant: builtins.str = ...,
+        priority: builtins.int = ...,
+        objectives: baton.protocol.v1.inference_pb2.Objectives | None = ...,
+        age_s: builtins.float = ...,
+        deadline_in_s: builtins.float | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_deadline_in_s", b"_deadline_in_s", "deadline_in_s", b"deadline_in_s", "objectives", b"objectives"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_deadline_in_s", b"_deadline_in_s", "age_s", b"age_s", "deadline_in_s", b"deadline_in_s", "digest", b"digest", "max_tokens", b"max_tokens", "num_emitted", b"num_emitted", "num_prompt_tokens", b"num_prompt_tokens", "objectives", b"objectives", "page_keys", b"page_keys", "priority", b"priority", "request_id", b"request_id", "resumed", b"resumed", "tenant", b"tenant", "work", b"work"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_deadline_in_s", b"_deadline_in_s"]) -> typing.Literal["deadline_in_s"] | None: ...
+
+global___Submit = Submit
+
+@typing.final
+class StopRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    REASON_FIELD_NUMBER: builtins.int
+    ERROR_FIELD_NUMBER: builtins.int
+    MESSAGE_FIELD_NUMBER: builtins.int
+    NUM_TOKENS_FIELD_NUMBER: builtins.int
+    request_id: builtins.str
+    reason: baton.protocol.v1.inference_pb2.FinishReason.ValueType
+    error: builtins.str
+    message: builtins.str
+    num_tokens: builtins.int
+    def __init__(
+        self,
+        *,
+        request_id: builtins.str = ...,
+        reason: baton.protocol.v1.inference_pb2.FinishReason.ValueType = ...,
+        error: builtins.str = ...,
+        message: builtins.str = ...,
+        num_tokens: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["error", b"error", "message", b"message", "num_tokens", b"num_tokens", "reason", b"reason", "request_id", b"request_id"]) -> None: ...
+
+global___StopRequest = StopRequest
+
+@typing.final
+class EmittedTokens(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    WORK_FIELD_NUMBER: builtins.int
+    NUM_EMITTED_FIELD_NUMBER: builtins.int
+    request_id: builtins.str
+    work: builtins.bytes
+    """A Work."""
+    num_emitted: builtins.int
+    def __init__(
+        self,
+        *,
+        request_id: builtins.str = ...,
+        work: builtins.bytes = ...,
+        num_emitted: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["num_emitted", b"num_emitted", "request_id", b"request_id", "work", b"work"]) -> None: ...
+
+global___EmittedTokens = EmittedTokens
+
+@typing.final
+class GatewayLoad(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    STREAMS_FIELD_NUMBER: builtins.int
+    TOKENS_FIELD_NUMBER: builtins.int
+    REQUESTS_FIELD_NUMBER: builtins.int
+    CPU_S_FIELD_NUMBER: builtins.int
+    WAITING_BYTES_FIELD_NUMBER: builtins.int
+    streams: builtins.int
+    tokens: builtins.int
+    requests: builtins.int
+    cpu_s: builtins.float
+    waiting_bytes: builtins.int
+    def __init__(
+        self,
+        *,
+        streams: builtins.int = ...,
+        tokens: builtins.int = ...,
+        requests: builtins.int = ...,
+        cpu_s: builtins.float = ...,
+        waiting_bytes: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["cpu_s", b"cpu_s", "requests", b"requests", "streams", b"streams", "tokens", b"tokens", "waiting_bytes", b"waiting_bytes"]) -> None: ...
+
+global___GatewayLoad = GatewayLoad
+
+@typing.final
+class WorkerUnreachable(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    WORKER_FIELD_NUMBER: builtins.int
+    REACHABLE_FIELD_NUMBER: builtins.int
+    worker: builtins.str
+    reachable: builtins.bool
+    def __init__(
+        self,
+        *,
+        worker: builtins.str = ...,
+        reachable: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["reachable", b"reachable", "worker", b"worker"]) -> None: ...
+
+global___WorkerUnreachable = WorkerUnreachable
+
+@typing.final
+class GatewayRegistered(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ROUTER_ID_FIELD_NUMBER: builtins.int
+    INCARNATION_FIELD_NUMBER: builtins.int
+    router_id: builtins.str
+    incarnation: builtins.str
+    def __init__(
+        self,
+        *,
+        router_id: builtins.str = ...,
+        incarnation: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["incarnation", b"incarnation", "router_id", b"router_id"]) -> None: ...
+
+global___GatewayRegistered = GatewayRegistered
+
+@typing.final
+class Placed(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    PREFILL_WORKER_FIELD_NUMBER: builtins.int
+    DECODE_WORKER_FIELD_NUMBER: builtins.int
+    request_id: builtins.str
+    prefill_worker: builtins.str
+    decode_worker: builtins.str
+    def __init__(
+        self,
+        *,
+        request_id: builtins.str = ...,
+        prefill_worker: builtins.str = ...,
+        decode_worker: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["decode_worker", b"decode_worker", "prefill_worker", b"prefill_worker", "request_id", b"request_id"]) -> None: ...
+
+global___Placed = Placed
+
+@typing.final
+class AskEmitted(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    request_id: builtins.str
+    def __init__(
+        self,
+        *,
+        request_id: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["request_id", b"request_id"]) -> None: ...
+
+global___AskEmitted = AskEmitted
+
+@typing.final
+class RequestEnded(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    REASON_FIELD_NUMBER: builtins.int
+    ERROR_FIELD_NUMBER: builtins.int
+    MESSAGE_FIELD_NUMBER: builtins.int
+    RETRY_AFTER_S_FIELD_NUMBER: builtins.int
+    NUM_TOKENS_FIELD_NUMBER: builtins.int
+    PREFILL_WORKER_FIELD_NUMBER: builtins.int
+    DECODE_WORKER_FIELD_NUMBER: builtins.int
+    ATTEMPTS_FIELD_NUMBER: builtins.int
+    MIGRATIONS_FIELD_NUMBER: builtins.int
+    HANDOFF_FIELD_NUMBER: builtins.int
+    request_id: builtins.str
+    reason: baton.protocol.v1.inference_pb2.FinishReason.ValueType
+    error: builtins.str
+    message: builtins.str
+    retry_after_s: builtins.float
+    num_tokens: builtins.int
+    prefill_worker: builtins.str
+    decode_worker: builtins.str
+    attempts: builtins.int
+    migrations: builtins.int
+    @property
+    def handoff(self) -> baton.protocol.v1.inference_pb2.Handoff: ...
+    def __init__(
+        self,
+        *,
+        request_id: builtins.str = ...,
+        reason: baton.protocol.v1.inference_pb2.FinishReason.ValueType = ...,
+        error: builtins.str = ...,
+        message: builtins.str = ...,
+        retry_after_s: builtins.float | None = ...,
+        num_tokens: builtins.int = ...,
+        prefill_worker: builtins.str = ...,
+        decode_worker: builtins.str = ...,
+        attempts: builtins.int = ...,
+        migrations: builtins.int = ...,
+        handoff: baton.protocol.v1.inference_pb2.Handoff | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_retry_after_s", b"_retry_after_s", "handoff", b"handoff", "retry_after_s", b"retry_after_s"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_retry_after_s", b"_retry_after_s", "attempts", b"attempts", "decode_worker", b"decode_worker", "error", b"error", "handoff", b"handoff", "message", b"message", "migrations", b"migrations", "num_tokens", b"num_tokens", "prefill_worker", b"prefill_worker", "reason", b"reason", "request_id", b"request_id", "retry_after_s", b"retry_after_s"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_retry_after_s", b"_retry_after_s"]) -> typing.Literal["retry_after_s"] | None: ...
+
+global___RequestEnded = RequestEnded
+
+@typing.final
+class WorkerJoined(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    WORKER_FIELD_NUMBER: builtins.int
+    PUBLIC_KEY_FIELD_NUMBER: builtins.int
+    worker: builtins.str
+    public_key: builtins.str
+    def __init__(
+        self,
+        *,
+        worker: builtins.str = ...,
+        public_key: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["public_key", b"public_key", "worker", b"worker"]) -> None: ...
+
+global___WorkerJoined = WorkerJoined
+
+@typing.final
+class WorkerLeft(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    WORKER_FIELD_NUMBER: builtins.int
+    worker: builtins.str
+    def __init__(
+        self,
+        *,
+        worker: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["worker", b"worker"]) -> None: ...
+
+global___WorkerLeft = WorkerLeft
+
+@typing.final
+class LinkUp(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    WORKER_FIELD_NUMBER: builtins.int
+    INCARNATION_FIELD_NUMBER: builtins.int
+    worker: builtins.str
+    incarnation: builtins.str
+    def __init__(
+        self,
+        *,
+        worker: builtins.str = ...,
+        incarnation: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["incarnation", b"incarnation", "worker", b"worker"]) -> None: ...
+
+global___LinkUp = LinkUp
+
+@typing.final
+class StreamPosition(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    NEXT_INDEX_FIELD_NUMBER: builtins.int
+    request_id: builtins.str
+    next_index: builtins.int
+    def __init__(
+        self,
+        *,
+        request_id: builtins.str = ...,
+        next_index: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["next_index", b"next_index", "request_id", b"request_id"]) -> None: ...
+
+global___StreamPosition = StreamPosition
+
+@typing.final
+class AttachStreams(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    STREAMS_FIELD_NUMBER: builtins.int
+    @property
+    def streams(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___StreamPosition]: ...
+    def __init__(
+        self,
+        *,
+        streams: collections.abc.Iterable[global___StreamPosition] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["streams", b"streams"]) -> None: ...
+
+global___AttachStreams = AttachStreams
