@@ -7,6 +7,7 @@ import uuid
 from dataclasses import replace
 from pathlib import Path
 
+from baton.access.credentials import Credentials
 from baton.builtin_model import CHECKPOINT
 from baton.config.access import check_access
 from baton.config.resolve import ModelFacts, Resolved, resolve
@@ -23,7 +24,6 @@ from baton.engine.checkpoint import check_weights, read_config, read_sampling_de
 from baton.engine.tokenizer import check_tokenizer
 from baton.kv_transfer.transports import check_transport
 from baton.protocol.errors import BatonError, ConfigError
-from baton.router.access.credentials import Credentials
 from baton.router.policy.policies import check_policy
 
 BUILTIN = "built-in"

@@ -28,9 +28,9 @@ from baton.deploy.look import reached
 from baton.deploy.machine import machine_facts
 from baton.deploy.placement_groups import actor_options, release_empty_groups, release_groups, reserve_groups
 from baton.deploy.processes import import_root
+from baton.links.zap_authenticator import new_link_keys
 from baton.protocol.address import reachable
 from baton.protocol.errors import ConfigError
-from baton.router.access.zap_authenticator import new_link_keys
 from baton.router.actor import RouterActor
 from baton.worker.actor import WorkerActor
 

@@ -11,12 +11,13 @@ from functools import partial
 
 import grpc
 
+from baton.access.access import ADMIN
+from baton.access.credentials import Credentials
+from baton.access.grpc_server import serve
+from baton.access.status_mapping import abort
 from baton.protocol.errors import BatonError, InvalidRequest, NotFound
 from baton.protocol.v1 import admin_pb2, admin_pb2_grpc
 from baton.protocol.worker import RoleName
-from baton.router.access.access import ADMIN
-from baton.router.access.credentials import Credentials
-from baton.router.access.status_mapping import abort
 from baton.router.admin_messages import (
     explanation_message,
     links_message,
@@ -29,7 +30,6 @@ from baton.router.admin_messages import (
 from baton.router.core.explanation import MAX_EXPLANATIONS
 from baton.router.core.page_audit import PageAudit, judge
 from baton.router.driver import Driver
-from baton.router.grpc_server import serve
 from baton.router.policy.policies import NAMES
 
 SERVICE = "baton.v1.Admin"

@@ -11,13 +11,15 @@ from pathlib import Path
 
 import grpc
 
+from baton.access.credentials import Credentials
 from baton.config.access import check_access
 from baton.config.process_config import RouterAddresses, RouterConfig
 from baton.engine.checkpoint import model_id, read_config, resolve_model
 from baton.engine.tokenizer import Tokenizer
+from baton.gateway.grpc_service import InferenceService, ServedModel, start_server
+from baton.links.frame_server import WorkerLink
 from baton.logs import log
 from baton.protocol.address import join
-from baton.router.access.credentials import Credentials
 from baton.router.admin_server import AdminService, start_admin_server
 from baton.router.core.core import RouterCore
 from baton.router.core.worker_frames import WorkerFrames
@@ -25,8 +27,6 @@ from baton.router.driver import Driver
 from baton.router.policy.cluster_state import ClusterState
 from baton.router.policy.output_length import OutputLength
 from baton.router.policy.policies import make_policy
-from baton.router.server import InferenceService, ServedModel, start_server
-from baton.router.worker_link import WorkerLink
 
 
 @dataclass(eq=False)

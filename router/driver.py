@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from baton.config.schema import RouterSection
+from baton.gateway.core.stream import TextToken
+from baton.links.frame_server import WorkerLink
 from baton.logs import log
 from baton.protocol.errors import BatonError, Cancelled, ConfigError, InvalidRequest
 from baton.protocol.messages import RegisterAck, RouterMessage, WorkerMessage
@@ -20,12 +22,10 @@ from baton.router.core.commands import Command, FinishStream, Kill, OperationUpd
 from baton.router.core.completion import Completion
 from baton.router.core.core import RouterCore
 from baton.router.core.operation import Operation, OperationSpec
-from baton.router.core.stream import TextToken
 from baton.router.core.worker_frames import WorkerFrames
 from baton.router.log_lines import completion_line, operation_line
 from baton.router.policy.output_length import OutputLength
 from baton.router.policy.policies import make_policy
-from baton.router.worker_link import WorkerLink
 
 TICK_S = 0.1
 SAVE_EVERY_S = 60.0

@@ -9,13 +9,13 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field, replace
 
 from baton.config.schema import RouterSection
+from baton.gateway.core.detokenizer import Vocabulary
 from baton.protocol.errors import BatonError
 from baton.protocol.messages import Reregister
 from baton.protocol.request import Request, SamplingParams
 from baton.protocol.worker import RoleName
 from baton.router.core.completion import Completion
 from baton.router.core.core import RouterCore
-from baton.router.core.detokenizer import Vocabulary
 from baton.router.core.operation import Operation, OperationSpec, Undrain
 from baton.router.policy.cluster_state import ClusterState
 from baton.router.policy.placement import Placement

@@ -11,9 +11,9 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
 from baton.engine.step import SampledToken, StepPlan, StepResult
+from baton.gateway.core.stream import TextToken
 from baton.protocol.request import Objectives, Request
 from baton.router.core.completion import Completion
-from baton.router.core.stream import TextToken
 
 VOCAB, EOS = 97, 96
 

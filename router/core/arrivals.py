@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from baton.protocol.prefix_hash import page_hashes, tenant_root
+from baton.gateway.core.stream import OutputStream
+from baton.protocol.prefix_hash import page_hashes, page_keys, tenant_root
 from baton.protocol.request import Request
 from baton.router.core.latency import Latency
 from baton.router.core.live_request import LiveRequest
-from baton.router.core.stream import OutputStream
 from baton.router.policy.cluster_state import ClusterState
 from baton.router.policy.output_length import OutputLength, chain_nodes
-from baton.router.policy.prefix_index import page_keys
 
 
 def name_pages(request: Request, state: ClusterState) -> tuple[int, ...]:

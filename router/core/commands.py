@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from baton.gateway.core.stream import TextToken
 from baton.protocol.messages import RouterMessage
 from baton.router.core.completion import Completion
 from baton.router.core.operation import Operation
-from baton.router.core.stream import TextToken
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,8 @@ from itertools import groupby
 from operator import attrgetter
 
 from baton.config.schema import RouterSection
+from baton.gateway.core.detokenizer import Vocabulary
+from baton.gateway.core.stream import OutputStream, TextToken
 from baton.protocol import messages
 from baton.protocol.errors import BatonError
 from baton.protocol.messages import WorkerMessage
@@ -20,7 +22,6 @@ from baton.router.core.adoption import Adoption, Claim
 from baton.router.core.arrivals import open_request
 from baton.router.core.automation import Automation
 from baton.router.core.commands import Command, SendToWorker
-from baton.router.core.detokenizer import Vocabulary
 from baton.router.core.dispatch import Dispatch
 from baton.router.core.explanation import Explanations
 from baton.router.core.limits import check_id
@@ -30,7 +31,6 @@ from baton.router.core.operation import Operation, OperationSpec
 from baton.router.core.operations import Action, Operations, Probe
 from baton.router.core.pending_capacity import PendingCapacity
 from baton.router.core.requests import Requests
-from baton.router.core.stream import OutputStream, TextToken
 from baton.router.policy.cluster_state import ClusterState
 from baton.router.policy.output_length import OutputLength
 from baton.router.policy.placement import Placement

@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
+from baton.gateway.core.stream import OutputStream, TextToken
 from baton.protocol.errors import (
     BatonError,
     DeadlineExceeded,
@@ -29,7 +30,6 @@ from baton.protocol.request import FinishReason, Request
 from baton.router.core.completion import Completion
 from baton.router.core.events import Stopped
 from baton.router.core.latency import Latency
-from baton.router.core.stream import OutputStream, TextToken
 from baton.router.policy.cluster_state import RunningSequence
 from baton.router.policy.output_length import Prediction
 from baton.router.policy.placement import PlacementInput

@@ -6,6 +6,7 @@ from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from baton.gateway.core.stream import TextToken
 from baton.protocol import messages
 from baton.protocol.errors import BatonError, WorkerLost
 from baton.protocol.messages import TokenOutput
@@ -34,7 +35,6 @@ from baton.router.core.explanation import Explanations
 from baton.router.core.live_request import LiveRequest, Phase
 from baton.router.core.operations import RETRY_S, Operations
 from baton.router.core.request_machine import RequestMachine, UnexpectedEvent
-from baton.router.core.stream import TextToken
 from baton.router.core.transfers import Transfers
 from baton.router.policy.cluster_state import ClusterState
 from baton.router.policy.output_length import OutputLength

@@ -9,11 +9,10 @@ not count until its snapshot arrives.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from baton.protocol.messages import PagesChanged
-from baton.protocol.prefix_hash import page_key
 
 STRIDE = 16  # pages skipped at a time where the set does not change
 Match = list[tuple[int, int]]

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from baton.router.access.access import ADMIN, GENERATE, parse_tokens
+from baton.access.access import ADMIN, GENERATE, parse_tokens
 from tests.cli.commands import baton
 
 

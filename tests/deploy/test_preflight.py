@@ -17,10 +17,10 @@ from baton.client.client import AsyncClient
 from baton.config.schema import RouterSection
 from baton.deploy.local_ray import free_port
 from baton.deploy.preflight import check_addresses, check_note, ray_host
+from baton.links.frame_server import WorkerLink
 from baton.protocol.errors import ConfigError
 from baton.protocol.messages import Alive, WorkerMessage
 from baton.router.build import start_router
-from baton.router.worker_link import WorkerLink
 from baton.worker.router_link import RouterLink
 from tests.own_network import LOOPBACK_IPV6_ONLY, OWN_NETWORK, needs_own_network
 from tests.plans import router_config

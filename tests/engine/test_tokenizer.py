@@ -18,10 +18,10 @@ from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import processors
 
 from baton.engine.tokenizer import Tokenizer, check_tokenizer
+from baton.gateway.core.detokenizer import Detokenizer
 from baton.protocol.errors import ModelError
-from baton.router.core.detokenizer import Detokenizer
 from tests.checkpoints import byte_tokenizer
-from tests.router.vocabularies import token_id
+from tests.gateway.vocabularies import token_id
 
 LLAMA = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "bos_token": "<s>"}
 WORDS = ("once", "upon", "a", "time", "there", "was", "größe", "中文", "in", "the", "town", "and")

@@ -16,6 +16,7 @@ from baton.decode_worker.role import DecodeRole
 from baton.engine.batch import StepBudget
 from baton.engine.kv_pages import PagePool
 from baton.engine.model_config import model_config
+from baton.gateway.grpc_service import InferenceService, ServedModel, _emitted, _parse
 from baton.protocol import codec
 from baton.protocol.errors import InvalidRequest
 from baton.protocol.handoff import HandoffNotice, Reservation
@@ -24,7 +25,6 @@ from baton.protocol.request import Request, SamplingParams
 from baton.protocol.v1 import admin_pb2, inference_pb2, worker_pb2
 from baton.protocol.worker import RoleName
 from baton.router.admin_messages import operation_message, read_spec
-from baton.router.server import InferenceService, ServedModel, _emitted, _parse
 from baton.simulator.deliveries import FRAMES
 from baton.simulator.stepped_cluster import SteppedCluster
 from baton.simulator.token_checker import VOCAB

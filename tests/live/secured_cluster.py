@@ -19,8 +19,8 @@ import grpc
 import baton
 from baton.config.schema import AccessSection
 from baton.harness.process_cluster import ProcessCluster, plans
+from baton.links.zap_authenticator import new_link_keys
 from baton.logs import set_up
-from baton.router.access.zap_authenticator import new_link_keys
 from tests.certificates import Pair, self_signed
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -8,11 +8,11 @@ from dataclasses import replace
 import pytest
 import zmq
 
+from baton.links.frame_server import WorkerLink
+from baton.links.zap_authenticator import new_link_keys
 from baton.protocol.errors import InvalidRequest
 from baton.protocol.link_keys import LinkKeys, WorkerKeys
 from baton.protocol.messages import Goodbye, RegisterAck, Reregister, RouterMessage, WorkerMessage
-from baton.router.access.zap_authenticator import new_link_keys
-from baton.router.worker_link import WorkerLink
 from baton.worker.router_link import RouterLink
 from tests.waiting import until_async
 

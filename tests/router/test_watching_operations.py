@@ -9,11 +9,11 @@ from typing import Any
 import grpc
 import pytest
 
+from baton.access.credentials import Credentials
 from baton.config.schema import AccessSection
 from baton.protocol.errors import NotFound
 from baton.protocol.v1.admin_pb2 import WatchOperationRequest
 from baton.protocol.v1.admin_pb2_grpc import AdminStub
-from baton.router.access.credentials import Credentials
 from baton.router.admin_messages import operation_message, worker_message
 from baton.router.admin_server import AdminService, start_admin_server
 from baton.router.core.commands import Command, OperationUpdated

@@ -8,11 +8,11 @@ import pytest
 
 from baton.engine.sequence import Sequence, page_ids
 from baton.engine.step import Slice, StepPlan
+from baton.gateway.core.stream import TextToken
 from baton.protocol.messages import Release
 from baton.protocol.request import Request, SamplingParams
 from baton.router.core import request_ends
 from baton.router.core.commands import SendToWorker
-from baton.router.core.stream import TextToken
 from baton.router.core.transfers import Transfers
 from baton.router.policy.latency_model import StepCosts
 from baton.simulator.fault_run import FaultRun, play

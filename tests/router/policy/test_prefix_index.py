@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from baton.protocol.messages import PagesChanged
+from baton.protocol.prefix_hash import page_key, page_keys
 from baton.router.policy import prefix_index
-from baton.router.policy.prefix_index import PrefixIndex, page_key, page_keys
+from baton.router.policy.prefix_index import PrefixIndex
 
 WORKERS = st.sampled_from(["a", "b", "c", "d"])
 HASHES = [bytes([number]) * 16 for number in range(8)]

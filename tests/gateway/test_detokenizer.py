@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from baton.engine.tokenizer import Tokenizer
+from baton.gateway.core.detokenizer import CONTEXT_TOKENS, WINDOW_TOKENS, Detokenizer
+from baton.gateway.core.stream import OutputStream
 from baton.protocol.messages import TokenOutput
 from baton.protocol.request import FinishReason, Request, SamplingParams
-from baton.router.core.detokenizer import CONTEXT_TOKENS, WINDOW_TOKENS, Detokenizer
-from baton.router.core.stream import OutputStream
-from tests.router.vocabularies import KINDS, output_text, token_id, vocabulary
+from tests.gateway.vocabularies import KINDS, output_text, token_id, vocabulary
 
 
 def _ids(tokenizer: Tokenizer, most: int) -> st.SearchStrategy[list[int]]:

@@ -12,25 +12,25 @@ from typing import TypeVar
 import grpc
 from google.protobuf.message import DecodeError
 
+from baton.access.access import GENERATE, Access
+from baton.access.credentials import Credentials
+from baton.access.grpc_server import serve
+from baton.access.hot_reload import HotReload
+from baton.access.status_mapping import abort
 from baton.config.schema import AccessSection
 from baton.engine.model_config import ModelConfig
 from baton.engine.tokenizer import Tokenizer
+from baton.gateway.core.stream import TextToken
+from baton.gateway.encoding import EncodingPool
+from baton.gateway.public_messages import finish_message, token_message
 from baton.protocol import conversion
 from baton.protocol.errors import BatonError, Cancelled, DeadlineExceeded, InternalError, InvalidRequest, PromptTooLong
 from baton.protocol.request import Objectives, Request, SamplingParams
 from baton.protocol.sampling import SamplingDefaults, with_defaults
 from baton.protocol.v1 import inference_pb2
-from baton.router.access.access import GENERATE, Access
-from baton.router.access.credentials import Credentials
-from baton.router.access.hot_reload import HotReload
-from baton.router.access.status_mapping import abort
 from baton.router.core.completion import Completion
 from baton.router.core.limits import TenantStreams, check_prompt, most_prompt_tokens
-from baton.router.core.stream import TextToken
 from baton.router.driver import Driver, Subscription
-from baton.router.encoding import EncodingPool
-from baton.router.grpc_server import serve
-from baton.router.public_messages import finish_message, token_message
 
 MAX_NAME_BYTES = 256
 DEADLINE_SLACK_S = 0.1  # The client's clock ends a call slightly before this one

@@ -5,10 +5,10 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from baton.gateway.core.detokenizer import WINDOW_TOKENS, Detokenizer, StopStrings
+from baton.gateway.core.stream import OutputStream
 from baton.protocol.messages import TokenOutput
 from baton.protocol.request import FinishReason, Request, SamplingParams
-from baton.router.core.detokenizer import WINDOW_TOKENS, Detokenizer, StopStrings
-from baton.router.core.stream import OutputStream
 from tests.plain_vocabulary import BYTES
 
 

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from baton.access.access import ADMIN, GENERATE, parse_tokens
 from baton.config.access import access_words, check_access
 from baton.config.schema import AccessSection
+from baton.links.log_rate_limit import EVERY_S, LogRateLimit
 from baton.protocol.errors import ConfigError, Overloaded, PermissionDenied, PromptTooLong, Unauthenticated
-from baton.router.access.access import ADMIN, GENERATE, parse_tokens
 from baton.router.core.limits import TenantStreams, check_prompt, most_prompt_tokens
-from baton.router.core.log_rate_limit import EVERY_S, LogRateLimit
 
 TOKEN = "baton_of-acme"
 DIGEST = sha256(TOKEN.encode()).hexdigest()

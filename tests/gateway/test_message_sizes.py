@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
+from baton.gateway.core.stream import TextToken
+from baton.gateway.grpc_service import _responses
 from baton.protocol.request import MAX_LOGPROBS
 from baton.router.core.completion import Completion
-from baton.router.core.stream import TextToken
-from baton.router.server import _responses
 
 ACCEPTED_BYTES = 4 << 20  # by a gRPC client that was not told otherwise
 

@@ -13,14 +13,14 @@ from collections.abc import Callable, Iterable
 
 import zmq
 
+from baton.links.log_rate_limit import LogRateLimit
+from baton.links.zap_authenticator import ZapAuthenticator
 from baton.logs import log
 from baton.protocol.address import is_ipv6, split
 from baton.protocol.codec import decode_to_router, encode_to_worker
 from baton.protocol.errors import InvalidRequest
 from baton.protocol.link_keys import RouterKeys
 from baton.protocol.messages import RouterMessage, WorkerMessage
-from baton.router.access.zap_authenticator import ZapAuthenticator
-from baton.router.core.log_rate_limit import LogRateLimit
 
 HEARTBEAT = "#alive"  # suffix of the name under which a worker's heartbeat connects
 PING_MS, SILENCE_MS = 1000, 5000  # Interval of pings; time without traffic after which a connection is closed

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import grpc
 
+from baton.access.access import Access
+from baton.access.hot_reload import HotReload
+from baton.access.status_mapping import abort
 from baton.protocol.errors import BatonError
-from baton.router.access.access import Access
-from baton.router.access.hot_reload import HotReload
-from baton.router.access.status_mapping import abort
 
 OPEN_METHODS = "/grpc.health.v1.Health/"  # Health checkers have no token
 

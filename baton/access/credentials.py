@@ -8,10 +8,10 @@ from pathlib import Path
 
 import grpc
 
+from baton.access.access import Access, parse_tokens
+from baton.access.hot_reload import HotReload
 from baton.config.schema import AccessSection
 from baton.protocol.errors import ConfigError
-from baton.router.access.access import Access, parse_tokens
-from baton.router.access.hot_reload import HotReload
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from baton.access.credentials import Credentials, read_certificates
+from baton.access.hot_reload import HotReload
 from baton.config.schema import AccessSection
 from baton.protocol.errors import ConfigError
-from baton.router.access.credentials import Credentials, read_certificates
-from baton.router.access.hot_reload import HotReload
 from tests.certificates import self_signed
 
 

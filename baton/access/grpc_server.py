@@ -8,9 +8,9 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from baton.access.auth_interceptor import AuthInterceptor
+from baton.access.credentials import Credentials
 from baton.protocol.errors import ConfigError
-from baton.router.access.auth_interceptor import AuthInterceptor
-from baton.router.access.credentials import Credentials
 
 MIB = 1 << 20
 PINGS = [

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from baton.gateway.core.stream import TextToken
 from baton.protocol import conversion
 from baton.protocol.v1 import inference_pb2
 from baton.router.core.completion import Completion
-from baton.router.core.stream import TextToken
 
 
 def token_message(token: TextToken) -> inference_pb2.Token:

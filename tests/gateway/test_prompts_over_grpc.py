@@ -12,14 +12,14 @@ from tokenizers import processors
 from typer.testing import CliRunner
 
 import baton
+from baton.access.credentials import Credentials
 from baton.cli.main import app
 from baton.config.schema import AccessSection
 from baton.engine.model_config import model_config
 from baton.engine.tokenizer import Tokenizer
+from baton.gateway.grpc_service import InferenceService, ServedModel, start_server
 from baton.protocol.errors import InvalidRequest
 from baton.protocol.request import Request
-from baton.router.access.credentials import Credentials
-from baton.router.server import InferenceService, ServedModel, start_server
 from tests.checkpoints import byte_tokenizer
 from tests.fuzz.model_json import CONFIG
 

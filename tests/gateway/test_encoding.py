@@ -13,10 +13,10 @@ import pytest
 
 from baton.engine.model_config import model_config
 from baton.engine.tokenizer import Tokenizer
+from baton.gateway.encoding import SHORT_BYTES, EncodingPool, Lane
+from baton.gateway.grpc_service import InferenceService, ServedModel
 from baton.protocol.errors import Overloaded
 from baton.protocol.v1 import inference_pb2
-from baton.router.encoding import SHORT_BYTES, EncodingPool, Lane
-from baton.router.server import InferenceService, ServedModel
 from tests.checkpoints import byte_tokenizer
 from tests.fuzz.model_json import CONFIG
 

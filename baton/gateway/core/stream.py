@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from baton.gateway.core.detokenizer import Detokenizer, StopStrings, Vocabulary
 from baton.protocol.messages import TokenOutput
 from baton.protocol.request import FinishReason, Request
-from baton.router.core.detokenizer import Detokenizer, StopStrings, Vocabulary
 
 
 @dataclass(slots=True)  # not frozen: one is made per token
