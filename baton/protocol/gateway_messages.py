@@ -94,14 +94,6 @@ class GatewayLoad:
     waiting_bytes: Count = 0  # Of text that waits for tokenisation
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerUnreachable:
-    """The worker has no connection to the gateway, or (`reachable`) has one again."""
-
-    worker: Label
-    reachable: bool = False
-
-
 # Router to gateway
 
 
@@ -161,7 +153,7 @@ class WorkerLeft:
     worker: Label
 
 
-GatewayMessage = RegisterGateway | Submit | StopRequest | EmittedTokens | GatewayLoad | WorkerUnreachable | Goodbye
+GatewayMessage = RegisterGateway | Submit | StopRequest | EmittedTokens | GatewayLoad | Goodbye
 ToGateway = GatewayRegistered | Reregister | Placed | AskEmitted | RequestEnded | WorkerJoined | WorkerLeft
 
 # Between workers and gateways

@@ -275,6 +275,14 @@ class LinkMeasured:
 
 
 @dataclass(frozen=True, slots=True)
+class GatewayUnreachable:
+    """The worker has had no connection to a gateway for a while, or (`reachable`) has one again."""
+
+    gateway: Label
+    reachable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class RequestFailed:
     """A worker cannot continue a request; `error` is the name of a class in `baton.protocol.errors`."""
 
@@ -324,5 +332,5 @@ class Goodbye:
 
 HandoffMessage = Reserved | ReservationRefused | HandoffEnded | HandoffStalled | HandoffCommitted | HandoffCorrupt
 SequenceMessage = FirstToken | SequenceEnded | RequestFailed
-WorkerReport = Register | Alive | LoadReport | PagesChanged | LinkMeasured | RoleChanged | Goodbye
+WorkerReport = Register | Alive | LoadReport | PagesChanged | LinkMeasured | GatewayUnreachable | RoleChanged | Goodbye
 WorkerMessage = SequenceMessage | HandoffMessage | WorkerReport

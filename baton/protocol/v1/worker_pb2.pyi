@@ -116,12 +116,12 @@ class LinkMessage(google.protobuf.message.Message):
     LINK_MEASURED_FIELD_NUMBER: builtins.int
     FIRST_TOKEN_FIELD_NUMBER: builtins.int
     SEQUENCE_ENDED_FIELD_NUMBER: builtins.int
+    GATEWAY_UNREACHABLE_FIELD_NUMBER: builtins.int
     REGISTER_GATEWAY_FIELD_NUMBER: builtins.int
     SUBMIT_FIELD_NUMBER: builtins.int
     STOP_REQUEST_FIELD_NUMBER: builtins.int
     EMITTED_TOKENS_FIELD_NUMBER: builtins.int
     GATEWAY_LOAD_FIELD_NUMBER: builtins.int
-    WORKER_UNREACHABLE_FIELD_NUMBER: builtins.int
     GATEWAY_REGISTERED_FIELD_NUMBER: builtins.int
     PLACED_FIELD_NUMBER: builtins.int
     ASK_EMITTED_FIELD_NUMBER: builtins.int
@@ -196,6 +196,8 @@ class LinkMessage(google.protobuf.message.Message):
     @property
     def sequence_ended(self) -> global___SequenceEnded: ...
     @property
+    def gateway_unreachable(self) -> global___GatewayUnreachable: ...
+    @property
     def register_gateway(self) -> global___RegisterGateway:
         """Gateway to router."""
 
@@ -207,8 +209,6 @@ class LinkMessage(google.protobuf.message.Message):
     def emitted_tokens(self) -> global___EmittedTokens: ...
     @property
     def gateway_load(self) -> global___GatewayLoad: ...
-    @property
-    def worker_unreachable(self) -> global___WorkerUnreachable: ...
     @property
     def gateway_registered(self) -> global___GatewayRegistered:
         """Router to gateway."""
@@ -264,12 +264,12 @@ class LinkMessage(google.protobuf.message.Message):
         link_measured: global___LinkMeasured | None = ...,
         first_token: global___FirstToken | None = ...,
         sequence_ended: global___SequenceEnded | None = ...,
+        gateway_unreachable: global___GatewayUnreachable | None = ...,
         register_gateway: global___RegisterGateway | None = ...,
         submit: global___Submit | None = ...,
         stop_request: global___StopRequest | None = ...,
         emitted_tokens: global___EmittedTokens | None = ...,
         gateway_load: global___GatewayLoad | None = ...,
-        worker_unreachable: global___WorkerUnreachable | None = ...,
         gateway_registered: global___GatewayRegistered | None = ...,
         placed: global___Placed | None = ...,
         ask_emitted: global___AskEmitted | None = ...,
@@ -280,9 +280,9 @@ class LinkMessage(google.protobuf.message.Message):
         step_output: global___StepOutput | None = ...,
         attach_streams: global___AttachStreams | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["adopt_sequence", b"adopt_sequence", "alive", b"alive", "ask_emitted", b"ask_emitted", "attach_streams", b"attach_streams", "cancel", b"cancel", "emitted_tokens", b"emitted_tokens", "first_token", b"first_token", "gateway_joined", b"gateway_joined", "gateway_left", b"gateway_left", "gateway_load", b"gateway_load", "gateway_registered", b"gateway_registered", "goodbye", b"goodbye", "handoff_committed", b"handoff_committed", "handoff_corrupt", b"handoff_corrupt", "handoff_ended", b"handoff_ended", "handoff_stalled", b"handoff_stalled", "kind", b"kind", "link_measured", b"link_measured", "link_up", b"link_up", "load_report", b"load_report", "pages_changed", b"pages_changed", "peer_joined", b"peer_joined", "peer_left", b"peer_left", "placed", b"placed", "prefill", b"prefill", "register", b"register", "register_ack", b"register_ack", "register_gateway", b"register_gateway", "release", b"release", "request_ended", b"request_ended", "request_failed", b"request_failed", "reregister", b"reregister", "reservation_refused", b"reservation_refused", "reserve", b"reserve", "reserved", b"reserved", "resync_pages", b"resync_pages", "role_changed", b"role_changed", "send_pages", b"send_pages", "sequence_ended", b"sequence_ended", "step_output", b"step_output", "stop_request", b"stop_request", "submit", b"submit", "switch_role", b"switch_role", "worker_joined", b"worker_joined", "worker_left", b"worker_left", "worker_unreachable", b"worker_unreachable"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["adopt_sequence", b"adopt_sequence", "alive", b"alive", "ask_emitted", b"ask_emitted", "attach_streams", b"attach_streams", "cancel", b"cancel", "emitted_tokens", b"emitted_tokens", "first_token", b"first_token", "gateway_joined", b"gateway_joined", "gateway_left", b"gateway_left", "gateway_load", b"gateway_load", "gateway_registered", b"gateway_registered", "goodbye", b"goodbye", "handoff_committed", b"handoff_committed", "handoff_corrupt", b"handoff_corrupt", "handoff_ended", b"handoff_ended", "handoff_stalled", b"handoff_stalled", "kind", b"kind", "link_measured", b"link_measured", "link_up", b"link_up", "load_report", b"load_report", "pages_changed", b"pages_changed", "peer_joined", b"peer_joined", "peer_left", b"peer_left", "placed", b"placed", "prefill", b"prefill", "register", b"register", "register_ack", b"register_ack", "register_gateway", b"register_gateway", "release", b"release", "request_ended", b"request_ended", "request_failed", b"request_failed", "reregister", b"reregister", "reservation_refused", b"reservation_refused", "reserve", b"reserve", "reserved", b"reserved", "resync_pages", b"resync_pages", "role_changed", b"role_changed", "send_pages", b"send_pages", "sequence_ended", b"sequence_ended", "step_output", b"step_output", "stop_request", b"stop_request", "submit", b"submit", "switch_role", b"switch_role", "worker_joined", b"worker_joined", "worker_left", b"worker_left", "worker_unreachable", b"worker_unreachable"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["register_ack", "peer_joined", "peer_left", "prefill", "reserve", "send_pages", "cancel", "release", "resync_pages", "switch_role", "reregister", "adopt_sequence", "gateway_joined", "gateway_left", "register", "reserved", "reservation_refused", "handoff_ended", "handoff_committed", "request_failed", "load_report", "pages_changed", "goodbye", "role_changed", "alive", "handoff_corrupt", "handoff_stalled", "link_measured", "first_token", "sequence_ended", "register_gateway", "submit", "stop_request", "emitted_tokens", "gateway_load", "worker_unreachable", "gateway_registered", "placed", "ask_emitted", "request_ended", "worker_joined", "worker_left", "link_up", "step_output", "attach_streams"] | None: ...
+    def HasField(self, field_name: typing.Literal["adopt_sequence", b"adopt_sequence", "alive", b"alive", "ask_emitted", b"ask_emitted", "attach_streams", b"attach_streams", "cancel", b"cancel", "emitted_tokens", b"emitted_tokens", "first_token", b"first_token", "gateway_joined", b"gateway_joined", "gateway_left", b"gateway_left", "gateway_load", b"gateway_load", "gateway_registered", b"gateway_registered", "gateway_unreachable", b"gateway_unreachable", "goodbye", b"goodbye", "handoff_committed", b"handoff_committed", "handoff_corrupt", b"handoff_corrupt", "handoff_ended", b"handoff_ended", "handoff_stalled", b"handoff_stalled", "kind", b"kind", "link_measured", b"link_measured", "link_up", b"link_up", "load_report", b"load_report", "pages_changed", b"pages_changed", "peer_joined", b"peer_joined", "peer_left", b"peer_left", "placed", b"placed", "prefill", b"prefill", "register", b"register", "register_ack", b"register_ack", "register_gateway", b"register_gateway", "release", b"release", "request_ended", b"request_ended", "request_failed", b"request_failed", "reregister", b"reregister", "reservation_refused", b"reservation_refused", "reserve", b"reserve", "reserved", b"reserved", "resync_pages", b"resync_pages", "role_changed", b"role_changed", "send_pages", b"send_pages", "sequence_ended", b"sequence_ended", "step_output", b"step_output", "stop_request", b"stop_request", "submit", b"submit", "switch_role", b"switch_role", "worker_joined", b"worker_joined", "worker_left", b"worker_left"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["adopt_sequence", b"adopt_sequence", "alive", b"alive", "ask_emitted", b"ask_emitted", "attach_streams", b"attach_streams", "cancel", b"cancel", "emitted_tokens", b"emitted_tokens", "first_token", b"first_token", "gateway_joined", b"gateway_joined", "gateway_left", b"gateway_left", "gateway_load", b"gateway_load", "gateway_registered", b"gateway_registered", "gateway_unreachable", b"gateway_unreachable", "goodbye", b"goodbye", "handoff_committed", b"handoff_committed", "handoff_corrupt", b"handoff_corrupt", "handoff_ended", b"handoff_ended", "handoff_stalled", b"handoff_stalled", "kind", b"kind", "link_measured", b"link_measured", "link_up", b"link_up", "load_report", b"load_report", "pages_changed", b"pages_changed", "peer_joined", b"peer_joined", "peer_left", b"peer_left", "placed", b"placed", "prefill", b"prefill", "register", b"register", "register_ack", b"register_ack", "register_gateway", b"register_gateway", "release", b"release", "request_ended", b"request_ended", "request_failed", b"request_failed", "reregister", b"reregister", "reservation_refused", b"reservation_refused", "reserve", b"reserve", "reserved", b"reserved", "resync_pages", b"resync_pages", "role_changed", b"role_changed", "send_pages", b"send_pages", "sequence_ended", b"sequence_ended", "step_output", b"step_output", "stop_request", b"stop_request", "submit", b"submit", "switch_role", b"switch_role", "worker_joined", b"worker_joined", "worker_left", b"worker_left"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["register_ack", "peer_joined", "peer_left", "prefill", "reserve", "send_pages", "cancel", "release", "resync_pages", "switch_role", "reregister", "adopt_sequence", "gateway_joined", "gateway_left", "register", "reserved", "reservation_refused", "handoff_ended", "handoff_committed", "request_failed", "load_report", "pages_changed", "goodbye", "role_changed", "alive", "handoff_corrupt", "handoff_stalled", "link_measured", "first_token", "sequence_ended", "gateway_unreachable", "register_gateway", "submit", "stop_request", "emitted_tokens", "gateway_load", "gateway_registered", "placed", "ask_emitted", "request_ended", "worker_joined", "worker_left", "link_up", "step_output", "attach_streams"] | None: ...
 
 global___LinkMessage = LinkMessage
 
@@ -1495,22 +1495,22 @@ class GatewayLoad(google.protobuf.message.Message):
 global___GatewayLoad = GatewayLoad
 
 @typing.final
-class WorkerUnreachable(google.protobuf.message.Message):
+class GatewayUnreachable(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    WORKER_FIELD_NUMBER: builtins.int
+    GATEWAY_FIELD_NUMBER: builtins.int
     REACHABLE_FIELD_NUMBER: builtins.int
-    worker: builtins.str
+    gateway: builtins.str
     reachable: builtins.bool
     def __init__(
         self,
         *,
-        worker: builtins.str = ...,
+        gateway: builtins.str = ...,
         reachable: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["reachable", b"reachable", "worker", b"worker"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["gateway", b"gateway", "reachable", b"reachable"]) -> None: ...
 
-global___WorkerUnreachable = WorkerUnreachable
+global___GatewayUnreachable = GatewayUnreachable
 
 @typing.final
 class GatewayRegistered(google.protobuf.message.Message):
