@@ -16,13 +16,15 @@ from typing import Any, Protocol
 import zmq
 
 from baton.protocol import codec
-from baton.protocol.messages import Prefill, StepOutput
+from baton.protocol.gateway_messages import AttachStreams, StepOutput
+from baton.protocol.messages import GatewayJoined, Prefill, RegisterAck, Work
 from baton.protocol.request import Request, SamplingParams
 from baton.protocol.v1 import inference_pb2
 from benchmarks.http2_reader import Http2Reader
 
 PROMPT = [5] * 32
 DRAIN_S = 60.0
+DIRECT = "direct"  # The gateway's name where a worker is read without one
 _POST = b"POST /generate HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
 
 
@@ -161,24 +163,27 @@ class HttpClient:
 
 
 class WorkerClient:
-    """Reads Baton's decode worker as the router does, over the ZeroMQ socket that the worker is connected to."""
+    """Reads Baton's decode worker as router and gateway do, over the ZeroMQ sockets that the worker is connected to."""
 
-    def __init__(self, link: zmq.Socket[bytes], worker: bytes) -> None:
-        self._link, self._worker = link, worker
+    def __init__(self, orders: zmq.Socket[bytes], tokens: zmq.Socket[bytes], worker: bytes) -> None:
+        self._orders, self._tokens, self._worker = orders, tokens, worker
         self._arrived: list[tuple[str, int, float]] = []
         self.messages = 0
 
     def start(self, name: str, tokens: int) -> None:
-        request = Request(name, tuple(PROMPT), SamplingParams(max_tokens=tokens))
-        self._link.send_multipart([self._worker, codec.encode_to_worker([Prefill(request, (), False, 0)])])
+        work = Work(Request(name, tuple(PROMPT), SamplingParams(max_tokens=tokens)))
+        order = Prefill(name, work, DIRECT, False, 0)
+        self._orders.send_multipart([self._worker, codec.encode_frame([order])])
 
     def read(self, timeout_s: float) -> list[str]:
         ended: list[str] = []
-        if not self._link.poll(max(0, int(1000 * timeout_s))):
+        while self._orders.poll(0):  # What the router would read
+            self._orders.recv_multipart()
+        if not self._tokens.poll(max(0, int(1000 * timeout_s))):
             return ended
-        frame = self._link.recv_multipart()[1]
+        frame = self._tokens.recv_multipart()[1]
         now = time.monotonic()
-        for message in codec.decode_to_router(frame)[1]:
+        for message in codec.decode_frame(frame, codec.FROM_WORKER_TO_GATEWAY)[1]:
             if isinstance(message, StepOutput):
                 self._arrived += [(token.request_id, token.index, now) for token in message.tokens]
                 ended += [token.request_id for token in message.tokens if token.finish is not None]
@@ -188,4 +193,19 @@ class WorkerClient:
         return iter(self._arrived)
 
     def close(self) -> None:
-        """Do nothing: the caller owns the socket."""
+        """Do nothing: the caller owns the sockets."""
+
+
+def attach(orders: zmq.Socket[bytes], tokens: zmq.Socket[bytes], address: str, workers: int, within_s: float) -> None:
+    """Register this many workers and open their links for tokens; raises `RuntimeError` after `within_s`."""
+    ready, deadline = [set[bytes](), set[bytes]()], time.monotonic() + within_s
+    greetings = [RegisterAck("direct", 0.5, "1"), GatewayJoined(DIRECT, "1", address)]
+    while len(ready[1]) < workers:
+        for socket, seen, answer in ((orders, ready[0], greetings), (tokens, ready[1], [AttachStreams(())])):
+            if socket.poll(50):
+                worker = socket.recv_multipart()[0]
+                if worker not in seen:
+                    seen.add(worker)
+                    socket.send_multipart([worker, codec.encode_frame(answer)])
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"{len(ready[1])} of {workers} mock workers connected within {within_s:g} s.")
