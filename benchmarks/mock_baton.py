@@ -179,8 +179,8 @@ def _frames(socket: Any, ready: dict[Any, int], kinds: frozenset[type]) -> Itera
 def mock_baton_process(router_address: str, pipe: Connection) -> None:
     """Run both workers, controlled over `pipe`.
 
-    It sends True once both are registered and attached to a gateway. It then receives values of `step_s`, and answers each with the `Left` since the last
-    one. It ends on None or when the pipe closes.
+    It sends True once both workers are registered and attached to a gateway. It then receives values of `step_s`, and
+    answers each with the `Left` since the last one. It ends on None or when the pipe closes.
     """
     context = zmq.Context()
     poller = zmq.Poller()

@@ -15,7 +15,7 @@ import psutil
 import zmq
 
 from baton.builtin_model import CHECKPOINT
-from baton.harness.process_cluster import plans
+from baton.harness.process_cluster import gateway_plan, plans
 from baton.protocol.worker import RoleName
 from benchmarks.mock_baton import ROLES, Left, mock_baton_process
 from benchmarks.stream_clients import GrpcClient, StreamClient, WorkerClient, attach
@@ -84,7 +84,7 @@ def router_process(pipe: Connection) -> None:
     from baton.router.build import start_router
 
     async def serve() -> None:
-        running = await start_router(plans(CHECKPOINT, 4096, 1).router)
+        running = await start_router(plans(CHECKPOINT, 4096, 1)[0])
         pipe.send(running.worker_address)
         await _until_closed(pipe)
         await running.stop(0.0)
@@ -97,9 +97,8 @@ def gateway_process(router_address: str, name: str, port: int, pipe: Connection)
     from baton.gateway.build import start_gateway
 
     async def serve() -> None:
-        plan = plans(CHECKPOINT, 4096, 1).gateway
-        plan = replace(plan, name=name, router_address=router_address, gateway=plan.gateway.changed(port=port))
-        running = await start_gateway(plan)
+        plan = gateway_plan(*plans(CHECKPOINT, 4096, 1), name, router_address)
+        running = await start_gateway(replace(plan, gateway=plan.gateway.changed(port=port)))
         await running.registered()
         pipe.send(running.port)
         await _until_closed(pipe)

@@ -201,11 +201,11 @@ def attach(orders: zmq.Socket[bytes], tokens: zmq.Socket[bytes], address: str, w
     ready, deadline = [set[bytes](), set[bytes]()], time.monotonic() + within_s
     greetings = [RegisterAck("direct", 0.5, "1"), GatewayJoined(DIRECT, "1", address)]
     while len(ready[1]) < workers:
-        for socket, seen, answer in ((orders, ready[0], greetings), (tokens, ready[1], [AttachStreams(())])):
-            if socket.poll(50):
-                worker = socket.recv_multipart()[0]
+        for link, seen, answer in ((orders, ready[0], greetings), (tokens, ready[1], [AttachStreams(())])):
+            if link.poll(50):
+                worker = link.recv_multipart()[0]
                 if worker not in seen:
                     seen.add(worker)
-                    socket.send_multipart([worker, codec.encode_frame(answer)])
+                    link.send_multipart([worker, codec.encode_frame(answer)])
         if time.monotonic() > deadline:
             raise RuntimeError(f"{len(ready[1])} of {workers} mock workers connected within {within_s:g} s.")
