@@ -21,6 +21,7 @@ from benchmarks.mock_baton import ROLES, Left, mock_baton_process
 from benchmarks.stream_clients import GrpcClient, StreamClient, WorkerClient, attach
 
 START_S = 60.0
+CONTEXT_TOKENS = 16_384
 
 
 @dataclass(eq=False)
@@ -84,7 +85,7 @@ def router_process(pipe: Connection) -> None:
     from baton.router.build import start_router
 
     async def serve() -> None:
-        running = await start_router(plans(CHECKPOINT, 4096, 1)[0])
+        running = await start_router(plans(CHECKPOINT, CONTEXT_TOKENS, 1)[0])
         pipe.send(running.worker_address)
         await _until_closed(pipe)
         await running.stop(0.0)
@@ -97,7 +98,7 @@ def gateway_process(router_address: str, name: str, port: int, pipe: Connection)
     from baton.gateway.build import start_gateway
 
     async def serve() -> None:
-        plan = gateway_plan(*plans(CHECKPOINT, 4096, 1), name, router_address)
+        plan = gateway_plan(*plans(CHECKPOINT, CONTEXT_TOKENS, 1), name, router_address)
         running = await start_gateway(replace(plan, gateway=plan.gateway.changed(port=port)))
         await running.registered()
         pipe.send(running.port)

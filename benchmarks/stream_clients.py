@@ -22,7 +22,7 @@ from baton.protocol.request import Request, SamplingParams
 from baton.protocol.v1 import inference_pb2
 from benchmarks.http2_reader import Http2Reader
 
-PROMPT = [5] * 32
+PROMPT = 32  # Tokens
 DRAIN_S = 60.0
 DIRECT = "direct"  # The gateway's name where a worker is read without one
 _POST = b"POST /generate HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
@@ -33,8 +33,8 @@ class StreamClient(Protocol):
 
     messages: int  # Number of messages with tokens, counted by `tokens`.
 
-    def start(self, name: str, tokens: int) -> None:
-        """Request a stream of this many tokens."""
+    def start(self, name: str, tokens: int, prompt: int = PROMPT) -> None:
+        """Request a stream of this many tokens, after a prompt of this many."""
 
     def read(self, timeout_s: float) -> list[str]:
         """Keep bytes that arrive within the time; returns the names of the streams that have ended."""
@@ -67,8 +67,8 @@ class GrpcClient:
         self._names: dict[int, str] = {}
         self.messages = 0
 
-    def start(self, name: str, tokens: int) -> None:
-        ids = inference_pb2.TokenIds(ids=PROMPT)
+    def start(self, name: str, tokens: int, prompt: int = PROMPT) -> None:
+        ids = inference_pb2.TokenIds(ids=[5] * prompt)
         request = inference_pb2.GenerateRequest(
             request_id=name, token_ids=ids, sampling=inference_pb2.SamplingParams(max_tokens=tokens)
         )
@@ -112,9 +112,11 @@ class HttpClient:
         self._tails[connection] = b""
         return connection
 
-    def start(self, name: str, tokens: int) -> None:
+    def start(self, name: str, tokens: int, prompt: int = PROMPT) -> None:
         sampling = {"max_new_tokens": tokens, "temperature": 0.0, "ignore_eos": True}
-        body = json.dumps({"rid": name, "input_ids": PROMPT, "sampling_params": sampling, "stream": True}).encode()
+        body = json.dumps(
+            {"rid": name, "input_ids": [5] * prompt, "sampling_params": sampling, "stream": True}
+        ).encode()
         connection = self._idle.pop() if self._idle else self._connect()
         self._names[connection] = name
         self._tails[connection] = b""
@@ -170,8 +172,8 @@ class WorkerClient:
         self._arrived: list[tuple[str, int, float]] = []
         self.messages = 0
 
-    def start(self, name: str, tokens: int) -> None:
-        work = Work(Request(name, tuple(PROMPT), SamplingParams(max_tokens=tokens)))
+    def start(self, name: str, tokens: int, prompt: int = PROMPT) -> None:
+        work = Work(Request(name, (5,) * prompt, SamplingParams(max_tokens=tokens)))
         order = Prefill(name, work, DIRECT, False, 0)
         self._orders.send_multipart([self._worker, codec.encode_frame([order])])
 
