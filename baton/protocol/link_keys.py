@@ -12,13 +12,6 @@ ROUTER = "router"  # The name of the router's own key pair
 
 
 @dataclass(frozen=True, slots=True)
-class ClusterKeys:
-    """The secret from which all keys of a cluster are derived."""
-
-    secret: str = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True)
 class PeerKeys:
     """The key pair of one process and the router's public key, in ZeroMQ's encoding Z85.
 

@@ -10,20 +10,18 @@ from baton.links.frame_client import FrameClient
 from baton.links.frame_server import FrameServer, Handler
 from baton.links.keys import peer_keys, public_key
 from baton.protocol.codec import FROM_ROUTER_TO_WORKER, TO_ROUTER
-from baton.protocol.link_keys import ROUTER, ClusterKeys, PeerKeys
+from baton.protocol.link_keys import ROUTER, PeerKeys
 from baton.protocol.messages import RegisterAck
 from tests.waiting import until_async
 
 ANY_PORT = "tcp://127.0.0.1:*"
 
 
-def server(
-    keys: ClusterKeys | None = None, address: str = ANY_PORT, kinds: Collection[type] = TO_ROUTER
-) -> FrameServer:
+def server(secret: str = "", address: str = ANY_PORT, kinds: Collection[type] = TO_ROUTER) -> FrameServer:
     """The router's server."""
-    if keys is None:
+    if not secret:
         return FrameServer(address, kinds)
-    return FrameServer(address, kinds, lambda name: public_key(keys, name), peer_keys(keys, ROUTER))
+    return FrameServer(address, kinds, lambda name: public_key(secret, name), peer_keys(secret, ROUTER))
 
 
 def client(address: str, name: str = "worker", keys: PeerKeys | None = None, **options: Any) -> FrameClient:

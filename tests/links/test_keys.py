@@ -12,37 +12,36 @@ from zmq.utils.monitor import recv_monitor_message
 
 from baton.links.frame_client import FrameClient
 from baton.links.frame_server import FrameServer
-from baton.links.keys import link_identity, new_cluster_keys, peer_keys, public_key
+from baton.links.keys import link_identity, new_secret, peer_keys, public_key
 from baton.protocol.codec import FROM_GATEWAY_TO_WORKER, FROM_WORKER_TO_GATEWAY
 from baton.protocol.gateway_messages import AttachStreams, LinkUp
-from baton.protocol.link_keys import ROUTER, ClusterKeys, PeerKeys
+from baton.protocol.link_keys import ROUTER, PeerKeys
 from baton.protocol.messages import Goodbye, RegisterAck
 from tests.links.ends import ANY_PORT, Received, client, server
 from tests.waiting import until_async
 
 
 def test_every_name_has_a_pair_of_its_own_which_the_secret_decides() -> None:
-    keys, others = new_cluster_keys(), new_cluster_keys()
-    pairs = [peer_keys(cluster, name) for cluster in (keys, others) for name in (ROUTER, "decode-0", "decode-1")]
+    secret, others = new_secret(), new_secret()
+    pairs = [peer_keys(cluster, name) for cluster in (secret, others) for name in (ROUTER, "decode-0", "decode-1")]
     assert len({pair.public for pair in pairs}) == len({pair.secret for pair in pairs}) == len(pairs)
-    assert peer_keys(ClusterKeys(keys.secret), "decode-0") == peer_keys(keys, "decode-0")
+    assert peer_keys(secret, "decode-0") == peer_keys(secret, "decode-0")
     for name in (ROUTER, "decode-0"):
-        pair = peer_keys(keys, name)
-        assert zmq.curve_public(pair.secret.encode()).decode() == pair.public == public_key(keys, name)
-        assert pair.router_public == public_key(keys, ROUTER)
+        pair = peer_keys(secret, name)
+        assert zmq.curve_public(pair.secret.encode()).decode() == pair.public == public_key(secret, name)
+        assert pair.router_public == public_key(secret, ROUTER)
 
 
 def test_the_keys_are_not_shown() -> None:
-    keys = new_cluster_keys()
-    pair = peer_keys(keys, "decode-0")
-    assert keys.secret not in repr(keys)
+    secret = new_secret()
+    pair = peer_keys(secret, "decode-0")
     assert pair.secret not in repr(pair)
     assert pair.router_public not in repr(pair)
 
 
 def test_an_identity_differs_from_server_to_server() -> None:
     """One server could take over a peer's connection to another if it knew the identity there."""
-    pair = peer_keys(new_cluster_keys(), "decode-0")
+    pair = peer_keys(new_secret(), "decode-0")
     assert len({link_identity("decode-0", pair, server) for server in ("one", "another")}) == 2
 
 
@@ -50,12 +49,12 @@ def test_an_identity_differs_from_server_to_server() -> None:
 class Router:
     """A guarded router that answers each accepted frame."""
 
-    keys: ClusterKeys
+    secret: str
     link: FrameServer = field(init=False)
     accepted: list[tuple[str, str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.link = server(self.keys)
+        self.link = server(self.secret)
         self.link.start(self._on_frame)
 
     def _on_frame(self, peer: str, incarnation: str, batch: list[Any]) -> None:
@@ -63,10 +62,10 @@ class Router:
         assert self.link.send(peer, [RegisterAck(peer, 1.0, "")])
 
 
-async def _exchange(keys: ClusterKeys, name: str, pair: PeerKeys | None) -> tuple[Router, Received, Received]:
+async def _exchange(secret: str, name: str, pair: PeerKeys | None) -> tuple[Router, Received, Received]:
     """A router to which "decode-0" is connected when a caller sends as `name` with `pair`, and both links."""
-    router = Router(keys)
-    right = Received(client(router.link.address, "decode-0", peer_keys(keys, "decode-0")))
+    router = Router(secret)
+    right = Received(client(router.link.address, "decode-0", peer_keys(secret, "decode-0")))
     right.link.send([Goodbye("hello")])
     await right.until_messages(1)
     caller = Received(client(router.link.address, name, pair))
@@ -102,10 +101,10 @@ def test_a_frame_under_another_key_than_its_names_is_refused(
     name: str, other: str | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def run() -> None:
-        keys = new_cluster_keys()
-        pair = peer_keys(keys, other) if other else peer_keys(new_cluster_keys(), name)
-        pair = replace(pair, router_public=public_key(keys, ROUTER))
-        router, right, caller = await _exchange(keys, name, pair)
+        secret = new_secret()
+        pair = peer_keys(secret, other) if other else peer_keys(new_secret(), name)
+        pair = replace(pair, router_public=public_key(secret, ROUTER))
+        router, right, caller = await _exchange(secret, name, pair)
         await until_async(lambda: bool(caplog.messages))
         await _end(router, right, caller)
 
@@ -116,9 +115,9 @@ def test_a_frame_under_another_key_than_its_names_is_refused(
 @pytest.mark.parametrize("keyed", [True, False], ids=["the router's key of another cluster", "no keys"])
 def test_a_handshake_without_the_routers_key_fails(keyed: bool) -> None:
     async def run() -> None:
-        keys = new_cluster_keys()
-        pair = replace(peer_keys(keys, "decode-1"), router_public=public_key(new_cluster_keys(), ROUTER))
-        router, right, caller = await _exchange(keys, "decode-1", pair if keyed else None)
+        secret = new_secret()
+        pair = replace(peer_keys(secret, "decode-1"), router_public=public_key(new_secret(), ROUTER))
+        router, right, caller = await _exchange(secret, "decode-1", pair if keyed else None)
         refusals = caller.link._monitor
         assert refusals is not None
         await until_async(lambda: refusals.poll(0) > 0)
@@ -131,8 +130,8 @@ def test_a_handshake_without_the_routers_key_fails(keyed: bool) -> None:
 
 def test_a_gateway_accepts_the_workers_that_it_has_keys_of_and_no_longer_than_that() -> None:
     async def run() -> None:
-        keys = new_cluster_keys()
-        gateway_keys, worker_keys = peer_keys(keys, "gateway-0"), peer_keys(keys, "decode-0")
+        secret = new_secret()
+        gateway_keys, worker_keys = peer_keys(secret, "gateway-0"), peer_keys(secret, "decode-0")
         workers = {"decode-0": worker_keys.public}
         accepted: list[str] = []
         gateway = FrameServer(ANY_PORT, FROM_WORKER_TO_GATEWAY, lambda name: workers.get(name, ""), gateway_keys)
@@ -143,7 +142,7 @@ def test_a_gateway_accepts_the_workers_that_it_has_keys_of_and_no_longer_than_th
 
         gateway.start(on_frame)
         clients = [
-            FrameClient(gateway.address, name, FROM_GATEWAY_TO_WORKER, "", peer_keys(keys, name), gateway_keys.public)
+            FrameClient(gateway.address, name, FROM_GATEWAY_TO_WORKER, "", peer_keys(secret, name), gateway_keys.public)
             for name in ("decode-1", "decode-0")
         ]
         worker = Received(clients[1])
@@ -152,7 +151,7 @@ def test_a_gateway_accepts_the_workers_that_it_has_keys_of_and_no_longer_than_th
         await worker.until_messages(1)
         del workers["decode-0"]
         worker.link.send([LinkUp("decode-0", "after it has left")])
-        workers["decode-1"] = peer_keys(keys, "decode-1").public
+        workers["decode-1"] = peer_keys(secret, "decode-1").public
         await until_async(lambda: clients[0].send([LinkUp("decode-1", "known")]) and "known" in accepted)
         assert set(accepted) == {"first", "known"}
         for one in clients:
@@ -164,10 +163,10 @@ def test_a_gateway_accepts_the_workers_that_it_has_keys_of_and_no_longer_than_th
 
 def test_router_and_gateway_run_in_one_process() -> None:
     async def run() -> None:
-        keys = new_cluster_keys()
-        router, other = Router(keys), Router(new_cluster_keys())
-        worker = Received(client(router.link.address, "decode-0", peer_keys(keys, "decode-0")))
-        stranger = Received(client(other.link.address, "decode-0", peer_keys(other.keys, "decode-0")))
+        secret = new_secret()
+        router, other = Router(secret), Router(new_secret())
+        worker = Received(client(router.link.address, "decode-0", peer_keys(secret, "decode-0")))
+        stranger = Received(client(other.link.address, "decode-0", peer_keys(other.secret, "decode-0")))
         for one in (worker, stranger):
             one.link.send([Goodbye("hello")])
             await one.until_messages(1)
