@@ -32,7 +32,7 @@ from statistics import median
 import psutil
 
 from baton.harness.report import Report, arguments, median_ratio, progress
-from baton.router.core.latency import percentile
+from baton.router.core.completion import percentile
 from benchmarks.open_loop import OpenSetting, measure_kept, measure_open
 from benchmarks.router_peers import PEERS, find_peer, peer_side
 from benchmarks.router_sides import Child, Side, baton_side

@@ -16,7 +16,7 @@ import grpc
 from baton.client.connection import options
 from baton.harness.report import Goal, Report, arguments, progress
 from baton.protocol.v1 import inference_pb2, inference_pb2_grpc
-from baton.router.core.latency import percentile
+from baton.router.core.completion import percentile
 from benchmarks.router import STAGGER_S, Setting, read_paced
 from benchmarks.router_sides import Child, Side, baton_side
 from benchmarks.stream_clients import PROMPT, GrpcClient

@@ -7,7 +7,7 @@ import pytest
 from baton.protocol.errors import BatonError, WorkerLost
 from baton.protocol.request import FinishReason
 from baton.router.core.completion import Completion
-from baton.router.core.latency import Latency
+from baton.router.core.completion import Latency
 from baton.router.core.operation import Drain, Operation, OperationState, Step, StepState
 from baton.router.log_lines import completion_line, operation_line
 
