@@ -123,12 +123,14 @@ class RouterCore:
         self._operate(actions, now)
         return operation, self._settle(now)
 
-    def on_peer_lost(self, peer: str, now: float, certain: bool = True) -> list[Command]:
-        """A worker's or gateway's process has ended; not `certain`: only a message to it could not be queued."""
-        if peer in self.gateways:
-            self.submissions.lose(peer, now)
-        else:
-            self._lose(peer, certain, now)
+    def on_worker_lost(self, worker: str, now: float, certain: bool = True) -> list[Command]:
+        """A worker's process has ended; not `certain`: only a message to it could not be queued."""
+        self._lose(worker, certain, now)
+        return self._settle(now)
+
+    def on_gateway_lost(self, gateway: str, now: float) -> list[Command]:
+        """A gateway's process has ended, or a message to it could not be queued: it must register again."""
+        self.submissions.lose(gateway, now)
         return self._settle(now)
 
     def on_frame(

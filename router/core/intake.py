@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 from baton.protocol.errors import BatonError, InvalidRequest, NoWorkers, Overloaded, PromptTooLong
 from baton.protocol.gateway_messages import Submit
+from baton.protocol.latency import Latency
 from baton.protocol.worker import RoleName
-from baton.router.core.completion import Latency
 from baton.router.core.events import Stopped
 from baton.router.core.live_request import LiveRequest
 from baton.router.core.operation import PROBE

@@ -18,8 +18,9 @@ from enum import Enum
 from baton.protocol.errors import BatonError, HandoffFailed, NotFound, WrongRole
 from baton.protocol.gateway_messages import Submit
 from baton.protocol.handoff import HandoffReport, HandoffState, HandoffStep, advance
+from baton.protocol.latency import Latency
 from baton.protocol.request import FinishReason
-from baton.router.core.completion import Completion, Latency
+from baton.router.core.completion import Completion
 from baton.router.policy.cluster_state import RunningSequence
 from baton.router.policy.output_length import Prediction
 from baton.router.policy.placement import PlacementInput
