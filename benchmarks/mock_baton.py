@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any
@@ -20,9 +21,13 @@ import zmq
 from baton.builtin_model import CHECKPOINT
 from baton.engine.checkpoint import model_id
 from baton.protocol import codec
+from baton.protocol.gateway_messages import LinkUp, StepOutput, TokenOutput
 from baton.protocol.handoff import HandoffOutcome, Reservation
 from baton.protocol.messages import (
     Cancel,
+    FirstToken,
+    GatewayJoined,
+    HandoffCommitted,
     HandoffEnded,
     LoadReport,
     Prefill,
@@ -32,8 +37,7 @@ from baton.protocol.messages import (
     Reserved,
     RouterMessage,
     SendPages,
-    StepOutput,
-    TokenOutput,
+    SequenceEnded,
 )
 from baton.protocol.request import FinishReason
 from baton.protocol.worker import Endpoint, PageLayout, RoleName, WorkerInfo, WorkerLoad
@@ -45,19 +49,49 @@ Left = dict[tuple[str, int], float]  # (request, index) → time when the worker
 
 
 @dataclass(eq=False)
+class _Stream:
+    """A request at the mock workers."""
+
+    gateway: str
+    total: int  # Tokens
+    next_index: int = 0
+    decoding: bool = False
+
+
+@dataclass(eq=False)
 class MockWorkers:
     """The state of both workers. `left` is recorded only while steps are paced."""
 
-    sockets: dict[RoleName, Any]
+    context: zmq.Context[Any]
+    poller: zmq.Poller
+    router_address: str
     step_s: float = 0.0
-    totals: dict[str, int] = field(default_factory=dict)  # Request → total number of tokens.
-    live: dict[str, int] = field(default_factory=dict)  # Decoding request → its next index.
+    sockets: dict[RoleName, Any] = field(default_factory=dict)  # To the router
+    gateways: dict[tuple[RoleName, str], Any] = field(default_factory=dict)  # To each gateway, by role
+    streams: dict[str, _Stream] = field(default_factory=dict)
     left: Left = field(default_factory=dict)
+    decode_steps: int = 0
     acknowledged: int = 0  # Workers that the router has registered.
+    attached: int = 0  # Links that a gateway has opened.
+
+    def __post_init__(self) -> None:
+        self.sockets = {role: self._connect(role, self.router_address) for role in ROLES}
+
+    def _connect(self, role: RoleName, address: str) -> Any:
+        socket = self.context.socket(zmq.DEALER)
+        socket.setsockopt(zmq.IDENTITY, role.value.encode())
+        socket.connect(address)
+        self.poller.register(socket, zmq.POLLIN)
+        return socket
+
+    @property
+    def live(self) -> bool:
+        """Whether a stream decodes."""
+        return any(stream.decoding for stream in self.streams.values())
 
     def send(self, role: RoleName, *messages: Any) -> None:
         """Send messages to the router as the worker of this role."""
-        self.sockets[role].send(codec.encode_to_router(list(messages), "1"))
+        self.sockets[role].send(codec.encode_frame(messages, "1"))
 
     def register(self) -> None:
         """Register both workers."""
@@ -70,65 +104,88 @@ class MockWorkers:
     def report(self) -> None:
         """Send both workers' load reports."""
         for role in ROLES:
-            self.send(role, LoadReport(WorkerLoad(role.value, role, 0, 1, PAGES, PAGES, 0)))
+            load = WorkerLoad(role.value, role, 0, 1, PAGES, PAGES, 0, decode_steps=self.decode_steps)
+            self.send(role, LoadReport(load))
+
+    def receive(self, ready: dict[Any, int]) -> None:
+        """Handle the messages of the sockets that are ready."""
+        for role, socket in list(self.sockets.items()):
+            for message in _frames(socket, ready, codec.FROM_ROUTER_TO_WORKER):
+                self.on_message(role, message)
+        for socket in self.gateways.values():
+            self.attached += sum(1 for _ in _frames(socket, ready, codec.FROM_GATEWAY_TO_WORKER))
 
     def on_message(self, role: RoleName, message: RouterMessage) -> None:
         """Handle a message from the router."""
         match message:
             case RegisterAck():
                 self.acknowledged += 1
-            case Prefill(request, _, disaggregated, _):
-                self.totals[request.request_id] = request.sampling.max_tokens
-                self.send(role, StepOutput((self._token(request.request_id, 0, time.monotonic()),)))
-                if not disaggregated and request.request_id in self.totals:  # Not finished with its first token.
-                    self.live[request.request_id] = 1
-            case Reserve(reservation_id, request, _, _):
-                pages = tuple(range(-(-len(request.prompt) // 16)))
+            case GatewayJoined(gateway, _, address):
+                socket = self.gateways[role, gateway] = self._connect(role, address)
+                socket.send(codec.encode_frame([LinkUp(role.value, "1")], "1"))
+            case Prefill(request_id, payload, gateway, disaggregated, _):
+                total = codec.work_of(payload).request.sampling.max_tokens
+                stream = self.streams[request_id] = _Stream(gateway, total, decoding=not disaggregated)
+                self._to_gateways(role, [(stream, self._next(role, request_id, stream, time.monotonic()))])
+                self.send(role, FirstToken(request_id))
+            case Reserve(reservation_id, request_id, payload):
+                known = len(codec.work_of(payload).request.prompt)
+                pages = tuple(range(-(-known // 16)))
                 agent = f"{RoleName.DECODE.value}:1"
-                known = len(request.prompt)
-                reserved = Reservation(reservation_id, request.request_id, agent, pages, (1,) * len(pages), 0, known)
-                self.send(role, Reserved(reserved))
+                self.send(
+                    role, Reserved(Reservation(reservation_id, request_id, agent, pages, (1,) * len(pages), 0, known))
+                )
             case SendPages(request_id, reservation):
                 self.send(role, HandoffEnded(request_id, reservation.reservation_id, HandoffOutcome.DELIVERED))
-                if request_id in self.totals:
-                    self.live[request_id] = 1
+                self.send(RoleName.DECODE, HandoffCommitted(request_id, reservation.reservation_id))
+                if request_id in self.streams:
+                    self.streams[request_id].decoding = True
             case Cancel(request_id):
-                self.live.pop(request_id, None)
-                self.totals.pop(request_id, None)
+                self.streams.pop(request_id, None)
 
     def step(self) -> None:
-        """Send one token for every live stream, in one message."""
+        """Send one token for every live stream, in one message per gateway."""
         now = time.monotonic()
-        outputs = []
-        for name, index in list(self.live.items()):
-            self.live[name] = index + 1
-            outputs.append(self._token(name, index, now))
-        self.send(RoleName.DECODE, StepOutput(tuple(outputs)))
+        self.decode_steps += 1
+        decoding = [(name, stream) for name, stream in self.streams.items() if stream.decoding]
+        role = RoleName.DECODE
+        self._to_gateways(role, [(stream, self._next(role, name, stream, now)) for name, stream in decoding])
 
-    def _token(self, name: str, index: int, now: float) -> TokenOutput:
+    def _to_gateways(self, role: RoleName, outputs: list[tuple[_Stream, TokenOutput]]) -> None:
+        by_gateway: dict[str, list[TokenOutput]] = {}
+        for stream, output in outputs:
+            by_gateway.setdefault(stream.gateway, []).append(output)
+        for gateway, tokens in by_gateway.items():
+            self.gateways[role, gateway].send(codec.encode_frame([StepOutput(tuple(tokens))], "1"))
+
+    def _next(self, role: RoleName, name: str, stream: _Stream, now: float) -> TokenOutput:
+        index = stream.next_index
+        stream.next_index += 1
         if self.step_s:
             self.left[name, index] = now
-        if index + 1 < self.totals[name]:
+        if stream.next_index < stream.total:
             return TokenOutput(name, index, 40 + index % 50)
-        self.live.pop(name, None)
-        del self.totals[name]
+        del self.streams[name]
+        self.send(role, SequenceEnded(name, FinishReason.LENGTH, stream.total))
         return TokenOutput(name, index, 40 + index % 50, finish=FinishReason.LENGTH)
+
+
+def _frames(socket: Any, ready: dict[Any, int], kinds: frozenset[type]) -> Iterator[Any]:
+    """The messages that a socket has; ZeroMQ's events are read again after each."""
+    while socket in ready and socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+        yield from codec.decode_frame(socket.recv(), kinds)[1]
 
 
 def mock_baton_process(router_address: str, pipe: Connection) -> None:
     """Run both workers, controlled over `pipe`.
 
-    It sends True once registered. It then receives values of `step_s`, and answers each with the `Left` since the last
-    one. It ends on None or when the pipe closes.
+    It sends True once both workers are registered and attached to a gateway. It then receives values of `step_s`, and
+    answers each with the `Left` since the last one. It ends on None or when the pipe closes.
     """
     context = zmq.Context()
     poller = zmq.Poller()
     poller.register(pipe.fileno(), zmq.POLLIN)
-    workers = MockWorkers({role: context.socket(zmq.DEALER) for role in ROLES})
-    for role, socket in workers.sockets.items():
-        socket.setsockopt(zmq.IDENTITY, role.value.encode())
-        socket.connect(router_address)
-        poller.register(socket, zmq.POLLIN)
+    workers = MockWorkers(context, poller, router_address)
     workers.register()
     try:
         _serve(workers, poller, pipe)
@@ -151,11 +208,8 @@ def _serve(workers: MockWorkers, poller: zmq.Poller, pipe: Connection) -> None:
             workers.step()
         due = min(next_report, next_step) if workers.live else next_report
         ready = dict(poller.poll(max(0, int(1000 * (due - time.monotonic())))))
-        for role, socket in workers.sockets.items():
-            while socket in ready and socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:
-                for message in codec.decode_to_worker(socket.recv()):
-                    workers.on_message(role, message)
-        if not registered and workers.acknowledged == len(ROLES):
+        workers.receive(ready)
+        if not registered and min(workers.acknowledged, workers.attached) >= len(ROLES):
             registered = True
             pipe.send(True)
         if pipe.fileno() in ready:

@@ -67,7 +67,7 @@ def peer_side(peer: Peer, command: list[str]) -> Iterator[Side]:
         _await_ready(peer, f"http://127.0.0.1:{port}/readiness", process)
         yield Side(
             f"_{peer.name}",
-            psutil.Process(process.pid),
+            {"router": [psutil.Process(process.pid)]},
             lambda streams, paced: HttpClient(port, streams, paced),
             servers,
             lambda streams, paced: HttpClient(decode_port, streams, paced),

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import multiprocessing as mp
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -15,14 +15,13 @@ import psutil
 import zmq
 
 from baton.builtin_model import CHECKPOINT
-from baton.harness.process_cluster import plans
-from baton.protocol import codec
-from baton.protocol.messages import RegisterAck
+from baton.harness.process_cluster import gateway_plan, plans
 from baton.protocol.worker import RoleName
 from benchmarks.mock_baton import ROLES, Left, mock_baton_process
-from benchmarks.stream_clients import GrpcClient, StreamClient, WorkerClient
+from benchmarks.stream_clients import GrpcClient, StreamClient, WorkerClient, attach
 
 START_S = 60.0
+CONTEXT_TOKENS = 16_384
 
 
 @dataclass(eq=False)
@@ -74,7 +73,7 @@ class Side:
     """A router with its workers, and clients that read through the router and directly from a worker."""
 
     name: str  # Suffix of its figures.
-    router: psutil.Process
+    processes: dict[str, list[psutil.Process]]  # By what they are: the "router", and Baton's "gateway"
     routed: Callable[[int, bool], StreamClient]  # (concurrent streams, paced) → client
     routed_worker: Child
     direct: Callable[[int, bool], StreamClient]
@@ -82,49 +81,75 @@ class Side:
 
 
 def router_process(pipe: Connection) -> None:
-    """A real router; sends (worker address, port) over the pipe and ends when the pipe closes."""
+    """A real router; sends its address for workers and gateways over the pipe and ends when the pipe closes."""
     from baton.router.build import start_router
 
     async def serve() -> None:
-        running = await start_router(plans(CHECKPOINT, 4096, 1)[0])
-        closed = asyncio.Event()
-        asyncio.get_running_loop().add_reader(pipe.fileno(), closed.set)
-        pipe.send((running.worker_address, running.port))
-        await closed.wait()
-        asyncio.get_running_loop().remove_reader(pipe.fileno())
+        running = await start_router(plans(CHECKPOINT, CONTEXT_TOKENS, 1)[0])
+        pipe.send(running.worker_address)
+        await _until_closed(pipe)
         await running.stop(0.0)
 
     asyncio.run(serve())
 
 
+def gateway_process(router_address: str, name: str, port: int, pipe: Connection) -> None:
+    """A real gateway; sends its port over the pipe once it is registered, and ends when the pipe closes."""
+    from baton.gateway.build import start_gateway
+
+    async def serve() -> None:
+        plan = gateway_plan(*plans(CHECKPOINT, CONTEXT_TOKENS, 1), name, router_address)
+        running = await start_gateway(replace(plan, gateway=plan.gateway.changed(port=port)))
+        await running.registered()
+        pipe.send(running.port)
+        await _until_closed(pipe)
+        await running.stop(0.0)
+
+    asyncio.run(serve())
+
+
+async def _until_closed(pipe: Connection) -> None:
+    closed = asyncio.Event()
+    asyncio.get_running_loop().add_reader(pipe.fileno(), closed.set)
+    await closed.wait()
+    asyncio.get_running_loop().remove_reader(pipe.fileno())
+
+
 @contextmanager
-def baton_side() -> Iterator[Side]:
-    """Baton's router with mock prefill and decode workers, and a second pair that is read without a router."""
+def baton_side(name: str = "", gateways: int = 1, cores: Sequence[int] = ()) -> Iterator[Side]:
+    """Baton's router and gateways with mock prefill and decode workers, and a second pair that is read without them.
+
+    With `cores` each gateway runs on a core of its own, in this order.
+    """
     with ExitStack() as stack:
         router = start(stack, router_process)
-        worker_address, port = router.receive()
-        routed_worker = start(stack, mock_baton_process, worker_address)
+        router_address = router.receive()
+        fronts, port = [], 0
+        for index in range(gateways):
+            fronts.append(start(stack, gateway_process, router_address, f"gateway-{index}", port))
+            port = fronts[-1].receive()
+            if cores:
+                psutil.Process(fronts[-1].process.pid).cpu_affinity([cores[index % len(cores)]])
+        routed_worker = start(stack, mock_baton_process, router_address)
         routed_worker.receive()
         context = zmq.Context()
         stack.callback(context.destroy, linger=0)
-        link: zmq.Socket[bytes] = context.socket(zmq.ROUTER)
-        direct_port = link.bind_to_random_port("tcp://127.0.0.1")
-        direct_worker = start(stack, mock_baton_process, f"tcp://127.0.0.1:{direct_port}")
-        acknowledgement, registered = codec.encode_to_worker([RegisterAck("direct", 0.5, "1")]), set[bytes]()
-        while len(registered) < len(ROLES):
-            if not link.poll(int(1000 * START_S)):
-                raise RuntimeError(f"{len(registered)} of {len(ROLES)} mock workers registered within {START_S:g} s.")
-            worker = link.recv_multipart()[0]
-            if worker not in registered:
-                registered.add(worker)
-                link.send_multipart([worker, acknowledgement])
+        orders: zmq.Socket[bytes] = context.socket(zmq.ROUTER)
+        tokens: zmq.Socket[bytes] = context.socket(zmq.ROUTER)
+        orders_port = orders.bind_to_random_port("tcp://127.0.0.1")
+        tokens_port = tokens.bind_to_random_port("tcp://127.0.0.1")
+        direct_worker = start(stack, mock_baton_process, f"tcp://127.0.0.1:{orders_port}")
+        attach(orders, tokens, f"tcp://127.0.0.1:{tokens_port}", len(ROLES), START_S)
         direct_worker.receive()
         decode = RoleName.DECODE.value.encode()
         yield Side(
-            "",
-            psutil.Process(router.process.pid),
+            name,
+            {
+                "gateway": [psutil.Process(front.process.pid) for front in fronts],
+                "router": [psutil.Process(router.process.pid)],
+            },
             lambda streams, paced: GrpcClient(port),
             routed_worker,
-            lambda streams, paced: WorkerClient(link, decode),
+            lambda streams, paced: WorkerClient(orders, tokens, decode),
             direct_worker,
         )

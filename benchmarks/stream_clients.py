@@ -16,13 +16,15 @@ from typing import Any, Protocol
 import zmq
 
 from baton.protocol import codec
-from baton.protocol.messages import Prefill, StepOutput
+from baton.protocol.gateway_messages import AttachStreams, StepOutput
+from baton.protocol.messages import GatewayJoined, Prefill, RegisterAck, Work
 from baton.protocol.request import Request, SamplingParams
 from baton.protocol.v1 import inference_pb2
 from benchmarks.http2_reader import Http2Reader
 
-PROMPT = [5] * 32
+PROMPT = 32  # Tokens
 DRAIN_S = 60.0
+DIRECT = "direct"  # The gateway's name where a worker is read without one
 _POST = b"POST /generate HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
 
 
@@ -31,8 +33,8 @@ class StreamClient(Protocol):
 
     messages: int  # Number of messages with tokens, counted by `tokens`.
 
-    def start(self, name: str, tokens: int) -> None:
-        """Request a stream of this many tokens."""
+    def start(self, name: str, tokens: int, prompt: int = PROMPT) -> None:
+        """Request a stream of this many tokens, after a prompt of this many."""
 
     def read(self, timeout_s: float) -> list[str]:
         """Keep bytes that arrive within the time; returns the names of the streams that have ended."""
@@ -65,8 +67,8 @@ class GrpcClient:
         self._names: dict[int, str] = {}
         self.messages = 0
 
-    def start(self, name: str, tokens: int) -> None:
-        ids = inference_pb2.TokenIds(ids=PROMPT)
+    def start(self, name: str, tokens: int, prompt: int = PROMPT) -> None:
+        ids = inference_pb2.TokenIds(ids=[5] * prompt)
         request = inference_pb2.GenerateRequest(
             request_id=name, token_ids=ids, sampling=inference_pb2.SamplingParams(max_tokens=tokens)
         )
@@ -110,9 +112,11 @@ class HttpClient:
         self._tails[connection] = b""
         return connection
 
-    def start(self, name: str, tokens: int) -> None:
+    def start(self, name: str, tokens: int, prompt: int = PROMPT) -> None:
         sampling = {"max_new_tokens": tokens, "temperature": 0.0, "ignore_eos": True}
-        body = json.dumps({"rid": name, "input_ids": PROMPT, "sampling_params": sampling, "stream": True}).encode()
+        body = json.dumps(
+            {"rid": name, "input_ids": [5] * prompt, "sampling_params": sampling, "stream": True}
+        ).encode()
         connection = self._idle.pop() if self._idle else self._connect()
         self._names[connection] = name
         self._tails[connection] = b""
@@ -161,24 +165,27 @@ class HttpClient:
 
 
 class WorkerClient:
-    """Reads Baton's decode worker as the router does, over the ZeroMQ socket that the worker is connected to."""
+    """Reads Baton's decode worker as router and gateway do, over the ZeroMQ sockets that the worker is connected to."""
 
-    def __init__(self, link: zmq.Socket[bytes], worker: bytes) -> None:
-        self._link, self._worker = link, worker
+    def __init__(self, orders: zmq.Socket[bytes], tokens: zmq.Socket[bytes], worker: bytes) -> None:
+        self._orders, self._tokens, self._worker = orders, tokens, worker
         self._arrived: list[tuple[str, int, float]] = []
         self.messages = 0
 
-    def start(self, name: str, tokens: int) -> None:
-        request = Request(name, tuple(PROMPT), SamplingParams(max_tokens=tokens))
-        self._link.send_multipart([self._worker, codec.encode_to_worker([Prefill(request, (), False, 0)])])
+    def start(self, name: str, tokens: int, prompt: int = PROMPT) -> None:
+        work = Work(Request(name, (5,) * prompt, SamplingParams(max_tokens=tokens)))
+        order = Prefill(name, work, DIRECT, False, 0)
+        self._orders.send_multipart([self._worker, codec.encode_frame([order])])
 
     def read(self, timeout_s: float) -> list[str]:
         ended: list[str] = []
-        if not self._link.poll(max(0, int(1000 * timeout_s))):
+        while self._orders.poll(0):  # What the router would read
+            self._orders.recv_multipart()
+        if not self._tokens.poll(max(0, int(1000 * timeout_s))):
             return ended
-        frame = self._link.recv_multipart()[1]
+        frame = self._tokens.recv_multipart()[1]
         now = time.monotonic()
-        for message in codec.decode_to_router(frame)[1]:
+        for message in codec.decode_frame(frame, codec.FROM_WORKER_TO_GATEWAY)[1]:
             if isinstance(message, StepOutput):
                 self._arrived += [(token.request_id, token.index, now) for token in message.tokens]
                 ended += [token.request_id for token in message.tokens if token.finish is not None]
@@ -188,4 +195,19 @@ class WorkerClient:
         return iter(self._arrived)
 
     def close(self) -> None:
-        """Do nothing: the caller owns the socket."""
+        """Do nothing: the caller owns the sockets."""
+
+
+def attach(orders: zmq.Socket[bytes], tokens: zmq.Socket[bytes], address: str, workers: int, within_s: float) -> None:
+    """Register this many workers and open their links for tokens; raises `RuntimeError` after `within_s`."""
+    ready, deadline = [set[bytes](), set[bytes]()], time.monotonic() + within_s
+    greetings = [RegisterAck("direct", 0.5, "1"), GatewayJoined(DIRECT, "1", address)]
+    while len(ready[1]) < workers:
+        for link, seen, answer in ((orders, ready[0], greetings), (tokens, ready[1], [AttachStreams(())])):
+            if link.poll(50):
+                worker = link.recv_multipart()[0]
+                if worker not in seen:
+                    seen.add(worker)
+                    link.send_multipart([worker, codec.encode_frame(answer)])
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"{len(ready[1])} of {workers} mock workers connected within {within_s:g} s.")

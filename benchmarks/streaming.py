@@ -17,7 +17,7 @@ from baton.client.connection import options
 from baton.harness.report import Goal, Report, arguments, progress
 from baton.protocol.v1 import inference_pb2, inference_pb2_grpc
 from baton.router.core.latency import percentile
-from benchmarks.router import STAGGER_S, Setting, read_paced
+from benchmarks.router_measures import STAGGER_S, Setting, read_paced
 from benchmarks.router_sides import Child, Side, baton_side
 from benchmarks.stream_clients import PROMPT, GrpcClient
 
@@ -42,7 +42,7 @@ async def _read(port: int, streams: int, tokens: int, tag: str) -> tuple[list[fl
 
     async def read_one(stub: inference_pb2_grpc.InferenceStub, name: str, delay_s: float) -> None:
         await asyncio.sleep(delay_s)
-        ids, sampling = inference_pb2.TokenIds(ids=PROMPT), inference_pb2.SamplingParams(max_tokens=tokens)
+        ids, sampling = inference_pb2.TokenIds(ids=[5] * PROMPT), inference_pb2.SamplingParams(max_tokens=tokens)
         sent = time.monotonic()
         async for response in stub.Generate(
             inference_pb2.GenerateRequest(request_id=name, token_ids=ids, sampling=sampling)

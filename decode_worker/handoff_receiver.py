@@ -8,6 +8,7 @@ from baton.engine.kv_pages import PagePool
 from baton.engine.page_table import give_back_pages, take_pages
 from baton.engine.sequence import Sequence
 from baton.protocol.handoff import HandoffNotice, HandoffState, HandoffStep, Reservation, advance
+from baton.protocol.messages import Reserve
 from baton.protocol.prefix_hash import tenant_root
 
 
@@ -15,6 +16,7 @@ from baton.protocol.prefix_hash import tenant_root
 class _Incoming:
     sequence: Sequence
     reservation: Reservation
+    gateway: str
     state: HandoffState = HandoffState.RESERVED
 
 
@@ -39,11 +41,10 @@ class HandoffReceiver:
     def reservation_ids(self) -> tuple[str, ...]:
         return tuple(self._open)
 
-    def reserve(
-        self, reservation_id: str, sequence: Sequence, headroom: int, growth_tokens: int = 0
-    ) -> Reservation | None:
+    def reserve(self, order: Reserve, sequence: Sequence, headroom: int) -> Reservation | None:
         """Hold pages for all known tokens and `growth_tokens` more; None if they do not fit beside `headroom` pages
         for the growth of running sequences."""
+        reservation_id, growth_tokens = order.reservation_id, order.growth_tokens
         if reservation_id in self._open:
             return self._open[reservation_id].reservation
         page_size, known = self.pool.page_size, len(sequence.tokens)
@@ -65,7 +66,7 @@ class HandoffReceiver:
             cached_pages,
             len(sequence.tokens),
         )
-        self._open[reservation_id] = _Incoming(sequence, reservation)
+        self._open[reservation_id] = _Incoming(sequence, reservation, order.gateway)
         return reservation
 
     def pages(self, reservation_id: str) -> tuple[int, ...]:
@@ -73,8 +74,8 @@ class HandoffReceiver:
         inbound = self._open.get(reservation_id)
         return inbound.reservation.page_ids if inbound is not None else ()
 
-    def commit(self, notice: HandoffNotice) -> Sequence | None:
-        """The sequence whose KV has arrived, ready to decode; None if it is no longer needed.
+    def commit(self, notice: HandoffNotice) -> tuple[Sequence, str] | None:
+        """The sequence whose KV has arrived, ready to decode, and its gateway; None if it is no longer needed.
 
         An unknown or cancelled reservation, one whose pages have a new owner, or a notice with impossible counts
         commits nothing.
@@ -94,7 +95,14 @@ class HandoffReceiver:
         sequence = inbound.sequence
         sequence.tokens += notice.new_tokens
         sequence.computed = notice.computed
-        return sequence
+        return sequence, inbound.gateway
+
+    def adopt(self, request_id: str, gateway: str) -> bool:
+        """Another gateway gets the tokens of the request; returns whether there is a reservation for it."""
+        inbounds = [inbound for inbound in self._open.values() if inbound.sequence.request_id == request_id]
+        for inbound in inbounds:
+            inbound.gateway = gateway
+        return bool(inbounds)
 
     def cancel(self, request_id: str) -> None:
         """Never commit this request's reservations; `release` must still follow."""

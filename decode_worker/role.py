@@ -6,7 +6,7 @@
                           ├── preempted: pages swapped out ─┤
                           └── no host memory: recomputed ───┘
 
-When its router is gone, all but reservations and migrations continue; replay_buffer.py buffers output for a new router.
+When its router is gone, all but reservations and migrations continue, and their tokens still reach their gateways.
 
 A worker that runs only whole requests is the co-located baseline ("mixed"): prefill chunks beside decodes.
 """
@@ -16,17 +16,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from baton.decode_worker.handoff_receiver import HandoffReceiver
-from baton.decode_worker.replay_buffer import ReplayBuffer
 from baton.decode_worker.swap import SwapSpace
 from baton.engine.batch import absorb_step, plan_step
 from baton.engine.page_table import commit_pages, give_back_pages, grow, take_pages
 from baton.engine.sequence import Sequence
 from baton.engine.step import StepPlan, StepResult
+from baton.protocol.errors import InvalidRequest
 from baton.protocol.handoff import HandoffNotice
 from baton.protocol.messages import (
     AdoptSequence,
     Cancel,
-    DetachedSequence,
+    FirstToken,
     HandoffCommitted,
     HandoffCorrupt,
     Prefill,
@@ -37,16 +37,12 @@ from baton.protocol.messages import (
     Reserved,
     RouterMessage,
     SendPages,
-    StepOutput,
-    TokenOutput,
 )
 from baton.protocol.worker import RoleName
 from baton.worker.core.handoff_source import HandoffSource
 from baton.worker.core.role import Command, Occupancy, Send, WriteEnded
 from baton.worker.core.state import WorkerState
-from baton.worker.core.token_output import token_output
-
-TOKENS_PER_MESSAGE = 8192  # in a replay
+from baton.worker.core.work import accepted_work, not_held
 
 
 @dataclass(eq=False)
@@ -61,12 +57,12 @@ class DecodeRole:
     _source: HandoffSource = field(init=False)
     _swap: SwapSpace = field(init=False)
     _recomputes: int = 0
-    _log: ReplayBuffer = field(init=False)
+    _decode_steps: int = 0
+    _unstarted: set[str] = field(default_factory=set)  # prefilled here, and no token was sampled yet
     _stepping: bool = False  # a plan is not absorbed yet: its sequences may not pause
 
     def __post_init__(self) -> None:
         self._swap = SwapSpace(self.state.host_pages, self.state.pool.page_size)
-        self._log = ReplayBuffer(self.state.keep_ended_s)
         self._meet_peers()
 
     def _meet_peers(self) -> None:
@@ -85,45 +81,52 @@ class DecodeRole:
                 return self._send_pages(message, now)
             case Cancel(request_id):
                 self._receiver.cancel(request_id)
-                self._log.forget(request_id)
                 return self._forget(request_id, now)
-            case AdoptSequence(request_id, from_index):
-                return self._continue(request_id, from_index)
+            case AdoptSequence():
+                return self._adopt(message)
             case Release(reservation_id):
                 self._receiver.release(reservation_id)
         return []
 
     def _accept(self, message: Prefill) -> list[Command]:
-        request_id = message.request.request_id
+        request_id = message.request_id
         if message.role_epoch != self.state.role_epoch or message.disaggregated:
             return [Send(RequestFailed(request_id, "WrongRole", "This worker hands nothing over."))]
-        if request_id not in self._running:
-            self._swap.forget(request_id)
-            self._log.forget(request_id)
-            self._waiting[request_id] = Sequence.start(message.request, message.emitted)
+        if request_id in self._running:
+            return []
+        try:
+            work = accepted_work(message, self.state)
+        except InvalidRequest as error:
+            return [Send(RequestFailed(request_id, "InvalidRequest", error.message))]
+        self._swap.forget(request_id)
+        sequence = self._waiting[request_id] = Sequence.start(work.request, work.emitted)
+        self._unstarted.add(request_id)
+        self.state.streams.start(sequence, message.gateway)
         return []
 
-    def _continue(self, request_id: str, from_index: int) -> list[Command]:
-        """A new router adopts a sequence that an earlier one started."""
-        running = self._running.get(request_id) or self._waiting.get(request_id)
-        told = self._log.replay(request_id, running, from_index)
-        if told is None:
-            return [Send(RequestFailed(request_id, "NotFound", "The sequence is not held any more."))]
-        starts = range(0, len(told), TOKENS_PER_MESSAGE)
-        return [Send(StepOutput(tuple(told[start : start + TOKENS_PER_MESSAGE]))) for start in starts]
+    def _adopt(self, message: AdoptSequence) -> list[Command]:
+        """Another gateway gets the tokens of a sequence that is here or on its way here."""
+        inbound = self._receiver.adopt(message.request_id, message.gateway)
+        commands = self.state.streams.adopt(message.request_id, message.gateway, message.from_index)
+        if commands is None:
+            return [] if inbound else [not_held(message.request_id)]
+        return commands
 
     def _reserve(self, message: Reserve) -> Reserved | ReservationRefused:
-        request_id = message.request.request_id
+        def refused(reason: str) -> ReservationRefused:
+            return ReservationRefused(message.reservation_id, message.request_id, reason)
+
         if message.role_epoch != self.state.role_epoch:
-            return ReservationRefused(message.reservation_id, request_id, "The worker has changed its role.")
-        sequence = Sequence.start(message.request, message.emitted)
-        growth = message.growth_tokens
+            return refused("The worker has changed its role.")
+        try:
+            work = accepted_work(message, self.state)
+        except InvalidRequest as error:
+            return refused(error.message)
+        sequence = Sequence.start(work.request, work.emitted)
         # Swapped-out sequences come back before newcomers, which could starve them.
         headroom = self._headroom + self._swap.num_in_use
-        reservation = self._receiver.reserve(message.reservation_id, sequence, headroom, growth)
-        if reservation is None:
-            return ReservationRefused(message.reservation_id, request_id, "Too few free pages.")
-        return Reserved(reservation)
+        reservation = self._receiver.reserve(message, sequence, headroom)
+        return Reserved(reservation) if reservation is not None else refused("Too few free pages.")
 
     @property
     def _headroom(self) -> int:
@@ -131,14 +134,15 @@ class DecodeRole:
         return min(len(self._running) + len(self._receiver), self.state.pool.num_pages // 4)
 
     def on_notice(self, notice: HandoffNotice, now: float) -> list[Command]:
-        sequence = self._receiver.commit(notice)
-        if sequence is None:
+        committed = self._receiver.commit(notice)
+        if committed is None:
             return []
+        sequence, gateway = committed
         if sequence.request_id in self._running or sequence.request_id in self._waiting:
             give_back_pages(sequence, self.state.pool)  # no router sends a sequence to where it is
             return []
         commit_pages(sequence, self.state.pool, self.state.root)
-        self._log.forget(sequence.request_id)
+        self.state.streams.start(sequence, gateway)
         self._running[sequence.request_id] = sequence
         return [Send(HandoffCommitted(notice.request_id, notice.reservation_id))]
 
@@ -161,24 +165,22 @@ class DecodeRole:
     def on_write_ended(self, outcome: WriteEnded, now: float) -> list[Command]:
         commands, gone = self._source.on_write_ended(outcome, now)
         if gone is not None:
-            self._log.forget(gone.request_id)
             commands += self._forget(gone.request_id, now)
         return commands + self._push(now)
 
     def call_off_handoffs(self) -> None:
         self._source.call_off()
 
-    def on_new_router(self, state: WorkerState) -> tuple[DetachedSequence, ...]:
+    def on_new_router(self, state: WorkerState) -> None:
         self._receiver.release_all()
         self.state = state
         self._meet_peers()
-        return self._log.detach((*self._running.values(), *self._waiting.values()))
 
     def on_stalled(self, agent: str, now: float) -> list[Command]:
         return self._source.on_stalled(agent, now)
 
     def plan(self, now: float) -> tuple[list[Command], StepPlan | None]:
-        self._log.expire(now)
+        self.state.streams.expire(now)
         copies = self._admit()
         paused = self._source.paused
         running = [sequence for request_id, sequence in self._running.items() if not paused(request_id)]
@@ -235,21 +237,29 @@ class DecodeRole:
         sampled = absorb_step(plan, result)
         for part in plan.slices:
             commit_pages(part.sequence, self.state.pool, self.state.root)
-        outputs: list[TokenOutput] = []
+        self._decode_steps += plan.num_decodes > 0
+        streams = self.state.streams
         commands: list[Command] = []
         for sequence, token in sampled:
             finish = sequence.finish_reason(self.state.eos_token_ids, self.state.context_tokens)
-            output = token_output(sequence, token, finish)
-            if self._log.on_token(sequence, output):
-                outputs.append(output)
+            streams.on_token(sequence, token, finish)
+            if self._unstarted and sequence.request_id in self._unstarted:
+                self._unstarted.remove(sequence.request_id)
+                commands.append(Send(FirstToken(sequence.request_id)))
             if finish is not None:
-                commands += self._forget(sequence.request_id, now)
-                self._log.on_ended(sequence, finish, now)
-        commands += self._source.push(now)
-        return [Send(StepOutput(tuple(outputs))), *commands] if outputs else commands
+                ended = streams.end(sequence.request_id, finish, now)
+                commands += [*self._release(sequence.request_id, now), Send(ended)]
+        return [*streams.take(), *commands, *self._source.push(now)]
 
     def _forget(self, request_id: str, now: float) -> list[Command]:
+        """The request is cancelled, or continues elsewhere."""
+        self.state.streams.forget(request_id)
+        return self._release(request_id, now)
+
+    def _release(self, request_id: str, now: float) -> list[Command]:
+        """The request needs its pages no more."""
         self._waiting.pop(request_id, None)
+        self._unstarted.discard(request_id)
         self._swap.forget(request_id)
         sequence = self._running.pop(request_id, None)
         if sequence is None:
@@ -275,4 +285,5 @@ class DecodeRole:
             swapped=len(self._swap),
             swap_outs=self._swap.swap_outs,
             recomputes=self._recomputes,
+            decode_steps=self._decode_steps,
         )

@@ -75,7 +75,7 @@ def _with_whole_paths(config: BatonConfig) -> BatonConfig:
 def up(
     resolved: Resolved, report: Progress, folder: Path | None = None, ends_with: NotedProcess | None = None
 ) -> RunningCluster:
-    """Start Ray (unless $RAY_ADDRESS names one), router and workers; on any failure nothing stays behind.
+    """Start Ray (unless $RAY_ADDRESS names one), router, gateways and workers; on any failure nothing stays behind.
 
     The cluster's note goes to `folder`, by default the one that every command of this user reads. The remains of a
     dead cluster are removed first. A cluster that `ends_with` a process is not restarted when its Ray dies. Raises
@@ -83,7 +83,7 @@ def up(
     """
     folder = folder or home()
     clear(folder, report)
-    check_start(resolved.config.router)
+    check_start(resolved.config)
     existing = os.environ.get("RAY_ADDRESS", "")
     ray = LocalRay(existing, "") if existing else planned_ray(host=ray_host())
     mine = RunningCluster(
@@ -150,11 +150,12 @@ def _start(mine: RunningCluster, resolved: Resolved, report: Progress, folder: P
         started = start_cluster(resolved, report, mine.prefix, worker_host="" if existing else loopback())
     cluster = replace(
         mine,
-        address=started.address,
+        address=started.addresses[0],
+        gateway_addresses=tuple(started.addresses),
         workers=tuple(started.workers),
         worker_address=started.worker_address,
         admin_address=started.admin_address,
-        resolved=_with_ports(resolved, started.address, started.admin_address).as_json(),
+        resolved=_with_ports(resolved, started.addresses[0], started.admin_address).as_json(),
         state="up",
         changed_by=None,
         vital=() if existing else ray.vital(),
@@ -164,10 +165,14 @@ def _start(mine: RunningCluster, resolved: Resolved, report: Progress, folder: P
 
 
 def _with_ports(resolved: Resolved, address: str, admin_address: str) -> Resolved:
-    """With the ports that the router listens on now, so that a restart uses the same ones."""
-    ports = {"port": int(address.rpartition(":")[2]), "admin_port": int(admin_address.rpartition(":")[2])}
+    """With the ports that gateways and router listen on now, so that a restart uses the same ones."""
+    port, admin_port = (int(each.rpartition(":")[2]) for each in (address, admin_address))
     config = resolved.config
-    return replace(resolved, config=config.model_copy(update={"router": config.router.model_copy(update=ports)}))
+    sections = {
+        "gateway": config.gateway.model_copy(update={"port": port}),
+        "router": config.router.model_copy(update={"admin_port": admin_port}),
+    }
+    return replace(resolved, config=config.model_copy(update=sections))
 
 
 def _with_noted_pools(cluster: RunningCluster) -> Resolved:

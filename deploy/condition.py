@@ -7,7 +7,7 @@ from typing import Literal
 
 from baton.deploy.running import RunningCluster
 
-Kind = Literal["serving", "no router", "unreachable", "starting", "ending", "recovering", "dead"]
+Kind = Literal["serving", "no router", "no gateway", "unreachable", "starting", "ending", "recovering", "dead"]
 Reached = Literal["answers", "refuses", "silent"]  # Only a refusal proves that nothing listens: packets get lost.
 
 
@@ -19,6 +19,7 @@ class Facts:
     dead: tuple[str, ...] = ()  # Names of the vital processes that have died.
     ray: Reached = "answers"
     router: Reached = "answers"
+    gateways: Reached = "answers"  # "answers": at least one does.
     changer_lives: bool = False  # The command that starts or ends the cluster is running.
     command_lives: bool = True  # The command that the cluster ends with is running; True where there is none.
     recovery: str = ""  # The supervisor's report on a restart: under way, or given up.
@@ -60,5 +61,7 @@ def condition(cluster: RunningCluster, facts: Facts) -> Condition:
     if facts.ray == "silent":
         return Condition("unreachable", f"The cluster's Ray cannot be reached at {cluster.ray_address} now.")
     if facts.router != "answers":
-        return Condition("no router", f"The cluster's router does not answer at {cluster.address}.")
+        return Condition("no router", f"The cluster's router does not answer at {cluster.admin_address}.")
+    if facts.gateways != "answers":
+        return Condition("no gateway", f"The cluster's gateway does not answer at {cluster.address}.")
     return Condition("serving")

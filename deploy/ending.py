@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from baton.config.ray_names import ROUTER
+from baton.config.ray_names import GATEWAY, ROUTER
 from baton.deploy.condition import Condition
 from baton.deploy.local_ray import LocalRay
 from baton.deploy.look import look, reached, recovery_file
@@ -22,7 +22,7 @@ from baton.deploy.supervisor import end_supervisor
 from baton.protocol.errors import ConfigError
 
 Progress = Callable[[str, str], None]  # (process name, what it is doing)
-STREAMS_S = 5.0  # Part of DOWN_S in which running streams may end; router.stop_grace_s can add to it.
+STREAMS_S = 5.0  # Part of DOWN_S in which running streams may end; gateway.stop_grace_s can add to it.
 DOWN_S = 20.0
 _END_RAY_S = 8.0  # Part of DOWN_S kept for Ray's processes, some of which have to be killed.
 KILL_S = 2.0  # Time for kills after the goodbyes.
@@ -47,8 +47,10 @@ class Ended:
         if self.died:
             left = f"ended {_count(self.processes, 'process', 'processes')} that it left" if self.processes else ""
             return f"{self.died} {left.capitalize() or 'Nothing was running'}; its note is removed."
-        workers = _count(len(set(self.actors) - {ROUTER}), "worker")
-        router = " and the router" if ROUTER in self.actors else ""
+        gateways = {name for name in self.actors if name.startswith(f"{GATEWAY}-")}
+        workers = _count(len(set(self.actors) - gateways - {ROUTER}), "worker")
+        front = f", {_count(len(gateways), 'gateway')}" if gateways else ""
+        router = f"{front} and the router" if ROUTER in self.actors else front
         processes = f" ({_count(self.processes, 'process', 'processes')} with Ray's own)" if self.processes else ""
         return f"Ended {workers}{router}{processes}."
 
@@ -60,7 +62,7 @@ def _count(number: int, one: str, many: str = "") -> str:
 def down(folder: Path | None = None, only: str = "") -> Ended:
     """End the noted cluster, dead or alive, with its own Ray, and remove its note. A Ray of others keeps running.
 
-    `only` is a cluster's id: no other cluster is ended. Takes at most `DOWN_S`, plus the part of router.stop_grace_s
+    `only` is a cluster's id: no other cluster is ended. Takes at most `DOWN_S`, plus the part of gateway.stop_grace_s
     that exceeds `STREAMS_S`. Raises `ConfigError`, and leaves the note, when another command that changes the cluster
     cannot be ended, or when a Ray of others does not end the actors.
     """
@@ -78,7 +80,7 @@ def down(folder: Path | None = None, only: str = "") -> Ended:
     ray = LocalRay(cluster.ray_address, cluster.ray_folder)
     processes = {process.pid for process in ray.processes()} if ray.folder else set()
     actors: tuple[str, ...] = ()
-    if seen.kind in ("serving", "no router") or not cluster.ray_folder:
+    if seen.kind in ("serving", "no router", "no gateway") or not cluster.ray_folder:
         actors = stop_actors(cluster, started_s + DOWN_S - _END_RAY_S + _grace_s(cluster))
     if ray.folder:
         processes |= ray.stop()
@@ -119,15 +121,15 @@ def _let_change_end(cluster: RunningCluster) -> bool:
 
 
 def _grace_s(cluster: RunningCluster) -> float:
-    """The part of router.stop_grace_s that exceeds `STREAMS_S`."""
+    """The part of gateway.stop_grace_s that exceeds `STREAMS_S`."""
     try:
-        return max(0.0, float(cluster.resolved["config"]["router"]["stop_grace_s"]) - STREAMS_S)
+        return max(0.0, float(cluster.resolved["config"]["gateway"]["stop_grace_s"]) - STREAMS_S)
     except (KeyError, TypeError, ValueError):
         return 0.0
 
 
 def stop_actors(cluster: RunningCluster, deadline_s: float) -> tuple[str, ...]:
-    """End router and workers, which may send goodbyes until `deadline_s` of the monotonic clock; returns their names.
+    """End gateways, router and workers, which may send goodbyes until `deadline_s`; returns their names.
 
     A subprocess connects to the Ray. If it hangs, it is killed, and on a Ray of others the actors are killed without
     goodbyes; actors on our own Ray end with its processes. Raises `ConfigError` when the kill fails too.
@@ -190,8 +192,8 @@ def clear(folder: Path, report: Progress) -> None:
     seen = look(cluster, folder)
     if seen.kind == "serving":
         raise ConfigError("A cluster is already running: see `baton status`, or end it with `baton down`.")
-    if seen.kind == "no router":
-        raise ConfigError(f"{seen.why} Ray restarts a router that died; if it does not return, use `baton down`.")
+    if seen.kind in ("no router", "no gateway"):
+        raise ConfigError(f"{seen.why} Ray restarts what died; if it does not return, use `baton down`.")
     if seen.kind != "dead":
         raise ConfigError(f"{seen.why} Wait for it, or use `baton down`.")
     report("before", f"done: {down(folder, only=cluster.id).sentence}")

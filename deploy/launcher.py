@@ -1,4 +1,4 @@
-"""Starts and stops a cluster's router and workers as Ray actors."""
+"""Starts and stops a cluster's router, gateways and workers as Ray actors."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from baton.gateway.actor import GatewayActor
+from baton.links.keys import new_secret
 from ray import _raylet
 from ray._private import ray_constants, worker
 from ray._private.state import actors as actor_table
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from baton.config.placement import demand
-from baton.config.ray_names import NAMESPACE, ROUTER
+from baton.config.ray_names import GATEWAY, NAMESPACE, ROUTER
 from baton.config.resolve import Resolved
 from baton.deploy.container_limits import oom_kills
 from baton.deploy.exit_reason import exit_reason, log_of
@@ -28,7 +30,6 @@ from baton.deploy.look import reached
 from baton.deploy.machine import machine_facts
 from baton.deploy.placement_groups import actor_options, release_empty_groups, release_groups, reserve_groups
 from baton.deploy.processes import import_root
-from baton.links.zap_authenticator import new_link_keys
 from baton.protocol.address import reachable
 from baton.protocol.errors import ConfigError
 from baton.router.actor import RouterActor
@@ -36,7 +37,7 @@ from baton.worker.actor import WorkerActor
 
 POLL_S = 0.1
 CLOCK_S = 1.0  # Modification times of files may lag behind the clock by this.
-MAX_STOP_S = 70.0  # router.stop_grace_s is 60 at most.
+MAX_STOP_S = 70.0  # gateway.stop_grace_s is 60 at most.
 WORKERS_S = 2.0  # Part of the time to stop a cluster that is kept for its workers.
 Progress = Callable[[str, str], None]  # (process name, what it is doing)
 
@@ -139,48 +140,83 @@ def gcs_address() -> str:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The addresses of a started cluster, for clients (`address`), workers and operators, and its workers' names."""
+    """The addresses of a started cluster, and the names of its workers."""
 
-    address: str
-    worker_address: str
+    addresses: list[str]  # For clients, of each gateway
+    worker_address: str  # The router's, for workers and gateways
     workers: list[str]
-    admin_address: str
+    admin_address: str  # For operators
 
 
 def start_cluster(resolved: Resolved, report: Progress, prefix: str = "", worker_host: str = "127.0.0.1") -> Started:
-    """Start router and workers as detached actors and wait until every worker serves.
+    """Start router, gateways and workers as detached actors and wait until every process serves.
 
-    `prefix` goes before actor names, so that several clusters can share one Ray. `worker_host` is the address where the
-    router listens for workers; empty: this node's address in the Ray. Raises `ConfigError` with the reason when a
-    process cannot start; the actors that did start are left to `stop_cluster`.
+    `prefix` goes before actor names, so that several clusters can share one Ray. `worker_host` is the address where
+    router and gateways listen for workers; empty: that of their node in the Ray. Raises `ConfigError` with the reason
+    when a process cannot start; the actors that did start are left to `stop_cluster`.
     """
     node_address = ray.util.get_node_ip_address()
-    keys = new_link_keys()
-    plan = replace(resolved.router_config(worker_host or node_address), link_keys=keys.router)
+    plan = resolved.router_config(worker_host or node_address)
     report(ROUTER, "starting")
-    # The router runs on the command's node: clients connect to this one, and the autoscaler does not remove it.
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     # A restarted router needs the same ports, so ports that are left open are chosen here.
-    given = plan.router
     plan = replace(
         plan,
-        router=given.changed(
-            port=given.port or free_port(given.host),
-            admin_port=given.admin_port or free_port(given.admin_host),
-        ),
+        router=plan.router.changed(admin_port=plan.router.admin_port or free_port(plan.router.admin_host)),
         worker_port=plan.worker_port or free_port(plan.worker_host),
+        link_secret=new_secret(),
     )
     router = RouterActor.options(  # type: ignore[attr-defined]
-        name=prefix + ROUTER, lifetime="detached", scheduling_strategy=here
-    ).remote(plan, keys.worker, prefix)
+        name=prefix + ROUTER, lifetime="detached", scheduling_strategy=_here()
+    ).remote(plan, prefix)
     addresses = ray.get(router.start.remote())
     if isinstance(addresses, str):
         raise ConfigError(addresses)
-    public = reachable(addresses.public, node_address)
-    report(ROUTER, f"serving gRPC on {public}, administration on {addresses.admin}")
+    report(ROUTER, f"serving administration on {addresses.admin}")
+    public = start_gateways(resolved, addresses.worker, report, prefix, worker_host)
     reserve_groups(resolved, prefix)
     start_workers(resolved, resolved.roles, addresses.worker, report, prefix)
-    return Started(public, addresses.worker, [name for name, _ in resolved.roles], addresses.admin)
+    workers = [name for name, _ in resolved.roles]
+    return Started([reachable(each, node_address) for each in public], addresses.worker, workers, addresses.admin)
+
+
+def start_gateways(
+    resolved: Resolved, router_address: str, report: Progress, prefix: str = "", worker_host: str = ""
+) -> list[str]:
+    """Start the gateways and wait until each serves; returns their addresses for clients.
+
+    They listen on one port, which those of a node share. A gateway without a placement of its own runs on the
+    command's node: clients connect to this one, and the autoscaler does not remove it. Raises `ConfigError` when one
+    cannot start.
+    """
+    section = resolved.config.gateway
+    # A restarted gateway, and its neighbours, need the same port.
+    section = section.changed(port=section.port or free_port(section.host))
+    wanted = demand(resolved.config, GATEWAY)
+    actors = {}
+    for name in resolved.gateways:
+        keys = ray.get(_router(prefix).peer_keys.remote(name))
+        plan = replace(resolved.gateway_config(name, router_address, worker_host), gateway=section, link_keys=keys)
+        placed = wanted.bundle or wanted.labels
+        options = actor_options(resolved, name, GATEWAY, prefix) if placed else {"scheduling_strategy": _here()}
+        if wanted.env:
+            options["runtime_env"] = {"env_vars": wanted.env}
+        report(name, f"waiting for a node with {wanted.words}" if placed else "starting")
+        actors[name] = GatewayActor.options(  # type: ignore[attr-defined]
+            name=prefix + name, lifetime="detached", **options
+        ).remote(plan, prefix)
+    public = []
+    for name, actor in actors.items():
+        addresses = ray.get(actor.start.remote())
+        if isinstance(addresses, str):
+            raise ConfigError(addresses)
+        report(name, f"serving gRPC on {addresses.public}")
+        public.append(addresses.public)
+    return public
+
+
+def _here() -> NodeAffinitySchedulingStrategy:
+    """The command's node."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
 def start_workers(
@@ -191,8 +227,8 @@ def start_workers(
     Raises `ConfigError` when a worker cannot start; the others are left to `stop_workers`.
     """
     actors = {}
-    keys = ray.get(_router(prefix).worker_keys.remote())
     for name, role in workers:
+        keys = ray.get(_router(prefix).peer_keys.remote(name))
         plan = replace(resolved.worker_config(name, role, worker_address), link_keys=keys)
         try:
             options = actor_options(resolved, name, role, prefix)
@@ -233,13 +269,13 @@ def _wait_loaded(actors: dict[str, Any], report: Progress) -> None:
 
 
 def live_actors(prefix: str = "") -> list[str]:
-    """Names of the live actors, router and workers, including workers that wait for a node."""
+    """Names of the live actors: router, gateways, and workers, including those that wait for a node."""
     return sorted(name.removeprefix(prefix) for name in _actor_names(prefix))
 
 
 def live_workers(prefix: str = "") -> set[str]:
     """Names of the workers with a live actor, including those that wait for a node."""
-    return {*live_actors(prefix)} - {ROUTER}
+    return {name for name in live_actors(prefix) if name != ROUTER and not name.startswith(f"{GATEWAY}-")}
 
 
 def stop_workers(resolved: Resolved, names: list[str], prefix: str = "", timeout_s: float = 10.0) -> None:
@@ -251,14 +287,18 @@ def stop_workers(resolved: Resolved, names: list[str], prefix: str = "", timeout
 def stop_cluster(prefix: str = "", timeout_s: float = MAX_STOP_S) -> list[str]:
     """End every actor of the cluster within about `timeout_s`, and remove its placement groups; returns their names.
 
-    The router stops first, and gives running streams time to end.
+    The gateways stop first, and give running streams time to end, then the router.
     """
     deadline = time.monotonic() + timeout_s
-    names = sorted(_actor_names(prefix), key=lambda name: (name != prefix + ROUTER, name))
-    _stop(names[:1], timeout_s - min(WORKERS_S, timeout_s / 2))
-    _stop(names[1:], max(0.0, deadline - time.monotonic()))
+    names = _actor_names(prefix)
+    gateways = [name for name in names if name.startswith(f"{prefix}{GATEWAY}-")]
+    router = [name for name in names if name == prefix + ROUTER]
+    rest = [name for name in names if name not in (*gateways, *router)]
+    _stop(gateways, timeout_s - min(WORKERS_S, timeout_s / 2))
+    _stop(router, max(0.0, deadline - time.monotonic() - min(WORKERS_S, timeout_s / 2)))
+    _stop(rest, max(0.0, deadline - time.monotonic()))
     release_groups(prefix)
-    return names
+    return sorted(names)
 
 
 def _actor_names(prefix: str) -> list[str]:

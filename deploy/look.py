@@ -38,7 +38,8 @@ def look(cluster: RunningCluster, folder: Path | None = None) -> Condition:
         same_boot=same_boot,
         dead=dead,
         ray=reached(cluster.ray_address) if settled else "answers",
-        router=reached(cluster.address) if settled else "answers",
+        router=reached(cluster.admin_address) if settled else "answers",
+        gateways=_gateways(cluster) if settled else "answers",
         command_lives=cluster.ends_with is None or cluster.ends_with.lives,
         changer_lives=cluster.changed_by is not None and cluster.changed_by.lives,
         recovery=""
@@ -49,6 +50,16 @@ def look(cluster: RunningCluster, folder: Path | None = None) -> Condition:
     return condition(cluster, facts)
 
 
+def _gateways(cluster: RunningCluster) -> Reached:
+    """Whether a gateway answers: one is enough for clients."""
+    seen: Reached = "answers"
+    for address in dict.fromkeys(cluster.gateway_addresses or (cluster.address,)):
+        seen = reached(address)
+        if seen == "answers":
+            break
+    return seen
+
+
 def serving_cluster(folder: Path | None = None) -> RunningCluster | None:
     """The noted cluster, None without a note; raises `NoWorkers` with the reason when it does not serve."""
     cluster = running_cluster(folder)
@@ -57,8 +68,8 @@ def serving_cluster(folder: Path | None = None) -> RunningCluster | None:
     seen = look(cluster, folder)
     if seen.kind == "dead":
         raise NoWorkers(f"{seen.why} `baton up` starts it again.")
-    if seen.kind == "no router":
-        raise NoWorkers(f"{seen.why} Ray restarts a router that died: try again in a few seconds, or use `baton down`.")
+    if seen.kind in ("no router", "no gateway"):
+        raise NoWorkers(f"{seen.why} Ray restarts what died: try again in a few seconds, or use `baton down`.")
     if seen.kind != "serving":
         raise NoWorkers(f"{seen.why} Try again in a few seconds.")
     return cluster

@@ -10,17 +10,17 @@ import tempfile
 import psutil
 
 from baton.client.listener import listener
-from baton.config.schema import RouterSection
+from baton.config.schema import BatonConfig
 from baton.deploy.local_ray import loopback
 from baton.deploy.running import state_file
 from baton.protocol.address import bare_host, is_ipv6, is_loopback, join
 from baton.protocol.errors import ConfigError
 
 
-def check_start(router: RouterSection) -> None:
+def check_start(config: BatonConfig) -> None:
     """Raise `ConfigError` when the note cannot be written or an address cannot be listened on."""
     check_note()
-    check_addresses(router)
+    check_addresses(config)
 
 
 def check_note() -> None:
@@ -36,14 +36,15 @@ def check_note() -> None:
         ) from None
 
 
-def check_addresses(router: RouterSection) -> None:
-    """Raise `ConfigError` when the router cannot listen on its configured addresses."""
-    if router.port and router.port == router.admin_port and bare_host(router.host) == bare_host(router.admin_host):
+def check_addresses(config: BatonConfig) -> None:
+    """Raise `ConfigError` when gateways and router cannot listen on their configured addresses."""
+    gateway, router = config.gateway, config.router
+    if gateway.port and gateway.port == router.admin_port and bare_host(gateway.host) == bare_host(router.admin_host):
         raise ConfigError(
-            f"router.port and router.admin_port are both {router.port}: requests and administration need a port each."
+            f"gateway.port and router.admin_port are both {gateway.port}: requests and administration need a port each."
         )
     for host_key, host, port_key, port in (
-        ("router.host", router.host, "router.port", router.port),
+        ("gateway.host", gateway.host, "gateway.port", gateway.port),
         ("router.admin_host", router.admin_host, "router.admin_port", router.admin_port),
     ):
         failure = _bind_failure(bare_host(host), port)

@@ -24,11 +24,12 @@ STATES = ("starting", "up", "ending")
 class RunningCluster:
     """The contents of the note."""
 
-    address: str  # For clients; empty while the cluster starts.
+    address: str  # For clients, of the first gateway; empty while the cluster starts.
     workers: tuple[str, ...]
     ray_address: str
     ray_folder: str  # Empty for a Ray of others.
-    worker_address: str = ""  # For workers.
+    gateway_addresses: tuple[str, ...] = ()  # For clients, of each gateway.
+    worker_address: str = ""  # The router's, for workers and gateways.
     admin_address: str = ""  # For operators.
     resolved: dict[str, Any] = field(default_factory=dict)  # `Resolved.as_json`
     id: str = ""
@@ -125,11 +126,12 @@ def _cluster(values: Any) -> RunningCluster | None:
         **{
             **values,
             "workers": tuple(values["workers"]),
+            "gateway_addresses": tuple(values.get("gateway_addresses", ())),
             "changed_by": None if changer is None else NotedProcess.from_json(changer),
             "ends_with": None if demo is None else NotedProcess.from_json(demo),
             "vital": tuple(NotedProcess.from_json(process) for process in values.get("vital", ())),
         }
     )
     texts = (cluster.address, cluster.ray_address, cluster.ray_folder, cluster.worker_address, cluster.admin_address)
-    sound = all(isinstance(text, str) for text in (*texts, cluster.id, *cluster.workers))
+    sound = all(isinstance(text, str) for text in (*texts, cluster.id, *cluster.workers, *cluster.gateway_addresses))
     return cluster if sound and isinstance(cluster.resolved, dict) and cluster.state in STATES else None

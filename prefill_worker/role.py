@@ -12,21 +12,21 @@ from baton.engine.batch import absorb_step, plan_step
 from baton.engine.page_table import commit_pages, give_back_pages, take_pages
 from baton.engine.sequence import Sequence
 from baton.engine.step import StepPlan, StepResult
+from baton.protocol.errors import InvalidRequest
 from baton.protocol.messages import (
     AdoptSequence,
     Cancel,
-    DetachedSequence,
+    FirstToken,
     Prefill,
     RequestFailed,
     RouterMessage,
     SendPages,
-    StepOutput,
 )
 from baton.protocol.worker import RoleName
 from baton.worker.core.handoff_source import HandoffSource
 from baton.worker.core.role import Command, Occupancy, Send, WriteEnded
 from baton.worker.core.state import WorkerState
-from baton.worker.core.token_output import token_output
+from baton.worker.core.work import accepted_work, not_held
 
 
 @dataclass(slots=True, eq=False)
@@ -55,16 +55,24 @@ class PrefillRole:
                 return self._send_pages(message, now)
             case Cancel(request_id):
                 return self._forget(request_id, now)
-            case AdoptSequence(request_id):
-                return [Send(RequestFailed(request_id, "NotFound", "This worker keeps no sequences."))]
+            case AdoptSequence(request_id, gateway, from_index):
+                commands = self.state.streams.adopt(request_id, gateway, from_index)
+                return [not_held(request_id)] if commands is None else commands
         return []
 
     def _accept(self, message: Prefill) -> list[Command]:
-        request = message.request
+        request_id = message.request_id
         if message.role_epoch != self.state.role_epoch or not message.disaggregated:
-            return [Send(RequestFailed(request.request_id, "WrongRole", "This worker only prefills."))]
-        if request.request_id not in self._jobs:
-            self._jobs[request.request_id] = _Job(Sequence.start(request, message.emitted))
+            return [Send(RequestFailed(request_id, "WrongRole", "This worker only prefills."))]
+        if request_id in self._jobs:
+            return []
+        try:
+            work = accepted_work(message, self.state)
+        except InvalidRequest as error:
+            return [Send(RequestFailed(request_id, "InvalidRequest", error.message))]
+        sequence = Sequence.start(work.request, work.emitted)
+        self._jobs[request_id] = _Job(sequence)
+        self.state.streams.start(sequence, message.gateway)
         return []
 
     def _send_pages(self, message: SendPages, now: float) -> list[Command]:
@@ -73,6 +81,7 @@ class PrefillRole:
         return self._source.start(message, sequence, computed_s) + self._source.push(now)
 
     def plan(self, now: float) -> tuple[list[Command], StepPlan | None]:
+        self.state.streams.expire(now)
         prefilling = []
         for job in self._jobs.values():
             sequence = job.sequence
@@ -87,19 +96,20 @@ class PrefillRole:
         sampled = absorb_step(plan, result)
         for part in plan.slices:
             commit_pages(part.sequence, self.state.pool, self.state.root)
-        outputs = []
+        streams = self.state.streams
         commands: list[Command] = []
         for sequence, token in sampled:
             request_id = sequence.request_id
             finish = sequence.finish_reason(self.state.eos_token_ids, self.state.context_tokens)
-            outputs.append(token_output(sequence, token, finish))
+            streams.on_token(sequence, token, finish)
+            commands.append(Send(FirstToken(request_id)))
             if finish is not None:
-                commands += self._forget(request_id, now)
-            elif request_id in self._jobs:
+                ended = streams.end(request_id, finish, now)
+                commands += [*self._release(request_id, now), Send(ended)]
+            else:
                 self._jobs[request_id].computed_s = now
                 self._source.on_computed(request_id, now)
-        commands += self._source.push(now)
-        return [Send(StepOutput(tuple(outputs))), *commands] if outputs else commands
+        return [*streams.take(), *commands, *self._source.push(now)]
 
     def on_write_ended(self, outcome: WriteEnded, now: float) -> list[Command]:
         commands, gone = self._source.on_write_ended(outcome, now)
@@ -113,16 +123,21 @@ class PrefillRole:
     def call_off_handoffs(self) -> None:
         self._source.call_off()
 
-    def on_new_router(self, state: WorkerState) -> tuple[DetachedSequence, ...]:
-        for job in self._jobs.values():
+    def on_new_router(self, state: WorkerState) -> None:
+        for request_id, job in self._jobs.items():
             give_back_pages(job.sequence, self.state.pool)
+            self.state.streams.forget(request_id)
         self._jobs.clear()
         self.state = state
         self.__post_init__()
-        return ()
 
     def _forget(self, request_id: str, now: float) -> list[Command]:
-        """The request is done here; pages that writes read are released when they have ended."""
+        """The request is cancelled, or continues elsewhere."""
+        self.state.streams.forget(request_id)
+        return self._release(request_id, now)
+
+    def _release(self, request_id: str, now: float) -> list[Command]:
+        """The request needs its pages no more; pages that writes read are released when they have ended."""
         job = self._jobs.pop(request_id, None)
         if job is None:
             return []

@@ -35,7 +35,7 @@ Address = Annotated[
     typer.Option(
         metavar="HOST:PORT",
         envvar="BATON_ADDRESS",
-        help="Address of the router. Default: the cluster that `baton up` started here, or port 50051.",
+        help="Address of a gateway. Default: the cluster that `baton up` started here, or port 50051.",
     ),
 ]
 
@@ -112,7 +112,7 @@ def up(
         str | None, typer.Option(help="Device of workers: cpu, cuda or auto (a GPU if the pool's placement has GPUs).")
     ] = None,
     log_level: Annotated[
-        str | None, typer.Option(help="Log level of router and workers: debug, info, warning or error.")
+        str | None, typer.Option(help="Log level of router, gateways and workers: debug, info, warning or error.")
     ] = None,
     auto: Annotated[bool, typer.Option("--auto", help="Let the planner move workers between the pools.")] = False,
     as_json: Json = False,
@@ -142,7 +142,8 @@ def up(
         "model": {"path": model, "dtype": dtype},
         "pools": {"prefill": prefill, "decode": decode, "mixed": mixed},
         "engine": {"device": device},
-        "router": {"port": port, "admin_port": admin_port, "policy": policy, "auto_rebalance": auto or None},
+        "gateway": {"port": port},
+        "router": {"admin_port": admin_port, "policy": policy, "auto_rebalance": auto or None},
         "logging": {"level": log_level},
     }
     parsed = parse_config(_read(config), overrides)

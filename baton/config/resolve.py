@@ -18,7 +18,8 @@ from baton.config.memory import (
     swap_pages,
 )
 from baton.config.placement import check_placement, demand, placement_words
-from baton.config.process_config import ResolvedEngine, ResolvedModel, RouterConfig, WorkerConfig
+from baton.config.process_config import GatewayConfig, ResolvedEngine, ResolvedModel, RouterConfig, WorkerConfig
+from baton.config.ray_names import GATEWAY
 from baton.config.schema import BatonConfig
 from baton.protocol.sampling import SamplingDefaults, default_words
 
@@ -80,6 +81,11 @@ class Resolved:
         pools = self.config.pools
         counts = (("prefill", pools.prefill), ("decode", pools.decode), ("mixed", pools.mixed))
         return [(f"{role}-{index}", role) for role, count in counts for index in range(count)]
+
+    @property
+    def gateways(self) -> list[str]:
+        """The names of the gateways to start."""
+        return [f"{GATEWAY}-{index}" for index in range(self.config.pools.gateways)]
 
     @property
     def settings(self) -> dict[str, str]:
@@ -176,6 +182,21 @@ class Resolved:
             router=self.config.router,
             worker_host=worker_host,
             settings=self.settings,
+            sampling_defaults=self.sampling_defaults,
+            access=self.config.access,
+            logging=self.config.logging,
+        )
+
+    def gateway_config(self, name: str, router_address: str, worker_host: str) -> GatewayConfig:
+        """A gateway's configuration; `worker_host` is the address on which it listens for workers."""
+        return GatewayConfig(
+            name=name,
+            router_address=router_address,
+            model=self._model,
+            model_name=self.model.name,
+            page_size=self.config.engine.page_size,
+            gateway=self.config.gateway,
+            worker_host=worker_host,
             sampling_defaults=self.sampling_defaults,
             access=self.config.access,
             logging=self.config.logging,

@@ -51,7 +51,7 @@ class ModelSection(_Section):
 
 
 class PoolsSection(_Section):
-    """Number of workers in each pool at start."""
+    """Number of workers in each pool, and of gateways, at start."""
 
     prefill: int = Field(default=1, ge=0, le=1024)
     """Workers that compute prompts"""
@@ -61,6 +61,9 @@ class PoolsSection(_Section):
 
     mixed: int = Field(default=0, ge=0, le=1024)
     """Workers that serve whole requests"""
+
+    gateways: int = Field(default=1, ge=1, le=64)
+    """Processes that serve clients; those on one node share the port"""
 
 
 class EngineSection(_Section):
@@ -179,7 +182,8 @@ class PoolPlacement(_Section):
 
 
 class PlacementSection(_Section):
-    """Placement of workers on nodes; each pool has its own table."""
+    """Placement of workers on nodes; each pool, and gateways, have their own table. A gateway without resources or
+    labels runs on the router's node."""
 
     strategy: Literal["free", "pack", "spread"] = "free"
     """free: each worker by itself; pack: prefill and decode workers on one node; spread: each on a node of its own"""
@@ -187,6 +191,7 @@ class PlacementSection(_Section):
     prefill: PoolPlacement = PoolPlacement()
     decode: PoolPlacement = PoolPlacement()
     mixed: PoolPlacement = PoolPlacement()
+    gateway: PoolPlacement = PoolPlacement()
 
 
 class AccessSection(_Section):

@@ -1,4 +1,4 @@
-"""A live cluster without Ray: the router in this process, and one process for each worker."""
+"""A live cluster without Ray: router and gateways in this process, and one process for each worker."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from baton.config.process_config import ResolvedEngine, ResolvedModel, RouterConfig, WorkerConfig
-from baton.config.schema import RouterSection
+from baton.config.process_config import GatewayConfig, ResolvedEngine, ResolvedModel, RouterConfig, WorkerConfig
+from baton.config.schema import GatewaySection, RouterSection
+from baton.gateway.build import RunningGateway, start_gateway
 from baton.harness.forked import forked
 from baton.harness.worker_process import work
 from baton.router.build import RunningRouter, start_router
@@ -28,8 +29,10 @@ class ProcessCluster:
     pools: Mapping[str, int]  # role → workers
     first: Mapping[str, Callable[[], None]] = field(default_factory=dict)  # what a worker's process does first, by name
     environment: Mapping[str, str] = field(default_factory=dict)  # of every worker
+    num_gateways: int = 1
     state: ClusterState | None = None  # in place of the router's own, to record what workers report
     router: RunningRouter = field(init=False)
+    gateways: list[RunningGateway] = field(default_factory=list)
     processes: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -39,6 +42,8 @@ class ProcessCluster:
     async def __aenter__(self) -> ProcessCluster:
         self.router = await start_router(self.router_config, self.state)
         try:
+            for index in range(self.num_gateways):
+                await self.add_gateway(f"gateway-{index}")
             for name, role in self.names:
                 self.spawn(name, role)
             await self.until(self._all_there)
@@ -47,10 +52,21 @@ class ProcessCluster:
             raise
         return self
 
+    async def add_gateway(self, name: str) -> RunningGateway:
+        """Start a gateway, on a port of its own."""
+        plan = gateway_plan(self.router_config, self.worker_config, name, self.router.worker_address)
+        self.gateways.append(await start_gateway(plan))
+        return self.gateways[-1]
+
+    @property
+    def gateway(self) -> RunningGateway:
+        """The first gateway."""
+        return self.gateways[0]
+
     @property
     def address(self) -> str:
         """Where clients connect."""
-        return f"127.0.0.1:{self.router.port}"
+        return f"127.0.0.1:{self.gateway.port}"
 
     @property
     def admin_address(self) -> str:
@@ -61,7 +77,8 @@ class ProcessCluster:
         for name, process in self.processes.items():
             if process.exitcode is not None:
                 raise ChildProcessError(f"{name} ended with code {process.exitcode} before it served.")
-        return len(self.router.driver.core.state.workers) == len(self.names)
+        core = self.router.driver.core
+        return len(core.state.workers) == len(self.names) and len(core.gateways) == len(self.gateways)
 
     def spawn(self, name: str, role: str) -> None:
         """Start a worker, also a second time."""
@@ -85,6 +102,8 @@ class ProcessCluster:
         for process in self.processes.values():
             process.kill()
             process.join()
+        for gateway in self.gateways:
+            await gateway.stop(0.0)
         await self.router.stop(0.0)
 
 
@@ -95,6 +114,21 @@ async def operate(cluster: ProcessCluster, spec: OperationSpec) -> Operation:
     async for moved in driver.watch(operation.operation_id):
         operation = moved
     return operation
+
+
+def gateway_plan(router: RouterConfig, worker: WorkerConfig, name: str, router_address: str) -> GatewayConfig:
+    """The plan of a gateway on a free port, for a router and workers with these plans."""
+    return GatewayConfig(
+        name=name,
+        router_address=router_address,
+        model=router.model,
+        model_name=router.model_name,
+        page_size=worker.engine.page_size,
+        gateway=GatewaySection(port=0),
+        worker_host=router.worker_host,
+        sampling_defaults=router.sampling_defaults,
+        access=router.access,
+    )
 
 
 def plans(
@@ -109,7 +143,7 @@ def plans(
 ) -> tuple[RouterConfig, WorkerConfig]:
     """The plans of a float32 cluster on this machine: one thread per worker, checksums over every page that is sent."""
     model = ResolvedModel(path=str(folder), dtype="float32", context_tokens=context_tokens)
-    listening = RouterSection(port=0, admin_port=0, policy=policy, lost_after_s=lost_after_s)
+    listening = RouterSection(admin_port=0, policy=policy, lost_after_s=lost_after_s)
     engine = ResolvedEngine(
         num_pages=num_pages,
         chunk_tokens=chunk_tokens,

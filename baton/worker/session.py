@@ -1,8 +1,10 @@
-"""A worker's session with the router: incarnation, registration, role, reports and writes in flight. Pure.
+"""A worker's session: incarnation, registration, role, reports, writes in flight, links to gateways. Pure.
 
     starting ──transport──► registering ──RegisterAck──► serving
-       ▲                         └──┐                      │ Reregister, or the link takes no more messages
+       ▲                         └──┐                      │ Reregister, or the router's link breaks or is full
        └──── no write in flight ── leaving ◄───────────────┘
+
+Sequences that are kept decode in every phase, and their tokens reach their gateways without the router.
 
 The loop (baton/worker/loop.py) is the shell around it, the simulator another. A shell calls `plan` and `absorb` around
 each step, handles messages between steps only, and performs the commands in order before it calls again.
@@ -10,14 +12,17 @@ each step, handles messages between steps only, and performs the commands in ord
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from baton.engine.step import StepPlan, StepResult
+from baton.protocol.gateway_messages import AttachStreams
 from baton.protocol.handoff import HandoffNotice
 from baton.protocol.messages import (
     Alive,
+    GatewayJoined,
+    GatewayLeft,
     LinkMeasured,
     PeerJoined,
     PeerLeft,
@@ -30,9 +35,11 @@ from baton.protocol.messages import (
     WorkerMessage,
 )
 from baton.protocol.worker import Endpoint, StepSample, WorkerInfo
+from baton.worker.core.gateway_links import GatewayLinks, LinkCommand
 from baton.worker.core.link_rates import LinkRates
 from baton.worker.core.reports import Reports
-from baton.worker.core.role import Command, HandoffTarget, Role, Send, SwapIn, SwapOut, WriteEnded, WritePages
+from baton.worker.core.role import Command, HandoffTarget, Role, Send, WriteEnded, WritePages
+from baton.worker.core.session_commands import Connect, Disconnect, Exit, Log, NewTransport, SessionCommand
 from baton.worker.core.state import WorkerState
 from baton.worker.core.write_watch import WriteWatch
 from baton.worker.role_switch import make_role, switch_role
@@ -46,45 +53,6 @@ class Phase(Enum):
     REGISTERING = 2  # it obeys no orders: those on their way are for its last incarnation
     SERVING = 3
     LEAVING = 4  # it waits for its writes to end, to register under another incarnation
-
-
-@dataclass(frozen=True, slots=True)
-class Connect:
-    """Prepare transfers to a peer; if it cannot be reached, each write to it fails."""
-
-    endpoint: Endpoint
-
-
-@dataclass(frozen=True, slots=True)
-class Disconnect:
-    """Close the connection to a peer; its unfinished writes end with an error."""
-
-    agent: str
-
-
-@dataclass(frozen=True, slots=True)
-class NewTransport:
-    """Close the transport, on which no write is in flight, and open one of this name: `on_transport` is next."""
-
-    agent: str
-
-
-@dataclass(frozen=True, slots=True)
-class Exit:
-    """End the process: it cannot leave its incarnation."""
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Log:
-    """Something that an operator should see."""
-
-    sentence: str
-    warning: bool = True
-
-
-SessionCommand = WritePages | SwapOut | SwapIn | Connect | Disconnect | NewTransport | Exit | Log
 
 
 @dataclass(eq=False)
@@ -102,9 +70,11 @@ class WorkerSession:
     _until_s: float = 0.0  # of the phase: the next `Alive`, or `Exit`, is due
     _reports: Reports = field(init=False)
     _watch: WriteWatch = field(init=False)
-    _links: LinkRates = field(init=False)
+    _rates: LinkRates = field(init=False)
+    _gateways: GatewayLinks = field(init=False)
 
     def __post_init__(self) -> None:
+        self._gateways = GatewayLinks(self.info.name, self.state.streams)
         self.role = make_role(self.info.role, self.state)
         self._reset()
 
@@ -134,24 +104,28 @@ class WorkerSession:
 
     def wait_s(self, now: float) -> float:
         """Time until `tick` has something to do, if no message comes before."""
-        return self._reports.wait_s(now) if self.phase is Phase.SERVING else max(0.0, self._until_s - now)
+        own_s = self._reports.wait_s(now) if self.phase is Phase.SERVING else max(0.0, self._until_s - now)
+        return min(own_s, self._gateways.wait_s(now))
 
     def on_transport(self, endpoint: Endpoint, now: float) -> None:
         """The transport is open under the name `agent`: register, with the sequences that are kept."""
         self.state = replace(self.state, agent=endpoint.agent)
-        held = self.role.on_new_router(self.state) if self._keep else ()
-        if not self._keep:
+        if self._keep:
+            self.role.on_new_router(self.state)
+        else:
+            self.state.streams.forget_all()
             self.state.pool.release_all()
             self.role = make_role(self.role.name, self.state)
         self.info = replace(self.info, endpoint=endpoint)
+        self._gateways.incarnation = self.info.incarnation
         self._reset()
         self.phase, self._until_s = Phase.REGISTERING, now + ALIVE_EVERY_S
-        self.outbox = [Register(self.info, held)]
+        self.outbox = [Register(self.info, self.state.streams.held())]
 
     def _reset(self) -> None:
         self._reports = Reports(self.info.name, self.state)
         self._watch = WriteWatch(self.state.engine.write_stall_s)
-        self._links = LinkRates()
+        self._rates = LinkRates()
 
     def on_message(self, message: RouterMessage, now: float) -> list[SessionCommand]:
         """A message of the router. What was meant for an earlier incarnation changes nothing."""
@@ -161,27 +135,49 @@ class WorkerSession:
                     return self._leave(router_id != self._router_id, now)
             case RegisterAck(router_id, report_interval_s, incarnation):
                 if incarnation == self.info.incarnation and self.phase in (Phase.REGISTERING, Phase.SERVING):
+                    if self.phase is Phase.REGISTERING:
+                        self._gateways.on_new_router()
                     self.phase, self._router_id = Phase.SERVING, router_id
-                    self.outbox += self._reports.on_register_ack(report_interval_s)
+                    self.outbox += [*self._reports.on_register_ack(report_interval_s), *self._gateways.unreachable()]
             case _ if self.phase is not Phase.SERVING:
                 pass
+            case GatewayJoined():
+                return self._act(self._gateways.on_joined(message, now))
+            case GatewayLeft():
+                return self._act(self._gateways.on_left(message))
             case ResyncPages():
                 self.outbox += self._reports.snapshot()
             case SwitchRole():
                 self._switch(message)
             case PeerJoined(endpoint, host):
-                self._links.joined(endpoint.agent, host)
+                self._rates.joined(endpoint.agent, host)
                 return [Connect(endpoint)]
             case PeerLeft(agent):
-                self._links.left(agent)
+                self._rates.left(agent)
                 return [Disconnect(agent)]
             case _:
                 return self._act(self.role.on_message(message, now))
         return []
 
+    def on_router_link(self, up: bool, now: float) -> list[SessionCommand]:
+        """The connection to the router is established, or has ended: messages in flight may be lost both ways."""
+        return [] if up else self._leave(True, now)
+
     def on_link_full(self, now: float) -> list[SessionCommand]:
-        """The link has taken none of the outbox. The messages are lost, so register with the present state instead."""
+        """The router's link has taken none of the outbox. Its messages are lost: register with the present state."""
         return self._leave(True, now) if self.phase is Phase.SERVING else []
+
+    def on_gateway_link(self, gateway: str, up: bool, now: float) -> list[SessionCommand]:
+        """The connection to a gateway is established, or has ended; frames in flight may be lost."""
+        return self._act(self._gateways.on_link(gateway, up, now))
+
+    def on_gateway_message(self, gateway: str, message: AttachStreams, now: float) -> list[SessionCommand]:
+        """A message of a gateway, in any phase."""
+        return self._act(self._gateways.on_attach(gateway, message))
+
+    def on_gateway_full(self, gateway: str, now: float) -> None:
+        """The link to a gateway has not taken a frame. Its sequences keep decoding, and their tokens are sent later."""
+        self._gateways.on_full(gateway, now)
 
     def on_notice(self, notice: HandoffNotice, wrong_pages: int, now: float) -> list[SessionCommand]:
         """A peer's notice; `wrong_pages` of its reservation have arrived corrupt."""
@@ -194,13 +190,13 @@ class WorkerSession:
     def on_write_ended(self, outcome: WriteEnded, now: float) -> list[SessionCommand]:
         """The end of a write; each `WritePages` has exactly one."""
         agent = self._watch.ended(outcome.write_id)
-        measured = None if outcome.error else self._links.ended(agent, outcome.num_bytes, outcome.seconds)
+        measured = None if outcome.error else self._rates.ended(agent, outcome.num_bytes, outcome.seconds)
         commands = self._act(self.role.on_write_ended(outcome, now))
         return commands if measured is None else [self._report_link(measured), *commands]
 
     def plan(self, now: float) -> tuple[list[SessionCommand], StepPlan | None]:
         """The next step, and the copies to perform before it (see `Role.plan`)."""
-        if self.phase in (Phase.STARTING, Phase.LEAVING):
+        if self.phase in (Phase.STARTING, Phase.LEAVING) and not self._keep:
             return [], None
         copies, plan = self.role.plan(now)
         return self._act(copies), plan
@@ -215,7 +211,7 @@ class WorkerSession:
 
     def tick(self, now: float, idle: bool) -> list[SessionCommand]:
         """What is due: stalled writes, a report, the next registration. `idle`: there is no step to run."""
-        commands: list[SessionCommand] = []
+        commands = self._act(self._gateways.tick(now))
         for agent in self._watch.look(now):
             given_up = self.role.on_stalled(agent, now)
             if given_up:
@@ -245,7 +241,7 @@ class WorkerSession:
         self.role.call_off_handoffs()
         self.outbox.clear()
         what = "keeping its sequences" if keep else "discarding all sequences"
-        return [Log(f"incarnation {self.info.incarnation} is not known to the router; re-registering, {what}")]
+        return [Log(f"incarnation {self.info.incarnation} has lost its router; re-registering, {what}")]
 
     def _switch(self, order: SwitchRole) -> None:
         self.role, self.state, answer = switch_role(self.role, self.state, order)
@@ -256,9 +252,9 @@ class WorkerSession:
     def _report_link(self, measured: LinkMeasured) -> Log:
         if self.phase is Phase.SERVING:
             self.outbox.append(measured)
-        return Log(*self._links.sentence(self.info, measured))
+        return Log(*self._rates.sentence(self.info, measured))
 
-    def _act(self, commands: list[Command]) -> list[SessionCommand]:
+    def _act(self, commands: Iterable[Command | LinkCommand]) -> list[SessionCommand]:
         """Queue the role's messages and count its writes; returns what the shell must perform."""
         performed: list[SessionCommand] = []
         for command in commands:

@@ -29,7 +29,7 @@ def playing() -> Iterator[Play]:
         runner.run(cluster.__aenter__())
 
         async def play(scenario: Scenario) -> Any:
-            async with baton.AsyncClient(f"127.0.0.1:{cluster.router.port}") as client:
+            async with baton.AsyncClient(cluster.address) as client:
                 seen = await scenario(cluster, client)
             core = cluster.router.driver.core
             await cluster.until(lambda: not core.live)

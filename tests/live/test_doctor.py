@@ -60,7 +60,7 @@ def test_the_rate_of_a_link_is_known_after_three_large_writes(tmp_path: Path) ->
 
     async def measure() -> tuple[str, str]:
         cluster = ProcessCluster(router_config, worker_config, {"prefill": 1, "decode": 1})
-        async with cluster, baton.AsyncClient(f"127.0.0.1:{cluster.router.port}") as client:
+        async with cluster, baton.AsyncClient(cluster.address) as client:
             admin_address = f"127.0.0.1:{cluster.router.admin_port}"
             nothing = await asyncio.to_thread(_links, admin_address)
             for number in range(3):

@@ -29,7 +29,7 @@ def test_requests_use_the_models_sampling_defaults_unless_they_override_them(tmp
 
     async def serve() -> None:
         cluster = ProcessCluster(router_config, worker_config, {"mixed": 1})
-        async with cluster, baton.AsyncClient(f"127.0.0.1:{cluster.router.port}") as client:
+        async with cluster, baton.AsyncClient(cluster.address) as client:
 
             async def tokens(sampling: SamplingParams | None = None, **options: object) -> list[int]:
                 return (await client.generate(PROMPT, sampling, **options)).token_ids

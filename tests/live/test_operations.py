@@ -33,7 +33,7 @@ def run(checkpoint: Path) -> Iterator[Run]:
         runner.run(cluster.__aenter__())
 
         async def under_streams(scenario: Scenario) -> None:
-            async with baton.AsyncClient(f"127.0.0.1:{cluster.router.port}") as client:
+            async with baton.AsyncClient(cluster.address) as client:
                 async with steady_streams(cluster, client) as streams:
                     await asyncio.wait_for(scenario(cluster, streams), 90)
                     await restore()

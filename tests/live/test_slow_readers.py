@@ -25,7 +25,7 @@ def _slow_request() -> inference_pb2.GenerateRequest:
 
 async def _never_reads(cluster: ProcessCluster, client: baton.AsyncClient) -> None:
     driver = cluster.router.driver
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{cluster.router.port}", SMALL_WINDOW) as channel:
+    async with grpc.aio.insecure_channel(cluster.address, SMALL_WINDOW) as channel:
         expected = (await client.generate([8] * 50, max_tokens=60, ignore_eos=True)).token_ids
         call = inference_pb2_grpc.InferenceStub(channel).Generate(_slow_request())
         await cluster.until(lambda: driver.core.live == 1)
@@ -52,7 +52,7 @@ async def _is_cut(cluster: ProcessCluster, client: baton.AsyncClient) -> None:
     usual = driver.config
     driver.config = usual.changed(write_timeout_s=1.0)
     try:
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{cluster.router.port}", SMALL_WINDOW) as channel:
+        async with grpc.aio.insecure_channel(cluster.address, SMALL_WINDOW) as channel:
             expected = (await client.generate([8] * 50, max_tokens=60, ignore_eos=True)).token_ids
             cancelled = driver.core.explanations.cancelled
             call = inference_pb2_grpc.InferenceStub(channel).Generate(_slow_request())

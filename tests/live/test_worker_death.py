@@ -20,7 +20,7 @@ async def _kill_two(folder: Path) -> None:
     router_config, worker_config = plans(folder, 256, 256, policy="least_loaded", chunk_tokens=64, lost_after_s=3.0)
     async with ProcessCluster(router_config, worker_config, {"prefill": 2, "decode": 2}) as cluster:
         core = cluster.router.driver.core
-        async with baton.AsyncClient(f"127.0.0.1:{cluster.router.port}") as client:
+        async with baton.AsyncClient(cluster.address) as client:
             prompts = [[7 + index] * 40 for index in range(4)]
             expected = [
                 (await client.generate(prompt, seed=index, **OPTIONS)).token_ids for index, prompt in enumerate(prompts)

@@ -22,24 +22,31 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "kv_transfer": ("protocol",),
     "router.policy": ("protocol",),
     "router.core": ("protocol", "config", "router.policy"),
-    "router.access": ("protocol", "config"),
-    "router": (
-        *("protocol", "config", "router.policy", "router.core", "router.access"),
+    "access": ("protocol", "config"),
+    "links": ("protocol",),
+    "router": ("protocol", "config", "router.policy", "router.core", "access", "links"),
+    "gateway.core": ("protocol",),
+    "gateway": (
+        *("protocol", "config", "access", "links", "gateway.core"),
         *("engine.tokenizer", "engine.checkpoint", "engine.model_config"),
     ),
     "worker.core": ("protocol", "config", "engine"),
     "prefill_worker": ("protocol", "engine", "worker.core"),
     "decode_worker": ("protocol", "engine", "worker.core"),
-    "worker": ("protocol", "config", "engine", "kv_transfer", "worker.core", "prefill_worker", "decode_worker"),
-    "simulator": ("protocol", "config", "engine", "router.policy", "router.core", "worker.core", "worker.session"),
+    "worker": ("protocol", "config", "engine", "kv_transfer", "links", "worker.core", "prefill_worker", "decode_worker"),
+    "simulator": (
+        *("protocol", "config", "engine", "router.policy", "router.core", "gateway.core"),
+        *("worker.core", "worker.session"),
+    ),
     "deploy": (
         *("protocol", "config", "client", "engine", "kv_transfer", "builtin_model"),
-        *("router.policy", "router.access", "router.actor", "worker.actor"),
+        *("access", "router.policy", "router.actor", "gateway.actor", "worker.actor"),
     ),
     "cli": ("protocol", "config", "client", "simulator", "deploy", "builtin_model"),
     "harness": (  # what tests and benchmarks share; no room of the product imports it
         *("protocol", "config", "client", "engine", "kv_transfer", "simulator"),
-        *("router", "router.core", "router.policy", "worker", "worker.core"),
+        *("router", "router.core", "router.policy", "gateway", "gateway.core", "worker", "worker.core"),
+        *("access", "links"),
     ),
 }
 # These packages, and everything they import, read no clock, socket or file and load no torch.
@@ -48,6 +55,7 @@ PURE = (
     "config",
     "router.policy",
     "router.core",
+    "gateway.core",
     "worker.core",
     "prefill_worker",
     "decode_worker",
@@ -76,7 +84,7 @@ IMPURE = {
 }
 
 ONLY_IN = {  # folders and files
-    "ray": ("deploy", "baton/worker/actor.py", "router/actor.py"),
+    "ray": ("deploy", "baton/worker/actor.py", "baton/gateway/actor.py", "router/actor.py"),
     "nixl": ("kv_transfer/nixl_library.py",),
     "triton": ("baton/engine/race",),
     "flashinfer": ("baton/engine/attention/flashinfer.py", "baton/engine/models/cuda_layers.py"),

@@ -123,7 +123,7 @@ def test_worker_processes_short_of_pages_answer_as_if_they_were_not(
         worker_config = replace(worker_config, engine=worker_config.engine.changed(host_pages=host_pages))
         async with ProcessCluster(router_config, worker_config, {"prefill": 1, "decode": 1}) as cluster:
             core = cluster.router.driver.core
-            async with baton.AsyncClient(f"127.0.0.1:{cluster.router.port}") as client:
+            async with baton.AsyncClient(cluster.address) as client:
                 asked = [client.generate(prompt, sampling, timeout_s=60) for prompt, sampling, _ in cases]
                 answers = await asyncio.wait_for(asyncio.gather(*asked), 100)
             assert [one.token_ids for one in answers] == [answer for _, _, answer in cases]

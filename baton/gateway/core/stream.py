@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from baton.gateway.core.detokenizer import Detokenizer, StopStrings, Vocabulary
-from baton.protocol.messages import TokenOutput
+from baton.protocol.gateway_messages import TokenOutput
 from baton.protocol.request import FinishReason, Request
+
+MAX_EARLY_TOKENS = 1024  # of one stream; further ones are dropped, and sent again when the gap is asked for
 
 
 @dataclass(slots=True)  # not frozen: one is made per token
@@ -25,7 +27,8 @@ class TextToken:
 class OutputStream:
     """Orders tokens that may come from two workers, twice or early, and turns them into text.
 
-    `finish` is set by the worker's last token, `stop_string_met` by the text; after either nothing is accepted.
+    `finish` is set by the worker's last token or by `close`, `stop_string_met` by the text; after either nothing is
+    accepted.
     """
 
     request: Request
@@ -57,6 +60,16 @@ class OutputStream:
         return self.finish is not None or self.stop_string_met
 
     @property
+    def reason(self) -> FinishReason | None:
+        """Why the output ended; None while it goes on."""
+        return FinishReason.STOP if self.stop_string_met else self.finish
+
+    @property
+    def has_gap(self) -> bool:
+        """Whether tokens came before earlier ones."""
+        return bool(self._early)
+
+    @property
     def _may_end(self) -> bool:
         """Whether text of the newest token may complete a stop string: only after `min_tokens` others."""
         return len(self.token_ids) > self.request.sampling.min_tokens
@@ -66,14 +79,27 @@ class OutputStream:
         due = len(self.token_ids)
         if output.index < due or self.ended:
             return []
+        if output.index >= self.request.sampling.max_tokens:
+            return []
         if output.index > due:
-            if output.index < self.request.sampling.max_tokens:
+            if len(self._early) < MAX_EARLY_TOKENS:
                 self._early[output.index] = output
             return []
         shown = [self._show(output)]
         while self._early and not self.ended and (following := self._early.pop(len(self.token_ids), None)) is not None:
             shown.append(self._show(following))
+        if self._early and self.ended:
+            self._early.clear()
         return shown
+
+    def close(self, reason: FinishReason) -> None:
+        """The output is complete although its last token did not have the reason."""
+        self.finish = reason
+        self.trailing_text = self._last_text()
+
+    def forget_early(self) -> None:
+        """Drop tokens that came before earlier ones: other workers will compute all of them."""
+        self._early.clear()
 
     def _show(self, output: TokenOutput) -> TextToken:
         if not self.token_ids:
@@ -83,8 +109,7 @@ class OutputStream:
         if self._stop_strings is not None:
             text, self.stop_string_met = self._stop_strings.push(text, self._may_end)
         if output.finish is not None and not self.stop_string_met:
-            self.finish = output.finish
-            self.trailing_text = self._last_text()
+            self.close(output.finish)
         return TextToken(output.index, output.token_id, text, output.logprob, output.top_logprobs)
 
     def _last_text(self) -> str:

@@ -83,6 +83,7 @@ class Reports:
             swapped=held.swapped,
             swap_outs=held.swap_outs,
             recomputes=held.recomputes,
+            decode_steps=held.decode_steps,
             steps=tuple(self._samples),
         )
         self._reported, self._reported_s = snapshot, now

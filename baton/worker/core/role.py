@@ -6,13 +6,16 @@ A session (baton/worker/session.py) owns it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from baton.engine.step import StepPlan, StepResult
+from baton.protocol.gateway_messages import TokenMessage
 from baton.protocol.handoff import HandoffNotice
-from baton.protocol.messages import DetachedSequence, RouterMessage, WorkerMessage
+from baton.protocol.messages import RouterMessage, WorkerMessage
 from baton.protocol.worker import RoleName
-from baton.worker.core.state import WorkerState
+
+if TYPE_CHECKING:
+    from baton.worker.core.state import WorkerState
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +23,14 @@ class Send:
     """Send a message to the router."""
 
     message: WorkerMessage
+
+
+@dataclass(frozen=True, slots=True)
+class SendToGateway:
+    """Send a message to a gateway."""
+
+    gateway: str
+    message: TokenMessage
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +66,7 @@ class SwapIn:
     pages: tuple[int, ...]
 
 
-Command = Send | WritePages | SwapOut | SwapIn
+Command = Send | SendToGateway | WritePages | SwapOut | SwapIn
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +92,7 @@ class Occupancy:
     swapped: int = 0  # of `waiting`, those whose pages are in host memory
     swap_outs: int = 0  # preemptions to host memory so far
     recomputes: int = 0  # preemptions that lost their pages
+    decode_steps: int = 0  # so far
 
 
 class Role(Protocol):
@@ -103,10 +115,10 @@ class Role(Protocol):
         """Start no more writes; those in flight end."""
         ...
 
-    def on_new_router(self, state: WorkerState) -> tuple[DetachedSequence, ...]:
+    def on_new_router(self, state: WorkerState) -> None:
         """Our router is gone, no write to or from us is in flight, and we have a new agent name.
 
-        Sequences that need no peer continue detached; returns those a router may adopt. All others are dropped.
+        Sequences that need no peer continue, and their tokens still reach their gateways. All others are dropped.
         """
         ...
 

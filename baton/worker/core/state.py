@@ -9,11 +9,12 @@ from baton.engine.batch import StepBudget
 from baton.engine.kv_pages import PagePool
 from baton.engine.sequence import Sequence
 from baton.protocol.prefix_hash import tenant_root
+from baton.worker.core.token_streams import TokenStreams
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerState:
-    """Shared by every role a worker takes on. Roles change `pool`; the rest is fixed at start."""
+    """Shared by every role a worker takes on. Roles change `pool` and `streams`; the rest is fixed at start."""
 
     agent: str  # the name peers write to: worker and incarnation
     model_id: str
@@ -25,7 +26,8 @@ class WorkerState:
     engine: EngineSection = field(default_factory=EngineSection)
     share_prefixes: bool = False  # between tenants
     host_pages: int = 0  # slots of host memory for preempted sequences; 0: they are recomputed
-    keep_ended_s: float = 60.0  # how long the output of ended sequences is kept for a new router
+    streams: TokenStreams = field(default_factory=TokenStreams)
+    vocab_size: int = 1 << 31
 
     def root(self, sequence: Sequence) -> bytes:
         """The parent hash of the sequence's first page."""

@@ -1,0 +1,78 @@
+"""The workers that a gateway accepts, and the tokens that it misses from them. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from baton.protocol.bounds import MAX_IDS
+from baton.protocol.gateway_messages import LinkUp, StepOutput, TokenMessage
+
+GAP_S = 0.2  # After which the missing tokens count as lost
+ASK_AGAIN_S = 1.0
+
+
+@dataclass(slots=True)
+class _Gap:
+    worker: str
+    ask_s: float
+
+
+@dataclass(slots=True, eq=False)
+class Workers:
+    """The workers that the router has named, and the streams that have later tokens without the next one."""
+
+    refused_tokens: int = 0  # From other workers
+    _named: set[str] = field(default_factory=set)
+    _early_links: set[str] = field(default_factory=set)  # Workers that connected before the router named them
+    _gaps: dict[str, _Gap] = field(default_factory=dict)  # By request id
+
+    def __contains__(self, worker: str) -> bool:
+        return worker in self._named
+
+    @property
+    def num_gaps(self) -> int:
+        """Streams that have a gap."""
+        return len(self._gaps)
+
+    def join(self, worker: str) -> bool:
+        """The router names a worker; whether it has connected and waits for `AttachStreams`."""
+        self._named.add(worker)
+        waits = worker in self._early_links
+        self._early_links.discard(worker)
+        return waits
+
+    def leave(self, worker: str) -> None:
+        """Accept nothing more from a worker."""
+        self._named.discard(worker)
+        self._early_links.discard(worker)
+
+    def refuse(self, worker: str, batch: Iterable[TokenMessage]) -> None:
+        """Messages of a worker that the router has not named; only its connection is noted."""
+        for message in batch:
+            if isinstance(message, StepOutput):
+                self.refused_tokens += len(message.tokens)
+            elif isinstance(message, LinkUp) and len(self._early_links) < MAX_IDS:
+                self._early_links.add(worker)
+
+    def open_gap(self, request_id: str, worker: str, now: float) -> None:
+        """A token of a stream came early; the missing ones are asked from the worker that sent the latest."""
+        gap = self._gaps.get(request_id)
+        if gap is None:
+            self._gaps[request_id] = _Gap(worker, now + GAP_S)
+        else:
+            gap.worker = worker
+
+    def close_gap(self, request_id: str) -> None:
+        """The stream's next token came, or none is needed any more."""
+        self._gaps.pop(request_id, None)
+
+    def due(self, now: float) -> dict[str, list[str]]:
+        """The ids of streams whose missing tokens are asked for now, by worker."""
+        ids: dict[str, list[str]] = {}
+        for request_id, gap in self._gaps.items():
+            if now >= gap.ask_s:
+                gap.ask_s = now + ASK_AGAIN_S
+                if gap.worker in self._named:
+                    ids.setdefault(gap.worker, []).append(request_id)
+        return ids
