@@ -29,7 +29,7 @@ from baton.simulator.links import Link
 from baton.simulator.page_network import PageWrite
 from baton.simulator.token_checker import VOCAB, expected_output
 from baton.simulator.virtual_gateway import VirtualGateway
-from baton.simulator.virtual_worker import CONTEXT_TOKENS, PAGE_SIZE, VirtualWorker, WorkerShape
+from baton.simulator.virtual_worker import PAGE_SIZE, VirtualWorker, WorkerShape
 
 CLAIM_WITHIN_S = 0.5  # of what a worker has kept, or runs for a gateway that is gone
 
@@ -89,7 +89,7 @@ class VirtualCluster(Deliveries):
     def add_gateway(self, name: str, incarnation: int = 1) -> VirtualGateway:
         """Start a gateway, which registers."""
         info = GatewayInfo(name, str(incarnation), f"{name}:{incarnation}", pid=incarnation)
-        facts = ModelFacts("model", PAGE_SIZE, VOCAB, CONTEXT_TOKENS, self.share_prefixes)
+        facts = ModelFacts("model", PAGE_SIZE, VOCAB, self.share_prefixes)
         gateway = VirtualGateway(GatewaySession(info, facts, self.vocabulary))
         self.gateways[name] = gateway
         self.link_gateway(gateway)
@@ -203,7 +203,7 @@ class VirtualCluster(Deliveries):
         self.to_kill.clear()
         for link in self._router_links():
             self.disconnect(link)
-            link.out.arrived = 0  # the new process reads nothing that the former one had
+            link.out.take(link.out.arrived)  # the new process does not read what the former one had
         if not down_s:
             self.on_router_up()
 

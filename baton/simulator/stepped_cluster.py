@@ -88,6 +88,8 @@ class SteppedCluster(VirtualCluster):
         for gateway in self.gateways.values():
             if not gateway.blocked:
                 self.perform_at(gateway, gateway.session.tick(self.now))
+                if not gateway.link.out.queue:
+                    self.perform(self.core.on_frame(gateway.name, gateway.incarnation, [gateway.load], self.now))
         for worker in self.workers.values():
             if worker.silent or worker.leaving:
                 continue

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 
+from baton.gateway.core.commands import SendToRouter
 from baton.protocol.worker import RoleName
 from baton.router.policy.latency_model import DEFAULT_COSTS
 from baton.simulator.cluster import VirtualCluster
@@ -22,6 +23,7 @@ from baton.simulator.virtual_gateway import VirtualGateway
 from baton.simulator.virtual_worker import VirtualWorker
 
 TICK_S = 0.1  # between two looks of the router, and of idle workers, at what is due
+LOAD_S = 1.0  # between two heartbeats of a gateway
 LEAVE_S = 5e-3  # between two looks of a leaving worker at its writes
 RESTART_S = 1.0  # from the end of a worker's process to the registration of the next one
 LATE_S = 0.05  # mean time until the bytes of a write that was called off arrive
@@ -258,6 +260,9 @@ class TimedCluster(VirtualCluster):
         for gateway in list(self.gateways.values()):
             if not gateway.blocked:
                 self.perform_at(gateway, gateway.session.tick(self.now))
+                if self.now >= gateway.loaded_s + LOAD_S:
+                    gateway.loaded_s = self.now
+                    self.perform_at(gateway, [SendToRouter(gateway.load)])
         for worker in list(self.workers.values()):
             if not worker.silent and not worker.leaving:
                 self.tick_worker(worker)

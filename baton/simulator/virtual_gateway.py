@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from baton.gateway.core.session import GatewaySession
+from baton.protocol.gateway_messages import GatewayLoad
 from baton.simulator.links import Link
 
 
@@ -18,6 +19,7 @@ class VirtualGateway:
     silent: bool = False  # stopped: it takes and sends nothing
     slow: float = 1.0  # how many times as long messages to it take
     gone: bool = False  # its process has ended
+    loaded_s: float = 0.0  # when it sent its last heartbeat
 
     @property
     def blocked(self) -> bool:
@@ -36,3 +38,8 @@ class VirtualGateway:
     def address(self) -> str:
         """Where workers connect."""
         return self.session.info.worker_address
+
+    @property
+    def load(self) -> GatewayLoad:
+        """Its heartbeat."""
+        return self.session.load(0.0)
