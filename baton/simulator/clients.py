@@ -11,6 +11,7 @@ from baton.gateway.core.stream import TextToken
 from baton.protocol.errors import NoRouter, NoWorkers, Overloaded
 from baton.protocol.request import Objectives, Request
 from baton.simulator.token_checker import Violation, expected_output
+from baton.simulator.virtual_gateway import VirtualGateway
 
 REFUSALS = (Overloaded, NoWorkers, NoRouter)  # after which a client asks again
 
@@ -24,11 +25,11 @@ class Clients:
     ended: dict[str, StreamEnd] = field(default_factory=dict)
     longest_pause_s: dict[str, float] = field(default_factory=dict)  # between two tokens, or before the first
     first_s: dict[str, float] = field(default_factory=dict)  # when the first token came
-    readers: dict[str, object] = field(default_factory=dict)  # the gateway that each open stream is read from
+    readers: dict[str, VirtualGateway] = field(default_factory=dict)  # the gateway that each open stream is read from
     on_refused: Callable[[str], None] | None = None  # called for a request that is refused, instead of its end
     _last_s: dict[str, float] = field(default_factory=dict)
 
-    def ask(self, request: Request, gateway: object) -> None:
+    def ask(self, request: Request, gateway: VirtualGateway) -> None:
         """A client sends a request to a gateway, for the first time or after it was refused."""
         self.readers[request.request_id] = gateway
         self.requests[request.request_id] = request
@@ -42,7 +43,7 @@ class Clients:
         del shown[len(shown) - lost :]
         return shown
 
-    def on_tokens(self, gateway: object, request_id: str, tokens: Seq[TextToken], now: float) -> None:
+    def on_tokens(self, gateway: VirtualGateway, request_id: str, tokens: Seq[TextToken], now: float) -> None:
         """A gateway shows tokens; those for an earlier connection of the client reach nobody."""
         if self.readers.get(request_id) is not gateway:
             return
@@ -56,7 +57,7 @@ class Clients:
         self._last_s[request_id] = now
         self.first_s.setdefault(request_id, now)
 
-    def on_end(self, gateway: object, end: StreamEnd) -> None:
+    def on_end(self, gateway: VirtualGateway, end: StreamEnd) -> None:
         """A gateway ends a stream."""
         if self.readers.get(end.request_id) is not gateway:
             return

@@ -113,7 +113,7 @@ class VirtualCluster(Deliveries):
         gateway = self.clients.readers.get(request_id)
         num_shown = len(self.shown[request_id])
         self.clients.lose(request_id, num_shown - self.rng.randint(max(0, num_shown - 3), num_shown))
-        if isinstance(gateway, VirtualGateway) and not gateway.gone and self.rng.random() < 0.5:
+        if gateway is not None and not gateway.gone and self.rng.random() < 0.5:
             left = Cancelled("the client's connection broke")
             self.perform_at(gateway, gateway.session.leave(request_id, left, self.now))
 

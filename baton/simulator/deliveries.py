@@ -19,6 +19,7 @@ from baton.simulator.links import Link, LinkChanged, Wire
 from baton.simulator.token_checker import VOCAB
 from baton.simulator.virtual_gateway import VirtualGateway
 from baton.simulator.virtual_worker import CONTEXT_TOKENS, VirtualWorker
+from baton.simulator.worker_shells import WorkerShells, incarnation_of
 
 FRAMES = WorkerFrames("model", VOCAB, CONTEXT_TOKENS)
 
