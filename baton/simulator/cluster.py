@@ -201,7 +201,7 @@ class VirtualCluster(Deliveries):
         self.routers += 1
         self.core = self.new_router(f"router-{self.routers}", self.now + down_s)
         self.to_kill.clear()
-        for link in self._router_links():
+        for link in self._router_links().values():
             self.disconnect(link)
             link.out.take(link.out.arrived)  # the new process does not read what the former one had
         if not down_s:
@@ -209,12 +209,14 @@ class VirtualCluster(Deliveries):
 
     def on_router_up(self) -> None:
         """The router can be reached."""
-        for name, process in (*self.workers.items(), *self.gateways.items()):
+        for name, link in self._router_links().items():
             if frozenset((name, "router")) not in self.cut:
-                self.connect(process.link)
+                self.connect(link)
 
-    def _router_links(self) -> list[Link]:
-        return [process.link for process in (*self.workers.values(), *self.gateways.values())]
+    def _router_links(self) -> dict[str, Link]:
+        """The links of workers and gateways to the router, by name."""
+        workers = {name: worker.link for name, worker in self.workers.items()}
+        return workers | {name: gateway.link for name, gateway in self.gateways.items()}
 
     def cut_link(self, one: str, other: str) -> None:
         """Nothing passes between two processes, of which one is a gateway or the router."""

@@ -85,8 +85,11 @@ class TimedCluster(VirtualCluster):
         """Kill a gateway; another process comes up in its place. Returns the requests whose streams it had."""
         incarnation = int(self.gateways[name].incarnation) + 1
         lost = self.kill_gateway(name)
-        self.events.after(back_after_s, partial(self.add_gateway, name, incarnation))
+        self.events.after(back_after_s, partial(self._gateway_up, name, incarnation))
         return lost
+
+    def _gateway_up(self, name: str, incarnation: int) -> None:
+        self.add_gateway(name, incarnation)
 
     def on_process_ended(self, name: str) -> None:
         """A router that is down learns it later, or from the next process."""
@@ -118,7 +121,7 @@ class TimedCluster(VirtualCluster):
         if self.router.blocked and self.now >= self.up_s:
             self.router.blocked = False
             self.on_router_up()
-            self._wake(link.out for link in self._router_links())
+            self._wake(link.out for link in self._router_links().values())
 
     def stop(self, process: VirtualWorker | VirtualGateway, stopped: bool) -> None:
         """Stop a process in the middle of whatever it does, or let it continue."""
