@@ -13,15 +13,14 @@ from baton.protocol.gateway_messages import AttachStreams
 from baton.protocol.messages import HandoffStalled, RouterMessage, SendPages, WorkerMessage
 from baton.router.core.commands import Command, Kill, SendToGateway, SendToWorker
 from baton.router.core.core import RouterCore
-from baton.router.core.worker_frames import WorkerFrames
+from baton.router.core.peer_frames import PeerFrames
 from baton.simulator.clients import Clients
 from baton.simulator.links import Link, LinkChanged, Wire
-from baton.simulator.token_checker import VOCAB
 from baton.simulator.virtual_gateway import VirtualGateway
 from baton.simulator.virtual_worker import CONTEXT_TOKENS, VirtualWorker
 from baton.simulator.worker_shells import WorkerShells, incarnation_of
 
-FRAMES = WorkerFrames("model", VOCAB, CONTEXT_TOKENS)
+FRAMES = PeerFrames("model", CONTEXT_TOKENS)
 
 
 @dataclass(eq=False)
@@ -88,7 +87,7 @@ class Deliveries(WorkerShells):
         """The router handles messages of the worker; those of a worker of ours are never refused."""
         if messages:
             incarnation = incarnation or str(worker.incarnation)
-            FRAMES.check(worker.name, incarnation, messages, self.core.state)
+            FRAMES.check(worker.name, incarnation, messages, self.core.state, self.core.gateways.by_name)
             self.stalled |= {one.reservation_id for one in messages if isinstance(one, HandoffStalled)}
             self.perform(self.core.on_frame(worker.name, incarnation, messages, self.now))
 
@@ -119,6 +118,7 @@ class Deliveries(WorkerShells):
     def _from_gateway_at_router(self, gateway: VirtualGateway, items: list[Any]) -> None:
         for incarnation, sent in groupby(items, incarnation_of):
             batch = [message for _, message in sent]
+            FRAMES.check(gateway.name, incarnation, batch, self.core.state, self.core.gateways.by_name)
             self.perform(self.core.on_frame(gateway.name, incarnation, batch, self.now))
 
     # At the router, and at a gateway
