@@ -13,7 +13,7 @@ from pathlib import Path
 
 from baton.config.schema import RouterSection
 from baton.gateway.core.stream import TextToken
-from baton.links.frame_server import WorkerLink
+from baton.links.frame_server import FrameServer
 from baton.logs import log
 from baton.protocol.errors import BatonError, Cancelled, ConfigError, InvalidRequest
 from baton.protocol.messages import RegisterAck, RouterMessage, WorkerMessage
@@ -71,7 +71,7 @@ class Driver:
     """A router: the core with its clock, its link to the workers and its clients."""
 
     core: RouterCore
-    link: WorkerLink
+    link: FrameServer
     frames: WorkerFrames
     clock: Callable[[], float] = time.monotonic
     config: RouterSection = field(default_factory=RouterSection)

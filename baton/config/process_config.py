@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from baton.config.schema import AccessSection, EngineSection, LoggingSection, ModelSection, RouterSection
-from baton.protocol.link_keys import RouterKeys, WorkerKeys
+from baton.protocol.link_keys import PeerKeys
 from baton.protocol.sampling import SamplingDefaults
 
 
@@ -48,7 +48,7 @@ class WorkerConfig:
     engine: ResolvedEngine
     access: AccessSection = field(default_factory=AccessSection)
     logging: LoggingSection = field(default_factory=LoggingSection)
-    link_keys: WorkerKeys | None = field(default=None, repr=False)  # None: an open link
+    link_keys: PeerKeys | None = field(default=None, repr=False)  # None: an open link
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ class RouterConfig:
     sampling_defaults: SamplingDefaults = field(default_factory=dict)  # The model's, for parameters a request omits
     access: AccessSection = field(default_factory=AccessSection)
     logging: LoggingSection = field(default_factory=LoggingSection)
-    link_keys: RouterKeys | None = field(default=None, repr=False)  # None: an open link
+    link_secret: str = field(default="", repr=False)  # Of the cluster (`baton.links.keys`); "": open links
 
 
 @dataclass(frozen=True, slots=True)

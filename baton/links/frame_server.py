@@ -1,44 +1,53 @@
-"""The router's end of the ZeroMQ links: one ROUTER socket for all workers, on the event loop.
-
-The loop watches the socket's file descriptor, so a frame costs no future and no task switch. ZeroMQ signals that
-descriptor once per change, and a send may consume the signal, so both directions check for received frames.
-"""
+"""The end of links that many peers connect to: one ZeroMQ ROUTER socket on the event loop."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
+from typing import Any
 
 import zmq
 
+from baton.links.keys import ONE_WAY, identity_name
 from baton.links.log_rate_limit import LogRateLimit
-from baton.links.zap_authenticator import ZapAuthenticator
+from baton.links.socket_reader import SocketReader
+from baton.links.zap_authenticator import KEY_PROPERTY, ZapAuthenticator
 from baton.logs import log
 from baton.protocol.address import is_ipv6, split
-from baton.protocol.codec import decode_to_router, encode_to_worker
+from baton.protocol.codec import decode_frame, encode_frame
 from baton.protocol.errors import InvalidRequest
-from baton.protocol.link_keys import RouterKeys
-from baton.protocol.messages import RouterMessage, WorkerMessage
+from baton.protocol.link_keys import PeerKeys
 
-HEARTBEAT = "#alive"  # suffix of the name under which a worker's heartbeat connects
 PING_MS, SILENCE_MS = 1000, 5000  # Interval of pings; time without traffic after which a connection is closed
 MAX_FRAME_BYTES = 64 << 20  # ZeroMQ disconnects a peer that sends a larger frame
-Handler = Callable[[str, str, list[WorkerMessage]], None]  # (worker, incarnation, messages)
+Handler = Callable[[str, str, list[Any]], None]  # (peer, incarnation, messages)
 
 
-class WorkerLink:
-    """Frames from and to workers. A socket's identity is its worker's name; frames of a worker stay in order."""
+def no_key(name: str) -> str:
+    """The public key of a peer while no peer is accepted."""
+    return ""
 
-    def __init__(self, address: str, keys: RouterKeys | None = None) -> None:
+
+class FrameServer:
+    """Frames from and to peers by their names; the frames of a peer stay in order while its connection lasts."""
+
+    def __init__(
+        self,
+        address: str,
+        kinds: Collection[type],
+        key_of: Callable[[str], str] = no_key,
+        keys: PeerKeys | None = None,
+    ) -> None:
         """Bind to `address`, such as "tcp://127.0.0.1:*"; the attribute `address` then has the port.
 
-        With `keys` only workers with the matching keys can connect, and every frame is encrypted.
+        `kinds` are the messages that peers may send. With `keys`, this process's own, all frames are encrypted, and
+        those of a peer are accepted only under the public key that `key_of` has for its name ("": none).
         """
+        self._kinds, self._key_of = kinds, key_of
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
-        self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)  # A restarted worker takes over its name
+        self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)  # A restarted peer takes over its identity
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # A message that cannot be queued is an error, not lost
         self._socket.setsockopt(zmq.HEARTBEAT_IVL, PING_MS)
         self._socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, SILENCE_MS)
@@ -48,56 +57,73 @@ class WorkerLink:
         self._authenticator = ZapAuthenticator(self._context, self._socket, keys) if keys is not None else None
         self._socket.bind(address)
         self.address = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._reader = SocketReader(self._socket, self._drain)
         self._handler: Handler | None = None
+        self._identities: dict[str, bytes] = {}  # Of the peers that have sent an accepted frame, by name
         self._log_limit = LogRateLimit()
 
     def start(self, handler: Handler) -> None:
-        """Call `handler` on the running event loop with every received frame.
+        """Call `handler` on the running event loop with every accepted frame.
 
         A handler refuses a frame by raising `InvalidRequest`, which is logged.
         """
         self._handler = handler
-        self._loop = asyncio.get_running_loop()
         if self._authenticator is not None:
             self._authenticator.start()
-        self._loop.add_reader(self._socket.fileno(), self._drain)
-        self._loop.call_soon(self._drain)
+        self._reader.start()
 
     def _drain(self) -> None:
         while not self._socket.closed:
             try:
-                identity, frame = self._socket.recv_multipart(zmq.NOBLOCK, copy=True)
+                parts = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 return
-            except ValueError:
-                continue  # Invalid: not two parts
+            identity = parts[0].bytes
             try:
-                incarnation, batch = decode_to_router(frame)
-                if self._handler is not None:
-                    self._handler(identity.decode().removesuffix(HEARTBEAT), incarnation, batch)
+                self._on_frame(identity, parts)
             except (InvalidRequest, UnicodeDecodeError) as error:
-                line = self._log_limit.line(f"A frame from worker {identity!r} was ignored: {error}", time.monotonic())
+                line = self._log_limit.line(f"A frame from {identity!r} was ignored: {error}", time.monotonic())
                 if line is not None:
                     log.warning(line)
 
-    def send(self, worker: str, batch: Iterable[RouterMessage]) -> bool:
-        """Queue messages for a worker as one frame, without waiting.
+    def _on_frame(self, identity: bytes, parts: list[zmq.Frame]) -> None:
+        """Check the sender, then decode and handle its frame; raises `InvalidRequest` if either is invalid."""
+        if len(parts) != 2:
+            raise InvalidRequest(f"It has {len(parts) - 1} parts.")
+        name = identity_name(identity)
+        if self._authenticator is not None:
+            expected = self._key_of(name)
+            if not expected or parts[1].get(KEY_PROPERTY) != expected:
+                raise InvalidRequest(f"Its key is not the key of {name!r}.")
+        if not identity.endswith(ONE_WAY.encode()):
+            self._identities[name] = identity
+        incarnation, batch = decode_frame(parts[1].bytes, self._kinds)
+        if self._handler is not None:
+            self._handler(name, incarnation, batch)
 
-        Returns whether they were queued; they are not if the worker is disconnected or its queue is full.
+    def send(self, peer: str, batch: Iterable[Any]) -> bool:
+        """Queue messages for a peer as one frame, without waiting.
+
+        Returns whether they were queued; they are not if the peer is disconnected or its queue is full.
         """
+        identity = self._identities.get(peer)
+        if identity is None:
+            return False
         queued = False
         with contextlib.suppress(zmq.ZMQError):
-            self._socket.send_multipart([worker.encode(), encode_to_worker(list(batch))], zmq.NOBLOCK)
+            self._socket.send_multipart([identity, encode_frame(batch)], zmq.NOBLOCK)
             queued = True
-        if self._loop is not None and int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
-            self._loop.call_soon(self._drain)
+        self._reader.after_send()
         return queued
+
+    def forget(self, peer: str) -> None:
+        """Send nothing more to a peer, unless it sends again and is accepted."""
+        self._identities.pop(peer, None)
 
     def close(self) -> None:
         """Close the socket and its connections."""
-        if self._loop is not None and not self._socket.closed:
-            self._loop.remove_reader(self._socket.fileno())
+        if not self._socket.closed:
+            self._reader.stop()
         self._socket.close()
         if self._authenticator is not None:
             self._authenticator.close()

@@ -1,34 +1,23 @@
-"""The CURVE keys of the link between router and workers, created once per cluster.
+"""The CURVE keys of the links: one secret of the cluster, and a key pair of its own for each process.
 
-The router has a key pair, and all workers share another. Each side has the other's public key and accepts no other key.
+Each pair is derived from the secret and the process's name (`baton.links.keys`), so a restarted router accepts the same
+peers. Only the router has the secret.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+ROUTER = "router"  # The name of the router's own key pair
+
 
 @dataclass(frozen=True, slots=True)
-class RouterKeys:
-    """The router's keys, in ZeroMQ's encoding Z85."""
+class PeerKeys:
+    """The key pair of one process and the router's public key, in ZeroMQ's encoding Z85.
+
+    No handshake sends the router's public key, and none succeeds without it, so it is not shown either.
+    """
 
     public: str
     secret: str = field(repr=False)
-    worker_public: str
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerKeys:
-    """The workers' keys, in Z85."""
-
-    public: str
-    secret: str = field(repr=False)
-    router_public: str
-
-
-@dataclass(frozen=True, slots=True)
-class LinkKeys:
-    """The keys of both sides, for the process that starts them."""
-
-    router: RouterKeys
-    worker: WorkerKeys
+    router_public: str = field(repr=False)
