@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from baton.protocol.errors import BatonError, WorkerLost
+from baton.protocol.latency import Latency
 from baton.protocol.request import FinishReason
 from baton.router.core.completion import Completion
-from baton.router.core.latency import Latency
 from baton.router.core.operation import Drain, Operation, OperationState, Step, StepState
 from baton.router.log_lines import completion_line, operation_line
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 import pytest
+from baton.router.core.worker_frames import WorkerFrames
 
 from baton.access.credentials import Credentials
 from baton.config.schema import AccessSection
@@ -20,7 +21,6 @@ from baton.router.core.commands import Command, OperationUpdated
 from baton.router.core.operation import Drain, Operation, OperationState, Step, StepState
 from baton.router.core.operations import Operations
 from baton.router.core.orphans import Orphans
-from baton.router.core.worker_frames import WorkerFrames
 from baton.router.driver import Driver
 from baton.router.policy.cluster_state import ClusterState
 from tests.router.policy.clusters import cluster_of, decode
