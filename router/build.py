@@ -23,7 +23,7 @@ from baton.protocol.codec import TO_ROUTER
 from baton.protocol.link_keys import ROUTER
 from baton.router.admin_server import AdminService, start_admin_server
 from baton.router.core.core import RouterCore
-from baton.router.core.worker_frames import WorkerFrames
+from baton.router.core.peer_frames import PeerFrames
 from baton.router.driver import Driver
 from baton.router.policy.cluster_state import ClusterState
 from baton.router.policy.output_length import OutputLength
@@ -90,12 +90,13 @@ async def start_router(config: RouterConfig, state: ClusterState | None = None) 
         state=ClusterState(share_prefixes=access.share_prefixes) if state is None else state,
         output_length=load_learned(Path(section.state_file) if section.state_file else None),
         started_s=time.monotonic(),
+        max_streams_per_tenant=access.max_streams_per_tenant,
         public_key=key_of,
     )
     core.automation.auto = section.auto_rebalance
     address = f"tcp://{join(config.worker_host, config.worker_port or '*')}"
     link = FrameServer(address, TO_ROUTER, key_of, peer_keys(secret, ROUTER) if secret else None)
-    frames = WorkerFrames(model_id(resolve_model(config.model.path)), config.model.context_tokens)
+    frames = PeerFrames(model_id(resolve_model(config.model.path)), config.model.context_tokens)
     driver = Driver(core, link, frames, config=section)
     admin = AdminService(driver, config.model_name, config.settings)
     with ExitStack() as started:  # Undone if the port is in use

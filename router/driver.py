@@ -28,7 +28,7 @@ from baton.router.core.commands import (
 )
 from baton.router.core.core import RouterCore
 from baton.router.core.operation import Operation, OperationSpec
-from baton.router.core.worker_frames import WorkerFrames
+from baton.router.core.peer_frames import PeerFrames
 from baton.router.gateway_rates import GatewayRates
 from baton.router.log_lines import completion_line, operation_line
 from baton.router.policy.output_length import OutputLength
@@ -44,7 +44,7 @@ class Driver:
 
     core: RouterCore
     link: FrameServer
-    frames: WorkerFrames
+    frames: PeerFrames
     clock: Callable[[], float] = time.monotonic
     config: RouterSection = field(default_factory=RouterSection)
     on_registered: Callable[[str], None] | None = None  # Called with the name of each worker or gateway that registers
@@ -62,6 +62,7 @@ class Driver:
             now = self.clock()
             self._perform(self.core.tick(now))
             self._log_unexpected()
+            self.gateway_rates.keep(self.core.gateways.by_name)
             if now - saved_s > SAVE_EVERY_S:
                 saved_s = now
                 await asyncio.to_thread(self.save_learned, self.core.output_length.snapshot())
@@ -88,7 +89,7 @@ class Driver:
 
     def _on_frame(self, peer: str, incarnation: str, batch: list[Any]) -> None:
         """Act on a worker's or a gateway's frame; raises `InvalidRequest`, without any effect, if it is invalid."""
-        self.frames.check(peer, incarnation, batch, self.core.state)
+        self.frames.check(peer, incarnation, batch, self.core.state, self.core.gateways.by_name)
         now = self.clock()
         for message in batch:
             if isinstance(message, GatewayLoad):
@@ -100,8 +101,10 @@ class Driver:
         self._lose(name, certain=True)
 
     def _lose(self, name: str, certain: bool) -> None:
-        lost = self.core.on_gateway_lost if name in self.core.gateways else self.core.on_worker_lost
-        self._perform(lost(name, self.clock(), certain))
+        if name in self.core.gateways:
+            self._perform(self.core.on_gateway_lost(name, self.clock()))
+        else:
+            self._perform(self.core.on_worker_lost(name, self.clock(), certain))
 
     def start_operation(self, operation_id: str, spec: OperationSpec, dry_run: bool) -> Operation:
         """Start an operation, or return the one with this id; raises the core's `BatonError` if refused."""
