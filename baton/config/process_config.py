@@ -104,6 +104,5 @@ class RouterConfig:
 class RouterAddresses:
     """The addresses of a running router."""
 
-    worker: str  # For workers, such as "tcp://127.0.0.1:5555"
-    public: str  # For clients, "host:port"
+    worker: str  # For workers and gateways, such as "tcp://127.0.0.1:5555"
     admin: str  # For operators, "host:port"

@@ -19,8 +19,8 @@ from baton.protocol.worker import Endpoint, RoleName, WorkerInfo
 from baton.worker.core.state import WorkerState
 from baton.worker.executors import make_executor
 from baton.worker.heartbeat import Heartbeat
+from baton.worker.links import WorkerLinks
 from baton.worker.loop import WorkerLoop
-from baton.worker.router_link import RouterLink
 from baton.worker.session import WorkerSession
 
 
@@ -56,6 +56,7 @@ def assemble(plan: WorkerConfig, incarnation: str, host: str, tell: Callable[[st
         engine=engine,
         share_prefixes=plan.access.share_prefixes,
         host_pages=engine.host_pages,
+        vocab_size=config.vocab_size,
     )
     info = WorkerInfo(
         name=plan.name,
@@ -73,7 +74,7 @@ def assemble(plan: WorkerConfig, incarnation: str, host: str, tell: Callable[[st
     return WorkerLoop(
         session=WorkerSession(info, state, lambda: uuid.uuid4().hex[:8]),
         executor=executor,
-        link=RouterLink(plan.router_address, plan.name, incarnation, plan.link_keys),
+        links=WorkerLinks(plan.name, plan.router_address, incarnation, plan.link_keys),
         make_transport=lambda agent: open_transport(executor.pages, layout, agent, device_id),
         heartbeat=Heartbeat(plan.router_address, plan.name, plan.link_keys),
         checksum=executor.page_checksum,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import threading
 import time
 
-from baton.protocol.link_keys import WorkerKeys
+from baton.links.frame_client import FrameClient
+from baton.protocol.link_keys import PeerKeys
 from baton.protocol.messages import Alive
-from baton.worker.router_link import HEARTBEAT, RouterLink
 
 INTERVAL_S = 0.5
 MAX_TURN_S = 60.0  # a loop whose turn takes longer hangs: no more heartbeats
@@ -16,8 +16,8 @@ MAX_TURN_S = 60.0  # a loop whose turn takes longer hangs: no more heartbeats
 class Heartbeat:
     """Sends heartbeats for a loop, from its own thread and link, while the loop turns."""
 
-    def __init__(self, address: str, name: str, keys: WorkerKeys | None = None) -> None:
-        self._link = RouterLink(address, name + HEARTBEAT, keys=keys, one_way=True)
+    def __init__(self, address: str, name: str, keys: PeerKeys | None = None) -> None:
+        self._link = FrameClient(address, name, (), keys=keys, one_way=True)
         self._turned_s = time.monotonic()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"{name}-heartbeat", daemon=True)

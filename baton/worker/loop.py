@@ -1,6 +1,6 @@
 """The worker's loop: inbox → plan → execute → outbox. The shell around a session; it decides nothing.
 
-One thread owns the session, the engine, the link and the transport, so none of them needs a lock. While a device
+One thread owns the session, the engine, the links and the transport, so none of them needs a lock. While a device
 computes, it drives the transport and handles no events.
 """
 
@@ -16,14 +16,24 @@ from baton.kv_transfer.transport import Notice, TransferEvent, Transport, WriteD
 from baton.logs import log
 from baton.protocol.codec import decode_notice, encode_notice
 from baton.protocol.errors import BatonError, InternalError, InvalidRequest
-from baton.protocol.messages import Goodbye, RouterMessage
+from baton.protocol.messages import Goodbye
 from baton.protocol.worker import Endpoint
 from baton.worker.core.page_checksums import Checksum, checksums, wrong_pages
-from baton.worker.core.role import SwapIn, SwapOut, WriteEnded, WritePages
+from baton.worker.core.role import SendToGateway, SwapIn, SwapOut, WriteEnded, WritePages
+from baton.worker.core.session_commands import (
+    Connect,
+    ConnectGateway,
+    Disconnect,
+    DisconnectGateway,
+    Exit,
+    Log,
+    NewTransport,
+    SessionCommand,
+)
 from baton.worker.heartbeat import Heartbeat
 from baton.worker.idle_check import IdleCheck
-from baton.worker.router_link import RouterLink
-from baton.worker.session import Connect, Disconnect, Exit, Log, NewTransport, SessionCommand, WorkerSession
+from baton.worker.links import Arrival, WorkerLinks
+from baton.worker.session import WorkerSession
 from baton.worker.step_wait import await_step
 
 POLL_S = 0.001  # how often to poll for a peer's writes while there is no step
@@ -35,7 +45,7 @@ class WorkerLoop:
 
     session: WorkerSession
     executor: Executor
-    link: RouterLink
+    links: WorkerLinks
     make_transport: Callable[[str], Transport]  # by the name that peers write to
     heartbeat: Heartbeat
     checksum: Checksum
@@ -59,24 +69,25 @@ class WorkerLoop:
             self.heartbeat.close()
             self.transport.close()  # before the goodbye, after which the router counts on no write of ours
             goodbye = Goodbye("stopped") if self._stopping else Goodbye("its loop has failed", failed=True)
-            self.link.send([*self.session.outbox, goodbye])
-            self.link.close()
+            self.links.flush_tokens()
+            self.links.send([*self.session.outbox, goodbye])
+            self.links.close()
 
     def stop(self) -> None:
         """End `run` after its current turn; may be called from any thread."""
         self._stopping = True
-        self.link.wake()
+        self.links.wake()
 
     def _turn(self) -> None:
         session, started = self.session, time.perf_counter()
         copies, plan = session.plan(time.monotonic())
         self._perform(copies)
-        messages: list[RouterMessage] = []
+        arrivals: list[Arrival] = []
         deferred = False  # messages may go out while the next step computes
         if plan is not None:
             launched = self.executor.launch(plan)
             if self.executor.async_execution:
-                messages += self._while_computing()
+                arrivals += self._while_computing()
                 deferred = not session.outbox
             await_step(self.executor, launched, self.transport)
             result = self.executor.collect(launched)
@@ -89,32 +100,49 @@ class WorkerLoop:
         else:
             self._flush()  # before there is time to wait
         wait_s = 0.0 if plan is not None else self._idle_wait_s()
-        messages += self.link.receive(wait_s)
-        self._idle_check.on_turn(worked=plan is not None or bool(messages), idle=wait_s > POLL_S)
-        for message in messages:
-            self._perform(session.on_message(message, time.monotonic()))
+        arrivals += self.links.receive(wait_s)
+        self._idle_check.on_turn(worked=plan is not None or bool(arrivals), idle=wait_s > POLL_S)
+        for arrival in arrivals:
+            self._on_arrival(arrival)
         self._poll_transport()
         self._perform(session.tick(time.monotonic(), idle=plan is None))
         if not deferred:
             self._flush()
         self.heartbeat.turned(session.acknowledged)
 
-    def _while_computing(self) -> list[RouterMessage]:
+    def _while_computing(self) -> list[Arrival]:
         """Use the device's time: send the last step's tokens, and decode received frames.
 
         The frames are not handled yet, since an order could free pages that the step is writing. Unsent messages stay
         in the outbox: re-registering has to wait for the step, too.
         """
-        if self.session.outbox and self.link.send(self.session.outbox):
+        self._flush_tokens()
+        if self.session.outbox and self.links.send(self.session.outbox):
             self.session.outbox = []
-        return self.link.receive(0.0)
+        return self.links.receive(0.0)
 
     def _flush(self) -> None:
+        self._flush_tokens()
         outbox = self.session.outbox
-        if not outbox or self.link.send(outbox):
+        if not outbox or self.links.send(outbox):
             self.session.outbox = []
         else:
             self._perform(self.session.on_link_full(time.monotonic()))
+
+    def _flush_tokens(self) -> None:
+        for gateway in self.links.flush_tokens():
+            self.session.on_gateway_full(gateway, time.monotonic())
+
+    def _on_arrival(self, arrival: Arrival) -> None:
+        session, gateway, now = self.session, arrival.gateway, time.monotonic()
+        for up in arrival.changes:
+            self._perform(session.on_gateway_link(gateway, up, now) if gateway else session.on_router_link(up, now))
+        for message in arrival.messages:
+            now = time.monotonic()
+            if gateway:
+                self._perform(session.on_gateway_message(gateway, message, now))
+            else:
+                self._perform(session.on_message(message, now))
 
     def _idle_wait_s(self) -> float:
         if self.session.expects_peers or self.transport.in_flight:
@@ -155,6 +183,8 @@ class WorkerLoop:
     def _perform(self, commands: Sequence[SessionCommand]) -> None:
         for command in commands:
             match command:
+                case SendToGateway(gateway, message):
+                    self.links.put(gateway, message)
                 case WritePages():
                     self._write(command)
                 case SwapOut(pages, slots):
@@ -165,6 +195,10 @@ class WorkerLoop:
                     self._connect(endpoint)
                 case Disconnect(agent):
                     self.transport.disconnect(agent)
+                case ConnectGateway(joined):
+                    self.links.connect(joined)
+                case DisconnectGateway(gateway):
+                    self.links.disconnect(gateway)
                 case NewTransport(agent):
                     self.transport.close()
                     self._open_transport(agent)
@@ -175,7 +209,7 @@ class WorkerLoop:
 
     def _open_transport(self, agent: str) -> None:
         self.transport = self.make_transport(agent)
-        self.link.incarnation = self.session.info.incarnation
+        self.links.renew(self.session.info.incarnation)
         self.session.on_transport(self.transport.endpoint, time.monotonic())
 
     def _connect(self, endpoint: Endpoint) -> None:

@@ -1,4 +1,4 @@
-"""A worker's session for the tests, driven by hand: with an engine that always answers the same token."""
+"""A worker's session for the tests, driven by hand, with an engine whose tokens follow from request and position."""
 
 from __future__ import annotations
 
@@ -9,17 +9,21 @@ from dataclasses import dataclass, field
 from baton.config.schema import EngineSection
 from baton.engine.batch import StepBudget
 from baton.engine.kv_pages import PagePool
+from baton.engine.sequence import Sequence as EngineSequence
 from baton.engine.step import SampledToken, StepResult
+from baton.protocol.gateway_messages import AttachStreams, LinkUp, StreamPosition, TokenMessage, TokenOutput
 from baton.protocol.handoff import Reservation
-from baton.protocol.messages import Prefill, RegisterAck, Reserve, RouterMessage, WorkerMessage
+from baton.protocol.messages import GatewayJoined, Prefill, RegisterAck, Reserve, RouterMessage, Work, WorkerMessage
 from baton.protocol.request import Request, SamplingParams
 from baton.protocol.worker import Endpoint, PageLayout, RoleName, WorkerInfo
-from baton.worker.core.role import WriteEnded, WritePages
+from baton.worker.core.role import SendToGateway, WriteEnded, WritePages
+from baton.worker.core.session_commands import NewTransport, SessionCommand
 from baton.worker.core.state import WorkerState
-from baton.worker.session import NewTransport, SessionCommand, WorkerSession
+from baton.worker.session import WorkerSession
 
 LAYOUT = PageLayout(16, 1, 4, 1, 1, "float32", "model")
-EOS, TOKEN = 0, 1
+EOS = 0
+GATEWAY = GatewayJoined("g", "1", "tcp://g:1")
 STALL_S = 2.0
 
 
@@ -40,12 +44,24 @@ def request(name: str = "r", prompt: Sequence[int] = (1, 2, 3), max_tokens: int 
     return Request(name, tuple(prompt), SamplingParams(max_tokens=max_tokens))
 
 
-def prefill(name: str = "r", disaggregated: bool = False, prompt: Sequence[int] = (1, 2, 3)) -> Prefill:
-    return Prefill(request(name, prompt), (), disaggregated, 0)
+def prefill(
+    name: str = "r", disaggregated: bool = False, prompt: Sequence[int] = (1, 2, 3), gateway: str = "g"
+) -> Prefill:
+    return Prefill(name, Work(request(name, prompt)), gateway, disaggregated, 0)
 
 
-def reserve(number: int = 1) -> Reserve:
-    return Reserve(f"in/{number}", request("in", max_tokens=4), (), 0)
+def reserve(number: int = 1, name: str = "in", max_tokens: int = 4, gateway: str = "g") -> Reserve:
+    return Reserve(f"{name}/{number}", name, Work(request(name, max_tokens=max_tokens)), gateway, 0)
+
+
+def token_at(request_id: str, index: int) -> int:
+    """The output token of a request at an index, as the tests' engine samples it."""
+    return 1 + (sum(request_id.encode()) + 7 * index) % 97
+
+
+def next_token(sequence: EngineSequence) -> SampledToken:
+    """The token that follows the sequence's known ones."""
+    return SampledToken(token_at(sequence.request_id, sequence.num_output))
 
 
 def at_peer(request_id: str, known_tokens: int, number: int = 1) -> Reservation:
@@ -63,6 +79,7 @@ class HandDriven:
     sent: list[WorkerMessage] = field(default_factory=list)
     commands: list[SessionCommand] = field(default_factory=list)
     writes: list[WritePages] = field(default_factory=list)
+    to_gateways: list[SendToGateway] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.open(self.session.agent)
@@ -80,6 +97,8 @@ class HandDriven:
         for command in commands:
             if isinstance(command, NewTransport):
                 self.open(command.agent)
+            elif isinstance(command, SendToGateway):
+                self.to_gateways.append(command)
 
     def receive(self, *messages: RouterMessage) -> list[type]:
         """The types of what the session sends in answer."""
@@ -105,9 +124,31 @@ class HandDriven:
         copies, plan = self.session.plan(self.now)
         self.perform(copies)
         if plan is not None:
-            result = StepResult([SampledToken(TOKEN) for part in plan.slices if part.samples])
+            result = StepResult([next_token(sequence) for sequence in plan.sampling])
             self.perform(self.session.absorb(plan, result, self.now))
         return self.send()
+
+    def open_gateway(self, joined: GatewayJoined = GATEWAY, *positions: StreamPosition) -> list[TokenOutput]:
+        """A gateway joins, its link opens, and it asks for these streams; returns what it gets."""
+        self.receive(joined)
+        self.perform(self.session.on_gateway_link(joined.gateway, True, self.now))
+        assert self.take(joined.gateway)[-1:] == [LinkUp("w", self.session.info.incarnation)]
+        return self.attach(joined.gateway, *positions)
+
+    def attach(self, gateway: str, *positions: StreamPosition) -> list[TokenOutput]:
+        """The gateway asks for these streams; returns what it gets."""
+        self.perform(self.session.on_gateway_message(gateway, AttachStreams(positions), self.now))
+        return self.tokens(gateway)
+
+    def take(self, gateway: str = "g") -> list[TokenMessage]:
+        """The messages to a gateway since the last call."""
+        taken = [command.message for command in self.to_gateways if command.gateway == gateway]
+        self.to_gateways = [command for command in self.to_gateways if command.gateway != gateway]
+        return taken
+
+    def tokens(self, gateway: str = "g") -> list[TokenOutput]:
+        """The tokens in `take`."""
+        return [token for message in self.take(gateway) if not isinstance(message, LinkUp) for token in message.tokens]
 
     def end_write(self, error: str = "", index: int = 0) -> list[type]:
         write = self.writes.pop(index)

@@ -103,6 +103,11 @@ class AnySchedule(RuleBasedStateMachine):
         assert self.driven.session.phase is (phase if late else Phase.LEAVING)
         assert late or not self.driven.session.outbox
 
+    @rule(up=st.booleans())
+    def the_routers_link(self, up: bool) -> None:
+        self.driven.perform(self.driven.session.on_router_link(up, self.driven.now))
+        assert up or self.driven.session.phase is Phase.LEAVING
+
     @rule()
     def link_is_full(self) -> None:
         self.driven.perform(self.driven.session.on_link_full(self.driven.now))

@@ -9,6 +9,7 @@ from baton.protocol.messages import (
     AdoptSequence,
     Alive,
     Cancel,
+    FirstToken,
     HandoffStalled,
     LoadReport,
     PagesChanged,
@@ -20,17 +21,20 @@ from baton.protocol.messages import (
     Reserved,
     RoleChanged,
     SendPages,
-    StepOutput,
+    SequenceEnded,
     SwitchRole,
 )
+from baton.protocol.request import FinishReason
 from baton.protocol.worker import RoleName
-from baton.worker.session import ALIVE_EVERY_S, FINISH_WRITES_S, Exit, NewTransport
+from baton.worker.core.session_commands import Exit, NewTransport
+from baton.worker.session import ALIVE_EVERY_S, FINISH_WRITES_S, Phase
 from tests.worker.sessions import STALL_S, HandDriven, at_peer, prefill, reserve, session
 
 
 def _serving(role: RoleName = RoleName.DECODE) -> HandDriven:
     driven = HandDriven(session(role))
     driven.acknowledge()
+    driven.open_gateway()
     driven.sent.clear()
     return driven
 
@@ -39,8 +43,9 @@ def _decoding() -> HandDriven:
     """It has answered two tokens of a request, and holds a reservation."""
     driven = _serving()
     assert Reserved in driven.receive(prefill("whole"), reserve())
-    for _ in range(2):
-        assert driven.step() == [StepOutput]
+    assert driven.step() == [FirstToken]
+    assert driven.step() == []
+    assert [token.index for token in driven.tokens()] == [0, 1]
     return driven
 
 
@@ -83,24 +88,46 @@ def test_a_worker_given_up_by_its_own_router_keeps_nothing_and_obeys_nothing_unt
     assert driven.session.info.incarnation == "2"
 
 
-def test_sequences_kept_for_another_router_are_streamed_only_when_it_asks() -> None:
+def test_a_sequence_decodes_and_reaches_its_gateway_in_every_step_while_its_router_is_replaced() -> None:
     driven = _decoding()
-    driven.receive(Reregister("1", "another"))
+    driven.receive(SendPages("whole", at_peer("whole", 5)))
+    driven.perform(driven.session.on_router_link(False, driven.now))
+    index = 2
+    for _ in range(3):
+        assert driven.session.phase is Phase.LEAVING
+        assert driven.tick() == []
+        assert driven.step() == []
+        assert [token.index for token in driven.tokens()] == [index]
+        index += 1
+    assert driven.end_write() == []
     assert driven.tick() == [Register]
     register = driven.sent[-1]
     assert isinstance(register, Register)
-    assert [(one.request_id, one.num_tokens) for one in register.held] == [("whole", 2)]
+    assert [(one.request_id, one.num_tokens) for one in register.held] == [("whole", index)]
     assert driven.session.role.occupancy().reservation_ids == ()  # its writer may be anywhere
-    assert driven.step() == driven.step() == []  # it decodes
+    assert driven.step() == []
     driven.acknowledge("another")
     driven.sent.clear()
-    driven.receive(AdoptSequence("whole", 1), AdoptSequence("unknown", 0))
-    replayed, failed = driven.sent
-    assert isinstance(replayed, StepOutput)
-    assert [token.index for token in replayed.tokens] == [1, 2, 3]
+    driven.receive(AdoptSequence("whole", "g", index + 1), AdoptSequence("unknown", "g", 0))
+    (failed,) = driven.sent
     assert isinstance(failed, RequestFailed)
     assert (failed.request_id, failed.error) == ("unknown", "NotFound")
-    assert driven.step() == [StepOutput]
+    assert driven.step() == []
+    assert [token.index for token in driven.tokens()] == [index, index + 1], "each once: it was attached"
+
+
+def test_an_end_that_the_router_did_not_receive_is_sent_again_to_the_one_that_adopts_the_sequence() -> None:
+    driven = _decoding()
+    driven.perform(driven.session.on_router_link(False, driven.now))
+    while driven.session.role.occupancy().request_ids:
+        assert driven.step() == []
+    last = driven.tokens()[-1]
+    assert (last.index, last.finish) == (19, FinishReason.LENGTH)
+    driven.tick()
+    driven.acknowledge("another")
+    assert driven.receive(AdoptSequence("whole", "g", 18)) == [SequenceEnded]
+    assert driven.sent[-1] == SequenceEnded("whole", FinishReason.LENGTH, 20)
+    assert [(token.index, token.finish) for token in driven.tokens()] == [(18, None), (19, FinishReason.LENGTH)]
 
 
 def test_a_late_acknowledgement_of_an_earlier_incarnation_is_ignored() -> None:

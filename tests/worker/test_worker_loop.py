@@ -11,8 +11,10 @@ import torch
 from baton.engine.host_pages import HostPages
 from baton.engine.step import SampledToken, StepPlan, StepResult
 from baton.protocol.errors import InternalError
+from baton.protocol.gateway_messages import AttachStreams, LinkUp, StepOutput, StreamPosition, TokenMessage
 from baton.protocol.messages import (
     Cancel,
+    GatewayJoined,
     Goodbye,
     Prefill,
     Register,
@@ -22,32 +24,58 @@ from baton.protocol.messages import (
     ResyncPages,
     RouterMessage,
     SendPages,
-    StepOutput,
+    Work,
     WorkerMessage,
 )
+from baton.protocol.request import Request
 from baton.protocol.worker import Endpoint, RoleName
+from baton.worker.links import Arrival
 from baton.worker.loop import WorkerLoop
-from tests.worker.sessions import LAYOUT, at_peer, prefill, request, reserve, session
+from tests.worker.sessions import GATEWAY, LAYOUT, at_peer, prefill, request, reserve, session
 
 HOST = HostPages(torch.zeros(LAYOUT.shape), 0)
 
 
 @dataclass(eq=False)
-class FakeLink:
-    """Gives out what is put into `inbox`, and keeps what is sent."""
+class FakeLinks:
+    """Give out what is put into `inbox` and `arrivals`, and keep what is sent."""
 
     incarnation: str = ""
     inbox: list[RouterMessage] = field(default_factory=list)
-    sent: list[WorkerMessage] = field(default_factory=list)
-    full: bool = False  # it takes no messages
+    arrivals: list[Arrival] = field(default_factory=list)  # Over the links to gateways
+    sent: list[WorkerMessage | TokenMessage] = field(default_factory=list)
+    full: bool = False  # The router's link takes no messages
+    full_gateways: list[str] = field(default_factory=list)
+    connected: list[str] = field(default_factory=list)
+    _put: dict[str, list[TokenMessage]] = field(default_factory=dict)
 
-    def receive(self, wait_s: float) -> list[RouterMessage]:
-        messages, self.inbox = self.inbox, []
-        return messages
+    def receive(self, wait_s: float) -> list[Arrival]:
+        arrivals = [Arrival("", [], self.inbox), *self.arrivals]
+        self.inbox, self.arrivals = [], []
+        return [arrival for arrival in arrivals if arrival.messages or arrival.changes]
+
+    def renew(self, incarnation: str) -> None:
+        self.incarnation = incarnation
+
+    def connect(self, joined: GatewayJoined) -> None:
+        self.connected.append(joined.gateway)
+
+    def disconnect(self, gateway: str) -> None:
+        self.connected.remove(gateway)
 
     def send(self, batch: list[WorkerMessage]) -> bool:
         self.sent += [] if self.full else batch
         return not self.full
+
+    def put(self, gateway: str, message: TokenMessage) -> None:
+        assert gateway in self.connected
+        self._put.setdefault(gateway, []).append(message)
+
+    def flush_tokens(self) -> list[str]:
+        put, self._put = self._put, {}
+        for gateway, batch in put.items():
+            self.sent += [] if gateway in self.full_gateways else batch
+        return [gateway for gateway in put if gateway in self.full_gateways]
 
     def wake(self) -> None: ...
 
@@ -106,15 +134,29 @@ class Journal:
         self.entries.append("in")
 
 
-def _loop(journal: Journal | None = None, role: RoleName = RoleName.DECODE) -> tuple[WorkerLoop, FakeLink]:
-    link, host = FakeLink(), journal or HOST
+def _loop(journal: Journal | None = None, role: RoleName = RoleName.DECODE) -> tuple[WorkerLoop, FakeLinks]:
+    link, host = FakeLinks(), journal or HOST
     made = session(role, num_pages=8, host_pages=8 if journal else 0)
     loop = WorkerLoop(made, journal, link, FakeTransport, FakeHeartbeat(), lambda page: 0, host)  # type: ignore[arg-type]
     loop._flush()
     return loop, link
 
 
-def _turn(loop: WorkerLoop, link: FakeLink, *messages: RouterMessage) -> list[type]:
+def _order(work: Request) -> Prefill:
+    return Prefill(work.request_id, Work(work), "g", False, 0)
+
+
+def _open_gateway(loop: WorkerLoop, link: FakeLinks) -> None:
+    """The worker serves, and a gateway takes its tokens."""
+    _turn(loop, link, RegisterAck("router", 0.5, "1"), GATEWAY)
+    assert link.connected == ["g"]
+    link.arrivals = [Arrival("g", [True], [])]
+    assert LinkUp in _turn(loop, link)
+    link.arrivals = [Arrival("g", [], [AttachStreams(())])]
+    _turn(loop, link)
+
+
+def _turn(loop: WorkerLoop, link: FakeLinks, *messages: RouterMessage) -> list[type]:
     """The types of what the loop sends in answer to messages."""
     link.inbox += messages
     link.sent.clear()
@@ -126,13 +168,13 @@ def test_pages_are_copied_before_the_step_that_writes_or_reads_them_and_a_new_in
     journal = Journal()
     loop, link = _loop(journal)
     requests = [request(name, (tokens,) * tokens, max_tokens=15) for name, tokens in (("a", 13), ("b", 9))]
-    _turn(loop, link, RegisterAck("router", 0.5, "1"), *(Prefill(one, (), False, 0) for one in requests))
+    _turn(loop, link, RegisterAck("router", 0.5, "1"), *(_order(one) for one in requests))
     while "in" not in journal.entries:
         before = len(journal.entries)
         _turn(loop, link)
         assert journal.entries[before:] in (["step"], ["out", "step"], ["in", "step"])
     assert journal.entries.count("out") == 1
-    _turn(loop, link, *(Prefill(replace(one, request_id=one.request_id * 2), (), False, 0) for one in requests))
+    _turn(loop, link, *(_order(replace(one, request_id=one.request_id * 2)) for one in requests))
     while not loop.session.role.occupancy().swapped:
         _turn(loop, link)
     _turn(loop, link, Reregister("1", "router"))
@@ -153,7 +195,7 @@ def test_a_worker_registers_again_under_another_name_on_its_link_and_transport()
 class Overlap(Journal):
     """A device of its own: it notes what was sent, and lets an order arrive, between launch and collect."""
 
-    link: FakeLink | None = None
+    link: FakeLinks | None = None
     order: RouterMessage | None = None
     sent_during_step: list[type] = field(default_factory=list)
     async_execution: bool = True
@@ -171,11 +213,12 @@ class Overlap(Journal):
         return super().collect(launched)
 
 
-def _overlapping() -> tuple[WorkerLoop, FakeLink, Overlap]:
+def _overlapping() -> tuple[WorkerLoop, FakeLinks, Overlap]:
     engine = Overlap()
     loop, link = _loop(engine)
     engine.link = link
-    _turn(loop, link, RegisterAck("router", 0.5, "1"), prefill("whole"))
+    _open_gateway(loop, link)
+    _turn(loop, link, prefill("whole"))
     return loop, link, engine
 
 
@@ -203,13 +246,30 @@ def test_a_full_link_is_noticed_while_a_device_computes_and_acted_on_after_the_s
     assert [type(message) for message in loop.session.outbox] == [Register]
 
 
+def test_a_gateway_whose_link_is_full_is_asked_what_it_needs_and_the_worker_stays_registered() -> None:
+    loop, link, _ = _overlapping()
+    _turn(loop, link)
+    link.full_gateways = ["g"]
+    for _ in range(3):
+        assert not {StepOutput, LinkUp, Register} & set(_turn(loop, link))
+    link.full_gateways = []
+    while LinkUp not in (kinds := _turn(loop, link)):
+        assert StepOutput not in kinds
+    while loop.session.role.occupancy().request_ids:
+        assert StepOutput not in _turn(loop, link)
+    link.arrivals = [Arrival("g", [], [AttachStreams((StreamPosition("whole", 1),))])]
+    _turn(loop, link)
+    (rest,) = [message for message in link.sent if isinstance(message, StepOutput)]
+    assert [token.index for token in rest.tokens] == list(range(1, 20)), "it has ended since then"
+
+
 def test_messages_that_cannot_be_sent_do_not_pile_up() -> None:
     loop, link = _loop(Journal())
     _turn(loop, link, RegisterAck("router", 0.5, "1"), prefill("whole"))
     _turn(loop, link)
     link.full = True
     for _ in range(10):
-        _turn(loop, link)
+        _turn(loop, link, ResyncPages())
     assert [type(message) for message in loop.session.outbox] == [Register]
     link.full = False
     assert _turn(loop, link)[0] is Register
@@ -248,7 +308,7 @@ def test_a_worker_whose_pages_do_not_add_up_ends_once_it_is_idle_and_not_during_
     checked = loop.session.state.pool.check_integrity
     checks: list[int] = []
     loop.session.state.pool.check_integrity = lambda: checks.append(loop.session.state.pool.num_in_use)  # type: ignore[method-assign]
-    _turn(loop, link, Prefill(request(max_tokens=2), (), False, 0))
+    _turn(loop, link, _order(request(max_tokens=2)))
     while loop.session.role.occupancy().request_ids:
         assert not checks
         _turn(loop, link)

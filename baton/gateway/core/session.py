@@ -108,7 +108,7 @@ class GatewaySession:
             return self._register(now)
         if self.router_up:
             self._router_lost_s = now
-        self.router_up = False
+        self.router_up = self._registered = False
         return self._end_complete(now)
 
     def on_router_message(self, message: ToGateway, now: float) -> list[Command]:
@@ -125,7 +125,8 @@ class GatewaySession:
                 self.workers.leave(worker)
                 return [ForgetWorker(worker)]
             case Reregister():
-                return self._register(now) if now - self._registered_s >= REGISTER_AGAIN_S else []
+                wanted = self.router_up and now - self._registered_s >= REGISTER_AGAIN_S
+                return self._register(now) if wanted else []
         if not self._registered:
             return []
         match message:
