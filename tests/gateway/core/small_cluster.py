@@ -100,7 +100,12 @@ class Reader:
             assert isinstance(end.error, NoRouter) and self.next_index == self.first_index
         else:
             count, text, reason = answer_of(self.asked)
-            assert (end.output_tokens, end.reason, self.next_index) == (count, reason, count), (self, count, text, reason)
+            assert (end.output_tokens, end.reason, self.next_index) == (count, reason, count), (
+                self,
+                count,
+                text,
+                reason,
+            )
             assert text.endswith(self.text + end.trailing_text)
 
 
