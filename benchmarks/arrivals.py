@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import sqrt
 
-from baton.router.core.latency import percentile
+from baton.protocol.latency import percentile
 
 KEPT_SHARE = 0.95  # Share of the offered rate that must be achieved.
 # Limit of the p99 lateness: of first tokens after the intended arrival, of others after their step.

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil
 
-from baton.router.core.latency import percentile
+from baton.protocol.latency import percentile
 from benchmarks.arrivals import Outcome, achieved_per_s, highest_kept, poisson_arrivals
 from benchmarks.router_sides import Child, Side
 from benchmarks.stream_clients import DRAIN_S, Refused, StreamClient, drain

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 
-from baton.router.core.latency import percentile
+from baton.protocol.latency import percentile
 from benchmarks.router_sides import Child, Side, baton_side
 from benchmarks.stream_clients import DRAIN_S, StreamClient, drain
 

@@ -15,8 +15,8 @@ import grpc
 
 from baton.client.connection import options
 from baton.harness.report import Goal, Report, arguments, progress
+from baton.protocol.latency import percentile
 from baton.protocol.v1 import inference_pb2, inference_pb2_grpc
-from baton.router.core.latency import percentile
 from benchmarks.router_measures import STAGGER_S, Setting, read_paced
 from benchmarks.router_sides import Child, Side, baton_side
 from benchmarks.stream_clients import PROMPT, GrpcClient

@@ -1,12 +1,13 @@
 """Plays one schedule of faults on a virtual cluster, and checks what the cluster promises.
 
-Clients ask again when the router was restarted or had no room for them. After the last fault everything is healed;
+Clients ask again when they were refused, or their connection broke. After the last fault everything is healed;
 then every request has to end, and nothing may be held.
 """
 
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -20,15 +21,19 @@ from baton.simulator.faults import Arrival, Fault, FaultKind, Schedule
 from baton.simulator.simulation import Slo
 from baton.simulator.timed_cluster import TimedCluster, Timing
 from baton.simulator.token_checker import Violation
+from baton.simulator.virtual_gateway import VirtualGateway
 from baton.simulator.virtual_worker import VirtualWorker
 
 JOINED_S = 0.5  # when the first request may come: workers register before
 RETRY_S = 0.3  # until a client asks again
-RESUME_S = 1.5  # within which clients ask for the rest when the router is back
+RESUME_S = 1.0  # within which clients ask for the rest when their connection breaks
 PATIENCE_S = 60.0  # within which every request has to end after that
-CORRUPT, TWICE, BREAKS = 0.3, 0.2, 0.1  # shares of handoffs, messages, writes
+CORRUPT, TWICE, BREAKS = 0.3, 0.2, 0.1  # shares of handoffs, deliveries, writes
+SLOWER = 100.0  # how many times as long messages to a slow gateway take
 SLO = Slo()
-CRASHES = frozenset({FaultKind.KILL, FaultKind.STOP, FaultKind.PAUSE, FaultKind.ROUTER, FaultKind.CUT})
+CRASHES = frozenset(
+    {FaultKind.KILL, FaultKind.STOP, FaultKind.PAUSE, FaultKind.ROUTER, FaultKind.BOTH, FaultKind.CUT, FaultKind.PART}
+)
 CAUSES = {  # errors with which a request may end, and the faults that one of them takes
     HandoffFailed: frozenset({FaultKind.CORRUPT, FaultKind.FAIL}),
     WorkerLost: CRASHES,
@@ -57,6 +62,7 @@ class FaultRun:
     schedule: Schedule
     timing: Timing = field(default_factory=Timing)
     cluster: TimedCluster = field(init=False)
+    arrivals: dict[str, Arrival] = field(init=False)
     gone: set[str] = field(default_factory=set)  # requests whose clients have left
 
     def __post_init__(self) -> None:
@@ -68,7 +74,10 @@ class FaultRun:
             placement=PredictedLatency(),
             ends=schedule.ends,
             timing=self.timing,
+            num_gateways=schedule.gateways,
         )
+        self.arrivals = {arrival.request_id: arrival for arrival in schedule.arrivals}
+        self.cluster.clients.on_refused = self._on_refused
 
     def run(self) -> None:
         """Play the schedule to its end. Raises `Violation`."""
@@ -86,49 +95,65 @@ class FaultRun:
         self._come_to_rest()
         self._check()
 
+    def _gateway(self) -> VirtualGateway | None:
+        """A gateway that answers, from the client's point of view."""
+        found = [gateway for gateway in self.cluster.gateways.values() if not gateway.blocked]
+        return self.cluster.rng.choice(found) if found else None
+
     def _submit(self, arrival: Arrival) -> None:
-        cluster = self.cluster
-        if arrival.request_id in self.gone:
+        cluster, request_id = self.cluster, arrival.request_id
+        if request_id in self.gone:
             return
-        try:
-            if cluster.now >= cluster.up_s:
-                cluster.submit(arrival.request_id, arrival.prompt, arrival.max_tokens)
-                return
-        except BatonError as error:
-            if not error.retryable:
-                raise
-        cluster.events.after(RETRY_S, partial(self._submit, arrival))
+        if (gateway := self._gateway()) is None:
+            cluster.events.after(RETRY_S, partial(self._submit, arrival))
+        else:
+            cluster.submit(request_id, arrival.prompt, arrival.max_tokens, gateway=gateway.name)
+
+    def _on_refused(self, request_id: str) -> None:
+        """The client asks again after a while."""
+        self.cluster.events.after(RETRY_S, partial(self._submit, self.arrivals[request_id]))
+
+    def _lose(self, request_ids: Iterable[str]) -> None:
+        """The connections of clients break: each resumes at some gateway."""
+        cluster = self.cluster
+        for request_id in request_ids:
+            if request_id in cluster.clients.readers:
+                cluster.lose(request_id)
+                cluster.events.after(cluster.rng.uniform(0.0, RESUME_S), partial(self._resume, request_id))
 
     def _resume(self, request_id: str) -> None:
-        cluster = self.cluster
-        if request_id in cluster.ended or request_id in self.gone or request_id in cluster.core.requests.live:
+        if request_id in self.gone:
             return
-        try:
-            if cluster.now >= cluster.up_s:
-                cluster.resume(request_id)
-                return
-        except BatonError as error:
-            if not error.retryable:
-                raise
-        cluster.events.after(RETRY_S, partial(self._resume, request_id))
+        if (gateway := self._gateway()) is None:
+            self.cluster.events.after(RETRY_S, partial(self._resume, request_id))
+        else:
+            self.cluster.resume(request_id, gateway.name)
 
     def _begin(self, fault: Fault) -> None:
-        """The fault begins; on a worker whose process has ended it does nothing."""
-        cluster, network = self.cluster, self.cluster.network
-        workers = [cluster.workers.get(name) for name in fault.subjects]
+        """The fault begins; on a process that has ended it does nothing."""
+        cluster, network, subjects = self.cluster, self.cluster.network, fault.subjects
+        process = self._process(fault)
         match fault.kind:
-            case FaultKind.KILL if workers[0] is not None:
-                cluster.end_process(fault.subjects[0], fault.for_s)
-            case FaultKind.STOP if workers[0] is not None:
-                cluster.stop(workers[0], True)
+            case FaultKind.KILL if process is not None:
+                cluster.end_process(subjects[0], fault.for_s)
+            case FaultKind.GATEWAY | FaultKind.BOTH if process is not None:
+                self._lose(cluster.end_gateway(subjects[0], fault.for_s))
+            case FaultKind.STOP | FaultKind.HALT if process is not None:
+                cluster.stop(process, True)
+            case FaultKind.SLOW if isinstance(process, VirtualGateway):
+                process.slow = SLOWER
             case FaultKind.CUT:
-                network.cut.add(frozenset(fault.subjects))
-            case FaultKind.ROUTER:
-                self._restart_router(fault.for_s)
+                network.cut.add(frozenset(subjects))
+            case FaultKind.PART:
+                cluster.cut_link(subjects[0], "router")
+            case FaultKind.TOKENS:
+                cluster.cut_link(*subjects)
             case FaultKind.PAUSE:
                 cluster.pause_router(fault.for_s)
-            case FaultKind.BREAK if workers[0] is not None and not workers[0].silent:
-                cluster.break_connection(fault.subjects[0])
+            case FaultKind.BREAK if process is not None and not process.silent:
+                cluster.break_connection(subjects[0])
+            case FaultKind.MOVE:
+                self._lose(subjects)
             case FaultKind.FAIL:
                 network.failing = BREAKS
             case FaultKind.CORRUPT:
@@ -136,41 +161,45 @@ class FaultRun:
             case FaultKind.DUPLICATE:
                 cluster.duplicates = TWICE
             case FaultKind.CANCEL:
-                self.gone.update(fault.subjects)
-                for request_id in fault.subjects:
-                    cancel = partial(cluster.cancel, request_id, Cancelled("the client has left"))
-                    cluster.events.at(cluster.up_s, cancel)
+                self.gone.update(subjects)
+                for request_id in subjects:
+                    cluster.cancel(request_id, Cancelled("the client has left"))
             case FaultKind.DRAIN | FaultKind.UNDRAIN | FaultKind.REBALANCE | FaultKind.MIGRATE:
                 self._operate(fault)
+        if fault.kind in (FaultKind.ROUTER, FaultKind.BOTH):
+            cluster.restart_router(fault.for_s)
         if fault.for_s:
-            cluster.events.after(fault.for_s, partial(self._end, fault, workers))
+            cluster.events.after(fault.for_s, partial(self._end, fault, process))
 
-    def _end(self, fault: Fault, workers: list[VirtualWorker | None]) -> None:
-        network = self.cluster.network
+    def _process(self, fault: Fault) -> VirtualWorker | VirtualGateway | None:
+        """The first process that a fault is about."""
+        name = fault.subjects[0] if fault.subjects else ""
+        return self.cluster.workers.get(name) or self.cluster.gateways.get(name)
+
+    def _end(self, fault: Fault, process: VirtualWorker | VirtualGateway | None) -> None:
+        cluster, network = self.cluster, self.cluster.network
         match fault.kind:
-            case FaultKind.STOP if workers[0] is not None:
-                self.cluster.stop(workers[0], False)
+            case FaultKind.STOP | FaultKind.HALT if process is not None:
+                cluster.stop(process, False)
+            case FaultKind.SLOW if isinstance(process, VirtualGateway):
+                process.slow = 1.0
             case FaultKind.CUT:
-                network.cut.discard(frozenset(fault.subjects))
+                cluster.heal(*fault.subjects)
+            case FaultKind.PART:
+                cluster.heal_link(fault.subjects[0], "router")
+            case FaultKind.TOKENS:
+                cluster.heal_link(*fault.subjects)
             case FaultKind.FAIL:
                 network.failing = 0.0
             case FaultKind.CORRUPT:
                 network.corruption = 0.0
             case FaultKind.DUPLICATE:
-                self.cluster.duplicates = 0.0
-
-    def _restart_router(self, down_s: float) -> None:
-        cluster = self.cluster
-        cluster.restart_router(down_s)
-        for request_id in cluster.requests:
-            if request_id not in cluster.ended and request_id not in self.gone:
-                delay_s = down_s + cluster.rng.uniform(0.0, RESUME_S)
-                cluster.events.after(delay_s, partial(self._resume, request_id))
+                cluster.duplicates = 0.0
 
     def _operate(self, fault: Fault) -> None:
         """An operator asks for it; the router may refuse."""
         try:
-            if self.cluster.now >= self.cluster.up_s:
+            if not self.cluster.router.blocked:
                 self.cluster.operate(self._spec(fault))
         except BatonError:
             pass

@@ -11,7 +11,6 @@ from baton.protocol.worker import RoleName
 
 SPAN_S = 2.0  # in which requests arrive, and faults begin
 MAX_FAULTS = 8
-MAX_CANCELLED = 8  # requests by one fault
 PROMPT_TOKENS, OUTPUT_TOKENS = 24, 24  # the most of a request
 
 
@@ -24,6 +23,13 @@ class FaultKind(StrEnum):
     ROUTER = "restart the router"
     PAUSE = "stop the router"
     BREAK = "break the router's connection to"
+    PART = "cut off from the router:"
+    GATEWAY = "kill the gateway"
+    HALT = "stop the gateway"
+    SLOW = "slow down the gateway"
+    TOKENS = "cut the link between"
+    BOTH = "restart the router and kill"
+    MOVE = "break the client's connection of"
     FAIL = "break connections between workers"
     CORRUPT = "corrupt pages on their way"
     DUPLICATE = "deliver messages twice"
@@ -34,20 +40,34 @@ class FaultKind(StrEnum):
     MIGRATE = "migrate"
 
 
-SUBJECTS = {  # how many workers a fault is about
-    FaultKind.KILL: 1,
-    FaultKind.STOP: 1,
-    FaultKind.CUT: 2,
-    FaultKind.BREAK: 1,
-    FaultKind.DRAIN: 1,
-    FaultKind.UNDRAIN: 1,
+SUBJECTS = {  # what a fault is about: so many of the workers, of the gateways, of the requests at most
+    FaultKind.KILL: (1, 0, 0),
+    FaultKind.STOP: (1, 0, 0),
+    FaultKind.CUT: (2, 0, 0),
+    FaultKind.DRAIN: (1, 0, 0),
+    FaultKind.UNDRAIN: (1, 0, 0),
+    FaultKind.GATEWAY: (0, 1, 0),
+    FaultKind.HALT: (0, 1, 0),
+    FaultKind.SLOW: (0, 1, 0),
+    FaultKind.BOTH: (0, 1, 0),
+    FaultKind.TOKENS: (1, 1, 0),
+    FaultKind.CANCEL: (0, 0, 8),
+    FaultKind.MOVE: (0, 0, 8),
+    FaultKind.MIGRATE: (0, 0, 1),
 }
+OF_ANY = frozenset({FaultKind.BREAK, FaultKind.PART})  # they are about a worker or a gateway
 LASTS_S = {  # how long a fault lasts: between these
     FaultKind.KILL: (0.05, 3.0),
     FaultKind.STOP: (0.1, 4.0),  # a worker is given up after 2 s
     FaultKind.CUT: (0.1, 3.0),
     FaultKind.ROUTER: (0.0, 1.0),
     FaultKind.PAUSE: (0.1, 3.0),
+    FaultKind.PART: (0.05, 4.0),
+    FaultKind.GATEWAY: (0.05, 3.0),
+    FaultKind.HALT: (0.1, 4.0),
+    FaultKind.SLOW: (0.2, 2.0),
+    FaultKind.TOKENS: (0.1, 4.0),  # a pair is given up after 2 s
+    FaultKind.BOTH: (0.0, 1.0),
     FaultKind.FAIL: (0.2, 1.0),
     FaultKind.CORRUPT: (0.2, 1.0),
     FaultKind.DUPLICATE: (0.2, 2.0),
@@ -58,12 +78,17 @@ UNDOES = {  # what the end of a fault is
     FaultKind.CUT: "it is whole",
     FaultKind.ROUTER: "it is back",
     FaultKind.PAUSE: "it continues",
+    FaultKind.PART: "it connects again",
+    FaultKind.GATEWAY: "another process comes up",
+    FaultKind.HALT: "it continues",
+    FaultKind.TOKENS: "it is whole",
+    FaultKind.BOTH: "both are back",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One thing that goes wrong. `subjects` are workers or requests."""
+    """One thing that goes wrong. `subjects` are workers, gateways or requests."""
 
     number: int  # in its schedule
     at_s: float
@@ -93,6 +118,7 @@ class Schedule:
 
     seed: int
     workers: tuple[tuple[str, RoleName], ...]
+    gateways: int
     arrivals: tuple[Arrival, ...]
     faults: tuple[Fault, ...]
     num_pages: int
@@ -101,7 +127,8 @@ class Schedule:
 
     def __str__(self) -> str:
         names = ", ".join(name for name, _ in self.workers)
-        head = f"seed {self.seed}: {names}; {self.num_pages} pages each, {len(self.arrivals)} requests"
+        gateways = f"{self.gateways} gateway{'s' if self.gateways > 1 else ''}"
+        head = f"seed {self.seed}: {names}, {gateways}; {self.num_pages} pages each, {len(self.arrivals)} requests"
         return "\n".join([head, *map(str, self.faults)])
 
     def keeping(self, numbers: Collection[int]) -> Schedule:
@@ -110,7 +137,7 @@ class Schedule:
 
 
 def draw(seed: int) -> Schedule:
-    """The schedule of a seed: 3 to 8 workers, two dozen requests, up to `MAX_FAULTS` faults."""
+    """The schedule of a seed: 3 to 8 workers, up to 3 gateways, two dozen requests, up to `MAX_FAULTS` faults."""
     rng = random.Random(seed)
     counts = {RoleName.PREFILL: rng.randint(1, 3), RoleName.DECODE: rng.randint(1, 3), RoleName.MIXED: 0}
     counts[RoleName.MIXED] = rng.choice([0, 0, 1, 2]) if sum(counts.values()) > 2 else 1
@@ -118,12 +145,13 @@ def draw(seed: int) -> Schedule:
     shared = [rng.randrange(96) for _ in range(16)]
     arrivals = tuple(_arrival(rng, index, shared) for index in range(rng.randint(12, 30)))
     names = [name for name, _ in workers]
-    faults = sorted(
-        (_fault(rng, names, len(arrivals)) for _ in range(rng.randint(1, MAX_FAULTS))), key=lambda one: one.at_s
-    )
+    gateways = rng.choice([1, 2, 2, 3])
+    named = names, [f"gateway-{number}" for number in range(gateways)], [one.request_id for one in arrivals]
+    faults = sorted((_fault(rng, named) for _ in range(rng.randint(1, MAX_FAULTS))), key=lambda one: one.at_s)
     return Schedule(
         seed=seed,
         workers=workers,
+        gateways=gateways,
         arrivals=tuple(sorted(arrivals, key=lambda one: one.at_s)),
         faults=tuple(replace(fault, number=number) for number, fault in enumerate(faults)),
         num_pages=rng.choice([16, 24, 40, 120]),
@@ -139,16 +167,22 @@ def _arrival(rng: random.Random, index: int, shared: list[int]) -> Arrival:
     return Arrival(rng.uniform(0.0, SPAN_S), f"r{index}", tuple(prompt), rng.randint(1, OUTPUT_TOKENS))
 
 
-def _fault(rng: random.Random, names: list[str], requests: int) -> Fault:
+def _fault(rng: random.Random, named: tuple[list[str], list[str], list[str]]) -> Fault:
+    """A fault of the workers, the gateways and the requests of these names."""
+    workers, gateways, _ = named
     kind = rng.choice(list(FaultKind))
-    subjects = rng.sample(names, SUBJECTS.get(kind, 0))
-    if kind in (FaultKind.CANCEL, FaultKind.MIGRATE):
-        count = rng.randint(1, MAX_CANCELLED) if kind is FaultKind.CANCEL else 1
-        subjects = [f"r{index}" for index in rng.sample(range(requests), count)]
+    counts = SUBJECTS.get(kind, (0, 0, 0))
+    subjects = [one for names, most in zip(named, counts, strict=True) for one in rng.sample(names, _count(rng, most))]
+    if kind in OF_ANY:
+        subjects = [rng.choice(rng.choice([workers, gateways]))]
     if kind is FaultKind.REBALANCE:
-        subjects = [str(rng.randint(0, len(names)))]  # prefill workers
+        subjects = [str(rng.randint(0, len(workers)))]  # prefill workers
     for_s = rng.uniform(*LASTS_S[kind]) if kind in LASTS_S else 0.0
     return Fault(0, rng.uniform(0.1, SPAN_S), kind, tuple(subjects), for_s)
+
+
+def _count(rng: random.Random, most: int) -> int:
+    return rng.randint(1, most) if most > 2 else most
 
 
 def shrink(schedule: Schedule, fails: Callable[[Schedule], bool]) -> Schedule:

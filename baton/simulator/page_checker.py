@@ -6,11 +6,17 @@ from collections.abc import Iterable
 
 from baton.router.core.core import RouterCore
 from baton.simulator.token_checker import Violation
+from baton.simulator.virtual_gateway import VirtualGateway
 from baton.simulator.virtual_worker import VirtualWorker
 
 
-def check_nothing_is_held(core: RouterCore, workers: Iterable[VirtualWorker]) -> None:
-    """All pages are back, and the router remembers no request. Raises `Violation`."""
+def check_nothing_is_held(
+    core: RouterCore, workers: Iterable[VirtualWorker], gateways: Iterable[VirtualGateway]
+) -> None:
+    """All pages are back, and neither the router nor a gateway remembers a request. Raises `Violation`."""
+    for gateway in gateways:
+        if gateway.session.streams:
+            raise Violation(f"{gateway.name} still has the streams {sorted(gateway.session.streams)}")
     if core.live or len(core.adoption.orphans):
         raise Violation(f"the router still has {core.live} requests and {len(core.adoption.orphans)} orphans")
     for worker in workers:

@@ -25,7 +25,7 @@ class PageWrite:
     landed: bool = False
     called_off: bool = False  # its source was told that it ended, but it may arrive
     until_s: float = math.inf  # its source is dead: nothing of it arrives after this
-    due_s: float | None = None  # of what happens to it next
+    due: bool = False  # what happens to it next has a time
 
     @property
     def target(self) -> str:
@@ -101,7 +101,6 @@ class PageNetwork:
             target.memory.pages[theirs] = list(source.memory.pages[ours])
         if command.notice is not None and not write.called_off:  # NIXL sends it when a write that it has completes
             target.notices.append(command.notice)
-            target.changed = True
             if self.corruption and self.rng.random() < self.corruption:
                 self.corrupted.add(command.notice.reservation_id)
         write.landed = True

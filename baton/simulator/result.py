@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from baton.protocol.gateway_messages import RequestEnded
 from baton.protocol.request import Objectives
 from baton.protocol.worker import RoleName
-from baton.router.core.completion import Completion
 from baton.simulator.trace import TraceRequest
-from baton.simulator.worker import Gaps
+from baton.simulator.worker import Answer, Answers
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,27 +31,28 @@ class Outcome:
     attempts: int
 
     @classmethod
-    def of(cls, traced: TraceRequest, objectives: Objectives, completion: Completion) -> Outcome:
-        ttft, tpot = completion.latency.ttft_s, completion.latency.tpot_s
-        good = completion.error is None and ttft is not None
+    def of(
+        cls, traced: TraceRequest, objectives: Objectives, end: RequestEnded, answer: Answer | None, arrival_s: float
+    ) -> Outcome:
+        """`arrival_s` is on the clock of the answer's times, at which its tokens reached the gateway."""
+        ttft = answer.first_s - arrival_s if answer is not None else None
+        gaps = answer.num_tokens - 1 if answer is not None else 0
+        tpot = (answer.last_s - answer.first_s) / gaps if answer is not None and gaps else None
+        good = not end.error and ttft is not None
         good = good and (objectives.ttft_s is None or (ttft or 0.0) <= objectives.ttft_s)
         good = good and (objectives.tpot_s is None or (tpot or 0.0) <= objectives.tpot_s)
         return cls(
             arrival_s=traced.arrival_s,
             prompt_tokens=traced.prompt_tokens,
-            output_tokens=completion.output_tokens,
-            cached_tokens=completion.cached_tokens,
+            output_tokens=answer.num_tokens if answer is not None else 0,
+            cached_tokens=answer.cached_tokens if answer is not None else 0,
             ttft_s=ttft,
             tpot_s=tpot,
-            error="" if completion.error is None else type(completion.error).__name__,
+            error=end.error,
             good=good,
-            local=completion.prefill_worker == completion.decode_worker,
-            attempts=completion.attempts,
+            local=end.prefill_worker == end.decode_worker != "",
+            attempts=end.attempts,
         )
-
-    @classmethod
-    def refused(cls, traced: TraceRequest, objectives: Objectives, error: str) -> Outcome:
-        return cls(traced.arrival_s, traced.prompt_tokens, 0, 0, None, None, error, False, False, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +86,7 @@ class SimulationResult:
 
     outcomes: Sequence[Outcome]
     workers: Sequence[WorkerUse]
-    gaps: Gaps
+    answers: Answers
     bytes_moved: int
     arrivals_s: float  # the time over which requests came
     simulated_s: float
@@ -144,11 +145,11 @@ class SimulationResult:
         return figures
 
     def _itl(self) -> dict[str, float]:
-        if not self.gaps.seconds:
+        if not self.answers.seconds:
             return {}
-        order = np.argsort(self.gaps.seconds)
-        seconds = np.asarray(self.gaps.seconds)[order]
-        below = np.cumsum(np.asarray(self.gaps.counts)[order])
+        order = np.argsort(self.answers.seconds)
+        seconds = np.asarray(self.answers.seconds)[order]
+        below = np.cumsum(np.asarray(self.answers.counts)[order])
         return {
             f"itl_s_p{share}": float(seconds[np.searchsorted(below, below[-1] * share / 100)]) for share in (50, 90, 99)
         }

@@ -1,4 +1,7 @@
-"""A whole cluster in virtual time: the real router core over simulated workers, fed with a trace."""
+"""A whole cluster in virtual time: the real router core over simulated workers, fed with a trace.
+
+One gateway stands for all clients. Tokens stay at the workers, which note when they were computed.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,21 @@ from functools import partial
 from baton.config.schema import RouterSection
 from baton.engine.batch import StepBudget
 from baton.engine.kv_pages import PagePool
-from baton.protocol.errors import BatonError, InternalError
-from baton.protocol.messages import RouterMessage, WorkerMessage
-from baton.protocol.request import Objectives, Request, SamplingParams
+from baton.protocol.errors import InternalError
+from baton.protocol.gateway_messages import (
+    AskEmitted,
+    EmittedTokens,
+    GatewayInfo,
+    GatewayMessage,
+    RegisterGateway,
+    RequestEnded,
+    Submit,
+)
+from baton.protocol.messages import GatewayJoined, RouterMessage, Work, WorkerMessage
+from baton.protocol.prefix_hash import page_hashes, page_keys, root_hash
+from baton.protocol.request import DIGEST_BYTES, Objectives, Request, SamplingParams
 from baton.protocol.worker import Endpoint, PageLayout, RoleName, WorkerInfo
-from baton.router.core.commands import Command, FinishStream, SendToWorker
+from baton.router.core.commands import Command, SendToGateway, SendToWorker
 from baton.router.core.core import RouterCore
 from baton.router.policy.cluster_state import ClusterState
 from baton.router.policy.latency_model import DEFAULT_COSTS, StepCosts
@@ -24,10 +37,12 @@ from baton.simulator.network import Network
 from baton.simulator.result import BusyMoment, Outcome, SimulationResult, WorkerUse
 from baton.simulator.timing import StepTimer
 from baton.simulator.trace import TraceRequest
-from baton.simulator.worker import EOS, Gaps, RoleTime, SimulatedWorker
+from baton.simulator.worker import EOS, TOKEN, Answers, RoleTime, SimulatedWorker
 from baton.worker.core.state import WorkerState
+from baton.worker.core.token_streams import TokenStreams
 from baton.worker.session import WorkerSession
 
+GATEWAY = "gateway-0"  # it stands for all clients
 TICK_S = 0.1
 FIRST_S = 1.0  # when the first request comes: workers register before
 STUCK_S = 600.0  # in which nothing is under way though requests are live
@@ -82,12 +97,14 @@ class Simulation:
         self.events = Events()
         self.network = Network(self.events, spec.bandwidth_bytes_s, spec.latency_s)
         limits = RouterSection(max_queued=spec.max_queued, lost_after_s=float("inf"))
-        self.core = RouterCore("simulated", placement, None, limits, ClusterState(spec.prior, share_prefixes=True))
+        self.core = RouterCore("simulated", placement, limits, ClusterState(spec.prior, share_prefixes=True))
         self.core.automation.auto = spec.auto
-        self.gaps = Gaps()
+        self._layout = spec.workers[0].layout
+        self._root = root_hash(self._layout.model_id)
+        self.answers = Answers()
         self._rng = random.Random(seed)
         self._lengths: dict[str, int] = {}
-        self._live: dict[str, TraceRequest] = {}
+        self._live: dict[str, tuple[TraceRequest, Request]] = {}
         self._outcomes: list[Outcome] = []
         self._workers: dict[str, SimulatedWorker] = {}
         self._last_arrival: BusyMoment | None = None
@@ -99,6 +116,7 @@ class Simulation:
         for worker in spec.workers:
             counts[worker.role] = counts.get(worker.role, 0) + 1
             self._add(f"{worker.role.value}-{counts[worker.role] - 1:04d}", worker, agents)
+        self._to_core(RegisterGateway(GatewayInfo(GATEWAY, "1", "")))
 
     def _add(self, name: str, spec: WorkerSpec, agents: dict[str, SimulatedWorker]) -> None:
         budget = StepBudget(spec.chunk_tokens, spec.max_batch, spec.mixed_chunk_tokens)
@@ -112,8 +130,8 @@ class Simulation:
             budget=budget,
             pool=pool,
             share_prefixes=True,  # a trace's tenants stand for users of one operator
-            keep_ended_s=0.0,
             host_pages=spec.host_pages,
+            streams=TokenStreams(keep_ended_s=0.0),
         )
         endpoint = Endpoint(agent, b"", 0, 0, spec.layout)
         info = WorkerInfo(name, "1", spec.role, 0, endpoint, spec.chunk_tokens, spec.max_batch, spec.mixed_chunk_tokens)
@@ -127,7 +145,7 @@ class Simulation:
             peers=agents,
             rng=random.Random(self._rng.getrandbits(64)),
             jitter=self.spec.jitter,
-            gaps=self.gaps,
+            answers=self.answers,
             host_bandwidth_bytes_s=spec.host_bandwidth_bytes_s,
             since_s=FIRST_S,
         )
@@ -152,7 +170,7 @@ class Simulation:
         return SimulationResult(
             outcomes=self._outcomes,
             workers=[self._use(worker) for worker in self._workers.values()],
-            gaps=self.gaps,
+            answers=self.answers,
             bytes_moved=self.network.bytes_moved,
             arrivals_s=arrivals_s,
             simulated_s=self.events.now,
@@ -179,20 +197,29 @@ class Simulation:
         return WorkerUse(info.name, info.role, info.role_epoch, busy_s, worker.tokens_computed, pool.num_in_use)
 
     def _submit(self, number: int, traced: TraceRequest) -> None:
-        request_id = f"r{number}"
+        request_id, prompt = f"r{number}", traced.prompt(number)
         objectives = self.spec.slo.objectives(traced.prompt_tokens) if self.spec.slo else Objectives()
         sampling = SamplingParams(max_tokens=max(MAX_TOKENS, traced.output_tokens), seed=0)
-        now = self.events.now
-        request = Request(request_id, traced.prompt(number), sampling, now, tenant=traced.tenant, objectives=objectives)
+        request = Request(request_id, prompt, sampling, self.events.now, tenant=traced.tenant, objectives=objectives)
         self._lengths[request_id] = traced.output_tokens
-        self._live[request_id] = traced
-        try:
-            commands = self.core.submit(request, now)
-        except BatonError as error:
-            self._end(request_id, Outcome.refused(traced, objectives, type(error).__name__))
-            return
-        self._perform(commands)
+        self._live[request_id] = traced, request
+        self._to_core(
+            Submit(
+                request_id=request_id,
+                digest=number.to_bytes(DIGEST_BYTES, "little"),
+                num_prompt_tokens=len(prompt),
+                max_tokens=sampling.max_tokens,
+                page_keys=page_keys(page_hashes(prompt, self._layout.page_size, self._root)),
+                work=Work(request),
+                tenant=traced.tenant,
+                objectives=objectives,
+            )
+        )
         self._tick_later()
+
+    def _to_core(self, message: GatewayMessage) -> None:
+        """The gateway sends a message; it is beside the router."""
+        self._perform(self.core.on_frame(GATEWAY, "1", [message], self.events.now))
 
     def _tick_later(self) -> None:
         if not self._ticking and self.core.live:
@@ -211,26 +238,33 @@ class Simulation:
         self.network.send(partial(self._on_batch, worker, batch))
 
     def _on_batch(self, worker: str, batch: list[WorkerMessage]) -> None:
-        now = self.events.now
-        commands: list[Command] = []
-        for message in batch:
-            commands += self.core.on_message(worker, message, now)
-        self._perform(commands)
+        self._perform(self.core.on_frame(worker, "1", batch, self.events.now))
 
     def _perform(self, commands: Sequence[Command]) -> None:
         outgoing: dict[str, list[RouterMessage]] = {}
         for command in commands:
-            if isinstance(command, SendToWorker):
-                outgoing.setdefault(command.worker, []).append(command.message)
-            elif isinstance(command, FinishStream):
-                completion = command.completion
-                traced = self._live[completion.request_id]
-                objectives = self.spec.slo.objectives(traced.prompt_tokens) if self.spec.slo else Objectives()
-                self._end(completion.request_id, Outcome.of(traced, objectives, completion))
+            match command:
+                case SendToWorker(_, GatewayJoined()):
+                    pass  # no link to the gateway: workers keep their tokens, and `answers` counts them
+                case SendToWorker(worker, message):
+                    outgoing.setdefault(worker, []).append(message)
+                case SendToGateway(_, RequestEnded() as end):
+                    self._end(end)
+                case SendToGateway(_, AskEmitted(request_id)):
+                    self.events.after(0.0, partial(self._send_emitted, request_id))
         for name, batch in outgoing.items():
             self.network.send(partial(self._workers[name].receive, batch))
 
-    def _end(self, request_id: str, outcome: Outcome) -> None:
-        self._outcomes.append(outcome)
-        self.gaps.forget(request_id)
-        del self._live[request_id]
+    def _send_emitted(self, request_id: str) -> None:
+        """Answer the router's question for a request that it computes again."""
+        if request_id in self._live:
+            answer = self.answers.live.get(request_id)
+            emitted = (TOKEN,) * (answer.num_tokens if answer is not None else 0)
+            work = Work(self._live[request_id][1], emitted)
+            self._to_core(EmittedTokens(request_id, work, len(emitted)))
+
+    def _end(self, end: RequestEnded) -> None:
+        traced, request = self._live.pop(end.request_id)
+        answer = self.answers.live.pop(end.request_id, None)
+        arrival_s = request.arrival_s - self.spec.latency_s  # tokens take as long from the worker to the gateway
+        self._outcomes.append(Outcome.of(traced, request.objectives, end, answer, arrival_s))

@@ -6,13 +6,16 @@ Nothing takes time but what says so; a test can stop after each step, look, and 
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Sequence as Seq
 from functools import partial
 
 from baton.protocol.messages import Alive
 from baton.protocol.request import Request
 from baton.protocol.worker import RoleName
 from baton.simulator.cluster import VirtualCluster
+from baton.simulator.links import Wire
 from baton.simulator.token_checker import Violation
+from baton.simulator.virtual_gateway import VirtualGateway
 from baton.simulator.virtual_worker import VirtualWorker
 
 
@@ -41,6 +44,30 @@ class SteppedCluster(VirtualCluster):
             self.now += 0.1
             self.tick()
 
+    def add_gateway(self, name: str, incarnation: int = 1) -> VirtualGateway:
+        """Start a gateway, which has registered when this returns."""
+        gateway = super().add_gateway(name, incarnation)
+        self.exchange(gateway)
+        return gateway
+
+    def submit(
+        self, request_id: str, prompt: Seq[int], max_tokens: int, tenant: str = "", gateway: str = "gateway-0"
+    ) -> Request:
+        """A client sends a request, which reaches the router at once. Raises what it is refused with."""
+        request = super().submit(request_id, prompt, max_tokens, tenant, gateway)
+        self.exchange(self.gateways[gateway])
+        end = self.ended.get(request_id)
+        if end is not None and end.error is not None:
+            del self.ended[request_id]
+            raise end.error
+        return request
+
+    def exchange(self, gateway: VirtualGateway) -> None:
+        """What a gateway and the router have sent each other arrives."""
+        wires = gateway.link.back, gateway.link.out
+        while any(self.deliver(wire, wire.ready) for wire in wires):
+            pass
+
     def absorb_step(self, worker: VirtualWorker) -> bool:
         """The worker absorbs the step that it has computed, and often reports at once."""
         absorbed = super().absorb_step(worker)
@@ -51,18 +78,24 @@ class SteppedCluster(VirtualCluster):
     def report(self, worker: VirtualWorker) -> None:
         """What the worker has to send arrives at once."""
         self.tick_worker(worker)
-        while worker.outbox and self.receive(worker):
+        wires = worker.link.out, *(one.link.out for one in worker.gateways.values())
+        while any(self.deliver(wire, wire.ready) for wire in wires):
             pass
 
     def tick(self) -> None:
-        """What is due at the router and at every worker. A report that has nothing to overtake arrives at once."""
+        """What is due at the router, the gateways and the workers. A report that overtakes nothing arrives at once."""
         self.perform(self.core.tick(self.now))
+        for gateway in self.gateways.values():
+            if not gateway.blocked:
+                self.perform_at(gateway, gateway.session.tick(self.now))
+                if not gateway.link.out.queue:
+                    self.perform(self.core.on_frame(gateway.name, gateway.incarnation, [gateway.load], self.now))
         for worker in self.workers.values():
             if worker.silent or worker.leaving:
                 continue
             if worker.serving:
                 self.to_router(worker, [Alive()])
-            if worker.outbox or not worker.serving:
+            if worker.link.out.queue or not worker.serving:
                 self.tick_worker(worker)
             else:
                 self.report(worker)
@@ -71,14 +104,28 @@ class SteppedCluster(VirtualCluster):
             if name in self.workers:
                 self.kill(name)
 
+    def _possible(self) -> list[Callable[[], bool]]:
+        """What can happen next."""
+        actions: list[Callable[[], bool]] = []
+        wires: list[Wire] = []
+        for gateway in self.gateways.values():
+            wires += (gateway.link.back, gateway.link.out)
+        for worker in self.workers.values():
+            wires += worker.wires
+            if worker.silent:
+                continue
+            if worker.notices:
+                actions.append(partial(self.notify, worker))
+            if worker.leaving:
+                actions.append(partial(self.reregister, worker))
+            actions.append(partial(self.run_step if worker.stepping is None else self.absorb_step, worker))
+        actions += [partial(self.deliver, wire) for wire in wires if wire.ready]
+        return actions + [partial(self.write_on, write) for write in self.network.writes]
+
     def step(self) -> bool:
         """One randomly chosen delivery or engine step; False when nothing is left to happen."""
-        actions: list[Callable[[], bool]] = []
-        for worker in self.workers.values():
-            actions += [partial(act, worker) for act in self.possible(worker).values()]
         self.network.expire(self.now)
-        written = [(write, self.next_of(write)) for write in self.network.writes]
-        actions += [partial(act, write) for write, act in written if act is not None]
+        actions = self._possible()
         self.rng.shuffle(actions)
         self.now += 0.001
         return any(act() for act in actions)

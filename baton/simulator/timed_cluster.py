@@ -1,26 +1,29 @@
 """A virtual cluster by the clock: messages, steps and writes take time, drawn from the seed or from a cost model.
 
-Each link delivers one message after another, each after a delay of its own, so their order is kept. What happens to
-several links at one moment happens in the order of the workers.
+Each wire delivers what is on it after a delay, so order is kept. What happens at one moment happens in the order in
+which it was caused.
 """
 
 from __future__ import annotations
 
-import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 
+from baton.gateway.core.commands import SendToRouter
 from baton.protocol.worker import RoleName
 from baton.router.policy.latency_model import DEFAULT_COSTS
 from baton.simulator.cluster import VirtualCluster
+from baton.simulator.links import Wire
 from baton.simulator.network import Network
 from baton.simulator.page_network import PageWrite
 from baton.simulator.timing import StepTimer
+from baton.simulator.virtual_gateway import VirtualGateway
 from baton.simulator.virtual_worker import VirtualWorker
 
 TICK_S = 0.1  # between two looks of the router, and of idle workers, at what is due
+LOAD_S = 1.0  # between two heartbeats of a gateway
 LEAVE_S = 5e-3  # between two looks of a leaving worker at its writes
 RESTART_S = 1.0  # from the end of a worker's process to the registration of the next one
 LATE_S = 0.05  # mean time until the bytes of a write that was called off arrive
@@ -47,13 +50,13 @@ class TimedCluster(VirtualCluster):
 
     timing: Timing = field(default_factory=Timing)
     homes: dict[str, RoleName] = field(init=False, default_factory=dict)  # the role that each worker starts with
-    links: Network = field(init=False)  # between workers, where transfers wait for each other
+    transfers: Network = field(init=False)  # between workers, where writes wait for each other
     up_s: float = field(init=False, default=0.0)  # when the router is reachable again
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        self.links = Network(self.events, self.timing.bandwidth_bytes_s, 0.0)
+        self.transfers = Network(self.events, self.timing.bandwidth_bytes_s, 0.0)
         self.split = True  # a step takes time, in which writes end
+        super().__post_init__()
         self.events.after(TICK_S, self._tick)
 
     def start(self, name: str, role: RoleName) -> None:
@@ -63,16 +66,14 @@ class TimedCluster(VirtualCluster):
 
     def run_until(self, until_s: float, done: Callable[[], bool] = lambda: False) -> None:
         """Play everything that happens until then, or until `done`."""
+        events = self.events
         while not done():
-            due_s, act = self._next_delivery()
-            if min(due_s, self.events.next_s) > until_s:
+            if events.next_s > until_s:
                 self.now = max(self.now, until_s)
                 return
-            if self.events.next_s <= due_s:
-                self.events.step()
-            else:
-                self.now = max(self.now, due_s)
-                act()
+            events.step()
+
+    # Processes
 
     def end_process(self, name: str, back_after_s: float = RESTART_S) -> None:
         """Kill a worker; another process comes up in its place."""
@@ -80,9 +81,19 @@ class TimedCluster(VirtualCluster):
         self.kill(name)
         self.events.after(back_after_s, partial(self._come_up, name, incarnation))
 
+    def end_gateway(self, name: str, back_after_s: float = RESTART_S) -> list[str]:
+        """Kill a gateway; another process comes up in its place. Returns the requests whose streams it had."""
+        incarnation = int(self.gateways[name].incarnation) + 1
+        lost = self.kill_gateway(name)
+        self.events.after(back_after_s, partial(self._gateway_up, name, incarnation))
+        return lost
+
+    def _gateway_up(self, name: str, incarnation: int) -> None:
+        self.add_gateway(name, incarnation)
+
     def on_process_ended(self, name: str) -> None:
         """A router that is down learns it later, or from the next process."""
-        if self.now >= self.up_s:
+        if not self.router.blocked:
             super().on_process_ended(name)
         else:
             self.events.at(self.up_s, partial(self._on_ended_before, name))
@@ -96,83 +107,98 @@ class TimedCluster(VirtualCluster):
 
     def restart_router(self, down_s: float = 0.0) -> None:
         """The router loses all its state, and is back later; of what was on its way, some arrives."""
+        self.router.blocked, self.up_s = True, self.now
         super().restart_router(down_s)
-        self.up_s = self.now
         self.pause_router(down_s)
 
     def pause_router(self, for_s: float) -> None:
         """The router stops in the middle of whatever it does, and continues later."""
+        self.router.blocked = True
         self.up_s = max(self.up_s, self.now + for_s)
-        self._look_at_all()
-        self.events.at(self.up_s, self._look_at_all)
+        self.events.at(self.up_s, self._continue_router)
 
-    def _look_at_all(self) -> None:
-        for worker in self.workers.values():
-            worker.changed = True
+    def _continue_router(self) -> None:
+        if self.router.blocked and self.now >= self.up_s:
+            self.router.blocked = False
+            self.on_router_up()
+            self._wake(link.out for link in self._router_links().values())
 
-    def stop(self, worker: VirtualWorker, stopped: bool) -> None:
-        """Stop a worker in the middle of whatever it does, or let it continue."""
-        worker.silent, worker.changed = stopped, True
+    def stop(self, process: VirtualWorker | VirtualGateway, stopped: bool) -> None:
+        """Stop a process in the middle of whatever it does, or let it continue."""
+        process.silent = stopped
+        if stopped:
+            return
+        if isinstance(process, VirtualGateway):
+            links = (worker.gateways.get(process.name) for worker in self.workers.values())
+            self._wake([process.link.back, *(one.link.out for one in links if one is not None)])
+        else:
+            self._wake(process.wires)
+            self.on_acted(process)
+            for write in self.network.writes:
+                self.on_write(write)
 
     def exits(self, worker: VirtualWorker, reason: str) -> None:
         """The worker ends its process: it could not leave its incarnation."""
         self.events.after(0.0, partial(self._end_if_same, worker))
 
     def _end_if_same(self, worker: VirtualWorker) -> None:
-        if self.workers.get(worker.name) is worker:
+        if not worker.gone:
             self.end_process(worker.name)
 
-    def _next_delivery(self) -> tuple[float, Callable[[], object]]:
-        """The earliest thing on any link or write, and its time."""
-        earliest_s, chosen = math.inf, _nothing
-        first: VirtualWorker | None = None
-        for worker in self.workers.values():
-            if worker.changed:
-                self._look(worker)
-            if worker.next_s < earliest_s:
-                earliest_s, first = worker.next_s, worker
-        if first is not None:
-            chosen = partial(self._act, first)
-        self.network.expire(self.now)
-        for write in self.network.writes:
-            if (ending := self.next_of(write)) is None:
-                continue
-            if write.due_s is None:
-                write.due_s = self.now + self._write_delay(write)
-            if write.due_s < earliest_s:
-                earliest_s, chosen = write.due_s, partial(self._act_on, write, ending)
-        return earliest_s, chosen
+    # Wires
 
-    def _look(self, worker: VirtualWorker) -> None:
-        """Give each thing that can happen at the worker a time, and note the earliest."""
-        due: dict[str, float] = {}
-        possible = self.possible(worker)
-        for link in possible:
-            if (link == "step" and worker.idle) or (link == "outbox" and self.now < self.up_s):
-                continue
-            at_s = worker.due_s.get(link)
-            due[link] = self.now + self._delay(worker, link) if at_s is None else at_s
-        worker.due_s, worker.changed = due, False
-        worker.next_link = min(due, key=due.__getitem__, default="")
-        worker.next_s = due.get(worker.next_link, math.inf)
-        worker.next_act = possible.get(worker.next_link)
+    def on_sent(self, wire: Wire) -> None:
+        """Deliver what is on the wire after a while."""
+        if not wire.due and wire.queue:
+            wire.due = True
+            slower = wire.receiver.slow if isinstance(wire.receiver, VirtualGateway) else 1.0
+            self.events.after(slower * self.timing.message(self.rng), partial(self._arrive, wire))
 
-    def _act(self, worker: VirtualWorker) -> None:
-        worker.changed = True
-        del worker.due_s[worker.next_link]
-        if worker.next_act is not None:
-            worker.next_act(worker)
+    def _arrive(self, wire: Wire) -> None:
+        wire.due = False
+        if self.deliver(wire, wire.ready):
+            self.on_sent(wire)
 
-    def _act_on(self, write: PageWrite, act: Callable[[PageWrite], bool]) -> None:
-        write.due_s = None
-        act(write)
+    def _wake(self, wires: Iterable[Wire]) -> None:
+        """Their receivers take messages again."""
+        for wire in wires:
+            self.on_sent(wire)
 
-    def _delay(self, worker: VirtualWorker, link: str) -> float:
-        if link == "session":
-            return LEAVE_S
-        if link != "step":
-            return self.timing.message(self.rng)
-        return 0.0 if worker.stepping is None else self._step_s(worker)
+    # Workers
+
+    def on_acted(self, worker: VirtualWorker) -> None:
+        """Something has happened at a worker: it may have a step to run, or something to finish."""
+        if not worker.turn_due and not worker.blocked:
+            worker.turn_due = True
+            self.events.after(0.0, partial(self._turn, worker))
+        if worker.leaving and not worker.leave_due:
+            worker.leave_due = True
+            self.events.after(LEAVE_S, partial(self._leave, worker))
+        if worker.notices:
+            self.on_notice(worker)
+
+    def _turn(self, worker: VirtualWorker) -> None:
+        """The worker begins its next step, if it has one."""
+        while not worker.blocked and self.run_step(worker):
+            if worker.stepping is not None:
+                self.events.after(self._step_s(worker), partial(self._end_step, worker, worker.stepping))
+        worker.turn_due = False
+
+    def _leave(self, worker: VirtualWorker) -> None:
+        worker.leave_due = False
+        if worker.leaving and not worker.gone and not worker.silent and not self.reregister(worker):
+            self.tick_worker(worker)
+
+    def _end_step(self, worker: VirtualWorker, step: object) -> None:
+        """The worker absorbs its step; if it was stopped, it does so when it continues."""
+        if worker.gone or worker.stepping is not step:
+            return
+        if worker.silent:
+            self.events.after(TICK_S, partial(self._end_step, worker, step))
+            return
+        self.absorb_step(worker)
+        self.tick_worker(worker)
+        self._wake(wire for wire in worker.wires if not wire.to_server)
 
     def _step_s(self, worker: VirtualWorker) -> float:
         """How long the step takes that it has begun; its session learns it."""
@@ -185,40 +211,61 @@ class TimedCluster(VirtualCluster):
         worker.session.on_step(plan.sample(seconds))
         return seconds
 
+    # Writes
+
+    def on_write(self, write: PageWrite) -> None:
+        """Let the next thing happen to a write after a while, unless that is due."""
+        if not write.due:
+            write.due = True
+            self.events.after(self._write_delay(write), partial(self._write_on, write))
+
+    def _write_on(self, write: PageWrite) -> None:
+        write.due = False
+        if write in self.network.writes and self.write_on(write) and write in self.network.writes:
+            self.on_write(write)
+        if (target := self.workers.get(write.target)) is not None and target.notices:
+            self.on_notice(target)
+
+    def heal(self, one: str, other: str) -> None:
+        """The cable between two workers is whole again."""
+        self.network.cut.discard(frozenset((one, other)))
+        for write in self.network.writes:
+            self.on_write(write)
+
     def _write_delay(self, write: PageWrite) -> float:
         if write.called_off:
             return self.rng.expovariate(1.0 / LATE_S)
         num_bytes = len(write.command.source_pages) * write.source.session.info.page_bytes
-        arrival_s = self.links.reserve(write.source.name, write.target, num_bytes)
+        arrival_s = self.transfers.reserve(write.source.name, write.target, num_bytes)
         return arrival_s - self.now + self.rng.expovariate(1.0 / self.timing.write_s)
 
-    def absorb_step(self, worker: VirtualWorker) -> bool:
-        """The worker absorbs its step, and does what is due."""
-        absorbed = super().absorb_step(worker)
-        if worker.stepping is None and not worker.leaving:
-            self.tick_worker(worker)
-        return absorbed
+    def on_notice(self, worker: VirtualWorker) -> None:
+        """A peer's notice has arrived at a worker."""
+        if not worker.notice_due:
+            worker.notice_due = True
+            self.events.after(self.timing.message(self.rng), partial(self._read_notice, worker))
 
-    def reregister(self, worker: VirtualWorker) -> bool:
-        """The worker leaves its incarnation once its own writes have ended, or its process ends."""
-        left = super().reregister(worker)
-        if not left:
-            self.tick_worker(worker)
-        return left
+    def _read_notice(self, worker: VirtualWorker) -> None:
+        worker.notice_due = False
+        if worker.notices and not worker.silent and not worker.gone:
+            self.notify(worker)
 
     def _tick(self) -> None:
-        """The router and idle workers do what is due."""
+        """The router, gateways and idle workers do what is due."""
         self.events.after(TICK_S, self._tick)
-        if self.now >= self.up_s:
+        self.network.expire(self.now)
+        if not self.router.blocked:
             self.perform(self.core.tick(self.now))
         while self.to_kill:
             name = self.to_kill.pop()
             if name in self.workers:
                 self.end_process(name)
+        for gateway in list(self.gateways.values()):
+            if not gateway.blocked:
+                self.perform_at(gateway, gateway.session.tick(self.now))
+                if self.now >= gateway.loaded_s + LOAD_S:
+                    gateway.loaded_s = self.now
+                    self.perform_at(gateway, [SendToRouter(gateway.load)])
         for worker in list(self.workers.values()):
             if not worker.silent and not worker.leaving:
                 self.tick_worker(worker)
-
-
-def _nothing() -> None:
-    pass

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from baton.config.schema import EngineSection
@@ -15,6 +14,7 @@ from baton.engine.step import StepPlan, StepResult
 from baton.protocol.handoff import HandoffNotice
 from baton.protocol.messages import RouterMessage, WorkerMessage
 from baton.protocol.worker import Endpoint, PageLayout, RoleName, WorkerInfo
+from baton.simulator.links import Link, Wire
 from baton.simulator.token_checker import EOS, PageMemory
 from baton.worker.core.role import Role, SwapIn, SwapOut
 from baton.worker.core.state import WorkerState
@@ -24,25 +24,53 @@ PAGE_SIZE, CONTEXT_TOKENS, MAX_BATCH = 4, 1000, 8
 WRITE_STALL_S = 0.5
 
 
+@dataclass(eq=False, slots=True)
+class GatewayLink:
+    """A worker's link to a gateway, which is at this address as long as that process lives."""
+
+    link: Link
+    address: str
+
+
 @dataclass(eq=False)
 class VirtualWorker:
-    """One worker: session, page memory and the queues of its links."""
+    """One worker: session, page memory and its links."""
 
     session: WorkerSession
     memory: PageMemory
-    inbox: deque[RouterMessage] = field(default_factory=deque)
+    link: Link = field(init=False)  # to the router
+    gateways: dict[str, GatewayLink] = field(default_factory=dict)  # by name
     notices: deque[HandoffNotice] = field(default_factory=deque)
     peers: set[str] = field(default_factory=set)  # agents it is connected with
     silent: bool = False  # stopped: it computes and sends nothing
+    gone: bool = False  # its process has ended
     stepping: tuple[StepPlan, StepResult] | None = None  # computed, but not absorbed
-    idle: bool = False  # it had no step to run, and nothing has happened since
     granted: dict[tuple[str, int], int] = field(default_factory=dict)  # (agent, page) → generation it may write into
     granted_by: dict[tuple[str, int], str] = field(default_factory=dict)  # and the page's reservation
-    due_s: dict[str, float] = field(default_factory=dict)  # of the next thing on each of its links
-    changed: bool = True  # since its next thing was looked up
-    next_s: float = math.inf  # of the earliest of them
-    next_link: str = ""
-    next_act: Callable[[VirtualWorker], bool] | None = None
+    turn_due: bool = False  # its next turn has a time
+    leave_due: bool = False  # its next look at writes that hold up a registration has a time
+    notice_due: bool = False  # the next notice that it reads has a time
+
+    @property
+    def blocked(self) -> bool:
+        """Whether it takes no message now."""
+        return self.silent or self.gone or self.stepping is not None
+
+    @property
+    def wires(self) -> Iterator[Wire]:
+        """Each direction of its links."""
+        for link in (self.link, *(one.link for one in self.gateways.values())):
+            yield link.back
+            yield link.out
+
+    @property
+    def inbox(self) -> deque[RouterMessage]:
+        """Messages of the router on their way."""
+        return self.link.back.queue
+
+    @inbox.setter
+    def inbox(self, queue: deque[RouterMessage]) -> None:
+        self.link.back.queue = queue
 
     @property
     def name(self) -> str:
@@ -63,7 +91,7 @@ class VirtualWorker:
     @property
     def outbox(self) -> list[WorkerMessage]:
         """Messages on their way to the router."""
-        return self.session.outbox
+        return [message for _, message in self.link.out.queue]
 
     @property
     def serving(self) -> bool:

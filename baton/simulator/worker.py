@@ -15,7 +15,7 @@ from functools import partial
 from baton.engine.sequence import Sequence
 from baton.engine.step import SampledToken, StepPlan, StepResult
 from baton.protocol.handoff import HandoffNotice
-from baton.protocol.messages import RouterMessage, StepOutput, TokenOutput, WorkerMessage
+from baton.protocol.messages import RouterMessage, WorkerMessage
 from baton.protocol.worker import RoleName, StepSample
 from baton.simulator.events import Events
 from baton.simulator.network import Network
@@ -45,25 +45,35 @@ class _Run:
         return replace(self.sample, context_tokens=context, seconds=self.ends_s[-1] - before)
 
 
+@dataclass(slots=True)
+class Answer:
+    """One request's output: when the first token and the last one were computed, and how many there are."""
+
+    first_s: float
+    last_s: float
+    num_tokens: int
+    cached_tokens: int  # of the prompt
+
+
 @dataclass(eq=False)
-class Gaps:
-    """Inter-token latencies, as (seconds, how many tokens) pairs."""
+class Answers:
+    """What live requests have so far, and the inter-token latencies of all, as (seconds, how many tokens) pairs."""
 
     seconds: list[float] = field(default_factory=list)
     counts: list[int] = field(default_factory=list)
-    _last_s: dict[str, float] = field(default_factory=dict)
+    live: dict[str, Answer] = field(default_factory=dict)
 
-    def on_tokens(self, request_id: str, ends_s: list[float]) -> None:
+    def on_tokens(self, sequence: Sequence, ends_s: list[float]) -> None:
         """A sequence got a token at each of these times."""
-        last = self._last_s.get(request_id)
-        if last is not None:
-            self._add(ends_s[0] - last, 1)
+        answer = self.live.get(sequence.request_id)
+        if answer is None:
+            self.live[sequence.request_id] = answer = Answer(ends_s[0], ends_s[0], 0, sequence.cached)
+        else:
+            self._add(ends_s[0] - answer.last_s, 1)
         if len(ends_s) > 1:
             self._add((ends_s[-1] - ends_s[0]) / (len(ends_s) - 1), len(ends_s) - 1)
-        self._last_s[request_id] = ends_s[-1]
-
-    def forget(self, request_id: str) -> None:
-        self._last_s.pop(request_id, None)
+        answer.last_s = ends_s[-1]
+        answer.num_tokens += len(ends_s)
 
     def _add(self, seconds: float, count: int) -> None:
         self.seconds.append(seconds)
@@ -93,7 +103,7 @@ class SimulatedWorker:
     peers: dict[str, SimulatedWorker]  # by agent
     rng: random.Random
     jitter: float
-    gaps: Gaps
+    answers: Answers
     host_bandwidth_bytes_s: float  # of copies between pages and host memory
     busy: RoleTime = field(default_factory=RoleTime)  # in which it computed
     present: RoleTime = field(default_factory=RoleTime)  # in which it had its earlier roles
@@ -184,21 +194,16 @@ class SimulatedWorker:
             plan = again or plan
         for part in plan.slices:
             if part.samples and part.sequence.request_id in self.lengths:
-                self.gaps.on_tokens(part.sequence.request_id, run.ends_s)
+                self.answers.on_tokens(part.sequence, run.ends_s)
         self._perform(self.session.absorb(plan, self.execute(plan), now))
         self._turn()
 
     def _skip(self, plan: StepPlan, steps: int) -> None:
         """The same sequences decode `steps` tokens each, in which nothing else happens."""
-        outputs = []
         for part in plan.slices:
-            sequence = part.sequence
-            first = sequence.num_output
-            outputs += [TokenOutput(sequence.request_id, first + index, TOKEN) for index in range(steps)]
-            sequence.tokens += [TOKEN] * steps
-            sequence.computed += steps
+            part.sequence.tokens += [TOKEN] * steps
+            part.sequence.computed += steps
         self.tokens_computed += steps * len(plan.slices)
-        self.session.outbox.append(StepOutput(tuple(outputs)))
 
     def execute(self, plan: StepPlan) -> StepResult:
         """Tokens that mean nothing, and the end of the sequence where the trace has it."""

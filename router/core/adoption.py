@@ -52,19 +52,20 @@ class Adoption:
             actions += self.orphans.offer(worker.info.name, worker.held, now)
             for sequence in worker.held:
                 record = self.records.get(sequence.request_id)
-                if record is not None and self.dispatch.queues(sequence.request_id):
+                if record is not None and record.claimable:
                     actions += self._claim(record)
                 elif record is not None:
                     actions += self.orphans.drop(sequence.request_id)
         return actions
 
     def _claim(self, record: LiveRequest) -> list[Claim]:
-        worker, orders = self.orphans.claim(record.request, len(record.stream.token_ids))
-        if worker is None:
+        found, orders = self.orphans.claim(record.submit)
+        if found is None:
             return list(orders)
+        worker, num_tokens = found
         self.continued += 1
         self.dispatch.withdraw(record.request_id)
         decision = RoutingDecision(worker, None, True, f"continued: {worker} has kept it and goes on")
         policy, output = self.dispatch.placement.name, record.prediction.distribution
         self.explanations.decided(record.request_id, policy, decision, output)
-        return [*orders, (record.request_id, Adopted(worker))]
+        return [*orders, (record.request_id, Adopted(worker, num_tokens))]

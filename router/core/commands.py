@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from baton.gateway.core.stream import TextToken
+from baton.protocol.gateway_messages import ToGateway
 from baton.protocol.messages import RouterMessage
 from baton.router.core.completion import Completion
 from baton.router.core.operation import Operation
@@ -19,16 +19,16 @@ class SendToWorker:
 
 
 @dataclass(frozen=True, slots=True)
-class StreamTokens:
-    """Stream tokens to the client."""
+class SendToGateway:
+    """Send a message to a gateway."""
 
-    request_id: str
-    tokens: list[TextToken]
+    gateway: str
+    message: ToGateway
 
 
 @dataclass(frozen=True, slots=True)
-class FinishStream:
-    """End the client's stream."""
+class RequestCompleted:
+    """A request has ended; its gateway gets a `RequestEnded`."""
 
     completion: Completion
 
@@ -47,4 +47,4 @@ class Kill:
     worker: str
 
 
-Command = SendToWorker | StreamTokens | FinishStream | OperationUpdated | Kill
+Command = SendToWorker | SendToGateway | RequestCompleted | OperationUpdated | Kill

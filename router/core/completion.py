@@ -1,13 +1,14 @@
-"""The end of a request, as its client and the explanations get it."""
+"""The end of a request, as the explanations and the log get it. Pure."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from baton.protocol.errors import BatonError
+from baton.protocol.errors import BatonError, Overloaded
+from baton.protocol.gateway_messages import RequestEnded
 from baton.protocol.handoff import HandoffReport
+from baton.protocol.latency import Latency
 from baton.protocol.request import FinishReason
-from baton.router.core.latency import Latency
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,15 +16,35 @@ class Completion:
     """The end of a request: `reason` for an answer, `error` for a failure."""
 
     request_id: str
+    gateway: str
     reason: FinishReason | None
     error: BatonError | None
     prompt_tokens: int
     output_tokens: int
-    cached_tokens: int
-    trailing_text: str
-    latency: Latency
+    latency: Latency  # as the router saw it: the first token when the prompt was computed, the last one at the end
     prefill_worker: str
     decode_worker: str
     attempts: int
     migrations: int
     handoff: HandoffReport | None
+
+    @property
+    def message(self) -> RequestEnded:
+        """The message for its gateway."""
+        ended = RequestEnded(self.request_id) if self.error is None else failure(self.request_id, self.error)
+        return replace(
+            ended,
+            reason=self.reason,
+            num_tokens=self.output_tokens,
+            prefill_worker=self.prefill_worker,
+            decode_worker=self.decode_worker,
+            attempts=self.attempts,
+            migrations=self.migrations,
+            handoff=self.handoff,
+        )
+
+
+def failure(request_id: str, error: BatonError) -> RequestEnded:
+    """The end of a request by an error, for its gateway."""
+    retry_after_s = error.retry_after_s if isinstance(error, Overloaded) else None
+    return RequestEnded(request_id, None, type(error).__name__, error.message, retry_after_s)

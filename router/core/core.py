@@ -1,42 +1,39 @@
-"""The router's decisions: its view of the cluster, where each request runs, what each client sees.
+"""The router's decisions: its view of the cluster, where each request runs, what each gateway is sent.
 
 Pure: every method takes an event and the time, and returns commands for the shell (router/driver.py) to perform.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import typing
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
-from operator import attrgetter
 
 from baton.config.schema import RouterSection
-from baton.gateway.core.detokenizer import Vocabulary
-from baton.gateway.core.stream import OutputStream, TextToken
 from baton.protocol import messages
-from baton.protocol.errors import BatonError
+from baton.protocol.gateway_messages import GatewayMessage, RegisterGateway
 from baton.protocol.messages import WorkerMessage
-from baton.protocol.request import Request
 from baton.router.core import events
 from baton.router.core.adoption import Adoption, Claim
-from baton.router.core.arrivals import open_request
 from baton.router.core.automation import Automation
 from baton.router.core.commands import Command, SendToWorker
 from baton.router.core.dispatch import Dispatch
 from baton.router.core.explanation import Explanations
-from baton.router.core.limits import check_id
-from baton.router.core.live_request import LiveRequest, overdue
+from baton.router.core.gateways import Gateways
+from baton.router.core.intake import Intake
+from baton.router.core.live_request import LiveRequest
 from baton.router.core.membership import Membership
 from baton.router.core.operation import Operation, OperationSpec
 from baton.router.core.operations import Action, Operations, Probe
-from baton.router.core.pending_capacity import PendingCapacity
 from baton.router.core.requests import Requests
+from baton.router.core.submissions import Submissions, probing
 from baton.router.policy.cluster_state import ClusterState
 from baton.router.policy.output_length import OutputLength
 from baton.router.policy.placement import Placement
 from baton.router.policy.routing import RoutingDecision
 
-_request_id = attrgetter("request_id")
+_OF_REQUEST = frozenset(typing.get_args(messages.SequenceMessage | messages.HandoffMessage))
+_FROM_GATEWAY = frozenset(typing.get_args(GatewayMessage)) - frozenset(typing.get_args(WorkerMessage))
 
 
 @dataclass(eq=False)
@@ -45,27 +42,30 @@ class RouterCore:
 
     router_id: str
     placement: Placement
-    vocabulary: Vocabulary | None  # turns token ids into text; None where no text is needed
     config: RouterSection = field(default_factory=RouterSection)
     state: ClusterState = field(default_factory=ClusterState)
     output_length: OutputLength = field(default_factory=OutputLength)
     explanations: Explanations = field(default_factory=Explanations)
     started_s: float = float("-inf")
+    max_streams_per_tenant: int = 0  # 0: no limit
+    public_key: Callable[[str], str] = lambda name: ""  # of a worker or gateway; empty on an open link
     dispatch: Dispatch = field(init=False)
     adoption: Adoption = field(init=False)
-    pending_capacity: PendingCapacity = field(init=False)
+    gateways: Gateways = field(init=False)
+    intake: Intake = field(init=False)
     operations: Operations = field(init=False)
     membership: Membership = field(init=False)
     automation: Automation = field(init=False)
     requests: Requests = field(init=False)
+    submissions: Submissions = field(init=False)
 
     def __post_init__(self) -> None:
         live: dict[str, LiveRequest] = {}
         self.dispatch = Dispatch(self.placement, self.state)
         self.adoption = Adoption(self.dispatch, self.explanations, live, self.config, self.started_s)
-        self.pending_capacity = PendingCapacity(
-            self.state, self.dispatch, self.config.no_workers_grace_s, self.started_s
-        )
+        self.gateways = Gateways(self.state, self.config, self.public_key)
+        grace_s = self.config.no_workers_grace_s
+        self.intake = Intake(self.state, self.output_length, self.max_streams_per_tenant, grace_s, self.started_s)
         self.operations = Operations(self.state, live, self.adoption.orphans)
         self.membership = Membership(self.state, self.config)
         self.automation = Automation(self.state, self.dispatch, self.operations, live)
@@ -76,7 +76,13 @@ class RouterCore:
             self.operations,
             self.explanations,
             self.output_length,
+            self.gateways,
+            self.intake,
+            self.config.claim_within_s,
             live,
+        )
+        self.submissions = Submissions(
+            self.router_id, self.config, self.gateways, self.intake, self.requests, self.adoption, self.automation
         )
 
     @property
@@ -87,39 +93,15 @@ class RouterCore:
     def live(self) -> int:
         return len(self.requests.live)
 
-    def replay(self, request: Request) -> list[TextToken] | None:
-        """The streamed tokens of a live request of this id and content (see `LiveRequest.replay`); None without one."""
-        record = self.requests.live.get(request.request_id)
-        return None if record is None else record.replay(request)
-
-    def submit(self, request: Request, now: float, emitted: Sequence[int] = (), resumed: bool = False) -> list[Command]:
-        """Accept a request, or the rest of one; raises (and changes nothing) when it cannot be served.
-
-        The last of the `emitted` output tokens is computed again, because it may have been the end.
-        """
-        check_id(request.request_id, self.requests.live)
-        self.dispatch.check_queue(self.config.max_queued, now)
-        self.pending_capacity.check(request, now)
-        stream = OutputStream(request, self.vocabulary)
-        stream.resume(emitted[:-1])
-        live = open_request(request, stream, self.state, self.output_length, now)
-        self.requests.add(live)
-        item = live.placement_input
-        self.automation.on_arrival(live, item, now)
-        self.dispatch.wait(item)
-        self._operate(self.adoption.on_submitted(live, resumed or bool(emitted)), now)
-        return self._settle(now)
-
-    def stop(self, request_id: str, error: BatonError, now: float) -> list[Command]:
-        """Cancel a request: its client disconnected, or its deadline passed."""
-        self.requests.events.append((request_id, events.Stopped(None, error)))
-        return self._settle(now)
-
     def tick(self, now: float) -> list[Command]:
         """Handle deadlines, worker timeouts, and workers short of pages or too slow. Call it a few times a second."""
-        self.requests.events += overdue(self.requests.live.values(), now)
+        self.requests.end_overdue(now)
         for name in self.membership.silent(now):
             self._lose(name, False, now)
+        for name in self.gateways.silent(now):
+            self.submissions.lose(name, now)
+        for name in list(self.state.cut):
+            self.requests.cut_off(name, self.gateways.cut_off(name))
         self.requests.commands += [*self.membership.tick(now), *self.adoption.orphans.expired(now)]
         self._admit(now)
         self.state.prefix_index.sweep()
@@ -146,32 +128,57 @@ class RouterCore:
         self._lose(worker, certain, now)
         return self._settle(now)
 
-    def on_frame(self, worker: str, incarnation: str, batch: Sequence[WorkerMessage], now: float) -> list[Command]:
-        """Messages of one incarnation of a worker; an unknown incarnation is told to re-register."""
-        known = self.membership.knows(worker, incarnation)
-        if not known and not any(isinstance(message, messages.Register) for message in batch):
-            return list(self.membership.reregister(worker, incarnation, self.router_id))
-        return [command for message in batch for command in self.on_message(worker, message, now)]
-
-    def on_message(self, worker: str, message: WorkerMessage, now: float) -> list[Command]:
-        """A message of a registered worker; anything but `Register` from an unknown one is ignored."""
-        if isinstance(message, messages.Register):
-            if self.membership.knows(worker, message.info.incarnation):
-                return []  # a duplicate
-            self._lose(message.info.name, False, now, died=False)
-            self.requests.feed(now)  # its sequences may be continued there
-            self.requests.commands += self.membership.returned(message, now)
-            self._admit(now)
-        elif worker in self.state.workers:
-            self.state.workers[worker].last_message_s = now
-            self._on_worker_message(worker, message, now)
+    def on_gateway_lost(self, gateway: str, now: float) -> list[Command]:
+        """A gateway's process has ended, or a message to it could not be queued: it must register again."""
+        self.submissions.lose(gateway, now)
         return self._settle(now)
 
-    def _on_worker_message(self, worker: str, message: WorkerMessage, now: float) -> None:
+    def on_frame(
+        self, peer: str, incarnation: str, batch: Sequence[WorkerMessage | GatewayMessage], now: float
+    ) -> list[Command]:
+        """Messages of one incarnation of a worker or gateway; an unknown one is told to re-register."""
+        of_gateway = peer in self.gateways or any(type(message) in _FROM_GATEWAY for message in batch)
+        if of_gateway:
+            known = self.gateways.knows(peer, incarnation)
+            if not known and not any(isinstance(one, RegisterGateway) for one in batch):
+                return list(self.gateways.reregister(peer, incarnation, self.router_id, now))
+        else:
+            known = self.membership.knows(peer, incarnation)
+            if not known and not any(isinstance(message, messages.Register) for message in batch):
+                return list(self.membership.reregister(peer, incarnation, self.router_id))
+        for message in batch:
+            self._on_message(peer, message, now)
+            self.requests.feed(now)
+        return self._settle(now)
+
+    def on_message(self, peer: str, message: WorkerMessage | GatewayMessage, now: float) -> list[Command]:
+        """A message of a registered worker or gateway; anything but a registration from an unknown one is ignored."""
+        self._on_message(peer, message, now)
+        return self._settle(now)
+
+    def _on_message(self, peer: str, message: WorkerMessage | GatewayMessage, now: float) -> None:
+        if isinstance(message, RegisterGateway):
+            self.submissions.register(message, now)
+        elif peer in self.gateways:
+            self.submissions.on_message(peer, message, now)
+        elif isinstance(message, messages.Register):
+            self._register(message, now)
+        elif peer in self.state.workers:
+            self.state.workers[peer].last_message_s = now
+            self._on_worker_message(peer, message, now)
+
+    def _register(self, message: messages.Register, now: float) -> None:
+        """A worker joins, or joins again."""
+        worker = message.info.name
+        if self.membership.knows(worker, message.info.incarnation):
+            return  # a duplicate
+        self._lose(worker, False, now, died=False)
+        self.requests.feed(now)  # its sequences may be continued there
+        self.requests.commands += self.membership.returned(message, now)
+        self._admit(now)
+
+    def _on_worker_message(self, worker: str, message: WorkerMessage | GatewayMessage, now: float) -> None:
         match message:
-            case messages.StepOutput(tokens):
-                for request_id, outputs in groupby(tokens, _request_id):
-                    self.requests.on_tokens(worker, request_id, outputs, now)
             case messages.LoadReport(load):
                 self.state.report(load, now)
                 self.dispatch.on_report(worker)
@@ -180,6 +187,11 @@ class RouterCore:
                     self.requests.commands.append(SendToWorker(worker, messages.ResyncPages()))
             case messages.LinkMeasured():
                 self.membership.rates.measured(worker, message)
+            case messages.GatewayUnreachable(gateway, reachable):
+                if reachable:
+                    self.gateways.on_reached(gateway, worker)
+                else:
+                    self.gateways.on_unreachable(gateway, worker, now)
             case messages.RoleChanged(role, epoch, _):
                 self.state.change_role(worker, role, epoch)
                 self._operate(self.operations.on_role_changed(worker, message, now), now)
@@ -187,17 +199,19 @@ class RouterCore:
                 self._lose(worker, True, now, died=failed)
                 if not failed:
                     self.state.uncordon(worker)
-            case messages.Register() | messages.Alive():
+            case messages.Alive():
                 pass
-            case _:
-                self.requests.on_message(worker, message)
+            case _ if type(message) in _OF_REQUEST:
+                self.requests.on_worker_message(worker, message)
 
     def _admit(self, now: float) -> None:
         acks = self.membership.admit(self.router_id, now)
         self.requests.commands += acks
         joined, self.membership.admitted = self.membership.admitted, []
+        for worker in joined:
+            self.requests.commands += self.gateways.on_worker_joined(worker.info.name)
         self._operate(self.adoption.on_joined(joined, now), now)
-        self.requests.events += self.pending_capacity.answer(self.requests.live, now)
+        self.requests.events += self.intake.answer(self.requests.live, now)
 
     def _lose(self, worker: str, certain: bool, now: float, died: bool = True) -> None:
         self.adoption.orphans.lost(worker)
@@ -205,7 +219,7 @@ class RouterCore:
         if orders is None:
             self.requests.commands += self.membership.ended(worker, now) if certain else []
             return
-        self.requests.commands += orders
+        self.requests.commands += [*orders, *self.gateways.on_worker_left(worker)]
         self.operations.on_worker_lost(worker, now)
         loss = events.LossReason.LEFT if not died else events.LossReason.DIED if certain else events.LossReason.SILENT
         self.requests.on_worker_lost(worker, loss)
@@ -222,13 +236,11 @@ class RouterCore:
         for action in actions:
             match action:
                 case Probe(request, worker, local):
-                    live = open_request(request, OutputStream(request, None), self.state, self.output_length, now)
+                    live = self.intake.open(probing(request), "", "", now)
                     live.pinned = True
                     self.requests.add(live)
                     decision = RoutingDecision(worker, None, local, "it verifies the worker's new role")
                     self.requests.events.append((request.request_id, events.Placed(decision)))
-                case tuple():
-                    self.requests.events.append(action)
                 case _:
-                    self.requests.commands.append(action)
+                    self.requests.take(action)
         return bool(actions)

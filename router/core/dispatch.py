@@ -142,7 +142,7 @@ class Dispatch:
         if self._not_before_s:
             queue = [item for item in queue if now >= self._not_before_s.get(item.request_id, now)]
         if queue:
-            verdicts += self.placement.decide(self.fairness.order(queue), self.state, now)
+            verdicts += self._decide(queue, now)
         waiting = len(self._queue) + len(self._seeking)
         if not verdicts and waiting > CROWD:
             self._next_pass_s = now + min(PAUSE_S * waiting, MOST_PAUSE_S)
@@ -152,15 +152,38 @@ class Dispatch:
         self.dirty = bool(verdicts)
         return verdicts
 
+    def _decide(self, queue: list[PlacementInput], now: float) -> list[Place | Refuse]:
+        """The policy's decisions; a request goes to no worker that cannot reach its gateway."""
+        if not self.state.cut:
+            return self.placement.decide(self.fairness.order(queue), self.state, now)
+        for gateway in sorted({item.gateway for item in queue}):
+            waiting = self.fairness.order([item for item in queue if item.gateway == gateway])
+            with self.state.without(self.state.cut.get(gateway, ())):
+                verdicts = self.placement.decide(waiting, self.state, now)
+            if verdicts:
+                return verdicts
+        return []
+
     def _find_decode(self, now: float) -> FoundDecode | DecodeUnreachable | None:
         """The first request that needs a decode worker and for which there is one, or none in reach."""
-        if not self._seeking:
+        if not self.state.cut:
+            return self._search(self._seeking, now)
+        for gateway in sorted({sought.item.gateway for sought in self._seeking.values()}):
+            seeking = {name: sought for name, sought in self._seeking.items() if sought.item.gateway == gateway}
+            with self.state.without(self.state.cut.get(gateway, ())):
+                found = self._search(seeking, now)
+            if found is not None:
+                return found
+        return None
+
+    def _search(self, seeking: dict[str, _Sought], now: float) -> FoundDecode | DecodeUnreachable | None:
+        if not seeking:
             return None
         table = self.state.table
         decoders = table.is_decode | table.mixed
         capacity_tokens = int(np.max(table.pages_available * table.page_size, where=decoders, initial=0))
         decode_pool = bool(table.is_decode.any())
-        for request_id, sought in self._seeking.items():
+        for request_id, sought in seeking.items():
             item = sought.item
             source = self.state.workers.get(item.prefill_worker)
             if sought.home is None and source is not None and self.state.reaches_no_decode(source):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from baton.protocol.errors import BatonError
+from baton.protocol.gateway_messages import EmittedTokens, Submit
 from baton.protocol.messages import (
     HandoffCommitted,
     HandoffCorrupt,
@@ -16,7 +17,7 @@ from baton.protocol.messages import (
     Reserved,
 )
 from baton.protocol.request import FinishReason
-from baton.router.core.commands import SendToWorker
+from baton.router.core.commands import SendToGateway, SendToWorker
 from baton.router.policy.routing import RoutingDecision
 
 
@@ -29,9 +30,26 @@ class Placed:
 
 @dataclass(frozen=True, slots=True)
 class Adopted:
-    """The worker has been running the request since before the router started."""
+    """The worker has kept the sequence, which has so many output tokens, over a break of its link or of the router."""
 
     worker: str
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """A gateway submits the live request, again or because its client has moved there."""
+
+    gateway: str
+    incarnation: str
+    submit: Submit
+
+
+@dataclass(frozen=True, slots=True)
+class Emitted:
+    """The gateway's answer to `AskEmitted`."""
+
+    answer: EmittedTokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,18 +73,23 @@ class FirstToken:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The sequence's last token was streamed; `worker`, where known, computed it and no longer holds the sequence."""
+    """The worker has computed the last of `num_tokens` output tokens, and no longer holds the sequence."""
 
     reason: FinishReason
-    worker: str | None
+    worker: str
+    num_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
 class Stopped:
-    """No more tokens are needed: a stop string (`reason`), or the client left or its deadline passed (`error`)."""
+    """No more tokens are needed: a stop string (`reason`), or the client left or its deadline passed (`error`).
+
+    `num_tokens` is the length of the output, where known.
+    """
 
     reason: FinishReason | None
     error: BatonError | None
+    num_tokens: int | None = None
 
 
 class LossReason(IntEnum):
@@ -83,6 +106,13 @@ class Lost:
 
     worker: str
     reason: LossReason
+
+
+@dataclass(frozen=True, slots=True)
+class CutOff:
+    """The worker cannot reach the request's gateway, though the gateway lives."""
+
+    worker: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,12 +145,15 @@ class Reported:
 Event = (
     Placed
     | Adopted
+    | Claimed
+    | Emitted
     | DecodeFound
     | NoReachableDecode
     | FirstToken
     | Finished
     | Stopped
     | Lost
+    | CutOff
     | Migrate
     | Stay
     | Reported
@@ -137,10 +170,10 @@ class MigrationEnded:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """The client's stream ends: with a reason, or with an error."""
+    """The request ends: with a reason, or with an error."""
 
     reason: FinishReason | None
     error: BatonError | None
 
 
-Output = SendToWorker | MigrationEnded | End
+Output = SendToWorker | SendToGateway | MigrationEnded | End

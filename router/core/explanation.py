@@ -6,8 +6,8 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 
 from baton.protocol.errors import Cancelled
+from baton.protocol.latency import Latency
 from baton.router.core.completion import Completion
-from baton.router.core.latency import Latency
 from baton.router.policy.length_distribution import LengthDistribution
 from baton.router.policy.routing import RoutingDecision
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from baton.router.core.live_request import Hold, LiveRequest
 from baton.router.policy.cluster_state import ClusterState
 
-_NOTHING = Hold(False, False, "")
+_NOTHING = Hold(False, False, False, "")
 
 
 def update(request: LiveRequest, state: ClusterState, now: float) -> None:
@@ -38,5 +38,7 @@ def _add(request: LiveRequest, worker: str, before: Hold, after: Hold, state: Cl
         state.assign(worker, request.request_id, request.num_tokens, request.page_keys, now)
     if after.sequence and not before.sequence and request.sequence is not None:
         state.expect(worker, request.request_id, request.sequence)
+    if after.decoding and request.sequence is not None:
+        request.sequence.decodes_on = worker
     if after.reservation_id and before.reservation_id != after.reservation_id and request.handoff is not None:
         state.reserve(worker, after.reservation_id, request.handoff.reserved_tokens)

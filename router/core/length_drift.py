@@ -46,7 +46,7 @@ class RecentAnswers:
         known = predicted = 0.0
         step = len(self._requests) // LOOKED_AT + 1
         for _, record in list(self._requests)[::step]:
-            emitted = len(record.stream.token_ids)
+            emitted = record.output_tokens
             if not emitted:
                 continue  # refused, or without output: no information
             expected = record.prediction.distribution

@@ -5,31 +5,22 @@
        └── adopted: a worker kept it over a restart of the router ─────────────────────────►│
 
 From every phase a lost worker or lost pages lead back to QUEUED; the output so far is prefilled with the prompt then.
+Only the gateway has that output: a request that may have any is ASKING until its gateway has answered.
 FINISHING and CLOSING wait for the source of a handoff, which may still be writing. What workers hold for the request
 (`holds`) and what it waits for (`waits_for`) follow from these fields.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import Enum
 
-from baton.gateway.core.stream import OutputStream, TextToken
-from baton.protocol.errors import (
-    BatonError,
-    DeadlineExceeded,
-    HandoffFailed,
-    InvalidRequest,
-    NotFound,
-    WorkerLost,
-    WrongRole,
-)
+from baton.protocol.errors import BatonError, HandoffFailed, NotFound, WrongRole
+from baton.protocol.gateway_messages import Submit
 from baton.protocol.handoff import HandoffReport, HandoffState, HandoffStep, advance
-from baton.protocol.request import FinishReason, Request
+from baton.protocol.latency import Latency
+from baton.protocol.request import FinishReason
 from baton.router.core.completion import Completion
-from baton.router.core.events import Stopped
-from baton.router.core.latency import Latency
 from baton.router.policy.cluster_state import RunningSequence
 from baton.router.policy.output_length import Prediction
 from baton.router.policy.placement import PlacementInput
@@ -39,6 +30,7 @@ MAX_MISROUTED = 3  # a worker may change its role while a request is in flight t
 
 
 class Phase(Enum):
+    ASKING = "asking"  # no worker has it, and its gateway is asked for the output so far
     QUEUED = "queued"  # no worker has it
     PREFILLING = "prefilling"  # its worker computes the prompt
     HANDING_OFF = "handing off"  # the prompt is computed, and no worker is known to decode
@@ -64,7 +56,7 @@ class Handoff:
     reservation_id: str = ""
     reserved_tokens: int = 0
     state: HandoffState | None = None  # of the reservation; None: no worker was asked yet
-    corrupt: bool = False  # the target found corrupt pages
+    spoiled: str = ""  # why the target cannot continue, once the source has answered
 
     @property
     def sending(self) -> bool:
@@ -102,6 +94,7 @@ class Hold:
 
     prompt: bool  # its prompt counts as work
     sequence: bool  # it decodes there, or will
+    decoding: bool  # it decodes there now
     reservation_id: str  # of pages that another worker writes or wrote; empty: none
 
 
@@ -118,26 +111,31 @@ class Wait:
 class LiveRequest:
     """One request. It leaves the router in CLOSED, which may be after the client is gone."""
 
-    request: Request
-    stream: OutputStream
+    submit: Submit  # with the work as it is to be computed, or was sent to the runner
+    gateway: str  # that owns its stream; "": none does, because the request probes a worker
+    gateway_incarnation: str
     latency: Latency
-    page_keys: tuple[int, ...]  # of the prompt's full pages
+    deadline_s: float | None  # on the router's clock
     prediction: Prediction  # of its output length
     phase: Phase = Phase.QUEUED
     runner: str | None = None  # the worker that has it: computes, holds for a handoff, or decodes
     runs_on: str = ""  # the reservation whose pages it runs on; empty where it was computed
-    absent: bool = False  # the runner reported that it does not have it
+    leaves: str = ""  # why it has to leave its runner, once the runner's handoff has ended
     handoff: Handoff | None = None
     retries: RetryBudget = field(default_factory=RetryBudget)
     finish: FinishReason | None = None  # in FINISHING
+    finisher: str = ""  # the worker that computed the last token
+    final_tokens: int | None = None  # of the output, once it has ended
     sequence: RunningSequence | None = None  # its sequence as placement sees it
     prefill_worker: str = ""  # that computed the prompt
-    prefilled_output: tuple[int, ...] = ()  # output before this attempt: prefilled with the prompt
     attempts: int = 0
     reservations: int = 0
     migrations: int = 0
     pinned: bool = False  # it runs on one worker or not at all, and counts in no statistics
-    adopted: bool = False  # it was running when the router started
+    adopted: bool = False  # its worker had kept it
+    unclaimed_since_s: float | None = None  # its gateway is lost
+    resumed_from: int = 0  # output tokens on its arrival
+    charged_tokens: float = 0.0  # of output, to its tenant
     report: HandoffReport | None = None  # on its first handoff
     assignees: set[str] = field(default_factory=set)  # workers ever assigned part of it: their messages about it count
     stays_until_s: float = 0.0  # a migration has failed: the next is not tried before
@@ -145,12 +143,38 @@ class LiveRequest:
 
     @property
     def request_id(self) -> str:
-        return self.request.request_id
+        return self.submit.request_id
+
+    @property
+    def tenant(self) -> str:
+        return self.submit.tenant
+
+    @property
+    def page_keys(self) -> tuple[int, ...]:
+        """Of the prompt's full pages."""
+        return self.submit.page_keys
+
+    @property
+    def output_tokens(self) -> int:
+        """Output tokens so far. While it decodes, this is an estimate (see `RunningSequence`)."""
+        if self.final_tokens is not None:
+            return self.final_tokens
+        return self.submit.num_emitted if self.sequence is None else self.sequence.emitted
 
     @property
     def num_tokens(self) -> int:
         """Of the prompt and the output so far."""
-        return len(self.request.prompt) + len(self.stream.token_ids)
+        return self.submit.num_prompt_tokens + self.output_tokens
+
+    @property
+    def max_total_tokens(self) -> int:
+        """Maximum of prompt and output tokens together."""
+        return self.submit.num_prompt_tokens + self.submit.max_tokens
+
+    @property
+    def claimable(self) -> bool:
+        """Whether a worker that has kept its sequence may continue it."""
+        return self.phase in (Phase.QUEUED, Phase.ASKING)
 
     @property
     def closed(self) -> bool:
@@ -198,9 +222,10 @@ class LiveRequest:
         holds, handoff = {}, self.handoff
         if self.runner is not None:
             decodes = handoff is None or handoff.kind is not HandoffKind.PLACEMENT
-            holds[self.runner] = Hold(self.phase is Phase.PREFILLING, decodes, self.runs_on)
+            phase = self.phase
+            holds[self.runner] = Hold(phase is Phase.PREFILLING, decodes, phase is Phase.DECODING, self.runs_on)
         if handoff is not None and handoff.target is not None:
-            holds[handoff.target] = Hold(False, True, handoff.reservation_id)
+            holds[handoff.target] = Hold(False, True, False, handoff.reservation_id)
         return holds
 
     @property
@@ -217,68 +242,39 @@ class LiveRequest:
         """Whether a migration could start now."""
         return self.decoding and self.handoff is None and now >= self.stays_until_s
 
-    def replay(self, request: Request) -> list[TextToken]:
-        """The streamed tokens, for a repeat of the same request.
-
-        Raises `InvalidRequest` if it is another one of the same id, `WorkerLost` (try again) while it is ending.
-        """
-        mine, other = self.request.sampling, request.sampling
-        if request.prompt != self.request.prompt or replace(other, seed=mine.seed) != mine:
-            raise InvalidRequest(
-                f"Request id {request.request_id!r} is in use by another live request; choose another."
-            )
-        if self.closed:
-            raise WorkerLost(f"Request {request.request_id!r} is ending; retry in a moment.")
-        again = OutputStream(request, self.stream.vocabulary)
-        return again.resume(self.stream.token_ids)
-
-    def on_tokens(self, count: int, now: float) -> None:
-        """`count` more tokens went to the client."""
-        self.latency.on_tokens(count, now)
-        if self.sequence is not None:
-            self.sequence.emitted += count
-
     @property
     def placement_input(self) -> PlacementInput:
         """The placement input of the request now."""
-        request = self.request
+        submit = self.submit
         return PlacementInput(
-            request_id=request.request_id,
+            request_id=submit.request_id,
             num_tokens=self.num_tokens,
-            page_keys=self.page_keys,
+            page_keys=submit.page_keys,
             output=self.prediction.distribution,
-            objectives=request.objectives,
+            objectives=submit.objectives,
             arrival_s=self.latency.arrival_s,
-            priority=request.priority,
-            tenant=request.tenant,
+            priority=submit.priority,
+            tenant=submit.tenant,
             resumed=self.attempts > 0,
             prefill_worker=self.runner or "",
-            total_tokens=request.max_total_tokens,
+            total_tokens=self.max_total_tokens,
+            gateway=self.gateway,
         )
 
     def complete(self, error: BatonError | None, reason: FinishReason | None) -> Completion:
+        """Its end, now."""
+        self.latency.num_tokens = self.output_tokens - self.resumed_from
         return Completion(
             request_id=self.request_id,
+            gateway=self.gateway,
             reason=reason,
             error=error,
-            prompt_tokens=len(self.request.prompt),
-            output_tokens=len(self.stream.token_ids),
-            cached_tokens=self.stream.cached_tokens,
-            trailing_text=self.stream.trailing_text,
+            prompt_tokens=self.submit.num_prompt_tokens,
+            output_tokens=self.output_tokens,
             latency=self.latency,
             prefill_worker=self.prefill_worker,
-            decode_worker=self.decode_worker,
+            decode_worker=self.finisher or self.decode_worker,
             attempts=self.attempts,
             migrations=self.migrations,
             handoff=self.report,
         )
-
-
-def overdue(requests: Iterable[LiveRequest], now: float) -> list[tuple[str, Stopped]]:
-    """A `Stopped` event for every request whose deadline has passed while its client waits."""
-    error = DeadlineExceeded("The deadline passed before the answer was complete.")
-    return [
-        (one.request_id, Stopped(None, error))
-        for one in requests
-        if one.request.deadline_s is not None and now >= one.request.deadline_s and not one.closed
-    ]

@@ -1,6 +1,6 @@
-"""Sequences that workers kept over a router restart, until their clients resume. Pure.
+"""Sequences that workers kept over a router restart, until their gateways claim them. Pure.
 
-A client claims its sequence by sending the same request again: same id and same digest, which covers the tenant too.
+A gateway claims a sequence by submitting the request again: same id and same digest, which covers the tenant too.
 A sequence that is claimed by another request, held twice, no longer needed or not claimed in time is cancelled.
 """
 
@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import takewhile
 
+from baton.protocol.gateway_messages import Submit
 from baton.protocol.messages import Cancel, DetachedSequence
-from baton.protocol.request import Request
 from baton.router.core.commands import SendToWorker
 
 MAX_ORPHANS = 1 << 16
@@ -56,14 +56,17 @@ class Orphans:
                 self._sequences[sequence.request_id] = fresh
         return orders
 
-    def claim(self, request: Request, num_emitted: int) -> tuple[str | None, list[SendToWorker]]:
-        """The worker that continues the request after `num_emitted` tokens; None if it must be computed again."""
-        known = self._sequences.pop(request.request_id, None)
+    def claim(self, submit: Submit) -> tuple[tuple[str, int] | None, list[SendToWorker]]:
+        """The worker that continues the request, and the output tokens that it has; None if it must be computed again.
+
+        It must have those that the gateway has.
+        """
+        known = self._sequences.pop(submit.request_id, None)
         if known is None:
             return None, []
-        if known.held.digest != request.digest or known.held.num_tokens < num_emitted:
+        if known.held.digest != submit.digest or known.held.num_tokens < submit.num_emitted:
             return None, [known.order]
-        return known.worker, []
+        return (known.worker, known.held.num_tokens), []
 
     def drop(self, request_id: str) -> list[SendToWorker]:
         """The request continues elsewhere."""
@@ -82,5 +85,5 @@ class Orphans:
             del self._sequences[request_id]
 
     def on(self, worker: str) -> dict[str, DetachedSequence]:
-        """The worker's orphans sequences, by request id."""
+        """The worker's unclaimed sequences, by request id."""
         return {request_id: one.held for request_id, one in self._sequences.items() if one.worker == worker}

@@ -126,9 +126,9 @@ class PageAudit:
 
 def _pages(record: LiveRequest, view: WorkerView) -> int:
     """The most pages the request may hold there: its tokens, the next one, and its growth pages from a migration."""
-    tokens, size = len(record.request.prompt) + len(record.stream.token_ids) + 1, view.info.page_size
+    tokens, size = record.num_tokens + 1, view.info.page_size
     if record.migrating or record.migrations or record.adopted:
-        tokens = min(tokens + growth_tokens(tokens, size), record.request.max_total_tokens)
+        tokens = min(tokens + growth_tokens(tokens, size), record.max_total_tokens)
     return -(-tokens // size)
 
 

@@ -7,15 +7,17 @@ possible. A source that is sending always answers; until then its request cannot
 from __future__ import annotations
 
 from baton.protocol.errors import BatonError, WorkerLost
+from baton.protocol.gateway_messages import AskEmitted
 from baton.protocol.handoff import HandoffOutcome, HandoffState, HandoffStep
 from baton.protocol.messages import Cancel, HandoffEnded, HandoffStalled, Release
 from baton.protocol.request import FinishReason
-from baton.router.core.commands import SendToWorker
+from baton.router.core.commands import SendToGateway, SendToWorker
 from baton.router.core.events import End, Event, LossReason, Lost, MigrationEnded, Output, Reported, Stopped
 from baton.router.core.live_request import Handoff, HandoffKind, LiveRequest, Phase
 
 MAX_CRASH_WEIGHT = 2 * LossReason.DIED  # a request that was running each time a worker died may be the cause
 CORRUPT = "its pages arrived corrupt"
+CUT_OFF = "its worker cannot reach its gateway"
 
 
 def seek(request: LiveRequest, handoff: Handoff, avoid: str | None, what: str) -> list[Output]:
@@ -46,7 +48,9 @@ def on_source_ended(request: LiveRequest, handoff: Handoff, answer: HandoffEnded
     if answer.outcome is HandoffOutcome.DELIVERED:
         return _delivered(request, handoff, answer)
     sentence = f"The KV pages could not be handed over: {answer.reason or 'drained'}."
-    blameless = request.absent or request.migrating or unreachable or handoff.target is None  # the target was lost
+    blameless = (
+        bool(request.leaves) or request.migrating or unreachable or handoff.target is None
+    )  # the target was lost
     error = None if blameless else request.retries.on_handoff_failed(sentence)
     if error is not None:
         handoff.take(HandoffStep.ABORT)
@@ -56,9 +60,9 @@ def on_source_ended(request: LiveRequest, handoff: Handoff, answer: HandoffEnded
 
 def _delivered(request: LiveRequest, handoff: Handoff, answer: HandoffEnded) -> list[Output]:
     """The pages and the sequence's state are at the target; the source has released its own."""
-    request.runner = None
-    if handoff.corrupt:
-        return start_over(request, CORRUPT)
+    request.runner, request.leaves = None, ""
+    if handoff.spoiled:
+        return start_over(request, handoff.spoiled)
     if handoff.target is None:  # it died while the source's answer was on its way
         return start_over(request, "its new worker died")
     moved = request.migrating
@@ -76,8 +80,8 @@ def _delivered(request: LiveRequest, handoff: Handoff, answer: HandoffEnded) -> 
 def elsewhere(request: LiveRequest, handoff: Handoff, reason: str) -> list[Output]:
     """The pages did not arrive; the source still has them: try another target, or stay."""
     handoff.take(HandoffStep.ABORT)
-    if request.absent:
-        return _misrouted(request)
+    if request.leaves:
+        return start_over(request, request.leaves)
     target, given_up = handoff.target, _give_up_target(request, handoff)
     if request.migrating:
         return [*given_up, *_stay(request, reason)]
@@ -91,14 +95,29 @@ def on_failed(request: LiveRequest, worker: str, error: BatonError) -> list[Outp
         return []  # about an earlier attempt
     if request.pinned or not request.retries.on_misrouted(error):
         return close(request, None, error)
-    request.absent = True
+    return _leave(request, "its worker does not have the request")
+
+
+def _leave(request: LiveRequest, reason: str) -> list[Output]:
+    """Start over elsewhere; a source that may be writing answers its send order first."""
     if request.handoff is not None and request.handoff.sending:
-        return []  # it answers the send order first
-    return _misrouted(request)
+        request.leaves = reason
+        return []
+    return start_over(request, reason)
 
 
-def _misrouted(request: LiveRequest) -> list[Output]:
-    return start_over(request, "its worker does not have the request")
+def on_cut_off(request: LiveRequest, worker: str) -> list[Output]:
+    """The worker cannot reach the request's gateway, which lives: another worker has to compute it."""
+    handoff = request.handoff
+    if worker == request.runner:
+        return _leave(request, CUT_OFF)
+    if handoff is None or worker != handoff.target:
+        return []
+    if handoff.sending:
+        handoff.spoiled = CUT_OFF
+        return []
+    given_up = _give_up_target(request, handoff)
+    return [*given_up, *seek(request, handoff, worker, "cannot reach its gateway")]
 
 
 def on_corrupt(request: LiveRequest) -> list[Output]:
@@ -108,14 +127,18 @@ def on_corrupt(request: LiveRequest) -> list[Output]:
     if error is not None:
         return close(request, None, error)
     if request.handoff is not None:
-        request.handoff.corrupt = True
+        request.handoff.spoiled = CORRUPT
         return []
     return start_over(request, CORRUPT)
 
 
 def start_over(request: LiveRequest, reason: str) -> list[Output]:
-    """Its pages are lost, or no decode worker can get them: the prompt is computed again, mostly from prefix caches."""
+    """Its pages are lost, or no decode worker can get them: the prompt is computed again, mostly from prefix caches.
+
+    Where there may be output, its gateway is asked for it first.
+    """
     orders: list[Output] = []
+    asks = request.phase is not Phase.PREFILLING and not request.pinned
     if request.runner is not None:
         orders.append(SendToWorker(request.runner, Cancel(request.request_id)))
         if request.runs_on:
@@ -123,8 +146,11 @@ def start_over(request: LiveRequest, reason: str) -> list[Output]:
     if request.handoff is not None:
         orders += _give_up_target(request, request.handoff)
         orders += [MigrationEnded(None, reason)] if request.migrating else []
-    request.phase, request.runner, request.runs_on, request.absent = Phase.QUEUED, None, "", False
+    request.phase, request.runner, request.runs_on, request.leaves = Phase.QUEUED, None, "", ""
     request.handoff = request.sequence = None
+    if asks:
+        request.phase = Phase.ASKING
+        orders.append(SendToGateway(request.gateway, AskEmitted(request.request_id)))
     return orders
 
 
@@ -159,12 +185,13 @@ def on_lost(request: LiveRequest, worker: str, reason: LossReason) -> list[Outpu
     return seek(request, handoff, worker, "died")
 
 
-def finish(request: LiveRequest, reason: FinishReason, worker: str | None) -> list[Output]:
+def finish(request: LiveRequest, reason: FinishReason, worker: str, num_tokens: int, now: float) -> list[Output]:
     """The sequence is complete. Wait for the source's report, so that the answer includes the handoff's cost.
 
     Other workers still on it are cancelled: the target of a sequence that ended with its first token, or a second
     attempt that was overtaken by the first one's decode worker.
     """
+    request.finisher, request.final_tokens, request.latency.last_token_s = worker, num_tokens, now
     request.finish = reason
     orders = _cancel(request, worker)
     if request.handoff is not None and request.handoff.sending:
@@ -178,10 +205,18 @@ def _finished(request: LiveRequest) -> list[Output]:
     return [*_release(request), End(request.finish, None)]
 
 
+def stop(
+    request: LiveRequest, reason: FinishReason | None, error: BatonError | None, num_tokens: int | None, now: float
+) -> list[Output]:
+    """No more tokens are needed."""
+    request.final_tokens, request.latency.last_token_s = num_tokens, now
+    return close(request, reason, error)
+
+
 def close(
     request: LiveRequest, reason: FinishReason | None, error: BatonError | None, lost: str | None = None
 ) -> list[Output]:
-    """End the client's stream now, then wait until both workers have freed everything; a `lost` one holds nothing."""
+    """End the request for its gateway now, then wait until both workers have freed all; a `lost` one holds nothing."""
     orders: list[Output] = [End(reason, error), *_cancel(request, lost)]
     handoff = request.handoff
     if handoff is not None and handoff.target == lost:

@@ -6,9 +6,10 @@ differs is where the sequence stays when it fails: a decoding one stays where it
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from baton.protocol.errors import InternalError, error_from_name
+from baton.protocol import gateway_messages
+from baton.protocol.errors import Cancelled, InternalError, error_from_name
 from baton.protocol.handoff import HandoffState, HandoffStep
 from baton.protocol.messages import (
     AdoptSequence,
@@ -24,10 +25,14 @@ from baton.protocol.messages import (
     SendPages,
 )
 from baton.router.core import request_ends
-from baton.router.core.commands import SendToWorker
+from baton.router.core.commands import SendToGateway, SendToWorker
+from baton.router.core.completion import failure
 from baton.router.core.events import (
     Adopted,
+    Claimed,
+    CutOff,
     DecodeFound,
+    Emitted,
     Event,
     Finished,
     FirstToken,
@@ -60,29 +65,33 @@ class RequestMachine:
 
     def on_event(self, request: LiveRequest, event: Event, now: float) -> list[Output]:
         """Advance the request. Raises `UnexpectedEvent`, and changes nothing, for a pair that is not known."""
+        if isinstance(event, Claimed):
+            return self._claim(request, event, now)
         if request.phase in (Phase.FINISHING, Phase.CLOSING):
             return request_ends.awaiting_source(request, event)
         match event:
             case Reported(worker, message, unreachable):
                 return self._on_message(request, worker, message, unreachable)
-            case Finished(reason, worker):
-                return request_ends.finish(request, reason, worker)
-            case Stopped(reason, error):
-                return request_ends.close(request, reason, error)
+            case Finished(reason, worker, num_tokens):
+                return request_ends.finish(request, reason, worker, num_tokens, now)
+            case Stopped(reason, error, num_tokens):
+                return request_ends.stop(request, reason, error, num_tokens, now)
             case Lost(worker, reason):
                 return request_ends.on_lost(request, worker, reason)
+            case CutOff(worker):
+                return request_ends.on_cut_off(request, worker)
             case FirstToken(worker):
-                if request.phase is Phase.PREFILLING and worker == request.runner:  # else it is of an earlier attempt
-                    request.phase = Phase.DECODING if request.handoff is None else Phase.HANDING_OFF
-                return []
+                return self._on_first_token(request, worker, now)
+            case Emitted(answer):
+                return self._on_emitted(request, answer)
             case Migrate(worker):
                 return self._migrate(request, worker)
             case Stay():
                 return request_ends.stay_put(request)
             case Placed(decision) if request.phase is Phase.QUEUED:
                 return self._place(request, decision, now)
-            case Adopted(worker) if request.phase is Phase.QUEUED:
-                return self._adopt(request, worker)
+            case Adopted(worker, num_tokens) if request.claimable:
+                return self._adopt(request, worker, num_tokens)
             case DecodeFound(worker) if request.handoff is not None and request.waits_for is not None:
                 return [self._reserve(request, request.handoff, worker)]
             case NoReachableDecode() if request.handoff is not None and request.waits_for is not None:
@@ -92,51 +101,93 @@ class RequestMachine:
     def _place(self, request: LiveRequest, decision: RoutingDecision, now: float) -> list[Output]:
         if request.latency.routed_s is None:
             request.latency.routed_s = now
+        submit = request.submit
         self._begin(request, decision.prefill, Phase.PREFILLING)
         request.prefill_worker = decision.prefill
         epoch = self.state.epoch(decision.prefill)
-        prefill = Prefill(request.request, request.prefilled_output, not decision.local, epoch)
-        order = SendToWorker(decision.prefill, prefill)
-        if decision.local:
-            return [order]
-        request.handoff = Handoff(HandoffKind.PLACEMENT)
-        return [order] if decision.decode is None else [order, self._reserve(request, request.handoff, decision.decode)]
+        prefill = Prefill(submit.request_id, submit.work, request.gateway, not decision.local, epoch)
+        orders: list[Output] = [SendToWorker(decision.prefill, prefill)]
+        if not decision.local:
+            request.handoff = Handoff(HandoffKind.PLACEMENT)
+            if decision.decode is not None:
+                orders.append(self._reserve(request, request.handoff, decision.decode))
+        return [*orders, _placed(request)]
 
-    def _adopt(self, request: LiveRequest, worker: str) -> list[Output]:
+    def _adopt(self, request: LiveRequest, worker: str, num_tokens: int) -> list[Output]:
         self._begin(request, worker, Phase.DECODING)
         request.prefill_worker, request.adopted = "", True
-        return [SendToWorker(worker, AdoptSequence(request.request_id, len(request.stream.token_ids)))]
+        if request.sequence is not None:
+            request.sequence.emitted = max(num_tokens, request.submit.num_emitted)
+        adopt = AdoptSequence(request.request_id, request.gateway, request.submit.num_emitted)
+        return [SendToWorker(worker, adopt), _placed(request)]
 
     def _begin(self, request: LiveRequest, worker: str, phase: Phase) -> None:
-        request.phase, request.runner, request.runs_on, request.absent = phase, worker, "", False
+        request.phase, request.runner, request.runs_on, request.leaves = phase, worker, "", ""
         request.attempts += 1
         request.assignees.add(worker)
-        request.prefilled_output = tuple(request.stream.token_ids)
-        prompt, objectives = len(request.request.prompt), request.request.objectives
-        output, emitted = request.prediction.distribution, len(request.prefilled_output)
-        request.sequence = RunningSequence(prompt, output, objectives.tpot_s, emitted)
+        submit, output = request.submit, request.prediction.distribution
+        request.sequence = RunningSequence(
+            submit.num_prompt_tokens, output, submit.objectives.tpot_s, submit.num_emitted
+        )
+
+    def _on_first_token(self, request: LiveRequest, worker: str, now: float) -> list[Output]:
+        if request.phase is not Phase.PREFILLING or worker != request.runner:
+            return []  # it is of an earlier attempt
+        request.phase = Phase.DECODING if request.handoff is None else Phase.HANDING_OFF
+        if request.latency.first_token_s is None:
+            request.latency.first_token_s = now
+        if request.sequence is not None:
+            request.sequence.emitted += 1
+        return []
+
+    def _on_emitted(self, request: LiveRequest, answer: gateway_messages.EmittedTokens) -> list[Output]:
+        """Its prompt can be computed again, with the output so far."""
+        if request.phase is Phase.ASKING:
+            request.submit = replace(request.submit, work=answer.work, num_emitted=answer.num_emitted)
+            request.phase = Phase.QUEUED
+        return []  # else a worker had kept its sequence
+
+    def _claim(self, request: LiveRequest, event: Claimed, now: float) -> list[Output]:
+        """The stream goes to this gateway, which may be the same as before."""
+        submit, orders = event.submit, list[Output]()
+        same = (request.gateway, request.gateway_incarnation) == (event.gateway, event.incarnation)
+        attached = same and request.unclaimed_since_s is None
+        if request.gateway != event.gateway:
+            taken = Cancelled(f"Another client has taken over the stream of {request.request_id!r}.")
+            orders.append(SendToGateway(request.gateway, failure(request.request_id, taken)))
+        request.gateway, request.gateway_incarnation, request.unclaimed_since_s = event.gateway, event.incarnation, None
+        request.deadline_s = None if submit.deadline_in_s is None else now + submit.deadline_in_s
+        if request.claimable:
+            request.submit, request.phase = submit, Phase.QUEUED
+        elif not attached:
+            adopt = AdoptSequence(request.request_id, event.gateway, submit.num_emitted)
+            orders += [SendToWorker(worker, adopt) for worker in request.holders]
+        return orders if request.runner is None else [*orders, _placed(request)]
 
     def _reserve(self, request: LiveRequest, handoff: Handoff, worker: str) -> SendToWorker:
-        """Ask for pages; a sequence that decodes has grown when they have arrived."""
-        known, growth = request.prefilled_output, 0
+        """Ask for pages; a sequence that decodes has grown since its work was sent, and will have grown further."""
+        submit, growth = request.submit, 0
         if request.migrating:
-            known = tuple(request.stream.token_ids)
-            view, tokens = self.state.workers.get(worker), len(request.request.prompt) + len(known)
-            growth = growth_tokens(tokens, view.info.page_size) if view is not None else 0
-            growth = max(1, min(growth, request.request.max_total_tokens - tokens))
+            view, tokens = self.state.workers.get(worker), request.num_tokens
+            known = submit.num_prompt_tokens + submit.num_emitted
+            growth = tokens - known + (growth_tokens(tokens, view.info.page_size) if view is not None else 0)
+            growth = max(1, min(growth, request.max_total_tokens - known))
         request.reservations += 1
         request.assignees.add(worker)
         handoff.target, handoff.state = worker, HandoffState.REQUESTED
-        handoff.reservation_id = f"{request.request_id}/{request.reservations}"
-        handoff.reserved_tokens = len(request.request.prompt) + len(known) + growth
+        handoff.reservation_id = f"{submit.request_id}/{request.reservations}"
+        handoff.reserved_tokens = submit.num_prompt_tokens + submit.num_emitted + growth
         epoch = self.state.epoch(worker)
-        return SendToWorker(worker, Reserve(handoff.reservation_id, request.request, known, epoch, growth))
+        reserve = Reserve(handoff.reservation_id, submit.request_id, submit.work, request.gateway, epoch, growth)
+        return SendToWorker(worker, reserve)
 
     def _migrate(self, request: LiveRequest, worker: str | None) -> list[Output]:
         if request.migrating:
             return []  # the end of the running migration answers both
         if request.phase is not Phase.DECODING:
             return [MigrationEnded(None, "its handoff is in flight, or it waits for a worker")]
+        if worker is not None and self.state.cut_off(worker, request.gateway):
+            return [MigrationEnded(None, f"{worker} cannot reach its gateway")]
         request.handoff = Handoff(HandoffKind.MIGRATION if worker is not None else HandoffKind.EVACUATION)
         return [] if worker is None else [self._reserve(request, request.handoff, worker)]
 
@@ -172,3 +223,8 @@ class RequestMachine:
             case Reserved() | HandoffCommitted():
                 return []  # a repeat
         raise UnexpectedEvent(f"{type(message).__name__} for a reservation that is {handoff.state}.")
+
+
+def _placed(request: LiveRequest) -> SendToGateway:
+    placed = gateway_messages.Placed(request.request_id, request.prefill_worker, request.decode_worker)
+    return SendToGateway(request.gateway, placed)

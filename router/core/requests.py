@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
-from baton.gateway.core.stream import TextToken
 from baton.protocol import messages
-from baton.protocol.errors import BatonError, WorkerLost
-from baton.protocol.messages import TokenOutput
+from baton.protocol.errors import BatonError, Cancelled, DeadlineExceeded, WorkerLost
 from baton.protocol.request import FinishReason
 from baton.router.core import ledger
-from baton.router.core.commands import Command, FinishStream, SendToWorker, StreamTokens
+from baton.router.core.commands import Command, RequestCompleted, SendToGateway, SendToWorker
 from baton.router.core.dispatch import DecodeUnreachable, Dispatch, FoundDecode
 from baton.router.core.events import (
     Adopted,
+    CutOff,
     DecodeFound,
     End,
     Event,
@@ -32,6 +31,8 @@ from baton.router.core.events import (
     Stopped,
 )
 from baton.router.core.explanation import Explanations
+from baton.router.core.gateways import Gateways
+from baton.router.core.intake import Intake
 from baton.router.core.live_request import LiveRequest, Phase
 from baton.router.core.operations import RETRY_S, Operations
 from baton.router.core.request_machine import RequestMachine, UnexpectedEvent
@@ -40,6 +41,8 @@ from baton.router.policy.cluster_state import ClusterState
 from baton.router.policy.output_length import OutputLength
 from baton.router.policy.placement import Place, Refuse
 from baton.router.policy.routing import RoutingDecision
+
+WorkerMessage = messages.SequenceMessage | messages.HandoffMessage
 
 
 @dataclass(eq=False)
@@ -52,6 +55,9 @@ class Requests:
     operations: Operations
     explanations: Explanations
     output_length: OutputLength
+    gateways: Gateways
+    intake: Intake
+    claim_within_s: float
     live: dict[str, LiveRequest]  # by request id
     refused: int = 0
     strict: bool = False  # raise for an event that no request should get, as tests want it; else it is counted
@@ -65,8 +71,15 @@ class Requests:
 
     def add(self, live: LiveRequest) -> None:
         """A request enters the router."""
-        self.dispatch.arrived(live.request.tenant)
+        self.dispatch.arrived(live.tenant)
         self.live[live.request_id] = live
+
+    def take(self, action: Command | tuple[str, Event]) -> None:
+        """A command for the shell, or an event of a request."""
+        if isinstance(action, tuple):
+            self.events.append(action)
+        else:
+            self.commands.append(action)
 
     def on_worker_lost(self, worker: str, reason: LossReason) -> None:
         """The requests that the worker may hold something for lose that."""
@@ -74,11 +87,62 @@ class Requests:
             if worker in live.holders:
                 self.events.append((live.request_id, Lost(worker, reason)))
 
-    def on_message(self, worker: str, message: Message) -> None:
+    def on_gateway_lost(self, gateway: str, now: float) -> None:
+        """Another gateway may claim its requests for a while."""
+        for live in self.live.values():
+            if live.gateway == gateway and live.unclaimed_since_s is None:
+                live.unclaimed_since_s = now
+        if not self.claim_within_s:
+            self.end_overdue(now)
+
+    def end_overdue(self, now: float) -> None:
+        """Stop requests whose deadline has passed, or whose gateway is lost and that no other one has claimed."""
+        late = DeadlineExceeded("The deadline passed before the answer was complete.")
+        left = Cancelled("Its gateway is lost, and no other one has claimed the request.")
+        for live in self.live.values():
+            if live.closed:
+                continue
+            if live.deadline_s is not None and now >= live.deadline_s:
+                self.events.append((live.request_id, Stopped(None, late)))
+            elif live.unclaimed_since_s is not None and now >= live.unclaimed_since_s + self.claim_within_s:
+                self.events.append((live.request_id, Stopped(None, left)))
+
+    def on_gateway_registered(self, gateway: str, incarnation: str, request_ids: Collection[str], now: float) -> None:
+        """Stop what the gateway no longer has. Requests of its earlier incarnation wait to be claimed."""
+        listed = frozenset(request_ids)
+        gone = Cancelled("Its gateway no longer has the request.")
+        for live in self.live.values():
+            if live.gateway != gateway or live.closed:
+                continue
+            if live.gateway_incarnation != incarnation:
+                live.unclaimed_since_s = now if live.unclaimed_since_s is None else live.unclaimed_since_s
+            elif live.request_id not in listed:
+                self.events.append((live.request_id, Stopped(None, gone)))
+
+    def cut_off(self, gateway: str, workers: Iterable[str]) -> None:
+        """The gateway's requests on these workers have to be computed elsewhere."""
+        for worker in workers:
+            for live in self.live.values():
+                if live.gateway == gateway and worker in live.holders:
+                    self.events.append((live.request_id, CutOff(worker)))
+
+    def on_worker_message(self, worker: str, message: WorkerMessage) -> None:
         """A message about one request; it is ignored if the worker was never assigned that."""
         live = self.live.get(message.request_id)
         if live is not None and worker not in live.assignees:
             return
+        event: Event
+        match message:
+            case messages.FirstToken():
+                event = FirstToken(worker)
+            case messages.SequenceEnded(_, reason, num_tokens):
+                event = Finished(reason, worker, num_tokens)
+            case _:
+                event = Reported(worker, message, self._on_report(worker, message))
+        self.events.append((message.request_id, event))
+
+    def _on_report(self, worker: str, message: Message) -> bool:
+        """What the message means beside its request; whether source and target are known to be out of reach."""
         unreachable = False
         match message:
             case messages.Reserved():
@@ -90,29 +154,7 @@ class Requests:
                 self.commands += self.transfers.on_ended(worker, message)
             case messages.HandoffStalled(_, reservation_id):
                 self.transfers.on_stalled(worker, reservation_id)
-        self.events.append((message.request_id, Reported(worker, message, unreachable)))
-
-    def on_tokens(self, worker: str, request_id: str, outputs: Iterable[TokenOutput], now: float) -> None:
-        """Tokens of one request; they are ignored if the worker was never assigned that, or its stream has ended."""
-        live = self.live.get(request_id)
-        if live is None or live.closed or worker not in live.assignees:
-            return
-        if live.phase is Phase.PREFILLING:
-            self._advance(request_id, FirstToken(worker), now)
-        tokens: list[TextToken] = []
-        for output in outputs:
-            tokens += live.stream.accept(output)
-        if not tokens:
-            return
-        live.on_tokens(len(tokens), now)
-        self.dispatch.fairness.charge(live.request.tenant, output_tokens=len(tokens))
-        if not live.pinned:
-            self.commands.append(StreamTokens(request_id, tokens))
-        if live.stream.stop_string_met:
-            self.events.append((request_id, Stopped(FinishReason.STOP, None)))
-        elif live.stream.finish is not None:
-            finisher = worker if output.finish is not None else None  # None: its token had come early
-            self.events.append((request_id, Finished(live.stream.finish, finisher)))
+        return unreachable
 
     def feed(self, now: float) -> None:
         """Handle every waiting event, in the order in which they came, and those that follow from them."""
@@ -137,8 +179,8 @@ class Requests:
         return bool(verdicts)
 
     def _route(self, live: LiveRequest, decision: RoutingDecision, now: float) -> None:
-        self.dispatch.fairness.charge(live.request.tenant, prompt_tokens=live.num_tokens)
         output = live.prediction.distribution
+        self._charge(live, output.remaining(live.submit.num_emitted), live.num_tokens)
         self.explanations.decided(live.request_id, self.dispatch.placement.name, decision, output)
         self._advance(live.request_id, Placed(decision), now)
 
@@ -149,7 +191,7 @@ class Requests:
             self.commands.append(SendToWorker(event.worker, messages.Cancel(request_id)))
         if live is None:
             return
-        waited = live.waits_for
+        waited, submit = live.waits_for, live.submit
         try:
             outputs = self._machine.on_event(live, event, now)
         except UnexpectedEvent as error:
@@ -161,7 +203,7 @@ class Requests:
         wait = live.waits_for
         if wait is None and waited is not None:
             self.dispatch.withdraw(request_id)
-        elif wait is not None and wait != waited:
+        elif wait is not None and (wait != waited or live.submit is not submit):
             self.dispatch.wait_for(wait, live.placement_input)
         for output in outputs:
             self._perform(live, output, now)
@@ -169,12 +211,15 @@ class Requests:
             self.events.append((request_id, Stopped(None, WorkerLost("The worker was lost."))))
         if live.phase is Phase.CLOSED:
             del self.live[request_id]
-            self.dispatch.forget(request_id, live.request.tenant)
+            self.dispatch.forget(request_id, live.tenant)
 
     def _perform(self, live: LiveRequest, output: Output, now: float) -> None:
         match output:
             case SendToWorker():
                 self.commands += self.transfers.outgoing(output, live.target or "")
+            case SendToGateway(gateway):
+                if gateway in self.gateways:
+                    self.commands.append(output)
             case MigrationEnded(worker, reason):
                 live.stays_until_s = now + RETRY_S if worker is None else 0.0
                 self.operations.on_migration_ended(live.request_id, worker, reason, now)
@@ -186,7 +231,18 @@ class Requests:
         if live.pinned:
             self.operations.on_probe_ended(completion, now)
             return
+        self.intake.ended(live)
         if error is None:
             self.output_length.observe(live.prediction, completion.output_tokens, reason is FinishReason.LENGTH)
+        self._charge(live, completion.output_tokens - live.resumed_from)
         self.explanations.ended(completion)
-        self.commands.append(FinishStream(completion))
+        if live.gateway in self.gateways:
+            self.commands.append(SendToGateway(live.gateway, completion.message))
+        self.commands.append(RequestCompleted(completion))
+
+    def _charge(self, live: LiveRequest, output_tokens: float, prompt_tokens: int = 0) -> None:
+        """Charge the tenant: with the expected output on the first placement, with what is missing at the end."""
+        if prompt_tokens and live.attempts:
+            output_tokens = live.charged_tokens
+        self.dispatch.fairness.charge(live.tenant, prompt_tokens, output_tokens - live.charged_tokens)
+        live.charged_tokens = output_tokens

@@ -2,12 +2,13 @@
 
 The ledger counts at dispatch, not at the next report, so that a burst is not sent to one worker because its last
 report was empty; a report names what it already includes, so that nothing is counted twice. Between reports the
-view is extrapolated: predicted work passes with time, and every streamed token lengthens its sequence.
+view is extrapolated: predicted work passes with time. Decode steps lengthen the sequences.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -32,6 +33,7 @@ class ClusterState:
     prefix_index: PrefixIndex = field(default_factory=PrefixIndex)
     table: WorkerTable = field(default_factory=WorkerTable)
     unreachable: dict[str, set[str]] = field(default_factory=dict)  # worker → those it cannot exchange pages with now
+    cut: dict[str, set[str]] = field(default_factory=dict)  # gateway → workers that cannot send tokens to it now
     share_prefixes: bool = False  # between tenants; the workers name their pages by the same rule
     openings: int = 0  # how often a worker may have got room for a request; placement is worth trying again then
     _pools: dict[tuple[RoleName, ...], list[WorkerView]] = field(default_factory=dict)  # what `pool` found
@@ -101,6 +103,26 @@ class ClusterState:
             if not peers:
                 del self.unreachable[name]
         self._update_roles(one, other)
+
+    def cut_off(self, worker: str, gateway: str) -> bool:
+        """Whether the worker cannot send tokens to the gateway now."""
+        return worker in self.cut.get(gateway, ())
+
+    @contextmanager
+    def without(self, workers: Collection[str]) -> Iterator[None]:
+        """The cluster as if these workers served no new work."""
+        hidden = [view for name in sorted(workers) if (view := self.workers.get(name)) is not None and view.serving]
+        openings, names = self.openings, [view.name for view in hidden]
+        for view in hidden:
+            view.serving = False
+        self._update_roles(*names)
+        try:
+            yield
+        finally:
+            for view in hidden:
+                view.serving = True
+            self._update_roles(*names)
+            self.openings = openings
 
     def cordon(self, worker: str) -> None:
         """Stop new work on the worker."""

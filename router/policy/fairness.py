@@ -26,8 +26,8 @@ class VirtualTokenCounter:
 
     _counters: dict[str, float] = field(default_factory=dict)
 
-    def charge(self, tenant: str, prompt_tokens: int = 0, output_tokens: int = 0) -> None:
-        """A tenant was given work."""
+    def charge(self, tenant: str, prompt_tokens: float = 0, output_tokens: float = 0) -> None:
+        """A tenant was given work, or (less than 0) less than it was charged with."""
         given = PROMPT_WEIGHT * prompt_tokens + OUTPUT_WEIGHT * output_tokens
         self._counters[tenant] = self._counters.get(tenant, 0.0) + given
 

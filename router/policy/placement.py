@@ -28,6 +28,7 @@ class PlacementInput:
     resumed: bool = False  # it was sent to a worker before
     prefill_worker: str = ""  # that has the request, once placed
     total_tokens: int = 0  # prompt and the longest output
+    gateway: str = ""  # that gets its tokens
 
     @property
     def due_s(self) -> float | None:

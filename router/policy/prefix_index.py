@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from baton.protocol.messages import PagesChanged
+from baton.protocol.prefix_hash import page_keys
 
 STRIDE = 16  # pages skipped at a time where the set does not change
 Match = list[tuple[int, int]]

@@ -22,12 +22,17 @@ class PromptWork:
 
 @dataclass(slots=True, eq=False)
 class RunningSequence:
-    """A sequence that decodes on a worker, or will: its tokens now and its predicted length."""
+    """A sequence that decodes on a worker, or will: its tokens now and its predicted length.
+
+    The router sees no tokens: while a sequence decodes, `emitted` grows with each report by the decode steps of its
+    worker, so it is exact or too high by the steps of one report.
+    """
 
     prompt_tokens: int
     output: LengthDistribution
     tpot_s: float | None = None  # its objective
     emitted: int = 0
+    decodes_on: str = ""  # the worker whose decode steps add to it
 
     @property
     def tokens(self) -> int:
@@ -93,6 +98,8 @@ class WorkerView:
 
     def report(self, load: WorkerLoad, now: float) -> None:
         """Its load report: reservations that it includes no longer count here."""
+        if load.role_epoch == self.load.role_epoch and self.load.sequence_number:
+            self._progress(load.decode_steps - self.load.decode_steps)
         self.load, self.last_message_s, self.refused_pages = load, now, None
         for reservation_id in self.granted:
             self.reserved.pop(reservation_id, None)
@@ -104,6 +111,13 @@ class WorkerView:
         self._count_prompts()
         self._count_pages()
         self._count_sequences()
+
+    def _progress(self, steps: int) -> None:
+        """Each sequence that decodes here has gained about one token in each step."""
+        name = self.info.name
+        for one in self.running.values() if steps > 0 else ():
+            if one.decodes_on == name:
+                one.emitted = min(one.emitted + steps, max(one.output.limit, one.emitted))
 
     def assign(self, request_id: str, new_tokens: int, cached_tokens: int, now: float) -> None:
         """A prompt was sent to it, of which so many tokens are cached there."""

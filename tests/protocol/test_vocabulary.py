@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from baton.protocol import errors
 from baton.protocol.errors import BatonError, InternalError, error_from_name
 from baton.protocol.handoff import HandoffState, HandoffStep, advance
+from baton.protocol.latency import Latency, percentile
 from baton.protocol.prefix_hash import page_hashes, root_hash
-from baton.router.core.latency import Latency, percentile
 
 ROOT = root_hash("m")
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from baton.protocol.errors import BatonError, Cancelled, Overloaded, WorkerLost
+from baton.protocol.latency import Latency
 from baton.protocol.request import FinishReason
 from baton.router.core import explanation
 from baton.router.core.completion import Completion
 from baton.router.core.explanation import Explanations
-from baton.router.core.latency import Latency
 from baton.router.policy.length_distribution import point
 from baton.router.policy.routing import RoutingDecision
 

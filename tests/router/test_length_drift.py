@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from baton.gateway.core.stream import OutputStream
+from baton.protocol.latency import Latency
 from baton.protocol.request import Request, SamplingParams
-from baton.router.core.latency import Latency
 from baton.router.core.length_drift import KEPT, WINDOW_S, RecentAnswers
 from baton.router.core.live_request import LiveRequest, Phase
 from baton.router.policy.length_distribution import point

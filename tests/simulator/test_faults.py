@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 
 import pytest
 
 from baton.engine.sequence import Sequence, page_ids
 from baton.engine.step import Slice, StepPlan
+from baton.gateway.core.commands import ShowTokens
 from baton.gateway.core.stream import TextToken
 from baton.protocol.messages import Release
 from baton.protocol.request import Request, SamplingParams
@@ -17,8 +19,9 @@ from baton.router.core.transfers import Transfers
 from baton.router.policy.latency_model import StepCosts
 from baton.simulator.fault_run import FaultRun, play
 from baton.simulator.faults import FaultKind, Schedule, draw, shrink
+from baton.simulator.stepped_cluster import SteppedCluster
 from baton.simulator.timed_cluster import Timing
-from baton.simulator.token_checker import Clients, PageMemory, Violation, next_token
+from baton.simulator.token_checker import PageMemory, Violation, next_token
 
 PER_TEST, TESTS = 100, 8  # schedules: as many as take a minute of one core
 
@@ -108,10 +111,15 @@ def test_foreign_kv_shows_in_the_step_that_reads_it() -> None:
             _step(memory, tokens, start, page)
 
 
+def _token(index: int) -> ShowTokens:
+    return ShowTokens("r", [TextToken(index, 7, "", None, ())])
+
+
 @pytest.mark.parametrize("indices", [(0, 2), (0, 1, 1)])
 def test_a_gap_and_a_repeat_are_seen_by_the_client(indices: tuple[int, ...]) -> None:
-    clients = Clients(shown={"r": []})
-    for index in indices[:-1]:
-        clients.on_tokens("r", [TextToken(index, 7, "", None, ())], 0.0)
+    cluster = SteppedCluster(random.Random(0))
+    gateway = cluster.gateways["gateway-0"]
+    cluster.clients.ask(Request("r", (1, 2), SamplingParams(max_tokens=9)), gateway)
+    cluster.perform_at(gateway, [_token(index) for index in indices[:-1]])
     with pytest.raises(Violation, match="got token"):
-        clients.on_tokens("r", [TextToken(indices[-1], 7, "", None, ())], 0.0)
+        cluster.perform_at(gateway, [_token(indices[-1])])

@@ -12,6 +12,7 @@ from baton.simulator.result import SimulationResult
 from baton.simulator.search import Probe, Search, SplitResult, Trial
 from baton.simulator.setup import PAGE_SIZE, Pools, Setup, page_size_for, workload
 from baton.simulator.trace import TraceRequest
+from baton.simulator.worker import Answers
 from tests.simulator.running import GPU, MODEL, small_trace
 
 
@@ -129,9 +130,5 @@ def test_a_trial_is_a_simulation_and_can_be_sent_to_another_process() -> None:
 
 
 def test_figures_of_nothing_are_zero() -> None:
-    result = SimulationResult([], [], gaps=_NoGaps(), bytes_moved=0, arrivals_s=0.0, simulated_s=0.0, events=0)  # type: ignore[arg-type]
+    result = SimulationResult([], [], answers=Answers(), bytes_moved=0, arrivals_s=0.0, simulated_s=0.0, events=0)
     assert result.figures()["goodput"] == 0.0
-
-
-class _NoGaps:
-    seconds: tuple[float, ...] = ()

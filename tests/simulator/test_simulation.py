@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from baton.protocol.errors import InternalError
-from baton.protocol.messages import Prefill
+from baton.protocol.messages import Prefill, Work
 from baton.protocol.request import Request, SamplingParams
 from baton.router.core.operation import OperationState, Rebalance
 from baton.router.policy.placement import Place, Refuse
@@ -142,7 +142,7 @@ def test_a_copy_takes_its_bytes_over_the_bandwidth() -> None:
     worker._perform([SwapOut((1, 2, 3), (0, 1, 2)), SwapIn((0,), (4,))])
     assert worker._copying_s == pytest.approx(4 * 64 * KV_BYTES / (0.8 * 64e9))
     request = Request("r", (1,) * PROMPT, SamplingParams(max_tokens=1), 0.0)
-    worker.receive([Prefill(request, (), False, 0)])
+    worker.receive([Prefill("r", Work(request), "", False, 0)])
     while worker._run is not None:
         run.events.step()
     assert sum(worker.busy.seconds.values()) == pytest.approx(_prefill_s() + 4 * 64 * KV_BYTES / (0.8 * 64e9))

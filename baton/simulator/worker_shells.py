@@ -1,0 +1,226 @@
+"""The shells of the workers of a virtual cluster: steps, writes, notices, and what their sessions ask for."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field, replace
+from functools import partial
+from operator import itemgetter
+from typing import Any
+
+from baton.protocol.gateway_messages import TokenMessage
+from baton.protocol.messages import GatewayJoined
+from baton.simulator.events import Events
+from baton.simulator.links import Link, LinkChanged, Wire
+from baton.simulator.page_network import PageNetwork, PageWrite
+from baton.simulator.token_checker import Violation
+from baton.simulator.virtual_gateway import VirtualGateway
+from baton.simulator.virtual_worker import GatewayLink, VirtualWorker
+from baton.worker.core.role import SendToGateway, SwapIn, SwapOut, WriteEnded, WritePages
+from baton.worker.core.session_commands import (
+    Connect,
+    ConnectGateway,
+    Disconnect,
+    DisconnectGateway,
+    Exit,
+    NewTransport,
+    SessionCommand,
+)
+
+MOST_QUEUED = 32  # messages that a link to a gateway holds
+incarnation_of = itemgetter(0)
+"""The incarnation beside a message of a link's client."""
+
+
+@dataclass(eq=False)
+class WorkerShells:
+    """Workers, what is between them, and their links to gateways."""
+
+    rng: random.Random
+    workers: dict[str, VirtualWorker] = field(init=False, default_factory=dict)
+    gateways: dict[str, VirtualGateway] = field(init=False, default_factory=dict)
+    network: PageNetwork = field(init=False)
+    events: Events = field(init=False, default_factory=Events)  # the clock, and what happens at a given time
+    cut: set[frozenset[str]] = field(init=False, default_factory=set)  # pairs of processes whose link carries nothing
+    split: bool = field(default=False, kw_only=True)  # a write may end, a notice come, during a step
+
+    def __post_init__(self) -> None:
+        self.network = PageNetwork(self.rng, self.workers)
+
+    @property
+    def now(self) -> float:
+        """Virtual seconds."""
+        return self.events.now
+
+    @now.setter
+    def now(self, moment_s: float) -> None:
+        self.events.now = moment_s
+
+    def on_sent(self, wire: Wire) -> None:
+        """A wire has another item."""
+
+    def on_acted(self, worker: VirtualWorker) -> None:
+        """Something has happened at a worker."""
+
+    def on_write(self, write: PageWrite) -> None:
+        """A write has begun, or something about it has changed."""
+
+    def notify(self, worker: VirtualWorker) -> bool:
+        """The worker handles a peer's next notice, whose pages may be corrupt."""
+        notice = worker.notices.popleft()
+        corrupt = notice.reservation_id in self.network.corrupted
+        pages = worker.session.reserved_pages(notice.reservation_id) if corrupt else ()
+        worker.memory.corrupt(pages)
+        self.perform_for(worker, worker.session.on_notice(notice, len(pages), self.now))
+        return True
+
+    def run_step(self, worker: VirtualWorker) -> bool:
+        """The worker computes a step, if it has one; `split`: without absorbing it."""
+        copies, plan = worker.session.plan(self.now)
+        self.perform_for(worker, copies)
+        if plan is None:
+            return bool(copies)
+        worker.stepping = (plan, worker.execute(plan))
+        if not self.split:
+            self.absorb_step(worker)
+        return True
+
+    def absorb_step(self, worker: VirtualWorker) -> bool:
+        """The worker absorbs the step that it has computed."""
+        if worker.stepping is None:
+            return False
+        (plan, result), worker.stepping = worker.stepping, None
+        self.perform_for(worker, worker.session.absorb(plan, result, self.now))
+        return True
+
+    def tick_worker(self, worker: VirtualWorker) -> None:
+        """The worker does what is due."""
+        if worker.stepping is None:
+            self.perform_for(worker, worker.session.tick(self.now, idle=True))
+
+    def reregister(self, worker: VirtualWorker) -> bool:
+        """The worker leaves its incarnation, once its own writes have ended."""
+        if worker.session.writes_in_flight or worker.stepping is not None:
+            return False
+        while worker.notices:
+            self.notify(worker)
+        self.tick_worker(worker)
+        return True
+
+    def perform_for(self, worker: VirtualWorker, commands: Seq[SessionCommand]) -> None:
+        """What the worker's session asks of its shell, and what it sends."""
+        for command in commands:
+            match command:
+                case SendToGateway(gateway, message):
+                    self._send_tokens(worker, gateway, message)
+                case WritePages():
+                    self.network.writes.append(write := PageWrite(worker, command))
+                    self.on_write(write)
+                case SwapOut() | SwapIn():
+                    worker.copy(command)
+                case Connect(endpoint):
+                    worker.peers.add(endpoint.agent)
+                case Disconnect(agent):
+                    worker.peers.discard(agent)
+                    for write in self.network.disconnect(worker, agent):
+                        self._end(write, "peer left")
+                case ConnectGateway(joined):
+                    self._connect_gateway(worker, joined)
+                case DisconnectGateway(gateway):
+                    self._disconnect_gateway(worker, gateway)
+                case NewTransport(agent):
+                    self.network.close(worker)
+                    worker.new_transport()
+                    endpoint = replace(worker.session.info.endpoint, agent=agent)
+                    worker.session.on_transport(endpoint, self.now)
+                case Exit(reason):
+                    self.exits(worker, reason)
+        self._flush(worker)
+        self.on_acted(worker)
+
+    def _flush(self, worker: VirtualWorker) -> None:
+        """Send what the session has for the router."""
+        session = worker.session
+        if session.outbox:
+            incarnation, wire = session.info.incarnation, worker.link.out
+            wire.queue.extend([(incarnation, message) for message in session.outbox])
+            session.outbox = []
+            self.on_sent(wire)
+
+    def _send_tokens(self, worker: VirtualWorker, name: str, message: TokenMessage) -> None:
+        if (ours := worker.gateways.get(name)) is None:
+            return
+        if len(ours.link.out.queue) >= MOST_QUEUED:
+            worker.session.on_gateway_full(name, self.now)
+            return
+        ours.link.out.queue.append((worker.session.info.incarnation, message))
+        self.on_sent(ours.link.out)
+
+    def exits(self, worker: VirtualWorker, reason: str) -> None:
+        """The worker ends its process."""
+        raise Violation(reason)
+
+    # Writes
+
+    def write_on(self, write: PageWrite) -> bool:
+        """What can happen next to a write happens; False if nothing can."""
+        if self.network.is_cut(write):
+            return False
+        if write.called_off:
+            self.network.arrive_late(write)
+            return True
+        if not write.source.silent:
+            for ended, error in self.network.finish(write):
+                self._end(ended, error)
+            return True
+        return not write.landed and not self.network.land(write)
+
+    def _end(self, write: PageWrite, error: str) -> None:
+        outcome = WriteEnded(write.command.write_id, 16 * len(write.command.source_pages), 0.001, error)
+        self.perform_for(write.source, write.source.session.on_write_ended(outcome, self.now))
+
+    # Links to gateways
+
+    def _connect_gateway(self, worker: VirtualWorker, joined: GatewayJoined) -> None:
+        self._disconnect_gateway(worker, joined.gateway)
+        gateway = self.gateways.get(joined.gateway)
+        if gateway is not None and gateway.address == joined.address:
+            at_worker = partial(self._from_gateway, worker, joined.gateway)
+            link = Link.between(worker, gateway, at_worker, partial(self.at_gateway, gateway, worker))
+            worker.gateways[joined.gateway] = GatewayLink(link, joined.address)
+            self.connect_tokens(worker, gateway)
+
+    def _disconnect_gateway(self, worker: VirtualWorker, name: str) -> None:
+        if (former := worker.gateways.pop(name, None)) is not None:
+            former.link.end(self.rng)
+
+    def connect_tokens(self, worker: VirtualWorker, gateway: VirtualGateway) -> None:
+        """Connect a worker with a gateway, if both want it and nothing is in the way."""
+        ours = worker.gateways.get(gateway.name)
+        if ours is None or ours.link.out.receiver is not gateway or gateway.gone or worker.gone:
+            return
+        if worker.name in gateway.workers and frozenset((worker.name, gateway.name)) not in self.cut:
+            self.connect(ours.link)
+
+    def connect(self, link: Link) -> None:
+        """A connection comes up; what has waited for it goes on."""
+        if link.connect():
+            self.on_sent(link.back)
+            self.on_sent(link.out)
+
+    def disconnect(self, link: Link) -> None:
+        """A connection breaks."""
+        if link.disconnect(self.rng):
+            self.on_sent(link.back)
+
+    def _from_gateway(self, worker: VirtualWorker, gateway: str, items: list[Any]) -> None:
+        for item in items:
+            if isinstance(item, LinkChanged):
+                self.perform_for(worker, worker.session.on_gateway_link(gateway, item.up, self.now))
+            else:
+                self.perform_for(worker, worker.session.on_gateway_message(gateway, item, self.now))
+
+    def at_gateway(self, gateway: VirtualGateway, worker: VirtualWorker, items: list[Any]) -> None:
+        """A worker's messages reach a gateway."""
+        raise NotImplementedError
