@@ -164,6 +164,12 @@ class AnyGatewaySchedule(RuleBasedStateMachine):
             self.gateways[name].up = True
             self.perform(self.driven.session.on_gateway_link(name, True, self.driven.now))
 
+    @rule(name=GATEWAYS)
+    def a_link_opens(self, name: str) -> None:
+        self.gateways[name].full = False
+        self.a_link_is_up(name)
+        self.settle(name)
+
     @rule(name=GATEWAYS, lost=st.integers(0, 4))
     def a_link_breaks(self, name: str, lost: int) -> None:
         if name in self.linked:
@@ -272,5 +278,5 @@ class AnyGatewaySchedule(RuleBasedStateMachine):
             self.an_answer_arrives_at_the_worker(name)
 
 
-AnyGatewaySchedule.TestCase.settings = settings(deadline=None, max_examples=100, stateful_step_count=60)
+AnyGatewaySchedule.TestCase.settings = settings(deadline=None, max_examples=200, stateful_step_count=80)
 TestAnyGatewaySchedule = AnyGatewaySchedule.TestCase
