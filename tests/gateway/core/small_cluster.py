@@ -100,7 +100,12 @@ class Reader:
             assert isinstance(end.error, NoRouter) and self.next_index == self.first_index
         else:
             count, text, reason = answer_of(self.asked)
-            assert (end.output_tokens, end.reason, self.next_index) == (count, reason, count)
+            assert (end.output_tokens, end.reason, self.next_index) == (count, reason, count), (
+                self,
+                count,
+                text,
+                reason,
+            )
             assert text.endswith(self.text + end.trailing_text)
 
 
@@ -188,8 +193,9 @@ class SmallCluster:
         if earlier is not None:
             assert isinstance(taken_over(asked.request_id), Cancelled)
             self.gone.append(earlier)
-        self.readers[asked.request_id] = Reader(asked, resume_from, resume_from)
+        reader = self.readers[asked.request_id] = Reader(asked, resume_from, resume_from)
         self.perform(commands)
+        reader.first_index = reader.next_index
 
     def leave(self, request_id: str) -> None:
         """A client disconnects."""
