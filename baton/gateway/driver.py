@@ -120,7 +120,7 @@ class GatewayDriver:
     def _report(self, now: float) -> None:
         """Send the load, log what was dropped, and try a link again that did not take a frame."""
         session = self.session
-        dropped = session.invalid_tokens, session.workers.refused_tokens
+        dropped = session.workers.invalid_tokens, session.workers.refused_tokens
         if dropped != self._dropped:
             log.warning(f"dropped tokens so far: {dropped[0]} outside the vocabulary, {dropped[1]} of unknown workers")
             self._dropped = dropped

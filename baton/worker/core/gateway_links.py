@@ -66,13 +66,16 @@ class GatewayLinks:
         return [GatewayUnreachable(name) for name, link in self._links.items() if link.reported]
 
     def on_joined(self, joined: GatewayJoined, now: float) -> list[LinkCommand]:
-        link = self._links.get(joined.gateway)
-        if link is not None and link.joined == joined:
-            link.confirmed = True
-            return [Send(GatewayUnreachable(joined.gateway))] if link.reported else []
-        commands = self._drop(joined.gateway) if link is not None else []
-        self._links[joined.gateway] = _Link(joined, now)
-        return [*commands, ConnectGateway(joined)]
+        """A gateway, or a new incarnation of one."""
+        earlier = self._links.get(joined.gateway)
+        reported = earlier is not None and earlier.reported
+        again: list[LinkCommand] = [Send(GatewayUnreachable(joined.gateway))] if reported else []
+        if earlier is not None and earlier.joined == joined:
+            earlier.confirmed = True
+            return again
+        dropped = self._drop(joined.gateway) if earlier is not None else []
+        self._links[joined.gateway] = _Link(joined, now, reported=reported)
+        return [*again, *dropped, ConnectGateway(joined)]
 
     def on_left(self, left: GatewayLeft) -> list[LinkCommand]:
         """Sequences of the gateway keep decoding; another one may adopt them."""

@@ -107,7 +107,7 @@ class Streams(RuleBasedStateMachine):
         session = self.cluster.session
         assert not self.cluster.readers and not session.streams, "a stream has not ended"
         assert not session._waits and not len(session.stopped) and not session.workers.num_gaps
-        assert session.invalid_tokens == 0
+        assert session.workers.invalid_tokens == 0
 
 
 TestStreams = Streams.TestCase
