@@ -47,7 +47,7 @@ class Deliveries(WorkerShells):
             return False
         items = wire.take(count)
         wire.handle(items)
-        if self.duplicates and self.rng.random() < self.duplicates:
+        if self.duplicates and not wire.once and self.rng.random() < self.duplicates:
             wire.handle([item for item in items if not isinstance(item, LinkChanged)])
         return True
 
@@ -106,6 +106,7 @@ class Deliveries(WorkerShells):
         """Connect a gateway with the router."""
         at_gateway, at_router = partial(self._to_gateway, gateway), partial(self._from_gateway_at_router, gateway)
         gateway.link = Link.between(gateway, self.router, at_gateway, at_router)
+        gateway.link.out.once = gateway.link.back.once = True
         self.connect(gateway.link)
 
     def _to_gateway(self, gateway: VirtualGateway, items: list[Any]) -> None:
