@@ -46,10 +46,14 @@ class Deliveries(WorkerShells):
         if not (count := min(count, wire.ready)):
             return False
         items = wire.take(count)
+        if self.duplicates and not wire.once:
+            items = [again for item in items for again in [item] * self._times(item)]
         wire.handle(items)
-        if self.duplicates and not wire.once and self.rng.random() < self.duplicates:
-            wire.handle([item for item in items if not isinstance(item, LinkChanged)])
         return True
+
+    def _times(self, item: Any) -> int:
+        """How many times an item arrives."""
+        return 2 if not isinstance(item, LinkChanged) and self.rng.random() < self.duplicates else 1
 
     # Between workers and the router
 
