@@ -150,7 +150,8 @@ class RequestMachine:
     def _claim(self, request: LiveRequest, event: Claimed, now: float) -> list[Output]:
         """The stream goes to this gateway, which may be the same as before."""
         submit, orders = event.submit, list[Output]()
-        before = request.gateway, request.gateway_incarnation
+        same = (request.gateway, request.gateway_incarnation) == (event.gateway, event.incarnation)
+        attached = same and request.unclaimed_since_s is None
         if request.gateway != event.gateway:
             taken = Cancelled(f"Another client has taken over the stream of {request.request_id!r}.")
             orders.append(SendToGateway(request.gateway, failure(request.request_id, taken)))
@@ -158,7 +159,7 @@ class RequestMachine:
         request.deadline_s = None if submit.deadline_in_s is None else now + submit.deadline_in_s
         if request.claimable:
             request.submit, request.phase = submit, Phase.QUEUED
-        elif before != (event.gateway, event.incarnation):
+        elif not attached:
             adopt = AdoptSequence(request.request_id, event.gateway, submit.num_emitted)
             orders += [SendToWorker(worker, adopt) for worker in request.holders]
         return orders if request.runner is None else [*orders, _placed(request)]
