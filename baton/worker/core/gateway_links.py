@@ -70,13 +70,14 @@ class GatewayLinks:
         return [link.unreachable() for link in self._links.values() if link.reported]
 
     def on_joined(self, joined: GatewayJoined, now: float) -> list[LinkCommand]:
-        link = self._links.get(joined.gateway)
-        if link is not None and link.joined == joined:
-            link.confirmed = True
-            return [Send(link.unreachable())] if link.reported else []
-        commands = self._drop(joined.gateway) if link is not None else []
+        """A gateway, or a new incarnation of one."""
+        earlier = self._links.get(joined.gateway)
+        if earlier is not None and earlier.joined == joined:
+            earlier.confirmed = True
+            return [Send(earlier.unreachable())] if earlier.reported else []
+        dropped = self._drop(joined.gateway) if earlier is not None else []
         self._links[joined.gateway] = _Link(joined, now)
-        return [*commands, ConnectGateway(joined)]
+        return [*dropped, ConnectGateway(joined)]
 
     def on_left(self, left: GatewayLeft) -> list[LinkCommand]:
         """Sequences of the gateway keep decoding; another one may adopt them."""

@@ -155,10 +155,15 @@ class Worker:
                 self.sequences[request_id] = Sequence(work.work.request, work.num_emitted)
         return ended
 
-    def replay(self, request_id: str, next_index: int) -> None:
+    def replay(self, request_id: str, digest: bytes, next_index: int) -> None:
         """Send tokens again; the worker ignores requests that it does not run."""
         sequence = self.sequences.get(request_id)
-        if self.attached and sequence is not None and next_index < sequence.num_tokens:
+        if (
+            self.attached
+            and sequence is not None
+            and sequence.asked.digest == digest
+            and next_index < sequence.num_tokens
+        ):
             tokens = range(next_index, sequence.num_tokens)
             self.frames.append(StepOutput(tuple(sequence.output(index) for index in tokens)))
 
@@ -213,7 +218,7 @@ class SmallCluster:
                     link = self.workers[worker]
                     link.attached = link.up
                     for position in message.streams if link.up else ():
-                        link.replay(position.request_id, position.next_index)
+                        link.replay(position.request_id, position.digest, position.next_index)
                 case ShowTokens(request_id):
                     self.readers[request_id].show(command)
                 case EndStream(end):
@@ -342,7 +347,7 @@ class SmallCluster:
         kept = self.workers[worker].sequences.get(message.request_id)
         if kept is None or kept.asked.digest != message.digest:
             return
-        self.workers[worker].replay(message.request_id, message.num_emitted)
+        self.workers[worker].replay(message.request_id, message.digest, message.num_emitted)
         if not kept.running:
             self.ended(worker, message.request_id)
 
