@@ -1,9 +1,9 @@
 """The host's cost of a decode step: everything that a worker does for it except the model's computation.
 
 A worker's session over synthetic sequences is driven as a worker's loop drives it: plan, flat arrays, metadata into the
-staging buffer of the recorded steps (up to the call of FlashInfer's plan), absorb, a load report and the encoded frames.
-Random tokens replace a model's. Figures are CPU time of the one thread, the median of many steps; page boundaries are
-spread evenly over the steps. Every step sends a load report, more often than a worker does.
+staging buffer of the recorded steps (up to the call of FlashInfer's plan), absorb, a load report and the encoded
+frames. Random tokens replace a model's. Figures are CPU time of the one thread, the median of many steps; page
+boundaries are spread evenly over the steps. Every step sends a load report, more often than a worker does.
 """
 
 from __future__ import annotations
