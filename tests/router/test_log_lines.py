@@ -20,15 +20,14 @@ from baton.router.log_lines import completion_line, operation_line
         (None, WorkerLost("It was on two workers that died."), ("", ""), ("two workers that died", "on no worker")),
     ],
 )
-def test_a_requests_end_is_one_line_without_its_text(
+def test_a_requests_end_is_one_line(
     reason: FinishReason | None, error: BatonError | None, workers: tuple[str, str], told: tuple[str, str]
 ) -> None:
     latency = Latency(10.0, last_token_s=10.25)
-    line = completion_line(Completion("r1", reason, error, 6, 4, 2, "its text", latency, *workers, 1, 0, None))
+    line = completion_line(Completion("r1", "gateway-0", reason, error, 6, 4, latency, *workers, 1, 0, None))
     assert told[0] in line
     assert line.endswith(told[1])
-    assert "6 prompt tokens (2 cached), 4 output tokens, 0.250 s" in line
-    assert "its text" not in line
+    assert "6 prompt tokens, 4 output tokens, 0.250 s" in line
 
 
 def test_an_operation_is_told_by_the_step_it_is_at_and_at_last_by_its_end() -> None:

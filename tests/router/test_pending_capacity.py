@@ -9,17 +9,17 @@ import pytest
 from baton.config.schema import RouterSection
 from baton.protocol.errors import NoWorkers, PromptTooLong, WrongRole
 from baton.protocol.messages import Prefill, RequestFailed
-from baton.protocol.request import Request, SamplingParams
 from baton.protocol.worker import RoleName
 from baton.router.core.core import RouterCore
 from baton.router.core.live_request import Phase
 from baton.router.policy.predicted_latency import PredictedLatency
 from baton.simulator.stepped_cluster import SteppedCluster
+from tests.router.hand_driven import end_of, prompt_of
 from tests.router.restarts import check_answers, finish, random_cluster
 
 
 def _core(grace_s: float) -> RouterCore:
-    return RouterCore("router", PredictedLatency(), None, RouterSection(no_workers_grace_s=grace_s), started_s=0.0)
+    return RouterCore("router", PredictedLatency(), RouterSection(no_workers_grace_s=grace_s), started_s=0.0)
 
 
 def test_requests_wait_a_moment_for_the_first_worker_that_decodes() -> None:
@@ -73,8 +73,7 @@ def test_a_prompt_that_turns_out_too_long_for_those_who_came_is_refused() -> Non
 
 
 def test_without_grace_no_request_waits() -> None:
-    with pytest.raises(NoWorkers):
-        _core(0.0).submit(Request("r", (1,), SamplingParams()), 0.0)
+    assert end_of(prompt_of(_core(0.0), "r", 1)).error == "NoWorkers"
 
 
 def test_a_worker_that_always_says_it_has_another_role_ends_the_request_instead_of_a_loop() -> None:
