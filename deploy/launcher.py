@@ -203,7 +203,7 @@ def start_gateways(
         report(name, f"waiting for a node with {wanted.words}" if placed else "starting")
         actors[name] = GatewayActor.options(  # type: ignore[attr-defined]
             name=prefix + name, lifetime="detached", **options
-        ).remote(plan, prefix)
+        ).remote(plan)
     public = []
     for name, actor in actors.items():
         addresses = ray.get(actor.start.remote())

@@ -1,7 +1,7 @@
 """The Ray actor that holds the router process.
 
-Ray restarts it when it dies, with the same configuration and ports and without state. Workers re-register, and clients
-resume their streams.
+Ray restarts it when it dies, with the same configuration, keys and ports and without state. Workers and gateways
+register again with what they hold.
 """
 
 from __future__ import annotations
@@ -13,22 +13,23 @@ import ray
 
 from baton.config.process_config import RouterAddresses, RouterConfig
 from baton.config.ray_names import NAMESPACE, ROUTER
+from baton.links.keys import peer_keys
 from baton.logs import log, set_up
 from baton.protocol.errors import BatonError
-from baton.protocol.link_keys import WorkerKeys
+from baton.protocol.link_keys import PeerKeys
 
 
 @ray.remote(num_cpus=0, max_restarts=-1, max_concurrency=64)  # type: ignore[call-overload]
 class RouterActor:
-    """The router. Its methods run on the event loop of the gRPC servers and the worker link.
+    """The router. Its methods run on the event loop of the gRPC server and the link.
 
     `prefix` begins the names of the cluster's actors. The configured ports must be fixed, so that a restarted router
     has the addresses of the first one.
     """
 
-    def __init__(self, config: RouterConfig, worker_keys: WorkerKeys, prefix: str = "") -> None:
+    def __init__(self, config: RouterConfig, prefix: str = "") -> None:
         set_up(ROUTER, config.logging.level)
-        self._config, self._worker_keys, self._prefix = config, worker_keys, prefix
+        self._config, self._prefix = config, prefix
         self._watches: dict[str, asyncio.Task[None]] = {}
         self._started = asyncio.get_running_loop().create_task(self._start())
 
@@ -41,8 +42,8 @@ class RouterActor:
             log.error(f"The router could not start: {error}")
             return f"The router could not start: {error}"
         addresses = self._router.addresses
-        log.info(f"serving gRPC on {addresses.public}, administration on {addresses.admin}")
-        self._router.driver.on_register_ack = self._watch
+        log.info(f"serving workers and gateways on {addresses.worker}, administration on {addresses.admin}")
+        self._router.driver.on_registered = self._watch
         self._router.driver.on_kill = self._kill
         return addresses
 
@@ -50,25 +51,26 @@ class RouterActor:
         """Wait until it serves; returns its addresses, or the sentence of the error that prevents it."""
         return await self._started
 
-    async def worker_keys(self) -> WorkerKeys:
-        """The keys with which a worker connects."""
-        return self._worker_keys
+    async def peer_keys(self, name: str) -> PeerKeys | None:
+        """The keys of the worker or gateway `name`; None if links are open."""
+        secret = self._config.link_secret
+        return peer_keys(secret, name) if secret else None
 
-    def _watch(self, worker: str) -> None:
-        """Report the end of the worker's process to the driver at once."""
-        before = self._watches.get(worker)
+    def _watch(self, name: str) -> None:
+        """Report the end of a worker's or gateway's process to the driver at once."""
+        before = self._watches.get(name)
         if before is None or before.done():
-            self._watches[worker] = asyncio.get_running_loop().create_task(self._until_it_ends(worker))
+            self._watches[name] = asyncio.get_running_loop().create_task(self._until_it_ends(name))
 
-    async def _until_it_ends(self, worker: str) -> None:
+    async def _until_it_ends(self, name: str) -> None:
         try:
-            actor = await asyncio.to_thread(ray.get_actor, self._prefix + worker, NAMESPACE)
+            actor = await asyncio.to_thread(ray.get_actor, self._prefix + name, NAMESPACE)
             await actor.ended.remote()
         except ValueError:
             return  # Not an actor of this cluster: only missing messages show its end
         except ray.exceptions.RayActorError as error:
-            log.warning(f"{worker} has died: {str(error).splitlines()[0]}")
-        self._router.driver.lose(worker)
+            log.warning(f"{name} has died: {str(error).splitlines()[0]}")
+        self._router.driver.lose(name)
 
     def _kill(self, worker: str) -> None:
         asyncio.get_running_loop().create_task(asyncio.to_thread(self._end_process, worker))
@@ -79,6 +81,6 @@ class RouterActor:
             ray.kill(ray.get_actor(self._prefix + worker, NAMESPACE), no_restart=False)
 
     async def stop(self) -> None:
-        """End running streams after `router.stop_grace_s` and close the servers."""
+        """Close the server and the link."""
         if not isinstance(await self._started, str):
-            await self._router.stop(self._config.router.stop_grace_s)
+            await self._router.stop()

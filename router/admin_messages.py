@@ -8,9 +8,11 @@ from baton.protocol.errors import InvalidRequest
 from baton.protocol.v1 import admin_pb2
 from baton.router.core.core import RouterCore
 from baton.router.core.explanation import Explanation
+from baton.router.core.gateways import GatewayView
 from baton.router.core.link_rates import LinkRate
 from baton.router.core.operation import Drain, Migrate, Operation, OperationSpec, Rebalance, Undrain
 from baton.router.core.page_audit import Verdict
+from baton.router.gateway_rates import Rates
 from baton.router.policy.cluster_state import WorkerView
 
 
@@ -76,6 +78,24 @@ def worker_message(view: WorkerView, now: float) -> admin_pb2.WorkerStatus:
         swapped=load.swapped,
         swap_outs=load.swap_outs,
         recomputes=load.recomputes,
+    )
+
+
+def gateway_message(view: GatewayView, rates: Rates, now: float) -> admin_pb2.GatewayStatus:
+    """A gateway's last report and its rates."""
+    info, load = view.info, view.load
+    return admin_pb2.GatewayStatus(
+        name=info.name,
+        host=info.host,
+        pid=info.pid,
+        incarnation=info.incarnation,
+        public_address=info.public_address,
+        streams=load.streams,
+        tokens_per_s=rates.tokens_per_s,
+        requests_per_s=rates.requests_per_s,
+        cpu_share=rates.cpu_share,
+        waiting_bytes=load.waiting_bytes,
+        last_report_s=now - view.last_message_s,
     )
 
 

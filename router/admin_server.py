@@ -20,6 +20,7 @@ from baton.protocol.v1 import admin_pb2, admin_pb2_grpc
 from baton.protocol.worker import RoleName
 from baton.router.admin_messages import (
     explanation_message,
+    gateway_message,
     links_message,
     operation_message,
     page_check_message,
@@ -73,6 +74,8 @@ class AdminService(admin_pb2_grpc.AdminServicer):
             settings={**self.settings, "policy": core.dispatch.placement.name},
             planner=planner_message(core, now),
         )
+        for name, gateway in sorted(core.gateways.by_name.items()):
+            cluster.gateways.append(gateway_message(gateway, self.driver.gateway_rates.rates(name), now))
         for role in RoleName:
             views = [view for _, view in sorted(core.state.workers.items()) if view.role is role]
             workers = [worker_message(view, now) for view in views]

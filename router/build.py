@@ -1,11 +1,11 @@
-"""Builds a router from its configuration: model facts, core, link, driver, the two gRPC servers."""
+"""Builds a router from its configuration: core, link, driver, administration."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 import uuid
-from contextlib import AsyncExitStack
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,15 +14,16 @@ import grpc
 from baton.access.credentials import Credentials
 from baton.config.access import check_access
 from baton.config.process_config import RouterAddresses, RouterConfig
-from baton.engine.checkpoint import model_id, read_config, resolve_model
-from baton.engine.tokenizer import Tokenizer
-from baton.gateway.grpc_service import InferenceService, ServedModel, start_server
-from baton.links.frame_server import WorkerLink
+from baton.engine.checkpoint import model_id, resolve_model
+from baton.links.frame_server import FrameServer
+from baton.links.keys import peer_keys, public_key
 from baton.logs import log
 from baton.protocol.address import join
+from baton.protocol.codec import TO_ROUTER
+from baton.protocol.link_keys import ROUTER
 from baton.router.admin_server import AdminService, start_admin_server
 from baton.router.core.core import RouterCore
-from baton.router.core.worker_frames import WorkerFrames
+from baton.router.core.peer_frames import PeerFrames
 from baton.router.driver import Driver
 from baton.router.policy.cluster_state import ClusterState
 from baton.router.policy.output_length import OutputLength
@@ -31,31 +32,27 @@ from baton.router.policy.policies import make_policy
 
 @dataclass(eq=False)
 class RunningRouter:
-    """A router that serves clients on `port` and operators on `admin_port`."""
+    """A router that serves workers and gateways on its link, and operators on `admin_port`."""
 
     config: RouterConfig
     driver: Driver
-    server: grpc.aio.Server
-    port: int
     admin_server: grpc.aio.Server
     admin_port: int
     task: asyncio.Task[None]
 
     @property
     def worker_address(self) -> str:
-        """The address for workers."""
+        """The address for workers and gateways."""
         return self.driver.link.address
 
     @property
     def addresses(self) -> RouterAddresses:
-        """The addresses of its servers and its worker link."""
-        section = self.config.router
-        public, admin = join(section.host, self.port), join(section.admin_host, self.admin_port)
-        return RouterAddresses(self.worker_address, public, admin)
+        """The addresses of its link and its server."""
+        return RouterAddresses(self.worker_address, join(self.config.router.admin_host, self.admin_port))
 
     async def stop(self, grace_s: float = 1.0) -> None:
-        """Refuse new requests, give running streams `grace_s` seconds, and close everything."""
-        await asyncio.gather(self.server.stop(grace_s), self.admin_server.stop(grace_s))
+        """Give running calls `grace_s` seconds and close everything; workers and gateways go on without a router."""
+        await self.admin_server.stop(grace_s)
         self.task.cancel()
         await asyncio.gather(self.task, return_exceptions=True)
         self.driver.save_learned(self.driver.core.output_length)
@@ -81,37 +78,30 @@ async def start_router(config: RouterConfig, state: ClusterState | None = None) 
     access, section = config.access, config.router
     check_access(access, section.admin_host)
     credentials = Credentials(access)
-    folder = resolve_model(config.model.path)
-    model_config, tokenizer = read_config(folder), Tokenizer(folder)
-    model = ServedModel(
-        config.model_name,
-        model_id(folder),
-        model_config,
-        tokenizer,
-        config.model.dtype,
-        config.model.context_tokens,
-        config.sampling_defaults,
-    )
+    secret = config.link_secret
+
+    def key_of(name: str) -> str:
+        return public_key(secret, name) if secret else ""
+
     core = RouterCore(
         router_id=uuid.uuid4().hex[:8],
         placement=make_policy(section.policy, section.refuse_late),
-        vocabulary=tokenizer,
         config=section,
         state=ClusterState(share_prefixes=access.share_prefixes) if state is None else state,
         output_length=load_learned(Path(section.state_file) if section.state_file else None),
         started_s=time.monotonic(),
+        max_streams_per_tenant=access.max_streams_per_tenant,
+        public_key=key_of,
     )
     core.automation.auto = section.auto_rebalance
-    link = WorkerLink(f"tcp://{join(config.worker_host, config.worker_port or '*')}", config.link_keys)
-    frames = WorkerFrames(model.model_id, model_config.vocab_size, config.model.context_tokens)
+    address = f"tcp://{join(config.worker_host, config.worker_port or '*')}"
+    link = FrameServer(address, TO_ROUTER, key_of, peer_keys(secret, ROUTER) if secret else None)
+    frames = PeerFrames(model_id(resolve_model(config.model.path)), config.model.context_tokens)
     driver = Driver(core, link, frames, config=section)
     admin = AdminService(driver, config.model_name, config.settings)
-    inference = InferenceService(driver, model, access, credentials.tokens)
-    async with AsyncExitStack() as started:  # Undone if a port is in use
+    with ExitStack() as started:  # Undone if the port is in use
         started.callback(link.close)
         admin_address = join(section.admin_host, section.admin_port)
         admin_server, admin_port = await start_admin_server(admin, admin_address, credentials)
-        started.push_async_callback(admin_server.stop, 0.0)
-        server, port = await start_server(inference, join(section.host, section.port), credentials)
         started.pop_all()
-    return RunningRouter(config, driver, server, port, admin_server, admin_port, asyncio.create_task(driver.run()))
+    return RunningRouter(config, driver, admin_server, admin_port, asyncio.create_task(driver.run()))

@@ -7,14 +7,14 @@ from baton.router.core.operation import Operation
 
 
 def completion_line(completion: Completion) -> str:
-    """How a request ended, its workers, tokens and time."""
+    """How a request ended, its gateway and workers, tokens and time."""
     reason = completion.reason.value if completion.reason is not None else "no reason"
     end = completion.error.message if completion.error is not None else reason
     workers = dict.fromkeys(filter(None, (completion.prefill_worker, completion.decode_worker)))
     return (
         f"ended: {end}; {completion.prompt_tokens} prompt tokens, "
         f"{completion.output_tokens} output tokens, {completion.latency.total_s:.3f} s, "
-        f"attempts {completion.attempts} on {', '.join(workers) or 'no worker'}"
+        f"{completion.gateway or 'no gateway'}, attempts {completion.attempts} on {', '.join(workers) or 'no worker'}"
     )
 
 

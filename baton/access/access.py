@@ -52,7 +52,7 @@ class Access:
         """The caller whose token is in a call's metadata; raises `Unauthenticated` unless there is one valid token."""
         given = [value for key, value in metadata if key == "authorization"]
         if not given:
-            raise Unauthenticated("This router requires a token: give token=… or set $BATON_TOKEN.")
+            raise Unauthenticated("This cluster requires a token: give token=… or set $BATON_TOKEN.")
         scheme, _, token = str(given[0]).partition(" ")
         if len(given) > 1 or scheme.lower() != "bearer" or len(token) > MAX_TOKEN_BYTES:
             raise Unauthenticated('Give one token, as the metadata "authorization: Bearer TOKEN".')

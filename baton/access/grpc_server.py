@@ -1,4 +1,4 @@
-"""A gRPC server for one service, with health checks and reflection. The router runs two of them."""
+"""A gRPC server for one service, with health checks and reflection: a gateway's and the router's for operators."""
 
 from __future__ import annotations
 
@@ -23,26 +23,33 @@ PINGS = [
 
 
 async def serve(
-    address: str, service: str, role: str, credentials: Credentials, add: Callable[[grpc.aio.Server], object]
+    address: str,
+    service: str,
+    role: str,
+    credentials: Credentials,
+    add: Callable[[grpc.aio.Server], object],
+    health_service: health.aio.HealthServicer | None = None,
+    share_port: bool = False,
 ) -> tuple[grpc.aio.Server, int]:
     """Serve the handlers that `add` adds, to callers with `role`, on "host:port" (port 0: any free port).
 
-    Returns the server and its port; raises `ConfigError` if the address cannot be used.
+    Servers with `share_port` may listen on one port, where each gets a part of the connections. Returns the server and
+    its port; raises `ConfigError` if the address cannot be used.
     """
     tokens = credentials.tokens
     server = grpc.aio.server(
         interceptors=[] if tokens is None else [AuthInterceptor(tokens, role)],
         options=[
             ("grpc.max_receive_message_length", credentials.access.max_message_mib * MIB),
-            ("grpc.so_reuseport", 0),
+            ("grpc.so_reuseport", int(share_port)),
             *PINGS,
         ],
     )
     add(server)
-    health_service = health.aio.HealthServicer()
+    if health_service is None:
+        health_service = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
-    for name in ("", service):
-        await health_service.set(name, health_pb2.HealthCheckResponse.SERVING)
+    await set_serving(health_service, service, True)
     reflection.enable_server_reflection((service, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     try:
         port = credentials.add_port(server, address)
@@ -52,3 +59,10 @@ async def serve(
         ) from None
     await server.start()
     return server, port
+
+
+async def set_serving(health_service: health.aio.HealthServicer, service: str, serving: bool) -> None:
+    """What health checks of the server and of its service answer from now on."""
+    status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+    for name in ("", service):
+        await health_service.set(name, status)

@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from baton.config.schema import AccessSection, EngineSection, LoggingSection, ModelSection, RouterSection
+from baton.config.schema import (
+    AccessSection,
+    EngineSection,
+    GatewaySection,
+    LoggingSection,
+    ModelSection,
+    RouterSection,
+)
 from baton.protocol.link_keys import PeerKeys
 from baton.protocol.sampling import SamplingDefaults
 
@@ -52,6 +59,32 @@ class WorkerConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class GatewayConfig:
+    """Everything a gateway needs to start."""
+
+    name: str
+    router_address: str  # The router's link, such as "tcp://127.0.0.1:5555"
+    model: ResolvedModel
+    model_name: str
+    page_size: int
+    gateway: GatewaySection
+    worker_host: str
+    worker_port: int = 0  # 0: any free port
+    sampling_defaults: SamplingDefaults = field(default_factory=dict)  # The model's, for parameters a request omits
+    access: AccessSection = field(default_factory=AccessSection)
+    logging: LoggingSection = field(default_factory=LoggingSection)
+    link_keys: PeerKeys | None = field(default=None, repr=False)  # None: open links
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayAddresses:
+    """The addresses of a running gateway."""
+
+    worker: str  # For workers, such as "tcp://127.0.0.1:5600"
+    public: str  # For clients, "host:port"
+
+
+@dataclass(frozen=True, slots=True)
 class RouterConfig:
     """Everything the router needs to start."""
 
@@ -71,6 +104,5 @@ class RouterConfig:
 class RouterAddresses:
     """The addresses of a running router."""
 
-    worker: str  # For workers, such as "tcp://127.0.0.1:5555"
-    public: str  # For clients, "host:port"
+    worker: str  # For workers and gateways, such as "tcp://127.0.0.1:5555"
     admin: str  # For operators, "host:port"

@@ -116,14 +116,27 @@ class EngineSection(_Section):
     """Seconds without progress after which a worker stops waiting for its writes to another; 0: never"""
 
 
-class RouterSection(_Section):
-    """Addresses, placement and time limits of the router."""
+class GatewaySection(_Section):
+    """Addresses and time limits of the gateways, which serve clients."""
 
     host: str = "127.0.0.1"
     """Address for clients"""
 
     port: int = Field(default=50051, ge=0, le=65535)
-    """Port for clients; 0: any free port"""
+    """Port for clients, which the gateways of a node share; 0: any free port"""
+
+    router_grace_s: float = Field(default=10.0, ge=0, le=600)
+    """Seconds that requests without any token wait for a router that is away"""
+
+    write_timeout_s: float = Field(default=30.0, ge=0)
+    """Seconds after which a stream that its client does not read is ended; 0: never"""
+
+    stop_grace_s: float = Field(default=5.0, ge=0, le=60)
+    """Seconds that running streams get to end at `baton down`; new requests are refused"""
+
+
+class RouterSection(_Section):
+    """Placement and time limits of the router, and the address for administration."""
 
     admin_host: str = "127.0.0.1"
     """Address for administration; its callers can change the pools"""
@@ -151,12 +164,6 @@ class RouterSection(_Section):
 
     claim_within_s: float = Field(default=30.0, ge=0, le=600)
     """Seconds that sequences wait for their clients after a router restart; 0: sequences are recomputed"""
-
-    stop_grace_s: float = Field(default=5.0, ge=0, le=60)
-    """Seconds that running streams get to end at `baton down`; new requests are refused"""
-
-    write_timeout_s: float = Field(default=30.0, ge=0)
-    """Seconds after which a stream that its client does not read is ended; 0: never"""
 
     state_file: str = ""
     """File that keeps the learned output lengths over a restart; empty: they are not kept"""
@@ -238,6 +245,7 @@ class BatonConfig(_Section):
     model: ModelSection = ModelSection()
     pools: PoolsSection = PoolsSection()
     engine: EngineSection = EngineSection()
+    gateway: GatewaySection = GatewaySection()
     router: RouterSection = RouterSection()
     placement: PlacementSection = PlacementSection()
     access: AccessSection = AccessSection()

@@ -91,6 +91,11 @@ class EncodingPool:
     def __post_init__(self) -> None:
         self.short, self.long = Lane(self.encode_text, 1), Lane(self.encode_text, _threads())
 
+    @property
+    def waiting_bytes(self) -> int:
+        """The bytes of all texts that wait or are being encoded."""
+        return self.short.waiting_bytes + self.long.waiting_bytes
+
     async def encode(self, text: str, num_bytes: int, add_special_tokens: bool) -> list[int]:
         """As `Lane.encode`; each lane has its own limit."""
         lane = self.short if num_bytes <= SHORT_BYTES else self.long

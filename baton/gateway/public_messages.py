@@ -1,46 +1,56 @@
-"""Messages of a stream for clients: tokens and the end of an answer."""
+"""Messages of a stream for gRPC clients: tokens and the end of an answer."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from baton.gateway.core.commands import StreamEnd
 from baton.gateway.core.stream import TextToken
 from baton.protocol import conversion
 from baton.protocol.v1 import inference_pb2
-from baton.router.core.completion import Completion
 
 
-def token_message(token: TextToken) -> inference_pb2.Token:
-    """One token."""
-    message = inference_pb2.Token(index=token.index, id=token.token_id, text=token.text)
-    if token.logprob is not None:
-        message.logprob = token.logprob
-        message.top_logprobs.extend(
-            inference_pb2.TokenLogprob(id=id, logprob=logprob) for id, logprob in token.top_logprobs
-        )
-    return message
+def stream_message(tokens: Sequence[TextToken], end: StreamEnd | None = None) -> bytes:
+    """Tokens, and the end of the answer after the last one, as a serialised `GenerateResponse`.
+
+    Fields are set one by one, because passing them to `add` takes four times as long.
+    """
+    message = inference_pb2.GenerateResponse()
+    add = message.tokens.add
+    for token in tokens:
+        written = add()
+        written.index = token.index
+        written.id = token.token_id
+        written.text = token.text
+        if token.logprob is not None:
+            written.logprob = token.logprob
+            for token_id, logprob in token.top_logprobs:
+                written.top_logprobs.add(id=token_id, logprob=logprob)
+    if end is not None:
+        message.finish.CopyFrom(finish_message(end))
+    return message.SerializeToString()
 
 
-def finish_message(completion: Completion) -> inference_pb2.Finish:
+def finish_message(end: StreamEnd) -> inference_pb2.Finish:
     """The end of an answer: usage, timings and route."""
-    latency, route = completion.latency, completion
+    latency = end.latency
     finish = inference_pb2.Finish(
-        reason=conversion.finish_number(completion.reason),  # type: ignore[arg-type]
+        reason=conversion.finish_number(end.reason),  # type: ignore[arg-type]
         usage=inference_pb2.Usage(
-            prompt_tokens=completion.prompt_tokens,
-            output_tokens=completion.output_tokens,
-            cached_tokens=completion.cached_tokens,
+            prompt_tokens=end.prompt_tokens, output_tokens=end.output_tokens, cached_tokens=end.cached_tokens
         ),
         timings=inference_pb2.Timings(
             queue_s=latency.queue_s, ttft_s=latency.ttft_s or 0.0, tpot_s=latency.tpot_s, total_s=latency.total_s
         ),
         route=inference_pb2.Route(
-            prefill_worker=route.prefill_worker,
-            decode_worker=route.decode_worker,
-            attempts=route.attempts,
-            migrations=route.migrations,
+            prefill_worker=end.prefill_worker,
+            decode_worker=end.decode_worker,
+            attempts=end.attempts,
+            migrations=end.migrations,
         ),
-        request_id=completion.request_id,
-        trailing_text=completion.trailing_text,
+        request_id=end.request_id,
+        trailing_text=end.trailing_text,
     )
-    if completion.handoff is not None:
-        finish.route.handoff.CopyFrom(conversion.to_message(completion.handoff))  # type: ignore[arg-type]
+    if end.handoff is not None:
+        finish.route.handoff.CopyFrom(conversion.to_message(end.handoff))  # type: ignore[arg-type]
     return finish

@@ -93,7 +93,9 @@ class FrameServer:
         name = identity_name(identity)
         if self._authenticator is not None:
             expected = self._key_of(name)
-            if not expected or parts[1].get(KEY_PROPERTY) != expected:
+            if not expected:
+                raise InvalidRequest(f"{name!r} is unknown here.")
+            if parts[1].get(KEY_PROPERTY) != expected:
                 raise InvalidRequest(f"Its key is not the key of {name!r}.")
         if not identity.endswith(ONE_WAY.encode()):
             self._identities[name] = identity

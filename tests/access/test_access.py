@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from baton.access.access import ADMIN, GENERATE, parse_tokens
 from baton.config.access import access_words, check_access
 from baton.config.schema import AccessSection
+from baton.gateway.intake import check_prompt, most_prompt_tokens
 from baton.links.log_rate_limit import EVERY_S, LogRateLimit
-from baton.protocol.errors import ConfigError, Overloaded, PermissionDenied, PromptTooLong, Unauthenticated
-from baton.router.core.limits import TenantStreams, check_prompt, most_prompt_tokens
+from baton.protocol.errors import ConfigError, PermissionDenied, PromptTooLong, Unauthenticated
 
 TOKEN = "baton_of-acme"
 DIGEST = sha256(TOKEN.encode()).hexdigest()
@@ -128,23 +128,6 @@ def test_a_prompt_may_be_as_long_as_configured() -> None:
     check_prompt(open_to_all, 1 << 30)
     assert (most_prompt_tokens(limited, 5), most_prompt_tokens(limited, 50)) == (5, 10)
     assert most_prompt_tokens(open_to_all, 50) == 50
-
-
-def test_a_tenant_has_so_many_streams_and_each_gives_its_place_back() -> None:
-    streams = TenantStreams(2)
-    with streams.one_of("a"), streams.one_of("b"):
-        with streams.one_of("a"), pytest.raises(Overloaded, match="'a' has 2 answers") as caught, streams.one_of("a"):
-            raise AssertionError
-        assert caught.value.retry_after_s
-        with streams.one_of("a"):
-            pass
-    assert not streams._open
-
-
-def test_without_a_limit_no_stream_waits() -> None:
-    streams = TenantStreams(0)
-    with streams.one_of(""), streams.one_of(""):
-        pass
 
 
 def test_complaints_are_few_and_counted() -> None:

@@ -16,7 +16,9 @@ from baton.decode_worker.role import DecodeRole
 from baton.engine.batch import StepBudget
 from baton.engine.kv_pages import PagePool
 from baton.engine.model_config import model_config
-from baton.gateway.grpc_service import InferenceService, ServedModel, _emitted, _parse
+from baton.gateway.grpc_service import InferenceService, _parse
+from baton.gateway.intake import Intake, check_emitted
+from baton.gateway.served_model import ServedModel
 from baton.protocol import codec
 from baton.protocol.errors import InvalidRequest
 from baton.protocol.handoff import HandoffNotice, Reservation
@@ -83,7 +85,7 @@ def _loop() -> asyncio.AbstractEventLoop:
 @cache
 def _service() -> InferenceService:
     model = ServedModel("m", "m", model_config(CONFIG), _Tokenizer(), "float32", 64)  # type: ignore[arg-type]
-    return InferenceService(SimpleNamespace(clock=lambda: 0.0), model, seeds=random.Random(0))  # type: ignore[arg-type]
+    return InferenceService(SimpleNamespace(clock=lambda: 0.0), Intake(model, seeds=random.Random(0)))  # type: ignore[arg-type]
 
 
 def _generate_message(rng: random.Random) -> bytes:
@@ -107,7 +109,8 @@ def _generate_message(rng: random.Random) -> bytes:
 def _generate(data: bytes) -> None:
     message = _parse(inference_pb2.GenerateRequest, data)
     request = _loop().run_until_complete(_service()._request(message, message.tenant, _Context()))  # type: ignore[arg-type]
-    emitted = _emitted(message, request, VOCAB)
+    emitted = tuple(message.emitted)
+    check_emitted(emitted, message.resume_from, request.sampling.max_tokens, VOCAB)
     cluster = _cluster()
     cluster.core.submit(request, cluster.now, emitted)
 

@@ -14,7 +14,9 @@ import pytest
 from baton.engine.model_config import model_config
 from baton.engine.tokenizer import Tokenizer
 from baton.gateway.encoding import SHORT_BYTES, EncodingPool, Lane
-from baton.gateway.grpc_service import InferenceService, ServedModel
+from baton.gateway.grpc_service import InferenceService
+from baton.gateway.intake import Intake
+from baton.gateway.served_model import ServedModel
 from baton.protocol.errors import Overloaded
 from baton.protocol.v1 import inference_pb2
 from tests.checkpoints import byte_tokenizer
@@ -52,7 +54,7 @@ def tokenizer(tmp_path: Path) -> Tokenizer:
 
 def _service(tokenizer: Tokenizer) -> InferenceService:
     model = ServedModel("m", "m", model_config({**CONFIG, "vocab_size": 320}), tokenizer, "float32", 100_000)
-    return InferenceService(SimpleNamespace(clock=lambda: 0.0), model)  # type: ignore[arg-type]
+    return InferenceService(SimpleNamespace(clock=lambda: 0.0), Intake(model))  # type: ignore[arg-type]
 
 
 def test_no_text_however_short_is_encoded_on_the_event_loop(
@@ -190,10 +192,10 @@ def test_a_special_token_that_the_model_does_not_have_never_reaches_a_worker(tok
     message.sampling.stop.extend(["<pad>", "<eos>"])
     ids = tokenizer.special_ids(["<pad>", "<eos>"])
     config = model_config({**CONFIG, "vocab_size": max(ids), "eos_token_id": 0})  # the tokenizer has one id more
-    small = replace(service.model, config=config)
+    small = replace(service.intake.model, config=config)
     tokens = [1]
-    service = InferenceService(service.driver, small)
-    service.encoding = EncodingPool(lambda text, add_special_tokens: tokens)
+    service = InferenceService(service.driver, Intake(small))
+    service.intake.encoding = EncodingPool(lambda text, add_special_tokens: tokens)
     context = SimpleNamespace(time_remaining=lambda: None)
     request = asyncio.run(service._request(message, "", context))  # type: ignore[arg-type]
     assert request.sampling.stop_token_ids == tuple(token_id for token_id in ids if token_id < max(ids))
@@ -218,7 +220,7 @@ def test_a_text_is_taken_as_it_is_where_the_caller_says_so(tokenizer: Tokenizer)
         return [1]
 
     service = _service(tokenizer)
-    service.encoding = EncodingPool(encode)
+    service.intake.encoding = EncodingPool(encode)
 
     async def ask() -> None:
         for kind in (inference_pb2.GenerateRequest, inference_pb2.TokenizeRequest):

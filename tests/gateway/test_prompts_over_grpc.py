@@ -1,4 +1,4 @@
-"""How clients say what belongs around a text, from each client to what the router would run."""
+"""How clients say what belongs around a text, from each client to what the gateway would submit."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from baton.cli.main import app
 from baton.config.schema import AccessSection
 from baton.engine.model_config import model_config
 from baton.engine.tokenizer import Tokenizer
-from baton.gateway.grpc_service import InferenceService, ServedModel, start_server
+from baton.gateway.grpc_service import InferenceService, start_server
+from baton.gateway.intake import Intake
+from baton.gateway.served_model import ServedModel
 from baton.protocol.errors import InvalidRequest
 from baton.protocol.request import Request
 from tests.checkpoints import byte_tokenizer
@@ -36,7 +38,7 @@ class _Taken:
     def clock(self) -> float:
         return 0.0
 
-    def submit(self, request: Request, emitted: Sequence[int], resume_from: int) -> Any:
+    def open(self, request: Request, emitted: Sequence[int], resume_from: int) -> Any:
         self.requests.append(request)
         raise InvalidRequest(SAYS)
 
@@ -69,7 +71,7 @@ def test_every_client_says_whether_special_tokens_are_added(tokenizer: Tokenizer
             assert SAYS in str(answer.exception)
 
     async def everything() -> None:
-        service = InferenceService(taken, model)  # type: ignore[arg-type]
+        service = InferenceService(taken, Intake(model))  # type: ignore[arg-type]
         server, port = await start_server(service, "127.0.0.1:0", Credentials(AccessSection()))
         address = f"127.0.0.1:{port}"
         try:

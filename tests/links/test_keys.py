@@ -128,34 +128,41 @@ def test_a_handshake_without_the_routers_key_fails(keyed: bool) -> None:
     asyncio.run(run())
 
 
-def test_a_gateway_accepts_the_workers_that_it_has_keys_of_and_no_longer_than_that() -> None:
+def test_a_gateway_accepts_the_workers_that_it_has_keys_of_and_no_longer_than_that(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     async def run() -> None:
         secret = new_secret()
-        gateway_keys, worker_keys = peer_keys(secret, "gateway-0"), peer_keys(secret, "decode-0")
-        workers = {"decode-0": worker_keys.public}
-        accepted: list[str] = []
+        gateway_keys = peer_keys(secret, "gateway-0")
+        workers = {"decode-0": peer_keys(secret, "decode-0").public}
+        accepted: list[tuple[str, str]] = []
         gateway = FrameServer(ANY_PORT, FROM_WORKER_TO_GATEWAY, lambda name: workers.get(name, ""), gateway_keys)
 
         def on_frame(peer: str, incarnation: str, batch: list[Any]) -> None:
-            accepted.extend(message.incarnation for message in batch)
+            accepted.extend((peer, message.incarnation) for message in batch)
             gateway.send(peer, [AttachStreams(())])
 
         gateway.start(on_frame)
-        clients = [
-            FrameClient(gateway.address, name, FROM_GATEWAY_TO_WORKER, "", peer_keys(secret, name), gateway_keys.public)
+        early, worker = (
+            Received(
+                FrameClient(
+                    gateway.address, name, FROM_GATEWAY_TO_WORKER, "", peer_keys(secret, name), gateway_keys.public
+                )
+            )
             for name in ("decode-1", "decode-0")
-        ]
-        worker = Received(clients[1])
-        for number, one in enumerate(clients):
-            one.send([LinkUp(f"decode-{1 - number}", "of an unknown worker" if number == 0 else "first")])
+        )
+        early.link.send([LinkUp("decode-1", "too early")])
+        await until_async(lambda: len(caplog.messages) == 1)
+        worker.link.send([LinkUp("decode-0", "first")])
         await worker.until_messages(1)
         del workers["decode-0"]
         worker.link.send([LinkUp("decode-0", "after it has left")])
         workers["decode-1"] = peer_keys(secret, "decode-1").public
-        await until_async(lambda: clients[0].send([LinkUp("decode-1", "known")]) and "known" in accepted)
-        assert set(accepted) == {"first", "known"}
-        for one in clients:
-            one.close()
+        early.link.send([LinkUp("decode-1", "second")])
+        await early.until_messages(1)
+        assert accepted == [("decode-0", "first"), ("decode-1", "second")]
+        for one in (early, worker):
+            one.link.close()
         gateway.close()
 
     asyncio.run(run())

@@ -24,7 +24,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "router.core": ("protocol", "config", "router.policy"),
     "access": ("protocol", "config"),
     "links": ("protocol",),
-    "router": ("protocol", "config", "router.policy", "router.core", "access", "links"),
+    "router": ("protocol", "config", "router.policy", "router.core", "access", "links", "engine.checkpoint"),
     "gateway.core": ("protocol",),
     "gateway": (
         *("protocol", "config", "access", "links", "gateway.core"),
@@ -40,7 +40,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     ),
     "deploy": (
         *("protocol", "config", "client", "engine", "kv_transfer", "builtin_model"),
-        *("access", "router.policy", "router.actor", "gateway.actor", "worker.actor"),
+        *("access", "links.keys", "router.policy", "router.actor", "gateway.actor", "worker.actor"),
     ),
     "cli": ("protocol", "config", "client", "simulator", "deploy", "builtin_model"),
     "harness": (  # what tests and benchmarks share; no room of the product imports it

@@ -27,7 +27,7 @@ def test_a_requests_end_is_one_line(
     line = completion_line(Completion("r1", "gateway-0", reason, error, 6, 4, latency, *workers, 1, 0, None))
     assert told[0] in line
     assert line.endswith(told[1])
-    assert "6 prompt tokens, 4 output tokens, 0.250 s" in line
+    assert "6 prompt tokens, 4 output tokens, 0.250 s, gateway-0, attempts 1" in line
 
 
 def test_an_operation_is_told_by_the_step_it_is_at_and_at_last_by_its_end() -> None:

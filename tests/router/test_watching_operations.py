@@ -8,7 +8,6 @@ from typing import Any
 
 import grpc
 import pytest
-from baton.router.core.worker_frames import WorkerFrames
 
 from baton.access.credentials import Credentials
 from baton.config.schema import AccessSection
@@ -21,6 +20,7 @@ from baton.router.core.commands import Command, OperationUpdated
 from baton.router.core.operation import Drain, Operation, OperationState, Step, StepState
 from baton.router.core.operations import Operations
 from baton.router.core.orphans import Orphans
+from baton.router.core.peer_frames import PeerFrames
 from baton.router.driver import Driver
 from baton.router.policy.cluster_state import ClusterState
 from tests.router.policy.clusters import cluster_of, decode
@@ -36,7 +36,11 @@ class Kept:
     def operations(self) -> Any:
         return Operations(ClusterState(), {}, Orphans(30.0), _known={"op": self.operation})
 
-    def on_worker_lost(self, worker: str, now: float) -> list[Command]:
+    @property
+    def gateways(self) -> list[str]:
+        return []
+
+    def on_worker_lost(self, worker: str, now: float, certain: bool) -> list[Command]:
         self.operation.steps[0].state = StepState.DRAINING
         return [OperationUpdated(self.operation)]
 
@@ -48,7 +52,7 @@ class Kept:
 def _driver() -> Driver:
     core: Any = Kept()
     link: Any = None
-    return Driver(core, link, WorkerFrames("m", 1, 1), clock=lambda: 1.0)
+    return Driver(core, link, PeerFrames("m", 1), clock=lambda: 1.0)
 
 
 async def _states(driver: Driver, began: asyncio.Event | None = None) -> list[tuple[str, str]]:

@@ -60,15 +60,17 @@ class GatewaySession:
     router_grace_s: float = 10.0  # That a stream without any token waits for the router
     streams: dict[str, LiveStream] = field(default_factory=dict)
     stopped: StoppedRequests = field(default_factory=StoppedRequests)
-    workers: Workers = field(default_factory=Workers)
+    workers: Workers = field(init=False)
     router_up: bool = False
     num_tokens: int = 0  # Shown since the start
     num_requests: int = 0
-    invalid_tokens: int = 0  # Outside the vocabulary
     _router_lost_s: float = float("-inf")
     _registered: bool = False  # The router has answered the last registration
     _registered_s: float = float("-inf")  # The time of that registration
     _waits: dict[str, float] = field(default_factory=dict)  # Until when a stream waits (`END_WAIT_S`), by request id
+
+    def __post_init__(self) -> None:
+        self.workers = Workers(self.model.vocab_size)
 
     def open(self, request: Request, now: float, emitted: Sequence[int] = (), resume_from: int = 0) -> list[Command]:
         """Open a stream, or give the live one of the same request to this reader, from index `resume_from` on.
@@ -108,14 +110,15 @@ class GatewaySession:
             return self._register(now)
         if self.router_up:
             self._router_lost_s = now
-        self.router_up = False
+        self.router_up = self._registered = False
         return self._end_complete(now)
 
     def on_router_message(self, message: ToGateway, now: float) -> list[Command]:
         """A message of the router. Before it has answered a registration, what it sends of requests is outdated."""
         match message:
             case GatewayRegistered():
-                self._registered = True
+                self._registered = self.router_up
+                self.workers.on_registered(now)
                 return []
             case WorkerJoined(worker, public_key):
                 accept = AcceptWorker(worker, public_key)
@@ -125,7 +128,8 @@ class GatewaySession:
                 self.workers.leave(worker)
                 return [ForgetWorker(worker)]
             case Reregister():
-                return self._register(now) if now - self._registered_s >= REGISTER_AGAIN_S else []
+                wanted = self.router_up and now - self._registered_s >= REGISTER_AGAIN_S
+                return self._register(now) if wanted else []
         if not self._registered:
             return []
         match message:
@@ -151,7 +155,7 @@ class GatewaySession:
         shown: dict[str, list[TextToken]] = {}
         for message in batch:
             if isinstance(message, StepOutput):
-                self._take(worker, message, shown, now)
+                self.workers.take(worker, message.tokens, self.streams, shown, now)
             elif isinstance(message, LinkUp):
                 commands.append(self._attach(worker, self.streams.values()))
         for request_id, tokens in shown.items():
@@ -169,6 +173,7 @@ class GatewaySession:
     def tick(self, now: float) -> list[Command]:
         """Handle what has waited too long. Call it ten times a second."""
         commands: list[Command] = [] if self.router_up else self._give_up(now)
+        commands += [ForgetWorker(worker) for worker in self.workers.stale(now)]
         for worker, request_ids in self.workers.due(now).items():
             commands.append(self._attach(worker, [self.streams[request_id] for request_id in request_ids]))
         for request_id in [request_id for request_id, until_s in self._waits.items() if now >= until_s]:
@@ -181,28 +186,6 @@ class GatewaySession:
         for request_id in self.stopped.expire(now) if self.router_up else ():
             commands += self._release(request_id, now)
         return commands
-
-    def _take(self, worker: str, message: StepOutput, shown: dict[str, list[TextToken]], now: float) -> None:
-        """The tokens of one step; those that can be shown are added to `shown`, by request id."""
-        streams, workers, vocab_size = self.streams, self.workers, self.model.vocab_size
-        for output in message.tokens:
-            stream = streams.get(output.request_id)
-            if stream is None or stream.held:
-                continue
-            if not 0 <= output.token_id < vocab_size:
-                self.invalid_tokens += 1
-                continue
-            tokens = stream.output.accept(output)
-            if tokens:
-                known = shown.get(output.request_id)
-                if known is None:
-                    shown[output.request_id] = tokens
-                else:
-                    known += tokens
-                if workers.num_gaps:
-                    workers.close_gap(output.request_id)
-            if stream.output.has_gap:
-                workers.open_gap(output.request_id, worker, now)
 
     def _on_progress(self, stream: LiveStream, now: float) -> list[Command]:
         """The output has ended, or the router has and tokens were missing."""
@@ -281,7 +264,7 @@ class GatewaySession:
 
     def _attach(self, worker: str, streams: Iterable[LiveStream]) -> SendToWorker:
         wanted = (stream for stream in streams if not stream.output.ended and not stream.held)
-        positions = tuple(StreamPosition(stream.request_id, stream.num_tokens) for stream in wanted)
+        positions = tuple(StreamPosition(stream.request_id, stream.num_tokens, stream.digest) for stream in wanted)
         return SendToWorker(worker, AttachStreams(positions))
 
     def _give_up(self, now: float) -> list[Command]:

@@ -55,6 +55,7 @@ class Cluster(google.protobuf.message.Message):
     CONTINUED_REQUESTS_FIELD_NUMBER: builtins.int
     UNCLAIMED_SEQUENCES_FIELD_NUMBER: builtins.int
     CANCELLED_REQUESTS_FIELD_NUMBER: builtins.int
+    GATEWAYS_FIELD_NUMBER: builtins.int
     model: builtins.str
     queued_requests: builtins.int
     live_requests: builtins.int
@@ -67,7 +68,7 @@ class Cluster(google.protobuf.message.Message):
     continued_requests: builtins.int
     """Requests that this router adopted from an earlier one without recomputing a token."""
     unclaimed_sequences: builtins.int
-    """Sequences that workers kept over a restart of the router and that no client has resumed yet."""
+    """Sequences that workers kept over a restart of the router and that no gateway has claimed yet."""
     cancelled_requests: builtins.int
     """Cancelled by their clients, or stopped because their clients disconnected."""
     @property
@@ -78,6 +79,10 @@ class Cluster(google.protobuf.message.Message):
 
     @property
     def planner(self) -> global___Planner: ...
+    @property
+    def gateways(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___GatewayStatus]:
+        """In the order of their names."""
+
     def __init__(
         self,
         *,
@@ -94,11 +99,62 @@ class Cluster(google.protobuf.message.Message):
         continued_requests: builtins.int = ...,
         unclaimed_sequences: builtins.int = ...,
         cancelled_requests: builtins.int = ...,
+        gateways: collections.abc.Iterable[global___GatewayStatus] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["planner", b"planner"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["cancelled_requests", b"cancelled_requests", "continued_requests", b"continued_requests", "failed_requests", b"failed_requests", "finished_requests", b"finished_requests", "live_requests", b"live_requests", "model", b"model", "planner", b"planner", "pools", b"pools", "queued_requests", b"queued_requests", "refused_requests", b"refused_requests", "settings", b"settings", "unclaimed_sequences", b"unclaimed_sequences", "uptime_s", b"uptime_s"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["cancelled_requests", b"cancelled_requests", "continued_requests", b"continued_requests", "failed_requests", b"failed_requests", "finished_requests", b"finished_requests", "gateways", b"gateways", "live_requests", b"live_requests", "model", b"model", "planner", b"planner", "pools", b"pools", "queued_requests", b"queued_requests", "refused_requests", b"refused_requests", "settings", b"settings", "unclaimed_sequences", b"unclaimed_sequences", "uptime_s", b"uptime_s"]) -> None: ...
 
 global___Cluster = Cluster
+
+@typing.final
+class GatewayStatus(google.protobuf.message.Message):
+    """A gateway's last report; its rates are over the latest seconds."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    HOST_FIELD_NUMBER: builtins.int
+    PID_FIELD_NUMBER: builtins.int
+    INCARNATION_FIELD_NUMBER: builtins.int
+    PUBLIC_ADDRESS_FIELD_NUMBER: builtins.int
+    STREAMS_FIELD_NUMBER: builtins.int
+    TOKENS_PER_S_FIELD_NUMBER: builtins.int
+    REQUESTS_PER_S_FIELD_NUMBER: builtins.int
+    CPU_SHARE_FIELD_NUMBER: builtins.int
+    WAITING_BYTES_FIELD_NUMBER: builtins.int
+    LAST_REPORT_S_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    host: builtins.str
+    pid: builtins.int
+    incarnation: builtins.str
+    public_address: builtins.str
+    """Where clients connect, "host:port"."""
+    streams: builtins.int
+    tokens_per_s: builtins.float
+    requests_per_s: builtins.float
+    cpu_share: builtins.float
+    """CPU seconds per second: 1 is one core."""
+    waiting_bytes: builtins.int
+    """Text that waits for tokenisation."""
+    last_report_s: builtins.float
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        host: builtins.str = ...,
+        pid: builtins.int = ...,
+        incarnation: builtins.str = ...,
+        public_address: builtins.str = ...,
+        streams: builtins.int = ...,
+        tokens_per_s: builtins.float = ...,
+        requests_per_s: builtins.float = ...,
+        cpu_share: builtins.float = ...,
+        waiting_bytes: builtins.int = ...,
+        last_report_s: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["cpu_share", b"cpu_share", "host", b"host", "incarnation", b"incarnation", "last_report_s", b"last_report_s", "name", b"name", "pid", b"pid", "public_address", b"public_address", "requests_per_s", b"requests_per_s", "streams", b"streams", "tokens_per_s", b"tokens_per_s", "waiting_bytes", b"waiting_bytes"]) -> None: ...
+
+global___GatewayStatus = GatewayStatus
 
 @typing.final
 class Pool(google.protobuf.message.Message):

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from baton.gateway.core.detokenizer import WINDOW_TOKENS, Detokenizer, StopStrings
 from baton.gateway.core.stream import OutputStream
-from baton.protocol.messages import TokenOutput
+from baton.protocol.gateway_messages import TokenOutput
 from baton.protocol.request import FinishReason, Request, SamplingParams
 from tests.plain_vocabulary import BYTES
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from baton.engine.tokenizer import Tokenizer
 from baton.gateway.core.detokenizer import CONTEXT_TOKENS, WINDOW_TOKENS, Detokenizer
 from baton.gateway.core.stream import OutputStream
-from baton.protocol.messages import TokenOutput
+from baton.protocol.gateway_messages import TokenOutput
 from baton.protocol.request import FinishReason, Request, SamplingParams
 from tests.gateway.vocabularies import KINDS, output_text, token_id, vocabulary
 

@@ -1,0 +1,59 @@
+"""The Ray actor that holds a gateway process.
+
+Ray restarts it when it dies, with the same configuration and port and without state. It registers with the router, and
+clients resume their streams here or at another gateway.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import ray
+
+from baton.config.process_config import GatewayAddresses, GatewayConfig
+from baton.logs import log, set_up
+from baton.protocol.address import is_loopback
+from baton.protocol.errors import BatonError
+
+
+@ray.remote(num_cpus=0, max_restarts=-1, max_concurrency=64)  # type: ignore[call-overload]
+class GatewayActor:
+    """A gateway. Its methods run on the event loop of the gRPC server and the links.
+
+    The configured port must be fixed, so that a restarted gateway has the address of the first one.
+    """
+
+    def __init__(self, config: GatewayConfig) -> None:
+        set_up(config.name, config.logging.level)
+        if not is_loopback(config.worker_host):  # The command's node may be another
+            config = replace(config, worker_host=ray.util.get_node_ip_address())
+        self._config = config
+        self._ended = asyncio.Event()
+        self._started = asyncio.get_running_loop().create_task(self._start())
+
+    async def _start(self) -> GatewayAddresses | str:
+        from baton.gateway.build import start_gateway
+
+        try:
+            self._gateway = await start_gateway(self._config)
+        except (BatonError, RuntimeError, OSError) as error:
+            log.error(f"{self._config.name} could not start: {error}")
+            return f"{self._config.name} could not start: {error}"
+        addresses = self._gateway.addresses
+        log.info(f"serving gRPC on {addresses.public}, workers on {addresses.worker}")
+        return addresses
+
+    async def start(self) -> GatewayAddresses | str:
+        """Wait until it serves; returns its addresses, or the sentence of the error that prevents it."""
+        return await self._started
+
+    async def ended(self) -> None:
+        """Wait until the gateway has stopped; if the process ends, the call fails."""
+        await self._ended.wait()
+
+    async def stop(self) -> None:
+        """End running streams after `gateway.stop_grace_s` and close the server."""
+        if not isinstance(await self._started, str):
+            await self._gateway.stop(self._config.gateway.stop_grace_s)
+        self._ended.set()

@@ -1,0 +1,185 @@
+"""Performs the session's commands: the only module in which a gateway's decisions meet sockets and the clock."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from baton.gateway.core.commands import (
+    AcceptWorker,
+    Command,
+    EndStream,
+    ForgetWorker,
+    SendToRouter,
+    SendToWorker,
+    ShowTokens,
+)
+from baton.gateway.core.live_stream import taken_over
+from baton.gateway.core.session import GatewaySession
+from baton.gateway.subscription import Subscription
+from baton.links.frame_client import FrameClient
+from baton.links.frame_server import FrameServer
+from baton.logs import log
+from baton.protocol.errors import BatonError, Cancelled
+from baton.protocol.gateway_messages import GatewayMessage, GatewayRegistered, ToGateway, TokenMessage
+from baton.protocol.messages import Goodbye
+from baton.protocol.request import Request
+
+TICK_S = 0.1
+LOAD_EVERY_S = 1.0
+
+
+async def _no_change(serving: bool) -> None:
+    """In place of a health service."""
+
+
+@dataclass(eq=False)
+class GatewayDriver:
+    """A gateway: the session with its clock, its links to router and workers, and its clients."""
+
+    session: GatewaySession
+    router: FrameClient
+    workers: FrameServer
+    write_timeout_s: float = 30.0  # 0: never
+    waiting_bytes: Callable[[], int] = int  # Of text that waits for tokenisation
+    on_serving: Callable[[bool], Awaitable[None]] = _no_change  # Called when `serving` changes
+    clock: Callable[[], float] = time.monotonic
+    worker_keys: dict[str, str] = field(default_factory=dict)  # Public keys of the workers that may connect, by name
+    registered: asyncio.Event = field(default_factory=asyncio.Event)  # The router has answered the registration
+    _subscriptions: dict[str, Subscription] = field(default_factory=dict)
+    _router_full: bool = False  # The router's link did not take a frame
+    _router_lost_s: float = field(init=False)
+    _dropped: tuple[int, int] = (0, 0)  # Tokens that were dropped and logged
+
+    def __post_init__(self) -> None:
+        self._router_lost_s = self.clock()
+
+    @property
+    def serving(self) -> bool:
+        """Whether new requests are answered: the router is there, or has been away for no longer than they wait."""
+        return self.session.router_up or self.clock() - self._router_lost_s < self.session.router_grace_s
+
+    async def run(self) -> None:
+        """Serve until cancelled."""
+        self.workers.start(self._on_worker_frame)
+        self.router.start(self._on_router)
+        load_s, serving = self.clock(), True
+        while True:
+            await asyncio.sleep(TICK_S)
+            now = self.clock()
+            self._perform(self.session.tick(now))
+            self._fail_unread(now)
+            if serving != self.serving:
+                serving = not serving
+                log.warning("serving" if serving else "the router is away: not serving")
+                await self.on_serving(serving)
+            if now - load_s >= LOAD_EVERY_S:
+                load_s = now
+                self._report(now)
+
+    def open(self, request: Request, emitted: Sequence[int] = (), resume_from: int = 0) -> Subscription:
+        """Open a stream, or take over the live one of the same request; raises the session's `BatonError`.
+
+        `emitted` are output tokens that the client has. A live request is streamed from token index `resume_from`. Its
+        earlier client, likely disconnected, gets an error.
+        """
+        request_id = request.request_id
+        commands = self.session.open(request, self.clock(), emitted, resume_from)
+        earlier = self._subscriptions.get(request_id)
+        if earlier is not None and earlier.end is None:
+            earlier.fail(taken_over(request_id))
+        subscription = self._subscriptions[request_id] = Subscription(request_id)
+        self._perform(commands)
+        return subscription
+
+    def close(self, subscription: Subscription, error: BatonError) -> None:
+        """Detach a client; a request that is not complete is stopped with `error`."""
+        if self._subscriptions.get(subscription.request_id) is not subscription:
+            return
+        del self._subscriptions[subscription.request_id]
+        if subscription.end is None:
+            self._perform(self.session.leave(subscription.request_id, error, self.clock()))
+
+    def leave(self) -> None:
+        """Send the goodbye to the router, so that it does not wait for this gateway."""
+        if self.session.router_up:
+            self.router.send([Goodbye("stopped")])
+
+    def _fail_unread(self, now: float) -> None:
+        """End streams that their clients have not read for `write_timeout_s`; gRPC keeps one message of each."""
+        timeout_s = self.write_timeout_s
+        for subscription in list(self._subscriptions.values()) if timeout_s else ():
+            since_s = subscription.writing_since_s
+            if since_s is not None and now - since_s > timeout_s:
+                error = Cancelled(f"The client has not read its stream for {timeout_s:g} s (gateway.write_timeout_s).")
+                self.close(subscription, error)
+                subscription.fail(error)
+
+    def _report(self, now: float) -> None:
+        """Send the load, log what was dropped, and try a link again that did not take a frame."""
+        session = self.session
+        dropped = session.workers.invalid_tokens, session.workers.refused_tokens
+        if dropped != self._dropped:
+            log.warning(f"dropped tokens so far: {dropped[0]} outside the vocabulary, {dropped[1]} of unknown workers")
+            self._dropped = dropped
+        if self._router_full:
+            self._router_full = False
+            self._perform(session.on_router_link(True, now))
+        elif self.registered.is_set():
+            self._send_to_router([session.load(time.process_time(), self.waiting_bytes())])
+
+    def _on_router(self, changes: list[bool], batch: list[ToGateway]) -> None:
+        """Messages arrived before a change of the connection: the router sends none before it is registered with."""
+        now = self.clock()
+        for message in batch:
+            self._perform(self.session.on_router_message(message, now))
+            if isinstance(message, GatewayRegistered):
+                self.registered.set()
+        for up in changes:
+            log.info("connected to the router" if up else "lost the connection to the router")
+            self._router_full = False
+            if not up:
+                self._on_router_lost(now)
+            else:
+                self._perform(self.session.on_router_link(True, now))
+
+    def _on_router_lost(self, now: float) -> None:
+        self.registered.clear()
+        if self.session.router_up:
+            self._router_lost_s = now
+        self._perform(self.session.on_router_link(False, now))
+
+    def _on_worker_frame(self, worker: str, incarnation: str, batch: list[TokenMessage]) -> None:
+        self._perform(self.session.on_worker_messages(worker, incarnation, batch, self.clock()))
+
+    def _send_to_router(self, batch: list[GatewayMessage]) -> None:
+        if not self.router.send(batch) and not self._router_full:
+            log.warning("the router takes no more messages: registering again in a second")
+            self._router_full = True
+            self._on_router_lost(self.clock())
+
+    def _perform(self, commands: Iterable[Command]) -> None:
+        to_router: list[GatewayMessage] = []
+        for command in commands:
+            match command:
+                case ShowTokens(request_id, tokens):
+                    subscription = self._subscriptions.get(request_id)
+                    if subscription is not None and subscription.error is None:
+                        subscription.show(tokens)
+                case EndStream(end):
+                    subscription = self._subscriptions.get(end.request_id)
+                    if subscription is not None:
+                        subscription.finish(end)
+                case SendToRouter(message):
+                    to_router.append(message)
+                case SendToWorker(worker, message):
+                    self.workers.send(worker, [message])  # If it is lost, the worker asks again with `LinkUp`
+                case AcceptWorker(worker, public_key):
+                    self.worker_keys[worker] = public_key
+                case ForgetWorker(worker):
+                    self.worker_keys.pop(worker, None)
+                    self.workers.forget(worker)
+        if to_router:
+            self._send_to_router(to_router)

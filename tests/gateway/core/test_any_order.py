@@ -1,0 +1,120 @@
+"""A gateway's streams over links that lose, repeat and overtake; clients, workers and the router come and go."""
+
+from __future__ import annotations
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from tests.gateway.core.small_cluster import WORKERS, SmallCluster, answer_of, request
+
+IDS = st.sampled_from(("a", "b", "c"))
+KINDS = st.integers(0, 5)
+STOPS = st.sampled_from(((), ("a.",), ("b", "ab"), ("aa", "..")))
+NAMES = st.sampled_from(WORKERS)
+
+
+class Streams(RuleBasedStateMachine):
+    """Each client checks indexes, tokens, text and end; see `SmallCluster`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cluster = SmallCluster()
+
+    @rule()
+    def router_comes(self) -> None:
+        self.cluster.link_router(True)
+
+    @rule(keep=st.integers(0, 5))
+    def router_link_breaks(self, keep: int) -> None:
+        self.cluster.link_router(False, keep)
+
+    @rule()
+    def router_dies(self) -> None:
+        self.cluster.kill_router()
+
+    @rule(id=IDS, kind=KINDS, most=st.integers(1, 8), stop=STOPS, least=st.integers(0, 3), data=st.data())
+    def client_comes(
+        self, id: str, kind: int, most: int, stop: tuple[str, ...], least: int, data: st.DataObject
+    ) -> None:
+        asked = request(id, kind, most, stop, min(least, most))
+        if id in self.cluster.readers:
+            asked = self.cluster.readers[id].asked
+        elif id in self.cluster.kept:  # Of another content its tokens could not be told from the kept sequence's
+            asked = self.cluster.kept[id][1]
+        resume_from = data.draw(st.integers(0, answer_of(asked)[0]))
+        self.cluster.open(asked, resume_from, data.draw(st.booleans()))
+
+    @precondition(lambda self: self.cluster.readers)
+    @rule(data=st.data())
+    def client_leaves(self, data: st.DataObject) -> None:
+        self.cluster.leave(data.draw(st.sampled_from(sorted(self.cluster.readers))))
+
+    @rule(times=st.integers(1, 3))
+    def router_works(self, times: int) -> None:
+        for _ in range(times):
+            if self.cluster.router_up:
+                self.cluster.route()
+
+    @rule(times=st.integers(1, 3))
+    def gateway_hears_the_router(self, times: int) -> None:
+        for _ in range(times):
+            self.cluster.hear_router()
+
+    @rule(worker=NAMES, place=st.integers(0, 3))
+    def gateway_hears_a_worker(self, worker: str, place: int) -> None:
+        self.cluster.hear_worker(worker, place)
+
+    @rule(worker=NAMES, times=st.integers(1, 3))
+    def worker_steps(self, worker: str, times: int) -> None:
+        for _ in range(times):
+            self.cluster.step(worker)
+
+    @rule(worker=NAMES, repeat=st.booleans(), data=st.data())
+    def frame_is_lost_or_repeated(self, worker: str, repeat: bool, data: st.DataObject) -> None:
+        self.cluster.spoil(worker, data.draw(st.integers(0, 3)), repeat)
+
+    @rule(worker=NAMES, keep=st.integers(0, 3))
+    def worker_link_breaks(self, worker: str, keep: int) -> None:
+        self.cluster.disconnect(worker, keep)
+
+    @rule(worker=NAMES)
+    def worker_connects(self, worker: str) -> None:
+        self.cluster.connect(worker)
+
+    @rule(worker=NAMES)
+    def worker_dies(self, worker: str) -> None:
+        self.cluster.lose_worker(worker)
+
+    @rule(worker=NAMES)
+    def sequence_moves(self, worker: str) -> None:
+        self.cluster.migrate(worker)
+
+    @rule(seconds=st.sampled_from((0.01, 0.1, 0.3, 1.0, 2.0, 12.0)))
+    def time_passes(self, seconds: float) -> None:
+        self.cluster.advance(seconds)
+
+    @rule()
+    def everything_arrives(self) -> None:
+        self.cluster.settle()
+
+    @invariant()
+    def every_open_stream_has_its_reader(self) -> None:
+        assert self.cluster.session.streams.keys() == self.cluster.readers.keys()
+
+    def teardown(self) -> None:
+        self.cluster.come_to_rest()
+        session = self.cluster.session
+        assert not self.cluster.readers and not session.streams, "a stream has not ended"
+        assert not session._waits and not len(session.stopped) and not session.workers.num_gaps
+        assert session.workers.invalid_tokens == 0
+
+
+TestStreams = Streams.TestCase
+TestStreams.settings = settings(
+    max_examples=60,
+    stateful_step_count=60,
+    deadline=None,
+    report_multiple_bugs=False,
+    suppress_health_check=list(HealthCheck),
+)
