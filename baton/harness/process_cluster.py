@@ -13,6 +13,8 @@ from baton.config.schema import GatewaySection, RouterSection
 from baton.gateway.build import RunningGateway, start_gateway
 from baton.harness.forked import forked
 from baton.harness.worker_process import work
+from baton.links.keys import peer_keys
+from baton.protocol.link_keys import PeerKeys
 from baton.router.build import RunningRouter, start_router
 from baton.router.core.operation import Operation, OperationSpec
 from baton.router.policy.cluster_state import ClusterState
@@ -55,6 +57,7 @@ class ProcessCluster:
     async def add_gateway(self, name: str) -> RunningGateway:
         """Start a gateway, on a port of its own."""
         plan = gateway_plan(self.router_config, self.worker_config, name, self.router.worker_address)
+        plan = replace(plan, link_keys=self._keys(name))
         self.gateways.append(await start_gateway(plan))
         return self.gateways[-1]
 
@@ -80,9 +83,14 @@ class ProcessCluster:
         core = self.router.driver.core
         return len(core.state.workers) == len(self.names) and len(core.gateways) == len(self.gateways)
 
+    def _keys(self, name: str) -> PeerKeys | None:
+        secret = self.router_config.link_secret
+        return peer_keys(secret, name) if secret else None
+
     def spawn(self, name: str, role: str) -> None:
         """Start a worker, also a second time."""
-        plan = replace(self.worker_config, name=name, role=role, router_address=self.router.worker_address)
+        address = self.router.worker_address
+        plan = replace(self.worker_config, name=name, role=role, router_address=address, link_keys=self._keys(name))
         self.processes[name] = forked(work, plan, self.first.get(name), dict(self.environment), name=name)
         self.processes[name].start()
 

@@ -36,7 +36,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "worker": ("protocol", "config", "engine", "kv_transfer", "links", "worker.core", "prefill_worker", "decode_worker"),
     "simulator": (
         *("protocol", "config", "engine", "router.policy", "router.core", "gateway.core"),
-        *("worker.core", "worker.session"),
+        *("worker.core", "worker.session", "decode_worker"),
     ),
     "deploy": (
         *("protocol", "config", "client", "engine", "kv_transfer", "builtin_model"),

@@ -1500,15 +1500,18 @@ class GatewayUnreachable(google.protobuf.message.Message):
 
     GATEWAY_FIELD_NUMBER: builtins.int
     REACHABLE_FIELD_NUMBER: builtins.int
+    INCARNATION_FIELD_NUMBER: builtins.int
     gateway: builtins.str
     reachable: builtins.bool
+    incarnation: builtins.str
     def __init__(
         self,
         *,
         gateway: builtins.str = ...,
         reachable: builtins.bool = ...,
+        incarnation: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["gateway", b"gateway", "reachable", b"reachable"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["gateway", b"gateway", "incarnation", b"incarnation", "reachable", b"reachable"]) -> None: ...
 
 global___GatewayUnreachable = GatewayUnreachable
 
