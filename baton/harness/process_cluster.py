@@ -83,21 +83,16 @@ class ProcessCluster:
         core = self.router.driver.core
         return len(core.state.workers) == len(self.names) and len(core.gateways) == len(self.gateways)
 
-    def spawn(self, name: str, role: str) -> None:
-        """Start a worker, also a second time."""
-        plan = replace(
-            self.worker_config,
-            name=name,
-            role=role,
-            router_address=self.router.worker_address,
-            link_keys=self._keys(name),
-        )
-        self.processes[name] = forked(work, plan, self.first.get(name), dict(self.environment), name=name)
-        self.processes[name].start()
-
     def _keys(self, name: str) -> PeerKeys | None:
         secret = self.router_config.link_secret
         return peer_keys(secret, name) if secret else None
+
+    def spawn(self, name: str, role: str) -> None:
+        """Start a worker, also a second time."""
+        address = self.router.worker_address
+        plan = replace(self.worker_config, name=name, role=role, router_address=address, link_keys=self._keys(name))
+        self.processes[name] = forked(work, plan, self.first.get(name), dict(self.environment), name=name)
+        self.processes[name].start()
 
     async def until(self, condition: Callable[[], bool], timeout_s: float = LOAD_TIMEOUT_S) -> None:
         """Wait for a condition that other processes bring about; raises `TimeoutError`."""

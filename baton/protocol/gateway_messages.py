@@ -192,10 +192,14 @@ class StepOutput:
 
 @dataclass(frozen=True, slots=True)
 class StreamPosition:
-    """A live stream and the index of the token that it needs next."""
+    """A live stream and the index of the token that it needs next.
+
+    A worker may keep an ended sequence of another request that had the same id; `digest` tells them apart.
+    """
 
     request_id: Id
     next_index: Count
+    digest: Annotated[bytes, Length(DIGEST_BYTES)] = b""  # `Request.digest`; empty: whichever has this id
 
 
 @dataclass(frozen=True, slots=True)

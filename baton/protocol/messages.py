@@ -279,6 +279,7 @@ class GatewayUnreachable:
     """The worker has had no connection to a gateway for a while, or (`reachable`) has one again."""
 
     gateway: Label
+    incarnation: Label  # Of the gateway; the router may have registered a later one
     reachable: bool = False
 
 

@@ -46,10 +46,14 @@ class Deliveries(WorkerShells):
         if not (count := min(count, wire.ready)):
             return False
         items = wire.take(count)
+        if self.duplicates and not wire.once:
+            items = [again for item in items for again in [item] * self._times(item)]
         wire.handle(items)
-        if self.duplicates and self.rng.random() < self.duplicates:
-            wire.handle([item for item in items if not isinstance(item, LinkChanged)])
         return True
+
+    def _times(self, item: Any) -> int:
+        """How many times an item arrives."""
+        return 2 if not isinstance(item, LinkChanged) and self.rng.random() < self.duplicates else 1
 
     # Between workers and the router
 
@@ -106,6 +110,7 @@ class Deliveries(WorkerShells):
         """Connect a gateway with the router."""
         at_gateway, at_router = partial(self._to_gateway, gateway), partial(self._from_gateway_at_router, gateway)
         gateway.link = Link.between(gateway, self.router, at_gateway, at_router)
+        gateway.link.out.once = gateway.link.back.once = True
         self.connect(gateway.link)
 
     def _to_gateway(self, gateway: VirtualGateway, items: list[Any]) -> None:

@@ -40,6 +40,7 @@ class Wire:
     queue: deque[Any] = field(default_factory=deque)
     arrived: int = 0  # of the first items: they have reached the receiver's machine, so they outlive the connection
     due: bool = False  # a delivery is to come
+    once: bool = False  # nothing arrives twice
 
     @property
     def ready(self) -> int:

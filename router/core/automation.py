@@ -8,12 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from baton.protocol.worker import RoleName
-from baton.router.core.commands import OperationUpdated
 from baton.router.core.dispatch import Dispatch
 from baton.router.core.events import Migrate
 from baton.router.core.length_drift import RecentAnswers
 from baton.router.core.live_request import LiveRequest
-from baton.router.core.operation import Migrate as MigrateSpec
 from baton.router.core.operation import Operation, Rebalance
 from baton.router.core.operations import Action, Operations
 from baton.router.core.pool_steps import POOLS
@@ -66,7 +64,6 @@ class Automation:
         if wish is not None:
             self._count += 1
             self._watched = self.operations.start(f"{OURS}{self._count}", wish, False, now)
-            actions.append(OperationUpdated(self._watched))
         return actions
 
     def look(self, now: float) -> Advice | None:
@@ -105,16 +102,12 @@ class Automation:
 
     def _busy(self, now: float) -> bool:
         """Whether an operation on the pools is running; records what the last one cost."""
-        for operation in self.operations.running:
-            if not isinstance(operation.spec, MigrateSpec):
-                self._watched = operation
-                return True
-        if self._watched is not None:
-            ours = self._watched.operation_id.startswith(OURS)
-            for step in self._watched.steps:
+        last, self._watched = self._watched, self.operations.on_pools
+        if self._watched is None and last is not None:
+            ours = last.operation_id.startswith(OURS)
+            for step in last.steps:
                 if step.to_role is not None and step.ended_s is not None:
                     self.planner.on_switched(step.elapsed_s(now))
             self._rest_until_s = now + (REST_S if ours else YIELD_S)
-            self._watched = None
             self._wanted.clear()
-        return False
+        return self._watched is not None

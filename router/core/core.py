@@ -187,10 +187,10 @@ class RouterCore:
                     self.requests.commands.append(SendToWorker(worker, messages.ResyncPages()))
             case messages.LinkMeasured():
                 self.membership.rates.measured(worker, message)
-            case messages.GatewayUnreachable(gateway, reachable):
+            case messages.GatewayUnreachable(gateway, incarnation, reachable):
                 if reachable:
                     self.gateways.on_reached(gateway, worker)
-                else:
+                elif self.gateways.knows(gateway, incarnation):
                     self.gateways.on_unreachable(gateway, worker, now)
             case messages.RoleChanged(role, epoch, _):
                 self.state.change_role(worker, role, epoch)

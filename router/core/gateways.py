@@ -119,9 +119,8 @@ class Gateways:
 
     def on_unreachable(self, gateway: str, worker: str, now: float) -> None:
         """The worker has had no connection to the gateway for a while: place no request of the one on the other."""
-        if gateway in self.by_name:
-            self._reported[gateway, worker] = now
-            self.state.cut.setdefault(gateway, set()).add(worker)
+        self._reported[gateway, worker] = now
+        self.state.cut.setdefault(gateway, set()).add(worker)
 
     def on_reached(self, gateway: str, worker: str) -> None:
         """They have a connection again."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 
 from baton.protocol.worker import RoleName
@@ -114,7 +114,17 @@ class Operation:
     state: OperationState = OperationState.RUNNING
     message: str = ""
     ended_s: float | None = None
-    requested: set[str] = field(default_factory=set)  # requests that it ordered to migrate
+
+    def end(self, now: float) -> None:
+        """Its steps have ended, and it ends with their outcome."""
+        states = [step.state for step in self.steps]
+        self.ended_s = now
+        if StepState.FAILED in states:
+            self.state, self.message = OperationState.FAILED, self.steps[states.index(StepState.FAILED)].detail
+        elif StepState.CANCELLED in states:
+            self.state, self.message = OperationState.CANCELLED, "it was cancelled; what was done stays"
+        else:
+            self.state, self.message = OperationState.DONE, "" if states else "the pools are so already"
 
     def elapsed_s(self, now: float) -> float:
         return (now if self.ended_s is None else self.ended_s) - self.started_s

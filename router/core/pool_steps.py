@@ -1,20 +1,21 @@
-"""Turns an operator's request into steps, or into the reason why it is refused. Pure."""
+"""Turns an operator's request into steps, or into the reason for refusing it. Pure."""
 
 from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Iterable
 
 from baton.protocol.errors import InvalidRequest, NotFound
 from baton.protocol.worker import RoleName
-from baton.router.core.operation import Drain, Rebalance, Step, StepState, Undrain
+from baton.router.core.live_request import LiveRequest
+from baton.router.core.operation import Drain, Migrate, OperationSpec, Rebalance, Step, StepState, Undrain
 from baton.router.policy.cluster_state import ClusterState, WorkerView
+from baton.router.policy.decode_target import find_capacity
 
 POOLS = (RoleName.PREFILL, RoleName.DECODE)
 
 
-def steps_for(spec: Drain | Undrain | Rebalance, state: ClusterState) -> list[Step]:
+def plan(spec: OperationSpec, state: ClusterState, records: dict[str, LiveRequest]) -> list[Step]:
     """The steps, one worker each. Raises `NotFound` or `InvalidRequest`, one sentence, when it is not allowed."""
     match spec:
         case Drain(workers):
@@ -23,6 +24,8 @@ def steps_for(spec: Drain | Undrain | Rebalance, state: ClusterState) -> list[St
             return [_undrain(name, state) for name in _distinct(workers)]
         case Rebalance(prefill, decode):
             return _rebalance({RoleName.PREFILL: prefill, RoleName.DECODE: decode}, state)
+        case Migrate():
+            return [_migrate(spec, state, records)]
 
 
 def _distinct(workers: tuple[str, ...]) -> list[str]:
@@ -91,17 +94,32 @@ def _rebalance(wanted: dict[RoleName, int], state: ClusterState) -> list[Step]:
         )
     to_prefill = wanted[RoleName.PREFILL] - counts[RoleName.PREFILL]
     source, target = (RoleName.DECODE, RoleName.PREFILL) if to_prefill > 0 else (RoleName.PREFILL, RoleName.DECODE)
-    chosen = _least_loaded(view for view in views if view.role is source)[: abs(to_prefill)]
-    return [switch_step(view.name, target) for view in chosen]
+    soonest = sorted((view for view in views if view.role is source), key=_work)
+    return [Step(view.name, f"switch to {target.value}", target) for view in soonest[: abs(to_prefill)]]
 
 
-def switch_step(worker: str, role: RoleName) -> Step:
-    return Step(worker, f"switch to {role.value}", role)
+def _work(view: WorkerView) -> tuple[int, int, str]:
+    """The less, the sooner the worker is empty."""
+    return sum(one.tokens for one in view.running.values()), view.pending_prefill_tokens, view.name
 
 
-def _least_loaded(views: Iterable[WorkerView]) -> list[WorkerView]:
-    """Workers, the one that can be emptied soonest first."""
-    return sorted(
-        views,
-        key=lambda view: (sum(one.tokens for one in view.running.values()), view.pending_prefill_tokens, view.name),
-    )
+def _migrate(spec: Migrate, state: ClusterState, records: dict[str, LiveRequest]) -> Step:
+    record = records.get(spec.request_id)
+    if record is None or record.closed:
+        raise NotFound(f"Request {spec.request_id!r} is not live.")
+    if not record.decoding or record.migrating:
+        raise InvalidRequest(f"Request {spec.request_id!r} cannot migrate now: its handoff is in flight.")
+    item = record.placement_input
+    target = spec.worker or find_capacity(item.num_tokens, item.total_tokens, state, record.decode_worker)
+    if target is None:
+        raise InvalidRequest(f"No other decode worker has capacity for request {spec.request_id!r}.")
+    view = _find(target, state)
+    if view.role is RoleName.PREFILL or not view.serving:
+        raise InvalidRequest(f"{target} cannot take the request: it is not a serving decode worker.")
+    if target in state.unreachable.get(record.decode_worker, ()):
+        raise InvalidRequest(f"Pages do not get from {record.decode_worker} to {target} now; choose another worker.")
+    if view.info.capacity_tokens < item.total_tokens:
+        raise InvalidRequest(f"{target} has too few pages for request {spec.request_id!r} may need in the end.")
+    if target == record.decode_worker:
+        return Step(target, f"migrate {spec.request_id}", state=StepState.DONE, detail="it is there already")
+    return Step(target, f"migrate {spec.request_id}")

@@ -253,17 +253,33 @@ def test_a_worker_that_is_restarted_while_it_switches_ends_the_operation_and_ser
     assert cluster.core.state.workers[step.worker].role is RoleName.DECODE
 
 
-def test_nothing_moves_to_a_worker_whose_pages_could_never_hold_it_whole() -> None:
-    cluster = SteppedCluster(
-        random.Random(1), num_pages=60, placement=make_policy("predicted_latency", False), ends=False
-    )
-    cluster.add("prefill-0", RoleName.PREFILL)
-    cluster.add("decode-0", RoleName.DECODE)
+def _only_decode_0_can_hold_it() -> tuple[SteppedCluster, LiveRequest]:
+    """A decoding request that would outgrow the pages of the other decode worker."""
+    cluster = _cluster(1, 1, 1, num_pages=60)
     cluster.num_pages = 16
     cluster.add("decode-1", RoleName.DECODE)
     cluster.settle()
-    record = _decoding(cluster, max_tokens=150, prompt=8)
-    assert record.decode_worker == "decode-0"
+    return cluster, _decoding(cluster, max_tokens=150, prompt=8)
+
+
+@pytest.mark.parametrize("cancelled", [True, False])
+def test_a_drain_that_is_given_up_leaves_no_sequence_in_search_of_a_worker(cancelled: bool) -> None:
+    cluster, record = _only_decode_0_can_hold_it()
+    operation = cluster.operate(Drain((record.decode_worker,)))
+    assert record.migrating
+    if cancelled:
+        cluster.cancel_operation(operation.operation_id)
+    else:
+        cluster.kill("decode-1")
+        cluster.tick()
+    assert (operation.state is OperationState.CANCELLED) is cancelled
+    assert not record.migrating
+    assert cluster.core.state.workers[record.decode_worker].serving
+    _check_answered(cluster, record)
+
+
+def test_nothing_moves_to_a_worker_whose_pages_could_never_hold_it_whole() -> None:
+    cluster, record = _only_decode_0_can_hold_it()
     for worker in (None, "decode-1"):
         with pytest.raises(InvalidRequest):
             cluster.operate(Migrate("r0", worker))

@@ -198,6 +198,7 @@ class AnyGatewaySchedule(RuleBasedStateMachine):
     @rule(name=GATEWAYS)
     def a_gateway_restarts(self, name: str) -> None:
         self.restart(name)
+        self.unreachable.discard(name)  # the report was about the former incarnation
         self.receive(self.gateways[name].joined)
 
     @precondition(lambda self: self.serving)

@@ -264,7 +264,7 @@ class GatewaySession:
 
     def _attach(self, worker: str, streams: Iterable[LiveStream]) -> SendToWorker:
         wanted = (stream for stream in streams if not stream.output.ended and not stream.held)
-        positions = tuple(StreamPosition(stream.request_id, stream.num_tokens) for stream in wanted)
+        positions = tuple(StreamPosition(stream.request_id, stream.num_tokens, stream.digest) for stream in wanted)
         return SendToWorker(worker, AttachStreams(positions))
 
     def _give_up(self, now: float) -> list[Command]:

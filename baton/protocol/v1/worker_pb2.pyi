@@ -1500,15 +1500,18 @@ class GatewayUnreachable(google.protobuf.message.Message):
 
     GATEWAY_FIELD_NUMBER: builtins.int
     REACHABLE_FIELD_NUMBER: builtins.int
+    INCARNATION_FIELD_NUMBER: builtins.int
     gateway: builtins.str
     reachable: builtins.bool
+    incarnation: builtins.str
     def __init__(
         self,
         *,
         gateway: builtins.str = ...,
         reachable: builtins.bool = ...,
+        incarnation: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["gateway", b"gateway", "reachable", b"reachable"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["gateway", b"gateway", "incarnation", b"incarnation", "reachable", b"reachable"]) -> None: ...
 
 global___GatewayUnreachable = GatewayUnreachable
 
@@ -1671,15 +1674,18 @@ class StreamPosition(google.protobuf.message.Message):
 
     REQUEST_ID_FIELD_NUMBER: builtins.int
     NEXT_INDEX_FIELD_NUMBER: builtins.int
+    DIGEST_FIELD_NUMBER: builtins.int
     request_id: builtins.str
     next_index: builtins.int
+    digest: builtins.bytes
     def __init__(
         self,
         *,
         request_id: builtins.str = ...,
         next_index: builtins.int = ...,
+        digest: builtins.bytes = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["next_index", b"next_index", "request_id", b"request_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["digest", b"digest", "next_index", b"next_index", "request_id", b"request_id"]) -> None: ...
 
 global___StreamPosition = StreamPosition
 

@@ -41,6 +41,10 @@ class _Link:
     reported: bool = False  # As unreachable
     confirmed: bool = True  # This router has named the gateway
 
+    def unreachable(self, reachable: bool = False) -> GatewayUnreachable:
+        """The report that the gateway is out of reach, or (`reachable`) no more."""
+        return GatewayUnreachable(self.joined.gateway, self.joined.incarnation, reachable)
+
 
 @dataclass(eq=False)
 class GatewayLinks:
@@ -63,19 +67,17 @@ class GatewayLinks:
 
     def unreachable(self) -> list[GatewayUnreachable]:
         """What a router must know that has just registered the worker."""
-        return [GatewayUnreachable(name) for name, link in self._links.items() if link.reported]
+        return [link.unreachable() for link in self._links.values() if link.reported]
 
     def on_joined(self, joined: GatewayJoined, now: float) -> list[LinkCommand]:
         """A gateway, or a new incarnation of one."""
         earlier = self._links.get(joined.gateway)
-        reported = earlier is not None and earlier.reported
-        again: list[LinkCommand] = [Send(GatewayUnreachable(joined.gateway))] if reported else []
         if earlier is not None and earlier.joined == joined:
             earlier.confirmed = True
-            return again
+            return [Send(earlier.unreachable())] if earlier.reported else []
         dropped = self._drop(joined.gateway) if earlier is not None else []
-        self._links[joined.gateway] = _Link(joined, now, reported=reported)
-        return [*again, *dropped, ConnectGateway(joined)]
+        self._links[joined.gateway] = _Link(joined, now)
+        return [*dropped, ConnectGateway(joined)]
 
     def on_left(self, left: GatewayLeft) -> list[LinkCommand]:
         """Sequences of the gateway keep decoding; another one may adopt them."""
@@ -100,7 +102,7 @@ class GatewayLinks:
         if link is None or link.state not in (LinkState.ASKING, LinkState.OPEN):
             return []
         link.state, reported, link.reported = LinkState.OPEN, link.reported, False
-        commands: list[LinkCommand] = [Send(GatewayUnreachable(gateway, reachable=True))] if reported else []
+        commands: list[LinkCommand] = [Send(link.unreachable(reachable=True))] if reported else []
         return [*commands, *self.streams.attach(gateway, message.streams)]
 
     def on_full(self, gateway: str, now: float) -> None:
@@ -120,7 +122,7 @@ class GatewayLinks:
                 commands += self._drop(gateway)
             elif link.state is LinkState.DOWN and not link.reported and now >= link.due_s + GATEWAY_GRACE_S:
                 link.reported = True
-                commands.append(Send(GatewayUnreachable(gateway)))
+                commands.append(Send(link.unreachable()))
         return commands
 
     def wait_s(self, now: float) -> float:
