@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from baton.gateway.actor import GatewayActor
-from baton.links.keys import new_secret
 from ray import _raylet
 from ray._private import ray_constants, worker
 from ray._private.state import actors as actor_table
@@ -30,6 +28,8 @@ from baton.deploy.look import reached
 from baton.deploy.machine import machine_facts
 from baton.deploy.placement_groups import actor_options, release_empty_groups, release_groups, reserve_groups
 from baton.deploy.processes import import_root
+from baton.gateway.actor import GatewayActor
+from baton.links.keys import new_secret
 from baton.protocol.address import reachable
 from baton.protocol.errors import ConfigError
 from baton.router.actor import RouterActor
@@ -146,6 +146,11 @@ class Started:
     worker_address: str  # The router's, for workers and gateways
     workers: list[str]
     admin_address: str  # For operators
+
+    @property
+    def address(self) -> str:
+        """The first gateway's address."""
+        return self.addresses[0]
 
 
 def start_cluster(resolved: Resolved, report: Progress, prefix: str = "", worker_host: str = "127.0.0.1") -> Started:

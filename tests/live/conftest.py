@@ -93,7 +93,8 @@ def start_live(
             "checksum_every": 1,
             **engine,
         },
-        "router": {"port": 0, "admin_port": 0, "policy": policy},
+        "gateway": {"port": 0},
+        "router": {"admin_port": 0, "policy": policy},
         "model": {"dtype": "float32"},
     }
     resolved = resolve(parse_config("", overrides), MachineFacts(2, 1 << 32, False), facts)

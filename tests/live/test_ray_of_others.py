@@ -20,8 +20,9 @@ from tests.live.commands import ROOT, baton_command
 
 GOODBYE_S = 9.0  # less than the time that actors are given to end
 CONFIG = """
-[router]
+[gateway]
 port = 0
+[router]
 admin_port = 0
 [placement]
 strategy = "pack"

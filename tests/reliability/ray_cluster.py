@@ -36,7 +36,8 @@ def ray_cluster(
     config: dict[str, Any] = {
         "pools": dict(pools),
         "engine": engine,
-        "router": {"port": 0, "admin_port": 0, "policy": policy},
+        "gateway": {"port": 0},
+        "router": {"admin_port": 0, "policy": policy},
         "model": {"dtype": "float32", "path": str(CHECKPOINT)},
         **sections,
     }
