@@ -24,7 +24,7 @@ from baton.protocol.gateway_messages import (
 from baton.protocol.handoff import HandoffReport
 from baton.protocol.messages import Work
 from baton.protocol.request import FinishReason
-from tests.gateway.core.one_session import arrive, ask, end_of, sent, start
+from tests.gateway.core.one_session import arrive, ask, end_of, sent, shown, start
 
 
 def test_the_end_waits_for_its_route_and_has_the_times_that_the_gateway_measured() -> None:
