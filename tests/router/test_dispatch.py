@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from baton.config.schema import RouterSection
-from baton.protocol.errors import Overloaded
-from baton.protocol.request import Objectives, Request, SamplingParams
+from baton.protocol.request import Objectives
 from baton.router.core.core import RouterCore
 from baton.router.core.dispatch import CROWD, PAUSE_S, Dispatch, FoundDecode
 from baton.router.policy.admission import refuse_full, refuse_late
@@ -17,6 +16,7 @@ from baton.router.policy.cluster_state import ClusterState, RunningSequence
 from baton.router.policy.length_distribution import point
 from baton.router.policy.placement import Place, PlacementInput, Refuse
 from baton.router.policy.routing import RoutingDecision
+from tests.router.hand_driven import end_of, prompt_of
 from tests.router.policy.clusters import cluster_of, worker_info
 
 
@@ -141,15 +141,13 @@ def test_who_withdraws_is_placed_nowhere() -> None:
 
 
 def test_a_full_queue_refuses_with_a_time_to_come_again() -> None:
-    core = RouterCore("router", Scripted(), None, RouterSection(max_queued=2))
+    core = RouterCore("router", Scripted(), RouterSection(max_queued=2))
     for name in ("prefill-0", "decode-0"):
         core.state.register(worker_info(name), 0.0)
     for name in "ab":
-        core.submit(Request(name, (1, 2), SamplingParams()), 0.0)
-    with pytest.raises(Overloaded) as refusal:
-        core.submit(Request("c", (1, 2), SamplingParams()), 7.0)
-    assert refusal.value.retryable
-    assert refusal.value.retry_after_s == 7.0
+        prompt_of(core, name, 2)
+    refusal = end_of(prompt_of(core, "c", 2, now=7.0))
+    assert (refusal.error, refusal.retry_after_s) == ("Overloaded", 7.0)
     assert core.queued == 2
 
 

@@ -6,37 +6,25 @@ import random
 from typing import NoReturn
 
 from baton.config.schema import RouterSection
-from baton.protocol.errors import Cancelled
-from baton.protocol.messages import LoadReport, Register, RequestFailed, ReservationRefused, Reserve
-from baton.protocol.request import Request, SamplingParams
-from baton.protocol.worker import Endpoint, PageLayout, RoleName, WorkerInfo, WorkerLoad
-from baton.router.core.commands import Command, SendToWorker
+from baton.protocol.messages import FirstToken, LoadReport, RequestFailed, ReservationRefused, Reserve
+from baton.protocol.worker import RoleName, WorkerLoad
+from baton.router.core.commands import Command
 from baton.router.core.core import RouterCore
 from baton.router.core.live_request import LiveRequest
 from baton.router.policy.predicted_latency import PredictedLatency
 from baton.simulator.stepped_cluster import SteppedCluster
+from tests.router.hand_driven import join, join_gateway, leave, prompt_of, to_workers
 
 
 def make_core(*roles: RoleName, num_pages: int = 100, max_batch: int = 64) -> RouterCore:
-    core = RouterCore("router", PredictedLatency(), None, RouterSection(lost_after_s=float("inf")))
+    core = RouterCore("router", PredictedLatency(), RouterSection(lost_after_s=float("inf")))
     for number, role in enumerate(roles):
-        layout = PageLayout(num_pages, 1, 16, 1, 1, "float32", "model")
-        name = f"{role.value}{number}"
-        info = WorkerInfo(name, "1", role, 0, Endpoint(name, b"", 0, 0, layout), 1024, max_batch)
-        core.on_message(name, Register(info), 0.0)
+        join(core, f"{role.value}{number}", role, num_pages=num_pages, max_batch=max_batch)
     return core
 
 
-def submit(core: RouterCore, request_id: str, tokens: int) -> list[Command]:
-    return core.submit(Request(request_id, tuple(range(tokens)), SamplingParams(max_tokens=10), 0.0), 0.0)
-
-
 def reserves(commands: list[Command]) -> list[tuple[str, str]]:
-    return [
-        (command.worker, command.message.reservation_id)
-        for command in commands
-        if isinstance(command, SendToWorker) and isinstance(command.message, Reserve)
-    ]
+    return [(worker, reserve.reservation_id) for worker, reserve in to_workers(commands, Reserve)]
 
 
 def test_pages_of_a_running_sequence_count_once() -> None:
@@ -55,7 +43,7 @@ def test_pages_of_a_running_sequence_count_once() -> None:
 
 def test_a_worker_that_refused_does_not_expect_the_sequence() -> None:
     core = make_core(RoleName.PREFILL, RoleName.DECODE, max_batch=1)
-    assert reserves(submit(core, "a", 300)) == [("decode1", "a/1")]
+    assert reserves(prompt_of(core, "a", 300)) == [("decode1", "a/1")]
     core.on_message("decode1", ReservationRefused("a/1", "a", "no room"), 0.01)
     assert not core.state.workers["decode1"].running
     commands = core.on_message("decode1", LoadReport(WorkerLoad("decode1", RoleName.DECODE, 0, 1, 100, 100, 0)), 0.1)
@@ -67,7 +55,7 @@ def test_refusals_do_not_go_round_in_circles() -> None:
     core = make_core(RoleName.PREFILL, RoleName.DECODE, RoleName.DECODE)
     for name in ("decode1", "decode2"):
         core.on_message(name, LoadReport(WorkerLoad(name, RoleName.DECODE, 0, 1, 100, 12, 0)), 0.0)
-    asked, commands = 0, submit(core, "a", 100)
+    asked, commands = 0, prompt_of(core, "a", 100)
     while found := reserves(commands):
         ((worker, reservation_id),) = found
         asked += 1
@@ -85,14 +73,15 @@ class Unread(dict[str, LiveRequest]):
 
 def test_an_arrival_costs_the_same_however_many_requests_live() -> None:
     core = make_core(RoleName.PREFILL, RoleName.DECODE)
+    join_gateway(core)
     records, core.requests.live = core.requests.live, Unread()
     for number in range(5):
-        submit(core, f"r{number}", 20)
+        prompt_of(core, f"r{number}", 20)
     assert len(core.requests.live) == 5
     records.update(core.requests.live)
     core.requests.live = records
     for number in range(5):
-        core.stop(f"r{number}", Cancelled("gone"), 1.0)
+        leave(core, f"r{number}", 1.0)
     core.on_worker_lost("prefill0", 2.0)
     core.on_worker_lost("decode1", 2.0)
     assert not core.live
@@ -101,12 +90,43 @@ def test_an_arrival_costs_the_same_however_many_requests_live() -> None:
 
 def test_a_cancelled_prompt_ends_a_workers_work_when_it_is_cancelled() -> None:
     core = make_core(RoleName.PREFILL, RoleName.DECODE)
-    submit(core, "a", 1500)
+    prompt_of(core, "a", 1500)
     view = core.state.workers["prefill0"]
     busy_s = view.backlog_ends_s
     assert busy_s > 0.0
     at_s = 0.5 * busy_s
-    core.stop("a", Cancelled("gone"), at_s)
+    leave(core, "a", at_s)
     core.on_message("prefill0", RequestFailed("a", "Cancelled", "gone"), at_s)
     assert not view.assigned
     assert view.backlog_ends_s == at_s
+
+
+def _report(core: RouterCore, steps: int, number: int, epoch: int = 0) -> None:
+    load = WorkerLoad("mixed0", RoleName.MIXED, epoch, number, 100, 90, 0, decode_steps=steps)
+    core.on_message("mixed0", LoadReport(load), 0.1 * number)
+
+
+def test_a_sequence_grows_by_the_decode_steps_of_its_worker_once_it_decodes() -> None:
+    core = make_core(RoleName.MIXED)
+    _report(core, 100, 1)
+    prompt_of(core, "a", 32, max_tokens=50)
+    _report(core, 105, 2)
+    live, view = core.requests.live["a"], core.state.workers["mixed0"]
+    assert (live.output_tokens, view.context_tokens) == (0, 32)
+    core.on_message("mixed0", FirstToken("a"), 0.25)
+    assert (live.output_tokens, live.num_tokens) == (1, 33)
+    _report(core, 115, 3)
+    assert (live.output_tokens, view.context_tokens) == (11, 43)
+    _report(core, 200, 4)
+    assert live.output_tokens == 50  # its limit
+
+
+def test_steps_in_a_new_role_are_counted_from_nothing() -> None:
+    core = make_core(RoleName.MIXED)
+    _report(core, 100, 1)
+    prompt_of(core, "a", 32, max_tokens=50)
+    core.on_message("mixed0", FirstToken("a"), 0.15)
+    _report(core, 3, 2, epoch=1)
+    assert core.requests.live["a"].output_tokens == 1
+    _report(core, 5, 3, epoch=1)
+    assert core.requests.live["a"].output_tokens == 3

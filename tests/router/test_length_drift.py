@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from baton.gateway.core.stream import OutputStream
 from baton.protocol.latency import Latency
 from baton.protocol.request import Request, SamplingParams
 from baton.router.core.length_drift import KEPT, WINDOW_S, RecentAnswers
 from baton.router.core.live_request import LiveRequest, Phase
 from baton.router.policy.length_distribution import point
 from baton.router.policy.output_length import Prediction
+from tests.router.hand_driven import submission
 
 
 def _record(index: int, emitted: int, predicted: int = 10) -> LiveRequest:
-    request = Request(f"r{index}", (1, 2, 3), SamplingParams(max_tokens=1000), 0.0)
-    stream = OutputStream(request, None)
-    stream.resume([5] * emitted)
+    submit = submission(Request(f"r{index}", (1, 2, 3), SamplingParams(max_tokens=1000)))
     prediction = Prediction(point(predicted), (), ())
-    return LiveRequest(request, stream, Latency(0.0), (), prediction, phase=Phase.CLOSED)
+    return LiveRequest(
+        submit, "gateway-0", "1", Latency(0.0), None, prediction, phase=Phase.CLOSED, final_tokens=emitted
+    )
 
 
 def test_a_flood_of_requests_keeps_a_bounded_share_of_them_spread_over_the_window() -> None:

@@ -9,17 +9,23 @@ import pytest
 from baton.config.schema import RouterSection
 from baton.protocol.errors import NoWorkers, PromptTooLong, WrongRole
 from baton.protocol.messages import Prefill, RequestFailed
-from baton.protocol.request import Request, SamplingParams
 from baton.protocol.worker import RoleName
 from baton.router.core.core import RouterCore
 from baton.router.core.live_request import Phase
 from baton.router.policy.predicted_latency import PredictedLatency
 from baton.simulator.stepped_cluster import SteppedCluster
+from tests.router.hand_driven import end_of, prompt_of
 from tests.router.restarts import check_answers, finish, random_cluster
 
 
 def _core(grace_s: float) -> RouterCore:
-    return RouterCore("router", PredictedLatency(), None, RouterSection(no_workers_grace_s=grace_s), started_s=0.0)
+    return RouterCore("router", PredictedLatency(), RouterSection(no_workers_grace_s=grace_s), started_s=0.0)
+
+
+def _deliver(cluster: SteppedCluster) -> None:
+    """Let everything arrive that is on its way."""
+    while cluster.step():
+        pass
 
 
 def test_requests_wait_a_moment_for_the_first_worker_that_decodes() -> None:
@@ -39,11 +45,14 @@ def test_requests_that_waited_for_a_worker_in_vain_fail_with_the_reason() -> Non
     cluster = SteppedCluster(random.Random(0))
     cluster.core = cluster.new_router("young", cluster.now)
     cluster.submit("r0", [1, 2, 3], 4)
+    _deliver(cluster)
     cluster.now += 4.9
     cluster.tick()
+    _deliver(cluster)
     assert "r0" not in cluster.ended
     cluster.now += 0.2
     cluster.tick()
+    _deliver(cluster)
     assert isinstance(cluster.ended["r0"].error, NoWorkers)
     with pytest.raises(NoWorkers, match="start one"):
         cluster.submit("r1", [1, 2, 3], 4)
@@ -73,8 +82,7 @@ def test_a_prompt_that_turns_out_too_long_for_those_who_came_is_refused() -> Non
 
 
 def test_without_grace_no_request_waits() -> None:
-    with pytest.raises(NoWorkers):
-        _core(0.0).submit(Request("r", (1,), SamplingParams()), 0.0)
+    assert end_of(prompt_of(_core(0.0), "r", 1)).error == "NoWorkers"
 
 
 def test_a_worker_that_always_says_it_has_another_role_ends_the_request_instead_of_a_loop() -> None:
@@ -86,8 +94,10 @@ def test_a_worker_that_always_says_it_has_another_role_ends_the_request_instead_
         worker.inbox.clear()
         for _ in orders * 3:  # and says it several times
             cluster.to_router(worker, [RequestFailed("r", "WrongRole", "no")])
-        if "r" in cluster.ended:
+        if not cluster.core.live:
             break
+    while "r" not in cluster.ended:
+        assert cluster.step()
     assert isinstance(cluster.ended["r"].error, WrongRole)
     finish(cluster)
     cluster.check_nothing_is_held()

@@ -60,7 +60,7 @@ def test_the_work_reaches_its_workers_as_it_came_and_its_gateway_learns_where() 
     core = cluster()
     commands = ask(core, REQUEST, 1.0)
     ((worker, prefill),) = to_workers(commands, Prefill)
-    ((target, reserve),) = to_workers(commands, Reserve)
+    ((_, reserve),) = to_workers(commands, Reserve)
     work = submission(REQUEST).work
     assert (worker, prefill.work, prefill.gateway, prefill.disaggregated) == ("prefill-0", work, GATEWAY, True)
     assert (reserve.work, reserve.gateway, reserve.growth_tokens) == (work, GATEWAY, 0)

@@ -8,12 +8,17 @@ from baton.protocol.messages import Cancel, DetachedSequence
 from baton.protocol.request import Request, SamplingParams
 from baton.router.core.commands import SendToWorker
 from baton.router.core.orphans import Orphans
+from tests.router.hand_driven import submission
 
 REQUEST = Request("r", (1, 2, 3), SamplingParams(max_tokens=50, temperature=1.0, seed=4), tenant="mine")
 
 
 def _held(request_id: str = "r", num_tokens: int = 10, request: Request = REQUEST) -> DetachedSequence:
     return DetachedSequence(request_id, request.digest, num_tokens, 53)
+
+
+def _claim(orphans: Orphans, num_emitted: int, request: Request = REQUEST) -> object:
+    return orphans.claim(submission(request, emitted=(5,) * num_emitted))
 
 
 def _cancel(worker: str, request_id: str = "r") -> SendToWorker:
@@ -23,8 +28,8 @@ def _cancel(worker: str, request_id: str = "r") -> SendToWorker:
 def test_the_same_request_gets_its_sequence_once() -> None:
     orphans = Orphans(30.0)
     assert orphans.offer("a", [_held()], 0.0) == []
-    assert orphans.claim(REQUEST, 7) == ("a", [])
-    assert orphans.claim(REQUEST, 7) == (None, [])
+    assert _claim(orphans, 7) == (("a", 10), [])
+    assert _claim(orphans, 7) == (None, [])
 
 
 def test_what_the_tokens_depend_on_is_in_the_digest_and_nothing_else() -> None:
@@ -45,14 +50,14 @@ def test_what_the_tokens_depend_on_is_in_the_digest_and_nothing_else() -> None:
 def test_another_tenant_gets_nothing_and_the_sequence_is_cancelled() -> None:
     orphans = Orphans(30.0)
     orphans.offer("a", [_held()], 0.0)
-    assert orphans.claim(replace(REQUEST, tenant="theirs"), 0) == (None, [_cancel("a")])
+    assert _claim(orphans, 0, replace(REQUEST, tenant="theirs")) == (None, [_cancel("a")])
     assert len(orphans) == 0
 
 
 def test_a_sequence_that_is_behind_its_client_is_of_no_use() -> None:
     orphans = Orphans(30.0)
     orphans.offer("a", [_held(num_tokens=3)], 0.0)
-    assert orphans.claim(REQUEST, 4) == (None, [_cancel("a")])
+    assert _claim(orphans, 4) == (None, [_cancel("a")])
 
 
 def test_of_two_workers_with_the_same_sequence_the_one_that_is_further_goes_on() -> None:
@@ -61,7 +66,7 @@ def test_of_two_workers_with_the_same_sequence_the_one_that_is_further_goes_on()
     assert orphans.offer("b", [_held(num_tokens=12)], 1.0) == [_cancel("a")]
     assert orphans.offer("c", [_held(num_tokens=12)], 2.0) == [_cancel("c")]
     assert list(orphans.on("b")) == ["r"]
-    assert orphans.claim(REQUEST, 0) == ("b", [])
+    assert _claim(orphans, 0) == (("b", 12), [])
 
 
 def test_no_sequence_waits_for_ever_and_not_too_many_wait() -> None:
