@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
-from baton.protocol.errors import BatonError, HandoffFailed, NotFound, WrongRole
+from baton.protocol.errors import BatonError, Cancelled, HandoffFailed, NotFound, WrongRole
 from baton.protocol.gateway_messages import Submit
 from baton.protocol.handoff import HandoffReport, HandoffState, HandoffStep, advance
 from baton.protocol.latency import Latency
@@ -115,7 +115,8 @@ class LiveRequest:
     gateway: str  # that owns its stream; "": none does, because the request probes a worker
     gateway_incarnation: str
     latency: Latency
-    deadline_s: float | None  # on the router's clock
+    client_since_s: float  # when its present client sent it; a later one takes over
+    deadline_s: float | None
     prediction: Prediction  # of its output length
     phase: Phase = Phase.QUEUED
     runner: str | None = None  # the worker that has it: computes, holds for a handoff, or decodes
@@ -278,3 +279,8 @@ class LiveRequest:
             migrations=self.migrations,
             handoff=self.report,
         )
+
+
+def taken_over(request_id: str) -> Cancelled:
+    """The end of a stream whose client has asked again, elsewhere."""
+    return Cancelled(f"Another client has taken over the stream of {request_id!r}.")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from baton.protocol import gateway_messages
-from baton.protocol.errors import Cancelled, InternalError, error_from_name
+from baton.protocol.errors import InternalError, error_from_name
 from baton.protocol.handoff import HandoffState, HandoffStep
 from baton.protocol.messages import (
     AdoptSequence,
@@ -47,7 +47,7 @@ from baton.router.core.events import (
     Stay,
     Stopped,
 )
-from baton.router.core.live_request import Handoff, HandoffKind, LiveRequest, Phase
+from baton.router.core.live_request import Handoff, HandoffKind, LiveRequest, Phase, taken_over
 from baton.router.policy.cluster_state import ClusterState, RunningSequence
 from baton.router.policy.migration import growth_tokens
 from baton.router.policy.routing import RoutingDecision
@@ -117,7 +117,7 @@ class RequestMachine:
         self._begin(request, worker, Phase.DECODING)
         request.prefill_worker, request.adopted = "", True
         if request.sequence is not None:
-            request.sequence.emitted = max(num_tokens, request.submit.num_emitted)
+            request.sequence.emitted = min(max(num_tokens, request.submit.num_emitted), request.submit.max_tokens)
         adopt = AdoptSequence(request.request_id, request.gateway, request.submit.num_emitted)
         return [SendToWorker(worker, adopt), _placed(request)]
 
@@ -153,9 +153,10 @@ class RequestMachine:
         same = (request.gateway, request.gateway_incarnation) == (event.gateway, event.incarnation)
         attached = same and request.unclaimed_since_s is None
         if request.gateway != event.gateway:
-            taken = Cancelled(f"Another client has taken over the stream of {request.request_id!r}.")
-            orders.append(SendToGateway(request.gateway, failure(request.request_id, taken)))
+            taken = failure(request.request_id, taken_over(request.request_id))
+            orders.append(SendToGateway(request.gateway, taken))
         request.gateway, request.gateway_incarnation, request.unclaimed_since_s = event.gateway, event.incarnation, None
+        request.client_since_s = now - submit.age_s
         request.deadline_s = None if submit.deadline_in_s is None else now + submit.deadline_in_s
         if request.claimable:
             request.submit, request.phase = submit, Phase.QUEUED
