@@ -6,7 +6,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from tests.gateway.core.small_cluster import WORKERS, SmallCluster, answer_of, request
+from tests.gateway.core.clients import answer_of, request
+from tests.gateway.core.small_cluster import SmallCluster
+from tests.gateway.core.small_router import WORKERS
 
 IDS = st.sampled_from(("a", "b", "c"))
 KINDS = st.integers(0, 5)
@@ -40,8 +42,8 @@ class Streams(RuleBasedStateMachine):
         asked = request(id, kind, most, stop, min(least, most))
         if id in self.cluster.readers:
             asked = self.cluster.readers[id].asked
-        elif id in self.cluster.kept:  # Of another content its tokens could not be told from the kept sequence's
-            asked = self.cluster.kept[id][1]
+        elif id in self.cluster.router.kept:  # Of another content its tokens could not be told from the kept sequence's
+            asked = self.cluster.router.kept[id][1]
         resume_from = data.draw(st.integers(0, answer_of(asked)[0]))
         self.cluster.open(asked, resume_from, data.draw(st.booleans()))
 
@@ -54,16 +56,16 @@ class Streams(RuleBasedStateMachine):
     def router_works(self, times: int) -> None:
         for _ in range(times):
             if self.cluster.router_up:
-                self.cluster.route()
+                self.cluster.router.route()
 
     @rule(times=st.integers(1, 3))
-    def gateway_hears_the_router(self, times: int) -> None:
+    def router_message_arrives(self, times: int) -> None:
         for _ in range(times):
-            self.cluster.hear_router()
+            self.cluster.from_router()
 
     @rule(worker=NAMES, place=st.integers(0, 3))
-    def gateway_hears_a_worker(self, worker: str, place: int) -> None:
-        self.cluster.hear_worker(worker, place)
+    def worker_frame_arrives(self, worker: str, place: int) -> None:
+        self.cluster.from_worker(worker, place)
 
     @rule(worker=NAMES, times=st.integers(1, 3))
     def worker_steps(self, worker: str, times: int) -> None:
@@ -88,7 +90,7 @@ class Streams(RuleBasedStateMachine):
 
     @rule(worker=NAMES)
     def sequence_moves(self, worker: str) -> None:
-        self.cluster.migrate(worker)
+        self.cluster.router.migrate(worker)
 
     @rule(seconds=st.sampled_from((0.01, 0.1, 0.3, 1.0, 2.0, 12.0)))
     def time_passes(self, seconds: float) -> None:
