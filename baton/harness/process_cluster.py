@@ -107,12 +107,12 @@ class ProcessCluster:
         await self.until(lambda: not any(view.load.pages_in_use for view in core.state.workers.values()))
 
     async def __aexit__(self, *error: object) -> None:
+        for gateway in self.gateways:
+            await gateway.stop(0.0)
+        await self.router.stop(0.0)  # Before the workers: it would report them as lost
         for process in self.processes.values():
             process.kill()
             process.join()
-        for gateway in self.gateways:
-            await gateway.stop(0.0)
-        await self.router.stop(0.0)
 
 
 async def operate(cluster: ProcessCluster, spec: OperationSpec) -> Operation:

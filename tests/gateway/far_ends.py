@@ -15,7 +15,6 @@ from baton.links.frame_client import FrameClient
 from baton.links.frame_server import FrameServer
 from baton.protocol.codec import FROM_GATEWAY, FROM_GATEWAY_TO_WORKER
 from baton.protocol.gateway_messages import (
-    AttachStreams,
     GatewayRegistered,
     LinkUp,
     Placed,
@@ -48,6 +47,8 @@ class FarEnds:
     router: FrameServer = field(default_factory=lambda: FrameServer("tcp://127.0.0.1:*", FROM_GATEWAY))
     worker: FrameClient | None = None
     received: list[Any] = field(default_factory=list)  # By the router and the worker
+    router_up: bool = True
+    attached: bool = False  # The gateway has answered the worker
 
     def start(self) -> None:
         self.router.start(self._on_frame)
@@ -66,6 +67,7 @@ class FarEnds:
     def _on_worker(self, changes: list[bool], batch: list[Any]) -> None:
         assert self.worker is not None
         self.received += batch
+        self.attached = self.attached or bool(batch)
         if True in changes:
             self.worker.send([LinkUp(WORKER, "1")])
 
@@ -80,19 +82,31 @@ class FarEnds:
 
     async def send_tokens(self, request_id: str, indexes: range, ends: bool = False, **values: Any) -> None:
         """Send the tokens 'a', 'b', … of a request, all in one step; `ends`: the last is the end of the request."""
-        await self.until(AttachStreams)
+        await until_async(lambda: self.attached)
         assert self.worker is not None
         tokens = [TokenOutput(request_id, index, 100 + index % 26, **values) for index in indexes]
         if ends:
             tokens[-1].finish = FinishReason.LENGTH
         self.worker.send([StepOutput(tuple(tokens))])
-        if ends:
+        if ends and self.router_up:
             self.router.send(GATEWAY, [ended(request_id, indexes.stop)])
+
+    def stop_router(self) -> None:
+        self.router_up = False
+        self.router.close()
+
+    def restart_router(self) -> None:
+        """A router without any memory takes over the address of the one that was stopped."""
+        self.received.clear()
+        self.router = FrameServer(self.router.address, FROM_GATEWAY)
+        self.start()
+        self.router_up = True
 
     def close(self) -> None:
         if self.worker is not None:
             self.worker.close()
-        self.router.close()
+        if self.router_up:
+            self.router.close()
 
 
 def ended(request_id: str, num_tokens: int) -> RequestEnded:

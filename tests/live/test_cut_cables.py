@@ -47,7 +47,7 @@ class Wired:
 
     async def _play(self, scenario: Any, *arguments: Any) -> None:
         core = self.cluster.router.driver.core
-        async with baton.AsyncClient(f"127.0.0.1:{self.cluster.router.port}") as client:
+        async with baton.AsyncClient(self.cluster.address) as client:
             try:
                 await scenario(self, client, *arguments)
             finally:

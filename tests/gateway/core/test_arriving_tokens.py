@@ -10,6 +10,7 @@ from baton.gateway.core.commands import (
     ShowTokens,
 )
 from baton.gateway.core.stream import MAX_EARLY_TOKENS
+from baton.protocol.errors import Cancelled
 from baton.protocol.gateway_messages import (
     AttachStreams,
     GatewayRegistered,
@@ -20,6 +21,7 @@ from baton.protocol.gateway_messages import (
     WorkerJoined,
     WorkerLeft,
 )
+from baton.protocol.request import FinishReason
 from tests.gateway.core.one_session import arrive, ask, sent, shown, start
 from tests.gateway.core.small_cluster import MODEL
 
@@ -49,8 +51,12 @@ def test_progress_restarts_the_time_after_which_missing_tokens_count_as_lost() -
 
 def test_a_worker_that_connects_gets_the_next_index_of_every_unfinished_stream() -> None:
     gateway = start()
-    gateway.open(ask("other"), 0.0)
-    gateway.open(ask(), 0.0)
+    for request_id in ("stopped", "complete", "other", "r"):
+        gateway.open(ask(request_id), 0.0)
+    gateway.leave("stopped", Cancelled(""), 0.5)
+    gateway.open(ask("stopped"), 0.6)
+    last = TokenOutput("complete", 0, 97, finish=FinishReason.STOP)
+    gateway.on_worker_messages("w", "1", [StepOutput((last,))], 1.0)
     arrive(gateway, 0, 1)
     (attach,) = sent(gateway.on_worker_messages("w", "1", [LinkUp("w", "1")], 2.0), AttachStreams)
     assert [(one.request_id, one.next_index) for one in attach.streams] == [("other", 0), ("r", 2)]
@@ -97,3 +103,30 @@ def test_tokens_of_one_frame_are_shown_at_once() -> None:
     steps = [StepOutput((TokenOutput("r", index, 97),)) for index in range(3)]
     (tokens,) = gateway.on_worker_messages("w", "1", steps, 1.0)
     assert isinstance(tokens, ShowTokens) and len(tokens.tokens) == 3
+
+
+def test_missing_tokens_are_asked_from_the_worker_that_sent_the_latest_and_from_none_that_has_left() -> None:
+    gateway = start()
+    gateway.on_router_message(WorkerJoined("w2"), 0.0)
+    gateway.open(ask(), 0.0)
+    arrive(gateway, 3, now=1.0)
+    arrive(gateway, 4, now=1.1, by="w2")
+    (command,) = gateway.tick(2.0)
+    assert isinstance(command, SendToWorker) and command.worker == "w2"
+    gateway.on_router_message(WorkerLeft("w2"), 2.1)
+    assert gateway.tick(9.0) == []
+
+
+def test_nothing_is_missing_after_a_stop_string() -> None:
+    gateway = start()
+    gateway.open(ask(stop=("a",)), 0.0)
+    arrive(gateway, 5)
+    arrive(gateway, 0)
+    arrive(gateway, 6)
+    assert gateway.workers.num_gaps == 0
+
+
+def test_no_more_than_max_tokens_are_shown_even_if_a_worker_goes_on() -> None:
+    gateway = start()
+    gateway.open(ask(max_tokens=2), 0.0)
+    assert shown(arrive(gateway, 0, 1, 2)) == [0, 1]

@@ -24,7 +24,7 @@ from baton.protocol.gateway_messages import (
 from baton.protocol.handoff import HandoffReport
 from baton.protocol.messages import Work
 from baton.protocol.request import FinishReason
-from tests.gateway.core.one_session import arrive, ask, end_of, sent, start
+from tests.gateway.core.one_session import arrive, ask, end_of, sent, shown, start
 
 
 def test_the_end_waits_for_its_route_and_has_the_times_that_the_gateway_measured() -> None:
@@ -102,5 +102,7 @@ def test_tokens_that_miss_at_the_routers_end_are_asked_for_and_computed_again_if
     ]
     (submit,) = sent(gateway.tick(2.0 + session.END_WAIT_S), Submit)
     assert (submit.resumed, submit.num_emitted, submit.work) == (True, 2, Work(asked, (97, 98)))
-    gateway.on_router_message(ended, 4.0)
-    assert end_of(arrive(gateway, 2, 3, now=4.1)).reason is FinishReason.LENGTH
+    gateway.on_router_message(replace(ended, attempts=2), 4.0)
+    assert shown(commands := arrive(gateway, 2, now=4.1)) == [2] and len(commands) == 1
+    end = end_of(arrive(gateway, 3, now=4.2))
+    assert (end.reason, end.attempts) == (FinishReason.LENGTH, 2)

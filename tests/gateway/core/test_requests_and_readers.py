@@ -11,6 +11,8 @@ from baton.gateway.core.commands import (
     SendToRouter,
     ShowTokens,
 )
+from baton.gateway.core.session import END_WAIT_S
+from baton.gateway.core.stopped import FENCE_S, StoppedRequests
 from baton.protocol.errors import Cancelled, DeadlineExceeded, InvalidRequest, Overloaded
 from baton.protocol.gateway_messages import (
     RequestEnded,
@@ -116,3 +118,50 @@ def test_an_id_with_other_content_waits_until_no_token_of_the_earlier_request_ca
     assert gateway.on_router_message(RequestEnded("r", None, "Cancelled"), 1.3) == []
     assert arrive(gateway, 0) == [] and gateway.tick(1.0 + stopped.FENCE_S - 0.1) == []
     assert len(sent(gateway.tick(1.0 + stopped.FENCE_S), Submit)) == 1
+
+
+def test_a_reader_gets_tokens_that_an_earlier_one_did_not_need() -> None:
+    gateway = start()
+    gateway.open(ask(), 0.0, resume_from=5)
+    gateway.open(ask(), 1.0, resume_from=1)
+    assert shown(arrive(gateway, 0, 1, 2)) == [1, 2]
+
+
+def test_a_client_that_leaves_a_complete_stream_leaves_nothing_that_waits() -> None:
+    gateway = start()
+    gateway.open(ask(), 0.0)
+    arrive(gateway, 0, last=0)
+    gateway.leave("r", Cancelled(""), 1.1)
+    assert gateway.tick(1.0 + END_WAIT_S) == []
+
+
+def test_a_client_that_leaves_after_the_routers_end_stops_nothing() -> None:
+    gateway = start()
+    gateway.open(ask(), 0.0)
+    gateway.on_router_message(RequestEnded("r", FinishReason.LENGTH, num_tokens=4), 1.0)
+    assert gateway.leave("r", Cancelled(""), 1.1) == []
+
+
+def test_an_id_whose_request_failed_may_be_used_for_the_same_request_at_once_but_not_for_another() -> None:
+    gateway = start()
+    gateway.open(ask(), 0.0)
+    gateway.on_router_message(RequestEnded("r", None, "HandoffFailed", "no pages"), 1.0)
+    assert gateway.open(ask(max_tokens=5), 1.1) == []
+    gateway.leave("r", Cancelled(""), 1.2)
+    assert len(sent(gateway.open(ask(), 1.3), Submit)) == 1
+
+
+def test_an_id_whose_route_never_came_waits_for_the_routers_answer_to_the_stop() -> None:
+    gateway = start()
+    gateway.open(ask(), 0.0)
+    arrive(gateway, 0, last=0)
+    gateway.tick(1.0 + END_WAIT_S)
+    assert gateway.open(ask(), 2.1) == []
+    assert len(sent(gateway.on_router_message(RequestEnded("r", FinishReason.STOP, num_tokens=1), 2.2), Submit)) == 1
+
+
+def test_each_stopped_request_is_forgotten_in_time_even_if_an_older_one_was_stopped_again() -> None:
+    stops = StoppedRequests()
+    for request_id, now in (("a", 1.0), ("b", 1.5), ("a", 2.0)):
+        stops.add(request_id, b"", True, now)
+    assert stops.expire(1.5 + FENCE_S) == ["b"] and stops.expire(2.0 + FENCE_S) == ["a"] and len(stops) == 0

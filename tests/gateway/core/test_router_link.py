@@ -115,10 +115,14 @@ def test_a_request_that_comes_back_while_the_router_is_away_continues_what_the_r
     gateway.open(ask(), 0.0)
     gateway.on_router_link(False, 1.0)
     gateway.leave("r", Cancelled(""), 1.0)
+    gateway.tick(3.9)
     gateway.open(ask(), 4.0)
     commands = gateway.on_router_link(True, 5.0)
     assert sent(commands, RegisterGateway)[0].request_ids == ("r",)
     assert [one.resumed for one in sent(commands, Submit)] == [True]
+    gateway.on_router_message(GatewayRegistered("router", "1"), 5.1)
+    error = end_of(gateway.on_router_message(RequestEnded("r", None, "NoWorkers", "none"), 5.2)).error
+    assert error is not None and error.message == "none"
 
 
 def test_another_request_of_an_id_that_the_router_may_still_run_is_not_listed_and_waits() -> None:
@@ -127,8 +131,10 @@ def test_another_request_of_an_id_that_the_router_may_still_run_is_not_listed_an
     gateway.on_router_link(False, 1.0)
     gateway.leave("r", Cancelled(""), 1.0)
     gateway.open(ask(max_tokens=5), 4.0)
+    assert gateway.tick(4.5) == []
     commands = gateway.on_router_link(True, 5.0)
     assert sent(commands, RegisterGateway)[0].request_ids == () and sent(commands, Submit) == []
+    assert gateway.tick(5.0 + stopped.FENCE_S - 0.1) == []
     assert len(sent(gateway.tick(5.0 + stopped.FENCE_S), Submit)) == 1
 
 
@@ -140,3 +146,31 @@ def test_the_load_counts_streams_requests_and_tokens() -> None:
     gateway.leave("other", Cancelled(""), 0.0)
     load = gateway.load(1.5, 7)
     assert (load.streams, load.tokens, load.requests, load.cpu_s, load.waiting_bytes) == (1, 2, 2, 1.5, 7)
+
+
+def test_messages_that_arrive_after_the_link_broke_send_nothing() -> None:
+    gateway = start()
+    gateway.open(ask(), 0.0)
+    gateway.on_router_link(False, 1.0)
+    assert gateway.on_router_message(AskEmitted("r"), 1.1) == []
+    assert gateway.on_router_message(GatewayRegistered("router", "1"), 1.1) == []
+    assert gateway.on_router_message(AskEmitted("r"), 1.1) == []
+    assert gateway.on_router_message(Reregister("1", "router"), 50.0) == []
+    assert gateway.leave("r", Cancelled(""), 50.0) == []
+
+
+def test_missing_tokens_are_submitted_once_when_the_router_comes_back() -> None:
+    gateway = start()
+    gateway.open(ask(), 0.0)
+    gateway.on_router_message(RequestEnded("r", FinishReason.LENGTH, num_tokens=4), 2.0)
+    gateway.on_router_link(False, 2.1)
+    assert len(sent(gateway.on_router_link(True, 2.2), Submit)) == 1
+    assert gateway.tick(3.1) == []
+
+
+def test_a_stream_that_waits_for_its_route_ends_when_the_router_does_not_know_the_gateway() -> None:
+    gateway = start()
+    gateway.open(ask(), 0.0)
+    arrive(gateway, 0, last=0, now=2.0)
+    commands = gateway.on_router_message(Reregister("1", "router"), 2.1)
+    assert end_of(commands).reason is FinishReason.STOP and sent(commands, RegisterGateway)[0].request_ids == ()
