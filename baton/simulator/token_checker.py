@@ -27,7 +27,8 @@ class Violation(AssertionError):
 
 def next_token(tokens: Seq[int]) -> int:
     """The model: any function of the tokens will do."""
-    return (sum(map(mul, tokens, count(1))) * 31 + len(tokens)) % VOCAB
+    weighed: int = sum(map(mul, tokens, count(1)))
+    return (weighed * 31 + len(tokens)) % VOCAB
 
 
 def expected_output(request: Request, ends: bool = True) -> list[int]:
