@@ -35,8 +35,8 @@ class Live:
     workers: list[str]
     admin_address: str
 
-    def client(self) -> baton.Client:
-        return baton.Client(self.address)
+    def client(self, **options: Any) -> baton.Client:
+        return baton.Client(self.address, **options)
 
     def async_client(self) -> baton.AsyncClient:
         return baton.AsyncClient(self.address)

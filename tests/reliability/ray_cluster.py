@@ -53,10 +53,15 @@ def ray_cluster(
 
 def router_pid(prefix: str = "") -> int:
     """The router's process on the Ray that this process is connected to; raises `NoWorkers` while Ray restarts it."""
+    return actor_pid(prefix + ROUTER)
+
+
+def actor_pid(name: str) -> int:
+    """The process of an actor, by its whole name; raises `NoWorkers` while Ray restarts it."""
     for actor in actor_table(actor_state_name="ALIVE").values():
-        if actor["Name"] == prefix + ROUTER and psutil.pid_exists(actor["Pid"]):
+        if actor["Name"] == name and psutil.pid_exists(actor["Pid"]):
             return int(actor["Pid"])
-    raise NoWorkers("The router is not running.")
+    raise NoWorkers(f"{name} is not running.")
 
 
 def workers_of(started: Started) -> dict[str, Any]:

@@ -47,6 +47,7 @@ from baton.protocol.request import Request
 
 END_WAIT_S = 1.0  # That a complete stream waits for its route, and one that the router has ended for missing tokens
 MAX_STREAMS = MAX_IDS  # A message lists all of them
+ANSWER_WITHIN_S = 3.0  # A registration without an answer is repeated
 REGISTER_AGAIN_S = 1.0  # Requests to register are ignored for this long after a registration
 
 
@@ -174,6 +175,8 @@ class GatewaySession:
     def tick(self, now: float) -> list[Command]:
         """Handle what has waited too long. Call it ten times a second."""
         commands: list[Command] = [] if self.router_up else self._give_up(now)
+        if self.router_up and not self._registered and now - self._registered_s >= ANSWER_WITHIN_S:
+            commands += self._register(now)
         commands += [ForgetWorker(worker) for worker in self.workers.stale(now)]
         for worker, request_ids in self.workers.due(now).items():
             commands.append(self._attach(worker, [self.streams[request_id] for request_id in request_ids]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from baton.gateway.core import stopped
+from baton.gateway.core import session, stopped
 from baton.gateway.core.commands import (
     SendToRouter,
 )
@@ -184,3 +184,14 @@ def test_a_stream_that_waits_for_its_route_ends_when_the_router_does_not_know_th
     arrive(gateway, 0, last=0, now=2.0)
     commands = gateway.on_router_message(Reregister("1", "router"), 2.1)
     assert end_of(commands).reason is FinishReason.STOP and sent(commands, RegisterGateway)[0].request_ids == ()
+
+
+def test_a_registration_that_the_router_does_not_answer_is_repeated() -> None:
+    gateway = start(up=False)
+    gateway.on_router_link(True, 0.0)
+    gateway.open(ask(), 0.5)
+    assert gateway.tick(session.ANSWER_WITHIN_S - 0.1) == []
+    commands = gateway.tick(session.ANSWER_WITHIN_S)
+    assert len(sent(commands, RegisterGateway)) == 1 and [one.resumed for one in sent(commands, Submit)] == [True]
+    gateway.on_router_message(GatewayRegistered("router", "1"), 4.0)
+    assert gateway.tick(20.0) == []
