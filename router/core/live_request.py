@@ -129,7 +129,6 @@ class LiveRequest:
     sequence: RunningSequence | None = None  # its sequence as placement sees it
     prefill_worker: str = ""  # that computed the prompt
     attempts: int = 0
-    reservations: int = 0
     migrations: int = 0
     pinned: bool = False  # it runs on one worker or not at all, and counts in no statistics
     adopted: bool = False  # its worker had kept it

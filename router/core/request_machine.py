@@ -62,6 +62,7 @@ class RequestMachine:
     """Advances requests; `state` answers how often a worker has changed its role, and its page size."""
 
     state: ClusterState
+    reservations: int = 0  # so far: an id may be used again while a source still writes for the earlier request
 
     def on_event(self, request: LiveRequest, event: Event, now: float) -> list[Output]:
         """Advance the request. Raises `UnexpectedEvent`, and changes nothing, for a pair that is not known."""
@@ -172,10 +173,10 @@ class RequestMachine:
             known = submit.num_prompt_tokens + submit.num_emitted
             growth = tokens - known + (growth_tokens(tokens, view.info.page_size) if view is not None else 0)
             growth = max(1, min(growth, request.max_total_tokens - known))
-        request.reservations += 1
+        self.reservations += 1
         request.assignees.add(worker)
         handoff.target, handoff.state = worker, HandoffState.REQUESTED
-        handoff.reservation_id = f"{submit.request_id}/{request.reservations}"
+        handoff.reservation_id = f"{submit.request_id}/{self.reservations}"
         handoff.reserved_tokens = submit.num_prompt_tokens + submit.num_emitted + growth
         epoch = self.state.epoch(worker)
         reserve = Reserve(handoff.reservation_id, submit.request_id, submit.work, request.gateway, epoch, growth)
