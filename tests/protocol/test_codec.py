@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from baton.protocol import codec, messages
 from baton.protocol.bounds import Length, OneOf, Printable, Range
 from baton.protocol.errors import InvalidRequest
+from baton.protocol.gateway_messages import RequestEnded
 from baton.protocol.handoff import HandoffNotice, HandoffOutcome, HandoffReport
 
 
@@ -133,6 +134,14 @@ def test_a_message_with_a_field_outside_its_bounds_is_refused(field: str) -> Non
     ended = messages.HandoffEnded("r0", "r0/1", HandoffOutcome.DELIVERED, HandoffReport(**{field: -1}))
     with pytest.raises(InvalidRequest, match=rf"^HandoffReport.{field} is -1(\.0)?: it must be at least 0"):
         codec.decode_frame(codec.encode_frame([ended], "life"), codec.TO_ROUTER)
+
+
+def test_a_field_that_may_be_open_has_bounds_too() -> None:
+    for ended in (RequestEnded("r0", retry_after_s=-1.0), RequestEnded("r0", retry_after_s=float("nan"))):
+        with pytest.raises(InvalidRequest, match=r"^RequestEnded.retry_after_s is (-1\.0|nan): it must be at least 0"):
+            codec.decode_frame(codec.encode_frame([ended]), codec.FROM_ROUTER_TO_GATEWAY)
+    open_field = RequestEnded("r0")
+    assert codec.decode_frame(codec.encode_frame([open_field]), codec.FROM_ROUTER_TO_GATEWAY) == ("", [open_field])
 
 
 def test_a_message_without_a_required_part_is_refused() -> None:
