@@ -119,6 +119,7 @@ class GatewaySession:
         match message:
             case GatewayRegistered():
                 self._registered = self.router_up
+                self.stopped.extend(now)
                 self.workers.on_registered(now)
                 return []
             case WorkerJoined(worker, public_key):
@@ -186,7 +187,7 @@ class GatewaySession:
                 commands += [*self._stop(stream), self._end(stream, None, now)]
             else:
                 commands += self._submit(stream, now)
-        for request_id in self.stopped.expire(now) if self.router_up else ():
+        for request_id in self.stopped.expire(now) if self._registered else ():
             commands += self._release(request_id, now)
         return commands
 
@@ -242,7 +243,6 @@ class GatewaySession:
                 stream.held, stream.resumed = False, True
             if stream.submitted or (stream.resumed and not stream.held):
                 listed.append(stream.request_id)
-        self.stopped.extend(now)
         self._waits.clear()
         commands.append(SendToRouter(RegisterGateway(self.info, tuple(listed))))
         for stream in self.streams.values():
