@@ -1,9 +1,9 @@
 """The host's cost of a decode step: everything that a worker does for it except the model's computation.
 
 A worker's session over synthetic sequences is driven as a worker's loop drives it: plan, flat arrays, metadata into the
-staging buffer of the recorded steps (up to the call of FlashInfer's plan), absorb, a load report and the encoded frame.
-Random tokens replace a model's. Figures are CPU time of the one thread, the median of many steps; page boundaries are
-spread evenly over the steps. Every step sends a load report, more often than a worker does.
+staging buffer of the recorded steps (up to the call of FlashInfer's plan), absorb, a load report and the encoded
+frames. Random tokens replace a model's. Figures are CPU time of the one thread, the median of many steps; page
+boundaries are spread evenly over the steps. Every step sends a load report, more often than a worker does.
 """
 
 from __future__ import annotations
@@ -23,11 +23,13 @@ from baton.engine.graph_sizes import graph_sizes
 from baton.engine.kv_pages import PagePool
 from baton.engine.step import SampledToken, StepPlan, StepResult
 from baton.harness.report import Goal, Report, arguments, progress
-from baton.protocol.codec import encode_to_router
-from baton.protocol.messages import Prefill, RegisterAck
+from baton.protocol.codec import encode_frame
+from baton.protocol.gateway_messages import AttachStreams
+from baton.protocol.messages import GatewayJoined, Prefill, RegisterAck, Work
 from baton.protocol.request import Request, SamplingParams
 from baton.protocol.worker import Endpoint, PageLayout, RoleName, WorkerInfo
 from baton.worker.core.reports import LOAD_EVERY_S
+from baton.worker.core.role import SendToGateway
 from baton.worker.core.state import WorkerState
 from baton.worker.session import WorkerSession
 
@@ -39,6 +41,7 @@ POINTS = {
     "b64_4k": (64, 4096),
     "b256_4k": (256, 4096),
 }
+GATEWAYS = ("gateway-0", "gateway-1")
 MAX_BATCH, PAGE_SIZE, CHUNK_TOKENS, CONTEXT_TOKENS, VOCAB = 256, 16, 8192, 8192, 128_256
 WARM_STEPS = 2 * PAGE_SIZE
 GOALS = {"host_ms_before_launch_b256_1k": Goal(1.2, at_most=True)}
@@ -82,6 +85,10 @@ class Host:
         self._session = WorkerSession(info, state, lambda: "2")
         self._session.on_transport(info.endpoint, 0.0)
         self._session.on_message(RegisterAck("router", 0.5, "1"), 0.0)
+        for name in GATEWAYS:
+            self._session.on_message(GatewayJoined(name, "1", f"tcp://{name}:1"), 0.0)
+            self._session.on_gateway_link(name, True, 0.0)
+            self._session.on_gateway_message(name, AttachStreams(()), 0.0)
         self._staging = DecodeStaging(
             torch.device("cpu"), graph_sizes(MAX_BATCH), CONTEXT_TOKENS // PAGE_SIZE, self._pool.num_pages
         )
@@ -93,7 +100,9 @@ class Host:
             )  # Each step fills the last pages of 1/16 of the sequences.
             prompt = tuple(self._rng.randrange(3, VOCAB) for _ in range(length))
             request = Request(f"{self._rng.getrandbits(64):016x}", prompt, sampling)
-            self._session.on_message(Prefill(request, (), False, 0), 0.0)
+            gateway = GATEWAYS[index % len(GATEWAYS)]
+            order = Prefill(request.request_id, Work(request), gateway, False, 0)
+            self._session.on_message(order, 0.0)
         while self._session.role.occupancy().pending_prefill_tokens:
             _, plan = self._session.plan(0.0)
             assert plan is not None
@@ -113,11 +122,14 @@ class Host:
         result = self._sampled(plan)
         moments.append(_cpu_ms())
         self._session.outbox = []
-        self._session.absorb(plan, result, self._now)
+        commands = self._session.absorb(plan, result, self._now)
         moments.append(_cpu_ms())
         self._session.on_step(plan.sample(LOAD_EVERY_S))
         self._session.tick(self._now, idle=False)
-        encode_to_router(self._session.outbox, "incarnation")
+        encode_frame(self._session.outbox, "incarnation")
+        for command in commands:
+            if isinstance(command, SendToGateway):
+                encode_frame([command.message], "incarnation")
         moments.append(_cpu_ms())
         plan_ms, flat_ms, staging_ms, _, absorb_ms, report_ms = (
             after - before for before, after in itertools.pairwise(moments)

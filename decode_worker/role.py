@@ -57,7 +57,7 @@ class DecodeRole:
     _source: HandoffSource = field(init=False)
     _swap: SwapSpace = field(init=False)
     _recomputes: int = 0
-    _decode_steps: int = 0
+    decode_steps: int = 0  # that have decoded at least one sequence
     _unstarted: set[str] = field(default_factory=set)  # prefilled here, and no token was sampled yet
     _stepping: bool = False  # a plan is not absorbed yet: its sequences may not pause
 
@@ -237,7 +237,7 @@ class DecodeRole:
         sampled = absorb_step(plan, result)
         for part in plan.slices:
             commit_pages(part.sequence, self.state.pool, self.state.root)
-        self._decode_steps += plan.num_decodes > 0
+        self.decode_steps += plan.num_decodes > 0
         streams = self.state.streams
         commands: list[Command] = []
         for sequence, token in sampled:
@@ -285,5 +285,5 @@ class DecodeRole:
             swapped=len(self._swap),
             swap_outs=self._swap.swap_outs,
             recomputes=self._recomputes,
-            decode_steps=self._decode_steps,
+            decode_steps=self.decode_steps,
         )

@@ -138,7 +138,8 @@ def _start(mine: RunningCluster, resolved: Resolved, report: Progress, folder: P
     ray = LocalRay(mine.ray_address, mine.ray_folder)
     if not existing:
         start_local_ray(planned=ray)
-    from baton.deploy.launcher import connected, gcs_address, start_cluster
+    from baton.deploy.launcher import start_cluster
+    from baton.deploy.ray_connection import connected, gcs_address
 
     report("ray", "connecting")
     with connected(ray):

@@ -141,7 +141,8 @@ def stop_actors(cluster: RunningCluster, deadline_s: float) -> tuple[str, ...]:
     if reach == "answers":
         ended = _stop_actors(cluster, deadline_s, max(0.0, deadline_s - time.monotonic()))
         if ended is None and cluster.ray_folder:
-            return (ROUTER, *cluster.workers)
+            gateways = (f"{GATEWAY}-{index}" for index in range(len(cluster.gateway_addresses)))
+            return (ROUTER, *gateways, *cluster.workers)
         if ended is None:
             ended = _stop_actors(cluster, 0.0, _CONNECT_S)
     if ended is None:

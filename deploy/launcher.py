@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import logging
-import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import ray
-from baton.gateway.actor import GatewayActor
-from baton.links.keys import new_secret
-from ray import _raylet
-from ray._private import ray_constants, worker
 from ray._private.state import actors as actor_table
+from ray._private.worker import global_worker
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from baton.config.placement import demand
@@ -24,12 +19,11 @@ from baton.config.ray_names import GATEWAY, NAMESPACE, ROUTER
 from baton.config.resolve import Resolved
 from baton.deploy.container_limits import oom_kills
 from baton.deploy.exit_reason import exit_reason, log_of
-from baton.deploy.interrupts import interrupts_wait
-from baton.deploy.local_ray import LocalRay, free_port
-from baton.deploy.look import reached
+from baton.deploy.local_ray import free_port
 from baton.deploy.machine import machine_facts
 from baton.deploy.placement_groups import actor_options, release_empty_groups, release_groups, reserve_groups
-from baton.deploy.processes import import_root
+from baton.gateway.actor import GatewayActor
+from baton.links.keys import new_secret
 from baton.protocol.address import reachable
 from baton.protocol.errors import ConfigError
 from baton.router.actor import RouterActor
@@ -42,102 +36,6 @@ WORKERS_S = 2.0  # Part of the time to stop a cluster that is kept for its worke
 Progress = Callable[[str, str], None]  # (process name, what it is doing)
 
 
-@contextlib.contextmanager
-def connected(local: LocalRay) -> Iterator[None]:
-    """Connect this process to a Ray as a driver that prints nothing and keeps its signal handlers.
-
-    Raises `ConfigError` when the Ray does not answer.
-    """
-    if reached(local.address) != "answers":
-        raise ConfigError(f"Ray does not answer at {local.address}: start it again, or name another in $RAY_ADDRESS.")
-    os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
-    worker.print_to_stdstream = _print_nothing
-    with _authenticated(local):
-        try:
-            # Ray's C++ part crashes when a signal interrupts connecting, and Ray's own SIGTERM handler aborts.
-            with interrupts_wait(), _ray_log_off(), _in_import_root():
-                ray.init(
-                    address=local.address,
-                    namespace=NAMESPACE,
-                    log_to_driver=False,
-                    logging_level=logging.ERROR,
-                    configure_logging=True,
-                )
-            yield
-        finally:
-            ray.shutdown()
-
-
-@contextlib.contextmanager
-def _in_import_root() -> Iterator[None]:
-    """Change to the import root: Ray's processes search the driver's working folder first, which may have another
-    `baton` in it, or no longer exist.
-    """
-    before = os.open(".", os.O_PATH | os.O_DIRECTORY)
-    os.chdir(import_root())
-    try:
-        yield
-    finally:
-        os.fchdir(before)
-        os.close(before)
-
-
-@contextlib.contextmanager
-def _ray_log_off() -> Iterator[None]:
-    """Keep the log lines of Ray's C++ part off the terminal, during the block and afterwards."""
-    name, terminal = "RAY_BACKEND_LOG_LEVEL", os.dup(2)
-    before = os.environ.get(name)
-    with Path(os.devnull).open("wb") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-    os.environ[name] = "fatal"
-    try:
-        yield
-    finally:
-        os.dup2(terminal, 2)
-        os.close(terminal)
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
-
-
-def _print_nothing(*words: Any, **how: Any) -> None:
-    """Replaces the printing of Ray's messages about dead processes, which appear in every driver."""
-
-
-@contextlib.contextmanager
-def _authenticated(local: LocalRay) -> Iterator[None]:
-    """Present our Ray's token, and match Ray's loopback setting, which its processes read from their environment."""
-    if not local.folder:
-        yield
-        return
-    names = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_TOKEN")
-    before = {name: os.environ.pop(name) for name in names if name in os.environ}
-    cluster = ray_constants.ENABLE_RAY_CLUSTER
-    try:
-        os.environ.update(local.access())
-        _read_access()
-        ray_constants.ENABLE_RAY_CLUSTER = not local.on_loopback
-        yield
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER = cluster
-        for name in names:
-            os.environ.pop(name, None)
-        os.environ.update(before)
-        _read_access()
-
-
-def _read_access() -> None:
-    """Make Ray read the mode and the token from the environment again: it caches both."""
-    _raylet.Config.initialize("")  # type: ignore[attr-defined]
-    _raylet.AuthenticationTokenLoader.instance().reset_cache()  # type: ignore[attr-defined]
-
-
-def gcs_address() -> str:
-    """The GCS address of the Ray that this process is connected to, as "host:port"."""
-    return str(ray.get_runtime_context().gcs_address)
-
-
 @dataclass(frozen=True, slots=True)
 class Started:
     """The addresses of a started cluster, and the names of its workers."""
@@ -146,6 +44,11 @@ class Started:
     worker_address: str  # The router's, for workers and gateways
     workers: list[str]
     admin_address: str  # For operators
+
+    @property
+    def address(self) -> str:
+        """The first gateway's address."""
+        return self.addresses[0]
 
 
 def start_cluster(resolved: Resolved, report: Progress, prefix: str = "", worker_host: str = "127.0.0.1") -> Started:
@@ -192,26 +95,41 @@ def start_gateways(
     # A restarted gateway, and its neighbours, need the same port.
     section = section.changed(port=section.port or free_port(section.host))
     wanted = demand(resolved.config, GATEWAY)
+    began_s = time.time() - CLOCK_S
     actors = {}
     for name in resolved.gateways:
         keys = ray.get(_router(prefix).peer_keys.remote(name))
         plan = replace(resolved.gateway_config(name, router_address, worker_host), gateway=section, link_keys=keys)
-        placed = wanted.bundle or wanted.labels
-        options = actor_options(resolved, name, GATEWAY, prefix) if placed else {"scheduling_strategy": _here()}
-        if wanted.env:
-            options["runtime_env"] = {"env_vars": wanted.env}
-        report(name, f"waiting for a node with {wanted.words}" if placed else "starting")
-        actors[name] = GatewayActor.options(  # type: ignore[attr-defined]
-            name=prefix + name, lifetime="detached", **options
-        ).remote(plan)
+        options = actor_options(resolved, name, GATEWAY, prefix)
+        if not wanted.words:
+            options["scheduling_strategy"] = _here()
+        actors[name] = _actor(GatewayActor, prefix, name, options, plan)
+        report(name, f"waiting for a node with {wanted.words}" if wanted.words else "starting")
     public = []
     for name, actor in actors.items():
-        addresses = ray.get(actor.start.remote())
+        try:
+            addresses = ray.get(actor.start.remote())
+        except ray.exceptions.RayError as death:
+            raise _died(name, str(death), began_s, oom=False) from None
         if isinstance(addresses, str):
             raise ConfigError(addresses)
         report(name, f"serving gRPC on {addresses.public}")
         public.append(addresses.public)
     return public
+
+
+def _actor(kind: Any, prefix: str, name: str, options: dict[str, Any], plan: Any) -> Any:
+    """A detached actor, which Ray starts once a node has room; raises `ConfigError` when Ray refuses to place it."""
+    try:
+        return kind.options(name=prefix + name, lifetime="detached", **options).remote(plan)
+    except ValueError as refusal:
+        raise ConfigError(f"Ray refuses to place {name}: {refusal}") from None
+
+
+def _died(name: str, death: str, began_s: float, oom: bool) -> ConfigError:
+    """The error of an actor whose process ended while it started; `oom`: the kernel has killed one to free memory."""
+    log = log_of(name, Path(global_worker.node.get_logs_dir_path()), began_s)
+    return ConfigError(f"{name} could not start: {exit_reason(log, oom, machine_facts().free.words, death)}")
 
 
 def _here() -> NodeAffinitySchedulingStrategy:
@@ -230,13 +148,7 @@ def start_workers(
     for name, role in workers:
         keys = ray.get(_router(prefix).peer_keys.remote(name))
         plan = replace(resolved.worker_config(name, role, worker_address), link_keys=keys)
-        try:
-            options = actor_options(resolved, name, role, prefix)
-            actors[name] = WorkerActor.options(  # type: ignore[attr-defined]
-                name=prefix + name, lifetime="detached", **options
-            ).remote(plan)
-        except ValueError as refusal:
-            raise ConfigError(f"Ray refuses to place {name}: {refusal}") from None
+        actors[name] = _actor(WorkerActor, prefix, name, actor_options(resolved, name, role, prefix), plan)
         words = demand(resolved.config, role).words
         report(name, f"waiting for a node with {words}" if words else "starting")
     _wait_loaded(actors, report)
@@ -260,9 +172,7 @@ def _wait_loaded(actors: dict[str, Any], report: Progress) -> None:
             try:
                 error = ray.get(reference)
             except ray.exceptions.RayError as death:
-                logs = Path(worker.global_worker.node.get_logs_dir_path())
-                log = log_of(name, logs, began_s)
-                error = exit_reason(log, oom_kills() > killed, machine_facts().free.words, str(death))
+                raise _died(name, str(death), began_s, oom_kills() > killed) from None
             if error:
                 raise ConfigError(f"{name} could not start: {error}")
             report(name, "serving")

@@ -64,7 +64,8 @@ def scale(pool: str, delta: int, pools: Pools, drain: Drain, report: Progress) -
     if cluster is None or not cluster.resolved:
         raise ConfigError("No cluster is running: start one with `baton up`.")
     resolved = Resolved.from_json(cluster.resolved)
-    from baton.deploy.launcher import connected, live_workers
+    from baton.deploy.launcher import live_workers
+    from baton.deploy.ray_connection import connected
 
     with connected(LocalRay(cluster.ray_address, cluster.ray_folder)):
         live = live_workers(cluster.prefix)

@@ -6,8 +6,9 @@ import json
 import sys
 import time
 
-from baton.deploy.launcher import connected, stop_cluster
+from baton.deploy.launcher import stop_cluster
 from baton.deploy.local_ray import LocalRay
+from baton.deploy.ray_connection import connected
 
 
 def main(ray_address: str, ray_folder: str, prefix: str, goodbye_until_s: str) -> None:

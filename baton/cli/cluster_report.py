@@ -1,4 +1,4 @@
-"""Text of `baton status` and `baton pools`: workers, pools, planner."""
+"""Text of `baton status` and `baton pools`: gateways, workers, pools, planner."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from baton.cli.report import milliseconds
+from baton.cli.report import milliseconds, size
 from baton.cli.table import Column, FittingTable, fitting
 from baton.protocol.v1 import admin_pb2
 
@@ -25,6 +25,15 @@ COLUMNS = (
     Column("in use", 3, right=True, note="in use: share of KV pages"),
     Column("peak", 9, right=True, note="peak: predicted maximum of that share"),
 )
+GATEWAY_COLUMNS = (
+    Column("gateway"),
+    Column("clients connect to", 6),
+    Column("streams", 1, right=True),
+    Column("tokens/s", 2, right=True),
+    Column("requests/s", 3, right=True),
+    Column("CPU", 4, right=True, note="CPU: share of a core"),
+    Column("waiting text", 5, right=True, note="waiting text: not tokenised yet"),
+)
 POOL_COLUMNS = (
     Column("pool"),
     Column("workers", 1, right=True),
@@ -37,21 +46,35 @@ STATE_STYLES = {"serving": "green", "draining": "yellow", "drained": "dim"}
 
 
 def cluster_screen(cluster: admin_pb2.Cluster) -> RenderableType:
-    """`baton status`: a line for the cluster and a row per worker."""
+    """`baton status`: a line for the cluster, a row per gateway and a row per worker."""
     head = Text.assemble(
         (cluster.model, "bold"),
         f"  up {cluster.uptime_s:.0f} s, policy {cluster.settings['policy']}; requests: {cluster.live_requests} live, "
         f"{cluster.queued_requests} queued, {cluster.finished_requests} finished, {cluster.cancelled_requests} "
         f"cancelled by their clients, {cluster.failed_requests} failed ({cluster.refused_requests} of them refused)",
     )
+    gateways = fitting(GATEWAY_COLUMNS, map(_gateway_cells, cluster.gateways))
+    front = gateways if cluster.gateways else "No gateway is registered."
     if not cluster.pools:
-        return Group(head, "No worker is registered.")
+        return Group(head, front, "No worker is registered.")
     table = FittingTable(COLUMNS)
     for pool in cluster.pools:
         for worker in pool.workers:
             table.add_row(worker.name, pool.role, *_cells(worker))
         table.end_section()
-    return Group(head, table)
+    return Group(head, front, table)
+
+
+def _gateway_cells(gateway: admin_pb2.GatewayStatus) -> list[str]:
+    return [
+        gateway.name,
+        gateway.public_address,
+        str(gateway.streams),
+        f"{gateway.tokens_per_s:,.0f}",
+        f"{gateway.requests_per_s:,.1f}",
+        f"{100 * gateway.cpu_share:.0f} %",
+        size(gateway.waiting_bytes),
+    ]
 
 
 def _cells(worker: admin_pb2.WorkerStatus) -> list[str | Text]:
@@ -81,9 +104,15 @@ def percent(part: int, whole: int) -> str:
     return f"{100 * part / whole:.0f} %" if whole else "-"
 
 
-def worker_lines(cluster: admin_pb2.Cluster) -> list[str]:
-    """One plain line per worker, for `--watch` without a terminal."""
-    return [
+def status_lines(cluster: admin_pb2.Cluster) -> list[str]:
+    """One plain line per gateway and per worker, for `--watch` without a terminal."""
+    gateways = [
+        f"{cluster.uptime_s:.0f} s  {gateway.name}  streams {gateway.streams}  {gateway.tokens_per_s:.0f} tokens/s  "
+        f"{gateway.requests_per_s:.1f} requests/s  CPU {100 * gateway.cpu_share:.0f} %  "
+        f"waiting text {size(gateway.waiting_bytes)}"
+        for gateway in cluster.gateways
+    ]
+    return gateways + [
         f"{cluster.uptime_s:.0f} s  {worker.name}  {pool.role}  {worker.state}  running {worker.running}  "
         f"waiting {worker.waiting}  prompt left {worker.pending_prefill_tokens}  "
         f"KV {percent(worker.pages_in_use, worker.pages_total)}  "

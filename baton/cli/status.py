@@ -18,7 +18,7 @@ from baton.cli.admin_options import (
     out,
     print_document,
 )
-from baton.cli.cluster_report import cluster_screen, pool_summaries, pools_screen, worker_lines
+from baton.cli.cluster_report import cluster_screen, pool_summaries, pools_screen, status_lines
 from baton.cli.report import print_explanation
 from baton.cli.table import show
 from baton.deploy.look import history
@@ -32,7 +32,7 @@ def status(
     admin: AdminAddress = None,
     as_json: Json = False,
 ) -> None:
-    """Show the workers of each pool: state, load, predictions, and use of KV pages.
+    """Show the gateways, and the workers of each pool: state, load, predictions, and use of KV pages.
 
     Examples:
 
@@ -84,7 +84,7 @@ class _Screen:
         elif self._as_json:
             print_document(document(cluster))
         else:
-            print(*worker_lines(cluster), sep="\n", flush=True)
+            print(*status_lines(cluster), sep="\n", flush=True)
 
 
 def pools(admin: AdminAddress = None, as_json: Json = False) -> None:

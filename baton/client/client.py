@@ -67,7 +67,7 @@ class _Inference(ABC, Generic[AnyStream]):
         greedy decoding of up to 256 tokens). A `SamplingParams` sets all of them.
 
         A request that cannot meet its `objectives` is refused at once (`Overloaded`, with `retry_after_s`).
-        `add_special_tokens` puts the model's beginning-of-sequence token before a text. Errors of the router
+        `add_special_tokens` puts the model's beginning-of-sequence token before a text. Errors of the cluster
         are raised while the stream is read.
         """
         request = make_request(

@@ -80,7 +80,8 @@ def check_placement(config: BatonConfig) -> None:
         for name in wanted.resources.keys() & _OWN_NAMES.keys():
             instead = f"use {_OWN_NAMES[name]}" if _OWN_NAMES[name] else "leave it out"
             raise ConfigError(f"placement.{role}.resources has Ray's own {name}: {instead}.")
-        if placement.strategy != "free" and getattr(config.pools, role, 0) and not wanted.bundle:
+        placed = role != "gateway" and getattr(config.pools, role) > 0
+        if placement.strategy != "free" and placed and not wanted.bundle:
             raise ConfigError(
                 f'placement.strategy is "{placement.strategy}", but a {role} worker takes no resources of its node: '
                 f"give placement.{role} gpus, cpus or resources."
@@ -100,7 +101,11 @@ def check_placement(config: BatonConfig) -> None:
 def placement_words(config: BatonConfig) -> dict[str, str]:
     """The placement as a setting to print; empty if none is configured."""
     wanted = {role: demand(config, role).words for role in ("prefill", "decode", "mixed", "gateway")}
-    parts = [f"{role}: {words}" for role, words in wanted.items() if words and getattr(config.pools, role, 1)]
+    parts = [
+        f"{role}: {words}"
+        for role, words in wanted.items()
+        if words and (role == "gateway" or getattr(config.pools, role))
+    ]
     if config.placement.strategy == "free" and not parts:
         return {}
     return {"placement": "; ".join([config.placement.strategy, *parts])}

@@ -26,7 +26,7 @@ from baton.gateway.intake import Intake
 from baton.gateway.served_model import ServedModel
 from baton.links.frame_client import FrameClient
 from baton.links.frame_server import FrameServer
-from baton.protocol.address import join
+from baton.protocol.address import join, reachable
 from baton.protocol.codec import FROM_ROUTER_TO_GATEWAY, FROM_WORKER_TO_GATEWAY
 from baton.protocol.gateway_messages import GatewayInfo
 
@@ -44,7 +44,7 @@ class RunningGateway:
     @property
     def addresses(self) -> GatewayAddresses:
         """The addresses of its server and its worker link."""
-        return GatewayAddresses(self.driver.workers.address, join(self.config.gateway.host, self.port))
+        return GatewayAddresses(self.driver.workers.address, self.driver.session.info.public_address)
 
     async def registered(self) -> None:
         """Wait until the router has answered the registration."""
@@ -102,6 +102,7 @@ async def start_gateway(config: GatewayConfig) -> RunningGateway:
         )
         inference = InferenceService(driver, intake, credentials.tokens)
         server, port = await start_server(inference, join(section.host, section.port), credentials, health_service)
-        driver.session.info = replace(info, public_address=join(section.host, port))
+        public = reachable(join(section.host, port), config.worker_host)
+        driver.session.info = replace(info, public_address=public)
         started.pop_all()
     return RunningGateway(config, driver, server, port, asyncio.create_task(driver.run()))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -16,11 +15,9 @@ from baton.access.credentials import Credentials
 from baton.access.grpc_server import serve
 from baton.access.hot_reload import HotReload
 from baton.access.status_mapping import abort
-from baton.gateway.core.commands import StreamEnd
-from baton.gateway.core.stream import TextToken
 from baton.gateway.driver import GatewayDriver
 from baton.gateway.intake import Intake, check_emitted, check_names
-from baton.gateway.public_messages import stream_message
+from baton.gateway.public_messages import stream_messages
 from baton.gateway.subscription import Subscription
 from baton.protocol import conversion
 from baton.protocol.errors import BatonError, Cancelled, DeadlineExceeded, InternalError, InvalidRequest
@@ -28,7 +25,6 @@ from baton.protocol.request import Objectives, Request, SamplingParams
 from baton.protocol.v1 import inference_pb2
 
 DEADLINE_SLACK_S = 0.1  # The client's clock ends a call slightly before this one
-MAX_TOKENS_PER_MESSAGE = 1000  # About 300 KiB with log-probabilities; most gRPC clients accept 4 MiB
 T = TypeVar("T")
 SERVICE = "baton.v1.Inference"
 
@@ -59,14 +55,17 @@ class InferenceService:
         """Write the stream; closes the subscription at its end, whatever the reason."""
         ended: BatonError = Cancelled("The client disconnected.")
         try:
-            async for response, end in _responses(subscription.next):
-                if end is not None and end.error is not None:
-                    raise end.error
-                subscription.writing_since_s = self.driver.clock()
-                await context.write(response)
-                subscription.writing_since_s = None
-                if subscription.error is not None and end is None:
-                    raise subscription.error
+            end = None
+            while end is None:
+                tokens, end = await subscription.next()
+                for message in stream_messages(tokens, end):
+                    subscription.writing_since_s = self.driver.clock()
+                    await context.write(message)
+                    subscription.writing_since_s = None
+                    if subscription.error is not None and end is None:
+                        raise subscription.error
+            if end.error is not None:
+                raise end.error
         except BatonError as error:
             await abort(context, error)
         except asyncio.CancelledError:
@@ -174,21 +173,3 @@ def _parse(kind: type[T], request_bytes: bytes) -> T:
         return kind.FromString(request_bytes)  # type: ignore[attr-defined, no-any-return]
     except DecodeError as error:
         raise InvalidRequest(f"Not a valid {kind.__name__}: {error}. Text must be UTF-8.") from None
-
-
-Batch = tuple[list[TextToken], StreamEnd | None]
-
-
-async def _responses(next_batch: Callable[[], Awaitable[Batch]]) -> AsyncIterator[tuple[bytes, StreamEnd | None]]:
-    """Messages for the client; the end is in the message of the last tokens.
-
-    Messages have a bounded size, because a slow or resuming client may have many unread tokens.
-    """
-    while True:
-        tokens, end = await next_batch()
-        while len(tokens) > MAX_TOKENS_PER_MESSAGE:
-            yield stream_message(tokens[:MAX_TOKENS_PER_MESSAGE]), None
-            tokens = tokens[MAX_TOKENS_PER_MESSAGE:]
-        yield stream_message(tokens, end if end is not None and end.error is None else None), end
-        if end is not None:
-            return

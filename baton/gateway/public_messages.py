@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 
 from baton.gateway.core.commands import StreamEnd
 from baton.gateway.core.stream import TextToken
 from baton.protocol import conversion
 from baton.protocol.v1 import inference_pb2
 
+MAX_TOKENS_PER_MESSAGE = 1000  # About 300 KiB with log-probabilities; most gRPC clients accept 4 MiB
 
-def stream_message(tokens: Sequence[TextToken], end: StreamEnd | None = None) -> bytes:
-    """Tokens, and the end of the answer after the last one, as a serialised `GenerateResponse`.
 
-    Fields are set one by one, because passing them to `add` takes four times as long.
+def stream_messages(tokens: list[TextToken], end: StreamEnd | None) -> Iterator[bytes]:
+    """Serialised `GenerateResponse` messages; the end of an answer is in the message of the last tokens.
+
+    Messages have a bounded size, because a slow or resuming client may have many unread tokens.
     """
+    answer = end if end is not None and end.error is None else None
+    while len(tokens) > MAX_TOKENS_PER_MESSAGE:
+        yield _message(tokens[:MAX_TOKENS_PER_MESSAGE], None)
+        tokens = tokens[MAX_TOKENS_PER_MESSAGE:]
+    if tokens or answer is not None:
+        yield _message(tokens, answer)
+
+
+def _message(tokens: list[TextToken], end: StreamEnd | None) -> bytes:
+    """Fields are set one by one, because passing them to `add` takes four times as long."""
     message = inference_pb2.GenerateResponse()
     add = message.tokens.add
     for token in tokens:

@@ -8,8 +8,9 @@ from typing import Any
 
 from baton.kv_transfer.transport import Notice, Transport, WriteDone, WriteFailed
 from baton.protocol.codec import decode_notice, encode_notice
+from baton.protocol.gateway_messages import TokenMessage
 from baton.protocol.messages import WorkerMessage
-from baton.worker.core.role import Command, HandoffTarget, Role, Send, WriteEnded, WritePages
+from baton.worker.core.role import Command, HandoffTarget, Role, Send, SendToGateway, WriteEnded, WritePages
 
 
 @dataclass(eq=False)
@@ -19,12 +20,12 @@ class HandDriven:
     role: Role
     executor: Any
     transport: Transport
-    said: list[WorkerMessage] = field(default_factory=list)
+    said: list[WorkerMessage | TokenMessage] = field(default_factory=list)
     _writes: dict[int, int] = field(default_factory=dict)
 
     def perform(self, commands: list[Command]) -> None:
         for command in commands:
-            if isinstance(command, Send):
+            if isinstance(command, Send | SendToGateway):
                 self.said.append(command.message)
             elif isinstance(command, WritePages):
                 notice = encode_notice(command.notice) if command.notice else None

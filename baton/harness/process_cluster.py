@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import multiprocessing as mp
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from baton.config.process_config import GatewayConfig, ResolvedEngine, ResolvedM
 from baton.config.schema import GatewaySection, RouterSection
 from baton.gateway.build import RunningGateway, start_gateway
 from baton.harness.forked import forked
+from baton.harness.gateway_process import serve_clients
 from baton.harness.worker_process import work
 from baton.links.keys import peer_keys
 from baton.protocol.link_keys import PeerKeys
@@ -75,6 +77,17 @@ class ProcessCluster:
     def admin_address(self) -> str:
         return f"127.0.0.1:{self.router.admin_port}"
 
+    async def spawn_gateway(self, name: str, port: int = 0) -> str:
+        """Start a gateway in a process of its own, also a second time; returns its address once it has registered."""
+        plan = gateway_plan(self.router_config, self.worker_config, name, self.router.worker_address)
+        plan = replace(plan, gateway=plan.gateway.changed(port=port), link_keys=self._keys(name))
+        ours, theirs = mp.Pipe(duplex=False)
+        self.processes[name] = forked(serve_clients, plan, theirs, name=name)
+        self.processes[name].start()
+        theirs.close()  # A gateway that ends at once closes the pipe
+        async with asyncio.timeout(LOAD_TIMEOUT_S):
+            return str(await asyncio.to_thread(ours.recv))
+
     def _all_there(self) -> bool:
         """Whether every worker has registered; raises `ChildProcessError` when one ended instead."""
         for name, process in self.processes.items():
@@ -107,12 +120,12 @@ class ProcessCluster:
         await self.until(lambda: not any(view.load.pages_in_use for view in core.state.workers.values()))
 
     async def __aexit__(self, *error: object) -> None:
+        for gateway in self.gateways:
+            await gateway.stop(0.0)
+        await self.router.stop(0.0)  # Before the workers: it would report them as lost
         for process in self.processes.values():
             process.kill()
             process.join()
-        for gateway in self.gateways:
-            await gateway.stop(0.0)
-        await self.router.stop(0.0)
 
 
 async def operate(cluster: ProcessCluster, spec: OperationSpec) -> Operation:

@@ -30,7 +30,7 @@ class SamplingParams:
 
     The noise of a sampled token depends only on `seed` and the position in the sequence. In float32 a request therefore
     has the same tokens on any worker and in any batch. In 16-bit types logits round differently in other batches, so a
-    near-tie may be decided otherwise (docs/architecture.md). The router replaces a `seed` of None.
+    near-tie may be decided otherwise (docs/architecture.md). The gateway replaces a `seed` of None.
     """
 
     temperature: float = 0.0  # 0: greedy
@@ -105,7 +105,7 @@ class Objectives:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request in the cluster. `arrival_s` and `deadline_s` are times of the router's clock."""
+    """One request in the cluster. `arrival_s` and `deadline_s` are times of its gateway's clock."""
 
     request_id: str
     prompt: tuple[int, ...]

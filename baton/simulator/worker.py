@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 
+from baton.decode_worker.role import DecodeRole
 from baton.engine.sequence import Sequence
 from baton.engine.step import SampledToken, StepPlan, StepResult
 from baton.protocol.handoff import HandoffNotice
@@ -204,6 +205,8 @@ class SimulatedWorker:
             part.sequence.tokens += [TOKEN] * steps
             part.sequence.computed += steps
         self.tokens_computed += steps * len(plan.slices)
+        if isinstance(self.session.role, DecodeRole):
+            self.session.role.decode_steps += steps
 
     def execute(self, plan: StepPlan) -> StepResult:
         """Tokens that mean nothing, and the end of the sequence where the trace has it."""

@@ -51,20 +51,15 @@ class Intake:
         nodes = chain_nodes(submit.page_keys, view.info.page_size) if view is not None and submit.page_keys else ()
         prediction = self.output_length.predict(nodes, submit.tenant, submit.num_prompt_tokens, submit.max_tokens)
         deadline_s = None if submit.deadline_in_s is None else now + submit.deadline_in_s
-        since_s = now - submit.age_s
+        latency = Latency(now - submit.age_s)
         if gateway:
             self._streams[submit.tenant] += 1
             if self._patient(now):
                 self._waiting[submit.request_id] = None
         return LiveRequest(
-            submit,
-            gateway,
-            incarnation,
-            Latency(since_s),
-            since_s,
-            deadline_s,
-            prediction,
+            *(submit, gateway, incarnation, latency, deadline_s, prediction),
             resumed_from=submit.num_emitted,
+            opened_s=latency.arrival_s,
         )
 
     def ended(self, live: LiveRequest) -> None:

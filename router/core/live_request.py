@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
-from baton.protocol.errors import BatonError, Cancelled, HandoffFailed, NotFound, WrongRole
+from baton.protocol.errors import BatonError, HandoffFailed, NotFound, WrongRole
 from baton.protocol.gateway_messages import Submit
 from baton.protocol.handoff import HandoffReport, HandoffState, HandoffStep, advance
 from baton.protocol.latency import Latency
@@ -115,8 +115,7 @@ class LiveRequest:
     gateway: str  # that owns its stream; "": none does, because the request probes a worker
     gateway_incarnation: str
     latency: Latency
-    client_since_s: float  # when its present client sent it; a later one takes over
-    deadline_s: float | None
+    deadline_s: float | None  # on the router's clock
     prediction: Prediction  # of its output length
     phase: Phase = Phase.QUEUED
     runner: str | None = None  # the worker that has it: computes, holds for a handoff, or decodes
@@ -130,10 +129,10 @@ class LiveRequest:
     sequence: RunningSequence | None = None  # its sequence as placement sees it
     prefill_worker: str = ""  # that computed the prompt
     attempts: int = 0
-    reservations: int = 0
     migrations: int = 0
     pinned: bool = False  # it runs on one worker or not at all, and counts in no statistics
     adopted: bool = False  # its worker had kept it
+    opened_s: float = 0.0  # its present client's call, on the router's clock
     unclaimed_since_s: float | None = None  # its gateway is lost
     resumed_from: int = 0  # output tokens on its arrival
     charged_tokens: float = 0.0  # of output, to its tenant
@@ -279,8 +278,3 @@ class LiveRequest:
             migrations=self.migrations,
             handoff=self.report,
         )
-
-
-def taken_over(request_id: str) -> Cancelled:
-    """The end of a stream whose client has asked again, elsewhere."""
-    return Cancelled(f"Another client has taken over the stream of {request_id!r}.")

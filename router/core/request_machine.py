@@ -26,7 +26,7 @@ from baton.protocol.messages import (
 )
 from baton.router.core import request_ends
 from baton.router.core.commands import SendToGateway, SendToWorker
-from baton.router.core.completion import failure
+from baton.router.core.completion import failure, taken_over
 from baton.router.core.events import (
     Adopted,
     Claimed,
@@ -47,7 +47,7 @@ from baton.router.core.events import (
     Stay,
     Stopped,
 )
-from baton.router.core.live_request import Handoff, HandoffKind, LiveRequest, Phase, taken_over
+from baton.router.core.live_request import Handoff, HandoffKind, LiveRequest, Phase
 from baton.router.policy.cluster_state import ClusterState, RunningSequence
 from baton.router.policy.migration import growth_tokens
 from baton.router.policy.routing import RoutingDecision
@@ -62,6 +62,7 @@ class RequestMachine:
     """Advances requests; `state` answers how often a worker has changed its role, and its page size."""
 
     state: ClusterState
+    reservations: int = 0  # so far: an id may be used again while a source still writes for the earlier request
 
     def on_event(self, request: LiveRequest, event: Event, now: float) -> list[Output]:
         """Advance the request. Raises `UnexpectedEvent`, and changes nothing, for a pair that is not known."""
@@ -153,10 +154,9 @@ class RequestMachine:
         same = (request.gateway, request.gateway_incarnation) == (event.gateway, event.incarnation)
         attached = same and request.unclaimed_since_s is None
         if request.gateway != event.gateway:
-            taken = failure(request.request_id, taken_over(request.request_id))
-            orders.append(SendToGateway(request.gateway, taken))
+            orders.append(SendToGateway(request.gateway, failure(request.request_id, taken_over(request.request_id))))
         request.gateway, request.gateway_incarnation, request.unclaimed_since_s = event.gateway, event.incarnation, None
-        request.client_since_s = now - submit.age_s
+        request.opened_s = now - submit.age_s
         request.deadline_s = None if submit.deadline_in_s is None else now + submit.deadline_in_s
         if request.claimable:
             request.submit, request.phase = submit, Phase.QUEUED
@@ -173,10 +173,10 @@ class RequestMachine:
             known = submit.num_prompt_tokens + submit.num_emitted
             growth = tokens - known + (growth_tokens(tokens, view.info.page_size) if view is not None else 0)
             growth = max(1, min(growth, request.max_total_tokens - known))
-        request.reservations += 1
+        self.reservations += 1
         request.assignees.add(worker)
         handoff.target, handoff.state = worker, HandoffState.REQUESTED
-        handoff.reservation_id = f"{submit.request_id}/{request.reservations}"
+        handoff.reservation_id = f"{submit.request_id}/{self.reservations}"
         handoff.reserved_tokens = submit.num_prompt_tokens + submit.num_emitted + growth
         epoch = self.state.epoch(worker)
         reserve = Reserve(handoff.reservation_id, submit.request_id, submit.work, request.gateway, epoch, growth)

@@ -14,10 +14,10 @@ from baton.router.core import events
 from baton.router.core.adoption import RESUME_WAIT_S, Adoption
 from baton.router.core.automation import Automation
 from baton.router.core.commands import SendToGateway
-from baton.router.core.completion import failure
+from baton.router.core.completion import failure, taken_over
 from baton.router.core.gateways import Gateways
 from baton.router.core.intake import Intake
-from baton.router.core.live_request import LiveRequest, taken_over
+from baton.router.core.live_request import LiveRequest
 from baton.router.core.requests import Requests
 
 
@@ -73,9 +73,8 @@ class Submissions:
         try:
             if live is not None:
                 check_claim(live, submit)
-                moved = live.gateway != gateway and live.gateway in self.gateways
-                if moved and now - submit.age_s < live.client_since_s:
-                    raise taken_over(submit.request_id)  # its client has left this gateway for the other one
+                if live.gateway != gateway and live.gateway in self.gateways and now - submit.age_s < live.opened_s:
+                    raise taken_over(live.request_id)  # by a client that came later, but whose gateway was faster
                 self.requests.events.append((live.request_id, events.Claimed(gateway, incarnation, submit)))
                 return
             self.intake.check(submit, now)

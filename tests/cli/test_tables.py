@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from baton.cli.cluster_report import cluster_screen, pools_screen
+from baton.cli.cluster_report import cluster_screen, pools_screen, status_lines
 from baton.cli.doctor import _table
 from baton.cli.operation_progress import OperationProgress, print_operations, print_plan
 from baton.cli.progress import StartProgress
@@ -22,6 +22,7 @@ from baton.simulator.search import Probe, SplitResult, Trial
 from baton.simulator.setup import Pools
 
 WIDTHS = (200, 120, 80, 60, 40)
+GATEWAYS = ("gateway-0", "gateway-12")
 NAMES = ("prefill-0", "prefill-11", "decode-0", "decode-1", "decode-123")
 
 columns = st.lists(st.tuples(st.integers(1, 40), st.integers(0, 9)), min_size=1, max_size=14)
@@ -69,6 +70,16 @@ def _lines(console: Console) -> list[str]:
 
 def _cluster() -> admin_pb2.Cluster:
     cluster = admin_pb2.Cluster(model="HuggingFaceTB/SmolLM2-135M", settings={"policy": "predicted_latency"})
+    for name in GATEWAYS:
+        cluster.gateways.add(
+            name=name,
+            public_address="[2001:db8::17]:50051",
+            streams=1234,
+            tokens_per_s=12_345.6,
+            requests_per_s=123.45,
+            cpu_share=0.876,
+            waiting_bytes=5 << 20,
+        )
     for role in ("prefill", "decode"):
         workers = [
             admin_pb2.WorkerStatus(
@@ -94,7 +105,7 @@ def _cluster() -> admin_pb2.Cluster:
 
 def _status(console: Console) -> tuple[str, ...]:
     show(console, cluster_screen(_cluster()))
-    return NAMES
+    return *GATEWAYS, *NAMES
 
 
 def _pools(console: Console) -> tuple[str, ...]:
@@ -203,6 +214,24 @@ def test_a_pipe_shows_every_column(monkeypatch: pytest.MonkeyPatch) -> None:
     _status(console)
     assert console.width == PIPE_CELLS
     assert any("KV pages" in line for line in _lines(console))
+
+
+def test_the_status_shows_each_gateway_with_its_load() -> None:
+    console = _terminal(120)
+    show(console, cluster_screen(_cluster()))
+    row = next(line for line in _lines(console) if "gateway-12" in line)
+    for cell in ("[2001:db8::17]:50051", " 1234 ", " 12,346 ", " 123.5 ", " 88 % ", " 5.0 MiB "):
+        assert cell in row
+    (line,) = (line for line in status_lines(_cluster()) if "gateway-12" in line)
+    assert "streams 1234  12346 tokens/s  123.5 requests/s  CPU 88 %  waiting text 5.0 MiB" in line
+
+
+def test_the_status_of_a_cluster_without_gateways_says_so() -> None:
+    console = _terminal(120)
+    cluster = _cluster()
+    del cluster.gateways[:]
+    show(console, cluster_screen(cluster))
+    assert "No gateway is registered." in _lines(console)
 
 
 def test_cancelled_requests_are_not_among_the_failed_ones() -> None:

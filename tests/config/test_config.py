@@ -41,7 +41,7 @@ def test_given_flags_override_the_file_and_missing_flags_do_not() -> None:
         ("[enginee]\npage_size = 16", "no key 'enginee'; did you mean 'engine'"),
         ("[engine]\npage_size = 17", r"engine\.page_size is 17"),
         ("[engine]\nthreads = 'many'", r"engine\.threads is 'many'"),
-        ("[router]\nport = 70000", r"router\.port is 70000"),
+        ("[gateway]\nport = 70000", r"gateway\.port is 70000"),
         ("[pools]\nprefill = 0\ndecode = 0", "All pools are empty"),
         ("[pools]\ndecode = 0", "No pool can decode"),
         ("[engine]\nswap_memory_gib = -1.0", r"engine\.swap_memory_gib is -1"),

@@ -43,7 +43,7 @@ def test_the_reference_states_the_allowed_values_of_a_key() -> None:
 
 def test_the_pools_have_the_same_keys_which_are_written_once() -> None:
     same = {section.name: section.same_as for section in sections() if section.same_as}
-    assert same == {"placement.decode": "placement.prefill", "placement.mixed": "placement.prefill"}
+    assert same == dict.fromkeys(("placement.decode", "placement.mixed", "placement.gateway"), "placement.prefill")
     assert cluster_toml().count("resources = ") == 1
 
 

@@ -97,7 +97,7 @@ def test_every_pool_has_its_group_of_pods_and_all_have_one_image() -> None:
         has = {"CPU": limits["cpu"], "GPU": limits["nvidia.com/gpu"], **group["resources"]}
         assert all(float(has[taken]) >= amount for taken, amount in wanted.bundle.items())
     ports = {port["containerPort"] for port in templates[0]["containers"][0]["ports"]}
-    assert config.router.port in ports
+    assert config.gateway.port in ports
 
 
 def test_the_job_runs_on_that_cluster_with_the_configuration_it_mounts() -> None:

@@ -68,7 +68,8 @@ def test_a_cluster_that_lives_is_not_cleared(tmp_path: Path, port: int) -> None:
     claim_note(lives, tmp_path)
     for cluster, words in (
         (lives, "is already running"),
-        (replace(lives, address="127.0.0.1:9"), "router does not answer"),
+        (replace(lives, admin_address="127.0.0.1:9"), "router does not answer"),
+        (replace(lives, address="127.0.0.1:9"), "gateway does not answer"),
         (replace(lives, state="starting", changed_by=this_process("baton up")), "being started by baton up"),
     ):
         update_note(cluster, tmp_path)

@@ -86,6 +86,7 @@ def test_the_observed_state_of_a_cluster_becomes_a_sentence() -> None:
     assert kind(ray="silent") == "unreachable"
     assert kind(command_lives=False) == "dead"
     assert kind(router="refuses") == "no router"
+    assert kind(any_gateway="refuses") == "no gateway"
     assert kind(dead=("raylet",), recovery="raylet died 2 s ago", supervisor_lives=True) == "recovering"
     assert kind(starting, recovery="7 attempts failed") == "dead"
     assert kind(recovery="raylet died, and the supervisor ended") == "serving"
@@ -102,7 +103,10 @@ def test_a_cluster_of_which_a_vital_process_ended_is_dead(tmp_path: Path, ended:
     assert look(lives, tmp_path) == Condition("serving")
     assert look(replace(lives, vital=(ended,)), tmp_path).kind == "dead"
     assert look(replace(lives, ray_address="127.0.0.1:9"), tmp_path).kind == "dead"
-    assert look(replace(lives, address="127.0.0.1:9"), tmp_path).kind == "no router"
+    assert look(replace(lives, admin_address="127.0.0.1:9"), tmp_path).kind == "no router"
+    assert look(replace(lives, address="127.0.0.1:9"), tmp_path).kind == "no gateway"
+    assert look(replace(lives, gateway_addresses=("127.0.0.1:9", here)), tmp_path).kind == "serving"  # One is enough
+    assert look(replace(lives, gateway_addresses=("127.0.0.1:9",)), tmp_path).kind == "no gateway"
 
 
 def test_the_commands_report_what_the_supervisor_is_doing(tmp_path: Path) -> None:

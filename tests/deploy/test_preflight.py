@@ -9,29 +9,37 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from baton.builtin_model import CHECKPOINT
 from baton.client.client import AsyncClient
-from baton.config.schema import RouterSection
+from baton.config.schema import parse_config
 from baton.deploy.local_ray import free_port
 from baton.deploy.preflight import check_addresses, check_note, ray_host
-from baton.links.frame_server import WorkerLink
+from baton.gateway.build import start_gateway
+from baton.links.frame_client import FrameClient
+from baton.links.frame_server import FrameServer
+from baton.protocol.address import join
+from baton.protocol.codec import FROM_ROUTER_TO_WORKER, TO_ROUTER
 from baton.protocol.errors import ConfigError
 from baton.protocol.messages import Alive, WorkerMessage
-from baton.router.build import start_router
-from baton.worker.router_link import RouterLink
 from tests.own_network import LOOPBACK_IPV6_ONLY, OWN_NETWORK, needs_own_network
-from tests.plans import router_config
+from tests.plans import gateway_config, router_config, start_front
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def _refusal(**settings: object) -> str:
+def _check(host: str = "127.0.0.1", port: int = 0, admin_host: str = "127.0.0.1", admin_port: int = 0) -> None:
+    gateway, router = {"host": host, "port": port}, {"admin_host": admin_host, "admin_port": admin_port}
+    check_addresses(parse_config("", {"gateway": gateway, "router": router}))
+
+
+def _refusal(**settings: Any) -> str:
     started = time.monotonic()
     with pytest.raises(ConfigError) as caught:
-        check_addresses(RouterSection(**settings))  # type: ignore[arg-type]
+        _check(**settings)
     assert time.monotonic() - started < 5.0
     message = caught.value.message
     assert ".." not in message
@@ -41,16 +49,14 @@ def _refusal(**settings: object) -> str:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "[::1]", "localhost", "0.0.0.0", "::"])
 def test_an_address_of_this_machine_is_accepted(host: str) -> None:
-    check_addresses(RouterSection(host=host, port=free_port(), admin_host=host, admin_port=free_port()))
-    check_addresses(RouterSection(host=host, port=0, admin_host=host, admin_port=0))
+    _check(host, free_port(), host, free_port())
+    _check(host, admin_host=host)
 
 
 @pytest.mark.parametrize("host", ["203.0.113.9", "2001:db8::9", "no-such-host.invalid", "not an address", "[::1"])
 def test_another_address_is_refused_with_its_key(host: str) -> None:
-    assert f"router.host is {host!r}, which is not an address of this machine" in _refusal(
-        host=host, port=0, admin_port=0
-    )
-    assert "router.admin_host" in _refusal(admin_host=host, port=0, admin_port=0)
+    assert f"gateway.host is {host!r}, which is not an address of this machine" in _refusal(host=host)
+    assert "router.admin_host" in _refusal(admin_host=host)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
@@ -58,7 +64,7 @@ def test_a_port_in_use_is_reported_with_its_process(host: str) -> None:
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as taken:
         taken.bind((host, 0))
         taken.listen()
-        message = _refusal(host=host, port=taken.getsockname()[1], admin_port=0)
+        message = _refusal(host=host, port=taken.getsockname()[1])
     assert f"is in use by pid {os.getpid()}: choose another port" in message
 
 
@@ -83,12 +89,10 @@ def test_a_cluster_on_one_machine_starts_ray_on_loopback() -> None:
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
 def test_a_worker_reaches_the_router_over_either_kind_of_address(host: str) -> None:
     async def first_frame() -> tuple[str, list[WorkerMessage]]:
-        from baton.protocol.address import join
-
-        link = WorkerLink(f"tcp://{join(host, '*')}")
+        link = FrameServer(f"tcp://{join(host, '*')}", TO_ROUTER)
         came: asyncio.Future[tuple[str, list[WorkerMessage]]] = asyncio.get_running_loop().create_future()
         link.start(lambda worker, incarnation, batch: came.set_result((worker, batch)))
-        worker = RouterLink(link.address, "decode-0")
+        worker = FrameClient(link.address, "decode-0", FROM_ROUTER_TO_WORKER)
         try:
             worker.send([Alive()])
             return await asyncio.wait_for(came, 10)
@@ -100,26 +104,27 @@ def test_a_worker_reaches_the_router_over_either_kind_of_address(host: str) -> N
 
 
 @pytest.mark.parametrize("host", ["::1", "[::1]", "::"])
-def test_a_router_serves_over_ipv6(host: str) -> None:
-    plan = router_config(CHECKPOINT, worker_host="::1", host=host, admin_host="::1")
+def test_a_gateway_and_a_router_serve_over_ipv6(host: str) -> None:
+    plan = router_config(CHECKPOINT, worker_host="::1", admin_host="::1")
 
     async def name_of_model() -> str:
-        router = await start_router(plan)
+        front = await start_front(plan, host=host)
         try:
-            assert router.addresses.public == f"[{host.strip('[]')}]:{router.port}"
-            assert router.worker_address.startswith("tcp://[::1]:")
-            async with AsyncClient(router.addresses.public) as client:
+            assert front.address == f"[::1]:{front.gateway.port}"  # Also for the wildcard
+            for link in (front.router.addresses.worker, front.gateway.addresses.worker):
+                assert link.startswith("tcp://[::1]:")
+            async with AsyncClient(front.address) as client:
                 return (await client.model()).name
         finally:
-            await router.stop(0.0)
+            await front.stop()
 
     assert asyncio.run(name_of_model()) == "m"
 
 
 def test_an_address_that_cannot_be_served_is_reported_in_batons_own_words() -> None:
-    plan = router_config(CHECKPOINT, host="203.0.113.9", port=1)
+    plan = gateway_config(CHECKPOINT, host="203.0.113.9", port=1)
     with pytest.raises(ConfigError) as caught:
-        asyncio.run(start_router(plan))  # type: ignore[arg-type]
+        asyncio.run(start_gateway(plan))
     assert "cannot be served on 203.0.113.9:1" in caught.value.message
     assert "GRPC" not in caught.value.message
     assert ".." not in caught.value.message
@@ -129,12 +134,13 @@ WITHOUT_IPV4 = f"""
 {LOOPBACK_IPV6_ONLY}
 exec "$0" -c "
 import subprocess
-from baton.config.schema import RouterSection
+from baton.config.schema import parse_config
 from baton.protocol.errors import ConfigError
 from baton.deploy.local_ray import free_port, loopback
 from baton.deploy.preflight import check_addresses, ray_host
 assert loopback() == '::1' and free_port() > 0
-check_addresses(RouterSection(host='::1', admin_host='::', port=free_port(), admin_port=0))
+gateway, router = {{'host': '::1', 'port': free_port()}}, {{'admin_host': '::', 'admin_port': 0}}
+check_addresses(parse_config('', {{'gateway': gateway, 'router': router}}))
 try:
     ray_host()
 except ConfigError as error:

@@ -46,7 +46,11 @@ def test_the_note_of_a_cluster_is_read_back_as_it_was(tmp_path: Path, monkeypatc
     monkeypatch.setenv("BATON_HOME", str(tmp_path / "home"))
     assert running_cluster() is None
     cluster = RunningCluster(
-        "127.0.0.1:1", ("decode-0",), "auto", "", "tcp://127.0.0.1:2", "127.0.0.1:3", {"dtype": "float32"}
+        *("127.0.0.1:1", ("decode-0",), "auto", ""),
+        gateway_addresses=("127.0.0.1:1", "127.0.0.2:1"),
+        worker_address="tcp://127.0.0.1:2",
+        admin_address="127.0.0.1:3",
+        resolved={"dtype": "float32"},
     )
     claim_note(cluster)
     assert running_cluster() == cluster

@@ -13,8 +13,9 @@ import pytest
 import baton
 from baton.config.resolve import MachineFacts, ModelFacts, resolve
 from baton.config.schema import parse_config
-from baton.deploy.launcher import connected, start_cluster, stop_cluster
+from baton.deploy.launcher import start_cluster, stop_cluster
 from baton.deploy.local_ray import LocalRay, start_local_ray
+from baton.deploy.ray_connection import connected
 from baton.engine.checkpoint import read_config
 from baton.protocol.v1 import admin_pb2
 from tests.checkpoints import build_checkpoint
@@ -34,8 +35,8 @@ class Live:
     workers: list[str]
     admin_address: str
 
-    def client(self) -> baton.Client:
-        return baton.Client(self.address)
+    def client(self, **options: Any) -> baton.Client:
+        return baton.Client(self.address, **options)
 
     def async_client(self) -> baton.AsyncClient:
         return baton.AsyncClient(self.address)
@@ -93,7 +94,8 @@ def start_live(
             "checksum_every": 1,
             **engine,
         },
-        "router": {"port": 0, "admin_port": 0, "policy": policy},
+        "gateway": {"port": 0},
+        "router": {"admin_port": 0, "policy": policy},
         "model": {"dtype": "float32"},
     }
     resolved = resolve(parse_config("", overrides), MachineFacts(2, 1 << 32, False), facts)

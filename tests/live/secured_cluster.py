@@ -19,19 +19,20 @@ import grpc
 import baton
 from baton.config.schema import AccessSection
 from baton.harness.process_cluster import ProcessCluster, plans
-from baton.links.zap_authenticator import new_link_keys
+from baton.links.keys import new_secret, peer_keys
 from baton.logs import set_up
 from tests.certificates import Pair, self_signed
 
 ROOT = Path(__file__).resolve().parents[2]
 MAX_PROMPT_TOKENS, MAX_STREAMS = 120, 2
+PEERS = ("router", "gateway-0", "mixed-0")
 TOKENS = {"acme": ["generate"], "rival": ["generate"], "operator": ["admin"]}
 
 
 async def serve(checkpoint: str, folder: Path) -> None:
     """Serve until standard input ends. The folder holds server.crt, server.key, client.crt and tokens.toml."""
     set_up("router")
-    keys = new_link_keys()
+    secret = new_secret()
     access = AccessSection(
         tls_certificate=str(folder / "server.crt"),
         tls_key=str(folder / "server.key"),
@@ -42,13 +43,13 @@ async def serve(checkpoint: str, folder: Path) -> None:
         max_streams_per_tenant=MAX_STREAMS,
     )
     router_config, worker_config = plans(checkpoint, 256, 200, chunk_tokens=64)
-    router_config = replace(router_config, access=access, link_keys=keys.router)
-    worker_config = replace(worker_config, link_keys=keys.worker)
-    (folder / "secrets.json").write_text(json.dumps([keys.router.secret, keys.worker.secret]))
-    print(router_config, worker_config, keys, flush=True)
+    router_config = replace(router_config, access=access, link_secret=secret)
+    (folder / "secrets.json").write_text(json.dumps([secret, *(peer_keys(secret, name).secret for name in PEERS)]))
+    print(router_config, worker_config, flush=True)
     async with ProcessCluster(router_config, worker_config, {"mixed": 1}) as cluster:
-        print(cluster, cluster.router, cluster.router.driver.link, vars(cluster.router.driver.link), flush=True)
-        (folder / "ports.new").write_text(json.dumps([cluster.router.port, cluster.router.admin_port]))
+        links = cluster.router.driver.link, cluster.gateway.driver.workers, cluster.gateway.driver.router
+        print(cluster, cluster.router, cluster.gateways, *links, *map(vars, links), flush=True)
+        (folder / "ports.new").write_text(json.dumps([cluster.gateway.port, cluster.router.admin_port]))
         (folder / "ports.new").rename(folder / "ports.json")
         await asyncio.to_thread(sys.stdin.read)
 

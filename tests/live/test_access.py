@@ -37,7 +37,7 @@ from tests.live.secured_cluster import (
     started,
     token_of,
 )
-from tests.plans import router_config
+from tests.plans import router_config, start_front
 
 PROMPT = [(5 * position) % 300 + 3 for position in range(100)]
 
@@ -228,12 +228,12 @@ def test_tls_alone_requires_no_client_certificate_and_tokens_alone_no_tls(checkp
     tokens.write_text(entries_for(TOKENS))
 
     async def name_of_model(access: AccessSection, **given: Any) -> str:
-        router = await start_router(router_config(checkpoint, access=access))
+        front = await start_front(router_config(checkpoint, access=access))
         try:
-            async with baton.AsyncClient(f"127.0.0.1:{router.port}", **given) as client:
+            async with baton.AsyncClient(front.address, **given) as client:
                 return (await client.model()).name
         finally:
-            await router.stop(0.0)
+            await front.stop()
 
     with_tls = AccessSection(tls_certificate=str(pair.certificate), tls_key=str(pair.key))
     with_tokens = AccessSection(tokens_file=str(tokens))

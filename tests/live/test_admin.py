@@ -17,7 +17,7 @@ from baton.client.errors import ConfigError, InvalidRequest, NotFound
 from baton.protocol.v1 import admin_pb2, admin_pb2_grpc
 from tests.cli.commands import BATON
 from tests.live.conftest import Live
-from tests.plans import router_config
+from tests.plans import gateway_config, router_config
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -53,15 +53,15 @@ def test_administration_and_requests_each_have_a_port_of_their_own(split: Live) 
         client.generate([1, 2], max_tokens=1)
 
 
-@pytest.mark.parametrize("of", ["address", "admin_address"])
-def test_a_router_whose_port_is_in_use_names_the_port(split: Live, checkpoint: Path, of: str) -> None:
+def test_a_router_or_gateway_whose_port_is_in_use_names_the_port(split: Live, checkpoint: Path) -> None:
+    from baton.gateway.build import start_gateway
     from baton.router.build import start_router
 
-    taken = getattr(split, of)
-    port = int(taken.rpartition(":")[2])
-    plan = router_config(checkpoint, port=port) if of == "address" else router_config(checkpoint, admin_port=port)
-    with pytest.raises(ConfigError, match=taken):
-        asyncio.run(start_router(plan))
+    port = int(split.admin_address.rpartition(":")[2])  # Without SO_REUSEPORT, unlike a gateway's
+    with pytest.raises(ConfigError, match=split.admin_address):
+        asyncio.run(start_router(router_config(checkpoint, admin_port=port)))
+    with pytest.raises(ConfigError, match=split.admin_address):
+        asyncio.run(start_gateway(gateway_config(checkpoint, port=port)))
 
 
 def test_another_policy_decides_from_now_on(split: Live) -> None:

@@ -33,8 +33,9 @@ decode = 1
 num_pages = 200
 chunk_tokens = 64
 threads = 1
-[router]
+[gateway]
 port = 0
+[router]
 admin_port = 0
 policy = "least_loaded"
 [placement.prefill]

@@ -41,6 +41,7 @@ def test_up_status_generate_down(environment: dict[str, str], rays_before: set[s
         assert demo.returncode == 0, demo.stderr
         status = baton_command(environment, "status")
         assert "prefill-0" in status.stdout
+        assert "gateway-0" in status.stdout
         assert "serving" in baton_command(environment, "pools").stdout
         cluster = json.loads(baton_command(environment, "status", "--json").stdout)
         assert [pool["role"] for pool in cluster["pools"]] == ["prefill", "decode"]
@@ -66,7 +67,7 @@ def test_up_status_generate_down(environment: dict[str, str], rays_before: set[s
     finally:
         down = baton_command(environment, "down")
     assert down.returncode == 0, down.stderr
-    assert "Ended 2 workers and the router (" in down.stdout
+    assert "Ended 2 workers, 1 gateway and the router (" in down.stdout
     assert json.loads(baton_command(environment, "down", "--json").stdout)["ended"] == []
     assert "Nothing was running" in baton_command(environment, "down").stdout
     assert left_behind(rays_before) == []
@@ -92,6 +93,7 @@ def test_the_demo_shows_the_route_and_the_prefix_hit(environment: dict[str, str]
         ("ray          connecting", signal.SIGINT, 130),
         ("prefill-0    starting", signal.SIGINT, 130),
         ("router       starting", signal.SIGTERM, 143),
+        ("gateway-0    starting", signal.SIGTERM, 143),
     ],
 )
 def test_an_interrupted_start_leaves_nothing(
@@ -115,7 +117,9 @@ def test_an_interrupted_start_leaves_nothing(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("words", ["ray          starting", "router       starting", "prefill-0    starting"])
+@pytest.mark.parametrize(
+    "words", ["ray          starting", "router       starting", "gateway-0    starting", "prefill-0    starting"]
+)
 def test_leftovers_of_a_killed_start_are_ended_by_the_next_down(
     environment: dict[str, str], rays_before: set[str], words: str
 ) -> None:

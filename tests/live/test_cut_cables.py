@@ -41,13 +41,18 @@ class Wired:
     def worker_port(self) -> int:
         return int(self.cluster.router.worker_address.rsplit(":", 1)[1])
 
+    @property
+    def gateway_port(self) -> int:
+        """The gateway's, for workers."""
+        return int(self.cluster.gateway.addresses.worker.rsplit(":", 1)[1])
+
     def play(self, scenario: Any, *arguments: Any) -> None:
         """Run a scenario, then check that no page is held and every worker is registered."""
         self.runner.run(asyncio.wait_for(self._play(scenario, *arguments), TIMEOUT_S))
 
     async def _play(self, scenario: Any, *arguments: Any) -> None:
         core = self.cluster.router.driver.core
-        async with baton.AsyncClient(f"127.0.0.1:{self.cluster.router.port}") as client:
+        async with baton.AsyncClient(self.cluster.address) as client:
             try:
                 await scenario(self, client, *arguments)
             finally:
@@ -162,6 +167,44 @@ def test_a_worker_whose_messages_do_not_reach_the_router_is_given_up(wired: Wire
 
 def _incarnations(wired: Wired) -> dict[str, str]:
     return {name: view.info.incarnation for name, view in wired.cluster.router.driver.core.state.workers.items()}
+
+
+async def _from_the_gateway(wired: Wired, client: baton.AsyncClient) -> None:
+    """A worker reaches router and peers but not the gateway: what it decodes for it starts over elsewhere."""
+    state, before = wired.cluster.router.driver.core.state, _incarnations(wired)
+    victim, answers = await _all_decoding(wired, client, 7)
+    wired.cables.cut_to(victim, wired.cables.address, wired.gateway_port)
+    await answers
+    assert victim in state.cut["gateway-0"]
+    moved = [answer for answer in answers.result() if answer.attempts == 2]
+    assert moved
+    assert victim not in {answer.decode_worker for answer in moved}
+    await _check(client, answers.result(), 7)  # while the cable is still cut
+    wired.cables.heal(victim)
+    await wired.cluster.until(lambda: not state.cut)
+    assert _incarnations(wired) == before
+
+
+def test_requests_of_a_worker_that_cannot_reach_their_gateway_start_over_elsewhere(wired: Wired) -> None:
+    wired.play(_from_the_gateway)
+
+
+async def _briefly_from_the_gateway(wired: Wired, client: baton.AsyncClient) -> None:
+    """Tokens that a worker decodes while it does not reach the gateway arrive once it does."""
+    state = wired.cluster.router.driver.core.state
+    victim, answers = await _all_decoding(wired, client, 8)
+    steps = state.workers[victim].load.decode_steps
+    wired.cables.cut_to(victim, wired.cables.address, wired.gateway_port)
+    await wired.cluster.until(lambda: state.workers[victim].load.decode_steps > steps + 10)
+    assert not answers.done()
+    wired.cables.heal(victim)
+    assert {answer.attempts for answer in await answers} == {1}
+    assert not state.cut
+    await _check(client, answers.result(), 8)
+
+
+def test_a_short_cut_between_worker_and_gateway_costs_a_pause_only(wired: Wired) -> None:
+    wired.play(_briefly_from_the_gateway)
 
 
 def _cut_peers(wired: Wired, one: str, other: str) -> None:

@@ -1,4 +1,4 @@
-"""Pings distinguish a dead router from a silent one; these tests ping often, to be quick."""
+"""Pings distinguish a dead gateway from a silent one; these tests ping often, to be quick."""
 
 from __future__ import annotations
 
@@ -15,23 +15,21 @@ import pytest
 import baton
 import baton.client.connection
 from baton.config.process_config import RouterConfig
-from tests.plans import router_config
+from tests.plans import router_config, start_front
 
 
 def _serve(plan: RouterConfig, ready: Connection) -> None:
-    from baton.router.build import start_router
-
     async def run() -> None:
-        router = await start_router(plan)
-        ready.send(router.port)
+        front = await start_front(plan)
+        ready.send(front.address)
         await asyncio.Event().wait()
 
     asyncio.run(run())
 
 
 @pytest.fixture(scope="module")
-def router(checkpoint: Path) -> Iterator[tuple[int, str]]:
-    """Process id and address of a router without workers: requests wait silently for five seconds."""
+def gateway(checkpoint: Path) -> Iterator[tuple[int, str]]:
+    """Process id and address of a gateway without workers: requests wait silently for five seconds."""
     spawn = multiprocessing.get_context("spawn")
     ours, theirs = spawn.Pipe()
     process = spawn.Process(target=_serve, args=(router_config(checkpoint), theirs))
@@ -39,7 +37,7 @@ def router(checkpoint: Path) -> Iterator[tuple[int, str]]:
     try:
         assert ours.poll(120)
         assert process.pid is not None
-        yield process.pid, f"127.0.0.1:{ours.recv()}"
+        yield process.pid, ours.recv()
     finally:
         process.kill()
         process.join()
@@ -53,16 +51,16 @@ def _ping_often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(baton.client.connection, "OPTIONS", options)
 
 
-def test_a_silent_stream_is_pinged_and_continues(router: tuple[int, str]) -> None:
-    with baton.Client(router[1]) as client:
+def test_a_silent_stream_is_pinged_and_continues(gateway: tuple[int, str]) -> None:
+    with baton.Client(gateway[1]) as client:
         stream = client.stream([1, 2, 3], max_tokens=1)
         with pytest.raises(baton.NoWorkers):
             next(stream)
-    assert stream._history.breaks == 0  # the router accepted so many pings
+    assert stream._history.breaks == 0  # The gateway accepted so many pings
 
 
-def test_a_router_that_answers_no_ping_counts_as_gone(router: tuple[int, str]) -> None:
-    pid, address = router
+def test_a_gateway_that_answers_no_ping_counts_as_gone(gateway: tuple[int, str]) -> None:
+    pid, address = gateway
     with baton.Client(address) as client:
         assert client.model().name == "m"
         os.kill(pid, signal.SIGSTOP)
@@ -71,7 +69,7 @@ def test_a_router_that_answers_no_ping_counts_as_gone(router: tuple[int, str]) -
                 client.model()
         finally:
             os.kill(pid, signal.SIGCONT)
-        # The router checks its own pings first and may close the connection of the next call.
+        # The gateway checks its own pings first and may close the connection of the next call.
         try:
             again = client.model()
         except baton.NoWorkers:

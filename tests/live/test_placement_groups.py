@@ -68,8 +68,9 @@ def _resolved(folder: Path, placement: str) -> Resolved:
         [engine]
         num_pages = 200
         threads = 1
-        [router]
+        [gateway]
         port = 0
+        [router]
         admin_port = 0
         policy = "least_loaded"
         {placement}

@@ -20,8 +20,9 @@ from tests.live.commands import ROOT, baton_command
 
 GOODBYE_S = 9.0  # less than the time that actors are given to end
 CONFIG = """
-[router]
+[gateway]
 port = 0
+[router]
 admin_port = 0
 [placement]
 strategy = "pack"
@@ -34,8 +35,8 @@ LEFT = """
 import sys
 import ray
 from ray.util.placement_group import placement_group_table
-from baton.deploy.launcher import connected
 from baton.deploy.local_ray import LocalRay
+from baton.deploy.ray_connection import connected
 with connected(LocalRay(*sys.argv[1:])):
     actors = [actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)]
     places = [row["name"] for row in placement_group_table().values() if row["state"] != "REMOVED"]

@@ -1,4 +1,4 @@
-"""Ray starts dead processes again, and clients do not notice: not a worker's end, not the router's."""
+"""Ray starts dead processes again, and clients get every token: of workers, of the router, of a gateway."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import baton
 from baton.deploy.launcher import stop_cluster
 from baton.deploy.local_ray import LocalRay
 from tests.live.conftest import Live, start_live
-from tests.reliability.ray_cluster import router_pid
+from tests.reliability.ray_cluster import actor_pid, router_pid
 from tests.waiting import until
 
 OPTIONS: dict[str, Any] = {"max_tokens": 180, "ignore_eos": True, "temperature": 0.8, "seed": 5}
@@ -46,34 +46,16 @@ def _decoding(live: Live, client: baton.Client) -> tuple[list[int], baton.TokenS
 
 
 @pytest.mark.slow
-def test_a_stream_outlives_the_router(restarted: Live) -> None:
-    with restarted.client() as client:
-        expected = client.generate(PROMPT, **OPTIONS).token_ids
-        stream = client.stream(PROMPT, **OPTIONS)
-        first = [next(stream) for _ in range(5)]
-        before = {worker.incarnation for worker in _workers(restarted).values()}
-        os.kill(router_pid("again-"), signal.SIGKILL)
-        answer = stream.answer
-        assert [token.index for token in answer.tokens] == list(range(len(expected)))
-        assert answer.token_ids == expected
-        assert [token.id for token in first] == expected[:5]
-        assert answer.text == client.generate(PROMPT, **OPTIONS).text
-    # The workers kept their processes but have new incarnations, so that late orders for the old ones are ignored.
-    until(lambda: len(_workers(restarted)) == 3, timeout_s=60)
-    assert not before & {worker.incarnation for worker in _workers(restarted).values()}
-    restarted.wait_idle()
-
-
-@pytest.mark.slow
-def test_streams_continue_in_place_when_the_router_is_killed(restarted: Live) -> None:
-    """Every token equals that of an undisturbed run, and no worker computes a prompt again."""
+def test_no_stream_breaks_when_the_router_is_killed(restarted: Live) -> None:
+    """Plain clients, which do not resume. Every token is that of an undisturbed run."""
     prompts = [[token] * 40 for token in (11, 12, 13, 14, 15, 16)]
-    with restarted.client() as client:
+    with restarted.client(give_up_s=0.0) as client:
         expected = [client.generate(prompt, **OPTIONS, logprobs=2) for prompt in prompts]
         streams = [client.stream(prompt, **OPTIONS, logprobs=2) for prompt in prompts]
         for stream in streams:
             for _ in range(3):
                 next(stream)
+        before = {worker.incarnation for worker in _workers(restarted).values()}
         os.kill(router_pid("again-"), signal.SIGKILL)
         with ThreadPoolExecutor(len(streams)) as pool:
             answers = list(pool.map(lambda stream: stream.answer, streams))
@@ -85,13 +67,48 @@ def test_streams_continue_in_place_when_the_router_is_killed(restarted: Live) ->
         )
         assert answer.text == undisturbed.text
         assert answer.finish_reason == undisturbed.finish_reason
-        assert answer.prefill_worker == ""
-        assert answer.decode_worker.startswith("decode")
-    with restarted.admin() as admin:
-        assert admin.cluster().continued_requests == len(prompts)
-        assert "continued" in admin.explain(answers[0].request_id).why
+    # The workers kept their processes but have new incarnations, so that late orders for the old ones are ignored.
+    until(lambda: len(_workers(restarted)) == 3, timeout_s=60)
+    assert not before & {worker.incarnation for worker in _workers(restarted).values()}
+    restarted.wait_idle()
+
+
+@pytest.mark.slow
+def test_a_request_waits_for_the_router_that_is_restarted(restarted: Live) -> None:
+    with restarted.client(give_up_s=0.0) as client:
+        expected = client.generate(PROMPT, **OPTIONS).token_ids
+        os.kill(router_pid("again-"), signal.SIGKILL)
+        assert client.generate(PROMPT, **OPTIONS).token_ids == expected
     until(lambda: len(_workers(restarted)) == 3, timeout_s=60)
     restarted.wait_idle()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("actors", [("gateway-0",), ("router", "gateway-0")])
+def test_clients_resume_when_their_gateway_is_killed_alone_or_with_the_router(
+    restarted: Live, actors: tuple[str, ...]
+) -> None:
+    prompts = [[token] * 40 for token in (21, 22, 23)]
+    with restarted.client() as client:
+        expected = [client.generate(prompt, **OPTIONS) for prompt in prompts]
+        streams = [client.stream(prompt, **OPTIONS) for prompt in prompts]
+        for stream in streams:
+            for _ in range(3):
+                next(stream)
+        killed = [actor_pid(f"again-{name}") for name in actors]
+        for pid in killed:
+            os.kill(pid, signal.SIGKILL)
+        with ThreadPoolExecutor(len(streams)) as pool:
+            answers = list(pool.map(lambda stream: stream.answer, streams))
+        for answer, undisturbed in zip(answers, expected, strict=True):
+            assert (answer.token_ids, answer.text) == (undisturbed.token_ids, undisturbed.text)
+            assert [token.index for token in answer.tokens] == list(range(len(answer.tokens)))
+    until(lambda: len(_workers(restarted)) == 3, timeout_s=60)
+    restarted.wait_idle()
+    with restarted.admin() as admin:
+        (gateway,) = admin.cluster().gateways
+    assert gateway.pid not in killed
+    assert gateway.public_address == restarted.address
 
 
 @pytest.mark.slow

@@ -15,8 +15,9 @@ from baton.client.errors import NoWorkers
 from baton.config.ray_names import ROUTER
 from baton.config.schema import parse_config
 from baton.deploy.cluster import resolve_here
-from baton.deploy.launcher import Started, connected, start_cluster
+from baton.deploy.launcher import Started, start_cluster
 from baton.deploy.local_ray import LocalRay, start_local_ray
+from baton.deploy.ray_connection import connected
 
 
 @contextmanager
@@ -36,7 +37,8 @@ def ray_cluster(
     config: dict[str, Any] = {
         "pools": dict(pools),
         "engine": engine,
-        "router": {"port": 0, "admin_port": 0, "policy": policy},
+        "gateway": {"port": 0},
+        "router": {"admin_port": 0, "policy": policy},
         "model": {"dtype": "float32", "path": str(CHECKPOINT)},
         **sections,
     }
@@ -51,10 +53,15 @@ def ray_cluster(
 
 def router_pid(prefix: str = "") -> int:
     """The router's process on the Ray that this process is connected to; raises `NoWorkers` while Ray restarts it."""
+    return actor_pid(prefix + ROUTER)
+
+
+def actor_pid(name: str) -> int:
+    """The process of an actor, by its whole name; raises `NoWorkers` while Ray restarts it."""
     for actor in actor_table(actor_state_name="ALIVE").values():
-        if actor["Name"] == prefix + ROUTER and psutil.pid_exists(actor["Pid"]):
+        if actor["Name"] == name and psutil.pid_exists(actor["Pid"]):
             return int(actor["Pid"])
-    raise NoWorkers("The router is not running.")
+    raise NoWorkers(f"{name} is not running.")
 
 
 def workers_of(started: Started) -> dict[str, Any]:

@@ -15,7 +15,7 @@ def _record(index: int, emitted: int, predicted: int = 10) -> LiveRequest:
     submit = submission(Request(f"r{index}", (1, 2, 3), SamplingParams(max_tokens=1000)))
     prediction = Prediction(point(predicted), (), ())
     return LiveRequest(
-        submit, "gateway-0", "1", Latency(0.0), 0.0, None, prediction, phase=Phase.CLOSED, final_tokens=emitted
+        submit, "gateway-0", "1", Latency(0.0), None, prediction, phase=Phase.CLOSED, final_tokens=emitted
     )
 
 

@@ -71,7 +71,7 @@ def test_runs_of_decode_steps_take_as_long_as_the_steps_one_by_one(
     fast = simulate(trace, "round_robin", pools=pools, jitter=0.0)
     monkeypatch.setattr(SimulatedWorker, "_quiet_steps", lambda worker, plan: 1)
     slow = simulate(trace, "round_robin", pools=pools, jitter=0.0)
-    assert slow.events > 2 * fast.events
+    assert slow.events > 1.5 * fast.events
     for one, other in zip(by_arrival(fast), by_arrival(slow), strict=True):
         # Not to the last digit: the router hears of a run once, and so looks for room at other moments.
         assert one.ttft_s == pytest.approx(other.ttft_s, rel=1e-2)

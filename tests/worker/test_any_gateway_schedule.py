@@ -39,7 +39,7 @@ class AnyGatewaySchedule(RuleBasedStateMachine):
         self.driven.session.state.streams.keep_ended_s = float("inf")
         self.gateways = {name: ModelGateway(name) for name in ("g", "h")}
         self.linked: set[str] = set()
-        self.unreachable: set[str] = set()  # As the router has it
+        self.unreachable: set[tuple[str, str]] = set()  # Gateways and their incarnations, as the router has it
         self.reserved: dict[str, Reservation] = {}
         self.homeless: dict[str, int] = {}  # Streams whose gateway has died, and how many tokens their clients have
         self.names = 0
@@ -72,13 +72,14 @@ class AnyGatewaySchedule(RuleBasedStateMachine):
                     self.linked.remove(gateway)
                     self.gateways[gateway].break_link(0)
         self.driven.send()
-        sent, self.driven.sent = self.driven.sent, []
-        for message in sent:
+        reports, self.driven.sent = self.driven.sent, []
+        for message in reports:
             assert not isinstance(message, RequestFailed)
             if isinstance(message, Register):
                 self.unreachable.clear()
             elif isinstance(message, GatewayUnreachable):
-                (self.unreachable.discard if message.reachable else self.unreachable.add)(message.gateway)
+                key = message.gateway, message.incarnation
+                (self.unreachable.discard if message.reachable else self.unreachable.add)(key)
             elif isinstance(message, Reserved):
                 self.reserved[message.request_id] = message.reservation
         to_gateways, self.driven.to_gateways = self.driven.to_gateways, []
@@ -138,8 +139,9 @@ class AnyGatewaySchedule(RuleBasedStateMachine):
         self.resume(request_id, to, self.homeless.pop(request_id))
 
     def resume(self, request_id: str, to: str, have: int) -> None:
-        for gateway in self.gateways.values():
-            gateway.gaps.discard(request_id)
+        for name, gateway in self.gateways.items():
+            if name != to:
+                gateway.gaps.discard(request_id)
         self.gateways[to].streams[request_id] = have
         self.receive(AdoptSequence(request_id, to, have))
 
@@ -163,6 +165,12 @@ class AnyGatewaySchedule(RuleBasedStateMachine):
         if name in self.linked:
             self.gateways[name].up = True
             self.perform(self.driven.session.on_gateway_link(name, True, self.driven.now))
+
+    @rule(name=GATEWAYS)
+    def a_link_opens(self, name: str) -> None:
+        self.gateways[name].full = False
+        self.a_link_is_up(name)
+        self.settle(name)
 
     @rule(name=GATEWAYS, lost=st.integers(0, 4))
     def a_link_breaks(self, name: str, lost: int) -> None:
@@ -210,7 +218,6 @@ class AnyGatewaySchedule(RuleBasedStateMachine):
             return
         self.receive(GatewayLeft(name, gateway.joined.incarnation))
         assert name not in self.linked
-        self.unreachable.discard(name)
         self.restart(name)
 
     def restart(self, name: str) -> None:
@@ -238,7 +245,8 @@ class AnyGatewaySchedule(RuleBasedStateMachine):
 
     @invariant()
     def a_gateway_with_an_open_link_is_not_reported_unreachable(self) -> None:
-        assert not self.serving or not any(self.gateways[name].open for name in self.unreachable)
+        reached = {(gateway.name, gateway.joined.incarnation) for gateway in self.gateways.values() if gateway.open}
+        assert not self.serving or not reached & self.unreachable
 
     @invariant()
     def the_worker_reads_no_page_that_another_sequence_has(self) -> None:
@@ -273,5 +281,5 @@ class AnyGatewaySchedule(RuleBasedStateMachine):
             self.an_answer_arrives_at_the_worker(name)
 
 
-AnyGatewaySchedule.TestCase.settings = settings(deadline=None, max_examples=100, stateful_step_count=60)
+AnyGatewaySchedule.TestCase.settings = settings(deadline=None, max_examples=200, stateful_step_count=80)
 TestAnyGatewaySchedule = AnyGatewaySchedule.TestCase

@@ -21,6 +21,7 @@ from baton.engine.weights import load_weights
 from baton.harness.hand_driven import HandDriven
 from baton.harness.in_process import InProcessNetwork, InProcessTransport
 from baton.prefill_worker.role import PrefillRole
+from baton.protocol.gateway_messages import StepOutput
 from baton.protocol.messages import (
     HandoffCommitted,
     HandoffEnded,
@@ -28,7 +29,7 @@ from baton.protocol.messages import (
     Reserve,
     Reserved,
     SendPages,
-    StepOutput,
+    Work,
 )
 from baton.protocol.request import Request, SamplingParams
 from baton.protocol.worker import RoleName
@@ -46,6 +47,7 @@ def _worker(name: str, role_name: RoleName, network: InProcessNetwork) -> HandDr
     executor = TorchExecutor(config, load_weights(CHECKPOINT, config, torch.float32), layout)
     pool = PagePool(160, PAGE_SIZE)
     state = WorkerState(name, "m", config.eos_token_ids, 4096, StepBudget(256, 4), pool)
+    state.streams.attach("g", ())
     role: Role = PrefillRole(state) if role_name is RoleName.PREFILL else DecodeRole(state)
     return HandDriven(role, executor, InProcessTransport(network, executor.pages, layout, name))
 
@@ -67,8 +69,8 @@ def _answer(workers: tuple[HandDriven, HandDriven], task: Task, between: Callabl
     source, target = workers
     tokenizer = Tokenizer(CHECKPOINT)
     request = Request("r", tuple(tokenizer.encode(task.prompt)), SamplingParams(max_tokens=12))
-    source.perform(source.role.on_message(Prefill(request, (), True, 0), 0.0))
-    target.perform(target.role.on_message(Reserve("r/1", request, (), 0), 0.0))
+    source.perform(source.role.on_message(Prefill("r", Work(request), "g", True, 0), 0.0))
+    target.perform(target.role.on_message(Reserve("r/1", "r", Work(request), "g", 0), 0.0))
     (reserved,) = _said(target, Reserved)
     assert isinstance(reserved, Reserved)
     source.perform(source.role.on_message(SendPages("r", reserved.reservation), 0.0))

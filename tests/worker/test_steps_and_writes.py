@@ -21,16 +21,16 @@ from baton.engine.step import StepPlan, StepResult
 from baton.engine.tokenizer import Tokenizer
 from baton.engine.weights import load_weights
 from baton.kv_transfer.nixl import NixlTransport
+from baton.protocol.gateway_messages import StepOutput
 from baton.protocol.messages import (
     HandoffCommitted,
     HandoffEnded,
     PeerJoined,
     Prefill,
-    RegisterAck,
     Reserve,
     Reserved,
     SendPages,
-    StepOutput,
+    Work,
 )
 from baton.protocol.request import Request, SamplingParams
 from baton.protocol.worker import RoleName, WorkerInfo
@@ -38,7 +38,7 @@ from baton.worker.core.state import WorkerState
 from baton.worker.loop import WorkerLoop
 from baton.worker.session import WorkerSession
 from baton.worker.step_wait import PAUSE_S, TIGHT_S, await_step
-from tests.worker.test_worker_loop import FakeHeartbeat, FakeLink
+from tests.worker.test_worker_loop import FakeHeartbeat, FakeLinks, open_gateway
 
 LOOKS = 3  # at a step before it is done
 
@@ -89,7 +89,7 @@ class WatchedTransport(NixlTransport):
         return super().write(*arguments)
 
 
-def _worker(name: str, role: RoleName) -> tuple[WorkerLoop, FakeLink]:
+def _worker(name: str, role: RoleName) -> tuple[WorkerLoop, FakeLinks]:
     config = read_config(CHECKPOINT)
     layout = config.page_layout(160, 16, "float32", "m")
     late = Late(TorchExecutor(config, load_weights(CHECKPOINT, config, torch.float32), layout))
@@ -101,7 +101,7 @@ def _worker(name: str, role: RoleName) -> tuple[WorkerLoop, FakeLink]:
 
     state = WorkerState(f"{name}:1", "m", config.eos_token_ids, 4096, StepBudget(64, 4), PagePool(160, 16))
     info = WorkerInfo(name, "1", role, 0, transport(f"{name}:0").endpoint, 64, 4)
-    link = FakeLink()
+    link = FakeLinks()
     loop = WorkerLoop(
         WorkerSession(info, state, lambda: "2"),
         late,
@@ -111,12 +111,11 @@ def _worker(name: str, role: RoleName) -> tuple[WorkerLoop, FakeLink]:
         late.engine.page_checksum,
         HostPages(late.engine.pages, 0),
     )
-    link.inbox.append(RegisterAck("router", 0.5, "1"))
-    loop._turn()
+    open_gateway(loop, link)
     return loop, link
 
 
-def _until(kind: type, link: FakeLink, *loops: WorkerLoop) -> Any:
+def _until(kind: type, link: FakeLinks, *loops: WorkerLoop) -> Any:
     deadline = time.monotonic() + 60.0
     while True:
         found = [message for message in link.sent if isinstance(message, kind)]
@@ -132,9 +131,9 @@ def test_a_chunks_pages_are_sent_after_it_was_collected_and_while_the_next_one_r
     request = Request("r", tuple(tokenizer.encode(task.prompt)), SamplingParams(max_tokens=12))
     (source, at_source), (target, at_target) = _worker("p", RoleName.PREFILL), _worker("d", RoleName.DECODE)
     at_source.inbox.append(PeerJoined(target.transport.endpoint))
-    at_target.inbox += [PeerJoined(source.transport.endpoint), Reserve("r/1", request, (), 0)]
+    at_target.inbox += [PeerJoined(source.transport.endpoint), Reserve("r/1", "r", Work(request), "g", 0)]
     reserved = _until(Reserved, at_target, target)
-    at_source.inbox += [Prefill(request, (), True, 0), SendPages("r", reserved.reservation)]
+    at_source.inbox += [Prefill("r", Work(request), "g", True, 0), SendPages("r", reserved.reservation)]
     _until(HandoffEnded, at_source, source, target)
     _until(HandoffCommitted, at_target, source, target)
     while not any(token.finish for output in _said(at_target) for token in output.tokens):
@@ -149,7 +148,7 @@ def test_a_chunks_pages_are_sent_after_it_was_collected_and_while_the_next_one_r
         loop.transport.close()
 
 
-def _said(link: FakeLink) -> list[StepOutput]:
+def _said(link: FakeLinks) -> list[StepOutput]:
     return [message for message in link.sent if isinstance(message, StepOutput)]
 
 

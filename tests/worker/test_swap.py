@@ -12,7 +12,7 @@ from baton.decode_worker.role import DecodeRole
 from baton.decode_worker.swap import SwapSpace
 from baton.engine.sequence import Sequence, page_ids
 from baton.protocol.errors import BatonError, Cancelled
-from baton.protocol.messages import Cancel, Prefill, Reserve, RouterMessage, SendPages, SwitchRole
+from baton.protocol.messages import Cancel, Prefill, Reserve, RouterMessage, SendPages, SwitchRole, Work
 from baton.protocol.request import Request, SamplingParams
 from baton.protocol.worker import RoleName
 from baton.router.core.page_audit import PageAudit, judge
@@ -28,6 +28,10 @@ SEEDS = st.integers(0, 2**32 - 1)
 
 def _request(name: str, prompt: list[int], max_tokens: int = 30) -> Request:
     return Request(name, tuple(prompt), SamplingParams(max_tokens=max_tokens))
+
+
+def _order(request: Request) -> Prefill:
+    return Prefill(request.request_id, Work(request), "g", False, 0)
 
 
 def _worker(num_pages: int = 12, host_pages: int = 12) -> tuple[SteppedCluster, VirtualWorker, DecodeRole]:
@@ -48,7 +52,7 @@ def _say(cluster: SteppedCluster, worker: VirtualWorker, *messages: RouterMessag
 def _two_of_which_one_is_swapped_out() -> tuple[SteppedCluster, VirtualWorker, DecodeRole]:
     cluster, worker, role = _worker()
     for name in ("a", "b"):
-        _say(cluster, worker, Prefill(_request(name, [ord(name) % 90] * 13), (), False, 0))
+        _say(cluster, worker, _order(_request(name, [ord(name) % 90] * 13)))
     while not role.occupancy().swapped:
         assert cluster.run_step(worker)
     assert role.occupancy().request_ids == ("a", "b")
@@ -61,8 +65,9 @@ def _check_slots(space: SwapSpace) -> None:
 
 
 def _tokens(worker: VirtualWorker, request_id: str) -> list[int]:
-    outputs = [message.tokens for message in worker.outbox if hasattr(message, "tokens")]
-    return [token.token_id for tokens in outputs for token in tokens if token.request_id == request_id]
+    stream = worker.state.streams._find(request_id)
+    assert stream is not None
+    return stream.sequence.tokens[stream.sequence.prompt_len :]
 
 
 @settings(deadline=None, max_examples=80)
@@ -75,7 +80,7 @@ def test_growth_cancels_and_swaps_in_any_order_keep_every_page_and_slot(
     for number in range(12):
         prompt = [7] * (8 if shared else 0) + [rng.randrange(90) for _ in range(rng.randint(1, 14))]
         request = live[f"r{number}"] = _request(f"r{number}", prompt, rng.randint(1, 26))
-        _say(cluster, worker, Prefill(request, (), False, 0))
+        _say(cluster, worker, _order(request))
         for _ in range(rng.randint(0, 14)):
             cluster.run_step(worker)
             worker.state.pool.check_integrity()
@@ -175,7 +180,7 @@ def test_pages_that_another_sequence_reads_too_are_shared_again_and_stay_as_they
     cluster, worker, role = _worker(13)
     prompt = [5] * 8
     for name in ("a", "b"):
-        _say(cluster, worker, Prefill(_request(name, [*prompt, ord(name) % 90, 1, 2]), (), False, 0))
+        _say(cluster, worker, _order(_request(name, [*prompt, ord(name) % 90, 1, 2])))
         cluster.run_step(worker)
     common = role._running["a"].page_table[:2]
     assert role._running["b"].page_table[:2] == common
@@ -192,7 +197,7 @@ def test_pages_that_another_sequence_reads_too_are_shared_again_and_stay_as_they
         assert _tokens(worker, name) == cluster.expected(request)
 
 
-@pytest.mark.parametrize("end", [Cancel("b"), Prefill(_request("b", [1] * 5, 4), (), False, 0)])
+@pytest.mark.parametrize("end", [Cancel("b"), _order(_request("b", [1] * 5, 4))])
 def test_a_swapped_sequence_that_is_cancelled_or_replaced_frees_its_slots(end: RouterMessage) -> None:
     cluster, worker, role = _two_of_which_one_is_swapped_out()
     assert role._swap.num_in_use
@@ -204,7 +209,7 @@ def test_a_swapped_sequence_that_is_cancelled_or_replaced_frees_its_slots(end: R
 def test_a_swapped_sequence_cannot_move_and_keeps_the_role_from_being_switched() -> None:
     cluster, worker, role = _two_of_which_one_is_swapped_out()
     other = SteppedCluster(random.Random(0), num_pages=40).add("decode-1", RoleName.DECODE)
-    (answer,) = other.role.on_message(Reserve("b/1", _request("b", [8] * 13), (), 0, PAGE_SIZE), 0.0)
+    (answer,) = other.role.on_message(Reserve("b/1", "b", Work(_request("b", [8] * 13)), "g", 0, PAGE_SIZE), 0.0)
     assert isinstance(answer, Send)
     worker.outbox.clear()
     _say(cluster, worker, SendPages("b", answer.message.reservation))  # type: ignore[union-attr]
@@ -218,8 +223,8 @@ def test_a_swapped_sequence_cannot_move_and_keeps_the_role_from_being_switched()
 def test_a_swapped_sequence_keeps_its_slots_when_a_new_router_comes() -> None:
     cluster, worker, role = _two_of_which_one_is_swapped_out()
     swap_outs = role.occupancy().swap_outs
-    held = role.on_new_router(worker.state)
-    assert {sequence.request_id for sequence in held} == {"a", "b"}
+    role.on_new_router(worker.state)
+    assert {sequence.request_id for sequence in worker.state.streams.held()} == {"a", "b"}
     assert (role.occupancy().swapped, role.occupancy().swap_outs) == (1, swap_outs)
     _check_slots(role._swap)
     (swapped,) = role._swap._swapped
@@ -235,10 +240,10 @@ def test_newcomers_do_not_get_the_pages_that_a_swapped_sequence_waits_for() -> N
     cluster, worker, role = _two_of_which_one_is_swapped_out()
     available = worker.state.pool.num_available
     assert available >= 1
-    small = Reserve("c/1", _request("c", [1, 2]), (), 0)
+    small = Reserve("c/1", "c", Work(_request("c", [1, 2])), "g", 0)
     (refused,) = role.on_message(small, 0.0)
     assert type(refused.message).__name__ == "ReservationRefused"  # type: ignore[union-attr]
-    _say(cluster, worker, Prefill(_request("d", [1, 2]), (), False, 0))
+    _say(cluster, worker, _order(_request("d", [1, 2])))
     assert [*role._waiting] == ["b", "d"]
 
 

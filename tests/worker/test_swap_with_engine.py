@@ -18,10 +18,11 @@ from baton.engine.executor import TorchExecutor
 from baton.engine.host_pages import HostPages
 from baton.engine.kv_pages import PagePool
 from baton.harness.process_cluster import ProcessCluster, plans
-from baton.protocol.messages import Prefill, StepOutput
+from baton.protocol.gateway_messages import StepOutput
+from baton.protocol.messages import Prefill, Work
 from baton.protocol.request import Request, SamplingParams
 from baton.protocol.worker import RoleName
-from baton.worker.core.role import Command, Occupancy, Send, SwapIn, SwapOut
+from baton.worker.core.role import Command, Occupancy, SendToGateway, SwapIn, SwapOut
 from baton.worker.core.state import WorkerState
 from tests.checkpoints import build_checkpoint
 from tests.engine.running import generate, load_executor
@@ -57,12 +58,13 @@ class _Worker:
         state = WorkerState("w:1", "m", eos, 256, StepBudget(64, 8), pool, host_pages=host_pages)
         self.role, self.pool, self.executor = DecodeRole(state, RoleName.MIXED), pool, executor
         self.host = HostPages(executor.pages, host_pages)
+        state.streams.attach("g", ())
         self.tokens: dict[str, list[int]] = {}
 
     def perform(self, commands: list[Command]) -> None:
         for command in commands:
             match command:
-                case Send(StepOutput(outputs)):
+                case SendToGateway(_, StepOutput(outputs)):
                     for one in outputs:
                         self.tokens.setdefault(one.request_id, []).append(one.token_id)
                 case SwapOut(pages, slots):
@@ -89,7 +91,9 @@ def test_the_tokens_do_not_tell_of_any_swap(
     worker = _Worker(load_executor(folder, NUM_PAGES), host_pages)
     unshared = [case for index, case in enumerate(cases) if index % 2 == 0]  # whose pages no other sequence may read
     for index, (prompt, sampling, _) in enumerate(unshared):
-        worker.role.on_message(Prefill(Request(str(index), tuple(prompt), sampling), (), False, 0), 0.0)
+        worker.role.on_message(
+            Prefill(str(index), Work(Request(str(index), tuple(prompt), sampling)), "g", False, 0), 0.0
+        )
     while worker.turn():
         evict_all(worker.pool)  # what is not copied back would have to be computed
     assert [worker.tokens[str(index)] for index in range(len(unshared))] == [answer for _, _, answer in unshared]

@@ -70,6 +70,15 @@ def test_a_detached_sequence_is_sent_from_any_index_on_when_its_gateway_asks() -
     assert _sample(streams, sequence, 52) == [5]
 
 
+def test_an_ended_sequence_is_not_sent_to_another_request_that_has_its_id() -> None:
+    streams, sequence = TokenStreams(), _sequence(output=2)
+    _ended(streams, sequence)
+    other = _sequence(prompt=5).request
+    assert streams.attach("g", (StreamPosition("r", 0, other.digest),)) == []
+    same = StreamPosition("r", 1, sequence.request.digest)
+    assert [output.index for output in _tokens(streams.attach("g", (same,)))] == [1]
+
+
 def test_a_gateway_that_does_not_list_a_sequence_of_before_gets_nothing_of_it() -> None:
     streams, sequence = TokenStreams(), _sequence()
     streams.start(sequence, "g")

@@ -146,7 +146,7 @@ def _order(work: Request) -> Prefill:
     return Prefill(work.request_id, Work(work), "g", False, 0)
 
 
-def _open_gateway(loop: WorkerLoop, link: FakeLinks) -> None:
+def open_gateway(loop: WorkerLoop, link: FakeLinks) -> None:
     """The worker serves, and a gateway takes its tokens."""
     _turn(loop, link, RegisterAck("router", 0.5, "1"), GATEWAY)
     assert link.connected == ["g"]
@@ -217,7 +217,7 @@ def _overlapping() -> tuple[WorkerLoop, FakeLinks, Overlap]:
     engine = Overlap()
     loop, link = _loop(engine)
     engine.link = link
-    _open_gateway(loop, link)
+    open_gateway(loop, link)
     _turn(loop, link, prefill("whole"))
     return loop, link, engine
 

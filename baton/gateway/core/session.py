@@ -47,6 +47,7 @@ from baton.protocol.request import Request
 
 END_WAIT_S = 1.0  # That a complete stream waits for its route, and one that the router has ended for missing tokens
 MAX_STREAMS = MAX_IDS  # A message lists all of them
+ANSWER_WITHIN_S = 3.0  # A registration without an answer is repeated
 REGISTER_AGAIN_S = 1.0  # Requests to register are ignored for this long after a registration
 
 
@@ -57,7 +58,7 @@ class GatewaySession:
     info: GatewayInfo
     model: ModelFacts
     vocabulary: Vocabulary | None  # None where no text is needed
-    router_grace_s: float = 10.0  # That a stream without any token waits for the router
+    router_grace_s: float  # That a stream without any token waits for the router
     streams: dict[str, LiveStream] = field(default_factory=dict)
     stopped: StoppedRequests = field(default_factory=StoppedRequests)
     workers: Workers = field(init=False)
@@ -118,6 +119,7 @@ class GatewaySession:
         match message:
             case GatewayRegistered():
                 self._registered = self.router_up
+                self.stopped.extend(now)
                 self.workers.on_registered(now)
                 return []
             case WorkerJoined(worker, public_key):
@@ -173,6 +175,8 @@ class GatewaySession:
     def tick(self, now: float) -> list[Command]:
         """Handle what has waited too long. Call it ten times a second."""
         commands: list[Command] = [] if self.router_up else self._give_up(now)
+        if self.router_up and not self._registered and now - self._registered_s >= ANSWER_WITHIN_S:
+            commands += self._register(now)
         commands += [ForgetWorker(worker) for worker in self.workers.stale(now)]
         for worker, request_ids in self.workers.due(now).items():
             commands.append(self._attach(worker, [self.streams[request_id] for request_id in request_ids]))
@@ -183,7 +187,7 @@ class GatewaySession:
                 commands += [*self._stop(stream), self._end(stream, None, now)]
             else:
                 commands += self._submit(stream, now)
-        for request_id in self.stopped.expire(now) if self.router_up else ():
+        for request_id in self.stopped.expire(now) if self._registered else ():
             commands += self._release(request_id, now)
         return commands
 
@@ -239,7 +243,6 @@ class GatewaySession:
                 stream.held, stream.resumed = False, True
             if stream.submitted or (stream.resumed and not stream.held):
                 listed.append(stream.request_id)
-        self.stopped.extend(now)
         self._waits.clear()
         commands.append(SendToRouter(RegisterGateway(self.info, tuple(listed))))
         for stream in self.streams.values():

@@ -51,7 +51,7 @@ class GenerateRequest(google.protobuf.message.Message):
     EMITTED_FIELD_NUMBER: builtins.int
     ADD_SPECIAL_TOKENS_FIELD_NUMBER: builtins.int
     request_id: builtins.str
-    """Chosen by the client, to resume and to explain the request; empty: the router chooses."""
+    """Chosen by the client, to resume and to explain the request; empty: the gateway chooses."""
     text: builtins.str
     priority: builtins.int
     """A higher priority is placed first."""
@@ -361,7 +361,7 @@ global___Usage = Usage
 
 @typing.final
 class Timings(google.protobuf.message.Message):
-    """Times measured by the router."""
+    """Times measured by the gateway."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 

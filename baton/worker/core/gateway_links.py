@@ -20,7 +20,7 @@ from baton.worker.core.token_streams import TokenStreams
 
 GATEWAY_GRACE_S = 2.0  # How long a link may be down before the router is told
 FORGET_S = 60.0  # How long a link may be down whose gateway this router has not named
-RETRY_S = 0.02  # How often to try a full link
+RETRY_S, RETRY_MOST_S = 0.05, 1.0  # How often to send `LinkUp` until it is taken and answered: this often, then slower
 
 
 class LinkState(Enum):
@@ -36,7 +36,9 @@ LinkCommand = Command | ConnectGateway | DisconnectGateway
 @dataclass(slots=True, eq=False)
 class _Link:
     joined: GatewayJoined
-    due_s: float  # In DOWN: since when it is down; in FULL: when to send `LinkUp`
+    since_s: float  # When it went down
+    due_s: float = 0.0  # When to send the next `LinkUp`
+    wait_s: float = RETRY_S  # After that one
     state: LinkState = LinkState.DOWN
     reported: bool = False  # As unreachable
     confirmed: bool = True  # This router has named the gateway
@@ -71,13 +73,13 @@ class GatewayLinks:
 
     def on_joined(self, joined: GatewayJoined, now: float) -> list[LinkCommand]:
         """A gateway, or a new incarnation of one."""
-        earlier = self._links.get(joined.gateway)
-        if earlier is not None and earlier.joined == joined:
-            earlier.confirmed = True
-            return [Send(earlier.unreachable())] if earlier.reported else []
-        dropped = self._drop(joined.gateway) if earlier is not None else []
+        link = self._links.get(joined.gateway)
+        if link is not None and link.joined == joined:
+            link.confirmed = True
+            return [Send(link.unreachable())] if link.reported else []
+        commands = self._drop(joined.gateway) if link is not None else []
         self._links[joined.gateway] = _Link(joined, now)
-        return [*dropped, ConnectGateway(joined)]
+        return [*commands, ConnectGateway(joined)]
 
     def on_left(self, left: GatewayLeft) -> list[LinkCommand]:
         """Sequences of the gateway keep decoding; another one may adopt them."""
@@ -89,11 +91,12 @@ class GatewayLinks:
         link = self._links.get(gateway)
         if link is None:
             return []
+        self.streams.close(gateway)
         if up:
-            return self._ask(gateway, link)
+            link.wait_s = RETRY_S
+            return self._ask(gateway, link, now)
         if link.state is not LinkState.DOWN:
-            self.streams.close(gateway)
-            link.state, link.due_s = LinkState.DOWN, now
+            link.state, link.since_s = LinkState.DOWN, now
         return []
 
     def on_attach(self, gateway: str, message: AttachStreams) -> list[LinkCommand]:
@@ -110,20 +113,25 @@ class GatewayLinks:
         link = self._links.get(gateway)
         if link is not None and link.state is not LinkState.DOWN:
             self.streams.close(gateway)
-            link.state, link.due_s = LinkState.FULL, now + RETRY_S
+            link.state, link.due_s, link.wait_s = LinkState.FULL, now + RETRY_S, RETRY_S
 
     def tick(self, now: float) -> list[LinkCommand]:
         """What is due."""
         commands: list[LinkCommand] = []
         for gateway, link in list(self._links.items()):
-            if link.state is LinkState.FULL and now >= link.due_s:
-                commands += self._ask(gateway, link)
-            elif link.state is LinkState.DOWN and not link.confirmed and now >= link.due_s + FORGET_S:
-                commands += self._drop(gateway)
-            elif link.state is LinkState.DOWN and not link.reported and now >= link.due_s + GATEWAY_GRACE_S:
-                link.reported = True
-                commands.append(Send(link.unreachable()))
+            if link.state is LinkState.DOWN:
+                commands += self._while_down(gateway, link, now - link.since_s)
+            elif link.state is not LinkState.OPEN and now >= link.due_s:
+                commands += self._ask(gateway, link, now)
         return commands
+
+    def _while_down(self, gateway: str, link: _Link, down_s: float) -> list[LinkCommand]:
+        if not link.confirmed and down_s >= FORGET_S:
+            return self._drop(gateway)
+        if link.reported or down_s < GATEWAY_GRACE_S:
+            return []
+        link.reported = True
+        return [Send(link.unreachable())]
 
     def wait_s(self, now: float) -> float:
         """Time until `tick` has something to do."""
@@ -131,15 +139,12 @@ class GatewayLinks:
         return max(0.0, min(dues, default=float("inf")) - now)
 
     def _due_s(self, link: _Link) -> float:
-        if link.state is LinkState.FULL:
-            return link.due_s
-        if link.state is LinkState.DOWN and not link.reported:
-            return link.due_s + GATEWAY_GRACE_S
-        return float("inf")
+        if link.state is LinkState.DOWN:
+            return float("inf") if link.reported else link.since_s + GATEWAY_GRACE_S
+        return float("inf") if link.state is LinkState.OPEN else link.due_s
 
-    def _ask(self, gateway: str, link: _Link) -> list[LinkCommand]:
-        self.streams.close(gateway)
-        link.state = LinkState.ASKING
+    def _ask(self, gateway: str, link: _Link, now: float) -> list[LinkCommand]:
+        link.state, link.due_s, link.wait_s = LinkState.ASKING, now + link.wait_s, min(2 * link.wait_s, RETRY_MOST_S)
         return [SendToGateway(gateway, LinkUp(self.worker, self.incarnation))]
 
     def _drop(self, gateway: str) -> list[LinkCommand]:

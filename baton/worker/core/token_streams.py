@@ -173,11 +173,16 @@ class TokenStreams:
         Its other sequences stay detached.
         """
         self._open.setdefault(gateway, [])
-        asked = {position.request_id: position.next_index for position in positions}
+        asked = {position.request_id: position.next_index for position in positions if self._runs(position)}
         for stream in self._all():
             if stream.gateway == gateway and stream.starts_at is not None:
                 asked.setdefault(stream.sequence.request_id, stream.starts_at)
         return self._replay(gateway, asked)
+
+    def _runs(self, position: StreamPosition) -> bool:
+        """Whether the sequence of this id is the gateway's: an ended one may be of an earlier request."""
+        stream = self._find(position.request_id)
+        return stream is not None and position.digest in (b"", stream.sequence.request.digest)
 
     def _replay(self, gateway: str, asked: dict[str, int]) -> list[Command]:
         """Attach streams, each from its index on, to a gateway whose link is open."""

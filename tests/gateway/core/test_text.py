@@ -113,3 +113,11 @@ def test_the_answer_ends_at_the_first_stop_string_that_ends_after_min_tokens(
     shown, stream = _streamed(text, stop=tuple(stops), min_tokens=min_tokens)
     assert stream.stop_string_met == bool(ends)
     assert shown == (text[: ends[min(ends)]] if ends else text)
+
+
+def test_tokens_that_came_before_the_end_but_follow_it_are_not_shown() -> None:
+    stream = _stream(stop=("b",))
+    assert stream.accept(TokenOutput("r", 2, 99)) == [] and stream.has_gap
+    assert stream.accept(TokenOutput("r", 1, 98)) == []
+    assert [token.index for token in stream.accept(TokenOutput("r", 0, 97))] == [0, 1]
+    assert stream.reason is FinishReason.STOP and not stream.has_gap

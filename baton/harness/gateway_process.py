@@ -1,0 +1,23 @@
+"""A gateway in a process of its own, without Ray."""
+
+from __future__ import annotations
+
+import asyncio
+from multiprocessing.connection import Connection
+
+from baton.config.process_config import GatewayConfig
+from baton.logs import set_up
+
+
+def serve_clients(plan: GatewayConfig, served: Connection) -> None:
+    """Serve until the process is killed. Sends the gateway's address once the router has registered it."""
+    set_up(plan.name, plan.logging.level)
+    from baton.gateway.build import start_gateway
+
+    async def serve() -> None:
+        gateway = await start_gateway(plan)
+        await gateway.registered()
+        served.send(gateway.addresses.public)
+        await gateway.task
+
+    asyncio.run(serve())
