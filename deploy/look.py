@@ -56,14 +56,19 @@ def client_address(cluster: RunningCluster) -> str:
     return next((address for address in different if reached(address) == "answers"), different[0])
 
 
-def serving_cluster(folder: Path | None = None) -> RunningCluster | None:
-    """The noted cluster, None without a note; raises `NoWorkers` with the reason when it does not serve."""
+def serving_cluster(folder: Path | None = None, *, clients: bool = False) -> RunningCluster | None:
+    """The noted cluster, None without a note; raises `NoWorkers` with the reason when it does not serve.
+
+    `clients`: it must serve clients, for which it needs a gateway; operators need its router alone.
+    """
     cluster = running_cluster(folder)
     if cluster is None:
         return None
     seen = look(cluster, folder)
     if seen.kind == "dead":
         raise NoWorkers(f"{seen.why} `baton up` starts it again.")
+    if seen.kind == "no gateway" and not clients:
+        return cluster
     if seen.kind in ("no router", "no gateway"):
         raise NoWorkers(f"{seen.why} Ray restarts what died: try again in a few seconds, or use `baton down`.")
     if seen.kind != "serving":

@@ -10,8 +10,7 @@ import tempfile
 import psutil
 
 from baton.client.listener import listener
-from baton.config.placement import demand
-from baton.config.ray_names import GATEWAY
+from baton.config.placement import gateways_here
 from baton.config.schema import BatonConfig
 from baton.deploy.local_ray import loopback
 from baton.deploy.running import state_file
@@ -46,7 +45,7 @@ def check_addresses(config: BatonConfig) -> None:
             f"gateway.port and router.admin_port are both {gateway.port}: requests and administration need a port each."
         )
     listening = [("router.admin_host", router.admin_host, "router.admin_port", router.admin_port)]
-    if not demand(config, GATEWAY).words:  # Otherwise they may run on other nodes
+    if gateways_here(config):
         listening.insert(0, ("gateway.host", gateway.host, "gateway.port", gateway.port))
     for host_key, host, port_key, port in listening:
         failure = _bind_failure(bare_host(host), port)

@@ -276,7 +276,7 @@ def _client(address: str | None) -> Any:
     if address is None:
         from baton.deploy.look import client_address, serving_cluster
 
-        cluster = serving_cluster()
+        cluster = serving_cluster(clients=True)
         address = client_address(cluster) if cluster else None
     return Client(address)
 

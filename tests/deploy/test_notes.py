@@ -108,6 +108,10 @@ def test_a_cluster_of_which_a_vital_process_ended_is_dead(tmp_path: Path, ended:
     one_of_two = replace(lives, gateway_addresses=("127.0.0.1:9", here))
     assert look(one_of_two, tmp_path).kind == "serving"
     assert client_address(one_of_two) == here
+    claim_note(replace(lives, address="127.0.0.1:9"), tmp_path)
+    assert serving_cluster(tmp_path) is not None  # For operators
+    with pytest.raises(NoWorkers, match="gateway does not answer"):
+        serving_cluster(tmp_path, clients=True)
     assert look(replace(lives, gateway_addresses=("127.0.0.1:9",)), tmp_path).kind == "no gateway"
 
 
