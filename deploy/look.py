@@ -39,7 +39,7 @@ def look(cluster: RunningCluster, folder: Path | None = None) -> Condition:
         dead=dead,
         ray=reached(cluster.ray_address) if settled else "answers",
         router=reached(cluster.admin_address) if settled else "answers",
-        gateways=_gateways(cluster) if settled else "answers",
+        any_gateway=_any_gateway(cluster) if settled else "answers",
         command_lives=cluster.ends_with is None or cluster.ends_with.lives,
         changer_lives=cluster.changed_by is not None and cluster.changed_by.lives,
         recovery=""
@@ -50,7 +50,7 @@ def look(cluster: RunningCluster, folder: Path | None = None) -> Condition:
     return condition(cluster, facts)
 
 
-def _gateways(cluster: RunningCluster) -> Reached:
+def _any_gateway(cluster: RunningCluster) -> Reached:
     """Whether a gateway answers: one is enough for clients."""
     seen: Reached = "answers"
     for address in dict.fromkeys(cluster.gateway_addresses or (cluster.address,)):

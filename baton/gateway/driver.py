@@ -42,7 +42,7 @@ class GatewayDriver:
     session: GatewaySession
     router: FrameClient
     workers: FrameServer
-    write_timeout_s: float = 30.0  # 0: never
+    write_timeout_s: float  # 0: never
     waiting_bytes: Callable[[], int] = int  # Of text that waits for tokenisation
     on_serving: Callable[[bool], Awaitable[None]] = _no_change  # Called when `serving` changes
     clock: Callable[[], float] = time.monotonic

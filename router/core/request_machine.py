@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from baton.protocol import gateway_messages
-from baton.protocol.errors import Cancelled, InternalError, error_from_name
+from baton.protocol.errors import InternalError, error_from_name
 from baton.protocol.handoff import HandoffState, HandoffStep
 from baton.protocol.messages import (
     AdoptSequence,
@@ -26,7 +26,7 @@ from baton.protocol.messages import (
 )
 from baton.router.core import request_ends
 from baton.router.core.commands import SendToGateway, SendToWorker
-from baton.router.core.completion import failure
+from baton.router.core.completion import failure, taken_over
 from baton.router.core.events import (
     Adopted,
     Claimed,
@@ -154,9 +154,9 @@ class RequestMachine:
         same = (request.gateway, request.gateway_incarnation) == (event.gateway, event.incarnation)
         attached = same and request.unclaimed_since_s is None
         if request.gateway != event.gateway:
-            taken = Cancelled(f"Another client has taken over the stream of {request.request_id!r}.")
-            orders.append(SendToGateway(request.gateway, failure(request.request_id, taken)))
+            orders.append(SendToGateway(request.gateway, failure(request.request_id, taken_over(request.request_id))))
         request.gateway, request.gateway_incarnation, request.unclaimed_since_s = event.gateway, event.incarnation, None
+        request.opened_s = now - submit.age_s
         request.deadline_s = None if submit.deadline_in_s is None else now + submit.deadline_in_s
         if request.claimable:
             request.submit, request.phase = submit, Phase.QUEUED

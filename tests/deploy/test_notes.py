@@ -86,7 +86,7 @@ def test_the_observed_state_of_a_cluster_becomes_a_sentence() -> None:
     assert kind(ray="silent") == "unreachable"
     assert kind(command_lives=False) == "dead"
     assert kind(router="refuses") == "no router"
-    assert kind(gateways="refuses") == "no gateway"
+    assert kind(any_gateway="refuses") == "no gateway"
     assert kind(dead=("raylet",), recovery="raylet died 2 s ago", supervisor_lives=True) == "recovering"
     assert kind(starting, recovery="7 attempts failed") == "dead"
     assert kind(recovery="raylet died, and the supervisor ended") == "serving"

@@ -58,7 +58,7 @@ class GatewaySession:
     info: GatewayInfo
     model: ModelFacts
     vocabulary: Vocabulary | None  # None where no text is needed
-    router_grace_s: float = 10.0  # That a stream without any token waits for the router
+    router_grace_s: float  # That a stream without any token waits for the router
     streams: dict[str, LiveStream] = field(default_factory=dict)
     stopped: StoppedRequests = field(default_factory=StoppedRequests)
     workers: Workers = field(init=False)
