@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from baton.deploy.condition import Condition, Facts, condition
-from baton.deploy.look import Supervised, history, look, reached, serving_cluster, write_supervised
+from baton.deploy.look import Supervised, client_address, history, look, reached, serving_cluster, write_supervised
 from baton.deploy.processes import NotedProcess, noted_process, this_process
 from baton.deploy.recovery import Recovery
 from baton.deploy.running import RunningCluster, change_note, claim_note, remove_note, running_cluster, update_note
@@ -105,7 +105,13 @@ def test_a_cluster_of_which_a_vital_process_ended_is_dead(tmp_path: Path, ended:
     assert look(replace(lives, ray_address="127.0.0.1:9"), tmp_path).kind == "dead"
     assert look(replace(lives, admin_address="127.0.0.1:9"), tmp_path).kind == "no router"
     assert look(replace(lives, address="127.0.0.1:9"), tmp_path).kind == "no gateway"
-    assert look(replace(lives, gateway_addresses=("127.0.0.1:9", here)), tmp_path).kind == "serving"  # One is enough
+    one_of_two = replace(lives, gateway_addresses=("127.0.0.1:9", here))
+    assert look(one_of_two, tmp_path).kind == "serving"
+    assert client_address(one_of_two) == here
+    claim_note(replace(lives, address="127.0.0.1:9"), tmp_path)
+    assert serving_cluster(tmp_path) is not None  # For operators
+    with pytest.raises(NoWorkers, match="gateway does not answer"):
+        serving_cluster(tmp_path, clients=True)
     assert look(replace(lives, gateway_addresses=("127.0.0.1:9",)), tmp_path).kind == "no gateway"
 
 

@@ -106,7 +106,7 @@ class GatewaySession:
         return GatewayLoad(len(self.streams), self.num_tokens, self.num_requests, cpu_s, waiting_bytes)
 
     def on_router_link(self, up: bool, now: float) -> list[Command]:
-        """The connection to the router came up, or broke. Streams go on without it."""
+        """The router's connection came up, or broke; its messages were handled before. Streams go on without it."""
         if up:
             return self._register(now)
         if self.router_up:
