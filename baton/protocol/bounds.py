@@ -1,7 +1,7 @@
 """Bounds on the fields of messages: `role_epoch: Count` declares one, and `check` refuses a value outside it.
 
 A bound here is a fact of the field alone. What depends on other fields, or on what the receiver has, is checked by the
-receiver (`router/core/worker_frames.py`).
+receiver (`router/core/peer_frames.py`).
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def _fault_of(hint: Any) -> Fault | None:
     if typing.get_origin(hint) is Annotated:
         inner, *bounds = typing.get_args(hint)
         return _first([bound.fault for bound in bounds], _fault_of(inner))
-    if isinstance(hint, types.UnionType):
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):  # `X | None` is the latter if X is Annotated
         arms = [_fault_of(arm) for arm in typing.get_args(hint) if arm is not type(None)]
         return _unless_none(arms[0]) if len(arms) == 1 and arms[0] is not None else None
     if typing.get_origin(hint) is tuple:

@@ -35,6 +35,11 @@ FROM_WORKER_TO_GATEWAY = frozenset(typing.get_args(gateway_messages.TokenMessage
 FROM_GATEWAY_TO_WORKER = frozenset((gateway_messages.AttachStreams,))
 
 
+def kind_name(kind: type) -> str:
+    """The name of a kind of messages in the wire format."""
+    return _NAMES[kind]
+
+
 def encode_frame(batch: Iterable[Any], incarnation: str = "") -> bytes:
     """One frame of messages in this order; `incarnation` is the sender's, if it is a worker or a gateway."""
     frame = worker_pb2.Frame(incarnation=incarnation)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from baton.gateway.core.commands import SendToRouter
-from baton.protocol.worker import RoleName
+from baton.protocol.worker import RoleName, StepSample
 from baton.router.policy.latency_model import DEFAULT_COSTS
 from baton.simulator.cluster import VirtualCluster
 from baton.simulator.links import Wire
@@ -162,7 +162,8 @@ class TimedCluster(VirtualCluster):
     def _wake(self, wires: Iterable[Wire]) -> None:
         """Their receivers take messages again."""
         for wire in wires:
-            self.on_sent(wire)
+            if wire.queue:
+                self.on_sent(wire)
 
     # Workers
 
@@ -178,10 +179,13 @@ class TimedCluster(VirtualCluster):
             self.on_notice(worker)
 
     def _turn(self, worker: VirtualWorker) -> None:
-        """The worker begins its next step, if it has one."""
+        """The worker begins its next step, or does what is due while it has none."""
+        worker.turn_due = True
         while not worker.blocked and self.run_step(worker):
             if worker.stepping is not None:
                 self.events.after(self._step_s(worker), partial(self._end_step, worker, worker.stepping))
+        if not worker.blocked and not worker.leaving:
+            self.tick_worker(worker)
         worker.turn_due = False
 
     def _leave(self, worker: VirtualWorker) -> None:
@@ -197,18 +201,17 @@ class TimedCluster(VirtualCluster):
             self.events.after(TICK_S, partial(self._end_step, worker, step))
             return
         self.absorb_step(worker)
-        self.tick_worker(worker)
-        self._wake(wire for wire in worker.wires if not wire.to_server)
+        self.tick_worker(worker, idle=False)
+        self._wake(worker.wires)
 
     def _step_s(self, worker: VirtualWorker) -> float:
         """How long the step takes that it has begun; its session learns it."""
         assert worker.stepping is not None
         plan, _ = worker.stepping
         sample = plan.sample(0.0)
-        seconds = self.timing.steps.seconds(
-            sample.prefill_tokens, sample.prefill_pairs, sample.decodes, sample.context_tokens
-        ) * self.rng.lognormvariate(0.0, self.timing.jitter)
-        worker.session.on_step(plan.sample(seconds))
+        work = sample.prefill_tokens, sample.prefill_pairs, sample.decodes, sample.context_tokens
+        seconds = self.timing.steps.seconds(*work) * self.rng.lognormvariate(0.0, self.timing.jitter)
+        worker.session.on_step(StepSample(*work, seconds))
         return seconds
 
     # Writes
@@ -267,5 +270,6 @@ class TimedCluster(VirtualCluster):
                     gateway.loaded_s = self.now
                     self.perform_at(gateway, [SendToRouter(gateway.load)])
         for worker in list(self.workers.values()):
-            if not worker.silent and not worker.leaving:
-                self.tick_worker(worker)
+            session = worker.session
+            if not worker.blocked and (session.writes_in_flight or session.wait_s(self.now) <= 0.0):
+                self._turn(worker)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
+from itertools import count
+from operator import mul
 
 from baton.engine.step import SampledToken, StepPlan, StepResult
 from baton.protocol.request import Request
@@ -25,7 +27,8 @@ class Violation(AssertionError):
 
 def next_token(tokens: Seq[int]) -> int:
     """The model: any function of the tokens will do."""
-    return (sum((index + 1) * token for index, token in enumerate(tokens)) * 31 + len(tokens)) % VOCAB
+    weighed: int = sum(map(mul, tokens, count(1)))
+    return (weighed * 31 + len(tokens)) % VOCAB
 
 
 def expected_output(request: Request, ends: bool = True) -> list[int]:

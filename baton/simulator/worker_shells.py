@@ -78,7 +78,7 @@ class WorkerShells:
     def run_step(self, worker: VirtualWorker) -> bool:
         """The worker computes a step, if it has one; `split`: without absorbing it."""
         copies, plan = worker.session.plan(self.now)
-        self.perform_for(worker, copies)
+        self._perform_any(worker, copies)
         if plan is None:
             return bool(copies)
         worker.stepping = (plan, worker.execute(plan))
@@ -94,10 +94,10 @@ class WorkerShells:
         self.perform_for(worker, worker.session.absorb(plan, result, self.now))
         return True
 
-    def tick_worker(self, worker: VirtualWorker) -> None:
-        """The worker does what is due."""
+    def tick_worker(self, worker: VirtualWorker, idle: bool = True) -> None:
+        """The worker does what is due; `idle`: it has no step to run."""
         if worker.stepping is None:
-            self.perform_for(worker, worker.session.tick(self.now, idle=True))
+            self._perform_any(worker, worker.session.tick(self.now, idle))
 
     def reregister(self, worker: VirtualWorker) -> bool:
         """The worker leaves its incarnation, once its own writes have ended."""
@@ -138,6 +138,11 @@ class WorkerShells:
                     self.exits(worker, reason)
         self._flush(worker)
         self.on_acted(worker)
+
+    def _perform_any(self, worker: VirtualWorker, commands: Seq[SessionCommand]) -> None:
+        """Commands and messages that there may be."""
+        if commands or worker.session.outbox:
+            self.perform_for(worker, commands)
 
     def _flush(self, worker: VirtualWorker) -> None:
         """Send what the session has for the router."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from baton.protocol.errors import BatonError, Overloaded
+from baton.protocol.errors import BatonError, Cancelled, Overloaded
 from baton.protocol.gateway_messages import RequestEnded
 from baton.protocol.handoff import HandoffReport
 from baton.protocol.latency import Latency
@@ -48,3 +48,8 @@ def failure(request_id: str, error: BatonError) -> RequestEnded:
     """The end of a request by an error, for its gateway."""
     retry_after_s = error.retry_after_s if isinstance(error, Overloaded) else None
     return RequestEnded(request_id, None, type(error).__name__, error.message, retry_after_s)
+
+
+def taken_over(request_id: str) -> Cancelled:
+    """The error for the gateway of a client that is not the latest one to ask for a stream."""
+    return Cancelled(f"Another client has taken over the stream of {request_id!r}.")

@@ -57,7 +57,9 @@ class Intake:
             if self._patient(now):
                 self._waiting[submit.request_id] = None
         return LiveRequest(
-            submit, gateway, incarnation, latency, deadline_s, prediction, resumed_from=submit.num_emitted
+            *(submit, gateway, incarnation, latency, deadline_s, prediction),
+            resumed_from=submit.num_emitted,
+            opened_s=latency.arrival_s,
         )
 
     def ended(self, live: LiveRequest) -> None:

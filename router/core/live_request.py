@@ -129,10 +129,10 @@ class LiveRequest:
     sequence: RunningSequence | None = None  # its sequence as placement sees it
     prefill_worker: str = ""  # that computed the prompt
     attempts: int = 0
-    reservations: int = 0
     migrations: int = 0
     pinned: bool = False  # it runs on one worker or not at all, and counts in no statistics
     adopted: bool = False  # its worker had kept it
+    opened_s: float = 0.0  # its present client's call, on the router's clock
     unclaimed_since_s: float | None = None  # its gateway is lost
     resumed_from: int = 0  # output tokens on its arrival
     charged_tokens: float = 0.0  # of output, to its tenant

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from baton.protocol import gateway_messages
-from baton.protocol.errors import Cancelled, InternalError, error_from_name
+from baton.protocol.errors import InternalError, error_from_name
 from baton.protocol.handoff import HandoffState, HandoffStep
 from baton.protocol.messages import (
     AdoptSequence,
@@ -26,7 +26,7 @@ from baton.protocol.messages import (
 )
 from baton.router.core import request_ends
 from baton.router.core.commands import SendToGateway, SendToWorker
-from baton.router.core.completion import failure
+from baton.router.core.completion import failure, taken_over
 from baton.router.core.events import (
     Adopted,
     Claimed,
@@ -62,6 +62,7 @@ class RequestMachine:
     """Advances requests; `state` answers how often a worker has changed its role, and its page size."""
 
     state: ClusterState
+    reservations: int = 0  # so far: an id may be used again while a source still writes for the earlier request
 
     def on_event(self, request: LiveRequest, event: Event, now: float) -> list[Output]:
         """Advance the request. Raises `UnexpectedEvent`, and changes nothing, for a pair that is not known."""
@@ -117,7 +118,7 @@ class RequestMachine:
         self._begin(request, worker, Phase.DECODING)
         request.prefill_worker, request.adopted = "", True
         if request.sequence is not None:
-            request.sequence.emitted = max(num_tokens, request.submit.num_emitted)
+            request.sequence.emitted = min(max(num_tokens, request.submit.num_emitted), request.submit.max_tokens)
         adopt = AdoptSequence(request.request_id, request.gateway, request.submit.num_emitted)
         return [SendToWorker(worker, adopt), _placed(request)]
 
@@ -153,9 +154,9 @@ class RequestMachine:
         same = (request.gateway, request.gateway_incarnation) == (event.gateway, event.incarnation)
         attached = same and request.unclaimed_since_s is None
         if request.gateway != event.gateway:
-            taken = Cancelled(f"Another client has taken over the stream of {request.request_id!r}.")
-            orders.append(SendToGateway(request.gateway, failure(request.request_id, taken)))
+            orders.append(SendToGateway(request.gateway, failure(request.request_id, taken_over(request.request_id))))
         request.gateway, request.gateway_incarnation, request.unclaimed_since_s = event.gateway, event.incarnation, None
+        request.opened_s = now - submit.age_s
         request.deadline_s = None if submit.deadline_in_s is None else now + submit.deadline_in_s
         if request.claimable:
             request.submit, request.phase = submit, Phase.QUEUED
@@ -172,10 +173,10 @@ class RequestMachine:
             known = submit.num_prompt_tokens + submit.num_emitted
             growth = tokens - known + (growth_tokens(tokens, view.info.page_size) if view is not None else 0)
             growth = max(1, min(growth, request.max_total_tokens - known))
-        request.reservations += 1
+        self.reservations += 1
         request.assignees.add(worker)
         handoff.target, handoff.state = worker, HandoffState.REQUESTED
-        handoff.reservation_id = f"{submit.request_id}/{request.reservations}"
+        handoff.reservation_id = f"{submit.request_id}/{self.reservations}"
         handoff.reserved_tokens = submit.num_prompt_tokens + submit.num_emitted + growth
         epoch = self.state.epoch(worker)
         reserve = Reserve(handoff.reservation_id, submit.request_id, submit.work, request.gateway, epoch, growth)

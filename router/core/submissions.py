@@ -14,7 +14,7 @@ from baton.router.core import events
 from baton.router.core.adoption import RESUME_WAIT_S, Adoption
 from baton.router.core.automation import Automation
 from baton.router.core.commands import SendToGateway
-from baton.router.core.completion import failure
+from baton.router.core.completion import failure, taken_over
 from baton.router.core.gateways import Gateways
 from baton.router.core.intake import Intake
 from baton.router.core.live_request import LiveRequest
@@ -73,6 +73,8 @@ class Submissions:
         try:
             if live is not None:
                 check_claim(live, submit)
+                if live.gateway != gateway and live.gateway in self.gateways and now - submit.age_s < live.opened_s:
+                    raise taken_over(live.request_id)  # by a client that came later, but whose gateway was faster
                 self.requests.events.append((live.request_id, events.Claimed(gateway, incarnation, submit)))
                 return
             self.intake.check(submit, now)

@@ -1,4 +1,4 @@
-"""Parsers of messages: of clients, operators, workers, the router and peers."""
+"""Parsers of messages: of clients, operators, workers, gateways, the router and peers."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ from baton.gateway.grpc_service import InferenceService, _parse
 from baton.gateway.intake import Intake, check_emitted
 from baton.gateway.served_model import ServedModel
 from baton.protocol import codec
+from baton.protocol.conversion import to_message
 from baton.protocol.errors import InvalidRequest
 from baton.protocol.handoff import HandoffNotice, Reservation
-from baton.protocol.messages import Cancel, Prefill, Release, Reserve, RouterMessage, SendPages
+from baton.protocol.messages import Cancel, Prefill, Release, Reserve, RouterMessage, SendPages, Work
 from baton.protocol.request import Request, SamplingParams
 from baton.protocol.v1 import admin_pb2, inference_pb2, worker_pb2
 from baton.protocol.worker import RoleName
@@ -112,7 +113,9 @@ def _generate(data: bytes) -> None:
     emitted = tuple(message.emitted)
     check_emitted(emitted, message.resume_from, request.sampling.max_tokens, VOCAB)
     cluster = _cluster()
-    cluster.core.submit(request, cluster.now, emitted)
+    gateway = cluster.gateways["gateway-0"]
+    cluster.perform_at(gateway, gateway.session.open(request, cluster.now, emitted, message.resume_from))
+    cluster.exchange(gateway)
 
 
 def _ask(data: bytes) -> None:
@@ -129,42 +132,81 @@ def _ask(data: bytes) -> None:
     cluster.check_nothing_is_held()
 
 
-def _worker_frame(data: bytes) -> None:
-    incarnation, batch = codec.decode_to_router(data)
+def _frame_message(kinds: Iterable[type]) -> Callable[[random.Random], bytes]:
+    """Frames of messages of these kinds, with any values."""
+    names = sorted(codec.kind_name(kind) for kind in kinds)
+
+    def make(rng: random.Random) -> bytes:
+        frame = worker_pb2.Frame(incarnation=rng.choice(("1", "stranger", "")))
+        for _ in range(rng.randint(1, 3)):
+            message = getattr(frame.messages.add(), rng.choice(names))
+            message.SetInParent()
+            fill(rng, message)
+        data = frame.SerializeToString()
+        return mutated_bytes(rng, data) if rng.random() < 0.3 else data
+
+    return make
+
+
+def _frame_to_router(data: bytes) -> None:
+    incarnation, batch = codec.decode_frame(data, codec.TO_ROUTER)
     cluster = _cluster()
-    for name, life in (("stranger", incarnation), ("decode-0", incarnation), ("decode-0", "1")):
-        FRAMES.check(name, life, batch, cluster.core.state)  # as the driver does it
-        cluster.perform(cluster.core.on_frame(name, life, batch, cluster.now))
+    core, gateway = cluster.core, cluster.gateways["gateway-0"]
+    known = (("decode-0", "1"), (gateway.name, gateway.incarnation))
+    for name, life in (("stranger", incarnation), ("decode-0", incarnation), (gateway.name, incarnation), *known):
+        try:
+            FRAMES.check(name, life, batch, core.state, core.gateways.by_name)  # As the driver does it
+        except InvalidRequest:
+            continue  # One sender's frame may be another's offence
+        cluster.perform(core.on_frame(name, life, batch, cluster.now))
     cluster.tick()
     for name in ("stranger", "decode-0"):
-        cluster.perform(cluster.core.on_worker_lost(name, cluster.now))
+        cluster.perform(core.on_worker_lost(name, cluster.now))
+    cluster.perform(core.on_gateway_lost(gateway.name, cluster.now))
     for _ in range(20):
         cluster.step()
     cluster.tick()
 
 
+def _frame_to_gateway(data: bytes) -> None:
+    incarnation, batch = codec.decode_frame(data, codec.FROM_WORKER_TO_GATEWAY)
+    cluster = _cluster()
+    gateway = cluster.gateways["gateway-0"]
+    for name in ("stranger", "decode-0"):
+        commands = gateway.session.on_worker_messages(name, incarnation, batch, cluster.now)
+        cluster.perform_at(gateway, commands)
+    cluster.exchange(gateway)
+    cluster.perform_at(gateway, gateway.session.tick(cluster.now))
+
+
 def _router_frame_message(rng: random.Random) -> bytes:
     if rng.random() < 0.5:
-        return _message(worker_pb2.ToWorker)(rng)
-    request = Request(
-        "r0", tuple(rng.randrange(VOCAB) for _ in range(rng.randint(1, 20))), SamplingParams(max_tokens=9)
-    )
-    reservation = Reservation("r0/1", "r0", "peer:1", (1, 2, 3), (1, 1, 1), 0, len(request.prompt))
+        return _frame_message(codec.FROM_ROUTER_TO_WORKER)(rng)
+    reservation = Reservation("r0/1", "r0", "peer:1", (1, 2, 3), (1, 1, 1), 0, 9)
     known: list[RouterMessage] = [
-        Prefill(request, (), rng.random() < 0.5, 0),
-        Reserve("r0/1", request, (), 0),
+        Prefill("r0", _work_message(rng), "gateway-0", rng.random() < 0.5, 0),
+        Reserve("r0/1", "r0", _work_message(rng), "gateway-0", 0),
         SendPages("r0", reservation),
         Cancel("r0"),
         Release("r0/1"),
     ]
-    batch = [rng.choice(known) for _ in range(rng.randint(1, 6))]
-    data = codec.encode_to_worker(batch)
+    data = codec.encode_frame([rng.choice(known) for _ in range(rng.randint(1, 6))])
     return mutated_bytes(rng, data) if rng.random() < 0.3 else data
 
 
 def _router_frame(data: bytes) -> None:
     """Bytes that are no message are refused; the router's orders themselves are trusted."""
-    codec.decode_to_worker(data)
+    for message in codec.decode_frame(data, codec.FROM_ROUTER_TO_WORKER)[1]:
+        if isinstance(message, Prefill | Reserve):
+            codec.work_of(message.work)
+
+
+def _work_message(rng: random.Random) -> bytes:
+    """Work as a gateway encodes it, or anything like it."""
+    prompt = tuple(rng.randrange(VOCAB) for _ in range(rng.randint(1, 20)))
+    if rng.random() < 0.5:
+        return _message(worker_pb2.Work)(rng)
+    return to_message(Work(Request("r0", prompt, SamplingParams(max_tokens=9)))).SerializeToString()
 
 
 def _notice_message(rng: random.Random) -> bytes:
@@ -184,7 +226,8 @@ def _notice(data: bytes) -> None:
     pool = PagePool(8, 4)
     state = WorkerState("w:1", "m", frozenset(), 64, StepBudget(8, 8), pool)
     role = DecodeRole(state)
-    role.on_message(Reserve("r0/1", Request("r0", tuple(range(9)), SamplingParams(max_tokens=9)), (), 0), 0.0)
+    work = Work(Request("r0", tuple(range(9)), SamplingParams(max_tokens=9)))
+    role.on_message(Reserve("r0/1", "r0", work, "gateway-0", 0), 0.0)
     role.on_notice(notice, 0.0)
     role.plan(0.0)
     pool.check_integrity()
@@ -193,7 +236,8 @@ def _notice(data: bytes) -> None:
 MESSAGE_TARGETS = [
     Target("generate requests", _generate_message, _generate),
     Target("operations", _message(admin_pb2.StartOperationRequest), _ask),
-    Target("worker frames", _message(worker_pb2.ToRouter), _worker_frame),
-    Target("router frames", _router_frame_message, _router_frame),
+    Target("frames to the router", _frame_message(codec.TO_ROUTER), _frame_to_router),
+    Target("frames to a gateway", _frame_message(codec.FROM_WORKER_TO_GATEWAY), _frame_to_gateway),
+    Target("frames to a worker", _router_frame_message, _router_frame),
     Target("notices", _notice_message, _notice),
 ]

@@ -13,7 +13,12 @@ from hypothesis import strategies as st
 from tests.fuzz.target import Target
 from tests.fuzz.targets import TARGETS
 
-EXAMPLES = {"operations": 15, "generate requests": 60, "worker frames": 40}  # these have a whole cluster behind them
+EXAMPLES = {  # These have a whole cluster behind them
+    "operations": 15,
+    "generate requests": 60,
+    "frames to the router": 40,
+    "frames to a gateway": 40,
+}
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name.replace(" ", "-"))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
+from collections.abc import Callable, Collection
 from enum import Enum
+from functools import partial
 from typing import Annotated, Any
 
 import pytest
@@ -15,6 +17,7 @@ from hypothesis import strategies as st
 from baton.protocol import codec, messages
 from baton.protocol.bounds import Length, OneOf, Printable, Range
 from baton.protocol.errors import InvalidRequest
+from baton.protocol.gateway_messages import RequestEnded
 from baton.protocol.handoff import HandoffNotice, HandoffOutcome, HandoffReport
 
 
@@ -23,7 +26,9 @@ def _values(hint: Any) -> st.SearchStrategy[Any]:
     if typing.get_origin(hint) is Annotated:
         inner, *bounds = typing.get_args(hint)
         return _bounded(inner, bounds)
-    if isinstance(hint, types.UnionType):
+    if hint == messages.Payload:
+        return st.binary(max_size=8)
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
         return st.one_of(*(_values(arm) for arm in typing.get_args(hint)))
     if hint is type(None):
         return st.none()
@@ -65,20 +70,44 @@ def _instances(kind: Any) -> st.SearchStrategy[Any]:
     return st.builds(kind, **{field.name: _values(hints[field.name]) for field in dataclasses.fields(kind)})
 
 
-TO_WORKER = st.lists(st.one_of(*map(_instances, typing.get_args(messages.RouterMessage))), max_size=4)
-TO_ROUTER = st.lists(st.one_of(*map(_instances, typing.get_args(messages.WorkerMessage))), max_size=4)
+LINKS = {  # The kinds of each direction
+    "router to worker": codec.FROM_ROUTER_TO_WORKER,
+    "router to gateway": codec.FROM_ROUTER_TO_GATEWAY,
+    "to the router": codec.TO_ROUTER,
+    "worker to gateway": codec.FROM_WORKER_TO_GATEWAY,
+    "gateway to worker": codec.FROM_GATEWAY_TO_WORKER,
+}
 
 
-@settings(deadline=None, max_examples=100)
-@given(TO_WORKER)
-def test_router_messages_round_trip(batch: list[Any]) -> None:
-    assert codec.decode_to_worker(codec.encode_to_worker(batch)) == batch
+def _batches(kinds: Collection[type]) -> st.SearchStrategy[list[Any]]:
+    """Messages of these kinds; a payload is bytes, as it is after a link."""
+    return st.lists(st.one_of(*(_instances(kind) for kind in sorted(kinds, key=codec.kind_name))), max_size=4)
 
 
-@settings(deadline=None, max_examples=100)
-@given(TO_ROUTER)
-def test_worker_messages_round_trip(batch: list[Any]) -> None:
-    assert codec.decode_to_router(codec.encode_to_router(batch, "life")) == ("life", batch)
+@pytest.mark.parametrize("link", LINKS)
+def test_messages_of_every_link_round_trip(link: str) -> None:
+    @settings(deadline=None, max_examples=100, database=None)
+    @given(_batches(LINKS[link]))
+    def round_trip(batch: list[Any]) -> None:
+        assert codec.decode_frame(codec.encode_frame(batch, "life"), LINKS[link]) == ("life", batch)
+
+    round_trip()
+
+
+@settings(deadline=None)
+@given(_instances(messages.Work))
+def test_work_round_trips_as_a_payload(work: messages.Work) -> None:
+    (order,) = codec.decode_frame(
+        codec.encode_frame([messages.Prefill("r0", work, "gateway-0", True, 0)]), codec.FROM_ROUTER_TO_WORKER
+    )[1]
+    assert isinstance(order.work, bytes)
+    assert codec.work_of(order.work) == work == codec.work_of(work)
+
+
+def test_a_message_that_its_sender_may_not_send_is_refused() -> None:
+    frame = codec.encode_frame([messages.Alive(), messages.Cancel("r0")])
+    with pytest.raises(InvalidRequest, match="may not send: Cancel"):
+        codec.decode_frame(frame, codec.TO_ROUTER)
 
 
 @settings(deadline=None)
@@ -90,7 +119,9 @@ def test_a_handoff_notice_round_trips(notice: HandoffNotice) -> None:
 @settings(deadline=None, max_examples=300)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_a_message_or_refused(data: bytes) -> None:
-    for decode in (codec.decode_to_worker, codec.decode_to_router, codec.decode_notice):
+    frames = [partial(codec.decode_frame, kinds=kinds) for kinds in LINKS.values()]
+    decoders: list[Callable[[bytes], object]] = [*frames, codec.decode_notice, codec.work_of]
+    for decode in decoders:
         try:
             decode(data)
         except InvalidRequest as error:
@@ -102,12 +133,20 @@ def test_a_message_with_a_field_outside_its_bounds_is_refused(field: str) -> Non
     """The part of a message has bounds too, and the error names the field and its value."""
     ended = messages.HandoffEnded("r0", "r0/1", HandoffOutcome.DELIVERED, HandoffReport(**{field: -1}))
     with pytest.raises(InvalidRequest, match=rf"^HandoffReport.{field} is -1(\.0)?: it must be at least 0"):
-        codec.decode_to_router(codec.encode_to_router([ended], "life"))
+        codec.decode_frame(codec.encode_frame([ended], "life"), codec.TO_ROUTER)
+
+
+def test_a_field_that_may_be_open_has_bounds_too() -> None:
+    for ended in (RequestEnded("r0", retry_after_s=-1.0), RequestEnded("r0", retry_after_s=float("nan"))):
+        with pytest.raises(InvalidRequest, match=r"^RequestEnded.retry_after_s is (-1\.0|nan): it must be at least 0"):
+            codec.decode_frame(codec.encode_frame([ended]), codec.FROM_ROUTER_TO_GATEWAY)
+    open_field = RequestEnded("r0")
+    assert codec.decode_frame(codec.encode_frame([open_field]), codec.FROM_ROUTER_TO_GATEWAY) == ("", [open_field])
 
 
 def test_a_message_without_a_required_part_is_refused() -> None:
     from baton.protocol.v1 import worker_pb2
 
-    frame = worker_pb2.ToRouter(messages=[worker_pb2.WorkerMessage(register=worker_pb2.Register())])
+    frame = worker_pb2.Frame(messages=[worker_pb2.LinkMessage(register=worker_pb2.Register())])
     with pytest.raises(InvalidRequest, match="Register"):
-        codec.decode_to_router(frame.SerializeToString())
+        codec.decode_frame(frame.SerializeToString(), codec.TO_ROUTER)

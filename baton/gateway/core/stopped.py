@@ -16,11 +16,12 @@ class _Stopped:
     digest: bytes
     until_s: float
     answered: bool
+    awaited: bool  # the router will report its end on this connection
 
 
 @dataclass(slots=True, eq=False)
 class StoppedRequests:
-    """By request id, oldest first; each leaves after `FENCE_S`."""
+    """By request id; each leaves after `FENCE_S`, but not before the router's report that is awaited."""
 
     _requests: dict[str, _Stopped] = field(default_factory=dict)
 
@@ -30,14 +31,14 @@ class StoppedRequests:
     def add(self, request_id: str, digest: bytes, answered: bool, now: float) -> None:
         """A request was given up; `answered`: the router has reported its end."""
         self._requests.pop(request_id, None)
-        self._requests[request_id] = _Stopped(digest, now + FENCE_S, answered)
+        self._requests[request_id] = _Stopped(digest, now + FENCE_S, answered, awaited=not answered)
 
     def answer(self, request_id: str) -> bool:
         """Whether the router's report on an end is about an earlier request of this id."""
         stopped = self._requests.get(request_id)
         if stopped is None or stopped.answered:
             return False
-        stopped.answered = True
+        stopped.answered, stopped.awaited = True, False
         return True
 
     def holds(self, request_id: str, digest: bytes) -> bool:
@@ -54,17 +55,17 @@ class StoppedRequests:
         return True
 
     def extend(self, now: float) -> None:
-        """The router is connected again, and has yet to learn of these ends."""
+        """The router has registered the gateway again, and stops these requests now; it may not report all ends."""
         for stopped in self._requests.values():
-            stopped.until_s = now + FENCE_S
+            stopped.until_s, stopped.awaited = now + FENCE_S, False
 
     def expire(self, now: float) -> list[str]:
         """The ids that are free again."""
-        free = []
-        for request_id, stopped in self._requests.items():
-            if now < stopped.until_s:
-                break
-            free.append(request_id)
+        free = [
+            request_id
+            for request_id, stopped in self._requests.items()
+            if now >= stopped.until_s and not stopped.awaited
+        ]
         for request_id in free:
             del self._requests[request_id]
         return free

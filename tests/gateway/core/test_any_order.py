@@ -13,6 +13,12 @@ from tests.gateway.core.small_router import WORKERS
 IDS = st.sampled_from(("a", "b", "c"))
 KINDS = st.integers(0, 5)
 STOPS = st.sampled_from(((), ("a.",), ("b", "ab"), ("aa", "..")))
+TROUBLE = st.sampled_from(
+    (
+        *("the router's link breaks", "the router dies", "a worker's link breaks", "a worker dies"),
+        *("a frame is lost", "a frame is repeated"),
+    )
+)
 NAMES = st.sampled_from(WORKERS)
 
 
@@ -22,18 +28,27 @@ class Streams(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.cluster = SmallCluster()
-
-    @rule()
-    def router_comes(self) -> None:
         self.cluster.link_router(True)
+        self.cluster.settle()
 
-    @rule(keep=st.integers(0, 5))
-    def router_link_breaks(self, keep: int) -> None:
-        self.cluster.link_router(False, keep)
+    @rule(worker=NAMES)
+    def links_come_up(self, worker: str) -> None:
+        self.cluster.link_router(True)
+        self.cluster.connect(worker)
 
-    @rule()
-    def router_dies(self) -> None:
-        self.cluster.kill_router()
+    @rule(trouble=TROUBLE, worker=NAMES, count=st.integers(0, 4))
+    def trouble_comes(self, trouble: str, worker: str, count: int) -> None:
+        match trouble:
+            case "the router's link breaks":
+                self.cluster.link_router(False, count)
+            case "the router dies":
+                self.cluster.kill_router()
+            case "a worker's link breaks":
+                self.cluster.disconnect(worker, count)
+            case "a worker dies":
+                self.cluster.lose_worker(worker)
+            case "a frame is lost" | "a frame is repeated":
+                self.cluster.spoil(worker, count, trouble == "a frame is repeated")
 
     @rule(id=IDS, kind=KINDS, most=st.integers(1, 8), stop=STOPS, least=st.integers(0, 3), data=st.data())
     def client_comes(
@@ -52,6 +67,19 @@ class Streams(RuleBasedStateMachine):
     def client_leaves(self, data: st.DataObject) -> None:
         self.cluster.leave(data.draw(st.sampled_from(sorted(self.cluster.readers))))
 
+    @precondition(lambda self: self.cluster.readers)
+    @rule(kind=KINDS, link=st.booleans(), data=st.data())
+    def client_leaves_and_uses_its_id_again(self, kind: int, link: bool, data: st.DataObject) -> None:
+        id = data.draw(st.sampled_from(sorted(self.cluster.readers)))
+        asked = self.cluster.readers[id].asked
+        self.cluster.leave(id)
+        if link:
+            self.cluster.link_router(False, 2)
+        if id not in self.cluster.router.kept:
+            asked = data.draw(st.sampled_from((asked, request(id, kind))))
+        self.cluster.open(asked)
+        self.cluster.link_router(True)
+
     @rule(times=st.integers(1, 3))
     def router_works(self, times: int) -> None:
         for _ in range(times):
@@ -67,26 +95,10 @@ class Streams(RuleBasedStateMachine):
     def worker_frame_arrives(self, worker: str, place: int) -> None:
         self.cluster.from_worker(worker, place)
 
-    @rule(worker=NAMES, times=st.integers(1, 3))
-    def worker_steps(self, worker: str, times: int) -> None:
-        for _ in range(times):
+    @rule(times=st.integers(1, 3))
+    def workers_step(self, times: int) -> None:
+        for worker in WORKERS * times:
             self.cluster.step(worker)
-
-    @rule(worker=NAMES, repeat=st.booleans(), data=st.data())
-    def frame_is_lost_or_repeated(self, worker: str, repeat: bool, data: st.DataObject) -> None:
-        self.cluster.spoil(worker, data.draw(st.integers(0, 3)), repeat)
-
-    @rule(worker=NAMES, keep=st.integers(0, 3))
-    def worker_link_breaks(self, worker: str, keep: int) -> None:
-        self.cluster.disconnect(worker, keep)
-
-    @rule(worker=NAMES)
-    def worker_connects(self, worker: str) -> None:
-        self.cluster.connect(worker)
-
-    @rule(worker=NAMES)
-    def worker_dies(self, worker: str) -> None:
-        self.cluster.lose_worker(worker)
 
     @rule(worker=NAMES)
     def sequence_moves(self, worker: str) -> None:

@@ -134,8 +134,18 @@ def test_another_request_of_an_id_that_the_router_may_still_run_is_not_listed_an
     assert gateway.tick(4.5) == []
     commands = gateway.on_router_link(True, 5.0)
     assert sent(commands, RegisterGateway)[0].request_ids == () and sent(commands, Submit) == []
+    gateway.on_router_message(GatewayRegistered("router", "1"), 5.0)
     assert gateway.tick(5.0 + stopped.FENCE_S - 0.1) == []
     assert len(sent(gateway.tick(5.0 + stopped.FENCE_S), Submit)) == 1
+
+
+def test_a_request_of_a_stopped_id_waits_for_the_router_however_long_that_takes() -> None:
+    gateway = start()
+    gateway.open(ask(), 0.0)
+    gateway.leave("r", Cancelled(""), 1.0)
+    gateway.open(ask(), 2.0)
+    assert gateway.tick(60.0) == []
+    assert len(sent(gateway.on_router_message(RequestEnded("r", None, "Cancelled", ""), 61.0), Submit)) == 1
 
 
 def test_the_load_counts_streams_requests_and_tokens() -> None:
