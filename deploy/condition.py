@@ -19,7 +19,7 @@ class Facts:
     dead: tuple[str, ...] = ()  # Names of the vital processes that have died.
     ray: Reached = "answers"
     router: Reached = "answers"
-    gateways: Reached = "answers"  # "answers": at least one does.
+    any_gateway: Reached = "answers"
     changer_lives: bool = False  # The command that starts or ends the cluster is running.
     command_lives: bool = True  # The command that the cluster ends with is running; True where there is none.
     recovery: str = ""  # The supervisor's report on a restart: under way, or given up.
@@ -62,6 +62,6 @@ def condition(cluster: RunningCluster, facts: Facts) -> Condition:
         return Condition("unreachable", f"The cluster's Ray cannot be reached at {cluster.ray_address} now.")
     if facts.router != "answers":
         return Condition("no router", f"The cluster's router does not answer at {cluster.admin_address}.")
-    if facts.gateways != "answers":
+    if facts.any_gateway != "answers":
         return Condition("no gateway", f"The cluster's gateway does not answer at {cluster.address}.")
     return Condition("serving")

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray._private import worker
 from ray._private.state import actors as actor_table
+from ray._private.worker import global_worker
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from baton.config.placement import demand
@@ -128,7 +128,7 @@ def _actor(kind: Any, prefix: str, name: str, options: dict[str, Any], plan: Any
 
 def _died(name: str, death: str, began_s: float, oom: bool) -> ConfigError:
     """The error of an actor whose process ended while it started; `oom`: the kernel has killed one to free memory."""
-    log = log_of(name, Path(worker.global_worker.node.get_logs_dir_path()), began_s)
+    log = log_of(name, Path(global_worker.node.get_logs_dir_path()), began_s)
     return ConfigError(f"{name} could not start: {exit_reason(log, oom, machine_facts().free.words, death)}")
 
 

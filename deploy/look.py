@@ -39,7 +39,7 @@ def look(cluster: RunningCluster, folder: Path | None = None) -> Condition:
         dead=dead,
         ray=reached(cluster.ray_address) if settled else "answers",
         router=reached(cluster.admin_address) if settled else "answers",
-        gateways=_gateways(cluster) if settled else "answers",
+        any_gateway=reached(client_address(cluster)) if settled else "answers",
         command_lives=cluster.ends_with is None or cluster.ends_with.lives,
         changer_lives=cluster.changed_by is not None and cluster.changed_by.lives,
         recovery=""
@@ -50,24 +50,25 @@ def look(cluster: RunningCluster, folder: Path | None = None) -> Condition:
     return condition(cluster, facts)
 
 
-def _gateways(cluster: RunningCluster) -> Reached:
-    """Whether a gateway answers: one is enough for clients."""
-    seen: Reached = "answers"
-    for address in dict.fromkeys(cluster.gateway_addresses or (cluster.address,)):
-        seen = reached(address)
-        if seen == "answers":
-            break
-    return seen
+def client_address(cluster: RunningCluster) -> str:
+    """The address of a gateway that accepts connections now; the first gateway's if none does."""
+    different = list(dict.fromkeys(cluster.gateway_addresses or (cluster.address,)))
+    return next((address for address in different if reached(address) == "answers"), different[0])
 
 
-def serving_cluster(folder: Path | None = None) -> RunningCluster | None:
-    """The noted cluster, None without a note; raises `NoWorkers` with the reason when it does not serve."""
+def serving_cluster(folder: Path | None = None, *, clients: bool = False) -> RunningCluster | None:
+    """The noted cluster, None without a note; raises `NoWorkers` with the reason when it does not serve.
+
+    `clients`: it must serve clients, for which it needs a gateway; operators need its router alone.
+    """
     cluster = running_cluster(folder)
     if cluster is None:
         return None
     seen = look(cluster, folder)
     if seen.kind == "dead":
         raise NoWorkers(f"{seen.why} `baton up` starts it again.")
+    if seen.kind == "no gateway" and not clients:
+        return cluster
     if seen.kind in ("no router", "no gateway"):
         raise NoWorkers(f"{seen.why} Ray restarts what died: try again in a few seconds, or use `baton down`.")
     if seen.kind != "serving":

@@ -10,6 +10,7 @@ import tempfile
 import psutil
 
 from baton.client.listener import listener
+from baton.config.placement import gateways_here
 from baton.config.schema import BatonConfig
 from baton.deploy.local_ray import loopback
 from baton.deploy.running import state_file
@@ -37,16 +38,16 @@ def check_note() -> None:
 
 
 def check_addresses(config: BatonConfig) -> None:
-    """Raise `ConfigError` when gateways and router cannot listen on their configured addresses."""
+    """Raise `ConfigError` when router and gateways of this node cannot listen on their configured addresses."""
     gateway, router = config.gateway, config.router
     if gateway.port and gateway.port == router.admin_port and bare_host(gateway.host) == bare_host(router.admin_host):
         raise ConfigError(
             f"gateway.port and router.admin_port are both {gateway.port}: requests and administration need a port each."
         )
-    for host_key, host, port_key, port in (
-        ("gateway.host", gateway.host, "gateway.port", gateway.port),
-        ("router.admin_host", router.admin_host, "router.admin_port", router.admin_port),
-    ):
+    listening = [("router.admin_host", router.admin_host, "router.admin_port", router.admin_port)]
+    if gateways_here(config):
+        listening.insert(0, ("gateway.host", gateway.host, "gateway.port", gateway.port))
+    for host_key, host, port_key, port in listening:
         failure = _bind_failure(bare_host(host), port)
         if failure is None:
             continue

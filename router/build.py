@@ -90,7 +90,7 @@ async def start_router(config: RouterConfig, state: ClusterState | None = None) 
         state=ClusterState(share_prefixes=access.share_prefixes) if state is None else state,
         output_length=load_learned(Path(section.state_file) if section.state_file else None),
         started_s=time.monotonic(),
-        max_streams_per_tenant=access.max_streams_per_tenant,
+        access=access,
         public_key=key_of,
     )
     core.automation.auto = section.auto_rebalance

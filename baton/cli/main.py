@@ -274,10 +274,10 @@ def _client(address: str | None) -> Any:
     from baton.client.client import Client
 
     if address is None:
-        from baton.deploy.look import serving_cluster
+        from baton.deploy.look import client_address, serving_cluster
 
-        cluster = serving_cluster()
-        address = cluster.address if cluster else None
+        cluster = serving_cluster(clients=True)
+        address = client_address(cluster) if cluster else None
     return Client(address)
 
 

@@ -10,9 +10,11 @@ from baton.protocol.errors import ConfigError
 MIB = 1 << 20
 GIB = 1 << 30
 # Memory of the processes themselves, rounded up. Measured with the built-in model: a worker before its weights and
-# pages (Python, PyTorch, NIXL) 195 MiB; Ray's processes, the router and the starting command at most 420 MiB.
+# pages (Python, PyTorch, NIXL) 195 MiB; Ray's processes, the router and the starting command at most 420 MiB; a gateway
+# 130 MiB.
 PROCESS_BYTES = 250 * MIB
 CLUSTER_BYTES = 450 * MIB
+GATEWAY_BYTES = 150 * MIB
 # Default maximum of a worker's swap. A worker on a GPU pins its swap at start, which takes half a second per GiB, and
 # it may run on another machine than the measured one.
 MAX_SWAP_BYTES = 8 * GIB
@@ -87,9 +89,10 @@ class Room:
         return Room(max(self.left_bytes - taken_bytes, 0), self.share_bytes)
 
 
-def memory_for_pages(free: Free, workers: int, fixed: WorkerMemory) -> Room:
+def memory_for_pages(free: Free, workers: int, gateways: int, fixed: WorkerMemory) -> Room:
     """Memory that the processes and their weights leave to each worker; 0 if not even they fit."""
-    return Room(max((free.bytes - CLUSTER_BYTES) // workers - fixed.total, 0), free.bytes // workers)
+    left_bytes = free.bytes - _front_bytes(gateways)
+    return Room(max(left_bytes // workers - fixed.total, 0), free.bytes // workers)
 
 
 def kv_pages(
@@ -133,23 +136,30 @@ def swap_pages(engine: EngineSection, page_bytes: int, num_pages: int, memory_by
     return slots
 
 
-def cluster_bytes(worker: WorkerMemory, workers: int) -> int:
-    """Bytes of a cluster of `workers` equal workers, Ray and the router."""
-    return CLUSTER_BYTES + workers * worker.total
+def cluster_bytes(worker: WorkerMemory, workers: int, gateways: int) -> int:
+    """Bytes of a cluster of `workers` equal workers, `gateways`, Ray and the router."""
+    return _front_bytes(gateways) + workers * worker.total
 
 
-def cluster_words(worker: WorkerMemory, workers: int, free: Free) -> str:
+def _front_bytes(gateways: int) -> int:
+    return CLUSTER_BYTES + gateways * GATEWAY_BYTES
+
+
+def cluster_words(worker: WorkerMemory, workers: int, gateways: int, free: Free) -> str:
     """The memory of all processes of the cluster, as a setting to print."""
-    return f"{_mib(cluster_bytes(worker, workers))} for {_workers(workers)}, Ray and the router, of {free.words}"
+    size = _mib(cluster_bytes(worker, workers, gateways))
+    return f"{size} for {_workers(workers)}, {_gateways(gateways)}Ray and the router, of {free.words}"
 
 
-def check_memory(worker: WorkerMemory, workers: int, free: Free, context_tokens: int) -> None:
+def check_memory(worker: WorkerMemory, workers: int, gateways: int, free: Free, context_tokens: int) -> None:
     """Raise `ConfigError` if the cluster needs more than is free: the kernel would kill one of its processes."""
-    if cluster_bytes(worker, workers) > free.bytes:
+    needed_bytes = cluster_bytes(worker, workers, gateways)
+    if needed_bytes > free.bytes:
+        front = f"{_gateways(gateways)}Ray and the router ({_rounded(_front_bytes(gateways))})"
         raise ConfigError(
-            f"{_workers(workers)} of {worker.words} with Ray and the router ({_rounded(CLUSTER_BYTES)}) need "
-            f"{_mib(cluster_bytes(worker, workers))} of memory, and there are {free.words}: start fewer workers, or "
-            f"lower model.context_tokens (now {context_tokens}), engine.num_pages or engine.swap_memory_gib."
+            f"{_workers(workers)} of {worker.words} with {front} need {_mib(needed_bytes)} of memory, and there are "
+            f"{free.words}: start fewer workers, or lower model.context_tokens (now {context_tokens}), "
+            "engine.num_pages or engine.swap_memory_gib."
         )
 
 
@@ -164,6 +174,10 @@ def check_more_memory(worker: WorkerMemory, workers: int, free: Free) -> None:
 
 def _workers(count: int) -> str:
     return f"{count} worker{'s' * (count != 1)}"
+
+
+def _gateways(count: int) -> str:
+    return f"{count} gateway{'s' * (count != 1)}, " if count else ""
 
 
 def _mib(size: int) -> str:

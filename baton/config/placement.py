@@ -98,6 +98,11 @@ def check_placement(config: BatonConfig) -> None:
             )
 
 
+def gateways_here(config: BatonConfig) -> int:
+    """The number of gateways on the router's node: all, unless their placement asks for resources or labels."""
+    return 0 if demand(config, "gateway").words else config.pools.gateways
+
+
 def placement_words(config: BatonConfig) -> dict[str, str]:
     """The placement as a setting to print; empty if none is configured."""
     wanted = {role: demand(config, role).words for role in ("prefill", "decode", "mixed", "gateway")}

@@ -17,7 +17,7 @@ from baton.config.memory import (
     memory_for_pages,
     swap_pages,
 )
-from baton.config.placement import check_placement, demand, placement_words
+from baton.config.placement import check_placement, demand, gateways_here, placement_words
 from baton.config.process_config import GatewayConfig, ResolvedEngine, ResolvedModel, RouterConfig, WorkerConfig
 from baton.config.ray_names import GATEWAY
 from baton.config.schema import BatonConfig
@@ -127,7 +127,7 @@ class Resolved:
         worker = self.worker_memory
         return {
             "worker_memory": worker.words,
-            "memory": cluster_words(worker, len(self.roles), self.machine.free),
+            "memory": cluster_words(worker, len(self.roles), gateways_here(self.config), self.machine.free),
         }
 
     def _context_words(self) -> str:
@@ -244,7 +244,8 @@ def resolve(config: BatonConfig, machine: MachineFacts, model: ModelFacts) -> Re
     largest_chunk = 8192 if gpu else 512
     chunk_tokens = min(largest_chunk, max(context, 16)) if engine.chunk_tokens == "auto" else engine.chunk_tokens
     fixed = _fixed_memory(model, dtype, gpu, chunk_tokens, max_batch)
-    room = memory_for_pages(machine.free, workers, fixed)
+    gateways = gateways_here(config)
+    room = memory_for_pages(machine.free, workers, gateways, fixed)
     num_pages = kv_pages(engine, gpu, page_bytes, useful, context, room.kv_bytes)
     room = room.without(0 if gpu else num_pages * page_bytes)
     resolved = Resolved(
@@ -263,7 +264,7 @@ def resolve(config: BatonConfig, machine: MachineFacts, model: ModelFacts) -> Re
         machine=machine,
     )
     if machine.all_workers_here and not gpu:
-        check_memory(resolved.worker_memory, workers, machine.free, context)
+        check_memory(resolved.worker_memory, workers, gateways, machine.free, context)
     return resolved
 
 

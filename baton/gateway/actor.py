@@ -7,6 +7,7 @@ clients resume their streams here or at another gateway.
 from __future__ import annotations
 
 import asyncio
+import os
 from dataclasses import replace
 
 import ray
@@ -42,7 +43,13 @@ class GatewayActor:
             return f"{self._config.name} could not start: {error}"
         addresses = self._gateway.addresses
         log.info(f"serving gRPC on {addresses.public}, workers on {addresses.worker}")
+        self._gateway.task.add_done_callback(self._on_task_ended)
         return addresses
+
+    def _on_task_ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled():
+            log.error("An error ended the gateway.", exc_info=task.exception())
+            os._exit(1)  # A gateway without its task must not look alive
 
     async def start(self) -> GatewayAddresses | str:
         """Wait until it serves; returns its addresses, or the sentence of the error that prevents it."""

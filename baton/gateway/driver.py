@@ -42,7 +42,7 @@ class GatewayDriver:
     session: GatewaySession
     router: FrameClient
     workers: FrameServer
-    write_timeout_s: float = 30.0  # 0: never
+    write_timeout_s: float  # 0: never
     waiting_bytes: Callable[[], int] = int  # Of text that waits for tokenisation
     on_serving: Callable[[bool], Awaitable[None]] = _no_change  # Called when `serving` changes
     clock: Callable[[], float] = time.monotonic
@@ -138,12 +138,13 @@ class GatewayDriver:
             if isinstance(message, GatewayRegistered):
                 self.registered.set()
         for up in changes:
-            log.info("connected to the router" if up else "lost the connection to the router")
             self._router_full = False
-            if not up:
-                self._on_router_lost(now)
-            else:
+            if up:
+                log.info("connected to the router")
                 self._perform(self.session.on_router_link(True, now))
+            else:
+                log.warning("lost the connection to the router")
+                self._on_router_lost(now)
 
     def _on_router_lost(self, now: float) -> None:
         self.registered.clear()

@@ -18,6 +18,7 @@ from baton.protocol.codec import decode_frame, encode_frame
 from baton.protocol.errors import InvalidRequest
 from baton.protocol.link_keys import PeerKeys
 
+NOBLOCK, POLLIN = int(zmq.NOBLOCK), int(zmq.POLLIN)
 UNSENT_FRAMES = 2_000  # Queued while the server is away or slow; the next frame is not taken
 PING_MS, SILENCE_MS = 1000, 5000  # Interval of pings; time without traffic after which a connection is closed
 CONNECT_MS = 2000  # Limit of an attempt to connect
@@ -100,11 +101,11 @@ class FrameClient:
         messages: list[Any] = []
         while not self._socket.closed:
             try:
-                parts = self._socket.recv_multipart(zmq.NOBLOCK)
+                frame = self._socket.recv(NOBLOCK)
             except zmq.Again:
                 break
             try:
-                messages += decode_frame(b"".join(parts), self._kinds)[1]
+                messages += decode_frame(frame, self._kinds)[1]
             except InvalidRequest as error:
                 line = self._log_limit.line(f"A frame was ignored: {error.message}", time.monotonic())
                 if line is not None:
@@ -113,7 +114,7 @@ class FrameClient:
 
     def _changes(self) -> list[bool]:
         changes = []
-        while self._monitor is not None and self._monitor.poll(0):
+        while self._monitor is not None and int(self._monitor.getsockopt(zmq.EVENTS)) & POLLIN:
             connected = recv_monitor_message(self._monitor)["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED
             if connected != self._connected:
                 changes.append(connected)
@@ -123,7 +124,7 @@ class FrameClient:
     def send(self, batch: Iterable[Any]) -> bool:
         """Queue messages as one frame; never waits. False: too many frames are queued, and this one is not."""
         try:
-            self._socket.send(encode_frame(batch, self.incarnation), zmq.NOBLOCK)
+            self._socket.send(encode_frame(batch, self.incarnation), NOBLOCK)
         except zmq.Again:
             return False
         finally:

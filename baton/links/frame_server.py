@@ -20,6 +20,7 @@ from baton.protocol.errors import InvalidRequest
 from baton.protocol.link_keys import PeerKeys
 
 PING_MS, SILENCE_MS = 1000, 5000  # Interval of pings; time without traffic after which a connection is closed
+NOBLOCK, MORE = int(zmq.NOBLOCK), int(zmq.NOBLOCK) | int(zmq.SNDMORE)  # `send_multipart` computes them each time
 MAX_FRAME_BYTES = 64 << 20  # ZeroMQ disconnects a peer that sends a larger frame
 Handler = Callable[[str, str, list[Any]], None]  # (peer, incarnation, messages)
 
@@ -75,7 +76,9 @@ class FrameServer:
     def _drain(self) -> None:
         while not self._socket.closed:
             try:
-                parts = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
+                parts = [self._socket.recv(NOBLOCK, copy=False)]
+                while parts[-1].more:
+                    parts.append(self._socket.recv(NOBLOCK, copy=False))
             except zmq.Again:
                 return
             identity = parts[0].bytes
@@ -111,9 +114,10 @@ class FrameServer:
         identity = self._identities.get(peer)
         if identity is None:
             return False
-        queued = False
+        queued, frame = False, encode_frame(batch)
         with contextlib.suppress(zmq.ZMQError):
-            self._socket.send_multipart([identity, encode_frame(batch)], zmq.NOBLOCK)
+            self._socket.send(identity, MORE)
+            self._socket.send(frame, NOBLOCK)
             queued = True
         self._reader.after_send()
         return queued

@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 import zmq
 
+POLLIN = int(zmq.POLLIN)
+
 
 class SocketReader:
     """Calls `drain`, which receives until nothing is left, whenever the socket may have received something.
@@ -18,6 +20,7 @@ class SocketReader:
         self._socket = socket
         self._drain = drain
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._reading = False
 
     def start(self) -> None:
         """Read on the running event loop."""
@@ -27,7 +30,9 @@ class SocketReader:
 
     def after_send(self) -> None:
         """Look for received frames; call it after each send."""
-        if self._loop is not None and int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+        if self._reading or self._loop is None:
+            return  # `drain` looks before it returns
+        if int(self._socket.getsockopt(zmq.EVENTS)) & POLLIN:
             self._loop.call_soon(self._read)
 
     def stop(self) -> None:
@@ -38,9 +43,12 @@ class SocketReader:
     def _read(self) -> None:
         if self._socket.closed:
             return
+        self._reading = True
         try:
             self._drain()
         except Exception:
             if self._loop is not None:
                 self._loop.call_soon(self._read)  # The frames behind the one that failed have no signal of their own
             raise
+        finally:
+            self._reading = False

@@ -1,7 +1,7 @@
 """Bounds on the fields of messages: `role_epoch: Count` declares one, and `check` refuses a value outside it.
 
 A bound here is a fact of the field alone. What depends on other fields, or on what the receiver has, is checked by the
-receiver (`router/core/worker_frames.py`).
+receiver (`router/core/peer_frames.py`).
 """
 
 from __future__ import annotations

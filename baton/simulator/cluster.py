@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field, replace
 
-from baton.config.schema import RouterSection
+from baton.config.schema import GatewaySection, RouterSection
 from baton.gateway.core.commands import StreamEnd
 from baton.gateway.core.detokenizer import Vocabulary
 from baton.gateway.core.live_stream import ModelFacts
@@ -90,7 +90,7 @@ class VirtualCluster(Deliveries):
         """Start a gateway, which registers."""
         info = GatewayInfo(name, str(incarnation), f"{name}:{incarnation}", pid=incarnation)
         facts = ModelFacts("model", PAGE_SIZE, VOCAB, self.share_prefixes)
-        gateway = VirtualGateway(GatewaySession(info, facts, self.vocabulary))
+        gateway = VirtualGateway(GatewaySession(info, facts, self.vocabulary, GatewaySection().router_grace_s))
         self.gateways[name] = gateway
         self.link_gateway(gateway)
         return gateway

@@ -146,6 +146,6 @@ class SteppedCluster(VirtualCluster):
             if quiet:
                 self.now += 0.1
                 self.tick()
-            if quiet > 8:  # longer than a worker may keep silent
+            if quiet > 25:  # longer than a worker may keep silent, or a gateway waits for a dead worker's tokens
                 return
         raise Violation("the cluster does not come to rest")

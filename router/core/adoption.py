@@ -63,6 +63,8 @@ class Adoption:
         if found is None:
             return list(orders)
         worker, num_tokens = found
+        view = self.dispatch.state.workers.get(worker)
+        num_tokens += view.steps_since_registered if view is not None else 0  # it has decoded on
         self.continued += 1
         self.dispatch.withdraw(record.request_id)
         decision = RoutingDecision(worker, None, True, f"continued: {worker} has kept it and goes on")

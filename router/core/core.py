@@ -9,7 +9,7 @@ import typing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from baton.config.schema import RouterSection
+from baton.config.schema import AccessSection, RouterSection
 from baton.protocol import messages
 from baton.protocol.gateway_messages import GatewayMessage, RegisterGateway
 from baton.protocol.messages import WorkerMessage
@@ -47,7 +47,7 @@ class RouterCore:
     output_length: OutputLength = field(default_factory=OutputLength)
     explanations: Explanations = field(default_factory=Explanations)
     started_s: float = float("-inf")
-    max_streams_per_tenant: int = 0  # 0: no limit
+    access: AccessSection = field(default_factory=AccessSection)
     public_key: Callable[[str], str] = lambda name: ""  # of a worker or gateway; empty on an open link
     dispatch: Dispatch = field(init=False)
     adoption: Adoption = field(init=False)
@@ -65,7 +65,8 @@ class RouterCore:
         self.adoption = Adoption(self.dispatch, self.explanations, live, self.config, self.started_s)
         self.gateways = Gateways(self.state, self.config, self.public_key)
         grace_s = self.config.no_workers_grace_s
-        self.intake = Intake(self.state, self.output_length, self.max_streams_per_tenant, grace_s, self.started_s)
+        max_streams = self.access.max_streams_per_tenant
+        self.intake = Intake(self.state, self.output_length, max_streams, grace_s, self.started_s)
         self.operations = Operations(self.state, live, self.adoption.orphans)
         self.membership = Membership(self.state, self.config)
         self.automation = Automation(self.state, self.dispatch, self.operations, live)

@@ -49,7 +49,7 @@ class Gateways:
     _reported: dict[tuple[str, str], float] = field(default_factory=dict)  # (gateway, worker) out of reach → since when
     _looked_s: float = -math.inf  # of the last check for timeouts
 
-    def __contains__(self, gateway: str) -> bool:
+    def __contains__(self, gateway: object) -> bool:
         return gateway in self.by_name
 
     def __iter__(self) -> Iterator[str]:

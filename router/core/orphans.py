@@ -57,14 +57,14 @@ class Orphans:
         return orders
 
     def claim(self, submit: Submit) -> tuple[tuple[str, int] | None, list[SendToWorker]]:
-        """The worker that continues the request, and the output tokens that it has; None if it must be computed again.
+        """The worker that continues the request, and the output tokens that it had when it registered.
 
-        It must have those that the gateway has.
+        None if it must be computed again.
         """
         known = self._sequences.pop(submit.request_id, None)
         if known is None:
             return None, []
-        if known.held.digest != submit.digest or known.held.num_tokens < submit.num_emitted:
+        if known.held.digest != submit.digest:
             return None, [known.order]
         return (known.worker, known.held.num_tokens), []
 

@@ -118,7 +118,7 @@ class RequestMachine:
         self._begin(request, worker, Phase.DECODING)
         request.prefill_worker, request.adopted = "", True
         if request.sequence is not None:
-            request.sequence.emitted = max(num_tokens, request.submit.num_emitted)
+            request.sequence.emitted = min(max(num_tokens, request.submit.num_emitted), request.submit.max_tokens)
         adopt = AdoptSequence(request.request_id, request.gateway, request.submit.num_emitted)
         return [SendToWorker(worker, adopt), _placed(request)]
 

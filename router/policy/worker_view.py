@@ -57,6 +57,7 @@ class WorkerView:
     refused_pages: int | None = None  # the smallest reservation it refused since its report
     granted: set[str] = field(default_factory=set)  # reservations it has confirmed: its next report includes them
     running: dict[str, RunningSequence] = field(default_factory=dict)  # request id → sequence
+    first_steps: int = 0  # decode steps in its first report
     serving: bool = True  # False: it gets no new work (drained, or changing its role)
 
     @property
@@ -88,6 +89,11 @@ class WorkerView:
         return int(self.table.sequences[self.row])
 
     @property
+    def steps_since_registered(self) -> int:
+        """Decode steps that it has reported since it registered, in the role that it had then."""
+        return max(0, self.load.decode_steps - self.first_steps)
+
+    @property
     def context_tokens(self) -> int:
         """Tokens that its decode steps read."""
         return int(self.table.context[self.row])
@@ -98,7 +104,9 @@ class WorkerView:
 
     def report(self, load: WorkerLoad, now: float) -> None:
         """Its load report: reservations that it includes no longer count here."""
-        if load.role_epoch == self.load.role_epoch and self.load.sequence_number:
+        if not self.load.sequence_number:
+            self.first_steps = load.decode_steps
+        elif load.role_epoch == self.load.role_epoch:
             self._progress(load.decode_steps - self.load.decode_steps)
         self.load, self.last_message_s, self.refused_pages = load, now, None
         for reservation_id in self.granted:

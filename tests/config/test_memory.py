@@ -8,7 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from baton.config.memory import CLUSTER_BYTES, GIB, MIB, PROCESS_BYTES, Free, check_more_memory, cluster_bytes
+from baton.config.memory import (
+    CLUSTER_BYTES,
+    GATEWAY_BYTES,
+    GIB,
+    MIB,
+    PROCESS_BYTES,
+    Free,
+    check_more_memory,
+    cluster_bytes,
+)
 from baton.config.resolve import MachineFacts, ModelFacts, Resolved, resolve
 from baton.config.schema import parse_config
 from baton.protocol.errors import ConfigError
@@ -25,13 +34,13 @@ def _resolve(free_mib: int, text: str = "", **facts: object) -> Resolved:
 
 @given(st.integers(min_value=1, max_value=40_000))
 def test_for_any_free_memory_the_cluster_fits_or_is_refused(free_mib: int) -> None:
-    least = cluster_bytes(replace(_resolve(40_000).worker_memory, kv=17 * MIB, swap=0), WORKERS)
+    least = cluster_bytes(replace(_resolve(40_000).worker_memory, kv=17 * MIB, swap=0), WORKERS, 1)
     if free_mib * MIB < least:
         with pytest.raises(ConfigError, match=f"there are {free_mib} MiB free"):
             _resolve(free_mib)
     else:
         resolved = _resolve(free_mib)
-        assert cluster_bytes(resolved.worker_memory, WORKERS) <= free_mib * MIB
+        assert cluster_bytes(resolved.worker_memory, WORKERS, 1) <= free_mib * MIB
         assert resolved.num_pages >= 17
 
 
@@ -45,7 +54,7 @@ def test_a_limit_of_1600_mib_gives_fewer_pages() -> None:
     resolved = _resolve(1400, memory_limit_bytes=1600 * MIB)
     assert 17 <= resolved.num_pages <= 120
     assert resolved.settings["memory"].endswith(
-        "for 2 workers, Ray and the router, of 1400 MiB free under the limit of 1600 MiB"
+        "for 2 workers, 1 gateway, Ray and the router, of 1400 MiB free under the limit of 1600 MiB"
     )
     worker = resolved.worker_memory
     assert resolved.settings["worker_memory"] == (
@@ -59,7 +68,7 @@ def test_too_little_memory_is_refused_with_the_numbers() -> None:
         _resolve(900, memory_limit_bytes=1000 * MIB)
     words = str(refusal.value)
     assert "100 weights, 17 KV pages, 0 host swap" in words
-    assert f"Ray and the router ({CLUSTER_BYTES // MIB})" in words
+    assert f"1 gateway, Ray and the router ({(CLUSTER_BYTES + GATEWAY_BYTES) // MIB})" in words
     assert "there are 900 MiB free under the limit of 1000 MiB" in words
     assert "\n" not in words
 
@@ -69,6 +78,16 @@ def test_requested_pages_that_do_not_fit_are_refused() -> None:
         _resolve(4000, "[engine]\nnum_pages = 5000")
     with pytest.raises(ConfigError, match="8192 host swap"):
         _resolve(4000, "[engine]\nswap_memory_gib = 8")
+
+
+def test_gateways_on_other_nodes_take_no_memory_here() -> None:
+    words = [
+        _resolve(20_000, f"[pools]\ngateways = 3\n{placement}").settings["memory"]
+        for placement in ("", "[placement.gateway]\nlabels = { pool = 'gateway' }")
+    ]
+    assert ["3 gateways" in each for each in words] == [True, False]
+    sizes_mib = [int(each.split()[0]) for each in words]
+    assert sizes_mib[0] - sizes_mib[1] == 3 * GATEWAY_BYTES // MIB
 
 
 def test_more_workers_need_memory_of_their_own() -> None:

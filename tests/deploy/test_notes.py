@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from baton.deploy.condition import Condition, Facts, condition
-from baton.deploy.look import Supervised, history, look, reached, serving_cluster, write_supervised
+from baton.deploy.look import Supervised, client_address, history, look, reached, serving_cluster, write_supervised
 from baton.deploy.processes import NotedProcess, noted_process, this_process
 from baton.deploy.recovery import Recovery
 from baton.deploy.running import RunningCluster, change_note, claim_note, remove_note, running_cluster, update_note
@@ -86,7 +86,7 @@ def test_the_observed_state_of_a_cluster_becomes_a_sentence() -> None:
     assert kind(ray="silent") == "unreachable"
     assert kind(command_lives=False) == "dead"
     assert kind(router="refuses") == "no router"
-    assert kind(gateways="refuses") == "no gateway"
+    assert kind(any_gateway="refuses") == "no gateway"
     assert kind(dead=("raylet",), recovery="raylet died 2 s ago", supervisor_lives=True) == "recovering"
     assert kind(starting, recovery="7 attempts failed") == "dead"
     assert kind(recovery="raylet died, and the supervisor ended") == "serving"
@@ -105,7 +105,13 @@ def test_a_cluster_of_which_a_vital_process_ended_is_dead(tmp_path: Path, ended:
     assert look(replace(lives, ray_address="127.0.0.1:9"), tmp_path).kind == "dead"
     assert look(replace(lives, admin_address="127.0.0.1:9"), tmp_path).kind == "no router"
     assert look(replace(lives, address="127.0.0.1:9"), tmp_path).kind == "no gateway"
-    assert look(replace(lives, gateway_addresses=("127.0.0.1:9", here)), tmp_path).kind == "serving"  # One is enough
+    one_of_two = replace(lives, gateway_addresses=("127.0.0.1:9", here))
+    assert look(one_of_two, tmp_path).kind == "serving"
+    assert client_address(one_of_two) == here
+    claim_note(replace(lives, address="127.0.0.1:9"), tmp_path)
+    assert serving_cluster(tmp_path) is not None  # For operators
+    with pytest.raises(NoWorkers, match="gateway does not answer"):
+        serving_cluster(tmp_path, clients=True)
     assert look(replace(lives, gateway_addresses=("127.0.0.1:9",)), tmp_path).kind == "no gateway"
 
 

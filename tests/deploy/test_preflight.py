@@ -59,6 +59,11 @@ def test_another_address_is_refused_with_its_key(host: str) -> None:
     assert "router.admin_host" in _refusal(admin_host=host)
 
 
+def test_the_address_of_gateways_on_other_nodes_is_not_checked_here() -> None:
+    gateway, placed = {"host": "203.0.113.9", "port": 0}, {"gateway": {"labels": {"pool": "gateway"}}}
+    check_addresses(parse_config("", {"gateway": gateway, "placement": placed, "router": {"admin_port": 0}}))
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
 def test_a_port_in_use_is_reported_with_its_process(host: str) -> None:
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as taken:

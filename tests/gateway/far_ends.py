@@ -13,6 +13,7 @@ from baton.config.schema import GatewaySection
 from baton.gateway.build import RunningGateway, start_gateway
 from baton.links.frame_client import FrameClient
 from baton.links.frame_server import FrameServer
+from baton.links.keys import peer_keys, public_key
 from baton.protocol.codec import FROM_GATEWAY, FROM_GATEWAY_TO_WORKER
 from baton.protocol.gateway_messages import (
     GatewayRegistered,
@@ -27,6 +28,7 @@ from baton.protocol.gateway_messages import (
 )
 from baton.protocol.messages import Goodbye
 from baton.protocol.request import FinishReason
+from tests.links.ends import server
 from tests.waiting import until_async
 
 GATEWAY, WORKER = "gateway-0", "decode-0"
@@ -44,11 +46,15 @@ def config(**section: Any) -> GatewayConfig:
 class FarEnds:
     """A router that accepts the gateway and places every request, and a worker that sends what a test orders."""
 
-    router: FrameServer = field(default_factory=lambda: FrameServer("tcp://127.0.0.1:*", FROM_GATEWAY))
+    secret: str = ""  # Of the cluster; "": open links
+    router: FrameServer = field(init=False)
     worker: FrameClient | None = None
     received: list[Any] = field(default_factory=list)  # By the router and the worker
     router_up: bool = True
     attached: bool = False  # The gateway has answered the worker
+
+    def __post_init__(self) -> None:
+        self.router = server(self.secret, kinds=FROM_GATEWAY)
 
     def start(self) -> None:
         self.router.start(self._on_frame)
@@ -57,12 +63,19 @@ class FarEnds:
         self.received += batch
         for message in batch:
             if isinstance(message, RegisterGateway):
-                self.router.send(peer, [GatewayRegistered("router", incarnation), WorkerJoined(WORKER)])
+                key = public_key(self.secret, WORKER) if self.secret else ""
+                self.router.send(peer, [GatewayRegistered("router", incarnation), WorkerJoined(WORKER, key)])
                 if self.worker is None:
-                    self.worker = FrameClient(message.info.worker_address, WORKER, FROM_GATEWAY_TO_WORKER, "1")
-                    self.worker.start(self._on_worker)
+                    self.worker = self._connected(message.info.worker_address)
             elif isinstance(message, Submit):
                 self.router.send(peer, [Placed(message.request_id, "prefill-0", WORKER)])
+
+    def _connected(self, address: str) -> FrameClient:
+        keys = peer_keys(self.secret, WORKER) if self.secret else None
+        gateway_key = public_key(self.secret, GATEWAY) if self.secret else ""
+        worker = FrameClient(address, WORKER, FROM_GATEWAY_TO_WORKER, "1", keys, gateway_key)
+        worker.start(self._on_worker)
+        return worker
 
     def _on_worker(self, changes: list[bool], batch: list[Any]) -> None:
         assert self.worker is not None
@@ -98,7 +111,7 @@ class FarEnds:
     def restart_router(self) -> None:
         """A router without any memory takes over the address of the one that was stopped."""
         self.received.clear()
-        self.router = FrameServer(self.router.address, FROM_GATEWAY)
+        self.router = server(self.secret, self.router.address, FROM_GATEWAY)
         self.start()
         self.router_up = True
 
@@ -117,11 +130,12 @@ def ended(request_id: str, num_tokens: int) -> RequestEnded:
 
 
 @asynccontextmanager
-async def gateway(**section: Any) -> AsyncIterator[tuple[RunningGateway, FarEnds]]:
+async def gateway(secret: str = "", **section: Any) -> AsyncIterator[tuple[RunningGateway, FarEnds]]:
     """A gateway that is registered with a router's far end; `section`: keys of [gateway]."""
-    far = FarEnds()
+    far = FarEnds(secret)
     far.start()
-    running = await start_gateway(replace(config(**section), router_address=far.router.address))
+    keys = peer_keys(secret, GATEWAY) if secret else None
+    running = await start_gateway(replace(config(**section), router_address=far.router.address, link_keys=keys))
     try:
         try:
             await running.registered()

@@ -13,11 +13,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 import baton
 from baton.gateway.build import start_gateway
 from baton.gateway.grpc_service import SERVICE
+from baton.links.keys import new_secret
 from baton.protocol.errors import Cancelled, ConfigError, NoRouter
-from baton.protocol.gateway_messages import GatewayLoad, RegisterGateway, RequestEnded, StopRequest, Submit
+from baton.protocol.gateway_messages import GatewayLoad, RegisterGateway, RequestEnded, StopRequest, Submit, WorkerLeft
 from baton.protocol.messages import Goodbye
 from baton.protocol.v1 import inference_pb2, inference_pb2_grpc
-from tests.gateway.far_ends import GATEWAY, FarEnds, config, gateway
+from tests.gateway.far_ends import GATEWAY, WORKER, FarEnds, config, gateway
 from tests.waiting import until_async
 
 PROMPT = [5, 6, 7]
@@ -31,9 +32,10 @@ async def _answer(client: baton.AsyncClient, far: FarEnds, request_id: str = "r"
     return await answer
 
 
-def test_an_answer_has_the_tokens_of_the_worker_and_the_route_of_the_router() -> None:
+@pytest.mark.parametrize("secret", ["", new_secret()], ids=["open links", "keys"])
+def test_an_answer_has_the_tokens_of_the_worker_and_the_route_of_the_router(secret: str) -> None:
     async def scene() -> None:
-        async with gateway() as (running, far), baton.AsyncClient(running.addresses.public) as client:
+        async with gateway(secret) as (running, far), baton.AsyncClient(running.addresses.public) as client:
             answer = await _answer(client, far)
             assert answer.token_ids == [100, 101, 102, 103]
             assert (answer.prefill_worker, answer.decode_worker) == ("prefill-0", "decode-0")
@@ -203,5 +205,17 @@ def test_invalid_bytes_and_a_missing_prompt_are_refused_with_a_sentence() -> Non
                     await channel.unary_stream(f"/{SERVICE}/Generate")(data).read()
                 assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
         await running.stop(0.0)
+
+    asyncio.run(scene())
+
+
+def test_a_worker_that_has_left_is_accepted_no_more() -> None:
+    async def scene() -> None:
+        async with gateway(new_secret()) as (running, far):
+            await until_async(lambda: far.attached)
+            assert WORKER in running.driver.worker_keys
+            far.router.send(GATEWAY, [WorkerLeft(WORKER)])
+            await until_async(lambda: WORKER not in running.driver.worker_keys)
+            assert not running.driver.workers.send(WORKER, [])
 
     asyncio.run(scene())

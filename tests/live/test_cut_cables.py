@@ -70,7 +70,7 @@ class Wired:
 @pytest.fixture(scope="module")
 def wired() -> Iterator[Wired]:
     with Cables() as cables, asyncio.Runner() as runner:
-        router_config, worker_config = plans(CHECKPOINT, 1024, 600, policy="least_loaded", chunk_tokens=64)
+        router_config, worker_config = plans(CHECKPOINT, 4096, 1200, policy="least_loaded", chunk_tokens=64)
         router_config = replace(
             router_config, worker_host=cables.address, router=router_config.router.changed(lost_after_s=2.0)
         )
@@ -87,14 +87,17 @@ def wired() -> Iterator[Wired]:
             runner.run(cluster.__aexit__())
 
 
-def _streams(client: baton.AsyncClient, mark: int) -> list[AsyncTokenStream]:
+def _streams(client: baton.AsyncClient, mark: int, max_tokens: int = 200) -> list[AsyncTokenStream]:
     """Streams with new prompts, so that no page is cached and all pages are transferred."""
-    return [client.stream([5 + index, 10 + mark] * (150 + index), seed=index, **OPTIONS) for index in range(4)]
+    prompts = [[5 + index, 10 + mark] * (150 + index) for index in range(4)]
+    options = {**OPTIONS, "max_tokens": max_tokens}
+    return [client.stream(prompt, seed=index, **options) for index, prompt in enumerate(prompts)]
 
 
 async def _check(client: baton.AsyncClient, answers: list[baton.Answer], mark: int) -> None:
     """The answers are those of an undisturbed cluster, each index once."""
-    undisturbed = await asyncio.gather(*(stream.answer() for stream in _streams(client, mark)))
+    streams = _streams(client, mark, answers[0].output_tokens)
+    undisturbed = await asyncio.gather(*(stream.answer() for stream in streams))
     assert [answer.token_ids for answer in answers] == [answer.token_ids for answer in undisturbed]
     for answer in answers:
         assert [token.index for token in answer.tokens] == list(range(len(answer.tokens)))
@@ -116,11 +119,11 @@ async def _cut_and_back(wired: Wired, victim: str, answers: asyncio.Future[list[
 
 
 async def _all_decoding(
-    wired: Wired, client: baton.AsyncClient, mark: int
+    wired: Wired, client: baton.AsyncClient, mark: int, max_tokens: int = 200
 ) -> tuple[str, asyncio.Future[list[baton.Answer]]]:
     """Starts streams and waits until all of them decode: the first one's decode worker, and the answers to come."""
     core = wired.cluster.router.driver.core
-    streams = _streams(client, mark)
+    streams = _streams(client, mark, max_tokens)
     await asyncio.gather(*(anext(stream) for stream in streams))
     await wired.cluster.until(lambda: all(record.decoding for record in core.requests.live.values()))
     victim = next(iter(core.requests.live.values())).decode_worker
@@ -172,7 +175,7 @@ def _incarnations(wired: Wired) -> dict[str, str]:
 async def _from_the_gateway(wired: Wired, client: baton.AsyncClient) -> None:
     """A worker reaches router and peers but not the gateway: what it decodes for it starts over elsewhere."""
     state, before = wired.cluster.router.driver.core.state, _incarnations(wired)
-    victim, answers = await _all_decoding(wired, client, 7)
+    victim, answers = await _all_decoding(wired, client, 7, max_tokens=3000)  # It takes 7 s to find the cut
     wired.cables.cut_to(victim, wired.cables.address, wired.gateway_port)
     await answers
     assert victim in state.cut["gateway-0"]
@@ -187,6 +190,20 @@ async def _from_the_gateway(wired: Wired, client: baton.AsyncClient) -> None:
 
 def test_requests_of_a_worker_that_cannot_reach_their_gateway_start_over_elsewhere(wired: Wired) -> None:
     wired.play(_from_the_gateway)
+
+
+async def _ended_out_of_reach(wired: Wired, client: baton.AsyncClient) -> None:
+    """The router is told that the sequences have ended, but their last tokens do not arrive."""
+    state = wired.cluster.router.driver.core.state
+    victim, answers = await _all_decoding(wired, client, 9)
+    wired.cables.cut_to(victim, wired.cables.address, wired.gateway_port)
+    await _check(client, await answers, 9)  # while the cable is still cut
+    wired.cables.heal(victim)
+    await wired.cluster.until(lambda: not state.cut)
+
+
+def test_tokens_that_do_not_arrive_before_their_sequence_ends_are_computed_again(wired: Wired) -> None:
+    wired.play(_ended_out_of_reach)
 
 
 async def _briefly_from_the_gateway(wired: Wired, client: baton.AsyncClient) -> None:

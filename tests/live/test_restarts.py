@@ -154,7 +154,7 @@ def test_a_stopped_router_gives_up_no_worker_when_it_continues(restarted: Live) 
         until(lambda: time.monotonic() > stopped + 3.0)  # longer than a worker may be silent
         os.kill(pid, signal.SIGCONT)
         assert stream.answer.token_ids == expected
-        assert stream.answer.attempts == 1
+        assert stream.answer.attempts <= 1  # 0: it ended before the router could report its route
     assert {worker.incarnation for worker in _workers(restarted).values()} == before
     restarted.wait_idle()
 

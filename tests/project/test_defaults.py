@@ -10,10 +10,10 @@ from pydantic import ValidationError
 
 from baton.config.process_config import ResolvedEngine
 from baton.config.reference import sections
-from baton.config.schema import RouterSection
+from baton.config.schema import GatewaySection
 
 ROOT = Path(__file__).resolve().parents[2]
-CONFIGURED = ("baton/config", "baton/worker", "router", "prefill_worker", "decode_worker", "deploy")
+CONFIGURED = ("baton/config", "baton/gateway", "baton/worker", "router", "prefill_worker", "decode_worker", "deploy")
 SCHEMA = ROOT / "baton" / "config" / "schema.py"
 APART = "share_prefixes"  # isolation of tenants is the default everywhere
 
@@ -45,7 +45,7 @@ def test_a_resolved_section_has_every_key_of_the_file() -> None:
 
 
 def test_a_changed_section_is_checked_as_the_file_is() -> None:
-    assert RouterSection().changed(port=1) == RouterSection(port=1)
+    assert GatewaySection().changed(port=1) == GatewaySection(port=1)
     for wrong in ({"prot": 1}, {"port": 70000}):
         with pytest.raises(ValidationError):
-            RouterSection().changed(**wrong)
+            GatewaySection().changed(**wrong)

@@ -124,6 +124,7 @@ def test_a_drained_worker_gets_nothing_and_holds_nothing() -> None:
     while cluster.core.live:
         cluster.step()
         assert not cluster.workers["decode-0"].role.occupancy().request_ids
+    cluster.settle()
     _check(cluster, [*requests, *more])
 
 

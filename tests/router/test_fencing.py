@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from baton.protocol.errors import BatonError, Cancelled, WorkerLost
 from baton.protocol.handoff import HandoffOutcome
 from baton.protocol.messages import (
+    FirstToken,
     Goodbye,
     HandoffEnded,
     RequestFailed,
     Reregister,
-    StepOutput,
-    TokenOutput,
+    SequenceEnded,
     WorkerMessage,
 )
 from baton.protocol.request import FinishReason, Request
@@ -212,9 +212,9 @@ def test_late_messages_of_a_life_that_was_given_up_change_nothing() -> None:
         cluster.step()
     name = cluster.core.requests.live["r0"].prefill_worker
     cluster.silence(name)
-    token = TokenOutput("r0", len(cluster.shown["r0"]), 95, finish=FinishReason.STOP)
     late: list[WorkerMessage] = [
-        StepOutput((token,)),
+        FirstToken("r0"),
+        SequenceEnded("r0", FinishReason.STOP, 1),
         HandoffEnded("r0", "r0/1", HandoffOutcome.FAILED),
         RequestFailed("r0", "InternalError", "broken"),
         Goodbye("stopped"),

@@ -16,10 +16,11 @@ from baton.router.core.live_request import LiveRequest
 from baton.router.core.operation import Drain, Migrate, OperationState, Rebalance, StepState
 from baton.router.policy.cluster_state import WorkerView
 from baton.router.policy.policies import make_policy
+from baton.simulator.links import Wire
 from baton.simulator.stepped_cluster import SteppedCluster
 from baton.simulator.virtual_worker import VirtualWorker
 
-SEEDS = [seed for seed in range(14) if seed not in (7, 9)]  # in which a sequence outgrows its reservation
+SEEDS = [seed for seed in range(14) if seed != 4]  # in which a sequence outgrows its reservation
 
 
 def _cluster(
@@ -60,20 +61,21 @@ def _really_on(cluster: SteppedCluster, request_id: str = "r0") -> list[str]:
 def _check_answered(cluster: SteppedCluster, record: LiveRequest) -> None:
     cluster.settle()
     assert cluster.ended["r0"].error is None
-    assert cluster.shown["r0"] == cluster.expected(record.request)
+    assert cluster.shown["r0"] == cluster.expected(cluster.requests["r0"])
     cluster.check_nothing_is_held()
 
 
 def _hold_back(cluster: SteppedCluster, worker: VirtualWorker, held: Callable[[], bool]) -> None:
     """The worker's link is slow: its report of a handoff's end waits while `held`."""
-    receive = cluster.receive
+    deliver = cluster.deliver
 
-    def slow(one: VirtualWorker) -> bool:
-        if one is worker and isinstance(one.outbox[0], HandoffEnded) and held():
-            return False
-        return receive(one)
+    def slow(wire: Wire, count: int = 1) -> bool:
+        if wire is worker.link.out and held():
+            reports = (index for index, one in enumerate(worker.outbox) if isinstance(one, HandoffEnded))
+            count = min(count, next(reports, count))
+        return deliver(wire, count)
 
-    cluster.receive = slow  # type: ignore[method-assign, assignment]
+    cluster.deliver = slow  # type: ignore[method-assign]
 
 
 def _pages_on_their_way(cluster: SteppedCluster) -> VirtualWorker:

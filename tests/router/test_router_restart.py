@@ -1,4 +1,4 @@
-"""The router dies at any moment and comes back knowing nothing: streams go on, mostly where they ran."""
+"""The router dies at any moment and comes back without any state: streams go on, mostly where they ran."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from baton.protocol.worker import RoleName
 from baton.router.core.operation import Drain
 from baton.router.core.page_audit import PageAudit, judge
 from baton.simulator.stepped_cluster import SteppedCluster
-from tests.router.restarts import check_answers, finish, random_cluster, resume_all
+from tests.router.restarts import ask_again, check_answers, finish, move_clients, random_cluster, replace_gateway
 
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -27,8 +27,35 @@ def test_the_router_may_be_restarted_at_any_moment(seed: int, duplicates: float)
     for _ in range(cluster.rng.randint(1, 3)):
         cluster.go_on(cluster.rng.randint(0, 120))
         cluster.restart_router()
-        resume_all(cluster)
     finish(cluster)
+    check_answers(cluster, requests)
+
+
+@settings(deadline=None, max_examples=100)
+@given(seed=SEEDS, duplicates=st.sampled_from([0.0, 0.2]))
+def test_clients_may_move_to_another_gateway_at_any_moment(seed: int, duplicates: float) -> None:
+    cluster = random_cluster(seed, mixed=seed % 2, duplicates=duplicates, gateways=2)
+    requests = cluster.submit_any(6)
+    for _ in range(cluster.rng.randint(1, 3)):
+        cluster.go_on(cluster.rng.randint(0, 60))
+        if cluster.rng.random() < 0.3:
+            cluster.restart_router()
+        move_clients(cluster)
+    ask_again(cluster)
+    check_answers(cluster, requests)
+
+
+@settings(deadline=None, max_examples=100)
+@given(seed=SEEDS)
+def test_a_gateway_may_be_restarted_at_any_moment(seed: int) -> None:
+    cluster = random_cluster(seed, mixed=seed % 2, gateways=2)
+    requests = cluster.submit_any(6)
+    for _ in range(cluster.rng.randint(1, 3)):
+        cluster.go_on(cluster.rng.randint(0, 60))
+        if cluster.rng.random() < 0.3:
+            cluster.restart_router()
+        replace_gateway(cluster, cluster.rng.choice(sorted(cluster.gateways)))
+    ask_again(cluster)
     check_answers(cluster, requests)
 
 
@@ -40,7 +67,7 @@ def test_connections_may_break_at_any_moment(seed: int, duplicates: float) -> No
     requests = cluster.submit_any(6)
     for _ in range(cluster.rng.randint(1, 6)):
         cluster.go_on(cluster.rng.randint(0, 60))
-        cluster.break_connection(cluster.rng.choice(sorted(cluster.workers)))
+        cluster.break_connection(cluster.rng.choice([*sorted(cluster.workers), *sorted(cluster.gateways)]))
     finish(cluster)
     check_answers(cluster, requests)
 
@@ -77,18 +104,19 @@ def test_restarts_among_silence_links_and_deaths(seed: int) -> None:
                     worker.silent = False
         cluster.go_on(rng.randint(0, 20))
         cluster.restart_router()
-        resume_all(cluster)
     finish(cluster)
     check_answers(cluster, requests)
 
 
 @settings(deadline=None, max_examples=40)
 @given(seed=SEEDS)
-def test_who_does_not_come_back_is_cancelled_in_time(seed: int) -> None:
+def test_what_no_gateway_claims_is_cancelled_in_time(seed: int) -> None:
     cluster = random_cluster(seed)
     cluster.submit_any(6)
     cluster.go_on(cluster.rng.randint(0, 120))
-    cluster.restart_router()
+    cluster.kill_gateway("gateway-0")
+    if cluster.rng.random() < 0.5:
+        cluster.restart_router()
     finish(cluster)
     cluster.check_nothing_is_held()
 
@@ -100,8 +128,8 @@ def _register(cluster: SteppedCluster) -> None:
             cluster.report(worker)
 
 
-@pytest.mark.parametrize("clients_first", [True, False])
-def test_running_sequences_are_continued_and_not_computed_again(clients_first: bool) -> None:
+@pytest.mark.parametrize("gateway_first", [True, False])
+def test_running_sequences_are_continued_and_not_computed_again(gateway_first: bool) -> None:
     cluster = SteppedCluster(random.Random(3), 200, ends=False)
     for name, role in (("prefill-0", RoleName.PREFILL), ("decode-0", RoleName.DECODE), ("decode-1", RoleName.DECODE)):
         cluster.add(name, role)
@@ -110,12 +138,13 @@ def test_running_sequences_are_continued_and_not_computed_again(clients_first: b
     while any(len(tokens) < 5 for tokens in cluster.shown.values()):
         cluster.step()
     prefilled = {name: worker.prefilled for name, worker in cluster.workers.items()}
+    cluster.cut_link("gateway-0", "router")
     cluster.restart_router()
-    if not clients_first:
+    if not gateway_first:
         _register(cluster)
         assert len(cluster.core.adoption.orphans) == 4
-    for request in requests:
-        cluster.resume(request.request_id)
+    cluster.heal_link("gateway-0", "router")
+    cluster.exchange(cluster.gateways["gateway-0"])
     finish(cluster)
     check_answers(cluster, requests)
     assert cluster.core.adoption.continued == 4
@@ -134,8 +163,10 @@ def test_another_request_of_the_same_id_does_not_get_the_sequence(change: str) -
     mine = cluster.submit("r", [1, 2, 3], 40, tenant="mine")
     while len(cluster.shown["r"]) < 5:
         cluster.step()
+    cluster.kill_gateway("gateway-0")
     cluster.restart_router()
     _register(cluster)
+    cluster.add_gateway("gateway-1")
     other = {
         "tenant": replace(mine, tenant="theirs"),
         "prompt": replace(mine, prompt=(1, 2, 4)),
@@ -157,8 +188,10 @@ def test_a_claimed_sequence_can_be_moved_and_is_accounted_for() -> None:
     request = cluster.submit("r", [1, 2, 3], 500)
     while len(cluster.shown["r"]) < 5:
         cluster.step()
+    cluster.kill_gateway("gateway-0")
     cluster.restart_router()
     _register(cluster)
+    cluster.add_gateway("gateway-0", 2)
     core = cluster.core
     audit = PageAudit(core.state, core.operations.records, core.membership.transfers, core.adoption.orphans)
 
@@ -199,6 +232,7 @@ def test_a_drain_waits_for_unclaimed_sequences() -> None:
     while len(cluster.shown["r"]) < 5:
         cluster.step()
     home = cluster.core.requests.live["r"].decode_worker
+    cluster.kill_gateway("gateway-0")
     cluster.restart_router()
     _register(cluster)
     drain = cluster.operate(Drain((home,)))

@@ -54,10 +54,10 @@ def test_another_tenant_gets_nothing_and_the_sequence_is_cancelled() -> None:
     assert len(orphans) == 0
 
 
-def test_a_sequence_that_is_behind_its_client_is_of_no_use() -> None:
+def test_a_sequence_has_decoded_on_since_its_worker_registered() -> None:
     orphans = Orphans(30.0)
     orphans.offer("a", [_held(num_tokens=3)], 0.0)
-    assert _claim(orphans, 4) == (None, [_cancel("a")])
+    assert _claim(orphans, 4) == (("a", 3), [])
 
 
 def test_of_two_workers_with_the_same_sequence_the_one_that_is_further_goes_on() -> None:

@@ -22,7 +22,7 @@ class ModelGateway:
     full: bool = False  # It takes no frame
     asked: bool = False  # The worker has sent `LinkUp`, and has received no answer
     open: bool = False  # It has received one since the connection is up
-    gaps: set[str] = field(default_factory=set)  # Streams with a token of another worker that was lost
+    gaps: set[str] = field(default_factory=set)  # Streams whose tokens on their way may not be the next ones
 
     @property
     def joined(self) -> GatewayJoined:
@@ -31,6 +31,7 @@ class ModelGateway:
     def send(self, message: TokenMessage) -> bool:
         """The worker sends a frame; returns whether the link takes it."""
         if self.full:
+            self.asked = self.open = False
             return False
         if isinstance(message, LinkUp):
             assert self.up, "LinkUp without a connection"

@@ -139,9 +139,9 @@ class AnyGatewaySchedule(RuleBasedStateMachine):
         self.resume(request_id, to, self.homeless.pop(request_id))
 
     def resume(self, request_id: str, to: str, have: int) -> None:
-        for name, gateway in self.gateways.items():
-            if name != to:
-                gateway.gaps.discard(request_id)
+        for gateway in self.gateways.values():
+            gateway.gaps.discard(request_id)
+        self.gateways[to].gaps.add(request_id)
         self.gateways[to].streams[request_id] = have
         self.receive(AdoptSequence(request_id, to, have))
 

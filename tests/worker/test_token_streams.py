@@ -117,6 +117,16 @@ def test_a_sequence_is_adopted_once_and_a_gateway_that_gets_its_tokens_gets_none
     assert streams.adopt("unknown", "h", 0) is None
 
 
+def test_a_gateway_that_restarts_gets_a_sequence_again_when_it_adopts_it() -> None:
+    streams, sequence = TokenStreams(), _sequence(output=3)
+    streams.attach("g", ())
+    streams.start(sequence, "g")
+    streams.close("g")
+    assert streams.attach("g", ()) == []
+    assert [output.index for output in _tokens(streams.adopt("r", "g", 1))] == [1, 2]
+    assert _sample(streams, sequence, 5) == [3]
+
+
 def test_a_long_replay_is_sent_in_parts() -> None:
     streams = TokenStreams()
     streams.start(_sequence(output=TOKENS_PER_MESSAGE + 1), "g")

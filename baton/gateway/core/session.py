@@ -58,7 +58,7 @@ class GatewaySession:
     info: GatewayInfo
     model: ModelFacts
     vocabulary: Vocabulary | None  # None where no text is needed
-    router_grace_s: float = 10.0  # That a stream without any token waits for the router
+    router_grace_s: float  # That a stream without any token waits for the router
     streams: dict[str, LiveStream] = field(default_factory=dict)
     stopped: StoppedRequests = field(default_factory=StoppedRequests)
     workers: Workers = field(init=False)
@@ -106,7 +106,7 @@ class GatewaySession:
         return GatewayLoad(len(self.streams), self.num_tokens, self.num_requests, cpu_s, waiting_bytes)
 
     def on_router_link(self, up: bool, now: float) -> list[Command]:
-        """The connection to the router came up, or broke. Streams go on without it."""
+        """The router's connection came up, or broke; its messages were handled before. Streams go on without it."""
         if up:
             return self._register(now)
         if self.router_up:

@@ -37,6 +37,7 @@ class _Stream:
     starts_at: int | None = None  # It came while the link was closed: the index to send from when it opens
     finish: FinishReason | None = None
     ended_s: float = 0.0
+    keeps_likely: bool = False  # Log-probabilities were requested
 
     @property
     def num_bytes(self) -> int:
@@ -87,12 +88,14 @@ class TokenStreams:
         self.forget(sequence.request_id)
         sink = self._open.get(gateway)
         starts_at = sequence.num_output if sink is None else None
-        self._live[sequence.request_id] = _Stream(sequence, gateway, sink, starts_at)
+        likely = sequence.sampling.logprobs is not None
+        self._live[sequence.request_id] = _Stream(sequence, gateway, sink, starts_at, keeps_likely=likely)
 
     def on_token(self, sequence: Sequence, token: SampledToken, finish: FinishReason | None) -> None:
         """The newest token of a live sequence; `take` returns those of a step."""
         request = sequence.request
-        sink, keeps = self._live[request.request_id].sink, request.sampling.logprobs is not None
+        stream = self._live[request.request_id]
+        sink, keeps = stream.sink, stream.keeps_likely
         if sink is None and not keeps:
             return
         index = len(sequence.tokens) - len(request.prompt) - 1
@@ -214,7 +217,7 @@ class TokenStreams:
         """The output from an index on; None if some of its log-probabilities are not held."""
         sequence = stream.sequence
         request_id, num_output = sequence.request_id, sequence.num_output
-        if sequence.sampling.logprobs is None:
+        if not stream.keeps_likely:
             tokens = enumerate(sequence.tokens[sequence.prompt_len + from_index :], from_index)
             outputs = [TokenOutput(request_id, index, token) for index, token in tokens]
         else:

@@ -115,6 +115,8 @@ class SmallCluster:
         """The link to the router comes up or breaks: `keep` messages in each direction arrive, the others are lost."""
         if not up and self.router_up:
             self.router.disconnect(keep)
+        while up and not self.router_up and self.router.outbox:  # What arrives of a connection arrives before the next
+            self.from_router()
         if up != self.router_up:
             self.router_up = self.router.connected = up
             self.perform(self.session.on_router_link(up, self.now))
