@@ -238,10 +238,10 @@ class DecodeRole:
         for part in plan.slices:
             commit_pages(part.sequence, self.state.pool, self.state.root)
         self.decode_steps += plan.num_decodes > 0
-        streams = self.state.streams
+        streams, eos_token_ids, context_tokens = self.state.streams, self.state.eos_token_ids, self.state.context_tokens
         commands: list[Command] = []
         for sequence, token in sampled:
-            finish = sequence.finish_reason(self.state.eos_token_ids, self.state.context_tokens)
+            finish = sequence.finish_reason(eos_token_ids, context_tokens)
             streams.on_token(sequence, token, finish)
             if self._unstarted and sequence.request_id in self._unstarted:
                 self._unstarted.remove(sequence.request_id)

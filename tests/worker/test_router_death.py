@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing as mp
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -29,7 +28,7 @@ class Ends:
     gateway: FrameServer
     registered: list[Register] = field(default_factory=list)
     indexes: dict[str, list[int]] = field(default_factory=dict)
-    arrived_s: list[float] = field(default_factory=list)  # When each message with tokens arrived
+    outputs: int = 0  # Messages with tokens
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def start(self) -> None:
@@ -50,25 +49,20 @@ class Ends:
                 positions = [StreamPosition(name, len(self.indexes.get(name, ()))) for name in NAMES]
                 self.gateway.send(worker, [AttachStreams(tuple(positions))])
             elif isinstance(message, StepOutput):
-                self.arrived_s.append(time.perf_counter())
+                self.outputs += 1
                 for token in message.tokens:
                     self.indexes.setdefault(token.request_id, []).append(token.index)
         self.changed.set()
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(120):
             while not condition():
                 self.changed.clear()
                 await self.changed.wait()
 
-    def gaps_s(self, since: int) -> list[float]:
-        """Times between messages with tokens, from the one of this number on."""
-        moments = self.arrived_s[since:]
-        return [after - before for before, after in zip(moments, moments[1:], strict=False)]
 
-
-async def _play(worker: Callable[[str], Any]) -> tuple[Ends, int]:
-    """Kill the router while the worker decodes; returns the number of messages before."""
+async def _play(worker: Callable[[str], Any]) -> Ends:
+    """Kill the router while the worker decodes, and start another one."""
     ends = Ends(FrameServer("tcp://127.0.0.1:*", TO_ROUTER), FrameServer("tcp://127.0.0.1:*", FROM_WORKER_TO_GATEWAY))
     ends.start()
     process = worker(ends.router.address)
@@ -78,15 +72,15 @@ async def _play(worker: Callable[[str], Any]) -> tuple[Ends, int]:
         for number, name in enumerate(NAMES):
             order = Prefill(name, Work(Request(name, (5, 6, 7 + number), sampling)), "g", False, 0)
             assert ends.router.send("mixed-0", [order])
-        await ends.until(lambda: len(ends.arrived_s) > 100)
-        address, before = ends.router.address, len(ends.arrived_s)
+        await ends.until(lambda: ends.outputs > 100)
+        address, before = ends.router.address, ends.outputs
         ends.router.close()
-        await ends.until(lambda: len(ends.arrived_s) > before + 100)
+        await ends.until(lambda: ends.outputs > before + 100)
         ends.router = FrameServer(address, TO_ROUTER)
         ends.router.start(ends.on_router)
         await ends.until(lambda: len(ends.registered) > 1)
         await ends.until(lambda: sum(map(len, ends.indexes.values())) >= len(NAMES) * TOKENS)
-        return ends, before
+        return ends
     finally:
         process.kill()
         process.join()
@@ -102,8 +96,7 @@ def _start(address: str) -> Any:
 
 
 def test_a_gateway_gets_every_token_once_while_the_router_dies_and_comes_back() -> None:
-    ends, before = asyncio.run(_play(_start))
+    ends = asyncio.run(_play(_start))
     assert ends.indexes == {name: list(range(TOKENS)) for name in NAMES}
     assert [len(register.held) for register in ends.registered] == [0, len(NAMES)]
     assert ends.registered[0].info.incarnation != ends.registered[1].info.incarnation
-    print(f"gaps: {1000 * max(ends.gaps_s(before)):.1f} ms, before {1000 * max(ends.gaps_s(10)[: before - 20]):.1f} ms")
