@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+from baton.protocol.errors import WorkerLost
 from baton.protocol.request import Request
 from baton.simulator.cluster import CLAIM_WITHIN_S
 from baton.simulator.stepped_cluster import SteppedCluster
@@ -49,6 +50,15 @@ def finish(cluster: SteppedCluster) -> None:
     cluster.now += CLAIM_WITHIN_S + 2.0
     cluster.tick()
     cluster.settle()
+
+
+def ask_again(cluster: SteppedCluster) -> None:
+    """Let everything end; clients ask again whose request was ending when they came back."""
+    finish(cluster)
+    for request_id in [one for one, end in cluster.ended.items() if isinstance(end.error, WorkerLost)]:
+        del cluster.ended[request_id]
+        cluster.resume(request_id)
+    finish(cluster)
 
 
 def check_answers(cluster: SteppedCluster, requests: list[Request]) -> None:

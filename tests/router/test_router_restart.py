@@ -9,13 +9,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from baton.protocol.errors import WorkerLost
 from baton.protocol.request import SamplingParams
 from baton.protocol.worker import RoleName
 from baton.router.core.operation import Drain
 from baton.router.core.page_audit import PageAudit, judge
 from baton.simulator.stepped_cluster import SteppedCluster
-from tests.router.restarts import check_answers, finish, move_clients, random_cluster, replace_gateway
+from tests.router.restarts import ask_again, check_answers, finish, move_clients, random_cluster, replace_gateway
 
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -42,12 +41,7 @@ def test_clients_may_move_to_another_gateway_at_any_moment(seed: int, duplicates
         if cluster.rng.random() < 0.3:
             cluster.restart_router()
         move_clients(cluster)
-    finish(cluster)
-    ending = [one for one, end in cluster.ended.items() if isinstance(end.error, WorkerLost)]
-    for request_id in ending:  # it was ending when its client came back, which asks again
-        del cluster.ended[request_id]
-        cluster.resume(request_id)
-    finish(cluster)
+    ask_again(cluster)
     check_answers(cluster, requests)
 
 
@@ -61,7 +55,7 @@ def test_a_gateway_may_be_restarted_at_any_moment(seed: int) -> None:
         if cluster.rng.random() < 0.3:
             cluster.restart_router()
         replace_gateway(cluster, cluster.rng.choice(sorted(cluster.gateways)))
-    finish(cluster)
+    ask_again(cluster)
     check_answers(cluster, requests)
 
 
