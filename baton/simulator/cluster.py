@@ -247,6 +247,12 @@ class VirtualCluster(Deliveries):
         self.disconnect(process.link)
         self.connect(process.link)
 
+    @property
+    def at_rest(self) -> bool:
+        """Whether neither the router nor a worker holds anything."""
+        held = any(worker.state.pool.num_in_use for worker in self.workers.values())
+        return not (held or self.core.live or len(self.core.adoption.orphans) or self.network.writes)
+
     def check_nothing_is_held(self) -> None:
         """All pages are back, and neither the router nor a gateway remembers a request. Raises `Violation`."""
         page_checker.check_nothing_is_held(self.core, self.workers.values(), self.gateways.values())
