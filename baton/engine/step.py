@@ -12,7 +12,10 @@ from itertools import takewhile
 from typing import Any, Protocol
 
 from baton.engine.sequence import Sequence
+from baton.protocol.prompt_logprobs import PromptLogprobs
 from baton.protocol.worker import StepSample
+
+NO_POSITIONS = range(0)
 
 
 @dataclass(slots=True)  # Not frozen, which would double the cost: one is made per sequence and step.
@@ -20,13 +23,15 @@ class Slice:
     """`num_tokens` tokens of one sequence, computed in this step from position `start`.
 
     The sequence's page table already covers `start + num_tokens` positions. `samples` is set when the slice reaches
-    the last known token, so its logits give the next one.
+    the last known token, so its logits give the next one. The logits at `scored` positions give the log-probabilities
+    of the prompt tokens that follow them.
     """
 
     sequence: Sequence
     start: int
     num_tokens: int
     samples: bool
+    scored: range = NO_POSITIONS
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +58,11 @@ class StepPlan:
         """The sequences that get a token."""
         return [part.sequence for part in self.slices if part.samples]
 
+    @property
+    def scoring(self) -> list[Slice]:
+        """The slices whose prompt's log-probabilities are requested; decodes have none."""
+        return [part for part in self.slices[self.num_decodes :] if part.scored]
+
     def sample(self, seconds: float) -> StepSample:
         """The amount of work in the step, with the time that it took."""
         decodes = self.num_decodes
@@ -77,9 +87,13 @@ class SampledToken:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """One `SampledToken` per slice of the plan that samples, in the plan's order."""
+    """A `SampledToken` for each slice of the plan that samples, and log-probabilities for each that is `scoring`.
+
+    Both are in the plan's order.
+    """
 
     tokens: Seq[SampledToken] = field(default_factory=tuple)
+    prompt_logprobs: Seq[PromptLogprobs] = ()
 
 
 class Executor(Protocol):

@@ -170,12 +170,13 @@ def open_stream(
     """
     output = OutputStream(request, words)
     output.resume(emitted[:-1])
+    uses_cache = request.sampling.prompt_logprobs is None  # Else no cached page shortens its prefill
     root = tenant_root(model.model_id, request.tenant, model.share_prefixes)
     return LiveStream(
         request=request,
         digest=request.digest,
         output=output,
-        page_keys=page_keys(page_hashes(request.prompt, model.page_size, root)),
+        page_keys=page_keys(page_hashes(request.prompt, model.page_size, root)) if uses_cache else (),
         latency=Latency(request.arrival_s),
         opened_s=now,
         first_index=max(resume_from, len(emitted)),

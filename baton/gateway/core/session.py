@@ -15,6 +15,7 @@ from baton.gateway.core.commands import (
     ForgetWorker,
     SendToRouter,
     SendToWorker,
+    ShowPrompt,
     ShowTokens,
 )
 from baton.gateway.core.detokenizer import Vocabulary
@@ -82,7 +83,8 @@ class GatewaySession:
         live = self.streams.get(request.request_id)
         if live is not None:
             tokens = live.replay(request, resume_from)
-            return [ShowTokens(request.request_id, tokens)] if tokens else []
+            prompt = [ShowPrompt(part) for part in live.output.prompt] if not resume_from else []
+            return [*prompt, ShowTokens(request.request_id, tokens)] if tokens else [*prompt]
         if len(self.streams) >= MAX_STREAMS:
             raise Overloaded(f"The gateway has {MAX_STREAMS} streams, its maximum: retry later.", retry_after_s=1.0)
         stream = open_stream(request, emitted, resume_from, self.model, self.vocabulary, now)
@@ -160,6 +162,8 @@ class GatewaySession:
                 self.workers.take(worker, message.tokens, self.streams, shown, now)
             elif isinstance(message, LinkUp):
                 commands.append(self._attach(worker, self.streams.values()))
+            else:
+                commands += self.workers.take_prompt(message, self.streams, shown)
         for request_id, tokens in shown.items():
             stream = self.streams[request_id]
             stream.latency.on_tokens(len(tokens), now)
