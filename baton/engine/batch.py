@@ -12,7 +12,7 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
 from baton.engine.sequence import Sequence
-from baton.engine.step import NO_POSITIONS, SampledToken, Slice, StepPlan, StepResult
+from baton.engine.step import SampledToken, Slice, StepPlan, StepResult
 from baton.protocol.errors import InternalError
 
 
@@ -40,9 +40,7 @@ def plan_step(decoding: Seq[Sequence], prefilling: Iterable[Sequence], budget: S
         if room <= 0:
             break
         count = min(sequence.uncomputed, room)
-        start = sequence.computed
-        scored = range(start, min(start + count, sequence.score_until)) if sequence.score_until else NO_POSITIONS
-        slices.append(Slice(sequence, start, count, count == sequence.uncomputed, scored))
+        slices.append(Slice(sequence, sequence.computed, count, count == sequence.uncomputed))
         room -= count
     return StepPlan(tuple(slices)) if slices else None
 
@@ -52,18 +50,20 @@ def absorb_step(plan: StepPlan, result: StepResult) -> list[tuple[Sequence, Samp
 
     Raises `InternalError` when the result has fewer tokens than the plan samples, or fewer scores than it asks for.
     """
-    if len(result.prompt_logprobs) != len(plan.scoring):
+    scoring = plan.scoring
+    if len(result.prompt_logprobs) != len(scoring):
         raise InternalError("The executor returned other log-probabilities of prompts than the plan asks for.")
     sampled = []
     tokens = iter(result.tokens)
     for part in plan.slices:
         part.sequence.computed = part.start + part.num_tokens
-        if part.scored and part.sequence.computed >= part.sequence.score_until:
-            part.sequence.score_until = 0
         if part.samples:
             token = next(tokens, None)
             if token is None:
                 raise InternalError("The executor returned fewer tokens than the plan samples.")
             part.sequence.tokens.append(token.token_id)
             sampled.append((part.sequence, token))
+    for part in scoring:
+        if part.sequence.computed >= part.sequence.score_until:
+            part.sequence.score_until = 0
     return sampled

@@ -15,23 +15,24 @@ from baton.engine.sequence import Sequence
 from baton.protocol.prompt_logprobs import PromptLogprobs
 from baton.protocol.worker import StepSample
 
-NO_POSITIONS = range(0)
-
 
 @dataclass(slots=True)  # Not frozen, which would double the cost: one is made per sequence and step.
 class Slice:
     """`num_tokens` tokens of one sequence, computed in this step from position `start`.
 
     The sequence's page table already covers `start + num_tokens` positions. `samples` is set when the slice reaches
-    the last known token, so its logits give the next one. The logits at `scored` positions give the log-probabilities
-    of the prompt tokens that follow them.
+    the last known token, so its logits give the next one.
     """
 
     sequence: Sequence
     start: int
     num_tokens: int
     samples: bool
-    scored: range = NO_POSITIONS
+
+    @property
+    def scored(self) -> range:
+        """The positions whose logits give the log-probabilities of the prompt tokens that follow them."""
+        return range(self.start, min(self.start + self.num_tokens, self.sequence.score_until))
 
 
 @dataclass(frozen=True, slots=True)

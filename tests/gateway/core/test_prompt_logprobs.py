@@ -110,7 +110,8 @@ def test_a_request_without_them_or_with_a_prompt_of_one_token_waits_for_nothing(
 def test_messages_for_clients_have_bounded_sizes_and_begin_with_the_first_prompt_token() -> None:
     count = MAX_TOKENS_PER_MESSAGE + 7
     prompt = [token % 300 for token in range(count + 1)]
-    sizes, entries = [], []
+    sizes: list[int] = []
+    entries: list[inference_pb2.PromptToken] = []
     for data in prompt_messages(prompt, [_logprobs(1, 3, 2), _logprobs(4, count - 3, 2)]):
         response = inference_pb2.GenerateResponse.FromString(data)
         sizes.append(len(response.prompt_tokens))
