@@ -53,8 +53,9 @@ def parse_chat(body: bytes, model: HttpModel, headers: Mapping[str, str] | None 
     stream, include_usage, continuous_usage = read_stream(fields)
     n, best_of = read_counts(fields, 1, stream)
     logprobs = _logprobs(fields)
-    sampling = read_sampling(fields, model, _max_tokens(fields, model), logprobs)
     prompt_logprobs = read_prompt_logprobs(fields, stream)
+    decided = {"max_tokens": _max_tokens(fields, model), "logprobs": logprobs, "prompt_logprobs": prompt_logprobs}
+    sampling = read_sampling(fields, model, decided)
     priority, objectives = read_objectives(fields, headers or {})
     return Ask(
         kind="chat",

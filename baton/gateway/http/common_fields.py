@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields as dataclass_fields
 from typing import Any
 
 from baton.gateway.http.ask import HttpModel
 from baton.gateway.http.errors import InvalidField, ModelNotFound
 from baton.gateway.http.parameters import Fields, short
 from baton.protocol.errors import InvalidRequest
-from baton.protocol.request import MAX_LOGPROBS, MAX_OBJECTIVE_S, Objectives
+from baton.protocol.request import MAX_LOGPROBS, MAX_OBJECTIVE_S, Objectives, SamplingParams
 from baton.protocol.sampling import with_defaults
 
 MAX_SEQUENCES = 256  # Of one body
 MAX_STOP_ITEMS = 1024
+MAX_BIASES = 1024
+_BOUND = 1e300  # `SamplingParams` has narrower ones
+SAMPLING_FIELDS = {field.name for field in dataclass_fields(SamplingParams)}
 TEMPERATURE = 1.0  # OpenAI's default
 _INT32, _INT64 = 2**31, 2**63
 _FLOATS = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
@@ -32,6 +36,7 @@ REFUSED: dict[str, tuple[object, ...]] = {
     "structured_outputs": (),
     **dict.fromkeys(("guided_json", "guided_regex", "guided_choice", "guided_grammar", "structural_tag"), ()),
     **dict.fromkeys(("regex", "ebnf", "json_schema", "grammar"), ()),
+    "skip_special_tokens": (True,),
     "spaces_between_special_tokens": (True,),
     "kv_transfer_params": (),
 }
@@ -57,35 +62,44 @@ def read_model(fields: Fields, model: HttpModel) -> str:
     return model.name
 
 
-def read_sampling(fields: Fields, model: HttpModel, max_tokens: int, logprobs: int | None) -> dict[str, Any]:
-    """Fields of `SamplingParams`; raises `InvalidField`.
+def read_sampling(fields: Fields, model: HttpModel, decided: Mapping[str, int | None]) -> dict[str, Any]:
+    """Fields of `SamplingParams` that are given, and those that the kind of body has `decided`; raises `InvalidField`.
 
     A temperature is always among them: the body's, that of generation_config.json, or OpenAI's default.
     """
-    given: dict[str, Any] = {
-        "temperature": model.sampling_defaults.get("temperature", TEMPERATURE),
-        "max_tokens": max_tokens,
-    }
-    for name in _FLOATS:
-        value = fields.number(name, -1e300, 1e300)
-        if value is not None:
-            given[name] = value
     top_k = fields.whole("top_k", -1, _INT32 - 1)
-    given |= {
-        name: value
-        for name, value in (
-            ("top_k", None if top_k is None else max(0, top_k)),
-            ("seed", fields.whole("seed", -_INT64, _INT64 - 1)),
-            ("min_tokens", fields.whole("min_tokens", 0, _INT32 - 1)),
-            ("logprobs", logprobs),
-        )
-        if value is not None
+    values: dict[str, Any] = {
+        **decided,
+        **{name: fields.number(name, -_BOUND, _BOUND) for name in _FLOATS},
+        "top_k": None if top_k is None else max(0, top_k),
+        "seed": fields.whole("seed", -_INT64, _INT64 - 1),
+        "min_tokens": fields.whole("min_tokens", 0, _INT32 - 1),
+        "stop": _stop(fields),
+        "stop_token_ids": tuple(fields.list_of("stop_token_ids", int, "token ids", MAX_STOP_ITEMS) or ()),
+        "ignore_eos": fields.flag("ignore_eos", False),
+        "include_stop_str_in_output": fields.flag("include_stop_str_in_output", False),
+        "logit_bias": _logit_bias(fields),
     }
-    given["stop"] = _stop(fields)
-    given["stop_token_ids"] = tuple(fields.list_of("stop_token_ids", int, "token ids", MAX_STOP_ITEMS) or ())
-    given["ignore_eos"] = fields.flag("ignore_eos", False)
+    given = {name: value for name, value in values.items() if not (value is None or value is False or value == ())}
+    given.setdefault("temperature", model.sampling_defaults.get("temperature", TEMPERATURE))
+    for name in given.keys() - SAMPLING_FIELDS:
+        raise InvalidField(f"{name} is not supported.", name)
     _check(given, model)
     return given
+
+
+def _logit_bias(fields: Fields) -> tuple[tuple[int, float], ...]:
+    """Pairs of token id and addend, ascending; the object's names are the ids in digits."""
+    biases = fields.inner("logit_bias")
+    if len(biases.values) > MAX_BIASES:
+        raise InvalidField(f"logit_bias has {len(biases.values)} entries; {MAX_BIASES} are accepted.", "logit_bias")
+    pairs: dict[int, float] = {}
+    for name in biases.values:
+        bias = biases.number(name, -100.0, 100.0)
+        if not (name.isascii() and name.isdigit() and len(name) <= 10):
+            raise InvalidField(f"logit_bias has the name {short(name)!r}: it must be a token id.", "logit_bias")
+        pairs[int(name)] = bias or 0.0
+    return tuple(sorted(pairs.items()))
 
 
 def _stop(fields: Fields) -> tuple[str, ...]:
@@ -131,6 +145,11 @@ def read_prompt_logprobs(fields: Fields, stream: bool) -> int | None:
     if count is not None and stream:
         raise InvalidField("prompt_logprobs are not available in a stream.", "prompt_logprobs")
     return count
+
+
+def most(*counts: int | None) -> int | None:
+    """The largest count; None if there is none."""
+    return max((count for count in counts if count is not None), default=None)
 
 
 def read_objectives(fields: Fields, headers: Mapping[str, str]) -> tuple[int, Objectives]:

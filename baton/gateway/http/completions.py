@@ -10,6 +10,7 @@ from baton.gateway.http.common_fields import (
     MAX_SEQUENCES,
     REFUSED,
     check_known,
+    most,
     read_counts,
     read_model,
     read_objectives,
@@ -40,8 +41,13 @@ def parse_completion(body: bytes, model: HttpModel, headers: Mapping[str, str] |
     echo = fields.flag("echo", False)
     max_tokens = _max_tokens(fields, echo)
     sampled_logprobs = 0 if best_of > n and logprobs is None else logprobs  # The best are found by them
-    sampling = read_sampling(fields, model, max(1, max_tokens), sampled_logprobs)
     prompt_logprobs = read_prompt_logprobs(fields, stream)
+    decided = {
+        "max_tokens": max(1, max_tokens),
+        "logprobs": sampled_logprobs,
+        "prompt_logprobs": most(prompt_logprobs, logprobs if echo else None),
+    }
+    sampling = read_sampling(fields, model, decided)
     priority, objectives = read_objectives(fields, headers or {})
     return Ask(
         kind="completion",
