@@ -72,7 +72,7 @@ class VirtualCluster(Deliveries):
     def new_router(self, router_id: str, started_s: float) -> RouterCore:
         """A router core without any state, which raises for an event that no request should get."""
         limits = RouterSection(claim_within_s=CLAIM_WITHIN_S)
-        state = ClusterState(share_prefixes=self.share_prefixes)
+        state = ClusterState()
         core = RouterCore(router_id, self.placement, limits, state, started_s=started_s)
         core.requests.strict = True
         return core

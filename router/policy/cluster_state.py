@@ -34,7 +34,6 @@ class ClusterState:
     table: WorkerTable = field(default_factory=WorkerTable)
     unreachable: dict[str, set[str]] = field(default_factory=dict)  # worker → those it cannot exchange pages with now
     cut: dict[str, set[str]] = field(default_factory=dict)  # gateway → workers that cannot send tokens to it now
-    share_prefixes: bool = False  # between tenants; the workers name their pages by the same rule
     openings: int = 0  # how often a worker may have got room for a request; placement is worth trying again then
     _pools: dict[tuple[RoleName, ...], list[WorkerView]] = field(default_factory=dict)  # what `pool` found
     _capacities: dict[tuple[RoleName, ...], int | None] = field(default_factory=dict)

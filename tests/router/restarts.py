@@ -23,13 +23,14 @@ def random_cluster(
     return cluster
 
 
-def move_clients(cluster: SteppedCluster, share: float = 0.3) -> None:
-    """Some clients lose their connections, and ask any gateway for the rest."""
+def move_clients(cluster: SteppedCluster, gateway: str, share: float = 0.3) -> None:
+    """Some clients lose their connections, and ask this gateway for the rest, which the router learns at once."""
     for request_id in sorted(cluster.requests):
         if cluster.rng.random() < share:
             cluster.go_on(cluster.rng.randint(0, 12))
             if request_id not in cluster.ended:
-                cluster.resume(request_id)
+                cluster.resume(request_id, gateway)
+                cluster.exchange(cluster.gateways[gateway])
 
 
 def replace_gateway(cluster: SteppedCluster, name: str) -> None:
