@@ -33,7 +33,8 @@ class ClusterState:
     table: WorkerTable = field(default_factory=WorkerTable)
     unreachable: dict[str, set[str]] = field(default_factory=dict)  # worker → those it cannot exchange pages with now
     share_prefixes: bool = False  # between tenants; the workers name their pages by the same rule
-    openings: int = 0  # how often a worker may have got room for a request; placement is worth trying again then
+    openings: int = 0  # how often a worker began to take prompts, or a role or a link changed
+    releases: int = 0  # how often a worker got pages, or a place in its batch, back
     _pools: dict[tuple[RoleName, ...], list[WorkerView]] = field(default_factory=dict)  # what `pool` found
     _capacities: dict[tuple[RoleName, ...], int | None] = field(default_factory=dict)
 
@@ -51,9 +52,10 @@ class ClusterState:
     def report(self, load: WorkerLoad, now: float) -> None:
         view = self.workers.get(load.worker)
         if view is not None:
-            self.openings += 1
-            moved = load.role is not view.role
+            moved, took_prompts, pages = load.role is not view.role, view.takes_prompts, view.pages_available
             view.report(load, now)
+            self.openings += view.takes_prompts and not took_prompts
+            self.releases += view.pages_available > pages
             if moved:
                 self._update_roles(view.name)
 
@@ -161,7 +163,9 @@ class ClusterState:
         """The prompt is computed, or cancelled."""
         view = self.workers.get(worker)
         if view is not None:
-            self.openings += view.unassign(request_id, now)
+            took_prompts = view.takes_prompts
+            view.unassign(request_id, now)
+            self.openings += view.takes_prompts and not took_prompts
 
     def epoch(self, worker: str) -> int:
         """How often the worker has changed its role."""
@@ -190,7 +194,7 @@ class ClusterState:
         """The worker no longer holds the pages, or is about to release them."""
         view = self.workers.get(worker)
         if view is not None:
-            self.openings += view.unreserve(reservation_id)
+            self.releases += view.unreserve(reservation_id)
 
     def expect(self, worker: str, request_id: str, sequence: RunningSequence) -> None:
         """The sequence will decode there."""
@@ -202,4 +206,4 @@ class ClusterState:
         """The sequence no longer decodes there, or never will."""
         view = self.workers.get(worker)
         if view is not None:
-            self.openings += view.forget(request_id)
+            self.releases += view.forget(request_id)

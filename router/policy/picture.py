@@ -6,9 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from baton.router.policy.worker_table import ALL, WorkerTable
+from baton.router.policy.worker_table import ALL, CHUNKS_AHEAD, WorkerTable
 
-CHUNKS_AHEAD = 2  # steps of prompt work per worker: enough to stay busy over a round trip
 LOCAL_HANDICAP = 1.25  # a decode worker must be so much faster to get a prompt, because prefill slows its decodes
 TPOT_MARGIN = 0.9  # share of an objective that a predicted step may take
 HEADROOM_PAGES = 8  # kept free per worker so that running sequences can grow (one page each, at most this many)

@@ -62,10 +62,20 @@ class Placement(Protocol):
         """Whether decode workers may run whole requests while there are prefill workers."""
         ...
 
+    @property
+    def scanned(self) -> int:
+        """How many requests of the queue one call of `decide` looks at."""
+        ...
+
+    @property
+    def tight(self) -> bool:
+        """Whether a request of the last `decide` found a worker without pages, or without a place in a batch."""
+        ...
+
     def decide(self, queue: Sequence[PlacementInput], state: ClusterState, now: float) -> list[Place | Refuse]:
         """Decisions on queued requests (in queue order), each at most once; empty when all have to wait.
 
-        It is called again after its decisions were carried out, until it returns none.
+        It is called again after its decisions were carried out if it has not looked at the whole queue.
         """
         ...
 

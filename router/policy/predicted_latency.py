@@ -35,18 +35,23 @@ class PredictedLatency:
     refuse: bool = True
     name: str = "predicted_latency"
     serves_locally: bool = True
+    scanned: int = SCANNED
+    tight: bool = True
     _placed: int = 0
 
     def decide(self, queue: Sequence[PlacementInput], state: ClusterState, now: float) -> list[Place | Refuse]:
         if not queue:
             return []
         picture = Picture(state.table, now)
+        self.tight = True
         if not picture.any_room():
             refusals = (self._refuse_if_overdue(item, picture) for item in queue)
             return [refusal for refusal in refusals if refusal is not None]
         picture.branch()
-        scanned = queue[:SCANNED]
-        schedule = Schedule(scanned, state, picture, price(scanned, state, picture, self.refuse))
+        scanned = queue[: self.scanned]
+        prices = price(scanned, state, picture, self.refuse)
+        self.tight = prices.tight
+        schedule = Schedule(scanned, state, picture, prices)
         starving = self._starving(scanned, now)
         verdicts: list[Place | Refuse] = []
         late: list[int] = []

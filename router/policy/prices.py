@@ -53,6 +53,13 @@ class Prices:
             column[:, rows] = new
         self._find_starts()
 
+    @property
+    def tight(self) -> bool:
+        """Whether a request may not start on some worker of the pool that computes prompts."""
+        table = self.picture.table
+        rows = table.is_prefill | table.mixed
+        return bool((self.start_s[:, rows if self.picture.any_prefill else rows | table.is_decode] == np.inf).any())
+
     def _find_starts(self) -> None:
         """While all decode workers are full, or at their objectives, a prompt with an objective waits rather than
         violate one."""

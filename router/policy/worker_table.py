@@ -11,6 +11,7 @@ from baton.protocol.worker import RoleName, WorkerInfo
 from baton.router.policy.latency_model import StepCosts
 
 ALL = slice(None)
+CHUNKS_AHEAD = 2  # steps of prompt work per worker: enough to stay busy over a round trip
 LOAD_COLUMNS = ("pending_prefill", "decodes", "context", "pages_available")
 
 

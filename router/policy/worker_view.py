@@ -9,7 +9,7 @@ import numpy as np
 from baton.protocol.worker import RoleName, WorkerInfo, WorkerLoad
 from baton.router.policy.latency_model import LatencyModel
 from baton.router.policy.length_distribution import LengthDistribution
-from baton.router.policy.worker_table import WorkerTable
+from baton.router.policy.worker_table import CHUNKS_AHEAD, WorkerTable
 
 
 @dataclass(slots=True, eq=False)
@@ -78,6 +78,14 @@ class WorkerView:
         return int(self.table.pages_available[self.row])
 
     @property
+    def takes_prompts(self) -> bool:
+        """Whether it has so little prompt work left that it is given more."""
+        chunk = self.info.chunk_tokens
+        if self.running and self.role is not RoleName.PREFILL:
+            chunk = self.info.mixed_chunk_tokens or chunk
+        return self.pending_prefill_tokens < CHUNKS_AHEAD * chunk
+
+    @property
     def sequences(self) -> int:
         """Sequences that run, wait or are expected here."""
         return int(self.table.sequences[self.row])
@@ -117,14 +125,13 @@ class WorkerView:
         self.table.backlog_ends_s[self.row] = max(self.backlog_ends_s, now) + seconds
         self._count_prompts()
 
-    def unassign(self, request_id: str, now: float) -> bool:
-        """The prompt is computed, or cancelled; False if it was not here."""
+    def unassign(self, request_id: str, now: float) -> None:
+        """The prompt is computed, or cancelled."""
         if self.assigned.pop(request_id, None) is None:
-            return False
+            return
         if not self.assigned:
             self.table.backlog_ends_s[self.row] = min(self.backlog_ends_s, now)
         self._count_prompts()
-        return True
 
     def reserve(self, reservation_id: str, num_tokens: int) -> None:
         self.reserved[reservation_id] = -(-num_tokens // self.info.page_size)

@@ -25,6 +25,8 @@ class ImmediatePlacement(ABC):
     seed: int = 0
     name: str = ""
     serves_locally: bool = False
+    scanned: int = 1
+    tight: bool = True
     rng: random.Random = field(init=False)
 
     def __post_init__(self) -> None:
