@@ -33,8 +33,7 @@ from baton.router.core.requests import Requests
 from baton.router.core.stream import OutputStream, TextToken
 from baton.router.policy.cluster_state import ClusterState
 from baton.router.policy.output_length import OutputLength
-from baton.router.policy.placement import Placement
-from baton.router.policy.routing import RoutingDecision
+from baton.router.policy.placement import Placement, RoutingDecision
 
 _request_id = attrgetter("request_id")
 

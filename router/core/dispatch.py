@@ -9,11 +9,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from baton.router.core.live_request import Wait
-from baton.router.policy.admission import refuse_full
 from baton.router.policy.cluster_state import ClusterState
 from baton.router.policy.decode_target import find_capacity, reachable
 from baton.router.policy.fairness import VirtualTokenCounter
-from baton.router.policy.placement import Place, Placement, PlacementInput, Refuse
+from baton.router.policy.placement import Place, Placement, PlacementInput, Refuse, refuse_full
 
 NEVER = (-1, -1)
 CROWD = 32  # requests waiting above which passes that place no request are spaced

@@ -17,7 +17,7 @@ from baton.protocol.messages import (
 )
 from baton.protocol.request import FinishReason
 from baton.router.core.commands import SendToWorker
-from baton.router.policy.routing import RoutingDecision
+from baton.router.policy.placement import RoutingDecision
 
 
 @dataclass(frozen=True, slots=True)

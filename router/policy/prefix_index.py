@@ -100,10 +100,14 @@ class PrefixIndex:
         evicted, stored = page_keys(change.evicted), page_keys(change.stored)
         for key in evicted:
             self._drop(key, mask)
-        table, before, shared = self._table, self._table.get, self._sets_to_share().setdefault
-        for key in stored:
-            holders = before(key, 0) & valid | mask
-            table[key] = shared(holders, holders)
+        table, get, shared = self._table, self._table.get, self._sets_to_share().setdefault
+        last, holders = -1, 0
+        for key in stored:  # the pages of a chain mostly have the same holders
+            before = get(key, 0)
+            if before is not last:
+                holders = before & valid | mask
+                last, holders = before, shared(holders, holders)
+            table[key] = holders
         self._touch(evicted, stored)
         return True
 

@@ -56,6 +56,8 @@ class WorkerTable:
         self.max_batch[row] = info.max_batch
         self.page_size[row] = info.page_size
         self.capacity[row] = info.capacity_tokens
+        self.decodes[row] = self.context[row] = self.sequences[row] = 0
+        self.tpot_s[row], self.all_state_tpot[row] = np.inf, True
         self.set_bit(row, bit)
         return row
 

@@ -102,16 +102,17 @@ class WorkerView:
     def report(self, load: WorkerLoad, now: float) -> None:
         """Its load report: reservations that it includes no longer count here."""
         self.load, self.last_message_s, self.refused_pages = load, now, None
-        for reservation_id in self.granted:
-            self.reserved.pop(reservation_id, None)
-        self.granted.clear()
+        if self.granted:
+            for reservation_id in self.granted:
+                self.reserved.pop(reservation_id, None)
+            self.granted.clear()
         for sample in load.steps:
             self.latency.observe(sample)
         self.table.set_costs(self.row, self.latency.costs)
         self.table.backlog_ends_s[self.row] = now + self.remaining_work_s()
         self._count_prompts()
         self._count_pages()
-        self._count_sequences()
+        self._count_context()
 
     def assign(self, request_id: str, new_tokens: int, cached_tokens: int, now: float) -> None:
         """A prompt was sent to it, of which so many tokens are cached there."""
@@ -124,6 +125,7 @@ class WorkerView:
         self.assigned[request_id] = PromptWork(new_tokens, seconds)
         self.table.backlog_ends_s[self.row] = max(self.backlog_ends_s, now) + seconds
         self._count_prompts()
+        self._count_all()
 
     def unassign(self, request_id: str, now: float) -> None:
         """The prompt is computed, or cancelled."""
@@ -132,6 +134,7 @@ class WorkerView:
         if not self.assigned:
             self.table.backlog_ends_s[self.row] = min(self.backlog_ends_s, now)
         self._count_prompts()
+        self._count_all()
 
     def reserve(self, reservation_id: str, num_tokens: int) -> None:
         self.reserved[reservation_id] = -(-num_tokens // self.info.page_size)
@@ -177,23 +180,26 @@ class WorkerView:
             unseen = sum([work.tokens for request_id, work in self.assigned.items() if request_id not in counted])
             tokens = min(self.load.pending_prefill_tokens + unseen, tokens)
         self.table.pending_prefill[self.row] = tokens
-        self._count_all()
 
     def _count_pages(self) -> None:
-        counted = set(self.load.reservation_ids)
-        unseen = sum([pages for reservation_id, pages in self.reserved.items() if reservation_id not in counted])
-        available = self.load.pages_available - unseen
+        available = self.load.pages_available
+        if self.reserved:
+            counted = set(self.load.reservation_ids)
+            available -= sum([pages for name, pages in self.reserved.items() if name not in counted])
         limit = available if self.refused_pages is None else self.refused_pages - 1
         self.table.pages_available[self.row] = min(available, limit)
 
     def _count_sequences(self) -> None:
         table, row, running = self.table, self.row, self.running.values()
         table.decodes[row] = len(running)
-        table.context[row] = sum([one.prompt_tokens + one.emitted for one in running])
         objectives = [one.tpot_s for one in running if one.tpot_s is not None]
         table.tpot_s[row] = min(objectives) if objectives else np.inf
         table.all_state_tpot[row] = len(objectives) == len(running)
+        self._count_context()
         self._count_all()
+
+    def _count_context(self) -> None:
+        self.table.context[self.row] = sum([one.prompt_tokens + one.emitted for one in self.running.values()])
 
     def _count_all(self) -> None:
         self.table.sequences[self.row] = len(self.running) + len(self.assigned.keys() - self.running.keys())
@@ -222,6 +228,8 @@ class WorkerView:
 
     def remaining_work_s(self) -> float:
         """Predicted time for the prompt tokens in the last report, and for those sent since."""
+        if not self.assigned:
+            return 0.0
         counted = set(self.load.request_ids)
         known = [work for request_id, work in self.assigned.items() if request_id in counted]
         computed = sum(work.tokens for work in known) - self.load.pending_prefill_tokens

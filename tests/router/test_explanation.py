@@ -11,7 +11,7 @@ from baton.router.core.completion import Completion
 from baton.router.core.explanation import Explanations
 from baton.router.core.latency import Latency
 from baton.router.policy.length_distribution import point
-from baton.router.policy.routing import RoutingDecision
+from baton.router.policy.placement import RoutingDecision
 
 
 def decision(worker: str) -> RoutingDecision:

@@ -14,8 +14,7 @@ from dataclasses import dataclass, field
 from baton.protocol.errors import Overloaded
 from baton.protocol.worker import RoleName
 from baton.router.policy.cluster_state import ClusterState, WorkerView
-from baton.router.policy.placement import Place, PlacementInput, Refuse
-from baton.router.policy.routing import RoutingDecision
+from baton.router.policy.placement import Place, PlacementInput, Refuse, RoutingDecision
 
 
 @dataclass(eq=False)

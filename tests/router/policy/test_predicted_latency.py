@@ -17,9 +17,9 @@ from baton.protocol.request import Objectives
 from baton.protocol.worker import RoleName
 from baton.router.policy.cluster_state import ClusterState
 from baton.router.policy.length_distribution import point
-from baton.router.policy.picture import CHUNKS_AHEAD
 from baton.router.policy.placement import Place, PlacementInput, Refuse
 from baton.router.policy.predicted_latency import PredictedLatency
+from baton.router.policy.worker_table import CHUNKS_AHEAD
 from tests.router.policy.clusters import CHUNK, MIXED_CHUNK, PAGE_SIZE, cache, cluster_of, decode, fill, occupy
 
 POLICY = PredictedLatency()
