@@ -51,8 +51,7 @@ class Automation:
     def on_arrival(self, live: LiveRequest, item: PlacementInput, now: float) -> None:
         """A request has come."""
         self.recent.add(live, now)
-        cached = self.state.cached_tokens(item.page_keys, item.num_tokens)
-        new = item.num_tokens - int(cached.max(initial=0))
+        new = item.num_tokens - self.state.most_cached(item.page_keys, item.num_tokens)
         self.planner.on_arrival(item.num_tokens, new, item.output.remaining(), item.objectives.tpot_s, now)
 
     def tick(self, now: float) -> list[Action]:

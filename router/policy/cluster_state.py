@@ -15,7 +15,7 @@ import numpy as np
 from baton.protocol.messages import PagesChanged
 from baton.protocol.worker import RoleName, WorkerInfo, WorkerLoad
 from baton.router.policy.latency_model import DEFAULT_COSTS, LatencyModel, StepCosts
-from baton.router.policy.prefix_index import PrefixIndex
+from baton.router.policy.prefix_index import Match, PrefixIndex
 from baton.router.policy.worker_table import WorkerTable
 from baton.router.policy.worker_view import PromptWork, RunningSequence, WorkerView
 
@@ -35,6 +35,7 @@ class ClusterState:
     share_prefixes: bool = False  # between tenants; the workers name their pages by the same rule
     openings: int = 0  # how often a worker began to take prompts, or a role or a link changed
     releases: int = 0  # how often a worker got pages, or a place in its batch, back
+    _cached: dict[int, tuple[Match, int, np.ndarray]] = field(default_factory=dict)  # id of a chain → tokens by row
     _pools: dict[tuple[RoleName, ...], list[WorkerView]] = field(default_factory=dict)  # what `pool` found
     _capacities: dict[tuple[RoleName, ...], int | None] = field(default_factory=dict)
 
@@ -140,9 +141,25 @@ class ClusterState:
         tokens: np.ndarray = self.table.cached_tokens([self.prefix_index.match(page_keys)], num_tokens)[0]
         return tokens
 
-    def cached_by_all(self, chains: Sequence[tuple[int, ...]], num_tokens: np.ndarray) -> np.ndarray:
-        """The same for many prompts, of `num_tokens` [n, 1]: [n, rows]."""
-        return self.table.cached_tokens(self.prefix_index.match_many(chains), num_tokens)
+    def cached_by_all(self, chains: Sequence[tuple[int, ...]], num_tokens: Sequence[int]) -> np.ndarray:
+        """The same for many prompts, of so many tokens each: [n, rows]. What holds of the latest call is kept."""
+        matches, before = self.prefix_index.match_many(chains), self._cached
+        wanted = list(zip(map(id, chains), matches, num_tokens, strict=True))
+        self._cached = {key: before[key] for key, match, tokens in wanted if _same(before.get(key), match, tokens)}
+        missing = [one for one in wanted if one[0] not in self._cached]
+        if missing:
+            tokens = np.array([[one[2]] for one in missing])
+            rows = self.table.cached_tokens([one[1] for one in missing], tokens)
+            self._cached |= {one[0]: (*one[1:], row) for one, row in zip(missing, rows, strict=True)}
+        return np.array([self._cached[id(keys)][2] for keys in chains])
+
+    def most_cached(self, page_keys: tuple[int, ...], num_tokens: int) -> int:
+        """The leading tokens of a prompt that at least one worker has."""
+        match = self.prefix_index.match(page_keys)
+        if not match:
+            return 0
+        page_size = next(iter(self.workers.values())).info.page_size
+        return min(match[-1][0], (num_tokens - 1) // page_size) * page_size
 
     def cached_on(self, worker: str, page_keys: tuple[int, ...], num_tokens: int) -> int:
         """The same for one worker."""
@@ -207,3 +224,7 @@ class ClusterState:
         view = self.workers.get(worker)
         if view is not None:
             self.releases += view.forget(request_id)
+
+
+def _same(known: tuple[Match, int, np.ndarray] | None, match: Match, tokens: int) -> bool:
+    return known is not None and known[0] is match and known[1] == tokens

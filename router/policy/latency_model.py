@@ -116,12 +116,15 @@ class LatencyModel:
         bounded: the others must keep forgetting, or they would follow no change.
         """
         covariance, most = self._covariance, 1.0 / PRIOR_SAMPLES
-        scaled = [along / norm for along in projected]
-        shrink = []
-        for i, line in enumerate(covariance):
-            variance = (line[i] - scaled[i] * projected[i]) / FORGETTING
+        done: list[tuple[int, float, float]] = []
+        for i, along in enumerate(projected):
+            if not along:
+                continue  # never measured: it keeps its prior
+            line, own = covariance[i], along / norm
+            variance = (line[i] - own * along) / FORGETTING
             line[i] = min(variance, most)
-            shrink.append(sqrt(most / variance) if variance > most else 1.0)
-            own, factor = scaled[i], shrink[i] / FORGETTING
-            for j in range(i):
-                line[j] = covariance[j][i] = (line[j] - own * projected[j]) * factor * shrink[j]
+            shrink = sqrt(most / variance) if variance > most else 1.0
+            factor = shrink / FORGETTING
+            for j, other, shrunk in done:
+                line[j] = covariance[j][i] = (line[j] - own * other) * factor * shrunk
+            done.append((i, along, shrink))

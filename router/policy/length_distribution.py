@@ -46,7 +46,9 @@ class LengthDistribution:
     def quantile(self, share: float) -> int:
         """The length that `share` of such requests stay within, in tokens."""
         if self.levels is not None:
-            share = float(np.interp(share, np.linspace(0.0, 1.0, len(self.levels)), self.levels))
+            place = share * (len(self.levels) - 1)
+            low = min(int(place), len(self.levels) - 2)
+            share = float(self.levels[low] + (place - low) * (self.levels[low + 1] - self.levels[low]))
         return min(round(float(np.interp(share, np.cumsum(self.shares), _LENGTHS))), self.limit)
 
     @property
@@ -60,6 +62,8 @@ class LengthDistribution:
 
     def remaining(self, emitted: int = 0) -> float:
         """Expected tokens to come after `emitted`: at least one, at most what `limit` leaves."""
+        if not self._above and not emitted:  # the common case: once per request, when it arrives
+            return max(1.0, min(float(self.shares @ _LENGTHS), self.limit))
         if not self._above:
             self._above = np.cumsum(self.shares[::-1])[::-1].tolist()
             self._weighted = np.cumsum((self.shares * _LENGTHS)[::-1])[::-1].tolist()

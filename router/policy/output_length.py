@@ -18,6 +18,7 @@ import json
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import log2
 
 import numpy as np
 
@@ -148,8 +149,7 @@ class OutputLength:
         """For each stated share 0, 0.01, … 1 the share of the predicted distributions that has covered it."""
         if self._calibration is None:
             covered = np.concatenate([[0.0], np.cumsum(self._ranks) / self._ranks.sum()])
-            grid = np.linspace(0.0, 1.0, RANKS + 1)
-            self._calibration = np.interp(grid, covered, grid)
+            self._calibration = np.interp(_GRID, covered, _GRID)
         return self._calibration
 
     def snapshot(self) -> OutputLength:
@@ -191,7 +191,7 @@ def _weights(values: list[float]) -> np.ndarray:
 
 def _octave(tokens: int) -> int:
     """Half-octave bucket of a number of tokens."""
-    return int(2 * np.log2(max(tokens, 1)))
+    return int(2 * log2(max(tokens, 1)))
 
 
 def _prior_shares() -> np.ndarray:
@@ -202,3 +202,4 @@ def _prior_shares() -> np.ndarray:
 
 
 _PRIOR = _prior_shares()
+_GRID = np.linspace(0.0, 1.0, RANKS + 1)

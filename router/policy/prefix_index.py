@@ -141,7 +141,7 @@ class PrefixIndex:
         """
         if keys is not self._matched_keys:
             known = self._kept.get(id(keys))
-            fresh = known is not None and (not self._touched or self._touched.isdisjoint(keys))
+            fresh = known is not None and self._holds(known[1], keys, self._touched)
             self._matched, self._matched_keys = known[1] if known and fresh else self._match(keys), keys
         return self._matched
 
@@ -151,10 +151,15 @@ class PrefixIndex:
         self._kept, self._touched = {}, set()
         for keys in chains:
             known = before.get(id(keys))
-            if known is None or (touched and not touched.isdisjoint(keys)):
-                known = keys, self._match(keys)
+            if known is None or not self._holds(known[1], keys, touched):
+                known = keys, self.match(keys)
             self._kept[id(keys)] = known
         return [self._kept[id(keys)][1] for keys in chains]
+
+    @staticmethod
+    def _holds(match: Match, keys: Sequence[int], touched: set[int]) -> bool:
+        """Whether a match still holds: nothing has changed up to the first page that no worker had."""
+        return not touched or touched.isdisjoint(keys[: match[-1][0] + 1 if match else 1])
 
     def _match(self, keys: Sequence[int]) -> Match:
         found: Match = []

@@ -51,7 +51,7 @@ class Picture:
 
     def any_room(self) -> bool:
         """Whether any worker can take work now."""
-        return bool(np.count_nonzero(self.has_room))
+        return self._rooms > 0
 
     def take(self, row: int, target: int | None, tokens: int, context: int, compute_s: float) -> None:
         """A request goes to `row`, and will decode on `target`."""
@@ -81,6 +81,7 @@ class Picture:
         local = table.mixed[rows] | (is_decode & (table.pages_available[rows] > 0))
         self.has_room[rows] = (is_prefill | local) & (table.pending_prefill[rows] < CHUNKS_AHEAD * chunk)
         self.chunk[rows], self.decode_step_s[rows] = chunk, step_s
+        self._rooms = np.count_nonzero(self.has_room)
 
     def _find_limits(self, rows: slice) -> None:
         """What the load of the rows leaves to a request."""
@@ -137,7 +138,8 @@ class Prices:
         """Whether a request may not start on some worker of the pool that computes prompts."""
         table = self.picture.table
         rows = table.is_prefill | table.mixed
-        return bool((self.start_s[:, rows if self.picture.any_prefill else rows | table.is_decode] == np.inf).any())
+        rows = rows if self.picture.any_prefill else rows | table.is_decode
+        return bool(((self.start_s == np.inf) & rows).any())
 
     def _find_starts(self) -> None:
         """While all decode workers are full, or at their objectives, a prompt with an objective waits rather than
@@ -177,6 +179,6 @@ def price(queue: Sequence[PlacementInput], state: ClusterState, picture: Picture
         if own_s < np.inf and picture.any_decode and not (refuses and not item.resumed):
             own_s = np.inf if idle_step_s(item.num_tokens, picture.table) > own_s else own_s
         tpot_s.append(own_s)
-    tokens = np.array([[item.num_tokens] for item in queue])
+    tokens = [item.num_tokens for item in queue]
     cached = state.cached_by_all([item.page_keys for item in queue], tokens)
-    return Prices(picture, tokens, np.array(tpot_s)[:, None], cached)
+    return Prices(picture, np.array(tokens)[:, None], np.array(tpot_s)[:, None], cached)
