@@ -18,7 +18,7 @@ from baton.router.core.operation import Operation, Rebalance
 from baton.router.core.operations import Action, Operations
 from baton.router.core.pool_steps import POOLS
 from baton.router.policy.cluster_state import ClusterState
-from baton.router.policy.migration import relief
+from baton.router.policy.decode_target import relief
 from baton.router.policy.placement import PlacementInput
 from baton.router.policy.planner.pool_planner import Advice, PoolPlanner
 

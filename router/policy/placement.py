@@ -9,7 +9,7 @@ from typing import Protocol
 from baton.protocol.errors import Overloaded
 from baton.protocol.request import Objectives
 from baton.router.policy.cluster_state import ClusterState
-from baton.router.policy.length_distribution import LengthDistribution, point
+from baton.router.policy.output_length import LengthDistribution, point
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,7 +81,7 @@ class Picture:
         local = table.mixed[rows] | (is_decode & (table.pages_available[rows] > 0))
         self.has_room[rows] = (is_prefill | local) & (table.pending_prefill[rows] < CHUNKS_AHEAD * chunk)
         self.chunk[rows], self.decode_step_s[rows] = chunk, step_s
-        self._rooms = np.count_nonzero(self.has_room)
+        self._rooms = int(np.count_nonzero(self.has_room))
 
     def _find_limits(self, rows: slice) -> None:
         """What the load of the rows leaves to a request."""

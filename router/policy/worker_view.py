@@ -8,7 +8,7 @@ import numpy as np
 
 from baton.protocol.worker import RoleName, WorkerInfo, WorkerLoad
 from baton.router.policy.latency_model import LatencyModel
-from baton.router.policy.length_distribution import LengthDistribution
+from baton.router.policy.output_length import LengthDistribution
 from baton.router.policy.worker_table import CHUNKS_AHEAD, WorkerTable
 
 

@@ -13,7 +13,7 @@ from baton.protocol.request import Objectives, Request, SamplingParams
 from baton.router.core.core import RouterCore
 from baton.router.core.dispatch import CROWD, PAUSE_S, Dispatch, FoundDecode
 from baton.router.policy.cluster_state import ClusterState, RunningSequence
-from baton.router.policy.length_distribution import point
+from baton.router.policy.output_length import point
 from baton.router.policy.placement import Place, PlacementInput, Refuse, RoutingDecision, refuse_full, refuse_late
 from baton.router.policy.worker_table import CHUNKS_AHEAD
 from tests.router.policy.clusters import CHUNK, cluster_of, worker_info

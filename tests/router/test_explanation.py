@@ -10,7 +10,7 @@ from baton.router.core import explanation
 from baton.router.core.completion import Completion
 from baton.router.core.explanation import Explanations
 from baton.router.core.latency import Latency
-from baton.router.policy.length_distribution import point
+from baton.router.policy.output_length import point
 from baton.router.policy.placement import RoutingDecision
 
 

@@ -7,8 +7,7 @@ from baton.router.core.latency import Latency
 from baton.router.core.length_drift import KEPT, WINDOW_S, RecentAnswers
 from baton.router.core.live_request import LiveRequest, Phase
 from baton.router.core.stream import OutputStream
-from baton.router.policy.length_distribution import point
-from baton.router.policy.output_length import Prediction
+from baton.router.policy.output_length import Prediction, point
 
 
 def _record(index: int, emitted: int, predicted: int = 10) -> LiveRequest:

@@ -9,7 +9,7 @@ from baton.protocol.messages import PagesChanged
 from baton.protocol.worker import Endpoint, PageLayout, RoleName, WorkerInfo
 from baton.router.policy.cluster_state import ClusterState, RunningSequence
 from baton.router.policy.latency_model import StepCosts
-from baton.router.policy.length_distribution import point
+from baton.router.policy.output_length import point
 from baton.router.policy.prefix_index import KEY_BYTES, KEY_SHIFT
 
 PAGE_SIZE, CHUNK, MIXED_CHUNK = 16, 1024, 256

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from baton.protocol.request import Objectives
 from baton.protocol.worker import RoleName
 from baton.router.policy.cluster_state import ClusterState
-from baton.router.policy.length_distribution import point
+from baton.router.policy.output_length import point
 from baton.router.policy.placement import Place, PlacementInput, Refuse
 from baton.router.policy.predicted_latency import PredictedLatency
 from baton.router.policy.worker_table import CHUNKS_AHEAD
