@@ -145,9 +145,7 @@ class PredictedLatency:
             return [refusal for refusal in refusals if refusal is not None]
         picture.branch()
         scanned = queue[: self.scanned]
-        prices = price(scanned, state, picture, self.refuse)
-        self.tight = prices.tight
-        schedule = Schedule(scanned, state, picture, prices)
+        schedule = Schedule(scanned, state, picture, price(scanned, state, picture, self.refuse))
         starving = self._starving(scanned, now)
         verdicts: list[Place | Refuse] = []
         late: list[int] = []
@@ -157,6 +155,8 @@ class PredictedLatency:
             verdicts += self._decide_one(index, schedule, None if item is starving else late)
         for index in late if late and schedule.any_room() else ():
             verdicts += self._decide_one(index, schedule, None)
+        if len(verdicts) < len(scanned) and schedule.any_room():
+            self.tight = schedule.prices.tight
         return verdicts
 
     def find_decode(self, item: PlacementInput, state: ClusterState, avoid: str | None, now: float) -> str | None:
