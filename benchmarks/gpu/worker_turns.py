@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import zmq
+from baton.worker.router_link import RouterLink
 
 from baton.config.schema import EngineSection
 from baton.engine.batch import StepBudget
@@ -30,7 +31,6 @@ from baton.protocol.worker import Endpoint, RoleName, WorkerInfo
 from baton.worker.core.state import WorkerState
 from baton.worker.heartbeat import HEARTBEAT, Heartbeat
 from baton.worker.loop import WorkerLoop
-from baton.worker.router_link import RouterLink
 from baton.worker.session import WorkerSession
 
 NAME, INCARNATION = "decode-0", "1"
