@@ -24,7 +24,6 @@ from baton.deploy.machine import machine_facts
 from baton.deploy.placement_groups import actor_options, release_empty_groups, release_groups, reserve_groups
 from baton.gateway.actor import GatewayActor
 from baton.links.keys import new_secret
-from baton.protocol.address import reachable
 from baton.protocol.errors import ConfigError
 from baton.router.actor import RouterActor
 from baton.worker.actor import WorkerActor
@@ -79,7 +78,7 @@ def start_cluster(resolved: Resolved, report: Progress, prefix: str = "", worker
     reserve_groups(resolved, prefix)
     start_workers(resolved, resolved.roles, addresses.worker, report, prefix)
     workers = [name for name, _ in resolved.roles]
-    return Started([reachable(each, node_address) for each in public], addresses.worker, workers, addresses.admin)
+    return Started(public, addresses.worker, workers, addresses.admin)
 
 
 def start_gateways(

@@ -87,7 +87,7 @@ async def start_router(config: RouterConfig, state: ClusterState | None = None) 
         router_id=uuid.uuid4().hex[:8],
         placement=make_policy(section.policy, section.refuse_late),
         config=section,
-        state=ClusterState(share_prefixes=access.share_prefixes) if state is None else state,
+        state=ClusterState() if state is None else state,
         output_length=load_learned(Path(section.state_file) if section.state_file else None),
         started_s=time.monotonic(),
         access=access,

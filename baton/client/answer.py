@@ -27,7 +27,7 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A finished generation with its timings, usage and route. The router measured the times, in seconds."""
+    """A finished generation with its timings, usage and route. The gateway measured the times, in seconds."""
 
     request_id: str
     text: str

@@ -1,4 +1,4 @@
-"""The connection of a client to a router: plain text or TLS, with or without a token."""
+"""The connection of a client to a gateway or a router: plain text or TLS, with or without a token."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ CONNECT_S = 4.0  # Timeout of one attempt to connect, with TLS and the first fra
 OPTIONS = [
     ("grpc.max_receive_message_length", 64 << 20),
     ("grpc.max_send_message_length", 64 << 20),
-    # A restarted router is back within seconds, so the time between attempts must not grow as it does by default.
+    # A restarted gateway is back within seconds, so the time between attempts must not grow as it does by default.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 500),
     ("grpc.min_reconnect_backoff_ms", int(1000 * CONNECT_S)),  # Despite its name the timeout of one attempt
-    # A call ends if the router answers no ping; the stream itself may be silent for long.
+    # A call ends if the server answers no ping; the stream itself may be silent for long.
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 5_000),
     ("grpc.http2.ping_timeout_ms", 5_000),
@@ -52,7 +52,7 @@ class Connection:
     | argument | environment | meaning |
     | --- | --- | --- |
     | token | $BATON_TOKEN | bearer token |
-    | tls_ca | $BATON_TLS_CA | PEM file of the CA that signed the router's certificate; turns TLS on |
+    | tls_ca | $BATON_TLS_CA | PEM file of the CA that signed the server's certificate; turns TLS on |
     | tls_certificate, tls_key | $BATON_TLS_CERTIFICATE, $BATON_TLS_KEY | the client's own PEM files, for mutual TLS |
     """
 
@@ -91,7 +91,7 @@ class Connection:
         if bool(certificate) != bool(key):
             raise ConfigError("A client's certificate needs its key: give both tls_certificate and tls_key.")
         if certificate and not ca:
-            raise ConfigError("A client's certificate needs tls_ca too: the CA that signed the router's certificate.")
+            raise ConfigError("A client's certificate needs tls_ca too: the CA that signed the server's certificate.")
         if not ca:
             return None
         return grpc.ssl_channel_credentials(

@@ -51,7 +51,7 @@ def error_from_rpc(error: grpc.RpcError, address: str, limit_s: float | None = N
     sent = trailers(error)
     kind = ERRORS_BY_NAME.get(sent.get("baton-error", ""))
     if status == "RESOURCE_EXHAUSTED" and "larger than max" in details:
-        return InvalidRequest(f"A message is too large ({details}): the router's limit is access.max_message_mib.")
+        return InvalidRequest(f"A message is too large ({details}): the limit is access.max_message_mib.")
     if status == "RESOURCE_EXHAUSTED":
         return Overloaded(details or status, retry_after_s(sent))
     if kind is not None:
@@ -60,7 +60,7 @@ def error_from_rpc(error: grpc.RpcError, address: str, limit_s: float | None = N
         return _tls_refusal(details, address) or NoWorkers(_unreachable(details, address))
     if status == "DEADLINE_EXCEEDED":
         within = "before the deadline" if limit_s is None else f"within {limit_s:g} s"
-        return DeadlineExceeded(f"The router at {address} has not answered {within}.")
+        return DeadlineExceeded(f"The server at {address} has not answered {within}.")
     if status == "UNIMPLEMENTED":
         return ConfigError(
             f"{address} does not answer this call: requests and administration have ports of their own "
@@ -76,15 +76,15 @@ def error_from_rpc(error: grpc.RpcError, address: str, limit_s: float | None = N
 
 
 def _unreachable(details: str, address: str) -> str:
-    """A sentence on why a router cannot be reached and what to do."""
+    """A sentence on why a server cannot be reached and what to do."""
     proxy, found = proxy_of(address, os.environ), cause(details)
     if proxy:
         return (
-            f"The router at {address} cannot be reached through the proxy {proxy}: {found}. "
+            f"The server at {address} cannot be reached through the proxy {proxy}: {found}. "
             "$no_proxy lists the addresses that need no proxy."
         )
     if found == BROKEN_OFF:
-        return f"The connection to the router at {address} broke off: send the request again."
+        return f"The connection to the server at {address} broke off: send the request again."
     if found == SILENT:
         return _silent(address)
     if found == UNKNOWN_NAME:
@@ -96,10 +96,10 @@ def _silent(address: str) -> str:
     process = listener(address)
     if process is None:
         return (
-            f"{address} has not answered for {CONNECT_S:g} s: the router there hangs or is overloaded, or a firewall "
+            f"{address} has not answered for {CONNECT_S:g} s: the server there hangs or is overloaded, or a firewall "
             "drops packets."
         )
-    silence = f"The router at {address} (pid {process.pid}) accepts connections and does not answer: "
+    silence = f"The server at {address} (pid {process.pid}) accepts connections and does not answer: "
     if process.stopped:
         return f"{silence}the process is stopped; `kill -CONT {process.pid}` resumes it."
     return f"{silence}it hangs or is overloaded. `baton down` ends the cluster."

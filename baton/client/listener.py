@@ -1,4 +1,4 @@
-"""The process of this machine that listens at an address, for errors about a router that does not answer."""
+"""The process of this machine that listens at an address, for errors about a server that does not answer."""
 
 from __future__ import annotations
 

@@ -3,9 +3,9 @@
 `Resume.steps` is the whole protocol and does no I/O. It yields one `Step` after another and receives each step's
 outcome; `baton.client.stream` performs the steps, once for plain code and once for asyncio.
 
-A stream that breaks off is resumed by request id and token index, because the router may have been restarted. First a
-small call with a short timeout checks that the router answers. The stream that follows has the caller's deadline alone,
-because a router that answers may need long for the next token.
+A stream that breaks off is resumed by request id and token index, because the gateway may have been restarted. First a
+small call with a short timeout checks that a gateway answers. The stream that follows has the caller's deadline alone,
+because a gateway that answers may need long for the next token.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from baton.protocol.v1 import inference_pb2
 
 GIVE_UP_S = 60.0  # How long a broken stream is resumed without a new token
 RETRY_S = 0.2  # Between two tries
-PING_S = 5.0  # Timeout of the call that checks whether the router answers
+PING_S = 5.0  # Timeout of the call that checks whether a gateway answers
 _RETRIED = ("NoWorkers", "WorkerLost", "HandoffFailed")
 
 
@@ -49,7 +49,7 @@ class Read:
 
 @dataclass(frozen=True, slots=True)
 class Ping:
-    """Check that the router answers."""
+    """Check that a gateway answers."""
 
     timeout_s: float
 
@@ -105,7 +105,7 @@ class Resume:
             yield Fail(failure)
 
     def _reopen(self, error: grpc.RpcError) -> Steps:
-        """Wait until the router answers, then open a call for the rest."""
+        """Wait until a gateway answers, then open a call for the rest."""
         pinging = False
         while True:
             yield Pause(self._pause_s(error, pinging))
@@ -140,7 +140,7 @@ class Resume:
         """Seconds to wait before the next try; raises the stream's error when there is no next try.
 
         `pinging`: the call that failed was a `Ping`. A stream that broke off is resumed; a first call that reaches no
-        router fails at once.
+        gateway fails at once.
         """
         status, details = error.code().name, error.details() or ""  # type: ignore[attr-defined]
         sent = trailers(error)
@@ -148,7 +148,7 @@ class Resume:
         late = status == "DEADLINE_EXCEEDED"
         if not name and late and not pinging:
             raise self._late() from None
-        # After a restart of the router all streams resume at once, so an overload passes quickly.
+        # After a restart of the gateway all streams resume at once, so an overload passes quickly.
         full = name == "Overloaded" and self.breaks > 0
         away = (status == "UNAVAILABLE" or (pinging and late)) and (not name or name in _RETRIED)
         if not (away or full):
@@ -174,7 +174,7 @@ class Resume:
         tried = f"{self.give_up_s:g} s (tried {_counted(self._tries, 'time')})"
         if refusal is not None:
             return type(refusal)(f"{refusal.message.rstrip('.')}. Given up after {tried}, {self._progress}.")
-        return NoWorkers(f"The router at {self.address} has not answered for {tried}, {self._progress}: {why}.")
+        return NoWorkers(f"The gateway at {self.address} has not answered for {tried}, {self._progress}: {why}.")
 
     @property
     def _progress(self) -> str:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 
 from baton.config.process_config import GatewayConfig
 from baton.logs import set_up
 
 
-def serve_clients(plan: GatewayConfig, served: Connection) -> None:
-    """Serve until the process is killed. Sends the gateway's address once the router has registered it."""
+def serve_clients(plan: GatewayConfig, served: Connection, first: Callable[[], None] | None = None) -> None:
+    """Serve until the process is killed. Sends the gateway's address once the router has registered it.
+
+    `first` is called before anything else.
+    """
+    if first is not None:
+        first()
     set_up(plan.name, plan.logging.level)
     from baton.gateway.build import start_gateway
 

@@ -31,7 +31,7 @@ class ProcessCluster:
     router_config: RouterConfig
     worker_config: WorkerConfig  # of every worker, except for name, role and address
     pools: Mapping[str, int]  # role → workers
-    first: Mapping[str, Callable[[], None]] = field(default_factory=dict)  # what a worker's process does first, by name
+    first: Mapping[str, Callable[[], None]] = field(default_factory=dict)  # what a process does first, by name
     environment: Mapping[str, str] = field(default_factory=dict)  # of every worker
     num_gateways: int = 1
     state: ClusterState | None = None  # in place of the router's own, to record what workers report
@@ -77,12 +77,13 @@ class ProcessCluster:
     def admin_address(self) -> str:
         return f"127.0.0.1:{self.router.admin_port}"
 
-    async def spawn_gateway(self, name: str, port: int = 0) -> str:
+    async def spawn_gateway(self, name: str, port: int = 0, host: str = "127.0.0.1") -> str:
         """Start a gateway in a process of its own, also a second time; returns its address once it has registered."""
         plan = gateway_plan(self.router_config, self.worker_config, name, self.router.worker_address)
-        plan = replace(plan, gateway=plan.gateway.changed(port=port), link_keys=self._keys(name))
+        section = plan.gateway.changed(host=host, port=port)
+        plan = replace(plan, gateway=section, worker_host=host, link_keys=self._keys(name))
         ours, theirs = mp.Pipe(duplex=False)
-        self.processes[name] = forked(serve_clients, plan, theirs, name=name)
+        self.processes[name] = forked(serve_clients, plan, theirs, self.first.get(name), name=name)
         self.processes[name].start()
         theirs.close()  # A gateway that ends at once closes the pipe
         async with asyncio.timeout(LOAD_TIMEOUT_S):

@@ -72,7 +72,7 @@ class VirtualCluster(Deliveries):
     def new_router(self, router_id: str, started_s: float) -> RouterCore:
         """A router core without any state, which raises for an event that no request should get."""
         limits = RouterSection(claim_within_s=CLAIM_WITHIN_S)
-        state = ClusterState(share_prefixes=self.share_prefixes)
+        state = ClusterState()
         core = RouterCore(router_id, self.placement, limits, state, started_s=started_s)
         core.requests.strict = True
         return core
@@ -246,6 +246,12 @@ class VirtualCluster(Deliveries):
         process = self.workers.get(name) or self.gateways[name]
         self.disconnect(process.link)
         self.connect(process.link)
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether neither the router nor a worker holds anything."""
+        held = any(worker.state.pool.num_in_use for worker in self.workers.values())
+        return not (held or self.core.live or len(self.core.adoption.orphans) or self.network.writes)
 
     def check_nothing_is_held(self) -> None:
         """All pages are back, and neither the router nor a gateway remembers a request. Raises `Violation`."""

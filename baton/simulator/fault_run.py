@@ -27,6 +27,7 @@ from baton.simulator.virtual_worker import VirtualWorker
 JOINED_S = 0.5  # when the first request may come: workers register before
 RETRY_S = 0.3  # until a client asks again
 RESUME_S = 1.0  # within which clients ask for the rest when their connection breaks
+REST_S = 0.1  # between two looks at whether the cluster has come to rest
 PATIENCE_S = 60.0  # within which every request has to end after that
 CORRUPT, TWICE, BREAKS = 0.3, 0.2, 0.1  # shares of handoffs, deliveries, writes
 SLOWER = 100.0  # how many times as long messages to a slow gateway take
@@ -234,7 +235,9 @@ class FaultRun:
     def _come_to_rest(self) -> None:
         """Time enough for everything that is held for a while: kept sequences, orphaned writes, broken pairs."""
         cluster = self.cluster
-        cluster.run_until(cluster.now + 1.0 + CLAIM_WITHIN_S)
+        until_s = cluster.now + 1.0 + CLAIM_WITHIN_S
+        while cluster.now < until_s and not cluster.at_rest:
+            cluster.run_until(cluster.now + REST_S)
         transfers = cluster.core.membership.transfers
         for wait_s in (ORPHAN_S if len(transfers) else 0.0, RELINK_AFTER_S, RELINK_AFTER_S):
             if len(transfers) or cluster.core.state.unreachable or wait_s > RELINK_AFTER_S:
@@ -258,8 +261,9 @@ class FaultRun:
         cluster.check_nothing_is_held()
         for operation in cluster.core.operations.running:
             raise Violation(f"the operation to {operation.spec.title} has not ended: {operation.steps}")
-        if cluster.network.writes or len(cluster.core.membership.transfers) or cluster.core.state.unreachable:
-            raise Violation("writes are on their way, or pairs of workers unreachable, though everything is healed")
+        state = cluster.core.state
+        if cluster.network.writes or len(cluster.core.membership.transfers) or state.unreachable or state.cut:
+            raise Violation("writes are on their way, or pairs of processes unreachable, though everything is healed")
 
 
 def play(schedule: Schedule, timing: Timing | None = None) -> FaultResult:

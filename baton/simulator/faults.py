@@ -137,13 +137,13 @@ class Schedule:
 
 
 def draw(seed: int) -> Schedule:
-    """The schedule of a seed: 3 to 8 workers, up to 3 gateways, two dozen requests, up to `MAX_FAULTS` faults."""
+    """The schedule of a seed: 3 to 8 workers, up to 3 gateways, a dozen requests, up to `MAX_FAULTS` faults."""
     rng = random.Random(seed)
     counts = {RoleName.PREFILL: rng.randint(1, 3), RoleName.DECODE: rng.randint(1, 3), RoleName.MIXED: 0}
     counts[RoleName.MIXED] = rng.choice([0, 0, 1, 2]) if sum(counts.values()) > 2 else 1
     workers = tuple((f"{role.value}-{index}", role) for role, count in counts.items() for index in range(count))
     shared = [rng.randrange(96) for _ in range(16)]
-    arrivals = tuple(_arrival(rng, index, shared) for index in range(rng.randint(12, 30)))
+    arrivals = tuple(_arrival(rng, index, shared) for index in range(rng.randint(8, 18)))
     names = [name for name, _ in workers]
     gateways = rng.choice([1, 2, 2, 3])
     named = names, [f"gateway-{number}" for number in range(gateways)], [one.request_id for one in arrivals]

@@ -24,8 +24,8 @@ def check_nothing_is_held(
         if worker.state.pool.num_in_use:
             raise Violation(f"{worker.name} holds {worker.state.pool.num_in_use} pages")
         occupancy = worker.role.occupancy()
-        if occupancy.request_ids or occupancy.reservation_ids or occupancy.swapped:
-            raise Violation(f"{worker.name} still has {occupancy}")
+        if occupancy.request_ids or occupancy.reservation_ids or occupancy.swapped or worker.state.streams.num_live:
+            raise Violation(f"{worker.name} still has {worker.state.streams.num_live} live streams, {occupancy}")
     for view in core.state.workers.values():
         if view.assigned or view.reserved or view.running:
             raise Violation(f"the router books requests at {view.name}: {view.assigned, view.reserved, view.running}")

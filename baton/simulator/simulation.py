@@ -97,7 +97,7 @@ class Simulation:
         self.events = Events()
         self.network = Network(self.events, spec.bandwidth_bytes_s, spec.latency_s)
         limits = RouterSection(max_queued=spec.max_queued, lost_after_s=float("inf"))
-        self.core = RouterCore("simulated", placement, limits, ClusterState(spec.prior, share_prefixes=True))
+        self.core = RouterCore("simulated", placement, limits, ClusterState(spec.prior))
         self.core.automation.auto = spec.auto
         self._layout = spec.workers[0].layout
         self._root = root_hash(self._layout.model_id)

@@ -117,6 +117,8 @@ class Requests:
                 live.unclaimed_since_s = now if live.unclaimed_since_s is None else live.unclaimed_since_s
             elif live.request_id not in listed:
                 self.events.append((live.request_id, Stopped(None, gone)))
+            elif live.unclaimed_since_s is not None:
+                live.unclaimed_since_s = now  # it is about to submit it again
 
     def cut_off(self, gateway: str, workers: Iterable[str]) -> None:
         """The gateway's requests on these workers have to be computed elsewhere."""
@@ -190,7 +192,7 @@ class Requests:
             self.commands.append(SendToWorker(event.worker, messages.Cancel(request_id)))
         if live is None:
             return
-        waited, submit = live.waits_for, live.submit
+        waited, submit, owner = live.waits_for, live.submit, (live.gateway, live.gateway_incarnation)
         try:
             outputs = self._machine.on_event(live, event, now)
         except UnexpectedEvent as error:
@@ -205,19 +207,21 @@ class Requests:
         elif wait is not None and (wait != waited or live.submit is not submit):
             self.dispatch.wait_for(wait, live.placement_input)
         for output in outputs:
-            self._perform(live, output, now)
+            self._perform(live, output, owner, now)
         if live.pinned and live.phase is Phase.QUEUED:
             self.events.append((request_id, Stopped(None, WorkerLost("The worker was lost."))))
         if live.phase is Phase.CLOSED:
             del self.live[request_id]
             self.dispatch.forget(request_id, live.tenant)
 
-    def _perform(self, live: LiveRequest, output: Output, now: float) -> None:
+    def _perform(self, live: LiveRequest, output: Output, owner: tuple[str, str], now: float) -> None:
+        """What follows from an event; before it, `owner` was the request's gateway and its incarnation."""
         match output:
             case SendToWorker():
                 self.commands += self.transfers.outgoing(output, live.target or "")
             case SendToGateway(gateway):
-                if gateway in self.gateways:
+                now_or_before = live.gateway_incarnation if gateway == live.gateway else owner[1]
+                if self.gateways.knows(gateway, now_or_before):
                     self.commands.append(output)
             case MigrationEnded(worker, reason):
                 live.stays_until_s = now + RETRY_S if worker is None else 0.0
@@ -235,7 +239,7 @@ class Requests:
             self.output_length.observe(live.prediction, completion.output_tokens, reason is FinishReason.LENGTH)
         self._charge(live, completion.output_tokens - live.resumed_from)
         self.explanations.ended(completion)
-        if live.gateway in self.gateways:
+        if self.gateways.knows(live.gateway, live.gateway_incarnation):
             self.commands.append(SendToGateway(live.gateway, completion.message))
         self.commands.append(RequestCompleted(completion))
 

@@ -34,7 +34,6 @@ class ClusterState:
     table: WorkerTable = field(default_factory=WorkerTable)
     unreachable: dict[str, set[str]] = field(default_factory=dict)  # worker → those it cannot exchange pages with now
     cut: dict[str, set[str]] = field(default_factory=dict)  # gateway → workers that cannot send tokens to it now
-    share_prefixes: bool = False  # between tenants; the workers name their pages by the same rule
     openings: int = 0  # how often a worker began to take prompts, or a role or a link changed
     releases: int = 0  # how often a worker got pages, or a place in its batch, back
     _cached: dict[int, tuple[Match, int, np.ndarray]] = field(default_factory=dict)  # id of a chain → tokens by row

@@ -171,7 +171,7 @@ def test_a_stopped_router_is_reported_in_seconds_with_its_process(environment: d
         started = time.monotonic()
         message = _sentence(_baton(environment, "status", "--admin", address))
         assert time.monotonic() - started < 10  # four seconds of waiting, and the imports on a slow machine
-        assert f"The router at {address} (pid {server.pid}) accepts connections and does not answer" in message
+        assert f"The server at {address} (pid {server.pid}) accepts connections and does not answer" in message
         assert f"kill -CONT {server.pid}" in message
     finally:
         server.kill()

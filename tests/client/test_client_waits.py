@@ -101,7 +101,7 @@ def test_a_port_that_accepts_and_never_answers_is_named_with_its_process(call: C
     with silent_port() as address:
         error = _failure(lambda: call(address), within_s=5.0)
     assert isinstance(error, NoWorkers)
-    assert f"The router at {address} (pid {os.getpid()}) accepts connections and does not answer" in error.message
+    assert f"The server at {address} (pid {os.getpid()}) accepts connections and does not answer" in error.message
 
 
 @pytest.mark.parametrize("stream", STREAMS)
@@ -121,7 +121,7 @@ def test_a_stream_whose_router_never_comes_back_is_given_up(stream: Callable[...
         error = _failure(lambda: stream(address, end_it), within_s=6.0)
         assert 0.9 <= time.monotonic() - ended_s[0] < 4.0
     assert isinstance(error, NoWorkers)
-    assert f"The router at {address} has not answered for 1 s (tried " in error.message
+    assert f"The gateway at {address} has not answered for 1 s (tried " in error.message
     assert "after 3 output tokens" in error.message
 
 
@@ -229,7 +229,7 @@ def test_a_hanging_router_is_reported_with_the_time_limit() -> None:
     with serving_admin(fake) as address, Admin(address, timeout_s=0.3) as admin:
         for call in (admin.cluster, lambda: list(admin.watch("op"))):
             error = _failure(call, within_s=3.0)  # type: ignore[arg-type]
-            assert error.message == f"The router at {address} has not answered within 0.3 s."
+            assert error.message == f"The server at {address} has not answered within 0.3 s."
 
 
 def test_an_operation_is_watched_for_longer_than_a_call_may_take() -> None:

@@ -50,7 +50,7 @@ def test_a_grpc_failure_becomes_a_sentence_with_the_address(status: str, details
 
 def test_the_time_limit_of_a_call_is_reported() -> None:
     message = error_from_rpc(Failed("DEADLINE_EXCEEDED", "Deadline Exceeded"), ADDRESS, 5.0).message
-    assert message == f"The router at {ADDRESS} has not answered within 5 s."
+    assert message == f"The server at {ADDRESS} has not answered within 5 s."
 
 
 def test_an_error_sent_by_the_router_keeps_its_message() -> None:

@@ -1,4 +1,4 @@
-"""A gateway's process is killed: its clients resume at another one, and what no client claims is freed."""
+"""A gateway's process is killed or stopped: its clients get every token, and what no client claims is freed."""
 
 from __future__ import annotations
 
@@ -150,3 +150,23 @@ async def _others(deaths: Deaths) -> None:
 
 def test_streams_of_other_gateways_do_not_notice(deaths: Deaths) -> None:
     deaths.play(_others)
+
+
+async def _stopped(deaths: Deaths) -> None:
+    async with baton.AsyncClient(deaths.cluster.address) as others, baton.AsyncClient(deaths.address) as client:
+        mine, theirs = _streams(client, 300), _streams(others, 300)
+        for stream in (*mine, *theirs):
+            await anext(stream)
+        pid = deaths.cluster.processes[deaths.serving()].pid
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            answers = await asyncio.gather(*(stream.answer() for stream in theirs))
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        late = await asyncio.gather(*(stream.answer() for stream in mine))
+    assert [answer.token_ids for answer in answers] == [answer.token_ids for answer in late]
+    assert not any(stream._history.breaks for stream in (*mine, *theirs))
+
+
+def test_a_gateway_that_stands_still_delays_only_its_own_streams(deaths: Deaths) -> None:
+    deaths.play(_stopped)

@@ -70,7 +70,7 @@ def _opened(cables: Cables, ports: list[int]) -> list[list[str | int]]:
 @pytest.mark.slow
 def test_every_process_of_a_cluster_listens_on_loopback_only(split: Live, ray_head: LocalRay) -> None:
     listening = _listening(ray_head)
-    assert len(listening) >= 9  # GCS, raylet (2), runtime environments, router (4), two workers (2 each)
+    assert len(listening) >= 9  # GCS, raylet (2), runtime environments, router (2), gateway (2), two workers
     assert {address.removeprefix("::ffff:") for address in listening.values()} == {"127.0.0.1"}
     assert 10001 not in listening
 

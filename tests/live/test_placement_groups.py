@@ -1,4 +1,4 @@
-"""Two Ray nodes on one machine: packed workers share a node, spread workers do not; both serve."""
+"""Two Ray nodes on one machine: packed workers share a node, spread workers do not; a gateway may be on either."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _end(ray_head: LocalRay) -> None:
         process.kill()
 
 
-def _resolved(folder: Path, placement: str) -> Resolved:
+def _resolved(folder: Path, placement: str, gateway_host: str = "127.0.0.1") -> Resolved:
     config = read_config(folder)
     facts = ModelFacts(str(folder), "test", CONTEXT_TOKENS, 2 * config.num_layers * config.num_kv_heads * 16)
     text = f"""
@@ -69,6 +69,7 @@ def _resolved(folder: Path, placement: str) -> Resolved:
         num_pages = 200
         threads = 1
         [gateway]
+        host = "{gateway_host}"
         port = 0
         [router]
         admin_port = 0
@@ -129,3 +130,24 @@ def test_spread_workers_serve_from_two_nodes(second_node: LocalRay, checkpoint: 
         assert _groups("spread-") == []
     finally:
         stop_cluster("spread-")
+
+
+@pytest.mark.slow
+def test_a_gateway_serves_from_another_node(second_node: LocalRay, checkpoint: Path) -> None:
+    placement = "[pools]\ngateways = 2\n[placement.gateway]\nlabels = { rack = 'second' }"
+    resolved = _resolved(checkpoint, placement, gateway_host="0.0.0.0")
+    try:
+        started = start_cluster(resolved, lambda process, stage: None, "far-", worker_host="")
+        assert set(started.addresses) == {started.address}
+        assert started.address.startswith(f"{SECOND_ADDRESS}:")
+        live = Live(started.address, checkpoint, started.workers, started.admin_address)
+        live.wait_idle()
+        with live.client() as client, live.admin() as admin:
+            assert client.generate([5] * 40, max_tokens=8, ignore_eos=True).output_tokens == 8
+            gateways = admin.cluster().gateways
+        assert [(each.name, each.public_address) for each in gateways] == [
+            ("gateway-0", started.address),
+            ("gateway-1", started.address),
+        ]
+    finally:
+        stop_cluster("far-")

@@ -15,18 +15,25 @@ import pytest
 import baton
 from baton.deploy.launcher import stop_cluster
 from baton.deploy.local_ray import LocalRay
+from baton.protocol.v1 import admin_pb2
 from tests.live.conftest import Live, start_live
 from tests.reliability.ray_cluster import actor_pid, router_pid
 from tests.waiting import until
 
 OPTIONS: dict[str, Any] = {"max_tokens": 180, "ignore_eos": True, "temperature": 0.8, "seed": 5}
 PROMPT = [7, 8, 9] * 12
+GATEWAYS = ("gateway-0", "gateway-1")  # They share a port
 
 
 @pytest.fixture(scope="module")
 def restarted(ray_head: LocalRay, checkpoint: Path) -> Iterator[Live]:
-    yield start_live(checkpoint, "again-", {"prefill": 1, "decode": 2}, policy="least_loaded")
+    yield start_live(checkpoint, "again-", {"prefill": 1, "decode": 2, "gateways": 2}, policy="least_loaded")
     stop_cluster("again-")
+
+
+def _gateways(live: Live) -> list[admin_pb2.GatewayStatus]:
+    with live.admin() as admin:
+        return list(admin.cluster().gateways)
 
 
 def _workers(live: Live) -> dict[str, Any]:
@@ -84,8 +91,8 @@ def test_a_request_waits_for_the_router_that_is_restarted(restarted: Live) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("actors", [("gateway-0",), ("router", "gateway-0")])
-def test_clients_resume_when_their_gateway_is_killed_alone_or_with_the_router(
+@pytest.mark.parametrize("actors", [GATEWAYS, ("router", *GATEWAYS)])
+def test_clients_resume_when_the_gateways_are_killed_alone_or_with_the_router(
     restarted: Live, actors: tuple[str, ...]
 ) -> None:
     prompts = [[token] * 40 for token in (21, 22, 23)]
@@ -103,12 +110,10 @@ def test_clients_resume_when_their_gateway_is_killed_alone_or_with_the_router(
         for answer, undisturbed in zip(answers, expected, strict=True):
             assert (answer.token_ids, answer.text) == (undisturbed.token_ids, undisturbed.text)
             assert [token.index for token in answer.tokens] == list(range(len(answer.tokens)))
-    until(lambda: len(_workers(restarted)) == 3, timeout_s=60)
+    until(lambda: len(_workers(restarted)) == 3 and len(_gateways(restarted)) == 2, timeout_s=60)
+    assert not {gateway.pid for gateway in _gateways(restarted)} & set(killed)
+    assert {gateway.public_address for gateway in _gateways(restarted)} == {restarted.address}
     restarted.wait_idle()
-    with restarted.admin() as admin:
-        (gateway,) = admin.cluster().gateways
-    assert gateway.pid not in killed
-    assert gateway.public_address == restarted.address
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+from baton.protocol.errors import WorkerLost
 from baton.protocol.request import Request
 from baton.simulator.cluster import CLAIM_WITHIN_S
 from baton.simulator.stepped_cluster import SteppedCluster
@@ -22,13 +23,14 @@ def random_cluster(
     return cluster
 
 
-def move_clients(cluster: SteppedCluster, share: float = 0.3) -> None:
-    """Some clients lose their connections, and ask any gateway for the rest."""
+def move_clients(cluster: SteppedCluster, gateway: str, share: float = 0.3) -> None:
+    """Some clients lose their connections, and ask this gateway for the rest, which the router learns at once."""
     for request_id in sorted(cluster.requests):
         if cluster.rng.random() < share:
             cluster.go_on(cluster.rng.randint(0, 12))
             if request_id not in cluster.ended:
-                cluster.resume(request_id)
+                cluster.resume(request_id, gateway)
+                cluster.exchange(cluster.gateways[gateway])
 
 
 def replace_gateway(cluster: SteppedCluster, name: str) -> None:
@@ -49,6 +51,15 @@ def finish(cluster: SteppedCluster) -> None:
     cluster.now += CLAIM_WITHIN_S + 2.0
     cluster.tick()
     cluster.settle()
+
+
+def ask_again(cluster: SteppedCluster) -> None:
+    """Let everything end; clients ask again whose request was ending when they came back."""
+    finish(cluster)
+    for request_id in [one for one, end in cluster.ended.items() if isinstance(end.error, WorkerLost)]:
+        del cluster.ended[request_id]
+        cluster.resume(request_id)
+    finish(cluster)
 
 
 def check_answers(cluster: SteppedCluster, requests: list[Request]) -> None:

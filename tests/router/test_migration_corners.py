@@ -71,8 +71,8 @@ def _hold_back(cluster: SteppedCluster, worker: VirtualWorker, held: Callable[[]
 
     def slow(wire: Wire, count: int = 1) -> bool:
         if wire is worker.link.out and held():
-            reports = (index for index, one in enumerate(worker.outbox) if isinstance(one, HandoffEnded))
-            count = min(count, next(reports, count))
+            ends = (index for index, one in enumerate(worker.outbox[:count]) if isinstance(one, HandoffEnded))
+            count = next(ends, count)
         return deliver(wire, count)
 
     cluster.deliver = slow  # type: ignore[method-assign]
@@ -194,7 +194,6 @@ def test_a_tick_that_gives_a_prefill_worker_up_and_finds_its_decode_worker_press
     other = cluster.add("decode-1", RoleName.DECODE)
     cluster.receive(other)
     cluster.report(other)
-
     view = cluster.core.state.workers["decode-0"]
     view.report(replace(view.load, pages_free=2, pages_cached=0, steps=()), cluster.now)  # what a full worker says
     peak = WorkerView.peak_pages

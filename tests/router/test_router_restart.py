@@ -9,13 +9,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from baton.protocol.errors import WorkerLost
 from baton.protocol.request import SamplingParams
 from baton.protocol.worker import RoleName
 from baton.router.core.operation import Drain
 from baton.router.core.page_audit import PageAudit, judge
 from baton.simulator.stepped_cluster import SteppedCluster
-from tests.router.restarts import check_answers, finish, move_clients, random_cluster, replace_gateway
+from tests.router.restarts import ask_again, check_answers, finish, move_clients, random_cluster, replace_gateway
 
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -35,19 +34,12 @@ def test_the_router_may_be_restarted_at_any_moment(seed: int, duplicates: float)
 @settings(deadline=None, max_examples=100)
 @given(seed=SEEDS, duplicates=st.sampled_from([0.0, 0.2]))
 def test_clients_may_move_to_another_gateway_at_any_moment(seed: int, duplicates: float) -> None:
-    cluster = random_cluster(seed, mixed=seed % 2, duplicates=duplicates, gateways=2)
+    cluster = random_cluster(seed, mixed=seed % 2, duplicates=duplicates, gateways=4)
     requests = cluster.submit_any(6)
-    for _ in range(cluster.rng.randint(1, 3)):
+    for number in range(1, cluster.rng.randint(2, 4)):
         cluster.go_on(cluster.rng.randint(0, 60))
-        if cluster.rng.random() < 0.3:
-            cluster.restart_router()
-        move_clients(cluster)
-    finish(cluster)
-    ending = [one for one, end in cluster.ended.items() if isinstance(end.error, WorkerLost)]
-    for request_id in ending:  # it was ending when its client came back, which asks again
-        del cluster.ended[request_id]
-        cluster.resume(request_id)
-    finish(cluster)
+        move_clients(cluster, f"gateway-{number}")
+    ask_again(cluster)
     check_answers(cluster, requests)
 
 
@@ -61,7 +53,7 @@ def test_a_gateway_may_be_restarted_at_any_moment(seed: int) -> None:
         if cluster.rng.random() < 0.3:
             cluster.restart_router()
         replace_gateway(cluster, cluster.rng.choice(sorted(cluster.gateways)))
-    finish(cluster)
+    ask_again(cluster)
     check_answers(cluster, requests)
 
 

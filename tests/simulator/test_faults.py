@@ -15,6 +15,7 @@ from baton.protocol.messages import Release
 from baton.protocol.request import Request, SamplingParams
 from baton.router.core import request_ends
 from baton.router.core.commands import SendToWorker
+from baton.router.core.gateways import Gateways
 from baton.router.core.transfers import Transfers
 from baton.router.policy.latency_model import StepCosts
 from baton.simulator.fault_run import FaultRun, play
@@ -22,8 +23,9 @@ from baton.simulator.faults import FaultKind, Schedule, draw, shrink
 from baton.simulator.stepped_cluster import SteppedCluster
 from baton.simulator.timed_cluster import Timing
 from baton.simulator.token_checker import PageMemory, Violation, next_token
+from baton.worker.core.token_streams import TokenStreams
 
-PER_TEST, TESTS = 100, 8  # schedules: as many as take a minute of one core
+PER_TEST, TESTS = 250, 8  # schedules: as many as take a minute of one core
 
 
 @pytest.mark.parametrize("block", range(TESTS))
@@ -51,10 +53,17 @@ def _release_at_once(self: Transfers, order: SendToWorker, target: str = "") -> 
     return [order] if isinstance(order.message, Release) else OUTGOING(self, order, target)
 
 
+def _knows_the_name(self: Gateways, gateway: str, incarnation: str) -> bool:
+    """`Gateways.knows` as if a gateway's processes were one."""
+    return gateway in self.by_name
+
+
 OUTGOING = Transfers.outgoing
 PLANTED: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "a release does not wait for the writer": lambda patch: patch.setattr(Transfers, "outgoing", _release_at_once),
     "a request forgets its reservation": lambda patch: patch.setattr(request_ends, "_release", lambda *_: []),
+    "a sequence stays with its first gateway": lambda patch: patch.setattr(TokenStreams, "adopt", lambda *_: []),
+    "a report is about any process of a gateway": lambda patch: patch.setattr(Gateways, "knows", _knows_the_name),
 }
 
 

@@ -38,7 +38,7 @@ from baton.worker.core.state import WorkerState
 from baton.worker.loop import WorkerLoop
 from baton.worker.session import WorkerSession
 from baton.worker.step_wait import PAUSE_S, TIGHT_S, await_step
-from tests.worker.test_worker_loop import FakeHeartbeat, FakeLinks, open_gateway
+from tests.worker.loops import FakeHeartbeat, FakeLinks, open_gateway
 
 LOOKS = 3  # at a step before it is done
 

@@ -72,6 +72,11 @@ class TokenStreams:
         """An estimate of the size of what is kept."""
         return self._ended_bytes + self._likely_bytes
 
+    @property
+    def num_live(self) -> int:
+        """Sequences that have not ended."""
+        return len(self._live)
+
     def held(self) -> tuple[DetachedSequence, ...]:
         """The sequences that a new router may adopt."""
         return tuple(stream.held for stream in self._all())
