@@ -31,7 +31,6 @@ from baton.router.policy.cluster_state import ClusterState
 from baton.router.policy.output_length import OutputLength
 from baton.router.policy.placement import Placement, RoutingDecision
 
-_OF_REQUEST = frozenset(typing.get_args(messages.SequenceMessage | messages.HandoffMessage))
 _FROM_GATEWAY = frozenset(typing.get_args(GatewayMessage)) - frozenset(typing.get_args(WorkerMessage))
 
 
@@ -201,7 +200,7 @@ class RouterCore:
                     self.state.uncordon(worker)
             case messages.Alive():
                 pass
-            case _ if type(message) in _OF_REQUEST:
+            case _ if isinstance(message, messages.SequenceMessage | messages.HandoffMessage):
                 self.requests.on_worker_message(worker, message)
 
     def _admit(self, now: float) -> None:

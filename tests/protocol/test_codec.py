@@ -34,6 +34,9 @@ def _values(hint: Any) -> st.SearchStrategy[Any]:
         return st.none()
     if typing.get_origin(hint) is tuple:
         arms = typing.get_args(hint)
+        if typing.get_origin(arms[0]) is tuple:  # A map's entries: each key once, in ascending order
+            pairs = st.dictionaries(*map(_values, typing.get_args(arms[0])), max_size=4)
+            return pairs.map(lambda entries: tuple(sorted(entries.items())))
         if arms[-1] is Ellipsis:
             return st.lists(_values(arms[0]), max_size=4).map(tuple)
         return st.tuples(*map(_values, arms))
