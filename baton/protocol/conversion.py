@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from google.protobuf.message import Message
 
-from baton.protocol import gateway_messages, handoff, messages, request, worker
+from baton.protocol import gateway_messages, handoff, messages, request, session_messages, worker
 from baton.protocol.errors import InternalError, InvalidRequest
 from baton.protocol.v1 import inference_pb2, worker_pb2
 
@@ -39,7 +39,7 @@ _MESSAGES: dict[type, type[Message]] = {
     gateway_messages.TokenOutput: worker_pb2.TokenOutput,
     gateway_messages.GatewayInfo: worker_pb2.GatewayInfo,
     gateway_messages.StreamPosition: worker_pb2.StreamPosition,
-    messages.DetachedSequence: worker_pb2.DetachedSequence,
+    session_messages.DetachedSequence: worker_pb2.DetachedSequence,
 }
 LINK_MESSAGES: tuple[type, ...] = tuple(
     dict.fromkeys(
@@ -191,7 +191,9 @@ def _enum(hint: type[Enum]) -> tuple[_Writer, _Reader]:
 
 
 def _repeated(item: Any, wire_field: Any) -> tuple[_Writer, _Reader]:
-    """Tuples of scalars, of dataclasses, or of plain tuples (a message's fields in their order)."""
+    """Tuples of scalars, of dataclasses, or of plain tuples (a message's fields in their order, or a map's entries)."""
+    if wire_field.message_type is not None and wire_field.message_type.GetOptions().map_entry:
+        return _map()
     encode: Callable[[Any], Any] | None = None
     decode: Callable[[Any], Any] | None = None
     if dataclasses.is_dataclass(item):
@@ -211,6 +213,18 @@ def _repeated(item: Any, wire_field: Any) -> tuple[_Writer, _Reader]:
     def read(message: Any, name: str) -> tuple[bool, Any]:
         values = getattr(message, name)
         return True, tuple(map(decode, values) if decode else values)
+
+    return write, read
+
+
+def _map() -> tuple[_Writer, _Reader]:
+    """Pairs of key and value, read in ascending order."""
+
+    def write(message: Any, name: str, value: Any) -> None:
+        getattr(message, name).update(value)
+
+    def read(message: Any, name: str) -> tuple[bool, Any]:
+        return True, tuple(sorted(getattr(message, name).items()))
 
     return write, read
 
