@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from google.protobuf.message import Message
 
-from baton.protocol import gateway_messages, handoff, messages, request, worker
+from baton.protocol import gateway_messages, handoff, messages, request, session_messages, worker
 from baton.protocol.errors import InternalError, InvalidRequest
 from baton.protocol.v1 import inference_pb2, worker_pb2
 
@@ -39,7 +39,7 @@ _MESSAGES: dict[type, type[Message]] = {
     gateway_messages.TokenOutput: worker_pb2.TokenOutput,
     gateway_messages.GatewayInfo: worker_pb2.GatewayInfo,
     gateway_messages.StreamPosition: worker_pb2.StreamPosition,
-    messages.DetachedSequence: worker_pb2.DetachedSequence,
+    session_messages.DetachedSequence: worker_pb2.DetachedSequence,
 }
 LINK_MESSAGES: tuple[type, ...] = tuple(
     dict.fromkeys(

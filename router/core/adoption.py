@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from baton.config.schema import RouterSection
-from baton.protocol.messages import Register
+from baton.protocol.session_messages import Register
 from baton.router.core.commands import SendToWorker
 from baton.router.core.dispatch import Dispatch
 from baton.router.core.events import Adopted

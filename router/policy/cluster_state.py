@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from baton.protocol.messages import PagesChanged
+from baton.protocol.session_messages import PagesChanged
 from baton.protocol.worker import RoleName, WorkerInfo, WorkerLoad
 from baton.router.policy.latency_model import DEFAULT_COSTS, LatencyModel, StepCosts
 from baton.router.policy.prefix_index import Match, PrefixIndex

@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from baton.protocol.messages import PagesChanged
 from baton.protocol.prefix_hash import page_keys
+from baton.protocol.session_messages import PagesChanged
 
 STRIDE = 16  # pages skipped at a time where the set does not change
 Match = list[tuple[int, int]]

@@ -14,16 +14,9 @@ from hypothesis import strategies as st
 
 from baton.protocol.errors import BatonError, Cancelled, WorkerLost
 from baton.protocol.handoff import HandoffOutcome
-from baton.protocol.messages import (
-    FirstToken,
-    Goodbye,
-    HandoffEnded,
-    RequestFailed,
-    Reregister,
-    SequenceEnded,
-    WorkerMessage,
-)
+from baton.protocol.messages import FirstToken, HandoffEnded, RequestFailed, SequenceEnded, WorkerMessage
 from baton.protocol.request import FinishReason, Request
+from baton.protocol.session_messages import Goodbye, Reregister
 from baton.protocol.worker import RoleName
 from baton.router.core.commands import SendToWorker
 from baton.router.core.operation import Drain, Migrate, OperationSpec, Rebalance, Undrain

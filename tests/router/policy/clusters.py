@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from baton.protocol.messages import PagesChanged
 from baton.protocol.prefix_hash import KEY_BYTES, KEY_SHIFT
+from baton.protocol.session_messages import PagesChanged
 from baton.protocol.worker import Endpoint, PageLayout, RoleName, WorkerInfo
 from baton.router.policy.cluster_state import ClusterState, RunningSequence
 from baton.router.policy.latency_model import StepCosts
