@@ -29,8 +29,7 @@ from baton.router.core.requests import Requests
 from baton.router.core.submissions import Submissions, probing
 from baton.router.policy.cluster_state import ClusterState
 from baton.router.policy.output_length import OutputLength
-from baton.router.policy.placement import Placement
-from baton.router.policy.routing import RoutingDecision
+from baton.router.policy.placement import Placement, RoutingDecision
 
 _FROM_GATEWAY = frozenset(typing.get_args(GatewayMessage)) - frozenset(typing.get_args(WorkerMessage))
 
