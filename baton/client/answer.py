@@ -132,7 +132,14 @@ def given_sampling(sampling: SamplingParams | None, options: Mapping[str, Any]) 
         if options:
             raise TypeError(f"Give either sampling or {', '.join(options)}, not both.")
         return {field.name: getattr(sampling, field.name) for field in fields(SamplingParams)}
-    values = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+    values = {key: _as_tuple(value) for key, value in options.items()}
     given: dict[str, Any] = {key: value for key, value in values.items() if value is not None}
     SamplingParams(**given)  # Raises TypeError for an unknown option
     return given
+
+
+def _as_tuple(value: Any) -> Any:
+    """A list as a tuple, a mapping as a tuple of its ascending items; other values as they are."""
+    if isinstance(value, Mapping):
+        return tuple(sorted(value.items()))
+    return tuple(value) if isinstance(value, list) else value

@@ -15,6 +15,7 @@ from baton.engine.race.draw import draw_rows
 from baton.engine.sequence import Sequence
 from baton.engine.step import SampledToken
 from baton.protocol.errors import InternalError
+from baton.protocol.request import SamplingParams
 
 NEVER = float("-inf")
 
@@ -54,8 +55,7 @@ def sample(logits: torch.Tensor, sequences: Seq[Sequence], eos_token_ids: frozen
 
 def sample_on_device(logits: torch.Tensor, sequences: Seq[Sequence], eos_token_ids: frozenset[int]) -> SampledOnDevice:
     """As `sample`, without waiting for the device."""
-    _forbid_ending(logits, sequences, eos_token_ids)
-    _penalise(logits, sequences)
+    _adjust(logits, sequences, eos_token_ids)
     token_ids, finite = _choose(logits, sequences)
     wanted = [sequence.sampling.logprobs for sequence in sequences]
     logprobs = tuple(
@@ -112,37 +112,44 @@ def _fetch(tensor: torch.Tensor) -> torch.Tensor:
     return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
 
 
-def _forbid_ending(logits: torch.Tensor, sequences: Seq[Sequence], eos_token_ids: frozenset[int]) -> None:
-    """Exclude tokens that would end a sequence before its min_tokens."""
+def _adjust(logits: torch.Tensor, sequences: Seq[Sequence], eos_token_ids: frozenset[int]) -> None:
+    """Change each row as its request asks: no early end, then the biases, then the penalties."""
     for row, sequence in enumerate(sequences):
-        if sequence.num_output < sequence.sampling.min_tokens:
-            ending = eos_token_ids | set(sequence.sampling.stop_token_ids)
-            logits[row].index_fill_(0, _like(logits, sorted(ending), torch.int64), NEVER)
+        sampling = sequence.request.sampling
+        if sampling.min_tokens and sequence.num_output < sampling.min_tokens:
+            _forbid_ending(logits[row], sampling, eos_token_ids)
+        if sampling.logit_bias:
+            token_ids, biases = zip(*sampling.logit_bias, strict=True)
+            logits[row].index_add_(0, _like(logits, token_ids, torch.int64), _like(logits, biases, torch.float32))
+        if sampling.penalised:
+            _penalise(logits[row], sequence)
 
 
-def _penalise(logits: torch.Tensor, sequences: Seq[Sequence]) -> None:
+def _forbid_ending(scores: torch.Tensor, sampling: SamplingParams, eos_token_ids: frozenset[int]) -> None:
+    """Exclude the tokens that would end the sequence."""
+    ending = eos_token_ids | set(sampling.stop_token_ids)
+    scores.index_fill_(0, _like(scores, sorted(ending), torch.int64), NEVER)
+
+
+def _penalise(scores: torch.Tensor, sequence: Sequence) -> None:
     """Repetition penalty over prompt and output (Keskar et al. 2019), presence and frequency over the output."""
-    for row, sequence in enumerate(sequences):
-        sampling = sequence.sampling
-        if not sampling.penalised:
-            continue
-        scores = logits[row]
-        if sampling.repetition_penalty != 1.0:
-            # A copy, because the sequence's own array must be able to grow.
-            distinct = torch.frombuffer(sequence.distinct_tokens(), dtype=torch.int64).clone()
-            seen = _beside(logits, distinct)
-            values = scores[seen]
-            factor = sampling.repetition_penalty
-            scores[seen] = torch.where(values > 0, values / factor, values * factor)
-        output = sequence.tokens[sequence.prompt_len :]
-        if output and (sampling.presence_penalty or sampling.frequency_penalty):
-            counted = Counter(output)
-            tokens, counts = _like(logits, list(counted)), _like(logits, list(counted.values()))
-            scores[tokens] -= sampling.presence_penalty + sampling.frequency_penalty * counts
+    sampling = sequence.sampling
+    if sampling.repetition_penalty != 1.0:
+        # A copy, because the sequence's own array must be able to grow.
+        distinct = torch.frombuffer(sequence.distinct_tokens(), dtype=torch.int64).clone()
+        seen = _beside(scores, distinct)
+        values = scores[seen]
+        factor = sampling.repetition_penalty
+        scores[seen] = torch.where(values > 0, values / factor, values * factor)
+    output = sequence.tokens[sequence.prompt_len :]
+    if output and (sampling.presence_penalty or sampling.frequency_penalty):
+        counted = Counter(output)
+        tokens, counts = _like(scores, list(counted)), _like(scores, list(counted.values()))
+        scores[tokens] -= sampling.presence_penalty + sampling.frequency_penalty * counts
 
 
 def _logprobs(logits: torch.Tensor, token_id: torch.Tensor, count: int) -> RowLogprobs:
-    """Log-probabilities of the distribution after penalties and before temperature."""
+    """Log-probabilities of the distribution after biases and penalties, and before temperature."""
     logprobs = logits.log_softmax(dim=-1)
     top = logprobs.topk(count)
     return RowLogprobs(logprobs.index_select(0, token_id), top.values, top.indices)

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from google.protobuf.message import Message
 
-from baton.protocol import gateway_messages, handoff, messages, request, worker
+from baton.protocol import gateway_messages, handoff, messages, request, session_messages, worker
 from baton.protocol.errors import InternalError, InvalidRequest
 from baton.protocol.v1 import inference_pb2, worker_pb2
 
@@ -41,7 +41,7 @@ _MESSAGES: dict[type, type[Message]] = {
     gateway_messages.TokenOutput: worker_pb2.TokenOutput,
     gateway_messages.GatewayInfo: worker_pb2.GatewayInfo,
     gateway_messages.StreamPosition: worker_pb2.StreamPosition,
-    messages.DetachedSequence: worker_pb2.DetachedSequence,
+    session_messages.DetachedSequence: worker_pb2.DetachedSequence,
 }
 LINK_MESSAGES: tuple[type, ...] = tuple(
     dict.fromkeys(
@@ -211,8 +211,10 @@ def _enum(hint: type[Enum], name: str) -> _Field:
 
 
 def _repeated(item: Any, wire_field: Any) -> _Field:
-    """Tuples of scalars, of dataclasses, or of plain tuples (a message's fields in their order)."""
+    """Tuples of scalars, of dataclasses, or of plain tuples (a message's fields in their order, or a map's entries)."""
     field_name = wire_field.name
+    if wire_field.message_type is not None and wire_field.message_type.GetOptions().map_entry:
+        return _map(field_name)
     if dataclasses.is_dataclass(item):
         kind: Any = item
 
@@ -240,6 +242,15 @@ def _repeated(item: Any, wire_field: Any) -> _Field:
         getattr(message, name).extend(values)
 
     return _Field(False, write, lambda message: tuple(getattr(message, field_name)), None)
+
+
+def _map(name: str) -> _Field:
+    """Pairs of key and value, read in ascending order."""
+
+    def write(message: Any, name: str, values: Any) -> None:
+        getattr(message, name).update(values)
+
+    return _Field(False, write, lambda message: tuple(sorted(getattr(message, name).items())), None)
 
 
 FINISH_REASONS: dict[int, request.FinishReason] = {

@@ -14,6 +14,7 @@ MAX_LOGPROBS = 20
 MAX_OBJECTIVE_S = 1e6  # Larger ones would overflow the sums that forecasts are made of.
 MAX_STOP_STRINGS = 16
 MAX_STOP_BYTES = 256
+MAX_BIASES = 1024
 DIGEST_BYTES = 16
 
 
@@ -47,6 +48,8 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
     logprobs: int | None = None  # None: no log-probabilities; n: those of the token and of the n likeliest tokens
+    logit_bias: tuple[tuple[int, float], ...] = ()  # (token id, addend), ascending; before penalties and temperature
+    include_stop_str_in_output: bool = False  # The stop string that ends the answer is part of its text
 
     @property
     def greedy(self) -> bool:
@@ -85,6 +88,16 @@ class SamplingParams:
         for token in self.stop_token_ids:
             if not 0 <= token < vocab_size:
                 raise InvalidRequest(f"Stop token id {token} is outside the vocabulary of {vocab_size}.")
+        self._check_bias(vocab_size)
+
+    def _check_bias(self, vocab_size: int) -> None:
+        if len(self.logit_bias) > MAX_BIASES:
+            raise InvalidRequest(f"logit_bias has {len(self.logit_bias)} entries: at most {MAX_BIASES} are accepted.")
+        for token, bias in self.logit_bias:
+            if not 0 <= token < vocab_size:
+                raise InvalidRequest(f"logit_bias has token id {token}, outside the vocabulary of {vocab_size}.")
+            if not -100.0 <= bias <= 100.0:
+                raise InvalidRequest(f"logit_bias of token id {token} is {bias}: it must be between -100 and 100.")
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,9 +62,9 @@ LASTS_S = {  # how long a fault lasts: between these
     FaultKind.CUT: (0.1, 3.0),
     FaultKind.ROUTER: (0.0, 1.0),
     FaultKind.PAUSE: (0.1, 3.0),
-    FaultKind.PART: (0.05, 4.0),
+    FaultKind.PART: (0.05, 6.0),  # a gateway is given up after 4 s
     FaultKind.GATEWAY: (0.05, 3.0),
-    FaultKind.HALT: (0.1, 4.0),
+    FaultKind.HALT: (0.1, 6.0),
     FaultKind.SLOW: (0.2, 2.0),
     FaultKind.TOKENS: (0.1, 4.0),  # a pair is given up after 2 s
     FaultKind.BOTH: (0.0, 1.0),

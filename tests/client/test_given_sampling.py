@@ -24,6 +24,12 @@ def test_only_options_that_were_given_are_sent_beside_the_seed() -> None:
     assert sent(seed=7) == {"seed": 7}
 
 
+def test_a_bias_is_a_mapping_of_token_ids_and_is_sent_in_ascending_order() -> None:
+    assert sent(seed=1, logit_bias={9: -1.5, 2: 3})["logit_bias"] == ((2, 3.0), (9, -1.5))
+    sampling = SamplingParams(seed=1, logit_bias=((2, 3.0), (9, -1.5)))
+    assert conversion.from_message(SamplingParams, conversion.to_message(sampling)) == sampling
+
+
 def test_every_field_of_given_sampling_params_is_sent() -> None:
     sampling = SamplingParams(max_tokens=5, seed=1)
     assert conversion.from_message(SamplingParams, make_request("x", given_sampling(sampling, {})).sampling) == sampling

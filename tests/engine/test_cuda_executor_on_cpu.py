@@ -53,7 +53,7 @@ SAMPLING = [
     SamplingParams(max_tokens=9),
     SamplingParams(max_tokens=5, temperature=1.0, top_p=0.9, seed=7, logprobs=2),
     SamplingParams(max_tokens=14, temperature=0.7, seed=3, repetition_penalty=1.2, min_tokens=3),
-    SamplingParams(max_tokens=12, frequency_penalty=0.5, presence_penalty=0.2),
+    SamplingParams(max_tokens=12, frequency_penalty=0.5, presence_penalty=0.2, logit_bias=((11, 4.0), (17, -100.0))),
 ]
 
 

@@ -11,6 +11,7 @@ from transformers import LogitsProcessorList
 from transformers.generation import (
     MinPLogitsWarper,
     RepetitionPenaltyLogitsProcessor,
+    SequenceBiasLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
@@ -18,9 +19,9 @@ from transformers.generation import (
 
 from baton.engine.race import definition
 from baton.engine.race.draw import kept_tokens
-from baton.engine.sampler import NEVER, _penalise, sample
+from baton.engine.sampler import NEVER, _adjust, _penalise, sample
 from baton.engine.sequence import Sequence
-from baton.protocol.errors import InternalError
+from baton.protocol.errors import InternalError, InvalidRequest
 from baton.protocol.request import Request, SamplingParams
 
 VOCAB = 50
@@ -66,14 +67,55 @@ def test_the_repetition_penalty_is_that_of_transformers() -> None:
     logits, tokens = _logits(1), (3, 4, 4, 9)
     expected = RepetitionPenaltyLogitsProcessor(1.7)(torch.tensor([tokens]), logits.clone())
     got = logits.clone()
-    _penalise(got, [_sequence(SamplingParams(repetition_penalty=1.7), tokens[:2], tokens[2:])])
+    _penalise(got[0], _sequence(SamplingParams(repetition_penalty=1.7), tokens[:2], tokens[2:]))
     assert torch.allclose(got, expected)
+
+
+def test_biases_come_before_penalties_as_with_transformers_processors() -> None:
+    logits, tokens = _logits(2), (3, 4, 9)
+    biases = {3: 5.0, 4: -100.0, 20: 1.5}
+    bias = SequenceBiasLogitsProcessor({(token,): value for token, value in biases.items()})  # type: ignore[arg-type]
+    ids = torch.tensor([tokens])
+    expected = RepetitionPenaltyLogitsProcessor(1.7)(ids, bias(ids, logits.clone()))  # type: ignore[arg-type]
+    got = torch.cat([logits, logits])
+    params = SamplingParams(repetition_penalty=1.7, logit_bias=tuple(biases.items()))
+    _adjust(got, [_sequence(params, tokens), _sequence(SamplingParams())], frozenset())
+    assert torch.allclose(got[:1], expected)
+    assert torch.equal(got[1], logits[0])
+
+
+def test_a_bias_of_100_decides_and_counts_in_log_probabilities() -> None:
+    params = SamplingParams(logit_bias=((7, 100.0),), logprobs=1)
+    (token,) = sample(_logits(5), [_sequence(params)], frozenset())
+    assert token.token_id == 7
+    assert token.logprob == pytest.approx(0.0, abs=1e-6)
+
+
+def test_a_bias_does_not_lift_a_token_that_would_end_the_sequence_early() -> None:
+    params = SamplingParams(logit_bias=((5, 100.0),), min_tokens=1)
+    (token,) = sample(_logits(5), [_sequence(params)], frozenset([5]))
+    assert token.token_id != 5
+
+
+@pytest.mark.parametrize(
+    ("bias", "sentence"),
+    [
+        (((VOCAB, 1.0),), "outside the vocabulary"),
+        (((-1, 1.0),), "outside the vocabulary"),
+        (((1, float("nan")),), "between -100 and 100"),
+        (((1, 100.5),), "between -100 and 100"),
+        (tuple((1, 0.0) for _ in range(1025)), "at most 1024"),
+    ],
+)
+def test_an_invalid_bias_is_refused(bias: tuple[tuple[int, float], ...], sentence: str) -> None:
+    with pytest.raises(InvalidRequest, match=sentence):
+        SamplingParams(logit_bias=bias).validate(VOCAB)
 
 
 def test_presence_and_frequency_count_the_output_only() -> None:
     got = torch.zeros(1, VOCAB)
     params = SamplingParams(presence_penalty=1.0, frequency_penalty=0.5)
-    _penalise(got, [_sequence(params, (7, 7), (4, 4, 5))])
+    _penalise(got[0], _sequence(params, (7, 7), (4, 4, 5)))
     assert got[0, 7] == 0.0
     assert got[0, 4] == -2.0
     assert got[0, 5] == -1.5

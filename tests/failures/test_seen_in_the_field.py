@@ -12,9 +12,10 @@ from baton.engine.kv_pages import PagePool
 from baton.engine.sequence import Sequence
 from baton.protocol.errors import Cancelled
 from baton.protocol.handoff import HandoffNotice
+from baton.protocol.messages import Reserve, Work
 from baton.protocol.request import Request, SamplingParams
 from baton.protocol.worker import RoleName
-from baton.router.policy.length_distribution import point
+from baton.router.policy.output_length import point
 from baton.router.policy.placement import PlacementInput
 from baton.router.policy.policies import make_policy
 from baton.router.policy.predicted_latency import PredictedLatency
@@ -112,12 +113,13 @@ def test_a_notice_of_an_older_generation_of_pages_commits_nothing() -> None:
     """aws-do-eks 84: an answer is never computed on pages that were reused in between."""
     inbound = HandoffReceiver(PagePool(8, 4), "decode-0:1", "model")
     sequence = Sequence.start(Request("r", (1, 2, 3, 4, 5), SamplingParams(), 0.0))
-    reservation = inbound.reserve("r/1", sequence, 0)
+    order = Reserve("r/1", "r", Work(sequence.request), "gateway-0", 0)
+    reservation = inbound.reserve(order, sequence, 0)
     assert reservation is not None
     stale = tuple(generation - 1 for generation in reservation.generations)
     assert inbound.commit(HandoffNotice("r/1", "r", 5, (7,), stale)) is None
     assert inbound.reservation_ids == ("r/1",)
-    assert inbound.commit(HandoffNotice("r/1", "r", 5, (7,), reservation.generations)) is sequence
+    assert inbound.commit(HandoffNotice("r/1", "r", 5, (7,), reservation.generations)) == (sequence, "gateway-0")
 
 
 def test_a_returning_worker_has_another_agent_name() -> None:

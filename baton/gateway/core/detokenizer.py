@@ -144,20 +144,22 @@ class StopStrings:
     """Finds the first stop string in streamed text, holding back what may be the beginning of one."""
 
     stop: tuple[str, ...]
+    include: bool = False  # A stop string that was met is shown
     _held: str = ""
 
     def push(self, text: str, may_end: bool = True) -> tuple[str, bool]:
-        """The text that may be shown now, and whether a stop string was met (which itself is not shown).
+        """The text that may be shown now, and whether a stop string was met; nothing after it is shown.
 
-        Only one that ends in `text` counts, and none if the sequence may not end here: those are text like any other.
-        A later one may begin there.
+        Of several, the one that begins first counts, and of these the shortest. Only one that ends in `text` counts,
+        and none if the sequence may not end here: those are text like any other. A later one may begin there.
         """
         before, self._held = len(self._held), self._held + text
         if may_end:
             starts = ((stop, max(0, before - len(stop) + 1)) for stop in self.stop)
-            found = [position for stop, start in starts if (position := self._held.find(stop, start)) >= 0]
+            found = [(begin, len(stop)) for stop, start in starts if (begin := self._held.find(stop, start)) >= 0]
             if found:
-                shown, self._held = self._held[: min(found)], ""
+                begin, length = min(found)
+                shown, self._held = self._held[: begin + length if self.include else begin], ""
                 return shown, True
         keep = max((_overlap(self._held, stop) for stop in self.stop), default=0)
         cut = len(self._held) - keep

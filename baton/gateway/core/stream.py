@@ -47,8 +47,8 @@ class OutputStream:
         if self.vocabulary is not None:
             self._detokenizer = Detokenizer(self.vocabulary)
             self._detokenizer.read_prompt(self.request.prompt)
-        stop = self.request.sampling.stop
-        self._stop_strings = StopStrings(stop) if stop else None
+        sampling = self.request.sampling
+        self._stop_strings = StopStrings(sampling.stop, sampling.include_stop_str_in_output) if sampling.stop else None
 
     def resume(self, token_ids: Sequence[int]) -> list[TextToken]:
         """Continue after these tokens; returns them as they were streamed, without log-probabilities."""

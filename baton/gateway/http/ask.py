@@ -12,7 +12,7 @@ from baton.gateway.core.stream import TextToken
 from baton.protocol.request import Objectives
 
 TokenLogprobs = tuple[float | None, tuple[tuple[int, float], ...]]
-"""The log-probability of a token (None: the first of a prompt) and, likeliest first, those of (token id)s in its place."""
+"""A token's log-probability (None: the first of a prompt), and (token id, log-probability) of the likeliest ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +65,7 @@ class Ask:
     prompt_logprobs: int | None = None  # As `logprobs`, for the prompt
     add_special_tokens: bool = True  # When texts are tokenised
     return_token_ids: bool = False
+    tokens_as_ids: bool = False  # With log-probabilities a token is named `token_id:7`, not by its text
     priority: int = 0
     objectives: Objectives = field(default_factory=Objectives)
     ignored: tuple[str, ...] = ()  # Names of unknown fields

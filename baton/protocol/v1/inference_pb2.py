@@ -24,47 +24,51 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x62\x61ton/v1/inference.proto\x12\x08\x62\x61ton.v1\"\xbe\x02\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12\'\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x12.baton.v1.TokenIdsH\x00\x12*\n\x08sampling\x18\x04 \x01(\x0b\x32\x18.baton.v1.SamplingParams\x12\x10\n\x08priority\x18\x05 \x01(\x05\x12\x0e\n\x06tenant\x18\x06 \x01(\t\x12(\n\nobjectives\x18\x07 \x01(\x0b\x32\x14.baton.v1.Objectives\x12\x13\n\x0bresume_from\x18\x08 \x01(\x05\x12\x0f\n\x07\x65mitted\x18\t \x03(\x05\x12\x1f\n\x12\x61\x64\x64_special_tokens\x18\n \x01(\x08H\x01\x88\x01\x01\x42\x08\n\x06promptB\x15\n\x13_add_special_tokens\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\x05\"\x80\x04\n\x0eSamplingParams\x12\x18\n\x0btemperature\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05top_k\x18\x02 \x01(\x05H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x12\n\x05min_p\x18\x04 \x01(\x01H\x03\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x05 \x01(\x01H\x04\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x06 \x01(\x01H\x05\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x07 \x01(\x01H\x06\x88\x01\x01\x12\x11\n\x04seed\x18\x08 \x01(\x03H\x07\x88\x01\x01\x12\x17\n\nmax_tokens\x18\t \x01(\x05H\x08\x88\x01\x01\x12\x17\n\nmin_tokens\x18\n \x01(\x05H\t\x88\x01\x01\x12\x16\n\x0estop_token_ids\x18\x0b \x03(\x05\x12\x0c\n\x04stop\x18\x0c \x03(\t\x12\x12\n\nignore_eos\x18\r \x01(\x08\x12\x15\n\x08logprobs\x18\x0e \x01(\x05H\n\x88\x01\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_kB\x08\n\x06_top_pB\x08\n\x06_min_pB\x15\n\x13_repetition_penaltyB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x07\n\x05_seedB\r\n\x0b_max_tokensB\r\n\x0b_min_tokensB\x0b\n\t_logprobs\"L\n\nObjectives\x12\x13\n\x06ttft_s\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x13\n\x06tpot_s\x18\x02 \x01(\x01H\x01\x88\x01\x01\x42\t\n\x07_ttft_sB\t\n\x07_tpot_s\"U\n\x10GenerateResponse\x12\x1f\n\x06tokens\x18\x01 \x03(\x0b\x32\x0f.baton.v1.Token\x12 \n\x06\x66inish\x18\x02 \x01(\x0b\x32\x10.baton.v1.Finish\"\x80\x01\n\x05Token\x12\r\n\x05index\x18\x01 \x01(\x05\x12\n\n\x02id\x18\x02 \x01(\x05\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x14\n\x07logprob\x18\x04 \x01(\x02H\x00\x88\x01\x01\x12,\n\x0ctop_logprobs\x18\x05 \x03(\x0b\x32\x16.baton.v1.TokenLogprobB\n\n\x08_logprob\"+\n\x0cTokenLogprob\x12\n\n\x02id\x18\x01 \x01(\x05\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\"\xbf\x01\n\x06\x46inish\x12&\n\x06reason\x18\x01 \x01(\x0e\x32\x16.baton.v1.FinishReason\x12\x1e\n\x05usage\x18\x02 \x01(\x0b\x32\x0f.baton.v1.Usage\x12\"\n\x07timings\x18\x03 \x01(\x0b\x32\x11.baton.v1.Timings\x12\x1e\n\x05route\x18\x04 \x01(\x0b\x32\x0f.baton.v1.Route\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\x15\n\rtrailing_text\x18\x06 \x01(\t\"L\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x05\x12\x15\n\routput_tokens\x18\x02 \x01(\x05\x12\x15\n\rcached_tokens\x18\x03 \x01(\x05\"[\n\x07Timings\x12\x0f\n\x07queue_s\x18\x01 \x01(\x01\x12\x0e\n\x06ttft_s\x18\x02 \x01(\x01\x12\x13\n\x06tpot_s\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x0f\n\x07total_s\x18\x04 \x01(\x01\x42\t\n\x07_tpot_s\"\x80\x01\n\x05Route\x12\x16\n\x0eprefill_worker\x18\x01 \x01(\t\x12\x15\n\rdecode_worker\x18\x02 \x01(\t\x12\x10\n\x08\x61ttempts\x18\x03 \x01(\x05\x12\"\n\x07handoff\x18\x04 \x01(\x0b\x32\x11.baton.v1.Handoff\x12\x12\n\nmigrations\x18\x05 \x01(\x05\"n\n\x07Handoff\x12\x12\n\npages_sent\x18\x01 \x01(\x05\x12\x14\n\x0cpages_cached\x18\x02 \x01(\x05\x12\x12\n\nbytes_sent\x18\x03 \x01(\x03\x12\x12\n\ntransfer_s\x18\x04 \x01(\x01\x12\x11\n\texposed_s\x18\x05 \x01(\x01\"\x11\n\x0fGetModelRequest\"\x8f\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08model_id\x18\x02 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x03 \x01(\t\x12\x16\n\x0e\x63ontext_tokens\x18\x04 \x01(\x05\x12\x12\n\nvocab_size\x18\x05 \x01(\x05\x12\r\n\x05\x64type\x18\x06 \x01(\t\x12\x15\n\reos_token_ids\x18\x07 \x03(\x05\"W\n\x0fTokenizeRequest\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x1f\n\x12\x61\x64\x64_special_tokens\x18\x02 \x01(\x08H\x00\x88\x01\x01\x42\x15\n\x13_add_special_tokens\"\x1f\n\x10TokenizeResponse\x12\x0b\n\x03ids\x18\x01 \x03(\x05*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x32\xcb\x01\n\tInference\x12\x43\n\x08Generate\x12\x19.baton.v1.GenerateRequest\x1a\x1a.baton.v1.GenerateResponse0\x01\x12\x36\n\x08GetModel\x12\x19.baton.v1.GetModelRequest\x1a\x0f.baton.v1.Model\x12\x41\n\x08Tokenize\x12\x19.baton.v1.TokenizeRequest\x1a\x1a.baton.v1.TokenizeResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x62\x61ton/v1/inference.proto\x12\x08\x62\x61ton.v1\"\xbe\x02\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12\'\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x12.baton.v1.TokenIdsH\x00\x12*\n\x08sampling\x18\x04 \x01(\x0b\x32\x18.baton.v1.SamplingParams\x12\x10\n\x08priority\x18\x05 \x01(\x05\x12\x0e\n\x06tenant\x18\x06 \x01(\t\x12(\n\nobjectives\x18\x07 \x01(\x0b\x32\x14.baton.v1.Objectives\x12\x13\n\x0bresume_from\x18\x08 \x01(\x05\x12\x0f\n\x07\x65mitted\x18\t \x03(\x05\x12\x1f\n\x12\x61\x64\x64_special_tokens\x18\n \x01(\x08H\x01\x88\x01\x01\x42\x08\n\x06promptB\x15\n\x13_add_special_tokens\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\x05\"\x93\x05\n\x0eSamplingParams\x12\x18\n\x0btemperature\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05top_k\x18\x02 \x01(\x05H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x12\n\x05min_p\x18\x04 \x01(\x01H\x03\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x05 \x01(\x01H\x04\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x06 \x01(\x01H\x05\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x07 \x01(\x01H\x06\x88\x01\x01\x12\x11\n\x04seed\x18\x08 \x01(\x03H\x07\x88\x01\x01\x12\x17\n\nmax_tokens\x18\t \x01(\x05H\x08\x88\x01\x01\x12\x17\n\nmin_tokens\x18\n \x01(\x05H\t\x88\x01\x01\x12\x16\n\x0estop_token_ids\x18\x0b \x03(\x05\x12\x0c\n\x04stop\x18\x0c \x03(\t\x12\x12\n\nignore_eos\x18\r \x01(\x08\x12\x15\n\x08logprobs\x18\x0e \x01(\x05H\n\x88\x01\x01\x12;\n\nlogit_bias\x18\x0f \x03(\x0b\x32\'.baton.v1.SamplingParams.LogitBiasEntry\x12\"\n\x1ainclude_stop_str_in_output\x18\x10 \x01(\x08\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\x05\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_kB\x08\n\x06_top_pB\x08\n\x06_min_pB\x15\n\x13_repetition_penaltyB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x07\n\x05_seedB\r\n\x0b_max_tokensB\r\n\x0b_min_tokensB\x0b\n\t_logprobs\"L\n\nObjectives\x12\x13\n\x06ttft_s\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x13\n\x06tpot_s\x18\x02 \x01(\x01H\x01\x88\x01\x01\x42\t\n\x07_ttft_sB\t\n\x07_tpot_s\"U\n\x10GenerateResponse\x12\x1f\n\x06tokens\x18\x01 \x03(\x0b\x32\x0f.baton.v1.Token\x12 \n\x06\x66inish\x18\x02 \x01(\x0b\x32\x10.baton.v1.Finish\"\x80\x01\n\x05Token\x12\r\n\x05index\x18\x01 \x01(\x05\x12\n\n\x02id\x18\x02 \x01(\x05\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x14\n\x07logprob\x18\x04 \x01(\x02H\x00\x88\x01\x01\x12,\n\x0ctop_logprobs\x18\x05 \x03(\x0b\x32\x16.baton.v1.TokenLogprobB\n\n\x08_logprob\"+\n\x0cTokenLogprob\x12\n\n\x02id\x18\x01 \x01(\x05\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\"\xbf\x01\n\x06\x46inish\x12&\n\x06reason\x18\x01 \x01(\x0e\x32\x16.baton.v1.FinishReason\x12\x1e\n\x05usage\x18\x02 \x01(\x0b\x32\x0f.baton.v1.Usage\x12\"\n\x07timings\x18\x03 \x01(\x0b\x32\x11.baton.v1.Timings\x12\x1e\n\x05route\x18\x04 \x01(\x0b\x32\x0f.baton.v1.Route\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\x15\n\rtrailing_text\x18\x06 \x01(\t\"L\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x05\x12\x15\n\routput_tokens\x18\x02 \x01(\x05\x12\x15\n\rcached_tokens\x18\x03 \x01(\x05\"[\n\x07Timings\x12\x0f\n\x07queue_s\x18\x01 \x01(\x01\x12\x0e\n\x06ttft_s\x18\x02 \x01(\x01\x12\x13\n\x06tpot_s\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x0f\n\x07total_s\x18\x04 \x01(\x01\x42\t\n\x07_tpot_s\"\x80\x01\n\x05Route\x12\x16\n\x0eprefill_worker\x18\x01 \x01(\t\x12\x15\n\rdecode_worker\x18\x02 \x01(\t\x12\x10\n\x08\x61ttempts\x18\x03 \x01(\x05\x12\"\n\x07handoff\x18\x04 \x01(\x0b\x32\x11.baton.v1.Handoff\x12\x12\n\nmigrations\x18\x05 \x01(\x05\"n\n\x07Handoff\x12\x12\n\npages_sent\x18\x01 \x01(\x05\x12\x14\n\x0cpages_cached\x18\x02 \x01(\x05\x12\x12\n\nbytes_sent\x18\x03 \x01(\x03\x12\x12\n\ntransfer_s\x18\x04 \x01(\x01\x12\x11\n\texposed_s\x18\x05 \x01(\x01\"\x11\n\x0fGetModelRequest\"\x8f\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08model_id\x18\x02 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x03 \x01(\t\x12\x16\n\x0e\x63ontext_tokens\x18\x04 \x01(\x05\x12\x12\n\nvocab_size\x18\x05 \x01(\x05\x12\r\n\x05\x64type\x18\x06 \x01(\t\x12\x15\n\reos_token_ids\x18\x07 \x03(\x05\"W\n\x0fTokenizeRequest\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x1f\n\x12\x61\x64\x64_special_tokens\x18\x02 \x01(\x08H\x00\x88\x01\x01\x42\x15\n\x13_add_special_tokens\"\x1f\n\x10TokenizeResponse\x12\x0b\n\x03ids\x18\x01 \x03(\x05*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x32\xcb\x01\n\tInference\x12\x43\n\x08Generate\x12\x19.baton.v1.GenerateRequest\x1a\x1a.baton.v1.GenerateResponse0\x01\x12\x36\n\x08GetModel\x12\x19.baton.v1.GetModelRequest\x1a\x0f.baton.v1.Model\x12\x41\n\x08Tokenize\x12\x19.baton.v1.TokenizeRequest\x1a\x1a.baton.v1.TokenizeResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'baton.protocol.v1.inference_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FINISHREASON']._serialized_start=2135
-  _globals['_FINISHREASON']._serialized_end=2230
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._loaded_options = None
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_options = b'8\001'
+  _globals['_FINISHREASON']._serialized_start=2282
+  _globals['_FINISHREASON']._serialized_end=2377
   _globals['_GENERATEREQUEST']._serialized_start=39
   _globals['_GENERATEREQUEST']._serialized_end=357
   _globals['_TOKENIDS']._serialized_start=359
   _globals['_TOKENIDS']._serialized_end=382
   _globals['_SAMPLINGPARAMS']._serialized_start=385
-  _globals['_SAMPLINGPARAMS']._serialized_end=897
-  _globals['_OBJECTIVES']._serialized_start=899
-  _globals['_OBJECTIVES']._serialized_end=975
-  _globals['_GENERATERESPONSE']._serialized_start=977
-  _globals['_GENERATERESPONSE']._serialized_end=1062
-  _globals['_TOKEN']._serialized_start=1065
-  _globals['_TOKEN']._serialized_end=1193
-  _globals['_TOKENLOGPROB']._serialized_start=1195
-  _globals['_TOKENLOGPROB']._serialized_end=1238
-  _globals['_FINISH']._serialized_start=1241
-  _globals['_FINISH']._serialized_end=1432
-  _globals['_USAGE']._serialized_start=1434
-  _globals['_USAGE']._serialized_end=1510
-  _globals['_TIMINGS']._serialized_start=1512
-  _globals['_TIMINGS']._serialized_end=1603
-  _globals['_ROUTE']._serialized_start=1606
-  _globals['_ROUTE']._serialized_end=1734
-  _globals['_HANDOFF']._serialized_start=1736
-  _globals['_HANDOFF']._serialized_end=1846
-  _globals['_GETMODELREQUEST']._serialized_start=1848
-  _globals['_GETMODELREQUEST']._serialized_end=1865
-  _globals['_MODEL']._serialized_start=1868
-  _globals['_MODEL']._serialized_end=2011
-  _globals['_TOKENIZEREQUEST']._serialized_start=2013
-  _globals['_TOKENIZEREQUEST']._serialized_end=2100
-  _globals['_TOKENIZERESPONSE']._serialized_start=2102
-  _globals['_TOKENIZERESPONSE']._serialized_end=2133
-  _globals['_INFERENCE']._serialized_start=2233
-  _globals['_INFERENCE']._serialized_end=2436
+  _globals['_SAMPLINGPARAMS']._serialized_end=1044
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_start=832
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_end=880
+  _globals['_OBJECTIVES']._serialized_start=1046
+  _globals['_OBJECTIVES']._serialized_end=1122
+  _globals['_GENERATERESPONSE']._serialized_start=1124
+  _globals['_GENERATERESPONSE']._serialized_end=1209
+  _globals['_TOKEN']._serialized_start=1212
+  _globals['_TOKEN']._serialized_end=1340
+  _globals['_TOKENLOGPROB']._serialized_start=1342
+  _globals['_TOKENLOGPROB']._serialized_end=1385
+  _globals['_FINISH']._serialized_start=1388
+  _globals['_FINISH']._serialized_end=1579
+  _globals['_USAGE']._serialized_start=1581
+  _globals['_USAGE']._serialized_end=1657
+  _globals['_TIMINGS']._serialized_start=1659
+  _globals['_TIMINGS']._serialized_end=1750
+  _globals['_ROUTE']._serialized_start=1753
+  _globals['_ROUTE']._serialized_end=1881
+  _globals['_HANDOFF']._serialized_start=1883
+  _globals['_HANDOFF']._serialized_end=1993
+  _globals['_GETMODELREQUEST']._serialized_start=1995
+  _globals['_GETMODELREQUEST']._serialized_end=2012
+  _globals['_MODEL']._serialized_start=2015
+  _globals['_MODEL']._serialized_end=2158
+  _globals['_TOKENIZEREQUEST']._serialized_start=2160
+  _globals['_TOKENIZEREQUEST']._serialized_end=2247
+  _globals['_TOKENIZERESPONSE']._serialized_start=2249
+  _globals['_TOKENIZERESPONSE']._serialized_end=2280
+  _globals['_INFERENCE']._serialized_start=2380
+  _globals['_INFERENCE']._serialized_end=2583
 # @@protoc_insertion_point(module_scope)

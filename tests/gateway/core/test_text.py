@@ -29,21 +29,25 @@ def test_invalid_bytes_never_stop_the_text(data: bytes) -> None:
 
 
 @given(st.text("ab.", max_size=30), st.lists(st.text("ab.", min_size=1, max_size=4), min_size=1, max_size=3), st.data())
-def test_text_ends_before_the_first_stop_string(text: str, stops: list[str], data: st.DataObject) -> None:
-    finder = StopStrings(tuple(stops))
-    shown, rest, met = "", text, False
+def test_text_ends_before_the_first_stop_string_or_with_it(text: str, stops: list[str], data: st.DataObject) -> None:
+    finder, including = StopStrings(tuple(stops)), StopStrings(tuple(stops), include=True)
+    shown, whole, rest, met = "", "", text, False
     while rest and not met:
         size = data.draw(st.integers(1, 5))
         part, rest = rest[:size], rest[size:]
         visible, met = finder.push(part)
         shown += visible
+        visible, too = including.push(part)
+        whole += visible
+        assert met == too
     positions = [text.find(stop) for stop in stops if stop in text]
     if met:
         assert any(text.startswith(shown + stop) for stop in stops)
         assert not any(stop in shown for stop in stops)
+        assert whole == shown + min((stop for stop in stops if text.startswith(shown + stop)), key=len)
     else:
         assert not positions
-        assert shown + finder.flush() == text
+        assert shown + finder.flush() == whole + including.flush() == text
 
 
 def _stream(**params: object) -> OutputStream:
