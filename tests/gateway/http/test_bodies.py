@@ -118,7 +118,20 @@ WRONG: dict[str, tuple[Any, ...]] = {
     "logit_bias": ({"a": 1}, {"1": "x"}, {"1": 101}, [1], {"1": None, "-1": 1}),
 }
 WRONG_COMPLETION: dict[str, tuple[Any, ...]] = {
-    "prompt": (None, 5, [], {}, [[]], [None], [1, "a"], [True], [[1.5]], ["a"] * (MAX_SEQUENCES + 1)),
+    "prompt": (
+        None,
+        5,
+        [],
+        {},
+        [[]],
+        [None],
+        [1, "a"],
+        [True],
+        [[1.5]],
+        [320],
+        [[5], [-1, 5]],
+        ["a"] * (MAX_SEQUENCES + 1),
+    ),
     "max_tokens": (0, -1, "16", 2**31, 1.5),
     "suffix": ("end",),
     "best_of": (0, "x", MAX_SEQUENCES + 1),
