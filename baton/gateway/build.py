@@ -24,6 +24,7 @@ from baton.gateway.driver import GatewayDriver
 from baton.gateway.grpc_service import SERVICE, InferenceService, start_server
 from baton.gateway.intake import Intake
 from baton.gateway.served_model import ServedModel
+from baton.gateway.template_files import read_chat_template
 from baton.links.frame_client import FrameClient
 from baton.links.frame_server import FrameServer
 from baton.protocol.address import join, reachable
@@ -74,6 +75,7 @@ async def start_gateway(config: GatewayConfig) -> RunningGateway:
         config.model.dtype,
         config.model.context_tokens,
         config.sampling_defaults,
+        read_chat_template(folder, config.chat_template),
     )
     intake = Intake(model, access)
     health_service = health.aio.HealthServicer()
