@@ -126,13 +126,13 @@ class ProcessCluster:
         await self.until(lambda: not any(view.load.pages_in_use for view in core.state.workers.values()))
 
     async def __aexit__(self, *error: object) -> None:
+        for gateway in self.gateways:
+            await gateway.stop(0.0)
         for process in self.processes.values():
             process.kill()
         self.router.task.cancel()
         self.router.driver.link.close()  # At once, or it would report the processes as lost
         await self.router.stop(0.0)
-        for gateway in self.gateways:
-            await gateway.stop(0.0)
         for process in self.processes.values():
             process.join()
 

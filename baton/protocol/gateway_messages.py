@@ -11,8 +11,9 @@ from typing import Annotated
 
 from baton.protocol.bounds import MAX_IDS, Count, Id, Ids, Label, Length, Positive, Seconds, Text
 from baton.protocol.handoff import HandoffReport
-from baton.protocol.messages import Goodbye, Payload, Reregister
+from baton.protocol.messages import Payload
 from baton.protocol.request import DIGEST_BYTES, FinishReason, Objectives
+from baton.protocol.session_messages import Goodbye, Reregister
 
 # Gateway to router
 

@@ -24,8 +24,9 @@ from baton.kv_transfer.transport import Notice
 from baton.links.keys import ONE_WAY
 from baton.protocol.codec import FROM_WORKER, decode_frame, encode_frame, encode_notice
 from baton.protocol.handoff import HandoffNotice
-from baton.protocol.messages import LoadReport, Reserve, Reserved, Work, WorkerMessage
+from baton.protocol.messages import Reserve, Reserved, Work, WorkerMessage
 from baton.protocol.request import Request, SamplingParams
+from baton.protocol.session_messages import LoadReport
 from baton.protocol.worker import Endpoint, RoleName, WorkerInfo
 from baton.worker.core.state import WorkerState
 from baton.worker.heartbeat import Heartbeat

@@ -9,14 +9,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from baton.config.schema import RouterSection
-from baton.protocol.messages import Register
+from baton.protocol.session_messages import Register
 from baton.router.core.commands import SendToWorker
 from baton.router.core.dispatch import Dispatch
 from baton.router.core.events import Adopted
 from baton.router.core.explanation import Explanations
 from baton.router.core.live_request import LiveRequest
 from baton.router.core.orphans import Orphans
-from baton.router.policy.routing import RoutingDecision
+from baton.router.policy.placement import RoutingDecision
 
 RESUME_WAIT_S = 2.0  # after the start: how long resumed requests wait for workers to join
 Claim = SendToWorker | tuple[str, Adopted]

@@ -49,8 +49,8 @@ from baton.router.core.events import (
 )
 from baton.router.core.live_request import Handoff, HandoffKind, LiveRequest, Phase
 from baton.router.policy.cluster_state import ClusterState, RunningSequence
-from baton.router.policy.migration import growth_tokens
-from baton.router.policy.routing import RoutingDecision
+from baton.router.policy.decode_target import growth_tokens
+from baton.router.policy.placement import RoutingDecision
 
 
 class UnexpectedEvent(InternalError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from baton.config.schema import RouterSection
-from baton.protocol import gateway_messages, messages
+from baton.protocol import gateway_messages, session_messages
 from baton.protocol.errors import BatonError, InvalidRequest, WorkerLost, error_from_name
 from baton.protocol.gateway_messages import GatewayMessage, Submit
 from baton.protocol.messages import Work, WorkerMessage
@@ -46,7 +46,7 @@ class Submissions:
                 self._of_gateway(gateway, request_id, events.Emitted(message))
             case gateway_messages.GatewayLoad():
                 self.gateways.by_name[gateway].load = message
-            case messages.Goodbye():
+            case session_messages.Goodbye():
                 self.lose(gateway, now)
 
     def _of_gateway(self, gateway: str, request_id: str, event: events.Event) -> None:

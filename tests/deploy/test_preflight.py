@@ -24,7 +24,8 @@ from baton.links.frame_server import FrameServer
 from baton.protocol.address import join
 from baton.protocol.codec import FROM_ROUTER_TO_WORKER, TO_ROUTER
 from baton.protocol.errors import ConfigError
-from baton.protocol.messages import Alive, WorkerMessage
+from baton.protocol.messages import WorkerMessage
+from baton.protocol.session_messages import Alive
 from tests.own_network import LOOPBACK_IPV6_ONLY, OWN_NETWORK, needs_own_network
 from tests.plans import gateway_config, router_config, start_front
 

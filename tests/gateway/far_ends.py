@@ -26,8 +26,8 @@ from baton.protocol.gateway_messages import (
     TokenOutput,
     WorkerJoined,
 )
-from baton.protocol.messages import Goodbye
 from baton.protocol.request import FinishReason
+from baton.protocol.session_messages import Goodbye
 from tests.links.ends import server
 from tests.waiting import until_async
 

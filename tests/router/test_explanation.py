@@ -10,8 +10,8 @@ from baton.protocol.request import FinishReason
 from baton.router.core import explanation
 from baton.router.core.completion import Completion
 from baton.router.core.explanation import Explanations
-from baton.router.policy.length_distribution import point
-from baton.router.policy.routing import RoutingDecision
+from baton.router.policy.output_length import point
+from baton.router.policy.placement import RoutingDecision
 
 
 def decision(worker: str) -> RoutingDecision:

@@ -42,8 +42,8 @@ from baton.protocol.gateway_messages import (
     WorkerJoined,
     WorkerLeft,
 )
-from baton.protocol.messages import Reregister
 from baton.protocol.request import Request
+from baton.protocol.session_messages import Reregister
 
 END_WAIT_S = 1.0  # That a complete stream waits for its route, and one that the router has ended for missing tokens
 MAX_STREAMS = MAX_IDS  # A message lists all of them

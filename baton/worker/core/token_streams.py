@@ -17,8 +17,9 @@ from dataclasses import dataclass, field
 from baton.engine.sequence import Sequence
 from baton.engine.step import SampledToken
 from baton.protocol.gateway_messages import StepOutput, StreamPosition, TokenOutput
-from baton.protocol.messages import DetachedSequence, RequestFailed, SequenceEnded
+from baton.protocol.messages import RequestFailed, SequenceEnded
 from baton.protocol.request import FinishReason
+from baton.protocol.session_messages import DetachedSequence
 from baton.worker.core.role import Command, Send, SendToGateway
 
 KEEP_ENDED_S = 60.0

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from baton.protocol.messages import PagesChanged
 from baton.protocol.prefix_hash import KEY_BYTES, KEY_SHIFT
+from baton.protocol.session_messages import PagesChanged
 from baton.protocol.worker import Endpoint, PageLayout, RoleName, WorkerInfo
 from baton.router.policy.cluster_state import ClusterState, RunningSequence
 from baton.router.policy.latency_model import StepCosts
-from baton.router.policy.length_distribution import point
+from baton.router.policy.output_length import point
 
 PAGE_SIZE, CHUNK, MIXED_CHUNK = 16, 1024, 256
 COSTS = StepCosts(1e-3, 1e-4, 0.0, 1e-3, 0.0)

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from baton.protocol.request import Objectives
 from baton.protocol.worker import RoleName
 from baton.router.policy.cluster_state import ClusterState
-from baton.router.policy.length_distribution import point
-from baton.router.policy.picture import CHUNKS_AHEAD
+from baton.router.policy.output_length import point
 from baton.router.policy.placement import Place, PlacementInput, Refuse
 from baton.router.policy.predicted_latency import PredictedLatency
+from baton.router.policy.worker_table import CHUNKS_AHEAD
 from tests.router.policy.clusters import CHUNK, MIXED_CHUNK, PAGE_SIZE, cache, cluster_of, decode, fill, occupy
 
 POLICY = PredictedLatency()
@@ -291,3 +291,16 @@ def test_equal_workers_are_told_apart_by_the_order_they_came_in() -> None:
     assert POLICY.find_decode(item(), state, None, 0.0) == "decode-0"
     first = POLICY.decide([item(), replace(item(), request_id="s")], state, 0.0)
     assert [one.decision.prefill for one in first if isinstance(one, Place)] == ["prefill-1", "prefill-0"]
+
+
+def test_freed_pages_matter_only_while_a_worker_lacks_them_for_a_waiting_request() -> None:
+    policy, keys = PredictedLatency(), tuple(range(100, 600))
+    state = cluster_of("prefill-0", "prefill-1", "decode-0")
+    cache(state, "prefill-1", keys[:490])
+    occupy(state, "prefill-1", CHUNKS_AHEAD * CHUNK * 1.1e-4)
+    waiting = item(tokens=8000, page_keys=keys)
+    assert policy.decide([waiting], state, 0.0) == []
+    assert not policy.tight
+    fill(state, "prefill-0", 3)
+    assert policy.decide([waiting], state, 0.0) == []
+    assert policy.tight
