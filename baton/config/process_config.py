@@ -82,7 +82,13 @@ class GatewayAddresses:
     """The addresses of a running gateway."""
 
     worker: str  # For workers, such as "tcp://127.0.0.1:5600"
-    public: str  # For clients, "host:port"
+    public: str  # For gRPC clients, "host:port"
+    http: str = ""  # For HTTP clients, "host:port"; "": no HTTP
+
+    @property
+    def words(self) -> str:
+        """The addresses for clients, as "gRPC on host:port, HTTP on host:port"."""
+        return f"gRPC on {self.public}" + (f", HTTP on {self.http}" if self.http else "")
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import zmq
-from baton.worker.router_link import RouterLink
 
 from baton.config.schema import EngineSection
 from baton.engine.batch import StepBudget

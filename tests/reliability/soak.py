@@ -1,8 +1,9 @@
 """Steady load for a long time: whether memory grows, pages leak or answers are wrong.
 
-A Ray of its own with router, gateway, 1 prefill and 2 decode workers of the built-in model. The run first measures the cluster's
-maximum request rate, and then sends at `--load` of it, at random moments. Half of the prompts are new; the others are
-repeated and their answers compared. Memory is sampled throughout; the first fifth of the samples does not count.
+A Ray of its own with router, gateway, 1 prefill and 2 decode workers of the built-in model. The run first measures the
+cluster's maximum request rate, and then sends at `--load` of it, at random moments. Half of the prompts are new; the
+others are repeated and their answers compared. Memory is sampled throughout; the first fifth of the samples does not
+count.
 """
 
 from __future__ import annotations
