@@ -38,7 +38,7 @@ T = TypeVar("T")
 def config(**section: Any) -> GatewayConfig:
     """A gateway of the built-in model on a free port, for a router that does not exist."""
     model = ResolvedModel(path=str(CHECKPOINT), dtype="float32", context_tokens=2048)
-    listening = GatewaySection(**{"port": 0, **section})
+    listening = GatewaySection(**{"port": 0, "http_port": 0, **section})
     return GatewayConfig(GATEWAY, "tcp://127.0.0.1:9", model, "model", 16, listening, "127.0.0.1")
 
 
