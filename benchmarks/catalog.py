@@ -11,7 +11,8 @@ from fnmatch import fnmatchcase
 from functools import cached_property
 
 MOONCAKE, AZURE = "mooncake_conversation.jsonl", "azure_2023_conversation.csv"
-ROUTER, ENGINE = "router baton/protocol baton/config", "baton/engine decode_worker baton/protocol"
+ROUTER = "baton/gateway router baton/links baton/protocol baton/config benchmarks/router_measures.py"
+ENGINE = "baton/engine decode_worker baton/protocol"
 CLUSTER = "router prefill_worker decode_worker kv_transfer baton"
 SIMULATED = "baton/simulator router baton/protocol"
 MOCKS = "benchmarks/router_sides.py benchmarks/stream_clients.py benchmarks/mock_baton.py"
@@ -115,21 +116,24 @@ BENCHMARKS = (
     ),
     Benchmark(
         "streaming",
-        "latency added by the router",
-        f"{ROUTER} benchmarks/router.py {MOCKS}",
+        "latency added by the gateway",
+        f"{ROUTER} {MOCKS}",
         lower="added_{ttft,per_token}_ms_p50 added_{ttft,per_token}_ms_{p50,p99}_{1,16,64}_streams "
         "added_{ttft,per_token}_ms_{p50,p99}_python_client_{1,16,64}_streams",
     ),
     Benchmark(
         "router",
-        "the router against its peers",
+        "gateway and router against other routers",
         f"{ROUTER} {MOCKS} benchmarks/router_peers.py benchmarks/mock_http.py benchmarks/open_loop.py "
         "benchmarks/arrivals.py",
-        higher="requests_per_s kept_per_s open_achieved_per_s_20_per_s requests_ratio_to_* kept_ratio_to_* "
-        "open_achieved_*",
-        lower="router_cpu_ms_per_request open_added_ttft_ms_{p50,p99}_{20_per_s,50_pct} "
-        "open_added_per_token_ms_{p50,p99}_{20_per_s,50_pct} added_* open_added_* router_cpu_*",
-        neutral="messages_per_request requests_per_s_without_router requests_per_s_* kept_per_s_*",
+        higher="{requests_per_s,kept_per_s,open_achieved_per_s_20_per_s,two_gateways_ratio}_grpc "
+        "requests_ratio_grpc_to_* kept_ratio_grpc_to_* open_achieved_*",
+        lower="{gateway,router,front}_cpu_{ms_per_request,us_per_token}_grpc "
+        "{gateway,router}_cpu_ms_per_request_of_{100,10000}_grpc "
+        "open_added_{ttft,per_token}_ms_{p50,p99}_{20_per_s,50_pct}_grpc "
+        "added_* open_added_* gateway_cpu_* router_cpu_* front_cpu_*",
+        neutral="messages_per_request_grpc requests_per_s_{without_router,1_gateways,2_gateways}_grpc "
+        "messages_per_request_* requests_per_s_* kept_per_s_*",
     ),
     Benchmark(
         "policies",
@@ -183,7 +187,7 @@ BENCHMARKS = (
         "five times too much",
         f"{CLUSTER} deploy",
         higher="goodput_ratio_overload_to_saturation saturation_requests_per_s goodput_at_{1x,5x}",
-        lower="requests_failed refused_without_hint pages_leaked refusal_s_p50 router_mib_{before,grown} "
+        lower="requests_failed refused_without_hint pages_leaked refusal_s_p50 {gateway,router}_mib_{before,grown} "
         "worker_mib_grown_max recovery_s",
         neutral="requests_{sent,done,late,slow,refused} queued_max live_max",
         arguments="--seconds 20 --seed 1",
@@ -194,9 +198,9 @@ BENCHMARKS = (
         "router_restart",
         "a restart of the router",
         CLUSTER,
-        higher="rest_ratio first_token_ratio streams_continued",
-        lower="{gap,first_token,rest}_s_{p50,max}_{continued,computed_again}",
-        neutral="streams",
+        higher="rest_ratio streams_continued",
+        lower="gap_{ms,steps}_max_router_killed {gap,rest}_s_{p50,max}_{continued,computed_again}",
+        neutral="streams step_s_{p50,max}_{continued,computed_again}",
         module="tests.reliability.router_restart",
     ),
     Benchmark(
@@ -260,8 +264,8 @@ BENCHMARKS = (
         "memory and pages over a long time",
         f"{CLUSTER} deploy",
         higher="peak_requests_per_s",
-        lower="requests_failed requests_left_out answers_wrong pages_leaked router_mib router_mib_per_hour "
-        "worker_mib_per_hour_max",
+        lower="requests_failed requests_left_out answers_wrong pages_leaked {gateway,router}_mib "
+        "{gateway,router}_mib_per_hour worker_mib_per_hour_max",
         neutral="minutes requests_done",
         arguments="--minutes 30 --load 0.8",
         module="tests.reliability.soak",

@@ -6,6 +6,7 @@ are at the higher of two rates, close to what the pools can serve.
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -67,6 +68,7 @@ def measure(workers: int, requests: int, rate_s: float, policy: str, seed: int) 
     )
     clock = CoreClock()
     clock.measure(simulation.core, "on_frame", "tick")
+    gc.collect()  # what an earlier simulation left is not this one's cost
     begun_s = time.perf_counter()
     result = simulation.run()
     assert len(result.outcomes) == requests

@@ -39,10 +39,11 @@ from baton.engine.sequence import Sequence, page_ids
 from baton.engine.step import Slice, StepPlan
 from baton.harness.random_weights import random_weights
 from baton.harness.report import Goal, Report, arguments, median_ratio, progress
-from baton.protocol.messages import Prefill
+from baton.protocol.gateway_messages import StepOutput
+from baton.protocol.messages import Prefill, Work
 from baton.protocol.request import Request, SamplingParams
 from baton.protocol.worker import RoleName
-from baton.worker.core.role import Send
+from baton.worker.core.role import SendToGateway
 from baton.worker.core.state import WorkerState
 from benchmarks.engine_peers import (
     BATCH,
@@ -64,6 +65,7 @@ GOALS = {
     "prefill_ratio_to_matmul": Goal(0.7),
     "decode_ratio_to_linear": Goal(0.6),
 }
+GATEWAY = "gateway-0"  # Gets the tokens.
 Figures = dict[str, float]
 
 
@@ -103,6 +105,7 @@ def run_baton(executor: TorchExecutor, load: Load) -> Run:
     budget = StepBudget(CHUNK_TOKENS, BATCH)
     state = WorkerState("benchmark", "random", frozenset(), executor.config.context_tokens, budget, pool)
     role = DecodeRole(state, RoleName.MIXED)
+    state.streams.attach(GATEWAY, ())
     sampling = SamplingParams(max_tokens=load.new_tokens, ignore_eos=True)
     waiting = [Request(str(index), tuple(prompt), sampling) for index, prompt in enumerate(load.prompts)]
     arrived: dict[str, float] = {}
@@ -114,15 +117,15 @@ def run_baton(executor: TorchExecutor, load: Load) -> Run:
         while waiting and live < BATCH:
             request = waiting.pop(0)
             arrived[request.request_id] = time.perf_counter()
-            role.on_message(Prefill(request, (), False, 0), 0.0)
+            role.on_message(Prefill(request.request_id, Work(request), GATEWAY, False, 0), 0.0)
             live += 1
         _, plan = role.plan(0.0)
         assert plan is not None
         commands = role.absorb(plan, executor.execute(plan), 0.0)
         now = time.perf_counter()
         for command in commands:
-            assert isinstance(command, Send)
-            for token in command.message.tokens:  # type: ignore[union-attr]
+            output = command.message if isinstance(command, SendToGateway) else None
+            for token in output.tokens if isinstance(output, StepOutput) else ():
                 moments.setdefault(token.request_id, []).append(now)
                 answers.setdefault(token.request_id, []).append(token.token_id)
                 live -= token.finish is not None

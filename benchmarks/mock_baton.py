@@ -26,13 +26,9 @@ from baton.protocol.handoff import HandoffOutcome, Reservation
 from baton.protocol.messages import (
     Cancel,
     FirstToken,
-    GatewayJoined,
     HandoffCommitted,
     HandoffEnded,
-    LoadReport,
     Prefill,
-    Register,
-    RegisterAck,
     Reserve,
     Reserved,
     RouterMessage,
@@ -40,6 +36,7 @@ from baton.protocol.messages import (
     SequenceEnded,
 )
 from baton.protocol.request import FinishReason
+from baton.protocol.session_messages import GatewayJoined, LoadReport, Register, RegisterAck
 from baton.protocol.worker import Endpoint, PageLayout, RoleName, WorkerInfo, WorkerLoad
 
 PAGES = 1_000_000

@@ -16,12 +16,12 @@ import numpy as np
 import psutil
 
 from baton.harness.report import Goal, Report, arguments, progress
-from baton.protocol.messages import PagesChanged
 from baton.protocol.prefix_hash import KEY_BYTES, page_keys
 from baton.protocol.request import Objectives
+from baton.protocol.session_messages import PagesChanged
 from baton.protocol.worker import Endpoint, PageLayout, RoleName, WorkerInfo
 from baton.router.policy.cluster_state import ClusterState, RunningSequence
-from baton.router.policy.length_distribution import NUM_BINS, LengthDistribution
+from baton.router.policy.output_length import NUM_BINS, LengthDistribution
 from baton.router.policy.placement import Place, PlacementInput
 from baton.router.policy.predicted_latency import PredictedLatency
 

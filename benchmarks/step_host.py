@@ -25,8 +25,9 @@ from baton.engine.step import SampledToken, StepPlan, StepResult
 from baton.harness.report import Goal, Report, arguments, progress
 from baton.protocol.codec import encode_frame
 from baton.protocol.gateway_messages import AttachStreams
-from baton.protocol.messages import GatewayJoined, Prefill, RegisterAck, Work
+from baton.protocol.messages import Prefill, Work
 from baton.protocol.request import Request, SamplingParams
+from baton.protocol.session_messages import GatewayJoined, RegisterAck
 from baton.protocol.worker import Endpoint, PageLayout, RoleName, WorkerInfo
 from baton.worker.core.reports import LOAD_EVERY_S
 from baton.worker.core.role import SendToGateway

@@ -17,8 +17,9 @@ import zmq
 
 from baton.protocol import codec
 from baton.protocol.gateway_messages import AttachStreams, StepOutput
-from baton.protocol.messages import GatewayJoined, Prefill, RegisterAck, Work
+from baton.protocol.messages import Prefill, Work
 from baton.protocol.request import Request, SamplingParams
+from baton.protocol.session_messages import GatewayJoined, RegisterAck
 from baton.protocol.v1 import inference_pb2
 from benchmarks.http2_reader import Http2Reader
 

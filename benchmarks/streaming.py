@@ -1,9 +1,9 @@
-"""The latency that the router adds to first and later tokens, compared with reading the workers' sockets directly.
+"""The latency that the gateway adds to first and later tokens, compared with reading the workers' sockets directly.
 
 Paced workers speak the real worker protocol: they answer a request immediately and then send one token per stream every
-20 ms, as a decode worker does. They are read through the router (gRPC client → router → worker) and by a plain ZeroMQ
-socket; client, router and workers are separate processes. The added latency is a difference of percentiles, measured
-where bytes reach the client's socket. Figures with "python_client" include the time of Python's gRPC client.
+20 ms, as a decode worker does. They are read through the gateway (gRPC client → gateway → worker) and by a plain ZeroMQ
+socket; client, gateway, router and workers are separate processes. The added latency is a difference of percentiles,
+measured where bytes reach the client's socket. Figures with "python_client" include the time of Python's gRPC client.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from baton.engine.kv_pages import PagePool
 from baton.engine.model_config import model_config
 from baton.harness.random_weights import random_weights
 from baton.harness.report import Goal, Report, arguments, median_ratio, progress
-from baton.protocol.messages import Prefill
+from baton.protocol.messages import Prefill, Work
 from baton.protocol.request import Request, SamplingParams
 from baton.protocol.worker import RoleName
 from baton.worker.core.role import SwapIn, SwapOut
@@ -63,10 +63,13 @@ class ShortOfPages:
         self.role.absorb(plan, self.executor.execute(plan), 0.0)
         return True
 
+    def _ask(self, request: Request) -> None:
+        self.role.on_message(Prefill(request.request_id, Work(request), "", False, 0), 0.0)
+
     def resume_s(self, prompt: list[int]) -> float:
         """Seconds from free pages to the next token of a sequence that was preempted after `prompt` and one token."""
         # The prompt fills its last page, so the second token needs a page that is not available.
-        self.role.on_message(Prefill(Request("r", tuple(prompt), SamplingParams(max_tokens=3)), (), False, 0), 0.0)
+        self._ask(Request("r", tuple(prompt), SamplingParams(max_tokens=3)))
         wanted = len(prompt) // PAGE_SIZE
         taken = self.pool.allocate(self.pool.num_available - wanted)
         while self.turn():
@@ -87,8 +90,7 @@ class ShortOfPages:
     def serve_s(self, prompts: list[list[int]], new_tokens: int) -> float:
         """Seconds until every prompt has its answer."""
         for index, prompt in enumerate(prompts):
-            request = Request(f"r{index}", tuple(prompt), SamplingParams(max_tokens=new_tokens))
-            self.role.on_message(Prefill(request, (), False, 0), 0.0)
+            self._ask(Request(f"r{index}", tuple(prompt), SamplingParams(max_tokens=new_tokens)))
         started = time.perf_counter()
         while self.turn():
             pass

@@ -22,7 +22,7 @@ import itertools
 import re
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -123,12 +123,20 @@ def verdict(value: float | None, goal: Goal | None) -> str:
     return "met" if goal.met(value) else "**missed**"
 
 
+def _texts(pattern: str, names: Iterable[str]) -> list[str]:
+    """What stands in place of {} in each name that matches."""
+    wanted = re.escape(pattern).replace(r"\{\}", "(.+)").replace(r"\{n\}", r"(\d+)")
+    return [match[1] for name in names if (match := re.fullmatch(wanted, name))]
+
+
 def pivot_table(result: Result, by: str, patterns: Sequence[str]) -> str:
-    """A row for each text in place of {} in the first pattern, numbers in numerical order; a column per pattern."""
+    """A row for each text in place of {}, numbers in numerical order; a column per pattern.
+
+    The texts are those of the first pattern that any figure matches.
+    """
     names = dict.fromkeys((*result.figures, *known_figures(result.name)))
-    first = re.escape(patterns[0]).replace(r"\{\}", "(.+)").replace(r"\{n\}", r"(\d+)")
-    found = [match[1] for name in names if (match := re.fullmatch(first, name))]
-    values = list(dict.fromkeys(found))
+    matching = (_texts(pattern, names) for pattern in patterns)
+    values = list(dict.fromkeys(next(filter(None, matching), ())))
     if all(re.fullmatch(r"[\d.]+", value) for value in values):
         values.sort(key=float)
     if not values:

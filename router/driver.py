@@ -17,7 +17,7 @@ from baton.links.frame_server import FrameServer
 from baton.logs import log
 from baton.protocol.errors import ConfigError, InvalidRequest
 from baton.protocol.gateway_messages import GatewayLoad, GatewayRegistered
-from baton.protocol.messages import RegisterAck
+from baton.protocol.session_messages import RegisterAck
 from baton.router.core.commands import (
     Command,
     Kill,

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer as FastTokenizer
 
 from baton.protocol.errors import ModelError
 
+_SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # Sentencepiece's letter for it
 _PROBE = "Once upon a time there were 12 tokens, and all of them came out right."
 
 
@@ -31,6 +32,9 @@ class Tokenizer:
             self._has_text[token_id] = 1
         for token_id in self._special.values():
             self._has_text[token_id] = 0
+        self._added = {token_id: token.content for token_id, token in added.items()}
+        decoder = self._fast.decoder
+        self._byte_of_letter = _byte_of_letter() if decoder and b'"ByteLevel"' in decoder.__getstate__() else {}
         self._beginning = self._find_beginning()
         self._byte_ids = self._find_byte_ids()
         self._byte_of = {token_id: byte for byte, token_id in enumerate(self._byte_ids)}
@@ -67,6 +71,20 @@ class Tokenizer:
         """The byte that a token of `byte_ids` stands for, None for other tokens."""
         return self._byte_of.get(token_id)
 
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that a token stands for: perhaps part of a character, and of a special token its name.
+
+        Ids that only pad the model's vocabulary have none.
+        """
+        if token_id in self._byte_of:
+            return bytes((self._byte_of[token_id],))
+        if token_id in self._added:
+            return self._added[token_id].encode()
+        piece = self._fast.id_to_token(token_id) or ""
+        if self._byte_of_letter and self._byte_of_letter.keys() >= set(piece):
+            return bytes(self._byte_of_letter[letter] for letter in piece)
+        return piece.replace(_SPACE, " ").encode()
+
     def has_text(self, token_id: int) -> bool:
         """False for special tokens and for ids that only pad the model's vocabulary."""
         return 0 <= token_id < len(self._has_text) and self._has_text[token_id] == 1
@@ -90,6 +108,13 @@ class Tokenizer:
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of some tokens; special tokens have none."""
         return self._fast.decode(token_ids, skip_special_tokens=True)
+
+
+def _byte_of_letter() -> dict[str, int]:
+    """The bytes behind the letters of a byte-level vocabulary: bytes that cannot be seen have letters from 256 on."""
+    seen = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    unseen = (byte for byte in range(256) if byte not in seen)
+    return {chr(byte): byte for byte in seen} | {chr(256 + at): byte for at, byte in enumerate(unseen)}
 
 
 def check_tokenizer(folder: Path) -> None:

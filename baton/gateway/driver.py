@@ -25,8 +25,8 @@ from baton.links.frame_server import FrameServer
 from baton.logs import log
 from baton.protocol.errors import BatonError, Cancelled
 from baton.protocol.gateway_messages import GatewayMessage, GatewayRegistered, ToGateway, TokenMessage
-from baton.protocol.messages import Goodbye
 from baton.protocol.request import Request
+from baton.protocol.session_messages import Goodbye
 
 TICK_S = 0.1
 LOAD_EVERY_S = 1.0

@@ -14,7 +14,7 @@ from typing import Any
 from google.protobuf.message import DecodeError
 
 from baton.protocol import bounds, gateway_messages, handoff, messages
-from baton.protocol.conversion import FINISH_REASONS, LINK_MESSAGES, finish_number, from_message, to_message
+from baton.protocol.conversion import FINISH_REASONS, LINK_MESSAGES, fill, finish_number, from_message, to_message
 from baton.protocol.errors import InvalidRequest
 from baton.protocol.v1 import worker_pb2
 
@@ -49,7 +49,9 @@ def encode_frame(batch: Iterable[Any], incarnation: str = "") -> bytes:
             slot.step_output.SetInParent()
             _write_step_output(slot.step_output, item)
         else:
-            getattr(slot, _NAMES[type(item)]).CopyFrom(to_message(item))
+            message = getattr(slot, _NAMES[type(item)])
+            message.SetInParent()
+            fill(message, item)
     return frame.SerializeToString()
 
 

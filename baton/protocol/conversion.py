@@ -10,13 +10,15 @@ import dataclasses
 import types
 import typing
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from enum import Enum
 from functools import cache
+from operator import attrgetter
 from typing import Any, TypeVar
 
 from google.protobuf.message import Message
 
-from baton.protocol import gateway_messages, handoff, messages, request, worker
+from baton.protocol import gateway_messages, handoff, messages, request, session_messages, worker
 from baton.protocol.errors import InternalError, InvalidRequest
 from baton.protocol.v1 import inference_pb2, worker_pb2
 
@@ -39,7 +41,7 @@ _MESSAGES: dict[type, type[Message]] = {
     gateway_messages.TokenOutput: worker_pb2.TokenOutput,
     gateway_messages.GatewayInfo: worker_pb2.GatewayInfo,
     gateway_messages.StreamPosition: worker_pb2.StreamPosition,
-    messages.DetachedSequence: worker_pb2.DetachedSequence,
+    session_messages.DetachedSequence: worker_pb2.DetachedSequence,
 }
 LINK_MESSAGES: tuple[type, ...] = tuple(
     dict.fromkeys(
@@ -77,156 +79,178 @@ _ENUMS: dict[type[Enum], dict[Enum, int]] = {
 
 def to_message(value: Any) -> Message:
     """The protobuf message of a dataclass."""
+    message = _MESSAGES[type(value)]()
+    fill(message, value)
+    return message
+
+
+def fill(message: Message, value: Any) -> None:
+    """Write a dataclass into an empty message of its kind; what is None, or the wire format's default, stays unset."""
     kind: type = type(value)
-    return partial_message(kind, {name: getattr(value, name) for name, _, _ in _schema(kind)})
+    for name, has_presence, write in _writers(kind):
+        field = getattr(value, name)
+        if field or (has_presence and field is not None):
+            write(message, name, field)
 
 
 def partial_message(kind: type, values: Mapping[str, Any]) -> Message:
     """The protobuf message of a dataclass with some of its fields; the others stay unset."""
     message = _MESSAGES[kind]()
-    for name, write, _ in _schema(kind):
-        if name in values:
+    for name, _, write in _writers(kind):
+        if values.get(name) is not None:
             write(message, name, values[name])
     return message
 
 
 def from_message(kind: type[T], message: Message) -> T:
     """The dataclass of a message; raises `InvalidRequest` if a required field is missing."""
-    try:
-        return kind(**given_fields(kind, message))
-    except TypeError as error:
-        raise InvalidRequest(f"A {kind.__name__} message lacks a field: {error}.") from None
+    schema: type = kind
+    return kind(*[read(message) for read in _readers(schema)])
 
 
 def given_fields(kind: type, message: Message) -> dict[str, Any]:
     """The fields that the sender set, by name, with those that have no presence in the wire format."""
-    values = {}
-    for name, _, read in _schema(kind):
-        present, value = read(message, name)
-        if present:
-            values[name] = value
-    return values
+    return {
+        name: field.read(message)
+        for name, field in _schema(kind).items()
+        if field.given is None or field.given(message)
+    }
 
 
-_Writer = Callable[[Any, str, Any], None]
-_Reader = Callable[[Any, str], tuple[bool, Any]]
+@dataclass(frozen=True, slots=True)
+class _Field:
+    """How a field of a dataclass is written, and read where it is `given` (None: it always is)."""
+
+    has_presence: bool
+    write: Callable[[Any, str, Any], None]
+    read: Callable[[Any], Any]
+    given: Callable[[Any], bool] | None
 
 
 @cache
-def _schema(kind: type) -> tuple[tuple[str, _Writer, _Reader], ...]:
-    """Name, writer and reader of each field of a dataclass, derived once from its type hints."""
+def _schema(kind: type) -> dict[str, _Field]:
+    """The fields of a dataclass by name, derived once from its type hints."""
     hints = typing.get_type_hints(kind)
     descriptor = _MESSAGES[kind].DESCRIPTOR
-    fields = []
+    fields = {}
     for field in dataclasses.fields(kind):
         wire_field = descriptor.fields_by_name.get(field.name)
         if wire_field is None:
             raise InternalError(f"{descriptor.full_name} has no field {field.name}.")
-        fields.append((field.name, *_converters(hints[field.name], wire_field)))
-    return tuple(fields)
+        fields[field.name] = _field(hints[field.name], wire_field)
+    return fields
 
 
-def _converters(hint: Any, wire_field: Any) -> tuple[_Writer, _Reader]:
+@cache
+def _writers(kind: type) -> tuple[tuple[str, bool, Callable[[Any, str, Any], None]], ...]:
+    return tuple((name, field.has_presence, field.write) for name, field in _schema(kind).items())
+
+
+@cache
+def _readers(kind: type) -> tuple[Callable[[Any], Any], ...]:
+    """What reads each argument of a dataclass; a field that is not given takes its default."""
+    schema = _schema(kind)
+    return tuple(_or_default(kind, field, schema[field.name]) for field in dataclasses.fields(kind))
+
+
+def _or_default(kind: type, field: dataclasses.Field[Any], wire: _Field) -> Callable[[Any], Any]:
+    if wire.given is None:
+        return wire.read
+    given, read, default, factory = wire.given, wire.read, field.default, field.default_factory
+
+    def read_given(message: Any) -> Any:
+        if given(message):
+            return read(message)
+        if factory is not dataclasses.MISSING:
+            return factory()
+        if default is dataclasses.MISSING:
+            raise InvalidRequest(f"A {kind.__name__} message lacks its field {field.name}.")
+        return default
+
+    return read_given
+
+
+def _field(hint: Any, wire_field: Any) -> _Field:
+    name, has_presence = wire_field.name, wire_field.has_presence
+    read = attrgetter(name)
+    given: Callable[[Any], bool] | None = (lambda message: message.HasField(name)) if has_presence else None
     if hint == messages.Payload:
-        return _payload()
+        return _Field(False, _write_payload, read, None)
     if isinstance(hint, types.UnionType):
         (hint,) = [arm for arm in typing.get_args(hint) if arm is not type(None)]
     if typing.get_origin(hint) is tuple:
         return _repeated(typing.get_args(hint)[0], wire_field)
     if dataclasses.is_dataclass(hint):
-        return _nested(hint)
+        kind: Any = hint
+        return _Field(True, _write_nested, lambda message: from_message(kind, getattr(message, name)), given)
     if isinstance(hint, type) and issubclass(hint, Enum):
-        return _enum(hint)
-    return _scalar(wire_field.has_presence)
+        return _enum(hint, name)
+    return _Field(has_presence, setattr, read, given)
 
 
-def _scalar(has_presence: bool) -> tuple[_Writer, _Reader]:
-    def write(message: Any, name: str, value: Any) -> None:
-        if value is not None:
-            setattr(message, name, value)
-
-    def read(message: Any, name: str) -> tuple[bool, Any]:
-        return not has_presence or message.HasField(name), getattr(message, name)
-
-    return write, read
-
-
-def _payload() -> tuple[_Writer, _Reader]:
+def _write_payload(message: Any, name: str, value: messages.Payload) -> None:
     """Work as bytes: it is decoded where it is used (`codec.work_of`)."""
-
-    def write(message: Any, name: str, value: messages.Payload) -> None:
-        setattr(message, name, value if isinstance(value, bytes) else to_message(value).SerializeToString())
-
-    def read(message: Any, name: str) -> tuple[bool, Any]:
-        return True, getattr(message, name)
-
-    return write, read
+    setattr(message, name, value if isinstance(value, bytes) else to_message(value).SerializeToString())
 
 
-def _nested(hint: Any) -> tuple[_Writer, _Reader]:
-    def write(message: Any, name: str, value: Any) -> None:
-        if value is not None:
-            getattr(message, name).CopyFrom(to_message(value))
-
-    def read(message: Any, name: str) -> tuple[bool, Any]:
-        present = message.HasField(name)
-        return present, from_message(hint, getattr(message, name)) if present else None
-
-    return write, read
+def _write_nested(message: Any, name: str, value: Any) -> None:
+    nested = getattr(message, name)
+    nested.SetInParent()
+    fill(nested, value)
 
 
-def _enum(hint: type[Enum]) -> tuple[_Writer, _Reader]:
+def _enum(hint: type[Enum], name: str) -> _Field:
     numbers = _ENUMS[hint]
     names = {number: value for value, number in numbers.items()}
-
-    def write(message: Any, name: str, value: Any) -> None:
-        if value is not None:
-            setattr(message, name, numbers[value])
-
-    def read(message: Any, name: str) -> tuple[bool, Any]:
-        value = names.get(getattr(message, name))
-        return value is not None, value
-
-    return write, read
+    return _Field(
+        False,
+        lambda message, name, value: setattr(message, name, numbers[value]),
+        lambda message: names[getattr(message, name)],
+        lambda message: getattr(message, name) in names,
+    )
 
 
-def _repeated(item: Any, wire_field: Any) -> tuple[_Writer, _Reader]:
+def _repeated(item: Any, wire_field: Any) -> _Field:
     """Tuples of scalars, of dataclasses, or of plain tuples (a message's fields in their order, or a map's entries)."""
+    field_name = wire_field.name
     if wire_field.message_type is not None and wire_field.message_type.GetOptions().map_entry:
-        return _map()
-    encode: Callable[[Any], Any] | None = None
-    decode: Callable[[Any], Any] | None = None
+        return _map(field_name)
     if dataclasses.is_dataclass(item):
         kind: Any = item
-        encode, decode = to_message, lambda message: from_message(kind, message)
-    elif typing.get_origin(item) is tuple:
+
+        def write_nested(message: Any, name: str, values: Any) -> None:
+            add = getattr(message, name).add
+            for value in values:
+                fill(add(), value)
+
+        def read_nested(message: Any) -> tuple[Any, ...]:
+            return tuple([from_message(kind, nested) for nested in getattr(message, field_name)])
+
+        return _Field(False, write_nested, read_nested, None)
+    if typing.get_origin(item) is tuple:
         names = [field.name for field in wire_field.message_type.fields]
-        make = getattr(worker_pb2, wire_field.message_type.name, None) or getattr(
-            inference_pb2, wire_field.message_type.name
-        )
-        encode = lambda value: make(**dict(zip(names, value, strict=True)))  # noqa: E731
-        decode = lambda message: tuple(getattr(message, name) for name in names)  # noqa: E731
 
-    def write(message: Any, name: str, value: Any) -> None:
-        getattr(message, name).extend(map(encode, value) if encode else value)
+        def write_tuples(message: Any, name: str, values: Any) -> None:
+            add = getattr(message, name).add
+            for value in values:
+                add(**dict(zip(names, value, strict=True)))
 
-    def read(message: Any, name: str) -> tuple[bool, Any]:
-        values = getattr(message, name)
-        return True, tuple(map(decode, values) if decode else values)
+        read_item = attrgetter(*names)
+        return _Field(False, write_tuples, lambda message: tuple(map(read_item, getattr(message, field_name))), None)
 
-    return write, read
+    def write(message: Any, name: str, values: Any) -> None:
+        getattr(message, name).extend(values)
+
+    return _Field(False, write, lambda message: tuple(getattr(message, field_name)), None)
 
 
-def _map() -> tuple[_Writer, _Reader]:
+def _map(name: str) -> _Field:
     """Pairs of key and value, read in ascending order."""
 
-    def write(message: Any, name: str, value: Any) -> None:
-        getattr(message, name).update(value)
+    def write(message: Any, name: str, values: Any) -> None:
+        getattr(message, name).update(values)
 
-    def read(message: Any, name: str) -> tuple[bool, Any]:
-        return True, tuple(sorted(getattr(message, name).items()))
-
-    return write, read
+    return _Field(False, write, lambda message: tuple(sorted(getattr(message, name).items())), None)
 
 
 FINISH_REASONS: dict[int, request.FinishReason] = {

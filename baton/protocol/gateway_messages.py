@@ -11,9 +11,10 @@ from typing import Annotated
 
 from baton.protocol.bounds import MAX_IDS, Count, Id, Ids, Label, Length, Positive, Seconds, Text
 from baton.protocol.handoff import HandoffReport
-from baton.protocol.messages import Goodbye, Payload, Reregister
+from baton.protocol.messages import Payload
 from baton.protocol.prompt_logprobs import PromptLogprobs
 from baton.protocol.request import DIGEST_BYTES, FinishReason, Objectives
+from baton.protocol.session_messages import Goodbye, Reregister
 
 # Gateway to router
 
@@ -62,6 +63,7 @@ class Submit:
     objectives: Objectives = field(default_factory=Objectives)
     age_s: Seconds = 0.0  # Since its client sent it
     deadline_in_s: Seconds | None = None
+    submission: Count = 0  # Counts the submissions of this stream
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +139,7 @@ class RequestEnded:
     attempts: Count = 0
     migrations: Count = 0
     handoff: HandoffReport | None = None
+    submission: Count = 0  # Of the `Submit` that this answers
 
 
 @dataclass(frozen=True, slots=True)

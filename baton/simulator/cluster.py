@@ -201,6 +201,7 @@ class VirtualCluster(Deliveries):
         self.routers += 1
         self.core = self.new_router(f"router-{self.routers}", self.now + down_s)
         self.to_kill.clear()
+        self.router.gone = True
         for link in self._router_links().values():
             self.disconnect(link)
             link.out.take(link.out.arrived)  # the new process does not read what the former one had
@@ -209,6 +210,7 @@ class VirtualCluster(Deliveries):
 
     def on_router_up(self) -> None:
         """The router can be reached."""
+        self.router.gone = False
         for name, link in self._router_links().items():
             if frozenset((name, "router")) not in self.cut:
                 self.connect(link)
@@ -228,7 +230,7 @@ class VirtualCluster(Deliveries):
         """The link between two processes carries messages again."""
         self.cut.discard(frozenset((one, other)))
         if "router" in (one, other):
-            if (link := self._link(one, other)) is not None and not self.router.blocked:
+            if (link := self._link(one, other)) is not None and not self.router.gone:
                 self.connect(link)
         elif one in self.workers and other in self.gateways:
             self.connect_tokens(self.workers[one], self.gateways[other])
@@ -249,8 +251,9 @@ class VirtualCluster(Deliveries):
 
     @property
     def at_rest(self) -> bool:
-        """Whether neither the router nor a worker holds anything."""
+        """Whether neither the router, a gateway nor a worker holds anything."""
         held = any(worker.state.pool.num_in_use for worker in self.workers.values())
+        held |= any(gateway.session.streams for gateway in self.gateways.values())
         return not (held or self.core.live or len(self.core.adoption.orphans) or self.network.writes)
 
     def check_nothing_is_held(self) -> None:

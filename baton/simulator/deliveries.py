@@ -28,6 +28,7 @@ class RouterEnd:
     """The router's end of its links."""
 
     blocked: bool = False
+    gone: bool = False  # its process has ended, and the next one is not up
 
 
 @dataclass(eq=False)
@@ -61,7 +62,7 @@ class Deliveries(WorkerShells):
         """Connect a worker with the router."""
         at_worker, at_router = partial(self._at_worker, worker), partial(self._at_router, worker)
         worker.link = Link.between(worker, self.router, at_worker, at_router)
-        worker.link.up = True
+        worker.link.up = not self.router.gone
 
     def _at_worker(self, worker: VirtualWorker, items: list[Any]) -> None:
         for item in items:
@@ -111,7 +112,8 @@ class Deliveries(WorkerShells):
         at_gateway, at_router = partial(self._to_gateway, gateway), partial(self._from_gateway_at_router, gateway)
         gateway.link = Link.between(gateway, self.router, at_gateway, at_router)
         gateway.link.out.once = gateway.link.back.once = True
-        self.connect(gateway.link)
+        if not self.router.gone:
+            self.connect(gateway.link)
 
     def _to_gateway(self, gateway: VirtualGateway, items: list[Any]) -> None:
         for item in items:

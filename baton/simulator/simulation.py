@@ -23,9 +23,10 @@ from baton.protocol.gateway_messages import (
     RequestEnded,
     Submit,
 )
-from baton.protocol.messages import GatewayJoined, RouterMessage, Work, WorkerMessage
+from baton.protocol.messages import RouterMessage, Work, WorkerMessage
 from baton.protocol.prefix_hash import page_hashes, page_keys, root_hash
 from baton.protocol.request import DIGEST_BYTES, Objectives, Request, SamplingParams
+from baton.protocol.session_messages import GatewayJoined
 from baton.protocol.worker import Endpoint, PageLayout, RoleName, WorkerInfo
 from baton.router.core.commands import Command, SendToGateway, SendToWorker
 from baton.router.core.core import RouterCore

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from functools import partial
 
-from baton.protocol.messages import Alive
 from baton.protocol.request import Request
+from baton.protocol.session_messages import Alive
 from baton.protocol.worker import RoleName
 from baton.simulator.cluster import VirtualCluster
 from baton.simulator.links import Wire

@@ -202,7 +202,9 @@ class TimedCluster(VirtualCluster):
             return
         self.absorb_step(worker)
         self.tick_worker(worker, idle=False)
-        self._wake(worker.wires)
+        for wire in list(worker.wires):
+            if not wire.to_server and not wire.due:  # it came during the step
+                self.deliver(wire, wire.ready)
 
     def _step_s(self, worker: VirtualWorker) -> float:
         """How long the step takes that it has begun; its session learns it."""

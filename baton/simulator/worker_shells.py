@@ -10,7 +10,7 @@ from operator import itemgetter
 from typing import Any
 
 from baton.protocol.gateway_messages import TokenMessage
-from baton.protocol.messages import GatewayJoined
+from baton.protocol.session_messages import GatewayJoined
 from baton.simulator.events import Events
 from baton.simulator.links import Link, LinkChanged, Wire
 from baton.simulator.page_network import PageNetwork, PageWrite

@@ -7,7 +7,7 @@ import time
 
 from baton.links.frame_client import FrameClient
 from baton.protocol.link_keys import PeerKeys
-from baton.protocol.messages import Alive
+from baton.protocol.session_messages import Alive
 
 INTERVAL_S = 0.5
 MAX_TURN_S = 60.0  # a loop whose turn takes longer hangs: no more heartbeats

@@ -12,7 +12,8 @@ from baton.links.waker import Waker
 from baton.protocol.codec import FROM_GATEWAY_TO_WORKER, FROM_ROUTER_TO_WORKER
 from baton.protocol.gateway_messages import TokenMessage
 from baton.protocol.link_keys import PeerKeys
-from baton.protocol.messages import GatewayJoined, WorkerMessage
+from baton.protocol.messages import WorkerMessage
+from baton.protocol.session_messages import GatewayJoined
 
 
 @dataclass(frozen=True, slots=True)

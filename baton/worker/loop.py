@@ -16,7 +16,7 @@ from baton.kv_transfer.transport import Notice, TransferEvent, Transport, WriteD
 from baton.logs import log
 from baton.protocol.codec import decode_notice, encode_notice
 from baton.protocol.errors import BatonError, InternalError, InvalidRequest
-from baton.protocol.messages import Goodbye
+from baton.protocol.session_messages import Goodbye
 from baton.protocol.worker import Endpoint
 from baton.worker.core.page_checksums import Checksum, checksums, wrong_pages
 from baton.worker.core.role import SendToGateway, SwapIn, SwapOut, WriteEnded, WritePages

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from baton.decode_worker.role import DecodeRole
 from baton.prefill_worker.role import PrefillRole
-from baton.protocol.messages import RoleChanged, SwitchRole
+from baton.protocol.session_messages import RoleChanged, SwitchRole
 from baton.protocol.worker import RoleName
 from baton.worker.core.role import Role
 from baton.worker.core.state import WorkerState

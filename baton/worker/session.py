@@ -19,7 +19,8 @@ from enum import Enum
 from baton.engine.step import StepPlan, StepResult
 from baton.protocol.gateway_messages import AttachStreams
 from baton.protocol.handoff import HandoffNotice
-from baton.protocol.messages import (
+from baton.protocol.messages import RouterMessage, WorkerMessage
+from baton.protocol.session_messages import (
     Alive,
     GatewayJoined,
     GatewayLeft,
@@ -30,9 +31,7 @@ from baton.protocol.messages import (
     RegisterAck,
     Reregister,
     ResyncPages,
-    RouterMessage,
     SwitchRole,
-    WorkerMessage,
 )
 from baton.protocol.worker import Endpoint, StepSample, WorkerInfo
 from baton.worker.core.gateway_links import GatewayLinks, LinkCommand

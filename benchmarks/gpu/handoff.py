@@ -21,7 +21,7 @@ from baton.kv_transfer.nixl import NixlTransport
 from baton.prefill_worker.role import PrefillRole
 from baton.protocol.handoff import HandoffOutcome, HandoffReport, Reservation
 from baton.protocol.link_rate import SLOW_BYTES_S
-from baton.protocol.messages import HandoffEnded, Prefill, SendPages
+from baton.protocol.messages import HandoffEnded, Prefill, SendPages, Work
 from baton.protocol.request import Request, SamplingParams
 from baton.protocol.worker import PageLayout
 from baton.worker.core.state import WorkerState
@@ -180,7 +180,7 @@ def hidden_share(part: Part, worker: HandDriven, layout: PageLayout, peer: Peer,
             f"h{index}/1", request.request_id, "receiver:1", tuple(target), (0,) * len(target), 0, len(prompt)
         )
         started = time.monotonic()
-        worker.perform(worker.role.on_message(Prefill(request, (), True, 0), started))
+        worker.perform(worker.role.on_message(Prefill(request.request_id, Work(request), "", True, 0), started))
         worker.perform(worker.role.on_message(SendPages(request.request_id, reservation), started))
         table: list[int] = []
         ended: list[HandoffEnded] = []

@@ -17,15 +17,8 @@ from baton.engine.tokenizer import Tokenizer
 from baton.harness.hand_driven import HandDriven
 from baton.kv_transfer.nixl import NixlTransport
 from baton.prefill_worker.role import PrefillRole
-from baton.protocol.messages import (
-    HandoffCommitted,
-    HandoffEnded,
-    Prefill,
-    Reserve,
-    Reserved,
-    SendPages,
-    StepOutput,
-)
+from baton.protocol.gateway_messages import StepOutput
+from baton.protocol.messages import HandoffCommitted, HandoffEnded, Prefill, Reserve, Reserved, SendPages, Work
 from baton.protocol.request import Request, SamplingParams
 from baton.protocol.worker import Endpoint, RoleName
 from baton.worker.core.role import Role
@@ -37,6 +30,7 @@ from benchmarks.gpu.peer import POLL_S, Peer, handshake
 MAX_TOKENS = 24
 LOOK_UPS = 4
 ANSWER_S = 60.0
+GATEWAY = "gateway-0"  # Gets the tokens.
 
 
 def tasks(seed: int) -> list[Task]:
@@ -62,6 +56,7 @@ def make_role(role: RoleName, executor: Any, agent: str) -> Role:
         StepBudget(CHUNK_TOKENS, MAX_BATCH),
         PagePool(NUM_PAGES, PAGE_SIZE),
     )
+    state.streams.attach(GATEWAY, ())
     return PrefillRole(state) if role is RoleName.PREFILL else DecodeRole(state, role)
 
 
@@ -132,7 +127,7 @@ def both_ways(
 
 def answer_alone(worker: HandDriven, request: Request) -> list[int]:
     """Tokens of a request on a mixed worker; raises `TimeoutError`."""
-    worker.perform(worker.role.on_message(Prefill(request, (), False, 0), 0.0))
+    worker.perform(worker.role.on_message(_prefill(request, False), 0.0))
     deadline = time.monotonic() + ANSWER_S
     while worker.turn():
         if time.monotonic() > deadline:
@@ -140,10 +135,14 @@ def answer_alone(worker: HandDriven, request: Request) -> list[int]:
     return _tokens(worker.received(StepOutput))
 
 
+def _prefill(request: Request, disaggregated: bool) -> Prefill:
+    return Prefill(request.request_id, Work(request), GATEWAY, disaggregated, 0)
+
+
 def answer_handed_over(source: HandDriven, peer: Peer, request: Request) -> list[int]:
     """Tokens of a request with a handoff, as the router drives it; raises `RuntimeError` when the handoff fails."""
-    source.perform(source.role.on_message(Prefill(request, (), True, 0), 0.0))
-    peer.ask(Reserve(f"{request.request_id}/1", request, (), 0))
+    source.perform(source.role.on_message(_prefill(request, True), 0.0))
+    peer.ask(Reserve(f"{request.request_id}/1", request.request_id, Work(request), GATEWAY, 0))
     (reserved,) = peer.ask(Reserved)
     source.perform(source.role.on_message(SendPages(request.request_id, reserved.reservation), 0.0))
     ended = source.until(HandoffEnded)

@@ -1,7 +1,7 @@
 """The time of a whole worker's turns while it decodes: its loop with role, reports and link, as in service.
 
-The worker runs in a thread. This side of the ZeroMQ link plays the router, and the source of handoffs, whose notices it
-sends without KV. The time of a turn is that in the worker's load report.
+The worker runs in a thread. This side of its ZeroMQ links plays the router, the gateway that gets the tokens, and the
+source of handoffs, whose notices it sends without KV. The time of a turn is that in the worker's load report.
 """
 
 from __future__ import annotations
@@ -21,73 +21,88 @@ from baton.engine.host_pages import HostPages
 from baton.engine.kv_pages import PagePool
 from baton.harness.in_process import InProcessNetwork, InProcessTransport
 from baton.kv_transfer.transport import Notice
-from baton.protocol.codec import decode_to_router, encode_notice, encode_to_worker
+from baton.links.keys import ONE_WAY
+from baton.protocol.codec import FROM_WORKER, decode_frame, encode_frame, encode_notice
 from baton.protocol.handoff import HandoffNotice
-from baton.protocol.messages import LoadReport, Register, RegisterAck, Reserve, Reserved, WorkerMessage
+from baton.protocol.messages import Reserve, Reserved, Work, WorkerMessage
 from baton.protocol.request import Request, SamplingParams
-from baton.protocol.v1 import worker_pb2
+from baton.protocol.session_messages import LoadReport
 from baton.protocol.worker import Endpoint, RoleName, WorkerInfo
 from baton.worker.core.state import WorkerState
-from baton.worker.heartbeat import HEARTBEAT, Heartbeat
+from baton.worker.heartbeat import Heartbeat
+from baton.worker.links import WorkerLinks
 from baton.worker.loop import WorkerLoop
-from baton.worker.router_link import RouterLink
 from baton.worker.session import WorkerSession
+from benchmarks.stream_clients import DIRECT, attach
 
 NAME, INCARNATION = "decode-0", "1"
 LIMIT_S = 60.0
 WARM_TURNS = 5
 
 
-class _Router:
-    """The router's end of one worker's link."""
+class _Front:
+    """The ends of one worker's links, as router and gateway."""
 
     def __init__(self) -> None:
         self._context = zmq.Context()
-        self._socket = self._context.socket(zmq.ROUTER)
-        self.address = f"tcp://127.0.0.1:{self._socket.bind_to_random_port('tcp://127.0.0.1')}"
+        self._orders, self.address = self._bound()
+        self._tokens, self._token_address = self._bound()
+        self._poller = zmq.Poller()
+        for socket in (self._orders, self._tokens):
+            self._poller.register(socket, zmq.POLLIN)
         self._deadline_s = time.monotonic() + LIMIT_S
 
-    def say(self, *messages: Any) -> None:
-        self._socket.send_multipart([NAME.encode(), encode_to_worker(list(messages))])
+    def _bound(self) -> tuple[zmq.Socket[bytes], str]:
+        socket = self._context.socket(zmq.ROUTER)
+        return socket, f"tcp://127.0.0.1:{socket.bind_to_random_port('tcp://127.0.0.1')}"
+
+    def attach(self) -> None:
+        """Register the worker and open its link for tokens."""
+        attach(self._orders, self._tokens, self._token_address, 1, LIMIT_S)
+
+    def send(self, *messages: Any) -> None:
+        self._orders.send_multipart([NAME.encode(), encode_frame(messages)])
 
     def receive(self) -> Iterator[WorkerMessage]:
-        """What the worker says, one by one, but for frames of nothing but tokens: those would take the worker's
-        thread its time. Raises `TimeoutError`.
+        """The worker's messages to the router. Tokens are read and not decoded, which would take the worker's thread
+        its time. Raises `TimeoutError`.
         """
         while True:
             left_s = self._deadline_s - time.monotonic()
-            if left_s <= 0 or not self._socket.poll(int(1000 * left_s)):
-                raise TimeoutError(f"The worker has not come to its end within {LIMIT_S:g} s.")
-            identity, frame = self._socket.recv_multipart()
-            if identity.endswith(HEARTBEAT.encode()):
-                continue
-            kinds = {slot.WhichOneof("kind") for slot in worker_pb2.ToRouter.FromString(frame).messages}
-            if kinds != {"step_output"}:
-                yield from decode_to_router(frame)[1]
+            ready = dict(self._poller.poll(int(1000 * max(0.0, left_s))))
+            if not ready:
+                raise TimeoutError(f"The worker has not completed its turns within {LIMIT_S:g} s.")
+            if self._tokens in ready:
+                self._tokens.recv_multipart()
+            if self._orders in ready:
+                identity, frame = self._orders.recv_multipart()
+                if not identity.endswith(ONE_WAY.encode()):
+                    yield from decode_frame(frame, FROM_WORKER)[1]
 
     def close(self) -> None:
-        self._socket.close(0)
+        self._orders.close(0)
+        self._tokens.close(0)
         self._context.term()
 
 
 def worker_turns(executor: Any, point: tuple[int, int], count: int, seed: int) -> list[float]:
     """Seconds of `count` turns in which `point[0]` sequences of about `point[1]` positions decode a token each."""
     batch = point[0]
-    router, network = _Router(), InProcessNetwork()
+    front, network = _Front(), InProcessNetwork()
     try:
-        with _running(_worker(executor, router.address, network, batch)):
-            said = router.receive()
-            assert isinstance(next(said), Register)
-            _hand_over(router, network, said, executor.config.vocab_size, point, count + 2 * WARM_TURNS, seed)
+        with _running(_worker(executor, front.address, network, batch)):
+            front.attach()
+            received = front.receive()
+            _hand_over(front, network, received, executor.config.vocab_size, point, count + 2 * WARM_TURNS, seed)
             turns: list[float] = []
-            for message in said:
+            for message in received:
                 if isinstance(message, LoadReport):
                     turns += [step.seconds for step in message.load.steps if step.decodes == batch]
                 if len(turns) >= count + WARM_TURNS:
                     return turns[WARM_TURNS:]
             raise AssertionError
     finally:
-        router.close()
+        front.close()
 
 
 def _worker(executor: Any, address: str, network: InProcessNetwork, batch: int) -> WorkerLoop:
@@ -102,7 +117,7 @@ def _worker(executor: Any, address: str, network: InProcessNetwork, batch: int) 
     return WorkerLoop(
         session=WorkerSession(info, state, lambda: "2"),
         executor=executor,
-        link=RouterLink(address, NAME, INCARNATION),
+        links=WorkerLinks(NAME, address, INCARNATION),
         make_transport=lambda agent: InProcessTransport(network, executor.pages, layout, agent),
         heartbeat=Heartbeat(address, NAME),
         checksum=executor.page_checksum,
@@ -122,9 +137,9 @@ def _running(loop: WorkerLoop) -> Iterator[None]:
 
 
 def _hand_over(
-    router: _Router,
+    front: _Front,
     network: InProcessNetwork,
-    said: Iterator[WorkerMessage],
+    received: Iterator[WorkerMessage],
     vocab_size: int,
     point: tuple[int, int],
     room: int,
@@ -134,13 +149,11 @@ def _hand_over(
     (batch, context), rng = point, random.Random(seed)
     sampling = SamplingParams(max_tokens=room, ignore_eos=True)
     prompts = [tuple(rng.randrange(vocab_size) for _ in range(context - room // 2)) for _ in range(batch)]
-    orders = [
-        Reserve(f"r{index}/1", Request(f"r{index}", prompt, sampling), (), 0) for index, prompt in enumerate(prompts)
-    ]
-    router.say(RegisterAck("benchmark", 0.5, INCARNATION), *orders)
+    requests = [Request(f"r{index}", prompt, sampling) for index, prompt in enumerate(prompts)]
+    front.send(*(Reserve(f"{made.request_id}/1", made.request_id, Work(made), DIRECT, 0) for made in requests))
     notices: list[Notice] = []
     while len(notices) < batch:
-        message = next(said)
+        message = next(received)
         if isinstance(message, Reserved):
             held = message.reservation
             notice = HandoffNotice(held.reservation_id, held.request_id, held.known_tokens, (1,), held.generations)

@@ -16,7 +16,7 @@ from baton.router.core.operation import Operation, Rebalance
 from baton.router.core.operations import Action, Operations
 from baton.router.core.pool_steps import POOLS
 from baton.router.policy.cluster_state import ClusterState
-from baton.router.policy.migration import relief
+from baton.router.policy.decode_target import relief
 from baton.router.policy.placement import PlacementInput
 from baton.router.policy.planner.pool_planner import Advice, PoolPlanner
 
@@ -49,8 +49,7 @@ class Automation:
     def on_arrival(self, live: LiveRequest, item: PlacementInput, now: float) -> None:
         """A request has come."""
         self.recent.add(live, now)
-        cached = self.state.cached_tokens(item.page_keys, item.num_tokens)
-        new = item.num_tokens - int(cached.max(initial=0))
+        new = item.num_tokens - self.state.most_cached(item.page_keys, item.num_tokens)
         self.planner.on_arrival(item.num_tokens, new, item.output.remaining(), item.objectives.tpot_s, now)
 
     def tick(self, now: float) -> list[Action]:

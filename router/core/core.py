@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from baton.config.schema import AccessSection, RouterSection
-from baton.protocol import messages
+from baton.protocol import messages, session_messages
 from baton.protocol.gateway_messages import GatewayMessage, RegisterGateway
 from baton.protocol.messages import WorkerMessage
 from baton.router.core import events
@@ -29,10 +29,8 @@ from baton.router.core.requests import Requests
 from baton.router.core.submissions import Submissions, probing
 from baton.router.policy.cluster_state import ClusterState
 from baton.router.policy.output_length import OutputLength
-from baton.router.policy.placement import Placement
-from baton.router.policy.routing import RoutingDecision
+from baton.router.policy.placement import Placement, RoutingDecision
 
-_OF_REQUEST = frozenset(typing.get_args(messages.SequenceMessage | messages.HandoffMessage))
 _FROM_GATEWAY = frozenset(typing.get_args(GatewayMessage)) - frozenset(typing.get_args(WorkerMessage))
 
 
@@ -145,7 +143,7 @@ class RouterCore:
                 return list(self.gateways.reregister(peer, incarnation, self.router_id, now))
         else:
             known = self.membership.knows(peer, incarnation)
-            if not known and not any(isinstance(message, messages.Register) for message in batch):
+            if not known and not any(isinstance(message, session_messages.Register) for message in batch):
                 return list(self.membership.reregister(peer, incarnation, self.router_id))
         for message in batch:
             self._on_message(peer, message, now)
@@ -162,13 +160,13 @@ class RouterCore:
             self.submissions.register(message, now)
         elif peer in self.gateways:
             self.submissions.on_message(peer, message, now)
-        elif isinstance(message, messages.Register):
+        elif isinstance(message, session_messages.Register):
             self._register(message, now)
         elif peer in self.state.workers:
             self.state.workers[peer].last_message_s = now
             self._on_worker_message(peer, message, now)
 
-    def _register(self, message: messages.Register, now: float) -> None:
+    def _register(self, message: session_messages.Register, now: float) -> None:
         """A worker joins, or joins again."""
         worker = message.info.name
         if self.membership.knows(worker, message.info.incarnation):
@@ -180,29 +178,29 @@ class RouterCore:
 
     def _on_worker_message(self, worker: str, message: WorkerMessage | GatewayMessage, now: float) -> None:
         match message:
-            case messages.LoadReport(load):
+            case session_messages.LoadReport(load):
                 self.state.report(load, now)
                 self.dispatch.on_report(worker)
-            case messages.PagesChanged():
+            case session_messages.PagesChanged():
                 if not self.state.on_pages(worker, message):
-                    self.requests.commands.append(SendToWorker(worker, messages.ResyncPages()))
-            case messages.LinkMeasured():
+                    self.requests.commands.append(SendToWorker(worker, session_messages.ResyncPages()))
+            case session_messages.LinkMeasured():
                 self.membership.rates.measured(worker, message)
-            case messages.GatewayUnreachable(gateway, incarnation, reachable):
+            case session_messages.GatewayUnreachable(gateway, incarnation, reachable):
                 if reachable:
                     self.gateways.on_reached(gateway, worker)
                 elif self.gateways.knows(gateway, incarnation):
                     self.gateways.on_unreachable(gateway, worker, now)
-            case messages.RoleChanged(role, epoch, _):
+            case session_messages.RoleChanged(role, epoch, _):
                 self.state.change_role(worker, role, epoch)
                 self._operate(self.operations.on_role_changed(worker, message, now), now)
-            case messages.Goodbye(_, failed):
+            case session_messages.Goodbye(_, failed):
                 self._lose(worker, True, now, died=failed)
                 if not failed:
                     self.state.uncordon(worker)
-            case messages.Alive():
+            case session_messages.Alive():
                 pass
-            case _ if type(message) in _OF_REQUEST:
+            case _ if isinstance(message, messages.SequenceMessage | messages.HandoffMessage):
                 self.requests.on_worker_message(worker, message)
 
     def _admit(self, now: float) -> None:

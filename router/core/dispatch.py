@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from baton.router.core.live_request import Wait
-from baton.router.policy.admission import refuse_full
 from baton.router.policy.cluster_state import ClusterState
 from baton.router.policy.decode_target import find_capacity, reachable
 from baton.router.policy.fairness import VirtualTokenCounter
-from baton.router.policy.placement import Place, Placement, PlacementInput, Refuse
+from baton.router.policy.placement import Place, Placement, PlacementInput, Refuse, refuse_full
 
+NEVER = (-1, -1)
 CROWD = 32  # requests waiting above which passes that place no request are spaced
 PAUSE_S, MOST_PAUSE_S = 1.5e-4, 0.01  # after such a pass: for each request waiting, and at most
 
@@ -48,7 +48,9 @@ class _Sought:
 
 @dataclass(eq=False)
 class Dispatch:
-    """Asks the policy when a request arrives, a worker may have got room (`ClusterState.openings`), or time has passed.
+    """Asks the policy when a request arrives, a worker begins to take prompts (`ClusterState.openings`), or time has
+    passed. Pages and places in batches (`ClusterState.releases`) matter to requests that seek a decode worker, and to
+    queued ones while a worker lacks them (`Placement.tight`).
 
     `dirty` asks it in any case: for due times, and after a change of the policy.
     """
@@ -58,6 +60,8 @@ class Dispatch:
     fairness: VirtualTokenCounter = field(default_factory=VirtualTokenCounter)
     dirty: bool = True
     _openings: int = -1  # of the cluster's state in the last pass
+    _releases: int = -1
+    _searched_at: tuple[int, int] = NEVER  # openings and releases when a search found no decode worker
     _live: Counter[str] = field(default_factory=Counter)  # requests of each tenant, running ones included
     _queue: dict[str, PlacementInput] = field(default_factory=dict)
     _seeking: dict[str, _Sought] = field(default_factory=dict)
@@ -114,7 +118,7 @@ class Dispatch:
     def seek(self, item: PlacementInput, avoid: str | None, home: str | None = None) -> None:
         """Find a decode worker other than `avoid`, which has just refused, and `home`, which it leaves."""
         self._seeking[item.request_id] = _Sought(item, avoid, home)
-        self.dirty = True
+        self._searched_at = NEVER
 
     def withdraw(self, request_id: str) -> None:
         """Stop looking for a decode worker."""
@@ -127,16 +131,28 @@ class Dispatch:
         for sought in self._seeking.values():
             if sought.avoid == worker:
                 sought.avoid = None
+                self._searched_at = NEVER
 
     def next(self, now: float) -> list[Decision]:
         """Decisions to carry out before asking again; their requests no longer wait. Empty: all have to wait."""
-        if now < self._next_pass_s or not (self.dirty or self._openings != self.state.openings):
+        if now < self._next_pass_s:
             return []
-        self._openings = self.state.openings
-        found = self._find_decode(now)
-        if found is not None:
-            self.dirty = True
-            return [found]
+        changes = self.state.openings, self.state.releases
+        if self._seeking and (self.dirty or changes != self._searched_at):
+            found = self._find_decode(now)
+            if found is not None:
+                return [found]
+            self._searched_at = changes
+        return self._pass(now) if self._may_start() else []
+
+    def _may_start(self) -> bool:
+        """Whether a queued request may start that could not in the last pass."""
+        released = self._releases != self.state.releases and (self.placement.tight or bool(self.state.cut))
+        return self.dirty or released or self._openings != self.state.openings
+
+    def _pass(self, now: float) -> list[Decision]:
+        """One pass over the queue."""
+        self._openings, self._releases = self.state.openings, self.state.releases
         verdicts: list[Decision] = []
         queue = list(self._queue.values())
         if self._not_before_s:
@@ -149,7 +165,7 @@ class Dispatch:
         for verdict in verdicts:
             del self._queue[verdict.request_id]
             self._not_before_s.pop(verdict.request_id, None)
-        self.dirty = bool(verdicts)
+        self.dirty = bool(verdicts) and len(queue) > self.placement.scanned
         return verdicts
 
     def _decide(self, queue: list[PlacementInput], now: float) -> list[Place | Refuse]:

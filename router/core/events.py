@@ -18,7 +18,7 @@ from baton.protocol.messages import (
 )
 from baton.protocol.request import FinishReason
 from baton.router.core.commands import SendToGateway, SendToWorker
-from baton.router.policy.routing import RoutingDecision
+from baton.router.policy.placement import RoutingDecision
 
 
 @dataclass(frozen=True, slots=True)

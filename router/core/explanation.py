@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from baton.protocol.errors import Cancelled
 from baton.protocol.latency import Latency
 from baton.router.core.completion import Completion
-from baton.router.policy.length_distribution import LengthDistribution
-from baton.router.policy.routing import RoutingDecision
+from baton.router.policy.output_length import LengthDistribution
+from baton.router.policy.placement import RoutingDecision
 
 MAX_EXPLANATIONS = 4096
 

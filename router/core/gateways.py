@@ -19,7 +19,7 @@ from baton.protocol.gateway_messages import (
     WorkerJoined,
     WorkerLeft,
 )
-from baton.protocol.messages import GatewayJoined, GatewayLeft, Reregister
+from baton.protocol.session_messages import GatewayJoined, GatewayLeft, Reregister
 from baton.router.core.commands import SendToGateway, SendToWorker
 from baton.router.policy.cluster_state import ClusterState
 

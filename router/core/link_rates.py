@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from baton.protocol.link_rate import slow_link
-from baton.protocol.messages import LinkMeasured
+from baton.protocol.session_messages import LinkMeasured
 from baton.router.policy.cluster_state import ClusterState
 
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 
 from baton.config.schema import RouterSection
-from baton.protocol.messages import PeerJoined, PeerLeft, Register, RegisterAck, Reregister
+from baton.protocol.session_messages import PeerJoined, PeerLeft, Register, RegisterAck, Reregister
 from baton.router.core.breaker import UNKNOWN, Breaker, Process
 from baton.router.core.commands import Command, Kill, SendToWorker
 from baton.router.core.link_rates import LinkRates

@@ -11,8 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from baton.protocol.errors import Conflict, InvalidRequest, NotFound
-from baton.protocol.messages import RoleChanged, SwitchRole
 from baton.protocol.request import Request, SamplingParams
+from baton.protocol.session_messages import RoleChanged, SwitchRole
 from baton.protocol.worker import RoleName
 from baton.router.core import events
 from baton.router.core.commands import OperationUpdated, SendToWorker

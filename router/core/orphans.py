@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 
 from baton.protocol.gateway_messages import Submit
-from baton.protocol.messages import Cancel, DetachedSequence
+from baton.protocol.messages import Cancel
+from baton.protocol.session_messages import DetachedSequence
 from baton.router.core.commands import SendToWorker
 
 MAX_ORPHANS = 1 << 16

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from baton.protocol.messages import DetachedSequence
+from baton.protocol.session_messages import DetachedSequence
 from baton.router.core.live_request import LiveRequest
 from baton.router.core.orphans import Orphans
 from baton.router.core.transfers import Transfer, Transfers
 from baton.router.policy.cluster_state import ClusterState, WorkerView
-from baton.router.policy.migration import growth_tokens
+from baton.router.policy.decode_target import growth_tokens
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ import typing
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from baton.protocol import gateway_messages, messages
+from baton.protocol import gateway_messages, messages, session_messages
 from baton.protocol.bounds import MAX_ID
 from baton.protocol.errors import InvalidRequest
 from baton.protocol.gateway_messages import GatewayMessage, Submit
@@ -55,7 +55,7 @@ class PeerFrames:
                 self._check_gateway(peer, incarnation, message)
             elif kind not in _OF_BOTH:
                 _expect(not of_gateway, f"a gateway sends {kind.__name__}")
-            if isinstance(message, messages.Register):
+            if isinstance(message, session_messages.Register):
                 info = message.info
                 _expect(info.name == peer, "it registers another worker than its sender")
                 _expect(info.endpoint.layout.model_id == self.model_id, "its model is not the router's")
@@ -84,7 +84,7 @@ class PeerFrames:
                 _expect(num_tokens <= self.context_tokens, "a sequence is longer than the context")
             case messages.Reserved(reservation):
                 self._check_reservation(info, reservation)
-            case messages.LoadReport(load):
+            case session_messages.LoadReport(load):
                 _check_load(worker, info, load)
 
     def _check_reservation(self, info: WorkerInfo, reservation: Reservation) -> None:

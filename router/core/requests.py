@@ -39,8 +39,7 @@ from baton.router.core.request_machine import RequestMachine, UnexpectedEvent
 from baton.router.core.transfers import Transfers
 from baton.router.policy.cluster_state import ClusterState
 from baton.router.policy.output_length import OutputLength
-from baton.router.policy.placement import Place, Refuse
-from baton.router.policy.routing import RoutingDecision
+from baton.router.policy.placement import Place, Refuse, RoutingDecision
 
 WorkerMessage = messages.SequenceMessage | messages.HandoffMessage
 

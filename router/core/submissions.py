@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from baton.config.schema import RouterSection
-from baton.protocol import gateway_messages, messages
+from baton.protocol import gateway_messages, session_messages
 from baton.protocol.errors import BatonError, InvalidRequest, WorkerLost, error_from_name
 from baton.protocol.gateway_messages import GatewayMessage, Submit
 from baton.protocol.messages import Work, WorkerMessage
@@ -46,7 +46,7 @@ class Submissions:
                 self._of_gateway(gateway, request_id, events.Emitted(message))
             case gateway_messages.GatewayLoad():
                 self.gateways.by_name[gateway].load = message
-            case messages.Goodbye():
+            case session_messages.Goodbye():
                 self.lose(gateway, now)
 
     def _of_gateway(self, gateway: str, request_id: str, event: events.Event) -> None:
@@ -81,7 +81,7 @@ class Submissions:
             if not (submit.resumed and self._resumes(submit.request_id, now)):
                 self.requests.dispatch.check_queue(self.config.max_queued, now)
         except BatonError as error:
-            self.requests.commands.append(SendToGateway(gateway, failure(submit.request_id, error)))
+            self.requests.commands.append(SendToGateway(gateway, failure(submit.request_id, error, submit.submission)))
             return
         live = self.intake.open(submit, gateway, incarnation, now)
         self.requests.add(live)

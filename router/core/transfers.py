@@ -25,7 +25,8 @@ from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 
 from baton.protocol.handoff import HandoffOutcome
-from baton.protocol.messages import HandoffEnded, PeerJoined, PeerLeft, Release, SendPages
+from baton.protocol.messages import HandoffEnded, Release, SendPages
+from baton.protocol.session_messages import PeerJoined, PeerLeft
 from baton.protocol.worker import Endpoint
 from baton.router.core.commands import SendToWorker
 from baton.router.policy.cluster_state import ClusterState

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from baton.protocol.messages import PagesChanged
+from baton.protocol.session_messages import PagesChanged
 from baton.protocol.worker import RoleName, WorkerInfo, WorkerLoad
 from baton.router.policy.latency_model import DEFAULT_COSTS, LatencyModel, StepCosts
-from baton.router.policy.prefix_index import PrefixIndex
+from baton.router.policy.prefix_index import Match, PrefixIndex
 from baton.router.policy.worker_table import WorkerTable
 from baton.router.policy.worker_view import PromptWork, RunningSequence, WorkerView
 
@@ -34,7 +34,9 @@ class ClusterState:
     table: WorkerTable = field(default_factory=WorkerTable)
     unreachable: dict[str, set[str]] = field(default_factory=dict)  # worker → those it cannot exchange pages with now
     cut: dict[str, set[str]] = field(default_factory=dict)  # gateway → workers that cannot send tokens to it now
-    openings: int = 0  # how often a worker may have got room for a request; placement is worth trying again then
+    openings: int = 0  # how often a worker began to take prompts, or a role or a link changed
+    releases: int = 0  # how often a worker got pages, or a place in its batch, back
+    _cached: dict[int, tuple[Match, int, np.ndarray]] = field(default_factory=dict)  # id of a chain → tokens by row
     _pools: dict[tuple[RoleName, ...], list[WorkerView]] = field(default_factory=dict)  # what `pool` found
     _capacities: dict[tuple[RoleName, ...], int | None] = field(default_factory=dict)
 
@@ -52,9 +54,10 @@ class ClusterState:
     def report(self, load: WorkerLoad, now: float) -> None:
         view = self.workers.get(load.worker)
         if view is not None:
-            self.openings += 1
-            moved = load.role is not view.role
+            moved, took_prompts, pages = load.role is not view.role, view.takes_prompts, view.pages_available
             view.report(load, now)
+            self.openings += view.takes_prompts and not took_prompts
+            self.releases += view.pages_available > pages
             if moved:
                 self._update_roles(view.name)
 
@@ -159,9 +162,25 @@ class ClusterState:
         tokens: np.ndarray = self.table.cached_tokens([self.prefix_index.match(page_keys)], num_tokens)[0]
         return tokens
 
-    def cached_by_all(self, chains: Sequence[tuple[int, ...]], num_tokens: np.ndarray) -> np.ndarray:
-        """The same for many prompts, of `num_tokens` [n, 1]: [n, rows]."""
-        return self.table.cached_tokens(self.prefix_index.match_many(chains), num_tokens)
+    def cached_by_all(self, chains: Sequence[tuple[int, ...]], num_tokens: Sequence[int]) -> np.ndarray:
+        """The same for many prompts, of so many tokens each: [n, rows]. What holds of the latest call is kept."""
+        matches, before = self.prefix_index.match_many(chains), self._cached
+        wanted = list(zip(map(id, chains), matches, num_tokens, strict=True))
+        self._cached = {key: before[key] for key, match, tokens in wanted if _same(before.get(key), match, tokens)}
+        missing = [one for one in wanted if one[0] not in self._cached]
+        if missing:
+            tokens = np.array([[one[2]] for one in missing])
+            rows = self.table.cached_tokens([one[1] for one in missing], tokens)
+            self._cached |= {one[0]: (*one[1:], row) for one, row in zip(missing, rows, strict=True)}
+        return np.array([self._cached[id(keys)][2] for keys in chains])
+
+    def most_cached(self, page_keys: tuple[int, ...], num_tokens: int) -> int:
+        """The leading tokens of a prompt that at least one worker has."""
+        match = self.prefix_index.match(page_keys)
+        if not match:
+            return 0
+        page_size = next(iter(self.workers.values())).info.page_size
+        return min(match[-1][0], (num_tokens - 1) // page_size) * page_size
 
     def cached_on(self, worker: str, page_keys: tuple[int, ...], num_tokens: int) -> int:
         """The same for one worker."""
@@ -182,7 +201,9 @@ class ClusterState:
         """The prompt is computed, or cancelled."""
         view = self.workers.get(worker)
         if view is not None:
-            self.openings += view.unassign(request_id, now)
+            took_prompts = view.takes_prompts
+            view.unassign(request_id, now)
+            self.openings += view.takes_prompts and not took_prompts
 
     def epoch(self, worker: str) -> int:
         """How often the worker has changed its role."""
@@ -211,7 +232,7 @@ class ClusterState:
         """The worker no longer holds the pages, or is about to release them."""
         view = self.workers.get(worker)
         if view is not None:
-            self.openings += view.unreserve(reservation_id)
+            self.releases += view.unreserve(reservation_id)
 
     def expect(self, worker: str, request_id: str, sequence: RunningSequence) -> None:
         """The sequence will decode there."""
@@ -223,4 +244,8 @@ class ClusterState:
         """The sequence no longer decodes there, or never will."""
         view = self.workers.get(worker)
         if view is not None:
-            self.openings += view.forget(request_id)
+            self.releases += view.forget(request_id)
+
+
+def _same(known: tuple[Match, int, np.ndarray] | None, match: Match, tokens: int) -> bool:
+    return known is not None and known[0] is match and known[1] == tokens

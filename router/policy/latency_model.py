@@ -9,8 +9,8 @@ Every worker has its own model, because workers differ and change (other GPUs, t
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-
-import numpy as np
+from math import sqrt
+from operator import mul
 
 from baton.protocol.worker import StepSample
 
@@ -51,35 +51,31 @@ DEFAULT_COSTS = StepCosts(5e-3, 5e-5, 1e-9, 1e-4, 1e-8)
 """The prior when nothing better is known; a few seconds of steps correct it."""
 
 
-@dataclass(eq=False)
+@dataclass(slots=True, eq=False)
 class LatencyModel:
-    """One worker's model; `costs` is the current estimate."""
+    """One worker's model; `costs` is the current estimate. Plain floats: arrays of five cost more than they save."""
 
     prior: StepCosts = DEFAULT_COSTS
     samples: int = 0
-    _weights: np.ndarray = field(init=False)
-    _covariance: np.ndarray = field(init=False)
+    # In units of the prior every coefficient is 1, so that one covariance serves seconds and nanoseconds alike.
+    _weights: list[float] = field(default_factory=lambda: [1.0] * 5)
+    _covariance: list[list[float]] = field(
+        default_factory=lambda: [[(one == other) / PRIOR_SAMPLES for other in range(5)] for one in range(5)]
+    )
     _typical: float = 1.0  # running mean of relative residuals, which start large
     _costs: StepCosts | None = None
-
-    def __post_init__(self) -> None:
-        # In units of the prior every coefficient is 1, so that one covariance serves seconds and nanoseconds alike.
-        self._weights = np.ones(5)
-        self._covariance = np.eye(5) * (1.0 / PRIOR_SAMPLES)
-        self._scale = np.array(
-            [
-                self.prior.step_s,
-                self.prior.prefill_token_s,
-                self.prior.prefill_pair_s,
-                self.prior.decode_s,
-                self.prior.context_token_s,
-            ]
-        )
 
     @property
     def costs(self) -> StepCosts:
         if self._costs is None:
-            self._costs = StepCosts(*(np.maximum(self._weights, 0.0) * self._scale).tolist())
+            prior, weights = self.prior, self._weights
+            self._costs = StepCosts(
+                prior.step_s * weights[0],
+                prior.prefill_token_s * weights[1],
+                prior.prefill_pair_s * weights[2],
+                prior.decode_s * weights[3],
+                prior.context_token_s * weights[4],
+            )
         return self._costs
 
     def observe(self, sample: StepSample) -> None:
@@ -90,24 +86,45 @@ class LatencyModel:
         """
         if not MIN_STEP_S < sample.seconds < float("inf"):
             return
-        features = np.array([1.0, sample.prefill_tokens, sample.prefill_pairs, sample.decodes, sample.context_tokens])
-        row = features * self._scale
-        expected = max(float(row @ self._weights), sample.seconds / 20)
-        row = row / expected
-        residual = sample.seconds / expected - float(row @ self._weights)
+        prior, weights = self.prior, self._weights
+        row = (
+            prior.step_s,
+            prior.prefill_token_s * sample.prefill_tokens,
+            prior.prefill_pair_s * sample.prefill_pairs,
+            prior.decode_s * sample.decodes,
+            prior.context_token_s * sample.context_tokens,
+        )
+        predicted_s = sum(map(mul, row, weights))
+        expected_s = max(predicted_s, sample.seconds / 20)
+        residual = (sample.seconds - predicted_s) / expected_s
         bound = OUTLIER * self._typical
         self._typical += 0.05 * (min(abs(residual), bound) - self._typical)
         residual = min(max(residual, -bound), bound)
-        projected = self._covariance @ row
-        gain = projected / (FORGETTING + float(row @ projected))
-        self._weights = np.maximum(self._weights + gain * residual, 0.0)
-        self._covariance = (self._covariance - gain[:, None] * projected) / FORGETTING
-        # Features that do not vary are not forgotten: else their covariance would grow without bound.
-        # Only theirs is bounded: the others must keep forgetting, or they would follow no change.
-        excess = self._covariance.diagonal() * PRIOR_SAMPLES
-        if excess.max() > 1.0:
-            shrink = 1.0 / np.sqrt(np.maximum(excess, 1.0))
-            self._covariance *= shrink[:, None] * shrink
-        self._covariance = (self._covariance + self._covariance.T) / 2  # rounding grows with what is forgotten
+        a, b, c, d, e = [value / expected_s for value in row]
+        projected = [a * v + b * w + c * x + d * y + e * z for v, w, x, y, z in self._covariance]
+        norm = FORGETTING + sum(map(mul, (a, b, c, d, e), projected))
+        gain = residual / norm
+        self._weights = [max(weight + gain * along, 0.0) for weight, along in zip(weights, projected, strict=True)]
+        self._forget(projected, norm)
         self.samples += 1
         self._costs = None
+
+    def _forget(self, projected: list[float], norm: float) -> None:
+        """Update the covariance. It stays symmetric, because each pair is computed once.
+
+        Features that do not vary are not forgotten: else their covariance would grow without bound. Only theirs is
+        bounded: the others must keep forgetting, or they would follow no change.
+        """
+        covariance, most = self._covariance, 1.0 / PRIOR_SAMPLES
+        done: list[tuple[int, float, float]] = []
+        for i, along in enumerate(projected):
+            if not along:
+                continue  # never measured: it keeps its prior
+            line, own = covariance[i], along / norm
+            variance = (line[i] - own * along) / FORGETTING
+            line[i] = min(variance, most)
+            shrink = sqrt(most / variance) if variance > most else 1.0
+            factor = shrink / FORGETTING
+            for j, other, shrunk in done:
+                line[j] = covariance[j][i] = (line[j] - own * other) * factor * shrunk
+            done.append((i, along, shrink))

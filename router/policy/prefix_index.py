@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from baton.protocol.messages import PagesChanged
 from baton.protocol.prefix_hash import page_keys
+from baton.protocol.session_messages import PagesChanged
 
 STRIDE = 16  # pages skipped at a time where the set does not change
 Match = list[tuple[int, int]]
@@ -88,10 +88,14 @@ class PrefixIndex:
         evicted, stored = page_keys(change.evicted), page_keys(change.stored)
         for key in evicted:
             self._drop(key, mask)
-        table, before, shared = self._table, self._table.get, self._sets_to_share().setdefault
-        for key in stored:
-            holders = before(key, 0) & valid | mask
-            table[key] = shared(holders, holders)
+        table, get, shared = self._table, self._table.get, self._sets_to_share().setdefault
+        last, holders = -1, 0
+        for key in stored:  # the pages of a chain mostly have the same holders
+            before = get(key, 0)
+            if before is not last:
+                holders = before & valid | mask
+                last, holders = before, shared(holders, holders)
+            table[key] = holders
         self._touch(evicted, stored)
         return True
 
@@ -125,7 +129,7 @@ class PrefixIndex:
         """
         if keys is not self._matched_keys:
             known = self._kept.get(id(keys))
-            fresh = known is not None and (not self._touched or self._touched.isdisjoint(keys))
+            fresh = known is not None and self._holds(known[1], keys, self._touched)
             self._matched, self._matched_keys = known[1] if known and fresh else self._match(keys), keys
         return self._matched
 
@@ -135,10 +139,15 @@ class PrefixIndex:
         self._kept, self._touched = {}, set()
         for keys in chains:
             known = before.get(id(keys))
-            if known is None or (touched and not touched.isdisjoint(keys)):
-                known = keys, self._match(keys)
+            if known is None or not self._holds(known[1], keys, touched):
+                known = keys, self.match(keys)
             self._kept[id(keys)] = known
         return [self._kept[id(keys)][1] for keys in chains]
+
+    @staticmethod
+    def _holds(match: Match, keys: Sequence[int], touched: set[int]) -> bool:
+        """Whether a match still holds: nothing has changed up to the first page that no worker had."""
+        return not touched or touched.isdisjoint(keys[: match[-1][0] + 1 if match else 1])
 
     def _match(self, keys: Sequence[int]) -> Match:
         found: Match = []

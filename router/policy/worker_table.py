@@ -11,6 +11,7 @@ from baton.protocol.worker import RoleName, WorkerInfo
 from baton.router.policy.latency_model import StepCosts
 
 ALL = slice(None)
+CHUNKS_AHEAD = 2  # steps of prompt work per worker: enough to stay busy over a round trip
 LOAD_COLUMNS = ("pending_prefill", "decodes", "context", "pages_available")
 
 
@@ -55,6 +56,8 @@ class WorkerTable:
         self.max_batch[row] = info.max_batch
         self.page_size[row] = info.page_size
         self.capacity[row] = info.capacity_tokens
+        self.decodes[row] = self.context[row] = self.sequences[row] = 0
+        self.tpot_s[row], self.all_state_tpot[row] = np.inf, True
         self.set_bit(row, bit)
         return row
 

@@ -8,8 +8,8 @@ import numpy as np
 
 from baton.protocol.worker import RoleName, WorkerInfo, WorkerLoad
 from baton.router.policy.latency_model import LatencyModel
-from baton.router.policy.length_distribution import LengthDistribution
-from baton.router.policy.worker_table import WorkerTable
+from baton.router.policy.output_length import LengthDistribution
+from baton.router.policy.worker_table import CHUNKS_AHEAD, WorkerTable
 
 
 @dataclass(slots=True, eq=False)
@@ -84,6 +84,14 @@ class WorkerView:
         return int(self.table.pages_available[self.row])
 
     @property
+    def takes_prompts(self) -> bool:
+        """Whether it has so little prompt work left that it is given more."""
+        chunk = self.info.chunk_tokens
+        if self.running and self.role is not RoleName.PREFILL:
+            chunk = self.info.mixed_chunk_tokens or chunk
+        return self.pending_prefill_tokens < CHUNKS_AHEAD * chunk
+
+    @property
     def sequences(self) -> int:
         """Sequences that run, wait or are expected here."""
         return int(self.table.sequences[self.row])
@@ -109,16 +117,17 @@ class WorkerView:
         elif load.role_epoch == self.load.role_epoch:
             self._progress(load.decode_steps - self.load.decode_steps)
         self.load, self.last_message_s, self.refused_pages = load, now, None
-        for reservation_id in self.granted:
-            self.reserved.pop(reservation_id, None)
-        self.granted.clear()
+        if self.granted:
+            for reservation_id in self.granted:
+                self.reserved.pop(reservation_id, None)
+            self.granted.clear()
         for sample in load.steps:
             self.latency.observe(sample)
         self.table.set_costs(self.row, self.latency.costs)
         self.table.backlog_ends_s[self.row] = now + self.remaining_work_s()
         self._count_prompts()
         self._count_pages()
-        self._count_sequences()
+        self._count_context()
 
     def _progress(self, steps: int) -> None:
         """Each sequence that decodes here has gained about one token in each step."""
@@ -138,15 +147,16 @@ class WorkerView:
         self.assigned[request_id] = PromptWork(new_tokens, seconds)
         self.table.backlog_ends_s[self.row] = max(self.backlog_ends_s, now) + seconds
         self._count_prompts()
+        self._count_all()
 
-    def unassign(self, request_id: str, now: float) -> bool:
-        """The prompt is computed, or cancelled; False if it was not here."""
+    def unassign(self, request_id: str, now: float) -> None:
+        """The prompt is computed, or cancelled."""
         if self.assigned.pop(request_id, None) is None:
-            return False
+            return
         if not self.assigned:
             self.table.backlog_ends_s[self.row] = min(self.backlog_ends_s, now)
         self._count_prompts()
-        return True
+        self._count_all()
 
     def reserve(self, reservation_id: str, num_tokens: int) -> None:
         self.reserved[reservation_id] = -(-num_tokens // self.info.page_size)
@@ -192,23 +202,26 @@ class WorkerView:
             unseen = sum([work.tokens for request_id, work in self.assigned.items() if request_id not in counted])
             tokens = min(self.load.pending_prefill_tokens + unseen, tokens)
         self.table.pending_prefill[self.row] = tokens
-        self._count_all()
 
     def _count_pages(self) -> None:
-        counted = set(self.load.reservation_ids)
-        unseen = sum([pages for reservation_id, pages in self.reserved.items() if reservation_id not in counted])
-        available = self.load.pages_available - unseen
+        available = self.load.pages_available
+        if self.reserved:
+            counted = set(self.load.reservation_ids)
+            available -= sum([pages for name, pages in self.reserved.items() if name not in counted])
         limit = available if self.refused_pages is None else self.refused_pages - 1
         self.table.pages_available[self.row] = min(available, limit)
 
     def _count_sequences(self) -> None:
         table, row, running = self.table, self.row, self.running.values()
         table.decodes[row] = len(running)
-        table.context[row] = sum([one.prompt_tokens + one.emitted for one in running])
         objectives = [one.tpot_s for one in running if one.tpot_s is not None]
         table.tpot_s[row] = min(objectives) if objectives else np.inf
         table.all_state_tpot[row] = len(objectives) == len(running)
+        self._count_context()
         self._count_all()
+
+    def _count_context(self) -> None:
+        self.table.context[self.row] = sum([one.prompt_tokens + one.emitted for one in self.running.values()])
 
     def _count_all(self) -> None:
         self.table.sequences[self.row] = len(self.running) + len(self.assigned.keys() - self.running.keys())
@@ -237,6 +250,8 @@ class WorkerView:
 
     def remaining_work_s(self) -> float:
         """Predicted time for the prompt tokens in the last report, and for those sent since."""
+        if not self.assigned:
+            return 0.0
         counted = set(self.load.request_ids)
         known = [work for request_id, work in self.assigned.items() if request_id in counted]
         computed = sum(work.tokens for work in known) - self.load.pending_prefill_tokens

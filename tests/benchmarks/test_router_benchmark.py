@@ -14,7 +14,7 @@ from benchmarks.mock_http import about, mock_http_process
 from benchmarks.open_loop import OpenSetting, play
 from benchmarks.router_peers import PEERS, Peer, find_peer, peer_side
 from benchmarks.router_sides import Child, start
-from benchmarks.stream_clients import HttpClient, Refused, drain
+from benchmarks.stream_clients import PROMPT, HttpClient, Refused, drain
 
 
 def test_a_peer_that_is_not_installed_is_found_missing_and_a_python_that_does_not_exist_is_refused() -> None:
@@ -65,22 +65,22 @@ def test_latency_of_the_open_loop_counts_from_the_intended_arrival() -> None:
 
         def __init__(self, port: int) -> None:
             self.client = HttpClient(port, 0, True)
-            self.held: list[tuple[str, int]] = []
+            self.held: list[tuple[str, int, int]] = []
             self.reads = 0
             self.messages = 0
 
-        def start(self, name: str, tokens: int) -> None:
+        def start(self, name: str, tokens: int, prompt: int = PROMPT) -> None:
             if "warm" in name:
-                self.client.start(name, tokens)
+                self.client.start(name, tokens, prompt)
             else:
-                self.held.append((name, tokens))
+                self.held.append((name, tokens, prompt))
 
         def read(self, timeout_s: float) -> list[str]:
             if len(self.held) == 5:
                 self.reads += 1
             if self.reads == 3:
-                for name, tokens in self.held:
-                    self.client.start(name, tokens)
+                for stream in self.held:
+                    self.client.start(*stream)
                 self.held.clear()
             return self.client.read(0.05)
 

@@ -76,6 +76,8 @@ def test_a_block_may_have_one_row_for_each_number_in_the_names(folder: Path) -> 
         "| 128 | 0.5 (≥ 1, **missed**) | 3 |",
         "| 512 | 2.35 |  |",
     ]
+    renamed = _block("swap by=positions new_{n} swap_in_gib_s_{n}", folder)[2:4]  # Not measured under its new name
+    assert renamed == ["| 128 |  | 0.5 (≥ 1, **missed**) |", "| 512 |  | 2.35 |"]
 
 
 def test_a_block_may_have_figures_of_several_benchmarks_and_of_one_without_a_result(folder: Path) -> None:

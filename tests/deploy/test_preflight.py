@@ -24,7 +24,8 @@ from baton.links.frame_server import FrameServer
 from baton.protocol.address import join
 from baton.protocol.codec import FROM_ROUTER_TO_WORKER, TO_ROUTER
 from baton.protocol.errors import ConfigError
-from baton.protocol.messages import Alive, WorkerMessage
+from baton.protocol.messages import WorkerMessage
+from baton.protocol.session_messages import Alive
 from tests.own_network import LOOPBACK_IPV6_ONLY, OWN_NETWORK, needs_own_network
 from tests.plans import gateway_config, router_config, start_front
 
@@ -60,7 +61,7 @@ def test_another_address_is_refused_with_its_key(host: str) -> None:
 
 
 def test_the_address_of_gateways_on_other_nodes_is_not_checked_here() -> None:
-    gateway, placed = {"host": "203.0.113.9", "port": 0}, {"gateway": {"labels": {"pool": "gateway"}}}
+    gateway, placed = {"host": "203.0.113.9", "port": 0, "http_port": 0}, {"gateway": {"labels": {"pool": "gateway"}}}
     check_addresses(parse_config("", {"gateway": gateway, "placement": placed, "router": {"admin_port": 0}}))
 
 
@@ -74,7 +75,7 @@ def test_a_port_in_use_is_reported_with_its_process(host: str) -> None:
 
 
 def test_one_port_for_both_is_refused() -> None:
-    assert "a port each" in _refusal(port=50077, admin_port=50077)
+    assert "each needs a port of its own" in _refusal(port=50077, admin_port=50077)
 
 
 def test_an_unwritable_folder_for_the_note_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from baton.engine.kv_pages import PagePool
 from baton.engine.page_table import commit_pages, give_back_pages, grow, take_pages
 from baton.engine.sequence import Sequence, page_ids
 from baton.engine.step import SampledToken, StepPlan, StepResult
+from baton.protocol.messages import Reserve, Work
 from baton.protocol.request import Request, SamplingParams
 from tests.engine.batches import Ragged, ragged_batches
 
@@ -75,7 +76,9 @@ class _Worker:
         sequence = self._start()
         sequence.tokens.append(3)
         growth = self.rng.randrange(1, 2 * self.page_size)
-        if self.inbound.reserve(sequence.request_id, sequence, 0, growth) is not None:
+        request_id = sequence.request_id
+        order = Reserve(request_id, request_id, Work(sequence.request), "", 0, growth)
+        if self.inbound.reserve(order, sequence, 0) is not None:
             sequence.computed = len(sequence.tokens) - 1
             self.running.append(sequence)
 

@@ -21,7 +21,7 @@ from baton.engine.tokenizer import Tokenizer, check_tokenizer
 from baton.gateway.core.detokenizer import Detokenizer
 from baton.protocol.errors import ModelError
 from tests.checkpoints import byte_tokenizer
-from tests.gateway.vocabularies import token_id
+from tests.gateway.vocabularies import KINDS, token_id, vocabulary
 
 LLAMA = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "bos_token": "<s>"}
 WORDS = ("once", "upon", "a", "time", "there", "was", "größe", "中文", "in", "the", "town", "and")
@@ -64,6 +64,26 @@ def test_only_special_tokens_are_found_by_their_text(tmp_path: Path) -> None:
     fast.add_tokens(["<tool>"])
     tokenizer = _save(fast, tmp_path)
     assert tokenizer.special_ids(["<eos>", "<tool>", "eos", "a"]) == (1,)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(text=st.text(st.sampled_from("time größer中 a.b€🙂e\u0301"), min_size=1))
+@settings(deadline=None, max_examples=60)
+def test_the_bytes_of_a_texts_tokens_are_its_bytes(kind: str, text: str) -> None:
+    tokenizer = vocabulary(kind)
+    token_ids = tokenizer.encode(text, add_special_tokens=False)
+    data = b"".join(map(tokenizer.token_bytes, token_ids))
+    if 0 in token_ids and kind != "byte level":  # Unknown: a token without the text's bytes
+        assert b"<unk>" in data
+    else:
+        assert data.decode() in (text, f" {text}")  # Some tokenizers begin a text with a space
+
+
+def test_a_special_token_has_the_bytes_of_its_name_and_an_id_without_a_token_none() -> None:
+    for kind in KINDS[1:]:
+        assert vocabulary(kind).token_bytes(3) == b"<|im_end|>"
+    assert vocabulary(KINDS[0]).token_bytes(10**6) == b""
+    assert vocabulary(KINDS[0]).token_bytes(token_id(vocabulary(KINDS[0]), "größer 中")) == "größer 中".encode()
 
 
 def test_other_threads_run_while_a_text_is_encoded(tmp_path: Path) -> None:

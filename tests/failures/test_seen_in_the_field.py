@@ -15,7 +15,7 @@ from baton.protocol.handoff import HandoffNotice
 from baton.protocol.messages import Reserve, Work
 from baton.protocol.request import Request, SamplingParams
 from baton.protocol.worker import RoleName
-from baton.router.policy.length_distribution import point
+from baton.router.policy.output_length import point
 from baton.router.policy.placement import PlacementInput
 from baton.router.policy.policies import make_policy
 from baton.router.policy.predicted_latency import PredictedLatency

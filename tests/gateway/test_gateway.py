@@ -16,7 +16,7 @@ from baton.gateway.grpc_service import SERVICE
 from baton.links.keys import new_secret
 from baton.protocol.errors import Cancelled, ConfigError, NoRouter
 from baton.protocol.gateway_messages import GatewayLoad, RegisterGateway, RequestEnded, StopRequest, Submit, WorkerLeft
-from baton.protocol.messages import Goodbye
+from baton.protocol.session_messages import Goodbye
 from baton.protocol.v1 import inference_pb2, inference_pb2_grpc
 from tests.gateway.far_ends import GATEWAY, WORKER, FarEnds, config, gateway
 from tests.waiting import until_async
@@ -161,7 +161,7 @@ def test_the_newest_client_of_a_request_gets_its_stream() -> None:
             while (response := await newest.read()) is not grpc.aio.EOF:
                 indexes += [token.index for token in response.tokens]
             assert indexes == [3, 4, 5]
-            assert len(far.of(Submit)) == 1
+            assert [submit.submission for submit in far.of(Submit)] == [0, 1]
 
     asyncio.run(scene())
 

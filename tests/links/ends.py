@@ -11,7 +11,7 @@ from baton.links.frame_server import FrameServer, Handler
 from baton.links.keys import peer_keys, public_key
 from baton.protocol.codec import FROM_ROUTER_TO_WORKER, TO_ROUTER
 from baton.protocol.link_keys import ROUTER, PeerKeys
-from baton.protocol.messages import RegisterAck
+from baton.protocol.session_messages import RegisterAck
 from tests.waiting import until_async
 
 ANY_PORT = "tcp://127.0.0.1:*"

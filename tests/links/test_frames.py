@@ -12,7 +12,7 @@ import zmq
 from baton.links.frame_client import UNSENT_FRAMES
 from baton.links.waker import Waker
 from baton.protocol.errors import InvalidRequest
-from baton.protocol.messages import Alive, Goodbye, RegisterAck, Reregister
+from baton.protocol.session_messages import Alive, Goodbye, RegisterAck, Reregister
 from tests.links.ends import Received, acknowledging, client, server
 from tests.waiting import until_async
 

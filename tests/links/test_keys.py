@@ -16,7 +16,7 @@ from baton.links.keys import link_identity, new_secret, peer_keys, public_key
 from baton.protocol.codec import FROM_GATEWAY_TO_WORKER, FROM_WORKER_TO_GATEWAY
 from baton.protocol.gateway_messages import AttachStreams, LinkUp
 from baton.protocol.link_keys import ROUTER, PeerKeys
-from baton.protocol.messages import Goodbye, RegisterAck
+from baton.protocol.session_messages import Goodbye, RegisterAck
 from tests.links.ends import ANY_PORT, Received, client, server
 from tests.waiting import until_async
 

@@ -75,6 +75,11 @@ PURE_FILES = (  # in packages that are not pure
     *("deploy/condition.py", "deploy/recovery.py"),
     *("baton/engine/checkpoint_tensors.py", "baton/engine/families.py"),
     *(f"baton/engine/race/{name}.py" for name in ("noise", "definition", "draw")),
+    *(f"baton/gateway/http/{name}.py" for name in ("answer", "answers", "ask", "chat", "common_fields", "completions")),
+    *(
+        f"baton/gateway/http/{name}.py"
+        for name in ("errors", "models", "parameters", "streamed", "token_words", "whole")
+    ),
 )
 IMPURE = {
     "torch",

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from baton.protocol import codec, messages
+from baton.protocol import codec, messages, session_messages
 from baton.protocol.bounds import Length, OneOf, Printable, Range
 from baton.protocol.errors import InvalidRequest
 from baton.protocol.gateway_messages import RequestEnded
@@ -108,7 +108,7 @@ def test_work_round_trips_as_a_payload(work: messages.Work) -> None:
 
 
 def test_a_message_that_its_sender_may_not_send_is_refused() -> None:
-    frame = codec.encode_frame([messages.Alive(), messages.Cancel("r0")])
+    frame = codec.encode_frame([session_messages.Alive(), messages.Cancel("r0")])
     with pytest.raises(InvalidRequest, match="may not send: Cancel"):
         codec.decode_frame(frame, codec.TO_ROUTER)
 

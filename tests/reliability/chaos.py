@@ -1,9 +1,10 @@
 """Random faults against a live cluster under steady streams with known answers.
 
-A Ray of its own with router, 2 prefill and 3 decode workers of the built-in model. Workers are killed and stopped, the
-router is killed, clients leave in crowds, operators drain, rebalance and undrain. As root, the workers run on two Ray
-nodes behind network cables, which are cut, too. Every answer must be that of an undisturbed cluster, with each index
-once. At the end no worker may hold a page.
+A Ray of its own with router, two gateways, 2 prefill and 3 decode workers of the built-in model. Workers and gateways
+are killed and stopped, the router is killed, clients leave in crowds, operators drain, rebalance and undrain. The
+gateways share a port, so clients of one that has ended resume at the other. As root, the workers run on two Ray nodes
+and the gateways on a third, behind network cables, which are cut, too. Every answer must be that of an undisturbed
+cluster, with each index once. At the end no worker may hold a page.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from baton.harness.load import Load, Sent
 from baton.harness.report import Goal, Report, arguments, progress
 from tests.reliability.cables import DEVICE, Cables, why_not
 from tests.reliability.leaks import leaked_at_rest
-from tests.reliability.ray_cluster import ray_cluster, router_pid, workers_of
+from tests.reliability.ray_cluster import gateways_of, ray_cluster, router_pid, workers_of
 from tests.reliability.wired_ray import wired_ray
 
 GOALS = {
@@ -36,12 +37,14 @@ GOALS = {
     for name in ("tokens_wrong", "tokens_missing", "tokens_repeated", "requests_failed_unexplained", "pages_leaked")
 }
 POOLS = {"prefill": 2, "decode": 3}
-NODES, CPUS = ("left", "right"), (2, 3)
+GATEWAYS = 2
+FRONT, RESOURCE = "front", "baton_gateway"  # The gateways' node, and what each takes of it
+NODES, CPUS = ("left", "right", FRONT), (2, 3, 0)
 OPTIONS: dict[str, Any] = {"max_tokens": 120, "ignore_eos": True, "temperature": 0.7}
 PROMPTS = [[5 + index] * (40 + 60 * index) for index in range(6)]
 STREAMS = 8
 CALM_S = 4.0  # between faults, on average: from half of it to one and a half
-STOPPED_S = (0.5, 6.0)  # how long a worker is stopped or a cable is cut
+STOPPED_S = (0.5, 6.0)  # how long a process is stopped or a cable is cut
 LEAVING_SHARE, LEAVE_WITHIN_S = 0.9, 1.0
 SETTLE_S = 60.0
 
@@ -63,9 +66,9 @@ class Chaos:
     async def run(self, seconds: float, max_faults: float = math.inf) -> None:
         """Undisturbed answers first, then faults one after the other, for so long or until `max_faults`."""
         faults: list[Fault] = [self.kill_worker, self.stop_worker, self.kill_router, self.abort_storm]
-        faults += [self.operate, self.operate]
+        faults += [self.kill_gateway, self.stop_gateway, self.operate, self.operate]
         if self.cables is not None:
-            faults += [self.cut_cable, self.cut_cable]
+            faults += [self.cut_cable, self.cut_one_way, self.cut_cable]
         await self.load.learn()
         async with self.load.clients(STREAMS):
             end_s = time.monotonic() + seconds
@@ -81,19 +84,25 @@ class Chaos:
         await answer
         self.recoveries_s.append(time.monotonic() - begun_s)
 
-    def _victim(self) -> Any:
-        workers = workers_of(self.started)
-        if not workers:
-            raise BatonError("No worker is registered.")
-        return workers[self.rng.choice(sorted(workers))]
+    async def _victim(self, members_of: Callable[[Started], dict[str, Any]]) -> Any:
+        members = await asyncio.to_thread(members_of, self.started)
+        if not members:
+            raise BatonError("No process is registered.")
+        return members[self.rng.choice(sorted(members))]
 
     async def kill_worker(self) -> str:
-        victim = await asyncio.to_thread(self._victim)
-        os.kill(victim.pid, signal.SIGKILL)
-        return f"kill {victim.name.split('-')[0]}"
+        return _kill(await self._victim(workers_of))
+
+    async def kill_gateway(self) -> str:
+        return _kill(await self._victim(gateways_of))
 
     async def stop_worker(self) -> str:
-        victim = await asyncio.to_thread(self._victim)
+        return await self._stop(await self._victim(workers_of))
+
+    async def stop_gateway(self) -> str:
+        return await self._stop(await self._victim(gateways_of))
+
+    async def _stop(self, victim: Any) -> str:
         os.kill(victim.pid, signal.SIGSTOP)
         await asyncio.sleep(self.rng.uniform(*STOPPED_S))
         with contextlib.suppress(ProcessLookupError):  # the router may have had it killed
@@ -101,19 +110,30 @@ class Chaos:
         return f"stop {victim.name.split('-')[0]}"
 
     async def cut_cable(self) -> str:
-        """Cut a node off for a while, or only the way from its workers to the router."""
+        """Cut a node off for a while."""
         assert self.cables is not None
-        node, one_way = self.rng.choice(NODES), self.rng.random() < 0.3
-        if one_way:
-            port = int(self.started.worker_address.rsplit(":", 1)[1])
-            await asyncio.to_thread(self.cables.cut_to, node, self.cables.address, port)
-        else:
-            await asyncio.to_thread(self.cables.cut, node)
+        node = self.rng.choice(NODES)
+        await self._cut(node, self.cables.cut, node)
+        return f"cut {'gateways' if node == FRONT else 'workers'}"
+
+    async def cut_one_way(self) -> str:
+        """Cut the way from a node's workers or gateways to the router, or from workers to the gateways."""
+        assert self.cables is not None
+        node = self.rng.choice(NODES)
+        if node != FRONT and self.rng.random() < 0.5:
+            await self._cut(node, self.cables.cut_to, node, self.cables.address_of(FRONT))
+            return "cut workers from gateways"
+        port = int(self.started.worker_address.rsplit(":", 1)[1])
+        await self._cut(node, self.cables.cut_to, node, self.cables.address, port)
+        return f"cut {'gateways' if node == FRONT else 'workers'} from router"
+
+    async def _cut(self, node: str, cut: Callable[..., None], *arguments: Any) -> None:
+        assert self.cables is not None
+        await asyncio.to_thread(cut, *arguments)
         try:
             await asyncio.sleep(self.rng.uniform(*STOPPED_S))
         finally:
             self.cables.heal(node)
-        return "cut one way" if one_way else "cut"
 
     async def kill_router(self) -> str:
         os.kill(await asyncio.to_thread(router_pid), signal.SIGKILL)
@@ -142,6 +162,11 @@ class Chaos:
                         return "rebalance"
 
         return await asyncio.to_thread(start)
+
+
+def _kill(victim: Any) -> str:
+    os.kill(victim.pid, signal.SIGKILL)
+    return f"kill {victim.name.split('-')[0]}"
 
 
 def explained(sent: Sent) -> bool:
@@ -188,25 +213,30 @@ async def torment(
     }
 
 
+def wired(cables: Cables) -> dict[str, Any]:
+    """The arguments of a cluster behind cables: workers on two nodes, gateways on a third."""
+    worker = {"cpus": 1, "env": {"UCX_TLS": "tcp", "UCX_NET_DEVICES": DEVICE}}
+    return {
+        "ray": wired_ray(cables, NODES, CPUS, {FRONT: {RESOURCE: GATEWAYS}}),
+        "worker_host": "",
+        "gateway": {"host": "0.0.0.0", "port": 0},
+        "placement": {"prefill": worker, "decode": worker, "gateway": {"resources": {RESOURCE: 1}}},
+    }
+
+
 def measure(
     minutes: float, seed: int, max_faults: float = math.inf, calm_s: float = CALM_S
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """A whole run, with cables where this machine allows them."""
     no_cables = why_not()
-    placement: dict[str, Any] = {}
-    if not no_cables:
-        each = {"cpus": 1, "env": {"UCX_TLS": "tcp", "UCX_NET_DEVICES": DEVICE}}
-        placement = {"placement": {"prefill": each, "decode": each}}
     with contextlib.ExitStack() as stack:
         cables = None if no_cables else stack.enter_context(Cables())
         started = stack.enter_context(
             ray_cluster(
-                POOLS,
-                ray=None if cables is None else wired_ray(cables, NODES, CPUS),
-                worker_host="127.0.0.1" if cables is None else "",
+                {**POOLS, "gateways": GATEWAYS},
                 policy="least_loaded",
                 engine={"checksum_every": 1},
-                **placement,
+                **(wired(cables) if cables is not None else {}),
             )
         )
         figures, details = asyncio.run(torment(started, cables, minutes, seed, max_faults, calm_s))

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 
 import psutil
 
+from baton.config.ray_names import GATEWAY, ROUTER
+
 MIB = 1 << 20
 DISCARDED = 0.2  # Share of the time at the beginning, in which caches fill and allocators settle.
 
@@ -63,3 +65,8 @@ class Memory:
     def grown_mib(self) -> dict[str, float]:
         """The largest sample less the first one, by process."""
         return {name: max(mib for _, mib in samples) - samples[0][1] for name, samples in self.samples.items()}
+
+
+def of_workers(values: Mapping[str, float]) -> list[float]:
+    """Those of the processes that compute."""
+    return [value for name, value in values.items() if name != ROUTER and not name.startswith(GATEWAY)]

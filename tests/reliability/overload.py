@@ -1,9 +1,9 @@
 """Five times the load that saturates: refusals come at once with a hint, and admitted requests keep their objectives.
 
-A Ray of its own with router, 1 prefill and 2 decode workers of the built-in model. The run first measures the cluster's
-maximum request rate. It then sends requests with objectives at random moments, at that rate and at five times that
-rate, for equally long. Refused requests are not sent again. After each of the two loads it sends ordinary requests one
-by one until one is answered as fast as on the idle cluster.
+A Ray of its own with router, gateway, 1 prefill and 2 decode workers of the built-in model. The run first measures the
+cluster's maximum request rate. It then sends requests with objectives at random moments, at that rate and at five times
+that rate, for equally long. Refused requests are not sent again. After each of the two loads it sends ordinary requests
+one by one until one is answered as fast as on the idle cluster.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from baton.harness.load import Load, Sent
 from baton.harness.report import Goal, Report, arguments, progress
 from baton.protocol.request import Objectives
 from tests.reliability.leaks import leaked_at_rest
-from tests.reliability.memory import Memory
+from tests.reliability.memory import Memory, of_workers
 from tests.reliability.ray_cluster import pids_of, ray_cluster
 from tests.reliability.soak import peak_per_s
 
@@ -177,9 +177,11 @@ def figures_of(once: Outcome, many: Outcome, seconds: float, memory: Memory) -> 
         "refusal_s_p50": median(refusals_s) if refusals_s else 0.0,
         "queued_max": float(many.queued_max),
         "live_max": float(many.live_max),
+        "gateway_mib_before": memory.samples["gateway-0"][0][1],
+        "gateway_mib_grown": grown["gateway-0"],
         "router_mib_before": memory.samples["router"][0][1],
         "router_mib_grown": grown["router"],
-        "worker_mib_grown_max": max(value for name, value in grown.items() if name != "router"),
+        "worker_mib_grown_max": max(of_workers(grown)),
         "recovery_s": many.recovery_s,
     }
 

@@ -37,7 +37,7 @@ def ray_cluster(
     config: dict[str, Any] = {
         "pools": dict(pools),
         "engine": engine,
-        "gateway": {"port": 0},
+        "gateway": {"port": 0, "http_port": 0},
         "router": {"admin_port": 0, "policy": policy},
         "model": {"dtype": "float32", "path": str(CHECKPOINT)},
         **sections,
@@ -70,6 +70,13 @@ def workers_of(started: Started) -> dict[str, Any]:
         return {worker.name: worker for pool in admin.cluster().pools for worker in pool.workers}
 
 
+def gateways_of(started: Started) -> dict[str, Any]:
+    """Registered gateways by name, as the admin API shows them."""
+    with baton.Admin(started.admin_address) as admin:
+        return {gateway.name: gateway for gateway in admin.cluster().gateways}
+
+
 def pids_of(started: Started) -> dict[str, int]:
-    """The processes of router and workers by name."""
-    return {"router": router_pid(), **{name: worker.pid for name, worker in workers_of(started).items()}}
+    """The processes of router, gateways and workers by name."""
+    members = {**gateways_of(started), **workers_of(started)}
+    return {"router": router_pid(), **{name: member.pid for name, member in members.items()}}

@@ -1,8 +1,9 @@
 """Steady load for a long time: whether memory grows, pages leak or answers are wrong.
 
-A Ray of its own with router, 1 prefill and 2 decode workers of the built-in model. The run first measures the cluster's
-maximum request rate, and then sends at `--load` of it, at random moments. Half of the prompts are new; the others are
-repeated and their answers compared. Memory is sampled throughout; the first fifth of the samples does not count.
+A Ray of its own with router, gateway, 1 prefill and 2 decode workers of the built-in model. The run first measures the
+cluster's maximum request rate, and then sends at `--load` of it, at random moments. Half of the prompts are new; the
+others are repeated and their answers compared. Memory is sampled throughout; the first fifth of the samples does not
+count.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from baton.deploy.launcher import Started
 from baton.harness.load import Load
 from baton.harness.report import Goal, Report, arguments, progress
 from tests.reliability.leaks import leaked_at_rest
-from tests.reliability.memory import Memory
+from tests.reliability.memory import Memory, of_workers
 from tests.reliability.ray_cluster import pids_of, ray_cluster
 
 GOALS = {
@@ -60,9 +61,11 @@ async def soak(
         "requests_failed": float(len(failed)),
         "requests_left_out": float(left_out),
         "answers_wrong": float(len(load.wrong) - len(failed)),
+        "gateway_mib": memory.samples["gateway-0"][-1][1],
+        "gateway_mib_per_hour": slopes["gateway-0"],
         "router_mib": memory.samples["router"][-1][1],
         "router_mib_per_hour": slopes["router"],
-        "worker_mib_per_hour_max": max(slope for name, slope in slopes.items() if name != "router"),
+        "worker_mib_per_hour_max": max(of_workers(slopes)),
         "pages_leaked": float(await leaked_at_rest(started.admin_address, len(started.workers))),
     }
     return figures, {"slopes": slopes, "samples": memory.samples, "wrong": load.wrong[:10]}

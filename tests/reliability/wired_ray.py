@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from baton.deploy.local_ray import LocalRay, start_local_ray
 from baton.protocol.errors import ConfigError
@@ -13,8 +15,16 @@ from tests.reliability.cables import Cables
 START_TIMEOUT_S = 120.0
 
 
-def wired_ray(cables: Cables, nodes: Sequence[str], cpus: Sequence[int]) -> LocalRay:
-    """Start head and nodes; only the nodes have CPUs, as many as `cpus` says. `LocalRay.stop` ends all of them."""
+def wired_ray(
+    cables: Cables,
+    nodes: Sequence[str],
+    cpus: Sequence[int],
+    resources: Mapping[str, Mapping[str, float]] = MappingProxyType({}),
+) -> LocalRay:
+    """Start head and nodes; only the nodes have CPUs, as many as `cpus` says. `LocalRay.stop` ends all of them.
+
+    `resources` are custom ones, by node.
+    """
     ray = start_local_ray(options=("--num-cpus=0",), host=cables.address)
     environment = ray.environment()
     try:
@@ -24,6 +34,7 @@ def wired_ray(cables: Cables, nodes: Sequence[str], cpus: Sequence[int]) -> Loca
                 *("ip", "netns", "exec", cables.namespace(node)),
                 *(sys.executable, "-m", "ray.scripts.scripts", "start", f"--address={ray.address}"),
                 *(f"--node-ip-address={address}", f"--num-cpus={count}"),
+                f"--resources={json.dumps(resources.get(node, {}))}",
                 *("--object-store-memory=80000000", "--disable-usage-stats"),
             ]
             done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=START_TIMEOUT_S)

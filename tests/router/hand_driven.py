@@ -6,9 +6,10 @@ from collections.abc import Iterable
 from typing import Any, TypeVar
 
 from baton.protocol.gateway_messages import GatewayInfo, RegisterGateway, RequestEnded, StopRequest, Submit
-from baton.protocol.messages import Register, Work
+from baton.protocol.messages import Work
 from baton.protocol.prefix_hash import page_hashes, page_keys, root_hash
 from baton.protocol.request import Request, SamplingParams
+from baton.protocol.session_messages import Register
 from baton.protocol.worker import Endpoint, PageLayout, RoleName, WorkerInfo
 from baton.router.core.commands import Command, SendToGateway, SendToWorker
 from baton.router.core.core import RouterCore

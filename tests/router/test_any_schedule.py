@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from baton.protocol.errors import Cancelled, NoWorkers, WorkerLost
-from baton.protocol.messages import Goodbye
+from baton.protocol.session_messages import Goodbye
 from baton.protocol.worker import RoleName
 from baton.router.core.operation import Drain
 from baton.simulator.stepped_cluster import SteppedCluster

@@ -7,7 +7,7 @@ import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from baton.protocol.messages import RoleChanged
+from baton.protocol.session_messages import RoleChanged
 from baton.protocol.worker import RoleName
 from baton.router.core.automation import LOOK_EVERY_S, YIELD_S, Automation
 from baton.router.core.dispatch import Dispatch

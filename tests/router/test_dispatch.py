@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
@@ -11,13 +11,12 @@ from baton.config.schema import RouterSection
 from baton.protocol.request import Objectives
 from baton.router.core.core import RouterCore
 from baton.router.core.dispatch import CROWD, PAUSE_S, Dispatch, FoundDecode
-from baton.router.policy.admission import refuse_full, refuse_late
 from baton.router.policy.cluster_state import ClusterState, RunningSequence
-from baton.router.policy.length_distribution import point
-from baton.router.policy.placement import Place, PlacementInput, Refuse
-from baton.router.policy.routing import RoutingDecision
+from baton.router.policy.output_length import point
+from baton.router.policy.placement import Place, PlacementInput, Refuse, RoutingDecision, refuse_full, refuse_late
+from baton.router.policy.worker_table import CHUNKS_AHEAD
 from tests.router.hand_driven import end_of, prompt_of
-from tests.router.policy.clusters import cluster_of, worker_info
+from tests.router.policy.clusters import CHUNK, cluster_of, worker_info
 
 
 @dataclass
@@ -29,6 +28,8 @@ class Scripted:
     asked: int = 0
     name: str = "scripted"
     serves_locally: bool = False
+    scanned: int = 1
+    tight: bool = False
 
     def decide(self, queue: Sequence[PlacementInput], state: ClusterState, now: float) -> list[Place | Refuse]:
         self.asked += 1
@@ -47,6 +48,12 @@ def report(dispatch: Dispatch, worker: str) -> None:
     """Let the worker report, as it does ten times a second."""
     dispatch.state.report(dispatch.state.workers[worker].load, 0.0)
     dispatch.on_report(worker)
+
+
+def give_room(dispatch: Dispatch, worker: str) -> None:
+    """Let the worker begin to take prompts."""
+    dispatch.state.assign(worker, "work", CHUNKS_AHEAD * CHUNK, (), 0.0)
+    dispatch.state.unassign(worker, "work", 0.0)
 
 
 def test_a_placed_request_waits_no_more_and_the_others_keep_their_place() -> None:
@@ -68,32 +75,73 @@ def test_the_policy_is_not_asked_again_until_something_moves() -> None:
     dispatch.wait(item("a"))
     assert dispatch.next(0.0) == [] == dispatch.next(1.0)
     assert policy.asked == 1
-    report(dispatch, "prefill-0")
+    give_room(dispatch, "prefill-0")
     assert dispatch.next(1.0) == []
     assert policy.asked == 2
+    report(dispatch, "prefill-0")
+    assert dispatch.next(2.0) == []
+    assert policy.asked == 2
+
+
+def test_a_policy_that_has_seen_the_whole_queue_is_not_asked_again_after_its_decisions() -> None:
+    policy = Scripted({"a"}, scanned=2)
+    dispatch = Dispatch(policy, cluster_of("prefill-0"))
+    dispatch.wait(item("a"))
+    dispatch.wait(item("b"))
+    assert [verdict.request_id for verdict in dispatch.next(0.0)] == ["a"]
+    policy.ready = {"b"}
+    assert dispatch.next(0.0) == []
+    policy.scanned = 1
+    dispatch.wait(item("c"))
+    assert [verdict.request_id for verdict in dispatch.next(0.0)] == ["b"]
+    policy.ready = {"c"}
+    assert [verdict.request_id for verdict in dispatch.next(0.0)] == ["c"]
 
 
 @pytest.mark.parametrize(
     ("opens", "happens"),
     [
         (True, lambda state: state.unassign("prefill-0", "work", 0.0)),
-        (True, lambda state: state.forget("decode-0", "sequence")),
-        (True, lambda state: state.unreserve("decode-0", "pages")),
+        (True, lambda state: state.report(replace(state.workers["prefill-0"].load, request_ids=("work",)), 0.0)),
+        (False, lambda state: state.unassign("prefill-1", "little work", 0.0)),
+        (False, lambda state: state.report(state.workers["prefill-0"].load, 0.0)),
         (True, lambda state: state.remove("decode-1")),
         (True, lambda state: state.cordon("prefill-0")),
         (True, lambda state: state.set_reachable("prefill-0", "decode-0", False)),
-        (True, lambda state: state.register(worker_info("prefill-1"), 0.0)),
+        (True, lambda state: state.register(worker_info("prefill-2"), 0.0)),
         (False, lambda state: state.assign("prefill-0", "more", 10, (), 0.0)),
         (False, lambda state: state.reserve("decode-0", "more", 10)),
-        (False, lambda state: state.forget("decode-0", "unknown")),
         (False, lambda state: state.unassign("prefill-0", "unknown", 0.0)),
     ],
 )
-def test_what_may_give_a_worker_room_has_the_policy_asked_again(
+def test_the_policy_is_asked_again_when_a_worker_begins_to_take_prompts(
     opens: bool, happens: Callable[[ClusterState], object]
 ) -> None:
-    policy, state = Scripted(), cluster_of("prefill-0", "decode-0", "decode-1")
-    state.assign("prefill-0", "work", 10, (), 0.0)
+    assert asked_again(happens, tight=False) == opens
+
+
+@pytest.mark.parametrize(
+    ("releases", "happens"),
+    [
+        (True, lambda state: state.forget("decode-0", "sequence")),
+        (True, lambda state: state.unreserve("decode-0", "pages")),
+        (True, lambda state: state.report(replace(state.workers["decode-0"].load, reservation_ids=("pages",)), 0.0)),
+        (False, lambda state: state.forget("decode-0", "unknown")),
+        (False, lambda state: state.report(state.workers["decode-0"].load, 0.0)),
+    ],
+)
+def test_pages_and_places_have_the_policy_asked_again_while_a_worker_lacks_them(
+    releases: bool, happens: Callable[[ClusterState], object]
+) -> None:
+    assert asked_again(happens, tight=True) == releases
+    assert not asked_again(happens, tight=False)
+
+
+def asked_again(happens: Callable[[ClusterState], object], tight: bool) -> bool:
+    """Whether the policy is asked again about a request that it could not place."""
+    policy, state = Scripted(tight=tight), cluster_of("prefill-0", "prefill-1", "decode-0", "decode-1")
+    state.assign("prefill-0", "work", CHUNKS_AHEAD * CHUNK, (), 0.0)
+    state.assign("prefill-1", "little work", 10, (), 0.0)
     state.expect("decode-0", "sequence", RunningSequence(10, point(10)))
     state.reserve("decode-0", "pages", 10)
     dispatch = Dispatch(policy, state)
@@ -101,7 +149,7 @@ def test_what_may_give_a_worker_room_has_the_policy_asked_again(
     assert dispatch.next(0.0) == []
     happens(state)
     assert dispatch.next(1.0) == []
-    assert policy.asked == 1 + opens
+    return policy.asked == 2
 
 
 def test_passes_over_a_crowd_that_no_worker_has_capacity_for_are_spaced() -> None:
@@ -111,9 +159,9 @@ def test_passes_over_a_crowd_that_no_worker_has_capacity_for_are_spaced() -> Non
         dispatch.wait(item(f"r{index}"))
     assert dispatch.next(0.0) == [] == dispatch.next(1.0)
     assert policy.asked == 1
-    report(dispatch, "prefill-0")
+    give_room(dispatch, "prefill-0")
     assert dispatch.next(1.0) == []
-    report(dispatch, "prefill-0")
+    give_room(dispatch, "prefill-0")
     assert dispatch.next(1.0 + CROWD * PAUSE_S / 2) == []
     assert policy.asked == 2
     assert dispatch.next(1.0 + 2 * CROWD * PAUSE_S) == []

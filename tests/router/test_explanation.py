@@ -10,8 +10,8 @@ from baton.protocol.request import FinishReason
 from baton.router.core import explanation
 from baton.router.core.completion import Completion
 from baton.router.core.explanation import Explanations
-from baton.router.policy.length_distribution import point
-from baton.router.policy.routing import RoutingDecision
+from baton.router.policy.output_length import point
+from baton.router.policy.placement import RoutingDecision
 
 
 def decision(worker: str) -> RoutingDecision:
@@ -20,7 +20,9 @@ def decision(worker: str) -> RoutingDecision:
 
 def completion(request_id: str, error: BatonError | None = None) -> Completion:
     reason = None if error else FinishReason.STOP
-    return Completion(request_id, "gateway-0", reason, error, 10, 5, Latency(0.0), "prefill-0", "decode-0", 1, 0, None)
+    return Completion(
+        *(request_id, "gateway-0", reason, error, 10, 5, Latency(0.0), "prefill-0", "decode-0", 1, 0, None, 0)
+    )
 
 
 def test_the_newest_are_kept_and_the_oldest_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,18 +12,9 @@ from baton.protocol.gateway_messages import (
     WorkerJoined,
     WorkerLeft,
 )
-from baton.protocol.messages import (
-    AdoptSequence,
-    Cancel,
-    FirstToken,
-    GatewayJoined,
-    GatewayLeft,
-    GatewayUnreachable,
-    Prefill,
-    Reregister,
-    SequenceEnded,
-)
+from baton.protocol.messages import AdoptSequence, Cancel, FirstToken, Prefill, SequenceEnded
 from baton.protocol.request import FinishReason, Request, SamplingParams
+from baton.protocol.session_messages import GatewayJoined, GatewayLeft, GatewayUnreachable, Reregister
 from baton.protocol.worker import RoleName
 from baton.router.core.commands import Command, SendToGateway
 from baton.router.core.core import RouterCore

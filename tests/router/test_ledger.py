@@ -6,7 +6,8 @@ import random
 from typing import NoReturn
 
 from baton.config.schema import RouterSection
-from baton.protocol.messages import FirstToken, LoadReport, RequestFailed, ReservationRefused, Reserve
+from baton.protocol.messages import FirstToken, RequestFailed, ReservationRefused, Reserve
+from baton.protocol.session_messages import LoadReport
 from baton.protocol.worker import RoleName, WorkerLoad
 from baton.router.core.commands import Command
 from baton.router.core.core import RouterCore

@@ -6,8 +6,7 @@ from baton.protocol.latency import Latency
 from baton.protocol.request import Request, SamplingParams
 from baton.router.core.length_drift import KEPT, WINDOW_S, RecentAnswers
 from baton.router.core.live_request import LiveRequest, Phase
-from baton.router.policy.length_distribution import point
-from baton.router.policy.output_length import Prediction
+from baton.router.policy.output_length import Prediction, point
 from tests.router.hand_driven import submission
 
 

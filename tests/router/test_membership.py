@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from baton.config.schema import RouterSection
-from baton.protocol.messages import PeerJoined, PeerLeft, Register, RegisterAck, Release, Reregister
+from baton.protocol.messages import Release
+from baton.protocol.session_messages import PeerJoined, PeerLeft, Register, RegisterAck, Reregister
 from baton.protocol.worker import Endpoint, PageLayout, RoleName, WorkerInfo
 from baton.router.core.breaker import BREAKER_DEATHS, BREAKER_S, CUTS_PER_DEATH
 from baton.router.core.commands import Kill, SendToWorker

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from baton.protocol.errors import Cancelled
-from baton.protocol.messages import LoadReport
+from baton.protocol.session_messages import LoadReport
 from baton.protocol.worker import RoleName
 from baton.router.core.page_audit import Look, PageAudit, Verdict, judge
 from baton.simulator.stepped_cluster import SteppedCluster

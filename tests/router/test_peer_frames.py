@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from baton.protocol import bounds, gateway_messages, messages
+from baton.protocol import bounds, gateway_messages, messages, session_messages
 from baton.protocol.errors import InvalidRequest
 from baton.protocol.handoff import HandoffOutcome, Reservation
 from baton.protocol.request import FinishReason, Objectives, Request, SamplingParams
@@ -133,17 +133,17 @@ def _refused(message: Any, words: str, peer: str = "decode-0") -> None:
 
 def test_a_worker_registers_and_reports_for_itself_only() -> None:
     views = _cluster().core.state.workers
-    _refused(messages.Register(views["prefill-0"].info), "another worker")
-    _refused(messages.LoadReport(views["prefill-0"].load), "another worker")
-    _check("decode-0", [messages.LoadReport(views["decode-0"].load)], _cluster().core)
+    _refused(session_messages.Register(views["prefill-0"].info), "another worker")
+    _refused(session_messages.LoadReport(views["prefill-0"].load), "another worker")
+    _check("decode-0", [session_messages.LoadReport(views["decode-0"].load)], _cluster().core)
 
 
 @pytest.mark.parametrize("text", ["\x1b[2J", "a\nb", "\x1b]0;title\x07"])
 def test_no_text_of_a_worker_writes_to_a_terminal(text: str) -> None:
     info = _cluster().core.state.workers["decode-0"].info
-    _refused(messages.Register(dataclasses.replace(info, host=text)), "control characters")
+    _refused(session_messages.Register(dataclasses.replace(info, host=text)), "control characters")
     endpoint = dataclasses.replace(info.endpoint, agent=f"decode-0:{text}")
-    _refused(messages.Register(dataclasses.replace(info, endpoint=endpoint)), "control characters")
+    _refused(session_messages.Register(dataclasses.replace(info, endpoint=endpoint)), "control characters")
 
 
 def test_a_worker_reserves_its_own_pages_only() -> None:
@@ -163,11 +163,11 @@ def test_a_worker_reserves_its_own_pages_only() -> None:
 
 def test_workers_and_gateways_do_not_send_each_others_messages() -> None:
     _refused(messages.FirstToken("r0"), "a gateway sends FirstToken", "gateway-0")
-    _refused(messages.Alive(), "a gateway sends Alive", "gateway-0")
+    _refused(session_messages.Alive(), "a gateway sends Alive", "gateway-0")
     _refused(gateway_messages.GatewayLoad(0, 0, 0, 0.0), "a worker sends GatewayLoad")
     _refused(gateway_messages.StopRequest("r0", 0), "a worker sends StopRequest")
     for peer in ("gateway-0", "decode-0"):
-        _check(peer, [messages.Goodbye("it was stopped")], _cluster().core)
+        _check(peer, [session_messages.Goodbye("it was stopped")], _cluster().core)
 
 
 def test_a_gateway_registers_itself_only() -> None:
@@ -209,17 +209,17 @@ def test_figures_must_be_figures() -> None:
         ({"steps": (StepSample(1, 1, 1, 1, 0.1),) * 20_000}, "steps has length 20000"),
         ({"request_ids": ("x",) * 70_000}, "request_ids has length 70000"),
     ):
-        _refused(messages.LoadReport(dataclasses.replace(load, **change)), words)
-    _refused(messages.PagesChanged(1, (b"short",), ()), "stored has length 5: it must be 16")
-    _refused(messages.Goodbye("x" * 70_000), "reason has length 70000")
-    _refused(messages.LinkMeasured("decode-0:1", 1, 0.0), "seconds is 0.0: it must be above 0")
+        _refused(session_messages.LoadReport(dataclasses.replace(load, **change)), words)
+    _refused(session_messages.PagesChanged(1, (b"short",), ()), "stored has length 5: it must be 16")
+    _refused(session_messages.Goodbye("x" * 70_000), "reason has length 70000")
+    _refused(session_messages.LinkMeasured("decode-0:1", 1, 0.0), "seconds is 0.0: it must be above 0")
 
 
 def test_another_model_is_not_let_in() -> None:
     info = _cluster().core.state.workers["decode-0"].info
     layout = dataclasses.replace(info.endpoint.layout, model_id="another")
     endpoint = dataclasses.replace(info.endpoint, layout=layout)
-    _refused(messages.Register(dataclasses.replace(info, endpoint=endpoint)), "its model is not the router")
+    _refused(session_messages.Register(dataclasses.replace(info, endpoint=endpoint)), "its model is not the router")
 
 
 def test_a_worker_can_neither_answer_nor_end_what_it_was_not_given() -> None:

@@ -26,7 +26,7 @@ from baton.protocol.gateway_messages import (
     WorkerLeft,
 )
 from baton.protocol.link_keys import ROUTER
-from baton.protocol.messages import Alive, GatewayJoined, Register, RegisterAck, Reregister
+from baton.protocol.session_messages import Alive, GatewayJoined, Register, RegisterAck, Reregister
 from baton.protocol.v1 import admin_pb2
 from baton.protocol.v1.admin_pb2_grpc import AdminStub
 from baton.router.admin_server import AdminService, start_admin_server

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from baton.protocol.messages import Cancel, DetachedSequence
+from baton.protocol.messages import Cancel
 from baton.protocol.request import Request, SamplingParams
+from baton.protocol.session_messages import DetachedSequence
 from baton.router.core.commands import SendToWorker
 from baton.router.core.orphans import Orphans
 from tests.router.hand_driven import submission

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from baton.protocol.gateway_messages import AttachStreams, LinkUp, StepOutput, StreamPosition, TokenMessage, TokenOutput
-from baton.protocol.messages import GatewayJoined
+from baton.protocol.session_messages import GatewayJoined
 from tests.worker.sessions import token_at
 
 

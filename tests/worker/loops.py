@@ -10,15 +10,9 @@ import torch
 from baton.engine.host_pages import HostPages
 from baton.engine.step import SampledToken, StepPlan, StepResult
 from baton.protocol.gateway_messages import AttachStreams, LinkUp, TokenMessage
-from baton.protocol.messages import (
-    GatewayJoined,
-    Prefill,
-    RegisterAck,
-    RouterMessage,
-    Work,
-    WorkerMessage,
-)
+from baton.protocol.messages import Prefill, RouterMessage, Work, WorkerMessage
 from baton.protocol.request import Request
+from baton.protocol.session_messages import GatewayJoined, RegisterAck
 from baton.protocol.worker import Endpoint, RoleName
 from baton.worker.links import Arrival
 from baton.worker.loop import WorkerLoop

@@ -13,8 +13,9 @@ from baton.engine.sequence import Sequence as EngineSequence
 from baton.engine.step import SampledToken, StepResult
 from baton.protocol.gateway_messages import AttachStreams, LinkUp, StepOutput, StreamPosition, TokenMessage, TokenOutput
 from baton.protocol.handoff import Reservation
-from baton.protocol.messages import GatewayJoined, Prefill, RegisterAck, Reserve, RouterMessage, Work, WorkerMessage
+from baton.protocol.messages import Prefill, Reserve, RouterMessage, Work, WorkerMessage
 from baton.protocol.request import Request, SamplingParams
+from baton.protocol.session_messages import GatewayJoined, RegisterAck
 from baton.protocol.worker import Endpoint, PageLayout, RoleName, WorkerInfo
 from baton.worker.core.role import SendToGateway, WriteEnded, WritePages
 from baton.worker.core.session_commands import NewTransport, SessionCommand

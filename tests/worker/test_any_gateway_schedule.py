@@ -9,17 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from baton.protocol.handoff import HandoffNotice, Reservation
-from baton.protocol.messages import (
-    AdoptSequence,
-    Cancel,
-    GatewayLeft,
-    GatewayUnreachable,
-    Register,
-    RegisterAck,
-    RequestFailed,
-    Reserved,
-    RouterMessage,
-)
+from baton.protocol.messages import AdoptSequence, Cancel, RequestFailed, Reserved, RouterMessage
+from baton.protocol.session_messages import GatewayLeft, GatewayUnreachable, Register, RegisterAck
 from baton.worker.core.gateway_links import FORGET_S, GATEWAY_GRACE_S
 from baton.worker.core.session_commands import ConnectGateway, DisconnectGateway, SessionCommand
 from baton.worker.session import Phase

@@ -7,18 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from baton.protocol.handoff import HandoffNotice, Reservation
-from baton.protocol.messages import (
-    Alive,
-    Cancel,
-    Register,
-    RegisterAck,
-    Release,
-    Reregister,
-    Reserved,
-    RouterMessage,
-    SendPages,
-    SwitchRole,
-)
+from baton.protocol.messages import Cancel, Release, Reserved, RouterMessage, SendPages
+from baton.protocol.session_messages import Alive, Register, RegisterAck, Reregister, SwitchRole
 from baton.protocol.worker import RoleName
 from baton.worker.session import Phase
 from tests.worker.sessions import HandDriven, at_peer, prefill, reserve, session

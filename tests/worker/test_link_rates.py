@@ -10,7 +10,7 @@ from baton.config.schema import RouterSection
 from baton.protocol import bounds
 from baton.protocol.errors import InvalidRequest
 from baton.protocol.link_rate import LARGE_BYTES, slow_link
-from baton.protocol.messages import LinkMeasured, PeerJoined, Register
+from baton.protocol.session_messages import LinkMeasured, PeerJoined, Register
 from baton.protocol.worker import Endpoint, PageLayout, RoleName, WorkerInfo
 from baton.router.core.commands import SendToWorker
 from baton.router.core.membership import Membership

@@ -12,8 +12,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from baton.decode_worker.role import DecodeRole
 from baton.engine.batch import StepBudget
 from baton.engine.kv_pages import PagePool
-from baton.protocol.messages import LoadReport, PagesChanged, WorkerMessage
+from baton.protocol.messages import WorkerMessage
 from baton.protocol.prefix_hash import page_hashes, page_keys, root_hash
+from baton.protocol.session_messages import LoadReport, PagesChanged
 from baton.protocol.worker import StepSample
 from baton.router.policy.prefix_index import PrefixIndex
 from baton.worker.core.reports import LOAD_EVERY_S, MAX_STEP_SAMPLES, Reports

@@ -14,8 +14,9 @@ from baton.harness.worker_process import work
 from baton.links.frame_server import FrameServer
 from baton.protocol.codec import FROM_WORKER_TO_GATEWAY, TO_ROUTER
 from baton.protocol.gateway_messages import AttachStreams, LinkUp, StepOutput, StreamPosition
-from baton.protocol.messages import GatewayJoined, Prefill, Register, RegisterAck, Work
+from baton.protocol.messages import Prefill, Work
 from baton.protocol.request import Request, SamplingParams
+from baton.protocol.session_messages import GatewayJoined, Register, RegisterAck
 
 NAMES, TOKENS = [f"r{number}" for number in range(8)], 1000
 

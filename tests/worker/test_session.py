@@ -7,24 +7,26 @@ import pytest
 from baton.protocol.handoff import HandoffNotice
 from baton.protocol.messages import (
     AdoptSequence,
-    Alive,
     Cancel,
     FirstToken,
     HandoffStalled,
+    Release,
+    RequestFailed,
+    Reserved,
+    SendPages,
+    SequenceEnded,
+)
+from baton.protocol.request import FinishReason
+from baton.protocol.session_messages import (
+    Alive,
     LoadReport,
     PagesChanged,
     Register,
     RegisterAck,
-    Release,
-    RequestFailed,
     Reregister,
-    Reserved,
     RoleChanged,
-    SendPages,
-    SequenceEnded,
     SwitchRole,
 )
-from baton.protocol.request import FinishReason
 from baton.protocol.worker import RoleName
 from baton.worker.core.session_commands import Exit, NewTransport
 from baton.worker.session import ALIVE_EVERY_S, FINISH_WRITES_S, Phase

@@ -22,17 +22,9 @@ from baton.engine.tokenizer import Tokenizer
 from baton.engine.weights import load_weights
 from baton.kv_transfer.nixl import NixlTransport
 from baton.protocol.gateway_messages import StepOutput
-from baton.protocol.messages import (
-    HandoffCommitted,
-    HandoffEnded,
-    PeerJoined,
-    Prefill,
-    Reserve,
-    Reserved,
-    SendPages,
-    Work,
-)
+from baton.protocol.messages import HandoffCommitted, HandoffEnded, Prefill, Reserve, Reserved, SendPages, Work
 from baton.protocol.request import Request, SamplingParams
+from baton.protocol.session_messages import PeerJoined
 from baton.protocol.worker import RoleName, WorkerInfo
 from baton.worker.core.state import WorkerState
 from baton.worker.loop import WorkerLoop

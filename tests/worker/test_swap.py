@@ -12,8 +12,9 @@ from baton.decode_worker.role import DecodeRole
 from baton.decode_worker.swap import SwapSpace
 from baton.engine.sequence import Sequence, page_ids
 from baton.protocol.errors import BatonError, Cancelled
-from baton.protocol.messages import Cancel, Prefill, Reserve, RouterMessage, SendPages, SwitchRole, Work
+from baton.protocol.messages import Cancel, Prefill, Reserve, RouterMessage, SendPages, Work
 from baton.protocol.request import Request, SamplingParams
+from baton.protocol.session_messages import SwitchRole
 from baton.protocol.worker import RoleName
 from baton.router.core.page_audit import PageAudit, judge
 from baton.simulator.stepped_cluster import SteppedCluster

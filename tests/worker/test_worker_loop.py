@@ -9,17 +9,8 @@ import pytest
 from baton.engine.step import StepPlan, StepResult
 from baton.protocol.errors import InternalError
 from baton.protocol.gateway_messages import AttachStreams, LinkUp, StepOutput, StreamPosition
-from baton.protocol.messages import (
-    Cancel,
-    Goodbye,
-    Register,
-    RegisterAck,
-    Reregister,
-    Reserved,
-    ResyncPages,
-    RouterMessage,
-    SendPages,
-)
+from baton.protocol.messages import Cancel, Reserved, RouterMessage, SendPages
+from baton.protocol.session_messages import Goodbye, Register, RegisterAck, Reregister, ResyncPages
 from baton.protocol.worker import RoleName
 from baton.worker.links import Arrival
 from baton.worker.loop import WorkerLoop

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from baton.gateway.core.commands import StreamEnd
+from baton.gateway.core.commands import ShowPrompt, ShowTokens, StreamEnd
 from baton.gateway.core.detokenizer import Vocabulary
-from baton.gateway.core.stream import OutputStream, TextToken
+from baton.gateway.core.stream import OutputStream
 from baton.protocol.errors import (
     BatonError,
     Cancelled,
@@ -62,6 +62,7 @@ class LiveStream:
     resumed: bool  # A router or a worker may have it already
     held: bool = False  # An earlier request of the same id has yet to end
     submitted: bool = False
+    submission: int = -1  # Of the latest `Submit`, counted from 0
     placed: Placed | None = None
     router_end: RequestEnded | None = None
 
@@ -84,6 +85,7 @@ class LiveStream:
         """The request with its output so far, for the router."""
         request, resumed = self.request, self.resumed or self.submitted
         self.submitted, self.router_end = True, None
+        self.submission += 1
         return Submit(
             request_id=request.request_id,
             digest=self.digest,
@@ -98,6 +100,7 @@ class LiveStream:
             objectives=request.objectives,
             age_s=max(0.0, now - request.arrival_s),
             deadline_in_s=None if request.deadline_s is None else max(0.0, request.deadline_s - now),
+            submission=self.submission,
         )
 
     def emitted(self) -> EmittedTokens:
@@ -121,11 +124,11 @@ class LiveStream:
             return NoRouter(f"The gateway has had no connection to the router for {grace_s:g} s: retry later.")
         return None
 
-    def replay(self, request: Request, resume_from: int) -> list[TextToken]:
-        """Continue for another reader of the same request; returns its tokens so far, without log-probabilities.
+    def replay(self, request: Request, resume_from: int) -> list[ShowPrompt | ShowTokens]:
+        """Continue for another reader of the same request; shows its tokens so far, without log-probabilities.
 
-        Raises `InvalidRequest` if it is another request of the same id. A seed may differ, because an omitted one is
-        drawn.
+        Those of the prompt are shown to a reader without tokens. Raises `InvalidRequest` if it is another request of
+        the same id. A seed may differ, because an omitted one is drawn.
         """
         mine, other = self.request, request
         same = other.prompt == mine.prompt and other.tenant == mine.tenant
@@ -134,8 +137,11 @@ class LiveStream:
                 f"Request id {request.request_id!r} is in use by another live request; choose another."
             )
         self.first_index = resume_from
-        again = OutputStream(request, self.output.vocabulary)
-        return again.resume(self.output.token_ids)[resume_from:]
+        self.request = replace(mine, arrival_s=other.arrival_s, deadline_s=other.deadline_s)
+        prompt = self.output.prompt if not resume_from else []
+        tokens = OutputStream(request, self.output.vocabulary).resume(self.output.token_ids)[resume_from:]
+        shown = [ShowTokens(request.request_id, tokens)] if tokens else []
+        return [*(ShowPrompt(part) for part in prompt), *shown]
 
     def end(self, error: BatonError | None) -> StreamEnd:
         """The end for the client: that of the output if `error` is None."""

@@ -15,7 +15,6 @@ from baton.gateway.core.commands import (
     ForgetWorker,
     SendToRouter,
     SendToWorker,
-    ShowPrompt,
     ShowTokens,
 )
 from baton.gateway.core.detokenizer import Vocabulary
@@ -43,8 +42,8 @@ from baton.protocol.gateway_messages import (
     WorkerJoined,
     WorkerLeft,
 )
-from baton.protocol.messages import Reregister
 from baton.protocol.request import Request
+from baton.protocol.session_messages import Reregister
 
 END_WAIT_S = 1.0  # That a complete stream waits for its route, and one that the router has ended for missing tokens
 MAX_STREAMS = MAX_IDS  # A message lists all of them
@@ -80,11 +79,10 @@ class GatewaySession:
         `emitted` are output tokens that the client has. An earlier reader has to be ended with `taken_over`. Raises
         `InvalidRequest` for another live request's id, `Overloaded` at the limit; nothing changes then.
         """
-        live = self.streams.get(request.request_id)
-        if live is not None:
-            tokens = live.replay(request, resume_from)
-            prompt = [ShowPrompt(part) for part in live.output.prompt] if not resume_from else []
-            return [*prompt, ShowTokens(request.request_id, tokens)] if tokens else [*prompt]
+        if (live := self.streams.get(request.request_id)) is not None:
+            # Its client may have been at another gateway in between: the router has to know who came last.
+            again = live.submitted and live.router_end is None and not live.output.ended
+            return [*live.replay(request, resume_from), *(self._submit(live, now) if again else [])]
         if len(self.streams) >= MAX_STREAMS:
             raise Overloaded(f"The gateway has {MAX_STREAMS} streams, its maximum: retry later.", retry_after_s=1.0)
         stream = open_stream(request, emitted, resume_from, self.model, self.vocabulary, now)
@@ -211,10 +209,10 @@ class GatewaySession:
 
     def _on_request_ended(self, report: RequestEnded, now: float) -> list[Command]:
         request_id = report.request_id
-        if self.stopped.answer(request_id):
+        if self.stopped.answer(request_id, report.submission):
             return self._release(request_id, now)
         stream = self.streams.get(request_id)
-        if stream is None or not stream.submitted or stream.router_end is not None:
+        if stream is None or report.submission != stream.submission or stream.router_end is not None:
             return []
         stream.router_end = report
         if stream.output.ended:
@@ -230,8 +228,8 @@ class GatewaySession:
     def _on_ask(self, request_id: str) -> list[Command]:
         stream = self.streams.get(request_id)
         if stream is None or stream.held:
-            gone = Cancelled("The request's stream has ended.")
-            return [SendToRouter(StopRequest(request_id, 0, None, type(gone).__name__, gone.message))]
+            why = "The request's stream has ended."
+            return [SendToRouter(StopRequest(request_id, 0, None, Cancelled.__name__, why))]
         if stream.output.ended:
             return self._stop(stream)
         self.workers.close_gap(request_id)
@@ -299,4 +297,4 @@ class GatewaySession:
         self.workers.close_gap(stream.request_id)
         answered = stream.router_end is not None
         if stream.submitted and (cut_off or not answered):
-            self.stopped.add(stream.request_id, stream.digest, answered, now)
+            self.stopped.add(stream, answered, now)

@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from baton.gateway.chat_prompt import ChatPrompt
 from baton.gateway.core.commands import StreamEnd
 from baton.gateway.core.detokenizer import Vocabulary
 from baton.gateway.core.stream import TextToken
 from baton.protocol.request import Objectives
 
 TokenLogprobs = tuple[float | None, tuple[tuple[int, float], ...]]
-"""The log-probability of a token (None: the first of a prompt) and, likeliest first, those of (token id)s in its place."""
+"""A token's log-probability (None: the first of a prompt), and (token id, log-probability) of the likeliest ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,22 +25,6 @@ class HttpModel:
     vocab_size: int
     created_s: int  # Unix time of the gateway's start
     sampling_defaults: Mapping[str, float] = field(default_factory=dict)  # Those of generation_config.json
-
-
-@dataclass(frozen=True, slots=True)
-class ChatPrompt:
-    """A conversation for the chat template.
-
-    A message has `role` and `content` (a text; the text parts of a list are joined by newlines), and what else the
-    client gave: `name`, `tool_calls`, `tool_call_id`, `reasoning_content`.
-    """
-
-    messages: tuple[dict[str, Any], ...]
-    add_generation_prompt: bool = True
-    continue_final_message: bool = False
-    template_options: Mapping[str, Any] = field(
-        default_factory=dict
-    )  # `chat_template_kwargs`: the template's variables
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +50,7 @@ class Ask:
     prompt_logprobs: int | None = None  # As `logprobs`, for the prompt
     add_special_tokens: bool = True  # When texts are tokenised
     return_token_ids: bool = False
+    tokens_as_ids: bool = False  # With log-probabilities a token is named `token_id:7`, not by its text
     priority: int = 0
     objectives: Objectives = field(default_factory=Objectives)
     ignored: tuple[str, ...] = ()  # Names of unknown fields

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from baton.protocol.gateway_messages import AttachStreams, LinkUp
-from baton.protocol.messages import GatewayJoined, GatewayLeft, GatewayUnreachable
+from baton.protocol.session_messages import GatewayJoined, GatewayLeft, GatewayUnreachable
 from baton.worker.core.role import Command, Send, SendToGateway
 from baton.worker.core.session_commands import ConnectGateway, DisconnectGateway
 from baton.worker.core.token_streams import TokenStreams

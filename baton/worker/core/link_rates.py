@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from baton.protocol.link_rate import LARGE_BYTES, slow_link
-from baton.protocol.messages import LinkMeasured
+from baton.protocol.session_messages import LinkMeasured
 from baton.protocol.worker import WorkerInfo
 
 WRITES = 3  # the first one also opens the peer's memory, and any may end while the loop does something else

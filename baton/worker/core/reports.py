@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from baton.protocol.messages import LoadReport, PagesChanged, WorkerMessage
+from baton.protocol.messages import WorkerMessage
+from baton.protocol.session_messages import LoadReport, PagesChanged
 from baton.protocol.worker import StepSample, WorkerLoad
 from baton.worker.core.role import Role
 from baton.worker.core.state import WorkerState

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from baton.protocol.messages import GatewayJoined
+from baton.protocol.session_messages import GatewayJoined
 from baton.protocol.worker import Endpoint
 from baton.worker.core.role import SendToGateway, SwapIn, SwapOut, WritePages
 

@@ -17,9 +17,10 @@ from dataclasses import dataclass, field
 from baton.engine.sequence import Sequence
 from baton.engine.step import SampledToken
 from baton.protocol.gateway_messages import StepOutput, StreamPosition, TokenMessage, TokenOutput
-from baton.protocol.messages import DetachedSequence, RequestFailed, SequenceEnded
+from baton.protocol.messages import RequestFailed, SequenceEnded
 from baton.protocol.prompt_logprobs import PromptLogprobs
 from baton.protocol.request import FinishReason
+from baton.protocol.session_messages import DetachedSequence
 from baton.worker.core.kept_logprobs import KeptLogprobs
 from baton.worker.core.role import Command, Send, SendToGateway
 

@@ -14,8 +14,7 @@ from dataclasses import dataclass, field
 from baton.protocol.errors import Overloaded
 from baton.protocol.worker import RoleName
 from baton.router.policy.cluster_state import ClusterState, WorkerView
-from baton.router.policy.placement import Place, PlacementInput, Refuse
-from baton.router.policy.routing import RoutingDecision
+from baton.router.policy.placement import Place, PlacementInput, Refuse, RoutingDecision
 
 
 @dataclass(eq=False)
@@ -25,6 +24,8 @@ class ImmediatePlacement(ABC):
     seed: int = 0
     name: str = ""
     serves_locally: bool = False
+    scanned: int = 1
+    tight: bool = True
     rng: random.Random = field(init=False)
 
     def __post_init__(self) -> None:

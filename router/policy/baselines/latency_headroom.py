@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from baton.protocol.worker import RoleName
 from baton.router.policy.baselines.immediate import ImmediatePlacement, in_flight, step_with
 from baton.router.policy.cluster_state import ClusterState, WorkerView
-from baton.router.policy.placement import Place, PlacementInput, Refuse
-from baton.router.policy.routing import RoutingDecision
+from baton.router.policy.placement import Place, PlacementInput, Refuse, RoutingDecision
 
 
 @dataclass(eq=False)

@@ -18,8 +18,9 @@ from baton.protocol.gateway_messages import (
     StopRequest,
     Submit,
 )
-from baton.protocol.messages import Reregister, Work
+from baton.protocol.messages import Work
 from baton.protocol.request import FinishReason
+from baton.protocol.session_messages import Reregister
 from tests.gateway.core.one_session import GRACE_S, arrive, ask, end_of, sent, shown, start
 from tests.gateway.core.small_cluster import INFO
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from baton.protocol.request import Objectives
 from baton.router.policy import fairness
 from baton.router.policy.fairness import OUTPUT_WEIGHT, PATIENCE_S, PRIORITY_S, PROMPT_WEIGHT, VirtualTokenCounter
-from baton.router.policy.length_distribution import EDGES, point
+from baton.router.policy.output_length import EDGES, point
 from baton.router.policy.placement import PlacementInput
 
 OUTPUTS = [edge for edge in EDGES if 20 <= edge <= 500]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from baton.router.policy.length_distribution import EDGES, NUM_BINS, LengthDistribution, bin_of, point
+from baton.router.policy.output_length import EDGES, NUM_BINS, LengthDistribution, bin_of, point
 
 SHARES = st.floats(0.0, 1.0)
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from baton.router.policy.cluster_state import ClusterState
 from baton.router.policy.latency_model import StepCosts
-from baton.router.policy.length_distribution import point
+from baton.router.policy.output_length import point
 from baton.router.policy.placement import PlacementInput
 from baton.router.policy.planner.pool_planner import Advice, Demand, PoolPlanner, Projection, planned_batch
 from tests.router.policy.clusters import cluster_of, decode, occupy

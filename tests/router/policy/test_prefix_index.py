@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from baton.protocol.messages import PagesChanged
 from baton.protocol.prefix_hash import page_key, page_keys
+from baton.protocol.session_messages import PagesChanged
 from baton.router.policy import prefix_index
 from baton.router.policy.prefix_index import PrefixIndex
 

@@ -9,10 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from baton.protocol.request import Objectives
-from baton.router.policy.length_distribution import point
-from baton.router.policy.picture import Picture
+from baton.router.policy.output_length import point
 from baton.router.policy.placement import PlacementInput
-from baton.router.policy.prices import Prices, price
+from baton.router.policy.prices import Picture, Prices, price
 from tests.router.policy.clusters import cache, cluster_of, decode, fill, occupy
 
 PREFIX = tuple(range(100, 160))  # pages of 960 tokens

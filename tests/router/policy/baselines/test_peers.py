@@ -18,7 +18,7 @@ from baton.router.policy.baselines.kv_router import KvRouter
 from baton.router.policy.baselines.latency_headroom import LatencyHeadroom
 from baton.router.policy.baselines.power_of_two import PowerOfTwo
 from baton.router.policy.cluster_state import ClusterState, RunningSequence
-from baton.router.policy.length_distribution import point
+from baton.router.policy.output_length import point
 from baton.router.policy.placement import Place, Placement, PlacementInput, Refuse
 from baton.router.policy.policies import NAMES, make_policy
 from baton.simulator.stepped_cluster import SteppedCluster
