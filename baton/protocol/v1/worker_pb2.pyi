@@ -60,9 +60,7 @@ global___HandoffOutcome = HandoffOutcome
 
 @typing.final
 class Frame(google.protobuf.message.Message):
-    """Messages between router, workers and gateways over ZeroMQ; baton/protocol/messages.py and gateway_messages.py describe
-    them.
-    """
+    """Messages between router, workers and gateways over ZeroMQ; baton/protocol/*messages.py describe them."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
