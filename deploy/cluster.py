@@ -6,6 +6,7 @@ import os
 import uuid
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from baton.access.credentials import Credentials
 from baton.builtin_model import CHECKPOINT
@@ -25,6 +26,9 @@ from baton.engine.tokenizer import check_tokenizer
 from baton.kv_transfer.transports import check_transport
 from baton.protocol.errors import BatonError, ConfigError
 from baton.router.policy.policies import check_policy
+
+if TYPE_CHECKING:
+    from baton.deploy.launcher import Started
 
 BUILTIN = "built-in"
 
@@ -153,10 +157,11 @@ def _start(mine: RunningCluster, resolved: Resolved, report: Progress, folder: P
         mine,
         address=started.addresses[0],
         gateway_addresses=tuple(started.addresses),
+        http_address=started.http_address,
         workers=tuple(started.workers),
         worker_address=started.worker_address,
         admin_address=started.admin_address,
-        resolved=_with_ports(resolved, started.addresses[0], started.admin_address).as_json(),
+        resolved=_with_ports(resolved, started).as_json(),
         state="up",
         changed_by=None,
         vital=() if existing else ray.vital(),
@@ -165,12 +170,13 @@ def _start(mine: RunningCluster, resolved: Resolved, report: Progress, folder: P
     return cluster
 
 
-def _with_ports(resolved: Resolved, address: str, admin_address: str) -> Resolved:
+def _with_ports(resolved: Resolved, started: Started) -> Resolved:
     """With the ports that gateways and router listen on now, so that a restart uses the same ones."""
-    port, admin_port = (int(each.rpartition(":")[2]) for each in (address, admin_address))
+    port, admin_port = (int(each.rpartition(":")[2]) for each in (started.address, started.admin_address))
+    http_port = int(started.http_address.rpartition(":")[2]) if started.http_address else "off"
     config = resolved.config
     sections = {
-        "gateway": config.gateway.model_copy(update={"port": port}),
+        "gateway": config.gateway.model_copy(update={"port": port, "http_port": http_port}),
         "router": config.router.model_copy(update={"admin_port": admin_port}),
     }
     return replace(resolved, config=config.model_copy(update=sections))

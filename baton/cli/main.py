@@ -157,7 +157,7 @@ def up(
         print_document(asdict(cluster))
         return
     prompt = "write : the old fox" if not parsed.model.path else "Hello"
-    out.print(f'Serving on {cluster.address}. Try:  baton generate "{prompt}"', markup=False)
+    out.print(f'Serving on {cluster.address}{cluster.http_words}. Try:  baton generate "{prompt}"', markup=False)
 
 
 @app.command()

@@ -123,7 +123,10 @@ class GatewaySection(_Section):
     """Address for clients"""
 
     port: int = Field(default=50051, ge=0, le=65535)
-    """Port for clients, which the gateways of a node share; 0: any free port"""
+    """Port for gRPC clients, which the gateways of a node share; 0: any free port"""
+
+    http_port: Annotated[int, Field(ge=0, le=65535)] | Literal["off"] = 8000
+    """Port for HTTP clients (the OpenAI API), which the gateways of a node share; 0: any free port; off: no HTTP"""
 
     router_grace_s: float = Field(default=10.0, ge=0, le=600)
     """Seconds that requests without any token wait for a router that is away"""

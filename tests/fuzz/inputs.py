@@ -87,7 +87,10 @@ def fill(rng: random.Random, message: Message, depth: int = 0) -> Message:
         if one.is_repeated:
             items = getattr(message, one.name)
             for _ in range(rng.choice((0, 1, 1, 2, 5))):
-                if one.message_type is not None:
+                if one.message_type is not None and one.message_type.GetOptions().map_entry:
+                    key, value = one.message_type.fields  # A map of scalars
+                    items[_scalar(rng, key)] = _scalar(rng, value)
+                elif one.message_type is not None:
                     fill(rng, items.add(), depth + 1)
                 else:
                     items.append(_scalar(rng, one))

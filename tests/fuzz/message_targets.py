@@ -39,7 +39,7 @@ from tests.fuzz.target import Target
 
 def _message(kind: Callable[[], Any]) -> Callable[[random.Random], bytes]:
     def make(rng: random.Random) -> bytes:
-        data: bytes = fill(rng, kind()).SerializeToString()
+        data: bytes = fill(rng, kind()).SerializeToString(deterministic=True)
         return mutated_bytes(rng, data) if rng.random() < 0.3 else data
 
     return make
@@ -103,7 +103,7 @@ def _generate_message(rng: random.Random) -> bytes:
             fill(rng, message.objectives)
     else:
         fill(rng, message)
-    data = message.SerializeToString()
+    data = message.SerializeToString(deterministic=True)
     return mutated_bytes(rng, data) if rng.random() < 0.3 else data
 
 
@@ -142,7 +142,7 @@ def _frame_message(kinds: Iterable[type]) -> Callable[[random.Random], bytes]:
             message = getattr(frame.messages.add(), rng.choice(names))
             message.SetInParent()
             fill(rng, message)
-        data = frame.SerializeToString()
+        data = frame.SerializeToString(deterministic=True)
         return mutated_bytes(rng, data) if rng.random() < 0.3 else data
 
     return make

@@ -2,8 +2,8 @@
 
 A Ray of its own with router, gateway, 1 prefill and 2 decode workers of the built-in model. The run first measures the
 cluster's maximum request rate. It then sends requests with objectives at random moments, at that rate and at five times
-that rate, for equally long. Refused requests are not sent again. After each of the two loads it sends ordinary requests one
-by one until one is answered as fast as on the idle cluster.
+that rate, for equally long. Refused requests are not sent again. After each of the two loads it sends ordinary requests
+one by one until one is answered as fast as on the idle cluster.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ class Size:
     rounds: int
     streams: int
     prompt_tokens: int
-    output_tokens: int
+    output_tokens: int  # So many that no stream ends before the new router serves
 
 
 def serve_clients(plan: GatewayConfig, served: Any) -> None:
@@ -127,7 +127,8 @@ async def restart(
                 await asyncio.sleep(0.001)
             os.kill(old.pid, signal.SIGKILL)
             fresh, served = start(route, plan)
-            served_s = await asyncio.to_thread(served.recv)
+            ready = asyncio.create_task(asyncio.to_thread(served.recv))
+        served_s = await ready  # Each client has sent one request: the block ends with the streams
     assert not load.wrong, load.wrong
     assert all(len(one.shown_s) == size.output_tokens for one in load.ended)
     cluster = await until_joined(plan, workers)
@@ -204,7 +205,7 @@ def main() -> None:
     parser.add_argument("--prompt-tokens", type=int)
     parser.add_argument("--output-tokens", type=int)
     options = parser.parse_args()
-    default = options.pick(Size(2, 64, 64, 600), Size(1, 16, 64, 400), Size(1, 2, 64, 240))
+    default = options.pick(Size(2, 64, 64, 800), Size(1, 16, 64, 1600), Size(1, 2, 64, 1900))
     size = Size(
         options.rounds or default.rounds,
         options.streams or default.streams,

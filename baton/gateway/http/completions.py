@@ -34,7 +34,7 @@ def parse_completion(body: bytes, model: HttpModel, headers: Mapping[str, str] |
     fields = Fields(parse_object(body))
     name = read_model(fields, model)
     check_known(fields, _REFUSED)
-    prompts = _prompts(fields)
+    prompts = _prompts(fields, model.vocab_size)
     stream, include_usage, continuous_usage = read_stream(fields)
     n, best_of = read_counts(fields, len(prompts), stream)
     logprobs = fields.whole("logprobs", 0, MAX_LOGPROBS)
@@ -79,24 +79,25 @@ def _max_tokens(fields: Fields, echo: bool) -> int:
     return MAX_TOKENS if value is None else value
 
 
-def _prompts(fields: Fields) -> tuple[str | tuple[int, ...], ...]:
+def _prompts(fields: Fields, vocab_size: int) -> tuple[str | tuple[int, ...], ...]:
     value = fields.get("prompt")
     if type(value) is str:
         return (value,)
     if type(value) is not list or not value:
         raise fields.error("prompt", "a text, a list of texts, a list of token ids or a list of such lists")
     if type(value[0]) is int:
-        return (_token_ids(value, "prompt"),)
+        return (_token_ids(value, "prompt", vocab_size),)
     if len(value) > MAX_SEQUENCES:
         raise InvalidField(f"prompt has {len(value)} items; at most {MAX_SEQUENCES} are accepted.", "prompt")
-    return tuple(_prompt(item, f"prompt[{at}]") for at, item in enumerate(value))
+    return tuple(
+        item if type(item) is str else _token_ids(item, f"prompt[{at}]", vocab_size) for at, item in enumerate(value)
+    )
 
 
-def _prompt(item: Any, name: str) -> str | tuple[int, ...]:
-    return item if type(item) is str else _token_ids(item, name)
-
-
-def _token_ids(value: Any, name: str) -> tuple[int, ...]:
+def _token_ids(value: Any, name: str, vocab_size: int) -> tuple[int, ...]:
     if type(value) is not list or not value or set(map(type, value)) != {int}:
         raise InvalidField(f"{name} must be a text or a list of token ids.", name)
+    wrong = next((token_id for token_id in (min(value), max(value)) if not 0 <= token_id < vocab_size), None)
+    if wrong is not None:
+        raise InvalidField(f"{name} has the token id {wrong}, outside the vocabulary of {vocab_size}.", name)
     return tuple(value)
