@@ -91,7 +91,7 @@ async def start_gateway(config: GatewayConfig) -> RunningGateway:
         config.model.dtype,
         config.model.context_tokens,
         config.sampling_defaults,
-        read_chat_template(folder, config.chat_template),
+        read_chat_template(folder, config.template_text),
     )
     intake = Intake(model, access)
     health_service = health.aio.HealthServicer()
