@@ -28,6 +28,7 @@ from baton.gateway.http.server import HttpServer, start_http_server
 from baton.gateway.http.tokenizer_files import read_tokenizer_info
 from baton.gateway.intake import Intake
 from baton.gateway.served_model import ServedModel
+from baton.gateway.template_files import read_chat_template
 from baton.links.frame_client import FrameClient
 from baton.links.frame_server import FrameServer
 from baton.protocol.address import join, reachable, split
@@ -90,6 +91,7 @@ async def start_gateway(config: GatewayConfig) -> RunningGateway:
         config.model.dtype,
         config.model.context_tokens,
         config.sampling_defaults,
+        read_chat_template(folder, config.template_text),
     )
     intake = Intake(model, access)
     health_service = health.aio.HealthServicer()
@@ -119,7 +121,8 @@ async def start_gateway(config: GatewayConfig) -> RunningGateway:
         inference = InferenceService(driver, intake, credentials.tokens)
         server, port = await start_server(inference, join(section.host, section.port), credentials, health_service)
         started.push_async_callback(server.stop, 0.0)
-        http_app = HttpApp(driver, intake, credentials.tokens, read_tokenizer_info(folder), __version__)
+        tokenizer_info = read_tokenizer_info(folder, model.chat_template)
+        http_app = HttpApp(driver, intake, credentials.tokens, tokenizer_info, __version__)
         http_server = None
         if section.http_port != "off":
             tls = credentials.ssl_context()
