@@ -181,7 +181,7 @@ class HttpApp:
             self.answers.discard(answer)
 
     async def _prompts(self, ask: Ask, num_bytes: int) -> list[Sequence[int]]:
-        """The token ids of every prompt; `num_bytes` is the size of the body."""
+        """The token ids of every prompt of a body of `num_bytes` bytes."""
         if ask.chat is not None:
             return [await self.intake.encode_chat(ask.chat, num_bytes)]
         return [
