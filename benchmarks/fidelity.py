@@ -17,11 +17,13 @@ import numpy as np
 import torch
 
 from baton.builtin_model import CHECKPOINT
+from baton.gateway.core.commands import StreamEnd
+from baton.gateway.driver import GatewayDriver
+from baton.harness.answer import answer
 from baton.harness.process_cluster import ProcessCluster, plans
 from baton.harness.report import Goal, Report, arguments, progress
 from baton.protocol.request import Request, SamplingParams
 from baton.protocol.worker import RoleName, StepSample, WorkerLoad
-from baton.router.core.completion import Completion
 from baton.router.policy.cluster_state import ClusterState
 from baton.router.policy.latency_model import StepCosts
 from baton.router.policy.policies import make_policy
@@ -65,7 +67,7 @@ class Stream:
 class Live:
     """The measurements of the live cluster."""
 
-    completions: list[Completion]
+    ends: list[StreamEnd]
     samples: dict[str, list[StepSample]]
     latency_s: float  # Latency of a message.
     bandwidth_bytes_s: float
@@ -73,7 +75,7 @@ class Live:
 
 
 async def run_live(stream: Stream, policy: str) -> Live:
-    """Serve the stream with two worker processes and the router in this process."""
+    """Serve the stream with two worker processes, with router and gateway in this process."""
     router_config, worker_config = plans(
         CHECKPOINT, CONTEXT_TOKENS, NUM_PAGES, policy=policy, chunk_tokens=CHUNK_TOKENS, max_batch=MAX_BATCH
     )
@@ -81,18 +83,18 @@ async def run_live(stream: Stream, policy: str) -> Live:
     worker_config = replace(worker_config, engine=engine)
     state = RecordingState()
     async with ProcessCluster(router_config, worker_config, {"prefill": 1, "decode": 1}, state=state) as cluster:
-        driver = cluster.router.driver
+        driver = cluster.gateway.driver
         probes = [await _ask(driver, f"probe-{n}", _prompt(n, 64), 4) for n in range(PROBES)]
         await cluster.until(lambda: any(one.prefill_tokens for steps in state.samples.values() for one in steps))
         prompts = [one.seconds for steps in state.samples.values() for one in steps if one.prefill_tokens]
         latency_s = max(0.0, median(one.latency.ttft_s or 0.0 for one in probes) - median(prompts)) / 2
         state.samples.clear()
-        completions = await _play(driver, stream)
+        ends = await _play(driver, stream)
         await cluster.until(lambda: all(state.samples.get(name) for name, _ in cluster.names))
-        moved = [one.handoff for one in completions if one.handoff is not None and one.handoff.transfer_s > 0]
+        moved = [one.handoff for one in ends if one.handoff is not None and one.handoff.transfer_s > 0]
         bandwidth = sum(one.bytes_sent for one in moved) / max(sum(one.transfer_s for one in moved), 1e-9)
         layout = state.workers["decode-0"].info.endpoint.layout
-        return Live(completions, state.samples, latency_s, bandwidth or 1e9, layout)
+        return Live(ends, state.samples, latency_s, bandwidth or 1e9, layout)
 
 
 def _prompt(number: int, tokens: int) -> tuple[int, ...]:
@@ -101,7 +103,7 @@ def _prompt(number: int, tokens: int) -> tuple[int, ...]:
     return tuple(int(token) for token in generator.integers(3, 256, tokens))
 
 
-async def _play(driver: Any, stream: Stream) -> list[Completion]:
+async def _play(driver: GatewayDriver, stream: Stream) -> list[StreamEnd]:
     start_s = driver.clock() + 0.5
     tasks = []
     for number, request in enumerate(stream.requests):
@@ -111,15 +113,9 @@ async def _play(driver: Any, stream: Stream) -> list[Completion]:
     return list(await asyncio.gather(*tasks))
 
 
-async def _ask(driver: Any, request_id: str, prompt: tuple[int, ...], output_tokens: int) -> Completion:
+async def _ask(driver: GatewayDriver, request_id: str, prompt: tuple[int, ...], output_tokens: int) -> StreamEnd:
     sampling = SamplingParams(max_tokens=output_tokens, ignore_eos=True, seed=0)
-    subscription = driver.submit(Request(request_id, prompt, sampling, driver.clock()))
-    while True:
-        _, completion = await subscription.next()
-        if completion is not None:
-            driver.unsubscribe(subscription, None)
-            assert completion.error is None, completion.error
-            return completion
+    return (await answer(driver, Request(request_id, prompt, sampling)))[1]
 
 
 def fit(samples: list[StepSample]) -> StepCosts:
@@ -185,9 +181,9 @@ def main() -> None:
 
 def compare(live: Live, simulated: dict[str, float]) -> dict[str, float]:
     """Relative errors of the means, and the figures themselves."""
-    ttft = [one.latency.ttft_s for one in live.completions if one.latency.ttft_s is not None]
-    tpot = [one.latency.tpot_s for one in live.completions if one.latency.tpot_s is not None]
-    local = mean(one.prefill_worker == one.decode_worker for one in live.completions)
+    ttft = [one.latency.ttft_s for one in live.ends if one.latency.ttft_s is not None]
+    tpot = [one.latency.tpot_s for one in live.ends if one.latency.tpot_s is not None]
+    local = mean(one.prefill_worker == one.decode_worker for one in live.ends)
     return {
         "ttft_error": abs(simulated["ttft_s_mean"] / mean(ttft) - 1.0),
         "tpot_error": abs(simulated["tpot_s_mean"] / mean(tpot) - 1.0),

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from baton.builtin_model import CHECKPOINT
+from baton.harness.answer import answer
 from baton.harness.forked import forked
 from baton.harness.process_cluster import ProcessCluster, plans
 from baton.harness.report import Goal, Report, arguments, median_ratio, progress
@@ -174,26 +175,17 @@ async def measure_stall(requests: int, seed: int) -> tuple[float, float]:
         for index in range(requests):
             prompt = tuple(int(token) for token in generator.integers(3, 256, 512 * 3))
             request = Request(f"stall-{index}", prompt, SamplingParams(max_tokens=24, ignore_eos=True, seed=0))
-            gaps, report = await _gaps(cluster.router.driver, request)
+            moments, end = await answer(cluster.gateway.driver, request)
             if index < WARM_UP:
                 continue
+            assert end.handoff is not None
+            gaps, report = [after - before for before, after in itertools.pairwise(moments)], end.handoff
             decode_step = median(gaps[1:])
             last_chunk_s = CHUNK_PAGES * report.transfer_s / max(1, report.pages_sent)
             stall = max(0.0, gaps[0] - decode_step)
             ratios.append(stall / (decode_step + last_chunk_s))
             stalls.append(1000 * stall)
         return median(ratios), median(stalls)
-
-
-async def _gaps(driver: Any, request: Request) -> tuple[list[float], Any]:
-    subscription = driver.submit(request)
-    moments: list[float] = []
-    while True:
-        tokens, completion = await subscription.next()
-        moments += [time.perf_counter()] * len(tokens)
-        if completion is not None:
-            driver.unsubscribe(subscription, None)
-            return [after - before for before, after in itertools.pairwise(moments)], completion.handoff
 
 
 def main() -> None:

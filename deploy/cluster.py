@@ -6,6 +6,7 @@ import os
 import uuid
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from baton.access.credentials import Credentials
 from baton.builtin_model import CHECKPOINT
@@ -22,9 +23,13 @@ from baton.deploy.running import RunningCluster, claim_note, home, remove_note, 
 from baton.deploy.supervisor import start_supervisor
 from baton.engine.checkpoint import check_weights, read_config, read_sampling_defaults, resolve_model
 from baton.engine.tokenizer import check_tokenizer
+from baton.gateway.template_files import read_chat_template
 from baton.kv_transfer.transports import check_transport
 from baton.protocol.errors import BatonError, ConfigError
 from baton.router.policy.policies import check_policy
+
+if TYPE_CHECKING:
+    from baton.deploy.launcher import Started
 
 BUILTIN = "built-in"
 
@@ -53,12 +58,26 @@ def resolve_here(config: BatonConfig) -> Resolved:
         num_parameters=model.num_parameters,
         layer_values=2 * model.hidden_size + model.qkv_size + 3 * model.intermediate_size,
         vocab_size=model.vocab_size,
+        template_text=_template_text(config.model.chat_template, folder),
         window_limits=model.window_limits,
     )
     resolved = resolve(config, machine_facts(), facts)
     check_access(config.access, config.router.admin_host)
     Credentials(config.access)  # An error in these files is reported before anything is started.
     return resolved
+
+
+def _template_text(path: str, folder: Path) -> str:
+    """The text of the chat template that the operator gives; "" without one.
+
+    Raises `ConfigError` for a file that cannot be read and for invalid syntax.
+    """
+    try:
+        text = Path(path).expanduser().read_text() if path else ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"model.chat_template: {path} cannot be read: {error}.") from None
+    read_chat_template(folder, text)
+    return text
 
 
 def _with_whole_paths(config: BatonConfig) -> BatonConfig:
@@ -153,10 +172,11 @@ def _start(mine: RunningCluster, resolved: Resolved, report: Progress, folder: P
         mine,
         address=started.addresses[0],
         gateway_addresses=tuple(started.addresses),
+        http_address=started.http_address,
         workers=tuple(started.workers),
         worker_address=started.worker_address,
         admin_address=started.admin_address,
-        resolved=_with_ports(resolved, started.addresses[0], started.admin_address).as_json(),
+        resolved=_with_ports(resolved, started).as_json(),
         state="up",
         changed_by=None,
         vital=() if existing else ray.vital(),
@@ -165,12 +185,13 @@ def _start(mine: RunningCluster, resolved: Resolved, report: Progress, folder: P
     return cluster
 
 
-def _with_ports(resolved: Resolved, address: str, admin_address: str) -> Resolved:
+def _with_ports(resolved: Resolved, started: Started) -> Resolved:
     """With the ports that gateways and router listen on now, so that a restart uses the same ones."""
-    port, admin_port = (int(each.rpartition(":")[2]) for each in (address, admin_address))
+    port, admin_port = (int(each.rpartition(":")[2]) for each in (started.address, started.admin_address))
+    http_port = int(started.http_address.rpartition(":")[2]) if started.http_address else "off"
     config = resolved.config
     sections = {
-        "gateway": config.gateway.model_copy(update={"port": port}),
+        "gateway": config.gateway.model_copy(update={"port": port, "http_port": http_port}),
         "router": config.router.model_copy(update={"admin_port": admin_port}),
     }
     return replace(resolved, config=config.model_copy(update=sections))

@@ -15,6 +15,7 @@ from ray._private.worker import global_worker
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from baton.config.placement import demand
+from baton.config.process_config import GatewayAddresses
 from baton.config.ray_names import GATEWAY, NAMESPACE, ROUTER
 from baton.config.resolve import Resolved
 from baton.deploy.container_limits import oom_kills
@@ -39,10 +40,11 @@ Progress = Callable[[str, str], None]  # (process name, what it is doing)
 class Started:
     """The addresses of a started cluster, and the names of its workers."""
 
-    addresses: list[str]  # For clients, of each gateway
+    addresses: list[str]  # For gRPC clients, of each gateway
     worker_address: str  # The router's, for workers and gateways
     workers: list[str]
     admin_address: str  # For operators
+    http_address: str = ""  # For HTTP clients, of the first gateway; "": no HTTP
 
     @property
     def address(self) -> str:
@@ -74,25 +76,28 @@ def start_cluster(resolved: Resolved, report: Progress, prefix: str = "", worker
     if isinstance(addresses, str):
         raise ConfigError(addresses)
     report(ROUTER, f"serving administration on {addresses.admin}")
-    public = start_gateways(resolved, addresses.worker, report, prefix, worker_host)
+    gateways = start_gateways(resolved, addresses.worker, report, prefix, worker_host)
     reserve_groups(resolved, prefix)
     start_workers(resolved, resolved.roles, addresses.worker, report, prefix)
     workers = [name for name, _ in resolved.roles]
-    return Started(public, addresses.worker, workers, addresses.admin)
+    public = [gateway.public for gateway in gateways]
+    return Started(public, addresses.worker, workers, addresses.admin, gateways[0].http)
 
 
 def start_gateways(
     resolved: Resolved, router_address: str, report: Progress, prefix: str = "", worker_host: str = ""
-) -> list[str]:
-    """Start the gateways and wait until each serves; returns their addresses for clients.
+) -> list[GatewayAddresses]:
+    """Start the gateways and wait until each serves; returns their addresses.
 
-    They listen on one port, which those of a node share. A gateway without a placement of its own runs on the
-    command's node: clients connect to this one, and the autoscaler does not remove it. Raises `ConfigError` when one
-    cannot start.
+    They listen on one port per protocol, which those of a node share. A gateway without a placement of its own runs on
+    the command's node: clients connect to this one, and the autoscaler does not remove it. Raises `ConfigError` when
+    one cannot start.
     """
     section = resolved.config.gateway
-    # A restarted gateway, and its neighbours, need the same port.
-    section = section.changed(port=section.port or free_port(section.host))
+    # A restarted gateway, and its neighbours, need the same ports.
+    section = section.changed(
+        port=section.port or free_port(section.host), http_port=section.http_port or free_port(section.host)
+    )
     wanted = demand(resolved.config, GATEWAY)
     began_s = time.time() - CLOCK_S
     actors = {}
@@ -104,7 +109,7 @@ def start_gateways(
             options["scheduling_strategy"] = _here()
         actors[name] = _actor(GatewayActor, prefix, name, options, plan)
         report(name, f"waiting for a node with {wanted.words}" if wanted.words else "starting")
-    public = []
+    served = []
     for name, actor in actors.items():
         try:
             addresses = ray.get(actor.start.remote())
@@ -112,9 +117,9 @@ def start_gateways(
             raise _died(name, str(death), began_s, oom=False) from None
         if isinstance(addresses, str):
             raise ConfigError(addresses)
-        report(name, f"serving gRPC on {addresses.public}")
-        public.append(addresses.public)
-    return public
+        report(name, f"serving {addresses.words}")
+        served.append(addresses)
+    return served
 
 
 def _actor(kind: Any, prefix: str, name: str, options: dict[str, Any], plan: Any) -> Any:

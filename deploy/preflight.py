@@ -6,6 +6,7 @@ import errno
 import os
 import socket
 import tempfile
+from itertools import combinations
 
 import psutil
 
@@ -40,13 +41,14 @@ def check_note() -> None:
 def check_addresses(config: BatonConfig) -> None:
     """Raise `ConfigError` when router and gateways of this node cannot listen on their configured addresses."""
     gateway, router = config.gateway, config.router
-    if gateway.port and gateway.port == router.admin_port and bare_host(gateway.host) == bare_host(router.admin_host):
-        raise ConfigError(
-            f"gateway.port and router.admin_port are both {gateway.port}: requests and administration need a port each."
-        )
     listening = [("router.admin_host", router.admin_host, "router.admin_port", router.admin_port)]
     if gateways_here(config):
         listening.insert(0, ("gateway.host", gateway.host, "gateway.port", gateway.port))
+        if gateway.http_port != "off":
+            listening.insert(1, ("gateway.host", gateway.host, "gateway.http_port", gateway.http_port))
+    for (_, host, key, port), (_, other_host, other_key, other) in combinations(listening, 2):
+        if port and port == other and bare_host(host) == bare_host(other_host):
+            raise ConfigError(f"{key} and {other_key} are both {port}: each needs a port of its own.")
     for host_key, host, port_key, port in listening:
         failure = _bind_failure(bare_host(host), port)
         if failure is None:

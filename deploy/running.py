@@ -24,11 +24,12 @@ STATES = ("starting", "up", "ending")
 class RunningCluster:
     """The contents of the note."""
 
-    address: str  # For clients, of the first gateway; empty while the cluster starts.
+    address: str  # For gRPC clients, of the first gateway; empty while the cluster starts.
     workers: tuple[str, ...]
     ray_address: str
     ray_folder: str  # Empty for a Ray of others.
-    gateway_addresses: tuple[str, ...] = ()  # For clients, of each gateway.
+    gateway_addresses: tuple[str, ...] = ()  # For gRPC clients, of each gateway.
+    http_address: str = ""  # For HTTP clients, of the first gateway; empty without HTTP.
     worker_address: str = ""  # The router's, for workers and gateways.
     admin_address: str = ""  # For operators.
     resolved: dict[str, Any] = field(default_factory=dict)  # `Resolved.as_json`
@@ -37,6 +38,12 @@ class RunningCluster:
     changed_by: NotedProcess | None = None  # The command that is starting or ending the cluster.
     vital: tuple[NotedProcess, ...] = ()  # The processes without which our own Ray is dead.
     ends_with: NotedProcess | None = None  # The command that owns the cluster: the cluster ends with it.
+
+    @property
+    def http_words(self) -> str:
+        """Where HTTP clients connect, to follow the address of gRPC clients."""
+        scheme = "https" if self.resolved.get("config", {}).get("access", {}).get("tls_certificate") else "http"
+        return f", the OpenAI API on {scheme}://{self.http_address}/v1" if self.http_address else ""
 
     @property
     def prefix(self) -> str:
@@ -133,5 +140,6 @@ def _cluster(values: Any) -> RunningCluster | None:
         }
     )
     texts = (cluster.address, cluster.ray_address, cluster.ray_folder, cluster.worker_address, cluster.admin_address)
-    sound = all(isinstance(text, str) for text in (*texts, cluster.id, *cluster.workers, *cluster.gateway_addresses))
+    names = (cluster.id, cluster.http_address, *cluster.workers, *cluster.gateway_addresses)
+    sound = all(isinstance(text, str) for text in (*texts, *names))
     return cluster if sound and isinstance(cluster.resolved, dict) and cluster.state in STATES else None

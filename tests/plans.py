@@ -31,7 +31,7 @@ def gateway_config(
     **gateway: Any,
 ) -> GatewayConfig:
     """A gateway on free ports; `gateway` are keys of its section."""
-    section = GatewaySection.model_validate({"port": 0, **gateway})
+    section = GatewaySection.model_validate({"port": 0, "http_port": 0, **gateway})
     return GatewayConfig(
         name="gateway-0",
         router_address=router_address,

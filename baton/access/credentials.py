@@ -21,6 +21,7 @@ class Certificates:
     certificate: bytes
     key: bytes = field(repr=False)
     client_ca: bytes | None
+    context: ssl.SSLContext = field(repr=False)  # For HTTP
 
     @property
     def configuration(self) -> grpc.ServerCertificateConfiguration:
@@ -60,6 +61,19 @@ class Credentials:
         credentials = grpc.dynamic_ssl_server_credentials(first.configuration, newer, bool(self.access.client_ca))
         return int(server.add_secure_port(address, credentials))
 
+    def ssl_context(self) -> ssl.SSLContext | None:
+        """The context of an HTTP server, which uses changed certificates from the next handshake on; None: no TLS."""
+        if self._certificates is None:
+            return None
+        certificates = self._certificates
+
+        def use_newest(connection: ssl.SSLObject, server_name: str | None, context: ssl.SSLContext) -> None:
+            connection.context = certificates.value.context
+
+        context = read_certificates(self.access).context
+        context.sni_callback = use_newest  # Called in every handshake
+        return context
+
 
 def read_certificates(access: AccessSection) -> Certificates:
     """Read and check certificate, key and CA; raises `ConfigError` naming the file and the key of the configuration."""
@@ -85,7 +99,9 @@ def read_certificates(access: AccessSection) -> Certificates:
             context.load_verify_locations(access.client_ca)
         except OSError:
             raise ConfigError(f"{access.client_ca} (access.client_ca) has no PEM certificate.") from None
-    return Certificates(certificate, key, client_ca)
+        context.verify_mode = ssl.CERT_REQUIRED
+    context.set_alpn_protocols(["http/1.1"])
+    return Certificates(certificate, key, client_ca, context)
 
 
 def read_tokens(path: str) -> Access:

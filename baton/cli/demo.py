@@ -33,7 +33,9 @@ def run_demo(out: Console, err: Console, model: str | None) -> list[Answer]:
     from baton.deploy.processes import this_process
     from baton.deploy.running import home
 
-    config = parse_config("", {"model": {"path": model}, "gateway": {"port": 0}, "router": {"admin_port": 0}})
+    config = parse_config(
+        "", {"model": {"path": model}, "gateway": {"port": 0, "http_port": 0}, "router": {"admin_port": 0}}
+    )
     end_killed_demos(home())  # First, because their processes still use memory
     resolved = resolve_here(config)
     folder = home() / f"demo-{secrets.token_hex(4)}"

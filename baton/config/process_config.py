@@ -71,6 +71,7 @@ class GatewayConfig:
     worker_host: str
     worker_port: int = 0  # 0: any free port
     sampling_defaults: SamplingDefaults = field(default_factory=dict)  # The model's, for parameters a request omits
+    template_text: str = ""  # The text of one given by the operator; "": the model's own
     access: AccessSection = field(default_factory=AccessSection)
     logging: LoggingSection = field(default_factory=LoggingSection)
     link_keys: PeerKeys | None = field(default=None, repr=False)  # None: open links
@@ -81,7 +82,13 @@ class GatewayAddresses:
     """The addresses of a running gateway."""
 
     worker: str  # For workers, such as "tcp://127.0.0.1:5600"
-    public: str  # For clients, "host:port"
+    public: str  # For gRPC clients, "host:port"
+    http: str = ""  # For HTTP clients, "host:port"; "": no HTTP
+
+    @property
+    def words(self) -> str:
+        """The addresses for clients, as "gRPC on host:port, HTTP on host:port"."""
+        return f"gRPC on {self.public}" + (f", HTTP on {self.http}" if self.http else "")
 
 
 @dataclass(frozen=True, slots=True)

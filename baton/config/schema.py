@@ -49,6 +49,9 @@ class ModelSection(_Section):
     generation_config: Literal["auto", "off"] = "auto"
     """Sampling defaults; auto: those of the model's generation_config.json; off: greedy, 256 tokens"""
 
+    chat_template: str = ""
+    """File with a chat template; empty: the model's own"""
+
 
 class PoolsSection(_Section):
     """Number of workers in each pool, and of gateways, at start."""
@@ -123,7 +126,10 @@ class GatewaySection(_Section):
     """Address for clients"""
 
     port: int = Field(default=50051, ge=0, le=65535)
-    """Port for clients, which the gateways of a node share; 0: any free port"""
+    """Port for gRPC clients, which the gateways of a node share; 0: any free port"""
+
+    http_port: Annotated[int, Field(ge=0, le=65535)] | Literal["off"] = 8000
+    """Port for HTTP clients (the OpenAI API), which the gateways of a node share; 0: any free port; off: no HTTP"""
 
     router_grace_s: float = Field(default=10.0, ge=0, le=600)
     """Seconds that requests without any token wait for a router that is away"""
@@ -278,11 +284,8 @@ def parse_config(text: str = "", overrides: dict[str, dict[str, Any]] | None = N
 
 def _explain(error: ValidationError) -> str:
     first = error.errors()[0]
-    path = [
-        str(part)
-        for part in first["loc"]
-        if part not in ("int", "float", "constrained-int", "constrained-float") and not str(part).startswith("literal")
-    ]
+    kinds = ("int", "float", "constrained-int", "constrained-float")
+    path = [str(part) for part in first["loc"] if part not in kinds and not str(part).startswith("literal")]
     name = ".".join(path)
     if first["type"] != "extra_forbidden":
         given = first["input"] if not isinstance(first["input"], dict) else "a table"

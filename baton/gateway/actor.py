@@ -42,7 +42,7 @@ class GatewayActor:
             log.error(f"{self._config.name} could not start: {error}")
             return f"{self._config.name} could not start: {error}"
         addresses = self._gateway.addresses
-        log.info(f"serving gRPC on {addresses.public}, workers on {addresses.worker}")
+        log.info(f"serving {addresses.words}, workers on {addresses.worker}")
         self._gateway.task.add_done_callback(self._on_task_ended)
         return addresses
 

@@ -1,4 +1,4 @@
-"""Builds a gateway from its configuration: model facts, session, links, driver, gRPC server."""
+"""Builds a gateway from its configuration: model facts, session, links, driver, gRPC and HTTP servers."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from functools import partial
 import grpc
 from grpc_health.v1 import health
 
+from baton import __version__
 from baton.access.credentials import Credentials
 from baton.access.grpc_server import set_serving
 from baton.config.process_config import GatewayAddresses, GatewayConfig
@@ -22,29 +23,42 @@ from baton.gateway.core.live_stream import ModelFacts
 from baton.gateway.core.session import GatewaySession
 from baton.gateway.driver import GatewayDriver
 from baton.gateway.grpc_service import SERVICE, InferenceService, start_server
+from baton.gateway.http.app import HttpApp
+from baton.gateway.http.server import HttpServer, start_http_server
+from baton.gateway.http.tokenizer_files import read_tokenizer_info
 from baton.gateway.intake import Intake
 from baton.gateway.served_model import ServedModel
+from baton.gateway.template_files import read_chat_template
 from baton.links.frame_client import FrameClient
 from baton.links.frame_server import FrameServer
-from baton.protocol.address import join, reachable
+from baton.protocol.address import join, reachable, split
 from baton.protocol.codec import FROM_ROUTER_TO_GATEWAY, FROM_WORKER_TO_GATEWAY
 from baton.protocol.gateway_messages import GatewayInfo
 
 
 @dataclass(eq=False)
 class RunningGateway:
-    """A gateway that serves clients on `port`, with a router or without."""
+    """A gateway that serves clients on `port` and, over HTTP, on `http_port`, with a router or without."""
 
     config: GatewayConfig
     driver: GatewayDriver
     server: grpc.aio.Server
     port: int
+    http_app: HttpApp
+    http_server: HttpServer | None
     task: asyncio.Task[None]
 
     @property
     def addresses(self) -> GatewayAddresses:
-        """The addresses of its server and its worker link."""
-        return GatewayAddresses(self.driver.workers.address, self.driver.session.info.public_address)
+        """The addresses of its servers and its worker link."""
+        public = self.driver.session.info.public_address
+        http = "" if self.http_port is None else join(split(public)[0], self.http_port)
+        return GatewayAddresses(self.driver.workers.address, public, http)
+
+    @property
+    def http_port(self) -> int | None:
+        """The port of its HTTP server, if it has one."""
+        return None if self.http_server is None else self.http_server.port
 
     async def registered(self) -> None:
         """Wait until the router has answered the registration."""
@@ -52,7 +66,10 @@ class RunningGateway:
 
     async def stop(self, grace_s: float = 1.0) -> None:
         """Refuse new requests, give running streams `grace_s` seconds, and close everything."""
-        await self.server.stop(grace_s)
+        stopping = [self.server.stop(grace_s)]
+        if self.http_server is not None:
+            stopping.append(self.http_server.stop(grace_s, self.http_app.end_answers))
+        await asyncio.gather(*stopping)
         self.task.cancel()
         await asyncio.gather(self.task, return_exceptions=True)
         self.driver.leave()
@@ -74,6 +91,7 @@ async def start_gateway(config: GatewayConfig) -> RunningGateway:
         config.model.dtype,
         config.model.context_tokens,
         config.sampling_defaults,
+        read_chat_template(folder, config.template_text),
     )
     intake = Intake(model, access)
     health_service = health.aio.HealthServicer()
@@ -102,7 +120,16 @@ async def start_gateway(config: GatewayConfig) -> RunningGateway:
         )
         inference = InferenceService(driver, intake, credentials.tokens)
         server, port = await start_server(inference, join(section.host, section.port), credentials, health_service)
+        started.push_async_callback(server.stop, 0.0)
+        tokenizer_info = read_tokenizer_info(folder, model.template)
+        http_app = HttpApp(driver, intake, credentials.tokens, tokenizer_info, __version__)
+        http_server = None
+        if section.http_port != "off":
+            tls = credentials.ssl_context()
+            http_server = await start_http_server(
+                http_app, section.host, section.http_port, tls, section.write_timeout_s
+            )
         public = reachable(join(section.host, port), config.worker_host)
         driver.session.info = replace(info, public_address=public)
         started.pop_all()
-    return RunningGateway(config, driver, server, port, asyncio.create_task(driver.run()))
+    return RunningGateway(config, driver, server, port, http_app, http_server, asyncio.create_task(driver.run()))

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from baton.gateway.chat_prompt import ChatPrompt
 from baton.protocol.errors import Overloaded
 
 MAX_THREADS = 4  # Each encodes one to three MB of text per second
@@ -18,9 +19,9 @@ RETRY_AFTER_S = 1.0  # In this time a thread encodes many prompts
 
 
 class Encode(Protocol):
-    """A tokenizer's `encode`; it releases the interpreter lock."""
+    """Renders a conversation and tokenises; tokenisation releases the interpreter lock."""
 
-    def __call__(self, text: str, add_special_tokens: bool) -> list[int]: ...
+    def __call__(self, text: str | ChatPrompt, add_special_tokens: bool) -> list[int]: ...
 
 
 def _threads() -> int:
@@ -47,8 +48,8 @@ class Lane:
         self._threads = ThreadPoolExecutor(self.num_threads, "encode")
         self._free = asyncio.Semaphore(self.num_threads)
 
-    async def encode(self, text: str, num_bytes: int, add_special_tokens: bool) -> list[int]:
-        """Token ids of a text of `num_bytes` bytes; raises `Overloaded` if too many bytes are waiting.
+    async def encode(self, text: str | ChatPrompt, num_bytes: int, add_special_tokens: bool) -> list[int]:
+        """Token ids of a text or conversation of `num_bytes` bytes; raises `Overloaded` if too many bytes are waiting.
 
         A text may have any size if no other is waiting. The text of a cancelled caller is encoded only if a thread has
         started on it.
@@ -96,7 +97,7 @@ class EncodingPool:
         """The bytes of all texts that wait or are being encoded."""
         return self.short.waiting_bytes + self.long.waiting_bytes
 
-    async def encode(self, text: str, num_bytes: int, add_special_tokens: bool) -> list[int]:
+    async def encode(self, text: str | ChatPrompt, num_bytes: int, add_special_tokens: bool) -> list[int]:
         """As `Lane.encode`; each lane has its own limit."""
         lane = self.short if num_bytes <= SHORT_BYTES else self.long
         return await lane.encode(text, num_bytes, add_special_tokens)

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from baton.config.schema import AccessSection
+from baton.gateway.chat_prompt import ChatPrompt
+from baton.gateway.chat_template import NO_TEMPLATE
 from baton.gateway.encoding import EncodingPool
 from baton.gateway.served_model import ServedModel
 from baton.protocol.errors import InvalidRequest, PromptTooLong
@@ -59,20 +61,41 @@ class Intake:
     encoding: EncodingPool = field(init=False)
 
     def __post_init__(self) -> None:
-        self.encoding = EncodingPool(self.model.tokenizer.encode)
+        self.encoding = EncodingPool(self._encode)
 
     async def encode(self, text: str, add_special_tokens: bool) -> list[int]:
         """Token ids of a text; a text that is certainly too long is refused without tokenising it.
 
         Raises `PromptTooLong`, and `Overloaded` if too much text waits.
         """
-        tokens = most_prompt_tokens(self.access, self.model.context_tokens)
-        limit_bytes, num_bytes = tokens * self.model.tokenizer.max_token_bytes, len(text.encode())
-        if num_bytes > limit_bytes:
+        num_bytes = len(text.encode())
+        if num_bytes > self._limit_bytes:
+            tokens = most_prompt_tokens(self.access, self.model.context_tokens)
             raise PromptTooLong(
-                f"The prompt has {num_bytes} bytes; the maximum of {tokens} tokens holds at most {limit_bytes}."
+                f"The prompt has {num_bytes} bytes; the maximum of {tokens} tokens holds at most {self._limit_bytes}."
             )
         return await self.encoding.encode(text, num_bytes, add_special_tokens)
+
+    async def encode_chat(self, chat: ChatPrompt, num_bytes: int) -> list[int]:
+        """Token ids of a conversation that the client sent in `num_bytes` bytes.
+
+        The chat template renders it, in the thread that tokenises it. Raises `InvalidRequest` for a model without a
+        template and for a conversation that it refuses, `PromptTooLong`, and `Overloaded` if too much text waits.
+        """
+        if self.model.template is None:
+            raise InvalidRequest(NO_TEMPLATE)
+        return await self.encoding.encode(chat, num_bytes, add_special_tokens=False)
+
+    def _encode(self, text: str | ChatPrompt, add_special_tokens: bool) -> list[int]:
+        if isinstance(text, ChatPrompt):
+            assert self.model.template is not None
+            text = self.model.template.render(text, self._limit_bytes)
+        return self.model.tokenizer.encode(text, add_special_tokens)
+
+    @property
+    def _limit_bytes(self) -> int:
+        """The most bytes that a prompt which could be accepted has."""
+        return most_prompt_tokens(self.access, self.model.context_tokens) * self.model.tokenizer.max_token_bytes
 
     def request(
         self,

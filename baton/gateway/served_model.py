@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from baton.engine.model_config import ModelConfig
 from baton.engine.tokenizer import Tokenizer
+from baton.gateway.chat_template import ChatTemplate
 from baton.protocol.sampling import SamplingDefaults
 
 
@@ -20,3 +21,4 @@ class ServedModel:
     dtype: str
     context_tokens: int
     sampling_defaults: SamplingDefaults = field(default_factory=dict)  # The model's, for parameters a request omits
+    template: ChatTemplate | None = None

@@ -74,6 +74,11 @@ class ProcessCluster:
         return f"127.0.0.1:{self.gateway.port}"
 
     @property
+    def http_address(self) -> str:
+        """Where HTTP clients connect."""
+        return f"127.0.0.1:{self.gateway.http_port}"
+
+    @property
     def admin_address(self) -> str:
         return f"127.0.0.1:{self.router.admin_port}"
 
@@ -149,7 +154,7 @@ def gateway_plan(router: RouterConfig, worker: WorkerConfig, name: str, router_a
         model=router.model,
         model_name=router.model_name,
         page_size=worker.engine.page_size,
-        gateway=GatewaySection(port=0),
+        gateway=GatewaySection(port=0, http_port=0),
         worker_host=router.worker_host,
         sampling_defaults=router.sampling_defaults,
         access=router.access,

@@ -62,6 +62,7 @@ class Submit:
     objectives: Objectives = field(default_factory=Objectives)
     age_s: Seconds = 0.0  # Since its client sent it
     deadline_in_s: Seconds | None = None
+    submission: Count = 0  # Counts the submissions of this stream
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +138,7 @@ class RequestEnded:
     attempts: Count = 0
     migrations: Count = 0
     handoff: HandoffReport | None = None
+    submission: Count = 0  # Of the `Submit` that this answers
 
 
 @dataclass(frozen=True, slots=True)

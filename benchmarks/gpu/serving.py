@@ -20,6 +20,7 @@ import torch
 from baton.config.process_config import RouterConfig, WorkerConfig
 from baton.engine.model_config import ModelConfig
 from baton.engine.weights import load_weights
+from baton.harness.answer import answer
 from baton.harness.process_cluster import ProcessCluster, plans
 from baton.protocol.request import Request, SamplingParams
 from benchmarks.gpu.checkpoint import written_checkpoint
@@ -149,41 +150,25 @@ def cluster_plans(part: Part, folder: Path) -> tuple[RouterConfig, WorkerConfig]
 async def serve_cluster(
     part: Part, router: RouterConfig, worker: WorkerConfig, pools: Mapping[str, int], prompts: list[list[int]]
 ) -> Served:
-    """Send all prompts at once through a router in this process to workers in their own processes."""
+    """Send all prompts at once through a gateway in this process to workers in their own processes."""
     sizes = part.sizes
     started = time.monotonic()
     async with ProcessCluster(router, worker, pools) as cluster:
         part.say(f"workers serve after {time.monotonic() - started:.1f} s")
         rng = random.Random(part.options.seed + 1)
-        driver = cluster.router.driver
+        driver = cluster.gateway.driver
         for index in range(WARM_UP_REQUESTS):
             prompt = [rng.randrange(2400) for _ in range(sizes.request_prompt)]
-            await moments_of(driver, request_of(f"warm{index}", prompt, sizes.request_output), 0.0)
+            await answer(driver, request_of(f"warm{index}", prompt, sizes.request_output))
         sent = time.perf_counter()
-        answers = [
-            moments_of(driver, request_of(f"r{index}", prompt, sizes.request_output), sent)
-            for index, prompt in enumerate(prompts)
-        ]
-        return Served(await asyncio.gather(*answers))
+        requests = [request_of(f"r{index}", prompt, sizes.request_output) for index, prompt in enumerate(prompts)]
+        answers = await asyncio.gather(*(answer(driver, request) for request in requests))
+        return Served([[moment - sent for moment in moments] for moments, _ in answers])
 
 
 def request_of(name: str, prompt: list[int], output: int) -> Request:
     """A greedy request for exactly `output` tokens."""
     return Request(name, tuple(prompt), SamplingParams(max_tokens=output, ignore_eos=True, seed=0))
-
-
-async def moments_of(driver: Any, request: Request, sent: float) -> list[float]:
-    """Arrival times of a request's tokens in seconds after `sent`; raises the request's error."""
-    subscription = driver.submit(request)
-    moments: list[float] = []
-    while True:
-        tokens, completion = await subscription.next()
-        moments += [time.perf_counter() - sent] * len(tokens)
-        if completion is not None:
-            driver.unsubscribe(subscription, None)
-            if completion.error is not None:
-                raise completion.error
-            return moments
 
 
 def serve_transformers(part: Part, model_config: ModelConfig, parameters: Any, prompts: list[list[int]]) -> Served:

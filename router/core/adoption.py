@@ -5,7 +5,7 @@ Either may arrive first: a request that resumes soon after the router's start wa
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from baton.config.schema import RouterSection
@@ -45,17 +45,18 @@ class Adoption:
             self.dispatch.hold_back(record.request_id, self.started_s + RESUME_WAIT_S)
         return actions
 
-    def on_joined(self, registered: Iterable[Register], now: float) -> list[Claim]:
+    def on_joined(self, registered: Sequence[Register], now: float) -> list[Claim]:
         """Workers have joined with kept sequences; those whose requests already run elsewhere are cancelled."""
         actions: list[Claim] = []
         for worker in registered:
             actions += self.orphans.offer(worker.info.name, worker.held, now)
-            for sequence in worker.held:
-                record = self.records.get(sequence.request_id)
-                if record is not None and record.claimable:
-                    actions += self._claim(record)
-                elif record is not None:
-                    actions += self.orphans.drop(sequence.request_id)
+        # Of two workers with the same sequence, one has been chosen: each request is claimed once.
+        for request_id in dict.fromkeys(sequence.request_id for worker in registered for sequence in worker.held):
+            record = self.records.get(request_id)
+            if record is not None and record.claimable:
+                actions += self._claim(record)
+            elif record is not None:
+                actions += self.orphans.drop(request_id)
         return actions
 
     def _claim(self, record: LiveRequest) -> list[Claim]:

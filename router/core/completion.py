@@ -27,11 +27,14 @@ class Completion:
     attempts: int
     migrations: int
     handoff: HandoffReport | None
+    submission: int  # of the gateway
 
     @property
     def message(self) -> RequestEnded:
         """The message for its gateway."""
-        ended = RequestEnded(self.request_id) if self.error is None else failure(self.request_id, self.error)
+        ended = RequestEnded(self.request_id)
+        if self.error is not None:
+            ended = failure(self.request_id, self.error, self.submission)
         return replace(
             ended,
             reason=self.reason,
@@ -41,13 +44,14 @@ class Completion:
             attempts=self.attempts,
             migrations=self.migrations,
             handoff=self.handoff,
+            submission=self.submission,
         )
 
 
-def failure(request_id: str, error: BatonError) -> RequestEnded:
-    """The end of a request by an error, for its gateway."""
+def failure(request_id: str, error: BatonError, submission: int) -> RequestEnded:
+    """The end of a request by an error, for the gateway that submitted it."""
     retry_after_s = error.retry_after_s if isinstance(error, Overloaded) else None
-    return RequestEnded(request_id, None, type(error).__name__, error.message, retry_after_s)
+    return RequestEnded(request_id, None, type(error).__name__, error.message, retry_after_s, submission=submission)
 
 
 def taken_over(request_id: str) -> Cancelled:

@@ -60,6 +60,7 @@ class Intake:
             *(submit, gateway, incarnation, latency, deadline_s, prediction),
             resumed_from=submit.num_emitted,
             opened_s=latency.arrival_s,
+            submission=submit.submission,
         )
 
     def ended(self, live: LiveRequest) -> None:

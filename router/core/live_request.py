@@ -133,6 +133,7 @@ class LiveRequest:
     pinned: bool = False  # it runs on one worker or not at all, and counts in no statistics
     adopted: bool = False  # its worker had kept it
     opened_s: float = 0.0  # its present client's call, on the router's clock
+    submission: int = 0  # the gateway's latest
     unclaimed_since_s: float | None = None  # its gateway is lost
     resumed_from: int = 0  # output tokens on its arrival
     charged_tokens: float = 0.0  # of output, to its tenant
@@ -277,4 +278,5 @@ class LiveRequest:
             attempts=self.attempts,
             migrations=self.migrations,
             handoff=self.report,
+            submission=self.submission,
         )

@@ -154,9 +154,10 @@ class RequestMachine:
         same = (request.gateway, request.gateway_incarnation) == (event.gateway, event.incarnation)
         attached = same and request.unclaimed_since_s is None
         if request.gateway != event.gateway:
-            orders.append(SendToGateway(request.gateway, failure(request.request_id, taken_over(request.request_id))))
+            error = taken_over(request.request_id)
+            orders.append(SendToGateway(request.gateway, failure(request.request_id, error, request.submission)))
         request.gateway, request.gateway_incarnation, request.unclaimed_since_s = event.gateway, event.incarnation, None
-        request.opened_s = now - submit.age_s
+        request.opened_s, request.submission = now - submit.age_s, submit.submission
         request.deadline_s = None if submit.deadline_in_s is None else now + submit.deadline_in_s
         if request.claimable:
             request.submit, request.phase = submit, Phase.QUEUED

@@ -61,7 +61,7 @@ def test_another_address_is_refused_with_its_key(host: str) -> None:
 
 
 def test_the_address_of_gateways_on_other_nodes_is_not_checked_here() -> None:
-    gateway, placed = {"host": "203.0.113.9", "port": 0}, {"gateway": {"labels": {"pool": "gateway"}}}
+    gateway, placed = {"host": "203.0.113.9", "port": 0, "http_port": 0}, {"gateway": {"labels": {"pool": "gateway"}}}
     check_addresses(parse_config("", {"gateway": gateway, "placement": placed, "router": {"admin_port": 0}}))
 
 
@@ -75,7 +75,7 @@ def test_a_port_in_use_is_reported_with_its_process(host: str) -> None:
 
 
 def test_one_port_for_both_is_refused() -> None:
-    assert "a port each" in _refusal(port=50077, admin_port=50077)
+    assert "each needs a port of its own" in _refusal(port=50077, admin_port=50077)
 
 
 def test_an_unwritable_folder_for_the_note_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,7 +38,7 @@ T = TypeVar("T")
 def config(**section: Any) -> GatewayConfig:
     """A gateway of the built-in model on a free port, for a router that does not exist."""
     model = ResolvedModel(path=str(CHECKPOINT), dtype="float32", context_tokens=2048)
-    listening = GatewaySection(**{"port": 0, **section})
+    listening = GatewaySection(**{"port": 0, "http_port": 0, **section})
     return GatewayConfig(GATEWAY, "tcp://127.0.0.1:9", model, "model", 16, listening, "127.0.0.1")
 
 
@@ -102,7 +102,8 @@ class FarEnds:
             tokens[-1].finish = FinishReason.LENGTH
         self.worker.send([StepOutput(tuple(tokens))])
         if ends and self.router_up:
-            self.router.send(GATEWAY, [ended(request_id, indexes.stop)])
+            submissions = [submit.submission for submit in self.of(Submit) if submit.request_id == request_id]
+            self.router.send(GATEWAY, [ended(request_id, indexes.stop, max(submissions, default=0))])
 
     def stop_router(self) -> None:
         self.router_up = False
@@ -122,11 +123,10 @@ class FarEnds:
             self.router.close()
 
 
-def ended(request_id: str, num_tokens: int) -> RequestEnded:
-    """The router's end of a request."""
-    return RequestEnded(
-        request_id, FinishReason.LENGTH, num_tokens=num_tokens, prefill_worker="prefill-0", decode_worker=WORKER
-    )
+def ended(request_id: str, num_tokens: int, submission: int = 0) -> RequestEnded:
+    """The router's end of a request, in answer to this submission."""
+    ends = RequestEnded(request_id, FinishReason.LENGTH, num_tokens=num_tokens, submission=submission)
+    return replace(ends, prefill_worker="prefill-0", decode_worker=WORKER)
 
 
 @asynccontextmanager

@@ -94,7 +94,7 @@ def start_live(
             "checksum_every": 1,
             **engine,
         },
-        "gateway": {"port": 0},
+        "gateway": {"port": 0, "http_port": 0},
         "router": {"admin_port": 0, "policy": policy},
         "model": {"dtype": "float32"},
     }

@@ -35,6 +35,7 @@ chunk_tokens = 64
 threads = 1
 [gateway]
 port = 0
+http_port = 0
 [router]
 admin_port = 0
 policy = "least_loaded"

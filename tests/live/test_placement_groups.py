@@ -71,6 +71,7 @@ def _resolved(folder: Path, placement: str, gateway_host: str = "127.0.0.1") -> 
         [gateway]
         host = "{gateway_host}"
         port = 0
+        http_port = 0
         [router]
         admin_port = 0
         policy = "least_loaded"

@@ -22,6 +22,7 @@ GOODBYE_S = 9.0  # less than the time that actors are given to end
 CONFIG = """
 [gateway]
 port = 0
+http_port = 0
 [router]
 admin_port = 0
 [placement]

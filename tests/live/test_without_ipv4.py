@@ -13,7 +13,7 @@ import pytest
 from tests.own_network import LOOPBACK_IPV6_ONLY, OWN_NETWORK, needs_own_network
 
 ROOT = Path(__file__).resolve().parents[2]
-CONFIG = '[gateway]\nhost = "::1"\nport = 0\n[router]\nadmin_host = "::1"\nadmin_port = 0\n'
+CONFIG = '[gateway]\nhost = "::1"\nport = 0\nhttp_port = 0\n[router]\nadmin_host = "::1"\nadmin_port = 0\n'
 COMMANDS = f"""
 {LOOPBACK_IPV6_ONLY} && ip addr add fd00::1/64 dev lo || exit 9
 baton() {{ "$0" -m baton "$@"; }}
@@ -27,7 +27,7 @@ baton down --json
 @needs_own_network
 def test_a_cluster_serves_over_ipv6_alone(tmp_path: Path) -> None:
     (tmp_path / "cluster.toml").write_text(
-        '[gateway]\nhost = "::1"\nport = 0\n[router]\nadmin_host = "::1"\nadmin_port = 0\n'
+        '[gateway]\nhost = "::1"\nport = 0\nhttp_port = 0\n[router]\nadmin_host = "::1"\nadmin_port = 0\n'
     )
     environment = {**os.environ, "BATON_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
     command = [*OWN_NETWORK, "sh", "-c", COMMANDS, sys.executable]

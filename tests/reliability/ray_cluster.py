@@ -37,7 +37,7 @@ def ray_cluster(
     config: dict[str, Any] = {
         "pools": dict(pools),
         "engine": engine,
-        "gateway": {"port": 0},
+        "gateway": {"port": 0, "http_port": 0},
         "router": {"admin_port": 0, "policy": policy},
         "model": {"dtype": "float32", "path": str(CHECKPOINT)},
         **sections,

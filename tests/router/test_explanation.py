@@ -20,7 +20,9 @@ def decision(worker: str) -> RoutingDecision:
 
 def completion(request_id: str, error: BatonError | None = None) -> Completion:
     reason = None if error else FinishReason.STOP
-    return Completion(request_id, "gateway-0", reason, error, 10, 5, Latency(0.0), "prefill-0", "decode-0", 1, 0, None)
+    return Completion(
+        *(request_id, "gateway-0", reason, error, 10, 5, Latency(0.0), "prefill-0", "decode-0", 1, 0, None, 0)
+    )
 
 
 def test_the_newest_are_kept_and_the_oldest_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ def test_a_requests_end_is_one_line(
     reason: FinishReason | None, error: BatonError | None, workers: tuple[str, str], told: tuple[str, str]
 ) -> None:
     latency = Latency(10.0, last_token_s=10.25)
-    line = completion_line(Completion("r1", "gateway-0", reason, error, 6, 4, latency, *workers, 1, 0, None))
+    line = completion_line(Completion("r1", "gateway-0", reason, error, 6, 4, latency, *workers, 1, 0, None, 0))
     assert told[0] in line
     assert line.endswith(told[1])
     assert "6 prompt tokens, 4 output tokens, 0.250 s, gateway-0, attempts 1" in line

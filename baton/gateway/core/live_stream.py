@@ -62,6 +62,7 @@ class LiveStream:
     resumed: bool  # A router or a worker may have it already
     held: bool = False  # An earlier request of the same id has yet to end
     submitted: bool = False
+    submission: int = -1  # Of the latest `Submit`, counted from 0
     placed: Placed | None = None
     router_end: RequestEnded | None = None
 
@@ -84,6 +85,7 @@ class LiveStream:
         """The request with its output so far, for the router."""
         request, resumed = self.request, self.resumed or self.submitted
         self.submitted, self.router_end = True, None
+        self.submission += 1
         return Submit(
             request_id=request.request_id,
             digest=self.digest,
@@ -98,6 +100,7 @@ class LiveStream:
             objectives=request.objectives,
             age_s=max(0.0, now - request.arrival_s),
             deadline_in_s=None if request.deadline_s is None else max(0.0, request.deadline_s - now),
+            submission=self.submission,
         )
 
     def emitted(self) -> EmittedTokens:
@@ -134,6 +137,7 @@ class LiveStream:
                 f"Request id {request.request_id!r} is in use by another live request; choose another."
             )
         self.first_index = resume_from
+        self.request = replace(mine, arrival_s=other.arrival_s, deadline_s=other.deadline_s)
         again = OutputStream(request, self.output.vocabulary)
         return again.resume(self.output.token_ids)[resume_from:]
 

@@ -82,7 +82,10 @@ class GatewaySession:
         live = self.streams.get(request.request_id)
         if live is not None:
             tokens = live.replay(request, resume_from)
-            return [ShowTokens(request.request_id, tokens)] if tokens else []
+            shown: list[Command] = [ShowTokens(request.request_id, tokens)] if tokens else []
+            # Its client may have been at another gateway in between: the router has to know who came last.
+            again = live.submitted and live.router_end is None and not live.output.ended
+            return shown + (self._submit(live, now) if again else [])
         if len(self.streams) >= MAX_STREAMS:
             raise Overloaded(f"The gateway has {MAX_STREAMS} streams, its maximum: retry later.", retry_after_s=1.0)
         stream = open_stream(request, emitted, resume_from, self.model, self.vocabulary, now)
@@ -207,10 +210,10 @@ class GatewaySession:
 
     def _on_request_ended(self, report: RequestEnded, now: float) -> list[Command]:
         request_id = report.request_id
-        if self.stopped.answer(request_id):
+        if self.stopped.answer(request_id, report.submission):
             return self._release(request_id, now)
         stream = self.streams.get(request_id)
-        if stream is None or not stream.submitted or stream.router_end is not None:
+        if stream is None or report.submission != stream.submission or stream.router_end is not None:
             return []
         stream.router_end = report
         if stream.output.ended:
@@ -295,4 +298,4 @@ class GatewaySession:
         self.workers.close_gap(stream.request_id)
         answered = stream.router_end is not None
         if stream.submitted and (cut_off or not answered):
-            self.stopped.add(stream.request_id, stream.digest, answered, now)
+            self.stopped.add(stream, answered, now)

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from baton.gateway.core.live_stream import LiveStream
+
 FENCE_S = 2.0  # A worker that is cancelled may send tokens until the end of its step
 
 
 @dataclass(slots=True)
 class _Stopped:
     digest: bytes
+    submission: int  # the latest, which the router answers
     until_s: float
     answered: bool
     awaited: bool  # the router will report its end on this connection
@@ -28,15 +31,17 @@ class StoppedRequests:
     def __len__(self) -> int:
         return len(self._requests)
 
-    def add(self, request_id: str, digest: bytes, answered: bool, now: float) -> None:
-        """A request was given up; `answered`: the router has reported its end."""
-        self._requests.pop(request_id, None)
-        self._requests[request_id] = _Stopped(digest, now + FENCE_S, answered, awaited=not answered)
+    def add(self, stream: LiveStream, answered: bool, now: float) -> None:
+        """A stream was given up; `answered`: the router has reported its end."""
+        self._requests.pop(stream.request_id, None)
+        self._requests[stream.request_id] = _Stopped(
+            stream.digest, stream.submission, now + FENCE_S, answered, awaited=not answered
+        )
 
-    def answer(self, request_id: str) -> bool:
+    def answer(self, request_id: str, submission: int) -> bool:
         """Whether the router's report on an end is about an earlier request of this id."""
         stopped = self._requests.get(request_id)
-        if stopped is None or stopped.answered:
+        if stopped is None or stopped.answered or stopped.submission != submission:
             return False
         stopped.answered, stopped.awaited = True, False
         return True

@@ -37,6 +37,10 @@ class Workers:
     def __contains__(self, worker: str) -> bool:
         return worker in self._named
 
+    def __len__(self) -> int:
+        """Workers that the router has named."""
+        return len(self._named)
+
     @property
     def num_gaps(self) -> int:
         """Streams that have a gap."""

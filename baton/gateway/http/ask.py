@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from baton.gateway.chat_prompt import ChatPrompt
 from baton.gateway.core.commands import StreamEnd
 from baton.gateway.core.detokenizer import Vocabulary
 from baton.gateway.core.stream import TextToken
@@ -24,22 +25,6 @@ class HttpModel:
     vocab_size: int
     created_s: int  # Unix time of the gateway's start
     sampling_defaults: Mapping[str, float] = field(default_factory=dict)  # Those of generation_config.json
-
-
-@dataclass(frozen=True, slots=True)
-class ChatPrompt:
-    """A conversation for the chat template.
-
-    A message has `role` and `content` (a text; the text parts of a list are joined by newlines), and what else the
-    client gave: `name`, `tool_calls`, `tool_call_id`, `reasoning_content`.
-    """
-
-    messages: tuple[dict[str, Any], ...]
-    add_generation_prompt: bool = True
-    continue_final_message: bool = False
-    template_options: Mapping[str, Any] = field(
-        default_factory=dict
-    )  # `chat_template_kwargs`: the template's variables
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from baton.gateway.http.ask import Ask, ChatPrompt, HttpModel
+from baton.gateway.chat_prompt import ChatPrompt
+from baton.gateway.http.ask import Ask, HttpModel
 from baton.gateway.http.common_fields import (
     REFUSED,
     check_known,

@@ -8,7 +8,8 @@ from typing import Any
 
 import orjson
 
-from baton.gateway.http.ask import ChatPrompt, HttpModel, Words
+from baton.gateway.chat_prompt import ChatPrompt
+from baton.gateway.http.ask import HttpModel, Words
 from baton.gateway.http.chat import read_conversation
 from baton.gateway.http.common_fields import read_model
 from baton.gateway.http.errors import InvalidField, ModelNotFound

@@ -60,9 +60,7 @@ global___HandoffOutcome = HandoffOutcome
 
 @typing.final
 class Frame(google.protobuf.message.Message):
-    """Messages between router, workers and gateways over ZeroMQ; baton/protocol/messages.py and gateway_messages.py describe
-    them.
-    """
+    """Messages between router, workers and gateways over ZeroMQ; baton/protocol/*messages.py describe them."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -1379,6 +1377,7 @@ class Submit(google.protobuf.message.Message):
     OBJECTIVES_FIELD_NUMBER: builtins.int
     AGE_S_FIELD_NUMBER: builtins.int
     DEADLINE_IN_S_FIELD_NUMBER: builtins.int
+    SUBMISSION_FIELD_NUMBER: builtins.int
     request_id: builtins.str
     digest: builtins.bytes
     num_prompt_tokens: builtins.int
@@ -1391,6 +1390,7 @@ class Submit(google.protobuf.message.Message):
     priority: builtins.int
     age_s: builtins.float
     deadline_in_s: builtins.float
+    submission: builtins.int
     @property
     def page_keys(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
     @property
@@ -1411,9 +1411,10 @@ class Submit(google.protobuf.message.Message):
         objectives: baton.protocol.v1.inference_pb2.Objectives | None = ...,
         age_s: builtins.float = ...,
         deadline_in_s: builtins.float | None = ...,
+        submission: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_deadline_in_s", b"_deadline_in_s", "deadline_in_s", b"deadline_in_s", "objectives", b"objectives"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_deadline_in_s", b"_deadline_in_s", "age_s", b"age_s", "deadline_in_s", b"deadline_in_s", "digest", b"digest", "max_tokens", b"max_tokens", "num_emitted", b"num_emitted", "num_prompt_tokens", b"num_prompt_tokens", "objectives", b"objectives", "page_keys", b"page_keys", "priority", b"priority", "request_id", b"request_id", "resumed", b"resumed", "tenant", b"tenant", "work", b"work"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_deadline_in_s", b"_deadline_in_s", "age_s", b"age_s", "deadline_in_s", b"deadline_in_s", "digest", b"digest", "max_tokens", b"max_tokens", "num_emitted", b"num_emitted", "num_prompt_tokens", b"num_prompt_tokens", "objectives", b"objectives", "page_keys", b"page_keys", "priority", b"priority", "request_id", b"request_id", "resumed", b"resumed", "submission", b"submission", "tenant", b"tenant", "work", b"work"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_deadline_in_s", b"_deadline_in_s"]) -> typing.Literal["deadline_in_s"] | None: ...
 
 global___Submit = Submit
@@ -1584,6 +1585,7 @@ class RequestEnded(google.protobuf.message.Message):
     ATTEMPTS_FIELD_NUMBER: builtins.int
     MIGRATIONS_FIELD_NUMBER: builtins.int
     HANDOFF_FIELD_NUMBER: builtins.int
+    SUBMISSION_FIELD_NUMBER: builtins.int
     request_id: builtins.str
     reason: baton.protocol.v1.inference_pb2.FinishReason.ValueType
     error: builtins.str
@@ -1594,6 +1596,7 @@ class RequestEnded(google.protobuf.message.Message):
     decode_worker: builtins.str
     attempts: builtins.int
     migrations: builtins.int
+    submission: builtins.int
     @property
     def handoff(self) -> baton.protocol.v1.inference_pb2.Handoff: ...
     def __init__(
@@ -1610,9 +1613,10 @@ class RequestEnded(google.protobuf.message.Message):
         attempts: builtins.int = ...,
         migrations: builtins.int = ...,
         handoff: baton.protocol.v1.inference_pb2.Handoff | None = ...,
+        submission: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_retry_after_s", b"_retry_after_s", "handoff", b"handoff", "retry_after_s", b"retry_after_s"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_retry_after_s", b"_retry_after_s", "attempts", b"attempts", "decode_worker", b"decode_worker", "error", b"error", "handoff", b"handoff", "message", b"message", "migrations", b"migrations", "num_tokens", b"num_tokens", "prefill_worker", b"prefill_worker", "reason", b"reason", "request_id", b"request_id", "retry_after_s", b"retry_after_s"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_retry_after_s", b"_retry_after_s", "attempts", b"attempts", "decode_worker", b"decode_worker", "error", b"error", "handoff", b"handoff", "message", b"message", "migrations", b"migrations", "num_tokens", b"num_tokens", "prefill_worker", b"prefill_worker", "reason", b"reason", "request_id", b"request_id", "retry_after_s", b"retry_after_s", "submission", b"submission"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_retry_after_s", b"_retry_after_s"]) -> typing.Literal["retry_after_s"] | None: ...
 
 global___RequestEnded = RequestEnded

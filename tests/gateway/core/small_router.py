@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from baton.protocol.gateway_messages import (
@@ -33,6 +33,7 @@ class SmallRouter:
     connected: bool = False
     registered: bool = False
     runs: dict[str, tuple[bytes, str]] = field(default_factory=dict)  # Digest and worker, by request id
+    submissions: dict[str, int] = field(default_factory=dict)  # The latest of each request
     asked: set[str] = field(default_factory=set)  # Runs that wait for `EmittedTokens`
     kept: dict[str, tuple[str, Request]] = field(default_factory=dict)  # Sequences of an earlier router, by request id
     inbox: deque[Any] = field(default_factory=deque)
@@ -72,6 +73,8 @@ class SmallRouter:
                 self.stop(request_id)
         elif not self.registered:
             return
+        if isinstance(message, Submit) and self.runs.get(message.request_id, (message.digest, ""))[0] == message.digest:
+            self.submissions[message.request_id] = message.submission
         match message:
             case Submit(request_id, digest) if request_id not in self.runs:
                 worker, asked = self.kept.pop(request_id, ("", None))
@@ -84,7 +87,8 @@ class SmallRouter:
             case Submit(request_id, digest):
                 worker = self.runs[request_id][1]
                 if digest != self.runs[request_id][0]:
-                    self.answer(RequestEnded(request_id, None, "InvalidRequest", "in use"))
+                    refusal = RequestEnded(request_id, None, "InvalidRequest", "in use")
+                    self.answer(replace(refusal, submission=message.submission))
                 elif request_id in self.asked:
                     self.asked.discard(request_id)
                     self.start(message, worker)
@@ -95,6 +99,10 @@ class SmallRouter:
             case EmittedTokens(request_id) if request_id in self.asked:
                 self.asked.discard(request_id)
                 self.start(message, self.runs[request_id][1])
+
+    def end(self, report: RequestEnded) -> None:
+        """Report the end of a request as the answer to the latest submission."""
+        self.answer(replace(report, submission=self.submissions.pop(report.request_id, 0)))
 
     def answer(self, *messages: Any) -> None:
         """Messages for the gateway; they are lost without a connection."""
@@ -128,7 +136,7 @@ class SmallRouter:
         reason = order.reason if order is not None else None
         error = "" if reason is not None else "Cancelled"
         num_tokens = order.num_tokens if order is not None else 0
-        self.answer(RequestEnded(request_id, reason, error, num_tokens=num_tokens))
+        self.end(RequestEnded(request_id, reason, error, num_tokens=num_tokens))
 
     def ended(self, worker: str, request_id: str) -> None:
         """A worker has sampled the last token."""
@@ -141,7 +149,7 @@ class SmallRouter:
         digest, _ = self.runs[request_id]
         if digest == sequence.asked.digest:
             del self.runs[request_id]
-            self.answer(
+            self.end(
                 RequestEnded(
                     request_id,
                     last.finish,

@@ -102,7 +102,7 @@ def test_tokens_that_miss_at_the_routers_end_are_asked_for_and_computed_again_if
     ]
     (submit,) = sent(gateway.tick(2.0 + session.END_WAIT_S), Submit)
     assert (submit.resumed, submit.num_emitted, submit.work) == (True, 2, Work(asked, (97, 98)))
-    gateway.on_router_message(replace(ended, attempts=2), 4.0)
+    gateway.on_router_message(replace(ended, attempts=2, submission=1), 4.0)
     assert shown(commands := arrive(gateway, 2, now=4.1)) == [2] and len(commands) == 1
     end = end_of(arrive(gateway, 3, now=4.2))
     assert (end.reason, end.attempts) == (FinishReason.LENGTH, 2)

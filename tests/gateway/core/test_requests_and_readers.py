@@ -61,14 +61,14 @@ def test_the_number_of_streams_is_bounded(monkeypatch: pytest.MonkeyPatch) -> No
     gateway.open(ask(), 0.0)
     with pytest.raises(Overloaded):
         gateway.open(ask("other"), 0.0)
-    assert gateway.open(ask(), 0.0) == []  # The live one again
+    assert len(gateway.open(ask(), 0.0)) == 1  # The live one again
 
 
 def test_another_reader_of_the_same_request_gets_its_tokens_with_their_text_even_if_its_seed_was_drawn_apart() -> None:
     gateway = start()
     gateway.open(ask(temperature=1.0, seed=1, stop=("cd",)), 0.0)
     arrive(gateway, 0, 1, 2)
-    (tokens,) = gateway.open(ask(temperature=1.0, seed=2, stop=("cd",)), 2.0, resume_from=1)
+    tokens, _ = gateway.open(ask(temperature=1.0, seed=2, stop=("cd",)), 2.0, resume_from=1)
     assert isinstance(tokens, ShowTokens)
     assert [(token.index, token.text) for token in tokens.tokens] == [(1, "b"), (2, "")]
     assert shown(arrive(gateway, 3)) == [3]
@@ -127,6 +127,18 @@ def test_a_reader_gets_tokens_that_an_earlier_one_did_not_need() -> None:
     assert shown(arrive(gateway, 0, 1, 2)) == [1, 2]
 
 
+def test_a_client_that_comes_back_is_submitted_again_so_that_the_router_knows_who_came_last() -> None:
+    gateway = start()
+    gateway.open(replace(ask(), arrival_s=0.0), 0.0)
+    arrive(gateway, 0)
+    (again,) = sent(gateway.open(replace(ask(), arrival_s=5.0), 5.5), Submit)
+    assert (again.submission, again.age_s, again.num_emitted, again.resumed) == (1, 0.5, 1, True)
+    assert gateway.on_router_message(RequestEnded("r", None, "Cancelled", "taken over"), 5.6) == []  # of the first
+    assert shown(arrive(gateway, 1)) == [1]
+    refusal = RequestEnded("r", None, "Cancelled", "taken over", submission=1)
+    assert end_of(gateway.on_router_message(refusal, 5.7)).error is not None
+
+
 def test_a_client_that_leaves_a_complete_stream_leaves_nothing_that_waits() -> None:
     gateway = start()
     gateway.open(ask(), 0.0)
@@ -161,7 +173,8 @@ def test_an_id_whose_route_never_came_waits_for_the_routers_answer_to_the_stop()
 
 
 def test_each_stopped_request_is_forgotten_in_time_even_if_an_older_one_was_stopped_again() -> None:
-    stops = StoppedRequests()
+    gateway, stops = start(), StoppedRequests()
     for request_id, now in (("a", 1.0), ("b", 1.5), ("a", 2.0)):
-        stops.add(request_id, b"", True, now)
+        gateway.open(replace(ask(), request_id=request_id), now)
+        stops.add(gateway.streams[request_id], True, now)
     assert stops.expire(1.5 + FENCE_S) == ["b"] and stops.expire(2.0 + FENCE_S) == ["a"] and len(stops) == 0

@@ -6,13 +6,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from baton.protocol.prefix_hash import KEY_BYTES, KEY_SHIFT
+from baton.protocol.request import Objectives
 from baton.protocol.session_messages import PagesChanged
 from baton.protocol.worker import Endpoint, PageLayout, RoleName, WorkerInfo
 from baton.router.policy.cluster_state import ClusterState, RunningSequence
 from baton.router.policy.latency_model import StepCosts
 from baton.router.policy.output_length import point
+from baton.router.policy.placement import PlacementInput
 
 PAGE_SIZE, CHUNK, MIXED_CHUNK = 16, 1024, 256
+PREFIX = tuple(range(100, 160))  # pages of 960 tokens
 COSTS = StepCosts(1e-3, 1e-4, 0.0, 1e-3, 0.0)
 """A step takes 1 ms, a prompt token 0.1 ms, a decoding sequence 1 ms."""
 
@@ -56,3 +59,10 @@ def fill(state: ClusterState, worker: str, pages_left: int) -> None:
     """Let the worker report that it has only so many pages to promise."""
     view = state.workers[worker]
     state.report(replace(view.load, pages_free=pages_left, pages_cached=0), 0.0)
+
+
+def item(request_id: str = "r", tokens: int = 1000, ttft_s: float | None = None, **other: object) -> PlacementInput:
+    """A request that waits for its placement; its answer has 160 tokens."""
+    tpot_s = other.pop("tpot_s", None)
+    objectives = Objectives(ttft_s, tpot_s)  # type: ignore[arg-type]
+    return PlacementInput(request_id, tokens, output=point(160), objectives=objectives, **other)  # type: ignore[arg-type]

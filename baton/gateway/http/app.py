@@ -1,0 +1,222 @@
+"""The OpenAI-compatible HTTP API of a gateway, as an ASGI application."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from baton.access.access import GENERATE, Access
+from baton.access.hot_reload import HotReload
+from baton.gateway.driver import GatewayDriver
+from baton.gateway.http.answers import renderer
+from baton.gateway.http.ask import Ask, HttpModel
+from baton.gateway.http.chat import parse_chat
+from baton.gateway.http.completions import parse_completion
+from baton.gateway.http.errors import JSON, HttpResponse, MethodNotAllowed, RouteNotFound, error_response
+from baton.gateway.http.exchange import Exchange
+from baton.gateway.http.live_answer import LiveAnswer
+from baton.gateway.http.models import (
+    TokenizerInfo,
+    detokenize_body,
+    model_body,
+    models_body,
+    parse_detokenize,
+    parse_tokenize,
+    tokenize_body,
+    tokenizer_info_body,
+    version_body,
+)
+from baton.gateway.intake import Intake
+from baton.logs import log
+from baton.protocol.errors import BatonError, InternalError, NoRouter, NoWorkers
+from baton.protocol.request import Request
+
+MAX_LOGGED_FIELDS = 1000
+PROBES = ("/health", "/liveness", "/readiness")  # Callers need no token
+MODEL_PATH = "/v1/models/"
+EMPTY = HttpResponse(200, {}, b"")
+Handler = Callable[[Exchange], Awaitable[HttpResponse | None]]  # None: the response has been written
+Parser = Callable[[bytes, HttpModel, Mapping[str, str]], Ask]
+
+
+@dataclass(eq=False)
+class HttpApp:
+    """Routes, access and errors of the API. A request is generated as one over gRPC is."""
+
+    driver: GatewayDriver
+    intake: Intake
+    tokens: HotReload[Access] | None
+    tokenizer_info: TokenizerInfo
+    version: str
+    model: HttpModel = field(init=False)
+    answers: set[LiveAnswer] = field(default_factory=set)
+    _routes: dict[str, tuple[str, Handler]] = field(init=False)  # By path: the method and what answers it
+    _logged_fields: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        served = self.intake.model
+        self.model = HttpModel(
+            served.name, served.context_tokens, served.config.vocab_size, int(time.time()), served.sampling_defaults
+        )
+        self._routes = {
+            "/health": ("GET", self._alive),
+            "/liveness": ("GET", self._alive),
+            "/readiness": ("GET", self._ready),
+            "/version": ("GET", self._version),
+            "/v1/models": ("GET", self._models),
+            "/v1/completions": ("POST", self._completion),
+            "/v1/chat/completions": ("POST", self._chat),
+            "/tokenize": ("POST", self._tokenize),
+            "/detokenize": ("POST", self._detokenize),
+            "/tokenizer_info": ("GET", self._tokenizer_info),
+        }
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answer one request; the ASGI interface."""
+        exchange = Exchange(scope, receive, send)
+        try:
+            response = await self._answer(exchange)
+        except BatonError as error:
+            response = await self._failed(exchange, error)
+        except Exception:  # noqa: BLE001
+            log.exception(f"A defect ended the HTTP request {exchange.request_id}.")
+            response = await self._failed(exchange, InternalError("A defect in Baton ended the request."))
+        if response is not None:
+            await exchange.respond(response)
+
+    def end_answers(self) -> None:
+        """End all live answers, because the gateway stops."""
+        for answer in list(self.answers):
+            answer.fail(NoRouter("This gateway is stopping: send the request again."))
+
+    async def _answer(self, exchange: Exchange) -> HttpResponse | None:
+        path, method = exchange.scope["path"], exchange.scope["method"]
+        if path not in PROBES:
+            self._tenant(exchange)
+        found = self._routes.get(path)
+        if found is None and path.startswith(MODEL_PATH):
+            found = "GET", self._one_model
+        if found is None:
+            raise RouteNotFound(method, path)
+        if method != found[0]:
+            raise MethodNotAllowed(method, path, found[0])
+        return await found[1](exchange)
+
+    async def _failed(self, exchange: Exchange, error: BatonError) -> HttpResponse | None:
+        """The response for an error; a stream that has begun ends with its event."""
+        if not exchange.started:
+            return error_response(error, context_tokens=self.model.context_tokens)
+        await exchange.end(error_response(error, in_stream=True, context_tokens=self.model.context_tokens).body)
+        return None
+
+    def _tenant(self, exchange: Exchange) -> str:
+        """The tenant of the request's token; raises `Unauthenticated` and `PermissionDenied`."""
+        if self.tokens is None:
+            return ""
+        caller = self.tokens.value.identify(exchange.authorization)
+        caller.require_role(GENERATE)
+        return caller.tenant
+
+    async def _alive(self, exchange: Exchange) -> HttpResponse:
+        return EMPTY
+
+    async def _ready(self, exchange: Exchange) -> HttpResponse:
+        """A router is there, and a worker."""
+        if not self.driver.serving:
+            raise NoRouter("The router is away.")
+        if not self.driver.registered.is_set() or not len(self.driver.session.workers):
+            raise NoWorkers("No worker serves yet.")
+        return EMPTY
+
+    async def _version(self, exchange: Exchange) -> HttpResponse:
+        return _json(version_body(self.version))
+
+    async def _models(self, exchange: Exchange) -> HttpResponse:
+        return _json(models_body(self.model))
+
+    async def _one_model(self, exchange: Exchange) -> HttpResponse:
+        return _json(model_body(exchange.scope["path"].removeprefix(MODEL_PATH), self.model))
+
+    async def _tokenizer_info(self, exchange: Exchange) -> HttpResponse:
+        return _json(tokenizer_info_body(self.tokenizer_info))
+
+    async def _tokenize(self, exchange: Exchange) -> HttpResponse:
+        body = await exchange.body()
+        ask = parse_tokenize(body, self.model)
+        if ask.chat is not None:
+            token_ids = await self.intake.encode_chat(ask.chat, len(body))
+        else:
+            token_ids = await self.intake.encode(ask.text or "", ask.add_special_tokens)
+        return _json(tokenize_body(token_ids, self.model, self.intake.model.tokenizer if ask.with_strings else None))
+
+    async def _detokenize(self, exchange: Exchange) -> HttpResponse:
+        token_ids = parse_detokenize(await exchange.body(), self.model)
+        return _json(detokenize_body(self.intake.model.tokenizer.decode(token_ids)))
+
+    async def _completion(self, exchange: Exchange) -> None:
+        await self._generate(exchange, parse_completion, "cmpl-")
+
+    async def _chat(self, exchange: Exchange) -> None:
+        await self._generate(exchange, parse_chat, "chatcmpl-")
+
+    async def _generate(self, exchange: Exchange, parse: Parser, prefix: str) -> None:
+        """Answer a body of completions or of a chat."""
+        arrival_s = self.driver.clock()
+        body = await exchange.body()
+        ask = parse(body, self.model, exchange.headers)
+        self._log_ignored(ask)
+        prompts = await self._prompts(ask, len(body))
+        if exchange.request_id in self.driver.session.streams:  # Of another request; gRPC's clients resume in this way
+            exchange.request_id = f"{exchange.request_id}-{self.intake.seeds.getrandbits(32):08x}"
+        requests = self._requests(ask, prompts, exchange, arrival_s)
+        words = self.intake.model.tokenizer
+        written = renderer(ask, prefix + exchange.request_id, int(time.time()), prompts, words)
+        answer = LiveAnswer(self.driver, exchange, written, ask.stream)
+        self.answers.add(answer)
+        try:
+            await answer.run(requests)
+        finally:
+            self.answers.discard(answer)
+
+    async def _prompts(self, ask: Ask, num_bytes: int) -> list[Sequence[int]]:
+        """The token ids of every prompt of a body of `num_bytes` bytes."""
+        if ask.chat is not None:
+            return [await self.intake.encode_chat(ask.chat, num_bytes)]
+        return [
+            await self.intake.encode(prompt, ask.add_special_tokens) if isinstance(prompt, str) else prompt
+            for prompt in ask.prompts
+        ]
+
+    def _requests(
+        self, ask: Ask, prompts: Sequence[Sequence[int]], exchange: Exchange, arrival_s: float
+    ) -> list[Request]:
+        """A request per sequence. The first has the id of the exchange, and a given seed; others have a number more."""
+        tenant, requests = self._tenant(exchange), list[Request]()
+        for number in range(ask.num_sequences):
+            prompt, index = ask.prompt_of(number)
+            request = self.intake.request(
+                prompts[prompt],
+                ask.sampling,
+                arrival_s=arrival_s,
+                request_id=f"{exchange.request_id}-{number}" if number else exchange.request_id,
+                tenant=tenant,
+                priority=ask.priority,
+                objectives=ask.objectives,
+            )
+            seed = ask.sampling.get("seed")
+            if seed is not None and index:
+                request = replace(request, sampling=replace(request.sampling, seed=(seed + index) % (1 << 63)))
+            requests.append(request)
+        return requests
+
+    def _log_ignored(self, ask: Ask) -> None:
+        for name in ask.ignored:
+            if name not in self._logged_fields and len(self._logged_fields) < MAX_LOGGED_FIELDS:
+                self._logged_fields.add(name)
+                log.info(f"the unknown field {name!r} of a request is ignored, as all further ones")
+
+
+def _json(body: bytes) -> HttpResponse:
+    return HttpResponse(200, {"content-type": JSON}, body)

@@ -1,0 +1,91 @@
+"""Generates the sequences of a body and writes them to its client: as events while they come, or as one response."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from baton.gateway.core.commands import StreamEnd
+from baton.gateway.core.stream import TextToken
+from baton.gateway.driver import GatewayDriver
+from baton.gateway.http.ask import Renderer
+from baton.gateway.http.errors import JSON, HttpResponse
+from baton.gateway.http.exchange import Exchange
+from baton.gateway.public_messages import MAX_TOKENS_PER_MESSAGE
+from baton.gateway.subscription import Subscription
+from baton.protocol.errors import BatonError, Cancelled
+from baton.protocol.request import Request
+
+LEFT = "The client disconnected."
+
+
+@dataclass(eq=False)
+class LiveAnswer:
+    """The answer to one body. When its client leaves or a sequence fails, all of its sequences are stopped."""
+
+    driver: GatewayDriver
+    exchange: Exchange
+    renderer: Renderer
+    stream: bool  # Events, not one body
+    subscriptions: list[Subscription] = field(default_factory=list)
+
+    async def run(self, requests: Sequence[Request]) -> None:
+        """Generate and write; raises the `BatonError` of a sequence, and `Cancelled` when the client has left."""
+        stopped: BatonError = Cancelled(LEFT)
+        watch = asyncio.ensure_future(self.exchange.gone())
+        watch.add_done_callback(self._on_gone)
+        try:
+            for request in requests:
+                self.subscriptions.append(self.driver.open(request))
+            await self._write_all()
+            if self.stream:
+                await self.exchange.end(self.renderer.close())
+            else:
+                await self.exchange.respond(HttpResponse(200, {"content-type": JSON}, self.renderer.close()))
+        except BatonError as error:
+            stopped = error
+            raise
+        finally:
+            watch.cancel()
+            for subscription in self.subscriptions:
+                self.driver.close(subscription, stopped)
+
+    def _on_gone(self, watch: asyncio.Future[None]) -> None:
+        if not watch.cancelled():
+            self.fail(Cancelled(LEFT))
+
+    def fail(self, error: BatonError) -> None:
+        """End the answer with an error."""
+        for subscription in self.subscriptions:
+            if subscription.end is None:
+                subscription.fail(error)
+
+    async def _write_all(self) -> None:
+        if len(self.subscriptions) == 1:
+            await self._write(0, self.subscriptions[0])
+            return
+        writers = [asyncio.ensure_future(self._write(*numbered)) for numbered in enumerate(self.subscriptions)]
+        try:
+            await asyncio.gather(*writers)
+        finally:
+            for writer in writers:
+                writer.cancel()
+
+    async def _write(self, sequence: int, subscription: Subscription) -> None:
+        """Write a sequence to its end: what is ready in one turn of the event loop is one write."""
+        end: StreamEnd | None = None
+        while end is None:
+            tokens, end = await subscription.next()
+            while len(tokens) > MAX_TOKENS_PER_MESSAGE and self.stream:
+                await self._show(sequence, tokens[:MAX_TOKENS_PER_MESSAGE], None)
+                tokens = tokens[MAX_TOKENS_PER_MESSAGE:]
+            if end is not None and end.error is not None:
+                await self._show(sequence, tokens, None)
+                raise end.error
+            await self._show(sequence, tokens, end)
+
+    async def _show(self, sequence: int, tokens: list[TextToken], end: StreamEnd | None) -> None:
+        events = self.renderer.write(sequence, tokens, end)
+        if events:
+            await self.exchange.write(events)
