@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from baton.client.admin import Admin
     from baton.client.answer import Answer, Token
+    from baton.client.chat import Chat
     from baton.client.client import AsyncClient, Client
     from baton.protocol.errors import (
         BatonError,
@@ -31,6 +32,7 @@ __all__ = [
     "AsyncClient",
     "BatonError",
     "Cancelled",
+    "Chat",
     "Client",
     "ConfigError",
     "Conflict",
@@ -51,6 +53,7 @@ _HOMES = {
     "Admin": "client.admin",
     "Answer": "client.answer",
     "AsyncClient": "client.client",
+    "Chat": "client.chat",
     "Client": "client.client",
     "Objectives": "protocol.request",
     "SamplingParams": "protocol.request",

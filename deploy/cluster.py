@@ -23,6 +23,7 @@ from baton.deploy.running import RunningCluster, claim_note, home, remove_note, 
 from baton.deploy.supervisor import start_supervisor
 from baton.engine.checkpoint import check_weights, read_config, read_sampling_defaults, resolve_model
 from baton.engine.tokenizer import check_tokenizer
+from baton.gateway.template_files import read_chat_template
 from baton.kv_transfer.transports import check_transport
 from baton.protocol.errors import BatonError, ConfigError
 from baton.router.policy.policies import check_policy
@@ -57,12 +58,26 @@ def resolve_here(config: BatonConfig) -> Resolved:
         num_parameters=model.num_parameters,
         layer_values=2 * model.hidden_size + model.qkv_size + 3 * model.intermediate_size,
         vocab_size=model.vocab_size,
+        template_text=_template_text(config.model.chat_template, folder),
         window_limits=model.window_limits,
     )
     resolved = resolve(config, machine_facts(), facts)
     check_access(config.access, config.router.admin_host)
     Credentials(config.access)  # An error in these files is reported before anything is started.
     return resolved
+
+
+def _template_text(path: str, folder: Path) -> str:
+    """The text of the chat template that the operator gives; "" without one.
+
+    Raises `ConfigError` for a file that cannot be read and for invalid syntax.
+    """
+    try:
+        text = Path(path).expanduser().read_text() if path else ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"model.chat_template: {path} cannot be read: {error}.") from None
+    read_chat_template(folder, text)
+    return text
 
 
 def _with_whole_paths(config: BatonConfig) -> BatonConfig:

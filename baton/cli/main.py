@@ -14,14 +14,16 @@ import typer
 from rich.markup import escape
 
 from baton.cli.admin_options import Json, err, out, print_document
+from baton.cli.chat import chat
 from baton.cli.doctor import doctor
+from baton.cli.generate import generate
 from baton.cli.pools import cancel, drain, migrate, operations, rebalance, undrain
-from baton.cli.report import print_answer, print_settings
+from baton.cli.report import print_settings
 from baton.cli.scale import scale
 from baton.cli.simulate import plan, simulate
 from baton.cli.status import explain, policy, pools, status
 from baton.cli.token import token
-from baton.client.errors import BatonError, InvalidRequest
+from baton.client.errors import BatonError
 
 app = typer.Typer(no_args_is_help=True, add_completion=True, rich_markup_mode="rich", pretty_exceptions_enable=False)
 
@@ -29,15 +31,11 @@ Model = Annotated[str | None, typer.Option(help="Checkpoint folder or Hugging Fa
 Prefill = Annotated[int | None, typer.Option(help="Number of prefill workers.")]
 Decode = Annotated[int | None, typer.Option(help="Number of decode workers.")]
 Mixed = Annotated[int | None, typer.Option(help="Number of workers that serve whole requests (prefill and decode).")]
-ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file; options override it.", dir_okay=False)]
-Address = Annotated[
-    str | None,
-    typer.Option(
-        metavar="HOST:PORT",
-        envvar="BATON_ADDRESS",
-        help="Address of a gateway. Default: the cluster that `baton up` started here, or port 50051.",
-    ),
+ChatTemplate = Annotated[str | None, typer.Option(metavar="FILE", help="Chat template. Default: the model's own.")]
+LogLevel = Annotated[
+    str | None, typer.Option(help="Log level of router, gateways and workers: debug, info, warning or error.")
 ]
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file; options override it.", dir_okay=False)]
 
 
 class Ended(BaseException):
@@ -111,9 +109,8 @@ def up(
     device: Annotated[
         str | None, typer.Option(help="Device of workers: cpu, cuda or auto (a GPU if the pool's placement has GPUs).")
     ] = None,
-    log_level: Annotated[
-        str | None, typer.Option(help="Log level of router, gateways and workers: debug, info, warning or error.")
-    ] = None,
+    chat_template: ChatTemplate = None,
+    log_level: LogLevel = None,
     auto: Annotated[bool, typer.Option("--auto", help="Let the planner move workers between the pools.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -139,7 +136,7 @@ def up(
     from baton.deploy.running import home
 
     overrides: dict[str, dict[str, Any]] = {
-        "model": {"path": model, "dtype": dtype},
+        "model": {"path": model, "dtype": dtype, "chat_template": chat_template},
         "pools": {"prefill": prefill, "decode": decode, "mixed": mixed},
         "engine": {"device": device},
         "gateway": {"port": port},
@@ -158,51 +155,6 @@ def up(
         return
     prompt = "write : the old fox" if not parsed.model.path else "Hello"
     out.print(f'Serving on {cluster.address}{cluster.http_words}. Try:  baton generate "{prompt}"', markup=False)
-
-
-@app.command()
-def generate(
-    prompt: Annotated[str, typer.Argument(help="Prompt; - reads standard input.")],
-    max_tokens: Annotated[int | None, typer.Option(help="Maximum output tokens.")] = None,
-    temperature: Annotated[float | None, typer.Option(help="Sampling temperature; 0: greedy.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Share of the probability to sample from; 1: all tokens.")] = None,
-    top_k: Annotated[int | None, typer.Option(help="Number of likeliest tokens to sample from; 0: all tokens.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of the sampling, for repeatable answers.")] = None,
-    stop: Annotated[list[str] | None, typer.Option(help="Stop string; may be given several times.")] = None,
-    special_tokens: Annotated[
-        bool, typer.Option("--special-tokens/--no-special-tokens", help="Add the model's special tokens to the prompt.")
-    ] = True,
-    timeout: Annotated[float | None, typer.Option(help="Deadline of the answer in seconds.")] = None,
-    address: Address = None,
-    as_json: Json = False,
-) -> None:
-    """Send a prompt and print the answer as it is generated. The model has defaults for options that are not given.
-
-    Examples:
-
-        baton generate "Once upon a time" --max-tokens 40
-
-        baton generate - --json < prompt.txt
-    """
-    text = _decoded(sys.stdin.buffer.read() if prompt == "-" else os.fsencode(prompt))
-    options = {
-        "max_tokens": max_tokens,
-        "temperature": temperature,
-        "top_p": top_p,
-        "top_k": top_k,
-        "seed": seed,
-        "stop": stop,
-    }
-    with _client(address) as client:
-        stream = client.stream(text, timeout_s=timeout, add_special_tokens=special_tokens, **options)
-        if as_json:
-            print_document(stream.answer.as_dict())
-            return
-        for token in stream:
-            print(token.text, end="", flush=True)
-        answer = stream.answer
-        print(answer.text[sum(len(token.text) for token in answer.tokens) :], flush=True)
-        print_answer(err, answer)
 
 
 @app.command()
@@ -242,7 +194,21 @@ def demo(model: Model = None, as_json: Json = False) -> None:
         print_document({"answers": [answer.as_dict() for answer in answers]})
 
 
-for command in (status, pools, explain, policy, rebalance, drain, undrain, migrate, scale, operations, cancel):
+for command in (
+    generate,
+    chat,
+    status,
+    pools,
+    explain,
+    policy,
+    rebalance,
+    drain,
+    undrain,
+    migrate,
+    scale,
+    operations,
+    cancel,
+):
     app.command()(command)
 app.command()(simulate)
 app.command()(plan)
@@ -259,26 +225,6 @@ def _read(config: Path | None) -> str:
         from baton.client.errors import ConfigError
 
         raise ConfigError(f"{config} cannot be read: {error}.") from None
-
-
-def _decoded(prompt: bytes) -> str:
-    try:
-        return prompt.decode()
-    except UnicodeDecodeError as error:
-        raise InvalidRequest(
-            f"The prompt is not UTF-8: byte {error.start} is 0x{prompt[error.start]:02x}. Convert it, as with `iconv`."
-        ) from None
-
-
-def _client(address: str | None) -> Any:
-    from baton.client.client import Client
-
-    if address is None:
-        from baton.deploy.look import client_address, serving_cluster
-
-        cluster = serving_cluster(clients=True)
-        address = client_address(cluster) if cluster else None
-    return Client(address)
 
 
 if __name__ == "__main__":

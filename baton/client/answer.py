@@ -6,12 +6,15 @@ import random
 import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, TypeAlias
 
+from baton.client.chat import Chat, conversation_message
 from baton.protocol import conversion
 from baton.protocol.handoff import HandoffReport
 from baton.protocol.request import Objectives, SamplingParams
 from baton.protocol.v1 import inference_pb2
+
+Prompt: TypeAlias = str | list[int] | Chat
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +71,7 @@ class Answer:
 
 
 def make_request(
-    prompt: str | list[int],
+    prompt: Prompt,
     sampling: Mapping[str, Any],
     *,
     request_id: str = "",
@@ -77,7 +80,7 @@ def make_request(
     objectives: Objectives | None = None,
     add_special_tokens: bool = True,
 ) -> inference_pb2.GenerateRequest:
-    """The message of a request with a prompt of text or token ids; the model's defaults complete `sampling`.
+    """The message of a request with a text, token ids or a conversation; the model's defaults complete `sampling`.
 
     Id and seed are chosen here if not given, so that a stream can be resumed.
     """
@@ -88,6 +91,8 @@ def make_request(
     if isinstance(prompt, str):
         message.text = prompt
         message.add_special_tokens = add_special_tokens
+    elif isinstance(prompt, Chat):
+        message.conversation.CopyFrom(conversation_message(prompt))
     else:
         message.token_ids.ids.extend(prompt)
     message.sampling.CopyFrom(conversion.partial_message(SamplingParams, sampling))  # type: ignore[arg-type]

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Generic, Self, TypeVar, Unpack
 
 import grpc
 
-from baton.client.answer import Answer, given_sampling, make_request
+from baton.client.answer import Answer, Prompt, given_sampling, make_request
 from baton.client.connection import Connection, Credentials
 from baton.client.errors import error_from_rpc
 from baton.client.resume import GIVE_UP_S, Resume
@@ -50,7 +50,7 @@ class _Inference(ABC, Generic[AnyStream]):
 
     def stream(
         self,
-        prompt: str | list[int],
+        prompt: Prompt,
         sampling: SamplingParams | None = None,
         *,
         timeout_s: float | None = None,
@@ -61,7 +61,7 @@ class _Inference(ABC, Generic[AnyStream]):
         add_special_tokens: bool = True,
         **options: Any,
     ) -> AnyStream:
-        """Generate from text or token ids; `options` are fields of `SamplingParams`.
+        """Generate from a text, token ids or a conversation (`baton.Chat`); `options` are fields of `SamplingParams`.
 
         Options that are not given take the served model's defaults (its generation_config.json; without that file
         greedy decoding of up to 256 tokens). A `SamplingParams` sets all of them.
@@ -98,7 +98,7 @@ class Client(_Inference[TokenStream]):
     def _connect(self, connection: Connection) -> grpc.Channel:
         return connection.channel(self.address)
 
-    def generate(self, prompt: str | list[int], sampling: SamplingParams | None = None, **options: Any) -> Answer:
+    def generate(self, prompt: Prompt, sampling: SamplingParams | None = None, **options: Any) -> Answer:
         """The whole answer at once; arguments as for `stream`."""
         return self.stream(prompt, sampling, **options).answer
 
@@ -138,7 +138,7 @@ class AsyncClient(_Inference[AsyncTokenStream]):
     def _connect(self, connection: Connection) -> grpc.aio.Channel:
         return connection.aio_channel(self.address)
 
-    async def generate(self, prompt: str | list[int], sampling: SamplingParams | None = None, **options: Any) -> Answer:
+    async def generate(self, prompt: Prompt, sampling: SamplingParams | None = None, **options: Any) -> Answer:
         """The whole answer at once; arguments as for `stream`."""
         return await self.stream(prompt, sampling, **options).answer()
 

@@ -71,7 +71,7 @@ class GatewayConfig:
     worker_host: str
     worker_port: int = 0  # 0: any free port
     sampling_defaults: SamplingDefaults = field(default_factory=dict)  # The model's, for parameters a request omits
-    chat_template: str = ""  # The text of one given by the operator; "": the model's own
+    template_text: str = ""  # The text of one given by the operator; "": the model's own
     access: AccessSection = field(default_factory=AccessSection)
     logging: LoggingSection = field(default_factory=LoggingSection)
     link_keys: PeerKeys | None = field(default=None, repr=False)  # None: open links

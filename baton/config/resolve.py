@@ -56,6 +56,7 @@ class ModelFacts:
     num_parameters: int = 0
     layer_values: int = 0
     vocab_size: int = 0
+    template_text: str = ""  # The text of the template that the operator gives; "": the model's own
     window_limits: bool = False  # Its sliding window, not its positions, limits `context_tokens`
 
 
@@ -198,6 +199,7 @@ class Resolved:
             gateway=self.config.gateway,
             worker_host=worker_host,
             sampling_defaults=self.sampling_defaults,
+            template_text=self.model.template_text,
             access=self.config.access,
             logging=self.config.logging,
         )

@@ -49,6 +49,9 @@ class ModelSection(_Section):
     generation_config: Literal["auto", "off"] = "auto"
     """Sampling defaults; auto: those of the model's generation_config.json; off: greedy, 256 tokens"""
 
+    chat_template: str = ""
+    """File with a chat template; empty: the model's own"""
+
 
 class PoolsSection(_Section):
     """Number of workers in each pool, and of gateways, at start."""
@@ -281,11 +284,8 @@ def parse_config(text: str = "", overrides: dict[str, dict[str, Any]] | None = N
 
 def _explain(error: ValidationError) -> str:
     first = error.errors()[0]
-    path = [
-        str(part)
-        for part in first["loc"]
-        if part not in ("int", "float", "constrained-int", "constrained-float") and not str(part).startswith("literal")
-    ]
+    kinds = ("int", "float", "constrained-int", "constrained-float")
+    path = [str(part) for part in first["loc"] if part not in kinds and not str(part).startswith("literal")]
     name = ".".join(path)
     if first["type"] != "extra_forbidden":
         given = first["input"] if not isinstance(first["input"], dict) else "a table"

@@ -91,7 +91,7 @@ async def start_gateway(config: GatewayConfig) -> RunningGateway:
         config.model.dtype,
         config.model.context_tokens,
         config.sampling_defaults,
-        read_chat_template(folder, config.chat_template),
+        read_chat_template(folder, config.template_text),
     )
     intake = Intake(model, access)
     health_service = health.aio.HealthServicer()
@@ -121,7 +121,8 @@ async def start_gateway(config: GatewayConfig) -> RunningGateway:
         inference = InferenceService(driver, intake, credentials.tokens)
         server, port = await start_server(inference, join(section.host, section.port), credentials, health_service)
         started.push_async_callback(server.stop, 0.0)
-        http_app = HttpApp(driver, intake, credentials.tokens, read_tokenizer_info(folder), __version__)
+        tokenizer_info = read_tokenizer_info(folder, model.template)
+        http_app = HttpApp(driver, intake, credentials.tokens, tokenizer_info, __version__)
         http_server = None
         if section.http_port != "off":
             tls = credentials.ssl_context()

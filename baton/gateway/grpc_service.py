@@ -17,6 +17,7 @@ from baton.access.credentials import Credentials
 from baton.access.grpc_server import serve
 from baton.access.hot_reload import HotReload
 from baton.access.status_mapping import abort
+from baton.gateway.conversation_message import read_conversation
 from baton.gateway.driver import GatewayDriver
 from baton.gateway.intake import Intake, check_emitted, check_names
 from baton.gateway.public_messages import prompt_messages, stream_messages
@@ -122,8 +123,11 @@ class InferenceService:
                 prompt = await self._encode(message)
             case "token_ids":
                 prompt = list(message.token_ids.ids)
+            case "conversation":
+                chat = read_conversation(message.conversation)
+                prompt = await self.intake.encode_chat(chat, message.conversation.ByteSize())
             case _:
-                raise InvalidRequest("The prompt is missing: set text or token_ids.")
+                raise InvalidRequest("The prompt is missing: set text, token_ids or conversation.")
         remaining_s = context.time_remaining()
         return self.intake.request(
             prompt,

@@ -82,14 +82,14 @@ class Intake:
         The chat template renders it, in the thread that tokenises it. Raises `InvalidRequest` for a model without a
         template and for a conversation that it refuses, `PromptTooLong`, and `Overloaded` if too much text waits.
         """
-        if self.model.chat_template is None:
+        if self.model.template is None:
             raise InvalidRequest(NO_TEMPLATE)
         return await self.encoding.encode(chat, num_bytes, add_special_tokens=False)
 
     def _encode(self, text: str | ChatPrompt, add_special_tokens: bool) -> list[int]:
         if isinstance(text, ChatPrompt):
-            assert self.model.chat_template is not None
-            text = self.model.chat_template.render(text, self._limit_bytes)
+            assert self.model.template is not None
+            text = self.model.template.render(text, self._limit_bytes)
         return self.model.tokenizer.encode(text, add_special_tokens)
 
     @property

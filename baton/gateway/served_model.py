@@ -21,4 +21,4 @@ class ServedModel:
     dtype: str
     context_tokens: int
     sampling_defaults: SamplingDefaults = field(default_factory=dict)  # The model's, for parameters a request omits
-    chat_template: ChatTemplate | None = None
+    template: ChatTemplate | None = None

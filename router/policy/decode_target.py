@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache, partial
 
 import numpy as np
 
@@ -97,7 +98,12 @@ def relief(state: ClusterState, may_move: Callable[[str], bool]) -> Move | None:
     table = state.table
     pressed = (table.decodes > 1) & (table.pages_available < PRESSED_PAGES * table.decodes)
     slow = (table.decodes > 1) & (table.decode_step_s() >= LEAVE_AT * table.tpot_s)
-    for rows, relieve in ((pressed, _from_pressed), (slow, _from_slow)):
+
+    @cache
+    def has_room(name: str) -> bool:
+        return state.workers[name].peak_pages() <= state.workers[name].info.num_pages
+
+    for rows, relieve in ((pressed, partial(_from_pressed, has_room=has_room)), (slow, _from_slow)):
         for name in sorted(table.names[row] for row in np.flatnonzero(rows)):
             view = state.workers.get(name)
             move = relieve(view, state, may_move) if view is not None else None
@@ -106,14 +112,21 @@ def relief(state: ClusterState, may_move: Callable[[str], bool]) -> Move | None:
     return None
 
 
-def _from_pressed(view: WorkerView, state: ClusterState, may_move: Callable[[str], bool]) -> Move | None:
-    """The sequence that would be preempted first, if another worker has enough pages until its end."""
-    if view.peak_pages() <= view.info.num_pages:
+def _from_pressed(
+    view: WorkerView, state: ClusterState, may_move: Callable[[str], bool], has_room: Callable[[str], bool]
+) -> Move | None:
+    """The sequence that would be preempted first, if another worker has enough pages until its end.
+
+    `has_room`: whether a worker's pages last for its own sequences.
+    """
+    table = state.table
+    others = (table.names[row] for row in np.flatnonzero(table.is_decode | table.mixed) if row != view.row)
+    if has_room(view.name) or not any(map(has_room, others)):
         return None
     for request_id, sequence in reversed(view.running.items()):
         if not may_move(request_id):
             continue
-        target = _target(sequence, view, state, lambda other: other.fits_at_peak(sequence))  # noqa: B023
+        target = _target(sequence, view, state, lambda other: has_room(other.name) and other.fits_at_peak(sequence))  # noqa: B023
         if target is not None:
             why = f"{view.name} has {view.pages_available} pages left for {len(view.running)} sequences"
             return Move(request_id, target, why)

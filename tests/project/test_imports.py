@@ -49,7 +49,15 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     ),
     "deploy": (
         *("protocol", "config", "client", "engine", "kv_transfer", "builtin_model"),
-        *("access", "links.keys", "router.policy", "router.actor", "gateway.actor", "worker.actor"),
+        *(
+            "access",
+            "links.keys",
+            "router.policy",
+            "router.actor",
+            "gateway.actor",
+            "gateway.template_files",
+            "worker.actor",
+        ),
     ),
     "cli": ("protocol", "config", "client", "simulator", "deploy", "builtin_model"),
     "harness": (  # what tests and benchmarks share; no room of the product imports it

@@ -8,7 +8,7 @@ from baton.client.errors import Overloaded
 from baton.harness.load import Sent
 from baton.protocol.v1.admin_pb2 import PageCheck, WorkerPages
 from tests.reliability.leaks import leaked
-from tests.reliability.memory import mib_per_hour
+from tests.reliability.memory import mib_per_hour, of_workers
 from tests.reliability.overload import Outcome
 
 
@@ -33,6 +33,10 @@ def test_the_first_fifth_of_the_samples_does_not_count() -> None:
     steady = [(float(second), 1000.0 + second / 60) for second in range(20, 101)]
     assert mib_per_hour(warm_up + steady) == pytest.approx(60.0)
     assert mib_per_hour([(0.0, 1.0)]) == 0.0
+
+
+def test_the_memory_of_workers_leaves_router_and_gateways_out() -> None:
+    assert of_workers({"router": 1.0, "gateway-0": 2.0, "prefill-0": 3.0, "decode-0": 4.0}) == [3.0, 4.0]
 
 
 def test_an_answer_is_good_within_both_objectives_and_a_refusal_is_no_failure() -> None:

@@ -11,7 +11,7 @@ from baton.access.access import GENERATE, Access
 from baton.access.hot_reload import HotReload
 from baton.gateway.driver import GatewayDriver
 from baton.gateway.http.answers import renderer
-from baton.gateway.http.ask import Ask, ChatPrompt, HttpModel
+from baton.gateway.http.ask import Ask, HttpModel
 from baton.gateway.http.chat import parse_chat
 from baton.gateway.http.completions import parse_completion
 from baton.gateway.http.errors import JSON, HttpResponse, MethodNotAllowed, RouteNotFound, error_response
@@ -30,7 +30,7 @@ from baton.gateway.http.models import (
 )
 from baton.gateway.intake import Intake
 from baton.logs import log
-from baton.protocol.errors import BatonError, InternalError, InvalidRequest, NoRouter, NoWorkers
+from baton.protocol.errors import BatonError, InternalError, NoRouter, NoWorkers
 from baton.protocol.request import Request
 
 MAX_LOGGED_FIELDS = 1000
@@ -50,7 +50,6 @@ class HttpApp:
     tokens: HotReload[Access] | None
     tokenizer_info: TokenizerInfo
     version: str
-    render_chat: Callable[[ChatPrompt], str] | None = None  # None: the model has no chat template
     model: HttpModel = field(init=False)
     answers: set[LiveAnswer] = field(default_factory=set)
     _routes: dict[str, tuple[str, Handler]] = field(init=False)  # By path: the method and what answers it
@@ -144,9 +143,12 @@ class HttpApp:
         return _json(tokenizer_info_body(self.tokenizer_info))
 
     async def _tokenize(self, exchange: Exchange) -> HttpResponse:
-        ask = parse_tokenize(await exchange.body(), self.model)
-        text = self._rendered(ask.chat) if ask.chat is not None else ask.text or ""
-        token_ids = await self.intake.encode(text, ask.add_special_tokens)
+        body = await exchange.body()
+        ask = parse_tokenize(body, self.model)
+        if ask.chat is not None:
+            token_ids = await self.intake.encode_chat(ask.chat, len(body))
+        else:
+            token_ids = await self.intake.encode(ask.text or "", ask.add_special_tokens)
         return _json(tokenize_body(token_ids, self.model, self.intake.model.tokenizer if ask.with_strings else None))
 
     async def _detokenize(self, exchange: Exchange) -> HttpResponse:
@@ -162,9 +164,10 @@ class HttpApp:
     async def _generate(self, exchange: Exchange, parse: Parser, prefix: str) -> None:
         """Answer a body of completions or of a chat."""
         arrival_s = self.driver.clock()
-        ask = parse(await exchange.body(), self.model, exchange.headers)
+        body = await exchange.body()
+        ask = parse(body, self.model, exchange.headers)
         self._log_ignored(ask)
-        prompts = await self._prompts(ask)
+        prompts = await self._prompts(ask, len(body))
         if exchange.request_id in self.driver.session.streams:  # Of another request; gRPC's clients resume in this way
             exchange.request_id = f"{exchange.request_id}-{self.intake.seeds.getrandbits(32):08x}"
         requests = self._requests(ask, prompts, exchange, arrival_s)
@@ -177,19 +180,14 @@ class HttpApp:
         finally:
             self.answers.discard(answer)
 
-    async def _prompts(self, ask: Ask) -> list[Sequence[int]]:
-        """The token ids of every prompt."""
+    async def _prompts(self, ask: Ask, num_bytes: int) -> list[Sequence[int]]:
+        """The token ids of every prompt of a body of `num_bytes` bytes."""
         if ask.chat is not None:
-            return [await self.intake.encode(self._rendered(ask.chat), False)]
+            return [await self.intake.encode_chat(ask.chat, num_bytes)]
         return [
             await self.intake.encode(prompt, ask.add_special_tokens) if isinstance(prompt, str) else prompt
             for prompt in ask.prompts
         ]
-
-    def _rendered(self, chat: ChatPrompt) -> str:
-        if self.render_chat is None:
-            raise InvalidRequest("The model has no chat template: use /v1/completions.")
-        return self.render_chat(chat)
 
     def _requests(
         self, ask: Ask, prompts: Sequence[Sequence[int]], exchange: Exchange, arrival_s: float

@@ -117,10 +117,13 @@ def _status(error: BatonError) -> tuple[int, str, str | None]:
 
 
 def _retry_headers(error: BatonError) -> dict[str, str]:
-    """Whether a retry can help, and when. `NoWorkers` comes after the cluster has waited for one."""
-    helps = error.retryable and not isinstance(error, NoWorkers)
-    headers = {"x-should-retry": "true" if helps else "false"}
+    """Whether a retry can help, and when.
+
+    `NoWorkers` comes after the cluster has waited for one; `Overloaded` without a time is refused at any load.
+    """
     wait_s = error.retry_after_s if isinstance(error, Overloaded) else None
+    hopeless = isinstance(error, NoWorkers) or (isinstance(error, Overloaded) and wait_s is None)
+    headers = {"x-should-retry": "true" if error.retryable and not hopeless else "false"}
     if wait_s is not None:
         wait_ms = max(1, round(wait_s * 1000))
         headers |= {"retry-after": str(-(-wait_ms // 1000)), "retry-after-ms": str(wait_ms)}

@@ -6,19 +6,18 @@ import json
 from pathlib import Path
 from typing import Any
 
+from baton.gateway.chat_template import ChatTemplate
 from baton.gateway.http.models import TokenizerInfo
-from baton.protocol.errors import ModelError
+from baton.protocol.errors import InvalidRequest, ModelError
 
 
-def read_tokenizer_info(folder: Path) -> TokenizerInfo:
-    """The special tokens and the chat template of a checkpoint, as far as it names them; raises `ModelError`."""
+def read_tokenizer_info(folder: Path, template: ChatTemplate | None) -> TokenizerInfo:
+    """The special tokens of a checkpoint, as far as it names them, and its chat template; raises `ModelError`."""
     config: dict[str, Any] = {}
     path = folder / "tokenizer_config.json"
     try:
         if path.is_file():
             config = dict(json.loads(path.read_bytes()))
-        template = folder / "chat_template.jinja"
-        chat_template = template.read_text() if template.is_file() else config.get("chat_template")
     except (OSError, ValueError) as error:
         raise ModelError(f"{path} cannot be read: {error}.") from None
     return TokenizerInfo(
@@ -26,8 +25,15 @@ def read_tokenizer_info(folder: Path) -> TokenizerInfo:
         _text(config.get("bos_token")),
         _text(config.get("eos_token")),
         _text(config.get("pad_token")),
-        chat_template if isinstance(chat_template, str) else None,
+        _source(template),
     )
+
+
+def _source(template: ChatTemplate | None) -> str | None:
+    try:
+        return None if template is None else template.source()
+    except InvalidRequest:  # It has named templates, and no default one
+        return None
 
 
 def _text(token: Any) -> str | None:

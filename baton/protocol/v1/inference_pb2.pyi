@@ -43,6 +43,7 @@ class GenerateRequest(google.protobuf.message.Message):
     REQUEST_ID_FIELD_NUMBER: builtins.int
     TEXT_FIELD_NUMBER: builtins.int
     TOKEN_IDS_FIELD_NUMBER: builtins.int
+    CONVERSATION_FIELD_NUMBER: builtins.int
     SAMPLING_FIELD_NUMBER: builtins.int
     PRIORITY_FIELD_NUMBER: builtins.int
     TENANT_FIELD_NUMBER: builtins.int
@@ -67,6 +68,8 @@ class GenerateRequest(google.protobuf.message.Message):
     @property
     def token_ids(self) -> global___TokenIds: ...
     @property
+    def conversation(self) -> global___Conversation: ...
+    @property
     def sampling(self) -> global___SamplingParams: ...
     @property
     def objectives(self) -> global___Objectives: ...
@@ -80,6 +83,7 @@ class GenerateRequest(google.protobuf.message.Message):
         request_id: builtins.str = ...,
         text: builtins.str = ...,
         token_ids: global___TokenIds | None = ...,
+        conversation: global___Conversation | None = ...,
         sampling: global___SamplingParams | None = ...,
         priority: builtins.int = ...,
         tenant: builtins.str = ...,
@@ -88,12 +92,12 @@ class GenerateRequest(google.protobuf.message.Message):
         emitted: collections.abc.Iterable[builtins.int] | None = ...,
         add_special_tokens: builtins.bool | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_add_special_tokens", b"_add_special_tokens", "add_special_tokens", b"add_special_tokens", "objectives", b"objectives", "prompt", b"prompt", "sampling", b"sampling", "text", b"text", "token_ids", b"token_ids"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_add_special_tokens", b"_add_special_tokens", "add_special_tokens", b"add_special_tokens", "emitted", b"emitted", "objectives", b"objectives", "priority", b"priority", "prompt", b"prompt", "request_id", b"request_id", "resume_from", b"resume_from", "sampling", b"sampling", "tenant", b"tenant", "text", b"text", "token_ids", b"token_ids"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_add_special_tokens", b"_add_special_tokens", "add_special_tokens", b"add_special_tokens", "conversation", b"conversation", "objectives", b"objectives", "prompt", b"prompt", "sampling", b"sampling", "text", b"text", "token_ids", b"token_ids"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_add_special_tokens", b"_add_special_tokens", "add_special_tokens", b"add_special_tokens", "conversation", b"conversation", "emitted", b"emitted", "objectives", b"objectives", "priority", b"priority", "prompt", b"prompt", "request_id", b"request_id", "resume_from", b"resume_from", "sampling", b"sampling", "tenant", b"tenant", "text", b"text", "token_ids", b"token_ids"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_add_special_tokens", b"_add_special_tokens"]) -> typing.Literal["add_special_tokens"] | None: ...
     @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["prompt", b"prompt"]) -> typing.Literal["text", "token_ids"] | None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["prompt", b"prompt"]) -> typing.Literal["text", "token_ids", "conversation"] | None: ...
 
 global___GenerateRequest = GenerateRequest
 
@@ -112,6 +116,68 @@ class TokenIds(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["ids", b"ids"]) -> None: ...
 
 global___TokenIds = TokenIds
+
+@typing.final
+class Conversation(google.protobuf.message.Message):
+    """A conversation, from which the model's chat template makes the prompt. Fields of a template's own are JSON."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MESSAGES_FIELD_NUMBER: builtins.int
+    ADD_GENERATION_PROMPT_FIELD_NUMBER: builtins.int
+    CONTINUE_FINAL_MESSAGE_FIELD_NUMBER: builtins.int
+    TEMPLATE_OPTIONS_FIELD_NUMBER: builtins.int
+    TOOLS_FIELD_NUMBER: builtins.int
+    DOCUMENTS_FIELD_NUMBER: builtins.int
+    add_generation_prompt: builtins.bool
+    """Whether the prompt ends with the beginning of an answer; unset: yes, unless the final message is continued."""
+    continue_final_message: builtins.bool
+    """The answer continues the text of the final message."""
+    template_options: builtins.str
+    """An object: variables of the template, such as {"enable_thinking": false}; empty: none."""
+    tools: builtins.str
+    """A list of functions that the model may call, each a JSON schema; empty: none."""
+    documents: builtins.str
+    """A list of documents that the answer may use, each an object; empty: none."""
+    @property
+    def messages(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___ChatMessage]: ...
+    def __init__(
+        self,
+        *,
+        messages: collections.abc.Iterable[global___ChatMessage] | None = ...,
+        add_generation_prompt: builtins.bool | None = ...,
+        continue_final_message: builtins.bool = ...,
+        template_options: builtins.str = ...,
+        tools: builtins.str = ...,
+        documents: builtins.str = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_add_generation_prompt", b"_add_generation_prompt", "add_generation_prompt", b"add_generation_prompt"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_add_generation_prompt", b"_add_generation_prompt", "add_generation_prompt", b"add_generation_prompt", "continue_final_message", b"continue_final_message", "documents", b"documents", "messages", b"messages", "template_options", b"template_options", "tools", b"tools"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_add_generation_prompt", b"_add_generation_prompt"]) -> typing.Literal["add_generation_prompt"] | None: ...
+
+global___Conversation = Conversation
+
+@typing.final
+class ChatMessage(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ROLE_FIELD_NUMBER: builtins.int
+    CONTENT_FIELD_NUMBER: builtins.int
+    FIELDS_FIELD_NUMBER: builtins.int
+    role: builtins.str
+    content: builtins.str
+    fields: builtins.str
+    """An object: other fields of the message, such as tool_calls, or a content in parts; empty: none."""
+    def __init__(
+        self,
+        *,
+        role: builtins.str = ...,
+        content: builtins.str = ...,
+        fields: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["content", b"content", "fields", b"fields", "role", b"role"]) -> None: ...
+
+global___ChatMessage = ChatMessage
 
 @typing.final
 class SamplingParams(google.protobuf.message.Message):

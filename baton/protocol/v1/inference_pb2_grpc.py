@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class InferenceStub(object):
-    """Generation for clients: text or token ids in, a stream of tokens out.
+    """Generation for clients: a text, token ids or a conversation in, a stream of tokens out.
     """
 
     def __init__(self, channel):
@@ -53,7 +53,7 @@ class InferenceStub(object):
 
 
 class InferenceServicer(object):
-    """Generation for clients: text or token ids in, a stream of tokens out.
+    """Generation for clients: a text, token ids or a conversation in, a stream of tokens out.
     """
 
     def Generate(self, request, context):
@@ -105,7 +105,7 @@ def add_InferenceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Inference(object):
-    """Generation for clients: text or token ids in, a stream of tokens out.
+    """Generation for clients: a text, token ids or a conversation in, a stream of tokens out.
     """
 
     @staticmethod

@@ -18,7 +18,7 @@ class _ServicerContext(grpc.ServicerContext, grpc.aio.ServicerContext):  # type:
     ...
 
 class InferenceStub:
-    """Generation for clients: text or token ids in, a stream of tokens out."""
+    """Generation for clients: a text, token ids or a conversation in, a stream of tokens out."""
 
     def __init__(self, channel: typing.Union[grpc.Channel, grpc.aio.Channel]) -> None: ...
     Generate: grpc.UnaryStreamMultiCallable[
@@ -42,7 +42,7 @@ class InferenceStub:
     """Token ids of a text."""
 
 class InferenceAsyncStub:
-    """Generation for clients: text or token ids in, a stream of tokens out."""
+    """Generation for clients: a text, token ids or a conversation in, a stream of tokens out."""
 
     Generate: grpc.aio.UnaryStreamMultiCallable[
         baton.protocol.v1.inference_pb2.GenerateRequest,
@@ -65,7 +65,7 @@ class InferenceAsyncStub:
     """Token ids of a text."""
 
 class InferenceServicer(metaclass=abc.ABCMeta):
-    """Generation for clients: text or token ids in, a stream of tokens out."""
+    """Generation for clients: a text, token ids or a conversation in, a stream of tokens out."""
 
     @abc.abstractmethod
     def Generate(

@@ -76,6 +76,8 @@ SAMPLING = {
     "stop": ("\n", ("\n",)),
     "stop_token_ids": ([1, 2], (1, 2)),
     "ignore_eos": (True, True),
+    "include_stop_str_in_output": (True, True),
+    "logit_bias": ({"5": 1, "3": -2.5}, ((3, -2.5), (5, 1.0))),
 }
 
 
@@ -115,7 +117,7 @@ WRONG: dict[str, tuple[Any, ...]] = {
     "use_beam_search": (True,),
     "skip_special_tokens": (False,),
     "add_special_tokens": ("x",),
-    "logit_bias": ({"a": 1}, {"1": "x"}, {"1": 101}, [1], {"1": None, "-1": 1}),
+    "logit_bias": ({"a": 1}, {"1": "x"}, {"1": 101}, [1], {"-1": 1}, {"320": 1}, {"²": 1}, {"9" * 40: 1}),
 }
 WRONG_COMPLETION: dict[str, tuple[Any, ...]] = {
     "prompt": (

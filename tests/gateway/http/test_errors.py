@@ -93,7 +93,7 @@ def test_the_hint_is_in_milliseconds_and_in_whole_seconds() -> None:
     headers = error_response(Overloaded("x", 1.2345)).headers
     assert (headers["retry-after-ms"], headers["retry-after"]) == ("1234", "2")
     assert "retry-after" not in error_response(Overloaded("x")).headers
-    assert error_response(Overloaded("x")).headers["x-should-retry"] == "true"
+    assert error_response(Overloaded("x")).headers["x-should-retry"] == "false"
 
 
 @pytest.mark.parametrize("name", ERRORS_BY_NAME)
