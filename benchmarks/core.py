@@ -1,7 +1,8 @@
 """CPU time of the router's pure core per request, over cluster sizes, inside the simulator.
 
 Only `on_frame` and `tick` count, from the first request on. Half of the workers prefill. `busy` figures
-are at the higher of two rates, close to what the pools can serve.
+are at the higher of two rates, close to what the pools can serve. `core_requests_per_s_1000_workers` is the
+inverse, with 32 gateways.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from baton.harness.report import Goal, Report, arguments, progress
@@ -23,6 +24,8 @@ RATES = {"": 3.0, "_busy": 5.5}  # requests/s per worker
 PROMPT_TOKENS, OUTPUT_TOKENS = 2000, 200  # medians
 GOALS = {f"core_ms_per_request_{workers}{load}": Goal(2.5, at_most=True) for load in RATES for workers in WORKERS}
 GOALS |= {f"core_ratio_512_to_8{load}": Goal(1.3, at_most=True) for load in RATES}
+LARGE_WORKERS, LARGE_GATEWAYS = 1000, 32
+GOALS[f"core_requests_per_s_{LARGE_WORKERS}_workers"] = Goal(1000)
 
 
 @dataclass(eq=False)
@@ -59,13 +62,12 @@ class Measured:
     result: SimulationResult
 
 
-def measure(workers: int, requests: int, rate_s: float, policy: str, seed: int) -> Measured:
+def measure(workers: int, requests: int, rate_s: float, policy: str, seed: int, gateways: int = 1) -> Measured:
     """Simulate `workers` with requests at `rate_s` in all, and time the core."""
     trace = Synthetic(requests, rate_s, PROMPT_TOKENS, OUTPUT_TOKENS).generate(seed)
     setup = Setup("llama-3.1-8b", "h100", policy=policy, seed=seed)
-    simulation = Simulation(
-        setup.cluster(Pools(workers // 2, workers - workers // 2)), setup.placement(), trace, setup.seed
-    )
+    cluster = replace(setup.cluster(Pools(workers // 2, workers - workers // 2)), gateways=gateways)
+    simulation = Simulation(cluster, setup.placement(), trace, setup.seed)
     clock = CoreClock()
     clock.measure(simulation.core, "on_frame", "tick")
     gc.collect()  # what an earlier simulation left is not this one's cost
@@ -89,7 +91,7 @@ def main() -> None:
         "policy": options.policy,
         "seed": options.seed,
     }
-    with progress(len(RATES) * len(options.workers)) as step:
+    with progress(len(RATES) * len(options.workers) + 1) as step:
         for load, rate_s in RATES.items():
             for workers in options.workers:
                 step(f"{workers} workers at {rate_s * workers:g} requests/s")
@@ -103,6 +105,10 @@ def main() -> None:
             if {8, 512} <= set(options.workers):
                 of_512, of_8 = (report.figures[f"core_ms_per_request_{count}{load}"] for count in (512, 8))
                 report.figures[f"core_ratio_512_to_8{load}"] = of_512 / of_8
+        rate_s, requests = RATES[""] * LARGE_WORKERS, int(per_worker * LARGE_WORKERS)
+        step(f"{LARGE_WORKERS} workers and {LARGE_GATEWAYS} gateways at {rate_s:g} requests/s")
+        one = measure(LARGE_WORKERS, requests, rate_s, options.policy, options.seed, LARGE_GATEWAYS)
+        report.figures[f"core_requests_per_s_{LARGE_WORKERS}_workers"] = requests / one.core_s
     report.publish(options)
 
 

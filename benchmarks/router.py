@@ -4,7 +4,7 @@ All serve one prefill and one decode worker that stream 64 tokens per request. R
 closed loop of concurrent streams, with workers that step as fast as they can. Added latencies are measured with paced
 workers (a token per stream and step): the latency through the front minus that of reading the worker directly. Clients
 only timestamp bytes; client, gateway, router and workers are separate processes. The sides alternate, and ratios are
-medians over the turns. Figures end with _grpc, or with a peer's name.
+medians over the turns. Figures end with _grpc or _http, or with a peer's name.
 
 Under load tokens that wait are merged into one write. `messages_per_request` shows how far tokens were merged;
 `gateway_cpu_us_per_token_N` is the cost of a token at N paced streams, where tokens arrive one by one.
@@ -28,6 +28,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from statistics import median
 
 from baton.harness.report import Report, arguments, median_ratio, progress
@@ -47,6 +48,8 @@ from benchmarks.router_peers import PEERS, find_peer, peer_side
 from benchmarks.router_sides import Side, baton_side
 
 FLOOR = 0.1  # In ms. Smaller differences are noise and are raised to this before a division.
+BATON = ("_grpc", "_http")
+PEER_NAMES = frozenset(f"_{peer.name}" for peer in PEERS)
 COMPARED = ("requests_per_s", "front_cpu", "added_", "kept_per_s")
 RATIOS = {"requests_per_s": "requests_ratio", "kept_per_s": "kept_ratio"}
 Measurement = Callable[[Side, str], Figures]
@@ -59,10 +62,9 @@ OPEN_FULL = OpenSetting(2, 3.0, TOKENS, 0.02, 20.0, (0.25, 0.5, 0.8), 5, 2.0, 2,
 
 
 def figures_of(rounds: list[list[Figures]], names: list[str]) -> Figures:
-    """Medians per side, and the medians of the rounds' ratios: Baton's figure over each peer's.
+    """Medians per side, and the medians of the rounds' ratios: the figures of Baton's sides over each peer's.
 
-    `names` are the suffixes of the sides' figures, Baton's first. Figures at shares of a side's own peak are not
-    compared.
+    `names` are the suffixes of the sides' figures. Figures at shares of a side's own peak are not compared.
     """
     figures: Figures = {}
     for index, side in enumerate(names):
@@ -70,10 +72,13 @@ def figures_of(rounds: list[list[Figures]], names: list[str]) -> Figures:
             figures[figure + side] = median(each[index][figure] for each in rounds)
     for figure in rounds[0][0]:
         compared = figure.startswith(COMPARED) or (figure.startswith("open_added_") and figure.endswith("_per_s"))
-        for index, peer in enumerate(names[1:], 1):
-            if compared and figure in rounds[0][index] and not figure.endswith("_without_router"):
-                pairs = [(max(FLOOR, each[0][figure]), max(FLOOR, each[index][figure])) for each in rounds]
-                figures[f"{RATIOS.get(figure, f'{figure}_ratio')}{names[0]}_to{peer}"] = median_ratio(pairs)
+        for own, index in product(range(len(names)), repeat=2):
+            ours, peer = names[own], names[index]
+            if not compared or ours in PEER_NAMES or peer not in PEER_NAMES or figure not in rounds[0][index]:
+                continue
+            if not figure.endswith("_without_router"):
+                pairs = [(max(FLOOR, each[own][figure]), max(FLOOR, each[index][figure])) for each in rounds]
+                figures[f"{RATIOS.get(figure, f'{figure}_ratio')}{ours}_to{peer}"] = median_ratio(pairs)
     return figures
 
 
@@ -99,7 +104,7 @@ def measure(sides: list[Side], setting: Setting, open_setting: OpenSetting) -> F
         figures = in_turn(partial(measure_saturation, setting), setting.turns_flat_out, sides, "flat out", step)
         peaks = {side.name: figures[f"requests_per_s{side.name}"] for side in sides}
         figures |= in_turn(partial(measure_steady, setting), 1, sides, "decoding only", step)
-        figures |= in_turn(partial(measure_prompts, setting), 1, sides[:1], "long prompts", step)
+        figures |= in_turn(partial(measure_prompts, setting), 1, sides[: len(BATON)], "long prompts", step)
         for streams in setting.streams:
             added = partial(measure_added, streams, setting)
             figures |= in_turn(added, setting.turns_paced, sides, f"{streams} streams", step)
@@ -115,7 +120,7 @@ def run(pythons: dict[str, str | None], setting: Setting, open_setting: OpenSett
     """Measure Baton and the installed peers; `pythons` has the interpreters of peers that are not in this one."""
     report = Report("router")
     with ExitStack() as stack:
-        sides = [stack.enter_context(baton_side("_grpc"))]
+        sides = [stack.enter_context(baton_side(name, http=name == "_http")) for name in BATON]
         for peer in PEERS:
             command = find_peer(peer, pythons.get(peer.name))
             if command is None:

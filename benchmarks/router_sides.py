@@ -18,7 +18,7 @@ from baton.builtin_model import CHECKPOINT
 from baton.harness.process_cluster import gateway_plan, plans
 from baton.protocol.worker import RoleName
 from benchmarks.mock_baton import ROLES, Left, mock_baton_process
-from benchmarks.stream_clients import GrpcClient, StreamClient, WorkerClient, attach
+from benchmarks.stream_clients import CompletionClient, GrpcClient, StreamClient, WorkerClient, attach
 
 START_S = 60.0
 CONTEXT_TOKENS = 16_384
@@ -94,14 +94,14 @@ def router_process(pipe: Connection) -> None:
 
 
 def gateway_process(router_address: str, name: str, port: int, pipe: Connection) -> None:
-    """A real gateway; sends its port over the pipe once it is registered, and ends when the pipe closes."""
+    """A real gateway; sends its ports over the pipe once it is registered, and ends when the pipe closes."""
     from baton.gateway.build import start_gateway
 
     async def serve() -> None:
         plan = gateway_plan(*plans(CHECKPOINT, CONTEXT_TOKENS, 1), name, router_address)
         running = await start_gateway(replace(plan, gateway=plan.gateway.changed(port=port)))
         await running.registered()
-        pipe.send(running.port)
+        pipe.send((running.port, running.http_port))
         await _until_closed(pipe)
         await running.stop(0.0)
 
@@ -116,18 +116,18 @@ async def _until_closed(pipe: Connection) -> None:
 
 
 @contextmanager
-def baton_side(name: str = "", gateways: int = 1, cores: Sequence[int] = ()) -> Iterator[Side]:
+def baton_side(name: str = "", gateways: int = 1, cores: Sequence[int] = (), http: bool = False) -> Iterator[Side]:
     """Baton's router and gateways with mock prefill and decode workers, and a second pair that is read without them.
 
-    With `cores` each gateway runs on a core of its own, in this order.
+    With `cores` each gateway runs on a core of its own, in this order. With `http` clients use the OpenAI API.
     """
     with ExitStack() as stack:
         router = start(stack, router_process)
         router_address = router.receive()
-        fronts, port = [], 0
+        fronts, port, http_port = [], 0, 0
         for index in range(gateways):
             fronts.append(start(stack, gateway_process, router_address, f"gateway-{index}", port))
-            port = fronts[-1].receive()
+            port, http_port = fronts[-1].receive()
             if cores:
                 psutil.Process(fronts[-1].process.pid).cpu_affinity([cores[index % len(cores)]])
         routed_worker = start(stack, mock_baton_process, router_address)
@@ -148,7 +148,7 @@ def baton_side(name: str = "", gateways: int = 1, cores: Sequence[int] = ()) -> 
                 "gateway": [psutil.Process(front.process.pid) for front in fronts],
                 "router": [psutil.Process(router.process.pid)],
             },
-            lambda streams, paced: GrpcClient(port),
+            lambda streams, paced: CompletionClient(http_port, streams, paced) if http else GrpcClient(port),
             routed_worker,
             lambda streams, paced: WorkerClient(orders, tokens, decode),
             direct_worker,

@@ -26,7 +26,9 @@ from benchmarks.http2_reader import Http2Reader
 PROMPT = 32  # Tokens
 DRAIN_S = 60.0
 DIRECT = "direct"  # The gateway's name where a worker is read without one
-_POST = b"POST /generate HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+_POST = b"POST %s HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: %d\r\n%s\r\n"
+_EVENT = re.compile(rb'"id":"([^"]+)".*"completion_tokens":(\d+)')
+_COMPLETION = re.compile(rb'"id":"cmpl-([^"]+)".*"text":("(?:[^"\\]|\\.)*")')
 
 
 class StreamClient(Protocol):
@@ -114,15 +116,24 @@ class HttpClient:
         return connection
 
     def start(self, name: str, tokens: int, prompt: int = PROMPT) -> None:
-        sampling = {"max_new_tokens": tokens, "temperature": 0.0, "ignore_eos": True}
-        body = json.dumps(
-            {"rid": name, "input_ids": [5] * prompt, "sampling_params": sampling, "stream": True}
-        ).encode()
+        request = self.request(name, tokens, prompt)
         connection = self._idle.pop() if self._idle else self._connect()
         self._names[connection] = name
         self._tails[connection] = b""
         self._acknowledge(connection)
-        connection.sendall(_POST % len(body) + body)
+        connection.sendall(request)
+
+    def request(self, name: str, tokens: int, prompt: int) -> bytes:
+        """A request to SGLang's own API."""
+        sampling = {"max_new_tokens": tokens, "temperature": 0.0, "ignore_eos": True}
+        body = {"rid": name, "input_ids": [5] * prompt, "sampling_params": sampling, "stream": True}
+        encoded = json.dumps(body).encode()
+        return _POST % (b"/generate", len(encoded), b"") + encoded
+
+    def tokens_of(self, event: bytes) -> tuple[str, range] | None:
+        """The stream and the indexes of an event's tokens."""
+        found = _EVENT.search(event)
+        return None if found is None else (found[1].decode(), range(int(found[2]) - 1, int(found[2])))
 
     def read(self, timeout_s: float) -> list[str]:
         ended = []
@@ -148,21 +159,45 @@ class HttpClient:
 
     def tokens(self) -> Iterator[tuple[str, int, float]]:
         buffers = dict.fromkeys(self._tails, b"")
-        pattern = re.compile(rb'"id":"([^"]+)".*"completion_tokens":(\d+)')
         framing = re.compile(rb"\r\n[0-9A-Fa-f]+\r\n")
         for arrived, connection, data in self._chunks:
             # A chunk may end inside an event. Events have no carriage return, so it identifies the framing.
             body = framing.sub(b"", buffers[connection] + data)
             *events, buffers[connection] = body.split(b"\n\n")
             for event in events:
-                if found := pattern.search(event):
+                if found := self.tokens_of(event):
                     self.messages += 1
-                    yield found[1].decode(), int(found[2]) - 1, arrived
+                    for index in found[1]:
+                        yield found[0], index, arrived
 
     def close(self) -> None:
         self._selector.close()
         for connection in self._tails:
             connection.close()
+
+
+class CompletionClient(HttpClient):
+    """Baton's OpenAI API. Mock tokens are one character each, so an event's text shows how many it has."""
+
+    def __init__(self, port: int, streams: int, prompt_acks: bool) -> None:
+        super().__init__(port, streams, prompt_acks)
+        self._seen: dict[str, int] = {}
+
+    def request(self, name: str, tokens: int, prompt: int) -> bytes:
+        """A streamed completion, greedy, with its id in a header."""
+        body = {"prompt": [5] * prompt, "max_tokens": tokens, "temperature": 0, "ignore_eos": True, "stream": True}
+        encoded = json.dumps(body).encode()
+        return _POST % (b"/v1/completions", len(encoded), b"x-request-id: %b\r\n" % name.encode()) + encoded
+
+    def tokens_of(self, event: bytes) -> tuple[str, range] | None:
+        """The stream and the indexes of an event's tokens."""
+        found = _COMPLETION.search(event)
+        if found is None:
+            return None
+        name, num_tokens = found[1].decode(), len(json.loads(found[2]))
+        first = self._seen.get(name, 0)
+        self._seen[name] = first + num_tokens
+        return name, range(first, first + num_tokens)
 
 
 class WorkerClient:

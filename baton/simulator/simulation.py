@@ -1,6 +1,6 @@
 """A whole cluster in virtual time: the real router core over simulated workers, fed with a trace.
 
-One gateway stands for all clients. Tokens stay at the workers, which note when they were computed.
+Gateways are names here: requests are theirs by turns. Tokens stay at the workers, which note when they were computed.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from baton.worker.core.state import WorkerState
 from baton.worker.core.token_streams import TokenStreams
 from baton.worker.session import WorkerSession
 
-GATEWAY = "gateway-0"  # it stands for all clients
+GATEWAY = "gateway-0"  # it has the first request
 TICK_S = 0.1
 FIRST_S = 1.0  # when the first request comes: workers register before
 STUCK_S = 600.0  # in which nothing is under way though requests are live
@@ -88,6 +88,7 @@ class ClusterSpec:
     prior: StepCosts = DEFAULT_COSTS
     max_queued: int = 1 << 20
     auto: bool = False  # the router moves workers between the pools
+    gateways: int = 1
 
 
 class Simulation:
@@ -117,7 +118,9 @@ class Simulation:
         for worker in spec.workers:
             counts[worker.role] = counts.get(worker.role, 0) + 1
             self._add(f"{worker.role.value}-{counts[worker.role] - 1:04d}", worker, agents)
-        self._to_core(RegisterGateway(GatewayInfo(GATEWAY, "1", "")))
+        for number in range(spec.gateways):
+            name = f"gateway-{number}"
+            self._to_core(name, RegisterGateway(GatewayInfo(name, "1", "")))
 
     def _add(self, name: str, spec: WorkerSpec, agents: dict[str, SimulatedWorker]) -> None:
         budget = StepBudget(spec.chunk_tokens, spec.max_batch, spec.mixed_chunk_tokens)
@@ -205,6 +208,7 @@ class Simulation:
         self._lengths[request_id] = traced.output_tokens
         self._live[request_id] = traced, request
         self._to_core(
+            f"gateway-{number % self.spec.gateways}",
             Submit(
                 request_id=request_id,
                 digest=number.to_bytes(DIGEST_BYTES, "little"),
@@ -214,13 +218,13 @@ class Simulation:
                 work=Work(request),
                 tenant=traced.tenant,
                 objectives=objectives,
-            )
+            ),
         )
         self._tick_later()
 
-    def _to_core(self, message: GatewayMessage) -> None:
-        """The gateway sends a message; it is beside the router."""
-        self._perform(self.core.on_frame(GATEWAY, "1", [message], self.events.now))
+    def _to_core(self, gateway: str, message: GatewayMessage) -> None:
+        """A gateway sends a message; it is beside the router."""
+        self._perform(self.core.on_frame(gateway, "1", [message], self.events.now))
 
     def _tick_later(self) -> None:
         if not self._ticking and self.core.live:
@@ -251,18 +255,18 @@ class Simulation:
                     outgoing.setdefault(worker, []).append(message)
                 case SendToGateway(_, RequestEnded() as end):
                     self._end(end)
-                case SendToGateway(_, AskEmitted(request_id)):
-                    self.events.after(0.0, partial(self._send_emitted, request_id))
+                case SendToGateway(gateway, AskEmitted(request_id)):
+                    self.events.after(0.0, partial(self._send_emitted, gateway, request_id))
         for name, batch in outgoing.items():
             self.network.send(partial(self._workers[name].receive, batch))
 
-    def _send_emitted(self, request_id: str) -> None:
+    def _send_emitted(self, gateway: str, request_id: str) -> None:
         """Answer the router's question for a request that it computes again."""
         if request_id in self._live:
             answer = self.answers.live.get(request_id)
             emitted = (TOKEN,) * (answer.num_tokens if answer is not None else 0)
             work = Work(self._live[request_id][1], emitted)
-            self._to_core(EmittedTokens(request_id, work, len(emitted)))
+            self._to_core(gateway, EmittedTokens(request_id, work, len(emitted)))
 
     def _end(self, end: RequestEnded) -> None:
         traced, request = self._live.pop(end.request_id)

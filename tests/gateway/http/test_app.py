@@ -1,0 +1,163 @@
+"""The HTTP API of a gateway with real sockets, between clients and the far ends of router and worker."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import httpx2
+import pytest
+
+from baton.gateway.build import RunningGateway
+from baton.protocol.gateway_messages import RequestEnded, StopRequest, Submit
+from tests.gateway.far_ends import GATEWAY, FarEnds
+from tests.gateway.http.calls import BODY, STREAM, connect, events, play, post
+from tests.waiting import until_async
+
+
+def test_a_stream_has_an_event_per_token_that_comes_alone_and_the_id_of_its_request() -> None:
+    async def scene(client: httpx2.AsyncClient, running: RunningGateway, far: FarEnds) -> None:
+        async with asyncio.timeout(10):
+            stream = client.stream("POST", "/v1/completions", json=STREAM, headers={"x-request-id": "mine"})
+            opening = asyncio.create_task(stream.__aenter__())
+            await far.until(Submit)
+            await far.send_tokens("mine", range(1))
+            response = await opening
+            assert (response.status_code, response.headers["x-request-id"]) == (200, "mine")
+            assert response.headers["content-type"].startswith("text/event-stream")
+            lines = response.aiter_lines()
+            seen = [await anext(lines)]
+            for index in range(1, 4):
+                await far.send_tokens("mine", range(index, index + 1), ends=index == 3)
+                assert await anext(lines) == ""
+                seen.append(await anext(lines))
+            seen += [line async for line in lines if line]
+            await stream.__aexit__(None, None, None)
+        *chunks, done = events("\n\n".join(seen))
+        assert {chunk["id"] for chunk in chunks} == {"cmpl-mine"}
+        reasons = [chunk["choices"][0]["finish_reason"] for chunk in chunks]  # The end may come after the last token
+        assert len(chunks) in (4, 5)
+        assert (set(reasons[:-1]), reasons[-1], done) == ({None}, "length", "[DONE]")
+        assert not running.driver._subscriptions
+        assert not far.of(StopRequest)
+
+    play(scene)
+
+
+def test_an_id_that_is_in_use_is_made_another() -> None:
+    async def scene(client: httpx2.AsyncClient, running: RunningGateway, far: FarEnds) -> None:
+        headers = {"x-request-id": "same"}
+        both = [asyncio.create_task(client.post("/v1/completions", json=BODY, headers=headers)) for _ in range(2)]
+        await until_async(lambda: len(far.of(Submit)) == 2)
+        for submit in far.of(Submit):
+            await far.send_tokens(submit.request_id, range(4), ends=True)
+        answers = [await each for each in both]
+        assert [answer.status_code for answer in answers] == [200, 200]
+        assert {answer.headers["x-request-id"] for answer in answers} == {s.request_id for s in far.of(Submit)}
+
+    play(scene)
+
+
+def test_the_sequences_of_a_body_are_merged_into_one_stream() -> None:
+    async def scene(client: httpx2.AsyncClient, running: RunningGateway, far: FarEnds) -> None:
+        body = {**STREAM, "prompt": [[5, 6], [7, 8]], "n": 2, "seed": 3}
+        answer = asyncio.create_task(client.post("/v1/completions", json=body, headers={"x-request-id": "r"}))
+        await until_async(lambda: len(far.of(Submit)) == 4)
+        names = [submit.request_id for submit in far.of(Submit)]
+        assert names == ["r", "r-1", "r-2", "r-3"]
+        for name in reversed(names):
+            await far.send_tokens(name, range(4), ends=True)
+        seen = events((await answer).text)
+        assert {event["choices"][0]["index"] for event in seen[:-1]} == {0, 1, 2, 3}
+        assert seen[-1] == "[DONE]"
+
+    play(scene)
+
+
+@pytest.mark.parametrize("body", [BODY, STREAM], ids=["whole", "stream"])
+def test_a_client_that_leaves_stops_all_of_its_sequences_at_once(body: dict[str, Any]) -> None:
+    async def scene(client: httpx2.AsyncClient, running: RunningGateway, far: FarEnds) -> None:
+        _, writer = await connect(running, post({**body, "n": 3}, "x-request-id: r"))
+        await until_async(lambda: len(far.of(Submit)) == 3)
+        await far.send_tokens("r", range(1))
+        writer.transport.abort()
+        await until_async(lambda: len(far.of(StopRequest)) == 3, timeout_s=1.0)
+        assert not running.driver._subscriptions
+
+    play(scene)
+
+
+def test_an_error_before_the_first_token_is_a_status_and_a_later_one_an_event() -> None:
+    async def scene(client: httpx2.AsyncClient, running: RunningGateway, far: FarEnds) -> None:
+        for sent, number in ((0, 0), (1, 1)):
+            name = f"r{number}"
+            answer = asyncio.create_task(client.post("/v1/completions", json=STREAM, headers={"x-request-id": name}))
+            await far.until(Submit, lambda message, name=name: message.request_id == name)  # type: ignore[misc]
+            if sent:
+                await far.send_tokens(name, range(sent))
+                await until_async(lambda: any(answer.exchange.started for answer in running.http_app.answers))
+            end = RequestEnded(name, error="Overloaded", message="Full.", retry_after_s=0.25, num_tokens=sent)
+            far.router.send(GATEWAY, [end])
+            response = await answer
+            if not sent:
+                assert response.status_code == 429
+                assert response.headers["retry-after-ms"] == "250"
+            else:
+                seen = events(response.text)
+                assert (response.status_code, seen[-1]) == (200, "[DONE]")
+                assert seen[-2]["error"]["message"] == "Full."
+
+    play(scene)
+
+
+def test_probes_show_whether_router_and_workers_are_there() -> None:
+    async def scene(client: httpx2.AsyncClient, running: RunningGateway, far: FarEnds) -> None:
+        for path in ("/health", "/liveness", "/readiness"):
+            response = await client.get(path)
+            assert (response.status_code, response.text) == (200, "")
+        far.stop_router()
+        await until_async(lambda: not running.driver.registered.is_set())
+        assert (await client.get("/liveness")).status_code == 200
+        assert (await client.get("/readiness")).status_code == 503
+        far.restart_router()
+        await running.registered()
+
+    play(scene)
+
+
+def test_unknown_paths_and_methods_are_errors_in_openais_form() -> None:
+    async def scene(client: httpx2.AsyncClient, running: RunningGateway, far: FarEnds) -> None:
+        assert (await client.post("/v1/embeddings", json={})).json()["error"]["code"] == "unknown_url"
+        wrong = await client.get("/v1/completions")
+        assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
+        asked = await client.options("/v1/completions", headers={"origin": "http://evil.example"})
+        assert not any(name.startswith("access-control") for name in asked.headers)
+
+    play(scene)
+
+
+def test_text_becomes_tokens_and_text_again() -> None:
+    async def scene(client: httpx2.AsyncClient, running: RunningGateway, far: FarEnds) -> None:
+        tokens = (await client.post("/tokenize", json={"prompt": "write : the old fox"})).json()
+        assert (tokens["count"], tokens["max_model_len"]) == (len(tokens["tokens"]), 2048)
+        text = await client.post("/detokenize", json={"tokens": tokens["tokens"]})
+        assert text.json() == {"prompt": "write : the old fox"}
+        assert (await client.get("/tokenizer_info")).json()["eos_token"] == "<eos>"
+
+    play(scene)
+
+
+def test_a_gateway_that_stops_ends_its_streams_with_an_error_that_can_be_retried() -> None:
+    async def scene(client: httpx2.AsyncClient, running: RunningGateway, far: FarEnds) -> None:
+        begun = asyncio.create_task(client.post("/v1/completions", json=STREAM, headers={"x-request-id": "r"}))
+        waiting = asyncio.create_task(client.post("/v1/completions", json=STREAM, headers={"x-request-id": "w"}))
+        await until_async(lambda: len(far.of(Submit)) == 2)
+        await far.send_tokens("r", range(1))
+        await until_async(lambda: any(answer.exchange.started for answer in running.http_app.answers))
+        assert running.http_server is not None
+        await running.http_server.stop(0.0, running.http_app.end_answers)
+        assert "stopping" in events((await begun).text)[-2]["error"]["message"]
+        refused = await waiting
+        assert (refused.status_code, refused.headers["x-should-retry"]) == (503, "true")
+
+    play(scene)
