@@ -31,6 +31,7 @@ class Sequence:
     cached: int = 0  # Positions of `computed` that came from the prefix cache.
     page_table: array[int] = field(default_factory=lambda: page_ids(()))
     page_hashes: list[bytes] = field(default_factory=list)  # Hashes of the leading full pages, computed on demand.
+    score_until: int = 0  # Positions before it are computed here: log-probabilities of the prompt need their logits.
     committed: int = 0  # Number of leading pages that other sequences can match.
     _distinct: array[int] = field(default_factory=lambda: array("q"))  # Each of the first `_looked_at` tokens once.
     _known: set[int] = field(default_factory=set)
@@ -39,7 +40,8 @@ class Sequence:
     @classmethod
     def start(cls, request: Request, emitted: tuple[int, ...] = ()) -> Sequence:
         """A sequence that continues after `emitted` output tokens (none for a new request)."""
-        return cls(request, [*request.prompt, *emitted])
+        scored = request.sampling.prompt_logprobs is not None and not emitted  # Before the first token
+        return cls(request, [*request.prompt, *emitted], score_until=len(request.prompt) - 1 if scored else 0)
 
     @property
     def request_id(self) -> str:

@@ -121,7 +121,7 @@ async def start_gateway(config: GatewayConfig) -> RunningGateway:
         inference = InferenceService(driver, intake, credentials.tokens)
         server, port = await start_server(inference, join(section.host, section.port), credentials, health_service)
         started.push_async_callback(server.stop, 0.0)
-        tokenizer_info = read_tokenizer_info(folder, model.chat_template)
+        tokenizer_info = read_tokenizer_info(folder, model.template)
         http_app = HttpApp(driver, intake, credentials.tokens, tokenizer_info, __version__)
         http_server = None
         if section.http_port != "off":

@@ -10,12 +10,11 @@ from baton.gateway.http.ask import HttpModel
 from baton.gateway.http.errors import InvalidField, ModelNotFound
 from baton.gateway.http.parameters import Fields, short
 from baton.protocol.errors import InvalidRequest
-from baton.protocol.request import MAX_LOGPROBS, MAX_OBJECTIVE_S, Objectives, SamplingParams
+from baton.protocol.request import MAX_BIASES, MAX_LOGPROBS, MAX_OBJECTIVE_S, Objectives, SamplingParams
 from baton.protocol.sampling import with_defaults
 
 MAX_SEQUENCES = 256  # Of one body
 MAX_STOP_ITEMS = 1024
-MAX_BIASES = 1024
 _BOUND = 1e300  # `SamplingParams` has narrower ones
 SAMPLING_FIELDS = {field.name for field in dataclass_fields(SamplingParams)}
 TEMPERATURE = 1.0  # OpenAI's default
@@ -26,7 +25,7 @@ OBJECTIVE_HEADERS = {"ttft_ms": "x-baton-ttft-ms", "tpot_ms": "x-baton-tpot-ms"}
 # Fields that would change the answer if they were supported, with the values that change nothing.
 REFUSED: dict[str, tuple[object, ...]] = {
     "use_beam_search": (False,),
-    "length_penalty": (1, 1.0),
+    "length_penalty": (1.0,),
     "truncate_prompt_tokens": (),
     "allowed_token_ids": (),
     "bad_words": ([],),

@@ -15,7 +15,7 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from baton.gateway.http.answers import renderer
 from baton.gateway.http.ask import Ask
-from baton.gateway.http.token_words import LOWEST
+from baton.gateway.http.token_words import LOWEST, TokenWords, top_by_name
 from baton.protocol.request import FinishReason
 from tests.gateway.http.answering import WORDS, answer, client, events, output_of, prompts_of
 from tests.gateway.http.bodies import parse
@@ -165,6 +165,15 @@ def test_minus_infinity_is_a_number() -> None:
     assert logprobs["tokens"][:3] == ["H", "bytes:\\xc3", "bytes:\\xa9"]
 
 
+def test_of_tokens_with_the_same_name_the_likeliest_counts() -> None:
+    names = TokenWords(WORDS)
+    assert WORDS.token_bytes(310) == WORDS.token_bytes(311) == b""
+    assert top_by_name(names, 311, (-3.0, ((70, -0.5), (310, -1.0), (71, -2.0))), shown=2) == {
+        WORDS.token_bytes(70).decode(): -0.5,
+        "": -1.0,
+    }
+
+
 def _echoed(**fields: Any) -> tuple[Ask, dict[str, Any]]:
     """A body that asks for its prompt, and the only choice of the answer."""
     ask = replace(parse("completion", prompt="Hé 中", **fields), echo=True, logprobs=1)
@@ -197,7 +206,8 @@ def test_a_prompt_can_be_scored_without_output() -> None:
     """So lm-eval asks: `echo` with `max_tokens` 0."""
     ask = parse("completion", prompt="Hi", echo=True, max_tokens=0)
     for streamed in (False, True):
-        sent = answer(replace(ask, stream=streamed, include_usage=streamed), [[70]], random.Random(0))
+        half = HELLO[1:2]  # It would be shown as a replacement character
+        sent = answer(replace(ask, stream=streamed, include_usage=streamed), [half], random.Random(0))
         found = events(sent) if streamed else [json.loads(sent)]
         assert "".join(choice["text"] for event in found for choice in event["choices"]) == "Hi"
         assert found[-1]["usage"]["completion_tokens"] == 0
