@@ -30,6 +30,7 @@ WRONG: dict[str, tuple[Any, ...]] = {
     "model": (5, ["tiny"]),
     "priority": (2**31, 0.5),
     "baton": ([], "x"),
+    "prompt_logprobs": (21, -1, True),
     "logprobs": (21, -1, "3", 1.5, [1]),
     "response_format": ({"type": "json_object"}, "text"),
     "guided_json": ({"type": "object"},),
@@ -84,7 +85,7 @@ CASES = [
 def test_a_wrong_value_is_refused_in_a_sentence_that_names_the_field(kind: str, name: str, value: Any) -> None:
     with pytest.raises(InvalidField, match=rf"{name}\b|[Ss]top (string|token)") as refused:
         parse(kind, **{name: value})
-    assert refused.value.field.partition("[")[0] in (name, f"{name}.1", "stop", "n")
+    assert refused.value.field.partition("[")[0] in (name, f"{name}.1")
     assert refused.value.message.endswith((".", "accepted."))
     assert len(refused.value.message) < 300
 
