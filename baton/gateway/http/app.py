@@ -169,7 +169,7 @@ class HttpApp:
         ask = await parsed(parse, body, self.model, exchange.headers)
         self._log_ignored(ask)
         prompts = await self._prompts(ask, len(body))
-        if exchange.request_id in self.driver.session.streams:  # Of another request; gRPC's clients resume in this way
+        if not self.driver.session.streams.keys().isdisjoint(_names(exchange, ask)):  # A live id would be resumed
             exchange.request_id = f"{exchange.request_id}-{self.intake.seeds.getrandbits(32):08x}"
         requests = self._requests(ask, prompts, exchange, arrival_s)
         words = self.intake.model.tokenizer
@@ -195,13 +195,13 @@ class HttpApp:
     ) -> list[Request]:
         """A request per sequence. The first has the id of the exchange, and a given seed; others have a number more."""
         tenant, requests = self._tenant(exchange), list[Request]()
-        for number in range(ask.num_sequences):
+        for number, name in enumerate(_names(exchange, ask)):
             prompt, index = ask.prompt_of(number)
             request = self.intake.request(
                 prompts[prompt],
                 ask.sampling,
                 arrival_s=arrival_s,
-                request_id=f"{exchange.request_id}-{number}" if number else exchange.request_id,
+                request_id=name,
                 tenant=tenant,
                 priority=ask.priority,
                 objectives=ask.objectives,
@@ -217,6 +217,12 @@ class HttpApp:
             if name not in self._logged_fields and len(self._logged_fields) < MAX_LOGGED_FIELDS:
                 self._logged_fields.add(name)
                 log.info(f"the unknown field {name!r} of a request is ignored, as all further ones")
+
+
+def _names(exchange: Exchange, ask: Ask) -> list[str]:
+    """The request ids of the sequences."""
+    first = exchange.request_id
+    return [first, *(f"{first}-{number}" for number in range(1, ask.num_sequences))]
 
 
 def _json(body: bytes) -> HttpResponse:

@@ -60,6 +60,22 @@ def test_an_id_that_is_in_use_is_made_another() -> None:
     play(scene)
 
 
+def test_an_id_of_a_later_sequence_that_is_in_use_takes_no_other_clients_stream() -> None:
+    async def scene(client: httpx2.AsyncClient, running: RunningGateway, far: FarEnds) -> None:
+        first = asyncio.create_task(client.post("/v1/completions", json=BODY, headers={"x-request-id": "r-1"}))
+        await far.until(Submit, lambda message: message.request_id == "r-1")
+        body = {**BODY, "n": 2}
+        second = asyncio.create_task(client.post("/v1/completions", json=body, headers={"x-request-id": "r"}))
+        await until_async(lambda: len(far.of(Submit)) == 3)
+        names = {submit.request_id for submit in far.of(Submit)}
+        assert len(names) == 3
+        for name in names:
+            await far.send_tokens(name, range(4), ends=True)
+        assert [(await each).status_code for each in (first, second)] == [200, 200]
+
+    play(scene)
+
+
 def test_the_sequences_of_a_body_are_merged_into_one_stream() -> None:
     async def scene(client: httpx2.AsyncClient, running: RunningGateway, far: FarEnds) -> None:
         body = {**STREAM, "prompt": [[5, 6], [7, 8]], "n": 2, "seed": 3}
