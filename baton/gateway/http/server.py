@@ -22,6 +22,7 @@ from uvicorn.server import ServerState
 
 from baton.gateway.http.errors import HttpResponse, error_response
 from baton.gateway.http.parameters import MAX_BODY_BYTES
+from baton.gateway.http.plain_parser import PlainParser
 from baton.protocol.address import bare_host, join
 from baton.protocol.errors import BatonError, ConfigError, InvalidRequest, Overloaded
 
@@ -44,6 +45,7 @@ class BoundedConnection(HttpToolsProtocol):
         self, config: uvicorn.Config, state: ServerState, max_connections: int, write_timeout_s: float
     ) -> None:
         super().__init__(config, state, {})
+        self.parser: PlainParser = PlainParser(self)  # type: ignore[assignment]
         self._max_connections, self._write_timeout_s = max_connections, write_timeout_s
         self._reading: asyncio.TimerHandle | None = None
         self._writing: asyncio.TimerHandle | None = None
@@ -85,11 +87,15 @@ class BoundedConnection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """The body follows."""
+        if self.parser.asked_for_other:
+            return
         self._in_head = False
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
         """The request is complete."""
+        if self.parser.asked_for_other:
+            return
         _cancel(self._reading)
         self._reading, self._request_bytes = None, 0
         super().on_message_complete()

@@ -89,6 +89,26 @@ def test_invalid_http_and_heads_without_end_are_refused_in_json() -> None:
     play(scene)
 
 
+def test_a_request_that_asks_for_http_2_is_answered_over_http_1() -> None:
+    async def scene(client: httpx2.AsyncClient, running: RunningGateway, far: FarEnds) -> None:
+        body = b'{"prompt": "a b"}'
+        asked = b"host: x\r\nconnection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABk\r\n"
+        request = b"POST /tokenize HTTP/1.1\r\n%bcontent-length: %d\r\n\r\n%b" % (asked, len(body), body)
+        last = request.replace(b"connection: Upgrade, HTTP2-Settings", b"connection: Upgrade, close")
+        answers = []
+        for pieces in ([request * 3 + last], [bytes([byte]) for byte in request * 3 + last]):
+            reader, writer = await connect(running)
+            for piece in pieces:
+                writer.write(piece)
+                await asyncio.sleep(0)
+            answers.append(await read_end(reader))
+            writer.close()
+        assert [answer.count(b"HTTP/1.1 200 OK") for answer in answers] == [4, 4]
+        assert [answer.count(b'"count":2') for answer in answers] == [4, 4]
+
+    play(scene)
+
+
 def test_a_body_that_is_too_large_is_refused_whatever_its_framing() -> None:
     async def chunks(num_bytes: int) -> AsyncIterator[bytes]:
         for _ in range(num_bytes >> 16):
