@@ -136,7 +136,9 @@ def test_a_second_turn_finds_the_first_one_in_the_cache(client: openai.OpenAI) -
 
 async def _async_stream(served: Served) -> str:
     async with served.async_client(max_retries=0) as client:
-        return _text([chunk async for chunk in await client.chat.completions.create(messages=SUM, stream=True, **GREEDY)])
+        return _text(
+            [chunk async for chunk in await client.chat.completions.create(messages=SUM, stream=True, **GREEDY)]
+        )
 
 
 def test_the_asynchronous_client_streams(served: Served) -> None:
