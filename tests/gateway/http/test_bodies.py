@@ -137,6 +137,19 @@ def test_a_prompt_alone_can_be_echoed() -> None:
     assert (ask.prompt_only, ask.sampling["max_tokens"]) == (True, 1)
 
 
+@each_kind
+def test_log_probabilities_of_the_prompt_are_computed_where_they_are_shown(kind: str) -> None:
+    assert parse(kind, prompt_logprobs=3).sampling["prompt_logprobs"] == 3
+    assert "prompt_logprobs" not in parse(kind, logprobs=1 if kind == "completion" else True).sampling
+
+
+def test_an_echo_with_log_probabilities_has_those_of_the_prompt() -> None:
+    ask = parse("completion", echo=True, logprobs=2, prompt_logprobs=0, stream=False)
+    assert (ask.sampling["prompt_logprobs"], ask.prompt_logprobs, ask.logprobs) == (2, 0, 2)
+    assert parse("completion", echo=True, logprobs=2, stream=True).sampling["prompt_logprobs"] == 2
+    assert "prompt_logprobs" not in parse("completion", echo=True).sampling
+
+
 def test_the_best_sequences_are_found_by_log_probabilities() -> None:
     ask = parse("completion", prompt=["a", "b"], n=2, best_of=3)
     assert (ask.num_sequences, ask.prompt_of(4), ask.logprobs, ask.sampling["logprobs"]) == (6, (1, 1), None, 0)

@@ -30,6 +30,7 @@ WRONG: dict[str, tuple[Any, ...]] = {
     "model": (5, ["tiny"]),
     "priority": (2**31, 0.5),
     "baton": ([], "x"),
+    "prompt_logprobs": (21, -1, True),
     "logprobs": (21, -1, "3", 1.5, [1]),
     "response_format": ({"type": "json_object"}, "text"),
     "guided_json": ({"type": "object"},),
