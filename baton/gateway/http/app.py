@@ -174,7 +174,7 @@ class HttpApp:
         requests = self._requests(ask, prompts, exchange, arrival_s)
         words = self.intake.model.tokenizer
         written = renderer(ask, prefix + exchange.request_id, int(time.time()), prompts, words)
-        answer = LiveAnswer(self.driver, exchange, written, ask.stream)
+        answer = LiveAnswer(self.driver, exchange, ask, written)
         self.answers.add(answer)
         try:
             await answer.run(requests)

@@ -108,8 +108,9 @@ def _check(given: Mapping[str, Any], model: HttpModel) -> None:
     try:
         with_defaults(given, model.sampling_defaults).validate(model.vocab_size)
     except InvalidRequest as error:
-        first = error.message.partition(" ")[0]
-        raise InvalidField(error.message, first if first in given else "stop") from None
+        first = error.message.partition(" ")[0]  # A field's name, but for stop strings and stop token ids
+        stop = "stop_token_ids" if "Stop token id" in error.message else "stop"
+        raise InvalidField(error.message, first if first in given else stop) from None
 
 
 def read_counts(fields: Fields, num_prompts: int, stream: bool) -> tuple[int, int]:

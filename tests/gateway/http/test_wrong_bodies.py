@@ -85,7 +85,7 @@ CASES = [
 def test_a_wrong_value_is_refused_in_a_sentence_that_names_the_field(kind: str, name: str, value: Any) -> None:
     with pytest.raises(InvalidField, match=rf"{name}\b|[Ss]top (string|token)") as refused:
         parse(kind, **{name: value})
-    assert refused.value.field.partition("[")[0] in (name, f"{name}.1", "stop", "n")
+    assert refused.value.field.partition("[")[0] in (name, f"{name}.1")
     assert refused.value.message.endswith((".", "accepted."))
     assert len(refused.value.message) < 300
 
