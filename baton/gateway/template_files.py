@@ -16,7 +16,7 @@ _SPECIAL_TOKENS = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep",
 def read_chat_template(folder: Path, given: str = "") -> ChatTemplate | None:
     """The chat template `given` as a text, else that of a checkpoint; None for a model without one.
 
-    It is chat_template.jinja and additional_chat_templates/NAME.jinja, else `chat_template` in tokenizer_config.json. Raises
+    It is in chat_template.jinja and additional_chat_templates/NAME.jinja, else in tokenizer_config.json. Raises
     `ConfigError` for a given template with invalid syntax, `ModelError` for files that cannot be read.
     """
     try:

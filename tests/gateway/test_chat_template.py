@@ -65,7 +65,7 @@ _FIELDS = ("add_generation_prompt", "continue_final_message")
 
 
 def prompt(messages: list[dict[str, Any]], options: dict[str, Any]) -> ChatPrompt:
-    lists = {name: tuple(options[name]) for name in ("tools", "documents") if name in options}
+    lists: dict[str, Any] = {name: tuple(options[name]) for name in ("tools", "documents") if name in options}
     variables = {name: value for name, value in options.items() if name not in (*_FIELDS, *lists)}
     flags = {name: options[name] for name in _FIELDS if name in options}
     return ChatPrompt(tuple(messages), template_options=variables, **flags, **lists)
