@@ -13,6 +13,7 @@ from baton.gateway.http.ask import Renderer
 from baton.gateway.http.errors import JSON, HttpResponse
 from baton.gateway.http.exchange import Exchange
 from baton.gateway.public_messages import MAX_TOKENS_PER_MESSAGE
+from baton.gateway.siblings import Siblings
 from baton.gateway.subscription import Subscription
 from baton.protocol.errors import BatonError, Cancelled
 from baton.protocol.request import Request
@@ -28,6 +29,7 @@ class LiveAnswer:
     exchange: Exchange
     renderer: Renderer
     stream: bool  # Events, not one body
+    siblings: Siblings
     subscriptions: list[Subscription] = field(default_factory=list)
 
     async def run(self, requests: Sequence[Request]) -> None:
@@ -36,9 +38,7 @@ class LiveAnswer:
         watch = asyncio.ensure_future(self.exchange.gone())
         watch.add_done_callback(self._on_gone)
         try:
-            for request in requests:
-                self.subscriptions.append(self.driver.open(request))
-            await self._write_all()
+            await self._write_all(requests)
             if self.stream:
                 await self.exchange.end(self.renderer.close())
             else:
@@ -61,22 +61,27 @@ class LiveAnswer:
             if subscription.end is None:
                 subscription.fail(error)
 
-    async def _write_all(self) -> None:
-        if len(self.subscriptions) == 1:
-            await self._write(0, self.subscriptions[0])
+    async def _write_all(self, requests: Sequence[Request]) -> None:
+        if len(requests) == 1:
+            await self._write(0, requests[0])
             return
-        writers = [asyncio.ensure_future(self._write(*numbered)) for numbered in enumerate(self.subscriptions)]
+        writers = [asyncio.ensure_future(self._write(*numbered)) for numbered in enumerate(requests)]
         try:
             await asyncio.gather(*writers)
         finally:
             for writer in writers:
                 writer.cancel()
 
-    async def _write(self, sequence: int, subscription: Subscription) -> None:
+    async def _write(self, sequence: int, request: Request) -> None:
         """Write a sequence to its end: what is ready in one turn of the event loop is one write."""
+        await self.siblings.turn(sequence)
+        subscription = self.driver.open(request)
+        self.subscriptions.append(subscription)
         end: StreamEnd | None = None
         while end is None:
             tokens, end = await subscription.next()
+            self._show_prompt(sequence, request, subscription)
+            self.siblings.begun(sequence)
             while len(tokens) > MAX_TOKENS_PER_MESSAGE and self.stream:
                 await self._show(sequence, tokens[:MAX_TOKENS_PER_MESSAGE], None)
                 tokens = tokens[MAX_TOKENS_PER_MESSAGE:]
@@ -84,6 +89,14 @@ class LiveAnswer:
                 await self._show(sequence, tokens, None)
                 raise end.error
             await self._show(sequence, tokens, end)
+
+    def _show_prompt(self, sequence: int, request: Request, subscription: Subscription) -> None:
+        """Give the renderer the prompt's log-probabilities, which are complete with the first token."""
+        entries = [entry for part in subscription.take_prompt() for entry in part.entries()]
+        if entries or (request.sampling.prompt_logprobs is not None and len(request.prompt) == 1):
+            prompt = sequence // self.siblings.each
+            logprobs = [(logprob, likely) for _, logprob, likely in entries]
+            self.renderer.prompt_logprobs(prompt, [(None, ()), *logprobs])
 
     async def _show(self, sequence: int, tokens: list[TextToken], end: StreamEnd | None) -> None:
         events = self.renderer.write(sequence, tokens, end)
