@@ -82,10 +82,11 @@ class Sequence:
 
     def finish_reason(self, eos_token_ids: frozenset[int], context_tokens: int) -> FinishReason | None:
         """Why the newest output token ends the sequence, or None. The router handles stop strings, which need text."""
-        last, sampling, num_output = self.tokens[-1], self.request.sampling, self.num_output
+        tokens, request = self.tokens, self.request  # Without properties: it is called for every token
+        last, sampling, num_output = tokens[-1], request.sampling, len(tokens) - len(request.prompt)
         ends = last in sampling.stop_token_ids or (last in eos_token_ids and not sampling.ignore_eos)
         if ends and num_output >= sampling.min_tokens:
             return FinishReason.STOP
-        if num_output >= sampling.max_tokens or len(self.tokens) >= context_tokens:
+        if num_output >= sampling.max_tokens or len(tokens) >= context_tokens:
             return FinishReason.LENGTH
         return None

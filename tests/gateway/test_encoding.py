@@ -13,6 +13,7 @@ import pytest
 
 from baton.engine.model_config import model_config
 from baton.engine.tokenizer import Tokenizer
+from baton.gateway.chat_prompt import ChatPrompt
 from baton.gateway.encoding import SHORT_BYTES, EncodingPool, Lane
 from baton.gateway.grpc_service import InferenceService
 from baton.gateway.intake import Intake
@@ -33,7 +34,8 @@ class _Gated:
         self.threads: set[int] = set()
         self.texts: list[str] = []
 
-    def encode(self, text: str, add_special_tokens: bool) -> list[int]:
+    def encode(self, text: str | ChatPrompt, add_special_tokens: bool) -> list[int]:
+        assert isinstance(text, str)
         self.threads.add(threading.get_ident())
         self.texts.append(text)
         assert self.open.wait(60)
@@ -171,7 +173,8 @@ def test_a_text_counts_until_its_thread_has_ended_even_if_its_caller_leaves() ->
 def test_a_short_text_does_not_wait_behind_long_ones() -> None:
     gated = _Gated()
 
-    def encode(text: str, add_special_tokens: bool) -> list[int]:
+    def encode(text: str | ChatPrompt, add_special_tokens: bool) -> list[int]:
+        assert isinstance(text, str)
         return gated.encode(text, add_special_tokens) if len(text) > SHORT_BYTES else [1]
 
     pool = EncodingPool(encode)
@@ -215,7 +218,7 @@ def test_a_special_token_among_the_stop_strings_stops_as_a_token(tokenizer: Toke
 def test_a_text_is_taken_as_it_is_where_the_caller_says_so(tokenizer: Tokenizer) -> None:
     added: list[bool] = []
 
-    def encode(text: str, add_special_tokens: bool) -> list[int]:
+    def encode(text: str | ChatPrompt, add_special_tokens: bool) -> list[int]:
         added.append(add_special_tokens)
         return [1]
 

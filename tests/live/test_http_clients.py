@@ -84,7 +84,7 @@ def test_a_stream_outlives_the_worker_that_decodes_it(play: Play) -> None:
             async for event in events:
                 text += event.choices[0].text
                 if len(text) > 20 and not killed:
-                    requests = cluster.router.driver.core.live
+                    requests = cluster.router.driver.core.requests.live
                     runner = next(iter(requests.values())).runner or ""
                     if runner.startswith("decode"):
                         killed = runner

@@ -17,6 +17,7 @@ from baton.gateway.http.completions import parse_completion
 from baton.gateway.http.errors import JSON, HttpResponse, MethodNotAllowed, RouteNotFound, error_response
 from baton.gateway.http.exchange import Exchange
 from baton.gateway.http.live_answer import LiveAnswer
+from baton.gateway.http.long_bodies import parsed
 from baton.gateway.http.models import (
     TokenizerInfo,
     detokenize_body,
@@ -29,7 +30,7 @@ from baton.gateway.http.models import (
     version_body,
 )
 from baton.gateway.intake import Intake
-from baton.gateway.siblings import Siblings, sibling
+from baton.gateway.siblings import sibling
 from baton.logs import log
 from baton.protocol.errors import BatonError, InternalError, NoRouter, NoWorkers
 from baton.protocol.request import Request
@@ -145,7 +146,7 @@ class HttpApp:
 
     async def _tokenize(self, exchange: Exchange) -> HttpResponse:
         body = await exchange.body()
-        ask = parse_tokenize(body, self.model)
+        ask = await parsed(parse_tokenize, body, self.model)
         if ask.chat is not None:
             token_ids = await self.intake.encode_chat(ask.chat, len(body))
         else:
@@ -153,7 +154,7 @@ class HttpApp:
         return _json(tokenize_body(token_ids, self.model, self.intake.model.tokenizer if ask.with_strings else None))
 
     async def _detokenize(self, exchange: Exchange) -> HttpResponse:
-        token_ids = parse_detokenize(await exchange.body(), self.model)
+        token_ids = await parsed(parse_detokenize, await exchange.body(), self.model)
         return _json(detokenize_body(self.intake.model.tokenizer.decode(token_ids)))
 
     async def _completion(self, exchange: Exchange) -> None:
@@ -166,7 +167,7 @@ class HttpApp:
         """Answer a body of completions or of a chat."""
         arrival_s = self.driver.clock()
         body = await exchange.body()
-        ask = parse(body, self.model, exchange.headers)
+        ask = await parsed(parse, body, self.model, exchange.headers)
         self._log_ignored(ask)
         prompts = await self._prompts(ask, len(body))
         if exchange.request_id in self.driver.session.streams:  # Of another request; gRPC's clients resume in this way
@@ -174,7 +175,7 @@ class HttpApp:
         requests = self._requests(ask, prompts, exchange, arrival_s)
         words = self.intake.model.tokenizer
         written = renderer(ask, prefix + exchange.request_id, int(time.time()), prompts, words)
-        answer = LiveAnswer(self.driver, exchange, written, ask.stream, Siblings(ask.best_of))
+        answer = LiveAnswer(self.driver, exchange, ask, written)
         self.answers.add(answer)
         try:
             await answer.run(requests)

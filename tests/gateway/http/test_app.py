@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
+from array import array
 from typing import Any
 
 import httpx2
@@ -191,5 +192,23 @@ def test_a_gateway_that_stops_ends_its_streams_with_an_error_that_can_be_retried
         assert "stopping" in events((await begun).text)[-2]["error"]["message"]
         refused = await waiting
         assert (refused.status_code, refused.headers["x-should-retry"]) == (503, "true")
+
+    play(scene)
+
+
+def test_log_probabilities_of_a_prompt_reach_its_choice() -> None:
+    async def scene(client: httpx2.AsyncClient, running: RunningGateway, far: FarEnds) -> None:
+        body = {**BODY, "max_tokens": 1, "prompt_logprobs": 1}
+        answer = asyncio.create_task(client.post("/v1/completions", json=body, headers={"x-request-id": "r"}))
+        await far.until(Submit)
+        await until_async(lambda: far.attached)
+        assert far.worker is not None
+        ids, values = array("i", [8, 9]).tobytes(), array("f", [-0.5, -0.25]).tobytes()
+        far.worker.send([PromptLogprobs("r", 1, 1, array("f", [-1.5, -2.0]).tobytes(), ids, values)])
+        await far.send_tokens("r", range(1), ends=True)
+        scores = (await answer).json()["choices"][0]["prompt_logprobs"]
+        assert scores[0] is None
+        assert [entry[str(token)]["logprob"] for entry, token in zip(scores[1:], (6, 7), strict=True)] == [-1.5, -2.0]
+        assert [entry[str(token)]["logprob"] for entry, token in zip(scores[1:], (8, 9), strict=True)] == [-0.5, -0.25]
 
     play(scene)
