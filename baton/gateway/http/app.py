@@ -102,7 +102,7 @@ class HttpApp:
             found = "GET", self._one_model
         if found is None:
             raise RouteNotFound(method, path)
-        if method != found[0]:
+        if method != found[0] and (method, found[0]) != ("HEAD", "GET"):
             raise MethodNotAllowed(method, path, found[0])
         return await found[1](exchange)
 

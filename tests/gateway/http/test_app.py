@@ -148,6 +148,7 @@ def test_probes_show_whether_router_and_workers_are_there() -> None:
         for path in ("/health", "/liveness", "/readiness"):
             response = await client.get(path)
             assert (response.status_code, response.text) == (200, "")
+            assert (await client.head(path)).status_code == 200
         far.stop_router()
         await until_async(lambda: not running.driver.registered.is_set())
         assert (await client.get("/liveness")).status_code == 200
