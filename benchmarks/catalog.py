@@ -126,13 +126,14 @@ BENCHMARKS = (
         "gateway and router against other routers",
         f"{ROUTER} {MOCKS} benchmarks/router_peers.py benchmarks/mock_http.py benchmarks/open_loop.py "
         "benchmarks/arrivals.py",
-        higher="{requests_per_s,kept_per_s,open_achieved_per_s_20_per_s,two_gateways_ratio}_grpc "
-        "requests_ratio_grpc_to_* kept_ratio_grpc_to_* open_achieved_*",
-        lower="{gateway,router,front}_cpu_{ms_per_request,us_per_token}_grpc "
-        "{gateway,router}_cpu_ms_per_request_of_{100,10000}_grpc "
-        "open_added_{ttft,per_token}_ms_{p50,p99}_{20_per_s,50_pct}_grpc "
+        higher="{requests_per_s,kept_per_s,open_achieved_per_s_20_per_s}_{grpc,http} two_gateways_ratio_grpc "
+        "requests_ratio_{grpc,http}_to_* kept_ratio_{grpc,http}_to_* open_achieved_*",
+        lower="{gateway,router,front}_cpu_{ms_per_request,us_per_token}_{grpc,http} "
+        "{gateway,router}_cpu_ms_per_request_of_{100,10000}_{grpc,http} "
+        "open_added_{ttft,per_token}_ms_{p50,p99}_{20_per_s,50_pct}_{grpc,http} "
         "added_* open_added_* gateway_cpu_* router_cpu_* front_cpu_*",
-        neutral="messages_per_request_grpc requests_per_s_{without_router,1_gateways,2_gateways}_grpc "
+        neutral="messages_per_request_{grpc,http} requests_per_s_without_router_{grpc,http} "
+        "requests_per_s_{1_gateways,2_gateways}_grpc "
         "messages_per_request_* requests_per_s_* kept_per_s_*",
     ),
     Benchmark(

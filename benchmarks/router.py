@@ -31,7 +31,7 @@ from functools import partial
 from itertools import product
 from statistics import median
 
-from baton.harness.report import Report, arguments, median_ratio, progress
+from baton.harness.report import Goal, Report, arguments, median_ratio, progress
 from benchmarks.open_loop import OpenSetting, measure_kept, measure_open
 from benchmarks.router_measures import (
     SATURATING,
@@ -49,6 +49,13 @@ from benchmarks.router_sides import Side, baton_side
 
 FLOOR = 0.1  # In ms. Smaller differences are noise and are raised to this before a division.
 BATON = ("_grpc", "_http")
+GOALS = {
+    "gateway_cpu_us_per_token_64_http": Goal(60.0, at_most=True),
+    "front_cpu_us_per_token_64_ratio_http_to_smg": Goal(1.0, at_most=True),
+    "added_ms_p50_64_http": Goal(1.0, at_most=True),
+    "added_ms_p99_64_http": Goal(4.0, at_most=True),
+    "requests_ratio_http_to_smg": Goal(0.5),
+}
 PEER_NAMES = frozenset(f"_{peer.name}" for peer in PEERS)
 COMPARED = ("requests_per_s", "front_cpu", "added_", "kept_per_s")
 RATIOS = {"requests_per_s": "requests_ratio", "kept_per_s": "kept_ratio"}
@@ -118,7 +125,7 @@ def measure(sides: list[Side], setting: Setting, open_setting: OpenSetting) -> F
 
 def run(pythons: dict[str, str | None], setting: Setting, open_setting: OpenSetting) -> Report:
     """Measure Baton and the installed peers; `pythons` has the interpreters of peers that are not in this one."""
-    report = Report("router")
+    report = Report("router", GOALS)
     with ExitStack() as stack:
         sides = [stack.enter_context(baton_side(name, http=name == "_http")) for name in BATON]
         for peer in PEERS:

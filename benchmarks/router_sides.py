@@ -12,6 +12,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import psutil
+import uvloop
 import zmq
 
 from baton.builtin_model import CHECKPOINT
@@ -90,7 +91,7 @@ def router_process(pipe: Connection) -> None:
         await _until_closed(pipe)
         await running.stop(0.0)
 
-    asyncio.run(serve())
+    uvloop.run(serve())  # As Ray runs its actors
 
 
 def gateway_process(router_address: str, name: str, port: int, pipe: Connection) -> None:
@@ -105,7 +106,7 @@ def gateway_process(router_address: str, name: str, port: int, pipe: Connection)
         await _until_closed(pipe)
         await running.stop(0.0)
 
-    asyncio.run(serve())
+    uvloop.run(serve())  # As Ray runs its actors
 
 
 async def _until_closed(pipe: Connection) -> None:

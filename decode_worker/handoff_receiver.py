@@ -51,6 +51,7 @@ class HandoffReceiver:
         growth = -(-(known + growth_tokens) // page_size) - -(-known // page_size)
         # A migrating sequence may arrive with its last token uncomputed: that token's page must not be shared.
         receiving = growth_tokens == 0
+        sequence.score_until = 0  # Its source computes the prompt
         root = tenant_root(self.model_id, sequence.request.tenant, self.share_prefixes)
         if not take_pages(sequence, self.pool, root, reserve=headroom + growth, receiving=receiving):
             return None

@@ -239,6 +239,8 @@ class DecodeRole:
             commit_pages(part.sequence, self.state.pool, self.state.root)
         self.decode_steps += plan.num_decodes > 0
         streams, eos_token_ids, context_tokens = self.state.streams, self.state.eos_token_ids, self.state.context_tokens
+        for logprobs in result.prompt_logprobs:
+            streams.on_prompt_logprobs(logprobs)
         commands: list[Command] = []
         for sequence, token in sampled:
             finish = sequence.finish_reason(eos_token_ids, context_tokens)

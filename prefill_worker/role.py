@@ -97,6 +97,8 @@ class PrefillRole:
         for part in plan.slices:
             commit_pages(part.sequence, self.state.pool, self.state.root)
         streams = self.state.streams
+        for logprobs in result.prompt_logprobs:
+            streams.on_prompt_logprobs(logprobs)
         commands: list[Command] = []
         for sequence, token in sampled:
             request_id = sequence.request_id

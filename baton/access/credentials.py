@@ -1,4 +1,4 @@
-"""The credentials of the gRPC servers: certificate, key, CA of the clients, and tokens, read from files."""
+"""The credentials of the servers: certificate, key, CA of the clients, and tokens, read from files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from baton.protocol.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Certificates:
-    """A certificate with its key and the CA of client certificates, as PEM texts."""
+    """A certificate with its key and the CA of client certificates: PEM texts for gRPC, a context for HTTP."""
 
     certificate: bytes
     key: bytes = field(repr=False)
@@ -30,7 +30,7 @@ class Certificates:
 
 
 class Credentials:
-    """Both servers' credentials, reloaded when the files change. Raises `ConfigError` when they are invalid."""
+    """All servers' credentials, reloaded when the files change. Raises `ConfigError` when they are invalid."""
 
     def __init__(self, access: AccessSection) -> None:
         self.access = access

@@ -29,6 +29,16 @@ class Token:
 
 
 @dataclass(frozen=True, slots=True)
+class PromptToken:
+    """One prompt token with its log-probability, which the first one lacks."""
+
+    index: int
+    id: int
+    logprob: float | None = None
+    top_logprobs: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """A finished generation with its timings, usage and route. The gateway measured the times, in seconds."""
 
@@ -48,6 +58,7 @@ class Answer:
     attempts: int
     migrations: int
     handoff: HandoffReport | None
+    prompt: tuple[PromptToken, ...] = ()  # If `prompt_logprobs` were requested
 
     @property
     def token_ids(self) -> list[int]:
@@ -104,7 +115,20 @@ def read_tokens(response: inference_pb2.GenerateResponse) -> list[Token]:
     ]
 
 
-def read_answer(tokens: list[Token], finish: inference_pb2.Finish) -> Answer:
+def read_prompt(response: inference_pb2.GenerateResponse) -> list[PromptToken]:
+    """The prompt tokens of one message of a stream."""
+    return [
+        PromptToken(
+            token.index,
+            token.id,
+            token.logprob if token.HasField("logprob") else None,
+            tuple((top.id, top.logprob) for top in token.top_logprobs),
+        )
+        for token in response.prompt_tokens
+    ]
+
+
+def read_answer(tokens: list[Token], prompt: list[PromptToken], finish: inference_pb2.Finish) -> Answer:
     """The answer of a stream with these tokens and this last message."""
     timings, usage, route = finish.timings, finish.usage, finish.route
     return Answer(
@@ -124,6 +148,7 @@ def read_answer(tokens: list[Token], finish: inference_pb2.Finish) -> Answer:
         attempts=route.attempts,
         migrations=route.migrations,
         handoff=conversion.from_message(HandoffReport, route.handoff) if route.HasField("handoff") else None,
+        prompt=tuple(prompt),
     )
 
 

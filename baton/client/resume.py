@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 import grpc
 
-from baton.client.answer import Answer, Token, read_answer, read_tokens
+from baton.client.answer import Answer, PromptToken, Token, read_answer, read_prompt, read_tokens
 from baton.client.errors import BROKEN_OFF, cause, error_from_rpc, retry_after_s, trailers
 from baton.protocol.errors import (
     ERRORS_BY_NAME,
@@ -81,6 +81,7 @@ class Resume:
     timeout_s: float | None
     give_up_s: float = GIVE_UP_S
     tokens: list[Token] = field(default_factory=list)
+    prompt: list[PromptToken] = field(default_factory=list)
     answer: Answer | None = None
     cancelled: bool = False
     breaks: int = 0  # How often the stream was resumed
@@ -125,9 +126,12 @@ class Resume:
 
     def _absorb(self, response: inference_pb2.GenerateResponse) -> None:
         self._broken_s, self._tries = None, 0
+        if response.prompt_tokens:
+            del self.prompt[response.prompt_tokens[0].index :]  # A resumed stream may begin with the first one again
+            self.prompt += read_prompt(response)
         self.tokens += read_tokens(response)
         if response.HasField("finish"):
-            self.answer = read_answer(self.tokens, response.finish)
+            self.answer = read_answer(self.tokens, self.prompt, response.finish)
 
     @property
     def whole_answer(self) -> Answer:

@@ -211,7 +211,7 @@ class AccessSection(_Section):
     """Access control and limits of callers (docs/security.md). Changed files are reloaded."""
 
     tls_certificate: str = ""
-    """PEM file of the certificate; turns on TLS for both gRPC servers; empty: plain text"""
+    """PEM file of the certificate; turns on TLS for gRPC and HTTP servers; empty: plain text"""
 
     tls_key: str = ""
     """PEM file of the certificate's private key"""

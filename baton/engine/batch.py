@@ -48,8 +48,11 @@ def plan_step(decoding: Seq[Sequence], prefilling: Iterable[Sequence], budget: S
 def absorb_step(plan: StepPlan, result: StepResult) -> list[tuple[Sequence, SampledToken]]:
     """Advance the plan's sequences; returns the sampled ones, each with its token.
 
-    Raises `InternalError` when the result has fewer tokens than the plan samples.
+    Raises `InternalError` when the result has fewer tokens than the plan samples, or fewer scores than it asks for.
     """
+    scoring = plan.scoring
+    if len(result.prompt_logprobs) != len(scoring):
+        raise InternalError("The executor returned other log-probabilities of prompts than the plan asks for.")
     sampled = []
     tokens = iter(result.tokens)
     for part in plan.slices:
@@ -60,4 +63,7 @@ def absorb_step(plan: StepPlan, result: StepResult) -> list[tuple[Sequence, Samp
                 raise InternalError("The executor returned fewer tokens than the plan samples.")
             part.sequence.tokens.append(token.token_id)
             sampled.append((part.sequence, token))
+    for part in scoring:
+        if part.sequence.computed >= part.sequence.score_until:
+            part.sequence.score_until = 0
     return sampled

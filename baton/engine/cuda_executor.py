@@ -20,6 +20,7 @@ from baton.engine.flat_batch import flat_batch, sampled_rows
 from baton.engine.graph_sizes import graph_sizes
 from baton.engine.model_config import ModelConfig
 from baton.engine.models.decoder import Decoder
+from baton.engine.prompt_scores import ScoresOnDevice, read_scores, score_on_device
 from baton.engine.sampler import SampledOnDevice, read, sample_on_device
 from baton.engine.staging import GrowingStagingBuffer
 from baton.engine.step import StepPlan, StepResult
@@ -45,6 +46,7 @@ class LaunchedStep:
     """A launched step: its tokens are in host memory once the event has completed."""
 
     drawn: SampledOnDevice
+    scores: tuple[ScoresOnDevice, ...]
     ended: torch.cuda.Event | None
 
 
@@ -103,12 +105,14 @@ class CudaExecutor:
 
         The previous step must have been collected, because its arrays are overwritten.
         """
-        drawn = sample_on_device(self._logits(plan), plan.sampling, self.config.eos_token_ids).fetch()
+        logits, scores = self._compute(plan)
+        drawn = sample_on_device(logits, plan.sampling, self.config.eos_token_ids).fetch()
+        fetched = tuple(item.fetch() for item in scores)
         if self.device.type != "cuda":
-            return LaunchedStep(drawn, None)
+            return LaunchedStep(drawn, fetched, None)
         ended = torch.cuda.Event()
         ended.record(torch.cuda.current_stream(self.device))
-        return LaunchedStep(drawn, ended)
+        return LaunchedStep(drawn, fetched, ended)
 
     def done(self, launched: LaunchedStep) -> bool:
         return launched.ended is None or launched.ended.query()
@@ -120,17 +124,20 @@ class CudaExecutor:
         """
         if launched.ended is not None:
             launched.ended.synchronize()
-        return StepResult(read(launched.drawn))
+        return StepResult(read(launched.drawn), read_scores(launched.scores))
 
-    def _logits(self, plan: StepPlan) -> torch.Tensor:
+    def _compute(self, plan: StepPlan) -> tuple[torch.Tensor, tuple[ScoresOnDevice, ...]]:
+        """Logits of the sampling slices, and scores of prompts."""
         token_ids, layout = flat_batch(plan, self.layout.page_size)
         if self._graphs is not None and plan.num_decodes == len(plan.slices):
             logits = self._graphs.logits(token_ids, layout)
             if logits is not None:
-                return logits
+                return logits, ()
         rows = sampled_rows(plan, layout)
         tokens, sampled, metadata = self._stage(token_ids, rows, layout)
-        return self.model.forward(tokens, metadata.positions, sampled, self._attention)
+        hidden = self.model.hidden(tokens, metadata.positions, self._attention)
+        scores = score_on_device(self.model, hidden, plan) if plan.scoring else ()
+        return self.model.logits(hidden[sampled]), scores
 
     def _stage(
         self, token_ids: torch.Tensor, rows: torch.Tensor, layout: BatchLayout

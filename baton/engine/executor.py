@@ -9,6 +9,7 @@ from baton.engine.attention.torch_cpu import TorchAttention
 from baton.engine.flat_batch import flat_batch, sampled_rows
 from baton.engine.model_config import ModelConfig
 from baton.engine.models.decoder import Decoder
+from baton.engine.prompt_scores import read_scores, score_on_device
 from baton.engine.sampler import sample
 from baton.engine.step import StepPlan, StepResult
 from baton.engine.storage import DTYPES, page_checksum, page_dtype
@@ -43,8 +44,11 @@ class TorchExecutor:
         """Compute the whole step: on the CPU nothing is asynchronous."""
         token_ids, layout = flat_batch(plan, self.layout.page_size)
         self._attention.plan(layout)
-        logits = self.model.forward(token_ids, layout.positions, sampled_rows(plan, layout), self._attention)
-        return StepResult(sample(logits, plan.sampling, self.config.eos_token_ids))
+        hidden = self.model.hidden(token_ids, layout.positions, self._attention)
+        logits = self.model.logits(hidden[sampled_rows(plan, layout)])
+        tokens = sample(logits, plan.sampling, self.config.eos_token_ids)
+        scores = score_on_device(self.model, hidden, plan) if plan.scoring else ()
+        return StepResult(tokens, read_scores(scores))
 
     def done(self, launched: StepResult) -> bool:
         return True

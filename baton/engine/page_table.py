@@ -17,10 +17,13 @@ def take_pages(sequence: Sequence, pool: PagePool, root: bytes, *, reserve: int 
     """Allocate pages for all tokens of a sequence, matching the cached prefix; False (no change) if they do not fit.
 
     The last token is always computed here, because its logits give the next one. A sequence that is `receiving` its KV
-    from another worker needs no logits and may match every full page. `reserve` pages must remain available.
+    from another worker needs no logits and may match every full page. A sequence whose prompt is to be scored matches
+    none, because it needs the logits. `reserve` pages must remain available.
     """
     sequence.page_hashes = page_hashes(sequence.tokens, pool.page_size, root, sequence.page_hashes)
     usable = len(sequence.tokens) if receiving else len(sequence.tokens) - 1
+    if sequence.score_until:
+        usable = 0
     cached = pool.match(sequence.page_hashes[: usable // pool.page_size])
     missing = _pages_for(len(sequence.tokens), pool.page_size) - len(cached)
     if missing + reserve > pool.num_available:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 
+from baton.engine.host_copies import beside, fetch, like
 from baton.engine.race.definition import GREEDY, KIND, row_parameters
 from baton.engine.race.draw import draw_rows
 from baton.engine.sequence import Sequence
@@ -40,9 +40,9 @@ class SampledOnDevice:
     def fetch(self) -> SampledOnDevice:
         """Queue copies to host memory; the result is valid once the device has completed them."""
         fetched = tuple(
-            row and RowLogprobs(_fetch(row.chosen), _fetch(row.best), _fetch(row.best_ids)) for row in self.logprobs
+            row and RowLogprobs(fetch(row.chosen), fetch(row.best), fetch(row.best_ids)) for row in self.logprobs
         )
-        return SampledOnDevice(_fetch(self.token_ids), _fetch(self.finite), fetched)
+        return SampledOnDevice(fetch(self.token_ids), fetch(self.finite), fetched)
 
 
 def sample(logits: torch.Tensor, sequences: Seq[Sequence], eos_token_ids: frozenset[int]) -> list[SampledToken]:
@@ -89,27 +89,12 @@ def _choose(logits: torch.Tensor, sequences: Seq[Sequence]) -> tuple[torch.Tenso
     if logits.is_cuda:
         from baton.engine.race import gpu  # Needs Triton, which only torch for GPUs brings.
 
-        return gpu.draw_rows(logits, _beside(logits, torch.from_numpy(rows)), rows)
+        return gpu.draw_rows(logits, beside(logits, torch.from_numpy(rows)), rows)
     best = logits.max(dim=-1)
     token_ids, finite = best.indices, torch.isfinite(best.values)
     (drawn,) = np.nonzero((rows[:, KIND] != GREEDY) & finite.numpy())
     token_ids.numpy()[drawn] = draw_rows(logits.numpy()[drawn], rows[drawn])
     return token_ids, finite
-
-
-def _like(logits: torch.Tensor, values: Seq[Any], dtype: torch.dtype | None = None) -> torch.Tensor:
-    """A tensor of these values on the logits' device; a copy to a GPU is only queued."""
-    return _beside(logits, torch.tensor(values, dtype=dtype))
-
-
-def _beside(logits: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.pin_memory().to(logits.device, non_blocking=True) if logits.is_cuda else tensor
-
-
-def _fetch(tensor: torch.Tensor) -> torch.Tensor:
-    if not tensor.is_cuda:
-        return tensor
-    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
 
 
 def _adjust(logits: torch.Tensor, sequences: Seq[Sequence], eos_token_ids: frozenset[int]) -> None:
@@ -120,7 +105,7 @@ def _adjust(logits: torch.Tensor, sequences: Seq[Sequence], eos_token_ids: froze
             _forbid_ending(logits[row], sampling, eos_token_ids)
         if sampling.logit_bias:
             token_ids, biases = zip(*sampling.logit_bias, strict=True)
-            logits[row].index_add_(0, _like(logits, token_ids, torch.int64), _like(logits, biases, torch.float32))
+            logits[row].index_add_(0, like(logits, token_ids, torch.int64), like(logits, biases, torch.float32))
         if sampling.penalised:
             _penalise(logits[row], sequence)
 
@@ -128,7 +113,7 @@ def _adjust(logits: torch.Tensor, sequences: Seq[Sequence], eos_token_ids: froze
 def _forbid_ending(scores: torch.Tensor, sampling: SamplingParams, eos_token_ids: frozenset[int]) -> None:
     """Exclude the tokens that would end the sequence."""
     ending = eos_token_ids | set(sampling.stop_token_ids)
-    scores.index_fill_(0, _like(scores, sorted(ending), torch.int64), NEVER)
+    scores.index_fill_(0, like(scores, sorted(ending), torch.int64), NEVER)
 
 
 def _penalise(scores: torch.Tensor, sequence: Sequence) -> None:
@@ -137,14 +122,14 @@ def _penalise(scores: torch.Tensor, sequence: Sequence) -> None:
     if sampling.repetition_penalty != 1.0:
         # A copy, because the sequence's own array must be able to grow.
         distinct = torch.frombuffer(sequence.distinct_tokens(), dtype=torch.int64).clone()
-        seen = _beside(scores, distinct)
+        seen = beside(scores, distinct)
         values = scores[seen]
         factor = sampling.repetition_penalty
         scores[seen] = torch.where(values > 0, values / factor, values * factor)
     output = sequence.tokens[sequence.prompt_len :]
     if output and (sampling.presence_penalty or sampling.frequency_penalty):
         counted = Counter(output)
-        tokens, counts = _like(scores, list(counted)), _like(scores, list(counted.values()))
+        tokens, counts = like(scores, list(counted)), like(scores, list(counted.values()))
         scores[tokens] -= sampling.presence_penalty + sampling.frequency_penalty * counts
 
 

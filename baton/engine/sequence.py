@@ -31,6 +31,7 @@ class Sequence:
     cached: int = 0  # Positions of `computed` that came from the prefix cache.
     page_table: array[int] = field(default_factory=lambda: page_ids(()))
     page_hashes: list[bytes] = field(default_factory=list)  # Hashes of the leading full pages, computed on demand.
+    score_until: int = 0  # Positions before it are computed here: log-probabilities of the prompt need their logits.
     committed: int = 0  # Number of leading pages that other sequences can match.
     _distinct: array[int] = field(default_factory=lambda: array("q"))  # Each of the first `_looked_at` tokens once.
     _known: set[int] = field(default_factory=set)
@@ -39,7 +40,8 @@ class Sequence:
     @classmethod
     def start(cls, request: Request, emitted: tuple[int, ...] = ()) -> Sequence:
         """A sequence that continues after `emitted` output tokens (none for a new request)."""
-        return cls(request, [*request.prompt, *emitted])
+        scored = request.sampling.prompt_logprobs is not None and not emitted  # Before the first token
+        return cls(request, [*request.prompt, *emitted], score_until=len(request.prompt) - 1 if scored else 0)
 
     @property
     def request_id(self) -> str:
@@ -80,10 +82,11 @@ class Sequence:
 
     def finish_reason(self, eos_token_ids: frozenset[int], context_tokens: int) -> FinishReason | None:
         """Why the newest output token ends the sequence, or None. The router handles stop strings, which need text."""
-        last, sampling, num_output = self.tokens[-1], self.request.sampling, self.num_output
+        tokens, request = self.tokens, self.request  # Without properties: it is called for every token
+        last, sampling, num_output = tokens[-1], request.sampling, len(tokens) - len(request.prompt)
         ends = last in sampling.stop_token_ids or (last in eos_token_ids and not sampling.ignore_eos)
         if ends and num_output >= sampling.min_tokens:
             return FinishReason.STOP
-        if num_output >= sampling.max_tokens or len(self.tokens) >= context_tokens:
+        if num_output >= sampling.max_tokens or len(tokens) >= context_tokens:
             return FinishReason.LENGTH
         return None

@@ -12,6 +12,7 @@ from itertools import takewhile
 from typing import Any, Protocol
 
 from baton.engine.sequence import Sequence
+from baton.protocol.prompt_logprobs import PromptLogprobs
 from baton.protocol.worker import StepSample
 
 
@@ -27,6 +28,11 @@ class Slice:
     start: int
     num_tokens: int
     samples: bool
+
+    @property
+    def scored(self) -> range:
+        """The positions whose logits give the log-probabilities of the prompt tokens that follow them."""
+        return range(self.start, min(self.start + self.num_tokens, self.sequence.score_until))
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +59,11 @@ class StepPlan:
         """The sequences that get a token."""
         return [part.sequence for part in self.slices if part.samples]
 
+    @property
+    def scoring(self) -> list[Slice]:
+        """The slices whose prompt's log-probabilities are requested; decodes have none."""
+        return [part for part in self.slices[self.num_decodes :] if part.scored]
+
     def sample(self, seconds: float) -> StepSample:
         """The amount of work in the step, with the time that it took."""
         decodes = self.num_decodes
@@ -77,9 +88,13 @@ class SampledToken:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """One `SampledToken` per slice of the plan that samples, in the plan's order."""
+    """A `SampledToken` for each slice of the plan that samples, and log-probabilities for each that is `scoring`.
+
+    Both are in the plan's order.
+    """
 
     tokens: Seq[SampledToken] = field(default_factory=tuple)
+    prompt_logprobs: Seq[PromptLogprobs] = ()
 
 
 class Executor(Protocol):

@@ -14,6 +14,7 @@ from baton.gateway.core.commands import (
     ForgetWorker,
     SendToRouter,
     SendToWorker,
+    ShowPrompt,
     ShowTokens,
 )
 from baton.gateway.core.live_stream import taken_over
@@ -169,6 +170,10 @@ class GatewayDriver:
                     subscription = self._subscriptions.get(request_id)
                     if subscription is not None and subscription.error is None:
                         subscription.show(tokens)
+                case ShowPrompt(logprobs):
+                    subscription = self._subscriptions.get(logprobs.request_id)
+                    if subscription is not None and subscription.error is None:
+                        subscription.show_prompt(logprobs)
                 case EndStream(end):
                     subscription = self._subscriptions.get(end.request_id)
                     if subscription is not None:

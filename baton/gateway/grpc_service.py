@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TypeVar
 
 import grpc
@@ -18,7 +20,7 @@ from baton.access.status_mapping import abort
 from baton.gateway.conversation_message import read_conversation
 from baton.gateway.driver import GatewayDriver
 from baton.gateway.intake import Intake, check_emitted, check_names
-from baton.gateway.public_messages import stream_messages
+from baton.gateway.public_messages import prompt_messages, stream_messages
 from baton.gateway.subscription import Subscription
 from baton.protocol import conversion
 from baton.protocol.errors import BatonError, Cancelled, DeadlineExceeded, InternalError, InvalidRequest
@@ -50,16 +52,19 @@ class InferenceService:
         except BatonError as error:
             await abort(context, error)
             raise
-        await self._write(subscription, context)
+        await self._write(subscription, request.prompt, context)
 
-    async def _write(self, subscription: Subscription, context: grpc.aio.ServicerContext) -> None:
+    async def _write(
+        self, subscription: Subscription, prompt: Sequence[int], context: grpc.aio.ServicerContext
+    ) -> None:
         """Write the stream; closes the subscription at its end, whatever the reason."""
         ended: BatonError = Cancelled("The client disconnected.")
         try:
             end = None
             while end is None:
                 tokens, end = await subscription.next()
-                for message in stream_messages(tokens, end):
+                scores = prompt_messages(prompt, subscription.take_prompt())
+                for message in chain(scores, stream_messages(tokens, end)):
                     subscription.writing_since_s = self.driver.clock()
                     await context.write(message)
                     subscription.writing_since_s = None

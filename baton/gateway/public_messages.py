@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from baton.gateway.core.commands import StreamEnd
 from baton.gateway.core.stream import TextToken
 from baton.protocol import conversion
+from baton.protocol.prompt_logprobs import PromptLogprobs
 from baton.protocol.v1 import inference_pb2
 
 MAX_TOKENS_PER_MESSAGE = 1000  # About 300 KiB with log-probabilities; most gRPC clients accept 4 MiB
@@ -23,6 +24,21 @@ def stream_messages(tokens: list[TextToken], end: StreamEnd | None) -> Iterator[
         tokens = tokens[MAX_TOKENS_PER_MESSAGE:]
     if tokens or answer is not None:
         yield _message(tokens, answer)
+
+
+def prompt_messages(prompt: Sequence[int], parts: Iterable[PromptLogprobs]) -> Iterator[bytes]:
+    """Serialised `GenerateResponse` messages of bounded size with log-probabilities of a prompt's tokens."""
+    for part in parts:
+        stop = part.first + len(part)
+        for start in range(part.first, stop, MAX_TOKENS_PER_MESSAGE):
+            message = inference_pb2.GenerateResponse()
+            if start == 1:
+                message.prompt_tokens.add(index=0, id=prompt[0])
+            for index, logprob, likely in part.part(start, start + MAX_TOKENS_PER_MESSAGE).entries():
+                written = message.prompt_tokens.add(index=index, id=prompt[index], logprob=logprob)
+                for token_id, likely_logprob in likely:
+                    written.top_logprobs.add(id=token_id, logprob=likely_logprob)
+            yield message.SerializeToString()
 
 
 def _message(tokens: list[TextToken], end: StreamEnd | None) -> bytes:

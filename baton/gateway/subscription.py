@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from baton.gateway.core.commands import StreamEnd
 from baton.gateway.core.stream import TextToken
 from baton.protocol.errors import BatonError
+from baton.protocol.prompt_logprobs import PromptLogprobs
 
 
 @dataclass(slots=True, eq=False)
@@ -21,6 +22,7 @@ class Subscription:
     tokens: list[TextToken] = field(default_factory=list)
     end: StreamEnd | None = None
     error: BatonError | None = None  # If set, the stream ends with it
+    prompt: list[PromptLogprobs] = field(default_factory=list)  # Unread log-probabilities of the prompt
     writing_since_s: float | None = None  # Since when a message waits for the client to read
     _reader: asyncio.Future[None] | None = None
 
@@ -40,6 +42,15 @@ class Subscription:
         tokens, self.tokens = self.tokens, []
         return tokens, self.end
 
+    def show_prompt(self, part: PromptLogprobs) -> None:
+        """Add log-probabilities of the prompt."""
+        self.prompt.append(part)
+
+    def take_prompt(self) -> list[PromptLogprobs]:
+        """The log-probabilities of the prompt since the last call; with the first token all are there."""
+        prompt, self.prompt = self.prompt, []
+        return prompt
+
     def show(self, tokens: list[TextToken]) -> None:
         """Add tokens."""
         self.tokens += tokens
@@ -53,7 +64,7 @@ class Subscription:
     def fail(self, error: BatonError) -> None:
         """End the stream with an error and drop its unread tokens."""
         self.error = error
-        self.tokens = []
+        self.tokens, self.prompt = [], []
         self._wake()
 
     def _wake(self) -> None:

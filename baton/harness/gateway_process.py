@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+
+import uvloop
 
 from baton.config.process_config import GatewayConfig
 from baton.logs import set_up
@@ -26,4 +27,4 @@ def serve_clients(plan: GatewayConfig, served: Connection, first: Callable[[], N
         served.send(gateway.addresses.public)
         await gateway.task
 
-    asyncio.run(serve())
+    uvloop.run(serve())  # As Ray runs its actors

@@ -12,6 +12,7 @@ from typing import Annotated
 from baton.protocol.bounds import MAX_IDS, Count, Id, Ids, Label, Length, Positive, Seconds, Text
 from baton.protocol.handoff import HandoffReport
 from baton.protocol.messages import Payload
+from baton.protocol.prompt_logprobs import PromptLogprobs
 from baton.protocol.request import DIGEST_BYTES, FinishReason, Objectives
 from baton.protocol.session_messages import Goodbye, Reregister
 
@@ -215,5 +216,5 @@ class AttachStreams:
     streams: Annotated[tuple[StreamPosition, ...], Length(MAX_IDS)]
 
 
-TokenMessage = LinkUp | StepOutput
+TokenMessage = LinkUp | StepOutput | PromptLogprobs
 """From a worker to a gateway."""

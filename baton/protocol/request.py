@@ -50,6 +50,7 @@ class SamplingParams:
     logprobs: int | None = None  # None: no log-probabilities; n: those of the token and of the n likeliest tokens
     logit_bias: tuple[tuple[int, float], ...] = ()  # (token id, addend), ascending; before penalties and temperature
     include_stop_str_in_output: bool = False  # The stop string that ends the answer is part of its text
+    prompt_logprobs: int | None = None  # As `logprobs`, of every prompt token but the first
 
     @property
     def greedy(self) -> bool:
@@ -74,6 +75,7 @@ class SamplingParams:
             ("min_tokens", self.min_tokens, 0, self.max_tokens),
             ("seed", self.seed or 0, -(2**63), 2**63 - 1),
             ("logprobs", self.logprobs or 0, 0, MAX_LOGPROBS),
+            ("prompt_logprobs", self.prompt_logprobs or 0, 0, MAX_LOGPROBS),
         ]
         for name, value, low, high in checks:
             if not (math.isfinite(value) and low <= value <= high):

@@ -14,7 +14,7 @@ from benchmarks.mock_http import about, mock_http_process
 from benchmarks.open_loop import OpenSetting, play
 from benchmarks.router_peers import PEERS, Peer, find_peer, peer_side
 from benchmarks.router_sides import Child, start
-from benchmarks.stream_clients import PROMPT, HttpClient, Refused, drain
+from benchmarks.stream_clients import PROMPT, CompletionClient, HttpClient, Refused, drain
 
 
 def test_a_peer_that_is_not_installed_is_found_missing_and_a_python_that_does_not_exist_is_refused() -> None:
@@ -132,3 +132,12 @@ def test_paced_servers_keep_their_step_time_on_average() -> None:
         left = servers.pace(0.0)
         client.close()
     assert left["0", 200] - left["0", 0] == pytest.approx(1.0, abs=0.04)  # late wake-ups do not add up
+
+
+def test_an_event_of_a_completion_has_as_many_tokens_as_characters() -> None:
+    client = CompletionClient(0, 0, False)
+    event = b'data: {"id":"cmpl-r","choices":[{"index":0,"text":%b,"logprobs":null}],"usage":null}'
+    assert client.tokens_of(event % b'"a"') == ("r", range(1))
+    assert client.tokens_of(event % rb'"\"\\]"') == ("r", range(1, 4))
+    assert client.tokens_of(event % b'""') == ("r", range(4, 4))
+    assert client.tokens_of(b"data: [DONE]") is None

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from baton.builtin_model import CHECKPOINT
+from baton.engine import prompt_scores
 from baton.engine.attention import flashinfer as backend
 from baton.engine.checkpoint import read_config
 from baton.engine.cuda_device import check_allocator, check_kernels, check_segments, open_device
@@ -25,7 +26,7 @@ from baton.engine.model_config import ModelConfig, model_config
 from baton.engine.models import layers
 from baton.engine.models.decoder import Decoder
 from baton.engine.models.rope import FusedRotation, RopeTable, Rotation
-from baton.engine.sequence import Sequence
+from baton.engine.sequence import Sequence, page_ids
 from baton.engine.step import Slice, StepPlan
 from baton.engine.weights import load_weights
 from baton.harness.random_weights import random_weights
@@ -49,6 +50,7 @@ RAW = {
     "rope_theta": 10000.0,
 }
 PROMPTS = [[3, 5, 7, 11], [2] * 37, [13, 17], [19, 23, 29, 31, 37, 41, 43]]
+SCORED = Request("b", tuple(range(40, 57)), SamplingParams(prompt_logprobs=2))
 SAMPLING = [
     SamplingParams(max_tokens=9),
     SamplingParams(max_tokens=5, temperature=1.0, top_p=0.9, seed=7, logprobs=2),
@@ -92,6 +94,20 @@ def test_tokens_are_those_of_the_cpu(graphs: bool) -> None:
     assert generate(executor, PROMPTS, SAMPLING, chunk_tokens=16) == expected
     assert len({token for tokens in expected for token in tokens}) > 10
     assert progress == ([(1, 3), (2, 3), (3, 3)] if graphs else [])
+
+
+def test_scores_of_a_prompt_are_those_of_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prompt_scores, "MAX_LOGITS", 97 * 4)  # Four positions at a time
+    decode, scored = Sequence.start(Request("a", (3, 5), SamplingParams()), (7,)), Sequence.start(SCORED)
+    decode.page_table, decode.computed, scored.page_table = page_ids([9]), 2, page_ids(range(5))
+    plan = StepPlan((Slice(decode, 2, 1, True), Slice(scored, 0, 17, True)))
+    (expected,) = TorchExecutor(*_parameters()).execute(plan).prompt_logprobs
+    (scores,) = CudaExecutor(*_parameters(), CudaOptions()).execute(plan).prompt_logprobs
+    assert (scores.first, len(scores), scores.likely) == (1, 16, 2)
+    assert scores.likely_ids == expected.likely_ids
+    for got, wanted in zip(scores.entries(), expected.entries(), strict=True):
+        assert got[1] == pytest.approx(wanted[1], abs=1e-4)
+        assert [value for _, value in got[2]] == pytest.approx([value for _, value in wanted[2]], abs=1e-4)
 
 
 @pytest.mark.usefixtures("cuda_layers")

@@ -43,8 +43,10 @@ COMMON: dict[str, Any] = {
     "stream_options": {"include_usage": True, "continuous_usage_stats": True},
     "baton": {"ttft_ms": 100, "tpot_ms": 20, "priority": 1},
     "return_token_ids": True,
+    "logit_bias": {"5": 1.5},
+    "prompt_logprobs": None,
 }
-COMPLETION = {**COMMON, "prompt": ["Hi", [5, 6]], "max_tokens": 5, "echo": True, "best_of": 2}
+COMPLETION = {**COMMON, "prompt": ["Hi", [5, 6]], "max_tokens": 5, "echo": True, "best_of": 2, "logprobs": 2}
 CHAT = {
     **COMMON,
     "messages": [

@@ -35,8 +35,8 @@ class _Gated:
         self.texts: list[str] = []
 
     def encode(self, text: str | ChatPrompt, add_special_tokens: bool) -> list[int]:
-        self.threads.add(threading.get_ident())
         assert isinstance(text, str)
+        self.threads.add(threading.get_ident())
         self.texts.append(text)
         assert self.open.wait(60)
         return [len(text)]
@@ -174,7 +174,8 @@ def test_a_short_text_does_not_wait_behind_long_ones() -> None:
     gated = _Gated()
 
     def encode(text: str | ChatPrompt, add_special_tokens: bool) -> list[int]:
-        return gated.encode(text, add_special_tokens) if len(str(text)) > SHORT_BYTES else [1]
+        assert isinstance(text, str)
+        return gated.encode(text, add_special_tokens) if len(text) > SHORT_BYTES else [1]
 
     pool = EncodingPool(encode)
 

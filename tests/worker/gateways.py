@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from baton.protocol.gateway_messages import AttachStreams, LinkUp, StreamPosition, TokenMessage, TokenOutput
+from baton.protocol.gateway_messages import AttachStreams, LinkUp, StepOutput, StreamPosition, TokenMessage, TokenOutput
 from baton.protocol.session_messages import GatewayJoined
 from tests.worker.sessions import token_at
 
@@ -38,7 +38,7 @@ class ModelGateway:
             self.asked, self.open = True, False
         else:
             assert self.open, "tokens before AttachStreams"
-            assert message.tokens
+            assert isinstance(message, StepOutput) and message.tokens
         self.arriving.append(message)
         return True
 
@@ -48,6 +48,7 @@ class ModelGateway:
         if isinstance(message, LinkUp):
             self.leaving.append(AttachStreams(tuple(StreamPosition(*stream) for stream in self.streams.items())))
             return
+        assert isinstance(message, StepOutput)
         for token in message.tokens:
             self._show(token)
 

@@ -11,7 +11,7 @@ from baton.engine.batch import StepBudget
 from baton.engine.kv_pages import PagePool
 from baton.engine.sequence import Sequence as EngineSequence
 from baton.engine.step import SampledToken, StepResult
-from baton.protocol.gateway_messages import AttachStreams, LinkUp, StreamPosition, TokenMessage, TokenOutput
+from baton.protocol.gateway_messages import AttachStreams, LinkUp, StepOutput, StreamPosition, TokenMessage, TokenOutput
 from baton.protocol.handoff import Reservation
 from baton.protocol.messages import Prefill, Reserve, RouterMessage, Work, WorkerMessage
 from baton.protocol.request import Request, SamplingParams
@@ -149,7 +149,7 @@ class HandDriven:
 
     def tokens(self, gateway: str = "g") -> list[TokenOutput]:
         """The tokens in `take`."""
-        return [token for message in self.take(gateway) if not isinstance(message, LinkUp) for token in message.tokens]
+        return [token for message in self.take(gateway) if isinstance(message, StepOutput) for token in message.tokens]
 
     def end_write(self, error: str = "", index: int = 0) -> list[type]:
         write = self.writes.pop(index)

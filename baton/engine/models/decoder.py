@@ -59,8 +59,15 @@ class Decoder:
     ) -> torch.Tensor:
         """Logits `[len(rows), vocab]` float32 for the tokens at `rows` (None: all), written to `out` if given.
 
-        Also writes every token's KV. `token_ids` and `positions` are `[tokens]` int32 or int64; `attention` has been
-        planned for the same batch.
+        Also writes every token's KV, as `hidden` does.
+        """
+        hidden = self.hidden(token_ids, positions, attention)
+        return self.logits(hidden if rows is None else hidden[rows], out)
+
+    def hidden(self, token_ids: torch.Tensor, positions: torch.Tensor, attention: LayerAttention) -> torch.Tensor:
+        """The last layer's output `[tokens, hidden]`; also writes every token's KV.
+
+        `token_ids` and `positions` are `[tokens]` int32 or int64; `attention` has been planned for the same batch.
         """
         eps = self.config.norm_eps
         hidden = F.embedding(token_ids, self.embed)
@@ -75,11 +82,13 @@ class Decoder:
                 normed = add_linear_norm(hidden, gated, layer.down, self.layers[index + 1].attention_norm, eps)
             else:
                 hidden = add_linear(hidden, gated, layer.down)
-        if rows is not None:
-            hidden = hidden[rows]
+        return hidden
+
+    def logits(self, hidden: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """Logits `[rows, vocab]` float32 of rows of `hidden`, written to `out` if given."""
         if not len(hidden):  # Kernels do not accept zero rows.
             return hidden.new_empty(0, self.config.vocab_size, dtype=torch.float32)
-        logits = linear(rms_norm(hidden, self.norm, eps), self.head)
+        logits = linear(rms_norm(hidden, self.norm, self.config.norm_eps), self.head)
         return logits.float() if out is None else out.copy_(logits)
 
     def _qkv(

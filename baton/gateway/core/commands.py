@@ -9,6 +9,7 @@ from baton.protocol.errors import BatonError
 from baton.protocol.gateway_messages import AttachStreams, GatewayMessage
 from baton.protocol.handoff import HandoffReport
 from baton.protocol.latency import Latency
+from baton.protocol.prompt_logprobs import PromptLogprobs
 from baton.protocol.request import FinishReason
 
 
@@ -55,6 +56,13 @@ class ShowTokens:
 
 
 @dataclass(frozen=True, slots=True)
+class ShowPrompt:
+    """Log-probabilities of a stream's prompt, in order; all come before its first token."""
+
+    logprobs: PromptLogprobs
+
+
+@dataclass(frozen=True, slots=True)
 class EndStream:
     """The last command of a stream."""
 
@@ -76,4 +84,4 @@ class ForgetWorker:
     worker: str
 
 
-Command = SendToRouter | SendToWorker | ShowTokens | EndStream | AcceptWorker | ForgetWorker
+Command = SendToRouter | SendToWorker | ShowTokens | ShowPrompt | EndStream | AcceptWorker | ForgetWorker

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from baton.gateway.core.commands import StreamEnd
+from baton.gateway.core.commands import ShowPrompt, ShowTokens, StreamEnd
 from baton.gateway.core.detokenizer import Vocabulary
-from baton.gateway.core.stream import OutputStream, TextToken
+from baton.gateway.core.stream import OutputStream
 from baton.protocol.errors import (
     BatonError,
     Cancelled,
@@ -124,11 +124,11 @@ class LiveStream:
             return NoRouter(f"The gateway has had no connection to the router for {grace_s:g} s: retry later.")
         return None
 
-    def replay(self, request: Request, resume_from: int) -> list[TextToken]:
-        """Continue for another reader of the same request; returns its tokens so far, without log-probabilities.
+    def replay(self, request: Request, resume_from: int) -> list[ShowPrompt | ShowTokens]:
+        """Continue for another reader of the same request; shows its tokens so far, without log-probabilities.
 
-        Raises `InvalidRequest` if it is another request of the same id. A seed may differ, because an omitted one is
-        drawn.
+        Those of the prompt are shown to a reader without tokens. Raises `InvalidRequest` if it is another request of
+        the same id. A seed may differ, because an omitted one is drawn.
         """
         mine, other = self.request, request
         same = other.prompt == mine.prompt and other.tenant == mine.tenant
@@ -138,8 +138,10 @@ class LiveStream:
             )
         self.first_index = resume_from
         self.request = replace(mine, arrival_s=other.arrival_s, deadline_s=other.deadline_s)
-        again = OutputStream(request, self.output.vocabulary)
-        return again.resume(self.output.token_ids)[resume_from:]
+        prompt = self.output.prompt if not resume_from else []
+        tokens = OutputStream(request, self.output.vocabulary).resume(self.output.token_ids)[resume_from:]
+        shown = [ShowTokens(request.request_id, tokens)] if tokens else []
+        return [*(ShowPrompt(part) for part in prompt), *shown]
 
     def end(self, error: BatonError | None) -> StreamEnd:
         """The end for the client: that of the output if `error` is None."""
@@ -174,12 +176,13 @@ def open_stream(
     """
     output = OutputStream(request, words)
     output.resume(emitted[:-1])
+    uses_cache = request.sampling.prompt_logprobs is None  # Else no cached page shortens its prefill
     root = tenant_root(model.model_id, request.tenant, model.share_prefixes)
     return LiveStream(
         request=request,
         digest=request.digest,
         output=output,
-        page_keys=page_keys(page_hashes(request.prompt, model.page_size, root)),
+        page_keys=page_keys(page_hashes(request.prompt, model.page_size, root)) if uses_cache else (),
         latency=Latency(request.arrival_s),
         opened_s=now,
         first_index=max(resume_from, len(emitted)),

@@ -79,13 +79,10 @@ class GatewaySession:
         `emitted` are output tokens that the client has. An earlier reader has to be ended with `taken_over`. Raises
         `InvalidRequest` for another live request's id, `Overloaded` at the limit; nothing changes then.
         """
-        live = self.streams.get(request.request_id)
-        if live is not None:
-            tokens = live.replay(request, resume_from)
-            shown: list[Command] = [ShowTokens(request.request_id, tokens)] if tokens else []
+        if (live := self.streams.get(request.request_id)) is not None:
             # Its client may have been at another gateway in between: the router has to know who came last.
             again = live.submitted and live.router_end is None and not live.output.ended
-            return shown + (self._submit(live, now) if again else [])
+            return [*live.replay(request, resume_from), *(self._submit(live, now) if again else [])]
         if len(self.streams) >= MAX_STREAMS:
             raise Overloaded(f"The gateway has {MAX_STREAMS} streams, its maximum: retry later.", retry_after_s=1.0)
         stream = open_stream(request, emitted, resume_from, self.model, self.vocabulary, now)
@@ -163,6 +160,8 @@ class GatewaySession:
                 self.workers.take(worker, message.tokens, self.streams, shown, now)
             elif isinstance(message, LinkUp):
                 commands.append(self._attach(worker, self.streams.values()))
+            else:
+                commands += self.workers.take_prompt(message, self.streams, shown)
         for request_id, tokens in shown.items():
             stream = self.streams[request_id]
             stream.latency.on_tokens(len(tokens), now)
@@ -229,8 +228,8 @@ class GatewaySession:
     def _on_ask(self, request_id: str) -> list[Command]:
         stream = self.streams.get(request_id)
         if stream is None or stream.held:
-            gone = Cancelled("The request's stream has ended.")
-            return [SendToRouter(StopRequest(request_id, 0, None, type(gone).__name__, gone.message))]
+            why = "The request's stream has ended."
+            return [SendToRouter(StopRequest(request_id, 0, None, Cancelled.__name__, why))]
         if stream.output.ended:
             return self._stop(stream)
         self.workers.close_gap(request_id)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from baton.gateway.core.detokenizer import Detokenizer, StopStrings, Vocabulary
 from baton.protocol.gateway_messages import TokenOutput
+from baton.protocol.prompt_logprobs import PromptLogprobs
 from baton.protocol.request import FinishReason, Request
 
 MAX_EARLY_TOKENS = 1024  # of one stream; further ones are dropped, and sent again when the gap is asked for
@@ -27,6 +28,8 @@ class TextToken:
 class OutputStream:
     """Orders tokens that may come from two workers, twice or early, and turns them into text.
 
+    Log-probabilities of the prompt come before the first token: it counts as early until they are complete.
+
     `finish` is set by the worker's last token or by `close`, `stop_string_met` by the text; after either nothing is
     accepted.
     """
@@ -38,6 +41,8 @@ class OutputStream:
     finish: FinishReason | None = None
     stop_string_met: bool = False
     trailing_text: str = ""
+    prompt: list[PromptLogprobs] = field(default_factory=list)  # The prompt's log-probabilities, if requested
+    _prompt_due: int = field(init=False)  # Index of the first prompt token whose log-probability is missing
     _early: dict[int, TokenOutput] = field(default_factory=dict)
     _detokenizer: Detokenizer | None = field(init=False)
     _stop_strings: StopStrings | None = field(init=False)
@@ -48,6 +53,7 @@ class OutputStream:
             self._detokenizer = Detokenizer(self.vocabulary)
             self._detokenizer.read_prompt(self.request.prompt)
         sampling = self.request.sampling
+        self._prompt_due = 1 if sampling.prompt_logprobs is not None else len(self.request.prompt)
         self._stop_strings = StopStrings(sampling.stop, sampling.include_stop_str_in_output) if sampling.stop else None
 
     def resume(self, token_ids: Sequence[int]) -> list[TextToken]:
@@ -81,14 +87,37 @@ class OutputStream:
             return []
         if output.index >= self.request.sampling.max_tokens:
             return []
-        if output.index > due:
+        if output.index > due or (not due and self._prompt_due < len(self.request.prompt)):
             if len(self._early) < MAX_EARLY_TOKENS:
                 self._early[output.index] = output
             return []
         shown = [self._show(output)]
-        while self._early and not self.ended and (following := self._early.pop(len(self.token_ids), None)) is not None:
+        if self._early:
+            shown += self._show_early()
+        return shown
+
+    def accept_prompt(self, part: PromptLogprobs) -> PromptLogprobs | None:
+        """Log-probabilities of the prompt; returns those that come next, None if there are none.
+
+        The first token is not shown before all have come.
+        """
+        stop = part.first + len(part)
+        if self.token_ids or not part.first <= self._prompt_due < stop:
+            return None
+        new = part.part(self._prompt_due, stop)
+        self.prompt.append(new)
+        self._prompt_due = stop
+        return new
+
+    def after_prompt(self) -> list[TextToken]:
+        """The tokens that waited for the prompt's log-probabilities, and can be shown now."""
+        return self._show_early() if self._prompt_due >= len(self.request.prompt) else []
+
+    def _show_early(self) -> list[TextToken]:
+        shown = []
+        while not self.ended and (following := self._early.pop(len(self.token_ids), None)) is not None:
             shown.append(self._show(following))
-        if self._early and self.ended:
+        if self.ended:
             self._early.clear()
         return shown
 

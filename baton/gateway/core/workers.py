@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from baton.gateway.core.commands import ShowPrompt
 from baton.gateway.core.live_stream import LiveStream
 from baton.gateway.core.stream import TextToken
 from baton.protocol.bounds import MAX_IDS
 from baton.protocol.gateway_messages import LinkUp, StepOutput, TokenMessage, TokenOutput
+from baton.protocol.prompt_logprobs import PromptLogprobs
 
 GAP_S = 0.2  # After which the missing tokens count as lost
 ASK_AGAIN_S = 1.0
@@ -110,6 +112,23 @@ class Workers:
                     self.close_gap(output.request_id)
             if stream.output.has_gap:
                 self._open_gap(output.request_id, worker, now)
+
+    def take_prompt(
+        self, part: PromptLogprobs, streams: Mapping[str, LiveStream], shown: dict[str, list[TextToken]]
+    ) -> list[ShowPrompt]:
+        """Add log-probabilities of a prompt to its stream, and to `shown` the tokens that waited for them."""
+        stream = streams.get(part.request_id)
+        if stream is None or stream.held:
+            return []
+        if not part.belongs_to(stream.request, self.vocab_size):
+            self.invalid_tokens += len(part)
+            return []
+        new = stream.output.accept_prompt(part)
+        tokens = stream.output.after_prompt() if new is not None else []
+        if tokens:
+            shown[part.request_id] = tokens
+            self.close_gap(part.request_id)
+        return [ShowPrompt(new)] if new is not None and not stream.first_index else []
 
     def close_gap(self, request_id: str) -> None:
         """The stream's next token came, or none is needed any more."""

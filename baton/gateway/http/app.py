@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from baton.access.access import GENERATE, Access
@@ -17,6 +17,7 @@ from baton.gateway.http.completions import parse_completion
 from baton.gateway.http.errors import JSON, HttpResponse, MethodNotAllowed, RouteNotFound, error_response
 from baton.gateway.http.exchange import Exchange
 from baton.gateway.http.live_answer import LiveAnswer
+from baton.gateway.http.long_bodies import parsed
 from baton.gateway.http.models import (
     TokenizerInfo,
     detokenize_body,
@@ -29,6 +30,7 @@ from baton.gateway.http.models import (
     version_body,
 )
 from baton.gateway.intake import Intake
+from baton.gateway.siblings import sibling
 from baton.logs import log
 from baton.protocol.errors import BatonError, InternalError, NoRouter, NoWorkers
 from baton.protocol.request import Request
@@ -100,7 +102,7 @@ class HttpApp:
             found = "GET", self._one_model
         if found is None:
             raise RouteNotFound(method, path)
-        if method != found[0]:
+        if method != found[0] and (method, found[0]) != ("HEAD", "GET"):
             raise MethodNotAllowed(method, path, found[0])
         return await found[1](exchange)
 
@@ -144,7 +146,7 @@ class HttpApp:
 
     async def _tokenize(self, exchange: Exchange) -> HttpResponse:
         body = await exchange.body()
-        ask = parse_tokenize(body, self.model)
+        ask = await parsed(parse_tokenize, body, self.model)
         if ask.chat is not None:
             token_ids = await self.intake.encode_chat(ask.chat, len(body))
         else:
@@ -152,7 +154,7 @@ class HttpApp:
         return _json(tokenize_body(token_ids, self.model, self.intake.model.tokenizer if ask.with_strings else None))
 
     async def _detokenize(self, exchange: Exchange) -> HttpResponse:
-        token_ids = parse_detokenize(await exchange.body(), self.model)
+        token_ids = await parsed(parse_detokenize, await exchange.body(), self.model)
         return _json(detokenize_body(self.intake.model.tokenizer.decode(token_ids)))
 
     async def _completion(self, exchange: Exchange) -> None:
@@ -165,7 +167,7 @@ class HttpApp:
         """Answer a body of completions or of a chat."""
         arrival_s = self.driver.clock()
         body = await exchange.body()
-        ask = parse(body, self.model, exchange.headers)
+        ask = await parsed(parse, body, self.model, exchange.headers)
         self._log_ignored(ask)
         prompts = await self._prompts(ask, len(body))
         if exchange.request_id in self.driver.session.streams:  # Of another request; gRPC's clients resume in this way
@@ -173,7 +175,7 @@ class HttpApp:
         requests = self._requests(ask, prompts, exchange, arrival_s)
         words = self.intake.model.tokenizer
         written = renderer(ask, prefix + exchange.request_id, int(time.time()), prompts, words)
-        answer = LiveAnswer(self.driver, exchange, written, ask.stream)
+        answer = LiveAnswer(self.driver, exchange, ask, written)
         self.answers.add(answer)
         try:
             await answer.run(requests)
@@ -192,23 +194,20 @@ class HttpApp:
     def _requests(
         self, ask: Ask, prompts: Sequence[Sequence[int]], exchange: Exchange, arrival_s: float
     ) -> list[Request]:
-        """A request per sequence. The first has the id of the exchange, and a given seed; others have a number more."""
+        """A request per sequence. The first has the id of the exchange, the others have a number more."""
         tenant, requests = self._tenant(exchange), list[Request]()
-        for number in range(ask.num_sequences):
-            prompt, index = ask.prompt_of(number)
-            request = self.intake.request(
-                prompts[prompt],
+        for prompt in prompts:
+            first = self.intake.request(
+                prompt,
                 ask.sampling,
                 arrival_s=arrival_s,
-                request_id=f"{exchange.request_id}-{number}" if number else exchange.request_id,
                 tenant=tenant,
                 priority=ask.priority,
                 objectives=ask.objectives,
             )
-            seed = ask.sampling.get("seed")
-            if seed is not None and index:
-                request = replace(request, sampling=replace(request.sampling, seed=(seed + index) % (1 << 63)))
-            requests.append(request)
+            for index in range(ask.best_of):
+                number = f"-{len(requests)}" if requests else ""
+                requests.append(sibling(first, index, exchange.request_id + number))
         return requests
 
     def _log_ignored(self, ask: Ask) -> None:

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields as dataclass_fields
 from typing import Any
 
 from baton.gateway.http.ask import HttpModel
 from baton.gateway.http.errors import InvalidField, ModelNotFound
 from baton.gateway.http.parameters import Fields, short
 from baton.protocol.errors import InvalidRequest
-from baton.protocol.request import MAX_LOGPROBS, MAX_OBJECTIVE_S, Objectives, SamplingParams
+from baton.protocol.request import MAX_BIASES, MAX_LOGPROBS, MAX_OBJECTIVE_S, Objectives
 from baton.protocol.sampling import with_defaults
 
 MAX_SEQUENCES = 256  # Of one body
 MAX_STOP_ITEMS = 1024
-MAX_BIASES = 1024
 _BOUND = 1e300  # `SamplingParams` has narrower ones
-SAMPLING_FIELDS = {field.name for field in dataclass_fields(SamplingParams)}
 TEMPERATURE = 1.0  # OpenAI's default
 _INT32, _INT64 = 2**31, 2**63
 _FLOATS = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
@@ -26,7 +23,7 @@ OBJECTIVE_HEADERS = {"ttft_ms": "x-baton-ttft-ms", "tpot_ms": "x-baton-tpot-ms"}
 # Fields that would change the answer if they were supported, with the values that change nothing.
 REFUSED: dict[str, tuple[object, ...]] = {
     "use_beam_search": (False,),
-    "length_penalty": (1, 1.0),
+    "length_penalty": (1.0,),
     "truncate_prompt_tokens": (),
     "allowed_token_ids": (),
     "bad_words": ([],),
@@ -82,8 +79,6 @@ def read_sampling(fields: Fields, model: HttpModel, decided: Mapping[str, int | 
     }
     given = {name: value for name, value in values.items() if not (value is None or value is False or value == ())}
     given.setdefault("temperature", model.sampling_defaults.get("temperature", TEMPERATURE))
-    for name in given.keys() - SAMPLING_FIELDS:
-        raise InvalidField(f"{name} is not supported.", name)
     _check(given, model)
     return given
 
@@ -113,8 +108,9 @@ def _check(given: Mapping[str, Any], model: HttpModel) -> None:
     try:
         with_defaults(given, model.sampling_defaults).validate(model.vocab_size)
     except InvalidRequest as error:
-        first = error.message.partition(" ")[0]
-        raise InvalidField(error.message, first if first in given else "stop") from None
+        first = error.message.partition(" ")[0]  # A field's name, but for stop strings and stop token ids
+        stop = "stop_token_ids" if "Stop token id" in error.message else "stop"
+        raise InvalidField(error.message, first if first in given else stop) from None
 
 
 def read_counts(fields: Fields, num_prompts: int, stream: bool) -> tuple[int, int]:

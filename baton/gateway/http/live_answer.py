@@ -9,12 +9,14 @@ from dataclasses import dataclass, field
 from baton.gateway.core.commands import StreamEnd
 from baton.gateway.core.stream import TextToken
 from baton.gateway.driver import GatewayDriver
-from baton.gateway.http.ask import Renderer
+from baton.gateway.http.ask import Ask, Renderer, TokenLogprobs
 from baton.gateway.http.errors import JSON, HttpResponse
 from baton.gateway.http.exchange import Exchange
 from baton.gateway.public_messages import MAX_TOKENS_PER_MESSAGE
+from baton.gateway.siblings import Siblings
 from baton.gateway.subscription import Subscription
 from baton.protocol.errors import BatonError, Cancelled
+from baton.protocol.prompt_logprobs import PromptLogprobs
 from baton.protocol.request import Request
 
 LEFT = "The client disconnected."
@@ -26,8 +28,8 @@ class LiveAnswer:
 
     driver: GatewayDriver
     exchange: Exchange
+    ask: Ask
     renderer: Renderer
-    stream: bool  # Events, not one body
     subscriptions: list[Subscription] = field(default_factory=list)
 
     async def run(self, requests: Sequence[Request]) -> None:
@@ -36,10 +38,8 @@ class LiveAnswer:
         watch = asyncio.ensure_future(self.exchange.gone())
         watch.add_done_callback(self._on_gone)
         try:
-            for request in requests:
-                self.subscriptions.append(self.driver.open(request))
-            await self._write_all()
-            if self.stream:
+            await self._write_all(requests)
+            if self.ask.stream:
                 await self.exchange.end(self.renderer.close())
             else:
                 await self.exchange.respond(HttpResponse(200, {"content-type": JSON}, self.renderer.close()))
@@ -61,31 +61,48 @@ class LiveAnswer:
             if subscription.end is None:
                 subscription.fail(error)
 
-    async def _write_all(self) -> None:
-        if len(self.subscriptions) == 1:
-            await self._write(0, self.subscriptions[0])
+    async def _write_all(self, requests: Sequence[Request]) -> None:
+        siblings = Siblings(self.ask.best_of)
+        if len(requests) == 1:
+            await self._write(0, requests[0], siblings)
             return
-        writers = [asyncio.ensure_future(self._write(*numbered)) for numbered in enumerate(self.subscriptions)]
+        writers = [asyncio.ensure_future(self._write(*one, siblings)) for one in enumerate(requests)]
         try:
             await asyncio.gather(*writers)
         finally:
             for writer in writers:
                 writer.cancel()
 
-    async def _write(self, sequence: int, subscription: Subscription) -> None:
+    async def _write(self, sequence: int, request: Request, siblings: Siblings) -> None:
         """Write a sequence to its end: what is ready in one turn of the event loop is one write."""
-        end: StreamEnd | None = None
-        while end is None:
-            tokens, end = await subscription.next()
-            while len(tokens) > MAX_TOKENS_PER_MESSAGE and self.stream:
+        await siblings.turn(sequence)
+        subscription = self.driver.open(request)
+        self.subscriptions.append(subscription)
+        tokens, end = await subscription.next()
+        siblings.begun(sequence)
+        if request.sampling.prompt_logprobs is not None:  # All are there with the first token
+            scores = prompt_scores(subscription.take_prompt())
+            self.renderer.prompt_logprobs(self.ask.prompt_of(sequence)[0], scores)
+        while True:
+            while len(tokens) > MAX_TOKENS_PER_MESSAGE and self.ask.stream:
                 await self._show(sequence, tokens[:MAX_TOKENS_PER_MESSAGE], None)
                 tokens = tokens[MAX_TOKENS_PER_MESSAGE:]
             if end is not None and end.error is not None:
                 await self._show(sequence, tokens, None)
                 raise end.error
             await self._show(sequence, tokens, end)
+            if end is not None:
+                return
+            tokens, end = await subscription.next()
 
     async def _show(self, sequence: int, tokens: list[TextToken], end: StreamEnd | None) -> None:
         events = self.renderer.write(sequence, tokens, end)
         if events:
             await self.exchange.write(events)
+
+
+def prompt_scores(parts: Sequence[PromptLogprobs]) -> list[TokenLogprobs]:
+    """The log-probabilities of a prompt's tokens in order; the first has none."""
+    entries = [entry for part in parts for entry in part.entries()]
+    first: TokenLogprobs = (None, ())
+    return [first, *((logprob, likely) for _, logprob, likely in sorted(entries))]

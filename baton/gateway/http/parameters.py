@@ -145,7 +145,7 @@ class Fields:
         """Raise `InvalidField` for fields that would change the answer, unless they have one of the given values."""
         for name in filter(refused.__contains__, self.values):
             value = self.get(name)
-            if value is not None and not any(type(value) is type(same) and value == same for same in refused[name]):
+            if value is not None and value not in refused[name]:
                 full = self.prefix + name
                 raise InvalidField(f"{full} is not supported. Leave it out.", full)
 

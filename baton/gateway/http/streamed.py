@@ -155,7 +155,7 @@ class ChatStream(EventStream):
             logprobs = b"null"
             if ask.logprobs is not None:
                 pairs = [(token.token_id, (token.logprob, token.top_logprobs)) for token in tokens]
-                logprobs = orjson.dumps(chat_logprobs(self.answer.names, pairs, ask.logprobs))
+                logprobs = orjson.dumps(chat_logprobs(self.answer.names, pairs))
             events = b'%b{"content":%b},"logprobs":%b,"finish_reason":null%b}]' % (
                 head,
                 orjson.dumps(text),

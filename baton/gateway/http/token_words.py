@@ -46,15 +46,15 @@ class TokenWords:
             return self.incomplete_prefix + "".join(f"\\x{byte:02x}" for byte in data), list(data)
 
 
-def chat_logprobs(words: TokenWords, tokens: Iterable[tuple[int, TokenLogprobs]], shown: int) -> dict[str, Any]:
-    """`logprobs` of a chat's choice, with the `shown` likeliest tokens at each position."""
+def chat_logprobs(words: TokenWords, tokens: Iterable[tuple[int, TokenLogprobs]]) -> dict[str, Any]:
+    """`logprobs` of a chat's choice."""
 
     def entry(token_id: int, logprob: float | None) -> dict[str, Any]:
         name, data = words.look_up(token_id)
         return {"token": name, "logprob": finite(logprob), "bytes": data}
 
     content = [
-        {**entry(token_id, logprob), "top_logprobs": [entry(*other) for other in top[:shown]]}
+        {**entry(token_id, logprob), "top_logprobs": [entry(*other) for other in top]}
         for token_id, (logprob, top) in tokens
     ]
     return {"content": content, "refusal": None}

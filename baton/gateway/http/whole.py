@@ -117,7 +117,7 @@ class WholeAnswer:
         return {
             "index": index,
             "message": {"role": "assistant", "content": sequence.text, "refusal": None},
-            "logprobs": None if shown is None else chat_logprobs(self.answer.names, pairs, shown),
+            "logprobs": None if shown is None else chat_logprobs(self.answer.names, pairs),
             "finish_reason": sequence.reason,
             **self._token_ids(sequence),
         }

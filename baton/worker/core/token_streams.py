@@ -16,17 +16,18 @@ from dataclasses import dataclass, field
 
 from baton.engine.sequence import Sequence
 from baton.engine.step import SampledToken
-from baton.protocol.gateway_messages import StepOutput, StreamPosition, TokenOutput
+from baton.protocol.gateway_messages import StepOutput, StreamPosition, TokenMessage, TokenOutput
 from baton.protocol.messages import RequestFailed, SequenceEnded
+from baton.protocol.prompt_logprobs import PromptLogprobs
 from baton.protocol.request import FinishReason
 from baton.protocol.session_messages import DetachedSequence
+from baton.worker.core.kept_logprobs import KeptLogprobs
 from baton.worker.core.role import Command, Send, SendToGateway
 
 KEEP_ENDED_S = 60.0
 KEPT_ENDED = 1024
 KEPT_BYTES = 32 << 20  # Of ended sequences, and as much again of log-probabilities
 TOKEN_BYTES = 48  # Of a token id in the lists of its sequence
-OUTPUT_BYTES, LIKELY_BYTES = 200, 120  # Of a token with its log-probability, and of each likely one beside it
 TOKENS_PER_MESSAGE = 8192  # In a replay
 
 
@@ -38,7 +39,7 @@ class _Stream:
     starts_at: int | None = None  # It came while the link was closed: the index to send from when it opens
     finish: FinishReason | None = None
     ended_s: float = 0.0
-    keeps_likely: bool = False  # Log-probabilities were requested
+    keeps_likely: bool = False  # Log-probabilities of the output were requested
 
     @property
     def num_bytes(self) -> int:
@@ -65,13 +66,16 @@ class TokenStreams:
     _ended: OrderedDict[str, _Stream] = field(default_factory=OrderedDict)  # Oldest first
     _ended_bytes: int = 0
     _open: dict[str, list[TokenOutput]] = field(default_factory=dict)  # Gateways with an open link: this step's tokens
-    _likely: OrderedDict[str, list[TokenOutput]] = field(default_factory=OrderedDict)
-    _likely_bytes: int = 0
+    _kept: KeptLogprobs = field(init=False)
+    _prompts: list[Command] = field(default_factory=list)  # Log-probabilities of prompts, of this step
+
+    def __post_init__(self) -> None:
+        self._kept = KeptLogprobs(self.most_bytes)
 
     @property
     def num_bytes(self) -> int:
         """An estimate of the size of what is kept."""
-        return self._ended_bytes + self._likely_bytes
+        return self._ended_bytes + self._kept.num_bytes
 
     @property
     def num_live(self) -> int:
@@ -107,11 +111,19 @@ class TokenStreams:
         if sink is not None:
             sink.append(output)
         if keeps:
-            self._keep_likely(output)
+            self._kept.add_token(output)
+
+    def on_prompt_logprobs(self, logprobs: PromptLogprobs) -> None:
+        """Log-probabilities of a live sequence's prompt, before its first token."""
+        stream = self._live[logprobs.request_id]
+        for part in logprobs.messages():
+            self._kept.add_prompt(part)
+            if stream.sink is not None:
+                self._prompts.append(SendToGateway(stream.gateway, part))
 
     def take(self) -> list[Command]:
-        """The tokens since the last call, one message per gateway."""
-        commands: list[Command] = []
+        """What came since the last call: log-probabilities of prompts, then the tokens, one message per gateway."""
+        commands, self._prompts = self._prompts, []
         for gateway, tokens in self._open.items():
             if tokens:
                 commands.append(SendToGateway(gateway, StepOutput(tuple(tokens))))
@@ -130,7 +142,7 @@ class TokenStreams:
     def forget(self, request_id: str) -> None:
         """The sequence will not be replayed, or another one has its id."""
         self._live.pop(request_id, None)
-        self._forget_likely(request_id)
+        self._kept.forget(request_id)
         ended = self._ended.pop(request_id, None)
         if ended is not None:
             self._ended_bytes -= ended.num_bytes
@@ -195,6 +207,7 @@ class TokenStreams:
 
     def _replay(self, gateway: str, asked: dict[str, int]) -> list[Command]:
         """Attach streams, each from its index on, to a gateway whose link is open."""
+        prompts: list[PromptLogprobs] = []
         outputs: list[TokenOutput] = []
         failed: list[Command] = []
         for request_id, from_index in asked.items():
@@ -204,15 +217,27 @@ class TokenStreams:
             stream.starts_at = None
             if stream.finish is None:
                 stream.sink = self._open[gateway]
-            tokens = self._tokens(stream, from_index)
-            if tokens is None:
+            prompt, tokens = self._prompt(stream, from_index), self._tokens(stream, from_index)
+            if prompt is None or tokens is None:
                 failed.append(
                     Send(RequestFailed(request_id, "NotFound", "Its log-probabilities are not held any more."))
                 )
             else:
+                prompts += prompt
                 outputs += tokens
         parts = (outputs[at : at + TOKENS_PER_MESSAGE] for at in range(0, len(outputs), TOKENS_PER_MESSAGE))
-        return [*(SendToGateway(gateway, StepOutput(tuple(part))) for part in parts), *failed]
+        messages: list[TokenMessage] = [*prompts, *(StepOutput(tuple(part)) for part in parts)]
+        return [*(SendToGateway(gateway, message) for message in messages), *failed]
+
+    def _prompt(self, stream: _Stream, from_index: int) -> list[PromptLogprobs] | None:
+        """The log-probabilities of the prompt, if they come before this index; None if some are not held."""
+        sequence = stream.sequence
+        if from_index or sequence.sampling.prompt_logprobs is None:
+            return []
+        parts = self._kept.prompt(sequence.request_id)
+        last = sequence.prompt_len - 1
+        due = last if sequence.num_output else min(sequence.computed, last)
+        return parts if sum(map(len, parts)) >= due else None
 
     def _tokens(self, stream: _Stream, from_index: int) -> list[TokenOutput] | None:
         """The output from an index on; None if some of its log-probabilities are not held."""
@@ -222,7 +247,7 @@ class TokenStreams:
             tokens = enumerate(sequence.tokens[sequence.prompt_len + from_index :], from_index)
             outputs = [TokenOutput(request_id, index, token) for index, token in tokens]
         else:
-            outputs = [output for output in self._likely.get(request_id, ()) if output.index >= from_index]
+            outputs = [output for output in self._kept.tokens(request_id) if output.index >= from_index]
             if len(outputs) < num_output - from_index:
                 return None
         if outputs and stream.finish is not None:
@@ -237,17 +262,3 @@ class TokenStreams:
 
     def _find(self, request_id: str) -> _Stream | None:
         return self._live.get(request_id) or self._ended.get(request_id)
-
-    def _keep_likely(self, output: TokenOutput) -> None:
-        self._likely.setdefault(output.request_id, []).append(output)
-        self._likely_bytes += _num_bytes(output)
-        while self._likely_bytes > self.most_bytes:
-            self._forget_likely(next(iter(self._likely)))
-
-    def _forget_likely(self, request_id: str) -> None:
-        for output in self._likely.pop(request_id, ()):
-            self._likely_bytes -= _num_bytes(output)
-
-
-def _num_bytes(output: TokenOutput) -> int:
-    return OUTPUT_BYTES + LIKELY_BYTES * len(output.top_logprobs)

@@ -13,7 +13,7 @@ import openai
 from baton.gateway.core.commands import StreamEnd
 from baton.gateway.core.stream import OutputStream, TextToken
 from baton.gateway.http.answers import renderer
-from baton.gateway.http.ask import Ask
+from baton.gateway.http.ask import Ask, TokenLogprobs
 from baton.gateway.http.errors import error_response
 from baton.protocol.errors import BatonError
 from baton.protocol.gateway_messages import TokenOutput
@@ -39,7 +39,8 @@ def output_of(
     ask: Ask, prompt: list[int], token_ids: list[int], reason: FinishReason = FinishReason.STOP
 ) -> tuple[list[TextToken], StreamEnd]:
     """The tokens of one sequence and its end. A token's log-probability follows from its place."""
-    request = Request("r", tuple(prompt), with_defaults({**ask.sampling, "max_tokens": len(token_ids)}, {}))
+    sampling = {**ask.sampling, "max_tokens": len(token_ids), "prompt_logprobs": None}
+    request = Request("r", tuple(prompt), with_defaults(sampling, {}))
     output, tokens = OutputStream(request, WORDS), []
     for index, token_id in enumerate(token_ids):
         logprob, top = None, tuple[tuple[int, float], ...]()
@@ -51,6 +52,11 @@ def output_of(
         tokens += output.accept(TokenOutput("r", index, token_id, logprob, top, finish=finish))
     end = StreamEnd("r", output.reason, None, len(prompt), len(tokens), 0, output.trailing_text, Latency(0.0))
     return tokens, end
+
+
+def prompt_scores(token_ids: list[int]) -> list[TokenLogprobs]:
+    """Log-probabilities of a prompt's tokens, each of which is the likeliest in its place."""
+    return [(None, ()), *((-at / 4, ((token_id, -at / 4),)) for at, token_id in enumerate(token_ids[1:], 1))]
 
 
 def split(rng: random.Random, sequences: list[tuple[list[TextToken], StreamEnd]]) -> Iterator[Written]:
@@ -74,6 +80,9 @@ def answer(ask: Ask, outputs: list[list[int]], rng: random.Random) -> bytes:
         output_of(ask, prompts[ask.prompt_of(sequence)[0]], token_ids) for sequence, token_ids in enumerate(outputs)
     ]
     written = renderer(ask, "id-1", 7, prompts, WORDS)
+    if ask.sampling.get("prompt_logprobs") is not None:
+        for prompt, token_ids in enumerate(prompts):
+            written.prompt_logprobs(prompt, prompt_scores(token_ids))
     return b"".join(written.write(*piece) for piece in split(rng, sequences)) + written.close()
 
 

@@ -14,10 +14,9 @@ from openai.types import Completion
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from baton.gateway.http.answers import renderer
-from baton.gateway.http.ask import Ask
-from baton.gateway.http.token_words import LOWEST
+from baton.gateway.http.token_words import LOWEST, TokenWords, top_by_name
 from baton.protocol.request import FinishReason
-from tests.gateway.http.answering import WORDS, answer, client, events, output_of, prompts_of
+from tests.gateway.http.answering import WORDS, answer, client, events, output_of
 from tests.gateway.http.bodies import parse
 
 each_kind = pytest.mark.parametrize("kind", ["completion", "chat"])
@@ -35,7 +34,17 @@ def _check_event(kind: str, event: dict[str, Any]) -> None:
         assert ChatCompletionChunk.model_validate(event, strict=True).object == "chat.completion.chunk"
         return
     choices = [{**choice, "finish_reason": choice["finish_reason"] or "stop"} for choice in event["choices"]]
-    assert Completion.model_validate({**event, "choices": choices}, strict=True).object == "text_completion"
+    _check_completion({**event, "choices": choices})
+
+
+def _check_completion(body: dict[str, Any]) -> None:
+    """A body has OpenAI's type, but that an echo's first token has no log-probability, as OpenAI has it too."""
+    body = json.loads(json.dumps(body))
+    for choice in body["choices"]:
+        logprobs = choice["logprobs"]
+        if logprobs is not None and logprobs["tokens"] and logprobs["token_logprobs"][0] is None:
+            logprobs["token_logprobs"][0], logprobs["top_logprobs"][0] = 0.0, {}
+    assert Completion.model_validate(body, strict=True).object == "text_completion"
 
 
 def _joined(kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
@@ -68,7 +77,6 @@ def _asked(draw: st.DrawFn, kind: str) -> tuple[dict[str, Any], list[list[int]]]
         fields |= _logprobs(kind, draw(st.integers(0, 3)))
     if kind == "completion":
         fields["prompt"] = draw(st.sampled_from(["Hé", ["a", "b"], [5, 6], [[5, 200], [7]]]))
-    if kind == "completion" and "logprobs" not in fields:
         fields["echo"] = draw(st.booleans())
     one = st.lists(st.integers(0, 319), min_size=1, max_size=8) | st.just(HELLO)
     num = parse(kind, **fields).num_sequences
@@ -81,7 +89,10 @@ def _asked(draw: st.DrawFn, kind: str) -> tuple[dict[str, Any], list[list[int]]]
 def test_a_stream_says_the_same_as_the_whole_body(kind: str, data: st.DataObject, seed: int) -> None:
     fields, outputs = data.draw(_asked(kind))
     whole = json.loads(answer(parse(kind, **fields), outputs, random.Random(seed)))
-    (ChatCompletion if kind == "chat" else Completion).model_validate(whole, strict=True)
+    if kind == "chat":
+        ChatCompletion.model_validate(whole, strict=True)
+    else:
+        _check_completion(whole)
     continuous = data.draw(st.booleans())
     options = {"include_usage": True, "continuous_usage_stats": continuous}
     sent = events(answer(parse(kind, stream=True, stream_options=options, **fields), outputs, random.Random(seed)))
@@ -165,21 +176,18 @@ def test_minus_infinity_is_a_number() -> None:
     assert logprobs["tokens"][:3] == ["H", "bytes:\\xc3", "bytes:\\xa9"]
 
 
-def _echoed(**fields: Any) -> tuple[Ask, dict[str, Any]]:
-    """A body that asks for its prompt, and the only choice of the answer."""
-    ask = replace(parse("completion", prompt="Hé 中", **fields), echo=True, logprobs=1)
-    (prompt,) = prompts_of(ask)
-    written = renderer(ask, "id", 7, [prompt], WORDS)
-    likely = [(-0.25 * at, ((token_id, -0.25 * at),)) for at, token_id in enumerate(prompt[1:], 1)]
-    written.prompt_logprobs(0, [(None, ()), *likely])
-    ask.sampling["logprobs"] = 1
-    tokens, end = output_of(ask, prompt, HELLO)
-    written.write(0, tokens, end)
-    return ask, json.loads(written.close())["choices"][0]
+def test_of_tokens_with_the_same_name_the_likeliest_counts() -> None:
+    names = TokenWords(WORDS)
+    assert WORDS.token_bytes(310) == WORDS.token_bytes(311) == b""
+    assert top_by_name(names, 311, (-3.0, ((70, -0.5), (310, -1.0), (71, -2.0))), shown=2) == {
+        WORDS.token_bytes(70).decode(): -0.5,
+        "": -1.0,
+    }
 
 
 def test_an_echo_begins_with_the_prompt_and_its_log_probabilities() -> None:
-    _, choice = _echoed()
+    ask = parse("completion", prompt="Hé 中", echo=True, logprobs=1)
+    (choice,) = json.loads(answer(ask, [HELLO], random.Random(0)))["choices"]
     logprobs, text = choice["logprobs"], choice["text"]
     num_prompt = len("Hé 中".encode())
     assert text == "Hé 中Héllo €!"
@@ -197,7 +205,8 @@ def test_a_prompt_can_be_scored_without_output() -> None:
     """So lm-eval asks: `echo` with `max_tokens` 0."""
     ask = parse("completion", prompt="Hi", echo=True, max_tokens=0)
     for streamed in (False, True):
-        sent = answer(replace(ask, stream=streamed, include_usage=streamed), [[70]], random.Random(0))
+        half = HELLO[1:2]  # It would be shown as a replacement character
+        sent = answer(replace(ask, stream=streamed, include_usage=streamed), [half], random.Random(0))
         found = events(sent) if streamed else [json.loads(sent)]
         assert "".join(choice["text"] for event in found for choice in event["choices"]) == "Hi"
         assert found[-1]["usage"]["completion_tokens"] == 0
@@ -215,7 +224,7 @@ def test_the_best_sequences_are_the_likeliest_per_token() -> None:
 
 @each_kind
 def test_prompt_logprobs_have_vllms_form(kind: str) -> None:
-    ask = replace(parse(kind), prompt_logprobs=1)
+    ask = parse(kind, prompt_logprobs=1)
     written = renderer(ask, "id", 7, [[70, 71]], WORDS)
     written.prompt_logprobs(0, [(None, ()), (-3.0, ((72, -0.5), (73, -0.6)))])
     written.write(0, *output_of(ask, [70, 71], HELLO))
