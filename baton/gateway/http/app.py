@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from baton.access.access import GENERATE, Access
@@ -30,6 +30,7 @@ from baton.gateway.http.models import (
     version_body,
 )
 from baton.gateway.intake import Intake
+from baton.gateway.siblings import sibling
 from baton.logs import log
 from baton.protocol.errors import BatonError, InternalError, NoRouter, NoWorkers
 from baton.protocol.request import Request
@@ -101,7 +102,7 @@ class HttpApp:
             found = "GET", self._one_model
         if found is None:
             raise RouteNotFound(method, path)
-        if method != found[0]:
+        if method != found[0] and (method, found[0]) != ("HEAD", "GET"):
             raise MethodNotAllowed(method, path, found[0])
         return await found[1](exchange)
 
@@ -193,23 +194,20 @@ class HttpApp:
     def _requests(
         self, ask: Ask, prompts: Sequence[Sequence[int]], exchange: Exchange, arrival_s: float
     ) -> list[Request]:
-        """A request per sequence. The first has the id of the exchange, and a given seed; others have a number more."""
+        """A request per sequence. The first has the id of the exchange, the others have a number more."""
         tenant, requests = self._tenant(exchange), list[Request]()
-        for number in range(ask.num_sequences):
-            prompt, index = ask.prompt_of(number)
-            request = self.intake.request(
-                prompts[prompt],
+        for prompt in prompts:
+            first = self.intake.request(
+                prompt,
                 ask.sampling,
                 arrival_s=arrival_s,
-                request_id=f"{exchange.request_id}-{number}" if number else exchange.request_id,
                 tenant=tenant,
                 priority=ask.priority,
                 objectives=ask.objectives,
             )
-            seed = ask.sampling.get("seed")
-            if seed is not None and index:
-                request = replace(request, sampling=replace(request.sampling, seed=(seed + index) % (1 << 63)))
-            requests.append(request)
+            for index in range(ask.best_of):
+                number = f"-{len(requests)}" if requests else ""
+                requests.append(sibling(first, index, exchange.request_id + number))
         return requests
 
     def _log_ignored(self, ask: Ask) -> None:
