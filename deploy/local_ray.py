@@ -44,7 +44,7 @@ _QUIET = {
     "RAY_enable_metrics_collection": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_START_HOOK": "baton.deploy.ray_start.without_extras",
-    "RAY_worker_niceness": "0",  # at Ray's own 15, router and workers wait for every other process of the machine
+    "RAY_worker_niceness": "0",  # at Ray's own 15, Baton's processes wait for every other one of the machine
 }
 # Unless this is "0", Ray replaces a loopback address by the machine's own and then listens on every interface.
 _CLUSTER = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"

@@ -24,7 +24,7 @@ TEXT = (
 
 
 def run_demo(out: Console, err: Console, model: str | None) -> list[Answer]:
-    """Start a router, a prefill and a decode worker, send prompts, and stop every process, also after an error.
+    """Start a cluster with a prefill and a decode worker, send prompts, and stop every process, also after an error.
 
     The cluster has its own folder, so another cluster on this machine is not affected. Returns the answers.
     """

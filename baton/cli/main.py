@@ -14,6 +14,7 @@ import typer
 from rich.markup import escape
 
 from baton.cli.admin_options import Json, err, out, print_document
+from baton.cli.bench import bench
 from baton.cli.chat import chat
 from baton.cli.doctor import doctor
 from baton.cli.generate import generate
@@ -208,6 +209,7 @@ for command in (
     scale,
     operations,
     cancel,
+    bench,
 ):
     app.command()(command)
 app.command()(simulate)

@@ -39,7 +39,7 @@ def new(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Create a token. It is shown only once, because the router stores its hash.
+    """Create a token. It is shown only once, because the token file has only its hash.
 
     Examples:
 

@@ -145,7 +145,7 @@ def trailers(error: grpc.RpcError) -> dict[str, str]:
 
 
 def retry_after_s(sent: dict[str, str]) -> float | None:
-    """Seconds after which the router suggests a retry, from its trailing metadata; None without a suggestion."""
+    """Seconds after which the server suggests a retry, from its trailing metadata; None without a suggestion."""
     after_ms = sent.get("retry-after-ms", "")
     return int(after_ms) / 1000 if after_ms.isdigit() else None
 

@@ -50,7 +50,7 @@ class WorkerConfig:
 
     name: str
     role: str  # A RoleName's value
-    router_address: str  # The router's worker link, such as "tcp://127.0.0.1:5555"
+    router_address: str  # The router's link, such as "tcp://127.0.0.1:5555"
     model: ResolvedModel
     engine: ResolvedEngine
     access: AccessSection = field(default_factory=AccessSection)
@@ -101,7 +101,6 @@ class RouterConfig:
     worker_host: str
     worker_port: int = 0  # 0: any free port
     settings: dict[str, str] = field(default_factory=dict)  # Shown by `baton status`
-    sampling_defaults: SamplingDefaults = field(default_factory=dict)  # The model's, for parameters a request omits
     access: AccessSection = field(default_factory=AccessSection)
     logging: LoggingSection = field(default_factory=LoggingSection)
     link_secret: str = field(default="", repr=False)  # Of the cluster (`baton.links.keys`); "": open links

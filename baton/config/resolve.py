@@ -176,14 +176,13 @@ class Resolved:
         return ResolvedModel.of(section, path=self.model.path, dtype=self.dtype, context_tokens=self.context_tokens)
 
     def router_config(self, worker_host: str) -> RouterConfig:
-        """The router's configuration; `worker_host` is the address on which it listens for workers."""
+        """The router's configuration; `worker_host` is the address on which it listens for workers and gateways."""
         return RouterConfig(
             model=self._model,
             model_name=self.model.name,
             router=self.config.router,
             worker_host=worker_host,
             settings=self.settings,
-            sampling_defaults=self.sampling_defaults,
             access=self.config.access,
             logging=self.config.logging,
         )
@@ -205,7 +204,7 @@ class Resolved:
         )
 
     def worker_config(self, name: str, role: str, router_address: str) -> WorkerConfig:
-        """A worker's configuration; `role` is the value of a `RoleName`, `router_address` the router's worker link."""
+        """A worker's configuration; `role` is the value of a `RoleName`, `router_address` that of its link."""
         access, logging = self.config.access, self.config.logging
         return WorkerConfig(name, role, router_address, self._model, self._engine(role), access, logging)
 

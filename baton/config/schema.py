@@ -239,7 +239,7 @@ class AccessSection(_Section):
 
 
 class LoggingSection(_Section):
-    """Logs of router and workers (docs/operations.md)."""
+    """Logs of router, gateways and workers (docs/operations.md)."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
     """Lowest level that is logged; debug adds the end of each request"""

@@ -81,7 +81,7 @@ class Sequence:
         return known == self.computed + 1 and known > len(self.request.prompt)
 
     def finish_reason(self, eos_token_ids: frozenset[int], context_tokens: int) -> FinishReason | None:
-        """Why the newest output token ends the sequence, or None. The router handles stop strings, which need text."""
+        """Why the newest output token ends the sequence, or None. Gateways find stop strings, which need text."""
         tokens, request = self.tokens, self.request  # Without properties: it is called for every token
         last, sampling, num_output = tokens[-1], request.sampling, len(tokens) - len(request.prompt)
         ends = last in sampling.stop_token_ids or (last in eos_token_ids and not sampling.ignore_eos)

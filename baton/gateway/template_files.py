@@ -16,7 +16,7 @@ _SPECIAL_TOKENS = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep",
 def read_chat_template(folder: Path, given: str = "") -> ChatTemplate | None:
     """The chat template `given` as a text, else that of a checkpoint; None for a model without one.
 
-    It is chat_template.jinja and chat_templates/NAME.jinja, else `chat_template` in tokenizer_config.json. Raises
+    It is in chat_template.jinja and additional_chat_templates/NAME.jinja, else in tokenizer_config.json. Raises
     `ConfigError` for a given template with invalid syntax, `ModelError` for files that cannot be read.
     """
     try:
@@ -38,7 +38,7 @@ def read_chat_template(folder: Path, given: str = "") -> ChatTemplate | None:
 
 
 def _files(folder: Path) -> dict[str, str]:
-    files = {path.stem: path for path in sorted((folder / "chat_templates").glob("*.jinja"))}
+    files = {path.stem: path for path in sorted((folder / "additional_chat_templates").glob("*.jinja"))}
     if (folder / "chat_template.jinja").is_file():
         files["default"] = folder / "chat_template.jinja"
     return {name: path.read_text() for name, path in files.items()}

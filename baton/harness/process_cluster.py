@@ -156,7 +156,6 @@ def gateway_plan(router: RouterConfig, worker: WorkerConfig, name: str, router_a
         page_size=worker.engine.page_size,
         gateway=GatewaySection(port=0, http_port=0),
         worker_host=router.worker_host,
-        sampling_defaults=router.sampling_defaults,
         access=router.access,
     )
 

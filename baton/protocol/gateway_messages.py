@@ -198,7 +198,7 @@ class StepOutput:
 class StreamPosition:
     """A live stream and the index of the token that it needs next.
 
-    A worker may keep an ended sequence of another request that had the same id; `digest` tells them apart.
+    A worker may keep an ended sequence of another request that had the same id; `digest` distinguishes them.
     """
 
     request_id: Id

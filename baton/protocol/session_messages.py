@@ -1,6 +1,6 @@
 """Messages of a worker's session with its router; `proto/baton/v1/worker.proto` is their wire format.
 
-A worker registers, reports what it has and does, and is told of its peers and gateways.
+A worker registers, reports what it has and does, and receives its peers and gateways.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ class Clients:
         return shown
 
     def on_tokens(self, gateway: VirtualGateway, request_id: str, tokens: Seq[TextToken], now: float) -> None:
-        """A gateway shows tokens; those for an earlier connection of the client reach nobody."""
+        """A gateway shows tokens; those for an earlier connection of the client are dropped."""
         if self.readers.get(request_id) is not gateway:
             return
         shown = self.shown[request_id]

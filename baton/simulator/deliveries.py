@@ -40,7 +40,7 @@ class Deliveries(WorkerShells):
     clients: Clients = field(init=False, default_factory=Clients)
     duplicates: float = field(default=0.0, kw_only=True)  # share of deliveries that arrive twice
     to_kill: list[str] = field(init=False, default_factory=list)  # workers whose end the router has ordered
-    stalled: set[str] = field(init=False, default_factory=set)  # reservations that the router was told of
+    stalled: set[str] = field(init=False, default_factory=set)  # reservations reported to the router
 
     def deliver(self, wire: Wire, count: int = 1) -> bool:
         """The next items of a wire reach its end."""

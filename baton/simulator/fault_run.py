@@ -54,7 +54,6 @@ class FaultResult:
     tokens: int = 0
     longest_pauses_s: tuple[float, ...] = ()  # of each client's stream, or before it
     simulated_s: float = 0.0
-    deliveries: int = 0
 
 
 @dataclass(eq=False)
@@ -284,5 +283,4 @@ def play(schedule: Schedule, timing: Timing | None = None) -> FaultResult:
         sum(map(len, cluster.shown.values())),
         tuple(cluster.clients.longest_pause_s.values()),
         cluster.now,
-        cluster.events.done,
     )

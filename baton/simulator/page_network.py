@@ -23,7 +23,7 @@ class PageWrite:
     source: VirtualWorker
     command: WritePages
     landed: bool = False
-    called_off: bool = False  # its source was told that it ended, but it may arrive
+    called_off: bool = False  # it ended for its source, but it may still arrive
     until_s: float = math.inf  # its source is dead: nothing of it arrives after this
     due: bool = False  # what happens to it next has a time
 

@@ -111,7 +111,7 @@ class SimulationResult:
 
     @property
     def longest_tenth_attainment(self) -> float:
-        """The same for the tenth of requests with the longest prompts, who are the first to be late."""
+        """The same for the tenth of requests with the longest prompts, which are the first to be late."""
         longest = sorted(self.outcomes, key=lambda outcome: outcome.prompt_tokens)[-max(len(self.outcomes) // 10, 1) :]
         return sum(outcome.good for outcome in longest) / max(len(longest), 1)
 

@@ -92,7 +92,7 @@ class Setup:
     def simulate(
         self, pools: Pools, trace: Sequence[TraceRequest], tell: Callable[[float, int], None] | None = None
     ) -> SimulationResult:
-        """Play the trace; `tell` hears virtual seconds and requests ended."""
+        """Play the trace; `tell` receives virtual seconds and requests ended."""
         return Simulation(self.cluster(pools), self.placement(), trace, self.seed).run(tell)
 
     def described(self, pools: Pools) -> dict[str, str]:

@@ -157,7 +157,7 @@ class Simulation:
         worker.start()
 
     def run(self, tell: Callable[[float, int], None] | None = None) -> SimulationResult:
-        """Play the trace to its end. `tell` hears virtual seconds and requests ended, about a hundred times."""
+        """Play the trace to its end. `tell` receives virtual seconds and requests ended, about a hundred times."""
         for number, request in enumerate(self.trace):
             self.events.at(request.arrival_s + FIRST_S, partial(self._submit, number, request))
         arrivals_s = max((request.arrival_s for request in self.trace), default=0.0)

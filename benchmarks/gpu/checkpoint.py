@@ -33,7 +33,7 @@ def written_checkpoint(
         folder = Path(name)
         dtype = str(parameters["embed"].dtype).removeprefix("torch.")
         (folder / "config.json").write_text(json.dumps({**raw, "model_type": "llama", "torch_dtype": dtype}))
-        # The router needs a tokenizer. Tokens of random weights have no meaning, so any will do.
+        # A gateway needs a tokenizer. Tokens of random weights have no meaning, so any will do.
         shutil.copy(CHECKPOINT / "tokenizer.json", folder)
         write_shards(folder, config, parameters)
         yield folder

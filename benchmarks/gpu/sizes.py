@@ -32,7 +32,7 @@ LLAMA_8B: dict[str, Any] = {
 }
 TINY: dict[str, Any] = {
     **LLAMA_8B,
-    "vocab_size": 2400,  # As the built-in model, whose tokenizer the router uses.
+    "vocab_size": 2400,  # As the built-in model, whose tokenizer the gateway uses.
     "hidden_size": 64,
     "intermediate_size": 128,
     "num_hidden_layers": 2,

@@ -2,7 +2,7 @@
 
     python docs/examples/policy.py
 
-To serve with it, add the class to the table in router/policy/policies.py: then `baton up --policy NAME` knows it.
+To serve with it, add the class to the table in router/policy/policies.py: then `baton up --policy NAME` accepts it.
 """
 
 from dataclasses import dataclass

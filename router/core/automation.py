@@ -38,7 +38,6 @@ class Automation:
     auto: bool = False
     planner: PoolPlanner = field(default_factory=PoolPlanner)
     recent: RecentAnswers = field(default_factory=RecentAnswers)
-    advice: Advice | None = None  # of the last look
     _looked_s: float = float("-inf")
     _wanted: list[int] = field(default_factory=list)  # moves to the prefill pool (or from it) of the last looks
     _rest_until_s: float = float("-inf")
@@ -81,7 +80,7 @@ class Automation:
         if now < self._looked_s + LOOK_EVERY_S:
             return None
         self._looked_s = now
-        self.advice = advice = self.look(now)
+        advice = self.look(now)
         moves = advice.prefill - prefill if advice else 0
         self._wanted = [*self._wanted, moves][-CONFIRMED:]
         confirmed = len(self._wanted) == CONFIRMED and all(one * moves > 0 for one in self._wanted)

@@ -135,14 +135,14 @@ class RouterCore:
     def on_frame(
         self, peer: str, incarnation: str, batch: Sequence[WorkerMessage | GatewayMessage], now: float
     ) -> list[Command]:
-        """Messages of one incarnation of a worker or gateway; an unknown one is told to re-register."""
+        """Messages of one incarnation of a worker or gateway; an unknown one is ordered to re-register."""
         of_gateway = peer in self.gateways or any(type(message) in _FROM_GATEWAY for message in batch)
         if of_gateway:
-            known = self.gateways.knows(peer, incarnation)
+            known = self.gateways.has_registered(peer, incarnation)
             if not known and not any(isinstance(one, RegisterGateway) for one in batch):
                 return list(self.gateways.reregister(peer, incarnation, self.router_id, now))
         else:
-            known = self.membership.knows(peer, incarnation)
+            known = self.membership.has_registered(peer, incarnation)
             if not known and not any(isinstance(message, session_messages.Register) for message in batch):
                 return list(self.membership.reregister(peer, incarnation, self.router_id))
         for message in batch:
@@ -169,7 +169,7 @@ class RouterCore:
     def _register(self, message: session_messages.Register, now: float) -> None:
         """A worker joins, or joins again."""
         worker = message.info.name
-        if self.membership.knows(worker, message.info.incarnation):
+        if self.membership.has_registered(worker, message.info.incarnation):
             return  # a duplicate
         self._lose(worker, False, now, died=False)
         self.requests.feed(now)  # its sequences may be continued there
@@ -189,7 +189,7 @@ class RouterCore:
             case session_messages.GatewayUnreachable(gateway, incarnation, reachable):
                 if reachable:
                     self.gateways.on_reached(gateway, worker)
-                elif self.gateways.knows(gateway, incarnation):
+                elif self.gateways.has_registered(gateway, incarnation):
                     self.gateways.on_unreachable(gateway, worker, now)
             case session_messages.RoleChanged(role, epoch, _):
                 self.state.change_role(worker, role, epoch)

@@ -58,7 +58,7 @@ class Gateways:
     def __len__(self) -> int:
         return len(self.by_name)
 
-    def knows(self, gateway: str, incarnation: str) -> bool:
+    def has_registered(self, gateway: str, incarnation: str) -> bool:
         """Whether that incarnation of the gateway is registered."""
         view = self.by_name.get(gateway)
         return view is not None and view.info.incarnation == incarnation
@@ -75,7 +75,7 @@ class Gateways:
         """A gateway joins, or (the same incarnation) has a new connection."""
         info = message.info
         orders: Orders = []
-        if not self.knows(info.name, info.incarnation):
+        if not self.has_registered(info.name, info.incarnation):
             orders += self.lose(info.name)
             self.by_name[info.name] = GatewayView(info, now)
             orders += [SendToWorker(worker, self._joined(info)) for worker in sorted(self.state.workers)]

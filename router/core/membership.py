@@ -40,13 +40,13 @@ class Membership:
     def __post_init__(self) -> None:
         self.transfers, self.rates = Transfers(self.state), LinkRates(self.state)
 
-    def knows(self, worker: str, incarnation: str) -> bool:
+    def has_registered(self, worker: str, incarnation: str) -> bool:
         """Whether that incarnation of the worker is registered."""
         view = self.state.workers.get(worker)
         return view is not None and view.info.incarnation == incarnation
 
     def reregister(self, worker: str, incarnation: str, router_id: str) -> list[SendToWorker]:
-        """Tell an unknown worker to re-register."""
+        """Order an unknown worker to re-register."""
         waiting = self._waiting.get(worker)
         if waiting is not None and waiting.info.incarnation == incarnation:
             return []

@@ -221,7 +221,7 @@ class Requests:
                 self.commands += self.transfers.outgoing(output, live.target or "")
             case SendToGateway(gateway):
                 now_or_before = live.gateway_incarnation if gateway == live.gateway else owner[1]
-                if self.gateways.knows(gateway, now_or_before):
+                if self.gateways.has_registered(gateway, now_or_before):
                     self.commands.append(output)
             case MigrationEnded(worker, reason):
                 live.stays_until_s = now + RETRY_S if worker is None else 0.0
@@ -239,7 +239,7 @@ class Requests:
             self.output_length.observe(live.prediction, completion.output_tokens, reason is FinishReason.LENGTH)
         self._charge(live, completion.output_tokens - live.resumed_from)
         self.explanations.ended(completion)
-        if self.gateways.knows(live.gateway, live.gateway_incarnation):
+        if self.gateways.has_registered(live.gateway, live.gateway_incarnation):
             self.commands.append(SendToGateway(live.gateway, completion.message))
         self.commands.append(RequestCompleted(completion))
 

@@ -58,7 +58,7 @@ class Transfer:
 @dataclass(slots=True, eq=False)
 class _Broken:
     failed: bool = False  # the connection has failed
-    dropped_s: float | None = None  # when both were told to drop each other
+    dropped_s: float | None = None  # when both were ordered to drop each other
 
 
 @dataclass(eq=False)

@@ -1,4 +1,4 @@
-"""Every wait of a client is bounded: the router may be gone, hang, or never return."""
+"""Every wait of a client is bounded: the server may be gone, hang, or never return."""
 
 from __future__ import annotations
 

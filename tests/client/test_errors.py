@@ -1,4 +1,4 @@
-"""Errors of gRPC become a clear sentence; errors sent by the router keep their message."""
+"""Errors of gRPC become a clear sentence; errors sent by the server keep their message."""
 
 from __future__ import annotations
 

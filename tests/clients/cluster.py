@@ -1,4 +1,4 @@
-"""A cluster of plain processes whose event loop runs in a thread, for clients that block or have a loop of their own."""
+"""A cluster whose event loop runs in a thread, for clients that block or have a loop of their own."""
 
 from __future__ import annotations
 

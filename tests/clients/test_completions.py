@@ -13,7 +13,7 @@ from baton.engine.tokenizer import Tokenizer
 from tests.clients.cluster import MODEL, Served
 
 SUM = "add 17 + 38 ="
-SORT = "sort pearl fig kite :"
+SORT = "sort lime fig bear :"
 GREEDY: dict[str, Any] = {"model": MODEL, "temperature": 0.0}
 
 
@@ -23,10 +23,10 @@ def _ids(text: str) -> list[int]:
 
 def test_a_text_is_completed_whole_and_streamed(client: openai.OpenAI) -> None:
     whole = client.completions.create(prompt=SORT, **GREEDY)
-    assert (whole.choices[0].text, whole.choices[0].finish_reason) == (" fig kite pearl", "stop")
+    assert (whole.choices[0].text, whole.choices[0].finish_reason) == (" bear fig lime", "stop")
     assert whole.usage is not None and whole.usage.prompt_tokens == len(_ids(SORT))
     chunks = list(client.completions.create(prompt=SORT, stream=True, **GREEDY))
-    assert "".join(chunk.choices[0].text for chunk in chunks) == " fig kite pearl"
+    assert "".join(chunk.choices[0].text for chunk in chunks) == " bear fig lime"
     assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices[0].finish_reason] == ["stop"]
     assert len({chunk.id for chunk in chunks}) == 1
     assert all(chunk.usage is None for chunk in chunks)
@@ -35,9 +35,9 @@ def test_a_text_is_completed_whole_and_streamed(client: openai.OpenAI) -> None:
 def test_a_prompt_has_any_of_four_forms(client: openai.OpenAI) -> None:
     prompts: list[tuple[Any, list[str]]] = [
         (SUM, [" 55"]),
-        ([SUM, SORT], [" 55", " fig kite pearl"]),
+        ([SUM, SORT], [" 55", " bear fig lime"]),
         (_ids(SUM), [" 55"]),
-        ([_ids(SORT), _ids(SUM)], [" fig kite pearl", " 55"]),
+        ([_ids(SORT), _ids(SUM)], [" bear fig lime", " 55"]),
     ]
     for prompt, expected in prompts:
         answer = client.completions.create(prompt=prompt, **GREEDY)
@@ -49,7 +49,7 @@ def test_streams_of_several_prompts_are_told_apart_by_their_index(client: openai
     for chunk in client.completions.create(prompt=[SUM, SORT], stream=True, **GREEDY):
         for choice in chunk.choices:
             texts[choice.index] += choice.text
-    assert texts == [" 55", " fig kite pearl"]
+    assert texts == [" 55", " bear fig lime"]
 
 
 def test_echo_puts_the_prompt_first(client: openai.OpenAI) -> None:

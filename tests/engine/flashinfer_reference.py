@@ -96,7 +96,6 @@ class BatchDecodeWithPagedKVCacheWrapper:
         else:
             self._set_buffers(indptr.to(self._device), indices, last_page_len.to(self._device))
         self._planned = True
-        self.page_shape = (page_size, num_kv_heads, head_dim)
 
     def run(self, q: torch.Tensor, paged_kv_cache: torch.Tensor, *, out: torch.Tensor) -> torch.Tensor:
         assert self._planned

@@ -170,7 +170,7 @@ def test_renewed_files_are_used_without_a_restart(secured: Secured, tmp_path: Pa
         assert connected.model().name
         self_signed(tmp_path, "renewed").write_over(secured.server)
         for open_one in (secured.client, secured.client):
-            with open_one() as client:  # the client trusts the new certificate
+            with open_one() as client:  # the client accepts the new certificate
                 assert client.model().name
         with secured.admin() as admin:
             assert admin.cluster().pools

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from baton.builtin_model import CHECKPOINT
+from baton.builtin_model.sentences import is_sentence
 from baton.deploy.launcher import stop_cluster
 from baton.deploy.local_ray import LocalRay
 from tests.live.commands import ROOT
@@ -101,8 +102,8 @@ def test_every_example_is_run_here() -> None:
 
 
 def test_the_program_of_the_readme_runs(cluster: Live, run: Run, tmp_path: Path) -> None:
-    (program,) = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+    """Those with OpenAI's client run in tests/clients."""
+    programs = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+    (program,) = (program for program in programs if "import baton" in program)
     (tmp_path / "program.py").write_text(program)
-    output = run(str(tmp_path / "program"))
-    assert "HandoffReport(" in output or " None" in output
-    assert "tokens to compute" in output
+    assert is_sentence("the old fox" + run(str(tmp_path / "program")).rstrip())

@@ -10,6 +10,10 @@ import openai
 import pytest
 
 import baton
+from baton.gateway.core.commands import StreamEnd
+from baton.gateway.core.stream import TextToken
+from baton.gateway.http.answer import Answer
+from baton.gateway.siblings import seed_of
 from baton.harness.process_cluster import ProcessCluster
 from tests.live.processes import Play, kill, start_again
 
@@ -90,3 +94,31 @@ def test_a_stream_outlives_the_worker_that_decodes_it(play: Play) -> None:
         await start_again(cluster, killed)
 
     play(disturb)
+
+
+def test_several_sequences_prefill_their_prompt_once_and_have_seeds_of_their_own(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends: list[StreamEnd] = []
+    count = Answer.count
+
+    def record(answer: Answer, sequence: int, tokens: list[TextToken], end: StreamEnd | None) -> None:
+        if end is not None:
+            ends.append(end)
+        count(answer, sequence, tokens, end)
+
+    monkeypatch.setattr(Answer, "count", record)
+    prompt = [5 + 11 * index % 240 for index in range(301)]
+
+    async def ask(cluster: ProcessCluster, client: baton.AsyncClient) -> None:
+        async with _client(cluster) as http:
+            answer = await http.completions.create(
+                model="measured", prompt=prompt, max_tokens=12, temperature=1, seed=5, n=4
+            )
+        assert sorted(end.cached_tokens for end in ends) == [0, 288, 288, 288]
+        assert all(end.prefill_worker == "prefill-0" for end in ends)
+        for index, choice in enumerate(answer.choices):
+            alone = await client.generate(prompt, max_tokens=12, temperature=1.0, seed=seed_of(5, index))
+            assert choice.text == alone.text
+
+    play(ask)

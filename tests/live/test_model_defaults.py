@@ -58,7 +58,7 @@ def test_the_settings_show_the_defaults_and_off_leaves_them_out(tmp_path: Path) 
     )
     off = resolve_here(parse_config(overrides={"model": {**asked, "generation_config": "off"}}))
     assert off.settings["sampling"] == "greedy, at most 256 tokens (generation_config off)"
-    assert (auto.router_config("").sampling_defaults, off.router_config("").sampling_defaults) == (
+    assert tuple(resolved.gateway_config("gateway-0", "", "").sampling_defaults for resolved in (auto, off)) == (
         {"temperature": 0.6, "top_p": 0.9},
         {},
     )

@@ -1,4 +1,4 @@
-"""What is kept of recent requests stays bounded however many come, and still tells whether answers grow."""
+"""What is kept of recent requests stays bounded however many come, and still shows whether answers grow."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ from tests.router.policy.clusters import cluster_of, decode
 
 @dataclass
 class Kept:
-    """A core that knows one operation and moves it when it is cancelled or ticks."""
+    """A core with one operation, which moves it when it is cancelled or ticks."""
 
     operation: Operation = field(default_factory=lambda: Operation("op", Drain(("w",)), [Step("w", "drain")], 0.0))
 

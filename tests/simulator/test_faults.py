@@ -53,8 +53,8 @@ def _release_at_once(self: Transfers, order: SendToWorker, target: str = "") -> 
     return [order] if isinstance(order.message, Release) else OUTGOING(self, order, target)
 
 
-def _knows_the_name(self: Gateways, gateway: str, incarnation: str) -> bool:
-    """`Gateways.knows` as if a gateway's processes were one."""
+def _by_name_alone(self: Gateways, gateway: str, incarnation: str) -> bool:
+    """`Gateways.has_registered` as if a gateway's processes were one."""
     return gateway in self.by_name
 
 
@@ -63,7 +63,9 @@ PLANTED: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "a release does not wait for the writer": lambda patch: patch.setattr(Transfers, "outgoing", _release_at_once),
     "a request forgets its reservation": lambda patch: patch.setattr(request_ends, "_release", lambda *_: []),
     "a sequence stays with its first gateway": lambda patch: patch.setattr(TokenStreams, "adopt", lambda *_: []),
-    "a report is about any process of a gateway": lambda patch: patch.setattr(Gateways, "knows", _knows_the_name),
+    "a report is about any process of a gateway": lambda patch: patch.setattr(
+        Gateways, "has_registered", _by_name_alone
+    ),
 }
 
 

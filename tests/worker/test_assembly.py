@@ -14,7 +14,7 @@ from baton.worker.build import assemble
 
 
 def _objects_left_to_collections(told: Connection) -> None:
-    """Tells (objects that a full collection looks at, objects that it leaves out)."""
+    """The numbers of (objects that a full collection looks at, objects that it leaves out)."""
     plan = replace(plans(CHECKPOINT, 64, 16)[1], name="prefill-0", role="prefill", router_address="tcp://127.0.0.1:9")
     assemble(plan, "1", "localhost", lambda stage: None)
     told.send((len(gc.get_objects()), gc.get_freeze_count()))

@@ -36,7 +36,7 @@ from baton.protocol.request import Request
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """What a gateway has to know of the served model."""
+    """The facts about the served model that a gateway needs."""
 
     model_id: str
     page_size: int

@@ -80,7 +80,7 @@ class GatewaySession:
         `InvalidRequest` for another live request's id, `Overloaded` at the limit; nothing changes then.
         """
         if (live := self.streams.get(request.request_id)) is not None:
-            # Its client may have been at another gateway in between: the router has to know who came last.
+            # Its client may have been at another gateway in between: the router needs to learn its latest gateway.
             again = live.submitted and live.router_end is None and not live.output.ended
             return [*live.replay(request, resume_from), *(self._submit(live, now) if again else [])]
         if len(self.streams) >= MAX_STREAMS:

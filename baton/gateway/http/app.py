@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from baton.access.access import GENERATE, Access
@@ -30,6 +30,7 @@ from baton.gateway.http.models import (
     version_body,
 )
 from baton.gateway.intake import Intake
+from baton.gateway.siblings import sibling
 from baton.logs import log
 from baton.protocol.errors import BatonError, InternalError, NoRouter, NoWorkers
 from baton.protocol.request import Request
@@ -54,6 +55,7 @@ class HttpApp:
     model: HttpModel = field(init=False)
     answers: set[LiveAnswer] = field(default_factory=set)
     _routes: dict[str, tuple[str, Handler]] = field(init=False)  # By path: the method and what answers it
+    _names: set[str] = field(default_factory=set)  # Request ids of all live answers, also of sequences that wait
     _logged_fields: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -101,7 +103,7 @@ class HttpApp:
             found = "GET", self._one_model
         if found is None:
             raise RouteNotFound(method, path)
-        if method != found[0]:
+        if method != found[0] and (method, found[0]) != ("HEAD", "GET"):
             raise MethodNotAllowed(method, path, found[0])
         return await found[1](exchange)
 
@@ -169,17 +171,22 @@ class HttpApp:
         ask = await parsed(parse, body, self.model, exchange.headers)
         self._log_ignored(ask)
         prompts = await self._prompts(ask, len(body))
-        if not self.driver.session.streams.keys().isdisjoint(_names(exchange, ask)):  # A live id would be resumed
+        names = _names(exchange, ask)
+        if not (self._names.isdisjoint(names) and self.driver.session.streams.keys().isdisjoint(names)):
+            # A live id would be resumed, as gRPC's clients do
             exchange.request_id = f"{exchange.request_id}-{self.intake.seeds.getrandbits(32):08x}"
         requests = self._requests(ask, prompts, exchange, arrival_s)
         words = self.intake.model.tokenizer
         written = renderer(ask, prefix + exchange.request_id, int(time.time()), prompts, words)
         answer = LiveAnswer(self.driver, exchange, ask, written)
+        names = _names(exchange, ask)
         self.answers.add(answer)
+        self._names.update(names)
         try:
             await answer.run(requests)
         finally:
             self.answers.discard(answer)
+            self._names.difference_update(names)
 
     async def _prompts(self, ask: Ask, num_bytes: int) -> list[Sequence[int]]:
         """The token ids of every prompt of a body of `num_bytes` bytes."""
@@ -193,23 +200,20 @@ class HttpApp:
     def _requests(
         self, ask: Ask, prompts: Sequence[Sequence[int]], exchange: Exchange, arrival_s: float
     ) -> list[Request]:
-        """A request per sequence. The first has the id of the exchange, and a given seed; others have a number more."""
+        """A request per sequence. The first has the id of the exchange, the others have a number more."""
         tenant, requests = self._tenant(exchange), list[Request]()
-        for number, name in enumerate(_names(exchange, ask)):
-            prompt, index = ask.prompt_of(number)
-            request = self.intake.request(
-                prompts[prompt],
+        names = _names(exchange, ask)
+        for prompt in prompts:
+            first = self.intake.request(
+                prompt,
                 ask.sampling,
                 arrival_s=arrival_s,
-                request_id=name,
                 tenant=tenant,
                 priority=ask.priority,
                 objectives=ask.objectives,
             )
-            seed = ask.sampling.get("seed")
-            if seed is not None and index:
-                request = replace(request, sampling=replace(request.sampling, seed=(seed + index) % (1 << 63)))
-            requests.append(request)
+            for index in range(ask.best_of):
+                requests.append(sibling(first, index, names[len(requests)]))
         return requests
 
     def _log_ignored(self, ask: Ask) -> None:

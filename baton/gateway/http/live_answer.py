@@ -13,6 +13,7 @@ from baton.gateway.http.ask import Ask, Renderer, TokenLogprobs
 from baton.gateway.http.errors import JSON, HttpResponse
 from baton.gateway.http.exchange import Exchange
 from baton.gateway.public_messages import MAX_TOKENS_PER_MESSAGE
+from baton.gateway.siblings import Siblings
 from baton.gateway.subscription import Subscription
 from baton.protocol.errors import BatonError, Cancelled
 from baton.protocol.prompt_logprobs import PromptLogprobs
@@ -37,8 +38,6 @@ class LiveAnswer:
         watch = asyncio.ensure_future(self.exchange.gone())
         watch.add_done_callback(self._on_gone)
         try:
-            for request in requests:
-                self.subscriptions.append(self.driver.open(request))
             await self._write_all(requests)
             if self.ask.stream:
                 await self.exchange.end(self.renderer.close())
@@ -63,20 +62,24 @@ class LiveAnswer:
                 subscription.fail(error)
 
     async def _write_all(self, requests: Sequence[Request]) -> None:
+        siblings = Siblings(self.ask.best_of)
         if len(requests) == 1:
-            await self._write(0, requests[0], self.subscriptions[0])
+            await self._write(0, requests[0], siblings)
             return
-        each = zip(range(len(requests)), requests, self.subscriptions, strict=True)
-        writers = [asyncio.ensure_future(self._write(*sequence)) for sequence in each]
+        writers = [asyncio.ensure_future(self._write(*one, siblings)) for one in enumerate(requests)]
         try:
             await asyncio.gather(*writers)
         finally:
             for writer in writers:
                 writer.cancel()
 
-    async def _write(self, sequence: int, request: Request, subscription: Subscription) -> None:
+    async def _write(self, sequence: int, request: Request, siblings: Siblings) -> None:
         """Write a sequence to its end: what is ready in one turn of the event loop is one write."""
+        await siblings.turn(sequence)
+        subscription = self.driver.open(request)
+        self.subscriptions.append(subscription)
         tokens, end = await subscription.next()
+        siblings.begun(sequence)
         if request.sampling.prompt_logprobs is not None:  # All are there with the first token
             scores = prompt_scores(subscription.take_prompt())
             self.renderer.prompt_logprobs(self.ask.prompt_of(sequence)[0], scores)

@@ -1,4 +1,4 @@
-"""A worker's links to gateways: when tokens may be sent, and what the router is told about them. Pure.
+"""A worker's links to gateways: when tokens may be sent, and what is reported to the router. Pure.
 
         up: LinkUp            AttachStreams
 down ─────────────► asking ─────────────────► open
@@ -18,7 +18,7 @@ from baton.worker.core.role import Command, Send, SendToGateway
 from baton.worker.core.session_commands import ConnectGateway, DisconnectGateway
 from baton.worker.core.token_streams import TokenStreams
 
-GATEWAY_GRACE_S = 2.0  # How long a link may be down before the router is told
+GATEWAY_GRACE_S = 2.0  # How long a link may be down before it is reported to the router
 FORGET_S = 60.0  # How long a link may be down whose gateway this router has not named
 RETRY_S, RETRY_MOST_S = 0.05, 1.0  # How often to send `LinkUp` until it is taken and answered: this often, then slower
 
@@ -68,7 +68,7 @@ class GatewayLinks:
             link.confirmed = False
 
     def unreachable(self) -> list[GatewayUnreachable]:
-        """What a router must know that has just registered the worker."""
+        """Reports for a router that has just registered the worker."""
         return [link.unreachable() for link in self._links.values() if link.reported]
 
     def on_joined(self, joined: GatewayJoined, now: float) -> list[LinkCommand]:

@@ -55,7 +55,7 @@ class _Handoff:
             return None
         if self.error:
             return HandoffOutcome.FAILED
-        if self.notified and not self.stalled:  # the target of a stalled one was told to commit nothing
+        if self.notified and not self.stalled:  # the target of a stalled one was ordered to commit nothing
             return HandoffOutcome.DELIVERED
         return HandoffOutcome.DRAINED if self.cancelled else None
 

@@ -47,7 +47,7 @@ class SmallRouter:
         self.connected = self.registered = False
 
     def restart(self) -> None:
-        """All that it knows is lost, as are its orders; workers keep their sequences."""
+        """Its state is lost, as are its orders; workers keep their sequences."""
         self.runs, self.asked = {}, set()
         for name, worker in self.workers.items():
             worker.orders.clear()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import struct
 from array import array
 from typing import Any
 
@@ -10,6 +11,8 @@ import httpx2
 import pytest
 
 from baton.gateway.build import RunningGateway
+from baton.gateway.siblings import seed_of
+from baton.protocol.codec import work_of
 from baton.protocol.gateway_messages import RequestEnded, StopRequest, Submit
 from baton.protocol.prompt_logprobs import PromptLogprobs
 from tests.gateway.far_ends import GATEWAY, FarEnds
@@ -60,18 +63,23 @@ def test_an_id_that_is_in_use_is_made_another() -> None:
     play(scene)
 
 
-def test_an_id_of_a_later_sequence_that_is_in_use_takes_no_other_clients_stream() -> None:
+@pytest.mark.parametrize("bodies", [(("r-1", 1), ("r", 2)), (("r", 2), ("r-1", 1))], ids=["before", "after"])
+def test_an_id_of_a_later_sequence_takes_no_other_clients_stream(bodies: tuple[tuple[str, int], ...]) -> None:
     async def scene(client: httpx2.AsyncClient, running: RunningGateway, far: FarEnds) -> None:
-        first = asyncio.create_task(client.post("/v1/completions", json=BODY, headers={"x-request-id": "r-1"}))
-        await far.until(Submit, lambda message: message.request_id == "r-1")
-        body = {**BODY, "n": 2}
-        second = asyncio.create_task(client.post("/v1/completions", json=body, headers={"x-request-id": "r"}))
+        answers = []
+        for number, (name, n) in enumerate(bodies, 1):
+            sent = client.post("/v1/completions", json={**BODY, "n": n}, headers={"x-request-id": name})
+            answers.append(asyncio.create_task(sent))
+            await until_async(lambda number=number: len(far.of(Submit)) == number)  # type: ignore[misc]
+        firsts = [submit.request_id for submit in far.of(Submit)]
+        for name in firsts:
+            await far.send_tokens(name, range(1))
         await until_async(lambda: len(far.of(Submit)) == 3)
         names = {submit.request_id for submit in far.of(Submit)}
         assert len(names) == 3
         for name in names:
             await far.send_tokens(name, range(4), ends=True)
-        assert [(await each).status_code for each in (first, second)] == [200, 200]
+        assert [(await each).status_code for each in answers] == [200, 200]
 
     play(scene)
 
@@ -80,10 +88,15 @@ def test_the_sequences_of_a_body_are_merged_into_one_stream() -> None:
     async def scene(client: httpx2.AsyncClient, running: RunningGateway, far: FarEnds) -> None:
         body = {**STREAM, "prompt": [[5, 6], [7, 8]], "n": 2, "seed": 3}
         answer = asyncio.create_task(client.post("/v1/completions", json=body, headers={"x-request-id": "r"}))
+        await until_async(lambda: len(far.of(Submit)) == 2)
+        assert [submit.request_id for submit in far.of(Submit)] == ["r", "r-2"]
+        await far.send_tokens("r-2", range(1))  # Its prompt is in the prefix cache now
+        await until_async(lambda: len(far.of(Submit)) == 3)
+        await far.send_tokens("r", range(4), ends=True)
         await until_async(lambda: len(far.of(Submit)) == 4)
-        names = [submit.request_id for submit in far.of(Submit)]
-        assert names == ["r", "r-1", "r-2", "r-3"]
-        for name in reversed(names):
+        seeds = {submit.request_id: work_of(submit.work).request.sampling.seed for submit in far.of(Submit)}
+        assert list(seeds.items()) == [("r", 3), ("r-2", 3), ("r-3", seed_of(3, 1)), ("r-1", seed_of(3, 1))]
+        for name in ("r-1", "r-2", "r-3"):
             await far.send_tokens(name, range(4), ends=True)
         seen = events((await answer).text)
         assert {event["choices"][0]["index"] for event in seen[:-1]} == {0, 1, 2, 3}
@@ -96,11 +109,34 @@ def test_the_sequences_of_a_body_are_merged_into_one_stream() -> None:
 def test_a_client_that_leaves_stops_all_of_its_sequences_at_once(body: dict[str, Any]) -> None:
     async def scene(client: httpx2.AsyncClient, running: RunningGateway, far: FarEnds) -> None:
         _, writer = await connect(running, post({**body, "n": 3}, "x-request-id: r"))
-        await until_async(lambda: len(far.of(Submit)) == 3)
+        await far.until(Submit)
         await far.send_tokens("r", range(1))
+        await until_async(lambda: len(far.of(Submit)) == 3)
         writer.transport.abort()
         await until_async(lambda: len(far.of(StopRequest)) == 3, timeout_s=1.0)
         assert not running.driver._subscriptions
+
+    play(scene)
+
+
+def test_log_probabilities_of_a_prompt_are_those_of_the_worker_and_come_once_for_all_sequences() -> None:
+    async def scene(client: httpx2.AsyncClient, running: RunningGateway, far: FarEnds) -> None:
+        body = {**BODY, "n": 2, "prompt_logprobs": 1}
+        answer = asyncio.create_task(client.post("/v1/completions", json=body, headers={"x-request-id": "r"}))
+        await far.until(Submit)
+        await until_async(lambda: far.attached)
+        assert far.worker is not None
+        own, likeliest = struct.pack("<2f", -1.5, -2.5), struct.pack("<2f", -0.5, -0.25)
+        far.worker.send([PromptLogprobs("r", 1, 1, own, struct.pack("<2i", 9, 7), likeliest)])
+        await far.send_tokens("r", range(4), ends=True)
+        second = await far.until(Submit, lambda submit: submit.request_id == "r-1")
+        assert work_of(second.work).request.sampling.prompt_logprobs is None
+        await far.send_tokens("r-1", range(4), ends=True)
+        for choice in (await answer).json()["choices"]:
+            first, *others = choice["prompt_logprobs"]
+            assert first is None
+            found = [{token: entry["logprob"] for token, entry in one.items()} for one in others]
+            assert found == [{"6": -1.5, "9": -0.5}, {"7": -0.25}]
 
     play(scene)
 
@@ -133,6 +169,7 @@ def test_probes_show_whether_router_and_workers_are_there() -> None:
         for path in ("/health", "/liveness", "/readiness"):
             response = await client.get(path)
             assert (response.status_code, response.text) == (200, "")
+            assert (await client.head(path)).status_code == 200
         far.stop_router()
         await until_async(lambda: not running.driver.registered.is_set())
         assert (await client.get("/liveness")).status_code == 200
