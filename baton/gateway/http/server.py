@@ -85,6 +85,11 @@ class BoundedConnection(HttpToolsProtocol):
         _cancel(self._reading)
         self._reading = self.loop.call_later(REQUEST_S, self.transport.abort)
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Keep a header; trailers, which follow the body, are not headers."""
+        if self._in_head:
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
         """The body follows."""
         if self.parser.asked_for_other:

@@ -109,6 +109,18 @@ def test_a_request_that_asks_for_http_2_is_answered_over_http_1() -> None:
     play(scene)
 
 
+def test_trailers_are_not_taken_for_headers() -> None:
+    async def scene(client: httpx2.AsyncClient, running: RunningGateway, far: FarEnds) -> None:
+        head = b"POST /tokenize HTTP/1.1\r\nhost: x\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n"
+        chunks = b'f\r\n{"prompt":"a b"\r\n1\r\n}\r\n0\r\nx-request-id: late\r\n\r\n'
+        reader, writer = await connect(running, head + chunks)
+        answer = await read_end(reader)
+        assert answer.startswith(b"HTTP/1.1 200") and b"late" not in answer
+        writer.close()
+
+    play(scene)
+
+
 def test_a_body_that_is_too_large_is_refused_whatever_its_framing() -> None:
     async def chunks(num_bytes: int) -> AsyncIterator[bytes]:
         for _ in range(num_bytes >> 16):
