@@ -35,9 +35,12 @@ def check_prompt(access: AccessSection, num_tokens: int) -> None:
 
 
 def check_names(request_id: str, tenant: str) -> None:
-    """Raise `InvalidRequest` for names that are too long."""
-    if len(request_id) > MAX_NAME_BYTES or len(tenant) > MAX_NAME_BYTES:
-        raise InvalidRequest(f"request_id and tenant may have at most {MAX_NAME_BYTES} characters.")
+    """Raise `InvalidRequest` for names that are too long, or would change the look of a log."""
+    for name in (request_id, tenant):
+        if len(name.encode()) > MAX_NAME_BYTES or not name.isprintable():
+            raise InvalidRequest(
+                f"request_id and tenant may have at most {MAX_NAME_BYTES} bytes and no control characters."
+            )
 
 
 def check_emitted(emitted: Sequence[int], resume_from: int, max_tokens: int, vocab_size: int) -> None:
