@@ -17,6 +17,7 @@ from baton.harness.gateway_process import serve_clients
 from baton.harness.worker_process import work
 from baton.links.keys import peer_keys
 from baton.protocol.link_keys import PeerKeys
+from baton.protocol.sampling import SamplingDefaults
 from baton.router.build import RunningRouter, start_router
 from baton.router.core.operation import Operation, OperationSpec
 from baton.router.policy.cluster_state import ClusterState
@@ -34,6 +35,7 @@ class ProcessCluster:
     first: Mapping[str, Callable[[], None]] = field(default_factory=dict)  # what a process does first, by name
     environment: Mapping[str, str] = field(default_factory=dict)  # of every worker
     num_gateways: int = 1
+    sampling_defaults: SamplingDefaults = field(default_factory=dict)  # of its gateways
     state: ClusterState | None = None  # in place of the router's own, to record what workers report
     router: RunningRouter = field(init=False)
     gateways: list[RunningGateway] = field(default_factory=list)
@@ -58,7 +60,9 @@ class ProcessCluster:
 
     async def add_gateway(self, name: str) -> RunningGateway:
         """Start a gateway, on a port of its own."""
-        plan = gateway_plan(self.router_config, self.worker_config, name, self.router.worker_address)
+        plan = gateway_plan(
+            self.router_config, self.worker_config, name, self.router.worker_address, self.sampling_defaults
+        )
         plan = replace(plan, link_keys=self._keys(name))
         self.gateways.append(await start_gateway(plan))
         return self.gateways[-1]
@@ -84,7 +88,9 @@ class ProcessCluster:
 
     async def spawn_gateway(self, name: str, port: int = 0, host: str = "127.0.0.1") -> str:
         """Start a gateway in a process of its own, also a second time; returns its address once it has registered."""
-        plan = gateway_plan(self.router_config, self.worker_config, name, self.router.worker_address)
+        plan = gateway_plan(
+            self.router_config, self.worker_config, name, self.router.worker_address, self.sampling_defaults
+        )
         section = plan.gateway.changed(host=host, port=port)
         plan = replace(plan, gateway=section, worker_host=host, link_keys=self._keys(name))
         ours, theirs = mp.Pipe(duplex=False)
@@ -146,7 +152,9 @@ async def operate(cluster: ProcessCluster, spec: OperationSpec) -> Operation:
     return operation
 
 
-def gateway_plan(router: RouterConfig, worker: WorkerConfig, name: str, router_address: str) -> GatewayConfig:
+def gateway_plan(
+    router: RouterConfig, worker: WorkerConfig, name: str, router_address: str, sampling: SamplingDefaults | None = None
+) -> GatewayConfig:
     """The plan of a gateway on a free port, for a router and workers with these plans."""
     return GatewayConfig(
         name=name,
@@ -156,6 +164,7 @@ def gateway_plan(router: RouterConfig, worker: WorkerConfig, name: str, router_a
         page_size=worker.engine.page_size,
         gateway=GatewaySection(port=0, http_port=0),
         worker_host=router.worker_host,
+        sampling_defaults=sampling or {},
         access=router.access,
     )
 

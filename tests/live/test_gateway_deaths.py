@@ -41,7 +41,8 @@ class Deaths:
     def serving(self) -> str:
         """The gateway of the pair to which this process is connected: channels of one process share a connection."""
         for name in PAIR:
-            for each in psutil.Process(self.cluster.processes[name].pid).net_connections("tcp"):
+            process = self.cluster.processes[name]
+            for each in psutil.Process(process.pid).net_connections("tcp") if process.is_alive() else ():
                 if each.status == psutil.CONN_ESTABLISHED and each.laddr.port == self.port:
                     return name
         raise AssertionError("no gateway has a client")

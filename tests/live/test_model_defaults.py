@@ -26,7 +26,9 @@ def test_requests_use_the_models_sampling_defaults_unless_they_override_them(tmp
     _, worker_config = plans(folder, 256, 100, chunk_tokens=64)
 
     async def serve() -> None:
-        cluster = ProcessCluster(router_config, worker_config, {"mixed": 1})
+        cluster = ProcessCluster(
+            router_config, worker_config, {"mixed": 1}, sampling_defaults=resolved.sampling_defaults
+        )
         async with cluster, baton.AsyncClient(cluster.address) as client:
 
             async def tokens(sampling: SamplingParams | None = None, **options: object) -> list[int]:
