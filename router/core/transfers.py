@@ -46,6 +46,7 @@ class Transfer:
     source: str
     target: str
     stalled: bool = False
+    target_left: bool = False  # the target's incarnation is gone, and no release is for the next one
     target_ended: bool = False  # the target's process has ended: no page of it can be written any more
     orphaned_until_s: float = math.inf  # set: the source's process has ended, and nothing arrives after this
     release: SendToWorker | None = None  # goes out once no write is possible
@@ -82,7 +83,8 @@ class Transfers:
             case SendPages(request_id, reservation):
                 self._transfers[reservation.reservation_id] = Transfer(request_id, order.worker, target)
             case Release(reservation_id) if reservation_id in self._transfers:
-                self._transfers[reservation_id].release = order
+                transfer = self._transfers[reservation_id]
+                transfer.release = None if transfer.target_left else order
                 return []
         return [order]
 
@@ -122,7 +124,14 @@ class Transfers:
         return self._over(over)
 
     def on_left(self, worker: str) -> None:
-        """It has left; a worker that returns under the name reconnects with all others."""
+        """It has left; a worker that returns under the name reconnects with all others.
+
+        A worker that is only away frees its reservations itself, once its transport is closed. Until then the bytes of
+        writes that its peers call off now may arrive, so it gets no release for them, should it still listen.
+        """
+        for transfer in self._transfers.values():
+            if transfer.target == worker:
+                transfer.target_left, transfer.release = True, None
         for pair in [pair for pair in self._broken if worker in pair]:
             self._mend(pair)
 
