@@ -128,9 +128,14 @@ class Requests:
                     self.events.append((live.request_id, CutOff(worker)))
 
     def on_worker_message(self, worker: str, message: WorkerMessage) -> None:
-        """A message about one request; it is ignored if the worker was never assigned that."""
+        """A message about one request; it is ignored if the worker was never assigned that.
+
+        The end of a write may be about an earlier request of the same id.
+        """
         live = self.live.get(message.request_id)
         if live is not None and worker not in live.assignees:
+            if isinstance(message, messages.HandoffEnded | messages.HandoffStalled):
+                self._on_report(worker, message)
             return
         event: Event
         match message:

@@ -91,12 +91,15 @@ class Transfers:
     def on_stalled(self, source: str, reservation_id: str) -> None:
         """A write of the worker into the reservation is stalled: the rest of it may arrive later."""
         transfer = self._transfers.get(reservation_id)
-        if transfer is not None:
+        if transfer is not None and transfer.source == source:
             transfer.stalled = True
         self._break(source, reservation_id, failed=False)
 
     def on_ended(self, source: str, answer: HandoffEnded) -> list[SendToWorker]:
         """The source writes no more. Returns the release that may go out now."""
+        transfer = self._transfers.get(answer.reservation_id)
+        if transfer is not None and transfer.source != source:
+            return []
         if answer.outcome is HandoffOutcome.FAILED:
             self._break(source, answer.reservation_id, failed=True)
         return self._over([answer.reservation_id])

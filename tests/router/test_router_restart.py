@@ -45,6 +45,7 @@ def test_clients_may_move_to_another_gateway_at_any_moment(seed: int, duplicates
 
 @settings(deadline=None, max_examples=100)
 @given(seed=SEEDS)
+@example(seed=5865640)  # a stalled write of an earlier request of an id ended while a new one ran elsewhere
 def test_a_gateway_may_be_restarted_at_any_moment(seed: int) -> None:
     cluster = random_cluster(seed, mixed=seed % 2, gateways=2)
     requests = cluster.submit_any(6)
