@@ -77,7 +77,7 @@ class HandoffOutcome(Enum):
 
     DELIVERED = "delivered"  # Every page and the notice are at the target
     FAILED = "failed"  # A write failed; no write is in flight, and the source still holds its pages
-    DRAINED = "drained"  # Cancelled; no write is in flight
+    DRAINED = "drained"  # Cancelled, or outgrown by the sequence; no write is in flight
 
 
 @dataclass(frozen=True, slots=True)

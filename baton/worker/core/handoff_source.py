@@ -42,6 +42,7 @@ class _Handoff:
     notified: bool = False  # the write with the notice was ordered
     cancelled: bool = False
     stalled: bool = False
+    outgrown: bool = False  # the reservation is too small by now; the link is not to blame
     error: str = ""
     held: tuple[int, ...] | None = None  # the shared pages of a detached handoff
     pages_sent: int = 0
@@ -54,7 +55,7 @@ class _Handoff:
         if self.in_flight:
             return None
         if self.error:
-            return HandoffOutcome.FAILED
+            return HandoffOutcome.DRAINED if self.outgrown else HandoffOutcome.FAILED
         if self.notified and not self.stalled:  # the target of a stalled one was ordered to commit nothing
             return HandoffOutcome.DELIVERED
         return HandoffOutcome.DRAINED if self.cancelled else None
@@ -148,7 +149,7 @@ class HandoffSource:
         offset = reservation.cached_pages
         places = handoff.sent - offset
         if places > len(reservation.page_ids) or len(sequence.tokens) < reservation.known_tokens:
-            handoff.error = "the sequence does not match its reservation any more"
+            handoff.outgrown, handoff.error = True, "the sequence does not match its reservation any more"
             return None
         checked = sampled(reservation.reservation_id, places, self.checksum_every) if last else ()
         write = WritePages(
