@@ -124,10 +124,10 @@ def test_a_worker_cannot_register_as_a_gateway_nor_a_gateway_send_what_workers_d
             worker.link.send([Register(worker_info("decode-0"))])
             await gateway.until(WorkerJoined)
             worker.link.send([RegisterGateway(GATEWAY)])
+            await until_async(lambda: bool(caplog.messages))
             gateway.link.send([Alive(), Register(replace(worker_info("decode-0"), name="gateway-0"))])
             gateway.link.send([GatewayLoad(3, 0, 0, 0.0)])
             await until_async(lambda: driver.core.gateways.by_name["gateway-0"].load.streams == 3)
-            await until_async(lambda: bool(caplog.messages))
             assert list(driver.core.gateways.by_name) == ["gateway-0"]
             assert list(driver.core.state.workers) == ["decode-0"]
             for peer in (gateway, worker):
