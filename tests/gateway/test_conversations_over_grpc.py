@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,29 +22,14 @@ from baton.gateway.grpc_service import InferenceService, start_server
 from baton.gateway.intake import Intake
 from baton.gateway.served_model import ServedModel
 from baton.protocol.errors import InvalidRequest, PromptTooLong
-from baton.protocol.request import Request
 from baton.protocol.v1 import inference_pb2
 from tests.checkpoints import byte_tokenizer
 from tests.fuzz.model_json import CONFIG
 from tests.gateway.chat_templates import CHATML, NAMED
+from tests.gateway.taken import SAYS, Taken
 
-SAYS = "that is as far as it goes"
 HI = [{"role": "user", "content": "hi <eos>"}]
 CALL = {"function": {"name": "f", "arguments": {"z": 1, "a": "ß"}}}
-
-
-class _Taken:
-    """In place of the driver: keeps the requests and runs none."""
-
-    def __init__(self) -> None:
-        self.requests: list[Request] = []
-
-    def clock(self) -> float:
-        return 0.0
-
-    def open(self, request: Request, emitted: Sequence[int], resume_from: int) -> Any:
-        self.requests.append(request)
-        raise InvalidRequest(SAYS)
 
 
 @pytest.fixture
@@ -58,7 +42,7 @@ def model(tmp_path: Path) -> ServedModel:
 
 async def _asked(model: ServedModel, ask: Any) -> list[str]:
     """The rendered prompts of what `ask` sends to an address."""
-    taken = _Taken()
+    taken = Taken()
     service = InferenceService(taken, Intake(model))  # type: ignore[arg-type]
     server, port = await start_server(service, "127.0.0.1:0", Credentials(AccessSection()))
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,26 +20,11 @@ from baton.gateway.grpc_service import InferenceService, start_server
 from baton.gateway.intake import Intake
 from baton.gateway.served_model import ServedModel
 from baton.protocol.errors import InvalidRequest
-from baton.protocol.request import Request
 from tests.checkpoints import byte_tokenizer
 from tests.fuzz.model_json import CONFIG
+from tests.gateway.taken import SAYS, Taken
 
 BOS = 2
-SAYS = "that is as far as it goes"
-
-
-class _Taken:
-    """In place of the driver: keeps the requests and runs none."""
-
-    def __init__(self) -> None:
-        self.requests: list[Request] = []
-
-    def clock(self) -> float:
-        return 0.0
-
-    def open(self, request: Request, emitted: Sequence[int], resume_from: int) -> Any:
-        self.requests.append(request)
-        raise InvalidRequest(SAYS)
 
 
 @pytest.fixture
@@ -52,7 +36,7 @@ def tokenizer(tmp_path: Path) -> Tokenizer:
 
 
 def test_every_client_says_whether_special_tokens_are_added(tokenizer: Tokenizer) -> None:
-    taken = _Taken()
+    taken = Taken()
     model = ServedModel("m", "m", model_config({**CONFIG, "vocab_size": 320}), tokenizer, "float32", 1000)
     hi = tuple(tokenizer.encode("hi", add_special_tokens=False))
 
