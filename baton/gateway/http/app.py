@@ -14,8 +14,6 @@ from baton.gateway.http.answers import renderer
 from baton.gateway.http.ask import Ask, HttpModel
 from baton.gateway.http.chat import parse_chat
 from baton.gateway.http.completions import parse_completion
-from baton.gateway.http.errors import JSON, HttpResponse, MethodNotAllowed, RouteNotFound, error_response
-from baton.gateway.http.exchange import Exchange
 from baton.gateway.http.live_answer import LiveAnswer
 from baton.gateway.http.long_bodies import parsed
 from baton.gateway.http.models import (
@@ -31,6 +29,10 @@ from baton.gateway.http.models import (
 )
 from baton.gateway.intake import Intake
 from baton.gateway.siblings import sibling
+from baton.http.errors import error_response
+from baton.http.exchange import Exchange
+from baton.http.response import JSON, HttpResponse
+from baton.http.routes import Routes
 from baton.logs import log
 from baton.protocol.errors import BatonError, InternalError, NoRouter, NoWorkers
 from baton.protocol.request import Request
@@ -54,7 +56,7 @@ class HttpApp:
     version: str
     model: HttpModel = field(init=False)
     answers: set[LiveAnswer] = field(default_factory=set)
-    _routes: dict[str, tuple[str, Handler]] = field(init=False)  # By path: the method and what answers it
+    _routes: Routes[Handler] = field(init=False)
     _names: set[str] = field(default_factory=set)  # Request ids of all live answers, also of sequences that wait
     _logged_fields: set[str] = field(default_factory=set)
 
@@ -63,7 +65,7 @@ class HttpApp:
         self.model = HttpModel(
             served.name, served.context_tokens, served.config.vocab_size, int(time.time()), served.sampling_defaults
         )
-        self._routes = {
+        routes: dict[str, tuple[str, Handler]] = {
             "/health": ("GET", self._alive),
             "/liveness": ("GET", self._alive),
             "/readiness": ("GET", self._ready),
@@ -74,7 +76,9 @@ class HttpApp:
             "/tokenize": ("POST", self._tokenize),
             "/detokenize": ("POST", self._detokenize),
             "/tokenizer_info": ("GET", self._tokenizer_info),
+            MODEL_PATH: ("GET", self._one_model),
         }
+        self._routes = Routes(routes)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Answer one request; the ASGI interface."""
@@ -98,14 +102,7 @@ class HttpApp:
         path, method = exchange.scope["path"], exchange.scope["method"]
         if path not in PROBES:
             self._tenant(exchange)
-        found = self._routes.get(path)
-        if found is None and path.startswith(MODEL_PATH):
-            found = "GET", self._one_model
-        if found is None:
-            raise RouteNotFound(method, path)
-        if method != found[0] and (method, found[0]) != ("HEAD", "GET"):
-            raise MethodNotAllowed(method, path, found[0])
-        return await found[1](exchange)
+        return await self._routes.find(method, path)(exchange)
 
     async def _failed(self, exchange: Exchange, error: BatonError) -> HttpResponse | None:
         """The response for an error; a stream that has begun ends with its event."""
