@@ -39,6 +39,8 @@ ChatTemplate = Annotated[str | None, typer.Option(metavar="FILE", help="Chat tem
 LogLevel = Annotated[
     str | None, typer.Option(help="Log level of router, gateways and workers: debug, info, warning or error.")
 ]
+LogFormat = Annotated[str | None, typer.Option(help="Format of their log lines: text or json.")]
+AccessLog = Annotated[bool, typer.Option("--access-log", help="Log a line per ended request at its gateway.")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file; options override it.", dir_okay=False)]
 
 
@@ -119,6 +121,8 @@ def up(
     ] = None,
     chat_template: ChatTemplate = None,
     log_level: LogLevel = None,
+    log_format: LogFormat = None,
+    access_log: AccessLog = False,
     auto: Annotated[bool, typer.Option("--auto", help="Let the planner move workers between the pools.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -134,7 +138,7 @@ def up(
 
         baton up --prefill 2 --decode 2 --auto
 
-        baton up --log-level debug
+        baton up --log-level debug --log-format json --access-log
     """
     from baton.config.parse import parse_config
 
@@ -149,7 +153,7 @@ def up(
             "policy": policy,
             "auto_rebalance": auto or None,
         },
-        "logging": {"level": log_level},
+        "logging": {"level": log_level, "format": log_format, "access": access_log or None},
     }
     _start(parse_config(_read(config), overrides), as_json)
 

@@ -243,6 +243,12 @@ class LoggingSection(_Section):
     level: Literal["debug", "info", "warning", "error"] = "info"
     """Lowest level that is logged; debug adds the end of each request"""
 
+    format: Literal["text", "json"] = "text"
+    """Format of a line; json: an object with time, level, process, message, ids and exception"""
+
+    access: bool = False
+    """Log a line per ended request at its gateway, at any level"""
+
 
 class BatonConfig(_Section):
     """A whole configuration."""
