@@ -31,7 +31,7 @@ def observe(live: LiveRequest, event: Event, now: float) -> None:
     for key in [key for key in timeline.running if key not in wanted]:
         phase = timeline.running.pop(key)
         phase.end_s = now
-        _end(phase, key, live, event, timeline.policy)
+        _end(phase, key, live, event, timeline.decided_by)
     for key, name in wanted.items():
         if key not in timeline.running:
             timeline.begin(key, RecordedPhase(name, now, now, _at_start(name, live)))

@@ -191,7 +191,7 @@ class Requests:
         self._charge(live, output.remaining(live.submit.num_emitted), live.num_tokens)
         self.explanations.decided(live.request_id, self.dispatch.placement.name, decision, output)
         if live.timeline is not None:
-            live.timeline.policy = self.dispatch.placement.name
+            live.timeline.decided_by = self.dispatch.placement.name
         self._advance(live.request_id, Placed(decision), now)
 
     def _advance(self, request_id: str, event: Event, now: float) -> None:

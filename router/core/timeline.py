@@ -27,7 +27,7 @@ class Timeline:
     """The recorded phases of a sampled request, in the order in which they began; `phases.observe` keeps it."""
 
     trace: TraceContext
-    policy: str = ""  # That made the latest decision
+    decided_by: str = ""  # The policy of the latest decision
     phases: list[RecordedPhase] = field(default_factory=list)
     running: dict[str, RecordedPhase] = field(default_factory=dict)  # By what runs, see `phases.observe`
 

@@ -44,6 +44,7 @@ from baton.protocol.gateway_messages import (
 )
 from baton.protocol.request import Request
 from baton.protocol.session_messages import Reregister
+from baton.protocol.trace_context import TraceContext
 
 END_WAIT_S = 1.0  # That a complete stream waits for its route, and one that the router has ended for missing tokens
 MAX_STREAMS = MAX_IDS  # A message lists all of them
@@ -73,7 +74,14 @@ class GatewaySession:
     def __post_init__(self) -> None:
         self.workers = Workers(self.model.vocab_size)
 
-    def open(self, request: Request, now: float, emitted: Sequence[int] = (), resume_from: int = 0) -> list[Command]:
+    def open(
+        self,
+        request: Request,
+        now: float,
+        emitted: Sequence[int] = (),
+        resume_from: int = 0,
+        trace: TraceContext | None = None,
+    ) -> list[Command]:
         """Open a stream, or give the live one of the same request to this reader, from index `resume_from` on.
 
         `emitted` are output tokens that the client has. An earlier reader has to be ended with `taken_over`. Raises
@@ -86,6 +94,7 @@ class GatewaySession:
         if len(self.streams) >= MAX_STREAMS:
             raise Overloaded(f"The gateway has {MAX_STREAMS} streams, its maximum: retry later.", retry_after_s=1.0)
         stream = open_stream(request, emitted, resume_from, self.model, self.vocabulary, now)
+        stream.trace = trace
         self.streams[request.request_id] = stream
         self.num_requests += 1
         if stream.output.ended:  # The client had passed a stop string
