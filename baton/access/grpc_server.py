@@ -33,9 +33,9 @@ async def serve(
 ) -> tuple[grpc.aio.Server, int]:
     """Serve the handlers that `add` adds, to callers with `role`, on "host:port" (port 0: any free port).
 
-    Servers with `share_port` may listen on one port, where each gets a part of the connections. Health checks succeed; those
-    of a given `health_service` fail until `set_serving`. Returns the server and its port; raises `ConfigError` if the
-    address cannot be used.
+    Servers with `share_port` may listen on one port, where each gets a part of the connections. Health checks succeed;
+    those of a given `health_service` fail until `set_serving`. Returns the server and its port; raises `ConfigError` if
+    the address cannot be used.
     """
     tokens = credentials.tokens
     server = grpc.aio.server(

@@ -16,9 +16,11 @@ from baton.gateway.core.commands import (
     SendToWorker,
     ShowPrompt,
     ShowTokens,
+    StreamEnd,
 )
 from baton.gateway.core.live_stream import taken_over
 from baton.gateway.core.session import GatewaySession
+from baton.gateway.ended_request import EndedRequest
 from baton.gateway.subscription import Subscription
 from baton.links.frame_client import FrameClient
 from baton.links.frame_server import FrameServer
@@ -46,6 +48,7 @@ class GatewayDriver:
     write_timeout_s: float  # 0: never
     waiting_bytes: Callable[[], int] = int  # Of text that waits for tokenisation
     on_ready: Callable[[bool], Awaitable[None]] = _no_change  # Called when `ready` changes
+    on_ended: list[Callable[[EndedRequest], None]] = field(default_factory=list)  # Each is called with every request
     clock: Callable[[], float] = time.monotonic
     worker_keys: dict[str, str] = field(default_factory=dict)  # Public keys of the workers that may connect, by name
     registered: asyncio.Event = field(default_factory=asyncio.Event)  # The router has answered the registration
@@ -96,18 +99,20 @@ class GatewayDriver:
                 load_s = now
                 self._report(now)
 
-    def open(self, request: Request, emitted: Sequence[int] = (), resume_from: int = 0) -> Subscription:
+    def open(
+        self, request: Request, emitted: Sequence[int] = (), resume_from: int = 0, api: str = "grpc"
+    ) -> Subscription:
         """Open a stream, or take over the live one of the same request; raises the session's `BatonError`.
 
         `emitted` are output tokens that the client has. A live request is streamed from token index `resume_from`. Its
-        earlier client, likely disconnected, gets an error.
+        earlier client, likely disconnected, gets an error. `api` is that of the client, "grpc" or "http".
         """
         request_id = request.request_id
         commands = self.session.open(request, self.clock(), emitted, resume_from)
         earlier = self._subscriptions.get(request_id)
         if earlier is not None and earlier.end is None:
             earlier.fail(taken_over(request_id))
-        subscription = self._subscriptions[request_id] = Subscription(request_id)
+        subscription = self._subscriptions[request_id] = Subscription(request, api, resume_from > 0)
         self._perform(commands)
         return subscription
 
@@ -117,7 +122,14 @@ class GatewayDriver:
             return
         del self._subscriptions[subscription.request_id]
         if subscription.end is None:
-            self._perform(self.session.leave(subscription.request_id, error, self.clock()))
+            now, end = self.clock(), self.session.streams[subscription.request_id].end(error)
+            self._perform(self.session.leave(subscription.request_id, error, now))
+            self._ended(subscription, end, now)
+
+    def _ended(self, subscription: Subscription, end: StreamEnd, now: float) -> None:
+        ended = EndedRequest(subscription.request, end, subscription.api, subscription.resumed, now)
+        for listener in self.on_ended:
+            listener(ended)
 
     def leave(self) -> None:
         """Send the goodbye to the router, so that it does not wait for this gateway."""
@@ -194,6 +206,7 @@ class GatewayDriver:
                     subscription = self._subscriptions.get(end.request_id)
                     if subscription is not None:
                         subscription.finish(end)
+                        self._ended(subscription, end, self.clock())
                 case SendToRouter(message):
                     to_router.append(message)
                 case SendToWorker(worker, message):

@@ -210,7 +210,8 @@ class RouterCore:
         for worker in joined:
             self.requests.commands += self.gateways.on_worker_joined(worker.info.name)
         self._operate(self.adoption.on_joined(joined, now), now)
-        self.requests.events += self.intake.answer(self.requests.live, now)
+        for request_id, error in self.intake.answer(self.requests.live, now):
+            self.requests.refuse(request_id, error, now)
 
     def _lose(self, worker: str, certain: bool, now: float, died: bool = True) -> None:
         self.adoption.orphans.lost(worker)
