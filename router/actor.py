@@ -42,7 +42,7 @@ class RouterActor:
             log.error(f"The router could not start: {error}")
             return f"The router could not start: {error}"
         addresses = self._router.addresses
-        log.info(f"serving workers and gateways on {addresses.worker}, administration on {addresses.admin}")
+        log.info(f"serving workers and gateways on {addresses.worker}, administration on {addresses.words}")
         self._router.driver.on_registered = self._watch
         self._router.driver.on_kill = self._kill
         return addresses

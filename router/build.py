@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from contextlib import ExitStack
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,13 +14,17 @@ import grpc
 from baton.access.credentials import Credentials
 from baton.config.access import check_access
 from baton.config.process_config import RouterAddresses, RouterConfig
+from baton.config.schema import RouterSection
 from baton.engine.checkpoint import model_id, resolve_model
+from baton.http.server import HttpServer, start_http_server
 from baton.links.frame_server import FrameServer
 from baton.links.keys import peer_keys, public_key
 from baton.logs import log
-from baton.protocol.address import join
+from baton.protocol.address import is_loopback, join
 from baton.protocol.codec import TO_ROUTER
 from baton.protocol.link_keys import ROUTER
+from baton.router.admin_calls import AdminCalls
+from baton.router.admin_http import AdminHttp
 from baton.router.admin_server import AdminService, start_admin_server
 from baton.router.core.core import RouterCore
 from baton.router.core.peer_frames import PeerFrames
@@ -38,6 +42,8 @@ class RunningRouter:
     driver: Driver
     admin_server: grpc.aio.Server
     admin_port: int
+    admin_http: AdminHttp
+    http_server: HttpServer | None
     task: asyncio.Task[None]
 
     @property
@@ -48,11 +54,16 @@ class RunningRouter:
     @property
     def addresses(self) -> RouterAddresses:
         """The addresses of its link and its server."""
-        return RouterAddresses(self.worker_address, join(self.config.router.admin_host, self.admin_port))
+        host, server = self.config.router.admin_host, self.http_server
+        http = "" if server is None else join(host, server.port)
+        return RouterAddresses(self.worker_address, join(host, self.admin_port), http)
 
     async def stop(self, grace_s: float = 1.0) -> None:
         """Give running calls `grace_s` seconds and close everything; workers and gateways go on without a router."""
-        await self.admin_server.stop(grace_s)
+        stopping = [self.admin_server.stop(grace_s)]
+        if self.http_server is not None:
+            stopping.append(self.http_server.stop(grace_s, self.admin_http.end_streams))
+        await asyncio.gather(*stopping)
         self.task.cancel()
         await asyncio.gather(self.task, return_exceptions=True)
         self.driver.save_learned(self.driver.core.output_length)
@@ -98,10 +109,26 @@ async def start_router(config: RouterConfig, state: ClusterState | None = None) 
     link = FrameServer(address, TO_ROUTER, key_of, peer_keys(secret, ROUTER) if secret else None)
     frames = PeerFrames(model_id(resolve_model(config.model.path)), config.model.context_tokens)
     driver = Driver(core, link, frames, config=section)
-    admin = AdminService(driver, config.model_name, config.settings)
-    with ExitStack() as started:  # Undone if the port is in use
+    calls = AdminCalls(driver, config.model_name, config.settings)
+    async with AsyncExitStack() as started:  # Undone if a port is in use
         started.callback(link.close)
         admin_address = join(section.admin_host, section.admin_port)
-        admin_server, admin_port = await start_admin_server(admin, admin_address, credentials)
+        admin_server, admin_port = await start_admin_server(AdminService(calls), admin_address, credentials)
+        started.push_async_callback(admin_server.stop, 0.0)
+        admin_http = AdminHttp(calls, credentials.tokens, is_loopback(section.admin_host), bool(access.client_ca))
+        http_server = await _start_http(admin_http, section, credentials)
         started.pop_all()
-    return RunningRouter(config, driver, admin_server, admin_port, asyncio.create_task(driver.run()))
+    task = asyncio.create_task(driver.run())
+    return RunningRouter(config, driver, admin_server, admin_port, admin_http, http_server, task)
+
+
+async def _start_http(app: AdminHttp, section: RouterSection, credentials: Credentials) -> HttpServer | None:
+    """Serve operators over HTTP, if configured."""
+    if section.admin_http_port == "off":
+        return None
+    tls = credentials.ssl_context()
+    server = await start_http_server(
+        app, section.admin_host, section.admin_http_port, tls, key="router.admin_http_port"
+    )
+    app.feed.start()
+    return server

@@ -81,8 +81,7 @@ def _target() -> tuple[str, str]:
     cluster = serving_cluster(clients=True)
     if cluster is None or not cluster.http_address:
         raise InvalidRequest("baton bench needs a cluster with HTTP (gateway.http_port): run baton up.")
-    scheme = "https" if cluster.resolved["config"]["access"]["tls_certificate"] else "http"
-    return f"{scheme}://{cluster.http_address}", cluster.resolved["model"]["path"]
+    return f"{cluster.scheme}://{cluster.http_address}", cluster.resolved["model"]["path"]
 
 
 def _counts(admin: Admin) -> dict[str, int]:

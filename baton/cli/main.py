@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -25,6 +25,9 @@ from baton.cli.simulate import plan, simulate
 from baton.cli.status import explain, policy, pools, status
 from baton.cli.token import token
 from baton.client.errors import BatonError
+
+if TYPE_CHECKING:
+    from baton.config.schema import BatonConfig
 
 app = typer.Typer(no_args_is_help=True, add_completion=True, rich_markup_mode="rich", pretty_exceptions_enable=False)
 
@@ -104,7 +107,11 @@ def up(
     mixed: Mixed = None,
     config: ConfigFile = None,
     port: Annotated[int | None, typer.Option(help="Port for requests; 0: any free port.")] = None,
+    http_port: Annotated[int | None, typer.Option(help="Port for the OpenAI API; 0: any free port.")] = None,
     admin_port: Annotated[int | None, typer.Option(help="Port for administration; 0: any free port.")] = None,
+    admin_http_port: Annotated[
+        int | None, typer.Option(help="Port for the page and metrics of the cluster; 0: any free port.")
+    ] = None,
     policy: Annotated[str | None, typer.Option(help="Placement policy. Default: predicted_latency.")] = None,
     dtype: Annotated[str | None, typer.Option(help="Number format: float32, bfloat16, float16 or auto.")] = None,
     device: Annotated[
@@ -129,22 +136,32 @@ def up(
 
         baton up --log-level debug
     """
-    from baton.cli.progress import StartProgress
-    from baton.config.schema import parse_config
-    from baton.deploy.cluster import resolve_here
-    from baton.deploy.cluster import up as start
-    from baton.deploy.ending import clear
-    from baton.deploy.running import home
+    from baton.config.parse import parse_config
 
     overrides: dict[str, dict[str, Any]] = {
         "model": {"path": model, "dtype": dtype, "chat_template": chat_template},
         "pools": {"prefill": prefill, "decode": decode, "mixed": mixed},
         "engine": {"device": device},
-        "gateway": {"port": port},
-        "router": {"admin_port": admin_port, "policy": policy, "auto_rebalance": auto or None},
+        "gateway": {"port": port, "http_port": http_port},
+        "router": {
+            "admin_port": admin_port,
+            "admin_http_port": admin_http_port,
+            "policy": policy,
+            "auto_rebalance": auto or None,
+        },
         "logging": {"level": log_level},
     }
-    parsed = parse_config(_read(config), overrides)
+    _start(parse_config(_read(config), overrides), as_json)
+
+
+def _start(parsed: BatonConfig, as_json: bool) -> None:
+    """Start the configured cluster and print where it serves."""
+    from baton.cli.progress import StartProgress
+    from baton.deploy.cluster import resolve_here
+    from baton.deploy.cluster import up as start
+    from baton.deploy.ending import clear
+    from baton.deploy.running import home
+
     # First, because the processes of a dead cluster still use memory.
     clear(home(), lambda process, stage: err.print(f"{process}: {stage}", markup=False, soft_wrap=True))
     resolved = resolve_here(parsed)

@@ -112,3 +112,9 @@ class RouterAddresses:
 
     worker: str  # For workers and gateways, such as "tcp://127.0.0.1:5555"
     admin: str  # For operators, "host:port"
+    admin_http: str = ""  # For operators over HTTP, "host:port"; "": no HTTP
+
+    @property
+    def words(self) -> str:
+        """The addresses for operators, as "host:port, HTTP on host:port"."""
+        return self.admin + (f", HTTP on {self.admin_http}" if self.admin_http else "")

@@ -17,6 +17,7 @@ from baton import __version__
 from baton.access.credentials import Credentials
 from baton.access.grpc_server import set_serving
 from baton.config.process_config import GatewayAddresses, GatewayConfig
+from baton.config.schema import GatewaySection
 from baton.engine.checkpoint import model_id, read_config, resolve_model
 from baton.engine.tokenizer import Tokenizer
 from baton.gateway.core.live_stream import ModelFacts
@@ -24,11 +25,11 @@ from baton.gateway.core.session import GatewaySession
 from baton.gateway.driver import GatewayDriver
 from baton.gateway.grpc_service import SERVICE, InferenceService, start_server
 from baton.gateway.http.app import HttpApp
-from baton.gateway.http.server import HttpServer, start_http_server
 from baton.gateway.http.tokenizer_files import read_tokenizer_info
 from baton.gateway.intake import Intake
 from baton.gateway.served_model import ServedModel
 from baton.gateway.template_files import read_chat_template
+from baton.http.server import HttpServer, start_http_server
 from baton.links.frame_client import FrameClient
 from baton.links.frame_server import FrameServer
 from baton.protocol.address import join, reachable, split
@@ -115,7 +116,7 @@ async def start_gateway(config: GatewayConfig) -> RunningGateway:
             workers,
             write_timeout_s=section.write_timeout_s,
             waiting_bytes=lambda: intake.encoding.waiting_bytes,
-            on_serving=partial(set_serving, health_service, SERVICE),
+            on_ready=partial(set_serving, health_service, SERVICE),
             worker_keys=worker_keys,
         )
         inference = InferenceService(driver, intake, credentials.tokens)
@@ -123,13 +124,23 @@ async def start_gateway(config: GatewayConfig) -> RunningGateway:
         started.push_async_callback(server.stop, 0.0)
         tokenizer_info = read_tokenizer_info(folder, model.template)
         http_app = HttpApp(driver, intake, credentials.tokens, tokenizer_info, __version__)
-        http_server = None
-        if section.http_port != "off":
-            tls = credentials.ssl_context()
-            http_server = await start_http_server(
-                http_app, section.host, section.http_port, tls, section.write_timeout_s
-            )
+        http_server = await _start_http(http_app, section, credentials)
         public = reachable(join(section.host, port), config.worker_host)
         driver.session.info = replace(info, public_address=public)
         started.pop_all()
     return RunningGateway(config, driver, server, port, http_app, http_server, asyncio.create_task(driver.run()))
+
+
+async def _start_http(app: HttpApp, section: GatewaySection, credentials: Credentials) -> HttpServer | None:
+    """Serve HTTP, if configured."""
+    if section.http_port == "off":
+        return None
+    return await start_http_server(
+        app,
+        section.host,
+        section.http_port,
+        credentials.ssl_context(),
+        key="gateway.http_port",
+        share_port=True,
+        write_timeout_s=section.write_timeout_s,
+    )

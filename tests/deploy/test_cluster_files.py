@@ -14,8 +14,9 @@ import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from baton.cli.main import app
+from baton.config.parse import parse_config
 from baton.config.placement import check_placement, demand
-from baton.config.schema import BatonConfig, parse_config
+from baton.config.schema import BatonConfig
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 CLUSTER_FILES = ["ray-aws.yaml", "ray-gcp.yaml", "ray-local.yaml"]

@@ -24,10 +24,14 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "router.core": ("protocol", "config", "router.policy"),
     "access": ("protocol", "config"),
     "links": ("protocol",),
-    "router": ("protocol", "config", "router.policy", "router.core", "access", "links", "engine.checkpoint"),
+    "http": ("protocol",),
+    "router": (
+        *("protocol", "config", "router.policy", "router.core", "access", "links", "http"),
+        "engine.checkpoint",
+    ),
     "gateway.core": ("protocol",),
     "gateway": (
-        *("protocol", "config", "access", "links", "gateway.core"),
+        *("protocol", "config", "access", "links", "http", "gateway.core"),
         *("engine.tokenizer", "engine.checkpoint", "engine.model_config"),
     ),
     "worker.core": ("protocol", "config", "engine"),
@@ -83,11 +87,10 @@ PURE_FILES = (  # in packages that are not pure
     *("deploy/condition.py", "deploy/recovery.py"),
     *("baton/engine/checkpoint_tensors.py", "baton/engine/families.py"),
     *(f"baton/engine/race/{name}.py" for name in ("noise", "definition", "draw")),
+    *("baton/http/errors.py", "baton/http/response.py", "baton/http/routes.py"),
     *(f"baton/gateway/http/{name}.py" for name in ("answer", "answers", "ask", "chat", "common_fields", "completions")),
-    *(
-        f"baton/gateway/http/{name}.py"
-        for name in ("errors", "models", "parameters", "streamed", "token_words", "whole")
-    ),
+    *("router/request_phases.py", *(f"router/page/{name}.py" for name in ("history", "origin", "snapshots", "tracks"))),
+    *(f"baton/gateway/http/{name}.py" for name in ("models", "parameters", "streamed", "token_words", "whole")),
 )
 IMPURE = {
     "torch",

@@ -10,11 +10,11 @@ from baton.gateway.core.commands import StreamEnd
 from baton.gateway.core.stream import TextToken
 from baton.gateway.driver import GatewayDriver
 from baton.gateway.http.ask import Ask, Renderer, TokenLogprobs
-from baton.gateway.http.errors import JSON, HttpResponse
-from baton.gateway.http.exchange import Exchange
 from baton.gateway.public_messages import MAX_TOKENS_PER_MESSAGE
 from baton.gateway.siblings import Siblings
 from baton.gateway.subscription import Subscription
+from baton.http.exchange import Exchange
+from baton.http.response import JSON, HttpResponse
 from baton.protocol.errors import BatonError, Cancelled
 from baton.protocol.prompt_logprobs import PromptLogprobs
 from baton.protocol.request import Request
@@ -76,7 +76,7 @@ class LiveAnswer:
     async def _write(self, sequence: int, request: Request, siblings: Siblings) -> None:
         """Write a sequence to its end: what is ready in one turn of the event loop is one write."""
         await siblings.turn(sequence)
-        subscription = self.driver.open(request)
+        subscription = self.driver.open(request, api="http")
         self.subscriptions.append(subscription)
         tokens, end = await subscription.next()
         siblings.begun(sequence)

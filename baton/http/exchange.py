@@ -8,12 +8,11 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from baton.gateway.http.errors import BodyTooLarge, HttpResponse
-from baton.gateway.http.parameters import MAX_BODY_BYTES
-from baton.gateway.intake import MAX_NAME_BYTES
+from baton.http.response import MAX_BODY_BYTES, BodyTooLarge, HttpResponse
 from baton.protocol.errors import Cancelled
 
 REQUEST_ID = "x-request-id"
+MAX_ID_CHARACTERS = 128
 _ID = re.compile(r"[!-~]+")  # What a header can have, without spaces
 _EVENTS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
 
@@ -32,7 +31,7 @@ class Exchange:
     def __post_init__(self) -> None:
         self.headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in self.scope["headers"]}
         given = self.headers.get(REQUEST_ID, "")
-        usable = len(given) <= MAX_NAME_BYTES // 2 and _ID.fullmatch(given)
+        usable = len(given) <= MAX_ID_CHARACTERS and _ID.fullmatch(given)
         self.request_id = given if usable else uuid.uuid4().hex
 
     @property
