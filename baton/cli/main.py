@@ -41,6 +41,7 @@ LogLevel = Annotated[
 ]
 LogFormat = Annotated[str | None, typer.Option(help="Format of their log lines: text or json.")]
 AccessLog = Annotated[bool, typer.Option("--access-log", help="Log a line per ended request at its gateway.")]
+OtlpEndpoint = Annotated[str | None, typer.Option(metavar="URL", help="Collector of traces (OTLP over HTTP).")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file; options override it.", dir_okay=False)]
 
 
@@ -123,6 +124,7 @@ def up(
     log_level: LogLevel = None,
     log_format: LogFormat = None,
     access_log: AccessLog = False,
+    otlp_endpoint: OtlpEndpoint = None,
     auto: Annotated[bool, typer.Option("--auto", help="Let the planner move workers between the pools.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -154,6 +156,7 @@ def up(
             "auto_rebalance": auto or None,
         },
         "logging": {"level": log_level, "format": log_format, "access": access_log or None},
+        "tracing": {"endpoint": otlp_endpoint},
     }
     _start(parse_config(_read(config), overrides), as_json)
 

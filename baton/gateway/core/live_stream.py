@@ -32,7 +32,6 @@ from baton.protocol.latency import Latency
 from baton.protocol.messages import Work
 from baton.protocol.prefix_hash import page_hashes, page_keys, tenant_root
 from baton.protocol.request import Request
-from baton.protocol.trace_context import TraceContext
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +63,6 @@ class LiveStream:
     held: bool = False  # An earlier request of the same id has yet to end
     submitted: bool = False
     submission: int = -1  # Of the latest `Submit`, counted from 0
-    trace: TraceContext | None = None  # None: it is not sampled
     placed: Placed | None = None
     router_end: RequestEnded | None = None
 
@@ -103,7 +101,6 @@ class LiveStream:
             age_s=max(0.0, now - request.arrival_s),
             deadline_in_s=None if request.deadline_s is None else max(0.0, request.deadline_s - now),
             submission=self.submission,
-            trace=self.trace,
         )
 
     def emitted(self) -> EmittedTokens:

@@ -34,6 +34,7 @@ from baton.protocol.gateway_messages import (
     Placed,
     RegisterGateway,
     RequestEnded,
+    ServingPools,
     StepOutput,
     StopRequest,
     StreamPosition,
@@ -44,7 +45,6 @@ from baton.protocol.gateway_messages import (
 )
 from baton.protocol.request import Request
 from baton.protocol.session_messages import Reregister
-from baton.protocol.trace_context import TraceContext
 
 END_WAIT_S = 1.0  # That a complete stream waits for its route, and one that the router has ended for missing tokens
 MAX_STREAMS = MAX_IDS  # A message lists all of them
@@ -74,14 +74,7 @@ class GatewaySession:
     def __post_init__(self) -> None:
         self.workers = Workers(self.model.vocab_size)
 
-    def open(
-        self,
-        request: Request,
-        now: float,
-        emitted: Sequence[int] = (),
-        resume_from: int = 0,
-        trace: TraceContext | None = None,
-    ) -> list[Command]:
+    def open(self, request: Request, now: float, emitted: Sequence[int] = (), resume_from: int = 0) -> list[Command]:
         """Open a stream, or give the live one of the same request to this reader, from index `resume_from` on.
 
         `emitted` are output tokens that the client has. An earlier reader has to be ended with `taken_over`. Raises
@@ -94,7 +87,6 @@ class GatewaySession:
         if len(self.streams) >= MAX_STREAMS:
             raise Overloaded(f"The gateway has {MAX_STREAMS} streams, its maximum: retry later.", retry_after_s=1.0)
         stream = open_stream(request, emitted, resume_from, self.model, self.vocabulary, now)
-        stream.trace = trace
         self.streams[request.request_id] = stream
         self.num_requests += 1
         if stream.output.ended:  # The client had passed a stop string
@@ -130,7 +122,6 @@ class GatewaySession:
                 self._registered = self.router_up
                 self.stopped.extend(now)
                 self.workers.on_registered(now)
-                return []
             case WorkerJoined(worker, public_key):
                 accept = AcceptWorker(worker, public_key)
                 waits = self.workers.join(worker)
@@ -138,6 +129,8 @@ class GatewaySession:
             case WorkerLeft(worker):
                 self.workers.leave(worker)
                 return [ForgetWorker(worker)]
+            case ServingPools():
+                self.workers.pools = message
             case Reregister():
                 wanted = self.router_up and now - self._registered_s >= REGISTER_AGAIN_S
                 return self._register(now) if wanted else []
@@ -150,9 +143,9 @@ class GatewaySession:
                 stream = self.streams.get(request_id)
                 if stream is not None and not stream.held:
                     stream.on_placed(message, now)
-                return []
             case AskEmitted(request_id):
                 return self._on_ask(request_id)
+        return []
 
     def on_worker_messages(
         self, worker: str, incarnation: str, batch: Iterable[TokenMessage], now: float
@@ -283,17 +276,14 @@ class GatewaySession:
 
     def _give_up(self, now: float) -> list[Command]:
         """Without a router: end the streams that may not wait for it any longer."""
-        commands: list[Command] = []
-        for stream in list(self.streams.values()):
-            error = stream.without_router(self._router_lost_s, self.router_grace_s, now)
-            if error is not None:
-                commands.append(self._end(stream, error, now))
-        return commands
+        lost_s, grace_s = self._router_lost_s, self.router_grace_s
+        errors = [(stream, stream.without_router(lost_s, grace_s, now)) for stream in self.streams.values()]
+        return [self._end(stream, error, now) for stream, error in errors if error is not None]
 
     def _end_complete(self, now: float) -> list[Command]:
         """End streams that have their last token and wait for their route, which will not come."""
-        complete = [stream for request_id in self._waits if (stream := self.streams[request_id]).output.ended]
-        return [self._end(stream, None, now) for stream in complete]
+        waiting = [self.streams[request_id] for request_id in self._waits]
+        return [self._end(stream, None, now) for stream in waiting if stream.output.ended]
 
     def _end(self, stream: LiveStream, error: BatonError | None, now: float) -> EndStream:
         self._forget(stream, error is not None or stream.output.stop_string_met, now)
