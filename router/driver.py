@@ -26,6 +26,7 @@ from baton.router.core.commands import (
     SendToGateway,
     SendToWorker,
 )
+from baton.router.core.completion import Completion
 from baton.router.core.core import RouterCore
 from baton.router.core.operation import Operation, OperationSpec
 from baton.router.core.peer_frames import PeerFrames
@@ -49,6 +50,7 @@ class Driver:
     config: RouterSection = field(default_factory=RouterSection)
     on_registered: Callable[[str], None] | None = None  # Called with the name of each worker or gateway that registers
     on_kill: Callable[[str], None] | None = None  # Kills the process of a timed-out worker, if possible
+    on_completed: list[Callable[[Completion], None]] = field(default_factory=list)  # Each is called with every request
     gateway_rates: GatewayRates = field(default_factory=GatewayRates)
     _watchers: dict[str, set[asyncio.Event]] = field(default_factory=dict)  # By operation id
     _unexpected: Counter[str] = field(default_factory=Counter)  # Events that were logged, by kind
@@ -161,6 +163,8 @@ class Driver:
                 case RequestCompleted(completion):
                     if log.isEnabledFor(logging.DEBUG):
                         log.debug(completion_line(completion), extra={"request": completion.request_id})
+                    for listener in self.on_completed:
+                        listener(completion)
                 case Kill(worker):
                     if self.on_kill is not None:
                         self.on_kill(worker)

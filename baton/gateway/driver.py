@@ -16,14 +16,16 @@ from baton.gateway.core.commands import (
     SendToWorker,
     ShowPrompt,
     ShowTokens,
+    StreamEnd,
 )
 from baton.gateway.core.live_stream import taken_over
 from baton.gateway.core.session import GatewaySession
+from baton.gateway.ended_request import EndedRequest
 from baton.gateway.subscription import Subscription
 from baton.links.frame_client import FrameClient
 from baton.links.frame_server import FrameServer
 from baton.logs import log
-from baton.protocol.errors import BatonError, Cancelled
+from baton.protocol.errors import BatonError, Cancelled, NoRouter, NoWorkers
 from baton.protocol.gateway_messages import GatewayMessage, GatewayRegistered, ToGateway, TokenMessage
 from baton.protocol.request import Request
 from baton.protocol.session_messages import Goodbye
@@ -32,7 +34,7 @@ TICK_S = 0.1
 LOAD_EVERY_S = 1.0
 
 
-async def _no_change(serving: bool) -> None:
+async def _no_change(ready: bool) -> None:
     """In place of a health service."""
 
 
@@ -45,7 +47,8 @@ class GatewayDriver:
     workers: FrameServer
     write_timeout_s: float  # 0: never
     waiting_bytes: Callable[[], int] = int  # Of text that waits for tokenisation
-    on_serving: Callable[[bool], Awaitable[None]] = _no_change  # Called when `serving` changes
+    on_ready: Callable[[bool], Awaitable[None]] = _no_change  # Called when `ready` changes
+    on_ended: list[Callable[[EndedRequest], None]] = field(default_factory=list)  # Each is called with every request
     clock: Callable[[], float] = time.monotonic
     worker_keys: dict[str, str] = field(default_factory=dict)  # Public keys of the workers that may connect, by name
     registered: asyncio.Event = field(default_factory=asyncio.Event)  # The router has answered the registration
@@ -62,36 +65,54 @@ class GatewayDriver:
         """Whether new requests are answered: the router is there, or has been away for no longer than they wait."""
         return self.session.router_up or self.clock() - self._router_lost_s < self.session.router_grace_s
 
+    @property
+    def unready(self) -> BatonError | None:
+        """Why new requests would not be answered at once: no router, or no worker that serves in a needed role."""
+        pools = self.session.workers.pools
+        if not self.serving:
+            return NoRouter("The router is away.")
+        if not (pools.prefill and pools.decode):
+            return NoWorkers(f"No {'decode' if pools.prefill else 'prefill'} worker serves now.")
+        return None
+
+    @property
+    def ready(self) -> bool:
+        """Whether the router is there (or away for no longer than requests wait) and each needed role has a worker."""
+        return self.unready is None
+
     async def run(self) -> None:
         """Serve until cancelled."""
         self.workers.start(self._on_worker_frame)
         self.router.start(self._on_router)
-        load_s, serving = self.clock(), True
+        load_s, ready = self.clock(), False
         while True:
             await asyncio.sleep(TICK_S)
             now = self.clock()
             self._perform(self.session.tick(now))
             self._fail_unread(now)
-            if serving != self.serving:
-                serving = not serving
-                log.warning("serving" if serving else "the router is away: not serving")
-                await self.on_serving(serving)
+            unready = self.unready
+            if ready != (unready is None):
+                ready = unready is None
+                log.warning("ready" if unready is None else f"not ready: {unready}")
+                await self.on_ready(ready)
             if now - load_s >= LOAD_EVERY_S:
                 load_s = now
                 self._report(now)
 
-    def open(self, request: Request, emitted: Sequence[int] = (), resume_from: int = 0) -> Subscription:
+    def open(
+        self, request: Request, emitted: Sequence[int] = (), resume_from: int = 0, api: str = "grpc"
+    ) -> Subscription:
         """Open a stream, or take over the live one of the same request; raises the session's `BatonError`.
 
         `emitted` are output tokens that the client has. A live request is streamed from token index `resume_from`. Its
-        earlier client, likely disconnected, gets an error.
+        earlier client, likely disconnected, gets an error. `api` is that of the client, "grpc" or "http".
         """
         request_id = request.request_id
         commands = self.session.open(request, self.clock(), emitted, resume_from)
         earlier = self._subscriptions.get(request_id)
         if earlier is not None and earlier.end is None:
             earlier.fail(taken_over(request_id))
-        subscription = self._subscriptions[request_id] = Subscription(request_id)
+        subscription = self._subscriptions[request_id] = Subscription(request, api, resume_from > 0)
         self._perform(commands)
         return subscription
 
@@ -101,7 +122,14 @@ class GatewayDriver:
             return
         del self._subscriptions[subscription.request_id]
         if subscription.end is None:
-            self._perform(self.session.leave(subscription.request_id, error, self.clock()))
+            now, end = self.clock(), self.session.streams[subscription.request_id].end(error)
+            self._perform(self.session.leave(subscription.request_id, error, now))
+            self._ended(subscription, end, now)
+
+    def _ended(self, subscription: Subscription, end: StreamEnd, now: float) -> None:
+        ended = EndedRequest(subscription.request, end, subscription.api, subscription.resumed, now)
+        for listener in self.on_ended:
+            listener(ended)
 
     def leave(self) -> None:
         """Send the goodbye to the router, so that it does not wait for this gateway."""
@@ -178,6 +206,7 @@ class GatewayDriver:
                     subscription = self._subscriptions.get(end.request_id)
                     if subscription is not None:
                         subscription.finish(end)
+                        self._ended(subscription, end, self.clock())
                 case SendToRouter(message):
                     to_router.append(message)
                 case SendToWorker(worker, message):

@@ -76,7 +76,7 @@ class LiveAnswer:
     async def _write(self, sequence: int, request: Request, siblings: Siblings) -> None:
         """Write a sequence to its end: what is ready in one turn of the event loop is one write."""
         await siblings.turn(sequence)
-        subscription = self.driver.open(request)
+        subscription = self.driver.open(request, api="http")
         self.subscriptions.append(subscription)
         tokens, end = await subscription.next()
         siblings.begun(sequence)
