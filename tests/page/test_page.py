@@ -47,17 +47,20 @@ def test_a_request_appears_with_its_waterfall_and_a_worker_is_drained_by_its_pla
     async def scene() -> None:
         router, worker = plans(CHECKPOINT, 1024, 300, policy="least_loaded")
         cluster = ProcessCluster(router, worker, {"prefill": 1, "decode": 2})
-        async with cluster, baton.AsyncClient(cluster.address) as client:
-            async with page_at(cluster.router.addresses.admin_http) as page:
-                await page.until(READY)
-                assert await page.value(WORKERS) == "prefill-0,decode-0,decode-1"
-                await client.generate("The baton goes", max_tokens=8, request_id="seen-in-the-page")
-                await _explain(page, "seen-in-the-page")
-                await _drain(page, "decode-1")
-                view = cluster.router.driver.core.state.workers["decode-1"]
-                await cluster.until(lambda: not view.serving)
-                await page.until("document.querySelector('[data-worker=decode-1]').dataset.state === 'drained'")
-                await page.until("document.querySelector('.operation[data-state=done]') !== null")
+        async with (
+            cluster,
+            baton.AsyncClient(cluster.address) as client,
+            page_at(cluster.router.addresses.admin_http) as page,
+        ):
+            await page.until(READY)
+            assert await page.value(WORKERS) == "prefill-0,decode-0,decode-1"
+            await client.generate("The baton goes", max_tokens=8, request_id="seen-in-the-page")
+            await _explain(page, "seen-in-the-page")
+            await _drain(page, "decode-1")
+            view = cluster.router.driver.core.state.workers["decode-1"]
+            await cluster.until(lambda: not view.serving)
+            await page.until("document.querySelector('[data-worker=decode-1]').dataset.state === 'drained'")
+            await page.until("document.querySelector('.operation[data-state=done]') !== null")
 
     run(scene)
 

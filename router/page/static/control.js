@@ -61,7 +61,7 @@ export async function plan(request) {
   }
   const steps = planned.steps.map((step) => h("li", {}, h("strong", {}, step.worker), " ", step.action, step.detail ? h("small", {}, step.detail) : null));
   const content = steps.length
-    ? [h("p", {}, `${many(steps.length, "step")}, one at a time; requests go on:`), h("ol", { class: "steps" }, steps)]
+    ? [h("p", {}, `${steps.length > 1 ? `${steps.length} steps, one at a time` : "One step"}. Requests go on without interruption.`), h("ol", { class: "steps" }, steps)]
     : [h("p", {}, planned.message || "There is nothing to do.")];
   ask(`Plan: ${planned.title}`, content, steps.length ? "Start" : null, () => act("api/operations", request));
 }

@@ -33,7 +33,8 @@ function waterfall(explanation) {
     list.style.setProperty("--predicted", Math.min(1, predicted / total).toFixed(4));
     list.append(mark);
   }
-  return list;
+  const caption = predicted === undefined ? null : h("p", { class: "caption" }, h("i"), `first token as predicted, after ${ms(1000 * predicted)}`);
+  return h("div", {}, list, caption);
 }
 
 /** Two bars on one scale: predicted and observed. */

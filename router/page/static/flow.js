@@ -143,8 +143,12 @@ export class Flow {
     const ended = track.ended < time;
     const colour = this.colours[ended && track.failed ? "bad" : moving && step.phase === "decode" ? "handoff" : step.phase];
     if (moving) this.trail(from, to, progress, colour);
+    if (moving && step.phase === "handoff") {
+      this.baton(this.along(from, to, ease(progress)), this.along(from, to, ease(progress) + 0.01));
+      return;
+    }
     const point = moving ? this.along(from, to, ease(progress)) : to;
-    this.dot(point, colour, ended ? fade : 1, ended ? 3 + 5 * (1 - fade) : moving ? 4 : 3, ended);
+    this.dot(point, colour, ended ? fade : 1, ended ? 3.5 + 6 * (1 - fade) : moving ? 4.5 : 3.5, ended);
   }
 
   /** A point on the arc between two places. */
@@ -172,6 +176,24 @@ export class Flow {
       context.stroke();
     }
     context.globalAlpha = 1;
+  }
+
+  /** The pages on their way: a stick along the way, in the colours of both pools. */
+  baton(point, ahead) {
+    const { context } = this;
+    const angle = Math.atan2(ahead.y - point.y, ahead.x - point.x);
+    const [x, y] = [8 * Math.cos(angle), 8 * Math.sin(angle)];
+    const gradient = context.createLinearGradient(point.x - x, point.y - y, point.x + x, point.y + y);
+    gradient.addColorStop(0, this.colours.prefill);
+    gradient.addColorStop(0.5, this.colours.handoff);
+    gradient.addColorStop(1, this.colours.decode);
+    context.strokeStyle = gradient;
+    context.lineWidth = 5;
+    context.lineCap = "round";
+    context.beginPath();
+    context.moveTo(point.x - x, point.y - y);
+    context.lineTo(point.x + x, point.y + y);
+    context.stroke();
   }
 
   dot(point, colour, alpha, radius, hollow) {

@@ -44,7 +44,7 @@ const tiles = TILES.map(([title, values]) => {
 const queue = h("div", { class: "queue-box", "data-queue": "" });
 const queued = h("span", { class: "big" });
 const oldest = h("span", { class: "sub" });
-byId("lane-front").append(h("h3", {}, h("span", { class: "role" }, "queue"), oldest), h("p", { class: "what" }, "waits for a worker"), queued, queue);
+byId("lane-front").append(h("h3", {}, h("span", { class: "role" }, "queue")), h("p", { class: "what" }, "waits for a worker"), queued, oldest, queue);
 
 function render() {
   const { cluster } = state;

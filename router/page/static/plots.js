@@ -1,11 +1,11 @@
 // The plots of the last minutes, in SVG: lines over a common time axis, a point a second.
 
 import { h, setText } from "./dom.js";
-import { ms, rate } from "./format.js";
+import { ms, rate, seconds } from "./format.js";
 
 const WIDTH = 300;
 const HEIGHT = 84;
-const POINTS = 300;
+const SHORTEST = 60; // Seconds on the time axis, at least; it grows with the history, to five minutes
 const perSecond = (value) => (value === null ? "–" : rate(value));
 const PLOTS = [
   { title: "Tokens per second", lines: [{ column: 0, style: "decode", name: "", fill: true }], text: perSecond },
@@ -18,7 +18,7 @@ const PLOTS = [
     text: perSecond,
   },
   {
-    title: "Time to first token",
+    title: "Time to first token, p50",
     lines: [
       { column: 6, style: "prefill faint", name: "p99" },
       { column: 5, style: "prefill", name: "p50", fill: true },
@@ -26,7 +26,7 @@ const PLOTS = [
     text: ms,
   },
   {
-    title: "Time per output token",
+    title: "Time per output token, p50",
     lines: [
       { column: 8, style: "handoff faint", name: "p99" },
       { column: 7, style: "handoff", name: "p50", fill: true },
@@ -44,8 +44,8 @@ function ceiling(value) {
 }
 
 /** One path per stretch without gaps; `down` closes each to the ground. */
-function path(points, column, top, down) {
-  const x = (index) => WIDTH - (points.length - 1 - index) * (WIDTH / (POINTS - 1));
+function path(points, column, top, down, span) {
+  const x = (index) => WIDTH - (points.length - 1 - index) * (WIDTH / (span - 1));
   const y = (value) => HEIGHT - Math.min(1, value / top) * HEIGHT;
   let text = "";
   let start = -1;
@@ -66,8 +66,9 @@ class Plot {
   constructor(plot) {
     this.plot = plot;
     this.value = h("span", { class: "value" });
+    this.note = h("span", { class: "extra" });
     this.top = h("span", { class: "top-label" });
-    this.at = h("span", { class: "at" }, "5 min");
+    this.at = h("span", { class: "at" });
     this.cursor = h("svg:line", { class: "cursor", y1: 0, y2: HEIGHT, visibility: "hidden" });
     this.paths = plot.lines.map((line) => [
       line.fill ? h("svg:path", { class: `area ${line.style}` }) : null,
@@ -86,17 +87,18 @@ class Plot {
     this.element = h(
       "figure",
       { class: "panel plot" },
-      h("figcaption", {}, h("span", { class: "title" }, plot.title), this.value),
+      h("figcaption", {}, h("span", { class: "title" }, plot.title), h("span", { class: "line" }, this.value, this.note)),
       chart,
       h("div", { class: "axis" }, this.at, h("span", {}, "now")),
     );
     this.points = [];
+    this.span = SHORTEST;
     this.index = null;
   }
 
   hover(event) {
     const box = this.svg.getBoundingClientRect();
-    const back = Math.round(((box.right - event.clientX) / box.width) * (POINTS - 1));
+    const back = Math.round(((box.right - event.clientX) / box.width) * (this.span - 1));
     this.show(back >= 0 && back < this.points.length ? back : null);
   }
 
@@ -104,31 +106,31 @@ class Plot {
   show(back) {
     this.index = back;
     this.cursor.setAttribute("visibility", back === null ? "hidden" : "visible");
-    const x = WIDTH - (back ?? 0) * (WIDTH / (POINTS - 1));
+    const x = WIDTH - (back ?? 0) * (WIDTH / (this.span - 1));
     this.cursor.setAttribute("x1", x);
     this.cursor.setAttribute("x2", x);
     const point = this.points[this.points.length - 1 - (back ?? 0)];
-    const parts = this.plot.lines.map((line) => {
-      const text = this.plot.text(point ? point[line.column] : null);
-      return line.name ? `${line.name} ${text}` : text;
-    });
-    if (this.plot.lines[0].name === "p99") parts.reverse();
-    setText(this.value, parts.join("  ·  "));
-    setText(this.at, back === null ? "5 min" : `${back} s ago`);
+    const shown = (line) => line && this.plot.text(point ? point[line.column] : null);
+    const main = this.plot.lines.find((line) => line.fill);
+    const other = this.plot.lines.find((line) => !line.fill);
+    setText(this.value, shown(main));
+    setText(this.note, other && (point?.[other.column] || other.name === "p99") ? `${other.name} ${shown(other)}` : "");
+    setText(this.at, back === null ? seconds(this.span) : `${back} s ago`);
   }
 
   update(points) {
     this.points = points;
+    this.span = Math.max(SHORTEST, points.length);
     const highest = Math.max(0, ...this.plot.lines.flatMap((line) => points.map((point) => point[line.column] ?? 0)));
     const top = ceiling(highest);
     setText(this.top, this.plot.text(top));
     this.plot.lines.forEach((line, index) => {
       const [area, stroke] = this.paths[index];
-      area?.setAttribute("d", path(points, line.column, top, true));
-      stroke.setAttribute("d", path(points, line.column, top, false));
+      area?.setAttribute("d", path(points, line.column, top, true, this.span));
+      stroke.setAttribute("d", path(points, line.column, top, false, this.span));
     });
     this.show(this.index);
-    this.svg.setAttribute("aria-label", `${this.plot.title} over five minutes: now ${this.value.textContent}`);
+    this.svg.setAttribute("aria-label", `${this.plot.title} over ${seconds(this.span)}: now ${this.value.textContent}`);
   }
 }
 

@@ -48,8 +48,10 @@ function updateCard(card, worker) {
   setText(parts.name, worker.name);
   setText(parts.chip, worker.silent_s ? `silent ${worker.silent_s} s` : worker.state);
   setText(parts["kv-text"], `KV ${percent(worker.pages_in_use, worker.pages_total)}`);
-  setText(parts.load, `${worker.running} running${worker.waiting ? `, ${worker.waiting} waiting` : ""}`);
   const prefills = worker.role === "prefill";
+  const running = prefills && !worker.running ? [] : [`${worker.running} running`];
+  const waiting = prefills || worker.waiting ? [`${worker.waiting} waiting`] : [];
+  setText(parts.load, [...running, ...waiting].join(", "));
   setText(parts.speed, prefills ? `busy ${seconds(worker.busy_s)}` : worker.tpot_ms ? `${ms(worker.tpot_ms)}/token` : "idle");
   setBar(card, worker);
 }

@@ -68,7 +68,7 @@ export function refusals(parent) {
     );
   return (refused) => {
     empty.hidden = refused.length > 0;
-    keyed(list, refused.slice(0, 6), (one) => `${one.at} ${one.id}`, make, () => {});
+    keyed(list, refused.slice(0, 4), (one) => `${one.at} ${one.id}`, make, () => {});
   };
 }
 
