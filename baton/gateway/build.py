@@ -9,6 +9,7 @@ import uuid
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 import grpc
 from grpc_health.v1 import health
@@ -20,6 +21,7 @@ from baton.config.process_config import GatewayAddresses, GatewayConfig
 from baton.config.schema import GatewaySection
 from baton.engine.checkpoint import model_id, read_config, resolve_model
 from baton.engine.tokenizer import Tokenizer
+from baton.gateway.access_lines import write_access_line
 from baton.gateway.core.live_stream import ModelFacts
 from baton.gateway.core.session import GatewaySession
 from baton.gateway.driver import GatewayDriver
@@ -35,6 +37,10 @@ from baton.links.frame_server import FrameServer
 from baton.protocol.address import join, reachable, split
 from baton.protocol.codec import FROM_ROUTER_TO_GATEWAY, FROM_WORKER_TO_GATEWAY
 from baton.protocol.gateway_messages import GatewayInfo
+from baton.tracing.start import start_export
+
+if TYPE_CHECKING:
+    from baton.tracing.export import SpanExport
 
 
 @dataclass(eq=False)
@@ -48,6 +54,7 @@ class RunningGateway:
     http_app: HttpApp
     http_server: HttpServer | None
     task: asyncio.Task[None]
+    spans: SpanExport | None
 
     @property
     def addresses(self) -> GatewayAddresses:
@@ -76,6 +83,8 @@ class RunningGateway:
         self.driver.leave()
         self.driver.workers.close()
         self.driver.router.close()
+        if self.spans is not None:
+            await self.spans.close()
 
 
 async def start_gateway(config: GatewayConfig) -> RunningGateway:
@@ -119,6 +128,9 @@ async def start_gateway(config: GatewayConfig) -> RunningGateway:
             on_ready=partial(set_serving, health_service, SERVICE),
             worker_keys=worker_keys,
         )
+        spans = _observe(driver, config)
+        if spans is not None:
+            started.push_async_callback(spans.close)
         inference = InferenceService(driver, intake, credentials.tokens)
         server, port = await start_server(inference, join(section.host, section.port), credentials, health_service)
         started.push_async_callback(server.stop, 0.0)
@@ -128,7 +140,20 @@ async def start_gateway(config: GatewayConfig) -> RunningGateway:
         public = reachable(join(section.host, port), config.worker_host)
         driver.session.info = replace(info, public_address=public)
         started.pop_all()
-    return RunningGateway(config, driver, server, port, http_app, http_server, asyncio.create_task(driver.run()))
+    return RunningGateway(config, driver, server, port, http_app, http_server, asyncio.create_task(driver.run()), spans)
+
+
+def _observe(driver: GatewayDriver, config: GatewayConfig) -> SpanExport | None:
+    """Log and trace the requests that have ended, if configured."""
+    if config.logging.access:
+        driver.on_ended.append(write_access_line)
+    spans = start_export(config.tracing, config.name)
+    if spans is not None:
+        from baton.gateway.request_spans import RequestSpans
+
+        driver.traces = RequestSpans(spans, config.model_name, config.tracing.sample)
+        driver.on_ended.append(driver.traces.on_ended)
+    return spans
 
 
 async def _start_http(app: HttpApp, section: GatewaySection, credentials: Credentials) -> HttpServer | None:

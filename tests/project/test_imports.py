@@ -25,13 +25,14 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "access": ("protocol", "config"),
     "links": ("protocol",),
     "http": ("protocol",),
+    "tracing": ("protocol", "config"),
     "router": (
-        *("protocol", "config", "router.policy", "router.core", "access", "links", "http"),
+        *("protocol", "config", "router.policy", "router.core", "access", "links", "http", "tracing"),
         "engine.checkpoint",
     ),
     "gateway.core": ("protocol",),
     "gateway": (
-        *("protocol", "config", "access", "links", "http", "gateway.core"),
+        *("protocol", "config", "access", "links", "http", "tracing", "gateway.core"),
         *("engine.tokenizer", "engine.checkpoint", "engine.model_config"),
     ),
     "worker.core": ("protocol", "config", "engine"),
@@ -110,6 +111,7 @@ IMPURE = {
 
 ONLY_IN = {  # folders and files
     "ray": ("deploy", "baton/worker/actor.py", "baton/gateway/actor.py", "router/actor.py"),
+    "opentelemetry": ("baton/tracing",),
     "nixl": ("kv_transfer/nixl_library.py",),
     "triton": ("baton/engine/race",),
     "flashinfer": ("baton/engine/attention/flashinfer.py", "baton/engine/models/cuda_layers.py"),

@@ -13,7 +13,7 @@ from baton.gateway.http.answers import renderer
 from baton.gateway.http.ask import Ask, HttpModel
 from baton.gateway.http.chat import parse_chat
 from baton.gateway.http.completions import parse_completion
-from baton.gateway.http.live_answer import LiveAnswer
+from baton.gateway.http.live_answer import LEFT, LiveAnswer
 from baton.gateway.http.long_bodies import parsed
 from baton.gateway.http.models import (
     TokenizerInfo,
@@ -33,7 +33,7 @@ from baton.http.exchange import Exchange
 from baton.http.response import JSON, HttpResponse
 from baton.http.routes import Routes
 from baton.logs import log
-from baton.protocol.errors import NoRouter
+from baton.protocol.errors import BatonError, Cancelled, NoRouter
 from baton.protocol.request import Request
 
 MAX_LOGGED_FIELDS = 1000
@@ -149,15 +149,24 @@ class HttpApp(HttpApplication):
         requests = self._requests(ask, prompts, exchange, arrival_s)
         words = self.intake.model.tokenizer
         written = renderer(ask, prefix + exchange.request_id, int(time.time()), prompts, words)
-        answer = LiveAnswer(self.driver, exchange, ask, written)
+        traces = self.driver.traces
+        trace = traces.begin(exchange.trace_headers, ask.operation) if traces is not None else None
+        answer = LiveAnswer(self.driver, exchange, ask, written, trace)
         names = _names(exchange, ask)
         self.answers.add(answer)
         self._names.update(names)
+        ended: BatonError | None = Cancelled(LEFT)
         try:
             await answer.run(requests)
+            ended = None
+        except BatonError as error:
+            ended = error
+            raise
         finally:
             self.answers.discard(answer)
             self._names.difference_update(names)
+            if traces is not None and trace is not None and len(requests) > 1:
+                traces.on_body_ended(trace, names[0], len(requests), (arrival_s, self.driver.clock()), ended)
 
     async def _prompts(self, ask: Ask, num_bytes: int) -> list[Sequence[int]]:
         """The token ids of every prompt of a body of `num_bytes` bytes."""
