@@ -53,7 +53,6 @@ function render() {
   tiles.forEach((update) => update());
   setText(queued, count(cluster.queued_requests));
   setText(oldest, cluster.queued_requests ? `oldest ${seconds(cluster.oldest_queued_s)}` : "");
-  setText(byId("relay-foot"), `Up ${seconds(cluster.uptime_s)}. Each dot is a request, at most 96 new ones a second, shown about a second late.`);
   show.pools(state);
   show.plots(state.points);
   show.requests(state.requests);
@@ -70,7 +69,8 @@ follow(
     state.apply(snapshot);
     render();
     if (snapshot.whole) flow.reset();
-    flow.add(snapshot.tracks);
+    flow.add(snapshot.tracks, snapshot.every);
+    setText(byId("relay-foot"), `Up ${seconds(state.cluster.uptime_s)}. Each dot is a request, shown about a second late${snapshot.every > 1 ? `; one of ${snapshot.every} is shown` : ""}.`);
     document.body.dataset.ready = "";
   },
   (condition, text) => {
