@@ -54,7 +54,6 @@ class HttpApp(HttpApplication):
     version: str
     model: HttpModel = field(init=False)
     answers: set[LiveAnswer] = field(default_factory=set)
-    _names: set[str] = field(default_factory=set)  # Request ids of all live answers, also of sequences that wait
     _logged_fields: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -143,7 +142,7 @@ class HttpApp(HttpApplication):
         self._log_ignored(ask)
         prompts = await self._prompts(ask, len(body))
         names = _names(exchange, ask)
-        if not (self._names.isdisjoint(names) and self.driver.session.streams.keys().isdisjoint(names)):
+        if not (self.driver.http_ids.isdisjoint(names) and self.driver.session.streams.keys().isdisjoint(names)):
             # A live id would be resumed, as gRPC's clients do
             exchange.request_id = f"{exchange.request_id}-{self.intake.seeds.getrandbits(32):08x}"
         requests = self._requests(ask, prompts, exchange, arrival_s)
@@ -154,7 +153,7 @@ class HttpApp(HttpApplication):
         answer = LiveAnswer(self.driver, exchange, ask, written, trace)
         names = _names(exchange, ask)
         self.answers.add(answer)
-        self._names.update(names)
+        self.driver.http_ids.update(names)
         ended: BatonError | None = Cancelled(LEFT)
         try:
             await answer.run(requests)
@@ -164,7 +163,7 @@ class HttpApp(HttpApplication):
             raise
         finally:
             self.answers.discard(answer)
-            self._names.difference_update(names)
+            self.driver.http_ids.difference_update(names)
             if traces is not None and trace is not None and len(requests) > 1:
                 traces.on_body_ended(trace, names[0], len(requests), (arrival_s, self.driver.clock()), ended)
 
