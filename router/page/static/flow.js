@@ -5,6 +5,7 @@ const DELAY_MS = 1300;
 const MOVE_MS = 380; // The shortest time in which a dot is shown to move
 const FADE_MS = 500;
 const KEPT_MS = 4000;
+const MANY = 100; // Workers from which positions are not measured each second, and every second frame is drawn
 const still = matchMedia("(prefers-reduced-motion: reduce)");
 
 const ease = (t) => (t < 0.5 ? 4 * t * t * t : 1 - (-2 * t + 2) ** 3 / 2);
@@ -83,7 +84,7 @@ export class Flow {
         seed: this.tracks.get(id)?.seed ?? hash(id),
       });
     }
-    this.measure();
+    if (!this.boxes.size || this.boxes.size < MANY) this.measure();
     this.wake();
   }
 
@@ -102,7 +103,8 @@ export class Flow {
   }
 
   frame() {
-    this.draw(performance.now() - DELAY_MS);
+    this.odd = !this.odd;
+    if (this.odd || this.boxes.size < MANY) this.draw(performance.now() - DELAY_MS);
     if (this.tracks.size && !document.hidden && !still.matches) requestAnimationFrame(() => this.frame());
     else this.running = false;
   }
