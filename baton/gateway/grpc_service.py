@@ -50,6 +50,7 @@ class InferenceService:
             check_emitted(emitted, message.resume_from, request.sampling.max_tokens, vocab_size)
             subscription = self.driver.open(request, emitted, message.resume_from)
         except BatonError as error:
+            self.driver.reject("grpc", error)
             await abort(context, error)
             raise
         await self._write(subscription, request.prompt, context)

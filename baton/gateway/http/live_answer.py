@@ -76,7 +76,11 @@ class LiveAnswer:
     async def _write(self, sequence: int, request: Request, siblings: Siblings) -> None:
         """Write a sequence to its end: what is ready in one turn of the event loop is one write."""
         await siblings.turn(sequence)
-        subscription = self.driver.open(request, api="http")
+        try:
+            subscription = self.driver.open(request, api="http")
+        except BatonError as error:
+            self.driver.reject("http", error)
+            raise
         self.subscriptions.append(subscription)
         tokens, end = await subscription.next()
         siblings.begun(sequence)
