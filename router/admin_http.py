@@ -1,16 +1,21 @@
-"""What the router serves operators over HTTP, on a port of its own beside gRPC's."""
+"""What the router serves operators over HTTP, on a port of its own beside gRPC's: the page and its API."""
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from baton.access.access import WATCH, Access
+from baton.access.access import ADMIN, WATCH, Access
 from baton.access.hot_reload import HotReload
 from baton.http.application import Handler, HttpApplication
 from baton.http.exchange import Exchange
 from baton.http.response import HttpResponse
 from baton.http.routes import Routes
-from baton.router.driver import Driver
+from baton.protocol.errors import PermissionDenied
+from baton.router.admin_calls import AdminCalls
+from baton.router.page.api import PageApi
+from baton.router.page.files import page_files
+from baton.router.page.origin import READS, check_host, check_origin
 
 PROBES = ("/health",)  # Callers need no token
 
@@ -19,20 +24,44 @@ PROBES = ("/health",)  # Callers need no token
 class AdminHttp(HttpApplication):
     """Routes and access of the operators' HTTP."""
 
-    driver: Driver
+    calls: AdminCalls
     tokens: HotReload[Access] | None
+    loopback: bool  # Only this machine reaches the port
+    client_ca: bool = False  # Callers have shown a certificate
 
     def __post_init__(self) -> None:
-        routes: dict[str, tuple[str, Handler]] = {"/health": ("GET", self._health)}
-        self.routes = Routes(routes)
+        files = page_files()
+        self._public = (*PROBES, *files)
+        routes: dict[str, tuple[str, Handler]] = {"/health": ("GET", self._health), **PageApi(self.calls).routes()}
+        self.routes = Routes(routes | {path: ("GET", _always(response)) for path, response in files.items()})
 
     def check_caller(self, exchange: Exchange) -> None:
-        """Callers need a token with the role `watch` or `admin`, except for probes."""
-        if self.tokens is not None and exchange.scope["path"] not in PROBES:
-            self.tokens.value.identify(exchange.authorization).require_role(WATCH)
+        """Reading needs the role `watch` or `admin`, acting `admin`; probes and the page's own files need no token.
+
+        Without tokens whoever reaches a loopback port may act, unless it is another site's page in a browser.
+        """
+        method, path, reads = exchange.scope["method"], exchange.scope["path"], exchange.scope["method"] in READS
+        if path in PROBES:
+            return
+        if self.tokens is None and self.loopback:
+            check_host(exchange.headers)
+        if path in self._public:
+            return
+        if self.tokens is not None:
+            self.tokens.value.identify(exchange.authorization).require_role(WATCH if reads else ADMIN)
+        elif not (reads or self.loopback or self.client_ca):
+            raise PermissionDenied("Over HTTP only operators with a token may act: set access.tokens_file.")
+        check_origin(method, exchange.headers)
 
     def end_streams(self) -> None:
         """End running responses, because the router stops."""
 
     async def _health(self, exchange: Exchange) -> HttpResponse:
         return HttpResponse(200, {}, b"")
+
+
+def _always(response: HttpResponse) -> Callable[[Exchange], Awaitable[HttpResponse]]:
+    async def answer(exchange: Exchange) -> HttpResponse:
+        return response
+
+    return answer

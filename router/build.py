@@ -20,9 +20,10 @@ from baton.http.server import HttpServer, start_http_server
 from baton.links.frame_server import FrameServer
 from baton.links.keys import peer_keys, public_key
 from baton.logs import log
-from baton.protocol.address import join
+from baton.protocol.address import is_loopback, join
 from baton.protocol.codec import TO_ROUTER
 from baton.protocol.link_keys import ROUTER
+from baton.router.admin_calls import AdminCalls
 from baton.router.admin_http import AdminHttp
 from baton.router.admin_server import AdminService, start_admin_server
 from baton.router.core.core import RouterCore
@@ -108,13 +109,13 @@ async def start_router(config: RouterConfig, state: ClusterState | None = None) 
     link = FrameServer(address, TO_ROUTER, key_of, peer_keys(secret, ROUTER) if secret else None)
     frames = PeerFrames(model_id(resolve_model(config.model.path)), config.model.context_tokens)
     driver = Driver(core, link, frames, config=section)
-    admin = AdminService(driver, config.model_name, config.settings)
+    calls = AdminCalls(driver, config.model_name, config.settings)
     async with AsyncExitStack() as started:  # Undone if a port is in use
         started.callback(link.close)
         admin_address = join(section.admin_host, section.admin_port)
-        admin_server, admin_port = await start_admin_server(admin, admin_address, credentials)
+        admin_server, admin_port = await start_admin_server(AdminService(calls), admin_address, credentials)
         started.push_async_callback(admin_server.stop, 0.0)
-        admin_http = AdminHttp(driver, credentials.tokens)
+        admin_http = AdminHttp(calls, credentials.tokens, is_loopback(section.admin_host), bool(access.client_ca))
         http_server = await _start_http(admin_http, section, credentials)
         started.pop_all()
     task = asyncio.create_task(driver.run())

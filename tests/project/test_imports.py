@@ -89,6 +89,7 @@ PURE_FILES = (  # in packages that are not pure
     *(f"baton/engine/race/{name}.py" for name in ("noise", "definition", "draw")),
     *("baton/http/errors.py", "baton/http/response.py", "baton/http/routes.py"),
     *(f"baton/gateway/http/{name}.py" for name in ("answer", "answers", "ask", "chat", "common_fields", "completions")),
+    *("router/page/origin.py",),
     *(f"baton/gateway/http/{name}.py" for name in ("models", "parameters", "streamed", "token_words", "whole")),
 )
 IMPURE = {

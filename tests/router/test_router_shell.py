@@ -33,6 +33,7 @@ from baton.protocol.request import FinishReason, Request, SamplingParams
 from baton.protocol.session_messages import Alive, GatewayJoined, Register, RegisterAck, Reregister
 from baton.protocol.v1 import admin_pb2
 from baton.protocol.v1.admin_pb2_grpc import AdminStub
+from baton.router.admin_calls import AdminCalls
 from baton.router.admin_server import AdminService, start_admin_server
 from baton.router.core.completion import Completion
 from baton.router.core.core import RouterCore
@@ -180,7 +181,7 @@ def test_the_status_shows_a_gateways_last_report_and_its_rates() -> None:
             await until_async(lambda: driver.core.gateways.by_name["gateway-0"].load.streams == 7)
             now[0] = 12.5
             server, port = await start_admin_server(
-                AdminService(driver, "m", {}), "127.0.0.1:0", Credentials(AccessSection())
+                AdminService(AdminCalls(driver, "m", {})), "127.0.0.1:0", Credentials(AccessSection())
             )
             async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
                 cluster = await AdminStub(channel).GetCluster(admin_pb2.GetClusterRequest())
