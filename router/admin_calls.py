@@ -44,7 +44,7 @@ class AdminCalls:
             finished_requests=core.explanations.finished,
             failed_requests=core.explanations.failed,
             cancelled_requests=core.explanations.cancelled,
-            refused_requests=core.requests.refused,
+            refused_requests=core.requests.refused.total(),
             continued_requests=core.adoption.continued,
             unclaimed_sequences=len(core.adoption.orphans),
             uptime_s=now - self.started_s,

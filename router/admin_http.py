@@ -9,10 +9,13 @@ from baton.access.access import ADMIN, WATCH, Access
 from baton.access.hot_reload import HotReload
 from baton.http.application import Handler, HttpApplication
 from baton.http.exchange import Exchange
-from baton.http.response import HttpResponse
+from baton.http.metrics import METRICS_PATH, metrics_response
+from baton.http.response import JSON, HttpResponse
 from baton.http.routes import Routes
+from baton.metrics.exposition import Exposition
 from baton.protocol.errors import PermissionDenied
 from baton.router.admin_calls import AdminCalls
+from baton.router.discovery import DISCOVERY_PATH, discovery_body
 from baton.router.page.api import PageApi
 from baton.router.page.files import page_files
 from baton.router.page.origin import READS, check_host, check_origin
@@ -25,6 +28,7 @@ class AdminHttp(HttpApplication):
     """Routes and access of the operators' HTTP."""
 
     calls: AdminCalls
+    metrics: Exposition
     tokens: HotReload[Access] | None
     loopback: bool  # Only this machine reaches the port
     client_ca: bool = False  # Callers have shown a certificate
@@ -32,7 +36,12 @@ class AdminHttp(HttpApplication):
     def __post_init__(self) -> None:
         files = page_files()
         self._public = (*PROBES, *files)
-        routes: dict[str, tuple[str, Handler]] = {"/health": ("GET", self._health), **PageApi(self.calls).routes()}
+        routes: dict[str, tuple[str, Handler]] = {
+            "/health": ("GET", self._health),
+            METRICS_PATH: ("GET", self._metrics),
+            DISCOVERY_PATH: ("GET", self._discovery),
+            **PageApi(self.calls).routes(),
+        }
         self.routes = Routes(routes | {path: ("GET", _always(response)) for path, response in files.items()})
 
     def check_caller(self, exchange: Exchange) -> None:
@@ -58,6 +67,16 @@ class AdminHttp(HttpApplication):
 
     async def _health(self, exchange: Exchange) -> HttpResponse:
         return HttpResponse(200, {}, b"")
+
+    async def _metrics(self, exchange: Exchange) -> HttpResponse:
+        return await metrics_response(self.metrics, exchange)
+
+    async def _discovery(self, exchange: Exchange) -> HttpResponse:
+        """Prometheus has reached the router at the address in the header `Host`."""
+        views = self.calls.driver.core.gateways.by_name
+        gateways = {name: view.info.metrics_address for name, view in views.items()}
+        tls = exchange.scope["scheme"] == "https"
+        return HttpResponse(200, {"content-type": JSON}, discovery_body(exchange.headers["host"], gateways, tls))
 
 
 def _always(response: HttpResponse) -> Callable[[Exchange], Awaitable[HttpResponse]]:

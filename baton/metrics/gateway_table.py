@@ -209,6 +209,8 @@ LOOP_LAG = Metric(
     (),
     SHORT_S,
 )
-BUILD = Metric("baton_build_info", GAUGE, Process.BOTH, "1, with Baton's version and the process.", ("version", "process"))
+BUILD = Metric(
+    "baton_build_info", GAUGE, Process.BOTH, "1, with Baton's version and the process.", ("version", "process")
+)
 
 GATEWAY_METRICS = declared(globals())

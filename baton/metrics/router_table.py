@@ -140,24 +140,18 @@ UNCLAIMED = Metric(
 CONTINUED = Metric(
     "baton_continued_requests_total", COUNTER, ROUTER, "Requests that went on after a restart of the router."
 )
-UNANSWERED = Metric(
-    "baton_unanswered_handoffs", GAUGE, ROUTER, "Orders to send pages whose source has yet to answer."
-)
+UNANSWERED = Metric("baton_unanswered_handoffs", GAUGE, ROUTER, "Orders to send pages whose source has yet to answer.")
 FENCED = Metric(
     "baton_fenced_writers",
     GAUGE,
     ROUTER,
     "Reservations that are held because the write of a lost or stalled worker may still arrive.",
 )
-BROKEN_LINKS = Metric(
-    "baton_broken_links", GAUGE, ROUTER, "Pairs of workers that cannot exchange pages now."
-)
+BROKEN_LINKS = Metric("baton_broken_links", GAUGE, ROUTER, "Pairs of workers that cannot exchange pages now.")
 CUT_LINKS = Metric(
     "baton_cut_token_links", GAUGE, ROUTER, "Pairs of a gateway and a worker that cannot send tokens to it now."
 )
-BREAKER = Metric(
-    "baton_breaker_open", GAUGE, ROUTER, "Workers that get no requests because they were lost too often."
-)
+BREAKER = Metric("baton_breaker_open", GAUGE, ROUTER, "Workers that get no requests because they were lost too often.")
 LOST = Metric(
     "baton_recently_lost_workers", GAUGE, ROUTER, "Workers that were lost in the last ten minutes, back or not."
 )

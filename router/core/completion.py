@@ -28,6 +28,7 @@ class Completion:
     migrations: int
     handoff: HandoffReport | None
     submission: int  # of the gateway
+    handoffs_failed: int = 0
 
     @property
     def message(self) -> RequestEnded:
@@ -52,6 +53,11 @@ def failure(request_id: str, error: BatonError, submission: int) -> RequestEnded
     """The end of a request by an error, for the gateway that submitted it."""
     retry_after_s = error.retry_after_s if isinstance(error, Overloaded) else None
     return RequestEnded(request_id, None, type(error).__name__, error.message, retry_after_s, submission=submission)
+
+
+def cause_of(error: BatonError) -> str:
+    """Why a request was refused, in one word."""
+    return error.cause if isinstance(error, Overloaded) else type(error).__name__
 
 
 def taken_over(request_id: str) -> Cancelled:

@@ -279,4 +279,5 @@ class LiveRequest:
             migrations=self.migrations,
             handoff=self.report,
             submission=self.submission,
+            handoffs_failed=self.retries.handoffs_failed,
         )

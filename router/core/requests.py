@@ -11,6 +11,7 @@ from baton.protocol.errors import BatonError, Cancelled, DeadlineExceeded, Worke
 from baton.protocol.request import FinishReason
 from baton.router.core import ledger
 from baton.router.core.commands import Command, RequestCompleted, SendToGateway, SendToWorker
+from baton.router.core.completion import cause_of
 from baton.router.core.dispatch import DecodeUnreachable, Dispatch, FoundDecode
 from baton.router.core.events import (
     Adopted,
@@ -58,7 +59,7 @@ class Requests:
     intake: Intake
     claim_within_s: float
     live: dict[str, LiveRequest]  # by request id
-    refused: int = 0
+    refused: Counter[str] = field(default_factory=Counter)  # by placement, by cause
     strict: bool = False  # raise for an event that no request should get, as tests want it; else it is counted
     unexpected: Counter[str] = field(default_factory=Counter)
     events: deque[tuple[str, Event]] = field(default_factory=deque)
@@ -176,7 +177,7 @@ class Requests:
                 case Place(request_id, decision):
                     self._route(self.live[request_id], decision, now)
                 case Refuse(request_id, error):
-                    self.refused += 1
+                    self.refused[cause_of(error)] += 1
                     self.events.append((request_id, Stopped(None, error)))
                 case FoundDecode(request_id, worker):
                     self.events.append((request_id, DecodeFound(worker)))

@@ -229,7 +229,7 @@ class GatewaySession:
     def _on_ask(self, request_id: str) -> list[Command]:
         stream = self.streams.get(request_id)
         if stream is None or stream.held:
-            return [SendToRouter(StopRequest(request_id, 0, None, Cancelled.__name__, "The request's stream has ended."))]
+            return [SendToRouter(StopRequest(request_id, 0, None, Cancelled.__name__, "The stream has ended."))]
         if stream.output.ended:
             return self._stop(stream)
         self.workers.close_gap(request_id)

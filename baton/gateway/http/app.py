@@ -16,6 +16,7 @@ from baton.gateway.http.chat import parse_chat
 from baton.gateway.http.completions import parse_completion
 from baton.gateway.http.live_answer import LiveAnswer
 from baton.gateway.http.long_bodies import parsed
+from baton.gateway.http.metrics_app import check_watcher
 from baton.gateway.http.models import (
     TokenizerInfo,
     detokenize_body,
@@ -27,7 +28,6 @@ from baton.gateway.http.models import (
     tokenizer_info_body,
     version_body,
 )
-from baton.gateway.http.metrics_app import check_watcher
 from baton.gateway.intake import Intake
 from baton.gateway.siblings import sibling
 from baton.http.application import Handler, HttpApplication
