@@ -44,7 +44,7 @@ class AdminCalls:
             finished_requests=core.explanations.finished,
             failed_requests=core.explanations.failed,
             cancelled_requests=core.explanations.cancelled,
-            refused_requests=core.requests.refused.total(),
+            refused_requests=core.requests.refused,
             continued_requests=core.adoption.continued,
             unclaimed_sequences=len(core.adoption.orphans),
             uptime_s=now - self.started_s,
@@ -74,7 +74,7 @@ class AdminCalls:
                 f"The router has no record of request {request_id!r}: it keeps the newest "
                 f"{MAX_EXPLANATIONS} since it started."
             )
-        return explanation_message(request_id, found)
+        return explanation_message(request_id, found, core.requests.live.get(request_id), self.driver.clock())
 
     def start_operation(self, request: admin_pb2.StartOperationRequest) -> admin_pb2.Operation:
         """Start an operation on the pools, or plan it; raises the core's `BatonError` if it is refused."""

@@ -16,7 +16,8 @@ from baton.metrics.exposition import Exposition
 from baton.protocol.errors import PermissionDenied
 from baton.router.admin_calls import AdminCalls
 from baton.router.discovery import DISCOVERY_PATH, discovery_body
-from baton.router.page.api import PageApi
+from baton.router.page.api import PageApi, json_response
+from baton.router.page.feed import PageFeed
 from baton.router.page.files import page_files
 from baton.router.page.origin import READS, check_host, check_origin
 
@@ -34,12 +35,15 @@ class AdminHttp(HttpApplication):
     client_ca: bool = False  # Callers have shown a certificate
 
     def __post_init__(self) -> None:
+        self.feed = PageFeed(self.calls)
         files = page_files()
         self._public = (*PROBES, *files)
         routes: dict[str, tuple[str, Handler]] = {
             "/health": ("GET", self._health),
             METRICS_PATH: ("GET", self._metrics),
             DISCOVERY_PATH: ("GET", self._discovery),
+            "/api/events": ("GET", self._events),
+            "/api/requests": ("GET", self._requests),
             **PageApi(self.calls).routes(),
         }
         self.routes = Routes(routes | {path: ("GET", _always(response)) for path, response in files.items()})
@@ -64,6 +68,13 @@ class AdminHttp(HttpApplication):
 
     def end_streams(self) -> None:
         """End running responses, because the router stops."""
+        self.feed.stop()
+
+    async def _events(self, exchange: Exchange) -> None:
+        await self.feed.serve(exchange)
+
+    async def _requests(self, exchange: Exchange) -> HttpResponse:
+        return json_response({"requests": self.feed.requests()})
 
     async def _health(self, exchange: Exchange) -> HttpResponse:
         return HttpResponse(200, {}, b"")

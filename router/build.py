@@ -131,4 +131,8 @@ async def _start_http(app: AdminHttp, section: RouterSection, credentials: Crede
     if section.admin_http_port == "off":
         return None
     tls = credentials.ssl_context()
-    return await start_http_server(app, section.admin_host, section.admin_http_port, tls, key="router.admin_http_port")
+    server = await start_http_server(
+        app, section.admin_host, section.admin_http_port, tls, key="router.admin_http_port"
+    )
+    app.feed.start()
+    return server

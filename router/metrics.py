@@ -47,7 +47,7 @@ class RouterMetrics:
     def read(self) -> list[Family]:
         """All metrics now. It takes a few milliseconds with a thousand workers or ten thousand live requests."""
         driver, core, now = self.driver, self.driver.core, self.driver.clock()
-        refused = core.requests.refused + core.submissions.refused
+        refused = core.requests.refusals.by_cause
         phases = Counter(live.phase for live in core.requests.live.values())
         roles = Counter(view.role for view in core.state.workers.values())
         return [

@@ -124,7 +124,7 @@ async def start_gateway(config: GatewayConfig) -> RunningGateway:
             workers,
             write_timeout_s=section.write_timeout_s,
             waiting_bytes=lambda: intake.encoding.waiting_bytes,
-            on_serving=partial(set_serving, health_service, SERVICE),
+            on_ready=partial(set_serving, health_service, SERVICE),
             worker_keys=worker_keys,
         )
         inference = InferenceService(driver, intake, credentials.tokens)

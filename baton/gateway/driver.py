@@ -27,7 +27,7 @@ from baton.links.frame_server import FrameServer
 from baton.logs import log
 from baton.metrics.gateway_table import LOOP_LAG
 from baton.metrics.values import Distribution
-from baton.protocol.errors import BatonError, Cancelled
+from baton.protocol.errors import BatonError, Cancelled, NoRouter, NoWorkers
 from baton.protocol.gateway_messages import GatewayMessage, GatewayRegistered, ToGateway, TokenMessage
 from baton.protocol.request import Request
 from baton.protocol.session_messages import Goodbye
@@ -36,7 +36,7 @@ TICK_S = 0.1
 LOAD_EVERY_S = 1.0
 
 
-async def _no_change(serving: bool) -> None:
+async def _no_change(ready: bool) -> None:
     """In place of a health service."""
 
 
@@ -49,7 +49,7 @@ class GatewayDriver:
     workers: FrameServer
     write_timeout_s: float  # 0: never
     waiting_bytes: Callable[[], int] = int  # Of text that waits for tokenisation
-    on_serving: Callable[[bool], Awaitable[None]] = _no_change  # Called when `serving` changes
+    on_ready: Callable[[bool], Awaitable[None]] = _no_change  # Called when `ready` changes
     on_first_token: list[Callable[[Subscription], None]] = field(default_factory=list)  # Of every new stream
     on_ended: list[Callable[[EndedRequest], None]] = field(default_factory=list)  # Each is called with every request
     on_rejected: list[Callable[[str, BatonError], None]] = field(default_factory=list)  # With the API and the error
@@ -70,11 +70,26 @@ class GatewayDriver:
         """Whether new requests are answered: the router is there, or has been away for no longer than they wait."""
         return self.session.router_up or self.clock() - self._router_lost_s < self.session.router_grace_s
 
+    @property
+    def unready(self) -> BatonError | None:
+        """Why new requests would not be answered at once: no router, or no worker that serves in a needed role."""
+        pools = self.session.workers.pools
+        if not self.serving:
+            return NoRouter("The router is away.")
+        if not (pools.prefill and pools.decode):
+            return NoWorkers(f"No {'decode' if pools.prefill else 'prefill'} worker serves now.")
+        return None
+
+    @property
+    def ready(self) -> bool:
+        """Whether the router is there (or away for no longer than requests wait) and each needed role has a worker."""
+        return self.unready is None
+
     async def run(self) -> None:
         """Serve until cancelled."""
         self.workers.start(self._on_worker_frame)
         self.router.start(self._on_router)
-        load_s, serving = self.clock(), True
+        load_s, ready = self.clock(), False
         while True:
             due_s = self.clock() + TICK_S
             await asyncio.sleep(TICK_S)
@@ -82,10 +97,11 @@ class GatewayDriver:
             self.loop_lag.add(max(0.0, now - due_s))
             self._perform(self.session.tick(now))
             self._fail_unread(now)
-            if serving != self.serving:
-                serving = not serving
-                log.warning("serving" if serving else "the router is away: not serving")
-                await self.on_serving(serving)
+            unready = self.unready
+            if ready != (unready is None):
+                ready = unready is None
+                log.warning("ready" if unready is None else f"not ready: {unready}")
+                await self.on_ready(ready)
             if now - load_s >= LOAD_EVERY_S:
                 load_s = now
                 self._report(now)

@@ -60,7 +60,8 @@ class GatewayMetrics:
                     (table.STREAM_GAPS, workers.num_gaps),
                     (table.WAITING_BYTES, driver.waiting_bytes()),
                     (table.ROUTER_CONNECTED, int(driver.registered.is_set())),
-                    (table.KNOWN_WORKERS, len(workers)),
+                    (table.READY, int(driver.ready)),
+                    (table.KNOWN_WORKERS, workers.num_named),
                 )
             ),
         ]

@@ -197,6 +197,9 @@ DROPPED_TOKENS = Metric(
 ROUTER_CONNECTED = Metric(
     "baton_router_connected", GAUGE, GATEWAY, "1 if the router has registered this gateway, else 0."
 )
+READY = Metric(
+    "baton_gateway_ready", GAUGE, GATEWAY, "1 if the router is there and workers of every needed role serve, else 0."
+)
 KNOWN_WORKERS = Metric("baton_known_workers", GAUGE, GATEWAY, "Workers that may send tokens to this gateway.")
 
 # Of every process

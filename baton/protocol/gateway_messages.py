@@ -158,8 +158,22 @@ class WorkerLeft:
     worker: Label
 
 
+@dataclass(frozen=True, slots=True)
+class ServingPools:
+    """Whether a worker takes prompts, and whether one decodes; a mixed worker does both, a drained one neither.
+
+    It follows `GatewayRegistered` and every change. A router that has just started sends it when both are true or the
+    workers have had `router.no_workers_grace_s` to come back.
+    """
+
+    prefill: bool = False
+    decode: bool = False
+
+
 GatewayMessage = RegisterGateway | Submit | StopRequest | EmittedTokens | GatewayLoad | Goodbye
-ToGateway = GatewayRegistered | Reregister | Placed | AskEmitted | RequestEnded | WorkerJoined | WorkerLeft
+ToGateway = (
+    GatewayRegistered | Reregister | Placed | AskEmitted | RequestEnded | WorkerJoined | WorkerLeft | ServingPools
+)
 
 # Between workers and gateways
 

@@ -55,11 +55,6 @@ def failure(request_id: str, error: BatonError, submission: int) -> RequestEnded
     return RequestEnded(request_id, None, type(error).__name__, error.message, retry_after_s, submission=submission)
 
 
-def cause_of(error: BatonError) -> str:
-    """Why a request was refused, in one word."""
-    return error.cause if isinstance(error, Overloaded) else type(error).__name__
-
-
 def taken_over(request_id: str) -> Cancelled:
     """The error for the gateway of a client that is not the latest one to ask for a stream."""
     return Cancelled(f"Another client has taken over the stream of {request_id!r}.")

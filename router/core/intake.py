@@ -10,7 +10,6 @@ from baton.protocol.errors import BatonError, InvalidRequest, NoWorkers, Overloa
 from baton.protocol.gateway_messages import Submit
 from baton.protocol.latency import Latency
 from baton.protocol.worker import RoleName
-from baton.router.core.events import Stopped
 from baton.router.core.live_request import LiveRequest
 from baton.router.core.operation import PROBE
 from baton.router.policy.cluster_state import ClusterState
@@ -71,12 +70,12 @@ class Intake:
             if not self._streams[live.tenant]:
                 del self._streams[live.tenant]
 
-    def answer(self, live: Mapping[str, LiveRequest], now: float) -> list[tuple[str, Stopped]]:
-        """The ends of requests that no worker can serve, once there is a decode worker or their grace is over."""
+    def answer(self, live: Mapping[str, LiveRequest], now: float) -> list[tuple[str, BatonError]]:
+        """The requests that no worker can serve, and why, once there is a decode worker or their grace is over."""
         self._look(now)
         if not self._waiting or self._patient(now):
             return []
-        refused: list[tuple[str, Stopped]] = []
+        refused: list[tuple[str, BatonError]] = []
         for request_id in self._waiting:
             request = live.get(request_id)
             if request is None or request.closed:
@@ -84,7 +83,7 @@ class Intake:
             try:
                 self._check_capacity(request.submit)
             except BatonError as error:
-                refused.append((request_id, Stopped(None, error)))
+                refused.append((request_id, error))
         self._waiting.clear()
         return refused
 

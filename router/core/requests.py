@@ -11,7 +11,6 @@ from baton.protocol.errors import BatonError, Cancelled, DeadlineExceeded, Worke
 from baton.protocol.request import FinishReason
 from baton.router.core import ledger
 from baton.router.core.commands import Command, RequestCompleted, SendToGateway, SendToWorker
-from baton.router.core.completion import cause_of
 from baton.router.core.dispatch import DecodeUnreachable, Dispatch, FoundDecode
 from baton.router.core.events import (
     Adopted,
@@ -36,6 +35,7 @@ from baton.router.core.gateways import Gateways
 from baton.router.core.intake import Intake
 from baton.router.core.live_request import LiveRequest, Phase
 from baton.router.core.operations import RETRY_S, Operations
+from baton.router.core.refusals import Refusals
 from baton.router.core.request_machine import RequestMachine, UnexpectedEvent
 from baton.router.core.transfers import Transfers
 from baton.router.policy.cluster_state import ClusterState
@@ -59,7 +59,8 @@ class Requests:
     intake: Intake
     claim_within_s: float
     live: dict[str, LiveRequest]  # by request id
-    refused: Counter[str] = field(default_factory=Counter)  # by placement, by cause
+    refused: int = 0
+    refusals: Refusals = field(default_factory=Refusals)
     strict: bool = False  # raise for an event that no request should get, as tests want it; else it is counted
     unexpected: Counter[str] = field(default_factory=Counter)
     events: deque[tuple[str, Event]] = field(default_factory=deque)
@@ -73,6 +74,11 @@ class Requests:
         """A request enters the router."""
         self.dispatch.arrived(live.tenant)
         self.live[live.request_id] = live
+
+    def refuse(self, request_id: str, error: BatonError, now: float) -> None:
+        """End a request that no worker has."""
+        self.refusals.add(request_id, self.live[request_id].gateway, error, now)
+        self.events.append((request_id, Stopped(None, error)))
 
     def take(self, action: Command | tuple[str, Event]) -> None:
         """A command for the shell, or an event of a request."""
@@ -177,8 +183,8 @@ class Requests:
                 case Place(request_id, decision):
                     self._route(self.live[request_id], decision, now)
                 case Refuse(request_id, error):
-                    self.refused[cause_of(error)] += 1
-                    self.events.append((request_id, Stopped(None, error)))
+                    self.refused += 1
+                    self.refuse(request_id, error, now)
                 case FoundDecode(request_id, worker):
                     self.events.append((request_id, DecodeFound(worker)))
                 case DecodeUnreachable(request_id):
@@ -244,7 +250,7 @@ class Requests:
         if error is None:
             self.output_length.observe(live.prediction, completion.output_tokens, reason is FinishReason.LENGTH)
         self._charge(live, completion.output_tokens - live.resumed_from)
-        self.explanations.ended(completion)
+        self.explanations.ended(completion, now)
         if self.gateways.has_registered(live.gateway, live.gateway_incarnation):
             self.commands.append(SendToGateway(live.gateway, completion.message))
         self.commands.append(RequestCompleted(completion))

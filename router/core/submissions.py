@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from baton.config.schema import RouterSection
 from baton.protocol import gateway_messages, session_messages
@@ -15,7 +14,7 @@ from baton.router.core import events
 from baton.router.core.adoption import RESUME_WAIT_S, Adoption
 from baton.router.core.automation import Automation
 from baton.router.core.commands import SendToGateway
-from baton.router.core.completion import cause_of, failure, taken_over
+from baton.router.core.completion import failure, taken_over
 from baton.router.core.gateways import Gateways
 from baton.router.core.intake import Intake
 from baton.router.core.live_request import LiveRequest
@@ -33,7 +32,6 @@ class Submissions:
     requests: Requests
     adoption: Adoption
     automation: Automation
-    refused: Counter[str] = field(default_factory=Counter)  # on arrival, by cause
 
     def on_message(self, gateway: str, message: WorkerMessage | GatewayMessage, now: float) -> None:
         """A message of a registered gateway."""
@@ -83,7 +81,7 @@ class Submissions:
             if not (submit.resumed and self._resumes(submit.request_id, now)):
                 self.requests.dispatch.check_queue(self.config.max_queued, now)
         except BatonError as error:
-            self.refused[cause_of(error)] += 1
+            self.requests.refusals.add(submit.request_id, gateway, error, now)
             self.requests.commands.append(SendToGateway(gateway, failure(submit.request_id, error, submit.submission)))
             return
         live = self.intake.open(submit, gateway, incarnation, now)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import parse_qs
 
 import orjson
@@ -19,7 +19,6 @@ from baton.router.admin_calls import AdminCalls
 HEADERS = {"content-type": JSON, "cache-control": "no-store", "x-content-type-options": "nosniff"}
 OPERATIONS = "/api/operations/"
 CANCEL = "/cancel"
-MAX_LISTED = 200
 M = TypeVar("M", bound=Message)
 
 
@@ -83,10 +82,13 @@ def json_response(values: object) -> HttpResponse:
 
 
 def message_response(message: Message) -> HttpResponse:
-    """A message, including fields with default values."""
-    return json_response(
-        MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
-    )
+    """A message as a response."""
+    return json_response(fields(message))
+
+
+def fields(message: Message) -> dict[str, Any]:
+    """A message as JSON, including fields with default values."""
+    return MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
 
 
 async def _read(exchange: Exchange, message: M) -> M:

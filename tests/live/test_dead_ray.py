@@ -19,6 +19,8 @@ from baton.deploy.running import RunningCluster, running_cluster
 from tests.live.commands import ROOT, baton_command, left_behind
 from tests.waiting import until
 
+pytestmark = pytest.mark.ray
+
 BACK_WITHIN_S = 60.0
 AGENT = "idle_agent.py"
 PROMPT = "write : the old fox"

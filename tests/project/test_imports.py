@@ -92,7 +92,7 @@ PURE_FILES = (  # in packages that are not pure
     *("router/worker_metrics.py", "router/discovery.py"),
     *("baton/http/errors.py", "baton/http/response.py", "baton/http/routes.py"),
     *(f"baton/gateway/http/{name}.py" for name in ("answer", "answers", "ask", "chat", "common_fields", "completions")),
-    *("router/page/origin.py",),
+    *("router/request_phases.py", *(f"router/page/{name}.py" for name in ("history", "origin", "snapshots", "tracks"))),
     *(f"baton/gateway/http/{name}.py" for name in ("models", "parameters", "streamed", "token_words", "whole")),
 )
 IMPURE = {

@@ -42,9 +42,9 @@ def test_the_end_is_told_beside_what_was_predicted() -> None:
     kept = Explanations()
     for request_id in "ab":
         kept.decided(request_id, "policy", decision("prefill-0"), point(100))
-    kept.ended(completion("a"))
-    kept.ended(completion("b", WorkerLost("It died.")))
-    kept.ended(completion("forgotten"))
+    kept.ended(completion("a"), 2.0)
+    kept.ended(completion("b", WorkerLost("It died.")), 2.0)
+    kept.ended(completion("forgotten"), 2.0)
     one, other = kept.get("a"), kept.get("b")
     assert one is not None
     assert other is not None
@@ -63,5 +63,5 @@ def test_clients_that_cancel_are_counted_apart_from_failures() -> None:
         Cancelled("Again."),
         Overloaded("Full."),
     ):
-        kept.ended(completion("a", error))
+        kept.ended(completion("a", error), 2.0)
     assert (kept.finished, kept.cancelled, kept.failed) == (1, 2, 2)

@@ -37,7 +37,7 @@ from baton.http.response import JSON, HttpResponse
 from baton.http.routes import Routes
 from baton.logs import log
 from baton.metrics.exposition import Exposition
-from baton.protocol.errors import BatonError, NoRouter, NoWorkers
+from baton.protocol.errors import BatonError, NoRouter
 from baton.protocol.request import Request
 
 MAX_LOGGED_FIELDS = 1000
@@ -118,11 +118,9 @@ class HttpApp(HttpApplication):
         return EMPTY
 
     async def _ready(self, exchange: Exchange) -> HttpResponse:
-        """A router is there, and a worker."""
-        if not self.driver.serving:
-            raise NoRouter("The router is away.")
-        if not self.driver.registered.is_set() or not len(self.driver.session.workers):
-            raise NoWorkers("No worker serves yet.")
+        """A router is there, and a worker for each needed role."""
+        if (unready := self.driver.unready) is not None:
+            raise unready
         return EMPTY
 
     async def _version(self, exchange: Exchange) -> HttpResponse:
