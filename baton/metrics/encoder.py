@@ -23,7 +23,9 @@ def encode(families: Iterable[Family], openmetrics: bool) -> str:
     for family in families:
         metric = family.metric
         named = metric.name.removesuffix("_total") if openmetrics and metric.kind is Kind.COUNTER else metric.name
-        lines.append(f"# HELP {named} {_escaped(metric.help)}\n# TYPE {named} {metric.kind.value}\n")
+        lines.append(
+            f"# HELP {named} {_escaped(metric.help, quotes=openmetrics)}\n# TYPE {named} {metric.kind.value}\n"
+        )
         if metric.kind is Kind.HISTOGRAM:
             for labels, value in family.series:
                 lines += _histogram(metric, labels, value, openmetrics)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import core as prometheus
 from prometheus_client import generate_latest
@@ -14,6 +14,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Exemplar as TheirExemplar
+from prometheus_client.utils import floatToGoString
 
 from baton.metrics.encoder import EOF, encode
 from baton.metrics.metric import Kind, Metric, Process
@@ -22,11 +23,10 @@ from baton.metrics.values import MAX_EXEMPLAR, Distribution, Exemplar, Family, R
 COUNTER = Metric("baton_a_total", Kind.COUNTER, Process.ROUTER, 'A "counter".', ("one", "two"))
 GAUGE = Metric("baton_b", Kind.GAUGE, Process.ROUTER, "A gauge \\ of\nmine.", ("one", "two"))
 PLAIN = Metric("baton_c", Kind.GAUGE, Process.ROUTER, "A gauge.")
-HISTOGRAM = Metric(
-    "vllm:d_seconds", Kind.HISTOGRAM, Process.ROUTER, "A histogram.", ("model_name",), (0.001, 0.5, 10.0)
-)
+HISTOGRAM = Metric("baton_d_seconds", Kind.HISTOGRAM, Process.ROUTER, "Times.", ("model_name",), (0.001, 0.5, 10.0))
 LABELS = st.tuples(st.text(max_size=8), st.text(max_size=8))
-NUMBERS = st.integers(0, 1 << 60) | st.floats(0, 1e9)
+IDS = st.text("abz019-_. é", max_size=8)  # Their parser reads no quoted text in an exemplar; Prometheus does
+NUMBERS = st.integers(0, 1 << 53) | st.floats(0, 1e9)
 
 
 class Theirs(Collector):
@@ -60,7 +60,7 @@ def _buckets(value: Distribution) -> Iterator[tuple[str, float, TheirExemplar | 
         count += value.counts[index]
         kept = value.exemplars.get(index)
         exemplar = None if kept is None else TheirExemplar(dict(kept.labels), kept.value, kept.wall_s)
-        yield prometheus.floatToGoString(bound), count, exemplar
+        yield floatToGoString(bound), count, exemplar
 
 
 def _families(labels: Sequence[tuple[str, str]], values: Sequence[float], ids: Sequence[str]) -> list[Family]:
@@ -77,7 +77,8 @@ def _families(labels: Sequence[tuple[str, str]], values: Sequence[float], ids: S
     ]
 
 
-@given(st.lists(LABELS, min_size=1), st.lists(NUMBERS, min_size=1), st.lists(st.text(max_size=8)))
+@settings(max_examples=30)
+@given(st.lists(LABELS, min_size=1), st.lists(NUMBERS, min_size=1), st.lists(IDS))
 @pytest.mark.parametrize(
     ("openmetrics", "parser", "theirs"),
     [(False, parse, generate_latest), (True, parse_openmetrics, generate_openmetrics)],
@@ -102,7 +103,7 @@ def test_an_exemplar_names_the_latest_request_of_a_bucket_unless_its_name_is_too
     for number, name in enumerate(("first", "latest", "x" * MAX_EXEMPLAR)):
         recorder.observe(HISTOGRAM, 0.25, "m", exemplar=Exemplar((("request_id", name),), 0.25, 7.0 + number))
     text = encode(recorder.families(), True)
-    assert 'vllm:d_seconds_bucket{model_name="m",le="0.5"} 3 # {request_id="latest"} 0.25 8.000\n' in text
+    assert 'baton_d_seconds_bucket{model_name="m",le="0.5"} 3 # {request_id="latest"} 0.25 8.000\n' in text
     assert text.count("#") == 3
     assert "request_id" not in encode(recorder.families(), False)
 
@@ -122,3 +123,10 @@ def test_a_scrape_is_a_copy() -> None:
     recorder.observe(HISTOGRAM, 1.0, "m")
     recorder.count(COUNTER, "a", "b", by=3)
     assert "3" in encode(recorder.families(), False) and "3" not in encode(before, False)
+
+
+def test_a_colon_in_a_name_stays() -> None:
+    metric = Metric("vllm:e", Kind.GAUGE, Process.ROUTER, "A gauge.")
+    for openmetrics, parser in ((False, parse), (True, parse_openmetrics)):
+        (read,) = parser(encode([Family(metric, [((), 1)])], openmetrics) + EOF * openmetrics)
+        assert [(sample.name, sample.value) for sample in read.samples] == [("vllm:e", 1)]
