@@ -64,7 +64,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
             "worker.actor",
         ),
     ),
-    "cli": ("protocol", "config", "client", "simulator", "deploy", "builtin_model"),
+    "cli": ("protocol", "config", "client", "simulator", "deploy", "builtin_model", "access.access"),
     "harness": (  # what tests and benchmarks share; no room of the product imports it
         *("protocol", "config", "client", "engine", "kv_transfer", "simulator"),
         *("router", "router.core", "router.policy", "gateway", "gateway.core", "worker", "worker.core"),
