@@ -28,7 +28,7 @@ class RouterActor:
     """
 
     def __init__(self, config: RouterConfig, prefix: str = "") -> None:
-        set_up(ROUTER, config.logging.level)
+        set_up(ROUTER, config.logging.level, log_format=config.logging.format)
         self._config, self._prefix = config, prefix
         self._watches: dict[str, asyncio.Task[None]] = {}
         self._started = asyncio.get_running_loop().create_task(self._start())

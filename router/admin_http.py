@@ -32,7 +32,7 @@ class AdminHttp(HttpApplication):
     metrics: Exposition
     tokens: HotReload[Access] | None
     loopback: bool  # Only this machine reaches the port
-    client_ca: bool = False  # Callers have shown a certificate
+    client_ca: bool  # Callers have shown a certificate
 
     def __post_init__(self) -> None:
         self.feed = PageFeed(self.calls)

@@ -8,6 +8,7 @@ import uuid
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import grpc
 
@@ -34,6 +35,10 @@ from baton.router.metrics import RouterMetrics
 from baton.router.policy.cluster_state import ClusterState
 from baton.router.policy.output_length import OutputLength
 from baton.router.policy.policies import make_policy
+from baton.tracing.start import start_export
+
+if TYPE_CHECKING:
+    from baton.tracing.export import SpanExport
 
 
 @dataclass(eq=False)
@@ -47,6 +52,7 @@ class RunningRouter:
     admin_http: AdminHttp
     http_server: HttpServer | None
     task: asyncio.Task[None]
+    spans: SpanExport | None
 
     @property
     def worker_address(self) -> str:
@@ -70,6 +76,8 @@ class RunningRouter:
         await asyncio.gather(self.task, return_exceptions=True)
         self.driver.save_learned(self.driver.core.output_length)
         self.driver.link.close()
+        if self.spans is not None:
+            await self.spans.close()
 
 
 def load_learned(path: Path | None) -> OutputLength:
@@ -114,6 +122,12 @@ async def start_router(config: RouterConfig, state: ClusterState | None = None) 
     calls = AdminCalls(driver, config.model_name, config.settings)
     async with AsyncExitStack() as started:  # Undone if a port is in use
         started.callback(link.close)
+        spans = start_export(config.tracing, ROUTER)
+        if spans is not None:
+            from baton.router.phase_spans import PhaseSpans
+
+            driver.on_completed.append(PhaseSpans(spans).on_completed)
+            started.push_async_callback(spans.close)
         admin_address = join(section.admin_host, section.admin_port)
         admin_server, admin_port = await start_admin_server(AdminService(calls), admin_address, credentials)
         started.push_async_callback(admin_server.stop, 0.0)
@@ -123,7 +137,7 @@ async def start_router(config: RouterConfig, state: ClusterState | None = None) 
         http_server = await _start_http(admin_http, section, credentials)
         started.pop_all()
     task = asyncio.create_task(driver.run())
-    return RunningRouter(config, driver, admin_server, admin_port, admin_http, http_server, task)
+    return RunningRouter(config, driver, admin_server, admin_port, admin_http, http_server, task, spans)
 
 
 async def _start_http(app: AdminHttp, section: RouterSection, credentials: Credentials) -> HttpServer | None:

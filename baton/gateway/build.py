@@ -9,6 +9,7 @@ import uuid
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 import grpc
 from grpc_health.v1 import health
@@ -20,6 +21,7 @@ from baton.config.process_config import GatewayAddresses, GatewayConfig
 from baton.config.schema import GatewaySection
 from baton.engine.checkpoint import model_id, read_config, resolve_model
 from baton.engine.tokenizer import Tokenizer
+from baton.gateway.access_lines import write_access_line
 from baton.gateway.core.live_stream import ModelFacts
 from baton.gateway.core.session import GatewaySession
 from baton.gateway.driver import GatewayDriver
@@ -38,6 +40,10 @@ from baton.metrics.exposition import Exposition
 from baton.protocol.address import join, reachable, split
 from baton.protocol.codec import FROM_ROUTER_TO_GATEWAY, FROM_WORKER_TO_GATEWAY
 from baton.protocol.gateway_messages import GatewayInfo
+from baton.tracing.start import start_export
+
+if TYPE_CHECKING:
+    from baton.tracing.export import SpanExport
 
 METRICS_CONNECTIONS = 64
 
@@ -54,6 +60,7 @@ class RunningGateway:
     http_server: HttpServer | None
     metrics_server: HttpServer | None
     task: asyncio.Task[None]
+    spans: SpanExport | None
 
     @property
     def addresses(self) -> GatewayAddresses:
@@ -84,6 +91,8 @@ class RunningGateway:
         self.driver.leave()
         self.driver.workers.close()
         self.driver.router.close()
+        if self.spans is not None:
+            await self.spans.close()
 
 
 async def start_gateway(config: GatewayConfig) -> RunningGateway:
@@ -127,6 +136,9 @@ async def start_gateway(config: GatewayConfig) -> RunningGateway:
             on_ready=partial(set_serving, health_service, SERVICE),
             worker_keys=worker_keys,
         )
+        spans = _observe(driver, config)
+        if spans is not None:
+            started.push_async_callback(spans.close)
         inference = InferenceService(driver, intake, credentials.tokens)
         server, port = await start_server(inference, join(section.host, section.port), credentials, health_service)
         started.push_async_callback(server.stop, 0.0)
@@ -141,6 +153,7 @@ async def start_gateway(config: GatewayConfig) -> RunningGateway:
         scraped = "" if metrics_server is None else join(split(public)[0], metrics_server.port)
         driver.session.info = replace(info, public_address=public, metrics_address=scraped)
         started.pop_all()
+<<<<<<< HEAD
     task = asyncio.create_task(driver.run())
     return RunningGateway(config, driver, server, port, http_app, http_server, metrics_server, task)
 
@@ -157,6 +170,22 @@ async def _start_metrics(app: MetricsApp, section: GatewaySection, credentials: 
     return await start_http_server(
         app, section.host, section.metrics_port, tls, key="gateway.metrics_port", max_connections=METRICS_CONNECTIONS
     )
+=======
+    return RunningGateway(config, driver, server, port, http_app, http_server, asyncio.create_task(driver.run()), spans)
+
+
+def _observe(driver: GatewayDriver, config: GatewayConfig) -> SpanExport | None:
+    """Log and trace the requests that have ended, if configured."""
+    if config.logging.access:
+        driver.on_ended.append(write_access_line)
+    spans = start_export(config.tracing, config.name)
+    if spans is not None:
+        from baton.gateway.request_spans import RequestSpans
+
+        driver.traces = RequestSpans(spans, config.model_name, config.tracing.sample)
+        driver.on_ended.append(driver.traces.on_ended)
+    return spans
+>>>>>>> gate
 
 
 async def _start_http(app: HttpApp, section: GatewaySection, credentials: Credentials) -> HttpServer | None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from baton.gateway.core.commands import (
     AcceptWorker,
@@ -28,9 +29,13 @@ from baton.logs import log
 from baton.metrics.gateway_table import LOOP_LAG
 from baton.metrics.values import Distribution
 from baton.protocol.errors import BatonError, Cancelled, NoRouter, NoWorkers
-from baton.protocol.gateway_messages import GatewayMessage, GatewayRegistered, ToGateway, TokenMessage
+from baton.protocol.gateway_messages import GatewayMessage, GatewayRegistered, Submit, ToGateway, TokenMessage
 from baton.protocol.request import Request
 from baton.protocol.session_messages import Goodbye
+from baton.tracing.request_trace import RequestTrace
+
+if TYPE_CHECKING:
+    from baton.gateway.request_spans import RequestSpans
 
 TICK_S = 0.1
 LOAD_EVERY_S = 1.0
@@ -52,8 +57,12 @@ class GatewayDriver:
     on_ready: Callable[[bool], Awaitable[None]] = _no_change  # Called when `ready` changes
     on_first_token: list[Callable[[Subscription], None]] = field(default_factory=list)  # Of every new stream
     on_ended: list[Callable[[EndedRequest], None]] = field(default_factory=list)  # Each is called with every request
+<<<<<<< HEAD
     on_rejected: list[Callable[[str, BatonError], None]] = field(default_factory=list)  # With the API and the error
     loop_lag: Distribution = field(default_factory=lambda: Distribution(LOOP_LAG.buckets))
+=======
+    traces: RequestSpans | None = None  # None: without tracing
+>>>>>>> gate
     clock: Callable[[], float] = time.monotonic
     worker_keys: dict[str, str] = field(default_factory=dict)  # Public keys of the workers that may connect, by name
     registered: asyncio.Event = field(default_factory=asyncio.Event)  # The router has answered the registration
@@ -107,19 +116,26 @@ class GatewayDriver:
                 self._report(now)
 
     def open(
-        self, request: Request, emitted: Sequence[int] = (), resume_from: int = 0, api: str = "grpc"
+        self,
+        request: Request,
+        emitted: Sequence[int] = (),
+        resume_from: int = 0,
+        api: str = "grpc",
+        trace: RequestTrace | None = None,
     ) -> Subscription:
         """Open a stream, or take over the live one of the same request; raises the session's `BatonError`.
 
         `emitted` are output tokens that the client has. A live request is streamed from token index `resume_from`. Its
-        earlier client, likely disconnected, gets an error. `api` is that of the client, "grpc" or "http".
+        earlier client, likely disconnected, gets an error. `api` is that of the client, "grpc" or "http". A stream
+        that is taken over stays in its first client's `trace`.
         """
         request_id = request.request_id
         commands = self.session.open(request, self.clock(), emitted, resume_from)
         earlier = self._subscriptions.get(request_id)
         if earlier is not None and earlier.end is None:
             earlier.fail(taken_over(request_id))
-        subscription = self._subscriptions[request_id] = Subscription(request, api, resume_from > 0)
+            trace = earlier.trace
+        subscription = self._subscriptions[request_id] = Subscription(request, api, resume_from > 0, trace)
         self._perform(commands)
         return subscription
 
@@ -139,9 +155,15 @@ class GatewayDriver:
             self._ended(subscription, end, now)
 
     def _ended(self, subscription: Subscription, end: StreamEnd, now: float) -> None:
-        ended = EndedRequest(subscription.request, end, subscription.api, subscription.resumed, now)
+        ended = EndedRequest(subscription.request, end, subscription.api, subscription.resumed, now, subscription.trace)
         for listener in self.on_ended:
             listener(ended)
+
+    def _traced(self, submit: Submit) -> Submit:
+        """With the trace of its client's stream."""
+        subscription = self._subscriptions.get(submit.request_id)
+        trace = subscription.trace if subscription is not None else None
+        return submit if trace is None else replace(submit, trace=trace.context)
 
     def leave(self) -> None:
         """Send the goodbye to the router, so that it does not wait for this gateway."""
@@ -223,6 +245,8 @@ class GatewayDriver:
                         subscription.finish(end)
                         self._ended(subscription, end, self.clock())
                 case SendToRouter(message):
+                    if self.traces is not None and isinstance(message, Submit):
+                        message = self._traced(message)
                     to_router.append(message)
                 case SendToWorker(worker, message):
                     self.workers.send(worker, [message])  # If it is lost, the worker asks again with `LinkUp`

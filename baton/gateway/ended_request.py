@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from baton.gateway.core.commands import StreamEnd
 from baton.protocol.request import Request
+from baton.tracing.request_trace import RequestTrace
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,3 +22,4 @@ class EndedRequest:
     api: str  # "grpc" or "http"
     resumed: bool  # The client had received tokens of it before
     ended_s: float  # On the gateway's clock
+    trace: RequestTrace | None = None  # None: without tracing

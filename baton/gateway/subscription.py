@@ -10,6 +10,7 @@ from baton.gateway.core.stream import TextToken
 from baton.protocol.errors import BatonError
 from baton.protocol.prompt_logprobs import PromptLogprobs
 from baton.protocol.request import Request
+from baton.tracing.request_trace import RequestTrace
 
 
 @dataclass(slots=True, eq=False)
@@ -22,6 +23,7 @@ class Subscription:
     request: Request
     api: str  # "grpc" or "http"
     resumed: bool = False  # The client had tokens before
+    trace: RequestTrace | None = None
     tokens: list[TextToken] = field(default_factory=list)
     end: StreamEnd | None = None
     error: BatonError | None = None  # If set, the stream ends with it

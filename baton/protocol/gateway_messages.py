@@ -15,6 +15,7 @@ from baton.protocol.messages import Payload
 from baton.protocol.prompt_logprobs import PromptLogprobs
 from baton.protocol.request import DIGEST_BYTES, FinishReason, Objectives
 from baton.protocol.session_messages import Goodbye, Reregister
+from baton.protocol.trace_context import TraceContext
 
 # Gateway to router
 
@@ -65,6 +66,7 @@ class Submit:
     age_s: Seconds = 0.0  # Since its client sent it
     deadline_in_s: Seconds | None = None
     submission: Count = 0  # Counts the submissions of this stream
+    trace: TraceContext | None = None  # None: the request is not sampled
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from baton.protocol.latency import Latency
 from baton.protocol.worker import RoleName
 from baton.router.core.live_request import LiveRequest
 from baton.router.core.operation import PROBE
+from baton.router.core.timeline import opened
 from baton.router.policy.cluster_state import ClusterState
 from baton.router.policy.output_length import OutputLength, chain_nodes
 
@@ -61,6 +62,7 @@ class Intake:
             resumed_from=submit.num_emitted,
             opened_s=latency.arrival_s,
             submission=submit.submission,
+            timeline=opened(submit.trace, now),
         )
 
     def ended(self, live: LiveRequest) -> None:

@@ -14,6 +14,7 @@ from baton.router.core.commands import Command, RequestCompleted, SendToGateway,
 from baton.router.core.dispatch import DecodeUnreachable, Dispatch, FoundDecode
 from baton.router.core.events import (
     Adopted,
+    Claimed,
     CutOff,
     DecodeFound,
     End,
@@ -35,6 +36,7 @@ from baton.router.core.gateways import Gateways
 from baton.router.core.intake import Intake
 from baton.router.core.live_request import LiveRequest, Phase
 from baton.router.core.operations import RETRY_S, Operations
+from baton.router.core.phases import observe
 from baton.router.core.refusals import Refusals
 from baton.router.core.request_machine import RequestMachine, UnexpectedEvent
 from baton.router.core.transfers import Transfers
@@ -146,8 +148,8 @@ class Requests:
             return
         event: Event
         match message:
-            case messages.FirstToken():
-                event = FirstToken(worker)
+            case messages.FirstToken(_, chunk_ages_s):
+                event = FirstToken(worker, chunk_ages_s)
             case messages.SequenceEnded(_, reason, num_tokens):
                 event = Finished(reason, worker, num_tokens)
             case _:
@@ -195,6 +197,8 @@ class Requests:
         output = live.prediction.distribution
         self._charge(live, output.remaining(live.submit.num_emitted), live.num_tokens)
         self.explanations.decided(live.request_id, self.dispatch.placement.name, decision, output)
+        if live.timeline is not None:
+            live.timeline.decided_by = self.dispatch.placement.name
         self._advance(live.request_id, Placed(decision), now)
 
     def _advance(self, request_id: str, event: Event, now: float) -> None:
@@ -212,6 +216,8 @@ class Requests:
                 raise
             self.unexpected[error.message] += 1
             return
+        if live.timeline is not None or isinstance(event, Claimed):
+            observe(live, event, now)
         ledger.update(live, self.state, now)
         wait = live.waits_for
         if wait is None and waited is not None:

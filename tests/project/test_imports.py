@@ -26,13 +26,14 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "access": ("protocol", "config"),
     "links": ("protocol",),
     "http": ("protocol", "metrics"),
+    "tracing": ("protocol", "config"),
     "router": (
-        *("protocol", "metrics", "config", "router.policy", "router.core", "access", "links", "http"),
+        *("protocol", "metrics", "config", "router.policy", "router.core", "access", "links", "http", "tracing"),
         "engine.checkpoint",
     ),
     "gateway.core": ("protocol", "metrics.metric", "metrics.values"),
     "gateway": (
-        *("protocol", "metrics", "config", "access", "links", "http", "gateway.core"),
+        *("protocol", "metrics", "config", "access", "links", "http", "tracing", "gateway.core"),
         *("engine.tokenizer", "engine.checkpoint", "engine.model_config"),
     ),
     "worker.core": ("protocol", "config", "engine"),
@@ -113,6 +114,7 @@ IMPURE = {
 
 ONLY_IN = {  # folders and files
     "ray": ("deploy", "baton/worker/actor.py", "baton/gateway/actor.py", "router/actor.py"),
+    "opentelemetry": ("baton/tracing",),
     "nixl": ("kv_transfer/nixl_library.py",),
     "prometheus_client": ("baton/metrics/exposition.py",),
     "triton": ("baton/engine/race",),

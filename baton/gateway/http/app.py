@@ -14,7 +14,7 @@ from baton.gateway.http.answers import renderer
 from baton.gateway.http.ask import Ask, HttpModel
 from baton.gateway.http.chat import parse_chat
 from baton.gateway.http.completions import parse_completion
-from baton.gateway.http.live_answer import LiveAnswer
+from baton.gateway.http.live_answer import LEFT, LiveAnswer
 from baton.gateway.http.long_bodies import parsed
 from baton.gateway.http.metrics_app import check_watcher
 from baton.gateway.http.models import (
@@ -36,8 +36,12 @@ from baton.http.metrics import METRICS_PATH, metrics_response
 from baton.http.response import JSON, HttpResponse
 from baton.http.routes import Routes
 from baton.logs import log
+<<<<<<< HEAD
 from baton.metrics.exposition import Exposition
 from baton.protocol.errors import BatonError, NoRouter
+=======
+from baton.protocol.errors import BatonError, Cancelled, NoRouter
+>>>>>>> gate
 from baton.protocol.request import Request
 
 MAX_LOGGED_FIELDS = 1000
@@ -184,7 +188,28 @@ class HttpApp(HttpApplication):
         requests = self._requests(ask, prompts, exchange, arrival_s)
         words = self.intake.model.tokenizer
         written = renderer(ask, prefix + exchange.request_id, int(time.time()), prompts, words)
+<<<<<<< HEAD
         return LiveAnswer(self.driver, exchange, ask, written), requests
+=======
+        traces = self.driver.traces
+        trace = traces.begin(exchange.trace_headers, ask.operation) if traces is not None else None
+        answer = LiveAnswer(self.driver, exchange, ask, written, trace)
+        names = _names(exchange, ask)
+        self.answers.add(answer)
+        self._names.update(names)
+        ended: BatonError | None = Cancelled(LEFT)
+        try:
+            await answer.run(requests)
+            ended = None
+        except BatonError as error:
+            ended = error
+            raise
+        finally:
+            self.answers.discard(answer)
+            self._names.difference_update(names)
+            if traces is not None and trace is not None and len(requests) > 1:
+                traces.on_body_ended(trace, names[0], len(requests), (arrival_s, self.driver.clock()), ended)
+>>>>>>> gate
 
     async def _prompts(self, ask: Ask, num_bytes: int) -> list[Sequence[int]]:
         """The token ids of every prompt of a body of `num_bytes` bytes."""

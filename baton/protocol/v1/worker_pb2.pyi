@@ -1276,13 +1276,19 @@ class FirstToken(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: builtins.int
+    CHUNK_AGES_S_FIELD_NUMBER: builtins.int
     request_id: builtins.str
+    @property
+    def chunk_ages_s(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """Seconds since each chunk of the prompt was computed, if there were several."""
+
     def __init__(
         self,
         *,
         request_id: builtins.str = ...,
+        chunk_ages_s: collections.abc.Iterable[builtins.float] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["request_id", b"request_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["chunk_ages_s", b"chunk_ages_s", "request_id", b"request_id"]) -> None: ...
 
 global___FirstToken = FirstToken
 
@@ -1421,6 +1427,7 @@ class Submit(google.protobuf.message.Message):
     AGE_S_FIELD_NUMBER: builtins.int
     DEADLINE_IN_S_FIELD_NUMBER: builtins.int
     SUBMISSION_FIELD_NUMBER: builtins.int
+    TRACE_FIELD_NUMBER: builtins.int
     request_id: builtins.str
     digest: builtins.bytes
     num_prompt_tokens: builtins.int
@@ -1438,6 +1445,10 @@ class Submit(google.protobuf.message.Message):
     def page_keys(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
     @property
     def objectives(self) -> baton.protocol.v1.inference_pb2.Objectives: ...
+    @property
+    def trace(self) -> global___TraceContext:
+        """Set if the request is sampled."""
+
     def __init__(
         self,
         *,
@@ -1455,12 +1466,33 @@ class Submit(google.protobuf.message.Message):
         age_s: builtins.float = ...,
         deadline_in_s: builtins.float | None = ...,
         submission: builtins.int = ...,
+        trace: global___TraceContext | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_deadline_in_s", b"_deadline_in_s", "deadline_in_s", b"deadline_in_s", "objectives", b"objectives"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_deadline_in_s", b"_deadline_in_s", "age_s", b"age_s", "deadline_in_s", b"deadline_in_s", "digest", b"digest", "max_tokens", b"max_tokens", "num_emitted", b"num_emitted", "num_prompt_tokens", b"num_prompt_tokens", "objectives", b"objectives", "page_keys", b"page_keys", "priority", b"priority", "request_id", b"request_id", "resumed", b"resumed", "submission", b"submission", "tenant", b"tenant", "work", b"work"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_deadline_in_s", b"_deadline_in_s", "deadline_in_s", b"deadline_in_s", "objectives", b"objectives", "trace", b"trace"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_deadline_in_s", b"_deadline_in_s", "age_s", b"age_s", "deadline_in_s", b"deadline_in_s", "digest", b"digest", "max_tokens", b"max_tokens", "num_emitted", b"num_emitted", "num_prompt_tokens", b"num_prompt_tokens", "objectives", b"objectives", "page_keys", b"page_keys", "priority", b"priority", "request_id", b"request_id", "resumed", b"resumed", "submission", b"submission", "tenant", b"tenant", "trace", b"trace", "work", b"work"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_deadline_in_s", b"_deadline_in_s"]) -> typing.Literal["deadline_in_s"] | None: ...
 
 global___Submit = Submit
+
+@typing.final
+class TraceContext(google.protobuf.message.Message):
+    """A trace of OpenTelemetry, and the gateway's span in it."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TRACE_ID_FIELD_NUMBER: builtins.int
+    SPAN_ID_FIELD_NUMBER: builtins.int
+    trace_id: builtins.bytes
+    span_id: builtins.bytes
+    def __init__(
+        self,
+        *,
+        trace_id: builtins.bytes = ...,
+        span_id: builtins.bytes = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["span_id", b"span_id", "trace_id", b"trace_id"]) -> None: ...
+
+global___TraceContext = TraceContext
 
 @typing.final
 class StopRequest(google.protobuf.message.Message):
