@@ -153,9 +153,21 @@ async def start_gateway(config: GatewayConfig) -> RunningGateway:
         scraped = "" if metrics_server is None else join(split(public)[0], metrics_server.port)
         driver.session.info = replace(info, public_address=public, metrics_address=scraped)
         started.pop_all()
-<<<<<<< HEAD
     task = asyncio.create_task(driver.run())
-    return RunningGateway(config, driver, server, port, http_app, http_server, metrics_server, task)
+    return RunningGateway(config, driver, server, port, http_app, http_server, metrics_server, task, spans)
+
+
+def _observe(driver: GatewayDriver, config: GatewayConfig) -> SpanExport | None:
+    """Log and trace the requests that have ended, if configured."""
+    if config.logging.access:
+        driver.on_ended.append(write_access_line)
+    spans = start_export(config.tracing, config.name)
+    if spans is not None:
+        from baton.gateway.request_spans import RequestSpans
+
+        driver.traces = RequestSpans(spans, config.model_name, config.tracing.sample)
+        driver.on_ended.append(driver.traces.on_ended)
+    return spans
 
 
 def _nothing() -> None:
@@ -170,22 +182,6 @@ async def _start_metrics(app: MetricsApp, section: GatewaySection, credentials: 
     return await start_http_server(
         app, section.host, section.metrics_port, tls, key="gateway.metrics_port", max_connections=METRICS_CONNECTIONS
     )
-=======
-    return RunningGateway(config, driver, server, port, http_app, http_server, asyncio.create_task(driver.run()), spans)
-
-
-def _observe(driver: GatewayDriver, config: GatewayConfig) -> SpanExport | None:
-    """Log and trace the requests that have ended, if configured."""
-    if config.logging.access:
-        driver.on_ended.append(write_access_line)
-    spans = start_export(config.tracing, config.name)
-    if spans is not None:
-        from baton.gateway.request_spans import RequestSpans
-
-        driver.traces = RequestSpans(spans, config.model_name, config.tracing.sample)
-        driver.on_ended.append(driver.traces.on_ended)
-    return spans
->>>>>>> gate
 
 
 async def _start_http(app: HttpApp, section: GatewaySection, credentials: Credentials) -> HttpServer | None:

@@ -57,12 +57,9 @@ class GatewayDriver:
     on_ready: Callable[[bool], Awaitable[None]] = _no_change  # Called when `ready` changes
     on_first_token: list[Callable[[Subscription], None]] = field(default_factory=list)  # Of every new stream
     on_ended: list[Callable[[EndedRequest], None]] = field(default_factory=list)  # Each is called with every request
-<<<<<<< HEAD
     on_rejected: list[Callable[[str, BatonError], None]] = field(default_factory=list)  # With the API and the error
     loop_lag: Distribution = field(default_factory=lambda: Distribution(LOOP_LAG.buckets))
-=======
     traces: RequestSpans | None = None  # None: without tracing
->>>>>>> gate
     clock: Callable[[], float] = time.monotonic
     worker_keys: dict[str, str] = field(default_factory=dict)  # Public keys of the workers that may connect, by name
     registered: asyncio.Event = field(default_factory=asyncio.Event)  # The router has answered the registration

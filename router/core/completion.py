@@ -29,11 +29,8 @@ class Completion:
     migrations: int
     handoff: HandoffReport | None
     submission: int  # of the gateway
-<<<<<<< HEAD
     handoffs_failed: int = 0
-=======
     timeline: Timeline | None = None  # of a sampled request
->>>>>>> gate
 
     @property
     def message(self) -> RequestEnded:

@@ -282,9 +282,6 @@ class LiveRequest:
             migrations=self.migrations,
             handoff=self.report,
             submission=self.submission,
-<<<<<<< HEAD
             handoffs_failed=self.retries.handoffs_failed,
-=======
             timeline=self.timeline,
->>>>>>> gate
         )

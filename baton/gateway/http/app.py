@@ -36,12 +36,8 @@ from baton.http.metrics import METRICS_PATH, metrics_response
 from baton.http.response import JSON, HttpResponse
 from baton.http.routes import Routes
 from baton.logs import log
-<<<<<<< HEAD
 from baton.metrics.exposition import Exposition
-from baton.protocol.errors import BatonError, NoRouter
-=======
 from baton.protocol.errors import BatonError, Cancelled, NoRouter
->>>>>>> gate
 from baton.protocol.request import Request
 
 MAX_LOGGED_FIELDS = 1000
@@ -165,14 +161,22 @@ class HttpApp(HttpApplication):
         """Answer a body of completions or of a chat."""
         with self._rejecting():
             answer, requests = await self._prepared(exchange, parse, prefix)
-        names = _names(exchange, answer.ask)
+        names, trace, traces = _names(exchange, answer.ask), answer.trace, self.driver.traces
         self.answers.add(answer)
         self._names.update(names)
+        ended: BatonError | None = Cancelled(LEFT)
         try:
             await answer.run(requests)
+            ended = None
+        except BatonError as error:
+            ended = error
+            raise
         finally:
             self.answers.discard(answer)
             self._names.difference_update(names)
+            if traces is not None and trace is not None and len(requests) > 1:
+                times = requests[0].arrival_s, self.driver.clock()
+                traces.on_body_ended(trace, names[0], len(requests), times, ended)
 
     async def _prepared(self, exchange: Exchange, parse: Parser, prefix: str) -> tuple[LiveAnswer, list[Request]]:
         """The answer to a body, not begun, and the requests of its sequences."""
@@ -188,28 +192,9 @@ class HttpApp(HttpApplication):
         requests = self._requests(ask, prompts, exchange, arrival_s)
         words = self.intake.model.tokenizer
         written = renderer(ask, prefix + exchange.request_id, int(time.time()), prompts, words)
-<<<<<<< HEAD
-        return LiveAnswer(self.driver, exchange, ask, written), requests
-=======
         traces = self.driver.traces
         trace = traces.begin(exchange.trace_headers, ask.operation) if traces is not None else None
-        answer = LiveAnswer(self.driver, exchange, ask, written, trace)
-        names = _names(exchange, ask)
-        self.answers.add(answer)
-        self._names.update(names)
-        ended: BatonError | None = Cancelled(LEFT)
-        try:
-            await answer.run(requests)
-            ended = None
-        except BatonError as error:
-            ended = error
-            raise
-        finally:
-            self.answers.discard(answer)
-            self._names.difference_update(names)
-            if traces is not None and trace is not None and len(requests) > 1:
-                traces.on_body_ended(trace, names[0], len(requests), (arrival_s, self.driver.clock()), ended)
->>>>>>> gate
+        return LiveAnswer(self.driver, exchange, ask, written, trace), requests
 
     async def _prompts(self, ask: Ask, num_bytes: int) -> list[Sequence[int]]:
         """The token ids of every prompt of a body of `num_bytes` bytes."""

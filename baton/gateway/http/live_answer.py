@@ -78,18 +78,14 @@ class LiveAnswer:
     async def _write(self, sequence: int, request: Request, siblings: Siblings) -> None:
         """Write a sequence to its end: what is ready in one turn of the event loop is one write."""
         await siblings.turn(sequence)
-<<<<<<< HEAD
-        try:
-            subscription = self.driver.open(request, api="http")
-        except BatonError as error:
-            self.driver.reject("http", error)
-            raise
-=======
         trace, traces = self.trace, self.driver.traces
         if trace is not None and traces is not None and self.ask.num_sequences > 1:
             trace = traces.child(trace)
-        subscription = self.driver.open(request, api="http", trace=trace)
->>>>>>> gate
+        try:
+            subscription = self.driver.open(request, api="http", trace=trace)
+        except BatonError as error:
+            self.driver.reject("http", error)
+            raise
         self.subscriptions.append(subscription)
         tokens, end = await subscription.next()
         siblings.begun(sequence)
