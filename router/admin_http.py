@@ -13,7 +13,7 @@ from baton.http.metrics import METRICS_PATH, metrics_response
 from baton.http.response import JSON, HttpResponse
 from baton.http.routes import Routes
 from baton.metrics.exposition import Exposition
-from baton.protocol.errors import PermissionDenied
+from baton.protocol.errors import NoWorkers, PermissionDenied
 from baton.router.admin_calls import AdminCalls
 from baton.router.discovery import DISCOVERY_PATH, discovery_body
 from baton.router.page.api import PageApi, json_response
@@ -21,7 +21,8 @@ from baton.router.page.feed import PageFeed
 from baton.router.page.files import page_files
 from baton.router.page.origin import READS, check_host, check_origin
 
-PROBES = ("/health",)  # Callers need no token
+PROBES = ("/health", "/liveness", "/readiness")  # Callers need no token
+EMPTY = HttpResponse(200, {}, b"")
 
 
 @dataclass(eq=False)
@@ -39,7 +40,9 @@ class AdminHttp(HttpApplication):
         files = page_files()
         self._public = (*PROBES, *files)
         routes: dict[str, tuple[str, Handler]] = {
-            "/health": ("GET", self._health),
+            "/health": ("GET", self._alive),
+            "/liveness": ("GET", self._alive),
+            "/readiness": ("GET", self._ready),
             METRICS_PATH: ("GET", self._metrics),
             DISCOVERY_PATH: ("GET", self._discovery),
             "/api/events": ("GET", self._events),
@@ -76,8 +79,15 @@ class AdminHttp(HttpApplication):
     async def _requests(self, exchange: Exchange) -> HttpResponse:
         return json_response({"requests": self.feed.requests()})
 
-    async def _health(self, exchange: Exchange) -> HttpResponse:
-        return HttpResponse(200, {}, b"")
+    async def _alive(self, exchange: Exchange) -> HttpResponse:
+        return EMPTY
+
+    async def _ready(self, exchange: Exchange) -> HttpResponse:
+        """A worker of each needed role serves."""
+        missing = self.calls.driver.core.gateways.pools.missing
+        if missing:
+            raise NoWorkers(f"No {missing} worker serves now.")
+        return EMPTY
 
     async def _metrics(self, exchange: Exchange) -> HttpResponse:
         return await metrics_response(self.metrics, exchange)

@@ -7,7 +7,7 @@ import logging
 import time
 import uuid
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,7 @@ class Driver:
     on_operation_ended: list[Callable[[Operation], None]] = field(default_factory=list)
     loop_lag: Distribution = field(default_factory=lambda: Distribution(LOOP_LAG.buckets))
     decisions: Distribution = field(default_factory=lambda: Distribution(DECISION.buckets))  # Seconds per frame
+    on_serving: Callable[[bool], Awaitable[None]] | None = None  # Called when workers of all roles serve, or no more
     gateway_rates: GatewayRates = field(default_factory=GatewayRates)
     _watchers: dict[str, set[asyncio.Event]] = field(default_factory=dict)  # By operation id
     _unexpected: Counter[str] = field(default_factory=Counter)  # Events that were logged, by kind
@@ -64,7 +65,7 @@ class Driver:
     async def run(self) -> None:
         """Serve workers and gateways until cancelled."""
         self.link.start(self._on_frame)
-        saved_s = self.clock()
+        saved_s, serving = self.clock(), False
         while True:
             due_s = self.clock() + TICK_S
             await asyncio.sleep(TICK_S)
@@ -73,6 +74,10 @@ class Driver:
             self._perform(self.core.tick(now))
             self._log_unexpected()
             self.gateway_rates.keep(self.core.gateways.by_name)
+            if serving == bool(self.core.gateways.pools.missing):
+                serving = not serving
+                if self.on_serving is not None:
+                    await self.on_serving(serving)
             if now - saved_s > SAVE_EVERY_S:
                 saved_s = now
                 await asyncio.to_thread(self.save_learned, self.core.output_length.snapshot())
