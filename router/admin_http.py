@@ -73,8 +73,11 @@ class AdminHttp(HttpApplication):
         """End running responses, because the router stops."""
         self.feed.stop()
 
-    async def _events(self, exchange: Exchange) -> None:
+    async def _events(self, exchange: Exchange) -> HttpResponse | None:
+        if exchange.scope["method"] == "HEAD":
+            return HttpResponse(200, {"content-type": "text/event-stream; charset=utf-8"}, b"")
         await self.feed.serve(exchange)
+        return None
 
     async def _requests(self, exchange: Exchange) -> HttpResponse:
         return json_response({"requests": self.feed.requests()})

@@ -22,7 +22,7 @@ from tests.router.tokens import token_file
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no `chromium` on PATH: apt-get install chromium")
 TIMEOUT_S = 200.0
-READY = "document.body?.dataset.ready !== undefined"
+READY = "document.body?.dataset.renderMs !== undefined"
 NO_SCROLL = "document.documentElement.scrollWidth <= innerWidth"
 WORKERS = "[...document.querySelectorAll('[data-worker]')].map((one) => one.dataset.worker).join()"
 
@@ -95,6 +95,7 @@ def test_a_narrow_window_does_not_scroll_sideways_with_a_thousand_workers(scheme
                 for width in (1280, 400):
                     await page.size(width, 900)
                     await page.until(NO_SCROLL)
+                await page.until("Number(document.body.dataset.renderMs) < 100")
                 ground = await page.value("getComputedStyle(document.documentElement).backgroundColor")
                 assert (ground == "rgb(10, 12, 17)") is (scheme == "dark")
         finally:

@@ -5,15 +5,22 @@ const DELAY_MS = 1300;
 const MOVE_MS = 380; // The shortest time in which a dot is shown to move
 const FADE_MS = 500;
 const KEPT_MS = 4000;
+const MANY = 100; // Workers from which positions are not measured each second, and every second frame is drawn
 const still = matchMedia("(prefers-reduced-motion: reduce)");
 
 const ease = (t) => (t < 0.5 ? 4 * t * t * t : 1 - (-2 * t + 2) ** 3 / 2);
 
-function hash(text) {
-  let value = 2166136261;
-  for (let index = 0; index < text.length; index++) value = Math.imul(value ^ text.charCodeAt(index), 16777619);
-  return (value >>> 0) / 4294967296;
+/** CRC-32 of a text, by which the router chooses the requests that are shown, too. */
+function crc32(text) {
+  let value = -1;
+  for (const byte of new TextEncoder().encode(text)) {
+    value ^= byte;
+    for (let bit = 0; bit < 8; bit++) value = (value >>> 1) ^ (value & 1 ? 0xedb88320 : 0);
+  }
+  return ~value >>> 0;
 }
+
+const hash = (text) => (Math.imul(crc32(text), 2654435761) >>> 0) / 4294967296;
 
 export class Flow {
   constructor(stage, canvas) {
@@ -23,6 +30,7 @@ export class Flow {
     this.tracks = new Map(); // request id → { steps: [{ phase, worker, at }], ended, failed, seed }
     this.boxes = new Map(); // worker → its box on the stage
     this.colours = {};
+    this.every = 1;
     this.running = false;
     new ResizeObserver(() => this.measure()).observe(stage);
     document.addEventListener("visibilitychange", () => this.wake());
@@ -63,9 +71,11 @@ export class Flow {
     }
   }
 
-  /** Takes in the tracks of a snapshot that has just arrived. */
-  add(tracks) {
+  /** Takes in the tracks of a snapshot that has just arrived; one of `every` requests is shown. */
+  add(tracks, every) {
     const now = performance.now();
+    if (every > this.every) for (const id of this.tracks.keys()) if (crc32(id) % every) this.tracks.delete(id);
+    this.every = every;
     for (const [id, state, steps, endedAgo] of tracks) {
       this.tracks.set(id, {
         steps: steps.map(([phase, worker, ago]) => ({ phase, worker, at: now - ago })),
@@ -74,7 +84,7 @@ export class Flow {
         seed: this.tracks.get(id)?.seed ?? hash(id),
       });
     }
-    this.measure();
+    if (!this.boxes.size || this.boxes.size < MANY) this.measure();
     this.wake();
   }
 
@@ -93,7 +103,8 @@ export class Flow {
   }
 
   frame() {
-    this.draw(performance.now() - DELAY_MS);
+    this.odd = !this.odd;
+    if (this.odd || this.boxes.size < MANY) this.draw(performance.now() - DELAY_MS);
     if (this.tracks.size && !document.hidden && !still.matches) requestAnimationFrame(() => this.frame());
     else this.running = false;
   }
