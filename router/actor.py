@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 
 import ray
 
+from baton.access.persistent_start import start_persistently
 from baton.config.process_config import RouterAddresses, RouterConfig
 from baton.config.ray_names import NAMESPACE, ROUTER
 from baton.links.keys import peer_keys
 from baton.logs import log, set_up
-from baton.protocol.errors import BatonError
 from baton.protocol.link_keys import PeerKeys
 
 
@@ -36,15 +37,16 @@ class RouterActor:
     async def _start(self) -> RouterAddresses | str:
         from baton.router.build import start_router
 
-        try:
-            self._router = await start_router(self._config)
-        except (BatonError, RuntimeError, OSError) as error:
-            log.error(f"The router could not start: {error}")
-            return f"The router could not start: {error}"
-        addresses = self._router.addresses
+        restarted = ray.get_runtime_context().was_current_actor_reconstructed
+        router = await start_persistently("The router", lambda: start_router(self._config), restarted)
+        if isinstance(router, str):
+            return router
+        self._router = router
+        gc.freeze()  # A full collection of what the process has loaded would stop every request for a while
+        addresses = router.addresses
         log.info(f"serving workers and gateways on {addresses.worker}, administration on {addresses.admin}")
-        self._router.driver.on_registered = self._watch
-        self._router.driver.on_kill = self._kill
+        router.driver.on_registered = self._watch
+        router.driver.on_kill = self._kill
         return addresses
 
     async def start(self) -> RouterAddresses | str:
@@ -82,5 +84,7 @@ class RouterActor:
 
     async def stop(self) -> None:
         """Close the server and the link."""
-        if not isinstance(await self._started, str):
+        if not self._started.done():  # A restarted one whose start has failed so far
+            self._started.cancel()
+        elif not isinstance(self._started.result(), str):
             await self._router.stop()
