@@ -9,15 +9,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+from typing import Any
 
 import ray
 
 from baton.access.persistent_start import start_persistently
 from baton.config.process_config import RouterAddresses, RouterConfig
-from baton.config.ray_names import NAMESPACE, ROUTER
+from baton.config.ray_names import GATEWAY, NAMESPACE, ROUTER
 from baton.links.keys import peer_keys
 from baton.logs import log, set_up
 from baton.protocol.link_keys import PeerKeys
+
+ANSWER_WITHIN_S = 3.0  # A gateway whose event loop turns
 
 
 @ray.remote(num_cpus=0, max_restarts=-1, max_concurrency=64)  # type: ignore[call-overload]
@@ -74,13 +77,18 @@ class RouterActor:
             log.warning(f"{name} has died: {str(error).splitlines()[0]}")
         self._router.driver.lose(name)
 
-    def _kill(self, worker: str) -> None:
-        asyncio.get_running_loop().create_task(asyncio.to_thread(self._end_process, worker))
+    def _kill(self, name: str) -> None:
+        asyncio.get_running_loop().create_task(asyncio.to_thread(self._end_process, name))
 
-    def _end_process(self, worker: str) -> None:
-        log.warning(f"{worker} sends nothing and does not come back: killing its process")
+    def _end_process(self, name: str) -> None:
+        """Kill a worker or a gateway; not a gateway that answers Ray: its link is cut, but its streams may go on."""
         with contextlib.suppress(ValueError):
-            ray.kill(ray.get_actor(self._prefix + worker, NAMESPACE), no_restart=False)
+            actor = ray.get_actor(self._prefix + name, NAMESPACE)
+            if name.startswith(f"{GATEWAY}-") and _answers(actor):
+                log.warning(f"{name} cannot reach the router, but its process answers")
+                return
+            log.warning(f"{name} sends nothing and does not come back: killing its process")
+            ray.kill(actor, no_restart=False)
 
     async def stop(self) -> None:
         """Close the server and the link."""
@@ -88,3 +96,11 @@ class RouterActor:
             self._started.cancel()
         elif not isinstance(self._started.result(), str):
             await self._router.stop()
+
+
+def _answers(gateway: Any) -> bool:
+    """Whether a gateway's event loop turns."""
+    try:
+        return bool(ray.get(gateway.answers.remote(), timeout=ANSWER_WITHIN_S))
+    except (ray.exceptions.GetTimeoutError, ray.exceptions.RayActorError):
+        return False

@@ -48,7 +48,7 @@ class Driver:
     clock: Callable[[], float] = time.monotonic
     config: RouterSection = field(default_factory=RouterSection)
     on_registered: Callable[[str], None] | None = None  # Called with the name of each worker or gateway that registers
-    on_kill: Callable[[str], None] | None = None  # Kills the process of a timed-out worker, if possible
+    on_kill: Callable[[str], None] | None = None  # Kills the process of a timed-out worker or gateway
     gateway_rates: GatewayRates = field(default_factory=GatewayRates)
     _watchers: dict[str, set[asyncio.Event]] = field(default_factory=dict)  # By operation id
     _unexpected: Counter[str] = field(default_factory=Counter)  # Events that were logged, by kind
@@ -101,8 +101,8 @@ class Driver:
         self._lose(name, certain=True)
 
     def _lose(self, name: str, certain: bool) -> None:
-        if name in self.core.gateways:
-            self._perform(self.core.on_gateway_lost(name, self.clock()))
+        if self.core.gateways.has_process(name):
+            self._perform(self.core.on_gateway_lost(name, self.clock(), certain))
         else:
             self._perform(self.core.on_worker_lost(name, self.clock(), certain))
 
@@ -161,9 +161,9 @@ class Driver:
                 case RequestCompleted(completion):
                     if log.isEnabledFor(logging.DEBUG):
                         log.debug(completion_line(completion), extra={"request": completion.request_id})
-                case Kill(worker):
+                case Kill(peer):
                     if self.on_kill is not None:
-                        self.on_kill(worker)
+                        self.on_kill(peer)
                 case OperationUpdated(operation):
                     level = logging.INFO if operation.state.ended else logging.DEBUG
                     log.log(level, operation_line(operation), extra={"operation": operation.operation_id})

@@ -57,6 +57,10 @@ class GatewayActor:
         """Wait until it serves; returns its addresses, or the sentence of the error that prevents it."""
         return await self._started
 
+    async def answers(self) -> bool:
+        """True, from the event loop that serves the clients."""
+        return True
+
     async def ended(self) -> None:
         """Wait until the gateway has stopped; if the process ends, the call fails."""
         await self._ended.wait()
