@@ -42,6 +42,8 @@ def check_addresses(config: BatonConfig) -> None:
     """Raise `ConfigError` when router and gateways of this node cannot listen on their configured addresses."""
     gateway, router = config.gateway, config.router
     listening = [("router.admin_host", router.admin_host, "router.admin_port", router.admin_port)]
+    if router.admin_http_port != "off":
+        listening.append(("router.admin_host", router.admin_host, "router.admin_http_port", router.admin_http_port))
     if gateways_here(config):
         listening.insert(0, ("gateway.host", gateway.host, "gateway.port", gateway.port))
         if gateway.http_port != "off":

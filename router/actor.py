@@ -32,7 +32,7 @@ class RouterActor:
     """
 
     def __init__(self, config: RouterConfig, prefix: str = "") -> None:
-        set_up(ROUTER, config.logging.level)
+        set_up(ROUTER, config.logging.level, log_format=config.logging.format)
         self._config, self._prefix = config, prefix
         self._watches: dict[str, asyncio.Task[None]] = {}
         self._started = asyncio.get_running_loop().create_task(self._start())
@@ -47,7 +47,7 @@ class RouterActor:
         self._router = router
         gc.freeze()  # A full collection of what the process has loaded would stop every request for a while
         addresses = router.addresses
-        log.info(f"serving workers and gateways on {addresses.worker}, administration on {addresses.admin}")
+        log.info(f"serving workers and gateways on {addresses.worker}, administration on {addresses.words}")
         router.driver.on_registered = self._watch
         router.driver.on_kill = self._kill
         return addresses

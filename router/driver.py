@@ -7,7 +7,7 @@ import logging
 import time
 import uuid
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from baton.router.core.commands import (
     SendToGateway,
     SendToWorker,
 )
+from baton.router.core.completion import Completion
 from baton.router.core.core import RouterCore
 from baton.router.core.operation import Operation, OperationSpec
 from baton.router.core.peer_frames import PeerFrames
@@ -49,6 +50,8 @@ class Driver:
     config: RouterSection = field(default_factory=RouterSection)
     on_registered: Callable[[str], None] | None = None  # Called with the name of each worker or gateway that registers
     on_kill: Callable[[str], None] | None = None  # Kills the process of a timed-out worker or gateway
+    on_completed: list[Callable[[Completion], None]] = field(default_factory=list)  # Each is called with every request
+    on_serving: Callable[[bool], Awaitable[None]] | None = None  # Called when workers of all roles serve, or no more
     gateway_rates: GatewayRates = field(default_factory=GatewayRates)
     _watchers: dict[str, set[asyncio.Event]] = field(default_factory=dict)  # By operation id
     _unexpected: Counter[str] = field(default_factory=Counter)  # Events that were logged, by kind
@@ -56,13 +59,17 @@ class Driver:
     async def run(self) -> None:
         """Serve workers and gateways until cancelled."""
         self.link.start(self._on_frame)
-        saved_s = self.clock()
+        saved_s, serving = self.clock(), False
         while True:
             await asyncio.sleep(TICK_S)
             now = self.clock()
             self._perform(self.core.tick(now))
             self._log_unexpected()
             self.gateway_rates.keep(self.core.gateways.by_name)
+            if serving == bool(self.core.gateways.pools.missing):
+                serving = not serving
+                if self.on_serving is not None:
+                    await self.on_serving(serving)
             if now - saved_s > SAVE_EVERY_S:
                 saved_s = now
                 await asyncio.to_thread(self.save_learned, self.core.output_length.snapshot())
@@ -161,6 +168,8 @@ class Driver:
                 case RequestCompleted(completion):
                     if log.isEnabledFor(logging.DEBUG):
                         log.debug(completion_line(completion), extra={"request": completion.request_id})
+                    for listener in self.on_completed:
+                        listener(completion)
                 case Kill(peer):
                     if self.on_kill is not None:
                         self.on_kill(peer)

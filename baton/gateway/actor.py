@@ -27,7 +27,8 @@ class GatewayActor:
     """
 
     def __init__(self, config: GatewayConfig) -> None:
-        set_up(config.name, config.logging.level)
+        logging = config.logging
+        set_up(config.name, logging.level, log_format=logging.format, access=logging.access)
         if not is_loopback(config.worker_host):  # The command's node may be another
             config = replace(config, worker_host=ray.util.get_node_ip_address())
         self._config = config

@@ -9,6 +9,7 @@ import uuid
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 import grpc
 from grpc_health.v1 import health
@@ -17,23 +18,29 @@ from baton import __version__
 from baton.access.credentials import Credentials
 from baton.access.grpc_server import set_serving
 from baton.config.process_config import GatewayAddresses, GatewayConfig
+from baton.config.schema import GatewaySection
 from baton.engine.checkpoint import model_id, read_config, resolve_model
 from baton.engine.tokenizer import Tokenizer
+from baton.gateway.access_lines import write_access_line
 from baton.gateway.core.live_stream import ModelFacts
 from baton.gateway.core.session import GatewaySession
 from baton.gateway.driver import GatewayDriver
 from baton.gateway.grpc_service import SERVICE, InferenceService, start_server
 from baton.gateway.http.app import HttpApp
-from baton.gateway.http.server import HttpServer, start_http_server
 from baton.gateway.http.tokenizer_files import read_tokenizer_info
 from baton.gateway.intake import Intake
 from baton.gateway.served_model import ServedModel
 from baton.gateway.template_files import read_chat_template
+from baton.http.server import HttpServer, start_http_server
 from baton.links.frame_client import FrameClient
 from baton.links.frame_server import FrameServer
 from baton.protocol.address import join, reachable, split
 from baton.protocol.codec import FROM_ROUTER_TO_GATEWAY, FROM_WORKER_TO_GATEWAY
 from baton.protocol.gateway_messages import GatewayInfo
+from baton.tracing.start import start_export
+
+if TYPE_CHECKING:
+    from baton.tracing.export import SpanExport
 
 
 @dataclass(eq=False)
@@ -47,6 +54,7 @@ class RunningGateway:
     http_app: HttpApp
     http_server: HttpServer | None
     task: asyncio.Task[None]
+    spans: SpanExport | None
 
     @property
     def addresses(self) -> GatewayAddresses:
@@ -66,6 +74,7 @@ class RunningGateway:
 
     async def stop(self, grace_s: float = 1.0) -> None:
         """Refuse new requests, give running streams `grace_s` seconds, and close everything."""
+        await self.driver.begin_stop()
         stopping = [self.server.stop(grace_s)]
         if self.http_server is not None:
             stopping.append(self.http_server.stop(grace_s, self.http_app.end_answers))
@@ -75,6 +84,8 @@ class RunningGateway:
         self.driver.leave()
         self.driver.workers.close()
         self.driver.router.close()
+        if self.spans is not None:
+            await self.spans.close()
 
 
 async def start_gateway(config: GatewayConfig) -> RunningGateway:
@@ -115,21 +126,47 @@ async def start_gateway(config: GatewayConfig) -> RunningGateway:
             workers,
             write_timeout_s=section.write_timeout_s,
             waiting_bytes=lambda: intake.encoding.waiting_bytes,
-            on_serving=partial(set_serving, health_service, SERVICE),
+            on_ready=partial(set_serving, health_service, ("", SERVICE)),
             worker_keys=worker_keys,
         )
+        spans = _observe(driver, config)
+        if spans is not None:
+            started.push_async_callback(spans.close)
         inference = InferenceService(driver, intake, credentials.tokens)
         server, port = await start_server(inference, join(section.host, section.port), credentials, health_service)
         started.push_async_callback(server.stop, 0.0)
         tokenizer_info = read_tokenizer_info(folder, model.template)
         http_app = HttpApp(driver, intake, credentials.tokens, tokenizer_info, __version__)
-        http_server = None
-        if section.http_port != "off":
-            tls = credentials.ssl_context()
-            http_server = await start_http_server(
-                http_app, section.host, section.http_port, tls, section.write_timeout_s
-            )
+        http_server = await _start_http(http_app, section, credentials)
         public = reachable(join(section.host, port), config.worker_host)
         driver.session.info = replace(info, public_address=public)
         started.pop_all()
-    return RunningGateway(config, driver, server, port, http_app, http_server, asyncio.create_task(driver.run()))
+    return RunningGateway(config, driver, server, port, http_app, http_server, asyncio.create_task(driver.run()), spans)
+
+
+def _observe(driver: GatewayDriver, config: GatewayConfig) -> SpanExport | None:
+    """Log and trace the requests that have ended, if configured."""
+    if config.logging.access:
+        driver.on_ended.append(write_access_line)
+    spans = start_export(config.tracing, config.name)
+    if spans is not None:
+        from baton.gateway.request_spans import RequestSpans
+
+        driver.traces = RequestSpans(spans, config.model_name, config.tracing.sample)
+        driver.on_ended.append(driver.traces.on_ended)
+    return spans
+
+
+async def _start_http(app: HttpApp, section: GatewaySection, credentials: Credentials) -> HttpServer | None:
+    """Serve HTTP, if configured."""
+    if section.http_port == "off":
+        return None
+    return await start_http_server(
+        app,
+        section.host,
+        section.http_port,
+        credentials.ssl_context(),
+        key="gateway.http_port",
+        share_port=True,
+        write_timeout_s=section.write_timeout_s,
+    )

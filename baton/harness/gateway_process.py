@@ -19,7 +19,7 @@ def serve_clients(plan: GatewayConfig, served: Connection, first: Callable[[], N
     """
     if first is not None:
         first()
-    set_up(plan.name, plan.logging.level)
+    set_up(plan.name, plan.logging.level, log_format=plan.logging.format, access=plan.logging.access)
     from baton.gateway.build import start_gateway
 
     async def serve() -> None:

@@ -61,7 +61,7 @@ class RouterCore:
         live: dict[str, LiveRequest] = {}
         self.dispatch = Dispatch(self.placement, self.state)
         self.adoption = Adoption(self.dispatch, self.explanations, live, self.config, self.started_s)
-        self.gateways = Gateways(self.state, self.config, self.public_key)
+        self.gateways = Gateways(self.state, self.config, self.public_key, self.started_s)
         grace_s = self.config.no_workers_grace_s
         max_streams = self.access.max_streams_per_tenant
         self.intake = Intake(self.state, self.output_length, max_streams, grace_s, self.started_s)
@@ -211,7 +211,8 @@ class RouterCore:
         for worker in joined:
             self.requests.commands += self.gateways.on_worker_joined(worker.info.name)
         self._operate(self.adoption.on_joined(joined, now), now)
-        self.requests.events += self.intake.answer(self.requests.live, now)
+        for request_id, error in self.intake.answer(self.requests.live, now):
+            self.requests.refuse(request_id, error, now)
 
     def _lose(self, worker: str, certain: bool, now: float, died: bool = True) -> None:
         self.adoption.orphans.lost(worker)
@@ -229,6 +230,7 @@ class RouterCore:
         while True:
             self.requests.feed(now)
             if not self.requests.place(now) and not self._operate(self.operations.advance(now), now):
+                self.requests.commands += self.gateways.changed_pools(now)
                 commands, self.requests.commands = self.requests.commands, []
                 return commands
 

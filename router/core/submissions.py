@@ -81,6 +81,7 @@ class Submissions:
             if not (submit.resumed and self._resumes(submit.request_id, now)):
                 self.requests.dispatch.check_queue(self.config.max_queued, now)
         except BatonError as error:
+            self.requests.refusals.add(submit.request_id, gateway, error, now)
             self.requests.commands.append(SendToGateway(gateway, failure(submit.request_id, error, submit.submission)))
             return
         live = self.intake.open(submit, gateway, incarnation, now)

@@ -24,6 +24,8 @@ from tests.live.conftest import Live, start_live
 from tests.reliability.ray_cluster import actor_pid, router_pid
 from tests.waiting import until
 
+pytestmark = pytest.mark.ray
+
 OPTIONS: dict[str, Any] = {"max_tokens": 180, "ignore_eos": True, "temperature": 0.8, "seed": 5}
 PROMPT = [7, 8, 9] * 12
 GATEWAYS = ("gateway-0", "gateway-1")  # They share a port

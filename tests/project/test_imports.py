@@ -24,10 +24,15 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "router.core": ("protocol", "config", "router.policy"),
     "access": ("protocol", "config"),
     "links": ("protocol",),
-    "router": ("protocol", "config", "router.policy", "router.core", "access", "links", "engine.checkpoint"),
+    "http": ("protocol",),
+    "tracing": ("protocol", "config"),
+    "router": (
+        *("protocol", "config", "router.policy", "router.core", "access", "links", "http", "tracing"),
+        "engine.checkpoint",
+    ),
     "gateway.core": ("protocol",),
     "gateway": (
-        *("protocol", "config", "access", "links", "gateway.core"),
+        *("protocol", "config", "access", "links", "http", "tracing", "gateway.core"),
         *("engine.tokenizer", "engine.checkpoint", "engine.model_config"),
     ),
     "worker.core": ("protocol", "config", "engine"),
@@ -83,11 +88,10 @@ PURE_FILES = (  # in packages that are not pure
     *("deploy/condition.py", "deploy/recovery.py"),
     *("baton/engine/checkpoint_tensors.py", "baton/engine/families.py"),
     *(f"baton/engine/race/{name}.py" for name in ("noise", "definition", "draw")),
+    *("baton/http/errors.py", "baton/http/response.py", "baton/http/routes.py"),
     *(f"baton/gateway/http/{name}.py" for name in ("answer", "answers", "ask", "chat", "common_fields", "completions")),
-    *(
-        f"baton/gateway/http/{name}.py"
-        for name in ("errors", "models", "parameters", "streamed", "token_words", "whole")
-    ),
+    *("router/request_phases.py", *(f"router/page/{name}.py" for name in ("history", "origin", "snapshots", "tracks"))),
+    *(f"baton/gateway/http/{name}.py" for name in ("models", "parameters", "streamed", "token_words", "whole")),
 )
 IMPURE = {
     "torch",
@@ -107,6 +111,7 @@ IMPURE = {
 
 ONLY_IN = {  # folders and files
     "ray": ("deploy", "baton/worker/actor.py", "baton/gateway/actor.py", "router/actor.py"),
+    "opentelemetry": ("baton/tracing",),
     "nixl": ("kv_transfer/nixl_library.py",),
     "triton": ("baton/engine/race",),
     "flashinfer": ("baton/engine/attention/flashinfer.py", "baton/engine/models/cuda_layers.py"),

@@ -156,7 +156,7 @@ async def measure(size: Size, seed: int, step: Callable[[str], None]) -> dict[st
     router_config, worker_config = plans(
         CHECKPOINT, CONTEXT_TOKENS, 3000, policy="least_loaded", max_batch=64, lost_after_s=5.0
     )
-    listening = router_config.router.changed(admin_port=admin_port)
+    listening = router_config.router.changed(admin_port=admin_port, admin_http_port=0)
     router_config = replace(router_config, router=listening, worker_port=worker_port)
     router, _ = start(route, router_config)
     gateway, served = start(serve_clients, gateway_plan(router_config, worker_config, "gateway-0", address))

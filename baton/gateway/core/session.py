@@ -34,6 +34,7 @@ from baton.protocol.gateway_messages import (
     Placed,
     RegisterGateway,
     RequestEnded,
+    ServingPools,
     StepOutput,
     StopRequest,
     StreamPosition,
@@ -121,7 +122,6 @@ class GatewaySession:
                 self._registered = self.router_up
                 self.stopped.extend(now)
                 self.workers.on_registered(now)
-                return []
             case WorkerJoined(worker, public_key):
                 accept = AcceptWorker(worker, public_key)
                 waits = self.workers.join(worker)
@@ -129,6 +129,8 @@ class GatewaySession:
             case WorkerLeft(worker):
                 self.workers.leave(worker)
                 return [ForgetWorker(worker)]
+            case ServingPools():
+                self.workers.pools = message
             case Reregister():
                 wanted = self.router_up and now - self._registered_s >= REGISTER_AGAIN_S
                 return self._register(now) if wanted else []
@@ -141,9 +143,9 @@ class GatewaySession:
                 stream = self.streams.get(request_id)
                 if stream is not None and not stream.held:
                     stream.on_placed(message, now)
-                return []
             case AskEmitted(request_id):
                 return self._on_ask(request_id)
+        return []
 
     def on_worker_messages(
         self, worker: str, incarnation: str, batch: Iterable[TokenMessage], now: float
@@ -274,17 +276,14 @@ class GatewaySession:
 
     def _give_up(self, now: float) -> list[Command]:
         """Without a router: end the streams that may not wait for it any longer."""
-        commands: list[Command] = []
-        for stream in list(self.streams.values()):
-            error = stream.without_router(self._router_lost_s, self.router_grace_s, now)
-            if error is not None:
-                commands.append(self._end(stream, error, now))
-        return commands
+        lost_s, grace_s = self._router_lost_s, self.router_grace_s
+        errors = [(stream, stream.without_router(lost_s, grace_s, now)) for stream in self.streams.values()]
+        return [self._end(stream, error, now) for stream, error in errors if error is not None]
 
     def _end_complete(self, now: float) -> list[Command]:
         """End streams that have their last token and wait for their route, which will not come."""
-        complete = [stream for request_id in self._waits if (stream := self.streams[request_id]).output.ended]
-        return [self._end(stream, None, now) for stream in complete]
+        waiting = [self.streams[request_id] for request_id in self._waits]
+        return [self._end(stream, None, now) for stream in waiting if stream.output.ended]
 
     def _end(self, stream: LiveStream, error: BatonError | None, now: float) -> EndStream:
         self._forget(stream, error is not None or stream.output.stop_string_met, now)

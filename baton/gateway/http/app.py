@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from baton.access.access import GENERATE, Access
 from baton.access.hot_reload import HotReload
@@ -14,9 +13,7 @@ from baton.gateway.http.answers import renderer
 from baton.gateway.http.ask import Ask, HttpModel
 from baton.gateway.http.chat import parse_chat
 from baton.gateway.http.completions import parse_completion
-from baton.gateway.http.errors import JSON, HttpResponse, MethodNotAllowed, RouteNotFound, error_response
-from baton.gateway.http.exchange import Exchange
-from baton.gateway.http.live_answer import LiveAnswer
+from baton.gateway.http.live_answer import LEFT, LiveAnswer
 from baton.gateway.http.long_bodies import parsed
 from baton.gateway.http.models import (
     TokenizerInfo,
@@ -31,20 +28,23 @@ from baton.gateway.http.models import (
 )
 from baton.gateway.intake import Intake
 from baton.gateway.siblings import sibling
+from baton.http.application import Handler, HttpApplication
+from baton.http.exchange import Exchange
+from baton.http.response import JSON, HttpResponse
+from baton.http.routes import Routes
 from baton.logs import log
-from baton.protocol.errors import BatonError, InternalError, NoRouter, NoWorkers
+from baton.protocol.errors import BatonError, Cancelled, NoRouter
 from baton.protocol.request import Request
 
 MAX_LOGGED_FIELDS = 1000
 PROBES = ("/health", "/liveness", "/readiness")  # Callers need no token
 MODEL_PATH = "/v1/models/"
 EMPTY = HttpResponse(200, {}, b"")
-Handler = Callable[[Exchange], Awaitable[HttpResponse | None]]  # None: the response has been written
 Parser = Callable[[bytes, HttpModel, Mapping[str, str]], Ask]
 
 
 @dataclass(eq=False)
-class HttpApp:
+class HttpApp(HttpApplication):
     """Routes, access and errors of the API. A request is generated as one over gRPC is."""
 
     driver: GatewayDriver
@@ -54,7 +54,6 @@ class HttpApp:
     version: str
     model: HttpModel = field(init=False)
     answers: set[LiveAnswer] = field(default_factory=set)
-    _routes: dict[str, tuple[str, Handler]] = field(init=False)  # By path: the method and what answers it
     _names: set[str] = field(default_factory=set)  # Request ids of all live answers, also of sequences that wait
     _logged_fields: set[str] = field(default_factory=set)
 
@@ -63,7 +62,7 @@ class HttpApp:
         self.model = HttpModel(
             served.name, served.context_tokens, served.config.vocab_size, int(time.time()), served.sampling_defaults
         )
-        self._routes = {
+        routes: dict[str, tuple[str, Handler]] = {
             "/health": ("GET", self._alive),
             "/liveness": ("GET", self._alive),
             "/readiness": ("GET", self._ready),
@@ -74,45 +73,19 @@ class HttpApp:
             "/tokenize": ("POST", self._tokenize),
             "/detokenize": ("POST", self._detokenize),
             "/tokenizer_info": ("GET", self._tokenizer_info),
+            MODEL_PATH: ("GET", self._one_model),
         }
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Answer one request; the ASGI interface."""
-        exchange = Exchange(scope, receive, send)
-        try:
-            response = await self._answer(exchange)
-        except BatonError as error:
-            response = await self._failed(exchange, error)
-        except Exception:  # noqa: BLE001
-            log.exception(f"A defect ended the HTTP request {exchange.request_id}.")
-            response = await self._failed(exchange, InternalError("A defect in Baton ended the request."))
-        if response is not None:
-            await exchange.respond(response)
+        self.routes, self.context_tokens = Routes(routes), served.context_tokens
 
     def end_answers(self) -> None:
         """End all live answers, because the gateway stops."""
         for answer in list(self.answers):
             answer.fail(NoRouter("This gateway is stopping: send the request again."))
 
-    async def _answer(self, exchange: Exchange) -> HttpResponse | None:
-        path, method = exchange.scope["path"], exchange.scope["method"]
-        if path not in PROBES:
+    def check_caller(self, exchange: Exchange) -> None:
+        """Callers need a token, except for probes."""
+        if exchange.scope["path"] not in PROBES:
             self._tenant(exchange)
-        found = self._routes.get(path)
-        if found is None and path.startswith(MODEL_PATH):
-            found = "GET", self._one_model
-        if found is None:
-            raise RouteNotFound(method, path)
-        if method != found[0] and (method, found[0]) != ("HEAD", "GET"):
-            raise MethodNotAllowed(method, path, found[0])
-        return await found[1](exchange)
-
-    async def _failed(self, exchange: Exchange, error: BatonError) -> HttpResponse | None:
-        """The response for an error; a stream that has begun ends with its event."""
-        if not exchange.started:
-            return error_response(error, context_tokens=self.model.context_tokens)
-        await exchange.end(error_response(error, in_stream=True, context_tokens=self.model.context_tokens).body)
-        return None
 
     def _tenant(self, exchange: Exchange) -> str:
         """The tenant of the request's token; raises `Unauthenticated` and `PermissionDenied`."""
@@ -126,11 +99,9 @@ class HttpApp:
         return EMPTY
 
     async def _ready(self, exchange: Exchange) -> HttpResponse:
-        """A router is there, and a worker."""
-        if not self.driver.serving:
-            raise NoRouter("The router is away.")
-        if not self.driver.registered.is_set() or not len(self.driver.session.workers):
-            raise NoWorkers("No worker serves yet.")
+        """A router is there, and a worker for each needed role."""
+        if (unready := self.driver.unready) is not None:
+            raise unready
         return EMPTY
 
     async def _version(self, exchange: Exchange) -> HttpResponse:
@@ -178,15 +149,24 @@ class HttpApp:
         requests = self._requests(ask, prompts, exchange, arrival_s)
         words = self.intake.model.tokenizer
         written = renderer(ask, prefix + exchange.request_id, int(time.time()), prompts, words)
-        answer = LiveAnswer(self.driver, exchange, ask, written)
+        traces = self.driver.traces
+        trace = traces.begin(exchange.trace_headers, ask.operation) if traces is not None else None
+        answer = LiveAnswer(self.driver, exchange, ask, written, trace)
         names = _names(exchange, ask)
         self.answers.add(answer)
         self._names.update(names)
+        ended: BatonError | None = Cancelled(LEFT)
         try:
             await answer.run(requests)
+            ended = None
+        except BatonError as error:
+            ended = error
+            raise
         finally:
             self.answers.discard(answer)
             self._names.difference_update(names)
+            if traces is not None and trace is not None and len(requests) > 1:
+                traces.on_body_ended(trace, names[0], len(requests), (arrival_s, self.driver.clock()), ended)
 
     async def _prompts(self, ask: Ask, num_bytes: int) -> list[Sequence[int]]:
         """The token ids of every prompt of a body of `num_bytes` bytes."""

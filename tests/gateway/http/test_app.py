@@ -13,7 +13,7 @@ import pytest
 from baton.gateway.build import RunningGateway
 from baton.gateway.siblings import seed_of
 from baton.protocol.codec import work_of
-from baton.protocol.gateway_messages import RequestEnded, StopRequest, Submit
+from baton.protocol.gateway_messages import RequestEnded, ServingPools, StopRequest, Submit
 from baton.protocol.prompt_logprobs import PromptLogprobs
 from tests.gateway.far_ends import GATEWAY, FarEnds
 from tests.gateway.http.calls import BODY, STREAM, connect, events, play, post
@@ -164,20 +164,30 @@ def test_an_error_before_the_first_token_is_a_status_and_a_later_one_an_event() 
     play(scene)
 
 
-def test_probes_show_whether_router_and_workers_are_there() -> None:
+def test_probes_show_whether_the_router_and_a_worker_for_each_role_are_there() -> None:
     async def scene(client: httpx2.AsyncClient, running: RunningGateway, far: FarEnds) -> None:
         for path in ("/health", "/liveness", "/readiness"):
+            await until_async(lambda: running.driver.ready)
             response = await client.get(path)
             assert (response.status_code, response.text) == (200, "")
             assert (await client.head(path)).status_code == 200
+        for pools, missing in ((ServingPools(True, False), "decode"), (ServingPools(False, True), "prefill")):
+            far.router.send(GATEWAY, [pools])
+            async with asyncio.timeout(10):
+                while f"No {missing} worker" not in (response := await client.get("/readiness")).text:
+                    pass
+            assert response.status_code == 503
+        far.router.send(GATEWAY, [ServingPools(True, True)])
+        await until_async(lambda: running.driver.ready)
         far.stop_router()
-        await until_async(lambda: not running.driver.registered.is_set())
+        await until_async(lambda: not running.driver.ready)
         assert (await client.get("/liveness")).status_code == 200
-        assert (await client.get("/readiness")).status_code == 503
+        assert "router is away" in (await client.get("/readiness")).text
         far.restart_router()
-        await running.registered()
+        await until_async(lambda: running.driver.ready)
+        assert (await client.get("/readiness")).status_code == 200
 
-    play(scene)
+    play(scene, router_grace_s=0.3)
 
 
 def test_unknown_paths_and_methods_are_errors_in_openais_form() -> None:

@@ -12,8 +12,8 @@ import httpx2
 import pytest
 
 from baton.gateway.build import RunningGateway, start_gateway
-from baton.gateway.http import server
-from baton.gateway.http.parameters import MAX_BODY_BYTES
+from baton.http import server
+from baton.http.response import MAX_BODY_BYTES
 from baton.protocol.errors import ConfigError
 from tests.gateway.far_ends import FarEnds, config
 from tests.gateway.http.calls import connect, message_of, play, read_end
@@ -32,7 +32,7 @@ def test_a_client_that_does_not_read_is_disconnected() -> None:
             gone.set()
             writing.cancel()
 
-        running = await server.start_http_server(application, "127.0.0.1", 0, write_timeout_s=0.3)
+        running = await server.start_http_server(application, "127.0.0.1", 0, key="port", write_timeout_s=0.3)
         slow = socket.create_connection(("127.0.0.1", running.port))
         slow.sendall(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
         await asyncio.wait_for(gone.wait(), 10)
@@ -145,7 +145,7 @@ def test_more_connections_than_the_limit_are_refused_at_once() -> None:
         raise AssertionError
 
     async def scene() -> None:
-        running = await server.start_http_server(no_application, "127.0.0.1", 0, max_connections=2)
+        running = await server.start_http_server(no_application, "127.0.0.1", 0, key="port", max_connections=2)
         held = [await asyncio.open_connection("127.0.0.1", running.port) for _ in range(2)]
         await until_async(lambda: len(running.state.connections) == 2)
         reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
@@ -165,7 +165,7 @@ def test_http_can_be_off_and_two_gateways_share_its_port() -> None:
         assert (without.http_port, without.addresses.http) == (None, "")
         assert two.http_port == one.http_port
         with pytest.raises(ConfigError, match=r"203\.0\.113\.9"):
-            await server.start_http_server(one.http_app, "203.0.113.9", 0)
+            await server.start_http_server(one.http_app, "203.0.113.9", 0, key="gateway.http_port")
         for each in (without, one, two):
             await each.stop(0.0)
 

@@ -1,4 +1,4 @@
-"""The HTTP server: uvicorn's connections on the gateway's event loop, with the bounds that they lack.
+"""The HTTP server: uvicorn's connections on the process's event loop, with the bounds that they lack.
 
 A request must be complete within `REQUEST_S`, its head and its bytes on the wire are bounded, and a client that does
 not read is disconnected. The number of connections is bounded, too.
@@ -20,9 +20,9 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from baton.gateway.http.errors import HttpResponse, error_response
-from baton.gateway.http.parameters import MAX_BODY_BYTES
-from baton.gateway.http.plain_parser import PlainParser
+from baton.http.errors import error_response
+from baton.http.plain_parser import PlainParser
+from baton.http.response import MAX_BODY_BYTES, HttpResponse
 from baton.protocol.address import bare_host, join
 from baton.protocol.errors import BatonError, ConfigError, InvalidRequest, Overloaded
 
@@ -42,7 +42,11 @@ class BoundedConnection(HttpToolsProtocol):
     """A client's connection. Each of its two timers ends it: one while a request is read, one while writes wait."""
 
     def __init__(
-        self, config: uvicorn.Config, state: ServerState, max_connections: int, write_timeout_s: float
+        self,
+        config: uvicorn.Config,
+        state: ServerState,
+        max_connections: int,
+        write_timeout_s: float,
     ) -> None:
         super().__init__(config, state, {})
         self.parser: PlainParser = PlainParser(self)  # type: ignore[assignment]
@@ -176,12 +180,15 @@ async def start_http_server(
     host: str,
     port: int,
     tls: ssl.SSLContext | None = None,
+    *,
+    key: str,
+    share_port: bool = False,
     write_timeout_s: float = 30.0,
     max_connections: int | None = None,
 ) -> HttpServer:
-    """Serve on `host` and `port` (0: any free port), which other gateways may share.
+    """Serve on `host` and `port` (0: any free port), which other processes may share with `share_port`.
 
-    Raises `ConfigError` if the address cannot be used.
+    Raises `ConfigError`, which names the configuration's `key`, if the address cannot be used.
     """
     config = uvicorn.Config(
         application,
@@ -199,7 +206,7 @@ async def start_http_server(
     config.load()
     state, loop = ServerState(), asyncio.get_running_loop()
     most = max_connections or _max_connections()
-    listening = await _listen(host, port)
+    listening = await _listen(host, port, key, share_port)
     listener = await loop.create_server(
         lambda: BoundedConnection(config, state, most, write_timeout_s),
         sock=listening,
@@ -212,14 +219,14 @@ async def start_http_server(
     return server
 
 
-async def _listen(host: str, port: int) -> socket.socket:
-    """A bound socket whose address other gateways of this node can bind, too; raises `ConfigError`."""
-    with _config_error(join(host, port)):
+async def _listen(host: str, port: int, key: str, share_port: bool) -> socket.socket:
+    """A bound socket; with `share_port` other processes of this node can bind its address, too."""
+    with _config_error(join(host, port), key):
         found = await asyncio.get_running_loop().getaddrinfo(bare_host(host), port, type=socket.SOCK_STREAM)
         family, kind, protocol, _, address = found[0]
         listening = socket.socket(family, kind, protocol)
         try:
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, share_port)
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listening.bind(address)
         except OSError:
@@ -229,11 +236,11 @@ async def _listen(host: str, port: int) -> socket.socket:
 
 
 @contextlib.contextmanager
-def _config_error(address: str) -> Iterator[None]:
+def _config_error(address: str, key: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ConfigError(f"HTTP cannot be served on {address}: {error.strerror} (gateway.http_port).") from None
+        raise ConfigError(f"HTTP cannot be served on {address}: {error.strerror} ({key}).") from None
 
 
 def _max_connections() -> int:
