@@ -26,6 +26,8 @@ from baton.gateway.subscription import Subscription
 from baton.links.frame_client import FrameClient
 from baton.links.frame_server import FrameServer
 from baton.logs import log
+from baton.metrics.gateway_table import LOOP_LAG
+from baton.metrics.values import Distribution
 from baton.protocol.errors import BatonError, Cancelled, NoRouter, NoWorkers
 from baton.protocol.gateway_messages import GatewayMessage, GatewayRegistered, Submit, ToGateway, TokenMessage
 from baton.protocol.request import Request
@@ -53,8 +55,11 @@ class GatewayDriver:
     write_timeout_s: float  # 0: never
     waiting_bytes: Callable[[], int] = int  # Of text that waits for tokenisation
     on_ready: Callable[[bool], Awaitable[None]] = _no_change  # Called when `ready` changes
+    on_first_token: list[Callable[[Subscription], None]] = field(default_factory=list)  # Of every new stream
     stopping: bool = False
     on_ended: list[Callable[[EndedRequest], None]] = field(default_factory=list)  # Each is called with every request
+    on_rejected: list[Callable[[str, BatonError], None]] = field(default_factory=list)  # With the API and the error
+    loop_lag: Distribution = field(default_factory=lambda: Distribution(LOOP_LAG.buckets))
     traces: RequestSpans | None = None  # None: without tracing
     clock: Callable[[], float] = time.monotonic
     worker_keys: dict[str, str] = field(default_factory=dict)  # Public keys of the workers that may connect, by name
@@ -93,8 +98,10 @@ class GatewayDriver:
         self.router.start(self._on_router)
         load_s, ready = self.clock(), False
         while True:
+            due_s = self.clock() + TICK_S
             await asyncio.sleep(TICK_S)
             now = self.clock()
+            self.loop_lag.add(max(0.0, now - due_s))
             self._perform(self.session.tick(now))
             self._fail_unread(now)
             unready = self.unready
@@ -129,6 +136,11 @@ class GatewayDriver:
         subscription = self._subscriptions[request_id] = Subscription(request, api, resume_from > 0, trace)
         self._perform(commands)
         return subscription
+
+    def reject(self, api: str, error: BatonError) -> None:
+        """A request got this error before a stream was opened for it."""
+        for listener in self.on_rejected:
+            listener(api, error)
 
     def close(self, subscription: Subscription, error: BatonError) -> None:
         """Detach a client; a request that is not complete is stopped with `error`."""
@@ -223,6 +235,9 @@ class GatewayDriver:
                     subscription = self._subscriptions.get(request_id)
                     if subscription is not None and subscription.error is None:
                         subscription.show(tokens)
+                        if not tokens[0].index:
+                            for listener in self.on_first_token:
+                                listener(subscription)
                 case ShowPrompt(logprobs):
                     subscription = self._subscriptions.get(logprobs.request_id)
                     if subscription is not None and subscription.error is None:

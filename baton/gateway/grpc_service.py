@@ -54,6 +54,7 @@ class InferenceService:
                 trace = traces.begin(context.invocation_metadata() or (), operation)
             subscription = self.driver.open(request, emitted, message.resume_from, trace=trace)
         except BatonError as error:
+            self.driver.reject("grpc", error)
             await abort(context, error)
             raise
         await self._write(subscription, request.prompt, context)

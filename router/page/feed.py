@@ -25,7 +25,7 @@ from baton.router.policy.worker_view import WorkerView
 EVERY_S = 1.0
 MAX_CLIENTS = 32
 KEPT = 256  # Ended requests
-LISTED = 40  # Requests, refusals and operations in a snapshot
+LISTED, OPERATIONS = 40, 8  # Requests or refusals, and operations, in a snapshot
 SLICE = 50  # Workers for which a snapshot holds up the event loop, for about 2 ms
 OVERLAP_S = 1.0  # A phase may become known after the snapshot that follows its begin
 
@@ -70,6 +70,10 @@ class PageFeed:
     _taking: asyncio.Lock = field(default_factory=asyncio.Lock)
     _taken_s: float = float("-inf")
     _task: asyncio.Task[None] | None = None
+    _epoch_s: float = field(init=False)  # The wall clock's time when the router's clock was 0
+
+    def __post_init__(self) -> None:
+        self._epoch_s = time.time() - self.calls.driver.clock()
 
     def start(self) -> None:
         """Begin to follow the cluster, on the running event loop."""
@@ -170,8 +174,8 @@ class PageFeed:
             summary,
             gateways,
             workers,
-            [fields(operation_message(one, now)) for one in core.operations.newest()[:LISTED]],
-            [_refusal(one, now) for one in reversed(core.requests.refusals.newest)][:LISTED],
+            [fields(operation_message(one, now)) for one in core.operations.newest()[:OPERATIONS]],
+            [_refusal(one, self._epoch_s) for one in reversed(core.requests.refusals.newest)][:LISTED],
             request_rows(reversed(live.values()), self._ended, LISTED, now),
             self._every,
             ended_tracks(self._shown, since_s, now) + live_tracks(reversed(live.values()), self._every, since_s, now),
@@ -190,10 +194,10 @@ def _row(view: WorkerView, now: float) -> Row:
     )
 
 
-def _refusal(one: Refusal, now: float) -> dict[str, Any]:
-    """As JSON; the time is the wall clock's, so that it stays the same from snapshot to snapshot."""
+def _refusal(one: Refusal, epoch_s: float) -> dict[str, Any]:
+    """As JSON, with the time of the wall clock."""
     return {
-        "at": round(time.time() - (now - one.at_s)),
+        "at": round(epoch_s + one.at_s),
         "id": one.request_id,
         "gateway": one.gateway,
         "cause": one.cause,
