@@ -39,6 +39,9 @@ ChatTemplate = Annotated[str | None, typer.Option(metavar="FILE", help="Chat tem
 LogLevel = Annotated[
     str | None, typer.Option(help="Log level of router, gateways and workers: debug, info, warning or error.")
 ]
+LogFormat = Annotated[str | None, typer.Option(help="Format of their log lines: text or json.")]
+AccessLog = Annotated[bool, typer.Option("--access-log", help="Log a line per ended request at its gateway.")]
+OtlpEndpoint = Annotated[str | None, typer.Option(metavar="URL", help="Collector of traces (OTLP over HTTP).")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file; options override it.", dir_okay=False)]
 
 
@@ -119,6 +122,9 @@ def up(
     ] = None,
     chat_template: ChatTemplate = None,
     log_level: LogLevel = None,
+    log_format: LogFormat = None,
+    access_log: AccessLog = False,
+    otlp_endpoint: OtlpEndpoint = None,
     auto: Annotated[bool, typer.Option("--auto", help="Let the planner move workers between the pools.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -134,7 +140,7 @@ def up(
 
         baton up --prefill 2 --decode 2 --auto
 
-        baton up --log-level debug
+        baton up --log-level debug --log-format json --access-log
     """
     from baton.config.parse import parse_config
 
@@ -149,7 +155,8 @@ def up(
             "policy": policy,
             "auto_rebalance": auto or None,
         },
-        "logging": {"level": log_level},
+        "logging": {"level": log_level, "format": log_format, "access": access_log or None},
+        "tracing": {"endpoint": otlp_endpoint},
     }
     _start(parse_config(_read(config), overrides), as_json)
 
@@ -173,6 +180,8 @@ def _start(parsed: BatonConfig, as_json: bool) -> None:
         return
     prompt = "write : the old fox" if not parsed.model.path else "Hello"
     out.print(f'Serving on {cluster.address}{cluster.http_words}. Try:  baton generate "{prompt}"', markup=False)
+    if cluster.page_url:
+        out.print(f"The cluster in a browser: {cluster.page_url}", markup=False)
 
 
 @app.command()

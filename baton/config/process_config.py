@@ -12,6 +12,7 @@ from baton.config.schema import (
     LoggingSection,
     ModelSection,
     RouterSection,
+    TracingSection,
 )
 from baton.protocol.link_keys import PeerKeys
 from baton.protocol.sampling import SamplingDefaults
@@ -74,6 +75,7 @@ class GatewayConfig:
     template_text: str = ""  # The text of one given by the operator; "": the model's own
     access: AccessSection = field(default_factory=AccessSection)
     logging: LoggingSection = field(default_factory=LoggingSection)
+    tracing: TracingSection = field(default_factory=TracingSection)
     link_keys: PeerKeys | None = field(default=None, repr=False)  # None: open links
 
 
@@ -103,6 +105,7 @@ class RouterConfig:
     settings: dict[str, str] = field(default_factory=dict)  # Shown by `baton status`
     access: AccessSection = field(default_factory=AccessSection)
     logging: LoggingSection = field(default_factory=LoggingSection)
+    tracing: TracingSection = field(default_factory=TracingSection)
     link_secret: str = field(default="", repr=False)  # Of the cluster (`baton.links.keys`); "": open links
 
 

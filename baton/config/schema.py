@@ -127,6 +127,9 @@ class GatewaySection(_Section):
     http_port: Annotated[int, Field(ge=0, le=65535)] | Literal["off"] = 8000
     """Port for HTTP clients (the OpenAI API), which the gateways of a node share; 0: any free port; off: no HTTP"""
 
+    metrics_port: Annotated[int, Field(ge=0, le=65535)] | Literal["off"] = 0
+    """Port for Prometheus, of each gateway its own (docs/metrics.md); 0: any free port; off: only on http_port"""
+
     router_grace_s: float = Field(default=10.0, ge=0, le=600)
     """Seconds that requests without any token wait for a router that is away"""
 
@@ -243,6 +246,25 @@ class LoggingSection(_Section):
     level: Literal["debug", "info", "warning", "error"] = "info"
     """Lowest level that is logged; debug adds the end of each request"""
 
+    format: Literal["text", "json"] = "text"
+    """Format of a line; json: an object with time, level, process, message, ids and exception"""
+
+    access: bool = False
+    """Log a line per ended request at its gateway, at any level"""
+
+
+class TracingSection(_Section):
+    """Traces for OpenTelemetry (docs/tracing.md)."""
+
+    endpoint: Annotated[str, Field(pattern=r"^(https?://\S+)?$")] = ""
+    """URL of a collector that takes OTLP over HTTP, such as "http://localhost:4318"; empty: no traces"""
+
+    sample: float = Field(default=1.0, ge=0, le=1)
+    """Share of the requests that are traced; one with a traceparent follows its caller's decision"""
+
+    service_name: str = Field(default="baton", min_length=1)
+    """Name of the cluster in traces (service.name)"""
+
 
 class BatonConfig(_Section):
     """A whole configuration."""
@@ -255,3 +277,4 @@ class BatonConfig(_Section):
     placement: PlacementSection = PlacementSection()
     access: AccessSection = AccessSection()
     logging: LoggingSection = LoggingSection()
+    tracing: TracingSection = TracingSection()

@@ -74,6 +74,11 @@ def error_response(error: BatonError, in_stream: bool = False, context_tokens: i
     return HttpResponse(status, {"content-type": JSON, **_retry_headers(error), **_other_headers(error)}, body)
 
 
+def status_of(error: BatonError) -> int:
+    """The HTTP status of an error."""
+    return _status(error)[0]
+
+
 def _text(message: str) -> str:
     """Without half characters, which JSON cannot have."""
     return message.encode(errors="replace").decode()

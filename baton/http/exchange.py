@@ -12,6 +12,7 @@ from baton.http.response import MAX_BODY_BYTES, BodyTooLarge, HttpResponse
 from baton.protocol.errors import Cancelled
 
 REQUEST_ID = "x-request-id"
+TRACE_HEADERS = (b"traceparent", b"tracestate")
 MAX_ID_CHARACTERS = 128
 _ID = re.compile(r"[!-~]+")  # What a header can have, without spaces
 _EVENTS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
@@ -39,6 +40,12 @@ class Exchange:
         """The headers with a token, as the metadata of a gRPC call."""
         pairs = self.scope["headers"]
         return [("authorization", value.decode("latin-1")) for name, value in pairs if name == b"authorization"]
+
+    @property
+    def trace_headers(self) -> list[tuple[str, str]]:
+        """The headers of the caller's trace."""
+        pairs = self.scope["headers"]
+        return [(name.decode(), value.decode("latin-1")) for name, value in pairs if name in TRACE_HEADERS]
 
     async def body(self) -> bytes:
         """The whole body; raises `BodyTooLarge`, and `Cancelled` when the client has left.

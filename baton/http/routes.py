@@ -13,7 +13,10 @@ Handler = TypeVar("Handler")
 
 @dataclass(frozen=True, slots=True)
 class Routes(Generic[Handler]):
-    """Each path's method and handler. A path that ends with a slash, except the root, stands for all that begin so."""
+    """Each path's methods, such as "GET, POST", and handler.
+
+    A path that ends with a slash, except the root, stands for all that begin so.
+    """
 
     by_path: Mapping[str, tuple[str, Handler]]
 
@@ -24,6 +27,6 @@ class Routes(Generic[Handler]):
         )
         if found is None:
             raise RouteNotFound(method, path)
-        if method != found[0] and (method, found[0]) != ("HEAD", "GET"):
+        if ("GET" if method == "HEAD" else method) not in found[0].split(", "):
             raise MethodNotAllowed(method, path, found[0])
         return found[1]

@@ -16,6 +16,8 @@ from tests.cli.commands import BATON
 from tests.live.commands import ROOT, baton_command, left_behind
 from tests.waiting import until
 
+pytestmark = pytest.mark.ray
+
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:

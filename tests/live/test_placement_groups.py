@@ -28,6 +28,8 @@ JOIN_ON_LOOPBACK = """
 from ray._private import services
 services.resolve_ip_for_localhost = lambda host: host
 from ray.scripts.scripts import main
+
+pytestmark = pytest.mark.ray
 main()
 """
 

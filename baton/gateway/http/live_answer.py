@@ -18,6 +18,7 @@ from baton.http.response import JSON, HttpResponse
 from baton.protocol.errors import BatonError, Cancelled
 from baton.protocol.prompt_logprobs import PromptLogprobs
 from baton.protocol.request import Request
+from baton.tracing.request_trace import RequestTrace
 
 LEFT = "The client disconnected."
 
@@ -30,6 +31,7 @@ class LiveAnswer:
     exchange: Exchange
     ask: Ask
     renderer: Renderer
+    trace: RequestTrace | None = None  # None: without tracing
     subscriptions: list[Subscription] = field(default_factory=list)
 
     async def run(self, requests: Sequence[Request]) -> None:
@@ -76,7 +78,14 @@ class LiveAnswer:
     async def _write(self, sequence: int, request: Request, siblings: Siblings) -> None:
         """Write a sequence to its end: what is ready in one turn of the event loop is one write."""
         await siblings.turn(sequence)
-        subscription = self.driver.open(request)
+        trace, traces = self.trace, self.driver.traces
+        if trace is not None and traces is not None and self.ask.num_sequences > 1:
+            trace = traces.child(trace)
+        try:
+            subscription = self.driver.open(request, api="http", trace=trace)
+        except BatonError as error:
+            self.driver.reject("http", error)
+            raise
         self.subscriptions.append(subscription)
         tokens, end = await subscription.next()
         siblings.begun(sequence)
