@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -60,7 +60,7 @@ class Collector(ThreadingHTTPServer):
                 ]
 
 
-def _plain(attributes: list[KeyValue]) -> dict[str, object]:
+def _plain(attributes: Iterable[KeyValue]) -> dict[str, object]:
     return {one.key: getattr(one.value, one.value.WhichOneof("value") or "") for one in attributes}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import sys
 import time
 from collections.abc import Mapping
 
@@ -15,11 +16,13 @@ import pytest
 from baton.config.schema import TracingSection
 from baton.gateway.access_lines import access_line
 from baton.gateway.build import RunningGateway
+from baton.protocol.errors import ConfigError
 from baton.protocol.gateway_messages import Submit
 from baton.protocol.trace_context import TraceContext
 from baton.protocol.v1 import inference_pb2
 from baton.protocol.v1.inference_pb2_grpc import InferenceStub
-from baton.tracing.export import FLUSH_S
+from baton.tracing.export import FLUSH_S, traces_url
+from baton.tracing.start import start_export
 from tests.collector import Collector, collecting
 from tests.gateway.far_ends import FarEnds, gateway
 
@@ -140,6 +143,27 @@ def test_a_collector_that_is_away_or_silent_costs_no_request_and_no_long_stop(li
         if not listens:
             taken.close()
         assert asyncio.run(scene(endpoint)) < FLUSH_S + 5.0
+
+
+def test_an_endpoint_without_the_libraries_is_an_error_with_the_command_that_installs_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "baton.tracing.export", None)  # As if an import in it had failed
+    assert start_export(TracingSection(), "gateway-0") is None
+    with pytest.raises(ConfigError, match=r"pip install 'baton-serve\[tracing\]'"):
+        start_export(TracingSection(endpoint="http://localhost:4318"), "gateway-0")
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "url"),
+    [
+        ("http://localhost:4318", "http://localhost:4318/v1/traces"),
+        ("https://collector/", "https://collector/v1/traces"),
+        ("https://vendor/otlp/v1/traces", "https://vendor/otlp/v1/traces"),
+    ],
+)
+def test_a_collectors_address_gets_the_standard_path(endpoint: str, url: str) -> None:
+    assert traces_url(endpoint) == url
 
 
 def test_an_access_line_has_the_numbers_of_the_request_and_of_its_failure(caplog: pytest.LogCaptureFixture) -> None:

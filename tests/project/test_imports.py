@@ -61,6 +61,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
             "router.actor",
             "gateway.actor",
             "gateway.template_files",
+            "tracing",
             "worker.actor",
         ),
     ),
