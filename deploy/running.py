@@ -46,6 +46,11 @@ class RunningCluster:
         return f", the OpenAI API on {self.scheme}://{self.http_address}/v1" if self.http_address else ""
 
     @property
+    def page_url(self) -> str:
+        """The operators' page; empty without HTTP for operators."""
+        return f"{self.scheme}://{self.admin_http_address}/" if self.admin_http_address else ""
+
+    @property
     def scheme(self) -> str:
         """Of its HTTP addresses."""
         return "https" if self.resolved.get("config", {}).get("access", {}).get("tls_certificate") else "http"

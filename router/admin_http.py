@@ -11,14 +11,15 @@ from baton.http.application import Handler, HttpApplication
 from baton.http.exchange import Exchange
 from baton.http.response import HttpResponse
 from baton.http.routes import Routes
-from baton.protocol.errors import PermissionDenied
+from baton.protocol.errors import NoWorkers, PermissionDenied
 from baton.router.admin_calls import AdminCalls
 from baton.router.page.api import PageApi, json_response
 from baton.router.page.feed import PageFeed
 from baton.router.page.files import page_files
 from baton.router.page.origin import READS, check_host, check_origin
 
-PROBES = ("/health",)  # Callers need no token
+PROBES = ("/health", "/liveness", "/readiness")  # Callers need no token
+EMPTY = HttpResponse(200, {}, b"")
 
 
 @dataclass(eq=False)
@@ -28,14 +29,16 @@ class AdminHttp(HttpApplication):
     calls: AdminCalls
     tokens: HotReload[Access] | None
     loopback: bool  # Only this machine reaches the port
-    client_ca: bool = False  # Callers have shown a certificate
+    client_ca: bool  # Callers have shown a certificate
 
     def __post_init__(self) -> None:
         self.feed = PageFeed(self.calls)
         files = page_files()
         self._public = (*PROBES, *files)
         routes: dict[str, tuple[str, Handler]] = {
-            "/health": ("GET", self._health),
+            "/health": ("GET", self._alive),
+            "/liveness": ("GET", self._alive),
+            "/readiness": ("GET", self._ready),
             "/api/events": ("GET", self._events),
             "/api/requests": ("GET", self._requests),
             **PageApi(self.calls).routes(),
@@ -64,14 +67,24 @@ class AdminHttp(HttpApplication):
         """End running responses, because the router stops."""
         self.feed.stop()
 
-    async def _events(self, exchange: Exchange) -> None:
+    async def _events(self, exchange: Exchange) -> HttpResponse | None:
+        if exchange.scope["method"] == "HEAD":
+            return HttpResponse(200, {"content-type": "text/event-stream; charset=utf-8"}, b"")
         await self.feed.serve(exchange)
+        return None
 
     async def _requests(self, exchange: Exchange) -> HttpResponse:
         return json_response({"requests": self.feed.requests()})
 
-    async def _health(self, exchange: Exchange) -> HttpResponse:
-        return HttpResponse(200, {}, b"")
+    async def _alive(self, exchange: Exchange) -> HttpResponse:
+        return EMPTY
+
+    async def _ready(self, exchange: Exchange) -> HttpResponse:
+        """A worker of each needed role serves."""
+        missing = self.calls.driver.core.gateways.pools.missing
+        if missing:
+            raise NoWorkers(f"No {missing} worker serves now.")
+        return EMPTY
 
 
 def _always(response: HttpResponse) -> Callable[[Exchange], Awaitable[HttpResponse]]:

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from functools import partial
 
 import grpc
+from grpc_health.v1 import health
 
 from baton.access.access import ADMIN
 from baton.access.credentials import Credentials
-from baton.access.grpc_server import serve
+from baton.access.grpc_server import serve, set_serving
 from baton.access.status_mapping import abort
 from baton.protocol.errors import BatonError, InvalidRequest
 from baton.protocol.v1 import admin_pb2, admin_pb2_grpc
@@ -21,6 +22,7 @@ from baton.router.admin_messages import operation_message, page_check_message
 from baton.router.core.page_audit import PageAudit, judge
 
 SERVICE = "baton.v1.Admin"
+INFERENCE = "baton.v1.Inference"  # Its health check: workers of all roles serve
 CHECK_S, CHECK_MIN_S, CHECK_MAX_S = 3.0, 1.0, 60.0  # Duration of a check of pages: default, minimum, maximum
 LOOK_EVERY_S = 0.1
 
@@ -107,8 +109,14 @@ class AdminService(admin_pb2_grpc.AdminServicer):
 
 
 async def start_admin_server(
-    admin: AdminService, address: str, credentials: Credentials
+    admin: AdminService, address: str, credentials: Credentials, health_service: health.aio.HealthServicer
 ) -> tuple[grpc.aio.Server, int]:
-    """Serve administration on `address` ("host:port", port 0 for any); returns the server and its port."""
+    """Serve administration on `address` ("host:port", port 0 for any); returns the server and its port.
+
+    Health checks of "" and of the service succeed from now on, those of `INFERENCE` once workers of all roles serve.
+    """
     add = partial(admin_pb2_grpc.add_AdminServicer_to_server, admin)
-    return await serve(address, SERVICE, ADMIN, credentials, add)
+    await set_serving(health_service, (INFERENCE,), False)
+    started = await serve(address, SERVICE, ADMIN, credentials, add, health_service)
+    await set_serving(health_service, ("", SERVICE), True)
+    return started

@@ -7,12 +7,15 @@ import time
 import uuid
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import grpc
+from grpc_health.v1 import health
 
 from baton.access.credentials import Credentials
+from baton.access.grpc_server import set_serving
 from baton.config.access import check_access
 from baton.config.process_config import RouterAddresses, RouterConfig
 from baton.config.schema import RouterSection
@@ -26,7 +29,7 @@ from baton.protocol.codec import TO_ROUTER
 from baton.protocol.link_keys import ROUTER
 from baton.router.admin_calls import AdminCalls
 from baton.router.admin_http import AdminHttp
-from baton.router.admin_server import AdminService, start_admin_server
+from baton.router.admin_server import INFERENCE, AdminService, start_admin_server
 from baton.router.core.core import RouterCore
 from baton.router.core.peer_frames import PeerFrames
 from baton.router.driver import Driver
@@ -47,6 +50,7 @@ class RunningRouter:
     driver: Driver
     admin_server: grpc.aio.Server
     admin_port: int
+    health_service: health.aio.HealthServicer
     admin_http: AdminHttp
     http_server: HttpServer | None
     task: asyncio.Task[None]
@@ -66,6 +70,7 @@ class RunningRouter:
 
     async def stop(self, grace_s: float = 1.0) -> None:
         """Give running calls `grace_s` seconds and close everything; workers and gateways go on without a router."""
+        await self.health_service.enter_graceful_shutdown()  # All fail from now on
         stopping = [self.admin_server.stop(grace_s)]
         if self.http_server is not None:
             stopping.append(self.http_server.stop(grace_s, self.admin_http.end_streams))
@@ -117,6 +122,8 @@ async def start_router(config: RouterConfig, state: ClusterState | None = None) 
     link = FrameServer(address, TO_ROUTER, key_of, peer_keys(secret, ROUTER) if secret else None)
     frames = PeerFrames(model_id(resolve_model(config.model.path)), config.model.context_tokens)
     driver = Driver(core, link, frames, config=section)
+    health_service = health.aio.HealthServicer()
+    driver.on_serving = partial(set_serving, health_service, (INFERENCE,))
     calls = AdminCalls(driver, config.model_name, config.settings)
     async with AsyncExitStack() as started:  # Undone if a port is in use
         started.callback(link.close)
@@ -127,13 +134,15 @@ async def start_router(config: RouterConfig, state: ClusterState | None = None) 
             driver.on_completed.append(PhaseSpans(spans).on_completed)
             started.push_async_callback(spans.close)
         admin_address = join(section.admin_host, section.admin_port)
-        admin_server, admin_port = await start_admin_server(AdminService(calls), admin_address, credentials)
+        admin = AdminService(calls)
+        admin_server, admin_port = await start_admin_server(admin, admin_address, credentials, health_service)
         started.push_async_callback(admin_server.stop, 0.0)
         admin_http = AdminHttp(calls, credentials.tokens, is_loopback(section.admin_host), bool(access.client_ca))
         http_server = await _start_http(admin_http, section, credentials)
         started.pop_all()
     task = asyncio.create_task(driver.run())
-    return RunningRouter(config, driver, admin_server, admin_port, admin_http, http_server, task, spans)
+    servers = admin_server, admin_port, health_service, admin_http, http_server
+    return RunningRouter(config, driver, *servers, task, spans)
 
 
 async def _start_http(app: AdminHttp, section: RouterSection, credentials: Credentials) -> HttpServer | None:

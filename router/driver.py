@@ -7,7 +7,7 @@ import logging
 import time
 import uuid
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,7 @@ class Driver:
     on_registered: Callable[[str], None] | None = None  # Called with the name of each worker or gateway that registers
     on_kill: Callable[[str], None] | None = None  # Kills the process of a timed-out worker, if possible
     on_completed: list[Callable[[Completion], None]] = field(default_factory=list)  # Each is called with every request
+    on_serving: Callable[[bool], Awaitable[None]] | None = None  # Called when workers of all roles serve, or no more
     gateway_rates: GatewayRates = field(default_factory=GatewayRates)
     _watchers: dict[str, set[asyncio.Event]] = field(default_factory=dict)  # By operation id
     _unexpected: Counter[str] = field(default_factory=Counter)  # Events that were logged, by kind
@@ -58,13 +59,17 @@ class Driver:
     async def run(self) -> None:
         """Serve workers and gateways until cancelled."""
         self.link.start(self._on_frame)
-        saved_s = self.clock()
+        saved_s, serving = self.clock(), False
         while True:
             await asyncio.sleep(TICK_S)
             now = self.clock()
             self._perform(self.core.tick(now))
             self._log_unexpected()
             self.gateway_rates.keep(self.core.gateways.by_name)
+            if serving == bool(self.core.gateways.pools.missing):
+                serving = not serving
+                if self.on_serving is not None:
+                    await self.on_serving(serving)
             if now - saved_s > SAVE_EVERY_S:
                 saved_s = now
                 await asyncio.to_thread(self.save_learned, self.core.output_length.snapshot())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -50,7 +50,7 @@ async def serve(
     ready = health_service is None
     health_service = health_service or health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
-    await set_serving(health_service, service, ready)
+    await set_serving(health_service, ("", service), ready)
     reflection.enable_server_reflection((service, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     try:
         port = credentials.add_port(server, address)
@@ -62,8 +62,8 @@ async def serve(
     return server, port
 
 
-async def set_serving(health_service: health.aio.HealthServicer, service: str, serving: bool) -> None:
-    """What health checks of the server and of its service answer from now on."""
+async def set_serving(health_service: health.aio.HealthServicer, services: Sequence[str], serving: bool) -> None:
+    """What health checks of the services answer from now on; "" is the server."""
     status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
-    for name in ("", service):
+    for name in services:
         await health_service.set(name, status)

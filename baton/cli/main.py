@@ -180,6 +180,8 @@ def _start(parsed: BatonConfig, as_json: bool) -> None:
         return
     prompt = "write : the old fox" if not parsed.model.path else "Hello"
     out.print(f'Serving on {cluster.address}{cluster.http_words}. Try:  baton generate "{prompt}"', markup=False)
+    if cluster.page_url:
+        out.print(f"The cluster in a browser: {cluster.page_url}", markup=False)
 
 
 @app.command()

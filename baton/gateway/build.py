@@ -74,6 +74,7 @@ class RunningGateway:
 
     async def stop(self, grace_s: float = 1.0) -> None:
         """Refuse new requests, give running streams `grace_s` seconds, and close everything."""
+        await self.driver.begin_stop()
         stopping = [self.server.stop(grace_s)]
         if self.http_server is not None:
             stopping.append(self.http_server.stop(grace_s, self.http_app.end_answers))
@@ -125,7 +126,7 @@ async def start_gateway(config: GatewayConfig) -> RunningGateway:
             workers,
             write_timeout_s=section.write_timeout_s,
             waiting_bytes=lambda: intake.encoding.waiting_bytes,
-            on_ready=partial(set_serving, health_service, SERVICE),
+            on_ready=partial(set_serving, health_service, ("", SERVICE)),
             worker_keys=worker_keys,
         )
         spans = _observe(driver, config)

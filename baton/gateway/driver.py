@@ -53,6 +53,7 @@ class GatewayDriver:
     write_timeout_s: float  # 0: never
     waiting_bytes: Callable[[], int] = int  # Of text that waits for tokenisation
     on_ready: Callable[[bool], Awaitable[None]] = _no_change  # Called when `ready` changes
+    stopping: bool = False
     on_ended: list[Callable[[EndedRequest], None]] = field(default_factory=list)  # Each is called with every request
     traces: RequestSpans | None = None  # None: without tracing
     clock: Callable[[], float] = time.monotonic
@@ -73,13 +74,13 @@ class GatewayDriver:
 
     @property
     def unready(self) -> BatonError | None:
-        """Why new requests would not be answered at once: no router, or no worker that serves in a needed role."""
-        pools = self.session.workers.pools
+        """Why new requests would not be answered at once: the gateway stops, no router, no worker of a needed role."""
+        if self.stopping:
+            return NoRouter("This gateway is stopping.")
         if not self.serving:
             return NoRouter("The router is away.")
-        if not (pools.prefill and pools.decode):
-            return NoWorkers(f"No {'decode' if pools.prefill else 'prefill'} worker serves now.")
-        return None
+        missing = self.session.workers.pools.missing
+        return NoWorkers(f"No {missing} worker serves now.") if missing else None
 
     @property
     def ready(self) -> bool:
@@ -149,6 +150,11 @@ class GatewayDriver:
         subscription = self._subscriptions.get(submit.request_id)
         trace = subscription.trace if subscription is not None else None
         return submit if trace is None else replace(submit, trace=trace.context)
+
+    async def begin_stop(self) -> None:
+        """Be ready for no request from now on; running streams go on."""
+        self.stopping = True
+        await self.on_ready(False)
 
     def leave(self) -> None:
         """Send the goodbye to the router, so that it does not wait for this gateway."""

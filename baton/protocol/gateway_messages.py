@@ -170,6 +170,11 @@ class ServingPools:
     prefill: bool = False
     decode: bool = False
 
+    @property
+    def missing(self) -> str:
+        """The role without a worker; empty if there is none."""
+        return "" if self.prefill and self.decode else "decode" if self.prefill else "prefill"
+
 
 GatewayMessage = RegisterGateway | Submit | StopRequest | EmittedTokens | GatewayLoad | Goodbye
 ToGateway = (

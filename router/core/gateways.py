@@ -122,16 +122,21 @@ class Gateways:
             self.on_reached(*pair)
         return [SendToGateway(gateway, WorkerLeft(worker)) for gateway in sorted(self.by_name)]
 
+    @property
+    def pools(self) -> ServingPools:
+        """Which pools have a worker that serves now."""
+        prefill, decode = (self.state.pool(role, RoleName.MIXED) for role in (RoleName.PREFILL, RoleName.DECODE))
+        return ServingPools(bool(prefill), bool(decode))
+
     def changed_pools(self, now: float) -> Orders:
         """Send every gateway which pools have a worker that serves, if that has changed."""
-        prefill = bool(self.state.pool(RoleName.PREFILL, RoleName.MIXED))
-        decode = bool(self.state.pool(RoleName.DECODE, RoleName.MIXED))
-        if self._pools is not None and (prefill, decode) == (self._pools.prefill, self._pools.decode):
+        pools = self.pools
+        if pools == self._pools:
             return []
-        if self._pools is None and not (prefill and decode) and now < self.started_s + self.config.no_workers_grace_s:
+        if self._pools is None and pools.missing and now < self.started_s + self.config.no_workers_grace_s:
             return []
-        self._pools = ServingPools(prefill, decode)
-        return [SendToGateway(name, self._pools) for name in sorted(self.by_name)]
+        self._pools = pools
+        return [SendToGateway(name, pools) for name in sorted(self.by_name)]
 
     def on_unreachable(self, gateway: str, worker: str, now: float) -> None:
         """The worker has had no connection to the gateway for a while: place no request of the one on the other."""

@@ -93,6 +93,32 @@ def test_without_a_router_a_request_waits_and_then_fails() -> None:
     asyncio.run(scene())
 
 
+def test_a_gateway_that_stops_fails_its_health_check_while_a_stream_goes_on() -> None:
+    async def scene() -> None:
+        far = FarEnds()
+        far.start()
+        running = await start_gateway(replace(config(), router_address=far.router.address))
+        async with grpc.aio.insecure_channel(running.addresses.public) as channel:
+            watched = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=SERVICE))
+            while (await watched.read()).status != SERVING:
+                pass
+            request = inference_pb2.GenerateRequest(request_id="r", token_ids=inference_pb2.TokenIds(ids=PROMPT))
+            request.sampling.max_tokens = 2
+            call = inference_pb2_grpc.InferenceStub(channel).Generate(request)
+            await far.until(Submit)
+            stopping = asyncio.create_task(running.stop(20.0))
+            assert (await watched.read()).status == NOT_SERVING
+            assert str(running.driver.unready) == "This gateway is stopping."
+            watched.cancel()
+            await far.send_tokens("r", range(2), ends=True)
+            ends = [response.finish.usage.output_tokens async for response in call if response.HasField("finish")]
+            assert ends == [2]
+            await stopping
+        far.close()
+
+    asyncio.run(scene())
+
+
 @pytest.mark.parametrize("service", ["", SERVICE])
 def test_a_health_check_follows_the_router_and_the_pools(service: str) -> None:
     async def scene() -> None:

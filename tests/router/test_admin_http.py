@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,21 +16,15 @@ from baton.config.schema import AccessSection
 from baton.router.build import start_router
 from baton.router.page.origin import check_host, check_origin
 from tests.plans import router_config
+from tests.router.tokens import token_file
 
 JSON = {"content-type": "application/json"}
-
-
-def _entry(token: str, role: str) -> str:
-    digest = hashlib.sha256(token.encode()).hexdigest()
-    return f'[[token]]\nsha256 = "{digest}"\ntenant = "acme"\nroles = ["{role}"]\n'
 
 
 @pytest.fixture
 def access(tmp_path: Path) -> AccessSection:
     """A token of each role."""
-    tokens = tmp_path / "tokens.toml"
-    tokens.write_text(_entry("user", "generate") + _entry("watcher", "watch") + _entry("operator", "admin"))
-    return AccessSection(tokens_file=str(tokens))
+    return AccessSection(tokens_file=token_file(tmp_path))
 
 
 @asynccontextmanager

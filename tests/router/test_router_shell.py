@@ -10,6 +10,7 @@ from typing import Any
 
 import grpc
 import pytest
+from grpc_health.v1 import health
 
 from baton.access.credentials import Credentials
 from baton.config.schema import AccessSection, RouterSection
@@ -180,9 +181,8 @@ def test_the_status_shows_a_gateways_last_report_and_its_rates() -> None:
             gateway.link.send([GatewayLoad(7, 900, 30, 1.5, 4096)])
             await until_async(lambda: driver.core.gateways.by_name["gateway-0"].load.streams == 7)
             now[0] = 12.5
-            server, port = await start_admin_server(
-                AdminService(AdminCalls(driver, "m", {})), "127.0.0.1:0", Credentials(AccessSection())
-            )
+            admin, access = AdminService(AdminCalls(driver, "m", {})), Credentials(AccessSection())
+            server, port = await start_admin_server(admin, "127.0.0.1:0", access, health.aio.HealthServicer())
             async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
                 cluster = await AdminStub(channel).GetCluster(admin_pb2.GetClusterRequest())
             await server.stop(0.0)

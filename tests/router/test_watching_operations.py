@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 import pytest
+from grpc_health.v1 import health
 
 from baton.access.credentials import Credentials
 from baton.config.schema import AccessSection
@@ -142,9 +143,8 @@ def test_a_drained_worker_is_draining_while_it_holds_something() -> None:
 def test_a_client_that_hangs_up_is_forgotten() -> None:
     async def watch() -> None:
         driver = _driver()
-        server, port = await start_admin_server(
-            AdminService(AdminCalls(driver, "m", {})), "127.0.0.1:0", Credentials(AccessSection())
-        )
+        admin, access = AdminService(AdminCalls(driver, "m", {})), Credentials(AccessSection())
+        server, port = await start_admin_server(admin, "127.0.0.1:0", access, health.aio.HealthServicer())
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
             call = AdminStub(channel).WatchOperation(WatchOperationRequest(operation_id="op"))
             assert (await call.read()).state == "running"
