@@ -25,6 +25,7 @@ from baton.tracing.export import FLUSH_S, traces_url
 from baton.tracing.start import start_export
 from tests.collector import Collector, collecting
 from tests.gateway.far_ends import FarEnds, gateway
+from tests.waiting import until_async
 
 TRACE, CALLER = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 PARENT = f"00-{TRACE}-{CALLER}-01"
@@ -167,6 +168,9 @@ def test_a_collectors_address_gets_the_standard_path(endpoint: str, url: str) ->
 
 
 def test_an_access_line_has_the_numbers_of_the_request_and_of_its_failure(caplog: pytest.LogCaptureFixture) -> None:
+    def lines() -> list[logging.LogRecord]:
+        return [record for record in caplog.records if record.name == "baton.access"]
+
     async def scene() -> None:
         async with gateway(access_log=True) as (running, far):
             await _post(running, far, "good", {})
@@ -175,10 +179,18 @@ def test_an_access_line_has_the_numbers_of_the_request_and_of_its_failure(caplog
                 await far.until(Submit, lambda submit: submit.request_id == "bad")
                 posted.cancel()
                 await asyncio.gather(posted, return_exceptions=True)
+                refused = await web.post("/v1/completions", json={"prompt": 3}, headers={"x-request-id": "refused"})
+                assert refused.status_code == 400
+                await until_async(lambda: len(lines()) == 3)
+            async with grpc.aio.insecure_channel(running.addresses.public) as channel:
+                with pytest.raises(grpc.aio.AioRpcError):
+                    async for _ in InferenceStub(channel).Generate(inference_pb2.GenerateRequest(request_id="empty")):
+                        pass
 
     with caplog.at_level(logging.INFO, "baton.access"):
         asyncio.run(scene())
-    good, bad = (record for record in caplog.records if record.name == "baton.access")
+    good, *others, empty = lines()
+    bad, refused = sorted(others, key=lambda record: record.__dict__["request"])
     fields = good.__dict__["fields"]
     assert (good.__dict__["request"], fields["method"], fields["status"]) == ("good", "http", 200)
     assert (fields["prompt_tokens"], fields["output_tokens"], fields["finish_reason"]) == (3, 4, "length")
@@ -188,3 +200,7 @@ def test_an_access_line_has_the_numbers_of_the_request_and_of_its_failure(caplog
     assert good.getMessage().startswith("http 200 length; 3 prompt (0 cached) + 4 output tokens, first after 0.")
     assert (bad.__dict__["fields"]["error"], bad.__dict__["fields"]["status"]) == ("Cancelled", 499)
     assert bad.__dict__["fields"]["ttft_s"] is None
+    assert (refused.__dict__["request"], empty.__dict__["request"]) == ("refused", "empty")
+    assert refused.__dict__["fields"]["status"] == 400
+    assert refused.getMessage().startswith("http 400 InvalidField: ")
+    assert empty.__dict__["fields"]["status"] == "INVALID_ARGUMENT"

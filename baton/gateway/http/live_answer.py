@@ -83,6 +83,7 @@ class LiveAnswer:
             trace = traces.child(trace)
         subscription = self.driver.open(request, api="http", trace=trace)
         self.subscriptions.append(subscription)
+        self.exchange.streams = True
         tokens, end = await subscription.next()
         siblings.begun(sequence)
         if request.sampling.prompt_logprobs is not None:  # All are there with the first token
