@@ -30,9 +30,11 @@ def _cluster(collector: Collector) -> ProcessCluster:
     return ProcessCluster(router, worker, {"prefill": 1, "decode": 2})
 
 
-async def _answer(cluster: ProcessCluster, request_id: str, trace_id: str, flags: str, lose_worker: bool) -> None:
+async def _answer(
+    cluster: ProcessCluster, request_id: str, prompt: list[int], trace_id: str, flags: str, lose_worker: bool
+) -> None:
     """An answer over HTTP, whose decode worker is killed once it has begun."""
-    body: dict[str, Any] = {"prompt": PROMPT, "max_tokens": 300, "ignore_eos": True, "stream": True}
+    body: dict[str, Any] = {"prompt": prompt, "max_tokens": 300, "ignore_eos": True, "stream": True}
     headers = {"x-request-id": request_id, "traceparent": f"00-{trace_id}-{CALLER}-{flags}", "tracestate": "a=b"}
     url = f"http://{cluster.http_address}/v1/completions"
     async with httpx.AsyncClient(timeout=60) as web, web.stream("POST", url, json=body, headers=headers) as response:
@@ -64,9 +66,9 @@ def _check_tree(spans: list[CollectedSpan]) -> None:
 
 async def _lose_a_worker(collector: Collector, caplog: pytest.LogCaptureFixture) -> None:
     async with _cluster(collector) as cluster:
-        await _answer(cluster, "unsampled", UNSAMPLED, "00", lose_worker=False)
+        await _answer(cluster, "unsampled", PROMPT[::-1], UNSAMPLED, "00", lose_worker=False)
         with caplog.at_level(logging.INFO, "baton.access"):
-            await _answer(cluster, "find-me", TRACE, "01", lose_worker=True)
+            await _answer(cluster, "find-me", PROMPT, TRACE, "01", lose_worker=True)
         with baton.Admin(cluster.admin_address) as admin:
             explanation = await asyncio.to_thread(admin.explain, "find-me")
     spans = collector.of(TRACE)
