@@ -18,6 +18,7 @@ from baton.router.admin_messages import (
     operation_message,
     planner_message,
     read_spec,
+    totals_message,
     worker_message,
 )
 from baton.router.core.explanation import MAX_EXPLANATIONS
@@ -50,6 +51,7 @@ class AdminCalls:
             uptime_s=now - self.started_s,
             settings={**self.settings, "policy": core.dispatch.placement.name},
             planner=planner_message(core, now),
+            totals=totals_message(core.explanations.totals),
         )
         for name, gateway in sorted(core.gateways.by_name.items()):
             cluster.gateways.append(gateway_message(gateway, self.driver.gateway_rates.rates(name), now))

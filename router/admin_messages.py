@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 
 from baton.protocol.errors import InvalidRequest
 from baton.protocol.v1 import admin_pb2
@@ -13,6 +14,7 @@ from baton.router.core.link_rates import LinkRate
 from baton.router.core.live_request import LiveRequest
 from baton.router.core.operation import Drain, Migrate, Operation, OperationSpec, Rebalance, Undrain
 from baton.router.core.page_audit import Verdict
+from baton.router.core.totals import Totals
 from baton.router.gateway_rates import Rates
 from baton.router.policy.cluster_state import WorkerView
 from baton.router.request_phases import RequestPhase, ended_phases, live_phases
@@ -126,6 +128,11 @@ def planner_message(core: RouterCore, now: float) -> admin_pb2.Planner:
         message.prefill, message.decode = advice.prefill or 0, advice.decode or 0
         message.why = advice.why
     return message
+
+
+def totals_message(totals: Totals) -> admin_pb2.RequestTotals:
+    """The sums over all requests."""
+    return admin_pb2.RequestTotals(**asdict(totals))
 
 
 def explanation_message(

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from baton.protocol.errors import Cancelled
 from baton.protocol.latency import Latency
 from baton.router.core.completion import Completion
+from baton.router.core.totals import Totals
 from baton.router.policy.output_length import LengthDistribution
 from baton.router.policy.placement import RoutingDecision
 
@@ -52,6 +53,7 @@ class Explanations:
     finished: int = 0
     failed: int = 0
     cancelled: int = 0  # by their clients
+    totals: Totals = field(default_factory=Totals)
     _kept: OrderedDict[str, Explanation] = field(default_factory=OrderedDict)
 
     def decided(self, request_id: str, policy: str, decision: RoutingDecision, output: LengthDistribution) -> None:
@@ -68,6 +70,7 @@ class Explanations:
         self.cancelled += isinstance(error, Cancelled)
         self.failed += error is not None and not isinstance(error, Cancelled)
         explanation = self._kept.get(completion.request_id)
+        self.totals.ended(completion, explanation.decision if explanation is not None else None)
         if explanation is not None:
             explanation.completion, explanation.ended_s = completion, now
 

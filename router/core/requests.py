@@ -197,6 +197,8 @@ class Requests:
         output = live.prediction.distribution
         self._charge(live, output.remaining(live.submit.num_emitted), live.num_tokens)
         self.explanations.decided(live.request_id, self.dispatch.placement.name, decision, output)
+        cached = self.state.cached_on(decision.prefill, live.page_keys, live.num_tokens)
+        self.explanations.totals.placed(live.num_tokens, cached)
         if live.timeline is not None:
             live.timeline.decided_by = self.dispatch.placement.name
         self._advance(live.request_id, Placed(decision), now)

@@ -19,13 +19,13 @@ from baton.router.core.refusals import Refusal
 from baton.router.page.api import fields
 from baton.router.page.history import History
 from baton.router.page.snapshots import Facts, Row, Snapshots, oldest_age_s, silence
-from baton.router.page.tracks import Ended, request_rows, tracks
+from baton.router.page.tracks import Ended, ended_tracks, is_shown, live_tracks, request_rows, spacing
 from baton.router.policy.worker_view import WorkerView
 
 EVERY_S = 1.0
 MAX_CLIENTS = 32
 KEPT = 256  # Ended requests
-LISTED = 40  # Requests, refusals and operations in a snapshot
+LISTED, OPERATIONS = 40, 8  # Requests or refusals, and operations, in a snapshot
 SLICE = 50  # Workers for which a snapshot holds up the event loop, for about 2 ms
 OVERLAP_S = 1.0  # A phase may become known after the snapshot that follows its begin
 
@@ -65,9 +65,15 @@ class PageFeed:
     listeners: set[Listener] = field(default_factory=set)
     _snapshots: Snapshots = field(default_factory=Snapshots)
     _ended: deque[Ended] = field(default_factory=lambda: deque(maxlen=KEPT))  # Newest first
+    _shown: deque[Ended] = field(default_factory=lambda: deque(maxlen=KEPT))  # Those with a track
+    _every: int = 1  # One of so many has a track
     _taking: asyncio.Lock = field(default_factory=asyncio.Lock)
     _taken_s: float = float("-inf")
     _task: asyncio.Task[None] | None = None
+    _epoch_s: float = field(init=False)  # The wall clock's time when the router's clock was 0
+
+    def __post_init__(self) -> None:
+        self._epoch_s = time.time() - self.calls.driver.clock()
 
     def start(self) -> None:
         """Begin to follow the cluster, on the running event loop."""
@@ -93,7 +99,7 @@ class PageFeed:
         try:
             if self.calls.driver.clock() - self._taken_s >= EVERY_S:
                 await self._take()
-            listener.offer(_event(self._snapshots.whole()))
+            listener.offer(self._whole())
             while True:
                 await listener.ready.wait()
                 if listener.ended:
@@ -119,6 +125,7 @@ class PageFeed:
             core, rates = self.calls.driver.core, self.calls.driver.gateway_rates
             tokens_per_s = sum(rates.rates(name).tokens_per_s for name in core.gateways.by_name)
             self.history.tick(tokens_per_s, core.queued, core.live)
+            self._every = spacing(self.history.points[-1].requests_per_s)
             if self.listeners:
                 await self._take()
                 self._publish()
@@ -128,14 +135,22 @@ class PageFeed:
         changes, whole = _event(self._snapshots.changes), b""
         for listener in self.listeners:
             if listener.unsent:
-                whole = whole or _event(self._snapshots.whole())
+                whole = whole or self._whole()
                 listener.offer(whole)
             else:
                 listener.offer(changes)
 
+    def _whole(self) -> bytes:
+        """The latest snapshot for a client that lacks the one before, with the tracks of all requests that run."""
+        live, now = self.calls.driver.core.requests.live, self.calls.driver.clock()
+        return _event(self._snapshots.whole(live_tracks(reversed(live.values()), self._every, float("-inf"), now)))
+
     def _on_completed(self, completion: Completion) -> None:
         self.history.ended(completion)
-        self._ended.appendleft(Ended(completion, self.calls.driver.clock()))
+        ended = Ended(completion, self.calls.driver.clock())
+        self._ended.appendleft(ended)
+        if is_shown(completion.request_id, self._every):
+            self._shown.appendleft(ended)
 
     async def _take(self) -> None:
         """Make the next snapshot; requests go on between slices of it."""
@@ -159,10 +174,11 @@ class PageFeed:
             summary,
             gateways,
             workers,
-            [fields(operation_message(one, now)) for one in core.operations.newest()[:LISTED]],
-            [_refusal(one, now) for one in reversed(core.requests.refusals.newest)][:LISTED],
+            [fields(operation_message(one, now)) for one in core.operations.newest()[:OPERATIONS]],
+            [_refusal(one, self._epoch_s) for one in reversed(core.requests.refusals.newest)][:LISTED],
             request_rows(reversed(live.values()), self._ended, LISTED, now),
-            tracks(reversed(live.values()), self._ended, since_s, now),
+            self._every,
+            ended_tracks(self._shown, since_s, now) + live_tracks(reversed(live.values()), self._every, since_s, now),
             [point.row() for point in self.history.points],
         )
 
@@ -178,10 +194,10 @@ def _row(view: WorkerView, now: float) -> Row:
     )
 
 
-def _refusal(one: Refusal, now: float) -> dict[str, Any]:
-    """As JSON; the time is the wall clock's, so that it stays the same from snapshot to snapshot."""
+def _refusal(one: Refusal, epoch_s: float) -> dict[str, Any]:
+    """As JSON, with the time of the wall clock."""
     return {
-        "at": round(time.time() - (now - one.at_s)),
+        "at": round(epoch_s + one.at_s),
         "id": one.request_id,
         "gateway": one.gateway,
         "cause": one.cause,

@@ -28,7 +28,8 @@ class Facts:
     operations: list[dict[str, Any]]
     refusals: list[dict[str, Any]]
     requests: list[dict[str, Any]]
-    tracks: list[list[Any]]
+    every: int  # One of so many requests has a track
+    tracks: list[list[Any]]  # That have changed
     points: list[list[Any]]  # Of the history, all
 
 
@@ -54,13 +55,13 @@ class Snapshots:
             if getattr(facts, name) != getattr(before, name):
                 self.changes[name] = getattr(facts, name)
 
-    def whole(self) -> dict[str, Any]:
-        """The latest snapshot for a client that has none, or missed one."""
+    def whole(self, tracks: list[list[Any]]) -> dict[str, Any]:
+        """The latest snapshot, with all tracks, for a client that has none, or missed one."""
         facts = self.facts
         if facts is None:
             return {}
         return {
-            **self._shared(facts, facts.tracks, facts.points),
+            **self._shared(facts, tracks, facts.points),
             "whole": True,
             "columns": COLUMNS,
             "workers": facts.workers,
@@ -74,6 +75,7 @@ class Snapshots:
             "cluster": facts.cluster,
             "gateways": facts.gateways,
             "requests": facts.requests,
+            "every": facts.every,
             "tracks": tracks,
             "points": points,
         }

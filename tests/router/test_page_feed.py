@@ -153,7 +153,7 @@ def test_a_thousand_busy_workers_take_less_than_a_tenth_of_a_second_and_little_m
         async with routing(state) as (running, _):
             own, seconds = running.admin_http.feed, list[float]()
             await own._take()
-            whole = len(feed._event(own._snapshots.whole()))
+            whole = len(own._whole())
             for _ in range(5):
                 for name in names[250:]:
                     decode(state, name, 1)
@@ -163,7 +163,7 @@ def test_a_thousand_busy_workers_take_less_than_a_tenth_of_a_second_and_little_m
                 seconds.append(time.process_time() - began_s)
             tracemalloc.start()
             await own._take()
-            feed._event(own._snapshots.whole())
+            own._whole()
             peak = tracemalloc.get_traced_memory()[1]
             tracemalloc.stop()
             return min(seconds), whole, changes, peak

@@ -56,6 +56,7 @@ class Cluster(google.protobuf.message.Message):
     UNCLAIMED_SEQUENCES_FIELD_NUMBER: builtins.int
     CANCELLED_REQUESTS_FIELD_NUMBER: builtins.int
     GATEWAYS_FIELD_NUMBER: builtins.int
+    TOTALS_FIELD_NUMBER: builtins.int
     model: builtins.str
     queued_requests: builtins.int
     live_requests: builtins.int
@@ -83,6 +84,8 @@ class Cluster(google.protobuf.message.Message):
     def gateways(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___GatewayStatus]:
         """In the order of their names."""
 
+    @property
+    def totals(self) -> global___RequestTotals: ...
     def __init__(
         self,
         *,
@@ -100,11 +103,51 @@ class Cluster(google.protobuf.message.Message):
         unclaimed_sequences: builtins.int = ...,
         cancelled_requests: builtins.int = ...,
         gateways: collections.abc.Iterable[global___GatewayStatus] | None = ...,
+        totals: global___RequestTotals | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["planner", b"planner"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["cancelled_requests", b"cancelled_requests", "continued_requests", b"continued_requests", "failed_requests", b"failed_requests", "finished_requests", b"finished_requests", "gateways", b"gateways", "live_requests", b"live_requests", "model", b"model", "planner", b"planner", "pools", b"pools", "queued_requests", b"queued_requests", "refused_requests", b"refused_requests", "settings", b"settings", "unclaimed_sequences", b"unclaimed_sequences", "uptime_s", b"uptime_s"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["planner", b"planner", "totals", b"totals"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["cancelled_requests", b"cancelled_requests", "continued_requests", b"continued_requests", "failed_requests", b"failed_requests", "finished_requests", b"finished_requests", "gateways", b"gateways", "live_requests", b"live_requests", "model", b"model", "planner", b"planner", "pools", b"pools", "queued_requests", b"queued_requests", "refused_requests", b"refused_requests", "settings", b"settings", "totals", b"totals", "unclaimed_sequences", b"unclaimed_sequences", "uptime_s", b"uptime_s"]) -> None: ...
 
 global___Cluster = Cluster
+
+@typing.final
+class RequestTotals(google.protobuf.message.Message):
+    """Sums since the router started."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PROMPT_TOKENS_FIELD_NUMBER: builtins.int
+    CACHED_TOKENS_FIELD_NUMBER: builtins.int
+    HANDOFFS_FIELD_NUMBER: builtins.int
+    HANDOFF_BYTES_FIELD_NUMBER: builtins.int
+    SERVED_LOCALLY_FIELD_NUMBER: builtins.int
+    PREDICTED_FIELD_NUMBER: builtins.int
+    PREDICTION_ERROR_S_FIELD_NUMBER: builtins.int
+    prompt_tokens: builtins.int
+    """Of requests when they were placed, with the part that the chosen worker had in its prefix cache."""
+    cached_tokens: builtins.int
+    handoffs: builtins.int
+    """Of answers: how many were handed over, and the bytes of their pages."""
+    handoff_bytes: builtins.int
+    served_locally: builtins.int
+    """Answers whose prompt was computed where they decoded."""
+    predicted: builtins.int
+    """Answers whose time to the first token was predicted, and the errors of these predictions, summed without signs."""
+    prediction_error_s: builtins.float
+    def __init__(
+        self,
+        *,
+        prompt_tokens: builtins.int = ...,
+        cached_tokens: builtins.int = ...,
+        handoffs: builtins.int = ...,
+        handoff_bytes: builtins.int = ...,
+        served_locally: builtins.int = ...,
+        predicted: builtins.int = ...,
+        prediction_error_s: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["cached_tokens", b"cached_tokens", "handoff_bytes", b"handoff_bytes", "handoffs", b"handoffs", "predicted", b"predicted", "prediction_error_s", b"prediction_error_s", "prompt_tokens", b"prompt_tokens", "served_locally", b"served_locally"]) -> None: ...
+
+global___RequestTotals = RequestTotals
 
 @typing.final
 class GatewayStatus(google.protobuf.message.Message):
