@@ -74,8 +74,13 @@ def variables(board: Mapping[str, Any], scraper: Prometheus) -> dict[str, str]:
             continue
         metric = {"match[]": filled(found[1], {"__rate_interval": "30s", **values})} if found[1] else {}
         known = scraper.get(f"label/{found[2]}/values", **metric)
-        values[name] = "|".join(map(re.escape, known)) if variable.get("multi") else (known or [""])[0]
+        values[name] = "|".join(map(_escaped, known)) if variable.get("multi") else (known or [""])[0]
     return values
+
+
+def _escaped(value: str) -> str:
+    """A value as a regular expression inside of PromQL's quotes."""
+    return re.escape(value).replace("\\", "\\\\")
 
 
 def main(paths: list[str]) -> int:
