@@ -11,6 +11,7 @@ from typing import Any
 import orjson
 
 from baton.http.exchange import Exchange
+from baton.logs import log
 from baton.protocol.errors import BatonError
 from baton.router.admin_calls import AdminCalls
 from baton.router.admin_messages import operation_message, worker_message
@@ -91,9 +92,15 @@ class PageFeed:
         """Write snapshots to a client until it leaves; raises `TooManyPages`."""
         if len(self.listeners) >= MAX_CLIENTS:
             raise TooManyPages(f"{MAX_CLIENTS} pages are open, as many as the router serves: close one.")
-        await exchange.body()
         listener = Listener()
         self.listeners.add(listener)
+        try:
+            await exchange.body()
+            await self._serve(exchange, listener)
+        finally:
+            self.listeners.discard(listener)
+
+    async def _serve(self, exchange: Exchange, listener: Listener) -> None:
         gone = asyncio.ensure_future(exchange.gone())
         gone.add_done_callback(lambda _: listener.end())
         try:
@@ -110,7 +117,6 @@ class PageFeed:
             await exchange.end(b"")
         finally:
             gone.cancel()
-            self.listeners.discard(listener)
 
     def requests(self) -> list[dict[str, Any]]:
         """The newest requests, live ones first."""
@@ -122,13 +128,20 @@ class PageFeed:
         while True:
             next_s = max(next_s + EVERY_S, time.monotonic())
             await asyncio.sleep(next_s - time.monotonic())
-            core, rates = self.calls.driver.core, self.calls.driver.gateway_rates
-            tokens_per_s = sum(rates.rates(name).tokens_per_s for name in core.gateways.by_name)
-            self.history.tick(tokens_per_s, core.queued, core.live)
-            self._every = spacing(self.history.points[-1].requests_per_s)
-            if self.listeners:
-                await self._take()
-                self._publish()
+            try:
+                await self._tick()
+            except Exception:  # noqa: BLE001
+                log.exception("A defect has prevented a snapshot for the page.")
+
+    async def _tick(self) -> None:
+        """A second has passed."""
+        core, rates = self.calls.driver.core, self.calls.driver.gateway_rates
+        tokens_per_s = sum(rates.rates(name).tokens_per_s for name in core.gateways.by_name)
+        self.history.tick(tokens_per_s, core.queued, core.live)
+        self._every = spacing(self.history.points[-1].requests_per_s)
+        if self.listeners:
+            await self._take()
+            self._publish()
 
     def _publish(self) -> None:
         """Offer the latest snapshot to every client: the changes to one that has the snapshot before."""
@@ -156,10 +169,13 @@ class PageFeed:
         """Make the next snapshot; requests go on between slices of it."""
         async with self._taking:
             workers = dict[str, Row]()
-            views = sorted(self.calls.driver.core.state.workers.items())
+            state = self.calls.driver.core.state
+            views = sorted(state.workers.items())
             for start in range(0, len(views), SLICE):
                 now = self.calls.driver.clock()
-                workers |= {name: _row(view, now) for name, view in views[start : start + SLICE]}
+                for name, view in views[start : start + SLICE]:
+                    if state.workers.get(name) is view:  # It has not left since the first slice
+                        workers[name] = _row(view, now)
                 await asyncio.sleep(0)
             self._snapshots.take(self._facts(workers))
 
