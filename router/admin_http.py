@@ -54,7 +54,7 @@ class AdminHttp(HttpApplication):
     def check_caller(self, exchange: Exchange) -> None:
         """Reading needs the role `watch` or `admin`, acting `admin`; probes and the page's own files need no token.
 
-        Without tokens whoever reaches a loopback port may act, unless it is another site's page in a browser.
+        Without tokens every program of this machine may act on a loopback port, but no other site's page in a browser.
         """
         method, path, reads = exchange.scope["method"], exchange.scope["path"], exchange.scope["method"] in READS
         if path in PROBES:

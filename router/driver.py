@@ -52,7 +52,7 @@ class Driver:
     clock: Callable[[], float] = time.monotonic
     config: RouterSection = field(default_factory=RouterSection)
     on_registered: Callable[[str], None] | None = None  # Called with the name of each worker or gateway that registers
-    on_kill: Callable[[str], None] | None = None  # Kills the process of a timed-out worker, if possible
+    on_kill: Callable[[str], None] | None = None  # Kills the process of a timed-out worker or gateway
     on_completed: list[Callable[[Completion], None]] = field(default_factory=list)  # Each is called with every request
     on_operation_ended: list[Callable[[Operation], None]] = field(default_factory=list)
     loop_lag: Distribution = field(default_factory=lambda: Distribution(LOOP_LAG.buckets))
@@ -117,8 +117,8 @@ class Driver:
         self._lose(name, certain=True)
 
     def _lose(self, name: str, certain: bool) -> None:
-        if name in self.core.gateways:
-            self._perform(self.core.on_gateway_lost(name, self.clock()))
+        if self.core.gateways.has_process(name):
+            self._perform(self.core.on_gateway_lost(name, self.clock(), certain))
         else:
             self._perform(self.core.on_worker_lost(name, self.clock(), certain))
 
@@ -179,9 +179,9 @@ class Driver:
                         log.debug(completion_line(completion), extra={"request": completion.request_id})
                     for on_completed in self.on_completed:
                         on_completed(completion)
-                case Kill(worker):
+                case Kill(peer):
                     if self.on_kill is not None:
-                        self.on_kill(worker)
+                        self.on_kill(peer)
                 case OperationUpdated(operation):
                     level = logging.INFO if operation.state.ended else logging.DEBUG
                     log.log(level, operation_line(operation), extra={"operation": operation.operation_id})

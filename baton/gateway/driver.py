@@ -28,7 +28,7 @@ from baton.links.frame_server import FrameServer
 from baton.logs import log
 from baton.metrics.gateway_table import LOOP_LAG
 from baton.metrics.values import Distribution
-from baton.protocol.errors import BatonError, Cancelled, NoRouter, NoWorkers
+from baton.protocol.errors import BatonError, Cancelled, InvalidRequest, NoRouter, NoWorkers
 from baton.protocol.gateway_messages import GatewayMessage, GatewayRegistered, Submit, ToGateway, TokenMessage
 from baton.protocol.request import Request
 from baton.protocol.session_messages import Goodbye
@@ -64,6 +64,7 @@ class GatewayDriver:
     clock: Callable[[], float] = time.monotonic
     worker_keys: dict[str, str] = field(default_factory=dict)  # Public keys of the workers that may connect, by name
     registered: asyncio.Event = field(default_factory=asyncio.Event)  # The router has answered the registration
+    http_ids: set[str] = field(default_factory=set)  # Of live answers over HTTP, also of sequences that wait
     _subscriptions: dict[str, Subscription] = field(default_factory=dict)
     _router_full: bool = False  # The router's link did not take a frame
     _router_lost_s: float = field(init=False)
@@ -128,6 +129,8 @@ class GatewayDriver:
         that is taken over stays in its first client's `trace`.
         """
         request_id = request.request_id
+        if api == "grpc" and request_id in self.http_ids:
+            raise InvalidRequest(f"Request id {request_id!r} is in use by another live request; choose another.")
         commands = self.session.open(request, self.clock(), emitted, resume_from)
         earlier = self._subscriptions.get(request_id)
         if earlier is not None and earlier.end is None:

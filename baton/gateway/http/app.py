@@ -59,7 +59,6 @@ class HttpApp(HttpApplication):
     metrics: Exposition
     model: HttpModel = field(init=False)
     answers: set[LiveAnswer] = field(default_factory=set)
-    _names: set[str] = field(default_factory=set)  # Request ids of all live answers, also of sequences that wait
     _logged_fields: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -163,7 +162,7 @@ class HttpApp(HttpApplication):
             answer, requests = await self._prepared(exchange, parse, prefix)
         names, trace, traces = _names(exchange, answer.ask), answer.trace, self.driver.traces
         self.answers.add(answer)
-        self._names.update(names)
+        self.driver.http_ids.update(names)
         ended: BatonError | None = Cancelled(LEFT)
         try:
             await answer.run(requests)
@@ -173,7 +172,7 @@ class HttpApp(HttpApplication):
             raise
         finally:
             self.answers.discard(answer)
-            self._names.difference_update(names)
+            self.driver.http_ids.difference_update(names)
             if traces is not None and trace is not None and len(requests) > 1:
                 times = requests[0].arrival_s, self.driver.clock()
                 traces.on_body_ended(trace, names[0], len(requests), times, ended)
@@ -186,7 +185,7 @@ class HttpApp(HttpApplication):
         self._log_ignored(ask)
         prompts = await self._prompts(ask, len(body))
         names = _names(exchange, ask)
-        if not (self._names.isdisjoint(names) and self.driver.session.streams.keys().isdisjoint(names)):
+        if not (self.driver.http_ids.isdisjoint(names) and self.driver.session.streams.keys().isdisjoint(names)):
             # A live id would be resumed, as gRPC's clients do
             exchange.request_id = f"{exchange.request_id}-{self.intake.seeds.getrandbits(32):08x}"
         requests = self._requests(ask, prompts, exchange, arrival_s)
