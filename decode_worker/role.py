@@ -183,11 +183,16 @@ class DecodeRole:
         self.state.streams.expire(now)
         copies = self._admit()
         paused = self._source.paused
-        running = [sequence for request_id, sequence in self._running.items() if not paused(request_id)]
-        decoding = [sequence for sequence in running if sequence.decoding][: self.state.budget.max_batch]
-        ready = [sequence for sequence in decoding if self._find_page(sequence, copies)]
+        decoding: list[Sequence] = []
+        prefilling: list[Sequence] = []
+        for request_id, sequence in self._running.items():
+            if not sequence.decoding:
+                prefilling.append(sequence)
+            elif not paused(request_id):
+                decoding.append(sequence)
+        ready = [sequence for sequence in decoding[: self.state.budget.max_batch] if self._find_page(sequence, copies)]
         ready = [sequence for sequence in ready if sequence.page_table]  # a later one may have preempted it
-        prefilling = [sequence for sequence in self._running.values() if not sequence.decoding]
+        prefilling = [sequence for sequence in prefilling if sequence.request_id in self._running]  # as well
         plan = plan_step(ready, prefilling, self.state.budget)
         self._stepping = plan is not None
         return copies, plan

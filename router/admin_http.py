@@ -9,10 +9,13 @@ from baton.access.access import ADMIN, WATCH, Access
 from baton.access.hot_reload import HotReload
 from baton.http.application import Handler, HttpApplication
 from baton.http.exchange import Exchange
-from baton.http.response import HttpResponse
+from baton.http.metrics import METRICS_PATH, metrics_response
+from baton.http.response import JSON, HttpResponse
 from baton.http.routes import Routes
+from baton.metrics.exposition import Exposition
 from baton.protocol.errors import NoWorkers, PermissionDenied
 from baton.router.admin_calls import AdminCalls
+from baton.router.discovery import DISCOVERY_PATH, discovery_body
 from baton.router.page.api import PageApi, json_response
 from baton.router.page.feed import PageFeed
 from baton.router.page.files import page_files
@@ -27,6 +30,7 @@ class AdminHttp(HttpApplication):
     """Routes and access of the operators' HTTP."""
 
     calls: AdminCalls
+    metrics: Exposition
     tokens: HotReload[Access] | None
     loopback: bool  # Only this machine reaches the port
     client_ca: bool  # Callers have shown a certificate
@@ -39,6 +43,8 @@ class AdminHttp(HttpApplication):
             "/health": ("GET", self._alive),
             "/liveness": ("GET", self._alive),
             "/readiness": ("GET", self._ready),
+            METRICS_PATH: ("GET", self._metrics),
+            DISCOVERY_PATH: ("GET", self._discovery),
             "/api/events": ("GET", self._events),
             "/api/requests": ("GET", self._requests),
             **PageApi(self.calls).routes(),
@@ -48,7 +54,7 @@ class AdminHttp(HttpApplication):
     def check_caller(self, exchange: Exchange) -> None:
         """Reading needs the role `watch` or `admin`, acting `admin`; probes and the page's own files need no token.
 
-        Without tokens whoever reaches a loopback port may act, unless it is another site's page in a browser.
+        Without tokens every program of this machine may act on a loopback port, but no other site's page in a browser.
         """
         method, path, reads = exchange.scope["method"], exchange.scope["path"], exchange.scope["method"] in READS
         if path in PROBES:
@@ -85,6 +91,16 @@ class AdminHttp(HttpApplication):
         if missing:
             raise NoWorkers(f"No {missing} worker serves now.")
         return EMPTY
+
+    async def _metrics(self, exchange: Exchange) -> HttpResponse:
+        return await metrics_response(self.metrics, exchange)
+
+    async def _discovery(self, exchange: Exchange) -> HttpResponse:
+        """Prometheus has reached the router at the address in the header `Host`."""
+        views = self.calls.driver.core.gateways.by_name
+        gateways = {name: view.info.metrics_address for name, view in views.items()}
+        tls = exchange.scope["scheme"] == "https"
+        return HttpResponse(200, {"content-type": JSON}, discovery_body(exchange.headers["host"], gateways, tls))
 
 
 def _always(response: HttpResponse) -> Callable[[Exchange], Awaitable[HttpResponse]]:

@@ -100,6 +100,7 @@ def gateway_message(view: GatewayView, rates: Rates, now: float) -> admin_pb2.Ga
         cpu_share=rates.cpu_share,
         waiting_bytes=load.waiting_bytes,
         last_report_s=now - view.last_message_s,
+        metrics_address=info.metrics_address,
     )
 
 

@@ -24,6 +24,7 @@ from baton.http.server import HttpServer, start_http_server
 from baton.links.frame_server import FrameServer
 from baton.links.keys import peer_keys, public_key
 from baton.logs import log
+from baton.metrics.exposition import Exposition
 from baton.protocol.address import is_loopback, join
 from baton.protocol.codec import TO_ROUTER
 from baton.protocol.link_keys import ROUTER
@@ -33,6 +34,7 @@ from baton.router.admin_server import INFERENCE, AdminService, start_admin_serve
 from baton.router.core.core import RouterCore
 from baton.router.core.peer_frames import PeerFrames
 from baton.router.driver import Driver
+from baton.router.metrics import RouterMetrics
 from baton.router.policy.cluster_state import ClusterState
 from baton.router.policy.output_length import OutputLength
 from baton.router.policy.policies import make_policy
@@ -137,7 +139,9 @@ async def start_router(config: RouterConfig, state: ClusterState | None = None) 
         admin = AdminService(calls)
         admin_server, admin_port = await start_admin_server(admin, admin_address, credentials, health_service)
         started.push_async_callback(admin_server.stop, 0.0)
-        admin_http = AdminHttp(calls, credentials.tokens, is_loopback(section.admin_host), bool(access.client_ca))
+        metrics = Exposition(RouterMetrics(driver, config.model_name).read)
+        loopback = is_loopback(section.admin_host)
+        admin_http = AdminHttp(calls, metrics, credentials.tokens, loopback, bool(access.client_ca))
         http_server = await _start_http(admin_http, section, credentials)
         started.pop_all()
     task = asyncio.create_task(driver.run())

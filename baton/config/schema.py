@@ -127,6 +127,9 @@ class GatewaySection(_Section):
     http_port: Annotated[int, Field(ge=0, le=65535)] | Literal["off"] = 8000
     """Port for HTTP clients (the OpenAI API), which the gateways of a node share; 0: any free port; off: no HTTP"""
 
+    metrics_port: Annotated[int, Field(ge=0, le=65535)] | Literal["off"] = 0
+    """Port for Prometheus, of each gateway its own (docs/metrics.md); 0: any free port; off: only on http_port"""
+
     router_grace_s: float = Field(default=10.0, ge=0, le=600)
     """Seconds that requests without any token wait for a router that is away"""
 

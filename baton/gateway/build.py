@@ -27,13 +27,16 @@ from baton.gateway.core.session import GatewaySession
 from baton.gateway.driver import GatewayDriver
 from baton.gateway.grpc_service import SERVICE, InferenceService, start_server
 from baton.gateway.http.app import HttpApp
+from baton.gateway.http.metrics_app import MetricsApp
 from baton.gateway.http.tokenizer_files import read_tokenizer_info
 from baton.gateway.intake import Intake
+from baton.gateway.metrics import GatewayMetrics
 from baton.gateway.served_model import ServedModel
 from baton.gateway.template_files import read_chat_template
 from baton.http.server import HttpServer, start_http_server
 from baton.links.frame_client import FrameClient
 from baton.links.frame_server import FrameServer
+from baton.metrics.exposition import Exposition
 from baton.protocol.address import join, reachable, split
 from baton.protocol.codec import FROM_ROUTER_TO_GATEWAY, FROM_WORKER_TO_GATEWAY
 from baton.protocol.gateway_messages import GatewayInfo
@@ -41,6 +44,8 @@ from baton.tracing.start import start_export
 
 if TYPE_CHECKING:
     from baton.tracing.export import SpanExport
+
+METRICS_CONNECTIONS = 64
 
 
 @dataclass(eq=False)
@@ -53,6 +58,7 @@ class RunningGateway:
     port: int
     http_app: HttpApp
     http_server: HttpServer | None
+    metrics_server: HttpServer | None
     task: asyncio.Task[None]
     spans: SpanExport | None
 
@@ -78,6 +84,8 @@ class RunningGateway:
         stopping = [self.server.stop(grace_s)]
         if self.http_server is not None:
             stopping.append(self.http_server.stop(grace_s, self.http_app.end_answers))
+        if self.metrics_server is not None:
+            stopping.append(self.metrics_server.stop(0.0, _nothing))
         await asyncio.gather(*stopping)
         self.task.cancel()
         await asyncio.gather(self.task, return_exceptions=True)
@@ -136,12 +144,18 @@ async def start_gateway(config: GatewayConfig) -> RunningGateway:
         server, port = await start_server(inference, join(section.host, section.port), credentials, health_service)
         started.push_async_callback(server.stop, 0.0)
         tokenizer_info = read_tokenizer_info(folder, model.template)
-        http_app = HttpApp(driver, intake, credentials.tokens, tokenizer_info, __version__)
+        metrics = Exposition(GatewayMetrics(driver, config.model_name, credentials.tokens is not None).read)
+        http_app = HttpApp(driver, intake, credentials.tokens, tokenizer_info, __version__, metrics)
         http_server = await _start_http(http_app, section, credentials)
+        if http_server is not None:
+            started.push_async_callback(http_server.stop, 0.0, http_app.end_answers)
+        metrics_server = await _start_metrics(MetricsApp(metrics, credentials.tokens), section, credentials)
         public = reachable(join(section.host, port), config.worker_host)
-        driver.session.info = replace(info, public_address=public)
+        scraped = "" if metrics_server is None else join(split(public)[0], metrics_server.port)
+        driver.session.info = replace(info, public_address=public, metrics_address=scraped)
         started.pop_all()
-    return RunningGateway(config, driver, server, port, http_app, http_server, asyncio.create_task(driver.run()), spans)
+    task = asyncio.create_task(driver.run())
+    return RunningGateway(config, driver, server, port, http_app, http_server, metrics_server, task, spans)
 
 
 def _observe(driver: GatewayDriver, config: GatewayConfig) -> SpanExport | None:
@@ -156,6 +170,20 @@ def _observe(driver: GatewayDriver, config: GatewayConfig) -> SpanExport | None:
         driver.traces = RequestSpans(spans, config.model_name, config.tracing.sample)
         driver.on_ended.append(driver.traces.on_ended)
     return spans
+
+
+def _nothing() -> None:
+    """In place of ending streams."""
+
+
+async def _start_metrics(app: MetricsApp, section: GatewaySection, credentials: Credentials) -> HttpServer | None:
+    """Serve metrics on a port of this gateway alone, if configured."""
+    if section.metrics_port == "off":
+        return None
+    tls = credentials.ssl_context()
+    return await start_http_server(
+        app, section.host, section.metrics_port, tls, key="gateway.metrics_port", max_connections=METRICS_CONNECTIONS
+    )
 
 
 async def _start_http(app: HttpApp, section: GatewaySection, credentials: Credentials) -> HttpServer | None:

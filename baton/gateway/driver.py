@@ -26,7 +26,9 @@ from baton.gateway.subscription import Subscription
 from baton.links.frame_client import FrameClient
 from baton.links.frame_server import FrameServer
 from baton.logs import log
-from baton.protocol.errors import BatonError, Cancelled, NoRouter, NoWorkers
+from baton.metrics.gateway_table import LOOP_LAG
+from baton.metrics.values import Distribution
+from baton.protocol.errors import BatonError, Cancelled, InvalidRequest, NoRouter, NoWorkers
 from baton.protocol.gateway_messages import GatewayMessage, GatewayRegistered, Submit, ToGateway, TokenMessage
 from baton.protocol.request import Request
 from baton.protocol.session_messages import Goodbye
@@ -53,13 +55,17 @@ class GatewayDriver:
     write_timeout_s: float  # 0: never
     waiting_bytes: Callable[[], int] = int  # Of text that waits for tokenisation
     on_ready: Callable[[bool], Awaitable[None]] = _no_change  # Called when `ready` changes
+    on_first_token: list[Callable[[Subscription], None]] = field(default_factory=list)  # Of every new stream
     stopping: bool = False
     on_ended: list[Callable[[EndedRequest], None]] = field(default_factory=list)  # Each is called with every request
     on_refused: list[Callable[[RefusedRequest], None]] = field(default_factory=list)  # As `on_ended`
+    on_rejected: list[Callable[[str, BatonError], None]] = field(default_factory=list)  # With the API and the error
+    loop_lag: Distribution = field(default_factory=lambda: Distribution(LOOP_LAG.buckets))
     traces: RequestSpans | None = None  # None: without tracing
     clock: Callable[[], float] = time.monotonic
     worker_keys: dict[str, str] = field(default_factory=dict)  # Public keys of the workers that may connect, by name
     registered: asyncio.Event = field(default_factory=asyncio.Event)  # The router has answered the registration
+    http_ids: set[str] = field(default_factory=set)  # Of live answers over HTTP, also of sequences that wait
     _subscriptions: dict[str, Subscription] = field(default_factory=dict)
     _router_full: bool = False  # The router's link did not take a frame
     _router_lost_s: float = field(init=False)
@@ -94,8 +100,10 @@ class GatewayDriver:
         self.router.start(self._on_router)
         load_s, ready = self.clock(), False
         while True:
+            due_s = self.clock() + TICK_S
             await asyncio.sleep(TICK_S)
             now = self.clock()
+            self.loop_lag.add(max(0.0, now - due_s))
             self._perform(self.session.tick(now))
             self._fail_unread(now)
             unready = self.unready
@@ -122,6 +130,8 @@ class GatewayDriver:
         that is taken over stays in its first client's `trace`.
         """
         request_id = request.request_id
+        if api == "grpc" and request_id in self.http_ids:
+            raise InvalidRequest(f"Request id {request_id!r} is in use by another live request; choose another.")
         commands = self.session.open(request, self.clock(), emitted, resume_from)
         earlier = self._subscriptions.get(request_id)
         if earlier is not None and earlier.end is None:
@@ -130,6 +140,11 @@ class GatewayDriver:
         subscription = self._subscriptions[request_id] = Subscription(request, api, resume_from > 0, trace)
         self._perform(commands)
         return subscription
+
+    def reject(self, api: str, error: BatonError) -> None:
+        """A request got this error before a stream was opened for it."""
+        for listener in self.on_rejected:
+            listener(api, error)
 
     def close(self, subscription: Subscription, error: BatonError) -> None:
         """Detach a client; a request that is not complete is stopped with `error`."""
@@ -229,6 +244,9 @@ class GatewayDriver:
                     subscription = self._subscriptions.get(request_id)
                     if subscription is not None and subscription.error is None:
                         subscription.show(tokens)
+                        if not tokens[0].index:
+                            for listener in self.on_first_token:
+                                listener(subscription)
                 case ShowPrompt(logprobs):
                     subscription = self._subscriptions.get(logprobs.request_id)
                     if subscription is not None and subscription.error is None:

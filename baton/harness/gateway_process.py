@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 
@@ -23,6 +24,7 @@ def serve_clients(plan: GatewayConfig, served: Connection, first: Callable[[], N
 
     async def serve() -> None:
         gateway = await start_gateway(plan)
+        gc.freeze()  # As its actor does
         await gateway.registered()
         served.send(gateway.addresses.public)
         await gateway.task

@@ -1,7 +1,8 @@
 """The HTTP server: uvicorn's connections on the process's event loop, with the bounds that they lack.
 
-A request must be complete within `REQUEST_S`, its head and its bytes on the wire are bounded, and a client that does
-not read is disconnected. The number of connections is bounded, too.
+A request must be complete within `REQUEST_S` of its turn, its head and its bytes on the wire are bounded, and a client
+that does not read is disconnected. The number of connections is bounded, too. Requests may follow each other before
+their answers (pipelining); an invalid one among them ends the connection after the answers to those before it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from email.utils import formatdate
 from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from baton.http.errors import error_response
@@ -53,8 +54,9 @@ class BoundedConnection(HttpToolsProtocol):
         self._max_connections, self._write_timeout_s = max_connections, write_timeout_s
         self._reading: asyncio.TimerHandle | None = None
         self._writing: asyncio.TimerHandle | None = None
-        self._request_bytes = self._segment_bytes = 0
-        self._in_head = True
+        self._request_bytes = self._segment_bytes = 0  # Of the request that is read, and of the latest bytes received
+        self._in_head, self._refused = True, False
+        self._cycles: list[RequestResponseCycle] = []  # Requests without a complete response, in their order
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Refuse a connection too many, else wait for its first request."""
@@ -62,23 +64,26 @@ class BoundedConnection(HttpToolsProtocol):
         if len(self.connections) > self._max_connections:
             self._refuse(Overloaded("Too many connections are open.", 1.0))
             return
-        self._reading = self.loop.call_later(REQUEST_S, transport.abort)
+        self._reading = self.loop.call_later(REQUEST_S, self._out_of_time)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop the timers."""
+        """Stop the timers and the requests; uvicorn stops the latest one alone."""
         _cancel(self._reading)
         _cancel(self._writing)
+        for cycle in self._unanswered:
+            cycle.disconnected = True
+            cycle.message_event.set()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Parse bytes, unless the request has too many."""
-        if self.transport.is_closing():
+        if self.transport.is_closing() or self._refused:
             return
         self._segment_bytes = len(data)
         self._request_bytes += self._segment_bytes
         super().data_received(data)
         if self._in_head and self._request_bytes > HEAD_BYTES:
-            self._refuse(InvalidRequest(f"The request's head has more than {HEAD_BYTES} bytes."), 431)
+            self._refuse_head()
         elif self._request_bytes > WIRE_BYTES:
             self.transport.abort()
 
@@ -87,7 +92,7 @@ class BoundedConnection(HttpToolsProtocol):
         super().on_message_begin()
         self._in_head, self._request_bytes = True, self._segment_bytes
         _cancel(self._reading)
-        self._reading = self.loop.call_later(REQUEST_S, self.transport.abort)
+        self._reading = self.loop.call_later(REQUEST_S, self._out_of_time)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Keep a header; trailers, which follow the body, are not headers."""
@@ -96,17 +101,26 @@ class BoundedConnection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """The body follows."""
-        if self.parser.asked_for_other:
+        if self.parser.asked_for_other or self._refused:
+            return
+        if self._head_bytes > HEAD_BYTES:
+            self._refuse_head()
             return
         self._in_head = False
         super().on_headers_complete()
+        self._cycles = [*self._unanswered, self.cycle]
+
+    def on_body(self, body: bytes) -> None:
+        """A part of a body."""
+        if not self._refused:
+            super().on_body(body)
 
     def on_message_complete(self) -> None:
         """The request is complete."""
-        if self.parser.asked_for_other:
+        if self.parser.asked_for_other or self._refused:
             return
         _cancel(self._reading)
-        self._reading, self._request_bytes = None, 0
+        self._in_head, self._reading, self._request_bytes, self._segment_bytes = True, None, 0, 0
         super().on_message_complete()
 
     def pause_writing(self) -> None:
@@ -125,8 +139,40 @@ class BoundedConnection(HttpToolsProtocol):
         """In place of uvicorn's text."""
         self._refuse(InvalidRequest(msg))
 
+    @property
+    def _unanswered(self) -> list[RequestResponseCycle]:
+        return [cycle for cycle in self._cycles if not cycle.response_complete]
+
+    @property
+    def _earlier(self) -> list[RequestResponseCycle]:
+        """Unanswered requests before the one that is read."""
+        return [cycle for cycle in self._unanswered if self._in_head or cycle is not self.cycle]
+
+    @property
+    def _head_bytes(self) -> int:
+        """Bytes of the head that was read, without spaces around values."""
+        line = len(self.parser.get_method()) + len(self.url) + len("  HTTP/1.1\r\n\r\n")
+        return line + sum(len(name) + len(value) + len(": \r\n") for name, value in self.headers)
+
+    def _out_of_time(self) -> None:
+        """A request is not complete in time. Its time begins again while an earlier one is being answered."""
+        if self._earlier:
+            self._reading = self.loop.call_later(REQUEST_S, self._out_of_time)
+        else:
+            self.transport.abort()
+
+    def _refuse_head(self) -> None:
+        self._refuse(InvalidRequest(f"The request's head has more than {HEAD_BYTES} bytes."), 431)
+
     def _refuse(self, error: BatonError, status: int | None = None) -> None:
-        """Answer a request that is not passed on, and close."""
+        """Answer a request that is not passed on, and close; while others are being answered, close after them."""
+        self._refused = True
+        _cancel(self._reading)
+        if earlier := self._earlier:
+            earlier[-1].keep_alive = False
+            if not self._in_head:
+                self.pipeline.popleft()
+            return
         response = error_response(error)
         self.transport.write(_bytes(response, status or response.status))
         self.transport.close()

@@ -30,6 +30,7 @@ class GatewayInfo:
     public_address: Label = ""  # Where clients connect, "host:port"
     host: Label = ""
     pid: Count = 0
+    metrics_address: Label = ""  # Where Prometheus reads its metrics, "host:port"; "": nowhere
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ class Completion:
     migrations: int
     handoff: HandoffReport | None
     submission: int  # of the gateway
+    handoffs_failed: int = 0
     timeline: Timeline | None = None  # of a sampled request
 
     @property

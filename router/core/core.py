@@ -98,10 +98,11 @@ class RouterCore:
         for name in self.membership.silent(now):
             self._lose(name, False, now)
         for name in self.gateways.silent(now):
-            self.submissions.lose(name, now)
+            self.submissions.lose(name, now, certain=False)
         for name in list(self.state.cut):
             self.requests.cut_off(name, self.gateways.cut_off(name))
-        self.requests.commands += [*self.membership.tick(now), *self.adoption.orphans.expired(now)]
+        self.requests.commands += [*self.membership.tick(now), *self.gateways.kills(now)]
+        self.requests.commands += self.adoption.orphans.expired(now)
         self._admit(now)
         self.state.prefix_index.sweep()
         self.dispatch.dirty = self.operations.dirty = True
@@ -127,9 +128,9 @@ class RouterCore:
         self._lose(worker, certain, now)
         return self._settle(now)
 
-    def on_gateway_lost(self, gateway: str, now: float) -> list[Command]:
-        """A gateway's process has ended, or a message to it could not be queued: it must register again."""
-        self.submissions.lose(gateway, now)
+    def on_gateway_lost(self, gateway: str, now: float, certain: bool = True) -> list[Command]:
+        """A gateway's process has ended, or (not `certain`) its link has taken no message: it must register again."""
+        self.submissions.lose(gateway, now, certain)
         return self._settle(now)
 
     def on_frame(

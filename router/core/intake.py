@@ -40,6 +40,7 @@ class Intake:
                 f"{whose} has {count} answers under way, as many as it may have at once "
                 "(access.max_streams_per_tenant): wait until one has ended.",
                 retry_after_s=1.0,
+                cause="tenant_streams",
             )
         self._look(now)
         if not self._patient(now):

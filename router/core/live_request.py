@@ -282,5 +282,6 @@ class LiveRequest:
             migrations=self.migrations,
             handoff=self.report,
             submission=self.submission,
+            handoffs_failed=self.retries.handoffs_failed,
             timeline=self.timeline,
         )

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections import Counter, deque
 from dataclasses import dataclass, field
 
-from baton.protocol.errors import BatonError
+from baton.protocol.errors import BatonError, Overloaded
 
 KEPT = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """One refused request; `cause` is the error's class."""
+    """One refused request; `cause` is a word: of an `Overloaded` its own, else the error's class."""
 
     at_s: float
     request_id: str
@@ -30,6 +30,6 @@ class Refusals:
 
     def add(self, request_id: str, gateway: str, error: BatonError, now: float) -> None:
         """A request was refused with this error."""
-        cause = type(error).__name__
+        cause = error.cause if isinstance(error, Overloaded) else type(error).__name__
         self.by_cause[cause] += 1
         self.newest.append(Refusal(now, request_id, gateway, cause, error.message))

@@ -61,9 +61,9 @@ class Submissions:
         self.requests.commands += self.gateways.register(message, self.router_id, now)
         self.requests.on_gateway_registered(name, message.info.incarnation, message.request_ids, now)
 
-    def lose(self, gateway: str, now: float) -> None:
-        """A gateway has ended, or is silent: another one may claim its requests."""
-        self.requests.commands += self.gateways.lose(gateway)
+    def lose(self, gateway: str, now: float, certain: bool = True) -> None:
+        """A gateway has ended, or (not `certain`) is away: another one may claim its requests."""
+        self.requests.commands += self.gateways.lose(gateway, None if certain else now)
         self.requests.on_gateway_lost(gateway, now)
 
     def _submit(self, gateway: str, submit: Submit, now: float) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import orjson
 
 from baton.http.exchange import Exchange
+from baton.logs import log
 from baton.protocol.errors import BatonError
 from baton.router.admin_calls import AdminCalls
 from baton.router.admin_messages import operation_message, worker_message
@@ -25,7 +26,7 @@ from baton.router.policy.worker_view import WorkerView
 EVERY_S = 1.0
 MAX_CLIENTS = 32
 KEPT = 256  # Ended requests
-LISTED = 40  # Requests, refusals and operations in a snapshot
+LISTED, OPERATIONS = 40, 8  # Requests or refusals, and operations, in a snapshot
 SLICE = 50  # Workers for which a snapshot holds up the event loop, for about 2 ms
 OVERLAP_S = 1.0  # A phase may become known after the snapshot that follows its begin
 
@@ -70,6 +71,10 @@ class PageFeed:
     _taking: asyncio.Lock = field(default_factory=asyncio.Lock)
     _taken_s: float = float("-inf")
     _task: asyncio.Task[None] | None = None
+    _epoch_s: float = field(init=False)  # The wall clock's time when the router's clock was 0
+
+    def __post_init__(self) -> None:
+        self._epoch_s = time.time() - self.calls.driver.clock()
 
     def start(self) -> None:
         """Begin to follow the cluster, on the running event loop."""
@@ -87,9 +92,15 @@ class PageFeed:
         """Write snapshots to a client until it leaves; raises `TooManyPages`."""
         if len(self.listeners) >= MAX_CLIENTS:
             raise TooManyPages(f"{MAX_CLIENTS} pages are open, as many as the router serves: close one.")
-        await exchange.body()
         listener = Listener()
         self.listeners.add(listener)
+        try:
+            await exchange.body()
+            await self._serve(exchange, listener)
+        finally:
+            self.listeners.discard(listener)
+
+    async def _serve(self, exchange: Exchange, listener: Listener) -> None:
         gone = asyncio.ensure_future(exchange.gone())
         gone.add_done_callback(lambda _: listener.end())
         try:
@@ -106,7 +117,6 @@ class PageFeed:
             await exchange.end(b"")
         finally:
             gone.cancel()
-            self.listeners.discard(listener)
 
     def requests(self) -> list[dict[str, Any]]:
         """The newest requests, live ones first."""
@@ -118,13 +128,20 @@ class PageFeed:
         while True:
             next_s = max(next_s + EVERY_S, time.monotonic())
             await asyncio.sleep(next_s - time.monotonic())
-            core, rates = self.calls.driver.core, self.calls.driver.gateway_rates
-            tokens_per_s = sum(rates.rates(name).tokens_per_s for name in core.gateways.by_name)
-            self.history.tick(tokens_per_s, core.queued, core.live)
-            self._every = spacing(self.history.points[-1].requests_per_s)
-            if self.listeners:
-                await self._take()
-                self._publish()
+            try:
+                await self._tick()
+            except Exception:  # noqa: BLE001
+                log.exception("A defect has prevented a snapshot for the page.")
+
+    async def _tick(self) -> None:
+        """A second has passed."""
+        core, rates = self.calls.driver.core, self.calls.driver.gateway_rates
+        tokens_per_s = sum(rates.rates(name).tokens_per_s for name in core.gateways.by_name)
+        self.history.tick(tokens_per_s, core.queued, core.live)
+        self._every = spacing(self.history.points[-1].requests_per_s)
+        if self.listeners:
+            await self._take()
+            self._publish()
 
     def _publish(self) -> None:
         """Offer the latest snapshot to every client: the changes to one that has the snapshot before."""
@@ -152,10 +169,13 @@ class PageFeed:
         """Make the next snapshot; requests go on between slices of it."""
         async with self._taking:
             workers = dict[str, Row]()
-            views = sorted(self.calls.driver.core.state.workers.items())
+            state = self.calls.driver.core.state
+            views = sorted(state.workers.items())
             for start in range(0, len(views), SLICE):
                 now = self.calls.driver.clock()
-                workers |= {name: _row(view, now) for name, view in views[start : start + SLICE]}
+                for name, view in views[start : start + SLICE]:
+                    if state.workers.get(name) is view:  # It has not left since the first slice
+                        workers[name] = _row(view, now)
                 await asyncio.sleep(0)
             self._snapshots.take(self._facts(workers))
 
@@ -170,8 +190,8 @@ class PageFeed:
             summary,
             gateways,
             workers,
-            [fields(operation_message(one, now)) for one in core.operations.newest()[:LISTED]],
-            [_refusal(one, now) for one in reversed(core.requests.refusals.newest)][:LISTED],
+            [fields(operation_message(one, now)) for one in core.operations.newest()[:OPERATIONS]],
+            [_refusal(one, self._epoch_s) for one in reversed(core.requests.refusals.newest)][:LISTED],
             request_rows(reversed(live.values()), self._ended, LISTED, now),
             self._every,
             ended_tracks(self._shown, since_s, now) + live_tracks(reversed(live.values()), self._every, since_s, now),
@@ -190,10 +210,10 @@ def _row(view: WorkerView, now: float) -> Row:
     )
 
 
-def _refusal(one: Refusal, now: float) -> dict[str, Any]:
-    """As JSON; the time is the wall clock's, so that it stays the same from snapshot to snapshot."""
+def _refusal(one: Refusal, epoch_s: float) -> dict[str, Any]:
+    """As JSON, with the time of the wall clock."""
     return {
-        "at": round(time.time() - (now - one.at_s)),
+        "at": round(epoch_s + one.at_s),
         "id": one.request_id,
         "gateway": one.gateway,
         "cause": one.cause,

@@ -1,4 +1,4 @@
-"""The page's files, read once. They need no token: whatever they show comes from the API."""
+"""The page's files, read once. They need no token: all that they show comes from the API."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -13,7 +14,7 @@ POINTS = 300
 WINDOW = 10  # Seconds over which a point's rates and percentiles are taken
 FIRST_S, GROWTH, BUCKETS = 1e-4, 1.2, 80  # Of times: from 0.1 ms to 216 s, each bucket a fifth wider
 NONE = np.zeros(BUCKETS, np.int32)
-_LOG_GROWTH = float(np.log(GROWTH))
+_LOG_GROWTH = math.log(GROWTH)
 
 
 @dataclass(slots=True)
@@ -87,7 +88,7 @@ class History:
 
 def _count(buckets: np.ndarray, seconds: float | None) -> None:
     if seconds is not None:
-        place = int(np.log(max(seconds, FIRST_S) / FIRST_S) / _LOG_GROWTH)
+        place = int(math.log(max(seconds, FIRST_S) / FIRST_S) / _LOG_GROWTH)
         buckets[min(place, BUCKETS - 1)] += 1
 
 

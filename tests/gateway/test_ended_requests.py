@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-import httpx
+import httpx2
 
 import baton
 from baton.gateway.build import RunningGateway
@@ -37,7 +37,7 @@ def test_an_answer_over_grpc_and_one_over_http() -> None:
                 answer = asyncio.create_task(client.generate(PROMPT, request_id="a", max_tokens=4))
                 await _answered(far, "a")
                 await answer
-            async with httpx.AsyncClient(base_url=f"http://{running.addresses.http}") as web:
+            async with httpx2.AsyncClient(base_url=f"http://{running.addresses.http}") as web:
                 body = {"prompt": PROMPT, "max_tokens": 4}
                 posted = asyncio.create_task(web.post("/v1/completions", json=body, headers={"x-request-id": "b"}))
                 await _answered(far, "b")

@@ -22,7 +22,10 @@ from tests.router.tokens import token_file
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no `chromium` on PATH: apt-get install chromium")
 TIMEOUT_S = 200.0
-READY = "document.body?.dataset.ready !== undefined"
+READY = "document.body?.dataset.renderMs !== undefined"
+NAMELESS = """[...document.querySelectorAll('button, input, select, progress, svg[role=img]')].filter((one) =>
+    !one.labels?.length && !one.textContent.trim() && !one.ariaLabel && !one.getAttribute('aria-labelledby')
+).map((one) => one.outerHTML)"""
 NO_SCROLL = "document.documentElement.scrollWidth <= innerWidth"
 WORKERS = "[...document.querySelectorAll('[data-worker]')].map((one) => one.dataset.worker).join()"
 
@@ -95,12 +98,25 @@ def test_a_narrow_window_does_not_scroll_sideways_with_a_thousand_workers(scheme
                 for width in (1280, 400):
                     await page.size(width, 900)
                     await page.until(NO_SCROLL)
+                await page.until("Number(document.body.dataset.renderMs) < 100")
+                assert await page.value(NAMELESS) == []
+                await _walk_cells(page)
                 ground = await page.value("getComputedStyle(document.documentElement).backgroundColor")
                 assert (ground == "rgb(10, 12, 17)") is (scheme == "dark")
         finally:
             await running.stop(0.0)
 
     run(scene)
+
+
+async def _walk_cells(page: Page) -> None:
+    """The Tab key stops once at a grid of workers, and arrow keys move within it."""
+    assert await page.value("document.querySelectorAll('.cell[tabindex=\"0\"]').length") == 2
+    await page.value("document.querySelector('[data-worker=decode-0]').focus()")
+    await page.call("Input.dispatchKeyEvent", type="keyDown", key="ArrowRight")
+    await page.until("document.activeElement.dataset.worker === 'decode-1'")
+    assert await page.value("document.activeElement.tabIndex") == 0
+    assert await page.value("document.querySelectorAll('.cell[tabindex=\"0\"]').length") == 2
 
 
 def test_with_tokens_the_page_asks_for_one_and_shows_the_cluster_then(tmp_path: Path) -> None:

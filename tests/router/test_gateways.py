@@ -17,7 +17,7 @@ from baton.protocol.messages import AdoptSequence, Cancel, FirstToken, Prefill, 
 from baton.protocol.request import FinishReason, Request, SamplingParams
 from baton.protocol.session_messages import GatewayJoined, GatewayLeft, GatewayUnreachable, Reregister, RoleChanged
 from baton.protocol.worker import RoleName
-from baton.router.core.commands import Command, SendToGateway
+from baton.router.core.commands import Command, Kill, SendToGateway
 from baton.router.core.core import RouterCore
 from baton.router.core.live_request import Phase
 from baton.router.core.operation import Drain, Undrain
@@ -179,6 +179,28 @@ def test_a_silent_gateway_is_lost_and_one_that_reports_is_not() -> None:
     for tenths in range(39, 80):
         core.tick(0.1 * tenths)
     assert GATEWAY not in core.gateways
+
+
+def test_a_gateway_that_stays_silent_is_killed_and_one_that_returns_or_has_ended_is_not() -> None:
+    core = RouterCore("router", make_policy("least_loaded"), RouterSection(lost_after_s=2.0))
+
+    def killed(begin_s: float, end_s: float) -> list[tuple[float, str]]:
+        ticks = [0.5 * number for number in range(int(2 * begin_s), int(2 * end_s))]
+        return [(at, command.peer) for at in ticks for command in core.tick(at) if isinstance(command, Kill)]
+
+    join_gateway(core)
+    assert killed(0.0, 30.0) == [(15.0, GATEWAY), (25.5, GATEWAY)], "lost after 4 s, then every 10 s"
+    join_gateway(core, now=30.0)
+    core.on_gateway_lost(GATEWAY, 30.0, certain=False)
+    join_gateway(core, now=39.0)
+    core.on_gateway_lost(GATEWAY, 39.5)
+    assert killed(39.5, 90.0) == [], "its process has ended"
+    join_gateway(core, now=90.0)
+    core.on_gateway_lost(GATEWAY, 90.0, certain=False)
+    assert core.gateways.has_process(GATEWAY)
+    core.on_gateway_lost(GATEWAY, 91.0)
+    assert not core.gateways.has_process(GATEWAY)
+    assert killed(91.0, 130.0) == []
 
 
 def test_a_request_whose_worker_cannot_reach_its_gateway_goes_to_one_that_can() -> None:

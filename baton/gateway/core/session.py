@@ -22,6 +22,8 @@ from baton.gateway.core.live_stream import LiveStream, ModelFacts, error_of, ope
 from baton.gateway.core.stopped import StoppedRequests
 from baton.gateway.core.stream import TextToken
 from baton.gateway.core.workers import Workers
+from baton.metrics.metric import TOKEN_S
+from baton.metrics.values import Distribution
 from baton.protocol.bounds import MAX_IDS
 from baton.protocol.errors import BatonError, Cancelled, Overloaded
 from baton.protocol.gateway_messages import (
@@ -66,6 +68,7 @@ class GatewaySession:
     router_up: bool = False
     num_tokens: int = 0  # Shown since the start
     num_requests: int = 0
+    token_gaps: Distribution = field(default_factory=lambda: Distribution(TOKEN_S))  # Between outputs of each stream
     _router_lost_s: float = float("-inf")
     _registered: bool = False  # The router has answered the last registration
     _registered_s: float = float("-inf")  # The time of that registration
@@ -123,8 +126,7 @@ class GatewaySession:
                 self.stopped.extend(now)
                 self.workers.on_registered(now)
             case WorkerJoined(worker, public_key):
-                accept = AcceptWorker(worker, public_key)
-                waits = self.workers.join(worker)
+                accept, waits = AcceptWorker(worker, public_key), self.workers.join(worker)
                 return [accept, self._attach(worker, self.streams.values())] if waits else [accept]
             case WorkerLeft(worker):
                 self.workers.leave(worker)
@@ -132,8 +134,7 @@ class GatewaySession:
             case ServingPools():
                 self.workers.pools = message
             case Reregister():
-                wanted = self.router_up and now - self._registered_s >= REGISTER_AGAIN_S
-                return self._register(now) if wanted else []
+                return self._register(now) if self.router_up and now - self._registered_s >= REGISTER_AGAIN_S else []
         if not self._registered:
             return []
         match message:
@@ -166,7 +167,7 @@ class GatewaySession:
                 commands += self.workers.take_prompt(message, self.streams, shown)
         for request_id, tokens in shown.items():
             stream = self.streams[request_id]
-            stream.latency.on_tokens(len(tokens), now)
+            stream.on_tokens(len(tokens), now, self.token_gaps)
             if tokens[0].index < stream.first_index:
                 tokens = [token for token in tokens if token.index >= stream.first_index]
             if tokens:
@@ -230,8 +231,7 @@ class GatewaySession:
     def _on_ask(self, request_id: str) -> list[Command]:
         stream = self.streams.get(request_id)
         if stream is None or stream.held:
-            why = "The request's stream has ended."
-            return [SendToRouter(StopRequest(request_id, 0, None, Cancelled.__name__, why))]
+            return [SendToRouter(StopRequest(request_id, 0, None, Cancelled.__name__, "The stream has ended."))]
         if stream.output.ended:
             return self._stop(stream)
         self.workers.close_gap(request_id)

@@ -41,6 +41,11 @@ class Workers:
         return worker in self._named
 
     @property
+    def num_named(self) -> int:
+        """Workers that the router has named."""
+        return len(self._named)
+
+    @property
     def num_gaps(self) -> int:
         """Streams that have a gap."""
         return len(self._gaps)

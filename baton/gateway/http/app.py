@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from baton.access.access import GENERATE, Access
@@ -16,6 +17,7 @@ from baton.gateway.http.chat import parse_chat
 from baton.gateway.http.completions import parse_completion
 from baton.gateway.http.live_answer import LEFT, LiveAnswer
 from baton.gateway.http.long_bodies import parsed
+from baton.gateway.http.metrics_app import check_watcher
 from baton.gateway.http.models import (
     TokenizerInfo,
     detokenize_body,
@@ -31,9 +33,11 @@ from baton.gateway.intake import Intake
 from baton.gateway.siblings import sibling
 from baton.http.application import Handler, HttpApplication
 from baton.http.exchange import Exchange
+from baton.http.metrics import METRICS_PATH, metrics_response
 from baton.http.response import JSON, HttpResponse
 from baton.http.routes import Routes
 from baton.logs import log
+from baton.metrics.exposition import Exposition
 from baton.protocol.errors import BatonError, Cancelled, NoRouter
 from baton.protocol.request import Request
 
@@ -53,9 +57,9 @@ class HttpApp(HttpApplication):
     tokens: HotReload[Access] | None
     tokenizer_info: TokenizerInfo
     version: str
+    metrics: Exposition
     model: HttpModel = field(init=False)
     answers: set[LiveAnswer] = field(default_factory=set)
-    _names: set[str] = field(default_factory=set)  # Request ids of all live answers, also of sequences that wait
     _logged_fields: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -68,6 +72,7 @@ class HttpApp(HttpApplication):
             "/liveness": ("GET", self._alive),
             "/readiness": ("GET", self._ready),
             "/version": ("GET", self._version),
+            METRICS_PATH: ("GET", self._metrics),
             "/v1/models": ("GET", self._models),
             "/v1/completions": ("POST", self._completion),
             "/v1/chat/completions": ("POST", self._chat),
@@ -84,9 +89,13 @@ class HttpApp(HttpApplication):
             answer.fail(NoRouter("This gateway is stopping: send the request again."))
 
     def check_caller(self, exchange: Exchange) -> None:
-        """Callers need a token, except for probes."""
-        if exchange.scope["path"] not in PROBES:
-            self._tenant(exchange)
+        """Callers need a token, except for probes; that for metrics is one of operators."""
+        path = exchange.scope["path"]
+        if path == METRICS_PATH:
+            check_watcher(exchange, self.tokens)
+        elif path not in PROBES:
+            with self._rejecting():
+                self._tenant(exchange)
 
     async def _failed(self, exchange: Exchange, error: BatonError) -> HttpResponse | None:
         if not exchange.streams and exchange.scope["path"] not in PROBES:
@@ -101,6 +110,15 @@ class HttpApp(HttpApplication):
         caller.require_role(GENERATE)
         return caller.tenant
 
+    @contextmanager
+    def _rejecting(self) -> Iterator[None]:
+        """Count an error for which no stream was opened."""
+        try:
+            yield
+        except BatonError as error:
+            self.driver.reject("http", error)
+            raise
+
     async def _alive(self, exchange: Exchange) -> HttpResponse:
         return EMPTY
 
@@ -112,6 +130,9 @@ class HttpApp(HttpApplication):
 
     async def _version(self, exchange: Exchange) -> HttpResponse:
         return _json(version_body(self.version))
+
+    async def _metrics(self, exchange: Exchange) -> HttpResponse:
+        return await metrics_response(self.metrics, exchange)
 
     async def _models(self, exchange: Exchange) -> HttpResponse:
         return _json(models_body(self.model))
@@ -143,24 +164,11 @@ class HttpApp(HttpApplication):
 
     async def _generate(self, exchange: Exchange, parse: Parser, prefix: str) -> None:
         """Answer a body of completions or of a chat."""
-        arrival_s = self.driver.clock()
-        body = await exchange.body()
-        ask = await parsed(parse, body, self.model, exchange.headers)
-        self._log_ignored(ask)
-        prompts = await self._prompts(ask, len(body))
-        names = _names(exchange, ask)
-        if not (self._names.isdisjoint(names) and self.driver.session.streams.keys().isdisjoint(names)):
-            # A live id would be resumed, as gRPC's clients do
-            exchange.request_id = f"{exchange.request_id}-{self.intake.seeds.getrandbits(32):08x}"
-        requests = self._requests(ask, prompts, exchange, arrival_s)
-        words = self.intake.model.tokenizer
-        written = renderer(ask, prefix + exchange.request_id, int(time.time()), prompts, words)
-        traces = self.driver.traces
-        trace = traces.begin(exchange.trace_headers, ask.operation) if traces is not None else None
-        answer = LiveAnswer(self.driver, exchange, ask, written, trace)
-        names = _names(exchange, ask)
+        with self._rejecting():
+            answer, requests = await self._prepared(exchange, parse, prefix)
+        names, trace, traces = _names(exchange, answer.ask), answer.trace, self.driver.traces
         self.answers.add(answer)
-        self._names.update(names)
+        self.driver.http_ids.update(names)
         ended: BatonError | None = Cancelled(LEFT)
         try:
             await answer.run(requests)
@@ -170,9 +178,28 @@ class HttpApp(HttpApplication):
             raise
         finally:
             self.answers.discard(answer)
-            self._names.difference_update(names)
+            self.driver.http_ids.difference_update(names)
             if traces is not None and trace is not None and len(requests) > 1:
-                traces.on_body_ended(trace, names[0], len(requests), (arrival_s, self.driver.clock()), ended)
+                times = requests[0].arrival_s, self.driver.clock()
+                traces.on_body_ended(trace, names[0], len(requests), times, ended)
+
+    async def _prepared(self, exchange: Exchange, parse: Parser, prefix: str) -> tuple[LiveAnswer, list[Request]]:
+        """The answer to a body, not begun, and the requests of its sequences."""
+        arrival_s = self.driver.clock()
+        body = await exchange.body()
+        ask = await parsed(parse, body, self.model, exchange.headers)
+        self._log_ignored(ask)
+        prompts = await self._prompts(ask, len(body))
+        names = _names(exchange, ask)
+        if not (self.driver.http_ids.isdisjoint(names) and self.driver.session.streams.keys().isdisjoint(names)):
+            # A live id would be resumed, as gRPC's clients do
+            exchange.request_id = f"{exchange.request_id}-{self.intake.seeds.getrandbits(32):08x}"
+        requests = self._requests(ask, prompts, exchange, arrival_s)
+        words = self.intake.model.tokenizer
+        written = renderer(ask, prefix + exchange.request_id, int(time.time()), prompts, words)
+        traces = self.driver.traces
+        trace = traces.begin(exchange.trace_headers, ask.operation) if traces is not None else None
+        return LiveAnswer(self.driver, exchange, ask, written, trace), requests
 
     async def _prompts(self, ask: Ask, num_bytes: int) -> list[Sequence[int]]:
         """The token ids of every prompt of a body of `num_bytes` bytes."""

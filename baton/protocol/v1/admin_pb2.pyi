@@ -166,6 +166,7 @@ class GatewayStatus(google.protobuf.message.Message):
     CPU_SHARE_FIELD_NUMBER: builtins.int
     WAITING_BYTES_FIELD_NUMBER: builtins.int
     LAST_REPORT_S_FIELD_NUMBER: builtins.int
+    METRICS_ADDRESS_FIELD_NUMBER: builtins.int
     name: builtins.str
     host: builtins.str
     pid: builtins.int
@@ -180,6 +181,8 @@ class GatewayStatus(google.protobuf.message.Message):
     waiting_bytes: builtins.int
     """Text that waits for tokenisation."""
     last_report_s: builtins.float
+    metrics_address: builtins.str
+    """Where Prometheus reads its metrics, "host:port"; empty: nowhere."""
     def __init__(
         self,
         *,
@@ -194,8 +197,9 @@ class GatewayStatus(google.protobuf.message.Message):
         cpu_share: builtins.float = ...,
         waiting_bytes: builtins.int = ...,
         last_report_s: builtins.float = ...,
+        metrics_address: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["cpu_share", b"cpu_share", "host", b"host", "incarnation", b"incarnation", "last_report_s", b"last_report_s", "name", b"name", "pid", b"pid", "public_address", b"public_address", "requests_per_s", b"requests_per_s", "streams", b"streams", "tokens_per_s", b"tokens_per_s", "waiting_bytes", b"waiting_bytes"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["cpu_share", b"cpu_share", "host", b"host", "incarnation", b"incarnation", "last_report_s", b"last_report_s", "metrics_address", b"metrics_address", "name", b"name", "pid", b"pid", "public_address", b"public_address", "requests_per_s", b"requests_per_s", "streams", b"streams", "tokens_per_s", b"tokens_per_s", "waiting_bytes", b"waiting_bytes"]) -> None: ...
 
 global___GatewayStatus = GatewayStatus
 

@@ -1365,12 +1365,14 @@ class GatewayInfo(google.protobuf.message.Message):
     PUBLIC_ADDRESS_FIELD_NUMBER: builtins.int
     HOST_FIELD_NUMBER: builtins.int
     PID_FIELD_NUMBER: builtins.int
+    METRICS_ADDRESS_FIELD_NUMBER: builtins.int
     name: builtins.str
     incarnation: builtins.str
     worker_address: builtins.str
     public_address: builtins.str
     host: builtins.str
     pid: builtins.int
+    metrics_address: builtins.str
     def __init__(
         self,
         *,
@@ -1380,8 +1382,9 @@ class GatewayInfo(google.protobuf.message.Message):
         public_address: builtins.str = ...,
         host: builtins.str = ...,
         pid: builtins.int = ...,
+        metrics_address: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["host", b"host", "incarnation", b"incarnation", "name", b"name", "pid", b"pid", "public_address", b"public_address", "worker_address", b"worker_address"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["host", b"host", "incarnation", b"incarnation", "metrics_address", b"metrics_address", "name", b"name", "pid", b"pid", "public_address", b"public_address", "worker_address", b"worker_address"]) -> None: ...
 
 global___GatewayInfo = GatewayInfo
 

@@ -100,8 +100,9 @@ function body(explanation) {
   ].filter(Boolean);
 }
 
-/** Opens the sheet with a request, and keeps it fresh while the request runs and the sheet is open. */
-export function explainer() {
+/** Opens the sheet with a request, and keeps it fresh while the request runs and the sheet is open.
+ *  `refusal` returns the message of a request that was refused before it was placed. */
+export function explainer(refusal) {
   const sheet = byId("sheet");
   const content = byId("sheet-body");
   let shown = 0;
@@ -115,7 +116,8 @@ export function explainer() {
       try {
         explanation = await read(`api/explain?id=${encodeURIComponent(id)}`);
       } catch (error) {
-        if (turn === shown) content.replaceChildren(h("p", { class: "error" }, error.message));
+        const text = (error.status === 404 && refusal(id)) || error.message;
+        if (turn === shown) content.replaceChildren(h("p", { class: "error" }, text));
         return;
       }
       if (turn !== shown || !sheet.open || sheet.dataset.shows !== "request") return;

@@ -5,7 +5,12 @@ const DELAY_MS = 1300;
 const MOVE_MS = 380; // The shortest time in which a dot is shown to move
 const FADE_MS = 500;
 const KEPT_MS = 4000;
+const WAKE_MS = 2600; // The way of a handoff stays visible for so long, fading
+const MANY = 100; // Workers from which positions are not measured each second, and every second frame is drawn
 const still = matchMedia("(prefers-reduced-motion: reduce)");
+
+/** How far the arc between two places leaves the straight line. */
+const bend = (from, to) => Math.min(36, Math.hypot(to.x - from.x, to.y - from.y) / 6);
 
 const ease = (t) => (t < 0.5 ? 4 * t * t * t : 1 - (-2 * t + 2) ** 3 / 2);
 
@@ -83,7 +88,7 @@ export class Flow {
         seed: this.tracks.get(id)?.seed ?? hash(id),
       });
     }
-    this.measure();
+    if (!this.boxes.size || this.boxes.size < MANY) this.measure();
     this.wake();
   }
 
@@ -102,7 +107,8 @@ export class Flow {
   }
 
   frame() {
-    this.draw(performance.now() - DELAY_MS);
+    this.odd = !this.odd;
+    if (this.odd || this.boxes.size < MANY) this.draw(performance.now() - DELAY_MS);
     if (this.tracks.size && !document.hidden && !still.matches) requestAnimationFrame(() => this.frame());
     else this.running = false;
   }
@@ -125,6 +131,7 @@ export class Flow {
   draw(time) {
     const { context } = this;
     context.clearRect(0, 0, this.width, this.height);
+    if (!still.matches) for (const track of this.tracks.values()) this.wakeOf(track, time);
     for (const [id, track] of this.tracks) {
       if (time - track.ended > FADE_MS || (track.ended === Infinity && time - track.steps.at(-1).at > 600000)) {
         if (time - track.ended > KEPT_MS) this.tracks.delete(id);
@@ -160,10 +167,32 @@ export class Flow {
     this.dot(point, colour, ended ? fade : 1, ended ? 3.5 + 6 * (1 - fade) : moving ? 4.5 : 3.5, ended);
   }
 
+  /** The way that a handoff has taken, from pool to pool. */
+  wakeOf(track, time) {
+    const index = track.steps.findIndex((step) => step.phase === "handoff");
+    if (index < 1) return;
+    const age = (time - track.steps[index].at - MOVE_MS) / WAKE_MS;
+    const from = this.at(track.steps[index - 1], track.seed);
+    const to = this.at(track.steps[index], track.seed);
+    if (age < 0 || age > 1 || !from || !to) return;
+    const { context } = this;
+    const gradient = context.createLinearGradient(from.x, from.y, to.x, to.y);
+    gradient.addColorStop(0, this.colours.prefill);
+    gradient.addColorStop(0.5, this.colours.handoff);
+    gradient.addColorStop(1, this.colours.decode);
+    context.strokeStyle = gradient;
+    context.lineWidth = 1.5;
+    context.globalAlpha = 0.55 * (1 - age) ** 2;
+    context.beginPath();
+    context.moveTo(from.x, from.y);
+    context.quadraticCurveTo((from.x + to.x) / 2, (from.y + to.y) / 2 - 2 * bend(from, to), to.x, to.y);
+    context.stroke();
+    context.globalAlpha = 1;
+  }
+
   /** A point on the arc between two places. */
   along(from, to, t) {
-    const bend = Math.min(36, Math.hypot(to.x - from.x, to.y - from.y) / 6);
-    const lift = 4 * t * (1 - t) * bend;
+    const lift = 4 * t * (1 - t) * bend(from, to);
     return { x: from.x + (to.x - from.x) * t, y: from.y + (to.y - from.y) * t - lift };
   }
 

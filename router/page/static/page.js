@@ -12,7 +12,8 @@ import { gateways, refusals, requests } from "./requests.js";
 import { State } from "./state.js";
 
 const state = new State();
-const explain = explainer();
+const refused = (id) => [...state.requests, ...state.refusals].find((one) => one.id === id)?.message;
+const explain = explainer(refused);
 const sheet = workerSheet(state);
 const flow = new Flow(byId("stage"), byId("flow"));
 const show = {
@@ -66,12 +67,15 @@ function render() {
 const link = byId("link");
 follow(
   (snapshot) => {
+    const began = performance.now();
     state.apply(snapshot);
     render();
     if (snapshot.whole) flow.reset();
+    if (state.workers.size !== flow.workers || snapshot.whole) flow.measure();
+    flow.workers = state.workers.size;
     flow.add(snapshot.tracks, snapshot.every);
     setText(byId("relay-foot"), `Up ${seconds(state.cluster.uptime_s)}. Each dot is a request, shown about a second late${snapshot.every > 1 ? `; one of ${snapshot.every} is shown` : ""}.`);
-    document.body.dataset.ready = "";
+    document.body.dataset.renderMs = (performance.now() - began).toFixed(1);
   },
   (condition, text) => {
     link.dataset.state = condition;

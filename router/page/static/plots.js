@@ -126,6 +126,7 @@ class Plot {
     setText(this.top, this.plot.text(top));
     this.plot.lines.forEach((line, index) => {
       const [area, stroke] = this.paths[index];
+      if (line.name === "failed") stroke.setAttribute("visibility", points.some((point) => point[line.column]) ? "visible" : "hidden");
       area?.setAttribute("d", path(points, line.column, top, true, this.span));
       stroke.setAttribute("d", path(points, line.column, top, false, this.span));
     });

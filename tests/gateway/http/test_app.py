@@ -10,9 +10,11 @@ from typing import Any
 import httpx2
 import pytest
 
+import baton
 from baton.gateway.build import RunningGateway
 from baton.gateway.siblings import seed_of
 from baton.protocol.codec import work_of
+from baton.protocol.errors import InvalidRequest
 from baton.protocol.gateway_messages import RequestEnded, ServingPools, StopRequest, Submit
 from baton.protocol.prompt_logprobs import PromptLogprobs
 from tests.gateway.far_ends import GATEWAY, FarEnds
@@ -80,6 +82,33 @@ def test_an_id_of_a_later_sequence_takes_no_other_clients_stream(bodies: tuple[t
         for name in names:
             await far.send_tokens(name, range(4), ends=True)
         assert [(await each).status_code for each in answers] == [200, 200]
+
+    play(scene)
+
+
+def test_ids_of_answers_over_http_and_of_grpc_calls_do_not_meet() -> None:
+    async def scene(client: httpx2.AsyncClient, running: RunningGateway, far: FarEnds) -> None:
+        async def over_http(name: str) -> httpx2.Response:
+            return await client.post("/v1/completions", json={**BODY, "n": 2}, headers={"x-request-id": name})
+
+        async with baton.AsyncClient(running.addresses.public) as other:
+            waits = asyncio.create_task(over_http("r"))
+            await far.until(Submit)
+            for name in ("r", "r-1"):  # The second is not submitted yet
+                with pytest.raises(InvalidRequest, match="in use"):
+                    await other.generate([5, 6, 7], request_id=name, max_tokens=4)
+            called = asyncio.create_task(other.generate([5, 6, 7], request_id="q-1", max_tokens=4))
+            await far.until(Submit, lambda submit: submit.request_id == "q-1")
+            renamed = asyncio.create_task(over_http("q"))
+            await until_async(lambda: len(far.of(Submit)) == 3)
+            sent = 0
+            while sent < 5:
+                await until_async(lambda: len(far.of(Submit)) > sent)  # noqa: B023
+                await far.send_tokens(far.of(Submit)[sent].request_id, range(4), ends=True)
+                sent += 1
+            assert len((await called).token_ids) == 4
+            assert (await waits).headers["x-request-id"] == "r"
+            assert (await renamed).headers["x-request-id"] not in ("q", "")
 
     play(scene)
 
