@@ -10,7 +10,7 @@ demo: install
 	@$(BIN)/baton demo
 
 test: install lint
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: install
 	@$(BIN)/ruff check .

@@ -26,7 +26,6 @@ from baton.protocol.handoff import HandoffNotice
 from baton.protocol.messages import (
     AdoptSequence,
     Cancel,
-    FirstToken,
     HandoffCommitted,
     HandoffCorrupt,
     Prefill,
@@ -39,6 +38,7 @@ from baton.protocol.messages import (
     SendPages,
 )
 from baton.protocol.worker import RoleName
+from baton.worker.core.chunk_times import first_token, note_chunks
 from baton.worker.core.handoff_source import HandoffSource
 from baton.worker.core.role import Command, Occupancy, Send, WriteEnded
 from baton.worker.core.state import WorkerState
@@ -183,11 +183,16 @@ class DecodeRole:
         self.state.streams.expire(now)
         copies = self._admit()
         paused = self._source.paused
-        running = [sequence for request_id, sequence in self._running.items() if not paused(request_id)]
-        decoding = [sequence for sequence in running if sequence.decoding][: self.state.budget.max_batch]
-        ready = [sequence for sequence in decoding if self._find_page(sequence, copies)]
+        decoding: list[Sequence] = []
+        prefilling: list[Sequence] = []
+        for request_id, sequence in self._running.items():
+            if not sequence.decoding:
+                prefilling.append(sequence)
+            elif not paused(request_id):
+                decoding.append(sequence)
+        ready = [sequence for sequence in decoding[: self.state.budget.max_batch] if self._find_page(sequence, copies)]
         ready = [sequence for sequence in ready if sequence.page_table]  # a later one may have preempted it
-        prefilling = [sequence for sequence in self._running.values() if not sequence.decoding]
+        prefilling = [sequence for sequence in prefilling if sequence.request_id in self._running]  # as well
         plan = plan_step(ready, prefilling, self.state.budget)
         self._stepping = plan is not None
         return copies, plan
@@ -235,6 +240,7 @@ class DecodeRole:
     def absorb(self, plan: StepPlan, result: StepResult, now: float) -> list[Command]:
         self._stepping = False
         sampled = absorb_step(plan, result)
+        note_chunks(plan, now)
         for part in plan.slices:
             commit_pages(part.sequence, self.state.pool, self.state.root)
         self.decode_steps += plan.num_decodes > 0
@@ -247,7 +253,7 @@ class DecodeRole:
             streams.on_token(sequence, token, finish)
             if self._unstarted and sequence.request_id in self._unstarted:
                 self._unstarted.remove(sequence.request_id)
-                commands.append(Send(FirstToken(sequence.request_id)))
+                commands.append(Send(first_token(sequence, now)))
             if finish is not None:
                 ended = streams.end(sequence.request_id, finish, now)
                 commands += [*self._release(sequence.request_id, now), Send(ended)]

@@ -176,6 +176,7 @@ def _start(mine: RunningCluster, resolved: Resolved, report: Progress, folder: P
         workers=tuple(started.workers),
         worker_address=started.worker_address,
         admin_address=started.admin_address,
+        admin_http_address=started.admin_http_address,
         resolved=_with_ports(resolved, started).as_json(),
         state="up",
         changed_by=None,
@@ -188,11 +189,14 @@ def _start(mine: RunningCluster, resolved: Resolved, report: Progress, folder: P
 def _with_ports(resolved: Resolved, started: Started) -> Resolved:
     """With the ports that gateways and router listen on now, so that a restart uses the same ones."""
     port, admin_port = (int(each.rpartition(":")[2]) for each in (started.address, started.admin_address))
-    http_port = int(started.http_address.rpartition(":")[2]) if started.http_address else "off"
+    http_port, admin_http_port = (
+        int(address.rpartition(":")[2]) if address else "off"
+        for address in (started.http_address, started.admin_http_address)
+    )
     config = resolved.config
     sections = {
         "gateway": config.gateway.model_copy(update={"port": port, "http_port": http_port}),
-        "router": config.router.model_copy(update={"admin_port": admin_port}),
+        "router": config.router.model_copy(update={"admin_port": admin_port, "admin_http_port": admin_http_port}),
     }
     return replace(resolved, config=config.model_copy(update=sections))
 

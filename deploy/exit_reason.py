@@ -59,4 +59,4 @@ def log_of(name: str, folder: Path, since_s: float = 0.0) -> str | None:
     fresh = [path for path in written if path.stat().st_mtime >= since_s]
     ended = [path for path in fresh if noted_process(name, int(path.stem.rpartition("-")[2])) is None]
     texts = (path.read_text(errors="replace") for path in ended)
-    return next((text.rpartition(mark)[2] for text in texts if mark in text), None)
+    return next((text.rpartition(mark)[2].partition("\n")[2] for text in texts if mark in text), None)

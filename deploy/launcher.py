@@ -44,6 +44,7 @@ class Started:
     worker_address: str  # The router's, for workers and gateways
     workers: list[str]
     admin_address: str  # For operators
+    admin_http_address: str = ""  # For operators over HTTP; "": no HTTP
     http_address: str = ""  # For HTTP clients, of the first gateway; "": no HTTP
 
     @property
@@ -61,11 +62,15 @@ def start_cluster(resolved: Resolved, report: Progress, prefix: str = "", worker
     """
     node_address = ray.util.get_node_ip_address()
     plan = resolved.router_config(worker_host or node_address)
+    section = plan.router
     report(ROUTER, "starting")
     # A restarted router needs the same ports, so ports that are left open are chosen here.
     plan = replace(
         plan,
-        router=plan.router.changed(admin_port=plan.router.admin_port or free_port(plan.router.admin_host)),
+        router=plan.router.changed(
+            admin_port=section.admin_port or free_port(section.admin_host),
+            admin_http_port=section.admin_http_port or free_port(section.admin_host),
+        ),
         worker_port=plan.worker_port or free_port(plan.worker_host),
         link_secret=new_secret(),
     )
@@ -75,13 +80,13 @@ def start_cluster(resolved: Resolved, report: Progress, prefix: str = "", worker
     addresses = ray.get(router.start.remote())
     if isinstance(addresses, str):
         raise ConfigError(addresses)
-    report(ROUTER, f"serving administration on {addresses.admin}")
+    report(ROUTER, f"serving administration on {addresses.words}")
     gateways = start_gateways(resolved, addresses.worker, report, prefix, worker_host)
     reserve_groups(resolved, prefix)
     start_workers(resolved, resolved.roles, addresses.worker, report, prefix)
     workers = [name for name, _ in resolved.roles]
     public = [gateway.public for gateway in gateways]
-    return Started(public, addresses.worker, workers, addresses.admin, gateways[0].http)
+    return Started(public, addresses.worker, workers, addresses.admin, addresses.admin_http, gateways[0].http)
 
 
 def start_gateways(

@@ -32,6 +32,7 @@ class RunningCluster:
     http_address: str = ""  # For HTTP clients, of the first gateway; empty without HTTP.
     worker_address: str = ""  # The router's, for workers and gateways.
     admin_address: str = ""  # For operators.
+    admin_http_address: str = ""  # For operators over HTTP; empty without HTTP.
     resolved: dict[str, Any] = field(default_factory=dict)  # `Resolved.as_json`
     id: str = ""
     state: str = "up"  # One of STATES.
@@ -42,8 +43,17 @@ class RunningCluster:
     @property
     def http_words(self) -> str:
         """Where HTTP clients connect, to follow the address of gRPC clients."""
-        scheme = "https" if self.resolved.get("config", {}).get("access", {}).get("tls_certificate") else "http"
-        return f", the OpenAI API on {scheme}://{self.http_address}/v1" if self.http_address else ""
+        return f", the OpenAI API on {self.scheme}://{self.http_address}/v1" if self.http_address else ""
+
+    @property
+    def page_url(self) -> str:
+        """The operators' page; empty without HTTP for operators."""
+        return f"{self.scheme}://{self.admin_http_address}/" if self.admin_http_address else ""
+
+    @property
+    def scheme(self) -> str:
+        """Of its HTTP addresses."""
+        return "https" if self.resolved.get("config", {}).get("access", {}).get("tls_certificate") else "http"
 
     @property
     def prefix(self) -> str:
@@ -140,6 +150,6 @@ def _cluster(values: Any) -> RunningCluster | None:
         }
     )
     texts = (cluster.address, cluster.ray_address, cluster.ray_folder, cluster.worker_address, cluster.admin_address)
-    names = (cluster.id, cluster.http_address, *cluster.workers, *cluster.gateway_addresses)
+    names = (cluster.id, cluster.http_address, cluster.admin_http_address, *cluster.workers, *cluster.gateway_addresses)
     sound = all(isinstance(text, str) for text in (*texts, *names))
     return cluster if sound and isinstance(cluster.resolved, dict) and cluster.state in STATES else None

@@ -55,6 +55,7 @@ class NixlTransport:
         self._layout = layout
         self._name = agent
         self._device_id = device_id
+        self._use_device()
         nixl = load_nixl(pages.is_cuda)
         self._agent = nixl.nixl_agent(agent, nixl.nixl_agent_config(enable_prog_thread=False))
         num_bytes = layout.num_pages * layout.page_bytes
@@ -77,6 +78,11 @@ class NixlTransport:
         descriptors[:, 2] = device_id
         return self._agent.prep_xfer_dlist(agent, descriptors, self._memory)
 
+    def _use_device(self) -> None:
+        """Make the pages' GPU the calling thread's; slow calls come from another thread than writes."""
+        if self._pages.is_cuda:
+            torch.cuda.set_device(self._pages.device)
+
     @property
     def endpoint(self) -> Endpoint:
         return Endpoint(self._name, self._metadata, self._pages.data_ptr(), self._device_id, self._layout)
@@ -94,6 +100,7 @@ class NixlTransport:
                 f"{peer.agent} has pages {peer.layout.fingerprint}, {self._name} has {self._layout.fingerprint}: "
                 "serve the same model, dtype and page size on both."
             )
+        self._use_device()
         self.disconnect(peer.agent)
         try:
             self._agent.add_remote_agent(peer.metadata)

@@ -16,13 +16,13 @@ from baton.protocol.errors import InvalidRequest
 from baton.protocol.messages import (
     AdoptSequence,
     Cancel,
-    FirstToken,
     Prefill,
     RequestFailed,
     RouterMessage,
     SendPages,
 )
 from baton.protocol.worker import RoleName
+from baton.worker.core.chunk_times import first_token, note_chunks
 from baton.worker.core.handoff_source import HandoffSource
 from baton.worker.core.role import Command, Occupancy, Send, WriteEnded
 from baton.worker.core.state import WorkerState
@@ -94,6 +94,7 @@ class PrefillRole:
 
     def absorb(self, plan: StepPlan, result: StepResult, now: float) -> list[Command]:
         sampled = absorb_step(plan, result)
+        note_chunks(plan, now)
         for part in plan.slices:
             commit_pages(part.sequence, self.state.pool, self.state.root)
         streams = self.state.streams
@@ -104,7 +105,7 @@ class PrefillRole:
             request_id = sequence.request_id
             finish = sequence.finish_reason(self.state.eos_token_ids, self.state.context_tokens)
             streams.on_token(sequence, token, finish)
-            commands.append(Send(FirstToken(request_id)))
+            commands.append(Send(first_token(sequence, now)))
             if finish is not None:
                 ended = streams.end(request_id, finish, now)
                 commands += [*self._release(request_id, now), Send(ended)]

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
+from typing import Any
 
 import ray
 
+from baton.access.persistent_start import start_persistently
 from baton.config.process_config import RouterAddresses, RouterConfig
-from baton.config.ray_names import NAMESPACE, ROUTER
+from baton.config.ray_names import GATEWAY, NAMESPACE, ROUTER
 from baton.links.keys import peer_keys
 from baton.logs import log, set_up
-from baton.protocol.errors import BatonError
 from baton.protocol.link_keys import PeerKeys
+
+ANSWER_WITHIN_S = 3.0  # A gateway whose event loop turns
 
 
 @ray.remote(num_cpus=0, max_restarts=-1, max_concurrency=64)  # type: ignore[call-overload]
@@ -28,7 +32,7 @@ class RouterActor:
     """
 
     def __init__(self, config: RouterConfig, prefix: str = "") -> None:
-        set_up(ROUTER, config.logging.level)
+        set_up(ROUTER, config.logging.level, log_format=config.logging.format)
         self._config, self._prefix = config, prefix
         self._watches: dict[str, asyncio.Task[None]] = {}
         self._started = asyncio.get_running_loop().create_task(self._start())
@@ -36,15 +40,16 @@ class RouterActor:
     async def _start(self) -> RouterAddresses | str:
         from baton.router.build import start_router
 
-        try:
-            self._router = await start_router(self._config)
-        except (BatonError, RuntimeError, OSError) as error:
-            log.error(f"The router could not start: {error}")
-            return f"The router could not start: {error}"
-        addresses = self._router.addresses
-        log.info(f"serving workers and gateways on {addresses.worker}, administration on {addresses.admin}")
-        self._router.driver.on_registered = self._watch
-        self._router.driver.on_kill = self._kill
+        restarted = ray.get_runtime_context().was_current_actor_reconstructed
+        router = await start_persistently("The router", lambda: start_router(self._config), restarted)
+        if isinstance(router, str):
+            return router
+        self._router = router
+        gc.freeze()  # A full collection of what the process has loaded would stop every request for a while
+        addresses = router.addresses
+        log.info(f"serving workers and gateways on {addresses.worker}, administration on {addresses.words}")
+        router.driver.on_registered = self._watch
+        router.driver.on_kill = self._kill
         return addresses
 
     async def start(self) -> RouterAddresses | str:
@@ -72,15 +77,30 @@ class RouterActor:
             log.warning(f"{name} has died: {str(error).splitlines()[0]}")
         self._router.driver.lose(name)
 
-    def _kill(self, worker: str) -> None:
-        asyncio.get_running_loop().create_task(asyncio.to_thread(self._end_process, worker))
+    def _kill(self, name: str) -> None:
+        asyncio.get_running_loop().create_task(asyncio.to_thread(self._end_process, name))
 
-    def _end_process(self, worker: str) -> None:
-        log.warning(f"{worker} sends nothing and does not come back: killing its process")
+    def _end_process(self, name: str) -> None:
+        """Kill a worker or a gateway; not a gateway that answers Ray: its link is cut, but its streams may go on."""
         with contextlib.suppress(ValueError):
-            ray.kill(ray.get_actor(self._prefix + worker, NAMESPACE), no_restart=False)
+            actor = ray.get_actor(self._prefix + name, NAMESPACE)
+            if name.startswith(f"{GATEWAY}-") and _answers(actor):
+                log.warning(f"{name} cannot reach the router, but its process answers")
+                return
+            log.warning(f"{name} sends nothing and does not come back: killing its process")
+            ray.kill(actor, no_restart=False)
 
     async def stop(self) -> None:
         """Close the server and the link."""
-        if not isinstance(await self._started, str):
+        if not self._started.done():  # A restarted one whose start has failed so far
+            self._started.cancel()
+        elif not isinstance(self._started.result(), str):
             await self._router.stop()
+
+
+def _answers(gateway: Any) -> bool:
+    """Whether a gateway's event loop turns."""
+    try:
+        return bool(ray.get(gateway.answers.remote(), timeout=ANSWER_WITHIN_S))
+    except (ray.exceptions.GetTimeoutError, ray.exceptions.RayActorError):
+        return False

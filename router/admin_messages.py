@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 
 from baton.protocol.errors import InvalidRequest
 from baton.protocol.v1 import admin_pb2
@@ -10,10 +11,13 @@ from baton.router.core.core import RouterCore
 from baton.router.core.explanation import Explanation
 from baton.router.core.gateways import GatewayView
 from baton.router.core.link_rates import LinkRate
+from baton.router.core.live_request import LiveRequest
 from baton.router.core.operation import Drain, Migrate, Operation, OperationSpec, Rebalance, Undrain
 from baton.router.core.page_audit import Verdict
+from baton.router.core.totals import Totals
 from baton.router.gateway_rates import Rates
 from baton.router.policy.cluster_state import WorkerView
+from baton.router.request_phases import RequestPhase, ended_phases, live_phases
 
 
 def read_spec(request: admin_pb2.StartOperationRequest) -> OperationSpec:
@@ -96,6 +100,7 @@ def gateway_message(view: GatewayView, rates: Rates, now: float) -> admin_pb2.Ga
         cpu_share=rates.cpu_share,
         waiting_bytes=load.waiting_bytes,
         last_report_s=now - view.last_message_s,
+        metrics_address=info.metrics_address,
     )
 
 
@@ -125,14 +130,23 @@ def planner_message(core: RouterCore, now: float) -> admin_pb2.Planner:
     return message
 
 
-def explanation_message(request_id: str, explanation: Explanation) -> admin_pb2.Explanation:
-    """The routing decision of a request, and its outcome."""
+def totals_message(totals: Totals) -> admin_pb2.RequestTotals:
+    """The sums over all requests."""
+    return admin_pb2.RequestTotals(**asdict(totals))
+
+
+def explanation_message(
+    request_id: str, explanation: Explanation, live: LiveRequest | None, now: float
+) -> admin_pb2.Explanation:
+    """The routing decision of a request, and its outcome; `live` unless it has ended."""
     decision, latency = explanation.decision, explanation.latency
+    if explanation.completion is None and live is not None:
+        latency = live.latency
     message = admin_pb2.Explanation(
         request_id=request_id,
         policy=explanation.policy,
         prefill_worker=decision.prefill,
-        decode_worker=explanation.decode_worker or decision.decode or "",
+        decode_worker=explanation.decode_worker,
         why=decision.why,
         output_tokens_p50=explanation.output_tokens_p50,
         output_tokens_p90=explanation.output_tokens_p90,
@@ -151,7 +165,26 @@ def explanation_message(request_id: str, explanation: Explanation) -> admin_pb2.
             uncached_tokens=one.uncached_tokens,
             tpot_s=one.tpot_s,
         )
+    ended, ended_s = explanation.completion, explanation.ended_s
+    if ended is not None and ended_s is not None:
+        message.prompt_tokens, message.gateway = ended.prompt_tokens, ended.gateway
+        message.attempts, message.migrations = ended.attempts, ended.migrations
+        message.handoff_bytes = ended.handoff.bytes_sent if ended.handoff is not None else 0
+        _add_phases(message, ended_phases(ended, ended_s), ended.latency.arrival_s, now)
+    elif live is not None:
+        _add_phases(message, live_phases(live), live.latency.arrival_s, now)
     return message
+
+
+def _add_phases(message: admin_pb2.Explanation, phases: Sequence[RequestPhase], arrival_s: float, now: float) -> None:
+    for one in phases:
+        message.phases.add(
+            name=one.name,
+            worker=one.worker,
+            start_s=one.start_s - arrival_s,
+            seconds=(now if one.end_s is None else one.end_s) - one.start_s,
+            running=one.end_s is None,
+        )
 
 
 def links_message(rates: Sequence[LinkRate]) -> admin_pb2.Links:

@@ -7,7 +7,7 @@ import logging
 import time
 import uuid
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,9 @@ from typing import Any
 from baton.config.schema import RouterSection
 from baton.links.frame_server import FrameServer
 from baton.logs import log
+from baton.metrics.gateway_table import LOOP_LAG
+from baton.metrics.router_table import DECISION
+from baton.metrics.values import Distribution
 from baton.protocol.errors import ConfigError, InvalidRequest
 from baton.protocol.gateway_messages import GatewayLoad, GatewayRegistered
 from baton.protocol.session_messages import RegisterAck
@@ -26,6 +29,7 @@ from baton.router.core.commands import (
     SendToGateway,
     SendToWorker,
 )
+from baton.router.core.completion import Completion
 from baton.router.core.core import RouterCore
 from baton.router.core.operation import Operation, OperationSpec
 from baton.router.core.peer_frames import PeerFrames
@@ -48,7 +52,12 @@ class Driver:
     clock: Callable[[], float] = time.monotonic
     config: RouterSection = field(default_factory=RouterSection)
     on_registered: Callable[[str], None] | None = None  # Called with the name of each worker or gateway that registers
-    on_kill: Callable[[str], None] | None = None  # Kills the process of a timed-out worker, if possible
+    on_kill: Callable[[str], None] | None = None  # Kills the process of a timed-out worker or gateway
+    on_completed: list[Callable[[Completion], None]] = field(default_factory=list)  # Each is called with every request
+    on_operation_ended: list[Callable[[Operation], None]] = field(default_factory=list)
+    loop_lag: Distribution = field(default_factory=lambda: Distribution(LOOP_LAG.buckets))
+    decisions: Distribution = field(default_factory=lambda: Distribution(DECISION.buckets))  # Seconds per frame
+    on_serving: Callable[[bool], Awaitable[None]] | None = None  # Called when workers of all roles serve, or no more
     gateway_rates: GatewayRates = field(default_factory=GatewayRates)
     _watchers: dict[str, set[asyncio.Event]] = field(default_factory=dict)  # By operation id
     _unexpected: Counter[str] = field(default_factory=Counter)  # Events that were logged, by kind
@@ -56,13 +65,19 @@ class Driver:
     async def run(self) -> None:
         """Serve workers and gateways until cancelled."""
         self.link.start(self._on_frame)
-        saved_s = self.clock()
+        saved_s, serving = self.clock(), False
         while True:
+            due_s = self.clock() + TICK_S
             await asyncio.sleep(TICK_S)
             now = self.clock()
+            self.loop_lag.add(max(0.0, now - due_s))
             self._perform(self.core.tick(now))
             self._log_unexpected()
             self.gateway_rates.keep(self.core.gateways.by_name)
+            if serving == bool(self.core.gateways.pools.missing):
+                serving = not serving
+                if self.on_serving is not None:
+                    await self.on_serving(serving)
             if now - saved_s > SAVE_EVERY_S:
                 saved_s = now
                 await asyncio.to_thread(self.save_learned, self.core.output_length.snapshot())
@@ -95,14 +110,15 @@ class Driver:
             if isinstance(message, GatewayLoad):
                 self.gateway_rates.report(peer, incarnation, message, now)
         self._perform(self.core.on_frame(peer, incarnation, batch, now))
+        self.decisions.add(self.clock() - now)
 
     def lose(self, name: str) -> None:
         """Report a worker or a gateway whose process has ended."""
         self._lose(name, certain=True)
 
     def _lose(self, name: str, certain: bool) -> None:
-        if name in self.core.gateways:
-            self._perform(self.core.on_gateway_lost(name, self.clock()))
+        if self.core.gateways.has_process(name):
+            self._perform(self.core.on_gateway_lost(name, self.clock(), certain))
         else:
             self._perform(self.core.on_worker_lost(name, self.clock(), certain))
 
@@ -161,12 +177,16 @@ class Driver:
                 case RequestCompleted(completion):
                     if log.isEnabledFor(logging.DEBUG):
                         log.debug(completion_line(completion), extra={"request": completion.request_id})
-                case Kill(worker):
+                    for on_completed in self.on_completed:
+                        on_completed(completion)
+                case Kill(peer):
                     if self.on_kill is not None:
-                        self.on_kill(worker)
+                        self.on_kill(peer)
                 case OperationUpdated(operation):
                     level = logging.INFO if operation.state.ended else logging.DEBUG
                     log.log(level, operation_line(operation), extra={"operation": operation.operation_id})
+                    for on_ended in self.on_operation_ended if operation.state.ended else ():
+                        on_ended(operation)
                     for changed in self._watchers.get(operation.operation_id, ()):
                         changed.set()
         unreachable = [peer for peer, batch in outgoing.items() if not self.link.send(peer, batch)]

@@ -18,7 +18,9 @@ def router_config(
     checkpoint: Path, *, access: AccessSection | None = None, worker_host: str = "127.0.0.1", **router: Any
 ) -> RouterConfig:
     """A float32 router on free ports; `router` are keys of its section."""
-    section = RouterSection.model_validate({"admin_port": 0, "lost_after_s": LOST_AFTER_S, "max_queued": 8, **router})
+    section = RouterSection.model_validate(
+        {"admin_port": 0, "admin_http_port": 0, "lost_after_s": LOST_AFTER_S, "max_queued": 8, **router}
+    )
     return RouterConfig(_model(checkpoint), "m", section, worker_host, access=access or AccessSection())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import subprocess
 import sys
@@ -10,12 +11,12 @@ from typing import Any
 import pytest
 
 from baton.config.ray_names import FIRST_WORDS
-from baton.logs import LineFormatter, log, parse_line
+from baton.logs import JsonFormatter, LineFormatter, log, parse_line
 
 PROCESS = """
 import logging, sys, threading
 from baton.logs import log, set_up
-set_up("decode-0", sys.argv[1], "This is worker decode-0.")
+set_up("decode-0", sys.argv[1], "This is worker decode-0.", sys.argv[2])
 """
 
 
@@ -25,9 +26,9 @@ def _line(message: str, **extra: Any) -> str:
     return LineFormatter("decode-0").format(record)
 
 
-def _run(level: str, code: str) -> list[str]:
+def _run(level: str, code: str, log_format: str = "text") -> list[str]:
     """The output of a process with this log level."""
-    done = subprocess.run([sys.executable, "-c", PROCESS + code, level], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", PROCESS + code, level, log_format], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "")
     return done.stderr.splitlines()
 
@@ -44,6 +45,31 @@ def test_a_line_has_time_process_level_subject_and_message(extra: dict[str, str]
     assert message.endswith("3 corrupt pages")
 
 
+def test_a_json_line_has_the_same_and_the_fields_that_belong_to_it() -> None:
+    record = log.makeRecord(
+        "baton", logging.INFO, "", 0, "ended", (), None, extra={"request": "r1", "fields": {"n": 3}}
+    )
+    record.created = 1_795_787_426.123
+    assert json.loads(JsonFormatter("decode-0").format(record)) == {
+        "time": "2026-11-27T13:50:26.123Z",
+        "level": "INFO",
+        "process": "decode-0",
+        "message": "ended",
+        "request_id": "r1",
+        "n": 3,
+    }
+
+
+def test_any_text_makes_one_json_line_that_prints_and_reads_back_as_it_was() -> None:
+    message = 'a\r\n\x1b[2Jb\x85c\u2028d\x7f"\\'
+    record = log.makeRecord("baton", logging.INFO, "", 0, message, (), None, extra={"operation": "half \ud800"})
+    line = JsonFormatter("decode-0").format(record)
+    assert line.isprintable()
+    assert json.loads(line)["message"] == message
+    assert json.loads(line)["operation_id"] == "half \\ud800"
+    assert parse_line(line) == ("INFO", message)
+
+
 def test_text_from_outside_cannot_start_a_line_or_move_the_cursor() -> None:
     line = _line("a\r\n\x1b[2Jb\x85c\u2028d", request="r1\nforged")
     assert len(line.splitlines()) == 1
@@ -52,18 +78,21 @@ def test_text_from_outside_cannot_start_a_line_or_move_the_cursor() -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["OSError: no device", "Traceback (most recent call last):", "", ":actor_name:decode-0"]
+    "line",
+    ["OSError: no device", "Traceback (most recent call last):", "", ":actor_name:decode-0", "{", '{"level": 3}'],
 )
 def test_other_lines_are_not_log_lines(line: str) -> None:
     assert parse_line(line) is None
 
 
-def test_a_level_hides_lower_levels_but_not_the_line_that_names_the_process() -> None:
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_a_level_hides_lower_levels_but_not_the_line_that_names_the_process(log_format: str) -> None:
     code = "log.debug('d'); log.info('i'); log.warning('w'); log.error('e')"
-    found = {level: [parse_line(line) for line in _run(level, code)] for level in ("debug", "info", "warning", "error")}
-    first = ("INFO", FIRST_WORDS.format("decode-0").strip())
+    levels = ("debug", "info", "warning", "error")
+    found = {level: [parse_line(line) for line in _run(level, code, log_format)] for level in levels}
+    first = ("INFO", FIRST_WORDS.format("decode-0"))
     lines = [("DEBUG", "d"), ("INFO", "i"), ("WARNING", "w"), ("ERROR", "e")]
-    for hidden, level in enumerate(("debug", "info", "warning", "error")):
+    for hidden, level in enumerate(levels):
         assert found[level] == [first, *lines[hidden:]]
 
 
@@ -72,6 +101,15 @@ def test_a_logged_exception_has_its_traceback_and_ends_with_its_message() -> Non
     assert parse_line(lines[1]) == ("ERROR", "It ended.")
     assert lines[2].startswith("Traceback")
     assert lines[-1] == "ZeroDivisionError: division by zero"
+
+
+def test_a_logged_exception_is_one_json_line_with_its_traceback() -> None:
+    code = "try:\n    1 / 0\nexcept ZeroDivisionError:\n    log.exception('It ended.')"
+    lines = _run("error", code, "json")
+    assert len(lines) == 2
+    assert json.loads(lines[1])["message"] == "It ended."
+    assert json.loads(lines[1])["exception"].startswith("Traceback")
+    assert parse_line(lines[1]) == ("ERROR", "ZeroDivisionError: division by zero")
 
 
 def test_libraries_log_warnings_in_the_same_format_and_nothing_below() -> None:

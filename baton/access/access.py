@@ -16,7 +16,8 @@ from typing import Any
 from baton.protocol.errors import PermissionDenied, Unauthenticated
 
 GENERATE, ADMIN = "generate", "admin"
-ROLES = (GENERATE, ADMIN)
+WATCH = "watch"  # Read metrics and the state of the cluster; who has `admin` may, too
+ROLES = (GENERATE, ADMIN, WATCH)
 MAX_TENANT_BYTES = 256
 MAX_TOKEN_BYTES = 1024
 
@@ -30,7 +31,7 @@ class Caller:
 
     def require_role(self, role: str) -> None:
         """Raise `PermissionDenied` unless the caller has the role."""
-        if role not in self.roles:
+        if role not in self.roles and (role, ADMIN in self.roles) != (WATCH, True):
             raise PermissionDenied(
                 f"This call needs a token with the role {role!r}; the given token has {', '.join(sorted(self.roles))}."
             )
@@ -93,7 +94,7 @@ def _parse_entry(entry: dict[str, Any], which: str) -> tuple[str, Caller]:
     if not isinstance(digest, str) or not re.fullmatch(r"[0-9a-f]{64}", digest):
         raise ValueError(f"{which} needs sha256: the token's SHA-256 as 64 lower-case hexadecimal digits")
     if not isinstance(roles, list) or not roles or not all(role in ROLES for role in roles):
-        raise ValueError(f"{which} needs roles: a list of {' and '.join(ROLES)}")
+        raise ValueError(f"{which} needs roles: a list of {', '.join(ROLES)}")
     if not isinstance(tenant, str) or len(tenant.encode()) > MAX_TENANT_BYTES or (GENERATE in roles and not tenant):
         raise ValueError(f"{which} needs a tenant: a text of at most {MAX_TENANT_BYTES} bytes")
     return digest, Caller(tenant, frozenset(roles))

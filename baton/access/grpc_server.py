@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -33,8 +33,9 @@ async def serve(
 ) -> tuple[grpc.aio.Server, int]:
     """Serve the handlers that `add` adds, to callers with `role`, on "host:port" (port 0: any free port).
 
-    Servers with `share_port` may listen on one port, where each gets a part of the connections. Returns the server and
-    its port; raises `ConfigError` if the address cannot be used.
+    Servers with `share_port` may listen on one port, where each gets a part of the connections. Health checks succeed;
+    those of a given `health_service` fail until `set_serving`. Returns the server and its port; raises `ConfigError` if
+    the address cannot be used.
     """
     tokens = credentials.tokens
     server = grpc.aio.server(
@@ -46,10 +47,10 @@ async def serve(
         ],
     )
     add(server)
-    if health_service is None:
-        health_service = health.aio.HealthServicer()
+    ready = health_service is None
+    health_service = health_service or health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
-    await set_serving(health_service, service, True)
+    await set_serving(health_service, ("", service), ready)
     reflection.enable_server_reflection((service, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     try:
         port = credentials.add_port(server, address)
@@ -61,8 +62,8 @@ async def serve(
     return server, port
 
 
-async def set_serving(health_service: health.aio.HealthServicer, service: str, serving: bool) -> None:
-    """What health checks of the server and of its service answer from now on."""
+async def set_serving(health_service: health.aio.HealthServicer, services: Sequence[str], serving: bool) -> None:
+    """What health checks of the services answer from now on; "" is the server."""
     status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
-    for name in ("", service):
+    for name in services:
         await health_service.set(name, status)

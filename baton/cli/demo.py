@@ -13,7 +13,7 @@ from baton.cli.progress import StartProgress
 from baton.cli.report import print_answer
 from baton.client.answer import Answer
 from baton.client.client import Client
-from baton.config.schema import parse_config
+from baton.config.parse import parse_config
 
 LINES = 200
 SENTENCE = "write : the old fox"
@@ -34,7 +34,12 @@ def run_demo(out: Console, err: Console, model: str | None) -> list[Answer]:
     from baton.deploy.running import home
 
     config = parse_config(
-        "", {"model": {"path": model}, "gateway": {"port": 0, "http_port": 0}, "router": {"admin_port": 0}}
+        "",
+        {
+            "model": {"path": model},
+            "gateway": {"port": 0, "http_port": 0},
+            "router": {"admin_port": 0, "admin_http_port": 0},
+        },
     )
     end_killed_demos(home())  # First, because their processes still use memory
     resolved = resolve_here(config)

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -26,6 +26,9 @@ from baton.cli.status import explain, policy, pools, status
 from baton.cli.token import token
 from baton.client.errors import BatonError
 
+if TYPE_CHECKING:
+    from baton.config.schema import BatonConfig
+
 app = typer.Typer(no_args_is_help=True, add_completion=True, rich_markup_mode="rich", pretty_exceptions_enable=False)
 
 Model = Annotated[str | None, typer.Option(help="Checkpoint folder or Hugging Face hub id. Default: built-in model.")]
@@ -36,6 +39,9 @@ ChatTemplate = Annotated[str | None, typer.Option(metavar="FILE", help="Chat tem
 LogLevel = Annotated[
     str | None, typer.Option(help="Log level of router, gateways and workers: debug, info, warning or error.")
 ]
+LogFormat = Annotated[str | None, typer.Option(help="Format of their log lines: text or json.")]
+AccessLog = Annotated[bool, typer.Option("--access-log", help="Log a line per ended request at its gateway.")]
+OtlpEndpoint = Annotated[str | None, typer.Option(metavar="URL", help="Collector of traces (OTLP over HTTP).")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file; options override it.", dir_okay=False)]
 
 
@@ -104,7 +110,11 @@ def up(
     mixed: Mixed = None,
     config: ConfigFile = None,
     port: Annotated[int | None, typer.Option(help="Port for requests; 0: any free port.")] = None,
+    http_port: Annotated[int | None, typer.Option(help="Port for the OpenAI API; 0: any free port.")] = None,
     admin_port: Annotated[int | None, typer.Option(help="Port for administration; 0: any free port.")] = None,
+    admin_http_port: Annotated[
+        int | None, typer.Option(help="Port for the page and metrics of the cluster; 0: any free port.")
+    ] = None,
     policy: Annotated[str | None, typer.Option(help="Placement policy. Default: predicted_latency.")] = None,
     dtype: Annotated[str | None, typer.Option(help="Number format: float32, bfloat16, float16 or auto.")] = None,
     device: Annotated[
@@ -112,6 +122,9 @@ def up(
     ] = None,
     chat_template: ChatTemplate = None,
     log_level: LogLevel = None,
+    log_format: LogFormat = None,
+    access_log: AccessLog = False,
+    otlp_endpoint: OtlpEndpoint = None,
     auto: Annotated[bool, typer.Option("--auto", help="Let the planner move workers between the pools.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -127,24 +140,35 @@ def up(
 
         baton up --prefill 2 --decode 2 --auto
 
-        baton up --log-level debug
+        baton up --log-level debug --log-format json --access-log
     """
-    from baton.cli.progress import StartProgress
-    from baton.config.schema import parse_config
-    from baton.deploy.cluster import resolve_here
-    from baton.deploy.cluster import up as start
-    from baton.deploy.ending import clear
-    from baton.deploy.running import home
+    from baton.config.parse import parse_config
 
     overrides: dict[str, dict[str, Any]] = {
         "model": {"path": model, "dtype": dtype, "chat_template": chat_template},
         "pools": {"prefill": prefill, "decode": decode, "mixed": mixed},
         "engine": {"device": device},
-        "gateway": {"port": port},
-        "router": {"admin_port": admin_port, "policy": policy, "auto_rebalance": auto or None},
-        "logging": {"level": log_level},
+        "gateway": {"port": port, "http_port": http_port},
+        "router": {
+            "admin_port": admin_port,
+            "admin_http_port": admin_http_port,
+            "policy": policy,
+            "auto_rebalance": auto or None,
+        },
+        "logging": {"level": log_level, "format": log_format, "access": access_log or None},
+        "tracing": {"endpoint": otlp_endpoint},
     }
-    parsed = parse_config(_read(config), overrides)
+    _start(parse_config(_read(config), overrides), as_json)
+
+
+def _start(parsed: BatonConfig, as_json: bool) -> None:
+    """Start the configured cluster and print where it serves."""
+    from baton.cli.progress import StartProgress
+    from baton.deploy.cluster import resolve_here
+    from baton.deploy.cluster import up as start
+    from baton.deploy.ending import clear
+    from baton.deploy.running import home
+
     # First, because the processes of a dead cluster still use memory.
     clear(home(), lambda process, stage: err.print(f"{process}: {stage}", markup=False, soft_wrap=True))
     resolved = resolve_here(parsed)
@@ -156,6 +180,8 @@ def up(
         return
     prompt = "write : the old fox" if not parsed.model.path else "Hello"
     out.print(f'Serving on {cluster.address}{cluster.http_words}. Try:  baton generate "{prompt}"', markup=False)
+    if cluster.page_url:
+        out.print(f"The cluster in a browser: {cluster.page_url}", markup=False)
 
 
 @app.command()

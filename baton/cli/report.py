@@ -95,6 +95,7 @@ def print_explanation(console: Console, explanation: admin_pb2.Explanation) -> N
             "predicted": f"{explanation.output_tokens_p50:.0f} output tokens, with 90 % probability at most "
             f"{explanation.output_tokens_p90:.0f}",
             "measured": measured,
+            **({"phases": _phases(explanation)} if explanation.phases else {}),
         },
     )
     if not explanation.candidates:
@@ -106,3 +107,10 @@ def print_explanation(console: Console, explanation: admin_pb2.Explanation) -> N
         times = milliseconds(one.ttft_s), milliseconds(one.wait_s)
         rows.append((name, *times, str(one.uncached_tokens), milliseconds(one.tpot_s)))
     show(console, fitting(CANDIDATE_COLUMNS, rows))
+
+
+def _phases(explanation: admin_pb2.Explanation) -> str:
+    """What the request did, and for how long."""
+    return ", ".join(
+        f"{one.name} {milliseconds(one.seconds)}{' so far' if one.running else ''}" for one in explanation.phases
+    )

@@ -22,6 +22,7 @@ from baton.cli.cluster_report import cluster_screen, pool_summaries, pools_scree
 from baton.cli.report import print_explanation
 from baton.cli.table import show
 from baton.deploy.look import history
+from baton.deploy.running import running_cluster
 from baton.protocol.v1 import admin_pb2
 
 WATCH_S = 1.0
@@ -50,6 +51,8 @@ def status(
             err.print(f"{notice}.", soft_wrap=True)
         if not watch:
             print_document(document(cluster)) if as_json else show(out, cluster_screen(cluster))
+            if admin is None and not as_json and (noted := running_cluster()) and noted.page_url:
+                err.print(f"In a browser: {noted.page_url}", markup=False)
             return
         with _Screen(as_json) as screen:
             try:

@@ -9,11 +9,11 @@ from typing import Annotated
 
 import typer
 
+from baton.access.access import GENERATE, ROLES
 from baton.cli.admin_options import Json, err, print_document
 from baton.client.errors import InvalidRequest
 
 PREFIX = "baton_"  # So that programs that search code for secrets recognise a token
-ROLES = ("generate", "admin")
 
 token = typer.Typer(no_args_is_help=True)
 
@@ -31,11 +31,11 @@ def _commands() -> None:
 @token.command()
 def new(
     tenant: Annotated[
-        str, typer.Option(help="Tenant of the token's requests; optional for a token with only the role admin.")
+        str, typer.Option(help="Tenant of the token's requests; optional for a token without the role generate.")
     ] = "",
     role: Annotated[
         list[str] | None,
-        typer.Option(help="Role, generate or admin; may be given twice. Default: generate."),
+        typer.Option(help=f"Role: {', '.join(ROLES)}; may be given more than once. Default: {GENERATE}."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -46,12 +46,14 @@ def new(
         baton token new --tenant acme
 
         baton token new --role admin --json
+
+        baton token new --role watch
     """
-    roles = list(dict.fromkeys(role or ["generate"]))
+    roles = list(dict.fromkeys(role or [GENERATE]))
     unknown = next((one for one in roles if one not in ROLES), None)
     if unknown is not None:
-        raise InvalidRequest(f"{unknown!r} is not a role: give --role generate or --role admin.")
-    if "generate" in roles and not tenant:
+        raise InvalidRequest(f"{unknown!r} is not a role: give {' or '.join(f'--role {one}' for one in ROLES)}.")
+    if GENERATE in roles and not tenant:
         raise InvalidRequest("A token with the role generate needs a tenant: give --tenant NAME.")
     made = PREFIX + secrets.token_urlsafe(32)
     entry = toml_entry(made, tenant, roles)

@@ -12,6 +12,7 @@ from baton.config.schema import (
     LoggingSection,
     ModelSection,
     RouterSection,
+    TracingSection,
 )
 from baton.protocol.link_keys import PeerKeys
 from baton.protocol.sampling import SamplingDefaults
@@ -74,6 +75,7 @@ class GatewayConfig:
     template_text: str = ""  # The text of one given by the operator; "": the model's own
     access: AccessSection = field(default_factory=AccessSection)
     logging: LoggingSection = field(default_factory=LoggingSection)
+    tracing: TracingSection = field(default_factory=TracingSection)
     link_keys: PeerKeys | None = field(default=None, repr=False)  # None: open links
 
 
@@ -103,6 +105,7 @@ class RouterConfig:
     settings: dict[str, str] = field(default_factory=dict)  # Shown by `baton status`
     access: AccessSection = field(default_factory=AccessSection)
     logging: LoggingSection = field(default_factory=LoggingSection)
+    tracing: TracingSection = field(default_factory=TracingSection)
     link_secret: str = field(default="", repr=False)  # Of the cluster (`baton.links.keys`); "": open links
 
 
@@ -112,3 +115,9 @@ class RouterAddresses:
 
     worker: str  # For workers and gateways, such as "tcp://127.0.0.1:5555"
     admin: str  # For operators, "host:port"
+    admin_http: str = ""  # For operators over HTTP, "host:port"; "": no HTTP
+
+    @property
+    def words(self) -> str:
+        """The addresses for operators, as "host:port, HTTP on host:port"."""
+        return self.admin + (f", HTTP on {self.admin_http}" if self.admin_http else "")

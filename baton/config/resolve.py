@@ -185,6 +185,7 @@ class Resolved:
             settings=self.settings,
             access=self.config.access,
             logging=self.config.logging,
+            tracing=self.config.tracing,
         )
 
     def gateway_config(self, name: str, router_address: str, worker_host: str) -> GatewayConfig:
@@ -201,6 +202,7 @@ class Resolved:
             template_text=self.model.template_text,
             access=self.config.access,
             logging=self.config.logging,
+            tracing=self.config.tracing,
         )
 
     def worker_config(self, name: str, role: str, router_address: str) -> WorkerConfig:

@@ -9,13 +9,9 @@ sections themselves (baton/config/process_config.py), so a new key is a field he
 
 from __future__ import annotations
 
-import difflib
-import tomllib
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
-from baton.protocol.errors import ConfigError
+from pydantic import BaseModel, ConfigDict, Field
 
 Auto = Literal["auto"]
 Fraction = Annotated[float, Field(ge=0.05, le=0.98, allow_inf_nan=False)]
@@ -131,6 +127,9 @@ class GatewaySection(_Section):
     http_port: Annotated[int, Field(ge=0, le=65535)] | Literal["off"] = 8000
     """Port for HTTP clients (the OpenAI API), which the gateways of a node share; 0: any free port; off: no HTTP"""
 
+    metrics_port: Annotated[int, Field(ge=0, le=65535)] | Literal["off"] = 0
+    """Port for Prometheus, of each gateway its own (docs/metrics.md); 0: any free port; off: only on http_port"""
+
     router_grace_s: float = Field(default=10.0, ge=0, le=600)
     """Seconds that requests without any token wait for a router that is away"""
 
@@ -149,6 +148,9 @@ class RouterSection(_Section):
 
     admin_port: int = Field(default=50052, ge=0, le=65535)
     """Port for administration; 0: any free port"""
+
+    admin_http_port: Annotated[int, Field(ge=0, le=65535)] | Literal["off"] = 8001
+    """Port for operators over HTTP (page, metrics) on admin_host; 0: any free port; off: no HTTP"""
 
     policy: str = "predicted_latency"
     """Placement policy (docs/policies.md)"""
@@ -244,6 +246,25 @@ class LoggingSection(_Section):
     level: Literal["debug", "info", "warning", "error"] = "info"
     """Lowest level that is logged; debug adds the end of each request"""
 
+    format: Literal["text", "json"] = "text"
+    """Format of a line; json: an object with time, level, process, message, ids and exception"""
+
+    access: bool = False
+    """Log a line per ended request at its gateway, at any level"""
+
+
+class TracingSection(_Section):
+    """Traces for OpenTelemetry (docs/tracing.md)."""
+
+    endpoint: Annotated[str, Field(pattern=r"^(https?://\S+)?$")] = ""
+    """URL of a collector that takes OTLP over HTTP, such as "http://localhost:4318"; empty: no traces"""
+
+    sample: float = Field(default=1.0, ge=0, le=1)
+    """Share of the requests that are traced; one with a traceparent follows its caller's decision"""
+
+    service_name: str = Field(default="baton", min_length=1)
+    """Name of the cluster in traces (service.name)"""
+
 
 class BatonConfig(_Section):
     """A whole configuration."""
@@ -256,44 +277,4 @@ class BatonConfig(_Section):
     placement: PlacementSection = PlacementSection()
     access: AccessSection = AccessSection()
     logging: LoggingSection = LoggingSection()
-
-
-def parse_config(text: str = "", overrides: dict[str, dict[str, Any]] | None = None) -> BatonConfig:
-    """A configuration from TOML text; `overrides` (section → key → value, None: not given) take precedence.
-
-    Raises `ConfigError` with a sentence that names the key, and the most similar key if it is unknown.
-    """
-    try:
-        values: dict[str, Any] = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:  # TOMLDecodeError, and numbers or nesting too large to parse
-        raise ConfigError(f"The configuration is not valid TOML: {error}.") from None
-    for section, keys in (overrides or {}).items():
-        given = {key: value for key, value in keys.items() if value is not None}
-        if given:
-            values[section] = {**values.get(section, {}), **given}
-    try:
-        config = BatonConfig.model_validate(values)
-    except ValidationError as error:
-        raise ConfigError(_explain(error)) from None
-    if config.pools.prefill + config.pools.decode + config.pools.mixed == 0:
-        raise ConfigError("All pools are empty: give at least one worker, such as prefill = 1 and decode = 1.")
-    if config.pools.mixed == 0 and config.pools.decode == 0:
-        raise ConfigError("No pool can decode: give at least one decode or mixed worker.")
-    return config
-
-
-def _explain(error: ValidationError) -> str:
-    first = error.errors()[0]
-    kinds = ("int", "float", "constrained-int", "constrained-float")
-    path = [str(part) for part in first["loc"] if part not in kinds and not str(part).startswith("literal")]
-    name = ".".join(path)
-    if first["type"] != "extra_forbidden":
-        given = first["input"] if not isinstance(first["input"], dict) else "a table"
-        return f"The configuration's {name} is {given!r}: {first['msg'].lower()}."
-    section: Any = BatonConfig
-    for part in path[:-1]:
-        section = section.model_fields[part].annotation
-    known = list(section.model_fields)
-    near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.0)
-    where = f"section [{'.'.join(path[:-1])}]" if path[:-1] else "file"
-    return f"The configuration {where} has no key {path[-1]!r}; did you mean {near[0]!r}?"
+    tracing: TracingSection = TracingSection()

@@ -32,6 +32,7 @@ class Sequence:
     page_table: array[int] = field(default_factory=lambda: page_ids(()))
     page_hashes: list[bytes] = field(default_factory=list)  # Hashes of the leading full pages, computed on demand.
     score_until: int = 0  # Positions before it are computed here: log-probabilities of the prompt need their logits.
+    chunk_ends_s: list[float] = field(default_factory=list)  # When each of the first chunks was computed.
     committed: int = 0  # Number of leading pages that other sequences can match.
     _distinct: array[int] = field(default_factory=lambda: array("q"))  # Each of the first `_looked_at` tokens once.
     _known: set[int] = field(default_factory=set)

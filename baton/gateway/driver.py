@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from baton.gateway.core.commands import (
     AcceptWorker,
@@ -16,23 +17,31 @@ from baton.gateway.core.commands import (
     SendToWorker,
     ShowPrompt,
     ShowTokens,
+    StreamEnd,
 )
 from baton.gateway.core.live_stream import taken_over
 from baton.gateway.core.session import GatewaySession
+from baton.gateway.ended_request import EndedRequest
 from baton.gateway.subscription import Subscription
 from baton.links.frame_client import FrameClient
 from baton.links.frame_server import FrameServer
 from baton.logs import log
-from baton.protocol.errors import BatonError, Cancelled
-from baton.protocol.gateway_messages import GatewayMessage, GatewayRegistered, ToGateway, TokenMessage
+from baton.metrics.gateway_table import LOOP_LAG
+from baton.metrics.values import Distribution
+from baton.protocol.errors import BatonError, Cancelled, InvalidRequest, NoRouter, NoWorkers
+from baton.protocol.gateway_messages import GatewayMessage, GatewayRegistered, Submit, ToGateway, TokenMessage
 from baton.protocol.request import Request
 from baton.protocol.session_messages import Goodbye
+from baton.tracing.request_trace import RequestTrace
+
+if TYPE_CHECKING:
+    from baton.gateway.request_spans import RequestSpans
 
 TICK_S = 0.1
 LOAD_EVERY_S = 1.0
 
 
-async def _no_change(serving: bool) -> None:
+async def _no_change(ready: bool) -> None:
     """In place of a health service."""
 
 
@@ -45,10 +54,17 @@ class GatewayDriver:
     workers: FrameServer
     write_timeout_s: float  # 0: never
     waiting_bytes: Callable[[], int] = int  # Of text that waits for tokenisation
-    on_serving: Callable[[bool], Awaitable[None]] = _no_change  # Called when `serving` changes
+    on_ready: Callable[[bool], Awaitable[None]] = _no_change  # Called when `ready` changes
+    on_first_token: list[Callable[[Subscription], None]] = field(default_factory=list)  # Of every new stream
+    stopping: bool = False
+    on_ended: list[Callable[[EndedRequest], None]] = field(default_factory=list)  # Each is called with every request
+    on_rejected: list[Callable[[str, BatonError], None]] = field(default_factory=list)  # With the API and the error
+    loop_lag: Distribution = field(default_factory=lambda: Distribution(LOOP_LAG.buckets))
+    traces: RequestSpans | None = None  # None: without tracing
     clock: Callable[[], float] = time.monotonic
     worker_keys: dict[str, str] = field(default_factory=dict)  # Public keys of the workers that may connect, by name
     registered: asyncio.Event = field(default_factory=asyncio.Event)  # The router has answered the registration
+    http_ids: set[str] = field(default_factory=set)  # Of live answers over HTTP, also of sequences that wait
     _subscriptions: dict[str, Subscription] = field(default_factory=dict)
     _router_full: bool = False  # The router's link did not take a frame
     _router_lost_s: float = field(init=False)
@@ -62,38 +78,72 @@ class GatewayDriver:
         """Whether new requests are answered: the router is there, or has been away for no longer than they wait."""
         return self.session.router_up or self.clock() - self._router_lost_s < self.session.router_grace_s
 
+    @property
+    def unready(self) -> BatonError | None:
+        """Why new requests would not be answered at once: the gateway stops, no router, no worker of a needed role."""
+        if self.stopping:
+            return NoRouter("This gateway is stopping.")
+        if not self.serving:
+            return NoRouter("The router is away.")
+        missing = self.session.workers.pools.missing
+        return NoWorkers(f"No {missing} worker serves now.") if missing else None
+
+    @property
+    def ready(self) -> bool:
+        """Whether the router is there (or away for no longer than requests wait) and each needed role has a worker."""
+        return self.unready is None
+
     async def run(self) -> None:
         """Serve until cancelled."""
         self.workers.start(self._on_worker_frame)
         self.router.start(self._on_router)
-        load_s, serving = self.clock(), True
+        load_s, ready = self.clock(), False
         while True:
+            due_s = self.clock() + TICK_S
             await asyncio.sleep(TICK_S)
             now = self.clock()
+            self.loop_lag.add(max(0.0, now - due_s))
             self._perform(self.session.tick(now))
             self._fail_unread(now)
-            if serving != self.serving:
-                serving = not serving
-                log.warning("serving" if serving else "the router is away: not serving")
-                await self.on_serving(serving)
+            unready = self.unready
+            if ready != (unready is None):
+                ready = unready is None
+                log.warning("ready" if unready is None else f"not ready: {unready}")
+                await self.on_ready(ready)
             if now - load_s >= LOAD_EVERY_S:
                 load_s = now
                 self._report(now)
 
-    def open(self, request: Request, emitted: Sequence[int] = (), resume_from: int = 0) -> Subscription:
+    def open(
+        self,
+        request: Request,
+        emitted: Sequence[int] = (),
+        resume_from: int = 0,
+        api: str = "grpc",
+        trace: RequestTrace | None = None,
+    ) -> Subscription:
         """Open a stream, or take over the live one of the same request; raises the session's `BatonError`.
 
         `emitted` are output tokens that the client has. A live request is streamed from token index `resume_from`. Its
-        earlier client, likely disconnected, gets an error.
+        earlier client, likely disconnected, gets an error. `api` is that of the client, "grpc" or "http". A stream
+        that is taken over stays in its first client's `trace`.
         """
         request_id = request.request_id
+        if api == "grpc" and request_id in self.http_ids:
+            raise InvalidRequest(f"Request id {request_id!r} is in use by another live request; choose another.")
         commands = self.session.open(request, self.clock(), emitted, resume_from)
         earlier = self._subscriptions.get(request_id)
         if earlier is not None and earlier.end is None:
             earlier.fail(taken_over(request_id))
-        subscription = self._subscriptions[request_id] = Subscription(request_id)
+            trace = earlier.trace
+        subscription = self._subscriptions[request_id] = Subscription(request, api, resume_from > 0, trace)
         self._perform(commands)
         return subscription
+
+    def reject(self, api: str, error: BatonError) -> None:
+        """A request got this error before a stream was opened for it."""
+        for listener in self.on_rejected:
+            listener(api, error)
 
     def close(self, subscription: Subscription, error: BatonError) -> None:
         """Detach a client; a request that is not complete is stopped with `error`."""
@@ -101,7 +151,25 @@ class GatewayDriver:
             return
         del self._subscriptions[subscription.request_id]
         if subscription.end is None:
-            self._perform(self.session.leave(subscription.request_id, error, self.clock()))
+            now, end = self.clock(), self.session.streams[subscription.request_id].end(error)
+            self._perform(self.session.leave(subscription.request_id, error, now))
+            self._ended(subscription, end, now)
+
+    def _ended(self, subscription: Subscription, end: StreamEnd, now: float) -> None:
+        ended = EndedRequest(subscription.request, end, subscription.api, subscription.resumed, now, subscription.trace)
+        for listener in self.on_ended:
+            listener(ended)
+
+    def _traced(self, submit: Submit) -> Submit:
+        """With the trace of its client's stream."""
+        subscription = self._subscriptions.get(submit.request_id)
+        trace = subscription.trace if subscription is not None else None
+        return submit if trace is None else replace(submit, trace=trace.context)
+
+    async def begin_stop(self) -> None:
+        """Be ready for no request from now on; running streams go on."""
+        self.stopping = True
+        await self.on_ready(False)
 
     def leave(self) -> None:
         """Send the goodbye to the router, so that it does not wait for this gateway."""
@@ -170,6 +238,9 @@ class GatewayDriver:
                     subscription = self._subscriptions.get(request_id)
                     if subscription is not None and subscription.error is None:
                         subscription.show(tokens)
+                        if not tokens[0].index:
+                            for listener in self.on_first_token:
+                                listener(subscription)
                 case ShowPrompt(logprobs):
                     subscription = self._subscriptions.get(logprobs.request_id)
                     if subscription is not None and subscription.error is None:
@@ -178,7 +249,10 @@ class GatewayDriver:
                     subscription = self._subscriptions.get(end.request_id)
                     if subscription is not None:
                         subscription.finish(end)
+                        self._ended(subscription, end, self.clock())
                 case SendToRouter(message):
+                    if self.traces is not None and isinstance(message, Submit):
+                        message = self._traced(message)
                     to_router.append(message)
                 case SendToWorker(worker, message):
                     self.workers.send(worker, [message])  # If it is lost, the worker asks again with `LinkUp`

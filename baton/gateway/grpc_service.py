@@ -48,8 +48,13 @@ class InferenceService:
             emitted = tuple(message.emitted)
             vocab_size = self.intake.model.config.vocab_size
             check_emitted(emitted, message.resume_from, request.sampling.max_tokens, vocab_size)
-            subscription = self.driver.open(request, emitted, message.resume_from)
+            trace, traces = None, self.driver.traces
+            if traces is not None:
+                operation = "chat" if message.WhichOneof("prompt") == "conversation" else "text_completion"
+                trace = traces.begin(context.invocation_metadata() or (), operation)
+            subscription = self.driver.open(request, emitted, message.resume_from, trace=trace)
         except BatonError as error:
+            self.driver.reject("grpc", error)
             await abort(context, error)
             raise
         await self._write(subscription, request.prompt, context)

@@ -9,6 +9,8 @@ from baton.gateway.core.commands import StreamEnd
 from baton.gateway.core.stream import TextToken
 from baton.protocol.errors import BatonError
 from baton.protocol.prompt_logprobs import PromptLogprobs
+from baton.protocol.request import Request
+from baton.tracing.request_trace import RequestTrace
 
 
 @dataclass(slots=True, eq=False)
@@ -18,13 +20,20 @@ class Subscription:
     All that comes in one turn of the event loop is read at once, so a stream costs one task switch per turn.
     """
 
-    request_id: str
+    request: Request
+    api: str  # "grpc" or "http"
+    resumed: bool = False  # The client had tokens before
+    trace: RequestTrace | None = None
     tokens: list[TextToken] = field(default_factory=list)
     end: StreamEnd | None = None
     error: BatonError | None = None  # If set, the stream ends with it
     prompt: list[PromptLogprobs] = field(default_factory=list)  # Unread log-probabilities of the prompt
     writing_since_s: float | None = None  # Since when a message waits for the client to read
     _reader: asyncio.Future[None] | None = None
+
+    @property
+    def request_id(self) -> str:
+        return self.request.request_id
 
     async def next(self) -> tuple[list[TextToken], StreamEnd | None]:
         """The tokens since the last call, and the end after the last one; waits for either.

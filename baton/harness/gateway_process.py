@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 
@@ -18,11 +19,12 @@ def serve_clients(plan: GatewayConfig, served: Connection, first: Callable[[], N
     """
     if first is not None:
         first()
-    set_up(plan.name, plan.logging.level)
+    set_up(plan.name, plan.logging.level, log_format=plan.logging.format, access=plan.logging.access)
     from baton.gateway.build import start_gateway
 
     async def serve() -> None:
         gateway = await start_gateway(plan)
+        gc.freeze()  # As its actor does
         await gateway.registered()
         served.send(gateway.addresses.public)
         await gateway.task

@@ -181,7 +181,7 @@ def plans(
 ) -> tuple[RouterConfig, WorkerConfig]:
     """The plans of a float32 cluster on this machine: one thread per worker, checksums over every page that is sent."""
     model = ResolvedModel(path=str(folder), dtype="float32", context_tokens=context_tokens)
-    listening = RouterSection(admin_port=0, policy=policy, lost_after_s=lost_after_s)
+    listening = RouterSection(admin_port=0, admin_http_port=0, policy=policy, lost_after_s=lost_after_s)
     engine = ResolvedEngine(
         num_pages=num_pages,
         chunk_tokens=chunk_tokens,

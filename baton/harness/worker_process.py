@@ -19,7 +19,7 @@ def work(
     if first is not None:
         first()
     os.environ.update(environment or {})
-    set_up(plan.name, plan.logging.level)
+    set_up(plan.name, plan.logging.level, log_format=plan.logging.format)
     from baton.worker.build import assemble
 
     assemble(plan, str(os.getpid()), "localhost", lambda stage: None).run()

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from google.protobuf.message import Message
 
-from baton.protocol import gateway_messages, handoff, messages, request, session_messages, worker
+from baton.protocol import gateway_messages, handoff, messages, request, session_messages, trace_context, worker
 from baton.protocol.errors import InternalError, InvalidRequest
 from baton.protocol.v1 import inference_pb2, worker_pb2
 
@@ -42,6 +42,7 @@ _MESSAGES: dict[type, type[Message]] = {
     gateway_messages.GatewayInfo: worker_pb2.GatewayInfo,
     gateway_messages.StreamPosition: worker_pb2.StreamPosition,
     session_messages.DetachedSequence: worker_pb2.DetachedSequence,
+    trace_context.TraceContext: worker_pb2.TraceContext,
 }
 LINK_MESSAGES: tuple[type, ...] = tuple(
     dict.fromkeys(

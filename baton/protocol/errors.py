@@ -66,14 +66,15 @@ class Conflict(BatonError):
 
 
 class Overloaded(BatonError):
-    """`retry_after_s` estimates in how many seconds capacity is free; None: no estimate."""
+    """`retry_after_s` estimates in how many seconds capacity is free; None: no estimate. `cause` is for metrics."""
 
     grpc_status = "RESOURCE_EXHAUSTED"
     retryable = True
 
-    def __init__(self, message: str = "", retry_after_s: float | None = None) -> None:
+    def __init__(self, message: str = "", retry_after_s: float | None = None, cause: str = "") -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+        self.cause = cause or type(self).__name__
 
 
 class NotFound(BatonError):

@@ -15,6 +15,7 @@ from baton.protocol.messages import Payload
 from baton.protocol.prompt_logprobs import PromptLogprobs
 from baton.protocol.request import DIGEST_BYTES, FinishReason, Objectives
 from baton.protocol.session_messages import Goodbye, Reregister
+from baton.protocol.trace_context import TraceContext
 
 # Gateway to router
 
@@ -29,6 +30,7 @@ class GatewayInfo:
     public_address: Label = ""  # Where clients connect, "host:port"
     host: Label = ""
     pid: Count = 0
+    metrics_address: Label = ""  # Where Prometheus reads its metrics, "host:port"; "": nowhere
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,7 @@ class Submit:
     age_s: Seconds = 0.0  # Since its client sent it
     deadline_in_s: Seconds | None = None
     submission: Count = 0  # Counts the submissions of this stream
+    trace: TraceContext | None = None  # None: the request is not sampled
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,8 +160,27 @@ class WorkerLeft:
     worker: Label
 
 
+@dataclass(frozen=True, slots=True)
+class ServingPools:
+    """Whether a worker takes prompts, and whether one decodes; a mixed worker does both, a drained one neither.
+
+    It follows `GatewayRegistered` and every change. A router that has just started sends it when both are true or the
+    workers have had `router.no_workers_grace_s` to come back.
+    """
+
+    prefill: bool = False
+    decode: bool = False
+
+    @property
+    def missing(self) -> str:
+        """The role without a worker; empty if there is none."""
+        return "" if self.prefill and self.decode else "decode" if self.prefill else "prefill"
+
+
 GatewayMessage = RegisterGateway | Submit | StopRequest | EmittedTokens | GatewayLoad | Goodbye
-ToGateway = GatewayRegistered | Reregister | Placed | AskEmitted | RequestEnded | WorkerJoined | WorkerLeft
+ToGateway = (
+    GatewayRegistered | Reregister | Placed | AskEmitted | RequestEnded | WorkerJoined | WorkerLeft | ServingPools
+)
 
 # Between workers and gateways
 

@@ -6,11 +6,14 @@ A worker's link keeps the order of messages in both directions. Messages of one 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Annotated
 
-from baton.protocol.bounds import Count, Id, Text
+from baton.protocol.bounds import Count, Id, Length, Seconds, Text
 from baton.protocol.handoff import HandoffOutcome, HandoffReport, Reservation
 from baton.protocol.request import FinishReason, Request
 from baton.protocol.session_messages import SessionOrder, WorkerReport
+
+MAX_CHUNKS = 64  # Of a prompt, whose times are reported
 
 # Router to worker
 
@@ -98,6 +101,7 @@ class FirstToken:
     """The prompt is computed, and the request's gateway has the next token."""
 
     request_id: Id
+    chunk_ages_s: Annotated[tuple[Seconds, ...], Length(MAX_CHUNKS)] = ()  # Since the end of each, if several
 
 
 @dataclass(frozen=True, slots=True)

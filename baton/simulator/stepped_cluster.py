@@ -118,6 +118,8 @@ class SteppedCluster(VirtualCluster):
                 actions.append(partial(self.notify, worker))
             if worker.leaving:
                 actions.append(partial(self.reregister, worker))
+            if worker.opening:
+                actions.append(partial(self.open_transport, worker))
             actions.append(partial(self.run_step if worker.stepping is None else self.absorb_step, worker))
         actions += [partial(self.deliver, wire) for wire in wires if wire.ready]
         return actions + [partial(self.write_on, write) for write in self.network.writes]

@@ -24,6 +24,7 @@ from baton.simulator.virtual_worker import VirtualWorker
 
 TICK_S = 0.1  # between two looks of the router, and of idle workers, at what is due
 LOAD_S = 1.0  # between two heartbeats of a gateway
+OPEN_S = 12e-3  # that a worker's next transport takes to open
 LEAVE_S = 5e-3  # between two looks of a leaving worker at its writes
 RESTART_S = 1.0  # from the end of a worker's process to the registration of the next one
 LATE_S = 0.05  # mean time until the bytes of a write that was called off arrive
@@ -192,6 +193,14 @@ class TimedCluster(VirtualCluster):
         worker.leave_due = False
         if worker.leaving and not worker.gone and not worker.silent and not self.reregister(worker):
             self.tick_worker(worker)
+
+    def on_opening(self, worker: VirtualWorker) -> None:
+        """A worker opens its next transport; it goes on with its steps."""
+        self.events.after(OPEN_S, partial(self._opened, worker))
+
+    def _opened(self, worker: VirtualWorker) -> None:
+        if not worker.gone and (worker.silent or not self.open_transport(worker)):
+            self.events.after(LEAVE_S, partial(self._opened, worker))
 
     def _end_step(self, worker: VirtualWorker, step: object) -> None:
         """The worker absorbs its step; if it was stopped, it does so when it continues."""

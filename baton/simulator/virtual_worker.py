@@ -42,6 +42,7 @@ class VirtualWorker:
     gateways: dict[str, GatewayLink] = field(default_factory=dict)  # by name
     notices: deque[HandoffNotice] = field(default_factory=deque)
     peers: set[str] = field(default_factory=set)  # agents it is connected with
+    opening: str = ""  # the name of the transport that it opens
     silent: bool = False  # stopped: it computes and sends nothing
     gone: bool = False  # its process has ended
     stepping: tuple[StepPlan, StepResult] | None = None  # computed, but not absorbed

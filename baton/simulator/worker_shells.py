@@ -63,6 +63,9 @@ class WorkerShells:
     def on_acted(self, worker: VirtualWorker) -> None:
         """Something has happened at a worker."""
 
+    def on_opening(self, worker: VirtualWorker) -> None:
+        """A worker opens its next transport."""
+
     def on_write(self, write: PageWrite) -> None:
         """A write has begun, or something about it has changed."""
 
@@ -108,6 +111,16 @@ class WorkerShells:
         self.tick_worker(worker)
         return True
 
+    def open_transport(self, worker: VirtualWorker) -> bool:
+        """The worker's next transport is open."""
+        if not worker.opening or worker.stepping is not None:
+            return False
+        endpoint = replace(worker.session.info.endpoint, agent=worker.opening)
+        worker.opening = ""
+        worker.session.on_transport(endpoint, self.now)
+        self.perform_for(worker, [])
+        return True
+
     def perform_for(self, worker: VirtualWorker, commands: Seq[SessionCommand]) -> None:
         """What the worker's session asks of its shell, and what it sends."""
         for command in commands:
@@ -132,8 +145,8 @@ class WorkerShells:
                 case NewTransport(agent):
                     self.network.close(worker)
                     worker.new_transport()
-                    endpoint = replace(worker.session.info.endpoint, agent=agent)
-                    worker.session.on_transport(endpoint, self.now)
+                    worker.opening = agent
+                    self.on_opening(worker)
                 case Exit(reason):
                     self.exits(worker, reason)
         self._flush(worker)

@@ -26,7 +26,7 @@ class WorkerActor:
     """
 
     def __init__(self, plan: WorkerConfig) -> None:
-        set_up(plan.name, plan.logging.level, FIRST_WORDS.format(plan.name).strip())
+        set_up(plan.name, plan.logging.level, FIRST_WORDS.format(plan.name), plan.logging.format)
         self._plan = plan
         self._stage = "starting"
         self._error = ""

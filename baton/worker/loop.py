@@ -1,7 +1,7 @@
 """The worker's loop: inbox → plan → execute → outbox. The shell around a session; it decides nothing.
 
-One thread owns the session, the engine, the links and the transport, so none of them needs a lock. While a device
-computes, it drives the transport and handles no events.
+One thread owns the session, the engine and the links, so none of them needs a lock; it lends the transport to another
+one for what takes long. While a device computes, it drives the transport and handles no events.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from dataclasses import dataclass, field, replace
 
 from baton.engine.host_pages import HostPages
 from baton.engine.step import Executor
-from baton.kv_transfer.transport import Notice, TransferEvent, Transport, WriteDone, WriteFailed
+from baton.kv_transfer.transport import Notice, Transport
 from baton.logs import log
 from baton.protocol.codec import decode_notice, encode_notice
-from baton.protocol.errors import BatonError, InternalError, InvalidRequest
+from baton.protocol.errors import InternalError, InvalidRequest
 from baton.protocol.session_messages import Goodbye
 from baton.protocol.worker import Endpoint
+from baton.worker.background_transport import BackgroundTransport, Opened, TransportEvent
 from baton.worker.core.page_checksums import Checksum, checksums, wrong_pages
 from baton.worker.core.role import SendToGateway, SwapIn, SwapOut, WriteEnded, WritePages
 from baton.worker.core.session_commands import (
@@ -50,15 +51,14 @@ class WorkerLoop:
     heartbeat: Heartbeat
     checksum: Checksum
     host_pages: HostPages
-    transport: Transport = field(init=False)
-    _write_of_transfer: dict[int, int] = field(default_factory=dict)
-    _failed_writes: list[WriteEnded] = field(default_factory=list)  # that the transport has refused
+    transport: BackgroundTransport = field(init=False)
     _stopping: bool = False
     _idle_check: IdleCheck = field(init=False)
 
     def __post_init__(self) -> None:
         self._idle_check = IdleCheck(self.session.state.pool)
-        self._open_transport(self.session.agent)
+        self.transport = BackgroundTransport(self.make_transport, self.session.agent)
+        self._on_opened(self.transport.current.endpoint)
 
     def run(self) -> None:
         """Register, serve, and send a goodbye when stopped."""
@@ -150,23 +150,23 @@ class WorkerLoop:
         return self.session.wait_s(time.monotonic())
 
     def _poll_transport(self) -> None:
-        failed, self._failed_writes = self._failed_writes, []
-        for outcome in failed:
-            self._perform(self.session.on_write_ended(outcome, time.monotonic()))
         for event in self.transport.poll():
             self._perform(self._on_transfer(event))
 
-    def _on_transfer(self, event: TransferEvent) -> list[SessionCommand]:
+    def _on_transfer(self, event: TransportEvent) -> list[SessionCommand]:
         now = time.monotonic()
         match event:
-            case WriteDone(transfer_id, num_bytes, seconds):
-                outcome = WriteEnded(self._write_of_transfer.pop(transfer_id), num_bytes, seconds)
-                return self.session.on_write_ended(outcome, now)
-            case WriteFailed(transfer_id, reason):
-                outcome = WriteEnded(self._write_of_transfer.pop(transfer_id), 0, 0.0, reason)
-                return self.session.on_write_ended(outcome, now)
+            case Opened(endpoint):
+                self._on_opened(endpoint)
+                return []
+            case WriteEnded():
+                return self.session.on_write_ended(event, now)
             case Notice(agent, payload):
                 return self._on_notice(agent, payload, now)
+
+    def _on_opened(self, endpoint: Endpoint) -> None:
+        self.links.renew(self.session.info.incarnation)
+        self.session.on_transport(endpoint, time.monotonic())
 
     def _on_notice(self, agent: str, payload: bytes, now: float) -> list[SessionCommand]:
         try:
@@ -192,7 +192,7 @@ class WorkerLoop:
                 case SwapIn(slots, pages):
                     self.host_pages.copy_in(slots, pages)
                 case Connect(endpoint):
-                    self._connect(endpoint)
+                    self.transport.connect(endpoint)
                 case Disconnect(agent):
                     self.transport.disconnect(agent)
                 case ConnectGateway(joined):
@@ -200,32 +200,14 @@ class WorkerLoop:
                 case DisconnectGateway(gateway):
                     self.links.disconnect(gateway)
                 case NewTransport(agent):
-                    self.transport.close()
-                    self._open_transport(agent)
+                    self.transport.renew(agent)
                 case Exit(reason):
                     raise InternalError(reason)
                 case Log(sentence, warning):
                     (log.warning if warning else log.info)(sentence)
 
-    def _open_transport(self, agent: str) -> None:
-        self.transport = self.make_transport(agent)
-        self.links.renew(self.session.info.incarnation)
-        self.session.on_transport(self.transport.endpoint, time.monotonic())
-
-    def _connect(self, endpoint: Endpoint) -> None:
-        try:
-            self.transport.connect(endpoint)
-        except BatonError as error:
-            # A peer that cannot be reached fails the handoffs that need it, each with this reason.
-            log.warning(error.message)
-
     def _write(self, command: WritePages) -> None:
         notice = None
         if command.notice is not None:
             notice = encode_notice(replace(command.notice, checksums=checksums(command.checksummed, self.checksum)))
-        try:
-            transfer = self.transport.write(command.agent, command.source_pages, command.target_pages, notice)
-        except BatonError as error:
-            self._failed_writes.append(WriteEnded(command.write_id, 0, 0.0, error.message))
-            return
-        self._write_of_transfer[transfer] = command.write_id
+        self.transport.write(command, notice)

@@ -45,6 +45,10 @@ class Breaker:
         if losses and process[1] and losses[-1].process == process:
             losses[-1].healed = True
 
+    def lost_since(self, since_s: float) -> list[str]:
+        """The workers that were lost after a moment, also those that have returned."""
+        return [name for name, losses in self._losses.items() if losses[-1].moment_s >= since_s]
+
     def tripped(self, worker: str, now: float) -> bool:
         """Whether it was lost too often."""
         recent = [loss for loss in self._losses.get(worker, ()) if now - loss.moment_s < BREAKER_S]

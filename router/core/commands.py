@@ -42,9 +42,9 @@ class OperationUpdated:
 
 @dataclass(frozen=True, slots=True)
 class Kill:
-    """Kill a worker's process: it has timed out, and releases of pages wait for its end."""
+    """Kill the process of a worker, for whose end releases of pages wait, or of a gateway: it has timed out."""
 
-    worker: str
+    peer: str
 
 
 Command = SendToWorker | SendToGateway | RequestCompleted | OperationUpdated | Kill

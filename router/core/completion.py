@@ -9,6 +9,7 @@ from baton.protocol.gateway_messages import RequestEnded
 from baton.protocol.handoff import HandoffReport
 from baton.protocol.latency import Latency
 from baton.protocol.request import FinishReason
+from baton.router.core.timeline import Timeline
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,8 @@ class Completion:
     migrations: int
     handoff: HandoffReport | None
     submission: int  # of the gateway
+    handoffs_failed: int = 0
+    timeline: Timeline | None = None  # of a sampled request
 
     @property
     def message(self) -> RequestEnded:

@@ -61,7 +61,7 @@ class RouterCore:
         live: dict[str, LiveRequest] = {}
         self.dispatch = Dispatch(self.placement, self.state)
         self.adoption = Adoption(self.dispatch, self.explanations, live, self.config, self.started_s)
-        self.gateways = Gateways(self.state, self.config, self.public_key)
+        self.gateways = Gateways(self.state, self.config, self.public_key, self.started_s)
         grace_s = self.config.no_workers_grace_s
         max_streams = self.access.max_streams_per_tenant
         self.intake = Intake(self.state, self.output_length, max_streams, grace_s, self.started_s)
@@ -98,10 +98,11 @@ class RouterCore:
         for name in self.membership.silent(now):
             self._lose(name, False, now)
         for name in self.gateways.silent(now):
-            self.submissions.lose(name, now)
+            self.submissions.lose(name, now, certain=False)
         for name in list(self.state.cut):
             self.requests.cut_off(name, self.gateways.cut_off(name))
-        self.requests.commands += [*self.membership.tick(now), *self.adoption.orphans.expired(now)]
+        self.requests.commands += [*self.membership.tick(now), *self.gateways.kills(now)]
+        self.requests.commands += self.adoption.orphans.expired(now)
         self._admit(now)
         self.state.prefix_index.sweep()
         self.dispatch.dirty = self.operations.dirty = True
@@ -127,9 +128,9 @@ class RouterCore:
         self._lose(worker, certain, now)
         return self._settle(now)
 
-    def on_gateway_lost(self, gateway: str, now: float) -> list[Command]:
-        """A gateway's process has ended, or a message to it could not be queued: it must register again."""
-        self.submissions.lose(gateway, now)
+    def on_gateway_lost(self, gateway: str, now: float, certain: bool = True) -> list[Command]:
+        """A gateway's process has ended, or (not `certain`) its link has taken no message: it must register again."""
+        self.submissions.lose(gateway, now, certain)
         return self._settle(now)
 
     def on_frame(
@@ -210,7 +211,8 @@ class RouterCore:
         for worker in joined:
             self.requests.commands += self.gateways.on_worker_joined(worker.info.name)
         self._operate(self.adoption.on_joined(joined, now), now)
-        self.requests.events += self.intake.answer(self.requests.live, now)
+        for request_id, error in self.intake.answer(self.requests.live, now):
+            self.requests.refuse(request_id, error, now)
 
     def _lose(self, worker: str, certain: bool, now: float, died: bool = True) -> None:
         self.adoption.orphans.lost(worker)
@@ -228,6 +230,7 @@ class RouterCore:
         while True:
             self.requests.feed(now)
             if not self.requests.place(now) and not self._operate(self.operations.advance(now), now):
+                self.requests.commands += self.gateways.changed_pools(now)
                 commands, self.requests.commands = self.requests.commands, []
                 return commands
 

@@ -66,9 +66,10 @@ class NoReachableDecode:
 
 @dataclass(frozen=True, slots=True)
 class FirstToken:
-    """The worker has computed the prompt."""
+    """The worker has computed the prompt; `chunk_ages_s` are the seconds since each chunk, if there were several."""
 
     worker: str
+    chunk_ages_s: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from baton.protocol.errors import Cancelled
 from baton.protocol.latency import Latency
 from baton.router.core.completion import Completion
+from baton.router.core.totals import Totals
 from baton.router.policy.output_length import LengthDistribution
 from baton.router.policy.placement import RoutingDecision
 
@@ -21,10 +23,26 @@ class Explanation:
     policy: str
     decision: RoutingDecision
     output: LengthDistribution  # as predicted
-    decode_worker: str = ""
-    latency: Latency | None = None
-    output_tokens: int | None = None
-    state: str = "running"
+    completion: Completion | None = None  # None while it runs
+    ended_s: float | None = None
+
+    @property
+    def latency(self) -> Latency | None:
+        return self.completion.latency if self.completion is not None else None
+
+    @property
+    def decode_worker(self) -> str:
+        return self.completion.decode_worker if self.completion is not None else self.decision.decode or ""
+
+    @property
+    def output_tokens(self) -> int | None:
+        return self.completion.output_tokens if self.completion is not None else None
+
+    @property
+    def state(self) -> str:
+        if self.completion is None:
+            return "running"
+        return "finished" if self.completion.error is None else self.completion.error.message
 
     @property
     def output_tokens_p50(self) -> int:
@@ -44,6 +62,7 @@ class Explanations:
     finished: int = 0
     failed: int = 0
     cancelled: int = 0  # by their clients
+    totals: Totals = field(default_factory=Totals)
     _kept: OrderedDict[str, Explanation] = field(default_factory=OrderedDict)
 
     def decided(self, request_id: str, policy: str, decision: RoutingDecision, output: LengthDistribution) -> None:
@@ -53,18 +72,21 @@ class Explanations:
         while len(self._kept) > MAX_EXPLANATIONS:
             self._kept.popitem(last=False)
 
-    def ended(self, completion: Completion) -> None:
+    def ended(self, completion: Completion, now: float) -> None:
         """The request is over."""
         error = completion.error
         self.finished += error is None
         self.cancelled += isinstance(error, Cancelled)
         self.failed += error is not None and not isinstance(error, Cancelled)
         explanation = self._kept.get(completion.request_id)
+        self.totals.ended(completion, explanation.decision if explanation is not None else None)
         if explanation is not None:
-            explanation.latency = completion.latency
-            explanation.decode_worker = completion.decode_worker
-            explanation.output_tokens = completion.output_tokens
-            explanation.state = "finished" if completion.error is None else completion.error.message
+            explanation.completion, explanation.ended_s = completion, now
 
     def get(self, request_id: str) -> Explanation | None:
+        """The latest decision for a request and its outcome, if they are still kept."""
         return self._kept.get(request_id)
+
+    def newest(self) -> Iterator[tuple[str, Explanation]]:
+        """Request ids and explanations, the latest decision first."""
+        return reversed(self._kept.items())

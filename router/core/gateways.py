@@ -16,11 +16,14 @@ from baton.protocol.gateway_messages import (
     GatewayLoad,
     GatewayRegistered,
     RegisterGateway,
+    ServingPools,
     WorkerJoined,
     WorkerLeft,
 )
 from baton.protocol.session_messages import GatewayJoined, GatewayLeft, Reregister
-from baton.router.core.commands import SendToGateway, SendToWorker
+from baton.protocol.worker import RoleName
+from baton.router.core.commands import Kill, SendToGateway, SendToWorker
+from baton.router.core.membership import KILL_AFTER_S
 from baton.router.policy.cluster_state import ClusterState
 
 LOST_AFTER = 2.0  # times `router.lost_after_s`: a gateway reports half as often as a worker
@@ -44,10 +47,13 @@ class Gateways:
     state: ClusterState
     config: RouterSection
     public_key: Callable[[str], str]
+    started_s: float  # Of the router
     by_name: dict[str, GatewayView] = field(default_factory=dict)
+    _away: dict[str, float] = field(default_factory=dict)  # lost, not known to have ended → when, or its last `Kill`
     _asked: dict[str, tuple[str, float]] = field(default_factory=dict)  # to register: incarnation and when
     _reported: dict[tuple[str, str], float] = field(default_factory=dict)  # (gateway, worker) out of reach → since when
     _looked_s: float = -math.inf  # of the last check for timeouts
+    _pools: ServingPools | None = None  # as the gateways were last sent it
 
     def __contains__(self, gateway: object) -> bool:
         return gateway in self.by_name
@@ -57,6 +63,10 @@ class Gateways:
 
     def __len__(self) -> int:
         return len(self.by_name)
+
+    def has_process(self, name: str) -> bool:
+        """Whether it is a gateway whose process may be there: registered, or lost and not known to have ended."""
+        return name in self.by_name or name in self._away
 
     def has_registered(self, gateway: str, incarnation: str) -> bool:
         """Whether that incarnation of the gateway is registered."""
@@ -77,18 +87,24 @@ class Gateways:
         orders: Orders = []
         if not self.has_registered(info.name, info.incarnation):
             orders += self.lose(info.name)
+            self._away.pop(info.name, None)
             self.by_name[info.name] = GatewayView(info, now)
             orders += [SendToWorker(worker, self._joined(info)) for worker in sorted(self.state.workers)]
         self._asked.pop(info.name, None)
         registered = SendToGateway(info.name, GatewayRegistered(router_id, info.incarnation))
         workers = [SendToGateway(info.name, self._worker(worker)) for worker in sorted(self.state.workers)]
-        return [registered, *workers, *orders]
+        pools = [] if self._pools is None else [SendToGateway(info.name, self._pools)]
+        return [registered, *workers, *pools, *orders]
 
-    def lose(self, gateway: str) -> Orders:
-        """A gateway has ended, or is silent."""
+    def lose(self, gateway: str, away_since_s: float | None = None) -> Orders:
+        """A gateway has ended or, since `away_since_s`, is silent or disconnected."""
         view = self.by_name.pop(gateway, None)
+        if away_since_s is None:
+            self._away.pop(gateway, None)
         if view is None:
             return []
+        if away_since_s is not None:
+            self._away[gateway] = away_since_s
         for pair in [pair for pair in self._reported if pair[0] == gateway]:
             del self._reported[pair]
         self.state.cut.pop(gateway, None)
@@ -105,6 +121,12 @@ class Gateways:
         self._looked_s = now
         return sorted(name for name, view in self.by_name.items() if view.last_message_s < now - lost_after_s)
 
+    def kills(self, now: float) -> list[Kill]:
+        """Gateways that do not return: the kernel gives their processes connections for as long as they exist."""
+        overdue = sorted(name for name, since_s in self._away.items() if now - since_s > KILL_AFTER_S)
+        self._away |= dict.fromkeys(overdue, now)
+        return [Kill(name) for name in overdue]
+
     def on_worker_joined(self, worker: str) -> Orders:
         """Introduce a worker and the gateways to each other, the gateways first."""
         names = sorted(self.by_name)
@@ -116,6 +138,22 @@ class Gateways:
         for pair in [pair for pair in self._reported if pair[1] == worker]:
             self.on_reached(*pair)
         return [SendToGateway(gateway, WorkerLeft(worker)) for gateway in sorted(self.by_name)]
+
+    @property
+    def pools(self) -> ServingPools:
+        """Which pools have a worker that serves now."""
+        prefill, decode = (self.state.pool(role, RoleName.MIXED) for role in (RoleName.PREFILL, RoleName.DECODE))
+        return ServingPools(bool(prefill), bool(decode))
+
+    def changed_pools(self, now: float) -> Orders:
+        """Send every gateway which pools have a worker that serves, if that has changed."""
+        pools = self.pools
+        if pools == self._pools:
+            return []
+        if self._pools is None and pools.missing and now < self.started_s + self.config.no_workers_grace_s:
+            return []
+        self._pools = pools
+        return [SendToGateway(name, pools) for name in sorted(self.by_name)]
 
     def on_unreachable(self, gateway: str, worker: str, now: float) -> None:
         """The worker has had no connection to the gateway for a while: place no request of the one on the other."""

@@ -10,9 +10,9 @@ from baton.protocol.errors import BatonError, InvalidRequest, NoWorkers, Overloa
 from baton.protocol.gateway_messages import Submit
 from baton.protocol.latency import Latency
 from baton.protocol.worker import RoleName
-from baton.router.core.events import Stopped
 from baton.router.core.live_request import LiveRequest
 from baton.router.core.operation import PROBE
+from baton.router.core.timeline import opened
 from baton.router.policy.cluster_state import ClusterState
 from baton.router.policy.output_length import OutputLength, chain_nodes
 
@@ -40,6 +40,7 @@ class Intake:
                 f"{whose} has {count} answers under way, as many as it may have at once "
                 "(access.max_streams_per_tenant): wait until one has ended.",
                 retry_after_s=1.0,
+                cause="tenant_streams",
             )
         self._look(now)
         if not self._patient(now):
@@ -61,6 +62,7 @@ class Intake:
             resumed_from=submit.num_emitted,
             opened_s=latency.arrival_s,
             submission=submit.submission,
+            timeline=opened(submit.trace, now),
         )
 
     def ended(self, live: LiveRequest) -> None:
@@ -70,12 +72,12 @@ class Intake:
             if not self._streams[live.tenant]:
                 del self._streams[live.tenant]
 
-    def answer(self, live: Mapping[str, LiveRequest], now: float) -> list[tuple[str, Stopped]]:
-        """The ends of requests that no worker can serve, once there is a decode worker or their grace is over."""
+    def answer(self, live: Mapping[str, LiveRequest], now: float) -> list[tuple[str, BatonError]]:
+        """The requests that no worker can serve, and why, once there is a decode worker or their grace is over."""
         self._look(now)
         if not self._waiting or self._patient(now):
             return []
-        refused: list[tuple[str, Stopped]] = []
+        refused: list[tuple[str, BatonError]] = []
         for request_id in self._waiting:
             request = live.get(request_id)
             if request is None or request.closed:
@@ -83,7 +85,7 @@ class Intake:
             try:
                 self._check_capacity(request.submit)
             except BatonError as error:
-                refused.append((request_id, Stopped(None, error)))
+                refused.append((request_id, error))
         self._waiting.clear()
         return refused
 

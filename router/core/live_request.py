@@ -21,6 +21,7 @@ from baton.protocol.handoff import HandoffReport, HandoffState, HandoffStep, adv
 from baton.protocol.latency import Latency
 from baton.protocol.request import FinishReason
 from baton.router.core.completion import Completion
+from baton.router.core.timeline import Timeline
 from baton.router.policy.cluster_state import RunningSequence
 from baton.router.policy.output_length import Prediction
 from baton.router.policy.placement import PlacementInput
@@ -140,6 +141,8 @@ class LiveRequest:
     report: HandoffReport | None = None  # on its first handoff
     assignees: set[str] = field(default_factory=set)  # workers ever assigned part of it: their messages about it count
     stays_until_s: float = 0.0  # a migration has failed: the next is not tried before
+    restarted_for: str = ""  # why it has started over, the last time
+    timeline: Timeline | None = None  # None: it is not sampled
     booked: dict[str, Hold] = field(default_factory=dict)  # what the ledger has of it (ledger.py)
 
     @property
@@ -279,4 +282,6 @@ class LiveRequest:
             migrations=self.migrations,
             handoff=self.report,
             submission=self.submission,
+            handoffs_failed=self.retries.handoffs_failed,
+            timeline=self.timeline,
         )

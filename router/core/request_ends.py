@@ -148,6 +148,7 @@ def start_over(request: LiveRequest, reason: str) -> list[Output]:
         orders += [MigrationEnded(None, reason)] if request.migrating else []
     request.phase, request.runner, request.runs_on, request.leaves = Phase.QUEUED, None, "", ""
     request.handoff = request.sequence = None
+    request.restarted_for = reason
     if asks:
         request.phase = Phase.ASKING
         orders.append(SendToGateway(request.gateway, AskEmitted(request.request_id)))

@@ -14,6 +14,7 @@ from baton.router.core.commands import Command, RequestCompleted, SendToGateway,
 from baton.router.core.dispatch import DecodeUnreachable, Dispatch, FoundDecode
 from baton.router.core.events import (
     Adopted,
+    Claimed,
     CutOff,
     DecodeFound,
     End,
@@ -35,6 +36,8 @@ from baton.router.core.gateways import Gateways
 from baton.router.core.intake import Intake
 from baton.router.core.live_request import LiveRequest, Phase
 from baton.router.core.operations import RETRY_S, Operations
+from baton.router.core.phases import observe
+from baton.router.core.refusals import Refusals
 from baton.router.core.request_machine import RequestMachine, UnexpectedEvent
 from baton.router.core.transfers import Transfers
 from baton.router.policy.cluster_state import ClusterState
@@ -59,6 +62,7 @@ class Requests:
     claim_within_s: float
     live: dict[str, LiveRequest]  # by request id
     refused: int = 0
+    refusals: Refusals = field(default_factory=Refusals)
     strict: bool = False  # raise for an event that no request should get, as tests want it; else it is counted
     unexpected: Counter[str] = field(default_factory=Counter)
     events: deque[tuple[str, Event]] = field(default_factory=deque)
@@ -72,6 +76,11 @@ class Requests:
         """A request enters the router."""
         self.dispatch.arrived(live.tenant)
         self.live[live.request_id] = live
+
+    def refuse(self, request_id: str, error: BatonError, now: float) -> None:
+        """End a request that no worker has."""
+        self.refusals.add(request_id, self.live[request_id].gateway, error, now)
+        self.events.append((request_id, Stopped(None, error)))
 
     def take(self, action: Command | tuple[str, Event]) -> None:
         """A command for the shell, or an event of a request."""
@@ -139,8 +148,8 @@ class Requests:
             return
         event: Event
         match message:
-            case messages.FirstToken():
-                event = FirstToken(worker)
+            case messages.FirstToken(_, chunk_ages_s):
+                event = FirstToken(worker, chunk_ages_s)
             case messages.SequenceEnded(_, reason, num_tokens):
                 event = Finished(reason, worker, num_tokens)
             case _:
@@ -177,7 +186,7 @@ class Requests:
                     self._route(self.live[request_id], decision, now)
                 case Refuse(request_id, error):
                     self.refused += 1
-                    self.events.append((request_id, Stopped(None, error)))
+                    self.refuse(request_id, error, now)
                 case FoundDecode(request_id, worker):
                     self.events.append((request_id, DecodeFound(worker)))
                 case DecodeUnreachable(request_id):
@@ -188,6 +197,10 @@ class Requests:
         output = live.prediction.distribution
         self._charge(live, output.remaining(live.submit.num_emitted), live.num_tokens)
         self.explanations.decided(live.request_id, self.dispatch.placement.name, decision, output)
+        cached = self.state.cached_on(decision.prefill, live.page_keys, live.num_tokens)
+        self.explanations.totals.placed(live.num_tokens, cached)
+        if live.timeline is not None:
+            live.timeline.decided_by = self.dispatch.placement.name
         self._advance(live.request_id, Placed(decision), now)
 
     def _advance(self, request_id: str, event: Event, now: float) -> None:
@@ -205,6 +218,8 @@ class Requests:
                 raise
             self.unexpected[error.message] += 1
             return
+        if live.timeline is not None or isinstance(event, Claimed):
+            observe(live, event, now)
         ledger.update(live, self.state, now)
         wait = live.waits_for
         if wait is None and waited is not None:
@@ -243,7 +258,7 @@ class Requests:
         if error is None:
             self.output_length.observe(live.prediction, completion.output_tokens, reason is FinishReason.LENGTH)
         self._charge(live, completion.output_tokens - live.resumed_from)
-        self.explanations.ended(completion)
+        self.explanations.ended(completion, now)
         if self.gateways.has_registered(live.gateway, live.gateway_incarnation):
             self.commands.append(SendToGateway(live.gateway, completion.message))
         self.commands.append(RequestCompleted(completion))

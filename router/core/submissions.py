@@ -61,9 +61,9 @@ class Submissions:
         self.requests.commands += self.gateways.register(message, self.router_id, now)
         self.requests.on_gateway_registered(name, message.info.incarnation, message.request_ids, now)
 
-    def lose(self, gateway: str, now: float) -> None:
-        """A gateway has ended, or is silent: another one may claim its requests."""
-        self.requests.commands += self.gateways.lose(gateway)
+    def lose(self, gateway: str, now: float, certain: bool = True) -> None:
+        """A gateway has ended, or (not `certain`) is away: another one may claim its requests."""
+        self.requests.commands += self.gateways.lose(gateway, None if certain else now)
         self.requests.on_gateway_lost(gateway, now)
 
     def _submit(self, gateway: str, submit: Submit, now: float) -> None:
@@ -81,6 +81,7 @@ class Submissions:
             if not (submit.resumed and self._resumes(submit.request_id, now)):
                 self.requests.dispatch.check_queue(self.config.max_queued, now)
         except BatonError as error:
+            self.requests.refusals.add(submit.request_id, gateway, error, now)
             self.requests.commands.append(SendToGateway(gateway, failure(submit.request_id, error, submit.submission)))
             return
         live = self.intake.open(submit, gateway, incarnation, now)

@@ -166,6 +166,16 @@ class Transfers:
         """Every send order, by reservation id, that its source has yet to answer."""
         return {one: transfer for one, transfer in self._transfers.items() if not transfer.orphaned}
 
+    @property
+    def num_fenced(self) -> int:
+        """Reservations that are held because the write of a stalled or dead worker may still arrive."""
+        return sum(transfer.stalled or transfer.orphaned for transfer in self._transfers.values())
+
+    @property
+    def num_broken(self) -> int:
+        """Pairs of workers that cannot exchange pages now."""
+        return len(self._broken)
+
     def holds(self, reservation_id: str) -> bool:
         """Whether the reservation is kept open because a write into it is still possible."""
         return reservation_id in self._transfers

@@ -11,6 +11,7 @@ from baton.harness.provenance import ROOT
 from benchmarks.all import command, main, run, trace_for
 from benchmarks.catalog import BENCHMARKS, Benchmark
 
+pytestmark = pytest.mark.ray
 RUN_HERE = [benchmark for benchmark in BENCHMARKS if not benchmark.own_test]
 
 

@@ -133,14 +133,13 @@ def _unwritable(tmp_path: Path) -> Path:
 
 
 def test_an_unwritable_home_is_reported_before_anything_starts(environment: dict[str, str], tmp_path: Path) -> None:
-    rays = set(Path("/tmp").glob("baton-ray-*"))
     started = time.monotonic()
     done = _baton({**environment, "BATON_HOME": str(_unwritable(tmp_path))}, "up", "--port", "0", "--admin-port", "0")
     assert "BATON_HOME" in done.stderr
     assert "not a directory" in done.stderr
     assert done.returncode == 1
     assert time.monotonic() - started < 30  # importing and reading the model, no Ray
-    assert set(Path("/tmp").glob("baton-ray-*")) <= rays
+    assert "starting" not in done.stderr
 
 
 @pytest.mark.parametrize(

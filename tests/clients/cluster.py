@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import openai
@@ -68,10 +69,15 @@ class Served:
 
 
 @contextmanager
-def serve(pools: dict[str, int], policy: str = "least_loaded", access: AccessSection | None = None) -> Iterator[Served]:
-    """A cluster of the built-in model; at the end no page may be held."""
+def serve(
+    pools: dict[str, int],
+    policy: str = "least_loaded",
+    access: AccessSection | None = None,
+    checkpoint: Path = CHECKPOINT,
+) -> Iterator[Served]:
+    """A cluster of this model; at the end no page may be held."""
     with running_loop() as loop:
-        router_config, worker_config = plans(CHECKPOINT, CONTEXT_TOKENS, 600, policy=policy, chunk_tokens=128)
+        router_config, worker_config = plans(checkpoint, CONTEXT_TOKENS, 600, policy=policy, chunk_tokens=128)
         router_config = replace(router_config, access=access or AccessSection())
         cluster = ProcessCluster(router_config, worker_config, pools)
         asyncio.run_coroutine_threadsafe(cluster.__aenter__(), loop).result(TIMEOUT_S)

@@ -79,7 +79,7 @@ def restartable() -> Iterator[RestartableRouter]:
             router.start()
             for worker in workers:
                 worker.start()
-            run(_until_all_serve(gateway, len(workers)))
+            run(_until_ready(gateway))
             yield router
         finally:
             run(gateway.stop(0.0))
@@ -88,8 +88,7 @@ def restartable() -> Iterator[RestartableRouter]:
                 process.join()
 
 
-async def _until_all_serve(gateway: RunningGateway, num_workers: int) -> None:
+async def _until_ready(gateway: RunningGateway) -> None:
     async with asyncio.timeout(TIMEOUT_S):
-        await gateway.registered()
-        while len(gateway.driver.session.workers) < num_workers:
+        while not gateway.driver.ready:
             await asyncio.sleep(0.01)

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from baton.config.memory import GIB
+from baton.config.parse import parse_config
 from baton.config.resolve import MachineFacts, ModelFacts, resolve
-from baton.config.schema import parse_config
 from baton.protocol.errors import ConfigError
 
 MACHINE = MachineFacts(cores=8, memory_available_bytes=16 * GIB, fast_bfloat16=False)

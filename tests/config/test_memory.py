@@ -18,8 +18,8 @@ from baton.config.memory import (
     check_more_memory,
     cluster_bytes,
 )
+from baton.config.parse import parse_config
 from baton.config.resolve import MachineFacts, ModelFacts, Resolved, resolve
-from baton.config.schema import parse_config
 from baton.protocol.errors import ConfigError
 
 # Pages of 1 MiB in float32, of which a request needs 17; 100 MiB of weights.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from baton.config.parse import parse_config
 from baton.config.placement import demand, groups
 from baton.config.resolve import Resolved, resolve
-from baton.config.schema import parse_config
 from baton.protocol.errors import ConfigError
 from tests.config.test_config import MACHINE, MODEL
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from baton.config.parse import parse_config
 from baton.config.reference import cluster_toml, sections, with_tables
-from baton.config.schema import parse_config
 from baton.deploy import config_files as command
 
 

@@ -14,8 +14,9 @@ import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from baton.cli.main import app
+from baton.config.parse import parse_config
 from baton.config.placement import check_placement, demand
-from baton.config.schema import BatonConfig, parse_config
+from baton.config.schema import BatonConfig
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 CLUSTER_FILES = ["ray-aws.yaml", "ray-gcp.yaml", "ray-local.yaml"]
@@ -83,21 +84,21 @@ def test_every_pool_has_its_group_of_pods_and_all_have_one_image() -> None:
     templates = [group["template"]["spec"] for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"])]
     assert len({container["image"] for template in templates for container in template["containers"]}) == 1
     for template in templates:
-        volumes = {volume["name"] for volume in template["volumes"]}
-        assert {mount["name"] for mount in template["containers"][0]["volumeMounts"]} == volumes
+        volumes = {volume["name"] for volume in template.get("volumes", [])}
+        assert {mount["name"] for mount in template["containers"][0].get("volumeMounts", [])} == volumes
     config = parse_config(documents["ConfigMap"]["data"]["cluster.toml"])
     groups = {group["groupName"]: group for group in spec["workerGroupSpecs"]}
-    assert list(groups) == _pools(config)
-    for pool, group in groups.items():
-        wanted = demand(config, pool)
+    assert list(groups) == ["gateway", *_pools(config)]
+    for pool in _pools(config):
+        group, wanted = groups[pool], demand(config, pool)
         assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
         assert group["maxReplicas"] >= getattr(config.pools, pool)
         assert wanted.labels == group["labels"]
         limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
         has = {"CPU": limits["cpu"], "GPU": limits["nvidia.com/gpu"], **group["resources"]}
         assert all(float(has[taken]) >= amount for taken, amount in wanted.bundle.items())
-    ports = {port["containerPort"] for port in templates[0]["containers"][0]["ports"]}
-    assert config.gateway.port in ports
+    assert demand(config, "gateway").bundle.items() <= {"baton_gateway": 1.0}.items()
+    assert groups["gateway"]["maxReplicas"] >= config.pools.gateways
 
 
 def test_the_job_runs_on_that_cluster_with_the_configuration_it_mounts() -> None:

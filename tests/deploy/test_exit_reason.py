@@ -54,6 +54,12 @@ Extension modules: numpy, torch (total: 2)
             False,
             "its process ended; the last line of its log: OSError: no device",
         ),
+        (
+            '{"level":"ERROR","message":"It failed.","exception":"Traceback\\nOSError: no device"}\n'
+            '{"level":"INFO","message":"a later line"}\n',
+            False,
+            "its process ended; the last line of its log: OSError: no device",
+        ),
         ("a warning\n", True, f"its process was killed by the kernel for memory; {FREE}"),
     ],
 )
@@ -79,7 +85,8 @@ def test_the_newest_log_of_a_process_that_ended_is_read(tmp_path: Path) -> None:
     )
     for age, (name, text, pid) in enumerate(logs):
         path = tmp_path / f"worker-{age}-01000000-{pid}.err"
-        path.write_text(f":job_id:1\n{FIRST_WORDS.format(name)}{text}\n")
+        first = f'{{"level":"INFO","message":"{FIRST_WORDS.format(name)}"}}' if age % 2 else FIRST_WORDS.format(name)
+        path.write_text(f":job_id:1\n{first}\n{text}\n")
         os.utime(path, (1000 - age, 1000 - age))
     assert log_of("decode-0", tmp_path) == "new\n"
     assert log_of("decode-0", tmp_path, since_s=1000.0) is None

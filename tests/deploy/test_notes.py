@@ -32,6 +32,14 @@ def test_a_second_cluster_does_not_overwrite_the_note_of_the_first(tmp_path: Pat
     assert running_cluster(tmp_path) is None
 
 
+def test_the_page_has_an_address_if_operators_have_http() -> None:
+    assert replace(CLUSTER, admin_http_address="").page_url == ""
+    here = replace(CLUSTER, admin_http_address="127.0.0.1:8001")
+    assert here.page_url == "http://127.0.0.1:8001/"
+    encrypted = replace(here, resolved={"config": {"access": {"tls_certificate": "server.crt"}}})
+    assert encrypted.page_url == "https://127.0.0.1:8001/"
+
+
 def test_a_removed_note_is_not_written_again_by_a_late_command(tmp_path: Path) -> None:
     claim_note(CLUSTER, tmp_path)
     remove_note(CLUSTER.id, tmp_path)

@@ -15,7 +15,7 @@ import pytest
 
 from baton.builtin_model import CHECKPOINT
 from baton.client.client import AsyncClient
-from baton.config.schema import parse_config
+from baton.config.parse import parse_config
 from baton.deploy.local_ray import free_port
 from baton.deploy.preflight import check_addresses, check_note, ray_host
 from baton.gateway.build import start_gateway
@@ -33,7 +33,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def _check(host: str = "127.0.0.1", port: int = 0, admin_host: str = "127.0.0.1", admin_port: int = 0) -> None:
-    gateway, router = {"host": host, "port": port}, {"admin_host": admin_host, "admin_port": admin_port}
+    gateway = {"host": host, "port": port, "http_port": 0}
+    router = {"admin_host": admin_host, "admin_port": admin_port, "admin_http_port": 0}
     check_addresses(parse_config("", {"gateway": gateway, "router": router}))
 
 
@@ -60,9 +61,19 @@ def test_another_address_is_refused_with_its_key(host: str) -> None:
     assert "router.admin_host" in _refusal(admin_host=host)
 
 
+def test_the_port_for_metrics_is_one_of_its_own() -> None:
+    port = free_port()
+    gateway = {"port": port, "http_port": 0, "metrics_port": port}
+    config = parse_config("", {"gateway": gateway, "router": {"admin_port": 0, "admin_http_port": 0}})
+    with pytest.raises(ConfigError, match=f"gateway.port and gateway.metrics_port are both {port}"):
+        check_addresses(config)
+
+
 def test_the_address_of_gateways_on_other_nodes_is_not_checked_here() -> None:
     gateway, placed = {"host": "203.0.113.9", "port": 0, "http_port": 0}, {"gateway": {"labels": {"pool": "gateway"}}}
-    check_addresses(parse_config("", {"gateway": gateway, "placement": placed, "router": {"admin_port": 0}}))
+    check_addresses(
+        parse_config("", {"gateway": gateway, "placement": placed, "router": {"admin_port": 0, "admin_http_port": 0}})
+    )
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
@@ -140,7 +151,7 @@ WITHOUT_IPV4 = f"""
 {LOOPBACK_IPV6_ONLY}
 exec "$0" -c "
 import subprocess
-from baton.config.schema import parse_config
+from baton.config.parse import parse_config
 from baton.protocol.errors import ConfigError
 from baton.deploy.local_ray import free_port, loopback
 from baton.deploy.preflight import check_addresses, ray_host

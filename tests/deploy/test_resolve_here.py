@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from baton.config.schema import parse_config
+from baton.config.parse import parse_config
 from baton.deploy.cluster import resolve_here
 from baton.deploy.machine import machine_facts
 from baton.protocol.errors import ModelError

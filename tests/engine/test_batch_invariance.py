@@ -54,6 +54,7 @@ def in_two_threads(compute: Callable[[], list[list[SampledToken]]]) -> list[list
         torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", BOUND)
 def test_other_batches_give_the_same_tokens_but_for_near_ties_of_the_dtype(
     tmp_path: Path, dtype: str, record_property: Callable[[str, object], None]

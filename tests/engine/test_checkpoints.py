@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer as FastTokenizer
 
-from baton.config.schema import parse_config
+from baton.config.parse import parse_config
 from baton.deploy.cluster import resolve_here
 from baton.engine.checkpoint import check_weights, model_id, read_config, resolve_model
 from baton.engine.tokenizer import Tokenizer

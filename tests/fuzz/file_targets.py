@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
-from baton.config.schema import parse_config
+from baton.config.parse import parse_config
 from baton.deploy import running
 from baton.engine.checkpoint import model_id, read_config, read_sampling_defaults
 from baton.engine.checkpoint_tensors import checkpoint_targets

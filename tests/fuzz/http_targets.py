@@ -13,8 +13,8 @@ from baton.gateway.http.ask import Ask
 from baton.gateway.http.chat import parse_chat
 from baton.gateway.http.common_fields import REFUSED
 from baton.gateway.http.completions import parse_completion
-from baton.gateway.http.errors import error_response
 from baton.gateway.http.models import parse_detokenize, parse_tokenize
+from baton.http.errors import error_response
 from baton.protocol.errors import BatonError
 from baton.protocol.sampling import with_defaults
 from tests.fuzz.inputs import json_bytes, mutated_bytes, mutated_json

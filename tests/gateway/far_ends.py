@@ -21,6 +21,7 @@ from baton.protocol.gateway_messages import (
     Placed,
     RegisterGateway,
     RequestEnded,
+    ServingPools,
     StepOutput,
     Submit,
     TokenOutput,
@@ -64,7 +65,8 @@ class FarEnds:
         for message in batch:
             if isinstance(message, RegisterGateway):
                 key = public_key(self.secret, WORKER) if self.secret else ""
-                self.router.send(peer, [GatewayRegistered("router", incarnation), WorkerJoined(WORKER, key)])
+                joined = WorkerJoined(WORKER, key)
+                self.router.send(peer, [GatewayRegistered("router", incarnation), joined, ServingPools(True, True)])
                 if self.worker is None:
                     self.worker = self._connected(message.info.worker_address)
             elif isinstance(message, Submit):

@@ -15,13 +15,22 @@ from baton.gateway.build import start_gateway
 from baton.gateway.grpc_service import SERVICE
 from baton.links.keys import new_secret
 from baton.protocol.errors import Cancelled, ConfigError, NoRouter
-from baton.protocol.gateway_messages import GatewayLoad, RegisterGateway, RequestEnded, StopRequest, Submit, WorkerLeft
+from baton.protocol.gateway_messages import (
+    GatewayLoad,
+    RegisterGateway,
+    RequestEnded,
+    ServingPools,
+    StopRequest,
+    Submit,
+    WorkerLeft,
+)
 from baton.protocol.session_messages import Goodbye
 from baton.protocol.v1 import inference_pb2, inference_pb2_grpc
 from tests.gateway.far_ends import GATEWAY, WORKER, FarEnds, config, gateway
 from tests.waiting import until_async
 
 PROMPT = [5, 6, 7]
+SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 SMALL_WINDOW = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 4096)]  # Else megabytes may be in flight
 
 
@@ -64,13 +73,13 @@ def test_the_router_learns_where_workers_and_clients_connect_and_gets_the_load_u
     asyncio.run(scene())
 
 
-def test_without_a_router_a_request_waits_and_then_fails_and_health_checks_fail() -> None:
+def test_without_a_router_a_request_waits_and_then_fails() -> None:
     async def scene() -> None:
         running = await start_gateway(config(router_grace_s=0.5))
         try:
             async with grpc.aio.insecure_channel(running.addresses.public) as channel:
                 health = health_pb2_grpc.HealthStub(channel)
-                assert (await health.Check(health_pb2.HealthCheckRequest())).status == 1
+                assert (await health.Check(health_pb2.HealthCheckRequest())).status == NOT_SERVING
                 call = inference_pb2_grpc.InferenceStub(channel).Generate(
                     inference_pb2.GenerateRequest(token_ids=inference_pb2.TokenIds(ids=PROMPT))
                 )
@@ -78,13 +87,61 @@ def test_without_a_router_a_request_waits_and_then_fails_and_health_checks_fail(
                     await call.read()
                 assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
                 assert ("baton-error", NoRouter.__name__) in tuple(caught.value.trailing_metadata() or ())
-                for service in ("", SERVICE):
-                    watched = health.Watch(health_pb2.HealthCheckRequest(service=service))
-                    async for response in watched:
-                        if response.status == health_pb2.HealthCheckResponse.NOT_SERVING:
-                            break
         finally:
             await running.stop(0.0)
+
+    asyncio.run(scene())
+
+
+def test_a_gateway_that_stops_fails_its_health_check_while_a_stream_goes_on() -> None:
+    async def scene() -> None:
+        far = FarEnds()
+        far.start()
+        running = await start_gateway(replace(config(), router_address=far.router.address))
+        async with grpc.aio.insecure_channel(running.addresses.public) as channel:
+            watched = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=SERVICE))
+            while (await watched.read()).status != SERVING:
+                pass
+            request = inference_pb2.GenerateRequest(request_id="r", token_ids=inference_pb2.TokenIds(ids=PROMPT))
+            request.sampling.max_tokens = 2
+            call = inference_pb2_grpc.InferenceStub(channel).Generate(request)
+            await far.until(Submit)
+            stopping = asyncio.create_task(running.stop(20.0))
+            assert (await watched.read()).status == NOT_SERVING
+            assert str(running.driver.unready) == "This gateway is stopping."
+            watched.cancel()
+            await far.send_tokens("r", range(2), ends=True)
+            ends = [response.finish.usage.output_tokens async for response in call if response.HasField("finish")]
+            assert ends == [2]
+            await stopping
+        far.close()
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize("service", ["", SERVICE])
+def test_a_health_check_follows_the_router_and_the_pools(service: str) -> None:
+    async def scene() -> None:
+        async with (
+            gateway(router_grace_s=0.3) as (running, far),
+            grpc.aio.insecure_channel(running.addresses.public) as channel,
+        ):
+            watched = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=service))
+
+            async def until(status: int) -> None:
+                while (await watched.read()).status != status:
+                    pass
+
+            await until(SERVING)
+            far.router.send(GATEWAY, [ServingPools(True, False)])
+            await until(NOT_SERVING)
+            far.router.send(GATEWAY, [ServingPools(True, True)])
+            await until(SERVING)
+            far.stop_router()
+            await until(NOT_SERVING)
+            far.restart_router()
+            await until(SERVING)
+            watched.cancel()
 
     asyncio.run(scene())
 

@@ -11,8 +11,9 @@ from baton.gateway.core.stream import TextToken
 from baton.gateway.subscription import Subscription
 from baton.protocol.errors import Cancelled
 from baton.protocol.latency import Latency
-from baton.protocol.request import FinishReason
+from baton.protocol.request import FinishReason, Request, SamplingParams
 
+REQUEST = Request("r", (5,), SamplingParams())
 END = StreamEnd("r", FinishReason.LENGTH, None, 1, 3, 0, "", Latency(0.0))
 
 
@@ -22,7 +23,7 @@ def _token(index: int) -> TextToken:
 
 def test_what_comes_in_one_turn_of_the_loop_is_read_at_once() -> None:
     async def scene() -> None:
-        subscription = Subscription("r")
+        subscription = Subscription(REQUEST, "grpc")
         reader = asyncio.create_task(subscription.next())
         await asyncio.sleep(0)
         for index in range(2):
@@ -37,7 +38,7 @@ def test_what_comes_in_one_turn_of_the_loop_is_read_at_once() -> None:
 
 def test_what_came_before_the_reader_is_not_waited_for() -> None:
     async def scene() -> None:
-        subscription = Subscription("r")
+        subscription = Subscription(REQUEST, "grpc")
         subscription.show([_token(0)])
         assert [token.index for token in (await subscription.next())[0]] == [0]
         waiting = asyncio.create_task(subscription.next())
@@ -53,7 +54,7 @@ def test_what_came_before_the_reader_is_not_waited_for() -> None:
 
 def test_an_error_drops_what_is_unread() -> None:
     async def scene() -> None:
-        subscription = Subscription("r")
+        subscription = Subscription(REQUEST, "grpc")
         subscription.show([_token(0)])
         subscription.fail(Cancelled("taken over"))
         with pytest.raises(Cancelled, match="taken over"):

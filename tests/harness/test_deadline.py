@@ -10,6 +10,7 @@ import psutil
 import pytest
 
 from baton.harness.provenance import ROOT
+from tests.waiting import until
 
 HANGS = """
 import asyncio, subprocess, sys, time
@@ -45,7 +46,7 @@ def test_a_hanging_benchmark_ends_with_an_error_message_and_no_child_processes(e
     assert "wait_for_nothing" in done.stderr or "asyncio" in done.stderr  # where it stood
     assert "taken down" in done.stdout
     child = int(pid.read_text())
-    assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
+    until(lambda: not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE, timeout_s=5)
 
 
 def test_a_real_benchmark_ends_at_the_deadline_it_is_given(tmp_path: Path) -> None:

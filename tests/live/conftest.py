@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 import baton
+from baton.config.parse import parse_config
 from baton.config.resolve import MachineFacts, ModelFacts, resolve
-from baton.config.schema import parse_config
 from baton.deploy.launcher import start_cluster, stop_cluster
 from baton.deploy.local_ray import LocalRay, start_local_ray
 from baton.deploy.ray_connection import connected
@@ -95,7 +95,7 @@ def start_live(
             **engine,
         },
         "gateway": {"port": 0, "http_port": 0},
-        "router": {"admin_port": 0, "policy": policy},
+        "router": {"admin_port": 0, "admin_http_port": 0, "policy": policy},
         "model": {"dtype": "float32"},
     }
     resolved = resolve(parse_config("", overrides), MachineFacts(2, 1 << 32, False), facts)

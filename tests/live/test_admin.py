@@ -19,6 +19,8 @@ from tests.cli.commands import BATON
 from tests.live.conftest import Live
 from tests.plans import gateway_config, router_config
 
+pytestmark = pytest.mark.ray
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

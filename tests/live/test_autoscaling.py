@@ -18,6 +18,8 @@ import baton
 from baton.deploy.local_ray import LocalRay, free_port, start_local_ray
 from tests.waiting import until
 
+pytestmark = pytest.mark.ray
+
 ROOT = Path(__file__).resolve().parents[2]
 PROMPTS = [
     [3 + (7 * index + position) % 300 for position in range(length)] for index, length in enumerate((5, 70, 150))

@@ -14,6 +14,8 @@ from baton.deploy.launcher import stop_cluster
 from baton.deploy.local_ray import LocalRay
 from tests.live.conftest import Live, start_live
 
+pytestmark = pytest.mark.ray
+
 
 @pytest.fixture(scope="module")
 def builtin(ray_head: LocalRay) -> Iterator[Live]:

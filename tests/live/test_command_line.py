@@ -16,6 +16,8 @@ from tests.cli.commands import BATON
 from tests.live.commands import ROOT, baton_command, left_behind
 from tests.waiting import until
 
+pytestmark = pytest.mark.ray
+
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
@@ -33,7 +35,7 @@ def test_up_status_generate_down(environment: dict[str, str], rays_before: set[s
     try:
         assert up.returncode == 0, up.stderr
         assert "decode-0" in up.stderr
-        assert "Serving on" in up.stdout
+        assert "Serving on" in up.stdout and "in a browser: http://127.0.0.1:" in up.stdout
         again = baton_command(environment, "up")
         assert again.returncode == 1
         assert "baton down" in again.stderr

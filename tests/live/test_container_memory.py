@@ -24,7 +24,7 @@ WHY_NOT = "" if os.geteuid() == 0 and all(path.is_dir() for path in V1) else "Ne
 MIB = 1 << 20
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)]
 
 
 @pytest.fixture

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import Iterator
+from operator import lt
 
 import pytest
 
 import baton
-from tests.live.wired import FAR_GATEWAY, Wired, all_decoding, check, incarnations, wire
+from baton.client.stream import AsyncTokenStream
+from tests.live.wired import (
+    FAR_GATEWAY,
+    Wired,
+    all_decoding,
+    check,
+    check_tokens,
+    incarnations,
+    streams_decoding,
+    tokens_within,
+    wire,
+)
 from tests.reliability.cables import why_not
 
 _WHY_NOT = why_not()
@@ -21,19 +35,33 @@ def wired() -> Iterator[Wired]:
         yield made
 
 
+async def _read(stream: AsyncTokenStream, tokens: list[baton.Token]) -> None:
+    """Add tokens until the stream is cancelled."""
+    with contextlib.suppress(baton.Cancelled):
+        async for token in stream:
+            tokens.append(token)
+
+
 async def _from_the_gateway(wired: Wired, client: baton.AsyncClient) -> None:
     """A worker reaches router and peers but not the gateway: what it decodes for it starts over elsewhere."""
-    state, before = wired.cluster.router.driver.core.state, incarnations(wired)
-    victim, answers = await all_decoding(wired, client, 7, max_tokens=3000)  # It takes 7 s to find the cut
+    core, before = wired.cluster.router.driver.core, incarnations(wired)
+    victim, streams, first = await streams_decoding(wired, client, 7, max_tokens=3000)  # It takes 7 s to find the cut
+    received = [[token] for token in first]
+    reading = asyncio.gather(*map(_read, streams, received))
     wired.cables.cut_to(victim, wired.cables.address, wired.gateway_port)
-    await answers
-    assert victim in state.cut["gateway-0"]
-    moved = [answer for answer in answers.result() if answer.attempts == 2]
-    assert moved
-    assert victim not in {answer.decode_worker for answer in moved}
-    await check(client, answers.result(), 7)  # while the cable is still cut
+    live = list(core.requests.live.values())
+    await wired.cluster.until(lambda: all(record.decoding and record.decode_worker != victim for record in live))
+    assert victim in core.state.cut["gateway-0"]
+    assert {record.attempts for record in live} == {1, 2}
+    so_far = list(map(len, received))
+    await wired.cluster.until(lambda: all(map(lt, so_far, map(len, received))))
+    assert not reading.done()
+    for stream in streams:
+        stream.cancel()
+    await reading
+    await check_tokens(client, received, 7)  # while the cable is still cut
     wired.cables.heal(victim)
-    await wired.cluster.until(lambda: not state.cut)
+    await wired.cluster.until(lambda: not core.state.cut)
     assert incarnations(wired) == before
 
 
@@ -45,7 +73,8 @@ async def _gateway_from_the_router(wired: Wired, client: baton.AsyncClient) -> N
     """Streams go on while their gateway does not reach the router, which gives it up, and end after its return."""
     gateways = wired.cluster.router.driver.core.gateways
     async with baton.AsyncClient(wired.far_address, give_up_s=0.0) as far:
-        _, answers = await all_decoding(wired, far, 10, max_tokens=3000)
+        long = await tokens_within(8.0, far, 11, at_most=3000)  # It takes 3 s to give it up
+        _, answers = await all_decoding(wired, far, 10, max_tokens=long)
         wired.cables.cut_to(FAR_GATEWAY, wired.cables.address, wired.worker_port)
         wired.cables.cut_from(FAR_GATEWAY, wired.cables.address, wired.worker_port)
         await wired.cluster.until(lambda: FAR_GATEWAY not in gateways)

@@ -13,6 +13,8 @@ import pytest
 
 from tests.live.test_command_line import BATON, ROOT
 
+pytestmark = pytest.mark.ray
+
 
 def _worker(before: set[str]) -> psutil.Process:
     """The process of prefill-0 in a Ray started since."""

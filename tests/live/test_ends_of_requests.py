@@ -16,6 +16,8 @@ from baton.client.errors import Cancelled, DeadlineExceeded, InvalidRequest
 from baton.protocol.v1 import inference_pb2, inference_pb2_grpc
 from tests.live.conftest import CONTEXT_TOKENS, Live
 
+pytestmark = pytest.mark.ray
+
 LONG: dict[str, Any] = {"max_tokens": 150, "ignore_eos": True}
 
 

@@ -18,6 +18,8 @@ from baton.deploy.local_ray import LocalRay
 from tests.live.commands import ROOT
 from tests.live.conftest import Live, start_live
 
+pytestmark = pytest.mark.ray
+
 EXAMPLES = ROOT / "docs" / "examples"
 Run = Callable[..., str]
 

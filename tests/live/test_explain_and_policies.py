@@ -13,6 +13,8 @@ from baton.deploy.local_ray import LocalRay
 from baton.protocol.request import Objectives
 from tests.live.conftest import Live, start_live
 
+pytestmark = pytest.mark.ray
+
 
 def test_a_finished_request_is_explained(brain: Live) -> None:
     with brain.client() as client, brain.admin() as admin:

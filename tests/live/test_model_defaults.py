@@ -9,7 +9,7 @@ from pathlib import Path
 
 import baton
 from baton import SamplingParams
-from baton.config.schema import parse_config
+from baton.config.parse import parse_config
 from baton.deploy.cluster import resolve_here
 from baton.harness.process_cluster import ProcessCluster, plans
 from tests.checkpoints import build_checkpoint
@@ -21,7 +21,9 @@ def test_requests_use_the_models_sampling_defaults_unless_they_override_them(tmp
     folder = build_checkpoint(tmp_path, scale=1.0)
     generation = {"do_sample": True, "temperature": 1.2, "top_k": 50, "repetition_penalty": 1.1, "max_new_tokens": 12}
     (folder / "generation_config.json").write_text(json.dumps({**generation, "eos_token_id": 1}))
-    resolved = resolve_here(parse_config(overrides={"model": {"path": str(folder)}, "router": {"admin_port": 0}}))
+    resolved = resolve_here(
+        parse_config(overrides={"model": {"path": str(folder)}, "router": {"admin_port": 0, "admin_http_port": 0}})
+    )
     router_config = resolved.router_config("127.0.0.1")
     _, worker_config = plans(folder, 256, 100, chunk_tokens=64)
 

@@ -20,6 +20,8 @@ OTHER_HOST = "other-host"
 # Runs in the other namespace: the addresses and ports that accept a connection.
 KNOCK = """
 import json, socket, sys
+
+pytestmark = pytest.mark.ray
 opened = []
 for address in json.loads(sys.argv[1]):
     for port in json.loads(sys.argv[2]):

@@ -11,6 +11,8 @@ import pytest
 
 from baton.harness.results import published
 
+pytestmark = pytest.mark.ray
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

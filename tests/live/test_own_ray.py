@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 import psutil
+import pytest
 import ray
 from ray._private.services import get_node
 
@@ -12,6 +13,8 @@ from baton.deploy.local_ray import LocalRay
 from baton.deploy.ray_start import soon_after_registration
 from tests.live.conftest import Live
 from tests.reliability.ray_cluster import router_pid
+
+pytestmark = pytest.mark.ray
 
 
 def test_a_registered_node_is_found_at_once_and_an_unknown_one_is_waited_for(ray_head: LocalRay) -> None:

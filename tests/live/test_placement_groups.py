@@ -13,8 +13,8 @@ import pytest
 import ray
 from ray.util.placement_group import get_placement_group, placement_group_table
 
+from baton.config.parse import parse_config
 from baton.config.resolve import MachineFacts, ModelFacts, Resolved, resolve
-from baton.config.schema import parse_config
 from baton.deploy.launcher import start_cluster, start_workers, stop_cluster, stop_workers
 from baton.deploy.local_ray import LocalRay
 from baton.deploy.placement_groups import release_groups, reserve_groups
@@ -28,6 +28,8 @@ JOIN_ON_LOOPBACK = """
 from ray._private import services
 services.resolve_ip_for_localhost = lambda host: host
 from ray.scripts.scripts import main
+
+pytestmark = pytest.mark.ray
 main()
 """
 

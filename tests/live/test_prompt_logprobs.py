@@ -10,6 +10,8 @@ import transformers
 
 from tests.live.conftest import CHUNK_TOKENS, Live
 
+pytestmark = pytest.mark.ray
+
 PROMPT = [5 + 7 * index % 200 for index in range(2 * CHUNK_TOKENS + 11)]
 
 

@@ -38,6 +38,8 @@ import ray
 from ray.util.placement_group import placement_group_table
 from baton.deploy.local_ray import LocalRay
 from baton.deploy.ray_connection import connected
+
+pytestmark = pytest.mark.ray
 with connected(LocalRay(*sys.argv[1:])):
     actors = [actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)]
     places = [row["name"] for row in placement_group_table().values() if row["state"] != "REMOVED"]

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+from ray._private.worker import global_worker
 
 import baton
 from baton.deploy.launcher import stop_cluster
@@ -19,6 +23,8 @@ from baton.protocol.v1 import admin_pb2
 from tests.live.conftest import Live, start_live
 from tests.reliability.ray_cluster import actor_pid, router_pid
 from tests.waiting import until
+
+pytestmark = pytest.mark.ray
 
 OPTIONS: dict[str, Any] = {"max_tokens": 180, "ignore_eos": True, "temperature": 0.8, "seed": 5}
 PROMPT = [7, 8, 9] * 12
@@ -143,6 +149,54 @@ def test_a_stopped_worker_is_given_up_and_returns_with_a_new_incarnation(restart
         assert back.incarnation != victim.incarnation
         assert client.generate(PROMPT, **OPTIONS).token_ids == expected
     restarted.wait_idle()
+
+
+@pytest.mark.slow
+def test_a_stopped_gateway_is_killed_and_another_process_takes_its_connections(restarted: Live) -> None:
+    stopped = actor_pid("again-gateway-1")
+    os.kill(stopped, signal.SIGSTOP)
+    try:
+        until(lambda: not psutil.pid_exists(stopped), timeout_s=90)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(stopped, signal.SIGCONT)
+    until(lambda: len(_gateways(restarted)) == len(GATEWAYS), timeout_s=60)
+    for _ in range(8):  # The kernel picks a gateway for each
+        with restarted.client() as client:
+            assert len(client.generate(PROMPT, max_tokens=2, ignore_eos=True).token_ids) == 2
+    restarted.wait_idle()
+
+
+@pytest.mark.slow
+def test_a_router_whose_port_is_taken_when_ray_restarts_it_serves_once_the_port_is_free(restarted: Live) -> None:
+    host, _, port = restarted.admin_address.rpartition(":")
+    killed = router_pid("again-")
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        os.kill(killed, signal.SIGKILL)
+        until(lambda: _binds(holder, host, int(port)), timeout_s=10)
+        holder.listen()
+        until(lambda: "The router could not start: " in _router_log(killed), timeout_s=60)
+        assert _router_log(killed).count("The router could not start: ") == 1
+    until(lambda: len(_workers(restarted)) == 3, timeout_s=60)
+    restarted.wait_idle()
+
+
+def _binds(holder: socket.socket, host: str, port: int) -> bool:
+    try:
+        holder.bind((host, port))
+    except OSError:
+        return False
+    return True
+
+
+def _router_log(before: int) -> str:
+    """The log of the router's process, once it is another one than `before`; else empty."""
+    with contextlib.suppress(baton.BatonError):
+        if (pid := router_pid("again-")) != before:
+            folder = Path(global_worker.node.get_logs_dir_path())
+            return "".join(path.read_text() for path in folder.glob(f"worker-*-{pid}.err"))
+    return ""
 
 
 @pytest.mark.slow

@@ -14,6 +14,8 @@ from baton.router.policy.output_length import OutputLength
 from tests.live.conftest import CHUNK_TOKENS, PAGE_SIZE, Live
 from tests.plans import router_config
 
+pytestmark = pytest.mark.ray
+
 
 def test_an_objective_that_no_worker_can_meet_is_refused_at_once(brain: Live) -> None:
     with brain.client() as client, pytest.raises(Overloaded, match="TTFT objective"):

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import pytest
 import torch
 import transformers
 
 from tests.live.conftest import CHUNK_TOKENS, PAGE_SIZE, Live
 from tests.live.requests import Case, cases, run_all
+
+pytestmark = pytest.mark.ray
 
 
 def _run(live: Live, wanted: list[Case]) -> list[list[int]]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import grpc
+import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
 from tests.live.conftest import CONTEXT_TOKENS, Live
+
+pytestmark = pytest.mark.ray
 
 
 def test_health_is_served_beside_each_service(split: Live) -> None:

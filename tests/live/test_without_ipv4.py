@@ -12,6 +12,8 @@ import pytest
 
 from tests.own_network import LOOPBACK_IPV6_ONLY, OWN_NETWORK, needs_own_network
 
+pytestmark = pytest.mark.ray
+
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = '[gateway]\nhost = "::1"\nport = 0\nhttp_port = 0\n[router]\nadmin_host = "::1"\nadmin_port = 0\n'
 COMMANDS = f"""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -96,22 +97,42 @@ def new_streams(client: baton.AsyncClient, mark: int, max_tokens: int = 200) -> 
 
 async def check(client: baton.AsyncClient, answers: list[baton.Answer], mark: int) -> None:
     """The answers are those of an undisturbed cluster, each index once."""
-    streams = new_streams(client, mark, answers[0].output_tokens)
+    assert len({answer.output_tokens for answer in answers}) == 1
+    await check_tokens(client, [answer.tokens for answer in answers], mark)
+
+
+async def check_tokens(client: baton.AsyncClient, received: Sequence[Sequence[baton.Token]], mark: int) -> None:
+    """The first tokens of each stream are those of an undisturbed cluster, each index once."""
+    streams = new_streams(client, mark, max(map(len, received)))
     undisturbed = await asyncio.gather(*(stream.answer() for stream in streams))
-    assert [answer.token_ids for answer in answers] == [answer.token_ids for answer in undisturbed]
-    for answer in answers:
-        assert [token.index for token in answer.tokens] == list(range(len(answer.tokens)))
+    for tokens, answer in zip(received, undisturbed, strict=True):
+        assert [token.id for token in tokens] == answer.token_ids[: len(tokens)]
+        assert [token.index for token in tokens] == list(range(len(tokens)))
+
+
+async def tokens_within(seconds: float, client: baton.AsyncClient, mark: int, at_most: int) -> int:
+    """How many tokens each of the streams receives in this time on this machine."""
+    begun_s = time.monotonic()
+    await asyncio.gather(*(stream.answer() for stream in new_streams(client, mark, 100)))
+    return min(at_most, int(100 * seconds / (time.monotonic() - begun_s)))
+
+
+async def streams_decoding(
+    wired: Wired, client: baton.AsyncClient, mark: int, max_tokens: int = 200
+) -> tuple[str, list[AsyncTokenStream], list[baton.Token]]:
+    """Starts streams and waits until all of them decode: the first one's decode worker, streams and first tokens."""
+    core = wired.cluster.router.driver.core
+    streams = new_streams(client, mark, max_tokens)
+    first = await asyncio.gather(*(anext(stream) for stream in streams))
+    await wired.cluster.until(lambda: all(record.decoding for record in core.requests.live.values()))
+    return next(iter(core.requests.live.values())).decode_worker, streams, first
 
 
 async def all_decoding(
     wired: Wired, client: baton.AsyncClient, mark: int, max_tokens: int = 200
 ) -> tuple[str, asyncio.Future[list[baton.Answer]]]:
-    """Starts streams and waits until all of them decode: the first one's decode worker, and the answers to come."""
-    core = wired.cluster.router.driver.core
-    streams = new_streams(client, mark, max_tokens)
-    await asyncio.gather(*(anext(stream) for stream in streams))
-    await wired.cluster.until(lambda: all(record.decoding for record in core.requests.live.values()))
-    victim = next(iter(core.requests.live.values())).decode_worker
+    """`streams_decoding`, with the answers to come in place of the streams."""
+    victim, streams, _ = await streams_decoding(wired, client, mark, max_tokens)
     return victim, asyncio.gather(*(stream.answer() for stream in streams))
 
 

@@ -94,6 +94,11 @@ def test_a_wheel_holds_one_import_name_and_the_license(wheel: Path) -> None:
     assert "harness" not in inside
 
 
+def test_a_wheel_holds_the_page(wheel: Path) -> None:
+    inside = {Path(name).name for name in ZipFile(wheel).namelist() if name.startswith("baton/router/page/static/")}
+    assert inside == {path.name for path in (ROOT / "router" / "page" / "static").iterdir()}
+
+
 def test_a_client_works_beside_an_application_with_modules_of_the_same_names(installed: Path, tmp_path: Path) -> None:
     _application(tmp_path)
     with serving(FakeInference([tokens(7, 8, 9)])) as (address, _):

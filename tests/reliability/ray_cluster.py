@@ -12,8 +12,8 @@ from ray._private.state import actors as actor_table
 import baton
 from baton.builtin_model import CHECKPOINT
 from baton.client.errors import NoWorkers
+from baton.config.parse import parse_config
 from baton.config.ray_names import ROUTER
-from baton.config.schema import parse_config
 from baton.deploy.cluster import resolve_here
 from baton.deploy.launcher import Started, start_cluster
 from baton.deploy.local_ray import LocalRay, start_local_ray
@@ -38,7 +38,7 @@ def ray_cluster(
         "pools": dict(pools),
         "engine": engine,
         "gateway": {"port": 0, "http_port": 0},
-        "router": {"admin_port": 0, "policy": policy},
+        "router": {"admin_port": 0, "admin_http_port": 0, "policy": policy},
         "model": {"dtype": "float32", "path": str(CHECKPOINT)},
         **sections,
     }

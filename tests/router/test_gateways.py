@@ -9,16 +9,18 @@ from baton.protocol.gateway_messages import (
     GatewayLoad,
     GatewayRegistered,
     RequestEnded,
+    ServingPools,
     WorkerJoined,
     WorkerLeft,
 )
 from baton.protocol.messages import AdoptSequence, Cancel, FirstToken, Prefill, SequenceEnded
 from baton.protocol.request import FinishReason, Request, SamplingParams
-from baton.protocol.session_messages import GatewayJoined, GatewayLeft, GatewayUnreachable, Reregister
+from baton.protocol.session_messages import GatewayJoined, GatewayLeft, GatewayUnreachable, Reregister, RoleChanged
 from baton.protocol.worker import RoleName
-from baton.router.core.commands import Command, SendToGateway
+from baton.router.core.commands import Command, Kill, SendToGateway
 from baton.router.core.core import RouterCore
 from baton.router.core.live_request import Phase
+from baton.router.core.operation import Drain, Undrain
 from baton.router.policy.policies import make_policy
 from tests.router.hand_driven import (
     GATEWAY,
@@ -76,6 +78,35 @@ def test_gateways_and_workers_are_introduced_to_each_other_with_their_keys() -> 
     assert to_workers(commands, GatewayJoined) == [("mixed-1", joined)]
     assert to_gateways(core.on_worker_lost("mixed-1", 1.0), WorkerLeft) == [(GATEWAY, WorkerLeft("mixed-1"))]
     assert to_workers(core.on_gateway_lost(GATEWAY, 2.0), GatewayLeft) == [("mixed-0", GatewayLeft(GATEWAY, "1"))]
+
+
+def test_gateways_are_sent_which_pools_have_a_worker_that_serves() -> None:
+    core = RouterCore("router", make_policy("least_loaded"), started_s=0.0)
+    core.requests.strict = True
+
+    def sent(commands: list[Command]) -> list[ServingPools]:
+        return [pools for _, pools in to_gateways(commands, ServingPools)]
+
+    assert sent(join_gateway(core)) == []  # Workers may still come back to a router that has restarted
+    assert sent(join(core, "prefill-0", RoleName.PREFILL, 1.0)) == []
+    assert sent(join(core, "decode-0", RoleName.DECODE, 1.0)) == [ServingPools(True, True)]
+    assert sent(join(core, "decode-1", RoleName.DECODE, 1.0)) == []
+    assert sent(join_gateway(core, "gateway-1", now=1.0)) == [ServingPools(True, True)]
+    core.start_operation("o", Drain(("decode-0",)), False, 2.0)
+    assert sent(core.on_worker_lost("decode-1", 2.0)) == [ServingPools(True, False)] * 2
+    assert sent(core.start_operation("p", Undrain(("decode-0",)), False, 2.0)[1]) == [ServingPools(True, True)] * 2
+    assert sent(core.on_message("decode-0", RoleChanged(RoleName.PREFILL, 1), 3.0)) == [ServingPools(True, False)] * 2
+    assert sent(core.on_message("decode-0", RoleChanged(RoleName.MIXED, 2), 3.0)) == [ServingPools(True, True)] * 2
+    assert sent(core.on_worker_lost("prefill-0", 4.0)) == []
+
+
+def test_a_router_without_workers_says_so_once_they_had_time_to_come_back() -> None:
+    core = RouterCore(
+        "router", make_policy("least_loaded"), RouterSection(no_workers_grace_s=5.0, lost_after_s=60.0), started_s=0.0
+    )
+    join_gateway(core)
+    assert to_gateways(core.tick(4.9), ServingPools) == []
+    assert to_gateways(core.tick(5.0), ServingPools) == [(GATEWAY, ServingPools(False, False))]
 
 
 def test_an_unknown_gateway_is_asked_to_register_once_in_a_while() -> None:
@@ -148,6 +179,28 @@ def test_a_silent_gateway_is_lost_and_one_that_reports_is_not() -> None:
     for tenths in range(39, 80):
         core.tick(0.1 * tenths)
     assert GATEWAY not in core.gateways
+
+
+def test_a_gateway_that_stays_silent_is_killed_and_one_that_returns_or_has_ended_is_not() -> None:
+    core = RouterCore("router", make_policy("least_loaded"), RouterSection(lost_after_s=2.0))
+
+    def killed(begin_s: float, end_s: float) -> list[tuple[float, str]]:
+        ticks = [0.5 * number for number in range(int(2 * begin_s), int(2 * end_s))]
+        return [(at, command.peer) for at in ticks for command in core.tick(at) if isinstance(command, Kill)]
+
+    join_gateway(core)
+    assert killed(0.0, 30.0) == [(15.0, GATEWAY), (25.5, GATEWAY)], "lost after 4 s, then every 10 s"
+    join_gateway(core, now=30.0)
+    core.on_gateway_lost(GATEWAY, 30.0, certain=False)
+    join_gateway(core, now=39.0)
+    core.on_gateway_lost(GATEWAY, 39.5)
+    assert killed(39.5, 90.0) == [], "its process has ended"
+    join_gateway(core, now=90.0)
+    core.on_gateway_lost(GATEWAY, 90.0, certain=False)
+    assert core.gateways.has_process(GATEWAY)
+    core.on_gateway_lost(GATEWAY, 91.0)
+    assert not core.gateways.has_process(GATEWAY)
+    assert killed(91.0, 130.0) == []
 
 
 def test_a_request_whose_worker_cannot_reach_its_gateway_goes_to_one_that_can() -> None:

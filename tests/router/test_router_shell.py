@@ -10,6 +10,7 @@ from typing import Any
 
 import grpc
 import pytest
+from grpc_health.v1 import health
 
 from baton.access.credentials import Credentials
 from baton.config.schema import AccessSection, RouterSection
@@ -17,23 +18,30 @@ from baton.links.frame_client import FrameClient
 from baton.links.frame_server import FrameServer
 from baton.links.keys import new_secret, peer_keys, public_key
 from baton.protocol.codec import FROM_ROUTER_TO_GATEWAY, FROM_ROUTER_TO_WORKER, TO_ROUTER
+from baton.protocol.errors import Cancelled
 from baton.protocol.gateway_messages import (
     GatewayInfo,
     GatewayLoad,
     GatewayRegistered,
     RegisterGateway,
+    StopRequest,
     WorkerJoined,
     WorkerLeft,
 )
 from baton.protocol.link_keys import ROUTER
+from baton.protocol.messages import FirstToken, Prefill, SequenceEnded
+from baton.protocol.request import FinishReason, Request, SamplingParams
 from baton.protocol.session_messages import Alive, GatewayJoined, Register, RegisterAck, Reregister
 from baton.protocol.v1 import admin_pb2
 from baton.protocol.v1.admin_pb2_grpc import AdminStub
+from baton.router.admin_calls import AdminCalls
 from baton.router.admin_server import AdminService, start_admin_server
+from baton.router.core.completion import Completion
 from baton.router.core.core import RouterCore
 from baton.router.core.peer_frames import PeerFrames
 from baton.router.driver import Driver
 from baton.router.policy.policies import make_policy
+from tests.router.hand_driven import submission
 from tests.router.policy.clusters import worker_info
 from tests.waiting import until_async
 
@@ -137,6 +145,30 @@ def test_a_worker_cannot_register_as_a_gateway_nor_a_gateway_send_what_workers_d
     assert any("a worker sends RegisterGateway" in line for line in caplog.messages)
 
 
+def test_listeners_get_each_request_that_has_ended_once() -> None:
+    async def run() -> None:
+        secret, completed = new_secret(), list[Completion]()
+        async with _router(secret, "router") as driver:
+            driver.on_completed.append(completed.append)
+            gateway, worker = _gateway(secret, driver.link.address), _worker(secret, driver.link.address, "mixed-0")
+            worker.link.send([Register(worker_info("mixed-0"))])
+            await worker.until(RegisterAck)
+            requests = [Request(name, (5, 6, 7), SamplingParams(max_tokens=4)) for name in ("answered", "left")]
+            gateway.link.send([RegisterGateway(GATEWAY), *(submission(request) for request in requests)])
+            await worker.until(Prefill, 2)
+            worker.link.send([FirstToken("answered"), SequenceEnded("answered", FinishReason.STOP, 3)])
+            await until_async(lambda: len(completed) == 1)
+            gateway.link.send([StopRequest("left", 0, error="Cancelled", message="gone")])
+            await until_async(lambda: len(completed) == 2)
+            for peer in (gateway, worker):
+                peer.link.close()
+        answered, left = completed
+        assert (answered.request_id, answered.reason, answered.output_tokens) == ("answered", FinishReason.STOP, 3)
+        assert (left.request_id, left.reason) == ("left", None) and isinstance(left.error, Cancelled)
+
+    asyncio.run(run())
+
+
 def test_the_status_shows_a_gateways_last_report_and_its_rates() -> None:
     async def run() -> admin_pb2.GatewayStatus:
         secret, now = new_secret(), [10.0]
@@ -149,9 +181,8 @@ def test_the_status_shows_a_gateways_last_report_and_its_rates() -> None:
             gateway.link.send([GatewayLoad(7, 900, 30, 1.5, 4096)])
             await until_async(lambda: driver.core.gateways.by_name["gateway-0"].load.streams == 7)
             now[0] = 12.5
-            server, port = await start_admin_server(
-                AdminService(driver, "m", {}), "127.0.0.1:0", Credentials(AccessSection())
-            )
+            admin, access = AdminService(AdminCalls(driver, "m", {})), Credentials(AccessSection())
+            server, port = await start_admin_server(admin, "127.0.0.1:0", access, health.aio.HealthServicer())
             async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
                 cluster = await AdminStub(channel).GetCluster(admin_pb2.GetClusterRequest())
             await server.stop(0.0)

@@ -8,12 +8,14 @@ from typing import Any
 
 import grpc
 import pytest
+from grpc_health.v1 import health
 
 from baton.access.credentials import Credentials
 from baton.config.schema import AccessSection
 from baton.protocol.errors import NotFound
 from baton.protocol.v1.admin_pb2 import WatchOperationRequest
 from baton.protocol.v1.admin_pb2_grpc import AdminStub
+from baton.router.admin_calls import AdminCalls
 from baton.router.admin_messages import operation_message, worker_message
 from baton.router.admin_server import AdminService, start_admin_server
 from baton.router.core.commands import Command, OperationUpdated
@@ -141,9 +143,8 @@ def test_a_drained_worker_is_draining_while_it_holds_something() -> None:
 def test_a_client_that_hangs_up_is_forgotten() -> None:
     async def watch() -> None:
         driver = _driver()
-        server, port = await start_admin_server(
-            AdminService(driver, "m", {}), "127.0.0.1:0", Credentials(AccessSection())
-        )
+        admin, access = AdminService(AdminCalls(driver, "m", {})), Credentials(AccessSection())
+        server, port = await start_admin_server(admin, "127.0.0.1:0", access, health.aio.HealthServicer())
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
             call = AdminStub(channel).WatchOperation(WatchOperationRequest(operation_id="op"))
             assert (await call.read()).state == "running"

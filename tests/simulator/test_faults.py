@@ -28,6 +28,7 @@ from baton.worker.core.token_streams import TokenStreams
 PER_TEST, TESTS = 250, 8  # schedules: as many as take a minute of one core
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", range(TESTS))
 def test_faults_cost_no_token_no_page_and_no_end_of_a_request(block: int) -> None:
     for seed in range(block * PER_TEST, (block + 1) * PER_TEST):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +17,7 @@ from baton.protocol.session_messages import GatewayJoined, RegisterAck
 from baton.protocol.worker import Endpoint, RoleName
 from baton.worker.links import Arrival
 from baton.worker.loop import WorkerLoop
+from baton.worker.session import Phase
 from tests.worker.sessions import GATEWAY, LAYOUT, session
 
 HOST = HostPages(torch.zeros(LAYOUT.shape), 0)
@@ -119,10 +121,14 @@ class Journal:
         self.entries.append("in")
 
 
-def make_loop(journal: Journal | None = None, role: RoleName = RoleName.DECODE) -> tuple[WorkerLoop, FakeLinks]:
+def make_loop(
+    journal: Journal | None = None,
+    role: RoleName = RoleName.DECODE,
+    make_transport: Callable[[str], Any] = FakeTransport,
+) -> tuple[WorkerLoop, FakeLinks]:
     link, host = FakeLinks(), journal or HOST
     made = session(role, num_pages=8, host_pages=8 if journal else 0)
-    loop = WorkerLoop(made, journal, link, FakeTransport, FakeHeartbeat(), lambda page: 0, host)  # type: ignore[arg-type]
+    loop = WorkerLoop(made, journal, link, make_transport, FakeHeartbeat(), lambda page: 0, host)  # type: ignore[arg-type]
     loop._flush()
     return loop, link
 
@@ -142,8 +148,10 @@ def open_gateway(loop: WorkerLoop, link: FakeLinks) -> None:
 
 
 def turn(loop: WorkerLoop, link: FakeLinks, *messages: RouterMessage) -> list[type]:
-    """The types of what the loop sends in answer to messages."""
+    """The types of what the loop sends in answer to messages, once a transport is open."""
     link.inbox += messages
     link.sent.clear()
     loop._turn()
+    while loop.session.phase is Phase.STARTING:
+        loop._turn()
     return [type(message) for message in link.sent]

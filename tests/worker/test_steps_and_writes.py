@@ -122,9 +122,13 @@ def test_a_chunks_pages_are_sent_after_it_was_collected_and_while_the_next_one_r
     task, tokenizer = look_up(random.Random(1), 40), Tokenizer(CHECKPOINT)
     request = Request("r", tuple(tokenizer.encode(task.prompt)), SamplingParams(max_tokens=12))
     (source, at_source), (target, at_target) = _worker("p", RoleName.PREFILL), _worker("d", RoleName.DECODE)
-    at_source.inbox.append(PeerJoined(target.transport.endpoint))
-    at_target.inbox += [PeerJoined(source.transport.endpoint), Reserve("r/1", "r", Work(request), "g", 0)]
+    at_source.inbox.append(PeerJoined(target.transport.current.endpoint))
+    at_target.inbox += [PeerJoined(source.transport.current.endpoint), Reserve("r/1", "r", Work(request), "g", 0)]
     reserved = _until(Reserved, at_target, target)
+    source._turn()
+    while source.transport.in_flight:  # Until they have exchanged greetings
+        target._turn()
+        source._turn()
     at_source.inbox += [Prefill("r", Work(request), "g", True, 0), SendPages("r", reserved.reservation)]
     _until(HandoffEnded, at_source, source, target)
     _until(HandoffCommitted, at_target, source, target)
@@ -133,9 +137,10 @@ def test_a_chunks_pages_are_sent_after_it_was_collected_and_while_the_next_one_r
     tokens = [token.token_id for output in [*_said(at_source), *_said(at_target)] for token in output.tokens]
     assert tokenizer.decode(tokens) == task.answer
     chunks = -(-len(request.prompt) // 64)
-    assert isinstance(source.transport, WatchedTransport)
-    assert source.transport.written_after == list(range(1, chunks + 1))
-    assert source.transport.progressed == LOOKS * chunks
+    transport = source.transport.current
+    assert isinstance(transport, WatchedTransport)
+    assert transport.written_after == list(range(1, chunks + 1))
+    assert transport.progressed == LOOKS * chunks
     for loop in (source, target):
         loop.transport.close()
 

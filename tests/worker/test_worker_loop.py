@@ -38,11 +38,11 @@ def test_pages_are_copied_before_the_step_that_writes_or_reads_them_and_a_new_in
 def test_a_worker_registers_again_under_another_name_on_its_link_and_transport() -> None:
     loop, link = make_loop(Journal())
     assert Reserved in turn(loop, link, RegisterAck("router", 0.5, "1"), reserve())
-    transport = loop.transport
+    transport = loop.transport.current
     assert turn(loop, link, Reregister("1", "router"), reserve()) == [Register]
     assert link.incarnation == loop.session.info.incarnation == "2"
-    assert loop.transport is not transport
-    assert loop.transport.endpoint.agent == "w:2"
+    assert loop.transport.current is not transport
+    assert loop.transport.current.endpoint.agent == "w:2"
 
 
 @dataclass(eq=False)

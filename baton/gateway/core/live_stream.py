@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from baton.gateway.core.commands import ShowPrompt, ShowTokens, StreamEnd
 from baton.gateway.core.detokenizer import Vocabulary
 from baton.gateway.core.stream import OutputStream
+from baton.metrics.values import Distribution
 from baton.protocol.errors import (
     BatonError,
     Cancelled,
@@ -80,6 +81,13 @@ class LiveStream:
         self.placed = placed
         if self.latency.routed_s is None:
             self.latency.routed_s = now
+
+    def on_tokens(self, count: int, now: float, gaps: Distribution) -> None:
+        """So many tokens can be shown now. `gaps` gets the time since the earlier ones."""
+        latency = self.latency
+        if latency.last_token_s is not None:
+            gaps.add(now - latency.last_token_s)
+        latency.on_tokens(count, now)
 
     def submit(self, now: float) -> Submit:
         """The request with its output so far, for the router."""

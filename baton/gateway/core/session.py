@@ -22,6 +22,8 @@ from baton.gateway.core.live_stream import LiveStream, ModelFacts, error_of, ope
 from baton.gateway.core.stopped import StoppedRequests
 from baton.gateway.core.stream import TextToken
 from baton.gateway.core.workers import Workers
+from baton.metrics.metric import TOKEN_S
+from baton.metrics.values import Distribution
 from baton.protocol.bounds import MAX_IDS
 from baton.protocol.errors import BatonError, Cancelled, Overloaded
 from baton.protocol.gateway_messages import (
@@ -34,6 +36,7 @@ from baton.protocol.gateway_messages import (
     Placed,
     RegisterGateway,
     RequestEnded,
+    ServingPools,
     StepOutput,
     StopRequest,
     StreamPosition,
@@ -65,6 +68,7 @@ class GatewaySession:
     router_up: bool = False
     num_tokens: int = 0  # Shown since the start
     num_requests: int = 0
+    token_gaps: Distribution = field(default_factory=lambda: Distribution(TOKEN_S))  # Between outputs of each stream
     _router_lost_s: float = float("-inf")
     _registered: bool = False  # The router has answered the last registration
     _registered_s: float = float("-inf")  # The time of that registration
@@ -121,17 +125,16 @@ class GatewaySession:
                 self._registered = self.router_up
                 self.stopped.extend(now)
                 self.workers.on_registered(now)
-                return []
             case WorkerJoined(worker, public_key):
-                accept = AcceptWorker(worker, public_key)
-                waits = self.workers.join(worker)
+                accept, waits = AcceptWorker(worker, public_key), self.workers.join(worker)
                 return [accept, self._attach(worker, self.streams.values())] if waits else [accept]
             case WorkerLeft(worker):
                 self.workers.leave(worker)
                 return [ForgetWorker(worker)]
+            case ServingPools():
+                self.workers.pools = message
             case Reregister():
-                wanted = self.router_up and now - self._registered_s >= REGISTER_AGAIN_S
-                return self._register(now) if wanted else []
+                return self._register(now) if self.router_up and now - self._registered_s >= REGISTER_AGAIN_S else []
         if not self._registered:
             return []
         match message:
@@ -141,9 +144,9 @@ class GatewaySession:
                 stream = self.streams.get(request_id)
                 if stream is not None and not stream.held:
                     stream.on_placed(message, now)
-                return []
             case AskEmitted(request_id):
                 return self._on_ask(request_id)
+        return []
 
     def on_worker_messages(
         self, worker: str, incarnation: str, batch: Iterable[TokenMessage], now: float
@@ -164,7 +167,7 @@ class GatewaySession:
                 commands += self.workers.take_prompt(message, self.streams, shown)
         for request_id, tokens in shown.items():
             stream = self.streams[request_id]
-            stream.latency.on_tokens(len(tokens), now)
+            stream.on_tokens(len(tokens), now, self.token_gaps)
             if tokens[0].index < stream.first_index:
                 tokens = [token for token in tokens if token.index >= stream.first_index]
             if tokens:
@@ -228,8 +231,7 @@ class GatewaySession:
     def _on_ask(self, request_id: str) -> list[Command]:
         stream = self.streams.get(request_id)
         if stream is None or stream.held:
-            why = "The request's stream has ended."
-            return [SendToRouter(StopRequest(request_id, 0, None, Cancelled.__name__, why))]
+            return [SendToRouter(StopRequest(request_id, 0, None, Cancelled.__name__, "The stream has ended."))]
         if stream.output.ended:
             return self._stop(stream)
         self.workers.close_gap(request_id)
@@ -274,17 +276,14 @@ class GatewaySession:
 
     def _give_up(self, now: float) -> list[Command]:
         """Without a router: end the streams that may not wait for it any longer."""
-        commands: list[Command] = []
-        for stream in list(self.streams.values()):
-            error = stream.without_router(self._router_lost_s, self.router_grace_s, now)
-            if error is not None:
-                commands.append(self._end(stream, error, now))
-        return commands
+        lost_s, grace_s = self._router_lost_s, self.router_grace_s
+        errors = [(stream, stream.without_router(lost_s, grace_s, now)) for stream in self.streams.values()]
+        return [self._end(stream, error, now) for stream, error in errors if error is not None]
 
     def _end_complete(self, now: float) -> list[Command]:
         """End streams that have their last token and wait for their route, which will not come."""
-        complete = [stream for request_id in self._waits if (stream := self.streams[request_id]).output.ended]
-        return [self._end(stream, None, now) for stream in complete]
+        waiting = [self.streams[request_id] for request_id in self._waits]
+        return [self._end(stream, None, now) for stream in waiting if stream.output.ended]
 
     def _end(self, stream: LiveStream, error: BatonError | None, now: float) -> EndStream:
         self._forget(stream, error is not None or stream.output.stop_string_met, now)

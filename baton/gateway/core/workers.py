@@ -9,7 +9,7 @@ from baton.gateway.core.commands import ShowPrompt
 from baton.gateway.core.live_stream import LiveStream
 from baton.gateway.core.stream import TextToken
 from baton.protocol.bounds import MAX_IDS
-from baton.protocol.gateway_messages import LinkUp, StepOutput, TokenMessage, TokenOutput
+from baton.protocol.gateway_messages import LinkUp, ServingPools, StepOutput, TokenMessage, TokenOutput
 from baton.protocol.prompt_logprobs import PromptLogprobs
 
 GAP_S = 0.2  # After which the missing tokens count as lost
@@ -30,6 +30,7 @@ class Workers:
     vocab_size: int
     invalid_tokens: int = 0  # Outside the vocabulary
     refused_tokens: int = 0  # From other workers
+    pools: ServingPools = field(default_factory=ServingPools)  # As the router last sent it
     _named: set[str] = field(default_factory=set)
     _early_links: set[str] = field(default_factory=set)  # Workers that connected before the router named them
     _unconfirmed: set[str] = field(default_factory=set)  # Named by an earlier router or registration only
@@ -39,7 +40,8 @@ class Workers:
     def __contains__(self, worker: str) -> bool:
         return worker in self._named
 
-    def __len__(self) -> int:
+    @property
+    def num_named(self) -> int:
         """Workers that the router has named."""
         return len(self._named)
 

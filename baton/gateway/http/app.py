@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 from baton.access.access import GENERATE, Access
 from baton.access.hot_reload import HotReload
@@ -14,10 +14,9 @@ from baton.gateway.http.answers import renderer
 from baton.gateway.http.ask import Ask, HttpModel
 from baton.gateway.http.chat import parse_chat
 from baton.gateway.http.completions import parse_completion
-from baton.gateway.http.errors import JSON, HttpResponse, MethodNotAllowed, RouteNotFound, error_response
-from baton.gateway.http.exchange import Exchange
-from baton.gateway.http.live_answer import LiveAnswer
+from baton.gateway.http.live_answer import LEFT, LiveAnswer
 from baton.gateway.http.long_bodies import parsed
+from baton.gateway.http.metrics_app import check_watcher
 from baton.gateway.http.models import (
     TokenizerInfo,
     detokenize_body,
@@ -31,20 +30,25 @@ from baton.gateway.http.models import (
 )
 from baton.gateway.intake import Intake
 from baton.gateway.siblings import sibling
+from baton.http.application import Handler, HttpApplication
+from baton.http.exchange import Exchange
+from baton.http.metrics import METRICS_PATH, metrics_response
+from baton.http.response import JSON, HttpResponse
+from baton.http.routes import Routes
 from baton.logs import log
-from baton.protocol.errors import BatonError, InternalError, NoRouter, NoWorkers
+from baton.metrics.exposition import Exposition
+from baton.protocol.errors import BatonError, Cancelled, NoRouter
 from baton.protocol.request import Request
 
 MAX_LOGGED_FIELDS = 1000
 PROBES = ("/health", "/liveness", "/readiness")  # Callers need no token
 MODEL_PATH = "/v1/models/"
 EMPTY = HttpResponse(200, {}, b"")
-Handler = Callable[[Exchange], Awaitable[HttpResponse | None]]  # None: the response has been written
 Parser = Callable[[bytes, HttpModel, Mapping[str, str]], Ask]
 
 
 @dataclass(eq=False)
-class HttpApp:
+class HttpApp(HttpApplication):
     """Routes, access and errors of the API. A request is generated as one over gRPC is."""
 
     driver: GatewayDriver
@@ -52,10 +56,9 @@ class HttpApp:
     tokens: HotReload[Access] | None
     tokenizer_info: TokenizerInfo
     version: str
+    metrics: Exposition
     model: HttpModel = field(init=False)
     answers: set[LiveAnswer] = field(default_factory=set)
-    _routes: dict[str, tuple[str, Handler]] = field(init=False)  # By path: the method and what answers it
-    _names: set[str] = field(default_factory=set)  # Request ids of all live answers, also of sequences that wait
     _logged_fields: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -63,56 +66,35 @@ class HttpApp:
         self.model = HttpModel(
             served.name, served.context_tokens, served.config.vocab_size, int(time.time()), served.sampling_defaults
         )
-        self._routes = {
+        routes: dict[str, tuple[str, Handler]] = {
             "/health": ("GET", self._alive),
             "/liveness": ("GET", self._alive),
             "/readiness": ("GET", self._ready),
             "/version": ("GET", self._version),
+            METRICS_PATH: ("GET", self._metrics),
             "/v1/models": ("GET", self._models),
             "/v1/completions": ("POST", self._completion),
             "/v1/chat/completions": ("POST", self._chat),
             "/tokenize": ("POST", self._tokenize),
             "/detokenize": ("POST", self._detokenize),
             "/tokenizer_info": ("GET", self._tokenizer_info),
+            MODEL_PATH: ("GET", self._one_model),
         }
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Answer one request; the ASGI interface."""
-        exchange = Exchange(scope, receive, send)
-        try:
-            response = await self._answer(exchange)
-        except BatonError as error:
-            response = await self._failed(exchange, error)
-        except Exception:  # noqa: BLE001
-            log.exception(f"A defect ended the HTTP request {exchange.request_id}.")
-            response = await self._failed(exchange, InternalError("A defect in Baton ended the request."))
-        if response is not None:
-            await exchange.respond(response)
+        self.routes, self.context_tokens = Routes(routes), served.context_tokens
 
     def end_answers(self) -> None:
         """End all live answers, because the gateway stops."""
         for answer in list(self.answers):
             answer.fail(NoRouter("This gateway is stopping: send the request again."))
 
-    async def _answer(self, exchange: Exchange) -> HttpResponse | None:
-        path, method = exchange.scope["path"], exchange.scope["method"]
-        if path not in PROBES:
-            self._tenant(exchange)
-        found = self._routes.get(path)
-        if found is None and path.startswith(MODEL_PATH):
-            found = "GET", self._one_model
-        if found is None:
-            raise RouteNotFound(method, path)
-        if method != found[0] and (method, found[0]) != ("HEAD", "GET"):
-            raise MethodNotAllowed(method, path, found[0])
-        return await found[1](exchange)
-
-    async def _failed(self, exchange: Exchange, error: BatonError) -> HttpResponse | None:
-        """The response for an error; a stream that has begun ends with its event."""
-        if not exchange.started:
-            return error_response(error, context_tokens=self.model.context_tokens)
-        await exchange.end(error_response(error, in_stream=True, context_tokens=self.model.context_tokens).body)
-        return None
+    def check_caller(self, exchange: Exchange) -> None:
+        """Callers need a token, except for probes; that for metrics is one of operators."""
+        path = exchange.scope["path"]
+        if path == METRICS_PATH:
+            check_watcher(exchange, self.tokens)
+        elif path not in PROBES:
+            with self._rejecting():
+                self._tenant(exchange)
 
     def _tenant(self, exchange: Exchange) -> str:
         """The tenant of the request's token; raises `Unauthenticated` and `PermissionDenied`."""
@@ -122,19 +104,29 @@ class HttpApp:
         caller.require_role(GENERATE)
         return caller.tenant
 
+    @contextmanager
+    def _rejecting(self) -> Iterator[None]:
+        """Count an error for which no stream was opened."""
+        try:
+            yield
+        except BatonError as error:
+            self.driver.reject("http", error)
+            raise
+
     async def _alive(self, exchange: Exchange) -> HttpResponse:
         return EMPTY
 
     async def _ready(self, exchange: Exchange) -> HttpResponse:
-        """A router is there, and a worker."""
-        if not self.driver.serving:
-            raise NoRouter("The router is away.")
-        if not self.driver.registered.is_set() or not len(self.driver.session.workers):
-            raise NoWorkers("No worker serves yet.")
+        """A router is there, and a worker for each needed role."""
+        if (unready := self.driver.unready) is not None:
+            raise unready
         return EMPTY
 
     async def _version(self, exchange: Exchange) -> HttpResponse:
         return _json(version_body(self.version))
+
+    async def _metrics(self, exchange: Exchange) -> HttpResponse:
+        return await metrics_response(self.metrics, exchange)
 
     async def _models(self, exchange: Exchange) -> HttpResponse:
         return _json(models_body(self.model))
@@ -166,27 +158,42 @@ class HttpApp:
 
     async def _generate(self, exchange: Exchange, parse: Parser, prefix: str) -> None:
         """Answer a body of completions or of a chat."""
+        with self._rejecting():
+            answer, requests = await self._prepared(exchange, parse, prefix)
+        names, trace, traces = _names(exchange, answer.ask), answer.trace, self.driver.traces
+        self.answers.add(answer)
+        self.driver.http_ids.update(names)
+        ended: BatonError | None = Cancelled(LEFT)
+        try:
+            await answer.run(requests)
+            ended = None
+        except BatonError as error:
+            ended = error
+            raise
+        finally:
+            self.answers.discard(answer)
+            self.driver.http_ids.difference_update(names)
+            if traces is not None and trace is not None and len(requests) > 1:
+                times = requests[0].arrival_s, self.driver.clock()
+                traces.on_body_ended(trace, names[0], len(requests), times, ended)
+
+    async def _prepared(self, exchange: Exchange, parse: Parser, prefix: str) -> tuple[LiveAnswer, list[Request]]:
+        """The answer to a body, not begun, and the requests of its sequences."""
         arrival_s = self.driver.clock()
         body = await exchange.body()
         ask = await parsed(parse, body, self.model, exchange.headers)
         self._log_ignored(ask)
         prompts = await self._prompts(ask, len(body))
         names = _names(exchange, ask)
-        if not (self._names.isdisjoint(names) and self.driver.session.streams.keys().isdisjoint(names)):
+        if not (self.driver.http_ids.isdisjoint(names) and self.driver.session.streams.keys().isdisjoint(names)):
             # A live id would be resumed, as gRPC's clients do
             exchange.request_id = f"{exchange.request_id}-{self.intake.seeds.getrandbits(32):08x}"
         requests = self._requests(ask, prompts, exchange, arrival_s)
         words = self.intake.model.tokenizer
         written = renderer(ask, prefix + exchange.request_id, int(time.time()), prompts, words)
-        answer = LiveAnswer(self.driver, exchange, ask, written)
-        names = _names(exchange, ask)
-        self.answers.add(answer)
-        self._names.update(names)
-        try:
-            await answer.run(requests)
-        finally:
-            self.answers.discard(answer)
-            self._names.difference_update(names)
+        traces = self.driver.traces
+        trace = traces.begin(exchange.trace_headers, ask.operation) if traces is not None else None
+        return LiveAnswer(self.driver, exchange, ask, written, trace), requests
 
     async def _prompts(self, ask: Ask, num_bytes: int) -> list[Sequence[int]]:
         """The token ids of every prompt of a body of `num_bytes` bytes."""

@@ -56,6 +56,11 @@ class Ask:
     ignored: tuple[str, ...] = ()  # Names of unknown fields
 
     @property
+    def operation(self) -> str:
+        """OpenTelemetry's name of it."""
+        return "chat" if self.kind == "chat" else "text_completion"
+
+    @property
     def num_prompts(self) -> int:
         return 1 if self.chat is not None else len(self.prompts)
 

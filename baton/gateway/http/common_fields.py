@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from baton.gateway.http.ask import HttpModel
-from baton.gateway.http.errors import InvalidField, ModelNotFound
 from baton.gateway.http.parameters import Fields, short
+from baton.http.errors import InvalidField, ModelNotFound
 from baton.protocol.errors import InvalidRequest
 from baton.protocol.request import MAX_BIASES, MAX_LOGPROBS, MAX_OBJECTIVE_S, Objectives
 from baton.protocol.sampling import with_defaults

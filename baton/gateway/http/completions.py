@@ -18,8 +18,8 @@ from baton.gateway.http.common_fields import (
     read_sampling,
     read_stream,
 )
-from baton.gateway.http.errors import InvalidField
 from baton.gateway.http.parameters import Fields, parse_object
+from baton.http.errors import InvalidField
 from baton.protocol.request import MAX_LOGPROBS
 
 MAX_TOKENS = 16  # OpenAI's default

@@ -10,14 +10,15 @@ from baton.gateway.core.commands import StreamEnd
 from baton.gateway.core.stream import TextToken
 from baton.gateway.driver import GatewayDriver
 from baton.gateway.http.ask import Ask, Renderer, TokenLogprobs
-from baton.gateway.http.errors import JSON, HttpResponse
-from baton.gateway.http.exchange import Exchange
 from baton.gateway.public_messages import MAX_TOKENS_PER_MESSAGE
 from baton.gateway.siblings import Siblings
 from baton.gateway.subscription import Subscription
+from baton.http.exchange import Exchange
+from baton.http.response import JSON, HttpResponse
 from baton.protocol.errors import BatonError, Cancelled
 from baton.protocol.prompt_logprobs import PromptLogprobs
 from baton.protocol.request import Request
+from baton.tracing.request_trace import RequestTrace
 
 LEFT = "The client disconnected."
 
@@ -30,6 +31,7 @@ class LiveAnswer:
     exchange: Exchange
     ask: Ask
     renderer: Renderer
+    trace: RequestTrace | None = None  # None: without tracing
     subscriptions: list[Subscription] = field(default_factory=list)
 
     async def run(self, requests: Sequence[Request]) -> None:
@@ -76,7 +78,14 @@ class LiveAnswer:
     async def _write(self, sequence: int, request: Request, siblings: Siblings) -> None:
         """Write a sequence to its end: what is ready in one turn of the event loop is one write."""
         await siblings.turn(sequence)
-        subscription = self.driver.open(request)
+        trace, traces = self.trace, self.driver.traces
+        if trace is not None and traces is not None and self.ask.num_sequences > 1:
+            trace = traces.child(trace)
+        try:
+            subscription = self.driver.open(request, api="http", trace=trace)
+        except BatonError as error:
+            self.driver.reject("http", error)
+            raise
         self.subscriptions.append(subscription)
         tokens, end = await subscription.next()
         siblings.begun(sequence)

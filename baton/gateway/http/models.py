@@ -12,9 +12,9 @@ from baton.gateway.chat_prompt import ChatPrompt
 from baton.gateway.http.ask import HttpModel, Words
 from baton.gateway.http.chat import read_conversation
 from baton.gateway.http.common_fields import read_model
-from baton.gateway.http.errors import InvalidField, ModelNotFound
 from baton.gateway.http.parameters import Fields, parse_object, short
 from baton.gateway.http.token_words import TokenWords
+from baton.http.errors import InvalidField, ModelNotFound
 
 MAX_IDS = 1 << 20  # Of one /detokenize
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import orjson
 
-from baton.gateway.http.errors import BodyTooLarge, InvalidField
+from baton.http.errors import InvalidField
+from baton.http.response import MAX_BODY_BYTES, BodyTooLarge
 from baton.protocol.errors import InvalidRequest
 
-MAX_BODY_BYTES = 10 << 20
 MAX_DEPTH = 64  # Of objects and lists in each other
 MAX_SHOWN = 60  # Characters of a wrong value or name in a message
 MAX_UNKNOWN = 16  # Names of unknown fields that are kept

@@ -14,8 +14,8 @@ from baton.gateway.core.commands import StreamEnd
 from baton.gateway.core.stream import TextToken
 from baton.gateway.http.answer import Answer, completion_logprobs, named_texts
 from baton.gateway.http.ask import TokenLogprobs
-from baton.gateway.http.errors import DONE
 from baton.gateway.http.token_words import chat_logprobs
+from baton.http.errors import DONE
 
 _PLAIN = b',"logprobs":null,"finish_reason":null}]'
 

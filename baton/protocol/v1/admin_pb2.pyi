@@ -56,6 +56,7 @@ class Cluster(google.protobuf.message.Message):
     UNCLAIMED_SEQUENCES_FIELD_NUMBER: builtins.int
     CANCELLED_REQUESTS_FIELD_NUMBER: builtins.int
     GATEWAYS_FIELD_NUMBER: builtins.int
+    TOTALS_FIELD_NUMBER: builtins.int
     model: builtins.str
     queued_requests: builtins.int
     live_requests: builtins.int
@@ -83,6 +84,8 @@ class Cluster(google.protobuf.message.Message):
     def gateways(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___GatewayStatus]:
         """In the order of their names."""
 
+    @property
+    def totals(self) -> global___RequestTotals: ...
     def __init__(
         self,
         *,
@@ -100,11 +103,51 @@ class Cluster(google.protobuf.message.Message):
         unclaimed_sequences: builtins.int = ...,
         cancelled_requests: builtins.int = ...,
         gateways: collections.abc.Iterable[global___GatewayStatus] | None = ...,
+        totals: global___RequestTotals | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["planner", b"planner"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["cancelled_requests", b"cancelled_requests", "continued_requests", b"continued_requests", "failed_requests", b"failed_requests", "finished_requests", b"finished_requests", "gateways", b"gateways", "live_requests", b"live_requests", "model", b"model", "planner", b"planner", "pools", b"pools", "queued_requests", b"queued_requests", "refused_requests", b"refused_requests", "settings", b"settings", "unclaimed_sequences", b"unclaimed_sequences", "uptime_s", b"uptime_s"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["planner", b"planner", "totals", b"totals"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["cancelled_requests", b"cancelled_requests", "continued_requests", b"continued_requests", "failed_requests", b"failed_requests", "finished_requests", b"finished_requests", "gateways", b"gateways", "live_requests", b"live_requests", "model", b"model", "planner", b"planner", "pools", b"pools", "queued_requests", b"queued_requests", "refused_requests", b"refused_requests", "settings", b"settings", "totals", b"totals", "unclaimed_sequences", b"unclaimed_sequences", "uptime_s", b"uptime_s"]) -> None: ...
 
 global___Cluster = Cluster
+
+@typing.final
+class RequestTotals(google.protobuf.message.Message):
+    """Sums since the router started."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PROMPT_TOKENS_FIELD_NUMBER: builtins.int
+    CACHED_TOKENS_FIELD_NUMBER: builtins.int
+    HANDOFFS_FIELD_NUMBER: builtins.int
+    HANDOFF_BYTES_FIELD_NUMBER: builtins.int
+    SERVED_LOCALLY_FIELD_NUMBER: builtins.int
+    PREDICTED_FIELD_NUMBER: builtins.int
+    PREDICTION_ERROR_S_FIELD_NUMBER: builtins.int
+    prompt_tokens: builtins.int
+    """Of requests when they were placed, with the part that the chosen worker had in its prefix cache."""
+    cached_tokens: builtins.int
+    handoffs: builtins.int
+    """Of answers: how many were handed over, and the bytes of their pages."""
+    handoff_bytes: builtins.int
+    served_locally: builtins.int
+    """Answers whose prompt was computed where they decoded."""
+    predicted: builtins.int
+    """Answers whose time to the first token was predicted, and the errors of these predictions, summed without signs."""
+    prediction_error_s: builtins.float
+    def __init__(
+        self,
+        *,
+        prompt_tokens: builtins.int = ...,
+        cached_tokens: builtins.int = ...,
+        handoffs: builtins.int = ...,
+        handoff_bytes: builtins.int = ...,
+        served_locally: builtins.int = ...,
+        predicted: builtins.int = ...,
+        prediction_error_s: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["cached_tokens", b"cached_tokens", "handoff_bytes", b"handoff_bytes", "handoffs", b"handoffs", "predicted", b"predicted", "prediction_error_s", b"prediction_error_s", "prompt_tokens", b"prompt_tokens", "served_locally", b"served_locally"]) -> None: ...
+
+global___RequestTotals = RequestTotals
 
 @typing.final
 class GatewayStatus(google.protobuf.message.Message):
@@ -123,6 +166,7 @@ class GatewayStatus(google.protobuf.message.Message):
     CPU_SHARE_FIELD_NUMBER: builtins.int
     WAITING_BYTES_FIELD_NUMBER: builtins.int
     LAST_REPORT_S_FIELD_NUMBER: builtins.int
+    METRICS_ADDRESS_FIELD_NUMBER: builtins.int
     name: builtins.str
     host: builtins.str
     pid: builtins.int
@@ -137,6 +181,8 @@ class GatewayStatus(google.protobuf.message.Message):
     waiting_bytes: builtins.int
     """Text that waits for tokenisation."""
     last_report_s: builtins.float
+    metrics_address: builtins.str
+    """Where Prometheus reads its metrics, "host:port"; empty: nowhere."""
     def __init__(
         self,
         *,
@@ -151,8 +197,9 @@ class GatewayStatus(google.protobuf.message.Message):
         cpu_share: builtins.float = ...,
         waiting_bytes: builtins.int = ...,
         last_report_s: builtins.float = ...,
+        metrics_address: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["cpu_share", b"cpu_share", "host", b"host", "incarnation", b"incarnation", "last_report_s", b"last_report_s", "name", b"name", "pid", b"pid", "public_address", b"public_address", "requests_per_s", b"requests_per_s", "streams", b"streams", "tokens_per_s", b"tokens_per_s", "waiting_bytes", b"waiting_bytes"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["cpu_share", b"cpu_share", "host", b"host", "incarnation", b"incarnation", "last_report_s", b"last_report_s", "metrics_address", b"metrics_address", "name", b"name", "pid", b"pid", "public_address", b"public_address", "requests_per_s", b"requests_per_s", "streams", b"streams", "tokens_per_s", b"tokens_per_s", "waiting_bytes", b"waiting_bytes"]) -> None: ...
 
 global___GatewayStatus = GatewayStatus
 
@@ -297,6 +344,12 @@ class Explanation(google.protobuf.message.Message):
     TPOT_S_FIELD_NUMBER: builtins.int
     OUTPUT_TOKENS_FIELD_NUMBER: builtins.int
     STATE_FIELD_NUMBER: builtins.int
+    PHASES_FIELD_NUMBER: builtins.int
+    PROMPT_TOKENS_FIELD_NUMBER: builtins.int
+    ATTEMPTS_FIELD_NUMBER: builtins.int
+    MIGRATIONS_FIELD_NUMBER: builtins.int
+    HANDOFF_BYTES_FIELD_NUMBER: builtins.int
+    GATEWAY_FIELD_NUMBER: builtins.int
     request_id: builtins.str
     policy: builtins.str
     """The placement policy of the decision."""
@@ -313,9 +366,19 @@ class Explanation(google.protobuf.message.Message):
     output_tokens: builtins.int
     state: builtins.str
     """"running", "finished", or the error's message."""
+    prompt_tokens: builtins.int
+    """Set once it has ended."""
+    attempts: builtins.int
+    migrations: builtins.int
+    handoff_bytes: builtins.int
+    gateway: builtins.str
     @property
     def candidates(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Candidate]:
         """The best options, the chosen one first."""
+
+    @property
+    def phases(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___RequestPhase]:
+        """Since its arrival, in their order."""
 
     def __init__(
         self,
@@ -333,9 +396,15 @@ class Explanation(google.protobuf.message.Message):
         tpot_s: builtins.float | None = ...,
         output_tokens: builtins.int | None = ...,
         state: builtins.str = ...,
+        phases: collections.abc.Iterable[global___RequestPhase] | None = ...,
+        prompt_tokens: builtins.int = ...,
+        attempts: builtins.int = ...,
+        migrations: builtins.int = ...,
+        handoff_bytes: builtins.int = ...,
+        gateway: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_output_tokens", b"_output_tokens", "_tpot_s", b"_tpot_s", "_ttft_s", b"_ttft_s", "output_tokens", b"output_tokens", "tpot_s", b"tpot_s", "ttft_s", b"ttft_s"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_output_tokens", b"_output_tokens", "_tpot_s", b"_tpot_s", "_ttft_s", b"_ttft_s", "candidates", b"candidates", "decode_worker", b"decode_worker", "output_tokens", b"output_tokens", "output_tokens_p50", b"output_tokens_p50", "output_tokens_p90", b"output_tokens_p90", "policy", b"policy", "prefill_worker", b"prefill_worker", "queue_s", b"queue_s", "request_id", b"request_id", "state", b"state", "tpot_s", b"tpot_s", "ttft_s", b"ttft_s", "why", b"why"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_output_tokens", b"_output_tokens", "_tpot_s", b"_tpot_s", "_ttft_s", b"_ttft_s", "attempts", b"attempts", "candidates", b"candidates", "decode_worker", b"decode_worker", "gateway", b"gateway", "handoff_bytes", b"handoff_bytes", "migrations", b"migrations", "output_tokens", b"output_tokens", "output_tokens_p50", b"output_tokens_p50", "output_tokens_p90", b"output_tokens_p90", "phases", b"phases", "policy", b"policy", "prefill_worker", b"prefill_worker", "prompt_tokens", b"prompt_tokens", "queue_s", b"queue_s", "request_id", b"request_id", "state", b"state", "tpot_s", b"tpot_s", "ttft_s", b"ttft_s", "why", b"why"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_output_tokens", b"_output_tokens"]) -> typing.Literal["output_tokens"] | None: ...
     @typing.overload
@@ -344,6 +413,38 @@ class Explanation(google.protobuf.message.Message):
     def WhichOneof(self, oneof_group: typing.Literal["_ttft_s", b"_ttft_s"]) -> typing.Literal["ttft_s"] | None: ...
 
 global___Explanation = Explanation
+
+@typing.final
+class RequestPhase(google.protobuf.message.Message):
+    """What a request did: "queue", "prefill", "handoff" or "decode"."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    WORKER_FIELD_NUMBER: builtins.int
+    START_S_FIELD_NUMBER: builtins.int
+    SECONDS_FIELD_NUMBER: builtins.int
+    RUNNING_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    worker: builtins.str
+    """Empty for the queue, which is the router's."""
+    start_s: builtins.float
+    """Since its arrival."""
+    seconds: builtins.float
+    """So far, if it still runs."""
+    running: builtins.bool
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        worker: builtins.str = ...,
+        start_s: builtins.float = ...,
+        seconds: builtins.float = ...,
+        running: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["name", b"name", "running", b"running", "seconds", b"seconds", "start_s", b"start_s", "worker", b"worker"]) -> None: ...
+
+global___RequestPhase = RequestPhase
 
 @typing.final
 class Candidate(google.protobuf.message.Message):

@@ -126,6 +126,7 @@ class LinkMessage(google.protobuf.message.Message):
     REQUEST_ENDED_FIELD_NUMBER: builtins.int
     WORKER_JOINED_FIELD_NUMBER: builtins.int
     WORKER_LEFT_FIELD_NUMBER: builtins.int
+    SERVING_POOLS_FIELD_NUMBER: builtins.int
     LINK_UP_FIELD_NUMBER: builtins.int
     STEP_OUTPUT_FIELD_NUMBER: builtins.int
     ATTACH_STREAMS_FIELD_NUMBER: builtins.int
@@ -223,6 +224,8 @@ class LinkMessage(google.protobuf.message.Message):
     @property
     def worker_left(self) -> global___WorkerLeft: ...
     @property
+    def serving_pools(self) -> global___ServingPools: ...
+    @property
     def link_up(self) -> global___LinkUp:
         """Between workers and gateways."""
 
@@ -277,14 +280,15 @@ class LinkMessage(google.protobuf.message.Message):
         request_ended: global___RequestEnded | None = ...,
         worker_joined: global___WorkerJoined | None = ...,
         worker_left: global___WorkerLeft | None = ...,
+        serving_pools: global___ServingPools | None = ...,
         link_up: global___LinkUp | None = ...,
         step_output: global___StepOutput | None = ...,
         attach_streams: global___AttachStreams | None = ...,
         prompt_logprobs: global___PromptLogprobs | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["adopt_sequence", b"adopt_sequence", "alive", b"alive", "ask_emitted", b"ask_emitted", "attach_streams", b"attach_streams", "cancel", b"cancel", "emitted_tokens", b"emitted_tokens", "first_token", b"first_token", "gateway_joined", b"gateway_joined", "gateway_left", b"gateway_left", "gateway_load", b"gateway_load", "gateway_registered", b"gateway_registered", "gateway_unreachable", b"gateway_unreachable", "goodbye", b"goodbye", "handoff_committed", b"handoff_committed", "handoff_corrupt", b"handoff_corrupt", "handoff_ended", b"handoff_ended", "handoff_stalled", b"handoff_stalled", "kind", b"kind", "link_measured", b"link_measured", "link_up", b"link_up", "load_report", b"load_report", "pages_changed", b"pages_changed", "peer_joined", b"peer_joined", "peer_left", b"peer_left", "placed", b"placed", "prefill", b"prefill", "prompt_logprobs", b"prompt_logprobs", "register", b"register", "register_ack", b"register_ack", "register_gateway", b"register_gateway", "release", b"release", "request_ended", b"request_ended", "request_failed", b"request_failed", "reregister", b"reregister", "reservation_refused", b"reservation_refused", "reserve", b"reserve", "reserved", b"reserved", "resync_pages", b"resync_pages", "role_changed", b"role_changed", "send_pages", b"send_pages", "sequence_ended", b"sequence_ended", "step_output", b"step_output", "stop_request", b"stop_request", "submit", b"submit", "switch_role", b"switch_role", "worker_joined", b"worker_joined", "worker_left", b"worker_left"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["adopt_sequence", b"adopt_sequence", "alive", b"alive", "ask_emitted", b"ask_emitted", "attach_streams", b"attach_streams", "cancel", b"cancel", "emitted_tokens", b"emitted_tokens", "first_token", b"first_token", "gateway_joined", b"gateway_joined", "gateway_left", b"gateway_left", "gateway_load", b"gateway_load", "gateway_registered", b"gateway_registered", "gateway_unreachable", b"gateway_unreachable", "goodbye", b"goodbye", "handoff_committed", b"handoff_committed", "handoff_corrupt", b"handoff_corrupt", "handoff_ended", b"handoff_ended", "handoff_stalled", b"handoff_stalled", "kind", b"kind", "link_measured", b"link_measured", "link_up", b"link_up", "load_report", b"load_report", "pages_changed", b"pages_changed", "peer_joined", b"peer_joined", "peer_left", b"peer_left", "placed", b"placed", "prefill", b"prefill", "prompt_logprobs", b"prompt_logprobs", "register", b"register", "register_ack", b"register_ack", "register_gateway", b"register_gateway", "release", b"release", "request_ended", b"request_ended", "request_failed", b"request_failed", "reregister", b"reregister", "reservation_refused", b"reservation_refused", "reserve", b"reserve", "reserved", b"reserved", "resync_pages", b"resync_pages", "role_changed", b"role_changed", "send_pages", b"send_pages", "sequence_ended", b"sequence_ended", "step_output", b"step_output", "stop_request", b"stop_request", "submit", b"submit", "switch_role", b"switch_role", "worker_joined", b"worker_joined", "worker_left", b"worker_left"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["register_ack", "peer_joined", "peer_left", "prefill", "reserve", "send_pages", "cancel", "release", "resync_pages", "switch_role", "reregister", "adopt_sequence", "gateway_joined", "gateway_left", "register", "reserved", "reservation_refused", "handoff_ended", "handoff_committed", "request_failed", "load_report", "pages_changed", "goodbye", "role_changed", "alive", "handoff_corrupt", "handoff_stalled", "link_measured", "first_token", "sequence_ended", "gateway_unreachable", "register_gateway", "submit", "stop_request", "emitted_tokens", "gateway_load", "gateway_registered", "placed", "ask_emitted", "request_ended", "worker_joined", "worker_left", "link_up", "step_output", "attach_streams", "prompt_logprobs"] | None: ...
+    def HasField(self, field_name: typing.Literal["adopt_sequence", b"adopt_sequence", "alive", b"alive", "ask_emitted", b"ask_emitted", "attach_streams", b"attach_streams", "cancel", b"cancel", "emitted_tokens", b"emitted_tokens", "first_token", b"first_token", "gateway_joined", b"gateway_joined", "gateway_left", b"gateway_left", "gateway_load", b"gateway_load", "gateway_registered", b"gateway_registered", "gateway_unreachable", b"gateway_unreachable", "goodbye", b"goodbye", "handoff_committed", b"handoff_committed", "handoff_corrupt", b"handoff_corrupt", "handoff_ended", b"handoff_ended", "handoff_stalled", b"handoff_stalled", "kind", b"kind", "link_measured", b"link_measured", "link_up", b"link_up", "load_report", b"load_report", "pages_changed", b"pages_changed", "peer_joined", b"peer_joined", "peer_left", b"peer_left", "placed", b"placed", "prefill", b"prefill", "prompt_logprobs", b"prompt_logprobs", "register", b"register", "register_ack", b"register_ack", "register_gateway", b"register_gateway", "release", b"release", "request_ended", b"request_ended", "request_failed", b"request_failed", "reregister", b"reregister", "reservation_refused", b"reservation_refused", "reserve", b"reserve", "reserved", b"reserved", "resync_pages", b"resync_pages", "role_changed", b"role_changed", "send_pages", b"send_pages", "sequence_ended", b"sequence_ended", "serving_pools", b"serving_pools", "step_output", b"step_output", "stop_request", b"stop_request", "submit", b"submit", "switch_role", b"switch_role", "worker_joined", b"worker_joined", "worker_left", b"worker_left"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["adopt_sequence", b"adopt_sequence", "alive", b"alive", "ask_emitted", b"ask_emitted", "attach_streams", b"attach_streams", "cancel", b"cancel", "emitted_tokens", b"emitted_tokens", "first_token", b"first_token", "gateway_joined", b"gateway_joined", "gateway_left", b"gateway_left", "gateway_load", b"gateway_load", "gateway_registered", b"gateway_registered", "gateway_unreachable", b"gateway_unreachable", "goodbye", b"goodbye", "handoff_committed", b"handoff_committed", "handoff_corrupt", b"handoff_corrupt", "handoff_ended", b"handoff_ended", "handoff_stalled", b"handoff_stalled", "kind", b"kind", "link_measured", b"link_measured", "link_up", b"link_up", "load_report", b"load_report", "pages_changed", b"pages_changed", "peer_joined", b"peer_joined", "peer_left", b"peer_left", "placed", b"placed", "prefill", b"prefill", "prompt_logprobs", b"prompt_logprobs", "register", b"register", "register_ack", b"register_ack", "register_gateway", b"register_gateway", "release", b"release", "request_ended", b"request_ended", "request_failed", b"request_failed", "reregister", b"reregister", "reservation_refused", b"reservation_refused", "reserve", b"reserve", "reserved", b"reserved", "resync_pages", b"resync_pages", "role_changed", b"role_changed", "send_pages", b"send_pages", "sequence_ended", b"sequence_ended", "serving_pools", b"serving_pools", "step_output", b"step_output", "stop_request", b"stop_request", "submit", b"submit", "switch_role", b"switch_role", "worker_joined", b"worker_joined", "worker_left", b"worker_left"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["register_ack", "peer_joined", "peer_left", "prefill", "reserve", "send_pages", "cancel", "release", "resync_pages", "switch_role", "reregister", "adopt_sequence", "gateway_joined", "gateway_left", "register", "reserved", "reservation_refused", "handoff_ended", "handoff_committed", "request_failed", "load_report", "pages_changed", "goodbye", "role_changed", "alive", "handoff_corrupt", "handoff_stalled", "link_measured", "first_token", "sequence_ended", "gateway_unreachable", "register_gateway", "submit", "stop_request", "emitted_tokens", "gateway_load", "gateway_registered", "placed", "ask_emitted", "request_ended", "worker_joined", "worker_left", "serving_pools", "link_up", "step_output", "attach_streams", "prompt_logprobs"] | None: ...
 
 global___LinkMessage = LinkMessage
 
@@ -1272,13 +1276,19 @@ class FirstToken(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: builtins.int
+    CHUNK_AGES_S_FIELD_NUMBER: builtins.int
     request_id: builtins.str
+    @property
+    def chunk_ages_s(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """Seconds since each chunk of the prompt was computed, if there were several."""
+
     def __init__(
         self,
         *,
         request_id: builtins.str = ...,
+        chunk_ages_s: collections.abc.Iterable[builtins.float] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["request_id", b"request_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["chunk_ages_s", b"chunk_ages_s", "request_id", b"request_id"]) -> None: ...
 
 global___FirstToken = FirstToken
 
@@ -1355,12 +1365,14 @@ class GatewayInfo(google.protobuf.message.Message):
     PUBLIC_ADDRESS_FIELD_NUMBER: builtins.int
     HOST_FIELD_NUMBER: builtins.int
     PID_FIELD_NUMBER: builtins.int
+    METRICS_ADDRESS_FIELD_NUMBER: builtins.int
     name: builtins.str
     incarnation: builtins.str
     worker_address: builtins.str
     public_address: builtins.str
     host: builtins.str
     pid: builtins.int
+    metrics_address: builtins.str
     def __init__(
         self,
         *,
@@ -1370,8 +1382,9 @@ class GatewayInfo(google.protobuf.message.Message):
         public_address: builtins.str = ...,
         host: builtins.str = ...,
         pid: builtins.int = ...,
+        metrics_address: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["host", b"host", "incarnation", b"incarnation", "name", b"name", "pid", b"pid", "public_address", b"public_address", "worker_address", b"worker_address"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["host", b"host", "incarnation", b"incarnation", "metrics_address", b"metrics_address", "name", b"name", "pid", b"pid", "public_address", b"public_address", "worker_address", b"worker_address"]) -> None: ...
 
 global___GatewayInfo = GatewayInfo
 
@@ -1414,6 +1427,7 @@ class Submit(google.protobuf.message.Message):
     AGE_S_FIELD_NUMBER: builtins.int
     DEADLINE_IN_S_FIELD_NUMBER: builtins.int
     SUBMISSION_FIELD_NUMBER: builtins.int
+    TRACE_FIELD_NUMBER: builtins.int
     request_id: builtins.str
     digest: builtins.bytes
     num_prompt_tokens: builtins.int
@@ -1431,6 +1445,10 @@ class Submit(google.protobuf.message.Message):
     def page_keys(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
     @property
     def objectives(self) -> baton.protocol.v1.inference_pb2.Objectives: ...
+    @property
+    def trace(self) -> global___TraceContext:
+        """Set if the request is sampled."""
+
     def __init__(
         self,
         *,
@@ -1448,12 +1466,33 @@ class Submit(google.protobuf.message.Message):
         age_s: builtins.float = ...,
         deadline_in_s: builtins.float | None = ...,
         submission: builtins.int = ...,
+        trace: global___TraceContext | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_deadline_in_s", b"_deadline_in_s", "deadline_in_s", b"deadline_in_s", "objectives", b"objectives"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_deadline_in_s", b"_deadline_in_s", "age_s", b"age_s", "deadline_in_s", b"deadline_in_s", "digest", b"digest", "max_tokens", b"max_tokens", "num_emitted", b"num_emitted", "num_prompt_tokens", b"num_prompt_tokens", "objectives", b"objectives", "page_keys", b"page_keys", "priority", b"priority", "request_id", b"request_id", "resumed", b"resumed", "submission", b"submission", "tenant", b"tenant", "work", b"work"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_deadline_in_s", b"_deadline_in_s", "deadline_in_s", b"deadline_in_s", "objectives", b"objectives", "trace", b"trace"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_deadline_in_s", b"_deadline_in_s", "age_s", b"age_s", "deadline_in_s", b"deadline_in_s", "digest", b"digest", "max_tokens", b"max_tokens", "num_emitted", b"num_emitted", "num_prompt_tokens", b"num_prompt_tokens", "objectives", b"objectives", "page_keys", b"page_keys", "priority", b"priority", "request_id", b"request_id", "resumed", b"resumed", "submission", b"submission", "tenant", b"tenant", "trace", b"trace", "work", b"work"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_deadline_in_s", b"_deadline_in_s"]) -> typing.Literal["deadline_in_s"] | None: ...
 
 global___Submit = Submit
+
+@typing.final
+class TraceContext(google.protobuf.message.Message):
+    """A trace of OpenTelemetry, and the gateway's span in it."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TRACE_ID_FIELD_NUMBER: builtins.int
+    SPAN_ID_FIELD_NUMBER: builtins.int
+    trace_id: builtins.bytes
+    span_id: builtins.bytes
+    def __init__(
+        self,
+        *,
+        trace_id: builtins.bytes = ...,
+        span_id: builtins.bytes = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["span_id", b"span_id", "trace_id", b"trace_id"]) -> None: ...
+
+global___TraceContext = TraceContext
 
 @typing.final
 class StopRequest(google.protobuf.message.Message):
@@ -1689,6 +1728,24 @@ class WorkerLeft(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["worker", b"worker"]) -> None: ...
 
 global___WorkerLeft = WorkerLeft
+
+@typing.final
+class ServingPools(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PREFILL_FIELD_NUMBER: builtins.int
+    DECODE_FIELD_NUMBER: builtins.int
+    prefill: builtins.bool
+    decode: builtins.bool
+    def __init__(
+        self,
+        *,
+        prefill: builtins.bool = ...,
+        decode: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["decode", b"decode", "prefill", b"prefill"]) -> None: ...
+
+global___ServingPools = ServingPools
 
 @typing.final
 class LinkUp(google.protobuf.message.Message):

@@ -25,7 +25,10 @@ class Disconnect:
 
 @dataclass(frozen=True, slots=True)
 class NewTransport:
-    """Close the transport, on which no write is in flight, and open one of this name: `on_transport` is next."""
+    """Close the transport, on which no write is in flight, and open one of this name: `on_transport` follows.
+
+    Steps may go on in between, since sequences that are kept need no transport.
+    """
 
     agent: str
 

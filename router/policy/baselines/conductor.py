@@ -52,5 +52,6 @@ class Conductor(ImmediatePlacement):
         if (objectives.ttft_s is not None and ttft > objectives.ttft_s) or (
             objectives.tpot_s is not None and tpot > objectives.tpot_s
         ):
-            return Overloaded("Predicted to miss its objectives; try again later.", retry_after_s=ttft)
+            sentence = "Predicted to miss its objectives; try again later."
+            return Overloaded(sentence, retry_after_s=ttft, cause="ttft_objective")
         return None

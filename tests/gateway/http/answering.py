@@ -14,7 +14,7 @@ from baton.gateway.core.commands import StreamEnd
 from baton.gateway.core.stream import OutputStream, TextToken
 from baton.gateway.http.answers import renderer
 from baton.gateway.http.ask import Ask, TokenLogprobs
-from baton.gateway.http.errors import error_response
+from baton.http.errors import error_response
 from baton.protocol.errors import BatonError
 from baton.protocol.gateway_messages import TokenOutput
 from baton.protocol.latency import Latency

@@ -10,10 +10,12 @@ from typing import Any
 import httpx2
 import pytest
 
+import baton
 from baton.gateway.build import RunningGateway
 from baton.gateway.siblings import seed_of
 from baton.protocol.codec import work_of
-from baton.protocol.gateway_messages import RequestEnded, StopRequest, Submit
+from baton.protocol.errors import InvalidRequest
+from baton.protocol.gateway_messages import RequestEnded, ServingPools, StopRequest, Submit
 from baton.protocol.prompt_logprobs import PromptLogprobs
 from tests.gateway.far_ends import GATEWAY, FarEnds
 from tests.gateway.http.calls import BODY, STREAM, connect, events, play, post
@@ -80,6 +82,33 @@ def test_an_id_of_a_later_sequence_takes_no_other_clients_stream(bodies: tuple[t
         for name in names:
             await far.send_tokens(name, range(4), ends=True)
         assert [(await each).status_code for each in answers] == [200, 200]
+
+    play(scene)
+
+
+def test_ids_of_answers_over_http_and_of_grpc_calls_do_not_meet() -> None:
+    async def scene(client: httpx2.AsyncClient, running: RunningGateway, far: FarEnds) -> None:
+        async def over_http(name: str) -> httpx2.Response:
+            return await client.post("/v1/completions", json={**BODY, "n": 2}, headers={"x-request-id": name})
+
+        async with baton.AsyncClient(running.addresses.public) as other:
+            waits = asyncio.create_task(over_http("r"))
+            await far.until(Submit)
+            for name in ("r", "r-1"):  # The second is not submitted yet
+                with pytest.raises(InvalidRequest, match="in use"):
+                    await other.generate([5, 6, 7], request_id=name, max_tokens=4)
+            called = asyncio.create_task(other.generate([5, 6, 7], request_id="q-1", max_tokens=4))
+            await far.until(Submit, lambda submit: submit.request_id == "q-1")
+            renamed = asyncio.create_task(over_http("q"))
+            await until_async(lambda: len(far.of(Submit)) == 3)
+            sent = 0
+            while sent < 5:
+                await until_async(lambda: len(far.of(Submit)) > sent)  # noqa: B023
+                await far.send_tokens(far.of(Submit)[sent].request_id, range(4), ends=True)
+                sent += 1
+            assert len((await called).token_ids) == 4
+            assert (await waits).headers["x-request-id"] == "r"
+            assert (await renamed).headers["x-request-id"] not in ("q", "")
 
     play(scene)
 
@@ -164,20 +193,30 @@ def test_an_error_before_the_first_token_is_a_status_and_a_later_one_an_event() 
     play(scene)
 
 
-def test_probes_show_whether_router_and_workers_are_there() -> None:
+def test_probes_show_whether_the_router_and_a_worker_for_each_role_are_there() -> None:
     async def scene(client: httpx2.AsyncClient, running: RunningGateway, far: FarEnds) -> None:
         for path in ("/health", "/liveness", "/readiness"):
+            await until_async(lambda: running.driver.ready)
             response = await client.get(path)
             assert (response.status_code, response.text) == (200, "")
             assert (await client.head(path)).status_code == 200
+        for pools, missing in ((ServingPools(True, False), "decode"), (ServingPools(False, True), "prefill")):
+            far.router.send(GATEWAY, [pools])
+            async with asyncio.timeout(10):
+                while f"No {missing} worker" not in (response := await client.get("/readiness")).text:
+                    pass
+            assert response.status_code == 503
+        far.router.send(GATEWAY, [ServingPools(True, True)])
+        await until_async(lambda: running.driver.ready)
         far.stop_router()
-        await until_async(lambda: not running.driver.registered.is_set())
+        await until_async(lambda: not running.driver.ready)
         assert (await client.get("/liveness")).status_code == 200
-        assert (await client.get("/readiness")).status_code == 503
+        assert "router is away" in (await client.get("/readiness")).text
         far.restart_router()
-        await running.registered()
+        await until_async(lambda: running.driver.ready)
+        assert (await client.get("/readiness")).status_code == 200
 
-    play(scene)
+    play(scene, router_grace_s=0.3)
 
 
 def test_unknown_paths_and_methods_are_errors_in_openais_form() -> None:

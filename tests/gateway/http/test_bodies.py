@@ -14,8 +14,8 @@ from baton.gateway.http.ask import HttpModel
 from baton.gateway.http.chat import parse_chat
 from baton.gateway.http.common_fields import MAX_SEQUENCES
 from baton.gateway.http.completions import parse_completion
-from baton.gateway.http.errors import BodyTooLarge, InvalidField, ModelNotFound
-from baton.gateway.http.parameters import MAX_BODY_BYTES
+from baton.http.errors import InvalidField, ModelNotFound
+from baton.http.response import MAX_BODY_BYTES, BodyTooLarge
 from baton.protocol.request import Objectives
 from baton.protocol.sampling import with_defaults
 from tests.gateway.http.bodies import MODEL, PARSERS, SMALLEST, parse

@@ -11,14 +11,8 @@ import httpx
 import openai
 import pytest
 
-from baton.gateway.http.errors import (
-    BodyTooLarge,
-    InvalidField,
-    MethodNotAllowed,
-    ModelNotFound,
-    RouteNotFound,
-    error_response,
-)
+from baton.http.errors import InvalidField, ModelNotFound, error_response
+from baton.http.response import BodyTooLarge, MethodNotAllowed, RouteNotFound
 from baton.protocol.errors import (
     ERRORS_BY_NAME,
     BatonError,

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from openai.types import Model
 
-from baton.gateway.http.errors import InvalidField, ModelNotFound
 from baton.gateway.http.models import (
     TokenizerInfo,
     detokenize_body,
@@ -20,6 +19,7 @@ from baton.gateway.http.models import (
     tokenizer_info_body,
     version_body,
 )
+from baton.http.errors import InvalidField, ModelNotFound
 from tests.gateway.http.answering import WORDS
 from tests.gateway.http.bodies import MODEL
 

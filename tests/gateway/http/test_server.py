@@ -12,11 +12,12 @@ import httpx2
 import pytest
 
 from baton.gateway.build import RunningGateway, start_gateway
-from baton.gateway.http import server
-from baton.gateway.http.parameters import MAX_BODY_BYTES
+from baton.http import server
+from baton.http.response import MAX_BODY_BYTES
 from baton.protocol.errors import ConfigError
+from baton.protocol.gateway_messages import StopRequest, Submit
 from tests.gateway.far_ends import FarEnds, config
-from tests.gateway.http.calls import connect, message_of, play, read_end
+from tests.gateway.http.calls import STREAM, connect, message_of, play, read_end
 from tests.waiting import until_async
 
 
@@ -32,7 +33,7 @@ def test_a_client_that_does_not_read_is_disconnected() -> None:
             gone.set()
             writing.cancel()
 
-        running = await server.start_http_server(application, "127.0.0.1", 0, write_timeout_s=0.3)
+        running = await server.start_http_server(application, "127.0.0.1", 0, key="port", write_timeout_s=0.3)
         slow = socket.create_connection(("127.0.0.1", running.port))
         slow.sendall(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
         await asyncio.wait_for(gone.wait(), 10)
@@ -145,7 +146,7 @@ def test_more_connections_than_the_limit_are_refused_at_once() -> None:
         raise AssertionError
 
     async def scene() -> None:
-        running = await server.start_http_server(no_application, "127.0.0.1", 0, max_connections=2)
+        running = await server.start_http_server(no_application, "127.0.0.1", 0, key="port", max_connections=2)
         held = [await asyncio.open_connection("127.0.0.1", running.port) for _ in range(2)]
         await until_async(lambda: len(running.state.connections) == 2)
         reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
@@ -165,8 +166,85 @@ def test_http_can_be_off_and_two_gateways_share_its_port() -> None:
         assert (without.http_port, without.addresses.http) == (None, "")
         assert two.http_port == one.http_port
         with pytest.raises(ConfigError, match=r"203\.0\.113\.9"):
-            await server.start_http_server(one.http_app, "203.0.113.9", 0)
+            await server.start_http_server(one.http_app, "203.0.113.9", 0, key="gateway.http_port")
         for each in (without, one, two):
             await each.stop(0.0)
 
     asyncio.run(scene())
+
+
+def test_a_head_is_bounded_to_the_byte_also_when_its_body_comes_with_it() -> None:
+    async def scene(client: httpx2.AsyncClient, running: RunningGateway, far: FarEnds) -> None:
+        body = b'{"prompt": "a b"}'
+        head = b"POST /tokenize HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: %d\r\nx: %b\r\n\r\n"
+        room = server.HEAD_BYTES - len(head % (len(body), b""))
+        for more, status in ((0, b"200"), (1, b"431")):
+            reader, writer = await connect(running, head % (len(body), b"y" * (room + more)) + body)
+            assert (await read_end(reader)).startswith(b"HTTP/1.1 " + status)
+            writer.close()
+
+    play(scene)
+
+
+STREAMED = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\nx-request-id: r\r\ncontent-length: %d\r\n\r\n%b" % (
+    len(json.dumps(STREAM)),
+    json.dumps(STREAM).encode(),
+)
+
+
+@pytest.mark.parametrize(
+    "after",
+    [b"GET /heal", b"POST /tokenize HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n{"],
+    ids=["a part of a head", "a part of a body"],
+)
+def test_a_part_of_a_next_request_cuts_no_answer_and_ends_the_connection_after_it(
+    after: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "REQUEST_S", 0.2)
+
+    async def scene(client: httpx2.AsyncClient, running: RunningGateway, far: FarEnds) -> None:
+        reader, writer = await connect(running, STREAMED + after)
+        await far.until(Submit)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(reader.read(1), 0.7)
+        await far.send_tokens("r", range(4), ends=True)
+        answer = await read_end(reader)
+        assert answer.count(b"HTTP/1.1") == 1
+        assert b"data: [DONE]" in answer
+        writer.close()
+
+    play(scene)
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        b"\x16\x03\x01\x02\x00\r\n\r\n",
+        b"GET / HTTP/1.1\r\nx: " + b"y" * 70_000,
+        b"POST /tokenize HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",
+        b"POST /tokenize HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n{}",
+    ],
+    ids=["no HTTP", "a head without end", "an invalid chunk", "two lengths"],
+)
+def test_an_invalid_request_after_another_does_not_write_into_its_answer(after: bytes) -> None:
+    async def scene(client: httpx2.AsyncClient, running: RunningGateway, far: FarEnds) -> None:
+        reader, writer = await connect(running, STREAMED)
+        await far.until(Submit)
+        writer.write(after)
+        await far.send_tokens("r", range(4), ends=True)
+        answer = await read_end(reader)
+        assert answer.count(b"HTTP/1.1") == 1
+        assert answer.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
+        writer.close()
+
+    play(scene)
+
+
+def test_a_client_that_leaves_stops_every_request_that_it_sent_on_its_connection() -> None:
+    async def scene(client: httpx2.AsyncClient, running: RunningGateway, far: FarEnds) -> None:
+        _, writer = await connect(running, STREAMED + b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
+        await far.until(Submit)
+        writer.transport.abort()
+        assert (await far.until(StopRequest)).request_id == "r"
+
+    play(scene)

@@ -9,8 +9,8 @@ import pytest
 from baton.gateway.http.chat import parse_chat
 from baton.gateway.http.common_fields import MAX_SEQUENCES
 from baton.gateway.http.completions import parse_completion
-from baton.gateway.http.errors import InvalidField
-from baton.gateway.http.parameters import MAX_BODY_BYTES
+from baton.http.errors import InvalidField
+from baton.http.response import MAX_BODY_BYTES
 from baton.protocol.errors import InvalidRequest
 from tests.gateway.http.bodies import MODEL, parse
 

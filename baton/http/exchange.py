@@ -8,12 +8,12 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from baton.gateway.http.errors import BodyTooLarge, HttpResponse
-from baton.gateway.http.parameters import MAX_BODY_BYTES
-from baton.gateway.intake import MAX_NAME_BYTES
+from baton.http.response import MAX_BODY_BYTES, BodyTooLarge, HttpResponse
 from baton.protocol.errors import Cancelled
 
 REQUEST_ID = "x-request-id"
+TRACE_HEADERS = (b"traceparent", b"tracestate")
+MAX_ID_CHARACTERS = 128
 _ID = re.compile(r"[!-~]+")  # What a header can have, without spaces
 _EVENTS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
 
@@ -32,7 +32,7 @@ class Exchange:
     def __post_init__(self) -> None:
         self.headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in self.scope["headers"]}
         given = self.headers.get(REQUEST_ID, "")
-        usable = len(given) <= MAX_NAME_BYTES // 2 and _ID.fullmatch(given)
+        usable = len(given) <= MAX_ID_CHARACTERS and _ID.fullmatch(given)
         self.request_id = given if usable else uuid.uuid4().hex
 
     @property
@@ -40,6 +40,12 @@ class Exchange:
         """The headers with a token, as the metadata of a gRPC call."""
         pairs = self.scope["headers"]
         return [("authorization", value.decode("latin-1")) for name, value in pairs if name == b"authorization"]
+
+    @property
+    def trace_headers(self) -> list[tuple[str, str]]:
+        """The headers of the caller's trace."""
+        pairs = self.scope["headers"]
+        return [(name.decode(), value.decode("latin-1")) for name, value in pairs if name in TRACE_HEADERS]
 
     async def body(self) -> bytes:
         """The whole body; raises `BodyTooLarge`, and `Cancelled` when the client has left.

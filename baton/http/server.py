@@ -1,7 +1,8 @@
-"""The HTTP server: uvicorn's connections on the gateway's event loop, with the bounds that they lack.
+"""The HTTP server: uvicorn's connections on the process's event loop, with the bounds that they lack.
 
-A request must be complete within `REQUEST_S`, its head and its bytes on the wire are bounded, and a client that does
-not read is disconnected. The number of connections is bounded, too.
+A request must be complete within `REQUEST_S` of its turn, its head and its bytes on the wire are bounded, and a client
+that does not read is disconnected. The number of connections is bounded, too. Requests may follow each other before
+their answers (pipelining); an invalid one among them ends the connection after the answers to those before it.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from email.utils import formatdate
 from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from baton.gateway.http.errors import HttpResponse, error_response
-from baton.gateway.http.parameters import MAX_BODY_BYTES
-from baton.gateway.http.plain_parser import PlainParser
+from baton.http.errors import error_response
+from baton.http.plain_parser import PlainParser
+from baton.http.response import MAX_BODY_BYTES, HttpResponse
 from baton.protocol.address import bare_host, join
 from baton.protocol.errors import BatonError, ConfigError, InvalidRequest, Overloaded
 
@@ -42,15 +43,20 @@ class BoundedConnection(HttpToolsProtocol):
     """A client's connection. Each of its two timers ends it: one while a request is read, one while writes wait."""
 
     def __init__(
-        self, config: uvicorn.Config, state: ServerState, max_connections: int, write_timeout_s: float
+        self,
+        config: uvicorn.Config,
+        state: ServerState,
+        max_connections: int,
+        write_timeout_s: float,
     ) -> None:
         super().__init__(config, state, {})
         self.parser: PlainParser = PlainParser(self)  # type: ignore[assignment]
         self._max_connections, self._write_timeout_s = max_connections, write_timeout_s
         self._reading: asyncio.TimerHandle | None = None
         self._writing: asyncio.TimerHandle | None = None
-        self._request_bytes = self._segment_bytes = 0
-        self._in_head = True
+        self._request_bytes = self._segment_bytes = 0  # Of the request that is read, and of the latest bytes received
+        self._in_head, self._refused = True, False
+        self._cycles: list[RequestResponseCycle] = []  # Requests without a complete response, in their order
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Refuse a connection too many, else wait for its first request."""
@@ -58,23 +64,26 @@ class BoundedConnection(HttpToolsProtocol):
         if len(self.connections) > self._max_connections:
             self._refuse(Overloaded("Too many connections are open.", 1.0))
             return
-        self._reading = self.loop.call_later(REQUEST_S, transport.abort)
+        self._reading = self.loop.call_later(REQUEST_S, self._out_of_time)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop the timers."""
+        """Stop the timers and the requests; uvicorn stops the latest one alone."""
         _cancel(self._reading)
         _cancel(self._writing)
+        for cycle in self._unanswered:
+            cycle.disconnected = True
+            cycle.message_event.set()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Parse bytes, unless the request has too many."""
-        if self.transport.is_closing():
+        if self.transport.is_closing() or self._refused:
             return
         self._segment_bytes = len(data)
         self._request_bytes += self._segment_bytes
         super().data_received(data)
         if self._in_head and self._request_bytes > HEAD_BYTES:
-            self._refuse(InvalidRequest(f"The request's head has more than {HEAD_BYTES} bytes."), 431)
+            self._refuse_head()
         elif self._request_bytes > WIRE_BYTES:
             self.transport.abort()
 
@@ -83,7 +92,7 @@ class BoundedConnection(HttpToolsProtocol):
         super().on_message_begin()
         self._in_head, self._request_bytes = True, self._segment_bytes
         _cancel(self._reading)
-        self._reading = self.loop.call_later(REQUEST_S, self.transport.abort)
+        self._reading = self.loop.call_later(REQUEST_S, self._out_of_time)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Keep a header; trailers, which follow the body, are not headers."""
@@ -92,17 +101,26 @@ class BoundedConnection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """The body follows."""
-        if self.parser.asked_for_other:
+        if self.parser.asked_for_other or self._refused:
+            return
+        if self._head_bytes > HEAD_BYTES:
+            self._refuse_head()
             return
         self._in_head = False
         super().on_headers_complete()
+        self._cycles = [*self._unanswered, self.cycle]
+
+    def on_body(self, body: bytes) -> None:
+        """A part of a body."""
+        if not self._refused:
+            super().on_body(body)
 
     def on_message_complete(self) -> None:
         """The request is complete."""
-        if self.parser.asked_for_other:
+        if self.parser.asked_for_other or self._refused:
             return
         _cancel(self._reading)
-        self._reading, self._request_bytes = None, 0
+        self._in_head, self._reading, self._request_bytes, self._segment_bytes = True, None, 0, 0
         super().on_message_complete()
 
     def pause_writing(self) -> None:
@@ -121,8 +139,40 @@ class BoundedConnection(HttpToolsProtocol):
         """In place of uvicorn's text."""
         self._refuse(InvalidRequest(msg))
 
+    @property
+    def _unanswered(self) -> list[RequestResponseCycle]:
+        return [cycle for cycle in self._cycles if not cycle.response_complete]
+
+    @property
+    def _earlier(self) -> list[RequestResponseCycle]:
+        """Unanswered requests before the one that is read."""
+        return [cycle for cycle in self._unanswered if self._in_head or cycle is not self.cycle]
+
+    @property
+    def _head_bytes(self) -> int:
+        """Bytes of the head that was read, without spaces around values."""
+        line = len(self.parser.get_method()) + len(self.url) + len("  HTTP/1.1\r\n\r\n")
+        return line + sum(len(name) + len(value) + len(": \r\n") for name, value in self.headers)
+
+    def _out_of_time(self) -> None:
+        """A request is not complete in time. Its time begins again while an earlier one is being answered."""
+        if self._earlier:
+            self._reading = self.loop.call_later(REQUEST_S, self._out_of_time)
+        else:
+            self.transport.abort()
+
+    def _refuse_head(self) -> None:
+        self._refuse(InvalidRequest(f"The request's head has more than {HEAD_BYTES} bytes."), 431)
+
     def _refuse(self, error: BatonError, status: int | None = None) -> None:
-        """Answer a request that is not passed on, and close."""
+        """Answer a request that is not passed on, and close; while others are being answered, close after them."""
+        self._refused = True
+        _cancel(self._reading)
+        if earlier := self._earlier:
+            earlier[-1].keep_alive = False
+            if not self._in_head:
+                self.pipeline.popleft()
+            return
         response = error_response(error)
         self.transport.write(_bytes(response, status or response.status))
         self.transport.close()
@@ -176,12 +226,15 @@ async def start_http_server(
     host: str,
     port: int,
     tls: ssl.SSLContext | None = None,
+    *,
+    key: str,
+    share_port: bool = False,
     write_timeout_s: float = 30.0,
     max_connections: int | None = None,
 ) -> HttpServer:
-    """Serve on `host` and `port` (0: any free port), which other gateways may share.
+    """Serve on `host` and `port` (0: any free port), which other processes may share with `share_port`.
 
-    Raises `ConfigError` if the address cannot be used.
+    Raises `ConfigError`, which names the configuration's `key`, if the address cannot be used.
     """
     config = uvicorn.Config(
         application,
@@ -199,7 +252,7 @@ async def start_http_server(
     config.load()
     state, loop = ServerState(), asyncio.get_running_loop()
     most = max_connections or _max_connections()
-    listening = await _listen(host, port)
+    listening = await _listen(host, port, key, share_port)
     listener = await loop.create_server(
         lambda: BoundedConnection(config, state, most, write_timeout_s),
         sock=listening,
@@ -212,14 +265,14 @@ async def start_http_server(
     return server
 
 
-async def _listen(host: str, port: int) -> socket.socket:
-    """A bound socket whose address other gateways of this node can bind, too; raises `ConfigError`."""
-    with _config_error(join(host, port)):
+async def _listen(host: str, port: int, key: str, share_port: bool) -> socket.socket:
+    """A bound socket; with `share_port` other processes of this node can bind its address, too."""
+    with _config_error(join(host, port), key):
         found = await asyncio.get_running_loop().getaddrinfo(bare_host(host), port, type=socket.SOCK_STREAM)
         family, kind, protocol, _, address = found[0]
         listening = socket.socket(family, kind, protocol)
         try:
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, share_port)
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listening.bind(address)
         except OSError:
@@ -229,11 +282,11 @@ async def _listen(host: str, port: int) -> socket.socket:
 
 
 @contextlib.contextmanager
-def _config_error(address: str) -> Iterator[None]:
+def _config_error(address: str, key: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ConfigError(f"HTTP cannot be served on {address}: {error.strerror} (gateway.http_port).") from None
+        raise ConfigError(f"HTTP cannot be served on {address}: {error.strerror} ({key}).") from None
 
 
 def _max_connections() -> int:

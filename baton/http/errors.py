@@ -6,10 +6,9 @@ in `retry-after-ms`. Every error of Baton has `x-should-retry`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import orjson
 
+from baton.http.response import JSON, BodyTooLarge, HttpResponse, MethodNotAllowed, RouteNotFound
 from baton.protocol.errors import (
     BatonError,
     Cancelled,
@@ -23,7 +22,6 @@ from baton.protocol.errors import (
     Unauthenticated,
 )
 
-JSON = "application/json"
 DONE = b"data: [DONE]\n\n"
 
 
@@ -37,34 +35,6 @@ class InvalidField(InvalidRequest):
 
 class ModelNotFound(NotFound):
     """No model of that name is served."""
-
-
-class RouteNotFound(NotFound):
-    """The server has no such path."""
-
-    def __init__(self, method: str, path: str) -> None:
-        super().__init__(f"Unknown request URL: {method} {path[:200]}. Baton does not serve it.")
-
-
-class MethodNotAllowed(InvalidRequest):
-    """The path exists for other methods."""
-
-    def __init__(self, method: str, path: str, allowed: str) -> None:
-        super().__init__(f"{method} {path[:200]} is not allowed: use {allowed}.")
-        self.allowed = allowed
-
-
-class BodyTooLarge(InvalidRequest):
-    """The body has more bytes than are read."""
-
-
-@dataclass(frozen=True, slots=True)
-class HttpResponse:
-    """A whole response, or with status 200 the last events of a stream."""
-
-    status: int
-    headers: dict[str, str]
-    body: bytes
 
 
 # The first class that an error is an instance of determines its status, OpenAI's type of error and its code.
@@ -102,6 +72,11 @@ def error_response(error: BatonError, in_stream: bool = False, context_tokens: i
     if in_stream:
         return HttpResponse(200, {}, b"data: " + body + b"\n\n" + DONE)
     return HttpResponse(status, {"content-type": JSON, **_retry_headers(error), **_other_headers(error)}, body)
+
+
+def status_of(error: BatonError) -> int:
+    """The HTTP status of an error."""
+    return _status(error)[0]
 
 
 def _text(message: str) -> str:

@@ -1,0 +1,25 @@
+"""A request that its gateway is done with, as metrics, traces and the access log get it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from baton.gateway.core.commands import StreamEnd
+from baton.protocol.request import Request
+from baton.tracing.request_trace import RequestTrace
+
+
+@dataclass(frozen=True, slots=True)
+class EndedRequest:
+    """One stream from its opening to its end.
+
+    A client that has left has `Cancelled` or `DeadlineExceeded` as the end's error. A client that resumes after that
+    opens another stream of the same id.
+    """
+
+    request: Request  # As its latest client sent it
+    end: StreamEnd  # Times are of the gateway's clock
+    api: str  # "grpc" or "http"
+    resumed: bool  # The client had received tokens of it before
+    ended_s: float  # On the gateway's clock
+    trace: RequestTrace | None = None  # None: without tracing

@@ -1,0 +1,24 @@
+"""Starts the export of spans, if it is configured: only then are OpenTelemetry's libraries imported."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from baton.config.schema import TracingSection
+from baton.protocol.errors import ConfigError
+
+if TYPE_CHECKING:
+    from baton.tracing.export import SpanExport
+
+
+def start_export(section: TracingSection, process: str) -> SpanExport | None:
+    """The export of a process's spans; None without an endpoint. Raises `ConfigError` without the libraries."""
+    if not section.endpoint:
+        return None
+    try:
+        from baton.tracing.export import SpanExport
+    except ImportError as error:
+        raise ConfigError(
+            f"tracing.endpoint needs OpenTelemetry's libraries ({error}): pip install 'baton-serve[tracing]'."
+        ) from None
+    return SpanExport(section, process)

@@ -1,0 +1,108 @@
+"""A worker whose transport takes long: its steps and tokens go on."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from baton.protocol.errors import HandoffFailed
+from baton.protocol.gateway_messages import StepOutput
+from baton.protocol.session_messages import Register, RegisterAck, Reregister
+from baton.protocol.worker import Endpoint
+from baton.worker.background_transport import BackgroundTransport, Opened
+from baton.worker.core.role import WriteEnded, WritePages
+from baton.worker.session import Phase
+from tests.worker.loops import FakeTransport, Journal, make_loop, open_gateway, turn, whole
+from tests.worker.sessions import LAYOUT, request
+
+PEER = Endpoint("p:1", b"", 0, 0, LAYOUT)
+WRITE = WritePages(7, "p:1", (1,), (2,), None)
+
+
+@dataclass(eq=False)
+class Slow:
+    """Opens transports; each slow call waits until the test lets it go on. `calls` has the calls that were made."""
+
+    gate: threading.Event = field(default_factory=threading.Event)
+    calls: list[str] = field(default_factory=list)
+
+    def __call__(self, agent: str) -> Any:
+        if self.calls:
+            self.pass_gate(f"open {agent}")
+        else:
+            self.calls.append(f"open {agent}")
+        return SlowTransport(self, agent)
+
+    def pass_gate(self, call: str) -> None:
+        assert self.gate.wait(60)
+        self.calls.append(call)
+
+
+class SlowTransport(FakeTransport):
+    """Refuses to connect an agent that is away."""
+
+    def __init__(self, slow: Slow, agent: str) -> None:
+        super().__init__(agent)
+        self.slow = slow
+
+    def connect(self, peer: Endpoint) -> None:
+        self.slow.pass_gate(f"connect {peer.agent}")
+        raise HandoffFailed(f"{peer.agent} cannot be reached.")
+
+    def disconnect(self, agent: str) -> None:
+        self.slow.pass_gate(f"disconnect {agent}")
+
+    def write(self, *arguments: object) -> int:
+        self.slow.calls.append("write")
+        raise HandoffFailed("p:1 is not connected.")
+
+    def poll(self) -> list[Any]:
+        assert self.slow.gate.is_set() or len(self.slow.calls) == 1, "polled while a slow call runs"
+        return []
+
+
+def _until_quiet(transport: BackgroundTransport) -> list[Any]:
+    events: list[Any] = []
+    deadline = time.monotonic() + 60
+    while transport.in_flight:
+        assert time.monotonic() < deadline
+        events += transport.poll()
+    return events
+
+
+def test_sequences_decode_and_their_tokens_are_sent_while_another_transport_opens() -> None:
+    slow = Slow()
+    loop, link = make_loop(Journal(), make_transport=slow)
+    open_gateway(loop, link)
+    turn(loop, link, RegisterAck("router", 0.5, "1"), whole(request(max_tokens=20)))
+    link.inbox.append(Reregister("1", "another"))
+    sent: list[StepOutput] = []
+    while len(sent) < 5:
+        link.sent.clear()
+        loop._turn()
+        sent += [message for message in link.sent if isinstance(message, StepOutput)]
+        assert not any(isinstance(message, Register) for message in link.sent), "it has no transport yet"
+    assert loop.session.phase is Phase.STARTING
+    slow.gate.set()
+    assert Register in turn(loop, link)
+    assert slow.calls == ["open w:1", "open w:2"]
+    loop.transport.close()
+
+
+def test_calls_take_effect_in_order_and_a_write_to_a_peer_that_cannot_be_reached_fails() -> None:
+    slow = Slow()
+    transport = BackgroundTransport(slow, "w:1")
+    transport.connect(PEER)
+    transport.write(WRITE, None)
+    transport.disconnect("p:1")
+    transport.renew("w:2")
+    assert transport.poll() == []
+    assert transport.in_flight
+    slow.gate.set()
+    ended, opened = _until_quiet(transport)
+    assert ended == WriteEnded(7, 0, 0.0, "p:1 is not connected.")
+    assert opened == Opened(Endpoint("w:2", b"", 0, 0, LAYOUT))
+    assert slow.calls == ["open w:1", "connect p:1", "write", "disconnect p:1", "open w:2"]
+    transport.close()
