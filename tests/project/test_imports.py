@@ -54,7 +54,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         *("worker.core", "worker.session", "decode_worker"),
     ),
     "deploy": (
-        *("protocol", "config", "client", "engine", "kv_transfer", "builtin_model"),
+        *("protocol", "config", "client", "engine", "kv_transfer", "builtin_model", "metrics"),
         *(
             "access",
             "links.keys",
