@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pty
 import subprocess
-from collections.abc import Iterator
+import termios
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import grpc
@@ -14,7 +17,9 @@ import pytest
 
 from baton.protocol.v1 import inference_pb2
 from tests.cli.commands import BATON
-from tests.client.fake_inference import FakeInference, serving, slow, tokens
+from tests.client.fake_inference import FakeInference, Part, serving, slow, tokens
+
+CTRL_C = b"\x03"
 
 
 def _sent(fake: FakeInference) -> list[list[tuple[str, str]]]:
@@ -71,32 +76,66 @@ class _Screen:
         self._unread = self._unread.partition(text)[2]
 
 
-@pytest.mark.timeout(60)
-def test_ctrl_c_stops_an_answer_and_keeps_the_conversation() -> None:
-    fake = FakeInference([slow(0.02, *range(100, 9000)), tokens(7)])
+@contextmanager
+def _terminal(*answers: Part) -> Iterator[tuple[FakeInference, _Screen, Callable[[bytes], object]]]:
+    """The command at a terminal of its own, where keys are typed; at the end it leaves at `/exit`."""
+    fake = FakeInference([*answers])
     with serving(fake) as (address, _):
         terminal, theirs = pty.openpty()
-        command = [*BATON, "chat", "--address", address]
-        child = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
+        child = subprocess.Popen(
+            [*BATON, "chat", "--address", address],
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        )
         os.close(theirs)
         screen = _Screen(terminal)
         try:
             screen.until("> ")
-            os.write(terminal, b"hello\n")
-            screen.until("101 ")
-            child.send_signal(2)
-            screen.until("stopped")
-            screen.until("> ")
-            os.write(terminal, b"again\n")
-            screen.until("output tokens")
+            yield fake, screen, lambda keys: os.write(terminal, keys)
             os.write(terminal, b"/exit\n")
             assert child.wait(60) == 0
         finally:
             child.kill()
             child.wait()
             os.close(terminal)
+
+
+@pytest.mark.timeout(60)
+def test_ctrl_c_stops_an_answer_and_keeps_the_conversation() -> None:
+    with _terminal(slow(0.02, *range(100, 9000)), tokens(7)) as (fake, screen, type_keys):
+        type_keys(b"hello\n")
+        screen.until("101 ")
+        type_keys(CTRL_C)
+        screen.until("stopped")
+        screen.until("> ")
+        type_keys(b"again\n")
+        screen.until("output tokens")
     first, second = _sent(fake)
     assert first == [("user", "hello")]
     assert (second[0], second[2]) == (("user", "hello"), ("user", "again"))
     role, answer = second[1]
     assert (role, answer[:8]) == ("assistant", "100 101 ")
+
+
+@pytest.mark.timeout(60)
+def test_ctrl_c_at_the_prompt_drops_the_line_and_clear_the_conversation() -> None:
+    with _terminal(tokens(5), tokens(6), tokens(7)) as (fake, screen, type_keys):
+        for question in (b"one\n", b"two\n"):
+            type_keys(question)
+            screen.until("output tokens")
+            screen.until("> ")
+            type_keys(b"not sent" + CTRL_C)
+            screen.until("Ctrl-C stops an answer")
+            screen.until("> ")
+        type_keys(b"/clear\n")
+        screen.until("> ")
+        type_keys(b"three\n")
+        screen.until("output tokens")
+    assert _sent(fake) == [
+        [("user", "one")],
+        [("user", "one"), ("assistant", "5 "), ("user", "two")],
+        [("user", "three")],
+    ]

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Iterator
 from typing import Any
 
+import openai
 import pytest
 from langchain_openai import ChatOpenAI, OpenAI
 
@@ -54,3 +55,17 @@ def test_completions_stream_and_come_in_batches(options: dict[str, Any]) -> None
     model = OpenAI(**options)
     assert "".join(model.stream(SUMS[1])) == ANSWERS[1]
     assert model.batch(SUMS) == ANSWERS
+
+
+@pytest.mark.parametrize(
+    ("method", "field"),
+    [("json_schema", "response_format"), ("json_mode", "response_format"), ("function_calling", "tool_choice")],
+)
+def test_structured_output_is_refused_by_a_sentence_that_names_the_field(
+    options: dict[str, Any], method: Any, field: str
+) -> None:
+    schema = {"title": "Sum", "description": "A sum.", "type": "object", "properties": {"sum": {"type": "integer"}}}
+    model = ChatOpenAI(**options).with_structured_output(schema, method=method)
+    with pytest.raises(openai.BadRequestError, match=rf"{field}.* not supported") as caught:
+        model.invoke("Answer in JSON: add 17 + 38 =")
+    assert caught.value.param == field

@@ -35,7 +35,7 @@ def test_up_status_generate_down(environment: dict[str, str], rays_before: set[s
     try:
         assert up.returncode == 0, up.stderr
         assert "decode-0" in up.stderr
-        assert "Serving on" in up.stdout
+        assert "Serving on" in up.stdout and "in a browser: http://127.0.0.1:" in up.stdout
         again = baton_command(environment, "up")
         assert again.returncode == 1
         assert "baton down" in again.stderr
