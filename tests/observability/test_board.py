@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import yaml
-from baton.metrics.table import METRICS
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from baton.deploy.grafana_board import BOARD, board
+from baton.metrics.table import METRICS
 from tests.observability.prometheus import OBSERVABILITY, needs_promtool, promtool
 from tests.observability.promql import OURS, board_queries, filled, panels, undeclared
 
