@@ -4,8 +4,8 @@
     python -m benchmarks.all --traces DIR --publish        # full runs, kept in benchmarks/results (hours)
     python -m benchmarks.all --only engine,router --quick  # some benchmarks
 
-Recorded traces (mooncake_conversation.jsonl, azure_2023_conversation.csv) are looked for in --traces; without them
-quick and smoke runs replay a synthetic trace, and full runs that need a recorded one are left out.
+Recorded data (mooncake_conversation.jsonl, azure_2023_conversation.csv, the folder profiles) are looked for in
+--traces; without them quick and smoke runs read synthetic ones, and full runs that need recorded ones are left out.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from rich.console import Console
 from rich.table import Table
 
 from baton.harness.results import Result, read_result
-from benchmarks.catalog import BENCHMARKS, BY_NAME, Benchmark
+from benchmarks.catalog import BENCHMARKS, BY_NAME, PROFILES, RECORDINGS, Benchmark
+from benchmarks.made_up_profiles import write_profiles
 from benchmarks.made_up_trace import write_trace
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -52,12 +53,12 @@ class Outcome:
         return f"{met}; missed: {', '.join(missed)}" if missed else met if self.result.goals else "no goals"
 
 
-def command(one: Benchmark, size: str, trace: Path | None, keep: bool, result: Path) -> list[str]:
-    """The command line of a benchmark; `trace` replaces the trace in its arguments."""
+def command(one: Benchmark, size: str, recording: Path | None, keep: bool, result: Path) -> list[str]:
+    """The command line of a benchmark; `recording` replaces the recorded data in its arguments."""
     words = one.arguments.split()
     if size != "full":
-        words = ["--trace", one.trace] if one.trace is not None else []
-    words = [str(trace) if word == one.trace else word for word in words]
+        words = [RECORDINGS[one.recording], one.recording] if one.recording is not None else []
+    words = [str(recording) if word == one.recording else word for word in words]
     words += [f"--{size}"] if size != "full" else []
     words += ["--publish", one.name] if keep else []
     return [sys.executable, "-m", one.module_name, *words, "--json", str(result)]
@@ -93,13 +94,15 @@ def chosen(only: str | None) -> list[Benchmark]:
     return [one for one in BENCHMARKS if one.name in names]
 
 
-def trace_for(one: Benchmark, size: str, traces: Path | None, folder: Path) -> Path | None:
-    """The trace to replay: recorded, or synthetic for smaller runs; None when a full run has no recorded one."""
-    recorded = traces / one.trace if traces is not None and one.trace is not None else None
+def recording_for(one: Benchmark, size: str, traces: Path | None, folder: Path) -> Path | None:
+    """The data to read: recorded, or synthetic for smaller runs; None when a full run has no recorded ones."""
+    recorded = traces / one.recording if traces is not None and one.recording is not None else None
     if recorded is not None and recorded.exists():
         return recorded.resolve()
     if size == "full":
         return None
+    if one.recording == PROFILES:
+        return write_profiles(folder / "made_up_profiles")
     return write_trace(folder / "made_up.jsonl", requests=200 if size == "smoke" else 2000)
 
 
@@ -113,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     size.add_argument("--smoke", dest="size", action="store_const", const="smoke", help="only check that all run")
     parser.set_defaults(size="full")
     parser.add_argument("--only", metavar="NAME,…", help=f"benchmarks to run: {', '.join(BY_NAME)}")
-    parser.add_argument("--traces", type=Path, metavar="DIR", help="folder of the recorded traces")
+    parser.add_argument("--traces", type=Path, metavar="DIR", help="folder of the recorded data")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for JSON and logs (default: new, in /tmp)")
     parser.add_argument("--publish", action="store_true", help="keep each full run in benchmarks/results")
     options = parser.parse_args(arguments)
@@ -125,11 +128,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder = folder.resolve()
     for number, one in enumerate(picked, 1):
         console.print(f"{number} of {len(picked)}  {one.name}: {one.title}", markup=False)
-        trace = trace_for(one, options.size, options.traces, folder) if one.trace is not None else None
-        if one.trace is not None and trace is None:
-            outcomes.append(Outcome(one.name, 0.0, None, f"skipped: {one.trace} is not in --traces"))
+        recording = recording_for(one, options.size, options.traces, folder) if one.recording is not None else None
+        if one.recording is not None and recording is None:
+            outcomes.append(Outcome(one.name, 0.0, None, f"skipped: {one.recording} is not in --traces"))
             continue
-        words = command(one, options.size, trace, options.publish, folder / f"{one.name}.json")
+        words = command(one, options.size, recording, options.publish, folder / f"{one.name}.json")
         outcomes.append(run(one, words, folder))
         console.print(f"    {outcomes[-1].seconds:.0f} s, {outcomes[-1].verdict}", markup=False)
     table = Table("benchmark", "seconds", "", title=f"JSON and logs: {folder}", title_justify="left")

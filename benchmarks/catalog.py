@@ -11,6 +11,8 @@ from fnmatch import fnmatchcase
 from functools import cached_property
 
 MOONCAKE, AZURE = "mooncake_conversation.jsonl", "azure_2023_conversation.csv"
+PROFILES = "profiles"  # A folder
+RECORDINGS = {MOONCAKE: "--trace", AZURE: "--trace", PROFILES: "--profiles"}  # With the flag that takes each
 ROUTER = "baton/gateway router baton/links baton/protocol baton/config benchmarks/router_measures.py"
 ENGINE = "baton/engine decode_worker baton/protocol"
 CLUSTER = "router prefill_worker decode_worker kv_transfer baton"
@@ -51,9 +53,9 @@ class Benchmark:
         return tuple(name for name in named if "*" not in name)
 
     @property
-    def trace(self) -> str | None:
-        """The recorded trace that it replays, or None."""
-        return next((word for word in self.arguments.split() if word in (MOONCAKE, AZURE)), None)
+    def recording(self) -> str | None:
+        """The recorded data that it reads, or None."""
+        return next((word for word in self.arguments.split() if word in RECORDINGS), None)
 
     @property
     def code_paths(self) -> tuple[str, ...]:
@@ -236,6 +238,13 @@ BENCHMARKS = (
         lower="wall_s event_cost_ratio_to_first_quarter",
         neutral="events requests output_tokens simulated_s",
         arguments=f"--trace {MOONCAKE}",
+    ),
+    Benchmark(
+        "step_times",
+        "the simulator's step times against measured ones",
+        "baton/simulator/layer_time.py baton/simulator/hardware.py",
+        lower="step_time_error_{p50,max} step_time_error_* reduced_step_time_error_* all_reduce_error_*",
+        arguments=f"--profiles {PROFILES}",
     ),
     Benchmark(
         "placement",

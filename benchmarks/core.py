@@ -22,7 +22,7 @@ from baton.simulator.trace import Synthetic
 WORKERS = (8, 32, 96, 512)
 RATES = {"": 3.0, "_busy": 5.5}  # requests/s per worker
 PROMPT_TOKENS, OUTPUT_TOKENS = 2000, 200  # medians
-GOALS = {f"core_ms_per_request_{workers}{load}": Goal(2.5, at_most=True) for load in RATES for workers in WORKERS}
+GOALS = {f"core_ms_per_request_{workers}{load}": Goal(1.0, at_most=True) for load in RATES for workers in WORKERS}
 GOALS |= {f"core_ratio_512_to_8{load}": Goal(1.3, at_most=True) for load in RATES}
 LARGE_WORKERS, LARGE_GATEWAYS = 1000, 32
 GOALS[f"core_requests_per_s_{LARGE_WORKERS}_workers"] = Goal(1000)
@@ -82,20 +82,25 @@ def main() -> None:
     parser.add_argument("--workers", type=int, nargs="+", default=list(WORKERS))
     parser.add_argument("--policy", default="predicted_latency")
     options = parser.parse_args()
-    per_worker = options.pick(20.0, 5.0, 0.25)
+    per_worker, most = options.pick((20.0, 20_000), (5.0, 600), (0.25, 100))
     report = Report("core", GOALS)
     report.setting = {
         "requests_per_worker": per_worker,
+        "most_requests": most,
         "requests_per_s_per_worker": RATES[""],
         "requests_per_s_per_worker_busy": RATES["_busy"],
         "policy": options.policy,
         "seed": options.seed,
     }
+
+    def count(workers: int) -> int:
+        return min(max(int(per_worker * workers), 8), most)
+
     with progress(len(RATES) * len(options.workers) + 1) as step:
         for load, rate_s in RATES.items():
             for workers in options.workers:
-                step(f"{workers} workers at {rate_s * workers:g} requests/s")
-                requests = max(int(per_worker * workers), 8)
+                requests = count(workers)
+                step(f"{workers} workers at {rate_s * workers:g} requests/s, {requests} of them")
                 one = measure(workers, requests, rate_s * workers, options.policy, options.seed)
                 suffix = f"{workers}{load}"
                 report.figures[f"core_ms_per_request_{suffix}"] = 1e3 * one.core_s / requests
@@ -105,8 +110,8 @@ def main() -> None:
             if {8, 512} <= set(options.workers):
                 of_512, of_8 = (report.figures[f"core_ms_per_request_{count}{load}"] for count in (512, 8))
                 report.figures[f"core_ratio_512_to_8{load}"] = of_512 / of_8
-        rate_s, requests = RATES[""] * LARGE_WORKERS, int(per_worker * LARGE_WORKERS)
-        step(f"{LARGE_WORKERS} workers and {LARGE_GATEWAYS} gateways at {rate_s:g} requests/s")
+        rate_s, requests = RATES[""] * LARGE_WORKERS, count(LARGE_WORKERS)
+        step(f"{LARGE_WORKERS} workers and {LARGE_GATEWAYS} gateways at {rate_s:g} requests/s, {requests} of them")
         one = measure(LARGE_WORKERS, requests, rate_s, options.policy, options.seed, LARGE_GATEWAYS)
         report.figures[f"core_requests_per_s_{LARGE_WORKERS}_workers"] = requests / one.core_s
     report.publish(options)

@@ -27,6 +27,7 @@ from baton.gateway.template_files import read_chat_template
 from baton.kv_transfer.transports import check_transport
 from baton.protocol.errors import BatonError, ConfigError
 from baton.router.policy.policies import check_policy
+from baton.tracing.start import check_tracing
 
 if TYPE_CHECKING:
     from baton.deploy.launcher import Started
@@ -37,10 +38,12 @@ BUILTIN = "built-in"
 def resolve_here(config: BatonConfig) -> Resolved:
     """The configuration with every "auto" resolved for this machine and the model.
 
-    Raises `ConfigError` for an unknown policy or transport, an unusable model, and credentials that cannot be read.
+    Raises `ConfigError` for an unknown policy or transport, an unusable model, credentials that cannot be read, and
+    traces without their libraries.
     """
     check_policy(config.router.policy)
     check_transport(config.engine.transport)
+    check_tracing(config.tracing)
     config = _with_whole_paths(config)
     folder = resolve_model(config.model.path).absolute() if config.model.path else CHECKPOINT
     model = read_config(folder)

@@ -48,6 +48,8 @@ def check_addresses(config: BatonConfig) -> None:
         listening.insert(0, ("gateway.host", gateway.host, "gateway.port", gateway.port))
         if gateway.http_port != "off":
             listening.insert(1, ("gateway.host", gateway.host, "gateway.http_port", gateway.http_port))
+        if gateway.metrics_port != "off":
+            listening.append(("gateway.host", gateway.host, "gateway.metrics_port", gateway.metrics_port))
     for (_, host, key, port), (_, other_host, other_key, other) in combinations(listening, 2):
         if port and port == other and bare_host(host) == bare_host(other_host):
             raise ConfigError(f"{key} and {other_key} are both {port}: each needs a port of its own.")

@@ -22,7 +22,8 @@ class PhaseSpans:
             return
         trace_id = int.from_bytes(timeline.trace.trace_id, "big")
         parent_id = int.from_bytes(timeline.trace.span_id, "big")
+        wall_ns = self.export.wall_ns()
         for phase in timeline.phases:
             attributes = {"baton.request_id": completion.request_id, **phase.attributes}
             span = Span(phase.name, phase.start_s, phase.end_s, attributes, phase.events, phase.error)
-            self.export.add(span, trace_id, self.export.new_span_id(), parent_id, remote=True)
+            self.export.add(span, wall_ns, trace_id, self.export.new_span_id(), parent_id, remote=True)

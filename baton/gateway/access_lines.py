@@ -1,12 +1,13 @@
-"""The access log: a line per ended request. Prompts and answers are not in it."""
+"""The access log: a line per request that has ended or was refused. Prompts and answers are not in it."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from baton.gateway.ended_request import EndedRequest
+from baton.gateway.ended_request import EndedRequest, RefusedRequest
 from baton.http.errors import status_of
 from baton.logs import access_log
+from baton.protocol.errors import BatonError
 
 
 def write_access_line(ended: EndedRequest) -> None:
@@ -15,13 +16,22 @@ def write_access_line(ended: EndedRequest) -> None:
     access_log.info(access_line(fields), extra={"request": ended.request.request_id, "fields": fields})
 
 
+def write_refusal_line(refused: RefusedRequest) -> None:
+    """Log a request that got an error in place of a stream."""
+    error = refused.error
+    fields = {"method": refused.api, "status": _status(refused.api, error)}
+    fields |= {"error": type(error).__name__, "error_message": error.message}
+    line = f"{refused.api} {fields['status']} {fields['error']}: {error.message}"
+    access_log.info(line, extra={"request": refused.request_id, "fields": fields})
+
+
 def access_fields(ended: EndedRequest) -> dict[str, Any]:
     """The members of a request's line, in seconds and tokens."""
     end, error = ended.end, ended.end.error
     fields: dict[str, Any] = {
         "tenant": ended.request.tenant,
         "method": ended.api,
-        "status": _status(ended),
+        "status": _status(ended.api, error),
         "prompt_tokens": end.prompt_tokens,
         "cached_tokens": end.cached_tokens,
         "output_tokens": end.output_tokens,
@@ -50,10 +60,9 @@ def access_line(fields: dict[str, Any]) -> str:
     )
 
 
-def _status(ended: EndedRequest) -> int | str:
+def _status(api: str, error: BatonError | None) -> int | str:
     """The status of the end: a stream that has begun ends with it in its last event."""
-    error = ended.end.error
-    if ended.api == "http":
+    if api == "http":
         return 200 if error is None else status_of(error)
     return "OK" if error is None else error.grpc_status
 

@@ -21,7 +21,7 @@ from baton.config.process_config import GatewayAddresses, GatewayConfig
 from baton.config.schema import GatewaySection
 from baton.engine.checkpoint import model_id, read_config, resolve_model
 from baton.engine.tokenizer import Tokenizer
-from baton.gateway.access_lines import write_access_line
+from baton.gateway.access_lines import write_access_line, write_refusal_line
 from baton.gateway.core.live_stream import ModelFacts
 from baton.gateway.core.session import GatewaySession
 from baton.gateway.driver import GatewayDriver
@@ -162,6 +162,7 @@ def _observe(driver: GatewayDriver, config: GatewayConfig) -> SpanExport | None:
     """Log and trace the requests that have ended, if configured."""
     if config.logging.access:
         driver.on_ended.append(write_access_line)
+        driver.on_refused.append(write_refusal_line)
     spans = start_export(config.tracing, config.name)
     if spans is not None:
         from baton.gateway.request_spans import RequestSpans

@@ -21,7 +21,7 @@ from baton.gateway.core.commands import (
 )
 from baton.gateway.core.live_stream import taken_over
 from baton.gateway.core.session import GatewaySession
-from baton.gateway.ended_request import EndedRequest
+from baton.gateway.ended_request import EndedRequest, RefusedRequest
 from baton.gateway.subscription import Subscription
 from baton.links.frame_client import FrameClient
 from baton.links.frame_server import FrameServer
@@ -58,6 +58,7 @@ class GatewayDriver:
     on_first_token: list[Callable[[Subscription], None]] = field(default_factory=list)  # Of every new stream
     stopping: bool = False
     on_ended: list[Callable[[EndedRequest], None]] = field(default_factory=list)  # Each is called with every request
+    on_refused: list[Callable[[RefusedRequest], None]] = field(default_factory=list)  # As `on_ended`
     on_rejected: list[Callable[[str, BatonError], None]] = field(default_factory=list)  # With the API and the error
     loop_lag: Distribution = field(default_factory=lambda: Distribution(LOOP_LAG.buckets))
     traces: RequestSpans | None = None  # None: without tracing
@@ -159,6 +160,11 @@ class GatewayDriver:
         ended = EndedRequest(subscription.request, end, subscription.api, subscription.resumed, now, subscription.trace)
         for listener in self.on_ended:
             listener(ended)
+
+    def refuse(self, refused: RefusedRequest) -> None:
+        """Report a request that gets an error in place of a stream."""
+        for listener in self.on_refused:
+            listener(refused)
 
     def _traced(self, submit: Submit) -> Submit:
         """With the trace of its client's stream."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from baton.gateway.core.commands import StreamEnd
+from baton.protocol.errors import BatonError
 from baton.protocol.request import Request
 from baton.tracing.request_trace import RequestTrace
 
@@ -23,3 +24,12 @@ class EndedRequest:
     resumed: bool  # The client had received tokens of it before
     ended_s: float  # On the gateway's clock
     trace: RequestTrace | None = None  # None: without tracing
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedRequest:
+    """A request that got an error before it had a stream: it is invalid, or its caller may not ask."""
+
+    request_id: str  # Empty if the client chose none and none was made
+    api: str  # "grpc" or "http"
+    error: BatonError

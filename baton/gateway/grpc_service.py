@@ -19,6 +19,7 @@ from baton.access.hot_reload import HotReload
 from baton.access.status_mapping import abort
 from baton.gateway.conversation_message import read_conversation
 from baton.gateway.driver import GatewayDriver
+from baton.gateway.ended_request import RefusedRequest
 from baton.gateway.intake import Intake, check_emitted, check_names
 from baton.gateway.public_messages import prompt_messages, stream_messages
 from baton.gateway.subscription import Subscription
@@ -42,8 +43,10 @@ class InferenceService:
 
     async def Generate(self, request_bytes: bytes, context: grpc.aio.ServicerContext) -> None:
         """Stream the answer of a request."""
+        request_id = ""
         try:
             message = _parse(inference_pb2.GenerateRequest, request_bytes)
+            request_id = message.request_id
             request = await self._request(message, self._tenant(message, context), context)
             emitted = tuple(message.emitted)
             vocab_size = self.intake.model.config.vocab_size
@@ -54,6 +57,7 @@ class InferenceService:
                 trace = traces.begin(context.invocation_metadata() or (), operation)
             subscription = self.driver.open(request, emitted, message.resume_from, trace=trace)
         except BatonError as error:
+            self.driver.refuse(RefusedRequest(request_id, "grpc", error))
             self.driver.reject("grpc", error)
             await abort(context, error)
             raise

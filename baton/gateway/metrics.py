@@ -15,6 +15,7 @@ from baton.metrics import gateway_table as table
 from baton.metrics.metric import Metric
 from baton.metrics.values import Exemplar, Family, Recorder
 from baton.protocol.errors import BatonError, Cancelled, DeadlineExceeded
+from baton.tracing.request_trace import RequestTrace
 
 ABORTS = (Cancelled, DeadlineExceeded)  # The client left, or did not want to wait longer
 
@@ -69,7 +70,7 @@ class GatewayMetrics:
     def _on_first_token(self, subscription: Subscription) -> None:
         request = subscription.request
         ttft_s = self.driver.clock() - request.arrival_s
-        self._observe(table.FIRST_TOKEN, ttft_s, request.request_id)
+        self._observe(table.FIRST_TOKEN, ttft_s, exemplar_labels(request.request_id, subscription.trace))
         self.recorder.count(table.PROMPT_TOKENS, self.model_name, by=len(request.prompt))
 
     def _on_rejected(self, api: str, error: BatonError) -> None:
@@ -91,20 +92,20 @@ class GatewayMetrics:
 
     def _observe_times(self, ended: EndedRequest) -> None:
         """The phases that the request has been through."""
-        times, request_id = ended.end.latency, ended.request.request_id
+        times, labels = ended.end.latency, exemplar_labels(ended.request.request_id, ended.trace)
         routed_s, first_s, last_s = times.routed_s, times.first_token_s, times.last_token_s
         if routed_s is not None:
-            self._observe(table.QUEUE_TIME, times.queue_s, request_id)
+            self._observe(table.QUEUE_TIME, times.queue_s, labels)
         if routed_s is not None and first_s is not None:
-            self._observe(table.PREFILL_TIME, max(0.0, first_s - routed_s), request_id)
+            self._observe(table.PREFILL_TIME, max(0.0, first_s - routed_s), labels)
         if routed_s is not None and last_s is not None:
-            self._observe(table.INFERENCE_TIME, max(0.0, last_s - routed_s), request_id)
+            self._observe(table.INFERENCE_TIME, max(0.0, last_s - routed_s), labels)
         if first_s is not None and last_s is not None:
-            self._observe(table.DECODE_TIME, last_s - first_s, request_id)
+            self._observe(table.DECODE_TIME, last_s - first_s, labels)
         if times.tpot_s is not None:
-            self._observe(table.TIME_PER_TOKEN, times.tpot_s, request_id)
+            self._observe(table.TIME_PER_TOKEN, times.tpot_s, labels)
         if ended.end.error is None:
-            self._observe(table.END_TO_END, times.total_s, request_id)
+            self._observe(table.END_TO_END, times.total_s, labels)
 
     def _observe_tokens(self, ended: EndedRequest) -> None:
         recorder, end, model = self.recorder, ended.end, self.model_name
@@ -118,9 +119,15 @@ class GatewayMetrics:
             recorder.count(table.CACHE_HITS, model, by=end.cached_tokens)
             recorder.count(table.CACHED_TOKENS, model, by=end.cached_tokens)
 
-    def _observe(self, metric: Metric, seconds: float, request_id: str) -> None:
-        exemplar = Exemplar((("request_id", request_id),), seconds, self.wall_clock())
+    def _observe(self, metric: Metric, seconds: float, labels: tuple[tuple[str, str], ...]) -> None:
+        exemplar = Exemplar(labels, seconds, self.wall_clock())
         self.recorder.observe(metric, seconds, self.model_name, exemplar=exemplar)
+
+
+def exemplar_labels(request_id: str, trace: RequestTrace | None) -> tuple[tuple[str, str], ...]:
+    """What finds a request in logs and, if it is sampled, in traces."""
+    traced = (("trace_id", trace.name),) if trace is not None and trace.sampled else ()
+    return ("request_id", request_id), *traced
 
 
 def finished_reason(end: StreamEnd) -> str:

@@ -100,7 +100,8 @@ class RequestSpans:
         # A client that has left is no failure of the server
         failure = error.message if error is not None and not isinstance(error, Cancelled) else ""
         span = Span(f"{trace.operation} {self.model}", start_s, end_s, attributes, events, failure, server=True)
-        self.export.add(span, trace.trace_id, trace.span_id, trace.parent_id, trace.remote, trace.state)
+        wall_ns = self.export.wall_ns()
+        self.export.add(span, wall_ns, trace.trace_id, trace.span_id, trace.parent_id, trace.remote, trace.state)
 
 
 def _of_sampling(sampling: SamplingParams) -> dict[str, AttributeValue]:

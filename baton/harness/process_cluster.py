@@ -166,6 +166,8 @@ def gateway_plan(
         worker_host=router.worker_host,
         sampling_defaults=sampling or {},
         access=router.access,
+        logging=router.logging,
+        tracing=router.tracing,
     )
 
 

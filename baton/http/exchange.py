@@ -28,6 +28,7 @@ class Exchange:
     headers: dict[str, str] = field(init=False)
     request_id: str = field(init=False)
     started: bool = False  # The status has been sent
+    streams: bool = False  # It has a stream of tokens, whose end is reported
 
     def __post_init__(self) -> None:
         self.headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in self.scope["headers"]}

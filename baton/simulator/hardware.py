@@ -9,24 +9,27 @@ from baton.protocol.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Accelerator:
-    """Peak figures of one device: dense bfloat16 rate, memory and its bandwidth."""
+    """Peak figures of one device: dense bfloat16 rate, memory and its bandwidth, links."""
 
     name: str
     flops: float  # per second
     bandwidth_bytes_s: float
     memory_bytes: int
     host_bandwidth_bytes_s: float  # to and from the host's memory, one direction
+    link_bandwidth_bytes_s: float  # to the other devices of its node, one direction
 
 
 GB = 10**9
 ACCELERATORS = {
     one.name: one
     for one in (
-        # NVIDIA's data sheets, bfloat16 without sparsity; the host is reached over PCIe x16 of generation 5 or 4.
-        Accelerator("h200", 989e12, 4.8e12, 141 * GB, 64e9),
-        Accelerator("h100", 989e12, 3.35e12, 80 * GB, 64e9),
-        Accelerator("a100", 312e12, 2.039e12, 80 * GB, 32e9),
-        Accelerator("l40s", 362e12, 0.864e12, 48 * GB, 32e9),
+        # NVIDIA's data sheets, bfloat16 without sparsity; the host is reached over PCIe x16 of generation 5 or 4,
+        # other devices over NVLink, or over PCIe.
+        Accelerator("h200", 989e12, 4.8e12, 141 * GB, 64e9, 450e9),
+        Accelerator("h100", 989e12, 3.35e12, 80 * GB, 64e9, 450e9),
+        Accelerator("a100", 312e12, 2.039e12, 80 * GB, 32e9, 300e9),
+        Accelerator("a40", 149.7e12, 0.696e12, 48 * GB, 32e9, 56e9),
+        Accelerator("l40s", 362e12, 0.864e12, 48 * GB, 32e9, 32e9),
     )
 }
 

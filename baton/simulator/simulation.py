@@ -111,6 +111,7 @@ class Simulation:
         self._workers: dict[str, SimulatedWorker] = {}
         self._last_arrival: BusyMoment | None = None
         self._busy: list[BusyMoment] = []
+        self._on_their_way: dict[tuple[str, float], list[RouterMessage]] = {}  # by worker and time of sending
         self._ticking = False
         self._empty_ticks = 0
         agents: dict[str, SimulatedWorker] = {}
@@ -258,7 +259,19 @@ class Simulation:
                 case SendToGateway(gateway, AskEmitted(request_id)):
                     self.events.after(0.0, partial(self._send_emitted, gateway, request_id))
         for name, batch in outgoing.items():
-            self.network.send(partial(self._workers[name].receive, batch))
+            self._send_to_worker(name, batch)
+
+    def _send_to_worker(self, worker: str, batch: list[RouterMessage]) -> None:
+        """Messages that arrive at one moment are received together: 1,000 workers register with a million of them."""
+        key = worker, self.events.now
+        if key in self._on_their_way:
+            self._on_their_way[key] += batch
+            return
+        self._on_their_way[key] = batch
+        self.network.send(partial(self._arrive, key))
+
+    def _arrive(self, key: tuple[str, float]) -> None:
+        self._workers[key[0]].receive(self._on_their_way.pop(key))
 
     def _send_emitted(self, gateway: str, request_id: str) -> None:
         """Answer the router's question for a request that it computes again."""

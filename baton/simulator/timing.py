@@ -1,6 +1,6 @@
 """How long a step takes on an accelerator that is not here: a roofline with measured efficiencies.
 
-A step reads the weights once or multiplies them by its tokens, whichever takes longer; attention adds its own:
+A step's linear part (`layer_time`) reads the weights once and multiplies them by its tokens; attention adds its own:
 prefill's is compute, decode's reads the KV. Fitted coefficients (`StepCosts`) are the other timing model.
 """
 
@@ -15,15 +15,13 @@ from baton.protocol.errors import ConfigError
 from baton.protocol.worker import PageLayout
 from baton.router.policy.latency_model import StepCosts
 from baton.simulator.hardware import Accelerator
+from baton.simulator.layer_time import BYTES, LinearPart
 
-BYTES = 2  # of a bfloat16
-MATRIX_EFFICIENCY = 0.60  # of peak flops, large matrix products
 ATTENTION_EFFICIENCY = 0.45  # of peak flops, prefill attention
-BANDWIDTH_EFFICIENCY = 0.80  # of peak bandwidth
+BANDWIDTH_EFFICIENCY = 0.80  # of peak bandwidth, KV
 HOST_EFFICIENCY = 0.80  # of the link to the host, copies of whole pages
-OVERHEAD_S = 0.8e-3  # per step: launches, sampling, the host
+OVERHEAD_S = 0.8e-3  # per step: sampling, the host
 SEQUENCE_S = 10e-6  # per decoding sequence: sampling and bookkeeping
-PARALLEL_EFFICIENCY = 0.85  # of each doubling of tensor parallelism
 MEMORY_SHARE = 0.9  # of the device, for weights, activations and KV
 ACTIVATIONS_BYTES = 3 * 10**9
 
@@ -46,10 +44,13 @@ class Roofline:
     devices: int = 1
 
     @cached_property
-    def _speed(self) -> float:
-        """How many single devices it is worth."""
-        doublings = self.devices.bit_length() - 1
-        return self.devices * PARALLEL_EFFICIENCY**doublings
+    def _linear(self) -> LinearPart:
+        return LinearPart(self.model, self.accelerator, self.devices)
+
+    @cached_property
+    def _kv_bytes_per_device(self) -> float:
+        """Of a token."""
+        return 2 * BYTES * self.model.num_layers * self._linear.kv_heads * self.model.head_dim
 
     @cached_property
     def _parameters(self) -> int:
@@ -69,12 +70,11 @@ class Roofline:
         return 4.0 * self.model.num_layers * self.model.num_heads * self.model.head_dim
 
     def seconds(self, prefill_tokens: float, pairs: float, decodes: float, context_tokens: float) -> float:
-        flops = self.accelerator.flops * self._speed
-        bandwidth = self.accelerator.bandwidth_bytes_s * self._speed * BANDWIDTH_EFFICIENCY
-        matrices = 2.0 * self._parameters * (prefill_tokens + decodes) / (flops * MATRIX_EFFICIENCY)
-        attention = pairs * self._pair_flops / (flops * ATTENTION_EFFICIENCY)
-        reading = context_tokens * self.kv_bytes_per_token / bandwidth
-        return max(matrices, self.weight_bytes / bandwidth) + attention + reading + OVERHEAD_S + SEQUENCE_S * decodes
+        flops = self.accelerator.flops * self.devices * ATTENTION_EFFICIENCY
+        bandwidth = self.accelerator.bandwidth_bytes_s * BANDWIDTH_EFFICIENCY
+        linear = self._linear.seconds(prefill_tokens + decodes, max(1.0, decodes))
+        attention = pairs * self._pair_flops / flops + context_tokens * self._kv_bytes_per_device / bandwidth
+        return linear + attention + OVERHEAD_S + SEQUENCE_S * decodes
 
     @property
     def host_bandwidth_bytes_s(self) -> float:

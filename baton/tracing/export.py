@@ -51,12 +51,22 @@ class SpanExport:
         """The id of a new span, which is not 0."""
         return self.random.getrandbits(64) or 1
 
+    def wall_ns(self) -> int:
+        """What the wall clock is ahead of the process's own: one value for all spans of a request keeps their order."""
+        return time.time_ns() - int(self._clock() * 1e9)
+
     def add(
-        self, span: Span, trace_id: int, span_id: int, parent_id: int | None, remote: bool = False, state: object = None
+        self,
+        span: Span,
+        wall_ns: int,
+        trace_id: int,
+        span_id: int,
+        parent_id: int | None,
+        remote: bool = False,
+        state: object = None,
     ) -> None:
         """Queue a span of a sampled trace; if the queue is full, its oldest span is dropped. `remote`: the parent is
         of another process."""
-        wall_ns = time.time_ns() - int(self._clock() * 1e9)  # The one place where times become those of the wall clock
         trace_state = state if isinstance(state, TraceState) else None
         parent = None
         if parent_id is not None:

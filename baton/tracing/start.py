@@ -11,14 +11,23 @@ if TYPE_CHECKING:
     from baton.tracing.export import SpanExport
 
 
-def start_export(section: TracingSection, process: str) -> SpanExport | None:
-    """The export of a process's spans; None without an endpoint. Raises `ConfigError` without the libraries."""
+def check_tracing(section: TracingSection) -> None:
+    """Raise `ConfigError` for an endpoint without the libraries."""
     if not section.endpoint:
-        return None
+        return
     try:
-        from baton.tracing.export import SpanExport
+        import baton.tracing.export  # noqa: F401
     except ImportError as error:
         raise ConfigError(
             f"tracing.endpoint needs OpenTelemetry's libraries ({error}): pip install 'baton-serve[tracing]'."
         ) from None
+
+
+def start_export(section: TracingSection, process: str) -> SpanExport | None:
+    """The export of a process's spans; None without an endpoint. Raises `ConfigError` without the libraries."""
+    if not section.endpoint:
+        return None
+    check_tracing(section)
+    from baton.tracing.export import SpanExport
+
     return SpanExport(section, process)

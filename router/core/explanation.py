@@ -22,8 +22,7 @@ class Explanation:
 
     policy: str
     decision: RoutingDecision
-    output_tokens_p50: int
-    output_tokens_p90: int
+    output: LengthDistribution  # as predicted
     completion: Completion | None = None  # None while it runs
     ended_s: float | None = None
 
@@ -45,6 +44,16 @@ class Explanation:
             return "running"
         return "finished" if self.completion.error is None else self.completion.error.message
 
+    @property
+    def output_tokens_p50(self) -> int:
+        """The predicted median of its output's length."""
+        return self.output.median
+
+    @property
+    def output_tokens_p90(self) -> int:
+        """The length that its output was predicted to stay within with 90 % probability."""
+        return self.output.quantile(0.9)
+
 
 @dataclass(eq=False)
 class Explanations:
@@ -58,7 +67,7 @@ class Explanations:
 
     def decided(self, request_id: str, policy: str, decision: RoutingDecision, output: LengthDistribution) -> None:
         """The request was placed, possibly again."""
-        self._kept[request_id] = Explanation(policy, decision, output.median, output.quantile(0.9))
+        self._kept[request_id] = Explanation(policy, decision, output)
         self._kept.move_to_end(request_id)
         while len(self._kept) > MAX_EXPLANATIONS:
             self._kept.popitem(last=False)

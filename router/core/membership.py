@@ -115,10 +115,11 @@ class Membership:
                 continue
             del self._waiting[name]
             info = message.info
+            joined = PeerJoined(info.endpoint, info.host)
             self.admitted.append(message)
             orders.append(SendToWorker(name, RegisterAck(router_id, REPORT_INTERVAL_S, info.incarnation)))
             for other, view in sorted(self.state.workers.items()):
-                orders.append(SendToWorker(other, PeerJoined(info.endpoint, info.host)))
+                orders.append(SendToWorker(other, joined))
                 orders.append(SendToWorker(name, PeerJoined(view.info.endpoint, view.info.host)))
             self.state.register(info, now)
             if self._breaks(name, now):

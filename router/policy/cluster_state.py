@@ -56,7 +56,7 @@ class ClusterState:
         if view is not None:
             moved, took_prompts, pages = load.role is not view.role, view.takes_prompts, view.pages_available
             view.report(load, now)
-            self.openings += view.takes_prompts and not took_prompts
+            self.openings += (view.takes_prompts and not took_prompts) or view.pages_available > 0 >= pages
             self.releases += view.pages_available > pages
             if moved:
                 self._update_roles(view.name)
@@ -172,7 +172,10 @@ class ClusterState:
             tokens = np.array([[one[2]] for one in missing])
             rows = self.table.cached_tokens([one[1] for one in missing], tokens)
             self._cached |= {one[0]: (*one[1:], row) for one, row in zip(missing, rows, strict=True)}
-        return np.array([self._cached[id(keys)][2] for keys in chains])
+        cached = np.empty((len(chains), len(self.table.names)), np.int64)
+        for index, keys in enumerate(chains):
+            cached[index] = self._cached[id(keys)][2]
+        return cached
 
     def most_cached(self, page_keys: tuple[int, ...], num_tokens: int) -> int:
         """The leading tokens of a prompt that at least one worker has."""
@@ -232,7 +235,9 @@ class ClusterState:
         """The worker no longer holds the pages, or is about to release them."""
         view = self.workers.get(worker)
         if view is not None:
+            pages = view.pages_available
             self.releases += view.unreserve(reservation_id)
+            self.openings += view.pages_available > 0 >= pages
 
     def expect(self, worker: str, request_id: str, sequence: RunningSequence) -> None:
         """The sequence will decode there."""

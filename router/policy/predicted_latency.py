@@ -27,12 +27,13 @@ from baton.router.policy.placement import (
     refuse_late,
     refuse_slow,
 )
-from baton.router.policy.prices import Picture, Prices, idle_step_s, price
+from baton.router.policy.prices import Picture, Prices, idle_steps_s, price
 
 SCANNED = 64  # queued requests examined in one pass
 STARVING_S, STARVING_EVERY = 10.0, 8  # requests overdue this long get one placement in so many
 PARTITIONED = 256  # workers above which the few best are found without sorting all
 EXPLAINED = 5  # candidates kept with a decision
+STALE = -1
 
 
 @dataclass(slots=True, eq=False)
@@ -45,15 +46,53 @@ class Schedule:
     prices: Prices
     _planned: dict[int, list[tuple[float, int]]] = field(default_factory=dict)  # row → (seconds, index) waiting there
     _taken: tuple[int, int | None, int, int, float] | None = None  # what the picture lacks of the last placement
+    _first: np.ndarray = field(init=False)  # by request: the row that would answer first, STALE where that has changed
+    _first_s: np.ndarray = field(init=False)  # when, its handicap included
+    _slower: set[int] = field(default_factory=set)  # rows that have got more work since
+
+    def __post_init__(self) -> None:
+        self._find_first()
+
+    def _find_first(self) -> None:
+        """Look at all requests and workers at once."""
+        seconds = self.picture.handicap * (self.picture.wait_s + self.prices.start_s)
+        self._first = seconds.argmin(axis=1)
+        self._first_s = seconds[np.arange(len(seconds)), self._first]
+        self._slower.clear()
+
+    def first(self, index: int) -> int:
+        """The row of the worker that would answer the request first."""
+        row = int(self._first[index])
+        if row == STALE or row in self._slower:
+            row = int((self.picture.handicap * self.ttft_s(index)).argmin())
+        return row
+
+    def ttft_s(self, index: int) -> np.ndarray:
+        """By row, in how many seconds the request's first token would come."""
+        ttft_s: np.ndarray = self.picture.wait_s + self.prices.start_s[index]
+        return ttft_s
 
     def any_room(self) -> bool:
         """Whether any worker can take work, after what was placed so far."""
-        if self._taken is not None:
-            self.picture.take(*self._taken)
-            target, self._taken = self._taken[1], None
-            if target is not None:
-                self.prices.update(target)
+        if self._taken is None or not self.picture.any_room():
+            return self.picture.any_room()
+        (row, target, tokens, context, compute_s), self._taken = self._taken, None
+        self._slower.add(row)
+        self.picture.take_prompt(row, tokens, compute_s)
+        if target is not None and self.picture.any_room():
+            self.picture.take_sequence(target, tokens, context)
+            self._update(target)
         return self.picture.any_room()
+
+    def _update(self, row: int) -> None:
+        """Price one worker again."""
+        picture = self.picture
+        if self.prices.update(row):
+            self._find_first()
+            return
+        self._slower.add(row)
+        seconds = picture.handicap[row] * (picture.wait_s[row] + self.prices.start_s[:, row])
+        self._first[seconds <= self._first_s] = STALE  # with more to decode it computes prompts in smaller chunks
 
     def fill_s(self, index: int, row: int) -> float:
         """How much longer the step of the prompt's last token takes if others fill it up: it ends for all at once."""
@@ -68,6 +107,7 @@ class Schedule:
         """The request waits for the worker."""
         compute_s = float(self.prices.compute_s[index, row])
         self.picture.wait_s[row] += compute_s
+        self._slower.add(row)
         self._planned.setdefault(row, []).append((compute_s, index))
 
     def give_way(self, index: int, row: int) -> int:
@@ -79,10 +119,12 @@ class Schedule:
             return index
         waiting.remove(longest)
         self.picture.wait_s[row] -= longest[0]
+        self._first.fill(STALE)
         return longest[1]
 
-    def place(self, index: int, row: int, ttft_s: np.ndarray) -> Place:
+    def place(self, index: int, row: int) -> Place:
         """Start the request on the worker."""
+        ttft_s = self.ttft_s(index)
         item, prices, picture = self.queue[index], self.prices, self.picture
         table, names = picture.table, picture.table.names
         local = not table.is_prefill[row]
@@ -139,24 +181,38 @@ class PredictedLatency:
         if not queue:
             return []
         picture = Picture(state.table, now)
-        self.tight = True
-        if not picture.any_room():
+        self.tight = picture.any_room()
+        if not self.tight:
             refusals = (self._refuse_if_overdue(item, picture) for item in queue)
             return [refusal for refusal in refusals if refusal is not None]
-        picture.branch()
+        picture.prepare()
         scanned = queue[: self.scanned]
         schedule = Schedule(scanned, state, picture, price(scanned, state, picture, self.refuse))
-        starving = self._starving(scanned, now)
+        verdicts = self._place(schedule, now) if schedule.prices.may_start else self._refuse_hopeless(schedule)
+        if len(verdicts) < len(scanned) and schedule.any_room():
+            self.tight = schedule.prices.tight
+        return verdicts
+
+    def _place(self, schedule: Schedule, now: float) -> list[Place | Refuse]:
+        """Place what can start."""
+        starving = self._starving(schedule.queue, now)
         verdicts: list[Place | Refuse] = []
         late: list[int] = []
-        for index, item in enumerate(scanned):
+        for index, item in enumerate(schedule.queue):
             if not schedule.any_room():
                 return verdicts
             verdicts += self._decide_one(index, schedule, None if item is starving else late)
         for index in late if late and schedule.any_room() else ():
             verdicts += self._decide_one(index, schedule, None)
-        if len(verdicts) < len(scanned) and schedule.any_room():
-            self.tight = schedule.prices.tight
+        return verdicts
+
+    def _refuse_hopeless(self, schedule: Schedule) -> list[Place | Refuse]:
+        """Refuse what cannot be on time any more, where nothing can start."""
+        fastest_s = schedule.prices.start_s.min(axis=1)
+        due_s = np.array([np.inf if item.due_s is None else item.due_s for item in schedule.queue])
+        verdicts: list[Place | Refuse] = []
+        for index in np.flatnonzero((fastest_s == np.inf) | (schedule.picture.now + fastest_s > due_s)).tolist():
+            verdicts += self._decide_one(index, schedule, [])
         return verdicts
 
     def find_decode(self, item: PlacementInput, state: ClusterState, avoid: str | None, now: float) -> str | None:
@@ -188,33 +244,33 @@ class PredictedLatency:
 
     def _decide_one(self, index: int, schedule: Schedule, late: list[int] | None) -> list[Place | Refuse]:
         """Place a request in this pass, if it can start; `late` collects those that would miss their objective."""
-        picture, item = schedule.picture, schedule.queue[index]
-        start_s = schedule.prices.start_s[index]
-        ttft_s = picture.wait_s + start_s
-        row = int((picture.handicap * ttft_s).argmin())
-        if ttft_s[row] == np.inf:
+        picture, item, row = schedule.picture, schedule.queue[index], schedule.first(index)
+        start_s = float(schedule.prices.start_s[index, row])
+        if start_s == np.inf:
             refusal = self._refuse_if_slow(item, picture) or self._refuse_if_overdue(item, picture)
             return [] if refusal is None else [refusal]
         # A resumed request is never late: its client has waited enough.
-        due_s = None if item.resumed else item.due_s
-        first_token_s = picture.now + float(ttft_s[row]) + schedule.fill_s(index, row)
-        if due_s is not None and late is not None and first_token_s > due_s:
-            fastest_s = float(start_s.min())
-            if self._may_refuse(item) and picture.now + fastest_s > due_s:
-                return [Refuse(item.request_id, refuse_late(item, float(picture.wait_s[row]), fastest_s))]
-            late.append(schedule.give_way(index, row))
-            if late[-1] == index:
-                return []
+        due_s = None if item.resumed or late is None else item.due_s
+        if due_s is not None and late is not None:
+            wait_s = float(picture.wait_s[row])
+            first_token_s = picture.now + wait_s + start_s + schedule.fill_s(index, row)
+            if first_token_s > due_s:
+                fastest_s = float(schedule.prices.start_s[index].min())
+                if self._may_refuse(item) and picture.now + fastest_s > due_s:
+                    return [Refuse(item.request_id, refuse_late(item, wait_s, fastest_s))]
+                late.append(schedule.give_way(index, row))
+                if late[-1] == index:
+                    return []
         if not picture.has_room[row]:
             schedule.plan(index, row)
             return []
         self._placed += 1
-        return [schedule.place(index, row, ttft_s)]
+        return [schedule.place(index, row)]
 
     def _refuse_if_slow(self, item: PlacementInput, picture: Picture) -> Refuse | None:
         """The refusal of a request whose TPOT objective not even an idle worker meets."""
         objective_s = item.objectives.tpot_s
-        if objective_s is None or not picture.any_decode or not self._may_refuse(item):
+        if objective_s is None or not picture.table.any_decode or not self._may_refuse(item):
             return None
-        idle_s = idle_step_s(item.num_tokens, picture.table)
+        idle_s = float(idle_steps_s(np.array([item.num_tokens]), picture.table)[0])
         return Refuse(item.request_id, refuse_slow(item, idle_s)) if idle_s > objective_s else None

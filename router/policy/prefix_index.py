@@ -17,7 +17,7 @@ from baton.protocol.session_messages import PagesChanged
 
 STRIDE = 16  # pages skipped at a time where the set does not change
 Match = list[tuple[int, int]]
-MAX_TOUCHED = 1 << 16  # keys; matches are not kept over more changes
+WATCHED = 1 << 12  # keys of earlier matches that are watched at least before they are dropped
 MAX_SETS = 1 << 16  # sets kept for reuse; they are not reference-counted, so their number is bounded
 
 
@@ -43,7 +43,9 @@ class PrefixIndex:
     _matched_keys: Sequence[int] | None = None  # of the latest match, None when anything has changed since
     _matched: Match = field(default_factory=list)
     _kept: dict[int, tuple[Sequence[int], Match]] = field(default_factory=dict)  # id of a chain → the chain, its match
-    _touched: set[int] = field(default_factory=set)  # keys that have changed since
+    _watched: set[int] = field(default_factory=set)  # keys that those matches depend on, and some more
+    _watch_most: int = 0  # of those, before they are collected from the matches again
+    _touched: set[int] = field(default_factory=set)  # watched keys that have changed since
 
     def __len__(self) -> int:
         return len(self._table)
@@ -88,23 +90,30 @@ class PrefixIndex:
         evicted, stored = page_keys(change.evicted), page_keys(change.stored)
         for key in evicted:
             self._drop(key, mask)
-        table, get, shared = self._table, self._table.get, self._sets_to_share().setdefault
+        self._store(stored, mask, valid)
+        self._touch(evicted, stored)
+        return True
+
+    def _store(self, keys: tuple[int, ...], mask: int, valid: int) -> None:
+        """A worker has these pages too; of their other holders only `valid` ones are kept."""
+        table, shared = self._table, self._sets_to_share().setdefault
+        befores = list(map(table.get, keys))
+        if befores.count(None) == len(keys):
+            table.update(dict.fromkeys(keys, shared(mask, mask)))
+            return
         last, holders = -1, 0
-        for key in stored:  # the pages of a chain mostly have the same holders
-            before = get(key, 0)
+        for key, before in zip(keys, befores, strict=True):  # the pages of a chain mostly have the same holders
+            before = before or 0
             if before is not last:
                 holders = before & valid | mask
                 last, holders = before, shared(holders, holders)
             table[key] = holders
-        self._touch(evicted, stored)
-        return True
 
     def _touch(self, *changed: tuple[int, ...]) -> None:
         """Matches of chains with these keys no longer hold."""
         if self._kept:
-            self._touched.update(*changed)
-            if len(self._touched) > MAX_TOUCHED:
-                self._kept.clear()
+            for keys in changed:
+                self._touched |= self._watched.intersection(keys)
 
     def _drop(self, key: int, mask: int) -> None:
         holders = self._table.get(key, 0) & ~mask
@@ -135,19 +144,29 @@ class PrefixIndex:
 
     def match_many(self, chains: Sequence[Sequence[int]]) -> list[Match]:
         """The match of each chain; kept until a page of the chain changes, or it is left out of a later call."""
-        before, touched = self._kept, self._touched
+        before, touched, fresh = self._kept, self._touched, list[tuple[Sequence[int], Match]]()
         self._kept, self._touched = {}, set()
         for keys in chains:
             known = before.get(id(keys))
-            if known is None or not self._holds(known[1], keys, touched):
+            if known is None or (touched and not self._holds(known[1], keys, touched)):
                 known = keys, self.match(keys)
+                fresh.append(known)
             self._kept[id(keys)] = known
+        self._watch(fresh)
         return [self._kept[id(keys)][1] for keys in chains]
+
+    def _watch(self, fresh: list[tuple[Sequence[int], Match]]) -> None:
+        """Note changes of keys that new matches depend on: all up to the first page that no worker had."""
+        for keys, match in fresh:
+            self._watched.update(keys[: _depth(match) + 1])
+        if len(self._watched) > self._watch_most:
+            self._watched = {key for keys, match in self._kept.values() for key in keys[: _depth(match) + 1]}
+            self._watch_most = 2 * len(self._watched) + WATCHED
 
     @staticmethod
     def _holds(match: Match, keys: Sequence[int], touched: set[int]) -> bool:
         """Whether a match still holds: nothing has changed up to the first page that no worker had."""
-        return not touched or touched.isdisjoint(keys[: match[-1][0] + 1 if match else 1])
+        return not touched or touched.isdisjoint(keys[: _depth(match) + 1])
 
     def _match(self, keys: Sequence[int]) -> Match:
         found: Match = []
@@ -194,3 +213,8 @@ class PrefixIndex:
             self._bits_in_use &= ~self._sweeping
             self._sweeping = 0
             self._sets.clear()
+
+
+def _depth(match: Match) -> int:
+    """How many leading pages some worker has."""
+    return match[-1][0] if match else 0

@@ -23,80 +23,79 @@ HEADROOM_PAGES = 8  # kept free per worker so that running sequences can grow (o
 class Picture:
     """The workers' load once the decisions made so far are carried out. Rows of all arrays are those of the table."""
 
-    table: WorkerTable  # after `branch` the columns of load are the picture's own
+    table: WorkerTable  # once a decision was taken in, the columns of load are the picture's own
     now: float
+    _branched: bool = False
 
     def __post_init__(self) -> None:
         table = self.table
         self.wait_s = np.maximum(table.backlog_ends_s - self.now, 0.0)
-        self.any_prefill = np.count_nonzero(table.is_prefill) > 0
-        self.any_decode = np.count_nonzero(table.is_decode) > 0
         self.promised_s = TPOT_MARGIN * table.tpot_s  # the longest step that meets the objectives of its sequences
-        self.chunk, self.decode_step_s = table.chunk.copy(), table.step_s.copy()
-        self.has_room = np.zeros(len(table.names), bool)
-        self._find_room(ALL)
+        self.chunk, self.decode_step_s, self.has_room = self._room(ALL)
+        self._rooms = int(np.count_nonzero(self.has_room))
 
-    def branch(self) -> None:
-        """Prepare for decisions."""
-        self.table = table = self.table.branch()
+    def prepare(self) -> None:
+        """Find what prices need."""
+        table = self.table
         self.serves_locally = table.mixed | table.is_decode
-        self.any_mixed = np.count_nonzero(table.mixed) > 0
         self.handicap = np.where(table.is_decode, LOCAL_HANDICAP, 1.0)
         # What a request without an objective may have to compute beside sequences with one.
         self.unbound_tokens = np.where(table.all_state_tpot & (table.tpot_s < np.inf), np.inf, table.mixed_chunk)
         self.half_pair_s = table.prefill_pair_s / 2
-        self.step_s = self.decode_step_s.copy()  # of a step before its prompt tokens
-        self.spare_tokens = np.zeros(len(table.names), np.int64)  # that fit in its pages
-        self._find_limits(ALL)
+        self.spare_tokens, self.step_s = self._limits(ALL)
 
     def any_room(self) -> bool:
         """Whether any worker can take work now."""
         return self._rooms > 0
 
-    def take(self, row: int, target: int | None, tokens: int, context: int, compute_s: float) -> None:
-        """A request goes to `row`, and will decode on `target`."""
-        table, rows = self.table, slice(row, row + 1)
+    def take_prompt(self, row: int, tokens: int, compute_s: float) -> None:
+        """A prompt with so many tokens to compute goes to `row`."""
+        if not self._branched:
+            self.table, self._branched = self.table.branch(), True
         self.wait_s[row] += compute_s
-        table.pending_prefill[row] += tokens
-        if target is not None:
-            table.decodes[target] += 1
-            table.context[target] += context
-            table.pages_available[target] -= -(-tokens // int(table.page_size[target]))
-        if target != row:
-            self._find_room(rows)
-        if target is not None:
-            rows = slice(target, target + 1)
-            self._find_room(rows)
-            self._find_limits(rows)
+        self.table.pending_prefill[row] += tokens
+        if self.has_room[row] and self.table.pending_prefill[row] >= CHUNKS_AHEAD * self.chunk[row]:
+            self.has_room[row] = False
+            self._rooms -= 1
 
-    def _find_room(self, rows: slice) -> None:
-        """Which of the rows can take work now."""
+    def take_sequence(self, row: int, tokens: int, context: int) -> None:
+        """A sequence of `context` tokens will decode on `row`, where so many of them need pages."""
+        table, rows = self.table, slice(row, row + 1)
+        table.decodes[row] += 1
+        table.context[row] += context
+        table.pages_available[row] -= -(-tokens // int(table.page_size[row]))
+        self.chunk[rows], self.decode_step_s[rows], self.has_room[rows] = self._room(rows)
+        self._rooms = int(np.count_nonzero(self.has_room))
+        self.spare_tokens[rows], self.step_s[rows] = self._limits(rows)
+
+    def _room(self, rows: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of the rows: the chunk of prompt tokens in a step, a decode step, and which can take work now."""
         table = self.table
         is_prefill, is_decode, decodes = table.is_prefill[rows], table.is_decode[rows], table.decodes[rows]
         chunk = np.where(is_prefill | (decodes == 0), table.chunk[rows], table.mixed_chunk[rows])
         step_s = table.decode_step_s(rows=rows)
-        if self.any_prefill:
+        if table.any_prefill:
             fastest_s = step_s + table.prefill_token_s[rows] * table.mixed_chunk[rows]
             is_decode = is_decode & (fastest_s <= self.promised_s[rows])
         local = table.mixed[rows] | (is_decode & (table.pages_available[rows] > 0))
-        self.has_room[rows] = (is_prefill | local) & (table.pending_prefill[rows] < CHUNKS_AHEAD * chunk)
-        self.chunk[rows], self.decode_step_s[rows] = chunk, step_s
-        self._rooms = int(np.count_nonzero(self.has_room))
+        return chunk, step_s, (is_prefill | local) & (table.pending_prefill[rows] < CHUNKS_AHEAD * chunk)
 
-    def _find_limits(self, rows: slice) -> None:
-        """What the load of the rows leaves to a request."""
+    def _limits(self, rows: slice) -> tuple[np.ndarray, np.ndarray]:
+        """Of the rows: the tokens that fit in their pages, and a step before its prompt tokens."""
         table = self.table
         is_prefill, decodes = table.is_prefill[rows], table.decodes[rows]
         pages = table.pages_available[rows] - np.minimum(decodes, HEADROOM_PAGES)
         may = is_prefill | (decodes < table.max_batch[rows])
-        self.spare_tokens[rows] = np.where(may, pages * table.page_size[rows], 0)
-        self.step_s[rows] = np.where(is_prefill, table.step_s[rows], self.decode_step_s[rows])
+        spare_tokens = np.where(may, pages * table.page_size[rows], 0)
+        return spare_tokens, np.where(is_prefill, table.step_s[rows], self.decode_step_s[rows])
 
 
-def idle_step_s(num_tokens: int, table: WorkerTable) -> float:
-    """The decode step of a request on the fastest decode worker, if that were idle. There has to be one."""
-    alone = table.decode_step_s(1 - table.decodes, num_tokens - table.context)
-    return float(alone[table.is_decode].min())
+def idle_steps_s(tokens: np.ndarray, table: WorkerTable) -> np.ndarray:
+    """The decode step of each request on the fastest decode worker, if that were idle. There has to be one."""
+    rows = table.is_decode
+    alone_s, token_s = (table.step_s + table.decode_s)[rows], table.context_token_s[rows]
+    steps_s: np.ndarray = (alone_s + token_s * tokens[:, None]).min(axis=1)
+    return steps_s
 
 
 @dataclass(eq=False)
@@ -123,32 +122,50 @@ class Prices:
         self._all_bound = bool(self._bound.all())
         self._promised_s = TPOT_MARGIN * self.tpot_s
         self.compute_s, self.step_s, self.prefill, self.local, self.decode = self._of(ALL)
-        self._find_starts()
+        self._targets = np.count_nonzero(self.decode, axis=1, keepdims=True)
+        self._handed_over = self._has_target()
+        self.start_s = self._starts(ALL)
 
-    def update(self, row: int) -> None:
-        """Price one worker again: its load in the picture has changed."""
+    def update(self, row: int) -> bool:
+        """Price one worker again: its load in the picture has changed. Returns whether requests may start at fewer of
+        the other workers now."""
         rows = slice(row, row + 1)
-        columns = (self.compute_s, self.step_s, self.prefill, self.local, self.decode)
-        for column, new in zip(columns, self._of(rows), strict=True):
+        columns, priced = (self.compute_s, self.step_s, self.prefill, self.local, self.decode), self._of(rows)
+        self._targets += priced[-1].astype(np.int64) - self.decode[:, rows]
+        for column, new in zip(columns, priced, strict=True):
             column[:, rows] = new
-        self._find_starts()
+        before, self._handed_over = self._handed_over, self._has_target()
+        if np.array_equal(before, self._handed_over):
+            self.start_s[:, rows] = self._starts(rows)
+            return False
+        self.start_s = self._starts(ALL)
+        return True
 
     @property
     def tight(self) -> bool:
         """Whether a request may not start on some worker of the pool that computes prompts."""
         table = self.picture.table
         rows = table.is_prefill | table.mixed
-        rows = rows if self.picture.any_prefill else rows | table.is_decode
+        rows = rows if table.any_prefill else rows | table.is_decode
         return bool(((self.start_s == np.inf) & rows).any())
 
-    def _find_starts(self) -> None:
+    @property
+    def may_start(self) -> bool:
+        """Whether a request may start on a worker that can take work now."""
+        return bool((self.start_s[:, self.picture.has_room] < np.inf).any())
+
+    def _has_target(self) -> np.ndarray:
+        """Whose prompts may be computed for another worker to decode: [n, 1]."""
+        handed_over: np.ndarray = self._targets > 0
+        return handed_over if self._all_bound else handed_over | ~self._bound
+
+    def _starts(self, rows: slice) -> np.ndarray:
         """While all decode workers are full, or at their objectives, a prompt with an objective waits rather than
         violate one."""
-        may = self.local
-        if self.picture.any_decode and self.picture.any_prefill:
-            handed_over = self.decode.any(axis=1, keepdims=True)
-            may = may | (self.prefill & (handed_over if self._all_bound else handed_over | ~self._bound))
-        self.start_s = np.where(may, self.compute_s, np.inf)
+        may, table = self.local[:, rows], self.picture.table
+        if table.any_decode and table.any_prefill:
+            may = may | (self.prefill[:, rows] & self._handed_over)
+        return np.where(may, self.compute_s[:, rows], np.inf)
 
     def _of(self, rows: slice) -> tuple[np.ndarray, ...]:
         picture, table = self.picture, self.picture.table
@@ -161,24 +178,24 @@ class Prices:
         step_s = alone_s + table.context_token_s[rows] * self.tokens
         decode = table.is_decode[rows] & fits & (step_s <= self.tpot_s)
         local = picture.serves_locally[rows] & fits
-        if picture.any_prefill:
+        if table.any_prefill:
             # Decode workers whose step meets every objective with a chunk in it; without objectives, one chunk at most.
             chunk_s = picture.step_s[rows] + work_s / steps
             kept = chunk_s <= np.minimum(picture.promised_s[rows], self._promised_s)
             if not self._all_bound:
                 kept &= self._bound | (new <= picture.unbound_tokens[rows])
-            local &= table.mixed[rows] | kept if picture.any_mixed else kept
+            local &= table.mixed[rows] | kept if table.any_mixed else kept
         return steps * picture.step_s[rows] + work_s, step_s, table.is_prefill[rows] & fits, local, decode
 
 
 def price(queue: Sequence[PlacementInput], state: ClusterState, picture: Picture, refuses: bool) -> Prices:
     """Price a queue. An objective that not even an idle worker meets does not count where refusing is not allowed."""
-    tpot_s = []
-    for item in queue:
-        own_s = np.inf if item.objectives.tpot_s is None else item.objectives.tpot_s
-        if own_s < np.inf and picture.any_decode and not (refuses and not item.resumed):
-            own_s = np.inf if idle_step_s(item.num_tokens, picture.table) > own_s else own_s
-        tpot_s.append(own_s)
-    tokens = [item.num_tokens for item in queue]
-    cached = state.cached_by_all([item.page_keys for item in queue], tokens)
-    return Prices(picture, np.array(tokens)[:, None], np.array(tpot_s)[:, None], cached)
+    counts, table = [item.num_tokens for item in queue], picture.table
+    tokens = np.array(counts)
+    tpot_s = np.array([np.inf if item.objectives.tpot_s is None else item.objectives.tpot_s for item in queue])
+    if table.any_decode:
+        kept = np.array([not refuses or item.resumed for item in queue]) & (tpot_s < np.inf)
+        if kept.any():
+            tpot_s[kept & (idle_steps_s(tokens, table) > tpot_s)] = np.inf
+    cached = state.cached_by_all([item.page_keys for item in queue], counts)
+    return Prices(picture, tokens[:, None], tpot_s[:, None], cached)

@@ -42,6 +42,9 @@ class WorkerTable:
     is_decode: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
     mixed: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
     all_state_tpot: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))  # every sequence has an objective
+    any_prefill: bool = False  # a row has the role
+    any_decode: bool = False
+    any_mixed: bool = False
     _free: list[int] = field(default_factory=list)
     _bit_bytes: int = 1  # that hold every bit in use
 
@@ -87,7 +90,7 @@ class WorkerTable:
 
     def remove(self, row: int) -> None:
         self.names[row] = ""
-        self.is_prefill[row] = self.is_decode[row] = self.mixed[row] = False
+        self.set_role(row, None)
         self._free.append(row)
 
     def _grow(self) -> None:
@@ -105,6 +108,8 @@ class WorkerTable:
         self.is_prefill[row] = role is RoleName.PREFILL
         self.is_decode[row] = role is RoleName.DECODE
         self.mixed[row] = role is RoleName.MIXED
+        self.any_prefill, self.any_decode = bool(self.is_prefill.any()), bool(self.is_decode.any())
+        self.any_mixed = bool(self.mixed.any())
 
     def set_costs(self, row: int, costs: StepCosts) -> None:
         self.step_s[row] = costs.step_s

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from baton.protocol.worker import RoleName, WorkerInfo, WorkerLoad
-from baton.router.policy.latency_model import LatencyModel
+from baton.router.policy.latency_model import LatencyModel, StepCosts
 from baton.router.policy.output_length import LengthDistribution
 from baton.router.policy.worker_table import CHUNKS_AHEAD, WorkerTable
 
@@ -58,6 +58,9 @@ class WorkerView:
     granted: set[str] = field(default_factory=set)  # reservations it has confirmed: its next report includes them
     running: dict[str, RunningSequence] = field(default_factory=dict)  # request id → sequence
     first_steps: int = 0  # decode steps in its first report
+    _costs: StepCosts | None = None  # that the table has
+    _expected: list[tuple[float, int]] | None = None  # of `running`: tokens to come, and now, most first; None: changed
+    _most_tokens: int | None = None  # of `running`, if each reaches its limit; None: changed
     serving: bool = True  # False: it gets no new work (drained, or changing its role)
 
     @property
@@ -123,7 +126,9 @@ class WorkerView:
             self.granted.clear()
         for sample in load.steps:
             self.latency.observe(sample)
-        self.table.set_costs(self.row, self.latency.costs)
+        if self.latency.costs is not self._costs:
+            self._costs = self.latency.costs
+            self.table.set_costs(self.row, self._costs)
         self.table.backlog_ends_s[self.row] = now + self.remaining_work_s()
         self._count_prompts()
         self._count_pages()
@@ -221,6 +226,7 @@ class WorkerView:
         self._count_all()
 
     def _count_context(self) -> None:
+        self._most_tokens, self._expected = None, None
         self.table.context[self.row] = sum([one.prompt_tokens + one.emitted for one in self.running.values()])
 
     def _count_all(self) -> None:
@@ -232,8 +238,12 @@ class WorkerView:
         Sequences sorted by what remains: when the i-th from the top ends, i of them have grown by that much
         (LightLLM's past-future scheduler, Gong et al. 2025).
         """
-        sequences = [*self.running.values(), *([extra] if extra else [])]
-        expected = sorted(((one.output.remaining(one.emitted), one.tokens) for one in sequences), reverse=True)
+        if self._expected is None:
+            running = self.running.values()
+            self._expected = sorted([(one.output.remaining(one.emitted), one.tokens) for one in running], reverse=True)
+        expected = self._expected
+        if extra is not None:
+            expected = sorted([*expected, (extra.output.remaining(extra.emitted), extra.tokens)], reverse=True)
         peak = tokens = 0.0
         for count, (remaining, held) in enumerate(expected, 1):
             tokens += held
@@ -242,10 +252,10 @@ class WorkerView:
 
     def fits_at_peak(self, extra: RunningSequence) -> bool:
         """Whether its sequences and `extra` have enough pages at the fullest moment."""
-        sequences = [*self.running.values(), extra]
         # If even their limits fit, their expected ends do not matter.
-        most = sum([one.prompt_tokens + max(one.output.limit, one.emitted + 1) for one in sequences])
-        pages = most // self.info.page_size + len(sequences)
+        if self._most_tokens is None:
+            self._most_tokens = sum([_limit_tokens(one) for one in self.running.values()])
+        pages = (self._most_tokens + _limit_tokens(extra)) // self.info.page_size + len(self.running) + 1
         return pages <= self.info.num_pages or self.peak_pages(extra) <= self.info.num_pages
 
     def remaining_work_s(self) -> float:
@@ -261,3 +271,8 @@ class WorkerView:
             computed -= done
             seconds += work.seconds * (1 - done / max(work.tokens, 1))
         return seconds
+
+
+def _limit_tokens(sequence: RunningSequence) -> int:
+    """Its tokens if it reaches its limit."""
+    return sequence.prompt_tokens + max(sequence.output.limit, sequence.emitted + 1)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from baton.harness.provenance import ROOT
-from benchmarks.all import command, main, run, trace_for
+from benchmarks.all import command, main, recording_for, run
 from benchmarks.catalog import BENCHMARKS, Benchmark
 
 pytestmark = pytest.mark.ray
@@ -18,9 +18,9 @@ RUN_HERE = [benchmark for benchmark in BENCHMARKS if not benchmark.own_test]
 @pytest.mark.slow
 @pytest.mark.parametrize("one", RUN_HERE, ids=lambda one: one.name)
 def test_a_benchmark_gives_every_figure_that_it_promises(one: Benchmark, tmp_path: Path) -> None:
-    trace = trace_for(one, "smoke", None, tmp_path) if one.trace is not None else None
+    recording = recording_for(one, "smoke", None, tmp_path) if one.recording is not None else None
     result = tmp_path / f"{one.name}.json"
-    outcome = run(one, command(one, "smoke", trace, False, result), tmp_path)
+    outcome = run(one, command(one, "smoke", recording, False, result), tmp_path)
     assert outcome.result is not None, (tmp_path / f"{one.name}.log").read_text()[-5000:]
     assert [figure for figure in one.promised if figure not in outcome.result.figures] == []
     assert outcome.result.size == "smoke"

@@ -61,6 +61,14 @@ def test_another_address_is_refused_with_its_key(host: str) -> None:
     assert "router.admin_host" in _refusal(admin_host=host)
 
 
+def test_the_port_for_metrics_is_one_of_its_own() -> None:
+    port = free_port()
+    gateway = {"port": port, "http_port": 0, "metrics_port": port}
+    config = parse_config("", {"gateway": gateway, "router": {"admin_port": 0, "admin_http_port": 0}})
+    with pytest.raises(ConfigError, match=f"gateway.port and gateway.metrics_port are both {port}"):
+        check_addresses(config)
+
+
 def test_the_address_of_gateways_on_other_nodes_is_not_checked_here() -> None:
     gateway, placed = {"host": "203.0.113.9", "port": 0, "http_port": 0}, {"gateway": {"labels": {"pool": "gateway"}}}
     check_addresses(

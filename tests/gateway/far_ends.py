@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from baton.builtin_model import CHECKPOINT
 from baton.config.process_config import GatewayConfig, ResolvedModel
-from baton.config.schema import GatewaySection
+from baton.config.schema import GatewaySection, LoggingSection, TracingSection
 from baton.gateway.build import RunningGateway, start_gateway
 from baton.links.frame_client import FrameClient
 from baton.links.frame_server import FrameServer
@@ -132,12 +132,16 @@ def ended(request_id: str, num_tokens: int, submission: int = 0) -> RequestEnded
 
 
 @asynccontextmanager
-async def gateway(secret: str = "", **section: Any) -> AsyncIterator[tuple[RunningGateway, FarEnds]]:
+async def gateway(
+    secret: str = "", tracing: TracingSection | None = None, access_log: bool = False, **section: Any
+) -> AsyncIterator[tuple[RunningGateway, FarEnds]]:
     """A gateway that is registered with a router's far end; `section`: keys of [gateway]."""
     far = FarEnds(secret)
     far.start()
     keys = peer_keys(secret, GATEWAY) if secret else None
-    running = await start_gateway(replace(config(**section), router_address=far.router.address, link_keys=keys))
+    plan = replace(config(**section), router_address=far.router.address, link_keys=keys)
+    plan = replace(plan, tracing=tracing or TracingSection(), logging=LoggingSection(access=access_log))
+    running = await start_gateway(plan)
     try:
         try:
             await running.registered()

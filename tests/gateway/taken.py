@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from baton.protocol.errors import InvalidRequest
+from baton.gateway.ended_request import RefusedRequest
+from baton.protocol.errors import BatonError, InvalidRequest
 from baton.protocol.request import Request
 
 SAYS = "that is as far as it goes"
@@ -16,10 +17,17 @@ class Taken:
 
     def __init__(self) -> None:
         self.requests: list[Request] = []
+        self.traces = None
 
     def clock(self) -> float:
         return 0.0
 
-    def open(self, request: Request, emitted: Sequence[int], resume_from: int) -> Any:
+    def reject(self, api: str, error: BatonError) -> None:
+        """Nothing listens."""
+
+    def refuse(self, refused: RefusedRequest) -> None:
+        """Nothing listens."""
+
+    def open(self, request: Request, emitted: Sequence[int], resume_from: int, trace: None) -> Any:
         self.requests.append(request)
         raise InvalidRequest(SAYS)

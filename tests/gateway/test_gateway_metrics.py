@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -13,11 +14,13 @@ from baton.builtin_model import CHECKPOINT
 from baton.config.schema import AccessSection
 from baton.gateway.build import start_gateway
 from baton.gateway.core.live_stream import LiveStream
+from baton.gateway.metrics import exemplar_labels
 from baton.metrics.metric import Process
 from baton.metrics.values import Distribution
 from baton.protocol.errors import InvalidRequest
 from baton.protocol.gateway_messages import RegisterGateway, StopRequest, Submit
 from baton.protocol.latency import Latency
+from baton.tracing.request_trace import RequestTrace
 from tests.gateway.far_ends import FarEnds, gateway
 from tests.metrics.scraped import OPENMETRICS, scrape
 from tests.plans import gateway_config
@@ -83,6 +86,13 @@ def test_the_values_after_known_requests() -> None:
             assert found.exemplars["vllm:e2e_request_latency_seconds_bucket"]
 
     asyncio.run(scene())
+
+
+def test_an_exemplar_has_the_trace_of_a_sampled_request() -> None:
+    trace = RequestTrace("chat", 0xABC, 1, None, False, True)
+    assert exemplar_labels("r", trace) == (("request_id", "r"), ("trace_id", f"{0xABC:032x}"))
+    for unsampled in (None, replace(trace, sampled=False)):
+        assert exemplar_labels("r", unsampled) == (("request_id", "r"),)
 
 
 TTFT_BUCKET = "vllm:time_to_first_token_seconds_bucket"

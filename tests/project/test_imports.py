@@ -54,7 +54,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         *("worker.core", "worker.session", "decode_worker"),
     ),
     "deploy": (
-        *("protocol", "config", "client", "engine", "kv_transfer", "builtin_model"),
+        *("protocol", "config", "client", "engine", "kv_transfer", "builtin_model", "metrics"),
         *(
             "access",
             "links.keys",
@@ -62,6 +62,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
             "router.actor",
             "gateway.actor",
             "gateway.template_files",
+            "tracing",
             "worker.actor",
         ),
     ),

@@ -10,7 +10,7 @@ import pytest
 from baton.config.schema import RouterSection
 from baton.protocol.request import Objectives
 from baton.router.core.core import RouterCore
-from baton.router.core.dispatch import CROWD, PAUSE_S, Dispatch, FoundDecode
+from baton.router.core.dispatch import CROWD, LARGE, PAUSE_PER_WORKER_S, PAUSE_S, Dispatch, FoundDecode
 from baton.router.policy.cluster_state import ClusterState, RunningSequence
 from baton.router.policy.output_length import point
 from baton.router.policy.placement import Place, PlacementInput, Refuse, RoutingDecision, refuse_full, refuse_late
@@ -166,6 +166,18 @@ def test_passes_over_a_crowd_that_no_worker_has_capacity_for_are_spaced() -> Non
     assert policy.asked == 2
     assert dispatch.next(1.0 + 2 * CROWD * PAUSE_S) == []
     assert policy.asked == 3
+
+
+def test_passes_over_a_large_cluster_are_spaced_so_that_requests_are_placed_together() -> None:
+    policy = Scripted({"a", "b", "c"})
+    dispatch = Dispatch(policy, cluster_of(*(f"prefill-{number}" for number in range(LARGE + 1))))
+    dispatch.wait(item("a"))
+    assert [verdict.request_id for verdict in dispatch.next(1.0)] == ["a"]
+    pause_s = (LARGE + 1) * PAUSE_PER_WORKER_S
+    for number, name in enumerate("bc"):
+        dispatch.wait(item(name))
+        assert dispatch.next(1.0 + number * pause_s / 2) == []
+    assert [verdict.request_id for verdict in dispatch.next(1.0 + pause_s)] == ["b", "c"]
 
 
 def test_a_decode_worker_that_refused_is_avoided_until_it_reports() -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from baton.access.access import GENERATE, Access
 from baton.access.hot_reload import HotReload
 from baton.gateway.driver import GatewayDriver
+from baton.gateway.ended_request import RefusedRequest
 from baton.gateway.http.answers import renderer
 from baton.gateway.http.ask import Ask, HttpModel
 from baton.gateway.http.chat import parse_chat
@@ -95,6 +96,11 @@ class HttpApp(HttpApplication):
         elif path not in PROBES:
             with self._rejecting():
                 self._tenant(exchange)
+
+    async def _failed(self, exchange: Exchange, error: BatonError) -> HttpResponse | None:
+        if not exchange.streams and exchange.scope["path"] not in PROBES:
+            self.driver.refuse(RefusedRequest(exchange.request_id, "http", error))
+        return await super()._failed(exchange, error)
 
     def _tenant(self, exchange: Exchange) -> str:
         """The tenant of the request's token; raises `Unauthenticated` and `PermissionDenied`."""

@@ -87,6 +87,7 @@ class LiveAnswer:
             self.driver.reject("http", error)
             raise
         self.subscriptions.append(subscription)
+        self.exchange.streams = True
         tokens, end = await subscription.next()
         siblings.begun(sequence)
         if request.sampling.prompt_logprobs is not None:  # All are there with the first token

@@ -14,9 +14,15 @@ function bar(phase, total) {
   return element;
 }
 
+/** Seconds from arrival to the first token as predicted when the request left the queue; of its first attempt alone. */
+function predictedTtft(explanation) {
+  const chosen = explanation.candidates[0];
+  return chosen && explanation.attempts < 2 ? explanation.queue_s + chosen.ttft_s : undefined;
+}
+
 function waterfall(explanation) {
   const end = Math.max(...explanation.phases.map((phase) => phase.start_s + phase.seconds));
-  const predicted = explanation.candidates[0]?.ttft_s;
+  const predicted = predictedTtft(explanation);
   const total = Math.max(end, predicted ?? 0, 1e-4) * 1.001;
   const rows = explanation.phases.map((phase) =>
     h(
@@ -33,7 +39,7 @@ function waterfall(explanation) {
     list.style.setProperty("--predicted", Math.min(1, predicted / total).toFixed(4));
     list.append(mark);
   }
-  const caption = predicted === undefined ? null : h("p", { class: "caption" }, h("i"), `first token as predicted, after ${ms(1000 * predicted)}`);
+  const caption = predicted === undefined ? null : h("p", { class: "caption" }, h("i"), `first token as predicted at the end of the queue, ${ms(1000 * predicted)} after arrival`);
   return h("div", {}, list, caption);
 }
 
@@ -90,7 +96,7 @@ function body(explanation) {
     h(
       "div",
       { class: "compares" },
-      compare("Time to first token", chosen?.ttft_s, explanation.ttft_s, (value) => ms(1000 * value)),
+      compare("Time to first token", predictedTtft(explanation), explanation.ttft_s, (value) => ms(1000 * value)),
       compare("Time per output token", chosen?.tpot_s, explanation.tpot_s, (value) => ms(1000 * value)),
       compare("Output length", explanation.output_tokens_p50, explanation.output_tokens, long),
     ),
