@@ -59,7 +59,6 @@ class GatewayDriver:
     stopping: bool = False
     on_ended: list[Callable[[EndedRequest], None]] = field(default_factory=list)  # Each is called with every request
     on_refused: list[Callable[[RefusedRequest], None]] = field(default_factory=list)  # As `on_ended`
-    on_rejected: list[Callable[[str, BatonError], None]] = field(default_factory=list)  # With the API and the error
     loop_lag: Distribution = field(default_factory=lambda: Distribution(LOOP_LAG.buckets))
     traces: RequestSpans | None = None  # None: without tracing
     clock: Callable[[], float] = time.monotonic
@@ -140,11 +139,6 @@ class GatewayDriver:
         subscription = self._subscriptions[request_id] = Subscription(request, api, resume_from > 0, trace)
         self._perform(commands)
         return subscription
-
-    def reject(self, api: str, error: BatonError) -> None:
-        """A request got this error before a stream was opened for it."""
-        for listener in self.on_rejected:
-            listener(api, error)
 
     def close(self, subscription: Subscription, error: BatonError) -> None:
         """Detach a client; a request that is not complete is stopped with `error`."""

@@ -58,7 +58,6 @@ class InferenceService:
             subscription = self.driver.open(request, emitted, message.resume_from, trace=trace)
         except BatonError as error:
             self.driver.refuse(RefusedRequest(request_id, "grpc", error))
-            self.driver.reject("grpc", error)
             await abort(context, error)
             raise
         await self._write(subscription, request.prompt, context)

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from baton import __version__
 from baton.gateway.core.commands import StreamEnd
 from baton.gateway.driver import GatewayDriver
-from baton.gateway.ended_request import EndedRequest
+from baton.gateway.ended_request import EndedRequest, RefusedRequest
 from baton.gateway.subscription import Subscription
 from baton.metrics import gateway_table as table
 from baton.metrics.metric import Metric
 from baton.metrics.values import Exemplar, Family, Recorder
-from baton.protocol.errors import BatonError, Cancelled, DeadlineExceeded
+from baton.protocol.errors import Cancelled, DeadlineExceeded
 from baton.tracing.request_trace import RequestTrace
 
 ABORTS = (Cancelled, DeadlineExceeded)  # The client left, or did not want to wait longer
@@ -33,7 +33,7 @@ class GatewayMetrics:
     def __post_init__(self) -> None:
         self.driver.on_first_token.append(self._on_first_token)
         self.driver.on_ended.append(self._on_ended)
-        self.driver.on_rejected.append(self._on_rejected)
+        self.driver.on_refused.append(self._on_refused)
         recorder, model = self.recorder, self.model_name
         of_requests = (metric for metric in table.GATEWAY_METRICS if metric.labels == table.MODEL)
         read = (table.INTER_TOKEN, table.GENERATION_TOKENS)
@@ -73,8 +73,8 @@ class GatewayMetrics:
         self._observe(table.FIRST_TOKEN, ttft_s, exemplar_labels(request.request_id, subscription.trace))
         self.recorder.count(table.PROMPT_TOKENS, self.model_name, by=len(request.prompt))
 
-    def _on_rejected(self, api: str, error: BatonError) -> None:
-        self.recorder.count(table.REJECTED, api, type(error).__name__)
+    def _on_refused(self, refused: RefusedRequest) -> None:
+        self.recorder.count(table.REJECTED, refused.api, type(refused.error).__name__)
 
     def _on_ended(self, ended: EndedRequest) -> None:
         end, recorder, model = ended.end, self.recorder, self.model_name

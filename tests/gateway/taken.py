@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from baton.gateway.ended_request import RefusedRequest
-from baton.protocol.errors import BatonError, InvalidRequest
+from baton.protocol.errors import InvalidRequest
 from baton.protocol.request import Request
 
 SAYS = "that is as far as it goes"
@@ -21,9 +21,6 @@ class Taken:
 
     def clock(self) -> float:
         return 0.0
-
-    def reject(self, api: str, error: BatonError) -> None:
-        """Nothing listens."""
 
     def refuse(self, refused: RefusedRequest) -> None:
         """Nothing listens."""

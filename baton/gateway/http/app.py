@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from baton.access.access import GENERATE, Access
@@ -94,11 +93,10 @@ class HttpApp(HttpApplication):
         if path == METRICS_PATH:
             check_watcher(exchange, self.tokens)
         elif path not in PROBES:
-            with self._rejecting():
-                self._tenant(exchange)
+            self._tenant(exchange)
 
     async def _failed(self, exchange: Exchange, error: BatonError) -> HttpResponse | None:
-        if not exchange.streams and exchange.scope["path"] not in PROBES:
+        if not exchange.streams and exchange.scope["path"] not in (*PROBES, METRICS_PATH):
             self.driver.refuse(RefusedRequest(exchange.request_id, "http", error))
         return await super()._failed(exchange, error)
 
@@ -109,15 +107,6 @@ class HttpApp(HttpApplication):
         caller = self.tokens.value.identify(exchange.authorization)
         caller.require_role(GENERATE)
         return caller.tenant
-
-    @contextmanager
-    def _rejecting(self) -> Iterator[None]:
-        """Count an error for which no stream was opened."""
-        try:
-            yield
-        except BatonError as error:
-            self.driver.reject("http", error)
-            raise
 
     async def _alive(self, exchange: Exchange) -> HttpResponse:
         return EMPTY
@@ -164,8 +153,7 @@ class HttpApp(HttpApplication):
 
     async def _generate(self, exchange: Exchange, parse: Parser, prefix: str) -> None:
         """Answer a body of completions or of a chat."""
-        with self._rejecting():
-            answer, requests = await self._prepared(exchange, parse, prefix)
+        answer, requests = await self._prepared(exchange, parse, prefix)
         names, trace, traces = _names(exchange, answer.ask), answer.trace, self.driver.traces
         self.answers.add(answer)
         self.driver.http_ids.update(names)

@@ -81,11 +81,7 @@ class LiveAnswer:
         trace, traces = self.trace, self.driver.traces
         if trace is not None and traces is not None and self.ask.num_sequences > 1:
             trace = traces.child(trace)
-        try:
-            subscription = self.driver.open(request, api="http", trace=trace)
-        except BatonError as error:
-            self.driver.reject("http", error)
-            raise
+        subscription = self.driver.open(request, api="http", trace=trace)
         self.subscriptions.append(subscription)
         self.exchange.streams = True
         tokens, end = await subscription.next()
