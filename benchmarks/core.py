@@ -78,11 +78,11 @@ def measure(workers: int, requests: int, rate_s: float, policy: str, seed: int, 
 
 
 def main() -> None:
-    parser = arguments(__doc__, "python -m benchmarks.core --workers 8 32 96 --json core.json", full_s=3600.0)
+    parser = arguments(__doc__, "python -m benchmarks.core --workers 8 32 96 --json core.json", full_s=1200.0)
     parser.add_argument("--workers", type=int, nargs="+", default=list(WORKERS))
     parser.add_argument("--policy", default="predicted_latency")
     options = parser.parse_args()
-    per_worker, most = options.pick((20.0, 20_000), (5.0, 600), (0.25, 100))
+    per_worker, most = options.pick((20.0, 4_000), (5.0, 600), (0.25, 100))
     report = Report("core", GOALS)
     report.setting = {
         "requests_per_worker": per_worker,
