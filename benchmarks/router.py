@@ -61,7 +61,7 @@ COMPARED = ("requests_per_s", "front_cpu", "added_", "kept_per_s")
 RATIOS = {"requests_per_s": "requests_ratio", "kept_per_s": "kept_ratio"}
 Measurement = Callable[[Side, str], Figures]
 QUICK = Setting(1, 0.8, 0.3, 1, 16, steady_tokens=60, by_prompt=60, streams=(16, 64))
-SMALLEST = Setting(1, 0.2, 0.1, 1, 4, 0.01, 12, 3, streams=(2,))
+SMALLEST = Setting(1, 0.2, 0.1, 1, 4, 0.01, 100, 3, streams=(2,))
 FULL = Setting(5, 2.0, 0.5, 3, TOKENS)
 OPEN_QUICK = OpenSetting(1, 0.5, TOKENS, 0.01, 20.0, (0.5,), 2, 0.4, 1, False)
 OPEN_SMALLEST = OpenSetting(1, 0.3, 4, 0.01, 20.0, (0.5,), 1, 0.3, 1, True)

@@ -169,22 +169,23 @@ def measure_steady(setting: Setting, side: Side, tag: str) -> Figures:
     """CPU per token while paced streams only decode: from the last first token to the first end."""
     client = side.routed(SATURATING, True)
     side.routed_worker.pace(setting.step_s)
+    begin, stream_s = time.monotonic(), setting.steady_tokens * setting.step_s  # No stream ends earlier than after this
     for index in range(SATURATING):
         client.start(f"steady-{tag}-{index}", setting.steady_tokens)
-    read_for(client, 0.15 * setting.steady_tokens * setting.step_s)
-    before = _cpu_s(side.processes)
-    read_for(client, 0.6 * setting.steady_tokens * setting.step_s)
+    read_until(client, begin + 0.25 * stream_s)
+    opened, before = time.monotonic(), _cpu_s(side.processes)
+    read_until(client, begin + 0.85 * stream_s)
+    seconds = time.monotonic() - opened
     spent = {name: after - before[name] for name, after in _cpu_s(side.processes).items()}
     drain(client, SATURATING)
     side.routed_worker.pace(0.0)
     client.close()
-    tokens = 0.6 * setting.steady_tokens * SATURATING
+    tokens = SATURATING * seconds / setting.step_s
     return _front({f"{name}_cpu_us_per_token": 1e6 * cpu_s / tokens for name, cpu_s in spent.items()}, "us_per_token")
 
 
-def read_for(client: StreamClient, seconds: float) -> None:
-    """Read what arrives in this time; raises `RuntimeError` when a stream ends."""
-    until_s = time.monotonic() + seconds
+def read_until(client: StreamClient, until_s: float) -> None:
+    """Read what arrives until this time; raises `RuntimeError` when a stream ends."""
     while (left_s := until_s - time.monotonic()) > 0:
         if client.read(min(0.05, left_s)):
             raise RuntimeError("A stream ended while streams were to decode only.")

@@ -80,7 +80,7 @@ class NixlTransport:
 
     def _use_device(self) -> None:
         """Make the pages' GPU the calling thread's; slow calls come from another thread than writes."""
-        if self._pages.is_cuda:
+        if self._pages.device.type == "cuda":
             torch.cuda.set_device(self._pages.device)
 
     @property

@@ -15,13 +15,14 @@ from baton.deploy.local_ray import LocalRay
 from tests.live.conftest import Live
 from tests.reliability.cables import Cables, why_not
 
+pytestmark = pytest.mark.ray
+
 _WHY_NOT = why_not()
 OTHER_HOST = "other-host"
 # Runs in the other namespace: the addresses and ports that accept a connection.
 KNOCK = """
 import json, socket, sys
 
-pytestmark = pytest.mark.ray
 opened = []
 for address in json.loads(sys.argv[1]):
     for port in json.loads(sys.argv[2]):

@@ -22,6 +22,8 @@ from baton.engine.checkpoint import read_config
 from tests.live.conftest import CONTEXT_TOKENS, Live
 from tests.waiting import until
 
+pytestmark = pytest.mark.ray
+
 SECOND_ADDRESS = "127.0.0.2"
 # `ray`, which would otherwise replace the head's loopback address by the machine's.
 JOIN_ON_LOOPBACK = """
@@ -29,7 +31,6 @@ from ray._private import services
 services.resolve_ip_for_localhost = lambda host: host
 from ray.scripts.scripts import main
 
-pytestmark = pytest.mark.ray
 main()
 """
 

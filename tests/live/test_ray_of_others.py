@@ -18,6 +18,8 @@ from baton.deploy.local_ray import LocalRay, start_local_ray
 from tests.cli.commands import BATON
 from tests.live.commands import ROOT, baton_command
 
+pytestmark = pytest.mark.ray
+
 GOODBYE_S = 9.0  # less than the time that actors are given to end
 CONFIG = """
 [gateway]
@@ -39,7 +41,6 @@ from ray.util.placement_group import placement_group_table
 from baton.deploy.local_ray import LocalRay
 from baton.deploy.ray_connection import connected
 
-pytestmark = pytest.mark.ray
 with connected(LocalRay(*sys.argv[1:])):
     actors = [actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)]
     places = [row["name"] for row in placement_group_table().values() if row["state"] != "REMOVED"]

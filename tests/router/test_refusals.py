@@ -34,7 +34,7 @@ def test_a_request_that_would_be_late_is_kept_as_refused() -> None:
     core = _core()
     objectives = Objectives(ttft_s=1e-6)
     ask(core, Request("late", tuple(range(600)), SamplingParams(max_tokens=4), 1.0, objectives=objectives))
-    assert _causes(core) == [("late", GATEWAY, "Overloaded")]
+    assert _causes(core) == [("late", GATEWAY, "ttft_objective")]
 
 
 def test_a_request_for_which_no_worker_came_is_kept_as_refused() -> None:

@@ -11,7 +11,7 @@ import pytest
 from grpc_health.v1 import health
 
 from baton.access.credentials import Credentials
-from baton.config.schema import AccessSection
+from baton.config.schema import AccessSection, RouterSection
 from baton.protocol.errors import NotFound
 from baton.protocol.v1.admin_pb2 import WatchOperationRequest
 from baton.protocol.v1.admin_pb2_grpc import AdminStub
@@ -19,6 +19,7 @@ from baton.router.admin_calls import AdminCalls
 from baton.router.admin_messages import operation_message, worker_message
 from baton.router.admin_server import AdminService, start_admin_server
 from baton.router.core.commands import Command, OperationUpdated
+from baton.router.core.gateways import Gateways
 from baton.router.core.operation import Drain, Operation, OperationState, Step, StepState
 from baton.router.core.operations import Operations
 from baton.router.core.orphans import Orphans
@@ -39,8 +40,8 @@ class Kept:
         return Operations(ClusterState(), {}, Orphans(30.0), _known={"op": self.operation})
 
     @property
-    def gateways(self) -> list[str]:
-        return []
+    def gateways(self) -> Gateways:
+        return Gateways(ClusterState(), RouterSection(), str, 0.0)
 
     def on_worker_lost(self, worker: str, now: float, certain: bool) -> list[Command]:
         self.operation.steps[0].state = StepState.DRAINING
