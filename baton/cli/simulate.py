@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
-from rich.console import Console
 
+from baton.cli.admin_options import err, out
 from baton.cli.progress import CountProgress
 from baton.cli.report import print_settings
 from baton.cli.simulate_options import (
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from baton.simulator.search import Search, SplitResult
     from baton.simulator.trace import TraceRequest
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
 
 Plots = Annotated[Path | None, option(OUTPUT, help="Write PNG figures to this folder.", file_okay=False)]
 Json = Annotated[bool, option(OUTPUT, "--json", help="Print one JSON document.")]

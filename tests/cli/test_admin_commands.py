@@ -17,7 +17,7 @@ import typer
 from baton.cli.cluster_report import _cells
 from baton.cli.main import app
 from baton.protocol.v1 import admin_pb2
-from tests.cli.commands import BATON, baton
+from tests.cli.commands import BATON, baton, widen
 from tests.client.fake_admin import FakeAdmin, operation, serving
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,7 +27,7 @@ COMMANDS = sorted(typer.main.get_command(app).commands)  # type: ignore[attr-def
 @pytest.fixture
 def admin(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeAdmin]:
     """An admin server that the commands find by themselves."""
-    monkeypatch.setenv("COLUMNS", "140")
+    widen(monkeypatch, 140)
     made = FakeAdmin()  # type: ignore[abstract]
     with serving(made) as address:
         monkeypatch.setenv("BATON_ADMIN_ADDRESS", address)

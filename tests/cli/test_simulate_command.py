@@ -13,7 +13,7 @@ from baton.protocol.messages import Release
 from baton.router.core.commands import SendToWorker
 from baton.router.core.transfers import Transfers
 from baton.simulator.faults import draw
-from tests.cli.commands import baton
+from tests.cli.commands import baton, widen
 
 SMALL = [
     "--model",
@@ -32,7 +32,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 @pytest.fixture(autouse=True)
 def _wide(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "160")
+    widen(monkeypatch, 160)
 
 
 def test_a_simulation_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
