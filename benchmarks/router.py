@@ -65,7 +65,7 @@ SMALLEST = Setting(1, 0.2, 0.1, 1, 4, 0.01, 100, 3, streams=(2,))
 FULL = Setting(5, 2.0, 0.5, 3, TOKENS)
 OPEN_QUICK = OpenSetting(1, 0.5, TOKENS, 0.01, 20.0, (0.5,), 2, 0.4, 1, False)
 OPEN_SMALLEST = OpenSetting(1, 0.3, 4, 0.01, 20.0, (0.5,), 1, 0.3, 1, True)
-OPEN_FULL = OpenSetting(2, 3.0, TOKENS, 0.02, 20.0, (0.25, 0.5, 0.8), 5, 2.0, 2, True)
+OPEN_FULL = OpenSetting(2, 3.0, TOKENS, 0.02, 20.0, (0.25, 0.5), 5, 2.0, 2, True)
 
 
 def figures_of(rounds: list[list[Figures]], names: list[str]) -> Figures:

@@ -1,4 +1,7 @@
-"""The routers that Baton's router is compared with, each with default settings and in front of mock SGLang servers."""
+"""The routers that Baton's router is compared with, each in front of mock SGLang servers.
+
+They have default settings, but no limit on concurrent requests that the open loop could reach.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,8 @@ from benchmarks.mock_http import mock_http_process
 from benchmarks.process_group import end_group
 from benchmarks.router_sides import START_S, Side, start
 from benchmarks.stream_clients import HttpClient
+
+UNLIMITED = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +64,7 @@ def peer_side(peer: Peer, command: list[str]) -> Iterator[Side]:
         arguments = ["--pd-disaggregation", "--prefill", f"http://127.0.0.1:{prefill_port}", str(prefill_port)]
         arguments += ["--decode", f"http://127.0.0.1:{decode_port}", "--host", "127.0.0.1", "--port", str(port)]
         arguments += ["--prometheus-host", "127.0.0.1", "--prometheus-port", str(metrics_port), "--log-level", "error"]
+        arguments += ["--max-concurrent-requests", str(UNLIMITED), "--queue-size", str(UNLIMITED)]
         environment = os.environ | {"HF_HUB_OFFLINE": "1"}
         process = subprocess.Popen(  # In a new session, which Ctrl-C does not reach.
             [*command, *arguments], stdout=subprocess.DEVNULL, env=environment, start_new_session=True

@@ -108,7 +108,10 @@ class GatewayDriver:
             unready = self.unready
             if ready != (unready is None):
                 ready = unready is None
-                log.warning("ready" if unready is None else f"not ready: {unready}")
+                if unready is None:
+                    log.info("ready")
+                else:
+                    log.warning(f"not ready: {unready}")
                 await self.on_ready(ready)
             if now - load_s >= LOAD_EVERY_S:
                 load_s = now
