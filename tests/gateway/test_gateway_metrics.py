@@ -59,7 +59,8 @@ def test_the_values_after_known_requests() -> None:
                 await client.generate([], request_id="invalid")
             except baton.BatonError as error:
                 assert type(error).__name__ == InvalidRequest.__name__
-            await until_async(lambda: not running.driver.session.streams)
+            driver = running.driver
+            await until_async(lambda: not driver.session.streams and any(driver.loop_lag.counts))
             found = await scrape(address, OPENMETRICS)
             found.check_declared(Process.GATEWAY)
             assert found.value("vllm:time_to_first_token_seconds_count", **MODEL) == 2
