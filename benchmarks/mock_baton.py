@@ -94,7 +94,7 @@ class MockWorkers:
         """Register both workers."""
         layout = PageLayout(PAGES, 1, 16, 1, 1, "float32", model_id(CHECKPOINT))  # A router refuses other models.
         for role in ROLES:
-            endpoint = Endpoint(f"{role.value}:1", b"", 0, 0, layout)
+            endpoint = Endpoint(f"{role.value}:1", layout)
             info = WorkerInfo(role.value, "1", role, 0, endpoint, 1 << 20, 1 << 20, pid=os.getpid())
             self.send(role, Register(info))
 

@@ -73,7 +73,7 @@ class Workload:
         layout = PageLayout(max(self.pages, 8 * PROMPT_PAGES * SEQUENCES), 1, PAGE_SIZE, 1, 1, "bfloat16", "model")
         for name in self.names:
             role = RoleName(name.split("-")[0])
-            info = WorkerInfo(name, "1", role, 0, Endpoint(name, b"", 0, 0, layout), 8192, 256, 512)
+            info = WorkerInfo(name, "1", role, 0, Endpoint(name, layout), 8192, 256, 512)
             self.state.register(info, 0.0)
             if role is RoleName.DECODE:
                 for number in range(SEQUENCES):

@@ -80,9 +80,7 @@ class Host:
             "worker:1", "model", frozenset({2}), CONTEXT_TOKENS, StepBudget(CHUNK_TOKENS, MAX_BATCH), self._pool
         )
         layout = PageLayout(self._pool.num_pages, 1, PAGE_SIZE, 1, 1, "float32", "model")
-        info = WorkerInfo(
-            "worker", "1", RoleName.MIXED, 0, Endpoint("worker:1", b"", 0, 0, layout), CHUNK_TOKENS, MAX_BATCH
-        )
+        info = WorkerInfo("worker", "1", RoleName.MIXED, 0, Endpoint("worker:1", layout), CHUNK_TOKENS, MAX_BATCH)
         self._session = WorkerSession(info, state, lambda: "2")
         self._session.on_transport(info.endpoint, 0.0)
         self._session.on_message(RegisterAck("router", 0.5, "1"), 0.0)

@@ -8,6 +8,7 @@ worker's loop makes progress by `poll` instead. Over shared memory the copy is d
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ import torch
 from baton.kv_transfer.nixl_library import load_nixl, registration_error
 from baton.kv_transfer.transport import Notice, TransferEvent, WriteDone, WriteFailed
 from baton.protocol.errors import HandoffFailed
-from baton.protocol.worker import Endpoint, PageLayout
+from baton.protocol.worker import Endpoint, PageLayout, RankAddress
 
 _HELLO = b""  # Greeting that connects the peers before the first request.
 _HANDSHAKE_S = 5.0
@@ -85,7 +86,8 @@ class NixlTransport:
 
     @property
     def endpoint(self) -> Endpoint:
-        return Endpoint(self._name, self._metadata, self._pages.data_ptr(), self._device_id, self._layout)
+        rank = RankAddress(self._metadata, self._pages.data_ptr(), self._device_id, os.getpid())
+        return Endpoint(self._name, self._layout, (rank,))
 
     @property
     def in_flight(self) -> int:
@@ -102,9 +104,10 @@ class NixlTransport:
             )
         self._use_device()
         self.disconnect(peer.agent)
+        rank = peer.ranks[0]
         try:
-            self._agent.add_remote_agent(peer.metadata)
-            pages = self._prepare(peer.agent, peer.base_address, peer.device_id, peer.layout)
+            self._agent.add_remote_agent(rank.metadata)
+            pages = self._prepare(peer.agent, rank.base_address, rank.device_id, peer.layout)
             self._agent.send_notif(peer.agent, _HELLO)
         except Exception as error:
             raise HandoffFailed(f"{peer.agent} cannot be reached: {_reason(error)}.") from None

@@ -53,7 +53,7 @@ class LaunchedStep:
 class CudaExecutor:
     """`Executor` on the device of `parameters`.
 
-    `pages` is the storage `[num_pages, num_layers, 2, page_size, kv_heads, head_dim]` that transfers read and write.
+    `pages` is the storage `[num_pages, kv_heads, num_layers, 2, page_size, head_dim]` that transfers read and write.
     One more page is allocated behind it, for the padding of recorded steps; no pool may contain it.
 
     Without FlashInfer kernels for its elements or heads (float32; heads of 32), attention uses torch, unrecorded.

@@ -22,7 +22,7 @@ __all__ = ["DTYPES", "TorchExecutor"]
 class TorchExecutor:
     """`Executor` on the CPU.
 
-    `pages` is the storage `[num_pages, num_layers, 2, page_size, kv_heads, head_dim]` that transfers read and write.
+    `pages` is the storage `[num_pages, kv_heads, num_layers, 2, page_size, head_dim]` that transfers read and write.
     """
 
     async_execution = False

@@ -52,7 +52,7 @@ class InProcessTransport:
 
     @property
     def endpoint(self) -> Endpoint:
-        return Endpoint(self._name, b"", self.pages.data_ptr(), 0, self._layout)
+        return Endpoint(self._name, self._layout)
 
     @property
     def in_flight(self) -> int:

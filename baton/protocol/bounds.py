@@ -51,7 +51,10 @@ class Length:
         length = len(value)
         if self.low <= length <= self.high:
             return ""
-        return f"has length {length}: it must be {'' if self.low == self.high else 'at most '}{self.high}"
+        if self.low == self.high:
+            return f"has length {length}: it must be {self.high}"
+        least = f"at least {self.low} and " if self.low else ""
+        return f"has length {length}: it must be {least}at most {self.high}"
 
 
 @dataclass(frozen=True, slots=True)

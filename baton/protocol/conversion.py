@@ -29,6 +29,7 @@ _MESSAGES: dict[type, type[Message]] = {
     request.Objectives: inference_pb2.Objectives,
     request.Request: worker_pb2.WorkRequest,
     worker.PageLayout: worker_pb2.PageLayout,
+    worker.RankAddress: worker_pb2.RankAddress,
     worker.Endpoint: worker_pb2.Endpoint,
     worker.WorkerInfo: worker_pb2.WorkerInfo,
     worker.WorkerLoad: worker_pb2.WorkerLoad,

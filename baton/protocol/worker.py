@@ -8,6 +8,8 @@ from typing import Annotated
 
 from baton.protocol.bounds import Count, Ids, Label, Length, OneOf, Positive, Range, Seconds
 
+MAX_RANKS = 64  # Of one worker
+
 
 class RoleName(Enum):
     """A worker's current role. It is a policy over the same engine and may change while the worker runs."""
@@ -21,8 +23,9 @@ class RoleName(Enum):
 class PageLayout:
     """The shape of a worker's KV pages. Pages move only between workers of equal `fingerprint`.
 
-    Storage is contiguous, `[num_pages, num_layers, 2, page_size, num_kv_heads, head_dim]`: a page is one piece of
-    `page_bytes` bytes over all layers.
+    Storage is contiguous, `[num_pages, num_kv_heads, num_layers, 2, page_size, head_dim]`: a page is one piece of
+    `page_bytes` bytes over all layers, and any run of neighbouring heads is one piece of the page. A worker of several
+    ranks keeps the heads of `baton.protocol.head_slices` on each; its layout counts every head once.
     """
 
     num_pages: Positive
@@ -34,15 +37,20 @@ class PageLayout:
     model_id: str  # Differs if config or weights differ
 
     @property
-    def page_bytes(self) -> int:
-        """Bytes of one page over all layers."""
+    def head_bytes(self) -> int:
+        """Bytes of one KV head of a page, over all layers."""
         itemsize = {"float32": 4, "bfloat16": 2, "float16": 2}[self.dtype]
-        return self.num_layers * 2 * self.page_size * self.num_kv_heads * self.head_dim * itemsize
+        return self.num_layers * 2 * self.page_size * self.head_dim * itemsize
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of one page over all layers and heads."""
+        return self.num_kv_heads * self.head_bytes
 
     @property
     def shape(self) -> tuple[int, int, int, int, int, int]:
         """The storage's shape."""
-        return (self.num_pages, self.num_layers, 2, self.page_size, self.num_kv_heads, self.head_dim)
+        return (self.num_pages, self.num_kv_heads, self.num_layers, 2, self.page_size, self.head_dim)
 
     @property
     def fingerprint(self) -> str:
@@ -54,14 +62,22 @@ class PageLayout:
 
 
 @dataclass(frozen=True, slots=True)
+class RankAddress:
+    """Where one rank of a worker keeps the KV of its heads (`baton.protocol.head_slices`)."""
+
+    metadata: Annotated[bytes, Length(4 << 20)] = b""  # The transport's own (NIXL agent metadata)
+    base_address: int = 0
+    device_id: Count = 0
+    pid: Count = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Endpoint:
     """The address of a worker's pages for its peers. `agent` is the worker's name and incarnation."""
 
     agent: Label
-    metadata: Annotated[bytes, Length(4 << 20)]  # The transport's own (NIXL agent metadata)
-    base_address: int
-    device_id: Count
-    layout: PageLayout
+    layout: PageLayout  # Of the whole worker: all KV heads
+    ranks: Annotated[tuple[RankAddress, ...], Length(MAX_RANKS, 1)] = (RankAddress(),)  # In order of rank
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +95,11 @@ class WorkerInfo:
     host: Label = ""
     pid: Count = 0
     device: Label = "cpu"
+
+    @property
+    def num_ranks(self) -> int:
+        """The processes that compute each step together (tensor parallelism)."""
+        return len(self.endpoint.ranks)
 
     @property
     def page_size(self) -> int:

@@ -138,7 +138,7 @@ class Simulation:
             host_pages=spec.host_pages,
             streams=TokenStreams(keep_ended_s=0.0),
         )
-        endpoint = Endpoint(agent, b"", 0, 0, spec.layout)
+        endpoint = Endpoint(agent, spec.layout)
         info = WorkerInfo(name, "1", spec.role, 0, endpoint, spec.chunk_tokens, spec.max_batch, spec.mixed_chunk_tokens)
         worker = SimulatedWorker(
             session=WorkerSession(info, state, lambda: "2"),

@@ -158,7 +158,7 @@ class WorkerShape:
             share_prefixes=self.share_prefixes,
             host_pages=self.host_pages,
         )
-        endpoint = Endpoint(agent, b"", 0, 0, PageLayout(self.num_pages, 1, PAGE_SIZE, 1, 1, "float32", "model"))
+        endpoint = Endpoint(agent, PageLayout(self.num_pages, 1, PAGE_SIZE, 1, 1, "float32", "model"))
         info = WorkerInfo(name, str(incarnation), role, 0, endpoint, self.chunk_tokens, MAX_BATCH, pid=incarnation)
         later = itertools.count(incarnation + 100, 100)
         session = WorkerSession(info, state, lambda: str(next(later)))

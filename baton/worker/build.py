@@ -63,7 +63,7 @@ def assemble(plan: WorkerConfig, incarnation: str, host: str, tell: Callable[[st
         incarnation=incarnation,
         role=RoleName(plan.role),
         role_epoch=state.role_epoch,
-        endpoint=Endpoint(agent, b"", 0, 0, layout),  # the transport has its own
+        endpoint=Endpoint(agent, layout),  # the transport has its own
         chunk_tokens=engine.chunk_tokens,
         max_batch=engine.max_batch,
         mixed_chunk_tokens=engine.mixed_chunk_tokens,

@@ -111,9 +111,7 @@ def _worker(executor: Any, address: str, network: InProcessNetwork, batch: int) 
     pool = PagePool(layout.num_pages, layout.page_size)
     engine = EngineSection(checksum_every=0)
     state = WorkerState("", "random", frozenset(), config.context_tokens, budget, pool, engine=engine)
-    info = WorkerInfo(
-        NAME, INCARNATION, RoleName.DECODE, 0, Endpoint("", b"", 0, 0, layout), budget.chunk_tokens, batch
-    )
+    info = WorkerInfo(NAME, INCARNATION, RoleName.DECODE, 0, Endpoint("", layout), budget.chunk_tokens, batch)
     return WorkerLoop(
         session=WorkerSession(info, state, lambda: "2"),
         executor=executor,

@@ -12,7 +12,7 @@ from tests.observability.prometheus import Prometheus, prometheus
 
 PROMPT = "The prefill worker computes the prompt, and hands the pages over like a baton. " * 3
 NUM_REQUESTS, NUM_CLIENTS = 24, 4
-RECENT = "sum(rate(vllm:generation_tokens_total[30s])) > 0"
+COUNTERS = ("baton_requests_total", "baton_completed_requests_total", "vllm:request_success_total")
 
 
 @contextmanager
@@ -22,9 +22,10 @@ def scraped_cluster(folder: Path) -> Iterator[tuple[Served, Prometheus]]:
         admin_http = served.read(lambda cluster: cluster.router.addresses.admin_http)
         with prometheus(folder, f"http://{admin_http}/sd") as scraper:
             scraper.until('count(up{job="baton"} == 1) == 2')
-            for _ in range(2):  # A rate needs two scrapes with a change between them
+            for round_number in (1, 2):  # A rate needs two scrapes of each process, with a change between them
                 answer_requests(served)
-                scraper.until(RECENT)
+                for counter in COUNTERS:
+                    scraper.until(f"sum({counter}) == {round_number * NUM_REQUESTS}")
             yield served, scraper
 
 

@@ -61,6 +61,8 @@ def _bounded(hint: Any, bounds: list[Any]) -> st.SearchStrategy[Any]:
             return st.integers(int(low), int(min(high, 2**31 - 1)))
         case [Length(high, low)] if low == high:
             return st.binary(min_size=low, max_size=high)
+        case [Length(_, 1)]:
+            return _values(hint).filter(len)
         case [OneOf(values)]:
             return st.sampled_from(values)
         case [*_, Printable()]:

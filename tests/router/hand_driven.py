@@ -24,7 +24,7 @@ def worker_info(
     """A worker with pages of PAGE_SIZE tokens."""
     layout = PageLayout(num_pages, 1, PAGE_SIZE, 1, 1, "float32", MODEL)
     agent = f"{name}:{incarnation}"
-    return WorkerInfo(name, incarnation, role, 0, Endpoint(agent, b"", 0, 0, layout), 1024, max_batch)
+    return WorkerInfo(name, incarnation, role, 0, Endpoint(agent, layout), 1024, max_batch)
 
 
 def join(core: RouterCore, name: str, role: RoleName, now: float = 0.0, **shape: Any) -> list[Command]:

@@ -20,7 +20,7 @@ LIMITS = RouterSection(lost_after_s=2.0)
 
 def _register(name: str, incarnation: int = 1, role: RoleName = RoleName.DECODE) -> Register:
     layout = PageLayout(8, 1, 4, 1, 1, "float32", "model")
-    endpoint = Endpoint(f"{name}:{incarnation}", b"", 0, 0, layout)
+    endpoint = Endpoint(f"{name}:{incarnation}", layout)
     return Register(WorkerInfo(name, str(incarnation), role, 0, endpoint, 8, 8))
 
 

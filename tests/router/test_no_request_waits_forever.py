@@ -25,7 +25,7 @@ def _state(*roles: RoleName) -> ClusterState:
     for number, role in enumerate(roles):
         layout = PageLayout(NUM_PAGES, 1, PAGE_SIZE, 1, 1, "float32", "model")
         name = f"{role.value}-{number}"
-        state.register(WorkerInfo(name, "1", role, 0, Endpoint(name, b"", 0, 0, layout), 512, 8, 128), 0.0)
+        state.register(WorkerInfo(name, "1", role, 0, Endpoint(name, layout), 512, 8, 128), 0.0)
     return state
 
 

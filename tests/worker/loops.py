@@ -75,7 +75,7 @@ class FakeTransport:
     in_flight = 0
 
     def __init__(self, agent: str) -> None:
-        self.endpoint = Endpoint(agent, b"", 0, 0, LAYOUT)
+        self.endpoint = Endpoint(agent, LAYOUT)
 
     def write(self, *arguments: object) -> int:
         self.in_flight += 1

@@ -36,7 +36,7 @@ def session(role: RoleName = RoleName.DECODE, num_pages: int = LAYOUT.num_pages,
         engine=engine,
         host_pages=host_pages,
     )
-    info = WorkerInfo("w", "1", role, 0, Endpoint("w:1", b"", 0, 0, LAYOUT), 8, 8)
+    info = WorkerInfo("w", "1", role, 0, Endpoint("w:1", LAYOUT), 8, 8)
     later = itertools.count(2)
     return WorkerSession(info, state, lambda: str(next(later)))
 
@@ -90,7 +90,7 @@ class HandDriven:
         return self.session.state.pool.num_in_use
 
     def open(self, agent: str) -> None:
-        self.session.on_transport(Endpoint(agent, b"", 0, 0, LAYOUT), self.now)
+        self.session.on_transport(Endpoint(agent, LAYOUT), self.now)
 
     def perform(self, commands: list[SessionCommand]) -> None:
         self.commands += commands

@@ -17,7 +17,7 @@ from baton.worker.session import Phase
 from tests.worker.loops import FakeTransport, Journal, make_loop, open_gateway, turn, whole
 from tests.worker.sessions import LAYOUT, request
 
-PEER = Endpoint("p:1", b"", 0, 0, LAYOUT)
+PEER = Endpoint("p:1", LAYOUT)
 WRITE = WritePages(7, "p:1", (1,), (2,), None)
 
 
@@ -103,6 +103,6 @@ def test_calls_take_effect_in_order_and_a_write_to_a_peer_that_cannot_be_reached
     slow.gate.set()
     ended, opened = _until_quiet(transport)
     assert ended == WriteEnded(7, 0, 0.0, "p:1 is not connected.")
-    assert opened == Opened(Endpoint("w:2", b"", 0, 0, LAYOUT))
+    assert opened == Opened(Endpoint("w:2", LAYOUT))
     assert slow.calls == ["open w:1", "connect p:1", "write", "disconnect p:1", "open w:2"]
     transport.close()

@@ -22,7 +22,7 @@ SLOW, FAST = LinkMeasured("d:1", LARGE_BYTES, 0.1), LinkMeasured("d:1", LARGE_BY
 
 
 def _info(name: str, host: str, device: str, incarnation: str = "1") -> WorkerInfo:
-    endpoint = Endpoint(f"{name}:{incarnation}", b"", 0, 0, LAYOUT)
+    endpoint = Endpoint(f"{name}:{incarnation}", LAYOUT)
     return WorkerInfo(name, incarnation, RoleName.MIXED, 0, endpoint, 8, 8, host=host, device=device)
 
 

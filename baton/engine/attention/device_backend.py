@@ -42,7 +42,7 @@ class DeviceBackend(Generic[Attention]):
     | supports        | (dtype, head_dim): whether it computes attention over pages of these                          |
     | workspace_bytes | (device, max_batch, num_heads, layout): device memory that `open` takes beside the pages      |
     | open            | (pages, num_heads, kernels, max_batch): attention over pages                                  |
-    |                 | `[num_pages, num_layers, 2, page_size, kv_heads, head_dim]`, contiguous; `kernels` names those |
+    |                 | `[num_pages, kv_heads, num_layers, 2, page_size, head_dim]`, contiguous; `kernels` names those |
     |                 | for prefill, "fa2" or "fa3"; at most `max_batch` sequences decode in a step                   |
     | record          | prepares to record decode steps of the attention that `open` returned; the result is called   |
     |                 | per batch size with that size's metadata on the device. None: steps cannot be recorded        |

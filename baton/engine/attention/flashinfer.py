@@ -1,9 +1,9 @@
 """Paged attention with FlashInfer's kernels, planned once per step and run per layer.
 
-A layer's pages are the strided view `pages[:, layer]`, `[pages, 2, page_size, kv_heads, head_dim]` ("NHD"): the kernels
-and `append_paged_kv_cache` read the page stride from the tensor; K and V have the same strides, the last dimension is
-contiguous. A step's decodes go to the decode kernel, on tensor cores where four or more query heads share a KV head;
-its chunks go to the prefill kernel, causal and aligned to the end of their keys.
+A layer's pages are a strided view `[pages, 2, page_size, kv_heads, head_dim]` ("NHD") of pages with heads outermost:
+the kernels and `append_paged_kv_cache` read the strides of page, position and head from the tensor; K and V have the
+same ones, and the last dimension is contiguous. A step's decodes go to the decode kernel, on tensor cores where four or more
+query heads share a KV head; its chunks go to the prefill kernel, causal and aligned to the end of their keys.
 
 `plan` takes host arrays from host memory: reading an indptr back from the device would wait for the device.
 """
@@ -53,7 +53,7 @@ def load_flashinfer() -> Any:
 
 
 class FlashInferAttention:
-    """`AttentionBackend` for pages `[num_pages, num_layers, 2, page_size, kv_heads, head_dim]` of 16-bit elements.
+    """`AttentionBackend` for pages `[num_pages, kv_heads, num_layers, 2, page_size, head_dim]` of 16-bit elements.
 
     `kernels` names the prefill kernels: "fa2", or "fa3" (Hopper only). Decode on tensor cores uses fa2's prefill
     kernel, else a decode kernel. `max_batch` bounds the number of sequences that decode.
@@ -61,11 +61,11 @@ class FlashInferAttention:
 
     def __init__(self, pages: torch.Tensor, num_heads: int, kernels: str = "fa2", max_batch: int = 256) -> None:
         library = self.library = load_flashinfer()
-        _, num_layers, _, self._page_size, self._kv_heads, self._head_dim = pages.shape
+        _, self._kv_heads, num_layers, _, self._page_size, self._head_dim = pages.shape
         self._num_heads = num_heads
         self._dtype = pages.dtype
         self.device = pages.device
-        self._layers = [pages[:, layer] for layer in range(num_layers)]
+        self._layers = [pages[:, :, layer].permute(0, 2, 3, 1, 4) for layer in range(num_layers)]
         self.tensor_cores = num_heads // self._kv_heads >= TENSOR_CORE_GROUP
         num_bytes = workspace_bytes(max_batch, num_heads, self._kv_heads, self._head_dim, _multiprocessors(self.device))
         # All wrappers share one, because their kernels run one after the other. FlashInfer requires zeros at first.

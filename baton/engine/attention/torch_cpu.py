@@ -1,7 +1,7 @@
 """Paged attention with torch operations: for the CPU, and on a GPU for pages without FlashInfer kernels.
 
-The page storage is viewed as a matrix with one row per (page, layer, K or V). Gathering a batch's rows is one
-`index_select` that copies whole pages, and scaled_dot_product_attention reads the result without another copy.
+The page storage is viewed as a matrix with one row per (page, KV head, layer, K or V). Gathering a batch's rows is one
+`index_select` in the order (sequence, head, page), which scaled_dot_product_attention reads without another copy.
 """
 
 from __future__ import annotations
@@ -23,19 +23,21 @@ class _Chunk:
     begin: int
     end: int
     start: int
-    pages: torch.Tensor
+    rows: torch.Tensor  # Of its pages, in layer 0.
     mask: torch.Tensor | None  # [tokens, start + tokens] bool; None for plain causal attention.
 
 
 class TorchAttention:
-    """`AttentionBackend` for pages `[num_pages, num_layers, 2, page_size, kv_heads, head_dim]`, contiguous."""
+    """`AttentionBackend` for pages `[num_pages, kv_heads, num_layers, 2, page_size, head_dim]`, contiguous."""
 
     def __init__(self, pages: torch.Tensor, num_heads: int) -> None:
-        _, self._num_layers, _, self._page_size, self._kv_heads, self._head_dim = pages.shape
+        _, self._kv_heads, num_layers, _, self._page_size, self._head_dim = pages.shape
         self._group = num_heads // self._kv_heads
         self._device = pages.device
-        self._page_rows = pages.view(-1, self._page_size * self._kv_heads * self._head_dim)
-        self._token_rows = pages.view(-1, self._kv_heads * self._head_dim)
+        self._page_rows = pages.view(-1, self._page_size * self._head_dim)
+        self._token_rows = pages.view(-1, self._head_dim)
+        self._head_rows = torch.arange(self._kv_heads) * (2 * num_layers)  # First row of each head in page 0.
+        self._rows_per_page = self._kv_heads * 2 * num_layers
         # Gathered K and V; kept between steps, because fresh memory costs a page fault per 4 KiB.
         self._gathered = [self._page_rows.new_empty(0), self._page_rows.new_empty(0)]
 
@@ -55,8 +57,12 @@ class TorchAttention:
         counts = layout.qo_indptr.diff()
         first_page = torch.repeat_interleave(layout.indptr[:-1], counts)
         pages = indices[first_page + layout.positions // self._page_size]
-        rows = pages * (2 * self._num_layers * self._page_size) + layout.positions % self._page_size
-        self._write_rows = rows.to(self._device)
+        rows = self._rows_of(pages.unsqueeze(1)).squeeze(2) * self._page_size
+        self._write_rows = (rows + (layout.positions % self._page_size).unsqueeze(1)).flatten().to(self._device)
+
+    def _rows_of(self, pages: torch.Tensor) -> torch.Tensor:
+        """The rows `[n, kv_heads, pages]` of pages `[n, pages]` in layer 0."""
+        return pages.unsqueeze(1) * self._rows_per_page + self._head_rows.view(1, -1, 1)
 
     def _plan_decode(self, layout: BatchLayout, indices: torch.Tensor) -> None:
         """Build a rectangle of page ids, without a loop over sequences: short tables are padded with page 0, masked."""
@@ -69,23 +75,23 @@ class TorchAttention:
         table = torch.zeros(count, width, dtype=torch.int64)
         table[used] = indices[: int(layout.indptr[count])]
         lengths = (num_pages - 1) * self._page_size + layout.last_page_len[:count]
-        self._decode_rows = (table.flatten() * (2 * self._num_layers)).to(self._device)
+        self._decode_rows = self._rows_of(table).flatten().to(self._device)
         mask = torch.arange(width * self._page_size) < lengths.unsqueeze(1)
         self._decode_mask = mask.view(count, 1, 1, -1).to(self._device)
 
     def _plan_chunk(self, layout: BatchLayout, indices: torch.Tensor, index: int) -> _Chunk:
         begin, end = int(layout.qo_indptr[index]), int(layout.qo_indptr[index + 1])
         start, count = int(layout.positions[begin]), end - begin
-        pages = indices[int(layout.indptr[index]) : int(layout.indptr[index + 1])] * (2 * self._num_layers)
+        rows = self._rows_of(indices[int(layout.indptr[index]) : int(layout.indptr[index + 1])].unsqueeze(0)).flatten()
         mask = None
         if start:
             mask = torch.ones(count, start + count, dtype=torch.bool, device=self._device).tril_(start)
-        return _Chunk(begin, end, start, pages.to(self._device), mask)
+        return _Chunk(begin, end, start, rows.to(self._device), mask)
 
     def run(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         rows = self._write_rows + 2 * layer * self._page_size
-        self._token_rows.index_copy_(0, rows, k.flatten(1))
-        self._token_rows.index_copy_(0, rows + self._page_size, v.flatten(1))
+        self._token_rows.index_copy_(0, rows, k.flatten(0, 1))
+        self._token_rows.index_copy_(0, rows + self._page_size, v.flatten(0, 1))
         if not self._chunks:
             return self._decode(layer, q)
         out = torch.empty_like(q)
@@ -108,8 +114,8 @@ class TorchAttention:
     def _prefill(self, layer: int, chunk: _Chunk, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         if chunk.mask is not None:
             length = chunk.start + q.shape[0]
-            keys = self._gather(0, chunk.pages + 2 * layer, 1)[:, :, :length]
-            values = self._gather(1, chunk.pages + 2 * layer + 1, 1)[:, :, :length]
+            keys = self._gather(0, chunk.rows + 2 * layer, 1)[:, :, :length]
+            values = self._gather(1, chunk.rows + 2 * layer + 1, 1)[:, :, :length]
         else:
             keys, values = k.transpose(0, 1).unsqueeze(0), v.transpose(0, 1).unsqueeze(0)
         out = F.scaled_dot_product_attention(
@@ -128,7 +134,7 @@ class TorchAttention:
             self._gathered[side] = self._page_rows.new_empty(len(rows), self._page_rows.shape[1])
         gathered = self._gathered[side][: len(rows)]
         torch.index_select(self._page_rows, 0, rows, out=gathered)
-        return gathered.view(count, -1, self._kv_heads, self._head_dim).transpose(1, 2)
+        return gathered.view(count, self._kv_heads, -1, self._head_dim)
 
 
 BACKEND = DeviceBackend(

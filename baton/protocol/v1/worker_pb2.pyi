@@ -390,31 +390,56 @@ class PageLayout(google.protobuf.message.Message):
 global___PageLayout = PageLayout
 
 @typing.final
+class RankAddress(google.protobuf.message.Message):
+    """Where one rank of a worker keeps the KV of its heads."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    METADATA_FIELD_NUMBER: builtins.int
+    BASE_ADDRESS_FIELD_NUMBER: builtins.int
+    DEVICE_ID_FIELD_NUMBER: builtins.int
+    PID_FIELD_NUMBER: builtins.int
+    metadata: builtins.bytes
+    base_address: builtins.int
+    device_id: builtins.int
+    pid: builtins.int
+    def __init__(
+        self,
+        *,
+        metadata: builtins.bytes = ...,
+        base_address: builtins.int = ...,
+        device_id: builtins.int = ...,
+        pid: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["base_address", b"base_address", "device_id", b"device_id", "metadata", b"metadata", "pid", b"pid"]) -> None: ...
+
+global___RankAddress = RankAddress
+
+@typing.final
 class Endpoint(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     AGENT_FIELD_NUMBER: builtins.int
-    METADATA_FIELD_NUMBER: builtins.int
-    BASE_ADDRESS_FIELD_NUMBER: builtins.int
-    DEVICE_ID_FIELD_NUMBER: builtins.int
     LAYOUT_FIELD_NUMBER: builtins.int
+    RANKS_FIELD_NUMBER: builtins.int
     agent: builtins.str
-    metadata: builtins.bytes
-    base_address: builtins.int
-    device_id: builtins.int
     @property
-    def layout(self) -> global___PageLayout: ...
+    def layout(self) -> global___PageLayout:
+        """Of the whole worker: all KV heads."""
+
+    @property
+    def ranks(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___RankAddress]:
+        """In order of rank; one for a worker without tensor parallelism."""
+
     def __init__(
         self,
         *,
         agent: builtins.str = ...,
-        metadata: builtins.bytes = ...,
-        base_address: builtins.int = ...,
-        device_id: builtins.int = ...,
         layout: global___PageLayout | None = ...,
+        ranks: collections.abc.Iterable[global___RankAddress] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["layout", b"layout"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["agent", b"agent", "base_address", b"base_address", "device_id", b"device_id", "layout", b"layout", "metadata", b"metadata"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["agent", b"agent", "layout", b"layout", "ranks", b"ranks"]) -> None: ...
 
 global___Endpoint = Endpoint
 

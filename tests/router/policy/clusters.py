@@ -24,7 +24,7 @@ def worker_info(name: str, num_pages: int = 1000, max_batch: int = 64) -> Worker
     """A worker whose role is its name up to the dash."""
     layout = PageLayout(num_pages, 1, PAGE_SIZE, 1, 1, "float32", "model")
     role = RoleName(name.split("-")[0])
-    return WorkerInfo(name, "1", role, 0, Endpoint(f"{name}:1", b"", 0, 0, layout), CHUNK, max_batch, MIXED_CHUNK)
+    return WorkerInfo(name, "1", role, 0, Endpoint(f"{name}:1", layout), CHUNK, max_batch, MIXED_CHUNK)
 
 
 def cluster_of(*names: str, costs: StepCosts = COSTS, num_pages: int = 1000) -> ClusterState:
