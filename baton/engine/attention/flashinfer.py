@@ -2,8 +2,8 @@
 
 A layer's pages are a strided view `[pages, 2, page_size, kv_heads, head_dim]` ("NHD") of pages with heads outermost:
 the kernels and `append_paged_kv_cache` read the strides of page, position and head from the tensor; K and V have the
-same ones, and the last dimension is contiguous. A step's decodes go to the decode kernel, on tensor cores where four or more
-query heads share a KV head; its chunks go to the prefill kernel, causal and aligned to the end of their keys.
+same ones, and the last dimension is contiguous. A step's decodes go to the decode kernel, on tensor cores where four or
+more query heads share a KV head; its chunks go to the prefill kernel, causal and aligned to the end of their keys.
 
 `plan` takes host arrays from host memory: reading an indptr back from the device would wait for the device.
 """
