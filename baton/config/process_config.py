@@ -44,6 +44,9 @@ class ResolvedEngine(EngineSection):
     host_pages: int = 0
     """Pages of host memory for preempted sequences; 0: preempted sequences are recomputed"""
 
+    ranks: int = 1
+    """Processes that compute each step of a worker together; memory and threads are counted per rank"""
+
 
 @dataclass(frozen=True, slots=True)
 class WorkerConfig:
