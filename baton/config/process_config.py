@@ -45,7 +45,7 @@ class ResolvedEngine(EngineSection):
     """Pages of host memory for preempted sequences; 0: preempted sequences are recomputed"""
 
     ranks: int = 1
-    """Processes that compute each step of a worker together; memory and threads are counted per rank"""
+    """Processes of a worker, which compute each step together (tensor parallelism)"""
 
 
 @dataclass(frozen=True, slots=True)
