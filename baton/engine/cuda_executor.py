@@ -24,7 +24,7 @@ from baton.engine.prompt_scores import ScoresOnDevice, read_scores, score_on_dev
 from baton.engine.sampler import SampledOnDevice, read, sample_on_device
 from baton.engine.staging import GrowingStagingBuffer
 from baton.engine.step import StepPlan, StepResult
-from baton.engine.storage import page_checksum, page_dtype
+from baton.engine.storage import head_checksums, page_checksum, page_dtype
 from baton.engine.warm_up import warm_up
 from baton.protocol.worker import PageLayout
 
@@ -152,7 +152,12 @@ class CudaExecutor:
         return device[0], device[1], there
 
     def page_checksum(self, page: int) -> int:
-        return page_checksum(self.pages, page)
+        """Of a page of a worker of one rank."""
+        return page_checksum(self.head_checksums(page))
+
+    def head_checksums(self, page: int) -> list[int]:
+        """CRC-32 of the page's bytes of each of this rank's KV heads."""
+        return head_checksums(self.pages, page)
 
     def warm_up(self) -> None:
         warm_up(self, self.config.context_tokens)

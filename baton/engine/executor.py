@@ -12,7 +12,7 @@ from baton.engine.models.decoder import Decoder
 from baton.engine.prompt_scores import read_scores, score_on_device
 from baton.engine.sampler import sample
 from baton.engine.step import StepPlan, StepResult
-from baton.engine.storage import DTYPES, page_checksum, page_dtype
+from baton.engine.storage import DTYPES, head_checksums, page_checksum, page_dtype
 from baton.engine.warm_up import warm_up
 from baton.protocol.worker import PageLayout
 
@@ -57,7 +57,12 @@ class TorchExecutor:
         return launched
 
     def page_checksum(self, page: int) -> int:
-        return page_checksum(self.pages, page)
+        """Of a page of a worker of one rank."""
+        return page_checksum(self.head_checksums(page))
+
+    def head_checksums(self, page: int) -> list[int]:
+        """CRC-32 of the page's bytes of each of this rank's KV heads."""
+        return head_checksums(self.pages, page)
 
     def warm_up(self) -> None:
         warm_up(self, self.config.context_tokens)

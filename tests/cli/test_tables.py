@@ -228,6 +228,22 @@ def test_the_status_shows_each_gateway_with_its_load() -> None:
     assert "streams 1234  12346 tokens/s  123.5 requests/s  CPU 88 %  waiting text 5.0 MiB" in line
 
 
+def test_the_status_shows_the_ranks_of_a_worker_once_a_worker_has_several() -> None:
+    console = _terminal(160)
+    cluster = _cluster()
+    show(console, cluster_screen(cluster))
+    assert "ranks" not in "".join(_lines(console))
+    first, *others = (worker for pool in cluster.pools for worker in pool.workers)
+    first.rank_pids.extend((4711, 4712))
+    for worker in others:
+        worker.rank_pids.append(17)
+    show(console, cluster_screen(cluster))
+    assert any(f" {first.name} " in line and " 2 (4711, 4712) " in line for line in _lines(console))
+    assert any(f" {others[0].name} " in line and " 1 (17) " in line for line in _lines(console))
+    assert [line.partition("  ranks ")[2] for line in status_lines(cluster) if first.name in line] == ["2 (4711, 4712)"]
+    assert not any("ranks" in line for line in status_lines(cluster) if others[0].name in line)
+
+
 def test_the_status_of_a_cluster_without_gateways_says_so() -> None:
     console = _terminal(120)
     cluster = _cluster()
