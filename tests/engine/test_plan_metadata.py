@@ -58,7 +58,7 @@ def test_a_step_is_planned_after_any_other_step(first: Ragged, second: Ragged) -
     """Steps after the first are planned by another method."""
     second = replace(second, page_size=first.page_size)
     room = max(first.num_pages, second.num_pages)
-    storage = torch.zeros(room, 1, 2, first.page_size, KV_HEADS, HEAD_DIM)
+    storage = torch.zeros(room, KV_HEADS, 1, 2, first.page_size, HEAD_DIM)
     attention = FlashInferAttention(storage, HEADS)
     for batch in (first, second, first):
         filled = filled_pages(batch, 1, KV_HEADS, HEAD_DIM, torch.float32)
@@ -89,7 +89,7 @@ def test_the_parts_agree_with_the_layout(batch: Ragged) -> None:
 def test_padding_changes_nothing_for_decoding_sequences(size: int) -> None:
     batch = Ragged((5, 1, 17), (), 4, 2)
     padding_page = batch.num_pages
-    storage = torch.cat([filled_pages(batch, 1, KV_HEADS, HEAD_DIM, torch.float32), torch.zeros(1, 1, 2, 4, 2, 8)])
+    storage = torch.cat([filled_pages(batch, 1, KV_HEADS, HEAD_DIM, torch.float32), torch.zeros(1, 2, 1, 2, 4, 8)])
     token_ids, layout = flat_batch(batch.plan(), 4)
     padded_ids, padded = pad_decodes(token_ids, layout, size, padding_page)
     assert len(padded_ids) == len(padded.positions) == len(padded.last_page_len) == size
@@ -106,7 +106,7 @@ def test_padding_changes_nothing_for_decoding_sequences(size: int) -> None:
 def test_a_captured_step_reads_only_staged_arrays() -> None:
     """A step is planned for padding only, then replayed for other batches; its tensors are never replaced."""
     batch = Ragged((5, 1, 17), (), 4, 2)
-    storage = torch.cat([filled_pages(batch, 1, KV_HEADS, HEAD_DIM, torch.float32), torch.zeros(1, 1, 2, 4, 2, 8)])
+    storage = torch.cat([filled_pages(batch, 1, KV_HEADS, HEAD_DIM, torch.float32), torch.zeros(1, 2, 1, 2, 4, 8)])
     staging = DecodeStaging(torch.device("cpu"), (2, 4, 8), 10, batch.num_pages)
     attention = FlashInferAttention(storage, HEADS)
     tokens, places, host = staging.places(4)
