@@ -9,9 +9,9 @@ import torch
 from hypothesis import strategies as st
 
 from baton.engine.attention.backend import BatchLayout
-from baton.engine.flat_batch import flat_batch
 from baton.engine.sequence import Sequence, page_ids
 from baton.engine.step import Slice, StepPlan
+from baton.engine.step_arrays import step_arrays
 from baton.protocol.request import Request, SamplingParams
 
 
@@ -49,7 +49,7 @@ class Ragged:
         return StepPlan(tuple(slices))
 
     def layout(self) -> BatchLayout:
-        return flat_batch(self.plan(), self.page_size)[1]
+        return step_arrays(self.plan(), self.page_size).tensors()[2]
 
 
 def ragged_batches() -> st.SearchStrategy[Ragged]:
