@@ -104,10 +104,10 @@ class Sender:
 
     def raw(self, pages: list[int], targets: list[int]) -> float:
         """Seconds of one raw NIXL transfer over prepared descriptors."""
-        agent, peer = self.transport._agent, self.transport._peers[self.agent]
+        agent, (link,) = self.transport._agent, self.transport._peers[self.agent].links
         indices = np.array(pages, dtype=np.int32), np.array(targets, dtype=np.int32)
         started = time.perf_counter()
-        handle = agent.make_prepped_xfer("WRITE", self.transport._own_pages, indices[0], peer.pages, indices[1], b"raw")
+        handle = agent.make_prepped_xfer("WRITE", link.source, indices[0], link.target, indices[1], b"raw")
         state = agent.transfer(handle)
         while state == "PROC":
             self._check(started, len(pages))

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from baton.access.credentials import Credentials
 from baton.builtin_model import CHECKPOINT
 from baton.config.access import check_access
-from baton.config.resolve import ModelFacts, Resolved, resolve
+from baton.config.facts import ModelFacts
+from baton.config.resolve import Resolved, resolve
 from baton.config.schema import BatonConfig
 from baton.deploy.ending import Progress, clear, end_started
 from baton.deploy.local_ray import LocalRay, loopback, planned_ray, start_local_ray
@@ -61,6 +62,7 @@ def resolve_here(config: BatonConfig) -> Resolved:
         num_parameters=model.num_parameters,
         layer_values=2 * model.hidden_size + model.qkv_size + 3 * model.intermediate_size,
         vocab_size=model.vocab_size,
+        num_kv_heads=model.num_kv_heads,
         template_text=_template_text(config.model.chat_template, folder),
         window_limits=model.window_limits,
     )

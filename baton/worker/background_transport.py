@@ -32,6 +32,13 @@ class _Write:
     notice: bytes | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Notify:
+    write_id: int
+    agent: str
+    notice: bytes
+
+
 TransportEvent = Opened | WriteEnded | Notice
 _Slow = Callable[[], Opened | None]  # A call that runs in the thread
 
@@ -43,7 +50,7 @@ class BackgroundTransport:
     make: Callable[[str], Transport]  # By the name that peers write to
     agent: str
     current: Transport = field(init=False)
-    _waiting: deque[_Slow | _Write] = field(default_factory=deque)
+    _waiting: deque[_Slow | _Write | _Notify] = field(default_factory=deque)
     _running: Future[list[Opened]] | None = None
     _write_of_transfer: dict[int, int] = field(default_factory=dict)
     _events: list[TransportEvent] = field(default_factory=list)  # To return from `poll`
@@ -74,6 +81,11 @@ class BackgroundTransport:
     def write(self, command: WritePages, notice: bytes | None) -> None:
         """Write pages, then the notice; `poll` returns exactly one `WriteEnded`."""
         self._waiting.append(_Write(command, notice))
+        self._advance()
+
+    def notify(self, write_id: int, agent: str, notice: bytes) -> None:
+        """Send the notice of a write that several ranks have made; `poll` returns exactly one `WriteEnded`."""
+        self._waiting.append(_Notify(write_id, agent, notice))
         self._advance()
 
     def progress(self) -> None:
@@ -112,16 +124,20 @@ class BackgroundTransport:
             running, self._running = self._running, None
             self._events += running.result()
         while self._waiting and self._running is None:
-            if isinstance(first := self._waiting[0], _Write):
-                self._waiting.popleft()
-                self._write(first)
-            else:
-                self._running = self._thread.submit(self._run_slow)
+            match self._waiting[0]:
+                case _Write() as write:
+                    self._waiting.popleft()
+                    self._write(write)
+                case _Notify() as notice:
+                    self._waiting.popleft()
+                    self._notify(notice)
+                case _:
+                    self._running = self._thread.submit(self._run_slow)
 
     def _run_slow(self) -> list[Opened]:
-        """In the thread: the calls that come before the next write."""
+        """In the thread: the calls that come before the next write or notice."""
         opened: list[Opened] = []
-        while self._waiting and not isinstance(call := self._waiting[0], _Write):
+        while self._waiting and not isinstance(call := self._waiting[0], _Write | _Notify):
             self._waiting.popleft()
             event = call()
             opened += [] if event is None else [event]
@@ -135,6 +151,14 @@ class BackgroundTransport:
             self._events.append(WriteEnded(command.write_id, 0, 0.0, error.message))
         else:
             self._write_of_transfer[transfer] = command.write_id
+
+    def _notify(self, notify: _Notify) -> None:
+        try:
+            self.current.notify(notify.agent, notify.notice)
+        except BatonError as error:
+            self._events.append(WriteEnded(notify.write_id, 0, 0.0, error.message))
+        else:
+            self._events.append(WriteEnded(notify.write_id, 0, 0.0))
 
     def _reopen(self, agent: str) -> Opened:
         self.current.close()

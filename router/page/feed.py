@@ -208,6 +208,7 @@ def _row(view: WorkerView, now: float) -> Row:
         *(one.pages_total, one.pages_in_use, one.pages_cached, one.predicted_peak_pages),
         *(one.running, one.waiting, one.swapped, one.pending_prefill_tokens, one.context_tokens),
         *(round(one.predicted_busy_s, 1), round(1000 * one.predicted_tpot_s, 1), silence(one.last_report_s)),
+        (*one.rank_pids,),
     )
 
 

@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 
+from baton.config.facts import MachineFacts, ModelFacts
 from baton.config.memory import GIB
 from baton.config.parse import parse_config
-from baton.config.resolve import MachineFacts, ModelFacts, resolve
+from baton.config.resolve import resolve
 from baton.protocol.errors import ConfigError
 
 MACHINE = MachineFacts(cores=8, memory_available_bytes=16 * GIB, fast_bfloat16=False)

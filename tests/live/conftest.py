@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 import baton
+from baton.config.facts import MachineFacts, ModelFacts
 from baton.config.parse import parse_config
-from baton.config.resolve import MachineFacts, ModelFacts, resolve
+from baton.config.resolve import resolve
 from baton.deploy.launcher import start_cluster, stop_cluster
 from baton.deploy.local_ray import LocalRay, start_local_ray
 from baton.deploy.ray_connection import connected

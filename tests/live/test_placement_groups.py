@@ -13,8 +13,9 @@ import pytest
 import ray
 from ray.util.placement_group import get_placement_group, placement_group_table
 
+from baton.config.facts import MachineFacts, ModelFacts
 from baton.config.parse import parse_config
-from baton.config.resolve import MachineFacts, ModelFacts, Resolved, resolve
+from baton.config.resolve import Resolved, resolve
 from baton.deploy.launcher import start_cluster, start_workers, stop_cluster, stop_workers
 from baton.deploy.local_ray import LocalRay
 from baton.deploy.placement_groups import release_groups, reserve_groups

@@ -58,6 +58,11 @@ class SlowTransport(FakeTransport):
         self.slow.calls.append("write")
         raise HandoffFailed("p:1 is not connected.")
 
+    def notify(self, agent: str, notice: bytes) -> None:
+        self.slow.calls.append(f"notify {agent}")
+        if agent != "q:1":
+            raise HandoffFailed(f"{agent} is not connected.")
+
     def poll(self) -> list[Any]:
         assert self.slow.gate.is_set() or len(self.slow.calls) == 1, "polled while a slow call runs"
         return []
@@ -96,13 +101,17 @@ def test_calls_take_effect_in_order_and_a_write_to_a_peer_that_cannot_be_reached
     transport = BackgroundTransport(slow, "w:1")
     transport.connect(PEER)
     transport.write(WRITE, None)
+    transport.notify(8, "p:1", b"notice")
+    transport.notify(9, "q:1", b"notice")
     transport.disconnect("p:1")
     transport.renew("w:2")
     assert transport.poll() == []
     assert transport.in_flight
     slow.gate.set()
-    ended, opened = _until_quiet(transport)
+    ended, refused, notified, opened = _until_quiet(transport)
     assert ended == WriteEnded(7, 0, 0.0, "p:1 is not connected.")
+    assert refused == WriteEnded(8, 0, 0.0, "p:1 is not connected.")
+    assert notified == WriteEnded(9, 0, 0.0)
     assert opened == Opened(Endpoint("w:2", LAYOUT))
-    assert slow.calls == ["open w:1", "connect p:1", "write", "disconnect p:1", "open w:2"]
+    assert slow.calls == ["open w:1", "connect p:1", "write", "notify p:1", "notify q:1", "disconnect p:1", "open w:2"]
     transport.close()
