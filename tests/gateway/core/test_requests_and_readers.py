@@ -37,7 +37,6 @@ def test_a_request_is_submitted_with_its_page_keys_its_age_and_its_time_left() -
         priority=2,
         age_s=2.0,
         deadline_in_s=4.0,
-        submission=1,
         called_at_s=3.0,
     )
 
