@@ -40,7 +40,6 @@ CAUSES = {  # errors with which a request may end, and the faults that one of th
     HandoffFailed: frozenset({FaultKind.CORRUPT, FaultKind.FAIL}),
     WorkerLost: CRASHES,
     NoWorkers: CRASHES,
-    Cancelled: frozenset({FaultKind.PAUSE}),  # a router that stood still reads the submissions of gateways in any order
 }
 
 
