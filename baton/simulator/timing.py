@@ -6,13 +6,14 @@ prefill's is compute, decode's reads the KV. Fitted coefficients (`StepCosts`) a
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
 
 from baton.protocol.errors import ConfigError
 from baton.protocol.worker import MAX_RANKS, PageLayout
-from baton.router.policy.latency_model import StepCosts
+from baton.router.policy.latency_model import DEFAULT_COSTS, StepCosts
 from baton.simulator.hardware import Accelerator
 from baton.simulator.layer_time import LinearPart
 from baton.simulator.models import BYTES, ModelShape
@@ -33,6 +34,21 @@ class StepTimer(Protocol):
     """
 
     def seconds(self, prefill_tokens: float, pairs: float, decodes: float, context_tokens: float) -> float: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """How long things take under faults. Messages take `message_s` on average, one in twenty ten times as long."""
+
+    steps: StepTimer = DEFAULT_COSTS
+    jitter: float = 0.2  # standard deviation of the logarithm of a step's time
+    message_s: float = 0.5e-3
+    write_s: float = 1e-3  # mean delay of a write, beside its time on the links
+    bandwidth_bytes_s: float = 1e6  # of a worker's link, in one direction
+
+    def message(self, rng: random.Random) -> float:
+        mean_s = self.message_s if rng.random() < 0.95 else 10 * self.message_s
+        return rng.expovariate(1.0 / mean_s)
 
 
 @dataclass(frozen=True)  # without slots: what every step asks for is worked out once
