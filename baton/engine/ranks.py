@@ -80,7 +80,7 @@ class ProcessGroupRanks:
         self.minimum(0)
 
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
-        with _another_rank_ends():
+        with _as_internal_error():
             if not self._in_order:
                 self._group.allreduce([x]).wait()
                 return x
@@ -95,13 +95,13 @@ class ProcessGroupRanks:
         options = dist.GatherOptions()
         options.rootRank = 0
         parts = [] if self.rank else [torch.empty_like(x) for _ in range(self.num_ranks)]
-        with _another_rank_ends():
+        with _as_internal_error():
             self._group.gather([parts] if parts else [], [x], options).wait()
         return torch.cat(parts, dim=-1) if parts else x
 
     def minimum(self, value: int) -> int:
         number = torch.tensor([value], dtype=torch.int64, device=self._device)
-        with _another_rank_ends():
+        with _as_internal_error():
             self._group.allreduce([number], dist.ReduceOp.MIN).wait()
         return int(number.item())
 
@@ -111,11 +111,14 @@ class ProcessGroupRanks:
 
 
 @contextmanager
-def _another_rank_ends() -> Iterator[None]:
+def _as_internal_error() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise InternalError(f"Another rank of this worker has ended: {str(error).splitlines()[0]}") from None
+        reason = str(error).splitlines()[0]
+        raise InternalError(
+            f"The ranks of this worker cannot exchange values, as after a rank's end: {reason}"
+        ) from None
 
 
 def _gloo(store: dist.Store, rank: int, num_ranks: int) -> Any:

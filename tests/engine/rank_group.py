@@ -5,10 +5,11 @@ from __future__ import annotations
 import multiprocessing as mp
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from baton.engine.cuda_executor import CudaExecutor, CudaOptions
 from baton.engine.executor import TorchExecutor
 from baton.engine.ranks import ONE_RANK, ProcessGroupRanks, Ranks
 from baton.engine.step import StepPlan, StepResult
-from baton.engine.step_arrays import step_arrays
+from baton.engine.step_arrays import StepArrays, step_arrays
 from baton.engine.storage import DTYPES
 from baton.engine.weights import load_weights
 from baton.harness.forked import forked
@@ -130,23 +131,21 @@ def alone(build: Build) -> Iterator[Leader]:
 def _follow(leader: Connection, folder: Path, rank: int, num_ranks: int) -> None:
     torch.set_num_threads(1)
     ranks = ProcessGroupRanks(folder, rank, num_ranks, "cpu")
-    command = _next(leader)
-    while command is not None:
-        if not isinstance(command, Build):
-            leader.send(command(ranks))
-            command = _next(leader)
-            continue
-        with command.on(ranks) as executor:
-            command = _next(leader)
-            while command is not None and not isinstance(command, Build) and not callable(command):
-                if command == WARM_UP:
-                    executor.warm_up()
-                else:
-                    executor.follow(command)
-                command = _next(leader)
+    executor: Any = None
+    with ExitStack() as built:
+        while (command := _next(leader)) is not None:
+            if isinstance(command, Build):
+                built.close()
+                executor = built.enter_context(command.on(ranks))
+            elif isinstance(command, StepArrays):
+                executor.follow(command)
+            elif command == WARM_UP:
+                executor.warm_up()
+            else:
+                leader.send(command(ranks))
 
 
-def _next(leader: Connection) -> object | None:
+def _next(leader: Connection) -> Any:
     """The next command; None when the test has ended."""
     try:
         return leader.recv()

@@ -11,11 +11,18 @@ import pytest
 import torch
 import transformers
 
+from baton.engine.cuda_executor import CudaOptions
+from baton.engine.memory_profile import _largest_step
+from baton.engine.model_config import model_config
+from baton.engine.models.decoder import Decoder
+from baton.engine.ranks import Ranks
 from baton.engine.step import StepResult
+from baton.harness.random_weights import random_weights
 from baton.protocol.request import SamplingParams
 from tests.checkpoints import build_checkpoint
 from tests.engine.rank_group import Build, Leader, RankGroup, alone
 from tests.engine.running import sampled_tokens
+from tests.engine.test_cuda_executor_on_cpu import RAW
 
 HEADS = 8
 # Heads of 64 for the GPU's attention; an uneven vocabulary, of which the last of four ranks has one padded row or more.
@@ -38,7 +45,7 @@ SAMPLED = [
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    shape = {"hidden_size": 256, "num_attention_heads": HEADS, "intermediate_size": 96}
+    shape: dict[str, Any] = {"hidden_size": 256, "num_attention_heads": HEADS, "intermediate_size": 96}
     return {
         family: build_checkpoint(tmp_path_factory.mktemp(family), family, seed=3, scale=2.0, **shape, **options)
         for family, options in MODELS.items()
@@ -77,7 +84,7 @@ def recorded(leader: Leader) -> Recorded:
         kept.append(got.clone())
         return got
 
-    leader.executor.model.logits = logits  # type: ignore[method-assign]
+    leader.executor.model.logits = logits  # type: ignore[method-assign, assignment]
     return Recorded(leader, kept, [])
 
 
@@ -148,6 +155,18 @@ def test_a_request_has_the_same_tokens_beside_others(group: RankGroup, folders: 
         for index, prompt in enumerate(PROMPTS):
             (answer,) = sampled_tokens(leader, [prompt], [SAMPLED[index]], chunk_tokens=512)
             assert [token.token_id for token in answer] == [token.token_id for token in together[index]]
+
+
+def _profile(ranks: Ranks) -> bool:
+    """The step whose memory is measured, on CPU tensors, with its sampling."""
+    config = model_config(RAW)
+    parameters = random_weights(config.slice(ranks.num_ranks, ranks.rank), torch.float32, "cpu", 1)
+    _largest_step(Decoder(config, parameters, ranks), CudaOptions(max_batch=5, max_tokens=300), torch.device("cpu"))
+    return True
+
+
+def test_all_ranks_run_the_profiled_step(group: RankGroup) -> None:
+    assert group.call(_profile) == [True] * group.num_ranks
 
 
 def test_every_rank_warms_up_and_keeps_its_heads_only(group: RankGroup, folders: dict[str, Path]) -> None:
