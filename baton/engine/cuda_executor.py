@@ -50,7 +50,7 @@ class CudaOptions:
 class LaunchedStep:
     """A launched step: its tokens are in host memory once the event has completed."""
 
-    drawn: SampledOnDevice
+    drawn: SampledOnDevice | None  # None on a follower, which samples nothing
     scores: tuple[ScoresOnDevice, ...]
     ended: torch.cuda.Event | None
 
@@ -120,19 +120,22 @@ class CudaExecutor:
         scores = score_on_device(self.model, hidden, arrays.scored, plan) if arrays.scored else ()
         drawn = sample_on_device(logits, plan.sampling, self.config.eos_token_ids).fetch()
         fetched = tuple(item.fetch() for item in scores)
-        if self.device.type != "cuda":
-            return LaunchedStep(drawn, fetched, None)
-        ended = torch.cuda.Event()
-        ended.record(torch.cuda.current_stream(self.device))
-        return LaunchedStep(drawn, fetched, ended)
+        return LaunchedStep(drawn, fetched, self._ended())
 
     @torch.inference_mode()
-    def follow(self, arrays: StepArrays) -> None:
-        """Compute this rank's share of a step that rank 0 launches; returns when the device has finished it."""
+    def follow(self, arrays: StepArrays) -> LaunchedStep:
+        """Queue this rank's share of a step that rank 0 launches. The next one may be queued when it is `done`."""
         hidden, _ = self._compute(arrays)
         follow_scores(self.model, hidden, arrays.scored)
-        if self.device.type == "cuda":
-            torch.cuda.current_stream(self.device).synchronize()
+        return LaunchedStep(None, (), self._ended())
+
+    def _ended(self) -> torch.cuda.Event | None:
+        """An event that completes with what has been queued so far."""
+        if self.device.type != "cuda":
+            return None
+        ended = torch.cuda.Event()
+        ended.record(torch.cuda.current_stream(self.device))
+        return ended
 
     def done(self, launched: LaunchedStep) -> bool:
         return launched.ended is None or launched.ended.query()
@@ -144,6 +147,7 @@ class CudaExecutor:
         """
         if launched.ended is not None:
             launched.ended.synchronize()
+        assert launched.drawn is not None
         return StepResult(read(launched.drawn), read_scores(launched.scores))
 
     def _compute(self, arrays: StepArrays) -> tuple[torch.Tensor, torch.Tensor]:

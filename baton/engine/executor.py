@@ -57,10 +57,11 @@ class TorchExecutor:
         return StepResult(tokens, read_scores(scores))
 
     @torch.inference_mode()
-    def follow(self, arrays: StepArrays) -> None:
-        """Compute this rank's share of a step that rank 0 launches."""
+    def follow(self, arrays: StepArrays) -> StepResult:
+        """Compute this rank's share of a step that rank 0 launches; it is `done` then, and has no tokens."""
         hidden, _ = self._compute(arrays)
         follow_scores(self.model, hidden, arrays.scored)
+        return StepResult()
 
     def _compute(self, arrays: StepArrays) -> tuple[torch.Tensor, torch.Tensor]:
         """The last layer's output for every token, and the logits of the sampled rows."""
