@@ -19,7 +19,7 @@ from baton.cli.simulate_report import print_plan as print_splits
 from baton.cli.table import PIPE_CELLS, columns_that_fit, show
 from baton.protocol.v1 import admin_pb2
 from baton.simulator.search import Probe, SplitResult, Trial
-from baton.simulator.setup import Pools
+from baton.simulator.setup import Pools, Setup
 
 WIDTHS = (200, 120, 80, 60, 40)
 GATEWAYS = ("gateway-0", "gateway-12")
@@ -168,8 +168,10 @@ def _explanation(console: Console) -> tuple[str, ...]:
 
 def _splits(console: Console) -> tuple[str, ...]:
     probe = Probe(Trial(Pools(3, 5), 1.0, 1500), 12.34, 11.1, 0.9123)
-    print_splits(console, [SplitResult(Pools(3, 5), probe, (probe,)), SplitResult(Pools(16, 16), None, (probe,))], 0.9)
-    return str(Pools(3, 5)), str(Pools(16, 16))
+    setup = Setup("llama-3.1-70b", "h100")
+    splits = [SplitResult(Pools(3, 5), probe, (probe,)), SplitResult(Pools(16, 16), None, (probe,))]
+    print_splits(console, setup, splits, 0.9)
+    return setup.named(Pools(3, 5)), setup.named(Pools(16, 16))
 
 
 SCREENS = [_status, _pools, _leaks, _operations, _plan, _progress, _explanation, _splits]
