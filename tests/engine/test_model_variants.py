@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from pathlib import Path
 from typing import Any
@@ -11,14 +10,10 @@ import pytest
 import torch
 import transformers
 
-from baton.engine.checkpoint import read_config
-from baton.engine.model_config import model_config
-from baton.protocol.errors import ModelError
 from baton.protocol.request import SamplingParams
 from tests.checkpoints import build_checkpoint
 from tests.engine.model_variants import VARIANTS
 from tests.engine.running import generate, load_executor, logits_of
-from tests.engine.test_config_corners import edit_config
 
 GREEDY = SamplingParams(max_tokens=64, ignore_eos=True)
 
