@@ -19,6 +19,15 @@ _LLAMA3 = {
 }
 # The library's name of each family, and the options that make it what it is.
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "granite": (
+        "Granite",
+        {
+            "embedding_multiplier": 6.0,
+            "residual_multiplier": 0.22,
+            "attention_multiplier": 0.1,
+            "logits_scaling": 2.0,
+        },
+    ),
     "llama2": ("Llama", {}),
     "llama3": ("Llama", {"rope_parameters": _LLAMA3}),
     "mistral": ("Mistral", {"sliding_window": None, "head_dim": 32}),

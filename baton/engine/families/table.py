@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from baton.engine.families import llama, mistral, olmo2, phi3, qwen2, qwen3, smollm3
+from baton.engine.families import granite, llama, mistral, olmo2, phi3, qwen2, qwen3, smollm3
 from baton.engine.families.family import Family
 
 FAMILIES: dict[str, Family] = {
+    "GraniteForCausalLM": granite.FAMILY,
     "LlamaForCausalLM": llama.FAMILY,
     "MistralForCausalLM": mistral.FAMILY,
     "Olmo2ForCausalLM": olmo2.FAMILY,
