@@ -55,6 +55,10 @@ class Reports:
     def on_role_changed(self, state: WorkerState) -> None:
         """Make the next report, with the new role, due at once."""
         self.state = state
+        self.be_due()
+
+    def be_due(self) -> None:
+        """Make the next report due at once."""
         self._reported, self._looked_s = None, float("-inf")
 
     def snapshot(self) -> list[WorkerMessage]:
