@@ -150,7 +150,7 @@ def test_a_load_that_the_router_cannot_know_of_is_reported_soon_and_any_other_as
     assert reports.due(role, 1.5, idle=True)
 
 
-def test_decode_steps_between_two_reports_are_one_sample() -> None:
+def test_steps_of_one_kind_after_each_other_are_one_sample() -> None:
     reports, role = _worker()
     for sample in (StepSample(8, 32, 0, 0, 0.4), StepSample(0, 0, 2, 20, 0.1), StepSample(0, 0, 3, 33, 0.2)):
         reports.on_step(sample)
@@ -162,7 +162,7 @@ def test_decode_steps_between_two_reports_are_one_sample() -> None:
 def test_only_the_newest_steps_travel_and_each_once() -> None:
     reports, role = _worker()
     for number in range(MAX_STEP_SAMPLES + 5):
-        reports.on_step(StepSample(number + 1, 0, 0, 0, 0.1))
+        reports.on_step(StepSample(number + 1, 0, number % 2, 0, 0.1))
     (first,) = reports.due(role, 0.0, idle=True)
     (second,) = reports.due(role, 1.0, idle=True)
     assert isinstance(first, LoadReport)

@@ -38,13 +38,12 @@ class Reports:
     _samples: list[StepSample] = field(default_factory=list)
 
     def on_step(self, sample: StepSample) -> None:
-        """Keep a measured step for the next report. Steps that only decode are added up."""
-        last = self._samples[-1] if self._samples else sample
-        if last.prefill_tokens or sample.prefill_tokens or not self._samples:
+        """Keep a measured step for the next report. Steps of one kind after each other are added up."""
+        if self._samples and _kind(self._samples[-1]) == _kind(sample):
+            self._samples[-1] += sample
+        else:
             self._samples.append(sample)
             del self._samples[:-MAX_STEP_SAMPLES]
-        else:
-            self._samples[-1] = last + sample
 
     def on_register_ack(self, report_interval_s: float) -> list[WorkerMessage]:
         """The router has acknowledged the registration; it needs our pages and our load."""
@@ -120,3 +119,8 @@ class Reports:
             return []
         self._page_messages += 1
         return [PagesChanged(self._page_messages, page_keys(stored), page_keys(evicted))]
+
+
+def _kind(sample: StepSample) -> tuple[bool, bool]:
+    """Whether it prefills, and whether it decodes."""
+    return sample.prefill_tokens > 0, sample.decodes > 0
