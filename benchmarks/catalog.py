@@ -105,7 +105,7 @@ BENCHMARKS = (
         "the handoff against raw NIXL",
         "kv_transfer prefill_worker decode_worker baton/worker",
         higher="ratio_to_raw_nixl {path_gb_per_s,ratio_to_raw_nixl,ratio_to_memcpy}_{1,16,64}_mib path_* ratio_to_*",
-        lower="stall_ratio stall_ms",
+        lower="stall_ratio stall_ms descriptors_per_gb descriptors_per_gb_{1_to_2,2_to_1,4_to_1}",
     ),
     Benchmark(
         "swap",

@@ -2,6 +2,7 @@
 
 Path: pages are pushed chunk by chunk through NixlTransport, the last chunk with the notice, as a prefill worker does.
 Raw: one prepared NIXL transfer of the same pages, with a notification. Both end when the sender sees completion.
+Descriptors per GB: how many pieces NIXL moves for 10^9 bytes of these pages, between workers of so many ranks each.
 
 Stall: live prefill and decode workers behind a router serve one request at a time, with a prompt of many chunks. The
 stall is the gap between first and second token minus one decode step; the ratio divides it by one decode step plus the
@@ -32,6 +33,7 @@ from baton.kv_transfer.transport import WriteDone, WriteFailed
 from baton.protocol.codec import encode_notice
 from baton.protocol.errors import HandoffFailed
 from baton.protocol.handoff import HandoffNotice
+from baton.protocol.head_slices import pieces
 from baton.protocol.request import Request, SamplingParams
 from baton.protocol.worker import PageLayout
 
@@ -47,6 +49,13 @@ def layout_of(num_bytes: int) -> PageLayout:
     """As many pages of 64 KiB as fit `num_bytes`: 4 layers of 16 tokens and 2 heads of 64, in float32."""
     layout = PageLayout(1, 4, 16, 2, 64, "float32", "benchmark")
     return PageLayout(num_bytes // layout.page_bytes, 4, 16, 2, 64, "float32", "benchmark")
+
+
+def descriptors_per_gb(layout: PageLayout, source_ranks: int, target_ranks: int) -> float:
+    """Descriptors of the writes that hand 10^9 bytes over, of all source ranks together."""
+    per_rank = [pieces(layout.num_kv_heads, source_ranks, rank, target_ranks) for rank in range(source_ranks)]
+    num_bytes = layout.head_bytes * sum(piece.num_heads for found in per_rank for piece in found)
+    return 1e9 * sum(map(len, per_rank)) / num_bytes
 
 
 def receiver(num_bytes: int, pipe: Connection) -> None:
@@ -104,10 +113,10 @@ class Sender:
 
     def raw(self, pages: list[int], targets: list[int]) -> float:
         """Seconds of one raw NIXL transfer over prepared descriptors."""
-        agent, peer = self.transport._agent, self.transport._peers[self.agent]
+        agent, (link,) = self.transport._agent, self.transport._peers[self.agent].links
         indices = np.array(pages, dtype=np.int32), np.array(targets, dtype=np.int32)
         started = time.perf_counter()
-        handle = agent.make_prepped_xfer("WRITE", self.transport._own_pages, indices[0], peer.pages, indices[1], b"raw")
+        handle = agent.make_prepped_xfer("WRITE", link.source, indices[0], link.target, indices[1], b"raw")
         state = agent.transfer(handle)
         while state == "PROC":
             self._check(started, len(pages))
@@ -199,6 +208,9 @@ def main() -> None:
         step("stall")
         ratio, stall_ms = asyncio.run(measure_stall(WARM_UP + args.pick(28, 6, 1), args.seed))
     report.figures |= {"stall_ratio": ratio, "stall_ms": stall_ms}
+    report.figures["descriptors_per_gb"] = descriptors_per_gb(layout_of(MIB), 1, 1)
+    for source, target in ((1, 2), (2, 1), (4, 1)):
+        report.figures[f"descriptors_per_gb_{source}_to_{target}"] = descriptors_per_gb(layout_of(MIB), source, target)
     report.setting = {"page_bytes": layout_of(MIB).page_bytes, "chunk_pages": CHUNK_PAGES, "seed": args.seed}
     report.publish(args)
 

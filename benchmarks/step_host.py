@@ -18,10 +18,10 @@ import torch
 
 from baton.engine.batch import StepBudget
 from baton.engine.decode_staging import DecodeStaging
-from baton.engine.flat_batch import flat_batch
 from baton.engine.graph_sizes import graph_sizes
 from baton.engine.kv_pages import PagePool
 from baton.engine.step import SampledToken, StepPlan, StepResult
+from baton.engine.step_arrays import step_arrays
 from baton.harness.report import Goal, Report, arguments, progress
 from baton.protocol.codec import encode_frame
 from baton.protocol.gateway_messages import AttachStreams
@@ -114,7 +114,7 @@ class Host:
         _, plan = self._session.plan(self._now)
         moments.append(_cpu_ms())
         assert plan is not None
-        token_ids, layout = flat_batch(plan, PAGE_SIZE)
+        token_ids, _, layout = step_arrays(plan, PAGE_SIZE).tensors()
         moments.append(_cpu_ms())
         self._staging.put(token_ids, layout)
         moments.append(_cpu_ms())

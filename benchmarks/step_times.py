@@ -22,7 +22,8 @@ from baton.engine.model_config import model_config
 from baton.harness.report import Goal, Report, arguments
 from baton.protocol.errors import ConfigError
 from baton.simulator.hardware import ACCELERATORS, accelerator
-from baton.simulator.layer_time import ALL_REDUCES, BYTES, LinearPart, all_reduce_seconds
+from baton.simulator.layer_time import ALL_REDUCES, LinearPart, all_reduce_seconds
+from baton.simulator.models import BYTES, ModelShape
 
 P50, MAX = Goal(0.12, at_most=True), Goal(0.25, at_most=True)
 GOALS = {"step_time_error_p50": P50, "step_time_error_max": MAX}
@@ -69,7 +70,7 @@ def read_layers(path: Path) -> list[Layer]:
                 "rms_norm_eps": 1e-5,
             }
         )
-        part = LinearPart(shape, accelerator(row["gpu"]), int(row["tensor_parallel"]))
+        part = LinearPart(ModelShape(shape), accelerator(row["gpu"]), int(row["tensor_parallel"]))
         tokens = int(row["tokens"])
         layers.append(
             Layer(

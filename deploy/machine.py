@@ -7,7 +7,7 @@ from pathlib import Path
 
 import psutil
 
-from baton.config.resolve import MachineFacts
+from baton.config.facts import MachineFacts
 from baton.deploy.container_limits import cpu_quota, memory_limit
 
 

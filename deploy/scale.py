@@ -71,7 +71,7 @@ def scale(pool: str, delta: int, pools: Pools, drain: Drain, report: Progress) -
         live = live_workers(cluster.prefix)
         if delta > 0:
             if cluster.ray_folder:
-                check_more_memory(resolved.worker_memory, delta, machine_facts().free)
+                check_more_memory(resolved.worker_memory(pool), delta, machine_facts().free)
             names = new_names(pool, delta, live | set(cluster.workers))
             _add(cluster, resolved, [(name, pool) for name in names], report)
         elif names := leaving(pool, -delta, pools):

@@ -14,13 +14,22 @@ if TYPE_CHECKING:
 
 
 class OpenTransport(Protocol):
-    """The type of a table entry: a class or function that opens one worker's transport."""
+    """The type of a table entry: a class or function that opens the transport of one rank of a worker."""
 
-    def __call__(self, pages: torch.Tensor, layout: PageLayout, agent: str, device_id: int) -> Transport:
-        """A transport for page storage `pages` of this layout; `agent` is its name for peers.
+    def __call__(
+        self,
+        pages: torch.Tensor,
+        layout: PageLayout,
+        agent: str,
+        device_id: int = 0,
+        rank: int = 0,
+        num_ranks: int = 1,
+    ) -> Transport:
+        """A transport for page storage `pages` of one rank; `agent` is the worker's name for peers.
 
-        `device_id` is the ordinal of the pages' GPU in this process, 0 for host memory. Raises `ConfigError` when the
-        transport cannot be opened.
+        `layout` is the worker's, with all KV heads; `pages` has those that `heads_of` gives the rank. `device_id` is
+        the ordinal of the pages' GPU in this process, 0 for host memory. Raises `ConfigError` when the transport cannot
+        be opened.
         """
         ...
 

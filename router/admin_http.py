@@ -13,7 +13,7 @@ from baton.http.metrics import METRICS_PATH, metrics_response
 from baton.http.response import JSON, HttpResponse
 from baton.http.routes import Routes
 from baton.metrics.exposition import Exposition
-from baton.protocol.errors import NoWorkers, PermissionDenied
+from baton.protocol.errors import BatonError, NoWorkers, PermissionDenied
 from baton.router.admin_calls import AdminCalls
 from baton.router.discovery import DISCOVERY_PATH, discovery_body
 from baton.router.page.api import PageApi, json_response
@@ -76,8 +76,16 @@ class AdminHttp(HttpApplication):
     async def _events(self, exchange: Exchange) -> HttpResponse | None:
         if exchange.scope["method"] == "HEAD":
             return HttpResponse(200, {"content-type": "text/event-stream; charset=utf-8"}, b"")
-        await self.feed.serve(exchange)
+        await self.feed.serve(exchange, lambda: self._may_read(exchange))
         return None
+
+    def _may_read(self, exchange: Exchange) -> bool:
+        """Whether the caller's token is still listed."""
+        try:
+            self.check_caller(exchange)
+        except BatonError:
+            return False
+        return True
 
     async def _requests(self, exchange: Exchange) -> HttpResponse:
         return json_response({"requests": self.feed.requests()})

@@ -82,6 +82,7 @@ def worker_message(view: WorkerView, now: float) -> admin_pb2.WorkerStatus:
         swapped=load.swapped,
         swap_outs=load.swap_outs,
         recomputes=load.recomputes,
+        rank_pids=[info.pid, *(rank.pid for rank in info.endpoint.ranks[1:])],
     )
 
 

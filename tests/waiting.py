@@ -7,11 +7,11 @@ import time
 from collections.abc import Callable
 
 
-def until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
-    """Look until `condition` holds; AssertionError after `timeout_s`."""
+def until(condition: Callable[[], bool], timeout_s: float = 20.0, otherwise: str = "it did not happen") -> None:
+    """Look until `condition` holds; AssertionError with the sentence `otherwise` after `timeout_s`."""
     deadline = time.monotonic() + timeout_s
     while not condition():
-        assert time.monotonic() < deadline, f"not within {timeout_s:g} s"
+        assert time.monotonic() < deadline, f"{otherwise} within {timeout_s:g} s"
         time.sleep(0.05)
 
 

@@ -25,6 +25,7 @@ COLUMNS = (
     Column("in use", 3, right=True, note="in use: share of KV pages"),
     Column("peak", 9, right=True, note="peak: predicted maximum of that share"),
 )
+RANKS = Column("ranks", 3, note="ranks: processes that compute every step together, and their pids")
 GATEWAY_COLUMNS = (
     Column("gateway"),
     Column("clients connect to", 6),
@@ -57,10 +58,11 @@ def cluster_screen(cluster: admin_pb2.Cluster) -> RenderableType:
     front = gateways if cluster.gateways else "No gateway is registered."
     if not cluster.pools:
         return Group(head, front, "No worker is registered.")
-    table = FittingTable(COLUMNS)
+    ranks = any(len(worker.rank_pids) > 1 for pool in cluster.pools for worker in pool.workers)
+    table = FittingTable((*COLUMNS, RANKS) if ranks else COLUMNS)
     for pool in cluster.pools:
         for worker in pool.workers:
-            table.add_row(worker.name, pool.role, *_cells(worker))
+            table.add_row(worker.name, pool.role, *_cells(worker), *([_ranks_cell(worker)] if ranks else []))
         table.end_section()
     return Group(head, front, table)
 
@@ -91,6 +93,10 @@ def _cells(worker: admin_pb2.WorkerStatus) -> list[str | Text]:
     ]
 
 
+def _ranks_cell(worker: admin_pb2.WorkerStatus) -> str:
+    return f"{len(worker.rank_pids)} ({', '.join(map(str, worker.rank_pids))})"
+
+
 def kv_bar(worker: admin_pb2.WorkerStatus) -> str:
     """Pages in use, cached and free, as a bar. Every share above 0 has at least one cell."""
     total = max(worker.pages_total, 1)
@@ -117,6 +123,7 @@ def status_lines(cluster: admin_pb2.Cluster) -> list[str]:
         f"waiting {worker.waiting}  prompt left {worker.pending_prefill_tokens}  "
         f"KV {percent(worker.pages_in_use, worker.pages_total)}  "
         f"peak {percent(worker.predicted_peak_pages, worker.pages_total)}"
+        + (f"  ranks {_ranks_cell(worker)}" if len(worker.rank_pids) > 1 else "")
         for pool in cluster.pools
         for worker in pool.workers
     ]

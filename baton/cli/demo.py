@@ -23,7 +23,7 @@ TEXT = (
 ) * 3 + "So the first rule is"
 
 
-def run_demo(out: Console, err: Console, model: str | None) -> list[Answer]:
+def run_demo(out: Console, err: Console, model: str | None, tensor_parallel: int | None = None) -> list[Answer]:
     """Start a cluster with a prefill and a decode worker, send prompts, and stop every process, also after an error.
 
     The cluster has its own folder, so another cluster on this machine is not affected. Returns the answers.
@@ -37,6 +37,7 @@ def run_demo(out: Console, err: Console, model: str | None) -> list[Answer]:
         "",
         {
             "model": {"path": model},
+            "tensor_parallel": dict.fromkeys(("prefill", "decode", "mixed"), tensor_parallel),
             "gateway": {"port": 0, "http_port": 0},
             "router": {"admin_port": 0, "admin_http_port": 0},
         },

@@ -35,6 +35,9 @@ Model = Annotated[str | None, typer.Option(help="Checkpoint folder or Hugging Fa
 Prefill = Annotated[int | None, typer.Option(help="Number of prefill workers.")]
 Decode = Annotated[int | None, typer.Option(help="Number of decode workers.")]
 Mixed = Annotated[int | None, typer.Option(help="Number of workers that serve whole requests (prefill and decode).")]
+TensorParallel = Annotated[
+    int | None, typer.Option(metavar="N", help="Ranks of each worker: processes that compute every step together.")
+]
 ChatTemplate = Annotated[str | None, typer.Option(metavar="FILE", help="Chat template. Default: the model's own.")]
 LogLevel = Annotated[
     str | None, typer.Option(help="Log level of router, gateways and workers: debug, info, warning or error.")
@@ -108,6 +111,7 @@ def up(
     prefill: Prefill = None,
     decode: Decode = None,
     mixed: Mixed = None,
+    tensor_parallel: TensorParallel = None,
     config: ConfigFile = None,
     port: Annotated[int | None, typer.Option(help="Port for requests; 0: any free port.")] = None,
     http_port: Annotated[int | None, typer.Option(help="Port for the OpenAI API; 0: any free port.")] = None,
@@ -136,6 +140,8 @@ def up(
 
         baton up --model Qwen/Qwen2.5-0.5B --prefill 1 --decode 2
 
+        baton up --tensor-parallel 2 --prefill 1 --decode 1
+
         baton up --config cluster.toml --policy round_robin
 
         baton up --prefill 2 --decode 2 --auto
@@ -147,6 +153,7 @@ def up(
     overrides: dict[str, dict[str, Any]] = {
         "model": {"path": model, "dtype": dtype, "chat_template": chat_template},
         "pools": {"prefill": prefill, "decode": decode, "mixed": mixed},
+        "tensor_parallel": dict.fromkeys(("prefill", "decode", "mixed"), tensor_parallel),
         "engine": {"device": device},
         "gateway": {"port": port, "http_port": http_port},
         "router": {
@@ -205,18 +212,18 @@ def down(as_json: Json = False) -> None:
 
 
 @app.command()
-def demo(model: Model = None, as_json: Json = False) -> None:
+def demo(model: Model = None, tensor_parallel: TensorParallel = None, as_json: Json = False) -> None:
     """Start a cluster, send a prompt twice, show its route through the cluster, and stop everything.
 
     Examples:
 
         baton demo
 
-        baton demo --json
+        baton demo --tensor-parallel 2 --json
     """
     from baton.cli.demo import run_demo
 
-    answers = run_demo(err if as_json else out, err, model)
+    answers = run_demo(err if as_json else out, err, model, tensor_parallel)
     if as_json:
         print_document({"answers": [answer.as_dict() for answer in answers]})
 

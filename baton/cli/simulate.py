@@ -136,18 +136,18 @@ def plan(
     _prepare(plots)
     trace = workload.requests(requests, 4.0)[:requests]
     setup = cluster.setup(trace, objectives.slo, workload.seed)
-    devices = setup.timer.devices
-    workers = gpus // devices
-    if workers == 0:
+    devices, search = setup.degrees["mixed"], Search(setup, trace, gpus, attainment)
+    if not (search.mixed or search.splits()):
         raise ConfigError(f"One worker takes {devices} × {setup.gpu}: give at least --gpus {devices}.")
-    setup.cluster(Pools(mixed=workers))
-    described = {**setup.described(Pools(mixed=workers)), "pools": f"{workers} workers to divide"}
+    every = Pools(1, 1, 1)
+    setup.cluster(every)
+    described = {**setup.described(every), "pools": f"{gpus} × {setup.gpu} to divide"}
     print_settings(err, {**described, "workload": _described(trace)})
-    splits = _search(Search(setup, trace, workers, attainment), jobs)
+    splits = _search(search, jobs)
     if as_json:
-        print(json.dumps(plan_document(setup, splits, devices)))
+        print(json.dumps(plan_document(setup, splits)))
     else:
-        print_plan(out, splits, attainment)
+        print_plan(out, setup, splits, attainment)
     if plots is not None:
         from baton.simulator.plots import plot_plan
 

@@ -128,6 +128,11 @@ class FaultOptions:
             raise ConfigError(f"--keep {self.keep!r}: give numbers of faults, such as 0,3, or none.") from None
 
 
+Degree = Annotated[
+    int | None, option(CLUSTER, min=1, max=64, help="--tensor-parallel of this pool. Default: as of all.")
+]
+
+
 @dataclass(frozen=True, slots=True)
 class ClusterOptions:
     """The cluster, except for the pool sizes."""
@@ -137,15 +142,19 @@ class ClusterOptions:
         option(CLUSTER, help="Name of a known model, such as llama-3.1-8b, or path of a config.json."),
     ] = "llama-3.1-70b"
     gpu: Annotated[str, option(CLUSTER, help="Type of GPU: h200, h100, a100 or l40s.")] = "h100"
-    gpus_per_worker: Annotated[
+    tensor_parallel: Annotated[
         int | None,
         option(
             CLUSTER,
             min=1,
             max=64,
-            help="GPUs per worker (tensor parallelism). Default: the fewest that leave a third of memory for KV.",
+            help="GPUs that compute each step of a worker together. Default: the fewest that leave a third of memory "
+            "for KV.",
         ),
     ] = None
+    prefill_tensor_parallel: Degree = None
+    decode_tensor_parallel: Degree = None
+    mixed_tensor_parallel: Degree = None
     policy: Annotated[str, option(CLUSTER, help="Placement policy of the router.")] = "predicted_latency"
     serve_late: Annotated[
         bool,
@@ -166,19 +175,23 @@ class ClusterOptions:
             "blocks (512 for Mooncake), else 64.",
         ),
     ] = None
-    network: Annotated[float, option(CLUSTER, min=0.001, help="Network rate in GB/s per worker and direction.")] = 45.0
+    network: Annotated[float, option(CLUSTER, min=0.001, help="Network rate in GB/s per GPU and direction.")] = 45.0
     swap_memory: Annotated[
         float, option(CLUSTER, min=0.0, help="Host memory in GB per worker for pages of preempted sequences.")
     ] = 0.0
 
     def setup(self, trace: list[TraceRequest], slo: Slo | None, seed: int) -> Setup:
         """The simulator's setup for these options and a trace."""
-        from baton.simulator.setup import Setup, page_size_for
+        from baton.simulator.setup import Degrees, Setup, page_size_for
 
         return Setup(
             model=self.model,
             gpu=self.gpu,
-            gpus_per_worker=self.gpus_per_worker,
+            tensor_parallel=Degrees(
+                self.prefill_tensor_parallel or self.tensor_parallel,
+                self.decode_tensor_parallel or self.tensor_parallel,
+                self.mixed_tensor_parallel or self.tensor_parallel,
+            ),
             policy=self.policy,
             refuse_late=not self.serve_late,
             slo=slo,

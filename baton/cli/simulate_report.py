@@ -67,20 +67,18 @@ def print_simulation(console: Console, result: SimulationResult, slo: Slo | None
     console.print(table)
 
 
-def print_plan(console: Console, splits: Sequence[SplitResult], attainment: float) -> None:
+def print_plan(console: Console, setup: Setup, splits: Sequence[SplitResult], attainment: float) -> None:
     """Print each split's goodput, best first, and the trials of the best split."""
     best = splits[0]
     table = FittingTable(SPLIT_COLUMNS)
     for one in splits:
         if one.best is None:
-            table.add_row(
-                str(one.pools), "-", "-", f"at most {_percent(max(p.attainment for p in one.probes))}", _count(one)
-            )
+            attained = f"at most {_percent(max(p.attainment for p in one.probes))}"
+            table.add_row(setup.named(one.pools), "-", "-", attained, _count(one))
             continue
         goodput = f"{'≥ ' if one.capped else '≈ ' if one.rough else ''}{one.goodput:.2f} requests/s"
-        table.add_row(
-            str(one.pools), goodput, f"{one.best.requests_per_s:.2f}", _percent(one.best.attainment), _count(one)
-        )
+        load, attained = f"{one.best.requests_per_s:.2f}", _percent(one.best.attainment)
+        table.add_row(setup.named(one.pools), goodput, load, attained, _count(one))
     show(console, table)
     if best.best is None:
         console.print(f"No split meets the objectives of {_percent(attainment)} of the requests at any load.")
@@ -88,23 +86,27 @@ def print_plan(console: Console, splits: Sequence[SplitResult], attainment: floa
     rows = [
         (f"{probe.requests_per_s:.2f}", f"{probe.goodput:.2f}", _percent(probe.attainment)) for probe in best.probes
     ]
-    show(console, fitting(CURVE_COLUMNS, rows, title=str(best.pools)))
-    console.print(f"Best: [bold]{best.pools}[/], {best.goodput:.2f} requests/s within their objectives.")
+    show(console, fitting(CURVE_COLUMNS, rows, title=setup.named(best.pools)))
+    console.print(f"Best: [bold]{setup.named(best.pools)}[/], {best.goodput:.2f} requests/s within their objectives.")
     if any(one.capped for one in splits):
         console.print("≥: a higher load needs more requests than the trial had; give more with --requests.")
 
 
 def simulation_document(setup: Setup, pools: Pools, result: SimulationResult) -> dict[str, Any]:
-    """For `--json`: the setup, `figures` in seconds, bytes and shares, and the work of each worker."""
+    """For `--json`: the setup, `figures` in seconds, bytes and shares, and the work of each worker.
+
+    `tensor_parallel` has the GPUs of each pool's workers, chosen or given.
+    """
     return {
         "setup": asdict(setup),
+        "tensor_parallel": setup.degrees,
         "pools": asdict(pools),
         "figures": result.figures(),
         "workers": [{**asdict(worker), "role": worker.role.value} for worker in result.workers],
     }
 
 
-def plan_document(setup: Setup, splits: Sequence[SplitResult], devices: int) -> dict[str, Any]:
+def plan_document(setup: Setup, splits: Sequence[SplitResult]) -> dict[str, Any]:
     """For `--json`: every tried split, best first; `best` is null if no split attains the objectives."""
     documents = [
         {
@@ -118,7 +120,7 @@ def plan_document(setup: Setup, splits: Sequence[SplitResult], devices: int) -> 
         for one in splits
     ]
     best = asdict(splits[0].pools) if splits[0].best else None
-    return {"setup": asdict(setup), "gpus_per_worker": devices, "best": best, "splits": documents}
+    return {"setup": asdict(setup), "tensor_parallel": setup.degrees, "best": best, "splits": documents}
 
 
 def _probe(probe: Probe) -> dict[str, Any]:

@@ -40,7 +40,16 @@ def memory_fraction(config: BatonConfig, role: str) -> float:
 
 
 def check_devices(config: BatonConfig) -> None:
-    """Raise `ConfigError` for pools on different kinds of devices: they could not exchange pages."""
+    """Raise `ConfigError` for pools on different kinds of devices, which could not exchange pages, and for ranks that
+    would share a GPU, which NCCL refuses.
+    """
+    for role in ROLES:
+        ranks, gpus = getattr(config.tensor_parallel, role), getattr(config.placement, role).gpus
+        if getattr(config.pools, role) and ranks > 1 and device(config, role) != "cpu" and gpus != 1:
+            raise ConfigError(
+                f"tensor_parallel.{role} is {ranks}, and placement.{role}.gpus is {gpus:g}: each rank needs one GPU "
+                f"to itself, so set placement.{role}.gpus = 1, with which a worker takes {ranks}."
+            )
     kinds = {role: device(config, role).split(":")[0] for role in ROLES if getattr(config.pools, role)}
     if len(set(kinds.values())) > 1:
         found = ", ".join(f"{role} on {kind}" for role, kind in kinds.items())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from baton.config.schema import EngineSection
 from baton.protocol.errors import ConfigError
@@ -36,13 +38,14 @@ class Free:
 
 @dataclass(frozen=True, slots=True)
 class WorkerMemory:
-    """The most that one worker uses of the machine's own memory, in bytes."""
+    """The most that one worker uses of the machine's own memory, in bytes; all its ranks together."""
 
     process: int
     weights: int
     buffers: int
     kv: int = 0
     swap: int = 0
+    ranks: int = 1
 
     @property
     def total(self) -> int:
@@ -57,14 +60,14 @@ class WorkerMemory:
             (self.kv, "KV pages"),
             (self.swap, "host swap"),
             (self.buffers, "buffers"),
-            (self.process, "process"),
+            (self.process, "process" if self.ranks == 1 else f"for {self.ranks} processes"),
         )
         return f"{_mib(self.total)} ({', '.join(f'{_rounded(size)} {name}' for size, name in parts)})"
 
 
-def fixed_memory(parameters: int, step_values: int, itemsize: int) -> WorkerMemory:
-    """A worker's memory before any page; `step_values` numbers are in use in its largest step."""
-    return WorkerMemory(PROCESS_BYTES, parameters * itemsize, step_values * itemsize)
+def fixed_memory(parameters: int, step_values: int, itemsize: int, ranks: int) -> WorkerMemory:
+    """A worker's memory before any page; at most `step_values` numbers are in use on each rank in its largest step."""
+    return WorkerMemory(ranks * PROCESS_BYTES, parameters * itemsize, ranks * step_values * itemsize, ranks=ranks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,10 +92,10 @@ class Room:
         return Room(max(self.left_bytes - taken_bytes, 0), self.share_bytes)
 
 
-def memory_for_pages(free: Free, workers: int, gateways: int, fixed: WorkerMemory) -> Room:
-    """Memory that the processes and their weights leave to each worker; 0 if not even they fit."""
-    left_bytes = free.bytes - _front_bytes(gateways)
-    return Room(max(left_bytes // workers - fixed.total, 0), free.bytes // workers)
+def memory_for_pages(free: Free, fixed: Sequence[WorkerMemory], gateways: int) -> Room:
+    """Memory that the processes and their weights leave to each worker, given by `fixed`; 0 if not even they fit."""
+    left_bytes = free.bytes - cluster_bytes(fixed, gateways)
+    return Room(max(left_bytes // len(fixed), 0), free.bytes // len(fixed))
 
 
 def kv_pages(
@@ -136,28 +139,29 @@ def swap_pages(engine: EngineSection, page_bytes: int, num_pages: int, memory_by
     return slots
 
 
-def cluster_bytes(worker: WorkerMemory, workers: int, gateways: int) -> int:
-    """Bytes of a cluster of `workers` equal workers, `gateways`, Ray and the router."""
-    return _front_bytes(gateways) + workers * worker.total
+def cluster_bytes(workers: Sequence[WorkerMemory], gateways: int) -> int:
+    """Bytes of a cluster of these workers, `gateways`, Ray and the router."""
+    return _front_bytes(gateways) + sum(worker.total for worker in workers)
 
 
 def _front_bytes(gateways: int) -> int:
     return CLUSTER_BYTES + gateways * GATEWAY_BYTES
 
 
-def cluster_words(worker: WorkerMemory, workers: int, gateways: int, free: Free) -> str:
+def cluster_words(workers: Sequence[WorkerMemory], gateways: int, free: Free) -> str:
     """The memory of all processes of the cluster, as a setting to print."""
-    size = _mib(cluster_bytes(worker, workers, gateways))
-    return f"{size} for {_workers(workers)}, {_gateways(gateways)}Ray and the router, of {free.words}"
+    size = _mib(cluster_bytes(workers, gateways))
+    return f"{size} for {_workers(len(workers))}, {_gateways(gateways)}Ray and the router, of {free.words}"
 
 
-def check_memory(worker: WorkerMemory, workers: int, gateways: int, free: Free, context_tokens: int) -> None:
+def check_memory(workers: Sequence[WorkerMemory], gateways: int, free: Free, context_tokens: int) -> None:
     """Raise `ConfigError` if the cluster needs more than is free: the kernel would kill one of its processes."""
-    needed_bytes = cluster_bytes(worker, workers, gateways)
+    needed_bytes = cluster_bytes(workers, gateways)
     if needed_bytes > free.bytes:
         front = f"{_gateways(gateways)}Ray and the router ({_rounded(_front_bytes(gateways))})"
+        each = " and ".join(f"{_workers(len([*equal]))} of {worker.words}" for worker, equal in groupby(workers))
         raise ConfigError(
-            f"{_workers(workers)} of {worker.words} with {front} need {_mib(needed_bytes)} of memory, and there are "
+            f"{each} with {front} need {_mib(needed_bytes)} of memory, and there are "
             f"{free.words}: start fewer workers, or lower model.context_tokens (now {context_tokens}), "
             "engine.num_pages or engine.swap_memory_gib."
         )

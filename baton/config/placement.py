@@ -6,6 +6,9 @@ resources; a bundle, with its GPUs, is always on one node.
 
     pack     groups of at least one prefill and one decode worker, each group on one node, with KV over NVLink
     spread   one group of all workers, on as many nodes as possible: a worker has a network card to itself
+
+The ranks of a worker share its bundle, so they are on one node under every strategy. A worker of several ranks in no
+other group has a group of its own.
 """
 
 from __future__ import annotations
@@ -20,19 +23,20 @@ _OWN_NAMES = {"CPU": "cpus", "GPU": "gpus", "memory": "", "object_store_memory":
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """The resources of one worker, all from one node, and the labels and environment that it needs there."""
+    """The resources of each rank of a worker, all ranks on one node, and the labels and environment they need there."""
 
     cpus: float
     gpus: float
     resources: dict[str, float]
     labels: dict[str, str]
     env: dict[str, str]
+    ranks: int = 1
 
     @property
     def bundle(self) -> dict[str, float]:
-        """The resources under Ray's names; empty if the worker takes none."""
+        """The resources of all ranks under Ray's names; empty if the worker takes none."""
         every = {"CPU": self.cpus, "GPU": self.gpus, **self.resources}
-        return {name: amount for name, amount in every.items() if amount > 0}
+        return {name: self.ranks * amount for name, amount in every.items() if amount > 0}
 
     @property
     def words(self) -> str:
@@ -51,13 +55,30 @@ class Group:
 
 
 def demand(config: BatonConfig, role: str) -> Demand:
-    """The resources of a worker of this role."""
+    """The resources of a worker of this role, or of a gateway."""
     pool: PoolPlacement = getattr(config.placement, role)
-    return Demand(pool.cpus, pool.gpus, dict(pool.resources), dict(pool.labels), dict(pool.env))
+    ranks: int = getattr(config.tensor_parallel, role, 1)
+    return Demand(pool.cpus, pool.gpus, dict(pool.resources), dict(pool.labels), dict(pool.env), ranks)
 
 
 def groups(config: BatonConfig, roles: list[tuple[str, str]]) -> list[Group]:
-    """The groups of a cluster with these workers, given as (name, role); none with `strategy = "free"`."""
+    """The groups of a cluster that starts with these workers, given as (name, role)."""
+    together = _shared_groups(config, roles)
+    placed = {worker for group in together for worker in group.workers}
+    return [*together, *own_groups(config, [worker for worker in roles if worker not in placed])]
+
+
+def own_groups(config: BatonConfig, workers: list[tuple[str, str]]) -> list[Group]:
+    """A group for each of these workers with several ranks that take resources."""
+    wanted = {worker: demand(config, worker[1]) for worker in workers}
+    return [
+        Group(f"group-{worker[0]}", "STRICT_PACK", (worker,))
+        for worker, each in wanted.items()
+        if each.ranks > 1 and each.bundle
+    ]
+
+
+def _shared_groups(config: BatonConfig, roles: list[tuple[str, str]]) -> list[Group]:
     strategy = config.placement.strategy
     if strategy == "free":
         return []

@@ -44,6 +44,9 @@ class ResolvedEngine(EngineSection):
     host_pages: int = 0
     """Pages of host memory for preempted sequences; 0: preempted sequences are recomputed"""
 
+    ranks: int = 1
+    """Processes of a worker, which compute each step together (tensor parallelism)"""
+
 
 @dataclass(frozen=True, slots=True)
 class WorkerConfig:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from baton.config.access import access_words
-from baton.config.devices import check_devices, device, memory_fraction, on_gpu
+from baton.config.devices import ROLES, check_devices, device, memory_fraction, on_gpu
+from baton.config.facts import MachineFacts, ModelFacts
 from baton.config.memory import (
-    Free,
     WorkerMemory,
     check_memory,
     cluster_words,
@@ -22,42 +22,6 @@ from baton.config.process_config import GatewayConfig, ResolvedEngine, ResolvedM
 from baton.config.ray_names import GATEWAY
 from baton.config.schema import BatonConfig
 from baton.protocol.sampling import SamplingDefaults, default_words
-
-
-@dataclass(frozen=True, slots=True)
-class MachineFacts:
-    """The resources of the machine, for all its workers together."""
-
-    cores: int
-    memory_available_bytes: int
-    fast_bfloat16: bool  # avx512_bf16 or AMX: bfloat16 matrix products at twice the rate of float32
-    memory_limit_bytes: int = 0  # The container's limit, if it bounds the available memory; 0: none
-    all_workers_here: bool = True  # False: workers may run on nodes with more or less memory
-
-    @property
-    def free(self) -> Free:
-        """The available memory."""
-        return Free(self.memory_available_bytes, self.memory_limit_bytes)
-
-
-@dataclass(frozen=True, slots=True)
-class ModelFacts:
-    """The model's facts that determine sizes.
-
-    `kv_values_per_token` counts K and V of all layers; `layer_values` counts the numbers that one layer computes for a
-    token.
-    """
-
-    path: str
-    name: str
-    context_tokens: int
-    kv_values_per_token: int
-    sampling: SamplingDefaults = field(default_factory=dict)  # From its generation_config.json
-    num_parameters: int = 0
-    layer_values: int = 0
-    vocab_size: int = 0
-    template_text: str = ""  # The text of the template that the operator gives; "": the model's own
-    window_limits: bool = False  # Its sliding window, not its positions, limits `context_tokens`
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,32 +68,44 @@ class Resolved:
             "host_pages": f"{self.host_pages} per worker, for preempted sequences" if self.host_pages else "none",
             "chunk_tokens": f"{self.chunk_tokens}, {self.mixed_chunk_tokens} beside decodes",
             "max_batch": str(self.max_batch),
+            **self._ranks_words(),
             **self._memory_words(),
-            "threads": f"{self.threads} per worker",
+            "threads": f"{self.threads} per process",
             **self._gpu_words(),
             "policy": self.config.router.policy,
             "access": access_words(self.config.access),
             **placement_words(self.config),
         }
 
-    @property
-    def worker_memory(self) -> WorkerMemory:
-        """A worker's use of the machine's own memory; a worker on a GPU has only its process and swap there."""
-        gpu = on_gpu(self.config)
-        fixed = _fixed_memory(self.model, self.dtype, gpu, self.chunk_tokens, self.max_batch)
-        values = self.config.engine.page_size * self.model.kv_values_per_token
-        page_bytes = values * (4 if self.dtype == "float32" else 2)
+    def worker_memory(self, role: str) -> WorkerMemory:
+        """Use of the machine's own memory by a worker of this role; on a GPU, only its processes and swap are there."""
+        gpu, ranks = on_gpu(self.config), demand(self.config, role).ranks
+        fixed = _fixed_memory(self.model, self.dtype, gpu, self.chunk_tokens, self.max_batch, ranks)
+        page_bytes = self.model.page_bytes(self.config.engine.page_size, self.dtype, ranks)
         kv_bytes = 0 if gpu else self.num_pages * page_bytes
         return replace(fixed, kv=kv_bytes, swap=self.host_pages * page_bytes)
+
+    @property
+    def memory(self) -> list[WorkerMemory]:
+        """Use of the machine's own memory by each worker."""
+        return [self.worker_memory(role) for _, role in self.roles]
 
     def _memory_words(self) -> dict[str, str]:
         if on_gpu(self.config):
             return {}
-        worker = self.worker_memory
+        each = {role: self.worker_memory(role).words for _, role in self.roles}
+        equal = len(set(each.values())) == 1
         return {
-            "worker_memory": worker.words,
-            "memory": cluster_words(worker, len(self.roles), gateways_here(self.config), self.machine.free),
+            "worker_memory": self.memory[0].words if equal else "; ".join(f"{role}: {each[role]}" for role in each),
+            "memory": cluster_words(self.memory, gateways_here(self.config), self.machine.free),
         }
+
+    def _ranks_words(self) -> dict[str, str]:
+        """The ranks of each pool's workers, as a setting to print; empty if every worker is one process."""
+        ranks = {role: demand(self.config, role).ranks for _, role in self.roles}
+        if set(ranks.values()) == {1}:
+            return {}
+        return {"tensor_parallel": ", ".join(f"{role} {count}" for role, count in ranks.items()) + " ranks per worker"}
 
     def _context_words(self) -> str:
         windowed = self.model.window_limits and self.context_tokens == self.model.context_tokens
@@ -153,7 +129,8 @@ class Resolved:
         if not on_gpu(self.config):
             return {}
         parts = [f"{role} {device(self.config, role)}, {memory_fraction(self.config, role):g} of it" for role in pools]
-        graphs = "decode steps as CUDA graphs" if engine.cuda_graphs else "no CUDA graphs"
+        recording = [role for role in pools if engine.cuda_graphs and demand(self.config, role).ranks == 1]
+        graphs = f"CUDA graphs on {' and '.join(recording)} workers" if recording else "no CUDA graphs"
         return {"gpu": f"{'; '.join(parts)}; {graphs}; {engine.attention} kernels"}
 
     def as_json(self) -> dict[str, Any]:
@@ -222,6 +199,7 @@ class Resolved:
             host_pages=self.host_pages,
             device=device(self.config, role),
             gpu_memory_fraction=memory_fraction(self.config, role),
+            ranks=demand(self.config, role).ranks,
         )
 
 
@@ -232,9 +210,8 @@ def resolve(config: BatonConfig, machine: MachineFacts, model: ModelFacts) -> Re
     """
     check_placement(config)
     check_devices(config)
-    engine, pools = config.engine, config.pools
-    workers = pools.prefill + pools.decode + pools.mixed
-    gpu = on_gpu(config)
+    engine, gpu = config.engine, on_gpu(config)
+    ranks = [demand(config, role).ranks for role in ROLES for _ in range(getattr(config.pools, role))]
     dtype = config.model.dtype
     if dtype == "auto":
         dtype = "bfloat16" if gpu or machine.fast_bfloat16 else "float32"
@@ -242,13 +219,13 @@ def resolve(config: BatonConfig, machine: MachineFacts, model: ModelFacts) -> Re
     if config.model.context_tokens != "auto":
         context = min(context, config.model.context_tokens)
     max_batch = (256 if gpu else 32) if engine.max_batch == "auto" else engine.max_batch
-    page_bytes = engine.page_size * model.kv_values_per_token * (4 if dtype == "float32" else 2)
+    page_bytes = model.page_bytes(engine.page_size, dtype, max(ranks))
     useful = max_batch * -(-context // engine.page_size)  # Pages of a full batch at full length
     largest_chunk = 8192 if gpu else 512
     chunk_tokens = min(largest_chunk, max(context, 16)) if engine.chunk_tokens == "auto" else engine.chunk_tokens
-    fixed = _fixed_memory(model, dtype, gpu, chunk_tokens, max_batch)
+    fixed = [_fixed_memory(model, dtype, gpu, chunk_tokens, max_batch, each) for each in ranks]
     gateways = gateways_here(config)
-    room = memory_for_pages(machine.free, workers, gateways, fixed)
+    room = memory_for_pages(machine.free, fixed, gateways)
     num_pages = kv_pages(engine, gpu, page_bytes, useful, context, room.kv_bytes)
     room = room.without(0 if gpu else num_pages * page_bytes)
     resolved = Resolved(
@@ -262,16 +239,19 @@ def resolve(config: BatonConfig, machine: MachineFacts, model: ModelFacts) -> Re
         if engine.mixed_chunk_tokens == "auto"
         else min(engine.mixed_chunk_tokens, chunk_tokens),
         max_batch=max_batch,
-        threads=max(1, machine.cores // workers) if engine.threads == "auto" else engine.threads,
+        threads=max(1, machine.cores // sum(ranks)) if engine.threads == "auto" else engine.threads,
         host_pages=swap_pages(engine, page_bytes, num_pages or useful, room.swap_bytes),
         machine=machine,
     )
     if machine.all_workers_here and not gpu:
-        check_memory(resolved.worker_memory, workers, gateways, machine.free, context)
+        check_memory(resolved.memory, gateways, machine.free, context)
     return resolved
 
 
-def _fixed_memory(model: ModelFacts, dtype: str, gpu: bool, chunk_tokens: int, max_batch: int) -> WorkerMemory:
-    """A worker's memory before any page. With a GPU only the process is in the machine's own memory."""
+def _fixed_memory(
+    model: ModelFacts, dtype: str, gpu: bool, chunk_tokens: int, max_batch: int, ranks: int
+) -> WorkerMemory:
+    """A worker's memory before any page. With a GPU only the processes are in the machine's own memory."""
     step_values = chunk_tokens * model.layer_values + 2 * max_batch * model.vocab_size
-    return fixed_memory(*(0, 0) if gpu else (model.num_parameters, step_values), 4 if dtype == "float32" else 2)
+    used = (0, 0) if gpu else (model.num_parameters, step_values)
+    return fixed_memory(*used, 4 if dtype == "float32" else 2, ranks)

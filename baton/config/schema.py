@@ -65,6 +65,20 @@ class PoolsSection(_Section):
     """Processes that serve clients; those on one node share the port"""
 
 
+class TensorParallelSection(_Section):
+    """Ranks of each worker, by pool: processes on one node that compute every step together, each with a part of the
+    weights and of the KV heads, and on GPUs each with its own. The pools' degrees may differ."""
+
+    prefill: int = Field(default=1, ge=1, le=64)
+    """Ranks of a prefill worker"""
+
+    decode: int = Field(default=1, ge=1, le=64)
+    """Ranks of a decode worker"""
+
+    mixed: int = Field(default=1, ge=1, le=64)
+    """Ranks of a mixed worker"""
+
+
 class EngineSection(_Section):
     """Memory, steps and device of each worker."""
 
@@ -91,7 +105,7 @@ class EngineSection(_Section):
     """Sequences per decode step; auto: 256 on a GPU, else 32"""
 
     threads: int | Auto = "auto"
-    """CPU threads per worker; auto: the cores, divided among the workers"""
+    """CPU threads per rank of a worker; auto: the cores, divided among all ranks"""
 
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:[0-9]{1,2})?)$")] = "auto"
     """cpu, cuda or cuda:N; auto: a GPU for workers whose pool takes gpus (placement), else cpu"""
@@ -100,7 +114,7 @@ class EngineSection(_Section):
     """Share of the GPU's memory that a worker uses; auto: 0.9, divided among the workers of the GPU"""
 
     cuda_graphs: bool = True
-    """Record decode steps as CUDA graphs at start, and replay them"""
+    """Record decode steps as CUDA graphs at start, and replay them; workers of several ranks record none"""
 
     attention: Literal["auto", "fa2", "fa3"] = "auto"
     """Prefill kernels on a GPU; auto: fa3 on Hopper if installed, else fa2"""
@@ -178,13 +192,13 @@ class RouterSection(_Section):
 
 
 class PoolPlacement(_Section):
-    """Resources and labels of the node of each worker of a pool."""
+    """Resources of each rank of a pool's workers, and labels of the node of each worker."""
 
     cpus: float = Field(default=0.0, ge=0)
-    """Cores; also the number of the worker's threads if engine.threads is auto"""
+    """Cores; also the number of the rank's threads if engine.threads is auto"""
 
     gpus: float = Field(default=0.0, ge=0)
-    """GPUs; a fraction shares a GPU"""
+    """GPUs; a fraction shares a GPU; 1 for workers of several ranks on GPUs"""
 
     resources: dict[str, Annotated[float, Field(gt=0)]] = {}
     """Ray's custom resources, such as { baton_prefill = 1 }"""
@@ -271,6 +285,7 @@ class BatonConfig(_Section):
 
     model: ModelSection = ModelSection()
     pools: PoolsSection = PoolsSection()
+    tensor_parallel: TensorParallelSection = TensorParallelSection()
     engine: EngineSection = EngineSection()
     gateway: GatewaySection = GatewaySection()
     router: RouterSection = RouterSection()

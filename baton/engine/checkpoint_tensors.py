@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 
 from baton.engine.model_config import ModelConfig
 from baton.protocol.errors import ModelError
+from baton.protocol.head_slices import heads_of
 
 DTYPES = ("F32", "BF16", "F16", "F64")  # Accepted tensor types, as named in a safetensors header.
 # Unused tensors: frequencies that old versions of transformers stored, and scales of a quantised KV cache.
@@ -26,15 +28,32 @@ class TensorHeader:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where a checkpoint tensor goes: rows [start, start + shape[0]) of one of our parameters."""
+    """Where a rank's part of a checkpoint tensor goes: rows [start, start + len(rows)) of one of its parameters."""
 
     parameter: str
     start: int
-    shape: tuple[int, ...]
+    shape: tuple[int, ...]  # Of the tensor in the checkpoint.
+    rows: range  # The rank's part of it.
+    columns: range | None = None  # Of a matrix; None for all.
+
+    @property
+    def part(self) -> tuple[slice, ...]:
+        """The index of the rank's part in the checkpoint's tensor."""
+        dimensions = [self.rows] if self.columns is None else [self.rows, self.columns]
+        return tuple(slice(part.start, part.stop) for part in dimensions)
+
+    @property
+    def num_values(self) -> int:
+        """The number of values of the rank's part."""
+        columns = self.shape[1:] if self.columns is None else (len(self.columns),)
+        return len(self.rows) * prod(columns)
 
 
 def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Our parameters by name; q, k, v are one matrix, and so are gate and up."""
+    """Our parameters by name; q, k, v are one matrix, and so are gate and up.
+
+    Those of a rank have the shapes of its `ModelConfig.slice`.
+    """
     hidden, heads = config.hidden_size, config.num_heads * config.head_dim
     shapes: dict[str, tuple[int, ...]] = {"embed": (config.vocab_size, hidden), "norm": (hidden,)}
     if not config.tied_head:
@@ -55,44 +74,62 @@ def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def checkpoint_targets(config: ModelConfig) -> dict[str, Target]:
-    """Every tensor that a checkpoint of this configuration must have, and its target."""
-    hidden, q = config.hidden_size, config.num_heads * config.head_dim
-    kv, mlp = config.num_kv_heads * config.head_dim, config.intermediate_size
+def checkpoint_targets(config: ModelConfig, num_ranks: int = 1, rank: int = 0) -> dict[str, Target]:
+    """Every tensor that a checkpoint of this configuration must have, and the target of the rank's part of it."""
+    own, hidden = config.slice(num_ranks, rank), config.hidden_size
+    head_dim, mlp = config.head_dim, config.intermediate_size
+    q, kv, own_q = config.num_heads * head_dim, config.num_kv_heads * head_dim, own.num_heads * head_dim
+    kv_heads = heads_of(config.num_kv_heads, num_ranks, rank)
+    vocabulary = config.vocabulary(num_ranks, rank)
+    q_rows, mlp_rows = _share(q, num_ranks, rank), _share(mlp, num_ranks, rank)
+    kv_rows = range(kv_heads.start * head_dim, kv_heads.stop * head_dim)
+    projections = (("q", 0, q, q_rows), ("k", own_q, kv, kv_rows), ("v", own_q + len(kv_rows), kv, kv_rows))
     targets = {
-        "model.embed_tokens.weight": Target("embed", 0, (config.vocab_size, hidden)),
-        "model.norm.weight": Target("norm", 0, (hidden,)),
+        "model.embed_tokens.weight": Target("embed", 0, (config.vocab_size, hidden), vocabulary),
+        "model.norm.weight": _whole("norm", hidden),
     }
     if not config.tied_head:
-        targets["lm_head.weight"] = Target("head", 0, (config.vocab_size, hidden))
+        targets["lm_head.weight"] = Target("head", 0, (config.vocab_size, hidden), vocabulary)
     for layer in range(config.num_layers):
         prefix = f"model.layers.{layer}"
         attention = f"{prefix}.self_attn"
         targets |= {
-            f"{prefix}.input_layernorm.weight": Target(f"{layer}.attention_norm", 0, (hidden,)),
-            f"{attention}.o_proj.weight": Target(f"{layer}.out", 0, (hidden, q)),
-            f"{prefix}.post_attention_layernorm.weight": Target(f"{layer}.mlp_norm", 0, (hidden,)),
-            f"{prefix}.mlp.gate_proj.weight": Target(f"{layer}.gate_up", 0, (mlp, hidden)),
-            f"{prefix}.mlp.up_proj.weight": Target(f"{layer}.gate_up", mlp, (mlp, hidden)),
-            f"{prefix}.mlp.down_proj.weight": Target(f"{layer}.down", 0, (hidden, mlp)),
+            f"{prefix}.input_layernorm.weight": _whole(f"{layer}.attention_norm", hidden),
+            f"{attention}.o_proj.weight": Target(f"{layer}.out", 0, (hidden, q), range(hidden), q_rows),
+            f"{prefix}.post_attention_layernorm.weight": _whole(f"{layer}.mlp_norm", hidden),
+            f"{prefix}.mlp.gate_proj.weight": Target(f"{layer}.gate_up", 0, (mlp, hidden), mlp_rows),
+            f"{prefix}.mlp.up_proj.weight": Target(f"{layer}.gate_up", len(mlp_rows), (mlp, hidden), mlp_rows),
+            f"{prefix}.mlp.down_proj.weight": Target(f"{layer}.down", 0, (hidden, mlp), range(hidden), mlp_rows),
         }
-        for name, start, rows in (("q", 0, q), ("k", q, kv), ("v", q + kv, kv)):
-            targets[f"{attention}.{name}_proj.weight"] = Target(f"{layer}.qkv", start, (rows, hidden))
+        for name, start, rows, part in projections:
+            targets[f"{attention}.{name}_proj.weight"] = Target(f"{layer}.qkv", start, (rows, hidden), part)
             if config.qkv_bias:
-                targets[f"{attention}.{name}_proj.bias"] = Target(f"{layer}.qkv_bias", start, (rows,))
+                targets[f"{attention}.{name}_proj.bias"] = Target(f"{layer}.qkv_bias", start, (rows,), part)
         if config.qk_norm:
-            targets[f"{attention}.q_norm.weight"] = Target(f"{layer}.q_norm", 0, (config.head_dim,))
-            targets[f"{attention}.k_norm.weight"] = Target(f"{layer}.k_norm", 0, (config.head_dim,))
+            targets[f"{attention}.q_norm.weight"] = _whole(f"{layer}.q_norm", head_dim)
+            targets[f"{attention}.k_norm.weight"] = _whole(f"{layer}.k_norm", head_dim)
     return targets
 
 
-def place_tensors(config: ModelConfig, headers: Mapping[str, TensorHeader]) -> dict[str, Target]:
-    """The target of every tensor that this model uses.
+def _whole(parameter: str, length: int) -> Target:
+    """A vector that every rank keeps."""
+    return Target(parameter, 0, (length,), range(length))
+
+
+def _share(length: int, num_ranks: int, rank: int) -> range:
+    """One of `num_ranks` equal parts."""
+    return range(rank * length // num_ranks, (rank + 1) * length // num_ranks)
+
+
+def place_tensors(
+    config: ModelConfig, headers: Mapping[str, TensorHeader], num_ranks: int = 1, rank: int = 0
+) -> dict[str, Target]:
+    """The target of every tensor that this model uses, on one of `num_ranks`.
 
     Raises `ModelError` naming a tensor that is missing, unknown, of the wrong shape, or not of plain floating point
     numbers: a quantised weight is wrong without its scales.
     """
-    wanted = checkpoint_targets(config)
+    wanted = checkpoint_targets(config, num_ranks, rank)
     places = {}
     for name, header in headers.items():
         if _unused(config, name):

@@ -6,7 +6,7 @@ No call waits for the device within a step.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -16,15 +16,16 @@ from baton.engine.attention.device_backends import device_backend
 from baton.engine.attention.plan_metadata import PlanMetadata, plan_metadata
 from baton.engine.cuda_device import check_kernels, check_pages
 from baton.engine.decode_graphs import DecodeGraphs
-from baton.engine.flat_batch import flat_batch, sampled_rows
 from baton.engine.graph_sizes import graph_sizes
 from baton.engine.model_config import ModelConfig
 from baton.engine.models.decoder import Decoder
-from baton.engine.prompt_scores import ScoresOnDevice, read_scores, score_on_device
+from baton.engine.prompt_scores import ScoresOnDevice, follow_scores, read_scores, score_on_device
+from baton.engine.ranks import ONE_RANK, Ranks
 from baton.engine.sampler import SampledOnDevice, read, sample_on_device
 from baton.engine.staging import GrowingStagingBuffer
 from baton.engine.step import StepPlan, StepResult
-from baton.engine.storage import page_checksum, page_dtype
+from baton.engine.step_arrays import StepArrays, step_arrays
+from baton.engine.storage import head_checksums, page_checksum, page_dtype
 from baton.engine.warm_up import warm_up
 from baton.protocol.worker import PageLayout
 
@@ -35,26 +36,31 @@ Progress = Callable[[int, int], None]
 class CudaOptions:
     """Options of the computation; they change results only by rounding."""
 
-    cuda_graphs: bool = True  # Record decode steps.
+    cuda_graphs: bool = True  # Record decode steps; those of several ranks are never recorded.
     attention: str = "fa2"  # Prefill kernels: "fa2", or "fa3" on Hopper.
     max_batch: int = 256  # Most sequences of a decode step.
     max_tokens: int = 8192  # Tokens of the largest step; sizes the first staging buffer.
+
+    def records(self, ranks: Ranks) -> bool:
+        """Whether decode steps are recorded, where the attention backend can."""
+        return self.cuda_graphs and ranks.num_ranks == 1
 
 
 @dataclass(frozen=True, slots=True)
 class LaunchedStep:
     """A launched step: its tokens are in host memory once the event has completed."""
 
-    drawn: SampledOnDevice
+    drawn: SampledOnDevice | None  # None on a follower, which samples nothing
     scores: tuple[ScoresOnDevice, ...]
     ended: torch.cuda.Event | None
 
 
 class CudaExecutor:
-    """`Executor` on the device of `parameters`.
+    """`Executor` on the device of `parameters`, on one rank of a worker: rank 0 launches each step, the others follow.
 
-    `pages` is the storage `[num_pages, kv_heads, num_layers, 2, page_size, head_dim]` that transfers read and write.
-    One more page is allocated behind it, for the padding of recorded steps; no pool may contain it.
+    `pages` is the storage `[num_pages, kv_heads, num_layers, 2, page_size, head_dim]` that transfers read and write,
+    with this rank's heads only; `layout` is the whole worker's. One more page is allocated behind it, for the padding
+    of recorded steps; no pool may contain it.
 
     Without FlashInfer kernels for its elements or heads (float32; heads of 32), attention uses torch, unrecorded.
     """
@@ -68,25 +74,29 @@ class CudaExecutor:
         layout: PageLayout,
         options: CudaOptions,
         progress: Progress | None = None,
+        ranks: Ranks = ONE_RANK,
     ) -> None:
         """`progress` receives (recorded decode steps, total)."""
         dtype = page_dtype(layout, parameters)
         self.device = device = parameters["embed"].device
         self.config = config
         self.layout = layout
-        storage = torch.zeros((layout.num_pages + 1, *layout.shape[1:]), dtype=dtype, device=device)
+        self.ranks = ranks
+        own = config.slice(ranks.num_ranks, ranks.rank)
+        shape = replace(layout, num_pages=layout.num_pages + 1, num_kv_heads=own.num_kv_heads).shape
+        storage = torch.zeros(shape, dtype=dtype, device=device)
         self.pages = storage[: layout.num_pages]
         if device.type == "cuda":
             check_pages(self.pages)
-        self.model = Decoder(config, parameters)
+        self.model = Decoder(config, parameters, ranks)
         self._staging = GrowingStagingBuffer(device, 3 * options.max_tokens + (1 << 16))
         self._graphs: DecodeGraphs | None = None
         if device.type == "cuda":
             check_kernels(options.attention, torch.cuda.get_device_capability(device))
         backend = device_backend(dtype, layout.head_dim)
-        attention = backend.open(storage, config.num_heads, options.attention, options.max_batch)
+        attention = backend.open(storage, own.num_heads, options.attention, options.max_batch)
         self._attention: DeviceAttention = attention
-        if options.cuda_graphs and backend.record is not None:
+        if options.records(ranks) and backend.record is not None:
             self._graphs = self._record(backend.record(attention), options.max_batch, progress)
 
     @torch.inference_mode()
@@ -100,19 +110,32 @@ class CudaExecutor:
         return self.collect(self.launch(plan))
 
     @torch.inference_mode()
-    def launch(self, plan: StepPlan) -> LaunchedStep:
-        """Queue the step and the copy of its tokens to the host.
+    def launch(self, plan: StepPlan, arrays: StepArrays | None = None) -> LaunchedStep:
+        """Queue the step and the copy of its tokens to the host. `arrays` are the plan's, if they exist.
 
         The previous step must have been collected, because its arrays are overwritten.
         """
-        logits, scores = self._compute(plan)
+        arrays = arrays or step_arrays(plan, self.layout.page_size)
+        hidden, logits = self._compute(arrays)
+        scores = score_on_device(self.model, hidden, arrays.scored, plan) if arrays.scored else ()
         drawn = sample_on_device(logits, plan.sampling, self.config.eos_token_ids).fetch()
         fetched = tuple(item.fetch() for item in scores)
+        return LaunchedStep(drawn, fetched, self._ended())
+
+    @torch.inference_mode()
+    def follow(self, arrays: StepArrays) -> LaunchedStep:
+        """Queue this rank's share of a step that rank 0 launches. The next one may be queued when it is `done`."""
+        hidden, _ = self._compute(arrays)
+        follow_scores(self.model, hidden, arrays.scored)
+        return LaunchedStep(None, (), self._ended())
+
+    def _ended(self) -> torch.cuda.Event | None:
+        """An event that completes with what has been queued so far."""
         if self.device.type != "cuda":
-            return LaunchedStep(drawn, fetched, None)
+            return None
         ended = torch.cuda.Event()
         ended.record(torch.cuda.current_stream(self.device))
-        return LaunchedStep(drawn, fetched, ended)
+        return ended
 
     def done(self, launched: LaunchedStep) -> bool:
         return launched.ended is None or launched.ended.query()
@@ -124,20 +147,19 @@ class CudaExecutor:
         """
         if launched.ended is not None:
             launched.ended.synchronize()
+        assert launched.drawn is not None
         return StepResult(read(launched.drawn), read_scores(launched.scores))
 
-    def _compute(self, plan: StepPlan) -> tuple[torch.Tensor, tuple[ScoresOnDevice, ...]]:
-        """Logits of the sampling slices, and scores of prompts."""
-        token_ids, layout = flat_batch(plan, self.layout.page_size)
-        if self._graphs is not None and plan.num_decodes == len(plan.slices):
+    def _compute(self, arrays: StepArrays) -> tuple[torch.Tensor, torch.Tensor]:
+        """The last layer's output for every token (nothing for a recorded step), and the logits of the sampled rows."""
+        token_ids, rows, layout = arrays.tensors()
+        if self._graphs is not None and arrays.only_decodes:
             logits = self._graphs.logits(token_ids, layout)
             if logits is not None:
-                return logits, ()
-        rows = sampled_rows(plan, layout)
+                return logits[:0], logits
         tokens, sampled, metadata = self._stage(token_ids, rows, layout)
         hidden = self.model.hidden(tokens, metadata.positions, self._attention)
-        scores = score_on_device(self.model, hidden, plan) if plan.scoring else ()
-        return self.model.logits(hidden[sampled]), scores
+        return hidden, self.model.logits(hidden[sampled])
 
     def _stage(
         self, token_ids: torch.Tensor, rows: torch.Tensor, layout: BatchLayout
@@ -152,7 +174,13 @@ class CudaExecutor:
         return device[0], device[1], there
 
     def page_checksum(self, page: int) -> int:
-        return page_checksum(self.pages, page)
+        """Of a page of a worker of one rank."""
+        return page_checksum(self.head_checksums(page))
+
+    def head_checksums(self, page: int) -> list[int]:
+        """CRC-32 of the page's bytes of each of this rank's KV heads."""
+        return head_checksums(self.pages, page)
 
     def warm_up(self) -> None:
+        """Make the slow first calls; every rank calls it."""
         warm_up(self, self.config.context_tokens)

@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from baton.protocol.errors import ConfigError
+
+
+class PageCopies(Protocol):
+    """Copies between the pages of a worker and its host memory."""
+
+    def copy_out(self, pages: Sequence[int], slots: Sequence[int]) -> None:
+        """Copy pages into slots, pairwise. When it returns, the pages may be overwritten."""
+        ...
+
+    def copy_in(self, slots: Sequence[int], pages: Sequence[int]) -> None:
+        """Copy slots into pages, pairwise. When it returns, both may be read and overwritten."""
+        ...
 
 
 class HostPages:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from baton.engine.attention.device_backends import device_backend
@@ -9,6 +11,7 @@ from baton.engine.cuda_executor import CudaOptions
 from baton.engine.device_memory import DeviceMemory
 from baton.engine.model_config import ModelConfig
 from baton.engine.models.decoder import Decoder
+from baton.engine.ranks import ONE_RANK, Ranks
 from baton.engine.sampler import read, sample_on_device
 from baton.engine.sequence import Sequence
 from baton.protocol.request import MAX_LOGPROBS, Request, SamplingParams
@@ -28,14 +31,19 @@ class _NoKeys:
 
 @torch.inference_mode()
 def measure(
-    config: ModelConfig, parameters: dict[str, torch.Tensor], layout: PageLayout, options: CudaOptions, graphs: int
+    config: ModelConfig,
+    parameters: dict[str, torch.Tensor],
+    layout: PageLayout,
+    options: CudaOptions,
+    graphs: int,
+    ranks: Ranks = ONE_RANK,
 ) -> DeviceMemory:
     """Memory of the parameters' GPU after a step of `max_tokens` tokens in which `max_batch` sequences sample.
 
-    `graphs` is the number of steps that are going to be recorded.
+    `layout` is the whole worker's; `graphs` is the number of steps that are going to be recorded. Every rank calls it.
     """
     device = parameters["embed"].device
-    model = Decoder(config, parameters)
+    model = Decoder(config, parameters, ranks)
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
@@ -47,8 +55,10 @@ def measure(
     own = torch.cuda.memory_reserved(device)
     workspace = _WRAPPER_BYTES
     backend = device_backend(parameters["embed"].dtype, layout.head_dim)
-    workspace += backend.workspace_bytes(device, options.max_batch, config.num_heads, layout)
-    if options.cuda_graphs and backend.record is not None:
+    sliced = config.slice(ranks.num_ranks, ranks.rank)
+    own_layout = replace(layout, num_kv_heads=sliced.num_kv_heads)
+    workspace += backend.workspace_bytes(device, options.max_batch, sliced.num_heads, own_layout)
+    if options.records(ranks) and backend.record is not None:
         # The pool of recorded steps takes as much as one eager step of that batch, permanently.
         workspace += _decode_peak(model, options.max_batch, device) + graphs * config.num_layers * _GRAPH_SHARE
     return DeviceMemory(total=total, free=free, own=own, step_peak=step_peak, workspace=workspace)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from baton.engine.families import FAMILIES
 from baton.engine.race.definition import MAX_TOKEN
-from baton.protocol.errors import ModelError
+from baton.protocol.errors import ConfigError, ModelError
+from baton.protocol.head_slices import heads_of
 from baton.protocol.worker import PageLayout
 
 _SIZES = (
@@ -68,9 +69,50 @@ class ModelConfig:
         embeddings = self.vocab_size * self.hidden_size * (1 if self.tied_head else 2)
         return self.num_layers * layer + embeddings
 
+    def slice(self, num_ranks: int, rank: int) -> ModelConfig:
+        """The shapes of one rank: its heads, its columns of the MLP, and its rows of embedding and head.
+
+        An uneven vocabulary is padded, so that all ranks have equally many rows; `vocabulary` has the rank's tokens.
+        """
+        return replace(
+            self,
+            vocab_size=-(-self.vocab_size // num_ranks),
+            intermediate_size=self.intermediate_size // num_ranks,
+            num_heads=self.num_heads // num_ranks,
+            num_kv_heads=len(heads_of(self.num_kv_heads, num_ranks, rank)),
+        )
+
+    def vocabulary(self, num_ranks: int, rank: int) -> range:
+        """The token ids whose rows of embedding and head a rank keeps; none, for a rank that has only padding."""
+        rows = -(-self.vocab_size // num_ranks)
+        return range(min(rank * rows, self.vocab_size), min((rank + 1) * rows, self.vocab_size))
+
     def page_layout(self, num_pages: int, page_size: int, dtype: str, model_id: str) -> PageLayout:
         """The layout of this model's KV pages."""
         return PageLayout(num_pages, self.num_layers, page_size, self.num_kv_heads, self.head_dim, dtype, model_id)
+
+
+def check_ranks(config: ModelConfig, num_ranks: int) -> None:
+    """Raise `ConfigError`, with the numbers that would fit, when the model cannot be divided among so many ranks."""
+    if _misfit(config, num_ranks) is None:
+        return
+    fitting = [str(number) for number in range(1, config.num_heads + 1) if _misfit(config, number) is None]
+    raise ConfigError(
+        f"{_misfit(config, num_ranks)} cannot be divided among {num_ranks} ranks: tensor parallelism of this model "
+        f"can be {', '.join(fitting)}."
+    )
+
+
+def _misfit(config: ModelConfig, num_ranks: int) -> str | None:
+    """The number of the model that does not fit, if there is any. Fewer KV heads than ranks are copied."""
+    kv_heads = config.num_kv_heads
+    if config.num_heads % num_ranks:
+        return f"The model's {config.num_heads} attention heads"
+    if kv_heads % num_ranks and num_ranks % kv_heads:
+        return f"The model's {kv_heads} KV heads"
+    if config.intermediate_size % num_ranks:
+        return f"The model's {config.intermediate_size} columns of the MLP (intermediate_size)"
+    return None
 
 
 def model_config(raw: Mapping[str, Any], generation: Mapping[str, Any] | None = None) -> ModelConfig:

@@ -6,6 +6,7 @@ they are computed for a few positions at a time.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
@@ -35,19 +36,28 @@ class ScoresOnDevice:
         return ScoresOnDevice(self.part, self.first, fetch(self.own), fetch(self.likely), fetch(self.likely_ids))
 
 
-def score_on_device(model: Decoder, hidden: torch.Tensor, plan: StepPlan) -> tuple[ScoresOnDevice, ...]:
+def score_on_device(
+    model: Decoder, hidden: torch.Tensor, scored: Seq[range], plan: StepPlan
+) -> tuple[ScoresOnDevice, ...]:
     """Scores of each slice of the plan that has `scored` positions, in order, without waiting for the device.
 
-    `hidden` is `[tokens, n]`, the model's output for the plan's tokens.
+    `hidden` is `[tokens, n]`, the model's output for the plan's tokens; `scored` are the slices' rows of it.
     """
-    scores = []
-    row = 0
-    for part in plan.slices:
-        if part.scored:
-            begin = row + part.scored.start - part.start
-            scores.append(_score(model, hidden[begin : begin + len(part.scored)], part))
-        row += part.num_tokens
-    return tuple(scores)
+    return tuple(_score(model, hidden, rows, part) for rows, part in zip(scored, plan.scoring, strict=True))
+
+
+def follow_scores(model: Decoder, hidden: torch.Tensor, scored: Seq[range]) -> None:
+    """Another rank's share of `score_on_device`."""
+    for rows in scored:
+        for _ in _logits(model, hidden, rows):
+            pass
+
+
+def _logits(model: Decoder, hidden: torch.Tensor, rows: range) -> Iterator[torch.Tensor]:
+    """Logits of a few of the rows at a time."""
+    at_once = max(1, MAX_LOGITS // model.config.vocab_size)
+    for piece in hidden[rows.start : rows.stop].split(at_once):
+        yield model.logits(piece)
 
 
 def read_scores(scores: Seq[ScoresOnDevice]) -> tuple[PromptLogprobs, ...]:
@@ -65,14 +75,15 @@ def _bytes(tensor: torch.Tensor, kind: str) -> bytes:
     return tensor.numpy().astype(kind).tobytes()
 
 
-def _score(model: Decoder, hidden: torch.Tensor, part: Slice) -> ScoresOnDevice:
+def _score(model: Decoder, hidden: torch.Tensor, rows: range, part: Slice) -> ScoresOnDevice:
     sequence, first = part.sequence, part.scored.start + 1
     count = sequence.sampling.prompt_logprobs or 0
-    targets = like(hidden, sequence.tokens[first : first + len(hidden)], torch.int64)
-    at_once = max(1, MAX_LOGITS // model.config.vocab_size)
+    targets = like(hidden, sequence.tokens[first : first + len(rows)], torch.int64)
     pieces = []
-    for rows, tokens in zip(hidden.split(at_once), targets.split(at_once), strict=True):
-        logits = model.logits(rows)
+    begin = 0
+    for logits in _logits(model, hidden, rows):
+        tokens = targets[begin : begin + len(logits)]
+        begin += len(logits)
         total = logits.logsumexp(dim=-1, keepdim=True)
         top = logits.topk(count)
         pieces.append((logits.gather(1, tokens[:, None])[:, 0] - total[:, 0], top.values - total, top.indices))

@@ -10,7 +10,7 @@ from baton.protocol.request import FinishReason, Request, SamplingParams
 
 
 def page_ids(pages: Iterable[int]) -> array[int]:
-    """A page table: int32, so that a step's tables are joined by copying memory (`baton.engine.flat_batch`)."""
+    """A page table: int32, so that a step's tables are joined by copying memory (`baton.engine.step_arrays`)."""
     return array("i", pages)
 
 

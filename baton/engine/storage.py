@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterable
 
 import torch
 
@@ -20,6 +21,11 @@ def page_dtype(layout: PageLayout, parameters: dict[str, torch.Tensor]) -> torch
     return dtype
 
 
-def page_checksum(pages: torch.Tensor, page: int) -> int:
-    """CRC-32 of a page's bytes, over all layers."""
-    return zlib.crc32(pages[page].view(torch.uint8).cpu().numpy().data)
+def head_checksums(pages: torch.Tensor, page: int) -> list[int]:
+    """CRC-32 of each KV head's bytes of a page, over all layers."""
+    return [zlib.crc32(head.data) for head in pages[page].view(torch.uint8).cpu().numpy()]
+
+
+def page_checksum(heads: Iterable[int]) -> int:
+    """CRC-32 of a page from those of all KV heads, in order: the same however they are divided among ranks."""
+    return zlib.crc32(b"".join(value.to_bytes(4, "little") for value in heads))

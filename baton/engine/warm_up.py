@@ -6,8 +6,10 @@ from typing import Protocol
 
 import torch
 
+from baton.engine.ranks import Ranks
 from baton.engine.sequence import Sequence, page_ids
 from baton.engine.step import Slice, StepPlan, StepResult
+from baton.engine.step_arrays import StepArrays, step_arrays
 from baton.protocol.request import Request, SamplingParams
 from baton.protocol.worker import PageLayout
 
@@ -21,14 +23,17 @@ _SAMPLINGS = (
 class _WithPages(Protocol):
     pages: torch.Tensor
     layout: PageLayout
+    ranks: Ranks
 
     def execute(self, plan: StepPlan) -> StepResult: ...
+
+    def follow(self, arrays: StepArrays) -> object: ...
 
 
 def warm_up(executor: _WithPages, context_tokens: int) -> None:
     """Run a small prefill and three decode steps, one greedy and two sampled, so that all kernels are loaded.
 
-    The contents of the pages are restored.
+    Each rank of a worker calls it and runs the same steps. The contents of the pages are restored.
     """
     prompt = (0,) * min(8, context_tokens - 2)
     pages = list(range(-(-9 // executor.layout.page_size)))[: executor.layout.num_pages]
@@ -40,8 +45,11 @@ def warm_up(executor: _WithPages, context_tokens: int) -> None:
         return begun
 
     chunk = Slice(sequence(SamplingParams(), 0), 0, len(prompt), True)
-    token = executor.execute(StepPlan((chunk,))).tokens[0].token_id
-    for sampling in _SAMPLINGS:
-        decode = Slice(sequence(sampling, len(prompt), (token,)), len(prompt), 1, True)
-        executor.execute(StepPlan((decode,)))
+    decodes = [Slice(sequence(sampling, len(prompt), (0,)), len(prompt), 1, True) for sampling in _SAMPLINGS]
+    for part in (chunk, *decodes):
+        plan = StepPlan((part,))
+        if executor.ranks.rank == 0:
+            executor.execute(plan)
+        else:
+            executor.follow(step_arrays(plan, executor.layout.page_size))
     executor.pages[pages] = kept

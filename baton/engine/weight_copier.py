@@ -25,21 +25,24 @@ class WeightCopier:
             self._read = [torch.cuda.Event() for _ in range(2)]
 
     def copy(self, source: torch.Tensor, target: torch.Tensor) -> None:
-        """Start copying `source`, in host memory, to the contiguous `target` of equal shape; dtypes may differ."""
+        """Start copying `source`, in host memory, to the contiguous `target` of equal shape; dtypes may differ.
+
+        A row of a source that is not contiguous must fit into a buffer.
+        """
         if not self._buffers:
             target.copy_(source)
             return
-        flat, there = source.reshape(-1), target.view(-1)
-        step = self._buffers[0].numel() // source.element_size()
-        for start in range(0, flat.numel(), step):
-            piece = flat[start : start + step]
-            self._send(piece, there[start : start + step])
+        if source.is_contiguous():
+            source, target = source.view(-1), target.view(-1)
+        step = max(1, self._buffers[0].numel() // source[:1].nbytes)
+        for start in range(0, len(source), step):
+            self._send(source[start : start + step], target[start : start + step])
 
     def _send(self, piece: torch.Tensor, target: torch.Tensor) -> None:
         self._turn = 1 - self._turn
         event = self._read[self._turn]
         event.synchronize()  # Until the buffer has been copied; returns at once if it is unused.
-        buffer = self._buffers[self._turn][: piece.numel() * piece.element_size()].view(piece.dtype)
+        buffer = self._buffers[self._turn][: piece.numel() * piece.element_size()].view(piece.dtype).view(piece.shape)
         buffer.copy_(piece)
         if piece.dtype == target.dtype:
             target.copy_(buffer, non_blocking=True)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from baton.engine.checkpoint import tensor_headers, weight_files
-from baton.engine.checkpoint_tensors import parameter_shapes, place_tensors
+from baton.engine.checkpoint_tensors import Target, parameter_shapes, place_tensors
 from baton.engine.model_config import ModelConfig
+from baton.engine.ranks import ONE_RANK, Ranks
 from baton.engine.weight_copier import WeightCopier
 from baton.protocol.errors import ModelError
 
@@ -18,38 +19,48 @@ Progress = Callable[[int, int], None]
 
 
 def load_weights(
-    folder: Path, config: ModelConfig, dtype: torch.dtype, device: str = "cpu", progress: Progress | None = None
+    folder: Path,
+    config: ModelConfig,
+    dtype: torch.dtype,
+    device: str = "cpu",
+    progress: Progress | None = None,
+    ranks: Ranks = ONE_RANK,
 ) -> dict[str, torch.Tensor]:
     """The model's parameters by name, filled from the checkpoint in `folder` without a second copy in memory.
 
-    `progress` receives (bytes done, total bytes). Raises `ModelError` naming a tensor that does not fit the model,
+    With several ranks, those of this one (the shapes of `config.slice`): it reads nothing else. `progress` receives
+    (bytes done, total bytes). Raises `ModelError` naming a tensor that does not fit the model,
     before memory is allocated.
     """
     files = weight_files(folder)
-    places = place_tensors(config, tensor_headers(files))
-    parameters = {
-        name: torch.empty(shape, dtype=dtype, device=device) for name, shape in parameter_shapes(config).items()
-    }
+    places = place_tensors(config, tensor_headers(files), ranks.num_ranks, ranks.rank)
+    own = config.slice(ranks.num_ranks, ranks.rank)
+    parameters = {name: torch.empty(shape, dtype=dtype, device=device) for name, shape in parameter_shapes(own).items()}
     copier = WeightCopier(torch.device(device))
-    total = sum(tensor.numel() * tensor.element_size() for tensor in parameters.values())
+    total = sum(target.num_values for target in places.values()) * dtype.itemsize
     done = 0
-    for name, tensor in _tensors(files, places):
-        target = places[name]
-        place = parameters[target.parameter][target.start : target.start + target.shape[0]]
-        copier.copy(tensor, place)
+    for target, part in _parts(files, places):
+        place = parameters[target.parameter][target.start : target.start + len(target.rows)]
+        copier.copy(part, place)
         done += place.numel() * place.element_size()
         if progress is not None:
             progress(done, total)
     copier.finish()
+    vocabulary = config.vocabulary(ranks.num_ranks, ranks.rank)
+    for name in ("embed", "head"):
+        if name in parameters:
+            parameters[name][len(vocabulary) :].zero_()  # The padding of an uneven vocabulary
     return parameters
 
 
-def _tensors(files: list[Path], wanted: Container[str]) -> Iterator[tuple[str, torch.Tensor]]:
+def _parts(files: list[Path], places: Mapping[str, Target]) -> Iterator[tuple[Target, torch.Tensor]]:
+    """Each target's part of its tensor, of which only the pages of the file that hold it are read."""
     for path in files:
         try:
             with safe_open(str(path), framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118 - not a dict
-                    if name in wanted:
-                        yield name, file.get_tensor(name)
+                    target = places.get(name)
+                    if target is not None and target.rows:
+                        yield target, file.get_slice(name)[target.part]
         except SafetensorError as error:
             raise ModelError(f"{path} is not a readable safetensors file: {error}.") from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import time
 import uuid
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
@@ -129,7 +130,7 @@ async def start_gateway(config: GatewayConfig) -> RunningGateway:
         info = GatewayInfo(config.name, incarnation, workers.address, host=socket.gethostname(), pid=os.getpid())
         facts = ModelFacts(model.model_id, config.page_size, model_config.vocab_size, access.share_prefixes)
         driver = GatewayDriver(
-            GatewaySession(info, facts, tokenizer, section.router_grace_s),
+            GatewaySession(info, facts, tokenizer, section.router_grace_s, time.time() - time.monotonic()),
             router,
             workers,
             write_timeout_s=section.write_timeout_s,

@@ -13,14 +13,23 @@ from itertools import count
 
 import torch
 
-from baton.kv_transfer.transport import Notice, TransferEvent, WriteDone, WriteFailed
+from baton.kv_transfer.transport import (
+    Notice,
+    TransferEvent,
+    WriteDone,
+    WriteFailed,
+    check_layouts,
+    check_write,
+    rank_agent,
+)
 from baton.protocol.errors import HandoffFailed
+from baton.protocol.head_slices import Piece, partners, pieces
 from baton.protocol.worker import Endpoint, PageLayout
 
 
 @dataclass(eq=False)
 class InProcessNetwork:
-    """A set of transports that can reach each other. Writes to agents in `unreachable` fail."""
+    """A set of transports, by `rank_agent`, that can reach each other. Writes to agents in `unreachable` fail."""
 
     transports: dict[str, InProcessTransport] = field(default_factory=dict)
     unreachable: set[str] = field(default_factory=set)
@@ -36,19 +45,29 @@ class _Write:
 
 
 class InProcessTransport:
-    """`Transport` for page storage `pages`, with peers in `network`."""
+    """`Transport` for page storage `pages` of one rank, with peers in `network`. `layout` is the whole worker's."""
 
-    def __init__(self, network: InProcessNetwork, pages: torch.Tensor, layout: PageLayout, agent: str) -> None:
+    def __init__(
+        self,
+        network: InProcessNetwork,
+        pages: torch.Tensor,
+        layout: PageLayout,
+        agent: str,
+        rank: int = 0,
+        num_ranks: int = 1,
+    ) -> None:
         self.pages = pages
         self.notices: deque[Notice] = deque()
         self._network = network
         self._layout = layout
         self._name = agent
+        self._rank = rank
+        self._num_ranks = num_ranks
         self._peers: dict[str, Endpoint] = {}
         self._writes: list[_Write] = []
         self._ended: list[TransferEvent] = []
         self._ids = count()
-        network.transports[agent] = self
+        network.transports[rank_agent(agent, rank)] = self
 
     @property
     def endpoint(self) -> Endpoint:
@@ -59,10 +78,11 @@ class InProcessTransport:
         return len(self._writes) + len(self._ended)
 
     def connect(self, peer: Endpoint) -> None:
-        if peer.layout.fingerprint != self._layout.fingerprint:
-            raise HandoffFailed(f"{peer.agent} has pages {peer.layout.fingerprint}, not {self._layout.fingerprint}.")
-        if self._target(peer.agent) is None:
-            raise HandoffFailed(f"{peer.agent} cannot be reached.")
+        check_layouts(self._layout, peer, self._name)
+        self.disconnect(peer.agent)
+        for rank in partners(self._layout.num_kv_heads, self._num_ranks, self._rank, len(peer.ranks)):
+            if self._target(peer.agent, rank) is None:
+                raise HandoffFailed(f"{peer.agent} cannot be reached.")
         self._peers[peer.agent] = peer
 
     def disconnect(self, agent: str) -> None:
@@ -75,14 +95,18 @@ class InProcessTransport:
         peer = self._peers.get(agent)
         if peer is None:
             raise HandoffFailed(f"{agent} is not connected.")
-        if len(source_pages) != len(target_pages):
-            raise HandoffFailed(f"{len(source_pages)} pages cannot be written to {len(target_pages)}.")
-        for pages, layout in ((source_pages, self._layout), (target_pages, peer.layout)):
-            if pages and not (min(pages) >= 0 and max(pages) < layout.num_pages):
-                raise HandoffFailed(f"A page id is outside 0 to {layout.num_pages - 1}.")
+        check_write(self._layout, self._num_ranks, peer, source_pages, target_pages, notice is not None)
         transfer_id = next(self._ids)
         self._writes.append(_Write(transfer_id, agent, tuple(source_pages), tuple(target_pages), notice))
         return transfer_id
+
+    def notify(self, agent: str, notice: bytes) -> None:
+        if self._rank:
+            raise HandoffFailed(f"Rank {self._rank} sends no notices: rank 0 does, when every rank has written.")
+        target = self._target(agent, 0)
+        if agent not in self._peers or target is None:
+            raise HandoffFailed(f"{agent} is not connected.")
+        target.notices.append(Notice(self._name, notice))
 
     def progress(self) -> None:
         writes, self._writes = self._writes, []
@@ -96,21 +120,32 @@ class InProcessTransport:
         return events
 
     def _copy(self, write: _Write) -> TransferEvent:
-        target = self._target(write.agent)
-        if target is None:
-            return WriteFailed(write.transfer_id, f"{write.agent} cannot be reached")
-        started_s = time.perf_counter()
-        if write.source_pages:
-            target.pages[list(write.target_pages)] = self.pages[list(write.source_pages)]
+        started_s, num_heads, peer_ranks = time.perf_counter(), 0, len(self._peers[write.agent].ranks)
+        for piece in pieces(self._layout.num_kv_heads, self._num_ranks, self._rank, peer_ranks):
+            target = self._target(write.agent, piece.target_rank)
+            if target is None:
+                return WriteFailed(write.transfer_id, f"{write.agent} cannot be reached")
+            _copy_piece(self.pages, write.source_pages, target.pages, write.target_pages, piece)
+            num_heads += piece.num_heads
         if write.notice is not None:
-            target.notices.append(Notice(self._name, write.notice))
-        num_bytes = len(write.source_pages) * self._layout.page_bytes
+            self.notify(write.agent, write.notice)
+        num_bytes = len(write.source_pages) * num_heads * self._layout.head_bytes
         return WriteDone(write.transfer_id, num_bytes, time.perf_counter() - started_s)
 
-    def _target(self, agent: str) -> InProcessTransport | None:
-        return None if agent in self._network.unreachable else self._network.transports.get(agent)
+    def _target(self, agent: str, rank: int) -> InProcessTransport | None:
+        name = rank_agent(agent, rank)
+        return None if name in self._network.unreachable else self._network.transports.get(name)
 
     def close(self) -> None:
-        if self._network.transports.get(self._name) is self:
-            del self._network.transports[self._name]
+        name = rank_agent(self._name, self._rank)
+        if self._network.transports.get(name) is self:
+            del self._network.transports[name]
         self._peers.clear()
+
+
+def _copy_piece(
+    source: torch.Tensor, source_pages: Sequence[int], target: torch.Tensor, target_pages: Sequence[int], piece: Piece
+) -> None:
+    ours = source[:, piece.source_head : piece.source_head + piece.num_heads]
+    theirs = target[:, piece.target_head : piece.target_head + piece.num_heads]
+    theirs[list(target_pages)] = ours[list(source_pages)]

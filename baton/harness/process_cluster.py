@@ -32,6 +32,7 @@ class ProcessCluster:
     router_config: RouterConfig
     worker_config: WorkerConfig  # of every worker, except for name, role and address
     pools: Mapping[str, int]  # role → workers
+    ranks: Mapping[str, int] = field(default_factory=dict)  # role → processes of each worker; 1 unless given
     first: Mapping[str, Callable[[], None]] = field(default_factory=dict)  # what a process does first, by name
     environment: Mapping[str, str] = field(default_factory=dict)  # of every worker
     num_gateways: int = 1
@@ -115,7 +116,9 @@ class ProcessCluster:
     def spawn(self, name: str, role: str) -> None:
         """Start a worker, also a second time."""
         address = self.router.worker_address
+        engine = self.worker_config.engine.changed(ranks=self.ranks.get(role, 1))
         plan = replace(self.worker_config, name=name, role=role, router_address=address, link_keys=self._keys(name))
+        plan = replace(plan, engine=engine)
         self.processes[name] = forked(work, plan, self.first.get(name), dict(self.environment), name=name)
         self.processes[name].start()
 

@@ -20,6 +20,7 @@ def work(
         first()
     os.environ.update(environment or {})
     set_up(plan.name, plan.logging.level, log_format=plan.logging.format)
+    from baton.harness.forked_rank import fork_rank
     from baton.worker.build import assemble
 
-    assemble(plan, str(os.getpid()), "localhost", lambda stage: None).run()
+    assemble(plan, str(os.getpid()), "localhost", lambda stage: None, fork_rank).run()

@@ -78,6 +78,7 @@ class Printable:
 Count = Annotated[int, Range(0, _MAX_COUNT)]
 Positive = Annotated[int, Range(1, 1 << 26)]
 Seconds = Annotated[float, Range(0.0, _MAX_SECONDS)]
+WallClock = Annotated[float, Range(0.0, 2.0**36)]  # Seconds since 1970
 PositiveSeconds = Annotated[float, Range(0.0, _MAX_SECONDS, above=True)]
 Id = Annotated[str, Length(MAX_ID)]
 Ids = Annotated[tuple[Id, ...], Length(MAX_IDS)]

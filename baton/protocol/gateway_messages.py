@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from baton.protocol.bounds import MAX_IDS, Count, Id, Ids, Label, Length, Positive, Seconds, Text
+from baton.protocol.bounds import MAX_IDS, Count, Id, Ids, Label, Length, Positive, Seconds, Text, WallClock
 from baton.protocol.handoff import HandoffReport
 from baton.protocol.messages import Payload
 from baton.protocol.prefix_hash import PageKeys
@@ -68,6 +68,7 @@ class Submit:
     deadline_in_s: Seconds | None = None
     submission: Count = 0  # Counts the submissions of this stream
     trace: TraceContext | None = None  # None: the request is not sampled
+    called_at_s: WallClock = 0.0  # When its present client called, on the gateway's wall clock: it orders two calls
 
 
 @dataclass(frozen=True, slots=True)

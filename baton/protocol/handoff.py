@@ -99,7 +99,7 @@ class Reservation:
 
 @dataclass(frozen=True, slots=True)
 class PageChecksum:
-    """CRC-32 of the bytes of one page of a reservation, as the source has them."""
+    """Checksum of one page of a reservation, as the source has it: CRC-32 over the CRC-32s of its KV heads in order."""
 
     place: int  # Index in the reservation's `page_ids`
     crc32: int

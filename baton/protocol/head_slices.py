@@ -42,3 +42,13 @@ def pieces(num_kv_heads: int, source_ranks: int, rank: int, target_ranks: int) -
         if first < last and target_rank % copies == rank % copies:
             found.append(Piece(target_rank, first - ours.start, first - theirs.start, last - first))
     return tuple(found)
+
+
+def partners(num_kv_heads: int, num_ranks: int, rank: int, peer_ranks: int) -> tuple[int, ...]:
+    """The ranks of a peer that rank `rank` of `num_ranks` writes to or is written by, ascending."""
+    return tuple(
+        other
+        for other in range(peer_ranks)
+        if any(piece.target_rank == other for piece in pieces(num_kv_heads, num_ranks, rank, peer_ranks))
+        or any(piece.target_rank == rank for piece in pieces(num_kv_heads, peer_ranks, other, num_ranks))
+    )

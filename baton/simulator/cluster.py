@@ -5,6 +5,7 @@ What happens next is decided elsewhere: at random (stepped_cluster.py), or by a 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field, replace
 
@@ -46,6 +47,8 @@ class VirtualCluster(Deliveries):
     ends: bool = True  # the model has an end-of-sequence token, and comes to it soon
     vocabulary: Vocabulary | None = None
     num_gateways: int = 1
+    ranks: Mapping[RoleName, int] = field(default_factory=dict)  # of workers that start with a role; 1 if not given
+    num_kv_heads: int = 1
     routers: int = 0
 
     def __post_init__(self) -> None:
@@ -79,8 +82,10 @@ class VirtualCluster(Deliveries):
 
     def add(self, name: str, role: RoleName, incarnation: int = 1) -> VirtualWorker:
         """Start a worker, which registers."""
-        shape = WorkerShape(self.num_pages, self.chunk_tokens, self.host_pages, self.share_prefixes, self.ends)
-        worker = self.workers[name] = shape.start(name, role, incarnation)
+        shape = WorkerShape(
+            self.num_pages, self.chunk_tokens, self.host_pages, self.share_prefixes, self.ends, self.num_kv_heads
+        )
+        worker = self.workers[name] = shape.start(name, role, incarnation, self.ranks.get(role, 1))
         self.link_to_router(worker)
         worker.session.on_transport(worker.session.info.endpoint, self.now)
         self.perform_for(worker, [])

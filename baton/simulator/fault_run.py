@@ -17,9 +17,10 @@ from baton.router.core.operation import Drain, Migrate, OperationSpec, Rebalance
 from baton.router.core.transfers import ORPHAN_S, RELINK_AFTER_S
 from baton.router.policy.predicted_latency import PredictedLatency
 from baton.simulator.cluster import CLAIM_WITHIN_S
-from baton.simulator.faults import Arrival, Fault, FaultKind, Schedule
+from baton.simulator.faults import OF_RANKS, Arrival, Fault, FaultKind, Schedule
 from baton.simulator.simulation import Slo
-from baton.simulator.timed_cluster import TimedCluster, Timing
+from baton.simulator.timed_cluster import SLOWER, TimedCluster
+from baton.simulator.timing import Timing
 from baton.simulator.token_checker import Violation
 from baton.simulator.virtual_gateway import VirtualGateway
 from baton.simulator.virtual_worker import VirtualWorker
@@ -30,16 +31,15 @@ RESUME_S = 1.0  # within which clients ask for the rest when their connection br
 REST_S = 0.1  # between two looks at whether the cluster has come to rest
 PATIENCE_S = 60.0  # within which every request has to end after that
 CORRUPT, TWICE, BREAKS = 0.3, 0.2, 0.1  # shares of handoffs, deliveries, writes
-SLOWER = 100.0  # how many times as long messages to a slow gateway take
 SLO = Slo()
 CRASHES = frozenset(
     {FaultKind.KILL, FaultKind.STOP, FaultKind.PAUSE, FaultKind.ROUTER, FaultKind.BOTH, FaultKind.CUT, FaultKind.PART}
+    | OF_RANKS
 )
 CAUSES = {  # errors with which a request may end, and the faults that one of them takes
     HandoffFailed: frozenset({FaultKind.CORRUPT, FaultKind.FAIL}),
     WorkerLost: CRASHES,
     NoWorkers: CRASHES,
-    Cancelled: frozenset({FaultKind.PAUSE}),  # a router that stood still reads the submissions of gateways in any order
 }
 
 
@@ -76,6 +76,8 @@ class FaultRun:
             ends=schedule.ends,
             timing=self.timing,
             num_gateways=schedule.gateways,
+            ranks=schedule.ranks,
+            num_kv_heads=schedule.kv_heads,
         )
         self.arrivals = {arrival.request_id: arrival for arrival in schedule.arrivals}
         self.cluster.clients.on_refused = self._on_refused
@@ -143,8 +145,14 @@ class FaultRun:
                 cluster.stop(process, True)
             case FaultKind.SLOW if isinstance(process, VirtualGateway):
                 process.slow = SLOWER
-            case FaultKind.CUT:
+            case FaultKind.CUT | FaultKind.PAIR:
                 network.cut.add(frozenset(subjects))
+            case FaultKind.LAG:
+                network.slow.add(frozenset(subjects))
+            case FaultKind.RANK if isinstance(process, VirtualWorker):
+                cluster.end_rank(process, fault.rank, fault.for_s)
+            case FaultKind.REST if isinstance(process, VirtualWorker):
+                cluster.stop_rank(process, fault.rank, True)
             case FaultKind.PART:
                 cluster.cut_link(subjects[0], "router")
             case FaultKind.TOKENS:
@@ -174,8 +182,7 @@ class FaultRun:
 
     def _process(self, fault: Fault) -> VirtualWorker | VirtualGateway | None:
         """The first process that a fault is about."""
-        name = fault.subjects[0] if fault.subjects else ""
-        return self.cluster.workers.get(name) or self.cluster.gateways.get(name)
+        return self.cluster.workers.get(fault.process) or self.cluster.gateways.get(fault.process)
 
     def _end(self, fault: Fault, process: VirtualWorker | VirtualGateway | None) -> None:
         cluster, network = self.cluster, self.cluster.network
@@ -184,8 +191,12 @@ class FaultRun:
                 cluster.stop(process, False)
             case FaultKind.SLOW if isinstance(process, VirtualGateway):
                 process.slow = 1.0
-            case FaultKind.CUT:
+            case FaultKind.CUT | FaultKind.PAIR:
                 cluster.heal(*fault.subjects)
+            case FaultKind.LAG:
+                network.slow.discard(frozenset(fault.subjects))
+            case FaultKind.REST if isinstance(process, VirtualWorker):
+                cluster.stop_rank(process, fault.rank, False)
             case FaultKind.PART:
                 cluster.heal_link(fault.subjects[0], "router")
             case FaultKind.TOKENS:

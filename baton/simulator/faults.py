@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -20,6 +20,10 @@ class FaultKind(StrEnum):
     KILL = "kill"
     STOP = "stop"
     CUT = "cut the cable between"
+    RANK = "kill the rank"
+    REST = "stop the rank"
+    PAIR = "cut the cable between the ranks"
+    LAG = "slow down the cable between the ranks"
     ROUTER = "restart the router"
     PAUSE = "stop the router"
     BREAK = "break the router's connection to"
@@ -44,6 +48,10 @@ SUBJECTS = {  # what a fault is about: so many of the workers, of the gateways, 
     FaultKind.KILL: (1, 0, 0),
     FaultKind.STOP: (1, 0, 0),
     FaultKind.CUT: (2, 0, 0),
+    FaultKind.RANK: (1, 0, 0),
+    FaultKind.REST: (1, 0, 0),
+    FaultKind.PAIR: (2, 0, 0),
+    FaultKind.LAG: (2, 0, 0),
     FaultKind.DRAIN: (1, 0, 0),
     FaultKind.UNDRAIN: (1, 0, 0),
     FaultKind.GATEWAY: (0, 1, 0),
@@ -55,11 +63,16 @@ SUBJECTS = {  # what a fault is about: so many of the workers, of the gateways, 
     FaultKind.MOVE: (0, 0, 8),
     FaultKind.MIGRATE: (0, 0, 1),
 }
+OF_RANKS = frozenset({FaultKind.RANK, FaultKind.REST, FaultKind.PAIR, FaultKind.LAG})  # of each worker one
 OF_ANY = frozenset({FaultKind.BREAK, FaultKind.PART})  # they are about a worker or a gateway
 LASTS_S = {  # how long a fault lasts: between these
     FaultKind.KILL: (0.05, 3.0),
     FaultKind.STOP: (0.1, 4.0),  # a worker is given up after 2 s
     FaultKind.CUT: (0.1, 3.0),
+    FaultKind.RANK: (0.05, 3.0),
+    FaultKind.REST: (0.1, 4.0),
+    FaultKind.PAIR: (0.1, 3.0),
+    FaultKind.LAG: (0.2, 2.0),
     FaultKind.ROUTER: (0.0, 1.0),
     FaultKind.PAUSE: (0.1, 3.0),
     FaultKind.PART: (0.05, 6.0),  # a gateway is given up after 4 s
@@ -76,6 +89,9 @@ UNDOES = {  # what the end of a fault is
     FaultKind.KILL: "another process comes up",
     FaultKind.STOP: "it continues",
     FaultKind.CUT: "it is whole",
+    FaultKind.RANK: "another worker comes up",
+    FaultKind.REST: "it continues",
+    FaultKind.PAIR: "it is whole",
     FaultKind.ROUTER: "it is back",
     FaultKind.PAUSE: "it continues",
     FaultKind.PART: "it connects again",
@@ -88,13 +104,23 @@ UNDOES = {  # what the end of a fault is
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One thing that goes wrong. `subjects` are workers, gateways or requests."""
+    """One thing that goes wrong. `subjects` are workers, ranks (as in decode-0/1), gateways or requests."""
 
     number: int  # in its schedule
     at_s: float
     kind: FaultKind
     subjects: tuple[str, ...] = ()
     for_s: float = 0.0
+
+    @property
+    def process(self) -> str:
+        """The first worker or gateway that it is about."""
+        return self.subjects[0].partition("/")[0] if self.subjects else ""
+
+    @property
+    def rank(self) -> int:
+        """The rank of that worker."""
+        return int(self.subjects[0].partition("/")[2])
 
     def __str__(self) -> str:
         named = " ".join([self.kind, " and ".join(self.subjects)]).rstrip()
@@ -118,6 +144,8 @@ class Schedule:
 
     seed: int
     workers: tuple[tuple[str, RoleName], ...]
+    ranks: Mapping[RoleName, int]  # of each worker that starts with this role
+    kv_heads: int
     gateways: int
     arrivals: tuple[Arrival, ...]
     faults: tuple[Fault, ...]
@@ -126,9 +154,11 @@ class Schedule:
     ends: bool  # the model has an end-of-sequence token
 
     def __str__(self) -> str:
-        names = ", ".join(name for name, _ in self.workers)
+        several = {role: f" × {count}" for role, count in self.ranks.items() if count > 1}
+        names = ", ".join(name + several.get(role, "") for name, role in self.workers)
         gateways = f"{self.gateways} gateway{'s' if self.gateways > 1 else ''}"
-        head = f"seed {self.seed}: {names}, {gateways}; {self.num_pages} pages each, {len(self.arrivals)} requests"
+        pages = f"{self.num_pages} pages each of {self.kv_heads} KV head{'s' if self.kv_heads > 1 else ''}"
+        head = f"seed {self.seed}: {names}, {gateways}; {pages}, {len(self.arrivals)} requests"
         return "\n".join([head, *map(str, self.faults)])
 
     def keeping(self, numbers: Collection[int]) -> Schedule:
@@ -137,20 +167,26 @@ class Schedule:
 
 
 def draw(seed: int) -> Schedule:
-    """The schedule of a seed: 3 to 8 workers, up to 3 gateways, a dozen requests, up to `MAX_FAULTS` faults."""
+    """The schedule of a seed: 3 to 8 workers, each pool's of one or two ranks, up to 3 gateways, a dozen requests, up
+    to `MAX_FAULTS` faults."""
     rng = random.Random(seed)
     counts = {RoleName.PREFILL: rng.randint(1, 3), RoleName.DECODE: rng.randint(1, 3), RoleName.MIXED: 0}
     counts[RoleName.MIXED] = rng.choice([0, 0, 1, 2]) if sum(counts.values()) > 2 else 1
     workers = tuple((f"{role.value}-{index}", role) for role, count in counts.items() for index in range(count))
+    ranks = {role: rng.randint(1, 2) for role in counts}
     shared = [rng.randrange(96) for _ in range(16)]
     arrivals = tuple(_arrival(rng, index, shared) for index in range(rng.randint(8, 18)))
     names = [name for name, _ in workers]
     gateways = rng.choice([1, 2, 2, 3])
     named = names, [f"gateway-{number}" for number in range(gateways)], [one.request_id for one in arrivals]
-    faults = sorted((_fault(rng, named) for _ in range(rng.randint(1, MAX_FAULTS))), key=lambda one: one.at_s)
+    of_worker = {name: ranks[role] for name, role in workers}
+    drawn = [_fault(rng, named, of_worker) for _ in range(rng.randint(1, MAX_FAULTS))]
+    faults = sorted(drawn, key=lambda one: one.at_s)
     return Schedule(
         seed=seed,
         workers=workers,
+        ranks=ranks,
+        kv_heads=rng.randint(1, 2),
         gateways=gateways,
         arrivals=tuple(sorted(arrivals, key=lambda one: one.at_s)),
         faults=tuple(replace(fault, number=number) for number, fault in enumerate(faults)),
@@ -167,12 +203,14 @@ def _arrival(rng: random.Random, index: int, shared: list[int]) -> Arrival:
     return Arrival(rng.uniform(0.0, SPAN_S), f"r{index}", tuple(prompt), rng.randint(1, OUTPUT_TOKENS))
 
 
-def _fault(rng: random.Random, named: tuple[list[str], list[str], list[str]]) -> Fault:
-    """A fault of the workers, the gateways and the requests of these names."""
+def _fault(rng: random.Random, named: tuple[list[str], list[str], list[str]], ranks: Mapping[str, int]) -> Fault:
+    """A fault of the workers (with so many ranks), the gateways and the requests of these names."""
     workers, gateways, _ = named
     kind = rng.choice(list(FaultKind))
     counts = SUBJECTS.get(kind, (0, 0, 0))
     subjects = [one for names, most in zip(named, counts, strict=True) for one in rng.sample(names, _count(rng, most))]
+    if kind in OF_RANKS:
+        subjects = [f"{name}/{rng.randrange(ranks[name])}" for name in subjects]
     if kind in OF_ANY:
         subjects = [rng.choice(rng.choice([workers, gateways]))]
     if kind is FaultKind.REBALANCE:

@@ -1,13 +1,68 @@
-"""Model shapes by name, or from a config.json. Facts from the models' published configurations."""
+"""Model shapes by name, or from a config.json. Facts from the models' published configurations.
+
+A shape may have experts or weights of 8 bits: what the simulator can price, whether the engine runs it or not.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from baton.engine.model_config import ModelConfig, model_config
-from baton.protocol.errors import ConfigError
+from baton.protocol.errors import ConfigError, ModelError
+
+BYTES = 2  # Of a bfloat16
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """A decoder's sizes. Of several `experts` per layer, each as large as `config`'s MLP, a token takes some."""
+
+    config: ModelConfig
+    experts: int = 1
+    experts_per_token: int = 1
+    itemsize: int = BYTES  # Of a number in the layers' matrices: 1 for FP8. KV, router, embedding and head have two.
+
+    @property
+    def router_parameters(self) -> int:
+        """Of all layers' choice of experts."""
+        return self.config.num_layers * self.config.hidden_size * self.experts if self.experts > 1 else 0
+
+    @property
+    def num_parameters(self) -> int:
+        """Weights of all matrices and the embedding."""
+        return self.config.num_parameters + (self.experts - 1) * self._expert_parameters + self.router_parameters
+
+    @property
+    def active_parameters(self) -> int:
+        """Those that one token is multiplied with, and the embedding."""
+        more = (self.experts_per_token - 1) * self._expert_parameters
+        return self.config.num_parameters + more + self.router_parameters
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all weights, once."""
+        whole = BYTES * (self.embedding_parameters + self.router_parameters)
+        return whole + self.itemsize * (self.num_parameters - self.embedding_parameters - self.router_parameters)
+
+    @property
+    def embedding_parameters(self) -> int:
+        """Of the embedding and the head."""
+        return self.config.vocab_size * self.config.hidden_size * (1 if self.config.tied_head else 2)
+
+    def distinct_experts(self, tokens: float) -> float:
+        """Experts of a layer that a step of `tokens` tokens is expected to read, where each takes any as likely."""
+        if self.experts == 1:
+            return 1.0
+        return self.experts * (1.0 - float((1.0 - self.experts_per_token / self.experts) ** tokens))
+
+    @property
+    def _expert_parameters(self) -> int:
+        """One expert's, of all layers."""
+        return self.config.num_layers * 3 * self.config.hidden_size * self.config.intermediate_size
 
 
 def _llama(hidden: int, intermediate: int, layers: int, heads: int, kv_heads: int, vocab: int) -> dict[str, Any]:
@@ -24,25 +79,92 @@ def _llama(hidden: int, intermediate: int, layers: int, heads: int, kv_heads: in
     }
 
 
+def _fp8(raw: dict[str, Any]) -> dict[str, Any]:
+    return {**raw, "quantization_config": {"quant_method": "fp8"}}
+
+
+_MIXTRAL_8X7B = {
+    **_llama(4096, 14336, 32, 32, 8, 32000),
+    "architectures": ["MixtralForCausalLM"],
+    "num_local_experts": 8,
+    "num_experts_per_tok": 2,
+}
+_QWEN3_30B_A3B = {
+    **_llama(2048, 6144, 48, 32, 4, 151936),
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "head_dim": 128,
+    "moe_intermediate_size": 768,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+}
 SHAPES: dict[str, dict[str, Any]] = {
     "llama-3.1-8b": _llama(4096, 14336, 32, 32, 8, 128256),
     "llama-3.1-70b": _llama(8192, 28672, 80, 64, 8, 128256),
+    "llama-3.3-70b": _llama(8192, 28672, 80, 64, 8, 128256),
+    "llama-3.3-70b-fp8": _fp8(_llama(8192, 28672, 80, 64, 8, 128256)),
     "mistral-7b": _llama(4096, 14336, 32, 32, 8, 32768),
     "qwen2.5-7b": _llama(3584, 18944, 28, 28, 4, 152064),
     "qwen2.5-32b": _llama(5120, 27648, 64, 40, 8, 152064),
     "qwen2.5-72b": _llama(8192, 29568, 80, 64, 8, 152064),
+    "mixtral-8x7b": _MIXTRAL_8X7B,
+    "qwen3-30b-a3b": _QWEN3_30B_A3B,
+    "qwen3-30b-a3b-fp8": _fp8(_QWEN3_30B_A3B),
 }
 
 
-def model_shape(name: str) -> ModelConfig:
+@dataclass(frozen=True, slots=True)
+class _Experts:
+    """A family with experts: the family that it is without them, and its keys in config.json."""
+
+    without: str
+    experts: str
+    intermediate: str
+
+
+EXPERTS = {
+    "MixtralForCausalLM": _Experts("MistralForCausalLM", "num_local_experts", "intermediate_size"),
+    "Qwen3MoeForCausalLM": _Experts("Qwen3ForCausalLM", "num_experts", "moe_intermediate_size"),
+}
+
+
+def shape_of(raw: Mapping[str, Any]) -> ModelShape:
+    """The shape that a config.json describes. Raises `ModelError` for an unknown architecture or a missing key.
+
+    Weights that are quantised to FP8 have one byte. Every layer of a family with experts is taken to have them.
+    """
+    plain = dict(raw)
+    quantised = plain.pop("quantization_config", None)
+    if quantised is not None and not _is_fp8(quantised):
+        raise ConfigError(f"Weights quantised by {quantised.get('quant_method')} have no costs; those in FP8 have.")
+    itemsize = BYTES if quantised is None else 1
+    family = EXPERTS.get((plain.get("architectures") or [""])[0])
+    if family is None:
+        return ModelShape(model_config(plain), itemsize=itemsize)
+    try:
+        sizes = {"architectures": [family.without], "intermediate_size": plain[family.intermediate]}
+        experts, per_token = int(plain[family.experts]), int(plain["num_experts_per_tok"])
+    except KeyError as error:
+        raise ModelError(f"config.json lacks the key {error}.") from None
+    return ModelShape(model_config({**plain, **sizes}), experts, per_token, itemsize)
+
+
+def _is_fp8(quantised: Mapping[str, Any]) -> bool:
+    """Whether a config.json's quantisation stores weights in FP8."""
+    groups = quantised.get("config_groups") or {}
+    weights = [group.get("weights") or {} for group in groups.values()]
+    floats = any(one.get("num_bits") == 8 and one.get("type") == "float" for one in weights)
+    return "fp8" in str(quantised.get("quant_method")) or floats
+
+
+def model_shape(name: str) -> ModelShape:
     """The shape of a known model, or of the config.json at a path (a file, or a folder that has one)."""
     known = SHAPES.get(name.lower())
     if known is not None:
-        return model_config(known)
+        return shape_of(known)
     path = Path(name)
     path = path / "config.json" if path.is_dir() else path
     try:
-        return model_config(json.loads(path.read_text()))
+        return shape_of(json.loads(path.read_text()))
     except (OSError, ValueError, TypeError, AttributeError):
         known_names = ", ".join(SHAPES)
         raise ConfigError(f"{name!r} is neither a config.json nor one of {known_names}.") from None

@@ -1,10 +1,23 @@
-"""The network between workers: each has a link out and a link in, which serve one transfer after another."""
+"""The network between workers: each rank has a link out and a link in, which serve one transfer after another."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 
+from baton.protocol.head_slices import Piece, pieces
 from baton.simulator.events import Action, Events
+
+
+@lru_cache(maxsize=256)
+def rank_pairs(num_kv_heads: int, source_ranks: int, target_ranks: int) -> tuple[tuple[int, Piece], ...]:
+    """Every piece of a page that travels between two workers, each with the rank that sends it."""
+    return tuple(
+        (rank, piece)
+        for rank in range(source_ranks)
+        for piece in pieces(num_kv_heads, source_ranks, rank, target_ranks)
+    )
 
 
 @dataclass(eq=False)
@@ -21,9 +34,12 @@ class Network:
         """Deliver a message."""
         self.events.after(self.latency_s, action)
 
-    def transfer(self, source: str, target: str, num_bytes: int, action: Action) -> float:
-        """Move pages; `action` runs when they have arrived. Returns how long that takes, waiting included."""
-        arrival_s = self.reserve(source, target, num_bytes)
+    def transfer(self, parts: Iterable[tuple[str, str, int]], action: Action) -> float:
+        """Move the parts of pages, (from, to, bytes) each, side by side; `action` runs when the last one has arrived.
+
+        Returns how long that takes, waiting included.
+        """
+        arrival_s = max(self.reserve(*part) for part in parts)
         self.events.at(arrival_s, action)
         return arrival_s - self.events.now
 

@@ -1,4 +1,4 @@
-"""The best split of a number of workers into pools: for each split, the highest load that most requests are happy with.
+"""The best split of GPUs into pools of workers: for each split, the highest load that most requests are happy with.
 
     splits ──every few──► bisection over load ──the best's neighbours──► bisection, finer ──► the best
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 
+from baton.protocol.worker import RoleName
 from baton.simulator.setup import Pools, Setup, workload
 from baton.simulator.trace import TraceRequest
 
@@ -65,7 +66,7 @@ class Search:
 
     setup: Setup
     trace: Sequence[TraceRequest]
-    workers: int
+    gpus: int
     attainment: float = 0.9
 
     def run(self, trial: Trial) -> Probe:
@@ -88,30 +89,43 @@ class Search:
         return _ranked(fine) + _ranked(rest)
 
     def splits(self) -> list[Pools]:
-        """Every split into prefill and decode workers."""
-        return [Pools(prefill, self.workers - prefill) for prefill in range(1, self.workers)]
+        """Every split into prefill and decode workers that leaves no GPU idle which another one would serve with."""
+        each, other = self.setup.degree(RoleName.PREFILL), self.setup.degree(RoleName.DECODE)
+        by_decode: dict[int, Pools] = {}  # The last one of equal decode pools has most prefill workers
+        for prefill in range(1, (self.gpus - other) // each + 1):
+            decode = (self.gpus - prefill * each) // other
+            by_decode[decode] = Pools(prefill, decode)
+        return list(by_decode.values())
+
+    @property
+    def mixed(self) -> list[Pools]:
+        """All as mixed workers, if there are enough for one."""
+        workers = self.gpus // self.setup.degree(RoleName.MIXED)
+        return [Pools(mixed=workers)] if workers else []
 
     def _coarse(self) -> list[Pools]:
         splits = self.splits()
         count = min(COARSE_SPLITS, len(splits))
         spread = [splits[round((index + 0.5) * len(splits) / count - 0.5)] for index in range(count)]
-        return [*spread, Pools(mixed=self.workers)]
+        return [*spread, *self.mixed]
 
     def _near(self, coarse: Sequence[SplitResult]) -> list[Pools]:
         """What may be the best: those that came close to it, and the neighbours of the best split."""
         goodput = max(one.goodput for one in coarse)
         close = {one.pools for one in coarse if one.best and one.goodput >= goodput * (1 - COARSE_TOLERANCE)}
         best = next((one.pools for one in _ranked(coarse) if one.best and not one.pools.mixed), None)
-        reach = max(1, round((self.workers - 1) / (2 * COARSE_SPLITS)))
+        splits = self.splits()
+        reach = max(1, round(len(splits) / (2 * COARSE_SPLITS)))
         if best in close and best is not None:
-            close |= {one for one in self.splits() if abs(one.prefill - best.prefill) <= reach}
-        return [one for one in (*self.splits(), Pools(mixed=self.workers)) if one in close]
+            place = splits.index(best)
+            close |= set(splits[max(place - reach, 0) : place + reach + 1])
+        return [one for one in (*splits, *self.mixed) if one in close]
 
     def _guess(self) -> float:
-        """The arrival scale at which as many prompt tokens come as half of the workers can compute, without hits."""
-        timer = self.setup.timer
+        """The arrival scale at which as many prompt tokens come as half of the GPUs can compute, without hits."""
+        timer = self.setup.timer(RoleName.PREFILL)
         work_s = sum(timer.seconds(one.prompt_tokens, one.prompt_tokens**2 / 2, 0, 0) for one in self.trace)
-        return self.trace[-1].arrival_s * self.workers / (2 * work_s)
+        return self.trace[-1].arrival_s * self.gpus / timer.devices / (2 * work_s)
 
     def _highest(self, requests: int) -> float:
         """The arrival scale at which the first `requests` come within the shortest time that tells something."""

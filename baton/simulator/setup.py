@@ -13,7 +13,7 @@ from baton.simulator.hardware import accelerator
 from baton.simulator.models import model_shape
 from baton.simulator.result import SimulationResult
 from baton.simulator.simulation import ClusterSpec, Simulation, Slo, WorkerSpec
-from baton.simulator.timing import Roofline, roofline
+from baton.simulator.timing import HOST_EFFICIENCY, Roofline, roofline
 from baton.simulator.trace import TraceRequest, scale_arrivals
 
 PAGE_SIZE = 64  # tokens, where the trace says nothing
@@ -31,9 +31,27 @@ class Pools:
     def workers(self) -> int:
         return self.prefill + self.decode + self.mixed
 
+    @property
+    def counts(self) -> dict[RoleName, int]:
+        """The pools that have workers."""
+        counts = {RoleName.PREFILL: self.prefill, RoleName.DECODE: self.decode, RoleName.MIXED: self.mixed}
+        return {role: count for role, count in counts.items() if count}
+
     def __str__(self) -> str:
-        counts = ((self.prefill, "prefill"), (self.decode, "decode"), (self.mixed, "mixed"))
-        return " + ".join(f"{count} {role}" for count, role in counts if count)
+        return " + ".join(f"{count} {role.value}" for role, count in self.counts.items())
+
+
+@dataclass(frozen=True, slots=True)
+class Degrees:
+    """GPUs that compute each step of a worker together. None: the fewest that leave a third of their memory for KV."""
+
+    prefill: int | None = None
+    decode: int | None = None
+    mixed: int | None = None
+
+    def of(self, role: RoleName) -> int | None:
+        """The degree of a pool."""
+        return {RoleName.PREFILL: self.prefill, RoleName.DECODE: self.decode, RoleName.MIXED: self.mixed}[role]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +60,7 @@ class Setup:
 
     model: str
     gpu: str
-    gpus_per_worker: int | None = None  # None: the fewest that leave a third of their memory for KV
+    tensor_parallel: Degrees = field(default_factory=Degrees)
     policy: str = "predicted_latency"
     refuse_late: bool = True
     slo: Slo | None = field(default_factory=Slo)
@@ -50,40 +68,55 @@ class Setup:
     chunk_tokens: int = 2048
     mixed_chunk_tokens: int = 512
     max_batch: int = 1024
-    network_gb_s: float = 45.0  # GB/s into and out of a worker
+    network_gb_s: float = 45.0  # GB/s into and out of each GPU of a worker
     swap_memory_gb: float = 0.0  # host memory of a worker for the pages of preempted sequences
     seed: int = 0
     auto: bool = False  # the router may move workers between the pools
 
+    def timer(self, role: RoleName) -> Roofline:
+        """How long the steps of a pool's workers take.
+
+        Raises `ConfigError` for a model or accelerator that is not known, and for a degree that does not divide it.
+        """
+        return roofline(model_shape(self.model), accelerator(self.gpu), self.tensor_parallel.of(role))
+
+    def degree(self, role: RoleName) -> int:
+        """GPUs of each of a pool's workers."""
+        return self.timer(role).devices
+
     @property
-    def timer(self) -> Roofline:
-        """How long one worker's steps take. Raises `ConfigError` for a model or accelerator that is not known."""
-        return roofline(model_shape(self.model), accelerator(self.gpu), self.gpus_per_worker)
+    def degrees(self) -> dict[str, int]:
+        """The same of all pools, by name."""
+        return {role.value: self.degree(role) for role in RoleName}
+
+    def gpus(self, pools: Pools) -> int:
+        """GPUs that the pools take."""
+        return sum(count * self.degree(role) for role, count in pools.counts.items())
 
     def cluster(self, pools: Pools) -> ClusterSpec:
         """Raises `ConfigError` for a cluster that cannot be simulated: unknown names, too little memory, no decoder."""
         check_policy(self.policy)
         if pools.decode + pools.mixed == 0:
             raise ConfigError("No pool decodes: give at least one decode or mixed worker.")
-        timer = self.timer
+        kinds = {role: self._worker(role) for role in pools.counts}
+        workers = [kinds[role] for role, count in pools.counts.items() for _ in range(count)]
+        bandwidth, prior = 1e9 * self.network_gb_s, self.timer(workers[0].role).prior()
+        return ClusterSpec(workers, self.slo, bandwidth_bytes_s=bandwidth, prior=prior, auto=self.auto)
+
+    def _worker(self, role: RoleName) -> WorkerSpec:
+        timer = self.timer(role)
         layout = timer.page_layout(self.page_size)
-        counts = ((RoleName.PREFILL, pools.prefill), (RoleName.DECODE, pools.decode), (RoleName.MIXED, pools.mixed))
-        workers = [
-            WorkerSpec(
-                role,
-                timer,
-                layout,
-                self.chunk_tokens,
-                self.mixed_chunk_tokens,
-                self.max_batch,
-                int(1e9 * self.swap_memory_gb // layout.page_bytes),
-                timer.host_bandwidth_bytes_s,
-            )
-            for role, count in counts
-            for _ in range(count)
-        ]
-        bandwidth = 1e9 * self.network_gb_s
-        return ClusterSpec(workers, self.slo, bandwidth_bytes_s=bandwidth, prior=timer.prior(), auto=self.auto)
+        return WorkerSpec(
+            role,
+            timer,
+            layout,
+            self.chunk_tokens,
+            self.mixed_chunk_tokens,
+            self.max_batch,
+            int(1e9 * self.swap_memory_gb // timer.page_bytes(self.page_size)),
+            timer.host_bandwidth_bytes_s,
+            timer.devices,
+        )
 
     def placement(self) -> Placement:
         """A fresh policy of that name."""
@@ -97,24 +130,43 @@ class Setup:
 
     def described(self, pools: Pools) -> dict[str, str]:
         """What is simulated, for people."""
-        timer, layout = self.timer, self.timer.page_layout(self.page_size)
-        tokens = layout.num_pages * layout.page_size
+        shape = model_shape(self.model)
         limits = f"{self.chunk_tokens} prompt tokens per step, {self.mixed_chunk_tokens} beside decodes"
         return {
-            "model": f"{self.model}, {timer.model.num_parameters / 1e9:.1f} billion parameters",
-            "worker": f"{timer.devices} × {self.gpu}: {timer.weight_bytes / 1e9:.0f} GB of weights, "
-            f"KV for {tokens:,} tokens in pages of {layout.page_size}",
-            "pools": f"{pools} ({pools.workers * timer.devices} × {self.gpu})"
+            "model": f"{self.model}, {shape.num_parameters / 1e9:.1f} billion parameters"
+            + (f", {shape.active_parameters / 1e9:.1f} of them per token" if shape.experts > 1 else ""),
+            **self._described_workers(pools),
+            "pools": f"{pools} ({self.gpus(pools)} × {self.gpu})"
             + (", the router moves workers between them" if self.auto else ""),
             "steps": f"{limits}, {self.max_batch} sequences",
-            "network": f"{self.network_gb_s:g} GB/s per worker",
+            "network": f"{self.network_gb_s:g} GB/s per GPU",
             "preemption": f"{self.swap_memory_gb:g} GB of host memory per worker, "
-            f"at {timer.host_bandwidth_bytes_s / 1e9:.0f} GB/s"
+            f"at {accelerator(self.gpu).host_bandwidth_bytes_s * HOST_EFFICIENCY / 1e9:.0f} GB/s per GPU"
             if self.swap_memory_gb
             else "pages are computed again",
             "policy": self.policy + ("" if self.refuse_late else ", late requests are served"),
             "objectives": described_slo(self.slo),
         }
+
+    def _described_workers(self, pools: Pools) -> dict[str, str]:
+        """One row, or one for each pool where their degrees differ."""
+        rows = {}
+        for role in pools.counts:
+            timer = self.timer(role)
+            tokens = timer.page_layout(self.page_size).num_pages * self.page_size
+            rows[f"{role.value} worker"] = (
+                f"{timer.devices} × {self.gpu}: {timer.model.weight_bytes / 1e9:.0f} GB of weights, "
+                f"KV for {tokens:,} tokens in pages of {self.page_size}"
+            )
+        texts = set(rows.values())
+        return {"worker": texts.pop()} if len(texts) == 1 else rows
+
+    def named(self, pools: Pools) -> str:
+        """The pools, with the GPUs of a worker where it has several."""
+        if all(self.degree(role) == 1 for role in pools.counts):
+            return str(pools)
+        named = (f"{count} {role.value} × {self.degree(role)}" for role, count in pools.counts.items())
+        return " + ".join(named) + " GPUs"
 
 
 def described_slo(slo: Slo | None) -> str:

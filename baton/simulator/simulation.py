@@ -27,7 +27,7 @@ from baton.protocol.messages import RouterMessage, Work, WorkerMessage
 from baton.protocol.prefix_hash import page_hashes, page_keys, root_hash
 from baton.protocol.request import DIGEST_BYTES, Objectives, Request, SamplingParams
 from baton.protocol.session_messages import GatewayJoined
-from baton.protocol.worker import Endpoint, PageLayout, RoleName, WorkerInfo
+from baton.protocol.worker import Endpoint, PageLayout, RankAddress, RoleName, WorkerInfo
 from baton.router.core.commands import Command, SendToGateway, SendToWorker
 from baton.router.core.core import RouterCore
 from baton.router.policy.cluster_state import ClusterState
@@ -73,7 +73,8 @@ class WorkerSpec:
     mixed_chunk_tokens: int = 512
     max_batch: int = 1024
     host_pages: int = 0  # slots of host memory for preempted sequences
-    host_bandwidth_bytes_s: float = 50e9  # of the copies there and back
+    host_bandwidth_bytes_s: float = 50e9  # of one rank's copies there and back
+    ranks: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +83,7 @@ class ClusterSpec:
 
     workers: Sequence[WorkerSpec]
     slo: Slo | None = field(default_factory=Slo)
-    bandwidth_bytes_s: float = 45e9  # a 400 Gbit/s network card
+    bandwidth_bytes_s: float = 45e9  # of a rank: a 400 Gbit/s network card
     latency_s: float = 100e-6
     jitter: float = 0.02
     prior: StepCosts = DEFAULT_COSTS
@@ -138,7 +139,7 @@ class Simulation:
             host_pages=spec.host_pages,
             streams=TokenStreams(keep_ended_s=0.0),
         )
-        endpoint = Endpoint(agent, spec.layout)
+        endpoint = Endpoint(agent, spec.layout, (RankAddress(),) * spec.ranks)
         info = WorkerInfo(name, "1", spec.role, 0, endpoint, spec.chunk_tokens, spec.max_batch, spec.mixed_chunk_tokens)
         worker = SimulatedWorker(
             session=WorkerSession(info, state, lambda: "2"),

@@ -6,19 +6,17 @@ which it was caused.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 
 from baton.gateway.core.commands import SendToRouter
 from baton.protocol.worker import RoleName, StepSample
-from baton.router.policy.latency_model import DEFAULT_COSTS
 from baton.simulator.cluster import VirtualCluster
 from baton.simulator.links import Wire
 from baton.simulator.network import Network
 from baton.simulator.page_network import PageWrite
-from baton.simulator.timing import StepTimer
+from baton.simulator.timing import Timing
 from baton.simulator.virtual_gateway import VirtualGateway
 from baton.simulator.virtual_worker import VirtualWorker
 
@@ -27,22 +25,9 @@ LOAD_S = 1.0  # between two heartbeats of a gateway
 OPEN_S = 12e-3  # that a worker's next transport takes to open
 LEAVE_S = 5e-3  # between two looks of a leaving worker at its writes
 RESTART_S = 1.0  # from the end of a worker's process to the registration of the next one
+SLOWER = 100.0  # how many times as long messages to a slow gateway, and writes over a slow link, take
+EXIT_S = 0.05  # within which the other ranks of a worker end when one has ended
 LATE_S = 0.05  # mean time until the bytes of a write that was called off arrive
-
-
-@dataclass(frozen=True, slots=True)
-class Timing:
-    """How long things take. Messages take `message_s` on average, one in twenty ten times as long."""
-
-    steps: StepTimer = DEFAULT_COSTS
-    jitter: float = 0.2  # standard deviation of the logarithm of a step's time
-    message_s: float = 0.5e-3
-    write_s: float = 1e-3  # mean delay of a write, beside its time on the links
-    bandwidth_bytes_s: float = 1e6  # of a worker's link, in one direction
-
-    def message(self, rng: random.Random) -> float:
-        mean_s = self.message_s if rng.random() < 0.95 else 10 * self.message_s
-        return rng.expovariate(1.0 / mean_s)
 
 
 @dataclass(eq=False)
@@ -81,6 +66,21 @@ class TimedCluster(VirtualCluster):
         incarnation = self.workers[name].incarnation + 1
         self.kill(name)
         self.events.after(back_after_s, partial(self._come_up, name, incarnation))
+
+    def end_rank(self, worker: VirtualWorker, rank: int, back_after_s: float = RESTART_S) -> None:
+        """Kill a rank of a worker; the others end soon, and another worker comes up in its place."""
+        worker.dead_ranks.add(rank)
+        self.events.after(self.rng.uniform(0.0, EXIT_S), partial(self._end_if_same, worker, back_after_s))
+
+    def stop_rank(self, worker: VirtualWorker, rank: int, stopped: bool) -> None:
+        """Stop a rank in the middle of whatever it does, or let it continue. The first one has the session."""
+        if rank == 0:
+            self.stop(worker, stopped)
+        elif stopped:
+            worker.stopped_ranks.add(rank)
+        else:
+            worker.stopped_ranks.discard(rank)
+            self._go_on_writing()
 
     def end_gateway(self, name: str, back_after_s: float = RESTART_S) -> list[str]:
         """Kill a gateway; another process comes up in its place. Returns the requests whose streams it had."""
@@ -135,16 +135,15 @@ class TimedCluster(VirtualCluster):
         else:
             self._wake(process.wires)
             self.on_acted(process)
-            for write in self.network.writes:
-                self.on_write(write)
+            self._go_on_writing()
 
     def exits(self, worker: VirtualWorker, reason: str) -> None:
         """The worker ends its process: it could not leave its incarnation."""
         self.events.after(0.0, partial(self._end_if_same, worker))
 
-    def _end_if_same(self, worker: VirtualWorker) -> None:
+    def _end_if_same(self, worker: VirtualWorker, back_after_s: float = RESTART_S) -> None:
         if not worker.gone:
-            self.end_process(worker.name)
+            self.end_process(worker.name, back_after_s)
 
     # Wires
 
@@ -206,7 +205,7 @@ class TimedCluster(VirtualCluster):
         """The worker absorbs its step; if it was stopped, it does so when it continues."""
         if worker.gone or worker.stepping is not step:
             return
-        if worker.silent:
+        if worker.stuck:
             self.events.after(TICK_S, partial(self._end_step, worker, step))
             return
         self.absorb_step(worker)
@@ -241,17 +240,20 @@ class TimedCluster(VirtualCluster):
             self.on_notice(target)
 
     def heal(self, one: str, other: str) -> None:
-        """The cable between two workers is whole again."""
+        """The cable between two workers or two ranks is whole again."""
         self.network.cut.discard(frozenset((one, other)))
+        self._go_on_writing()
+
+    def _go_on_writing(self) -> None:
         for write in self.network.writes:
             self.on_write(write)
 
     def _write_delay(self, write: PageWrite) -> float:
         if write.called_off:
             return self.rng.expovariate(1.0 / LATE_S)
-        num_bytes = len(write.command.source_pages) * write.source.session.info.page_bytes
-        arrival_s = self.transfers.reserve(write.source.name, write.target, num_bytes)
-        return arrival_s - self.now + self.rng.expovariate(1.0 / self.timing.write_s)
+        arrival_s = self.transfers.reserve(*write.ends, write.num_bytes)
+        mean_s = self.timing.write_s * (SLOWER if frozenset(write.ends) in self.network.slow else 1.0)
+        return arrival_s - self.now + self.rng.expovariate(1.0 / mean_s)
 
     def on_notice(self, worker: VirtualWorker) -> None:
         """A peer's notice has arrived at a worker."""

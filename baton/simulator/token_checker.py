@@ -1,8 +1,8 @@
 """The model, and an executor that checks the KV it reads.
 
 The model is a function of all tokens before, so `expected_output` computes each answer without any code of the cluster.
-A page's memory is the (token, position) pairs that were computed into it, so a page that was written late, too early or
-for another sequence shows in the first step that reads it.
+A page's memory is the (token, position) pairs that were computed into it, once for each KV head that a rank keeps, so a
+page that was written late, too early, in part or for another sequence shows in the first step that reads it.
 """
 
 from __future__ import annotations
@@ -45,18 +45,19 @@ def expected_output(request: Request, ends: bool = True) -> list[int]:
 
 @dataclass(eq=False)
 class PageMemory:
-    """A worker's pages and host memory, and the executor over them."""
+    """A worker's pages and host memory, and the executor over them. `pages` has those of each head of each rank."""
 
     worker: str
     num_pages: int
     page_size: int
-    pages: list[list[Slot]] = field(init=False)
-    host: dict[int, list[Slot]] = field(default_factory=dict)  # by slot of host memory
+    num_heads: int = 1  # over all ranks: copies of a head count
+    pages: list[list[list[Slot]]] = field(init=False)
+    host: dict[int, list[list[Slot]]] = field(default_factory=dict)  # by slot of host memory, of each head
     prefilled: int = 0  # tokens that were computed in chunks
     computed: int = 0  # positions, of all steps
 
     def __post_init__(self) -> None:
-        self.pages = [[None] * self.page_size for _ in range(self.num_pages)]
+        self.pages = [[[None] * self.page_size for _ in range(self.num_pages)] for _ in range(self.num_heads)]
 
     def execute(self, plan: StepPlan) -> StepResult:
         """Check the KV that each slice reads, write its own, and answer where it samples. Raises `Violation`."""
@@ -65,19 +66,31 @@ class PageMemory:
         for part in plan.slices:
             sequence, tokens = part.sequence, part.sequence.tokens
             self.prefilled += 0 if sequence.decoding else part.num_tokens
-            held = [slot for page in sequence.page_table for slot in self.pages[page]]
-            if held[: part.start] != list(zip(tokens[: part.start], range(part.start), strict=True)):
-                raise Violation(f"{self.worker} reads foreign KV for {sequence.request_id}")
-            for position in range(part.start, part.start + part.num_tokens):
-                page = sequence.page_table[position // self.page_size]
-                self.pages[page][position % self.page_size] = (tokens[position], position)
+            needed = list(zip(tokens[: part.start], range(part.start), strict=True))
+            for pages in self.pages:
+                if [slot for page in sequence.page_table for slot in pages[page]][: part.start] != needed:
+                    raise Violation(f"{self.worker} reads foreign KV for {sequence.request_id}")
+                for position in range(part.start, part.start + part.num_tokens):
+                    page = sequence.page_table[position // self.page_size]
+                    pages[page][position % self.page_size] = (tokens[position], position)
             if part.samples:
                 if part.start + part.num_tokens != len(tokens):
                     raise Violation(f"{self.worker} samples {sequence.request_id} before its last token")
                 sampled.append(SampledToken(next_token(tokens)))
         return StepResult(sampled)
 
-    def corrupt(self, pages: Seq[int]) -> None:
-        """Fill pages with garbage."""
+    def swap_out(self, pages: Seq[int], slots: Seq[int]) -> None:
+        """Copy pages to host memory, pairwise."""
+        for page, slot in zip(pages, slots, strict=True):
+            self.host[slot] = [list(head[page]) for head in self.pages]
+
+    def swap_in(self, slots: Seq[int], pages: Seq[int]) -> None:
+        """Copy slots of host memory back into pages, pairwise."""
+        for slot, page in zip(slots, pages, strict=True):
+            for head, content in zip(self.pages, self.host[slot], strict=True):
+                head[page] = list(content)
+
+    def corrupt(self, pages: Seq[int], head: int) -> None:
+        """Fill a head of pages with garbage."""
         for page in pages:
-            self.pages[page] = [None] * self.page_size
+            self.pages[head][page] = [None] * self.page_size

@@ -12,16 +12,20 @@ from baton.engine.batch import StepBudget
 from baton.engine.kv_pages import PagePool
 from baton.engine.step import StepPlan, StepResult
 from baton.protocol.handoff import HandoffNotice
+from baton.protocol.head_slices import Piece, heads_of
 from baton.protocol.messages import RouterMessage, WorkerMessage
-from baton.protocol.worker import Endpoint, PageLayout, RoleName, WorkerInfo
+from baton.protocol.worker import Endpoint, PageLayout, RankAddress, RoleName, WorkerInfo
 from baton.simulator.links import Link, Wire
 from baton.simulator.token_checker import EOS, PageMemory
+from baton.worker.core.rank_writes import RankWrites
 from baton.worker.core.role import Role, SwapIn, SwapOut
 from baton.worker.core.state import WorkerState
 from baton.worker.session import Phase, WorkerSession
 
 PAGE_SIZE, CONTEXT_TOKENS, MAX_BATCH = 4, 1000, 8
 WRITE_STALL_S = 0.5
+RankPair = tuple[int, Piece]
+"""A rank of a write's source, and the piece of each page that it writes to a rank of the target."""
 
 
 @dataclass(eq=False, slots=True)
@@ -41,10 +45,14 @@ class VirtualWorker:
     link: Link = field(init=False)  # to the router
     gateways: dict[str, GatewayLink] = field(default_factory=dict)  # by name
     notices: deque[HandoffNotice] = field(default_factory=deque)
-    peers: set[str] = field(default_factory=set)  # agents it is connected with
+    peers: dict[str, int] = field(default_factory=dict)  # agents it is connected with, and their ranks
+    broken: set[tuple[str, int, int]] = field(default_factory=set)  # connections of (agent, our rank, its rank)
+    rank_writes: RankWrites[RankPair] = field(default_factory=RankWrites)  # to or from workers of several ranks
     opening: str = ""  # the name of the transport that it opens
     silent: bool = False  # stopped: it computes and sends nothing
     gone: bool = False  # its process has ended
+    stopped_ranks: set[int] = field(default_factory=set)  # without which no step ends
+    dead_ranks: set[int] = field(default_factory=set)  # the others have not ended yet
     stepping: tuple[StepPlan, StepResult] | None = None  # computed, but not absorbed
     granted: dict[tuple[str, int], int] = field(default_factory=dict)  # (agent, page) → generation it may write into
     granted_by: dict[tuple[str, int], str] = field(default_factory=dict)  # and the page's reservation
@@ -80,6 +88,16 @@ class VirtualWorker:
     @property
     def incarnation(self) -> int:
         return int(self.session.info.incarnation)
+
+    @property
+    def stuck(self) -> bool:
+        """Whether the step under way does not end: a rank does not compute."""
+        return self.silent or bool(self.stopped_ranks | self.dead_ranks)
+
+    @property
+    def num_ranks(self) -> int:
+        """Processes that compute each step together; rank 0 has the session."""
+        return self.session.info.num_ranks
 
     @property
     def role(self) -> Role:
@@ -118,19 +136,17 @@ class VirtualWorker:
 
     def copy(self, copies: SwapOut | SwapIn) -> None:
         """Move pages to host memory, or back."""
-        memory = self.memory
         match copies:
             case SwapOut(pages, slots):
-                for page, slot in zip(pages, slots, strict=True):
-                    memory.host[slot] = list(memory.pages[page])
+                self.memory.swap_out(pages, slots)
             case SwapIn(slots, pages):
-                for slot, page in zip(slots, pages, strict=True):
-                    memory.pages[page] = list(memory.host[slot])
+                self.memory.swap_in(slots, pages)
 
     def new_transport(self) -> None:
         """What belonged to the former incarnation's transport is gone."""
-        for memory in (self.peers, self.granted, self.granted_by, self.notices):
+        for memory in (self.peers, self.broken, self.granted, self.granted_by, self.notices):
             memory.clear()
+        self.rank_writes = RankWrites()
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,8 +158,9 @@ class WorkerShape:
     host_pages: int  # slots of host memory for preempted sequences
     share_prefixes: bool
     ends: bool  # the model has an end-of-sequence token
+    num_kv_heads: int = 1
 
-    def start(self, name: str, role: RoleName, incarnation: int) -> VirtualWorker:
+    def start(self, name: str, role: RoleName, incarnation: int, num_ranks: int = 1) -> VirtualWorker:
         """A worker without a transport; its later incarnations are numbered in steps of 100. A new process has a
         new process id."""
         agent = f"{name}:{incarnation}"
@@ -158,8 +175,10 @@ class WorkerShape:
             share_prefixes=self.share_prefixes,
             host_pages=self.host_pages,
         )
-        endpoint = Endpoint(agent, PageLayout(self.num_pages, 1, PAGE_SIZE, 1, 1, "float32", "model"))
+        layout = PageLayout(self.num_pages, 1, PAGE_SIZE, self.num_kv_heads, 1, "float32", "model")
+        endpoint = Endpoint(agent, layout, (RankAddress(),) * num_ranks)
         info = WorkerInfo(name, str(incarnation), role, 0, endpoint, self.chunk_tokens, MAX_BATCH, pid=incarnation)
         later = itertools.count(incarnation + 100, 100)
         session = WorkerSession(info, state, lambda: str(next(later)))
-        return VirtualWorker(session, PageMemory(name, self.num_pages, PAGE_SIZE))
+        heads = num_ranks * len(heads_of(self.num_kv_heads, num_ranks, 0))
+        return VirtualWorker(session, PageMemory(name, self.num_pages, PAGE_SIZE, heads))

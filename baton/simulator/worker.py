@@ -16,10 +16,11 @@ from baton.decode_worker.role import DecodeRole
 from baton.engine.sequence import Sequence
 from baton.engine.step import SampledToken, StepPlan, StepResult
 from baton.protocol.handoff import HandoffNotice
+from baton.protocol.head_slices import heads_of
 from baton.protocol.messages import RouterMessage, WorkerMessage
 from baton.protocol.worker import RoleName, StepSample
 from baton.simulator.events import Events
-from baton.simulator.network import Network
+from baton.simulator.network import Network, rank_pairs
 from baton.simulator.timing import StepTimer
 from baton.worker.core.role import SwapIn, SwapOut, WriteEnded, WritePages
 from baton.worker.session import SessionCommand, WorkerSession
@@ -105,7 +106,7 @@ class SimulatedWorker:
     rng: random.Random
     jitter: float
     answers: Answers
-    host_bandwidth_bytes_s: float  # of copies between pages and host memory
+    host_bandwidth_bytes_s: float  # of copies between one rank's pages and host memory
     busy: RoleTime = field(default_factory=RoleTime)  # in which it computed
     present: RoleTime = field(default_factory=RoleTime)  # in which it had its earlier roles
     since_s: float = 0.0  # when it took on its present one
@@ -233,19 +234,34 @@ class SimulatedWorker:
                 case WritePages():
                     self._write(command)
                 case SwapOut(pages) | SwapIn(_, pages):
-                    self._copying_s += len(pages) * self.session.info.page_bytes / self.host_bandwidth_bytes_s
+                    self._copying_s += len(pages) * self.rank_page_bytes / self.host_bandwidth_bytes_s
+
+    @property
+    def rank_page_bytes(self) -> int:
+        """Bytes of a page at each rank, which copy at the same time."""
+        info = self.session.info
+        layout = info.endpoint.layout
+        return len(heads_of(layout.num_kv_heads, info.num_ranks, 0)) * layout.head_bytes
 
     def _write(self, write: WritePages) -> None:
-        num_bytes = len(write.source_pages) * self.session.info.page_bytes
-        seconds = 0.0
+        """Ranks write side by side. With one pair the notice goes with the pages, else after the last pair's."""
+        agent, target = self.session.agent, self.peers[write.agent]
+        info, num_pages = self.session.info, len(write.source_pages)
+        layout = info.endpoint.layout
+        pairs = rank_pairs(layout.num_kv_heads, info.num_ranks, target.session.info.num_ranks)
+        parts = [
+            (f"{agent}/{rank}", f"{write.agent}/{piece.target_rank}", num_pages * piece.num_heads * layout.head_bytes)
+            for rank, piece in pairs
+        ]
+        num_bytes, seconds = sum(part[2] for part in parts), 0.0
 
         def arrived() -> None:
             if write.notice is not None:
-                target = self.peers[write.agent]
-                target._later(partial(target._on_notice, write.notice))
+                notice = partial(target._later, partial(target._on_notice, write.notice))
+                notice() if len(pairs) == 1 else self.network.send(notice)
             self._later(partial(self._on_write_ended, WriteEnded(write.write_id, num_bytes, seconds)))
 
-        seconds = self.network.transfer(self.session.agent, write.agent, num_bytes, arrived)
+        seconds = self.network.transfer(parts, arrived)
 
     def _on_notice(self, notice: HandoffNotice) -> None:
         self._perform(self.session.on_notice(notice, 0, self.events.now))

@@ -10,13 +10,16 @@ from operator import itemgetter
 from typing import Any
 
 from baton.protocol.gateway_messages import TokenMessage
+from baton.protocol.head_slices import Piece
 from baton.protocol.session_messages import GatewayJoined
+from baton.protocol.worker import Endpoint
 from baton.simulator.events import Events
 from baton.simulator.links import Link, LinkChanged, Wire
+from baton.simulator.network import rank_pairs
 from baton.simulator.page_network import PageNetwork, PageWrite
 from baton.simulator.token_checker import Violation
 from baton.simulator.virtual_gateway import VirtualGateway
-from baton.simulator.virtual_worker import GatewayLink, VirtualWorker
+from baton.simulator.virtual_worker import GatewayLink, RankPair, VirtualWorker
 from baton.worker.core.role import SendToGateway, SwapIn, SwapOut, WriteEnded, WritePages
 from baton.worker.core.session_commands import (
     Connect,
@@ -29,6 +32,8 @@ from baton.worker.core.session_commands import (
 )
 
 MOST_QUEUED = 32  # messages that a link to a gateway holds
+LEADERS: RankPair = 0, Piece(0, 0, 0, 0)
+"""Between ranks 0, without a part of any page: what a notice alone is sent with."""
 incarnation_of = itemgetter(0)
 """The incarnation beside a message of a link's client."""
 
@@ -74,7 +79,7 @@ class WorkerShells:
         notice = worker.notices.popleft()
         corrupt = notice.reservation_id in self.network.corrupted
         pages = worker.session.reserved_pages(notice.reservation_id) if corrupt else ()
-        worker.memory.corrupt(pages)
+        worker.memory.corrupt(pages, self.rng.randrange(worker.memory.num_heads) if corrupt else 0)
         self.perform_for(worker, worker.session.on_notice(notice, len(pages), self.now))
         return True
 
@@ -128,14 +133,13 @@ class WorkerShells:
                 case SendToGateway(gateway, message):
                     self._send_tokens(worker, gateway, message)
                 case WritePages():
-                    self.network.writes.append(write := PageWrite(worker, command))
-                    self.on_write(write)
+                    self._write(worker, command)
                 case SwapOut() | SwapIn():
                     worker.copy(command)
                 case Connect(endpoint):
-                    worker.peers.add(endpoint.agent)
+                    self._connect_peer(worker, endpoint)
                 case Disconnect(agent):
-                    worker.peers.discard(agent)
+                    worker.peers.pop(agent, None)
                     for write in self.network.disconnect(worker, agent):
                         self._end(write, "peer left")
                 case ConnectGateway(joined):
@@ -183,20 +187,49 @@ class WorkerShells:
 
     def write_on(self, write: PageWrite) -> bool:
         """What can happen next to a write happens; False if nothing can."""
-        if self.network.is_cut(write):
+        if self.network.is_cut(write) or write.rank in write.source.dead_ranks:
             return False
         if write.called_off:
             self.network.arrive_late(write)
             return True
-        if not write.source.silent:
+        if not write.source.silent and write.rank not in write.source.stopped_ranks:
             for ended, error in self.network.finish(write):
                 self._end(ended, error)
             return True
         return not write.landed and not self.network.land(write)
 
+    def _connect_peer(self, worker: VirtualWorker, endpoint: Endpoint) -> None:
+        worker.peers[endpoint.agent] = len(endpoint.ranks)
+        worker.broken = {one for one in worker.broken if one[0] != endpoint.agent}
+
+    def _write(self, worker: VirtualWorker, command: WritePages) -> None:
+        """Post a write for each pair of ranks. One that has no pages is a notice between the ranks 0."""
+        num_heads = worker.session.info.endpoint.layout.num_kv_heads
+        pairs = rank_pairs(num_heads, worker.num_ranks, worker.peers.get(command.agent, 1))
+        if len(pairs) == 1 or not command.source_pages:
+            self._post(PageWrite(worker, command, pairs[0] if command.source_pages else LEADERS))
+            return
+        part = worker.rank_writes.start(command, pairs)
+        for pair in pairs:
+            self._post(PageWrite(worker, part, pair, whole=False))
+
+    def _post(self, write: PageWrite) -> None:
+        self.network.writes.append(write)
+        self.on_write(write)
+
     def _end(self, write: PageWrite, error: str) -> None:
-        outcome = WriteEnded(write.command.write_id, 16 * len(write.command.source_pages), 0.001, error)
-        self.perform_for(write.source, write.source.session.on_write_ended(outcome, self.now))
+        """The source's rank has seen the end of a write, which may be that of a command of its session."""
+        worker, writes = write.source, write.source.rank_writes
+        ended = WriteEnded(write.command.write_id, write.num_bytes, 0.001, error)
+        next_: WritePages | WriteEnded | None = ended
+        if not write.whole:
+            notified = writes.awaits_notice(ended.write_id)
+            next_ = writes.on_notice_ended(ended) if notified else writes.on_part_ended(write.pair, ended)
+        match next_:
+            case WritePages() as notice:
+                self._post(PageWrite(worker, notice, LEADERS, whole=False))
+            case WriteEnded() as whole:
+                self.perform_for(worker, worker.session.on_write_ended(whole, self.now))
 
     # Links to gateways
 

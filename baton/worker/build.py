@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import uuid
 from collections.abc import Callable
@@ -11,48 +10,79 @@ import torch
 
 from baton.config.process_config import WorkerConfig
 from baton.engine.batch import StepBudget
-from baton.engine.checkpoint import read_config, resolve_model
-from baton.engine.host_pages import HostPages
 from baton.engine.kv_pages import PagePool
-from baton.kv_transfer.transports import find_transport
-from baton.protocol.worker import Endpoint, RoleName, WorkerInfo
+from baton.engine.ranks import ONE_RANK, ProcessGroupRanks
+from baton.protocol.errors import ConfigError
+from baton.protocol.worker import RoleName, WorkerInfo
 from baton.worker.core.state import WorkerState
-from baton.worker.executors import make_executor
 from baton.worker.heartbeat import Heartbeat
 from baton.worker.links import WorkerLinks
 from baton.worker.loop import WorkerLoop
+from baton.worker.rank import Rank, load_rank
+from baton.worker.ranks.facades import RankedExecutor, RankedHostPages, RankedTransport
+from baton.worker.ranks.leader import StartRank, start_followers
 from baton.worker.session import WorkerSession
 
+Tell = Callable[[str], None]
 
-def assemble(plan: WorkerConfig, incarnation: str, host: str, tell: Callable[[str], None]) -> WorkerLoop:
-    """A worker ready to run; `tell` receives progress lines."""
-    engine = plan.engine
-    torch.set_num_threads(engine.threads)
-    open_transport = find_transport(engine.transport)
-    folder = resolve_model(plan.model.path)
-    config = read_config(folder)
-    executor = make_executor(plan, folder, config, tell)
-    layout = executor.layout
-    tell("warming up")
-    executor.warm_up()
-    if engine.host_pages:
-        tell("taking host memory")
-    host_pages = HostPages(executor.pages, engine.host_pages)
-    gc.collect()
-    gc.freeze()  # exclude start-up objects: collecting them would delay a step by 0.1 s now and then
-    tell("registering memory")
+
+def assemble(
+    plan: WorkerConfig, incarnation: str, host: str, tell: Tell, start_rank: StartRank | None = None
+) -> WorkerLoop:
+    """A worker ready to run; `tell` receives progress lines.
+
+    This process is its first rank, and `start_rank` starts the others, if there are any. Raises `BatonError`.
+    """
+    torch.set_num_threads(plan.engine.threads)
+    if plan.engine.ranks > 1:
+        return _of_several_ranks(plan, incarnation, host, tell, start_rank)
+    rank = load_rank(plan, f"{plan.name}:{incarnation}", tell, ONE_RANK)
+    return WorkerLoop(
+        session=_session(plan, incarnation, host, rank),
+        executor=rank.executor,
+        links=WorkerLinks(plan.name, plan.router_address, incarnation, plan.link_keys),
+        transport=rank.transport,
+        heartbeat=Heartbeat(plan.router_address, plan.name, plan.link_keys),
+        checksum=rank.executor.page_checksum,
+        host_pages=rank.host_pages,
+    )
+
+
+def _of_several_ranks(
+    plan: WorkerConfig, incarnation: str, host: str, tell: Tell, start_rank: StartRank | None
+) -> WorkerLoop:
+    if start_rank is None:
+        raise ConfigError(f"{plan.name} has {plan.engine.ranks} ranks, but can start only one here.")
     agent = f"{plan.name}:{incarnation}"
-    device_id = executor.pages.device.index or 0
-    context_tokens = min(config.context_tokens, plan.model.context_tokens)
-    pool = PagePool(layout.num_pages, layout.page_size)
-    budget = StepBudget(engine.chunk_tokens, engine.max_batch, engine.mixed_chunk_tokens)
+    tell(f"starting {plan.engine.ranks} ranks")
+    followers = start_followers(plan, agent, start_rank)
+    with followers.ended_on_error():
+        ranks = ProcessGroupRanks(followers.folder, 0, plan.engine.ranks, plan.engine.device)
+        rank = load_rank(plan, agent, tell, ranks)
+        opened = followers.loaded()
+        session = _session(plan, incarnation, host, rank)
+        executor = RankedExecutor(rank.executor, followers)
+        return WorkerLoop(
+            session=session,
+            executor=executor,
+            links=WorkerLinks(plan.name, plan.router_address, incarnation, plan.link_keys),
+            transport=RankedTransport(rank.transport, followers, lambda: session.expects_peers, opened),
+            heartbeat=Heartbeat(plan.router_address, plan.name, plan.link_keys, lambda: followers.healthy),
+            checksum=executor.page_checksum,
+            host_pages=RankedHostPages(rank.host_pages, followers),
+        )
+
+
+def _session(plan: WorkerConfig, incarnation: str, host: str, rank: Rank) -> WorkerSession:
+    engine, config, endpoint = plan.engine, rank.config, rank.transport.endpoint
+    layout = endpoint.layout
     state = WorkerState(
-        agent,
+        endpoint.agent,
         layout.model_id,
         config.eos_token_ids,
-        context_tokens,
-        budget,
-        pool,
+        min(config.context_tokens, plan.model.context_tokens),
+        StepBudget(engine.chunk_tokens, engine.max_batch, engine.mixed_chunk_tokens),
+        PagePool(layout.num_pages, layout.page_size),
         engine=engine,
         share_prefixes=plan.access.share_prefixes,
         host_pages=engine.host_pages,
@@ -63,7 +93,7 @@ def assemble(plan: WorkerConfig, incarnation: str, host: str, tell: Callable[[st
         incarnation=incarnation,
         role=RoleName(plan.role),
         role_epoch=state.role_epoch,
-        endpoint=Endpoint(agent, layout),  # the transport has its own
+        endpoint=endpoint,  # The loop replaces it by that of all ranks
         chunk_tokens=engine.chunk_tokens,
         max_batch=engine.max_batch,
         mixed_chunk_tokens=engine.mixed_chunk_tokens,
@@ -71,12 +101,4 @@ def assemble(plan: WorkerConfig, incarnation: str, host: str, tell: Callable[[st
         pid=os.getpid(),
         device=engine.device,
     )
-    return WorkerLoop(
-        session=WorkerSession(info, state, lambda: uuid.uuid4().hex[:8]),
-        executor=executor,
-        links=WorkerLinks(plan.name, plan.router_address, incarnation, plan.link_keys),
-        make_transport=lambda agent: open_transport(executor.pages, layout, agent, device_id),
-        heartbeat=Heartbeat(plan.router_address, plan.name, plan.link_keys),
-        checksum=executor.page_checksum,
-        host_pages=host_pages,
-    )
+    return WorkerSession(info, state, lambda: uuid.uuid4().hex[:8])

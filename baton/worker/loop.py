@@ -7,18 +7,18 @@ one for what takes long. While a device computes, it drives the transport and ha
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from baton.engine.host_pages import HostPages
+from baton.engine.host_pages import PageCopies
 from baton.engine.step import Executor
-from baton.kv_transfer.transport import Notice, Transport
+from baton.kv_transfer.transport import Notice
 from baton.logs import log
-from baton.protocol.codec import decode_notice, encode_notice
+from baton.protocol.codec import decode_notice
 from baton.protocol.errors import InternalError, InvalidRequest
 from baton.protocol.session_messages import Goodbye
 from baton.protocol.worker import Endpoint
-from baton.worker.background_transport import BackgroundTransport, Opened, TransportEvent
+from baton.worker.background_transport import Opened, PageTransport, TransportEvent
 from baton.worker.core.page_checksums import Checksum, checksums, wrong_pages
 from baton.worker.core.role import SendToGateway, SwapIn, SwapOut, WriteEnded, WritePages
 from baton.worker.core.session_commands import (
@@ -47,18 +47,16 @@ class WorkerLoop:
     session: WorkerSession
     executor: Executor
     links: WorkerLinks
-    make_transport: Callable[[str], Transport]  # by the name that peers write to
+    transport: PageTransport
     heartbeat: Heartbeat
     checksum: Checksum
-    host_pages: HostPages
-    transport: BackgroundTransport = field(init=False)
+    host_pages: PageCopies
     _stopping: bool = False
     _idle_check: IdleCheck = field(init=False)
 
     def __post_init__(self) -> None:
         self._idle_check = IdleCheck(self.session.state.pool)
-        self.transport = BackgroundTransport(self.make_transport, self.session.agent)
-        self._on_opened(self.transport.current.endpoint)
+        self._on_opened(self.transport.endpoint)
 
     def run(self) -> None:
         """Register, serve, and send a goodbye when stopped."""
@@ -207,7 +205,7 @@ class WorkerLoop:
                     (log.warning if warning else log.info)(sentence)
 
     def _write(self, command: WritePages) -> None:
-        notice = None
-        if command.notice is not None:
-            notice = encode_notice(replace(command.notice, checksums=checksums(command.checksummed, self.checksum)))
-        self.transport.write(command, notice)
+        notice = command.notice
+        if notice is not None:
+            notice = replace(notice, checksums=checksums(command.checksummed, self.checksum))
+        self.transport.write(replace(command, notice=notice, checksummed=()))

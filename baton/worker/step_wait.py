@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from baton.engine.step import Executor
-from baton.worker.background_transport import BackgroundTransport
+from baton.worker.background_transport import PageTransport
 
 PAUSE_S = 100e-6  # RDMA is given the next writes of a long list this often
 TIGHT_S = 0.010
@@ -17,7 +17,7 @@ than 1 % of the steps that last longer than this, and not at all for a shorter d
 """
 
 
-def await_step(executor: Executor, launched: Any, transport: BackgroundTransport) -> None:
+def await_step(executor: Executor, launched: Any, transport: PageTransport) -> None:
     """Return when the step is done. Until then transfers progress; a long chunk does not occupy a core.
 
     Events stay in the transport: handled before the step is collected, they could free pages that the step writes.

@@ -78,7 +78,7 @@ def attention_error(device: Device, geometry: Geometry, batches: int, seed: int,
     """
     rng, worst = random.Random(seed), 0.0
     generator = torch.Generator().manual_seed(seed)
-    shape = (NUM_PAGES, LAYERS, 2, geometry.page_size, geometry.num_kv_heads, geometry.head_dim)
+    shape = (NUM_PAGES, geometry.num_kv_heads, LAYERS, 2, geometry.page_size, geometry.head_dim)
     dtype = DTYPES[geometry.dtype]
     pages = torch.empty(shape, dtype=dtype, device=device.name)
     backend = attention_over(device, pages, geometry.num_heads, kernels)
@@ -108,7 +108,7 @@ def reference_attention(
     pages: torch.Tensor, layer: int, rows: list[Row], q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
 ) -> torch.Tensor:
     """The definition in float64; writes k and v into `pages` as the step does."""
-    group, page_size = q.shape[1] // k.shape[1], pages.shape[3]
+    group, page_size = q.shape[1] // k.shape[1], pages.shape[4]
     outs, first = [], 0
     for row in rows:
         part = slice(first, first + row.count)
@@ -116,8 +116,8 @@ def reference_attention(
         for side, new in ((0, k[part]), (1, v[part])):
             positions = torch.arange(row.start, row.end)
             table = torch.tensor(row.pages)[positions // page_size]
-            pages[table, layer, side, positions % page_size] = new
-        stored = pages[row.pages, layer].double()  # [pages, 2, page_size, kv_heads, head_dim]
+            pages[table, :, layer, side, positions % page_size] = new
+        stored = pages[row.pages, :, layer].permute(0, 2, 3, 1, 4).double()  # [pages, 2, page_size, kv_heads, head_dim]
         keys, values = (stored[:, side].flatten(0, 1)[: row.end].repeat_interleave(group, dim=1) for side in (0, 1))
         scores = torch.einsum("qhd,khd->hqk", q[part].double(), keys) / q.shape[2] ** 0.5
         future = torch.arange(row.end) > torch.arange(row.start, row.end).unsqueeze(1)

@@ -5,6 +5,8 @@
 | pages_per_layer | [layer, page, 2, page_size, kv_head, head_dim] | one piece; a handoff sends one per layer         |
 | layers_in_page  | [page, layer, 2, page_size, kv_head, head_dim] | one piece; all layers of a page lie together     |
 | heads_outermost | [page, kv_head, layer, 2, page_size, head_dim] | a piece per head; a head's layers lie together   |
+
+Pages are heads_outermost; the others are for comparison.
 """
 
 from __future__ import annotations
@@ -52,12 +54,12 @@ def run(part: Part) -> None:
 
 
 def laid_out(name: str, num_pages: int, config: ModelConfig, sizes: Sizes, device: Device) -> torch.Tensor:
-    """Random pages as a view `[num_pages, num_layers, 2, page_size, kv_heads, head_dim]` of storage in this layout."""
+    """Random pages as a view `[num_pages, kv_heads, num_layers, 2, page_size, head_dim]` of storage in this layout."""
     layers, heads, page_size, head_dim = config.num_layers, config.num_kv_heads, sizes.page_size, config.head_dim
     shapes = {
-        "pages_per_layer": ((layers, num_pages, 2, page_size, heads, head_dim), (1, 0, 2, 3, 4, 5)),
-        "layers_in_page": ((num_pages, layers, 2, page_size, heads, head_dim), (0, 1, 2, 3, 4, 5)),
-        "heads_outermost": ((num_pages, heads, layers, 2, page_size, head_dim), (0, 2, 3, 4, 1, 5)),
+        "pages_per_layer": ((layers, num_pages, 2, page_size, heads, head_dim), (1, 4, 0, 2, 3, 5)),
+        "layers_in_page": ((num_pages, layers, 2, page_size, heads, head_dim), (0, 4, 1, 2, 3, 5)),
+        "heads_outermost": ((num_pages, heads, layers, 2, page_size, head_dim), (0, 1, 2, 3, 4, 5)),
     }
     shape, order = shapes[name]
     return torch.empty(shape, dtype=DTYPES[sizes.dtype], device=device.name).normal_().permute(order)
@@ -99,7 +101,7 @@ def prefill_layer_s(device: Device, config: ModelConfig, sizes: Sizes, prompt: i
     from baton.engine.attention.flashinfer import FlashInferAttention
 
     num_pages = pages_for(prompt, sizes.page_size)
-    shape = (num_pages, 1, 2, sizes.page_size, config.num_kv_heads, config.head_dim)
+    shape = (num_pages, config.num_kv_heads, 1, 2, sizes.page_size, config.head_dim)
     pages = torch.empty(shape, dtype=DTYPES[sizes.dtype], device=device.name).normal_()
     attention = FlashInferAttention(pages, config.num_heads, kernels)
     attention.plan(layout_of([Row(0, prompt, list(range(num_pages)))], 0, sizes.page_size))

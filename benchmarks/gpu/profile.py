@@ -16,11 +16,11 @@ import torch
 
 from baton.engine.attention.device_backends import device_backend
 from baton.engine.batch import StepBudget, absorb_step, plan_step
-from baton.engine.flat_batch import flat_batch
 from baton.engine.graph_sizes import graph_sizes
 from baton.engine.sampler import read, sample_on_device
 from baton.engine.sequence import Sequence
 from baton.engine.step import StepResult
+from baton.engine.step_arrays import step_arrays
 from benchmarks.gpu.device import Device, build_executor, build_model, prepare
 from benchmarks.gpu.part import Part
 from benchmarks.gpu.sequences import decoding, pages_for, prefilling, turn
@@ -106,7 +106,7 @@ def host_stages(executor: Any, sequences: list[Sequence], budget: StepBudget) ->
         plan = plan_step(sequences, (), budget)
         assert plan is not None
         mark("plan")
-        token_ids, layout = flat_batch(plan, executor.layout.page_size)
+        token_ids, _, layout = step_arrays(plan, executor.layout.page_size).tensors()
         mark("flat_batch")
         size, metadata = graphs._staging.put(token_ids, layout)
         mark("staging")

@@ -28,6 +28,7 @@ from baton.protocol.messages import Reserve, Reserved, Work, WorkerMessage
 from baton.protocol.request import Request, SamplingParams
 from baton.protocol.session_messages import LoadReport
 from baton.protocol.worker import Endpoint, RoleName, WorkerInfo
+from baton.worker.background_transport import BackgroundTransport
 from baton.worker.core.state import WorkerState
 from baton.worker.heartbeat import Heartbeat
 from baton.worker.links import WorkerLinks
@@ -112,11 +113,14 @@ def _worker(executor: Any, address: str, network: InProcessNetwork, batch: int) 
     engine = EngineSection(checksum_every=0)
     state = WorkerState("", "random", frozenset(), config.context_tokens, budget, pool, engine=engine)
     info = WorkerInfo(NAME, INCARNATION, RoleName.DECODE, 0, Endpoint("", layout), budget.chunk_tokens, batch)
+    session = WorkerSession(info, state, lambda: "2")
     return WorkerLoop(
-        session=WorkerSession(info, state, lambda: "2"),
+        session=session,
         executor=executor,
         links=WorkerLinks(NAME, address, INCARNATION),
-        make_transport=lambda agent: InProcessTransport(network, executor.pages, layout, agent),
+        transport=BackgroundTransport(
+            lambda agent: InProcessTransport(network, executor.pages, layout, agent), session.agent
+        ),
         heartbeat=Heartbeat(address, NAME),
         checksum=executor.page_checksum,
         host_pages=HostPages(executor.pages, 0),

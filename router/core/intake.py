@@ -60,7 +60,7 @@ class Intake:
         return LiveRequest(
             *(submit, gateway, incarnation, latency, deadline_s, prediction),
             resumed_from=submit.num_emitted,
-            opened_s=latency.arrival_s,
+            called_at_s=submit.called_at_s,
             submission=submit.submission,
             timeline=opened(submit.trace, now),
         )

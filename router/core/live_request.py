@@ -133,7 +133,7 @@ class LiveRequest:
     migrations: int = 0
     pinned: bool = False  # it runs on one worker or not at all, and counts in no statistics
     adopted: bool = False  # its worker had kept it
-    opened_s: float = 0.0  # its present client's call, on the router's clock
+    called_at_s: float = 0.0  # its present client's call, on its gateway's wall clock
     submission: int = 0  # the gateway's latest
     unclaimed_since_s: float | None = None  # its gateway is lost
     resumed_from: int = 0  # output tokens on its arrival

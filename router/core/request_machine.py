@@ -157,7 +157,7 @@ class RequestMachine:
             error = taken_over(request.request_id)
             orders.append(SendToGateway(request.gateway, failure(request.request_id, error, request.submission)))
         request.gateway, request.gateway_incarnation, request.unclaimed_since_s = event.gateway, event.incarnation, None
-        request.opened_s, request.submission = now - submit.age_s, submit.submission
+        request.called_at_s, request.submission = submit.called_at_s, submit.submission
         request.deadline_s = None if submit.deadline_in_s is None else now + submit.deadline_in_s
         if request.claimable:
             request.submit, request.phase = submit, Phase.QUEUED

@@ -73,7 +73,7 @@ class Submissions:
         try:
             if live is not None:
                 check_claim(live, submit)
-                if live.gateway != gateway and live.gateway in self.gateways and now - submit.age_s < live.opened_s:
+                if live.gateway != gateway and live.gateway in self.gateways and submit.called_at_s < live.called_at_s:
                     raise taken_over(live.request_id)  # by a client that came later, but whose gateway was faster
                 self.requests.events.append((live.request_id, events.Claimed(gateway, incarnation, submit)))
                 return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -88,19 +89,19 @@ class PageFeed:
         for listener in self.listeners:
             listener.end()
 
-    async def serve(self, exchange: Exchange) -> None:
-        """Write snapshots to a client until it leaves; raises `TooManyPages`."""
+    async def serve(self, exchange: Exchange, may_read: Callable[[], bool]) -> None:
+        """Write snapshots to a client until it leaves, or may read no more; raises `TooManyPages`."""
         if len(self.listeners) >= MAX_CLIENTS:
             raise TooManyPages(f"{MAX_CLIENTS} pages are open, as many as the router serves: close one.")
         listener = Listener()
         self.listeners.add(listener)
         try:
             await exchange.body()
-            await self._serve(exchange, listener)
+            await self._serve(exchange, listener, may_read)
         finally:
             self.listeners.discard(listener)
 
-    async def _serve(self, exchange: Exchange, listener: Listener) -> None:
+    async def _serve(self, exchange: Exchange, listener: Listener, may_read: Callable[[], bool]) -> None:
         gone = asyncio.ensure_future(exchange.gone())
         gone.add_done_callback(lambda _: listener.end())
         try:
@@ -109,7 +110,7 @@ class PageFeed:
             listener.offer(self._whole())
             while True:
                 await listener.ready.wait()
-                if listener.ended:
+                if listener.ended or not may_read():
                     break
                 listener.ready.clear()
                 event, listener.unsent = listener.unsent, b""
@@ -207,6 +208,7 @@ def _row(view: WorkerView, now: float) -> Row:
         *(one.pages_total, one.pages_in_use, one.pages_cached, one.predicted_peak_pages),
         *(one.running, one.waiting, one.swapped, one.pending_prefill_tokens, one.context_tokens),
         *(round(one.predicted_busy_s, 1), round(1000 * one.predicted_tpot_s, 1), silence(one.last_report_s)),
+        (*one.rank_pids,),
     )
 
 

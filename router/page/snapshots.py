@@ -13,6 +13,7 @@ from typing import Any
 COLUMNS = (
     *("role", "state", "host", "device", "pages_total", "pages_in_use", "pages_cached", "peak_pages"),
     *("running", "waiting", "swapped", "prompt_tokens", "context_tokens", "busy_s", "tpot_ms", "silent_s"),
+    "rank_pids",
 )
 SILENT_S = 2  # Without a report for so long; a younger one is shown as 0
 Row = tuple[Any, ...]

@@ -14,16 +14,22 @@ import pytest
 import torch
 
 from baton.engine.attention import flashinfer as backend
+from baton.engine.model_config import model_config
 from benchmarks.gpu import compiling, correctness, decode, device, kernels, prefill, profile
-from benchmarks.gpu.attention_check import Geometry, attention_error
+from benchmarks.gpu.attention_check import Geometry, Row, attention_error, layout_of
 from benchmarks.gpu.device import Device
-from benchmarks.gpu.figures import EXPECTED
+from benchmarks.gpu.figures import EXPECTED, LAYOUTS
 from benchmarks.gpu.graphs_check import recorded_error
 from benchmarks.gpu.logits_check import logits_errors
 from benchmarks.gpu.part import Options, Part
 from benchmarks.gpu.sizes import SIZES, TINY
 from tests.engine import flashinfer_reference
 
+STORED = {
+    "pages_per_layer": ["layer", "page", "side", "position", "kv_head"],
+    "layers_in_page": ["page", "layer", "side", "position", "kv_head"],
+    "heads_outermost": ["page", "kv_head", "layer", "side", "position"],
+}
 RAW = {**TINY, "head_dim": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 1}
 
 
@@ -63,6 +69,22 @@ def test_an_attention_that_reads_a_wrong_page_fails(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(backend.FlashInferAttention, "plan", wrong)
     with pytest.raises(ValueError, match="Pages hold something else"):
         attention_error(Device("cpu"), Geometry(4, 1, 64, 16, "float32"), 1, seed=5)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_each_layout_of_pages_is_a_view_of_the_same_shape_that_attention_reads(name: str) -> None:
+    config, sizes = model_config({**RAW, "num_key_value_heads": 2}), SIZES["tiny"]
+    view = kernels.laid_out(name, 3, config, sizes, Device("cpu"))
+    layout = config.page_layout(3, sizes.page_size, sizes.dtype, "m")
+    assert view.shape == layout.shape
+    order = sorted(range(5), key=view.stride, reverse=True)
+    assert [("page", "kv_head", "layer", "side", "position")[axis] for axis in order] == STORED[name]
+    plain, other = (backend.FlashInferAttention(pages, config.num_heads) for pages in (view.contiguous(), view))
+    batch = layout_of([Row(20, 1, [2, 0]), Row(0, 5, [1])], 1, sizes.page_size)
+    q, k, v = kernels._projections(6, config, sizes, Device("cpu"))
+    for attention in (plain, other):
+        attention.plan(batch)
+    assert torch.equal(plain.run(1, q, k, v), other.run(1, q, k, v))
 
 
 def test_logits_are_those_of_transformers() -> None:

@@ -64,21 +64,30 @@ def test_without_objectives_none_are_reported(capsys: pytest.CaptureFixture[str]
 
 
 def test_json_holds_the_figures_and_what_each_worker_did(capsys: pytest.CaptureFixture[str]) -> None:
-    options = ["--prefill", "1", "--decode", "1", "--mixed", "1", "--gpus-per-worker", "2", "--policy", "round_robin"]
+    options = ["--prefill", "1", "--decode", "1", "--mixed", "1", "--tensor-parallel", "2", "--policy", "round_robin"]
     documents = []
     for _ in range(2):
         assert baton("simulate", *SMALL, *options, "--json") == 0
         documents.append(json.loads(capsys.readouterr().out))
     assert documents[0] == documents[1]
     document = documents[0]
-    assert set(document) == {"setup", "pools", "figures", "workers"}
-    assert document["setup"]["gpus_per_worker"] == 2
+    assert set(document) == {"setup", "tensor_parallel", "pools", "figures", "workers"}
+    assert document["tensor_parallel"] == {"prefill": 2, "decode": 2, "mixed": 2}
     assert document["pools"] == {"prefill": 1, "decode": 1, "mixed": 1}
     assert document["figures"]["requests"] == 40
     assert 0 <= document["figures"]["slo_attainment"] <= 1
     assert {"ttft_s_p99", "tpot_s_p50", "itl_s_p90", "utilisation_decode", "bytes_moved"} <= set(document["figures"])
     assert [worker["role"] for worker in document["workers"]] == ["prefill", "decode", "mixed"]
     assert not any(worker["pages_in_use"] for worker in document["workers"])
+
+
+def test_pools_have_degrees_of_their_own(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--prefill", "1", "--decode", "1", "--tensor-parallel", "2", "--decode-tensor-parallel", "4"]
+    assert baton("simulate", *SMALL, *options) == 0
+    shown = capsys.readouterr().err
+    assert "prefill worker  2 × h100: 16 GB of weights" in shown
+    assert "decode worker   4 × h100: 16 GB of weights" in shown
+    assert "1 prefill + 1 decode (6 × h100)" in shown
 
 
 def test_a_trace_is_replayed_in_part_and_faster(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -150,7 +159,7 @@ def test_a_plan_ranks_every_split(tmp_path: Path, capsys: pytest.CaptureFixture[
     pytest.importorskip("matplotlib")
     assert baton(*PLAN, "--gpu", "l40s", "--plots", str(tmp_path)) == 0
     shown = capsys.readouterr()
-    assert "2 workers to divide" in shown.err
+    assert "2 × l40s to divide" in shown.err
     assert "1 prefill + 1 decode" in shown.out
     assert "2 mixed" in shown.out
     assert "Best: " in shown.out
@@ -165,7 +174,7 @@ def test_a_plan_is_the_same_with_more_processes(capsys: pytest.CaptureFixture[st
         documents.append(json.loads(capsys.readouterr().out))
     assert documents[0] == documents[1]
     document = documents[0]
-    assert document["gpus_per_worker"] == 1
+    assert document["tensor_parallel"] == {"prefill": 1, "decode": 1, "mixed": 1}
     assert document["best"] == document["splits"][0]["pools"]
     goodputs = [split["goodput"] for split in document["splits"]]
     assert goodputs == sorted(goodputs, reverse=True)

@@ -19,7 +19,7 @@ from baton.cli.simulate_report import print_plan as print_splits
 from baton.cli.table import PIPE_CELLS, columns_that_fit, show
 from baton.protocol.v1 import admin_pb2
 from baton.simulator.search import Probe, SplitResult, Trial
-from baton.simulator.setup import Pools
+from baton.simulator.setup import Pools, Setup
 
 WIDTHS = (200, 120, 80, 60, 40)
 GATEWAYS = ("gateway-0", "gateway-12")
@@ -168,8 +168,10 @@ def _explanation(console: Console) -> tuple[str, ...]:
 
 def _splits(console: Console) -> tuple[str, ...]:
     probe = Probe(Trial(Pools(3, 5), 1.0, 1500), 12.34, 11.1, 0.9123)
-    print_splits(console, [SplitResult(Pools(3, 5), probe, (probe,)), SplitResult(Pools(16, 16), None, (probe,))], 0.9)
-    return str(Pools(3, 5)), str(Pools(16, 16))
+    setup = Setup("llama-3.1-70b", "h100")
+    splits = [SplitResult(Pools(3, 5), probe, (probe,)), SplitResult(Pools(16, 16), None, (probe,))]
+    print_splits(console, setup, splits, 0.9)
+    return setup.named(Pools(3, 5)), setup.named(Pools(16, 16))
 
 
 SCREENS = [_status, _pools, _leaks, _operations, _plan, _progress, _explanation, _splits]
@@ -224,6 +226,22 @@ def test_the_status_shows_each_gateway_with_its_load() -> None:
         assert cell in row
     (line,) = (line for line in status_lines(_cluster()) if "gateway-12" in line)
     assert "streams 1234  12346 tokens/s  123.5 requests/s  CPU 88 %  waiting text 5.0 MiB" in line
+
+
+def test_the_status_shows_the_ranks_of_a_worker_once_a_worker_has_several() -> None:
+    console = _terminal(160)
+    cluster = _cluster()
+    show(console, cluster_screen(cluster))
+    assert "ranks" not in "".join(_lines(console))
+    first, *others = (worker for pool in cluster.pools for worker in pool.workers)
+    first.rank_pids.extend((4711, 4712))
+    for worker in others:
+        worker.rank_pids.append(17)
+    show(console, cluster_screen(cluster))
+    assert any(f" {first.name} " in line and " 2 (4711, 4712) " in line for line in _lines(console))
+    assert any(f" {others[0].name} " in line and " 1 (17) " in line for line in _lines(console))
+    assert [line.partition("  ranks ")[2] for line in status_lines(cluster) if first.name in line] == ["2 (4711, 4712)"]
+    assert not any("ranks" in line for line in status_lines(cluster) if others[0].name in line)
 
 
 def test_the_status_of_a_cluster_without_gateways_says_so() -> None:

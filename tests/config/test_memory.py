@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from baton.config.facts import MachineFacts, ModelFacts
 from baton.config.memory import (
     CLUSTER_BYTES,
     GATEWAY_BYTES,
@@ -19,12 +20,11 @@ from baton.config.memory import (
     cluster_bytes,
 )
 from baton.config.parse import parse_config
-from baton.config.resolve import MachineFacts, ModelFacts, Resolved, resolve
+from baton.config.resolve import Resolved, resolve
 from baton.protocol.errors import ConfigError
 
 # Pages of 1 MiB in float32, of which a request needs 17; 100 MiB of weights.
 MODEL = ModelFacts("/m", "m", 256, 16384, num_parameters=25 * MIB, layer_values=4096, vocab_size=32000)
-WORKERS = 2
 
 
 def _resolve(free_mib: int, text: str = "", **facts: object) -> Resolved:
@@ -34,13 +34,13 @@ def _resolve(free_mib: int, text: str = "", **facts: object) -> Resolved:
 
 @given(st.integers(min_value=1, max_value=40_000))
 def test_for_any_free_memory_the_cluster_fits_or_is_refused(free_mib: int) -> None:
-    least = cluster_bytes(replace(_resolve(40_000).worker_memory, kv=17 * MIB, swap=0), WORKERS, 1)
+    least = cluster_bytes([replace(each, kv=17 * MIB, swap=0) for each in _resolve(40_000).memory], 1)
     if free_mib * MIB < least:
         with pytest.raises(ConfigError, match=f"there are {free_mib} MiB free"):
             _resolve(free_mib)
     else:
         resolved = _resolve(free_mib)
-        assert cluster_bytes(resolved.worker_memory, WORKERS, 1) <= free_mib * MIB
+        assert cluster_bytes(resolved.memory, 1) <= free_mib * MIB
         assert resolved.num_pages >= 17
 
 
@@ -56,7 +56,7 @@ def test_a_limit_of_1600_mib_gives_fewer_pages() -> None:
     assert resolved.settings["memory"].endswith(
         "for 2 workers, 1 gateway, Ray and the router, of 1400 MiB free under the limit of 1600 MiB"
     )
-    worker = resolved.worker_memory
+    worker = resolved.worker_memory("decode")
     assert resolved.settings["worker_memory"] == (
         f"{-(-worker.total // MIB)} MiB (100 weights, {resolved.num_pages} KV pages, {resolved.host_pages} host swap, "
         f"{-(-worker.buffers // MIB)} buffers, {PROCESS_BYTES // MIB} process)"
@@ -91,7 +91,7 @@ def test_gateways_on_other_nodes_take_no_memory_here() -> None:
 
 
 def test_more_workers_need_memory_of_their_own() -> None:
-    worker = _resolve(4000).worker_memory
+    worker = _resolve(4000).worker_memory("decode")
     check_more_memory(worker, 2, Free(2 * worker.total))
     with pytest.raises(ConfigError, match=r"2 workers more of .* and there are 600 MiB free"):
         check_more_memory(worker, 2, Free(600 * MIB))
@@ -103,7 +103,7 @@ def test_workers_on_other_nodes_have_memory_of_their_own() -> None:
 
 def test_on_a_gpu_only_swapped_pages_take_host_memory() -> None:
     resolved = _resolve(1000, "[engine]\ndevice = 'cuda'")
-    assert (resolved.worker_memory.weights, resolved.worker_memory.kv) == (0, 0)
+    assert [(each.weights, each.kv) for each in resolved.memory] == [(0, 0), (0, 0)]
     assert "memory" not in resolved.settings
 
 

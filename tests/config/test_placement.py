@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from baton.config.parse import parse_config
-from baton.config.placement import demand, groups
+from baton.config.placement import demand, groups, own_groups
 from baton.config.resolve import Resolved, resolve
 from baton.protocol.errors import ConfigError
 from tests.config.test_config import MACHINE, MODEL
@@ -92,3 +92,25 @@ def test_a_mistake_is_named(text: str, words: str) -> None:
 def test_a_resolved_configuration_survives_the_note_of_up() -> None:
     resolved = _resolved(TWO_KINDS)
     assert Resolved.from_json(resolved.as_json()) == resolved
+
+
+def _ranks_groups(strategy: str, pools: str = "prefill = 1\ndecode = 1\nmixed = 1") -> list[tuple[str, str, list[str]]]:
+    demands = "".join(f"[placement.{pool}]\ngpus = 1\n" for pool in ("prefill", "decode", "mixed"))
+    degrees = "[tensor_parallel]\nprefill = 2\ndecode = 4\nmixed = 2\n"
+    resolved = _resolved(f"[pools]\n{pools}\n{degrees}[placement]\nstrategy = '{strategy}'\n{demands}")
+    made = groups(resolved.config, resolved.roles)
+    return [(group.name, group.strategy, [name for name, _ in group.workers]) for group in made]
+
+
+def test_a_worker_of_several_ranks_has_one_bundle_and_a_group_of_its_own_unless_it_is_in_another() -> None:
+    own = [(f"group-{name}", "STRICT_PACK", [name]) for name in ("prefill-0", "decode-0", "mixed-0")]
+    assert _ranks_groups("free") == own
+    assert _ranks_groups("pack") == [("group-0", "STRICT_PACK", ["prefill-0", "decode-0"]), own[2]]
+    assert _ranks_groups("spread") == [("group-0", "SPREAD", ["prefill-0", "decode-0", "mixed-0"])]
+
+
+def test_ranks_without_resources_and_single_ranks_need_no_group() -> None:
+    plain = _resolved("[tensor_parallel]\nprefill = 2\ndecode = 2\n[placement.prefill]\ncpus = 1\n")
+    assert [group.name for group in groups(plain.config, plain.roles)] == ["group-prefill-0"]
+    assert own_groups(plain.config, [("decode-1", "decode")]) == []
+    assert [group.name for group in own_groups(plain.config, [("prefill-7", "prefill")])] == ["group-prefill-7"]

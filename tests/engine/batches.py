@@ -9,9 +9,9 @@ import torch
 from hypothesis import strategies as st
 
 from baton.engine.attention.backend import BatchLayout
-from baton.engine.flat_batch import flat_batch
 from baton.engine.sequence import Sequence, page_ids
 from baton.engine.step import Slice, StepPlan
+from baton.engine.step_arrays import step_arrays
 from baton.protocol.request import Request, SamplingParams
 
 
@@ -49,7 +49,7 @@ class Ragged:
         return StepPlan(tuple(slices))
 
     def layout(self) -> BatchLayout:
-        return flat_batch(self.plan(), self.page_size)[1]
+        return step_arrays(self.plan(), self.page_size).tensors()[2]
 
 
 def ragged_batches() -> st.SearchStrategy[Ragged]:
@@ -65,7 +65,7 @@ def ragged_batches() -> st.SearchStrategy[Ragged]:
 def filled_pages(batch: Ragged, layers: int, kv_heads: int, head_dim: int, dtype: torch.dtype) -> torch.Tensor:
     """Storage with a random key and value at every position."""
     generator = torch.Generator().manual_seed(batch.seed)
-    shape = (batch.num_pages, layers, 2, batch.page_size, kv_heads, head_dim)
+    shape = (batch.num_pages, kv_heads, layers, 2, batch.page_size, head_dim)
     return torch.randn(shape, generator=generator).to(dtype)
 
 
@@ -77,7 +77,7 @@ def full_attention(
     begin = 0
     for part in batch.plan().slices:
         end, table = begin + part.num_tokens, part.sequence.page_table.tolist()
-        past = [pages[table, layer, side].flatten(0, 1)[: part.start] for side in (0, 1)]
+        past = [pages[table, :, layer, side].transpose(1, 2).flatten(0, 1)[: part.start] for side in (0, 1)]
         group = q.shape[1] // k.shape[1]
         keys = torch.cat((past[0], k[begin:end])).double().repeat_interleave(group, dim=1)
         values = torch.cat((past[1], v[begin:end])).double().repeat_interleave(group, dim=1)

@@ -216,11 +216,18 @@ def _norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
 
 
 def _pages(cache: torch.Tensor, layout: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """K and V, indexed by page, position and head as `paged_kv_t` (page.cuh) and fa3's sparse_mainloop.cuh do: through
+    any strides, which are 32-bit numbers, equal for K and V, and a multiple of the 16 bytes that a thread copies.
+    """
     assert layout == "NHD"
     assert cache.dim() == 5
     k, v = cache.unbind(dim=1)
     assert k.stride() == v.stride()
     assert k.stride(-1) == 1
+    for part in (k, v):
+        assert all(0 < stride < 1 << 32 for stride in part.stride())
+        assert all(stride * part.element_size() % 16 == 0 for stride in part.stride()[:-1])
+        assert part.storage_offset() * part.element_size() % 16 == 0
     return k, v
 
 

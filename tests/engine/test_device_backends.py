@@ -11,7 +11,7 @@ from baton.engine.attention import flashinfer
 from baton.engine.attention.device_backends import BACKENDS, device_backend
 from baton.engine.attention.plan_metadata import PlanMetadata, plan_metadata
 from baton.engine.decode_staging import DecodeStaging
-from baton.engine.flat_batch import flat_batch
+from baton.engine.step_arrays import step_arrays
 from baton.protocol.worker import PageLayout
 from tests.engine import flashinfer_reference
 from tests.engine.batches import Ragged, filled_pages, full_attention
@@ -60,7 +60,7 @@ def test_recorded_decode_steps_of_several_sizes_are_full_attention(name: str) ->
         recorded[size].plan_staged(host)
     for decodes in ((5, 1, 17), (9, 2, 4)):
         batch = Ragged(decodes, (), PAGE_SIZE, 3)
-        token_ids, layout = flat_batch(batch.plan(), PAGE_SIZE)
+        token_ids, _, layout = step_arrays(batch.plan(), PAGE_SIZE).tensors()
         staged = staging.put(token_ids, layout)
         assert staged is not None
         recorded[staged[0]].plan_staged(staged[1])

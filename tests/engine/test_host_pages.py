@@ -40,7 +40,7 @@ def runtime(monkeypatch: pytest.MonkeyPatch) -> Runtime:
     return runtime
 
 
-PAGES = torch.zeros(4, 2, 2, 16, 1, 8)
+PAGES = torch.zeros(4, 1, 2, 2, 16, 8)
 PAGE_BYTES = PAGES[0].nbytes
 
 

@@ -19,6 +19,7 @@ from baton.engine.kernel_compiler import let_flashinfer_compile, missing_program
 from baton.engine.kernel_loading import check_compilable, check_prebuilt, check_versions, prefill_kernels
 from baton.engine.prebuilt_kernels import Built, Manifest, runs_on
 from baton.engine.race.launchable import check_triton
+from baton.engine.ranks import ONE_RANK
 from baton.harness.process_cluster import plans
 from baton.protocol.errors import ConfigError
 from baton.worker import executors
@@ -117,7 +118,7 @@ def test_a_worker_checks_its_kernels_before_loading_weights(monkeypatch: pytest.
     usual = plans(CHECKPOINT, 512, 10)[1]
     plan = replace(usual, engine=usual.engine.changed(device="cuda:0", attention="fa3"))
     with pytest.raises(ConfigError, match="only Hopper GPUs"):
-        executors.make_executor(plan, tmp_path, read_config(CHECKPOINT), print)
+        executors.make_executor(plan, tmp_path, read_config(CHECKPOINT), print, ONE_RANK)
 
 
 @pytest.mark.parametrize(

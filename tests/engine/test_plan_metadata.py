@@ -14,8 +14,8 @@ from baton.engine.attention.flashinfer import FlashInferAttention, GraphDecodeAt
 from baton.engine.attention.plan_metadata import pad_decodes, plan_metadata, workspace_bytes
 from baton.engine.attention.torch_cpu import TorchAttention
 from baton.engine.decode_staging import DecodeStaging
-from baton.engine.flat_batch import flat_batch
 from baton.engine.staging import GrowingStagingBuffer
+from baton.engine.step_arrays import step_arrays
 from tests.engine import flashinfer_reference
 from tests.engine.batches import Ragged, filled_pages, full_attention, ragged_batches
 
@@ -58,7 +58,7 @@ def test_a_step_is_planned_after_any_other_step(first: Ragged, second: Ragged) -
     """Steps after the first are planned by another method."""
     second = replace(second, page_size=first.page_size)
     room = max(first.num_pages, second.num_pages)
-    storage = torch.zeros(room, 1, 2, first.page_size, KV_HEADS, HEAD_DIM)
+    storage = torch.zeros(room, KV_HEADS, 1, 2, first.page_size, HEAD_DIM)
     attention = FlashInferAttention(storage, HEADS)
     for batch in (first, second, first):
         filled = filled_pages(batch, 1, KV_HEADS, HEAD_DIM, torch.float32)
@@ -89,8 +89,9 @@ def test_the_parts_agree_with_the_layout(batch: Ragged) -> None:
 def test_padding_changes_nothing_for_decoding_sequences(size: int) -> None:
     batch = Ragged((5, 1, 17), (), 4, 2)
     padding_page = batch.num_pages
-    storage = torch.cat([filled_pages(batch, 1, KV_HEADS, HEAD_DIM, torch.float32), torch.zeros(1, 1, 2, 4, 2, 8)])
-    token_ids, layout = flat_batch(batch.plan(), 4)
+    filled = filled_pages(batch, 1, KV_HEADS, HEAD_DIM, torch.float32)
+    storage = torch.cat([filled, torch.zeros(1, *filled.shape[1:])])
+    token_ids, _, layout = step_arrays(batch.plan(), 4).tensors()
     padded_ids, padded = pad_decodes(token_ids, layout, size, padding_page)
     assert len(padded_ids) == len(padded.positions) == len(padded.last_page_len) == size
     attention = FlashInferAttention(storage, HEADS)
@@ -106,7 +107,8 @@ def test_padding_changes_nothing_for_decoding_sequences(size: int) -> None:
 def test_a_captured_step_reads_only_staged_arrays() -> None:
     """A step is planned for padding only, then replayed for other batches; its tensors are never replaced."""
     batch = Ragged((5, 1, 17), (), 4, 2)
-    storage = torch.cat([filled_pages(batch, 1, KV_HEADS, HEAD_DIM, torch.float32), torch.zeros(1, 1, 2, 4, 2, 8)])
+    filled = filled_pages(batch, 1, KV_HEADS, HEAD_DIM, torch.float32)
+    storage = torch.cat([filled, torch.zeros(1, *filled.shape[1:])])
     staging = DecodeStaging(torch.device("cpu"), (2, 4, 8), 10, batch.num_pages)
     attention = FlashInferAttention(storage, HEADS)
     tokens, places, host = staging.places(4)
@@ -114,7 +116,7 @@ def test_a_captured_step_reads_only_staged_arrays() -> None:
     graph.plan_staged(host)
     q, k, v = _qkv(4, 5)
     for seed in (2, 3):
-        token_ids, layout = flat_batch(Ragged((5, 1, 17), (), 4, seed).plan(), 4)
+        token_ids, _, layout = step_arrays(Ragged((5, 1, 17), (), 4, seed).plan(), 4).tensors()
         staged = staging.put(token_ids, layout)
         assert staged is not None
         assert staged[0] == 4
@@ -132,7 +134,7 @@ def test_staged_decodes_are_the_padded_batch_at_the_places_of_its_size(
 ) -> None:
     decodes = Ragged(batch.decodes or (3,), (), batch.page_size, batch.seed)
     count, padding_page = len(decodes.decodes), decodes.num_pages
-    token_ids, layout = flat_batch(decodes.plan(), decodes.page_size)
+    token_ids, _, layout = step_arrays(decodes.plan(), decodes.page_size).tensors()
     staging = DecodeStaging(torch.device("cpu"), sorted(sizes), pages_each, padding_page)
     size = next((size for size in sorted(sizes) if size >= count), None)
     if size is None or len(layout.indices) + size - count > max(sizes) * pages_each:

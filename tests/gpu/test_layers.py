@@ -8,6 +8,7 @@ import torch
 from baton.engine.model_config import model_config
 from baton.engine.models.layers import add_linear_norm, fused, linear, rms_norm, silu_and_mul
 from baton.engine.models.rope import FusedRotation, RopeTable
+from baton.engine.ranks import ONE_RANK
 from tests.engine.test_cuda_executor_on_cpu import RAW
 
 DTYPES = [torch.bfloat16, torch.float16]
@@ -36,7 +37,7 @@ def test_norms(device: torch.device, dtype: torch.dtype) -> None:
 def test_the_residual_is_added_in_place_and_normed(device: torch.device, dtype: torch.dtype) -> None:
     residual, x, matrix, norm = (_random(*shape).to(dtype) for shape in ((6, 256), (6, 512), (256, 512), (256,)))
     there = residual.to(device)
-    got = add_linear_norm(there, x.to(device), matrix.to(device), norm.to(device), 1e-5)
+    got = add_linear_norm(there, x.to(device), matrix.to(device), norm.to(device), 1e-5, ONE_RANK)
     total = residual.double() + linear(x.double(), matrix.double())
     assert _near(there, total)
     assert _near(got, rms_norm(total.float(), norm.float(), 1e-5))

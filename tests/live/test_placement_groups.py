@@ -13,8 +13,9 @@ import pytest
 import ray
 from ray.util.placement_group import get_placement_group, placement_group_table
 
+from baton.config.facts import MachineFacts, ModelFacts
 from baton.config.parse import parse_config
-from baton.config.resolve import MachineFacts, ModelFacts, Resolved, resolve
+from baton.config.resolve import Resolved, resolve
 from baton.deploy.launcher import start_cluster, start_workers, stop_cluster, stop_workers
 from baton.deploy.local_ray import LocalRay
 from baton.deploy.placement_groups import release_groups, reserve_groups
@@ -91,7 +92,7 @@ def _nodes(group: str) -> list[str]:
     return [bundles[index] for index in sorted(bundles)]
 
 
-def _groups(prefix: str) -> list[str]:
+def group_names(prefix: str) -> list[str]:
     table = placement_group_table().values()
     return [row["name"] for row in table if row["name"].startswith(prefix) and row["state"] != "REMOVED"]
 
@@ -105,7 +106,7 @@ def test_packed_workers_share_a_node(second_node: LocalRay, checkpoint: Path) ->
         assert len(set(_nodes("packed-group-0"))) == 1
     finally:
         release_groups("packed-")
-    assert _groups("packed-") == []
+    assert group_names("packed-") == []
 
 
 @pytest.mark.slow
@@ -127,11 +128,11 @@ def test_spread_workers_serve_from_two_nodes(second_node: LocalRay, checkpoint: 
             assert first.handoff.pages_sent > 0
             # A restarted worker uses its bundle of the group again.
             stop_workers(resolved, ["prefill-0"], "spread-")
-            assert _groups("spread-") == ["spread-group-0"]
+            assert group_names("spread-") == ["spread-group-0"]
             start_workers(resolved, [("prefill-0", "prefill")], started.worker_address, lambda *_: None, "spread-")
             assert client.generate(prompt, max_tokens=8, ignore_eos=True).token_ids == first.token_ids
         stop_workers(resolved, ["prefill-0", "decode-0"], "spread-")
-        assert _groups("spread-") == []
+        assert group_names("spread-") == []
     finally:
         stop_cluster("spread-")
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import subprocess
-import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from baton.deploy.local_ray import free_port
+from tests.waiting import until
 
 OBSERVABILITY = Path(__file__).resolve().parents[2] / "deploy" / "observability"
 CONFIG = OBSERVABILITY / "prometheus" / "prometheus.yml"
@@ -58,10 +59,13 @@ class Prometheus:
 
     def until(self, expression: str, timeout_s: float = 60.0) -> list[Any]:
         """Look until an expression has series; raises `AssertionError` after `timeout_s`."""
-        deadline = time.monotonic() + timeout_s
-        while not (found := self.query(expression)):
-            assert time.monotonic() < deadline, f"{expression} has no data after {timeout_s:g} s"
-            time.sleep(0.2)
+        found: list[Any] = []
+
+        def look() -> bool:
+            found[:] = self.query(expression)
+            return bool(found)
+
+        until(look, timeout_s, f"{expression} has no data")
         return found
 
 
@@ -87,11 +91,10 @@ def prometheus(folder: Path, discovery_url: str, scrape_interval: str = "1s") ->
 
 
 def _until_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while True:
-        assert process.poll() is None and time.monotonic() < deadline, log.read_text()
-        try:
-            with urllib.request.urlopen(url, timeout=5):
-                return
-        except OSError:
-            time.sleep(0.1)
+    def answers() -> bool:
+        assert process.poll() is None, log.read_text()
+        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5):
+            return True
+        return False
+
+    until(answers, START_TIMEOUT_S, "Prometheus does not answer")

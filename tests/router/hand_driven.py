@@ -59,6 +59,7 @@ def submission(
         objectives=request.objectives,
         age_s=now - request.arrival_s,
         deadline_in_s=None if request.deadline_s is None else request.deadline_s - now,
+        called_at_s=request.arrival_s,
     )
 
 

@@ -57,6 +57,20 @@ def test_reading_needs_the_role_watch_and_acting_the_role_admin(
     asyncio.run(scene())
 
 
+def test_an_open_stream_ends_when_its_token_is_removed(access: AccessSection) -> None:
+    async def scene() -> None:
+        async with serving(access, "watcher") as client, client.stream("GET", "/api/events") as response:
+            lines = response.aiter_lines()
+            assert (await anext(lines)).startswith("data: ")
+            Path(access.tokens_file).write_text("")
+            async with asyncio.timeout(10):
+                async for _ in lines:
+                    pass
+            assert (await client.get("/api/events")).status_code == 401
+
+    asyncio.run(scene())
+
+
 def test_the_api_has_the_fields_of_the_admin_messages() -> None:
     async def scene() -> None:
         async with serving() as client:

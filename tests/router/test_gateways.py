@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from baton.config.schema import AccessSection, RouterSection
 from baton.protocol.gateway_messages import (
     AskEmitted,
@@ -250,3 +252,17 @@ def test_a_tenant_has_so_many_streams_at_once_and_no_more() -> None:
     core.on_message("mixed-0", SequenceEnded("a", FinishReason.STOP, 3), 1.0)
     core.on_message("mixed-1", SequenceEnded("a", FinishReason.STOP, 3), 1.0)
     assert not to_gateways(prompt_of(core, "e", 10), RequestEnded)
+
+
+def test_of_two_clients_of_a_request_the_one_that_called_later_has_it_whatever_order_their_gateways_submit_in() -> None:
+    """A submission may wait in a link while the router is away, so its age does not tell when the client called."""
+    later = replace(REQUEST, arrival_s=1.5)
+    for first, second in ((REQUEST, later), (later, REQUEST)):
+        core = cluster()
+        join_gateway(core, "gateway-1")
+        by_request = {id(REQUEST): GATEWAY, id(later): "gateway-1"}
+        ask(core, first, 3.0, gateway=by_request[id(first)])
+        commands = ask(core, second, 3.0, gateway=by_request[id(second)])
+        ((taken_from, end),) = to_gateways(commands, RequestEnded)
+        assert (taken_from, end.error) == (GATEWAY, "Cancelled")
+        assert core.requests.live["r"].gateway == "gateway-1"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import grpc
@@ -15,6 +15,7 @@ from baton.config.schema import AccessSection, RouterSection
 from baton.protocol.errors import NotFound
 from baton.protocol.v1.admin_pb2 import WatchOperationRequest
 from baton.protocol.v1.admin_pb2_grpc import AdminStub
+from baton.protocol.worker import RankAddress
 from baton.router.admin_calls import AdminCalls
 from baton.router.admin_messages import operation_message, worker_message
 from baton.router.admin_server import AdminService, start_admin_server
@@ -139,6 +140,14 @@ def test_a_drained_worker_is_draining_while_it_holds_something() -> None:
     assert message.state == "draining"
     assert message.predicted_tpot_s > 0
     assert 0 < message.predicted_peak_pages < 1000
+
+
+def test_a_worker_is_shown_with_the_process_of_each_rank() -> None:
+    view = cluster_of("decode-0").workers["decode-0"]
+    assert worker_message(view, 0.0).rank_pids == [view.info.pid]
+    ranks = (RankAddress(pid=4711), RankAddress(pid=4712))
+    view.info = replace(view.info, pid=4711, endpoint=replace(view.info.endpoint, ranks=ranks))
+    assert worker_message(view, 0.0).rank_pids == [4711, 4712]
 
 
 def test_a_client_that_hangs_up_is_forgotten() -> None:

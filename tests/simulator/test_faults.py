@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from dataclasses import replace
+from itertools import product
+from typing import Any
 
 import pytest
 
@@ -13,6 +16,7 @@ from baton.gateway.core.commands import ShowTokens
 from baton.gateway.core.stream import TextToken
 from baton.protocol.messages import Release
 from baton.protocol.request import Request, SamplingParams
+from baton.protocol.worker import RoleName
 from baton.router.core import request_ends
 from baton.router.core.commands import SendToWorker
 from baton.router.core.gateways import Gateways
@@ -21,8 +25,11 @@ from baton.router.policy.latency_model import StepCosts
 from baton.simulator.fault_run import FaultRun, play
 from baton.simulator.faults import FaultKind, Schedule, draw, shrink
 from baton.simulator.stepped_cluster import SteppedCluster
-from baton.simulator.timed_cluster import Timing
+from baton.simulator.timing import Timing
 from baton.simulator.token_checker import PageMemory, Violation, next_token
+from baton.worker.core import rank_writes
+from baton.worker.core.rank_writes import RankWrites
+from baton.worker.core.role import WriteEnded, WritePages
 from baton.worker.core.token_streams import TokenStreams
 
 PER_TEST, TESTS = 250, 8  # schedules: as many as take a minute of one core
@@ -41,6 +48,8 @@ def test_the_seeds_draw_every_fault_on_three_to_eight_workers() -> None:
     assert {fault.kind for schedule in schedules for fault in schedule.faults} == set(FaultKind)
     sizes = [len(schedule.workers) for schedule in schedules]
     assert (min(sizes), max(sizes)) == (3, 8)
+    degrees = {(one.ranks[RoleName.PREFILL], one.ranks[RoleName.DECODE], one.kv_heads) for one in schedules}
+    assert degrees == set(product((1, 2), repeat=3))
 
 
 def test_a_schedule_plays_out_the_same_each_time() -> None:
@@ -59,11 +68,26 @@ def _by_name_alone(self: Gateways, gateway: str, incarnation: str) -> bool:
     return gateway in self.by_name
 
 
-OUTGOING = Transfers.outgoing
+def _notice_with_each_part(self: RankWrites[Any], command: WritePages, parts: Collection[Any]) -> WritePages:
+    """`RankWrites.start` as if each pair of ranks could send the notice with its own pages."""
+    START(self, command, parts)
+    return command
+
+
+def _latest_error(before: WriteEnded, ended: WriteEnded) -> WriteEnded:
+    """The outcome of a write as if its last part's error were all that counts."""
+    return replace(ended, num_bytes=before.num_bytes + ended.num_bytes)
+
+
+OUTGOING, START = Transfers.outgoing, RankWrites.start
 PLANTED: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "a release does not wait for the writer": lambda patch: patch.setattr(Transfers, "outgoing", _release_at_once),
     "a request forgets its reservation": lambda patch: patch.setattr(request_ends, "_release", lambda *_: []),
     "a sequence stays with its first gateway": lambda patch: patch.setattr(TokenStreams, "adopt", lambda *_: []),
+    "a notice is sent before all pairs of ranks have delivered": lambda patch: patch.setattr(
+        RankWrites, "start", _notice_with_each_part
+    ),
+    "a pair of ranks fails and its handoff commits": lambda patch: patch.setattr(rank_writes, "_sum", _latest_error),
     "a report is about any process of a gateway": lambda patch: patch.setattr(
         Gateways, "has_registered", _by_name_alone
     ),
@@ -121,6 +145,17 @@ def test_foreign_kv_shows_in_the_step_that_reads_it() -> None:
     for tokens, start, page in (([1, 2, 3, 4], 3, 1), ([1, 5, 3, 4], 3, 0)):
         with pytest.raises(Violation, match="foreign KV"):
             _step(memory, tokens, start, page)
+
+
+def test_kv_that_one_head_of_a_page_lacks_is_foreign() -> None:
+    memory = PageMemory("w", num_pages=1, page_size=4, num_heads=2)
+    _step(memory, [1, 2, 3], 0, page=0)
+    memory.swap_out([0], [5])
+    memory.corrupt([0], head=1)
+    with pytest.raises(Violation, match="foreign KV"):
+        _step(memory, [1, 2, 3, 4], 3, page=0)
+    memory.swap_in([5], [0])
+    assert _step(memory, [1, 2, 3, 4], 3, page=0) == [next_token([1, 2, 3, 4])]
 
 
 def _token(index: int) -> ShowTokens:

@@ -8,21 +8,35 @@ from pathlib import Path
 import pytest
 
 from baton.protocol.errors import ConfigError
+from baton.protocol.worker import RoleName
 from baton.simulator.result import SimulationResult
 from baton.simulator.search import Probe, Search, SplitResult, Trial
-from baton.simulator.setup import PAGE_SIZE, Pools, Setup, page_size_for, workload
+from baton.simulator.setup import PAGE_SIZE, Degrees, Pools, Setup, page_size_for, workload
 from baton.simulator.trace import TraceRequest
 from baton.simulator.worker import Answers
 from tests.simulator.running import GPU, MODEL, small_trace
 
 
 def test_a_worker_has_as_few_accelerators_as_hold_the_model() -> None:
-    assert Setup("llama-3.1-8b", "h100").timer.devices == 1
-    assert Setup("llama-3.1-70b", "h100").timer.devices == 4
-    assert Setup("llama-3.1-70b", "h100", gpus_per_worker=8).timer.devices == 8
+    assert Setup("llama-3.1-8b", "h100").degree(RoleName.PREFILL) == 1
+    assert Setup("llama-3.1-70b", "h100").degree(RoleName.DECODE) == 4
+    assert Setup("llama-3.3-70b-fp8", "h100").degree(RoleName.DECODE) == 2
+    assert Setup("llama-3.1-70b", "h100", tensor_parallel=Degrees(mixed=8)).degree(RoleName.MIXED) == 8
     described = Setup("llama-3.1-70b", "h100").described(Pools(1, 2))
     assert described["worker"].startswith("4 × h100: 141 GB of weights")
     assert described["pools"] == "1 prefill + 2 decode (12 × h100)"
+
+
+def test_pools_of_unequal_degrees_are_described_apart() -> None:
+    setup, pools = Setup("llama-3.1-70b", "h100", tensor_parallel=Degrees(decode=8)), Pools(1, 2)
+    described = setup.described(pools)
+    assert described["prefill worker"].startswith("4 × h100")
+    assert described["decode worker"].startswith("8 × h100")
+    assert described["pools"] == "1 prefill + 2 decode (20 × h100)"
+    assert setup.named(pools) == "1 prefill × 4 + 2 decode × 8 GPUs"
+    assert Setup(MODEL, GPU).named(pools) == "1 prefill + 2 decode"
+    ranks = [worker.ranks for worker in setup.cluster(pools).workers]
+    assert ranks == [4, 8, 8]
 
 
 @pytest.mark.parametrize(
@@ -31,7 +45,9 @@ def test_a_worker_has_as_few_accelerators_as_hold_the_model() -> None:
         (Setup(MODEL, GPU, policy="best"), Pools(1, 1), "round_robin"),
         (Setup("gpt-5", GPU), Pools(1, 1), "llama-3.1-8b"),
         (Setup(MODEL, "tpu"), Pools(1, 1), "h100"),
-        (Setup("llama-3.1-70b", "l40s", gpus_per_worker=1), Pools(1, 1), "gpus-per-worker"),
+        (Setup("llama-3.1-70b", "l40s", tensor_parallel=Degrees(1, 1)), Pools(1, 1), "tensor-parallel"),
+        (Setup("qwen2.5-7b", GPU, tensor_parallel=Degrees(decode=8)), Pools(1, 1), "28 heads, 4 KV heads"),
+        (Setup(MODEL, GPU, tensor_parallel=Degrees(prefill=3)), Pools(1, 1), "3 GPUs do not divide"),
         (Setup(MODEL, GPU), Pools(prefill=3), "decode"),
     ],
 )
@@ -44,7 +60,7 @@ def test_what_cannot_be_simulated_is_refused(setup: Setup, pools: Pools, word: s
 def test_a_config_json_that_describes_no_model_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(ConfigError):
-        _ = Setup(str(tmp_path), GPU).timer
+        Setup(str(tmp_path), GPU).timer(RoleName.MIXED)
 
 
 def test_the_page_size_is_the_traces_block_size() -> None:
@@ -104,6 +120,17 @@ def test_mixed_workers_can_be_the_best() -> None:
     found, _ = _searched(search, _made_up(search, {**dict.fromkeys(search.splits(), 9.0), Pools(mixed=3): 11.0}))
     assert found[0].pools == Pools(mixed=3)
     assert {one.pools for one in found} == {Pools(1, 2), Pools(2, 1), Pools(mixed=3)}
+
+
+def test_splits_of_unequal_degrees_use_every_gpu_that_another_worker_would_serve_with() -> None:
+    search = Search(Setup(MODEL, GPU, tensor_parallel=Degrees(1, 4, 2)), LONG, 10)
+    assert search.splits() == [Pools(2, 2), Pools(6, 1)]
+    assert search.mixed == [Pools(mixed=5)]
+    search = Search(Setup(MODEL, GPU, tensor_parallel=Degrees(4, 1, 8)), LONG, 7)
+    assert search.splits() == [Pools(1, 3)]
+    assert search.mixed == []
+    found, _ = _searched(search, _made_up(search, {Pools(1, 3): 5.0}))
+    assert [one.pools for one in found] == [Pools(1, 3)]
 
 
 def test_one_worker_is_mixed() -> None:

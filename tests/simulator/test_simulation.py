@@ -14,7 +14,7 @@ from baton.router.core.operation import OperationState, Rebalance
 from baton.router.policy.placement import Place, Refuse
 from baton.router.policy.policies import NAMES, make_policy
 from baton.router.policy.predicted_latency import PredictedLatency
-from baton.simulator.setup import Pools, Setup
+from baton.simulator.setup import Degrees, Pools, Setup
 from baton.simulator.simulation import Simulation, Slo
 from baton.simulator.trace import TraceRequest, scale_arrivals
 from baton.simulator.worker import SimulatedWorker
@@ -120,6 +120,29 @@ def test_one_request_on_idle_workers_takes_as_long_as_worked_out_by_hand(pools: 
     assert outcome.tpot_s == pytest.approx((handoff_s + decode_s) / (OUTPUT - 1), rel=1e-9)
     assert result.bytes_moved == (0 if pools.mixed else pages * 64 * KV_BYTES)
     assert sum(worker.busy_s for worker in result.workers) == pytest.approx(_prefill_s() + decode_s, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("degrees", "slowest"),
+    [
+        (Degrees(2, 2), 1 / 2),
+        (Degrees(4, 2), 2 / 4),
+        (Degrees(1, 4), 4 / 4),
+        (Degrees(8, 8), 1 / 8),
+        (Degrees(16, 2), 1 / 2),
+    ],
+)
+def test_a_handoff_takes_as_long_as_the_slowest_pair_of_ranks(degrees: Degrees, slowest: float) -> None:
+    """Each rank's link carries its pieces one after another: `slowest` is the largest share of a page on one link."""
+    spec = Setup(MODEL, GPU, tensor_parallel=degrees).cluster(Pools(1, 1))
+    trace = [TraceRequest(0.0, PROMPT, 2)]
+    result = Simulation(replace(spec, jitter=0.0), make_policy("round_robin"), trace).run()
+    (outcome,) = result.outcomes
+    decode_s = spec.workers[1].timer.seconds(0, 0, 1, PROMPT + 1)
+    page_bytes = 64 * KV_BYTES
+    handoff_s = 2 * LATENCY_S + -(-PROMPT // 64) * page_bytes * slowest / 45e9
+    assert outcome.tpot_s == pytest.approx(handoff_s + decode_s, rel=1e-9)
+    assert result.bytes_moved == -(-PROMPT // 64) * page_bytes * max(1, spec.workers[1].ranks // 8)
 
 
 def test_equal_blocks_are_prefix_hits_and_do_not_travel_again() -> None:

@@ -15,6 +15,7 @@ from baton.protocol.messages import Prefill, RouterMessage, Work, WorkerMessage
 from baton.protocol.request import Request
 from baton.protocol.session_messages import GatewayJoined, RegisterAck
 from baton.protocol.worker import Endpoint, RoleName
+from baton.worker.background_transport import BackgroundTransport
 from baton.worker.links import Arrival
 from baton.worker.loop import WorkerLoop
 from baton.worker.session import Phase
@@ -128,7 +129,8 @@ def make_loop(
 ) -> tuple[WorkerLoop, FakeLinks]:
     link, host = FakeLinks(), journal or HOST
     made = session(role, num_pages=8, host_pages=8 if journal else 0)
-    loop = WorkerLoop(made, journal, link, make_transport, FakeHeartbeat(), lambda page: 0, host)  # type: ignore[arg-type]
+    transport = BackgroundTransport(make_transport, made.agent)
+    loop = WorkerLoop(made, journal, link, transport, FakeHeartbeat(), lambda page: 0, host)  # type: ignore[arg-type]
     loop._flush()
     return loop, link
 

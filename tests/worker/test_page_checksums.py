@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import random
-import zlib
 
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from baton.engine.storage import head_checksums, page_checksum
 from baton.protocol.codec import decode_notice, encode_notice
 from baton.protocol.errors import BatonError, HandoffFailed
 from baton.protocol.handoff import HandoffNotice
@@ -31,17 +32,29 @@ def test_the_sample_has_its_share_and_always_the_last_page(reservation_id: str, 
 
 
 def test_one_flipped_bit_is_noticed() -> None:
-    pages = torch.randn(6, 2, 2, 4, 1, 8)
+    pages = torch.randn(6, 2, 2, 2, 4, 8)
 
     def checksum(page: int) -> int:
-        return zlib.crc32(pages[page].view(torch.uint8).numpy().data)
+        return page_checksum(head_checksums(pages, page))
 
     sums = checksums([(0, 4), (1, 2)], checksum)
     notice = decode_notice(encode_notice(HandoffNotice("r/1", "r", 8, (1,), (1, 1), sums)))
     assert wrong_pages(notice, (4, 2), checksum) == []
-    pages[2].view(torch.uint8)[1, 0, 3, 0, 5] ^= 1
+    pages[2].view(torch.uint8)[1, 1, 0, 3, 5] ^= 1
     assert wrong_pages(notice, (4, 2), checksum) == [1]
     assert wrong_pages(notice, (4,), checksum) == [1]
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 8), st.lists(st.integers(1, 7), unique=True))
+def test_a_page_has_the_same_checksum_however_its_heads_are_divided(seed: int, heads: int, cuts: list[int]) -> None:
+    pages = torch.randn(2, heads, 2, 2, 4, 8, generator=torch.Generator().manual_seed(seed)).half()
+    ends = [*sorted(cut for cut in cuts if cut < heads), heads]
+    ranks = [pages[:, start:end].clone() for start, end in itertools.pairwise([0, *ends])]
+    divided = page_checksum(crc for rank in ranks for crc in head_checksums(rank, 1))
+    assert divided == page_checksum(head_checksums(pages, 1))
+    swapped = pages.clone()
+    swapped[1] = pages[1].flip(0)
+    assert heads == 1 or page_checksum(head_checksums(swapped, 1)) != divided
 
 
 @settings(deadline=None, max_examples=60)

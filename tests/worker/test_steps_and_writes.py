@@ -26,6 +26,7 @@ from baton.protocol.messages import HandoffCommitted, HandoffEnded, Prefill, Res
 from baton.protocol.request import Request, SamplingParams
 from baton.protocol.session_messages import PeerJoined
 from baton.protocol.worker import RoleName, WorkerInfo
+from baton.worker.background_transport import BackgroundTransport
 from baton.worker.core.state import WorkerState
 from baton.worker.loop import WorkerLoop
 from baton.worker.session import WorkerSession
@@ -94,11 +95,12 @@ def _worker(name: str, role: RoleName) -> tuple[WorkerLoop, FakeLinks]:
     state = WorkerState(f"{name}:1", "m", config.eos_token_ids, 4096, StepBudget(64, 4), PagePool(160, 16))
     info = WorkerInfo(name, "1", role, 0, transport(f"{name}:0").endpoint, 64, 4)
     link = FakeLinks()
+    session = WorkerSession(info, state, lambda: "2")
     loop = WorkerLoop(
-        WorkerSession(info, state, lambda: "2"),
+        session,
         late,
         link,  # type: ignore[arg-type]
-        transport,
+        BackgroundTransport(transport, session.agent),
         FakeHeartbeat(),  # type: ignore[arg-type]
         late.engine.page_checksum,
         HostPages(late.engine.pages, 0),
@@ -122,8 +124,8 @@ def test_a_chunks_pages_are_sent_after_it_was_collected_and_while_the_next_one_r
     task, tokenizer = look_up(random.Random(1), 40), Tokenizer(CHECKPOINT)
     request = Request("r", tuple(tokenizer.encode(task.prompt)), SamplingParams(max_tokens=12))
     (source, at_source), (target, at_target) = _worker("p", RoleName.PREFILL), _worker("d", RoleName.DECODE)
-    at_source.inbox.append(PeerJoined(target.transport.current.endpoint))
-    at_target.inbox += [PeerJoined(source.transport.current.endpoint), Reserve("r/1", "r", Work(request), "g", 0)]
+    at_source.inbox.append(PeerJoined(target.transport.endpoint))
+    at_target.inbox += [PeerJoined(source.transport.endpoint), Reserve("r/1", "r", Work(request), "g", 0)]
     reserved = _until(Reserved, at_target, target)
     source._turn()
     while source.transport.in_flight:  # Until they have exchanged greetings
@@ -137,7 +139,9 @@ def test_a_chunks_pages_are_sent_after_it_was_collected_and_while_the_next_one_r
     tokens = [token.token_id for output in [*_said(at_source), *_said(at_target)] for token in output.tokens]
     assert tokenizer.decode(tokens) == task.answer
     chunks = -(-len(request.prompt) // 64)
-    transport = source.transport.current
+    background = source.transport
+    assert isinstance(background, BackgroundTransport)
+    transport = background.current
     assert isinstance(transport, WatchedTransport)
     assert transport.written_after == list(range(1, chunks + 1))
     assert transport.progressed == LOOKS * chunks

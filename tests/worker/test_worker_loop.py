@@ -12,6 +12,7 @@ from baton.protocol.gateway_messages import AttachStreams, LinkUp, StepOutput, S
 from baton.protocol.messages import Cancel, Reserved, RouterMessage, SendPages
 from baton.protocol.session_messages import Goodbye, Register, RegisterAck, Reregister, ResyncPages
 from baton.protocol.worker import RoleName
+from baton.worker.background_transport import BackgroundTransport
 from baton.worker.links import Arrival
 from baton.worker.loop import WorkerLoop
 from tests.worker.loops import FakeLinks, Journal, make_loop, open_gateway, turn, whole
@@ -38,11 +39,13 @@ def test_pages_are_copied_before_the_step_that_writes_or_reads_them_and_a_new_in
 def test_a_worker_registers_again_under_another_name_on_its_link_and_transport() -> None:
     loop, link = make_loop(Journal())
     assert Reserved in turn(loop, link, RegisterAck("router", 0.5, "1"), reserve())
-    transport = loop.transport.current
+    transport = loop.transport
+    assert isinstance(transport, BackgroundTransport)
+    opened = transport.current
     assert turn(loop, link, Reregister("1", "router"), reserve()) == [Register]
     assert link.incarnation == loop.session.info.incarnation == "2"
-    assert loop.transport.current is not transport
-    assert loop.transport.current.endpoint.agent == "w:2"
+    assert transport.current is not opened
+    assert transport.endpoint.agent == "w:2"
 
 
 @dataclass(eq=False)

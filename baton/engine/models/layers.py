@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from baton.engine.ranks import Ranks
+
 
 def fused(x: torch.Tensor) -> bool:
     """Whether FlashInfer has kernels for a tensor: on a GPU, with 16-bit elements."""
@@ -12,12 +14,12 @@ def fused(x: torch.Tensor) -> bool:
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """Root mean square norm over the last dimension, computed in float32. Any shape `[..., n]`, weight `[n]`."""
+    """Root mean square norm over the last dimension, computed in at least float32. x is `[..., n]`, weight `[n]`."""
     if fused(x):
         from baton.engine.models import cuda_layers
 
         return cuda_layers.rms_norm(x, weight, eps)
-    if x.dtype == torch.float32:
+    if x.dtype in (torch.float32, torch.float64):
         return F.rms_norm(x, (x.shape[-1],), weight, eps)
     scaled = F.rms_norm(x.float(), (x.shape[-1],), None, eps)
     return scaled.to(x.dtype) * weight
@@ -48,17 +50,19 @@ def silu_and_mul(gate_up: torch.Tensor) -> torch.Tensor:
     return F.silu(gate, inplace=True).mul_(up)
 
 
-def add_linear(residual: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """residual + x·weightᵀ, in the memory of the residual `[tokens, n]`."""
-    return residual.addmm_(x, weight.t())
+def add_linear(residual: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, ranks: Ranks) -> torch.Tensor:
+    """residual + the ranks' sum of x·weightᵀ, in the memory of the residual `[tokens, n]`."""
+    if ranks.num_ranks == 1:
+        return residual.addmm_(x, weight.t())
+    return residual.add_(ranks.all_reduce(linear(x, weight)))
 
 
 def add_linear_norm(
-    residual: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, norm: torch.Tensor, eps: float
+    residual: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, norm: torch.Tensor, eps: float, ranks: Ranks
 ) -> torch.Tensor:
-    """Add x·weightᵀ to the residual `[tokens, n]` in place; returns the norm of the sum."""
+    """Add the ranks' sum of x·weightᵀ to the residual `[tokens, n]` in place; returns the norm of the result."""
     if fused(residual):
         from baton.engine.models import cuda_layers
 
-        return cuda_layers.add_rms_norm(residual, F.linear(x, weight), norm, eps)
-    return rms_norm(add_linear(residual, x, weight), norm, eps)
+        return cuda_layers.add_rms_norm(residual, ranks.all_reduce(F.linear(x, weight)), norm, eps)
+    return rms_norm(add_linear(residual, x, weight, ranks), norm, eps)

@@ -89,8 +89,8 @@ class LiveStream:
             gaps.add(now - latency.last_token_s)
         latency.on_tokens(count, now)
 
-    def submit(self, now: float) -> Submit:
-        """The request with its output so far, for the router."""
+    def submit(self, now: float, epoch_s: float) -> Submit:
+        """The request with its output so far, for the router. `epoch_s`: the wall clock at our time 0."""
         request, resumed = self.request, self.resumed or self.submitted
         self.submitted, self.router_end = True, None
         self.submission += 1
@@ -109,6 +109,7 @@ class LiveStream:
             age_s=max(0.0, now - request.arrival_s),
             deadline_in_s=None if request.deadline_s is None else max(0.0, request.deadline_s - now),
             submission=self.submission,
+            called_at_s=epoch_s + request.arrival_s,
         )
 
     def emitted(self) -> EmittedTokens:

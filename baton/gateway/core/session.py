@@ -62,6 +62,7 @@ class GatewaySession:
     model: ModelFacts
     vocabulary: Vocabulary | None  # None where no text is needed
     router_grace_s: float  # That a stream without any token waits for the router
+    epoch_s: float = 0.0  # The wall clock's time when the session's clock was 0
     streams: dict[str, LiveStream] = field(default_factory=dict)
     stopped: StoppedRequests = field(default_factory=StoppedRequests)
     workers: Workers = field(init=False)
@@ -254,7 +255,7 @@ class GatewaySession:
         return commands
 
     def _submit(self, stream: LiveStream, now: float) -> list[Command]:
-        return [SendToRouter(stream.submit(now))] if self.router_up and not stream.held else []
+        return [SendToRouter(stream.submit(now, self.epoch_s))] if self.router_up and not stream.held else []
 
     def _release(self, request_id: str, now: float) -> list[Command]:
         """An earlier request of this id has ended: submit the one that was held back for it."""

@@ -250,6 +250,7 @@ class WorkerStatus(google.protobuf.message.Message):
     SWAPPED_FIELD_NUMBER: builtins.int
     SWAP_OUTS_FIELD_NUMBER: builtins.int
     RECOMPUTES_FIELD_NUMBER: builtins.int
+    RANK_PIDS_FIELD_NUMBER: builtins.int
     name: builtins.str
     host: builtins.str
     pid: builtins.int
@@ -279,6 +280,10 @@ class WorkerStatus(google.protobuf.message.Message):
     swap_outs: builtins.int
     """Preemptions since the worker took its role: pages copied to host memory, or dropped and recomputed."""
     recomputes: builtins.int
+    @property
+    def rank_pids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """Processes of its ranks, which compute every step together (tensor parallelism), in order of rank; the first is `pid`."""
+
     def __init__(
         self,
         *,
@@ -305,8 +310,9 @@ class WorkerStatus(google.protobuf.message.Message):
         swapped: builtins.int = ...,
         swap_outs: builtins.int = ...,
         recomputes: builtins.int = ...,
+        rank_pids: collections.abc.Iterable[builtins.int] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["context_tokens", b"context_tokens", "device", b"device", "host", b"host", "incarnation", b"incarnation", "last_report_s", b"last_report_s", "name", b"name", "pages_cached", b"pages_cached", "pages_free", b"pages_free", "pages_in_use", b"pages_in_use", "pages_total", b"pages_total", "pending_prefill_tokens", b"pending_prefill_tokens", "pid", b"pid", "predicted_busy_s", b"predicted_busy_s", "predicted_peak_pages", b"predicted_peak_pages", "predicted_tpot_s", b"predicted_tpot_s", "recomputes", b"recomputes", "reservations", b"reservations", "role_epoch", b"role_epoch", "running", b"running", "state", b"state", "swap_outs", b"swap_outs", "swapped", b"swapped", "waiting", b"waiting"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["context_tokens", b"context_tokens", "device", b"device", "host", b"host", "incarnation", b"incarnation", "last_report_s", b"last_report_s", "name", b"name", "pages_cached", b"pages_cached", "pages_free", b"pages_free", "pages_in_use", b"pages_in_use", "pages_total", b"pages_total", "pending_prefill_tokens", b"pending_prefill_tokens", "pid", b"pid", "predicted_busy_s", b"predicted_busy_s", "predicted_peak_pages", b"predicted_peak_pages", "predicted_tpot_s", b"predicted_tpot_s", "rank_pids", b"rank_pids", "recomputes", b"recomputes", "reservations", b"reservations", "role_epoch", b"role_epoch", "running", b"running", "state", b"state", "swap_outs", b"swap_outs", "swapped", b"swapped", "waiting", b"waiting"]) -> None: ...
 
 global___WorkerStatus = WorkerStatus
 

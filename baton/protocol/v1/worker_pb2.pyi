@@ -1456,6 +1456,7 @@ class Submit(google.protobuf.message.Message):
     DEADLINE_IN_S_FIELD_NUMBER: builtins.int
     SUBMISSION_FIELD_NUMBER: builtins.int
     TRACE_FIELD_NUMBER: builtins.int
+    CALLED_AT_S_FIELD_NUMBER: builtins.int
     request_id: builtins.str
     digest: builtins.bytes
     num_prompt_tokens: builtins.int
@@ -1469,6 +1470,8 @@ class Submit(google.protobuf.message.Message):
     age_s: builtins.float
     deadline_in_s: builtins.float
     submission: builtins.int
+    called_at_s: builtins.float
+    """On the gateway's wall clock; it orders the calls for one request at several gateways."""
     @property
     def page_keys(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
     @property
@@ -1495,9 +1498,10 @@ class Submit(google.protobuf.message.Message):
         deadline_in_s: builtins.float | None = ...,
         submission: builtins.int = ...,
         trace: global___TraceContext | None = ...,
+        called_at_s: builtins.float = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_deadline_in_s", b"_deadline_in_s", "deadline_in_s", b"deadline_in_s", "objectives", b"objectives", "trace", b"trace"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_deadline_in_s", b"_deadline_in_s", "age_s", b"age_s", "deadline_in_s", b"deadline_in_s", "digest", b"digest", "max_tokens", b"max_tokens", "num_emitted", b"num_emitted", "num_prompt_tokens", b"num_prompt_tokens", "objectives", b"objectives", "page_keys", b"page_keys", "priority", b"priority", "request_id", b"request_id", "resumed", b"resumed", "submission", b"submission", "tenant", b"tenant", "trace", b"trace", "work", b"work"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_deadline_in_s", b"_deadline_in_s", "age_s", b"age_s", "called_at_s", b"called_at_s", "deadline_in_s", b"deadline_in_s", "digest", b"digest", "max_tokens", b"max_tokens", "num_emitted", b"num_emitted", "num_prompt_tokens", b"num_prompt_tokens", "objectives", b"objectives", "page_keys", b"page_keys", "priority", b"priority", "request_id", b"request_id", "resumed", b"resumed", "submission", b"submission", "tenant", b"tenant", "trace", b"trace", "work", b"work"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_deadline_in_s", b"_deadline_in_s"]) -> typing.Literal["deadline_in_s"] | None: ...
 
 global___Submit = Submit

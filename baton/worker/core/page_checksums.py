@@ -1,4 +1,7 @@
-"""Detects corrupt pages: a sample of each handoff's pages is checksummed on both sides."""
+"""Detects corrupt pages: a sample of each handoff's pages is checksummed on both sides.
+
+A page's checksum is over those of its KV heads, so that workers of any numbers of ranks have the same.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from baton.protocol.handoff import HandoffNotice, PageChecksum
 
-Checksum = Callable[[int], int]  # of a page's bytes, by page id
+Checksum = Callable[[int], int]  # Of a page with all its heads, by page id
 
 
 def sampled(reservation_id: str, num_pages: int, every: int) -> tuple[int, ...]:

@@ -198,6 +198,7 @@ export function workerSheet(state) {
       ["State", worker.silent_s ? `silent for ${worker.silent_s} s` : worker.state],
       ["Pool", worker.role],
       ["Host", [worker.host, worker.device].filter(Boolean).join(", ") || "–"],
+      ["Processes", worker.rank_pids.join(", ")],
       ["KV in use", share(worker.pages_in_use)],
       ["Prefix cache", share(worker.pages_cached)],
       ["Predicted peak", share(worker.peak_pages)],

@@ -32,7 +32,12 @@ def test_a_request_is_submitted_with_its_page_keys_its_age_and_its_time_left() -
     (submit,) = sent(gateway.open(asked, 5.0), Submit)
     keys = page_keys(page_hashes(asked.prompt, MODEL.page_size, tenant_root(MODEL.model_id, "t", False)))
     assert submit == Submit(
-        *("r", asked.digest, 5, 100, keys, Work(asked)), tenant="t", priority=2, age_s=2.0, deadline_in_s=4.0
+        *("r", asked.digest, 5, 100, keys, Work(asked)),
+        tenant="t",
+        priority=2,
+        age_s=2.0,
+        deadline_in_s=4.0,
+        called_at_s=3.0,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import random
 
 import torch
@@ -11,11 +12,11 @@ from hypothesis import strategies as st
 from baton.decode_worker.handoff_receiver import HandoffReceiver
 from baton.decode_worker.swap import SwapSpace
 from baton.engine.batch import StepBudget, absorb_step, plan_step
-from baton.engine.flat_batch import flat_batch, sampled_rows
 from baton.engine.kv_pages import PagePool
 from baton.engine.page_table import commit_pages, give_back_pages, grow, take_pages
 from baton.engine.sequence import Sequence, page_ids
 from baton.engine.step import SampledToken, StepPlan, StepResult
+from baton.engine.step_arrays import step_arrays
 from baton.protocol.messages import Reserve, Work
 from baton.protocol.request import Request, SamplingParams
 from tests.engine.batches import Ragged, ragged_batches
@@ -25,8 +26,17 @@ ROOT = b"root"
 
 def check_flat(plan: StepPlan, page_size: int) -> None:
     """Check each array against its definition, position by position."""
-    token_ids, layout = flat_batch(plan, page_size)
-    arrays = (token_ids, layout.qo_indptr, layout.indptr, layout.indices, layout.last_page_len, layout.positions)
+    step = pickle.loads(pickle.dumps(step_arrays(plan, page_size), protocol=5))  # as another rank receives it
+    token_ids, sampled, layout = step.tensors()
+    arrays = (
+        token_ids,
+        sampled,
+        layout.qo_indptr,
+        layout.indptr,
+        layout.indices,
+        layout.last_page_len,
+        layout.positions,
+    )
     assert all(array.dtype == torch.int32 and array.device.type == "cpu" for array in arrays)
     tokens, positions, qo_indptr, indptr, indices, last_page_len, rows = [], [], [0], [0], [], [], []
     for part in plan.slices:
@@ -39,10 +49,10 @@ def check_flat(plan: StepPlan, page_size: int) -> None:
         qo_indptr.append(len(tokens))
         indptr.append(len(indices))
         rows += [len(tokens) - 1] if part.samples else []
-    expected = (tokens, qo_indptr, indptr, indices, last_page_len, positions)
+    expected = (tokens, rows, qo_indptr, indptr, indices, last_page_len, positions)
     assert [array.tolist() for array in arrays] == [list(values) for values in expected]
-    assert sampled_rows(plan, layout).tolist() == rows
     assert layout.num_decodes == plan.num_decodes
+    assert step.only_decodes == (plan.num_decodes == len(plan.slices))
 
 
 @settings(deadline=None)
