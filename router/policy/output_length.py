@@ -116,10 +116,10 @@ class _Level:
     def __post_init__(self) -> None:
         self.total = float(self.counts.sum())
 
-    def add(self, bins: slice, weights: np.ndarray) -> None:
+    def add(self, at: slice, weights: np.ndarray) -> None:
         """One more answer, whose weights sum to 1; earlier ones fade."""
         self.counts *= 1 - FORGET
-        self.counts[bins] += weights
+        self.counts[at] += weights
         self.total = self.total * (1 - FORGET) + 1
 
 
@@ -191,14 +191,14 @@ class OutputLength:
         A cut-off answer would have been longer: its weight goes to the longer bins, as they were predicted.
         """
         index = bin_of(output_tokens)
-        bins, weights = slice(index, index + 1), np.ones(1)
+        at, weights = slice(index, index + 1), np.ones(1)
         if cut_off:
             longer = prediction.distribution.shares[index + 1 :]
             if longer.sum() > 1e-6:
-                bins, weights = slice(index + 1, NUM_BINS), longer / longer.sum()
+                at, weights = slice(index + 1, NUM_BINS), longer / longer.sum()
         for name in dict.fromkeys(prediction.levels):
             level = self._levels.pop(name, None) or _Level(np.zeros(NUM_BINS))
-            level.add(bins, weights)
+            level.add(at, weights)
             self._levels[name] = level
         while len(self._levels) > MAX_LEVELS:
             self._levels.popitem(last=False)
