@@ -18,7 +18,8 @@ NEVER = (-1, -1)
 CROWD = 32  # requests waiting above which passes that place no request are spaced
 PAUSE_S, MOST_PAUSE_S = 1.5e-4, 0.01  # after such a pass: for each request waiting, and at most
 LARGE = 64  # workers above which all passes are spaced: messages then come so often that the next is never late
-PAUSE_PER_PRICE_S = 1e-7  # a pass prices its requests on every worker: so passes take a bounded share of a core
+PAUSE_PER_PRICE_S = 2e-7  # a pass prices its requests on every worker: so passes take a bounded share of a core
+LEAST_PRICED = 16  # requests that a pass counts as at least: some of its cost does not depend on their number
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +174,7 @@ class Dispatch:
         """How long after a pass no other one is started. Requests that come meanwhile are placed together."""
         waiting, workers = len(self._queue) + len(self._seeking), len(self.state.workers)
         crowd_s = min(PAUSE_S * waiting, MOST_PAUSE_S) if waiting > CROWD and not decided else 0.0
-        prices = min(looked_at + len(self._seeking), self.placement.scanned) * workers
+        prices = max(min(looked_at + len(self._seeking), self.placement.scanned), LEAST_PRICED) * workers
         return max(crowd_s, PAUSE_PER_PRICE_S * prices) if workers > LARGE else crowd_s
 
     def _decide(self, queue: list[PlacementInput], now: float) -> list[Place | Refuse]:
