@@ -15,6 +15,7 @@ from baton.engine.checkpoint import read_config
 from baton.engine.checkpoint_tensors import checkpoint_targets, parameter_shapes
 from baton.engine.model_config import ModelConfig, check_ranks, model_config
 from baton.engine.ranks import OneRank
+from baton.engine.weight_copier import pieces
 from baton.engine.weights import load_weights
 from baton.protocol.errors import ConfigError
 from tests.checkpoints import build_checkpoint
@@ -101,6 +102,17 @@ def test_a_rank_reads_its_slices_and_no_more(tmp_path: Path, monkeypatch: pytest
         assert torch.equal(got["0.down"], whole["0.down"].chunk(4, dim=1)[rank])
         assert torch.equal(got["0.gate_up"], torch.cat([half.chunk(4)[rank] for half in whole["0.gate_up"].chunk(2)]))
         assert torch.equal(got["norm"], whole["norm"])
+
+
+@pytest.mark.parametrize("part", [(slice(3, 9),), (slice(0, 40), slice(5, 15)), (slice(0, 0),)])
+@pytest.mark.parametrize("piece_bytes", [40, 100, 1 << 20])
+def test_a_part_is_copied_in_pieces_that_fit_a_buffer(part: tuple[slice, ...], piece_bytes: int) -> None:
+    source = torch.arange(800.0).view(40, 20)[part]
+    target = torch.zeros(source.shape, dtype=torch.float64)
+    for piece, place in pieces(source, target, piece_bytes):
+        assert piece.nbytes <= piece_bytes
+        place.copy_(piece)
+    assert torch.equal(target, source.double())
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2, 4, 8, 16])
