@@ -141,13 +141,17 @@ def test_a_load_that_the_router_cannot_know_of_is_reported_soon_and_any_other_as
     role.held = replace(role.held, pending_prefill_tokens=60)
     assert not reports.due(role, 1.0 + LOAD_EVERY_S / 2, idle=False)
     assert reports.due(role, 1.0 + LOAD_EVERY_S, idle=False)  # it is computed in part
-    role.held = IDLE
+    role.held = replace(IDLE, request_ids=("r",))
     assert not reports.due(role, 1.2, idle=True)  # its first token has reported that
-    pages = reports.state.pool.allocate(75)
+    few, many = reports.state.pool.allocate(5), reports.state.pool.allocate(70)
     assert reports.due(role, 1.3, idle=True)  # few pages are left
     assert not reports.due(role, 1.4, idle=True)
-    reports.state.pool.release(pages)
+    reports.state.pool.release(many)
     assert reports.due(role, 1.5, idle=True)
+    reports.state.pool.release(few)
+    assert not reports.due(role, 1.6, idle=True)
+    role.held = IDLE
+    assert reports.due(role, 1.6, idle=True)  # nothing is held
 
 
 def test_steps_of_one_kind_after_each_other_are_one_sample() -> None:

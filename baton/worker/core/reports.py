@@ -21,7 +21,8 @@ class Reports:
     """A load is reported every `interval_s`, and soon where the router cannot know of it and may decide by it.
 
     The router counts what it has sent, and what the worker's other messages say. It cannot know how far a prompt is
-    computed, by how many pages sequences have grown, nor, where few are left, how many pages that leaves.
+    computed, by how many pages sequences have grown, nor, where few are left or all are free again, how many pages that
+    leaves.
 
     Prefix pages travel with the load. Their messages are numbered, so that the router notices a lost one and asks for
     a snapshot.
@@ -109,7 +110,8 @@ class Reports:
         if self._reported is None:
             return True
         (tokens, steps, pages), pool = self._reported, self.state.pool
-        scarce = SCARCE * min(pages, pool.num_available) < pool.num_pages
+        empty = not held.request_ids and not held.reservation_ids  # it may have nothing to do until it is sent more
+        scarce = empty or SCARCE * min(pages, pool.num_available) < pool.num_pages
         computed = 0 < held.pending_prefill_tokens < tokens
         return computed or held.decode_steps >= steps + pool.page_size or (scarce and pages != pool.num_available)
 
