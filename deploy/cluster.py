@@ -60,7 +60,7 @@ def resolve_here(config: BatonConfig) -> Resolved:
         kv_values_per_token=2 * model.num_layers * model.num_kv_heads * model.head_dim,
         sampling=read_sampling_defaults(folder) if config.model.generation_config == "auto" else {},
         num_parameters=model.num_parameters,
-        layer_values=2 * model.hidden_size + model.qkv_size + 3 * model.intermediate_size,
+        layer_values=model.layer_values,
         vocab_size=model.vocab_size,
         num_kv_heads=model.num_kv_heads,
         template_text=_template_text(config.model.chat_template, folder),

@@ -9,6 +9,7 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
+_SMALL_EXPERTS: dict[str, Any] = {"num_experts": 10, "num_experts_per_tok": 3, "moe_intermediate_size": 48}
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama2": ("Llama", {}),
     "llama3": (
@@ -27,6 +28,12 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral": ("Mistral", {"sliding_window": None, "head_dim": 32}),
     "qwen2": ("Qwen2", {}),
     "qwen3": ("Qwen3", {"head_dim": 32}),
+    "mixtral": ("Mixtral", {"num_local_experts": 6, "num_experts_per_tok": 2}),
+    "qwen2-moe": (
+        "Qwen2Moe",
+        {**_SMALL_EXPERTS, "shared_expert_intermediate_size": 96, "decoder_sparse_step": 2},
+    ),
+    "qwen3-moe": ("Qwen3Moe", {**_SMALL_EXPERTS, "head_dim": 32, "norm_topk_prob": True, "mlp_only_layers": [0]}),
 }
 
 SHAPE: dict[str, Any] = {

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 
+from baton.engine.families import FAMILIES
 from baton.engine.model_config import ModelConfig
 from baton.protocol.errors import ModelError
 from baton.protocol.head_slices import heads_of
@@ -64,8 +65,7 @@ def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
             f"{layer}.qkv": (config.qkv_size, hidden),
             f"{layer}.out": (hidden, heads),
             f"{layer}.mlp_norm": (hidden,),
-            f"{layer}.gate_up": (2 * config.intermediate_size, hidden),
-            f"{layer}.down": (hidden, config.intermediate_size),
+            **_mlp_shapes(config, layer),
         }
         if config.qkv_bias:
             shapes[f"{layer}.qkv_bias"] = (config.qkv_size,)
@@ -74,14 +74,34 @@ def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def _mlp_shapes(config: ModelConfig, layer: int) -> dict[str, tuple[int, ...]]:
+    """Those of one layer's MLP. Matrices of experts are stacked along the rows."""
+    experts, hidden = config.experts, config.hidden_size
+    if experts is None or layer not in experts.layers:
+        inner = config.intermediate_size
+        return {f"{layer}.gate_up": (2 * inner, hidden), f"{layer}.down": (hidden, inner)}
+    shapes: dict[str, tuple[int, ...]] = {
+        f"{layer}.router": (experts.count, hidden),
+        f"{layer}.experts_gate_up": (experts.count * 2 * experts.intermediate_size, hidden),
+        f"{layer}.experts_down": (experts.count * hidden, experts.intermediate_size),
+    }
+    if experts.shared_intermediate_size:
+        shapes |= {
+            f"{layer}.shared_gate": (1, hidden),
+            f"{layer}.shared_gate_up": (2 * experts.shared_intermediate_size, hidden),
+            f"{layer}.shared_down": (hidden, experts.shared_intermediate_size),
+        }
+    return shapes
+
+
 def checkpoint_targets(config: ModelConfig, num_ranks: int = 1, rank: int = 0) -> dict[str, Target]:
     """Every tensor that a checkpoint of this configuration must have, and the target of the rank's part of it."""
     own, hidden = config.slice(num_ranks, rank), config.hidden_size
-    head_dim, mlp = config.head_dim, config.intermediate_size
+    head_dim = config.head_dim
     q, kv, own_q = config.num_heads * head_dim, config.num_kv_heads * head_dim, own.num_heads * head_dim
     kv_heads = heads_of(config.num_kv_heads, num_ranks, rank)
     vocabulary = config.vocabulary(num_ranks, rank)
-    q_rows, mlp_rows = _share(q, num_ranks, rank), _share(mlp, num_ranks, rank)
+    q_rows = _share(q, num_ranks, rank)
     kv_rows = range(kv_heads.start * head_dim, kv_heads.stop * head_dim)
     projections = (("q", 0, q, q_rows), ("k", own_q, kv, kv_rows), ("v", own_q + len(kv_rows), kv, kv_rows))
     targets = {
@@ -97,9 +117,7 @@ def checkpoint_targets(config: ModelConfig, num_ranks: int = 1, rank: int = 0) -
             f"{prefix}.input_layernorm.weight": _whole(f"{layer}.attention_norm", hidden),
             f"{attention}.o_proj.weight": Target(f"{layer}.out", 0, (hidden, q), range(hidden), q_rows),
             f"{prefix}.post_attention_layernorm.weight": _whole(f"{layer}.mlp_norm", hidden),
-            f"{prefix}.mlp.gate_proj.weight": Target(f"{layer}.gate_up", 0, (mlp, hidden), mlp_rows),
-            f"{prefix}.mlp.up_proj.weight": Target(f"{layer}.gate_up", len(mlp_rows), (mlp, hidden), mlp_rows),
-            f"{prefix}.mlp.down_proj.weight": Target(f"{layer}.down", 0, (hidden, mlp), range(hidden), mlp_rows),
+            **_mlp_targets(config, layer, num_ranks, rank),
         }
         for name, start, rows, part in projections:
             targets[f"{attention}.{name}_proj.weight"] = Target(f"{layer}.qkv", start, (rows, hidden), part)
@@ -109,6 +127,46 @@ def checkpoint_targets(config: ModelConfig, num_ranks: int = 1, rank: int = 0) -
             targets[f"{attention}.q_norm.weight"] = _whole(f"{layer}.q_norm", head_dim)
             targets[f"{attention}.k_norm.weight"] = _whole(f"{layer}.k_norm", head_dim)
     return targets
+
+
+def _mlp_targets(config: ModelConfig, layer: int, num_ranks: int, rank: int) -> dict[str, Target]:
+    """Those of one layer's MLP: a dense one, or the experts with their router."""
+    prefix, hidden = f"model.layers.{layer}", config.hidden_size
+    experts, names = config.experts, FAMILIES[config.architecture].experts
+    if experts is None or names is None or layer not in experts.layers:
+        place = (f"{prefix}.mlp", ("gate_proj", "up_proj", "down_proj"), f"{layer}.", 0)
+        return _projections(*place, (hidden, config.intermediate_size), num_ranks, rank)
+    block, count = f"{prefix}.{names.block}", experts.count
+    targets = {f"{block}.gate.weight": Target(f"{layer}.router", 0, (count, hidden), range(count))}
+    for expert in range(count):
+        place = (f"{block}.experts.{expert}", names.projections, f"{layer}.experts_", expert)
+        targets |= _projections(*place, (hidden, experts.intermediate_size), num_ranks, rank)
+    if experts.shared_intermediate_size:
+        place = (f"{block}.shared_expert", names.projections, f"{layer}.shared_", 0)
+        targets |= _projections(*place, (hidden, experts.shared_intermediate_size), num_ranks, rank)
+        targets[f"{block}.shared_expert_gate.weight"] = Target(f"{layer}.shared_gate", 0, (1, hidden), range(1))
+    return targets
+
+
+def _projections(
+    place: str,
+    names: tuple[str, str, str],
+    parameters: str,
+    index: int,
+    down_shape: tuple[int, int],
+    num_ranks: int,
+    rank: int,
+) -> dict[str, Target]:
+    """The matrices gate, up and down of an MLP, the one with this index in its parameters."""
+    hidden, inner = down_shape
+    columns = _share(inner, num_ranks, rank)
+    gate, up, down = (f"{place}.{name}.weight" for name in names)
+    first = 2 * index * len(columns)
+    return {
+        gate: Target(f"{parameters}gate_up", first, (inner, hidden), columns),
+        up: Target(f"{parameters}gate_up", first + len(columns), (inner, hidden), columns),
+        down: Target(f"{parameters}down", index * hidden, down_shape, range(hidden), columns),
+    }
 
 
 def _whole(parameter: str, length: int) -> Target:

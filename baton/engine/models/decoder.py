@@ -1,4 +1,4 @@
-"""The one model: a decoder-only transformer over paged KV, for Llama, Mistral, Qwen2 and Qwen3.
+"""The one model: a decoder-only transformer over paged KV, for every family of the table.
 
 Several ranks divide it: each has a part of the heads, of the MLP's columns and of the vocabulary. Partial sums are
 added up after the embedding, each attention and each MLP. Rank 0 gathers the columns of the logits.
@@ -6,28 +6,28 @@ added up after the embedding, each attention and each MLP. Rank 0 gathers the co
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
 
 from baton.engine.attention.backend import LayerAttention
 from baton.engine.model_config import ModelConfig
-from baton.engine.models.layers import add_linear, add_linear_norm, linear, rms_norm, silu_and_mul
+from baton.engine.models.layers import add_linear, add_linear_norm, linear, rms_norm
+from baton.engine.models.mlp import Mlp, mlp_of
 from baton.engine.models.rope import FusedRotation, RopeTable, Rotation
 from baton.engine.ranks import ONE_RANK, Ranks
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One block's parameters; optional ones are None where the family has none."""
+    """One block's parameters and its MLP; optional parameters are None where the family has none."""
 
     attention_norm: torch.Tensor
     qkv: torch.Tensor
     out: torch.Tensor
     mlp_norm: torch.Tensor
-    gate_up: torch.Tensor
-    down: torch.Tensor
+    mlp: Mlp
     qkv_bias: torch.Tensor | None = None
     q_norm: torch.Tensor | None = None
     k_norm: torch.Tensor | None = None
@@ -48,16 +48,22 @@ class Decoder:
         self.layers = [self._layer(index, parameters) for index in range(config.num_layers)]
         self._rope = RopeTable(config, self.embed)
 
-    @staticmethod
-    def _layer(index: int, parameters: dict[str, torch.Tensor]) -> Layer:
-        prefix = f"{index}."
-        return Layer(**{key[len(prefix) :]: value for key, value in parameters.items() if key.startswith(prefix)})
+    def _layer(self, index: int, parameters: dict[str, torch.Tensor]) -> Layer:
+        prefix, own = f"{index}.", {field.name for field in fields(Layer)}
+        named = {key[len(prefix) :]: value for key, value in parameters.items() if key.startswith(prefix)}
+        attention = {name: value for name, value in named.items() if name in own}
+        return Layer(**attention, mlp=mlp_of(named, self._own.experts))
 
     @property
     def matrices(self) -> list[torch.Tensor]:
         """Every matrix that a decode step multiplies with: the lower bound of its memory traffic."""
-        blocks = [matrix for layer in self.layers for matrix in (layer.qkv, layer.out, layer.gate_up, layer.down)]
+        blocks = [matrix for layer in self.layers for matrix in (layer.qkv, layer.out, *layer.mlp.matrices)]
         return [*blocks, self.head]
+
+    @property
+    def recordable(self) -> bool:
+        """Whether no part of a step waits for the device, so that steps can be recorded."""
+        return all(layer.mlp.recordable for layer in self.layers)
 
     def forward(
         self,
@@ -87,12 +93,12 @@ class Decoder:
             q, k, v = self._qkv(layer, normed, rotation)
             attended = attention.run(index, q, k, v)
             normed = add_linear_norm(hidden, attended.flatten(1), layer.out, layer.mlp_norm, eps, ranks)
-            gated = silu_and_mul(linear(normed, layer.gate_up))
+            gated = layer.mlp(normed)
             if index + 1 < len(self.layers):
                 next_norm = self.layers[index + 1].attention_norm
-                normed = add_linear_norm(hidden, gated, layer.down, next_norm, eps, ranks)
+                normed = add_linear_norm(hidden, gated, layer.mlp.down, next_norm, eps, ranks)
             else:
-                hidden = add_linear(hidden, gated, layer.down, ranks)
+                hidden = add_linear(hidden, gated, layer.mlp.down, ranks)
         return hidden
 
     def logits(self, hidden: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:

@@ -50,19 +50,20 @@ def silu_and_mul(gate_up: torch.Tensor) -> torch.Tensor:
     return F.silu(gate, inplace=True).mul_(up)
 
 
-def add_linear(residual: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, ranks: Ranks) -> torch.Tensor:
-    """residual + the ranks' sum of x·weightᵀ, in the memory of the residual `[tokens, n]`."""
-    if ranks.num_ranks == 1:
+def add_linear(residual: torch.Tensor, x: torch.Tensor, weight: torch.Tensor | None, ranks: Ranks) -> torch.Tensor:
+    """residual + the ranks' sum of x·weightᵀ (without a weight: of x), in the memory of the residual `[tokens, n]`."""
+    if ranks.num_ranks == 1 and weight is not None:
         return residual.addmm_(x, weight.t())
-    return residual.add_(ranks.all_reduce(linear(x, weight)))
+    return residual.add_(ranks.all_reduce(x if weight is None else linear(x, weight)))
 
 
 def add_linear_norm(
-    residual: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, norm: torch.Tensor, eps: float, ranks: Ranks
+    residual: torch.Tensor, x: torch.Tensor, weight: torch.Tensor | None, norm: torch.Tensor, eps: float, ranks: Ranks
 ) -> torch.Tensor:
-    """Add the ranks' sum of x·weightᵀ to the residual `[tokens, n]` in place; returns the norm of the result."""
+    """`add_linear`, in place; returns the norm of the result."""
     if fused(residual):
         from baton.engine.models import cuda_layers
 
-        return cuda_layers.add_rms_norm(residual, ranks.all_reduce(F.linear(x, weight)), norm, eps)
+        product = x if weight is None else F.linear(x, weight)
+        return cuda_layers.add_rms_norm(residual, ranks.all_reduce(product), norm, eps)
     return rms_norm(add_linear(residual, x, weight, ranks), norm, eps)
