@@ -9,31 +9,37 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
-_SMALL_EXPERTS: dict[str, Any] = {"num_experts": 10, "num_experts_per_tok": 3, "moe_intermediate_size": 48}
+_LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500_000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+_EXPERTS: dict[str, Any] = {"num_experts": 10, "num_experts_per_tok": 3, "moe_intermediate_size": 48}
+# The library's name of each family, and the options that make it what it is.
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama2": ("Llama", {}),
-    "llama3": (
-        "Llama",
+    "granite": (
+        "Granite",
         {
-            "rope_parameters": {
-                "rope_type": "llama3",
-                "rope_theta": 500_000.0,
-                "factor": 8.0,
-                "low_freq_factor": 1.0,
-                "high_freq_factor": 4.0,
-                "original_max_position_embeddings": 64,
-            }
+            "embedding_multiplier": 6.0,
+            "residual_multiplier": 0.22,
+            "attention_multiplier": 0.1,
+            "logits_scaling": 2.0,
         },
     ),
+    "llama2": ("Llama", {}),
+    "llama3": ("Llama", {"rope_parameters": _LLAMA3}),
     "mistral": ("Mistral", {"sliding_window": None, "head_dim": 32}),
-    "qwen2": ("Qwen2", {}),
-    "qwen3": ("Qwen3", {"head_dim": 32}),
     "mixtral": ("Mixtral", {"num_local_experts": 6, "num_experts_per_tok": 2}),
-    "qwen2-moe": (
-        "Qwen2Moe",
-        {**_SMALL_EXPERTS, "shared_expert_intermediate_size": 96, "decoder_sparse_step": 2},
-    ),
-    "qwen3-moe": ("Qwen3Moe", {**_SMALL_EXPERTS, "head_dim": 32, "norm_topk_prob": True, "mlp_only_layers": [0]}),
+    "olmo2": ("Olmo2", {}),
+    "phi3": ("Phi3", {}),
+    "qwen2": ("Qwen2", {}),
+    "qwen2-moe": ("Qwen2Moe", {**_EXPERTS, "shared_expert_intermediate_size": 96, "decoder_sparse_step": 2}),
+    "qwen3": ("Qwen3", {"head_dim": 32}),
+    "qwen3-moe": ("Qwen3Moe", {**_EXPERTS, "head_dim": 32, "norm_topk_prob": True, "mlp_only_layers": [0]}),
+    "smollm3": ("SmolLM3", {"no_rope_layers": [0, 1]}),
 }
 
 SHAPE: dict[str, Any] = {

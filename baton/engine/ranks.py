@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 
+from baton.engine.cuda_device import open_device
 from baton.protocol.errors import InternalError
 
 LOOPBACK, LOOPBACK_INTERFACE = "127.0.0.1", "lo"
@@ -70,9 +71,12 @@ class ProcessGroupRanks:
     """
 
     def __init__(self, folder: Path, rank: int, num_ranks: int, device: torch.device | str) -> None:
-        """Returns once every rank has called it; `device` is that of the tensors."""
+        """Returns once every rank has called it; `device` is that of the tensors.
+
+        Raises `ConfigError` with the reason when a GPU cannot serve.
+        """
         self.rank, self.num_ranks = rank, num_ranks
-        self._device = torch.device(device)
+        self._device = torch.device(device) if torch.device(device).type == "cpu" else open_device(str(device))
         store = dist.FileStore(str(folder / "ranks"), num_ranks)
         self._group = (_nccl if self._device.type == "cuda" else _gloo)(store, rank, num_ranks)
         # Two numbers have one sum. More are added by gloo in an order that depends on their place in the tensor.

@@ -22,7 +22,7 @@ def test_an_empty_file_is_a_complete_configuration() -> None:
 
 
 def test_a_context_limited_by_a_sliding_window_says_so() -> None:
-    windowed = replace(MODEL, window_limits=True)
+    windowed = replace(MODEL, context_limit="the sliding window")
     words = [
         resolve(parse_config(text), MACHINE, model).settings["context_tokens"]
         for text, model in (("", windowed), ("[model]\ncontext_tokens = 100", windowed), ("", MODEL))
@@ -130,7 +130,9 @@ def test_pools_that_take_gpus_compute_on_them() -> None:
     assert prefill.chunk_tokens == 4096
     assert resolved.host_pages > 0
     assert resolved.settings["num_pages"] == "as many as fit on each worker's GPU"
-    assert resolved.settings["gpu"].startswith("prefill cuda:0, 0.9 of it; decode cuda:0, 0.45 of it; decode steps as")
+    assert resolved.settings["gpu"].startswith(
+        "prefill cuda:0, 0.9 of it; decode cuda:0, 0.45 of it; CUDA graphs on prefill and decode workers; "
+    )
 
 
 def test_without_placement_workers_divide_the_gpu_that_is_named() -> None:

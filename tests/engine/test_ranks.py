@@ -10,7 +10,7 @@ import torch
 
 from baton.engine.ranks import ProcessGroupRanks, Ranks
 from baton.harness.forked import forked
-from baton.protocol.errors import InternalError
+from baton.protocol.errors import ConfigError, InternalError
 from tests.engine.rank_group import RankGroup
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -59,7 +59,7 @@ def test_the_ranks_agree_on_the_smallest_number(group: RankGroup) -> None:
     assert group.call(_smallest) == [(1 << 40) - group.num_ranks + 1] * group.num_ranks
 
 
-def _own_ports(ranks: Ranks) -> list[str]:
+def own_ports(ranks: Ranks) -> list[str]:
     """Local addresses on which this process listens, in the kernel's hexadecimal form."""
     own = {str(path.readlink()) for path in Path("/proc/self/fd").iterdir() if path.is_symlink()}
     rows = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]]
@@ -67,10 +67,16 @@ def _own_ports(ranks: Ranks) -> list[str]:
 
 
 def test_no_rank_listens_beyond_loopback(group: RankGroup) -> None:
-    _, *followers = group.call(_own_ports)  # Other tests may have left ports open in the process of rank 0.
+    _, *followers = group.call(own_ports)  # Other tests may have left ports open in the process of rank 0.
     for addresses in followers:
         assert addresses, "a rank listens for its peers"
         assert set(addresses) == {"0100007F"}, "127.0.0.1"  # type: ignore[call-overload]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_missing_gpu_is_reported_before_the_ranks_meet(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="finds no GPU here"):
+        ProcessGroupRanks(tmp_path, 0, 2, "cuda:0")
 
 
 def _join_and_end(folder: Path) -> None:

@@ -24,7 +24,7 @@ _WITHOUT_WAIT = (9, 0)  # The compute capability from which a GPU multiplies gro
 class ExpertsMlp:
     """The experts of one layer with their router, and the shared expert where there is one."""
 
-    down = None  # The sum over a token's experts is complete.
+    down = down_bias = None  # The products with each expert's are in the sum.
 
     def __init__(self, config: Experts, parameters: Mapping[str, torch.Tensor]) -> None:
         """`parameters` are the layer's by name, `config` the rank's."""

@@ -19,6 +19,9 @@ class Mlp(Protocol):
     def down(self) -> torch.Tensor | None: ...
 
     @property
+    def down_bias(self) -> torch.Tensor | None: ...
+
+    @property
     def matrices(self) -> list[torch.Tensor]:
         """Its matrices, those of all experts included."""
         ...
@@ -32,23 +35,25 @@ class Mlp(Protocol):
 
 
 class DenseMlp:
-    """down · (silu(gate · x) · (up · x)), of which the product with `down` is the caller's."""
+    """down · (silu(gate · x) · (up · x)), each with a bias or without; the product with `down` is the caller's."""
 
     recordable = True
 
-    def __init__(self, gate_up: torch.Tensor, down: torch.Tensor) -> None:
-        self._gate_up, self.down = gate_up, down
+    def __init__(self, parameters: Mapping[str, torch.Tensor]) -> None:
+        """`parameters` are the layer's by name."""
+        self._gate_up, self._gate_up_bias = parameters["gate_up"], parameters.get("gate_up_bias")
+        self.down, self.down_bias = parameters["down"], parameters.get("down_bias")
 
     @property
     def matrices(self) -> list[torch.Tensor]:
         return [self._gate_up, self.down]
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return silu_and_mul(linear(x, self._gate_up))
+        return silu_and_mul(linear(x, self._gate_up, self._gate_up_bias))
 
 
 def mlp_of(parameters: Mapping[str, torch.Tensor], experts: Experts | None) -> Mlp:
     """The MLP of the layer with these parameters; `experts` is the rank's."""
     if experts is None or "router" not in parameters:
-        return DenseMlp(parameters["gate_up"], parameters["down"])
+        return DenseMlp(parameters)
     return ExpertsMlp(experts, parameters)
