@@ -11,7 +11,7 @@ import pytest
 import typer
 
 from baton.cli.main import app
-from baton.engine.families import FAMILIES as SUPPORTED
+from baton.engine.families.table import FAMILIES as SUPPORTED
 from tests.checkpoints import FAMILIES
 
 ROOT = Path(__file__).resolve().parents[2]
