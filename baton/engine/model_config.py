@@ -126,7 +126,7 @@ def model_config(raw: Mapping[str, Any], generation: Mapping[str, Any] | None = 
     try:
         num_heads, hidden_size = raw["num_attention_heads"], raw["hidden_size"]
         head_dim = raw.get("head_dim") or hidden_size // num_heads
-        rope = read_rope(raw, head_dim, family.rope_theta, family.rope_kinds or {}, family.partial_rotary)
+        rope = read_rope(raw, head_dim, family.rope_theta, family.rope_kinds, family.partial_rotary)
         context, limit = _context(rope, family.window(raw))
         attention_bias = bool(family.attention_bias and raw.get("attention_bias"))
         config = ModelConfig(

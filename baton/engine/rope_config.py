@@ -105,19 +105,18 @@ def rope_settings(raw: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def read_rope(
-    raw: Mapping[str, Any], head_dim: int, default_theta: float, renamed: Mapping[str, str], partial: bool
+    raw: Mapping[str, Any], head_dim: int, default_theta: float, kinds: Mapping[str, str], partial: bool
 ) -> Rope:
     """The rope of a config.json; raises `ModelError` for a kind that is not supported.
 
-    `renamed` maps names of kinds to the usual ones; `partial` allows to rotate a part of each head.
+    `kinds` has the supported kinds by their names in the config.json; `partial` allows to rotate a part of each head.
     """
     rope = rope_settings(raw)
     if any(isinstance(value, Mapping) for value in rope.values()):
         raise ModelError("A rope for each type of layer (rope_parameters by layer type) is not supported.")
     kind = rope.get("rope_type") or rope.get("type") or "default"
-    read = _KINDS.get(renamed.get(kind, kind))
-    if read is None:
-        raise ModelError(f"The rope scaling {kind} is not supported, only {', '.join(_KINDS)}.")
+    if kind not in kinds:
+        raise ModelError(f"The rope scaling {kind} is not supported, only {', '.join(kinds)}.")
     share = rope.get("partial_rotary_factor") or raw.get("partial_rotary_factor") or 1.0
     if share != 1.0 and not partial:
         raise ModelError(
@@ -129,7 +128,7 @@ def read_rope(
     positions = int(positive(raw["max_position_embeddings"]))
     original = raw.get("original_max_position_embeddings") or rope.get("original_max_position_embeddings")
     theta = positive(rope.get("rope_theta") or raw.get("rope_theta") or default_theta)
-    return read(_Settings(rope, theta, rotary_dim, positions, int(positive(original or positions))))
+    return _KINDS[kinds[kind]](_Settings(rope, theta, rotary_dim, positions, int(positive(original or positions))))
 
 
 def _plain(settings: _Settings) -> Rope:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from baton.protocol.errors import ModelError
@@ -11,6 +11,7 @@ from baton.protocol.errors import ModelError
 # Defaults of keys that a config.json may leave out, as in transformers' configuration of most families.
 DEFAULTS: dict[str, Any] = {"hidden_act": "silu", "rms_norm_eps": 1e-6, "tie_word_embeddings": False}
 QkNorm = Literal["head", "projection"]
+ROPES = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +69,7 @@ class Family:
     | norms_after       | these norms are of the outputs of attention and MLP; Llama's are of their inputs            |
     | fused_projections | a checkpoint has `qkv_proj` and `gate_up_proj` in place of two or three matrices            |
     | rope_theta        | the rope's base where config.json has none                                                  |
-    | rope_kinds        | kinds of rope that this family's config.json has under another name                         |
+    | rope_kinds        | the kinds of rope (`ROPES`) by their names in this family's config.json                     |
     | partial_rotary    | `partial_rotary_factor` in config.json may leave a part of each head unrotated              |
     | unrotated_layers  | the layers that do not rotate queries and keys                                              |
     | scales            | the constant factors                                                                        |
@@ -84,7 +85,7 @@ class Family:
     norms_after: bool = False
     fused_projections: bool = False
     rope_theta: float = 10_000.0
-    rope_kinds: Mapping[str, str] | None = None
+    rope_kinds: Mapping[str, str] = field(default_factory=lambda: dict(zip(ROPES, ROPES, strict=True)))
     partial_rotary: bool = False
     unrotated_layers: Callable[[Mapping[str, Any]], frozenset[int]] = no_layer
     scales: Callable[[Mapping[str, Any]], Scales] = no_scales
