@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 from baton.access.credentials import Credentials
 from baton.builtin_model import CHECKPOINT
 from baton.config.access import check_access
+from baton.config.devices import ROLES
 from baton.config.facts import ModelFacts
+from baton.config.placement import demand
 from baton.config.resolve import Resolved, resolve
 from baton.config.schema import BatonConfig
 from baton.deploy.ending import Progress, clear, end_started
@@ -23,6 +25,7 @@ from baton.deploy.recovery import restored_pools
 from baton.deploy.running import RunningCluster, claim_note, home, remove_note, running_cluster, update_note
 from baton.deploy.supervisor import start_supervisor
 from baton.engine.checkpoint import check_weights, read_config, read_sampling_defaults, resolve_model
+from baton.engine.model_config import check_ranks
 from baton.engine.tokenizer import check_tokenizer
 from baton.gateway.template_files import read_chat_template
 from baton.kv_transfer.transports import check_transport
@@ -39,8 +42,8 @@ BUILTIN = "built-in"
 def resolve_here(config: BatonConfig) -> Resolved:
     """The configuration with every "auto" resolved for this machine and the model.
 
-    Raises `ConfigError` for an unknown policy or transport, an unusable model, credentials that cannot be read, and
-    traces without their libraries.
+    Raises `ConfigError` for an unknown policy or transport, an unusable model, ranks among which it cannot be divided,
+    credentials that cannot be read, and traces without their libraries.
     """
     check_policy(config.router.policy)
     check_transport(config.engine.transport)
@@ -48,6 +51,8 @@ def resolve_here(config: BatonConfig) -> Resolved:
     config = _with_whole_paths(config)
     folder = resolve_model(config.model.path).absolute() if config.model.path else CHECKPOINT
     model = read_config(folder)
+    for ranks in sorted({demand(config, role).ranks for role in ROLES if getattr(config.pools, role)}):
+        check_ranks(model, ranks)
     check_weights(folder, model)
     check_tokenizer(folder)
     facts = ModelFacts(

@@ -26,6 +26,7 @@ from baton.deploy.kernel_pack import Here, describe, install, read_pack, refusal
 from baton.engine.attention.flashinfer import HEAD_DIMS, TENSOR_CORE_GROUP
 from baton.engine.attention.kernel_modules import KernelModule, kernel_modules
 from baton.engine.checkpoint import read_config
+from baton.engine.model_config import check_ranks
 from baton.engine.storage import DTYPES
 from baton.protocol.errors import BatonError, ConfigError
 
@@ -57,6 +58,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         type=Path,
         metavar="FOLDER",
         help="folder with a model's config.json; replaces --head-dim and --group by the model's",
+    )
+    build.add_argument(
+        "--tensor-parallel",
+        type=int,
+        default=1,
+        metavar="N",
+        help="ranks of a worker: with more than the model's KV heads, fewer query heads share a KV head (1)",
     )
     build.add_argument(
         "--attention", default="fa2", metavar="KERNELS,…", help="prefill kernels: fa2, fa3 (10 minutes more)"
@@ -97,6 +105,8 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         args.head_dim, args.group = ([int(word) for word in text.split(",")] for text in (args.head_dim, args.group))
     except ValueError:
         parser.error("--head-dim and --group take whole numbers")
+    if args.tensor_parallel < 1:
+        parser.error("--tensor-parallel takes a number from 1")
     if wrong_dims := sorted(set(args.head_dim) - set(HEAD_DIMS)):
         parser.error(
             f"--head-dim does not take {wrong_dims[0]}; FlashInfer has kernels for {', '.join(map(str, HEAD_DIMS))}"
@@ -104,11 +114,16 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
 
 
 def modules_for(args: argparse.Namespace) -> list[KernelModule]:
-    """The modules that the options ask for, each once; raises `ConfigError` when `--only` matches none."""
+    """The modules that the options ask for, each once.
+
+    Raises `ConfigError` when `--only` matches none, or when the model does not fit `--tensor-parallel`.
+    """
     dims, groups = args.head_dim, args.group
     if args.model:
         config = read_config(args.model.expanduser())
-        dims, groups = [config.head_dim], [config.num_heads // config.num_kv_heads]
+        check_ranks(config, args.tensor_parallel)
+        rank = config.slice(args.tensor_parallel, 0)
+        dims, groups = [rank.head_dim], [rank.num_heads // rank.num_kv_heads]
     found = [
         module
         for dtype in args.dtype

@@ -22,7 +22,14 @@ from baton.deploy.container_limits import oom_kills
 from baton.deploy.exit_reason import exit_reason, log_of
 from baton.deploy.local_ray import free_port
 from baton.deploy.machine import machine_facts
-from baton.deploy.placement_groups import actor_options, release_empty_groups, release_groups, reserve_groups
+from baton.deploy.placement_groups import (
+    actor_options,
+    rank_options,
+    release_empty_groups,
+    release_groups,
+    reserve_groups,
+    reserve_own_groups,
+)
 from baton.gateway.actor import GatewayActor
 from baton.links.keys import new_secret
 from baton.protocol.errors import ConfigError
@@ -127,10 +134,10 @@ def start_gateways(
     return served
 
 
-def _actor(kind: Any, prefix: str, name: str, options: dict[str, Any], plan: Any) -> Any:
+def _actor(kind: Any, prefix: str, name: str, options: dict[str, Any], *arguments: Any) -> Any:
     """A detached actor, which Ray starts once a node has room; raises `ConfigError` when Ray refuses to place it."""
     try:
-        return kind.options(name=prefix + name, lifetime="detached", **options).remote(plan)
+        return kind.options(name=prefix + name, lifetime="detached", **options).remote(*arguments)
     except ValueError as refusal:
         raise ConfigError(f"Ray refuses to place {name}: {refusal}") from None
 
@@ -153,11 +160,13 @@ def start_workers(
 
     Raises `ConfigError` when a worker cannot start; the others are left to `stop_workers`.
     """
+    reserve_own_groups(resolved, workers, prefix)
     actors = {}
     for name, role in workers:
         keys = ray.get(_router(prefix).peer_keys.remote(name))
         plan = replace(resolved.worker_config(name, role, worker_address), link_keys=keys)
-        actors[name] = _actor(WorkerActor, prefix, name, actor_options(resolved, name, role, prefix), plan)
+        options, of_ranks = (make(resolved, name, role, prefix) for make in (actor_options, rank_options))
+        actors[name] = _actor(WorkerActor, prefix, name, options, plan, of_ranks)
         words = demand(resolved.config, role).words
         report(name, f"waiting for a node with {words}" if words else "starting")
     _wait_loaded(actors, report)

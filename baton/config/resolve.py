@@ -129,7 +129,8 @@ class Resolved:
         if not on_gpu(self.config):
             return {}
         parts = [f"{role} {device(self.config, role)}, {memory_fraction(self.config, role):g} of it" for role in pools]
-        graphs = "decode steps as CUDA graphs" if engine.cuda_graphs else "no CUDA graphs"
+        recording = [role for role in pools if engine.cuda_graphs and demand(self.config, role).ranks == 1]
+        graphs = f"CUDA graphs on {' and '.join(recording)} workers" if recording else "no CUDA graphs"
         return {"gpu": f"{'; '.join(parts)}; {graphs}; {engine.attention} kernels"}
 
     def as_json(self) -> dict[str, Any]:

@@ -114,7 +114,7 @@ class EngineSection(_Section):
     """Share of the GPU's memory that a worker uses; auto: 0.9, divided among the workers of the GPU"""
 
     cuda_graphs: bool = True
-    """Record decode steps as CUDA graphs at start, and replay them"""
+    """Record decode steps as CUDA graphs at start, and replay them; workers of several ranks record none"""
 
     attention: Literal["auto", "fa2", "fa3"] = "auto"
     """Prefill kernels on a GPU; auto: fa3 on Hopper if installed, else fa2"""

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 
+from baton.engine.cuda_device import open_device
 from baton.protocol.errors import InternalError
 
 LOOPBACK, LOOPBACK_INTERFACE = "127.0.0.1", "lo"
@@ -70,9 +71,12 @@ class ProcessGroupRanks:
     """
 
     def __init__(self, folder: Path, rank: int, num_ranks: int, device: torch.device | str) -> None:
-        """Returns once every rank has called it; `device` is that of the tensors."""
+        """Returns once every rank has called it; `device` is that of the tensors.
+
+        Raises `ConfigError` with the reason when a GPU cannot serve.
+        """
         self.rank, self.num_ranks = rank, num_ranks
-        self._device = torch.device(device)
+        self._device = torch.device(device) if torch.device(device).type == "cpu" else open_device(str(device))
         store = dist.FileStore(str(folder / "ranks"), num_ranks)
         self._group = (_nccl if self._device.type == "cuda" else _gloo)(store, rank, num_ranks)
         # Two numbers have one sum. More are added by gloo in an order that depends on their place in the tensor.
@@ -80,7 +84,7 @@ class ProcessGroupRanks:
         self.minimum(0)
 
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
-        with _another_rank_ends():
+        with _as_internal_error():
             if not self._in_order:
                 self._group.allreduce([x]).wait()
                 return x
@@ -95,13 +99,13 @@ class ProcessGroupRanks:
         options = dist.GatherOptions()
         options.rootRank = 0
         parts = [] if self.rank else [torch.empty_like(x) for _ in range(self.num_ranks)]
-        with _another_rank_ends():
+        with _as_internal_error():
             self._group.gather([parts] if parts else [], [x], options).wait()
         return torch.cat(parts, dim=-1) if parts else x
 
     def minimum(self, value: int) -> int:
         number = torch.tensor([value], dtype=torch.int64, device=self._device)
-        with _another_rank_ends():
+        with _as_internal_error():
             self._group.allreduce([number], dist.ReduceOp.MIN).wait()
         return int(number.item())
 
@@ -111,11 +115,14 @@ class ProcessGroupRanks:
 
 
 @contextmanager
-def _another_rank_ends() -> Iterator[None]:
+def _as_internal_error() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise InternalError(f"Another rank of this worker has ended: {str(error).splitlines()[0]}") from None
+        reason = str(error).splitlines()[0]
+        raise InternalError(
+            f"The ranks of this worker cannot exchange values, as after a rank's end: {reason}"
+        ) from None
 
 
 def _gloo(store: dist.Store, rank: int, num_ranks: int) -> Any:

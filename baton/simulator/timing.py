@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
 
+from baton.engine.model_config import check_ranks
 from baton.protocol.errors import ConfigError
 from baton.protocol.worker import MAX_RANKS, PageLayout
 from baton.router.policy.latency_model import DEFAULT_COSTS, StepCosts
@@ -124,11 +125,5 @@ def roofline(model: ModelShape, accelerator: Accelerator, devices: int | None = 
         devices = 1
         while model.weight_bytes > 0.6 * accelerator.memory_bytes * devices and devices < MAX_RANKS:
             devices *= 2
-    config = model.config
-    kv_heads = config.num_kv_heads
-    if config.num_heads % devices or config.intermediate_size % devices or (kv_heads % devices and devices % kv_heads):
-        raise ConfigError(
-            f"{devices} GPUs do not divide the model: it has {config.num_heads} heads, {kv_heads} KV heads and "
-            f"{config.intermediate_size} numbers between its MLP's matrices."
-        )
+    check_ranks(model.config, devices)
     return Roofline(model, accelerator, devices)

@@ -6,13 +6,14 @@ import os
 import socket
 import threading
 import uuid
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import ray
 
 from baton.config.process_config import WorkerConfig
 from baton.config.ray_names import FIRST_WORDS
 from baton.logs import log, set_up
+from baton.worker.rank_actor import rank_starter
 
 if TYPE_CHECKING:
     from baton.worker.loop import WorkerLoop
@@ -20,14 +21,16 @@ if TYPE_CHECKING:
 
 @ray.remote(num_cpus=0, max_restarts=-1, max_concurrency=8)  # type: ignore[call-overload]
 class WorkerActor:
-    """One worker. Loading may take long; `stage` reports its progress.
+    """One worker, or its first rank, which starts the others with `rank_options`. Loading may take long; `stage`
+    reports its progress.
 
-    Ray restarts a process that died; the worker then joins under a new incarnation.
+    Ray restarts a process that died; the worker then joins under a new incarnation, with new processes of all ranks.
     """
 
-    def __init__(self, plan: WorkerConfig) -> None:
+    def __init__(self, plan: WorkerConfig, rank_options: dict[str, Any]) -> None:
         set_up(plan.name, plan.logging.level, FIRST_WORDS.format(plan.name), plan.logging.format)
         self._plan = plan
+        self._rank_options = rank_options
         self._stage = "starting"
         self._error = ""
         self._ended = threading.Event()
@@ -60,7 +63,8 @@ class WorkerActor:
             from baton.worker.build import assemble
 
             incarnation = uuid.uuid4().hex[:8]
-            loop = self._loop = assemble(self._plan, incarnation, socket.gethostname(), self._tell)
+            start_rank = rank_starter(self._rank_options)
+            loop = self._loop = assemble(self._plan, incarnation, socket.gethostname(), self._tell, start_rank)
             self._stage = "serving"
             self._loaded.set()
             loop.run()

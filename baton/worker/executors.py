@@ -18,7 +18,6 @@ from baton.engine.model_config import ModelConfig
 from baton.engine.ranks import Ranks
 from baton.engine.storage import DTYPES
 from baton.engine.weights import load_weights
-from baton.protocol.head_slices import heads_of
 
 Tell = Callable[[str], None]
 
@@ -52,7 +51,8 @@ def _on_gpu(
 ) -> CudaExecutor:
     engine, dtype = plan.engine, plan.model.dtype
     device = open_device(engine.device)
-    kernels = prepare_kernels(device, config, DTYPES[dtype], engine.attention, tell)
+    own = config.slice(ranks.num_ranks, ranks.rank)
+    kernels = prepare_kernels(device, own, DTYPES[dtype], engine.attention, tell)
     parameters = load_weights(folder, config, DTYPES[dtype], str(device), loading, ranks)
     # A step's decodes share the budget with its chunk.
     max_tokens = max(engine.chunk_tokens, engine.max_batch)
@@ -63,7 +63,7 @@ def _on_gpu(
         memory = measure(config, parameters, layout, options, len(graph_sizes(engine.max_batch)), ranks)
         context_tokens = min(config.context_tokens, plan.model.context_tokens)
         needed = -(-context_tokens // engine.page_size) + 1
-        page_bytes = len(heads_of(layout.num_kv_heads, ranks.num_ranks, ranks.rank)) * layout.head_bytes
+        page_bytes = own.num_kv_heads * layout.head_bytes
         num_pages = ranks.minimum(pages_that_fit(memory, engine.gpu_memory_fraction, page_bytes, needed))
         layout = config.page_layout(num_pages, engine.page_size, dtype, model_id(folder))
 

@@ -130,7 +130,9 @@ def test_pools_that_take_gpus_compute_on_them() -> None:
     assert prefill.chunk_tokens == 4096
     assert resolved.host_pages > 0
     assert resolved.settings["num_pages"] == "as many as fit on each worker's GPU"
-    assert resolved.settings["gpu"].startswith("prefill cuda:0, 0.9 of it; decode cuda:0, 0.45 of it; decode steps as")
+    assert resolved.settings["gpu"].startswith(
+        "prefill cuda:0, 0.9 of it; decode cuda:0, 0.45 of it; CUDA graphs on prefill and decode workers; "
+    )
 
 
 def test_without_placement_workers_divide_the_gpu_that_is_named() -> None:

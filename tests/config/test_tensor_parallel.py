@@ -66,6 +66,9 @@ def test_each_rank_has_a_gpu_to_itself() -> None:
     resolved = _resolve(f"[tensor_parallel]\nprefill = 4\ndecode = 4\n{GPUS}")
     assert resolved.worker_config("w", "decode", "").engine.gpu_memory_fraction == 0.9
     assert demand(resolved.config, "decode").words == "4 GPU"
+    assert "no CUDA graphs" in resolved.settings["gpu"]
+    one = _resolve(f"[tensor_parallel]\nprefill = 4\n{GPUS}")
+    assert "CUDA graphs on decode workers" in one.settings["gpu"]
     for gpus, engine in ((0.5, ""), (4, ""), (0, "[engine]\ndevice = 'cuda'\n")):
         text = f"{engine}[tensor_parallel]\ndecode = 4\n{GPUS}".replace("[placement.decode]\ngpus = 1", "")
         with pytest.raises(ConfigError, match=r"each rank needs one GPU to itself, so set placement\.decode\.gpus = 1"):

@@ -29,12 +29,17 @@ from tests.deploy.chart import (
     rendered,
 )
 
+GPUS = r"resources.limits.nvidia\.com/gpu"
 VARIANTS: dict[str, tuple[str, ...]] = {
     "plain": (),
     "secured": ("access.tls.secret=tls", "access.tokens.secret=tokens", "metrics.podMonitor.enabled=true"),
     "mutual": ("access.tls.secret=tls", "access.tls.clientCa=true"),
     "without HTTP": ("config.gateway.http_port=off", "config.router.admin_http_port=off", "access.openAdmin=true"),
     "mixed": ("pools.mixed.workers=2", "pools.prefill.workers=0", "pools.prefill.maxWorkers=0", "gateways.count=1"),
+    "several ranks": (
+        *("pools.prefill.tensorParallel=4", "pools.prefill.resources.limits.cpu=16", f"pools.prefill.{GPUS}=4"),
+        *("pools.decode.tensorParallel=2", f"pools.decode.{GPUS}=2"),
+    ),
     "scheduled": ("image.pullSecrets={one}", "head.nodeSelector.zone=a", "gateways.tolerations[0].key=x"),
 }
 each_variant = pytest.mark.parametrize("values", VARIANTS.values(), ids=VARIANTS.keys())
@@ -67,6 +72,13 @@ def test_helm_finds_nothing_wrong_and_refuses_values_outside_the_schema() -> Non
     with pytest.raises(subprocess.CalledProcessError) as refused:
         rendered("gateways.count=0")
     assert re.search("gateways.count", refused.value.stderr)
+
+
+@needs_helm
+def test_a_pod_with_too_few_gpus_for_the_ranks_of_its_worker_is_refused() -> None:
+    with pytest.raises(subprocess.CalledProcessError) as refused:
+        rendered("pools.decode.tensorParallel=4", f"pools.decode.{GPUS}=2")
+    assert "pools.decode: a worker takes 4 GPUs, and its pod has 2 in resources.limits" in refused.value.stderr
 
 
 @needs_helm

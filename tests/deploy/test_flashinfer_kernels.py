@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import shutil
 import subprocess
@@ -159,9 +160,23 @@ def test_each_option_becomes_one_module(tmp_path: Path) -> None:
         modules_for(parse(["build", "x", "--only", "nrom"]))
 
 
+def test_a_models_kernels_follow_from_the_heads_of_a_rank(tmp_path: Path) -> None:
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 64}
+    config = {"architectures": ["LlamaForCausalLM"], "max_position_embeddings": 64, **heads}
+    sizes = {"vocab_size": 97, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3}
+    (tmp_path / "config.json").write_text(json.dumps({**config, **sizes}))
+    model = ["build", "x", "--model", str(tmp_path), "--tensor-parallel"]
+    whole, half, quarter = (modules_for(parse([*model, ranks])) for ranks in ("1", "2", "4"))
+    assert whole == half, "four query heads share a KV head"
+    assert [module.name.startswith("batch_decode") for module in quarter if module not in whole] == [True]
+    with pytest.raises(ConfigError, match="8 attention heads cannot be divided among 3 ranks"):
+        modules_for(parse([*model, "3"]))
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
+        (["--tensor-parallel", "0"], "a number from 1"),
         (["--dtype", "float32"], "it takes bfloat16 and float16"),
         (["--attention", "fa4"], "it takes fa2 and fa3"),
         (["--attention", "fa3", "--arch", "8.0"], "needs --arch 9.0a"),

@@ -9,7 +9,7 @@ import pytest
 from baton.config.parse import parse_config
 from baton.deploy.cluster import resolve_here
 from baton.deploy.machine import machine_facts
-from baton.protocol.errors import ModelError
+from baton.protocol.errors import ConfigError, ModelError
 from tests.checkpoints import build_checkpoint
 
 
@@ -20,6 +20,13 @@ def test_a_tokenizer_that_cannot_be_read_is_found_before_ray_starts(tmp_path: Pa
     (folder / "tokenizer.json").rename(folder / "tekken.json")
     with pytest.raises(ModelError, match=r"only tekken\.json"):
         resolve_here(config)
+
+
+def test_ranks_among_which_the_model_cannot_be_divided_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"cannot be divided among 3 ranks: .* can be 1, 2"):
+        resolve_here(parse_config("[tensor_parallel]\ndecode = 3"))
+    unused = resolve_here(parse_config("[tensor_parallel]\nprefill = 2\nmixed = 3"))
+    assert unused.settings["tensor_parallel"] == "prefill 2, decode 1 ranks per worker"
 
 
 def test_paths_are_absolute_so_that_processes_with_other_working_folders_find_them(

@@ -12,6 +12,17 @@ from typing import Any
 import pytest
 import torch
 
+from tests.engine.rank_group import RankGroup
+
+
+@pytest.fixture(scope="session", params=[2, 4])
+def group(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RankGroup]:
+    """Two, then four ranks, for many tests."""
+    group = RankGroup(request.param, tmp_path_factory.mktemp("ranks"))
+    yield group
+    group.close()
+
+
 _CACHED = {
     "prefill": "get_batch_prefill_module",
     "decode": "get_batch_decode_module",

@@ -3,22 +3,36 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
 from baton.engine.attention.backend import BatchLayout
 from baton.engine.batch import StepBudget, absorb_step, plan_step
 from baton.engine.checkpoint import model_id, read_config
-from baton.engine.cuda_executor import CudaExecutor
 from baton.engine.executor import TorchExecutor
 from baton.engine.kv_pages import PagePool
+from baton.engine.model_config import ModelConfig
 from baton.engine.page_table import commit_pages, grow, take_pages
 from baton.engine.sequence import Sequence
-from baton.engine.step import SampledToken
+from baton.engine.step import SampledToken, StepPlan, StepResult
 from baton.engine.weights import load_weights
 from baton.protocol.request import Request, SamplingParams
+from baton.protocol.worker import PageLayout
 
 ROOT = b"root"
+
+
+class Runs(Protocol):
+    """An executor that runs one step at a time."""
+
+    @property
+    def config(self) -> ModelConfig: ...
+
+    @property
+    def layout(self) -> PageLayout: ...
+
+    def execute(self, plan: StepPlan) -> StepResult: ...
 
 
 def load_executor(folder: Path, num_pages: int = 64, page_size: int = 16, dtype: str = "float32") -> TorchExecutor:
@@ -49,7 +63,7 @@ def logits_of(executor: TorchExecutor, tokens: torch.Tensor) -> torch.Tensor:
 
 
 def generate(
-    executor: TorchExecutor | CudaExecutor,
+    executor: Runs,
     prompts: list[list[int]],
     sampling: list[SamplingParams],
     chunk_tokens: int = 32,
@@ -60,7 +74,7 @@ def generate(
 
 
 def sampled_tokens(
-    executor: TorchExecutor | CudaExecutor,
+    executor: Runs,
     prompts: list[list[int]],
     sampling: list[SamplingParams],
     chunk_tokens: int = 32,

@@ -13,7 +13,7 @@ import pytest
 import baton
 from baton.config.facts import MachineFacts, ModelFacts
 from baton.config.parse import parse_config
-from baton.config.resolve import resolve
+from baton.config.resolve import Resolved, resolve
 from baton.deploy.launcher import start_cluster, stop_cluster
 from baton.deploy.local_ray import LocalRay, start_local_ray
 from baton.deploy.ray_connection import connected
@@ -35,6 +35,7 @@ class Live:
     folder: Path
     workers: list[str]
     admin_address: str
+    worker_address: str = ""
 
     def client(self, **options: Any) -> baton.Client:
         return baton.Client(self.address, **options)
@@ -81,6 +82,17 @@ def start_live(
     folder: Path, prefix: str, pools: dict[str, int], policy: str = "predicted_latency", **engine: Any
 ) -> Live:
     """A cluster whose actors' names begin with `prefix`."""
+    return live_cluster(resolved_for(folder, pools, policy, **engine), prefix)
+
+
+def resolved_for(
+    folder: Path,
+    pools: dict[str, int],
+    policy: str = "predicted_latency",
+    sections: dict[str, dict[str, Any]] | None = None,
+    **engine: Any,
+) -> Resolved:
+    """The configuration of a small float32 cluster; `sections` are further ones."""
     config = read_config(folder)
     facts = ModelFacts(
         str(folder), "test", config.context_tokens, 2 * config.num_layers * config.num_kv_heads * config.head_dim
@@ -98,10 +110,16 @@ def start_live(
         "gateway": {"port": 0, "http_port": 0},
         "router": {"admin_port": 0, "admin_http_port": 0, "policy": policy},
         "model": {"dtype": "float32"},
+        **(sections or {}),
     }
-    resolved = resolve(parse_config("", overrides), MachineFacts(2, 1 << 32, False), facts)
+    return resolve(parse_config("", overrides), MachineFacts(2, 1 << 32, False), facts)
+
+
+def live_cluster(resolved: Resolved, prefix: str) -> Live:
+    """A cluster of this configuration whose actors' names begin with `prefix`."""
     started = start_cluster(resolved, lambda process, stage: None, prefix)
-    return Live(started.address, folder, started.workers, started.admin_address)
+    folder = Path(resolved.model.path)
+    return Live(started.address, folder, started.workers, started.admin_address, started.worker_address)
 
 
 @pytest.fixture(scope="session")

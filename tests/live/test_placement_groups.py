@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 import ray
+from ray._private.state import actors as actor_table
 from ray.util.placement_group import get_placement_group, placement_group_table
 
 from baton.config.facts import MachineFacts, ModelFacts
@@ -92,7 +93,7 @@ def _nodes(group: str) -> list[str]:
     return [bundles[index] for index in sorted(bundles)]
 
 
-def _groups(prefix: str) -> list[str]:
+def group_names(prefix: str) -> list[str]:
     table = placement_group_table().values()
     return [row["name"] for row in table if row["name"].startswith(prefix) and row["state"] != "REMOVED"]
 
@@ -106,20 +107,25 @@ def test_packed_workers_share_a_node(second_node: LocalRay, checkpoint: Path) ->
         assert len(set(_nodes("packed-group-0"))) == 1
     finally:
         release_groups("packed-")
-    assert _groups("packed-") == []
+    assert group_names("packed-") == []
 
 
 @pytest.mark.slow
-def test_spread_workers_serve_from_two_nodes(second_node: LocalRay, checkpoint: Path) -> None:
+def test_spread_workers_serve_from_two_nodes_and_the_ranks_of_one_share_its_node(
+    second_node: LocalRay, checkpoint: Path
+) -> None:
     each = "\n".join(
-        f"[placement.{pool}]\ncpus = 1\nenv = {{ UCX_TLS = 'tcp', UCX_NET_DEVICES = 'lo' }}"
-        for pool in ("prefill", "decode")
+        f"[placement.{pool}]\ncpus = {cpus}\nenv = {{ UCX_TLS = 'tcp', UCX_NET_DEVICES = 'lo' }}"
+        for pool, cpus in (("prefill", 1), ("decode", 0.5))
     )
-    resolved = _resolved(checkpoint, f"[placement]\nstrategy = 'spread'\n{each}")
+    resolved = _resolved(checkpoint, f"[tensor_parallel]\ndecode = 2\n[placement]\nstrategy = 'spread'\n{each}")
     prompt = list(range(5, 105))
     try:
         started = start_cluster(resolved, lambda process, stage: None, "spread-", worker_host="")
-        assert len(set(_nodes("spread-group-0"))) == 2
+        nodes = _nodes("spread-group-0")
+        assert len(set(nodes)) == 2
+        ranks = [actor for actor in actor_table().values() if actor["ActorClassName"] == "RankActor"]
+        assert [actor["Address"]["NodeID"] for actor in ranks if actor["State"] == "ALIVE"] == [nodes[1]]
         live = Live(started.address, checkpoint, started.workers, started.admin_address)
         live.wait_idle()
         with live.client() as client:
@@ -128,11 +134,11 @@ def test_spread_workers_serve_from_two_nodes(second_node: LocalRay, checkpoint: 
             assert first.handoff.pages_sent > 0
             # A restarted worker uses its bundle of the group again.
             stop_workers(resolved, ["prefill-0"], "spread-")
-            assert _groups("spread-") == ["spread-group-0"]
+            assert group_names("spread-") == ["spread-group-0"]
             start_workers(resolved, [("prefill-0", "prefill")], started.worker_address, lambda *_: None, "spread-")
             assert client.generate(prompt, max_tokens=8, ignore_eos=True).token_ids == first.token_ids
         stop_workers(resolved, ["prefill-0", "decode-0"], "spread-")
-        assert _groups("spread-") == []
+        assert group_names("spread-") == []
     finally:
         stop_cluster("spread-")
 

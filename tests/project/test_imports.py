@@ -114,7 +114,13 @@ IMPURE = {
 }
 
 ONLY_IN = {  # folders and files
-    "ray": ("deploy", "baton/worker/actor.py", "baton/gateway/actor.py", "router/actor.py"),
+    "ray": (
+        "deploy",
+        "baton/worker/actor.py",
+        "baton/worker/rank_actor.py",
+        "baton/gateway/actor.py",
+        "router/actor.py",
+    ),
     "opentelemetry": ("baton/tracing",),
     "nixl": ("kv_transfer/nixl_library.py",),
     "prometheus_client": ("baton/metrics/exposition.py",),

@@ -8,6 +8,7 @@ from baton.protocol.errors import WorkerLost
 from baton.protocol.request import Request
 from baton.simulator.cluster import CLAIM_WITHIN_S
 from baton.simulator.stepped_cluster import SteppedCluster
+from tests.router.ranks import any_ranks
 
 
 def random_cluster(
@@ -17,7 +18,14 @@ def random_cluster(
     ends, split = seed % 3 == 0, seed % 2 == 0
     pages, host_pages = rng.choice([14, 20, 30]), seed % 5 * 4
     cluster = SteppedCluster(
-        rng, pages, ends=ends, split=split, duplicates=duplicates, host_pages=host_pages, num_gateways=gateways
+        rng,
+        pages,
+        ends=ends,
+        split=split,
+        duplicates=duplicates,
+        host_pages=host_pages,
+        num_gateways=gateways,
+        **any_ranks(seed),
     )
     cluster.add_pools(prefill, decode, mixed)
     return cluster

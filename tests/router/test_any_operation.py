@@ -11,6 +11,7 @@ from baton.protocol.errors import BatonError
 from baton.protocol.worker import RoleName
 from baton.router.core.operation import Drain, Migrate, OperationSpec, OperationState, Rebalance, Undrain
 from baton.simulator.stepped_cluster import SteppedCluster
+from tests.router.ranks import any_ranks
 
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -18,7 +19,7 @@ SEEDS = st.integers(0, 2**32 - 1)
 def _cluster(
     seed: int, prefill: int = 2, decode: int = 2, num_pages: int = 40, ends: bool = True, split: bool = False
 ) -> SteppedCluster:
-    cluster = SteppedCluster(random.Random(seed), num_pages=num_pages, ends=ends, split=split)
+    cluster = SteppedCluster(random.Random(seed), num_pages, ends=ends, split=split, **any_ranks(seed))
     cluster.add_pools(prefill, decode)
     return cluster
 

@@ -14,12 +14,13 @@ from baton.protocol.worker import RoleName
 from baton.router.core.operation import Drain
 from baton.simulator.stepped_cluster import SteppedCluster
 from baton.simulator.token_checker import expected_output
+from tests.router.ranks import any_ranks
 
 SEEDS = st.integers(0, 2**32 - 1)
 
 
 def _cluster(seed: int, prefill: int = 2, decode: int = 2, mixed: int = 0) -> SteppedCluster:
-    cluster = SteppedCluster(random.Random(seed), split=seed % 2 == 0)
+    cluster = SteppedCluster(random.Random(seed), split=seed % 2 == 0, **any_ranks(seed))
     cluster.add_pools(prefill, decode, mixed)
     return cluster
 

@@ -22,13 +22,15 @@ from baton.router.core.commands import SendToWorker
 from baton.router.core.operation import Drain, Migrate, OperationSpec, Rebalance, Undrain
 from baton.router.core.transfers import ORPHAN_S
 from baton.simulator.stepped_cluster import SteppedCluster
+from tests.router.ranks import any_ranks
 
 SEEDS = st.integers(0, 2**32 - 1)
 
 
 def _cluster(seed: int, prefill: int = 2, decode: int = 2, mixed: int = 0, duplicates: float = 0.0) -> SteppedCluster:
     rng = random.Random(seed)
-    cluster = SteppedCluster(rng, rng.choice([20, 30]), ends=seed % 3 == 0, split=seed % 2 == 0, duplicates=duplicates)
+    pages, ends, split = rng.choice([20, 30]), seed % 3 == 0, seed % 2 == 0
+    cluster = SteppedCluster(rng, pages, ends=ends, split=split, duplicates=duplicates, **any_ranks(seed))
     cluster.add_pools(prefill, decode, mixed)
     return cluster
 

@@ -22,6 +22,7 @@ from baton.router.policy.policies import make_policy
 from baton.router.policy.predicted_latency import PredictedLatency
 from baton.simulator.stepped_cluster import SteppedCluster
 from baton.simulator.virtual_worker import WRITE_STALL_S
+from tests.router.ranks import any_ranks
 
 PAGES = 120  # room for everybody beside the reservations that stay held while a cable is cut
 SEEDS = st.integers(0, 2**32 - 1)
@@ -30,7 +31,8 @@ SEEDS = st.integers(0, 2**32 - 1)
 def _cluster(seed: int, prefill: int = 2, decode: int = 2, mixed: int = 0, policy: str = "") -> SteppedCluster:
     rng = random.Random(seed)
     placement: Placement = make_policy(policy, True) if policy else PredictedLatency()
-    cluster = SteppedCluster(rng, PAGES, placement=placement, ends=seed % 3 == 0, split=seed % 2 == 0)
+    ends, split = seed % 3 == 0, seed % 2 == 0
+    cluster = SteppedCluster(rng, PAGES, placement=placement, ends=ends, split=split, **any_ranks(seed))
     cluster.add_pools(prefill, decode, mixed)
     return cluster
 

@@ -46,8 +46,8 @@ def test_pools_of_unequal_degrees_are_described_apart() -> None:
         (Setup("gpt-5", GPU), Pools(1, 1), "llama-3.1-8b"),
         (Setup(MODEL, "tpu"), Pools(1, 1), "h100"),
         (Setup("llama-3.1-70b", "l40s", tensor_parallel=Degrees(1, 1)), Pools(1, 1), "tensor-parallel"),
-        (Setup("qwen2.5-7b", GPU, tensor_parallel=Degrees(decode=8)), Pools(1, 1), "28 heads, 4 KV heads"),
-        (Setup(MODEL, GPU, tensor_parallel=Degrees(prefill=3)), Pools(1, 1), "3 GPUs do not divide"),
+        (Setup("qwen2.5-7b", GPU, tensor_parallel=Degrees(decode=8)), Pools(1, 1), "28 attention heads"),
+        (Setup(MODEL, GPU, tensor_parallel=Degrees(prefill=3)), Pools(1, 1), "among 3 ranks"),
         (Setup(MODEL, GPU), Pools(prefill=3), "decode"),
     ],
 )

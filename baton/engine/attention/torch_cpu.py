@@ -23,7 +23,7 @@ class _Chunk:
     begin: int
     end: int
     start: int
-    rows: torch.Tensor  # Of its pages, in layer 0.
+    rows: torch.Tensor  # Of its pages' keys, then of their values, in layer 0.
     mask: torch.Tensor | None  # [tokens, start + tokens] bool; None for plain causal attention.
 
 
@@ -38,8 +38,8 @@ class TorchAttention:
         self._token_rows = pages.view(-1, self._head_dim)
         self._head_rows = torch.arange(self._kv_heads) * (2 * num_layers)  # First row of each head in page 0.
         self._rows_per_page = self._kv_heads * 2 * num_layers
-        # Gathered K and V; kept between steps, because fresh memory costs a page fault per 4 KiB.
-        self._gathered = [self._page_rows.new_empty(0), self._page_rows.new_empty(0)]
+        # Gathered K, then V; kept between steps, because fresh memory costs a page fault per 4 KiB.
+        self._gathered = self._page_rows.new_empty(0)
 
     def plan(self, layout: BatchLayout) -> None:
         indices = layout.indices.long()  # The number of a page's first row may exceed int32.
@@ -61,8 +61,13 @@ class TorchAttention:
         self._write_rows = (rows + (layout.positions % self._page_size).unsqueeze(1)).flatten().to(self._device)
 
     def _rows_of(self, pages: torch.Tensor) -> torch.Tensor:
-        """The rows `[n, kv_heads, pages]` of pages `[n, pages]` in layer 0."""
+        """The rows `[n, kv_heads, pages]` of the keys of pages `[n, pages]` in layer 0; a row of values is the next."""
         return pages.unsqueeze(1) * self._rows_per_page + self._head_rows.view(1, -1, 1)
+
+    def _gathered_rows(self, pages: torch.Tensor) -> torch.Tensor:
+        """The rows of the keys of pages `[n, pages]` in layer 0, then of the values, in the order of `_gather`."""
+        keys = self._rows_of(pages).flatten()
+        return torch.cat((keys, keys + 1)).to(self._device)
 
     def _plan_decode(self, layout: BatchLayout, indices: torch.Tensor) -> None:
         """Build a rectangle of page ids, without a loop over sequences: short tables are padded with page 0, masked."""
@@ -75,18 +80,18 @@ class TorchAttention:
         table = torch.zeros(count, width, dtype=torch.int64)
         table[used] = indices[: int(layout.indptr[count])]
         lengths = (num_pages - 1) * self._page_size + layout.last_page_len[:count]
-        self._decode_rows = self._rows_of(table).flatten().to(self._device)
+        self._decode_rows = self._gathered_rows(table)
         mask = torch.arange(width * self._page_size) < lengths.unsqueeze(1)
         self._decode_mask = mask.view(count, 1, 1, -1).to(self._device)
 
     def _plan_chunk(self, layout: BatchLayout, indices: torch.Tensor, index: int) -> _Chunk:
         begin, end = int(layout.qo_indptr[index]), int(layout.qo_indptr[index + 1])
         start, count = int(layout.positions[begin]), end - begin
-        rows = self._rows_of(indices[int(layout.indptr[index]) : int(layout.indptr[index + 1])].unsqueeze(0)).flatten()
+        pages = indices[int(layout.indptr[index]) : int(layout.indptr[index + 1])]
         mask = None
         if start:
             mask = torch.ones(count, start + count, dtype=torch.bool, device=self._device).tril_(start)
-        return _Chunk(begin, end, start, rows.to(self._device), mask)
+        return _Chunk(begin, end, start, self._gathered_rows(pages.unsqueeze(0)), mask)
 
     def run(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         rows = self._write_rows + 2 * layer * self._page_size
@@ -105,17 +110,15 @@ class TorchAttention:
     def _decode(self, layer: int, q: torch.Tensor) -> torch.Tensor:
         """One query per sequence. Heads that share a KV head become query positions, so K and V are not repeated."""
         count = q.shape[0]
-        k = self._gather(0, self._decode_rows + 2 * layer, count)
-        v = self._gather(1, self._decode_rows + 2 * layer + 1, count)
+        k, v = self._gather(self._decode_rows + 2 * layer, count)
         grouped = q.view(count, self._kv_heads, self._group, self._head_dim)
         out = F.scaled_dot_product_attention(grouped, k, v, attn_mask=self._decode_mask)
         return out.reshape(count, -1, self._head_dim)
 
     def _prefill(self, layer: int, chunk: _Chunk, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         if chunk.mask is not None:
-            length = chunk.start + q.shape[0]
-            keys = self._gather(0, chunk.rows + 2 * layer, 1)[:, :, :length]
-            values = self._gather(1, chunk.rows + 2 * layer + 1, 1)[:, :, :length]
+            gathered = self._gather(chunk.rows + 2 * layer, 1)
+            keys, values = (side[:, :, : chunk.start + q.shape[0]] for side in gathered)
         else:
             keys, values = k.transpose(0, 1).unsqueeze(0), v.transpose(0, 1).unsqueeze(0)
         out = F.scaled_dot_product_attention(
@@ -128,13 +131,16 @@ class TorchAttention:
         )
         return out[0].transpose(0, 1)
 
-    def _gather(self, side: int, rows: torch.Tensor, count: int) -> torch.Tensor:
-        """Whole pages of `count` sequences as `[count, kv_heads, positions, head_dim]`; valid until the next call."""
-        if self._gathered[side].shape[0] < len(rows):
-            self._gathered[side] = self._page_rows.new_empty(len(rows), self._page_rows.shape[1])
-        gathered = self._gathered[side][: len(rows)]
+    def _gather(self, rows: torch.Tensor, count: int) -> torch.Tensor:
+        """K and V of whole pages of `count` sequences: `[2, count, kv_heads, positions, head_dim]`.
+
+        Valid until the next call.
+        """
+        if self._gathered.shape[0] < len(rows):
+            self._gathered = self._page_rows.new_empty(len(rows), self._page_rows.shape[1])
+        gathered = self._gathered[: len(rows)]
         torch.index_select(self._page_rows, 0, rows, out=gathered)
-        return gathered.view(count, self._kv_heads, -1, self._head_dim)
+        return gathered.view(2, count, self._kv_heads, -1, self._head_dim)
 
 
 BACKEND = DeviceBackend(

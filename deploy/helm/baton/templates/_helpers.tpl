@@ -27,11 +27,13 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 {{- if .openAdmin }}{{ $_ := set $access "open_admin" true }}{{ end }}
 {{- end }}
 {{- $pools := dict "gateways" .Values.gateways.count }}
+{{- $ranks := dict }}
 {{- $placement := dict "gateway" (dict "resources" (dict "baton_gateway" 1)) }}
 {{- with .Values.placement.strategy }}{{ $_ := set $placement "strategy" . }}{{ end }}
 {{- range $name, $pool := .Values.pools }}
 {{- $_ := set $pools $name $pool.workers }}
 {{- if or $pool.workers $pool.maxWorkers }}
+{{- if gt (int (default 1 $pool.tensorParallel)) 1 }}{{ $_ := set $ranks $name (int $pool.tensorParallel) }}{{ end }}
 {{- $takes := dict "cpus" $pool.cpus "gpus" $pool.gpus }}
 {{- $_ := set $takes "resources" (dict (printf "baton_%s" $name) 1) }}
 {{- $_ := set $takes "labels" (dict "baton-pool" $name) }}
@@ -43,6 +45,7 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 {{- if include "baton.adminOpen" . }}{{ $_ := set $router "admin_host" "0.0.0.0" }}{{ end }}
 {{- $config := dict "model" (dict "path" .Values.model.path) "pools" $pools "placement" $placement }}
 {{- $_ := set $config "gateway" (dict "host" "0.0.0.0") }}
+{{- if $ranks }}{{ $_ := set $config "tensor_parallel" $ranks }}{{ end }}
 {{- if $router }}{{ $_ := set $config "router" $router }}{{ end }}
 {{- if $access }}{{ $_ := set $config "access" $access }}{{ end }}
 {{- mergeOverwrite $config .Values.config | toJson }}
