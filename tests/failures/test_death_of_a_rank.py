@@ -1,4 +1,5 @@
-"""A rank of a worker is killed or stopped in every phase of a request: no token is lost, and nothing is left behind."""
+"""Workers of 2 ranks under operators' commands, without their router, and with a rank killed or stopped in every phase
+of a request: no token is lost, and nothing is left behind."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ import baton
 from baton.builtin_model import CHECKPOINT
 from baton.harness.process_cluster import ProcessCluster, operate, plans
 from baton.protocol.worker import RoleName
-from baton.router.core.operation import Migrate
+from baton.router.core.operation import Drain, Migrate, OperationSpec, OperationState, Rebalance, Undrain
 from baton.worker.ranks import lifeline
 from baton.worker.ranks.commands import Command
 from baton.worker.ranks.follower import Follower
@@ -148,6 +149,50 @@ async def _migrate(ground: Ground) -> None:
 
     await ground.cluster.until(lambda: bool(movable()))
     await operate(ground.cluster, Migrate(random.Random(0).choice(movable())))
+
+
+async def _done(ground: Ground, *specs: OperationSpec) -> None:
+    for spec in specs:
+        operation = await operate(ground.cluster, spec)
+        assert operation.state is OperationState.DONE, (spec, operation.message)
+
+
+@pytest.mark.slow
+def test_roles_switch_workers_drain_and_sequences_move(play: Play) -> None:
+    async def scenario(ground: Ground) -> None:
+        before = {name: ground.ranks(name) for name in WORKERS}
+        streams = ground.streams()
+        await _migrate(ground)
+        await _done(ground, Rebalance(2, 1), Rebalance(1, 2), Drain(("decode-1",)), Undrain(("decode-1",)))
+        answers = await ground.check(streams) + await ground.check(ground.streams())
+        assert max(answer.attempts for answer in answers) == 1
+        assert sum(answer.migrations for answer in answers) > 0
+        await _done(ground, Rebalance(1, 2))
+        assert {name: ground.ranks(name) for name in WORKERS} == before
+
+    play(scenario)
+
+
+@pytest.mark.slow
+def test_a_new_router_takes_over_the_sequences_of_workers_whose_ranks_all_open_new_transports(play: Play) -> None:
+    async def scenario(ground: Ground) -> None:
+        before = {name: ground.views[name].info for name in WORKERS}
+        streams = ground.streams()
+        for stream in streams:
+            await anext(stream)
+        await ground.cluster.restart_router()
+        await ground.cluster.until(lambda: sorted(ground.views) == sorted(WORKERS), 60)
+        await ground.check(streams)
+        for name, info in before.items():
+            after = ground.views[name].info
+            assert after.incarnation != info.incarnation
+            assert [rank.pid for rank in after.endpoint.ranks] == [rank.pid for rank in info.endpoint.ranks]
+            assert all(
+                new.metadata != old.metadata for new, old in zip(after.endpoint.ranks, info.endpoint.ranks, strict=True)
+            )
+        await ground.check(ground.streams())
+
+    play(scenario)
 
 
 PHASES = {
