@@ -16,7 +16,7 @@ import numpy as np
 import psutil
 
 from baton.harness.report import Goal, Report, arguments, progress
-from baton.protocol.prefix_hash import KEY_BYTES, page_keys
+from baton.protocol.prefix_hash import KEY_BYTES, KEY_SHIFT
 from baton.protocol.request import Objectives
 from baton.protocol.session_messages import PagesChanged
 from baton.protocol.worker import Endpoint, PageLayout, RoleName, WorkerInfo
@@ -38,10 +38,10 @@ CONVERSATIONS, HOLDERS = 200, 3  # Number of conversations, and of workers that 
 SEQUENCES = 16
 
 
-def fresh_pages(rng: np.random.Generator, count: int) -> list[bytes]:
-    """New random page hashes."""
-    data = rng.bytes(KEY_BYTES * count)
-    return [data[start : start + KEY_BYTES] for start in range(0, len(data), KEY_BYTES)]
+def fresh_pages(rng: np.random.Generator, count: int) -> list[int]:
+    """New random page keys."""
+    keys: list[int] = rng.integers(0, 1 << (8 * KEY_BYTES - KEY_SHIFT), count).tolist()
+    return keys
 
 
 def output(rng: np.random.Generator) -> LengthDistribution:
@@ -60,9 +60,9 @@ class Workload:
         self.names = [f"{'prefill' if number % 2 else 'decode'}-{number:04}" for number in range(workers)]
         system = fresh_pages(self.rng, SYSTEM_PAGES)
         conversations = [fresh_pages(self.rng, CONVERSATION_PAGES) for _ in range(CONVERSATIONS)]
-        self.prompts = [page_keys(system + one + fresh_pages(self.rng, TURN_PAGES)) for one in conversations]
+        self.prompts = [tuple(system + one + fresh_pages(self.rng, TURN_PAGES)) for one in conversations]
         chooser = random.Random(seed)
-        held: dict[str, list[bytes]] = {name: list(system) for name in self.names}
+        held: dict[str, list[int]] = {name: list(system) for name in self.names}
         for conversation in conversations:
             for name in chooser.sample(self.names, min(HOLDERS, workers)):
                 held[name] += conversation

@@ -69,7 +69,7 @@ def resolve_here(config: BatonConfig) -> Resolved:
         vocab_size=model.vocab_size,
         num_kv_heads=model.num_kv_heads,
         template_text=_template_text(config.model.chat_template, folder),
-        window_limits=model.window_limits,
+        context_limit=model.context_limit,
     )
     resolved = resolve(config, machine_facts(), facts)
     check_access(config.access, config.router.admin_host)

@@ -9,24 +9,33 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
+_LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500_000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+# The library's name of each family, and the options that make it what it is.
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama2": ("Llama", {}),
-    "llama3": (
-        "Llama",
+    "granite": (
+        "Granite",
         {
-            "rope_parameters": {
-                "rope_type": "llama3",
-                "rope_theta": 500_000.0,
-                "factor": 8.0,
-                "low_freq_factor": 1.0,
-                "high_freq_factor": 4.0,
-                "original_max_position_embeddings": 64,
-            }
+            "embedding_multiplier": 6.0,
+            "residual_multiplier": 0.22,
+            "attention_multiplier": 0.1,
+            "logits_scaling": 2.0,
         },
     ),
+    "llama2": ("Llama", {}),
+    "llama3": ("Llama", {"rope_parameters": _LLAMA3}),
     "mistral": ("Mistral", {"sliding_window": None, "head_dim": 32}),
+    "olmo2": ("Olmo2", {}),
+    "phi3": ("Phi3", {}),
     "qwen2": ("Qwen2", {}),
     "qwen3": ("Qwen3", {"head_dim": 32}),
+    "smollm3": ("SmolLM3", {"no_rope_layers": [0, 1]}),
 }
 
 SHAPE: dict[str, Any] = {

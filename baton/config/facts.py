@@ -42,7 +42,7 @@ class ModelFacts:
     vocab_size: int = 0
     num_kv_heads: int = 1
     template_text: str = ""  # The text of the template that the operator gives; "": the model's own
-    window_limits: bool = False  # Its sliding window, not its positions, limits `context_tokens`
+    context_limit: str = ""  # What limits `context_tokens`, if it is not the number of positions
 
     def page_bytes(self, page_size: int, dtype: str, ranks: int) -> int:
         """Bytes of a page on all ranks of a worker; with fewer KV heads than ranks, several ranks keep each head."""

@@ -108,8 +108,8 @@ class Resolved:
         return {"tensor_parallel": ", ".join(f"{role} {count}" for role, count in ranks.items()) + " ranks per worker"}
 
     def _context_words(self) -> str:
-        windowed = self.model.window_limits and self.context_tokens == self.model.context_tokens
-        return f"{self.context_tokens}, because of the sliding window" if windowed else str(self.context_tokens)
+        limit = self.model.context_limit if self.context_tokens == self.model.context_tokens else ""
+        return f"{self.context_tokens}, because of {limit}" if limit else str(self.context_tokens)
 
     @property
     def sampling_defaults(self) -> SamplingDefaults:

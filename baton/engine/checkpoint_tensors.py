@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 
+from baton.engine.families.table import FAMILIES
 from baton.engine.model_config import ModelConfig
 from baton.protocol.errors import ModelError
 from baton.protocol.head_slices import heads_of
@@ -28,25 +29,35 @@ class TensorHeader:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where a rank's part of a checkpoint tensor goes: rows [start, start + len(rows)) of one of its parameters."""
+    """Where a rank's part of a checkpoint tensor goes: to rows of one of its parameters, from `start` on."""
 
     parameter: str
     start: int
     shape: tuple[int, ...]  # Of the tensor in the checkpoint.
-    rows: range  # The rank's part of it.
+    rows: tuple[range, ...]  # The rank's part of it: these, one after the other.
     columns: range | None = None  # Of a matrix; None for all.
 
     @property
-    def part(self) -> tuple[slice, ...]:
-        """The index of the rank's part in the checkpoint's tensor."""
-        dimensions = [self.rows] if self.columns is None else [self.rows, self.columns]
-        return tuple(slice(part.start, part.stop) for part in dimensions)
+    def parts(self) -> list[tuple[int, tuple[slice, ...]]]:
+        """The rank's parts: (first row of the parameter, index in the checkpoint's tensor), without empty ones."""
+        columns = () if self.columns is None else (slice(self.columns.start, self.columns.stop),)
+        parts, start = [], self.start
+        for rows in self.rows:
+            if rows:
+                parts.append((start, (slice(rows.start, rows.stop), *columns)))
+            start += len(rows)
+        return parts
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the parameter that this tensor fills."""
+        return sum(len(rows) for rows in self.rows)
 
     @property
     def num_values(self) -> int:
         """The number of values of the rank's part."""
         columns = self.shape[1:] if self.columns is None else (len(self.columns),)
-        return len(self.rows) * prod(columns)
+        return self.num_rows * prod(columns)
 
 
 def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -69,21 +80,20 @@ def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         }
         if config.qkv_bias:
             shapes[f"{layer}.qkv_bias"] = (config.qkv_size,)
-        if config.qk_norm:
+        if config.out_bias:
+            shapes[f"{layer}.out_bias"] = (hidden,)
+        if config.mlp_bias:
+            shapes |= {f"{layer}.gate_up_bias": (2 * config.intermediate_size,), f"{layer}.down_bias": (hidden,)}
+        if config.qk_norm == "head":
             shapes |= {f"{layer}.q_norm": (config.head_dim,), f"{layer}.k_norm": (config.head_dim,)}
+        elif config.qk_norm == "projection":
+            shapes |= {f"{layer}.q_norm": (heads,), f"{layer}.k_norm": (config.num_kv_heads * config.head_dim,)}
     return shapes
 
 
 def checkpoint_targets(config: ModelConfig, num_ranks: int = 1, rank: int = 0) -> dict[str, Target]:
     """Every tensor that a checkpoint of this configuration must have, and the target of the rank's part of it."""
-    own, hidden = config.slice(num_ranks, rank), config.hidden_size
-    head_dim, mlp = config.head_dim, config.intermediate_size
-    q, kv, own_q = config.num_heads * head_dim, config.num_kv_heads * head_dim, own.num_heads * head_dim
-    kv_heads = heads_of(config.num_kv_heads, num_ranks, rank)
-    vocabulary = config.vocabulary(num_ranks, rank)
-    q_rows, mlp_rows = _share(q, num_ranks, rank), _share(mlp, num_ranks, rank)
-    kv_rows = range(kv_heads.start * head_dim, kv_heads.stop * head_dim)
-    projections = (("q", 0, q, q_rows), ("k", own_q, kv, kv_rows), ("v", own_q + len(kv_rows), kv, kv_rows))
+    vocabulary, hidden = (config.vocabulary(num_ranks, rank),), config.hidden_size
     targets = {
         "model.embed_tokens.weight": Target("embed", 0, (config.vocab_size, hidden), vocabulary),
         "model.norm.weight": _whole("norm", hidden),
@@ -91,29 +101,71 @@ def checkpoint_targets(config: ModelConfig, num_ranks: int = 1, rank: int = 0) -
     if not config.tied_head:
         targets["lm_head.weight"] = Target("head", 0, (config.vocab_size, hidden), vocabulary)
     for layer in range(config.num_layers):
-        prefix = f"model.layers.{layer}"
-        attention = f"{prefix}.self_attn"
-        targets |= {
-            f"{prefix}.input_layernorm.weight": _whole(f"{layer}.attention_norm", hidden),
-            f"{attention}.o_proj.weight": Target(f"{layer}.out", 0, (hidden, q), range(hidden), q_rows),
-            f"{prefix}.post_attention_layernorm.weight": _whole(f"{layer}.mlp_norm", hidden),
-            f"{prefix}.mlp.gate_proj.weight": Target(f"{layer}.gate_up", 0, (mlp, hidden), mlp_rows),
-            f"{prefix}.mlp.up_proj.weight": Target(f"{layer}.gate_up", len(mlp_rows), (mlp, hidden), mlp_rows),
-            f"{prefix}.mlp.down_proj.weight": Target(f"{layer}.down", 0, (hidden, mlp), range(hidden), mlp_rows),
-        }
-        for name, start, rows, part in projections:
-            targets[f"{attention}.{name}_proj.weight"] = Target(f"{layer}.qkv", start, (rows, hidden), part)
-            if config.qkv_bias:
-                targets[f"{attention}.{name}_proj.bias"] = Target(f"{layer}.qkv_bias", start, (rows,), part)
-        if config.qk_norm:
-            targets[f"{attention}.q_norm.weight"] = _whole(f"{layer}.q_norm", head_dim)
-            targets[f"{attention}.k_norm.weight"] = _whole(f"{layer}.k_norm", head_dim)
+        targets |= _layer_targets(config, layer, num_ranks, rank)
+    return targets
+
+
+def _layer_targets(config: ModelConfig, layer: int, num_ranks: int, rank: int) -> dict[str, Target]:
+    hidden, head_dim, mlp = config.hidden_size, config.head_dim, config.intermediate_size
+    q, kv = config.num_heads * head_dim, config.num_kv_heads * head_dim
+    kv_heads = heads_of(config.num_kv_heads, num_ranks, rank)
+    q_rows, mlp_rows = _share(q, num_ranks, rank), _share(mlp, num_ranks, rank)
+    kv_rows = range(kv_heads.start * head_dim, kv_heads.stop * head_dim)
+    family, prefix = FAMILIES[config.architecture], f"model.layers.{layer}"
+    attention, feedforward = f"{prefix}.self_attn", f"{prefix}.mlp"
+    targets = {
+        f"{prefix}.{family.norms[0]}.weight": _whole(f"{layer}.attention_norm", hidden),
+        f"{attention}.o_proj.weight": Target(f"{layer}.out", 0, (hidden, q), (range(hidden),), q_rows),
+        f"{prefix}.{family.norms[1]}.weight": _whole(f"{layer}.mlp_norm", hidden),
+        f"{feedforward}.down_proj.weight": Target(f"{layer}.down", 0, (hidden, mlp), (range(hidden),), mlp_rows),
+    }
+    if config.out_bias:
+        targets[f"{attention}.o_proj.bias"] = _whole(f"{layer}.out_bias", hidden)
+    if config.mlp_bias:
+        targets[f"{feedforward}.down_proj.bias"] = _whole(f"{layer}.down_bias", hidden)
+    if config.qk_norm == "head":
+        targets[f"{attention}.q_norm.weight"] = _whole(f"{layer}.q_norm", head_dim)
+        targets[f"{attention}.k_norm.weight"] = _whole(f"{layer}.k_norm", head_dim)
+    elif config.qk_norm == "projection":
+        targets[f"{attention}.q_norm.weight"] = Target(f"{layer}.q_norm", 0, (q,), (q_rows,))
+        targets[f"{attention}.k_norm.weight"] = Target(f"{layer}.k_norm", 0, (kv,), (kv_rows,))
+    qkv: dict[str, _Rows] = {"q_proj": (q, (q_rows,)), "k_proj": (kv, (kv_rows,)), "v_proj": (kv, (kv_rows,))}
+    gate_up: dict[str, _Rows] = {"gate_proj": (mlp, (mlp_rows,)), "up_proj": (mlp, (mlp_rows,))}
+    if family.fused_projections:
+        qkv, gate_up = {"qkv_proj": _stacked(*qkv.values())}, {"gate_up_proj": _stacked(*gate_up.values())}
+    targets |= _filled_by(qkv, attention, f"{layer}.qkv", hidden, config.qkv_bias)
+    targets |= _filled_by(gate_up, feedforward, f"{layer}.gate_up", hidden, config.mlp_bias)
+    return targets
+
+
+_Rows = tuple[int, tuple[range, ...]]  # The rows of a tensor in the checkpoint, and the rank's part of them.
+
+
+def _stacked(*tensors: _Rows) -> _Rows:
+    """One tensor in place of several."""
+    parts: list[range] = []
+    start = 0
+    for rows, own in tensors:
+        parts += [range(start + part.start, start + part.stop) for part in own]
+        start += rows
+    return start, tuple(parts)
+
+
+def _filled_by(tensors: dict[str, _Rows], place: str, parameter: str, columns: int, bias: bool) -> dict[str, Target]:
+    """The targets of matrices (and their biases) that fill a parameter one after the other."""
+    targets: dict[str, Target] = {}
+    start = 0
+    for name, (rows, own) in tensors.items():
+        targets[f"{place}.{name}.weight"] = target = Target(parameter, start, (rows, columns), own)
+        if bias:
+            targets[f"{place}.{name}.bias"] = Target(f"{parameter}_bias", start, (rows,), own)
+        start += target.num_rows
     return targets
 
 
 def _whole(parameter: str, length: int) -> Target:
     """A vector that every rank keeps."""
-    return Target(parameter, 0, (length,), range(length))
+    return Target(parameter, 0, (length,), (range(length),))
 
 
 def _share(length: int, num_ranks: int, rank: int) -> range:

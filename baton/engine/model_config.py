@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from baton.engine.families import FAMILIES
+from baton.engine.families.family import QkNorm, Scales
+from baton.engine.families.table import FAMILIES
 from baton.engine.race.definition import MAX_TOKEN
+from baton.engine.rope_config import Rope, positive, read_rope
 from baton.protocol.errors import ConfigError, ModelError
 from baton.protocol.head_slices import heads_of
 from baton.protocol.worker import PageLayout
@@ -25,16 +27,6 @@ _SIZES = (
 
 
 @dataclass(frozen=True, slots=True)
-class Llama3Scaling:
-    """Llama 3's rope scaling: low frequencies are stretched by `factor`, high ones kept, the middle blended."""
-
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_context_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
 class ModelConfig:
     """Shapes and switches of one model."""
 
@@ -47,12 +39,16 @@ class ModelConfig:
     num_kv_heads: int
     head_dim: int
     context_tokens: int
-    window_limits: bool  # A sliding window, not the number of positions, limits the context.
+    context_limit: str  # What limits the context, if it is not the number of positions.
     norm_eps: float
-    rope_theta: float
-    rope_scaling: Llama3Scaling | None
+    rope: Rope
+    unrotated_layers: frozenset[int]  # Those that do not rotate queries and keys.
     qkv_bias: bool
-    qk_norm: bool
+    out_bias: bool
+    mlp_bias: bool
+    qk_norm: QkNorm | None
+    norms_after: bool  # Of the outputs of attention and MLP, not of their inputs.
+    scales: Scales
     tied_head: bool
     eos_token_ids: frozenset[int]
 
@@ -128,9 +124,11 @@ def model_config(raw: Mapping[str, Any], generation: Mapping[str, Any] | None = 
     raw = {**family.left_out, **raw}
     _refuse_options(raw, architecture)
     try:
-        positions = int(raw["max_position_embeddings"])
-        context = min(positions, family.window(raw) or positions)
         num_heads, hidden_size = raw["num_attention_heads"], raw["hidden_size"]
+        head_dim = raw.get("head_dim") or hidden_size // num_heads
+        rope = read_rope(raw, head_dim, family.rope_theta, family.rope_kinds, family.partial_rotary)
+        context, limit = _context(rope, family.window(raw))
+        attention_bias = bool(family.attention_bias and raw.get("attention_bias"))
         config = ModelConfig(
             architecture=architecture,
             vocab_size=raw["vocab_size"],
@@ -139,14 +137,18 @@ def model_config(raw: Mapping[str, Any], generation: Mapping[str, Any] | None = 
             num_layers=raw["num_hidden_layers"],
             num_heads=num_heads,
             num_kv_heads=raw.get("num_key_value_heads") or num_heads,
-            head_dim=raw.get("head_dim") or hidden_size // num_heads,
+            head_dim=head_dim,
             context_tokens=context,
-            window_limits=context < positions,
+            context_limit=limit,
             norm_eps=raw["rms_norm_eps"],
-            rope_theta=_rope(raw).get("rope_theta") or raw.get("rope_theta") or 10_000.0,
-            rope_scaling=_rope_scaling(raw),
-            qkv_bias=family.qkv_bias,
+            rope=rope,
+            unrotated_layers=family.unrotated_layers(raw),
+            qkv_bias=family.qkv_bias or attention_bias,
+            out_bias=attention_bias,
+            mlp_bias=bool(family.mlp_bias and raw.get("mlp_bias")),
             qk_norm=family.qk_norm,
+            norms_after=family.norms_after,
+            scales=family.scales(raw),
             tied_head=bool(raw["tie_word_embeddings"]),
             eos_token_ids=frozenset(token for token in _eos(raw) | _eos(generation or {}) if token < raw["vocab_size"]),
         )
@@ -161,13 +163,17 @@ def _check_numbers(config: ModelConfig) -> None:
         value = getattr(config, name)
         if type(value) is not int or not 0 < value < 2**31:
             raise ModelError(f"config.json gives {value!r} for {name}: it must be a positive whole number.")
-    scaling = config.rope_scaling
-    numbers = [config.norm_eps, config.rope_theta]
-    if scaling is not None:
-        numbers += [getattr(scaling, name) for name in Llama3Scaling.__slots__]
-    for number in numbers:
-        if type(number) not in (int, float) or not 0 < number < float("inf"):
-            raise ModelError(f"config.json gives {number!r} for a number of its norm or rope: it must be above 0.")
+    positive(config.norm_eps)
+    for name in ("embedding", "residual", "attention", "logits"):
+        if (scale := getattr(config.scales, name)) is not None:
+            positive(scale)
+
+
+def _context(rope: Rope, window: int | None) -> tuple[int, str]:
+    """The longest sequence that is served, and what limits it."""
+    if window is not None and window < rope.context_tokens:
+        return window, "the sliding window"
+    return rope.context_tokens, rope.limit
 
 
 def _refuse_options(raw: Mapping[str, Any], architecture: str) -> None:
@@ -179,16 +185,16 @@ def _refuse_options(raw: Mapping[str, Any], architecture: str) -> None:
             f"The checkpoint is quantised ({_kind_of(quantisation)}), which is not supported; use one in "
             "float32, bfloat16 or float16."
         )
-    if any(where.get("partial_rotary_factor", 1.0) != 1.0 for where in (raw, _rope(raw))):
-        raise ModelError("Models that rotate only a part of each head (partial_rotary_factor) are not supported.")
     if any(not 0 <= token < raw.get("vocab_size", token + 1) for token in _eos(raw)):
         raise ModelError("config.json names an eos_token_id outside the vocabulary.")
     if raw.get("vocab_size", 0) > MAX_TOKEN + 1:
         raise ModelError(
             f"config.json has a vocabulary of {raw['vocab_size']} tokens; at most {MAX_TOKEN + 1} are served."
         )
-    if raw.get("attention_bias") or raw.get("mlp_bias"):
-        raise ModelError(f"{architecture} with attention_bias or mlp_bias is not supported.")
+    family = FAMILIES[architecture]
+    for key, known in (("attention_bias", family.attention_bias), ("mlp_bias", family.mlp_bias)):
+        if raw.get(key) and not known:
+            raise ModelError(f"{architecture} with {key} is not supported.")
 
 
 def _kind_of(quantisation: Mapping[str, Any]) -> str:
@@ -200,26 +206,6 @@ def _kind_of(quantisation: Mapping[str, Any]) -> str:
     bits += [number for number in (4, 8) if quantisation.get(f"load_in_{number}bit")]
     words += [f"{number} bits" for number in dict.fromkeys(bits) if number]
     return ", ".join(words) or "of a kind that config.json does not name"
-
-
-def _rope(raw: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The rope settings: transformers 5 writes `rope_parameters`, older versions `rope_scaling` and `rope_theta`."""
-    return raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-
-
-def _rope_scaling(raw: Mapping[str, Any]) -> Llama3Scaling | None:
-    rope = _rope(raw)
-    kind = rope.get("rope_type") or rope.get("type") or "default"
-    if kind == "default":
-        return None
-    if kind != "llama3":
-        raise ModelError(f"The rope scaling {kind} is not supported, only llama3.")
-    return Llama3Scaling(
-        rope["factor"],
-        rope["low_freq_factor"],
-        rope["high_freq_factor"],
-        rope["original_max_position_embeddings"],
-    )
 
 
 def _eos(raw: Mapping[str, Any]) -> frozenset[int]:

@@ -7,6 +7,8 @@ fetches the next piece while the last one crosses the bus. The host never holds 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 
 PIECE_BYTES = 32 << 20
@@ -27,16 +29,13 @@ class WeightCopier:
     def copy(self, source: torch.Tensor, target: torch.Tensor) -> None:
         """Start copying `source`, in host memory, to the contiguous `target` of equal shape; dtypes may differ.
 
-        A row of a source that is not contiguous must fit into a buffer.
+        A row of a source that is not contiguous, as of some columns of a matrix, must fit into a buffer.
         """
         if not self._buffers:
             target.copy_(source)
             return
-        if source.is_contiguous():
-            source, target = source.view(-1), target.view(-1)
-        step = max(1, self._buffers[0].numel() // source[:1].nbytes)
-        for start in range(0, len(source), step):
-            self._send(source[start : start + step], target[start : start + step])
+        for piece, place in pieces(source, target, self._buffers[0].numel()):
+            self._send(piece, place)
 
     def _send(self, piece: torch.Tensor, target: torch.Tensor) -> None:
         self._turn = 1 - self._turn
@@ -54,3 +53,14 @@ class WeightCopier:
         """Wait until all copies have ended."""
         for event in self._read:
             event.synchronize()
+
+
+def pieces(source: torch.Tensor, target: torch.Tensor, piece_bytes: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Cut two tensors of equal shape alike, into pieces of at most `piece_bytes` of the source, but whole rows.
+
+    The values of a contiguous source count as rows; the target is contiguous.
+    """
+    if source.is_contiguous():
+        source, target = source.view(-1), target.view(-1)
+    step = max(1, piece_bytes // max(1, source[:1].nbytes))
+    yield from zip(source.split(step), target.split(step), strict=True)

@@ -39,8 +39,8 @@ def load_weights(
     copier = WeightCopier(torch.device(device))
     total = sum(target.num_values for target in places.values()) * dtype.itemsize
     done = 0
-    for target, part in _parts(files, places):
-        place = parameters[target.parameter][target.start : target.start + len(target.rows)]
+    for parameter, start, part in _parts(files, places):
+        place = parameters[parameter][start : start + len(part)]
         copier.copy(part, place)
         done += place.numel() * place.element_size()
         if progress is not None:
@@ -53,14 +53,15 @@ def load_weights(
     return parameters
 
 
-def _parts(files: list[Path], places: Mapping[str, Target]) -> Iterator[tuple[Target, torch.Tensor]]:
-    """Each target's part of its tensor, of which only the pages of the file that hold it are read."""
+def _parts(files: list[Path], places: Mapping[str, Target]) -> Iterator[tuple[str, int, torch.Tensor]]:
+    """Each part of each tensor, as (parameter, its first row, values): only pages of the file that hold it are read."""
     for path in files:
         try:
             with safe_open(str(path), framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118 - not a dict
-                    target = places.get(name)
-                    if target is not None and target.rows:
-                        yield target, file.get_slice(name)[target.part]
+                    if name in places:
+                        target = places[name]
+                        for start, index in target.parts:
+                            yield target.parameter, start, file.get_slice(name)[index]
         except SafetensorError as error:
             raise ModelError(f"{path} is not a readable safetensors file: {error}.") from None

@@ -12,6 +12,7 @@ from typing import Annotated
 from baton.protocol.bounds import MAX_IDS, Count, Id, Ids, Label, Length, Positive, Seconds, Text, WallClock
 from baton.protocol.handoff import HandoffReport
 from baton.protocol.messages import Payload
+from baton.protocol.prefix_hash import PageKeys
 from baton.protocol.prompt_logprobs import PromptLogprobs
 from baton.protocol.request import DIGEST_BYTES, FinishReason, Objectives
 from baton.protocol.session_messages import Goodbye, Reregister
@@ -56,7 +57,7 @@ class Submit:
     digest: Annotated[bytes, Length(DIGEST_BYTES, DIGEST_BYTES)]  # `Request.digest`
     num_prompt_tokens: Positive
     max_tokens: Positive  # Of the output
-    page_keys: Annotated[tuple[int, ...], Length(1 << 22)]  # Of the prompt's full pages (`prefix_hash.page_keys`)
+    page_keys: PageKeys  # Of the prompt's full pages
     work: Payload
     num_emitted: Count = 0
     resumed: bool = False

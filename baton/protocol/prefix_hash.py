@@ -16,7 +16,7 @@ from baton.protocol.bounds import Length
 HASH_BYTES = 16
 KEY_BYTES = 8
 KEY_SHIFT = 4  # 60 bits fit Python's small integers; a collision costs a wrong prediction, never a wrong token
-PageHashes = Annotated[tuple[Annotated[bytes, Length(HASH_BYTES, HASH_BYTES)], ...], Length(1 << 22)]
+PageKeys = Annotated[tuple[int, ...], Length(1 << 22)]  # See `page_keys`
 
 
 def root_hash(model_id: str, salt: str = "") -> bytes:

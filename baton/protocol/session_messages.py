@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from baton.protocol.bounds import MAX_IDS, Count, Id, Label, Length, PositiveSeconds, Text
-from baton.protocol.prefix_hash import PageHashes
+from baton.protocol.prefix_hash import PageKeys
 from baton.protocol.request import DIGEST_BYTES
 from baton.protocol.worker import Endpoint, RoleName, WorkerInfo, WorkerLoad
 
@@ -146,8 +146,8 @@ class PagesChanged:
     """Prefix pages stored and evicted since the previous message; a `snapshot` lists all pages in `stored`."""
 
     sequence_number: Count
-    stored: PageHashes
-    evicted: PageHashes
+    stored: PageKeys
+    evicted: PageKeys
     snapshot: bool = False
 
 

@@ -124,7 +124,7 @@ class WorkerInfo:
 
 @dataclass(frozen=True, slots=True)
 class StepSample:
-    """One measured step, for the latency model: the work it did and its duration.
+    """One measured step, for the latency model: the work it did and its duration. Or the sums of several `steps`.
 
     `prefill_pairs` counts pairs of a new token and a position it attends to, which is the work of prefill attention: a
     chunk of n tokens after c others has n·(c + n/2). `context_tokens` counts the KV positions that the decoding
@@ -136,6 +136,17 @@ class StepSample:
     decodes: Count
     context_tokens: Count
     seconds: Seconds
+    steps: Positive = 1
+
+    def __add__(self, other: StepSample) -> StepSample:
+        return StepSample(
+            self.prefill_tokens + other.prefill_tokens,
+            self.prefill_pairs + other.prefill_pairs,
+            self.decodes + other.decodes,
+            self.context_tokens + other.context_tokens,
+            self.seconds + other.seconds,
+            self.steps + other.steps,
+        )
 
 
 @dataclass(frozen=True, slots=True)

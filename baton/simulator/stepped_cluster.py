@@ -76,7 +76,8 @@ class SteppedCluster(VirtualCluster):
         return absorbed
 
     def report(self, worker: VirtualWorker) -> None:
-        """What the worker has to send arrives at once."""
+        """What the worker has to send, a load report with it, arrives at once."""
+        worker.session._reports.be_due()
         self.tick_worker(worker)
         wires = worker.link.out, *(one.link.out for one in worker.gateways.values())
         while any(self.deliver(wire, wire.ready) for wire in wires):

@@ -31,6 +31,7 @@ from baton.router.policy.cluster_state import ClusterState
 from baton.router.policy.output_length import OutputLength
 from baton.router.policy.placement import Placement, RoutingDecision
 
+_RequestMessage = messages.SequenceMessage | messages.HandoffMessage
 _FROM_GATEWAY = frozenset(typing.get_args(GatewayMessage)) - frozenset(typing.get_args(WorkerMessage))
 
 
@@ -201,7 +202,7 @@ class RouterCore:
                     self.state.uncordon(worker)
             case session_messages.Alive():
                 pass
-            case _ if isinstance(message, messages.SequenceMessage | messages.HandoffMessage):
+            case _ if isinstance(message, _RequestMessage):
                 self.requests.on_worker_message(worker, message)
 
     def _admit(self, now: float) -> None:

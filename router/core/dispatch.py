@@ -17,8 +17,9 @@ from baton.router.policy.placement import Place, Placement, PlacementInput, Refu
 NEVER = (-1, -1)
 CROWD = 32  # requests waiting above which passes that place no request are spaced
 PAUSE_S, MOST_PAUSE_S = 1.5e-4, 0.01  # after such a pass: for each request waiting, and at most
-LARGE = 256  # workers above which passes are spaced: messages then come so often that the next pass is never late
-PAUSE_PER_WORKER_S = 4e-6  # a pass looks at every worker, so passes take a bounded share of a core
+LARGE = 64  # workers above which all passes are spaced: messages then come so often that the next is never late
+PAUSE_PER_PRICE_S = 2e-7  # a pass prices its requests on every worker: so passes take a bounded share of a core
+LEAST_PRICED = 16  # requests that a pass counts as at least: some of its cost does not depend on their number
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,18 +163,19 @@ class Dispatch:
         if queue:
             verdicts += self._decide(queue, now)
         if queue or self._seeking:
-            self._next_pass_s = now + self._pause_s(bool(verdicts))
+            self._next_pass_s = now + self._pause_s(len(queue), bool(verdicts))
         for verdict in verdicts:
             del self._queue[verdict.request_id]
             self._not_before_s.pop(verdict.request_id, None)
         self.dirty = bool(verdicts) and len(queue) > self.placement.scanned
         return verdicts
 
-    def _pause_s(self, decided: bool) -> float:
+    def _pause_s(self, looked_at: int, decided: bool) -> float:
         """How long after a pass no other one is started. Requests that come meanwhile are placed together."""
         waiting, workers = len(self._queue) + len(self._seeking), len(self.state.workers)
         crowd_s = min(PAUSE_S * waiting, MOST_PAUSE_S) if waiting > CROWD and not decided else 0.0
-        return max(crowd_s, PAUSE_PER_WORKER_S * workers) if workers > LARGE else crowd_s
+        prices = max(min(looked_at + len(self._seeking), self.placement.scanned), LEAST_PRICED) * workers
+        return max(crowd_s, PAUSE_PER_PRICE_S * prices) if workers > LARGE else crowd_s
 
     def _decide(self, queue: list[PlacementInput], now: float) -> list[Place | Refuse]:
         """The policy's decisions; a request goes to no worker that cannot reach its gateway."""

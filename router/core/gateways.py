@@ -54,6 +54,7 @@ class Gateways:
     _reported: dict[tuple[str, str], float] = field(default_factory=dict)  # (gateway, worker) out of reach → since when
     _looked_s: float = -math.inf  # of the last check for timeouts
     _pools: ServingPools | None = None  # as the gateways were last sent it
+    _roles: int = -1  # `ClusterState.role_changes` as of then
 
     def __contains__(self, gateway: object) -> bool:
         return gateway in self.by_name
@@ -147,10 +148,13 @@ class Gateways:
 
     def changed_pools(self, now: float) -> Orders:
         """Send every gateway which pools have a worker that serves, if that has changed."""
-        pools = self.pools
-        if pools == self._pools:
+        if self._roles == self.state.role_changes:
             return []
+        pools = self.pools
         if self._pools is None and pools.missing and now < self.started_s + self.config.no_workers_grace_s:
+            return []
+        self._roles = self.state.role_changes
+        if pools == self._pools:
             return []
         self._pools = pools
         return [SendToGateway(name, pools) for name in sorted(self.by_name)]

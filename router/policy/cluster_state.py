@@ -35,6 +35,7 @@ class ClusterState:
     unreachable: dict[str, set[str]] = field(default_factory=dict)  # worker → those it cannot exchange pages with now
     cut: dict[str, set[str]] = field(default_factory=dict)  # gateway → workers that cannot send tokens to it now
     openings: int = 0  # how often a worker began to take prompts, or a role or a link changed
+    role_changes: int = 0  # how often a worker joined or left, or a role or a link changed
     releases: int = 0  # how often a worker got pages, or a place in its batch, back
     _cached: dict[int, tuple[Match, int, np.ndarray]] = field(default_factory=dict)  # id of a chain → tokens by row
     _pools: dict[tuple[RoleName, ...], list[WorkerView]] = field(default_factory=dict)  # what `pool` found
@@ -153,6 +154,7 @@ class ClusterState:
         self._pools.clear()
         self._capacities.clear()
         self.openings += 1
+        self.role_changes += 1
         for name in {*workers, *self.unreachable} & self.workers.keys():
             view = self.workers[name]
             self.table.set_role(view.row, view.role if view.serving and not self.reaches_no_decode(view) else None)

@@ -16,7 +16,7 @@ import numpy as np
 
 from baton.router.policy.cluster_state import ClusterState, RunningSequence, WorkerView
 
-GROWTH_PAGES = 2  # reserved beyond what a moving sequence has
+GROWTH_PAGES = 3  # reserved beyond what a moving sequence is known to have: one may have been filled since the report
 TRAVEL_PAGES = 256  # travel in the time in which the sequence fills a page, at worst
 LEAVE_AT, JOIN_BELOW = 0.95, 0.85  # of a TPOT objective
 PRESSED_PAGES = 2  # per running sequence: with fewer available, the worker will soon preempt

@@ -79,7 +79,7 @@ class LatencyModel:
         return self._costs
 
     def observe(self, sample: StepSample) -> None:
-        """Learn from one measured step.
+        """Learn from a measured step; the sums of several count as often.
 
         Errors are relative to the expected time, so that short steps are fitted too; relative to the measured time,
         slow steps would be underweighted.
@@ -88,7 +88,7 @@ class LatencyModel:
             return
         prior, weights = self.prior, self._weights
         row = (
-            prior.step_s,
+            prior.step_s * sample.steps,
             prior.prefill_token_s * sample.prefill_tokens,
             prior.prefill_pair_s * sample.prefill_pairs,
             prior.decode_s * sample.decodes,
@@ -102,14 +102,15 @@ class LatencyModel:
         residual = min(max(residual, -bound), bound)
         a, b, c, d, e = [value / expected_s for value in row]
         projected = [a * v + b * w + c * x + d * y + e * z for v, w, x, y, z in self._covariance]
-        norm = FORGETTING + sum(map(mul, (a, b, c, d, e), projected))
+        forgetting = FORGETTING**sample.steps
+        norm = forgetting / sample.steps + sum(map(mul, (a, b, c, d, e), projected))
         gain = residual / norm
         self._weights = [max(weight + gain * along, 0.0) for weight, along in zip(weights, projected, strict=True)]
-        self._forget(projected, norm)
-        self.samples += 1
+        self._forget(projected, norm, forgetting)
+        self.samples += sample.steps
         self._costs = None
 
-    def _forget(self, projected: list[float], norm: float) -> None:
+    def _forget(self, projected: list[float], norm: float, forgetting: float) -> None:
         """Update the covariance. It stays symmetric, because each pair is computed once.
 
         Features that do not vary are not forgotten: else their covariance would grow without bound. Only theirs is
@@ -121,10 +122,10 @@ class LatencyModel:
             if not along:
                 continue  # never measured: it keeps its prior
             line, own = covariance[i], along / norm
-            variance = (line[i] - own * along) / FORGETTING
+            variance = (line[i] - own * along) / forgetting
             line[i] = min(variance, most)
             shrink = sqrt(most / variance) if variance > most else 1.0
-            factor = shrink / FORGETTING
+            factor = shrink / forgetting
             for j, other, shrunk in done:
                 line[j] = covariance[j][i] = (line[j] - own * other) * factor * shrunk
             done.append((i, along, shrink))

@@ -107,12 +107,27 @@ def point(tokens: int, limit: int = MAX_TOKENS) -> LengthDistribution:
 
 
 @dataclass(slots=True, eq=False)
-class _Node:
-    """A prefix that was seen: how often, in which bins its answers fell (while few), and the latest length."""
+class _Level:
+    """The answers of one level of evidence: their weight by bin, and in all."""
 
-    count: int = 0
-    bins: list[int] = field(default_factory=list)
-    latest: int = 0
+    counts: np.ndarray
+    total: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.total = float(self.counts.sum())
+
+    def add(self, at: slice, weights: np.ndarray) -> None:
+        """One more answer, whose weights sum to 1; earlier ones fade."""
+        self.counts *= 1 - FORGET
+        self.counts[at] += weights
+        self.total = self.total * (1 - FORGET) + 1
+
+
+_Node = tuple[int, int, bytes]
+"""A prefix that was seen: how often, its latest answer's length, and the bins of its answers while they are few.
+
+There are many, and most prompts have some new ones: a tuple costs the garbage collector nothing.
+"""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -134,7 +149,7 @@ def chain_nodes(page_keys: Sequence[int], page_size: int) -> tuple[int, ...]:
 class OutputLength:
     """The predictor. Deterministic; bounded in memory; `dumps` and `loads` carry the broad levels over a restart."""
 
-    _levels: OrderedDict[str, np.ndarray] = field(default_factory=OrderedDict)
+    _levels: OrderedDict[str, _Level] = field(default_factory=OrderedDict)
     _nodes: OrderedDict[int, _Node] = field(default_factory=OrderedDict)
     _ranks: np.ndarray = field(default_factory=lambda: np.ones(RANKS))
     _calibration: np.ndarray | None = None
@@ -144,28 +159,28 @@ class OutputLength:
         seen = [self._nodes[key] for key in self._seen(nodes)]
         context, narrow = 0, []
         for index, node in enumerate(seen):
-            if node.count >= BROAD_SAMPLES:
+            if node[0] >= BROAD_SAMPLES:
                 context = index + 1
-            elif index + 1 == len(seen) or seen[index + 1].count != node.count:
+            elif index + 1 == len(seen) or seen[index + 1][0] != node[0]:
                 narrow.append(node)  # else the next node has exactly the same answers
         name = f"{nodes[context - 1]:x}" if context else f"of {tenant!r}"
         new_tokens = prompt_tokens - len(seen) * STRIDE_TOKENS
         levels = ["", f"tenant {tenant}", f"context {name}", f"new {name} {_octave(new_tokens)} {bool(narrow)}"]
         if narrow:
-            levels.append(f"after {name} {_octave(narrow[-1].latest)}")
+            levels.append(f"after {name} {_octave(narrow[-1][1])}")
         shares = _PRIOR
         for level in dict.fromkeys(levels):
-            counts = self._levels.get(level)
-            if counts is not None:
-                shares = (counts + LEVEL_STRENGTH * shares) / (counts.sum() + LEVEL_STRENGTH)
-        for node in narrow:
-            counts = np.bincount(node.bins, minlength=NUM_BINS)
+            known = self._levels.get(level)
+            if known is not None:
+                shares = (known.counts + LEVEL_STRENGTH * shares) / (known.total + LEVEL_STRENGTH)
+        for _, _, bins in narrow:
+            counts = np.bincount(np.frombuffer(bins, np.uint8), minlength=NUM_BINS)
             shares = NODE_STRENGTH * shares + (1 - 2 * NEIGHBOURS) * counts
             shares[:-1] += NEIGHBOURS * counts[1:]
             shares[1:] += NEIGHBOURS * counts[:-1]
             shares[0] += NEIGHBOURS * counts[0]
             shares[-1] += NEIGHBOURS * counts[-1]
-            shares /= NODE_STRENGTH + len(node.bins)
+            shares /= NODE_STRENGTH + len(bins)
         return Prediction(
             LengthDistribution(shares, max_tokens, self._levels_of_quantiles()), tuple(levels), tuple(nodes)
         )
@@ -176,17 +191,15 @@ class OutputLength:
         A cut-off answer would have been longer: its weight goes to the longer bins, as they were predicted.
         """
         index = bin_of(output_tokens)
-        sample = np.zeros(NUM_BINS)
-        sample[index] = 1.0
+        at, weights = slice(index, index + 1), np.ones(1)
         if cut_off:
             longer = prediction.distribution.shares[index + 1 :]
             if longer.sum() > 1e-6:
-                sample[index], sample[index + 1 :] = 0.0, longer / longer.sum()
-        for level in dict.fromkeys(prediction.levels):
-            counts = self._levels.setdefault(level, np.zeros(NUM_BINS))
-            counts *= 1 - FORGET
-            counts += sample
-            self._levels.move_to_end(level)
+                at, weights = slice(index + 1, NUM_BINS), longer / longer.sum()
+        for name in dict.fromkeys(prediction.levels):
+            level = self._levels.pop(name, None) or _Level(np.zeros(NUM_BINS))
+            level.add(at, weights)
+            self._levels[name] = level
         while len(self._levels) > MAX_LEVELS:
             self._levels.popitem(last=False)
         if cut_off:
@@ -196,19 +209,12 @@ class OutputLength:
         self._ranks[rank] += 1
         self._calibration = None
         for key in prediction.nodes:
-            self._observe_node(key, index, output_tokens)
+            count, _, bins = self._nodes.pop(key, _UNSEEN)
+            # With many answers it is a context, and has a level.
+            bins = bins + bytes((index,)) if count + 1 < BROAD_SAMPLES else b""
+            self._nodes[key] = count + 1, output_tokens, bins
         while len(self._nodes) > MAX_NODES:
             self._nodes.popitem(last=False)
-
-    def _observe_node(self, key: int, index: int, output_tokens: int) -> None:
-        node = self._nodes.setdefault(key, _Node())
-        self._nodes.move_to_end(key)
-        node.count += 1
-        node.latest = output_tokens
-        if node.count >= BROAD_SAMPLES:
-            node.bins = []  # it is a context now, and has a level
-        else:
-            node.bins.append(index)
 
     def _seen(self, nodes: Sequence[int]) -> Sequence[int]:
         for index, key in enumerate(nodes):
@@ -225,14 +231,14 @@ class OutputLength:
 
     def snapshot(self) -> OutputLength:
         """A copy of what `dumps` writes, so that another thread can write it."""
-        levels = OrderedDict((name, counts.copy()) for name, counts in self._levels.items())
+        levels = OrderedDict((name, _Level(level.counts.copy())) for name, level in self._levels.items())
         return OutputLength(levels, _ranks=self._ranks.copy())
 
     def dumps(self) -> str:
         """The state to keep over a restart, as JSON: the broad levels and the calibration."""
         levels = {
-            name: {str(index): round(float(counts[index]), 3) for index in np.flatnonzero(counts > 1e-3)}
-            for name, counts in self._levels.items()
+            name: {str(index): round(float(level.counts[index]), 3) for index in np.flatnonzero(level.counts > 1e-3)}
+            for name, level in self._levels.items()
         }
         return json.dumps({"version": 1, "levels": levels, "ranks": [round(float(rank), 3) for rank in self._ranks]})
 
@@ -243,8 +249,9 @@ class OutputLength:
             values = json.loads(text)
             predictor = cls(_ranks=_weights(values["ranks"]))
             for name, bins in values["levels"].items():
-                counts = predictor._levels[name] = np.zeros(NUM_BINS)
+                counts = np.zeros(NUM_BINS)
                 counts[[int(index) for index in bins]] = _weights(list(bins.values()))
+                predictor._levels[name] = _Level(counts)
         except (TypeError, KeyError, IndexError, AttributeError, OverflowError, RecursionError) as error:
             raise ValueError(f"not a file of learned output lengths ({error!r})") from None
         if values.get("version") != 1 or len(predictor._ranks) != RANKS or not predictor._ranks.any():
@@ -273,4 +280,5 @@ def _prior_shares() -> np.ndarray:
 
 
 _PRIOR = _prior_shares()
+_UNSEEN: _Node = 0, 0, b""
 _GRID = np.linspace(0.0, 1.0, RANKS + 1)

@@ -55,7 +55,7 @@ class Schedule:
 
     def _find_first(self) -> None:
         """Look at all requests and workers at once."""
-        seconds = self.picture.handicap * (self.picture.wait_s + self.prices.start_s)
+        seconds = self.picture.table.handicap * (self.picture.wait_s + self.prices.start_s)
         self._first = seconds.argmin(axis=1)
         self._first_s = seconds[np.arange(len(seconds)), self._first]
         self._slower.clear()
@@ -64,7 +64,7 @@ class Schedule:
         """The row of the worker that would answer the request first."""
         row = int(self._first[index])
         if row == STALE or row in self._slower:
-            row = int((self.picture.handicap * self.ttft_s(index)).argmin())
+            row = int((self.picture.table.handicap * self.ttft_s(index)).argmin())
         return row
 
     def ttft_s(self, index: int) -> np.ndarray:
@@ -91,7 +91,7 @@ class Schedule:
             self._find_first()
             return
         self._slower.add(row)
-        seconds = picture.handicap[row] * (picture.wait_s[row] + self.prices.start_s[:, row])
+        seconds = picture.table.handicap[row] * (picture.wait_s[row] + self.prices.start_s[:, row])
         self._first[seconds <= self._first_s] = STALE  # with more to decode it computes prompts in smaller chunks
 
     def fill_s(self, index: int, row: int) -> float:
@@ -185,7 +185,6 @@ class PredictedLatency:
         if not self.tight:
             refusals = (self._refuse_if_overdue(item, picture) for item in queue)
             return [refusal for refusal in refusals if refusal is not None]
-        picture.prepare()
         scanned = queue[: self.scanned]
         schedule = Schedule(scanned, state, picture, price(scanned, state, picture, self.refuse))
         verdicts = self._place(schedule, now) if schedule.prices.may_start else self._refuse_hopeless(schedule)
@@ -261,7 +260,7 @@ class PredictedLatency:
                 late.append(schedule.give_way(index, row))
                 if late[-1] == index:
                     return []
-        if not picture.has_room[row]:
+        if not picture.table.has_room[row]:
             schedule.plan(index, row)
             return []
         self._placed += 1

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from baton.protocol.prefix_hash import page_keys
 from baton.protocol.session_messages import PagesChanged
 
 STRIDE = 16  # pages skipped at a time where the set does not change
@@ -87,22 +86,21 @@ class PrefixIndex:
             return False
         holder.last_number = change.sequence_number
         mask, valid = 1 << holder.bit, self._live | self._sweeping
-        evicted, stored = page_keys(change.evicted), page_keys(change.stored)
-        for key in evicted:
-            self._drop(key, mask)
-        self._store(stored, mask, valid)
-        self._touch(evicted, stored)
+        self._drop(change.evicted, mask)
+        self._store(change.stored, mask, valid)
+        self._touch(change.evicted, change.stored)
         return True
 
     def _store(self, keys: tuple[int, ...], mask: int, valid: int) -> None:
         """A worker has these pages too; of their other holders only `valid` ones are kept."""
         table, shared = self._table, self._sets_to_share().setdefault
         befores = list(map(table.get, keys))
-        if befores.count(None) == len(keys):
-            table.update(dict.fromkeys(keys, shared(mask, mask)))
+        if keys and befores.count(befores[0]) == len(keys):  # the pages of a chain mostly have the same holders
+            holders = (befores[0] or 0) & valid | mask
+            table.update(dict.fromkeys(keys, shared(holders, holders)))
             return
         last, holders = -1, 0
-        for key, before in zip(keys, befores, strict=True):  # the pages of a chain mostly have the same holders
+        for key, before in zip(keys, befores, strict=True):
             before = before or 0
             if before is not last:
                 holders = before & valid | mask
@@ -115,12 +113,21 @@ class PrefixIndex:
             for keys in changed:
                 self._touched |= self._watched.intersection(keys)
 
-    def _drop(self, key: int, mask: int) -> None:
-        holders = self._table.get(key, 0) & ~mask
-        if holders:
-            self._table[key] = self._sets_to_share().setdefault(holders, holders)
-        else:
-            self._table.pop(key, None)
+    def _drop(self, keys: Sequence[int], mask: int) -> None:
+        """These workers no longer have the pages."""
+        table, shared = self._table, self._sets_to_share().setdefault
+        last, holders = -1, 0
+        for key in keys:
+            before = table.get(key)
+            if before is None:
+                continue
+            if before is not last:
+                holders = before & ~mask
+                last, holders = before, shared(holders, holders)
+            if holders:
+                table[key] = holders
+            else:
+                del table[key]
 
     def _sets_to_share(self) -> dict[int, int]:
         """The one object of each set, as long as it is remembered."""
@@ -205,9 +212,8 @@ class PrefixIndex:
                     self._sets = {one: one for one in set(self._table.values())}
                 return
             self._unswept = list(self._table)
-        for key in self._unswept[-limit:]:
-            if self._table.get(key, 0) & self._sweeping:
-                self._drop(key, self._sweeping)
+        get, sweeping = self._table.get, self._sweeping
+        self._drop([key for key in self._unswept[-limit:] if get(key, 0) & sweeping], sweeping)
         del self._unswept[-limit:]
         if not self._unswept:
             self._bits_in_use &= ~self._sweeping

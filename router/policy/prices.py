@@ -12,37 +12,21 @@ import numpy as np
 
 from baton.router.policy.cluster_state import ClusterState
 from baton.router.policy.placement import PlacementInput
-from baton.router.policy.worker_table import ALL, CHUNKS_AHEAD, WorkerTable
-
-LOCAL_HANDICAP = 1.25  # a decode worker must be so much faster to get a prompt, because prefill slows its decodes
-TPOT_MARGIN = 0.9  # share of an objective that a predicted step may take
-HEADROOM_PAGES = 8  # kept free per worker so that running sequences can grow (one page each, at most this many)
+from baton.router.policy.worker_table import ALL, TPOT_MARGIN, WorkerTable
 
 
 @dataclass(eq=False)
 class Picture:
     """The workers' load once the decisions made so far are carried out. Rows of all arrays are those of the table."""
 
-    table: WorkerTable  # once a decision was taken in, the columns of load are the picture's own
+    table: WorkerTable  # once a decision was taken in, its columns of load are the picture's own
     now: float
     _branched: bool = False
 
     def __post_init__(self) -> None:
-        table = self.table
-        self.wait_s = np.maximum(table.backlog_ends_s - self.now, 0.0)
-        self.promised_s = TPOT_MARGIN * table.tpot_s  # the longest step that meets the objectives of its sequences
-        self.chunk, self.decode_step_s, self.has_room = self._room(ALL)
-        self._rooms = int(np.count_nonzero(self.has_room))
-
-    def prepare(self) -> None:
-        """Find what prices need."""
-        table = self.table
-        self.serves_locally = table.mixed | table.is_decode
-        self.handicap = np.where(table.is_decode, LOCAL_HANDICAP, 1.0)
-        # What a request without an objective may have to compute beside sequences with one.
-        self.unbound_tokens = np.where(table.all_state_tpot & (table.tpot_s < np.inf), np.inf, table.mixed_chunk)
-        self.half_pair_s = table.prefill_pair_s / 2
-        self.spare_tokens, self.step_s = self._limits(ALL)
+        self.table.offer()
+        self.wait_s = np.maximum(self.table.backlog_ends_s - self.now, 0.0)
+        self._rooms = int(np.count_nonzero(self.table.has_room))
 
     def any_room(self) -> bool:
         """Whether any worker can take work now."""
@@ -54,40 +38,20 @@ class Picture:
             self.table, self._branched = self.table.branch(), True
         self.wait_s[row] += compute_s
         self.table.pending_prefill[row] += tokens
-        if self.has_room[row] and self.table.pending_prefill[row] >= CHUNKS_AHEAD * self.chunk[row]:
-            self.has_room[row] = False
-            self._rooms -= 1
+        self._offer(row)
 
     def take_sequence(self, row: int, tokens: int, context: int) -> None:
         """A sequence of `context` tokens will decode on `row`, where so many of them need pages."""
-        table, rows = self.table, slice(row, row + 1)
+        table = self.table
         table.decodes[row] += 1
         table.context[row] += context
         table.pages_available[row] -= -(-tokens // int(table.page_size[row]))
-        self.chunk[rows], self.decode_step_s[rows], self.has_room[rows] = self._room(rows)
-        self._rooms = int(np.count_nonzero(self.has_room))
-        self.spare_tokens[rows], self.step_s[rows] = self._limits(rows)
+        self._offer(row)
 
-    def _room(self, rows: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Of the rows: the chunk of prompt tokens in a step, a decode step, and which can take work now."""
-        table = self.table
-        is_prefill, is_decode, decodes = table.is_prefill[rows], table.is_decode[rows], table.decodes[rows]
-        chunk = np.where(is_prefill | (decodes == 0), table.chunk[rows], table.mixed_chunk[rows])
-        step_s = table.decode_step_s(rows=rows)
-        if table.any_prefill:
-            fastest_s = step_s + table.prefill_token_s[rows] * table.mixed_chunk[rows]
-            is_decode = is_decode & (fastest_s <= self.promised_s[rows])
-        local = table.mixed[rows] | (is_decode & (table.pages_available[rows] > 0))
-        return chunk, step_s, (is_prefill | local) & (table.pending_prefill[rows] < CHUNKS_AHEAD * chunk)
-
-    def _limits(self, rows: slice) -> tuple[np.ndarray, np.ndarray]:
-        """Of the rows: the tokens that fit in their pages, and a step before its prompt tokens."""
-        table = self.table
-        is_prefill, decodes = table.is_prefill[rows], table.decodes[rows]
-        pages = table.pages_available[rows] - np.minimum(decodes, HEADROOM_PAGES)
-        may = is_prefill | (decodes < table.max_batch[rows])
-        spare_tokens = np.where(may, pages * table.page_size[rows], 0)
-        return spare_tokens, np.where(is_prefill, table.step_s[rows], self.decode_step_s[rows])
+    def _offer(self, row: int) -> None:
+        had_room = bool(self.table.has_room[row])
+        self.table.offer_of(row)
+        self._rooms += bool(self.table.has_room[row]) - had_room
 
 
 def idle_steps_s(tokens: np.ndarray, table: WorkerTable) -> np.ndarray:
@@ -152,7 +116,7 @@ class Prices:
     @property
     def may_start(self) -> bool:
         """Whether a request may start on a worker that can take work now."""
-        return bool((self.start_s[:, self.picture.has_room] < np.inf).any())
+        return bool((self.start_s[:, self.picture.table.has_room] < np.inf).any())
 
     def _has_target(self) -> np.ndarray:
         """Whose prompts may be computed for another worker to decode: [n, 1]."""
@@ -168,24 +132,24 @@ class Prices:
         return np.where(may, self.compute_s[:, rows], np.inf)
 
     def _of(self, rows: slice) -> tuple[np.ndarray, ...]:
-        picture, table = self.picture, self.picture.table
+        table = self.picture.table
         cached = self.cached[:, rows]
         new = self.tokens - cached
-        steps = np.ceil(new / picture.chunk[rows])
-        work_s = new * (table.prefill_token_s[rows] + picture.half_pair_s[rows] * (cached + self.tokens))
-        fits = new < picture.spare_tokens[rows]
-        alone_s = picture.decode_step_s[rows] + table.decode_s[rows]
+        steps = np.ceil(new / table.prompt_chunk[rows])
+        work_s = new * (table.prefill_token_s[rows] + table.half_pair_s[rows] * (cached + self.tokens))
+        fits = new < table.spare_tokens[rows]
+        alone_s = table.decode_now_s[rows] + table.decode_s[rows]
         step_s = alone_s + table.context_token_s[rows] * self.tokens
         decode = table.is_decode[rows] & fits & (step_s <= self.tpot_s)
-        local = picture.serves_locally[rows] & fits
+        local = table.serves_locally[rows] & fits
         if table.any_prefill:
             # Decode workers whose step meets every objective with a chunk in it; without objectives, one chunk at most.
-            chunk_s = picture.step_s[rows] + work_s / steps
-            kept = chunk_s <= np.minimum(picture.promised_s[rows], self._promised_s)
+            chunk_s = table.base_step_s[rows] + work_s / steps
+            kept = chunk_s <= np.minimum(table.promised_s[rows], self._promised_s)
             if not self._all_bound:
-                kept &= self._bound | (new <= picture.unbound_tokens[rows])
+                kept &= self._bound | (new <= table.unbound_tokens[rows])
             local &= table.mixed[rows] | kept if table.any_mixed else kept
-        return steps * picture.step_s[rows] + work_s, step_s, table.is_prefill[rows] & fits, local, decode
+        return steps * table.base_step_s[rows] + work_s, step_s, table.is_prefill[rows] & fits, local, decode
 
 
 def price(queue: Sequence[PlacementInput], state: ClusterState, picture: Picture, refuses: bool) -> Prices:

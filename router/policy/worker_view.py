@@ -207,6 +207,7 @@ class WorkerView:
             unseen = sum([work.tokens for request_id, work in self.assigned.items() if request_id not in counted])
             tokens = min(self.load.pending_prefill_tokens + unseen, tokens)
         self.table.pending_prefill[self.row] = tokens
+        self.table.touch(self.row)
 
     def _count_pages(self) -> None:
         available = self.load.pages_available
@@ -215,6 +216,7 @@ class WorkerView:
             available -= sum([pages for name, pages in self.reserved.items() if name not in counted])
         limit = available if self.refused_pages is None else self.refused_pages - 1
         self.table.pages_available[self.row] = min(available, limit)
+        self.table.touch(self.row)
 
     def _count_sequences(self) -> None:
         table, row, running = self.table, self.row, self.running.values()
@@ -228,6 +230,7 @@ class WorkerView:
     def _count_context(self) -> None:
         self._most_tokens, self._expected = None, None
         self.table.context[self.row] = sum([one.prompt_tokens + one.emitted for one in self.running.values()])
+        self.table.touch(self.row)
 
     def _count_all(self) -> None:
         self.table.sequences[self.row] = len(self.running) + len(self.assigned.keys() - self.running.keys())

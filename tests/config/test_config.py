@@ -22,7 +22,7 @@ def test_an_empty_file_is_a_complete_configuration() -> None:
 
 
 def test_a_context_limited_by_a_sliding_window_says_so() -> None:
-    windowed = replace(MODEL, window_limits=True)
+    windowed = replace(MODEL, context_limit="the sliding window")
     words = [
         resolve(parse_config(text), MACHINE, model).settings["context_tokens"]
         for text, model in (("", windowed), ("[model]\ncontext_tokens = 100", windowed), ("", MODEL))

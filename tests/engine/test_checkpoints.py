@@ -59,11 +59,12 @@ def _load(folder: Path) -> None:
             "compressed-tensors, float-quantized, 8 bits",
         ),
         ({"quantization": {"group_size": 64}}, "of a kind that config.json does not name"),
-        ({"attention_bias": True}, "attention_bias"),
+        ({"architectures": ["MistralForCausalLM"], "attention_bias": True}, "attention_bias"),
+        ({"architectures": ["Qwen3ForCausalLM"], "mlp_bias": True}, "mlp_bias"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
         ({"eos_token_id": 400}, "eos_token_id"),
-        ({"rope_parameters": {"rope_type": "yarn", "factor": 4}}, "yarn"),
+        ({"rope_parameters": {"rope_type": "mrope", "factor": 4}}, "mrope"),
     ],
 )
 def test_an_unsupported_option_is_named(folder: Path, changes: dict[str, Any], word: str) -> None:

@@ -13,7 +13,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from baton.engine.checkpoint import check_weights, read_config
-from baton.engine.families import FAMILIES
+from baton.engine.families.table import FAMILIES
 from tests.checkpoints import build_checkpoint
 from tests.engine.running import load_executor, logits_of
 
@@ -58,7 +58,7 @@ def test_the_full_context_is_served_with_the_logits_of_transformers(
     folder = build_checkpoint(tmp_path, family, scale=0.05 if "rms_norm_eps" in changes else 3.0)
     edit_config(folder, changes)
     config = read_config(folder)
-    assert (config.context_tokens, config.window_limits) == (512, False)
+    assert (config.context_tokens, config.context_limit) == (512, "")
     assert_same_logits(folder)
 
 
@@ -82,7 +82,7 @@ def test_a_window_that_a_layer_uses_is_the_context(tmp_path: Path, family: str, 
     without_window = load_executor(folder)
     edit_config(folder, changes)
     config = read_config(folder)
-    assert (config.context_tokens, config.window_limits) == (WINDOW, True)
+    assert (config.context_tokens, config.context_limit) == (WINDOW, "the sliding window")
     # Proof that transformers uses the window: its logits differ from the first position behind the window on.
     tokens = torch.arange(2, 2 + LENGTH)
     windowed: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
@@ -96,6 +96,7 @@ def test_a_window_that_a_layer_uses_is_the_context(tmp_path: Path, family: str, 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_missing_config_key_has_the_default_of_transformers(name: str) -> None:
     config = getattr(transformers, name.replace("ForCausalLM", "Config"))
+    assert FAMILIES[name].rope_theta == config.default_theta
     # An instance drops a window that it does not use; the class keeps the default.
     left_out = FAMILIES[name].left_out
     assert {key: getattr(config, key) for key in left_out} == left_out

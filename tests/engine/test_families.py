@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from baton.engine.checkpoint_tensors import checkpoint_targets, parameter_shapes
-from baton.engine.families import FAMILIES
+from baton.engine.families.table import FAMILIES
 from baton.engine.model_config import model_config
 
 SHORTEST = {
@@ -26,5 +26,5 @@ def test_a_family_has_defaults_for_missing_keys_and_its_tensors_fill_its_paramet
     assert config.context_tokens == min(family.window({**family.left_out, **SHORTEST}) or 8192, 8192)
     rows: dict[str, int] = {}
     for target in checkpoint_targets(config).values():
-        rows[target.parameter] = rows.get(target.parameter, 0) + target.shape[0]
+        rows[target.parameter] = rows.get(target.parameter, 0) + target.num_rows
     assert rows == {name: shape[0] for name, shape in parameter_shapes(config).items()}

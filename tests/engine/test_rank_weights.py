@@ -13,8 +13,10 @@ from safetensors.torch import load_file
 from baton.engine import weights
 from baton.engine.checkpoint import read_config
 from baton.engine.checkpoint_tensors import checkpoint_targets, parameter_shapes
+from baton.engine.families.family import QkNorm
 from baton.engine.model_config import ModelConfig, check_ranks, model_config
 from baton.engine.ranks import OneRank
+from baton.engine.weight_copier import pieces
 from baton.engine.weights import load_weights
 from baton.protocol.errors import ConfigError
 from tests.checkpoints import build_checkpoint
@@ -37,9 +39,9 @@ def _config(**changes: Any) -> ModelConfig:
 
 @pytest.mark.parametrize("num_ranks", [1, 2, 4, 8])
 @pytest.mark.parametrize("num_kv_heads", [8, 2, 1])
-@pytest.mark.parametrize(("qkv_bias", "qk_norm"), [(True, False), (False, True)])
+@pytest.mark.parametrize(("qkv_bias", "qk_norm"), [(True, None), (False, "head"), (False, "projection")])
 def test_the_parts_fill_each_rank_and_together_are_the_checkpoint(
-    num_ranks: int, num_kv_heads: int, qkv_bias: bool, qk_norm: bool
+    num_ranks: int, num_kv_heads: int, qkv_bias: bool, qk_norm: QkNorm | None
 ) -> None:
     sizes = {"vocab_size": 321, "num_heads": 16, "num_kv_heads": num_kv_heads, "intermediate_size": 128}
     config = _config(**sizes, qkv_bias=qkv_bias, qk_norm=qk_norm)
@@ -49,18 +51,21 @@ def test_the_parts_fill_each_rank_and_together_are_the_checkpoint(
         filled = {name: torch.zeros(shape) for name, shape in shapes.items()}
         for name, target in checkpoint_targets(config, num_ranks, rank).items():
             whole = seen.setdefault(name, torch.zeros(target.shape))
-            whole[target.part] += 1
-            place = filled[target.parameter][target.start : target.start + len(target.rows)]
-            assert place.shape == whole[target.part].shape
-            assert target.num_values == place.numel()
-            place += 1
+            for start, part in target.parts:
+                whole[part] += 1
+                place = filled[target.parameter][start : start + len(whole[part])]
+                assert place.shape == whole[part].shape
+                place += 1
+            assert target.num_values == sum(whole[part].numel() for _, part in target.parts)
         vocabulary = config.vocabulary(num_ranks, rank)
         for name, values in filled.items():
             used = values[: len(vocabulary)] if name in ("embed", "head") else values
             assert (used == 1).all(), name
     copies = max(num_ranks // num_kv_heads, 1)
     for name, count in seen.items():
-        expected = num_ranks if "norm" in name else copies if "k_proj" in name or "v_proj" in name else 1
+        whole_norm = "norm" in name and not (qk_norm == "projection" and "self_attn" in name)
+        of_kv_heads = any(part in name for part in ("k_proj", "v_proj", "k_norm"))
+        expected = num_ranks if whole_norm else copies if of_kv_heads else 1
         assert (count == expected).all(), name
 
 
@@ -78,9 +83,9 @@ def test_a_rank_reads_its_slices_and_no_more(tmp_path: Path, monkeypatch: pytest
     parts = weights._parts
 
     def counted(*arguments: Any) -> Any:
-        for target, part in parts(*arguments):
+        for parameter, start, part in parts(*arguments):
             taken.append(part.numel())
-            yield target, part
+            yield parameter, start, part
 
     monkeypatch.setattr(weights, "_parts", counted)
     whole = load_weights(tmp_path, config, torch.float32)
@@ -101,6 +106,17 @@ def test_a_rank_reads_its_slices_and_no_more(tmp_path: Path, monkeypatch: pytest
         assert torch.equal(got["0.down"], whole["0.down"].chunk(4, dim=1)[rank])
         assert torch.equal(got["0.gate_up"], torch.cat([half.chunk(4)[rank] for half in whole["0.gate_up"].chunk(2)]))
         assert torch.equal(got["norm"], whole["norm"])
+
+
+@pytest.mark.parametrize("part", [(slice(3, 9),), (slice(0, 40), slice(5, 15)), (slice(0, 0),)])
+@pytest.mark.parametrize("piece_bytes", [40, 100, 1 << 20])
+def test_a_part_is_copied_in_pieces_that_fit_a_buffer(part: tuple[slice, ...], piece_bytes: int) -> None:
+    source = torch.arange(800.0).view(40, 20)[part]
+    target = torch.zeros(source.shape, dtype=torch.float64)
+    for piece, place in pieces(source, target, piece_bytes):
+        assert piece.nbytes <= piece_bytes
+        place.copy_(piece)
+    assert torch.equal(target, source.double())
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2, 4, 8, 16])

@@ -54,9 +54,9 @@ def test_the_rotation_of_strided_slices(device: torch.device, dtype: torch.dtype
     config = model_config(RAW)
     positions = torch.tensor([0, 3, 100, 127, 5], dtype=torch.int32)
     qkv = _random(5, 6, 64).to(dtype)
-    expected = RopeTable(config, qkv.float()).at(positions).together(qkv.float()[:, :5], 4)
+    expected = RopeTable(config.rope, config.head_dim, qkv.float()).at(positions).together(qkv.float()[:, :5], 4)
     there = qkv.to(device)
-    rotation = RopeTable(config, there).at(positions.to(device))
+    rotation = RopeTable(config.rope, config.head_dim, there).at(positions.to(device))
     assert isinstance(rotation, FusedRotation)
     for got, wanted in zip(rotation.together(there[:, :5], 4), expected, strict=True):
         assert _near(got, wanted)

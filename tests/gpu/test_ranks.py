@@ -9,8 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from baton.builtin_model import CHECKPOINT
+from baton.engine.checkpoint import read_config
 from baton.engine.ranks import ProcessGroupRanks
+from baton.engine.weights import load_weights
 from baton.harness.forked import forked
+from tests.engine.test_rank_weights import Place
 from tests.engine.test_ranks import own_ports
 
 
@@ -21,6 +25,14 @@ def _join(folder: Path, rank: int, num_ranks: int, to_test: Connection) -> None:
     gathered = ranks.gather_columns(x).tolist()
     to_test.send((ranks.all_reduce(x).tolist(), gathered, ranks.minimum(7 - rank), own_ports(ranks)))
     ranks.close()
+
+
+def test_a_rank_loads_the_same_weights_as_on_the_cpu(device: torch.device) -> None:
+    config = read_config(CHECKPOINT)
+    for rank in range(2):
+        here = load_weights(CHECKPOINT, config, torch.bfloat16, ranks=Place(2, rank))
+        there = load_weights(CHECKPOINT, config, torch.bfloat16, str(device), ranks=Place(2, rank))
+        assert all(torch.equal(there[name].cpu(), value) for name, value in here.items())
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2])

@@ -11,7 +11,7 @@ import pytest
 import typer
 
 from baton.cli.main import app
-from baton.engine.families import FAMILIES as SUPPORTED
+from baton.engine.families.table import FAMILIES as SUPPORTED
 from tests.checkpoints import FAMILIES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -96,7 +96,7 @@ def test_the_readme_states_the_support_of_every_family() -> None:
     assert {f"{architecture}ForCausalLM" for architecture, _ in FAMILIES.values()} == set(SUPPORTED)
     table = README[README.index("| family |") :]
     for family in FAMILIES:
-        name = re.sub(r"(\d)", r" ?\1", family)
+        name = re.sub(r"(\d)", r"[ -]?\1", family)
         assert re.search(rf"^\| .*\b{name}\b", table, re.IGNORECASE | re.MULTILINE), family
 
 

@@ -10,7 +10,7 @@ import pytest
 from baton.config.schema import RouterSection
 from baton.protocol.request import Objectives
 from baton.router.core.core import RouterCore
-from baton.router.core.dispatch import CROWD, LARGE, PAUSE_PER_WORKER_S, PAUSE_S, Dispatch, FoundDecode
+from baton.router.core.dispatch import CROWD, LARGE, LEAST_PRICED, PAUSE_PER_PRICE_S, PAUSE_S, Dispatch, FoundDecode
 from baton.router.policy.cluster_state import ClusterState, RunningSequence
 from baton.router.policy.output_length import point
 from baton.router.policy.placement import Place, PlacementInput, Refuse, RoutingDecision, refuse_full, refuse_late
@@ -173,7 +173,7 @@ def test_passes_over_a_large_cluster_are_spaced_so_that_requests_are_placed_toge
     dispatch = Dispatch(policy, cluster_of(*(f"prefill-{number}" for number in range(LARGE + 1))))
     dispatch.wait(item("a"))
     assert [verdict.request_id for verdict in dispatch.next(1.0)] == ["a"]
-    pause_s = (LARGE + 1) * PAUSE_PER_WORKER_S
+    pause_s = (LARGE + 1) * LEAST_PRICED * PAUSE_PER_PRICE_S
     for number, name in enumerate("bc"):
         dispatch.wait(item(name))
         assert dispatch.next(1.0 + number * pause_s / 2) == []

@@ -210,7 +210,7 @@ def test_figures_must_be_figures() -> None:
         ({"request_ids": ("x",) * 70_000}, "request_ids has length 70000"),
     ):
         _refused(session_messages.LoadReport(dataclasses.replace(load, **change)), words)
-    _refused(session_messages.PagesChanged(1, (b"short",), ()), "stored has length 5: it must be 16")
+    _refused(session_messages.PagesChanged(1, (7,) * ((1 << 22) + 1), ()), "stored has length 4194305")
     _refused(session_messages.Goodbye("x" * 70_000), "reason has length 70000")
     _refused(session_messages.LinkMeasured("decode-0:1", 1, 0.0), "seconds is 0.0: it must be above 0")
 

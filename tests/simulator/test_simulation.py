@@ -74,9 +74,9 @@ def test_runs_of_decode_steps_take_as_long_as_the_steps_one_by_one(
     slow = simulate(trace, "round_robin", pools=pools, jitter=0.0)
     assert slow.events > 1.5 * fast.events
     for one, other in zip(by_arrival(fast), by_arrival(slow), strict=True):
-        # Not to the last digit: the router receives a run once, and so looks for room at other moments.
+        # Not to the last digit: reports come at the ends of runs, and so placements differ a little.
         assert one.ttft_s == pytest.approx(other.ttft_s, rel=1e-2)
-        assert one.tpot_s == pytest.approx(other.tpot_s, rel=1e-2)
+        assert one.tpot_s == pytest.approx(other.tpot_s, rel=5e-2)
     assert [one.tokens_computed for one in fast.workers] == [one.tokens_computed for one in slow.workers]
 
 

@@ -126,28 +126,50 @@ def test_messages_of_pages_are_numbered_one_by_one_and_none_is_sent_without_a_ch
     assert [len(message.stored) for message in messages] == [0, 1, 1, 1, 3]
 
 
-def test_a_changed_load_is_reported_soon_and_an_unchanged_one_as_a_sign_of_life() -> None:
-    reports, role = _worker()
+def test_a_load_that_the_router_cannot_know_of_is_reported_soon_and_any_other_as_a_sign_of_life() -> None:
+    reports, role = _worker(num_pages=80)
     reports.on_register_ack(0.5)
     assert reports.due(role, 0.0, idle=True)
     assert not reports.due(role, 0.4, idle=True)
     assert reports.wait_s(0.4) == 0.5 - 0.4
     assert reports.due(role, 0.5, idle=True)
-    role.held = replace(IDLE, running=1, request_ids=("r",))
-    assert not reports.due(role, 0.5 + LOAD_EVERY_S / 2, idle=False)
-    (report,) = reports.due(role, 0.5 + LOAD_EVERY_S / 2, idle=True)
+    role.held = replace(IDLE, waiting=1, pending_prefill_tokens=100, request_ids=("r",))
+    assert not reports.due(role, 0.6, idle=True)  # the router has sent that prompt
+    (report,) = reports.due(role, 1.0, idle=False)
     assert isinstance(report, LoadReport)
-    assert report.load.request_ids == ("r",)
-    assert report.load.sequence_number == 3
+    assert (report.load.sequence_number, report.load.request_ids) == (3, ("r",))
+    role.held = replace(role.held, pending_prefill_tokens=60)
+    assert not reports.due(role, 1.0 + LOAD_EVERY_S / 2, idle=False)
+    assert reports.due(role, 1.0 + LOAD_EVERY_S, idle=False)  # it is computed in part
+    role.held = replace(IDLE, request_ids=("r",))
+    assert not reports.due(role, 1.2, idle=True)  # its first token has reported that
+    few, many = reports.state.pool.allocate(5), reports.state.pool.allocate(70)
+    assert reports.due(role, 1.3, idle=True)  # few pages are left
+    assert not reports.due(role, 1.4, idle=True)
+    reports.state.pool.release(many)
+    assert reports.due(role, 1.5, idle=True)
+    reports.state.pool.release(few)
+    assert not reports.due(role, 1.6, idle=True)
+    role.held = IDLE
+    assert reports.due(role, 1.6, idle=True)  # nothing is held
+
+
+def test_steps_of_one_kind_after_each_other_are_one_sample() -> None:
+    reports, role = _worker()
+    for sample in (StepSample(8, 32, 0, 0, 0.4), StepSample(0, 0, 2, 20, 0.1), StepSample(0, 0, 3, 33, 0.2)):
+        reports.on_step(sample)
+    (report,) = reports.due(role, 0.0, idle=True)
+    assert isinstance(report, LoadReport)
+    assert report.load.steps == (StepSample(8, 32, 0, 0, 0.4), StepSample(0, 0, 5, 53, 0.1 + 0.2, steps=2))
 
 
 def test_only_the_newest_steps_travel_and_each_once() -> None:
     reports, role = _worker()
     for number in range(MAX_STEP_SAMPLES + 5):
-        reports.on_step(StepSample(number, 0, 0, 0, 0.1))
+        reports.on_step(StepSample(number + 1, 0, number % 2, 0, 0.1))
     (first,) = reports.due(role, 0.0, idle=True)
     (second,) = reports.due(role, 1.0, idle=True)
     assert isinstance(first, LoadReport)
     assert isinstance(second, LoadReport)
-    assert [step.prefill_tokens for step in first.load.steps] == list(range(5, MAX_STEP_SAMPLES + 5))
+    assert [step.prefill_tokens for step in first.load.steps] == list(range(6, MAX_STEP_SAMPLES + 6))
     assert second.load.steps == ()

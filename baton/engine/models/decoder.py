@@ -1,4 +1,4 @@
-"""The one model: a decoder-only transformer over paged KV, for Llama, Mistral, Qwen2 and Qwen3.
+"""The one model: a decoder-only transformer over paged KV, for every family of the table.
 
 Several ranks divide it: each has a part of the heads, of the MLP's columns and of the vocabulary. Partial sums are
 added up after the embedding, each attention and each MLP. Rank 0 gathers the columns of the logits.
@@ -13,8 +13,9 @@ import torch.nn.functional as F
 
 from baton.engine.attention.backend import LayerAttention
 from baton.engine.model_config import ModelConfig
-from baton.engine.models.layers import add_linear, add_linear_norm, linear, rms_norm, silu_and_mul
-from baton.engine.models.rope import FusedRotation, RopeTable, Rotation
+from baton.engine.models.layers import linear, norm_all_heads, rms_norm, silu_and_mul
+from baton.engine.models.residual import Join, NormAfter, NormBefore
+from baton.engine.models.rope import FusedRotation, NoRotation, RopeTable, Rotation
 from baton.engine.ranks import ONE_RANK, Ranks
 
 
@@ -29,6 +30,9 @@ class Layer:
     gate_up: torch.Tensor
     down: torch.Tensor
     qkv_bias: torch.Tensor | None = None
+    out_bias: torch.Tensor | None = None
+    gate_up_bias: torch.Tensor | None = None
+    down_bias: torch.Tensor | None = None
     q_norm: torch.Tensor | None = None
     k_norm: torch.Tensor | None = None
 
@@ -46,12 +50,25 @@ class Decoder:
         self.embed, self.norm = parameters["embed"], parameters["norm"]
         self.head = self.embed if config.tied_head else parameters["head"]
         self.layers = [self._layer(index, parameters) for index in range(config.num_layers)]
-        self._rope = RopeTable(config, self.embed)
+        self._joins = [self._joins_of(index) for index in range(config.num_layers)]
+        self._rope = RopeTable(config.rope, config.head_dim, self.embed)
+        # Attention multiplies by 1/sqrt(head_dim); the queries take the rest of another scale.
+        self._query_scale = (config.scales.attention or config.head_dim**-0.5) * config.head_dim**0.5
 
     @staticmethod
     def _layer(index: int, parameters: dict[str, torch.Tensor]) -> Layer:
         prefix = f"{index}."
         return Layer(**{key[len(prefix) :]: value for key, value in parameters.items() if key.startswith(prefix)})
+
+    def _joins_of(self, index: int) -> tuple[Join, Join]:
+        """How the outputs of a layer's attention and MLP are added to the residual."""
+        layer, eps, scale, ranks = self.layers[index], self.config.norm_eps, self.config.scales.residual, self._ranks
+        out, down = (layer.out, layer.out_bias), (layer.down, layer.down_bias)
+        if self.config.norms_after:
+            norms = (layer.attention_norm, layer.mlp_norm)
+            return NormAfter(*out, norms[0], eps, scale, ranks), NormAfter(*down, norms[1], eps, scale, ranks)
+        following = self.layers[index + 1].attention_norm if index + 1 < len(self.layers) else None
+        return NormBefore(*out, layer.mlp_norm, eps, scale, ranks), NormBefore(*down, following, eps, scale, ranks)
 
     @property
     def matrices(self) -> list[torch.Tensor]:
@@ -79,20 +96,16 @@ class Decoder:
 
         `token_ids` and `positions` are `[tokens]` int32 or int64; `attention` has been planned for the same batch.
         """
-        eps = self.config.norm_eps
-        hidden, ranks = self._embedded(token_ids), self._ranks
+        hidden = self._embedded(token_ids)
         rotation = self._rope.at(positions)
-        normed = rms_norm(hidden, self.layers[0].attention_norm, eps)
-        for index, layer in enumerate(self.layers):
-            q, k, v = self._qkv(layer, normed, rotation)
-            attended = attention.run(index, q, k, v)
-            normed = add_linear_norm(hidden, attended.flatten(1), layer.out, layer.mlp_norm, eps, ranks)
-            gated = silu_and_mul(linear(normed, layer.gate_up))
-            if index + 1 < len(self.layers):
-                next_norm = self.layers[index + 1].attention_norm
-                normed = add_linear_norm(hidden, gated, layer.down, next_norm, eps, ranks)
-            else:
-                hidden = add_linear(hidden, gated, layer.down, ranks)
+        first = self.layers[0].attention_norm
+        x = hidden if self.config.norms_after else rms_norm(hidden, first, self.config.norm_eps)
+        for index, (layer, (after_attention, after_mlp)) in enumerate(zip(self.layers, self._joins, strict=True)):
+            turned = NoRotation() if index in self.config.unrotated_layers else rotation
+            attended = attention.run(index, *self._qkv(layer, x, turned))
+            x = after_attention(hidden, attended.flatten(1))
+            gated = silu_and_mul(linear(x, layer.gate_up, layer.gate_up_bias))
+            x = after_mlp(hidden, gated)
         return hidden
 
     def logits(self, hidden: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
@@ -103,28 +116,34 @@ class Decoder:
         if not len(hidden):  # Kernels do not accept zero rows.
             return hidden.new_empty(0, self.config.vocab_size, dtype=torch.float32)
         columns = linear(rms_norm(hidden, self.norm, self.config.norm_eps), self.head)
+        if self.config.scales.logits != 1.0:
+            columns.div_(self.config.scales.logits)
         logits = self._ranks.gather_columns(columns)[:, : self.config.vocab_size].contiguous()
         return logits.to(torch.promote_types(logits.dtype, torch.float32)) if out is None else out.copy_(logits)
 
     def _embedded(self, token_ids: torch.Tensor) -> torch.Tensor:
-        """The embeddings `[tokens, hidden]`; a rank looks up the tokens of its part of the vocabulary."""
+        """The scaled embeddings `[tokens, hidden]`; a rank looks up the tokens of its part of the vocabulary."""
         if self._ranks.num_ranks == 1:
-            return F.embedding(token_ids, self.embed)
-        rows = token_ids - self._ranks.rank * self._own.vocab_size
-        elsewhere = (rows < 0) | (rows >= self._own.vocab_size)
-        embedded = F.embedding(rows.masked_fill_(elsewhere, 0), self.embed)
-        return self._ranks.all_reduce(embedded.masked_fill_(elsewhere[:, None], 0))
+            embedded = F.embedding(token_ids, self.embed)
+        else:
+            rows = token_ids - self._ranks.rank * self._own.vocab_size
+            elsewhere = (rows < 0) | (rows >= self._own.vocab_size)
+            embedded = F.embedding(rows.masked_fill_(elsewhere, 0), self.embed)
+            embedded = self._ranks.all_reduce(embedded.masked_fill_(elsewhere[:, None], 0))
+        return embedded if self.config.scales.embedding == 1.0 else embedded.mul_(self.config.scales.embedding)
 
     def _qkv(
-        self, layer: Layer, hidden: torch.Tensor, rotation: Rotation | FusedRotation
+        self, layer: Layer, x: torch.Tensor, rotation: Rotation | FusedRotation | NoRotation
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Projected, normed and rotated q `[tokens, heads, d]`, k and v `[tokens, kv_heads, d]`."""
-        config = self._own
+        config, eps = self._own, self.config.norm_eps
         heads, kv_heads = config.num_heads, config.num_kv_heads
-        qkv = linear(hidden, layer.qkv, layer.qkv_bias).view(-1, heads + 2 * kv_heads, config.head_dim)
-        v = qkv[:, heads + kv_heads :]
+        qkv = linear(x, layer.qkv, layer.qkv_bias).view(-1, heads + 2 * kv_heads, config.head_dim)
+        q, k, v = qkv.split((heads, kv_heads, kv_heads), dim=1)
         if layer.q_norm is None or layer.k_norm is None:
-            return *rotation.together(qkv[:, : heads + kv_heads], heads), v
-        q = rms_norm(qkv[:, :heads], layer.q_norm, config.norm_eps)
-        k = rms_norm(qkv[:, heads : heads + kv_heads], layer.k_norm, config.norm_eps)
-        return *rotation.apart(q, k), v
+            q, k = rotation.together(qkv[:, : heads + kv_heads], heads)
+        elif config.qk_norm == "head":
+            q, k = rotation.apart(rms_norm(q, layer.q_norm, eps), rms_norm(k, layer.k_norm, eps))
+        else:
+            q, k = rotation.apart(*norm_all_heads(q, k, layer.q_norm, layer.k_norm, eps, self._ranks))
+        return q if self._query_scale == 1.0 else q * self._query_scale, k, v

@@ -50,19 +50,62 @@ def silu_and_mul(gate_up: torch.Tensor) -> torch.Tensor:
     return F.silu(gate, inplace=True).mul_(up)
 
 
-def add_linear(residual: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, ranks: Ranks) -> torch.Tensor:
-    """residual + the ranks' sum of x·weightᵀ, in the memory of the residual `[tokens, n]`."""
+def summed_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, ranks: Ranks) -> torch.Tensor:
+    """The ranks' sum of x·weightᵀ, to which the bias is added once; x is `[tokens, n]`."""
     if ranks.num_ranks == 1:
-        return residual.addmm_(x, weight.t())
-    return residual.add_(ranks.all_reduce(linear(x, weight)))
+        return linear(x, weight, bias)
+    product = ranks.all_reduce(linear(x, weight))
+    return product if bias is None else product.add_(bias)
+
+
+def add_linear(
+    residual: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    ranks: Ranks,
+    bias: torch.Tensor | None = None,
+    scale: float = 1.0,
+) -> torch.Tensor:
+    """residual + scale · (the ranks' sum of x·weightᵀ + bias), in the memory of the residual `[tokens, n]`."""
+    if ranks.num_ranks == 1 and bias is None:
+        return residual.addmm_(x, weight.t(), alpha=scale)
+    return residual.add_(summed_linear(x, weight, bias, ranks), alpha=scale)
 
 
 def add_linear_norm(
-    residual: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, norm: torch.Tensor, eps: float, ranks: Ranks
+    residual: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    norm: torch.Tensor,
+    eps: float,
+    ranks: Ranks,
+    bias: torch.Tensor | None = None,
+    scale: float = 1.0,
 ) -> torch.Tensor:
-    """Add the ranks' sum of x·weightᵀ to the residual `[tokens, n]` in place; returns the norm of the result."""
-    if fused(residual):
+    """`add_linear`, in place; returns the norm of the result."""
+    if fused(residual) and scale == 1.0:
         from baton.engine.models import cuda_layers
 
-        return cuda_layers.add_rms_norm(residual, ranks.all_reduce(F.linear(x, weight)), norm, eps)
-    return rms_norm(add_linear(residual, x, weight, ranks), norm, eps)
+        return cuda_layers.add_rms_norm(residual, summed_linear(x, weight, bias, ranks), norm, eps)
+    return rms_norm(add_linear(residual, x, weight, ranks, bias, scale), norm, eps)
+
+
+def norm_all_heads(
+    q: torch.Tensor, k: torch.Tensor, q_norm: torch.Tensor, k_norm: torch.Tensor, eps: float, ranks: Ranks
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Root mean square norms of queries and keys `[tokens, heads, d]`, each over the heads of all ranks.
+
+    `q_norm` and `k_norm` are `[heads · d]`, of this rank's heads. A KV head that several ranks keep counts as often.
+    """
+    parts = ((q.flatten(1), q_norm), (k.flatten(1), k_norm))
+    if ranks.num_ranks == 1:
+        normed = [rms_norm(x, weight, eps) for x, weight in parts]
+    else:
+        wide = [x.to(torch.promote_types(x.dtype, torch.float32)) for x, _ in parts]
+        squares = torch.stack([x.square().mean(-1) for x in wide], dim=-1)
+        factors = torch.rsqrt(ranks.all_reduce(squares) / ranks.num_ranks + eps)
+        normed = [
+            (x * factors[:, side, None]).to(q.dtype) * weight
+            for side, (x, (_, weight)) in enumerate(zip(wide, parts, strict=True))
+        ]
+    return normed[0].view(q.shape), normed[1].view(k.shape)

@@ -1074,11 +1074,13 @@ class StepSample(google.protobuf.message.Message):
     DECODES_FIELD_NUMBER: builtins.int
     CONTEXT_TOKENS_FIELD_NUMBER: builtins.int
     SECONDS_FIELD_NUMBER: builtins.int
+    STEPS_FIELD_NUMBER: builtins.int
     prefill_tokens: builtins.int
     prefill_pairs: builtins.int
     decodes: builtins.int
     context_tokens: builtins.int
     seconds: builtins.float
+    steps: builtins.int
     def __init__(
         self,
         *,
@@ -1087,8 +1089,9 @@ class StepSample(google.protobuf.message.Message):
         decodes: builtins.int = ...,
         context_tokens: builtins.int = ...,
         seconds: builtins.float = ...,
+        steps: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["context_tokens", b"context_tokens", "decodes", b"decodes", "prefill_pairs", b"prefill_pairs", "prefill_tokens", b"prefill_tokens", "seconds", b"seconds"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["context_tokens", b"context_tokens", "decodes", b"decodes", "prefill_pairs", b"prefill_pairs", "prefill_tokens", b"prefill_tokens", "seconds", b"seconds", "steps", b"steps"]) -> None: ...
 
 global___StepSample = StepSample
 
@@ -1189,15 +1192,15 @@ class PagesChanged(google.protobuf.message.Message):
     sequence_number: builtins.int
     snapshot: builtins.bool
     @property
-    def stored(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]: ...
+    def stored(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
     @property
-    def evicted(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]: ...
+    def evicted(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
     def __init__(
         self,
         *,
         sequence_number: builtins.int = ...,
-        stored: collections.abc.Iterable[builtins.bytes] | None = ...,
-        evicted: collections.abc.Iterable[builtins.bytes] | None = ...,
+        stored: collections.abc.Iterable[builtins.int] | None = ...,
+        evicted: collections.abc.Iterable[builtins.int] | None = ...,
         snapshot: builtins.bool = ...,
     ) -> None: ...
     def ClearField(self, field_name: typing.Literal["evicted", b"evicted", "sequence_number", b"sequence_number", "snapshot", b"snapshot", "stored", b"stored"]) -> None: ...

@@ -5,18 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from baton.protocol.messages import WorkerMessage
+from baton.protocol.prefix_hash import page_keys
 from baton.protocol.session_messages import LoadReport, PagesChanged
 from baton.protocol.worker import StepSample, WorkerLoad
-from baton.worker.core.role import Role
+from baton.worker.core.role import Occupancy, Role
 from baton.worker.core.state import WorkerState
 
-LOAD_EVERY_S = 0.05  # at most this often a changed load is reported while steps run
+LOAD_EVERY_S = 0.05  # at most this often a load that matters is reported while steps run
+SCARCE = 8  # of so many pages fewer than one is available: then each page may decide where a request goes
 MAX_STEP_SAMPLES = 64  # per report
 
 
 @dataclass(eq=False)
 class Reports:
-    """A changed load is reported soon, an unchanged one every `interval_s` as a heartbeat.
+    """A load is reported every `interval_s`, and soon where the router cannot know of it and may decide by it.
+
+    The router counts what it has sent, and what the worker's other messages say. It cannot know how far a prompt is
+    computed, by how many pages sequences have grown, nor, where few are left or all are free again, how many pages that
+    leaves.
 
     Prefix pages travel with the load. Their messages are numbered, so that the router notices a lost one and asks for
     a snapshot.
@@ -26,32 +32,40 @@ class Reports:
     state: WorkerState
     interval_s: float = 0.5
     _reported_s: float = float("-inf")
-    _reported: tuple[object, ...] = ()
+    _looked_s: float = float("-inf")
+    _reported: tuple[int, int, int] | None = None  # prompt tokens, decode steps, pages; None: a report is due
     _loads: int = 0
     _page_messages: int = 0
     _samples: list[StepSample] = field(default_factory=list)
 
     def on_step(self, sample: StepSample) -> None:
-        """Keep a measured step for the next report."""
-        self._samples.append(sample)
-        del self._samples[:-MAX_STEP_SAMPLES]
+        """Keep a measured step for the next report. Steps of one kind after each other are added up."""
+        if self._samples and _kind(self._samples[-1]) == _kind(sample):
+            self._samples[-1] += sample
+        else:
+            self._samples.append(sample)
+            del self._samples[:-MAX_STEP_SAMPLES]
 
     def on_register_ack(self, report_interval_s: float) -> list[WorkerMessage]:
         """The router has acknowledged the registration; it needs our pages and our load."""
         self.interval_s = report_interval_s
-        self._reported = ()
+        self._reported = None
         return self.snapshot()
 
     def on_role_changed(self, state: WorkerState) -> None:
         """Make the next report, with the new role, due at once."""
         self.state = state
-        self._reported, self._reported_s = (), float("-inf")
+        self.be_due()
+
+    def be_due(self) -> None:
+        """Make the next report due at once."""
+        self._reported, self._looked_s = None, float("-inf")
 
     def snapshot(self) -> list[WorkerMessage]:
         """Every page that a prefix match can find."""
         self.state.pool.take_changes()
         self._page_messages += 1
-        return [PagesChanged(self._page_messages, tuple(self.state.pool.matchable()), (), snapshot=True)]
+        return [PagesChanged(self._page_messages, page_keys(self.state.pool.matchable()), (), snapshot=True)]
 
     def wait_s(self, now: float) -> float:
         """Time until the next heartbeat is due."""
@@ -59,12 +73,11 @@ class Reports:
 
     def due(self, role: Role, now: float, idle: bool) -> list[WorkerMessage]:
         """The messages to send now; an `idle` worker does not wait for LOAD_EVERY_S."""
-        since = now - self._reported_s
-        if since < LOAD_EVERY_S and not idle:
+        if now - self._looked_s < LOAD_EVERY_S and not idle:
             return []
+        self._looked_s = now
         held, pool = role.occupancy(), self.state.pool
-        snapshot = (held, pool.num_free, pool.num_cached)
-        if snapshot == self._reported and since < self.interval_s:
+        if now - self._reported_s < self.interval_s and not self._matters(held):
             return []
         self._loads += 1
         load = WorkerLoad(
@@ -87,13 +100,29 @@ class Reports:
             decode_steps=held.decode_steps,
             steps=tuple(self._samples),
         )
-        self._reported, self._reported_s = snapshot, now
+        self._reported = held.pending_prefill_tokens, held.decode_steps, pool.num_available
+        self._reported_s = now
         self._samples.clear()
         return [LoadReport(load), *self._pages_changed()]
+
+    def _matters(self, held: Occupancy) -> bool:
+        """Whether a decision may depend on what has changed since the latest report."""
+        if self._reported is None:
+            return True
+        (tokens, steps, pages), pool = self._reported, self.state.pool
+        empty = not held.request_ids and not held.reservation_ids  # it may have nothing to do until it is sent more
+        scarce = empty or SCARCE * min(pages, pool.num_available) < pool.num_pages
+        computed = 0 < held.pending_prefill_tokens < tokens
+        return computed or held.decode_steps >= steps + pool.page_size or (scarce and pages != pool.num_available)
 
     def _pages_changed(self) -> list[WorkerMessage]:
         stored, evicted = self.state.pool.take_changes()
         if not stored and not evicted:
             return []
         self._page_messages += 1
-        return [PagesChanged(self._page_messages, tuple(stored), tuple(evicted))]
+        return [PagesChanged(self._page_messages, page_keys(stored), page_keys(evicted))]
+
+
+def _kind(sample: StepSample) -> tuple[bool, bool]:
+    """Whether it prefills, and whether it decodes."""
+    return sample.prefill_tokens > 0, sample.decodes > 0

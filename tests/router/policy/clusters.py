@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from baton.protocol.prefix_hash import KEY_BYTES, KEY_SHIFT
 from baton.protocol.request import Objectives
 from baton.protocol.session_messages import PagesChanged
 from baton.protocol.worker import Endpoint, PageLayout, RoleName, WorkerInfo
@@ -37,8 +36,7 @@ def cluster_of(*names: str, costs: StepCosts = COSTS, num_pages: int = 1000) -> 
 
 def cache(state: ClusterState, worker: str, keys: Sequence[int]) -> None:
     """Let the worker say that it has these pages and no others."""
-    hashes = tuple((key << KEY_SHIFT).to_bytes(KEY_BYTES, "little") for key in keys)
-    assert state.on_pages(worker, PagesChanged(1, hashes, (), snapshot=True))
+    assert state.on_pages(worker, PagesChanged(1, tuple(keys), (), snapshot=True))
 
 
 def occupy(state: ClusterState, worker: str, seconds: float) -> None:

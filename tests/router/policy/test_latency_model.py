@@ -57,6 +57,20 @@ def test_the_costs_are_recovered_from_noisy_steps_with_outliers(seed: int) -> No
         assert found == pytest.approx(true, rel=0.35)
 
 
+def test_sums_of_steps_teach_what_the_steps_do() -> None:
+    single, together = LatencyModel(), LatencyModel()
+    decoding = [step for step in steps(TRUE, 2000, noise=0.02) if not step.prefill_tokens]
+    for start in range(0, len(decoding), 10):
+        few = decoding[start : start + 10]
+        for step in few:
+            single.observe(step)
+        together.observe(sum(few[1:], start=few[0]))
+    assert together.samples == single.samples
+    fresh = [step for step in steps(TRUE, 300, seed=7, noise=0.0) if not step.prefill_tokens]
+    for model in (single, together):
+        assert sum(abs(predicted(model, step) / step.seconds - 1) for step in fresh) / len(fresh) < 0.05
+
+
 def test_a_hundred_steps_are_worth_more_than_the_prior() -> None:
     model = learned(steps(TRUE, 100))
     assert error(model, TRUE) < 0.1 < error(LatencyModel(), TRUE)

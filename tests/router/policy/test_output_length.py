@@ -100,7 +100,7 @@ def test_memory_is_bounded_and_the_least_recently_used_go_first(monkeypatch: pyt
         predictor.observe(predict(predictor, (5, 10 + number), f"tenant {number}"), number + 1)
         assert len(predictor._nodes) <= 20
         assert len(predictor._levels) <= 12
-    assert predictor._nodes[5].count == 200
+    assert predictor._nodes[5][0] == 200
     assert 10 not in predictor._nodes
     assert "" in predictor._levels
 

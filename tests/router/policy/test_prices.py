@@ -58,7 +58,6 @@ def test_a_queue_is_priced_as_its_requests_one_by_one_after_every_placement(
     state, queue = any_queue(roles, rng)
     rows = [view.row for view in state.workers.values()]
     picture = Picture(state.table, 0.0)
-    picture.prepare()
     prices = price(queue, state, picture, refuses=True)
     for _ in range(4):
         for index, item in enumerate(queue):
@@ -77,11 +76,10 @@ def test_the_worker_that_would_answer_first_is_the_one_that_a_look_at_all_finds(
 ) -> None:
     state, queue = any_queue(roles, rng)
     picture = Picture(state.table, 0.0)
-    picture.prepare()
     schedule = Schedule(queue, state, picture, price(queue, state, picture, refuses=True))
     for _ in range(6):
         for index in range(len(queue)):
-            ttft_s = picture.handicap * schedule.ttft_s(index)
+            ttft_s = picture.table.handicap * schedule.ttft_s(index)
             assert ttft_s[schedule.first(index)] == ttft_s.min()
         index = rng.randrange(len(queue))
         row = schedule.first(index)

@@ -1,0 +1,7 @@
+"""Llama 2 and 3; it ignores a sliding window in its config.json."""
+
+from __future__ import annotations
+
+from baton.engine.families.family import DEFAULTS, Family
+
+FAMILY = Family(DEFAULTS, attention_bias=True, mlp_bias=True)

@@ -1,0 +1,17 @@
+"""Every model family by its architecture in config.json."""
+
+from __future__ import annotations
+
+from baton.engine.families import granite, llama, mistral, olmo2, phi3, qwen2, qwen3, smollm3
+from baton.engine.families.family import Family
+
+FAMILIES: dict[str, Family] = {
+    "GraniteForCausalLM": granite.FAMILY,
+    "LlamaForCausalLM": llama.FAMILY,
+    "MistralForCausalLM": mistral.FAMILY,
+    "Olmo2ForCausalLM": olmo2.FAMILY,
+    "Phi3ForCausalLM": phi3.FAMILY,
+    "Qwen2ForCausalLM": qwen2.FAMILY,
+    "Qwen3ForCausalLM": qwen3.FAMILY,
+    "SmolLM3ForCausalLM": smollm3.FAMILY,
+}
