@@ -5,6 +5,7 @@ Each follower has two: a channel for commands and replies, and a lifeline that s
 
 from __future__ import annotations
 
+import os
 import pickle
 import secrets
 import select
@@ -15,6 +16,7 @@ from multiprocessing.connection import Client, Connection, answer_challenge, del
 from pathlib import Path
 from typing import Any
 
+from baton.config.ray_names import RAY_FOLDER
 from baton.protocol.errors import InternalError
 
 ACCEPT_S = 0.2  # Time between two checks that the followers still run
@@ -64,7 +66,8 @@ class MeetingPlace:
     """Where followers join their leader: a private folder, with a socket that is open until all have joined."""
 
     def __init__(self) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="baton-ranks-"))  # Mode 0700
+        # Of mode 0700. Baton's own Ray removes its folder, with what killed processes leave there.
+        self.folder = Path(tempfile.mkdtemp(prefix="baton-ranks-", dir=os.environ.get(RAY_FOLDER)))
         self.authkey = secrets.token_bytes(32)
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.bind(str(self.folder / _SOCKET))

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from baton.config.ray_names import RAY_FOLDER
 from baton.protocol.errors import InternalError
 from baton.worker.ranks.channel import Channel, MeetingPlace, join, pickled
 
@@ -50,6 +51,16 @@ def test_followers_join_in_any_order_and_get_what_their_leader_sends() -> None:
         assert channel.receive() == rank
         assert not channel.readable(0.0)
     place.close()
+
+
+def test_on_batons_own_ray_the_folder_is_in_that_rays_and_ends_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(RAY_FOLDER, str(tmp_path))
+    place = MeetingPlace()
+    assert place.folder.parent == tmp_path
+    place.close()
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_folder_is_private_and_its_socket_is_gone_once_all_have_joined() -> None:
