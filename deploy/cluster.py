@@ -51,7 +51,7 @@ def resolve_here(config: BatonConfig) -> Resolved:
     config = _with_whole_paths(config)
     folder = resolve_model(config.model.path).absolute() if config.model.path else CHECKPOINT
     model = read_config(folder)
-    for ranks in sorted({demand(config, role).ranks for role in ROLES if getattr(config.pools, role)}):
+    for ranks in sorted({demand(config, role).ranks for role in ROLES}):  # `baton scale` may fill an empty pool
         check_ranks(model, ranks)
     check_weights(folder, model)
     check_tokenizer(folder)
