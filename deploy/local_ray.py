@@ -21,13 +21,13 @@ from pathlib import Path
 
 import psutil
 
+from baton.config.ray_names import RAY_FOLDER
 from baton.deploy.processes import NotedProcess, import_root, noted_process, until_ended
 from baton.protocol.address import bare_host, is_loopback, join, split
 from baton.protocol.errors import ConfigError
 
 START_TIMEOUT_S = 90.0
 _INTERRUPTS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
-_MARK = "BATON_RAY_FOLDER"
 _GCS = "gcs_server"
 _VITAL = (_GCS, "raylet")  # The Ray is dead when either of them has died.
 # Runs `ray` after unblocking the signals that were blocked while it was started. A preexec_fn could do that, but it
@@ -75,14 +75,14 @@ class LocalRay:
         inherited = {name: value for name, value in os.environ.items() if name != "RAY_AUTH_TOKEN"}
         near = {"UCX_NET_DEVICES": "lo"} if self.on_loopback and "UCX_TLS" not in inherited else {}
         cluster = {_CLUSTER: "0" if self.on_loopback else "1"}
-        return {**near, **inherited, **_QUIET, **cluster, **self.access(), _MARK: self.folder, "PYTHONPATH": path}
+        return {**near, **inherited, **_QUIET, **cluster, **self.access(), RAY_FOLDER: self.folder, "PYTHONPATH": path}
 
     def processes(self) -> list[psutil.Process]:
         """Every live process of this Ray, workers and orphans included."""
         found = {
             process.pid: process
             for process in psutil.process_iter(["environ"])
-            if (process.info["environ"] or {}).get(_MARK) == self.folder
+            if (process.info["environ"] or {}).get(RAY_FOLDER) == self.folder
         }
         for process in list(found.values()):
             found.update((child.pid, child) for child in _children(process))

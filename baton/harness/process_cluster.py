@@ -101,6 +101,15 @@ class ProcessCluster:
         async with asyncio.timeout(LOAD_TIMEOUT_S):
             return str(await asyncio.to_thread(ours.recv))
 
+    async def restart_router(self) -> None:
+        """End the router at once, as its process's death would, and start another one on its port for workers."""
+        former = self.router
+        former.task.cancel()
+        former.driver.link.close()
+        await former.stop(0.0)
+        port = int(former.worker_address.rsplit(":", 1)[1])
+        self.router = await start_router(replace(self.router_config, worker_port=port))
+
     def _all_there(self) -> bool:
         """Whether every worker has registered; raises `ChildProcessError` when one ended instead."""
         for name, process in self.processes.items():

@@ -187,7 +187,8 @@ class WorkerShells:
 
     def write_on(self, write: PageWrite) -> bool:
         """What can happen next to a write happens; False if nothing can."""
-        if self.network.is_cut(write) or write.rank in write.source.dead_ranks:
+        source = write.source
+        if self.network.is_cut(write) or (write.rank in source.dead_ranks and not source.gone):
             return False
         if write.called_off:
             self.network.arrive_late(write)

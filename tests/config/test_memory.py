@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from baton.config.facts import MachineFacts, ModelFacts
@@ -32,6 +32,7 @@ def _resolve(free_mib: int, text: str = "", **facts: object) -> Resolved:
     return resolve(parse_config(text), machine, MODEL)
 
 
+@settings(deadline=None)
 @given(st.integers(min_value=1, max_value=40_000))
 def test_for_any_free_memory_the_cluster_fits_or_is_refused(free_mib: int) -> None:
     least = cluster_bytes([replace(each, kv=17 * MIB, swap=0) for each in _resolve(40_000).memory], 1)

@@ -114,9 +114,9 @@ def test_slots_and_pages_are_copied_pairwise_whatever_their_order() -> None:
     assert not pages[[2, 4]].any()
 
 
-@pytest.mark.parametrize("host_pages", [60, 0])
+@pytest.mark.parametrize(("host_pages", "ranks"), [(60, 1), (0, 1), (60, 2)])
 def test_worker_processes_short_of_pages_answer_as_if_they_were_not(
-    folder: Path, cases: list[tuple[list[int], SamplingParams, list[int]]], host_pages: int
+    folder: Path, cases: list[tuple[list[int], SamplingParams, list[int]]], host_pages: int, ranks: int
 ) -> None:
     """A prefill worker hands over to a decode worker that has pages for hardly two of six sequences."""
 
@@ -125,7 +125,8 @@ def test_worker_processes_short_of_pages_answer_as_if_they_were_not(
             folder, 256, NUM_PAGES, policy="least_loaded", chunk_tokens=64, max_batch=8
         )
         worker_config = replace(worker_config, engine=worker_config.engine.changed(host_pages=host_pages))
-        async with ProcessCluster(router_config, worker_config, {"prefill": 1, "decode": 1}) as cluster:
+        pools = {"prefill": 1, "decode": 1}
+        async with ProcessCluster(router_config, worker_config, pools, {"decode": ranks}) as cluster:
             core = cluster.router.driver.core
             async with baton.AsyncClient(cluster.address) as client:
                 asked = [client.generate(prompt, sampling, timeout_s=60) for prompt, sampling, _ in cases]

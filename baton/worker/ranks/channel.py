@@ -5,20 +5,21 @@ Each follower has two: a channel for commands and replies, and a lifeline that s
 
 from __future__ import annotations
 
+import os
 import pickle
 import secrets
 import select
 import shutil
 import socket
 import tempfile
-from collections.abc import Callable
 from multiprocessing.connection import Client, Connection, answer_challenge, deliver_challenge
 from pathlib import Path
 from typing import Any
 
+from baton.config.ray_names import RAY_FOLDER
 from baton.protocol.errors import InternalError
 
-ACCEPT_S = 0.2  # Time between two checks that the followers which have not joined still run
+ACCEPT_S = 0.2  # Time between two checks that the followers still run
 _SOCKET = "leader"
 
 
@@ -65,38 +66,31 @@ class MeetingPlace:
     """Where followers join their leader: a private folder, with a socket that is open until all have joined."""
 
     def __init__(self) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="baton-ranks-"))  # Mode 0700
+        # Of mode 0700. Baton's own Ray removes its folder, with what killed processes leave there.
+        self.folder = Path(tempfile.mkdtemp(prefix="baton-ranks-", dir=os.environ.get(RAY_FOLDER)))
         self.authkey = secrets.token_bytes(32)
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.bind(str(self.folder / _SOCKET))
         self._socket.listen()
         self._socket.settimeout(ACCEPT_S)
 
-    def accept(self, num_followers: int, check: Callable[[], None]) -> tuple[dict[int, Channel], dict[int, Any]]:
-        """The channels and lifelines by rank, once all followers have joined.
+    def accept(self) -> tuple[int, bool, Any] | None:
+        """A follower's next connection, as (rank, whether it is the lifeline, connection); None after `ACCEPT_S`."""
+        try:
+            accepted, _ = self._socket.accept()
+        except TimeoutError:
+            return None
+        accepted.setblocking(True)
+        connection = Connection(accepted.detach())
+        deliver_challenge(connection, self.authkey)
+        answer_challenge(connection, self.authkey)
+        rank, lifeline = connection.recv()
+        return rank, lifeline, connection
 
-        `check` is called now and then, and raises when a follower has ended before.
-        """
-        channels: dict[int, Channel] = {}
-        lifelines: dict[int, Any] = {}
-        while len(channels) < num_followers or len(lifelines) < num_followers:
-            try:
-                accepted, _ = self._socket.accept()
-            except TimeoutError:
-                check()
-                continue
-            accepted.setblocking(True)
-            connection = Connection(accepted.detach())
-            deliver_challenge(connection, self.authkey)
-            answer_challenge(connection, self.authkey)
-            rank, lifeline = connection.recv()
-            if lifeline:
-                lifelines[rank] = connection
-            else:
-                channels[rank] = Channel(connection)
+    def end_listening(self) -> None:
+        """All have joined: remove the socket."""
         self._socket.close()
         (self.folder / _SOCKET).unlink()
-        return channels, lifelines
 
     def close(self) -> None:
         """Remove the folder; a repeat does nothing."""

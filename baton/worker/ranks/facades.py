@@ -5,7 +5,6 @@ A worker of one rank has none of these: its loop drives its executor, transport 
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,6 +14,7 @@ from baton.engine.executor import TorchExecutor
 from baton.engine.host_pages import HostPages
 from baton.engine.step import StepPlan, StepResult
 from baton.engine.step_arrays import step_arrays
+from baton.engine.storage import page_checksum
 from baton.kv_transfer.transport import Notice
 from baton.protocol.errors import BatonError
 from baton.protocol.head_slices import heads_of
@@ -62,7 +62,7 @@ class RankedExecutor:
         for rank, answer in self.followers.ask(HeadChecksums(page), Checksums).items():
             heads |= zip(self._heads(rank), answer.heads, strict=True)
         heads |= zip(self._heads(0), self.local.head_checksums(page), strict=True)
-        return zlib.crc32(b"".join(heads[head].to_bytes(4, "little") for head in range(self._num_heads)))
+        return page_checksum([heads[head] for head in range(self._num_heads)])
 
     @property
     def _num_heads(self) -> int:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import select
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, Protocol, TypeVar
@@ -49,6 +49,7 @@ class Followers:
     _channels: dict[int, Channel] = field(default_factory=dict)
     _watch: Watch | None = None
     _kept: list[tuple[int, Reply]] = field(default_factory=list)  # Replies that arrived during `ask`
+    _reasons: dict[int, str] = field(default_factory=dict)  # Of ranks that have failed
     _poll: Any = field(default_factory=select.poll)
     _rank_of: dict[int, int] = field(default_factory=dict)  # By file descriptor
 
@@ -64,15 +65,25 @@ class Followers:
 
     def join(self) -> None:
         """Wait until every follower has connected."""
-        self._channels, lifelines = self._place.accept(len(self.handles), self._check_started)
+        lifelines: dict[int, Any] = {}
+        while len(self._channels) < len(self.handles) or len(lifelines) < len(self.handles):
+            match self._place.accept():
+                case None:
+                    self._check_started()
+                case rank, True, connection:
+                    lifelines[rank] = connection
+                case rank, _, connection:
+                    self._channels[rank] = Channel(connection)
+                    self._poll.register(connection.fileno(), select.POLLIN)
+                    self._rank_of[connection.fileno()] = rank
+        self._place.end_listening()
         self._watch = Watch(lifelines)
-        for rank, channel in self._channels.items():
-            self._poll.register(channel.fileno(), select.POLLIN)
-            self._rank_of[channel.fileno()] = rank
 
     def _check_started(self) -> None:
         for rank, handle in self.handles.items():
             if handle.ended:
+                if rank in self._channels:
+                    self._raise(rank)
                 raise InternalError(f"Rank {rank} has ended before it joined its worker.")
 
     def loaded(self) -> dict[int, Opened]:
@@ -120,7 +131,8 @@ class Followers:
         except (EOFError, OSError):
             self._raise(rank)
         if isinstance(reply, Failed):
-            raise InternalError(f"Rank {rank}: {reply.reason}")
+            self._reasons[rank] = reply.reason
+            self._raise(rank)
         return reply
 
     def check(self, wait_s: float = 0.0) -> None:
@@ -131,16 +143,14 @@ class Followers:
     def _raise(self, rank: int) -> NoReturn:
         """Raise with the reason that the follower has sent last, if it could."""
         channel = self._channels[rank]
-        while channel.readable(0.0):
-            try:
-                last = channel.receive()
-            except (EOFError, OSError):
-                break
-            if isinstance(last, Failed):
-                raise InternalError(f"Rank {rank}: {last.reason}")
-        raise InternalError(f"Rank {rank} has ended.")
+        with contextlib.suppress(EOFError, OSError):
+            while channel.readable(0.0):
+                if isinstance(last := channel.receive(), Failed):
+                    self._reasons[rank] = last.reason
+        reason = self._reasons.get(rank)
+        raise InternalError(f"Rank {rank} has ended." if reason is None else f"Rank {rank}: {reason}")
 
-    @contextmanager
+    @contextlib.contextmanager
     def ended_on_error(self) -> Iterator[None]:
         """End the followers when the block raises; the error of the rank that has ended first goes before."""
         try:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from baton.config.ray_names import RAY_FOLDER
 from baton.protocol.errors import InternalError
 from baton.worker.ranks.channel import Channel, MeetingPlace, join, pickled
 
@@ -24,7 +25,16 @@ def met(place: MeetingPlace, ranks: range) -> tuple[dict[int, Channel], dict[int
     ]
     for thread in threads:
         thread.start()
-    channels, lifelines = place.accept(len(ranks), lambda: None)
+    channels: dict[int, Channel] = {}
+    lifelines: dict[int, Any] = {}
+    while len(channels) < len(ranks) or len(lifelines) < len(ranks):
+        if (accepted := place.accept()) is not None:
+            rank, lifeline, connection = accepted
+            if lifeline:
+                lifelines[rank] = connection
+            else:
+                channels[rank] = Channel(connection)
+    place.end_listening()
     for thread in threads:
         thread.join()
     return channels, lifelines, joined
@@ -41,6 +51,16 @@ def test_followers_join_in_any_order_and_get_what_their_leader_sends() -> None:
         assert channel.receive() == rank
         assert not channel.readable(0.0)
     place.close()
+
+
+def test_on_batons_own_ray_the_folder_is_in_that_rays_and_ends_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(RAY_FOLDER, str(tmp_path))
+    place = MeetingPlace()
+    assert place.folder.parent == tmp_path
+    place.close()
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_folder_is_private_and_its_socket_is_gone_once_all_have_joined() -> None:
@@ -69,21 +89,11 @@ def test_a_process_without_the_key_does_not_join() -> None:
     thread = threading.Thread(target=intrude)
     thread.start()
     with pytest.raises(AuthenticationError):
-        place.accept(1, lambda: None)
+        while place.accept() is None:
+            pass
     place.close()
     thread.join()
     assert refused
-
-
-def test_a_follower_that_ends_before_it_has_joined_is_noticed() -> None:
-    place = MeetingPlace()
-
-    def check() -> None:
-        raise InternalError("Rank 1 has ended before it joined its worker.")
-
-    with pytest.raises(InternalError, match="Rank 1 has ended"):
-        place.accept(1, check)
-    place.close()
 
 
 def test_the_end_of_the_other_side_is_readable() -> None:
