@@ -51,7 +51,7 @@ def resolve_here(config: BatonConfig) -> Resolved:
     config = _with_whole_paths(config)
     folder = resolve_model(config.model.path).absolute() if config.model.path else CHECKPOINT
     model = read_config(folder)
-    for ranks in sorted({demand(config, role).ranks for role in ROLES if getattr(config.pools, role)}):
+    for ranks in sorted({demand(config, role).ranks for role in ROLES}):  # `baton scale` may fill an empty pool
         check_ranks(model, ranks)
     check_weights(folder, model)
     check_tokenizer(folder)
@@ -65,7 +65,7 @@ def resolve_here(config: BatonConfig) -> Resolved:
         kv_values_per_token=2 * model.num_layers * model.num_kv_heads * model.head_dim,
         sampling=read_sampling_defaults(folder) if config.model.generation_config == "auto" else {},
         num_parameters=model.num_parameters,
-        layer_values=2 * model.hidden_size + model.qkv_size + 3 * model.intermediate_size,
+        layer_values=model.layer_values,
         vocab_size=model.vocab_size,
         num_kv_heads=model.num_kv_heads,
         template_text=_template_text(config.model.chat_template, folder),

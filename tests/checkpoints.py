@@ -17,6 +17,7 @@ _LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+_EXPERTS: dict[str, Any] = {"num_experts": 10, "num_experts_per_tok": 3, "moe_intermediate_size": 48}
 # The library's name of each family, and the options that make it what it is.
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "granite": (
@@ -31,10 +32,13 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama2": ("Llama", {}),
     "llama3": ("Llama", {"rope_parameters": _LLAMA3}),
     "mistral": ("Mistral", {"sliding_window": None, "head_dim": 32}),
+    "mixtral": ("Mixtral", {"num_local_experts": 6, "num_experts_per_tok": 2}),
     "olmo2": ("Olmo2", {}),
     "phi3": ("Phi3", {}),
     "qwen2": ("Qwen2", {}),
+    "qwen2-moe": ("Qwen2Moe", {**_EXPERTS, "shared_expert_intermediate_size": 96, "decoder_sparse_step": 2}),
     "qwen3": ("Qwen3", {"head_dim": 32}),
+    "qwen3-moe": ("Qwen3Moe", {**_EXPERTS, "head_dim": 32, "norm_topk_prob": True, "mlp_only_layers": [0]}),
     "smollm3": ("SmolLM3", {"no_rope_layers": [0, 1]}),
 }
 

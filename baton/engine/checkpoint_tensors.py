@@ -75,19 +75,34 @@ def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
             f"{layer}.qkv": (config.qkv_size, hidden),
             f"{layer}.out": (hidden, heads),
             f"{layer}.mlp_norm": (hidden,),
-            f"{layer}.gate_up": (2 * config.intermediate_size, hidden),
-            f"{layer}.down": (hidden, config.intermediate_size),
+            **_mlp_shapes(config, layer),
         }
         if config.qkv_bias:
             shapes[f"{layer}.qkv_bias"] = (config.qkv_size,)
         if config.out_bias:
             shapes[f"{layer}.out_bias"] = (hidden,)
-        if config.mlp_bias:
-            shapes |= {f"{layer}.gate_up_bias": (2 * config.intermediate_size,), f"{layer}.down_bias": (hidden,)}
         if config.qk_norm == "head":
             shapes |= {f"{layer}.q_norm": (config.head_dim,), f"{layer}.k_norm": (config.head_dim,)}
         elif config.qk_norm == "projection":
             shapes |= {f"{layer}.q_norm": (heads,), f"{layer}.k_norm": (config.num_kv_heads * config.head_dim,)}
+    return shapes
+
+
+def _mlp_shapes(config: ModelConfig, layer: int) -> dict[str, tuple[int, ...]]:
+    """Those of one layer's MLP; the matrices of its experts are stacked along the rows."""
+    experts, hidden, inner = config.experts, config.hidden_size, config.intermediate_size
+    if experts is None or layer not in experts.layers:
+        biases = {f"{layer}.gate_up_bias": (2 * inner,), f"{layer}.down_bias": (hidden,)} if config.mlp_bias else {}
+        return {f"{layer}.gate_up": (2 * inner, hidden), f"{layer}.down": (hidden, inner), **biases}
+    inner, shared = experts.intermediate_size, experts.shared_intermediate_size
+    shapes: dict[str, tuple[int, ...]] = {
+        f"{layer}.router": (experts.count, hidden),
+        f"{layer}.experts_gate_up": (experts.count * 2 * inner, hidden),
+        f"{layer}.experts_down": (experts.count * hidden, inner),
+    }
+    if shared:
+        shapes[f"{layer}.shared_gate"] = (1, hidden)
+        shapes |= {f"{layer}.shared_gate_up": (2 * shared, hidden), f"{layer}.shared_down": (hidden, shared)}
     return shapes
 
 
@@ -101,28 +116,28 @@ def checkpoint_targets(config: ModelConfig, num_ranks: int = 1, rank: int = 0) -
     if not config.tied_head:
         targets["lm_head.weight"] = Target("head", 0, (config.vocab_size, hidden), vocabulary)
     for layer in range(config.num_layers):
-        targets |= _layer_targets(config, layer, num_ranks, rank)
+        targets |= _attention_targets(config, layer, num_ranks, rank)
+        has_experts = config.experts is not None and layer in config.experts.layers
+        targets |= (_expert_targets if has_experts else _dense_targets)(config, layer, num_ranks, rank)
     return targets
 
 
-def _layer_targets(config: ModelConfig, layer: int, num_ranks: int, rank: int) -> dict[str, Target]:
-    hidden, head_dim, mlp = config.hidden_size, config.head_dim, config.intermediate_size
+def _attention_targets(config: ModelConfig, layer: int, num_ranks: int, rank: int) -> dict[str, Target]:
+    """Those of a layer's attention and of both norms."""
+    hidden, head_dim = config.hidden_size, config.head_dim
     q, kv = config.num_heads * head_dim, config.num_kv_heads * head_dim
     kv_heads = heads_of(config.num_kv_heads, num_ranks, rank)
-    q_rows, mlp_rows = _share(q, num_ranks, rank), _share(mlp, num_ranks, rank)
+    q_rows = _share(q, num_ranks, rank)
     kv_rows = range(kv_heads.start * head_dim, kv_heads.stop * head_dim)
     family, prefix = FAMILIES[config.architecture], f"model.layers.{layer}"
-    attention, feedforward = f"{prefix}.self_attn", f"{prefix}.mlp"
+    attention = f"{prefix}.self_attn"
     targets = {
         f"{prefix}.{family.norms[0]}.weight": _whole(f"{layer}.attention_norm", hidden),
         f"{attention}.o_proj.weight": Target(f"{layer}.out", 0, (hidden, q), (range(hidden),), q_rows),
         f"{prefix}.{family.norms[1]}.weight": _whole(f"{layer}.mlp_norm", hidden),
-        f"{feedforward}.down_proj.weight": Target(f"{layer}.down", 0, (hidden, mlp), (range(hidden),), mlp_rows),
     }
     if config.out_bias:
         targets[f"{attention}.o_proj.bias"] = _whole(f"{layer}.out_bias", hidden)
-    if config.mlp_bias:
-        targets[f"{feedforward}.down_proj.bias"] = _whole(f"{layer}.down_bias", hidden)
     if config.qk_norm == "head":
         targets[f"{attention}.q_norm.weight"] = _whole(f"{layer}.q_norm", head_dim)
         targets[f"{attention}.k_norm.weight"] = _whole(f"{layer}.k_norm", head_dim)
@@ -130,11 +145,42 @@ def _layer_targets(config: ModelConfig, layer: int, num_ranks: int, rank: int) -
         targets[f"{attention}.q_norm.weight"] = Target(f"{layer}.q_norm", 0, (q,), (q_rows,))
         targets[f"{attention}.k_norm.weight"] = Target(f"{layer}.k_norm", 0, (kv,), (kv_rows,))
     qkv: dict[str, _Rows] = {"q_proj": (q, (q_rows,)), "k_proj": (kv, (kv_rows,)), "v_proj": (kv, (kv_rows,))}
-    gate_up: dict[str, _Rows] = {"gate_proj": (mlp, (mlp_rows,)), "up_proj": (mlp, (mlp_rows,))}
     if family.fused_projections:
-        qkv, gate_up = {"qkv_proj": _stacked(*qkv.values())}, {"gate_up_proj": _stacked(*gate_up.values())}
-    targets |= _filled_by(qkv, attention, f"{layer}.qkv", hidden, config.qkv_bias)
-    targets |= _filled_by(gate_up, feedforward, f"{layer}.gate_up", hidden, config.mlp_bias)
+        qkv = {"qkv_proj": _stacked(*qkv.values())}
+    return targets | _filled_by(qkv, attention, f"{layer}.qkv", hidden, config.qkv_bias)
+
+
+def _dense_targets(config: ModelConfig, layer: int, num_ranks: int, rank: int) -> dict[str, Target]:
+    """Those of a layer's dense MLP."""
+    hidden, inner, place = config.hidden_size, config.intermediate_size, f"model.layers.{layer}.mlp"
+    own = _share(inner, num_ranks, rank)
+    targets = {f"{place}.down_proj.weight": Target(f"{layer}.down", 0, (hidden, inner), (range(hidden),), own)}
+    if config.mlp_bias:
+        targets[f"{place}.down_proj.bias"] = _whole(f"{layer}.down_bias", hidden)
+    gate_up: dict[str, _Rows] = {"gate_proj": (inner, (own,)), "up_proj": (inner, (own,))}
+    if FAMILIES[config.architecture].fused_projections:
+        gate_up = {"gate_up_proj": _stacked(*gate_up.values())}
+    return targets | _filled_by(gate_up, place, f"{layer}.gate_up", hidden, config.mlp_bias)
+
+
+def _expert_targets(config: ModelConfig, layer: int, num_ranks: int, rank: int) -> dict[str, Target]:
+    """Those of a layer's router and experts."""
+    experts, names = config.experts, FAMILIES[config.architecture].experts
+    assert experts is not None
+    assert names is not None
+    hidden, count, block = config.hidden_size, experts.count, f"model.layers.{layer}.{names.block}"
+    targets = {f"{block}.gate.weight": Target(f"{layer}.router", 0, (count, hidden), (range(count),))}
+    mlps = [(f"experts.{index}", "experts", index, experts.intermediate_size) for index in range(count)]
+    if experts.shared_intermediate_size:
+        mlps.append(("shared_expert", "shared", 0, experts.shared_intermediate_size))
+        targets[f"{block}.shared_expert_gate.weight"] = Target(f"{layer}.shared_gate", 0, (1, hidden), (range(1),))
+    for place, parameters, index, inner in mlps:
+        gate, up, down = (f"{block}.{place}.{name}.weight" for name in names.projections)
+        own = _share(inner, num_ranks, rank)
+        gate_up, shape, start = f"{layer}.{parameters}_gate_up", (inner, hidden), 2 * index * len(own)
+        targets[gate] = Target(gate_up, start, shape, (own,))
+        targets[up] = Target(gate_up, start + len(own), shape, (own,))
+        targets[down] = Target(f"{layer}.{parameters}_down", index * hidden, (hidden, inner), (range(hidden),), own)
     return targets
 
 

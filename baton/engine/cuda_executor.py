@@ -96,7 +96,7 @@ class CudaExecutor:
         backend = device_backend(dtype, layout.head_dim)
         attention = backend.open(storage, own.num_heads, options.attention, options.max_batch)
         self._attention: DeviceAttention = attention
-        if options.records(ranks) and backend.record is not None:
+        if options.records(ranks) and backend.record is not None and self.model.recordable:
             self._graphs = self._record(backend.record(attention), options.max_batch, progress)
 
     @torch.inference_mode()

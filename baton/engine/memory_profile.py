@@ -58,7 +58,7 @@ def measure(
     sliced = config.slice(ranks.num_ranks, ranks.rank)
     own_layout = replace(layout, num_kv_heads=sliced.num_kv_heads)
     workspace += backend.workspace_bytes(device, options.max_batch, sliced.num_heads, own_layout)
-    if options.records(ranks) and backend.record is not None:
+    if options.records(ranks) and backend.record is not None and model.recordable:
         # The pool of recorded steps takes as much as one eager step of that batch, permanently.
         workspace += _decode_peak(model, options.max_batch, device) + graphs * config.num_layers * _GRAPH_SHARE
     return DeviceMemory(total=total, free=free, own=own, step_peak=step_peak, workspace=workspace)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from baton.engine.experts_config import Experts, read_experts
 from baton.engine.families.family import QkNorm, Scales
 from baton.engine.families.table import FAMILIES
 from baton.engine.race.definition import MAX_TOKEN
@@ -51,6 +52,12 @@ class ModelConfig:
     scales: Scales
     tied_head: bool
     eos_token_ids: frozenset[int]
+    experts: Experts | None = None
+
+    @property
+    def dense_layers(self) -> int:
+        """The number of layers with a dense MLP."""
+        return self.num_layers - (len(self.experts.layers) if self.experts else 0)
 
     @property
     def qkv_size(self) -> int:
@@ -61,9 +68,18 @@ class ModelConfig:
     def num_parameters(self) -> int:
         """Number of weights of the matrices and the embedding."""
         attention = self.hidden_size * (self.qkv_size + self.num_heads * self.head_dim)
-        layer = attention + 3 * self.hidden_size * self.intermediate_size
+        mlps = 3 * self.hidden_size * self.intermediate_size * self.dense_layers
+        if self.experts is not None:
+            mlps += self.experts.parameters(self.hidden_size) * len(self.experts.layers)
         embeddings = self.vocab_size * self.hidden_size * (1 if self.tied_head else 2)
-        return self.num_layers * layer + embeddings
+        return self.num_layers * attention + mlps + embeddings
+
+    @property
+    def layer_values(self) -> int:
+        """The numbers that a layer computes for a token, at most."""
+        dense = 3 * self.intermediate_size if self.dense_layers else 0
+        experts = 0 if self.experts is None else self.experts.values(self.hidden_size)
+        return 2 * self.hidden_size + self.qkv_size + max(dense, experts)
 
     def slice(self, num_ranks: int, rank: int) -> ModelConfig:
         """The shapes of one rank: its heads, its columns of the MLP, and its rows of embedding and head.
@@ -76,6 +92,7 @@ class ModelConfig:
             intermediate_size=self.intermediate_size // num_ranks,
             num_heads=self.num_heads // num_ranks,
             num_kv_heads=len(heads_of(self.num_kv_heads, num_ranks, rank)),
+            experts=None if self.experts is None else self.experts.slice(num_ranks),
         )
 
     def vocabulary(self, num_ranks: int, rank: int) -> range:
@@ -106,8 +123,12 @@ def _misfit(config: ModelConfig, num_ranks: int) -> str | None:
         return f"The model's {config.num_heads} attention heads"
     if kv_heads % num_ranks and num_ranks % kv_heads:
         return f"The model's {kv_heads} KV heads"
-    if config.intermediate_size % num_ranks:
+    if config.dense_layers and config.intermediate_size % num_ranks:
         return f"The model's {config.intermediate_size} columns of the MLP (intermediate_size)"
+    experts = config.experts
+    for size in () if experts is None else (experts.intermediate_size, experts.shared_intermediate_size):
+        if size % num_ranks:
+            return f"The model's {size} columns of an expert"
     return None
 
 
@@ -143,7 +164,7 @@ def model_config(raw: Mapping[str, Any], generation: Mapping[str, Any] | None = 
             norm_eps=raw["rms_norm_eps"],
             rope=rope,
             unrotated_layers=family.unrotated_layers(raw),
-            qkv_bias=family.qkv_bias or attention_bias,
+            qkv_bias=bool(family.qkv_bias and raw.get("qkv_bias", True)) or attention_bias,
             out_bias=attention_bias,
             mlp_bias=bool(family.mlp_bias and raw.get("mlp_bias")),
             qk_norm=family.qk_norm,
@@ -151,6 +172,7 @@ def model_config(raw: Mapping[str, Any], generation: Mapping[str, Any] | None = 
             scales=family.scales(raw),
             tied_head=bool(raw["tie_word_embeddings"]),
             eos_token_ids=frozenset(token for token in _eos(raw) | _eos(generation or {}) if token < raw["vocab_size"]),
+            experts=None if family.experts is None else read_experts(raw, family.experts),
         )
     except KeyError as error:
         raise ModelError(f"config.json lacks the key {error}.") from None

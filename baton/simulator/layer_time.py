@@ -5,7 +5,8 @@ smooth bend. (A maximum of both promises up to half too little where they meet, 
 kernels of a layer that multiply no matrices read and write rows. Under tensor parallelism each device has its part of
 every matrix, and the devices add up their results twice per layer.
 
-A layer with experts multiplies each token with those that it takes, and reads the distinct ones among them. FP8
+A layer with experts multiplies each token with those that it takes, and reads the distinct ones among them. Every
+layer of such a model is taken to have them; a shared expert takes memory, but no time. FP8
 weights have half the bytes, and their products the FP8 rate where the tensor cores have one. Neither was measured: the
 constants are those of bfloat16, and kernels that quantise activations are not counted.
 
@@ -112,7 +113,7 @@ class LinearPart:
         """A device's part of a layer's matrices: qkv, attention's output, gate and up, down, the experts' choice."""
         config, itemsize, several = self.model.config, self.model.itemsize, self.model.experts > 1
         queries = config.num_heads / self.devices * config.head_dim
-        inner = config.intermediate_size / self.devices
+        inner = self.model.inner_size / self.devices
         choice = (self._product(config.hidden_size, self.model.experts),) if several else ()
         return (
             self._product(config.hidden_size, queries + 2 * self.kv_heads * config.head_dim, itemsize),
@@ -134,7 +135,7 @@ class LinearPart:
     def _row_seconds(self) -> float:
         """Per token and layer: two norms and the residual's addition, rope, the activation, the experts' sum."""
         config, taken = self.model.config, self.model.experts_per_token
-        hidden, inner = config.hidden_size, config.intermediate_size / self.devices
+        hidden, inner = config.hidden_size, self.model.inner_size / self.devices
         rotated = config.num_heads / self.devices * config.head_dim + self.kv_heads * config.head_dim
         summed = (taken + 1) * hidden + 2 * self.model.experts if self.model.experts > 1 else 0
         numbers = (2 + 2 + 3) * hidden + 2 * rotated + 3 * taken * inner + summed

@@ -1,6 +1,6 @@
 """Model shapes by name, or from a config.json. Facts from the models' published configurations.
 
-A shape may have experts or weights of 8 bits: what the simulator can price, whether the engine runs it or not.
+A shape may have weights of 8 bits: what the simulator can price, whether the engine runs it or not.
 """
 
 from __future__ import annotations
@@ -12,35 +12,53 @@ from pathlib import Path
 from typing import Any
 
 from baton.engine.model_config import ModelConfig, model_config
-from baton.protocol.errors import ConfigError, ModelError
+from baton.protocol.errors import ConfigError
 
 BYTES = 2  # Of a bfloat16
 
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """A decoder's sizes. Of several `experts` per layer, each as large as `config`'s MLP, a token takes some."""
+    """A decoder's sizes, and the bytes of its weights."""
 
     config: ModelConfig
-    experts: int = 1
-    experts_per_token: int = 1
     itemsize: int = BYTES  # Of a number in the layers' matrices: 1 for FP8. KV, router, embedding and head have two.
+
+    @property
+    def experts(self) -> int:
+        """The experts of a layer that has them; without any, the dense MLP counts as one."""
+        return 1 if self.config.experts is None else self.config.experts.count
+
+    @property
+    def experts_per_token(self) -> int:
+        return 1 if self.config.experts is None else self.config.experts.per_token
+
+    @property
+    def expert_layers(self) -> int:
+        return self.config.num_layers - self.config.dense_layers
+
+    @property
+    def inner_size(self) -> int:
+        """The columns of each expert, or of the dense MLP."""
+        return self.config.intermediate_size if self.config.experts is None else self.config.experts.intermediate_size
 
     @property
     def router_parameters(self) -> int:
         """Of all layers' choice of experts."""
-        return self.config.num_layers * self.config.hidden_size * self.experts if self.experts > 1 else 0
+        return self.expert_layers * self.config.hidden_size * self.experts
 
     @property
     def num_parameters(self) -> int:
         """Weights of all matrices and the embedding."""
-        return self.config.num_parameters + (self.experts - 1) * self._expert_parameters + self.router_parameters
+        return self.config.num_parameters
 
     @property
     def active_parameters(self) -> int:
         """Those that one token is multiplied with, and the embedding."""
-        more = (self.experts_per_token - 1) * self._expert_parameters
-        return self.config.num_parameters + more + self.router_parameters
+        if self.config.experts is None:
+            return self.num_parameters
+        expert = 3 * self.config.hidden_size * self.config.experts.intermediate_size
+        return self.num_parameters - self.expert_layers * (self.experts - self.experts_per_token) * expert
 
     @property
     def weight_bytes(self) -> int:
@@ -58,11 +76,6 @@ class ModelShape:
         if self.experts == 1:
             return 1.0
         return self.experts * (1.0 - float((1.0 - self.experts_per_token / self.experts) ** tokens))
-
-    @property
-    def _expert_parameters(self) -> int:
-        """One expert's, of all layers."""
-        return self.config.num_layers * 3 * self.config.hidden_size * self.config.intermediate_size
 
 
 def _llama(hidden: int, intermediate: int, layers: int, heads: int, kv_heads: int, vocab: int) -> dict[str, Any]:
@@ -112,40 +125,16 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class _Experts:
-    """A family with experts: the family that it is without them, and its keys in config.json."""
-
-    without: str
-    experts: str
-    intermediate: str
-
-
-EXPERTS = {
-    "MixtralForCausalLM": _Experts("MistralForCausalLM", "num_local_experts", "intermediate_size"),
-    "Qwen3MoeForCausalLM": _Experts("Qwen3ForCausalLM", "num_experts", "moe_intermediate_size"),
-}
-
-
 def shape_of(raw: Mapping[str, Any]) -> ModelShape:
     """The shape that a config.json describes. Raises `ModelError` for an unknown architecture or a missing key.
 
-    Weights that are quantised to FP8 have one byte. Every layer of a family with experts is taken to have them.
+    Weights that are quantised to FP8 have one byte.
     """
     plain = dict(raw)
     quantised = plain.pop("quantization_config", None)
     if quantised is not None and not _is_fp8(quantised):
         raise ConfigError(f"Weights quantised by {quantised.get('quant_method')} have no costs; those in FP8 have.")
-    itemsize = BYTES if quantised is None else 1
-    family = EXPERTS.get((plain.get("architectures") or [""])[0])
-    if family is None:
-        return ModelShape(model_config(plain), itemsize=itemsize)
-    try:
-        sizes = {"architectures": [family.without], "intermediate_size": plain[family.intermediate]}
-        experts, per_token = int(plain[family.experts]), int(plain["num_experts_per_tok"])
-    except KeyError as error:
-        raise ModelError(f"config.json lacks the key {error}.") from None
-    return ModelShape(model_config({**plain, **sizes}), experts, per_token, itemsize)
+    return ModelShape(model_config(plain), BYTES if quantised is None else 1)
 
 
 def _is_fp8(quantised: Mapping[str, Any]) -> bool:

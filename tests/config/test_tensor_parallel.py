@@ -75,7 +75,7 @@ def test_each_rank_has_a_gpu_to_itself() -> None:
             _resolve(f"{text}[placement.decode]\ngpus = {gpus}\n")
 
 
-def test_a_pool_without_workers_may_have_any_degree() -> None:
+def test_a_pool_without_workers_needs_no_gpus() -> None:
     assert _resolve(f"[tensor_parallel]\nmixed = 4\n{GPUS}").roles == [("prefill-0", "prefill"), ("decode-0", "decode")]
 
 

@@ -21,6 +21,7 @@ from baton.engine.checkpoint import read_config
 from baton.engine.cuda_device import check_allocator, check_kernels, check_segments, open_device
 from baton.engine.cuda_executor import CudaExecutor, CudaOptions
 from baton.engine.executor import TorchExecutor
+from baton.engine.families.table import FAMILIES
 from baton.engine.memory_profile import _largest_step
 from baton.engine.model_config import ModelConfig, model_config
 from baton.engine.models import layers
@@ -111,9 +112,8 @@ def test_scores_of_a_prompt_are_those_of_the_cpu(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.usefixtures("cuda_layers")
-@pytest.mark.parametrize("qk_norm", [True, False])
-def test_tokens_are_the_same_through_the_fused_layers(monkeypatch: pytest.MonkeyPatch, qk_norm: bool) -> None:
-    architecture = "Qwen3ForCausalLM" if qk_norm else "LlamaForCausalLM"
+@pytest.mark.parametrize("architecture", FAMILIES)
+def test_tokens_are_the_same_through_the_fused_layers(monkeypatch: pytest.MonkeyPatch, architecture: str) -> None:
     expected = generate(TorchExecutor(*_parameters(architecture=architecture)), PROMPTS, SAMPLING, chunk_tokens=16)
     for name in ("baton.engine.models.layers.fused", "baton.engine.models.rope.fused"):
         monkeypatch.setattr(name, lambda x: True)

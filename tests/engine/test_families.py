@@ -16,12 +16,14 @@ SHORTEST = {
     "num_attention_heads": 32,
     "max_position_embeddings": 8192,
 }
+EXPERTS = {"num_experts": 6, "num_local_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
 
 
 @pytest.mark.parametrize("architecture", FAMILIES)
 def test_a_family_has_defaults_for_missing_keys_and_its_tensors_fill_its_parameters(architecture: str) -> None:
     family = FAMILIES[architecture]
-    config = model_config({"architectures": [architecture], **SHORTEST})
+    config = model_config({"architectures": [architecture], **SHORTEST, **EXPERTS})
+    assert (config.experts is None) == (family.experts is None)
     assert (config.qkv_bias, config.qk_norm) == (family.qkv_bias, family.qk_norm)
     assert config.context_tokens == min(family.window({**family.left_out, **SHORTEST}) or 8192, 8192)
     rows: dict[str, int] = {}

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from baton.engine.experts_config import ExpertNames
 from baton.protocol.errors import ModelError
 
 # Defaults of keys that a config.json may leave out, as in transformers' configuration of most families.
@@ -73,6 +74,7 @@ class Family:
     | partial_rotary    | `partial_rotary_factor` in config.json may leave a part of each head unrotated              |
     | unrotated_layers  | the layers that do not rotate queries and keys                                              |
     | scales            | the constant factors                                                                        |
+    | experts           | the names of the experts, in a family that has them                                         |
     """
 
     left_out: Mapping[str, Any]
@@ -89,3 +91,4 @@ class Family:
     partial_rotary: bool = False
     unrotated_layers: Callable[[Mapping[str, Any]], frozenset[int]] = no_layer
     scales: Callable[[Mapping[str, Any]], Scales] = no_scales
+    experts: ExpertNames | None = None

@@ -6,14 +6,15 @@ added up after the embedding, each attention and each MLP. Rank 0 gathers the co
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
 
 from baton.engine.attention.backend import LayerAttention
 from baton.engine.model_config import ModelConfig
-from baton.engine.models.layers import linear, norm_all_heads, rms_norm, silu_and_mul
+from baton.engine.models.layers import linear, norm_all_heads, rms_norm
+from baton.engine.models.mlp import Mlp, mlp_of
 from baton.engine.models.residual import Join, NormAfter, NormBefore
 from baton.engine.models.rope import FusedRotation, NoRotation, RopeTable, Rotation
 from baton.engine.ranks import ONE_RANK, Ranks
@@ -21,18 +22,15 @@ from baton.engine.ranks import ONE_RANK, Ranks
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One block's parameters; optional ones are None where the family has none."""
+    """One block's parameters and its MLP; optional parameters are None where the family has none."""
 
     attention_norm: torch.Tensor
     qkv: torch.Tensor
     out: torch.Tensor
     mlp_norm: torch.Tensor
-    gate_up: torch.Tensor
-    down: torch.Tensor
+    mlp: Mlp
     qkv_bias: torch.Tensor | None = None
     out_bias: torch.Tensor | None = None
-    gate_up_bias: torch.Tensor | None = None
-    down_bias: torch.Tensor | None = None
     q_norm: torch.Tensor | None = None
     k_norm: torch.Tensor | None = None
 
@@ -55,15 +53,16 @@ class Decoder:
         # Attention multiplies by 1/sqrt(head_dim); the queries take the rest of another scale.
         self._query_scale = (config.scales.attention or config.head_dim**-0.5) * config.head_dim**0.5
 
-    @staticmethod
-    def _layer(index: int, parameters: dict[str, torch.Tensor]) -> Layer:
-        prefix = f"{index}."
-        return Layer(**{key[len(prefix) :]: value for key, value in parameters.items() if key.startswith(prefix)})
+    def _layer(self, index: int, parameters: dict[str, torch.Tensor]) -> Layer:
+        prefix, own = f"{index}.", {field.name for field in fields(Layer)}
+        named = {key[len(prefix) :]: value for key, value in parameters.items() if key.startswith(prefix)}
+        attention = {name: value for name, value in named.items() if name in own}
+        return Layer(**attention, mlp=mlp_of(named, self._own.experts))
 
     def _joins_of(self, index: int) -> tuple[Join, Join]:
         """How the outputs of a layer's attention and MLP are added to the residual."""
         layer, eps, scale, ranks = self.layers[index], self.config.norm_eps, self.config.scales.residual, self._ranks
-        out, down = (layer.out, layer.out_bias), (layer.down, layer.down_bias)
+        out, down = (layer.out, layer.out_bias), (layer.mlp.down, layer.mlp.down_bias)
         if self.config.norms_after:
             norms = (layer.attention_norm, layer.mlp_norm)
             return NormAfter(*out, norms[0], eps, scale, ranks), NormAfter(*down, norms[1], eps, scale, ranks)
@@ -73,8 +72,13 @@ class Decoder:
     @property
     def matrices(self) -> list[torch.Tensor]:
         """Every matrix that a decode step multiplies with: the lower bound of its memory traffic."""
-        blocks = [matrix for layer in self.layers for matrix in (layer.qkv, layer.out, layer.gate_up, layer.down)]
+        blocks = [matrix for layer in self.layers for matrix in (layer.qkv, layer.out, *layer.mlp.matrices)]
         return [*blocks, self.head]
+
+    @property
+    def recordable(self) -> bool:
+        """Whether no part of a step waits for the device, so that steps can be recorded."""
+        return all(layer.mlp.recordable for layer in self.layers)
 
     def forward(
         self,
@@ -104,8 +108,7 @@ class Decoder:
             turned = NoRotation() if index in self.config.unrotated_layers else rotation
             attended = attention.run(index, *self._qkv(layer, x, turned))
             x = after_attention(hidden, attended.flatten(1))
-            gated = silu_and_mul(linear(x, layer.gate_up, layer.gate_up_bias))
-            x = after_mlp(hidden, gated)
+            x = after_mlp(hidden, layer.mlp(x))
         return hidden
 
     def logits(self, hidden: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:

@@ -36,8 +36,8 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
     """
     if x.shape[0] > FEW_ROWS or weight.shape[0] <= weight.shape[1] or x.device.type != "cpu":
         return F.linear(x, weight, bias)
-    product = torch.mm(weight, x.t()).t()
-    return product.contiguous() if bias is None else product + bias
+    product = torch.mm(weight, x.t()).t().contiguous()
+    return product if bias is None else product.add_(bias)
 
 
 def silu_and_mul(gate_up: torch.Tensor) -> torch.Tensor:
@@ -50,24 +50,26 @@ def silu_and_mul(gate_up: torch.Tensor) -> torch.Tensor:
     return F.silu(gate, inplace=True).mul_(up)
 
 
-def summed_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, ranks: Ranks) -> torch.Tensor:
-    """The ranks' sum of x·weightᵀ, to which the bias is added once; x is `[tokens, n]`."""
-    if ranks.num_ranks == 1:
+def summed_linear(
+    x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, ranks: Ranks
+) -> torch.Tensor:
+    """The ranks' sum of x·weightᵀ (None: of x), to which the bias is added once; x is `[tokens, n]`."""
+    if ranks.num_ranks == 1 and weight is not None:
         return linear(x, weight, bias)
-    product = ranks.all_reduce(linear(x, weight))
+    product = ranks.all_reduce(x if weight is None else linear(x, weight))
     return product if bias is None else product.add_(bias)
 
 
 def add_linear(
     residual: torch.Tensor,
     x: torch.Tensor,
-    weight: torch.Tensor,
+    weight: torch.Tensor | None,
     ranks: Ranks,
     bias: torch.Tensor | None = None,
     scale: float = 1.0,
 ) -> torch.Tensor:
     """residual + scale · (the ranks' sum of x·weightᵀ + bias), in the memory of the residual `[tokens, n]`."""
-    if ranks.num_ranks == 1 and bias is None:
+    if ranks.num_ranks == 1 and weight is not None and bias is None:
         return residual.addmm_(x, weight.t(), alpha=scale)
     return residual.add_(summed_linear(x, weight, bias, ranks), alpha=scale)
 
@@ -75,7 +77,7 @@ def add_linear(
 def add_linear_norm(
     residual: torch.Tensor,
     x: torch.Tensor,
-    weight: torch.Tensor,
+    weight: torch.Tensor | None,
     norm: torch.Tensor,
     eps: float,
     ranks: Ranks,

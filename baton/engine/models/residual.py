@@ -17,7 +17,7 @@ class Join(Protocol):
     def __call__(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """Add the last matrix's product with x `[tokens, n]` to the residual, in place; returns the next block's input.
 
-        The residual is `[tokens, hidden]`.
+        The residual is `[tokens, hidden]`. Without a last matrix, x is a rank's part of the output itself.
         """
         ...
 
@@ -26,7 +26,7 @@ class Join(Protocol):
 class NormBefore:
     """Llama's: each block computes on a norm of the residual. `norm` is the next block's, None behind the last."""
 
-    weight: torch.Tensor
+    weight: torch.Tensor | None
     bias: torch.Tensor | None
     norm: torch.Tensor | None
     eps: float
@@ -43,7 +43,7 @@ class NormBefore:
 class NormAfter:
     """OLMo 2's: each block computes on the residual itself, and `norm` is of its output."""
 
-    weight: torch.Tensor
+    weight: torch.Tensor | None
     bias: torch.Tensor | None
     norm: torch.Tensor
     eps: float
