@@ -11,11 +11,12 @@ import torch
 import transformers
 
 from baton.engine.checkpoint import read_config
+from baton.engine.executor import TorchExecutor
 from baton.engine.rope_config import FactorPerFrequency
 from baton.protocol.errors import ModelError
 from baton.protocol.request import SamplingParams
 from tests.checkpoints import build_checkpoint
-from tests.engine.model_variants import VARIANTS
+from tests.engine.model_variants import VARIANTS, Variant, every_rope
 from tests.engine.running import generate, load_executor, logits_of
 from tests.engine.test_config_corners import edit_config
 
@@ -24,18 +25,28 @@ _BANDS = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
 _ORIGINAL = {"original_max_position_embeddings": 256}
 
 
-@pytest.mark.parametrize("name", VARIANTS)
-def test_logits_and_greedy_tokens_are_those_of_transformers(tmp_path: Path, name: str) -> None:
-    variant = VARIANTS[name]
-    folder = build_checkpoint(tmp_path, variant.family, seed=3, **variant.overrides)
+def _built(folder: Path, variant: Variant) -> tuple[Any, TorchExecutor]:
+    """transformers' model and ours, whose logits are compared at every position of the context."""
+    build_checkpoint(folder, variant.family, seed=3, **variant.overrides)
     reference: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     executor = load_executor(folder)
     assert executor.config.context_tokens == variant.context
-    rng = random.Random(1)
-    tokens = torch.tensor([rng.randrange(320) for _ in range(variant.context)])
+    tokens = torch.tensor(random.Random(1).choices(range(320), k=variant.context))
     with torch.inference_mode():
         expected = reference(tokens.unsqueeze(0)).logits[0]
     assert (logits_of(executor, tokens) - expected).abs().max() <= 1e-4
+    return reference, executor
+
+
+@pytest.mark.parametrize("variant", every_rope(), ids=lambda variant: f"{variant.family}, {variant.rope}")
+def test_logits_with_each_rope_of_each_family_are_those_of_transformers(tmp_path: Path, variant: Variant) -> None:
+    _built(tmp_path, variant)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_logits_and_greedy_tokens_are_those_of_transformers(tmp_path: Path, name: str) -> None:
+    reference, executor = _built(tmp_path, VARIANTS[name])
+    rng = random.Random(1)
     prompts = [[rng.randrange(2, 320) for _ in range(length)] for length in (1, 17, 100)]
     for prompt, output in zip(prompts, generate(executor, prompts, [GREEDY] * len(prompts)), strict=True):
         answer = reference.generate(
