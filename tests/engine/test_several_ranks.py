@@ -31,6 +31,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "qwen2": {"num_key_value_heads": 2, "vocab_size": 321, "tie_word_embeddings": True},
     "qwen3": {"num_key_value_heads": 1, "vocab_size": 323, "head_dim": 64},
     "mistral": {"num_key_value_heads": 2, "vocab_size": 327, "head_dim": 64},
+    "qwen2-moe": {"num_key_value_heads": 2, "vocab_size": 321, "head_dim": 64},
+    "qwen3-moe": {"num_key_value_heads": 2, "vocab_size": 322, "head_dim": 64},
 }
 EXACT = 1e-9  # Of logits of some 10, in float64.
 PROMPTS = [[3, 5, 7, 11], [2] * 37, [13, 17], [*range(40, 81)]]  # Chunks of 16 run beside decodes.
@@ -107,7 +109,7 @@ def test_logits_are_those_of_one_rank(group: RankGroup, folders: dict[str, Path]
     assert (got - expected).abs().max() <= EXACT
 
 
-@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
+@pytest.mark.parametrize("family", ["qwen2", "qwen3", "qwen3-moe"])
 @pytest.mark.parametrize("executor", ["cpu", "gpu", "fused"])
 def test_sampled_tokens_and_log_probabilities_are_those_of_one_rank(
     group: RankGroup, folders: dict[str, Path], family: str, executor: str
@@ -131,7 +133,7 @@ def test_sampled_tokens_and_log_probabilities_are_those_of_one_rank(
             assert mine[1] == pytest.approx(theirs[1], abs=1e-4)
 
 
-@pytest.mark.parametrize("family", ["llama3", "qwen2"])
+@pytest.mark.parametrize("family", ["llama3", "qwen2", "qwen2-moe", "qwen3-moe"])
 def test_greedy_tokens_are_those_of_one_rank_and_of_transformers(
     group: RankGroup, folders: dict[str, Path], family: str
 ) -> None:
