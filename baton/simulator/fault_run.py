@@ -30,7 +30,7 @@ RETRY_S = 0.3  # until a client asks again
 RESUME_S = 1.0  # within which clients ask for the rest when their connection breaks
 REST_S = 0.1  # between two looks at whether the cluster has come to rest
 PATIENCE_S = 60.0  # within which every request has to end after that
-CORRUPT, TWICE, BREAKS = 0.3, 0.2, 0.1  # shares of handoffs, deliveries, writes
+CORRUPT, LOST, TWICE, BREAKS = 0.3, 0.3, 0.2, 0.1  # shares of handoffs, notices, deliveries, writes
 SLO = Slo()
 CRASHES = frozenset(
     {FaultKind.KILL, FaultKind.STOP, FaultKind.PAUSE, FaultKind.ROUTER, FaultKind.BOTH, FaultKind.CUT, FaultKind.PART}
@@ -167,6 +167,8 @@ class FaultRun:
                 network.failing = BREAKS
             case FaultKind.CORRUPT:
                 network.corruption = CORRUPT
+            case FaultKind.LOSE:
+                network.losing = LOST
             case FaultKind.DUPLICATE:
                 cluster.duplicates = TWICE
             case FaultKind.CANCEL:
@@ -205,6 +207,8 @@ class FaultRun:
                 network.failing = 0.0
             case FaultKind.CORRUPT:
                 network.corruption = 0.0
+            case FaultKind.LOSE:
+                network.losing = 0.0
             case FaultKind.DUPLICATE:
                 cluster.duplicates = 0.0
 

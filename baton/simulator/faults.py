@@ -36,6 +36,7 @@ class FaultKind(StrEnum):
     MOVE = "break the client's connection of"
     FAIL = "break connections between workers"
     CORRUPT = "corrupt pages on their way"
+    LOSE = "lose the notices of handoffs"
     DUPLICATE = "deliver messages twice"
     CANCEL = "cancel"
     DRAIN = "drain"
@@ -83,6 +84,7 @@ LASTS_S = {  # how long a fault lasts: between these
     FaultKind.BOTH: (0.0, 1.0),
     FaultKind.FAIL: (0.2, 1.0),
     FaultKind.CORRUPT: (0.2, 1.0),
+    FaultKind.LOSE: (0.2, 1.0),
     FaultKind.DUPLICATE: (0.2, 2.0),
 }
 UNDOES = {  # what the end of a fault is

@@ -70,6 +70,7 @@ class PageNetwork:
     slow: set[frozenset[str]] = field(default_factory=set)  # pairs of ranks between which writes take long
     failing: float = 0.0  # share of the writes whose connection breaks, and with it those beside them
     corruption: float = 0.0  # share of the handoffs whose pages arrive corrupt, which the target notices
+    losing: float = 0.0  # share of the notices that are lost, though their sources see that they are sent
     corrupted: set[str] = field(default_factory=set)  # their reservations
 
     def is_cut(self, write: PageWrite) -> bool:
@@ -129,7 +130,9 @@ class PageNetwork:
             return "unreachable"
         self._check(write, target)
         self._copy(write, target)
-        if command.notice is not None and not write.called_off:  # NIXL sends it when a write that it has completes
+        lost = bool(self.losing) and self.rng.random() < self.losing
+        # NIXL sends the notice when a write that it has completes.
+        if command.notice is not None and not write.called_off and not lost:
             target.notices.append(command.notice)
             if self.corruption and self.rng.random() < self.corruption:
                 self.corrupted.add(command.notice.reservation_id)

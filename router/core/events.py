@@ -117,6 +117,11 @@ class CutOff:
 
 
 @dataclass(frozen=True, slots=True)
+class NoticeLost:
+    """The source has delivered the pages, but the target has not committed them in time."""
+
+
+@dataclass(frozen=True, slots=True)
 class Migrate:
     """Migrate the decoding sequence to `worker`, or (None) to any worker as soon as one has capacity."""
 
@@ -155,6 +160,7 @@ Event = (
     | Stopped
     | Lost
     | CutOff
+    | NoticeLost
     | Migrate
     | Stay
     | Reported

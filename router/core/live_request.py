@@ -121,6 +121,7 @@ class LiveRequest:
     phase: Phase = Phase.QUEUED
     runner: str | None = None  # the worker that has it: computes, holds for a handoff, or decodes
     runs_on: str = ""  # the reservation whose pages it runs on; empty where it was computed
+    delivered_s: float = 0.0  # when the source of its last handoff had delivered
     leaves: str = ""  # why it has to leave its runner, once the runner's handoff has ended
     handoff: Handoff | None = None
     retries: RetryBudget = field(default_factory=RetryBudget)
@@ -189,6 +190,11 @@ class LiveRequest:
     def decoding(self) -> bool:
         """Whether its runner is known to decode it."""
         return self.phase is Phase.DECODING
+
+    @property
+    def awaits_commit(self) -> bool:
+        """Whether its pages and its state are on their way to its runner, which has yet to commit them."""
+        return self.phase is Phase.HANDING_OFF and self.handoff is None
 
     @property
     def migrating(self) -> bool:

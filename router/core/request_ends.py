@@ -43,10 +43,12 @@ def _stay(request: LiveRequest, reason: str) -> list[Output]:
     return [MigrationEnded(None, reason)]
 
 
-def on_source_ended(request: LiveRequest, handoff: Handoff, answer: HandoffEnded, unreachable: bool) -> list[Output]:
+def on_source_ended(
+    request: LiveRequest, handoff: Handoff, answer: HandoffEnded, unreachable: bool, now: float
+) -> list[Output]:
     """The source's answer to the send order."""
     if answer.outcome is HandoffOutcome.DELIVERED:
-        return _delivered(request, handoff, answer)
+        return _delivered(request, handoff, answer, now)
     sentence = f"The KV pages could not be handed over: {answer.reason or 'drained'}."
     blameless = (
         bool(request.leaves) or request.migrating or unreachable or handoff.target is None
@@ -58,7 +60,7 @@ def on_source_ended(request: LiveRequest, handoff: Handoff, answer: HandoffEnded
     return elsewhere(request, handoff, answer.reason or "it ended or was preempted first")
 
 
-def _delivered(request: LiveRequest, handoff: Handoff, answer: HandoffEnded) -> list[Output]:
+def _delivered(request: LiveRequest, handoff: Handoff, answer: HandoffEnded, now: float) -> list[Output]:
     """The pages and the sequence's state are at the target; the source has released its own."""
     request.runner, request.leaves = None, ""
     if handoff.spoiled:
@@ -69,7 +71,7 @@ def _delivered(request: LiveRequest, handoff: Handoff, answer: HandoffEnded) -> 
     handoff.take(HandoffStep.DELIVER)
     committed = handoff.state is HandoffState.COMMITTED
     request.runner, request.runs_on, request.handoff = handoff.target, handoff.reservation_id, None
-    request.phase = Phase.DECODING if committed else Phase.HANDING_OFF
+    request.phase, request.delivered_s = Phase.DECODING if committed else Phase.HANDING_OFF, now
     if not moved:
         request.report = answer.report
         return []

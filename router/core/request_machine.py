@@ -41,6 +41,7 @@ from baton.router.core.events import (
     Migrate,
     MigrationEnded,
     NoReachableDecode,
+    NoticeLost,
     Output,
     Placed,
     Reported,
@@ -72,7 +73,7 @@ class RequestMachine:
             return request_ends.awaiting_source(request, event)
         match event:
             case Reported(worker, message, unreachable):
-                return self._on_message(request, worker, message, unreachable)
+                return self._on_message(request, worker, message, unreachable, now)
             case Finished(reason, worker, num_tokens):
                 return request_ends.finish(request, reason, worker, num_tokens, now)
             case Stopped(reason, error, num_tokens):
@@ -95,6 +96,8 @@ class RequestMachine:
                 return self._adopt(request, worker, num_tokens)
             case DecodeFound(worker) if request.handoff is not None and request.waits_for is not None:
                 return [self._reserve(request, request.handoff, worker)]
+            case NoticeLost() if request.awaits_commit:
+                return request_ends.start_over(request, "the notice of its handoff was lost")
             case NoReachableDecode() if request.handoff is not None and request.waits_for is not None:
                 return request_ends.start_over(request, "")
         raise UnexpectedEvent(f"{type(event).__name__} for a request that is {request.phase.value}.")
@@ -193,7 +196,9 @@ class RequestMachine:
         request.handoff = Handoff(HandoffKind.MIGRATION if worker is not None else HandoffKind.EVACUATION)
         return [] if worker is None else [self._reserve(request, request.handoff, worker)]
 
-    def _on_message(self, request: LiveRequest, worker: str, message: Message, unreachable: bool) -> list[Output]:
+    def _on_message(
+        self, request: LiveRequest, worker: str, message: Message, unreachable: bool, now: float
+    ) -> list[Output]:
         handoff = request.handoff
         match message:
             case RequestFailed(_, error, text):
@@ -217,7 +222,7 @@ class RequestMachine:
                 handoff.take(HandoffStep.COMMIT)
                 return []
             case HandoffEnded() if handoff.sending:
-                return request_ends.on_source_ended(request, handoff, message, unreachable)
+                return request_ends.on_source_ended(request, handoff, message, unreachable, now)
             case HandoffStalled() if handoff.sending:
                 return request_ends.elsewhere(request, handoff, "its pages cannot reach the other worker")
             case HandoffCorrupt() if handoff.sending:

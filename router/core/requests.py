@@ -26,6 +26,7 @@ from baton.router.core.events import (
     Message,
     MigrationEnded,
     NoReachableDecode,
+    NoticeLost,
     Output,
     Placed,
     Reported,
@@ -44,6 +45,8 @@ from baton.router.policy.cluster_state import ClusterState
 from baton.router.policy.output_length import OutputLength
 from baton.router.policy.placement import Place, Refuse, RoutingDecision
 
+# A notice is in flight for milliseconds, and a stopped target is lost before. But NIXL may lose one with its source.
+COMMIT_WITHIN_S = 5.0
 WorkerMessage = messages.SequenceMessage | messages.HandoffMessage
 
 
@@ -104,7 +107,9 @@ class Requests:
             self.end_overdue(now)
 
     def end_overdue(self, now: float) -> None:
-        """Stop requests whose deadline has passed, or whose gateway is lost and that no other one has claimed."""
+        """Stop requests whose deadline has passed, or whose gateway is lost and that no other one has claimed; start
+        those over whose handoff does not arrive.
+        """
         late = DeadlineExceeded("The deadline passed before the answer was complete.")
         left = Cancelled("Its gateway is lost, and no other one has claimed the request.")
         for live in self.live.values():
@@ -114,6 +119,8 @@ class Requests:
                 self.events.append((live.request_id, Stopped(None, late)))
             elif live.unclaimed_since_s is not None and now >= live.unclaimed_since_s + self.claim_within_s:
                 self.events.append((live.request_id, Stopped(None, left)))
+            elif live.awaits_commit and now >= live.delivered_s + COMMIT_WITHIN_S:
+                self.events.append((live.request_id, NoticeLost()))
 
     def on_gateway_registered(self, gateway: str, incarnation: str, request_ids: Collection[str], now: float) -> None:
         """Stop what the gateway no longer has. Requests of its earlier incarnation wait to be claimed."""

@@ -21,6 +21,7 @@ from baton.engine.checkpoint import read_config
 from baton.engine.cuda_device import check_allocator, check_kernels, check_segments, open_device
 from baton.engine.cuda_executor import CudaExecutor, CudaOptions
 from baton.engine.executor import TorchExecutor
+from baton.engine.families.table import FAMILIES
 from baton.engine.memory_profile import _largest_step
 from baton.engine.model_config import ModelConfig, model_config
 from baton.engine.models import layers
@@ -48,7 +49,8 @@ RAW = {
     "max_position_embeddings": 128,
     "rms_norm_eps": 1e-6,
     "rope_theta": 10000.0,
-    "num_experts": 6,  # Read for a family with experts.
+    "num_experts": 6,  # These are read for a family with experts.
+    "num_local_experts": 6,
     "num_experts_per_tok": 2,
     "moe_intermediate_size": 32,
 }
@@ -116,9 +118,8 @@ def test_scores_of_a_prompt_are_those_of_the_cpu(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.usefixtures("cuda_layers")
-@pytest.mark.parametrize("family", ["Llama", "Qwen3", "Qwen2Moe", "Qwen3Moe"])
-def test_tokens_are_the_same_through_the_fused_layers(monkeypatch: pytest.MonkeyPatch, family: str) -> None:
-    architecture = f"{family}ForCausalLM"
+@pytest.mark.parametrize("architecture", FAMILIES)
+def test_tokens_are_the_same_through_the_fused_layers(monkeypatch: pytest.MonkeyPatch, architecture: str) -> None:
     expected = generate(TorchExecutor(*_parameters(architecture=architecture)), PROMPTS, SAMPLING, chunk_tokens=16)
     for name in ("baton.engine.models.layers.fused", "baton.engine.models.rope.fused"):
         monkeypatch.setattr(name, lambda x: True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from tests.engine.running import sampled_tokens
 from tests.engine.test_cuda_executor_on_cpu import RAW
 
 HEADS = 8
+BIASES = {"attention_bias": True, "mlp_bias": True}
 # Heads of 64 for the GPU's attention; an uneven vocabulary, of which the last of four ranks has one padded row or more.
 MODELS: dict[str, dict[str, Any]] = {
     "llama3": {"num_key_value_heads": 8, "vocab_size": 320, "tie_word_embeddings": True},
@@ -33,6 +35,10 @@ MODELS: dict[str, dict[str, Any]] = {
     "mistral": {"num_key_value_heads": 2, "vocab_size": 327, "head_dim": 64},
     "qwen2-moe": {"num_key_value_heads": 2, "vocab_size": 321, "head_dim": 64},
     "qwen3-moe": {"num_key_value_heads": 2, "vocab_size": 322, "head_dim": 64},
+    "granite": {"num_key_value_heads": 1, "vocab_size": 321, "head_dim": 64, **BIASES},
+    "olmo2": {"num_key_value_heads": 2, "vocab_size": 325, "head_dim": 64, "attention_bias": True},
+    "phi3": {"num_key_value_heads": 2, "vocab_size": 321, "head_dim": 64},
+    "smollm3": {"num_key_value_heads": 8, "vocab_size": 323, "head_dim": 64, **BIASES},
 }
 EXACT = 1e-9  # Of logits of some 10, in float64.
 PROMPTS = [[3, 5, 7, 11], [2] * 37, [13, 17], [*range(40, 81)]]  # Chunks of 16 run beside decodes.
@@ -109,8 +115,13 @@ def test_logits_are_those_of_one_rank(group: RankGroup, folders: dict[str, Path]
     assert (got - expected).abs().max() <= EXACT
 
 
-@pytest.mark.parametrize("family", ["qwen2", "qwen3", "qwen3-moe"])
-@pytest.mark.parametrize("executor", ["cpu", "gpu", "fused"])
+@pytest.mark.parametrize(
+    ("family", "executor"),
+    [
+        *itertools.product(("qwen2", "qwen3"), ("cpu", "gpu", "fused")),
+        *((family, "fused") for family in ("granite", "olmo2", "phi3", "qwen3-moe", "smollm3")),
+    ],
+)
 def test_sampled_tokens_and_log_probabilities_are_those_of_one_rank(
     group: RankGroup, folders: dict[str, Path], family: str, executor: str
 ) -> None:
@@ -133,7 +144,7 @@ def test_sampled_tokens_and_log_probabilities_are_those_of_one_rank(
             assert mine[1] == pytest.approx(theirs[1], abs=1e-4)
 
 
-@pytest.mark.parametrize("family", ["llama3", "qwen2", "qwen2-moe", "qwen3-moe"])
+@pytest.mark.parametrize("family", ["llama3", "qwen2", "granite", "olmo2", "phi3", "qwen2-moe", "qwen3-moe", "smollm3"])
 def test_greedy_tokens_are_those_of_one_rank_and_of_transformers(
     group: RankGroup, folders: dict[str, Path], family: str
 ) -> None:

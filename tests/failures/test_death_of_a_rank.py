@@ -216,7 +216,7 @@ def test_a_killed_rank_ends_its_worker_and_costs_no_token(play: Play, phase: str
             await _migrate(ground)
         name = await ground.fired()
         await ground.gone(ranks[name])
-        await ground.cluster.until(lambda: name not in ground.views, 1.0)  # Its leader has said goodbye
+        await ground.cluster.until(lambda: name not in ground.views, 2.0)  # Its leader has said goodbye
         await ground.restart(name)
         answers = await ground.check(streams)
         assert max(answer.attempts for answer in answers) > 1 or phase == "migration"
@@ -266,7 +266,7 @@ def test_a_leader_ends_at_once_when_an_idle_follower_does(play: Play) -> None:
         pids = ground.ranks("decode-1")
         os.kill(pids[1], signal.SIGKILL)
         await ground.gone(pids)
-        await ground.cluster.until(lambda: "decode-1" not in ground.views, 1.0)
+        await ground.cluster.until(lambda: "decode-1" not in ground.views, 2.0)
         await ground.restart("decode-1")
 
     play(scenario)

@@ -11,6 +11,7 @@ from baton.protocol.messages import (
     HandoffCommitted,
     HandoffEnded,
     Prefill,
+    Release,
     Reserve,
     Reserved,
     SendPages,
@@ -22,6 +23,7 @@ from baton.protocol.worker import RoleName
 from baton.router.core.commands import Command, RequestCompleted
 from baton.router.core.core import RouterCore
 from baton.router.core.live_request import Phase
+from baton.router.core.requests import COMMIT_WITHIN_S
 from baton.router.policy.policies import make_policy
 from tests.router.hand_driven import GATEWAY, ask, end_of, join, join_gateway, submission, to_gateways, to_workers
 
@@ -38,16 +40,22 @@ def cluster() -> RouterCore:
     return core
 
 
-def decoding(core: RouterCore, now: float = 1.0) -> str:
-    """The request is handed over, and decodes; returns its decode worker."""
+def delivered(core: RouterCore, now: float = 1.0) -> tuple[str, str]:
+    """The request's pages are at its decode worker; returns its name and the reservation."""
     commands = ask(core, REQUEST, now)
     ((target, reserve),) = to_workers(commands, Reserve)
     reservation = Reservation(reserve.reservation_id, "r", f"{target}:1", (1, 2, 3), (0, 0, 0), 0, 40)
     ((_, send),) = to_workers(core.on_message(target, Reserved(reservation), now), SendPages)
     assert send.reservation == reservation
-    delivered = HandoffEnded("r", reserve.reservation_id, HandoffOutcome.DELIVERED, REPORT)
-    core.on_frame("prefill-0", "1", [FirstToken("r"), delivered], now + 0.1)
-    core.on_message(target, HandoffCommitted("r", reserve.reservation_id), now + 0.1)
+    sent = HandoffEnded("r", reserve.reservation_id, HandoffOutcome.DELIVERED, REPORT)
+    core.on_frame("prefill-0", "1", [FirstToken("r"), sent], now + 0.1)
+    return target, reserve.reservation_id
+
+
+def decoding(core: RouterCore, now: float = 1.0) -> str:
+    """The request is handed over, and decodes; returns its decode worker."""
+    target, reservation_id = delivered(core, now)
+    core.on_message(target, HandoffCommitted("r", reservation_id), now + 0.1)
     assert core.requests.live["r"].phase is Phase.DECODING
     return target
 
@@ -110,6 +118,23 @@ def test_before_its_first_token_a_lost_request_is_placed_again_at_once() -> None
     assert not to_gateways(commands, AskEmitted)
     ((other, _),) = to_workers(commands, Prefill)
     assert other != worker
+
+
+def test_a_handoff_whose_notice_was_lost_is_given_up_and_the_request_starts_over() -> None:
+    core = cluster()
+    target, reservation_id = delivered(core)
+    for name in ("prefill-0", "decode-0", "decode-1"):
+        core.state.workers[name].last_message_s = 1e6  # they live
+    core.gateways.by_name[GATEWAY].last_message_s = 1e6
+    assert not core.tick(1.1 + COMMIT_WITHIN_S - 0.1)
+    commands = core.tick(1.1 + COMMIT_WITHIN_S + 0.1)
+    assert to_workers(commands, Cancel) == [(target, Cancel("r"))]
+    assert to_workers(commands, Release) == [(target, Release(reservation_id))]
+    assert to_gateways(commands, AskEmitted) == [(GATEWAY, AskEmitted("r"))]
+    late = core.on_message(target, HandoffCommitted("r", reservation_id), 8.0)
+    assert not late and core.requests.live["r"].phase is Phase.ASKING
+    again = core.on_message(GATEWAY, EmittedTokens("r", Work(REQUEST, (9,)), 1), 8.1)
+    assert to_workers(again, Prefill)
 
 
 def test_another_gateway_gets_the_sequence_where_it_runs() -> None:

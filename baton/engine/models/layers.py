@@ -36,8 +36,8 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
     """
     if x.shape[0] > FEW_ROWS or weight.shape[0] <= weight.shape[1] or x.device.type != "cpu":
         return F.linear(x, weight, bias)
-    product = torch.mm(weight, x.t()) if bias is None else torch.addmm(bias[:, None], weight, x.t())
-    return product.t().contiguous()
+    product = torch.mm(weight, x.t()).t().contiguous()
+    return product if bias is None else product.add_(bias)
 
 
 def silu_and_mul(gate_up: torch.Tensor) -> torch.Tensor:
