@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from baton.engine.families.family import DEFAULTS, Family, has_sliding_layer
+from baton.protocol.errors import ModelError
 
 
 def _unrotated(raw: Mapping[str, Any]) -> frozenset[int]:
@@ -14,6 +15,8 @@ def _unrotated(raw: Mapping[str, Any]) -> frozenset[int]:
     if rotated is None:
         interval = raw["no_rope_layer_interval"]
         return frozenset(range(interval - 1, layers, interval))
+    if len(rotated) < layers:
+        raise ModelError(f"config.json has {len(rotated)} numbers in no_rope_layers for {layers} layers.")
     return frozenset(index for index in range(layers) if not rotated[index])
 
 
