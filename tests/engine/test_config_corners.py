@@ -30,7 +30,7 @@ def edit_config(folder: Path, changes: dict[str, Any]) -> None:
 
 def assert_same_logits(folder: Path) -> None:
     reference: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    tokens = torch.tensor([random.Random(1).randrange(320) for _ in range(LENGTH)])
+    tokens = torch.tensor(random.Random(1).choices(range(320), k=LENGTH))
     with torch.inference_mode():
         expected = reference(tokens.unsqueeze(0)).logits[0]
     assert (logits_of(load_executor(folder), tokens) - expected).abs().max() <= 1e-4
