@@ -42,9 +42,19 @@ class Form:
     scale_dtype: torch.dtype = torch.float32
     beside: dict[str, torch.Tensor] = field(default_factory=dict)  # Other tensors of each module.
 
+    @property
+    def method(self) -> str:
+        return str(self.quantization_config["quant_method"])
+
+    @property
+    def scales(self) -> str:
+        rows, columns = self.block
+        blocks = "per tensor" if rows is None else "per channel" if columns is None else f"blocks of {rows} × {columns}"
+        return f"{blocks}, beside those of activations" if self.beside else blocks
+
 
 _INPUT = {"input_scale": torch.tensor([0.25])}
-FORMS = {
+FORMS = {  # docs/models.md lists them.
     "fp8, blocks": Form(
         {"quant_method": "fp8", "activation_scheme": "dynamic", "fmt": "e4m3", "weight_block_size": [128, 128]},
         "weight_scale_inv",
@@ -55,9 +65,14 @@ FORMS = {
         scale_shape=(),
         beside=_INPUT,
     ),
+    "fp8, small blocks": Form(
+        {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [64, 96]},
+        "weight_scale_inv",
+        (64, 96),
+    ),
     "compressed-tensors, per tensor": Form(_groups(strategy="tensor"), scale_shape=(1,), beside=_INPUT),
     "compressed-tensors, per channel": Form(_groups(strategy="channel"), block=(1, None), scale_dtype=torch.bfloat16),
-    "compressed-tensors, blocks": Form(_groups(strategy="block", block_structure=[64, 96]), block=(64, 96)),
+    "compressed-tensors, blocks": Form(_groups(strategy="block", block_structure=[128, 128]), block=(128, 128)),
 }
 
 

@@ -19,6 +19,7 @@ from baton.engine.fp8 import Fp8, read_fp8
 from baton.engine.weights import load_weights
 from baton.protocol.errors import ModelError
 from baton.protocol.request import SamplingParams
+from tests.checkpoints import FAMILIES
 from tests.engine.fp8_checkpoints import FORMS, build_pair
 from tests.engine.running import generate, load_executor, logits_of
 from tests.engine.test_rank_weights import Place
@@ -46,9 +47,9 @@ def test_every_rank_loads_the_numbers_of_the_definition(
                 assert torch.equal(values, expected[name]), name
 
 
-@pytest.mark.parametrize("family", ["granite", "mixtral", "olmo2", "qwen2", "qwen2-moe", "qwen3"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_logits_and_tokens_are_those_of_the_dequantised_checkpoint(tmp_path: Path, family: str) -> None:
-    form = list(FORMS)[len(family) % len(FORMS)]
+    form = list(FORMS)[list(FAMILIES).index(family) % len(FORMS)]
     executors = [load_executor(folder) for folder in build_pair(tmp_path, FORMS[form], family)]
     logits, expected = (logits_of(executor, torch.arange(50, 90)) for executor in executors)
     assert torch.equal(logits, expected)
