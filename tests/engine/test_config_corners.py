@@ -66,6 +66,9 @@ def test_the_full_context_is_served_with_the_logits_of_transformers(
     ("family", "changes"),
     [
         ("mistral", {"sliding_window": WINDOW}),
+        ("mixtral", {"sliding_window": WINDOW}),
+        ("qwen2-moe", {"use_sliding_window": True, "sliding_window": WINDOW, "layer_types": None}),
+        ("qwen3-moe", {"use_sliding_window": True, "sliding_window": WINDOW}),
         ("qwen2", {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1, "layer_types": None}),
         (
             "qwen3",

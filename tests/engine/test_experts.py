@@ -85,7 +85,7 @@ def test_a_tokens_sum_does_not_depend_on_the_tokens_beside_it(
 
     monkeypatch.setattr(experts_module, "grouped_linear", alone)
     x, mlp = _rows(40, dtype), ExpertsMlp(SHAPE, _parameters(dtype))
-    weights, chosen = mlp._choice(x)
+    weights, chosen = mlp.choice(x)
     together = mlp.chosen_sum(x, weights, chosen)
     for token in range(40):
         own = slice(token, token + 1)
