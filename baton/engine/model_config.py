@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -43,7 +43,7 @@ class ModelConfig:
     context_limit: str  # What limits the context, if it is not the number of positions.
     norm_eps: float
     rope: Rope
-    unrotated_layers: frozenset[int]  # Those that do not rotate queries and keys.
+    unrotated_layers: Collection[int]  # Those that do not rotate queries and keys.
     qkv_bias: bool
     out_bias: bool
     mlp_bias: bool

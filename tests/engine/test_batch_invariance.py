@@ -55,11 +55,11 @@ def in_two_threads(compute: Callable[[], list[list[SampledToken]]]) -> list[list
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", BOUND)
+@pytest.mark.parametrize(("family", "dtype"), [*(("llama3", dtype) for dtype in BOUND), ("qwen3-moe", "float32")])
 def test_other_batches_give_the_same_tokens_but_for_near_ties_of_the_dtype(
-    tmp_path: Path, dtype: str, record_property: Callable[[str, object], None]
+    tmp_path: Path, family: str, dtype: str, record_property: Callable[[str, object], None]
 ) -> None:
-    executor = load_executor(build_checkpoint(tmp_path, "llama3", seed=3), num_pages=400, dtype=dtype)
+    executor = load_executor(build_checkpoint(tmp_path, family, seed=3), num_pages=400, dtype=dtype)
     prompts, params = requests()
     alone = [sampled_tokens(executor, [prompts[i]], [params[i]], 512)[0] for i in range(REQUESTS)]
     ways = {

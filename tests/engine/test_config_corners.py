@@ -30,7 +30,7 @@ def edit_config(folder: Path, changes: dict[str, Any]) -> None:
 
 def assert_same_logits(folder: Path) -> None:
     reference: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    tokens = torch.tensor([random.Random(1).randrange(320) for _ in range(LENGTH)])
+    tokens = torch.tensor(random.Random(1).choices(range(320), k=LENGTH))
     with torch.inference_mode():
         expected = reference(tokens.unsqueeze(0)).logits[0]
     assert (logits_of(load_executor(folder), tokens) - expected).abs().max() <= 1e-4
@@ -66,6 +66,9 @@ def test_the_full_context_is_served_with_the_logits_of_transformers(
     ("family", "changes"),
     [
         ("mistral", {"sliding_window": WINDOW}),
+        ("mixtral", {"sliding_window": WINDOW}),
+        ("qwen2-moe", {"use_sliding_window": True, "sliding_window": WINDOW, "layer_types": None}),
+        ("qwen3-moe", {"use_sliding_window": True, "sliding_window": WINDOW}),
         ("qwen2", {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1, "layer_types": None}),
         (
             "qwen3",

@@ -49,6 +49,10 @@ RAW = {
     "max_position_embeddings": 128,
     "rms_norm_eps": 1e-6,
     "rope_theta": 10000.0,
+    "num_experts": 6,  # These are read for a family with experts.
+    "num_local_experts": 6,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
 }
 PROMPTS = [[3, 5, 7, 11], [2] * 37, [13, 17], [19, 23, 29, 31, 37, 41, 43]]
 SCORED = Request("b", tuple(range(40, 57)), SamplingParams(prompt_logprobs=2))
@@ -86,11 +90,13 @@ def cuda_layers(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
 
 
 @pytest.mark.parametrize("graphs", [True, False])
-def test_tokens_are_those_of_the_cpu(graphs: bool) -> None:
-    expected = generate(TorchExecutor(*_parameters()), PROMPTS, SAMPLING, chunk_tokens=16)
+@pytest.mark.parametrize("family", ["Qwen3", "Qwen3Moe"])
+def test_tokens_are_those_of_the_cpu(family: str, graphs: bool) -> None:
+    parts = _parameters(architecture=f"{family}ForCausalLM")
+    expected = generate(TorchExecutor(*parts), PROMPTS, SAMPLING, chunk_tokens=16)
     progress: list[tuple[int, int]] = []
     options = CudaOptions(cuda_graphs=graphs, max_batch=3)  # four at once: one batch is too large for any graph
-    executor = CudaExecutor(*_parameters(), options, lambda done, total: progress.append((done, total)))
+    executor = CudaExecutor(*parts, options, lambda done, total: progress.append((done, total)))
     executor.warm_up()
     assert generate(executor, PROMPTS, SAMPLING, chunk_tokens=16) == expected
     assert len({token for tokens in expected for token in tokens}) > 10

@@ -22,7 +22,7 @@ from tests.engine.running import generate, load_executor, logits_of
 def test_logits_are_those_of_transformers(tmp_path: Path, family: str, tied: bool) -> None:
     folder = build_checkpoint(tmp_path, family, tie_word_embeddings=tied)
     reference: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    tokens = torch.tensor([random.Random(1).randrange(320) for _ in range(150)])
+    tokens = torch.tensor(random.Random(1).choices(range(320), k=150))
     with torch.inference_mode():
         expected = reference(tokens.unsqueeze(0)).logits[0]
     assert (logits_of(load_executor(folder), tokens) - expected).abs().max() <= 1e-4

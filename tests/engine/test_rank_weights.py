@@ -20,7 +20,7 @@ from baton.engine.weight_copier import pieces
 from baton.engine.weights import load_weights
 from baton.protocol.errors import ConfigError
 from tests.checkpoints import build_checkpoint
-from tests.engine.test_families import SHORTEST
+from tests.engine.test_families import EXPERTS, SHORTEST
 
 
 @dataclass(frozen=True)
@@ -31,20 +31,28 @@ class Place(OneRank):
     rank: int
 
 
-def _config(**changes: Any) -> ModelConfig:
-    return replace(
-        model_config({"architectures": ["Qwen2ForCausalLM"], **SHORTEST}), hidden_size=64, head_dim=4, **changes
-    )
+def _config(architecture: str = "Qwen2ForCausalLM", **changes: Any) -> ModelConfig:
+    raw = {"architectures": [architecture], **SHORTEST, **EXPERTS}
+    return replace(model_config(raw), hidden_size=64, head_dim=4, **changes)
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2, 4, 8])
 @pytest.mark.parametrize("num_kv_heads", [8, 2, 1])
-@pytest.mark.parametrize(("qkv_bias", "qk_norm"), [(True, None), (False, "head"), (False, "projection")])
+@pytest.mark.parametrize(
+    ("family", "qkv_bias", "qk_norm"),
+    [
+        ("Qwen2", True, None),
+        ("Qwen2", False, "head"),
+        ("Qwen2", False, "projection"),
+        ("Mixtral", False, None),
+        ("Qwen2Moe", True, None),
+    ],
+)
 def test_the_parts_fill_each_rank_and_together_are_the_checkpoint(
-    num_ranks: int, num_kv_heads: int, qkv_bias: bool, qk_norm: QkNorm | None
+    num_ranks: int, num_kv_heads: int, family: str, qkv_bias: bool, qk_norm: QkNorm | None
 ) -> None:
     sizes = {"vocab_size": 321, "num_heads": 16, "num_kv_heads": num_kv_heads, "intermediate_size": 128}
-    config = _config(**sizes, qkv_bias=qkv_bias, qk_norm=qk_norm)
+    config = _config(f"{family}ForCausalLM", **sizes, qkv_bias=qkv_bias, qk_norm=qk_norm)
     seen: dict[str, torch.Tensor] = {}
     for rank in range(num_ranks):
         shapes = parameter_shapes(config.slice(num_ranks, rank))
@@ -63,9 +71,10 @@ def test_the_parts_fill_each_rank_and_together_are_the_checkpoint(
             assert (used == 1).all(), name
     copies = max(num_ranks // num_kv_heads, 1)
     for name, count in seen.items():
-        whole_norm = "norm" in name and not (qk_norm == "projection" and "self_attn" in name)
+        replicated = "norm" in name and not (qk_norm == "projection" and "self_attn" in name)
+        replicated = replicated or name.endswith((".gate.weight", "shared_expert_gate.weight"))
         of_kv_heads = any(part in name for part in ("k_proj", "v_proj", "k_norm"))
-        expected = num_ranks if whole_norm else copies if of_kv_heads else 1
+        expected = num_ranks if replicated else copies if of_kv_heads else 1
         assert (count == expected).all(), name
 
 

@@ -33,6 +33,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "qwen2": {"num_key_value_heads": 2, "vocab_size": 321, "tie_word_embeddings": True},
     "qwen3": {"num_key_value_heads": 1, "vocab_size": 323, "head_dim": 64},
     "mistral": {"num_key_value_heads": 2, "vocab_size": 327, "head_dim": 64},
+    "qwen2-moe": {"num_key_value_heads": 2, "vocab_size": 321, "head_dim": 64},
+    "qwen3-moe": {"num_key_value_heads": 2, "vocab_size": 322, "head_dim": 64},
     "granite": {"num_key_value_heads": 1, "vocab_size": 321, "head_dim": 64, **BIASES},
     "olmo2": {"num_key_value_heads": 2, "vocab_size": 325, "head_dim": 64, "attention_bias": True},
     "phi3": {"num_key_value_heads": 2, "vocab_size": 321, "head_dim": 64},
@@ -117,7 +119,7 @@ def test_logits_are_those_of_one_rank(group: RankGroup, folders: dict[str, Path]
     ("family", "executor"),
     [
         *itertools.product(("qwen2", "qwen3"), ("cpu", "gpu", "fused")),
-        *((family, "fused") for family in ("granite", "olmo2", "phi3", "smollm3")),
+        *((family, "fused") for family in ("granite", "olmo2", "phi3", "qwen3-moe", "smollm3")),
     ],
 )
 def test_sampled_tokens_and_log_probabilities_are_those_of_one_rank(
@@ -142,7 +144,7 @@ def test_sampled_tokens_and_log_probabilities_are_those_of_one_rank(
             assert mine[1] == pytest.approx(theirs[1], abs=1e-4)
 
 
-@pytest.mark.parametrize("family", ["llama3", "qwen2", "granite", "olmo2", "phi3", "smollm3"])
+@pytest.mark.parametrize("family", ["llama3", "qwen2", "granite", "olmo2", "phi3", "qwen2-moe", "qwen3-moe", "smollm3"])
 def test_greedy_tokens_are_those_of_one_rank_and_of_transformers(
     group: RankGroup, folders: dict[str, Path], family: str
 ) -> None:

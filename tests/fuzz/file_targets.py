@@ -23,7 +23,7 @@ from baton.protocol.errors import ConfigError, ModelError
 from baton.router.policy.output_length import OutputLength
 from baton.simulator.trace import read_trace
 from tests.fuzz.inputs import json_bytes, mutated_bytes, mutated_json
-from tests.fuzz.model_json import CONFIG
+from tests.fuzz.model_json import CONFIG, CONFIGS
 from tests.fuzz.target import Target
 
 CONFIG_TEXT = b"""[model]
@@ -94,9 +94,10 @@ def _mooncake(rng: random.Random) -> bytes:
 
 
 def _config_json(rng: random.Random) -> bytes:
+    config = rng.choice(CONFIGS)
     if rng.random() < 0.3:
-        return mutated_bytes(rng, json_bytes(CONFIG))
-    return json_bytes(mutated_json(rng, CONFIG))
+        return mutated_bytes(rng, json_bytes(config))
+    return json_bytes(mutated_json(rng, config))
 
 
 def _read_config(data: bytes) -> None:

@@ -1,4 +1,4 @@
-"""The configuration of a small model, as its config.json has it."""
+"""Configurations of small models, as their config.json has them."""
 
 from __future__ import annotations
 
@@ -24,3 +24,29 @@ CONFIG = {
         "original_max_position_embeddings": 64,
     },
 }
+
+_PLAIN = {key: value for key, value in CONFIG.items() if key != "rope_parameters"}
+_FACTORS = [1.0, 1.5]
+# Of other families, with ropes that are read from other keys.
+CONFIGS = [
+    CONFIG,
+    {
+        **_PLAIN,
+        "architectures": ["Phi3ForCausalLM"],
+        "original_max_position_embeddings": 32,
+        "rope_scaling": {"type": "longrope", "short_factor": _FACTORS, "long_factor": _FACTORS},
+    },
+    {
+        **_PLAIN,
+        "architectures": ["SmolLM3ForCausalLM"],
+        "no_rope_layers": [1],
+        "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "mscale": 1.0},
+    },
+    {
+        **_PLAIN,
+        "architectures": ["GraniteForCausalLM"],
+        "attention_multiplier": 0.1,
+        "residual_multiplier": 0.2,
+        "rope_scaling": {"rope_type": "linear", "factor": 4.0},
+    },
+]

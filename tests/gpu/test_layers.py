@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from baton.engine.model_config import model_config
+from baton.engine.models.experts import grouped_linear
 from baton.engine.models.layers import add_linear_norm, fused, linear, rms_norm, silu_and_mul
 from baton.engine.models.rope import FusedRotation, RopeTable
 from baton.engine.ranks import ONE_RANK
@@ -47,6 +48,14 @@ def test_the_residual_is_added_in_place_and_normed(device: torch.device, dtype: 
 def test_the_gate(device: torch.device, dtype: torch.dtype) -> None:
     gate_up = _random(7, 2 * 384).to(dtype)
     assert _near(silu_and_mul(gate_up.to(device)), silu_and_mul(gate_up.float()))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_groups_of_rows_times_their_matrices(device: torch.device, dtype: torch.dtype) -> None:
+    x, weights = _random(40, 256).to(dtype), _random(6, 128, 256).to(dtype)
+    ends = torch.tensor([0, 7, 7, 30, 39, 40], dtype=torch.int32)
+    got = grouped_linear(x.to(device), weights.to(device), ends.to(device))
+    assert _near(got, grouped_linear(x.double(), weights.double(), ends))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -27,7 +27,7 @@ from baton.worker.core.state import WorkerState
 from tests.checkpoints import build_checkpoint
 from tests.engine.running import load_executor
 
-PROMPT = tuple(random.Random(5).randrange(2, 320) for _ in range(101))
+PROMPT = tuple(random.Random(5).choices(range(2, 320), k=101))
 LIKELY = 3
 PLAIN = SamplingParams(max_tokens=6, ignore_eos=True)
 SCORED = SamplingParams(max_tokens=6, ignore_eos=True, prompt_logprobs=LIKELY)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -43,9 +43,9 @@ def has_sliding_layer(kinds: Sequence[str]) -> bool:
     return "sliding_attention" in kinds
 
 
-def no_layer(raw: Mapping[str, Any]) -> frozenset[int]:
+def no_layer(raw: Mapping[str, Any]) -> Collection[int]:
     """For a family that rotates queries and keys in each layer."""
-    return frozenset()
+    return ()
 
 
 def no_scales(raw: Mapping[str, Any]) -> Scales:
@@ -89,6 +89,6 @@ class Family:
     rope_theta: float = 10_000.0
     rope_kinds: Mapping[str, str] = field(default_factory=lambda: dict(zip(ROPES, ROPES, strict=True)))
     partial_rotary: bool = False
-    unrotated_layers: Callable[[Mapping[str, Any]], frozenset[int]] = no_layer
+    unrotated_layers: Callable[[Mapping[str, Any]], Collection[int]] = no_layer
     scales: Callable[[Mapping[str, Any]], Scales] = no_scales
     experts: ExpertNames | None = None

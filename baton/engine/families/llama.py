@@ -1,4 +1,4 @@
-"""Llama 2 and 3; it ignores a sliding window in its config.json."""
+"""Llama 2 and 3: what the other families differ from."""
 
 from __future__ import annotations
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from baton.engine.families.family import DEFAULTS, Family, has_sliding_layer
+from baton.protocol.errors import ModelError
 
 
-def _unrotated(raw: Mapping[str, Any]) -> frozenset[int]:
+def _unrotated(raw: Mapping[str, Any]) -> Collection[int]:
     """The layers with a 0 in `no_rope_layers`, or every fourth one."""
     layers, rotated = raw["num_hidden_layers"], raw.get("no_rope_layers")
     if rotated is None:
         interval = raw["no_rope_layer_interval"]
-        return frozenset(range(interval - 1, layers, interval))
+        return range(interval - 1, layers, interval)
+    if len(rotated) < layers:
+        raise ModelError(f"config.json has {len(rotated)} numbers in no_rope_layers for {layers} layers.")
     return frozenset(index for index in range(layers) if not rotated[index])
 
 

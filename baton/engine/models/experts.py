@@ -47,14 +47,14 @@ class ExpertsMlp:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """This rank's part of the sum over the experts of each token, `[tokens, hidden]` as x."""
-        weights, chosen = self._choice(x)
+        weights, chosen = self.choice(x)
         total = self.chosen_sum(x, weights, chosen)
         if self._shared:
             gate, gate_up, down = self._shared
             total += torch.sigmoid(F.linear(x, gate)) * linear(silu_and_mul(linear(x, gate_up)), down)
         return total
 
-    def _choice(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def choice(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Weights and numbers of each token's experts, `[tokens, per_token]`, the likeliest first."""
         logits = linear(x, self._router)
         likely = F.softmax(logits, dim=-1, dtype=torch.promote_types(x.dtype, torch.float32))
