@@ -95,6 +95,10 @@ def run(command: Callable[[], Any]) -> int:
         return 128 + signal.SIGINT
     except Ended as end:
         return 128 + end.number
+    except SystemError as error:  # Ray's waiting calls raise it from what a signal's handler raised in them
+        if not isinstance(error.__cause__, Ended):
+            raise
+        return 128 + error.__cause__.number
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0
     return 0

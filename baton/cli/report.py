@@ -38,6 +38,11 @@ def size(num_bytes: int) -> str:
     return f"{value:.1f} GiB"
 
 
+def pages(number: int) -> str:
+    """A number of KV pages, as in "1 page" and "88 pages"."""
+    return f"{number} page{'' if number == 1 else 's'}"
+
+
 def print_settings(console: Console, settings: dict[str, str]) -> None:
     """Print names and values, one pair per line."""
     table = Table.grid(padding=(0, 2))
@@ -66,8 +71,8 @@ def print_answer(console: Console, answer: Answer) -> None:
     if handoff is not None:
         table.add_row(
             "[dim]handoff[/]",
-            f"{handoff.pages_sent} pages, {size(handoff.bytes_sent)} in {milliseconds(handoff.transfer_s)}; "
-            f"{handoff.pages_cached} pages already cached on the decode worker",
+            f"{pages(handoff.pages_sent)}, {size(handoff.bytes_sent)} in {milliseconds(handoff.transfer_s)}; "
+            f"{pages(handoff.pages_cached)} already cached on the decode worker",
         )
     else:
         table.add_row("[dim]handoff[/]", "none: one worker computed prompt and output")

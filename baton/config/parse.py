@@ -23,7 +23,7 @@ def parse_config(text: str = "", overrides: dict[str, dict[str, Any]] | None = N
         raise ConfigError(f"The configuration is not valid TOML: {error}.") from None
     for section, keys in (overrides or {}).items():
         given = {key: value for key, value in keys.items() if value is not None}
-        if given:
+        if given and isinstance(values.get(section, {}), dict):  # Validation names a section that is no table
             values[section] = {**values.get(section, {}), **given}
     try:
         config = BatonConfig.model_validate(values)
@@ -41,6 +41,8 @@ def _explain(error: ValidationError) -> str:
     kinds = ("int", "float", "constrained-int", "constrained-float")
     path = [str(part) for part in first["loc"] if part not in kinds and not str(part).startswith("literal")]
     name = ".".join(path)
+    if first["type"] == "model_type":
+        return f"The configuration's {name} is {first['input']!r}: it is a section, [{name}], with keys of its own."
     if first["type"] != "extra_forbidden":
         given = first["input"] if not isinstance(first["input"], dict) else "a table"
         return f"The configuration's {name} is {given!r}: {first['msg'].lower()}."

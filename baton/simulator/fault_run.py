@@ -289,11 +289,10 @@ def play(schedule: Schedule, timing: Timing | None = None) -> FaultResult:
     except Exception as error:  # noqa: BLE001 (whatever it is, it is what the schedule was played for)
         failure = f"{type(error).__name__}: {error}"
     cluster = run.cluster
-    ends = (completion.error for completion in cluster.ended.values())
     return FaultResult(
         schedule,
         failure,
-        tuple(type(error).__name__ for error in ends if error is not None),
+        tuple(type(end.error).__name__ for end in cluster.ended.values() if end.error is not None),
         sum(cluster.clients.met(one.request_id, SLO.objectives(len(one.prompt))) for one in schedule.arrivals),
         sum(map(len, cluster.shown.values())),
         tuple(cluster.clients.longest_pause_s.values()),

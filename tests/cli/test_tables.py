@@ -14,9 +14,11 @@ from baton.cli.cluster_report import cluster_screen, pools_screen, status_lines
 from baton.cli.doctor import _table
 from baton.cli.operation_progress import OperationProgress, print_operations, print_plan
 from baton.cli.progress import StartProgress
-from baton.cli.report import print_explanation
+from baton.cli.report import print_answer, print_explanation
 from baton.cli.simulate_report import print_plan as print_splits
 from baton.cli.table import PIPE_CELLS, columns_that_fit, show
+from baton.client.answer import Answer
+from baton.protocol.handoff import HandoffReport
 from baton.protocol.v1 import admin_pb2
 from baton.simulator.search import Probe, SplitResult, Trial
 from baton.simulator.setup import Pools, Setup
@@ -266,3 +268,11 @@ def test_an_ipv6_address_is_shown_in_full_while_a_cluster_starts(terminal: bool)
     with StartProgress(console) as progress:
         progress("ray", "ready at [fd00::1]:44971")
     assert any("ready at [fd00::1]:44971" in line for line in _lines(console))
+
+
+def test_an_answers_handoff_counts_one_page_as_a_page() -> None:
+    handoff = HandoffReport(pages_sent=1, pages_cached=87, bytes_sent=16384, transfer_s=0.0005)
+    answer = Answer("r", "", (), "stop", 1402, 6, 1392, 0.0, 0.05, None, 0.2, "prefill-0", "decode-0", 1, 0, handoff)
+    console = Console(file=io.StringIO(), width=120)
+    print_answer(console, answer)
+    assert "1 page, 16.0 KiB in 0.5 ms; 87 pages already cached" in console.file.getvalue()  # type: ignore[attr-defined]

@@ -53,11 +53,18 @@ def test_given_flags_override_the_file_and_missing_flags_do_not() -> None:
         ("[engine]\nattention = 'fa4'", r"engine\.attention is 'fa4'"),
         ("[engine]\ncuda_graphs = 'often'", r"engine\.cuda_graphs is 'often'"),
         ("not toml", "not valid TOML"),
+        ("tensor_parallel = 2", r"tensor_parallel is 2: it is a section, \[tensor_parallel\]"),
+        ("[placement]\nprefill = 3", r"placement\.prefill is 3: it is a section, \[placement\.prefill\]"),
     ],
 )
 def test_a_mistake_is_named(text: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         parse_config(text)
+
+
+def test_a_key_in_place_of_a_section_is_named_though_a_flag_sets_another_key_of_it() -> None:
+    with pytest.raises(ConfigError, match="pools is 3: it is a section"):
+        parse_config("pools = 3", {"pools": {"prefill": 1}})
 
 
 def test_auto_values_follow_machine_and_model() -> None:
