@@ -15,10 +15,15 @@ from typing import Any
 from baton.protocol.errors import ModelError
 
 FP8 = "F8_E4M3"  # As named in a safetensors header.
-_SCALE_DTYPES = ("F32", "BF16", "F16")
+_SCALE_DTYPES = ("F32", "BF16", "F16", "F8_E8M0")
 # The last parts of the names of tensors beside a weight. Both kinds of scales of weights are factors.
 _SCALES = ("weight_scale_inv", "weight_scale")
-_IGNORED = ("input_scale", "output_scale", "activation_scale")  # Of activations and of a quantised KV cache.
+_IGNORED = (
+    "input_scale",
+    "output_scale",
+    "input_scale_ub",
+    "activation_scale",
+)  # Of activations and of a quantised KV cache.
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +104,12 @@ def _with_block(block: Any) -> Fp8:
     return Fp8((block[0], block[1]))
 
 
-_FORMS = {"fp8": _of_fp8, "compressed-tensors": _of_compressed_tensors}
+def _of_fbgemm(_: Mapping[str, Any]) -> Fp8:
+    """The form of Llama 3.1 405B: one scale per channel."""
+    return Fp8(None)
+
+
+_FORMS = {"fp8": _of_fp8, "fbgemm_fp8": _of_fbgemm, "compressed-tensors": _of_compressed_tensors}
 
 
 def _kind_of(quantisation: Mapping[str, Any]) -> str:

@@ -19,7 +19,7 @@ from baton.engine.weight_copier import WeightCopier
 from baton.protocol.errors import ModelError
 
 Progress = Callable[[int, int], None]
-BAND_VALUES = 1 << 20  # Of an FP8 matrix, dequantised at once.
+BAND_VALUES = 1 << 22  # Of an FP8 matrix, dequantised at once.
 
 
 def load_weights(

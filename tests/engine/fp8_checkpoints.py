@@ -50,6 +50,7 @@ class Form:
     def scales(self) -> str:
         rows, columns = self.block
         blocks = "per tensor" if rows is None else "per channel" if columns is None else f"blocks of {rows} × {columns}"
+        blocks += ", powers of two (float8_e8m0fnu)" if self.scale_dtype == torch.float8_e8m0fnu else ""
         return f"{blocks}, beside those of activations" if self.beside else blocks
 
 
@@ -70,6 +71,20 @@ FORMS = {  # docs/models.md lists them.
         "weight_scale_inv",
         (64, 96),
     ),
+    "fp8, blocks with powers of two": Form(
+        {"quant_method": "fp8", "activation_scheme": "dynamic", "scale_fmt": "ue8m0", "weight_block_size": [128, 128]},
+        "weight_scale_inv",
+        (128, 128),
+        scale_dtype=torch.float8_e8m0fnu,
+    ),
+    "fp8, per tensor, as transformers writes it": Form(
+        {"quant_method": "fp8", "activation_scheme": "static", "weight_block_size": None},
+        "weight_scale_inv",
+        scale_shape=(),
+        scale_dtype=torch.bfloat16,
+        beside={"activation_scale": torch.tensor(0.25)},
+    ),
+    "fbgemm, per channel": Form({"quant_method": "fbgemm_fp8", "activation_scale_ub": 1200.0}, block=(1, None)),
     "compressed-tensors, per tensor": Form(_groups(strategy="tensor"), scale_shape=(1,), beside=_INPUT),
     "compressed-tensors, per channel": Form(_groups(strategy="channel"), block=(1, None), scale_dtype=torch.bfloat16),
     "compressed-tensors, blocks": Form(_groups(strategy="block", block_structure=[128, 128]), block=(128, 128)),

@@ -144,7 +144,6 @@ def test_scales_that_do_not_fit_are_named(
     [
         ({"quant_method": "awq", "bits": 4}, r"\(awq, 4 bits\)"),
         ({"quant_method": "mxfp4"}, r"\(mxfp4\)"),
-        ({"quant_method": "fbgemm_fp8"}, r"\(fbgemm_fp8\)"),
         ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, r"\(modelopt, NVFP4\)"),
         ({"quant_method": "fp8", "fmt": "e5m2"}, r"\(fp8, e5m2\)"),
         ({"quant_method": "fp8", "weight_block_size": [128]}, r"\[128\] for the block"),
