@@ -7,7 +7,8 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from baton.engine.checkpoint_tensors import TensorHeader, place_tensors
+from baton.engine.checkpoint_tensors import place_tensors
+from baton.engine.fp8 import TensorHeader
 from baton.engine.model_config import ModelConfig, model_config
 from baton.protocol.errors import ModelError
 from baton.protocol.sampling import SamplingDefaults, model_defaults

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 from baton.engine.families.table import FAMILIES
+from baton.engine.fp8 import FP8, Scale, TensorHeader, belongs_to_fp8, scale_of
 from baton.engine.model_config import ModelConfig
 from baton.protocol.errors import ModelError
 from baton.protocol.head_slices import heads_of
@@ -20,14 +21,6 @@ _PREDICTS_AHEAD = re.compile(r"(model\.)?mtp\.")  # Layers for multi-token predi
 
 
 @dataclass(frozen=True, slots=True)
-class TensorHeader:
-    """The header of one tensor in a safetensors file."""
-
-    dtype: str
-    shape: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Target:
     """Where a rank's part of a checkpoint tensor goes: to rows of one of its parameters, from `start` on."""
 
@@ -36,6 +29,7 @@ class Target:
     shape: tuple[int, ...]  # Of the tensor in the checkpoint.
     rows: tuple[range, ...]  # The rank's part of it: these, one after the other.
     columns: range | None = None  # Of a matrix; None for all.
+    scale: Scale | None = None  # Of a matrix that is stored in FP8.
 
     @property
     def parts(self) -> list[tuple[int, tuple[slice, ...]]]:
@@ -225,24 +219,25 @@ def place_tensors(
     """The target of every tensor that this model uses, on one of `num_ranks`.
 
     Raises `ModelError` naming a tensor that is missing, unknown, of the wrong shape, or not of plain floating point
-    numbers: a quantised weight is wrong without its scales.
+    numbers or of FP8 with scales: a quantised weight is wrong without its scales.
     """
     wanted = checkpoint_targets(config, num_ranks, rank)
     places = {}
     for name, header in headers.items():
-        if _unused(config, name):
+        if _unused(config, name) or (config.fp8 is not None and belongs_to_fp8(name, headers)):
             continue
         target = wanted.pop(name, None)
         if target is None:
             raise ModelError(f"The checkpoint has a tensor {name} that {config.architecture} does not use.")
-        if header.dtype not in DTYPES:
+        fp8 = config.fp8 if header.dtype == FP8 else None
+        if header.dtype not in DTYPES and fp8 is None:
             raise ModelError(
                 f"The tensor {name} is of type {header.dtype}, as in a quantised checkpoint; use one in "
                 "float32, bfloat16 or float16."
             )
         if header.shape != target.shape:
             raise ModelError(f"The tensor {name} has shape {list(header.shape)} instead of {list(target.shape)}.")
-        places[name] = target
+        places[name] = target if fp8 is None else replace(target, scale=scale_of(fp8, name, headers))
     if wanted:
         raise ModelError(f"The checkpoint lacks the tensor {min(wanted)}.")
     return places

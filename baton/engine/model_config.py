@@ -9,6 +9,7 @@ from typing import Any
 from baton.engine.experts_config import Experts, read_experts
 from baton.engine.families.family import QkNorm, Scales
 from baton.engine.families.table import FAMILIES
+from baton.engine.fp8 import Fp8, read_fp8
 from baton.engine.race.definition import MAX_TOKEN
 from baton.engine.rope_config import Rope, positive, read_rope
 from baton.protocol.errors import ConfigError, ModelError
@@ -53,6 +54,7 @@ class ModelConfig:
     tied_head: bool
     eos_token_ids: frozenset[int]
     experts: Experts | None = None
+    fp8: Fp8 | None = None  # The form of weights that are stored in FP8.
 
     @property
     def dense_layers(self) -> int:
@@ -173,6 +175,7 @@ def model_config(raw: Mapping[str, Any], generation: Mapping[str, Any] | None = 
             tied_head=bool(raw["tie_word_embeddings"]),
             eos_token_ids=frozenset(token for token in _eos(raw) | _eos(generation or {}) if token < raw["vocab_size"]),
             experts=None if family.experts is None else read_experts(raw, family.experts),
+            fp8=read_fp8(raw),
         )
     except KeyError as error:
         raise ModelError(f"config.json lacks the key {error}.") from None
@@ -201,12 +204,6 @@ def _context(rope: Rope, window: int | None) -> tuple[int, str]:
 def _refuse_options(raw: Mapping[str, Any], architecture: str) -> None:
     if raw["hidden_act"] not in ("silu", "swish"):
         raise ModelError(f"The activation {raw['hidden_act']} is not supported, only silu (which is also swish).")
-    quantisation = raw.get("quantization_config") or raw.get("compression_config") or raw.get("quantization")
-    if quantisation:
-        raise ModelError(
-            f"The checkpoint is quantised ({_kind_of(quantisation)}), which is not supported; use one in "
-            "float32, bfloat16 or float16."
-        )
     if any(not 0 <= token < raw.get("vocab_size", token + 1) for token in _eos(raw)):
         raise ModelError("config.json names an eos_token_id outside the vocabulary.")
     if raw.get("vocab_size", 0) > MAX_TOKEN + 1:
@@ -217,17 +214,6 @@ def _refuse_options(raw: Mapping[str, Any], architecture: str) -> None:
     for key, known in (("attention_bias", family.attention_bias), ("mlp_bias", family.mlp_bias)):
         if raw.get(key) and not known:
             raise ModelError(f"{architecture} with {key} is not supported.")
-
-
-def _kind_of(quantisation: Mapping[str, Any]) -> str:
-    """Method and bits of a quantised checkpoint, as far as its configuration names them."""
-    words = [str(quantisation[key]) for key in ("quant_method", "quant_algo", "format") if quantisation.get(key)]
-    groups = quantisation.get("config_groups") or {}
-    weights = [group.get("weights") or {} for group in groups.values()]
-    bits = [quantisation.get("bits"), *(group_weights.get("num_bits") for group_weights in weights)]
-    bits += [number for number in (4, 8) if quantisation.get(f"load_in_{number}bit")]
-    words += [f"{number} bits" for number in dict.fromkeys(bits) if number]
-    return ", ".join(words) or "of a kind that config.json does not name"
 
 
 def _eos(raw: Mapping[str, Any]) -> frozenset[int]:

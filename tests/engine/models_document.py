@@ -17,6 +17,7 @@ from baton.engine import families
 from baton.engine.families.family import ROPES, Family, no_window
 from baton.engine.families.table import FAMILIES as SUPPORTED
 from tests.checkpoints import FAMILIES
+from tests.engine.fp8_checkpoints import FORMS as FP8_FORMS
 from tests.engine.model_variants import VARIANTS, Variant, every_rope
 from tests.engine.test_several_ranks import MODELS
 
@@ -97,6 +98,10 @@ def tables() -> dict[str, str]:
         "options": table(
             ["family", "`attention_bias`", "`mlp_bias`", "`partial_rotary_factor`", "sliding window", "2 and 4 ranks"],
             [[name, *option_cells(key, SUPPORTED[key])] for key, name in named.items()],
+        ),
+        "quantisation": table(
+            ["`quant_method`", "scales", "their tensors", "one rank and two"],
+            [[f"`{form.method}`", form.scales, f"`{form.scale}`", TESTED] for form in FP8_FORMS.values()],
         ),
     }
 

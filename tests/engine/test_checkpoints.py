@@ -48,16 +48,6 @@ def _load(folder: Path) -> None:
         ({"hidden_act": "gelu"}, "gelu"),
         ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, r"quantised \(gptq, 4 bits\)"),
         ({"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}}, "bitsandbytes, 8 bits"),
-        (
-            {
-                "quantization_config": {
-                    "quant_method": "compressed-tensors",
-                    "format": "float-quantized",
-                    "config_groups": {"group_0": {"weights": {"num_bits": 8, "type": "float"}}},
-                }
-            },
-            "compressed-tensors, float-quantized, 8 bits",
-        ),
         ({"quantization": {"group_size": 64}}, "of a kind that config.json does not name"),
         ({"architectures": ["MistralForCausalLM"], "attention_bias": True}, "attention_bias"),
         ({"architectures": ["Qwen3ForCausalLM"], "mlp_bias": True}, "mlp_bias"),

@@ -88,7 +88,7 @@ PURE = (
 CODEC = ("baton/protocol/codec.py", "baton/protocol/conversion.py")  # They turn our types into protobuf's, without I/O
 PURE_FILES = (  # in packages that are not pure
     *("deploy/condition.py", "deploy/recovery.py"),
-    *("baton/engine/checkpoint_tensors.py", "baton/engine/model_config.py", "baton/engine/rope_config.py"),
+    *(f"baton/engine/{name}.py" for name in ("checkpoint_tensors", "fp8", "model_config", "rope_config")),
     *(f"baton/engine/race/{name}.py" for name in ("noise", "definition", "draw")),
     *(f"baton/metrics/{name}.py" for name in ("metric", "values", "encoder", "table", "gateway_table", "router_table")),
     *("router/worker_metrics.py", "router/discovery.py"),
