@@ -109,7 +109,17 @@ def _of_fbgemm(_: Mapping[str, Any]) -> Fp8:
     return Fp8(None)
 
 
-_FORMS = {"fp8": _of_fp8, "fbgemm_fp8": _of_fbgemm, "compressed-tensors": _of_compressed_tensors}
+def _of_modelopt(quantisation: Mapping[str, Any]) -> Fp8 | None:
+    """The form of NVIDIA's checkpoints: one scale per tensor."""
+    return Fp8(None) if quantisation.get("quant_algo") == "FP8" else None
+
+
+_FORMS = {
+    "compressed-tensors": _of_compressed_tensors,
+    "fbgemm_fp8": _of_fbgemm,
+    "fp8": _of_fp8,
+    "modelopt": _of_modelopt,
+}
 
 
 def _kind_of(quantisation: Mapping[str, Any]) -> str:

@@ -85,6 +85,9 @@ FORMS = {  # docs/models.md lists them.
         beside={"activation_scale": torch.tensor(0.25)},
     ),
     "fbgemm, per channel": Form({"quant_method": "fbgemm_fp8", "activation_scale_ub": 1200.0}, block=(1, None)),
+    "modelopt, per tensor": Form(
+        {"quant_method": "modelopt", "quant_algo": "FP8", "ignore": ["lm_head"]}, scale_shape=(), beside=_INPUT
+    ),
     "compressed-tensors, per tensor": Form(_groups(strategy="tensor"), scale_shape=(1,), beside=_INPUT),
     "compressed-tensors, per channel": Form(_groups(strategy="channel"), block=(1, None), scale_dtype=torch.bfloat16),
     "compressed-tensors, blocks": Form(_groups(strategy="block", block_structure=[128, 128]), block=(128, 128)),
