@@ -87,7 +87,10 @@ class _Front:
 
 
 def worker_turns(executor: Any, point: tuple[int, int], count: int, seed: int) -> list[float]:
-    """Seconds of `count` turns in which `point[0]` sequences of about `point[1]` positions decode a token each."""
+    """Seconds of `count` turns in which `point[0]` sequences of about `point[1]` positions decode a token each.
+
+    A turn is the mean of those that the worker has reported together.
+    """
     batch = point[0]
     front, network = _Front(), InProcessNetwork()
     try:
@@ -98,7 +101,9 @@ def worker_turns(executor: Any, point: tuple[int, int], count: int, seed: int) -
             turns: list[float] = []
             for message in received:
                 if isinstance(message, LoadReport):
-                    turns += [step.seconds for step in message.load.steps if step.decodes == batch]
+                    for sample in message.load.steps:  # The sum of neighbouring steps of one kind
+                        if sample.decodes == batch * sample.steps:
+                            turns += [sample.seconds / sample.steps] * sample.steps
                 if len(turns) >= count + WARM_TURNS:
                     return turns[WARM_TURNS:]
             raise AssertionError

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from baton.client.admin import Admin
 from baton.client.errors import Overloaded
 from baton.config.process_config import RouterConfig
 from baton.protocol.request import Objectives
 from baton.router.policy.output_length import OutputLength
 from tests.live.conftest import CHUNK_TOKENS, PAGE_SIZE, Live
 from tests.plans import router_config
+from tests.waiting import until
 
 pytestmark = pytest.mark.ray
 
@@ -29,15 +31,21 @@ def test_easy_objectives_are_met(brain: Live) -> None:
     assert answer.output_tokens == 4
 
 
+def _cached(admin: Admin) -> int:
+    return sum(one.pages_cached for pool in admin.cluster().pools for one in pool.workers)
+
+
 def test_the_router_tracks_the_cached_pages_of_a_worker(brain: Live) -> None:
     prompt = [3 + index % 250 for index in range(2 * CHUNK_TOKENS + 5)]
+    full_pages = (len(prompt) - 1) // PAGE_SIZE
     with brain.client() as client, brain.admin() as admin:
+        cached = _cached(admin)
         first = client.generate(prompt, max_tokens=2, ignore_eos=True)
+        until(lambda: _cached(admin) >= cached + 2 * full_pages)  # At both of its workers
         brain.wait_idle()
         again = client.generate(prompt, max_tokens=2, ignore_eos=True)
         before, after = admin.explain(first.request_id), admin.explain(again.request_id)
     assert before.candidates[0].uncached_tokens == len(prompt)
-    full_pages = (len(prompt) - 1) // PAGE_SIZE
     assert after.candidates[0].uncached_tokens == len(prompt) - full_pages * PAGE_SIZE
     assert again.cached_tokens == full_pages * PAGE_SIZE
     assert after.state == "finished"

@@ -138,11 +138,12 @@ def test_a_load_that_the_router_cannot_know_of_is_reported_soon_and_any_other_as
     (report,) = reports.due(role, 1.0, idle=False)
     assert isinstance(report, LoadReport)
     assert (report.load.sequence_number, report.load.request_ids) == (3, ("r",))
-    role.held = replace(role.held, pending_prefill_tokens=60)
+    reports.on_step(StepSample(40, 800, 0, 0, 0.1))
     assert not reports.due(role, 1.0 + LOAD_EVERY_S / 2, idle=False)
-    assert reports.due(role, 1.0 + LOAD_EVERY_S, idle=False)  # it is computed in part
+    assert reports.due(role, 1.0 + LOAD_EVERY_S, idle=False)  # a part of a prompt is computed, and can be matched
     role.held = replace(IDLE, request_ids=("r",))
-    assert not reports.due(role, 1.2, idle=True)  # its first token has reported that
+    reports.on_step(StepSample(0, 0, 1, 100, 0.1))
+    assert not reports.due(role, 1.2, idle=True)  # the router expects that
     few, many = reports.state.pool.allocate(5), reports.state.pool.allocate(70)
     assert reports.due(role, 1.3, idle=True)  # few pages are left
     assert not reports.due(role, 1.4, idle=True)

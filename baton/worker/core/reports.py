@@ -20,9 +20,9 @@ MAX_STEP_SAMPLES = 64  # per report
 class Reports:
     """A load is reported every `interval_s`, and soon where the router cannot know of it and may decide by it.
 
-    The router counts what it has sent, and what the worker's other messages say. It cannot know how far a prompt is
-    computed, by how many pages sequences have grown, nor, where few are left or all are free again, how many pages that
-    leaves.
+    The router counts what it has sent, and what the worker's other messages say. It cannot know how far prompts are
+    computed, and so which pages can be matched, by how many pages sequences have grown, nor, where few are left or all
+    are free again, how many pages that leaves.
 
     Prefix pages travel with the load. Their messages are numbered, so that the router notices a lost one and asks for
     a snapshot.
@@ -33,13 +33,15 @@ class Reports:
     interval_s: float = 0.5
     _reported_s: float = float("-inf")
     _looked_s: float = float("-inf")
-    _reported: tuple[int, int, int] | None = None  # prompt tokens, decode steps, pages; None: a report is due
+    _reported: tuple[int, int] | None = None  # decode steps, pages; None: a report is due
+    _prefilled: bool = False  # since the latest report
     _loads: int = 0
     _page_messages: int = 0
     _samples: list[StepSample] = field(default_factory=list)
 
     def on_step(self, sample: StepSample) -> None:
         """Keep a measured step for the next report. Steps of one kind after each other are added up."""
+        self._prefilled = self._prefilled or sample.prefill_tokens > 0
         if self._samples and _kind(self._samples[-1]) == _kind(sample):
             self._samples[-1] += sample
         else:
@@ -100,20 +102,19 @@ class Reports:
             decode_steps=held.decode_steps,
             steps=tuple(self._samples),
         )
-        self._reported = held.pending_prefill_tokens, held.decode_steps, pool.num_available
+        self._reported, self._prefilled = (held.decode_steps, pool.num_available), False
         self._reported_s = now
         self._samples.clear()
         return [LoadReport(load), *self._pages_changed()]
 
     def _matters(self, held: Occupancy) -> bool:
         """Whether a decision may depend on what has changed since the latest report."""
-        if self._reported is None:
+        if self._reported is None or self._prefilled:
             return True
-        (tokens, steps, pages), pool = self._reported, self.state.pool
+        (steps, pages), pool = self._reported, self.state.pool
         empty = not held.request_ids and not held.reservation_ids  # it may have nothing to do until it is sent more
         scarce = empty or SCARCE * min(pages, pool.num_available) < pool.num_pages
-        computed = 0 < held.pending_prefill_tokens < tokens
-        return computed or held.decode_steps >= steps + pool.page_size or (scarce and pages != pool.num_available)
+        return held.decode_steps >= steps + pool.page_size or (scarce and pages != pool.num_available)
 
     def _pages_changed(self) -> list[WorkerMessage]:
         stored, evicted = self.state.pool.take_changes()
