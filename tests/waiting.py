@@ -20,3 +20,12 @@ async def until_async(condition: Callable[[], bool], timeout_s: float = 20.0) ->
     async with asyncio.timeout(timeout_s):
         while not condition():
             await asyncio.sleep(0.005)
+
+
+def step_until(step: Callable[[], object], condition: Callable[[], object], most: int = 5000) -> None:
+    """Advance a virtual cluster until `condition` holds; AssertionError after `most` steps."""
+    for _ in range(most):
+        if condition():
+            return
+        step()
+    raise AssertionError(f"not within {most} steps")

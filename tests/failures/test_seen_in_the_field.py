@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 
 import pytest
 
@@ -23,6 +22,7 @@ from baton.simulator.page_network import PageWrite
 from baton.simulator.stepped_cluster import SteppedCluster
 from baton.simulator.token_checker import expected_output
 from tests.router.policy.clusters import cache, cluster_of, decode
+from tests.waiting import step_until
 
 PROMPT = list(range(1, 22))
 Posted = list[PageWrite]
@@ -37,17 +37,9 @@ def _cluster(*names: str, seed: int = 0) -> SteppedCluster:
     return cluster
 
 
-def _until(cluster: SteppedCluster, true: Callable[[], object]) -> None:
-    for _ in range(5000):
-        if true():
-            return
-        cluster.step()
-    raise AssertionError("the condition never became true")
-
-
 def _withhold_a_write(cluster: SteppedCluster) -> Posted:
     """The first write that a worker posts: it has started, and completes when the test delivers it."""
-    _until(cluster, lambda: cluster.network.writes)
+    step_until(cluster.step, lambda: cluster.network.writes)
     held, cluster.network.writes = cluster.network.writes, []
     return held
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 
 from baton.protocol.handoff import HandoffOutcome
 from baton.protocol.messages import HandoffEnded
@@ -11,6 +10,7 @@ from baton.protocol.worker import RoleName
 from baton.router.policy.policies import make_policy
 from baton.simulator.stepped_cluster import SteppedCluster
 from baton.simulator.timed_cluster import EXIT_S, TimedCluster
+from tests.waiting import step_until
 
 PROMPT = list(range(1, 10))
 TWO = dict.fromkeys(RoleName, 2)
@@ -23,14 +23,6 @@ def _stepped(prefill: int, decode: int, kv_heads: int) -> SteppedCluster:
     cluster = SteppedCluster(random.Random(0), placement=placement, ranks=ranks, num_kv_heads=kv_heads)
     cluster.add_pools(1, 1)
     return cluster
-
-
-def _until(cluster: SteppedCluster, true: Callable[[], object]) -> None:
-    for _ in range(5000):
-        if true():
-            return
-        cluster.step()
-    raise AssertionError("the condition never became true")
 
 
 def _timed() -> TimedCluster:
@@ -46,7 +38,7 @@ def test_a_handoff_waits_for_the_pair_whose_cable_is_cut() -> None:
     network, memory = cluster.network, cluster.workers["decode-0"].memory
     network.cut.add(frozenset(("prefill-0/1", "decode-0/0")))
     request = cluster.submit("r", PROMPT, 5)
-    _until(cluster, lambda: network.writes and not any(write.rank == 0 for write in network.writes))
+    step_until(cluster.step, lambda: network.writes and not any(write.rank == 0 for write in network.writes))
     (held,) = {write.ends for write in network.writes}
     assert held == ("prefill-0/1", "decode-0/0")
     page = network.writes[0].command.target_pages[0]
@@ -65,12 +57,12 @@ def test_a_pair_that_fails_fails_the_write_when_the_other_one_has_ended() -> Non
     worker.broken.add((agent, 1, 1))
     cluster.network.cut.add(frozenset(("prefill-0/0", "decode-0/0")))
     cluster.submit("r", PROMPT, 5)
-    _until(cluster, lambda: cluster.network.writes)
-    _until(cluster, lambda: not any(write.rank == 1 for write in cluster.network.writes))
+    step_until(cluster.step, lambda: cluster.network.writes)
+    step_until(cluster.step, lambda: not any(write.rank == 1 for write in cluster.network.writes))
     assert len(worker.rank_writes) == 1
     assert worker.session.writes_in_flight
     cluster.network.cut.clear()
-    _until(cluster, lambda: not len(worker.rank_writes))
+    step_until(cluster.step, lambda: not len(worker.rank_writes))
     (ended,) = [message for message in worker.outbox if isinstance(message, HandoffEnded)]
     assert (ended.outcome, ended.reason) == (HandoffOutcome.FAILED, "unreachable")
     assert not cluster.workers["decode-0"].notices
@@ -80,7 +72,7 @@ def test_each_copy_of_a_head_is_written() -> None:
     for prefill, decode, kv_heads, pairs in ((1, 2, 1, 2), (2, 1, 1, 1), (2, 2, 1, 2), (1, 2, 2, 2), (2, 1, 2, 2)):
         cluster = _stepped(prefill, decode, kv_heads)
         request = cluster.submit("r", PROMPT, 5)
-        _until(cluster, lambda cluster=cluster: cluster.network.writes)  # type: ignore[misc]
+        step_until(cluster.step, lambda cluster=cluster: cluster.network.writes)  # type: ignore[misc]
         assert len(cluster.network.writes) == pairs
         assert all(write.whole is (pairs == 1) for write in cluster.network.writes)
         cluster.settle()
